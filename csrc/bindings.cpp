@@ -1,0 +1,233 @@
+// groundkern._C: the only file that knows pybind11.
+//
+// A tensor arrives as the tuple (address, dtype code, sizes, strides in elements); nothing of torch is
+// included, so there is no ABI to match. Everything that can be checked is checked before memory is
+// touched; that the tuple describes memory its owner keeps alive is the caller's word.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ops.h"
+
+namespace groundkern {
+namespace {
+
+namespace py = pybind11;
+
+using View = std::tuple<std::uintptr_t, int, std::vector<int64_t>, std::vector<int64_t>>;
+
+constexpr int64_t MAX_SIZE = (int64_t{1} << 31) - 1;
+constexpr int64_t MAX_ELEMENTS = int64_t{1} << 56;
+constexpr int64_t ANY = -1;
+
+[[noreturn]] void fail(const std::string& name, const std::string& wanted, const std::string& got) {
+  throw py::value_error("`" + name + "`: expected " + wanted + ", got " + got);
+}
+
+std::string text(const std::vector<int64_t>& numbers) {
+  std::string list;
+  for (int64_t number : numbers) {
+    list += list.empty() ? "" : ", ";
+    list += number == ANY ? "any" : std::to_string(number);
+  }
+  return "[" + list + "]";
+}
+
+const char* text(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return "float32 (0)";
+    case Dtype::bfloat16:
+      return "bfloat16 (1)";
+    case Dtype::float16:
+      return "float16 (2)";
+    case Dtype::int32:
+      return "int32 (3)";
+  }
+  return "another dtype";
+}
+
+int64_t bytes(Dtype dtype) {
+  return dtype == Dtype::float32 || dtype == Dtype::int32 ? 4 : 2;
+}
+
+// The view as a tensor of this dtype and shape; ANY stands for a size that is free.
+template <int Rank>
+Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
+                    const std::vector<int64_t>& shape) {
+  const auto& [address, code, sizes, strides] = view;
+  if (code != static_cast<int>(dtype)) fail(name, text(dtype), "dtype code " + std::to_string(code));
+  bool same = sizes.size() == Rank && strides.size() == Rank;
+  for (int i = 0; same && i < Rank; ++i) {
+    same = sizes[i] >= 0 && sizes[i] <= MAX_SIZE && (shape[i] == ANY || sizes[i] == shape[i]);
+  }
+  if (!same) fail(name, "sizes " + text(shape) + " and as many strides", text(sizes));
+
+  Tensor<Rank> result{};
+  result.data = reinterpret_cast<void*>(address);
+  bool empty = false;
+  for (int i = 0; i < Rank; ++i) {
+    const bool strided = sizes[i] > 1;
+    if (strided && (strides[i] < 0 || strides[i] > MAX_ELEMENTS / sizes[i])) {
+      fail(name, "strides from 0 to a span of 2^56 elements", text(strides));
+    }
+    if (strided && i == Rank - 1 && strides[i] != 1) {
+      fail(name, "a contiguous last dimension", "stride " + std::to_string(strides[i]));
+    }
+    result.size[i] = sizes[i];
+    result.stride[i] = strided ? strides[i] : 0;
+    empty = empty || sizes[i] == 0;
+  }
+  if (!empty && (address == 0 || address % bytes(dtype) != 0)) {
+    fail(name, "an aligned address", std::to_string(address));
+  }
+  return result;
+}
+
+// The same for memory that is written: contiguous, so that no two elements share an address.
+template <int Rank>
+Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
+                    const std::vector<int64_t>& shape) {
+  const Tensor<Rank> result = tensor<Rank>(name, view, dtype, shape);
+  int64_t stride = 1;
+  for (int i = Rank - 1; i >= 0; --i) {
+    if (result.size[i] > 1 && result.stride[i] != stride) {
+      fail(name, "a contiguous tensor", "strides " + text(std::get<3>(view)));
+    }
+    if (result.size[i] > 1 && stride > MAX_ELEMENTS / result.size[i]) {
+      fail(name, "at most 2^56 elements", "sizes " + text(std::get<2>(view)));
+    }
+    stride *= std::max<int64_t>(result.size[i], 1);
+  }
+  return result;
+}
+
+const int32_t* index(const std::string& name, const View& view, int64_t count) {
+  return tensor<1>(name, view, Dtype::int32, {count}).row<int32_t>();
+}
+
+void check_range(const std::string& name, int64_t row, int32_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return;
+  fail(name, "values from " + std::to_string(low) + " to " + std::to_string(high),
+       std::to_string(value) + " at row " + std::to_string(row));
+}
+
+Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& start,
+             const View& stop, const std::optional<View>& words,
+             const std::optional<View>& set_index) {
+  Rows rows{};
+  rows.count = N;
+  rows.sequence = index("sequence", sequence, N);
+  rows.start = index("start", start, N);
+  rows.stop = index("stop", stop, N);
+  if (words.has_value() != set_index.has_value()) {
+    fail("set_index", "words and set_index together", "one without the other");
+  }
+  int64_t sets = 0;
+  if (words) {
+    rows.words_per_set = (S + 31) / 32;
+    const auto bits = output<2>("words", *words, Dtype::int32, {ANY, rows.words_per_set});
+    rows.words = static_cast<const int32_t*>(bits.data);
+    rows.set_index = index("set_index", *set_index, N);
+    sets = bits.size[0];
+  }
+  for (int64_t n = 0; n < N; ++n) {
+    check_range("sequence", n, rows.sequence[n], n == 0 ? 0 : rows.sequence[n - 1], B - 1);
+    check_range("stop", n, rows.stop[n], 0, S);
+    check_range("start", n, rows.start[n], 0, rows.stop[n]);
+    if (words) check_range("set_index", n, rows.set_index[n], -1, sets - 1);
+  }
+  return rows;
+}
+
+SideAttention side_attention(const View& q, const View& k, const View& v, const View& sequence,
+                             const View& start, const View& stop, const std::optional<View>& words,
+                             const std::optional<View>& set_index, double scale, double softcap,
+                             int threads) {
+  const int code = std::get<1>(q);
+  if (code < 0 || code > static_cast<int>(Dtype::float16)) {
+    fail("q", "float32 (0), bfloat16 (1) or float16 (2)", "dtype code " + std::to_string(code));
+  }
+  if (!std::isfinite(scale)) fail("scale", "a finite number", std::to_string(scale));
+  if (!std::isfinite(softcap) || softcap < 0) {
+    fail("softcap", "a positive finite number, or 0 for none", std::to_string(softcap));
+  }
+  if (threads < 1 || threads > 1024) fail("threads", "1 to 1024", std::to_string(threads));
+
+  SideAttention op{};
+  op.dtype = static_cast<Dtype>(code);
+  op.q = tensor<3>("q", q, op.dtype, {ANY, ANY, ANY});
+  const auto [N, Hq, D] = op.q.size;
+  op.k = tensor<4>("k", k, op.dtype, {ANY, ANY, ANY, D});
+  const auto [B, Hkv, S, unused] = op.k.size;
+  op.v = tensor<4>("v", v, op.dtype, {B, Hkv, S, ANY});
+  if (D < 1 || op.v.size[3] < 1) fail("k and v", "head dimensions >= 1", "0");
+  if (Hkv < 1 || Hq % Hkv != 0) {
+    fail("k", "heads that divide q's " + std::to_string(Hq), std::to_string(Hkv));
+  }
+  op.rows = rows_of(N, B, S, sequence, start, stop, words, set_index);
+  op.scale = static_cast<float>(scale);
+  op.softcap = static_cast<float>(softcap);
+  op.threads = threads;
+  return op;
+}
+
+void forward(const View& q, const View& k, const View& v, const View& sequence, const View& start,
+             const View& stop, const std::optional<View>& words,
+             const std::optional<View>& set_index, const View& out, const View& lse, double scale,
+             double softcap, int threads) {
+  const SideAttention op = side_attention(q, k, v, sequence, start, stop, words, set_index, scale,
+                                          softcap, threads);
+  const int64_t N = op.q.size[0], Hq = op.q.size[1], Dv = op.v.size[3];
+  const auto out_ = output<3>("out", out, op.dtype, {N, Hq, Dv});
+  const auto lse_ = output<2>("lse", lse, Dtype::float32, {N, Hq});
+  side_attention_forward(op, out_, lse_);
+}
+
+void backward(const View& dout, const View& dlse, const View& q, const View& k, const View& v,
+              const View& out, const View& lse, const View& sequence, const View& start,
+              const View& stop, const std::optional<View>& words,
+              const std::optional<View>& set_index, const View& dq, const View& dk, const View& dv,
+              double scale, double softcap, int threads) {
+  const SideAttention op = side_attention(q, k, v, sequence, start, stop, words, set_index, scale,
+                                          softcap, threads);
+  const int64_t N = op.q.size[0], Hq = op.q.size[1], D = op.q.size[2], Dv = op.v.size[3];
+  const int64_t B = op.k.size[0], Hkv = op.k.size[1], S = op.k.size[2];
+  const auto dout_ = tensor<3>("dout", dout, op.dtype, {N, Hq, Dv});
+  const auto dlse_ = tensor<2>("dlse", dlse, Dtype::float32, {N, Hq});
+  const auto out_ = tensor<3>("out", out, op.dtype, {N, Hq, Dv});
+  const auto lse_ = tensor<2>("lse", lse, Dtype::float32, {N, Hq});
+  const auto dq_ = output<3>("dq", dq, op.dtype, {N, Hq, D});
+  const auto dk_ = output<4>("dk", dk, op.dtype, {B, Hkv, S, D});
+  const auto dv_ = output<4>("dv", dv, op.dtype, {B, Hkv, S, Dv});
+  side_attention_backward(op, dout_, dlse_, out_, lse_, dq_, dk_, dv_);
+}
+
+}  // namespace
+}  // namespace groundkern
+
+// The module exposes raw memory to Python: call it through groundkern's *_kernels.py.
+PYBIND11_MODULE(_C, module) {
+  namespace py = pybind11;
+  using release = py::call_guard<py::gil_scoped_release>;
+  module.doc() = "groundkern's C++ kernels; a tensor is (address, dtype code, sizes, strides).";
+  module.attr("float32") = static_cast<int>(groundkern::Dtype::float32);
+  module.attr("bfloat16") = static_cast<int>(groundkern::Dtype::bfloat16);
+  module.attr("float16") = static_cast<int>(groundkern::Dtype::float16);
+  module.attr("int32") = static_cast<int>(groundkern::Dtype::int32);
+  module.def("side_attention_forward", &groundkern::forward, release(), py::kw_only(), py::arg("q"),
+             py::arg("k"), py::arg("v"), py::arg("sequence"), py::arg("start"), py::arg("stop"),
+             py::arg("words"), py::arg("set_index"), py::arg("out"), py::arg("lse"),
+             py::arg("scale"), py::arg("softcap"), py::arg("threads"));
+  module.def("side_attention_backward", &groundkern::backward, release(), py::kw_only(),
+             py::arg("dout"), py::arg("dlse"), py::arg("q"), py::arg("k"), py::arg("v"),
+             py::arg("out"), py::arg("lse"), py::arg("sequence"), py::arg("start"),
+             py::arg("stop"), py::arg("words"), py::arg("set_index"), py::arg("dq"), py::arg("dk"),
+             py::arg("dv"), py::arg("scale"), py::arg("softcap"), py::arg("threads"));
+}

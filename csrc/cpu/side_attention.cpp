@@ -1,0 +1,324 @@
+// side_attention on the CPU: for each row, attention over its allowed keys, and its log-sum-exp.
+//
+//   s = softcap(scale q . k),  lse = log sum_j exp(s_j),  p = exp(s - lse),  out = sum_j p_j v_j
+//   ds = p (dp - delta),  dp_j = dout . v_j,  delta = dout . out - dlse
+//   dq = scale sum_j ds_j k_j,  dk_j = scale sum_n ds_nj q_n,  dv_j = sum_n p_nj dout_n
+//
+// The query heads of a key head are packed with the rows (m = row * group + head in group), keys
+// come in tiles of KEYS, and a tile in which no row of a block has an allowed key is skipped.
+// Backward takes two passes without atomics: dq over blocks of rows, then dk and dv over tiles.
+#include "tile.h"
+
+namespace groundkern {
+namespace {
+
+constexpr int64_t PACKED_ROWS = 96;  // rows x group of a block, unless the group alone is larger
+
+// Scratch memory of one thread; `take` hands out its parts, the same for every item.
+struct Scratch {
+  float* next;
+
+  float* take(int64_t count) {
+    float* part = next;
+    next += padded(count);
+    return part;
+  }
+};
+
+template <class T>
+struct Kernel {
+  const SideAttention& op;
+  const int64_t N = op.q.size[0], Hq = op.q.size[1], D = op.q.size[2];
+  const int64_t B = op.k.size[0], Hkv = op.k.size[1], S = op.k.size[2], Dv = op.v.size[3];
+  const int64_t group = Hq / Hkv, tiles = (S + KEYS - 1) / KEYS;
+  const int64_t ldq = padded(D), ldv = padded(Dv);
+  const Blocks blocks{op.rows, B, std::max<int64_t>(1, PACKED_ROWS / group)};
+  const int64_t M = std::max(group, PACKED_ROWS);  // upper bound of a block's packed rows
+
+  // Multiply-adds per unit of head dimension, if no tile were skipped.
+  double scores() const {
+    double sum = 0.0;
+    for (const Block& block : blocks.blocks) {
+      sum += static_cast<double>(block.count) * (block.stop - block.start);
+    }
+    return sum * Hq;
+  }
+
+  // What a row of the block may see of a tile, [block.count]; returns the union.
+  uint64_t masks(const Block& block, int64_t tile, std::vector<uint64_t>& keys) const {
+    uint64_t any = 0;
+    for (int64_t r = 0; r < block.count; ++r) {
+      keys[r] = visible_keys(op.rows, block.index[r], tile * KEYS);
+      any |= keys[r];
+    }
+    return any;
+  }
+
+  // tile [m, padded(width)] = factor * x of the block's rows and the key head's query heads
+  void load_rows(const Tensor<3>& x, const Block& block, int64_t head, int64_t width, float factor,
+                 float* tile) const {
+    for (int64_t m = 0; m < block.count * group; ++m, tile += padded(width)) {
+      load_row(x.row<T>(block.index[m / group], head * group + m % group), width, factor, tile);
+    }
+  }
+
+  // s [m, KEYS] = a [m, width] . the keys of a transposed tile [width, KEYS]
+  static void product(int64_t m, int64_t width, const float* a, const float* tile, float* s) {
+    std::fill(s, s + m * KEYS, 0.0f);
+    multiply_add(m, KEYS, width, a, padded(width), 1, tile, KEYS, s, KEYS);
+  }
+
+  void score(int64_t m, const float* q, const float* tile, float* s) const {
+    product(m, D, q, tile, s);
+    if (op.softcap > 0.0f) {
+      for (int64_t i = 0; i < m; ++i) cap_scores(s + i * KEYS, op.softcap);
+    }
+  }
+
+  T* keys_at(const Tensor<4>& x, int64_t sequence, int64_t head, int64_t tile) const {
+    return x.template row<T>(sequence, head, tile * KEYS);
+  }
+
+  void forward(const Tensor<3>& out, const Tensor<2>& lse) const;
+  void forward_block(const Block& block, int64_t head, const Tensor<3>& out, const Tensor<2>& lse,
+                     std::vector<uint64_t>& keys, std::vector<OnlineSoftmax>& softmax,
+                     Scratch scratch) const;
+
+  // The backward's statistics per row and query head, [N, Hq]. exp(lse) is the softmax's
+  // denominator only to the rounding of lse, so the dq pass sums p again and corrects it.
+  struct Statistics {
+    std::vector<float> lse, delta, correction;
+  };
+  Statistics statistics(const Tensor<3>& dout, const Tensor<2>& dlse, const Tensor<3>& out,
+                        const Tensor<2>& lse) const;
+  void backward(const Tensor<3>& dout, Statistics& rows, const Tensor<3>& dq, const Tensor<4>& dk,
+                const Tensor<4>& dv) const;
+  void backward_dq(const Block& block, int64_t head, const Tensor<3>& dout, Statistics& rows,
+                   const Tensor<3>& dq, std::vector<uint64_t>& keys, Scratch scratch) const;
+  void backward_dkv(int64_t sequence, int64_t head, int64_t tile, const Tensor<3>& dout,
+                    const Statistics& rows, const Tensor<4>& dk, const Tensor<4>& dv,
+                    std::vector<uint64_t>& keys, Scratch scratch) const;
+};
+
+template <class T>
+void Kernel<T>::forward(const Tensor<3>& out, const Tensor<2>& lse) const {
+  for (int64_t n = 0; n < N; ++n) {
+    if (op.rows.start[n] < op.rows.stop[n]) continue;
+    for (int64_t h = 0; h < Hq; ++h) {
+      std::fill_n(out.row<T>(n, h), Dv, from_float<T>(0.0f));
+      *lse.row<float>(n, h) = -std::numeric_limits<float>::infinity();
+    }
+  }
+  const int64_t items = static_cast<int64_t>(blocks.blocks.size()) * Hkv;
+  const int threads = useful_threads(items, scores() * (D + Dv), op.threads);
+  const int64_t share = M * (ldq + ldv + KEYS) + KEYS * (D + ldv);
+  std::vector<float> memory(threads * share);
+  std::vector<std::vector<uint64_t>> keys(threads, std::vector<uint64_t>(M));
+  std::vector<std::vector<OnlineSoftmax>> softmax(threads, std::vector<OnlineSoftmax>(M));
+  parallel_for(items, threads, [&](int64_t item, int thread) {
+    forward_block(blocks.blocks[item / Hkv], item % Hkv, out, lse, keys[thread], softmax[thread],
+                  {memory.data() + thread * share});
+  });
+}
+
+template <class T>
+void Kernel<T>::forward_block(const Block& block, int64_t head, const Tensor<3>& out,
+                              const Tensor<2>& lse, std::vector<uint64_t>& keys,
+                              std::vector<OnlineSoftmax>& softmax, Scratch scratch) const {
+  const int64_t m = block.count * group;
+  float* const q = scratch.take(M * ldq);       // [m, D]
+  float* const o = scratch.take(M * ldv);       // [m, Dv]
+  float* const s = scratch.take(M * KEYS);      // [m, KEYS]: scores, then p
+  float* const kt = scratch.take(D * KEYS);     // [D, KEYS]
+  float* const v = scratch.take(KEYS * ldv);    // [KEYS, Dv]
+  load_rows(op.q, block, head, D, op.scale, q);
+  std::fill(o, o + m * ldv, 0.0f);
+  std::fill_n(softmax.begin(), m, OnlineSoftmax{});
+
+  for (int64_t tile = block.start / KEYS; tile * KEYS < block.stop; ++tile) {
+    const uint64_t any = masks(block, tile, keys);
+    if (any == 0) continue;
+    load_keys_transposed(keys_at(op.k, block.sequence, head, tile), op.k.stride[2], D, any, kt);
+    load_keys(keys_at(op.v, block.sequence, head, tile), op.v.stride[2], Dv, any, v);
+    score(m, q, kt, s);
+    for (int64_t i = 0; i < m; ++i) {
+      if (keys[i / group] == 0) {
+        std::fill_n(s + i * KEYS, KEYS, 0.0f);
+      } else {
+        scale_row(o + i * ldv, ldv, add_tile(softmax[i], s + i * KEYS, keys[i / group]));
+      }
+    }
+    multiply_add(m, ldv, KEYS, s, KEYS, 1, v, ldv, o, ldv);
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t n = block.index[i / group], h = head * group + i % group;
+    const float sum = softmax[i].sum;
+    store_row(o + i * ldv, Dv, sum == 0.0f ? 0.0f : 1.0f / sum, out.row<T>(n, h));
+    *lse.row<float>(n, h) = softmax[i].log_sum_exp();
+  }
+}
+
+template <class T>
+typename Kernel<T>::Statistics Kernel<T>::statistics(const Tensor<3>& dout, const Tensor<2>& dlse,
+                                                     const Tensor<3>& out,
+                                                     const Tensor<2>& lse) const {
+  Statistics rows;
+  rows.lse.resize(N * Hq);
+  rows.delta.resize(N * Hq);
+  rows.correction.resize(N * Hq);
+  std::vector<float> o(ldv), d(ldv);
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t h = 0; h < Hq; ++h) {
+      load_row(out.row<T>(n, h), Dv, 1.0f, o.data());
+      load_row(dout.row<T>(n, h), Dv, 1.0f, d.data());
+      rows.lse[n * Hq + h] = *lse.row<float>(n, h);
+      rows.delta[n * Hq + h] = dot(o.data(), d.data(), Dv) - *dlse.row<float>(n, h);
+    }
+  }
+  return rows;
+}
+
+template <class T>
+void Kernel<T>::backward(const Tensor<3>& dout, Statistics& rows, const Tensor<3>& dq,
+                         const Tensor<4>& dk, const Tensor<4>& dv) const {
+  for (int64_t n = 0; n < N; ++n) {
+    if (op.rows.start[n] < op.rows.stop[n]) continue;
+    for (int64_t h = 0; h < Hq; ++h) std::fill_n(dq.row<T>(n, h), D, from_float<T>(0.0f));
+  }
+  const int64_t row_items = static_cast<int64_t>(blocks.blocks.size()) * Hkv;
+  const int64_t key_items = B * Hkv * tiles;
+  const double work = scores() * 2 * (D + Dv);
+  const int threads = useful_threads(std::max(row_items, key_items), work, op.threads);
+  const int64_t share = M * (2 * ldq + ldv + 2 * KEYS) + KEYS * (2 * ldq + 2 * ldv);
+  std::vector<float> memory(threads * share);
+  std::vector<std::vector<uint64_t>> keys(threads, std::vector<uint64_t>(M));
+  parallel_for(row_items, threads, [&](int64_t item, int thread) {
+    backward_dq(blocks.blocks[item / Hkv], item % Hkv, dout, rows, dq, keys[thread],
+                {memory.data() + thread * share});
+  });
+  parallel_for(key_items, threads, [&](int64_t item, int thread) {
+    backward_dkv(item / tiles / Hkv, item / tiles % Hkv, item % tiles, dout, rows, dk, dv,
+                 keys[thread], {memory.data() + thread * share});
+  });
+}
+
+template <class T>
+void Kernel<T>::backward_dq(const Block& block, int64_t head, const Tensor<3>& dout,
+                            Statistics& rows, const Tensor<3>& dq, std::vector<uint64_t>& keys,
+                            Scratch scratch) const {
+  const int64_t m = block.count * group;
+  float* const q = scratch.take(M * ldq);      // [m, D]
+  float* const d = scratch.take(M * ldv);      // [m, Dv]: dout
+  float* const g = scratch.take(M * ldq);      // [m, D]: dq
+  float* const s = scratch.take(M * KEYS);     // [m, KEYS]: scores, then p
+  float* const ds = scratch.take(M * KEYS);    // [m, KEYS]: dp, then ds
+  float* const kt = scratch.take(D * KEYS);    // [D, KEYS]
+  float* const vt = scratch.take(Dv * KEYS);   // [Dv, KEYS]
+  float* const k = scratch.take(KEYS * ldq);   // [KEYS, D]
+  load_rows(op.q, block, head, D, op.scale, q);
+  load_rows(dout, block, head, Dv, 1.0f, d);
+  std::fill(g, g + m * ldq, 0.0f);
+  const auto at = [&](int64_t i) { return block.index[i / group] * Hq + head * group + i % group; };
+  for (int64_t i = 0; i < m; ++i) rows.correction[at(i)] = 0.0f;
+
+  for (int64_t tile = block.start / KEYS; tile * KEYS < block.stop; ++tile) {
+    const uint64_t any = masks(block, tile, keys);
+    if (any == 0) continue;
+    const T* const keys_k = keys_at(op.k, block.sequence, head, tile);
+    load_keys_transposed(keys_k, op.k.stride[2], D, any, kt);
+    load_keys(keys_k, op.k.stride[2], D, any, k);
+    load_keys_transposed(keys_at(op.v, block.sequence, head, tile), op.v.stride[2], Dv, any, vt);
+    score(m, q, kt, s);
+    product(m, Dv, d, vt, ds);
+    for (int64_t i = 0; i < m; ++i) {
+      const float sum = softmax_backward(s + i * KEYS, ds + i * KEYS, keys[i / group],
+                                         rows.lse[at(i)], rows.delta[at(i)], op.softcap);
+      rows.correction[at(i)] += sum;
+    }
+    multiply_add(m, ldq, KEYS, ds, KEYS, 1, k, ldq, g, ldq);
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    float& correction = rows.correction[at(i)];
+    correction = correction == 0.0f ? 0.0f : 1.0f / correction;
+    store_row(g + i * ldq, D, op.scale * correction,
+              dq.row<T>(block.index[i / group], head * group + i % group));
+  }
+}
+
+template <class T>
+void Kernel<T>::backward_dkv(int64_t sequence, int64_t head, int64_t tile, const Tensor<3>& dout,
+                             const Statistics& rows, const Tensor<4>& dk, const Tensor<4>& dv,
+                             std::vector<uint64_t>& keys, Scratch scratch) const {
+  float* const q = scratch.take(M * ldq);      // [m, D]
+  float* const d = scratch.take(M * ldv);      // [m, Dv]: dout
+  float* const s = scratch.take(M * KEYS);     // [m, KEYS]: scores, then p
+  float* const ds = scratch.take(M * KEYS);    // [m, KEYS]: dp, then ds
+  float* const kt = scratch.take(D * KEYS);    // [D, KEYS]
+  float* const vt = scratch.take(Dv * KEYS);   // [Dv, KEYS]
+  float* const gk = scratch.take(KEYS * ldq);  // [KEYS, D]: dk
+  float* const gv = scratch.take(KEYS * ldv);  // [KEYS, Dv]: dv
+  std::fill(gk, gk + KEYS * ldq, 0.0f);
+  std::fill(gv, gv + KEYS * ldv, 0.0f);
+  uint64_t loaded = 0;  // the keys that kt and vt hold
+
+  for (int64_t b = blocks.first[sequence]; b < blocks.first[sequence + 1]; ++b) {
+    const Block& block = blocks.blocks[b];
+    const uint64_t any = masks(block, tile, keys);
+    if (any == 0) continue;
+    if ((any & ~loaded) != 0) {
+      loaded |= any;
+      load_keys_transposed(keys_at(op.k, sequence, head, tile), op.k.stride[2], D, loaded, kt);
+      load_keys_transposed(keys_at(op.v, sequence, head, tile), op.v.stride[2], Dv, loaded, vt);
+    }
+    const int64_t m = block.count * group;
+    load_rows(op.q, block, head, D, op.scale, q);
+    load_rows(dout, block, head, Dv, 1.0f, d);
+    score(m, q, kt, s);
+    product(m, Dv, d, vt, ds);
+    for (int64_t i = 0; i < m; ++i) {
+      const int64_t at = block.index[i / group] * Hq + head * group + i % group;
+      softmax_backward(s + i * KEYS, ds + i * KEYS, keys[i / group], rows.lse[at], rows.delta[at],
+                       op.softcap);
+      scale_row(s + i * KEYS, KEYS, rows.correction[at]);
+      scale_row(ds + i * KEYS, KEYS, rows.correction[at]);
+    }
+    multiply_add(KEYS, ldv, m, s, 1, KEYS, d, ldv, gv, ldv);   // p^T dout
+    multiply_add(KEYS, ldq, m, ds, 1, KEYS, q, ldq, gk, ldq);  // ds^T (scale q)
+  }
+  for (int64_t j = 0; j < std::min(KEYS, S - tile * KEYS); ++j) {
+    store_row(gk + j * ldq, D, 1.0f, dk.row<T>(sequence, head, tile * KEYS + j));
+    store_row(gv + j * ldv, Dv, 1.0f, dv.row<T>(sequence, head, tile * KEYS + j));
+  }
+}
+
+// body(Kernel<T>) for the T of the op.
+template <class Body>
+void dispatch(const SideAttention& op, const Body& body) {
+  switch (op.dtype) {
+    case Dtype::float32:
+      return body(Kernel<float>{op});
+    case Dtype::bfloat16:
+      return body(Kernel<bfloat16>{op});
+    case Dtype::float16:
+      return body(Kernel<float16>{op});
+    case Dtype::int32:
+      return;  // cannot happen: bindings.cpp refuses it
+  }
+}
+
+}  // namespace
+
+void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const Tensor<2>& lse) {
+  dispatch(op, [&](const auto& kernel) { kernel.forward(out, lse); });
+}
+
+void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
+                             const Tensor<3>& out, const Tensor<2>& lse, const Tensor<3>& dq,
+                             const Tensor<4>& dk, const Tensor<4>& dv) {
+  dispatch(op, [&](const auto& kernel) {
+    auto rows = kernel.statistics(dout, dlse, out, lse);
+    kernel.backward(dout, rows, dq, dk, dv);
+  });
+}
+
+}  // namespace groundkern

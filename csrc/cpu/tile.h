@@ -1,0 +1,53 @@
+// The inner loops of the CPU kernels, on fp32 tiles in scratch memory. tile.cpp compiles each for
+// several instruction sets and the loader picks one, so the library runs on any CPU.
+//
+// A tile has KEYS keys. The leading dimension of a tile is a multiple of LANES, zero where padded.
+#pragma once
+
+#include "../rows.h"
+
+namespace groundkern {
+
+constexpr int64_t LANES = 16;
+
+inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
+
+// C [M, N] += A [M, K] B [K, N]; N a multiple of LANES; A by two strides, so it may be a transpose.
+void multiply_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t row_stride,
+                  int64_t column_stride, const float* B, int64_t ldb, float* C, int64_t ldc);
+
+// tile [padded(width)] = factor * x [width]
+template <class T>
+void load_row(const T* x, int64_t width, float factor, float* tile);
+
+// tile [KEYS, padded(width)] = the rows x + j * stride with bit j of keys, zeros elsewhere. Keys that
+// no row of a block sees are never read: their memory may hold anything.
+template <class T>
+void load_keys(const T* x, int64_t stride, int64_t width, uint64_t keys, float* tile);
+
+// The same, transposed: tile [width, KEYS].
+template <class T>
+void load_keys_transposed(const T* x, int64_t stride, int64_t width, uint64_t keys, float* tile);
+
+// y [width] = factor * tile [width], rounded to T.
+template <class T>
+void store_row(const float* tile, int64_t width, float factor, T* y);
+
+// x [width] *= factor
+void scale_row(float* x, int64_t width, float factor);
+
+// sum of a [width] * b [width]
+float dot(const float* a, const float* b, int64_t width);
+
+// scores [KEYS] -> softcap * tanh(scores / softcap)
+void cap_scores(float* scores, float softcap);
+
+// OnlineSoftmax::add_tile.
+float add_tile(OnlineSoftmax& softmax, float* scores, uint64_t keys);
+
+// One row of the softmax's backward, [KEYS]: scores become p = exp(score - lse) and dp becomes
+// ds = p (dp - delta) d(capped score)/d(score), both 0 where not in keys. Returns the sum of p.
+float softmax_backward(float* scores, float* dp, uint64_t keys, float lse, float delta,
+                       float softcap);
+
+}  // namespace groundkern

@@ -1,0 +1,60 @@
+// What every op of csrc looks like from outside: plain structs over raw memory, no Python, no torch.
+//
+// Letters are those of the equations: N rows, B sequences, S keys, Hq query heads, Hkv key heads,
+// D and Dv the head dimensions of k and v, G key sets. Strides count elements.
+#pragma once
+
+#include <cstdint>
+
+namespace groundkern {
+
+enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2, int32 = 3 };
+
+template <int Rank>
+struct Tensor {
+  void* data;
+  int64_t size[Rank];
+  int64_t stride[Rank];
+
+  // The row of the last dimension at the given leading indices; typed by the caller.
+  template <class T, class... Index>
+  T* row(Index... index) const {
+    const int64_t indices[] = {index...};
+    int64_t offset = 0;
+    for (int i = 0; i < static_cast<int>(sizeof...(index)); ++i) offset += indices[i] * stride[i];
+    return static_cast<T*>(data) + offset;
+  }
+};
+
+// Query rows and the keys they may see; rows are sorted by sequence.
+struct Rows {
+  int64_t count;            // N
+  const int32_t* sequence;  // [N]
+  const int32_t* start;     // [N]
+  const int32_t* stop;      // [N]: row n sees the keys start[n] <= j < stop[n] ...
+  const int32_t* words;     // [G, ceil(S / 32)] or null: ... whose bit j % 32 of word j / 32 is set
+  int64_t words_per_set;
+  const int32_t* set_index;  // [N], -1 for no set; null exactly where words is
+};
+
+struct SideAttention {
+  Dtype dtype;  // of q, k, v, out and their gradients
+  Tensor<3> q;  // [N, Hq, D]
+  Tensor<4> k;  // [B, Hkv, S, D]
+  Tensor<4> v;  // [B, Hkv, S, Dv]
+  Rows rows;
+  float scale;
+  float softcap;  // 0: none
+  int threads;
+};
+
+// out [N, Hq, Dv], lse [N, Hq] fp32. A row with no allowed key: out 0, lse -inf.
+void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const Tensor<2>& lse);
+
+// dq [N, Hq, D], dk [B, Hkv, S, D], dv [B, Hkv, S, Dv]; every element is written, keys that no row
+// sees with zeros. The same bits on every run and for every number of threads.
+void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
+                             const Tensor<3>& out, const Tensor<2>& lse, const Tensor<3>& dq,
+                             const Tensor<4>& dk, const Tensor<4>& dv);
+
+}  // namespace groundkern

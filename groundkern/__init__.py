@@ -1,0 +1,34 @@
+"""Grounding supervision of vision-language models at the price of plain fine-tuning."""
+
+from groundkern import losses, maps, metrics
+from groundkern.backends import available_backends
+from groundkern.ops.attention_map.api import attention_contribution, attention_kl, attention_map
+from groundkern.ops.linear_cross_entropy.api import (
+    CrossEntropy,
+    LogProb,
+    linear_cross_entropy,
+    linear_log_prob,
+)
+from groundkern.ops.side_attention.api import SideAttention, side_attention
+from groundkern.selection import KeySets, LabelBags, QueryRows
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CrossEntropy",
+    "KeySets",
+    "LabelBags",
+    "LogProb",
+    "QueryRows",
+    "SideAttention",
+    "attention_contribution",
+    "attention_kl",
+    "attention_map",
+    "available_backends",
+    "linear_cross_entropy",
+    "linear_log_prob",
+    "losses",
+    "maps",
+    "metrics",
+    "side_attention",
+]

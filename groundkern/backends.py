@@ -1,0 +1,76 @@
+"""Which implementation serves a call, and why another cannot."""
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from groundkern import checks
+
+NAMES = ("reference", "triton", "native")
+_PREFERRED = {"cuda": "triton", "cpu": "native"}
+
+
+def missing(backend: str) -> str | None:
+    """Why `backend` cannot run on this machine at all, in one sentence; None when it can."""
+    match backend:
+        case "native":
+            return _missing_native()
+        case "triton" if importlib.util.find_spec("triton") is None:
+            return "the triton package is not installed"
+        case _:
+            return None
+
+
+@cache
+def _missing_native() -> str | None:
+    try:
+        importlib.import_module("groundkern._C")
+    except ImportError as error:
+        return f"the C++ extension groundkern._C is not there ({error}); a C++ compiler at install time builds it"
+    return None
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend by name: None where it can run on this machine, else the reason in one sentence."""
+    return {name: missing(name) for name in NAMES}
+
+
+def choose(backend: str, device: torch.device, unsupported: Callable[[str], str | None]) -> str:
+    """The backend that serves a call.
+
+    `auto` prefers triton on CUDA and ROCm, native on CPU, and falls back to the reference (with one warning on a
+    GPU). A named backend never falls back.
+
+    Args:
+        backend: "auto" or a name.
+        device: where the call's tensors are.
+        unsupported: the op's own reasons: a backend's name -> one sentence, or None when it serves this call.
+
+    Raises:
+        ValueError: an unknown name, or a named backend that cannot serve the call.
+    """
+    if backend not in ("auto", *NAMES):
+        wanted = " | ".join(repr(n) for n in ("auto", *NAMES))
+        checks.fail("backend", wanted, repr(backend))
+    if backend == "reference":
+        return backend
+    name = _PREFERRED.get(device.type, "reference") if backend == "auto" else backend
+    if name == "reference":
+        return name
+    reason = missing(name) or unsupported(name)
+    if reason is None:
+        return name
+    if backend != "auto":
+        checks.fail("backend", "one that serves this call", f"{name!r}: {reason}")
+    if device.type == "cuda":
+        _warn_once(f"groundkern runs its slow reference on {device.type}: {reason}")
+    return "reference"
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)

@@ -1,0 +1,113 @@
+"""Where on the original image each visual token looks, one table per processor family.
+
+A table row is `(image, x0, y0, x1, y1)`: the image's index within its sample and a rectangle in fractions of the
+original image. It is derived from the processor's own settings, so a center crop, a padded square or another
+resolution needs no care by the caller. A rectangle may leave [0, 1] where the processor pads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from groundkern.checks import fail, require
+from groundkern.maps import patch_grid
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def image_geometry(
+    processor: Any,
+    config: Any,
+    images: Sequence[Sequence[Image.Image]],
+    batch: Mapping[str, Any],
+) -> list[Tensor]:
+    """The place of every visual token of every sample.
+
+    Args:
+        processor: the model's processor.
+        config: the model's config; its `model_type` names the family.
+        images: the original images of each sample.
+        batch: what the processor returned for all of them (Qwen2.5-VL: `image_grid_thw`).
+
+    Returns:
+        One fp64 tensor [n_visual_tokens, 5] per sample, its rows in the order of the visual tokens in the sequence;
+        -1 everywhere in the row of a token that has no place (a class token).
+
+    Raises:
+        ValueError: a family whose geometry is not known, or a grid that does not fit the images.
+    """
+    match config.model_type:
+        case "qwen2_5_vl":
+            grids = batch.get("image_grid_thw", ())
+            tables = _stretched(grids, processor.image_processor.merge_size)
+        case "llava":
+            tables = [_cropped(processor, image.size) for sample in images for image in sample]
+        case other:
+            fail("config.model_type", "'qwen2_5_vl' or 'llava', whose image geometry is known", repr(other))
+    wanted = sum(map(len, images))
+    require(len(tables) == wanted, "batch", f"visual tokens of {wanted} images", f"{len(tables)}")
+    tables = iter(tables)
+    return [_numbered([next(tables) for _ in sample]) for sample in images]
+
+
+def _numbered(tables: list[Tensor]) -> Tensor:
+    """Put each rectangle's image index in front: [n, 5]."""
+    numbered = [torch.zeros(0, 5, dtype=torch.float64)]
+    for image, rects in enumerate(tables):
+        index = torch.where(rects[:, 2:3] > rects[:, 0:1], float(image), -1.0)
+        numbered.append(torch.cat([index, rects], 1))
+    return torch.cat(numbered)
+
+
+def _stretched(grids: Any, merge_size: int) -> list[Tensor]:
+    """Qwen: the whole image is stretched over a grid of merged patches."""
+    tables = []
+    for time, height, width in torch.as_tensor(grids).reshape(-1, 3).tolist():
+        require(time == 1, "image_grid_thw", "still images (t = 1)", f"t = {time}")
+        tables.append(patch_grid(height // merge_size, width // merge_size))
+    return tables
+
+
+def _cropped(processor: Any, size: tuple[int, int]) -> Tensor:
+    """LLaVA: optionally padded to a square, resized, optionally cropped at the center, cut into patches."""
+    settings = processor.image_processor
+    width, height = size
+    side = max(width, height)
+    # pixels of the image that is resized, and where the original begins in it
+    if getattr(settings, "do_pad", False):
+        canvas, origin = (side, side), ((side - width) // 2, (side - height) // 2)
+    else:
+        canvas, origin = (width, height), (0, 0)
+    resized = _resized(settings.size, canvas) if settings.do_resize else canvas
+    view, offset = resized, (0, 0)
+    if settings.do_center_crop:
+        view = (settings.crop_size["width"], settings.crop_size["height"])
+        offset = ((resized[0] - view[0]) // 2, (resized[1] - view[1]) // 2)
+    patch = processor.patch_size
+    columns, rows = view[0] // patch, view[1] // patch
+    pixels = patch_grid(rows, columns) * torch.tensor([columns, rows, columns, rows]) * patch
+
+    def per_axis(pair: tuple[float, float]) -> Tensor:
+        return torch.tensor([*pair, *pair], dtype=torch.float64)
+
+    scale = per_axis((canvas[0] / resized[0], canvas[1] / resized[1]))
+    rects = ((pixels + per_axis(offset)) * scale - per_axis(origin)) / per_axis(size)
+    # a class token that the projector keeps comes first and has no place
+    extra = processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    return torch.cat([rects.new_full((max(extra, 0), 4), -1.0), rects])
+
+
+def _resized(size: Mapping[str, int], image: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) after the resize that `size` asks for."""
+    short = size.get("shortest_edge")
+    if short is None:
+        return size["width"], size["height"]
+    width, height = image
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short

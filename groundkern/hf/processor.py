@@ -1,0 +1,51 @@
+"""Loading a processor whether or not torchvision, which video processors need, is there."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.processing_utils import ProcessorMixin
+
+
+@cache
+def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The same processor without its video part, under the same name, so that it saves alike.
+
+    Args:
+        processor_class: a processor whose last modality argument may be `video_processor`.
+
+    Returns:
+        A subclass that takes an image processor and a tokenizer, and no videos.
+    """
+    kept = [name for name in processor_class.get_attributes() if name != "video_processor"]
+    members = {"get_attributes": classmethod(lambda cls: kept), "__module__": __name__}
+    return type(processor_class.__name__, (processor_class,), members)
+
+
+def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
+    """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
+
+    Video processors need torchvision; images and text do not, and groundkern takes no videos.
+
+    Args:
+        path: folder (or hub name) of a model with its processor, config.json included.
+        **kwargs: what `from_pretrained` takes (`revision`, `local_files_only`, ...).
+
+    Returns:
+        The processor of the model's family.
+
+    Raises:
+        ImportError, OSError, ValueError: as `from_pretrained`, when the image part, the tokenizer
+            or the config cannot be loaded either.
+    """
+    try:
+        return AutoProcessor.from_pretrained(path, **kwargs)
+    except (ImportError, OSError, ValueError):
+        config = AutoConfig.from_pretrained(path, **kwargs)
+        processor_class = PROCESSOR_MAPPING.get(type(config), None)
+        if processor_class is None or "video_processor" not in processor_class.get_attributes():
+            raise
+        return without_video(processor_class).from_pretrained(path, **kwargs)

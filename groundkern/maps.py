@@ -1,0 +1,257 @@
+"""Target maps: which visual tokens a box, a point or a polygon falls on, and how strongly.
+
+A visual token is a rectangle `(x0, y0, x1, y1)` of the image, and a map is one number per rectangle, so a plain grid
+(`patch_grid`), a center-cropped one and a pyramid of tiles are all the same here. Rectangles and shapes share one
+coordinate system (fractions of the original image in `groundkern.hf`). A rectangle without area (-1, -1, -1, -1) is
+a token without a place: it is on nothing. Areas are exact and computed in fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from groundkern.checks import fail, require
+
+FIXED_POINT_ONE = 1 << 20
+"""The integer that stands for a map's maximum in `quantise`."""
+
+_CLEARLY_COVERED = 0.01  # share of a token below which a shape merely grazes it
+
+Shapes = Sequence | Tensor
+
+
+def patch_grid(height: int, width: int) -> Tensor:
+    """Rectangles of a `height` x `width` grid over the unit square, row by row.
+
+    Returns:
+        [height * width, 4] fp64 (x0, y0, x1, y1).
+    """
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    corners = torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4).double()
+    return corners / torch.tensor([width, height, width, height], dtype=torch.float64)
+
+
+def _rows(name: str, values: Shapes, width: int) -> Tensor:
+    rows = torch.as_tensor(values, dtype=torch.float64)
+    rows = rows.reshape(0, width) if rows.numel() == 0 else rows
+    require(rows.dim() == 2 and rows.shape[1] == width, name, f"shape [*, {width}]", list(rows.shape))
+    return rows
+
+
+def _area(rects: Tensor) -> Tensor:
+    return (rects[:, 2] - rects[:, 0]).clamp_min(0) * (rects[:, 3] - rects[:, 1]).clamp_min(0)
+
+
+def _share(covered: Tensor, rects: Tensor) -> Tensor:
+    area = _area(rects)
+    return torch.where(area > 0, covered / area.clamp_min(1e-300), 0.0).clamp(0.0, 1.0)
+
+
+def overlap(rects: Tensor, boxes: Shapes) -> Tensor:
+    """Share of each rectangle that each box covers.
+
+    Args:
+        rects: [n, 4].
+        boxes: [m, 4] (x0, y0, x1, y1).
+
+    Returns:
+        [m, n] fp64 in [0, 1].
+    """
+    rects, boxes = _rows("rects", rects, 4), _rows("boxes", boxes, 4)
+    low = torch.maximum(boxes[:, None, :2], rects[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], rects[None, :, 2:])
+    return _share((high - low).clamp_min(0).prod(-1), rects)
+
+
+def polygon_overlap(rects: Tensor, polygon: Shapes) -> Tensor:
+    """Share of each rectangle that a simple polygon covers.
+
+    The area between every edge and the rectangle's floor is integrated in closed form, so concave polygons are exact.
+
+    Args:
+        rects: [n, 4].
+        polygon: [k, 2] corners in order, either orientation, not repeated at the end.
+
+    Returns:
+        [n] fp64 in [0, 1].
+    """
+    rects, a = _rows("rects", rects, 4), _rows("polygon", polygon, 2)
+    b = a.roll(-1, 0)  # edges a -> b, [k, 2]
+    x0, y0, x1, y1 = rects[:, :, None].unbind(1)  # [n, 1]
+    (ax, ay), (bx, by) = a.unbind(1), b.unbind(1)  # [k]
+    run = torch.where(ax == bx, 1.0, bx - ax)
+    slope = (by - ay) / run
+    left = torch.minimum(torch.maximum(ax, x0), x1)  # [n, k] the edge between the rectangle's sides
+    right = torch.minimum(torch.maximum(bx, x0), x1)
+    ya, yb = ay + slope * (left - ax), ay + slope * (right - ax)
+
+    def integral(y: Tensor) -> Tensor:  # of clamp(y, y0, y1) - y0
+        inner = torch.minimum(torch.maximum(y, y0), y1) - y0
+        return inner * inner / 2 + (y - y1).clamp_min(0) * (y1 - y0)
+
+    rise = yb - ya
+    flat = rise.abs() < 1e-9
+    middle = torch.minimum(torch.maximum((ya + yb) / 2, y0), y1) - y0
+    height = torch.where(flat, middle, (integral(yb) - integral(ya)) / torch.where(flat, 1.0, rise))
+    covered = torch.where(ax == bx, 0.0, height * (right - left)).sum(-1).abs()
+    return _share(covered, rects)
+
+
+def contains(rects: Tensor, points: Shapes) -> Tensor:
+    """Which rectangle each point lies in.
+
+    A point on a shared edge belongs to the right or lower rectangle; on the last edge, to the last rectangle.
+
+    Args:
+        rects: [n, 4].
+        points: [m, 2] (x, y).
+
+    Returns:
+        [m, n] bool.
+    """
+    rects, points = _rows("rects", rects, 4), _rows("points", points, 2)
+    low, high, p = rects[None, :, :2], rects[None, :, 2:], points[:, None]
+    solid = _area(rects) > 0
+    half_open = ((low <= p) & (p < high)).all(-1) & solid
+    closed = ((low <= p) & (p <= high)).all(-1) & solid
+    return torch.where(half_open.any(-1, keepdim=True), half_open, closed)
+
+
+def _shares(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[Shapes]) -> Tensor:
+    """[m, n]: the share of each rectangle that each shape covers; a point fills its rectangle."""
+    parts = [overlap(rects, boxes), contains(rects, points).double()]
+    parts += [polygon_overlap(rects, polygon)[None] for polygon in polygons]
+    return torch.cat(parts)
+
+
+def _clearly(shares: Tensor) -> Tensor:
+    """[n] bool: covered by a hundredth, or, for a shape too small for that, about as much as any rectangle."""
+    if shares.shape[0] == 0 or shares.shape[1] == 0:
+        return shares.new_zeros(shares.shape[1], dtype=torch.bool)
+    most = shares.amax(-1, keepdim=True)
+    enough = (most / 2).clamp_max(_CLEARLY_COVERED)
+    return ((shares >= enough) & (most > 1e-12)).any(0)
+
+
+def inside(
+    rects: Tensor, *, boxes: Shapes = (), points: Shapes = (), polygons: Sequence[Shapes] = ()
+) -> Tensor:
+    """Which rectangles the union of the shapes covers.
+
+    A shape covers a rectangle when it takes at least a hundredth of it, so that an edge which grazes a patch by a
+    rounding error does not count; a shape too small for that covers the rectangle it lies in.
+
+    Args:
+        rects: [n, 4].
+        boxes: [m, 4]; points: [m, 2]; polygons: sequence of [k, 2].
+
+    Returns:
+        [n] bool.
+    """
+    rects = _rows("rects", rects, 4)
+    return _clearly(_shares(rects, boxes, points, polygons))
+
+
+def _touching(rects: Tensor, target: Tensor) -> Tensor:
+    """[n] bool: rectangles that touch a target rectangle (which is enlarged by a hundredth, against rounding)."""
+    slack = 0.01 * (rects[:, 2:] - rects[:, :2])
+    low, high = rects[:, :2] - slack, rects[:, 2:] + slack
+    touch = torch.zeros_like(target)
+    for chunk in target.nonzero()[:, 0].split(1024):  # bounds [1024, n] for a target as large as the image
+        near = (low[chunk, None] <= rects[None, :, 2:]) & (high[chunk, None] >= rects[None, :, :2])
+        touch |= near.all(-1).any(0)
+    return touch & (_area(rects) > 0)
+
+
+def _gaussian(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[Shapes]) -> Tensor:
+    """[n]: the highest of the shapes' bells; standard deviation half the shape's size, half a token at least."""
+    bounds = [_rows("boxes", boxes, 4), _rows("points", points, 2).repeat(1, 2)]
+    for polygon in polygons:
+        corners = _rows("polygon", polygon, 2)
+        bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
+    bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
+    low, high = rects[:, :2], rects[:, 2:]
+    sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2).clamp_min(1e-12)
+    away = ((low + high) / 2 - (bounds[..., :2] + bounds[..., 2:]) / 2) / sigma  # [m, n, 2]
+    bell = torch.exp(-0.5 * away.square().sum(-1)).amax(0)
+    return bell.masked_fill(_area(rects) == 0, 0.0)
+
+
+def target_map(
+    rects: Tensor,
+    *,
+    boxes: Shapes = (),
+    points: Shapes = (),
+    polygons: Sequence[Shapes] = (),
+    kind: str = "neighbours",
+    levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+) -> Tensor:
+    """The distribution over visual tokens that a map should have when it looks at the union of the shapes.
+
+    Args:
+        rects: [n, 4], one rectangle per visual token. Tokens without a place get 0.
+        boxes: [m, 4]; points: [m, 2]; polygons: sequence of [k, 2].
+        kind: "neighbours": `levels` (a, b, c) for tokens on the target (`inside`), tokens that touch these, and the
+            rest. "uniform": a on the target, c elsewhere. "overlap": the share of the token that is covered, 0
+            elsewhere. "gaussian": a bell over each shape, its standard deviation half the shape's width and height
+            and at least half a token.
+        levels: the triple (a, b, c), each >= 0 and a > 0.
+
+    Returns:
+        [n] fp32, sums to 1; all zero when the shapes fall on no token.
+
+    Source: arXiv 2511.12738, METHODS.md section 3 (the triple is open in the paper).
+    """
+    rects = _rows("rects", rects, 4)
+    require(len(levels) == 3 and min(levels) >= 0 and levels[0] > 0, "levels", "three numbers >= 0", levels)
+    shares = _shares(rects, boxes, points, polygons)
+    target = _clearly(shares)
+    if not target.any():
+        return torch.zeros(rects.shape[0])
+    if kind in ("neighbours", "uniform"):
+        values = torch.full((rects.shape[0],), levels[2], dtype=torch.float64)
+        if kind == "neighbours":
+            values[_touching(rects, target)] = levels[1]
+        values[target] = levels[0]
+        values[_area(rects) == 0] = 0.0
+    elif kind == "overlap":
+        values = shares.amax(0) * target
+    elif kind == "gaussian":
+        values = _gaussian(rects, boxes, points, polygons)
+    else:
+        fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
+    return (values / values.sum()).float()
+
+
+def quantise(target: Tensor) -> Tensor:
+    """A map as integers, which survive frameworks that cast every float of a batch to bf16.
+
+    Equals `round(target / target.max(-1) * 2**20)`; an empty map stays 0.
+
+    Args:
+        target: [..., C] >= 0.
+
+    Returns:
+        [..., C] int32 in [0, 2**20]; 2**20 marks the maximum.
+    """
+    if target.shape[-1] == 0:
+        return target.to(torch.int32)
+    target = target.double()
+    most = target.amax(-1, keepdim=True).clamp_min(1e-300)
+    return (target / most * FIXED_POINT_ONE).round().to(torch.int32)
+
+
+def dequantise(target: Tensor) -> Tensor:
+    """What `quantise` stored, as a distribution; padding (negative numbers) becomes 0.
+
+    Args:
+        target: [..., C] int32.
+
+    Returns:
+        [..., C] fp32, sums to 1; all zero where nothing is positive.
+    """
+    values = target.clamp_min(0).float()
+    return values / values.sum(-1, keepdim=True).clamp_min(1.0)

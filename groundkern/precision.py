@@ -1,0 +1,26 @@
+"""Which dtype a call computes in: autocast's for the operands, at least fp32 for every sum."""
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64 operands, fp32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast matmul operands as torch's autocast casts a matmul's; statistics and weights stay as they are.
+
+    A custom op's own autocast registration would cast every float argument, `lse` among them, to 8 bits of
+    mantissa; so the public functions call this on their operands instead.
+    """
+    first = next(x for x in operands if x is not None)
+    kind = first.device.type
+    if not torch.is_autocast_enabled(kind):
+        return operands
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in operands
+    )

@@ -1,0 +1,63 @@
+"""What the references share: a bounded block of rows at a time, and gradients by autograd inside an op."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 2**24  # scores or logits alive at a time: 64 MiB in fp32
+
+
+def row_blocks(sequence: Tensor, sequences: int, per_row: int) -> Iterator[tuple[int, slice]]:
+    """Yield (sequence, rows) so that a block holds rows of one sequence and about BLOCK_ELEMENTS scores.
+
+    Args:
+        sequence: int32 [N], ascending.
+        sequences: B.
+        per_row: scores one row needs (query heads x keys).
+    """
+    limit = max(1, BLOCK_ELEMENTS // max(1, per_row))
+    first = 0
+    for b, count in enumerate(torch.bincount(sequence.cpu(), minlength=sequences).tolist()):
+        for start in range(first, first + count, limit):
+            yield b, slice(start, min(start + limit, first + count))
+        first += count
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Let autograd record inside a custom op, where the dispatcher has switched it off."""
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, key))
+    include = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
+
+
+def vjp(
+    block: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    upstream: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of `block(*inputs)` against `upstream`, one per input (None for an absent one).
+
+    Outputs of the block beyond the upstream gradients given are left out.
+    """
+    with recording():
+        leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
+        outputs = block(*leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        present = [x for x in leaves if x is not None]
+        outputs = outputs[: len(upstream)]
+        gradients = iter(torch.autograd.grad(outputs, present, upstream, materialize_grads=True))
+    return [None if x is None else next(gradients) for x in leaves]
+
+
+def scores(q: Tensor, k: Tensor, scale: float, softcap: float) -> Tensor:
+    """s_tj = scale q_t . k_j, softcapped: q [n, Hq, D], k [Hkv, S, D] -> [n, Hq, S]; k is never repeated."""
+    n, heads, dim = q.shape
+    grouped = q.reshape(n, k.shape[0], heads // k.shape[0], dim)  # [n, Hkv, Hq / Hkv, D]
+    s = torch.einsum("nkgd,ksd->nkgs", grouped, k).reshape(n, heads, -1) * scale
+    return softcap * torch.tanh(s / softcap) if softcap > 0 else s

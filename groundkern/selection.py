@@ -1,0 +1,270 @@
+"""Which rows, which keys, which labels: the value types every op takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from groundkern import checks
+
+WORD_BITS = 32
+
+
+class _Tensors:
+    """A frozen dataclass whose tensor fields move together."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False):
+        """The same selection with every tensor on `device`."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class QueryRows(_Tensors):
+    """N query rows, sorted by sequence: row n sees the keys `start[n] <= j < stop[n]` of its sequence.
+
+    One form covers causal masks (`stop = position + 1`), left padding, packed documents and sliding windows.
+    A padding row has `start == stop`.
+
+    Args:
+        sequence: int32 [N], the row's sequence in the batch, ascending.
+        position: int32 [N], the row's place in its sequence (where its query is taken from).
+        start: int32 [N], the first visible key.
+        stop: int32 [N], one past the last visible key.
+
+    Raises:
+        TypeError: a tensor that is not int32.
+        ValueError: unequal lengths or devices; on CPU also rows not sorted by sequence, `start > stop`, or a
+            negative `sequence` or `start`.
+    """
+
+    sequence: Tensor
+    position: Tensor
+    start: Tensor
+    stop: Tensor
+
+    def __post_init__(self) -> None:
+        sizes: dict[str, int] = {}
+        for f in fields(self):
+            x = getattr(self, f.name)
+            device = None if f.name == "sequence" else self.sequence.device
+            checks.tensor(f"rows.{f.name}", x, "N", sizes, dtype=torch.int32, device=device)
+        if len(self) == 0 or not checks.values_visible(self.sequence, self.start, self.stop):
+            return
+        steps = self.sequence.diff()
+        checks.require(
+            not bool((steps < 0).any()), "rows.sequence", "rows sorted by sequence", "unsorted rows"
+        )
+        checks.require(
+            int(self.sequence[0]) >= 0, "rows.sequence", "values >= 0", int(self.sequence[0])
+        )
+        empty = (self.start > self.stop).nonzero()
+        if len(empty):
+            n = int(empty[0])
+            got = f"start {int(self.start[n])} > stop {int(self.stop[n])} at row {n}"
+            checks.fail("rows.start", "start <= stop in every row", got)
+        checks.require(
+            int(self.start.min()) >= 0, "rows.start", "values >= 0", int(self.start.min())
+        )
+
+    def __len__(self) -> int:
+        return self.sequence.shape[0]
+
+    @classmethod
+    def causal(
+        cls,
+        sequence: Tensor,
+        position: Tensor,
+        *,
+        start: Tensor | int | None = None,
+        window: int | None = None,
+    ) -> QueryRows:
+        """Rows under a causal mask: `stop = position + 1`.
+
+        Args:
+            sequence: integers [N], ascending.
+            position: integers [N]; -1 makes a padding row.
+            start: first visible key, integers [N] or one number (left padding, packed documents); default 0.
+            window: sliding window, counting the row itself as transformers does.
+
+        Returns:
+            QueryRows with int32 tensors on `sequence`'s device.
+        """
+        checks.require(
+            window is None or window > 0, "window", "a positive number of keys or None", window
+        )
+        sequence, position = sequence.to(torch.int32), position.to(torch.int32)
+        stop = position + 1
+        first = torch.zeros_like(stop) if start is None else torch.zeros_like(stop) + start
+        first = first.to(torch.int32)
+        if window is not None:
+            first = torch.maximum(first, stop - window)
+        stop = torch.maximum(stop, torch.zeros_like(stop))
+        return cls(sequence, position, torch.minimum(first, stop), stop)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Gather the rows of `x` differentiably: [B, H, S, D] -> [N, H, D], or [B, S, D] -> [N, D].
+
+        A padding row at position -1 takes position 0.
+        """
+        if x.dim() not in (3, 4):
+            checks.fail("x", "a tensor [B, H, S, D] or [B, S, D]", list(x.shape))
+        sequence, position = self.sequence.long(), self.position.clamp(min=0).long()
+        return x[sequence, :, position] if x.dim() == 4 else x[sequence, position]
+
+
+def pack_bits(allowed: Tensor) -> Tensor:
+    """bool [G, S] -> int32 [G, ceil(S / 32)]: bit j % 32 of word j // 32 is key j."""
+    sets, keys = allowed.shape
+    words = -(-keys // WORD_BITS)
+    bits = torch.nn.functional.pad(allowed, (0, words * WORD_BITS - keys))
+    bits = bits.view(sets, words, WORD_BITS).to(torch.int32)
+    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=allowed.device)
+    return (bits << shifts).sum(-1, dtype=torch.int32)
+
+
+def unpack_bits(words: Tensor, keys: int) -> Tensor:
+    """int32 [..., W] -> bool [..., keys]; the inverse of `pack_bits`."""
+    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=words.device)
+    bits = (words[..., None] >> shifts) & 1
+    return bits.flatten(-2)[..., :keys].bool()
+
+
+@dataclass(frozen=True)
+class KeySets(_Tensors):
+    """G bit sets over the S keys of a sequence, and which of them restricts each row.
+
+    Build with `from_bool` or `regions`; the packing is private.
+
+    Args:
+        words: int32 [G, ceil(S / 32)].
+        index: int32 [N] from row to set; -1 leaves the row unrestricted.
+        keys: S.
+    """
+
+    words: Tensor
+    index: Tensor
+    keys: int
+
+    def __post_init__(self) -> None:
+        sizes = {"W": -(-self.keys // WORD_BITS)}
+        checks.tensor("allowed.words", self.words, "G W", sizes, dtype=torch.int32)
+        checks.tensor(
+            "index", self.index, "N", sizes, dtype=torch.int32, device=self.words.device
+        )
+        if self.index.numel() and checks.values_visible(self.index):
+            low, high = int(self.index.min()), int(self.index.max())
+            wanted = f"values in [-1, {sizes['G']})"
+            checks.require(low >= -1 and high < sizes["G"], "index", wanted, f"[{low}, {high}]")
+
+    @classmethod
+    def from_bool(cls, allowed: Tensor, index: Tensor) -> KeySets:
+        """Pack `allowed` bool [G, S] with `index` int32 [N] from row to set (-1: unrestricted)."""
+        checks.tensor("allowed", allowed, "G S", {}, dtype=torch.bool)
+        return cls(pack_bits(allowed), index, allowed.shape[1])
+
+    @classmethod
+    def regions(cls, visual: Tensor, inside: Tensor, sequence: Tensor, index: Tensor) -> KeySets:
+        """Sets of "not visual, or inside the region" (Omega of (S1)).
+
+        Args:
+            visual: bool [B, S], the visual tokens of each sequence.
+            inside: bool [G, S], the tokens inside each region.
+            sequence: integers [G], the sequence each region belongs to.
+            index: int32 [N] from row to region (-1: unrestricted).
+        """
+        sizes: dict[str, int] = {}
+        checks.tensor("visual", visual, "B S", sizes, dtype=torch.bool)
+        checks.tensor("inside", inside, "G S", sizes, dtype=torch.bool, device=visual.device)
+        checks.tensor("sequence", sequence, "G", sizes, device=visual.device)
+        return cls.from_bool(~visual[sequence.long()] | inside, index)
+
+    def to_bool(self) -> Tensor:
+        """The sets as bool [G, S]."""
+        return unpack_bits(self.words, self.keys)
+
+
+@dataclass(frozen=True)
+class LabelBags(_Tensors):
+    """The label ids of G images, and each row's image.
+
+    Args:
+        ids: int64 [T]; ids beyond `offsets[-1]` are spare (ragged bags can be built without a sync).
+        offsets: int64 [G + 1], ascending: image g owns `ids[offsets[g]:offsets[g + 1]]`.
+        index: int64 [N] from row to image; -1: the row has no bag.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    index: Tensor
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            checks.tensor(
+                f"bags.{f.name}",
+                getattr(self, f.name),
+                f.name,
+                {},
+                dtype=torch.int64,
+                device=self.ids.device,
+            )
+        images = self.offsets.shape[0] - 1
+        checks.require(images >= 0, "bags.offsets", "at least one offset", "none")
+        if not checks.values_visible(self.ids, self.offsets, self.index):
+            return
+        last = int(self.offsets[-1])
+        ascending = int(self.offsets[0]) == 0 and not bool((self.offsets.diff() < 0).any())
+        checks.require(
+            ascending and last <= len(self.ids),
+            "bags.offsets",
+            f"offsets ascending from 0 to at most {len(self.ids)} (the number of ids)",
+            self.offsets.tolist(),
+        )
+        if self.index.numel():
+            low, high = int(self.index.min()), int(self.index.max())
+            wanted = f"values in [-1, {images})"
+            checks.require(low >= -1 and high < images, "bags.index", wanted, f"[{low}, {high}]")
+
+
+def keys_of_rows(
+    start: Tensor,
+    stop: Tensor,
+    words: Tensor | None,
+    set_index: Tensor | None,
+    rows: slice,
+    keys: int,
+) -> Tensor:
+    """bool [n, keys]: the keys each row of a block may use, visible and in its set."""
+    j = torch.arange(keys, device=start.device)
+    usable = (j >= start[:, None]) & (j < stop[:, None])
+    if words is None:
+        return usable
+    index = set_index[rows]
+    member = unpack_bits(words[index.clamp(min=0).long()], keys) if len(words) else True
+    return usable & (member | (index < 0)[:, None])
+
+
+def check_selection(
+    rows: QueryRows, allowed: KeySets | None, sizes: dict[str, int], device: torch.device
+) -> None:
+    """Hold rows and key sets to the sizes (N, B, S, Hq, Hkv) that q and k have bound."""
+    heads, kv_heads = sizes["Hq"], sizes["Hkv"]
+    if kv_heads == 0 or heads % kv_heads:
+        checks.fail("k", f"a number of KV heads that divides q's {heads} heads", kv_heads)
+    checks.tensor("rows.sequence", rows.sequence, "N", sizes, device=device)
+    if len(rows) and checks.values_visible(rows.sequence, rows.stop):
+        last, stop = int(rows.sequence[-1]), int(rows.stop.max())
+        checks.require(
+            last < sizes["B"], "rows.sequence", f"values < {sizes['B']} (k's batch)", last
+        )
+        checks.require(stop <= sizes["S"], "rows.stop", f"values <= {sizes['S']} (k's keys)", stop)
+    if allowed is not None:
+        checks.tensor("allowed.index", allowed.index, "N", sizes, device=device)
+        wanted = f"sets over S={sizes['S']} keys"
+        checks.require(allowed.keys == sizes["S"], "allowed", wanted, f"{allowed.keys} keys")

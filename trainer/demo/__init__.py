@@ -1,0 +1,1 @@
+"""The demo's data and model: word pages, charts and a pointing task, in the format users bring."""

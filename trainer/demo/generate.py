@@ -1,0 +1,110 @@
+"""Write the demo's data set: rendered images and {train,test}.jsonl, the same bytes for the same seed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainer.demo.render import Picture, bar_chart, patch_grid, word_page
+
+DATA = Path(__file__).parent / "data"
+SIDE = 5
+SHARES = {"pointing": 2, "page": 1, "chart": 1}  # of every four training samples
+TEST = {"pointing": 512, "page": 128, "chart": 128}
+
+
+def texts() -> list[list[str]]:
+    """The words of each text shipped with the demo."""
+    return [path.read_text(encoding="utf-8").split() for path in sorted(DATA.glob("*.txt"))]
+
+
+def tables() -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each quantity of each table: its name with unit, and its (category, value) rows."""
+    found = []
+    for path in sorted(DATA.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        for i, quantity in enumerate(head[1:], start=1):
+            found.append((quantity, [(row[0], row[i]) for row in rows]))
+    return found
+
+
+def pointing(rng: random.Random) -> tuple[Picture, dict]:
+    """Where is the red patch of the grid? One region for each of the answer's two coordinates."""
+    row, column = rng.randint(1, SIDE), rng.randint(1, SIDE)
+    picture = patch_grid(row, column, rng, side=SIDE)
+    answer = f"row {row} column {column}"
+    box = picture.boxes[0][1]
+    spans = [(4, 5), (len(answer) - 1, len(answer))]
+    regions = [{"char_span": span, "box": box} for span in spans]
+    return picture, _sample("pointing", "Where is the red patch?", answer, regions)
+
+
+def page(rng: random.Random) -> tuple[Picture, dict]:
+    """Read one line of a page that shows a passage of a text."""
+    words = rng.choice(texts())
+    start = rng.randrange(0, max(1, len(words) - 40))
+    picture = word_page(words[start:], rng, columns=8, rows=6)
+    line = rng.randrange(len(picture.boxes))
+    answer, box = picture.boxes[line]
+    regions = [{"text": answer, "box": box}]
+    return picture, _sample("page", f"Read line {line + 1}.", answer, regions)
+
+
+def chart(rng: random.Random) -> tuple[Picture, dict]:
+    """Read the value of one bar; numbers and names are those of a real table."""
+    quantity, rows = rng.choice(tables())
+    picture = bar_chart(rng.sample(rows, 5), rng)
+    category, box = rng.choice(picture.boxes)
+    answer = dict(rows)[category]
+    question = f"What is the {quantity} of {category}?"
+    return picture, _sample("chart", question, answer, [{"text": answer, "box": box}])
+
+
+TASKS = {"pointing": pointing, "page": page, "chart": chart}
+
+
+def generate(folder: Path, *, samples: int, seed: int = 0, test: dict[str, int] = TEST) -> None:
+    """Write `samples` training samples and the test samples of each task under `folder`.
+
+    Args:
+        folder: gets images/, train.jsonl and test.jsonl; made if missing.
+        samples: how many training samples, all tasks together, in a shuffled order.
+        seed: the same seed gives the same files.
+        test: how many held-out samples of each task.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    turns = [task for task, share in SHARES.items() for _ in range(share)]
+    train = [turns[i % len(turns)] for i in range(samples)]
+    random.Random(seed).shuffle(train)
+    held_out = [task for task, count in test.items() for _ in range(count)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        for split, tasks in (("train", train), ("test", held_out)):
+            bar = progress.add_task(f"render {split}", total=len(tasks))
+            with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                for i, task in enumerate(tasks):
+                    picture, sample = TASKS[task](random.Random(f"{seed} {split} {i}"))
+                    name = f"images/{split}-{i:05d}.png"
+                    picture.image.save(folder / name)
+                    sample["images"] = [name]
+                    sample["words"] = [{"text": text, "box": box} for text, box in picture.words]
+                    file.write(json.dumps(sample) + "\n")
+                    progress.advance(bar)
+
+
+def _sample(task: str, question: str, answer: str, regions: list[dict]) -> dict:
+    asked = [{"type": "image"}, {"type": "text", "text": question}]
+    return {
+        "task": task,
+        "images": [],
+        "messages": [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer},
+        ],
+        "regions": regions,
+    }

@@ -1,0 +1,116 @@
+"""Pictures whose boxes are known, because this file draws them: word pages, charts, patch grids."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 28  # pixels of one visual token of the demo's model (patch 14, merged 2 x 2)
+MARGIN = 3  # keeps a word's bottom-right corner inside its cell
+
+Box = tuple[float, float, float, float]
+Color = tuple[int, int, int]
+
+RED: Color = (220, 30, 30)
+QUIET: tuple[Color, ...] = ((40, 90, 200), (40, 150, 70), (230, 200, 60), (150, 150, 150))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, the words drawn on it, and named boxes; all in pixel edges (x0, y0, x1, y1)."""
+
+    image: Image.Image
+    words: tuple[tuple[str, Box], ...] = ()
+    boxes: tuple[tuple[str, Box], ...] = ()
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as shipped inside matplotlib, so the same pixels come out everywhere."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def word_page(words: list[str], rng: random.Random, *, columns: int, rows: int) -> Picture:
+    """Draw the words in reading order, each ending at the right edge of a cell.
+
+    One random dark and one random light colour (METHODS.md section 2). `boxes` holds one entry a
+    line: its text and the box around it. Stops at the last line; words that do not fit are left.
+    """
+    ink = tuple(rng.randrange(0, 90) for _ in range(3))
+    paper = tuple(rng.randrange(190, 256) for _ in range(3))
+    image = Image.new("RGB", (columns * CELL, rows * CELL), paper)
+    draw = ImageDraw.Draw(image)
+    drawn: list[tuple[str, Box]] = []
+    lines: list[list[tuple[str, Box]]] = [[]]
+    column = 0  # first free cell of the line
+    for word in words:
+        width = draw.textlength(word, font=font(13))
+        cells = int(-(-(width + 2 * MARGIN) // CELL))
+        if column + cells > columns:
+            if len(lines) == rows:
+                break
+            lines.append([])
+            column = 0
+        column += cells
+        box = _text(draw, word, column * CELL - MARGIN, (len(lines) - 1) * CELL, fill=ink)
+        drawn.append((word, box))
+        lines[-1].append((word, box))
+    boxes = tuple((" ".join(word for word, _ in line), _around(line)) for line in lines)
+    return Picture(image, tuple(drawn), boxes)
+
+
+def bar_chart(rows: list[tuple[str, str]], rng: random.Random, *, columns: int = 8) -> Picture:
+    """Horizontal bars, one cell high: the category's name, its bar, its value.
+
+    `rows` are (category, value as printed in the table). `boxes` holds one entry a category: the
+    box around its bar and its value label.
+    """
+    hue = tuple(rng.randrange(60, 190) for _ in range(3))
+    image = Image.new("RGB", (columns * CELL, len(rows) * CELL), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    words: list[tuple[str, Box]] = []
+    boxes: list[tuple[str, Box]] = []
+    axis, longest = 3 * CELL, (columns - 5) * CELL
+    top = max(float(value) for _, value in rows)
+    for i, (category, value) in enumerate(rows):
+        words += [(category, _text(draw, category, axis - MARGIN, i * CELL, fill=(0, 0, 0)))]
+        bar = (axis, i * CELL + 6, axis + max(2, longest * float(value) / top), (i + 1) * CELL - 6)
+        draw.rectangle((bar[0], bar[1], bar[2] - 1, bar[3] - 1), fill=hue)
+        room = draw.textlength(value, font=font(13)) + 2 * MARGIN
+        end = -(-(bar[2] + room) // CELL) * CELL - MARGIN
+        label = _text(draw, value, end, i * CELL, fill=(0, 0, 0))
+        words += [(value, label)]
+        boxes += [(category, _around([("", bar), ("", label)]))]
+    return Picture(image, tuple(words), tuple(boxes))
+
+
+def patch_grid(row: int, column: int, rng: random.Random, *, side: int = 5) -> Picture:
+    """A side x side grid of quiet colours in which the cell (row, column), from 1, is red."""
+    image = Image.new("RGB", (side * CELL, side * CELL))
+    draw = ImageDraw.Draw(image)
+    for r in range(side):
+        for c in range(side):
+            base = RED if (r + 1, c + 1) == (row, column) else rng.choice(QUIET)
+            color = tuple(min(255, max(0, part + rng.randrange(-20, 21))) for part in base)
+            draw.rectangle((c * CELL, r * CELL, (c + 1) * CELL - 1, (r + 1) * CELL - 1), fill=color)
+    x, y = (column - 1) * CELL, (row - 1) * CELL
+    return Picture(image, boxes=(("red", (x, y, x + CELL, y + CELL)),))
+
+
+def _text(draw: ImageDraw.ImageDraw, text: str, right: float, top: float, *, fill: Color) -> Box:
+    """Draw the text so that it ends at x = `right`, in a cell that starts at y = `top`."""
+    x = right - draw.textlength(text, font=font(13))
+    box = draw.textbbox((x, top + CELL - 9), text, font=font(13), anchor="ls")
+    draw.text((x, top + CELL - 9), text, font=font(13), anchor="ls", fill=fill)
+    return tuple(float(edge) for edge in box)
+
+
+def _around(items: list[tuple[str, Box]]) -> Box:
+    left, top, right, bottom = zip(*(box for _, box in items), strict=True)
+    return (min(left), min(top), max(right), max(bottom))

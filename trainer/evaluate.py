@@ -1,0 +1,181 @@
+"""Held-out figures of a model, task by task, and the heat maps of the report's pictures.
+
+Everything is teacher forced, with every objective attached whatever the model was trained on, so that plain
+fine-tuning and grounded runs are measured alike. Metrics of a task (one is absent where the task has no such rows):
+
+- `answer_loss`, `token_accuracy`: cross entropy and top-1 accuracy of the trained answer tokens.
+- `number_accuracy`: top-1 accuracy of the answer tokens that consist of digits only. Where an answer is a row and a
+  column, this is the accuracy per coordinate.
+- `attention_ratio`, `attention_mass`, `attention_argmax`: the attention map of the answer's last token (mean of layers
+  and heads, normalised over the visual tokens) against the visual tokens of the region.
+- `peak_in_mask`, `roc_auc`: logit contributions of visual tokens to each aligned answer token against its region.
+- `word_accuracy`, `word_baseline`: top-1 accuracy of the visual labels, and that of always guessing one label.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from groundkern import metrics
+from groundkern.hf import DvSft, Klal, Smam, attach
+from groundkern.maps import FIXED_POINT_ONE
+
+_ON_TARGET = 0.999 * FIXED_POINT_ONE  # the quantised target map is FIXED_POINT_ONE on the target itself
+
+
+class Tally:
+    """Running means by name; undefined (NaN) values take no part."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Adds values [N] of any real or bool dtype."""
+        values = values.double()
+        values = values[~values.isnan()]
+        self._sums[name] += float(values.sum())
+        self._counts[name] += values.numel()
+
+    def means(self) -> dict[str, float]:
+        """The mean of every name that has a value."""
+        return {name: self._sums[name] / n for name, n in self._counts.items() if n}
+
+
+def evaluate(
+    model: torch.nn.Module,
+    collator: Callable,
+    tasks: dict[str, list[int]],
+    dataset: Any,
+    *,
+    digits: Tensor,
+    batch_size: int,
+    frequent_label: int | None = None,
+    bf16: bool = False,
+    title: str = "evaluating",
+) -> dict[str, dict[str, float]]:
+    """Metrics of each task (named at the head of this file).
+
+    Args:
+        model: on its device; left in evaluation mode with all objectives attached.
+        collator: examples to a batch, a `GroundingCollator`.
+        tasks: sample indices of each task.
+        dataset: map-style data set of `GroundedExample`.
+        digits: bool [V], token ids that consist of digits (`digit_tokens`).
+        batch_size: samples in a forward pass.
+        frequent_label: token id of `word_baseline`; None leaves it out.
+        bf16: bfloat16 autocast.
+        title: what the progress bar says.
+
+    Returns:
+        {task: {"samples": count, metric: mean}}.
+    """
+    attach(model, smam=Smam(), dv_sft=DvSft(), klal=Klal())
+    model.eval()
+    results = {}
+    with tqdm(total=sum(map(len, tasks.values())), desc=title, unit="sample") as bar:
+        for task, indices in tasks.items():
+            tally = Tally()
+            for start in range(0, len(indices), batch_size):
+                examples = [dataset[i] for i in indices[start : start + batch_size]]
+                batch = to_device(collator(examples), model.device)
+                output = forward(model, batch, bf16=bf16)
+                add_answers(tally, batch, output, digits)
+                add_attention(tally, batch, output.maps)
+                add_contributions(tally, batch, output.contributions)
+                add_words(tally, batch, output.word_predicted, frequent_label)
+                bar.update(len(examples))
+            results[task] = {"samples": len(indices), **tally.means()}
+    return results
+
+
+@torch.no_grad()
+def forward(model: torch.nn.Module, batch: dict, *, bf16: bool) -> Any:
+    """One forward pass that records attention maps and logit contributions."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        return model(**batch, gk_record=("maps", "contributions"))
+
+
+def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor) -> None:
+    """answer_loss, token_accuracy and number_accuracy of the answer rows [B, Rt]."""
+    position = batch["gk_text_position"].long()
+    rows = position >= 0
+    target = batch["labels"].gather(1, (position + 1).clamp_min(0))[rows]  # row t predicts t + 1
+    right = output.text_predicted[rows] == target
+    tally.add("answer_loss", -output.text_log_prob[rows])
+    tally.add("token_accuracy", right)
+    tally.add("number_accuracy", right[digits.to(target.device)[target]])
+
+
+def add_attention(tally: Tally, batch: dict, maps: Tensor) -> None:
+    """attention_ratio, attention_mass and attention_argmax of the map rows [B, Rm, C]."""
+    rows = batch["gk_map_position"] >= 0
+    scores, target = maps[rows], batch["gk_map_target"][rows] >= _ON_TARGET
+    valid = own_columns(batch)[rows]
+    tally.add("attention_ratio", metrics.attention_ratio(scores, target, valid))
+    tally.add("attention_mass", metrics.mass_on_target(scores, target, valid))
+    tally.add("attention_argmax", metrics.argmax_in_target(scores, target, valid))
+
+
+def add_contributions(tally: Tally, batch: dict, contributions: Tensor) -> None:
+    """peak_in_mask and roc_auc of the aligned rows [B, Rs, C]."""
+    rows = batch["gk_side_position"] >= 0
+    scores, target = contributions[rows], region_columns(batch)[rows]
+    valid = (batch["gk_map_columns"] >= 0)[:, None].expand_as(contributions)[rows]
+    tally.add("peak_in_mask", metrics.peak_in_mask(scores, target, valid))
+    tally.add("roc_auc", metrics.roc_auc(scores, target, valid))
+
+
+def add_words(tally: Tally, batch: dict, predicted: Tensor, frequent: int | None) -> None:
+    """word_accuracy and word_baseline of the labelled visual tokens [B, Rw]."""
+    rows = batch["gk_word_position"] >= 0
+    label = batch["gk_word_label"][rows]
+    tally.add("word_accuracy", predicted[rows] == label)
+    if frequent is not None:
+        tally.add("word_baseline", label == frequent)
+
+
+def own_columns(batch: dict) -> Tensor:
+    """Bool [B, Rm, C]: the key columns of each map row's own image."""
+    columns = batch["gk_map_columns"].long()  # [B, C]
+    image = batch["gk_image"].gather(1, columns.clamp_min(0))
+    same_image = image[:, None, :] == batch["gk_map_image"][:, :, None]
+    return same_image & (columns >= 0)[:, None, :]
+
+
+def region_columns(batch: dict) -> Tensor:
+    """Bool [B, Rs, C]: the key columns inside each aligned row's region."""
+    columns, sets = batch["gk_map_columns"].long(), batch["gk_side_set"].long()
+    inside = batch["gk_side_inside"]  # [B, G, S]
+    at = columns.clamp_min(0)[:, None, :].expand(-1, inside.shape[1], -1)
+    inside = inside.gather(2, at) & (columns >= 0)[:, None, :]  # [B, G, C]
+    return inside.gather(1, sets.clamp_min(0)[:, :, None].expand(-1, -1, columns.shape[1]))
+
+
+def digit_tokens(tokenizer: Any, vocabulary: int) -> Tensor:
+    """Bool [vocabulary]: the token ids whose text is digits only, blanks aside."""
+    texts = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])
+    digits = torch.zeros(vocabulary, dtype=torch.bool)
+    digits[: len(texts)] = torch.tensor([text.strip().isdigit() for text in texts])
+    return digits
+
+
+def pick(tasks: list[str], limit: int | None) -> dict[str, list[int]]:
+    """{task: indices of its first `limit` samples}, given the task of each sample."""
+    picked: dict[str, list[int]] = {}
+    for index, task in enumerate(tasks):
+        indices = picked.setdefault(task, [])
+        if limit is None or len(indices) < limit:
+            indices.append(index)
+    return picked
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The batch with its tensors on `device`."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}

@@ -1,0 +1,77 @@
+"""The model and the processor that a `Config` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, set_seed
+
+from groundkern.hf import DvSft, Klal, Smam, attach
+from groundkern.hf.processor import load_processor
+from trainer.config import Config, ConfigError, Lora
+
+VISION_TOWERS = ("visual", "vision_tower", "vision_model")
+
+
+def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
+    """(model, processor), with parameters frozen and adapters added as the config asks.
+
+    Raises:
+        ConfigError: the model or the processor cannot be loaded.
+    """
+    settings = config.model
+    local = Path(settings.path).exists()
+    if not local and (settings.path.count("/") != 1 or settings.path.startswith((".", "/"))):
+        raise ConfigError(f"`model.path`: expected a model folder, got {settings.path} (not there)")
+    try:
+        processor = load_processor(settings.path)
+        model = AutoModelForImageTextToText.from_pretrained(
+            settings.path,
+            attn_implementation=settings.attn_implementation,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"`model.path`: {settings.path} cannot be loaded: {reason}") from None
+    if settings.freeze_vision:
+        for tower in _vision_towers(model):
+            tower.requires_grad_(False)
+    if settings.lora is not None:
+        set_seed(config.training.seed)  # adapters start at random
+        model = _with_adapters(model, settings.lora, freeze_vision=settings.freeze_vision)
+    return model, processor
+
+
+def attach_objectives(model: torch.nn.Module, config: Config) -> None:
+    """Attaches the objectives that are on, and no others."""
+    objectives = config.objectives
+    attach(
+        model,
+        smam=objectives.smam and Smam(**objectives.smam.model_dump()),
+        dv_sft=objectives.dv_sft and DvSft(**objectives.dv_sft.model_dump()),
+        klal=objectives.klal and Klal(**objectives.klal.model_dump()),
+    )
+
+
+def _vision_towers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    named = model.named_modules()
+    return [module for name, module in named if name.rpartition(".")[2] in VISION_TOWERS]
+
+
+def _with_adapters(model: torch.nn.Module, lora: Lora, *, freeze_vision: bool) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    towers = rf".*\b({'|'.join(VISION_TOWERS)})\b.*"
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            exclude_modules=towers if freeze_vision else None,
+        ),
+    )

@@ -1,0 +1,115 @@
+"""Pictures of the report as strings that go straight into HTML: heat maps and loss curves."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
+
+SERIES = ("#e8590c", "#1c7ed6", "#868e96")  # this run, the run beside it: legible on light and dark
+_TEXT = "#010203"  # stands for the page's own text colour until the SVG is written
+_TARGET = (0, 190, 255)
+_SIDE = 420  # pixels of the longer side of a heat map
+
+
+def heat_picture(entry: dict, values: Sequence[float] | None) -> str:
+    """A sample's image with a heat map over it and its target outlined, as a data URI.
+
+    Args:
+        entry: one entry of `trainer.heatmaps.heat_maps`.
+        values: one number per rectangle of the entry, coloured from 0 (clear) to its maximum; None
+            draws the target only.
+    """
+    image = _from_data_uri(entry["image"])
+    scale = _SIDE / max(image.size)
+    image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.LANCZOS)
+    if values is not None:
+        image = _heated(image, entry["rects"], np.asarray(values, dtype=float))
+    _outline(image, entry)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _heated(image: Image.Image, rects: Sequence[Sequence[float]], values: np.ndarray) -> Image:
+    width, height = image.size
+    heat = np.zeros((height, width))
+    for (x0, y0, x1, y1), value in zip(rects, values):
+        rows = slice(max(0, round(y0 * height)), max(0, round(y1 * height)))
+        heat[rows, max(0, round(x0 * width)) : max(0, round(x1 * width))] = value
+    heat = np.clip(heat / max(float(values.max(initial=0.0)), 1e-12), 0, 1)[..., None]
+    colour = matplotlib.colormaps["YlOrRd"](0.15 + 0.85 * heat[..., 0])[..., :3] * 255
+    grey = np.asarray(image.convert("L"), dtype=float)[..., None]
+    base = 0.55 * np.asarray(image, dtype=float) + 0.2 * grey + 0.25 * 255  # paler, so heat stands out
+    alpha = 0.8 * np.sqrt(heat)
+    return Image.fromarray((base * (1 - alpha) + colour * alpha).astype(np.uint8))
+
+
+def _outline(image: Image.Image, entry: dict) -> None:
+    draw, (width, height) = ImageDraw.Draw(image), image.size
+    for grow, colour, line in ((3, "white", 5), (2, _TARGET, 3)):
+        for x0, y0, x1, y1 in entry["boxes"]:
+            corners = [x0 * width - grow, y0 * height - grow, x1 * width + grow, y1 * height + grow]
+            draw.rectangle(_inside(corners, image.size), outline=colour, width=line)
+        for x, y in entry["points"]:
+            x, y, radius = x * width, y * height, 5 + grow
+            draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=line)
+        for polygon in entry["polygons"]:
+            corners = [(x * width, y * height) for x, y in [*polygon, polygon[0]]]
+            draw.line(corners, fill=colour, width=line, joint="curve")
+
+
+def _inside(corners: list[float], size: tuple[int, int]) -> list[float]:
+    x0, y0, x1, y1 = corners
+    return [max(x0, 0), max(y0, 0), min(x1, size[0] - 1), min(y1, size[1] - 1)]
+
+
+def loss_curves(runs: dict[str, list[dict]], term: str) -> str:
+    """Inline SVG of one logged term over the steps, one line per run that has it.
+
+    Args:
+        runs: rows of metrics.jsonl by the run's name, in drawing order.
+        term: a key of the rows.
+    """
+    settings = {"svg.fonttype": "none", "svg.hashsalt": term, "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(3.6, 2.3), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for (name, rows), colour in zip(runs.items(), SERIES):
+            points = [(row["step"], row[term]) for row in rows if row.get(term) is not None]
+            if points:
+                marker = "o" if len(points) == 1 else None
+                axes.plot(*zip(*points), color=colour, linewidth=1.8, label=name, marker=marker)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.tick_params(colors=_TEXT, labelsize=8, length=0)
+        axes.set_xlabel("step", color=_TEXT, fontsize=8)
+        axes.grid(color=_TEXT, alpha=0.15, linewidth=0.6)
+        axes.spines[:].set_visible(False)
+        buffer = io.StringIO()
+        empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
+    return _for_page(buffer.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """The <svg> element alone, sized by the page, in the page's font and text colour."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.S)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg)
+    svg = re.sub(r' id="(?!p[0-9a-f]{10}")[^"]*"', "", svg)  # keeps what clip-path refers to
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    return svg.replace(_TEXT, "currentColor").strip()
+
+
+def _from_data_uri(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")

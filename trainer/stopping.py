@@ -1,0 +1,54 @@
+"""SIGTERM and Ctrl-C: during training finish the step and save; at any other time stop at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import TrainerCallback
+
+
+class Stopped(Exception):
+    """The program was asked to stop by signal `number`; `saved` names a checkpoint, if any."""
+
+    def __init__(self, number: int, saved: str = ""):
+        super().__init__(number)
+        self.number, self.saved = number, saved
+
+
+class StopSignals(TrainerCallback):
+    """Turns the first SIGTERM or SIGINT during training into "finish this step and save".
+
+    A signal outside training, or a second one, raises `Stopped` where the program stands.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._training = False
+
+    @contextmanager
+    def installed(self) -> Iterator[StopSignals]:
+        """Handles both signals inside the block and restores the old handlers after it."""
+        old = {n: signal.signal(n, self._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if not self._training or self.number:
+            raise Stopped(number)
+        self.number = number
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._training = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.number:
+            control.should_log = control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._training = False
