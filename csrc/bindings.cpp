@@ -108,7 +108,7 @@ Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
   return result;
 }
 
-const int32_t* index(const std::string& name, const View& view, int64_t count) {
+const int32_t* indices(const std::string& name, const View& view, int64_t count) {
   return tensor<1>(name, view, Dtype::int32, {count}).row<int32_t>();
 }
 
@@ -123,9 +123,9 @@ Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& 
              const std::optional<View>& set_index) {
   Rows rows{};
   rows.count = N;
-  rows.sequence = index("sequence", sequence, N);
-  rows.start = index("start", start, N);
-  rows.stop = index("stop", stop, N);
+  rows.sequence = indices("sequence", sequence, N);
+  rows.start = indices("start", start, N);
+  rows.stop = indices("stop", stop, N);
   if (words.has_value() != set_index.has_value()) {
     fail("set_index", "words and set_index together", "one without the other");
   }
@@ -134,7 +134,7 @@ Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& 
     rows.words_per_set = (S + 31) / 32;
     const auto bits = output<2>("words", *words, Dtype::int32, {ANY, rows.words_per_set});
     rows.words = static_cast<const int32_t*>(bits.data);
-    rows.set_index = index("set_index", *set_index, N);
+    rows.set_index = indices("set_index", *set_index, N);
     sets = bits.size[0];
   }
   for (int64_t n = 0; n < N; ++n) {
@@ -191,8 +191,8 @@ void forward(const View& q, const View& k, const View& v, const View& sequence, 
 }
 
 void backward(const View& dout, const View& dlse, const View& q, const View& k, const View& v,
-              const View& out, const View& lse, const View& sequence, const View& start,
-              const View& stop, const std::optional<View>& words,
+              const View& lse, const View& sequence, const View& start, const View& stop,
+              const std::optional<View>& words,
               const std::optional<View>& set_index, const View& dq, const View& dk, const View& dv,
               double scale, double softcap, int threads) {
   const SideAttention op = side_attention(q, k, v, sequence, start, stop, words, set_index, scale,
@@ -201,12 +201,11 @@ void backward(const View& dout, const View& dlse, const View& q, const View& k, 
   const int64_t B = op.k.size[0], Hkv = op.k.size[1], S = op.k.size[2];
   const auto dout_ = tensor<3>("dout", dout, op.dtype, {N, Hq, Dv});
   const auto dlse_ = tensor<2>("dlse", dlse, Dtype::float32, {N, Hq});
-  const auto out_ = tensor<3>("out", out, op.dtype, {N, Hq, Dv});
   const auto lse_ = tensor<2>("lse", lse, Dtype::float32, {N, Hq});
   const auto dq_ = output<3>("dq", dq, op.dtype, {N, Hq, D});
   const auto dk_ = output<4>("dk", dk, op.dtype, {B, Hkv, S, D});
   const auto dv_ = output<4>("dv", dv, op.dtype, {B, Hkv, S, Dv});
-  side_attention_backward(op, dout_, dlse_, out_, lse_, dq_, dk_, dv_);
+  side_attention_backward(op, dout_, dlse_, lse_, dq_, dk_, dv_);
 }
 
 }  // namespace
@@ -227,7 +226,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("scale"), py::arg("softcap"), py::arg("threads"));
   module.def("side_attention_backward", &groundkern::backward, release(), py::kw_only(),
              py::arg("dout"), py::arg("dlse"), py::arg("q"), py::arg("k"), py::arg("v"),
-             py::arg("out"), py::arg("lse"), py::arg("sequence"), py::arg("start"),
-             py::arg("stop"), py::arg("words"), py::arg("set_index"), py::arg("dq"), py::arg("dk"),
+             py::arg("lse"), py::arg("sequence"), py::arg("start"), py::arg("stop"),
+             py::arg("words"), py::arg("set_index"), py::arg("dq"), py::arg("dk"),
              py::arg("dv"), py::arg("scale"), py::arg("softcap"), py::arg("threads"));
 }

@@ -54,7 +54,7 @@ void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const
 // dq [N, Hq, D], dk [B, Hkv, S, D], dv [B, Hkv, S, Dv]; every element is written, keys that no row
 // sees with zeros. The same bits on every run and for every number of threads.
 void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
-                             const Tensor<3>& out, const Tensor<2>& lse, const Tensor<3>& dq,
-                             const Tensor<4>& dk, const Tensor<4>& dv);
+                             const Tensor<2>& lse, const Tensor<3>& dq, const Tensor<4>& dk,
+                             const Tensor<4>& dv);
 
 }  // namespace groundkern

@@ -14,6 +14,7 @@ NAMES = ("reference", "triton", "native")
 _PREFERRED = {"cuda": "triton", "cpu": "native"}
 
 
+@torch.compiler.assume_constant_result
 def missing(backend: str) -> str | None:
     """Why `backend` cannot run on this machine at all, in one sentence; None when it can."""
     match backend:

@@ -1,7 +1,9 @@
 """Losses on what the ops return: log probabilities, cross-entropy rows, attention maps.
 
-Every function is a few lines of torch on per-row values, in fp32 (fp64 input stays fp64). Rows are returned as they
-are: which rows count, and what their sum is divided by, is the caller's knowledge (padding, gradient accumulation);
+Every function is a few lines of torch on per-row values, in fp32 (fp64 input stays fp64). Rows are
+returned as they
+are: which rows count, and what their sum is divided by, is the caller's knowledge (padding,
+    gradient accumulation);
 `mean_rows` is the usual answer. Equation numbers are those of METHODS.md.
 """
 
@@ -37,19 +39,27 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 def _same_shape(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
-    require(x.shape == like.shape, name, f"the shape of `{like_name}`, {list(like.shape)}", list(x.shape))
+    require(
+        x.shape == like.shape,
+        name,
+        f"the shape of `{like_name}`, {list(like.shape)}",
+        list(x.shape),
+    )
 
 
-def mean_rows(rows: Tensor, counted: Tensor | None = None, *, denominator: Tensor | float | None = None) -> Tensor:
+def mean_rows(
+    rows: Tensor, counted: Tensor | None = None, *, denominator: Tensor | float | None = None
+) -> Tensor:
     """Mean of the counted rows; 0, with a zero gradient, when there are none.
 
-    Equals `rows[counted].sum() / denominator` without a host sync; rows that are not counted may hold anything.
+    Equals `rows[counted].sum() / denominator` without a host sync; rows that are not counted may
+    hold anything.
 
     Args:
         rows: [...] per-row losses.
         counted: bool, broadcastable to `rows`; None counts all.
-        denominator: what to divide by, for example the number of rows of a whole accumulated batch; None: the number
-            of counted rows. 0 gives 0.
+        denominator: what to divide by, for example the number of rows of a whole accumulated batch;
+            None: the number of counted rows. 0 gives 0.
 
     Returns:
         Scalar.
@@ -75,13 +85,14 @@ def smam(
 ) -> SmamLoss:
     """SMAM's two terms for each aligned answer token.
 
-    Equals `-F.logsigmoid(beta * (log_prob - side_log_prob))` (S4) and `-side_log_prob` (S3), added up by (S5).
+    Equals `-F.logsigmoid(beta * (log_prob - side_log_prob))` (S4) and `-side_log_prob` (S3), added
+    up by (S5).
 
     Args:
         log_prob: [...] log pi[w_t], of the ordinary forward pass.
         side_log_prob: [...] log pi+[w_t], of the pass that sees only the token's regions.
-        beta, alpha, gamma: the paper's weights; gamma 2.0 for LLaVA, 0.5 for Qwen. No gradient pushes pi+ down
-            exactly when gamma * beta / 2 <= alpha (at pi = pi+).
+        beta, alpha, gamma: the paper's weights; gamma 2.0 for LLaVA, 0.5 for Qwen. No gradient
+            pushes pi+ down exactly when gamma * beta / 2 <= alpha (at pi = pi+).
         detach_reference: stop the gradient of (S4) towards pi+. (S3) still trains it.
 
     Returns:
@@ -102,13 +113,14 @@ def word_cross_entropy(
 ) -> Tensor:
     """DV-SFT's cross entropy of a visual token, smoothed over the other labels of its image (D3).
 
-    Equals `-((1 - b) * log_prob + b * other_log_prob)` with b = smoothing, or 0 where there is no other label.
-    `groundkern.linear_cross_entropy(..., bags=, smoothing=)` computes the same from hidden states; this form is for
-    log probabilities that are already there.
+    Equals `-((1 - b) * log_prob + b * other_log_prob)` with b = smoothing, or 0 where there is no
+    other label. `groundkern.linear_cross_entropy(..., bags=, smoothing=)` computes the same from
+    hidden states; this form is for log probabilities that are already there.
 
     Args:
         log_prob: [...] log p_i(w_i).
-        other_log_prob: [...] mean of log p_i(y) over the image's other labels; anything where there are none.
+        other_log_prob: [...] mean of log p_i(y) over the image's other labels; anything where there
+            are none.
         has_others: [...] bool, whether the image has another label.
         smoothing: b.
 
@@ -136,7 +148,8 @@ def dv_sft(
 ) -> DvSftLoss:
     """DV-SFT's objective from cross-entropy rows: answer tokens and labelled visual tokens.
 
-    Equals `text_rows.mean() + weight * word_rows.mean()` over the counted rows; a set without rows gives 0.
+    Equals `text_rows.mean() + weight * word_rows.mean()` over the counted rows; a set without rows
+    gives 0.
 
     Args:
         text_rows: [...] cross entropy of answer tokens (D1).
@@ -157,12 +170,14 @@ def dv_sft(
 def map_kl(target: Tensor, attention: Tensor, *, renormalise: bool = False) -> Tensor:
     """KL(P || Q) of a target map against a differentiable attention map.
 
-    Equals `(P * (P.log() - attention.log())).sum(-1)` with `P = target / target.sum(-1)`. It is finite everywhere:
-    attention below the smallest normal number counts as that number, without a gradient. From q and k,
+    Equals `(P * (P.log() - attention.log())).sum(-1)` with `P = target / target.sum(-1)`. It is
+    finite everywhere: attention below the smallest normal number counts as that number, without a
+        gradient. From q and k,
     `groundkern.attention_kl` computes it in log space.
 
     Args:
-        target: [..., C] >= 0, of any scale; no gradient. A row that sums to 0 has no target: loss and gradient 0.
+        target: [..., C] >= 0, of any scale; no gradient. A row that sums to 0 has no target: loss
+            and gradient 0.
         attention: [..., C] >= 0, for example of `groundkern.attention_map`.
         renormalise: divide `attention` by its sum first (normalise after the head mean).
 
@@ -200,7 +215,9 @@ def klal(kl: Tensor, owns_map: Tensor) -> Tensor:
     return mean_rows(_at_least_fp32(kl), owns_map)
 
 
-def composition(whole: Tensor, first: Tensor, second: Tensor, *, detach_parts: bool = False) -> Tensor:
+def composition(
+    whole: Tensor, first: Tensor, second: Tensor, *, detach_parts: bool = False
+) -> Tensor:
     """How far the map of "p1 and p2" is from the sum of the maps of p1 and p2.
 
     Equals `(whole - (first + second)).norm(dim=-1)`; the gradient is 0 where they agree exactly.

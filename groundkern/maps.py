@@ -1,8 +1,9 @@
 """Target maps: which visual tokens a box, a point or a polygon falls on, and how strongly.
 
-A visual token is a rectangle `(x0, y0, x1, y1)` of the image, and a map is one number per rectangle, so a plain grid
-(`patch_grid`), a center-cropped one and a pyramid of tiles are all the same here. Rectangles and shapes share one
-coordinate system (fractions of the original image in `groundkern.hf`). A rectangle without area (-1, -1, -1, -1) is
+A visual token is a rectangle `(x0, y0, x1, y1)` of the image, and a map is one number per
+rectangle, so a plain grid (`patch_grid`), a center-cropped one and a pyramid of tiles are all the
+same here. Rectangles and shapes share one coordinate system (fractions of the original image in
+`groundkern.hf`). A rectangle without area (-1, -1, -1, -1) is
 a token without a place: it is on nothing. Areas are exact and computed in fp64.
 """
 
@@ -37,7 +38,9 @@ def patch_grid(height: int, width: int) -> Tensor:
 def _rows(name: str, values: Shapes, width: int) -> Tensor:
     rows = torch.as_tensor(values, dtype=torch.float64)
     rows = rows.reshape(0, width) if rows.numel() == 0 else rows
-    require(rows.dim() == 2 and rows.shape[1] == width, name, f"shape [*, {width}]", list(rows.shape))
+    require(
+        rows.dim() == 2 and rows.shape[1] == width, name, f"shape [*, {width}]", list(rows.shape)
+    )
     return rows
 
 
@@ -69,7 +72,8 @@ def overlap(rects: Tensor, boxes: Shapes) -> Tensor:
 def polygon_overlap(rects: Tensor, polygon: Shapes) -> Tensor:
     """Share of each rectangle that a simple polygon covers.
 
-    The area between every edge and the rectangle's floor is integrated in closed form, so concave polygons are exact.
+    The area between every edge and the rectangle's floor is integrated in closed form, so concave
+    polygons are exact.
 
     Args:
         rects: [n, 4].
@@ -103,7 +107,8 @@ def polygon_overlap(rects: Tensor, polygon: Shapes) -> Tensor:
 def contains(rects: Tensor, points: Shapes) -> Tensor:
     """Which rectangle each point lies in.
 
-    A point on a shared edge belongs to the right or lower rectangle; on the last edge, to the last rectangle.
+    A point on a shared edge belongs to the right or lower rectangle; on the last edge, to the last
+    rectangle.
 
     Args:
         rects: [n, 4].
@@ -128,7 +133,7 @@ def _shares(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[Sha
 
 
 def _clearly(shares: Tensor) -> Tensor:
-    """[n] bool: covered by a hundredth, or, for a shape too small for that, about as much as any rectangle."""
+    """[n] bool: a shape takes a hundredth, or is too small for that and takes most here."""
     if shares.shape[0] == 0 or shares.shape[1] == 0:
         return shares.new_zeros(shares.shape[1], dtype=torch.bool)
     most = shares.amax(-1, keepdim=True)
@@ -141,8 +146,9 @@ def inside(
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
 
-    A shape covers a rectangle when it takes at least a hundredth of it, so that an edge which grazes a patch by a
-    rounding error does not count; a shape too small for that covers the rectangle it lies in.
+    A shape covers a rectangle when it takes at least a hundredth of it, so that an edge which
+    grazes a patch by a rounding error does not count; a shape too small for that covers the
+    rectangle it lies in.
 
     Args:
         rects: [n, 4].
@@ -156,25 +162,29 @@ def inside(
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:
-    """[n] bool: rectangles that touch a target rectangle (which is enlarged by a hundredth, against rounding)."""
+    """[n] bool: rectangles that touch a target rectangle, enlarged by a hundredth."""
     slack = 0.01 * (rects[:, 2:] - rects[:, :2])
     low, high = rects[:, :2] - slack, rects[:, 2:] + slack
     touch = torch.zeros_like(target)
-    for chunk in target.nonzero()[:, 0].split(1024):  # bounds [1024, n] for a target as large as the image
+    for chunk in target.nonzero()[:, 0].split(
+        1024
+    ):  # bounds [1024, n] for a target as large as the image
         near = (low[chunk, None] <= rects[None, :, 2:]) & (high[chunk, None] >= rects[None, :, :2])
         touch |= near.all(-1).any(0)
     return touch & (_area(rects) > 0)
 
 
 def _gaussian(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[Shapes]) -> Tensor:
-    """[n]: the highest of the shapes' bells; standard deviation half the shape's size, half a token at least."""
+    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token."""
     bounds = [_rows("boxes", boxes, 4), _rows("points", points, 2).repeat(1, 2)]
     for polygon in polygons:
         corners = _rows("polygon", polygon, 2)
         bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
     bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
     low, high = rects[:, :2], rects[:, 2:]
-    sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2).clamp_min(1e-12)
+    sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2).clamp_min(
+        1e-12
+    )
     away = ((low + high) / 2 - (bounds[..., :2] + bounds[..., 2:]) / 2) / sigma  # [m, n, 2]
     bell = torch.exp(-0.5 * away.square().sum(-1)).amax(0)
     return bell.masked_fill(_area(rects) == 0, 0.0)
@@ -189,15 +199,16 @@ def target_map(
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
 ) -> Tensor:
-    """The distribution over visual tokens that a map should have when it looks at the union of the shapes.
+    """The distribution over visual tokens that a map should have when it looks at the union of the
+    shapes.
 
     Args:
         rects: [n, 4], one rectangle per visual token. Tokens without a place get 0.
         boxes: [m, 4]; points: [m, 2]; polygons: sequence of [k, 2].
-        kind: "neighbours": `levels` (a, b, c) for tokens on the target (`inside`), tokens that touch these, and the
-            rest. "uniform": a on the target, c elsewhere. "overlap": the share of the token that is covered, 0
-            elsewhere. "gaussian": a bell over each shape, its standard deviation half the shape's width and height
-            and at least half a token.
+        kind: "neighbours": `levels` (a, b, c) for tokens on the target (`inside`), tokens that
+            touch these, and the rest. "uniform": a on the target, c elsewhere. "overlap": the share
+            of the token that is covered, 0 elsewhere. "gaussian": a bell over each shape, its
+            standard deviation half the shape's width and height and at least half a token.
         levels: the triple (a, b, c), each >= 0 and a > 0.
 
     Returns:
@@ -206,7 +217,12 @@ def target_map(
     Source: arXiv 2511.12738, METHODS.md section 3 (the triple is open in the paper).
     """
     rects = _rows("rects", rects, 4)
-    require(len(levels) == 3 and min(levels) >= 0 and levels[0] > 0, "levels", "three numbers >= 0", levels)
+    require(
+        len(levels) == 3 and min(levels) >= 0 and levels[0] > 0,
+        "levels",
+        "three numbers >= 0",
+        levels,
+    )
     shares = _shares(rects, boxes, points, polygons)
     target = _clearly(shares)
     if not target.any():

@@ -1,8 +1,8 @@
 """How well a map over visual tokens finds its target: one number per row.
 
-Everything takes `scores` [N, C], a bool `target` [N, C] and optionally a bool `valid` [N, C] (columns that exist; the
-others take part in nothing), and returns [N] fp32. **A row for which a number is not defined gets NaN**, so average
-with `torch.nanmean`. Sums run in fp64.
+Everything takes `scores` [N, C], a bool `target` [N, C] and optionally a bool `valid` [N, C]
+(columns that exist; the others take part in nothing), and returns [N] fp32. **A row for which a
+number is not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def _columns(scores: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tens
         if mask is not None:
             if mask.dtype != torch.bool:
                 fail(name, "a bool tensor", mask.dtype, TypeError)
-            require(mask.shape == scores.shape, name, f"shape {list(scores.shape)}", list(mask.shape))
+            require(
+                mask.shape == scores.shape, name, f"shape {list(scores.shape)}", list(mask.shape)
+            )
     valid = torch.ones_like(target) if valid is None else valid
     return scores.detach().double(), target & valid, valid
 
@@ -29,8 +31,8 @@ def _columns(scores: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tens
 def peak_in_mask(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """1 where the highest score lies on the target, 0 where it does not.
 
-    When several columns share the highest score it is the fraction of them on the target (what choosing one at random
-    gives), so a constant map earns no luck from the order of its columns.
+    When several columns share the highest score it is the fraction of them on the target (what
+    choosing one at random gives), so a constant map earns no luck from the order of its columns.
 
     Args:
         scores: [N, C] attention or contribution.
@@ -54,7 +56,8 @@ argmax_in_target = peak_in_mask  # its usual name for attention maps
 
 
 def roc_auc(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Probability that a target column scores above another one, ties counting one half (exact, from ranks).
+    """Probability that a target column scores above another one, ties counting one half (exact,
+    from ranks).
 
     Args:
         scores: [N, C] attention or contribution.
@@ -62,7 +65,8 @@ def roc_auc(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tens
         valid: [N, C] bool, None: all.
 
     Returns:
-        [N] fp32; NaN for a row in which no column, or every column, is a target, or with a NaN score.
+        [N] fp32; NaN for a row in which no column, or every column, is a target, or with a NaN
+        score.
     """
     scores, target, valid = _columns(scores, target, valid)
     undefined = (scores.isnan() & valid).any(-1)

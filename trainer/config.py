@@ -66,12 +66,17 @@ class Data(Section):
 class Supervision(Section):
     leading_space: bool = setting(True, "label = first token of the word with a leading space")
     max_label_tokens: Positive = setting(3, "drop words of more tokens")
-    max_word_patches: Positive = setting(3, "drop words taller than this many visual tokens")
+    max_word_patches: Annotated[float, Field(gt=0)] = setting(
+        3.0, "drop words taller than this many visual tokens"
+    )
     on_shared_token: Literal["drop", "last", "largest"] = setting(
         "drop", "which word labels a visual token that two words share"
     )
+    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap"] = setting(
+        "neighbours", "shape of the target map"
+    )
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
-        (1.0, 0.5, 1e-3), "target map on target, neighbouring and other visual tokens"
+        (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
 
 
@@ -207,7 +212,8 @@ def unknown_field(name: str) -> str:
     """The sentence about a name that is no field, with the closest one that is."""
     known = [known for known, _ in walk_fields()]
     same_end = [other for other in known if other.endswith("." + name.rpartition(".")[2])]
-    close = same_end or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    cutoff = 0.0 if same_end else 0.5
+    close = difflib.get_close_matches(name, same_end or known, n=1, cutoff=cutoff)
     hint = f"did you mean `{close[0]}`?" if close else "--help lists all fields"
     return f"`{name}`: no such field; {hint}"
 

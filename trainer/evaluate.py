@@ -1,15 +1,19 @@
 """Held-out figures of a model, task by task, and the heat maps of the report's pictures.
 
-Everything is teacher forced, with every objective attached whatever the model was trained on, so that plain
-fine-tuning and grounded runs are measured alike. Metrics of a task (one is absent where the task has no such rows):
+Everything is teacher forced and, whatever a model was trained on, every objective is read, so that
+plain fine-tuning and grounded runs are measured alike. Metrics of a task (one is absent where the
+task has no such rows):
 
 - `answer_loss`, `token_accuracy`: cross entropy and top-1 accuracy of the trained answer tokens.
-- `number_accuracy`: top-1 accuracy of the answer tokens that consist of digits only. Where an answer is a row and a
-  column, this is the accuracy per coordinate.
-- `attention_ratio`, `attention_mass`, `attention_argmax`: the attention map of the answer's last token (mean of layers
-  and heads, normalised over the visual tokens) against the visual tokens of the region.
-- `peak_in_mask`, `roc_auc`: logit contributions of visual tokens to each aligned answer token against its region.
-- `word_accuracy`, `word_baseline`: top-1 accuracy of the visual labels, and that of always guessing one label.
+- `number_accuracy`: top-1 accuracy of the answer tokens that consist of digits only. Where an
+  answer is a row and a column, this is the accuracy per coordinate.
+- `attention_ratio`, `attention_mass`, `attention_argmax`: the attention map of the answer's last
+  token (mean of layers and heads, normalised over the visual tokens) against the visual tokens of
+  the region.
+- `peak_in_mask`, `roc_auc`: logit contributions of the visual tokens to each aligned answer token
+  against its region.
+- `word_accuracy`, `word_baseline`: top-1 accuracy of the visual labels, and that of always guessing
+  one label.
 """
 
 from __future__ import annotations
@@ -20,13 +24,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from groundkern import metrics
-from groundkern.hf import DvSft, Klal, Smam, attach
 from groundkern.maps import FIXED_POINT_ONE
+from trainer.progress import progress
 
-_ON_TARGET = 0.999 * FIXED_POINT_ONE  # the quantised target map is FIXED_POINT_ONE on the target itself
+TARGET_LEVELS = (1.0, 0.5, 1e-3)
+"""Levels of the target map that `evaluate` expects: the highest one is the target itself."""
+
+_ON_TARGET = 0.999 * FIXED_POINT_ONE
 
 
 class Tally:
@@ -63,8 +69,8 @@ def evaluate(
     """Metrics of each task (named at the head of this file).
 
     Args:
-        model: on its device; left in evaluation mode with all objectives attached.
-        collator: examples to a batch, a `GroundingCollator`.
+        model: attached, on its device; left in evaluation mode.
+        collator: examples to a batch; its target maps have the levels `TARGET_LEVELS`.
         tasks: sample indices of each task.
         dataset: map-style data set of `GroundedExample`.
         digits: bool [V], token ids that consist of digits (`digit_tokens`).
@@ -76,19 +82,20 @@ def evaluate(
     Returns:
         {task: {"samples": count, metric: mean}}.
     """
-    attach(model, smam=Smam(), dv_sft=DvSft(), klal=Klal())
-    model.eval()
+    model.eval()  # an attached model then computes every reading, whatever it is trained on
     results = {}
-    with tqdm(total=sum(map(len, tasks.values())), desc=title, unit="sample") as bar:
+    with progress(title, total=sum(map(len, tasks.values())), unit="sample") as bar:
         for task, indices in tasks.items():
             tally = Tally()
             for start in range(0, len(indices), batch_size):
                 examples = [dataset[i] for i in indices[start : start + batch_size]]
                 batch = to_device(collator(examples), model.device)
-                output = forward(model, batch, bf16=bf16)
+                output, maps, contributions = read(model, batch, bf16=bf16)
                 add_answers(tally, batch, output, digits)
-                add_attention(tally, batch, output.maps)
-                add_contributions(tally, batch, output.contributions)
+                if maps is not None:
+                    add_attention(tally, batch, maps)
+                if contributions is not None:
+                    add_contributions(tally, batch, contributions)
                 add_words(tally, batch, output.word_predicted, frequent_label)
                 bar.update(len(examples))
             results[task] = {"samples": len(indices), **tally.means()}
@@ -96,10 +103,15 @@ def evaluate(
 
 
 @torch.no_grad()
-def forward(model: torch.nn.Module, batch: dict, *, bf16: bool) -> Any:
-    """One forward pass that records attention maps and logit contributions."""
+def read(
+    model: torch.nn.Module, batch: dict, *, bf16: bool
+) -> tuple[Any, Tensor | None, Tensor | None]:
+    """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None where no row asks."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        return model(**batch, gk_record=("maps", "contributions"))
+        output, contributions = model(**batch, gk_record="maps"), None
+        if batch["gk_side_position"].shape[1]:
+            contributions = model(**batch, gk_record="contributions").contributions
+    return output, output.maps, contributions
 
 
 def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor) -> None:
@@ -177,5 +189,5 @@ def pick(tasks: list[str], limit: int | None) -> dict[str, list[int]]:
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on `device`."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """The tensors of a batch on `device`."""
+    return {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}

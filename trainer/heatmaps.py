@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.hf import GroundedExample, image_geometry
-from trainer.evaluate import forward, own_columns, to_device
+from groundkern.hf.example import GroundedExample
+from groundkern.hf.geometry import image_geometry
+from trainer.evaluate import own_columns, read, to_device
 
 THUMBNAIL = 560  # pixels of the longer side kept for the report
 
@@ -25,15 +26,15 @@ def heat_maps(
     *,
     bf16: bool = False,
 ) -> list[dict]:
-    """One entry for each picked sample that has regions; all objectives must be attached.
+    """One entry for each picked sample that has regions, of an attached model in evaluation mode.
 
     Args:
         tasks: indices of the samples to show, by task.
 
     Returns:
         Dicts of plain values: task, name, question, answer, image (a data URI), size (width,
-        height), boxes, points and polygons (fractions), rects [n][4] (fractions), attention [n] and, where the answer
-        has aligned tokens, contribution [n].
+        height), boxes, points and polygons (fractions), rects [n][4] (fractions), attention [n]
+        and, where the answer has aligned tokens, contribution [n].
     """
     entries = []
     for task, indices in tasks.items():
@@ -42,13 +43,20 @@ def heat_maps(
             batch = collator([example])
             tables = image_geometry(processor, model.config, [example.images], batch)
             batch = to_device(batch, model.device)
-            output = forward(model, batch, bf16=bf16)
-            if (batch["gk_map_position"] >= 0).any():
-                entries.append({"task": task, **_entry(example, batch, output, tables[0])})
+            _, maps, contributions = read(model, batch, bf16=bf16)
+            if maps is not None:
+                entry = _entry(example, batch, tables[0], maps, contributions)
+                entries.append({"task": task, **entry})
     return entries
 
 
-def _entry(example: GroundedExample, batch: dict, output: Any, table: Tensor) -> dict:
+def _entry(
+    example: GroundedExample,
+    batch: dict,
+    table: Tensor,
+    maps: Tensor,
+    contributions: Tensor | None,
+) -> dict:
     image = int(batch["gk_map_image"][0, 0])
     columns = own_columns(batch)[0, 0, : len(table)].cpu()  # the first map row's image
     columns &= (table[:, 0] == image) & (table[:, 3] > table[:, 1])
@@ -66,12 +74,12 @@ def _entry(example: GroundedExample, batch: dict, output: Any, table: Tensor) ->
         "points": [point for region in regions for point in region.points],
         "polygons": [polygon for region in regions for polygon in region.polygons],
         "rects": _rounded(table[columns][:, 1:]),
-        "attention": _rounded(output.maps[0, 0, : len(table)].cpu()[columns]),
+        "attention": _rounded(maps[0, 0, : len(table)].cpu()[columns]),
     }
-    sets = batch["gk_side_set"][0]
-    if (sets >= 0).any():
+    if contributions is not None:
+        sets = batch["gk_side_set"][0]
         rows = sets == sets[0]  # the tokens of the first phrase
-        contribution = output.contributions[0, rows].float().mean(0)[: len(table)].cpu()
+        contribution = contributions[0, rows].float().mean(0)[: len(table)].cpu()
         entry["contribution"] = _rounded(contribution[columns])
     return entry
 

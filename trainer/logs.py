@@ -1,63 +1,51 @@
-"""What a run tells while it trains: a progress bar with a rate, log lines, metrics.jsonl, and counts."""
+"""What a run tells while it trains: progress bar, log lines, metrics.jsonl and counts."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from groundkern.hf import GroundedExample, GroundingTrainer
+from groundkern.hf import GroundingTrainer
+from trainer.collating import COUNTS
 from trainer.config import Config
-from trainer.run_folder import METRICS, write_checkpoint_record
-
-_NOT_LOSSES = ("step", "steps", "epoch", "grad_norm", "learning_rate", "samples_per_second")
-
-
-def loss_terms(rows: list[dict]) -> list[str]:
-    """The logged losses, total first, in the order they appear."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_LOSSES)
-    return sorted(names, key=lambda name: name != "loss")
-
-
-class CountingCollator:
-    """A collator whose batches say what supervision they lost and which labels they hold.
-
-    The counts travel with the batch, so they are right with worker processes and prefetching, and only batches that
-    were trained on count.
-    """
-
-    KEY = "counts"
-
-    def __init__(self, collator: Callable):
-        self.collator = collator
-
-    def __call__(self, examples: list[GroundedExample]) -> dict:
-        before = Counter(self.collator.counts)
-        batch = dict(self.collator(examples))
-        labels = batch["gk_word_label"][batch["gk_word_position"] >= 0].tolist()
-        lost = {k: n - before[k] for k, n in self.collator.counts.items() if n != before[k]}
-        batch[self.KEY] = {"lost": lost, "labels": Counter(labels)}
-        return batch
+from trainer.dataset import BadSample
+from trainer.progress import progress
+from trainer.run_folder import METRICS, loss_terms, write_checkpoint_record
 
 
 class CountingTrainer(GroundingTrainer):
-    """`GroundingTrainer` that adds up the counts of the batches it trains on."""
+    """`GroundingTrainer` that adds up the counts of the batches it trains on.
 
-    def __init__(self, *args: Any, lost: Counter, labels: Counter, **kwargs: Any):
+    Args:
+        lost, labels: counters of supervision and of visual labels that it adds to.
+        bad: the list that samples left out of a batch join.
+    """
+
+    def __init__(
+        self, *args: Any, lost: Counter, labels: Counter, bad: list[BadSample], **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
-        self.lost, self.labels = lost, labels
+        self.lost, self.labels, self.bad = lost, labels, bad
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        # `load_model` has loaded full weights: the Trainer's loading does not rename keys as
+        # from_pretrained does, and passes over what it does not find (all of Qwen2.5-VL's body)
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
-        counts = inputs.pop(CountingCollator.KEY)
+        counts = inputs.pop(COUNTS)
         self.lost.update(counts["lost"])
         self.labels.update(counts["labels"])
+        self.bad.extend(bad for bad in counts["bad"] if bad not in self.bad)
         return super()._prepare_inputs(inputs)
 
 
@@ -72,11 +60,14 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         start = state.global_step
-        self._bar = tqdm(total=state.max_steps, initial=start, desc="training", unit="step")
+        self._bar = progress("training", total=state.max_steps, unit="step", done=start)
         self._logged, self._since = start, time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         self._bar.update(state.global_step - self._bar.n)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:  # the summary at the end of training

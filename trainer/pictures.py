@@ -48,7 +48,9 @@ def _heated(image: Image.Image, rects: Sequence[Sequence[float]], values: np.nda
     heat = np.clip(heat / max(float(values.max(initial=0.0)), 1e-12), 0, 1)[..., None]
     colour = matplotlib.colormaps["YlOrRd"](0.15 + 0.85 * heat[..., 0])[..., :3] * 255
     grey = np.asarray(image.convert("L"), dtype=float)[..., None]
-    base = 0.55 * np.asarray(image, dtype=float) + 0.2 * grey + 0.25 * 255  # paler, so heat stands out
+    base = (
+        0.55 * np.asarray(image, dtype=float) + 0.2 * grey + 0.25 * 255
+    )  # paler, so heat stands out
     alpha = 0.8 * np.sqrt(heat)
     return Image.fromarray((base * (1 - alpha) + colour * alpha).astype(np.uint8))
 
@@ -61,7 +63,9 @@ def _outline(image: Image.Image, entry: dict) -> None:
             draw.rectangle(_inside(corners, image.size), outline=colour, width=line)
         for x, y in entry["points"]:
             x, y, radius = x * width, y * height, 5 + grow
-            draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=line)
+            draw.ellipse(
+                [x - radius, y - radius, x + radius, y + radius], outline=colour, width=line
+            )
         for polygon in entry["polygons"]:
             corners = [(x * width, y * height) for x, y in [*polygon, polygon[0]]]
             draw.line(corners, fill=colour, width=line, joint="curve")

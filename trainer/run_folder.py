@@ -15,6 +15,7 @@ from trainer.config import Config, ConfigError, differences
 
 METRICS, RECORD, REPORT, MODEL = "metrics.jsonl", "groundkern.json", "report.html", "model"
 BEFORE, AFTER = "evaluation-before.json", "evaluation-after.json"
+_NOT_LOSSES = ("step", "steps", "epoch", "grad_norm", "learning_rate", "samples_per_second")
 # What may change between an interrupted run and its continuation without changing its losses.
 FREE_TO_CHANGE = (
     "training.resume",
@@ -46,6 +47,12 @@ def read_metrics(output: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def loss_terms(rows: list[dict]) -> list[str]:
+    """The logged losses, total first, then in the order they appear."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_LOSSES)
+    return sorted(names, key=lambda name: name != "loss")
+
+
 def keep_metrics(output: Path, step: int) -> None:
     """Drops the rows of metrics.jsonl after `step`: training continues (or starts) from there."""
     rows = [json.dumps(row) + "\n" for row in read_metrics(output) if row["step"] <= step]
@@ -66,7 +73,7 @@ def find_checkpoint(config: Config) -> Path | None:
     """The checkpoint that `training.resume` asks for, None for a fresh start.
 
     Raises:
-        ConfigError: no such checkpoint, a checkpoint in the way of `never`, or one of other settings.
+        ConfigError: no such checkpoint, one in the way of `never`, or one of other settings.
     """
     output, resume = config.training.output, config.training.resume
     found = checkpoints(output)
@@ -79,12 +86,17 @@ def find_checkpoint(config: Config) -> Path | None:
         return None
     if resume != "auto":
         if not (Path(resume) / RECORD).exists():
-            raise ConfigError(f"`training.resume`: expected auto, never or a checkpoint, got {resume}")
+            raise ConfigError(
+                f"`training.resume`: expected auto, never or a checkpoint, got {resume}"
+            )
         return Path(resume)
     if not found:
         return None
-    saved = Config.model_validate(read_json(found[-1] / RECORD)["config"])
+    record = read_json(found[-1] / RECORD)
+    saved = Config.model_validate(record["config"])
     changed = differences(saved, config, ignore=FREE_TO_CHANGE)
+    if record["train_bytes"] != _size(config.data.train):
+        changed.append(f"the contents of {config.data.train}")
     if changed:
         raise ConfigError(
             f"{found[-1]} was trained with other settings ({'; '.join(changed)}); choose another "
@@ -99,7 +111,12 @@ def write_checkpoint_record(
     """Writes the settings and counts of a checkpoint beside it, which marks it complete."""
     write_json(
         checkpoint / RECORD,
-        {"config": config.model_dump(mode="json"), "lost": lost, "labels": labels},
+        {
+            "config": config.model_dump(mode="json"),
+            "train_bytes": _size(config.data.train),
+            "lost": lost,
+            "labels": labels,
+        },
     )
 
 
@@ -107,6 +124,10 @@ def read_counts(checkpoint: Path) -> tuple[Counter, Counter]:
     """(lost supervision, visual labels) counted until a checkpoint."""
     record = read_json(checkpoint / RECORD)
     return Counter(record["lost"]), Counter({int(k): n for k, n in record["labels"].items()})
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 // side_attention on the CPU: for each row, attention over its allowed keys, and its log-sum-exp.
 //
 //   s = softcap(scale q . k),  lse = log sum_j exp(s_j),  p = exp(s - lse),  out = sum_j p_j v_j
-//   ds = p (dp - delta),  dp_j = dout . v_j,  delta = dout . out - dlse
+//   ds = p (dp - delta) dcap,  dp_j = dout . v_j,  delta = sum_j p_j dp_j - dlse
 //   dq = scale sum_j ds_j k_j,  dk_j = scale sum_n ds_nj q_n,  dv_j = sum_n p_nj dout_n
 //
 // The query heads of a key head are packed with the rows (m = row * group + head in group), keys
@@ -84,20 +84,21 @@ struct Kernel {
                      std::vector<uint64_t>& keys, std::vector<OnlineSoftmax>& softmax,
                      Scratch scratch) const;
 
-  // The backward's statistics per row and query head, [N, Hq]. exp(lse) is the softmax's
-  // denominator only to the rounding of lse, so the dq pass sums p again and corrects it.
+  // What the dq pass finds for each row and query head, [N, Hq], and the dk, dv pass uses. Both come
+  // from p itself: exp(lse) is the softmax's denominator, and out the weighted sum of v, only to
+  // their rounding.
   struct Statistics {
-    std::vector<float> lse, delta, correction;
+    std::vector<float> correction;  // 1 / sum_j exp(s_j - lse)
+    std::vector<float> delta;
   };
-  Statistics statistics(const Tensor<3>& dout, const Tensor<2>& dlse, const Tensor<3>& out,
-                        const Tensor<2>& lse) const;
-  void backward(const Tensor<3>& dout, Statistics& rows, const Tensor<3>& dq, const Tensor<4>& dk,
-                const Tensor<4>& dv) const;
-  void backward_dq(const Block& block, int64_t head, const Tensor<3>& dout, Statistics& rows,
-                   const Tensor<3>& dq, std::vector<uint64_t>& keys, Scratch scratch) const;
+  void backward(const Tensor<3>& dout, const Tensor<2>& dlse, const Tensor<2>& lse,
+                const Tensor<3>& dq, const Tensor<4>& dk, const Tensor<4>& dv) const;
+  void backward_dq(const Block& block, int64_t head, const Tensor<3>& dout, const Tensor<2>& dlse,
+                   const Tensor<2>& lse, const Tensor<3>& dq, Statistics& rows,
+                   std::vector<uint64_t>& keys, Scratch scratch) const;
   void backward_dkv(int64_t sequence, int64_t head, int64_t tile, const Tensor<3>& dout,
-                    const Statistics& rows, const Tensor<4>& dk, const Tensor<4>& dv,
-                    std::vector<uint64_t>& keys, Scratch scratch) const;
+                    const Tensor<2>& lse, const Statistics& rows, const Tensor<4>& dk,
+                    const Tensor<4>& dv, std::vector<uint64_t>& keys, Scratch scratch) const;
 };
 
 template <class T>
@@ -159,28 +160,8 @@ void Kernel<T>::forward_block(const Block& block, int64_t head, const Tensor<3>&
 }
 
 template <class T>
-typename Kernel<T>::Statistics Kernel<T>::statistics(const Tensor<3>& dout, const Tensor<2>& dlse,
-                                                     const Tensor<3>& out,
-                                                     const Tensor<2>& lse) const {
-  Statistics rows;
-  rows.lse.resize(N * Hq);
-  rows.delta.resize(N * Hq);
-  rows.correction.resize(N * Hq);
-  std::vector<float> o(ldv), d(ldv);
-  for (int64_t n = 0; n < N; ++n) {
-    for (int64_t h = 0; h < Hq; ++h) {
-      load_row(out.row<T>(n, h), Dv, 1.0f, o.data());
-      load_row(dout.row<T>(n, h), Dv, 1.0f, d.data());
-      rows.lse[n * Hq + h] = *lse.row<float>(n, h);
-      rows.delta[n * Hq + h] = dot(o.data(), d.data(), Dv) - *dlse.row<float>(n, h);
-    }
-  }
-  return rows;
-}
-
-template <class T>
-void Kernel<T>::backward(const Tensor<3>& dout, Statistics& rows, const Tensor<3>& dq,
-                         const Tensor<4>& dk, const Tensor<4>& dv) const {
+void Kernel<T>::backward(const Tensor<3>& dout, const Tensor<2>& dlse, const Tensor<2>& lse,
+                         const Tensor<3>& dq, const Tensor<4>& dk, const Tensor<4>& dv) const {
   for (int64_t n = 0; n < N; ++n) {
     if (op.rows.start[n] < op.rows.stop[n]) continue;
     for (int64_t h = 0; h < Hq; ++h) std::fill_n(dq.row<T>(n, h), D, from_float<T>(0.0f));
@@ -189,37 +170,44 @@ void Kernel<T>::backward(const Tensor<3>& dout, Statistics& rows, const Tensor<3
   const int64_t key_items = B * Hkv * tiles;
   const double work = scores() * 2 * (D + Dv);
   const int threads = useful_threads(std::max(row_items, key_items), work, op.threads);
-  const int64_t share = M * (2 * ldq + ldv + 2 * KEYS) + KEYS * (2 * ldq + 2 * ldv);
+  const int64_t share = M * (3 * ldq + ldv + 2 * KEYS) + KEYS * (2 * ldq + 2 * ldv);
   std::vector<float> memory(threads * share);
   std::vector<std::vector<uint64_t>> keys(threads, std::vector<uint64_t>(M));
+  Statistics rows{std::vector<float>(N * Hq), std::vector<float>(N * Hq)};
   parallel_for(row_items, threads, [&](int64_t item, int thread) {
-    backward_dq(blocks.blocks[item / Hkv], item % Hkv, dout, rows, dq, keys[thread],
+    backward_dq(blocks.blocks[item / Hkv], item % Hkv, dout, dlse, lse, dq, rows, keys[thread],
                 {memory.data() + thread * share});
   });
   parallel_for(key_items, threads, [&](int64_t item, int thread) {
-    backward_dkv(item / tiles / Hkv, item / tiles % Hkv, item % tiles, dout, rows, dk, dv,
+    backward_dkv(item / tiles / Hkv, item / tiles % Hkv, item % tiles, dout, lse, rows, dk, dv,
                  keys[thread], {memory.data() + thread * share});
   });
 }
 
+// sum_j p_j (dp_j - delta) k_j in one sweep, before delta is known: sum_j p_j dp_j k_j - delta sum_j p_j k_j.
 template <class T>
 void Kernel<T>::backward_dq(const Block& block, int64_t head, const Tensor<3>& dout,
-                            Statistics& rows, const Tensor<3>& dq, std::vector<uint64_t>& keys,
+                            const Tensor<2>& dlse, const Tensor<2>& lse, const Tensor<3>& dq,
+                            Statistics& rows, std::vector<uint64_t>& keys,
                             Scratch scratch) const {
   const int64_t m = block.count * group;
   float* const q = scratch.take(M * ldq);      // [m, D]
   float* const d = scratch.take(M * ldv);      // [m, Dv]: dout
-  float* const g = scratch.take(M * ldq);      // [m, D]: dq
+  float* const dp_k = scratch.take(M * ldq);   // [m, D]: sum_j p_j dp_j k_j
+  float* const p_k = scratch.take(M * ldq);    // [m, D]: sum_j p_j k_j
   float* const s = scratch.take(M * KEYS);     // [m, KEYS]: scores, then p
-  float* const ds = scratch.take(M * KEYS);    // [m, KEYS]: dp, then ds
+  float* const dp = scratch.take(M * KEYS);    // [m, KEYS]: dp, then p dp
   float* const kt = scratch.take(D * KEYS);    // [D, KEYS]
   float* const vt = scratch.take(Dv * KEYS);   // [Dv, KEYS]
   float* const k = scratch.take(KEYS * ldq);   // [KEYS, D]
   load_rows(op.q, block, head, D, op.scale, q);
   load_rows(dout, block, head, Dv, 1.0f, d);
-  std::fill(g, g + m * ldq, 0.0f);
-  const auto at = [&](int64_t i) { return block.index[i / group] * Hq + head * group + i % group; };
-  for (int64_t i = 0; i < m; ++i) rows.correction[at(i)] = 0.0f;
+  std::fill(dp_k, dp_k + m * ldq, 0.0f);
+  std::fill(p_k, p_k + m * ldq, 0.0f);
+  const auto row = [&](int64_t i) -> int64_t { return block.index[i / group]; };
+  const auto query_head = [&](int64_t i) { return head * group + i % group; };
+  const auto at = [&](int64_t i) { return row(i) * Hq + query_head(i); };
+  for (int64_t i = 0; i < m; ++i) rows.correction[at(i)] = rows.delta[at(i)] = 0.0f;
 
   for (int64_t tile = block.start / KEYS; tile * KEYS < block.stop; ++tile) {
     const uint64_t any = masks(block, tile, keys);
@@ -229,26 +217,31 @@ void Kernel<T>::backward_dq(const Block& block, int64_t head, const Tensor<3>& d
     load_keys(keys_k, op.k.stride[2], D, any, k);
     load_keys_transposed(keys_at(op.v, block.sequence, head, tile), op.v.stride[2], Dv, any, vt);
     score(m, q, kt, s);
-    product(m, Dv, d, vt, ds);
+    product(m, Dv, d, vt, dp);
     for (int64_t i = 0; i < m; ++i) {
-      const float sum = softmax_backward(s + i * KEYS, ds + i * KEYS, keys[i / group],
-                                         rows.lse[at(i)], rows.delta[at(i)], op.softcap);
-      rows.correction[at(i)] += sum;
+      const BackwardSums sums = backward_sums(s + i * KEYS, dp + i * KEYS, keys[i / group],
+                                              *lse.row<float>(row(i), query_head(i)), op.softcap);
+      rows.correction[at(i)] += sums.p;
+      rows.delta[at(i)] += sums.p_dp;
     }
-    multiply_add(m, ldq, KEYS, ds, KEYS, 1, k, ldq, g, ldq);
+    multiply_add(m, ldq, KEYS, dp, KEYS, 1, k, ldq, dp_k, ldq);
+    multiply_add(m, ldq, KEYS, s, KEYS, 1, k, ldq, p_k, ldq);
   }
   for (int64_t i = 0; i < m; ++i) {
-    float& correction = rows.correction[at(i)];
+    float &correction = rows.correction[at(i)], &delta = rows.delta[at(i)];
     correction = correction == 0.0f ? 0.0f : 1.0f / correction;
-    store_row(g + i * ldq, D, op.scale * correction,
-              dq.row<T>(block.index[i / group], head * group + i % group));
+    delta = delta * correction - *dlse.row<float>(row(i), query_head(i));
+    float* const sum = dp_k + i * ldq;
+    for (int64_t c = 0; c < D; ++c) sum[c] -= delta * p_k[i * ldq + c];
+    store_row(sum, D, op.scale * correction, dq.row<T>(row(i), query_head(i)));
   }
 }
 
 template <class T>
 void Kernel<T>::backward_dkv(int64_t sequence, int64_t head, int64_t tile, const Tensor<3>& dout,
-                             const Statistics& rows, const Tensor<4>& dk, const Tensor<4>& dv,
-                             std::vector<uint64_t>& keys, Scratch scratch) const {
+                             const Tensor<2>& lse, const Statistics& rows, const Tensor<4>& dk,
+                             const Tensor<4>& dv, std::vector<uint64_t>& keys,
+                             Scratch scratch) const {
   float* const q = scratch.take(M * ldq);      // [m, D]
   float* const d = scratch.take(M * ldv);      // [m, Dv]: dout
   float* const s = scratch.take(M * KEYS);     // [m, KEYS]: scores, then p
@@ -276,11 +269,9 @@ void Kernel<T>::backward_dkv(int64_t sequence, int64_t head, int64_t tile, const
     score(m, q, kt, s);
     product(m, Dv, d, vt, ds);
     for (int64_t i = 0; i < m; ++i) {
-      const int64_t at = block.index[i / group] * Hq + head * group + i % group;
-      softmax_backward(s + i * KEYS, ds + i * KEYS, keys[i / group], rows.lse[at], rows.delta[at],
-                       op.softcap);
-      scale_row(s + i * KEYS, KEYS, rows.correction[at]);
-      scale_row(ds + i * KEYS, KEYS, rows.correction[at]);
+      const int64_t n = block.index[i / group], h = head * group + i % group;
+      softmax_backward(s + i * KEYS, ds + i * KEYS, keys[i / group], *lse.row<float>(n, h),
+                       rows.correction[n * Hq + h], rows.delta[n * Hq + h], op.softcap);
     }
     multiply_add(KEYS, ldv, m, s, 1, KEYS, d, ldv, gv, ldv);   // p^T dout
     multiply_add(KEYS, ldq, m, ds, 1, KEYS, q, ldq, gk, ldq);  // ds^T (scale q)
@@ -313,12 +304,9 @@ void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const
 }
 
 void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
-                             const Tensor<3>& out, const Tensor<2>& lse, const Tensor<3>& dq,
-                             const Tensor<4>& dk, const Tensor<4>& dv) {
-  dispatch(op, [&](const auto& kernel) {
-    auto rows = kernel.statistics(dout, dlse, out, lse);
-    kernel.backward(dout, rows, dq, dk, dv);
-  });
+                             const Tensor<2>& lse, const Tensor<3>& dq, const Tensor<4>& dk,
+                             const Tensor<4>& dv) {
+  dispatch(op, [&](const auto& kernel) { kernel.backward(dout, dlse, lse, dq, dk, dv); });
 }
 
 }  // namespace groundkern

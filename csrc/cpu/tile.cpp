@@ -11,18 +11,14 @@
 namespace groundkern {
 namespace {
 
-// C [ROWS, LANES] += A [ROWS, K] B [K, LANES]; the accumulators stay in registers.
+// C [ROWS, LANES] += A [ROWS, K] B [K, LANES]; the sums stay in registers. They start at zero and meet
+// C at the end: a long sum over tiles rounds like a sum of tile sums.
 template <int ROWS>
 GROUNDKERN_INLINE void panel(int64_t K, const float* __restrict__ A, int64_t row_stride,
                              int64_t column_stride, const float* __restrict__ B, int64_t ldb,
                              float* __restrict__ C, int64_t ldc) {
   // Loops over lanes are kept rolled: the compiler turns a rolled one into one vector instruction.
-  float sums[ROWS][LANES];
-#pragma GCC unroll 8
-  for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 1
-    for (int j = 0; j < LANES; ++j) sums[i][j] = C[i * ldc + j];
-  }
+  float sums[ROWS][LANES] = {};
 #pragma GCC unroll 1
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 8
@@ -35,7 +31,7 @@ GROUNDKERN_INLINE void panel(int64_t K, const float* __restrict__ A, int64_t row
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 1
-    for (int j = 0; j < LANES; ++j) C[i * ldc + j] = sums[i][j];
+    for (int j = 0; j < LANES; ++j) C[i * ldc + j] += sums[i][j];
   }
 }
 
@@ -109,13 +105,6 @@ CLONES void scale_row(float* x, int64_t width, float factor) {
   for (int64_t d = 0; d < width; ++d) x[d] *= factor;
 }
 
-CLONES float dot(const float* a, const float* b, int64_t width) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < width; ++d) sum += a[d] * b[d];
-  return sum;
-}
-
 void cap_scores(float* scores, float softcap) {
   for (int64_t j = 0; j < KEYS; ++j) scores[j] = softcap * std::tanh(scores[j] / softcap);
 }
@@ -124,21 +113,36 @@ CLONES float add_tile(OnlineSoftmax& softmax, float* scores, uint64_t keys) {
   return softmax.add_tile(scores, keys);
 }
 
-CLONES float softmax_backward(float* scores, float* dp, uint64_t keys, float lse, float delta,
-                              float softcap) {
+CLONES BackwardSums backward_sums(float* scores, float* dp, uint64_t keys, float lse,
+                                  float softcap) {
   const float per_softcap = softcap > 0.0f ? 1.0f / softcap : 0.0f;
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
+  float sum_p = 0.0f, sum_p_dp = 0.0f;
+#pragma omp simd reduction(+ : sum_p, sum_p_dp)
   for (int64_t j = 0; j < KEYS; ++j) {
     const bool visible = (keys >> j) & 1;
     const float capped = scores[j] * per_softcap;
-    const float p = exponential(scores[j] - lse);
+    const float slope = 1.0f - capped * capped;
+    const float p = visible ? exponential(scores[j] - lse) : 0.0f;
+    const float p_dp = visible ? p * dp[j] : 0.0f;
+    scores[j] = visible ? p * slope : 0.0f;
+    dp[j] = visible ? p_dp * slope : 0.0f;
+    sum_p += p;
+    sum_p_dp += p_dp;
+  }
+  return {sum_p, sum_p_dp};
+}
+
+CLONES void softmax_backward(float* scores, float* dp, uint64_t keys, float lse, float correction,
+                             float delta, float softcap) {
+  const float per_softcap = softcap > 0.0f ? 1.0f / softcap : 0.0f;
+  for (int64_t j = 0; j < KEYS; ++j) {
+    const bool visible = (keys >> j) & 1;
+    const float capped = scores[j] * per_softcap;
+    const float p = exponential(scores[j] - lse) * correction;
     const float ds = p * (dp[j] - delta) * (1.0f - capped * capped);
     scores[j] = visible ? p : 0.0f;
     dp[j] = visible ? ds : 0.0f;
-    sum += scores[j];
   }
-  return sum;
 }
 
 }  // namespace groundkern

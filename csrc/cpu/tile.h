@@ -36,18 +36,24 @@ void store_row(const float* tile, int64_t width, float factor, T* y);
 // x [width] *= factor
 void scale_row(float* x, int64_t width, float factor);
 
-// sum of a [width] * b [width]
-float dot(const float* a, const float* b, int64_t width);
-
 // scores [KEYS] -> softcap * tanh(scores / softcap)
 void cap_scores(float* scores, float softcap);
 
 // OnlineSoftmax::add_tile.
 float add_tile(OnlineSoftmax& softmax, float* scores, uint64_t keys);
 
-// One row of the softmax's backward, [KEYS]: scores become p = exp(score - lse) and dp becomes
-// ds = p (dp - delta) d(capped score)/d(score), both 0 where not in keys. Returns the sum of p.
-float softmax_backward(float* scores, float* dp, uint64_t keys, float lse, float delta,
-                       float softcap);
+// One row of the softmax's backward, [KEYS], with p = exp(score - lse), slope = d(capped score)/d(score)
+// and 0 where not in keys. First sweep: scores become p slope, dp becomes p slope dp; returns what
+// normalises them.
+struct BackwardSums {
+  float p;     // sum_j p_j
+  float p_dp;  // sum_j p_j dp_j
+};
+BackwardSums backward_sums(float* scores, float* dp, uint64_t keys, float lse, float softcap);
+
+// Second sweep, once they are known: scores become p = exp(score - lse) correction, dp becomes
+// ds = p (dp - delta) slope.
+void softmax_backward(float* scores, float* dp, uint64_t keys, float lse, float correction,
+                      float delta, float softcap);
 
 }  // namespace groundkern

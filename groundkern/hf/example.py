@@ -1,13 +1,16 @@
 """What `GroundingCollator` eats: images, chat messages, and what is known about where things are.
 
-Every coordinate is a fraction of the EXIF-rotated original image: x to the right, y down, measured at pixel edges
-(the whole image is `(0, 0, 1, 1)`). Character spans index the text of one assistant message.
+Every coordinate is a fraction of the EXIF-rotated original image: x to the right, y down, measured
+at pixel edges (the whole image is `(0, 0, 1, 1)`). Character spans index the text of one assistant
+message.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from groundkern.checks import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +22,7 @@ Polygon = tuple[Point, ...]
 
 @dataclass(frozen=True)
 class Region:
-    """Characters `start:stop` of message `turn` speak of these places of image `image` (their union)."""
+    """Characters `start:stop` of message `turn` speak of these places (their union) of `image`."""
 
     turn: int
     start: int
@@ -41,7 +44,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Characters `start:stop` of message `turn` are a phrase; `subject` is the span of its head noun."""
+    """Characters `start:stop` of message `turn` are a phrase; `subject` spans its head noun."""
 
     turn: int
     start: int
@@ -54,10 +57,12 @@ class GroundedExample:
     """One training sample.
 
     Args:
-        images: PIL images, already rotated as their EXIF data asks, in the order of their placeholders.
+        images: PIL images, already rotated as their EXIF data asks, in the order of their
+            placeholders.
         messages: Hugging Face chat messages; `content` is a string or a list of
-            `{"type": "image"}` and `{"type": "text", "text": ...}` parts. The text of a message is the
-            concatenation of its text parts. Images without a placeholder precede the first user message.
+            `{"type": "image"}` and `{"type": "text", "text": ...}` parts. The text of a message is
+            the concatenation of its text parts. Where no message has an image part, all images
+            precede the text of the first user message.
         regions: text spans and the places they speak of (SMAM, KLAL).
         words: words and their boxes (DV-SFT).
         phrases: phrases and their subjects (HIST).
@@ -70,3 +75,95 @@ class GroundedExample:
     words: tuple[Word, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     name: str = ""
+
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages, each content a list of text and image parts, one image part per image."""
+        messages = [{**message, "content": _parts(message)} for message in self.messages]
+        if not any(part["type"] == "image" for message in messages for part in message["content"]):
+            users = (message for message in messages if message["role"] == "user")
+            if (first := next(users, None)) is not None:
+                first["content"] = [{"type": "image"} for _ in self.images] + first["content"]
+        return messages
+
+    def check(self) -> None:
+        """Raise a `ValueError` that names this sample if anything refers to what is not there.
+
+        Covered: kinds of content parts, image parts per image, turns, character spans, image
+        indices, coordinates.
+        """
+        name = self.name or "example"
+        require(len(self.messages) > 0, f"{name}: messages", "at least one message", "none")
+        for index, message in enumerate(self.messages):
+            require("role" in message, f"{name}: messages[{index}]", "a role", sorted(message))
+            for part in _parts(message):
+                where = f"{name}: messages[{index}]"
+                require(
+                    part.get("type") in ("text", "image"),
+                    where,
+                    "text and image parts",
+                    part.get("type"),
+                )
+        parts = [part["type"] for message in self.chat() for part in message["content"]]
+        wanted = f"one image part per image, {len(self.images)}"
+        require(
+            parts.count("image") == len(self.images),
+            f"{name}: messages",
+            wanted,
+            parts.count("image"),
+        )
+        for index, region in enumerate(self.regions):
+            self._check_span(f"{name}: regions[{index}]", region)
+            self._check_place(f"{name}: regions[{index}]", region.image, region.boxes)
+            corners = [*region.points, *(point for polygon in region.polygons for point in polygon)]
+            where = f"{name}: regions[{index}]"
+            require(
+                all(map(_on_image, corners)), where, "points within the image (0 to 1)", corners
+            )
+            require(
+                all(len(p) >= 3 for p in region.polygons),
+                where,
+                "polygons of 3 points or more",
+                "fewer",
+            )
+        for index, word in enumerate(self.words):
+            self._check_place(f"{name}: words[{index}]", word.image, (word.box,))
+        for index, phrase in enumerate(self.phrases):
+            self._check_span(f"{name}: phrases[{index}]", phrase)
+
+    def _check_span(self, where: str, span: Region | Phrase) -> None:
+        known = 0 <= span.turn < len(self.messages)
+        role = self.messages[span.turn]["role"] if known else "no message"
+        require(
+            role == "assistant",
+            f"{where}.turn",
+            "the index of an assistant message",
+            f"{span.turn} ({role})",
+        )
+        text = message_text(self.messages[span.turn])
+        fits = 0 <= span.start < span.stop <= len(text) and text[span.start : span.stop].strip()
+        wanted = f"a span of visible characters of {text!r}"
+        require(bool(fits), where, wanted, f"{span.start}:{span.stop}")
+
+    def _check_place(self, where: str, image: int, boxes: tuple[Box, ...]) -> None:
+        require(0 <= image < len(self.images), f"{where}.image", f"below {len(self.images)}", image)
+        for x0, y0, x1, y1 in boxes:
+            fits = x0 < x1 and y0 < y1 and _on_image((x0, y0)) and _on_image((x1, y1))
+            require(
+                fits, where, "a box within the image, 0 <= x0 < x1 <= 1, y alike", (x0, y0, x1, y1)
+            )
+
+
+def message_text(message: dict[str, Any]) -> str:
+    """The text that character spans of a message index: all its text parts in a row."""
+    return "".join(part["text"] for part in _parts(message) if part.get("type") == "text")
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [{"type": "image"} if part.get("type") == "image" else part for part in content]
+
+
+def _on_image(point: Point) -> bool:
+    return all(-1e-6 <= value <= 1.0 + 1e-6 for value in point)

@@ -1,8 +1,10 @@
 """Where on the original image each visual token looks, one table per processor family.
 
-A table row is `(image, x0, y0, x1, y1)`: the image's index within its sample and a rectangle in fractions of the
-original image. It is derived from the processor's own settings, so a center crop, a padded square or another
-resolution needs no care by the caller. A rectangle may leave [0, 1] where the processor pads.
+A table row is `(image, x0, y0, x1, y1)`: the image's index within its sample and a rectangle in
+fractions of the original image. It is derived from the processor's own settings, so a center crop,
+a padded square or another resolution needs no care by the caller. A rectangle may leave [0, 1]
+where the processor pads, and is (-1, -1, -1, -1) for a visual token that has no place (a class
+token).
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ def image_geometry(
         batch: what the processor returned for all of them (Qwen2.5-VL: `image_grid_thw`).
 
     Returns:
-        One fp64 tensor [n_visual_tokens, 5] per sample, its rows in the order of the visual tokens in the sequence;
-        -1 everywhere in the row of a token that has no place (a class token).
+        One fp64 tensor [n_visual_tokens, 5] per sample, its rows in the order of the visual tokens
+        in the sequence.
 
     Raises:
         ValueError: a family whose geometry is not known, or a grid that does not fit the images.
@@ -48,7 +50,11 @@ def image_geometry(
         case "llava":
             tables = [_cropped(processor, image.size) for sample in images for image in sample]
         case other:
-            fail("config.model_type", "'qwen2_5_vl' or 'llava', whose image geometry is known", repr(other))
+            fail(
+                "config.model_type",
+                "'qwen2_5_vl' or 'llava', whose image geometry is known",
+                repr(other),
+            )
     wanted = sum(map(len, images))
     require(len(tables) == wanted, "batch", f"visual tokens of {wanted} images", f"{len(tables)}")
     tables = iter(tables)
@@ -59,8 +65,7 @@ def _numbered(tables: list[Tensor]) -> Tensor:
     """Put each rectangle's image index in front: [n, 5]."""
     numbered = [torch.zeros(0, 5, dtype=torch.float64)]
     for image, rects in enumerate(tables):
-        index = torch.where(rects[:, 2:3] > rects[:, 0:1], float(image), -1.0)
-        numbered.append(torch.cat([index, rects], 1))
+        numbered.append(torch.cat([rects.new_full((rects.shape[0], 1), image), rects], 1))
     return torch.cat(numbered)
 
 
@@ -74,7 +79,7 @@ def _stretched(grids: Any, merge_size: int) -> list[Tensor]:
 
 
 def _cropped(processor: Any, size: tuple[int, int]) -> Tensor:
-    """LLaVA: optionally padded to a square, resized, optionally cropped at the center, cut into patches."""
+    """LLaVA: padded to a square, resized, cropped at the center (each optional), then patches."""
     settings = processor.image_processor
     width, height = size
     side = max(width, height)
@@ -98,7 +103,9 @@ def _cropped(processor: Any, size: tuple[int, int]) -> Tensor:
     scale = per_axis((canvas[0] / resized[0], canvas[1] / resized[1]))
     rects = ((pixels + per_axis(offset)) * scale - per_axis(origin)) / per_axis(size)
     # a class token that the projector keeps comes first and has no place
-    extra = processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    extra = processor.num_additional_image_tokens - (
+        processor.vision_feature_select_strategy == "default"
+    )
     return torch.cat([rects.new_full((max(extra, 0), 4), -1.0), rects])
 
 

@@ -13,16 +13,19 @@ class GroundedOutput(ModelOutput):
     """Losses and per-row readings; rows are those of the batch's `gk_*_position` tensors.
 
     Everything but `loss` is detached. Padding rows hold log probability 0 and prediction -1.
-    A training step computes the attached objectives only, evaluation all that the batch has rows for.
+    A training step computes the attached objectives only, evaluation all that the batch has rows
+    for.
 
     Args:
         loss: fp32 scalar, `text + sum of weight * part` over the attached objectives.
-        parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word", "map_kl"), each without
-            its weight and already divided by its denominator: over an accumulated batch they add up to the mean.
+        parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word",
+            "map_kl"), each without its weight and already divided by its denominator: over an
+            accumulated batch they add up to the mean.
         text_log_prob, text_predicted: [B, Rt] log pi of the trained tokens, and the arg max token.
         word_log_prob, word_predicted: [B, Rw] of the labelled visual tokens.
         side_log_prob: [B, Rs] log pi+ of the aligned answer tokens.
-        maps: [B, Rm, C] under `gk_record="maps"`: attention over the image, mean of heads and layers.
+        maps: [B, Rm, C] under `gk_record="maps"`: attention over the image, mean of heads and
+            layers.
         contributions: [B, Rs, C] under `gk_record="contributions"`: (C1), summed over layers.
         main_logits, side_logits: [B, Rs, V] under `gk_record="logits"`.
     """

@@ -1,19 +1,20 @@
 """From characters of a message to tokens of the sequence.
 
-Chat templates decide what surrounds a message, processors replace an image placeholder by many tokens, tokenizers
-glue the leading space to a word. So the texts are rendered between two marker characters, which tell where each one
-went, offsets are shifted past the expanded placeholders, and a token belongs to a span when they *overlap*.
+Chat templates decide what surrounds a message, processors replace an image placeholder by many
+tokens, tokenizers glue the leading space to a word. So the texts are rendered between two marker
+characters, which tell where each one went, offsets are shifted past the expanded placeholders, and
+a token belongs to a span when they *overlap*.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import accumulate, islice, takewhile
 from typing import Any
 
-from groundkern.checks import fail, require
+from groundkern.checks import fail
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: never part of a text
 
@@ -37,7 +38,9 @@ class Turn:
     def find(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Character spans of the rendered chat for characters `start:stop` of the message."""
         spans = ((p, max(start, p.start), min(stop, p.stop)) for p in self.pieces)
-        return [(p.at + low - p.start, p.at + high - p.start) for p, low, high in spans if low < high]
+        return [
+            (p.at + low - p.start, p.at + high - p.start) for p, low, high in spans if low < high
+        ]
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,22 @@ class Chat:
     turns: dict[int, Turn]
 
 
-def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """The message with markers around each text's inside, and the character span of each inside."""
-    parts, spans, at = [], [], 0
+def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+    """The message with markers around the inside of each text, and where each inside begins."""
+    parts, insides, at = [], [], 0
     for part in message["content"]:
         if part["type"] == "text" and part["text"].strip():
             text = part["text"]
             core = text.strip()
             lead = len(text) - len(text.lstrip())
-            # white space stays outside: a template that strips a text then does the same to the marked one
+            # white space stays outside: a template that strips texts strips the marked one alike
             marked = text[:lead] + _BEGIN + core + _END + text[lead + len(core) :]
-            spans.append((at + lead, at + lead + len(core)))
+            insides.append((at + lead, core))
             parts.append({"type": "text", "text": marked})
         else:
             parts.append(part)
         at += len(part.get("text", ""))
-    return {**message, "content": parts}, spans
+    return {**message, "content": parts}, insides
 
 
 def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Chat:
@@ -75,39 +78,37 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
         name: the sample's name for error messages.
 
     Raises:
-        ValueError: the template drops or rewrites an assistant text, so that its characters cannot be followed.
+        ValueError: the template drops or rewrites an assistant text, so that its characters cannot
+        be followed.
     """
 
     def render(chat: list[dict[str, Any]]) -> str:
         return processor.apply_chat_template(chat, tokenize=False)
 
-    spans: dict[int, list[tuple[int, int]]] = {}
+    insides: dict[int, list[tuple[int, str]]] = {}
     marked = list(messages)
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            marked[index], spans[index] = _marked(message)
-    pieces_of_text = re.split(f"[{_BEGIN}{_END}]", render(marked))
-    text = "".join(pieces_of_text)
-    found = len(pieces_of_text) // 2
-    wanted = sum(map(len, spans.values()))
-    if found != wanted or text != render(messages):
-        fail(f"{name}: messages", "a chat template that keeps assistant texts as they are", f"{text!r}")
-    ends = [0]
-    for piece in pieces_of_text:
-        ends.append(ends[-1] + len(piece))
-    turns, next_piece = {}, 0
-    for index, inside in spans.items():
-        pieces = []
-        for start, stop in inside:
-            pieces.append(Piece(start, stop, ends[2 * next_piece + 1]))
-            next_piece += 1
+            marked[index], insides[index] = _marked(message)
+    rendered = re.split(f"[{_BEGIN}{_END}]", render(marked))  # every second one is an inside
+    text = "".join(rendered)
+    cores = [core for inside in insides.values() for _, core in inside]
+    if rendered[1::2] != cores or text != render(messages):
+        wanted = "a chat template that renders assistant texts as they are"
+        fail(f"{name}: messages", wanted, repr(text))
+    begins = accumulate(map(len, rendered), initial=0)
+    begins = islice(begins, 1, None, 2)
+    turns = {}
+    for index, inside in insides.items():
+        pieces = [Piece(start, start + len(core), next(begins)) for start, core in inside]
         if not pieces:
             continue
-        end = pieces[-1].at + pieces[-1].stop - pieces[-1].start
+        end = pieces[-1].at + len(inside[-1][1])
         rest = text[end:]
         if index + 1 < len(messages):  # only what this message itself puts behind its text
-            own = re.split(_END, render(marked[: index + 1]))[-1]
-            rest = os.path.commonprefix([own, rest])
+            own = render(marked[: index + 1]).rpartition(_END)[2]
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(own, rest))
+            rest = rest[: len(list(shared))]
         turns[index] = Turn(tuple(pieces), (end, end + len(rest)))
     return Chat(text, turns)
 
@@ -120,25 +121,13 @@ class TokenSpans:
         text: the rendered chat, one placeholder per image.
         placeholder: the image token's text.
         expanded: how many image tokens each placeholder became.
-        name: the sample's name for error messages.
     """
 
     def __init__(
-        self,
-        offsets: list[tuple[int, int]],
-        text: str,
-        placeholder: str,
-        expanded: list[int],
-        name: str,
+        self, offsets: list[tuple[int, int]], text: str, placeholder: str, expanded: list[int]
     ) -> None:
-        places = [match.end() for match in re.finditer(re.escape(placeholder), text)]
-        require(
-            len(places) == len(expanded),
-            f"{name}: messages",
-            f"{len(expanded)} image placeholders {placeholder!r}, one per image",
-            str(len(places)),
-        )
-        self._places, self._gained = places, [0]
+        self._places = [match.end() for match in re.finditer(re.escape(placeholder), text)]
+        self._gained = [0]
         for count in expanded:
             self._gained.append(self._gained[-1] + (count - 1) * len(placeholder))
         self._starts: list[int] = []
@@ -151,7 +140,7 @@ class TokenSpans:
             self._stops.append(last)
 
     def tokens(self, start: int, stop: int) -> range:
-        """Tokens that overlap characters `start:stop` of the rendered chat (no placeholder within)."""
+        """Tokens that overlap characters `start:stop` of the rendered chat."""
         gained = self._gained[bisect_right(self._places, start)]
         low = bisect_right(self._stops, start + gained)
         high = bisect_left(self._starts, stop + gained)

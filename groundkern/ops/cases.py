@@ -1,8 +1,9 @@
-"""How an op's `cases.py` describes one call. For tests and benchmarks only."""
+"""How an op's `cases.py` describes its calls. For tests and benchmarks only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -12,20 +13,36 @@ class Call:
 
     Args:
         function: the public function.
-        inputs: float tensors by argument name, in positional order; those in `fixed` carry no gradient.
-        options: everything else by argument name.
+        inputs: float tensors by argument name; those not in `fixed` carry gradient.
+        options: every other argument by name.
         fixed: names of inputs without gradient.
-        outputs: how many of the results carry gradient (the first ones).
+        differentiable: how many of the results, the first ones, carry gradient.
     """
 
     function: Callable
     inputs: dict[str, Tensor]
     options: dict[str, object]
     fixed: tuple[str, ...] = ()
-    outputs: int = 1
-    notes: dict[str, object] = field(default_factory=dict)
+    differentiable: int = 1
 
-    def run(self, inputs: dict[str, Tensor] | None = None, **options) -> tuple[Tensor, ...]:
-        """The results as a tuple; `inputs` and `options` replace the call's own."""
-        result = self.function(**(inputs or self.inputs), **{**self.options, **options})
+    def run(self, function: Callable | None = None, **replaced) -> tuple[Tensor, ...]:
+        """The results as a tuple, of another function or with arguments replaced where asked."""
+        arguments = {**self.inputs, **self.options, **replaced}
+        result = (function or self.function)(**arguments)
         return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def randn(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Seeded normal numbers, the same on every device and rounded from the same fp64 draw in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+def integers(values, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def coin(seed: int, *shape: int, device: torch.device, chance: float = 0.5) -> Tensor:
+    """Seeded bool tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(shape, generator=generator) < chance).to(device)

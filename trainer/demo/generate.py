@@ -1,4 +1,4 @@
-"""Write the demo's data set: rendered images and {train,test}.jsonl, the same bytes for the same seed."""
+"""Write the demo's data: rendered images and {train,test}.jsonl, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,26 @@ def texts() -> list[list[str]]:
     return [path.read_text(encoding="utf-8").split() for path in sorted(DATA.glob("*.txt"))]
 
 
-def tables() -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each quantity of each table: its name with unit, and its (category, value) rows."""
+def tables() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Each quantity of each table: what is measured, the quantity, and (name, value) rows."""
     found = []
     for path in sorted(DATA.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             head, *rows = csv.reader(file)
         for i, quantity in enumerate(head[1:], start=1):
-            found.append((quantity, [(row[0], row[i]) for row in rows]))
+            found.append((head[0], quantity, [(row[0], row[i]) for row in rows]))
+    return found
+
+
+def corpus(*, seed: int = 0, samples: int = 100) -> list[str]:
+    """What the demo's tokenizer is trained on: the texts, the tables' names, some dialogues."""
+    found = [" " + " ".join(words) for words in texts()]
+    found += [" " + " ".join(name for name, _ in rows) for _, _, rows in tables()]
+    for i in range(samples):
+        for task in TASKS.values():
+            _, sample = task(random.Random(f"{seed} corpus {i}"))
+            question, answer = (message["content"] for message in sample["messages"])
+            found += [question[1]["text"], answer]
     return found
 
 
@@ -56,13 +68,14 @@ def page(rng: random.Random) -> tuple[Picture, dict]:
 
 
 def chart(rng: random.Random) -> tuple[Picture, dict]:
-    """Read the value of one bar; numbers and names are those of a real table."""
-    quantity, rows = rng.choice(tables())
+    """Read one bar, its name and its value; both are those of a real table."""
+    kind, quantity, rows = rng.choice(tables())
     picture = bar_chart(rng.sample(rows, 5), rng)
-    category, box = rng.choice(picture.boxes)
-    answer = dict(rows)[category]
-    question = f"What is the {quantity} of {category}?"
-    return picture, _sample("chart", question, answer, [{"text": answer, "box": box}])
+    bar = rng.randrange(5)
+    (category, name_box), (value, _) = picture.words[2 * bar : 2 * bar + 2]
+    regions = [{"text": category, "box": name_box}, {"text": value, "box": picture.boxes[bar][1]}]
+    question = f"Bar {bar + 1}: which {kind}, and what {quantity}?"
+    return picture, _sample("chart", question, f"{category}, {value}", regions)
 
 
 TASKS = {"pointing": pointing, "page": page, "chart": chart}

@@ -11,7 +11,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from groundkern.hf.processor import without_video
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PADS = ("<|image_pad|>", "<|video_pad|>")
@@ -30,7 +34,7 @@ TEMPLATE = (
 )
 
 
-def build_tokenizer(corpus: Iterable[str], *, size: int = 1024) -> PreTrainedTokenizerFast:
+def build_tokenizer(corpus: Iterable[str], *, size: int = 2048) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE of at most `size` tokens on the corpus, split as Qwen splits."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -51,12 +55,19 @@ def build_tokenizer(corpus: Iterable[str], *, size: int = 1024) -> PreTrainedTok
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=[*SPECIAL[1:], *PADS],
-        chat_template=TEMPLATE,
+        extra_special_tokens=[*SPECIAL[1:], *PADS],
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0):
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+    """28 px to a visual token, up to 256 visual tokens to an image, no videos."""
+    images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=256 * 28 * 28)
+    return without_video(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=TEMPLATE)
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
+) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL of 4 text layers, 128 wide, and a vision tower of 1 layer, 64 wide."""
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (*SPECIAL, *PADS)}
     config = Qwen2_5_VLConfig(
@@ -98,3 +109,21 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def save_model(folder: Path, corpus: Iterable[str], *, seed: int = 0) -> int:
+    """Write weights, config, tokenizer and processor as any model's folder has them.
+
+    Args:
+        folder: made if missing; what `model.path` of the trainer's config names.
+        corpus: texts the tokenizer is trained on.
+        seed: of the weights.
+
+    Returns:
+        The number of parameters.
+    """
+    processor = build_processor(build_tokenizer(corpus))
+    model = build_model(processor.tokenizer, seed=seed)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model.num_parameters()

@@ -50,17 +50,17 @@ def _kl_block(q, k, head_weight, *, target, own, heads, **attention) -> Tensor:
     total = mass.sum(-1, keepdim=True)
     target = mass / torch.where(total > 0, total, 1.0)  # all zero where nothing is left
     log_p = _log_probabilities(q, k, own=own, **attention).masked_fill(~own[:, None], 0.0)
-    entropy = torch.xlogy(target, target).sum(-1)  # sum P log P
+    log_target = torch.where(target > 0, target, 1.0).log()
     if heads == "each":
-        per_head = entropy[:, None] - torch.einsum("nc,nhc->nh", target, log_p)
-        return torch.where(total[:, 0] > 0, (head_weight * per_head).sum(1), 0.0)
+        per_head = (target[:, None] * (log_target[:, None] - log_p)).sum(-1)  # [n, Hq]
+        return (head_weight * per_head).sum(1)
     weighted = torch.where(head_weight > 0, 0.0, -torch.inf)[..., None]  # [n, Hq, 1]
     shift = (log_p + weighted).amax(1).detach()  # [n, C]
     shift = torch.where(shift.isfinite(), shift, 0.0)
     relative = (log_p - shift[:, None]).clamp(max=80.0).exp()  # a head of weight 0 may lie far above
     mixture = torch.einsum("nh,nhc->nc", head_weight, relative)  # M_tc exp(-shift)
     log_map = shift + torch.where(target > 0, mixture, 1.0).log()
-    return torch.where(total[:, 0] > 0, entropy - (target * log_map).sum(-1), 0.0)
+    return (target * (log_target - log_map)).sum(-1)
 
 
 def _blocks(

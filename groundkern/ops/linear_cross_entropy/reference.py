@@ -91,8 +91,9 @@ def _statistics(z: Tensor, top: Tensor, target: Tensor, shard: _Shard):
     e = shifted.exp()
     e = e.scatter(1, own, e.gather(1, own).masked_fill(here[:, None], 0.0))
     others = shard.sum(e.sum(1))  # sum_{y != w} exp(z_y - top)
-    tiny = torch.finfo(z.dtype).tiny
-    log_prob = -torch.logaddexp(torch.zeros_like(others), others.clamp(min=tiny).log() - z_target)
+    some = others > 0
+    odds = torch.where(some, others, 1.0).log() - z_target  # log of (1 - p) / p
+    log_prob = -torch.where(some, torch.logaddexp(torch.zeros_like(odds), odds), 0.0)
     return log_prob, (others + z_target.exp()).log(), shifted
 
 

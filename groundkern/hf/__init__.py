@@ -1,0 +1,32 @@
+"""groundkern for transformers models: attach, collate, train."""
+
+from groundkern.hf.attach import attach, detach, objectives_of
+from groundkern.hf.collator import GroundingCollator
+from groundkern.hf.doctor import DoctorReport, doctor
+from groundkern.hf.example import GroundedExample, Phrase, Region, Word
+from groundkern.hf.geometry import image_geometry
+from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+from groundkern.hf.output import GroundedOutput
+from groundkern.hf.processor import load_processor
+from groundkern.hf.trainer import GroundingTrainer
+
+__all__ = [
+    "DoctorReport",
+    "DvSft",
+    "GroundedExample",
+    "GroundedOutput",
+    "GroundingCollator",
+    "GroundingTrainer",
+    "Klal",
+    "Objectives",
+    "Phrase",
+    "Region",
+    "Smam",
+    "Word",
+    "attach",
+    "detach",
+    "doctor",
+    "image_geometry",
+    "load_processor",
+    "objectives_of",
+]

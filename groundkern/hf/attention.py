@@ -1,0 +1,185 @@
+"""The attention function of an attached model, and what it hands back to the root forward.
+
+A record travels through the layers as a keyword. It is a plain class of running sums: under
+checkpointing the second run of a layer does the same mathematics and leaves the sums alone, because
+the root has closed the record by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor, nn
+
+from groundkern import attention_contribution, attention_kl, attention_map, side_attention
+from groundkern.checks import fail
+from groundkern.hf.objectives import Klal
+from groundkern.hf.supervision import Rows
+from groundkern.selection import KeySets
+
+LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
+RECORD = "gk_layer_record"
+
+
+class SideRows:
+    """The aligned rows and what they may see: attention of the side tokens (S1)."""
+
+    def __init__(self, rows: Rows, allowed: KeySets) -> None:
+        self.rows, self.allowed = rows, allowed
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None, how: dict) -> Tensor:
+        """[B, R, Hq, Dv] from the main pass's q [B, Hq, S, D], k and v."""
+        rows = self.rows.at(window)
+        out = side_attention(rows.take(q), k, v, rows, allowed=self.allowed, **how).out
+        return out.unflatten(0, (len(k), len(out) // len(k)))
+
+
+class MapKl:
+    """KL(target || map) of the map rows, summed over the layers that see a target column (K3)."""
+
+    def __init__(
+        self, rows: Rows, columns: Tensor, target: Tensor, allowed: KeySets, klal: Klal
+    ) -> None:
+        self.rows, self.columns, self.target, self.allowed = rows, columns, target, allowed
+        self.klal = klal
+        self.total = torch.zeros(len(target), device=target.device)  # [N]
+        self.layers = torch.zeros(len(target), device=target.device)  # [N]
+
+    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
+        """Add one layer, with its gradient."""
+        if self.klal.layers is not None and module.__dict__[LAYER] not in self.klal.layers:
+            return
+        if record.grad_enabled and not torch.is_grad_enabled():
+            fail(
+                "gradient_checkpointing_kwargs",
+                "use_reentrant=False: reentrant checkpointing drops the gradient of attention maps",
+                "use_reentrant=True",
+            )
+        rows = self.rows.at(window)
+        kl = attention_kl(
+            rows.take(q),
+            k,
+            self.target,
+            rows,
+            self.columns,
+            over=self.klal.over,
+            heads=self.klal.heads,
+            allowed=self.allowed,
+            **how,
+        )
+        if record.open:
+            columns = self.columns[rows.sequence.long()]  # [N, C]
+            seen = (columns >= rows.start[:, None]) & (columns < rows.stop[:, None])
+            self.layers = self.layers + ((self.target > 0) & seen).any(1)
+            self.total = self.total + kl
+
+
+class MapMean:
+    """The attention map of the map rows over their image, summed over layers (K1), (K2)."""
+
+    def __init__(self, rows: Rows, columns: Tensor, allowed: KeySets) -> None:
+        self.rows, self.columns, self.allowed = rows, columns, allowed
+        self.total = torch.zeros(len(rows.position), columns.shape[1], device=columns.device)
+
+    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
+        """Add one layer; no gradient."""
+        rows, how = self.rows.at(window), {**how, "allowed": self.allowed, "over": "columns"}
+        if record.open:
+            with torch.no_grad():
+                self.total += attention_map(rows.take(q), k, rows, self.columns, **how)
+
+
+class Contributions:
+    """Logit contributions of the key columns along a direction of the residual stream (C1)."""
+
+    def __init__(self, rows: Rows, columns: Tensor, direction: Tensor) -> None:
+        self.rows, self.columns = rows, columns
+        self.direction = direction  # [N, hidden], u_w * norm_weight / RMS
+        self.total = torch.zeros(len(direction), columns.shape[1], device=columns.device)
+
+    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
+        """Add one layer; no gradient."""
+        if not record.open:
+            return
+        rows = self.rows.at(window)
+        heads, size = q.shape[1], v.shape[-1]
+        g = pull_back(module.o_proj, self.direction, heads * size).view(-1, heads, size)
+        with torch.no_grad():
+            q, g = rows.take(q), g.to(v.dtype)
+            self.total += attention_contribution(
+                q, k, v, g, rows, self.columns, over="visible", **how
+            )
+
+
+class Record:
+    """What one root forward asks of its attention layers."""
+
+    def __init__(self, length: int, backend: str) -> None:
+        self.length = length  # S; side tokens come after it
+        self.backend = backend
+        self.grad_enabled = torch.is_grad_enabled()
+        self.side: SideRows | None = None
+        self.readings: list[MapKl | MapMean | Contributions] = []
+        self.calls = 0
+        self.open = True
+
+
+def pull_back(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
+    """[N, D] -> [N, width]: W^T direction for any affine module (LoRA, bias, quantised weights)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        direction = direction.detach().clone()
+        x = direction.new_zeros(len(direction), width, requires_grad=True)
+        y = projection(x)
+        return torch.autograd.grad(y, x, direction.to(y.dtype))[0]
+
+
+def grounded(attention: Callable) -> Callable:
+    """Wrap an attention function: the same function unless a record comes with the call."""
+
+    @wraps(attention)
+    def grounded_attention(module, query, key, value, attention_mask, **kwargs):
+        record = kwargs.pop(RECORD, None)
+        if record is None or LAYER not in module.__dict__:
+            return attention(module, query, key, value, attention_mask, **kwargs)
+        _refuse(kwargs)
+        if record.open:
+            record.calls += 1
+        length, total = record.length, query.shape[2]
+        q, k, v = query[:, :, :length], key[:, :, :length], value[:, :, :length]
+        positions = kwargs.get("position_ids")
+        if positions is not None and positions.shape[-1] == total:
+            kwargs["position_ids"] = positions[..., :length]
+        out, weights = attention(module, q, k, v, _crop(attention_mask, length, total), **kwargs)
+        how = {
+            "scale": kwargs.get("scaling"),
+            "softcap": kwargs.get("softcap"),
+            "backend": record.backend,
+        }
+        window = kwargs.get("sliding_window")
+        for reading in record.readings:
+            reading.read(record, module, q, k, v, window, how)
+        if record.side is not None:
+            out = torch.cat((out, record.side.attend(q, k, v, window, how).to(out.dtype)), 1)
+        return out, weights
+
+    return grounded_attention
+
+
+def _refuse(kwargs: dict) -> None:
+    """Refuse by name what the ops do not compute."""
+    if kwargs.get("dropout"):
+        fail("attention_dropout", "0 in training", kwargs["dropout"])
+    for name in ("s_aux", "position_bias", "head_mask"):
+        if kwargs.get(name) is not None:
+            fail(name, "softmax attention without sinks, biases or head masks", "a tensor")
+
+
+def _crop(mask, length: int, total: int):
+    """The mask of the first `length` positions."""
+    if mask is None or length == total:
+        return mask
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):  # FlexAttention's BlockMask
+        fail("attention_mask", "a tensor of 2 or 4 dimensions, or None", type(mask).__name__)
+    return mask[:, :length] if mask.dim() == 2 else mask[:, :, :length, :length]

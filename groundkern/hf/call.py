@@ -1,0 +1,109 @@
+"""One call of a grounded model: its inputs, sorted and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from groundkern.checks import fail
+from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+from groundkern.hf.supervision import Rows, Supervision, first_keys, refuse_packing
+
+RECORDS = ("maps", "contributions", "logits")
+NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one grounded forward works on.
+
+    Args:
+        model: the attached model itself, without wrappers.
+        attached: the objectives that make the loss.
+        terms: the objectives to compute: the attached ones in training, all in evaluation.
+        s: the batch's supervision.
+        inputs: what is left for the model's body.
+        denominators: fp32 [3]: what sums over text (and SMAM), word and map rows are divided by.
+        mode: None, or one of RECORDS.
+    """
+
+    model: nn.Module
+    attached: Objectives
+    terms: Objectives
+    s: Supervision
+    inputs: dict
+    denominators: Tensor
+    mode: str | None
+
+    @classmethod
+    def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Call:
+        """Sort a model's keyword inputs.
+
+        Raises:
+            TypeError, ValueError: bad supervision, or inputs that the wiring does not support.
+        """
+        inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
+        mode = inputs.pop("gk_record", None)
+        totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
+        if mode is not None and mode not in RECORDS:
+            fail("gk_record", " | ".join(RECORDS), mode)
+        input_ids = inputs.get("input_ids")
+        if input_ids is None:
+            fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
+        if inputs.get("past_key_values") is not None:
+            fail("past_key_values", "nothing beside gk_ inputs", "a cache")
+        s = Supervision.pop(inputs, input_ids)
+        vocabulary = model.config.get_text_config().vocab_size
+        s.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        refuse_packing(inputs, inputs.get("attention_mask"))
+        terms = attached if model.training else _all_terms(attached)
+        return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), mode)
+
+    @property
+    def input_ids(self) -> Tensor:
+        return self.inputs["input_ids"]
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.get_output_embeddings()
+
+    @property
+    def softcap(self) -> float | None:
+        """Of the logits; the only post-processing that is copied (doctor finds any other)."""
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+
+    @cached_property
+    def first_key(self) -> Tensor:
+        return first_keys(self.input_ids, self.inputs.get("attention_mask"))
+
+    def rows(self, position: Tensor) -> Rows:
+        """[B, R] positions as query rows."""
+        return Rows(position, self.first_key)
+
+
+def image_token_of(model: nn.Module) -> int | None:
+    """The id that stands for a visual token."""
+    return getattr(model.config, "image_token_id", None)
+
+
+def _all_terms(attached: Objectives) -> Objectives:
+    """Every term, so that models trained differently compare on all of them."""
+    return Objectives(
+        attached.smam or Smam(),
+        attached.dv_sft or DvSft(),
+        attached.klal or Klal(),
+        attached.backend,
+    )
+
+
+def _denominators(s: Supervision, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
+    if totals is not None:
+        return totals.to(s.image.device, torch.float32)
+    counts = s.counts.float()
+    if items is not None:
+        items = torch.as_tensor(items, dtype=torch.float32, device=counts.device)
+        counts = torch.cat((items.reshape(-1)[:1], counts[1:]))
+    return counts

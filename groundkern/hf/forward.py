@@ -1,0 +1,148 @@
+"""The grounded forward: one run of the body, the head on counted rows only, the attached losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from groundkern.hf.body import BodyOutput, contributions, run_body
+from groundkern.hf.call import Call
+from groundkern.hf.head import IGNORED, RowScores, Smoothing, score_rows
+from groundkern.hf.objectives import Objectives
+from groundkern.hf.output import GroundedOutput
+from groundkern.hf.supervision import take_rows, tokens_after, word_images
+from groundkern.losses import mean_rows, smam
+
+
+def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
+    """Losses and readings of a batch with `gk_` tensors.
+
+    Args:
+        model: the attached model itself, without wrappers.
+        objectives: what to train; in eval mode everything that the batch has rows for is computed.
+        inputs: the model's keyword inputs, the `gk_` tensors of `Supervision`, and optionally
+            `num_items_in_batch` (the text denominator), `gk_totals` int64 [3] (text, word and map
+            rows of the whole accumulated batch) and `gk_record` ("maps" | "contributions" |
+            "logits").
+
+    Raises:
+        ValueError, TypeError: bad supervision, or inputs that the wiring does not support.
+    """
+    call = Call.of(model, objectives, inputs)
+    body = run_body(call)
+    scores = _score(call, body)
+    loss, parts = _losses(call, body, scores)
+    text, word, terms = scores["text"], scores["word"], call.terms
+    output = GroundedOutput(
+        loss=loss,
+        parts={name: part.detach() for name, part in parts.items()},
+        text_log_prob=text.log_prob,
+        text_predicted=text.predicted,
+        word_log_prob=word.log_prob if terms.dv_sft is not None else None,
+        word_predicted=word.predicted if terms.dv_sft is not None else None,
+        side_log_prob=scores["side"].log_prob if terms.smam is not None else None,
+    )
+    if body.maps is not None:
+        layers = model.config.get_text_config().num_hidden_layers
+        output.maps = (body.maps.total / layers).view(*call.s.map_position.shape, -1)
+    if call.mode == "contributions":
+        output.contributions = contributions(call, body)
+    if call.mode == "logits":
+        rows = take_rows(body.hidden, call.s.side_position)
+        output.main_logits = _logits(call, rows)
+        output.side_logits = _logits(call, body.side_hidden)
+    return output
+
+
+def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
+    """Every counted row through the head in one call; scores [B, R] by group.
+
+    The groups: "text", "word", "reference" (log pi of the aligned rows) and "side" (log pi+ of the
+    same tokens).
+    """
+    s, terms = call.s, call.terms
+    none = s.side_position[:, :0]
+    side = s.side_position if body.side_hidden.shape[1] else none
+    word = s.word_position if terms.dv_sft is not None else none
+    label = torch.where(word >= 0, s.word_label[:, : word.shape[1]].long(), IGNORED)
+    aligned = tokens_after(call.input_ids, side)
+    groups = {  # hidden [B, R, D], target [B, R], bag [B, R]
+        "text": (
+            take_rows(body.hidden, s.text_position),
+            tokens_after(call.input_ids, s.text_position),
+        ),
+        "word": (take_rows(body.hidden, word), label),
+        "reference": (take_rows(body.hidden, side), aligned),
+        "side": (body.side_hidden, aligned),
+    }
+    bags = [torch.full_like(target, -1) for _, target in groups.values()]
+    if word.shape[1]:
+        bags[1] = word_images(s)
+    scores = score_rows(
+        call.head,
+        torch.cat([hidden.flatten(0, 1) for hidden, _ in groups.values()]),
+        torch.cat([target.flatten() for _, target in groups.values()]),
+        smoothing=Smoothing(
+            s.word_bag.flatten(0, 1),
+            torch.cat([bag.flatten() for bag in bags]),
+            0.0 if terms.dv_sft is None else terms.dv_sft.smoothing,
+        ),
+        softcap=call.softcap,
+        backend=terms.backend,
+    )
+    sizes = [target.numel() for _, target in groups.values()]
+    split = zip(*(x.split(sizes) for x in scores), strict=True)
+    return {
+        name: RowScores(*(x.view(target.shape) for x in group))
+        for (name, (_, target)), group in zip(groups.items(), split, strict=True)
+    }
+
+
+def _losses(
+    call: Call, body: BodyOutput, scores: dict[str, RowScores]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the attached terms, and every term divided by its denominator."""
+    terms, attached = call.terms, call.attached
+    text_total, word_total, map_total = call.denominators
+    parts = {"text": mean_rows(scores["text"].loss, denominator=text_total)}  # (D1)
+    loss = parts["text"]
+    if terms.dv_sft is not None:
+        parts["word"] = mean_rows(scores["word"].loss, denominator=word_total)  # (D3)
+        if attached.dv_sft is not None:
+            loss = loss + attached.dv_sft.weight * parts["word"]  # (D4)
+    if terms.smam is not None:
+        total, parts["smam_grounding"], parts["smam_cross_entropy"] = _smam(call, scores)
+        if attached.smam is not None:
+            loss = loss + attached.smam.weight * total  # (S5)
+    if terms.klal is not None:
+        parts["map_kl"] = _map_kl(body, map_total)
+        if attached.klal is not None:
+            loss = loss + attached.klal.weight * parts["map_kl"]  # (K4)
+    return loss, parts
+
+
+def _smam(call: Call, scores: dict[str, RowScores]) -> tuple[Tensor, Tensor, Tensor]:
+    """Total, grounding and cross entropy of the aligned rows by the text denominator (S3)-(S5)."""
+    how, side = call.terms.smam, scores["side"]
+    rows = smam(
+        -scores["reference"].loss,
+        -side.loss,
+        beta=how.beta,
+        alpha=how.alpha,
+        gamma=how.gamma,
+        detach_reference=how.detach_reference,
+    )
+    counted = side.predicted >= 0
+    return tuple(mean_rows(x, counted, denominator=call.denominators[0]) for x in rows)
+
+
+def _map_kl(body: BodyOutput, denominator: Tensor) -> Tensor:
+    """(K3): the mean over rows of each row's mean over the layers that see its target."""
+    if body.kl is None:
+        return denominator.new_zeros(())
+    return mean_rows(body.kl.total / body.kl.layers.clamp(min=1), denominator=denominator)
+
+
+def _logits(call: Call, hidden: Tensor) -> Tensor:
+    logits = call.head(hidden).detach().float()
+    return logits if call.softcap is None else call.softcap * (logits / call.softcap).tanh()

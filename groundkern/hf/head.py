@@ -1,0 +1,125 @@
+"""Scores of a few rows under the model's own output head, without full logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from groundkern import LabelBags, linear_cross_entropy
+
+IGNORED = -100
+
+
+class RowScores(NamedTuple):
+    """What the head says of each row; an ignored row has 0, 0 and -1."""
+
+    loss: Tensor  # [N] fp32, differentiable
+    log_prob: Tensor  # [N] fp32
+    predicted: Tensor  # [N] int64
+
+
+class Smoothing(NamedTuple):
+    """The label bags of (D3): ids [G, Y] padded with -1, the rows' bags [N] (-1: none), and b."""
+
+    ids: Tensor
+    index: Tensor
+    share: float
+
+
+def score_rows(
+    head: nn.Module,
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    smoothing: Smoothing,
+    softcap: float | None,
+    backend: str,
+) -> RowScores:
+    """Cross entropy of rows under the head.
+
+    A plain linear head is called once with its forward replaced by the fused op: logits are never
+    stored, and hooks that gather a sharded weight run as usual. Any other head (LoRA, quantised,
+    hooked) is called on the rows.
+
+    Args:
+        head: the model's output embeddings.
+        hidden: [N, D] last hidden states.
+        target: int64 [N]; -100 marks a row that counts for nothing.
+        smoothing: the labels that share a part of each row's loss.
+        softcap: of the logits; None: off.
+        backend: of `linear_cross_entropy`.
+    """
+    if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
+        return _scores_of_logits(head(hidden), target, smoothing, softcap)
+
+    def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, log_prob, _, predicted = linear_cross_entropy(
+            x,
+            head.weight,
+            target,
+            bias=head.bias,
+            bags=ragged_bags(smoothing.ids, smoothing.index),
+            smoothing=smoothing.share,
+            reduction="none",
+            ignore_index=IGNORED,
+            softcap=softcap,
+            backend=backend,
+        )
+        return loss, log_prob, predicted
+
+    with _forward_replaced(head, fused):
+        return RowScores(*head(hidden))
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def ragged_bags(ids: Tensor, index: Tensor) -> LabelBags:
+    """Padded bags [G, Y] as ragged ones, without a sync: padding becomes spare ids at the end."""
+    valid = ids >= 0
+    order = (~valid).flatten().to(torch.int8).argsort(stable=True)
+    flat = ids.flatten().clamp(min=0).long()[order]
+    offsets = torch.nn.functional.pad(valid.sum(1).cumsum(0), (1, 0))
+    return LabelBags(flat, offsets, index)
+
+
+def _scores_of_logits(
+    logits: Tensor, target: Tensor, smoothing: Smoothing, softcap: float | None
+) -> RowScores:
+    """The same scores in plain torch; [N, V] of the counted rows only."""
+    logits = logits.float() if softcap is None else softcap * (logits.float() / softcap).tanh()
+    log_probs = logits.log_softmax(-1)  # [N, V]
+    counted = target != IGNORED
+    label = target.clamp(min=0)
+    log_prob = log_probs.gather(1, label[:, None])[:, 0]
+    loss = -log_prob
+    if smoothing.ids.numel():
+        ids = smoothing.ids.long()[smoothing.index.clamp(min=0)]  # [N, Y]
+        others = (ids >= 0) & (ids != label[:, None]) & (smoothing.index >= 0)[:, None]
+        other = log_probs.gather(1, ids.clamp(min=0)).masked_fill(~others, 0.0).sum(1)
+        share = smoothing.share * others.any(1)
+        loss = -((1 - share) * log_prob + share * other / others.sum(1).clamp(min=1))  # (D3)
+    zero = loss.new_zeros(())
+    return RowScores(
+        torch.where(counted, loss, zero),
+        torch.where(counted, log_prob, zero).detach(),
+        torch.where(counted, logits.argmax(-1), -1),
+    )
+
+
+def unembedding(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
+    """[N, D]: d logit[target] / d hidden, the head's row of each target for any affine head."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = hidden.detach().clone().requires_grad_()
+        chosen = head(x).gather(1, target.clamp(min=0)[:, None])
+        return torch.autograd.grad(chosen.sum(), x)[0]

@@ -1,0 +1,59 @@
+"""Side tokens: one more token per aligned row, whose residual stream becomes x+ of (S2).
+
+A side token is a copy of the input token at its row. In every layer the attention function gives it
+the row's query over the allowed keys (attention.py); everything else a layer does applies to it
+because it is just one more token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundkern.checks import fail
+
+PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
+
+
+def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) -> dict:
+    """The model's inputs with R side tokens at the end of every sequence.
+
+    Positions are left to continue by themselves (a side token's own q, k and v are never used);
+    given positions are copied from the row.
+
+    Args:
+        inputs: keyword inputs of the body with `input_ids` [B, S].
+        position: [B, R] rows, padded with -1; a padding row still gets a token, which nothing
+            reads.
+        image_token: the id that stands for visual tokens; a padding row's token is never this one.
+
+    Returns:
+        A new dict with S + R tokens per sequence.
+
+    Raises:
+        ValueError: an input with one entry per token that is not known.
+    """
+    input_ids = inputs["input_ids"]
+    unknown = [
+        name
+        for name, x in inputs.items()
+        if name not in PER_TOKEN and isinstance(x, Tensor) and x.shape[:2] == input_ids.shape
+    ]
+    if unknown:
+        wanted = f"only {', '.join(PER_TOKEN)} to have one entry per token"
+        fail(unknown[0], wanted, list(inputs[unknown[0]].shape))
+    row = position.clamp(min=0).long()
+    filler = 1 if image_token == 0 else 0
+    extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filler)}
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    if positions is not None:
+        extra["position_ids"] = positions.gather(-1, row.expand(*positions.shape[:-1], -1))
+        if mask is None:  # given positions without a mask would be read as packed documents
+            inputs = {**inputs, "attention_mask": torch.ones_like(input_ids)}
+            mask = inputs["attention_mask"]
+    if mask is not None:
+        extra["attention_mask"] = torch.ones_like(row, dtype=mask.dtype)
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if inputs.get(name) is not None:
+            extra[name] = torch.zeros_like(row, dtype=inputs[name].dtype)
+    return {**inputs, **{name: torch.cat((inputs[name], x), -1) for name, x in extra.items()}}

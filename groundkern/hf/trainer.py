@@ -1,0 +1,145 @@
+"""transformers' Trainer with grounding losses: exact under accumulation, every term in the logs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from groundkern.checks import fail
+from groundkern.hf.attach import objectives_of
+from groundkern.hf.doctor import LOW_PRECISION, doctor
+from groundkern.hf.output import GroundedOutput
+
+logger = logging.getLogger(__name__)
+
+COUNTED = ("gk_text_position", "gk_word_position", "gk_map_position")
+
+
+class GroundingTrainer(Trainer):
+    """A `Trainer` for a model that `groundkern.hf.attach` was called on, with `GroundingCollator`
+    batches.
+
+    Takes the arguments of `transformers.Trainer`. Denominators are counted over the whole
+    accumulated batch (and over all ranks), so that accumulation changes nothing. Each log line
+    carries every part of the loss under its name in `GroundedOutput.parts`, averaged over the steps
+    since the last one. On the first batch with rows, `doctor` checks the wiring.
+
+    Args:
+        *args, **kwargs: as `transformers.Trainer`.
+        examine: run `doctor` on the first batch that has rows.
+
+    Raises:
+        ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
+            fused cross entropy, DataParallel, or context, sequence or tensor parallelism.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args, examine: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        objectives_of(self._unwrapped(self.model))
+        self._refuse_unsupported()
+        self.args.remove_unused_columns = False
+        self.model_accepts_loss_kwargs = True
+        self._examine = examine
+        self._parts: dict[str, Tensor] = {}
+        self._parts_since = 0  # the step at which the sums in _parts began
+
+    def _refuse_unsupported(self) -> None:
+        args = self.args
+        if args.label_smoothing_factor:
+            wanted = "0 (the text loss is not smoothed)"
+            fail("label_smoothing_factor", wanted, args.label_smoothing_factor)
+        if self.compute_loss_func is not None:
+            fail("compute_loss_func", "None (the losses are the attached ones)", "a function")
+        liger = args.liger_kernel_config or {}
+        if args.use_liger_kernel and liger.get("fused_linear_cross_entropy", True):
+            wanted = "{'fused_linear_cross_entropy': False}, since Liger's replaces the forward"
+            fail("liger_kernel_config", wanted, args.liger_kernel_config)
+        if args.n_gpu > 1:
+            wanted = "one process per GPU (torchrun or accelerate launch)"
+            fail("n_gpu", wanted, f"DataParallel over {args.n_gpu}")
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        for name in ("cp_size", "sp_size", "tp_size"):
+            if parallel is not None and (getattr(parallel, name, 1) or 1) > 1:
+                wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
+                fail(f"parallelism_config.{name}", wanted, getattr(parallel, name))
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        return self.accelerator.unwrap_model(model)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """The micro-batches of one step, each with the row counts of all of them as `gk_totals`."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or any(COUNTED[0] not in batch for batch in batches):
+            return batches, items
+        totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            totals = self.accelerator.gather(totals[None]).sum(0)
+        for batch in batches:
+            batch["gk_totals"] = totals
+        return batches, totals[0]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The grounded loss; in training its parts are added up for the log."""
+        if self._examine and model.training:
+            self._examine_batch(model, inputs)
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if model.training and isinstance(outputs, GroundedOutput):
+            if not self._parts:
+                self._parts_since = self.state.global_step
+            for name, part in outputs.parts.items():
+                self._parts[name] = self._parts.get(name, 0.0) + part
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss alone: there are no logits to return."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the parts of the loss beside the training loss."""
+        if "loss" in logs and self._parts:
+            logs.update(self._mean_parts())
+        super().log(logs, start_time)
+
+    def _mean_parts(self) -> dict[str, float]:
+        """The parts per step since the last log: one reduction, one sync."""
+        names = sorted(self._parts)
+        values = torch.stack([self._parts[name] for name in names])
+        if (
+            self.args.world_size > 1
+        ):  # a rank's part is its share of the global mean, or its own mean
+            ranks = self.accelerator.gather(values[None])
+            values = ranks.sum(0) if self.args.average_tokens_across_devices else ranks.mean(0)
+        values = values / max(1, self.state.global_step - self._parts_since)
+        self._parts = {}
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
+        """Run doctor once, on the first batch in which every rank has rows."""
+        rows = [row_counts(inputs)[0] if COUNTED[0] in inputs else torch.zeros(())]
+        count = torch.stack(rows).to(self.args.device)
+        if int(self.accelerator.gather(count).min()) == 0:
+            return
+        self._examine = False
+        low = self.args.bf16 or self.args.fp16
+        report = doctor(self._unwrapped(model), inputs, tolerance=LOW_PRECISION if low else None)
+        logger.info("doctor: the wiring fits this model: %s", report)
+
+
+def row_counts(batch: dict) -> Tensor:
+    """int64 [3]: the text, word and map rows of a batch; a kind that is not there counts 0."""
+    text = batch[COUNTED[0]]
+    counts = [(batch.get(name, text[:, :0]) >= 0).sum() for name in COUNTED]
+    return torch.stack(counts)

@@ -1,0 +1,122 @@
+"""Calls of linear cross entropy that tests and benchmarks share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from groundkern.ops.cases import Call, integers, randn
+from groundkern.ops.linear_cross_entropy.api import linear_cross_entropy, linear_log_prob
+from groundkern.selection import LabelBags
+
+TARGET = [3, -100, 96, 0, 41, 41, -100, 7]
+
+
+def call(dtype, device, *, vocabulary: int = 97, dim: int = 24, bias: bool = False, **options) -> Call:
+    """Eight rows, two of them ignored."""
+    inputs = {
+        "hidden": randn(1, 8, dim, dtype=dtype, device=device),
+        "weight": randn(2, vocabulary, dim, dtype=dtype, device=device),
+    }
+    if bias:
+        inputs["bias"] = randn(3, vocabulary, dtype=dtype, device=device)
+    options = {"target": integers(TARGET, device, torch.int64), **options}
+    return Call(linear_cross_entropy, inputs, options)
+
+
+def bags(device) -> LabelBags:
+    """Image 0 repeats labels, image 1 holds only the row's own, image 2 nothing, image 3 not the row's own."""
+    return LabelBags(
+        integers([3, 3, 5, 96, 3, 41, 11, 60, 61, 0, 0], device, torch.int64),
+        integers([0, 5, 6, 6, 9], device, torch.int64),
+        integers([0, 0, 0, -1, 1, 0, 3, 2], device, torch.int64),
+    )
+
+
+def _row_weight(device):
+    return randn(4, 8, dtype=torch.float32, device=device) * (torch.arange(8, device=device) != 4)
+
+
+def _smoothed(dtype, device) -> Call:
+    return call(dtype, device, bags=bags(device), smoothing=0.3)
+
+
+def _everything(dtype, device) -> Call:
+    return call(
+        dtype,
+        device,
+        bias=True,
+        bags=bags(device),
+        smoothing=0.3,
+        softcap=3.0,
+        row_weight=_row_weight(device),
+        reduction="none",
+    )
+
+
+def _certain_targets(dtype, device) -> Call:
+    """p -> 1: 1 - p is far below fp32's spacing at 1."""
+    c = call(dtype, device, reduction="none")
+    target = c.options["target"]
+    hidden = c.inputs["weight"][target.clamp(min=0)] * 1.5
+    return replace(c, inputs={**c.inputs, "hidden": hidden.clone()})
+
+
+def _common_logit(dtype, device) -> Call:
+    """Every logit has 2^24 on top, which a softmax must not see; even integers keep fp32 logits exact."""
+    c = call(dtype, device, reduction="none")
+    hidden, weight = (c.inputs[n].clone() for n in ("hidden", "weight"))
+    hidden[:, 0], weight[:, 0] = 2.0**12, 2.0**12
+    hidden[:, 1:], weight[:, 1:] = hidden[:, 1:].round(), 2 * weight[:, 1:].round()
+    return replace(c, inputs={"hidden": hidden, "weight": weight})
+
+
+def _log_prob(dtype, device) -> Call:
+    c = call(dtype, device, bias=True, softcap=4.0)
+    return replace(c, function=linear_log_prob, differentiable=2)
+
+
+def _leading_shape(dtype, device) -> Call:
+    c = call(dtype, device, reduction="none", row_weight=_row_weight(device).view(2, 4))
+    inputs = {**c.inputs, "hidden": c.inputs["hidden"].view(2, 4, -1)}
+    return replace(c, inputs=inputs, options={**c.options, "target": c.options["target"].view(2, 4)})
+
+
+def _strided(dtype, device) -> Call:
+    c = _smoothed(dtype, device)
+    hidden = randn(5, 8, 48, dtype=dtype, device=device)[:, ::2]
+    weight = randn(6, 24, 97, dtype=dtype, device=device).t()
+    return replace(c, inputs={"hidden": hidden, "weight": weight})
+
+
+def _all_ignored(dtype, device) -> Call:
+    c = call(dtype, device)
+    return replace(c, options={**c.options, "target": torch.full((8,), -100, device=device)})
+
+
+def _no_rows(dtype, device) -> Call:
+    c = call(dtype, device)
+    target = torch.zeros(0, dtype=torch.int64, device=device)
+    inputs = {**c.inputs, "hidden": c.inputs["hidden"][:0]}
+    return replace(c, inputs=inputs, options={**c.options, "target": target})
+
+
+CASES: dict[str, Callable[[torch.dtype, torch.device], Call]] = {
+    "mean": call,
+    "sum_weighted": lambda t, d: call(t, d, reduction="sum", row_weight=_row_weight(d)),
+    "mean_weighted_bias": lambda t, d: call(t, d, bias=True, row_weight=_row_weight(d)),
+    "softcap": lambda t, d: call(t, d, softcap=2.0, reduction="none"),
+    "smoothed": _smoothed,
+    "everything": _everything,
+    "certain_targets": _certain_targets,
+    "common_logit": _common_logit,
+    "log_prob": _log_prob,
+    "leading_shape": _leading_shape,
+    "strided": _strided,
+    "all_ignored": _all_ignored,
+    "no_rows": _no_rows,
+    "one_word": lambda t, d: replace(
+        call(t, d, vocabulary=1, reduction="none"),
+        options={"target": torch.zeros(8, dtype=torch.int64, device=d), "reduction": "none"},
+    ),
+}

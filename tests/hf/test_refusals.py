@@ -1,0 +1,135 @@
+"""Bad supervision and models that the wiring does not support: one clear error each, by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from groundkern.hf import DvSft, Klal, Objectives, Smam, attach
+from groundkern.hf.call import Call
+from groundkern.hf.head import ragged_bags
+from groundkern.hf.side_tokens import append_side_tokens
+from groundkern.hf.supervision import map_sets, side_sets, word_images
+from tests.hf.conftest import MODELS
+from tests.hf.samples import SAMPLES, make_batch
+
+BAD = {
+    "row outside the sequence": ("gk_text_position", lambda x, b: x + 40, "gk_text_position"),
+    "row of the last token": (
+        "gk_side_position",
+        lambda x, b: torch.full_like(x, b["input_ids"].shape[1] - 1),
+        "gk_side_position",
+    ),
+    "aligned row on an image": (
+        "gk_side_position",
+        lambda x, b: b["gk_word_position"][:, : x.shape[1]],
+        "image token",
+    ),
+    "set that does not exist": ("gk_side_set", lambda x, b: x + 3, "gk_side_set"),
+    "label out of the vocabulary": ("gk_word_label", lambda x, b: x + 10**6, "gk_word_label"),
+    "bag out of the vocabulary": ("gk_word_bag", lambda x, b: x + 10**6, "gk_word_bag"),
+    "float positions": ("gk_map_position", lambda x, b: x.float(), "gk_map_position"),
+    "integer mask": ("gk_side_inside", lambda x, b: x.int(), "gk_side_inside"),
+    "another width": ("gk_map_image", lambda x, b: x[:, :1], "gk_map_image"),
+    "another batch": ("gk_image", lambda x, b: x[:2], "gk_image"),
+    "part of a group": ("gk_side_set", lambda x, b: None, "gk_side_set"),
+    "an unknown name": ("gk_sides", lambda x, b: torch.zeros(1), "gk_sides"),
+    "an unknown record": ("gk_record", lambda x, b: "attention", "gk_record"),
+    "no token ids": ("input_ids", lambda x, b: None, "input_ids"),
+    "a cache": ("past_key_values", lambda x, b: object(), "past_key_values"),
+    "packed by lengths": ("cu_seq_lens_q", lambda x, b: torch.tensor([0, 5]), "packing"),
+    "packed by positions": (
+        "position_ids",
+        lambda x, b: (torch.arange(b["input_ids"].shape[1]) % 9).expand(4, -1),
+        "packing",
+    ),
+    "padding in the middle": (
+        "attention_mask",
+        lambda x, b: x * (torch.arange(x.shape[1]) != 7),
+        "padding at the ends only",
+    ),
+    "a mask of four dimensions": (
+        "attention_mask",
+        lambda x, b: x[:, None, None],
+        "attention_mask",
+    ),
+    "an unknown input per token": ("weights", lambda x, b: b["gk_image"].float(), "weights"),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_input_is_one_clear_error(qwen, case):
+    name, change, message = BAD[case]
+    batch = make_batch(attach(qwen, smam=Smam(), dv_sft=DvSft(), klal=Klal()), SAMPLES["qwen"])
+    value = change(batch.get(name), batch)
+    batch = {**batch, name: value} if value is not None else {**batch}
+    if value is None:
+        del batch[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        qwen(**batch)
+
+
+def test_objectives_check_their_numbers():
+    for make in (
+        lambda: Smam(beta=-0.1),
+        lambda: Smam(weight=float("nan")),
+        lambda: DvSft(smoothing=1.0),
+        lambda: Klal(over="image"),
+        lambda: Klal(heads="max"),
+        lambda: Klal(layers=()),
+        lambda: Klal(layers=(2, 1)),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            make()
+
+
+def test_models_that_are_not_supported_are_refused_by_name(qwen):
+    tiny = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration"):
+        attach(T5ForConditionalGeneration(T5Config(**tiny, d_kv=8, decoder_start_token_id=0)))
+    with pytest.raises(TypeError, match="before DDP, FSDP or compile"):
+        attach(nn.DataParallel(qwen))
+    with pytest.raises(ValueError, match=r"klal\.layers"):
+        attach(qwen, klal=Klal(layers=(3,)))
+    with pytest.raises(ValueError, match="backend"):
+        attach(qwen, backend="cudnn")
+    qwen.model.language_model.layers[1].self_attn.sinks = nn.Parameter(torch.zeros(4))
+    with pytest.raises(ValueError, match="sinks"):
+        attach(qwen)
+
+
+def test_mixers_and_length_dependent_rope_are_refused_by_name():
+    config = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = LlamaForCausalLM(LlamaConfig(**config, rope_parameters=rope))
+    with pytest.raises(ValueError, match="dynamic"):
+        attach(model, smam=Smam())
+    hybrid = MODELS["qwen"]()
+    hybrid.config.text_config.layer_types = ["full_attention", "linear_attention", "conv"]
+    with pytest.raises(ValueError, match="conv, linear_attention"):
+        attach(hybrid)
+    model.model.layers[1].self_attn = nn.Identity()
+    with pytest.raises(ValueError, match="1 attention modules"):
+        attach(model)
+
+
+def test_values_are_not_looked_at_where_that_costs_a_sync(qwen):
+    """On a meta device every shape check runs, every selection is built, and no value is read."""
+    batch = make_batch(qwen, SAMPLES["qwen"], side="left")
+    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand(4, -1)
+    call = Call.of(qwen, Objectives(), {k: v.to("meta") for k, v in batch.items()})
+    for rows in (call.rows(call.s.side_position), call.rows(call.s.map_position)):
+        assert rows.at(None).stop.device.type == rows.at(3).start.device.type == "meta"
+    assert side_sets(call.s).words.is_meta
+    assert map_sets(call.s).words.is_meta
+    assert ragged_bags(call.s.word_bag.flatten(0, 1), word_images(call.s).flatten()).ids.is_meta
+    side = append_side_tokens(call.inputs, call.s.side_position, 5)
+    assert side["input_ids"].shape[1] == batch["input_ids"].shape[1] + 3

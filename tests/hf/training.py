@@ -1,0 +1,73 @@
+"""A few steps of GroundingTrainer on the hand-made samples; also run as a program by the two-rank
+test.
+
+python -m torch.distributed.run --nproc-per-node 2 -m tests.hf.training FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach, detach
+from tests.hf.samples import SAMPLES, make_batch
+from tests.hf.tiny import tiny_qwen_model
+
+PARTS = ("text", "word", "smam_grounding", "smam_cross_entropy", "map_kl")
+
+
+def arguments(folder: Path, **overrides) -> TrainingArguments:
+    """Plain SGD with a visible learning rate; at batch size 4 one pass is one step."""
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(**{**settings, **overrides})
+
+
+def make_trainer(model, folder: Path, *, examine: bool = True, **overrides) -> GroundingTrainer:
+    """A trainer of an attached model on the four samples of its family."""
+    return GroundingTrainer(
+        model,
+        arguments(folder, **overrides),
+        train_dataset=list(SAMPLES["qwen"]),
+        eval_dataset=list(SAMPLES["qwen"]),
+        data_collator=lambda samples: make_batch(model, tuple(samples)),
+        examine=examine,
+    )
+
+
+def attached_model():
+    return attach(tiny_qwen_model(), smam=Smam(weight=0.7), dv_sft=DvSft(weight=0.5), klal=Klal())
+
+
+def train(folder: Path, **overrides) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    """The log and the trained parameters."""
+    model = attached_model()
+    trainer = make_trainer(model, folder, **overrides)
+    trainer.train()
+    detach(model)
+    return trainer.state.log_history, dict(model.named_parameters())
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    log, parameters = train(folder, per_device_train_batch_size=2, max_steps=2)
+    if torch.distributed.get_rank() == 0:
+        (folder / "log.json").write_text(json.dumps(log))
+        torch.save({k: p.detach() for k, p in parameters.items()}, folder / "parameters.pt")
+    torch.distributed.destroy_process_group()

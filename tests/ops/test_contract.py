@@ -1,0 +1,202 @@
+"""What every op must do on every backend that can run here: each case against fp64, and torch's machinery."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from groundkern import available_backends
+from groundkern.ops.attention_map import cases as attention_map_cases
+from groundkern.ops.cases import Call, randn
+from groundkern.ops.linear_cross_entropy import cases as linear_cross_entropy_cases
+from groundkern.ops.side_attention import cases as side_attention_cases
+from tests.closeness import GRADIENTS, VALUES, assert_close
+from tests.ops import naive
+
+CASES = {
+    f"{op}/{name}": make
+    for op, module in (
+        ("side_attention", side_attention_cases),
+        ("attention_map", attention_map_cases),
+        ("linear_cross_entropy", linear_cross_entropy_cases),
+    )
+    for name, make in module.CASES.items()
+}
+BACKENDS = [name for name, why in available_backends().items() if why is None]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU = torch.device("cpu")
+
+each_case = pytest.mark.parametrize("case", CASES)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def make(case: str, dtype: torch.dtype, backend: str) -> Call:
+    """The call on that backend; skipped with the backend's own sentence where it does not serve it."""
+    call = CASES[case](dtype, CPU)
+    try:
+        call.run(backend=backend)
+    except ValueError as error:
+        if not str(error).startswith("`backend`"):
+            raise
+        pytest.skip(str(error))
+    return replace(call, options={**call.options, "backend": backend})
+
+
+def leaves(call: Call, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The differentiable inputs as fresh leaves that keep their strides."""
+    result = {}
+    for name, x in call.inputs.items():
+        if name not in call.fixed:
+            x = x.detach()
+            result[name] = (x if dtype is None else x.to(dtype)).requires_grad_()
+    return result
+
+
+def upstream(results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Uneven upstream gradients; none into infinities."""
+    drawn = [randn(77 + i, *x.shape, dtype=x.dtype, device=x.device) for i, x in enumerate(results)]
+    return [torch.where(x.isfinite(), d, 0.0) for x, d in zip(results, drawn, strict=True)]
+
+
+def differentiate(call: Call, function=None, dtype=None, **options) -> tuple[tuple, list[Tensor]]:
+    """(results, gradients of the differentiable inputs)."""
+    inputs = leaves(call, dtype)
+    results = call.run(function, **inputs, **options)
+    outputs = results[: call.differentiable]
+    gradients = torch.autograd.grad(
+        outputs,
+        list(inputs.values()),
+        [u.to(o.dtype) for u, o in zip(upstream(outputs), outputs, strict=True)],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return results, list(gradients)
+
+
+def oracle(call: Call, dtype: torch.dtype):
+    """Plain torch in another dtype: (results, gradients)."""
+    options = {k: x for k, x in call.options.items() if k not in ("backend", "lse")}
+    plain = replace(call, options=options)
+    return differentiate(plain, getattr(naive, call.function.__name__), dtype)
+
+
+@each_backend
+@each_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_and_gradients(case: str, backend: str, dtype: torch.dtype) -> None:
+    call = make(case, dtype, backend)
+    ours, our_gradients = differentiate(call)
+    truth, true_gradients = oracle(call, torch.float64)
+    plain, plain_gradients = oracle(call, dtype)
+    for i, (o, p, t) in enumerate(zip(ours, plain, truth, strict=True)):
+        if o.is_floating_point():
+            assert_close(f"result {i}", o, p, t, VALUES)
+        else:  # the likeliest id, wherever plain torch can tell it in this dtype
+            assert torch.equal(o[p == t], t[p == t]), f"result {i}"
+    for name, o, p, t in zip(leaves(call), our_gradients, plain_gradients, true_gradients, strict=True):
+        assert_close(f"d{name}", o, p, t, GRADIENTS)
+
+
+@each_case
+def test_gradcheck_of_the_reference(case: str) -> None:
+    if case.split("/")[1] in ("certain_targets", "common_logit", "kl_flat_heads", "underflow"):
+        pytest.skip("finite differences cannot see gradients this small or logits this large")
+    call = make(case, torch.float64, "reference")
+    inputs = leaves(call)
+
+    def function(*tensors: Tensor):
+        results = call.run(**dict(zip(inputs, tensors, strict=True)))[: call.differentiable]
+        return tuple(x.nan_to_num(neginf=0.0) for x in results)
+
+    assert torch.autograd.gradcheck(function, tuple(inputs.values()), fast_mode=True)
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the arguments of every groundkern op that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "groundkern":
+            self.seen.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@each_backend
+@each_case
+def test_opcheck(case: str, backend: str) -> None:
+    call = make(case, torch.float32, backend)
+    with _Recorder() as recorder:
+        differentiate(call)
+    assert len(recorder.seen) == 2, "one forward and one backward op"
+    for func, args in recorder.seen:
+        forward = "backward" not in func.name()
+        args = tuple(_leaf(x, forward) if isinstance(x, Tensor) else x for x in args)
+        torch.library.opcheck(func, args)
+
+
+def _leaf(x: Tensor, trained: bool) -> Tensor:
+    return x.detach().requires_grad_(trained and x.is_floating_point())
+
+
+@each_backend
+@each_case
+def test_compiled_equals_eager(case: str, backend: str) -> None:
+    call = make(case, torch.float32, backend)
+    eager, eager_gradients = differentiate(call)
+    torch._dynamo.reset()
+    compiled = torch.compile(call.function, fullgraph=True, dynamic=True, backend="aot_eager")
+    results, gradients = differentiate(call, compiled)
+    for a, b in zip((*eager, *eager_gradients), (*results, *gradients), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@each_backend
+@each_case
+def test_same_bits_in_dirty_memory(case: str, backend: str) -> None:
+    """Fresh memory is filled with NaN, so whatever is read before it is written shows."""
+    call = make(case, torch.float32, backend)
+    first = _flat(differentiate(call))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            second = _flat(differentiate(call))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def _flat(pair: tuple) -> list[Tensor]:
+    return [*pair[0], *pair[1]]
+
+
+@each_backend
+@each_case
+def test_autocast_computes_in_its_dtype_and_keeps_statistics_wide(case: str, backend: str) -> None:
+    call = make(case, torch.float32, backend)
+    operands = [n for n in call.inputs if n not in ("head_weight", "target")]
+    narrow = replace(call, inputs={**call.inputs, **{n: call.inputs[n].bfloat16() for n in operands}})
+    expected = narrow.run()
+    with torch.autocast("cpu", torch.bfloat16):
+        got, gradients = differentiate(call)
+    for a, b in zip(expected, got, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    assert all(g.dtype == torch.float32 for g in gradients), "gradients come in the parameter's dtype"
+
+
+@each_backend
+def test_autocast_lets_bf16_states_meet_an_fp32_head(backend: str) -> None:
+    call = make("linear_cross_entropy/mean", torch.float32, backend)
+    mixed = {**call.inputs, "hidden": call.inputs["hidden"].bfloat16()}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call.run(**mixed)[0].dtype == torch.float32
+    with pytest.raises(TypeError, match=r"`weight`: expected torch\.bfloat16, got torch\.float32"):
+        call.run(**mixed)

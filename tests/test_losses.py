@@ -1,0 +1,179 @@
+"""Losses against the equations written out, and at the edges where a naive version gives NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from groundkern.losses import (
+    composition,
+    dv_sft,
+    klal,
+    map_kl,
+    mean_rows,
+    smam,
+    word_cross_entropy,
+)
+
+
+def test_smam_is_equations_s3_to_s5():
+    log_prob = torch.tensor([-0.1, -2.0, -7.0], dtype=torch.float64)
+    side = torch.tensor([-0.5, -0.2, -9.0], dtype=torch.float64)
+    loss = smam(log_prob, side, beta=0.3, alpha=0.7, gamma=1.5)
+    for n in range(3):
+        margin = 0.3 * (log_prob[n].item() - side[n].item())
+        grounding = -math.log(1 / (1 + math.exp(-margin)))
+        assert loss.grounding[n].item() == pytest.approx(grounding, rel=1e-12)
+        assert loss.cross_entropy[n].item() == -side[n].item()
+        assert loss.total[n].item() == pytest.approx(1.5 * grounding - 0.7 * side[n].item())
+
+
+def test_smam_gradients_are_finite_and_right():
+    log_prob = torch.tensor([-0.1, -2.0], dtype=torch.float64, requires_grad=True)
+    side = torch.tensor([-0.5, -0.2], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a, b: tuple(smam(a, b)), (log_prob, side))
+    far = torch.tensor([-1e4, 0.0], requires_grad=True)
+    loss = smam(far, torch.tensor([0.0, -1e4]), beta=1.0)
+    assert loss.grounding.tolist() == pytest.approx([1e4, 0.0])
+    loss.total.sum().backward()
+    assert far.grad.tolist() == pytest.approx([-2.0, 0.0])
+
+
+@pytest.mark.parametrize(("gamma", "pushes_down"), [(1.9, False), (2.1, True)])
+def test_smam_pushes_side_down_only_beyond_the_documented_bound(gamma, pushes_down):
+    side = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    smam(torch.tensor([-1.0], dtype=torch.float64), side, beta=0.1, alpha=0.1, gamma=gamma)[
+        0
+    ].sum().backward()
+    assert (side.grad.item() > 0) == pushes_down
+
+
+def test_smam_detached_reference_still_learns_its_cross_entropy():
+    side = torch.tensor([-1.0, -3.0], requires_grad=True)
+    loss = smam(torch.tensor([-2.0, -0.5]), side, alpha=0.25, detach_reference=True)
+    loss.total.sum().backward()
+    assert side.grad.tolist() == [-0.25, -0.25]
+
+
+def test_smam_is_fp32_for_half_precision_and_refuses_other_shapes():
+    loss = smam(torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16))
+    assert all(part.dtype == torch.float32 for part in loss)
+    with pytest.raises(ValueError, match=r"`side_log_prob`: expected the shape of `log_prob`"):
+        smam(torch.zeros(2), torch.zeros(3))
+
+
+def test_mean_rows_ignores_whatever_is_not_counted():
+    rows = torch.tensor([1.0, math.nan, 3.0, math.inf], requires_grad=True)
+    counted = torch.tensor([True, False, True, False])
+    mean = mean_rows(rows, counted)
+    assert mean.item() == 2.0
+    mean.backward()
+    assert rows.grad.tolist() == [0.5, 0.0, 0.5, 0.0]
+    assert mean_rows(rows, counted, denominator=8).item() == 0.5
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(0), torch.tensor([math.nan, 2.0])])
+def test_mean_rows_of_nothing_is_zero(rows):
+    rows = rows.clone().requires_grad_()
+    mean = mean_rows(rows, torch.zeros(rows.shape, dtype=torch.bool))
+    mean.backward()
+    assert mean.item() == 0.0
+    assert rows.grad.tolist() == [0.0] * len(rows)
+
+
+def test_word_cross_entropy_is_equation_d3():
+    logits = torch.randn(4, 11, dtype=torch.float64)
+    log_p = logits.log_softmax(-1)
+    label = torch.tensor([3, 5, 3, 9])
+    others = [[5, 9], [3, 9], [5, 9], []]  # the last image has one label only
+    expected = []
+    for n in range(4):
+        loss = -log_p[n, label[n]]
+        if others[n]:
+            loss = 0.7 * loss - 0.3 / len(others[n]) * sum(log_p[n, y] for y in others[n])
+        expected.append(loss)
+    mean_others = [log_p[n, others[n]].mean() for n in range(4)]  # the last one is NaN
+    rows = word_cross_entropy(
+        log_p[torch.arange(4), label],
+        torch.stack(mean_others),
+        torch.tensor([bool(o) for o in others]),
+    )
+    torch.testing.assert_close(rows, torch.stack(expected), rtol=1e-12, atol=0)
+
+
+def test_word_cross_entropy_without_others_has_no_gradient_towards_them():
+    log_prob = torch.tensor([-1.0, -2.0], requires_grad=True)
+    others = torch.tensor([math.nan, -4.0], requires_grad=True)
+    word_cross_entropy(log_prob, others, torch.tensor([False, True])).sum().backward()
+    assert log_prob.grad.tolist() == pytest.approx([-1.0, -0.7])
+    assert others.grad.tolist() == pytest.approx([0.0, -0.3])
+
+
+def test_dv_sft_is_equation_d4():
+    text, word = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([10.0, 30.0])
+    counted = torch.tensor([True, True, False])
+    loss = dv_sft(text, word, text_counted=counted, weight=0.1)
+    assert [x.item() for x in loss] == pytest.approx([3.5, 1.5, 20.0])
+    assert dv_sft(text, word[:0]).total.item() == 4.0
+
+
+def test_map_kl_is_torch_kl_whatever_the_target_scale():
+    target, attention = torch.rand(5, 9).softmax(-1), torch.rand(5, 9).softmax(-1)
+    truth = torch.nn.functional.kl_div(attention.log(), target, reduction="none").sum(-1)
+    torch.testing.assert_close(map_kl(target, attention), truth)
+    torch.testing.assert_close(map_kl(target * 2**20, attention), truth)
+
+
+def test_map_kl_renormalises_the_attention():
+    target, attention = torch.rand(3, 6), 0.05 * torch.rand(3, 6)
+    normalised = attention / attention.sum(-1, keepdim=True)
+    expected = map_kl(target, normalised)
+    torch.testing.assert_close(map_kl(target, attention, renormalise=True), expected)
+    assert (map_kl(target, attention) > expected + 1).all()
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_map_kl_gradient(renormalise):
+    target = torch.rand(3, 6, dtype=torch.float64)
+    target[0, :3] = 0
+    target[2] = 0
+    attention = torch.rand(3, 6, dtype=torch.float64).add(0.1).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a: map_kl(target, a, renormalise=renormalise), (attention,)
+    )
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_map_kl_is_finite_on_zeros_and_zero_without_a_target(renormalise):
+    target = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    attention = torch.tensor([[0.2, 0.3, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    attention.requires_grad_()
+    kl = map_kl(target, attention, renormalise=renormalise)
+    kl.sum().backward()
+    assert kl[0].item() == 0.0
+    assert attention.grad[0].tolist() == [0.0, 0.0, 0.0]
+    assert kl.isfinite().all()
+    assert attention.grad.isfinite().all()
+    assert kl[1].item() > 30  # half of the target's mass lies where there is no attention
+
+
+def test_klal_averages_over_layers_and_rows_that_own_a_map():
+    kl = torch.tensor([[1.0, math.nan, 3.0], [5.0, 100.0, 7.0]])
+    assert klal(kl, torch.tensor([True, False, True])).item() == 4.0
+    owns = torch.tensor([[True, False, False], [False, True, True]])
+    assert klal(kl, owns).item() == 36.0
+    assert klal(kl, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+
+
+def test_composition_is_equation_h3():
+    whole = torch.tensor([[3.0, 4.0], [1.0, 1.0]], requires_grad=True)
+    first = torch.tensor([[0.0, 0.0], [0.4, 1.0]], requires_grad=True)
+    second = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
+    rows = composition(whole, first, second)
+    assert rows.tolist() == pytest.approx([5.0, 0.0])
+    rows.sum().backward()
+    assert whole.grad.tolist() == [pytest.approx([0.6, 0.8]), [0.0, 0.0]]
+    assert first.grad.tolist() == [pytest.approx([-0.6, -0.8]), [0.0, 0.0]]
+    assert composition(whole.detach(), first, second, detach_parts=True).requires_grad is False

@@ -1,0 +1,124 @@
+"""Metrics against definitions written as loops, ties and undefined rows included."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundkern.metrics import (
+    argmax_in_target,
+    attention_ratio,
+    mass_on_target,
+    peak_in_mask,
+    roc_auc,
+)
+
+# few distinct scores, so that ties are the rule
+COLUMNS = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), max_size=12)
+
+
+def _row(columns):
+    scores = torch.tensor([float(c[0]) for c in columns]).reshape(1, -1)
+    target = torch.tensor([c[1] for c in columns], dtype=torch.bool).reshape(1, -1)
+    valid = torch.tensor([c[2] for c in columns], dtype=torch.bool).reshape(1, -1)
+    return scores, target, valid
+
+
+def _same(got, wanted):
+    return math.isnan(got) if math.isnan(wanted) else got == pytest.approx(wanted, abs=1e-6)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(COLUMNS)
+def test_roc_auc_is_the_share_of_pairs_won(columns):
+    inside = [s for s, t, v in columns if t and v]
+    outside = [s for s, t, v in columns if not t and v]
+    wins = sum((a > b) + 0.5 * (a == b) for a in inside for b in outside)
+    wanted = wins / (len(inside) * len(outside)) if inside and outside else math.nan
+    assert _same(roc_auc(*_row(columns)).item(), wanted)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(COLUMNS)
+def test_the_other_metrics_are_their_definitions(columns):
+    scores = [s for s, _, v in columns if v]
+    inside = [s for s, t, v in columns if t and v]
+    peak = ratio = mass = math.nan
+    if inside:
+        peak = inside.count(max(scores)) / scores.count(max(scores))
+        if sum(scores):
+            ratio = (sum(inside) / len(inside)) / (sum(scores) / len(scores))
+            mass = sum(inside) / sum(scores)
+    row = _row(columns)
+    assert _same(peak_in_mask(*row).item(), peak)
+    assert _same(attention_ratio(*row).item(), ratio)
+    assert _same(mass_on_target(*row).item(), mass)
+
+
+def test_rows_are_independent_and_all_columns_count_without_valid():
+    scores = torch.tensor([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3], [0.2, 0.2, 0.6]])
+    target = torch.tensor([[False, True, False], [False, True, True], [False, False, False]])
+    nan = math.nan
+    for metric, wanted in (
+        (peak_in_mask, [1.0, 0.0, nan]),
+        (roc_auc, [1.0, 0.0, nan]),
+        (attention_ratio, [1.8, 0.75, nan]),
+        (mass_on_target, [0.6, 0.5, nan]),
+    ):
+        torch.testing.assert_close(
+            metric(scores, target), torch.tensor(wanted), equal_nan=True, msg=metric.__name__
+        )
+    assert argmax_in_target(scores, target)[0].item() == 1.0
+
+
+def test_a_constant_map_has_no_luck():
+    target = torch.tensor([[True, False, False, False]])
+    flat = torch.zeros(1, 4)
+    assert peak_in_mask(flat, target).item() == 0.25
+    assert roc_auc(flat, target).item() == 0.5
+    assert mass_on_target(flat, target).isnan().item()
+
+
+def test_columns_that_are_not_valid_may_hold_anything():
+    scores = torch.tensor([[0.2, 0.8, math.nan, math.inf]])
+    target = torch.tensor([[True, False, True, True]])
+    valid = torch.tensor([[True, True, False, False]])
+    assert peak_in_mask(scores, target, valid).item() == 0.0
+    assert roc_auc(scores, target, valid).item() == 0.0
+    assert attention_ratio(scores, target, valid).item() == pytest.approx(0.4)
+    assert mass_on_target(scores, target, valid).item() == pytest.approx(0.2)
+    scores = torch.tensor([[math.inf, 0.0, 5.0]])
+    target = torch.tensor([[True, False, False]])
+    valid = torch.tensor([[True, True, False]])
+    assert roc_auc(scores, target, valid).item() == 1.0
+
+
+def test_negative_and_infinite_scores_rank():
+    scores = torch.tensor([[-5.0, math.inf, -math.inf, 0.0]])  # contributions may be negative
+    target = torch.tensor([[True, True, False, False]])
+    assert roc_auc(scores, target).item() == 0.75
+    assert peak_in_mask(scores, target).item() == 1.0
+
+
+def test_roc_auc_is_exact_on_a_long_row():
+    scores = torch.arange(20_000).float()[None]
+    target = torch.zeros(1, 20_000, dtype=torch.bool)
+    target[0, ::2] = True  # 10^8 pairs: beyond fp32's integers
+    wins = sum(range(10_000))
+    assert roc_auc(scores, target).item() == pytest.approx(wins / 10_000**2, abs=1e-7)
+
+
+@pytest.mark.parametrize("metric", [peak_in_mask, roc_auc, attention_ratio, mass_on_target])
+def test_bad_input_and_no_rows(metric):
+    assert metric(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool)).shape == (0,)
+    none = metric(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
+    assert none.isnan().tolist() == [True, True]
+    with pytest.raises(TypeError, match="`target`: expected a bool tensor"):
+        metric(torch.zeros(1, 3), torch.zeros(1, 3))
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"`valid`: expected shape \[1, 3\]"):
+        metric(torch.zeros(1, 3), mask, mask[:, :2])

@@ -1,0 +1,215 @@
+"""report.html from hand-made run folders: it parses, holds its pictures and stands alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer import report
+from trainer import run_folder as folder
+from trainer.pictures import heat_picture, loss_curves
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects text and attributes, and checks that elements nest."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [v for t, n, v in self.attributes if (t, n) == (tag, name)]
+
+
+def data_uri(size=(60, 40)) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (250, 250, 250)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def pixels(uri: str) -> np.ndarray:
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def entry(**values) -> dict:
+    rects = [[x / 3, y / 2, (x + 1) / 3, (y + 1) / 2] for y in range(2) for x in range(3)]
+    found = {
+        "task": "pointing",
+        "name": "test.jsonl:1",
+        "question": "Where <is> it?",
+        "answer": "row 1",
+        "image": data_uri(),
+        "size": [60, 40],
+        "boxes": [[0.0, 0.0, 1 / 3, 0.5]],
+        "points": [],
+        "polygons": [],
+        "rects": rects,
+        "attention": [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
+        "contribution": [0.5, -0.1, 0.1, 0.0, 0.0, 0.0],
+    }
+    return {**found, **values}
+
+
+def write_run(output: Path, *, grounded: bool, ratio: float) -> Path:
+    output.mkdir()
+    terms = {"loss": 2.0, "text": 1.5} | ({"map_kl": 0.5} if grounded else {})
+    rows = [
+        {"step": step, "steps": 5, "epoch": 1.0, "learning_rate": 1e-3, "grad_norm": 1.0}
+        | {"samples_per_second": 9.0}
+        | {name: value / step for name, value in terms.items()}
+        for step in (5, 10, 15)
+    ]
+    (output / folder.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    objectives = {"smam": None, "dv_sft": None, "klal": {"weight": 1.0} if grounded else None}
+    training = {"batch_size": 4, "accumulation": 2, "seed": 0, "learning_rate": 1e-3}
+    record = {
+        "versions": {"python": "3.11", "groundkern": "0.1"},
+        "machine": "a machine",
+        "config": {
+            "model": {"path": "m", "lora": None},
+            "data": {"train": "train.jsonl"},
+            "objectives": objectives,
+            "training": training,
+        },
+        "parameters": 1000,
+        "trained_parameters": 900,
+        "steps": 15,
+        "seconds": 3.0,
+        "continued_from": None,
+        "samples": {"train": 1234, "test": 8},
+        "bad_samples": {
+            "train": {"count": 30, "first": [{"where": "train.jsonl:7", "reason": "<b>bad"}]},
+            "test": {"count": 0, "first": []},
+        },
+        "supervision": {"regions": 5, "words_dropped_long": 2},
+        "final_losses": {"loss": 0.1},
+    }
+    figures = {"samples": 8, "answer_loss": 1.0, "attention_ratio": ratio, "word_accuracy": 0.5}
+    if grounded:
+        figures["word_baseline"] = 0.125
+    after = {"tasks": {"pointing": figures}, "heat_maps": [entry()]}
+    before = {"tasks": {"pointing": {**figures, "attention_ratio": 1.0}}, "heat_maps": [entry()]}
+    folder.write_json(output / folder.RECORD, record)
+    folder.write_json(output / folder.AFTER, after)
+    folder.write_json(output / folder.BEFORE, before)
+    return output
+
+
+@pytest.fixture
+def runs(tmp_path):
+    grounded = write_run(tmp_path / "grounded", grounded=True, ratio=12.0)
+    return grounded, write_run(tmp_path / "plain", grounded=False, ratio=2.0)
+
+
+def test_two_runs_side_by_side(runs):
+    text = report.write_report(*runs).read_text(encoding="utf-8")
+    page = Page(text)
+    words = " ".join(" ".join(page.text).split())
+    assert "KLAL beside plain SFT" in words
+    assert "with the same batches in the same order" in words
+    assert "1,234 samples used, 30 bad samples skipped" in words
+    assert "train.jsonl:7: <b>bad" in words
+    assert "words dropped long 2" in words
+    assert "most frequent label: 0.125" in words
+    assert "Where <is> it?" in words
+    for number in ("1.00", "2.00", "12.00"):
+        assert number in page.text
+    # the target, and attention and contribution of: before, plain SFT, KLAL
+    assert len(page.values("img", "src")) == 1 + 2 * 3
+    assert text.count("<svg") == 3
+    assert page.values("td", "class") == ["best"]
+
+
+def test_nothing_comes_from_outside(runs):
+    page = Page(report.write_report(*runs).read_text(encoding="utf-8"))
+    links = [v for _, name, v in page.attributes if name in ("src", "href", "xlink:href", "action")]
+    assert links
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not any("url(http" in value for _, _, value in page.attributes)
+
+
+def test_a_run_alone_shows_before_and_after(runs):
+    page = Page(report.write_report(runs[0]).read_text(encoding="utf-8"))
+    assert page.values("img", "alt")[1:3] == ["attention, before training", "attention, KLAL"]
+
+
+def test_a_run_without_held_out_data_still_reports(runs):
+    for name in (folder.BEFORE, folder.AFTER):
+        (runs[0] / name).unlink()
+    page = Page(report.write_report(runs[0]).read_text(encoding="utf-8"))
+    assert "There was no held-out data, so nothing was evaluated." in page.text
+    assert page.values("img", "src") == []
+
+
+def test_other_settings_are_not_called_the_same(runs):
+    record = folder.read_json(runs[1] / folder.RECORD)
+    record["config"]["training"]["seed"] = 1
+    folder.write_json(runs[1] / folder.RECORD, record)
+    said = report.sentences(report.load_run(runs[0]), report.load_run(runs[1]))
+    assert "with other settings" in said[1]
+
+
+def test_best_is_the_better_not_the_larger():
+    evaluations = [{"t": {"samples": 1, "answer_loss": x, "roc_auc": x}} for x in (0.2, 0.3)]
+    loss, auc = list(report._rows("t", evaluations))
+    assert (loss.best, auc.best) == (0, 1)
+    tie = list(report._rows("t", [evaluations[0]] * 2))
+    assert [row.best for row in tie] == [None, None]
+
+
+def test_heat_lies_where_the_value_is():
+    values = [0.0] * 5 + [1.0]
+    cold = pixels(heat_picture(entry(boxes=[]), [0.0] * 6))
+    hot = pixels(heat_picture(entry(boxes=[]), values))
+    changed = (hot != cold).any(-1)
+    height, width = changed.shape
+    assert changed[height // 2 + 2 :, 2 * width // 3 + 2 :].all()
+    assert not changed[: height // 2 - 2].any()
+    assert not changed[:, : 2 * width // 3 - 2].any()
+
+
+def test_points_polygons_and_boxes_beyond_the_image_are_drawn():
+    shapes = {"points": [[0.5, 0.5]], "polygons": [[[0, 0], [1, 0], [1, 1]]]}
+    for kind, value in {**shapes, "boxes": [[-0.5, -0.5, 2.0, 2.0]]}.items():
+        given = {"boxes": [], kind: value}
+        plain, drawn = (pixels(heat_picture(entry(**g), None)) for g in ({"boxes": []}, given))
+        assert (plain != drawn).any(), kind
+
+
+def test_curves_follow_the_page_s_colour_and_leave_out_runs_without_the_term():
+    rows = [{"step": i, "text": 1.0 / (i + 1)} for i in range(4)]
+    svg = loss_curves({"one": rows, "two": [{"step": 0, "text": None}]}, "text")
+    assert svg.startswith("<svg")
+    assert "currentColor" in svg
+    assert svg.count("#e8590c") == 1
+    assert "#1c7ed6" not in svg
+    assert "http" not in svg.replace("http://www.w3.org/", "")

@@ -1,0 +1,268 @@
+"""A run from files on disk to files on disk, with a tiny model: artifacts, stopping, continuing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, TrainerControl
+
+from groundkern.hf import load_processor
+from tests.hf.tiny import tiny_qwen_model, tiny_qwen_processor
+from trainer import run_folder as folder
+from trainer.__main__ import main
+from trainer.config import Config, ConfigError, validate
+from trainer.stopping import Stopped, StopSignals
+from trainer.train import train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+
+def sample(folder: Path, i: int) -> dict:
+    """A red square on a 3 x 3 grid, with one word written beside it."""
+    row, column = divmod(i % 9, 3)
+    box = [28 * column, 28 * row, 28 * column + 28, 28 * row + 28]
+    image = Image.new("RGB", (84, 84), "white")
+    ImageDraw.Draw(image).rectangle(box, fill="red")
+    image.save(folder / f"{i}.png")
+    asked = [{"type": "image"}, {"type": "text", "text": "Where is the red patch?"}]
+    answer = f"row {row} column {column}"
+    return {
+        "task": "pointing",
+        "images": [f"{i}.png"],
+        "messages": [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer},
+        ],
+        "regions": [{"text": answer, "box": box}],
+        "words": [{"text": "red", "box": [0, 0, 27, 27]}, {"text": "the", "box": [29, 0, 55, 27]}],
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    samples = [sample(where, i) for i in range(13)]
+    for name, part in (("train", samples[:9]), ("test", samples[9:])):
+        (where / f"{name}.jsonl").write_text("".join(json.dumps(s) + "\n" for s in part))
+    tiny_qwen_model().save_pretrained(where / "model")
+    tiny_qwen_processor().save_pretrained(where / "model")
+    return where
+
+
+def config(where: Path, output: Path, **changed: dict) -> Config:
+    values = {
+        "model": {"path": str(where / "model")},
+        "data": {"train": str(where / "train.jsonl"), "test": str(where / "test.jsonl")},
+        "objectives": {"smam": {}, "dv_sft": {}, "klal": {}},
+        "training": {
+            "output": str(output),
+            "steps": STEPS,
+            "batch_size": 2,
+            "accumulation": 2,
+            "learning_rate": 1e-3,
+            "save_every": 100,
+            "log_every": 1,
+        },
+        "evaluation": {"heatmaps": 1},
+    }
+    for section, fields in changed.items():
+        values[section] = {**values.get(section, {}), **fields}
+    return validate(values, source="test")
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """The output folder of an uninterrupted grounded run."""
+    output = tmp_path_factory.mktemp("finished")
+    train(config(data, output))
+    return output
+
+
+def losses(output: Path) -> list[dict]:
+    timeless = ("samples_per_second", "steps")
+    rows = folder.read_metrics(output)
+    return [{k: v for k, v in row.items() if k not in timeless} for row in rows]
+
+
+def test_artifacts(data, finished):
+    rows = folder.read_metrics(finished)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    terms = folder.loss_terms(rows)
+    assert terms[0] == "loss"
+    assert {"text", "word", "map_kl", "smam_grounding", "smam_cross_entropy"} < set(terms)
+    assert rows[-1]["map_kl"] < rows[0]["map_kl"]
+    record = folder.read_json(finished / folder.RECORD)
+    assert record["steps"] == STEPS
+    assert record["samples"] == {"train": 9, "test": 4}
+    assert record["bad_samples"]["train"] == {"count": 0, "first": []}
+    # 2.25 passes over 9 samples in batches of 2: 5 batches a pass, 2 of them a step, 1 the last
+    assert record["supervision"]["samples"] == 2 * 9
+    assert record["final_losses"]["loss"] == rows[-1]["loss"]
+    assert Config.model_validate(record["config"]) == config(data, finished)
+    assert not list(finished.rglob("pytorch_model*"))
+    report = (finished / folder.REPORT).read_text(encoding="utf-8")
+    assert report.count("<img") == 1 + 2 * 2
+
+
+def test_the_saved_model_is_the_trained_one(data, finished):
+    load = AutoModelForImageTextToText.from_pretrained
+    trained, start = load(finished / folder.MODEL), load(data / "model")
+    name = "lm_head.weight"
+    assert not torch.equal(trained.state_dict()[name], start.state_dict()[name])
+    assert load_processor(finished / folder.MODEL).tokenizer.is_fast
+
+
+def test_evaluation_before_is_that_of_the_start(finished):
+    before, after = (folder.read_json(finished / n) for n in (folder.BEFORE, folder.AFTER))
+    figures = before["tasks"]["pointing"], after["tasks"]["pointing"]
+    assert figures[0]["samples"] == figures[1]["samples"] == 4
+    assert figures[0]["answer_loss"] > figures[1]["answer_loss"]
+    assert "word_baseline" in figures[1]
+    assert len(before["heat_maps"]) == 1
+    assert len(before["heat_maps"][0]["attention"]) == 9
+
+
+def run(words: list[str], **options) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "trainer", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
+
+
+def test_stopping_saves_and_continuing_gives_the_same_losses(data, finished, tmp_path):
+    output = tmp_path / "run"
+    settings = tmp_path / "config.json"  # JSON is YAML
+    wanted = config(data, output)
+    settings.write_text(wanted.model_dump_json())
+    process = run(["train", "--config", str(settings)])
+    deadline = time.monotonic() + 300
+    while len(folder.read_metrics(output)) < 1 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 143
+    (saved,) = folder.checkpoints(output)
+    stopped_at = int(saved.name.rpartition("-")[2])
+    assert 1 <= stopped_at < STEPS
+    assert f"Stopped by SIGTERM: saved {saved}" in err
+    assert not (output / folder.REPORT).exists()
+
+    train(wanted)
+    assert losses(output) == losses(finished)
+    for name in (folder.RECORD, folder.AFTER):
+        ours, theirs = (folder.read_json(o / name) for o in (output, finished))
+        for key in ("supervision", "tasks"):
+            assert ours.get(key) == theirs.get(key)
+    assert folder.read_json(output / folder.RECORD)["continued_from"] == str(saved)
+
+
+def test_signals_outside_training_and_second_ones_stop_at_once():
+    old = signal.getsignal(signal.SIGINT)
+    control = TrainerControl()
+    with StopSignals().installed() as stop:
+        with pytest.raises(Stopped) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.value.number == signal.SIGTERM
+        stop.on_train_begin(None, None, control)
+        stop.on_step_end(None, None, control)
+        assert not control.should_training_stop
+        signal.raise_signal(signal.SIGINT)
+        stop.on_step_end(None, None, control)
+        assert control.should_training_stop
+        assert control.should_save
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is old
+
+
+def test_a_finished_run_is_not_trained_further(data, finished):
+    rows = losses(finished)
+    train(config(data, finished))
+    assert losses(finished) == rows
+
+
+def test_other_settings_or_never_do_not_touch_a_finished_run(data, finished):
+    for section, field, value, sentence in (
+        ("objectives", "smam", None, "objectives.smam.weight: 1.0 -> null"),
+        ("training", "resume", "never", "holds checkpoints of an earlier run"),
+        ("training", "resume", "nowhere", "expected auto, never or a checkpoint, got nowhere"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            train(config(data, finished, **{section: {field: value}}))
+
+
+def test_continuing_from_a_named_checkpoint_may_change_settings(data, finished, tmp_path):
+    (checkpoint,) = folder.checkpoints(finished)
+    changed = {"resume": str(checkpoint), "steps": STEPS + 1, "learning_rate": 1e-4}
+    wanted = config(
+        data, tmp_path, training=changed, data={"test": None}, objectives={"klal": None}
+    )
+    train(wanted)
+    (row,) = folder.read_metrics(tmp_path)
+    assert row["step"] == STEPS + 1
+    assert "map_kl" not in row
+    report = (tmp_path / folder.REPORT).read_text(encoding="utf-8")
+    assert "continued from checkpoint-6" in report
+
+
+def test_lora_saves_an_adapter_and_leaves_vision_alone(data, tmp_path):
+    model = {"lora": {"r": 2}, "freeze_vision": True, "gradient_checkpointing": True}
+    training = {"steps": 1, "bf16": True, "workers": 1}
+    train(config(data, tmp_path, model=model, training=training, data={"test": None}))
+    adapter = safe_open(tmp_path / folder.MODEL / "adapter_model.safetensors", "pt")
+    assert any("q_proj" in name for name in adapter.keys())  # noqa: SIM118
+    assert not any("visual" in name for name in adapter.keys())  # noqa: SIM118
+    record = folder.read_json(tmp_path / folder.RECORD)
+    assert record["trained_parameters"] < record["parameters"] / 2
+    assert record["supervision"]["samples"] == 4
+
+
+def test_bad_samples_are_counted_or_stop_the_run(data, tmp_path, capsys):
+    lines = (data / "train.jsonl").read_text().splitlines()
+    outside = json.loads(lines[0])
+    outside["regions"][0]["box"] = [0, 0, 85, 84]
+    Image.new("RGB", (224, 224)).save(data / "large.png")
+    large = {**json.loads(lines[1]), "images": ["large.png"], "regions": [], "words": []}
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*lines, json.dumps(outside), json.dumps(large)]))
+    changed = {"train": str(bad), "root": str(data), "test": None, "max_length": 60}
+    settings = {"steps": 3, "accumulation": 2}  # all samples once
+    wanted = config(data, tmp_path / "run", data=changed, training=settings)
+    train(wanted)
+    counted = folder.read_json(tmp_path / "run" / folder.RECORD)["bad_samples"]["train"]
+    assert counted["count"] == 2
+    assert {one["where"] for one in counted["first"]} == {"bad.jsonl:10", "bad.jsonl:11"}
+
+    stop = tmp_path / "stop.json"
+    stop.write_text(wanted.model_dump_json())
+    words = ["--config", str(stop), "--training.output", str(tmp_path / "other")]
+    capsys.readouterr()
+    assert main(["train", *words, "--on-bad-sample", "stop"]) == 1
+    assert "error: bad.jsonl:10: `regions[0].box`" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"model": {"path": "no/such/model"}}, "`model.path`: expected a model folder"),
+        ({"data": {"train": "none.jsonl"}}, "got none.jsonl (not there)"),
+        ({"evaluation": {"compare": "nothing"}}, "`evaluation.compare`: expected the output of"),
+    ],
+)
+def test_what_is_not_there_ends_with_2(data, tmp_path, capsys, changed, sentence):
+    settings = tmp_path / "config.json"
+    settings.write_text(config(data, tmp_path / "run", **changed).model_dump_json())
+    assert main(["train", "--config", str(settings)]) == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,110 @@
+"""`python -m trainer train --config FILE` and `python -m trainer demo --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.command_line import help_text, load_config
+from trainer.config import ConfigError
+from trainer.demo.make import SAMPLES
+
+_FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs one sub-command and returns the exit status.
+
+    0: done. 1: the data or the model stopped the run. 2: bad settings. 130, 143: stopped by Ctrl-C
+    or SIGTERM.
+    """
+    arguments, overrides = _parser().parse_known_args(words)
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "python -m trainer is one process; with several, use groundkern.hf.GroundingTrainer"
+            )
+        if arguments.command == "demo":
+            return _guarded(_demo(arguments.output, arguments.samples, overrides))
+        if arguments.config is None and not overrides:
+            raise ConfigError("train: give --config FILE, or --help for the fields")
+        return _guarded(_train(arguments.config, overrides))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Fine-tune a vision-language model with grounding supervision.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    settings = {
+        "allow_abbrev": False,
+        "epilog": f"{_FIELDS}\n{help_text()}\n\n--on-bad-sample is short for --data.on_bad_sample.",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    train = commands.add_parser("train", help="run what a YAML file describes", **settings)
+    train.add_argument("--config", type=Path, help="YAML file of settings")
+    demo = commands.add_parser(
+        "demo", help="make data and a tiny model, train plain and grounded, compare", **settings
+    )
+    demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
+    demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
+    return parser
+
+
+def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:
+    config = load_config(config_file, overrides)
+
+    def run() -> None:
+        from trainer.train import train
+
+        print(f"Report: {train(config)}")
+
+    return run
+
+
+def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None]:
+    def run() -> None:
+        from trainer.comparison import demo
+
+        print(f"Report: {demo(output, overrides, samples=samples)}")
+
+    return run
+
+
+def _guarded(run: Callable[[], None]) -> int:
+    """Runs, and turns a stop or a data error into one sentence and an exit status."""
+    from trainer.images import SampleError
+    from trainer.stopping import Stopped
+
+    try:
+        run()
+    except SampleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError) as error:
+        if not str(error).startswith("`"):  # groundkern's own errors are sentences for the user
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (Stopped, KeyboardInterrupt) as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        saved = getattr(stop, "saved", "")
+        where = (
+            f"saved {saved}; the same command continues from there" if saved else "nothing to save"
+        )
+        print(f"Stopped by {signal.Signals(number).name}: {where}.", file=sys.stderr)
+        return 128 + number
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A collator that survives samples it cannot use, and says what supervision a batch lost."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any, Literal
+
+import torch
+
+from groundkern.hf.collator import GroundingCollator
+from groundkern.hf.example import GroundedExample
+from trainer.dataset import BadSample
+from trainer.images import SampleError
+
+COUNTS = "counts"
+_ROWS = ("gk_text_", "gk_side_", "gk_word_", "gk_map_position", "gk_map_image", "gk_map_target")
+
+logger = logging.getLogger(__name__)
+
+
+class RobustCollator:
+    """`GroundingCollator` for long runs: bad samples as in the data set, counts with each batch.
+
+    A sample may pass every check of the data set and still not fit the model (its images alone
+    exceed `max_length`, say). With "skip" it leaves the batch; when nothing is left, an earlier
+    batch stands in with nothing to learn from. With "stop" it raises.
+
+    A batch carries `COUNTS`: {"lost": supervision found and lost, "labels": visual labels, "bad":
+    samples left out}, so that numbers are right with worker processes and prefetching.
+
+    Args:
+        collator: does the work.
+        on_bad_sample: "skip" or "stop".
+
+    Raises:
+        SampleError: a bad sample, with "stop" or when no batch was good before.
+    """
+
+    def __init__(self, collator: GroundingCollator, on_bad_sample: Literal["skip", "stop"]):
+        self.collator, self.on_bad_sample = collator, on_bad_sample
+        self._good: dict[str, Any] | None = None
+
+    def __call__(self, examples: list[GroundedExample]) -> dict[str, Any]:
+        before, bad = Counter(self.collator.counts), []
+        try:
+            batch = self.collator(examples)
+        except ValueError as error:
+            if self.on_bad_sample == "stop":
+                raise SampleError(str(error)) from error
+            self.collator.counts = Counter(before)
+            batch, bad = self._without_bad(examples, before)
+        if self._good is None:
+            self._good = batch
+        labels = batch["gk_word_label"][batch["gk_word_position"] >= 0].tolist()
+        after = self.collator.counts
+        lost = {name: n - before[name] for name, n in after.items() if n != before[name]}
+        return {**batch, COUNTS: {"lost": lost, "labels": dict(Counter(labels)), "bad": bad}}
+
+    def _without_bad(self, examples: list[GroundedExample], counts: Counter) -> tuple[dict, list]:
+        good, bad = [], []
+        for example in examples:
+            try:
+                self.collator([example])
+                good.append(example)
+            except ValueError as error:
+                if example.name not in str(error):
+                    raise
+                bad.append(BadSample(example.name, str(error)))
+                logger.warning("bad sample skipped: %s", error)
+        self.collator.counts = Counter(counts)
+        if good:
+            return self.collator(good), bad
+        if self._good is None:
+            raise SampleError(bad[0].reason)
+        return nothing_to_learn(self._good), bad
+
+
+def nothing_to_learn(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same inputs without a trained token, region, word or map."""
+    blank = dict(batch, labels=torch.full_like(batch["labels"], -100))
+    for key, value in batch.items():
+        if key.startswith(_ROWS):
+            blank[key] = torch.full_like(value, False if value.dtype == torch.bool else -1)
+    return blank

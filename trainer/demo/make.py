@@ -1,0 +1,31 @@
+"""The whole demo in one folder: data set and model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.demo.generate import SHARES, TEST, corpus, generate
+
+SAMPLES = 4800
+
+
+def make_demo(folder: Path, *, samples: int = SAMPLES, seed: int = 0) -> None:
+    """Write {train,test}.jsonl, images/ and model/ under a folder and say what was made.
+
+    Args:
+        folder: made if missing; files of an earlier call are replaced.
+        samples: training samples, all tasks together.
+        seed: the same seed makes the same files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    generate(folder, samples=samples, seed=seed)
+
+    from trainer.demo.model import save_model  # after the quick part: transformers takes seconds
+
+    parameters = save_model(folder / "model", corpus(seed=seed), seed=seed)
+    held_out = ", ".join(f"{count} {task}" for task, count in TEST.items())
+    print(f"{folder}/train.jsonl  {samples} samples of the tasks {', '.join(SHARES)}")
+    print(f"{folder}/test.jsonl   {held_out}")
+    print(f"{folder}/model        Qwen2.5-VL architecture, {parameters:,} parameters, untrained")

@@ -1,0 +1,206 @@
+"""One self-contained report.html from the output folder of a run, or of two side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from trainer import run_folder as folder
+from trainer.pictures import SERIES, heat_picture, loss_curves
+
+# key, what the reader sees, printf format, +1 if higher is better, -1 if lower
+FIGURES = (
+    ("answer_loss", "answer loss", "%.3f", -1),
+    ("token_accuracy", "answer token accuracy", "%.3f", 1),
+    ("number_accuracy", "accuracy on numbers in the answer", "%.3f", 1),
+    ("attention_ratio", "attention ratio (1 = looks anywhere)", "%.2f", 1),
+    ("attention_mass", "attention mass on the target", "%.3f", 1),
+    ("attention_argmax", "attention peak on the target", "%.3f", 1),
+    ("peak_in_mask", "contribution peak on the target", "%.3f", 1),
+    ("roc_auc", "contribution ROC-AUC", "%.3f", 1),
+    ("word_accuracy", "visual label accuracy", "%.3f", 1),
+)
+OBJECTIVES = {"smam": "SMAM", "dv_sft": "DV-SFT", "klal": "KLAL"}
+TERMS = {
+    "loss": "total loss",
+    "text": "text",
+    "smam_grounding": "SMAM: grounding",
+    "smam_cross_entropy": "SMAM: masked cross entropy",
+    "word": "DV-SFT: visual labels",
+    "map_kl": "KLAL: map KL",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one output folder holds."""
+
+    name: str
+    record: dict[str, Any]
+    metrics: list[dict]
+    before: dict | None
+    after: dict | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task; a cell is None where a column does not have it."""
+
+    label: str
+    cells: list[str | None]
+    best: int | None
+
+
+def load_run(output: Path) -> Run:
+    """Reads a finished run.
+
+    Raises:
+        FileNotFoundError: the folder holds no record of a finished run.
+    """
+    record = folder.read_json(output / folder.RECORD)
+    before, after = (
+        folder.read_json(output / name) if (output / name).exists() else None
+        for name in (folder.BEFORE, folder.AFTER)
+    )
+    return Run(run_name(record["config"]), record, folder.read_metrics(output), before, after)
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """A run's objectives in words: "SMAM + KLAL", or "plain SFT"."""
+    on = [title for key, title in OBJECTIVES.items() if config["objectives"][key]]
+    return " + ".join(on) or "plain SFT"
+
+
+def write_report(output: Path, beside: Path | None = None) -> Path:
+    """Writes `report.html` into `output`.
+
+    Args:
+        output: folder of a finished run.
+        beside: folder of another finished run to compare with, usually plain SFT.
+
+    Returns:
+        The path of the report.
+    """
+    run, other = load_run(output), load_run(beside) if beside else None
+    series = {run.name: run.metrics}
+    if other is not None:
+        series[_apart(other, run)] = other.metrics
+    terms = folder.loss_terms(run.metrics)
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            run=run,
+            other=other,
+            sentences=sentences(run, other),
+            columns=[name for name, _ in columns(run, other)],
+            tables=tables(run, other),
+            colours=dict(zip(series, SERIES)),
+            curves=[(TERMS.get(term, term), loss_curves(series, term)) for term in terms],
+            pictures=pictures(columns(run, other)),
+            versions=run.record["versions"],
+        )
+    )
+    path = output / folder.REPORT
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def columns(run: Run, other: Run | None) -> list[tuple[str, dict]]:
+    """(heading, evaluation) of every column: before, the run beside, this run."""
+    found = [("before training", run.before)]
+    if other is not None:
+        found.append((_apart(other, run), other.after))
+    found.append((run.name, run.after))
+    return [(name, evaluation) for name, evaluation in found if evaluation is not None]
+
+
+def tables(run: Run, other: Run | None) -> dict[str, list[Row]]:
+    """The metric rows of each task."""
+    evaluations = [evaluation["tasks"] for _, evaluation in columns(run, other)]
+    tasks = dict.fromkeys(task for tasks in evaluations for task in tasks)
+    return {_title(task, evaluations): list(_rows(task, evaluations)) for task in tasks}
+
+
+def _title(task: str, evaluations: list[dict]) -> str:
+    count = next(tasks[task]["samples"] for tasks in evaluations if task in tasks)
+    return f"{task or 'all samples'}, {count:,} held out"
+
+
+def _rows(task: str, evaluations: list[dict]):
+    for key, label, form, better in FIGURES:
+        values = [tasks.get(task, {}).get(key) for tasks in evaluations]
+        if any(value is not None for value in values):
+            if key == "word_accuracy":
+                baseline = evaluations[-1].get(task, {}).get("word_baseline")
+                label += "" if baseline is None else f" (most frequent label: {form % baseline})"
+            there = [(better * value, i) for i, value in enumerate(values) if value is not None]
+            cells = [None if value is None else form % value for value in values]
+            best = max(there)[1]
+            alone = cells.count(cells[best]) == 1
+            yield Row(label, cells, best if alone and len(there) > 1 else None)
+
+
+def pictures(evaluated: list[tuple[str, dict]]) -> list[dict]:
+    """For each shown sample its text, its image with the target, and one heat map per column."""
+    if not evaluated:
+        return []
+    entries = [{entry["name"]: entry for entry in e["heat_maps"]} for _, e in evaluated]
+    shown = []
+    for name, entry in entries[-1].items():
+        maps = []
+        for kind, title in (("attention", "attention"), ("contribution", "logit contribution")):
+            panels = [
+                (heading, heat_picture(found[name], found[name][kind]))
+                for (heading, _), found in zip(evaluated, entries)
+                if kind in found.get(name, {})
+            ]
+            if panels:
+                maps.append((title, panels))
+        shown.append({**entry, "target": heat_picture(entry, None), "maps": maps})
+    return shown
+
+
+def sentences(run: Run, other: Run | None) -> list[str]:
+    """What was run, in plain sentences."""
+    record, config = run.record, run.record["config"]
+    training = config["training"]
+    how = "LoRA adapters" if config["model"]["lora"] else "all weights"
+    batch = training["batch_size"] * training["accumulation"]
+    told = [
+        f"{record['samples']['train']:,} samples of {config['data']['train']} trained "
+        f"{record['trained_parameters']:,} of {record['parameters']:,} parameters ({how}) of "
+        f"{config['model']['path']} for {record['steps']:,} steps of {batch} samples with "
+        f"{run.name}."
+    ]
+    if other is not None:
+        same = all(
+            other.record["config"]["training"][key] == training[key]
+            for key in ("batch_size", "accumulation", "seed", "learning_rate")
+        ) and (other.record["steps"] == record["steps"])
+        told.append(
+            f"It is shown beside {_apart(other, run)}: {other.record['steps']:,} steps, "
+            + ("with the same batches in the same order." if same else "with other settings.")
+        )
+    if record["continued_from"]:
+        told.append(f"The run was continued from {Path(record['continued_from']).name}.")
+    if run.after is None:
+        told.append("There was no held-out data, so nothing was evaluated.")
+    return told
+
+
+def _apart(other: Run, run: Run) -> str:
+    return other.name if other.name != run.name else f"{other.name} (other run)"
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,349 @@
+"""The canonical sample, one JSON object a line (docs/data-format.md): parsed, checked, resolved.
+
+Whatever is wrong with a sample comes out as one `SampleError` that names the place, the field, what
+was wanted and what came. Coordinates leave this file as fractions of the EXIF-rotated image.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from groundkern.hf.example import GroundedExample, Phrase, Region, Word
+from trainer.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Size = tuple[int, int]
+PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
+SLACK = 1e-6  # of the image: rounding, not a box outside of it
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartRecord(Record):
+    type: Literal["image", "text"]
+    text: str = ""
+
+
+class MessageRecord(Record):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[PartRecord]
+
+    @property
+    def text(self) -> str:
+        """What character spans count in: the text parts, joined."""
+        parts = self.content
+        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
+
+
+class SpanRecord(Record):
+    text: Text | None = None
+    occurrence: Index = 0
+    char_span: tuple[Index, Index] | None = None
+    turn: Index | None = None
+
+
+class PlaceRecord(Record):
+    image: Index | None = None
+    coord: Literal["pixel", "unit", "per_mille"] = "pixel"
+    order: Literal["xyxy", "xywh"] = "xyxy"
+
+
+class RegionRecord(SpanRecord, PlaceRecord):
+    box: tuple[Number, Number, Number, Number] | None = None
+    points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
+    polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
+
+
+class WordRecord(PlaceRecord):
+    text: Text
+    box: tuple[Number, Number, Number, Number]
+
+
+class PhraseRecord(SpanRecord):
+    subject: Text | None = None
+
+
+class SampleRecord(Record):
+    task: str = ""
+    images: list[str] = []
+    messages: Annotated[list[MessageRecord], Field(min_length=1)]
+    regions: list[RegionRecord] = []
+    words: list[WordRecord] = []
+    phrases: list[PhraseRecord] = []
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A checked sample; its pixels are still on disk.
+
+    Args:
+        where: what error messages call it, for example `train.jsonl:17`.
+        task: the record's free label, for evaluation by task.
+        images: real paths, inside the data root.
+        sizes: (width, height) of each image after EXIF rotation.
+        messages: Hugging Face chat messages.
+        regions, words, phrases: in fractions of the rotated images.
+    """
+
+    where: str
+    task: str
+    images: tuple[Path, ...]
+    sizes: tuple[Size, ...]
+    messages: list[dict[str, Any]]
+    regions: tuple[Region, ...]
+    words: tuple[Word, ...]
+    phrases: tuple[Phrase, ...]
+
+    def load(self) -> GroundedExample:
+        """Decode the images.
+
+        Raises:
+            SampleError: an image is corrupt, truncated, or no longer what its header said.
+        """
+        pairs = enumerate(zip(self.images, self.sizes, strict=True))
+        pictures = [
+            load_rgb(path, size, where=self.where, field=f"images[{i}]")
+            for i, (path, size) in pairs
+        ]
+        return GroundedExample(
+            images=tuple(pictures),
+            messages=self.messages,
+            regions=self.regions,
+            words=self.words,
+            phrases=self.phrases,
+            name=self.where,
+        )
+
+
+def parse_sample(
+    line: str | bytes | dict, *, root: Path, where: str, max_pixels: int = MAX_PIXELS
+) -> Sample:
+    """Check one sample and resolve its spans and coordinates; reads image headers, no pixels.
+
+    Args:
+        line: a line of JSON (UTF-8 if bytes), or the object it holds.
+        root: the folder image paths start from and may not leave.
+        where: what starts every error message, for example `train.jsonl:17`.
+        max_pixels: width x height that an image may have.
+
+    Returns:
+        The sample in unit fractions of the EXIF-rotated images.
+
+    Raises:
+        SampleError: one sentence: place, field, wanted, got.
+    """
+    record = _validated(line if isinstance(line, dict) else _decoded(line, where), where)
+    _check_messages(record, where)
+    images, sizes = [], []
+    for i, path in enumerate(record.images):
+        images.append(confined(path, root, where=where, field=f"images[{i}]"))
+        size = image_size(images[-1], max_pixels=max_pixels, where=where, field=f"images[{i}]")
+        sizes.append(size)
+    resolve = _Resolver(record, tuple(sizes), where)
+    return Sample(
+        where=where,
+        task=record.task,
+        images=tuple(images),
+        sizes=tuple(sizes),
+        messages=[_chat_message(message) for message in record.messages],
+        regions=tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions)),
+        words=tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(record.words)),
+        phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
+    )
+
+
+class _Resolver:
+    """Spans to characters and coordinates to fractions, for one sample."""
+
+    def __init__(self, record: SampleRecord, sizes: tuple[Size, ...], where: str) -> None:
+        self.record, self.sizes, self.where = record, sizes, where
+
+    def region(self, region: RegionRecord, field: str) -> Region:
+        given = [k for k in ("box", "points", "polygon") if getattr(region, k) is not None]
+        if len(given) != 1:
+            raise self._wrong(
+                field, "one of box, points and polygon", " and ".join(given) or "none"
+            )
+        turn, start, stop = self._span(region, field)
+        image = self._image(region, field)
+        if region.box is not None:
+            box = self._box(region.box, region, image, f"{field}.box")
+            return Region(turn, start, stop, image, boxes=(box,))
+        field = f"{field}.{given[0]}"
+        if region.points is not None:
+            points = self._points(region.points, region.coord, image, field)
+            return Region(turn, start, stop, image, points=points)
+        corners = self._points(region.polygon, region.coord, image, field)
+        following = zip(corners, corners[1:] + corners[:1], strict=True)
+        if abs(sum(x * b - a * y for (x, y), (a, b) in following)) <= 1e-12:
+            raise self._wrong(field, "a polygon with an area", list(region.polygon))
+        return Region(turn, start, stop, image, polygons=(corners,))
+
+    def word(self, word: WordRecord, field: str) -> Word:
+        if not word.text.strip():
+            raise self._wrong(f"{field}.text", "a word", repr(word.text))
+        image = self._image(word, field)
+        return Word(word.text, self._box(word.box, word, image, f"{field}.box"), image)
+
+    def phrase(self, phrase: PhraseRecord, field: str) -> Phrase:
+        turn, start, stop = self._span(phrase, field)
+        if phrase.subject is None:
+            return Phrase(turn, start, stop)
+        text = self.record.messages[turn].text
+        at = text.find(phrase.subject, start, stop)
+        if at < 0:
+            wanted = f"words of the phrase {text[start:stop]!r}"
+            raise self._wrong(f"{field}.subject", wanted, repr(phrase.subject))
+        return Phrase(turn, start, stop, (at, at + len(phrase.subject)))
+
+    def _span(self, span: SpanRecord, field: str) -> tuple[int, int, int]:
+        """(turn, start, stop) of the answer's characters that `span` names."""
+        turn = self._turn(span, field)
+        answer = self.record.messages[turn].text
+        if (span.text is None) == (span.char_span is None):
+            got = "neither" if span.text is None else "both"
+            raise self._wrong(field, "either text or char_span", got)
+        if span.char_span is not None:
+            start, stop = span.char_span
+            if not start < stop <= len(answer):
+                wanted = f"0 <= start < stop <= {len(answer)}, the answer's characters"
+                raise self._wrong(f"{field}.char_span", wanted, list(span.char_span))
+            return turn, start, stop
+        starts = [i for i in range(len(answer)) if answer.startswith(span.text, i)]
+        if not starts:
+            wanted = f"text that occurs in message {turn}, {_short(answer)}"
+            raise self._wrong(f"{field}.text", wanted, repr(span.text))
+        if span.occurrence >= len(starts):
+            wanted = f"less than {len(starts)}, as often as {span.text!r} is in message {turn}"
+            raise self._wrong(f"{field}.occurrence", wanted, span.occurrence)
+        start = starts[span.occurrence]
+        return turn, start, start + len(span.text)
+
+    def _turn(self, span: SpanRecord, field: str) -> int:
+        messages = self.record.messages
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        if span.turn is None and len(answers) > 1:
+            raise self._wrong(f"{field}.turn", f"one of the assistant messages {answers}", "none")
+        turn = answers[0] if span.turn is None else span.turn
+        if turn not in answers:
+            role = messages[turn].role if turn < len(messages) else "no message"
+            wanted = f"the index of an assistant message, {answers}"
+            raise self._wrong(f"{field}.turn", wanted, f"{turn} ({role})")
+        return turn
+
+    def _image(self, place: PlaceRecord, field: str) -> int:
+        count = len(self.sizes)
+        if place.image is None and count > 1:
+            raise self._wrong(f"{field}.image", f"one of the {count} images, from 0", "none")
+        image = place.image or 0
+        if image >= count:
+            raise self._wrong(f"{field}.image", f"an index of the sample's {count} images", image)
+        return image
+
+    def _box(self, box: tuple, place: PlaceRecord, image: int, field: str) -> tuple:
+        x0, y0, x1, y1 = box
+        if place.order == "xywh":
+            x1, y1 = x0 + x1, y0 + y1
+        if not (x0 < x1 and y0 < y1):
+            wanted = "positive width and height" if place.order == "xywh" else "x0 < x1, y0 < y1"
+            raise self._wrong(field, wanted, list(box))
+        return sum(self._points([(x0, y0), (x1, y1)], place.coord, image, field, box), ())
+
+    def _points(self, points: list, coord: str, image: int, field: str, got=None) -> tuple:
+        """The points as fractions of the image; `got` is what the error shows, if not `points`."""
+        width, height = {"pixel": self.sizes[image], "per_mille": (1000, 1000)}.get(coord, (1, 1))
+        fractions = [(x / width, y / height) for x, y in points]
+        if any(not -SLACK <= value <= 1 + SLACK for point in fractions for value in point):
+            wanted = f"{coord} coordinates within image {image}, {width} x {height}"
+            raise self._wrong(field, wanted, list(got or points))
+        return tuple((min(1.0, max(0.0, x)), min(1.0, max(0.0, y))) for x, y in fractions)
+
+    def _wrong(self, field: str, wanted: str, got: object) -> SampleError:
+        return wrong(self.where, field, wanted, got)
+
+
+def _decoded(line: str | bytes, where: str) -> object:
+    try:
+        return json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+    except UnicodeDecodeError as error:
+        got = f"{error.reason} at byte {error.start}"
+        raise SampleError(f"{where}: expected UTF-8 text, got {got}") from None
+    except (ValueError, RecursionError) as error:
+        raise SampleError(f"{where}: expected a JSON object, got invalid JSON ({error})") from None
+
+
+def _validated(value: object, where: str) -> SampleRecord:
+    if not isinstance(value, dict):
+        raise SampleError(f"{where}: expected a JSON object, got {_short(value)}")
+    if "videos" in value:
+        raise wrong(where, "videos", "images and text only", "videos, which are not supported yet")
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        return SampleRecord.model_validate(value)
+    except UnicodeEncodeError:
+        raise SampleError(f"{where}: expected Unicode text, got half a surrogate pair") from None
+    except ValidationError as error:
+        problem = max(error.errors(), key=lambda each: len(each["loc"]))
+    field = ""
+    for part in problem["loc"]:
+        if part not in ("str", "list[PartRecord]"):  # the alternatives of `content`
+            field += f"[{part}]" if isinstance(part, int) else f".{part}"
+    got = _short(problem["input"])
+    match problem["type"]:
+        case "missing":
+            wanted, got = "a value", "nothing"
+        case "extra_forbidden":
+            wanted, got = "a field of the format (docs/data-format.md)", "an unknown name"
+        case "literal_error":
+            wanted = problem["ctx"]["expected"]
+        case _:
+            wanted = problem["msg"].removeprefix("Input should be ").lower()
+    raise wrong(where, field.removeprefix("."), wanted, got)
+
+
+def _check_messages(record: SampleRecord, where: str) -> None:
+    """Roles, and image placeholders against images."""
+    if not any(message.role == "assistant" for message in record.messages):
+        raise wrong(where, "messages", "at least one assistant message to train on", "none")
+    slots = 0
+    for i, message in enumerate(record.messages):
+        parts = [] if isinstance(message.content, str) else message.content
+        here = sum(part.type == "image" for part in parts)
+        slots += here
+        if here and message.role != "user":
+            raise wrong(
+                where, f"messages[{i}].content", "images in user messages only", message.role
+            )
+        if any(part.type == "image" and part.text for part in parts):
+            raise wrong(where, f"messages[{i}].content", "no text in an image part", "some")
+        written = [name for name in PLACEHOLDERS if name in message.text]
+        if written:
+            wanted = 'images as parts, {"type": "image"}'
+            raise wrong(where, f"messages[{i}].content", wanted, f"the text {written[0]}")
+    count = len(record.images)
+    if slots not in (0, count):
+        raise wrong(where, "messages", f"{count} image parts, one for each image, or none", slots)
+
+
+def _chat_message(message: MessageRecord) -> dict[str, Any]:
+    if isinstance(message.content, str):
+        return {"role": message.role, "content": message.content}
+    parts = [
+        {"type": "text", "text": part.text} if part.type == "text" else {"type": "image"}
+        for part in message.content
+    ]
+    return {"role": message.role, "content": parts}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

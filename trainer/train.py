@@ -1,0 +1,228 @@
+"""One training run: data and model in; checkpoints, model, metrics, evaluations and report out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+
+from groundkern.hf.collator import GroundingCollator
+from trainer import run_folder as folder
+from trainer.collating import RobustCollator
+from trainer.config import Config, ConfigError
+from trainer.dataset import JsonLinesDataset
+from trainer.evaluate import TARGET_LEVELS, digit_tokens, evaluate, pick
+from trainer.heatmaps import heat_maps
+from trainer.images import SampleError
+from trainer.loading import attach_objectives, load_model
+from trainer.logs import CountingTrainer, RunLog
+from trainer.report import write_report
+from trainer.stopping import Stopped, StopSignals
+
+
+def train(config: Config, *, before: dict | None = None) -> Path:
+    """Runs (or continues) what a config describes and writes everything under its output folder.
+
+    Args:
+        config: validated settings.
+        before: an evaluation of the same starting weights on the same data, if there is one.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ConfigError: settings that do not fit what is on disk.
+        SampleError: no usable sample, or a bad one where these stop the run.
+        Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
+    """
+    checkpoint = folder.find_checkpoint(config)
+    output = config.training.output
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"`training.output`: {output}: {error.strerror}") from None
+    beside = config.evaluation.compare
+    if beside and not (beside / folder.RECORD).exists():
+        raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
+    disable_progress_bar()  # of loading and saving; this program has its own
+    with StopSignals().installed() as stop:
+        return _Run(config, checkpoint, stop).finish(before)
+
+
+class _Run:
+    def __init__(self, config: Config, checkpoint: Path | None, stop: StopSignals):
+        self.config, self.checkpoint, self.stop = config, checkpoint, stop
+        self.output, self.started = config.training.output, time.monotonic()
+        self.train_set = _data_set(config, config.data.train)
+        self.test_set = _data_set(config, config.data.test) if config.data.test else None
+        self.model, self.processor = load_model(config, checkpoint)
+        self.lost, self.labels = (
+            folder.read_counts(checkpoint) if checkpoint else (Counter(), Counter())
+        )
+
+    def finish(self, before: dict | None) -> Path:
+        """Evaluates, trains, saves, evaluates again and reports."""
+        trainer = self._trainer()
+        if self.checkpoint is None:
+            folder.keep_metrics(self.output, 0)
+            self._evaluate("before", before)
+        self._train(trainer)
+        trainer.save_model(str(self.output / folder.MODEL))
+        self.processor.save_pretrained(self.output / folder.MODEL)
+        self._evaluate("after", None)
+        folder.write_json(self.output / folder.RECORD, self._record())
+        return write_report(self.output, self.config.evaluation.compare)
+
+    def _trainer(self) -> CountingTrainer:
+        log = RunLog(self.config, self.lost, self.labels)
+        self.log = log
+        attach_objectives(self.model, self.config)
+        trainer = CountingTrainer(
+            model=self.model,
+            args=_arguments(self.config, len(self.train_set)),
+            train_dataset=self.train_set,
+            data_collator=self._collator(),
+            callbacks=[self.stop, log],
+            lost=self.lost,
+            labels=self.labels,
+            bad=self.train_set.bad,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _collator(self, **options: Any) -> RobustCollator:
+        settings, data = self.config.supervision.model_dump() | options, self.config.data
+        collator = GroundingCollator(
+            self.processor, self.model.config, max_length=data.max_length, **settings
+        )
+        return RobustCollator(collator, data.on_bad_sample)
+
+    def _train(self, trainer: CountingTrainer) -> None:
+        if self.checkpoint is None:
+            trainer.train()
+        else:
+            state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
+            folder.keep_metrics(self.output, state.global_step)
+            print(f"Continuing from {self.checkpoint}, step {state.global_step}.")
+            if state.global_step < trainer.args.max_steps:
+                trainer.train(resume_from_checkpoint=str(self.checkpoint))
+            else:  # the Trainer would train one step more
+                trainer._load_from_checkpoint(str(self.checkpoint))
+        if self.stop.number:
+            raise Stopped(self.stop.number, self.log.saved)
+
+    def _evaluate(self, when: str, known: dict | None) -> None:
+        if self.test_set is None:
+            return
+        if known is None:
+            known = self._measure(f"evaluating {when}")
+        folder.write_json(self.output / f"evaluation-{when}.json", known)
+
+    def _measure(self, title: str) -> dict[str, Any]:
+        settings, bf16 = self.config.evaluation, self.config.training.bf16
+        tasks = self.test_set.tasks
+        # every run is measured against the same target map, whatever map it was trained towards
+        collator = self._collator(map_kind="neighbours", map_levels=TARGET_LEVELS)
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        figures = evaluate(
+            self.model,
+            collator,
+            pick(tasks, settings.samples),
+            self.test_set,
+            digits=digit_tokens(self.processor.tokenizer, vocabulary),
+            batch_size=settings.batch_size,
+            frequent_label=max(self.labels, key=self.labels.get, default=None),
+            bf16=bf16,
+            title=title,
+        )
+        shown = pick(tasks, settings.heatmaps) if settings.heatmaps else {}
+        maps = heat_maps(self.model, self.processor, collator, shown, self.test_set, bf16=bf16)
+        return {"tasks": figures, "heat_maps": maps}
+
+    def _record(self) -> dict[str, Any]:
+        rows = folder.read_metrics(self.output)
+        parameters = list(self.model.parameters())
+        sets = {"train": self.train_set, "test": self.test_set}
+        return {
+            "versions": folder.versions(),
+            "machine": folder.machine(),
+            "config": self.config.model_dump(mode="json"),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "steps": rows[-1]["step"] if rows else 0,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "continued_from": str(self.checkpoint) if self.checkpoint else None,
+            "samples": {name: len(data) for name, data in sets.items() if data is not None},
+            "bad_samples": {
+                name: {
+                    "count": len(data.bad),
+                    "first": [{"where": bad.where, "reason": bad.reason} for bad in data.bad[:20]],
+                }
+                for name, data in sets.items()
+                if data is not None
+            },
+            "supervision": dict(self.lost),
+            "final_losses": {name: rows[-1].get(name) for name in folder.loss_terms(rows)}
+            if rows
+            else {},
+        }
+
+
+def _data_set(config: Config, path: Path) -> JsonLinesDataset:
+    data = config.data
+    if not path.is_file():
+        raise ConfigError(f"`data`: expected a JSON-lines file, got {path} (not there)")
+    found = JsonLinesDataset(
+        path,
+        root=data.root or path.parent,
+        on_bad_sample=data.on_bad_sample,
+        max_pixels=data.max_pixels,
+    )
+    if len(found) == 0:
+        raise SampleError(f"{path}: no usable sample among {len(found.bad)}")
+    return found
+
+
+def _arguments(config: Config, samples: int) -> TrainingArguments:
+    settings = config.training
+    batches = math.ceil(samples / settings.batch_size)
+    steps = settings.steps or math.ceil(
+        settings.epochs * math.ceil(batches / settings.accumulation)
+    )
+    checkpointing = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    arguments = TrainingArguments(
+        output_dir=str(settings.output),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type=settings.scheduler,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=settings.bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # a NaN loss must be seen
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep,
+        report_to="none",
+        disable_tqdm=True,  # RunLog has the bar
+        remove_unused_columns=False,
+        **(checkpointing if config.model.gradient_checkpointing else {}),
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: DataParallel cuts batches
+    return arguments
