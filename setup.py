@@ -1,8 +1,9 @@
-"""Builds groundkern._C from csrc/ with ninja and pybind11; everything else is in pyproject.toml.
+"""Builds groundkern._C from csrc/ with ninja and pybind11; all else is in pyproject.toml.
 
-Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place and
-raises an ImportError with the reason, which `groundkern.available_backends()` reports. Where there is
-a compiler, an error in our own sources fails the build. GROUNDKERN_WERROR=1 (CI) makes warnings errors.
+Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place
+and raises an ImportError with the reason, which `groundkern.available_backends()` reports. Where
+there is a compiler, an error in our own sources fails the build. GROUNDKERN_WERROR=1, set in CI,
+makes warnings errors.
 """
 
 import os
@@ -21,9 +22,9 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = ["csrc/bindings.cpp", "csrc/cpu/side_attention.cpp", "csrc/cpu/tile.cpp"]
 HEADERS = ["csrc/ops.h", "csrc/rows.h", "csrc/cpu/tile.h"]
 
-COMPILE = "-O3 -std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra".split()
+COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
-COMPILE += "-ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
+COMPILE += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
 NINJA = """\
 rule compile
@@ -98,7 +99,9 @@ class Build(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             if not sys.platform.startswith("linux"):
-                raise OSError(f"the C++ kernels are built on Linux only, and this is {sys.platform}")
+                raise OSError(
+                    f"the C++ kernels are built on Linux only, and this is {sys.platform}"
+                )
             command = compiler()
             openmp = openmp_flags(command)
         except OSError as error:

@@ -1,11 +1,12 @@
 // groundkern._C: the only file that knows pybind11.
 //
-// A tensor arrives as the tuple (address, dtype code, sizes, strides in elements); nothing of torch is
-// included, so there is no ABI to match. Everything that can be checked is checked before memory is
-// touched; that the tuple describes memory its owner keeps alive is the caller's word.
+// A tensor arrives as the tuple (address, dtype code, sizes, strides in elements); nothing of torch
+// is included, so there is no ABI to match. Everything that can be checked is checked before memory
+// is touched; that the tuple describes memory its owner keeps alive is the caller's word.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -62,7 +63,9 @@ template <int Rank>
 Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
                     const std::vector<int64_t>& shape) {
   const auto& [address, code, sizes, strides] = view;
-  if (code != static_cast<int>(dtype)) fail(name, text(dtype), "dtype code " + std::to_string(code));
+  if (code != static_cast<int>(dtype)) {
+    fail(name, text(dtype), "dtype code " + std::to_string(code));
+  }
   bool same = sizes.size() == Rank && strides.size() == Rank;
   for (int i = 0; same && i < Rank; ++i) {
     same = sizes[i] >= 0 && sizes[i] <= MAX_SIZE && (shape[i] == ANY || sizes[i] == shape[i]);
@@ -71,9 +74,9 @@ Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
 
   Tensor<Rank> result{};
   result.data = reinterpret_cast<void*>(address);
-  bool empty = false;
+  const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
   for (int i = 0; i < Rank; ++i) {
-    const bool strided = sizes[i] > 1;
+    const bool strided = sizes[i] > 1 && !empty;  // else the stride means nothing
     if (strided && (strides[i] < 0 || strides[i] > MAX_ELEMENTS / sizes[i])) {
       fail(name, "strides from 0 to a span of 2^56 elements", text(strides));
     }
@@ -82,7 +85,6 @@ Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
     }
     result.size[i] = sizes[i];
     result.stride[i] = strided ? strides[i] : 0;
-    empty = empty || sizes[i] == 0;
   }
   if (!empty && (address == 0 || address % bytes(dtype) != 0)) {
     fail(name, "an aligned address", std::to_string(address));
@@ -95,21 +97,19 @@ template <int Rank>
 Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
                     const std::vector<int64_t>& shape) {
   const Tensor<Rank> result = tensor<Rank>(name, view, dtype, shape);
+  if (std::find(result.size, result.size + Rank, 0) != result.size + Rank) return result;
   int64_t stride = 1;
   for (int i = Rank - 1; i >= 0; --i) {
     if (result.size[i] > 1 && result.stride[i] != stride) {
       fail(name, "a contiguous tensor", "strides " + text(std::get<3>(view)));
     }
-    if (result.size[i] > 1 && stride > MAX_ELEMENTS / result.size[i]) {
-      fail(name, "at most 2^56 elements", "sizes " + text(std::get<2>(view)));
-    }
-    stride *= std::max<int64_t>(result.size[i], 1);
+    stride *= result.size[i];
   }
   return result;
 }
 
 const int32_t* indices(const std::string& name, const View& view, int64_t count) {
-  return tensor<1>(name, view, Dtype::int32, {count}).row<int32_t>();
+  return static_cast<const int32_t*>(tensor<1>(name, view, Dtype::int32, {count}).data);
 }
 
 void check_range(const std::string& name, int64_t row, int32_t value, int64_t low, int64_t high) {

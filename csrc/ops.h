@@ -1,4 +1,4 @@
-// What every op of csrc looks like from outside: plain structs over raw memory, no Python, no torch.
+// What the ops of csrc look like from outside: plain structs over raw memory, no Python, no torch.
 //
 // Letters are those of the equations: N rows, B sequences, S keys, Hq query heads, Hkv key heads,
 // D and Dv the head dimensions of k and v, G key sets. Strides count elements.

@@ -1,5 +1,5 @@
-// What kernels over query rows share: element types, the parallel loop with its grain, the blocks of
-// rows, the keys a row may see, and the online softmax.
+// What kernels over query rows share: element types, the parallel loop with its grain, the blocks
+// of rows, the keys a row may see, and the online softmax.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +41,9 @@ GROUNDKERN_INLINE float float_of(uint32_t bits) {
 }
 
 GROUNDKERN_INLINE float to_float(float x) { return x; }
-GROUNDKERN_INLINE float to_float(bfloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+GROUNDKERN_INLINE float to_float(bfloat16 x) {
+  return float_of(static_cast<uint32_t>(x.bits) << 16);
+}
 GROUNDKERN_INLINE float to_float(float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t shifted = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
@@ -88,8 +90,8 @@ inline int useful_threads(int64_t count, double work, int threads) {
   return std::max(1, static_cast<int>(std::min(by_work, static_cast<double>(threads))));
 }
 
-// body(item, thread) for every item; serial where the work does not pay for threads. Bodies must not
-// throw: what they need is allocated before, one share for each of useful_threads().
+// body(item, thread) for every item; serial with one thread. Bodies must not throw: what they need
+// is allocated before, one share for each of useful_threads().
 template <class Body>
 void parallel_for(int64_t count, int threads, const Body& body) {
 #ifdef _OPENMP

@@ -1,5 +1,8 @@
 """Which dtype a call computes in: autocast's for the operands, at least fp32 for every sum."""
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 from torch import Tensor
 
@@ -15,12 +18,24 @@ def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
     A custom op's own autocast registration would cast every float argument, `lse` among them, to 8 bits of
     mantissa; so the public functions call this on their operands instead.
     """
-    first = next(x for x in operands if x is not None)
-    kind = first.device.type
-    if not torch.is_autocast_enabled(kind):
-        return operands
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
-        for x in operands
-    )
+    return tuple(_cast(x) for x in operands)
+
+
+def _cast(x: Tensor | None) -> Tensor | None:
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return x
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def without_autocast(body: Callable) -> Callable:
+    """An op's body that computes in the dtypes it was given, whatever autocast the caller is under."""
+
+    @wraps(body)
+    def run(*arguments):
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            return body(*arguments)
+
+    return run

@@ -83,10 +83,11 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
 def _guarded(run: Callable[[], None]) -> int:
     """Runs, and turns a stop or a data error into one sentence and an exit status."""
     from trainer.images import SampleError
-    from trainer.stopping import Stopped
+    from trainer.stopping import Stopped, StopSignals
 
     try:
-        run()
+        with StopSignals().installed():
+            run()
     except SampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -96,12 +97,12 @@ def _guarded(run: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (Stopped, KeyboardInterrupt) as stop:
-        number = getattr(stop, "number", signal.SIGINT)
-        saved = getattr(stop, "saved", "")
-        where = (
-            f"saved {saved}; the same command continues from there" if saved else "nothing to save"
+        number, saved = getattr(stop, "number", signal.SIGINT), getattr(stop, "saved", "")
+        where = f"saved in {saved}; the same command continues from there"
+        name = signal.Signals(number).name
+        print(
+            f"Stopped by {name}: {where if saved else 'nothing was trained yet'}.", file=sys.stderr
         )
-        print(f"Stopped by {signal.Signals(number).name}: {where}.", file=sys.stderr)
         return 128 + number
     return 0
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from groundkern.hf.collator import GroundingCollator
-from groundkern.hf.example import GroundedExample
+from groundkern.hf import GroundedExample, GroundingCollator
 from trainer.dataset import BadSample
 from trainer.images import SampleError
 
@@ -26,12 +25,15 @@ class RobustCollator:
     exceed `max_length`, say). With "skip" it leaves the batch; when nothing is left, an earlier
     batch stands in with nothing to learn from. With "stop" it raises.
 
-    A batch carries `COUNTS`: {"lost": supervision found and lost, "labels": visual labels, "bad":
-    samples left out}, so that numbers are right with worker processes and prefetching.
+    A batch carries `COUNTS`: {"supervision": found and lost, "bad": samples left out}, so that the
+    numbers are right with worker processes and prefetching.
 
     Args:
         collator: does the work.
         on_bad_sample: "skip" or "stop".
+
+    Attributes:
+        bad: the samples that this process left out.
 
     Raises:
         SampleError: a bad sample, with "stop" or when no batch was good before.
@@ -39,6 +41,7 @@ class RobustCollator:
 
     def __init__(self, collator: GroundingCollator, on_bad_sample: Literal["skip", "stop"]):
         self.collator, self.on_bad_sample = collator, on_bad_sample
+        self.bad: list[BadSample] = []
         self._good: dict[str, Any] | None = None
 
     def __call__(self, examples: list[GroundedExample]) -> dict[str, Any]:
@@ -52,10 +55,9 @@ class RobustCollator:
             batch, bad = self._without_bad(examples, before)
         if self._good is None:
             self._good = batch
-        labels = batch["gk_word_label"][batch["gk_word_position"] >= 0].tolist()
         after = self.collator.counts
-        lost = {name: n - before[name] for name, n in after.items() if n != before[name]}
-        return {**batch, COUNTS: {"lost": lost, "labels": dict(Counter(labels)), "bad": bad}}
+        found = {name: n - before[name] for name, n in after.items() if n != before[name]}
+        return {**batch, COUNTS: {"supervision": found, "bad": bad}}
 
     def _without_bad(self, examples: list[GroundedExample], counts: Counter) -> tuple[dict, list]:
         good, bad = [], []
@@ -67,7 +69,9 @@ class RobustCollator:
                 if example.name not in str(error):
                     raise
                 bad.append(BadSample(example.name, str(error)))
-                logger.warning("bad sample skipped: %s", error)
+                if bad[-1] not in self.bad:
+                    self.bad.append(bad[-1])
+                    logger.warning("bad sample skipped: %s", error)
         self.collator.counts = Counter(counts)
         if good:
             return self.collator(good), bad

@@ -13,12 +13,12 @@ task has no such rows):
 - `peak_in_mask`, `roc_auc`: logit contributions of the visual tokens to each aligned answer token
   against its region.
 - `word_accuracy`, `word_baseline`: top-1 accuracy of the visual labels, and that of always guessing
-  one label.
+  the one that is most frequent among them: no constant guess does better.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +62,6 @@ def evaluate(
     *,
     digits: Tensor,
     batch_size: int,
-    frequent_label: int | None = None,
     bf16: bool = False,
     title: str = "evaluating",
 ) -> dict[str, dict[str, float]]:
@@ -75,7 +74,6 @@ def evaluate(
         dataset: map-style data set of `GroundedExample`.
         digits: bool [V], token ids that consist of digits (`digit_tokens`).
         batch_size: samples in a forward pass.
-        frequent_label: token id of `word_baseline`; None leaves it out.
         bf16: bfloat16 autocast.
         title: what the progress bar says.
 
@@ -86,7 +84,7 @@ def evaluate(
     results = {}
     with progress(title, total=sum(map(len, tasks.values())), unit="sample") as bar:
         for task, indices in tasks.items():
-            tally = Tally()
+            tally, labels = Tally(), Counter()
             for start in range(0, len(indices), batch_size):
                 examples = [dataset[i] for i in indices[start : start + batch_size]]
                 batch = to_device(collator(examples), model.device)
@@ -96,9 +94,11 @@ def evaluate(
                     add_attention(tally, batch, maps)
                 if contributions is not None:
                     add_contributions(tally, batch, contributions)
-                add_words(tally, batch, output.word_predicted, frequent_label)
+                add_words(tally, batch, output.word_predicted, labels)
                 bar.update(len(examples))
             results[task] = {"samples": len(indices), **tally.means()}
+            if labels:
+                results[task]["word_baseline"] = max(labels.values()) / labels.total()
     return results
 
 
@@ -144,13 +144,12 @@ def add_contributions(tally: Tally, batch: dict, contributions: Tensor) -> None:
     tally.add("roc_auc", metrics.roc_auc(scores, target, valid))
 
 
-def add_words(tally: Tally, batch: dict, predicted: Tensor, frequent: int | None) -> None:
-    """word_accuracy and word_baseline of the labelled visual tokens [B, Rw]."""
+def add_words(tally: Tally, batch: dict, predicted: Tensor, labels: Counter) -> None:
+    """word_accuracy of the labelled visual tokens [B, Rw], whose labels are counted."""
     rows = batch["gk_word_position"] >= 0
     label = batch["gk_word_label"][rows]
     tally.add("word_accuracy", predicted[rows] == label)
-    if frequent is not None:
-        tally.add("word_baseline", label == frequent)
+    labels.update(label.tolist())
 
 
 def own_columns(batch: dict) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.hf.example import GroundedExample
-from groundkern.hf.geometry import image_geometry
+from groundkern.hf import GroundedExample, image_geometry
 from trainer.evaluate import own_columns, read, to_device
 
 THUMBNAIL = 560  # pixels of the longer side kept for the report

@@ -24,15 +24,13 @@ class CountingTrainer(GroundingTrainer):
     """`GroundingTrainer` that adds up the counts of the batches it trains on.
 
     Args:
-        lost, labels: counters of supervision and of visual labels that it adds to.
+        counts: what it adds to.
         bad: the list that samples left out of a batch join.
     """
 
-    def __init__(
-        self, *args: Any, lost: Counter, labels: Counter, bad: list[BadSample], **kwargs: Any
-    ):
+    def __init__(self, *args: Any, counts: Counter, bad: list[BadSample], **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.lost, self.labels, self.bad = lost, labels, bad
+        self.counts, self.bad = counts, bad
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         # `load_model` has loaded full weights: the Trainer's loading does not rename keys as
@@ -43,8 +41,7 @@ class CountingTrainer(GroundingTrainer):
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
         counts = inputs.pop(COUNTS)
-        self.lost.update(counts["lost"])
-        self.labels.update(counts["labels"])
+        self.counts.update(counts["supervision"])
         self.bad.extend(bad for bad in counts["bad"] if bad not in self.bad)
         return super()._prepare_inputs(inputs)
 
@@ -52,9 +49,8 @@ class CountingTrainer(GroundingTrainer):
 class RunLog(TrainerCallback):
     """Progress bar, log lines, metrics.jsonl, and the record that completes a checkpoint."""
 
-    def __init__(self, config: Config, lost: Counter, labels: Counter):
-        self.config, self.lost, self.labels = config, lost, labels
-        self.saved = ""
+    def __init__(self, config: Config, counts: Counter):
+        self.config, self.counts = config, counts
         self._bar: tqdm | None = None
         self._logged, self._since = 0, 0.0
 
@@ -85,8 +81,7 @@ class RunLog(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_checkpoint_record(checkpoint, self.config, self.lost, self.labels)
-        self.saved = str(checkpoint)
+        write_checkpoint_record(checkpoint, self.config, self.counts)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._bar.close()

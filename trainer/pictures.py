@@ -20,39 +20,49 @@ _TARGET = (0, 190, 255)
 _SIDE = 420  # pixels of the longer side of a heat map
 
 
-def heat_picture(entry: dict, values: Sequence[float] | None) -> str:
+def full_scale(maps: Sequence[Sequence[float]]) -> float:
+    """The value drawn darkest in all of these maps: their maximum, at least 4 times a map's mean.
+
+    One scale for several maps lets them compare; the floor keeps an even map pale.
+    """
+    positive = [np.maximum(np.asarray(values, dtype=float), 0.0) for values in maps]
+    return max((max(v.max(), 4 * v.mean()) for v in positive if v.size), default=0.0)
+
+
+def heat_picture(entry: dict, values: Sequence[float] | None, top: float = 1.0) -> str:
     """A sample's image with a heat map over it and its target outlined, as a data URI.
 
     Args:
         entry: one entry of `trainer.heatmaps.heat_maps`.
-        values: one number per rectangle of the entry, coloured from 0 (clear) to its maximum; None
-            draws the target only.
+        values: one number per rectangle of the entry, from 0 (clear) to `top` (dark red); None
+            draws the target on the image as it is.
+        top: the value drawn darkest, of `full_scale`.
     """
     image = _from_data_uri(entry["image"])
     scale = _SIDE / max(image.size)
     image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.LANCZOS)
     if values is not None:
-        image = _heated(image, entry["rects"], np.asarray(values, dtype=float))
+        image = _heated(image, entry["rects"], np.asarray(values, dtype=float), top)
     _outline(image, entry)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _heated(image: Image.Image, rects: Sequence[Sequence[float]], values: np.ndarray) -> Image:
+def _heated(
+    image: Image.Image, rects: Sequence[Sequence[float]], values: np.ndarray, top: float
+) -> Image:
     width, height = image.size
     heat = np.zeros((height, width))
     for (x0, y0, x1, y1), value in zip(rects, values):
         rows = slice(max(0, round(y0 * height)), max(0, round(y1 * height)))
         heat[rows, max(0, round(x0 * width)) : max(0, round(x1 * width))] = value
-    heat = np.clip(heat / max(float(values.max(initial=0.0)), 1e-12), 0, 1)[..., None]
-    colour = matplotlib.colormaps["YlOrRd"](0.15 + 0.85 * heat[..., 0])[..., :3] * 255
+    heat = np.clip(heat / max(top, 1e-12), 0, 1)[..., None]
+    colour = matplotlib.colormaps["YlOrRd"](0.2 + 0.8 * heat[..., 0])[..., :3] * 255
     grey = np.asarray(image.convert("L"), dtype=float)[..., None]
-    base = (
-        0.55 * np.asarray(image, dtype=float) + 0.2 * grey + 0.25 * 255
-    )  # paler, so heat stands out
+    paper = 115 + 0.55 * grey  # pale and without colour of its own, so that colour means heat
     alpha = 0.8 * np.sqrt(heat)
-    return Image.fromarray((base * (1 - alpha) + colour * alpha).astype(np.uint8))
+    return Image.fromarray((paper * (1 - alpha) + colour * alpha).clip(0, 255).astype(np.uint8))
 
 
 def _outline(image: Image.Image, entry: dict) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import run_folder as folder
-from trainer.pictures import SERIES, heat_picture, loss_curves
+from trainer.pictures import SERIES, full_scale, heat_picture, loss_curves
 
 # key, what the reader sees, printf format, +1 if higher is better, -1 if lower
 FIGURES = (
@@ -153,11 +153,13 @@ def pictures(evaluated: list[tuple[str, dict]]) -> list[dict]:
     for name, entry in entries[-1].items():
         maps = []
         for kind, title in (("attention", "attention"), ("contribution", "logit contribution")):
-            panels = [
-                (heading, heat_picture(found[name], found[name][kind]))
+            there = [
+                (heading, found[name])
                 for (heading, _), found in zip(evaluated, entries)
                 if kind in found.get(name, {})
             ]
+            top = full_scale([one[kind] for _, one in there])
+            panels = [(heading, heat_picture(one, one[kind], top)) for heading, one in there]
             if panels:
                 maps.append((title, panels))
         shown.append({**entry, "target": heat_picture(entry, None), "maps": maps})

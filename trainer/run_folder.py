@@ -40,17 +40,18 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(output: Path) -> list[dict]:
-    """The rows of metrics.jsonl, none if there is no such file."""
+    """The rows of metrics.jsonl, without a last one that was cut off; none if there is no file."""
     path = output / METRICS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def loss_terms(rows: list[dict]) -> list[str]:
-    """The logged losses, total first, then in the order they appear."""
+    """The logged losses: the total, the text loss, then the others in the order they appear."""
     names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_LOSSES)
-    return sorted(names, key=lambda name: name != "loss")
+    return sorted(names, key=lambda name: ("loss", "text", name).index(name))
 
 
 def keep_metrics(output: Path, step: int) -> None:
@@ -105,25 +106,21 @@ def find_checkpoint(config: Config) -> Path | None:
     return found[-1]
 
 
-def write_checkpoint_record(
-    checkpoint: Path, config: Config, lost: Counter, labels: Counter
-) -> None:
+def write_checkpoint_record(checkpoint: Path, config: Config, counts: Counter) -> None:
     """Writes the settings and counts of a checkpoint beside it, which marks it complete."""
     write_json(
         checkpoint / RECORD,
         {
             "config": config.model_dump(mode="json"),
             "train_bytes": _size(config.data.train),
-            "lost": lost,
-            "labels": labels,
+            "supervision": counts,
         },
     )
 
 
-def read_counts(checkpoint: Path) -> tuple[Counter, Counter]:
-    """(lost supervision, visual labels) counted until a checkpoint."""
-    record = read_json(checkpoint / RECORD)
-    return Counter(record["lost"]), Counter({int(k): n for k, n in record["labels"].items()})
+def read_counts(checkpoint: Path) -> Counter:
+    """Supervision found and lost until a checkpoint."""
+    return Counter(read_json(checkpoint / RECORD)["supervision"])
 
 
 def _size(path: Path) -> int | None:

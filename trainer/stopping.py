@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from transformers import TrainerCallback
 
 
 class Stopped(Exception):
-    """The program was asked to stop by signal `number`; `saved` names a checkpoint, if any."""
+    """Signal `number` asked the program to stop; `saved` is its newest checkpoint, or empty."""
 
     def __init__(self, number: int, saved: str = ""):
         super().__init__(number)
@@ -26,6 +27,7 @@ class StopSignals(TrainerCallback):
     def __init__(self) -> None:
         self.number = 0
         self._training = False
+        self._process = os.getpid()
 
     @contextmanager
     def installed(self) -> Iterator[StopSignals]:
@@ -38,6 +40,10 @@ class StopSignals(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: object) -> None:
+        if os.getpid() != self._process:  # a forked worker: its parent decides about Ctrl-C
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if not self._training or self.number:
             raise Stopped(number)
         self.number = number

@@ -12,7 +12,7 @@ import torch
 from transformers import PrinterCallback, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from groundkern.hf.collator import GroundingCollator
+from groundkern.hf import GroundingCollator
 from trainer import run_folder as folder
 from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
@@ -52,7 +52,11 @@ def train(config: Config, *, before: dict | None = None) -> Path:
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
     disable_progress_bar()  # of loading and saving; this program has its own
     with StopSignals().installed() as stop:
-        return _Run(config, checkpoint, stop).finish(before)
+        try:
+            return _Run(config, checkpoint, stop).finish(before)
+        except Stopped as stopped:
+            stopped.saved = str(next(reversed(folder.checkpoints(output)), ""))
+            raise
 
 
 class _Run:
@@ -62,9 +66,7 @@ class _Run:
         self.train_set = _data_set(config, config.data.train)
         self.test_set = _data_set(config, config.data.test) if config.data.test else None
         self.model, self.processor = load_model(config, checkpoint)
-        self.lost, self.labels = (
-            folder.read_counts(checkpoint) if checkpoint else (Counter(), Counter())
-        )
+        self.counts = folder.read_counts(checkpoint) if checkpoint else Counter()
 
     def finish(self, before: dict | None) -> Path:
         """Evaluates, trains, saves, evaluates again and reports."""
@@ -80,17 +82,14 @@ class _Run:
         return write_report(self.output, self.config.evaluation.compare)
 
     def _trainer(self) -> CountingTrainer:
-        log = RunLog(self.config, self.lost, self.labels)
-        self.log = log
         attach_objectives(self.model, self.config)
         trainer = CountingTrainer(
             model=self.model,
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
             data_collator=self._collator(),
-            callbacks=[self.stop, log],
-            lost=self.lost,
-            labels=self.labels,
+            callbacks=[self.stop, RunLog(self.config, self.counts)],
+            counts=self.counts,
             bad=self.train_set.bad,
         )
         trainer.remove_callback(PrinterCallback)
@@ -115,7 +114,7 @@ class _Run:
             else:  # the Trainer would train one step more
                 trainer._load_from_checkpoint(str(self.checkpoint))
         if self.stop.number:
-            raise Stopped(self.stop.number, self.log.saved)
+            raise Stopped(self.stop.number)
 
     def _evaluate(self, when: str, known: dict | None) -> None:
         if self.test_set is None:
@@ -137,12 +136,12 @@ class _Run:
             self.test_set,
             digits=digit_tokens(self.processor.tokenizer, vocabulary),
             batch_size=settings.batch_size,
-            frequent_label=max(self.labels, key=self.labels.get, default=None),
             bf16=bf16,
             title=title,
         )
         shown = pick(tasks, settings.heatmaps) if settings.heatmaps else {}
         maps = heat_maps(self.model, self.processor, collator, shown, self.test_set, bf16=bf16)
+        self.test_set.bad.extend(bad for bad in collator.bad if bad not in self.test_set.bad)
         return {"tasks": figures, "heat_maps": maps}
 
     def _record(self) -> dict[str, Any]:
@@ -167,7 +166,7 @@ class _Run:
                 for name, data in sets.items()
                 if data is not None
             },
-            "supervision": dict(self.lost),
+            "supervision": dict(self.counts),
             "final_losses": {name: rows[-1].get(name) for name in folder.loss_terms(rows)}
             if rows
             else {},

@@ -57,8 +57,17 @@ struct Kernel {
   // tile [m, padded(width)] = factor * x of the block's rows and the key head's query heads
   void load_rows(const Tensor<3>& x, const Block& block, int64_t head, int64_t width, float factor,
                  float* tile) const {
-    for (int64_t m = 0; m < block.count * group; ++m, tile += padded(width)) {
-      load_row(x.row<T>(block.index[m / group], head * group + m % group), width, factor, tile);
+    for (int64_t i = 0; i < block.count * group; ++i, tile += padded(width)) {
+      load_row(x.row<T>(block.index[i / group], head * group + i % group), width, factor, tile);
+    }
+  }
+
+  // The same, with zeros for rows that see no key: sums over rows must not meet their NaN.
+  void load_rows(const Tensor<3>& x, const Block& block, int64_t head, int64_t width, float factor,
+                 const std::vector<uint64_t>& keys, float* tile) const {
+    load_rows(x, block, head, width, factor, tile);
+    for (int64_t i = 0; i < block.count * group; ++i, tile += padded(width)) {
+      if (keys[i / group] == 0) std::fill_n(tile, width, 0.0f);
     }
   }
 
@@ -84,9 +93,9 @@ struct Kernel {
                      std::vector<uint64_t>& keys, std::vector<OnlineSoftmax>& softmax,
                      Scratch scratch) const;
 
-  // What the dq pass finds for each row and query head, [N, Hq], and the dk, dv pass uses. Both come
-  // from p itself: exp(lse) is the softmax's denominator, and out the weighted sum of v, only to
-  // their rounding.
+  // What the dq pass finds for each row and query head, [N, Hq], and the dk, dv pass uses. Both
+  // come from p itself: exp(lse) is the softmax's denominator, and out the weighted sum of v, only
+  // to their rounding.
   struct Statistics {
     std::vector<float> correction;  // 1 / sum_j exp(s_j - lse)
     std::vector<float> delta;
@@ -184,7 +193,7 @@ void Kernel<T>::backward(const Tensor<3>& dout, const Tensor<2>& dlse, const Ten
   });
 }
 
-// sum_j p_j (dp_j - delta) k_j in one sweep, before delta is known: sum_j p_j dp_j k_j - delta sum_j p_j k_j.
+// Before delta is known: sum_j p_j (dp_j - delta) k_j = sum_j p_j dp_j k_j - delta sum_j p_j k_j.
 template <class T>
 void Kernel<T>::backward_dq(const Block& block, int64_t head, const Tensor<3>& dout,
                             const Tensor<2>& dlse, const Tensor<2>& lse, const Tensor<3>& dq,
@@ -229,8 +238,10 @@ void Kernel<T>::backward_dq(const Block& block, int64_t head, const Tensor<3>& d
   }
   for (int64_t i = 0; i < m; ++i) {
     float &correction = rows.correction[at(i)], &delta = rows.delta[at(i)];
-    correction = correction == 0.0f ? 0.0f : 1.0f / correction;
-    delta = delta * correction - *dlse.row<float>(row(i), query_head(i));
+    if (correction != 0.0f) {  // else the row sees no key, and all three are 0
+      correction = 1.0f / correction;
+      delta = delta * correction - *dlse.row<float>(row(i), query_head(i));
+    }
     float* const sum = dp_k + i * ldq;
     for (int64_t c = 0; c < D; ++c) sum[c] -= delta * p_k[i * ldq + c];
     store_row(sum, D, op.scale * correction, dq.row<T>(row(i), query_head(i)));
@@ -264,8 +275,8 @@ void Kernel<T>::backward_dkv(int64_t sequence, int64_t head, int64_t tile, const
       load_keys_transposed(keys_at(op.v, sequence, head, tile), op.v.stride[2], Dv, loaded, vt);
     }
     const int64_t m = block.count * group;
-    load_rows(op.q, block, head, D, op.scale, q);
-    load_rows(dout, block, head, Dv, 1.0f, d);
+    load_rows(op.q, block, head, D, op.scale, keys, q);
+    load_rows(dout, block, head, Dv, 1.0f, keys, d);
     score(m, q, kt, s);
     product(m, Dv, d, vt, ds);
     for (int64_t i = 0; i < m; ++i) {

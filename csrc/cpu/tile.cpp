@@ -11,8 +11,8 @@
 namespace groundkern {
 namespace {
 
-// C [ROWS, LANES] += A [ROWS, K] B [K, LANES]; the sums stay in registers. They start at zero and meet
-// C at the end: a long sum over tiles rounds like a sum of tile sums.
+// C [ROWS, LANES] += A [ROWS, K] B [K, LANES]; the sums stay in registers. They start at zero and
+// meet C at the end: a long sum over tiles rounds like a sum of tile sums.
 template <int ROWS>
 GROUNDKERN_INLINE void panel(int64_t K, const float* __restrict__ A, int64_t row_stride,
                              int64_t column_stride, const float* __restrict__ B, int64_t ldb,

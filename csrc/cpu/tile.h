@@ -20,8 +20,8 @@ void multiply_add(int64_t M, int64_t N, int64_t K, const float* A, int64_t row_s
 template <class T>
 void load_row(const T* x, int64_t width, float factor, float* tile);
 
-// tile [KEYS, padded(width)] = the rows x + j * stride with bit j of keys, zeros elsewhere. Keys that
-// no row of a block sees are never read: their memory may hold anything.
+// tile [KEYS, padded(width)] = the rows x + j * stride with bit j of keys, zeros elsewhere. Keys
+// that no row of a block sees are never read: their memory may hold anything.
 template <class T>
 void load_keys(const T* x, int64_t stride, int64_t width, uint64_t keys, float* tile);
 
@@ -42,9 +42,9 @@ void cap_scores(float* scores, float softcap);
 // OnlineSoftmax::add_tile.
 float add_tile(OnlineSoftmax& softmax, float* scores, uint64_t keys);
 
-// One row of the softmax's backward, [KEYS], with p = exp(score - lse), slope = d(capped score)/d(score)
-// and 0 where not in keys. First sweep: scores become p slope, dp becomes p slope dp; returns what
-// normalises them.
+// One row of the softmax's backward, [KEYS], with p = exp(score - lse) and the cap's slope; 0 where
+// not in keys. First sweep: scores become p slope, dp becomes p slope dp; returns what normalises
+// them.
 struct BackwardSums {
   float p;     // sum_j p_j
   float p_dp;  // sum_j p_j dp_j

@@ -69,7 +69,7 @@ def contributions(call: Call, first: BodyOutput) -> Tensor:
     record.readings.append(reading)
     with torch.no_grad():
         _last_hidden(call.model, call.inputs, record)
-    return reading.total.view(*s.side_position.shape, -1)
+    return reading.total.view(*s.side_position.shape, s.map_columns.shape[1])
 
 
 def _last_hidden(model: nn.Module, inputs: dict, record: Record) -> Tensor:

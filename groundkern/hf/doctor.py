@@ -39,8 +39,8 @@ class DoctorReport:
 def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> DoctorReport:
     """Measure on a batch that side tokens leave the model alone and see what they are allowed to.
 
-    Runs in eval mode without gradients, and leaves the model in the mode it was in. Every rank must
-    call it.
+    Runs in eval mode without gradients, and leaves every module in the mode it was in. Every rank
+    must call it.
 
     Args:
         model: an attached model; also one wrapped in PEFT.
@@ -68,13 +68,14 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     position = _probed_rows(base, batch)
     if tolerance is None:
         tolerance = _tolerance(base, position.device)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             report = _measure(model, inputs, position, tolerance)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     _judge(type(base).__name__, report)
     return report
 

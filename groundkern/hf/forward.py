@@ -32,8 +32,9 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
     body = run_body(call)
     scores = _score(call, body)
     loss, parts = _losses(call, body, scores)
-    text, word, terms = scores["text"], scores["word"], call.terms
-    output = GroundedOutput(
+    text, word, terms, mode = scores["text"], scores["word"], call.terms, call.mode
+    aligned = take_rows(body.hidden, call.s.side_position)
+    return GroundedOutput(
         loss=loss,
         parts={name: part.detach() for name, part in parts.items()},
         text_log_prob=text.log_prob,
@@ -41,17 +42,11 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         word_log_prob=word.log_prob if terms.dv_sft is not None else None,
         word_predicted=word.predicted if terms.dv_sft is not None else None,
         side_log_prob=scores["side"].log_prob if terms.smam is not None else None,
+        maps=_mean_map(call, body) if mode == "maps" else None,
+        contributions=contributions(call, body) if mode == "contributions" else None,
+        main_logits=_logits(call, aligned) if mode == "logits" else None,
+        side_logits=_logits(call, body.side_hidden) if mode == "logits" else None,
     )
-    if body.maps is not None:
-        layers = model.config.get_text_config().num_hidden_layers
-        output.maps = (body.maps.total / layers).view(*call.s.map_position.shape, -1)
-    if call.mode == "contributions":
-        output.contributions = contributions(call, body)
-    if call.mode == "logits":
-        rows = take_rows(body.hidden, call.s.side_position)
-        output.main_logits = _logits(call, rows)
-        output.side_logits = _logits(call, body.side_hidden)
-    return output
 
 
 def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
@@ -141,6 +136,15 @@ def _map_kl(body: BodyOutput, denominator: Tensor) -> Tensor:
     if body.kl is None:
         return denominator.new_zeros(())
     return mean_rows(body.kl.total / body.kl.layers.clamp(min=1), denominator=denominator)
+
+
+def _mean_map(call: Call, body: BodyOutput) -> Tensor:
+    """[B, Rm, C]: the recorded maps over the number of layers."""
+    shape = (*call.s.map_position.shape, call.s.map_columns.shape[1])
+    if body.maps is None:  # no rows or no visual tokens
+        return call.denominators.new_zeros(shape)
+    layers = call.model.config.get_text_config().num_hidden_layers
+    return (body.maps.total / layers).view(shape)
 
 
 def _logits(call: Call, hidden: Tensor) -> Tensor:

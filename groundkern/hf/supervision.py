@@ -1,5 +1,4 @@
-"""The `gk_` tensors of a batch, and the row selections the ops take, built from them without a
-sync.
+"""The `gk_` tensors of a batch, and the selections the ops take, built from them without a sync.
 
 Every position tensor is [B, R], padded with -1: rows keep the batch dimension, so that samplers,
 accelerate and FSDP slice them like any other input.
@@ -169,9 +168,8 @@ def refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
     positions = inputs.get("position_ids")
     if positions is None or not checks.values_visible(positions):
         return
-    text = (
-        positions if positions.dim() == 2 else positions[0]
-    )  # Qwen: [3 or 4, B, S], time or text first
+    # [B, S], or Qwen's [3 or 4, B, S] with time or text first
+    text = positions if positions.dim() == 2 else positions[0]
     restarts = text.diff(dim=-1) < 0
     if attention_mask is not None:
         restarts = restarts & (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
@@ -186,10 +184,8 @@ class Rows:
 
     def __init__(self, position: Tensor, first_key: Tensor) -> None:
         batch, rows = position.shape
-        device = position.device
-        self.sequence = torch.arange(batch, dtype=torch.int32, device=device).repeat_interleave(
-            rows
-        )
+        sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
+        self.sequence = sequence.repeat_interleave(rows)
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.repeat_interleave(rows)
         self._windows: dict[int | None, QueryRows] = {}

@@ -20,8 +20,7 @@ COUNTED = ("gk_text_position", "gk_word_position", "gk_map_position")
 
 
 class GroundingTrainer(Trainer):
-    """A `Trainer` for a model that `groundkern.hf.attach` was called on, with `GroundingCollator`
-    batches.
+    """A `Trainer` for an attached model, on the batches of `GroundingCollator`.
 
     Takes the arguments of `transformers.Trainer`. Denominators are counted over the whole
     accumulated batch (and over all ranks), so that accumulation changes nothing. Each log line

@@ -1,5 +1,4 @@
-"""The grounded forward as one would first write it: eager attention, full logits, one sample at a
-time.
+"""The grounded forward as first written down: eager attention, full logits, sample by sample.
 
 An oracle for the tests: the decoder is written out layer by layer on the model's own weights, so
 padding, packing of rows, side tokens and the fused ops all have a plain counterpart.

@@ -15,6 +15,7 @@ from tests.hf.samples import SAMPLES, make_batch
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_wired_families_pass(model, samples, side):
     attach(model, smam=Smam(), klal=Klal()).train()
+    model.lm_head.eval()
     report = doctor(model, make_batch(model, samples, side=side))
     assert report.rows == 6
     assert report.tolerance == 1e-5
@@ -22,6 +23,7 @@ def test_wired_families_pass(model, samples, side):
     assert report.side <= 1e-5
     assert report.control > 0.1
     assert model.training
+    assert not model.lm_head.training
     assert not any(p.grad is not None for p in model.parameters())
 
 

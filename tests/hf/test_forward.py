@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from groundkern.hf import DvSft, GroundedOutput, Klal, Smam, attach
+from groundkern.hf import DvSft, GroundedOutput, Klal, Smam, attach, detach
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.conftest import MODELS
 from tests.hf.naive import naive_forward
@@ -104,7 +104,8 @@ def test_no_rows_at_all_give_zero_loss_and_zero_gradients(model, samples, terms,
     ours = attach(model, **terms).train()(**batch)
     assert float(ours.loss) == 0.0
     found = gradients(model, ours.loss)
-    decoder = [k for k in found if "language_model" in k or "lm_head" in k]
+    decoder = [k for k in found if "language_model" in k]
+    assert "lm_head.weight" in found  # distributed training waits for every parameter
     assert decoder
     assert not any(found[k].any() for k in found)
 
@@ -218,3 +219,35 @@ def test_output_is_a_declared_model_output(qwen):
     declared = {field.name for field in dataclasses.fields(GroundedOutput)}
     assert set(output.keys()) <= declared
     assert type(output)(dict(output.items())).loss is output.loss
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("record", ["maps", "contributions", "logits"])
+def test_records_of_a_batch_without_rows_are_empty(qwen, record):
+    batch = make_batch(attach(qwen), SAMPLES["qwen"][2:3])
+    output = qwen(**batch, gk_record=record)
+    shapes = {
+        "maps": [output.maps],
+        "contributions": [output.contributions],
+        "logits": [output.main_logits, output.side_logits],
+    }
+    for name, found in shapes.items():
+        assert all((x is not None) == (name == record) for x in found)
+    assert all(x.shape[:2] == (1, 0) for x in shapes[record])
+
+
+def test_no_step_looks_at_a_value(terms, monkeypatch):
+    """On a meta device a look at a value (a sync on a GPU) is an error; backward included."""
+    mask = "transformers.models.llama.modeling_llama.create_causal_mask"
+    monkeypatch.setattr(
+        mask, lambda **inputs: None
+    )  # transformers looks at masks and images itself
+    model = attach(MODELS["llava"](), **terms).to("meta").train()
+    batch = make_batch(model, SAMPLES["llava"])
+    del batch["pixel_values"]
+    batch = {name: x.to("meta") for name, x in batch.items()}
+    output = model(**batch, gk_totals=torch.ones(3, dtype=torch.int64, device="meta"))
+    assert output.loss.is_meta
+    found = gradients(model, output.loss)
+    assert all(found[k].is_meta for k, _ in model.named_parameters() if "language_model" in k)
+    detach(model)

@@ -100,12 +100,20 @@ def test_values_and_gradients(case: str, backend: str, dtype: torch.dtype) -> No
         assert_close(f"d{name}", o, p, t, GRADIENTS)
 
 
+BEYOND_FINITE_DIFFERENCES = {
+    "attention_map/kl_flat_heads": "scores of hundreds make a step of 1e-6 a large one",
+    "attention_map/map_visible_lse": "the given lse stays where it is when q and k are moved",
+    "linear_cross_entropy/certain_targets": "the gradients are far below the step's rounding",
+    "linear_cross_entropy/common_logit": "logits of 2^24 swallow the step",
+}
+
+
 @each_case
 def test_gradcheck_of_the_reference(case: str) -> None:
-    if case.split("/")[1] in ("certain_targets", "common_logit", "kl_flat_heads", "underflow"):
-        pytest.skip("finite differences cannot see gradients this small or logits this large")
+    if case in BEYOND_FINITE_DIFFERENCES:
+        pytest.skip(BEYOND_FINITE_DIFFERENCES[case])
     call = make(case, torch.float64, "reference")
-    inputs = leaves(call)
+    inputs = leaves(call, torch.float64)
 
     def function(*tensors: Tensor):
         results = call.run(**dict(zip(inputs, tensors, strict=True)))[: call.differentiable]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from trainer import comparison
 from trainer import run_folder as folder
 from trainer.__main__ import main
@@ -9,6 +12,16 @@ from trainer.comparison import checks, demo_configs
 from trainer.config import differences
 from trainer.demo.generate import corpus, generate
 from trainer.demo.model import save_model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The model is too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 PLAIN = {
     "pointing": {"answer_loss": 1.0, "number_accuracy": 0.2, "attention_ratio": 1.0},

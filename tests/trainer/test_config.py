@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from groundkern.hf import objectives
-from groundkern.hf.collator import GroundingCollator
+from groundkern import hf
 from trainer import config as settings
 from trainer.__main__ import main
 from trainer.command_line import help_text, load_config
@@ -131,12 +130,12 @@ def test_the_program_ends_with_2_and_one_sentence(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["Smam", "DvSft", "Klal"])
 def test_objectives_have_the_library_s_fields_and_defaults(name):
-    library = {f.name: f.default for f in dataclass_fields(getattr(objectives, name))}
+    library = {f.name: f.default for f in dataclass_fields(getattr(hf, name))}
     assert getattr(settings, name)().model_dump() == library
 
 
 def test_supervision_has_the_collator_s_options_and_defaults():
-    options = inspect.signature(GroundingCollator).parameters
+    options = inspect.signature(hf.GroundingCollator).parameters
     for key, value in settings.Supervision().model_dump().items():
         assert options[key].default == value, key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -73,11 +74,13 @@ def test_contributions_are_ranked_over_all_visual_tokens_and_may_be_negative():
     assert got == pytest.approx({"peak_in_mask": 0.5, "roc_auc": 0.5})
 
 
-def test_words_against_the_most_frequent_label():
+def test_words_count_labelled_tokens_only():
     predicted = torch.tensor([[7, 0], [0, -1]])
-    got = figures(ev.add_words, batch(), predicted, 7)
-    assert got == pytest.approx({"word_accuracy": 1 / 3, "word_baseline": 2 / 3})
-    assert "word_baseline" not in figures(ev.add_words, batch(), predicted, None)
+    labels = Counter()
+    assert figures(ev.add_words, batch(), predicted, labels) == pytest.approx(
+        {"word_accuracy": 1 / 3}
+    )
+    assert labels == {7: 2, 8: 1}
 
 
 def test_a_batch_without_regions_gives_no_figure():
@@ -86,7 +89,7 @@ def test_a_batch_without_regions_gives_no_figure():
         empty[key] = empty[key][:, :width]
     empty["gk_side_inside"] = empty["gk_side_inside"][:, :0]
     empty["gk_word_label"] = empty["gk_word_label"][:, :0]
-    assert figures(ev.add_words, empty, torch.zeros(2, 0), 7) == {}
+    assert figures(ev.add_words, empty, torch.zeros(2, 0), Counter()) == {}
     assert figures(ev.add_contributions, empty, torch.zeros(2, 0, 4)) == {}
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from trainer import report
 from trainer import run_folder as folder
-from trainer.pictures import heat_picture, loss_curves
+from trainer.pictures import full_scale, heat_picture, loss_curves
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -195,6 +195,15 @@ def test_heat_lies_where_the_value_is():
     assert changed[height // 2 + 2 :, 2 * width // 3 + 2 :].all()
     assert not changed[: height // 2 - 2].any()
     assert not changed[:, : 2 * width // 3 - 2].any()
+
+
+def test_one_scale_for_several_maps_keeps_an_even_one_pale():
+    even, peaked = [0.25] * 4, [0.97, 0.01, 0.01, 0.01]
+    assert full_scale([even, peaked]) == pytest.approx(1.0)  # 4 times the mean
+    assert full_scale([[3.0, -9.0, 0.0, 0.0, 0.0]]) == pytest.approx(3.0)
+    assert full_scale([]) == full_scale([[]]) == 0.0
+    faint, strong = (pixels(heat_picture(entry(boxes=[]), [v] * 6)) for v in (0.1, 1.0))
+    assert faint.mean() > strong.mean()
 
 
 def test_points_polygons_and_boxes_beyond_the_image_are_drawn():

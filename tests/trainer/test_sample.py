@@ -1,6 +1,7 @@
 """The canonical sample: what it resolves to, and one clear error for each way to get it wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from groundkern.hf.example import Phrase, Region, Word
 from trainer.images import SampleError
-from trainer.sample import parse_sample
+from trainer.sample import PhraseRecord, RegionRecord, SampleRecord, WordRecord, parse_sample
 
 WIDTH, HEIGHT = 40, 20
 ANSWER = "the cat sat on the mat"
@@ -395,3 +396,17 @@ def test_depth_without_a_safe_meaning(root):
 
 def test_paths_of_a_loaded_sample_are_real(root):
     assert parse(record(), root).images == (Path(root / "a.png").resolve(),)
+
+
+def test_examples_of_the_documentation_are_valid():
+    text = Path(__file__).parents[2].joinpath("docs", "data-format.md").read_text()
+    blocks = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
+    samples = [json.loads(block) for block in blocks if "messages" in block]
+    lines = [block.splitlines() for block in blocks if "messages" not in block]
+    assert len(samples) == 4
+    assert [len(each) for each in lines] == [3, 2, 1]
+    for sample in samples:
+        SampleRecord.model_validate(sample)
+    for kind, each in zip([RegionRecord, WordRecord, PhraseRecord], lines):
+        for line in each:
+            kind.model_validate_json(line)

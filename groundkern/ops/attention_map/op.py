@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.precision import accumulation_dtype
+from groundkern.precision import accumulation_dtype, without_autocast
 
 
 def kernels(backend: str):
@@ -29,6 +29,7 @@ def _like(x: Tensor | None, anchor: Tensor) -> Tensor:
 
 
 @custom_op("groundkern::attention_map", mutates_args=())
+@without_autocast
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -58,6 +59,7 @@ def _(q, k, v, g, head_weight, rectify, sequence, start, stop, columns, *_):
 
 
 @custom_op("groundkern::attention_map_backward", mutates_args=())
+@without_autocast
 def attention_map_backward(
     dmap: Tensor,
     q: Tensor,
@@ -96,7 +98,8 @@ def _map_setup(ctx, inputs, output) -> None:
 
 
 def _map_vjp(ctx, dmap: Tensor):
-    inputs, selection = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    saved = ctx.saved_tensors
+    inputs, selection = saved[:5], saved[5:]
     gradients = attention_map_backward(
         dmap.contiguous(), *inputs, ctx.rectify, *selection, *ctx.options
     )
@@ -108,6 +111,7 @@ attention_map.register_autograd(_map_vjp, setup_context=_map_setup)
 
 
 @custom_op("groundkern::attention_kl", mutates_args=())
+@without_autocast
 def attention_kl(
     q: Tensor,
     k: Tensor,
@@ -136,6 +140,7 @@ def _(q, *_):
 
 
 @custom_op("groundkern::attention_kl_backward", mutates_args=())
+@without_autocast
 def attention_kl_backward(
     dkl: Tensor,
     q: Tensor,
@@ -171,7 +176,8 @@ def _kl_setup(ctx, inputs, output) -> None:
 
 
 def _kl_vjp(ctx, dkl: Tensor):
-    inputs, selection = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    saved = ctx.saved_tensors
+    inputs, selection = saved[:4], saved[4:]
     gradients = attention_kl_backward(
         dkl.contiguous(), *inputs, ctx.heads, *selection, *ctx.options
     )

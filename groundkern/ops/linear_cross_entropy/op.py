@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.precision import accumulation_dtype
+from groundkern.precision import accumulation_dtype, without_autocast
 
 
 def kernels(backend: str):
@@ -23,6 +23,7 @@ def kernels(backend: str):
 
 
 @custom_op("groundkern::linear_cross_entropy", mutates_args=())
+@without_autocast
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -53,6 +54,7 @@ def _(hidden, weight, bias, target, *_):
 
 
 @custom_op("groundkern::linear_cross_entropy_backward", mutates_args=("weight_grad",))
+@without_autocast
 def linear_cross_entropy_backward(
     dloss: Tensor,
     dlog_prob: Tensor,
@@ -100,20 +102,20 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dloss: Tensor, dlog_prob: Tensor, dlse: Tensor, _):
-    train_weight = ctx.needs_input_grad[1]
+    saved, train_weight = ctx.saved_tensors, ctx.needs_input_grad[1]
     dhidden, dweight, dbias = linear_cross_entropy_backward(
         dloss.contiguous(),
         dlog_prob.contiguous(),
         dlse.contiguous(),
-        *ctx.saved_tensors,
+        *saved,
         *ctx.options,
         train_weight,
         ctx.weight_grad,
         ctx.backend,
     )
     returned = train_weight and ctx.weight_grad is None
-    bias = ctx.saved_tensors[2]
-    return dhidden, dweight if returned else None, None if bias is None else dbias, *[None] * 10
+    dbias = None if saved[2] is None else dbias
+    return dhidden, dweight if returned else None, dbias, *[None] * 10
 
 
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.precision import accumulation_dtype
+from groundkern.precision import accumulation_dtype, without_autocast
 
 
 def kernels(backend: str):
@@ -20,6 +20,7 @@ def kernels(backend: str):
 
 
 @custom_op("groundkern::side_attention", mutates_args=())
+@without_autocast
 def side_attention(
     q: Tensor,
     k: Tensor,
@@ -46,6 +47,7 @@ def _(q, k, v, sequence, start, stop, words, set_index, lse, scale, softcap, bac
 
 
 @custom_op("groundkern::side_attention_backward", mutates_args=())
+@without_autocast
 def side_attention_backward(
     dout: Tensor,
     dlse: Tensor,

@@ -1,0 +1,52 @@
+"""From examples to losses: GroundingCollator batches through an attached model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groundkern.hf import GroundingCollator, Word, attach, doctor
+from tests.hf.collating import EVERYWHERE, IMAGE, PROCESSORS, SMALL, make_example, make_region
+from tests.hf.naive import naive_forward
+
+TARGET = (0.1, 0.2, 0.5, 0.7)
+
+
+def examples():
+    answer = "The red patch is in row 2."
+    return [
+        make_example(
+            answer,
+            [make_region(answer, "red patch", boxes=(TARGET,)), make_region(answer, "row")],
+            words=(Word("coal", (0.0, 0.0, 0.3, 0.2), 0), Word("man", (0.5, 0.5, 0.7, 0.7), 0)),
+        ),
+        make_example("Call me Ishmael.", images=()),
+        make_example(
+            "coal and wife",
+            [make_region("coal and wife", "wife", image=1, boxes=(EVERYWHERE,))],
+            images=(SMALL, IMAGE),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_collated_batches_give_the_naive_losses(model, family, terms, side):
+    collator = GroundingCollator(PROCESSORS[family](padding_side=side), model.config)
+    batch = collator(examples())
+    assert min(int((batch[f"gk_{k}_position"] >= 0).sum()) for k in ("side", "word", "map")) > 0
+    without_labels = {k: v for k, v in batch.items() if k != "labels"}
+    naive = naive_forward(model, without_labels, **terms)
+    ours = attach(model, **terms)(**batch)
+    torch.testing.assert_close(ours.loss, naive.loss, rtol=1e-5, atol=0)
+    for name, part in naive.parts.items():
+        torch.testing.assert_close(ours.parts[name], part.detach(), rtol=2e-5, atol=0)
+    assert doctor(model, batch).control > 0.1
+
+
+def test_text_rows_are_those_of_the_labels(model, family):
+    """The text part is the family's own loss on the collator's labels."""
+    batch = GroundingCollator(PROCESSORS[family](), model.config)(examples())
+    plain = {k: v for k, v in batch.items() if not k.startswith("gk_")}
+    wanted = model(**plain).loss
+    ours = attach(model)(**batch).parts["text"]
+    torch.testing.assert_close(ours, wanted.detach(), rtol=1e-5, atol=0)

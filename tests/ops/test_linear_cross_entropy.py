@@ -1,0 +1,179 @@
+"""What linear cross entropy promises beyond the contract: torch's meaning, memory, shards, a gradient buffer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from groundkern import LabelBags, linear_cross_entropy, linear_log_prob
+from groundkern.ops.linear_cross_entropy import cases, reference
+from tests.ops.test_contract import CPU, differentiate
+
+
+def _call(name: str, dtype=torch.float32):
+    call = cases.CASES[name](dtype, CPU)
+    return replace(call, options={**call.options, "backend": "reference"})
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_means_what_torch_means(reduction: str) -> None:
+    call = _call("mean_weighted_bias")
+    h, w, b = call.inputs.values()
+    target = call.options["target"]
+    ours = linear_cross_entropy(h, w, target, bias=b, reduction=reduction)
+    expected = F.cross_entropy(F.linear(h, w, b), target, reduction=reduction)
+    torch.testing.assert_close(ours.loss, expected)
+
+
+def test_mean_divides_by_the_counted_rows_and_not_by_their_weights() -> None:
+    call = _call("mean_weighted_bias")
+    summed = call.run(reduction="sum")[0]
+    torch.testing.assert_close(call.run()[0], summed / 6)
+
+
+def test_all_rows_ignored_is_zero_with_zero_gradients() -> None:
+    (loss, *_), gradients = differentiate(_call("all_ignored"))
+    assert loss == 0
+    assert all(not g.any() for g in gradients)
+
+
+def test_statistics_come_detached() -> None:
+    call = _call("smoothed")
+    results = call.run(**{n: x.requires_grad_() for n, x in call.inputs.items()})
+    assert results[0].requires_grad
+    assert not any(x.requires_grad for x in results[1:])
+
+
+def test_the_gradient_of_a_certain_target_does_not_cancel() -> None:
+    """1 - p is 1e-12 here: p - 1 in fp32 would be exactly 0."""
+    weight = torch.tensor([[28.0, 0.0], [0.0, 1.0]])
+    hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, torch.tensor([0])).loss
+    loss.backward()
+    tail = torch.tensor(-28.0, dtype=torch.float64).exp()
+    torch.testing.assert_close(loss.double(), tail, rtol=1e-5, atol=0)
+    torch.testing.assert_close(hidden.grad[0, 0].double(), -28 * tail, rtol=1e-5, atol=0)
+
+
+def test_smoothing_follows_its_rules() -> None:
+    """Copies of the own label leave the bag; an empty rest, no bag and b = 0 mean no smoothing."""
+    call = _call("smoothed")
+    h, w = call.inputs.values()
+    target = call.options["target"]
+    per_row = linear_cross_entropy(
+        h, w, target, bags=cases.bags(CPU), smoothing=0.3, reduction="none"
+    ).loss
+    log_p = F.linear(h, w).log_softmax(-1)
+    first = -(0.7 * log_p[0, 3] + 0.3 * (log_p[0, 5] + log_p[0, 96]) / 2)
+    torch.testing.assert_close(per_row[0], first)
+    for n in (3, 4, 7):  # no bag; only the own label; an empty bag
+        torch.testing.assert_close(per_row[n], -log_p[n, target[n]])
+    absent = -(0.7 * log_p[5, 41] + 0.3 * log_p[5, [3, 3, 5, 96, 3]].mean())
+    torch.testing.assert_close(per_row[5], absent)
+
+
+def test_spare_ids_behind_the_last_bag_are_never_read() -> None:
+    bags = cases.bags(CPU)
+    other = LabelBags(torch.where(torch.arange(11) >= 9, 50, bags.ids), bags.offsets, bags.index)
+    call = _call("smoothed")
+    assert torch.equal(call.run()[0], call.run(bags=other)[0])
+
+
+def test_a_gradient_buffer_is_added_to() -> None:
+    call = _call("smoothed")
+    _, (dh, dw) = differentiate(call)
+    buffer = torch.ones(97, 24)
+    _, (dh_again, nothing) = differentiate(call, weight_grad=buffer)
+    torch.testing.assert_close(buffer, 1 + dw)
+    assert torch.equal(dh, dh_again)
+    assert not nothing.any(), "dW went into the buffer and nowhere else"
+
+
+def test_a_gradient_buffer_works_when_compiled() -> None:
+    call = _call("mean")
+    buffer, expected = torch.zeros(97, 24), torch.zeros(97, 24)
+    differentiate(call, weight_grad=expected)
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    differentiate(call, compiled, weight_grad=buffer)
+    torch.testing.assert_close(buffer, expected)
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_states_the_same() -> None:
+    call = _call("everything")
+    _, gradients = differentiate(call)
+    frozen = replace(call, fixed=("weight", "bias"))
+    _, (dh,) = differentiate(frozen)
+    assert torch.equal(dh, gradients[0])
+
+
+def test_log_prob_and_lse_both_carry_gradient() -> None:
+    call = _call("log_prob")
+    inputs = {n: x.requires_grad_() for n, x in call.inputs.items()}
+    log_prob, lse, predicted = call.run(**inputs)
+    (by_log_prob,) = torch.autograd.grad(log_prob.sum(), inputs["hidden"], retain_graph=True)
+    (by_lse,) = torch.autograd.grad(lse.sum(), inputs["hidden"])
+    assert by_log_prob.any() and by_lse.any()
+    assert not by_log_prob[1].any(), "an ignored row"
+    assert predicted.dtype == torch.int64
+
+
+def test_logits_exist_a_block_at_a_time(monkeypatch) -> None:
+    """No op of the reference makes a tensor larger than a block of logits, forward and backward."""
+    call = _call("smoothed")
+    expected = differentiate(call)
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 2 * 97)
+    shapes: list[tuple[int, ...]] = []
+    linear = F.linear
+
+    def spy(*arguments):
+        z = linear(*arguments)
+        shapes.append(tuple(z.shape))
+        return z
+
+    monkeypatch.setattr(F, "linear", spy)
+    got = differentiate(call)
+    assert shapes == [(2, 97)] * 6, "three blocks of two counted rows, forward and backward"
+    for a, b in zip((*expected[0], *expected[1]), (*got[0], *got[1]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+SHARDS = [40, 57]  # of a vocabulary of 97: uneven on purpose
+
+
+def _one_rank(rank: int, store: str, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    call = cases.CASES["everything"](torch.float64, CPU)
+    first = sum(SHARDS[:rank])
+    shard = slice(first, first + SHARDS[rank])
+    inputs = {n: x if n == "hidden" else x[shard].clone() for n, x in call.inputs.items()}
+    sharded = replace(
+        call, inputs=inputs, options={**call.options, "group": dist.group.WORLD}, differentiable=1
+    )
+    outputs, gradients = differentiate(sharded)
+    log_prob = linear_log_prob(
+        inputs["hidden"], inputs["weight"], call.options["target"], group=dist.group.WORLD
+    )
+    results[rank] = [x.detach() for x in (*outputs, *gradients, *log_prob)]
+    dist.destroy_process_group()
+
+
+def test_a_sharded_vocabulary_equals_one_process(tmp_path) -> None:
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_one_rank, (str(tmp_path / "store"), results), nprocs=2)
+        ranks = [results[0], results[1]]
+    call = _call("everything", torch.float64)
+    outputs, (dh, dw, db) = differentiate(call)
+    log_prob = linear_log_prob(
+        call.inputs["hidden"], call.inputs["weight"], call.options["target"], backend="reference"
+    )
+    for rank, (dw_part, db_part) in enumerate(
+        zip(dw.split(SHARDS), db.split(SHARDS), strict=True)
+    ):
+        expected = [*outputs, dh, dw_part, db_part, *log_prob]
+        for a, b in zip(ranks[rank], expected, strict=True):
+            torch.testing.assert_close(a, b)
