@@ -12,18 +12,13 @@ from groundkern import checks
 
 NAMES = ("reference", "triton", "native")
 _PREFERRED = {"cuda": "triton", "cpu": "native"}
+# Looked up once, so that torch.compile sees a constant.
+_NO_TRITON = None if importlib.util.find_spec("triton") else "the triton package is not installed"
 
 
-@torch.compiler.assume_constant_result
-def missing(backend: str) -> str | None:
-    """Why `backend` cannot run on this machine at all, in one sentence; None when it can."""
-    match backend:
-        case "native":
-            return _missing_native()
-        case "triton" if importlib.util.find_spec("triton") is None:
-            return "the triton package is not installed"
-        case _:
-            return None
+def available_backends() -> dict[str, str | None]:
+    """Every backend by name: None where it can run on this machine, else the reason in one sentence."""
+    return {"reference": None, "triton": _NO_TRITON, "native": _missing_native()}
 
 
 @cache
@@ -31,13 +26,8 @@ def _missing_native() -> str | None:
     try:
         importlib.import_module("groundkern._C")
     except ImportError as error:
-        return f"the C++ extension groundkern._C is not there ({error}); a C++ compiler at install time builds it"
+        return f"the C++ extension groundkern._C cannot be imported: {error}"
     return None
-
-
-def available_backends() -> dict[str, str | None]:
-    """Every backend by name: None where it can run on this machine, else the reason in one sentence."""
-    return {name: missing(name) for name in NAMES}
 
 
 def choose(backend: str, device: torch.device, unsupported: Callable[[str], str | None]) -> str:
@@ -62,7 +52,7 @@ def choose(backend: str, device: torch.device, unsupported: Callable[[str], str 
     name = _PREFERRED.get(device.type, "reference") if backend == "auto" else backend
     if name == "reference":
         return name
-    reason = missing(name) or unsupported(name)
+    reason = (_NO_TRITON if name == "triton" else None) or unsupported(name)
     if reason is None:
         return name
     if backend != "auto":

@@ -155,9 +155,7 @@ class KeySets(_Tensors):
     def __post_init__(self) -> None:
         sizes = {"W": -(-self.keys // WORD_BITS)}
         checks.tensor("allowed.words", self.words, "G W", sizes, dtype=torch.int32)
-        checks.tensor(
-            "index", self.index, "N", sizes, dtype=torch.int32, device=self.words.device
-        )
+        checks.tensor("index", self.index, "N", sizes, dtype=torch.int32, device=self.words.device)
         if self.index.numel() and checks.values_visible(self.index):
             low, high = int(self.index.min()), int(self.index.max())
             wanted = f"values in [-1, {sizes['G']})"
@@ -266,5 +264,5 @@ def check_selection(
         checks.require(stop <= sizes["S"], "rows.stop", f"values <= {sizes['S']} (k's keys)", stop)
     if allowed is not None:
         checks.tensor("allowed.index", allowed.index, "N", sizes, device=device)
-        wanted = f"sets over S={sizes['S']} keys"
-        checks.require(allowed.keys == sizes["S"], "allowed", wanted, f"{allowed.keys} keys")
+        if allowed.keys != sizes["S"]:
+            checks.fail("allowed", f"sets over S={sizes['S']} keys", f"{allowed.keys} keys")

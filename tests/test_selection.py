@@ -14,9 +14,7 @@ def _int(*values: int) -> torch.Tensor:
 
 
 def test_causal_covers_padding_documents_and_windows() -> None:
-    rows = QueryRows.causal(
-        _int(0, 0, 1, 1), _int(5, -1, 9, 2), start=_int(1, 0, 4, 0), window=4
-    )
+    rows = QueryRows.causal(_int(0, 0, 1, 1), _int(5, -1, 9, 2), start=_int(1, 0, 4, 0), window=4)
     assert rows.start.tolist() == [2, 0, 6, 0]
     assert rows.stop.tolist() == [6, 0, 10, 3]
     assert rows.stop.dtype == torch.int32
@@ -103,5 +101,7 @@ def test_bad_offsets(offsets: tuple[int, ...]) -> None:
 
 
 def test_bad_bag_index() -> None:
-    with pytest.raises(ValueError, match=r"`bags.index`: expected values in \[-1, 1\), got \[1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"`bags.index`: expected values in \[-1, 1\), got \[1, 1\]"
+    ):
         LabelBags(torch.arange(4), torch.tensor([0, 4]), torch.tensor([1]))

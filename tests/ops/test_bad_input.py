@@ -73,7 +73,9 @@ def test_bad_input(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if available_backends()[n] is not None])
 def test_a_named_backend_that_is_not_there_never_falls_back(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"`backend`: expected one that serves this call, got '{name}': \w+"):
+    with pytest.raises(
+        ValueError, match=rf"`backend`: expected one that serves this call, got '{name}': \w+"
+    ):
         SIDE.run(backend=name)
 
 

@@ -171,9 +171,7 @@ def test_a_sharded_vocabulary_equals_one_process(tmp_path) -> None:
     log_prob = linear_log_prob(
         call.inputs["hidden"], call.inputs["weight"], call.options["target"], backend="reference"
     )
-    for rank, (dw_part, db_part) in enumerate(
-        zip(dw.split(SHARDS), db.split(SHARDS), strict=True)
-    ):
+    for rank, (dw_part, db_part) in enumerate(zip(dw.split(SHARDS), db.split(SHARDS), strict=True)):
         expected = [*outputs, dh, dw_part, db_part, *log_prob]
         for a, b in zip(ranks[rank], expected, strict=True):
             torch.testing.assert_close(a, b)

@@ -57,7 +57,9 @@ def _kl_block(q, k, head_weight, *, target, own, heads, **attention) -> Tensor:
     weighted = torch.where(head_weight > 0, 0.0, -torch.inf)[..., None]  # [n, Hq, 1]
     shift = (log_p + weighted).amax(1).detach()  # [n, C]
     shift = torch.where(shift.isfinite(), shift, 0.0)
-    relative = (log_p - shift[:, None]).clamp(max=80.0).exp()  # a head of weight 0 may lie far above
+    relative = (
+        (log_p - shift[:, None]).clamp(max=80.0).exp()
+    )  # a head of weight 0 may lie far above
     mixture = torch.einsum("nh,nhc->nc", head_weight, relative)  # M_tc exp(-shift)
     log_map = shift + torch.where(target > 0, mixture, 1.0).log()
     return (target * (log_target - log_map)).sum(-1)

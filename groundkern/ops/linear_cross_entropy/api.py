@@ -89,7 +89,9 @@ def linear_cross_entropy(
     )  # fmt: skip
     if row_weight is not None:
         if row_weight.shape != target.shape:
-            checks.fail("row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape))
+            checks.fail(
+                "row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape)
+            )
         rows = rows * row_weight.detach().to(rows.dtype)
     match reduction:
         case "none":
@@ -134,12 +136,24 @@ def linear_log_prob(
 
 
 def _per_row(
-    hidden, weight, target, bias, bags, smoothing, ignore_index, softcap, group, weight_grad, backend
+    hidden,
+    weight,
+    target,
+    bias,
+    bags,
+    smoothing,
+    ignore_index,
+    softcap,
+    group,
+    weight_grad,
+    backend,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Check, choose a backend, and compute loss, log_prob, lse and predicted in target's shape."""
     hidden, weight, bias = autocast(hidden, weight, bias)
     if hidden.dim() < 1 or hidden.shape[:-1] != target.shape:
-        checks.fail("target", f"hidden's leading shape {list(hidden.shape[:-1])}", list(target.shape))
+        checks.fail(
+            "target", f"hidden's leading shape {list(hidden.shape[:-1])}", list(target.shape)
+        )
     flat, labels = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
     sizes: dict[str, int] = {}
     checks.tensor("hidden", flat, "N D", sizes, dtype=checks.FLOATS)
@@ -178,7 +192,9 @@ def _per_row(
     return tuple(x.view(target.shape) for x in results)
 
 
-def _check_labels(labels: Tensor, bags: LabelBags | None, shard: int, ignore_index: int, group) -> None:
+def _check_labels(
+    labels: Tensor, bags: LabelBags | None, shard: int, ignore_index: int, group
+) -> None:
     vocabulary = shard
     if group is not None:
         total = torch.tensor(shard, device=labels.device)
@@ -189,9 +205,7 @@ def _check_labels(labels: Tensor, bags: LabelBags | None, shard: int, ignore_ind
     for label_name, ids in (("target", counted), ("bags.ids", _used_ids(bags))):
         if ids.numel():
             low, high = int(ids.min()), int(ids.max())
-            checks.require(
-                low >= 0 and high < vocabulary, label_name, wanted, f"[{low}, {high}]"
-            )
+            checks.require(low >= 0 and high < vocabulary, label_name, wanted, f"[{low}, {high}]")
 
 
 def _used_ids(bags: LabelBags | None) -> Tensor:

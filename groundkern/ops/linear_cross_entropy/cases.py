@@ -12,7 +12,9 @@ from groundkern.selection import LabelBags
 TARGET = [3, -100, 96, 0, 41, 41, -100, 7]
 
 
-def call(dtype, device, *, vocabulary: int = 97, dim: int = 24, bias: bool = False, **options) -> Call:
+def call(
+    dtype, device, *, vocabulary: int = 97, dim: int = 24, bias: bool = False, **options
+) -> Call:
     """Eight rows, two of them ignored."""
     inputs = {
         "hidden": randn(1, 8, dim, dtype=dtype, device=device),
@@ -79,7 +81,9 @@ def _log_prob(dtype, device) -> Call:
 def _leading_shape(dtype, device) -> Call:
     c = call(dtype, device, reduction="none", row_weight=_row_weight(device).view(2, 4))
     inputs = {**c.inputs, "hidden": c.inputs["hidden"].view(2, 4, -1)}
-    return replace(c, inputs=inputs, options={**c.options, "target": c.options["target"].view(2, 4)})
+    return replace(
+        c, inputs=inputs, options={**c.options, "target": c.options["target"].view(2, 4)}
+    )
 
 
 def _strided(dtype, device) -> Call:

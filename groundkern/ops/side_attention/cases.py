@@ -31,9 +31,7 @@ def call(
 
 
 def _rows(device: torch.device) -> QueryRows:
-    return QueryRows.causal(
-        integers([0, 0, 0, 1, 1], device), integers([44, 3, 31, 0, 32], device)
-    )
+    return QueryRows.causal(integers([0, 0, 0, 1, 1], device), integers([44, 3, 31, 0, 32], device))
 
 
 def main_lse(c: Call) -> Tensor:
