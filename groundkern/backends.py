@@ -17,7 +17,7 @@ _NO_TRITON = None if importlib.util.find_spec("triton") else "the triton package
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend by name: None where it can run on this machine, else the reason in one sentence."""
+    """Every backend by name: None where it runs on this machine, else why not, in one sentence."""
     return {"reference": None, "triton": _NO_TRITON, "native": _missing_native()}
 
 
@@ -33,13 +33,14 @@ def _missing_native() -> str | None:
 def choose(backend: str, device: torch.device, unsupported: Callable[[str], str | None]) -> str:
     """The backend that serves a call.
 
-    `auto` prefers triton on CUDA and ROCm, native on CPU, and falls back to the reference (with one warning on a
-    GPU). A named backend never falls back.
+    `auto` prefers triton on CUDA and ROCm, native on CPU, and falls back to the reference (with one
+    warning on a GPU). A named backend never falls back.
 
     Args:
         backend: "auto" or a name.
         device: where the call's tensors are.
-        unsupported: the op's own reasons: a backend's name -> one sentence, or None when it serves this call.
+        unsupported: the op's own reasons: a backend's name -> one sentence, or None when it serves
+            this call.
 
     Raises:
         ValueError: an unknown name, or a named backend that cannot serve the call.

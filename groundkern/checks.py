@@ -1,7 +1,7 @@
 """One form for bad input: the argument's name, what was wanted, what came.
 
-Metadata (shapes, dtypes, devices) is always checked. Values are checked where looking at them is free of a
-device sync: on CPU, or anywhere under GROUNDKERN_VALIDATE=1.
+Metadata (shapes, dtypes, devices) is always checked. Values are checked where looking at them is
+free of a device sync: on CPU, or anywhere under GROUNDKERN_VALIDATE=1.
 """
 
 import os
@@ -35,8 +35,8 @@ def tensor(
 ) -> None:
     """Check that `x` is a tensor of shape `dims`, e.g. `"B Hkv S D"`.
 
-    `sizes` maps dimension names to the sizes known so far; names met for the first time are bound to what
-    `x` has, so that the next tensor is held to them.
+    `sizes` maps dimension names to the sizes known so far; names met for the first time are bound
+    to what `x` has, so that the next tensor is held to them.
 
     Raises:
         TypeError: not a tensor, or another dtype.
@@ -62,7 +62,7 @@ def tensor(
 
 
 def values_visible(*tensors: Tensor) -> bool:
-    """Whether values may be looked at: real CPU tensors, or any real ones under GROUNDKERN_VALIDATE=1."""
+    """Whether values may be looked at: on CPU, or anywhere under GROUNDKERN_VALIDATE=1."""
     if torch.compiler.is_compiling():
         return False
     everywhere = os.environ.get("GROUNDKERN_VALIDATE") == "1"

@@ -13,10 +13,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast matmul operands as torch's autocast casts a matmul's; statistics and weights stay as they are.
+    """Cast matmul operands as torch's autocast casts a matmul's; statistics and weights stay as
+    they are.
 
-    A custom op's own autocast registration would cast every float argument, `lse` among them, to 8 bits of
-    mantissa; so the public functions call this on their operands instead.
+    A custom op's own autocast registration would cast every float argument, `lse` among them, to 8
+    bits of mantissa; so the public functions call this on their operands instead.
     """
     return tuple(_cast(x) for x in operands)
 
@@ -31,7 +32,7 @@ def _cast(x: Tensor | None) -> Tensor | None:
 
 
 def without_autocast(body: Callable) -> Callable:
-    """An op's body that computes in the dtypes it was given, whatever autocast the caller is under."""
+    """An op's body that computes in the dtypes it was given, under any autocast."""
 
     @wraps(body)
     def run(*arguments):

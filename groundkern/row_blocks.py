@@ -1,4 +1,4 @@
-"""What the references share: a bounded block of rows at a time, and gradients by autograd inside an op."""
+"""What the references share: bounded blocks of rows, and autograd inside an op."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,8 @@ BLOCK_ELEMENTS = 2**24  # scores or logits alive at a time: 64 MiB in fp32
 
 
 def row_blocks(sequence: Tensor, sequences: int, per_row: int) -> Iterator[tuple[int, slice]]:
-    """Yield (sequence, rows) so that a block holds rows of one sequence and about BLOCK_ELEMENTS scores.
+    """Yield (sequence, rows) so that a block holds rows of one sequence and about BLOCK_ELEMENTS
+    scores.
 
     Args:
         sequence: int32 [N], ascending.
@@ -56,7 +57,7 @@ def vjp(
 
 
 def scores(q: Tensor, k: Tensor, scale: float, softcap: float) -> Tensor:
-    """s_tj = scale q_t . k_j, softcapped: q [n, Hq, D], k [Hkv, S, D] -> [n, Hq, S]; k is never repeated."""
+    """s_tj = scale q_t . k_j, softcapped: q [n, Hq, D], k [Hkv, S, D] -> [n, Hq, S]."""
     n, heads, dim = q.shape
     grouped = q.reshape(n, k.shape[0], heads // k.shape[0], dim)  # [n, Hkv, Hq / Hkv, D]
     s = torch.einsum("nkgd,ksd->nkgs", grouped, k).reshape(n, heads, -1) * scale

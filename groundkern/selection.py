@@ -27,10 +27,11 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class QueryRows(_Tensors):
-    """N query rows, sorted by sequence: row n sees the keys `start[n] <= j < stop[n]` of its sequence.
+    """N query rows, sorted by sequence: row n sees the keys `start[n] <= j < stop[n]` of its
+    sequence.
 
-    One form covers causal masks (`stop = position + 1`), left padding, packed documents and sliding windows.
-    A padding row has `start == stop`.
+    One form covers causal masks (`stop = position + 1`), left padding, packed documents and sliding
+    windows. A padding row has `start == stop`.
 
     Args:
         sequence: int32 [N], the row's sequence in the batch, ascending.
@@ -40,8 +41,8 @@ class QueryRows(_Tensors):
 
     Raises:
         TypeError: a tensor that is not int32.
-        ValueError: unequal lengths or devices; on CPU also rows not sorted by sequence, `start > stop`, or a
-            negative `sequence` or `start`.
+        ValueError: unequal lengths or devices; on CPU also rows not sorted by sequence, `start >
+            stop`, or a negative `sequence` or `start`.
     """
 
     sequence: Tensor
@@ -90,7 +91,8 @@ class QueryRows(_Tensors):
         Args:
             sequence: integers [N], ascending.
             position: integers [N]; -1 makes a padding row.
-            start: first visible key, integers [N] or one number (left padding, packed documents); default 0.
+            start: first visible key, integers [N] or one number (left padding, packed documents);
+                default 0.
             window: sliding window, counting the row itself as transformers does.
 
         Returns:
@@ -193,7 +195,8 @@ class LabelBags(_Tensors):
     """The label ids of G images, and each row's image.
 
     Args:
-        ids: int64 [T]; ids beyond `offsets[-1]` are spare (ragged bags can be built without a sync).
+        ids: int64 [T]; ids beyond `offsets[-1]` are spare (ragged bags can be built without a
+            sync).
         offsets: int64 [G + 1], ascending: image g owns `ids[offsets[g]:offsets[g + 1]]`.
         index: int64 [N] from row to image; -1: the row has no bag.
     """

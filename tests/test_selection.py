@@ -62,8 +62,8 @@ BAD_ROWS = {
         r"`rows.start`: expected start <= stop in every row, got start 9 > stop 5 at row 1",
     ),
     "negative start": ((0,), (0,), (-1,), (1,), r"`rows.start`: expected values >= 0, got -1"),
-    "negative sequence": ((-1,), (0,), (0,), (1,), r"`rows.sequence`: expected values >= 0, got -1"),
-    "lengths": ((0, 0), (0,), (0, 0), (1, 1), r"`rows.position`: expected shape \[N=2\], got \[1\]"),
+    "negative sequence": ((-1,), (0,), (0,), (1,), r"`rows.sequence`: expected values >= 0"),
+    "lengths": ((0, 0), (0,), (0, 0), (1, 1), r"`rows.position`: expected shape \[N=2\]"),
 }  # fmt: skip
 
 

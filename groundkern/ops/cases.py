@@ -33,7 +33,7 @@ class Call:
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Seeded normal numbers, the same on every device and rounded from the same fp64 draw in every dtype."""
+    """Seeded normal numbers: on every device and in every dtype the same fp64 draw, rounded."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 

@@ -1,6 +1,7 @@
 """The ops as people write them today: full scores, full probabilities, full logits, autograd.
 
-An independent oracle: in fp64 the truth, in a call's own dtype the error budget. It shares no code with the library.
+An independent oracle: in fp64 the truth, in a call's own dtype the error budget. It shares no code
+with the library.
 """
 
 import torch
@@ -98,9 +99,20 @@ def attention_contribution(
 
 
 def attention_kl(
-    q, k, target, rows, columns, *, over, heads="mean", allowed=None, lse=None, head_weight=None,
-    scale=None, softcap=None,
-):  # fmt: skip
+    q,
+    k,
+    target,
+    rows,
+    columns,
+    *,
+    over,
+    heads="mean",
+    allowed=None,
+    lse=None,
+    head_weight=None,
+    scale=None,
+    softcap=None,
+):
     p, own = _columns(q, k, rows, columns, over, allowed, scale, softcap)
     target = torch.where(own, target.to(p.dtype), 0.0)
     total = target.sum(-1, keepdim=True)
@@ -123,9 +135,18 @@ def _log_softmax(hidden, weight, bias, softcap):
 
 
 def linear_cross_entropy(
-    hidden, weight, target, *, bias=None, bags=None, smoothing=0.0, row_weight=None, reduction="mean",
-    ignore_index=-100, softcap=None,
-):  # fmt: skip
+    hidden,
+    weight,
+    target,
+    *,
+    bias=None,
+    bags=None,
+    smoothing=0.0,
+    row_weight=None,
+    reduction="mean",
+    ignore_index=-100,
+    softcap=None,
+):
     shape, target = target.shape, target.reshape(-1)
     z, log_p = _log_softmax(hidden.reshape(-1, hidden.shape[-1]), weight, bias, softcap)
     plain = z.detach(), log_p.detach()

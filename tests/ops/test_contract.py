@@ -1,4 +1,4 @@
-"""What every op must do on every backend that can run here: each case against fp64, and torch's machinery."""
+"""What every op must do on every backend here: each case against fp64, and torch's machinery."""
 
 import warnings
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What linear cross entropy promises beyond the contract: torch's meaning, memory, shards, a gradient buffer."""
+"""What linear cross entropy promises beyond the contract: torch's meaning, memory, shards."""
 
 from dataclasses import replace
 

@@ -29,9 +29,10 @@ def attention_map(
 ) -> Tensor:
     """Head-reduced attention of a few query rows on a set of key columns, as a differentiable map.
 
-    Equals `(head_weight[..., None] * softmax(scores))[..., columns].sum(heads)`, without the [N, H, S]
-    probabilities in memory. A row's own columns are those that are not padding, that the row sees, and that are
-    in its key set when `allowed` is given (one image of several). All others are 0 and take part in nothing.
+    Equals `(head_weight[..., None] * softmax(scores))[..., columns].sum(heads)`, without the [N, H,
+    S] probabilities in memory. A row's own columns are those that are not padding, that the row
+    sees, and that are in its key set when `allowed` is given (one image of several). All others are
+    0 and take part in nothing.
 
     Args:
         q: [N, Hq, D] queries, after RoPE and q-norm. fp32, bf16, fp16 (fp64 in the reference).
@@ -41,7 +42,8 @@ def attention_map(
         over: "visible": p is normalised over all visible keys, and gradients reach all of them;
             "columns": over the row's own columns.
         allowed: key sets that restrict a row's own columns.
-        lse: [N, Hq] fp32, natural log, no gradient. For over="visible" it is the normaliser and must be exact.
+        lse: [N, Hq] fp32, natural log, no gradient. For over="visible" it is the normaliser and
+            must be exact.
         head_weight: [Hq] or [N, Hq], >= 0, differentiable; None: 1 / Hq each.
         scale: of the scores; default D ** -0.5.
         softcap: `s = softcap * tanh(s / softcap)`; None: off.
@@ -51,10 +53,12 @@ def attention_map(
         [N, C] fp32, differentiable in q, k and head_weight.
 
     Raises:
-        ValueError: mismatched shapes, rows, columns or sets out of range, a backend that cannot serve the call.
+        ValueError: mismatched shapes, rows, columns or sets out of range, a backend that cannot
+            serve the call.
         TypeError: mismatched dtypes.
 
-    Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head weights.
+    Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head
+        weights.
     """
     q, k = autocast(q, k)
     sizes, selection = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
@@ -79,10 +83,11 @@ def attention_contribution(
     softcap: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """What each key column contributes along a direction: `sum_h p[n, h, c] * f(v[c, h] . g[n, h])`.
+    """What each key column contributes along a direction: `sum_h p[n, h, c] * f(v[c, h] . g[n,
+    h])`.
 
-    With g = W_O^T u it is the logit contribution of the column; with g = dy / d(attention output) and `rectify`
-    it is GradCAM.
+    With g = W_O^T u it is the logit contribution of the column; with g = dy / d(attention output)
+    and `rectify` it is GradCAM.
 
     Args:
         v: [B, Hkv, S, Dv] values.
@@ -124,20 +129,24 @@ def attention_kl(
 ) -> Tensor:
     """KL(target || attention map) of each row, in log space: no underflow where the map is tiny.
 
-    Equals `(P * (P.log() - attention_map(...).log())).sum(-1)` with P the target renormalised over the row's own
-    columns.
+    Equals `(P * (P.log() - attention_map(...).log())).sum(-1)` with P the target renormalised over
+    the row's own columns.
 
     Args:
-        target: [N, C] >= 0, any float dtype, no gradient. Mass on columns that are not the row's own is dropped
-            and the rest renormalised; where nothing is left the row's KL is 0 and carries no gradient.
-        heads: "mean": KL to the head-weighted map; "each": the head-weighted sum of every head's own KL.
-        q, k, rows, columns, over, allowed, lse, head_weight, scale, softcap, backend: as in `attention_map`.
+        target: [N, C] >= 0, any float dtype, no gradient. Mass on columns that are not the row's
+            own is dropped and the rest renormalised; where nothing is left the row's KL is 0 and
+            carries no gradient.
+        heads: "mean": KL to the head-weighted map; "each": the head-weighted sum of every head's
+            own KL.
+        q, k, rows, columns, over, allowed, lse, head_weight, scale, softcap, backend: as in
+            `attention_map`.
 
     Returns:
         [N] fp32, differentiable in q, k and head_weight.
 
     Raises:
-        ValueError, TypeError: as `attention_map`; ValueError also for a negative or non-finite target (on CPU).
+        ValueError, TypeError: as `attention_map`; ValueError also for a negative or non-finite
+            target (on CPU).
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
@@ -155,7 +164,7 @@ def attention_kl(
 
 
 def _check(q, k, rows, columns, over, allowed, lse, scale, softcap) -> tuple[dict[str, int], tuple]:
-    """Check what the three functions share; returns the sizes and the op's ten selection arguments."""
+    """Check what the functions share; returns the sizes and the op's selection arguments."""
     sizes: dict[str, int] = {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
     checks.tensor("k", k, "B Hkv S D", sizes, dtype=q.dtype, device=q.device)

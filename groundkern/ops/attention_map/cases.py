@@ -16,7 +16,7 @@ COLUMNS = [[1, 2, 5, 11, 12, 13, 30, 44], [0, 3, 4, 20, 32, 33, -1, -1]]
 
 
 def _rows(device: torch.device) -> QueryRows:
-    """Rows that see all their columns or some, a padding row, and one that sees none of its columns."""
+    """Rows that see all, some or none of their columns, and a padding row."""
     return QueryRows.causal(
         integers([0] * 6 + [1] * 6, device),
         integers([44, 11, 13, 30, 31, 40, 32, -1, 40, 44, 33, 21], device),

@@ -1,4 +1,5 @@
-"""`groundkern::attention_map`, `groundkern::attention_kl` and their backwards, opaque to torch.compile.
+"""`groundkern::attention_map`, `groundkern::attention_kl` and their backwards, opaque to
+torch.compile.
 
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
@@ -11,7 +12,7 @@ from groundkern.precision import accumulation_dtype, without_autocast
 
 
 def kernels(backend: str):
-    """The module that implements `map_forward`, `map_backward`, `kl_forward`, `kl_backward` for a backend."""
+    """The module with a backend's `map_forward`, `map_backward`, `kl_forward`, `kl_backward`."""
     match backend:
         case "native":
             from groundkern.ops.attention_map import native_kernels as module

@@ -1,12 +1,13 @@
 """The specification of attention maps, contributions and their KL, in plain torch.
 
-       own_tc   column c of the row's sequence is a key the row may use
+       own_tc: column c of the row's sequence is a key that the row may use
 (K1)   p_thc = exp(s_thc - norm_th) on own columns, else 0
-       norm_th = log sum over the own columns (over="columns"), or over all visible keys (over="visible")
+       norm_th: log-sum-exp over the own columns (over="columns") or all visible keys ("visible")
 (K2)   M_tc = sum_h w_th p_thc                          w = 1 / H unless given
 (C1)   M_tc = sum_h p_thc f(v_c . g_th)                 f = relu or the identity
-(K3)   KL_t = sum_c P_tc (log P_tc - log M_tc)          P renormalised over the own columns; heads="mean"
-       KL_t = sum_h w_th sum_c P_tc (log P_tc - log p_thc)                                   heads="each"
+(K3)   heads="mean":   KL_t = sum_c P_tc (log P_tc - log M_tc)
+       heads="each":   KL_t = sum_h w_th sum_c P_tc (log P_tc - log p_thc)
+       with P the target renormalised over the own columns
 """
 
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def _blocks(
     scale: float,
     softcap: float,
 ) -> Iterator[tuple[int, slice, dict]]:
-    """Yield (b, rows, keyword arguments of one block). The ten arguments after k are `*attention` below."""
+    """Yield (b, rows, keyword arguments of a block); what follows k here is `*attention` below."""
     if k.shape[2] == 0:
         return
     keys = k.shape[2] if over == "visible" else columns.shape[1]
@@ -148,7 +149,7 @@ def _part(q: Tensor, inputs, places) -> list[Tensor | None]:
 
 
 def _sum_gradients(q: Tensor, inputs, blocks) -> tuple[Tensor | None, ...]:
-    """Sum the gradients of (places, function, upstream) blocks into tensors shaped like the inputs."""
+    """Sum the gradients of (places, function, upstream) blocks, shaped like the inputs."""
     dtype = accumulation_dtype(q.dtype)
     sums = [None if x is None else x.new_zeros(x.shape, dtype=dtype) for x in inputs]
     for places, function, upstream in blocks:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CrossEntropy(NamedTuple):
-    """loss: scalar or [...] fp32, differentiable. log_prob, lse (fp32) and predicted (int64): [...], detached."""
+    """loss: scalar or [...] fp32, differentiable. log_prob, lse and predicted: [...], detached."""
 
     loss: Tensor
     log_prob: Tensor
@@ -47,10 +47,12 @@ def linear_cross_entropy(
     weight_grad: Tensor | None = None,
     backend: str = "auto",
 ) -> CrossEntropy:
-    """Cross entropy of `hidden @ weight.T` rows, smoothed over each image's other labels; logits are never stored.
+    """Cross entropy of `hidden @ weight.T` rows, smoothed over each image's other labels; logits
+    are never stored.
 
-    Without bags equals `F.cross_entropy(F.linear(hidden, weight, bias).float(), target, ignore_index=...)`; torch's
-    `F.linear_cross_entropy(input, linear_weight, target, linear_bias=...)` names the same arguments.
+    Without bags equals `F.cross_entropy(F.linear(hidden, weight, bias).float(), target,
+    ignore_index=...)`; torch's `F.linear_cross_entropy(input, linear_weight, target,
+    linear_bias=...)` names the same arguments.
 
     Args:
         hidden: [..., D]. fp32, bf16, fp16 (fp64 in the reference); sums and results are fp32.
@@ -58,24 +60,25 @@ def linear_cross_entropy(
         target: int64 [...]; rows with `ignore_index` count for nothing.
         bias: [V].
         bags: the label ids of each image, `bags.index` [N] over the flattened rows.
-        smoothing: b of (D3): the share spread over the bag without the row's own label. Rows without a bag, or whose
-            bag holds nothing else, are not smoothed.
+        smoothing: b of (D3): the share spread over the bag without the row's own label. Rows
+            without a bag, or whose bag holds nothing else, are not smoothed.
         row_weight: [...] float, multiplies each row's loss; no gradient.
-        reduction: "mean" divides the weighted sum by the number of rows with target != ignore_index (0 when there is
-            none), "sum", or "none".
+        reduction: "mean" divides the weighted sum by the number of rows with target != ignore_index
+            (0 when there is none), "sum", or "none".
         ignore_index: the target that marks an ignored row.
         softcap: logits become `softcap * tanh(logits / softcap)`.
-        group: process group over whose ranks the rows of weight (and bias) are sharded in rank order; hidden and
-            target are the same on every rank.
+        group: process group over whose ranks the rows of weight (and bias) are sharded in rank
+            order; hidden and target are the same on every rank.
         weight_grad: fp32 [V, D] buffer that the backward adds dW to instead of returning it.
         backend: "auto" | "reference" | "triton" | "native".
 
     Returns:
-        CrossEntropy(loss, log_prob, lse, predicted). log_prob is of the target. Ignored rows: 0, 0, 0 and -1.
+        CrossEntropy(loss, log_prob, lse, predicted). log_prob is of the target. Ignored rows: 0, 0,
+        0 and -1.
 
     Raises:
-        ValueError: mismatched shapes; on CPU a target or label outside the vocabulary; an unknown reduction; a
-            backend that cannot serve the call.
+        ValueError: mismatched shapes; on CPU a target or label outside the vocabulary; an unknown
+            reduction; a backend that cannot serve the call.
         TypeError: mismatched dtypes.
 
     Source: DV-SFT (arXiv 2605.26656), equations (D1) and (D3).
@@ -85,8 +88,18 @@ def linear_cross_entropy(
     )
     checks.require(0.0 <= smoothing < 1.0, "smoothing", "a share in [0, 1)", smoothing)
     rows, log_prob, lse, predicted = _per_row(
-        hidden, weight, target, bias, bags, smoothing, ignore_index, softcap, group, weight_grad, backend
-    )  # fmt: skip
+        hidden,
+        weight,
+        target,
+        bias,
+        bags,
+        smoothing,
+        ignore_index,
+        softcap,
+        group,
+        weight_grad,
+        backend,
+    )
     if row_weight is not None:
         if row_weight.shape != target.shape:
             checks.fail(
@@ -114,12 +127,15 @@ def linear_log_prob(
     group: "ProcessGroup | None" = None,
     backend: str = "auto",
 ) -> LogProb:
-    """Log-probability of each row's target under `softmax(hidden @ weight.T)`; logits are never stored.
+    """Log-probability of each row's target under `softmax(hidden @ weight.T)`; logits are never
+    stored.
 
-    Equals `F.linear(hidden, weight, bias).float().log_softmax(-1).gather(-1, target[..., None])[..., 0]`.
+    Equals `F.linear(hidden, weight, bias).float().log_softmax(-1).gather(-1, target[...,
+    None])[..., 0]`.
 
     Args:
-        hidden, weight, target, bias, ignore_index, softcap, group, backend: as in `linear_cross_entropy`.
+        hidden, weight, target, bias, ignore_index, softcap, group, backend: as in
+            `linear_cross_entropy`.
 
     Returns:
         LogProb(log_prob, lse, predicted), the first two differentiable. Ignored rows: 0, 0 and -1.

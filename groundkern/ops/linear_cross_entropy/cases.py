@@ -27,7 +27,7 @@ def call(
 
 
 def bags(device) -> LabelBags:
-    """Image 0 repeats labels, image 1 holds only the row's own, image 2 nothing, image 3 not the row's own."""
+    """Image 0 repeats labels, 1 holds only the row's own, 2 nothing, 3 not the row's own."""
     return LabelBags(
         integers([3, 3, 5, 96, 3, 41, 11, 60, 61, 0, 0], device, torch.int64),
         integers([0, 5, 6, 6, 9], device, torch.int64),
@@ -65,7 +65,7 @@ def _certain_targets(dtype, device) -> Call:
 
 
 def _common_logit(dtype, device) -> Call:
-    """Every logit has 2^24 on top, which a softmax must not see; even integers keep fp32 logits exact."""
+    """Every logit has 2^24 on top, unseen by a softmax; even integers keep fp32 logits exact."""
     c = call(dtype, device, reduction="none")
     hidden, weight = (c.inputs[n].clone() for n in ("hidden", "weight"))
     hidden[:, 0], weight[:, 0] = 2.0**12, 2.0**12

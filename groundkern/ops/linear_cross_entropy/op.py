@@ -1,4 +1,5 @@
-"""`groundkern::linear_cross_entropy` and its backward: opaque to torch.compile, one implementation per backend.
+"""`groundkern::linear_cross_entropy` and its backward: opaque to torch.compile, one implementation
+per backend.
 
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
@@ -39,7 +40,7 @@ def linear_cross_entropy(
     group: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per row: loss, log p(target), lse and the likeliest id; `weight_grad` is only handed to the backward."""
+    """Per row: loss, log p(target), lse, likeliest id; `weight_grad` is for the backward."""
     bags = (ids, offsets, bag_index)
     return kernels(backend).forward(
         hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap, group

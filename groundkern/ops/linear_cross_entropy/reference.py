@@ -1,13 +1,14 @@
 """The specification of linear cross entropy, in plain torch.
 
        z_n  = softcap(U h_n + bias),   log p_n(y) = z_ny - lse_n,   lse_n = log sum_y exp(z_ny)
-(D3)   L_n  = -(1 - b) log p_n(w_n) - b mean_{y in Y_n, y != w_n} log p_n(y);   b = 0 where Y_n without w_n is empty
+(D3)   L_n  = -(1 - b) log p_n(w_n) - b mean_{y in Y_n, y != w_n} log p_n(y);   b = 0 where Y_n
+without w_n is empty
 
-log p is formed as -log(1 + sum_{y != w} exp(z_y - z_w)): its gradient at the target is minus the sum of the other
-probabilities, so p - 1 does not cancel as p -> 1.
+log p is formed as -log(1 + sum_{y != w} exp(z_y - z_w)): its gradient at the target is minus the
+sum of the other probabilities, so p - 1 does not cancel as p -> 1.
 
-With a process group the vocabulary is sharded over its ranks in rank order; every rank holds all rows and gets the
-same results.
+With a process group the vocabulary is sharded over its ranks in rank order; every rank holds all
+rows and gets the same results.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class _Shard:
         return x if self.group is None else _GroupSum.apply(x, self.group)
 
     def maximum(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest logit of each row [n] and its id [n] over the whole vocabulary, without gradient."""
+        """Largest logit [n] and its id [n] over the whole vocabulary, without gradient."""
         value, index = z.detach().max(1)
         index = index + self.first
         if self.group is None:
@@ -53,7 +54,7 @@ class _Shard:
 
 
 class _GroupSum(torch.autograd.Function):
-    """All-reduced sum; every rank holds the whole loss, so the gradient of its own part is the upstream one."""
+    """All-reduced sum; every rank holds the whole loss, so the gradient passes through."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -83,7 +84,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float)
 
 
 def _statistics(z: Tensor, top: Tensor, target: Tensor, shard: _Shard):
-    """log p(w) [n], log sum exp [n] relative to the row's largest logit, and the shifted logits [n, V]."""
+    """log p(w) [n], log sum exp [n] of the shifted logits, and these [n, V]: z - top."""
     shifted = z - top[:, None]
     own, here = shard.find(target)
     own = own[:, None]
@@ -98,7 +99,7 @@ def _statistics(z: Tensor, top: Tensor, target: Tensor, shard: _Shard):
 
 
 def _block(hidden, weight, bias, *, target, bag, smoothing, softcap, shard):
-    """Counted rows: hidden [n, D], weight [V, D] -> loss, log p(w), lse and likeliest id, [n] each."""
+    """Counted rows: hidden [n, D], weight [V, D] -> loss, log p(w), lse, likeliest id, all [n]."""
     z = _logits(hidden, weight, bias, softcap)
     top, predicted = shard.maximum(z)
     log_prob, log_sum, shifted = _statistics(z, top, target, shard)

@@ -29,30 +29,34 @@ def side_attention(
     softcap: float | None = None,
     backend: str = "auto",
 ) -> SideAttention:
-    """Attention of a few query rows over an allowed subset of their visible keys, with its log-sum-exp.
+    """Attention of a few query rows over an allowed subset of their visible keys, with its
+    log-sum-exp.
 
     Equals, per row with `mask = visible & allowed`,
-    `F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)`, without the mask, the repeated keys
-    or the probabilities in memory. `exp(lse_out - lse_main)` is the row's region mass.
+    `F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)`, without the mask,
+    the repeated keys or the probabilities in memory. `exp(lse_out - lse_main)` is the row's region
+    mass.
 
     Args:
         q: [N, Hq, D] queries, after RoPE and q-norm. fp32, bf16, fp16 (fp64 in the reference).
-        k: [B, Hkv, S, D] keys, any strides with a contiguous last dimension; Hq is a multiple of Hkv.
+        k: [B, Hkv, S, D] keys, any strides with a contiguous last dimension; Hq is a multiple of
+            Hkv.
         v: [B, Hkv, S, Dv] values; Dv need not equal D.
         rows: the N query rows, sorted by sequence.
         allowed: key sets that restrict rows further; None: all visible keys.
-        lse: [N, Hq] fp32, natural log: the main pass's statistics over all visible keys, used only as the softmax
-            shift. Carries no gradient and never changes the result.
+        lse: [N, Hq] fp32, natural log: the main pass's statistics over all visible keys, used only
+            as the softmax shift. Carries no gradient and never changes the result.
         scale: of the scores; default D ** -0.5.
         softcap: `s = softcap * tanh(s / softcap)`; None: off.
         backend: "auto" | "reference" | "triton" | "native".
 
     Returns:
-        SideAttention(out, lse), both differentiable in q, k and v. A row with no allowed key has out 0, lse -inf
-        and no gradient.
+        SideAttention(out, lse), both differentiable in q, k and v. A row with no allowed key has
+        out 0, lse -inf and no gradient.
 
     Raises:
-        ValueError: mismatched shapes, rows or sets out of range, a backend that cannot serve the call.
+        ValueError: mismatched shapes, rows or sets out of range, a backend that cannot serve the
+            call.
         TypeError: mismatched dtypes.
 
     Source: SMAM (CVPR 2026), equation (S1) of METHODS.md.

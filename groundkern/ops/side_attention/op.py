@@ -1,4 +1,4 @@
-"""`groundkern::side_attention` and its backward: opaque to torch.compile, one implementation per backend."""
+"""`groundkern::side_attention` and its backward, opaque to torch.compile."""
 
 import torch
 from torch import Tensor

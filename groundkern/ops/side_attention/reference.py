@@ -1,7 +1,8 @@
 """The specification of side attention, in plain torch.
 
 (S1)  Omega_t = {start_t <= j < stop_t : j in the row's key set},   s_tj = softcap(scale q_t . k_j)
-      out_t = sum_{j in Omega_t} softmax_{Omega_t}(s_tj) v_j,        lse_t = log sum_{j in Omega_t} exp(s_tj)
+      out_t = sum_{j in Omega_t} softmax_{Omega_t}(s_tj) v_j,        lse_t = log sum_{j in Omega_t}
+      exp(s_tj)
       Omega_t empty: out_t = 0, lse_t = -inf, no gradient.
 """
 
@@ -42,7 +43,7 @@ def forward(
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
-    """out [N, Hq, Dv] in q's dtype and lse [N, Hq]; the given lse is only a shift, so it is not needed here."""
+    """out [N, Hq, Dv] in q's dtype and lse [N, Hq]; the given lse, only a shift, is not needed."""
     wide = accumulation_dtype(q.dtype)
     out = q.new_zeros(*q.shape[:2], v.shape[3])
     own_lse = q.new_full(q.shape[:2], -torch.inf, dtype=wide)
