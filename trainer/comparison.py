@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +41,7 @@ def demo(output: Path, overrides: list[str], *, samples: int = SAMPLES) -> Path:
     Returns:
         The path of the report.
     """
+    torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     plain, grounded = demo_configs(output, overrides)
     _make_data(output / "data", samples)
     print("Plain SFT:")

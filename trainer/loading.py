@@ -14,12 +14,11 @@ from trainer.config import Config, ConfigError, Lora
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
-def load_model(config: Config, checkpoint: Path | None) -> tuple[torch.nn.Module, Any]:
+def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
     """(model, processor), with parameters frozen and adapters added as the config asks.
 
     Args:
         config: validated settings.
-        checkpoint: where the weights come from instead; adapters are left to the Trainer.
 
     Raises:
         ConfigError: the model or the processor cannot be loaded.
@@ -31,7 +30,7 @@ def load_model(config: Config, checkpoint: Path | None) -> tuple[torch.nn.Module
     try:
         processor = load_processor(settings.path)
         model = AutoModelForImageTextToText.from_pretrained(
-            settings.path if checkpoint is None or settings.lora else checkpoint,
+            settings.path,
             attn_implementation=settings.attn_implementation,
             dtype=getattr(torch, settings.dtype),
             use_safetensors=True,

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -31,12 +30,6 @@ class CountingTrainer(GroundingTrainer):
     def __init__(self, *args: Any, counts: Counter, bad: list[BadSample], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.counts, self.bad = counts, bad
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        # `load_model` has loaded full weights: the Trainer's loading does not rename keys as
-        # from_pretrained does, and passes over what it does not find (all of Qwen2.5-VL's body)
-        if isinstance(self.model, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)

@@ -65,7 +65,7 @@ class _Run:
         self.output, self.started = config.training.output, time.monotonic()
         self.train_set = _data_set(config, config.data.train)
         self.test_set = _data_set(config, config.data.test) if config.data.test else None
-        self.model, self.processor = load_model(config, checkpoint)
+        self.model, self.processor = load_model(config)
         self.counts = folder.read_counts(checkpoint) if checkpoint else Counter()
 
     def finish(self, before: dict | None) -> Path:

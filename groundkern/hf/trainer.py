@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from groundkern.checks import fail
 from groundkern.hf.attach import objectives_of
@@ -116,14 +116,28 @@ class GroundingTrainer(Trainer):
         """The parts per step since the last log: one reduction, one sync."""
         names = sorted(self._parts)
         values = torch.stack([self._parts[name] for name in names])
-        if (
-            self.args.world_size > 1
-        ):  # a rank's part is its share of the global mean, or its own mean
+        if self.args.world_size > 1:  # a rank's part: its share of the global mean, or its own mean
             ranks = self.accelerator.gather(values[None])
             values = ranks.sum(0) if self.args.average_tokens_across_devices else ranks.mean(0)
         values = values / max(1, self.state.global_step - self._parts_since)
         self._parts = {}
         return dict(zip(names, values.tolist(), strict=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Weights of a checkpoint, under the names `from_pretrained` gives them.
+
+        The Trainer's own loading does not rename keys and passes over what it does not find: of
+        Qwen2.5-VL's saved weights it would load the head and nothing else.
+        """
+        target = self._unwrapped(model or self.model)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or not isinstance(target, PreTrainedModel):  # adapters load as PEFT loads them
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(target).from_pretrained(
+            resume_from_checkpoint, dtype=target.dtype, use_safetensors=True
+        )
+        target.load_state_dict(saved.state_dict())
 
     def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""

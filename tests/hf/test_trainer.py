@@ -74,6 +74,18 @@ def test_accumulation_changes_nothing(whole, tmp_path, settings):
     assert_same_run(train(tmp_path, **settings), whole)
 
 
+def test_resuming_restores_every_weight(whole, tmp_path):
+    train(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    model = attached_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)  # nothing of the starting weights may survive
+    trainer = make_trainer(model, tmp_path)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    detach(model)
+    assert_same_run((trainer.state.log_history, dict(model.named_parameters())), whole)
+
+
 def test_parts_are_averaged_over_the_steps_between_logs(whole, tmp_path):
     log, _ = train(tmp_path, logging_steps=3)
     for name in ("loss", *PARTS):

@@ -12,7 +12,7 @@ from groundkern.hf.processor import load_processor
 from trainer.dataset import JsonLinesDataset
 from trainer.demo import generate as demo
 from trainer.demo.__main__ import main
-from trainer.demo.render import CELL, RED, bar_chart, font, patch_grid, word_page
+from trainer.demo.render import CELL, MARKER, RED, bar_chart, font, patch_grid, word_page
 
 FEW = {"pointing": 6, "page": 3, "chart": 3}
 
@@ -107,7 +107,37 @@ def test_page_keeps_order_and_stops_at_its_last_line():
     assert corners == sorted(set(corners))
 
 
-def test_bars_are_in_proportion_and_boxes_hold_bar_and_value():
+def test_highlighted_line_is_the_answer(folder):
+    dataset = JsonLinesDataset(folder / "train.jsonl")
+    seen = 0
+    for i, sample in enumerate(read(folder / "train.jsonl")):
+        if sample["task"] == "pointing":
+            continue
+        pixels = np.asarray(dataset[i].images[0])
+        marked = (pixels == np.array(MARKER)).all(-1).mean(1) > 0.4
+        (region,) = sample["regions"]
+        _, y0, _, y1 = region["box"]
+        row = int(y0 // CELL)
+        assert np.flatnonzero(marked).min() >= row * CELL
+        assert np.flatnonzero(marked).max() < (row + 1) * CELL
+        assert y1 <= (row + 1) * CELL
+        inside = [
+            w["text"] for w in sample["words"] if row * CELL <= w["box"][1] < (row + 1) * CELL
+        ]
+        separator = " " if sample["task"] == "page" else ", "
+        assert separator.join(inside) == sample["messages"][1]["content"] == region["text"]
+        seen += 1
+    assert seen == 12
+
+
+def test_every_passage_fills_its_page():
+    """Pages start at most 40 words before a text's end."""
+    for words in demo.texts():
+        page = word_page(words[-41:], random.Random(0), columns=8, rows=demo.LINES)
+        assert len(page.boxes) == demo.LINES
+
+
+def test_bars_are_in_proportion_and_boxes_hold_name_bar_and_value():
     rows = [("Earth", "200"), ("Mars", "100"), ("Venus", "50")]
     chart = bar_chart(rows, random.Random(0))
     pixels = np.asarray(chart.image, dtype=int)
@@ -116,11 +146,11 @@ def test_bars_are_in_proportion_and_boxes_hold_bar_and_value():
         line = pixels[i * CELL + 7]
         hue = pixels[7, 3 * CELL]
         lengths.append(int((line == hue).all(-1).sum()))
-        value_box = chart.words[2 * i + 1][1]
+        name_box, value_box = chart.words[2 * i][1], chart.words[2 * i + 1][1]
         assert name == rows[i][0]
         assert (chart.words[2 * i][0], chart.words[2 * i + 1][0]) == rows[i]
-        assert x0 == 3 * CELL
-        assert x1 >= max(value_box[2], x0 + lengths[-1])
+        assert x0 == name_box[0]
+        assert x1 >= max(value_box[2], 3 * CELL + lengths[-1])
         assert i * CELL <= y0 < y1 <= (i + 1) * CELL
     assert lengths[0] == 2 * lengths[1] == 4 * lengths[2] > 0
 

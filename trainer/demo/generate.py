@@ -12,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.demo.render import Picture, bar_chart, patch_grid, word_page
 
 DATA = Path(__file__).parent / "data"
-SIDE = 5
+SIDE = 5  # patches of a pointing grid
+LINES = 6  # of a page
+BARS = 5  # of a chart
 SHARES = {"pointing": 2, "page": 1, "chart": 1}  # of every four training samples
 TEST = {"pointing": 512, "page": 128, "chart": 128}
 
@@ -57,25 +59,26 @@ def pointing(rng: random.Random) -> tuple[Picture, dict]:
 
 
 def page(rng: random.Random) -> tuple[Picture, dict]:
-    """Read one line of a page that shows a passage of a text."""
+    """Read the highlighted line of a page that shows a passage of a text."""
     words = rng.choice(texts())
-    start = rng.randrange(0, max(1, len(words) - 40))
-    picture = word_page(words[start:], rng, columns=8, rows=6)
-    line = rng.randrange(len(picture.boxes))
+    start = rng.randrange(len(words) - 40)
+    line = rng.randrange(LINES)
+    picture = word_page(words[start:], rng, columns=8, rows=LINES, marked=line)
     answer, box = picture.boxes[line]
     regions = [{"text": answer, "box": box}]
-    return picture, _sample("page", f"Read line {line + 1}.", answer, regions)
+    return picture, _sample("page", "Read the highlighted line.", answer, regions)
 
 
 def chart(rng: random.Random) -> tuple[Picture, dict]:
-    """Read one bar, its name and its value; both are those of a real table."""
+    """Read the highlighted bar, its name and its value; both are those of a real table."""
     kind, quantity, rows = rng.choice(tables())
-    picture = bar_chart(rng.sample(rows, 5), rng)
-    bar = rng.randrange(5)
-    (category, name_box), (value, _) = picture.words[2 * bar : 2 * bar + 2]
-    regions = [{"text": category, "box": name_box}, {"text": value, "box": picture.boxes[bar][1]}]
-    question = f"Bar {bar + 1}: which {kind}, and what {quantity}?"
-    return picture, _sample("chart", question, f"{category}, {value}", regions)
+    shown = rng.sample(rows, BARS)
+    bar = rng.randrange(BARS)
+    picture = bar_chart(shown, rng, marked=bar)
+    answer = ", ".join(shown[bar])
+    regions = [{"text": answer, "box": picture.boxes[bar][1]}]
+    question = f"Which {kind} is highlighted, and what is its {quantity}?"
+    return picture, _sample("chart", question, answer, regions)
 
 
 TASKS = {"pointing": pointing, "page": page, "chart": chart}

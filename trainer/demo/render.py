@@ -17,6 +17,7 @@ Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
 
 RED: Color = (220, 30, 30)
+MARKER: Color = (255, 190, 40)  # of a highlighter pen
 QUIET: tuple[Color, ...] = ((40, 90, 200), (40, 150, 70), (230, 200, 60), (150, 150, 150))
 
 
@@ -36,16 +37,20 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def word_page(words: list[str], rng: random.Random, *, columns: int, rows: int) -> Picture:
+def word_page(
+    words: list[str], rng: random.Random, *, columns: int, rows: int, marked: int | None = None
+) -> Picture:
     """Draw the words in reading order, each ending at the right edge of a cell.
 
-    One random dark and one random light colour (METHODS.md section 2). `boxes` holds one entry a
-    line: its text and the box around it. Stops at the last line; words that do not fit are left.
+    One random dark and one random light colour (METHODS.md section 2); line `marked`, from 0, is
+    highlighted. `boxes` holds one entry a line: its text and the box around it. Stops at the last
+    line; words that do not fit are left.
     """
     ink = tuple(rng.randrange(0, 90) for _ in range(3))
     paper = tuple(rng.randrange(190, 256) for _ in range(3))
     image = Image.new("RGB", (columns * CELL, rows * CELL), paper)
     draw = ImageDraw.Draw(image)
+    _highlight(draw, marked, image.width)
     drawn: list[tuple[str, Box]] = []
     lines: list[list[tuple[str, Box]]] = [[]]
     column = 0  # first free cell of the line
@@ -65,28 +70,35 @@ def word_page(words: list[str], rng: random.Random, *, columns: int, rows: int) 
     return Picture(image, tuple(drawn), boxes)
 
 
-def bar_chart(rows: list[tuple[str, str]], rng: random.Random, *, columns: int = 8) -> Picture:
+def bar_chart(
+    rows: list[tuple[str, str]],
+    rng: random.Random,
+    *,
+    columns: int = 8,
+    marked: int | None = None,
+) -> Picture:
     """Horizontal bars, one cell high: the category's name, its bar, its value.
 
-    `rows` are (category, value as printed in the table). `boxes` holds one entry a category: the
-    box around its bar and its value label.
+    `rows` are (category, value as printed in the table); row `marked`, from 0, is highlighted.
+    `boxes` holds one entry a category: the box around its name, bar and value.
     """
     hue = tuple(rng.randrange(60, 190) for _ in range(3))
     image = Image.new("RGB", (columns * CELL, len(rows) * CELL), (255, 255, 255))
     draw = ImageDraw.Draw(image)
+    _highlight(draw, marked, image.width)
     words: list[tuple[str, Box]] = []
     boxes: list[tuple[str, Box]] = []
     axis, longest = 3 * CELL, (columns - 5) * CELL
     top = max(float(value) for _, value in rows)
     for i, (category, value) in enumerate(rows):
-        words += [(category, _text(draw, category, axis - MARGIN, i * CELL, fill=(0, 0, 0)))]
+        name = _text(draw, category, axis - MARGIN, i * CELL, fill=(0, 0, 0))
         bar = (axis, i * CELL + 6, axis + max(2, longest * float(value) / top), (i + 1) * CELL - 6)
         draw.rectangle((bar[0], bar[1], bar[2] - 1, bar[3] - 1), fill=hue)
         room = draw.textlength(value, font=font(13)) + 2 * MARGIN
         end = -(-(bar[2] + room) // CELL) * CELL - MARGIN
         label = _text(draw, value, end, i * CELL, fill=(0, 0, 0))
-        words += [(value, label)]
-        boxes += [(category, _around([("", bar), ("", label)]))]
+        words += [(category, name), (value, label)]
+        boxes += [(category, _around([("", name), ("", bar), ("", label)]))]
     return Picture(image, tuple(words), tuple(boxes))
 
 
@@ -101,6 +113,11 @@ def patch_grid(row: int, column: int, rng: random.Random, *, side: int = 5) -> P
             draw.rectangle((c * CELL, r * CELL, (c + 1) * CELL - 1, (r + 1) * CELL - 1), fill=color)
     x, y = (column - 1) * CELL, (row - 1) * CELL
     return Picture(image, boxes=(("red", (x, y, x + CELL, y + CELL)),))
+
+
+def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int) -> None:
+    if row is not None:
+        draw.rectangle((0, row * CELL, width - 1, (row + 1) * CELL - 1), fill=MARKER)
 
 
 def _text(draw: ImageDraw.ImageDraw, text: str, right: float, top: float, *, fill: Color) -> Box:
