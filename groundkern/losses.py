@@ -1,10 +1,9 @@
 """Losses on what the ops return: log probabilities, cross-entropy rows, attention maps.
 
 Every function is a few lines of torch on per-row values, in fp32 (fp64 input stays fp64). Rows are
-returned as they
-are: which rows count, and what their sum is divided by, is the caller's knowledge (padding,
-    gradient accumulation);
-`mean_rows` is the usual answer. Equation numbers are those of METHODS.md.
+returned as they are: which rows count, and what their sum is divided by, is the caller's knowledge
+(padding, gradient accumulation); `mean_rows` is the usual answer. Equation numbers are those of
+METHODS.md.
 """
 
 from __future__ import annotations

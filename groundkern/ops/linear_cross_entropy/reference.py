@@ -1,8 +1,8 @@
 """The specification of linear cross entropy, in plain torch.
 
        z_n  = softcap(U h_n + bias),   log p_n(y) = z_ny - lse_n,   lse_n = log sum_y exp(z_ny)
-(D3)   L_n  = -(1 - b) log p_n(w_n) - b mean_{y in Y_n, y != w_n} log p_n(y);   b = 0 where Y_n
-without w_n is empty
+(D3)   L_n  = -(1 - b) log p_n(w_n) - b mean_{y in Y_n, y != w_n} log p_n(y)
+       b = 0 where Y_n without w_n is empty
 
 log p is formed as -log(1 + sum_{y != w} exp(z_y - z_w)): its gradient at the target is minus the
 sum of the other probabilities, so p - 1 does not cancel as p -> 1.

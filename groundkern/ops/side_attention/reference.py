@@ -1,8 +1,9 @@
 """The specification of side attention, in plain torch.
 
-(S1)  Omega_t = {start_t <= j < stop_t : j in the row's key set},   s_tj = softcap(scale q_t . k_j)
-      out_t = sum_{j in Omega_t} softmax_{Omega_t}(s_tj) v_j,        lse_t = log sum_{j in Omega_t}
-      exp(s_tj)
+(S1)  Omega_t = {start_t <= j < stop_t : j in the row's key set}
+      s_tj  = softcap(scale q_t . k_j)
+      lse_t = log sum_{j in Omega_t} exp(s_tj)
+      out_t = sum_{j in Omega_t} exp(s_tj - lse_t) v_j
       Omega_t empty: out_t = 0, lse_t = -inf, no gradient.
 """
 
