@@ -1,5 +1,4 @@
-"""`groundkern::attention_map`, `groundkern::attention_kl` and their backwards, opaque to
-torch.compile.
+"""`groundkern::attention_map`, `groundkern::attention_kl` and their backwards, each opaque.
 
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
@@ -9,6 +8,14 @@ from torch import Tensor
 from torch.library import custom_op
 
 from groundkern.precision import accumulation_dtype, without_autocast
+
+# Both ops end in the same arguments: the selection (seven tensors), three options and the backend.
+SELECTION = (
+    "Tensor sequence, Tensor start, Tensor stop, Tensor columns, Tensor? words, Tensor? set_index, "
+    "Tensor? lse, str over, float scale, float softcap, str backend"
+)
+MAP = f"Tensor q, Tensor k, Tensor? v, Tensor? g, Tensor? head_weight, bool rectify, {SELECTION}"
+KL = f"Tensor q, Tensor k, Tensor head_weight, Tensor target, str heads, {SELECTION}"
 
 
 def kernels(backend: str):
@@ -23,35 +30,11 @@ def kernels(backend: str):
     return module
 
 
-def _like(x: Tensor | None, anchor: Tensor) -> Tensor:
-    if x is None:
-        return anchor.new_empty(0)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-@custom_op("groundkern::attention_map", mutates_args=())
+@custom_op("groundkern::attention_map", mutates_args=(), schema=f"({MAP}) -> Tensor")
 @without_autocast
-def attention_map(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    g: Tensor | None,
-    head_weight: Tensor | None,
-    rectify: bool,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    columns: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    lse: Tensor | None,
-    over: str,
-    scale: float,
-    softcap: float,
-    backend: str,
-) -> Tensor:
-    selection = (sequence, start, stop, columns, words, set_index, lse, over, scale, softcap)
-    return kernels(backend).map_forward(q, k, v, g, head_weight, rectify, *selection)
+def attention_map(*arguments) -> Tensor:
+    *inputs, backend = arguments
+    return kernels(backend).map_forward(*inputs)
 
 
 @attention_map.register_fake
@@ -59,37 +42,21 @@ def _(q, k, v, g, head_weight, rectify, sequence, start, stop, columns, *_):
     return q.new_empty(q.shape[0], columns.shape[1], dtype=accumulation_dtype(q.dtype))
 
 
-@custom_op("groundkern::attention_map_backward", mutates_args=())
+@custom_op(
+    "groundkern::attention_map_backward",
+    mutates_args=(),
+    schema=f"(Tensor dmap, {MAP}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 @without_autocast
-def attention_map_backward(
-    dmap: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    g: Tensor | None,
-    head_weight: Tensor | None,
-    rectify: bool,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    columns: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    lse: Tensor | None,
-    over: str,
-    scale: float,
-    softcap: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    selection = (sequence, start, stop, columns, words, set_index, lse, over, scale, softcap)
-    inputs = (q, k, v, g, head_weight)
-    gradients = kernels(backend).map_backward(dmap, *inputs, rectify, *selection)
-    return tuple(q.new_empty(0) if x is None else x for x in gradients)
+def attention_map_backward(*arguments) -> tuple[Tensor, ...]:
+    *inputs, backend = arguments
+    gradients = kernels(backend).map_backward(*inputs)
+    return tuple(inputs[0].new_empty(0) if x is None else x for x in gradients)
 
 
 @attention_map_backward.register_fake
 def _(dmap, q, k, v, g, head_weight, *_):
-    return tuple(_like(x, q) for x in (q, k, v, g, head_weight))
+    return tuple(dmap.new_empty(0) if x is None else _like(x) for x in (q, k, v, g, head_weight))
 
 
 def _map_setup(ctx, inputs, output) -> None:
@@ -111,28 +78,11 @@ def _map_vjp(ctx, dmap: Tensor):
 attention_map.register_autograd(_map_vjp, setup_context=_map_setup)
 
 
-@custom_op("groundkern::attention_kl", mutates_args=())
+@custom_op("groundkern::attention_kl", mutates_args=(), schema=f"({KL}) -> Tensor")
 @without_autocast
-def attention_kl(
-    q: Tensor,
-    k: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    heads: str,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    columns: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    lse: Tensor | None,
-    over: str,
-    scale: float,
-    softcap: float,
-    backend: str,
-) -> Tensor:
-    selection = (sequence, start, stop, columns, words, set_index, lse, over, scale, softcap)
-    return kernels(backend).kl_forward(q, k, head_weight, target, heads, *selection)
+def attention_kl(*arguments) -> Tensor:
+    *inputs, backend = arguments
+    return kernels(backend).kl_forward(*inputs)
 
 
 @attention_kl.register_fake
@@ -140,34 +90,20 @@ def _(q, *_):
     return q.new_empty(q.shape[0], dtype=accumulation_dtype(q.dtype))
 
 
-@custom_op("groundkern::attention_kl_backward", mutates_args=())
+@custom_op(
+    "groundkern::attention_kl_backward",
+    mutates_args=(),
+    schema=f"(Tensor dkl, {KL}) -> (Tensor, Tensor, Tensor)",
+)
 @without_autocast
-def attention_kl_backward(
-    dkl: Tensor,
-    q: Tensor,
-    k: Tensor,
-    head_weight: Tensor,
-    target: Tensor,
-    heads: str,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    columns: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    lse: Tensor | None,
-    over: str,
-    scale: float,
-    softcap: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    selection = (sequence, start, stop, columns, words, set_index, lse, over, scale, softcap)
-    return kernels(backend).kl_backward(dkl, q, k, head_weight, target, heads, *selection)
+def attention_kl_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, backend = arguments
+    return kernels(backend).kl_backward(*inputs)
 
 
 @attention_kl_backward.register_fake
 def _(dkl, q, k, head_weight, *_):
-    return tuple(_like(x, q) for x in (q, k, head_weight))
+    return tuple(_like(x) for x in (q, k, head_weight))
 
 
 def _kl_setup(ctx, inputs, output) -> None:
@@ -186,3 +122,7 @@ def _kl_vjp(ctx, dkl: Tensor):
 
 
 attention_kl.register_autograd(_kl_vjp, setup_context=_kl_setup)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

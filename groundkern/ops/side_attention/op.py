@@ -6,6 +6,10 @@ from torch.library import custom_op
 
 from groundkern.precision import accumulation_dtype, without_autocast
 
+INPUTS = "Tensor q, Tensor k, Tensor v"
+SELECTION = "Tensor sequence, Tensor start, Tensor stop, Tensor? words, Tensor? set_index"
+OPTIONS = "float scale, float softcap, str backend"
+
 
 def kernels(backend: str):
     """The module that implements `forward` and `backward` for a backend."""
@@ -19,55 +23,35 @@ def kernels(backend: str):
     return module
 
 
-@custom_op("groundkern::side_attention", mutates_args=())
+@custom_op(
+    "groundkern::side_attention",
+    mutates_args=(),
+    schema=f"({INPUTS}, {SELECTION}, Tensor? lse, {OPTIONS}) -> (Tensor, Tensor)",
+)
 @without_autocast
-def side_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    lse: Tensor | None,
-    scale: float,
-    softcap: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return kernels(backend).forward(
-        q, k, v, sequence, start, stop, words, set_index, lse, scale, softcap
-    )
+def side_attention(*arguments) -> tuple[Tensor, Tensor]:
+    *inputs, backend = arguments
+    return kernels(backend).forward(*inputs)
 
 
 @side_attention.register_fake
-def _(q, k, v, sequence, start, stop, words, set_index, lse, scale, softcap, backend):
+def _(q, k, v, *_):
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[3])
     return out, q.new_empty(q.shape[0], q.shape[1], dtype=accumulation_dtype(q.dtype))
 
 
-@custom_op("groundkern::side_attention_backward", mutates_args=())
+@custom_op(
+    "groundkern::side_attention_backward",
+    mutates_args=(),
+    schema=(
+        f"(Tensor dout, Tensor dlse, {INPUTS}, Tensor out, Tensor own_lse, {SELECTION}, {OPTIONS})"
+        " -> (Tensor, Tensor, Tensor)"
+    ),
+)
 @without_autocast
-def side_attention_backward(
-    dout: Tensor,
-    dlse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    own_lse: Tensor,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    scale: float,
-    softcap: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels(backend).backward(
-        dout, dlse, q, k, v, out, own_lse, sequence, start, stop, words, set_index, scale, softcap
-    )
+def side_attention_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, backend = arguments
+    return kernels(backend).backward(*inputs)
 
 
 @side_attention_backward.register_fake
