@@ -40,7 +40,8 @@ def test_every_sample_passes_the_checks_of_users_data(folder, split):
         example = dataset[i]
         assert example.regions
         assert (dataset.tasks[i] == "pointing") == (not example.words)
-    assert dataset.tasks.count("pointing") == len(dataset) // 2
+    counts = {"train": (9, 6, 9), "test": (6, 3, 3)}[split]
+    assert tuple(dataset.tasks.count(task) for task in demo.TASKS) == counts
 
 
 def test_same_seed_same_files_other_seed_others(folder, tmp_path):
@@ -127,7 +128,7 @@ def test_highlighted_line_is_the_answer(folder):
         separator = " " if sample["task"] == "page" else ", "
         assert separator.join(inside) == sample["messages"][1]["content"] == region["text"]
         seen += 1
-    assert seen == 12
+    assert seen == 15
 
 
 def test_every_passage_fills_its_page():

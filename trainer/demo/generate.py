@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "data"
 SIDE = 5  # patches of a pointing grid
 LINES = 6  # of a page
 BARS = 5  # of a chart
-SHARES = {"pointing": 2, "page": 1, "chart": 1}  # of every four training samples
+SHARES = {"pointing": 3, "page": 2, "chart": 3}  # of every eight training samples
 TEST = {"pointing": 512, "page": 128, "chart": 128}
 
 
