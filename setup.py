@@ -19,7 +19,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ["csrc/bindings.cpp", "csrc/cpu/side_attention.cpp", "csrc/cpu/tile.cpp"]
+SOURCES = ["csrc/bindings.cpp"]
+SOURCES += [f"csrc/cpu/{name}.cpp" for name in ("linear_cross_entropy", "side_attention", "tile")]
 HEADERS = ["csrc/ops.h", "csrc/rows.h", "csrc/cpu/tile.h"]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

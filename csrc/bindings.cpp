@@ -50,11 +50,14 @@ const char* text(Dtype dtype) {
       return "float16 (2)";
     case Dtype::int32:
       return "int32 (3)";
+    case Dtype::int64:
+      return "int64 (4)";
   }
   return "another dtype";
 }
 
 int64_t bytes(Dtype dtype) {
+  if (dtype == Dtype::int64) return 8;
   return dtype == Dtype::float32 || dtype == Dtype::int32 ? 4 : 2;
 }
 
@@ -112,7 +115,7 @@ const int32_t* indices(const std::string& name, const View& view, int64_t count)
   return static_cast<const int32_t*>(tensor<1>(name, view, Dtype::int32, {count}).data);
 }
 
-void check_range(const std::string& name, int64_t row, int32_t value, int64_t low, int64_t high) {
+void check_range(const std::string& name, int64_t row, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return;
   fail(name, "values from " + std::to_string(low) + " to " + std::to_string(high),
        std::to_string(value) + " at row " + std::to_string(row));
@@ -146,6 +149,18 @@ Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& 
   return rows;
 }
 
+float check_softcap(double softcap) {
+  if (!std::isfinite(softcap) || softcap < 0) {
+    fail("softcap", "a positive finite number, or 0 for none", std::to_string(softcap));
+  }
+  return static_cast<float>(softcap);
+}
+
+int check_threads(int threads) {
+  if (threads < 1 || threads > 1024) fail("threads", "1 to 1024", std::to_string(threads));
+  return threads;
+}
+
 SideAttention side_attention(const View& q, const View& k, const View& v, const View& sequence,
                              const View& start, const View& stop, const std::optional<View>& words,
                              const std::optional<View>& set_index, double scale, double softcap,
@@ -155,10 +170,6 @@ SideAttention side_attention(const View& q, const View& k, const View& v, const 
     fail("q", "float32 (0), bfloat16 (1) or float16 (2)", "dtype code " + std::to_string(code));
   }
   if (!std::isfinite(scale)) fail("scale", "a finite number", std::to_string(scale));
-  if (!std::isfinite(softcap) || softcap < 0) {
-    fail("softcap", "a positive finite number, or 0 for none", std::to_string(softcap));
-  }
-  if (threads < 1 || threads > 1024) fail("threads", "1 to 1024", std::to_string(threads));
 
   SideAttention op{};
   op.dtype = static_cast<Dtype>(code);
@@ -173,8 +184,8 @@ SideAttention side_attention(const View& q, const View& k, const View& v, const 
   }
   op.rows = rows_of(N, B, S, sequence, start, stop, words, set_index);
   op.scale = static_cast<float>(scale);
-  op.softcap = static_cast<float>(softcap);
-  op.threads = threads;
+  op.softcap = check_softcap(softcap);
+  op.threads = check_threads(threads);
   return op;
 }
 
@@ -208,6 +219,75 @@ void backward(const View& dout, const View& dlse, const View& q, const View& k, 
   side_attention_backward(op, dout_, dlse_, lse_, dq_, dk_, dv_);
 }
 
+const int64_t* long_indices(const std::string& name, const View& view, int64_t count) {
+  return static_cast<const int64_t*>(tensor<1>(name, view, Dtype::int64, {count}).data);
+}
+
+void take_bags(LinearCrossEntropy& op, const View& ids, const View& offsets, const View& index) {
+  const auto ids_ = tensor<1>("ids", ids, Dtype::int64, {ANY});
+  const auto offsets_ = tensor<1>("offsets", offsets, Dtype::int64, {ANY});
+  const int64_t T = ids_.size[0], G = offsets_.size[0] - 1, V = op.logits.size[1];
+  if (G < 0) fail("offsets", "at least one offset", "none");
+  op.ids = static_cast<const int64_t*>(ids_.data);
+  op.offsets = static_cast<const int64_t*>(offsets_.data);
+  op.index = long_indices("index", index, op.logits.size[0]);
+  for (int64_t g = 0; g <= G; ++g) {
+    check_range("offsets", g, op.offsets[g], g == 0 ? 0 : op.offsets[g - 1], g == 0 ? 0 : T);
+    if (g > 0) op.longest = std::max(op.longest, op.offsets[g] - op.offsets[g - 1]);
+  }
+  for (int64_t i = 0; i < op.offsets[G]; ++i) check_range("ids", i, op.ids[i], 0, V - 1);
+  for (int64_t n = 0; n < op.logits.size[0]; ++n) {
+    check_range("index", n, op.index[n], -1, G - 1);
+  }
+}
+
+const float* upstream(const std::string& name, const std::optional<View>& view, int64_t N) {
+  if (!view) return nullptr;
+  return static_cast<const float*>(tensor<1>(name, *view, Dtype::float32, {N}).data);
+}
+
+void cross_entropy(const View& logits, const View& target, const std::optional<View>& ids,
+                   const std::optional<View>& offsets, const std::optional<View>& index,
+                   const std::optional<View>& dloss, const std::optional<View>& dlog_prob,
+                   const std::optional<View>& dlse, const View& loss, const View& log_prob,
+                   const View& lse, const View& predicted, double smoothing, double softcap,
+                   int threads) {
+  const int code = std::get<1>(logits);
+  if (code != static_cast<int>(Dtype::float32) && code != static_cast<int>(Dtype::bfloat16)) {
+    fail("logits", "float32 (0) or bfloat16 (1)", "dtype code " + std::to_string(code));
+  }
+  if (!(smoothing >= 0 && smoothing < 1)) {
+    fail("smoothing", "a share in [0, 1)", std::to_string(smoothing));
+  }
+  if (ids.has_value() != offsets.has_value() || ids.has_value() != index.has_value()) {
+    fail("ids", "ids, offsets and index together", "one without the others");
+  }
+  LinearCrossEntropy op{};
+  op.dtype = static_cast<Dtype>(code);
+  op.logits = output<2>("logits", logits, op.dtype, {ANY, ANY});
+  const int64_t N = op.logits.size[0], V = op.logits.size[1];
+  op.target = long_indices("target", target, N);
+  for (int64_t n = 0; n < N; ++n) check_range("target", n, op.target[n], 0, V - 1);
+  if (ids) take_bags(op, *ids, *offsets, *index);
+  op.smoothing = static_cast<float>(smoothing);
+  op.softcap = check_softcap(softcap);
+  op.threads = check_threads(threads);
+
+  CrossEntropyRows rows{};
+  const auto row = [&](const std::string& name, const View& view) {
+    return static_cast<float*>(output<1>(name, view, Dtype::float32, {N}).data);
+  };
+  rows.loss = row("loss", loss);
+  rows.log_prob = row("log_prob", log_prob);
+  rows.lse = row("lse", lse);
+  const auto predicted_ = output<1>("predicted", predicted, Dtype::int64, {N});
+  rows.predicted = static_cast<int64_t*>(predicted_.data);
+  rows.dloss = upstream("dloss", dloss, N);
+  rows.dlog_prob = upstream("dlog_prob", dlog_prob, N);
+  rows.dlse = upstream("dlse", dlse, N);
+  linear_cross_entropy(op, rows);
+}
+
 }  // namespace
 }  // namespace groundkern
 
@@ -220,6 +300,12 @@ PYBIND11_MODULE(_C, module) {
   module.attr("bfloat16") = static_cast<int>(groundkern::Dtype::bfloat16);
   module.attr("float16") = static_cast<int>(groundkern::Dtype::float16);
   module.attr("int32") = static_cast<int>(groundkern::Dtype::int32);
+  module.attr("int64") = static_cast<int>(groundkern::Dtype::int64);
+  module.def("linear_cross_entropy", &groundkern::cross_entropy, release(), py::kw_only(),
+             py::arg("logits"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
+             py::arg("index"), py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"),
+             py::arg("loss"), py::arg("log_prob"), py::arg("lse"), py::arg("predicted"),
+             py::arg("smoothing"), py::arg("softcap"), py::arg("threads"));
   module.def("side_attention_forward", &groundkern::forward, release(), py::kw_only(), py::arg("q"),
              py::arg("k"), py::arg("v"), py::arg("sequence"), py::arg("start"), py::arg("stop"),
              py::arg("words"), py::arg("set_index"), py::arg("out"), py::arg("lse"),

@@ -1,14 +1,14 @@
 // What the ops of csrc look like from outside: plain structs over raw memory, no Python, no torch.
 //
 // Letters are those of the equations: N rows, B sequences, S keys, Hq query heads, Hkv key heads,
-// D and Dv the head dimensions of k and v, G key sets. Strides count elements.
+// D and Dv the head dimensions of k and v, G key sets or label bags, V words. Strides count elements.
 #pragma once
 
 #include <cstdint>
 
 namespace groundkern {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2, int32 = 3 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2, int32 = 3, int64 = 4 };
 
 template <int Rank>
 struct Tensor {
@@ -56,5 +56,33 @@ void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const
 void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
                              const Tensor<2>& lse, const Tensor<3>& dq, const Tensor<4>& dk,
                              const Tensor<4>& dv);
+
+// A chunk of counted rows, after the matrix product.
+struct LinearCrossEntropy {
+  Dtype dtype;             // of logits: float32 or bfloat16
+  Tensor<2> logits;        // [N, V], before the softcap
+  const int64_t* target;   // [N], in [0, V)
+  const int64_t* ids;      // [T] labels in [0, V); null: no bags
+  const int64_t* offsets;  // [G + 1]: bag g is ids[offsets[g] .. offsets[g + 1])
+  const int64_t* index;    // [N] from row to bag, -1 for none
+  int64_t longest;         // labels in the longest bag
+  float smoothing;
+  float softcap;  // 0: none
+  int threads;
+};
+
+// All [N]. Upstream gradients may be null (then 0); with any of them the logits become their
+// gradient.
+struct CrossEntropyRows {
+  float* loss;
+  float* log_prob;
+  float* lse;
+  int64_t* predicted;
+  const float* dloss;
+  const float* dlog_prob;
+  const float* dlse;
+};
+
+void linear_cross_entropy(const LinearCrossEntropy& op, const CrossEntropyRows& rows);
 
 }  // namespace groundkern

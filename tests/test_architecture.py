@@ -25,7 +25,8 @@ MAX_LINES = 450
 ARROWS = {
     "shared": {"shared"},
     "tiles": {"triton"},
-    "kernels": {"shared", "tiles", "triton", "_C"},
+    "native": {"_C"},
+    "kernels": {"shared", "tiles", "native", "triton", "_C"},
     "reference": {"shared"},
     "op": {"shared", "kernels", "reference"},
     "api": {"shared", "reference", "op"},
@@ -66,7 +67,7 @@ def role(module: str) -> str | None:
     if top != "groundkern":
         return None
     match parts[1:]:
-        case ["_C"] | ["tiles"]:
+        case ["_C"] | ["tiles"] | ["native"]:
             return parts[1]
         case ["hf", *_]:
             return "hf"

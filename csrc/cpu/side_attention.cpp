@@ -304,6 +304,7 @@ void dispatch(const SideAttention& op, const Body& body) {
     case Dtype::float16:
       return body(Kernel<float16>{op});
     case Dtype::int32:
+    case Dtype::int64:
       return;  // cannot happen: bindings.cpp refuses it
   }
 }

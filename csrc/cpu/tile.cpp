@@ -1,13 +1,5 @@
 #include "tile.h"
 
-// One clone per x86-64 level; elsewhere the baseline already has its vector unit (aarch64: NEON).
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-
 namespace groundkern {
 namespace {
 
