@@ -6,6 +6,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -109,6 +113,19 @@ Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
     stride *= result.size[i];
   }
   return result;
+}
+
+// Asks for huge pages under memory not yet touched; a hint, so a refusal means nothing.
+void prefer_huge_pages(std::uintptr_t address, std::size_t size) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 25;
+  if (size < WORTH || size > MAX_ELEMENTS) return;
+  const std::uintptr_t first = (address + PAGE - 1) / PAGE * PAGE;
+  const std::uintptr_t last = (address + size) / PAGE * PAGE;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)address, (void)size;
+#endif
 }
 
 const int32_t* indices(const std::string& name, const View& view, int64_t count) {
@@ -301,6 +318,8 @@ PYBIND11_MODULE(_C, module) {
   module.attr("float16") = static_cast<int>(groundkern::Dtype::float16);
   module.attr("int32") = static_cast<int>(groundkern::Dtype::int32);
   module.attr("int64") = static_cast<int>(groundkern::Dtype::int64);
+  module.def("prefer_huge_pages", &groundkern::prefer_huge_pages, py::arg("address"),
+             py::arg("size"));
   module.def("linear_cross_entropy", &groundkern::cross_entropy, release(), py::kw_only(),
              py::arg("logits"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
              py::arg("index"), py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"),

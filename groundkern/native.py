@@ -41,6 +41,16 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
+def empty(*sizes: int, dtype: torch.dtype) -> Tensor:
+    """`torch.empty`, on huge pages where it is large: 128 MiB of fresh 4 KiB pages take as long to
+    touch as a tenth of a matrix product of 512 x 1024 x 32,768 in fp32."""
+    from groundkern import _C
+
+    x = torch.empty(sizes, dtype=dtype)
+    _C.prefer_huge_pages(x.data_ptr(), x.numel() * x.element_size())
+    return x
+
+
 def _view(x: Tensor) -> View:
     return x.data_ptr(), _dtype_codes()[x.dtype], tuple(x.shape), x.stride()
 

@@ -78,9 +78,10 @@ CLONES double sum_of_others(const T* logits, int64_t V, float softcap, float top
     if (target >= first && target < first + count) {
       z[target - first] = -std::numeric_limits<float>::infinity();
     }
+    for (int64_t y = 0; y < count; ++y) z[y] = exponential(z[y] - top);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t y = 0; y < count; ++y) sum += exponential(z[y] - top);
+    for (int64_t y = 0; y < count; ++y) sum += z[y];
     total += sum;
   }
   return total;

@@ -58,7 +58,7 @@ class _Counted:
         fitting = max(1, LOGIT_BYTES // max(1, words * self.weight.element_size()))
         chunks = -(-count // fitting)
         step = -(-count // max(1, chunks))
-        buffer = self.hidden.new_empty(step, words)
+        buffer = native.empty(step, words, dtype=self.hidden.dtype)
         names = ("loss", "log_prob", "lse", "predicted", "dloss", "dlog_prob", "dlse")
         for first in range(0, count, max(1, step)):
             part = slice(first, min(first + step, count))
@@ -136,7 +136,7 @@ def _gradients(
 
     dweight is summed in fp32, or written once where all counted rows fit one chunk.
     """
-    dhidden = torch.empty_like(counted.hidden)
+    dhidden = torch.empty(counted.hidden.shape, dtype=counted.hidden.dtype)
     dweight = weight_grad
     dbias = None if counted.bias is None else torch.zeros(len(counted.bias))
     for part, dlogits in counted.chunks(*upstream):
@@ -147,7 +147,8 @@ def _gradients(
         if not train_weight and weight_grad is None:
             continue
         if dweight is None:
-            dweight = torch.mm(dlogits.t(), hidden)
+            dweight = native.empty(*counted.weight.shape, dtype=counted.weight.dtype)
+            torch.mm(dlogits.t(), hidden, out=dweight)
             if part.stop < len(counted.rows):
                 dweight = dweight.float()
         elif dlogits.dtype == torch.float32:
@@ -155,6 +156,45 @@ def _gradients(
         else:
             dweight += torch.mm(dlogits.t(), hidden)
     return dhidden, dweight, dbias
+
+
+def _returned(counted: _Counted, gradients, hidden, weight, bias, train_weight: bool):
+    """Gradients of the counted rows in the inputs' shapes and dtypes."""
+    dhidden, dweight, dbias = gradients
+    if train_weight:
+        dweight = weight.new_zeros(weight.shape) if dweight is None else dweight.to(weight.dtype)
+    dbias = None if bias is None else dbias.to(bias.dtype)
+    return counted.spread(dhidden, hidden), dweight if train_weight else None, dbias
+
+
+def forward_with_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor | None,
+    offsets: Tensor | None,
+    bag_index: Tensor | None,
+    row_factor: Tensor | None,
+    smoothing: float,
+    ignore_index: int,
+    softcap: float,
+    train_weight: bool,
+) -> tuple[Tensor | None, ...]:
+    """loss, log p(w), lse, likeliest id, dhidden, dweight and dbias, from one set of logits.
+
+    With row_factor [N] the loss is sum_n row_factor_n L_n, and the gradients are its own. Without,
+    it is L [N], and row n of dhidden is the gradient of L_n.
+    """
+    bags = (ids, offsets, bag_index)
+    counted = _count(hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap)
+    rows = counted.rows
+    upstream = torch.ones(len(rows)) if row_factor is None else row_factor[rows]
+    gradients = _gradients(counted, [upstream], train_weight, None)
+    loss, *rest = counted.statistics(target)
+    if row_factor is not None:
+        loss = (loss * row_factor).sum()
+    return loss, *rest, *_returned(counted, gradients, hidden, weight, bias, train_weight)
 
 
 def backward(
@@ -179,10 +219,6 @@ def backward(
     bags = (ids, offsets, bag_index)
     counted = _count(hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap)
     upstream = [x[counted.rows] for x in (dloss, dlog_prob, dlse)]
-    dhidden, dweight, dbias = _gradients(counted, upstream, train_weight, weight_grad)
-    if weight_grad is not None:
-        dweight = None
-    elif train_weight:
-        dweight = torch.zeros_like(weight) if dweight is None else dweight.to(weight.dtype)
-    dbias = None if bias is None else dbias.to(bias.dtype)
-    return counted.spread(dhidden, hidden), dweight, dbias
+    gradients = _gradients(counted, upstream, train_weight, weight_grad)
+    returned = train_weight and weight_grad is None
+    return _returned(counted, gradients, hidden, weight, bias, returned)

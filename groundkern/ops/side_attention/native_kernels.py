@@ -7,6 +7,7 @@ from torch import Tensor
 
 from groundkern import native
 
+
 def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the C++ kernels cannot serve this call, in one sentence; None when they can.
 
@@ -48,7 +49,9 @@ def forward(
     inputs = {name: native.rows_contiguous(x) for name, x in (("q", q), ("k", k), ("v", v))}
     selection = native.selection(sequence, start, stop, words, set_index)
     outputs = {"out": out, "lse": own_lse}
-    native.call(_C.side_attention_forward, inputs | selection | outputs, scale=scale, softcap=softcap)
+    native.call(
+        _C.side_attention_forward, inputs | selection | outputs, scale=scale, softcap=softcap
+    )
     return out, own_lse
 
 
@@ -78,5 +81,7 @@ def backward(
     inputs = {name: native.rows_contiguous(x) for name, x in named.items()}
     selection = native.selection(sequence, start, stop, words, set_index)
     gradients = {f"d{name}": torch.empty(inputs[name].shape, dtype=q.dtype) for name in "qkv"}
-    native.call(_C.side_attention_backward, inputs | selection | gradients, scale=scale, softcap=softcap)
+    native.call(
+        _C.side_attention_backward, inputs | selection | gradients, scale=scale, softcap=softcap
+    )
     return gradients["dq"], gradients["dk"], gradients["dv"]
