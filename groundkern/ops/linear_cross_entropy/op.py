@@ -200,7 +200,7 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
 
 
 def _scaled(gradient: Tensor, dloss: Tensor) -> Tensor:
-    """gradient * dloss; itself where dloss is seen to be 1, as it is for a loss that ends a step."""
+    """gradient * dloss; itself where dloss is seen to be 1, as for a loss used by itself."""
     visible = type(dloss) is Tensor and dloss.device.type == "cpu"  # not traced, no sync
     if visible and dloss.dim() == 0 and float(dloss) == 1.0:
         return gradient
