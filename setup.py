@@ -19,8 +19,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ["csrc/bindings.cpp"]
-SOURCES += [f"csrc/cpu/{name}.cpp" for name in ("linear_cross_entropy", "side_attention", "tile")]
+CPU = ("attention_map", "linear_cross_entropy", "side_attention", "tile")
+SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 HEADERS = ["csrc/ops.h", "csrc/rows.h", "csrc/cpu/packed.h", "csrc/cpu/tile.h"]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

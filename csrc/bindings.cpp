@@ -178,24 +178,23 @@ int check_threads(int threads) {
   return threads;
 }
 
-SideAttention side_attention(const View& q, const View& k, const View& v, const View& sequence,
-                             const View& start, const View& stop, const std::optional<View>& words,
-                             const std::optional<View>& set_index, double scale, double softcap,
-                             int threads) {
+// What the ops over query rows share: dtype, q, k, rows, scale, softcap and threads.
+template <class Op>
+void take_queries(Op& op, const View& q, const View& k, const View& sequence, const View& start,
+                  const View& stop, const std::optional<View>& words,
+                  const std::optional<View>& set_index, double scale, double softcap,
+                  int threads) {
   const int code = std::get<1>(q);
   if (code < 0 || code > static_cast<int>(Dtype::float16)) {
     fail("q", "float32 (0), bfloat16 (1) or float16 (2)", "dtype code " + std::to_string(code));
   }
   if (!std::isfinite(scale)) fail("scale", "a finite number", std::to_string(scale));
-
-  SideAttention op{};
   op.dtype = static_cast<Dtype>(code);
   op.q = tensor<3>("q", q, op.dtype, {ANY, ANY, ANY});
   const auto [N, Hq, D] = op.q.size;
   op.k = tensor<4>("k", k, op.dtype, {ANY, ANY, ANY, D});
   const auto [B, Hkv, S, unused] = op.k.size;
-  op.v = tensor<4>("v", v, op.dtype, {B, Hkv, S, ANY});
-  if (D < 1 || op.v.size[3] < 1) fail("k and v", "head dimensions >= 1", "0");
+  if (D < 1) fail("k", "a head dimension >= 1", "0");
   if (Hkv < 1 || Hq % Hkv != 0) {
     fail("k", "heads that divide q's " + std::to_string(Hq), std::to_string(Hkv));
   }
@@ -203,6 +202,16 @@ SideAttention side_attention(const View& q, const View& k, const View& v, const 
   op.scale = static_cast<float>(scale);
   op.softcap = check_softcap(softcap);
   op.threads = check_threads(threads);
+}
+
+SideAttention side_attention(const View& q, const View& k, const View& v, const View& sequence,
+                             const View& start, const View& stop, const std::optional<View>& words,
+                             const std::optional<View>& set_index, double scale, double softcap,
+                             int threads) {
+  SideAttention op{};
+  take_queries(op, q, k, sequence, start, stop, words, set_index, scale, softcap, threads);
+  op.v = tensor<4>("v", v, op.dtype, {op.k.size[0], op.k.size[1], op.k.size[2], ANY});
+  if (op.v.size[3] < 1) fail("v", "a head dimension >= 1", "0");
   return op;
 }
 
@@ -305,6 +314,105 @@ void cross_entropy(const View& logits, const View& target, const std::optional<V
   linear_cross_entropy(op, rows);
 }
 
+void take_columns(AttentionMap& op, const View& columns) {
+  const auto view = output<2>("columns", columns, Dtype::int32, {op.k.size[0], ANY});
+  op.columns = static_cast<const int32_t*>(view.data);
+  op.column_count = view.size[1];
+  for (int64_t b = 0; b < view.size[0]; ++b) {
+    int64_t last = -1;
+    for (int64_t c = 0; c < op.column_count; ++c) {
+      const int32_t key = op.columns[b * op.column_count + c];
+      if (key == -1) continue;
+      check_range("columns", b, key, last + 1, op.k.size[2] - 1);  // ascending
+      last = key;
+    }
+  }
+}
+
+AttentionMap attention_map(int kind, const View& q, const View& k, const std::optional<View>& v,
+                           const std::optional<View>& g, const std::optional<View>& head_weight,
+                           const std::optional<View>& target, const View& sequence,
+                           const View& start, const View& stop, const View& columns,
+                           const std::optional<View>& words, const std::optional<View>& set_index,
+                           const std::optional<View>& lse, bool over_columns, bool rectify,
+                           double scale, double softcap, int threads) {
+  if (kind < 0 || kind > 3) fail("kind", "0 to 3", std::to_string(kind));
+  AttentionMap op{};
+  op.kind = static_cast<MapKind>(kind);
+  const bool contributes = op.kind == MapKind::contribution, kl = kind > 1;
+  take_queries(op, q, k, sequence, start, stop, words, set_index, scale, softcap, threads);
+  take_columns(op, columns);
+  const int64_t N = op.q.size[0], Hq = op.q.size[1];
+  if (v.has_value() != contributes || g.has_value() != contributes) {
+    fail("v", "v and g for a contribution alone", "another choice");
+  }
+  if (head_weight.has_value() == contributes) fail("head_weight", "it or v and g", "both or none");
+  if (target.has_value() != kl) fail("target", "it for a KL alone", "another choice");
+  if (contributes) {
+    op.v = tensor<4>("v", *v, op.dtype, {op.k.size[0], op.k.size[1], op.k.size[2], ANY});
+    op.g = tensor<3>("g", *g, op.dtype, {N, Hq, op.v.size[3]});
+    if (op.v.size[3] < 1) fail("v", "a head dimension >= 1", "0");
+  } else {
+    op.head_weight = tensor<2>("head_weight", *head_weight, Dtype::float32, {N, Hq});
+  }
+  if (kl) op.target = tensor<2>("target", *target, Dtype::float32, {N, op.column_count});
+  if (lse) op.lse = tensor<2>("lse", *lse, Dtype::float32, {N, Hq});
+  op.over_columns = over_columns;
+  op.rectify = rectify;
+  return op;
+}
+
+// The map [N, C], or the KL [N].
+float* map_or_kl(const std::string& name, const View& view, const AttentionMap& op) {
+  const int64_t N = op.q.size[0];
+  if (op.kind == MapKind::kl_mean || op.kind == MapKind::kl_each) {
+    return static_cast<float*>(output<1>(name, view, Dtype::float32, {N}).data);
+  }
+  return static_cast<float*>(output<2>(name, view, Dtype::float32, {N, op.column_count}).data);
+}
+
+void map_forward(int kind, const View& q, const View& k, const std::optional<View>& v,
+                 const std::optional<View>& g, const std::optional<View>& head_weight,
+                 const std::optional<View>& target, const View& sequence, const View& start,
+                 const View& stop, const View& columns, const std::optional<View>& words,
+                 const std::optional<View>& set_index, const std::optional<View>& lse,
+                 const View& out, bool over_columns, bool rectify, double scale, double softcap,
+                 int threads) {
+  const AttentionMap op =
+      attention_map(kind, q, k, v, g, head_weight, target, sequence, start, stop, columns, words,
+                    set_index, lse, over_columns, rectify, scale, softcap, threads);
+  attention_map_forward(op, map_or_kl("out", out, op));
+}
+
+void map_backward(int kind, const View& q, const View& k, const std::optional<View>& v,
+                  const std::optional<View>& g, const std::optional<View>& head_weight,
+                  const std::optional<View>& target, const View& sequence, const View& start,
+                  const View& stop, const View& columns, const std::optional<View>& words,
+                  const std::optional<View>& set_index, const std::optional<View>& lse,
+                  const View& upstream, const View& dq, const View& dk,
+                  const std::optional<View>& dv, const std::optional<View>& dg,
+                  const std::optional<View>& dhead_weight, bool over_columns, bool rectify,
+                  double scale, double softcap, int threads) {
+  const AttentionMap op =
+      attention_map(kind, q, k, v, g, head_weight, target, sequence, start, stop, columns, words,
+                    set_index, lse, over_columns, rectify, scale, softcap, threads);
+  if (dv.has_value() != v.has_value() || dg.has_value() != g.has_value() ||
+      dhead_weight.has_value() != head_weight.has_value()) {
+    fail("dv", "a gradient for each of v, g and head_weight given", "another choice");
+  }
+  const auto [N, Hq, D] = op.q.size;
+  const auto [B, Hkv, S, unused] = op.k.size;
+  const int64_t Dv = op.v.size[3];
+  const float* const upstream_ = map_or_kl("upstream", upstream, op);
+  const auto dq_ = output<3>("dq", dq, op.dtype, {N, Hq, D});
+  const auto dk_ = output<4>("dk", dk, op.dtype, {B, Hkv, S, D});
+  const auto dv_ = dv ? output<4>("dv", *dv, op.dtype, {B, Hkv, S, Dv}) : Tensor<4>{};
+  const auto dg_ = dg ? output<3>("dg", *dg, op.dtype, {N, Hq, Dv}) : Tensor<3>{};
+  const auto dhead_weight_ =
+      dhead_weight ? output<2>("dhead_weight", *dhead_weight, Dtype::float32, {N, Hq}) : Tensor<2>{};
+  attention_map_backward(op, upstream_, dq_, dk_, dv_, dg_, dhead_weight_);
+}
+
 }  // namespace
 }  // namespace groundkern
 
@@ -320,6 +428,19 @@ PYBIND11_MODULE(_C, module) {
   module.attr("int64") = static_cast<int>(groundkern::Dtype::int64);
   module.def("prefer_huge_pages", &groundkern::prefer_huge_pages, py::arg("address"),
              py::arg("size"));
+  module.def("attention_map_forward", &groundkern::map_forward, release(), py::kw_only(),
+             py::arg("kind"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
+             py::arg("head_weight"), py::arg("target"), py::arg("sequence"), py::arg("start"),
+             py::arg("stop"), py::arg("columns"), py::arg("words"), py::arg("set_index"),
+             py::arg("lse"), py::arg("out"), py::arg("over_columns"), py::arg("rectify"),
+             py::arg("scale"), py::arg("softcap"), py::arg("threads"));
+  module.def("attention_map_backward", &groundkern::map_backward, release(), py::kw_only(),
+             py::arg("kind"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
+             py::arg("head_weight"), py::arg("target"), py::arg("sequence"), py::arg("start"),
+             py::arg("stop"), py::arg("columns"), py::arg("words"), py::arg("set_index"),
+             py::arg("lse"), py::arg("upstream"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
+             py::arg("dg"), py::arg("dhead_weight"), py::arg("over_columns"), py::arg("rectify"),
+             py::arg("scale"), py::arg("softcap"), py::arg("threads"));
   module.def("linear_cross_entropy", &groundkern::cross_entropy, release(), py::kw_only(),
              py::arg("logits"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
              py::arg("index"), py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"),

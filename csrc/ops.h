@@ -57,6 +57,38 @@ void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, con
                              const Tensor<2>& lse, const Tensor<3>& dq, const Tensor<4>& dk,
                              const Tensor<4>& dv);
 
+// What the [N, C] map of log p [N, Hq, C] is, and with a target which KL to it.
+enum class MapKind : int { attention = 0, contribution = 1, kl_mean = 2, kl_each = 3 };
+
+struct AttentionMap {
+  MapKind kind;
+  Dtype dtype;              // of q, k, v, g and their gradients
+  Tensor<3> q;              // [N, Hq, D]
+  Tensor<4> k;              // [B, Hkv, S, D]
+  Tensor<4> v;              // [B, Hkv, S, Dv], contribution only
+  Tensor<3> g;              // [N, Hq, Dv], contribution only
+  Tensor<2> head_weight;    // [N, Hq] fp32, all but contribution
+  Tensor<2> target;         // [N, C] fp32, kl only
+  const int32_t* columns;   // [B, C] ascending, -1 for padding
+  int64_t column_count;     // C
+  Rows rows;
+  Tensor<2> lse;            // [N, Hq] fp32, or no data
+  bool over_columns;        // else over all visible keys
+  bool rectify;
+  float scale;
+  float softcap;  // 0: none
+  int threads;
+};
+
+// out: [N, C] fp32, or [N] (stride 1) for kl.
+void attention_map_forward(const AttentionMap& op, float* out);
+
+// upstream: as out. dv, dg: contribution only; dhead_weight [N, Hq] fp32: all but contribution.
+// Every element is written. The same bits on every run and for every number of threads.
+void attention_map_backward(const AttentionMap& op, const float* upstream, const Tensor<3>& dq,
+                            const Tensor<4>& dk, const Tensor<4>& dv, const Tensor<3>& dg,
+                            const Tensor<2>& dhead_weight);
+
 // A chunk of counted rows, after the matrix product.
 struct LinearCrossEntropy {
   Dtype dtype;             // of logits: float32 or bfloat16
