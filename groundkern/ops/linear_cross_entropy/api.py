@@ -87,17 +87,17 @@ def linear_cross_entropy(
         reduction in ("mean", "sum", "none"), "reduction", "'mean', 'sum' or 'none'", reduction
     )
     checks.require(0.0 <= smoothing < 1.0, "smoothing", "a share in [0, 1)", smoothing)
-    if row_weight is not None and row_weight.shape != target.shape:
-        checks.fail("row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape))
     operands = (hidden, weight, bias, target, bags)
     operands, name = _prepare(*operands, ignore_index, softcap, group, weight_grad, backend)
+    if row_weight is not None and row_weight.shape != target.shape:
+        checks.fail("row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape))
     factor = _row_factor(target, row_weight, reduction, ignore_index, operands[0].dtype)
     options = (smoothing, ignore_index, softcap or 0.0)
     flat, weight, bias, *_ = operands
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     ahead = torch.is_grad_enabled() and (trained or flat.requires_grad)
     ahead = ahead and op.gradients_in_forward(name) and weight_grad is None and group is None
-    if ahead and trained and reduction != "none":
+    if ahead and reduction != "none":
         train = weight.requires_grad
         results = op.linear_cross_entropy_with_gradients(*operands, factor, *options, train, name)
         return _cross_entropy(results[0], results, target)

@@ -81,8 +81,7 @@ class _Counted:
         if len(self.rows) == len(like):
             return x.to(like.dtype)
         every = like.new_full((len(like), *x.shape[1:]), ignored)
-        every[self.rows] = x.to(like.dtype)
-        return every
+        return every.index_copy_(0, self.rows, x.to(like.dtype))
 
     def statistics(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The results among all rows."""
@@ -96,7 +95,7 @@ def _count(
 ) -> _Counted:
     rows = (target != ignore_index).nonzero()[:, 0]
     if len(rows) < len(target):
-        hidden, target = hidden[rows], target[rows]
+        hidden, target = hidden.index_select(0, rows), target[rows]
         bag_index = None if bag_index is None else bag_index[rows]
     dtype = _product_dtype(hidden.dtype)
     operands = (None if x is None else x.to(dtype) for x in (hidden, weight, bias))

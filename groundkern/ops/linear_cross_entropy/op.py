@@ -3,7 +3,7 @@ per backend.
 
 `linear_cross_entropy_with_gradients` makes the gradients where the logits are, in the forward; its
 backward only scales them. That needs upstream gradients known but for one factor: of the loss
-alone, per row where nothing is summed over rows (a frozen head), else one for all rows.
+alone, one for all rows, or with a frozen head one per row.
 
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
