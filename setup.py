@@ -19,8 +19,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ["csrc/bindings.cpp", "csrc/cpu/side_attention.cpp", "csrc/cpu/tile.cpp"]
-HEADERS = ["csrc/ops.h", "csrc/rows.h", "csrc/cpu/tile.h"]
+CPU = ("attention_map", "linear_cross_entropy", "side_attention", "tile")
+SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
+HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h", "csrc/cpu/packed.h", "csrc/cpu/tile.h"]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.

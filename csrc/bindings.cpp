@@ -6,175 +6,83 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
-#include "ops.h"
+#include "views.h"
 
 namespace groundkern {
 namespace {
 
 namespace py = pybind11;
 
-using View = std::tuple<std::uintptr_t, int, std::vector<int64_t>, std::vector<int64_t>>;
-
-constexpr int64_t MAX_SIZE = (int64_t{1} << 31) - 1;
-constexpr int64_t MAX_ELEMENTS = int64_t{1} << 56;
-constexpr int64_t ANY = -1;
-
-[[noreturn]] void fail(const std::string& name, const std::string& wanted, const std::string& got) {
-  throw py::value_error("`" + name + "`: expected " + wanted + ", got " + got);
+// Asks for huge pages under memory not yet touched; a hint, so a refusal means nothing.
+void prefer_huge_pages(std::uintptr_t address, std::size_t size) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 25;
+  if (size < WORTH || size > MAX_ELEMENTS) return;
+  const std::uintptr_t first = (address + PAGE - 1) / PAGE * PAGE;
+  const std::uintptr_t last = (address + size) / PAGE * PAGE;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)address, (void)size;
+#endif
 }
 
-std::string text(const std::vector<int64_t>& numbers) {
-  std::string list;
-  for (int64_t number : numbers) {
-    list += list.empty() ? "" : ", ";
-    list += number == ANY ? "any" : std::to_string(number);
+float check_softcap(double softcap) {
+  if (!std::isfinite(softcap) || softcap < 0) {
+    fail("softcap", "a positive finite number, or 0 for none", std::to_string(softcap));
   }
-  return "[" + list + "]";
+  return static_cast<float>(softcap);
 }
 
-const char* text(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float32:
-      return "float32 (0)";
-    case Dtype::bfloat16:
-      return "bfloat16 (1)";
-    case Dtype::float16:
-      return "float16 (2)";
-    case Dtype::int32:
-      return "int32 (3)";
-  }
-  return "another dtype";
+int check_threads(int threads) {
+  if (threads < 1 || threads > 1024) fail("threads", "1 to 1024", std::to_string(threads));
+  return threads;
 }
 
-int64_t bytes(Dtype dtype) {
-  return dtype == Dtype::float32 || dtype == Dtype::int32 ? 4 : 2;
-}
-
-// The view as a tensor of this dtype and shape; ANY stands for a size that is free.
-template <int Rank>
-Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
-                    const std::vector<int64_t>& shape) {
-  const auto& [address, code, sizes, strides] = view;
-  if (code != static_cast<int>(dtype)) {
-    fail(name, text(dtype), "dtype code " + std::to_string(code));
+// What the ops over query rows share: dtype, q, k, rows, scale, softcap and threads.
+template <class Op>
+void take_queries(Op& op, const View& q, const View& k, const View& sequence, const View& start,
+                  const View& stop, const std::optional<View>& words,
+                  const std::optional<View>& set_index, double scale, double softcap,
+                  int threads) {
+  const int code = std::get<1>(q);
+  if (code < 0 || code > static_cast<int>(Dtype::float16)) {
+    fail("q", "float32 (0), bfloat16 (1) or float16 (2)", "dtype code " + std::to_string(code));
   }
-  bool same = sizes.size() == Rank && strides.size() == Rank;
-  for (int i = 0; same && i < Rank; ++i) {
-    same = sizes[i] >= 0 && sizes[i] <= MAX_SIZE && (shape[i] == ANY || sizes[i] == shape[i]);
+  if (!std::isfinite(scale)) fail("scale", "a finite number", std::to_string(scale));
+  op.dtype = static_cast<Dtype>(code);
+  op.q = tensor<3>("q", q, op.dtype, {ANY, ANY, ANY});
+  const auto [N, Hq, D] = op.q.size;
+  op.k = tensor<4>("k", k, op.dtype, {ANY, ANY, ANY, D});
+  const auto [B, Hkv, S, unused] = op.k.size;
+  if (D < 1) fail("k", "a head dimension >= 1", "0");
+  if (Hkv < 1 || Hq % Hkv != 0) {
+    fail("k", "heads that divide q's " + std::to_string(Hq), std::to_string(Hkv));
   }
-  if (!same) fail(name, "sizes " + text(shape) + " and as many strides", text(sizes));
-
-  Tensor<Rank> result{};
-  result.data = reinterpret_cast<void*>(address);
-  const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-  for (int i = 0; i < Rank; ++i) {
-    const bool strided = sizes[i] > 1 && !empty;  // else the stride means nothing
-    if (strided && (strides[i] < 0 || strides[i] > MAX_ELEMENTS / sizes[i])) {
-      fail(name, "strides from 0 to a span of 2^56 elements", text(strides));
-    }
-    if (strided && i == Rank - 1 && strides[i] != 1) {
-      fail(name, "a contiguous last dimension", "stride " + std::to_string(strides[i]));
-    }
-    result.size[i] = sizes[i];
-    result.stride[i] = strided ? strides[i] : 0;
-  }
-  if (!empty && (address == 0 || address % bytes(dtype) != 0)) {
-    fail(name, "an aligned address", std::to_string(address));
-  }
-  return result;
-}
-
-// The same for memory that is written: contiguous, so that no two elements share an address.
-template <int Rank>
-Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
-                    const std::vector<int64_t>& shape) {
-  const Tensor<Rank> result = tensor<Rank>(name, view, dtype, shape);
-  if (std::find(result.size, result.size + Rank, 0) != result.size + Rank) return result;
-  int64_t stride = 1;
-  for (int i = Rank - 1; i >= 0; --i) {
-    if (result.size[i] > 1 && result.stride[i] != stride) {
-      fail(name, "a contiguous tensor", "strides " + text(std::get<3>(view)));
-    }
-    stride *= result.size[i];
-  }
-  return result;
-}
-
-const int32_t* indices(const std::string& name, const View& view, int64_t count) {
-  return static_cast<const int32_t*>(tensor<1>(name, view, Dtype::int32, {count}).data);
-}
-
-void check_range(const std::string& name, int64_t row, int32_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return;
-  fail(name, "values from " + std::to_string(low) + " to " + std::to_string(high),
-       std::to_string(value) + " at row " + std::to_string(row));
-}
-
-Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& start,
-             const View& stop, const std::optional<View>& words,
-             const std::optional<View>& set_index) {
-  Rows rows{};
-  rows.count = N;
-  rows.sequence = indices("sequence", sequence, N);
-  rows.start = indices("start", start, N);
-  rows.stop = indices("stop", stop, N);
-  if (words.has_value() != set_index.has_value()) {
-    fail("set_index", "words and set_index together", "one without the other");
-  }
-  int64_t sets = 0;
-  if (words) {
-    rows.words_per_set = (S + 31) / 32;
-    const auto bits = output<2>("words", *words, Dtype::int32, {ANY, rows.words_per_set});
-    rows.words = static_cast<const int32_t*>(bits.data);
-    rows.set_index = indices("set_index", *set_index, N);
-    sets = bits.size[0];
-  }
-  for (int64_t n = 0; n < N; ++n) {
-    check_range("sequence", n, rows.sequence[n], n == 0 ? 0 : rows.sequence[n - 1], B - 1);
-    check_range("stop", n, rows.stop[n], 0, S);
-    check_range("start", n, rows.start[n], 0, rows.stop[n]);
-    if (words) check_range("set_index", n, rows.set_index[n], -1, sets - 1);
-  }
-  return rows;
+  op.rows = rows_of(N, B, S, sequence, start, stop, words, set_index);
+  op.scale = static_cast<float>(scale);
+  op.softcap = check_softcap(softcap);
+  op.threads = check_threads(threads);
 }
 
 SideAttention side_attention(const View& q, const View& k, const View& v, const View& sequence,
                              const View& start, const View& stop, const std::optional<View>& words,
                              const std::optional<View>& set_index, double scale, double softcap,
                              int threads) {
-  const int code = std::get<1>(q);
-  if (code < 0 || code > static_cast<int>(Dtype::float16)) {
-    fail("q", "float32 (0), bfloat16 (1) or float16 (2)", "dtype code " + std::to_string(code));
-  }
-  if (!std::isfinite(scale)) fail("scale", "a finite number", std::to_string(scale));
-  if (!std::isfinite(softcap) || softcap < 0) {
-    fail("softcap", "a positive finite number, or 0 for none", std::to_string(softcap));
-  }
-  if (threads < 1 || threads > 1024) fail("threads", "1 to 1024", std::to_string(threads));
-
   SideAttention op{};
-  op.dtype = static_cast<Dtype>(code);
-  op.q = tensor<3>("q", q, op.dtype, {ANY, ANY, ANY});
-  const auto [N, Hq, D] = op.q.size;
-  op.k = tensor<4>("k", k, op.dtype, {ANY, ANY, ANY, D});
-  const auto [B, Hkv, S, unused] = op.k.size;
-  op.v = tensor<4>("v", v, op.dtype, {B, Hkv, S, ANY});
-  if (D < 1 || op.v.size[3] < 1) fail("k and v", "head dimensions >= 1", "0");
-  if (Hkv < 1 || Hq % Hkv != 0) {
-    fail("k", "heads that divide q's " + std::to_string(Hq), std::to_string(Hkv));
-  }
-  op.rows = rows_of(N, B, S, sequence, start, stop, words, set_index);
-  op.scale = static_cast<float>(scale);
-  op.softcap = static_cast<float>(softcap);
-  op.threads = threads;
+  take_queries(op, q, k, sequence, start, stop, words, set_index, scale, softcap, threads);
+  op.v = tensor<4>("v", v, op.dtype, {op.k.size[0], op.k.size[1], op.k.size[2], ANY});
+  if (op.v.size[3] < 1) fail("v", "a head dimension >= 1", "0");
   return op;
 }
 
@@ -208,6 +116,174 @@ void backward(const View& dout, const View& dlse, const View& q, const View& k, 
   side_attention_backward(op, dout_, dlse_, lse_, dq_, dk_, dv_);
 }
 
+const int64_t* long_indices(const std::string& name, const View& view, int64_t count) {
+  return static_cast<const int64_t*>(tensor<1>(name, view, Dtype::int64, {count}).data);
+}
+
+void take_bags(LinearCrossEntropy& op, const View& ids, const View& offsets, const View& index) {
+  const auto ids_ = tensor<1>("ids", ids, Dtype::int64, {ANY});
+  const auto offsets_ = tensor<1>("offsets", offsets, Dtype::int64, {ANY});
+  const int64_t T = ids_.size[0], G = offsets_.size[0] - 1, V = op.logits.size[1];
+  if (G < 0) fail("offsets", "at least one offset", "none");
+  op.ids = static_cast<const int64_t*>(ids_.data);
+  op.offsets = static_cast<const int64_t*>(offsets_.data);
+  op.index = long_indices("index", index, op.logits.size[0]);
+  for (int64_t g = 0; g <= G; ++g) {
+    check_range("offsets", g, op.offsets[g], g == 0 ? 0 : op.offsets[g - 1], g == 0 ? 0 : T);
+    if (g > 0) op.longest = std::max(op.longest, op.offsets[g] - op.offsets[g - 1]);
+  }
+  for (int64_t i = 0; i < op.offsets[G]; ++i) check_range("ids", i, op.ids[i], 0, V - 1);
+  for (int64_t n = 0; n < op.logits.size[0]; ++n) {
+    check_range("index", n, op.index[n], -1, G - 1);
+  }
+}
+
+const float* upstream(const std::string& name, const std::optional<View>& view, int64_t N) {
+  if (!view) return nullptr;
+  return static_cast<const float*>(tensor<1>(name, *view, Dtype::float32, {N}).data);
+}
+
+void cross_entropy(const View& logits, const View& target, const std::optional<View>& ids,
+                   const std::optional<View>& offsets, const std::optional<View>& index,
+                   const std::optional<View>& dloss, const std::optional<View>& dlog_prob,
+                   const std::optional<View>& dlse, const View& loss, const View& log_prob,
+                   const View& lse, const View& predicted, double smoothing, double softcap,
+                   int threads) {
+  const int code = std::get<1>(logits);
+  if (code != static_cast<int>(Dtype::float32) && code != static_cast<int>(Dtype::bfloat16)) {
+    fail("logits", "float32 (0) or bfloat16 (1)", "dtype code " + std::to_string(code));
+  }
+  if (!(smoothing >= 0 && smoothing < 1)) {
+    fail("smoothing", "a share in [0, 1)", std::to_string(smoothing));
+  }
+  if (ids.has_value() != offsets.has_value() || ids.has_value() != index.has_value()) {
+    fail("ids", "ids, offsets and index together", "one without the others");
+  }
+  LinearCrossEntropy op{};
+  op.dtype = static_cast<Dtype>(code);
+  op.logits = output<2>("logits", logits, op.dtype, {ANY, ANY});
+  const int64_t N = op.logits.size[0], V = op.logits.size[1];
+  op.target = long_indices("target", target, N);
+  for (int64_t n = 0; n < N; ++n) check_range("target", n, op.target[n], 0, V - 1);
+  if (ids) take_bags(op, *ids, *offsets, *index);
+  op.smoothing = static_cast<float>(smoothing);
+  op.softcap = check_softcap(softcap);
+  op.threads = check_threads(threads);
+
+  CrossEntropyRows rows{};
+  const auto row = [&](const std::string& name, const View& view) {
+    return static_cast<float*>(output<1>(name, view, Dtype::float32, {N}).data);
+  };
+  rows.loss = row("loss", loss);
+  rows.log_prob = row("log_prob", log_prob);
+  rows.lse = row("lse", lse);
+  const auto predicted_ = output<1>("predicted", predicted, Dtype::int64, {N});
+  rows.predicted = static_cast<int64_t*>(predicted_.data);
+  rows.dloss = upstream("dloss", dloss, N);
+  rows.dlog_prob = upstream("dlog_prob", dlog_prob, N);
+  rows.dlse = upstream("dlse", dlse, N);
+  linear_cross_entropy(op, rows);
+}
+
+void take_columns(AttentionMap& op, const View& columns) {
+  const auto view = output<2>("columns", columns, Dtype::int32, {op.k.size[0], ANY});
+  op.columns = static_cast<const int32_t*>(view.data);
+  op.column_count = view.size[1];
+  for (int64_t b = 0; b < view.size[0]; ++b) {
+    int64_t last = -1;
+    for (int64_t c = 0; c < op.column_count; ++c) {
+      const int32_t key = op.columns[b * op.column_count + c];
+      if (key == -1) continue;
+      check_range("columns", b, key, last + 1, op.k.size[2] - 1);  // ascending
+      last = key;
+    }
+  }
+}
+
+AttentionMap attention_map(int kind, const View& q, const View& k, const std::optional<View>& v,
+                           const std::optional<View>& g, const std::optional<View>& head_weight,
+                           const std::optional<View>& target, const View& sequence,
+                           const View& start, const View& stop, const View& columns,
+                           const std::optional<View>& words, const std::optional<View>& set_index,
+                           const std::optional<View>& lse, bool over_columns, bool rectify,
+                           double scale, double softcap, int threads) {
+  if (kind < 0 || kind > 3) fail("kind", "0 to 3", std::to_string(kind));
+  AttentionMap op{};
+  op.kind = static_cast<MapKind>(kind);
+  const bool contributes = op.kind == MapKind::contribution, kl = kind > 1;
+  take_queries(op, q, k, sequence, start, stop, words, set_index, scale, softcap, threads);
+  take_columns(op, columns);
+  const int64_t N = op.q.size[0], Hq = op.q.size[1];
+  if (v.has_value() != contributes || g.has_value() != contributes) {
+    fail("v", "v and g for a contribution alone", "another choice");
+  }
+  if (head_weight.has_value() == contributes) fail("head_weight", "it or v and g", "both or none");
+  if (target.has_value() != kl) fail("target", "it for a KL alone", "another choice");
+  if (contributes) {
+    op.v = tensor<4>("v", *v, op.dtype, {op.k.size[0], op.k.size[1], op.k.size[2], ANY});
+    op.g = tensor<3>("g", *g, op.dtype, {N, Hq, op.v.size[3]});
+    if (op.v.size[3] < 1) fail("v", "a head dimension >= 1", "0");
+  } else {
+    op.head_weight = tensor<2>("head_weight", *head_weight, Dtype::float32, {N, Hq});
+  }
+  if (kl) op.target = tensor<2>("target", *target, Dtype::float32, {N, op.column_count});
+  if (lse) op.lse = tensor<2>("lse", *lse, Dtype::float32, {N, Hq});
+  op.over_columns = over_columns;
+  op.rectify = rectify;
+  return op;
+}
+
+// The map [N, C], or the KL [N].
+float* map_or_kl(const std::string& name, const View& view, const AttentionMap& op) {
+  const int64_t N = op.q.size[0];
+  if (op.kind == MapKind::kl_mean || op.kind == MapKind::kl_each) {
+    return static_cast<float*>(output<1>(name, view, Dtype::float32, {N}).data);
+  }
+  return static_cast<float*>(output<2>(name, view, Dtype::float32, {N, op.column_count}).data);
+}
+
+void map_forward(int kind, const View& q, const View& k, const std::optional<View>& v,
+                 const std::optional<View>& g, const std::optional<View>& head_weight,
+                 const std::optional<View>& target, const View& sequence, const View& start,
+                 const View& stop, const View& columns, const std::optional<View>& words,
+                 const std::optional<View>& set_index, const std::optional<View>& lse,
+                 const View& out, bool over_columns, bool rectify, double scale, double softcap,
+                 int threads) {
+  const AttentionMap op =
+      attention_map(kind, q, k, v, g, head_weight, target, sequence, start, stop, columns, words,
+                    set_index, lse, over_columns, rectify, scale, softcap, threads);
+  attention_map_forward(op, map_or_kl("out", out, op));
+}
+
+void map_backward(int kind, const View& q, const View& k, const std::optional<View>& v,
+                  const std::optional<View>& g, const std::optional<View>& head_weight,
+                  const std::optional<View>& target, const View& sequence, const View& start,
+                  const View& stop, const View& columns, const std::optional<View>& words,
+                  const std::optional<View>& set_index, const std::optional<View>& lse,
+                  const View& upstream, const View& dq, const View& dk,
+                  const std::optional<View>& dv, const std::optional<View>& dg,
+                  const std::optional<View>& dhead_weight, bool over_columns, bool rectify,
+                  double scale, double softcap, int threads) {
+  const AttentionMap op =
+      attention_map(kind, q, k, v, g, head_weight, target, sequence, start, stop, columns, words,
+                    set_index, lse, over_columns, rectify, scale, softcap, threads);
+  if (dv.has_value() != v.has_value() || dg.has_value() != g.has_value() ||
+      dhead_weight.has_value() != head_weight.has_value()) {
+    fail("dv", "a gradient for each of v, g and head_weight given", "another choice");
+  }
+  const auto [N, Hq, D] = op.q.size;
+  const auto [B, Hkv, S, unused] = op.k.size;
+  const int64_t Dv = op.v.size[3];
+  const float* const upstream_ = map_or_kl("upstream", upstream, op);
+  const auto dq_ = output<3>("dq", dq, op.dtype, {N, Hq, D});
+  const auto dk_ = output<4>("dk", dk, op.dtype, {B, Hkv, S, D});
+  const auto dv_ = dv ? output<4>("dv", *dv, op.dtype, {B, Hkv, S, Dv}) : Tensor<4>{};
+  const auto dg_ = dg ? output<3>("dg", *dg, op.dtype, {N, Hq, Dv}) : Tensor<3>{};
+  const auto dhead_weight_ =
+      dhead_weight ? output<2>("dhead_weight", *dhead_weight, Dtype::float32, {N, Hq}) : Tensor<2>{};
+  attention_map_backward(op, upstream_, dq_, dk_, dv_, dg_, dhead_weight_);
+}
+
 }  // namespace
 }  // namespace groundkern
 
@@ -220,6 +296,27 @@ PYBIND11_MODULE(_C, module) {
   module.attr("bfloat16") = static_cast<int>(groundkern::Dtype::bfloat16);
   module.attr("float16") = static_cast<int>(groundkern::Dtype::float16);
   module.attr("int32") = static_cast<int>(groundkern::Dtype::int32);
+  module.attr("int64") = static_cast<int>(groundkern::Dtype::int64);
+  module.def("prefer_huge_pages", &groundkern::prefer_huge_pages, py::arg("address"),
+             py::arg("size"));
+  module.def("attention_map_forward", &groundkern::map_forward, release(), py::kw_only(),
+             py::arg("kind"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
+             py::arg("head_weight"), py::arg("target"), py::arg("sequence"), py::arg("start"),
+             py::arg("stop"), py::arg("columns"), py::arg("words"), py::arg("set_index"),
+             py::arg("lse"), py::arg("out"), py::arg("over_columns"), py::arg("rectify"),
+             py::arg("scale"), py::arg("softcap"), py::arg("threads"));
+  module.def("attention_map_backward", &groundkern::map_backward, release(), py::kw_only(),
+             py::arg("kind"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
+             py::arg("head_weight"), py::arg("target"), py::arg("sequence"), py::arg("start"),
+             py::arg("stop"), py::arg("columns"), py::arg("words"), py::arg("set_index"),
+             py::arg("lse"), py::arg("upstream"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
+             py::arg("dg"), py::arg("dhead_weight"), py::arg("over_columns"), py::arg("rectify"),
+             py::arg("scale"), py::arg("softcap"), py::arg("threads"));
+  module.def("linear_cross_entropy", &groundkern::cross_entropy, release(), py::kw_only(),
+             py::arg("logits"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
+             py::arg("index"), py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"),
+             py::arg("loss"), py::arg("log_prob"), py::arg("lse"), py::arg("predicted"),
+             py::arg("smoothing"), py::arg("softcap"), py::arg("threads"));
   module.def("side_attention_forward", &groundkern::forward, release(), py::kw_only(), py::arg("q"),
              py::arg("k"), py::arg("v"), py::arg("sequence"), py::arg("start"), py::arg("stop"),
              py::arg("words"), py::arg("set_index"), py::arg("out"), py::arg("lse"),

@@ -15,6 +15,14 @@
 
 #include "ops.h"
 
+// One clone per x86-64 level; elsewhere the baseline already has its vector unit (aarch64: NEON).
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
 // Inlined into its caller, and so compiled for the caller's instruction set.
 #define GROUNDKERN_INLINE __attribute__((always_inline)) inline
 

@@ -25,7 +25,8 @@ MAX_LINES = 450
 ARROWS = {
     "shared": {"shared"},
     "tiles": {"triton"},
-    "kernels": {"shared", "tiles", "triton", "_C"},
+    "native": {"_C"},
+    "kernels": {"shared", "tiles", "native", "triton", "_C"},
     "reference": {"shared"},
     "op": {"shared", "kernels", "reference"},
     "api": {"shared", "reference", "op"},
@@ -50,6 +51,7 @@ ARROWS = {
 EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
     ("tests.test_bindings", "groundkern._C"),  # tests the binding itself
+    ("tests.test_map_bindings", "groundkern._C"),
 }
 
 
@@ -66,7 +68,7 @@ def role(module: str) -> str | None:
     if top != "groundkern":
         return None
     match parts[1:]:
-        case ["_C"] | ["tiles"]:
+        case ["_C"] | ["tiles"] | ["native"]:
             return parts[1]
         case ["hf", *_]:
             return "hf"

@@ -1,4 +1,4 @@
-"""The raw binding of side_attention: it refuses what does not fit before it touches memory.
+"""The raw bindings: they refuse what does not fit before they touch memory.
 
 Values against the specification are tests/ops/test_contract.py's; here the plain formula on
 `as_strided` views is enough.
@@ -22,6 +22,7 @@ CODES = {
     torch.bfloat16: _C.bfloat16,
     torch.float16: _C.float16,
     torch.int32: _C.int32,
+    torch.int64: _C.int64,
 }
 Arguments = dict[str, object]
 
@@ -301,3 +302,102 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
     assert all(y.isfinite().all() for y in results[0])
+
+
+WORDS = 40
+BAGS = ("ids", "offsets", "index")
+
+
+def logit_tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Everything linear_cross_entropy takes for N rows."""
+    return {
+        "logits": torch.randn(N, WORDS).to(dtype),
+        "target": torch.tensor([0, 39, 7, 7, 3]),
+        "ids": torch.tensor([7, 7, 1, 39, 5]),
+        "offsets": torch.tensor([0, 3, 3, 5]),
+        "index": torch.tensor([0, 0, 0, -1, 2]),
+        "dloss": torch.randn(N),
+        "dlog_prob": torch.randn(N),
+        "dlse": torch.randn(N),
+        **{name: torch.full((N,), math.nan) for name in ("loss", "log_prob", "lse")},
+        "predicted": torch.full((N,), -7),
+    }
+
+
+def logit_arguments(x: dict[str, Tensor], **replaced: object) -> Arguments:
+    views = {name: view(tensor) for name, tensor in x.items()}
+    return {**views, "smoothing": 0.25, "softcap": 0.0, "threads": 1, **replaced}
+
+
+def refused(x: dict[str, Tensor], name: str, **replaced: object) -> None:
+    logits = x["logits"].clone()
+    with pytest.raises(ValueError, match=f"^`{name}`: expected"):
+        _C.linear_cross_entropy(**logit_arguments(x, **replaced))
+    assert x["loss"].isnan().all() and torch.equal(x["logits"], logits), "memory was touched"
+
+
+@pytest.mark.parametrize("name", list(logit_tensors()))
+def test_cross_entropy_refuses_a_view_that_does_not_fit(name: str) -> None:
+    x = logit_tensors()
+    address, code, sizes, strides = view(x[name])
+    bad = [(address, 2, sizes, strides), (0, code, sizes, strides)]
+    bad += [(address, code, (*sizes, 1), strides), (address, code, sizes, (*strides[:-1], 2))]
+    if name not in ("logits", "ids", "offsets"):
+        bad.append((address, code, (N + 1,), strides))
+    for value in bad:
+        refused(x, name, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("target", [0, 1, 2, 3, WORDS]),
+        ("target", [0, 1, 2, 3, -1]),
+        ("ids", [7, 7, 1, WORDS, 5]),
+        ("ids", [-1, 7, 1, 0, 5]),
+        ("offsets", [1, 3, 3, 5]),
+        ("offsets", [0, 3, 2, 5]),
+        ("offsets", [0, 3, 3, 6]),
+        ("index", [0, 0, 0, -2, 2]),
+        ("index", [0, 0, 0, -1, 3]),
+    ],
+)
+def test_cross_entropy_refuses_labels_out_of_range(name: str, values: list[int]) -> None:
+    refused({**logit_tensors(), name: torch.tensor(values)}, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("smoothing", 1.0), ("smoothing", math.nan), ("softcap", -1.0), ("threads", 0)]
+    + [(name, None) for name in BAGS],
+)
+def test_cross_entropy_refuses_numbers_that_do_not_fit(name: str, value: float | None) -> None:
+    refused(logit_tensors(), "ids" if name in BAGS else name, **{name: value})
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_cross_entropy_turns_logits_into_their_gradient(softcap: float, threads: int) -> None:
+    x = logit_tensors()
+    logits = x["logits"].double().requires_grad_()
+    z = softcap * torch.tanh(logits / softcap) if softcap else logits
+    log_p = z.log_softmax(1)
+    own = log_p.gather(1, x["target"][:, None])[:, 0]
+    loss = -own.clone()
+    for n, rest in ((0, [7, 7, 1]), (1, [7, 7, 1]), (2, [1]), (4, [39, 5])):
+        loss[n] = -0.75 * own[n] - 0.25 * log_p[n, rest].mean()
+    outputs = (loss, own, z.logsumexp(1))
+    upstream = [x[name].double() for name in ("dloss", "dlog_prob", "dlse")]
+    (gradient,) = torch.autograd.grad(outputs, logits, upstream)
+    _C.linear_cross_entropy(**logit_arguments(x, softcap=softcap, threads=threads))
+    for name, expected in zip(("loss", "log_prob", "lse"), outputs):
+        torch.testing.assert_close(x[name].double(), expected.detach(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(x["predicted"], z.argmax(1))
+    torch.testing.assert_close(x["logits"].double(), gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_without_upstream_leaves_the_logits() -> None:
+    x = logit_tensors(torch.bfloat16)
+    logits = x["logits"].clone()
+    _C.linear_cross_entropy(**logit_arguments(x, dloss=None, dlog_prob=None, dlse=None))
+    assert torch.equal(x["logits"], logits) and x["loss"].isfinite().all()

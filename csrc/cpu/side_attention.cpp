@@ -7,86 +7,22 @@
 // The query heads of a key head are packed with the rows (m = row * group + head in group), keys
 // come in tiles of KEYS, and a tile in which no row of a block has an allowed key is skipped.
 // Backward takes two passes without atomics: dq over blocks of rows, then dk and dv over tiles.
-#include "tile.h"
+#include "packed.h"
 
 namespace groundkern {
 namespace {
 
-constexpr int64_t PACKED_ROWS = 96;  // rows x group of a block, unless the group alone is larger
-
-// Scratch memory of one thread; `take` hands out its parts, the same for every item.
-struct Scratch {
-  float* next;
-
-  float* take(int64_t count) {
-    float* part = next;
-    next += padded(count);
-    return part;
-  }
-};
-
 template <class T>
-struct Kernel {
+struct Kernel : Packed<T> {
+  using Base = Packed<T>;
+  using Base::N, Base::Hq, Base::D, Base::B, Base::Hkv, Base::S, Base::group, Base::tiles;
+  using Base::ldq, Base::blocks, Base::M, Base::scores, Base::masks, Base::load_rows;
+  using Base::product, Base::score, Base::keys_at;
   const SideAttention& op;
-  const int64_t N = op.q.size[0], Hq = op.q.size[1], D = op.q.size[2];
-  const int64_t B = op.k.size[0], Hkv = op.k.size[1], S = op.k.size[2], Dv = op.v.size[3];
-  const int64_t group = Hq / Hkv, tiles = (S + KEYS - 1) / KEYS;
-  const int64_t ldq = padded(D), ldv = padded(Dv);
-  const Blocks blocks{op.rows, B, std::max<int64_t>(1, PACKED_ROWS / group)};
-  const int64_t M = std::max(group, PACKED_ROWS);  // upper bound of a block's packed rows
+  const int64_t Dv = op.v.size[3], ldv = padded(Dv);
 
-  // Multiply-adds per unit of head dimension, if no tile were skipped.
-  double scores() const {
-    double sum = 0.0;
-    for (const Block& block : blocks.blocks) {
-      sum += static_cast<double>(block.count) * (block.stop - block.start);
-    }
-    return sum * Hq;
-  }
-
-  // What a row of the block may see of a tile, [block.count]; returns the union.
-  uint64_t masks(const Block& block, int64_t tile, std::vector<uint64_t>& keys) const {
-    uint64_t any = 0;
-    for (int64_t r = 0; r < block.count; ++r) {
-      keys[r] = visible_keys(op.rows, block.index[r], tile * KEYS);
-      any |= keys[r];
-    }
-    return any;
-  }
-
-  // tile [m, padded(width)] = factor * x of the block's rows and the key head's query heads
-  void load_rows(const Tensor<3>& x, const Block& block, int64_t head, int64_t width, float factor,
-                 float* tile) const {
-    for (int64_t i = 0; i < block.count * group; ++i, tile += padded(width)) {
-      load_row(x.row<T>(block.index[i / group], head * group + i % group), width, factor, tile);
-    }
-  }
-
-  // The same, with zeros for rows that see no key: sums over rows must not meet their NaN.
-  void load_rows(const Tensor<3>& x, const Block& block, int64_t head, int64_t width, float factor,
-                 const std::vector<uint64_t>& keys, float* tile) const {
-    load_rows(x, block, head, width, factor, tile);
-    for (int64_t i = 0; i < block.count * group; ++i, tile += padded(width)) {
-      if (keys[i / group] == 0) std::fill_n(tile, width, 0.0f);
-    }
-  }
-
-  // s [m, KEYS] = a [m, width] . the keys of a transposed tile [width, KEYS]
-  static void product(int64_t m, int64_t width, const float* a, const float* tile, float* s) {
-    std::fill(s, s + m * KEYS, 0.0f);
-    multiply_add(m, KEYS, width, a, padded(width), 1, tile, KEYS, s, KEYS);
-  }
-
-  void score(int64_t m, const float* q, const float* tile, float* s) const {
-    product(m, D, q, tile, s);
-    if (op.softcap > 0.0f) {
-      for (int64_t i = 0; i < m; ++i) cap_scores(s + i * KEYS, op.softcap);
-    }
-  }
-
-  T* keys_at(const Tensor<4>& x, int64_t sequence, int64_t head, int64_t tile) const {
-    return x.template row<T>(sequence, head, tile * KEYS);
-  }
+  explicit Kernel(const SideAttention& op)
+      : Base(op.q, op.k, op.rows, op.scale, op.softcap), op(op) {}
 
   void forward(const Tensor<3>& out, const Tensor<2>& lse) const;
   void forward_block(const Block& block, int64_t head, const Tensor<3>& out, const Tensor<2>& lse,
@@ -304,6 +240,7 @@ void dispatch(const SideAttention& op, const Body& body) {
     case Dtype::float16:
       return body(Kernel<float16>{op});
     case Dtype::int32:
+    case Dtype::int64:
       return;  // cannot happen: bindings.cpp refuses it
   }
 }

@@ -1,13 +1,5 @@
 #include "tile.h"
 
-// One clone per x86-64 level; elsewhere the baseline already has its vector unit (aarch64: NEON).
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-
 namespace groundkern {
 namespace {
 
@@ -143,6 +135,89 @@ CLONES void softmax_backward(float* scores, float* dp, uint64_t keys, float lse,
     scores[j] = visible ? p : 0.0f;
     dp[j] = visible ? ds : 0.0f;
   }
+}
+
+CLONES void raise_maximum(const float* scores, float norm, float* maximum) {
+  for (int64_t j = 0; j < KEYS; ++j) maximum[j] = std::max(maximum[j], scores[j] - norm);
+}
+
+namespace {
+
+template <MapKind KIND>
+CLONES void add_head(const float* scores, const float* value, uint64_t own, float norm,
+                     float weight, bool rectify, const float* maximum, float* total) {
+  for (int64_t j = 0; j < KEYS; ++j) {
+    const bool inside = (own >> j) & 1;
+    const float log_p = scores[j] - norm;
+    float share = 0.0f;
+    if (KIND == MapKind::attention) share = weight * exponential(log_p);
+    if (KIND == MapKind::kl_mean) share = weight * exponential(std::min(log_p - maximum[j], 80.0f));
+    if (KIND == MapKind::kl_each) share = weight * log_p;
+    if (KIND == MapKind::contribution) {
+      share = exponential(log_p) * (rectify && value[j] < 0.0f ? 0.0f : value[j]);
+    }
+    total[j] += inside ? share : 0.0f;
+  }
+}
+
+template <MapKind KIND>
+CLONES MapSums head_gradient(float* scores, float* value, float* p, uint64_t own, uint64_t used,
+                             float norm, float weight, const float* E, const float* F,
+                             bool rectify, float softcap) {
+  const float per_softcap = softcap > 0.0f ? 1.0f / softcap : 0.0f;
+  float shares[KEYS], weights[KEYS];
+  for (int64_t j = 0; j < KEYS; ++j) {
+    const bool inside = (own >> j) & 1;
+    const float capped = scores[j] * per_softcap;
+    const float slope = 1.0f - capped * capped;
+    const float log_p = scores[j] - norm;
+    const float probability = exponential(log_p);
+    float a = 0.0f, dweight = 0.0f;
+    if (KIND == MapKind::attention) dweight = E[j] * probability;
+    if (KIND == MapKind::kl_mean) dweight = E[j] * exponential(std::min(log_p - F[j], 80.0f));
+    a = weight * dweight;
+    if (KIND == MapKind::kl_each) {
+      a = weight * E[j];
+      dweight = E[j] * (log_p - F[j]);
+    }
+    if (KIND == MapKind::contribution) {
+      const bool off = rectify && !(value[j] > 0.0f);
+      a = off ? 0.0f : E[j] * probability * value[j];
+      value[j] = inside && !off ? E[j] * probability : 0.0f;
+    }
+    shares[j] = inside ? a : 0.0f;
+    weights[j] = inside ? dweight : 0.0f;
+    scores[j] = shares[j] * slope;
+    p[j] = (used >> j) & 1 ? probability * slope : 0.0f;
+  }
+  float sum = 0.0f, weight_sum = 0.0f;
+#pragma omp simd reduction(+ : sum, weight_sum)
+  for (int64_t j = 0; j < KEYS; ++j) {
+    sum += shares[j];
+    weight_sum += weights[j];
+  }
+  return {sum, weight_sum};
+}
+
+}  // namespace
+
+void add_to_map(MapKind kind, const float* scores, const float* value, uint64_t own, float norm,
+                float weight, bool rectify, const float* maximum, float* total) {
+  const auto add = kind == MapKind::attention      ? add_head<MapKind::attention>
+                   : kind == MapKind::contribution ? add_head<MapKind::contribution>
+                   : kind == MapKind::kl_mean      ? add_head<MapKind::kl_mean>
+                                                   : add_head<MapKind::kl_each>;
+  add(scores, value, own, norm, weight, rectify, maximum, total);
+}
+
+MapSums map_gradient(MapKind kind, float* scores, float* value, float* p, uint64_t own,
+                     uint64_t used, float norm, float weight, const float* E, const float* F,
+                     bool rectify, float softcap) {
+  const auto differentiate = kind == MapKind::attention      ? head_gradient<MapKind::attention>
+                             : kind == MapKind::contribution ? head_gradient<MapKind::contribution>
+                             : kind == MapKind::kl_mean      ? head_gradient<MapKind::kl_mean>
+                                                             : head_gradient<MapKind::kl_each>;
+  return differentiate(scores, value, p, own, used, norm, weight, E, F, rectify, softcap);
 }
 
 }  // namespace groundkern

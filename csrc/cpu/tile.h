@@ -56,4 +56,25 @@ BackwardSums backward_sums(float* scores, float* dp, uint64_t keys, float lse, f
 void softmax_backward(float* scores, float* dp, uint64_t keys, float lse, float correction,
                       float delta, float softcap);
 
+// attention_map: one row and head of a tile. log p = scores - norm, 0 probability where not in own.
+// total [KEYS] takes in the head's share of the map; for kl_mean `maximum` is the largest log p.
+void add_to_map(MapKind kind, const float* scores, const float* value, uint64_t own, float norm,
+                float weight, bool rectify, const float* maximum, float* total);
+
+// maximum [KEYS] = max(maximum, scores - norm)
+void raise_maximum(const float* scores, float norm, float* maximum);
+
+// The backward of one row and head of a tile, before the sum over columns is known: scores become
+// a slope with a the gradient of log p, value becomes the gradient of (v . g) (contribution only),
+// p becomes p slope. Returns sum_c a and the head weight's gradient. E and F [KEYS] are the row's
+// factor and offset: E = upstream (attention, contribution), -upstream P (kl); F = log M (kl_mean),
+// log P (kl_each).
+struct MapSums {
+  float a;
+  float weight;
+};
+MapSums map_gradient(MapKind kind, float* scores, float* value, float* p, uint64_t own,
+                     uint64_t used, float norm, float weight, const float* E, const float* F,
+                     bool rectify, float softcap);
+
 }  // namespace groundkern

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from groundkern import LabelBags, linear_cross_entropy, linear_log_prob
+from groundkern import LabelBags, available_backends, linear_cross_entropy, linear_log_prob
 from groundkern.ops.linear_cross_entropy import cases, reference
 from tests.ops.test_contract import CPU, differentiate
 
@@ -138,6 +138,70 @@ def test_logits_exist_a_block_at_a_time(monkeypatch) -> None:
     assert shapes == [(2, 97)] * 6, "three blocks of two counted rows, forward and backward"
     for a, b in zip((*expected[0], *expected[1]), (*got[0], *got[1]), strict=True):
         torch.testing.assert_close(a, b)
+
+
+NATIVE_KERNELS = "groundkern.ops.linear_cross_entropy.native_kernels"
+NATIVE = available_backends()["native"]
+needs_native = pytest.mark.skipif(NATIVE is not None, reason=NATIVE or "")
+
+
+@needs_native
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("fixed", [(), ("weight", "bias"), ("bias",), ("weight",), ("hidden",)])
+def test_gradients_made_in_the_forward(reduction: str, fixed: tuple, compiled: bool) -> None:
+    """Whatever is trained and however rows are reduced, native agrees with the reference."""
+    call = replace(_call("everything"), fixed=fixed)
+    call = replace(call, options={**call.options, "reduction": reduction})
+    expected = differentiate(call)
+    torch._dynamo.reset()
+    function = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    got = differentiate(call, function if compiled else None, backend="native")
+    for a, b in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("factor", [1.0, -0.7])
+def test_a_second_backward_makes_the_gradients_again(factor: float) -> None:
+    call = _call("smoothed")
+    inputs = {n: x.clone().requires_grad_() for n, x in call.inputs.items()}
+    loss = call.run(**inputs, backend="native")[0] * factor
+    loss.backward(retain_graph=True)
+    once = [x.grad.clone() for x in inputs.values()]
+    for x in inputs.values():
+        x.grad.add_(1.0)  # what was handed out is the caller's
+        x.grad = None
+    loss.backward()
+    for x, grad in zip(inputs.values(), once, strict=True):
+        torch.testing.assert_close(x.grad, grad)
+
+
+@needs_native
+def test_a_second_derivative_is_refused() -> None:
+    call = _call("mean")
+    hidden = call.inputs["hidden"].clone().requires_grad_()
+    loss = call.run(hidden=hidden, backend="native")[0]
+    (grad,) = torch.autograd.grad(loss.square(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.sum().backward()
+
+
+@needs_native
+def test_native_chunks_and_buffers_change_nothing(monkeypatch) -> None:
+    """One, two and six chunks; into a buffer and returned."""
+    call = _call("smoothed")
+    expected = differentiate(call)
+    for rows in (1, 4, 6):
+        monkeypatch.setattr(f"{NATIVE_KERNELS}.LOGIT_BYTES", rows * 97 * 4)
+        got = differentiate(call, backend="native")
+        buffer = torch.ones(97, 24)
+        _, (dh, nothing) = differentiate(call, backend="native", weight_grad=buffer)
+        assert not nothing.any()
+        for a, b in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dh, expected[1][0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(buffer, 1 + expected[1][1], rtol=1e-5, atol=1e-6)
 
 
 SHARDS = [40, 57]  # of a vocabulary of 97: uneven on purpose

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundkern import backends, checks
 from groundkern.ops.linear_cross_entropy import op
-from groundkern.precision import autocast
+from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import LabelBags
 
 if TYPE_CHECKING:
@@ -87,33 +87,50 @@ def linear_cross_entropy(
         reduction in ("mean", "sum", "none"), "reduction", "'mean', 'sum' or 'none'", reduction
     )
     checks.require(0.0 <= smoothing < 1.0, "smoothing", "a share in [0, 1)", smoothing)
-    rows, log_prob, lse, predicted = _per_row(
-        hidden,
-        weight,
-        target,
-        bias,
-        bags,
-        smoothing,
-        ignore_index,
-        softcap,
-        group,
-        weight_grad,
-        backend,
-    )
-    if row_weight is not None:
-        if row_weight.shape != target.shape:
-            checks.fail(
-                "row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape)
-            )
-        rows = rows * row_weight.detach().to(rows.dtype)
-    match reduction:
-        case "none":
-            loss = rows
-        case "sum":
-            loss = rows.sum()
-        case _:
-            loss = rows.sum() / (target != ignore_index).sum().clamp(min=1)
-    return CrossEntropy(loss, log_prob.detach(), lse.detach(), predicted)
+    operands = (hidden, weight, bias, target, bags)
+    operands, name = _prepare(*operands, ignore_index, softcap, group, weight_grad, backend)
+    if row_weight is not None and row_weight.shape != target.shape:
+        checks.fail("row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape))
+    factor = _row_factor(target, row_weight, reduction, ignore_index, operands[0].dtype)
+    options = (smoothing, ignore_index, softcap or 0.0)
+    flat, weight, bias, *_ = operands
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    ahead = torch.is_grad_enabled() and (trained or flat.requires_grad)
+    ahead = ahead and op.gradients_in_forward(name) and weight_grad is None and group is None
+    if ahead and reduction != "none":
+        train = weight.requires_grad
+        results = op.linear_cross_entropy_with_gradients(*operands, factor, *options, train, name)
+        return _cross_entropy(results[0], results, target)
+    if ahead and not trained:
+        results = op.linear_cross_entropy_with_gradients(*operands, None, *options, False, name)
+    else:
+        group_name = "" if group is None else group.group_name
+        results = op.linear_cross_entropy(*operands, weight_grad, *options, group_name, name)
+    rows = results[0] * factor
+    loss = rows.view(target.shape) if reduction == "none" else rows.sum()
+    return _cross_entropy(loss, results, target)
+
+
+def _cross_entropy(loss: Tensor, results: tuple[Tensor, ...], target: Tensor) -> CrossEntropy:
+    return CrossEntropy(loss, *(x.detach().view(target.shape) for x in results[1:4]))
+
+
+def _row_factor(
+    target: Tensor,
+    row_weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What each row's loss is multiplied by: fp32 (fp64) [N]."""
+    wide = accumulation_dtype(dtype)
+    if row_weight is None:
+        factor = torch.ones(target.shape, dtype=wide, device=target.device)
+    else:
+        factor = row_weight.detach().to(wide)
+    if reduction == "mean":
+        factor = factor / (target != ignore_index).sum().clamp(min=1)
+    return factor.reshape(-1)
 
 
 def linear_log_prob(
@@ -145,26 +162,18 @@ def linear_log_prob(
 
     Source: pi and pi+ of SMAM, equations (S2)-(S4).
     """
-    _, log_prob, lse, predicted = _per_row(
-        hidden, weight, target, bias, None, 0.0, ignore_index, softcap, group, None, backend
-    )
-    return LogProb(log_prob, lse, predicted)
+    operands = (hidden, weight, bias, target, None)
+    operands, name = _prepare(*operands, ignore_index, softcap, group, None, backend)
+    group_name = "" if group is None else group.group_name
+    options = (None, 0.0, ignore_index, softcap or 0.0, group_name, name)
+    results = op.linear_cross_entropy(*operands, *options)
+    return LogProb(*(x.view(target.shape) for x in results[1:]))
 
 
-def _per_row(
-    hidden,
-    weight,
-    target,
-    bias,
-    bags,
-    smoothing,
-    ignore_index,
-    softcap,
-    group,
-    weight_grad,
-    backend,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check, choose a backend, and compute loss, log_prob, lse and predicted in target's shape."""
+def _prepare(
+    hidden, weight, bias, target, bags, ignore_index, softcap, group, weight_grad, backend
+) -> tuple[tuple[Tensor | None, ...], str]:
+    """Check, and choose a backend: the op's operands with flattened rows, and its name."""
     hidden, weight, bias = autocast(hidden, weight, bias)
     if hidden.dim() < 1 or hidden.shape[:-1] != target.shape:
         checks.fail(
@@ -190,22 +199,7 @@ def _per_row(
         backend, hidden.device, lambda b: op.kernels(b).unsupported(flat, weight, group)
     )
     ids, offsets, index = (None,) * 3 if bags is None else (bags.ids, bags.offsets, bags.index)
-    results = op.linear_cross_entropy(
-        flat,
-        weight,
-        bias,
-        labels,
-        ids,
-        offsets,
-        index,
-        weight_grad,
-        smoothing,
-        ignore_index,
-        softcap or 0.0,
-        "" if group is None else group.group_name,
-        name,
-    )
-    return tuple(x.view(target.shape) for x in results)
+    return (flat, weight, bias, labels, ids, offsets, index), name
 
 
 def _check_labels(

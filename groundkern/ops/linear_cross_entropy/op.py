@@ -1,6 +1,10 @@
 """`groundkern::linear_cross_entropy` and its backward: opaque to torch.compile, one implementation
 per backend.
 
+`linear_cross_entropy_with_gradients` makes the gradients where the logits are, in the forward; its
+backward only scales them. That needs upstream gradients known but for one factor: of the loss
+alone, one for all rows, or with a frozen head one per row.
+
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
@@ -120,3 +124,90 @@ def _backward(ctx, dloss: Tensor, dlog_prob: Tensor, dlse: Tensor, _):
 
 
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+
+
+def gradients_in_forward(backend: str) -> bool:
+    """Whether a backend has `forward_with_gradients`."""
+    return backend == "native"
+
+
+@custom_op("groundkern::linear_cross_entropy_with_gradients", mutates_args=())
+@without_autocast
+def linear_cross_entropy_with_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor | None,
+    offsets: Tensor | None,
+    bag_index: Tensor | None,
+    row_factor: Tensor | None,
+    smoothing: float,
+    ignore_index: int,
+    softcap: float,
+    train_weight: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """loss (scalar with row_factor [N], else per row), log p(target), lse, likeliest id, and the
+    gradients dhidden, dweight, dbias of that loss (per row: of each row's own loss)."""
+    bags = (ids, offsets, bag_index)
+    options = (row_factor, smoothing, ignore_index, softcap, train_weight)
+    results = kernels(backend).forward_with_gradients(hidden, weight, bias, target, *bags, *options)
+    return tuple(hidden.new_empty(0) if x is None else x for x in results)
+
+
+@linear_cross_entropy_with_gradients.register_fake
+def _(hidden, weight, bias, target, ids, offsets, bag_index, row_factor, *rest):
+    *_, train_weight, _ = rest
+    wide = accumulation_dtype(hidden.dtype)
+    rows = [hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3)]
+    if row_factor is not None:
+        rows[0] = hidden.new_empty((), dtype=wide)
+    return (
+        *rows,
+        target.new_empty(target.shape),
+        torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device),
+        weight.new_empty(weight.shape) if train_weight else hidden.new_empty(0),
+        hidden.new_empty(0) if bias is None else bias.new_empty(bias.shape),
+    )
+
+
+def _store_gradients(ctx, inputs, output) -> None:
+    *tensors, smoothing, ignore_index, softcap, train_weight, backend = inputs
+    _, *rest = output
+    ctx.mark_non_differentiable(*rest)
+    ctx.set_materialize_grads(False)  # no zeros in dweight's shape for outputs nobody uses
+    ctx.gradients = rest[3:]
+    ctx.save_for_backward(*tensors)
+    ctx.options = (smoothing, ignore_index, softcap, "", train_weight, None, backend)
+
+
+def _scale_gradients(ctx, dloss: Tensor, *_):
+    """The stored gradients are handed out once; a second backward, and one that is to be
+    differentiated again (which is refused), makes them anew."""
+    train_weight, train_bias = ctx.options[4], ctx.needs_input_grad[2]
+    gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None or torch.is_grad_enabled():
+        *tensors, row_factor = ctx.saved_tensors
+        rows = dloss.contiguous() if row_factor is None else dloss * row_factor
+        none = torch.zeros_like(rows)
+        gradients = linear_cross_entropy_backward(rows, none, none, *tensors, *ctx.options)
+    else:
+        used = (True, train_weight, train_bias)
+        gradients = [_scaled(x, dloss) if y else x for x, y in zip(gradients, used, strict=True)]
+    dhidden, dweight, dbias = gradients
+    return dhidden, dweight if train_weight else None, dbias if train_bias else None, *[None] * 10
+
+
+def _scaled(gradient: Tensor, dloss: Tensor) -> Tensor:
+    """gradient * dloss; itself where dloss is seen to be 1, as for a loss used by itself."""
+    visible = type(dloss) is Tensor and dloss.device.type == "cpu"  # not traced, no sync
+    if visible and dloss.dim() == 0 and float(dloss) == 1.0:
+        return gradient
+    factor = dloss[:, None] if dloss.dim() == 1 else dloss
+    return (gradient * factor).to(gradient.dtype)
+
+
+linear_cross_entropy_with_gradients.register_autograd(
+    _scale_gradients, setup_context=_store_gradients
+)

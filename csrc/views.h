@@ -1,0 +1,145 @@
+// What the binding is handed for a tensor, checked before memory is touched: std::invalid_argument
+// reaches Python as a ValueError.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ops.h"
+
+namespace groundkern {
+
+using View = std::tuple<std::uintptr_t, int, std::vector<int64_t>, std::vector<int64_t>>;
+
+constexpr int64_t MAX_SIZE = (int64_t{1} << 31) - 1;
+constexpr int64_t MAX_ELEMENTS = int64_t{1} << 56;
+constexpr int64_t ANY = -1;
+
+[[noreturn]] inline void fail(const std::string& name, const std::string& wanted, const std::string& got) {
+  throw std::invalid_argument("`" + name + "`: expected " + wanted + ", got " + got);
+}
+
+inline std::string text(const std::vector<int64_t>& numbers) {
+  std::string list;
+  for (int64_t number : numbers) {
+    list += list.empty() ? "" : ", ";
+    list += number == ANY ? "any" : std::to_string(number);
+  }
+  return "[" + list + "]";
+}
+
+inline const char* text(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float32:
+      return "float32 (0)";
+    case Dtype::bfloat16:
+      return "bfloat16 (1)";
+    case Dtype::float16:
+      return "float16 (2)";
+    case Dtype::int32:
+      return "int32 (3)";
+    case Dtype::int64:
+      return "int64 (4)";
+  }
+  return "another dtype";
+}
+
+inline int64_t bytes(Dtype dtype) {
+  if (dtype == Dtype::int64) return 8;
+  return dtype == Dtype::float32 || dtype == Dtype::int32 ? 4 : 2;
+}
+
+// The view as a tensor of this dtype and shape; ANY stands for a size that is free.
+template <int Rank>
+Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
+                    const std::vector<int64_t>& shape) {
+  const auto& [address, code, sizes, strides] = view;
+  if (code != static_cast<int>(dtype)) {
+    fail(name, text(dtype), "dtype code " + std::to_string(code));
+  }
+  bool same = sizes.size() == Rank && strides.size() == Rank;
+  for (int i = 0; same && i < Rank; ++i) {
+    same = sizes[i] >= 0 && sizes[i] <= MAX_SIZE && (shape[i] == ANY || sizes[i] == shape[i]);
+  }
+  if (!same) fail(name, "sizes " + text(shape) + " and as many strides", text(sizes));
+
+  Tensor<Rank> result{};
+  result.data = reinterpret_cast<void*>(address);
+  const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+  for (int i = 0; i < Rank; ++i) {
+    const bool strided = sizes[i] > 1 && !empty;  // else the stride means nothing
+    if (strided && (strides[i] < 0 || strides[i] > MAX_ELEMENTS / sizes[i])) {
+      fail(name, "strides from 0 to a span of 2^56 elements", text(strides));
+    }
+    if (strided && i == Rank - 1 && strides[i] != 1) {
+      fail(name, "a contiguous last dimension", "stride " + std::to_string(strides[i]));
+    }
+    result.size[i] = sizes[i];
+    result.stride[i] = strided ? strides[i] : 0;
+  }
+  if (!empty && (address == 0 || address % bytes(dtype) != 0)) {
+    fail(name, "an aligned address", std::to_string(address));
+  }
+  return result;
+}
+
+// The same for memory that is written: contiguous, so that no two elements share an address.
+template <int Rank>
+Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
+                    const std::vector<int64_t>& shape) {
+  const Tensor<Rank> result = tensor<Rank>(name, view, dtype, shape);
+  if (std::find(result.size, result.size + Rank, 0) != result.size + Rank) return result;
+  int64_t stride = 1;
+  for (int i = Rank - 1; i >= 0; --i) {
+    if (result.size[i] > 1 && result.stride[i] != stride) {
+      fail(name, "a contiguous tensor", "strides " + text(std::get<3>(view)));
+    }
+    stride *= result.size[i];
+  }
+  return result;
+}
+
+inline const int32_t* indices(const std::string& name, const View& view, int64_t count) {
+  return static_cast<const int32_t*>(tensor<1>(name, view, Dtype::int32, {count}).data);
+}
+
+inline void check_range(const std::string& name, int64_t row, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return;
+  fail(name, "values from " + std::to_string(low) + " to " + std::to_string(high),
+       std::to_string(value) + " at row " + std::to_string(row));
+}
+
+inline Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& start,
+             const View& stop, const std::optional<View>& words,
+             const std::optional<View>& set_index) {
+  Rows rows{};
+  rows.count = N;
+  rows.sequence = indices("sequence", sequence, N);
+  rows.start = indices("start", start, N);
+  rows.stop = indices("stop", stop, N);
+  if (words.has_value() != set_index.has_value()) {
+    fail("set_index", "words and set_index together", "one without the other");
+  }
+  int64_t sets = 0;
+  if (words) {
+    rows.words_per_set = (S + 31) / 32;
+    const auto bits = output<2>("words", *words, Dtype::int32, {ANY, rows.words_per_set});
+    rows.words = static_cast<const int32_t*>(bits.data);
+    rows.set_index = indices("set_index", *set_index, N);
+    sets = bits.size[0];
+  }
+  for (int64_t n = 0; n < N; ++n) {
+    check_range("sequence", n, rows.sequence[n], n == 0 ? 0 : rows.sequence[n - 1], B - 1);
+    check_range("stop", n, rows.stop[n], 0, S);
+    check_range("start", n, rows.start[n], 0, rows.stop[n]);
+    if (words) check_range("set_index", n, rows.set_index[n], -1, sets - 1);
+  }
+  return rows;
+}
+
+}  // namespace groundkern
