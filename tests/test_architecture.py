@@ -25,7 +25,7 @@ MAX_LINES = 450
 ARROWS = {
     "shared": {"shared"},
     "tiles": {"triton"},
-    "kernels": {"shared", "tiles", "triton", "_C"},
+    "kernels": {"shared", "kernels", "tiles", "triton", "_C"},
     "reference": {"shared"},
     "op": {"shared", "kernels", "reference"},
     "api": {"shared", "reference", "op"},
