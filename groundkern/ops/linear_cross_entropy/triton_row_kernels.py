@@ -46,12 +46,14 @@ def _load_logits(
     slope = tl.full(x.shape, 1.0, tl.float32)
     if HAS_SOFTCAP:
         x = x / softcap
+        near = tl.abs(x) < 0.5
+        s = x * x  # tanh's series, where 1 - e would cancel
+        t = -17 / 315 + s * (62 / 2835 + s * (-1382 / 155925 + s * (21844 / 6081075)))
+        t = x * (1.0 + s * (-1 / 3 + s * (2 / 15 + s * t)))
         e = tl.exp(-2.0 * tl.abs(x))
         tail = (1.0 - e) / (1.0 + e)
-        s = x * x  # tanh's series, where 1 - e cancels
-        series = 1.0 + s * (-1 / 3 + s * (2 / 15 + s * (-17 / 315 + s * (62 / 2835))))
-        x = tl.where(tl.abs(x) < 0.25, x * series, tl.where(x < 0, -tail, tail)) * softcap
-        slope = 4.0 * e / ((1.0 + e) * (1.0 + e))  # 1 - tanh^2 without the cancellation
+        slope = tl.where(near, 1.0 - t * t, 4.0 * e / ((1.0 + e) * (1.0 + e)))  # 1 - tanh^2
+        x = tl.where(near, t, tl.where(x < 0, -tail, tail)) * softcap
     return tl.where(mask, x, float("-inf")), slope
 
 
