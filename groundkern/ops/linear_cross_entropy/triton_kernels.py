@@ -62,7 +62,7 @@ class _Bags(NamedTuple):
         first[1:] = (labels[1:] != labels[:-1]) | (bag[1:] != bag[:-1])
         run = first.cumsum(0)
         copies = torch.searchsorted(run, run, right=True) - at
-        return labels, torch.where(first, copies, 0).float()
+        return labels, (copies * first).float()
 
 
 class _Chunk(NamedTuple):
@@ -174,7 +174,7 @@ def _problem(
     bags = None
     if ids is not None and smoothing > 0:
         bags = _Bags((ids - first).contiguous(), offsets.contiguous(), index.contiguous())
-    own = torch.where(target == ignore_index, IGNORED.value, target - first)
+    own = (target - first).masked_fill(target == ignore_index, IGNORED.value)
     bias = None if bias is None else bias.contiguous()
     return _Problem(hidden, weight, bias, own, bags, smoothing, softcap, process_group, first)
 
