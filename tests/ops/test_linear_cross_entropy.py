@@ -8,7 +8,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from groundkern import LabelBags, available_backends, linear_cross_entropy, linear_log_prob
+from groundkern import (
+    LabelBags,
+    available_backends,
+    linear_cross_entropy,
+    linear_log_prob,
+    row_blocks,
+)
 from groundkern.ops.linear_cross_entropy import cases, reference
 from tests.ops.test_contract import CPU, differentiate
 
@@ -145,6 +151,7 @@ SHARDS = [40, 57]  # of a vocabulary of 97: uneven on purpose
 
 def _one_rank(rank: int, store: str, dtype: torch.dtype, backend: str, results) -> None:
     torch.set_num_threads(1)
+    row_blocks.LOGIT_BYTES = 4 * 3 * max(SHARDS)  # the smaller shard would fit four rows
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     call = cases.CASES["everything"](dtype, CPU)
     first = sum(SHARDS[:rank])

@@ -15,7 +15,8 @@ The host never waits for the device, so it never learns which rows are ignored: 
 them, the GEMMs do not. Callers with many ignored rows gather the counted ones first.
 
 With a process group every rank has some rows of the weight. A rank's statistics look like those of
-one span of the vocabulary, so the kernel that combines spans combines ranks too.
+one span of the vocabulary, so the kernel that combines spans combines ranks too. There the host
+waits once, for the sizes of the shards.
 """
 
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class _Problem:
     softcap: float
     group: dist.ProcessGroup | None
     first: Tensor | int  # id of this rank's first row of the weight
+    widest: int  # rows of the weight on the rank that has most
 
     @property
     def vocabulary(self) -> int:
@@ -104,7 +106,7 @@ class _Problem:
 
     def chunks(self, bytes_per_logit: int) -> Iterator[_Chunk]:
         """Rows a chunk at a time; the next chunk's logits overwrite the last one's."""
-        pieces = logit_chunks(len(self.own), self.vocabulary, bytes_per_logit)
+        pieces = logit_chunks(len(self.own), self.widest, bytes_per_logit)
         height = pieces[0].stop if pieces else 0
         buffer = _empty(self.hidden, height, self.vocabulary)
         for rows in pieces:
@@ -166,17 +168,20 @@ class _Problem:
 def _problem(
     hidden, weight, bias, target, ids, offsets, index, smoothing, ignore_index, softcap, group
 ) -> _Problem:
-    process_group, first = None, 0
+    process_group, first, widest = None, 0, weight.shape[0]
     if group:
         process_group = dist.distributed_c10d._resolve_process_group(group)
         rows = torch.full((1,), weight.shape[0], dtype=torch.int64, device=weight.device)
-        first = _gather(rows, process_group)[: dist.get_rank(process_group)].sum()
+        shards = _gather(rows, process_group)
+        first = shards[: dist.get_rank(process_group)].sum()
+        widest = int(shards.max())  # a sync: all ranks must cut the rows alike
     bags = None
     if ids is not None and smoothing > 0:
         bags = _Bags((ids - first).contiguous(), offsets.contiguous(), index.contiguous())
     own = (target - first).masked_fill(target == ignore_index, IGNORED.value)
     bias = None if bias is None else bias.contiguous()
-    return _Problem(hidden, weight, bias, own, bags, smoothing, softcap, process_group, first)
+    shard = (process_group, first, widest)
+    return _Problem(hidden, weight, bias, own, bags, smoothing, softcap, *shard)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
