@@ -280,21 +280,34 @@ def backward(
         problem = _problem(hidden, weight, bias, target, *bags, *options)
         sums = _Sums(problem, train_weight, weight_grad)
         unique = None if problem.bags is None else problem.bags.unique()
+        buffer = None
         for chunk in problem.chunks(4 + hidden.element_size()):
+            if buffer is None:  # the first chunk is the tallest
+                buffer = hidden.new_empty(chunk.logits.shape)
+            dlogits = buffer[: len(chunk.own)]
             upstream = [x[chunk.rows] for x in (dloss, dlog_prob, dlse)]
-            sums.add(chunk, _logit_gradient(problem, chunk, upstream, unique))
+            _logit_gradient(problem, chunk, upstream, unique, out=dlogits)
+            sums.add(chunk, dlogits)
         return sums.gradients()
 
 
 def _logit_gradient(
-    problem: _Problem, chunk: _Chunk, upstream: list[Tensor], unique: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """[n, V] in the operands' dtype, before the softcap; the logits stay as they are."""
+    problem: _Problem,
+    chunk: _Chunk,
+    upstream: list[Tensor],
+    unique: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+) -> None:
+    """out [n, V] in the operands' dtype: the gradient of h U^T; the logits stay as they are.
+
+    Args:
+        upstream: gradients of loss, log p(w) and lse, [n] each.
+        unique: `_Bags.unique()`, where there are bags.
+    """
     n, spans = len(chunk.own), problem.spans
-    dlogits = problem.hidden.new_empty(chunk.logits.shape)
     bias = chunk.logits if problem.bias is None else problem.bias
     start = (chunk.logits, bias, chunk.own)
-    end = (chunk.statistics, *upstream, dlogits, n, problem.vocabulary)
+    end = (chunk.statistics, *upstream, out, n, problem.vocabulary)
     scalars = (problem.smoothing, problem.softcap)
     kernels.gradient_kernel[(n * spans,)](
         *start, *end, spans, *scalars, **problem.flags, BLOCK=TILES.columns, num_warps=TILES.warps
@@ -304,7 +317,6 @@ def _logit_gradient(
         kernels.bag_gradient_kernel[(n,)](
             *start, *bags, *end, *scalars, **problem.flags, BLOCK=TILES.labels
         )
-    return dlogits
 
 
 class _Sums:
