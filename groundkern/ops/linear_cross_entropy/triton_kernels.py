@@ -19,7 +19,7 @@ one span of the vocabulary, so the kernel that combines spans combines ranks too
 waits once, for the sizes of the shards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -237,22 +237,46 @@ def forward(
     """loss, log p(w), lse [N] and the likeliest id [N]; ignored rows: 0, 0, 0 and -1."""
     bags = (ids, offsets, bag_index)
     options = (smoothing, ignore_index, softcap, group)
-    results = [_empty(hidden, len(target)) for _ in range(3)]
-    predicted = target.new_empty(target.shape)
     with _on(hidden.device):
         problem = _problem(hidden, weight, bias, target, *bags, *options)
+        results = _Results(problem)
         for chunk in problem.chunks(4):
-            n = len(chunk.own)
-            kernels.finish_kernel[(triton.cdiv(n, TILES.rows),)](
-                chunk.own,
-                chunk.statistics,
-                *[x[chunk.rows] for x in results],
-                n,
-                smoothing,
-                BLOCK=TILES.rows,
-            )
-            predicted[chunk.rows] = chunk.predicted
-    return *results, predicted
+            results.add(chunk)
+    return *results.rows, results.predicted
+
+
+def forward_with_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    ids: Tensor | None,
+    offsets: Tensor | None,
+    bag_index: Tensor | None,
+    row_factor: Tensor | None,
+    smoothing: float,
+    ignore_index: int,
+    softcap: float,
+    train_weight: bool,
+) -> tuple[Tensor | None, ...]:
+    """`forward` and dhidden, dweight, dbias in three GEMMs, or two where the weight is frozen.
+
+    With row_factor [N] the loss is the scalar sum of loss times row_factor; without, per row, and
+    dhidden holds the gradient of each row's own loss.
+    """
+    bags = (ids, offsets, bag_index)
+    options = (smoothing, ignore_index, softcap, "")
+    with _on(hidden.device):
+        problem = _problem(hidden, weight, bias, target, *bags, *options)
+        results, gradients = _Results(problem), _Gradients(problem, train_weight, None)
+        wide = _empty(hidden, len(target))
+        dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
+        upstream = (dloss.contiguous(), *[torch.zeros_like(wide)] * 2)
+        for chunk in problem.chunks(4 + hidden.element_size()):
+            results.add(chunk)
+            gradients.add(chunk, upstream)
+        loss = results.rows[0] if row_factor is None else results.rows[0] @ dloss
+        return loss, *results.rows[1:], results.predicted, *gradients.finish()
 
 
 def backward(
@@ -278,23 +302,16 @@ def backward(
     options = (smoothing, ignore_index, softcap, group)
     with _on(hidden.device):
         problem = _problem(hidden, weight, bias, target, *bags, *options)
-        sums = _Sums(problem, train_weight, weight_grad)
-        unique = None if problem.bags is None else problem.bags.unique()
-        buffer = None
+        gradients = _Gradients(problem, train_weight, weight_grad)
         for chunk in problem.chunks(4 + hidden.element_size()):
-            if buffer is None:  # the first chunk is the tallest
-                buffer = hidden.new_empty(chunk.logits.shape)
-            dlogits = buffer[: len(chunk.own)]
-            upstream = [x[chunk.rows] for x in (dloss, dlog_prob, dlse)]
-            _logit_gradient(problem, chunk, upstream, unique, out=dlogits)
-            sums.add(chunk, dlogits)
-        return sums.gradients()
+            gradients.add(chunk, (dloss, dlog_prob, dlse))
+        return gradients.finish()
 
 
 def _logit_gradient(
     problem: _Problem,
     chunk: _Chunk,
-    upstream: list[Tensor],
+    upstream: Sequence[Tensor],
     unique: tuple[Tensor, Tensor] | None,
     out: Tensor,
 ) -> None:
@@ -319,17 +336,46 @@ def _logit_gradient(
         )
 
 
-class _Sums:
-    """The gradients of the parameters, summed over chunks."""
+class _Results:
+    """loss, log p(w), lse [N] in `rows`, and the likeliest id [N], filled chunk by chunk."""
+
+    def __init__(self, problem: _Problem) -> None:
+        self.problem = problem
+        self.rows = [_empty(problem.hidden, len(problem.own)) for _ in range(3)]
+        self.predicted = torch.empty_like(problem.own)
+
+    def add(self, chunk: _Chunk) -> None:
+        n = len(chunk.own)
+        kernels.finish_kernel[(triton.cdiv(n, TILES.rows),)](
+            chunk.own,
+            chunk.statistics,
+            *[x[chunk.rows] for x in self.rows],
+            n,
+            self.problem.smoothing,
+            BLOCK=TILES.rows,
+        )
+        self.predicted[chunk.rows] = chunk.predicted
+
+
+class _Gradients:
+    """dhidden, filled chunk by chunk, and dweight and dbias, summed over chunks."""
 
     def __init__(self, problem: _Problem, train_weight: bool, weight_grad: Tensor | None) -> None:
         self.problem, self.train_weight, self.weight_grad = problem, train_weight, weight_grad
+        self.unique = None if problem.bags is None else problem.bags.unique()
         self.dhidden = _empty(problem.hidden, *problem.hidden.shape)
         self.dweight: Tensor | None = None
         self.dbias: Tensor | None = None
+        self.buffer: Tensor | None = None
 
-    def add(self, chunk: _Chunk, dlogits: Tensor) -> None:
+    def add(self, chunk: _Chunk, upstream: Sequence[Tensor]) -> None:
+        """upstream: gradients of loss, log p(w) and lse, [N] each."""
         problem = self.problem
+        if self.buffer is None:  # the first chunk is the tallest
+            self.buffer = problem.hidden.new_empty(chunk.logits.shape)
+        dlogits = self.buffer[: len(chunk.own)]
+        upstream = [x[chunk.rows] for x in upstream]
+        _logit_gradient(problem, chunk, upstream, self.unique, out=dlogits)
         _matmul(dlogits, problem.weight, out=self.dhidden[chunk.rows])
         if self.weight_grad is not None and self.train_weight:
             _matmul(dlogits.t(), chunk.hidden, out=self.weight_grad, add=True)
@@ -344,7 +390,7 @@ class _Sums:
             part = dlogits.sum(0, dtype=torch.float32)
             self.dbias = part if self.dbias is None else self.dbias + part
 
-    def gradients(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def finish(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         problem, dweight, dbias = self.problem, self.dweight, self.dbias
         if problem.group is not None:
             dist.all_reduce(self.dhidden, group=problem.group)
