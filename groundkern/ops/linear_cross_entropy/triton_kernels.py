@@ -8,8 +8,8 @@ One chunk of rows at a time has its logits in memory, in fp32; torch does the GE
     finish_kernel                       loss, log p(w), lse                       (forward)
     gradient_kernel, bag_gradient_kernel, GEMMs dh = dz U and dU += dz^T h        (backward)
 
-The backward makes logits and statistics again: four GEMMs for a trained weight, three for a frozen
-one. Smoothing reads the bag's labels where they lie in the logits: |Y| of V numbers per row.
+`backward` makes logits and statistics again: four GEMMs for a trained weight, three for a frozen
+one. `forward_with_gradients` needs one fewer, where the upstream gradient is known. Smoothing reads the bag's labels where they lie in the logits: |Y| of V numbers per row.
 
 The host never waits for the device, so it never learns which rows are ignored: the kernels skip
 them, the GEMMs do not. Callers with many ignored rows gather the counted ones first.
@@ -275,7 +275,7 @@ def forward_with_gradients(
         for chunk in problem.chunks(4 + hidden.element_size()):
             results.add(chunk)
             gradients.add(chunk, upstream)
-        loss = results.rows[0] if row_factor is None else results.rows[0] @ dloss
+        loss = results.rows[0] if row_factor is None else (results.rows[0] * dloss).sum()
         return loss, *results.rows[1:], results.predicted, *gradients.finish()
 
 
