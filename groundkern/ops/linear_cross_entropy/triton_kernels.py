@@ -10,7 +10,7 @@ One chunk of rows at a time has its logits in memory, in fp32; torch does the GE
 
 `backward` makes logits and statistics again: four GEMMs for a trained weight, three for a frozen
 one. `forward_with_gradients` needs one fewer; it is for an op that knows the upstream gradient up
-to a factor. Smoothing reads the bag's labels where they lie in the logits: |Y| of V numbers per row.
+to a factor. Smoothing reads the bag's labels where they lie in the logits: |Y| of V per row.
 
 The host never waits for the device, so it never learns which rows are ignored: the kernels skip
 them, the GEMMs do not. Callers with many ignored rows gather the counted ones first.
