@@ -1,4 +1,4 @@
-"""What the references share: bounded blocks of rows, and autograd inside an op."""
+"""What the implementations share: bounded blocks of rows, and autograd inside an op."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 2**24  # scores or logits alive at a time: 64 MiB in fp32
+LOGIT_BYTES = 2**30  # logits and their gradient alive at a time, where kernels chunk the rows
 
 
 def row_blocks(sequence: Tensor, sequences: int, per_row: int) -> Iterator[tuple[int, slice]]:
@@ -62,3 +63,17 @@ def scores(q: Tensor, k: Tensor, scale: float, softcap: float) -> Tensor:
     grouped = q.reshape(n, k.shape[0], heads // k.shape[0], dim)  # [n, Hkv, Hq / Hkv, D]
     s = torch.einsum("nkgd,ksd->nkgs", grouped, k).reshape(n, heads, -1) * scale
     return softcap * torch.tanh(s / softcap) if softcap > 0 else s
+
+
+def logit_chunks(rows: int, vocabulary: int, bytes_per_logit: int) -> list[slice]:
+    """Cut [0, rows) into chunks of even size whose logits fit LOGIT_BYTES; rows >= 1 in each.
+
+    Args:
+        bytes_per_logit: all that is kept for one logit, its gradient included.
+    """
+    limit = max(1, LOGIT_BYTES // (max(1, vocabulary) * bytes_per_logit))
+    chunks = -(-rows // limit)
+    height = -(-rows // max(1, chunks))
+    aligned = -(-height // 128) * 128  # GEMM tiles
+    height = aligned if aligned <= limit else height
+    return [slice(start, min(start + height, rows)) for start in range(0, rows, height or 1)]

@@ -8,7 +8,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from groundkern import LabelBags, available_backends, linear_cross_entropy, linear_log_prob
+from groundkern import (
+    LabelBags,
+    available_backends,
+    linear_cross_entropy,
+    linear_log_prob,
+    row_blocks,
+)
 from groundkern.ops.linear_cross_entropy import cases, reference
 from tests.ops.test_contract import CPU, differentiate
 
@@ -207,30 +213,35 @@ def test_native_chunks_and_buffers_change_nothing(monkeypatch) -> None:
 SHARDS = [40, 57]  # of a vocabulary of 97: uneven on purpose
 
 
-def _one_rank(rank: int, store: str, results) -> None:
+def _one_rank(rank: int, store: str, dtype: torch.dtype, backend: str, results) -> None:
     torch.set_num_threads(1)
+    row_blocks.LOGIT_BYTES = 4 * 3 * max(SHARDS)  # the smaller shard would fit four rows
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    call = cases.CASES["everything"](torch.float64, CPU)
+    call = cases.CASES["everything"](dtype, CPU)
     first = sum(SHARDS[:rank])
     shard = slice(first, first + SHARDS[rank])
     inputs = {n: x if n == "hidden" else x[shard].clone() for n, x in call.inputs.items()}
-    sharded = replace(
-        call, inputs=inputs, options={**call.options, "group": dist.group.WORLD}, differentiable=1
-    )
+    options = {"group": dist.group.WORLD, "backend": backend}
+    sharded = replace(call, inputs=inputs, options={**call.options, **options}, differentiable=1)
     outputs, gradients = differentiate(sharded)
     log_prob = linear_log_prob(
-        inputs["hidden"], inputs["weight"], call.options["target"], group=dist.group.WORLD
+        inputs["hidden"], inputs["weight"], call.options["target"], **options
     )
     results[rank] = [x.detach() for x in (*outputs, *gradients, *log_prob)]
     dist.destroy_process_group()
 
 
-def test_a_sharded_vocabulary_equals_one_process(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("reference", torch.float64), ("triton", torch.float32)], ids=str
+)
+def test_a_sharded_vocabulary_equals_one_process(backend: str, dtype, tmp_path) -> None:
+    if reason := available_backends()[backend]:
+        pytest.skip(reason)
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_one_rank, (str(tmp_path / "store"), results), nprocs=2)
+        mp.spawn(_one_rank, (str(tmp_path / "store"), dtype, backend, results), nprocs=2)
         ranks = [results[0], results[1]]
-    call = _call("everything", torch.float64)
+    call = _call("everything", dtype)
     outputs, (dh, dw, db) = differentiate(call)
     log_prob = linear_log_prob(
         call.inputs["hidden"], call.inputs["weight"], call.options["target"], backend="reference"

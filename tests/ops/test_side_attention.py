@@ -8,7 +8,10 @@ import torch.nn.functional as F
 
 from groundkern import KeySets, QueryRows, side_attention
 from groundkern.ops.side_attention import cases
-from tests.ops.test_contract import CPU, differentiate, each_backend
+from tests.ops.test_contract import CPU, SERVED, differentiate
+
+SERVES = dict.fromkeys(b for case, b in SERVED if case.startswith("side_attention/"))
+each_backend = pytest.mark.parametrize("backend", SERVES)
 
 
 def _call(name: str, backend: str):

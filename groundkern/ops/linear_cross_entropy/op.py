@@ -128,7 +128,7 @@ linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 def gradients_in_forward(backend: str) -> bool:
     """Whether a backend has `forward_with_gradients`."""
-    return backend == "native"
+    return backend in ("native", "triton")
 
 
 @custom_op("groundkern::linear_cross_entropy_with_gradients", mutates_args=())
