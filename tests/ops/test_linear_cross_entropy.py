@@ -16,7 +16,7 @@ from groundkern import (
     row_blocks,
 )
 from groundkern.ops.linear_cross_entropy import cases, reference
-from tests.ops.test_contract import CPU, differentiate
+from tests.ops.test_contract import CPU, SERVED, differentiate
 
 
 def _call(name: str, dtype=torch.float32):
@@ -96,6 +96,16 @@ def test_a_gradient_buffer_is_added_to() -> None:
     torch.testing.assert_close(buffer, 1 + dw)
     assert torch.equal(dh, dh_again)
     assert not nothing.any(), "dW went into the buffer and nowhere else"
+
+
+@pytest.mark.parametrize("backend", [b for c, b in SERVED if c == "linear_cross_entropy/smoothed"])
+def test_a_gradient_buffer_is_added_to_whatever_trains(backend: str) -> None:
+    """A weight that takes no gradient itself still fills the buffer it was given."""
+    call = _call("smoothed")
+    _, (_, dw) = differentiate(call)
+    buffer = torch.zeros(97, 24)
+    differentiate(replace(call, fixed=("weight",)), weight_grad=buffer, backend=backend)
+    torch.testing.assert_close(buffer, dw)
 
 
 def test_a_gradient_buffer_works_when_compiled() -> None:
