@@ -1,0 +1,203 @@
+"""What the Triton kernels share: tiles of rows and keys, masks, dots, launch sizes.
+
+A row tile holds consecutive (row, head of one KV head's group) pairs: flat index i is row i // group and query
+head kv_head * group + i % group, so that every K and V tile is read once for the whole group.
+"""
+
+import os
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Kernels imported under TRITON_INTERPRET=1 run on CPU tensors, and only on those.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_UPCAST = tl.constexpr(INTERPRETED)  # the interpreter's dot reads 16-bit operands as integers
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+def unsupported(*tensors: Tensor | None) -> str | None:
+    """Why Triton cannot serve these operands, in one sentence; None when it can.
+
+    Args:
+        tensors: operands whose last dimension is a head dimension.
+    """
+    present = [x for x in tensors if x is not None]
+    device, dtype = present[0].device, present[0].dtype
+    if INTERPRETED and device.type != "cpu":
+        return f"under TRITON_INTERPRET=1 the Triton kernels run on CPU tensors, not on {device}"
+    if not INTERPRETED and device.type != "cuda":
+        return (
+            "the Triton kernels run on CUDA or ROCm tensors (on CPU tensors only under "
+            f"TRITON_INTERPRET=1) and these are on {device}"
+        )
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the Triton kernels take float32, bfloat16 or float16 and not {dtype}"
+    if not all(1 <= x.shape[-1] <= 256 for x in present):
+        return f"the Triton kernels take head dimensions 1 to 256, not {max(x.shape[-1] for x in present)}"
+    return None
+
+
+def rows_contiguous(x: Tensor) -> Tensor:
+    """x itself where its last dimension is contiguous, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+
+
+def padded(dim: int) -> int:
+    """The power of two a head dimension is padded to; a dot needs at least 16."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2 if device.type == "cpu" else 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def splits(device: torch.device, programs: int, tiles: int) -> int:
+    """Over how many programs to split `tiles` so that `programs` of them fill the device: read off
+    shapes, never off values, so that a launch needs no sync."""
+    wanted = 4 * _processors(device) // max(1, programs)
+    return max(1, min(wanted, tiles, 64))
+
+
+@triton.jit
+def wide(x):
+    """A loop counter as int64, before it is multiplied by a stride."""
+    return tl.full((), x, tl.int64)
+
+
+@triton.jit
+def dot(a, b):
+    """a [M, K] @ b [K, N] in fp32; fp32 operands are not rounded to tf32."""
+    if _UPCAST:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def capped(s, softcap):
+    """softcap tanh(s / softcap); s itself where softcap is 0."""
+    if softcap > 0.0:
+        x = s / softcap
+        e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+        large = tl.where(x < 0.0, e - 1.0, 1.0 - e) / (1.0 + e)
+        x2 = x * x  # near 0 the difference 1 - e would cancel: the series instead
+        small = x * (1.0 - x2 * (1 / 3 - x2 * (2 / 15 - x2 * (17 / 315 - x2 * (62 / 2835)))))
+        s = softcap * tl.where(tl.abs(x) < 0.25, small, large)
+    return s
+
+
+@triton.jit
+def uncapped_gradient(ds, raw, softcap):
+    """The gradient at the raw score from the one at the capped score: ds (1 - tanh^2)."""
+    if softcap > 0.0:
+        e = tl.exp2(tl.abs(raw) * (-2.0 * LOG2E / softcap))
+        ds = ds * (4.0 * e / ((1.0 + e) * (1.0 + e)))
+    return ds
+
+
+@triton.jit
+def load_tile(ptr, at, stride, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows `at` of a matrix with contiguous columns, zeros elsewhere: [BLOCK, BLOCK_DIM]."""
+    d = tl.arange(0, BLOCK_DIM)
+    pointers = ptr + at.to(tl.int64)[:, None] * stride + d[None, :]
+    return tl.load(pointers, mask=kept[:, None] & (d < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(ptr, at, stride, kept, x, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """The counterpart of `load_tile`."""
+    d = tl.arange(0, BLOCK_DIM)
+    pointers = ptr + at.to(tl.int64)[:, None] * stride + d[None, :]
+    tl.store(pointers, x.to(ptr.dtype.element_ty), mask=kept[:, None] & (d < DIM)[None, :])
+
+
+@triton.jit
+def load_heads(
+    ptr, n, head, stride_n, stride_h, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr
+):
+    """A row tile of [N, Hq, DIM]: [BLOCK_M, BLOCK_DIM]."""
+    at = n.to(tl.int64) * stride_n + head.to(tl.int64) * stride_h
+    return load_tile(ptr, at, 1, kept, DIM, BLOCK_DIM)
+
+
+@triton.jit
+def row_bounds(n, kept, start_ptr, stop_ptr, set_ptr):
+    """start, stop and set of each row; start = stop = 0 outside, set -1 without sets."""
+    start = tl.load(start_ptr + n, mask=kept, other=0)
+    stop = tl.load(stop_ptr + n, mask=kept, other=0)
+    member = tl.full(n.shape, -1, tl.int32)
+    if set_ptr is not None:
+        member = tl.load(set_ptr + n, mask=kept, other=-1)
+    return start, stop, member
+
+
+@triton.jit
+def bits_of(words_ptr, index, n_words, j0, BLOCK_N: tl.constexpr):
+    """Bits j0 .. j0 + BLOCK_N of bit set `index`, by whole words; all set where index < 0."""
+    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
+    pointers = words_ptr + index.to(tl.int64)[:, None] * n_words + w[None, :]
+    kept = (index >= 0)[:, None] & (w < n_words)[None, :]
+    words = tl.load(pointers, mask=kept, other=-1)  # [BLOCK_M, BLOCK_N / 32]
+    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return tl.reshape(bits, (index.shape[0], BLOCK_N)) != 0
+
+
+@triton.jit
+def allowed_keys(j0, start, stop, member, words_ptr, n_words, BLOCK_N: tl.constexpr):
+    """Omega of (S1) on keys j0 .. j0 + BLOCK_N: [BLOCK_M, BLOCK_N]."""
+    j = j0 + tl.arange(0, BLOCK_N)
+    allowed = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+    if words_ptr is not None:
+        allowed = allowed & bits_of(words_ptr, member, n_words, j0, BLOCK_N)
+    return allowed
+
+
+@triton.jit
+def any_of(mask):
+    """Whether anything in a [M, N] mask is set."""
+    return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def tile_range(here, start, stop, split, BLOCK_N: tl.constexpr):
+    """(first, end) of the key tiles that rows `here` see, from this split's own first one."""
+    seen = here & (stop > start)
+    first = tl.min(tl.where(seen, start, 2147483647), 0) // BLOCK_N + split
+    end = (tl.max(tl.where(seen, stop, 0), 0) + BLOCK_N - 1) // BLOCK_N
+    return first, end
+
+
+@triton.jit
+def rows_of_sequence(sequence_ptr, b, N):
+    """(first, last + 1) of the rows of sequence b, by counting: `sequence` is sorted."""
+    before, upto = 0, 0
+    for n0 in range(0, N, 512):
+        n = n0 + tl.arange(0, 512)
+        sequence = tl.load(sequence_ptr + n, mask=n < N, other=2147483647)
+        before += tl.sum((sequence < b).to(tl.int32), 0)
+        upto += tl.sum((sequence <= b).to(tl.int32), 0)
+    return before, upto
+
+
+@triton.jit
+def sum_kernel(part_ptr, out_ptr, splits, size, scale, BLOCK: tl.constexpr):
+    """out = scale * sum over splits of part [splits, size], in split order."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(part_ptr + split * size + i, mask=i < size, other=0.0)
+    tl.store(out_ptr + i, (total * scale).to(out_ptr.dtype.element_ty), mask=i < size)
+
+
+def sum_parts(part: Tensor, like: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * part.sum(0), fp32 [splits, ...], contiguous, in the dtype of `like`."""
+    out = torch.empty(part.shape[1:], dtype=like.dtype, device=part.device)
+    grid = (triton.cdiv(out.numel(), 1024),)
+    sum_kernel[grid](part, out, part.shape[0], out.numel(), scale, BLOCK=1024, num_warps=4)
+    return out
