@@ -30,7 +30,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from groundkern.ops.attention_map import triton_kernels as attention_map
+
 from groundkern.ops.side_attention import triton_kernels as side_attention
 
 
@@ -131,3 +131,65 @@ def _usage(kernel, gpu: GPUTarget) -> tuple[int, int]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
     return int(registers), int(stack)
+
+
+def _side_attention(dtype: torch.dtype, dim: int, sets: bool, lse: bool, softcap: float):
+    """Forward and backward at a real shape: 64 rows, group 7, 4096 keys."""
+    rows, heads, kv_heads, keys, batch = 64, 28, 4, 4096, 2
+    with torch.device("meta"):
+        q = torch.empty(rows, heads, dim, dtype=dtype)
+        k, v = (torch.empty(batch, kv_heads, keys, dim, dtype=dtype) for _ in range(2))
+        selection = _selection(rows, keys, sets)
+        statistics = torch.empty(rows, heads)
+    given = statistics if lse else None
+    side_attention.forward(q, k, v, *selection, given, dim**-0.5, softcap)
+    if not lse:
+        rest = (q, k, v, q, statistics, *selection, dim**-0.5, softcap)
+        side_attention.backward(q, statistics, *rest)
+
+
+def _selection(rows: int, keys: int, sets: bool) -> tuple[torch.Tensor | None, ...]:
+    """sequence, start, stop, words, set_index."""
+    integers = [torch.empty(rows, dtype=torch.int32) for _ in range(4)]
+    words = torch.empty(8, keys // 32, dtype=torch.int32)
+    return (*integers[:3], words, integers[3]) if sets else (*integers[:3], None, None)
+
+
+def launches(subset: bool) -> Iterator[Launch]:
+    """Every kernel at every row of its tile table; the subset: bf16 at head dimension 128."""
+    dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
+    for dtype in dtypes:
+        for dim in (128,) if subset else (64, 72, 128, 256):
+            name = f"{str(dtype).removeprefix('torch.')} D={dim}"
+            yield from recorded(
+                f"side_attention {name} sets",
+                lambda t=dtype, d=dim: _side_attention(t, d, True, False, 0.0),
+            )
+            yield from recorded(
+                f"side_attention {name} sets lse",
+                lambda t=dtype, d=dim: _side_attention(t, d, True, True, 0.0),
+            )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subset", action="store_true", help="bf16, head dimension 128 only")
+    parser.add_argument("--only", default="", help="kernels whose label or name contains this")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    work = [(launch, t) for launch in launches(options.subset) for t in options.target or TARGETS]
+    work = [w for w in work if options.only in f"{w[0].label} {w[0].kernel.__name__}"]
+    failures = 0
+    for (launch, target), got in zip(work, map(_job, work)):
+        failures += got["failure"] is not None
+        print(launch.label, launch.kernel.__name__, target, got, flush=True)
+    return int(failures > 0)
+
+
+def _job(work):
+    return compiled(*work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

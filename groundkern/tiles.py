@@ -81,8 +81,8 @@ def dot(a, b):
 
 @triton.jit
 def capped(s, softcap):
-    """softcap tanh(s / softcap); s itself where softcap is 0."""
-    if softcap > 0.0:
+    """softcap tanh(s / softcap); s itself where softcap is None."""
+    if softcap is not None:
         x = s / softcap
         e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
         large = tl.where(x < 0.0, e - 1.0, 1.0 - e) / (1.0 + e)
@@ -95,7 +95,7 @@ def capped(s, softcap):
 @triton.jit
 def uncapped_gradient(ds, raw, softcap):
     """The gradient at the raw score from the one at the capped score: ds (1 - tanh^2)."""
-    if softcap > 0.0:
+    if softcap is not None:
         e = tl.exp2(tl.abs(raw) * (-2.0 * LOG2E / softcap))
         ds = ds * (4.0 * e / ((1.0 + e) * (1.0 + e)))
     return ds
@@ -165,12 +165,68 @@ def any_of(mask):
 
 
 @triton.jit
-def tile_range(here, start, stop, split, BLOCK_N: tl.constexpr):
-    """(first, end) of the key tiles that rows `here` see, from this split's own first one."""
-    seen = here & (stop > start)
-    first = tl.min(tl.where(seen, start, 2147483647), 0) // BLOCK_N + split
-    end = (tl.max(tl.where(seen, stop, 0), 0) + BLOCK_N - 1) // BLOCK_N
-    return first, end
+def _live_kernel(
+    sequence_ptr, start_ptr, stop_ptr, words_ptr, set_ptr, live_ptr, N, group, n_words, key_tiles,
+    entries, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Whether a row of the row tile may use a key of tile e % key_tiles of sequence e // key_tiles."""
+    n = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)) // group
+    sequence = tl.load(sequence_ptr + n, mask=n < N, other=-1)
+    start, stop, member = row_bounds(n, n < N, start_ptr, stop_ptr, set_ptr)
+    live_ptr += tl.program_id(0).to(tl.int64) * entries
+    first = tl.program_id(1) * CHUNK
+    for e in range(first, tl.minimum(first + CHUNK, entries)):
+        here = sequence == e // key_tiles
+        end, index = tl.where(here, stop, 0), tl.where(here, member, -1)
+        j0 = (e % key_tiles) * BLOCK_N
+        allowed = allowed_keys(j0, start, end, index, words_ptr, n_words, BLOCK_N)
+        tl.store(live_ptr + e, any_of(allowed).to(tl.int32))
+
+
+@triton.jit
+def _compact_kernel(live_ptr, list_ptr, count_ptr, entries, BLOCK: tl.constexpr):
+    """The live entries of one row tile, in order, and how many they are."""
+    live_ptr += tl.program_id(0).to(tl.int64) * entries
+    list_ptr += tl.program_id(0).to(tl.int64) * entries
+    count = 0
+    for e0 in range(0, entries, BLOCK):
+        e = e0 + tl.arange(0, BLOCK)
+        live = tl.load(live_ptr + e, mask=e < entries, other=0)
+        place = count + tl.cumsum(live, 0) - 1
+        tl.store(list_ptr + place, e, mask=live > 0)
+        count += tl.sum(live, 0)
+    tl.store(count_ptr + tl.program_id(0), count)
+
+
+def live_tiles(
+    selection: tuple[Tensor | None, ...],
+    group: int,
+    batch: int,
+    keys: int,
+    block_m: int,
+    block_n: int,
+) -> tuple[Tensor, Tensor, int, int]:
+    """The key tiles each row tile has to read, so that loops over them need no branch.
+
+    Args:
+        selection: sequence, start, stop [N], words, set_index, contiguous.
+
+    Returns:
+        (list int32 [row tiles, entries], count int32 [row tiles], entries, key tiles); an entry is
+        sequence * key tiles + key tile.
+    """
+    sequence, *_, words, _ = selection
+    row_tiles, key_tiles = triton.cdiv(len(sequence) * group, block_m), triton.cdiv(keys, block_n)
+    entries, chunk = batch * key_tiles, 8
+    live, listed = (sequence.new_empty(row_tiles, entries) for _ in range(2))
+    count = sequence.new_empty(row_tiles)
+    n_words = 0 if words is None else words.shape[1]
+    _live_kernel[(row_tiles, triton.cdiv(entries, chunk))](
+        *selection, live, len(sequence), group, n_words, key_tiles, entries, CHUNK=chunk,
+        BLOCK_M=block_m, BLOCK_N=block_n, num_warps=4,
+    )  # fmt: skip
+    _compact_kernel[(row_tiles,)](live, listed, count, entries, BLOCK=1024, num_warps=4)
+    return listed, count, entries, key_tiles
 
 
 @triton.jit

@@ -24,7 +24,6 @@ from groundkern.tiles import (
     row_bounds,
     rows_of_sequence,
     store_tile,
-    tile_range,
     uncapped_gradient,
     wide,
 )
@@ -36,6 +35,7 @@ class Tile(NamedTuple):
     block_m: int
     block_n: int
     warps: int
+    stages: int = 2
 
 
 # (kernel, 4-byte operands, largest padded head dimension) -> tile. Every row is an untuned first
@@ -64,47 +64,41 @@ TILES = {
 
 @triton.jit
 def _sweep(
-    q, m, sequence, start, stop, member, words_ptr, n_words, k_ptr, v_ptr, scale, softcap,
-    k_b, k_s, v_b, v_s, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr,
+    q, m, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles, keys,
+    k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, BLOCK_N: tl.constexpr, RUNNING: tl.constexpr,
 ):  # fmt: skip
     """One split's (m, l, acc) with the running maximum, or with the fixed shift m."""
     l = tl.zeros(m.shape, tl.float32)  # [BLOCK_M]
     acc = tl.zeros((m.shape[0], BLOCK_DV), tl.float32)
-    seen = stop > start
-    first_b = tl.min(tl.where(seen, sequence, 2147483647), 0)
-    last_b = tl.max(tl.where(seen, sequence, -1), 0)
-    for b in range(first_b, last_b + 1):
-        here = sequence == b
-        end_of = tl.where(here, stop, 0)
-        first, end = tile_range(here, start, stop, tl.program_id(2), BLOCK_N)
-        for tile in range(first, end, tl.num_programs(2)):
-            j0 = tile * BLOCK_N
-            allowed = allowed_keys(j0, start, end_of, member, words_ptr, n_words, BLOCK_N)
-            if any_of(allowed):
-                j = j0 + tl.arange(0, BLOCK_N)
-                kept = j < tl.max(end_of, 0)
-                k = load_tile(k_ptr + wide(b) * k_b, j, k_s, kept, D, BLOCK_D)
-                v = load_tile(v_ptr + wide(b) * v_b, j, v_s, kept, DV, BLOCK_DV)
-                s = capped(dot(q, tl.trans(k)) * scale, softcap)
-                s = tl.where(allowed, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
-                if RUNNING:
-                    m_new = tl.maximum(m, tl.max(s, 1))
-                    shift = tl.where(m_new == -float("inf"), 0.0, m_new)
-                    rescale = tl.exp2((m - shift) * LOG2E)
-                    l, acc, m = l * rescale, acc * rescale[:, None], m_new
-                else:
-                    shift = m
-                p = tl.exp2((s - shift[:, None]) * LOG2E)
-                l += tl.sum(p, 1)
-                acc += dot(p.to(v.dtype), v)
+    for e in range(tl.program_id(2), count, tl.num_programs(2)):
+        entry = tl.load(list_ptr + e)
+        b, j0 = entry // key_tiles, (entry % key_tiles) * BLOCK_N
+        end = tl.where(sequence == b, stop, 0)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = load_tile(k_ptr + wide(b) * k_b, j, k_s, j < keys, D, BLOCK_D)
+        v = load_tile(v_ptr + wide(b) * v_b, j, v_s, j < keys, DV, BLOCK_DV)
+        allowed = allowed_keys(j0, start, end, member, words_ptr, n_words, BLOCK_N)
+        s = capped(dot(q, tl.trans(k)) * scale, softcap)
+        s = tl.where(allowed, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
+        if RUNNING:
+            m_new = tl.maximum(m, tl.max(s, 1))
+            shift = tl.where(m_new == -float("inf"), 0.0, m_new)
+            rescale = tl.exp2((m - shift) * LOG2E)
+            l, acc, m = l * rescale, acc * rescale[:, None], m_new
+        else:
+            shift = m
+        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        l += tl.sum(p, 1)
+        acc += dot(p.to(v.dtype), v)
     return m, l, acc
 
 
 @triton.jit
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, sequence_ptr, start_ptr, stop_ptr, words_ptr, set_ptr, lse_ptr,
-    m_ptr, l_ptr, acc_ptr, scale, softcap, N, heads, group, n_words, q_n, q_h, k_b, k_h, k_s,
+    list_ptr, count_ptr, entries, key_tiles, m_ptr, l_ptr, acc_ptr, scale, softcap, N, heads, group,
+    n_words, keys, q_n, q_h, k_b, k_h, k_s,
     v_b, v_h, v_s, D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
@@ -118,25 +112,30 @@ def _forward_kernel(
     q = load_heads(q_ptr, n, head, q_n, q_h, kept, D, BLOCK_D)
     k_ptr += kv_head.to(tl.int64) * k_h
     v_ptr += kv_head.to(tl.int64) * v_h
+    list_ptr += tl.program_id(0).to(tl.int64) * entries
+    count = tl.load(count_ptr + tl.program_id(0))
     none = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     if lse_ptr is not None:
         shift = tl.load(lse_ptr + n * heads + head, mask=kept, other=0.0)
         shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
         m, l, acc = _sweep(
-            q, shift, sequence, start, stop, member, words_ptr, n_words, k_ptr, v_ptr, scale,
-            softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, False,
+            q, shift, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles,
+            keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+            False,
         )  # fmt: skip
         # A sum near fp32's ends, or 0: redone with its own maximum, so that lse never matters.
         lost = (stop > start) & ((l < 2.0**-80) | (l > 2.0**80) | (l != l))
         if tl.max(lost.to(tl.int32), 0) > 0:
             m, l, acc = _sweep(
-                q, none, sequence, start, stop, member, words_ptr, n_words, k_ptr, v_ptr, scale,
-                softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, True,
+                q, none, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles,
+                keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+            True,
             )  # fmt: skip
     else:
         m, l, acc = _sweep(
-            q, none, sequence, start, stop, member, words_ptr, n_words, k_ptr, v_ptr, scale,
-            softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N, True,
+            q, none, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles,
+            keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
+            True,
         )  # fmt: skip
     at = (split.to(tl.int64) * N + n) * heads + head
     tl.store(m_ptr + at, m, mask=kept)
@@ -243,7 +242,8 @@ def _backward_dkv_kernel(
 @triton.jit
 def _backward_dq_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, sequence_ptr, start_ptr, stop_ptr,
-    words_ptr, set_ptr, part_ptr, scale, softcap, N, heads, group, n_words, q_n, q_h,
+    words_ptr, set_ptr, list_ptr, count_ptr, entries, key_tiles, part_ptr, scale, softcap, N, heads,
+    group, n_words, keys, q_n, q_h,
     k_b, k_h, k_s, v_b, v_h, v_s, D: tl.constexpr, DV: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
@@ -262,26 +262,22 @@ def _backward_dq_kernel(
     k_ptr += kv_head.to(tl.int64) * k_h
     v_ptr += kv_head.to(tl.int64) * v_h
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    seen = stop > start
-    first_b = tl.min(tl.where(seen, sequence, 2147483647), 0)
-    for b in range(first_b, tl.max(tl.where(seen, sequence, -1), 0) + 1):
-        here = sequence == b
-        end_of = tl.where(here, stop, 0)
-        first, end = tile_range(here, start, stop, split, BLOCK_N)
-        for tile in range(first, end, tl.num_programs(2)):
-            j0 = tile * BLOCK_N
-            allowed = allowed_keys(j0, start, end_of, member, words_ptr, n_words, BLOCK_N)
-            if any_of(allowed):
-                j = j0 + tl.arange(0, BLOCK_N)
-                read = j < tl.max(end_of, 0)
-                k = load_tile(k_ptr + wide(b) * k_b, j, k_s, read, D, BLOCK_D)
-                v = load_tile(v_ptr + wide(b) * v_b, j, v_s, read, DV, BLOCK_DV)
-                raw = dot(q, tl.trans(k)) * scale  # [BLOCK_M, BLOCK_N]
-                s = capped(raw, softcap)
-                p = tl.exp2(tl.where(allowed, (s - lse[:, None]) * LOG2E, -float("inf")))
-                dp = dot(dout, tl.trans(v))
-                ds = uncapped_gradient(p * (dp - delta[:, None]), raw, softcap)
-                dq += dot(ds.to(k.dtype), k)
+    list_ptr += tl.program_id(0).to(tl.int64) * entries
+    count = tl.load(count_ptr + tl.program_id(0))
+    for e in range(split, count, tl.num_programs(2)):
+        entry = tl.load(list_ptr + e)
+        b, j0 = entry // key_tiles, (entry % key_tiles) * BLOCK_N
+        end = tl.where(sequence == b, stop, 0)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = load_tile(k_ptr + wide(b) * k_b, j, k_s, j < keys, D, BLOCK_D)
+        v = load_tile(v_ptr + wide(b) * v_b, j, v_s, j < keys, DV, BLOCK_DV)
+        allowed = allowed_keys(j0, start, end, member, words_ptr, n_words, BLOCK_N)
+        raw = dot(q, tl.trans(k)) * scale  # [BLOCK_M, BLOCK_N]
+        s = capped(raw, softcap)
+        p = tl.exp2(tl.where(allowed, (s - lse[:, None]) * LOG2E, -float("inf")))
+        dp = dot(dout, tl.trans(v))
+        ds = uncapped_gradient(p * (dp - delta[:, None]), raw, softcap)
+        dq += dot(ds.to(k.dtype), k)
     store_tile(part_ptr, split.to(tl.int64) * N * heads + at, D, kept, dq, D, BLOCK_D)
 
 
@@ -340,9 +336,11 @@ def forward(
     m, l = (q.new_empty(grid[2], rows, heads, dtype=torch.float32) for _ in range(2))
     acc = q.new_empty(grid[2], rows, heads, dim, dtype=torch.float32)
     lse = None if lse is None or q.dtype == torch.float16 else lse.contiguous()
+    selection = _selection(sequence, start, stop, words, set_index)
+    live = tiles.live_tiles(selection, heads // k.shape[1], *k.shape[::2], *tile[:2])
     _forward_kernel[grid](
-        q, k, v, *_selection(sequence, start, stop, words, set_index), lse, m, l, acc,
-        scale, softcap, *_sizes(q, k, words), *_strides(q, k, v), **constants, num_warps=tile.warps,
+        q, k, v, *selection, lse, *live, m, l, acc, scale, softcap or None, *_sizes(q, k, words),
+        *_strides(q, k, v), **constants, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _reduce_kernel[(rows * heads,)](
         m, l, acc, out, own_lse, grid[2], rows * heads, DV=dim, BLOCK_DV=constants["BLOCK_DV"],
@@ -384,15 +382,17 @@ def backward(
     sizes, strides = _sizes(q, k, words), _strides(q, k, v)
     key_tiles = triton.cdiv(keys, tile.block_n)
     _backward_dkv_kernel[(batch * key_tiles, kv_heads)](
-        *read, dk, dv, scale, softcap, *sizes, keys, key_tiles, *strides, **constants,
-        num_warps=tile.warps,
+        *read, dk, dv, scale, softcap or None, *sizes, key_tiles, *strides, **constants,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     tile, constants = _tile("dq", q, v)
     grid = _rows_grid(q, k, tile)
     part = q.new_empty(grid[2], rows, heads, dim, dtype=torch.float32)
+    live = tiles.live_tiles(selection, heads // kv_heads, batch, keys, *tile[:2])
     _backward_dq_kernel[grid](
-        *read, part, scale, softcap, *sizes, *strides, **constants, num_warps=tile.warps
-    )
+        *read, *live, part, scale, softcap or None, *sizes, *strides, **constants,
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return tiles.sum_parts(part, q, scale), dk, dv
 
 
@@ -403,9 +403,10 @@ def _selection(sequence, start, stop, words, set_index) -> tuple[Tensor | None, 
     return sequence.contiguous(), start.contiguous(), stop.contiguous(), *sets
 
 
-def _sizes(q: Tensor, k: Tensor, words: Tensor | None) -> tuple[int, int, int, int]:
-    """N, heads, group, n_words."""
-    return *q.shape[:2], q.shape[1] // k.shape[1], 0 if words is None else words.shape[1]
+def _sizes(q: Tensor, k: Tensor, words: Tensor | None) -> tuple[int, ...]:
+    """N, heads, group, n_words, keys."""
+    n_words = 0 if words is None else words.shape[1]
+    return *q.shape[:2], q.shape[1] // k.shape[1], n_words, k.shape[2]
 
 
 def _strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
