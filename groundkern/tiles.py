@@ -15,8 +15,9 @@ from torch import Tensor
 # Kernels imported under TRITON_INTERPRET=1 run on CPU tensors, and only on those.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-_UPCAST = tl.constexpr(INTERPRETED)  # the interpreter's dot reads 16-bit operands as integers
-LOG2E = tl.constexpr(1.4426950408889634)
+# The interpreter's dot reads 16-bit operands as integers, and its BLAS rounds a @ b and b.T @ a.T
+# differently, as no GPU does.
+_UPCAST = tl.constexpr(INTERPRETED)
 
 
 def unsupported(*tensors: Tensor | None) -> str | None:
@@ -75,7 +76,7 @@ def wide(x):
 def dot(a, b):
     """a [M, K] @ b [K, N] in fp32; fp32 operands are not rounded to tf32."""
     if _UPCAST:
-        a, b = a.to(tl.float32), b.to(tl.float32)
+        return tl.dot(a.to(tl.float64), b.to(tl.float64)).to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
 
 
@@ -84,7 +85,7 @@ def capped(s, softcap):
     """softcap tanh(s / softcap); s itself where softcap is None."""
     if softcap is not None:
         x = s / softcap
-        e = tl.exp2(tl.abs(x) * (-2.0 * LOG2E))
+        e = tl.exp(-2.0 * tl.abs(x))
         large = tl.where(x < 0.0, e - 1.0, 1.0 - e) / (1.0 + e)
         x2 = x * x  # near 0 the difference 1 - e would cancel: the series instead
         small = x * (1.0 - x2 * (1 / 3 - x2 * (2 / 15 - x2 * (17 / 315 - x2 * (62 / 2835)))))
@@ -96,7 +97,7 @@ def capped(s, softcap):
 def uncapped_gradient(ds, raw, softcap):
     """The gradient at the raw score from the one at the capped score: ds (1 - tanh^2)."""
     if softcap is not None:
-        e = tl.exp2(tl.abs(raw) * (-2.0 * LOG2E / softcap))
+        e = tl.exp(tl.abs(raw) * (-2.0 / softcap))
         ds = ds * (4.0 * e / ((1.0 + e) * (1.0 + e)))
     return ds
 

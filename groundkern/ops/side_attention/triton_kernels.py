@@ -14,7 +14,6 @@ from torch import Tensor
 
 from groundkern import tiles
 from groundkern.tiles import (
-    LOG2E,
     allowed_keys,
     any_of,
     capped,
@@ -84,11 +83,11 @@ def _sweep(
         if RUNNING:
             m_new = tl.maximum(m, tl.max(s, 1))
             shift = tl.where(m_new == -float("inf"), 0.0, m_new)
-            rescale = tl.exp2((m - shift) * LOG2E)
+            rescale = tl.exp(m - shift)
             l, acc, m = l * rescale, acc * rescale[:, None], m_new
         else:
             shift = m
-        p = tl.exp2((s - shift[:, None]) * LOG2E)
+        p = tl.exp(s - shift[:, None])
         l += tl.sum(p, 1)
         acc += dot(p.to(v.dtype), v)
     return m, l, acc
@@ -159,7 +158,7 @@ def _reduce_kernel(
         if l_part > 0.0:
             m_part = tl.load(m_ptr + at)
             m_new = tl.maximum(m, m_part)
-            old, new = tl.exp2((m - m_new) * LOG2E), tl.exp2((m_part - m_new) * LOG2E)
+            old, new = tl.exp(m - m_new), tl.exp(m_part - m_new)
             part = tl.load(acc_ptr + at * DV + d, mask=d < DV, other=0.0)
             acc = acc * old + part * new
             l = l * old + l_part * new
@@ -229,7 +228,7 @@ def _backward_dkv_kernel(
             delta = tl.load(delta_ptr + at, mask=kept, other=0.0)
             raw = dot(k, tl.trans(q)) * scale  # [BLOCK_N, BLOCK_M]
             s = capped(raw, softcap)
-            p = tl.exp2(tl.where(tl.trans(allowed), (s - lse[None, :]) * LOG2E, -float("inf")))
+            p = tl.exp(tl.where(tl.trans(allowed), s - lse[None, :], -float("inf")))
             dv += dot(p.to(dout.dtype), dout)
             dp = dot(v, tl.trans(dout))
             ds = uncapped_gradient(p * (dp - delta[None, :]), raw, softcap)
@@ -274,7 +273,7 @@ def _backward_dq_kernel(
         allowed = allowed_keys(j0, start, end, member, words_ptr, n_words, BLOCK_N)
         raw = dot(q, tl.trans(k)) * scale  # [BLOCK_M, BLOCK_N]
         s = capped(raw, softcap)
-        p = tl.exp2(tl.where(allowed, (s - lse[:, None]) * LOG2E, -float("inf")))
+        p = tl.exp(tl.where(allowed, s - lse[:, None], -float("inf")))
         dp = dot(dout, tl.trans(v))
         ds = uncapped_gradient(p * (dp - delta[:, None]), raw, softcap)
         dq += dot(ds.to(k.dtype), k)
