@@ -1,10 +1,12 @@
 """`python -m benchmarks.aot [--subset]`: compile every Triton kernel for GPUs that are not here.
 
-Each op's launchers run on meta tensors with the launch itself replaced by a recorder, so that what is
-compiled is what would be launched: the tile table's rows, dtypes, constexprs, alignment. Prints
-registers, shared memory, spills and the matrix instruction of each kernel and target; exits with 1 on a
-spill, on shared memory over the target's limit or on a kernel that does not compile. Compiling says nothing
-about speed.
+Each op's launchers run on meta tensors with the launch itself replaced by a recorder, so that what
+is compiled is what would be launched: the tile table's rows, dtypes, constexprs, alignment. Prints
+registers, shared memory, spills and the matrix instruction of each kernel and target; exits with 1
+on a spill, on a 16-bit dot without a matrix instruction, on shared memory over the target's limit
+or on a kernel that does not compile. Spills in fp32 are printed and pass: its dots are exact
+(ieee), which NVIDIA has no matrix instruction for, and fp32 is there to be compared with. Compiling
+says nothing about speed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -30,7 +34,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-
+from groundkern.ops.attention_map import triton_kernels as attention_map
 from groundkern.ops.side_attention import triton_kernels as side_attention
 
 
@@ -49,7 +53,6 @@ TARGETS = {
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536),
 }
 MATRIX = (r"wgmma\.mma_async", r"tcgen05\.mma", r"mma\.sync", r"v_mfma_\w+")
-NEEDS_NO_MATRIX = "fp32 dots are exact (ieee), which NVIDIA has no matrix instruction for"
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,19 @@ class Launch:
     options: dict
 
     def key(self, gpu: GPUTarget) -> str:
-        return f"{self.kernel.__name__} {self.source(gpu)[1:]}"
+        """The same for launches that compile to the same code."""
+        source, options = self.source(gpu)
+        return f"{source.hash()} {options['num_warps']} {options['num_stages']}"
 
-    def source(self, gpu: GPUTarget) -> tuple[ASTSource, dict, dict]:
-        """(source, options, signature), specialised as the runtime would."""
+    def source(self, gpu: GPUTarget) -> tuple[ASTSource, dict]:
+        """(source, options), specialised as the runtime would."""
         backend = make_backend(gpu)
         binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
         bound, specialization, options = binder(*self.arguments, **self.options)
         parsed, signature, constants, attributes = self.kernel._pack_args(
             backend, dict(options), bound, specialization, options
         )
-        source = ASTSource(self.kernel, signature, constants, attributes)
-        return source, parsed.__dict__, signature
+        return ASTSource(self.kernel, signature, constants, attributes), parsed.__dict__
 
 
 def recorded(label: str, run) -> Iterator[Launch]:
@@ -94,34 +98,43 @@ def recorded(label: str, run) -> Iterator[Launch]:
 def compiled(launch: Launch, name: str) -> dict[str, object]:
     """Registers, shared memory, spills and matrix instruction of one launch on one target."""
     target = TARGETS[name]
-    source, options, _ = launch.source(target.gpu)
+    source, options = launch.source(target.gpu)
     try:
         kernel = triton.compile(source, target=target.gpu, options=options)
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {"failure": f"does not compile: {lines[-1]}"}
+        empty = dict.fromkeys(("registers", "shared", "spills", "matrix"), "-")
+        return {**empty, "failure": f"does not compile: {lines[-1]}"}
     text = kernel.asm["ptx" if target.gpu.backend == "cuda" else "amdgcn"]
     found = next((match for pattern in MATRIX if (match := re.search(pattern, text))), None)
     registers, spills = _usage(kernel, target.gpu)
     shared = kernel.metadata.shared
-    failure = f"spills {spills} bytes" if spills else None
-    if shared > target.shared:
+    dots = "tt.dot" in kernel.asm["ttir"]
+    fp32 = "float32" in launch.label
+    failure = None
+    if spills and not fp32:
+        failure = f"spills {spills} bytes"
+    elif shared > target.shared:
         failure = f"shared memory {shared} over the target's {target.shared}"
+    elif dots and not found and not fp32:
+        failure = "dots without a matrix instruction"
     return {
         "registers": registers,
         "shared": shared,
         "spills": spills,
-        "matrix": found.group() if found else "-",
-        "dots": "tt.dot" in kernel.asm["ttir"],
+        "matrix": found.group() if found else "no matrix instruction" if dots else "no dot",
         "failure": failure,
     }
 
 
 def _usage(kernel, gpu: GPUTarget) -> tuple[int, int]:
-    """(registers, bytes of stack) of one thread."""
+    """(registers, bytes spilled) of one thread."""
     if gpu.backend == "hip":
         text = kernel.asm["amdgcn"]
-        numbers = [re.search(rf"\.{key}:\s+(\d+)", text) for key in ("vgpr_count", "private_segment_fixed_size")]
+        numbers = [
+            re.search(rf"\.{key}:\s+(\d+)", text)
+            for key in ("vgpr_count", "private_segment_fixed_size")
+        ]
         return tuple(int(match.group(1)) for match in numbers)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -129,30 +142,50 @@ def _usage(kernel, gpu: GPUTarget) -> tuple[int, int]:
         file.flush()
         command = [str(tool), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
-    return int(registers), int(stack)
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        if stack:  # a frame that nothing is stored to is no spill
+            command = [str(tool), "-sass", file.name]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            stack = stack if re.search(r"\bSTL\b", text) else 0
+    return registers, stack
 
 
-def _side_attention(dtype: torch.dtype, dim: int, sets: bool, lse: bool, softcap: float):
-    """Forward and backward at a real shape: 64 rows, group 7, 4096 keys."""
-    rows, heads, kv_heads, keys, batch = 64, 28, 4, 4096, 2
-    with torch.device("meta"):
-        q = torch.empty(rows, heads, dim, dtype=dtype)
-        k, v = (torch.empty(batch, kv_heads, keys, dim, dtype=dtype) for _ in range(2))
-        selection = _selection(rows, keys, sets)
-        statistics = torch.empty(rows, heads)
-    given = statistics if lse else None
-    side_attention.forward(q, k, v, *selection, given, dim**-0.5, softcap)
-    if not lse:
-        rest = (q, k, v, q, statistics, *selection, dim**-0.5, softcap)
-        side_attention.backward(q, statistics, *rest)
+ROWS, HEADS, KV_HEADS, KEYS, COLUMNS, BATCH = 64, 28, 4, 4096, 1024, 2
 
 
-def _selection(rows: int, keys: int, sets: bool) -> tuple[torch.Tensor | None, ...]:
+def _selection(sets: bool) -> tuple[torch.Tensor | None, ...]:
     """sequence, start, stop, words, set_index."""
-    integers = [torch.empty(rows, dtype=torch.int32) for _ in range(4)]
-    words = torch.empty(8, keys // 32, dtype=torch.int32)
+    integers = [torch.empty(ROWS, dtype=torch.int32) for _ in range(4)]
+    words = torch.empty(8, KEYS // 32, dtype=torch.int32)
     return (*integers[:3], words, integers[3]) if sets else (*integers[:3], None, None)
+
+
+def _side_attention(dtype: torch.dtype, dim: int, sets: bool, lse: bool, softcap: float) -> None:
+    """Forward and, without a given lse, backward."""
+    with torch.device("meta"):
+        q = torch.empty(ROWS, HEADS, dim, dtype=dtype)
+        k, v = (torch.empty(BATCH, KV_HEADS, KEYS, dim, dtype=dtype) for _ in range(2))
+        selection, statistics = _selection(sets), torch.empty(ROWS, HEADS)
+    options = (dim**-0.5, softcap)
+    side_attention.forward(q, k, v, *selection, statistics if lse else None, *options)
+    if not lse:
+        side_attention.backward(q, statistics, q, k, v, q, statistics, *selection, *options)
+
+
+def _attention_map(dtype: torch.dtype, dim: int, softcap: float) -> None:
+    """The kernels behind all three functions."""
+    with torch.device("meta"):
+        q = torch.empty(ROWS, HEADS, dim, dtype=dtype)
+        k = torch.empty(BATCH, KV_HEADS, KEYS, dim, dtype=dtype)
+        sequence, start, stop, *_ = _selection(False)
+        columns = torch.empty(BATCH, COLUMNS, dtype=torch.int32)
+        ds, dnorm = torch.empty(ROWS, HEADS, COLUMNS), torch.empty(ROWS, HEADS)
+    a = attention_map._Attention(
+        sequence, start, stop, columns, None, None, None, "visible", dim**-0.5, softcap
+    )
+    attention_map._scores(q, k, a, a.scale)
+    norm = attention_map._normaliser(q, k, a)
+    attention_map._gradients(ds, dnorm, norm, q, k, a, a.scale)
 
 
 def launches(subset: bool) -> Iterator[Launch]:
@@ -161,34 +194,49 @@ def launches(subset: bool) -> Iterator[Launch]:
     for dtype in dtypes:
         for dim in (128,) if subset else (64, 72, 128, 256):
             name = f"{str(dtype).removeprefix('torch.')} D={dim}"
-            yield from recorded(
-                f"side_attention {name} sets",
-                lambda t=dtype, d=dim: _side_attention(t, d, True, False, 0.0),
-            )
-            yield from recorded(
-                f"side_attention {name} sets lse",
-                lambda t=dtype, d=dim: _side_attention(t, d, True, True, 0.0),
-            )
+            side = partial(_side_attention, dtype, dim)
+            yield from recorded(f"side_attention {name} sets", partial(side, True, False, 0.0))
+            if not subset:
+                yield from recorded(f"side_attention {name}", partial(side, False, False, 30.0))
+            yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
+            maps = partial(_attention_map, dtype, dim)
+            yield from recorded(f"attention_map {name}", partial(maps, 0.0 if subset else 30.0))
+
+
+WORK: list[tuple[Launch, str]] = []  # what the worker processes, forked, read by place
+
+
+def _job(place: int) -> dict[str, object]:
+    return compiled(*WORK[place])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--subset", action="store_true", help="bf16, head dimension 128 only")
-    parser.add_argument("--only", default="", help="kernels whose label or name contains this")
+    parser.add_argument("--subset", action="store_true", help="bf16 at head dimension 128 only")
+    parser.add_argument("--only", default="", help="launches whose label or kernel contains this")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    work = [(launch, t) for launch in launches(options.subset) for t in options.target or TARGETS]
-    work = [w for w in work if options.only in f"{w[0].label} {w[0].kernel.__name__}"]
+    seen: set[str] = set()
+    for launch in launches(options.subset):
+        for target in options.target or TARGETS:
+            key = f"{target} {launch.key(TARGETS[target].gpu)}"
+            if key not in seen and options.only in f"{launch.label} {launch.kernel.__name__}":
+                seen.add(key)
+                WORK.append((launch, target))
+    print(f"triton {triton.__version__}: {len(WORK)} kernels; registers and spills per thread")
+    print(f"{'target':8}{'kernel':24}{'regs':>5}{'shared':>8}{'spills':>7}  matrix / call")
     failures = 0
-    for (launch, target), got in zip(work, map(_job, work)):
-        failures += got["failure"] is not None
-        print(launch.label, launch.kernel.__name__, target, got, flush=True)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
+        for (launch, target), got in zip(WORK, pool.map(_job, range(len(WORK)))):
+            failures += got["failure"] is not None
+            numbers = f"{got['registers']:>5}{got['shared']:>8}{got['spills']:>7}"
+            kernel = f"{target:8}{launch.kernel.__name__.strip('_'):24}"
+            print(f"{kernel}{numbers}  {got['matrix']} / {launch.label}", flush=True)
+            if got["failure"]:
+                print(f"  FAIL: {got['failure']}", flush=True)
+    print(f"{failures} failures")
     return int(failures > 0)
-
-
-def _job(work):
-    return compiled(*work)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What the Triton kernels share: tiles of rows and keys, masks, dots, launch sizes.
 
-A row tile holds consecutive (row, head of one KV head's group) pairs: flat index i is row i // group and query
-head kv_head * group + i % group, so that every K and V tile is read once for the whole group.
+A row tile holds consecutive (row, head of one KV head's group) pairs: flat index i is row
+i // group and query head kv_head * group + i % group, so that every K and V tile is read once for
+the whole group.
 """
 
 import os
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -38,8 +40,18 @@ def unsupported(*tensors: Tensor | None) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the Triton kernels take float32, bfloat16 or float16 and not {dtype}"
     if not all(1 <= x.shape[-1] <= 256 for x in present):
-        return f"the Triton kernels take head dimensions 1 to 256, not {max(x.shape[-1] for x in present)}"
+        dims = [x.shape[-1] for x in present]
+        return f"the Triton kernels take head dimensions 1 to 256, not {dims}"
     return None
+
+
+class Tile(NamedTuple):
+    """block_m flat (row, head) pairs by block_n keys."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int = 2
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
@@ -119,9 +131,7 @@ def store_tile(ptr, at, stride, kept, x, DIM: tl.constexpr, BLOCK_DIM: tl.conste
 
 
 @triton.jit
-def load_heads(
-    ptr, n, head, stride_n, stride_h, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr
-):
+def load_heads(ptr, n, head, stride_n, stride_h, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """A row tile of [N, Hq, DIM]: [BLOCK_M, BLOCK_DIM]."""
     at = n.to(tl.int64) * stride_n + head.to(tl.int64) * stride_h
     return load_tile(ptr, at, 1, kept, DIM, BLOCK_DIM)
@@ -170,7 +180,7 @@ def _live_kernel(
     sequence_ptr, start_ptr, stop_ptr, words_ptr, set_ptr, live_ptr, N, group, n_words, key_tiles,
     entries, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Whether a row of the row tile may use a key of tile e % key_tiles of sequence e // key_tiles."""
+    """Whether a row of the tile may use a key of tile e % key_tiles, sequence e // key_tiles."""
     n = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)) // group
     sequence = tl.load(sequence_ptr + n, mask=n < N, other=-1)
     start, stop, member = row_bounds(n, n < N, start_ptr, stop_ptr, set_ptr)
@@ -248,7 +258,7 @@ def sum_kernel(part_ptr, out_ptr, splits, size, scale, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for split in range(splits):
-        total += tl.load(part_ptr + split * size + i, mask=i < size, other=0.0)
+        total += tl.load(part_ptr + wide(split) * size + i, mask=i < size, other=0.0)
     tl.store(out_ptr + i, (total * scale).to(out_ptr.dtype.element_ty), mask=i < size)
 
 

@@ -1,9 +1,9 @@
 """Triton kernels of attention maps (CUDA, ROCm).
 
-First version: the scores on the columns (and v . g) are stored, [N, Hq, C] in fp32, and what the equations do
-with them is torch on that, differentiated by autograd. The scores of all other visible keys are never stored:
-their log-sum-exp and its gradient, which reaches every visible key, are computed tile by tile. No
-atomics, no sync.
+First version: the scores on the columns (and v . g) are stored, [N, Hq, C] in fp32, and what the
+equations do with them is torch on that, differentiated by autograd. The scores of all other visible
+keys are never stored: their log-sum-exp and its gradient, which reaches every visible key, are
+computed tile by tile. No atomics, no sync.
 """
 
 from functools import partial
@@ -17,6 +17,7 @@ from torch import Tensor
 from groundkern import tiles
 from groundkern.row_blocks import vjp
 from groundkern.tiles import (
+    Tile,
     allowed_keys,
     any_of,
     capped,
@@ -30,25 +31,15 @@ from groundkern.tiles import (
     wide,
 )
 
-
-class Tile(NamedTuple):
-    """block_m flat (row, head) pairs by block_n keys or columns."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int = 2
-
-
-# (4-byte operands, largest padded head dimension) -> tile of every kernel here. Every row is an untuned
-# first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
+# (4-byte operands, largest padded head dimension) -> tile of every kernel here. Every row is an
+# untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
 TILES = {
     (False, 64): Tile(32, 64, 4),
     (False, 128): Tile(32, 64, 8),
     (False, 256): Tile(16, 32, 8),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8),
+    (True, 256): Tile(16, 32, 8, 1),
 }
 
 
@@ -266,7 +257,9 @@ class _Attention(NamedTuple):
         own = (at >= 0) & (at >= self.start[:, None]) & (at < self.stop[:, None])
         if self.words is None or not len(self.words):
             return own
-        word = self.words[self.set_index.clamp(min=0).long()].gather(1, at.clamp(min=0).long() // 32)
+        word = self.words[self.set_index.clamp(min=0).long()].gather(
+            1, at.clamp(min=0).long() // 32
+        )
         member = (word >> (at.clamp(min=0) % 32)) & 1
         return own & ((member != 0) | (self.set_index < 0)[:, None])
 
@@ -287,7 +280,7 @@ def _scores(q: Tensor, k: Tensor, a: _Attention, scale: float) -> Tensor:
     (n, heads, _), c = q.shape, a.columns.shape[1]
     s = q.new_empty(n, heads, c, dtype=torch.float32)
     blocks, options = _tile(q)
-    _scores_kernel[*_grid(q, k, blocks["BLOCK_M"]), triton.cdiv(c, blocks["BLOCK_N"])](
+    _scores_kernel[(*_grid(q, k, blocks["BLOCK_M"]), triton.cdiv(c, blocks["BLOCK_N"]))](
         q, k, a.sequence, a.columns, s, scale, n, heads, heads // k.shape[1], c, *q.stride()[:2],
         *k.stride()[:3], **blocks, **options,
     )  # fmt: skip
@@ -335,7 +328,7 @@ def _gradients(
     grid, live = ((*rows, 0), ()) if norm is None else _live(q, k, a)
     part = q.new_empty(column_splits + grid[2], n, heads, dim, dtype=torch.float32)
     q_strides, k_strides = q.stride()[:2], k.stride()[:3]
-    _columns_dq_kernel[*rows, column_splits](
+    _columns_dq_kernel[(*rows, column_splits)](
         ds, k, a.sequence, a.columns, part, n, heads, group, c, *k_strides, **blocks, **options
     )
     visible = (norm, None if norm is None else dnorm.contiguous(), a.sequence, a.start, a.stop)
@@ -453,4 +446,6 @@ def _values(v: Tensor | None, g: Tensor | None, a: _Attention) -> Tensor | None:
 
 def _zeros(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
     like = torch.zeros
-    return tuple(None if x is None else like(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    return tuple(
+        None if x is None else like(x.shape, dtype=x.dtype, device=x.device) for x in inputs
+    )

@@ -1,11 +1,10 @@
 """Triton kernels of side attention (CUDA, ROCm).
 
-Forward: programs (row tile, KV head, key split) leave (m, l, acc); `_reduce_kernel` merges the splits in
-order. Backward: `_backward_dkv_kernel` owns a key tile and loops over the rows of its sequence,
-`_backward_dq_kernel` owns a row tile and leaves one partial per key split. No atomics.
+Forward: programs (row tile, KV head, key split) leave (m, l, acc); `_reduce_kernel` merges the
+splits in order. Backward: `_backward_dkv_kernel` owns a key tile and loops over the rows of its
+sequence, `_backward_dq_kernel` owns a row tile and leaves one partial per key split. Row tiles read
+the key tiles that `tiles.live_tiles` lists, and no others. No atomics, no sync.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from groundkern import tiles
 from groundkern.tiles import (
+    Tile,
     allowed_keys,
     any_of,
     capped,
@@ -27,48 +27,39 @@ from groundkern.tiles import (
     wide,
 )
 
-
-class Tile(NamedTuple):
-    """block_m flat (row, head) pairs by block_n keys."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int = 2
-
-
 # (kernel, 4-byte operands, largest padded head dimension) -> tile. Every row is an untuned first
 # guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on a device.
 TILES = {
     ("forward", False, 64): Tile(64, 64, 4),
-    ("forward", False, 128): Tile(64, 64, 4),
-    ("forward", False, 256): Tile(64, 32, 8),
+    ("forward", False, 128): Tile(64, 32, 8),
+    ("forward", False, 256): Tile(32, 32, 8),
     ("forward", True, 64): Tile(16, 32, 4),
-    ("forward", True, 128): Tile(16, 32, 4),
-    ("forward", True, 256): Tile(16, 32, 8),
+    ("forward", True, 128): Tile(16, 32, 8),
+    ("forward", True, 256): Tile(16, 32, 8, 1),
     ("dkv", False, 64): Tile(32, 64, 4),
-    ("dkv", False, 128): Tile(32, 64, 8),
+    ("dkv", False, 128): Tile(16, 64, 8),
     ("dkv", False, 256): Tile(16, 32, 8),
     ("dkv", True, 64): Tile(16, 32, 4),
-    ("dkv", True, 128): Tile(16, 32, 8),
-    ("dkv", True, 256): Tile(16, 32, 8),
+    ("dkv", True, 128): Tile(16, 32, 8, 1),
+    ("dkv", True, 256): Tile(16, 32, 8, 1),
     ("dq", False, 64): Tile(64, 64, 4),
-    ("dq", False, 128): Tile(64, 64, 8),
-    ("dq", False, 256): Tile(32, 32, 8),
+    ("dq", False, 128): Tile(64, 32, 4),
+    ("dq", False, 256): Tile(16, 32, 8),
     ("dq", True, 64): Tile(16, 32, 4),
     ("dq", True, 128): Tile(16, 32, 8),
-    ("dq", True, 256): Tile(16, 32, 8),
+    ("dq", True, 256): Tile(16, 32, 8, 1),
 }
 
 
 @triton.jit
 def _sweep(
     q, m, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles, keys,
-    k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, BLOCK_N: tl.constexpr, RUNNING: tl.constexpr,
+    k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_N: tl.constexpr, RUNNING: tl.constexpr,
 ):  # fmt: skip
-    """One split's (m, l, acc) with the running maximum, or with the fixed shift m."""
+    """One split's (m, l, acc), with the running maximum or with the fixed shift m; and some."""
     l = tl.zeros(m.shape, tl.float32)  # [BLOCK_M]
+    some = tl.zeros(m.shape, tl.int32)  # whether the row has a key here at all
     acc = tl.zeros((m.shape[0], BLOCK_DV), tl.float32)
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
         entry = tl.load(list_ptr + e)
@@ -86,11 +77,12 @@ def _sweep(
             rescale = tl.exp(m - shift)
             l, acc, m = l * rescale, acc * rescale[:, None], m_new
         else:
+            some = tl.maximum(some, tl.max(allowed.to(tl.int32), 1))
             shift = m
         p = tl.exp(s - shift[:, None])
         l += tl.sum(p, 1)
         acc += dot(p.to(v.dtype), v)
-    return m, l, acc
+    return m, l, acc, some
 
 
 @triton.jit
@@ -117,24 +109,24 @@ def _forward_kernel(
     if lse_ptr is not None:
         shift = tl.load(lse_ptr + n * heads + head, mask=kept, other=0.0)
         shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
-        m, l, acc = _sweep(
+        m, l, acc, some = _sweep(
             q, shift, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles,
-            keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
-            False,
+            keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV,
+            BLOCK_N, False,
         )  # fmt: skip
         # A sum near fp32's ends, or 0: redone with its own maximum, so that lse never matters.
-        lost = (stop > start) & ((l < 2.0**-80) | (l > 2.0**80) | (l != l))
+        lost = (some > 0) & ((l < 2.0**-80) | (l > 2.0**80) | (l != l))
         if tl.max(lost.to(tl.int32), 0) > 0:
-            m, l, acc = _sweep(
-                q, none, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles,
-                keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
-            True,
+            m, l, acc, some = _sweep(
+                q, none, sequence, start, stop, member, words_ptr, n_words, list_ptr, count,
+                key_tiles, keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D,
+                BLOCK_DV, BLOCK_N, True,
             )  # fmt: skip
     else:
-        m, l, acc = _sweep(
+        m, l, acc, some = _sweep(
             q, none, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles,
-            keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV, BLOCK_N,
-            True,
+            keys, k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D, DV, BLOCK_D, BLOCK_DV,
+            BLOCK_N, True,
         )  # fmt: skip
     at = (split.to(tl.int64) * N + n) * heads + head
     tl.store(m_ptr + at, m, mask=kept)
