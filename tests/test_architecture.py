@@ -185,18 +185,22 @@ def test_an_import_against_the_arrows_is_found(module: str, source: str) -> None
 
 
 def test_import_groundkern_is_light() -> None:
-    """Neither the import nor a reference call loads transformers, triton or the extension."""
+    """Neither the import nor a reference call loads transformers, a kernel or the extension.
+
+    The import does not load triton either; torch itself does when the first custom op is called.
+    """
     program = """
 import sys
 import torch
 before = set(sys.modules)
 import groundkern
+imported = set(sys.modules) - before
 zero = torch.zeros(1, dtype=torch.int32)
 rows = groundkern.QueryRows.causal(zero, zero)
 q, k = torch.ones(1, 2, 4), torch.ones(1, 2, 3, 4)
 groundkern.side_attention(q, k, k, rows, backend="reference")
-heavy = {"transformers", "triton", "groundkern._C", "PIL", "trainer"}
-print(sorted(heavy & (set(sys.modules) - before)))
+heavy = {"transformers", "groundkern.tiles", "groundkern._C", "PIL", "trainer"}
+print(sorted(heavy & (set(sys.modules) - before) | {"triton"} & imported))
 """
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

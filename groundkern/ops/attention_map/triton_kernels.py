@@ -399,8 +399,7 @@ def map_forward(q, k, v, g, head_weight, rectify: bool, *attention) -> Tensor:
     if _nothing(q, k, a):
         return q.new_zeros(q.shape[0], a.columns.shape[1], dtype=torch.float32)
     s, norm, value = _scores(q, k, a, a.scale), _normaliser(q, k, a), _values(v, g, a)
-    own = a.own()
-    return _map(s, norm, value, head_weight, own=own, rectify=rectify, softcap=a.softcap)
+    return _map(s, norm, value, head_weight, own=a.own(), rectify=rectify, softcap=a.softcap)
 
 
 def map_backward(dmap: Tensor, q, k, v, g, head_weight, rectify: bool, *attention):
