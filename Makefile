@@ -1,4 +1,5 @@
-# make demo | test | lint: each installs what it needs into .venv first, once.
+# make demo | test | lint | aot (kernels compiled for GPUs that are not here) | gpu (tests on one):
+# each installs what it needs into .venv first, once.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto
@@ -22,8 +23,14 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench aot gpu:
-	@echo "make $@: not part of this version; it comes with the benchmarks, the Triton and the GPU work." >&2
+aot: $(INSTALLED)
+	$(PY) -m benchmarks.aot $(AOT_ARGS)
+
+gpu: $(INSTALLED)
+	$(PY) -m pytest -m gpu
+
+bench:
+	@echo "make $@: not part of this version; it comes with the benchmarks." >&2
 	@exit 1
 
 # No build isolation: the extension is built with the pinned ninja and pybind11.

@@ -1,0 +1,243 @@
+"""`python -m benchmarks.aot [--subset]`: compile every Triton kernel for GPUs that are not here.
+
+Each op's launchers run on meta tensors with the launch itself replaced by a recorder, so that what
+is compiled is what would be launched: the tile table's rows, dtypes, constexprs, alignment. Prints
+registers, shared memory, spills and the matrix instruction of each kernel and target; exits with 1
+on a spill, on a 16-bit dot without a matrix instruction, on shared memory over the target's limit
+or on a kernel that does not compile. Spills in fp32 are printed and pass: its dots are exact
+(ieee), which NVIDIA has no matrix instruction for, and fp32 is there to be compared with. Compiling
+says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported below
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from groundkern.ops.attention_map import triton_kernels as attention_map
+from groundkern.ops.side_attention import triton_kernels as side_attention
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to compile for and the shared memory one program may take, in bytes."""
+
+    gpu: GPUTarget
+    shared: int
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 232_448),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 232_448),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536),
+}
+MATRIX = (r"wgmma\.mma_async", r"tcgen05\.mma", r"mma\.sync", r"v_mfma_\w+")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch."""
+
+    label: str
+    kernel: JITFunction
+    arguments: tuple
+    options: dict
+
+    def key(self, gpu: GPUTarget) -> str:
+        """The same for launches that compile to the same code."""
+        source, options = self.source(gpu)
+        return f"{source.hash()} {options['num_warps']} {options['num_stages']}"
+
+    def source(self, gpu: GPUTarget) -> tuple[ASTSource, dict]:
+        """(source, options), specialised as the runtime would."""
+        backend = make_backend(gpu)
+        binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        bound, specialization, options = binder(*self.arguments, **self.options)
+        parsed, signature, constants, attributes = self.kernel._pack_args(
+            backend, dict(options), bound, specialization, options
+        )
+        return ASTSource(self.kernel, signature, constants, attributes), parsed.__dict__
+
+
+def recorded(label: str, run) -> Iterator[Launch]:
+    """The launches `run()` would make."""
+    seen: list[Launch] = []
+
+    def record(kernel, *arguments, grid, warmup, **options):
+        seen.append(Launch(label, kernel, arguments, options))
+
+    launch, JITFunction.run = JITFunction.run, record
+    try:
+        run()
+    finally:
+        JITFunction.run = launch
+    yield from seen
+
+
+def compiled(launch: Launch, name: str) -> dict[str, object]:
+    """Registers, shared memory, spills and matrix instruction of one launch on one target."""
+    target = TARGETS[name]
+    source, options = launch.source(target.gpu)
+    try:
+        kernel = triton.compile(source, target=target.gpu, options=options)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        empty = dict.fromkeys(("registers", "shared", "spills", "matrix"), "-")
+        return {**empty, "failure": f"does not compile: {lines[-1]}"}
+    text = kernel.asm["ptx" if target.gpu.backend == "cuda" else "amdgcn"]
+    found = next((match for pattern in MATRIX if (match := re.search(pattern, text))), None)
+    registers, spills = _usage(kernel, target.gpu)
+    shared = kernel.metadata.shared
+    dots = "tt.dot" in kernel.asm["ttir"]
+    fp32 = "float32" in launch.label
+    failure = None
+    if spills and not fp32:
+        failure = f"spills {spills} bytes"
+    elif shared > target.shared:
+        failure = f"shared memory {shared} over the target's {target.shared}"
+    elif dots and not found and not fp32:
+        failure = "dots without a matrix instruction"
+    return {
+        "registers": registers,
+        "shared": shared,
+        "spills": spills,
+        "matrix": found.group() if found else "no matrix instruction" if dots else "no dot",
+        "failure": failure,
+    }
+
+
+def _usage(kernel, gpu: GPUTarget) -> tuple[int, int]:
+    """(registers, bytes spilled) of one thread."""
+    if gpu.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        numbers = [
+            re.search(rf"\.{key}:\s+(\d+)", text)
+            for key in ("vgpr_count", "private_segment_fixed_size")
+        ]
+        return tuple(int(match.group(1)) for match in numbers)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        if stack:  # a frame that nothing is stored to is no spill
+            command = [str(tool), "-sass", file.name]
+            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            stack = stack if re.search(r"\bSTL\b", text) else 0
+    return registers, stack
+
+
+ROWS, HEADS, KV_HEADS, KEYS, COLUMNS, BATCH = 64, 28, 4, 4096, 1024, 2
+
+
+def _selection(sets: bool) -> tuple[torch.Tensor | None, ...]:
+    """sequence, start, stop, words, set_index."""
+    integers = [torch.empty(ROWS, dtype=torch.int32) for _ in range(4)]
+    words = torch.empty(8, KEYS // 32, dtype=torch.int32)
+    return (*integers[:3], words, integers[3]) if sets else (*integers[:3], None, None)
+
+
+def _side_attention(dtype: torch.dtype, dim: int, sets: bool, lse: bool, softcap: float) -> None:
+    """Forward and, without a given lse, backward."""
+    with torch.device("meta"):
+        q = torch.empty(ROWS, HEADS, dim, dtype=dtype)
+        k, v = (torch.empty(BATCH, KV_HEADS, KEYS, dim, dtype=dtype) for _ in range(2))
+        selection, statistics = _selection(sets), torch.empty(ROWS, HEADS)
+    options = (dim**-0.5, softcap)
+    side_attention.forward(q, k, v, *selection, statistics if lse else None, *options)
+    if not lse:
+        side_attention.backward(q, statistics, q, k, v, q, statistics, *selection, *options)
+
+
+def _attention_map(dtype: torch.dtype, dim: int, softcap: float) -> None:
+    """The kernels behind all three functions."""
+    with torch.device("meta"):
+        q = torch.empty(ROWS, HEADS, dim, dtype=dtype)
+        k = torch.empty(BATCH, KV_HEADS, KEYS, dim, dtype=dtype)
+        sequence, start, stop, *_ = _selection(False)
+        columns = torch.empty(BATCH, COLUMNS, dtype=torch.int32)
+        ds, dnorm = torch.empty(ROWS, HEADS, COLUMNS), torch.empty(ROWS, HEADS)
+    a = attention_map._Attention(
+        sequence, start, stop, columns, None, None, None, "visible", dim**-0.5, softcap
+    )
+    attention_map._scores(q, k, a, a.scale)
+    norm = attention_map._normaliser(q, k, a)
+    attention_map._gradients(ds, dnorm, norm, q, k, a, a.scale)
+
+
+def launches(subset: bool) -> Iterator[Launch]:
+    """Every kernel at every row of its tile table; the subset: bf16 at head dimension 128."""
+    dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
+    for dtype in dtypes:
+        for dim in (128,) if subset else (64, 72, 128, 256):
+            name = f"{str(dtype).removeprefix('torch.')} D={dim}"
+            side = partial(_side_attention, dtype, dim)
+            yield from recorded(f"side_attention {name} sets", partial(side, True, False, 0.0))
+            if not subset:
+                yield from recorded(f"side_attention {name}", partial(side, False, False, 30.0))
+            yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
+            maps = partial(_attention_map, dtype, dim)
+            yield from recorded(f"attention_map {name}", partial(maps, 0.0 if subset else 30.0))
+
+
+WORK: list[tuple[Launch, str]] = []  # what the worker processes, forked, read by place
+
+
+def _job(place: int) -> dict[str, object]:
+    return compiled(*WORK[place])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--subset", action="store_true", help="bf16 at head dimension 128 only")
+    parser.add_argument("--only", default="", help="launches whose label or kernel contains this")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    seen: set[str] = set()
+    for launch in launches(options.subset):
+        for target in options.target or TARGETS:
+            key = f"{target} {launch.key(TARGETS[target].gpu)}"
+            if key not in seen and options.only in f"{launch.label} {launch.kernel.__name__}":
+                seen.add(key)
+                WORK.append((launch, target))
+    print(f"triton {triton.__version__}: {len(WORK)} kernels; registers and spills per thread")
+    print(f"{'target':8}{'kernel':24}{'regs':>5}{'shared':>8}{'spills':>7}  matrix / call")
+    failures = 0
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
+        for (launch, target), got in zip(WORK, pool.map(_job, range(len(WORK)))):
+            failures += got["failure"] is not None
+            numbers = f"{got['registers']:>5}{got['shared']:>8}{got['spills']:>7}"
+            kernel = f"{target:8}{launch.kernel.__name__.strip('_'):24}"
+            print(f"{kernel}{numbers}  {got['matrix']} / {launch.label}", flush=True)
+            if got["failure"]:
+                print(f"  FAIL: {got['failure']}", flush=True)
+    print(f"{failures} failures")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
