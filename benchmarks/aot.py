@@ -35,6 +35,7 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from groundkern.ops.attention_map import triton_kernels as attention_map
+from groundkern.ops.linear_cross_entropy import triton_kernels as linear_cross_entropy
 from groundkern.ops.side_attention import triton_kernels as side_attention
 
 
@@ -151,6 +152,7 @@ def _usage(kernel, gpu: GPUTarget) -> tuple[int, int]:
 
 
 ROWS, HEADS, KV_HEADS, KEYS, COLUMNS, BATCH = 64, 28, 4, 4096, 1024, 2
+HIDDEN, VOCABULARY = 2048, 151_936
 
 
 def _selection(sets: bool) -> tuple[torch.Tensor | None, ...]:
@@ -188,6 +190,19 @@ def _attention_map(dtype: torch.dtype, dim: int, softcap: float) -> None:
     attention_map._gradients(ds, dnorm, norm, q, k, a, a.scale)
 
 
+def _linear_cross_entropy(dtype: torch.dtype, bias: bool, softcap: float) -> None:
+    """Forward and backward, with bags of labels."""
+    with torch.device("meta"):
+        hidden, weight = (torch.empty(n, HIDDEN, dtype=dtype) for n in (ROWS, VOCABULARY))
+        target, index = (torch.empty(ROWS, dtype=torch.int64) for _ in range(2))
+        ids, offsets = (torch.empty(n, dtype=torch.int64) for n in (100, BATCH + 1))
+        upstream = [torch.empty(ROWS)] * 3
+        added = torch.empty(VOCABULARY, dtype=dtype) if bias else None
+    inputs = (hidden, weight, added, target, ids, offsets, index, 0.3, -100, softcap, "")
+    linear_cross_entropy.forward(*inputs)
+    linear_cross_entropy.backward(*upstream, *inputs, True, None)
+
+
 def launches(subset: bool) -> Iterator[Launch]:
     """Every kernel at every row of its tile table; the subset: bf16 at head dimension 128."""
     dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
@@ -201,6 +216,10 @@ def launches(subset: bool) -> Iterator[Launch]:
             yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
             maps = partial(_attention_map, dtype, dim)
             yield from recorded(f"attention_map {name}", partial(maps, 0.0 if subset else 30.0))
+        for bias, softcap in ((False, 0.0),) if subset else ((False, 0.0), (True, 30.0)):
+            name = f"linear_cross_entropy {str(dtype).removeprefix('torch.')} softcap={softcap}"
+            loss = partial(_linear_cross_entropy, dtype, bias, softcap)
+            yield from recorded(name, loss)
 
 
 WORK: list[tuple[Launch, str]] = []  # what the worker processes, forked, read by place

@@ -55,6 +55,7 @@ EXCEPTIONS = {
     ("tests.test_map_bindings", "groundkern._C"),
     # compiles the launches themselves, on meta tensors
     ("benchmarks.aot", "groundkern.ops.attention_map.triton_kernels"),
+    ("benchmarks.aot", "groundkern.ops.linear_cross_entropy.triton_kernels"),
     ("benchmarks.aot", "groundkern.ops.side_attention.triton_kernels"),
     *(("benchmarks.aot", f"triton{part}") for part in AOT_IMPORTS),
 }

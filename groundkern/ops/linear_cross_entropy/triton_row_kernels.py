@@ -6,7 +6,6 @@ nothing but differences to `top` is ever exponentiated.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -347,44 +346,3 @@ def bag_gradient_kernel(
             dz = (scale * tl.exp(z - top) - pull * copies) * slope
             out_ptr = dlogits_ptr + row * vocabulary + label
             tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=here)
-
-
-class Compilation(NamedTuple):
-    """What `triton.compile` needs to know of one kernel."""
-
-    kernel: object
-    signature: dict[str, str]
-    constexprs: dict[str, object]
-    num_warps: int
-
-
-def compilations(operand: str = "bf16") -> list[Compilation]:
-    """Every kernel as `TILES` has it launched, to compile ahead of time.
-
-    Args:
-        operand: Triton's name of the operands' dtype.
-    """
-    types = {
-        **dict.fromkeys(("own_ptr", "labels_ptr", "offsets_ptr", "index_ptr"), "*i64"),
-        **dict.fromkeys(("ids_ptr", "predicted_ptr"), "*i64"),
-        **dict.fromkeys(("bias_ptr", "dlogits_ptr"), f"*{operand}"),
-        **dict.fromkeys(("rows", "vocabulary", "spans", "parts"), "i32"),
-        **dict.fromkeys(("smoothing", "softcap"), "fp32"),
-    }
-    launches = {
-        partial_kernel: (TILES.columns, TILES.warps),
-        combine_kernel: (32, 4),  # spans of a vocabulary of 131,073 to 262,144
-        bag_kernel: (TILES.labels, 4),
-        finish_kernel: (TILES.rows, 4),
-        gradient_kernel: (TILES.columns, TILES.warps),
-        bag_gradient_kernel: (TILES.labels, 4),
-    }
-    result = []
-    for kernel, (block, warps) in launches.items():
-        flags = [n for n in kernel.arg_names if n.startswith("HAS_")]
-        for present in (False, True)[: 1 + bool(flags)]:
-            constants = {"BLOCK": block, **dict.fromkeys(flags, present)}
-            names = [n for n in kernel.arg_names if n not in constants]
-            signature = {n: types.get(n, "*fp32") for n in names}
-            result.append(Compilation(kernel, signature, constants, warps))
-    return result
