@@ -1,0 +1,1 @@
+"""Measurements of groundkern: not part of the wheel."""
