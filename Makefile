@@ -1,4 +1,5 @@
-# make demo | test | lint: each installs what it needs into .venv first, once.
+# make demo | test | lint | bench: each installs what it needs into .venv first, once.
+# make gpu: GPU tests and benchmarks with $(PYTHON)'s own torch, from the source tree, into $$OUT.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto
@@ -22,8 +23,16 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-bench aot gpu:
-	@echo "make $@: not part of this version; it comes with the benchmarks, the Triton and the GPU work." >&2
+# A CPU subset in under 5 minutes; `python -m benchmarks --help` has the rest.
+bench: $(INSTALLED)
+	$(PY) -m benchmarks --device cpu --no-whole --seconds 2 --least 3 --deadline 220 $(BENCH_ARGS) \
+		--csv bench_results/cpu.csv --json bench_results/cpu.json --plot bench_results
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
+aot:
+	@echo "make $@: not part of this version; it comes with the Triton work." >&2
 	@exit 1
 
 # No build isolation: the extension is built with the pinned ninja and pybind11.

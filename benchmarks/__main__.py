@@ -73,21 +73,27 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in ceilings.items():
         unit = "TB/s copied" if name == "bandwidth" else "TFLOP/s matmul"
         console.print(f"{name}: {value / 1e12:.4g} {unit}, measured now")
-    rows, left_out = suite.suite(
+    rows: list[suite.Row] = []
+    left_out: list[str] = []
+    for new in suite.suite(
         some,
         args.mode,
         device,
         deadline=args.deadline,
-        show=lambda new: table.show(new, console),
+        left_out=left_out,
         backends=args.backend,
         compiled=not args.no_compile,
         with_memory=not args.no_memory,
         seconds=args.seconds,
         least=args.least,
         ceilings=ceilings,
-    )
-    if args.csv:
-        suite.write_csv(args.csv, rows, stamp)
+    ):
+        table.show(new, console)
+        rows += new
+        if args.csv:  # after each problem: what was measured outlives an interrupt
+            suite.write_csv(args.csv, rows, stamp)
+        if args.json:
+            suite.write_json(args.json, rows, stamp, left_out)
     if args.json:
         suite.write_json(args.json, rows, stamp, left_out)
     if args.plot and rows:

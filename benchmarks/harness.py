@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import baselines, floors, peers
 from benchmarks.baselines import Refused, Step
-from benchmarks.problems import Problem
+from benchmarks.problems import Problem, randn
 from groundkern.ops.cases import Call
 
 PREFERRED = {"cuda": "triton", "cpu": "native"}
@@ -44,12 +44,7 @@ def runner(call: Call, step: Step, mode: floors.Mode) -> Callable[[], tuple[list
     """A function that runs one step: (results, gradients), the latter empty in "forward"."""
     inputs = leaves(call)
     trained = [x for x in inputs.values() if x.requires_grad]
-    with torch.no_grad():
-        shapes = list(step(inputs))
-    generator = torch.Generator(shapes[0].device).manual_seed(9)
-    upstream = [
-        torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype) for x in shapes
-    ]
+    upstream: list[Tensor] = []
 
     def forward() -> tuple[list, list]:
         with torch.no_grad():
@@ -57,6 +52,11 @@ def runner(call: Call, step: Step, mode: floors.Mode) -> Callable[[], tuple[list
 
     def full() -> tuple[list, list]:
         results = step(inputs)
+        if not upstream:  # uneven, made once
+            upstream.extend(
+                randn(9 + i, *x.shape, dtype=x.dtype, device=x.device)
+                for i, x in enumerate(results)
+            )
         return list(results), list(torch.autograd.grad(results, trained, upstream))
 
     return forward if mode == "forward" else full
@@ -136,6 +136,7 @@ def contestants(
     """
     call = problem.make(device)
     gemms = floors.plain_gemms(problem.floor(mode), problem.dtype, device)
+    gemms()
     found, wanted = [Contestant(FLOOR, "floor", gemms)], None
     for backend in dict.fromkeys(resolve(call, b, device) for b in backends):
         name = f"groundkern {backend}"
@@ -194,13 +195,12 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every run in every round: each round times all of them once, in random order.
 
-    Rounds go on until `seconds` have passed, at least `least` and at most `most`. An error in a run
-    ends the measurement: nobody leaves it silently.
+    Rounds go on until `seconds` have passed, at least `least` and at most `most`. The runs have
+    warmed up before: `contestants` has run each once. An error in a run ends the measurement:
+    nobody leaves it silently.
     """
     order, dice = list(runs), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        timer(run)
     end = time.perf_counter() + seconds
     for done in range(most):
         if done >= least and time.perf_counter() > end:

@@ -4,7 +4,7 @@ import csv
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -127,22 +127,17 @@ def suite(
     device: torch.device,
     *,
     deadline: float | None,
-    show: Callable[[list[Row]], None],
+    left_out: list[str],
     **options,
-) -> tuple[list[Row], list[str]]:
-    """Rows of all problems, and the names of those that the deadline (seconds) left out."""
-    rows: list[Row] = []
-    left_out: list[str] = []
+) -> Iterator[list[Row]]:
+    """The rows of each problem in turn; those that the deadline (seconds) cuts go to `left_out`."""
     start = time.perf_counter()
     for problem in problems:
         for mode in modes:
             if deadline is not None and time.perf_counter() - start > deadline:
                 left_out.append(f"{problem.key}/{mode}")
                 continue
-            new = measure(problem, mode, device, **options)
-            show(new)
-            rows += new
-    return rows, left_out
+            yield measure(problem, mode, device, **options)
 
 
 def failures(rows: list[Row]) -> list[str]:

@@ -1,0 +1,71 @@
+"""`make gpu`: the GPU tests, then the GPU suite, in one call under nine minutes, without install.
+
+Everything goes to $OUT (default: bench_results/gpu): pytest's log, CSV and JSON, figures.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import __main__ as program
+
+ROOT = Path(__file__).parents[1]
+TOTAL, TESTS = 500.0, 240.0  # seconds: nine minutes less the last problem, and the tests' share
+NO_TESTS = 5  # pytest's exit status for "none collected"
+MODEL = ["--shape", "qwen2.5-vl-7b", "--dtype", "bfloat16"]
+# Name, share of the time left, arguments. First what the kernels' goals are stated for.
+STAGES = (
+    (
+        "attention",
+        0.5,
+        ["side_attention", "attention_map", *MODEL]
+        + ["--keys", "4096", "32768", "131072", "--rows", "1", "8", "64", "256"],
+    ),
+    ("loss", 0.6, ["linear_cross_entropy", *MODEL]),
+    ("issue_5", 1.0, ["--shape", "issue-5"]),
+)
+
+
+def tests(out: Path) -> int:
+    """pytest -m gpu on the ops' tests, which need nothing but torch; the log in gpu_tests.log."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/ops", "-q"]
+    print(" ".join(command[1:]), flush=True)
+    with (out / "gpu_tests.log").open("w", encoding="utf-8") as log:
+        try:
+            status = subprocess.run(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=TESTS
+            ).returncode
+        except subprocess.TimeoutExpired:
+            print(f"the GPU tests were stopped after {TESTS:.0f} s", flush=True)
+            return 1
+    print((out / "gpu_tests.log").read_text(encoding="utf-8")[-2000:], flush=True)
+    if status == NO_TESTS:
+        print("no test is marked gpu in this version", flush=True)
+        return 0
+    return status
+
+
+def main() -> int:
+    """0 where tests passed and every contestant that ran agreed with ours."""
+    if not torch.cuda.is_available():
+        print("make gpu needs a CUDA device, and torch sees none here.", file=sys.stderr)
+        return 1
+    start = time.perf_counter()
+    out = Path(os.environ.get("OUT") or ROOT / "bench_results" / "gpu").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    status = tests(out)
+    for name, share, arguments in STAGES:
+        left = TOTAL - (time.perf_counter() - start)
+        files = ["--csv", str(out / f"{name}.csv"), "--json", str(out / f"{name}.json")]
+        files += ["--plot", str(out / f"{name}_plots")]
+        limits = ["--seconds", "0.3", "--least", "10", "--deadline", str(max(0.0, share * left))]
+        status |= program.main([*arguments, *files, *limits])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
