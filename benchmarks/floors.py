@@ -50,20 +50,25 @@ class AttentionSizes:
     columns: int = 0
 
 
+def _products(batch: int, rows: int, keys: int, dim: int):
+    """x y^T [rows, keys], and the two that lead back: z y [rows, dim] and z^T x [keys, dim]."""
+    return (batch, rows, keys, dim), (batch, rows, dim, keys), (batch, keys, dim, rows)
+
+
 def side_attention(s: AttentionSizes, mode: Mode) -> Floor:
     """Forward: q k^T, p v. Backward: q k^T again, do v^T, p^T do, ds k, ds^T q; dk, dv over S."""
     packed = s.rows * s.heads // s.kv_heads
-    scores = (s.kv_heads, packed, s.used, s.dim)
-    values = (s.kv_heads, packed, s.used, s.value_dim)
+    scores, dq, dk = _products(s.kv_heads, packed, s.used, s.dim)
+    dp, out_gemm, dv = _products(s.kv_heads, packed, s.used, s.value_dim)
     statistics = 4 * s.rows * s.heads
     q, out = s.rows * s.heads * s.dim, s.rows * s.heads * s.value_dim
     used = s.kv_heads * s.used * (s.dim + s.value_dim)
     whole = s.kv_heads * s.keys * (s.dim + s.value_dim)
     forward = s.itemsize * (q + used + out) + statistics
     if mode == "forward":
-        return Floor(forward, (scores, values))
+        return Floor(forward, (scores, out_gemm))
     backward = s.itemsize * (q + used + 2 * out + q + whole) + statistics
-    return Floor(forward + backward, (scores,) * 4 + (values,) * 3)
+    return Floor(forward + backward, (scores, out_gemm, scores, dp, dv, dq, dk))
 
 
 def attention_map(
@@ -75,21 +80,21 @@ def attention_map(
     the columns too, and in the backward once more, with dg and dv.
     """
     packed = s.rows * s.heads // s.kv_heads
-    scores = (s.kv_heads, packed, s.used, s.dim)
+    scores, dq, dk = _products(s.kv_heads, packed, s.used, s.dim)
     q = s.rows * s.heads * s.dim
     result = 4 * s.rows * (1 if per_row else s.columns)
     target = 4 * s.rows * s.columns if per_row else 0
     used, whole = s.kv_heads * s.used * s.dim, s.kv_heads * s.keys * s.dim
     forward = s.itemsize * (q + used) + result + target
     backward = s.itemsize * (q + used + q + whole) + result + target
-    gemms, backward_gemms = (scores,), (scores,) * 3
+    gemms, backward_gemms = (scores,), (scores, dq, dk)
     if contribution:
-        values = (s.kv_heads, packed, s.columns, s.value_dim)
+        values, dg, dv = _products(s.kv_heads, packed, s.columns, s.value_dim)
         g = s.rows * s.heads * s.value_dim
         columns = s.kv_heads * s.columns * s.value_dim
         forward += s.itemsize * (g + columns)
         backward += s.itemsize * (2 * g + columns + s.kv_heads * s.keys * s.value_dim)
-        gemms, backward_gemms = (scores, values), (scores,) * 3 + (values,) * 3
+        gemms, backward_gemms = (scores, values), (scores, dq, dk, values, dg, dv)
     if mode == "forward":
         return Floor(forward, gemms)
     return Floor(forward + backward, gemms + backward_gemms)

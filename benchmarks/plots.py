@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.suite import Row
 
@@ -53,6 +54,10 @@ def _bars(axis, rows: list[Row], value: Callable[[Row], float | None], form: str
     axis.set_xscale("log")
     axis.set_xlim(left, max(known, default=1.0) * 4)
     axis.tick_params(axis="x", labelsize=7)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    if not known:
+        axis.set_xticks([])
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -82,8 +87,12 @@ def overview(op: str, rows: list[Row], folder: Path) -> Path:
         kind = "forward + backward" if first["mode"] == "full" else "forward"
         title = f"{first['problem']}, {first['dtype']}, {kind}\n{first['shape']}"
         time_axis.set_title(title, fontsize=8, loc="left")
-    axes[-1][0].set_xlabel("time / time of the matrix products alone (line: 1), lower is better")
-    axes[-1][1].set_xlabel("peak memory of the call beyond its inputs, MiB, lower is better")
+    axes[-1][0].set_xlabel(
+        "time / time of the matrix products alone (line: 1), lower is better", fontsize=9
+    )
+    axes[-1][1].set_xlabel(
+        "peak memory of the call beyond its inputs, MiB, lower is better", fontsize=9
+    )
     return _finish(figure, f"{op}: time and memory", rows, folder / f"{op}.png")
 
 
@@ -113,7 +122,8 @@ def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
             axis.set_yscale("log")
             axis.set_xlabel("keys S" if along == "keys" else "rows N")
             axis.set_ylabel(unit)
-            axis.legend(fontsize=6)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=6)
         line[0].set_title(f"{case}, {dtype}, {mode}, {other} {fixed}", fontsize=8, loc="left")
     return _finish(figure, f"{op}: cost against {along}", rows, folder / f"{op}_{along}.png")
 

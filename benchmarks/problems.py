@@ -301,7 +301,10 @@ def problems(
     keys: list[int],
     rows: list[int],
 ) -> list[Problem]:
-    """Every problem of the chosen shapes, ops and dtypes; keys and rows only sweep model shapes."""
+    """Every problem of the chosen shapes, ops and dtypes; keys and rows only sweep model shapes.
+
+    A case's dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
+    """
     found = []
     for shape, dtype in product(shapes, dtypes):
         match shape:
@@ -312,4 +315,5 @@ def problems(
             case _:
                 some = _model(shape, dtype, keys, rows)
         found += [p for p in some if p.op in ops]
-    return sorted(found, key=lambda p: p.whole)  # the [S, S] path last
+    names = list(dict.fromkeys(p.name for p in found))
+    return sorted(found, key=lambda p: (p.whole, names.index(p.name)))

@@ -29,12 +29,12 @@ def show(rows: list[Row], console: Console) -> None:
         table.add_column(name, justify="right")
     if with_floor:
         table.add_column("% of floor", justify="right")
-    for row in rows:
+    timed = [r for r in rows if r["status"] == "timed"]
+    for row in timed:
         ours = "" if row["kind"] in ("ours", "floor") else _spread(row, "ours_over_this_")
-        timed = row["status"] == "timed"
         cells = [
             str(row["contestant"]),
-            _spread(row, "", "_ms") if timed else str(row["status"]),
+            _spread(row, "", "_ms"),
             _spread(row, "to_gemms_"),
             ours,
             _number(row["peak_mib"], "{:.1f}"),
@@ -43,6 +43,7 @@ def show(rows: list[Row], console: Console) -> None:
             cells.append(_number(row["percent_of_floor"], "{:.0f}"))
         table.add_row(*cells, style=ENDS.get(str(row["kind"])))
     console.print(table)
-    if first["rounds"] or any(r["rounds"] for r in rows):
-        rounds = next(r["rounds"] for r in rows if r["rounds"])
-        console.print(f"{rounds} interleaved rounds; load average before: {first['load']}\n")
+    for row in rows:
+        if row not in timed:
+            console.print(f"not run: {row['contestant']}: {row['status']}", style="dim")
+    console.print(f"{timed[0]['rounds']} interleaved rounds; load average {first['load']}\n")
