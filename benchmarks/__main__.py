@@ -13,6 +13,11 @@ from benchmarks import machine, problems, suite, table
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def make_console() -> Console:
+    """Wide where the output goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else 150)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     p.add_argument("op", nargs="*", help=f"of {', '.join(problems.OPS)}; all by default")
@@ -43,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run; 1 where a contestant crashed or disagreed with ours."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Arguments with the shortcuts resolved."""
     p = parser()
     args = p.parse_args(arguments)
     unknown = sorted(set(args.op) - set(problems.OPS))
@@ -54,10 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
         args.shape, args.seconds, args.least = [problems.QUICK], 0.0, 3
         args.no_compile = args.no_memory = True
         args.threads = args.threads or 1  # tiny work: a second thread only waits
+    return args
+
+
+def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], list[str]]:
+    """Measure and show; files are written after each problem, so they outlive an interrupt.
+
+    Returns the stamped rows and the names of what the deadline left out.
+    """
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    console = Console(width=None if sys.stdout.isatty() else 150)
     dtypes = [getattr(torch, name) for name in args.dtype]
     some = problems.problems(
         shapes=args.shape,
@@ -89,24 +101,27 @@ def main(arguments: list[str] | None = None) -> int:
         ceilings=ceilings,
     ):
         table.show(new, console)
-        rows += new
-        if args.csv:  # after each problem: what was measured outlives an interrupt
-            suite.write_csv(args.csv, rows, stamp)
-        if args.json:
-            suite.write_json(args.json, rows, stamp, left_out)
-    if args.json:
-        suite.write_json(args.json, rows, stamp, left_out)
+        rows += [{**row, **stamp} for row in new]
+        suite.write(args.csv, args.json, rows, left_out)
+    suite.write(args.csv, args.json, rows, left_out)
+    for name in left_out:
+        console.print(f"left out by the deadline: {name}", style="yellow")
+    for line in suite.failures(rows):
+        console.print(line, style="red")
+    return rows, left_out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 1 where a contestant crashed or disagreed with ours."""
+    args = parse(arguments)
+    console = make_console()
+    rows, _ = run(args, console)
     if args.plot and rows:
         from benchmarks import plots
 
-        for path in plots.draw([{**row, **stamp} for row in rows], args.plot):
+        for path in plots.draw(rows, args.plot):
             console.print(f"drew {path}")
-    for name in left_out:
-        console.print(f"left out by the deadline: {name}", style="yellow")
-    wrong = suite.failures(rows)
-    for line in wrong:
-        console.print(line, style="red")
-    return 1 if wrong else 0
+    return 1 if suite.failures(rows) else 0
 
 
 if __name__ == "__main__":

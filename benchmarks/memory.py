@@ -57,10 +57,10 @@ def _of_cuda(run: Callable[[], object]) -> int:
 
 
 def of_contestants(found: list[harness.Contestant], device: torch.device) -> dict[str, int]:
-    """Bytes by name, of contestants that have run before: no first-call memory. Not of the floor,
-    whose outputs are made beforehand."""
+    """Bytes by name, of contestants that have run before: no first-call memory. Not of those
+    whose outputs are made beforehand (the floor, a graph)."""
     measure = _of_cuda if device.type == "cuda" else _of_cpu
-    return {c.name: measure(c.run) for c in found if c.run is not None and c.kind != "floor"}
+    return {c.name: measure(c.run) for c in found if c.run is not None and c.allocates}
 
 
 def in_fresh_process(

@@ -16,6 +16,8 @@ from benchmarks import baselines
 from benchmarks.baselines import Refused, Step
 from groundkern.ops.cases import Call
 
+COMPILED = ("torch.compile", "FlexAttention")  # what compiles for every shape starts so
+
 
 def _module(name: str, package: str):
     """An optional package's module."""

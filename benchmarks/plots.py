@@ -149,11 +149,20 @@ def _finish(figure, title: str, rows: list[Row], path: Path) -> Path:
     return path
 
 
+def overviews(rows: list[Row], folder: Path) -> list[Path]:
+    """One overview per op."""
+    return [overview(op, group, folder) for (op,), group in _groups(rows, "op").items()]
+
+
+def sweeps(rows: list[Row], folder: Path, along: tuple[str, ...] = ("keys",)) -> list[Path]:
+    """Cost against each swept size, per op."""
+    rows = [{**r, "case": str(r["problem"]).rsplit("/", 1)[0]} for r in rows]
+    drawn = [
+        scaling(op, a, group, folder) for (op,), group in _groups(rows, "op").items() for a in along
+    ]
+    return [path for path in drawn if path is not None]
+
+
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """The figures of a run, one overview per op and one per swept size."""
-    drawn: list[Path | None] = []
-    for (op,), group in _groups(rows, "op").items():
-        drawn.append(overview(op, group, folder))
-        cases = [{**r, "case": str(r["problem"]).rsplit("/", 1)[0]} for r in group]
-        drawn += [scaling(op, along, cases, folder) for along in ("keys", "rows")]
-    return [path for path in drawn if path is not None]
+    return overviews(rows, folder) + sweeps(rows, folder, ("keys", "rows"))

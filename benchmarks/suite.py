@@ -77,7 +77,7 @@ def rows_of(
             named = (
                 ("", times, None, "_ms", MILLI),
                 ("to_gemms_", times, samples[harness.FLOOR], "", 1),
-                ("ours_over_this_", samples[us], times, "", 1),
+                ("ours_over_this_", samples.get(us, times), times, "", 1),
             )
             for prefix, a, b, suffix, unit in named:
                 three = harness.quantiles(a) if b is None else harness.ratio(a, b)
@@ -149,20 +149,18 @@ def failures(rows: list[Row]) -> list[str]:
     ]
 
 
-def write_csv(path: Path, rows: list[Row], stamp: Row) -> None:
-    """Rows with the stamp's columns after their own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*FIELDS, *stamp], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **stamp} for row in rows)
-
-
-def write_json(path: Path, rows: list[Row], stamp: Row, left_out: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stamped = [{**row, **stamp} for row in rows]
-    text = json.dumps({"rows": stamped, "left_out": left_out}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+def write(csv_path: Path | None, json_path: Path | None, rows: list[Row], left_out: list[str]):
+    """Stamped rows as CSV and as JSON, where a path is given."""
+    for path in filter(None, (csv_path, json_path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if csv_path and rows:
+        with csv_path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    if json_path:
+        text = json.dumps({"rows": rows, "left_out": left_out}, indent=1)
+        json_path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> list[Row]:

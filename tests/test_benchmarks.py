@@ -198,6 +198,38 @@ def test_unknown_op() -> None:
         program.main(["attention", "--quick"])
 
 
+def test_the_stages_of_the_gpu_suite_name_problems() -> None:
+    for _, share, arguments in gpu.STAGES:
+        args = program.parse(arguments)
+        named = problems.problems(
+            shapes=args.shape,
+            ops=args.op or list(problems.OPS),
+            dtypes=[getattr(torch, name) for name in args.dtype],
+            keys=args.keys,
+            rows=args.rows,
+        )
+        assert len({p.key for p in named}) == len(named) > 0
+        assert 0 < share <= 1
+
+
+def test_the_gpu_suite_writes_one_table(tmp_path, monkeypatch) -> None:
+    """Its flow, with tiny stages on CPU in place of the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "tests", lambda out: 0)
+    tiny = ["--quick", "--device", "cpu", "--dtype", "float32"]
+    stages = (
+        ("attention", 0.9, ["side_attention", *tiny]),
+        ("loss", 1.0, ["linear_cross_entropy", *tiny]),
+    )
+    monkeypatch.setattr(gpu, "STAGES", stages)
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu.main() == 0
+    stages_seen = {r["stage"] for r in suite.read_json(tmp_path / "gpu.json")}
+    assert stages_seen == {"attention", "loss"}
+    names = {"gpu.csv", "gpu.json", "side_attention.png", "linear_cross_entropy.png"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 def test_the_gpu_suite_needs_a_gpu(capsys) -> None:
     assert gpu.main() == 1
