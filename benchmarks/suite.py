@@ -84,7 +84,8 @@ def rows_of(
                 for p, x in zip(("p20", "p50", "p80"), three, strict=True):
                     row[f"{prefix}{p}{suffix}"] = round(x * unit, 5)
             if seconds:
-                row["percent_of_floor"] = round(100 * seconds * MILLI / row["p50_ms"], 1)
+                percent = 100 * seconds * MILLI / row["p50_ms"]
+                row["percent_of_floor"] = float(f"{percent:.3g}")
         if c.name in peaks:
             row["peak_mib"] = round(peaks[c.name] / MIB, 2)
             row["memory_counts"] = memory.COUNTS[device.type]
