@@ -114,14 +114,19 @@ def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
                 points = sorted((r[along], r[field]) for r in points if r[field])
                 if points:
                     style = "--" if kind == "floor" else "-"
-                    axis.plot(*zip(*points), style, marker="o", label=name, markersize=3)
+                    colour = COLOURS[kind] if kind in ("floor", "ours") else None
+                    axis.plot(
+                        *zip(*points), style, marker="o", label=name, markersize=3, color=colour
+                    )
             limits = sorted({(r[along], r["floor_ms"]) for r in group if r["floor_ms"]})
             if field == "p50_ms" and limits:
                 axis.plot(*zip(*limits), ":", color="black", label="memory and matmul ceilings")
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xlabel("keys S" if along == "keys" else "rows N")
-            axis.set_ylabel(unit)
+            axis.set_ylabel("time, ms" if unit == "ms" else "peak memory of the call, MiB")
+            if not any(r[field] for r in group):
+                axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize=6)
         line[0].set_title(f"{case}, {dtype}, {mode}, {other} {fixed}", fontsize=8, loc="left")
@@ -129,9 +134,10 @@ def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
 
 
 def _finish(figure, title: str, rows: list[Row], path: Path) -> Path:
+    """Title, the meaning of the colours, the origin; saved."""
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()]
     height = figure.get_figheight()
-    figure.suptitle(title, fontsize=12, x=0.01, y=1 - 0.1 / height, ha="left", va="top")
+    figure.text(0.01, 1 - 0.1 / height, title, fontsize=12, va="top")
     figure.legend(
         handles,
         list(WORDS.values()),
