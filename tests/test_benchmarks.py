@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,6 +192,21 @@ def test_plots_of_a_sweep(tmp_path) -> None:
         "side_attention_keys.png",
     }
     assert all(r["percent_of_floor"] > 0 for r in rows if r["p50_ms"])
+
+
+RESULTS = sorted((Path(problems.__file__).parent / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_committed_results_say_where_they_come_from(path: Path) -> None:
+    rows = suite.read_json(path)
+    assert {r["status"].split(":")[0] for r in rows} <= {"timed", "refused", "out of memory"}
+    assert len({r["commit"] for r in rows}) == 1
+    assert not any(r["commit"].endswith("-dirty") for r in rows)
+    assert all(r["date"] and r["torch"] and r["threads"] and r["processor"] for r in rows)
+    with path.with_suffix(".csv").open(encoding="utf-8") as file:
+        assert [r["p50_ms"] for r in csv.DictReader(file)] == [str(r["p50_ms"] or "") for r in rows]
+    assert f"`{path.stem}`" in (path.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_unknown_op() -> None:
