@@ -1,5 +1,6 @@
-# make demo | test | lint | aot (kernels compiled for GPUs that are not here) | gpu (tests on one):
-# each installs what it needs into .venv first, once.
+# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here): each installs
+# what it needs into .venv first, once.
+# make gpu: GPU tests and benchmarks with $(PYTHON)'s own torch, from the source tree, into $$OUT.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto
@@ -23,15 +24,16 @@ lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# A CPU subset in under 5 minutes; `python -m benchmarks --help` has the rest.
+bench: $(INSTALLED)
+	$(PY) -m benchmarks --device cpu --no-whole --seconds 2 --least 3 --deadline 220 $(BENCH_ARGS) \
+		--csv bench_results/cpu.csv --json bench_results/cpu.json --plot bench_results
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
 aot: $(INSTALLED)
 	$(PY) -m benchmarks.aot $(AOT_ARGS)
-
-gpu: $(INSTALLED)
-	$(PY) -m pytest -m gpu
-
-bench:
-	@echo "make $@: not part of this version; it comes with the benchmarks." >&2
-	@exit 1
 
 # No build isolation: the extension is built with the pinned ninja and pybind11.
 $(INSTALLED): $(BUILD_INPUTS)

@@ -1,0 +1,128 @@
+"""python -m benchmarks: our ops beside the floor, what people write today, and what they could
+install."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import machine, problems, suite, table
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def make_console() -> Console:
+    """Wide where the output goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else 150)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    p.add_argument("op", nargs="*", help=f"of {', '.join(problems.OPS)}; all by default")
+    p.add_argument(
+        "--backend",
+        nargs="+",
+        default=["auto"],
+        choices=["auto", "reference", "triton", "native"],
+        help="of ours; the first is what the others are compared with",
+    )
+    p.add_argument("--shape", nargs="+", default=[problems.ISSUE_5], choices=problems.SHAPES)
+    p.add_argument("--mode", nargs="+", default=["full"], choices=["forward", "full"])
+    p.add_argument("--dtype", nargs="+", default=list(DTYPES[:2]), choices=DTYPES)
+    p.add_argument("--keys", nargs="+", type=int, default=[], help="S of a model's shapes")
+    p.add_argument("--rows", nargs="+", type=int, default=[], help="N of a model's attention")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--seconds", type=float, default=5.0, help="of timing per problem")
+    p.add_argument("--least", type=int, default=5, help="rounds, however long they take")
+    p.add_argument("--deadline", type=float, help="seconds after which no problem is started")
+    p.add_argument("--threads", type=int, help="CPU threads; all cores by default")
+    p.add_argument("--no-compile", action="store_true", help="leave torch.compile's rows out")
+    p.add_argument("--no-whole", action="store_true", help="leave the [S, S] problem out")
+    p.add_argument("--no-memory", action="store_true")
+    p.add_argument("--quick", action="store_true", help="tiny shapes, three rounds: a smoke test")
+    p.add_argument("--csv", type=Path)
+    p.add_argument("--json", type=Path)
+    p.add_argument("--plot", type=Path, metavar="DIR")
+    return p
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Arguments with the shortcuts resolved."""
+    p = parser()
+    args = p.parse_args(arguments)
+    unknown = sorted(set(args.op) - set(problems.OPS))
+    if unknown:
+        p.error(f"argument op: expected some of {', '.join(problems.OPS)}, got {unknown[0]!r}")
+    if args.quick:
+        args.shape, args.seconds, args.least = [problems.QUICK], 0.0, 3
+        args.no_compile = args.no_memory = True
+        args.threads = args.threads or 1  # tiny work: a second thread only waits
+    return args
+
+
+def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], list[str]]:
+    """Measure and show; files are written after each problem, so they outlive an interrupt.
+
+    Returns the stamped rows and the names of what the deadline left out.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    dtypes = [getattr(torch, name) for name in args.dtype]
+    some = problems.problems(
+        shapes=args.shape,
+        ops=args.op or list(problems.OPS),
+        dtypes=dtypes,
+        keys=args.keys,
+        rows=args.rows,
+    )
+    some = [x for x in some if not (args.no_whole and x.whole)]
+    stamp = machine.stamp(device)
+    console.print(", ".join(f"{name} {value}" for name, value in stamp.items() if value))
+    ceilings = machine.ceilings(device, dtypes) if device.type == "cuda" else {}
+    for name, value in ceilings.items():
+        unit = "TB/s copied" if name == "bandwidth" else "TFLOP/s matmul"
+        console.print(f"{name}: {value / 1e12:.4g} {unit}, measured now")
+    rows: list[suite.Row] = []
+    left_out: list[str] = []
+    for new in suite.suite(
+        some,
+        args.mode,
+        device,
+        deadline=args.deadline,
+        left_out=left_out,
+        backends=args.backend,
+        compiled=not args.no_compile,
+        with_memory=not args.no_memory,
+        seconds=args.seconds,
+        least=args.least,
+        ceilings=ceilings,
+    ):
+        table.show(new, console)
+        rows += [{**row, **stamp} for row in new]
+        suite.write(args.csv, args.json, rows, left_out)
+    suite.write(args.csv, args.json, rows, left_out)
+    for name in left_out:
+        console.print(f"left out by the deadline: {name}", style="yellow")
+    for line in suite.failures(rows):
+        console.print(line, style="red")
+    return rows, left_out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 1 where a contestant crashed or disagreed with ours."""
+    args = parse(arguments)
+    console = make_console()
+    rows, _ = run(args, console)
+    if args.plot and rows:
+        from benchmarks import plots
+
+        for path in plots.draw(rows, args.plot):
+            console.print(f"drew {path}")
+    return 1 if suite.failures(rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

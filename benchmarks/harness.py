@@ -1,0 +1,248 @@
+"""The measuring loop: contestants that agree, timed in rounds, each round in a new random order.
+
+On a shared machine only ratios within a round mean something, so every contestant runs once per
+round and ratios are taken round by round.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks import baselines, floors, peers
+from benchmarks.baselines import Refused, Step
+from benchmarks.problems import Problem, randn
+from groundkern.ops.cases import Call
+
+PREFERRED = {"cuda": "triton", "cpu": "native"}
+FLOOR = "floor: the GEMMs alone"
+# ||a - b|| / ||b|| of values and gradients between ours and a baseline in the same dtype: loose, so
+# that rounding passes and another function does not. tests/closeness.py holds ours to fp64.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """kind: "floor", "ours", "baseline" or "peer". run: one timed call; None where it cannot run,
+    and status says why. allocates: whether a call's memory is its own, not made beforehand."""
+
+    name: str
+    kind: str
+    run: Callable[[], object] | None
+    status: str = "timed"
+    allocates: bool = True
+
+
+def leaves(call: Call) -> dict[str, Tensor]:
+    return {n: x.detach().requires_grad_(n not in call.fixed) for n, x in call.inputs.items()}
+
+
+def runner(call: Call, step: Step, mode: floors.Mode) -> Callable[[], tuple[list, list]]:
+    """A function that runs one step: (results, gradients), the latter empty in "forward"."""
+    inputs = leaves(call)
+    trained = [x for x in inputs.values() if x.requires_grad]
+    upstream: list[Tensor] = []
+
+    def forward() -> tuple[list, list]:
+        with torch.no_grad():
+            return list(step(inputs)), []
+
+    def full() -> tuple[list, list]:
+        results = step(inputs)
+        if not upstream:  # uneven, made once
+            upstream.extend(
+                randn(9 + i, *x.shape, dtype=x.dtype, device=x.device)
+                for i, x in enumerate(results)
+            )
+        return list(results), list(torch.autograd.grad(results, trained, upstream))
+
+    return forward if mode == "forward" else full
+
+
+def resolve(call: Call, backend: str, device: torch.device) -> str:
+    """The backend that `auto` takes for this call; a named one as it is."""
+    if backend != "auto":
+        return backend
+    name = PREFERRED.get(device.type, "reference")
+    try:
+        with torch.no_grad():
+            call.run(backend=name)
+    except ValueError as error:
+        if not str(error).startswith("`backend`"):
+            raise
+        return "reference"
+    return name
+
+
+def ours(call: Call, backend: str) -> Step:
+    return lambda x: call.run(backend=backend, **x)[: call.differentiable]
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||; NaN never passes a comparison."""
+    a, b = a.detach().float(), b.detach().float()
+    norm = float(b.norm())
+    return float((a - b).norm()) / norm if norm else float(a.norm())
+
+
+def disagreement(got: tuple[list, list], wanted: tuple[list, list], dtype: torch.dtype) -> str:
+    """What differs between two runs by more than the tolerance, or nothing."""
+    allowed = TOLERANCE[dtype]
+    for kind, some, others in zip(("result", "gradient"), got, wanted, strict=True):
+        for i, (a, b) in enumerate(zip(some, others, strict=True)):
+            distance = _distance(a, b)
+            if not distance <= allowed:
+                return f"{kind} {i} is {distance:.1e} away from ours ({allowed:.0e} allowed)"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _admit(name, kind, prepare, call, mode, wanted, dtype) -> tuple[Contestant, object]:
+    """Prepare and run a contestant once; it is timed only if it agrees with `wanted`."""
+    try:
+        run = runner(call, prepare(), mode)
+        got = run()
+    except Refused as reason:
+        return Contestant(name, kind, None, f"refused: {reason}"), None
+    except torch.OutOfMemoryError:
+        return Contestant(name, kind, None, "out of memory"), None
+    except Exception as error:
+        return Contestant(name, kind, None, f"failed: {_first_line(error)}"), None
+    wrong = disagreement(got, wanted, dtype) if wanted else ""
+    if wrong:
+        return Contestant(name, kind, None, f"disagrees: {wrong}"), None
+    return Contestant(name, kind, run), got
+
+
+def contestants(
+    problem: Problem,
+    mode: floors.Mode,
+    device: torch.device,
+    *,
+    backends: list[str],
+    compiled: bool = True,
+) -> list[Contestant]:
+    """The floor, ours on each backend, then baselines and peers.
+
+    Where the first of our backends fails, the two alone: there is nothing to compare with.
+    """
+    call = problem.make(device)
+    gemms = floors.plain_gemms(problem.floor(mode), problem.dtype, device)
+    gemms()
+    found, wanted = [Contestant(FLOOR, "floor", gemms, allocates=False)], None
+    for backend in dict.fromkeys(resolve(call, b, device) for b in backends):
+        name = f"groundkern {backend}"
+        one, got = _admit(
+            name, "ours", lambda b=backend: ours(call, b), call, mode, wanted, problem.dtype
+        )
+        found.append(one)
+        wanted = wanted or got
+        if wanted is None:
+            return found
+        if backend == "triton" and device.type == "cuda" and one.run is not None:
+            found.append(_replayed(one, wanted, problem.dtype))
+    others = [("baseline", n, a) for n, a in baselines.BASELINES[problem.op].items()]
+    if problem.whole:
+        others += [("baseline", n, a) for n, a in baselines.WHOLE.items()]
+    others += [
+        ("peer", n, a)
+        for n, a in peers.peers(problem.op).items()
+        if compiled or not n.startswith(peers.COMPILED)
+    ]
+    for kind, name, adapter in others:
+        one, _ = _admit(name, kind, lambda a=adapter: a(call), call, mode, wanted, problem.dtype)
+        found.append(one)
+    return found
+
+
+def _replayed(one: Contestant, wanted: tuple, dtype: torch.dtype) -> Contestant:
+    """The same call captured in a CUDA graph: device time without the host's launches."""
+    name = f"{one.name}, CUDA graph"
+    try:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            one.run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = one.run()
+        graph.replay()
+        wrong = disagreement(kept, wanted, dtype)
+    except Exception as error:
+        return Contestant(name, "ours", None, f"failed: {_first_line(error)}")
+    if wrong:
+        return Contestant(name, "ours", None, f"disagrees: {wrong}")
+    return Contestant(name, "ours", graph.replay, allocates=False)
+
+
+def cpu_timer(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def cuda_timer(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    """Device events around the call, with the L2 cache overwritten before it."""
+    properties = torch.cuda.get_device_properties(device)
+    flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.int8, device=device)
+
+    def timer(run: Callable[[], object]) -> float:
+        flush.zero_()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) * 1e-3
+
+    return timer
+
+
+def interleave(
+    runs: dict[str, Callable[[], object]],
+    timer: Callable[[Callable[[], object]], float],
+    *,
+    seconds: float,
+    least: int = 3,
+    most: int = 100,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Seconds of every run in every round: each round times all of them once, in random order.
+
+    Rounds go on until `seconds` have passed, at least `least` and at most `most`. The runs have
+    warmed up before: `contestants` has run each once. An error in a run ends the measurement:
+    nobody leaves it silently.
+    """
+    order, dice = list(runs), random.Random(seed)
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    for done in range(most):
+        if done >= least and time.perf_counter() > end:
+            break
+        dice.shuffle(order)
+        for name in order:
+            samples[name].append(timer(runs[name]))
+    assert len({len(s) for s in samples.values()}) <= 1, "every contestant runs in every round"
+    return samples
+
+
+def quantiles(values: list[float]) -> tuple[float, float, float]:
+    """p20, p50 and p80."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    p20, _, _, p80 = statistics.quantiles(values, n=5, method="inclusive")
+    return p20, statistics.median(values), p80
+
+
+def ratio(samples: list[float], others: list[float]) -> tuple[float, float, float]:
+    """p20, p50, p80 of samples over others, round by round."""
+    return quantiles([a / b for a, b in zip(samples, others, strict=True)])

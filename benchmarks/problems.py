@@ -1,0 +1,319 @@
+"""What is measured: calls of realistic size with their floors, by name."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+import groundkern as gk
+from benchmarks import floors
+from groundkern.ops.cases import Call, integers
+
+ISSUE_5 = "issue-5"
+QUICK = "quick"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One line of METHODS.md, section 7."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    dim: int
+    vocabulary: int
+
+
+MODELS = {
+    "qwen2.5-vl-3b": Model(2048, 16, 2, 128, 151_936),
+    "qwen2.5-vl-7b": Model(3584, 28, 4, 128, 152_064),
+    "qwen3-vl-2b": Model(2048, 16, 8, 128, 151_936),
+    "qwen3-vl-8b": Model(4096, 32, 8, 128, 151_936),
+    "llava-1.5-7b": Model(4096, 32, 32, 128, 32_064),
+}
+ISSUE_5_MODEL = Model(1024, 16, 4, 128, 32_768)
+TINY = Model(32, 4, 2, 16, 96)
+SHAPES = (QUICK, ISSUE_5, *MODELS)
+OPS = ("side_attention", "attention_map", "linear_cross_entropy")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call to measure.
+
+    op: the op's name. name: of the case. shape: its sizes in words. make: builds the call. floor:
+    counts the work of a mode. whole: also run the [S, S] eager path, which is slow and large. keys,
+    rows: S (0 without keys) and N.
+    """
+
+    op: str
+    name: str
+    shape: str
+    dtype: torch.dtype
+    make: Callable[[torch.device], Call]
+    floor: Callable[[floors.Mode], floors.Floor]
+    whole: bool = False
+    keys: int = 0
+    rows: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}/{str(self.dtype).removeprefix('torch.')}"
+
+
+def randn(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Seeded normal numbers, drawn on the device: a head is gigabytes."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+
+
+def _rows(n: int, keys: int, device: torch.device) -> gk.QueryRows:
+    """The last n positions of one sequence: the answer."""
+    position = torch.arange(keys - n, keys, dtype=torch.int32, device=device)
+    return gk.QueryRows.causal(torch.zeros_like(position), position)
+
+
+def _visual(keys: int, count: int) -> slice:
+    """Visual tokens lie together, after a short system prompt."""
+    first = min(16, keys - count)
+    return slice(first, first + count)
+
+
+def side_attention(
+    model: Model,
+    dtype: torch.dtype,
+    *,
+    shape: str,
+    rows: int = 64,
+    keys: int = 4096,
+    visual: int | None = None,
+    regions: int = 8,
+    patches: int = 16,
+    whole: bool = False,
+) -> Problem:
+    """SMAM: each row sees the text and the patches of its region, three quarters being visual."""
+    visual = (3000 * keys) // 4096 if visual is None else visual
+    regions, patches = min(regions, rows), min(patches, visual // min(regions, rows))
+    seen = _visual(keys, visual)
+
+    def make(device: torch.device) -> Call:
+        inside = torch.zeros(regions, keys, dtype=torch.bool, device=device)
+        for g in range(regions):
+            first = seen.start + g * (visual // regions)
+            inside[g, first : first + patches] = True
+        is_visual = torch.zeros(1, keys, dtype=torch.bool, device=device)
+        is_visual[0, seen] = True
+        index = (torch.arange(rows, device=device) * regions // rows).to(torch.int32)
+        zeros = torch.zeros(regions, dtype=torch.int32, device=device)
+        sets = gk.KeySets.regions(is_visual, inside, zeros, index)
+        h, g, d = model.heads, model.kv_heads, model.dim
+        inputs = {
+            "q": randn(1, rows, h, d, dtype=dtype, device=device),
+            "k": randn(2, 1, g, keys, d, dtype=dtype, device=device),
+            "v": randn(3, 1, g, keys, d, dtype=dtype, device=device),
+        }
+        # SMAM uses the output alone, and so do the baselines: `lse` gets no gradient here.
+        return Call(gk.side_attention, inputs, {"rows": _rows(rows, keys, device), "allowed": sets})
+
+    sizes = floors.AttentionSizes(
+        rows,
+        model.heads,
+        model.kv_heads,
+        model.dim,
+        model.dim,
+        keys,
+        keys - visual + regions * patches,
+        dtype.itemsize,
+    )
+    words = (
+        f"{rows} rows, {sizes.used} of {keys} keys used, "
+        f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
+    )
+    floor = lambda mode: floors.side_attention(sizes, mode)  # noqa: E731
+    name = f"{shape}/side_attention" + ("_whole" if whole else f"/S{keys}xN{rows}")
+    return Problem("side_attention", name, words, dtype, make, floor, whole, keys, rows)
+
+
+def attention_map(
+    model: Model,
+    dtype: torch.dtype,
+    *,
+    shape: str,
+    function: Callable = gk.attention_kl,
+    over: str = "visible",
+    heads: str = "mean",
+    rows: int = 32,
+    keys: int = 4096,
+    columns: int | None = None,
+) -> Problem:
+    """A map, or KLAL's KL, on the visual columns; all rows see all columns."""
+    columns = keys // 2 if columns is None else columns
+    seen = _visual(keys, columns)
+    is_kl, is_contribution = function is gk.attention_kl, function is gk.attention_contribution
+
+    def make(device: torch.device) -> Call:
+        h, g, d = model.heads, model.kv_heads, model.dim
+        inputs = {
+            "q": randn(1, rows, h, d, dtype=dtype, device=device),
+            "k": randn(2, 1, g, keys, d, dtype=dtype, device=device),
+        }
+        fixed: tuple[str, ...] = ()
+        if is_contribution:
+            inputs["v"] = randn(3, 1, g, keys, d, dtype=dtype, device=device)
+            inputs["g"] = randn(4, rows, h, d, dtype=dtype, device=device)
+        if is_kl:
+            target = randn(5, rows, columns, dtype=torch.float32, device=device).square()
+            inputs["target"], fixed = target, ("target",)
+        listed = integers([list(range(seen.start, seen.stop))], device)
+        options = {"rows": _rows(rows, keys, device), "columns": listed, "over": over}
+        if is_kl:
+            options["heads"] = heads
+        return Call(function, inputs, options, fixed)
+
+    used = keys if over == "visible" else columns
+    sizes = floors.AttentionSizes(
+        rows,
+        model.heads,
+        model.kv_heads,
+        model.dim,
+        model.dim,
+        keys,
+        used,
+        dtype.itemsize,
+        columns,
+    )
+    words = (
+        f"{rows} rows, {columns} columns of {keys} keys, over {over}, "
+        f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
+    )
+    floor = lambda mode: floors.attention_map(  # noqa: E731
+        sizes, mode, per_row=is_kl, contribution=is_contribution
+    )
+    label = function.__name__ + (f"_{heads}" if is_kl and heads != "mean" else "")
+    name = f"{shape}/{label}_{over}/S{keys}xN{rows}"
+    return Problem("attention_map", name, words, dtype, make, floor, keys=keys, rows=rows)
+
+
+def linear_cross_entropy(
+    model: Model,
+    dtype: torch.dtype,
+    *,
+    shape: str,
+    rows: int = 512,
+    counted: int | None = None,
+    trained: bool = True,
+    smoothing: float = 0.0,
+) -> Problem:
+    """The text loss, or DV-SFT's loss on a few labelled rows, smoothed over the image's words."""
+    counted = rows if counted is None else counted
+    d, v = model.hidden, model.vocabulary
+
+    def make(device: torch.device) -> Call:
+        generator = torch.Generator().manual_seed(6)
+        chosen = torch.randperm(rows, generator=generator)[:counted].sort().values
+        target = torch.full((rows,), -100)
+        target[chosen] = torch.randint(v, (counted,), generator=generator)
+        inputs = {
+            "hidden": randn(1, rows, d, dtype=dtype, device=device),
+            "weight": randn(2, v, d, dtype=dtype, device=device).mul_(d**-0.5),
+        }
+        options: dict[str, object] = {"target": target.to(device)}
+        if smoothing:
+            labels = target[chosen].unique().to(device)
+            bag = torch.zeros(rows, dtype=torch.int64, device=device)
+            offsets = integers([0, len(labels)], device, torch.int64)
+            options |= {"bags": gk.LabelBags(labels, offsets, bag), "smoothing": smoothing}
+        fixed = () if trained else ("weight",)
+        return Call(gk.linear_cross_entropy, inputs, options, fixed)
+
+    def floor(mode: floors.Mode) -> floors.Floor:
+        return floors.linear_cross_entropy(
+            rows=rows,
+            counted=counted,
+            dim=d,
+            vocabulary=v,
+            itemsize=dtype.itemsize,
+            mode=mode,
+            trained=trained,
+        )
+
+    labelled = "" if counted == rows else f"{counted} of "
+    smooth = f", smoothing {smoothing}" if smoothing else ""
+    head = "trained" if trained else "frozen"
+    words = f"{labelled}{rows} rows x {d} x {v}, {head} head{smooth}"
+    name = f"{shape}/linear_cross_entropy_{head}{'_smoothed' if smoothing else ''}/N{rows}"
+    return Problem("linear_cross_entropy", name, words, dtype, make, floor, rows=rows)
+
+
+def _issue_5(dtype: torch.dtype) -> Iterable[Problem]:
+    """The rows of the CPU goals: the sizes are the issue's own."""
+    m = ISSUE_5_MODEL
+    yield side_attention(m, dtype, shape=ISSUE_5)
+    for over in ("visible", "columns"):
+        yield attention_map(m, dtype, shape=ISSUE_5, over=over)
+    yield linear_cross_entropy(
+        m, dtype, shape=ISSUE_5, rows=4096, counted=205, trained=False, smoothing=0.3
+    )
+    for trained in (True, False):
+        yield linear_cross_entropy(m, dtype, shape=ISSUE_5, trained=trained)
+    yield side_attention(m, dtype, shape=ISSUE_5, whole=True)
+
+
+def _quick(dtype: torch.dtype) -> Iterable[Problem]:
+    """Every adapter at a size that takes milliseconds."""
+    yield side_attention(TINY, dtype, shape=QUICK, rows=4, keys=64, visual=40, regions=2, patches=4)
+    yield side_attention(
+        TINY, dtype, shape=QUICK, rows=4, keys=64, visual=40, regions=2, patches=4, whole=True
+    )
+    for over in ("visible", "columns"):
+        for function in (gk.attention_map, gk.attention_contribution, gk.attention_kl):
+            yield attention_map(
+                TINY, dtype, shape=QUICK, function=function, over=over, rows=4, keys=64
+            )
+        yield attention_map(TINY, dtype, shape=QUICK, over=over, heads="each", rows=4, keys=64)
+    yield linear_cross_entropy(TINY, dtype, shape=QUICK, rows=12)
+    yield linear_cross_entropy(TINY, dtype, shape=QUICK, rows=12, trained=False)
+    yield linear_cross_entropy(TINY, dtype, shape=QUICK, rows=12, counted=5, smoothing=0.3)
+
+
+def _model(shape: str, dtype: torch.dtype, keys: list[int], rows: list[int]) -> Iterable[Problem]:
+    m = MODELS[shape]
+    for s, n in product(keys or [4096], rows or [64]):
+        yield side_attention(m, dtype, shape=shape, keys=s, rows=n)
+    for s, n in product(keys or [4096], rows or [32]):
+        for over in ("visible", "columns"):
+            yield attention_map(m, dtype, shape=shape, over=over, keys=s, rows=n)
+        yield attention_map(m, dtype, shape=shape, heads="each", keys=s, rows=n)
+    for trained in (True, False):
+        yield linear_cross_entropy(m, dtype, shape=shape, rows=2048, trained=trained)
+    yield linear_cross_entropy(
+        m, dtype, shape=shape, rows=2048, counted=137, trained=False, smoothing=0.3
+    )
+
+
+def problems(
+    *,
+    shapes: list[str],
+    ops: list[str],
+    dtypes: list[torch.dtype],
+    keys: list[int],
+    rows: list[int],
+) -> list[Problem]:
+    """Every problem of the chosen shapes, ops and dtypes; keys and rows only sweep model shapes.
+
+    A case's dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
+    """
+    found = []
+    for shape, dtype in product(shapes, dtypes):
+        match shape:
+            case "quick":
+                some = _quick(dtype)
+            case "issue-5":
+                some = _issue_5(dtype)
+            case _:
+                some = _model(shape, dtype, keys, rows)
+        found += [p for p in some if p.op in ops]
+    names = list(dict.fromkeys(p.name for p in found))
+    return sorted(found, key=lambda p: (p.whole, names.index(p.name)))
