@@ -35,7 +35,7 @@ from groundkern.tiles import (
 # untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
 TILES = {
     (False, 64): Tile(32, 64, 4),
-    (False, 128): Tile(32, 64, 8),
+    (False, 128): Tile(32, 32, 8),
     (False, 256): Tile(16, 32, 8),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),

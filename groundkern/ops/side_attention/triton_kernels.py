@@ -30,7 +30,7 @@ from groundkern.tiles import (
 # (kernel, 4-byte operands, largest padded head dimension) -> tile. Every row is an untuned first
 # guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on a device.
 TILES = {
-    ("forward", False, 64): Tile(64, 64, 4),
+    ("forward", False, 64): Tile(64, 32, 8),
     ("forward", False, 128): Tile(64, 32, 8),
     ("forward", False, 256): Tile(32, 32, 8),
     ("forward", True, 64): Tile(16, 32, 4),
@@ -287,7 +287,8 @@ def _tile(kernel: str, q: Tensor, v: Tensor) -> tuple[Tile, dict[str, int]]:
     """The table's row and the constexprs it gives."""
     dims = {"D": q.shape[2], "DV": v.shape[3]}
     blocks = {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
-    row = next(d for d in (64, 128, 256) if d >= max(blocks.values()))
+    need = max(blocks.values()) * (1 if list(dims.values()) == list(blocks.values()) else 2)
+    row = next(d for d in (64, 128, 256) if d >= min(need, 256))  # masks take registers: a row on
     tile = TILES[kernel, q.dtype == torch.float32, row]
     return tile, {**dims, **blocks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
 
