@@ -14,6 +14,12 @@ from torch.library import custom_op
 
 from groundkern.precision import accumulation_dtype, without_autocast
 
+INPUTS = (
+    "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? ids, Tensor? offsets, "
+    "Tensor? bag_index"
+)
+OPTIONS = "float smoothing, int ignore_index, float softcap"
+
 
 def kernels(backend: str):
     """The module that implements `forward` and `backward` for a backend."""
@@ -27,28 +33,17 @@ def kernels(backend: str):
     return module
 
 
-@custom_op("groundkern::linear_cross_entropy", mutates_args=())
+@custom_op(
+    "groundkern::linear_cross_entropy",
+    mutates_args=(),
+    schema=f"({INPUTS}, Tensor? weight_grad, {OPTIONS}, str group, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
 @without_autocast
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    weight_grad: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def linear_cross_entropy(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per row: loss, log p(target), lse, likeliest id; `weight_grad` is for the backward."""
-    bags = (ids, offsets, bag_index)
-    return kernels(backend).forward(
-        hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap, group
-    )
+    *inputs, _, smoothing, ignore_index, softcap, group, backend = arguments
+    return kernels(backend).forward(*inputs, smoothing, ignore_index, softcap, group)
 
 
 @linear_cross_entropy.register_fake
@@ -58,33 +53,17 @@ def _(hidden, weight, bias, target, *_):
     return *rows, target.new_empty(target.shape)
 
 
-@custom_op("groundkern::linear_cross_entropy_backward", mutates_args=("weight_grad",))
+@custom_op(
+    "groundkern::linear_cross_entropy_backward",
+    mutates_args=("weight_grad",),
+    schema=f"(Tensor dloss, Tensor dlog_prob, Tensor dlse, {INPUTS}, {OPTIONS}, str group,"
+    " bool train_weight, Tensor(a!)? weight_grad, str backend) -> (Tensor, Tensor, Tensor)",
+)
 @without_autocast
-def linear_cross_entropy_backward(
-    dloss: Tensor,
-    dlog_prob: Tensor,
-    dlse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
-    train_weight: bool,
-    weight_grad: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    bags = (ids, offsets, bag_index)
-    options = (smoothing, ignore_index, softcap, group, train_weight, weight_grad)
-    gradients = kernels(backend).backward(
-        dloss, dlog_prob, dlse, hidden, weight, bias, target, *bags, *options
-    )
-    return tuple(hidden.new_empty(0) if x is None else x for x in gradients)
+def linear_cross_entropy_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, backend = arguments
+    gradients = kernels(backend).backward(*inputs)
+    return tuple(inputs[0].new_empty(0) if x is None else x for x in gradients)
 
 
 @linear_cross_entropy_backward.register_fake
@@ -131,29 +110,19 @@ def gradients_in_forward(backend: str) -> bool:
     return backend in ("native", "triton")
 
 
-@custom_op("groundkern::linear_cross_entropy_with_gradients", mutates_args=())
+@custom_op(
+    "groundkern::linear_cross_entropy_with_gradients",
+    mutates_args=(),
+    schema=f"({INPUTS}, Tensor? row_factor, {OPTIONS}, bool train_weight, str backend)"
+    f" -> ({', '.join(['Tensor'] * 7)})",
+)
 @without_autocast
-def linear_cross_entropy_with_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    row_factor: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    train_weight: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def linear_cross_entropy_with_gradients(*arguments) -> tuple[Tensor, ...]:
     """loss (scalar with row_factor [N], else per row), log p(target), lse, likeliest id, and the
     gradients dhidden, dweight, dbias of that loss (per row: of each row's own loss)."""
-    bags = (ids, offsets, bag_index)
-    options = (row_factor, smoothing, ignore_index, softcap, train_weight)
-    results = kernels(backend).forward_with_gradients(hidden, weight, bias, target, *bags, *options)
-    return tuple(hidden.new_empty(0) if x is None else x for x in results)
+    *inputs, backend = arguments
+    results = kernels(backend).forward_with_gradients(*inputs)
+    return tuple(inputs[0].new_empty(0) if x is None else x for x in results)
 
 
 @linear_cross_entropy_with_gradients.register_fake
