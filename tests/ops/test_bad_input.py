@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from groundkern import KeySets, QueryRows, available_backends
-from groundkern.backends import NAMES
+from groundkern import KeySets, QueryRows
 from groundkern.ops.attention_map import cases as attention_map_cases
 from groundkern.ops.linear_cross_entropy import cases as linear_cross_entropy_cases
 from groundkern.ops.side_attention import cases as side_attention_cases
@@ -73,12 +72,25 @@ def test_bad_input(name: str) -> None:
         call.run(**replaced)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if available_backends()[n] is not None])
-def test_a_named_backend_that_is_not_there_never_falls_back(name: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"`backend`: expected one that serves this call, got '{name}': \w+"
-    ):
+def _absent() -> None:
+    raise ImportError("not built")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "why"),
+    [
+        ("triton", "groundkern.backends._NO_TRITON", "the package is not there", "the package is"),
+        ("native", "groundkern.native._dtype_codes", _absent, "the C.. extension .* not built"),
+    ],
+)
+def test_a_named_backend_that_is_not_there_never_falls_back(
+    name: str, place: str, value: object, why: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(place, value)
+    message = rf"`backend`: expected one that serves this call, got '{name}': {why}"
+    with pytest.raises(ValueError, match=message):
         SIDE.run(backend=name)
+    assert SIDE.run(backend="auto")[0].isfinite().all()
 
 
 def test_fp64_is_for_the_reference_and_auto_takes_it_there() -> None:
