@@ -1,7 +1,8 @@
 """What the Triton engine of linear cross entropy computes, moves and holds, per shape.
 
-A model of groundkern/ops/linear_cross_entropy/triton_kernels.py, forward plus backward, counted
-from sizes; not a measurement of speed.
+A model of `forward_with_gradients` in groundkern/ops/linear_cross_entropy/triton_kernels.py, which
+a mean, a sum or a frozen head takes; counted from sizes, not a measurement of speed. What the
+work needs at least, whatever the engine, is in floors.py.
 """
 
 from dataclasses import dataclass
@@ -37,17 +38,13 @@ class Head:
         return self.itemsize < 4
 
     @property
-    def forward_chunks(self) -> list[slice]:
-        return logit_chunks(self.rows, self.vocabulary, 4)
-
-    @property
-    def backward_chunks(self) -> list[slice]:
+    def chunks(self) -> list[slice]:
         return logit_chunks(self.rows, self.vocabulary, 4 + self.itemsize)
 
 
 def flops(head: Head) -> int:
-    """Logits twice, dh, and dU where the weight is trained."""
-    return (3 + head.trained) * 2 * head.logits * head.dim
+    """Logits, dh, and dU where the weight is trained."""
+    return (2 + head.trained) * 2 * head.logits * head.dim
 
 
 def moved_bytes(head: Head) -> int:
@@ -56,17 +53,17 @@ def moved_bytes(head: Head) -> int:
     A GEMM reads each operand once.
     """
     size = head.itemsize
-    forward, backward = len(head.forward_chunks), len(head.backward_chunks)
+    chunks = len(head.chunks)
     weights = size * head.weights
-    logits = size * head.states + 8 * head.logits  # made, then read for the statistics
-    total = 2 * logits + (forward + backward) * weights
+    total = size * head.states + 8 * head.logits  # made, then read for the statistics
+    total += chunks * weights
     total += (4 + size) * head.logits  # gradient kernel
-    total += size * head.logits + backward * weights + 4 * head.states  # dh
+    total += size * head.logits + chunks * weights + 4 * head.states  # dh
     total += head.narrow * (4 + size) * head.states
     if head.trained:
         total += size * (head.logits + head.states)
-        total += weights if backward == 1 else (2 * backward - 1) * 4 * head.weights
-        total += (backward > 1 and head.narrow) * (4 + size) * head.weights
+        total += weights if chunks == 1 else (2 * chunks - 1) * 4 * head.weights
+        total += (chunks > 1 and head.narrow) * (4 + size) * head.weights
     return total
 
 
@@ -78,10 +75,9 @@ def extra_bytes(head: Head) -> int:
     """
     if not head.rows:
         return 0
-    forward = 4 * head.vocabulary * head.forward_chunks[0].stop
-    backward = (4 + head.itemsize) * head.vocabulary * head.backward_chunks[0].stop
-    backward += (4 + head.narrow * head.itemsize) * head.states
+    total = (4 + head.itemsize) * head.vocabulary * head.chunks[0].stop
+    total += (4 + head.narrow * head.itemsize) * head.states
     if head.trained:
-        summed = head.narrow and len(head.backward_chunks) > 1
-        backward += (head.itemsize + 4 * summed) * head.weights
-    return max(forward, backward)
+        summed = head.narrow and len(head.chunks) > 1
+        total += (head.itemsize + 4 * summed) * head.weights
+    return total

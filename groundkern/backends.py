@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +19,14 @@ _NO_TRITON = None if importlib.util.find_spec("triton") else "the triton package
 
 def available_backends() -> dict[str, str | None]:
     """Every backend by name: None where it runs on this machine, else why not, in one sentence."""
-    return {"reference": None, "triton": _NO_TRITON, "native": _missing_native()}
+    return {"reference": None, "triton": _missing_triton(), "native": _missing_native()}
+
+
+def _missing_triton() -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if _NO_TRITON or torch.cuda.is_available() or interpreted:
+        return _NO_TRITON
+    return "torch sees no CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels on CPU, slowly)"
 
 
 @cache

@@ -65,13 +65,16 @@ def scores(q: Tensor, k: Tensor, scale: float, softcap: float) -> Tensor:
     return softcap * torch.tanh(s / softcap) if softcap > 0 else s
 
 
-def logit_chunks(rows: int, vocabulary: int, bytes_per_logit: int) -> list[slice]:
-    """Cut [0, rows) into chunks of even size whose logits fit LOGIT_BYTES; rows >= 1 in each.
+def logit_chunks(
+    rows: int, vocabulary: int, bytes_per_logit: int, budget: int | None = None
+) -> list[slice]:
+    """Cut [0, rows) into chunks of even size whose logits fit a budget; rows >= 1 in each.
 
     Args:
         bytes_per_logit: all that is kept for one logit, its gradient included.
+        budget: bytes of a chunk; default LOGIT_BYTES.
     """
-    limit = max(1, LOGIT_BYTES // (max(1, vocabulary) * bytes_per_logit))
+    limit = max(1, (budget or LOGIT_BYTES) // (max(1, vocabulary) * bytes_per_logit))
     chunks = -(-rows // limit)
     height = -(-rows // max(1, chunks))
     aligned = -(-height // 128) * 128  # GEMM tiles

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from groundkern import native
+from groundkern.row_blocks import logit_chunks
 
 # Logits alive at a time. 512 rows x 32,768 words in fp32 are one chunk; with 2048 x 65,536 it is an
 # eighth of one [N, V] buffer. Smaller chunks slow the first product: 128 rows cost it 1.3x.
@@ -54,15 +55,13 @@ class _Counted:
         place: with an upstream gradient of loss, log_prob or lse, the logits' gradient."""
         from groundkern import _C
 
-        count, words = len(self.rows), self.weight.shape[0]
-        fitting = max(1, LOGIT_BYTES // max(1, words * self.weight.element_size()))
-        chunks = -(-count // fitting)
-        step = -(-count // max(1, chunks))
-        buffer = native.empty(step, words, dtype=self.hidden.dtype)
+        words = self.weight.shape[0]
+        parts = logit_chunks(len(self.rows), words, self.weight.element_size(), LOGIT_BYTES)
+        tallest = parts[0].stop if parts else 0
+        buffer = native.empty(tallest, words, dtype=self.hidden.dtype)
         names = ("loss", "log_prob", "lse", "predicted", "dloss", "dlog_prob", "dlse")
-        for first in range(0, count, max(1, step)):
-            part = slice(first, min(first + step, count))
-            logits = buffer[: part.stop - first]
+        for part in parts:
+            logits = buffer[: part.stop - part.start]
             if self.bias is None:
                 torch.mm(self.hidden[part], self.weight.t(), out=logits)
             else:
