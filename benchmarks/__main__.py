@@ -4,11 +4,12 @@ install."""
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
 
-from benchmarks import machine, problems, suite, table
+from benchmarks import machine, problems, scaling, suite, table
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,8 +30,15 @@ def parser() -> argparse.ArgumentParser:
         help="of ours; the first is what the others are compared with",
     )
     p.add_argument("--shape", nargs="+", default=[problems.ISSUE_5], choices=problems.SHAPES)
-    p.add_argument("--mode", nargs="+", default=["full"], choices=["forward", "full"])
+    p.add_argument("--mode", nargs="+", default=["full"], choices=get_args(problems.Mode))
     p.add_argument("--dtype", nargs="+", default=list(DTYPES[:2]), choices=DTYPES)
+    p.add_argument(
+        "--sweep",
+        nargs="+",
+        default=[],
+        choices=list(problems.SWEEPS),
+        help="let one size grow alone, and print how cost grows with it; --keys and --rows choose",
+    )
     p.add_argument("--keys", nargs="+", type=int, default=[], help="S of a model's shapes")
     p.add_argument("--rows", nargs="+", type=int, default=[], help="N of a model's attention")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -77,6 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], li
         dtypes=dtypes,
         keys=args.keys,
         rows=args.rows,
+        sweep=args.sweep,
     )
     some = [x for x in some if not (args.no_whole and x.whole)]
     stamp = machine.stamp(device)
@@ -104,6 +113,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], li
         rows += [{**row, **stamp} for row in new]
         suite.write(args.csv, args.json, rows, left_out)
     suite.write(args.csv, args.json, rows, left_out)
+    scaling.show(rows, console)
     for name in left_out:
         console.print(f"left out by the deadline: {name}", style="yellow")
     for line in suite.failures(rows):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import baselines, floors, peers
 from benchmarks.baselines import Refused, Step
-from benchmarks.problems import Problem, randn
+from benchmarks.problems import Mode, Problem, randn
 from groundkern.ops.cases import Call
 
 PREFERRED = {"cuda": "triton", "cpu": "native"}
@@ -28,12 +28,14 @@ TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 @dataclass(frozen=True)
 class Contestant:
     """kind: "floor", "ours", "baseline" or "peer". run: one timed call; None where it cannot run,
-    and status says why. allocates: whether a call's memory is its own, not made beforehand."""
+    and status says why. before: what each call needs, outside the clock. allocates: whether a
+    call's memory is its own, not made beforehand."""
 
     name: str
     kind: str
     run: Callable[[], object] | None
     status: str = "timed"
+    before: Callable[[], object] | None = None
     allocates: bool = True
 
 
@@ -41,26 +43,41 @@ def leaves(call: Call) -> dict[str, Tensor]:
     return {n: x.detach().requires_grad_(n not in call.fixed) for n, x in call.inputs.items()}
 
 
-def runner(call: Call, step: Step, mode: floors.Mode) -> Callable[[], tuple[list, list]]:
-    """A function that runs one step: (results, gradients), the latter empty in "forward"."""
+def runner(
+    call: Call, step: Step, mode: Mode
+) -> tuple[Callable[[], tuple[list, list]], Callable[[], object] | None]:
+    """A function that runs one step, and what it needs before each call.
+
+    The step returns (results, gradients); "forward" has no gradients, "backward" no results: its
+    forward is what comes before.
+    """
     inputs = leaves(call)
     trained = [x for x in inputs.values() if x.requires_grad]
     upstream: list[Tensor] = []
+    waiting: list[tuple[Tensor, ...]] = []  # a forward whose backward is to be timed
 
     def forward() -> tuple[list, list]:
         with torch.no_grad():
             return list(step(inputs)), []
 
-    def full() -> tuple[list, list]:
-        results = step(inputs)
+    def gradients(results: tuple[Tensor, ...]) -> list[Tensor]:
         if not upstream:  # uneven, made once
             upstream.extend(
                 randn(9 + i, *x.shape, dtype=x.dtype, device=x.device)
                 for i, x in enumerate(results)
             )
-        return list(results), list(torch.autograd.grad(results, trained, upstream))
+        return list(torch.autograd.grad(results, trained, upstream))
 
-    return forward if mode == "forward" else full
+    def full() -> tuple[list, list]:
+        results = step(inputs)
+        return list(results), gradients(results)
+
+    match mode:
+        case "forward":
+            return forward, None
+        case "backward":
+            return lambda: ([], gradients(waiting.pop())), lambda: waiting.append(step(inputs))
+    return full, None
 
 
 def resolve(call: Call, backend: str, device: torch.device) -> str:
@@ -108,7 +125,9 @@ def _first_line(error: Exception) -> str:
 def _admit(name, kind, prepare, call, mode, wanted, dtype) -> tuple[Contestant, object]:
     """Prepare and run a contestant once; it is timed only if it agrees with `wanted`."""
     try:
-        run = runner(call, prepare(), mode)
+        run, before = runner(call, prepare(), mode)
+        if before:
+            before()
         got = run()
     except Refused as reason:
         return Contestant(name, kind, None, f"refused: {reason}"), None
@@ -119,12 +138,12 @@ def _admit(name, kind, prepare, call, mode, wanted, dtype) -> tuple[Contestant, 
     wrong = disagreement(got, wanted, dtype) if wanted else ""
     if wrong:
         return Contestant(name, kind, None, f"disagrees: {wrong}"), None
-    return Contestant(name, kind, run), got
+    return Contestant(name, kind, run, before=before), got
 
 
 def contestants(
     problem: Problem,
-    mode: floors.Mode,
+    mode: Mode,
     device: torch.device,
     *,
     backends: list[str],
@@ -147,7 +166,7 @@ def contestants(
         wanted = wanted or got
         if wanted is None:
             return found
-        if backend == "triton" and device.type == "cuda" and one.run is not None:
+        if backend == "triton" and device.type == "cuda" and one.run and not one.before:
             found.append(_replayed(one, wanted, problem.dtype))
     others = [("baseline", n, a) for n, a in baselines.BASELINES[problem.op].items()]
     if problem.whole:
@@ -211,6 +230,7 @@ def interleave(
     runs: dict[str, Callable[[], object]],
     timer: Callable[[Callable[[], object]], float],
     *,
+    before: dict[str, Callable[[], object]] | None = None,
     seconds: float,
     least: int = 3,
     most: int = 100,
@@ -230,6 +250,8 @@ def interleave(
             break
         dice.shuffle(order)
         for name in order:
+            if before and name in before:
+                before[name]()
             samples[name].append(timer(runs[name]))
     assert len({len(s) for s in samples.values()}) <= 1, "every contestant runs in every round"
     return samples

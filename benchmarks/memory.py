@@ -60,7 +60,13 @@ def of_contestants(found: list[harness.Contestant], device: torch.device) -> dic
     """Bytes by name, of contestants that have run before: no first-call memory. Not of those
     whose outputs are made beforehand (the floor, a graph)."""
     measure = _of_cuda if device.type == "cuda" else _of_cpu
-    return {c.name: measure(c.run) for c in found if c.run is not None and c.allocates}
+    peaks = {}
+    for c in found:
+        if c.run is not None and c.allocates:
+            if c.before:
+                c.before()
+            peaks[c.name] = measure(c.run)
+    return peaks
 
 
 def in_fresh_process(
@@ -80,6 +86,7 @@ def in_fresh_process(
         "threads": torch.get_num_threads(),
         "keys": [problem.keys] if problem.keys else [],
         "rows": [problem.rows],
+        "sweep": [problem.swept] if problem.swept else [],
     }
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", json.dumps(request)],
@@ -106,6 +113,7 @@ def main() -> None:
         dtypes=[getattr(torch, request["dtype"])],
         keys=request["keys"],
         rows=request["rows"],
+        sweep=request["sweep"],
     )
     problem = next(p for p in some if p.name == request["name"])
     device = torch.device("cpu")

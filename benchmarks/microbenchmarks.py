@@ -24,4 +24,5 @@ CASES = [
 @pytest.mark.parametrize("problem", CASES, ids=lambda p: p.name.removeprefix(f"{SHAPE}/"))
 def test_ours(problem: problems.Problem, mode: str, benchmark) -> None:
     call = problem.make(CPU)
-    benchmark(harness.runner(call, harness.ours(call, "auto"), mode))
+    run, _ = harness.runner(call, harness.ours(call, "auto"), mode)
+    benchmark(run)

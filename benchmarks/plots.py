@@ -19,6 +19,8 @@ WORDS = {
     "peer": "other libraries and torch.compile",
 }
 
+SIZES = {"keys": "keys S", "rows": "rows N", "columns": "columns C", "vocabulary": "vocabulary V"}
+
 
 def _origin(rows: list[Row]) -> str:
     """Where and when, for the foot of a figure."""
@@ -97,18 +99,18 @@ def overview(op: str, rows: list[Row], folder: Path) -> Path:
 
 
 def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
-    """Time and memory against S or N on log axes, with the floor as a line; None with one size."""
-    rows = [r for r in rows if r["p50_ms"] and r[along]]
-    other = "rows" if along == "keys" else "keys"
+    """Time and memory against a size on log axes, with the floor as a line; None with one size."""
+    rows = [r for r in rows if r["p50_ms"] and r[along] and r.get("swept") in (along, "", None)]
+    others = [n for n in ("keys", "rows") if n != along]
     groups = {
         key: group
-        for key, group in _groups(rows, "dtype", "mode", other, "case").items()
+        for key, group in _groups(rows, "case", "dtype", "mode", *others).items()
         if len({r[along] for r in group}) > 1
     }
     if not groups:
         return None
     figure, axes = plt.subplots(len(groups), 2, figsize=(12, 3.6 * len(groups)), squeeze=False)
-    for line, ((dtype, mode, fixed, case), group) in zip(axes, groups.items()):
+    for line, ((case, dtype, mode, *fixed), group) in zip(axes, groups.items()):
         for axis, field, unit in zip(line, ("p50_ms", "peak_mib"), ("ms", "MiB")):
             for (name, kind), points in _groups(group, "contestant", "kind").items():
                 points = sorted((r[along], r[field]) for r in points if r[field])
@@ -123,18 +125,21 @@ def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
                 axis.plot(*zip(*limits), ":", color="black", label="memory and matmul ceilings")
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            axis.set_xlabel("keys S" if along == "keys" else "rows N")
+            axis.set_xlabel(SIZES[along])
             axis.set_ylabel("time, ms" if unit == "ms" else "peak memory of the call, MiB")
             if not any(r[field] for r in group):
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(fontsize=6)
-        line[0].set_title(f"{case}, {dtype}, {mode}, {other} {fixed}", fontsize=8, loc="left")
+        rest = ", ".join(f"{n} {x}" for n, x in zip(others, fixed) if x)
+        line[0].set_title(f"{case}, {dtype}, {mode}, {rest}", fontsize=8, loc="left")
     return _finish(figure, f"{op}: cost against {along}", rows, folder / f"{op}_{along}.png")
 
 
-def _finish(figure, title: str, rows: list[Row], path: Path) -> Path:
-    """Title, the meaning of the colours, the origin; saved."""
+def _finish(
+    figure, title: str, rows: list[Row], path: Path, metadata: dict[str, str] | None = None
+) -> Path:
+    """Title, the meaning of the colours, the origin; saved, with `metadata` in the PNG."""
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()]
     height = figure.get_figheight()
     figure.text(0.01, 1 - 0.1 / height, title, fontsize=12, va="top")
@@ -150,7 +155,7 @@ def _finish(figure, title: str, rows: list[Row], path: Path) -> Path:
     figure.text(0.01, 0.08 / height, _origin(rows), fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.25 / height, 1, 1 - 0.35 / height))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=metadata)
     plt.close(figure)
     return path
 
@@ -171,4 +176,41 @@ def sweeps(rows: list[Row], folder: Path, along: tuple[str, ...] = ("keys",)) ->
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """The figures of a run, one overview per op and one per swept size."""
-    return overviews(rows, folder) + sweeps(rows, folder, ("keys", "rows"))
+    cases = [r for r in rows if not r["swept"]]
+    return overviews(cases, folder) + sweeps(rows, folder, tuple(SIZES))
+
+
+def ratios(rows: list[Row], path: Path, metadata: dict[str, str]) -> Path:
+    """Our time and memory over each other contestant's, a line per problem: left of 1 is ours."""
+    groups = _groups([r for r in rows if r["mode"] == "full"], "problem", "dtype")
+    figure, (time_axis, memory_axis) = plt.subplots(
+        1, 2, figsize=(13, 0.36 * len(groups) + 2.2), sharey=True, width_ratios=(3, 2)
+    )
+    styles: dict[str, tuple[str, str]] = {}
+    for i, group in enumerate(groups.values()):
+        us = next(r for r in group if r["kind"] == "ours")
+        for row in group:
+            if row["kind"] == "ours" or not row["p50_ms"]:
+                continue
+            name = str(row["contestant"]).split(" (")[0]
+            style = styles.setdefault(name, (COLOURS[row["kind"]], "|osD^v<>PX*ph"[len(styles)]))
+            low, mid, high = (row[f"ours_over_this_p{p}"] for p in (20, 50, 80))
+            time_axis.plot([low, high], [i, i], color=style[0], linewidth=3, alpha=0.35)
+            marks = {time_axis: mid}
+            if row["peak_mib"]:
+                marks[memory_axis] = us["peak_mib"] / row["peak_mib"]
+            for axis, x in marks.items():
+                axis.plot(x, i, style[1], color=style[0], markersize=7, alpha=0.8)
+    for axis, what in ((time_axis, "time"), (memory_axis, "peak memory")):
+        axis.axvline(1, color="#333333", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel(f"{what}: ours / theirs (left of the line ours is less)")
+        axis.spines[["top", "right"]].set_visible(False)
+    names = [f"{problem.split('/')[1]}, {dtype}" for problem, dtype in groups]
+    time_axis.set_yticks(range(len(names)), names, fontsize=8)
+    time_axis.invert_yaxis()
+    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="") for c, m in styles.values()]
+    memory_axis.legend(handles, list(styles), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return _finish(figure, "Forward + backward", rows, path, metadata)

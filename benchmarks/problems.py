@@ -1,8 +1,9 @@
 """What is measured: calls of realistic size with their floors, by name."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +37,13 @@ MODELS = {
 ISSUE_5_MODEL = Model(1024, 16, 4, 128, 32_768)
 TINY = Model(32, 4, 2, 16, 96)
 SHAPES = (QUICK, ISSUE_5, *MODELS)
+Mode = Literal["forward", "backward", "full"]
+SWEEPS = {
+    "keys": (1024, 2048, 4096, 8192, 16384),
+    "rows": (16, 32, 64, 128, 256),
+    "columns": (256, 512, 1024, 2048, 4096),
+    "vocabulary": (8192, 16384, 32768, 65536, 131072),
+}
 OPS = ("side_attention", "attention_map", "linear_cross_entropy")
 
 
@@ -43,9 +51,10 @@ OPS = ("side_attention", "attention_map", "linear_cross_entropy")
 class Problem:
     """One call to measure.
 
-    op: the op's name. name: of the case. shape: its sizes in words. make: builds the call. floor:
-    counts the work of a mode. whole: also run the [S, S] eager path, which is slow and large. keys,
-    rows: S (0 without keys) and N.
+    op: the op's name. name: of the case. shape: its sizes in words. make: builds the call. count:
+    the work of "forward" or "full". whole: also run the [S, S] eager path, which is slow and large.
+    keys, rows, columns, vocabulary: S, N, C and V, 0 where there are none. swept: the size that a
+    sweep lets grow.
     """
 
     op: str
@@ -53,14 +62,24 @@ class Problem:
     shape: str
     dtype: torch.dtype
     make: Callable[[torch.device], Call]
-    floor: Callable[[floors.Mode], floors.Floor]
+    count: Callable[[floors.Mode], floors.Floor]
     whole: bool = False
     keys: int = 0
     rows: int = 0
+    columns: int = 0
+    vocabulary: int = 0
+    swept: str = ""
 
     @property
     def key(self) -> str:
         return f"{self.name}/{str(self.dtype).removeprefix('torch.')}"
+
+    def floor(self, mode: Mode) -> floors.Floor:
+        """The work of a mode; "backward" is what "full" adds to "forward"."""
+        if mode != "backward":
+            return self.count(mode)
+        forward, full = self.count("forward"), self.count("full")
+        return floors.Floor(full.bytes - forward.bytes, full.gemms[len(forward.gemms) :])
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -131,9 +150,9 @@ def side_attention(
         f"{rows} rows, {sizes.used} of {keys} keys used, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
     )
-    floor = lambda mode: floors.side_attention(sizes, mode)  # noqa: E731
+    count = lambda mode: floors.side_attention(sizes, mode)  # noqa: E731
     name = f"{shape}/side_attention" + ("_whole" if whole else f"/S{keys}xN{rows}")
-    return Problem("side_attention", name, words, dtype, make, floor, whole, keys, rows)
+    return Problem("side_attention", name, words, dtype, make, count, whole, keys, rows)
 
 
 def attention_map(
@@ -188,12 +207,13 @@ def attention_map(
         f"{rows} rows, {columns} columns of {keys} keys, over {over}, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
     )
-    floor = lambda mode: floors.attention_map(  # noqa: E731
+    count = lambda mode: floors.attention_map(  # noqa: E731
         sizes, mode, per_row=is_kl, contribution=is_contribution
     )
     label = function.__name__ + (f"_{heads}" if is_kl and heads != "mean" else "")
-    name = f"{shape}/{label}_{over}/S{keys}xN{rows}"
-    return Problem("attention_map", name, words, dtype, make, floor, keys=keys, rows=rows)
+    name = f"{shape}/{label}_{over}/S{keys}xN{rows}xC{columns}"
+    sizes_of = {"keys": keys, "rows": rows, "columns": columns}
+    return Problem("attention_map", name, words, dtype, make, count, **sizes_of)
 
 
 def linear_cross_entropy(
@@ -228,7 +248,7 @@ def linear_cross_entropy(
         fixed = () if trained else ("weight",)
         return Call(gk.linear_cross_entropy, inputs, options, fixed)
 
-    def floor(mode: floors.Mode) -> floors.Floor:
+    def count(mode: floors.Mode) -> floors.Floor:
         return floors.linear_cross_entropy(
             rows=rows,
             counted=counted,
@@ -243,8 +263,9 @@ def linear_cross_entropy(
     smooth = f", smoothing {smoothing}" if smoothing else ""
     head = "trained" if trained else "frozen"
     words = f"{labelled}{rows} rows x {d} x {v}, {head} head{smooth}"
-    name = f"{shape}/linear_cross_entropy_{head}{'_smoothed' if smoothing else ''}/N{rows}"
-    return Problem("linear_cross_entropy", name, words, dtype, make, floor, rows=rows)
+    name = f"{shape}/linear_cross_entropy_{head}{'_smoothed' if smoothing else ''}/N{rows}xV{v}"
+    sizes = {"rows": rows, "vocabulary": v}
+    return Problem("linear_cross_entropy", name, words, dtype, make, count, **sizes)
 
 
 def _issue_5(dtype: torch.dtype) -> Iterable[Problem]:
@@ -293,6 +314,28 @@ def _model(shape: str, dtype: torch.dtype, keys: list[int], rows: list[int]) -> 
     )
 
 
+def _sweep(
+    along: str, shape: str, dtype: torch.dtype, keys: list[int], rows: list[int]
+) -> Iterable[Problem]:
+    """One case per op that has the size `along`, at growing sizes, all else fixed."""
+    m = {QUICK: TINY, ISSUE_5: ISSUE_5_MODEL, **MODELS}[shape]
+    given = {"keys": keys, "rows": rows}
+    fixed = {"keys": [4096], "rows": [64], "columns": [1024], "vocabulary": [m.vocabulary]}
+    values = fixed | {n: x[:1] for n, x in given.items() if x}
+    values[along] = given.get(along) or SWEEPS[along]
+    for s, n, c, v in product(*(values[x] for x in SWEEPS)):
+        some: list[Problem] = []
+        if along in ("keys", "rows"):
+            some.append(side_attention(m, dtype, shape=shape, keys=s, rows=n))
+        if along != "vocabulary":
+            sizes = {"keys": s, "rows": n, "columns": min(c, s)}
+            some.append(attention_map(m, dtype, shape=shape, **sizes))
+        if along in ("rows", "vocabulary"):
+            head = replace(m, vocabulary=v)
+            some.append(linear_cross_entropy(head, dtype, shape=shape, rows=n))
+        yield from (replace(p, swept=along) for p in some)
+
+
 def problems(
     *,
     shapes: list[str],
@@ -300,13 +343,16 @@ def problems(
     dtypes: list[torch.dtype],
     keys: list[int],
     rows: list[int],
+    sweep: Sequence[str] = (),
 ) -> list[Problem]:
     """Every problem of the chosen shapes, ops and dtypes; keys and rows only sweep model shapes.
 
-    A case's dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
+    sweep: in place of the shapes' cases, one size after another growing alone, of SWEEPS. A case's dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
     """
     found = []
-    for shape, dtype in product(shapes, dtypes):
+    for along, shape, dtype in product(sweep, shapes, dtypes):
+        found += [p for p in _sweep(along, shape, dtype, keys, rows) if p.op in ops]
+    for shape, dtype in product(() if sweep else shapes, dtypes):
         match shape:
             case "quick":
                 some = _quick(dtype)

@@ -22,6 +22,9 @@ FIELDS = (
     "mode",
     "rows",
     "keys",
+    "columns",
+    "vocabulary",
+    "swept",
     "contestant",
     "kind",
     "status",
@@ -66,7 +69,8 @@ def rows_of(
     for c in found:
         row: Row = dict.fromkeys(FIELDS)
         row |= {"op": problem.op, "problem": problem.name, "shape": problem.shape, "dtype": dtype}
-        row |= {"mode": mode, "rows": problem.rows, "keys": problem.keys}
+        row |= {"mode": mode, "swept": problem.swept}
+        row |= {n: getattr(problem, n) for n in ("rows", "keys", "columns", "vocabulary")}
         row |= {"contestant": c.name, "kind": c.kind, "status": c.status, "load": load}
         row |= {"floor_flops": floor.flops, "floor_bytes": floor.bytes}
         row |= {"bandwidth": bandwidth, "matmul_rate": rate}
@@ -109,11 +113,12 @@ def measure(
     found = harness.contestants(problem, mode, device, backends=backends, compiled=compiled)
     runs = {c.name: c.run for c in found if c.run is not None}
     timer = harness.cuda_timer(device) if device.type == "cuda" else harness.cpu_timer
-    samples = harness.interleave(runs, timer, seconds=seconds, least=least)
+    before = {c.name: c.before for c in found if c.before is not None}
+    samples = harness.interleave(runs, timer, before=before, seconds=seconds, least=least)
     peaks: dict[str, int] = {}
     if with_memory and device.type == "cuda":
         peaks = memory.of_contestants(found, device)
-    del runs
+    del runs, before
     if with_memory and device.type == "cpu":
         peaks = memory.in_fresh_process(problem, mode, backends=backends, compiled=compiled)
     rows = list(rows_of(problem, mode, found, samples, peaks, device, ceilings, load))

@@ -1,0 +1,111 @@
+"""python -m benchmarks.counts: what a call costs in numbers that do not wobble.
+
+FLOPs of the matrix products, and bytes touched at the peak of a call (as memory.py counts them), of
+our CPU calls at issue-5's sizes. They are compared with counts.json, which is committed: more than
+it says fails, fewer asks for `--write`. Times are never compared.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness, memory, problems
+
+FILE = Path(__file__).with_name("counts.json")
+THREADS = 2  # scratch memory is per thread
+ALLOWED = {"flops": 0.0, "bytes": 0.1}  # relative; pages differ between runs and allocators
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+CPU = torch.device("cpu")
+
+
+def cases() -> list[problems.Problem]:
+    some = problems.problems(
+        shapes=[problems.ISSUE_5],
+        ops=list(problems.OPS),
+        dtypes=[torch.float32, torch.bfloat16],
+        keys=[],
+        rows=[],
+    )
+    return [p for p in some if not p.whole]
+
+
+def product_flops(run) -> int:
+    """FLOPs of torch's matrix products during a call, those inside our ops included."""
+    with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
+        run()
+    return sum(e.flops or 0 for e in profile.events() if e.name in PRODUCTS)
+
+
+def measured() -> Iterator[tuple[str, dict[str, int]]]:
+    """Name and counts of each case's native call, forward and backward."""
+    torch.set_num_threads(THREADS)
+    for problem in cases():
+        call = problem.make(CPU)
+        run, _ = harness.runner(call, harness.ours(call, "native"), "full")
+        run()
+        one = harness.Contestant("ours", "ours", run)
+        peak = memory.of_contestants([one], CPU)["ours"]
+        yield problem.key, {"flops": product_flops(run), "bytes": peak}
+
+
+def now() -> dict[str, dict[str, int]]:
+    """The counts of this tree, from a process of its own with memory.py's allocator settings."""
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.counts", "--measure"],
+        env={**os.environ, **memory.ALLOCATOR},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        raise RuntimeError(f"counting failed: {result.stderr.strip().splitlines()[-1]}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def committed() -> dict[str, dict[str, int]]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def changes(new: dict[str, dict[str, int]], old: dict[str, dict[str, int]]) -> tuple[list, list]:
+    """(what grew or is new or gone, what shrank), one sentence each."""
+    worse, better = [], []
+    for name in sorted({*new, *old}):
+        for kind, allowed in ALLOWED.items():
+            a, b = new.get(name, {}).get(kind), old.get(name, {}).get(kind)
+            sentence = f"{name}: {kind} {b} -> {a}"
+            if a is None or b is None or a > b * (1 + allowed):
+                worse.append(sentence)
+            elif a < b * (1 - allowed):
+                better.append(sentence)
+    return worse, better
+
+
+def main() -> int:
+    """1 where a count grew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="make what is measured the measure")
+    parser.add_argument("--measure", action="store_true", help="print the counts as JSON")
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(dict(measured())))
+        return 0
+    new = now()
+    if args.write:
+        FILE.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+        return 0
+    worse, better = changes(new, committed())
+    for sentence in worse:
+        print(f"more: {sentence}", file=sys.stderr)
+    for sentence in better:
+        print(f"fewer: {sentence}; keep it with python -m benchmarks.counts --write")
+    return int(bool(worse))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
