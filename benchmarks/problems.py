@@ -347,7 +347,8 @@ def problems(
 ) -> list[Problem]:
     """Every problem of the chosen shapes, ops and dtypes; keys and rows only sweep model shapes.
 
-    sweep: in place of the shapes' cases, one size after another growing alone, of SWEEPS. A case's dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
+    sweep: in place of the shapes' cases, one size after another growing alone, of SWEEPS. A case's
+    dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
     """
     found = []
     for along, shape, dtype in product(sweep, shapes, dtypes):
