@@ -20,7 +20,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FIGURE = ROOT / "docs" / "figures" / "benchmarks.png"
 BLOCK = re.compile(r"(<!-- benchmarks:begin -->\n).*?(<!-- benchmarks:end -->)", re.DOTALL)
 HEAD = (
-    "| forward + backward | dtype | x the GEMMs | fastest other | ours / that | MiB, ours / eager |",
+    "| forward + backward | dtype | x GEMMs | fastest other | ours / that | MiB, ours / eager |",
     "|---|---|---|---|---|---|",
 )
 
