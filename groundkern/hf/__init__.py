@@ -8,7 +8,7 @@ from groundkern.hf.geometry import image_geometry
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.processor import load_processor
-from groundkern.hf.trainer import GroundingTrainer
+from groundkern.hf.trainer import GroundingTrainer, row_counts
 
 __all__ = [
     "DoctorReport",
@@ -29,4 +29,5 @@ __all__ = [
     "image_geometry",
     "load_processor",
     "objectives_of",
+    "row_counts",
 ]
