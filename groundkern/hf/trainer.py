@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 from groundkern.hf.attach import objectives_of
 from groundkern.hf.doctor import LOW_PRECISION, doctor
 from groundkern.hf.output import GroundedOutput
@@ -31,7 +31,7 @@ class GroundingMixin:
     tensors is left to the class behind.
 
     Args:
-        *args, **kwargs: as the class behind takes them.
+        model, args, *rest, **kwargs: as the class behind takes them.
         examine: run `doctor` on the first batch that has rows.
 
     Raises:
@@ -42,8 +42,9 @@ class GroundingMixin:
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, examine: bool = True, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, *rest, examine: bool = True, **kwargs) -> None:
+        refuse_parallel(getattr(args, "parallelism_config", None))
+        super().__init__(model, args, *rest, **kwargs)
         objectives_of(self._unwrapped(self.model))
         self._refuse_unsupported()
         self.args.remove_unused_columns = False
@@ -66,11 +67,7 @@ class GroundingMixin:
         if args.n_gpu > 1:
             wanted = "one process per GPU (torchrun or accelerate launch)"
             fail("n_gpu", wanted, f"DataParallel over {args.n_gpu}")
-        parallel = getattr(self.accelerator, "parallelism_config", None)
-        for name in ("cp_size", "sp_size", "tp_size"):
-            if parallel is not None and (getattr(parallel, name, 1) or 1) > 1:
-                wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
-                fail(f"parallelism_config.{name}", wanted, getattr(parallel, name))
+        refuse_parallel(getattr(self.accelerator, "parallelism_config", None))
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model)
@@ -175,6 +172,18 @@ class GroundingTrainer(GroundingMixin, Trainer):
         *args, **kwargs: as `transformers.Trainer`.
         examine: run `doctor` on the first batch that has rows.
     """
+
+
+def refuse_parallel(config: object | None) -> None:
+    """Refuse what splits a sequence or a layer over ranks: rows and keys must be on one.
+
+    Raises:
+        ValueError: a context, sequence or tensor parallel size above 1.
+    """
+    for name in ("cp_size", "sp_size", "tp_size"):
+        size = getattr(config, name, 1) or 1
+        wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
+        require(size == 1, f"parallelism_config.{name}", wanted, size)
 
 
 def _is_pixels(name: str) -> bool:
