@@ -91,11 +91,11 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype):
 
 
 def sample(shape: Shape, length: int, rows: Rows, device: torch.device) -> dict[str, Tensor]:
-    """One sequence of `length` tokens, three quarters of them one image; every kind of row."""
+    """One sequence of `length` tokens, at most three quarters one image; rows of each kind."""
     if length < LEAST:
         raise ValueError(f"`length`: expected at least {LEAST}, got {length}")
     g = torch.Generator().manual_seed(1)
-    lines = 3 * length // (4 * GRID_WIDTH)
+    lines = min(3 * length // 4, length - rows.text - 8) // GRID_WIDTH
     visual = lines * GRID_WIDTH
     ids = torch.randint(FIRST_TEXT, shape.vocabulary, (1, length), generator=g)
     columns = torch.arange(2, 2 + visual)
