@@ -171,35 +171,10 @@ class Clock:
         return seconds
 
 
-def in_fresh_process(
-    settings: argparse.Namespace, length: int, names: tuple[str, ...]
-) -> dict[str, int]:
-    """Peak bytes by name of a CPU step; those that do not fit are not in it."""
-    if not memory.RESET.exists():
-        return {}
-    request = {**vars(settings), "length": length, "names": names}
-    request = {k: x for k, x in request.items() if not isinstance(x, Path)}
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training_step", json.dumps(request)],
-        env={**os.environ, **memory.ALLOCATOR},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"measuring memory at {length} tokens failed: {last}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
-
-
-def peaks(
-    settings: argparse.Namespace, length: int, names: tuple[str, ...] = NAMES
-) -> dict[str, int]:
-    """Peak bytes of a step beyond weights and inputs, by name."""
-    device = torch.device(settings.device)
-    if device.type == "cpu":
-        return in_fresh_process(settings, length, names)
-    return memory.of_contestants(contestants(settings, length, names), device)
+def peaks(settings: argparse.Namespace, length: int, names: tuple[str, ...] = NAMES) -> dict:
+    """Peak bytes of a step beyond weights and inputs, by name; without those that do not fit."""
+    found = contestants(settings, length, names)
+    return memory.of_contestants(found, torch.device(settings.device))
 
 
 def longest(settings: argparse.Namespace, name: str, cap: int) -> int:
@@ -218,6 +193,37 @@ def longest(settings: argparse.Namespace, name: str, cap: int) -> int:
     return low
 
 
+def longest_of_each(settings: argparse.Namespace) -> dict[str, int]:
+    """`longest` by name, with `settings.cap_gib`."""
+    cap = int(settings.cap_gib * 2**30)
+    if settings.device == "cpu":  # stop what would take the machine down
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (cap + ROOM, cap + ROOM))
+    return {name: longest(settings, name, cap) for name in NAMES}
+
+
+def apart(settings: argparse.Namespace, length: int | None) -> dict[str, int]:
+    """`peaks` at a length, or without one `longest_of_each`; on CPU in a process of its own, and
+    nothing where the system has no /proc."""
+    if settings.device != "cpu":
+        return peaks(settings, length) if length else longest_of_each(settings)
+    if not memory.RESET.exists():
+        return {}
+    request = {k: x for k, x in vars(settings).items() if not isinstance(x, Path)}
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training_step", json.dumps([request, length])],
+        env={**os.environ, **memory.ALLOCATOR},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"measuring memory failed: {last}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
 def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) -> list[suite.Row]:
     """The rows of one length."""
     device, load = torch.device(settings.device), machine.load()
@@ -232,7 +238,7 @@ def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) 
     elif device.type == "cuda":
         peak = memory.of_contestants(found, device)
     else:
-        peak = peaks(settings, length)
+        peak = apart(settings, length)
     rows = []
     for c in found:
         row: suite.Row = dict.fromkeys(FIELDS)
@@ -306,10 +312,7 @@ def main(words: list[str] | None = None, console: Console | None = None) -> int:
     torch.set_num_threads(settings.threads)
     stamp = machine.stamp(torch.device(settings.device))
     console.print(", ".join(f"{name} {value}" for name, value in stamp.items() if value))
-    fitting: dict[str, int] = {}
-    if settings.cap_gib:
-        cap = int(settings.cap_gib * 2**30)
-        fitting = {name: longest(settings, name, cap) for name in NAMES}
+    fitting = apart(settings, None) if settings.cap_gib else {}
     rows: list[suite.Row] = []
     for length in settings.tokens:
         new = measure(settings, length, fitting)
@@ -324,17 +327,11 @@ def main(words: list[str] | None = None, console: Console | None = None) -> int:
 
 
 def answer() -> None:
-    """One request of `in_fresh_process`, the bytes as JSON on the last line of output."""
-    request = json.loads(sys.argv[1])
-    torch.set_num_threads(request["threads"])
-    if request["cap_gib"]:
-        import resource
-
-        room = int(request["cap_gib"] * 2**30) + ROOM
-        resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    settings, device = argparse.Namespace(**request), torch.device("cpu")
-    found = contestants(settings, request["length"], tuple(request["names"]))
-    print(json.dumps(memory.of_contestants(found, device)))
+    """One request of `apart`, the bytes or tokens as JSON on the last line of output."""
+    request, length = json.loads(sys.argv[1])
+    settings = argparse.Namespace(**request)
+    torch.set_num_threads(settings.threads)
+    print(json.dumps(peaks(settings, length) if length else longest_of_each(settings)))
 
 
 if __name__ == "__main__":
