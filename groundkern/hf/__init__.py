@@ -8,7 +8,7 @@ from groundkern.hf.geometry import image_geometry
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.processor import load_processor
-from groundkern.hf.trainer import GroundingTrainer
+from groundkern.hf.trainer import GroundingMixin, GroundingTrainer, row_counts
 
 __all__ = [
     "DoctorReport",
@@ -16,6 +16,7 @@ __all__ = [
     "GroundedExample",
     "GroundedOutput",
     "GroundingCollator",
+    "GroundingMixin",
     "GroundingTrainer",
     "Klal",
     "Objectives",
@@ -29,4 +30,5 @@ __all__ = [
     "image_geometry",
     "load_processor",
     "objectives_of",
+    "row_counts",
 ]
