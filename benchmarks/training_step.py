@@ -11,32 +11,28 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import harness, machine, memory, suite
+from benchmarks.training_losses import (
+    EAGER,
+    EQUALS,
+    NAMES,
+    OURS,
+    SKIPPING,
+    eager_attention,
+    losses,
+)
 from benchmarks.training_model import LEAST, SHAPES, Rows, build, sample
 from groundkern.hf import DvSft, Klal, Smam, attach
 
-SKIPPING = "SFT skipping logits"
-EAGER = "SFT + KLAL, output_attentions"
-OURS = {
-    "groundkern, text only": (),
-    "groundkern, SMAM": ("side",),
-    "groundkern, DV-SFT": ("word",),
-    "groundkern, KLAL": ("map",),
-    "groundkern, all": ("side", "word", "map"),
-}
-NAMES = ("stock SFT", SKIPPING, EAGER, *OURS)
-# Who must have the same loss and gradients as whom.
-EQUALS = {"stock SFT": SKIPPING, "groundkern, text only": SKIPPING, EAGER: "groundkern, KLAL"}
 FIELDS = (
     *("op", "problem", "shape", "rows", "tokens", "dtype", "lora", "checkpointing", "contestant"),
     *("kind", "status", "rounds", "p20_ms", "p50_ms", "p80_ms"),
@@ -48,61 +44,6 @@ FIELDS = (
 TERMS = {"smam": Smam(), "dv_sft": DvSft(), "klal": Klal()}
 ROOM = 8 * 2**30  # bytes of address space beyond the cap, before a CPU process is stopped
 Run = Callable[[], tuple[list[Tensor], list[Tensor]]]
-
-
-def losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-    """The loss of each contestant, by name."""
-    plain = {name: x for name, x in batch.items() if not name.startswith("gk_")}
-    text = batch["gk_text_position"][0].long()
-    answer = batch["input_ids"][0, text + 1]
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body_inputs = {name: x for name, x in plain.items() if name != "labels"}
-
-    def stock() -> Tensor:
-        return model(**plain, use_cache=False).loss
-
-    def skipping() -> Tensor:
-        hidden = base.base_model(**body_inputs, use_cache=False)[0]
-        return F.cross_entropy(base.get_output_embeddings()(hidden[0, text]).float(), answer)
-
-    def eager() -> Tensor:
-        output = model(**plain, use_cache=False, output_attentions=True)
-        return output.loss + mean_kl(output.attentions, batch)
-
-    def ours(kinds: tuple[str, ...]) -> Callable[[], Tensor]:
-        left_out = tuple(f"gk_{kind}_" for kind in ("side", "word", "map") if kind not in kinds)
-        inputs = {name: x for name, x in batch.items() if not name.startswith(left_out)}
-        return lambda: model(**inputs).loss
-
-    return {
-        "stock SFT": stock,
-        SKIPPING: skipping,
-        EAGER: eager,
-        **{name: ours(kinds) for name, kinds in OURS.items()},
-    }
-
-
-@contextlib.contextmanager
-def eager_attention(model: nn.Module) -> Iterator[None]:
-    """Attention that materialises its probabilities, in the decoder only."""
-    model.set_attn_implementation({"text_config": "eager"})
-    try:
-        yield
-    finally:
-        model.set_attn_implementation({"text_config": "sdpa"})
-
-
-def mean_kl(attentions: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
-    """(K1) to (K3) as written down, from [1, H, S, S] of every layer."""
-    columns, position = (batch[f"gk_map_{x}"][0].long() for x in ("columns", "position"))
-    target = batch["gk_map_target"][0].float()
-    target = target / target.sum(-1, keepdim=True)  # [N, C]
-    total = target.new_zeros(())
-    for a in attentions:
-        a = a[0][:, position][:, :, columns].float()  # [H, N, C]
-        q = (a / a.sum(-1, keepdim=True)).mean(0)
-        total = total + (target * (target.log() - q.log())).sum(-1).mean()
-    return total / len(attentions)
 
 
 def runner(model: nn.Module, name: str, loss_of: Callable[[], Tensor]) -> Run:
