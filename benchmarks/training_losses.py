@@ -46,12 +46,12 @@ def losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[[],
     def eager() -> Tensor:
         output = model(**plain, use_cache=False, output_attentions=True)
         position = batch["gk_map_position"][0].long()
-        return output.loss + _mean_kl((a[0][:, position] for a in output.attentions), batch)
+        return output.loss + mean_kl((a[0][:, position] for a in output.attentions), batch)
 
     def reprojected() -> Tensor:
         with _attention_inputs(base) as seen:
             loss = skipping()
-        return loss + _mean_kl((_row_attention(*x, batch) for x in seen), batch)
+        return loss + mean_kl((_row_attention(*x, batch) for x in seen), batch)
 
     def ours(kinds: tuple[str, ...]) -> Callable[[], Tensor]:
         left_out = tuple(f"gk_{kind}_" for kind in ("side", "word", "map") if kind not in kinds)
@@ -111,7 +111,7 @@ def _row_attention(
     return s.masked_fill(later, -torch.inf).softmax(-1)
 
 
-def _mean_kl(rows_of_layers: Iterator[Tensor], batch: dict[str, Tensor]) -> Tensor:
+def mean_kl(rows_of_layers: Iterator[Tensor], batch: dict[str, Tensor]) -> Tensor:
     """(K1) to (K3) as written down, from the rows' probabilities [H, N, S] in every layer."""
     columns = batch["gk_map_columns"][0].long()
     target = batch["gk_map_target"][0].float()
