@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -191,23 +192,26 @@ def _paddle(settings: OcrSettings) -> Callable[[Image.Image], list[tuple]]:
 def _joined(printed: str, pieces: Sequence[str], regions: Sequence) -> Iterator[tuple[str, tuple]]:
     """The words of a line: PaddleOCR splits at punctuation, people at white space.
 
-    Pieces follow one another in the printed line; characters of scripts without spaces, which come
-    one by one, stay so.
+    Pieces follow one another in the printed line; a run of symbols is one piece, spaces included.
+    Wide characters (Chinese, say) come one by one and stay so.
     """
-    words: list[list] = []  # text, points, whether the next piece may join
+    words: list[tuple[str, tuple, bool]] = []  # text, box, whether the next piece may join
     at = 0
     for piece, region in zip(pieces, regions):
-        start = printed.find(piece, at)
-        gap, at = (printed[at:start], start + len(piece)) if start >= 0 else (" ", at)
-        alone = len(piece) == 1 and unicodedata.east_asian_width(piece) in "WF"
-        if not piece.strip():
-            words.append(["", [], False])
-        elif words and words[-1][2] and not alone and not gap:
-            words[-1][0] += piece
-            words[-1][1].extend(region)
-        else:
-            words.append([piece, list(region), not alone])
-    for text, points, _ in words:
-        if text:
-            x, y = zip(*points)
-            yield text, (min(x), min(y), max(x), max(y))
+        xs, ys = zip(*region)
+        left, step = min(xs), (max(xs) - min(xs)) / max(1, len(piece))
+        for part in re.finditer(r"\S+", piece):
+            text = part.group()
+            box = (left + step * part.start(), min(ys), left + step * part.end(), max(ys))
+            start = printed.find(text, at)
+            touches = start == at
+            at = at if start < 0 else start + len(text)
+            joins = len(text) > 1 or unicodedata.east_asian_width(text) not in "WF"
+            if words and words[-1][2] and joins and touches:
+                before, other, _ = words.pop()
+                text, box = (
+                    before + text,
+                    (*map(min, other[:2], box[:2]), *map(max, other[2:], box[2:])),
+                )
+            words.append((text, box, joins))
+    return ((text, box) for text, box, _ in words)
