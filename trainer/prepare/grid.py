@@ -6,11 +6,13 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
 from groundkern.hf import image_geometry, load_processor
+from groundkern.maps import patch_grid
 from trainer.config import ConfigError
 
 Size = tuple[int, int]
@@ -36,6 +38,22 @@ class VisualGrid:
                 f"{path}: expected a model's processor and config ({reason})"
             ) from None
         self.table = lru_cache(maxsize=256)(self._table)
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a visual token of an image that is not resized."""
+        images = self.processor.image_processor
+        patch = getattr(images, "patch_size", None) or self.processor.patch_size
+        return patch * getattr(images, "merge_size", 1)
+
+    def aligned(self, cell: int, columns: int, rows: int) -> bool:
+        """Whether an image of columns x rows cells gets just these as its visual tokens."""
+        try:
+            table = self.table((columns * cell, rows * cell))
+        except ValueError:
+            return False
+        wanted = patch_grid(rows, columns)
+        return table.shape[0] == len(wanted) and torch.allclose(table[:, 1:], wanted, atol=1e-9)
 
     def _table(self, *sizes: Size) -> Tensor:
         """[n, 5] of `image_geometry` for a sample with images of these (width, height).
