@@ -184,3 +184,18 @@ def test_hugging_face_rows_with_their_images_encoded(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="expected a Hugging Face data set"):
         open_source(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_values_nested_too_deeply_are_rejected(tmp_path, workers):
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    inputs = values(lambda: [("n0", deep), ("n1", "1")], total=2, identity={})
+    out = prepare(inputs, repeat, output=tmp_path / "out.jsonl", settings=SETTINGS, workers=workers)
+    assert out.samples == out.rejected == 1
+    assert "nested less deeply" in out.rejects.read_text()
+
+
+def repeat(item) -> Made:
+    return Made([sample(str(item.value))])
