@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.prepare.conftest import sample
+from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
 from trainer.dataset import JsonLinesDataset
 from trainer.inspection import oddities

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from groundkern.hf.words import WordLabeler
-from tests.trainer.prepare.conftest import lines_of, sample
+from tests.trainer.prepare.records import lines_of, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.demo.generate import texts
