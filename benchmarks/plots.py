@@ -141,8 +141,9 @@ def training_step(rows: list[Row], folder: Path) -> Path:
     longest sample within the cap where it was searched."""
     capped = [r for r in rows if r["longest"] is not None and r["tokens"] == rows[0]["tokens"]]
     figure, axes = plt.subplots(1, 2 + bool(capped), figsize=(14 if capped else 11, 4.6))
+    clock = ("cpu_", "CPU time") if rows[0]["device"] == "cpu" else ("", "time")
     panels = (
-        ("to_skipping_p50", "time / SFT skipping logits", "linear"),
+        (f"{clock[0]}to_skipping_p50", f"{clock[1]} / SFT skipping logits", "linear"),
         ("peak_mib", "peak memory of a step beyond weights, MiB", "log"),
     )
     for axis, (field, label, scale) in zip(axes, panels):
@@ -152,6 +153,7 @@ def training_step(rows: list[Row], folder: Path) -> Path:
                 style = "-" if kind == "ours" else "--"
                 axis.plot(*zip(*points), style, marker="o", label=name, markersize=3)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.set_yscale(scale)
         axis.set_xlabel("tokens of the sample")
         axis.set_ylabel(label)

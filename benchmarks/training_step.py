@@ -42,6 +42,7 @@ FIELDS = (
     *("peak_mib", "memory_to_skipping", "memory_counts", "cap_gib", "longest", "load"),
 )
 TERMS = {"smam": Smam(), "dv_sft": DvSft(), "klal": Klal()}
+GRAIN = 64  # tokens, of the search for the longest sample
 ROOM = 8 * 2**30  # bytes of address space beyond the cap, before a CPU process is stopped
 Run = Callable[[], tuple[list[Tensor], list[Tensor]]]
 
@@ -144,8 +145,8 @@ def longest(settings: argparse.Namespace, name: str, cap: int) -> int:
     low, high = 0, LEAST
     while high <= settings.most_tokens and fits(high):
         low, high = high, 2 * high
-    while high - low > max(LEAST, low // 16):
-        middle = (low + high) // 2 // LEAST * LEAST
+    while low and high - low > max(GRAIN, low // 16):
+        middle = (low + high) // 2 // GRAIN * GRAIN
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
