@@ -67,9 +67,6 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
         side: visual tokens along a tile.
     """
     settings = processor.image_processor
-    most = option(processor, "max_patches")
-    if not option(processor, "crop_to_patches") or most <= 1:
-        return patch_grid(side, side)
     canvas = next(
         (
             sys.modules[kind.__module__].get_optimal_tiled_canvas
@@ -80,6 +77,9 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
     )
     if canvas is None:
         fail("processor.image_processor", "GOT-OCR's tiling", type(settings).__name__)
+    most = option(processor, "max_patches")
+    if not option(processor, "crop_to_patches") or most <= 1:
+        return patch_grid(side, side)
     tile = (settings.size["height"], settings.size["width"])
     columns, rows = canvas(size[::-1], tile, option(processor, "min_patches"), most)
     return _tiles_and_whole(side, rows, columns)
