@@ -35,7 +35,10 @@ def _video_optional(init: FunctionType) -> FunctionType | None:
     SmolVLM's does, and its chat template looks at the part too. It is a copy and not a wrapper:
     transformers reads the names of the arguments from the code.
     """
-    names, defaults = init.__code__.co_varnames[: init.__code__.co_argcount], init.__defaults__ or ()
+    names, defaults = (
+        init.__code__.co_varnames[: init.__code__.co_argcount],
+        init.__defaults__ or (),
+    )
     if "video_processor" not in names[: len(names) - len(defaults)]:
         return None
     required = names.index("video_processor")

@@ -2,7 +2,7 @@
 
 Each function returns the rectangles [n, 4] of one image's visual tokens in sequence order, as
 `geometry` describes them. What a processor decides from an image's size is computed by the
-processor's own rule; `tests/hf/test_family_geometry.py` paints pixels and looks which tokens change.
+processor's own rule; `tests/hf/test_family_geometry.py` paints pixels and sees which tokens change.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
     grid = _in_original(grid, (width, height), size)
     grid = _without_padding(grid, size)
     if onevision:
-        grid = _at_most(int(processor.vision_aspect_ratio.strip("anyres_max_")) * side**2, grid)
+        grid = _at_most(
+            int(processor.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2, grid
+        )
     ends = newline.expand(len(grid), 1, 4)
     return torch.cat([patch_grid(side, side), torch.cat([grid, ends], 1).flatten(0, 1)])
 

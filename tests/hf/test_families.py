@@ -6,6 +6,7 @@ where the family has them), a sample with two images and one with none.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ from tests.hf.families import FAMILIES
 
 WIDE, TALL = Image.new("RGB", (150, 97)), Image.new("RGB", (61, 130))
 for image in (WIDE, TALL):
-    noise = torch.randint(0, 256, (*image.size[::-1], 3), generator=torch.Generator().manual_seed(3))
+    noise = torch.randint(
+        0, 256, (*image.size[::-1], 3), generator=torch.Generator().manual_seed(3)
+    )
     image.paste(Image.fromarray(noise.byte().numpy()))
 CORNER, MIDDLE = (0.0, 0.0, 0.3, 0.4), (0.4, 0.3, 0.9, 0.8)
 
@@ -141,3 +144,96 @@ def test_padding_and_batch_composition_change_nothing(family):
                 found = output[name][b]
                 found = found[tuple(slice(n) for n in row.shape)]
                 torch.testing.assert_close(found, row, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@torch.no_grad()
+def test_contributions_residual_and_ffn_add_up_to_the_logit(family):
+    """The sum rule of (C1), with every key as a column, in every family's own residual structure."""
+    batch, model = family.left, family.model
+    every = torch.arange(batch["input_ids"].shape[1], dtype=torch.int32)
+    every = every.expand(len(batch["input_ids"]), -1)
+    target = torch.zeros(*batch["gk_map_position"].shape, every.shape[1], dtype=torch.int32)
+    parts = ResidualParts(model)
+    with parts.recorded():
+        ours = model(
+            **{**batch, "gk_map_columns": every, "gk_map_target": target},
+            gk_record=("contributions", "logits", "layers"),
+        )
+    kept = batch["gk_side_position"] >= 0
+    token = batch["input_ids"].gather(1, (batch["gk_side_position"].clamp(min=0) + 1).long())
+    logit = ours.main_logits.gather(2, token[..., None])[..., 0]
+    assert ours.contributions.shape == (*kept.shape, 3, every.shape[1])
+    attention = ours.contributions.sum((2, 3))
+    rest = parts.along_the_logit(batch["gk_side_position"], token)
+    off = (attention + rest - logit)[kept].abs().max() / ours.main_logits.abs().max()
+    assert float(off) < 1e-4
+    assert float((attention.abs() / logit.abs())[kept].max()) > 0.01  # attention has its share
+
+
+def test_gradcam_is_the_gradient_of_the_attention(family):
+    """A * relu(dy / dA) from the weights and gradients of the model's own eager attention."""
+    batch = family.alone[0]
+    with torch.no_grad():
+        ours = family.model(**batch, gk_record=("gradcam", "layers")).gradcam[0]
+    eager = FAMILIES[family.name].model(attention="eager")
+    z, v = [], []
+    for layer in eager.get_decoder().layers:
+        projections = layer.self_attn
+        projections.o_proj.register_forward_pre_hook(lambda _, args: z.append(args[0]))
+        projections.v_proj.register_forward_hook(lambda _, __, output: v.append(output[0]))
+    plain = {k: x for k, x in batch.items() if not k.startswith("gk_")}
+    output = eager(**plain, output_attentions=True)
+    columns = batch["gk_map_columns"][0].long()
+    for r, t in enumerate(batch["gk_side_position"][0].tolist()):
+        y = output.logits[0, t, batch["input_ids"][0, t + 1]]
+        slopes = torch.autograd.grad(y, z, retain_graph=True)
+        for layer, (a, slope) in enumerate(zip(output.attentions, slopes, strict=True)):
+            g = slope[0, t].view(4, -1)  # dy/dz of each head
+            values = v[layer].view(len(v[layer]), 2, -1).repeat_interleave(2, 1)  # [S, H, D]
+            slope_of_a = torch.einsum("shd,hd->hs", values, g)
+            wanted = (a[0, :, t] * slope_of_a.relu())[:, columns].sum(0).detach()
+            close = {"rtol": 1e-3, "atol": 1e-4 * float(wanted.abs().max())}
+            torch.testing.assert_close(ours[r, layer], wanted, **close)
+
+
+class ResidualParts:
+    """x^0 and what every FFN adds, of one run, and their share of a logit."""
+
+    def __init__(self, model) -> None:
+        self.model = getattr(model, "get_base_model", lambda: model)()
+        self.added: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
+
+    @contextmanager
+    def recorded(self):
+        decoder = self.model.get_decoder()
+
+        def keep(_, __, output):
+            self.added.append(output)
+
+        def keep_input(_, args):
+            self.added.append(args[0])
+
+        def keep_last(_, args):
+            self.last = args[0] if self.last is None else self.last
+
+        hooks = [decoder.layers[0].register_forward_pre_hook(keep_input)]
+        hooks.append(decoder.norm.register_forward_pre_hook(keep_last))
+        for layer in decoder.layers:
+            branch = getattr(layer, "post_feedforward_layernorm", layer.mlp)
+            hooks.append(branch.register_forward_hook(keep))
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    def along_the_logit(self, position, token) -> torch.Tensor:
+        """[B, R]: everything that is not attention, along d logit / d x^L with norms held."""
+        norm = self.model.get_decoder().norm
+        x = rows_of(self.last, position).detach()
+        mean = x.mean(-1, keepdim=True) if "LayerNorm" in type(norm).__name__ else 0.0
+        eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        rms = ((x - mean).square().mean(-1, keepdim=True) + eps).sqrt()
+        weight = norm.weight + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
+        d = self.model.get_output_embeddings().weight[token] * weight / rms
+        d = d - d.mean(-1, keepdim=True) if isinstance(mean, torch.Tensor) else d
+        return sum((rows_of(part, position) * d).sum(-1) for part in self.added)

@@ -75,9 +75,7 @@ def spots_on(rects: torch.Tensor, size, generator) -> tuple[list[int], list[list
 def check(processor, model, size, generator, *, blur: float = 3.0) -> torch.Tensor:
     """Compare the table of an image of `size` with what spots on it change; returns the table."""
     blank = Image.new("RGB", size, "white")
-    (table,) = image_geometry(
-        processor, model.config, [[blank]], process(processor, [blank])
-    )
+    (table,) = image_geometry(processor, model.config, [[blank]], process(processor, [blank]))
     rects = table[:, 1:] * torch.tensor([*size, *size])
     tokens, spots = spots_on(rects, size, generator)
     assert tokens
