@@ -52,7 +52,7 @@ def run_body(call: Call) -> BodyOutput:
     with norm_input as normed, graph:
         hidden = _last_hidden(call.model, inputs, record)
         hidden = hidden if call.logit_scale == 1.0 else hidden * call.logit_scale
-    main, side = hidden[:, :length], hidden[:, length:]
+        main, side = hidden[:, :length], hidden[:, length:]
     return BodyOutput(main, side, kl, maps, record.kept, normed[0] if normed else None)
 
 

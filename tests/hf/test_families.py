@@ -148,7 +148,7 @@ def test_padding_and_batch_composition_change_nothing(family):
 
 @torch.no_grad()
 def test_contributions_residual_and_ffn_add_up_to_the_logit(family):
-    """The sum rule of (C1), with every key as a column, in every family's own residual structure."""
+    """The sum rule of (C1), with every key as a column, in the family's own residual structure."""
     batch, model = family.left, family.model
     every = torch.arange(batch["input_ids"].shape[1], dtype=torch.int32)
     every = every.expand(len(batch["input_ids"]), -1)
