@@ -1,4 +1,4 @@
-"""`python -m trainer train --config FILE` and `python -m trainer demo --output DIR`."""
+"""`python -m trainer train --config FILE`, `demo --output DIR`, `look --model M --image I ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.command_line import help_text, load_config
+from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
 
@@ -30,6 +30,8 @@ def main(words: list[str] | None = None) -> int:
             )
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
+        if arguments.command == "look":
+            return _guarded(_look(arguments, overrides))
         if arguments.config is None and not overrides:
             raise ConfigError("train: give --config FILE, or --help for the fields")
         return _guarded(_train(arguments.config, overrides))
@@ -57,7 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
+    add_look(commands)
     return parser
+
+
+def _look(arguments: argparse.Namespace, rest: list[str]) -> Callable[[], None]:
+    if rest:
+        raise ConfigError(f"command line: unknown {rest[0]!r}; look --help lists what there is")
+
+    def run() -> None:
+        from trainer.look import run_look
+
+        print(f"Picture: {run_look(arguments)}")
+
+    return run
 
 
 def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:
