@@ -205,7 +205,7 @@ def scores(values: Tensor, name: str, rects: Tensor, boxes: list[Box]) -> dict[s
 
 def table_of(looks: Looks, layers: list[int], boxes: list[Box]) -> Table:
     """One line per answer token: its probability, the image's part of its logit, the metrics."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=0)
     for head in ("", "token", "prob", "image"):
         table.add_column(f"\n{head}", no_wrap=True, max_width=14)
     if boxes:
