@@ -25,6 +25,12 @@ for image in (WIDE, TALL):
         0, 256, (*image.size[::-1], 3), generator=torch.Generator().manual_seed(3)
     )
     image.paste(Image.fromarray(noise.byte().numpy()))
+# Where the global view of the first example's image stands among its visual tokens.
+TILED = {
+    "llava_next": slice(0, 16),
+    "llava_onevision": slice(0, 16),
+    **dict.fromkeys(("idefics3", "smolvlm", "internvl", "aya_vision"), slice(-4, None)),
+}
 CORNER, MIDDLE = (0.0, 0.0, 0.3, 0.4), (0.4, 0.3, 0.9, 0.8)
 
 
@@ -52,6 +58,7 @@ class Built:
     right: dict
     left: dict
     alone: list[dict]
+    tokenizer: Any
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -66,8 +73,26 @@ def family(request) -> Built:
     alone = [collate["right"]([one]) for one in EXAMPLES]
     assert collate["right"].counts["side_rows"] >= 4  # together and alone
     attach(model, smam=Smam(), klal=Klal())
-    yield Built(request.param, model, **batches, alone=alone)
+    yield Built(request.param, model, **batches, alone=alone, tokenizer=made.processor().tokenizer)
     detach(model)
+
+
+def test_rows_and_regions_are_where_the_words_and_places_are(family):
+    """Through placeholders that become rows of tiles, and views that show a place twice."""
+    for batch in (family.right, family.left):
+        for b, said in ((0, "The red p"), (1, "Two patch")):
+            rows = batch["gk_side_position"][b]
+            text = family.tokenizer.decode(batch["input_ids"][b, rows[rows >= 0].long() + 1])
+            assert text.strip().startswith(said)
+    batch = family.alone[0]
+    columns = batch["gk_map_columns"][0].long()
+    inside = batch["gk_side_inside"][0, 0, columns]
+    assert 0 < int(inside.sum()) < len(columns) / 2
+    if family.name in TILED:  # the corner is in a tile and in the global view
+        last = TILED[family.name]
+        view = inside[last]
+        assert view.any()
+        assert (int(inside.sum()) - int(view.sum())) > 0
 
 
 @torch.no_grad()
