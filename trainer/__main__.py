@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `prepare` and `inspect`."""
+"""`python -m trainer train`, `demo`, `prepare`, `inspect` and `look`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer import inspection
-from trainer.command_line import help_text, load_config
+from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
 from trainer.prepare.command import add_commands
@@ -37,6 +37,8 @@ def main(words: list[str] | None = None) -> int:
             return _guarded(lambda: arguments.run(arguments))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
+        if arguments.command == "look":
+            return _guarded(_look(arguments, overrides))
         if arguments.config is None and not overrides:
             raise ConfigError("train: give --config FILE, or --help for the fields")
         return _guarded(_train(arguments.config, overrides))
@@ -64,11 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
+    add_look(commands)
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
     inspect = commands.add_parser("inspect", help=inspection.HELP, allow_abbrev=False)
     inspection.add_arguments(inspect)
     inspect.set_defaults(run=inspection.run)
     return parser
+
+
+def _look(arguments: argparse.Namespace, rest: list[str]) -> Callable[[], None]:
+    if rest:
+        raise ConfigError(f"command line: unknown {rest[0]!r}; look --help lists what there is")
+
+    def run() -> None:
+        from trainer.look import run_look
+
+        print(f"Picture: {run_look(arguments)}")
+
+    return run
 
 
 def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:

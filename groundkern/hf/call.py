@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from groundkern import checks
 from groundkern.checks import fail
+from groundkern.hf.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 from groundkern.hf.supervision import Rows, Supervision, first_keys, refuse_packing
 
-RECORDS = ("maps", "contributions", "logits")
+RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
 
@@ -27,7 +30,7 @@ class Call:
         s: the batch's supervision.
         inputs: what is left for the model's body.
         denominators: fp32 [3]: what sums over text (and SMAM), word and map rows are divided by.
-        mode: None, or one of RECORDS.
+        records: what to record, of RECORDS.
     """
 
     model: nn.Module
@@ -36,7 +39,7 @@ class Call:
     s: Supervision
     inputs: dict
     denominators: Tensor
-    mode: str | None
+    records: frozenset[str]
 
     @classmethod
     def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Call:
@@ -46,10 +49,8 @@ class Call:
             TypeError, ValueError: bad supervision, or inputs that the wiring does not support.
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
-        mode = inputs.pop("gk_record", None)
+        records = _records(inputs.pop("gk_record", None), training=model.training)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
-        if mode is not None and mode not in RECORDS:
-            fail("gk_record", " | ".join(RECORDS), mode)
         input_ids = inputs.get("input_ids")
         if input_ids is None:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
@@ -58,9 +59,11 @@ class Call:
         s = Supervision.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         s.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        if inputs.get("token_type_ids") is not None:
+            _refuse_image_rows(s, input_ids, image_token_of(model))
         refuse_packing(inputs, inputs.get("attention_mask"))
         terms = attached if model.training else _all_terms(attached)
-        return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), mode)
+        return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), records)
 
     @property
     def input_ids(self) -> Tensor:
@@ -72,8 +75,17 @@ class Call:
 
     @property
     def softcap(self) -> float | None:
-        """Of the logits; the only post-processing that is copied (doctor finds any other)."""
-        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        """Of the logits, where the model's own forward applies one."""
+        return logit_rule(self.model).softcap
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model's own forward multiplies its logits by."""
+        return logit_rule(self.model).scale
+
+    @property
+    def layer_count(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
 
     @cached_property
     def first_key(self) -> Tensor:
@@ -82,6 +94,32 @@ class Call:
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
         return Rows(position, self.first_key)
+
+
+def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:
+    if wanted is None:
+        return frozenset()
+    names = frozenset([wanted] if isinstance(wanted, str) else wanted)
+    for name in names - set(RECORDS):
+        fail("gk_record", f"one or several of {', '.join(RECORDS)}", name)
+    if "gradcam" in names and training:
+        fail("gk_record", "a model in eval mode for gradcam", "one in training mode")
+    if "gradcam" in names and torch.is_inference_mode_enabled():
+        fail("gk_record", "no_grad for gradcam, whose gradients it switches on", "inference_mode")
+    return names
+
+
+def _refuse_image_rows(s: Supervision, input_ids: Tensor, image_token: int | None) -> None:
+    """Where image tokens see one another (Gemma3), their maps would need keys that come later.
+
+    Raises:
+        ValueError: a map row that is an image token (looked at where that is free).
+    """
+    if checks.values_visible(s.map_position, input_ids):
+        token = input_ids.gather(1, s.map_position.clamp(min=0).long())
+        if bool(((token == image_token) & (s.map_position >= 0)).any()):
+            got = "a row that is an image token, which sees its whole image"
+            checks.fail("gk_map_position", "rows of text tokens", got)
 
 
 def image_token_of(model: nn.Module) -> int | None:

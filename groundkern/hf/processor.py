@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from types import FunctionType
 
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -22,7 +23,27 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     """
     kept = [name for name in processor_class.get_attributes() if name != "video_processor"]
     members = {"get_attributes": classmethod(lambda cls: kept), "__module__": __name__}
+    init = _video_optional(processor_class.__init__)
+    if init is not None:
+        members |= {"__init__": init, "apply_chat_template": ProcessorMixin.apply_chat_template}
     return type(processor_class.__name__, (processor_class,), members)
+
+
+def _video_optional(init: FunctionType) -> FunctionType | None:
+    """A constructor that insists on a video part, with None for it; None: this one does not insist.
+
+    SmolVLM's does, and its chat template looks at the part too. It is a copy and not a wrapper:
+    transformers reads the names of the arguments from the code.
+    """
+    names, defaults = (
+        init.__code__.co_varnames[: init.__code__.co_argcount],
+        init.__defaults__ or (),
+    )
+    if "video_processor" not in names[: len(names) - len(defaults)]:
+        return None
+    required = names.index("video_processor")
+    defaults = (None,) * (len(names) - required - len(defaults)) + defaults
+    return FunctionType(init.__code__, init.__globals__, init.__name__, defaults, init.__closure__)
 
 
 def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
