@@ -1,0 +1,1 @@
+"""SMAM labels: which words of an answer stand where in its images."""
