@@ -90,19 +90,21 @@ def blocks_of(lines: list[Line]) -> list[list[Line]]:
     """
     lines = sorted(lines, key=lambda line: (line.image, line.box[1], line.box[0]))
     tops = [(line.image, line.box[1]) for line in lines]
-    below: dict[int, int] = {}
+    pairs = []
     for i, line in enumerate(lines):
         height = line.box[3] - line.box[1]
         low = bisect_left(tops, (line.image, line.box[3] - 0.5 * height))
-        high = bisect_left(tops, (line.image, line.box[3] + LEADING * height))
-        taken = set(below.values())
-        near = [
-            j for j in range(low, high) if j > i and j not in taken and _stacked(line, lines[j])
-        ]
-        if near:
-            below[i] = min(near, key=lambda j: lines[j].box[1])
+        high = bisect_left(tops, (line.image, line.box[3] + 1.5 * LEADING * height))
+        near = (j for j in range(max(low, i + 1), high) if _stacked(line, lines[j]))
+        pairs.extend((_shift(line, lines[j]) + lines[j].box[1] - line.box[3], i, j) for j in near)
+    below: dict[int, int] = {}
+    taken: set[int] = set()
+    for _, i, j in sorted(pairs):  # the best aligned first
+        if i not in below and j not in taken:
+            below[i] = j
+            taken.add(j)
     blocks = []
-    for first in sorted(set(range(len(lines))) - set(below.values())):
+    for first in sorted(set(range(len(lines))) - taken):
         chain = [first]
         while chain[-1] in below:
             chain.append(below[chain[-1]])
@@ -181,9 +183,14 @@ def _stacked(upper: Line, lower: Line) -> bool:
         return False
     if not -0.5 * min(heights) <= b[1] - a[3] <= LEADING * max(heights):
         return False
-    shifts = abs(a[0] - b[0]), abs(a[2] - b[2]), abs(a[0] + a[2] - b[0] - b[2]) / 2
     overlap = min(a[2], b[2]) - max(a[0], b[0])
-    return min(shifts) <= max(heights) and overlap > 0
+    return _shift(upper, lower) <= max(heights) and overlap > 0
+
+
+def _shift(upper: Line, lower: Line) -> float:
+    """How far two lines are from sharing a left edge, a right edge or a middle."""
+    a, b = upper.box, lower.box
+    return min(abs(a[0] - b[0]), abs(a[2] - b[2]), abs(a[0] + a[2] - b[0] - b[2]) / 2)
 
 
 def _aligned(numbers: list, across: int) -> list[list]:
