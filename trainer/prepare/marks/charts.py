@@ -9,9 +9,9 @@ computed number that is printed nowhere, or only by chance as an axis tick or an
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +265,7 @@ def _agree(true: Link, found: Link) -> bool:
     outside = max(true.start, found.start) - min(true.start, found.start)
     outside += max(true.stop, found.stop) - min(true.stop, found.stop)
     signs = 8 if shared > 0 else 0  # " percent", which a match may leave out
-    return 0 < shared and outside <= signs and _within(true.box, found.box)
+    return shared > 0 and outside <= signs and _within(true.box, found.box)
 
 
 def _within(a: Box, b: Box) -> bool:
@@ -275,8 +275,6 @@ def _within(a: Box, b: Box) -> bool:
 
 def _cpu() -> float:
     """CPU seconds of this process and of the programs it has run."""
-    import os
-
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

@@ -21,15 +21,16 @@ from trainer.prepare.marks.grouping import (
 )
 from trainer.prepare.marks.normalise import Token, tokens
 
-# Words that say nothing about a place: alone, or at an end of a part of a longer label, no phrase.
-_EMPTY_WORDS = frozenset(
-    "a about above after all also am an and any are as at be because been before being below between both but "
-    "by can could did do does during each either every few for from had has have he her here his "
-    "how i if in into is it its just may me might more most must my neither no nor not of off on "
-    "one only or other our out over own per shall she should so some such than that the their them "
-    "then there these they this those through to too under until up us was we were what when where "
-    "which while who whose why will with would yes you your 's".split()
-)
+# Words that say nothing about a place: no phrase alone, nor at an end of a part of a label.
+_EMPTY = """
+a about above after all also am an and any are as at be because been before being below between
+both but by can could did do does during each either every few for from had has have he her here
+his how i if in into is it its just may me might more most must my neither no nor not of off on
+one only or other our out over own per shall she should so some such than that the their them
+then there these they this those through to too under until up us was we were what when where
+which while who whose why will with would yes you your 's
+"""
+_EMPTY_WORDS = frozenset(_EMPTY.split())
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _number(match: re.Match, text: str, origin: list[int]) -> Token:
 
 
 def _folded(text: str) -> tuple[str, list[int]]:
-    """NFKC and casefold, character cluster by cluster, and the place in `text` of each character."""
+    """NFKC and casefold, cluster by cluster, and where in `text` each character comes from."""
     folded, origin = [], []
     start = 0
     while start < len(text):
