@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from trainer.prepare.marks.frames import without_lines
 from trainer.prepare.marks.grouping import Box, PrintedWord
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.ocr import OcrSettings, read_words
@@ -242,7 +243,8 @@ def measure_charts(
         chart = draw_chart(seed)
         words, began = list(chart.words), _cpu()
         if ocr is not None:
-            words = [PrintedWord(word.text, word.box) for word in read_words(chart.image, ocr)]
+            found = read_words(without_lines(chart.image), ocr)
+            words = [PrintedWord(word.text, word.box) for word in found if word.confidence >= 0.3]
         read = _cpu()
         matches = PrintedText(words, scales=scales).matches(chart.answer, ambiguous)
         score.ocr_seconds += read - began
@@ -297,7 +299,7 @@ def main() -> int:
             draw_chart(seed).image.save(arguments.show / f"{seed}.png")
     ocr = None
     if arguments.ocr != "drawn":
-        ocr = OcrSettings(engine=arguments.ocr, page_mode=11, scale=2.0)
+        ocr = OcrSettings(engine=arguments.ocr, page_mode=11, scale=3.0)
     wrong: list[str] = []
     score = measure_charts(
         seeds, ocr, ambiguous=arguments.ambiguous, scales=arguments.scales, wrong=wrong

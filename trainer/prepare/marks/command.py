@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ocr.add_argument("--scale", type=float, default=3.0, help="enlarge images before reading")
     ocr.add_argument("--min-confidence", type=float, default=0.3, help="drop words read below it")
+    ocr.add_argument(
+        "--keep-lines", action="store_true", help="read with frames, axes and bars in the image"
+    )
     ocr.add_argument("--read-again", action="store_true", help="read samples that have words too")
     text = parser.add_argument_group("text")
     text.add_argument("--gap", type=float, default=0.8, help="widest space, in letter heights")
@@ -113,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.scales,
         arguments.replace,
         arguments.read_again,
+        arguments.keep_lines,
     )
     deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
     try:
@@ -140,6 +144,7 @@ class MarkSamples:
     scales: str = "last"
     replace: bool = False
     read_again: bool = False
+    keep_lines: bool = False
 
     def __call__(self, item: Item) -> Made:
         from trainer.prepare.marks.matching import PrintedText
@@ -169,8 +174,12 @@ class MarkSamples:
 
     def _words(self, item: Item, sample: Sample) -> list[PrintedWord]:
         """The sample's own words, or what OCR reads, in pixels."""
+        from trainer.prepare.marks.frames import without_lines
         from trainer.prepare.marks.grouping import PrintedWord
         from trainer.prepare.ocr import read_words
+
+        def read(image: Any) -> list:
+            return read_words(image if self.keep_lines else without_lines(image), self.ocr)
 
         if sample.words and not self.read_again:
             found = []
@@ -183,7 +192,7 @@ class MarkSamples:
         return [
             PrintedWord(word.text, word.box, index)
             for index in range(len(sample.images))
-            for word in _readable(item, sample, index, lambda i: read_words(i, self.ocr))
+            for word in _readable(item, sample, index, read)
             if word.confidence >= self.min_confidence
         ]
 

@@ -19,7 +19,7 @@ from trainer.prepare.marks.grouping import (
     scale_numbers,
     union,
 )
-from trainer.prepare.marks.normalise import Token, tokens
+from trainer.prepare.marks.normalise import Token, tokens, unconfused
 
 # Words that say nothing about a place: no phrase alone, nor at an end of a part of a label.
 _EMPTY = """
@@ -102,7 +102,9 @@ class PrintedText:
         for b, block in enumerate(self._blocks):
             for i, printed in enumerate(block):
                 if not (self._drop and id(printed.line) in self._ticks):
-                    self._starts[printed.token.key].append((b, i))
+                    key = printed.token.key
+                    for each in {key, unconfused(key)} - {None}:
+                        self._starts[each].append((b, i))
 
     def matches(self, answer: str, ambiguous: Literal["union", "drop"] = "union") -> list[Match]:
         """The phrases of `answer` that are printed, in order and without overlap.
@@ -140,7 +142,7 @@ class PrintedText:
     def _at(self, answer: str, words: list[Token], start: int) -> list[_Found]:
         """What is printed of the answer's tokens from `start` on, in every place and length."""
         found = []
-        for b, i in self._starts.get(words[start].key, ()):
+        for b, i in self._starts.get(words[start].key, ()):  # "q1" stands there for "ql" too
             block = self._blocks[b]
             for length in range(1, min(len(block) - i, len(words) - start) + 1):
                 spoken, printed = words[start + length - 1], block[i + length - 1]
@@ -156,6 +158,7 @@ class PrintedText:
         pairs = [(word, printed.token) for word, printed in zip(spoken, run)]
         return (
             any(id(printed.line) in self._ticks for printed in run),
+            sum(a.key != b.key for a, b in pairs),
             not _whole(run),
             sum(a.sign != b.sign for a, b in pairs),
             sum(a.surface.islower() != b.surface.islower() for a, b in pairs if len(a.key) <= 3),
@@ -172,9 +175,10 @@ def _printed(block: list[Line]) -> list[_Printed]:
 
 
 def _same(spoken: Token, printed: Token) -> bool:
-    return spoken.key == printed.key and (
-        spoken.sign == printed.sign or not spoken.sign or not printed.sign
-    )
+    if spoken.key != printed.key:
+        confused = any(c.isdigit() for c in spoken.key) and not printed.number
+        return confused and spoken.key == unconfused(printed.key)
+    return spoken.sign == printed.sign or not spoken.sign or not printed.sign
 
 
 def _whole(run: tuple[_Printed, ...]) -> bool:

@@ -16,6 +16,7 @@ _SAME = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u2011": "-", "\u2019": "'"}
 )
 _CURRENCY = "".join(c for c in map(chr, range(0x3000)) if unicodedata.category(c) == "Sc")
+_CONFUSED = str.maketrans("il|o", "1110")  # letters that OCR reads for digits
 _NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _NUMBER = r"\d+\u2044\d+|\d{1,3}(?:[ '\u2019]\d{3})+(?:[.,]\d+)?(?!\d)|\d+(?:[.,]\d+)*"
 _TOKEN = re.compile(
@@ -65,6 +66,16 @@ def tokens(text: str) -> list[Token]:
         key = match[0] if kind else match["word"].replace("'", "").replace(".", "")
         found.append(Token(key, "", start, stop, (start, stop), text[start:stop], False))
     return found
+
+
+def unconfused(key: str) -> str | None:
+    """A key of letters and digits with "l", "i", "o" as the digits they look like; None: no mix.
+
+    "Ql" and "Q1" come out equal where either holds a digit.
+    """
+    folded = key.translate(_CONFUSED)
+    mixed = any(c.isdigit() for c in folded) and any(c.isalpha() for c in folded)
+    return folded if mixed else None
 
 
 def value(digits: str) -> str:

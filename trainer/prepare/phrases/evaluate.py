@@ -1,12 +1,18 @@
-"""Precision and recall of phrases, subjects and composites against hand-labelled samples."""
+"""Precision and recall of phrases, subjects and composites against hand-labelled samples.
+
+`python -m trainer.prepare.phrases.evaluate FILE` prints them by `task` of the samples.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.prepare.phrases.command import Finder, add_finder, chosen
 from trainer.prepare.sources import json_lines
 from trainer.sample import Sample, parse_sample
 
@@ -30,7 +36,7 @@ class Score:
         return self.right[kind] / max(1, self.true[kind])
 
 
-def evaluate(path: Path, records: Callable[[str, int], list[dict[str, Any]]]) -> dict[str, Score]:
+def evaluate(path: Path, records: Callable[[str, int], list[dict]]) -> dict[str, Score]:
     """Scores by `task` of the samples.
 
     A phrase is right if its characters are; a subject if its own and its phrase's are.
@@ -53,17 +59,11 @@ def evaluate(path: Path, records: Callable[[str, int], list[dict[str, Any]]]) ->
         for turn, message in enumerate(item.value["messages"]):
             if message["role"] != "assistant":
                 continue
-            text = truth_text(message)
+            text = _answer(message)
             found = {**item.value, "phrases": records(text, turn)}
             guess = parse_sample(found, root=path.parent, where=item.where)
             _compare(score, _spans(truth, turn), _spans(guess, turn), text, item.where)
     return scores
-
-
-def truth_text(message: dict[str, Any]) -> str:
-    from groundkern.hf.example import message_text
-
-    return message_text(message)
 
 
 def report(scores: dict[str, Score]) -> list[str]:
@@ -77,6 +77,12 @@ def report(scores: dict[str, Score]) -> list[str]:
                 f"found and {score.true[kind]} true)"
             )
     return lines
+
+
+def _answer(message: dict[str, Any]) -> str:
+    from groundkern.hf.example import message_text
+
+    return message_text(message)
 
 
 def _spans(sample: Sample, turn: int) -> dict[str, set[Span]]:
@@ -94,6 +100,30 @@ def _compare(score: Score, true: dict, found: dict, text: str, where: str) -> No
         score.true[kind] += len(true[kind])
         score.found[kind] += len(found[kind])
         score.right[kind] += len(true[kind] & found[kind])
-        for title, spans in (("missing", true[kind] - found[kind]), ("false", found[kind] - true[kind])):
+        for title, spans in (
+            ("missing", true[kind] - found[kind]),
+            ("false", found[kind] - true[kind]),
+        ):
             for span in sorted(spans):
                 score.wrong.append(f"{where}: {title} {kind[:-1]} {text[span[0] : span[1]]!r}")
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.prepare.phrases.evaluate")
+    parser.description = "Precision and recall of phrases by rules or spaCy."
+    parser.add_argument("file", type=Path, help="samples (JSON lines) with true phrases")
+    parser.add_argument("--wrong", action="store_true", help="print every difference too")
+    add_finder(parser)
+    arguments = parser.parse_args(words)
+    if arguments.by == "model":
+        parser.error("--by model: expected auto, rules or spacy")
+    by = chosen(arguments.by, arguments.spacy_model)
+    scores = evaluate(arguments.file, Finder(by, arguments.spacy_model))
+    print("\n".join([f"Phrases by {by}", *report(scores)]))
+    for score in scores.values() if arguments.wrong else ():
+        print("\n".join(score.wrong))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

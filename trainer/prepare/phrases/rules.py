@@ -29,27 +29,28 @@ _DETERMINERS = _SINGULAR | _set(
 )
 _POSSESSIVES = _set("my your his her its our their whose")
 _PRONOUNS = _set(
-    "i you he she it we they me him us them who whom which what there here someone somebody anyone "
-    "everyone everybody something anything everything nothing himself herself itself themselves "
-    "mine yours hers ours theirs one's where when why how"
+    "i you he she it we they me him us them who whom which what there here someone somebody "
+    "anyone everyone everybody something anything everything nothing himself herself itself "
+    "themselves mine yours hers ours theirs one's where when why how"
 )
 _PREPOSITIONS = _set(
-    "of in on at by for with from to into onto over under above below behind beside besides between "
-    "among through across along around near against toward towards upon inside outside within "
-    "without during before after until since off out up down past like as beneath underneath "
-    "alongside amid beyond per via despite except about than atop aboard while because if although "
-    "though whether unless"
+    "of in on at by for with from to into onto over under above below behind beside besides "
+    "between among through across along around near against toward towards upon inside outside "
+    "within without during before after until since off out up down past like as beneath "
+    "underneath alongside amid beyond per via despite except about than atop aboard while "
+    "because if although though whether unless"
 )
 _AUXILIARIES = _set(
-    "is are was were be been being am has have had having do does did can could will would shall "
-    "should may might must isn't aren't wasn't weren't doesn't don't didn't hasn't haven't can't "
-    "cannot won't let's it's there's that's"
+    "is are was were be been being am has have had having do does did can could will would "
+    "shall should may might must isn't aren't wasn't weren't doesn't don't didn't hasn't "
+    "haven't can't cannot won't let's it's there's that's"
 )
 _CONJUNCTIONS = _set("and or but nor so yet & plus")
 _ADVERBS = _set(
-    "very quite too also not just only still then now away back together apart upside again ahead "
-    "almost already always never often soon even ever once twice well rather perhaps forward "
-    "sideways overhead nearby indoors outdoors yes no please slightly more most less least"
+    "very quite too also not just only still then now away back together apart upside again "
+    "ahead almost already always never often soon even ever once twice well rather perhaps "
+    "forward sideways overhead nearby indoors outdoors yes no please slightly more most less "
+    "least"
 )
 _APPROXIMATE = _set("about around nearly almost over roughly approximately exactly only under")
 _NUMBERS = _set(
@@ -62,65 +63,62 @@ _MONTHS = _set(
 )
 _QUANTITIES = _set("lot lots couple number bunch dozens hundreds thousands plenty variety")
 _ADJECTIVES = _set(
-    "red orange yellow green blue purple pink brown black white gray grey golden silver beige dark "
-    "light bright pale colorful colourful blond blonde striped small little tiny big large huge "
-    "giant enormous tall short long wide narrow thick thin high low deep shallow old young new "
-    "elderly ancient modern vintage antique fresh raw ripe hot cold warm cool wet dry clean dirty "
-    "empty full open closed round square flat sharp smooth rough soft hard heavy happy sad angry "
-    "cute beautiful pretty ugly nice good bad great fine busy quiet calm loud wooden plastic "
-    "metallic stainless woolen different same similar single double several left right upper lower "
-    "middle main public private local foreign urban rural wild tame bare blank clear cloudy sunny "
-    "snowy rainy foggy sandy rocky grassy dusty muddy shiny fluffy furry fuzzy hairy leafy tasty "
-    "lovely lonely friendly plain simple complex total whole entire previous current average daily "
-    "weekly monthly annual yearly northern southern eastern western male female adult human live "
-    "alive asleep awake alone available own such certain traditional electric acoustic digital "
-    "stuffed broken worn torn lit hidden frozen fallen folded parked married retired abandoned "
-    "incoming oncoming ongoing outdoor indoor"
+    "red orange yellow green blue purple pink brown black white gray grey golden silver beige "
+    "dark light bright pale colorful colourful blond blonde striped small little tiny big large "
+    "huge giant enormous tall short long wide narrow thick thin high low deep shallow old young "
+    "new elderly ancient modern vintage antique fresh raw ripe hot cold warm cool wet dry clean "
+    "dirty empty full open closed round square flat sharp smooth rough soft hard heavy happy "
+    "sad angry cute beautiful pretty ugly nice good bad great fine busy quiet calm loud wooden "
+    "plastic metallic stainless woolen different same similar single double several left right "
+    "upper lower middle main public private local foreign urban rural wild tame bare blank "
+    "clear cloudy sunny snowy rainy foggy sandy rocky grassy dusty muddy shiny fluffy furry "
+    "fuzzy hairy leafy tasty lovely lonely friendly plain simple complex total whole entire "
+    "previous current average daily weekly monthly annual yearly northern southern eastern "
+    "western male female adult human live alive asleep awake alone available own such certain "
+    "traditional electric acoustic digital stuffed broken worn torn lit hidden frozen fallen "
+    "folded parked married retired abandoned incoming oncoming ongoing outdoor indoor"
 )
 _ADJECTIVE_ENDINGS = ("ful", "ous", "less", "able", "ible", "ish", "ive", "ular")
 _NOT_ADJECTIVES = _set(
-    "table vegetable cable fish dish radish relish british olive dive hive archive detective motive "
-    "handful spoonful constable relative executive"
+    "table vegetable cable fish dish radish relish british olive dive hive archive detective "
+    "motive handful spoonful constable relative executive"
 )
 # Verbs whose third person is rarely a plural noun; others are told by their neighbours.
 _VERBS = _set(
-    "sit stand hold wear ride eat go run throw catch carry lie hang lean look watch wait jump fly "
-    "swim climb drive pull push read write sing dance sleep smile laugh talk speak listen fill "
-    "cook bake pour serve sell buy give take bring put get make become grow fall rise sink float "
-    "sail row graze feed chase follow lead pass cross enter leave arrive depart approach reach "
-    "touch grab kick hit throw toss swing bend kneel crouch stretch perform play pose gaze stare "
-    "point appear seem contain include show depict display feature indicate represent illustrate "
-    "compare describe suggest reveal increase decrease drop exceed equal remain stay keep belong "
-    "consist cover surround overlook face rest stream shine glow burn blow pile celebrate gather "
-    "walk stroll hike skate ski surf prepare repair build paint clean wash cut slice chop sniff "
-    "lick bark wag rests hover land travel move turn open close start begin end stop use try help "
-    "learn teach study work sign wait double triple"
+    "sit stand hold wear ride eat go run throw catch carry lie hang lean look watch wait jump "
+    "fly swim climb drive pull push read write sing dance sleep smile laugh talk speak listen "
+    "fill cook bake pour serve sell buy give take bring put get make become grow fall rise sink "
+    "float sail row graze feed chase follow lead pass cross enter leave arrive depart approach "
+    "reach touch grab kick hit toss swing bend kneel crouch stretch perform play pose gaze "
+    "stare point appear seem contain include show depict display feature indicate represent "
+    "illustrate compare describe suggest reveal increase decrease drop exceed equal remain stay "
+    "keep belong consist cover surround overlook face rest stream shine glow burn blow pile "
+    "celebrate gather walk stroll hike skate ski surf prepare repair build paint clean wash cut "
+    "slice chop sniff lick bark wag rests hover land travel move turn open close start begin "
+    "end stop use try help learn teach study work sign double triple"
 )
 _PAST = _set(
-    "sat stood held wore rode ate went ran threw caught lay hung flew swam drove sang slept spoke "
-    "gave took brought got made became grew fell rose sank left led met kept began showed shown "
-    "seen given taken worn held thrown eaten driven ridden written built sold bought found known "
-    "lit hung set sets lies dressed made"
+    "sat stood held wore rode ate went ran threw caught lay hung flew swam drove sang slept "
+    "spoke gave took brought got made became grew fell rose sank left led met kept began showed "
+    "shown seen given taken worn thrown eaten driven ridden written built sold bought found "
+    "known lit set sets lies dressed"
 )
 _NOT_ING = _set(
-    "building ceiling painting wedding clothing evening morning railing string ring king wing thing "
-    "spring drawing lighting flooring icing frosting pudding dumpling duckling sibling sling "
-    "herring earring awning landing crossing meeting opening setting wiring bedding filling heading"
+    "building ceiling painting wedding clothing evening morning railing string ring king wing "
+    "thing spring drawing lighting flooring icing frosting pudding dumpling duckling sibling "
+    "sling herring earring awning landing crossing meeting opening setting wiring bedding "
+    "filling heading"
 )
 _NOT_ED = _set("bed shed seed weed speed feed sled reed breed hundred creed bobsled steed red")
 _PLURALS = _set(
     "people children men women sheep fish deer mice geese feet teeth police cattle oxen firemen "
     "policemen firefighters wolves knives leaves shelves loaves"
 )
-_COMPLEX = tuple(
-    tuple(words.split())
-    for words in (
-        "in front of", "on top of", "next to", "because of", "in order to", "at least", "at most",
-        "for example", "as well as", "instead of", "close to", "out of", "in between", "far from",
-        "in addition to", "such as", "close up", "according to", "in the middle of",
-    )
-    if words != "in the middle of"
-)  # fmt: skip
+_COMPLEX_TEXT = """
+in front of, on top of, next to, because of, in order to, at least, at most, for example, as well as,
+instead of, close to, out of, in between, far from, in addition to, such as, close up, according to
+"""
+_COMPLEX = tuple(tuple(words.split()) for words in _COMPLEX_TEXT.split(","))
 
 
 @dataclass(frozen=True)
@@ -228,14 +226,14 @@ class _Scan:
             return int(at > self.first and self.noun is None)
         if low in ("and", ",", "or") and self._pair(at):
             return 1
-        if not self._open(at) or low in _DETERMINERS and low not in _ADJECTIVES:
+        if not self._open(at) or (low in _DETERMINERS and low not in _ADJECTIVES):
             return int(low in ("other", "more") and at == self.first + 1)
         if self._number(at):
             return int(self.noun is None)
         if low.endswith(("'s", "s'")):
             self.noun, self.singular = None, False
             return 1
-        if self._verb(at):
+        if self._verb(at) or self._low(at + 1) == "than":
             return 0
         if low in _ADVERBS or (low.endswith("ly") and low not in _ADJECTIVES | {"family", "jelly"}):
             onward = self._adjective(at + 1) or self._low(at + 1).endswith(("ed", "ing", "ly"))
@@ -269,14 +267,13 @@ class _Scan:
         if opens:
             starts = self.before in ("noun", "auxiliary", "pronoun", "to", "adverb")
             known = low in _VERBS or stem in _VERBS or low in _PAST
-            imperative = self.before == "" and low in _VERBS and closed
-            return imperative or (known and starts and not (self.before == "noun" and low == stem))
-        plural = self._plural(self.noun)
+            imperative = self.before == "" and closed
+            return imperative or (known and starts)
+        plural = self._plural(self.noun) or self.before == "conjunction"
         if low in _PAST:
             return True
         if low != stem:  # the third person of a verb, or a plural
-            known = stem in _VERBS
-            return not plural and (known or closed or self.singular) or (plural and known)
+            return stem in _VERBS or (not plural and (closed or self.singular))
         return plural and (low in _VERBS or following in _DETERMINERS | _POSSESSIVES)
 
     def _verb_after(self, at: int) -> bool:
@@ -319,7 +316,9 @@ class _Scan:
         """Whether there is a word of an open class: not a closed one, not punctuation."""
         low = self._low(at)
         closed = _PREPOSITIONS | _AUXILIARIES | _CONJUNCTIONS | _PRONOUNS | _POSSESSIVES
-        return bool(low) and low[0].isalnum() and low not in closed and low not in ("a", "an", "the")
+        return (
+            bool(low) and low[0].isalnum() and low not in closed and low not in ("a", "an", "the")
+        )
 
     def _low(self, at: int) -> str:
         return self.words[at].low if at < len(self.words) else ""
