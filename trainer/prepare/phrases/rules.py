@@ -115,8 +115,9 @@ _PLURALS = _set(
     "policemen firefighters wolves knives leaves shelves loaves"
 )
 _COMPLEX_TEXT = """
-in front of, on top of, next to, because of, in order to, at least, at most, for example, as well as,
-instead of, close to, out of, in between, far from, in addition to, such as, close up, according to
+in front of, on top of, next to, because of, in order to, at least, at most, for example,
+as well as, instead of, close to, out of, in between, far from, in addition to, such as, close up,
+according to
 """
 _COMPLEX = tuple(tuple(words.split()) for words in _COMPLEX_TEXT.split(","))
 
@@ -268,7 +269,8 @@ class _Scan:
             starts = self.before in ("noun", "auxiliary", "pronoun", "to", "adverb")
             known = low in _VERBS or stem in _VERBS or low in _PAST
             imperative = self.before == "" and closed
-            return imperative or (known and starts)
+            third_person = self.before == "pronoun" and low != stem
+            return imperative or third_person or (known and starts)
         plural = self._plural(self.noun) or self.before == "conjunction"
         if low in _PAST:
             return True
