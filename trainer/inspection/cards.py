@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 COLORS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#c2255c", "#0c8599", "#e67700", "#5f3dc4")
 LONGEST = 1000  # pixels of the longer side of an image on the page
+LEGIBLE = 500  # smaller images are shown by so many times their size that stays below this
 
 Rect = tuple[float, float, float, float]
 
@@ -31,6 +33,7 @@ class Shape:
     color: str
     title: str
     number: int = 0
+    shift: int = 0  # numbers of regions that begin at the same point stand side by side
     box: Rect | None = None
     point: tuple[float, float] | None = None
     polygon: list[tuple[float, float]] | None = None
@@ -100,6 +103,11 @@ def card(sample: Sample, model: SeenByModel | None) -> Card:
             if region.image == index
             for shape in _shapes(region, numbers, sample, view)
         ]
+        starts: Counter = Counter()
+        for shape in view.regions:
+            start = shape.box[:2] if shape.box else shape.point or shape.polygon[0]
+            shape.shift = starts[start]
+            starts[start] += 12
         made.views.append(view)
     if seen is not None:
         made.tokens, made.warnings = seen.tokens, seen.warnings
@@ -112,7 +120,7 @@ def framed(
     size: tuple[int, int] | None = None,
     caption: str = "",
 ) -> View:
-    """A view of a frame of an image (black beyond it), resized to `size` and shown at most so big.
+    """A view of a frame of an image (black beyond it), resized to `size`.
 
     Args:
         image: the original, RGB.
@@ -131,7 +139,9 @@ def framed(
     scale = min(1.0, LONGEST / max(size))
     if scale < 1:
         seen = seen.resize(tuple(max(1, round(side * scale)) for side in size))
-    return View(data_uri(seen), *seen.size, caption or f"{width} x {height} pixels", frame)
+    times = max(1, LEGIBLE // max(seen.size))
+    shown = (seen.width * times, seen.height * times)
+    return View(data_uri(seen), *shown, caption or f"{width} x {height} pixels", frame)
 
 
 def _sides(box: list[int]) -> list[int]:
