@@ -201,22 +201,23 @@ def _around(words: list[PrintedWord]) -> Box:
 
 @dataclass
 class Score:
-    """Links counted: found, right, in truth; charts; CPU seconds of OCR and of matching."""
+    """Links found, false and missing among the true ones; CPU seconds of OCR and of matching."""
 
     found: int = 0
-    right: int = 0
+    false: int = 0
     true: int = 0
+    missing: int = 0
     charts: int = 0
     ocr_seconds: float = 0.0
     match_seconds: float = 0.0
 
     @property
     def precision(self) -> float:
-        return self.right / max(1, self.found)
+        return 1 - self.false / max(1, self.found)
 
     @property
     def recall(self) -> float:
-        return self.right / max(1, self.true)
+        return 1 - self.missing / max(1, self.true)
 
 
 def measure_charts(
@@ -255,7 +256,8 @@ def measure_charts(
         score.charts += 1
         score.found += len(found)
         score.true += len(chart.links)
-        score.right += len(chart.links) - len(left)
+        score.false += len(false)
+        score.missing += len(left)
         for kind, links in (("missing", left), ("false", false)):
             for link in links if wrong is not None else ():
                 wrong.append(f"{seed}: {kind} {chart.answer[link.start : link.stop]!r} {link.box}")
@@ -304,8 +306,11 @@ def main() -> int:
     score = measure_charts(
         seeds, ocr, ambiguous=arguments.ambiguous, scales=arguments.scales, wrong=wrong
     )
-    print(f"precision {score.precision:.1%}, recall {score.recall:.1%} ({score.right} of ", end="")
-    print(f"{score.found} found and {score.true} true links, {score.charts} charts)")
+    print(
+        f"precision {score.precision:.1%}, recall {score.recall:.1%} ({score.charts} charts, ",
+        end="",
+    )
+    print(f"{score.false} of {score.found} links false, {score.missing} of {score.true} missing)")
     print(f"{score.charts / max(score.match_seconds, 1e-9):.0f} images/s per core matched", end="")
     print(f", {score.charts / score.ocr_seconds:.2f} read" if ocr else "")
     print("\n".join(wrong) if arguments.wrong else "", end="")
