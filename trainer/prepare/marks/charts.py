@@ -85,7 +85,7 @@ def draw_chart(seed: int) -> Chart:
     artists = _draw(figure, rng, table, series, categories, _STYLES[style][0], measure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-    printed = {id(text): _lines_of(text, canvas) for text in figure.findobj(Text)}
+    printed = {id(text): _lines_of(text, canvas) for text in _shown(figure.axes[0])}
     words = tuple(word for lines in printed.values() for line in lines for word in line)
     answer, mentions = _answer(rng, table, series, categories, _STYLES[style][1], measure)
     links = []
@@ -167,6 +167,17 @@ def _answer(rng, table, series, categories, forms, measure) -> tuple[str, list[t
             mentions.append((len(answer), len(answer) + len(words), key))
         answer += words
     return answer, mentions
+
+
+def _shown(axes) -> list[Text]:
+    """The texts of a chart that are drawn: matplotlib keeps labels of ticks beyond the axes too."""
+    texts = [axes.title, *axes.texts]
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels()):
+            texts += [label] if low <= place <= high else []
+    legend = axes.get_legend()
+    return texts + (legend.get_texts() if legend is not None else [])
 
 
 def _lines_of(text: Text, canvas: FigureCanvasAgg) -> list[list[PrintedWord]]:
