@@ -14,7 +14,6 @@ from trainer.__main__ import main
 from trainer.prepare.marks.drawing import draw_marks
 from trainer.prepare.marks.labeller import BadMarks, Mark, parse_marks
 
-openai = pytest.importorskip("openai", reason="needs the package openai")
 ANSWER = "Germany sold 12 units."
 MARKED = "<MARK 1>Germany</MARK> sold <MARK 2>12</MARK> units."
 WORDS = [{"text": "Germany", "box": [10, 10, 60, 20]}, {"text": "12.0", "box": [10, 60, 30, 70]}]
@@ -68,6 +67,7 @@ def test_masks_are_see_through_and_numbered():
 @pytest.fixture
 def make(tmp_path):
     """Writes samples and gives the command that labels them."""
+    pytest.importorskip("openai", reason="needs the package openai")
 
     def command(*answers, words=WORDS, **options):
         Image.new("RGB", (100, 100), "white").save(tmp_path / "a.png")
