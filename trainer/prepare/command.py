@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COMMANDS = (
     "words",
     "render",
+    "marks",
+    "phrases",
 )
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (

@@ -1,0 +1,256 @@
+"""`prepare marks`: words of the answer linked to the text of the image they stand in (SMAM).
+
+Source: METHODS.md section 1. By text (`matching`) or by a model behind an OpenAI-compatible
+endpoint (`labeller`); docs/prepare-marks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.prepare.chat import FREE_TO_CHANGE, add_chat_arguments
+from trainer.prepare.command import add_common, run_work, show_counts
+
+if TYPE_CHECKING:
+    from trainer.prepare.marks.grouping import PrintedWord
+    from trainer.prepare.marks.labeller import LabellerSettings
+    from trainer.prepare.marks.matching import Match
+    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.pipeline import Made
+    from trainer.prepare.sources import Item
+    from trainer.sample import Sample
+
+HELP = "link words of answers to the text in the image they speak of (SMAM)"
+TITLES = {
+    "samples_marked": "samples with regions",
+    "samples_unmarked": "samples in whose answers nothing was found",
+    "samples_with_regions_before": "samples kept as they were: they have regions",
+    "samples_without_images": "samples kept as they were: they have no image",
+    "phrases": "phrases linked",
+    "ambiguous": "of them printed in several places",
+    "regions": "regions written",
+    "marks_dropped": "marks of the model dropped: the phrase is not the text of its regions",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `prepare marks`."""
+    parser.add_argument("input", type=Path, help="samples (JSON lines)")
+    parser.add_argument(
+        "--root", type=Path, help="folder image paths start from (default: its own)"
+    )
+    parser.add_argument(
+        "--by", choices=("text", "model"), default="text", help="equal text, or ask an endpoint"
+    )
+    parser.add_argument("--replace", action="store_true", help="mark samples that have regions too")
+    ocr = parser.add_argument_group("reading, for samples without words")
+    ocr.add_argument("--engine", choices=("tesseract", "paddle"), default="tesseract", help="OCR")
+    ocr.add_argument("--language", help="as the engine names it (default: English)")
+    ocr.add_argument(
+        "--page-mode", type=int, default=11, help="tesseract: 3 whole pages, 11 scattered words"
+    )
+    ocr.add_argument("--scale", type=float, default=3.0, help="enlarge images before reading")
+    ocr.add_argument("--min-confidence", type=float, default=0.3, help="drop words read below it")
+    ocr.add_argument(
+        "--keep-lines", action="store_true", help="read with frames, axes and bars in the image"
+    )
+    ocr.add_argument("--read-again", action="store_true", help="read samples that have words too")
+    text = parser.add_argument_group("text")
+    text.add_argument("--gap", type=float, default=0.8, help="widest space, in letter heights")
+    text.add_argument(
+        "--ambiguous",
+        choices=("union", "drop"),
+        default="union",
+        help="a text that stands in several places: all of them, or none",
+    )
+    text.add_argument(
+        "--scales",
+        choices=("last", "keep", "drop"),
+        default="last",
+        help="ticks of an axis: only if the text stands nowhere else, always, or never",
+    )
+    add_chat_arguments(parser)
+    asked = parser.add_argument_group("asking, with --by model")
+    asked.add_argument("--alpha", type=float, default=0.35, help="opacity of the masks")
+    asked.add_argument("--max-side", type=int, default=1536, help="of the image sent, in pixels")
+    asked.add_argument("--max-regions", type=int, default=200, help="reject samples with more")
+    asked.add_argument(
+        "--any-text", action="store_true", help="keep marks on regions with another text"
+    )
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Marks, writes, and prints the counts."""
+    from trainer.prepare.chat import EndpointError, chat_settings, show_usage, usage_so_far
+    from trainer.prepare.marks.labeller import LabellerSettings
+    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.sources import open_source
+
+    source = open_source(arguments.input)
+    root = arguments.root or arguments.input.parent
+    labeller = None
+    if arguments.by == "model":
+        chat = chat_settings(arguments)
+        before = usage_so_far(chat.cache)
+        labeller = LabellerSettings(
+            chat,
+            arguments.attempts,
+            arguments.alpha,
+            arguments.max_side,
+            arguments.max_regions,
+            arguments.any_text,
+        )
+    work = MarkSamples(
+        root,
+        OcrSettings(arguments.engine, arguments.language, arguments.page_mode, arguments.scale),
+        labeller,
+        arguments.min_confidence,
+        arguments.gap,
+        arguments.ambiguous,
+        arguments.scales,
+        arguments.replace,
+        arguments.read_again,
+        arguments.keep_lines,
+    )
+    deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
+    try:
+        out = run_work(argparse.Namespace(**deciding), source, work, root=root, unit="sample")
+        show_counts(out.counts, TITLES)
+    except EndpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if labeller is not None:
+            show_usage(arguments, labeller.chat.cache, before)
+    return 0
+
+
+@dataclass(frozen=True)
+class MarkSamples:
+    """Adds `regions` to a sample; see `add_arguments`."""
+
+    root: Path
+    ocr: OcrSettings
+    labeller: LabellerSettings | None = None
+    min_confidence: float = 0.3
+    gap: float = 0.8
+    ambiguous: str = "union"
+    scales: str = "last"
+    replace: bool = False
+    read_again: bool = False
+    keep_lines: bool = False
+
+    def __call__(self, item: Item) -> Made:
+        from trainer.prepare.marks.matching import PrintedText
+        from trainer.prepare.pipeline import Made
+        from trainer.sample import parse_sample
+
+        sample = parse_sample(item.value, root=self.root, where=item.where)
+        if not sample.images:
+            return Made([item.value], counts={"samples_without_images": 1})
+        if sample.regions and not self.replace:
+            return Made([item.value], counts={"samples_with_regions_before": 1})
+        printed = PrintedText(self._words(item, sample), gap=self.gap, scales=self.scales)
+        counts: Counter[str] = Counter()
+        regions = []
+        for turn, message in enumerate(sample.messages):
+            if message["role"] != "assistant":
+                continue
+            answer = _text(message)
+            matches = self._matches(item, sample, printed, turn, answer, counts)
+            counts["phrases"] += len(matches)
+            counts["ambiguous"] += sum(match.ambiguous for match in matches)
+            for match in matches:
+                regions += _records(match, answer, turn, sample)
+        counts["regions"] += len(regions)
+        counts["samples_marked" if regions else "samples_unmarked"] += 1
+        return Made([{**item.value, "regions": regions}], counts=counts)
+
+    def _words(self, item: Item, sample: Sample) -> list[PrintedWord]:
+        """The sample's own words, or what OCR reads, in pixels."""
+        from trainer.prepare.marks.frames import without_lines
+        from trainer.prepare.marks.grouping import PrintedWord
+        from trainer.prepare.ocr import read_words
+
+        def read(image: Any) -> list:
+            return read_words(image if self.keep_lines else without_lines(image), self.ocr)
+
+        if sample.words and not self.read_again:
+            found = []
+            for word in sample.words:
+                x0, y0, x1, y1 = word.box
+                width, height = sample.sizes[word.image]
+                box = (x0 * width, y0 * height, x1 * width, y1 * height)
+                found.append(PrintedWord(word.text, box, word.image))
+            return found
+        return [
+            PrintedWord(word.text, word.box, index)
+            for index in range(len(sample.images))
+            for word in _readable(item, sample, index, read)
+            if word.confidence >= self.min_confidence
+        ]
+
+    def _matches(
+        self, item: Item, sample: Sample, printed: Any, turn: int, answer: str, counts: Counter
+    ) -> list[Match]:
+        from trainer.images import SampleError
+
+        if self.labeller is None:
+            return printed.matches(answer, self.ambiguous)
+        from trainer.prepare.chat import RefusedRequest
+        from trainer.prepare.marks.labeller import BadMarks, label
+
+        images = [
+            _readable(item, sample, i, lambda image: image) for i in range(len(sample.images))
+        ]
+        asked = [_text(m) for m in sample.messages[:turn] if m["role"] == "user"]
+        question = asked[-1] if asked else ""
+        try:
+            return label(images, printed, question, answer, self.labeller, counts)
+        except (BadMarks, RefusedRequest) as error:
+            raise SampleError(f"{item.where}: `messages[{turn}]`: {error}") from None
+
+
+def _readable(item: Item, sample: Sample, index: int, use: Any) -> Any:
+    """`use` of the decoded image; what fails names the sample."""
+    from trainer.images import SampleError, load_rgb, wrong
+
+    path, field = sample.images[index], f"images[{index}]"
+    image = load_rgb(path, sample.sizes[index], where=item.where, field=field)
+    try:
+        return use(image)
+    except SampleError as error:
+        got = f"{path.name!r} ({error})"
+        raise wrong(item.where, field, "an image that can be read", got) from None
+
+
+def _text(message: dict[str, Any]) -> str:
+    from groundkern.hf.example import message_text
+
+    return message_text(message)
+
+
+def _records(match: Match, answer: str, turn: int, sample: Sample) -> list[dict[str, Any]]:
+    """One canonical region for each place; turn and image only where there are several."""
+    text = answer[match.start : match.stop]
+    record: dict[str, Any] = {"text": text}
+    occurrence = sum(answer.startswith(text, i) for i in range(match.start))
+    if occurrence:
+        record["occurrence"] = occurrence
+    if sum(message["role"] == "assistant" for message in sample.messages) > 1:
+        record["turn"] = turn
+    several = len(sample.images) > 1
+    return [
+        {
+            **record,
+            **({"image": place.image} if several else {}),
+            "box": [round(edge, 2) for edge in place.box],
+        }
+        for place in match.places
+    ]

@@ -1,0 +1,64 @@
+"""Frames, axes, grid lines and bars, erased before a chart is read.
+
+OCR engines take what a frame encloses for a picture and skip the short labels in it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+CONTRAST = 24  # of 255, by which ink differs from the paper
+SHARE = 12  # a run is long from this part of the image's longer side on
+STUB = 80  # what touches a long line goes with it up to this part of the longer side
+
+
+def without_lines(image: Image.Image) -> Image.Image:
+    """The image with long horizontal and vertical runs of ink made paper.
+
+    Args:
+        image: 8-bit RGB; the paper is its median colour.
+
+    Returns:
+        An image of the same size, so that boxes on it are boxes on the first.
+    """
+    pixels = np.array(image)  # [H, W, 3]
+    gray = np.asarray(image.convert("L")).astype(np.int16)
+    ink = np.abs(gray - np.median(gray)) > CONTRAST
+    side = max(image.size)
+    long = _long_runs(ink, max(8, side // SHARE)) | _long_runs(ink.T, max(8, side // SHARE)).T
+    stub = max(3, side // STUB)
+    gone = long | _stubs(ink, long, stub) | _stubs(ink.T, long.T, stub).T
+    paper = np.median(pixels.reshape(-1, 3)[:: max(1, gray.size // 100_000)], axis=0)
+    pixels[gone] = paper
+    return Image.fromarray(pixels)
+
+
+def _long_runs(ink: np.ndarray, length: int) -> np.ndarray:
+    """Which pixels of [H, W] lie in a horizontal run of at least `length`."""
+    rows, starts, stops = _runs(ink)
+    kept = stops - starts >= length
+    return _filled(ink.shape, rows[kept], starts[kept], stops[kept])
+
+
+def _stubs(ink: np.ndarray, long: np.ndarray, length: int) -> np.ndarray:
+    """Pixels of short horizontal runs that touch a long line: ticks, and the line's soft edge."""
+    rows, starts, stops = _runs(ink & ~long)
+    before = np.pad(long, ((0, 0), (1, 0)))[rows, starts]
+    after = np.pad(long, ((0, 0), (0, 1)))[rows, stops]
+    kept = (stops - starts <= length) & (before | after)
+    return _filled(ink.shape, rows[kept], starts[kept], stops[kept])
+
+
+def _runs(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, starts and stops of all horizontal runs of [H, W]."""
+    steps = np.diff(np.pad(ink, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    return rows, starts, np.nonzero(steps == -1)[1]  # in the same order: runs do not overlap
+
+
+def _filled(shape: tuple, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    marks = np.zeros((shape[0], shape[1] + 1), np.int8)
+    marks[rows, starts] = 1
+    marks[rows, stops] = -1
+    return np.cumsum(marks, axis=1, dtype=np.int8)[:, :-1] > 0

@@ -1,0 +1,147 @@
+"""`prepare phrases`: noun phrases of answers, their subjects, and composites (HIST).
+
+Source: METHODS.md section 4; docs/prepare-marks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.prepare.chat import FREE_TO_CHANGE, add_chat_arguments
+from trainer.prepare.command import add_common, run_work, show_counts
+
+if TYPE_CHECKING:
+    from trainer.prepare.chat import ChatSettings
+    from trainer.prepare.pipeline import Made
+    from trainer.prepare.sources import Item
+
+HELP = "list the phrases of answers, their subjects and composites (HIST)"
+TITLES = {
+    "samples_with_phrases": "samples with phrases",
+    "samples_without_phrases": "samples in whose answers none were found",
+    "samples_with_phrases_before": "samples kept as they were: they have phrases",
+    "phrases": "phrases",
+    "composites": "composites",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `prepare phrases`."""
+    parser.add_argument("input", type=Path, help="samples (JSON lines)")
+    parser.add_argument(
+        "--root", type=Path, help="folder image paths start from (default: its own)"
+    )
+    add_finder(parser)
+    parser.add_argument("--replace", action="store_true", help="samples that have phrases too")
+    add_chat_arguments(parser)
+    add_common(parser)
+
+
+def add_finder(parser: argparse.ArgumentParser) -> None:
+    """Adds how phrases are found."""
+    parser.add_argument(
+        "--by",
+        choices=("auto", "rules", "spacy", "model"),
+        default="auto",
+        help="auto: spaCy if it is installed with the model, else rules",
+    )
+    parser.add_argument("--spacy-model", default="en_core_web_sm", help="spaCy pipeline by name")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Finds, writes, and prints the counts."""
+    from trainer.prepare.chat import EndpointError, chat_settings, show_usage, usage_so_far
+    from trainer.prepare.sources import open_source
+
+    source = open_source(arguments.input)
+    root = arguments.root or arguments.input.parent
+    arguments.by = chosen(arguments.by, arguments.spacy_model)
+    chat = chat_settings(arguments) if arguments.by == "model" else None
+    before = usage_so_far(chat.cache) if chat is not None else {}
+    finder = Finder(arguments.by, arguments.spacy_model, chat, arguments.attempts)
+    work = ListPhrases(root, finder, arguments.replace)
+    deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
+    print(f"Phrases by {arguments.by}")
+    try:
+        out = run_work(argparse.Namespace(**deciding), source, work, root=root, unit="sample")
+        show_counts(out.counts, TITLES)
+    except EndpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if chat is not None:
+            show_usage(arguments, chat.cache, before)
+    return 0
+
+
+def chosen(by: str, model: str) -> str:
+    """ "auto" as what it means here.
+
+    Raises:
+        ConfigError: "spacy", but it or its model is not installed.
+    """
+    from trainer.prepare.phrases.others import has_spacy, spacy_model
+
+    if by == "spacy":
+        spacy_model(model)
+    return by if by != "auto" else "spacy" if has_spacy(model) else "rules"
+
+
+@dataclass(frozen=True)
+class Finder:
+    """A text and its turn to canonical phrase records."""
+
+    by: str
+    spacy_model: str = "en_core_web_sm"
+    chat: ChatSettings | None = None
+    attempts: int = 2
+
+    def __call__(self, text: str, turn: int | None = None) -> list[dict[str, Any]]:
+        from trainer.prepare.phrases.composites import records
+        from trainer.prepare.phrases.others import model_phrases, spacy_phrases
+        from trainer.prepare.phrases.rules import noun_phrases
+
+        match self.by:
+            case "rules":
+                return records(text, noun_phrases(text), turn)
+            case "spacy":
+                return records(text, spacy_phrases(text, self.spacy_model), turn)
+        return records(text, model_phrases(text, self.chat, self.attempts), turn)
+
+
+@dataclass(frozen=True)
+class ListPhrases:
+    """Adds `phrases` to a sample; see `add_arguments`."""
+
+    root: Path
+    finder: Finder
+    replace: bool = False
+
+    def __call__(self, item: Item) -> Made:
+        from groundkern.hf.example import message_text
+        from trainer.images import SampleError
+        from trainer.prepare.chat import RefusedRequest
+        from trainer.prepare.phrases.others import BadPhrases
+        from trainer.prepare.pipeline import Made
+        from trainer.sample import parse_sample
+
+        sample = parse_sample(item.value, root=self.root, where=item.where)
+        if sample.phrases and not self.replace:
+            return Made([item.value], counts={"samples_with_phrases_before": 1})
+        turns = [i for i, m in enumerate(sample.messages) if m["role"] == "assistant"]
+        phrases = []
+        for turn in turns:
+            text = message_text(sample.messages[turn])
+            try:
+                phrases += self.finder(text, turn if len(turns) > 1 else None)
+            except (BadPhrases, RefusedRequest) as error:
+                raise SampleError(f"{item.where}: `messages[{turn}]`: {error}") from None
+        composite = sum("subject" not in phrase for phrase in phrases)
+        counts: Counter[str] = Counter(phrases=len(phrases) - composite, composites=composite)
+        counts["samples_with_phrases" if phrases else "samples_without_phrases"] += 1
+        return Made([{**item.value, "phrases": phrases}], counts=counts)
