@@ -11,6 +11,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 28  # pixels of one visual token of the demo's model (patch 14, merged 2 x 2)
+TEXT = 13  # point size of text in such a cell
 MARGIN = 3  # keeps a word's bottom-right corner inside its cell
 
 Box = tuple[float, float, float, float]
@@ -38,32 +39,39 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def word_page(
-    words: list[str], rng: random.Random, *, columns: int, rows: int, marked: int | None = None
+    words: list[str],
+    rng: random.Random,
+    *,
+    columns: int,
+    rows: int,
+    marked: int | None = None,
+    cell: int = CELL,
 ) -> Picture:
     """Draw the words in reading order, each ending at the right edge of a cell.
 
     One random dark and one random light colour (METHODS.md section 2); line `marked`, from 0, is
     highlighted. `boxes` holds one entry a line: its text and the box around it. Stops at the last
-    line; words that do not fit are left.
+    line; words that do not fit are left. Cells are `cell` pixels, and the text grows with them.
     """
     ink = tuple(rng.randrange(0, 90) for _ in range(3))
     paper = tuple(rng.randrange(190, 256) for _ in range(3))
-    image = Image.new("RGB", (columns * CELL, rows * CELL), paper)
+    image = Image.new("RGB", (columns * cell, rows * cell), paper)
     draw = ImageDraw.Draw(image)
-    _highlight(draw, marked, image.width)
+    _highlight(draw, marked, image.width, cell)
     drawn: list[tuple[str, Box]] = []
     lines: list[list[tuple[str, Box]]] = [[]]
     column = 0  # first free cell of the line
     for word in words:
-        width = draw.textlength(word, font=font(13))
-        cells = int(-(-(width + 2 * MARGIN) // CELL))
+        width = draw.textlength(word, font=font(_text_size(cell)))
+        cells = int(-(-(width + 2 * MARGIN) // cell))
         if column + cells > columns:
             if len(lines) == rows:
                 break
             lines.append([])
             column = 0
         column += cells
-        box = _text(draw, word, column * CELL - MARGIN, (len(lines) - 1) * CELL, fill=ink)
+        right, top = column * cell - MARGIN, (len(lines) - 1) * cell
+        box = _text(draw, word, right, top, fill=ink, cell=cell)
         drawn.append((word, box))
         lines[-1].append((word, box))
     boxes = tuple((" ".join(word for word, _ in line), _around(line)) for line in lines)
@@ -102,29 +110,44 @@ def bar_chart(
     return Picture(image, tuple(words), tuple(boxes))
 
 
-def patch_grid(row: int, column: int, rng: random.Random, *, side: int = 5) -> Picture:
+def patch_grid(
+    row: int, column: int, rng: random.Random, *, side: int = 5, cell: int = CELL
+) -> Picture:
     """A side x side grid of quiet colours in which the cell (row, column), from 1, is red."""
-    image = Image.new("RGB", (side * CELL, side * CELL))
+    image = Image.new("RGB", (side * cell, side * cell))
     draw = ImageDraw.Draw(image)
     for r in range(side):
         for c in range(side):
             base = RED if (r + 1, c + 1) == (row, column) else rng.choice(QUIET)
             color = tuple(min(255, max(0, part + rng.randrange(-20, 21))) for part in base)
-            draw.rectangle((c * CELL, r * CELL, (c + 1) * CELL - 1, (r + 1) * CELL - 1), fill=color)
-    x, y = (column - 1) * CELL, (row - 1) * CELL
-    return Picture(image, boxes=(("red", (x, y, x + CELL, y + CELL)),))
+            draw.rectangle((c * cell, r * cell, (c + 1) * cell - 1, (r + 1) * cell - 1), fill=color)
+    x, y = (column - 1) * cell, (row - 1) * cell
+    return Picture(image, boxes=(("red", (x, y, x + cell, y + cell)),))
 
 
-def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int) -> None:
+def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int, cell: int = CELL) -> None:
     if row is not None:
-        draw.rectangle((0, row * CELL, width - 1, (row + 1) * CELL - 1), fill=MARKER)
+        draw.rectangle((0, row * cell, width - 1, (row + 1) * cell - 1), fill=MARKER)
 
 
-def _text(draw: ImageDraw.ImageDraw, text: str, right: float, top: float, *, fill: Color) -> Box:
+def _text_size(cell: int) -> int:
+    return round(TEXT * cell / CELL)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    right: float,
+    top: float,
+    *,
+    fill: Color,
+    cell: int = CELL,
+) -> Box:
     """Draw the text so that it ends at x = `right`, in a cell that starts at y = `top`."""
-    x = right - draw.textlength(text, font=font(13))
-    box = draw.textbbox((x, top + CELL - 9), text, font=font(13), anchor="ls")
-    draw.text((x, top + CELL - 9), text, font=font(13), anchor="ls", fill=fill)
+    typeface = font(_text_size(cell))
+    x, y = right - draw.textlength(text, font=typeface), top + round(cell * 19 / CELL)
+    box = draw.textbbox((x, y), text, font=typeface, anchor="ls")
+    draw.text((x, y), text, font=typeface, anchor="ls", fill=fill)
     return tuple(float(edge) for edge in box)
 
 
