@@ -143,7 +143,7 @@ def parse_sample(
     Raises:
         SampleError: one sentence: place, field, wanted, got.
     """
-    record = _validated(line if isinstance(line, dict) else _decoded(line, where), where)
+    record = _validated(line if isinstance(line, dict) else decode_line(line, where), where)
     _check_messages(record, where)
     images, sizes = [], []
     for i, path in enumerate(record.images):
@@ -277,7 +277,12 @@ class _Resolver:
         return wrong(self.where, field, wanted, got)
 
 
-def _decoded(line: str | bytes, where: str) -> object:
+def decode_line(line: str | bytes, where: str) -> object:
+    """The JSON value of a line, UTF-8 if bytes, with or without a byte order mark.
+
+    Raises:
+        SampleError: not UTF-8, not JSON.
+    """
     try:
         return json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
