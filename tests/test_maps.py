@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_polyline_lengths_add_up_and_agree_with_sampling(vertices):
     line = torch.tensor(vertices, dtype=torch.float64)
     t = (torch.arange(2000, dtype=torch.float64) + 0.5)[:, None] / 2000
     sampled = torch.zeros(15, dtype=torch.float64)
-    for a, b in zip(line[:-1], line[1:]):
+    for a, b in pairwise(line):
         length = ((b - a) * torch.tensor([5.0, 3.0])).norm()
         sampled += maps.contains(grid, a + t * (b - a)).double().mean(0) * length
     on_edge = (line * torch.tensor([5.0, 3.0])) % 1 == 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainer.prepare.pipeline import Work
     from trainer.prepare.sources import Source
 
-COMMANDS = ()
+COMMANDS = ("adapt", "maps")
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (
     "command",

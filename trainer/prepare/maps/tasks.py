@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 from PIL import Image, ImageDraw
 
@@ -23,7 +24,7 @@ from trainer.demo.generate import chat_sample, texts
 from trainer.demo.render import CELL, MARGIN, TEXT, font, patch_grid
 from trainer.demo.render import word_page as draw_word_page
 
-SPLITS = {"train": range(0, 80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
+SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
 LEVELS = ("easy", "medium", "hard")
 SCALE = 4  # lines are drawn this many times larger and averaged down
 SMALLEST = 64  # pixels of an image's side
@@ -156,7 +157,7 @@ def crossings(first: list[Pair], second: list[Pair]) -> list[list[float]]:
     """Where two lines over the same knots (x ascending) change sides; they differ at every knot."""
     found = []
     knots = list(zip(first, second, strict=True))
-    for ((x0, a0), (_, b0)), ((x1, a1), (_, b1)) in zip(knots, knots[1:]):
+    for ((x0, a0), (_, b0)), ((x1, a1), (_, b1)) in pairwise(knots):
         before, after = a0 - b0, a1 - b1
         if before * after < 0:
             t = before / (before - after)
@@ -224,7 +225,7 @@ def _letter(line: int) -> str:
 def _path(heights: list[int], left: int, step: float, *, parts: int = 12) -> list[list[float]]:
     """Straight where the height stays, a smooth step of `parts` segments where it changes."""
     path = [[float(left), float(heights[0])]]
-    for i, (here, there) in enumerate(zip(heights, heights[1:])):
+    for i, (here, there) in enumerate(pairwise(heights)):
         for part in range(1, parts + 1) if here != there else (parts,):
             t = part / parts
             point = (left + (i + t) * step, here + t * t * (3 - 2 * t) * (there - here))
