@@ -27,9 +27,7 @@ class Draw:
     def __call__(self, item: Item) -> Made:
         task, number = item.value
         options = {**self.settings, **self.own[task]}
-        drawings = stream(
-            task, count=1, start=number, seed=self.seed, split=self.split, **options
-        )
+        drawings = stream(task, count=1, start=number, seed=self.seed, split=self.split, **options)
         image, sample = next(drawings)
         name = f"{self.folder}/{task}-{number:07d}.png"
         counts = {"regions": len(sample["regions"])}
