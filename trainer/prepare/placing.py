@@ -101,14 +101,18 @@ class Frame:
     ) -> tuple[list[float], dict[str, int]]:
         """(edges [x0, y0, x1, y1] inside the image, counts) of a box.
 
+        `order` is "xyxy", "xywh" from the top left corner, or "cxcywh" from the centre.
+
         Raises:
             SampleError: not four finite numbers, inverted or empty, too far outside.
         """
         first, second, third, fourth = numbers(values, 4, self.where, field)
-        if order == "xywh":
+        if order == "cxcywh":
+            first, second = first - third / 2, second - fourth / 2
+        if order != "xyxy":
             third, fourth = first + third, second + fourth
         if not (first < third and second < fourth):
-            wanted = "positive width and height" if order == "xywh" else "x0 < x1, y0 < y1"
+            wanted = "x0 < x1, y0 < y1" if order == "xyxy" else "positive width and height"
             raise wrong(self.where, field, wanted, values)
         low, cut_low = self.point([first, second], field, got=values)
         high, cut_high = self.point([third, fourth], field, got=values)

@@ -83,7 +83,7 @@ def add_overhang(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from trainer.config import ConfigError
     from trainer.prepare.command import run_work, show_counts
-    from trainer.prepare.maps import annotations, drawing
+    from trainer.prepare.maps import annotated, drawing
     from trainer.prepare.maps.grid import Grid, preview, show_maps
 
     if (arguments.data is None) == (arguments.task is None):
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is None:
         source, work = drawing.prepared(arguments, grid)
     else:
-        source, work, root = annotations.prepared(arguments, grid)
+        source, work, root = annotated.prepared(arguments, grid)
     out = run_work(arguments, source, work, root=root, unit="image")
     show_counts(out.counts, TITLES)
     if grid is not None:
