@@ -266,7 +266,7 @@ def _vocabulary(text_size: int, widest: int) -> tuple[str, ...]:
 
 def _plan_page(rng: random.Random, size: int, *, cell: int) -> dict:
     """Words drawn at random, so that none can be guessed from the others."""
-    _limit("cell", cell, 14, size // 4)
+    _limit("cell", cell, 14, size // 2)
     columns = size // cell
     words = _vocabulary(round(TEXT * cell / CELL), columns * cell - 2 * MARGIN)
     shown = rng.choices(words, k=columns * columns)
