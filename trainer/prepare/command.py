@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from trainer.prepare.pipeline import Work
     from trainer.prepare.sources import Source
 
-COMMANDS = ("adapt", "maps")
+COMMANDS = (
+    "words",
+    "render",
+    "maps",
+    "adapt",
+)
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (
     "command",

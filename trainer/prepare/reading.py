@@ -21,6 +21,7 @@ from trainer.images import SampleError
 
 _CHUNK = 1 << 16  # characters read at a time, twice as many for each time a value does not fit
 _SPACE = " \t\r\n"
+_AFTER = _SPACE + ",:]}"
 
 
 def json_array(path: Path, key: str | None = None) -> Iterator[Any]:
@@ -81,7 +82,8 @@ class _Scan:
         while True:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:
+                # a number may go on beyond the window
+                if self._ended or (end < len(self._text) and self._text[end] in _AFTER):
                     self._at = end
                     return value
                 problem = ""

@@ -21,7 +21,7 @@ from itertools import pairwise
 from PIL import Image, ImageDraw
 
 from trainer.demo.generate import chat_sample, texts
-from trainer.demo.render import CELL, MARGIN, TEXT, font, patch_grid
+from trainer.demo.render import face, font, patch_grid
 from trainer.demo.render import word_page as draw_word_page
 
 SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
@@ -257,19 +257,18 @@ def _draw_grid(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
 
 
 @cache
-def _vocabulary(text_size: int, widest: int) -> tuple[str, ...]:
+def _vocabulary(cell: int, columns: int) -> tuple[str, ...]:
     """The distinct words of the demo's texts, without their punctuation, that fit a line."""
     words = {word.strip(".,;:!?\"'()-") for passage in texts() for word in passage}
-    fits = font(text_size).getlength
-    return tuple(sorted(w for w in words if w.isalpha() and fits(w) <= widest))
+    pen = face(cell)
+    return tuple(sorted(w for w in words if w.isalpha() and pen.cells(w) <= columns))
 
 
 def _plan_page(rng: random.Random, size: int, *, cell: int) -> dict:
     """Words drawn at random, so that none can be guessed from the others."""
     _limit("cell", cell, 14, size // 2)
     columns = size // cell
-    words = _vocabulary(round(TEXT * cell / CELL), columns * cell - 2 * MARGIN)
-    shown = rng.choices(words, k=columns * columns)
+    shown = rng.choices(_vocabulary(cell, columns), k=columns * columns)
     return {"cell": cell, "columns": columns, "words": shown, "line": rng.randrange(columns)}
 
 
