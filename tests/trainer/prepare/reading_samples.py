@@ -10,8 +10,8 @@ from trainer.__main__ import main
 
 def prepared(output: Path, *words) -> tuple[int, list[dict], list[dict]]:
     """(exit status, samples, rejected) of `python -m trainer prepare WORDS --output OUTPUT`."""
-    words = [*map(str, words), "--output", str(output), "--workers", "1"]
-    status = main(["prepare", *words])
+    command, *rest = map(str, words)
+    status = main(["prepare", command, "--workers", "1", *rest, "--output", str(output)])
     rejects = output.with_name(output.name + ".rejected.jsonl")
     return status, lines(output), lines(rejects)
 
