@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo` and `prepare`."""
+"""`python -m trainer train`, `demo`, `prepare` and `inspect`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer import inspection
 from trainer.command_line import help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
@@ -32,7 +33,7 @@ def main(words: list[str] | None = None) -> int:
             raise ConfigError(
                 "python -m trainer is one process; with several, use groundkern.hf.GroundingTrainer"
             )
-        if arguments.command == "prepare":
+        if arguments.command in ("prepare", "inspect"):
             return _guarded(lambda: arguments.run(arguments))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
+    inspect = commands.add_parser("inspect", help=inspection.HELP, allow_abbrev=False)
+    inspection.add_arguments(inspect)
+    inspect.set_defaults(run=inspection.run)
     return parser
 
 

@@ -44,6 +44,11 @@ def heat_picture(entry: dict, values: Sequence[float] | None, top: float = 1.0) 
     if values is not None:
         image = _heated(image, entry["rects"], np.asarray(values, dtype=float), top)
     _outline(image, entry)
+    return data_uri(image)
+
+
+def data_uri(image: Image.Image) -> str:
+    """The image as PNG in the form that goes into a page's `src`."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -195,7 +195,10 @@ def _line(entry: dict[str, Any]) -> bytes:
             entry["original"] = original.decode("utf-8")
         except UnicodeDecodeError:
             entry["original"] = {"base64": base64.b64encode(original).decode()}
-    return json.dumps(entry, default=_plain).encode() + b"\n"
+    try:
+        return json.dumps(entry, default=_plain).encode() + b"\n"
+    except RecursionError:
+        return json.dumps({**entry, "original": "nested too deeply to be copied"}).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

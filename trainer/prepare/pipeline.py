@@ -161,10 +161,12 @@ class Step:
                 parse_sample(
                     lines[-1], root=self.root, where=item.where, max_pixels=self.max_pixels
                 )
-        except SampleError as error:
+        except (SampleError, RecursionError) as error:
             for path in written:
                 path.unlink(missing_ok=True)
-            return Rejected(str(error), isinstance(error, LeftOut))
+            deep = f"{item.where}: expected values nested less deeply"
+            reason = deep if isinstance(error, RecursionError) else str(error)
+            return Rejected(reason, isinstance(error, LeftOut))
         except (Stopped, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -214,6 +216,8 @@ def _next(waiting: deque) -> tuple[Item, Done | Rejected]:
         return item, Rejected(item.problem)
     try:
         return item, future.result()
+    except RecursionError:
+        return item, Rejected(f"{item.where}: expected values nested less deeply")
     except BrokenProcessPool:
         raise SampleError(
             f"{item.where}: a worker process died on it or on one of the {len(waiting)} after it "

@@ -225,7 +225,7 @@ class Render:
 
 @cache
 def page_rows(model: Path | None, cell: int, columns: int, lines: int, most: int) -> int:
-    """The smallest page height, from `lines` to `most` rows, that the processor leaves as it is."""
+    """The fewest rows, from `lines` to `most`, of a page whose cells become visual tokens."""
     if model is None:
         return lines
     from trainer.prepare.grid import visual_grid
@@ -235,10 +235,10 @@ def page_rows(model: Path | None, cell: int, columns: int, lines: int, most: int
 
 
 def highest_page(model: Path | None, cell: int, columns: int, rows: int) -> int:
-    """The most rows, up to `rows`, of a page that the model's processor leaves as it is.
+    """The most rows, up to `rows`, of a page whose cells become the model's visual tokens.
 
     Raises:
-        ConfigError: it resizes or crops all of them.
+        ConfigError: there is none.
     """
     if model is None:
         return rows
@@ -248,8 +248,8 @@ def highest_page(model: Path | None, cell: int, columns: int, rows: int) -> int:
     fit = [n for n in range(1, rows + 1) if visual_grid(model).aligned(cell, columns, n)]
     if not fit:
         raise ConfigError(
-            f"`columns`, `rows`: expected a page that the processor of {model} does not resize, "
-            f"got {columns} visual tokens of {cell} pixels by 1 to {rows}"
+            f"`columns`: expected a page that the processor of {model} sees so as to get {columns} "
+            f"visual tokens a line, got cells of {cell} pixels and 1 to {rows} lines"
         )
     return fit[-1]
 

@@ -79,7 +79,7 @@ def open_source(path: Path, *, split: str | None = None, unique: str | None = "i
 
 
 def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id") -> Source:
-    """The lines of a file that are not blank, as JSON values; bad ones come with their problem.
+    """The lines of a file that are not blank, as JSON objects; bad ones come with their problem.
 
     Args:
         path: JSON-lines file, UTF-8.
@@ -95,7 +95,7 @@ def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id
         seen = _Seen(unique)
         for index, (number, offset, line) in enumerate(read_lines(path, max_line)):
             where = f"{path.name}:{number}"
-            original: Any = line
+            original: Any = line.rstrip(b"\r\n")
             try:
                 if len(line) > max_line:
                     original = {"file": path.name, "offset": offset}
@@ -198,9 +198,9 @@ class _Seen:
         self._places = sqlite3.connect("")
         self._places.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: dict, where: str) -> None:
         """Raises `SampleError` if an earlier record has the same id."""
-        if self.field is None or not isinstance(value, dict) or self.field not in value:
+        if self.field is None or self.field not in value:
             return
         key = ascii(value[self.field])  # 1 and "1" are two ids
         new = self._places.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, where))
