@@ -174,7 +174,7 @@ def yolo(data: Path, root: Path) -> tuple[Reader, list[Path]]:
 def _yolo_place(line: str, labels: list[str], number: int) -> tuple[str, dict] | str:
     """(label, place) of a line, or what is wrong with it."""
     first, *rest = line.split()
-    if not first.isdecimal() or int(first) >= len(labels):
+    if not first.isdecimal() or len(first) > 9 or int(first) >= len(labels):
         return f"expected a class below {len(labels)}, got {first[:20]!r}"
     try:
         values = [float(text) for text in rest]
