@@ -100,28 +100,28 @@ def summarise(dataset: JsonLinesDataset) -> Summary:
                 odd[why] += 1
                 first.setdefault(why, sample.where)
             bar.update()
-    warnings = [f"{n:,} {why} (first: {first[why]})" for why, n in odd.most_common()]
+    warnings = [f"{why}: {n:,} (first: {first[why]})" for why, n in odd.most_common()]
     if dataset.bad:
-        warnings.insert(0, f"{len(dataset.bad):,} lines cannot be used; they are listed below")
+        warnings.insert(0, f"lines that cannot be used: {len(dataset.bad):,} (listed below)")
     tasks = dict(Counter(dataset.tasks).most_common())
     return Summary({"samples": len(dataset), **counts}, tasks, warnings)
 
 
 def oddities(sample: Sample) -> list[str]:
-    """What is allowed in a sample but rarely meant, each as "samples that ..."."""
+    """What is allowed in a sample but rarely meant, each as "samples ..."."""
     from groundkern.hf.example import message_text
 
     found = []
     if not (sample.regions or sample.words or sample.phrases):
-        found.append("samples have no supervision")
+        found.append("samples without supervision")
     if sample.regions and not sample.images:
-        found.append("samples have regions and no image")
+        found.append("samples with regions and no image")
     texts = [message_text(m) for m in sample.messages if m["role"] == "assistant"]
     if not all(text.strip() for text in texts):
-        found.append("samples have an empty answer")
+        found.append("samples with an empty answer")
     boxes = [box for region in sample.regions for box in region.boxes]
     if any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in boxes):
-        found.append("samples have a region box over more than half of its image")
+        found.append("samples with a region box over more than half of its image")
     if len(set(sample.words)) < len(sample.words):
-        found.append("samples have the same word in the same box twice")
+        found.append("samples with the same word in the same box twice")
     return found

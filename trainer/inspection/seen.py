@@ -80,7 +80,7 @@ class Seen:
             if position >= 0
         }
         self.tokens = self._tokens(batch)
-        self.warnings = [f"{counts[name]:,} {why}" for name, why in LOST.items() if counts[name]]
+        self.warnings = [f"{why}: {counts[name]:,}" for name, why in LOST.items() if counts[name]]
 
     def view(self, index: int) -> View:
         """Image `index` as the processor frames and resizes it, with its visual tokens."""

@@ -81,22 +81,26 @@ def run_work(
     unit: str = "input",
 ) -> Output:
     """`trainer.prepare.pipeline.prepare` with the common arguments, and a summary at its end."""
+    from trainer.images import SampleError
     from trainer.prepare.pipeline import prepare
 
-    out = prepare(
-        source,
-        work,
-        output=arguments.output,
-        settings=settings_of(arguments),
-        root=root,
-        workers=arguments.workers,
-        on_bad_sample=arguments.on_bad_sample,
-        overwrite=arguments.overwrite,
-        unit=unit,
-    )
+    try:
+        out = prepare(
+            source,
+            work,
+            output=arguments.output,
+            settings=settings_of(arguments),
+            root=root,
+            workers=arguments.workers,
+            on_bad_sample=arguments.on_bad_sample,
+            overwrite=arguments.overwrite,
+            unit=unit,
+        )
+    except OSError as error:
+        raise SampleError(f"{error}; the same command continues from what is done") from None
     print(f"{out.path}: {out.samples:,} samples of {out.inputs:,} {unit}s")
     if out.rejected:
-        print(f"{out.rejects}: {out.rejected:,} rejected, each with its reason")
+        print(f"{out.rejects}: {out.rejected:,} {unit}s that were not used, each with its reason")
     if root is not None and root.resolve() != out.path.parent.resolve():
         print(f"Image paths start from {root}: train with --data.root {root}")
     return out

@@ -94,6 +94,7 @@ def prepare(
         SampleError: with "stop", the first bad input; or a worker process died.
         Stopped: Ctrl-C or SIGTERM; what is done is saved.
         ConfigError: the output belongs to other settings or inputs.
+        OSError: something cannot be written.
     """
     settings = {**settings, "input": source.identity}
     step = Step(work, root if root is not None else output.parent, max_pixels)
@@ -167,7 +168,7 @@ class Step:
             deep = f"{item.where}: expected values nested less deeply"
             reason = deep if isinstance(error, RecursionError) else str(error)
             return Rejected(reason, isinstance(error, LeftOut))
-        except (Stopped, KeyboardInterrupt):
+        except (Stopped, KeyboardInterrupt, OSError):
             raise
         except Exception as error:
             raise RuntimeError(f"{item.where}: {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.prepare.conftest import lines_of, sample
+from tests.trainer.prepare.records import lines_of, sample
 from trainer.prepare import ocr
 from trainer.prepare.ocr import OcrSettings
 from trainer.prepare.pipeline import Made, prepare

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.prepare.conftest import sample
+from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
 from trainer.dataset import JsonLinesDataset
 from trainer.inspection import oddities
@@ -50,7 +50,7 @@ def test_the_model_s_view(write, model):
     assert kinds[0] == "aligned"
     assert kinds[-2:] == ["aligned map", ""]
     assert "" in kinds[1:-2]  # was
-    assert made.warnings == ["1 words of too many tokens"]
+    assert made.warnings == ["words of too many tokens: 1"]
     assert seen.counts["word_rows"] == 1
 
 
@@ -96,16 +96,16 @@ def test_warnings_and_bad_lines(write, capsys):
     html = page(path, "--samples", "9")
     assert "4 samples, 1 bad; 4 shown" in capsys.readouterr().out
     for sentence in (
-        "1 lines cannot be used",
-        "2 samples have no supervision (first: data.jsonl:1)",
-        "1 samples have a region box over more than half of its image (first: data.jsonl:2)",
-        "1 samples have an empty answer (first: data.jsonl:3)",
-        "1 samples have the same word in the same box twice (first: data.jsonl:5)",
+        "lines that cannot be used: 1",
+        "samples without supervision: 2 (first: data.jsonl:1)",
+        "samples with a region box over more than half of its image: 1 (first: data.jsonl:2)",
+        "samples with an empty answer: 1 (first: data.jsonl:3)",
+        "samples with the same word in the same box twice: 1 (first: data.jsonl:5)",
         "data.jsonl:4: expected a JSON object, got invalid JSON",
         "data.jsonl:5: `images[0]`: expected an image that can be decoded",
     ):
         assert sentence in html
-    assert oddities(JsonLinesDataset(path).sample(0)) == ["samples have no supervision"]
+    assert oddities(JsonLinesDataset(path).sample(0)) == ["samples without supervision"]
 
 
 def test_a_chosen_seed_shows_others_and_a_missing_file_is_one_sentence(write, tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from groundkern.hf.words import WordLabeler
-from tests.trainer.prepare.conftest import lines_of
+from tests.trainer.prepare.records import lines_of
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.demo.generate import texts

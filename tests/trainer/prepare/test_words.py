@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 import types
 from collections import Counter
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from groundkern.hf.words import WordLabeler
-from tests.trainer.prepare.conftest import lines_of, sample
+from tests.trainer.prepare.records import lines_of, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.demo.generate import texts
@@ -155,6 +157,40 @@ def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
     assert words[1].box == (70, 0, 110, 10)
     assert {word.confidence for word in words} == {0.75}
     assert read_words(Image.new("RGB", (200, 10)), settings) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_told_and_the_same_command_continues(write, found, monkeypatch, capsys, number):
+    path = write(*(sample(str(n)) for n in range(4)))
+    read = []
+
+    def engine(image):
+        read.append(image)
+        if len(read) == 3:
+            os.kill(os.getpid(), number)
+        return [("word", (1, 1, 5, 5), 1.0, 0)]
+
+    monkeypatch.setattr(ocr, "_engine", lambda settings: engine)
+    output = path.parent / "out.jsonl"
+    words = ["prepare", "words", str(path), "--output", str(output), "--workers", "1"]
+    assert main(words) == 128 + number
+    told = capsys.readouterr().err
+    assert f"Stopped by {number.name}: saved in {output}.prepare.json; the same" in told
+    assert not output.exists()
+    assert main(words) == 0
+    assert len(read) == 5  # the third was read twice
+    assert [record["messages"][1]["content"] for record in lines_of(output)] == list("0123")
+
+
+def test_a_full_disk_is_one_sentence(write, found, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = write(sample())
+    monkeypatch.setattr("trainer.prepare.output.Output.write", full)
+    words = ["prepare", "words", str(path), "--output", str(path.parent / "out.jsonl")]
+    assert main([*words, "--workers", "1"]) == 1
+    assert "No space left on device; the same command continues" in capsys.readouterr().err
 
 
 @needs_tesseract
