@@ -108,6 +108,7 @@ def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
         (record({"points": [[1, 1]]}, label=" "), "`label`: expected a text, got ' '"),
         (record({"points": [[1, 1]]}, label=7), "`label`: expected a text, got 7"),
         (record({"points": [[1, 1]]}, label="<image>"), "got the text <image>"),
+        (record({"points": [[1, 1]]}, image="\ud800"), "got half a surrogate pair"),
         (record({"points": [[1, 1]]}, image="none.png"), "which is not there"),
         (record({"points": [[1, 1]]}, image="../in.jsonl"), "a relative path inside the data root"),
         (record({"points": [[1, 1]]}, image=None), "`image`: expected a text, got None"),
@@ -184,6 +185,7 @@ def test_labelme_shapes(root):
         {"label": "tip", "shape_type": "point", "points": [[5, 6]]},
         {"label": "dog", "shape_type": "circle", "points": [[5, 6], [7, 8]]},
         {"label": None, "shape_type": "point", "points": [[5, 6]]},
+        {"label": "x", "shape_type": [[]], "points": [[5, 6]]},
         {"label": "out", "shape_type": "point", "points": [[500, 6]]},
     ]
     write(root / "img" / "a.json", {"imagePath": "a.png", "shapes": shapes, "version": "5"})
@@ -201,7 +203,14 @@ def test_labelme_shapes(root):
     assert found["tip"][0]["points"] == [[5, 6]]
     wheres = {each["where"]: each["reason"] for each in rejected}
     assert set(wheres) == {
-        *("a.json: shapes[4]", "a.json: shapes[5]", "a.json: 'out'", "b.json", "c.json")
+        *(
+            "a.json: shapes[4]",
+            "a.json: shapes[5]",
+            "a.json: shapes[6]",
+            "a.json: 'out'",
+            "b.json",
+            "c.json",
+        )
     }
     assert "got 'circle'" in wheres["a.json: shapes[4]"]
 

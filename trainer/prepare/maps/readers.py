@@ -123,7 +123,7 @@ def _labelme_place(shape: Any, field: str) -> dict | str:
     kind, points = shape.get("shape_type", "polygon"), shape.get("points")
     known = {"polygon": "polygon", "line": "polyline", "linestrip": "polyline"}
     known |= {"point": "points", "points": "points"}
-    if kind in known:
+    if isinstance(kind, str) and kind in known:
         return {known[kind]: points, "field": field}
     if kind != "rectangle":
         wanted = ", ".join(["rectangle", *known])
