@@ -197,7 +197,7 @@ def in_order(
             yield item, Rejected(item.problem) if item.problem else step(_bare(item))
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, type(step.work).__module__])
+    context.set_forkserver_preload([__name__, step.work.__module__])
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (step,))
     waiting: deque = deque()
     try:

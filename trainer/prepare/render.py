@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.command import add_common, run_work
+from trainer.prepare.command import add_common, positive, run_work
 
 if TYPE_CHECKING:
     from trainer.prepare.pages import Face, Placed
@@ -37,14 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     page = parser.add_argument_group("pages")
     page.add_argument("--model", type=Path, help="model folder, whose visual tokens are the grid")
-    page.add_argument("--cell", type=int, help=f"pixels of a visual token (default: {CELL})")
-    page.add_argument("--columns", type=int, default=18, help="visual tokens in a line")
-    page.add_argument("--rows", type=int, default=18, help="lines on a page at most")
-    page.add_argument("--max-pages", type=int, default=4, help="pages of a sample at most")
+    page.add_argument(
+        "--cell", type=positive(int), help=f"pixels of a visual token (default: {CELL})"
+    )
+    page.add_argument("--columns", type=positive(int), default=18, help="visual tokens in a line")
+    page.add_argument("--rows", type=positive(int), default=18, help="lines on a page at most")
+    page.add_argument(
+        "--max-pages", type=positive(int), default=4, help="pages of a sample at most"
+    )
     page.add_argument(
         "--font", nargs="+", default=["DejaVu Sans"], help="names or files; one is drawn by lot"
     )
-    page.add_argument("--font-size", type=float, help="pixels to the em (default: half a cell)")
+    page.add_argument(
+        "--font-size", type=positive(float), help="pixels to the em (default: half a cell)"
+    )
     page.add_argument(
         "--light-on-dark", type=float, default=0.0, help="fraction of samples with a dark page"
     )

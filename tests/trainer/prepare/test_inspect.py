@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.hf.tiny import tiny_llava_model, tiny_llava_processor
 from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
 from trainer.dataset import JsonLinesDataset
@@ -52,6 +53,23 @@ def test_the_model_s_view(write, model):
     assert "" in kinds[1:-2]  # was
     assert made.warnings == ["words of too many tokens: 1"]
     assert seen.counts["word_rows"] == 1
+
+
+def test_a_processor_that_crops_shows_what_it_keeps(write, tmp_path):
+    """LLaVA takes the middle of a wide image; a region left of it is on no visual token."""
+    folder = tmp_path / "llava"
+    tiny_llava_processor().save_pretrained(folder)
+    tiny_llava_model().config.save_pretrained(folder)
+    path = write(sample("yes", "wide.png", regions=[{"text": "yes", "box": [0, 0, 20, 20]}]))
+    Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
+    made = card(JsonLinesDataset(path).sample(0), SeenByModel(folder))
+    (view,) = made.views
+    assert view.frame == pytest.approx((0.25, 0, 0.75, 1), abs=0.02)
+    assert view.width == view.height
+    assert len(view.grid) == len(set(view.grid)) > 8
+    assert view.regions[0].box[0] < 0
+    assert view.inside == []
+    assert "regions on no visual token: 1" in made.warnings
 
 
 def test_spans_of_the_answer_are_marked(write):

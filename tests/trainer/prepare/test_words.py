@@ -67,6 +67,16 @@ def test_boxes_are_kept_within_the_image_and_empty_ones_dropped(found):
     assert word == ("a", (0.0, 0.0, 100.0, 10.0), 1.0, 0)
 
 
+def test_large_images_are_not_enlarged_beyond_a_limit(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        ocr, "_engine", lambda settings: lambda image: sizes.append(image.size) or []
+    )
+    for size in ((300, 100), (3000, 100), (5000, 100)):
+        read_words(Image.new("RGB", size), OcrSettings(scale=2))
+    assert sizes == [(600, 200), (4000, 133), (5000, 100)]
+
+
 def test_several_images_and_words_that_were_there(write, found):
     found.append(("one", (0, 0, 28, 28), 1.0, 0))
     two = {**sample(), "images": ["a.png", "a.png"]}
