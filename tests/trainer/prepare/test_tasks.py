@@ -175,7 +175,7 @@ def test_words_of_a_page_say_nothing_of_each_other():
         ("grid_patch", {"side": 1000}, "`side`: expected 2 to 112, got 1000"),
         ("line_tracing", {"lines": 30}, "`lines`: expected 2 to 9"),
         ("line_tracing", {"steps": 300}, "`steps`: expected 1 to 28"),
-        ("line_intersection", {"segments": 30}, "`segments`: expected 1 to 14"),
+        ("line_intersection", {"segments": 30}, "`segments`: expected 1 to 18"),
         ("word_page", {"cell": 5}, "`cell`: expected 14 to 224"),
     ],
 )

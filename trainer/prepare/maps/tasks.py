@@ -124,7 +124,7 @@ def _limit(name: str, value: int, low: int, high: int) -> None:
 
 def _plan_intersection(rng: random.Random, size: int, *, segments: int) -> dict:
     """Two lines over the same knots; they change sides in as many segments as they cross."""
-    _limit("segments", segments, 1, size // 32)
+    _limit("segments", segments, 1, size // 24)
     margin, gap = size // 16, size // 10
     knots = [margin + round(i * (size - 2 * margin) / segments) for i in range(segments + 1)]
     changes = set(rng.sample(range(1, segments + 1), rng.randint(0, segments)))
