@@ -23,6 +23,7 @@ from trainer.prepare.pages import (
 )
 
 CELL = 28  # pixels of one visual token of the demo's model (patch 14, merged 2 x 2)
+TEXT = 13  # pixels to the em in such a cell
 
 RED: Color = (220, 30, 30)
 MARKER: Color = (255, 190, 40)  # of a highlighter pen
@@ -45,24 +46,31 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return load_font(str(path), size)
 
 
-def face() -> Face:
-    """What the demo writes in."""
-    return Face(font(13), CELL)
+def face(cell: int = CELL) -> Face:
+    """What the demo writes in; it grows with the cell."""
+    return Face(font(round(TEXT * cell / CELL)), cell)
 
 
 def word_page(
-    words: list[str], rng: random.Random, *, columns: int, rows: int, marked: int | None = None
+    words: list[str],
+    rng: random.Random,
+    *,
+    columns: int,
+    rows: int,
+    marked: int | None = None,
+    cell: int = CELL,
 ) -> Picture:
     """Draw the words in reading order, each ending at the right edge of a cell.
 
     One random dark and one random light colour (METHODS.md section 2); line `marked`, from 0, is
     highlighted. `boxes` holds one entry a line: its text and the box around it. Stops at the last
-    line; words that do not fit are left.
+    line; words that do not fit are left. Cells are `cell` pixels.
     """
     ink, paper = dark_and_light(rng)
-    image = Image.new("RGB", (columns * CELL, rows * CELL), paper)
-    _highlight(ImageDraw.Draw(image), marked, image.width)
-    lines = draw_lines(image, islice(set_lines(words, face(), columns), rows), face(), ink)
+    image = Image.new("RGB", (columns * cell, rows * cell), paper)
+    _highlight(ImageDraw.Draw(image), marked, image.width, cell)
+    pen = face(cell)
+    lines = draw_lines(image, islice(set_lines(words, pen, columns), rows), pen, ink)
     drawn = [word for line in lines for word in line]
     boxes = tuple((" ".join(word for word, _ in line), _around(line)) for line in lines)
     return Picture(image, tuple(drawn), boxes)
@@ -100,22 +108,24 @@ def bar_chart(
     return Picture(image, tuple(words), tuple(boxes))
 
 
-def patch_grid(row: int, column: int, rng: random.Random, *, side: int = 5) -> Picture:
+def patch_grid(
+    row: int, column: int, rng: random.Random, *, side: int = 5, cell: int = CELL
+) -> Picture:
     """A side x side grid of quiet colours in which the cell (row, column), from 1, is red."""
-    image = Image.new("RGB", (side * CELL, side * CELL))
+    image = Image.new("RGB", (side * cell, side * cell))
     draw = ImageDraw.Draw(image)
     for r in range(side):
         for c in range(side):
             base = RED if (r + 1, c + 1) == (row, column) else rng.choice(QUIET)
             color = tuple(min(255, max(0, part + rng.randrange(-20, 21))) for part in base)
-            draw.rectangle((c * CELL, r * CELL, (c + 1) * CELL - 1, (r + 1) * CELL - 1), fill=color)
-    x, y = (column - 1) * CELL, (row - 1) * CELL
-    return Picture(image, boxes=(("red", (x, y, x + CELL, y + CELL)),))
+            draw.rectangle((c * cell, r * cell, (c + 1) * cell - 1, (r + 1) * cell - 1), fill=color)
+    x, y = (column - 1) * cell, (row - 1) * cell
+    return Picture(image, boxes=(("red", (x, y, x + cell, y + cell)),))
 
 
-def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int) -> None:
+def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int, cell: int = CELL) -> None:
     if row is not None:
-        draw.rectangle((0, row * CELL, width - 1, (row + 1) * CELL - 1), fill=MARKER)
+        draw.rectangle((0, row * cell, width - 1, (row + 1) * cell - 1), fill=MARKER)
 
 
 def _around(items: list[tuple[str, Box]]) -> Box:

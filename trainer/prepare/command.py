@@ -24,6 +24,8 @@ COMMANDS = (
     "render",
     "marks",
     "phrases",
+    "maps",
+    "adapt",
 )
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (
