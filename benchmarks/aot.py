@@ -4,9 +4,12 @@ Each op's launchers run on meta tensors with the launch itself replaced by a rec
 is compiled is what would be launched: the tile table's rows, dtypes, constexprs, alignment. Prints
 registers, shared memory, spills and the matrix instruction of each kernel and target; exits with 1
 on a spill, on a 16-bit dot without a matrix instruction, on shared memory over the target's limit,
-on sums in 16 bits or on a kernel that does not compile. Spills in fp32 are printed and pass: its
-dots are exact (ieee), which NVIDIA has no matrix instruction for, and fp32 is there to be compared
-with. Compiling says nothing about speed.
+on sums in 16 bits or on a kernel that does not compile. Compiling says nothing about speed.
+
+Spills of fp32 kernels with dots beyond head dimension 64 are printed and pass. Their dots are exact
+(ieee), which no matrix instruction of NVIDIA's does: every thread multiplies out of registers, and
+at 128 even the smallest tile that words of a bit set allow, 16 rows by 32 keys, spills with 4, 8 and
+16 warps. fp32 is there to be compared with.
 """
 
 from __future__ import annotations
@@ -112,8 +115,9 @@ def compiled(launch: Launch, name: str) -> dict[str, object]:
     shared = kernel.metadata.shared
     dots, narrow = "tt.dot" in kernel.asm["ttir"], narrowed(kernel.asm["ttir"])
     fp32 = "float32" in launch.label
+    exempt = dots and fp32 and re.search(r"D=(1|2|72)", launch.label)
     failure = None
-    if spills and not fp32:
+    if spills and not exempt:
         failure = f"spills {spills} bytes"
     elif shared > target.shared:
         failure = f"shared memory {shared} over the target's {target.shared}"
@@ -243,7 +247,7 @@ def launches(subset: bool) -> Iterator[Launch]:
     """Every kernel at every row of its tile table; the subset: bf16 at head dimension 128."""
     dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
     for dtype in dtypes:
-        for dim in (128,) if subset else (64, 72, 128, 256):
+        for dim in (128,) if subset else (40, 64, 72, 128, 192, 256):
             name = f"{str(dtype).removeprefix('torch.')} D={dim}"
             side = partial(_side_attention, dtype, dim)
             yield from recorded(f"side_attention {name} sets", partial(side, True, False, 0.0))

@@ -108,7 +108,8 @@ def logit_chunks(
         bytes_per_logit: all that is kept for one logit, its gradient included.
         budget: bytes of a chunk where none is set; default LOGIT_BYTES.
     """
-    limit = max(1, (_logit_budget or budget or LOGIT_BYTES) // (max(1, vocabulary) * bytes_per_logit))
+    size = _logit_budget or budget or LOGIT_BYTES
+    limit = max(1, size // (max(1, vocabulary) * bytes_per_logit))
     chunks = -(-rows // limit)
     height = -(-rows // max(1, chunks))
     aligned = -(-height // 128) * 128  # GEMM tiles

@@ -64,6 +64,16 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
+def tile_row(table: dict[tuple, Tile], kind: tuple, *dims: int) -> Tile:
+    """The row of a tile table {(*kind, largest dimension): tile} for head dimensions `dims`.
+
+    A dimension below its padded size counts as one less than that: rows may stand for these alone.
+    """
+    need = max(padded(dim) for dim in dims) - any(dim != padded(dim) for dim in dims)
+    row = min(row[-1] for row in table if row[:-1] == kind and row[-1] >= need)
+    return table[(*kind, row)]
+
+
 @cache
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":

@@ -11,6 +11,7 @@ from torch import Tensor
 from groundkern import QueryRows, attention_map, available_backends, lse, side_attention
 from groundkern.lse import Watch, attention, self_test
 
+
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     shapes = ((2, 6, 41, 32), (2, 2, 41, 32), (2, 2, 41, 32))
     return tuple(torch.randn(s).to(dtype) for s in shapes)

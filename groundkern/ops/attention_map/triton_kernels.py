@@ -17,11 +17,14 @@ from groundkern.ops.attention_map import triton_visible_kernels as on_visible
 from groundkern.ops.attention_map.triton_column_kernels import EACH, MAP, MEAN, VALUE
 from groundkern.tiles import Tile
 
-# (4-byte operands, largest padded head dimension) -> tile of every kernel here. Every row is an
+# (4-byte operands, largest head dimension) -> tile of every kernel of this op; 127 and 255 are for
+# dimensions that are padded to the next power of two, whose masks take registers. Every row is an
 # untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
 TILES = {
-    (False, 64): Tile(32, 64, 4),
+    (False, 64): Tile(32, 32, 4),
+    (False, 127): Tile(32, 32, 4),
     (False, 128): Tile(32, 32, 8),
+    (False, 255): Tile(16, 32, 4),
     (False, 256): Tile(16, 32, 8),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
@@ -36,12 +39,9 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor | None) -> str | None:
 
 def _tile(q: Tensor, value_dim: int | None = None) -> tuple[dict[str, int], dict[str, int]]:
     """(constexprs, launch options) for operands [..., D] like q, and [..., Dv] where given."""
-    block = tiles.padded(q.shape[-1])
-    blocks = {"D": q.shape[-1], "BLOCK_D": block}
-    if value_dim is not None:
-        blocks["BLOCK_DV"] = tiles.padded(value_dim)
-    row = next(d for d in (64, 128, 256) if d >= max(block, blocks.get("BLOCK_DV", 0)))
-    tile = TILES[q.dtype == torch.float32, row]
+    dims = {"D": q.shape[-1]} | ({} if value_dim is None else {"DV": value_dim})
+    tile = tiles.tile_row(TILES, (q.dtype == torch.float32,), *dims.values())
+    blocks = dims | {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
     blocks |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     return blocks, {"num_warps": tile.warps, "num_stages": tile.stages}
 
@@ -103,7 +103,7 @@ class _Call(NamedTuple):
         """(constexprs, launch options)."""
         blocks, options = _tile(self.q, self.v.shape[3])
         flags = {"KIND": self.kind, "RECTIFY": self.rectify}
-        return blocks | {"DV": self.v.shape[3]} | flags, options
+        return blocks | flags, options
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
