@@ -7,8 +7,8 @@ on a spill, on a 16-bit dot without a matrix instruction, on shared memory over 
 on sums in 16 bits or on a kernel that does not compile. Compiling says nothing about speed.
 
 Spills of fp32 kernels with dots beyond head dimension 64 are printed and pass. Their dots are exact
-(ieee), which no matrix instruction of NVIDIA's does: every thread multiplies out of registers, and
-at 128 even the smallest tile that words of a bit set allow, 16 rows by 32 keys, spills with 4, 8 and
+(ieee), which no matrix instruction of NVIDIA's does: every thread multiplies out of registers. At
+128 even the smallest tile that words of a bit set allow, 16 rows by 32 keys, spills with 4, 8 and
 16 warps. fp32 is there to be compared with.
 """
 
