@@ -71,13 +71,16 @@ class Launch:
     def key(self, gpu: GPUTarget) -> str:
         """The same for launches that compile to the same code."""
         source, options = self.source(gpu)
-        return f"{source.hash()} {options['num_warps']} {options['num_stages']}"
+        names = ("num_warps", "num_stages", "maxnreg")
+        return f"{source.hash()} {[options.get(name) for name in names]}"
 
     def source(self, gpu: GPUTarget) -> tuple[ASTSource, dict]:
         """(source, options), specialised as the runtime would."""
         backend = make_backend(gpu)
         binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
-        bound, specialization, options = binder(*self.arguments, **self.options)
+        nvidia = ("maxnreg",) if gpu.backend == "hip" else ()  # as `Tile.options` leaves it out
+        given = {name: x for name, x in self.options.items() if name not in nvidia}
+        bound, specialization, options = binder(*self.arguments, **given)
         parsed, signature, constants, attributes = self.kernel._pack_args(
             backend, dict(options), bound, specialization, options
         )

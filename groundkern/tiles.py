@@ -46,12 +46,25 @@ def unsupported(*tensors: Tensor | None) -> str | None:
 
 
 class Tile(NamedTuple):
-    """block_m flat (row, head) pairs by block_n keys."""
+    """block_m flat (row, head) pairs by block_n keys.
+
+    registers: of a thread, for NVIDIA's assembler, which otherwise spills a few bytes here and
+    there for the sake of occupancy; None: its choice.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int = 2
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.registers is not None and torch.version.hip is None and not INTERPRETED:
+            options["maxnreg"] = self.registers
+        return options
 
 
 def rows_contiguous(x: Tensor) -> Tensor:

@@ -17,14 +17,15 @@ from groundkern.ops.attention_map import triton_visible_kernels as on_visible
 from groundkern.ops.attention_map.triton_column_kernels import EACH, MAP, MEAN, VALUE
 from groundkern.tiles import Tile
 
-# (4-byte operands, largest head dimension) -> tile of every kernel of this op; 127 and 255 are for
+# (4-byte operands, largest head dimension) -> tile of every kernel of this op; 63, 127, 255 are for
 # dimensions that are padded to the next power of two, whose masks take registers. Every row is an
 # untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
 TILES = {
+    (False, 63): Tile(32, 32, 4, 2, 255),
     (False, 64): Tile(32, 32, 4),
-    (False, 127): Tile(32, 32, 4),
+    (False, 127): Tile(16, 32, 8, 2, 255),
     (False, 128): Tile(32, 32, 8),
-    (False, 255): Tile(16, 32, 4),
+    (False, 255): Tile(16, 32, 8, 2, 255),
     (False, 256): Tile(16, 32, 8),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
@@ -43,7 +44,7 @@ def _tile(q: Tensor, value_dim: int | None = None) -> tuple[dict[str, int], dict
     tile = tiles.tile_row(TILES, (q.dtype == torch.float32,), *dims.values())
     blocks = dims | {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
     blocks |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    return blocks, {"num_warps": tile.warps, "num_stages": tile.stages}
+    return blocks, tile.options
 
 
 class _Attention(NamedTuple):

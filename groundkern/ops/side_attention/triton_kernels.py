@@ -341,7 +341,7 @@ def forward(
     live = tiles.live_tiles(selection, heads // k.shape[1], *k.shape[::2], *tile[:2])
     _forward_kernel[grid](
         q, k, v, *selection, lse, *live, m, l, acc, scale, softcap or None, *_sizes(q, k, words),
-        *_strides(q, k, v), **constants, num_warps=tile.warps, num_stages=tile.stages,
+        *_strides(q, k, v), **constants, **tile.options,
     )  # fmt: skip
     _reduce_kernel[(rows * heads,)](
         m, l, acc, out, own_lse, grid[2], rows * heads, DV=dim, BLOCK_DV=constants["BLOCK_DV"],
@@ -384,7 +384,7 @@ def backward(
     key_tiles = triton.cdiv(keys, tile.block_n)
     _backward_dkv_kernel[(batch * key_tiles, kv_heads)](
         *read, dk, dv, scale, softcap or None, *sizes, key_tiles, *strides, **constants,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **tile.options,
     )  # fmt: skip
     tile, constants = _tile("dq", q, v)
     grid = _rows_grid(q, k, tile)
@@ -392,7 +392,7 @@ def backward(
     live = tiles.live_tiles(selection, heads // kv_heads, batch, keys, *tile[:2])
     _backward_dq_kernel[grid](
         *read, *live, part, scale, softcap or None, *sizes, *strides, **constants,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **tile.options,
     )  # fmt: skip
     return tiles.sum_parts(part, q, scale), dk, dv
 
