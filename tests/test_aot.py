@@ -29,16 +29,17 @@ ROUNDED_SUM = """
 """
 
 
-@pytest.mark.parametrize(("body", "count"), [(CLEAN, 0), (NARROW_DOT, 1), (CLEAN + ROUNDED_SUM, 1)])
-def test_sums_in_16_bits_are_found(body: str, count: int) -> None:
+def test_sums_in_16_bits_are_found() -> None:
     """In a process of its own: benchmarks.aot takes triton without its interpreter."""
-    program = "import sys\nfrom benchmarks.aot import narrowed\nprint(len(narrowed(sys.argv[1])))"
+    bodies = {CLEAN: 0, NARROW_DOT: 1, CLEAN + ROUNDED_SUM: 1}
+    program = "import sys\nfrom benchmarks.aot import narrowed\n"
+    program += "print(*(len(narrowed(text)) for text in sys.argv[1:]))"
     result = subprocess.run(
-        [sys.executable, "-c", program, HEAD + body + "}"],
+        [sys.executable, "-c", program, *(HEAD + body + "}" for body in bodies)],
         cwd=ROOT,
         env=dict(os.environ),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(result.stdout) == count
+    assert [int(x) for x in result.stdout.split()] == list(bodies.values())

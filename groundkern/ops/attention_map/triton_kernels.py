@@ -23,7 +23,7 @@ from groundkern.tiles import Tile
 TILES = {
     (False, 63): Tile(32, 32, 4, 2, 255),
     (False, 64): Tile(32, 32, 4, 2, 255),
-    (False, 127): Tile(16, 32, 8, 2, 255),
+    (False, 127): Tile(16, 32, 8, 1, 255),
     (False, 128): Tile(32, 32, 8),
     (False, 255): Tile(16, 32, 8, 2, 255),
     (False, 256): Tile(16, 32, 8),
