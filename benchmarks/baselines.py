@@ -125,7 +125,8 @@ def _map_result(call: Call, p: Tensor, x: dict[str, Tensor], columns: Tensor) ->
     return ((entropy[:, None] - (target[:, None] * p.log()).sum(-1)).mean(1),)
 
 
-def _columns(call: Call) -> Tensor:
+def columns_of(call: Call) -> Tensor:
+    """int64 [C]: the key columns of a map that plain torch can express."""
     columns = call.options["columns"][0].long()
     if call.options.get("allowed") is not None or bool((columns < 0).any()):
         raise Refused("the baselines take maps without key sets and without padding columns")
@@ -136,7 +137,7 @@ def _columns(call: Call) -> Tensor:
 
 def eager_map(call: Call) -> Step:
     """Full probabilities of the gathered rows over all keys, then the columns."""
-    columns, usable = _columns(call), usable_keys(call)
+    columns, usable = columns_of(call), usable_keys(call)
     if call.options["over"] == "columns":
         usable = torch.zeros_like(usable).index_fill(1, columns, True)
 
@@ -149,7 +150,7 @@ def eager_map(call: Call) -> Step:
 
 def gathered_map(call: Call) -> Step:
     """Grouped scores in plain torch: on the gathered columns, or on all keys and then gathered."""
-    columns, usable = _columns(call), usable_keys(call)
+    columns, usable = columns_of(call), usable_keys(call)
     only = call.options["over"] == "columns"
 
     def step(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -167,7 +168,7 @@ def closed_form_kl(call: Call) -> Step:
     """KL of every head as sum P log P - scale q . (P k) + lse: no probability on the columns."""
     if call.function is not gk.attention_kl or call.options["heads"] != "each":
         raise Refused("the closed form is that of the KL per head")
-    columns, usable = _columns(call), usable_keys(call)
+    columns, usable = columns_of(call), usable_keys(call)
     only = call.options["over"] == "columns"
 
     def step(x: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import baselines
+from benchmarks import baselines, flex
 from benchmarks.baselines import Refused, Step
 from groundkern.ops.cases import Call
 
@@ -42,27 +42,6 @@ def compiled(adapter: Callable[[Call], Step]) -> Callable[[Call], Step]:
         return torch.compile(adapter(call))
 
     return prepare
-
-
-def flex_attention(call: Call) -> Step:
-    """FlexAttention, compiled, with a block mask that skips the tiles no row uses."""
-    if call.inputs["q"].device.type != "cuda":
-        raise Refused("FlexAttention has no backward on CPU")
-    flex = _module("torch.nn.attention.flex_attention", "FlexAttention")
-    usable = baselines.usable_keys(call)
-    rows, keys = usable.shape
-    mask = flex.create_block_mask(
-        lambda b, h, i, j: usable[i, j], 1, 1, rows, keys, device=usable.device
-    )
-    torch._dynamo.reset()
-    run = torch.compile(flex.flex_attention)
-
-    def step(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        q = x["q"].transpose(0, 1)[None]
-        out = run(q, x["k"], x["v"], block_mask=mask, enable_gqa=True)
-        return (out[0].transpose(0, 1),)
-
-    return step
 
 
 def _unsmoothed(call: Call) -> Tensor:
@@ -118,10 +97,13 @@ def peers(op: str) -> dict[str, Callable[[Call], Step]]:
         case "side_attention":
             return {
                 "torch.compile of gathered keys": compiled(baselines.gathered_attention),
-                f"FlexAttention ({here})": flex_attention,
+                f"FlexAttention, block mask and lse ({here})": flex.attention,
             }
         case "attention_map":
-            return {"torch.compile of grouped scores": compiled(baselines.gathered_map)}
+            return {
+                "torch.compile of grouped scores": compiled(baselines.gathered_map),
+                f"FlexAttention's lse, closed form per head ({here})": flex.closed_form_kl,
+            }
         case "linear_cross_entropy":
             return {
                 "torch.compile of F.cross_entropy": compiled(baselines.eager_cross_entropy),

@@ -1,6 +1,6 @@
 """Grounding supervision of vision-language models at the price of plain fine-tuning."""
 
-from groundkern import losses, maps, metrics
+from groundkern import losses, lse, maps, metrics
 from groundkern.backends import available_backends
 from groundkern.ops.attention_map.api import attention_contribution, attention_kl, attention_map
 from groundkern.ops.linear_cross_entropy.api import (
@@ -10,6 +10,7 @@ from groundkern.ops.linear_cross_entropy.api import (
     linear_log_prob,
 )
 from groundkern.ops.side_attention.api import SideAttention, side_attention
+from groundkern.row_blocks import logit_budget, set_logit_budget
 from groundkern.selection import KeySets, LabelBags, QueryRows
 
 __version__ = "0.1.0"
@@ -27,8 +28,11 @@ __all__ = [
     "available_backends",
     "linear_cross_entropy",
     "linear_log_prob",
+    "logit_budget",
     "losses",
+    "lse",
     "maps",
     "metrics",
+    "set_logit_budget",
     "side_attention",
 ]

@@ -6,8 +6,42 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from groundkern import checks
+
 BLOCK_ELEMENTS = 2**24  # scores or logits alive at a time: 64 MiB in fp32
-LOGIT_BYTES = 2**30  # logits and their gradient alive at a time, where kernels chunk the rows
+LOGIT_BYTES = 2**30  # logits and their gradient alive at a time, unless a backend knows better
+
+_logit_budget: int | None = None
+
+
+def logit_budget() -> int | None:
+    """What `set_logit_budget` has set; None: every backend's own default."""
+    return _logit_budget
+
+
+def set_logit_budget(size: int | None) -> None:
+    """Set the bytes of logits, their gradient included, that `linear_cross_entropy` and
+    `linear_log_prob` keep at a time.
+
+    More of them means fewer and larger matrix products, and a trained head's gradient written once
+    where all rows fit. Results differ by rounding. One row is a chunk of its own, however small the
+    budget. The setting is the process's, like torch's number of threads: every call of the native
+    and the Triton kernels reads it as it runs, compiled or not, in the backward too (which autograd
+    may run on threads of its own, out of a context manager's reach). With a process group it must
+    be the same on all ranks.
+
+    Args:
+        size: bytes; None: the backend's default (2**30 on Triton, 2**26 on native).
+
+    Raises:
+        ValueError: neither None nor a positive whole number.
+    """
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    checks.require(
+        size is None or (whole and size > 0), "size", "a positive number of bytes or None", size
+    )
+    global _logit_budget
+    _logit_budget = size
 
 
 def row_blocks(sequence: Tensor, sequences: int, per_row: int) -> Iterator[tuple[int, slice]]:
@@ -72,9 +106,10 @@ def logit_chunks(
 
     Args:
         bytes_per_logit: all that is kept for one logit, its gradient included.
-        budget: bytes of a chunk; default LOGIT_BYTES.
+        budget: bytes of a chunk where none is set; default LOGIT_BYTES.
     """
-    limit = max(1, (budget or LOGIT_BYTES) // (max(1, vocabulary) * bytes_per_logit))
+    size = _logit_budget or budget or LOGIT_BYTES
+    limit = max(1, size // (max(1, vocabulary) * bytes_per_logit))
     chunks = -(-rows // limit)
     height = -(-rows // max(1, chunks))
     aligned = -(-height // 128) * 128  # GEMM tiles

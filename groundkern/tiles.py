@@ -46,12 +46,25 @@ def unsupported(*tensors: Tensor | None) -> str | None:
 
 
 class Tile(NamedTuple):
-    """block_m flat (row, head) pairs by block_n keys."""
+    """block_m flat (row, head) pairs by block_n keys.
+
+    registers: of a thread, for NVIDIA's assembler, which otherwise spills a few bytes here and
+    there for the sake of occupancy; None: its choice.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int = 2
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.registers is not None and torch.version.hip is None and not INTERPRETED:
+            options["maxnreg"] = self.registers
+        return options
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
@@ -62,6 +75,16 @@ def rows_contiguous(x: Tensor) -> Tensor:
 def padded(dim: int) -> int:
     """The power of two a head dimension is padded to; a dot needs at least 16."""
     return max(16, triton.next_power_of_2(dim))
+
+
+def tile_row(table: dict[tuple, Tile], kind: tuple, *dims: int) -> Tile:
+    """The row of a tile table {(*kind, largest dimension): tile} for head dimensions `dims`.
+
+    A dimension below its padded size counts as one less than that: rows may stand for these alone.
+    """
+    need = max(padded(dim) for dim in dims) - any(dim != padded(dim) for dim in dims)
+    row = min(row[-1] for row in table if row[:-1] == kind and row[-1] >= need)
+    return table[(*kind, row)]
 
 
 @cache

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import __main__ as program
-from benchmarks import baselines, floors, gpu, harness, memory, plots, problems, suite
+from benchmarks import baselines, flex, floors, gpu, harness, memory, plots, problems, suite
 
 CPU = torch.device("cpu")
 SIZES = floors.AttentionSizes(
@@ -83,6 +84,37 @@ def test_baselines_compute_what_ours_compute(problem: problems.Problem, mode: st
     wrong = {n: s for n, s in states.items() if not s.startswith(("timed", "refused"))}
     assert not wrong
     assert sum(c.run is not None for c in found if c.kind == "baseline")
+
+
+FLEX = {
+    "side_attention": flex.attention_step,
+    "attention_kl_visible": flex.closed_form_step,
+    "attention_kl_columns": flex.closed_form_step,
+}
+
+
+@pytest.mark.parametrize("name", FLEX)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_computes_what_ours_compute(name: str) -> None:
+    """Uncompiled and without gradients: what runs on CPU. On CUDA the harness checks them all."""
+    options = {"rows": 4, "keys": 64}
+    tiny = problems.TINY, torch.float32
+    if name == "side_attention":
+        problem = problems.side_attention(*tiny, shape="quick", visual=40, **options)
+    else:
+        over = name.split("_")[-1]
+        problem = problems.attention_map(*tiny, shape="quick", over=over, heads="each", **options)
+    call = problem.make(CPU)
+    with torch.no_grad():
+        got = FLEX[name](call, flex_attention)(call.inputs)
+        torch.testing.assert_close(got[0], call.run()[0], rtol=1e-4, atol=1e-5)
+    assert "no backward on CPU" in refusal(flex.attention, call)
+
+
+def refusal(adapter, call) -> str:
+    with pytest.raises(baselines.Refused) as reason:
+        adapter(call)
+    return str(reason.value)
 
 
 def test_a_wrong_baseline_is_named_and_not_timed(monkeypatch) -> None:

@@ -1,7 +1,5 @@
 """The engine's model of work against arithmetic by hand, of memory against a measurement."""
 
-import gc
-import json
 from itertools import accumulate
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from benchmarks.cross_entropy_engine import Head, extra_bytes, flops, moved_bytes
 from groundkern import available_backends, linear_cross_entropy, row_blocks
+from tests.allocations import allocations
 
 
 def test_three_matmuls_or_two() -> None:
@@ -41,11 +40,19 @@ def test_memory_is_the_budget_and_the_gradients_whatever_the_rows() -> None:
 
 @pytest.mark.skipif(available_backends()["triton"] is not None, reason="needs the triton package")
 @pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("budget", [2**19, 2**30])
-def test_memory_matches_a_measurement(budget: int, trained: bool, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "dim", "words", "budget"),
+    [
+        (48, 16, 9000, 2**30),  # one chunk, logits the larger part
+        (48, 16, 9000, 2**20),  # four
+        (6, 64, 9000, 2**30),  # a few rows: the weight's gradient is all there is
+        (64, 128, 3000, 2**19),  # wide states in three chunks
+    ],
+)
+def test_memory_matches_a_measurement(rows, dim, words, budget, trained, tmp_path, monkeypatch):
     """fp32 in the interpreter on CPU tensors: peak of torch's allocator within 5 %."""
     monkeypatch.setattr(row_blocks, "LOGIT_BYTES", budget)
-    head = Head(48, 16, 9000, itemsize=4, trained=trained)
+    head = Head(rows, dim, words, itemsize=4, trained=trained)
     hidden = torch.randn(head.rows, head.dim, requires_grad=True)
     weight = torch.randn(head.vocabulary, head.dim, requires_grad=trained)
     target = torch.randint(head.vocabulary, (head.rows,))
@@ -55,12 +62,5 @@ def test_memory_matches_a_measurement(budget: int, trained: bool, tmp_path, monk
         hidden.grad = weight.grad = None
 
     step()
-    gc.collect()  # the interpreter leaves cycles; freed below, they would count as negative
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    profile.export_chrome_trace(str(tmp_path / "trace.json"))
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    memory = [e for e in events if e["name"] == "[memory]"]
-    memory.sort(key=lambda e: e["ts"])
-    peak = max(accumulate(e["args"]["Bytes"] for e in memory))
+    peak = max(accumulate(allocations(step, tmp_path)))
     assert peak == pytest.approx(extra_bytes(head), rel=0.05)

@@ -8,6 +8,7 @@ the root has closed the record by then.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from groundkern import attention_kl, attention_map, side_attention
 from groundkern.checks import fail
 from groundkern.hf.objectives import Klal
 from groundkern.hf.supervision import Rows
+from groundkern.lse import WATCHED, Watch
 from groundkern.selection import KeySets, QueryRows
 
 LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
@@ -30,9 +32,10 @@ class SideRows:
     def __init__(self, rows: Rows, allowed: KeySets) -> None:
         self.rows, self.allowed = rows, allowed
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, window: int | None, how: dict) -> Tensor:
-        """[B, R, Hq, Dv] from the main pass's q [B, Hq, S, D], k and v."""
+    def attend(self, q, k, v, window: int | None, how: dict, lse: Tensor | None = None) -> Tensor:
+        """[B, R, Hq, Dv] from the main pass's q [B, Hq, S, D], k, v and, where seen, lse."""
         rows = self.rows.at(window)
+        how = {**how, "lse": _of_rows(rows, lse)}
         out = side_attention(rows.take(q), k, v, rows, allowed=self.allowed, **how).out
         return out.unflatten(0, (len(k), len(out) // len(k)))
 
@@ -68,6 +71,7 @@ class MapKl:
             over=self.klal.over,
             heads=self.klal.heads,
             allowed=self.allowed,
+            lse=_of_rows(rows, record.normaliser if self.klal.over == "visible" else None),
             **how,
         )
         if record.open:
@@ -136,7 +140,13 @@ class Record:
         self.kept: Kept | None = None
         self.readings: list[MapKl | MapMean] = []
         self.calls = 0
+        self.normaliser: Tensor | None = None  # [B, Hq, S] of the layer at hand, where it is exact
         self.open = True
+
+    @property
+    def uses_lse(self) -> bool:
+        maps = [x for x in self.readings if isinstance(x, MapKl) and x.klal.over == "visible"]
+        return self.side is not None or bool(maps)
 
 
 def grounded(attention: Callable) -> Callable:
@@ -155,7 +165,12 @@ def grounded(attention: Callable) -> Callable:
         positions = kwargs.get("position_ids")
         if positions is not None and positions.shape[-1] == total:
             kwargs["position_ids"] = positions[..., :length]
-        out, weights = attention(module, q, k, v, _crop(attention_mask, length, total), **kwargs)
+        mask = _crop(attention_mask, length, total)
+        with _watch(record, module) as seen:
+            out, weights = attention(module, q, k, v, mask, **kwargs)
+        lse = None if seen is None else seen.lse(q)
+        # A shift may be anything; a normaliser must be of the very keys the rows see.
+        record.normaliser = lse if mask is None else None
         how = {
             "scale": kwargs.get("scaling"),
             "softcap": kwargs.get("softcap"),
@@ -167,10 +182,23 @@ def grounded(attention: Callable) -> Callable:
         if record.kept is not None and record.open:
             record.kept.keep(module, q, k, v, out, window, how)
         if record.side is not None:
-            out = torch.cat((out, record.side.attend(q, k, v, window, how).to(out.dtype)), 1)
+            side = record.side.attend(q, k, v, window, how, lse)
+            out = torch.cat((out, side.to(out.dtype)), 1)
+        record.normaliser = None
         return out, weights
 
     return grounded_attention
+
+
+def _watch(record: Record, module: nn.Module):
+    """A watch for the main pass's log-sum-exp where a reading uses it and it may be seen."""
+    watched = module.config._attn_implementation in WATCHED and not torch.compiler.is_compiling()
+    return Watch() if watched and record.uses_lse else nullcontext()
+
+
+def _of_rows(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
+    """[N, Hq] of lse [B, Hq, S]."""
+    return None if lse is None else rows.take(lse[..., None])[..., 0]
 
 
 def _refuse(kwargs: dict) -> None:

@@ -106,7 +106,7 @@ def _plain_kl(q, k, target, rows, columns, over):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 8, 64, 256])
-@pytest.mark.parametrize("keys", [4096, 32768])
+@pytest.mark.parametrize("keys", [4096, 32768, 131072])
 @pytest.mark.parametrize("sets", [False, True], ids=["visible", "regions"])
 def test_side_attention(sets: bool, keys: int, n: int, dtype: torch.dtype) -> None:
     options = {"rows": _rows(keys, n), "allowed": _regions(keys, n) if sets else None}
@@ -115,7 +115,7 @@ def test_side_attention(sets: bool, keys: int, n: int, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 8, 64, 256])
-@pytest.mark.parametrize("keys", [4096, 32768])
+@pytest.mark.parametrize("keys", [4096, 32768, 131072])
 @pytest.mark.parametrize("over", ["visible", "columns"])
 def test_attention_map_and_kl(over: str, keys: int, n: int, dtype: torch.dtype) -> None:
     inputs = _inputs(dtype, keys, n)

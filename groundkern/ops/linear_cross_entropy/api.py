@@ -174,6 +174,10 @@ def _prepare(
     hidden, weight, bias, target, bags, ignore_index, softcap, group, weight_grad, backend
 ) -> tuple[tuple[Tensor | None, ...], str]:
     """Check, and choose a backend: the op's operands with flattened rows, and its name."""
+    for argument, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if hasattr(x, "full_tensor"):
+            wanted = "a plain tensor: its full_tensor(), or its local rows with `group`"
+            checks.fail(argument, wanted, "a DTensor", TypeError)
     hidden, weight, bias = autocast(hidden, weight, bias)
     if hidden.dim() < 1 or hidden.shape[:-1] != target.shape:
         checks.fail(

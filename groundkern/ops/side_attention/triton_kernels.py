@@ -27,26 +27,37 @@ from groundkern.tiles import (
     wide,
 )
 
-# (kernel, 4-byte operands, largest padded head dimension) -> tile. Every row is an untuned first
+# (kernel, 4-byte operands, largest head dimension) -> tile; 63, 127 and 255 are for dimensions that
+# are padded to the next power of two, whose masks take registers. Every row is an untuned first
 # guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on a device.
+# benchmarks/tune.py finds better ones.
 TILES = {
+    ("forward", False, 63): Tile(64, 32, 8),
     ("forward", False, 64): Tile(64, 32, 8),
+    ("forward", False, 127): Tile(32, 32, 8),
     ("forward", False, 128): Tile(64, 32, 8),
+    ("forward", False, 255): Tile(16, 32, 8),
     ("forward", False, 256): Tile(32, 32, 8),
-    ("forward", True, 64): Tile(16, 32, 4),
+    ("forward", True, 64): Tile(16, 32, 8),
     ("forward", True, 128): Tile(16, 32, 8),
     ("forward", True, 256): Tile(16, 32, 8, 1),
+    ("dkv", False, 63): Tile(16, 64, 8),
     ("dkv", False, 64): Tile(32, 64, 4),
+    ("dkv", False, 127): Tile(32, 32, 4),
     ("dkv", False, 128): Tile(16, 64, 8),
+    ("dkv", False, 255): Tile(16, 32, 8),
     ("dkv", False, 256): Tile(16, 32, 8),
     ("dkv", True, 64): Tile(16, 32, 4),
     ("dkv", True, 128): Tile(16, 32, 8, 1),
     ("dkv", True, 256): Tile(16, 32, 8, 1),
+    ("dq", False, 63): Tile(64, 32, 4),
     ("dq", False, 64): Tile(64, 64, 4),
+    ("dq", False, 127): Tile(16, 32, 8),
     ("dq", False, 128): Tile(64, 32, 4),
+    ("dq", False, 255): Tile(16, 32, 4),
     ("dq", False, 256): Tile(16, 32, 8),
     ("dq", True, 64): Tile(16, 32, 4),
-    ("dq", True, 128): Tile(16, 32, 8),
+    ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
 }
 
@@ -287,9 +298,7 @@ def _tile(kernel: str, q: Tensor, v: Tensor) -> tuple[Tile, dict[str, int]]:
     """The table's row and the constexprs it gives."""
     dims = {"D": q.shape[2], "DV": v.shape[3]}
     blocks = {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
-    need = max(blocks.values()) * (1 if list(dims.values()) == list(blocks.values()) else 2)
-    row = next(d for d in (64, 128, 256) if d >= min(need, 256))  # masks take registers: a row on
-    tile = TILES[kernel, q.dtype == torch.float32, row]
+    tile = tiles.tile_row(TILES, (kernel, q.dtype == torch.float32), *dims.values())
     return tile, {**dims, **blocks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
 
 
@@ -332,7 +341,7 @@ def forward(
     live = tiles.live_tiles(selection, heads // k.shape[1], *k.shape[::2], *tile[:2])
     _forward_kernel[grid](
         q, k, v, *selection, lse, *live, m, l, acc, scale, softcap or None, *_sizes(q, k, words),
-        *_strides(q, k, v), **constants, num_warps=tile.warps, num_stages=tile.stages,
+        *_strides(q, k, v), **constants, **tile.options,
     )  # fmt: skip
     _reduce_kernel[(rows * heads,)](
         m, l, acc, out, own_lse, grid[2], rows * heads, DV=dim, BLOCK_DV=constants["BLOCK_DV"],
@@ -375,7 +384,7 @@ def backward(
     key_tiles = triton.cdiv(keys, tile.block_n)
     _backward_dkv_kernel[(batch * key_tiles, kv_heads)](
         *read, dk, dv, scale, softcap or None, *sizes, key_tiles, *strides, **constants,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **tile.options,
     )  # fmt: skip
     tile, constants = _tile("dq", q, v)
     grid = _rows_grid(q, k, tile)
@@ -383,7 +392,7 @@ def backward(
     live = tiles.live_tiles(selection, heads // kv_heads, batch, keys, *tile[:2])
     _backward_dq_kernel[grid](
         *read, *live, part, scale, softcap or None, *sizes, *strides, **constants,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **tile.options,
     )  # fmt: skip
     return tiles.sum_parts(part, q, scale), dk, dv
 

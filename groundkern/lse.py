@@ -1,0 +1,194 @@
+"""The main pass's log-sum-exp, from kernels that compute one anyway.
+
+`attention` calls such a kernel and returns both results; `Watch` picks the statistics up from an
+attention function that drops them. Before a kernel's statistics are used for the first time on a
+device, `self_test` holds their dtype (fp32), layout ([B, Hq, S]) and base (natural) against fp64.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from groundkern.checks import fail
+from groundkern.precision import accumulation_dtype
+
+Run = Callable[[Tensor, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
+
+
+def _aten_flash(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    op = torch.ops.aten._scaled_dot_product_flash_attention
+    return op(q, k, v, is_causal=True, scale=scale)[:2]
+
+
+def _aten_flash_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return op(q, k, v, is_causal=True, scale=scale)
+
+
+def _aten_efficient(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))  # the kernel knows no groups
+    op = torch.ops.aten._scaled_dot_product_efficient_attention
+    return op(q, k, v, None, True, is_causal=True, scale=scale)[:2]
+
+
+def _flash_attn(package: str) -> Run:
+    """flash_attn_func of FlashAttention-2 or -3, whose tensors are [B, S, H, D]."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        try:
+            function = import_module(package).flash_attn_func
+        except ImportError as error:
+            raise ValueError(f"`kernel`: {package} is not importable here ({error})") from error
+        asked = "return_attn_probs" in inspect.signature(function).parameters
+        options = {"return_attn_probs": True} if asked else {}  # early FA-3 returns both unasked
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse, *_ = function(q, k, v, softmax_scale=scale, causal=True, **options)
+        return out.transpose(1, 2), lse
+
+    return run
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    flex = import_module("torch.nn.attention.flex_attention")
+    length = q.shape[2]
+    causal = _causal_blocks(length, q.device)
+    run = flex.flex_attention if q.device.type == "cpu" else _compiled_flex()
+    request = flex.AuxRequest(lse=True)
+    grouped = q.shape[1] != k.shape[1]
+    out, more = run(q, k, v, block_mask=causal, scale=scale, enable_gqa=grouped, return_aux=request)
+    return out, more.lse
+
+
+@cache
+def _compiled_flex() -> Callable:
+    return torch.compile(import_module("torch.nn.attention.flex_attention").flex_attention)
+
+
+@cache
+def _causal_blocks(length: int, device: torch.device):
+    create = import_module("torch.nn.attention.flex_attention").create_block_mask
+    return create(lambda b, h, i, j: i >= j, None, None, length, length, device=device)
+
+
+KERNELS: dict[str, Run] = {
+    "aten_flash": _aten_flash,
+    "aten_flash_cpu": _aten_flash_cpu,
+    "aten_efficient": _aten_efficient,
+    "flash_attn_2": _flash_attn("flash_attn"),
+    "flash_attn_3": _flash_attn("flash_attn_interface"),
+    "flex": _flex,
+}
+# Ops whose second result is the statistics of the call, as they pass torch's dispatcher.
+OPS = {
+    "aten::_scaled_dot_product_flash_attention": "aten_flash",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "aten_flash_cpu",
+    "aten::_scaled_dot_product_efficient_attention": "aten_efficient",
+    "flash_attn::_flash_attn_forward": "flash_attn_2",
+}
+WATCHED = ("sdpa", "flash_attention_2")  # implementations of transformers that end in one of these
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, kernel: str, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Causal attention by a named kernel, with the statistics it computes anyway.
+
+    Args:
+        q: [B, Hq, S, D]. k, v: [B, Hkv, S, D].
+        kernel: "aten_flash", "aten_flash_cpu", "aten_efficient", "flash_attn_2", "flash_attn_3" or
+            "flex". Each serves the devices, dtypes and head dimensions that it serves.
+        scale: of the scores; default D ** -0.5.
+
+    Returns:
+        out [B, Hq, S, D], differentiable where the kernel is, and lse [B, Hq, S], detached: fp32
+        (fp64 for fp64 inputs), natural log. `rows.take(lse[..., None])[..., 0]` is what
+        `side_attention` and the maps take as `lse`, of rows without padding or window.
+
+    Raises:
+        ValueError: an unknown kernel, or one whose package is not there.
+        RuntimeError: a kernel whose statistics are not what they are taken for.
+    """
+    if kernel not in KERNELS:
+        fail("kernel", " | ".join(KERNELS), kernel)
+    self_test(kernel, q.device.type, q.dtype)
+    out, lse = KERNELS[kernel](q, k, v, scale)
+    return out, lse.detach()[..., : q.shape[2]]
+
+
+@cache
+def self_test(kernel: str, device: str, dtype: torch.dtype) -> None:
+    """Hold a kernel's statistics on a small causal problem to fp64, once for each combination.
+
+    Raises:
+        RuntimeError: another dtype, layout or base than fp32, [B, Hq, S] and natural.
+    """
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 37, 64), (2, 2, 37, 64), (2, 2, 37, 64))  # no two of B, H, S alike
+    q, k, v = (torch.randn(s, generator=draw).to(device, dtype) for s in shapes)
+    with _disable_current_modes(), torch.no_grad(), torch.autocast(device, enabled=False):
+        _, lse = KERNELS[kernel](q, k, v, None)
+    s = q.double() @ k.double().repeat_interleave(2, 1).transpose(2, 3) * 64**-0.5
+    future = torch.ones(37, 37, dtype=torch.bool, device=device).triu(1)
+    _hold(kernel, lse, s.masked_fill(future, -torch.inf).logsumexp(-1), accumulation_dtype(dtype))
+
+
+def _hold(kernel: str, lse: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Raise where `lse` is not `truth` [B, Hq, S] in `dtype`; S may be padded."""
+
+    def near(x: Tensor) -> bool:
+        return bool(((lse[..., : x.shape[2]].double() - x).abs() < 1e-3).all())
+
+    said = f"the log-sum-exp of {kernel} on {truth.device.type} "
+    if lse.dtype != dtype:
+        raise RuntimeError(said + f"is {lse.dtype} and not {dtype}: too coarse for a normaliser")
+    *lead, length = truth.shape
+    if lse.dim() != 3 or list(lse.shape[:2]) != lead or lse.shape[2] < length:
+        raise RuntimeError(said + f"has shape {list(lse.shape)} and not [B, Hq, S] = {lead}")
+    if not near(truth):
+        base = near(truth / torch.tensor(2.0).double().log().to(truth.device))
+        raise RuntimeError(said + ("has base 2 and not e" if base else "is not that of its scores"))
+
+
+class Watch(TorchDispatchMode):
+    """Keeps the statistics of the attention kernel that runs within the block.
+
+    >>> with Watch() as seen:
+    ...     out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    >>> seen.lse(q)  # [B, Hq, S], or None
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[tuple[str, torch.dtype, Tensor]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        kernel = OPS.get(func.name())
+        if kernel is not None:
+            self._seen.append((kernel, args[0].dtype, result[1].detach()))
+        return result
+
+    def lse(self, q: Tensor) -> Tensor | None:
+        """[B, Hq, S] of the one kernel call seen on queries q [B, Hq, S, D], detached; None where
+        there was none, several, or one of another shape (unpadded sequences, no statistics asked
+        for).
+
+        Raises:
+            RuntimeError: a kernel whose statistics are not what they are taken for.
+        """
+        if len(self._seen) != 1:
+            return None
+        kernel, dtype, lse = self._seen[0]
+        *lead, length, _ = q.shape
+        if lse.dim() != 3 or list(lse.shape[:2]) != lead or lse.shape[2] < length:
+            return None
+        self_test(kernel, q.device.type, dtype)
+        return lse[..., :length]

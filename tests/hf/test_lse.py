@@ -1,0 +1,64 @@
+"""The main pass's log-sum-exp reaches the side pass, and nothing else comes of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groundkern.hf import Klal, Smam, attach, attention
+from tests.hf.closeness import gradients
+from tests.hf.conftest import MODELS
+from tests.hf.samples import make_batch
+
+
+class Counted:
+    """Counts the calls of an op that came with an lse."""
+
+    def __init__(self, monkeypatch, name: str) -> None:
+        self.given, self.calls = 0, 0
+        op = getattr(attention, name)
+
+        def counted(*arguments, **options):
+            self.calls += 1
+            self.given += options.get("lse") is not None
+            return op(*arguments, **options)
+
+        monkeypatch.setattr(attention, name, counted)
+
+
+def _run(model, batch: dict) -> tuple[torch.Tensor, dict]:
+    loss = model(**batch).loss
+    return loss.detach(), gradients(model, loss)
+
+
+@pytest.mark.parametrize(
+    ("one", "checkpointed"), [(False, False), (True, True)], ids=["padded", "one sample"]
+)
+def test_statistics_are_used_and_change_nothing(
+    model, samples, one: bool, checkpointed: bool, monkeypatch
+) -> None:
+    """A normaliser only where no mask came with the main pass; as a shift always."""
+    attach(model, smam=Smam(), klal=Klal(over="visible")).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = make_batch(model, samples[1:2] if one else samples)
+    side, maps = (Counted(monkeypatch, n) for n in ("side_attention", "attention_kl"))
+    with_lse = _run(model, batch)
+    assert side.given == side.calls > 0
+    assert maps.given == (maps.calls if one else 0) and maps.calls > 0
+    monkeypatch.setattr(attention.Watch, "lse", lambda self, q: None)
+    side.given = 0
+    without = _run(model, batch)
+    assert side.given == 0
+    torch.testing.assert_close(with_lse[0], without[0], rtol=1e-6, atol=1e-6)
+    largest = max(float(g.abs().max()) for g in without[1].values())
+    for name, gradient in with_lse[1].items():
+        size = float(without[1][name].abs().max())  # of a key's bias: 0 but for rounding
+        assert float((gradient - without[1][name]).abs().max()) <= 1e-5 * size + 1e-6 * largest
+
+
+def test_eager_attention_has_none_to_give(samples, family, monkeypatch) -> None:
+    model = attach(MODELS[family](attention="eager"), smam=Smam()).train()
+    side = Counted(monkeypatch, "side_attention")
+    _run(model, make_batch(model, samples))
+    assert side.calls > 0 and side.given == 0

@@ -1,0 +1,196 @@
+"""The main pass's statistics: what kernels return, what is noticed, and that it is put to use."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from groundkern import QueryRows, attention_map, available_backends, lse, side_attention
+from groundkern.lse import Watch, attention, self_test
+
+
+def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((2, 6, 41, 32), (2, 2, 41, 32), (2, 2, 41, 32))
+    return tuple(torch.randn(s).to(dtype) for s in shapes)
+
+
+def _truth(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    k = k.double().repeat_interleave(q.shape[1] // k.shape[1], 1)
+    s = q.double() @ k.transpose(2, 3) * scale
+    future = torch.ones(s.shape[-2:], dtype=torch.bool).triu(1)
+    return s.masked_fill(future, -torch.inf).logsumexp(-1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        ("aten_flash_cpu", torch.float32),
+        ("aten_flash_cpu", torch.bfloat16),
+        ("flex", torch.float32),  # eager FlexAttention is slow, and has no backward on CPU
+    ],
+)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_kernel_returns_its_statistics(kernel: str, dtype: torch.dtype) -> None:
+    q, k, v = _inputs(dtype)
+    out, found = attention(q, k, v, kernel=kernel, scale=0.3)
+    torch.testing.assert_close(found.double(), _truth(q, k, 0.3), rtol=1e-5, atol=1e-4)
+    plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(out, plain)
+    assert found.dtype == torch.float32 and found.shape == q.shape[:3]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_are_seen_detached_and_out_is_untouched(masked: bool) -> None:
+    q, k, v = (x.requires_grad_() for x in _inputs())
+    mask = torch.ones(41, 41, dtype=torch.bool).tril() if masked else None
+
+    def run() -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=not masked, enable_gqa=True
+        )
+
+    plain = run()
+    with Watch() as seen:
+        out = run()
+    found = seen.lse(q)
+    assert not found.requires_grad
+    torch.testing.assert_close(found.double(), _truth(q, k, 32**-0.5), rtol=1e-5, atol=1e-5)
+    assert torch.equal(out, plain)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), (q, k, v)) for x in (out, plain)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nothing_is_made_of_what_is_not_one_call_on_these_queries() -> None:
+    q, k, v = _inputs()
+    with Watch() as seen:
+        pass
+    assert seen.lse(q) is None
+    with Watch() as seen:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert seen.lse(q[:1]) is None and seen.lse(q[:, :2]) is None
+    with seen:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert seen.lse(q) is None, "two calls: which one is the main pass?"
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "triton"])
+def test_seen_statistics_do_not_change_what_the_ops_compute(backend: str) -> None:
+    if available_backends()[backend] is not None:
+        pytest.skip(available_backends()[backend])
+    q, k, v = _inputs()
+    with Watch() as seen:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    rows = QueryRows.causal(torch.tensor([0, 0, 1]), torch.tensor([40, 3, 17]))
+    given = rows.take(seen.lse(q)[..., None])[..., 0]
+    columns = torch.arange(2, 30, dtype=torch.int32).repeat(2, 1)
+    at = rows.take(q)
+    for options in ({}, {"lse": given}):
+        side = side_attention(at, k, v, rows, backend=backend, **options)
+        maps = attention_map(at, k, rows, columns, over="visible", backend=backend, **options)
+        if not options:
+            expected = (*side, maps)
+    for a, b in zip((*side, maps), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def _kernel(change) -> lse.Run:
+    def run(q, k, v, scale):
+        out, found = lse.KERNELS["aten_flash_cpu"](q, k, v, scale)
+        return out, change(found)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x / torch.tensor(2.0).log(), "base 2 and not e"),
+        (lambda x: x.transpose(1, 2), r"shape \[2, 37, 4\] and not \[B, Hq, S\]"),
+        (lambda x: x.flatten(0, 1), r"shape \[8, 37\]"),
+        (lambda x: x.bfloat16(), "is torch.bfloat16 and not torch.float32"),
+        (lambda x: x + 0.1, "not that of its scores"),
+        (lambda x: x.roll(1, 2), "not that of its scores"),
+        (lambda x: x[..., :5], r"shape \[2, 4, 5\]"),
+    ],
+)
+def test_statistics_of_another_kind_are_refused_loudly(change, message, monkeypatch) -> None:
+    monkeypatch.setitem(lse.KERNELS, "odd", _kernel(change))
+    with pytest.raises(RuntimeError, match=message):
+        self_test("odd", "cpu", torch.float32)
+    monkeypatch.setitem(lse.OPS, "aten::_scaled_dot_product_flash_attention_for_cpu", "odd")
+    q, k, v = _inputs()
+    with Watch() as seen:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    with pytest.raises(RuntimeError, match=message):
+        seen.lse(q)
+
+
+def test_padded_statistics_are_cut() -> None:
+    """As the memory-efficient kernel pads S to 32."""
+    self_test.cache_clear()
+    q, k, v = _inputs()
+    lse.KERNELS["padded"] = _kernel(lambda x: F.pad(x, (0, 23)))
+    try:
+        _, found = attention(q, k, v, kernel="padded")
+    finally:
+        del lse.KERNELS["padded"]
+    assert found.shape == q.shape[:3]
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "package"),
+    [("flash_attn_2", "flash_attn"), ("flash_attn_3", "flash_attn_interface")],
+)
+def test_flash_attention_is_called_as_it_documents(kernel, package, always, monkeypatch) -> None:
+    """Its own convention, [B, S, H, D] and (out, lse, ...), played by torch."""
+
+    def compute(q, k, v, softmax_scale, causal):
+        assert causal
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out, found = lse.KERNELS["aten_flash_cpu"](q, k, v, softmax_scale)
+        return out.transpose(1, 2), found
+
+    def two(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, return_attn_probs=False):
+        out, found = compute(q, k, v, softmax_scale, causal)
+        return (out, found, None) if return_attn_probs else out
+
+    def early_three(q, k, v, softmax_scale=None, causal=False):
+        return compute(q, k, v, softmax_scale, causal)
+
+    module = ModuleType(package)
+    module.flash_attn_func = early_three if always else two
+    monkeypatch.setitem(sys.modules, package, module)
+    self_test.cache_clear()
+    q, k, v = _inputs()
+    out, found = attention(q, k, v, kernel=kernel)
+    expected = attention(q, k, v, kernel="aten_flash_cpu")
+    torch.testing.assert_close((out, found), expected)
+
+
+def test_what_is_not_there_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    self_test.cache_clear()
+    q, k, v = _inputs()
+    with pytest.raises(ValueError, match="`kernel`: flash_attn is not importable here"):
+        attention(q, k, v, kernel="flash_attn_2")
+    with pytest.raises(ValueError, match=r"`kernel`: expected aten_flash \| .*, got xformers"):
+        attention(q, k, v, kernel="xformers")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", lse.KERNELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_kernel_of_this_device(kernel: str, dtype: torch.dtype) -> None:
+    if kernel == "aten_flash_cpu":
+        pytest.skip("runs on CPU only")
+    q, k, v = (torch.randn(2, h, 1000, 128, device="cuda").to(dtype) for h in (28, 4, 4))
+    try:
+        _, found = attention(q, k, v, kernel=kernel)
+    except ValueError as error:
+        pytest.skip(str(error))
+    truth = _truth(q.cpu(), k.cpu(), 128**-0.5)
+    torch.testing.assert_close(found.cpu().double(), truth, rtol=1e-4, atol=1e-3)
