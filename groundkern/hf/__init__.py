@@ -5,9 +5,10 @@ from groundkern.hf.collator import GroundingCollator
 from groundkern.hf.doctor import DoctorReport, doctor
 from groundkern.hf.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.geometry import image_geometry
-from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.processor import load_processor
+from groundkern.hf.supervision import row_counts
 from groundkern.hf.trainer import GroundingTrainer
 
 __all__ = [
@@ -17,7 +18,10 @@ __all__ = [
     "GroundedOutput",
     "GroundingCollator",
     "GroundingTrainer",
+    "Hist",
     "Klal",
+    "LogitLens",
+    "Margins",
     "Objectives",
     "Phrase",
     "Region",
@@ -29,4 +33,5 @@ __all__ = [
     "image_geometry",
     "load_processor",
     "objectives_of",
+    "row_counts",
 ]

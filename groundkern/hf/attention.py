@@ -13,9 +13,8 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
-from groundkern import attention_contribution, attention_kl, attention_map, side_attention
+from groundkern import attention_contribution, attention_map, side_attention
 from groundkern.checks import fail
-from groundkern.hf.objectives import Klal
 from groundkern.hf.supervision import Rows
 from groundkern.selection import KeySets
 
@@ -34,46 +33,6 @@ class SideRows:
         rows = self.rows.at(window)
         out = side_attention(rows.take(q), k, v, rows, allowed=self.allowed, **how).out
         return out.unflatten(0, (len(k), len(out) // len(k)))
-
-
-class MapKl:
-    """KL(target || map) of the map rows, summed over the layers that see a target column (K3)."""
-
-    def __init__(
-        self, rows: Rows, columns: Tensor, target: Tensor, allowed: KeySets, klal: Klal
-    ) -> None:
-        self.rows, self.columns, self.target, self.allowed = rows, columns, target, allowed
-        self.klal = klal
-        self.total = torch.zeros(len(target), device=target.device)  # [N]
-        self.layers = torch.zeros(len(target), device=target.device)  # [N]
-
-    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
-        """Add one layer, with its gradient."""
-        if self.klal.layers is not None and module.__dict__[LAYER] not in self.klal.layers:
-            return
-        if record.grad_enabled and not torch.is_grad_enabled():
-            fail(
-                "gradient_checkpointing_kwargs",
-                "use_reentrant=False: reentrant checkpointing drops the gradient of attention maps",
-                "use_reentrant=True",
-            )
-        rows = self.rows.at(window)
-        kl = attention_kl(
-            rows.take(q),
-            k,
-            self.target,
-            rows,
-            self.columns,
-            over=self.klal.over,
-            heads=self.klal.heads,
-            allowed=self.allowed,
-            **how,
-        )
-        if record.open:
-            columns = self.columns[rows.sequence.long()]  # [N, C]
-            seen = (columns >= rows.start[:, None]) & (columns < rows.stop[:, None])
-            self.layers = self.layers + ((self.target > 0) & seen).any(1)
-            self.total = self.total + kl
 
 
 class MapMean:
@@ -121,7 +80,8 @@ class Record:
         self.backend = backend
         self.grad_enabled = torch.is_grad_enabled()
         self.side: SideRows | None = None
-        self.readings: list[MapKl | MapMean | Contributions] = []
+        self.readings: list = []  # each with `read(record, module, q, k, v, window, how)`
+        self.kept = None  # `gradcam.Kept`
         self.calls = 0
         self.open = True
 
@@ -160,6 +120,8 @@ def grounded(attention: Callable) -> Callable:
         window = kwargs.get("sliding_window")
         for reading in record.readings:
             reading.read(record, module, q, k, v, window, how)
+        if record.kept is not None:
+            record.kept.keep(record, module, q, k, v, out, window, how)
         if record.side is not None:
             out = torch.cat((out, record.side.attend(q, k, v, window, how).to(out.dtype)), 1)
         return out, weights

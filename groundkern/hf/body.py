@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.attention import RECORD, Contributions, MapKl, MapMean, Record, SideRows
+from groundkern.hf.attention import RECORD, Contributions, Record, SideRows
 from groundkern.hf.call import Call, image_token_of
+from groundkern.hf.gradcam import Kept, gradcam_terms
 from groundkern.hf.head import unembedding
+from groundkern.hf.readings import Readings, readings_of
 from groundkern.hf.side_tokens import append_side_tokens
-from groundkern.hf.supervision import map_sets, side_sets, take_rows, tokens_after
+from groundkern.hf.supervision import side_sets, take_rows, tokens_after
 
 
 class BodyOutput(NamedTuple):
@@ -22,8 +24,8 @@ class BodyOutput(NamedTuple):
 
     hidden: Tensor  # [B, S, D]
     side_hidden: Tensor  # [B, Rs, D] of the side tokens; Rs = 0 without SMAM
-    kl: MapKl | None
-    maps: MapMean | None
+    readings: Readings
+    kept: Kept | None  # of this run, for GradCAM
     normed: Tensor | None  # [B, S, D], the input of the final norm
 
 
@@ -34,20 +36,15 @@ def run_body(call: Call) -> BodyOutput:
     if call.terms.smam is not None and s.side_position.shape[1]:
         record.side = SideRows(call.rows(s.side_position), side_sets(s))
         inputs = append_side_tokens(inputs, s.side_position, image_token_of(call.model))
-    kl = maps = None
-    if s.map_position.shape[1] and s.map_columns.shape[1]:
-        rows, columns, allowed = call.rows(s.map_position), s.map_columns.int(), map_sets(s)
-        if call.terms.klal is not None:
-            target = s.map_target.flatten(0, 1).clamp(min=0).float()
-            kl = MapKl(rows, columns, target, allowed, call.terms.klal)
-        if call.mode == "maps":
-            maps = MapMean(rows, columns, allowed)
-    record.readings = [reading for reading in (kl, maps) if reading is not None]
+    readings = readings_of(call)
+    record.readings = readings.all()
+    if gradcam_terms(call) and record.side is None:
+        record.kept = Kept()
     norm_input = _input_of(_norm(call.model)) if call.mode == "contributions" else nullcontext([])
     with norm_input as normed:
         hidden = _last_hidden(call.model, inputs, record)
     main, side = hidden[:, :length], hidden[:, length:]
-    return BodyOutput(main, side, kl, maps, normed[0] if normed else None)
+    return BodyOutput(main, side, readings, record.kept, normed[0] if normed else None)
 
 
 def contributions(call: Call, first: BodyOutput) -> Tensor:
@@ -70,6 +67,19 @@ def contributions(call: Call, first: BodyOutput) -> Tensor:
     with torch.no_grad():
         _last_hidden(call.model, call.inputs, record)
     return reading.total.view(*s.side_position.shape, s.map_columns.shape[1])
+
+
+def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Kept]:
+    """Last hidden states [B, S, D] and the layers that made them, for GradCAM.
+
+    The first run itself where it had no side tokens; their attention differentiates once, so
+    otherwise a second run without them.
+    """
+    if body.kept is not None:
+        return body.hidden, body.kept
+    record = Record(call.input_ids.shape[1], call.terms.backend)
+    record.kept = Kept()
+    return _last_hidden(call.model, call.inputs, record), record.kept
 
 
 def _last_hidden(model: nn.Module, inputs: dict, record: Record) -> Tensor:

@@ -13,10 +13,11 @@ from groundkern.checks import fail
 from groundkern.hf.attach import objectives_of
 from groundkern.hf.doctor import LOW_PRECISION, doctor
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.supervision import row_counts
 
 logger = logging.getLogger(__name__)
 
-COUNTED = ("gk_text_position", "gk_word_position", "gk_map_position")
+ROWS = "gk_text_position"  # what tells a grounded batch from an ordinary one
 
 
 class GroundingTrainer(Trainer):
@@ -76,7 +77,7 @@ class GroundingTrainer(Trainer):
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of one step, each with the row counts of all of them as `gk_totals`."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches or any(COUNTED[0] not in batch for batch in batches):
+        if not batches or any(ROWS not in batch for batch in batches):
             return batches, items
         totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -141,7 +142,7 @@ class GroundingTrainer(Trainer):
 
     def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""
-        rows = [row_counts(inputs)[0] if COUNTED[0] in inputs else torch.zeros(())]
+        rows = [row_counts(inputs)[0] if ROWS in inputs else torch.zeros(())]
         count = torch.stack(rows).to(self.args.device)
         if int(self.accelerator.gather(count).min()) == 0:
             return
@@ -149,10 +150,3 @@ class GroundingTrainer(Trainer):
         low = self.args.bf16 or self.args.fp16
         report = doctor(self._unwrapped(model), inputs, tolerance=LOW_PRECISION if low else None)
         logger.info("doctor: the wiring fits this model: %s", report)
-
-
-def row_counts(batch: dict) -> Tensor:
-    """int64 [3]: the text, word and map rows of a batch; a kind that is not there counts 0."""
-    text = batch[COUNTED[0]]
-    counts = [(batch.get(name, text[:, :0]) >= 0).sum() for name in COUNTED]
-    return torch.stack(counts)

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach
+from groundkern.hf import Klal, Smam, attach, row_counts
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.samples import make_batch
-
-
-def totals(batch: dict) -> torch.Tensor:
-    return torch.stack([(batch[f"gk_{k}_position"] >= 0).sum() for k in ("text", "word", "map")])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -21,7 +17,7 @@ def test_accumulated_equals_the_whole_batch(model, samples, terms, checkpointing
     wanted = gradients(model, whole.loss)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    count = totals(make_batch(model, samples))
+    count = row_counts(make_batch(model, samples))
     loss, parts = 0.0, {}
     for micro in (samples[:2], samples[2:]):
         output = model(**make_batch(model, micro), gk_totals=count)
