@@ -9,7 +9,7 @@ from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Obje
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.processor import load_processor
 from groundkern.hf.supervision import row_counts
-from groundkern.hf.trainer import GroundingTrainer
+from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 
 __all__ = [
     "DoctorReport",
@@ -17,6 +17,7 @@ __all__ = [
     "GroundedExample",
     "GroundedOutput",
     "GroundingCollator",
+    "GroundingMixin",
     "GroundingTrainer",
     "Hist",
     "Klal",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 from groundkern.hf.attach import objectives_of
 from groundkern.hf.doctor import LOW_PRECISION, doctor
 from groundkern.hf.output import GroundedOutput
@@ -20,27 +20,32 @@ logger = logging.getLogger(__name__)
 ROWS = "gk_text_position"  # what tells a grounded batch from an ordinary one
 
 
-class GroundingTrainer(Trainer):
-    """A `Trainer` for an attached model, on the batches of `GroundingCollator`.
+class GroundingMixin:
+    """What any subclass of transformers' Trainer needs to train an attached model; stands first.
 
-    Takes the arguments of `transformers.Trainer`. Denominators are counted over the whole
-    accumulated batch (and over all ranks), so that accumulation changes nothing. Each log line
-    carries every part of the loss under its name in `GroundedOutput.parts`, averaged over the steps
-    since the last one. On the first batch with rows, `doctor` checks the wiring.
+        class GroundingSFTTrainer(GroundingMixin, SFTTrainer): ...
+
+    Batches are those of `GroundingCollator`. Denominators are counted over the whole accumulated
+    batch (and over all ranks), so that accumulation changes nothing. Each log line carries every
+    part of the loss under its name in `GroundedOutput.parts`, averaged over the steps since the
+    last one. On the first batch with rows, `doctor` checks the wiring. A batch without `gk_`
+    tensors is left to the class behind.
 
     Args:
-        *args, **kwargs: as `transformers.Trainer`.
+        model, args, *rest, **kwargs: as the class behind takes them.
         examine: run `doctor` on the first batch that has rows.
 
     Raises:
         ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
-            fused cross entropy, DataParallel, or context, sequence or tensor parallelism.
+            fused cross entropy, DataParallel, or context, sequence or tensor parallelism; in
+            training, sharded ranks of which only some hold images.
     """
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, examine: bool = True, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, *rest, examine: bool = True, **kwargs) -> None:
+        refuse_parallel(getattr(args, "parallelism_config", None))
+        super().__init__(model, args, *rest, **kwargs)
         objectives_of(self._unwrapped(self.model))
         self._refuse_unsupported()
         self.args.remove_unused_columns = False
@@ -63,11 +68,7 @@ class GroundingTrainer(Trainer):
         if args.n_gpu > 1:
             wanted = "one process per GPU (torchrun or accelerate launch)"
             fail("n_gpu", wanted, f"DataParallel over {args.n_gpu}")
-        parallel = getattr(self.accelerator, "parallelism_config", None)
-        for name in ("cp_size", "sp_size", "tp_size"):
-            if parallel is not None and (getattr(parallel, name, 1) or 1) > 1:
-                wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
-                fail(f"parallelism_config.{name}", wanted, getattr(parallel, name))
+        refuse_parallel(getattr(self.accelerator, "parallelism_config", None))
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model)
@@ -79,6 +80,7 @@ class GroundingTrainer(Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or any(ROWS not in batch for batch in batches):
             return batches, items
+        self._refuse_uneven_images(batches)
         totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             totals = self.accelerator.gather(totals[None]).sum(0)
@@ -86,12 +88,24 @@ class GroundingTrainer(Trainer):
             batch["gk_totals"] = totals
         return batches, totals[0]
 
+    def _refuse_uneven_images(self, batches: list[dict]) -> None:
+        """Every rank makes the same module calls where these gather sharded weights."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return
+        held = torch.tensor([any(map(_is_pixels, b)) for b in batches], device=self.args.device)
+        ranks = self.accelerator.gather(held[None].int())
+        if bool((ranks != ranks[:1]).any()):
+            wanted = "images on every rank or on none, since sharded weights are gathered by all"
+            fail("pixel_values", wanted, "a micro-batch with images on some ranks only")
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The grounded loss; in training its parts are added up for the log."""
         if self._examine and model.training:
             self._examine_batch(model, inputs)
-        loss, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        if ROWS not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = Trainer.compute_loss(
+            self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training and isinstance(outputs, GroundedOutput):
             if not self._parts:
@@ -150,3 +164,28 @@ class GroundingTrainer(Trainer):
         low = self.args.bf16 or self.args.fp16
         report = doctor(self._unwrapped(model), inputs, tolerance=LOW_PRECISION if low else None)
         logger.info("doctor: the wiring fits this model: %s", report)
+
+
+class GroundingTrainer(GroundingMixin, Trainer):
+    """transformers' `Trainer` for an attached model: `GroundingMixin` says what it adds.
+
+    Args:
+        *args, **kwargs: as `transformers.Trainer`.
+        examine: run `doctor` on the first batch that has rows.
+    """
+
+
+def refuse_parallel(config: object | None) -> None:
+    """Refuse what splits a sequence or a layer over ranks: rows and keys must be on one.
+
+    Raises:
+        ValueError: a context, sequence or tensor parallel size above 1.
+    """
+    for name in ("cp_size", "sp_size", "tp_size"):
+        size = getattr(config, name, 1) or 1
+        wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
+        require(size == 1, f"parallelism_config.{name}", wanted, size)
+
+
+def _is_pixels(name: str) -> bool:
+    return name.startswith("pixel_values")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from peft import LoraConfig, get_peft_model
 
 from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach, detach
+from tests.hf.launching import run
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.tiny import tiny_qwen_model
 from tests.hf.training import PARTS, arguments, attached_model, make_trainer, train
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +90,21 @@ def test_parts_are_averaged_over_the_steps_between_logs(whole, tmp_path):
         assert log[0][name] == pytest.approx(mean, rel=1e-4), name
 
 
+def accelerate_launch(config: str) -> tuple[str, ...]:
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
+    return (*launch, "--config_file", f"examples/accelerate/{config}.yaml")
+
+
 def test_two_ranks_equal_one(whole, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    run = subprocess.run(
-        [*command, "-m", "tests.hf.training", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    log = json.loads((tmp_path / "log.json").read_text())
-    assert_same_run((log, None), whole, steps=2)
+    run("-m", "tests.hf.training", str(tmp_path), launcher=accelerate_launch("ddp"))
+    assert_same_run((json.loads((tmp_path / "log.json").read_text()), None), whole, steps=2)
+
+
+def test_two_ranks_of_zero3_equal_one(whole, tmp_path):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    words = ("-m", "tests.hf.training", str(tmp_path))
+    run(*words, launcher=accelerate_launch("zero3"), DS_ACCELERATOR="cpu")
+    assert_same_run((json.loads((tmp_path / "log.json").read_text()), None), whole, steps=2)
 
 
 def test_bf16_through_accelerate(whole, tmp_path):
@@ -174,8 +172,36 @@ def test_what_cannot_be_exact_is_refused(tmp_path):
         GroundingTrainer(model, liger)
     liger.liger_kernel_config = {"fused_linear_cross_entropy": False}
     GroundingTrainer(model, liger)
-    trainer = make_trainer(model, tmp_path)
-    trainer.accelerator.state.parallelism_config = type("Config", (), {"cp_size": 2})()
-    with pytest.raises(ValueError, match="cp_size"):
+    detach(model)
+
+
+@pytest.mark.parametrize("name", ["cp_size", "sp_size", "tp_size"])
+def test_splitting_a_sequence_over_ranks_is_refused(tmp_path, name):
+    """Before accelerate sees it: on CPU it would answer with a sentence of its own."""
+    model = attached_model()
+    config = ParallelismConfig(**{name: 2})
+    with pytest.raises(ValueError, match=rf"parallelism_config\.{name}.*not supported"):
+        make_trainer(model, tmp_path, parallelism_config=config)
+    trainer = make_trainer(model, tmp_path)  # and where `accelerate launch` configured it
+    trainer.accelerator.state.parallelism_config = config
+    with pytest.raises(ValueError, match=rf"parallelism_config\.{name}"):
         trainer._refuse_unsupported()
+    detach(model)
+
+
+def test_sharded_ranks_without_images_of_their_own_are_refused(tmp_path, monkeypatch):
+    """They would wait for each other in the vision tower's collectives."""
+    model = attached_model()
+    trainer = make_trainer(model, tmp_path)
+    images, text = ({"gk_text_position": torch.tensor([[1]])} for _ in range(2))
+    images["pixel_values"] = torch.zeros(1)
+    other_rank = torch.tensor([[1, 0]], dtype=torch.int32)
+    monkeypatch.setattr(
+        trainer.accelerator, "gather", lambda held: torch.cat((held, other_rank))
+    )
+    trainer._refuse_uneven_images([text, text])  # not sharded: every rank may do as it likes
+    trainer.is_fsdp_enabled = True
+    trainer._refuse_uneven_images([images, text])
+    with pytest.raises(ValueError, match="images on every rank or on none"):
+        trainer._refuse_uneven_images([text, text])
     detach(model)

@@ -20,9 +20,9 @@ from tests.hf.tiny import tiny_qwen_model
 PARTS = ("text", "word", "smam_grounding", "smam_cross_entropy", "map_kl")
 
 
-def arguments(folder: Path, **overrides) -> TrainingArguments:
+def settings(folder: Path, **overrides) -> dict:
     """Plain SGD with a visible learning rate; at batch size 4 one pass is one step."""
-    settings = {
+    return {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
         "max_steps": 3,
@@ -35,8 +35,12 @@ def arguments(folder: Path, **overrides) -> TrainingArguments:
         "use_cpu": True,
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
+        **overrides,
     }
-    return TrainingArguments(**{**settings, **overrides})
+
+
+def arguments(folder: Path, **overrides) -> TrainingArguments:
+    return TrainingArguments(**settings(folder, **overrides))
 
 
 def make_trainer(model, folder: Path, *, examine: bool = True, **overrides) -> GroundingTrainer:

@@ -1,0 +1,172 @@
+"""One step of a model on two ranks, wrapped for each kind of data parallelism; run as a program by
+the tests of these.
+
+python -m torch.distributed.run --nproc-per-node 2 -m tests.hf.ranks FOLDER ddp fsdp2
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from groundkern.hf import DvSft, Klal, Smam, attach, doctor, row_counts
+from tests.hf.samples import SAMPLES, Sample, make_batch
+from tests.hf.tiny import tiny_qwen_model
+
+LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)|.*lm_head"
+FIRST, SECOND, TEXT, FOURTH = SAMPLES["qwen"]  # TEXT has no image and trained text only
+BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row at all
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and the samples that each of the two ranks holds."""
+
+    shares: tuple[tuple[Sample, ...], tuple[Sample, ...]]
+    tied: bool = False
+    lora: bool = False
+    checkpointed: bool = False
+    frozen_vision: bool = False
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return self.shares[0] + self.shares[1]
+
+    def model(self) -> nn.Module:
+        """Attached, in training mode, the same on every rank."""
+        model = tiny_qwen_model(tied=self.tied)
+        attach(model, smam=Smam(weight=0.7), dv_sft=DvSft(weight=0.5), klal=Klal(weight=0.8))
+        if self.frozen_vision:
+            model.model.visual.requires_grad_(False)
+        if self.lora:
+            torch.manual_seed(3)
+            config = LoraConfig(r=3, target_modules=LINEARS, init_lora_weights=False)
+            model = get_peft_model(model, config)
+        if self.checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model.train()
+
+
+CASES = {
+    "uneven rows": Case(((FIRST, SECOND), (TEXT, FOURTH))),
+    "a rank without rows": Case(((FIRST, SECOND, FOURTH), (BLANK,))),
+    "tied and checkpointed": Case(((FIRST, SECOND), (TEXT, FOURTH)), tied=True, checkpointed=True),
+    "lora on the head too": Case(((FIRST, SECOND, FOURTH), (BLANK,)), lora=True),
+    "frozen vision, a rank without images": Case(((FIRST, SECOND), (TEXT,)), frozen_vision=True),
+}
+# Where every module gathers its own weights, every rank must run the vision tower, or none.
+LEFT_OUT = {"zero3": {"frozen vision, a rank without images"}}
+
+
+def one_process(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of the whole batch."""
+    model = case.model()
+    loss = model(**make_batch(bare(model), case.samples)).loss
+    loss.backward()
+    return loss.detach(), grads(model)
+
+
+def grads(model: nn.Module) -> dict[str, Tensor]:
+    return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+
+
+def bare(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def on_ranks(case: Case, strategy: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same, each rank on its own share."""
+    model = case.model()
+    batch = make_batch(bare(model), case.shares[dist.get_rank()])
+    totals = row_counts(batch)
+    dist.all_reduce(totals)
+    return STRATEGIES[strategy](model, {**batch, "gk_totals": totals})
+
+
+def ddp(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = _backward(DistributedDataParallel(model), batch)
+    return loss, grads(model)
+
+
+def fsdp2(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    decoder, head = bare(model).get_decoder(), bare(model).get_output_embeddings()
+    for layer in decoder.layers:
+        fully_shard(layer)
+    if head.weight is not decoder.embed_tokens.weight:
+        fully_shard(head)
+    fully_shard(model)
+    assert isinstance(head.weight, DTensor)
+    examine(model, batch)
+    loss = _backward(model, batch)
+    return loss, {k: g.full_tensor() for k, g in grads(model).items()}
+
+
+def zero3(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_grad
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+    }
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+    assert bare(model).get_output_embeddings().weight.numel() == 0  # sharded
+    examine(model, batch)
+    loss = engine(**batch).loss * dist.get_world_size()
+    engine.backward(loss)
+    whole = {k: safe_get_full_grad(p) for k, p in model.named_parameters() if p.requires_grad}
+    engine.destroy()
+    return _mean(loss), whole
+
+
+STRATEGIES = {"ddp": ddp, "fsdp2": fsdp2, "zero3": zero3}
+
+
+def examine(model: nn.Module, batch: dict) -> None:
+    """Doctor, where every rank has rows to probe."""
+    counts = row_counts(batch)
+    dist.all_reduce(counts, dist.ReduceOp.MIN)
+    if int(counts[0]):
+        doctor(model, {k: x for k, x in batch.items() if k != "gk_totals"})
+
+
+def _backward(model: nn.Module, batch: dict) -> Tensor:
+    """Gradients are averaged over ranks, so each scales its share of the loss by their number."""
+    loss = model(**batch).loss * dist.get_world_size()
+    loss.backward()
+    return _mean(loss)
+
+
+def _mean(loss: Tensor) -> Tensor:
+    loss = loss.detach().clone()
+    dist.all_reduce(loss)
+    return loss / dist.get_world_size()
+
+
+def main(folder: Path, strategies: list[str]) -> None:
+    if "zero3" in strategies:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    dist.init_process_group("gloo")
+    for strategy in strategies:
+        names = CASES.keys() - LEFT_OUT.get(strategy, set())
+        results = {name: on_ranks(CASES[name], strategy) for name in sorted(names)}
+        if dist.get_rank() == 0:
+            torch.save(results, folder / f"{strategy}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,75 @@
+"""TRL's SFTTrainer with GroundingMixin trains as GroundingTrainer does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groundkern.hf import GroundingMixin, detach
+from tests.hf.samples import SAMPLES, make_batch
+from tests.hf.tiny import tiny_qwen_processor
+from tests.hf.training import PARTS, attached_model, settings, train
+
+trl = pytest.importorskip("trl", reason="TRL is not installed (it needs Python 3.11)")
+
+
+def make_sft_trainer(folder, collate=make_batch, **overrides):
+    from datasets import Dataset
+
+    class GroundingSFTTrainer(GroundingMixin, trl.SFTTrainer):
+        pass
+
+    model = attached_model()
+    options = {"bf16": False, "gradient_checkpointing": False, **overrides}
+    options["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    return GroundingSFTTrainer(
+        model,
+        trl.SFTConfig(**settings(folder, **options)),
+        train_dataset=Dataset.from_dict({"row": range(4)}),
+        eval_dataset=Dataset.from_dict({"row": range(4)}),
+        processing_class=tiny_qwen_processor(),
+        data_collator=lambda rows: collate(model, tuple(SAMPLES["qwen"][r["row"]] for r in rows)),
+    )
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("wanted"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "gradient_checkpointing": True,
+        },
+    ],
+    ids=["4", "2 x 2 checkpointed"],
+)
+def test_trains_as_grounding_trainer_does(wanted, tmp_path, options):
+    trainer = make_sft_trainer(tmp_path, **options)
+    trainer.train()
+    for ours, theirs in zip(trainer.state.log_history[:3], wanted[0][:3], strict=True):
+        for name in ("loss", "grad_norm", *PARTS):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    assert trainer.evaluate()["eval_loss"] < wanted[0][2]["loss"]
+    found = dict(detach(trainer.model).named_parameters())
+    for name, parameter in wanted[1].items():
+        torch.testing.assert_close(found[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_without_grounding_are_sft_trainers_own(tmp_path):
+    def plain(model, samples):
+        batch = make_batch(model, samples)
+        kept = {k: x for k, x in batch.items() if not k.startswith("gk_")}
+        return {**kept, "labels": batch["input_ids"]}
+
+    trainer = make_sft_trainer(tmp_path, plain, max_steps=1)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["mean_token_accuracy"] >= 0  # of SFTTrainer.compute_loss
+    assert "text" not in log
+    detach(trainer.model)
