@@ -28,7 +28,7 @@ from groundkern.hf.layout import (
     side_rows,
     trained_positions,
 )
-from groundkern.hf.spans import Chat, TokenSpans, render_chat
+from groundkern.hf.spans import Chat, TokenSpans, find_expansions, render_chat
 from groundkern.hf.words import WordLabel, WordLabeler
 
 # what the processor returns per token, and the value that pads it (None: the tokenizer's)
@@ -134,6 +134,7 @@ class GroundingCollator:
         ]
         features = self._process(examples, [chat.text for chat in chats])
         offsets = features.pop("offset_mapping")
+        replaced = features.pop("text_replacement_offsets", None) or [None] * len(examples)
         tables = image_geometry(
             self.processor, self.config, [example.images for example in examples], features
         )
@@ -141,8 +142,10 @@ class GroundingCollator:
         samples = []
         for b, (example, chat, table) in enumerate(zip(examples, chats, tables)):
             ids = per_token["input_ids"][b]
-            expanded = [int((table[:, 0] == image).sum()) for image in range(len(example.images))]
-            spans = TokenSpans(offsets[b], chat.text, self.processor.image_token, expanded)
+            tokens = [int((table[:, 0] == image).sum()) for image in range(len(example.images))]
+            placeholder = self.processor.image_token
+            expansions = find_expansions(chat.text, placeholder, tokens, replaced[b])
+            spans = TokenSpans(offsets[b], expansions)
             samples.append(self._sample(example, chat, spans, ids, table))
         batch = dict(BatchFeature(dict(features)).convert_to_tensors("pt"))
         return {**self._padded(per_token, samples), **batch, **self._rows(samples)}
@@ -159,9 +162,14 @@ class GroundingCollator:
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
 
         def run(examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
-            images = [image for example in examples for image in example.images] or None
+            images = [list(example.images) for example in examples]
             return self.processor(
-                images=images, text=texts, padding=False, return_offsets_mapping=True, **options
+                images=images if any(images) else None,
+                text=texts,
+                padding=False,
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+                **options,
             ).data
 
         try:
@@ -181,7 +189,7 @@ class GroundingCollator:
         vocabulary = self.config.get_text_config().vocab_size
         known = f"token ids below the model's vocabulary of {vocabulary}"
         require(max(ids) < vocabulary, f"{name}: messages", known, max(ids))
-        kept = kept_tokens(ids, image_token, self._special, self.max_length, name)
+        kept = kept_tokens(ids, spans.images, self._special, self.max_length, name)
         ids_kept = [ids[i] for i in kept]
         visual = torch.tensor(
             [i for i, token in enumerate(ids_kept) if token == image_token]

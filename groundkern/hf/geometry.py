@@ -2,24 +2,41 @@
 
 A table row is `(image, x0, y0, x1, y1)`: the image's index within its sample and a rectangle in
 fractions of the original image. It is derived from the processor's own settings, so a center crop,
-a padded square or another resolution needs no care by the caller. A rectangle may leave [0, 1]
+a padded square, tiles (`tiling`) or another resolution need no care by the caller. A part of an
+image may have several tokens: one in a tile, one in the global view. A rectangle may leave [0, 1]
 where the processor pads, and is (-1, -1, -1, -1) for a visual token that has no place (a class
-token).
+token, a newline).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.hf import tiling
 from groundkern.maps import patch_grid
 
 if TYPE_CHECKING:
     from PIL import Image
+
+FAMILIES = (
+    "aya_vision",
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
+"""Values of `config.model_type` whose image geometry is known."""
 
 
 def image_geometry(
@@ -34,7 +51,7 @@ def image_geometry(
         processor: the model's processor.
         config: the model's config; its `model_type` names the family.
         images: the original images of each sample.
-        batch: what the processor returned for all of them (Qwen2.5-VL: `image_grid_thw`).
+        batch: what the processor returned for all of them (Qwen: `image_grid_thw`).
 
     Returns:
         One fp64 tensor [n_visual_tokens, 5] per sample, its rows in the order of the visual tokens
@@ -43,22 +60,42 @@ def image_geometry(
     Raises:
         ValueError: a family whose geometry is not known, or a grid that does not fit the images.
     """
-    match config.model_type:
-        case "qwen2_5_vl":
-            grids = batch.get("image_grid_thw", ())
-            tables = _stretched(grids, processor.image_processor.merge_size)
-        case "llava":
-            tables = [_cropped(processor, image.size) for sample in images for image in sample]
-        case other:
-            fail(
-                "config.model_type",
-                "'qwen2_5_vl' or 'llava', whose image geometry is known",
-                repr(other),
-            )
+    kind = config.model_type
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        fail("config.model_type", f"a family whose image geometry is known: {known}", repr(kind))
+    if kind in ("qwen2_5_vl", "qwen3_vl"):
+        grids = batch.get("image_grid_thw", ())
+        tables = _stretched(grids, processor.image_processor.merge_size)
+    else:
+        tables = [
+            _of_image(processor, config, image.size, alone=len(sample) == 1)
+            for sample in images
+            for image in sample
+        ]
     wanted = sum(map(len, images))
     require(len(tables) == wanted, "batch", f"visual tokens of {wanted} images", f"{len(tables)}")
     tables = iter(tables)
     return [_numbered([next(tables) for _ in sample]) for sample in images]
+
+
+def _of_image(processor: Any, config: Any, size: tuple[int, int], *, alone: bool) -> Tensor:
+    """[n, 4] of one image whose visual tokens follow from its size (width, height)."""
+    match config.model_type:
+        case "llava":
+            return _cropped(processor, size)
+        case "llava_next" | "llava_onevision":
+            return tiling.padded_tiles(processor, config, size, alone=alone)
+        case "gemma3":
+            return tiling.pan_and_scan(processor, size)
+        case "idefics3" | "smolvlm":
+            return tiling.split_tiles(processor, size)
+        case "internvl":
+            return tiling.closest_canvas(processor, size, isqrt(processor.image_seq_length))
+        case _:
+            return tiling.closest_canvas(
+                processor, size, processor.img_size // processor.patch_size
+            )
 
 
 def _numbered(tables: list[Tensor]) -> Tensor:

@@ -77,26 +77,34 @@ class MapRows:
 
 
 def kept_tokens(
-    ids: list[int], image_token: int, special: frozenset[int], max_length: int | None, name: str
+    ids: list[int],
+    images: list[range],
+    special: frozenset[int],
+    max_length: int | None,
+    name: str,
 ) -> list[int]:
-    """Positions that survive truncation: images and their special tokens, then text from the start.
+    """Positions that survive truncation: images and the special tokens beside them, then text from
+    the start.
+
+    Args:
+        ids: the sequence.
+        images: the tokens of each image, with what stands between its tiles (`TokenSpans.images`).
+        special: ids of special tokens.
+        max_length: tokens at most; None: no limit.
+        name: the sample's, for errors.
 
     Raises:
         ValueError: the images alone are longer than `max_length`.
     """
     if max_length is None or len(ids) <= max_length:
         return list(range(len(ids)))
-    image = [token == image_token for token in ids]
-    beside = [before or after for before, after in zip([False, *image], [*image[1:], False])]
-    stays = [i or (b and t in special) for i, b, t in zip(image, beside, ids)]
-    room = max_length - sum(stays)
-    require(room >= 0, f"{name}: max_length", f"at least {sum(stays)}, for its images", max_length)
-    kept = []
-    for i, stay in enumerate(stays):
-        if stay or room > 0:
-            kept.append(i)
-            room -= not stay
-    return kept
+    stays = {token for image in images for token in image}
+    beside = {token for image in images for token in (image.start - 1, image.stop)}
+    stays |= {token for token in beside if 0 <= token < len(ids) and ids[token] in special}
+    room = max_length - len(stays)
+    require(room >= 0, f"{name}: max_length", f"at least {len(stays)}, for its images", max_length)
+    text = [token for token in range(len(ids)) if token not in stays]
+    return sorted([*stays, *text[:room]])
 
 
 def trained_positions(layout: Layout) -> list[int]:

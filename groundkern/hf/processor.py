@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from types import FunctionType
 
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -21,8 +22,25 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         A subclass that takes an image processor and a tokenizer, and no videos.
     """
     kept = [name for name in processor_class.get_attributes() if name != "video_processor"]
-    members = {"get_attributes": classmethod(lambda cls: kept), "__module__": __name__}
+    members = {
+        "get_attributes": classmethod(lambda cls: kept),
+        "__init__": _video_optional(processor_class.__init__),
+        "__module__": __name__,
+    }
     return type(processor_class.__name__, (processor_class,), members)
+
+
+def _video_optional(init: FunctionType) -> FunctionType:
+    """The same constructor with None for a video part that has no default (SmolVLM's).
+
+    A copy and not a wrapper: transformers reads the argument names from its code.
+    """
+    names, defaults = init.__code__.co_varnames[: init.__code__.co_argcount], init.__defaults__ or ()
+    if "video_processor" not in names[: len(names) - len(defaults)]:
+        return init
+    required = names.index("video_processor")
+    defaults = (None,) * (len(names) - required - len(defaults)) + defaults
+    return FunctionType(init.__code__, init.__globals__, init.__name__, defaults, init.__closure__)
 
 
 def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:

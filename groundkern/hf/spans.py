@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from groundkern.checks import fail
 
@@ -113,23 +113,47 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
     return Chat(text, turns)
 
 
+class Expansion(NamedTuple):
+    """An image placeholder of the rendered chat, and the characters that took its place."""
+
+    stop: int  # of the placeholder
+    new_start: int
+    new_stop: int
+
+
+def find_expansions(
+    text: str, placeholder: str, tokens: list[int], replaced: list[dict[str, Any]] | None
+) -> list[Expansion]:
+    """What each image placeholder of a rendered chat became.
+
+    Args:
+        text: the rendered chat, one placeholder per image.
+        placeholder: the image token's text.
+        tokens: how many visual tokens each image has.
+        replaced: the processor's own `text_replacement_offsets`; None (transformers that do not
+            tell): each placeholder was repeated once per visual token.
+    """
+    if replaced is not None:
+        return [Expansion(r["span"][1], *r["new_span"]) for r in replaced]
+    found, gained = [], 0
+    for match, count in zip(re.finditer(re.escape(placeholder), text), tokens):
+        start, length = match.start() + gained, count * len(placeholder)
+        found.append(Expansion(match.end(), start, start + length))
+        gained += length - len(placeholder)
+    return found
+
+
 class TokenSpans:
     """The tokens of one sequence by characters of the rendered chat.
 
     Args:
         offsets: the tokenizer's (start, stop) per token in the text with expanded placeholders.
-        text: the rendered chat, one placeholder per image.
-        placeholder: the image token's text.
-        expanded: how many image tokens each placeholder became.
+        expansions: of `find_expansions`.
     """
 
-    def __init__(
-        self, offsets: list[tuple[int, int]], text: str, placeholder: str, expanded: list[int]
-    ) -> None:
-        self._places = [match.end() for match in re.finditer(re.escape(placeholder), text)]
-        self._gained = [0]
-        for count in expanded:
-            self._gained.append(self._gained[-1] + (count - 1) * len(placeholder))
+    def __init__(self, offsets: list[tuple[int, int]], expansions: list[Expansion]) -> None:
+        self._places = [e.stop for e in expansions]
+        self._gained = [0, *(e.new_stop - e.stop for e in expansions)]
         self._starts: list[int] = []
         self._stops: list[int] = []
         last = 0
@@ -138,10 +162,14 @@ class TokenSpans:
             last = max(last, stop)
             self._starts.append(start)
             self._stops.append(last)
+        self.images = [self._overlapping(e.new_start, e.new_stop) for e in expansions]
+        """The tokens that each image became, those between its tiles included."""
 
     def tokens(self, start: int, stop: int) -> range:
         """Tokens that overlap characters `start:stop` of the rendered chat."""
         gained = self._gained[bisect_right(self._places, start)]
-        low = bisect_right(self._stops, start + gained)
-        high = bisect_left(self._starts, stop + gained)
-        return range(low, max(low, high))
+        return self._overlapping(start + gained, stop + gained)
+
+    def _overlapping(self, start: int, stop: int) -> range:
+        low = bisect_right(self._stops, start)
+        return range(low, max(low, bisect_left(self._starts, stop)))

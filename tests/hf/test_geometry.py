@@ -118,8 +118,8 @@ def test_several_images_and_none(case):
 
 def test_unknown_families_videos_and_missing_grids_are_refused():
     processor = tiny_qwen_processor()
-    with pytest.raises(ValueError, match=r"`config.model_type`: expected .*got 'gemma3'"):
-        image_geometry(processor, SimpleNamespace(model_type="gemma3"), [[]], {})
+    with pytest.raises(ValueError, match=r"`config.model_type`: expected .*got 'mllama'"):
+        image_geometry(processor, SimpleNamespace(model_type="mllama"), [[]], {})
     image = Image.new("RGB", (56, 56))
     with pytest.raises(ValueError, match=r"still images \(t = 1\), got t = 2"):
         image_geometry(processor, QWEN, [[image]], {"image_grid_thw": [[2, 4, 4]]})

@@ -164,7 +164,7 @@ def tiny_qwen_model(
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=tied,
     )
-    return _build(Qwen2_5_VLForConditionalGeneration, config, seed, attention)
+    return build_model(Qwen2_5_VLForConditionalGeneration, config, seed, attention)
 
 
 def tiny_llava_model(
@@ -201,18 +201,18 @@ def tiny_llava_model(
         image_seq_length=16,
         tie_word_embeddings=False,
     )
-    return _build(LlavaForConditionalGeneration, config, seed, attention)
+    return build_model(LlavaForConditionalGeneration, config, seed, attention)
 
 
-def _build(model_class, config, seed: int, attention: str):
+def build_model(model_class, config, seed: int, attention: str):
     """A model in eval mode with sharp attention, non-zero biases and uneven norms."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class._from_config(config, attn_implementation=attention)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.mul_(8.0)
+                if parameter.ndim > 1:  # Gemma3's projector starts at zero
+                    parameter.mul_(8.0) if parameter.any() else parameter.normal_(std=0.16)
                 else:
                     parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()

@@ -1,0 +1,415 @@
+"""Tiny random models of the tiled and squashed families, each with a real (Pil) image processor.
+
+Like `tiny.py`: no hub, no torchvision. Texts are Llama, Qwen2, Qwen3, Gemma3 and Cohere2 decoders of
+3 layers; images become 4 to 100 visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from transformers import (
+    AutoModelForImageTextToText,
+    AyaVisionConfig,
+    AyaVisionProcessor,
+    Gemma3Config,
+    Gemma3Processor,
+    Idefics3Config,
+    Idefics3Processor,
+    InternVLConfig,
+    InternVLProcessor,
+    LlavaNextConfig,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionProcessor,
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    SmolVLMConfig,
+    SmolVLMProcessor,
+)
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from groundkern.hf.processor import without_video
+from tests.hf.tiny import (
+    QWEN_TEMPLATE,
+    build_model,
+    tiny_llava_model,
+    tiny_llava_processor,
+    tiny_qwen_model,
+    tiny_qwen_processor,
+    tiny_tokenizer,
+)
+
+TILE = 56  # pixels of a tile's side
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [56, 168], [168, 56]]
+TILE_TEMPLATE = QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build a family's model (keywords: seed, attention, text settings) and processor."""
+
+    model: Callable[..., Any]
+    processor: Callable[..., Any]
+
+
+def text_config(model_type: str, tokenizer: PreTrainedTokenizerFast, **settings) -> dict:
+    """Hidden 64, 3 layers, 4 query heads on 2 key heads of 16."""
+    return {
+        "model_type": model_type,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+        **settings,
+    }
+
+
+def vision_config(model_type: str, **settings) -> dict:
+    """Hidden 32, 2 layers, 56 x 56 pixels in patches of 14."""
+    return {
+        "model_type": model_type,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": TILE,
+        "patch_size": 14,
+        **settings,
+    }
+
+
+def tokenizer_with(padding_side: str, **named: str) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer, and more special tokens that a processor looks up by name."""
+    plain = tiny_tokenizer()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer,
+        eos_token=plain.eos_token,
+        pad_token=plain.pad_token,
+        extra_special_tokens={**{t: t for t in plain.extra_special_tokens}, **named},
+        padding_side=padding_side,
+    )
+
+
+def build(config_class, tokenizer, text, vision, image_token, *, seed=0, attention="sdpa", **more):
+    """A model of 3 text layers whose attention is sharp."""
+    config = config_class(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=tokenizer.convert_tokens_to_ids(image_token),
+        tie_word_embeddings=False,
+        **more,
+    )
+    model_class = AutoModelForImageTextToText._model_mapping[config_class]
+    return build_model(model_class, config, seed, attention)
+
+
+def qwen3_vl_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """Deepstack into the first two layers, interleaved mrope."""
+    tokenizer = tiny_tokenizer()
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    token = tokenizer.convert_tokens_to_ids
+    return build(
+        Qwen3VLConfig,
+        tokenizer,
+        text_config("qwen3_vl_text", tokenizer, rope_parameters=rope, **text),
+        vision,
+        "<|image_pad|>",
+        seed=seed,
+        attention=attention,
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+
+
+def qwen3_vl_processor(*, padding_side: str = "right"):
+    """32 px to a visual token."""
+    images = Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, min_pixels=32 * 32, max_pixels=36 * 32 * 32
+    )
+    tokenizer = tiny_tokenizer(padding_side=padding_side)
+    return without_video(Qwen3VLProcessor)(images, tokenizer, chat_template=QWEN_TEMPLATE)
+
+
+def _gemma_tokenizer(padding_side: str = "right"):
+    names = {
+        "boi_token": "<start_of_image>",
+        "image_token": "<image_soft_token>",
+        "eoi_token": "<end_of_image>",
+    }
+    return tokenizer_with(padding_side, **names)
+
+
+def gemma3_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """Two sliding layers and a full one, image tokens that see one another, 4 x 4 tokens."""
+    tokenizer = _gemma_tokenizer()
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    settings = {
+        "layer_types": layers,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 16,
+        **text,
+    }
+    return build(
+        Gemma3Config,
+        tokenizer,
+        text_config("gemma3_text", tokenizer, **settings),
+        vision_config("siglip_vision_model", image_size=112),
+        "<image_soft_token>",
+        seed=seed,
+        attention=attention,
+        mm_tokens_per_image=16,
+    )
+
+
+def gemma3_processor(*, padding_side: str = "right", **images):
+    """Every image squashed to 112 x 112."""
+    return Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": 112, "width": 112}, **images),
+        _gemma_tokenizer(padding_side),
+        chat_template=TILE_TEMPLATE.replace("<image>", "<start_of_image>"),
+        image_seq_length=16,
+    )
+
+
+def _idefics_tokenizer(padding_side: str = "right"):
+    tiles = {f"row_{r}_{c}": f"<row_{r}_col_{c}>" for r in (1, 2, 3) for c in (1, 2, 3)}
+    names = {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }
+    return tokenizer_with(padding_side, **names, **tiles)
+
+
+def _idefics_model(config_class, vision: str, seed: int, attention: str, text: dict):
+    tokenizer = _idefics_tokenizer()
+    return build(
+        config_class,
+        tokenizer,
+        text_config("llama", tokenizer, **text),
+        vision_config(vision),
+        "<image>",
+        seed=seed,
+        attention=attention,
+        scale_factor=2,
+    )
+
+
+def idefics3_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """2 x 2 tokens to a tile."""
+    return _idefics_model(Idefics3Config, "idefics3_vision", seed, attention, text)
+
+
+def smolvlm_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """2 x 2 tokens to a tile."""
+    return _idefics_model(SmolVLMConfig, "smolvlm_vision", seed, attention, text)
+
+
+def _idefics_processor(processor_class, image_class, padding_side: str, images: dict):
+    settings = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
+    return processor_class(
+        image_class(**{**settings, **images}),
+        _idefics_tokenizer(padding_side),
+        image_seq_len=4,
+        chat_template=TILE_TEMPLATE,
+    )
+
+
+def idefics3_processor(*, padding_side: str = "right", **images):
+    """Longest edge to 112 px, tiles of 56 px and a global view."""
+    return _idefics_processor(Idefics3Processor, Idefics3ImageProcessorPil, padding_side, images)
+
+
+def smolvlm_processor(*, padding_side: str = "right", **images):
+    """As Idefics3."""
+    pytest.importorskip("num2words", reason="transformers' SmolVLM processor needs num2words")
+    processor_class = without_video(SmolVLMProcessor)
+    return _idefics_processor(processor_class, SmolVLMImageProcessorPil, padding_side, images)
+
+
+def _internvl_tokenizer(padding_side: str = "right"):
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    return tokenizer_with(padding_side, **names)
+
+
+def internvl_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """2 x 2 tokens to a tile."""
+    tokenizer = _internvl_tokenizer()
+    vision = vision_config("internvl_vision", image_size=[TILE, TILE], patch_size=[14, 14])
+    return build(
+        InternVLConfig,
+        tokenizer,
+        text_config("qwen2", tokenizer, **text),
+        vision,
+        "<IMG_CONTEXT>",
+        seed=seed,
+        attention=attention,
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+
+
+def internvl_processor(*, padding_side: str = "right", **images):
+    """Up to 6 tiles of 56 px and a thumbnail."""
+    return without_video(InternVLProcessor)(
+        GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, max_patches=6, **images),
+        _internvl_tokenizer(padding_side),
+        image_seq_length=4,
+        chat_template=TILE_TEMPLATE.replace("<image>", "<IMG_CONTEXT>"),
+    )
+
+
+def _aya_tokenizer(padding_side: str = "right"):
+    names = {
+        "start_of_img_token": "<|START_OF_IMG|>",
+        "end_of_img_token": "<|END_OF_IMG|>",
+        "img_patch_token": "<|IMG_PATCH|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
+    return tokenizer_with(padding_side, **names)
+
+
+def aya_vision_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """A Cohere2 decoder: parallel blocks, LayerNorm, sliding layers; 2 x 2 tokens to a tile."""
+    tokenizer = _aya_tokenizer()
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    settings = {"layer_types": layers, "sliding_window": 24, "logit_scale": 0.25, **text}
+    return build(
+        AyaVisionConfig,
+        tokenizer,
+        text_config("cohere2", tokenizer, **settings),
+        vision_config("siglip_vision_model"),
+        "<|IMG_PATCH|>",
+        seed=seed,
+        attention=attention,
+        downsample_factor=2,
+    )
+
+
+def aya_vision_processor(*, padding_side: str = "right", **images):
+    """Up to 6 tiles of 56 px and a global view."""
+    return AyaVisionProcessor(
+        GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, max_patches=6, **images),
+        _aya_tokenizer(padding_side),
+        patch_size=14,
+        img_size=TILE,
+        downsample_factor=2,
+        chat_template=TILE_TEMPLATE,
+    )
+
+
+def llava_next_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """A base view of 4 x 4 tokens, then tiles without their padding, with newline tokens."""
+    tokenizer = tiny_tokenizer()
+    return build(
+        LlavaNextConfig,
+        tokenizer,
+        text_config("llama", tokenizer, **text),
+        vision_config("clip_vision_model", num_hidden_layers=3, projection_dim=32),
+        "<image>",
+        seed=seed,
+        attention=attention,
+        image_grid_pinpoints=PINPOINTS,
+    )
+
+
+def llava_next_processor(*, padding_side: str = "right", **images):
+    """Tiles of 56 px."""
+    settings = {
+        "size": {"shortest_edge": TILE},
+        "crop_size": {"height": TILE, "width": TILE},
+        "image_grid_pinpoints": PINPOINTS,
+    }
+    return LlavaNextProcessor(
+        LlavaNextImageProcessorPil(**{**settings, **images}),
+        tiny_tokenizer(padding_side=padding_side),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TILE_TEMPLATE,
+    )
+
+
+def llava_onevision_model(*, seed: int = 0, attention: str = "sdpa", **text):
+    """As LLaVA-NeXT, on SigLIP."""
+    tokenizer = tiny_tokenizer()
+    return build(
+        LlavaOnevisionConfig,
+        tokenizer,
+        text_config("qwen2", tokenizer, **text),
+        vision_config("siglip_vision_model"),
+        "<image>",
+        seed=seed,
+        attention=attention,
+        image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio="anyres_max_9",
+    )
+
+
+def llava_onevision_processor(*, padding_side: str = "right", **images):
+    """Tiles of 56 px."""
+    settings = {"size": {"height": TILE, "width": TILE}, "image_grid_pinpoints": PINPOINTS}
+    return without_video(LlavaOnevisionProcessor)(
+        LlavaOnevisionImageProcessorPil(**{**settings, **images}),
+        tiny_tokenizer(padding_side=padding_side),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_9",
+        chat_template=TILE_TEMPLATE,
+    )
+
+
+FAMILIES = {
+    "qwen2_5_vl": Family(tiny_qwen_model, tiny_qwen_processor),
+    "qwen3_vl": Family(qwen3_vl_model, qwen3_vl_processor),
+    "llava": Family(tiny_llava_model, tiny_llava_processor),
+    "llava_next": Family(llava_next_model, llava_next_processor),
+    "llava_onevision": Family(llava_onevision_model, llava_onevision_processor),
+    "gemma3": Family(gemma3_model, gemma3_processor),
+    "idefics3": Family(idefics3_model, idefics3_processor),
+    "smolvlm": Family(smolvlm_model, smolvlm_processor),
+    "internvl": Family(internvl_model, internvl_processor),
+    "aya_vision": Family(aya_vision_model, aya_vision_processor),
+}
