@@ -13,7 +13,6 @@ from tests.hf.conftest import MODELS
 from tests.hf.naive import run_samples
 from tests.hf.samples import SAMPLES, make_batch
 
-
 # The models' norms and rotary embeddings compute in fp32 whatever their dtype.
 ROUNDING = 2e-6
 
@@ -157,7 +156,9 @@ def test_second_derivative_is_exact_in_fp64():
         hidden, layers = x, []
         for layer in weights:
             q, k, v = ((hidden @ w).view(1, 7, 2, 4).transpose(1, 2) for w in layer[:3])
-            scores = (q @ k.transpose(-1, -2) / 2).masked_fill(~torch.ones(7, 7).tril().bool(), -1e9)
+            scores = (q @ k.transpose(-1, -2) / 2).masked_fill(
+                ~torch.ones(7, 7).tril().bool(), -1e9
+            )
             a = scores.softmax(-1)
             out = (a @ v).transpose(1, 2)
             layers.append((q, k, v, a, out))

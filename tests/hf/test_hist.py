@@ -47,7 +47,9 @@ def naive_hist(model, batch: dict, *, over: str, layers: tuple, distance: str) -
 )
 def test_losses_and_gradients_are_those_written_out(model, samples, over, layers, distance, side):
     batch = make_batch(model, samples, side=side)
-    how = Hist(phrase=0.7, subject=1.3, composition=2.0, over=over, layers=layers, distance=distance)
+    how = Hist(
+        phrase=0.7, subject=1.3, composition=2.0, over=over, layers=layers, distance=distance
+    )
     ours = attach(model, hist=how).train()(**batch)
     found = gradients(model, ours.loss - ours.parts["text"].detach())
     parts = naive_hist(model, batch, over=over, layers=layers, distance=distance)
