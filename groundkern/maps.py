@@ -1,4 +1,4 @@
-"""Target maps: which visual tokens a box, a point or a polygon falls on, and how strongly.
+"""Target maps: which visual tokens a box, point, polygon or polyline falls on, and how strongly.
 
 A visual token is a rectangle `(x0, y0, x1, y1)` of the image, and a map is one number per
 rectangle, so a plain grid (`patch_grid`), a center-cropped one and a pyramid of tiles are all the
@@ -125,10 +125,46 @@ def contains(rects: Tensor, points: Shapes) -> Tensor:
     return torch.where(half_open.any(-1, keepdim=True), half_open, closed)
 
 
-def _shares(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[Shapes]) -> Tensor:
-    """[m, n]: the share of each rectangle that each shape covers; a point fills its rectangle."""
+def polyline_length(rects: Tensor, polyline: Shapes) -> Tensor:
+    """How much of a line of straight segments runs through each rectangle.
+
+    Measured in the rectangle's own width and height: a line straight across it has length 1, its
+    diagonal sqrt(2). A segment that runs along an edge counts for both rectangles it divides.
+
+    Args:
+        rects: [n, 4].
+        polyline: [k, 2] vertices in order, k >= 2.
+
+    Returns:
+        [n] fp64 >= 0; 0 for a rectangle without area.
+    """
+    rects, vertices = _rows("rects", rects, 4), _rows("polyline", polyline, 2)
+    solid = _area(rects) > 0
+    size = torch.where(solid[:, None], rects[:, 2:] - rects[:, :2], 1.0)[:, None]  # [n, 1, 2]
+    local = (vertices - rects[:, None, :2]) / size  # [n, k, 2], the rectangle is the unit square
+    start, run = local[:, :-1], local.diff(dim=1)
+    still = run == 0
+    safe = torch.where(still, 1.0, run)
+    first, second = -start / safe, (1 - start) / safe  # where the segment meets the sides
+    outside = still & ((start < 0) | (start > 1))
+    enter = torch.where(still, 0.0, torch.minimum(first, second)).amax(-1).clamp_min(0)
+    leave = torch.where(still, 1.0, torch.maximum(first, second)).amin(-1).clamp_max(1)
+    part = torch.where(outside.any(-1), 0.0, (leave - enter).clamp_min(0))
+    return (part * run.norm(dim=-1)).sum(-1) * solid
+
+
+def _shares(
+    rects: Tensor,
+    boxes: Shapes,
+    points: Shapes,
+    polygons: Sequence[Shapes],
+    polylines: Sequence[Shapes],
+) -> Tensor:
+    """[m, n]: the share of each rectangle that each shape covers; a point fills its rectangle, and
+    so does a line that runs through it for its width or height."""
     parts = [overlap(rects, boxes), contains(rects, points).double()]
     parts += [polygon_overlap(rects, polygon)[None] for polygon in polygons]
+    parts += [polyline_length(rects, line)[None].clamp_max(1) for line in polylines]
     return torch.cat(parts)
 
 
@@ -142,23 +178,28 @@ def _clearly(shares: Tensor) -> Tensor:
 
 
 def inside(
-    rects: Tensor, *, boxes: Shapes = (), points: Shapes = (), polygons: Sequence[Shapes] = ()
+    rects: Tensor,
+    *,
+    boxes: Shapes = (),
+    points: Shapes = (),
+    polygons: Sequence[Shapes] = (),
+    polylines: Sequence[Shapes] = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
 
-    A shape covers a rectangle when it takes at least a hundredth of it, so that an edge which
-    grazes a patch by a rounding error does not count; a shape too small for that covers the
-    rectangle it lies in.
+    A shape covers a rectangle when it takes at least a hundredth of it (a polyline: runs through a
+    hundredth of its width or height), so that an edge which grazes a patch by a rounding error does
+    not count; a shape too small for that covers the rectangle it lies in.
 
     Args:
         rects: [n, 4].
-        boxes: [m, 4]; points: [m, 2]; polygons: sequence of [k, 2].
+        boxes: [m, 4]; points: [m, 2]; polygons, polylines: sequences of [k, 2].
 
     Returns:
         [n] bool.
     """
     rects = _rows("rects", rects, 4)
-    return _clearly(_shares(rects, boxes, points, polygons))
+    return _clearly(_shares(rects, boxes, points, polygons, polylines))
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:
@@ -174,8 +215,15 @@ def _touching(rects: Tensor, target: Tensor) -> Tensor:
     return touch & (_area(rects) > 0)
 
 
-def _gaussian(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[Shapes]) -> Tensor:
-    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token."""
+def _gaussian(
+    rects: Tensor,
+    boxes: Shapes,
+    points: Shapes,
+    polygons: Sequence[Shapes],
+    polylines: Sequence[Shapes],
+) -> Tensor:
+    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
+    polyline, as wide as a token."""
     bounds = [_rows("boxes", boxes, 4), _rows("points", points, 2).repeat(1, 2)]
     for polygon in polygons:
         corners = _rows("polygon", polygon, 2)
@@ -186,8 +234,20 @@ def _gaussian(rects: Tensor, boxes: Shapes, points: Shapes, polygons: Sequence[S
         1e-12
     )
     away = ((low + high) / 2 - (bounds[..., :2] + bounds[..., 2:]) / 2) / sigma  # [m, n, 2]
-    bell = torch.exp(-0.5 * away.square().sum(-1)).amax(0)
+    squares = [away.square().sum(-1), *(_from_line(rects, line)[None] for line in polylines)]
+    bell = torch.exp(-0.5 * torch.cat(squares)).amax(0)
     return bell.masked_fill(_area(rects) == 0, 0.0)
+
+
+def _from_line(rects: Tensor, polyline: Shapes) -> Tensor:
+    """[n]: squared distance of each rectangle's centre from a polyline, in half rectangles."""
+    vertices = _rows("polyline", polyline, 2)
+    half = ((rects[:, 2:] - rects[:, :2]) / 2).clamp_min(1e-12)[:, None]
+    local = (vertices - (rects[:, None, :2] + rects[:, None, 2:]) / 2) / half  # [n, k, 2]
+    start, run = local[:, :-1], local.diff(dim=1)
+    along = -(start * run).sum(-1) / run.square().sum(-1).clamp_min(1e-300)
+    nearest = start + along.clamp(0, 1)[..., None] * run
+    return nearest.square().sum(-1).amin(-1)
 
 
 def target_map(
@@ -196,6 +256,7 @@ def target_map(
     boxes: Shapes = (),
     points: Shapes = (),
     polygons: Sequence[Shapes] = (),
+    polylines: Sequence[Shapes] = (),
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
 ) -> Tensor:
@@ -204,11 +265,12 @@ def target_map(
 
     Args:
         rects: [n, 4], one rectangle per visual token. Tokens without a place get 0.
-        boxes: [m, 4]; points: [m, 2]; polygons: sequence of [k, 2].
+        boxes: [m, 4]; points: [m, 2]; polygons, polylines: sequences of [k, 2].
         kind: "neighbours": `levels` (a, b, c) for tokens on the target (`inside`), tokens that
             touch these, and the rest. "uniform": a on the target, c elsewhere. "overlap": the share
-            of the token that is covered, 0 elsewhere. "gaussian": a bell over each shape, its
-            standard deviation half the shape's width and height and at least half a token.
+            of the token that is covered (along a polyline: the length that runs through it, at most
+            1), 0 elsewhere. "gaussian": a bell over each shape, its standard deviation half the
+            shape's width and height and at least half a token; around a polyline half a token.
         levels: the triple (a, b, c), each >= 0 and a > 0.
 
     Returns:
@@ -223,7 +285,7 @@ def target_map(
         "three numbers >= 0",
         levels,
     )
-    shares = _shares(rects, boxes, points, polygons)
+    shares = _shares(rects, boxes, points, polygons, polylines)
     target = _clearly(shares)
     if not target.any():
         return torch.zeros(rects.shape[0])
@@ -236,7 +298,7 @@ def target_map(
     elif kind == "overlap":
         values = shares.amax(0) * target
     elif kind == "gaussian":
-        values = _gaussian(rects, boxes, points, polygons)
+        values = _gaussian(rects, boxes, points, polygons, polylines)
     else:
         fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
     return (values / values.sum()).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -81,6 +82,58 @@ def test_polygon_triangle_by_sampling():
     hit = left_of(ax, ay, bx, by) & left_of(bx, by, cx, cy) & left_of(cx, cy, ax, ay)
     sampled = hit.double().reshape(3, 500, 5, 300).mean((1, 3)).reshape(-1)
     torch.testing.assert_close(maps.polygon_overlap(grid, triangle), sampled, rtol=0, atol=2e-3)
+
+
+def test_polyline_lengths_by_hand():
+    grid = patch_grid(2, 4)  # tokens 0.25 wide, 0.5 high
+    across = maps.polyline_length(grid, [(0, 0.25), (1, 0.25)])
+    assert across.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    down = maps.polyline_length(grid, [(0.125, 0.75), (0.125, 0)])
+    assert down.tolist() == [1, 0, 0, 0, 0.5, 0, 0, 0]
+    diagonal = maps.polyline_length(grid, [(0, 0), (0.25, 0.5)])
+    assert diagonal.tolist() == pytest.approx([math.sqrt(2)] + [0] * 7)
+    bent = maps.polyline_length(grid, [(0.125, 0.25), (0.375, 0.25), (0.375, 0.75)])
+    assert bent.tolist() == [0.5, 1, 0, 0, 0, 0.5, 0, 0]
+    edge = maps.polyline_length(grid, [(0.3, 0.5), (0.45, 0.5)])
+    assert edge.tolist() == pytest.approx([0, 0.6, 0, 0, 0, 0.6, 0, 0])
+    nowhere = torch.full((1, 4), -1.0, dtype=torch.float64)
+    assert maps.polyline_length(nowhere, [(-1, -1), (1, 1)]).tolist() == [0]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(FRACTION, FRACTION), min_size=2, max_size=6))
+def test_polyline_lengths_add_up_and_agree_with_sampling(vertices):
+    grid = patch_grid(3, 5)
+    inside = maps.polyline_length(grid, vertices)
+    line = torch.tensor(vertices, dtype=torch.float64)
+    t = (torch.arange(2000, dtype=torch.float64) + 0.5)[:, None] / 2000
+    sampled = torch.zeros(15, dtype=torch.float64)
+    for a, b in pairwise(line):
+        length = ((b - a) * torch.tensor([5.0, 3.0])).norm()
+        sampled += maps.contains(grid, a + t * (b - a)).double().mean(0) * length
+    on_edge = (line * torch.tensor([5.0, 3.0])) % 1 == 0
+    if not on_edge.any():  # a segment along an edge counts for both sides, a sample for one
+        torch.testing.assert_close(inside, sampled, rtol=0, atol=0.02)
+    else:
+        assert (inside >= sampled - 0.02).all()
+
+
+def test_a_polyline_marks_the_tokens_it_runs_through():
+    grid = patch_grid(3, 3)
+    line = [(0.1, 0.1), (0.5, 0.1), (0.5, 0.9)]
+    found = maps.inside(grid, polylines=[line])
+    assert _picture(found.int(), 3, 3) == [[1, 1, 0], [0, 1, 0], [0, 1, 0]]
+    tiny = [(0.5, 0.5), (0.5001, 0.5001)]
+    assert maps.inside(grid, polylines=[tiny]).nonzero()[:, 0].tolist() == [4]
+    share = maps.target_map(grid, kind="overlap", polylines=[[(0, 0.5), (0.5, 0.5)]])
+    assert share.tolist() == pytest.approx([0, 0, 0, 2 / 3, 1 / 3, 0, 0, 0, 0])
+    bell = maps.target_map(grid, kind="gaussian", polylines=[[(0, 0.5), (1, 0.5)]]).reshape(3, 3)
+    torch.testing.assert_close(bell[1], bell[1, :1].expand(3))
+    # one token away from the line is two standard deviations, as for a point
+    assert (bell[0, 1] / bell[1, 1]).item() == pytest.approx(math.exp(-2))
+    point = maps.target_map(grid, kind="gaussian", points=[(0.2, 0.7)])
+    short = maps.target_map(grid, kind="gaussian", polylines=[[(0.2, 0.7), (0.2, 0.7 + 1e-9)]])
+    torch.testing.assert_close(short, point)
 
 
 def test_points_on_edges_belong_to_one_token():

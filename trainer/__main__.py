@@ -1,4 +1,4 @@
-"""`python -m trainer train --config FILE` and `python -m trainer demo --output DIR`."""
+"""`python -m trainer train`, `demo` and `prepare`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.command_line import help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
+from trainer.prepare.command import add_commands
 
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
 
@@ -22,12 +23,17 @@ def main(words: list[str] | None = None) -> int:
     0: done. 1: the data or the model stopped the run. 2: bad settings. 130, 143: stopped by Ctrl-C
     or SIGTERM.
     """
-    arguments, overrides = _parser().parse_known_args(words)
+    parser = _parser()
+    arguments, overrides = parser.parse_known_args(words)
+    if overrides and arguments.command not in ("train", "demo"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
                 "python -m trainer is one process; with several, use groundkern.hf.GroundingTrainer"
             )
+        if arguments.command == "prepare":
+            return _guarded(lambda: arguments.run(arguments))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
         if arguments.config is None and not overrides:
@@ -57,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
+    add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
     return parser
 
 
@@ -80,14 +87,14 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
     return run
 
 
-def _guarded(run: Callable[[], None]) -> int:
+def _guarded(run: Callable[[], int | None]) -> int:
     """Runs, and turns a stop or a data error into one sentence and an exit status."""
     from trainer.images import SampleError
     from trainer.stopping import Stopped, StopSignals
 
     try:
         with StopSignals().installed():
-            run()
+            return run() or 0
     except SampleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -100,11 +107,8 @@ def _guarded(run: Callable[[], None]) -> int:
         number, saved = getattr(stop, "number", signal.SIGINT), getattr(stop, "saved", "")
         where = f"saved in {saved}; the same command continues from there"
         name = signal.Signals(number).name
-        print(
-            f"Stopped by {name}: {where if saved else 'nothing was trained yet'}.", file=sys.stderr
-        )
+        print(f"Stopped by {name}: {where if saved else 'nothing was saved yet'}.", file=sys.stderr)
         return 128 + number
-    return 0
 
 
 if __name__ == "__main__":

@@ -35,6 +35,30 @@ class BadSample:
     reason: str
 
 
+def read_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[tuple[int, int, bytes]]:
+    """The lines of a file that are not blank, however long: never more than `max_line` in memory.
+
+    Yields:
+        Number from 1, offset in bytes, and at most `max_line` + 1 bytes of the line.
+    """
+    with path.open("rb") as file:
+        number = offset = 0
+        while line := file.readline(max_line + 1):
+            number += 1
+            rest = line
+            while not rest.endswith(b"\n") and (rest := file.readline(max_line)):
+                pass
+            if line.strip():
+                yield number, offset, line
+            offset = file.tell()
+
+
+def check_length(line: bytes, where: str, max_line: int = MAX_LINE) -> None:
+    """Raises the `SampleError` of a line that `read_lines` had to cut."""
+    if len(line) > max_line:
+        raise SampleError(f"{where}: expected a line of at most {max_line} bytes, got more")
+
+
 class JsonLinesDataset(Dataset):
     """The usable samples of a JSON-lines file (docs/data-format.md), in the file's order.
 
@@ -106,7 +130,7 @@ class JsonLinesDataset(Dataset):
             unit_scale=True,
             disable=None,  # unless on a terminal
         ) as bar:
-            for number, offset, line in self._lines():
+            for number, offset, line in read_lines(self.path, self.max_line):
                 try:
                     sample = self._parse(line, number)
                 except SampleError as error:
@@ -122,24 +146,9 @@ class JsonLinesDataset(Dataset):
             total = len(self) + len(self.bad)
             logger.warning("%s: skipped %d of %d samples", self.path, len(self.bad), total)
 
-    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
-        """(number from 1, offset, at most `max_line` + 1 bytes) of each line not blank."""
-        with self.path.open("rb") as file:
-            number = offset = 0
-            while line := file.readline(self.max_line + 1):
-                number += 1
-                rest = line
-                while not rest.endswith(b"\n") and (rest := file.readline(self.max_line)):
-                    pass
-                if line.strip():
-                    yield number, offset, line
-                offset = file.tell()
-
     def _parse(self, line: bytes, number: int) -> Sample:
         where = f"{self.path.name}:{number}"
-        if len(line) > self.max_line:
-            wanted = f"a line of at most {self.max_line} bytes"
-            raise SampleError(f"{where}: expected {wanted}, got more")
+        check_length(line, where, self.max_line)
         return parse_sample(line, root=self.root, where=where, max_pixels=self.max_pixels)
 
     def _report(self, error: SampleError) -> None:

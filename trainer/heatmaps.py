@@ -32,8 +32,8 @@ def heat_maps(
 
     Returns:
         Dicts of plain values: task, name, question, answer, image (a data URI), size (width,
-        height), boxes, points and polygons (fractions), rects [n][4] (fractions), attention [n]
-        and, where the answer has aligned tokens, contribution [n].
+        height), boxes, points, polygons and polylines (fractions), rects [n][4] (fractions),
+        attention [n] and, where the answer has aligned tokens, contribution [n].
     """
     entries = []
     for task, indices in tasks.items():
@@ -72,6 +72,7 @@ def _entry(
         "boxes": [box for region in regions for box in region.boxes],
         "points": [point for region in regions for point in region.points],
         "polygons": [polygon for region in regions for polygon in region.polygons],
+        "polylines": [line for region in regions for line in region.polylines],
         "rects": _rounded(table[columns][:, 1:]),
         "attention": _rounded(maps[0, 0, : len(table)].cpu()[columns]),
     }

@@ -76,8 +76,9 @@ def _outline(image: Image.Image, entry: dict) -> None:
             draw.ellipse(
                 [x - radius, y - radius, x + radius, y + radius], outline=colour, width=line
             )
-        for polygon in entry["polygons"]:
-            corners = [(x * width, y * height) for x, y in [*polygon, polygon[0]]]
+        closed = [[*polygon, polygon[0]] for polygon in entry["polygons"]]
+        for path in (*closed, *entry["polylines"]):
+            corners = [(x * width, y * height) for x, y in path]
             draw.line(corners, fill=colour, width=line, joint="curve")
 
 

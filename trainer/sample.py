@@ -21,6 +21,7 @@ Index = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Size = tuple[int, int]
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
+PLACES = ("box", "points", "polygon", "polyline")
 SLACK = 1e-6  # of the image: rounding, not a box outside of it
 
 
@@ -61,6 +62,7 @@ class RegionRecord(SpanRecord, PlaceRecord):
     box: tuple[Number, Number, Number, Number] | None = None
     points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
     polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
+    polyline: Annotated[list[tuple[Number, Number]], Field(min_length=2)] | None = None
 
 
 class WordRecord(PlaceRecord):
@@ -141,7 +143,7 @@ def parse_sample(
     Raises:
         SampleError: one sentence: place, field, wanted, got.
     """
-    record = _validated(line if isinstance(line, dict) else _decoded(line, where), where)
+    record = _validated(line if isinstance(line, dict) else decode_line(line, where), where)
     _check_messages(record, where)
     images, sizes = [], []
     for i, path in enumerate(record.images):
@@ -168,11 +170,10 @@ class _Resolver:
         self.record, self.sizes, self.where = record, sizes, where
 
     def region(self, region: RegionRecord, field: str) -> Region:
-        given = [k for k in ("box", "points", "polygon") if getattr(region, k) is not None]
+        given = [k for k in PLACES if getattr(region, k) is not None]
         if len(given) != 1:
-            raise self._wrong(
-                field, "one of box, points and polygon", " and ".join(given) or "none"
-            )
+            wanted = f"one of {', '.join(PLACES[:-1])} and {PLACES[-1]}"
+            raise self._wrong(field, wanted, " and ".join(given) or "none")
         turn, start, stop = self._span(region, field)
         image = self._image(region, field)
         if region.box is not None:
@@ -182,6 +183,11 @@ class _Resolver:
         if region.points is not None:
             points = self._points(region.points, region.coord, image, field)
             return Region(turn, start, stop, image, points=points)
+        if region.polyline is not None:
+            line = self._points(region.polyline, region.coord, image, field)
+            if len(set(line)) < 2:
+                raise self._wrong(field, "a line with a length", list(region.polyline))
+            return Region(turn, start, stop, image, polylines=(line,))
         corners = self._points(region.polygon, region.coord, image, field)
         following = zip(corners, corners[1:] + corners[:1], strict=True)
         if abs(sum(x * b - a * y for (x, y), (a, b) in following)) <= 1e-12:
@@ -271,7 +277,12 @@ class _Resolver:
         return wrong(self.where, field, wanted, got)
 
 
-def _decoded(line: str | bytes, where: str) -> object:
+def decode_line(line: str | bytes, where: str) -> object:
+    """The JSON value of a line, UTF-8 if bytes, with or without a byte order mark.
+
+    Raises:
+        SampleError: not UTF-8, not JSON.
+    """
     try:
         return json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:

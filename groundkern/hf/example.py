@@ -31,6 +31,7 @@ class Region:
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
     polygons: tuple[Polygon, ...] = ()
+    polylines: tuple[Polygon, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class GroundedExample:
         for index, region in enumerate(self.regions):
             self._check_span(f"{name}: regions[{index}]", region)
             self._check_place(f"{name}: regions[{index}]", region.image, region.boxes)
-            corners = [*region.points, *(point for polygon in region.polygons for point in polygon)]
+            lines = (*region.polygons, *region.polylines)
+            corners = [*region.points, *(point for line in lines for point in line)]
             where = f"{name}: regions[{index}]"
             require(
                 all(map(_on_image, corners)), where, "points within the image (0 to 1)", corners
@@ -123,6 +125,12 @@ class GroundedExample:
                 all(len(p) >= 3 for p in region.polygons),
                 where,
                 "polygons of 3 points or more",
+                "fewer",
+            )
+            require(
+                all(len(p) >= 2 for p in region.polylines),
+                where,
+                "polylines of 2 points or more",
                 "fewer",
             )
         for index, word in enumerate(self.words):

@@ -236,5 +236,5 @@ def _map_positions(
 def _shapes(regions: list[Region]) -> dict[str, list]:
     return {
         kind: [shape for region in regions for shape in getattr(region, kind)]
-        for kind in ("boxes", "points", "polygons")
+        for kind in ("boxes", "points", "polygons", "polylines")
     }

@@ -21,11 +21,15 @@ ON_SHARED_TOKEN = ("drop", "last", "largest")
 
 
 class WordLabel(NamedTuple):
-    """The `token`-th visual token of the sample, of image `image`, reads `label`."""
+    """The `token`-th visual token of the sample, of image `image`, reads `label`.
+
+    `word` is the index of the word among the sample's words.
+    """
 
     token: int
     label: int
     image: int
+    word: int
 
 
 @dataclass
@@ -68,13 +72,13 @@ class WordLabeler:
             counts: `words`, `word_rows` and the reasons for dropping are added up here.
         """
         counts["words"] += len(words)
-        candidates = [(word, self._tokens(word.text)) for word in words]
-        counts["words_dropped_blank"] += sum(not ids for _, ids in candidates)
-        counts["words_dropped_long"] += sum(len(ids) > self.max_tokens for _, ids in candidates)
-        candidates = [(word, ids[0]) for word, ids in candidates if 0 < len(ids) <= self.max_tokens]
-        on_token: dict[int, list[tuple[Word, int]]] = {}
-        corners = _under_corner([word for word, _ in candidates], table)
-        for (word, label), token in zip(candidates, corners):
+        encoded = [self._tokens(word.text) for word in words]
+        counts["words_dropped_blank"] += sum(not ids for ids in encoded)
+        counts["words_dropped_long"] += sum(len(ids) > self.max_tokens for ids in encoded)
+        fit = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= self.max_tokens]
+        on_token: dict[int, list[int]] = {}  # indices of words
+        for i, token in zip(fit, _under_corner([words[i] for i in fit], table)):
+            word = words[i]
             if token < 0:
                 counts["words_dropped_outside"] += 1
                 continue
@@ -82,12 +86,12 @@ class WordLabeler:
             if word.box[3] - word.box[1] > self.max_patches * (bottom - top) + 1e-9:
                 counts["words_dropped_tall"] += 1
                 continue
-            on_token.setdefault(token, []).append((word, label))
+            on_token.setdefault(token, []).append(i)
         placed = []
         for token, readings in sorted(on_token.items()):
-            kept = self._choose(readings)
+            kept = self._choose(readings, words)
             counts["words_shared_token"] += len(readings) - len(kept)
-            placed += [WordLabel(token, label, word.image) for word, label in kept]
+            placed += [WordLabel(token, encoded[i][0], words[i].image, i) for i in kept]
         counts["word_rows"] += len(placed)
         return placed
 
@@ -96,7 +100,7 @@ class WordLabeler:
         ids = self._tokens(text)
         return ids[0] if ids else None
 
-    def _choose(self, readings: list[tuple[Word, int]]) -> list[tuple[Word, int]]:
+    def _choose(self, readings: list[int], words: Sequence[Word]) -> list[int]:
         if len(readings) == 1:
             return readings
         match self.on_shared_token:
@@ -105,7 +109,7 @@ class WordLabeler:
             case "last":
                 return readings[-1:]
             case _:
-                return [max(readings, key=lambda reading: _area(reading[0]))]
+                return [max(readings, key=lambda i: _area(words[i]))]
 
     def _tokens(self, text: str) -> list[int]:
         text = text.strip()

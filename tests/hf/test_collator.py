@@ -311,6 +311,10 @@ BAD = {
         make_example(regions=[Region(1, 0, 2, 0, polygons=(((0, 0), (1, 1)),))]),
         "polygons of 3 points",
     ),
+    "polyline": (
+        make_example(regions=[Region(1, 0, 2, 0, polylines=(((0, 0),),))]),
+        "polylines of 2 points",
+    ),
     "word": (make_example(words=(Word("x", (0, 0, 1, 2), 0),)), r"words\[0\]`: expected a box"),
     "too many images": (
         GroundedExample(

@@ -72,6 +72,7 @@ def entry(**values) -> dict:
         "boxes": [[0.0, 0.0, 1 / 3, 0.5]],
         "points": [],
         "polygons": [],
+        "polylines": [],
         "rects": rects,
         "attention": [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
         "contribution": [0.5, -0.1, 0.1, 0.0, 0.0, 0.0],
@@ -207,7 +208,8 @@ def test_one_scale_for_several_maps_keeps_an_even_one_pale():
 
 
 def test_points_polygons_and_boxes_beyond_the_image_are_drawn():
-    shapes = {"points": [[0.5, 0.5]], "polygons": [[[0, 0], [1, 0], [1, 1]]]}
+    corners = [[0, 0], [1, 0], [1, 1]]
+    shapes = {"points": [[0.5, 0.5]], "polygons": [corners], "polylines": [corners]}
     for kind, value in {**shapes, "boxes": [[-0.5, -0.5, 2.0, 2.0]]}.items():
         given = {"boxes": [], kind: value}
         plain, drawn = (pixels(heat_picture(entry(**g), None)) for g in ({"boxes": []}, given))

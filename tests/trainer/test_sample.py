@@ -70,6 +70,7 @@ def test_everything_at_once(root):
             {"text": "cat", "box": [10, 5, 20, 15]},
             {"char_span": [4, 11], "points": [[500, 500]], "coord": "per_mille", "turn": 1},
             {"text": "mat", "polygon": [[0, 0], [1, 0], [1, 0.5]], "coord": "unit", "image": 0},
+            {"text": "sat", "polyline": [[0, 0], [40, 10], [20, 20]]},
         ],
         words=[{"text": "exit", "box": [30, 10, 10, 10], "order": "xywh"}],
         phrases=[{"text": "the mat", "subject": "mat"}, {"text": "the cat"}],
@@ -81,6 +82,7 @@ def test_everything_at_once(root):
         Region(1, 4, 7, 0, boxes=((0.25, 0.25, 0.5, 0.75),)),
         Region(1, 4, 11, 0, points=((0.5, 0.5),)),
         Region(1, 19, 22, 0, polygons=(((0, 0), (1, 0), (1, 0.5)),)),
+        Region(1, 8, 11, 0, polylines=(((0, 0), (1, 0.5), (0.5, 1)),)),
     )
     assert sample.words == (Word("exit", (0.75, 0.5, 1.0, 1.0), 0),)
     assert sample.phrases == (Phrase(1, 15, 22, (19, 22)), Phrase(1, 0, 7, None))
@@ -172,8 +174,11 @@ def test_coordinate_kinds_agree(root, x0, y0, width, height, order):
         ({"text": None}, "`regions[0]`: expected either text or char_span, got neither"),
         ({"text": None, "char_span": [3, 99]}, "[0].char_span`: expected 0 <= start < stop <= 22"),
         ({"text": None, "char_span": [3, 3]}, "got [3, 3]"),
-        ({"points": [[1, 1]]}, "expected one of box, points and polygon, got box and points"),
-        ({"box": None}, "expected one of box, points and polygon, got none"),
+        ({"points": [[1, 1]]}, "one of box, points, polygon and polyline, got box and points"),
+        ({"box": None, "polyline": [[1, 1]]}, "regions[0].polyline"),
+        ({"box": None, "polyline": [[1, 1], [1, 1]]}, "expected a line with a length"),
+        ({"box": None, "polyline": [[1, 1], [41, 1]]}, "within image 0, 40 x 20"),
+        ({"box": None}, "one of box, points, polygon and polyline, got none"),
         ({"box": None, "points": [[1, 21]]}, "`regions[0].points`: expected pixel coordinates"),
         ({"box": None, "points": []}, "`regions[0].points`: expected"),
         ({"box": None, "polygon": [[0, 0], [1, 1]]}, "`regions[0].polygon`: expected"),

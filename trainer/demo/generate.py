@@ -55,7 +55,7 @@ def pointing(rng: random.Random) -> tuple[Picture, dict]:
     box = picture.boxes[0][1]
     spans = [(4, 5), (len(answer) - 1, len(answer))]
     regions = [{"char_span": span, "box": box} for span in spans]
-    return picture, _sample("pointing", "Where is the red patch?", answer, regions)
+    return picture, chat_sample("pointing", "Where is the red patch?", answer, regions)
 
 
 def page(rng: random.Random) -> tuple[Picture, dict]:
@@ -66,7 +66,7 @@ def page(rng: random.Random) -> tuple[Picture, dict]:
     picture = word_page(words[start:], rng, columns=8, rows=LINES, marked=line)
     answer, box = picture.boxes[line]
     regions = [{"text": answer, "box": box}]
-    return picture, _sample("page", "Read the highlighted line.", answer, regions)
+    return picture, chat_sample("page", "Read the highlighted line.", answer, regions)
 
 
 def chart(rng: random.Random) -> tuple[Picture, dict]:
@@ -78,7 +78,7 @@ def chart(rng: random.Random) -> tuple[Picture, dict]:
     answer = ", ".join(shown[bar])
     regions = [{"text": answer, "box": picture.boxes[bar][1]}]
     question = f"Which {kind} is highlighted, and what is its {quantity}?"
-    return picture, _sample("chart", question, answer, regions)
+    return picture, chat_sample("chart", question, answer, regions)
 
 
 TASKS = {"pointing": pointing, "page": page, "chart": chart}
@@ -113,7 +113,8 @@ def generate(folder: Path, *, samples: int, seed: int = 0, test: dict[str, int] 
                     progress.advance(bar)
 
 
-def _sample(task: str, question: str, answer: str, regions: list[dict]) -> dict:
+def chat_sample(task: str, question: str, answer: str, regions: list[dict]) -> dict:
+    """A record of docs/data-format.md with one question about one image, whose path is not set."""
     asked = [{"type": "image"}, {"type": "text", "text": question}]
     return {
         "task": task,

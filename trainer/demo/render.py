@@ -5,16 +5,25 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-CELL = 28  # pixels of one visual token of the demo's model (patch 14, merged 2 x 2)
-MARGIN = 3  # keeps a word's bottom-right corner inside its cell
+from trainer.prepare.pages import (
+    MARGIN,
+    Box,
+    Color,
+    Face,
+    dark_and_light,
+    draw_lines,
+    load_font,
+    set_lines,
+)
 
-Box = tuple[float, float, float, float]
-Color = tuple[int, int, int]
+CELL = 28  # pixels of one visual token of the demo's model (patch 14, merged 2 x 2)
+TEXT = 13  # pixels to the em in such a cell
 
 RED: Color = (220, 30, 30)
 MARKER: Color = (255, 190, 40)  # of a highlighter pen
@@ -34,38 +43,35 @@ class Picture:
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as shipped inside matplotlib, so the same pixels come out everywhere."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+    return load_font(str(path), size)
+
+
+def face(cell: int = CELL) -> Face:
+    """What the demo writes in; it grows with the cell."""
+    return Face(font(round(TEXT * cell / CELL)), cell)
 
 
 def word_page(
-    words: list[str], rng: random.Random, *, columns: int, rows: int, marked: int | None = None
+    words: list[str],
+    rng: random.Random,
+    *,
+    columns: int,
+    rows: int,
+    marked: int | None = None,
+    cell: int = CELL,
 ) -> Picture:
     """Draw the words in reading order, each ending at the right edge of a cell.
 
     One random dark and one random light colour (METHODS.md section 2); line `marked`, from 0, is
     highlighted. `boxes` holds one entry a line: its text and the box around it. Stops at the last
-    line; words that do not fit are left.
+    line; words that do not fit are left. Cells are `cell` pixels.
     """
-    ink = tuple(rng.randrange(0, 90) for _ in range(3))
-    paper = tuple(rng.randrange(190, 256) for _ in range(3))
-    image = Image.new("RGB", (columns * CELL, rows * CELL), paper)
-    draw = ImageDraw.Draw(image)
-    _highlight(draw, marked, image.width)
-    drawn: list[tuple[str, Box]] = []
-    lines: list[list[tuple[str, Box]]] = [[]]
-    column = 0  # first free cell of the line
-    for word in words:
-        width = draw.textlength(word, font=font(13))
-        cells = int(-(-(width + 2 * MARGIN) // CELL))
-        if column + cells > columns:
-            if len(lines) == rows:
-                break
-            lines.append([])
-            column = 0
-        column += cells
-        box = _text(draw, word, column * CELL - MARGIN, (len(lines) - 1) * CELL, fill=ink)
-        drawn.append((word, box))
-        lines[-1].append((word, box))
+    ink, paper = dark_and_light(rng)
+    image = Image.new("RGB", (columns * cell, rows * cell), paper)
+    _highlight(ImageDraw.Draw(image), marked, image.width, cell)
+    pen = face(cell)
+    lines = draw_lines(image, islice(set_lines(words, pen, columns), rows), pen, ink)
+    drawn = [word for line in lines for word in line]
     boxes = tuple((" ".join(word for word, _ in line), _around(line)) for line in lines)
     return Picture(image, tuple(drawn), boxes)
 
@@ -91,41 +97,35 @@ def bar_chart(
     axis, longest = 3 * CELL, (columns - 5) * CELL
     top = max(float(value) for _, value in rows)
     for i, (category, value) in enumerate(rows):
-        name = _text(draw, category, axis - MARGIN, i * CELL, fill=(0, 0, 0))
+        name = face().draw(draw, category, axis - MARGIN, i * CELL, fill=(0, 0, 0))
         bar = (axis, i * CELL + 6, axis + max(2, longest * float(value) / top), (i + 1) * CELL - 6)
         draw.rectangle((bar[0], bar[1], bar[2] - 1, bar[3] - 1), fill=hue)
         room = draw.textlength(value, font=font(13)) + 2 * MARGIN
         end = -(-(bar[2] + room) // CELL) * CELL - MARGIN
-        label = _text(draw, value, end, i * CELL, fill=(0, 0, 0))
+        label = face().draw(draw, value, end, i * CELL, fill=(0, 0, 0))
         words += [(category, name), (value, label)]
         boxes += [(category, _around([("", name), ("", bar), ("", label)]))]
     return Picture(image, tuple(words), tuple(boxes))
 
 
-def patch_grid(row: int, column: int, rng: random.Random, *, side: int = 5) -> Picture:
+def patch_grid(
+    row: int, column: int, rng: random.Random, *, side: int = 5, cell: int = CELL
+) -> Picture:
     """A side x side grid of quiet colours in which the cell (row, column), from 1, is red."""
-    image = Image.new("RGB", (side * CELL, side * CELL))
+    image = Image.new("RGB", (side * cell, side * cell))
     draw = ImageDraw.Draw(image)
     for r in range(side):
         for c in range(side):
             base = RED if (r + 1, c + 1) == (row, column) else rng.choice(QUIET)
             color = tuple(min(255, max(0, part + rng.randrange(-20, 21))) for part in base)
-            draw.rectangle((c * CELL, r * CELL, (c + 1) * CELL - 1, (r + 1) * CELL - 1), fill=color)
-    x, y = (column - 1) * CELL, (row - 1) * CELL
-    return Picture(image, boxes=(("red", (x, y, x + CELL, y + CELL)),))
+            draw.rectangle((c * cell, r * cell, (c + 1) * cell - 1, (r + 1) * cell - 1), fill=color)
+    x, y = (column - 1) * cell, (row - 1) * cell
+    return Picture(image, boxes=(("red", (x, y, x + cell, y + cell)),))
 
 
-def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int) -> None:
+def _highlight(draw: ImageDraw.ImageDraw, row: int | None, width: int, cell: int = CELL) -> None:
     if row is not None:
-        draw.rectangle((0, row * CELL, width - 1, (row + 1) * CELL - 1), fill=MARKER)
-
-
-def _text(draw: ImageDraw.ImageDraw, text: str, right: float, top: float, *, fill: Color) -> Box:
-    """Draw the text so that it ends at x = `right`, in a cell that starts at y = `top`."""
-    x = right - draw.textlength(text, font=font(13))
-    box = draw.textbbox((x, top + CELL - 9), text, font=font(13), anchor="ls")
-    draw.text((x, top + CELL - 9), text, font=font(13), anchor="ls", fill=fill)
-    return tuple(float(edge) for edge in box)
+        draw.rectangle((0, row * cell, width - 1, (row + 1) * cell - 1), fill=MARKER)
 
 
 def _around(items: list[tuple[str, Box]]) -> Box:

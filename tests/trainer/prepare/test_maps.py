@@ -1,0 +1,305 @@
+"""`prepare maps`: annotations to pixel edges by hand, hostile ones rejected by their place."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.trainer.prepare.reading_samples import lines, picture, prepared, said, write
+from trainer.dataset import JsonLinesDataset
+from trainer.prepare.adapt.common import Adapt, Options
+from trainer.prepare.maps.annotated import Annotate
+from trainer.prepare.maps.drawing import Draw
+from trainer.prepare.maps.grid import Grid
+from trainer.prepare.placing import Frame, Phrasing
+
+WIDTH, HEIGHT = 200, 100
+
+
+@pytest.fixture
+def root(tmp_path):
+    picture(tmp_path / "img" / "a.png", WIDTH, HEIGHT)
+    return tmp_path
+
+
+def places(root, *records, **options):
+    """What becomes of plain records with these places: (samples, rejected)."""
+    path = root / "in.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    status, samples, rejected = prepared(
+        root / "out.jsonl", "maps", path, "--images", root / "img", *words
+    )
+    assert status == 0
+    return samples, rejected
+
+
+def record(*given, image="a.png", label="dog") -> dict:
+    return {"image": image, "label": label, "places": list(given)}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"box": [20, 10, 60, 30]}, {"box": [20, 10, 60, 30]}),
+        ({"box": [20, 10, 40, 20], "order": "xywh"}, {"box": [20, 10, 60, 30]}),
+        ({"box": [40, 20, 40, 20], "order": "cxcywh"}, {"box": [20, 10, 60, 30]}),
+        ({"box": [0.1, 0.1, 0.3, 0.3], "coord": "unit"}, {"box": [20, 10, 60, 30]}),
+        ({"box": [100, 100, 300, 300], "coord": "per_mille"}, {"box": [20, 10, 60, 30]}),
+        ({"box": [10, 10, 20, 20], "coord": "percent", "order": "xywh"}, {"box": [20, 10, 60, 30]}),
+        ({"points": [[50, 50], [25, 10]], "coord": "percent"}, {"points": [[100, 50], [50, 10]]}),
+        ({"polyline": [[0, 0], [1, 1]], "coord": "unit"}, {"polyline": [[0, 0], [200, 100]]}),
+        ({"polygon": [[0, 0], [9, 0], [0, 9]]}, {"polygon": [[0, 0], [9, 0], [0, 9]]}),
+        ({"box": [150, 50, 201, 101]}, {"box": [150, 50, 200, 100]}),  # a hundredth over the edge
+    ],
+)
+def test_every_convention_comes_out_in_pixel_edges(root, given, wanted):
+    (sample,), rejected = places(root, record(given))
+    assert rejected == []
+    (region,) = sample["regions"]
+    ((kind, values),) = wanted.items()
+    for mine, hand in zip(region[kind], values, strict=True):
+        assert mine == pytest.approx(hand)
+    assert said(sample) == ("Where is the dog?", "dog")
+    assert region["char_span"] == [0, 3]
+
+
+def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
+    given = [{"box": [0, 0, 100, 50]}, {"box": [100, 50, 200, 100]}, {"points": [[1, 1], [2, 2]]}]
+    options = {"question": "Find the {label}.", "answer": "At {box} are {count} {{dogs}}."}
+    (sample,), _ = places(root, record(*given), **options)
+    answer = "At [0, 0, 500, 500] [500, 500, 1000, 1000] are 4 {dogs}."
+    assert said(sample) == ("Find the dog.", answer)
+    assert {answer[slice(*r["char_span"])] for r in sample["regions"]} == {answer[3:42]}
+    assert len(sample["regions"]) == 3
+    dataset = JsonLinesDataset(root / "out.jsonl", root=root / "img", on_bad_sample="stop")
+    assert len(dataset[0].regions) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (record({"box": [0, 0, float("nan"), 9]}), "`places[0].box`: expected 4 finite numbers"),
+        (record({"box": [0, 0, float("inf"), 9]}), "expected 4 finite numbers"),
+        (record({"box": [0, 0, 10**400, 9]}), "expected 4 finite numbers"),
+        (record({"box": [9, 0, 3, 9]}), "expected x0 < x1, y0 < y1, got [9, 0, 3, 9]"),
+        (record({"box": [9, 9, -3, 9], "order": "xywh"}), "expected positive width and height"),
+        (record({"box": [9, 9, 9, 20]}), "expected x0 < x1"),
+        (record({"box": [150, 50, 210, 90]}), "`places[0].box`: expected coordinates within 200"),
+        (record({"box": [200.5, 5, 201, 9]}), "expected a box that overlaps the image"),
+        (record({"box": [0, 0, "9", 9]}), "expected 4 numbers"),
+        (record({"box": [0, 0, True, 9]}), "expected 4 numbers"),
+        (record({"box": {"x": 0}}), "expected 4 numbers"),
+        (record({"box": [1, 2, 3]}), "expected 4 numbers"),
+        (record({"points": [[1, 2], [3]]}), "`places[0].points[1]`: expected 2 numbers"),
+        (record({"points": []}), "expected a list of 1 points or more"),
+        (record({"polyline": [[1, 1], [1, 1]]}), "expected a line with a length"),
+        (record({"polygon": [[0, 0], [5, 5], [9, 9]]}), "expected a polygon with an area"),
+        (record({"polygon": [[0, 0], [5, 5]]}), "expected a list of 3 points or more"),
+        (record({"box": [0, 0, 9, 9], "points": [[1, 1]]}), "got box and points"),
+        (record({"box": [0, 0, 9, 9], "coord": "cm"}), "`places[0].coord`: expected one of pixel"),
+        (record({"box": [0, 0, 9, 9], "order": []}), "expected xyxy, xywh or cxcywh"),
+        (record(3), "`places[0]`: expected an object, got 3"),
+        (record(), "`places`: expected at least one, got none"),
+        ({"image": "a.png", "label": "x", "places": "none"}, "`places`: expected a list"),
+        (record({"points": [[1, 1]]}, label=" "), "`label`: expected a text, got ' '"),
+        (record({"points": [[1, 1]]}, label=7), "`label`: expected a text, got 7"),
+        (record({"points": [[1, 1]]}, label="<image>"), "got the text <image>"),
+        (record({"points": [[1, 1]]}, image="none.png"), "which is not there"),
+        (record({"points": [[1, 1]]}, image="../in.jsonl"), "a relative path inside the data root"),
+        (record({"points": [[1, 1]]}, image=None), "`image`: expected a text, got None"),
+        ([1], "expected an object, got [1]"),
+    ],
+)
+def test_a_bad_record_is_rejected_with_its_line_and_the_rest_goes_on(root, bad, message):
+    good = record({"points": [[1, 1]]})
+    samples, rejected = places(root, good, bad, good)
+    assert len(samples) == 2
+    (lost,) = rejected
+    assert lost["where"] == "in.jsonl:2"
+    assert message in lost["reason"]
+    assert json.dumps(lost["original"]) == json.dumps(bad)
+
+
+def test_coco_boxes_polygons_and_what_is_wrong_with_some(root, capsys):
+    good = {"image_id": 1, "category_id": 18}
+    bad = [
+        {**good, "segmentation": {"counts": [1], "size": [1, 1]}},
+        {**good, "image_id": 9, "bbox": [0, 0, 1, 1]},
+        {**good, "category_id": 9, "bbox": [0, 0, 1, 1]},
+        7,
+        good,
+        {**good, "segmentation": [[1, 2, 3]]},
+    ]
+    data = {
+        "annotations": [
+            {**good, "bbox": [10, 20, 30, 40]},
+            {
+                **good,
+                "category_id": 1,
+                "segmentation": [[0, 0, 8, 0, 8, 8], [20, 20, 30, 20, 30, 30]],
+            },
+            {**good, "bbox": [100, 50, 100.5, 50]},
+            *bad,
+            {**good, "category_id": 3, "bbox": [0, 0, float("nan"), 3]},
+        ],
+        "images": [{"id": 1, "file_name": "a.png"}, None],
+        "categories": [
+            {"id": 18, "name": "dog"},
+            {"id": 1, "name": "person"},
+            {"id": 3, "name": "car"},
+        ],
+    }
+    path = write(root / "instances.json", data)
+    words = ("maps", path, "--format", "coco", "--images", root / "img", "--grid", "4x8")
+    status, samples, rejected = prepared(root / "out.jsonl", *words, "--preview", "2")
+    assert status == 0
+    assert [said(sample)[1] for sample in samples] == ["dog", "person"]
+    assert [r["box"] for r in samples[0]["regions"]] == [[10, 20, 40, 60], [100, 50, 200, 100]]
+    assert samples[1]["regions"][1]["polygon"] == [[20, 20], [30, 20], [30, 30]]
+    reasons = {each["where"]: each["reason"] for each in rejected}
+    assert [f"instances.json: annotations[{i}]" in reasons for i in range(3, 9)] == [True] * 6
+    assert "run lengths" in reasons["instances.json: annotations[3]"]
+    assert "`image_id`: expected a known one, got 9" in reasons["instances.json: annotations[4]"]
+    car = reasons["instances.json: 'a.png' 'car'"]
+    assert car.startswith("`annotations[9].box`: expected 4 finite numbers")
+    assert Image.open(root / "out.preview.png").size[0] > 500
+    printed = capsys.readouterr().out
+    assert "2  target maps" in printed
+    assert "1  boxes that stuck out" in printed
+    # of tokens of 25 x 25 pixels: 10-40 x 20-60 is on 2 x 3, the other box on 4 x 2, the triangles
+    # on 1 and on 3, of which one is the same: (14 + 3) / 2
+    assert "8.5  tokens on the target" in printed
+
+
+def test_labelme_shapes(root):
+    shapes = [
+        {"label": "dog", "shape_type": "rectangle", "points": [[60, 30], [20, 10]]},
+        {"label": "way", "shape_type": "linestrip", "points": [[0, 0], [10, 10], [20, 0]]},
+        {"label": "dog", "shape_type": "polygon", "points": [[0, 0], [9, 0], [0, 9]]},
+        {"label": "tip", "shape_type": "point", "points": [[5, 6]]},
+        {"label": "dog", "shape_type": "circle", "points": [[5, 6], [7, 8]]},
+        {"label": None, "shape_type": "point", "points": [[5, 6]]},
+        {"label": "out", "shape_type": "point", "points": [[500, 6]]},
+    ]
+    write(root / "img" / "a.json", {"imagePath": "a.png", "shapes": shapes, "version": "5"})
+    write(root / "img" / "b.json", {"shapes": []})
+    (root / "img" / "c.json").write_text("{")
+    status, samples, rejected = prepared(
+        root / "out.jsonl", "maps", root / "img", "--format", "labelme"
+    )
+    assert status == 0
+    found = {said(sample)[1]: sample["regions"] for sample in samples}
+    assert set(found) == {"dog", "way", "tip"}
+    assert found["dog"][0]["box"] == [20, 10, 60, 30]
+    assert found["dog"][1]["polygon"] == [[0, 0], [9, 0], [0, 9]]
+    assert found["way"][0]["polyline"] == [[0, 0], [10, 10], [20, 0]]
+    assert found["tip"][0]["points"] == [[5, 6]]
+    wheres = {each["where"]: each["reason"] for each in rejected}
+    assert set(wheres) == {
+        *("a.json: shapes[4]", "a.json: shapes[5]", "a.json: 'out'", "b.json", "c.json")
+    }
+    assert "got 'circle'" in wheres["a.json: shapes[4]"]
+
+
+def test_yolo_boxes_are_centred_fractions(root):
+    text = (
+        "0 0.5 0.5 0.2 0.4\n1 0 0 0.5 0 0.5 0.5\n\n7 0 0 1 1\n0 x 0 0 0\n0 0.5 0.5\n0 nan 0 1 1\n"
+    )
+    labels = root / "labels"
+    labels.mkdir()
+    (labels / "a.txt").write_text(text)
+    (labels / "classes.txt").write_text("dog\ncat\n")
+    words = ("maps", labels, "--format", "yolo", "--images", root / "img")
+    status, samples, rejected = prepared(root / "out.jsonl", *words)
+    assert status == 0
+    assert [said(sample)[1] for sample in samples] == ["cat"]
+    assert samples[0]["regions"][0]["polygon"] == [[0, 0], [100, 0], [100, 50]]
+    wheres = [each["where"] for each in rejected]
+    assert wheres == ["a.txt:4", "a.txt:5", "a.txt:6", "a.txt: 'dog'"]
+    assert "`line 7.box`: expected 4 finite numbers" in rejected[3]["reason"]
+    (labels / "a.txt").write_text(text.replace("0 nan 0 1 1\n", ""))
+    _, samples, _ = prepared(root / "again.jsonl", *words)
+    assert samples[0]["regions"][0]["box"] == pytest.approx([80, 30, 120, 70])
+
+
+def test_drawings_are_the_same_again_and_a_finished_run_is_left_alone(tmp_path):
+    words = ["maps", "--task", "grid_patch", "line_tracing", "--count", "4", "--size", "128"]
+    assert prepared(tmp_path / "one" / "d.jsonl", *words)[0] == 0
+    assert prepared(tmp_path / "two" / "d.jsonl", *words)[0] == 0
+    one, two = (sorted((tmp_path / n / "d_images").iterdir()) for n in ("one", "two"))
+    assert len(one) == 8
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    dataset = JsonLinesDataset(tmp_path / "one" / "d.jsonl", on_bad_sample="stop")
+    assert dataset.tasks == ["grid_patch", "line_tracing"] * 4
+    assert lines(tmp_path / "one" / "d.jsonl") == lines(tmp_path / "two" / "d.jsonl")
+    assert prepared(tmp_path / "one" / "d.jsonl", *words)[0] == 0  # finished: nothing to do
+    assert prepared(tmp_path / "one" / "d.jsonl", *words, "--seed", "1")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "expected annotations or --task, got neither"),
+        (("none.json",), "which are not there"),
+        (("--task", "x"), "`--task`: expected some of line_intersection"),
+        (("--task", "grid_patch", "grid_patch"), "expected each task once"),
+        (("--task", "grid_patch", "--count", "0"), "expected a positive number"),
+        (("--task", "grid_patch", "--size", "9"), "`size`: expected a whole number >= 64"),
+        (("--task", "grid_patch", "--level", "x"), "`level`: expected one of"),
+        (("--task", "grid_patch", "--split", "x"), "`split`: expected one of"),
+        (("--task", "grid_patch", "--set", "lines=3"), "expected NAME=NUMBER with a name of side"),
+        (("--task", "grid_patch", "--set", "side=x"), "got 'side=x'"),
+        (("--task", "grid_patch", "--grid", "16"), "`--grid`: expected HEIGHTxWIDTH"),
+        (("--task", "grid_patch", "--grid", "9999x9999"), "at most 1048576 tokens"),
+        (("--task", "grid_patch", "--preview", "3"), "--preview needs --grid"),
+        (("IN", "--overhang", "-1"), "`--overhang`: expected at least 0"),
+        (("IN", "--overhang", "nan"), "`--overhang`: expected at least 0"),
+        (("IN", "--images", "none"), "`--images`: expected a folder"),
+        (("IN", "--question", "{x}"), "`--question`: expected {label}, {count}, {box}, got {x}"),
+        (("IN", "--answer", "{label!r}"), "`--answer`: expected {label}"),
+        (("IN", "--answer", "{"), "`--answer`: expected a text"),
+        (("IN", "--answer", ""), "`--answer`: expected a text, got none"),
+        (("IN", "--format", "yolo"), "classes.txt"),
+    ],
+)
+def test_bad_settings_are_one_sentence(root, capsys, words, message):
+    (root / "in.jsonl").write_text("")
+    words = [str(root / "in.jsonl") if word == "IN" else word for word in words]
+    assert prepared(root / "out.jsonl", "maps", *words)[0] == 2
+    assert message in capsys.readouterr().err
+    assert not (root / "out.jsonl").exists()
+
+
+def test_work_can_be_sent_to_other_processes():
+    grid, phrasing = Grid(4, 4, "gaussian"), Phrasing("a", "b")
+    works = [
+        Draw(0, "train", {"size": 128, "level": "easy"}, {"grid_patch": {}}, grid, "x"),
+        Annotate(phrasing, 0.1, Path("img"), grid),
+        Adapt("squad", Options(Path("data"))),
+    ]
+    for work in works:
+        assert pickle.loads(pickle.dumps(work)) == work
+
+
+def test_phrasing_ties_the_first_value_of_the_answer():
+    values = {"label": "{count}", "count": "2"}
+    assert Phrasing("", "No {count} {label}").filled(values) == ("No 2 {count}", [3, 4])
+    assert Phrasing("", "All of it").filled(values) == ("All of it", [0, 9])
+
+
+def test_frames_cut_what_sticks_out_a_little():
+    frame = Frame(200, 100, 0.05, "x")
+    assert frame.box([-10, -5, 210, 105], "box") == ([0, 0, 200, 100], {"boxes_cut": 1})
+    assert frame.box([0, 0, 200, 100], "box") == ([0, 0, 200, 100], {})
+    assert frame.point([205, 50], "p") == ([200, 50], True)
+
+
+def test_counts_of_a_grid_by_hand():
+    grid = Grid.of("2x4", "uniform")
+    sample = {"regions": [{"box": [0, 0, 100, 50]}]}  # 2 of 8 tokens of 50 x 50
+    counts = grid.counts(sample, (200, 100))
+    assert counts == {"maps": 1, "map_tokens": 2, "map_mass": pytest.approx(2 / 2.006)}
+    assert grid.counts({"regions": []}, (200, 100)) == {}

@@ -1,0 +1,182 @@
+"""Drawn tasks: answers and targets read back from the pixels, splits that share nothing."""
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from trainer.demo.render import RED
+from trainer.prepare.maps.tasks import LEVELS, SPLITS, TASKS, crossings, stream
+from trainer.sample import SampleRecord, parse_sample
+
+FEW = range(12)
+
+
+def drawn(name, seed, **options):
+    image, sample = TASKS[name](seed, **options)
+    return np.asarray(image, dtype=int), sample, sample["messages"][1]["content"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_samples_are_canonical_and_the_same_for_the_same_seed(name, level, tmp_path):
+    image, sample = TASKS[name](3, level=level, size=200)
+    again, same = TASKS[name](3, level=level, size=200)
+    assert image.mode == "RGB"
+    assert image.tobytes() == again.tobytes()
+    assert sample == same
+    assert max(image.size) <= 200
+    image.save(tmp_path / "a.png")
+    parsed = parse_sample({**sample, "images": ["a.png"]}, root=tmp_path, where="x")
+    assert parsed.task == name
+    assert SampleRecord.model_validate(sample).messages[1].content
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_other_seeds_and_splits_draw_other_pictures(name):
+    seen = {}
+    for split in SPLITS:
+        for i, (image, _) in enumerate(stream(name, count=20, split=split, level="easy")):
+            seen[image.tobytes()] = (split, i)
+    assert len(seen) == 60
+    first = [image.tobytes() for image, _ in stream(name, count=2, start=5)]
+    assert first == [image.tobytes() for image, _ in stream(name, count=7)][5:]
+    assert first[0] != next(stream(name, count=1, start=5, seed=1))[0].tobytes()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_plan_belongs_to_one_split(name):
+    """Whatever the seeds: the plan decides. Here all splits start from the same generator."""
+    task, plans = TASKS[name], {}
+    for split in SPLITS:
+        kept = []
+        task_with_record = type(task)(name, _recording(task.plan, kept), task.draw, task.levels)
+        for seed in FEW:
+            task_with_record(seed, split=split, level="easy", size=128)
+            plans.setdefault(split, set()).add(repr(kept[-1]))
+    assert not plans["train"] & plans["test"]
+    assert not plans["train"] & plans["val"]
+    assert not plans["val"] & plans["test"]
+
+
+def _recording(plan, kept):
+    def record(*args, **kwargs):
+        kept.append(plan(*args, **kwargs))
+        return kept[-1]
+
+    return record
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_lines_cross_as_often_as_the_answer_says(seed):
+    """Counted in the pixels: how often red and blue change sides from column to column."""
+    pixels, sample, answer = drawn("line_intersection", seed, level=LEVELS[seed % 3])
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    sides = []
+    rows = np.arange(len(pixels))[:, None]
+    for is_line in ((red > blue + 100), (blue > red + 100)):
+        count = is_line.sum(0)
+        sides.append(np.where(count > 0, (is_line * rows).sum(0) / np.maximum(count, 1), np.nan))
+    difference = sides[0] - sides[1]
+    apart = difference[np.abs(difference) > 5]
+    assert sum(a * b < 0 for a, b in pairwise(apart)) == int(answer)
+    points = sample["regions"][0]["points"] if sample["regions"] else []
+    assert len(points) == int(answer)
+    for x, y in points:
+        around = np.s_[int(y) - 6 : int(y) + 7, int(x) - 6 : int(x) + 7]
+        assert (red[around] > blue[around] + 100).any()
+        assert (blue[around] > red[around] + 100).any()
+    assert green.min() < 100
+
+
+def test_crossings_by_hand():
+    first, second = [(0, 0), (10, 10), (20, 10)], [(0, 10), (10, 0), (20, 0)]
+    assert crossings(first, second) == [[5, 5]]
+    assert crossings([(0, 0), (30, 30)], [(0, 20), (30, 10)]) == [[15, 15]]
+    assert crossings([(0, 0), (10, 1)], [(0, 5), (10, 6)]) == []
+
+
+def test_all_answers_come_up():
+    answers = {n: [s["messages"][1]["content"] for _, s in stream(n, count=60)] for n in TASKS}
+    assert set(answers["line_intersection"]) == set("01234")
+    assert set(answers["line_tracing"]) == set("1234")
+    assert len(set(answers["grid_patch"])) > 30
+    assert len(set(answers["word_page"])) == 60
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_the_traced_line_is_ink_from_its_letter_to_its_number(seed):
+    pixels, sample, answer = drawn("line_tracing", seed, level=LEVELS[seed % 3])
+    letter = sample["messages"][0]["content"][1]["text"].split("from ")[1][0]
+    words = {word["text"]: word["box"] for word in sample["words"]}
+    (region,) = sample["regions"]
+    path = region["polyline"]
+    for (x, y), name in ((path[0], letter), (path[-1], answer)):
+        x0, y0, x1, y1 = words[name]
+        assert y0 - 3 <= y <= y1 + 3
+        assert min(abs(x - x1), abs(x - x0)) < pixels.shape[1] / 10
+    assert path[0][0] < path[-1][0]
+    for (ax, ay), (bx, by) in pairwise(path):
+        assert ax < bx
+        for t in (0.25, 0.5, 0.75):
+            x, y = ax + t * (bx - ax), ay + t * (by - ay)
+            assert pixels[int(y), int(x)].max() < 128
+    assert sorted(int(name) for name in words if name.isdecimal()) == [
+        *range(1, len(words) // 2 + 1)
+    ]
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_the_named_patch_is_the_red_one(seed):
+    pixels, sample, answer = drawn("grid_patch", seed, level=LEVELS[seed % 3])
+    side = TASKS["grid_patch"].levels[LEVELS[seed % 3]]["side"]
+    cell = len(pixels) // side
+    centres = pixels[cell // 2 :: cell, cell // 2 :: cell]
+    redness = np.abs(centres - np.array(RED)).sum(-1)
+    row, column = np.unravel_index(redness.argmin(), redness.shape)
+    assert answer == f"row {row + 1} column {column + 1}"
+    box = [column * cell, row * cell, (column + 1) * cell, (row + 1) * cell]
+    spans = [answer[slice(*region["char_span"])] for region in sample["regions"]]
+    assert spans == [str(row + 1), str(column + 1)]
+    assert all(region["box"] == box for region in sample["regions"])
+
+
+@pytest.mark.parametrize("cell", [14, 28, 32, 56])
+def test_words_end_in_cells_of_their_own_and_make_up_the_lines(cell):
+    _, sample, answer = drawn("word_page", 5, cell=cell)
+    (region,) = sample["regions"]
+    assert region["text"] == answer
+    corners = [(int(w["box"][3] // cell), int(w["box"][2] // cell)) for w in sample["words"]]
+    assert corners == sorted(set(corners))
+    line = int(region["box"][1] // cell)
+    assert " ".join(w["text"] for w in sample["words"] if w["box"][1] // cell == line) == answer
+
+
+def test_words_of_a_page_say_nothing_of_each_other():
+    """Drawn independently: over many pages, neighbours repeat as often as chance has it."""
+    rng = random.Random(0)
+    words = [w for _ in range(30) for w in TASKS["word_page"].plan(rng, 448, cell=28)["words"]]
+    repeats = sum(a == b for a, b in pairwise(words))
+    assert repeats <= 5 * len(words) / len(set(words))
+    assert len(set(words)) > 300
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("grid_patch", {"split": "dev"}, "`split`: expected one of train, val, test, got 'dev'"),
+        ("grid_patch", {"level": "x"}, "`level`: expected one of easy, medium, hard"),
+        ("grid_patch", {"lines": 3}, "`setting`: expected one of side, got 'lines'"),
+        ("grid_patch", {"size": 10}, "`size`: expected a whole number >= 64, got 10"),
+        ("grid_patch", {"side": 2.5}, "`side`: expected a whole number >= 1, got 2.5"),
+        ("grid_patch", {"side": 1000}, "`side`: expected 2 to 112 at this size, got 1000"),
+        ("line_tracing", {"lines": 30}, "`lines`: expected 2 to 9 at this size"),
+        ("line_tracing", {"steps": 300}, "`steps`: expected 1 to 28"),
+        ("line_intersection", {"segments": 30}, "`segments`: expected 1 to 14"),
+        ("word_page", {"cell": 5}, "`cell`: expected 14 to 224"),
+    ],
+)
+def test_settings_that_cannot_be_drawn(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        TASKS[name](0, **options)

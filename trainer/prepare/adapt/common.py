@@ -1,0 +1,240 @@
+"""What every adapter has: its options, its inputs, and images that come inside a table.
+
+An adapter is a module `trainer.prepare.adapt.<data set>` with `PHRASING` (values its question and
+answer may use, and their defaults; None where the data set has questions and answers),
+`inputs(options) -> (source, root)` and `convert(item, options) -> Made`. `root` is the folder image
+paths start from, None where images are written beside the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from trainer.config import ConfigError
+from trainer.images import ORIENTATION, wrong
+from trainer.prepare.pipeline import Made
+from trainer.prepare.placing import Phrasing
+from trainer.prepare.sources import TABLES, Item, Source, hugging_face
+
+_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
+_ROWS = 16  # of a Parquet file in memory at a time
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `prepare adapt` that decide what comes out.
+
+    Args:
+        data: file or folder of the annotations.
+        images: folder of the images, if given.
+        split, question, answer, ocr, unanswerable, points_in, overhang: as on the command line.
+        folder: beside the output, for images that come inside a table.
+        root: see this file's head; set once the inputs are open.
+    """
+
+    data: Path
+    images: Path | None = None
+    split: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    ocr: Path | None = None
+    unanswerable: str | None = None
+    points_in: str = "percent"
+    overhang: float = 0.01
+    folder: str = "images"
+    root: Path | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Options:
+        """The options of parsed arguments.
+
+        Raises:
+            ConfigError: a folder that is not there, or an overhang below 0.
+        """
+        for name in ("data", "images", "ocr"):
+            path = getattr(arguments, name)
+            if path is not None and not (path.exists() if name == "data" else path.is_dir()):
+                raise ConfigError(f"adapt: `{name}`: expected what is there, got {path}")
+        if not arguments.overhang >= 0:
+            raise ConfigError(f"adapt: `--overhang`: expected at least 0, got {arguments.overhang}")
+        names = ("data", "images", "split", "question", "answer", "ocr", "unanswerable")
+        given = {name: getattr(arguments, name) for name in (*names, "points_in", "overhang")}
+        return cls(**given, folder=f"{arguments.output.stem}_images")
+
+    def phrasing(self, default: Phrasing) -> Phrasing:
+        """The question and answer asked for, else the data set's own."""
+        question = default.question if self.question is None else self.question
+        return Phrasing(question, default.answer if self.answer is None else self.answer)
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """The work on one input of a data set, for `trainer.prepare.pipeline`."""
+
+    dataset: str
+    options: Options
+
+    def inputs(self) -> tuple[Source, Path | None]:
+        """The inputs, and the root of their images.
+
+        Raises:
+            ConfigError: what is there is not the data set, or an option does not fit it.
+        """
+        adapter = self._adapter()
+        if adapter.PHRASING is None:
+            if self.options.question is not None or self.options.answer is not None:
+                raise ConfigError(f"adapt: {self.dataset} has questions and answers of its own")
+        else:
+            default, known = adapter.PHRASING
+            self.options.phrasing(default).check(known)
+        return adapter.inputs(self.options)
+
+    def rooted(self, root: Path | None) -> Adapt:
+        return replace(self, options=replace(self.options, root=root))
+
+    def __call__(self, item: Item) -> Made:
+        return self._adapter().convert(item, self.options)
+
+    def _adapter(self) -> Any:
+        module = "docvqa" if self.dataset == "infographicvqa" else self.dataset
+        return import_module(f"trainer.prepare.adapt.{module}")
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """What a source found where an input should be, and why it is none."""
+
+    original: Any
+    reason: str
+
+
+def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path]) -> Source:
+    """A source of (where, value) pairs from files; a value may be `Unusable`."""
+
+    def items() -> Iterator[Item]:
+        for index, (where, value) in enumerate(read()):
+            if isinstance(value, Unusable):
+                yield Item(index, where, None, value.original, f"{where}: {value.reason}")
+            else:
+                yield Item(index, where, value)
+
+    return Source(items, None, {path.name: _state(path) for path in files})
+
+
+def _state(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def tables(options: Options) -> Source | None:
+    """Rows of `save_to_disk` folders, of Parquet and Arrow files and folders; None: no such data.
+
+    Parquet is read a few rows at a time and not through `datasets`, which would first copy it to
+    its cache. A folder's Parquet files are named `<split>-...`, as on the hub.
+
+    Raises:
+        ConfigError: several splits and none chosen, or a package that is not installed.
+    """
+    path = options.data
+    if path.suffix == ".parquet":
+        return _parquet([path])
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if saved or path.suffix in TABLES:
+        return hugging_face(path, split=options.split)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    if not files:
+        return None
+    splits = {file.stem.partition("-")[0] for file in files}
+    split = splits.pop() if options.split is None and len(splits) == 1 else options.split
+    chosen = [file for file in files if file.stem.partition("-")[0] == split]
+    if not chosen:
+        known = ", ".join(sorted({file.stem.partition("-")[0] for file in files}))
+        raise ConfigError(f"{path}: expected --split, one of {known}, got {split}")
+    return _parquet(chosen)
+
+
+def _parquet(files: list[Path]) -> Source:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise ConfigError(f"{files[0]}: needs the package pyarrow (pip install pyarrow)") from None
+    try:
+        total = sum(ParquetFile(file).metadata.num_rows for file in files)
+    except (OSError, ArrowException) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{files[0].parent}: expected Parquet files ({why})") from None
+
+    def read() -> Iterator[tuple[str, Any]]:
+        for file in files:
+            number = 0
+            for batch in ParquetFile(file).iter_batches(batch_size=_ROWS):
+                for row in batch.to_pylist():
+                    yield f"{file.name}[{number}]", row
+                    number += 1
+
+    return replace(listed(read, files), total=total)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image that came inside a row: its path, its (width, height), what to write there."""
+
+    path: str
+    size: tuple[int, int]
+    files: dict[str, bytes]
+
+
+def embedded(row: dict, item: Item, options: Options) -> Embedded:
+    """A row's `image`, which holds the encoded bytes; the size is after EXIF rotation.
+
+    Raises:
+        SampleError: no bytes, or not those of an image.
+    """
+    image = row.get("image")
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes):
+        raise wrong(item.where, "image", "the bytes of an image in the row", repr(image)[:80])
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            kind, (width, height) = opened.format, opened.size
+            # not PngImageFile's own getexif, which would decode the pixels
+            turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Image.DecompressionBombError as error:
+        raise wrong(item.where, "image", "an image of ordinary size", str(error)) from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        raise wrong(item.where, "image", "an image", f"{len(data)} bytes of none") from None
+    if kind not in _EXTENSIONS:
+        raise wrong(item.where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
+    name = f"{options.folder}/{item.index:08d}{_EXTENSIONS[kind]}"
+    return Embedded(name, (height, width) if turned else (width, height), {name: data})
+
+
+def answered(task: str, image: str, question: str, answer: str) -> dict[str, Any]:
+    """A record with a question about an image, and its answer."""
+    asked = [{"type": "image"}, {"type": "text", "text": question}]
+    return {
+        "task": task,
+        "images": [image],
+        "messages": [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer},
+        ],
+    }
+
+
+def per_mille(box: Sequence[float], size: tuple[float, float]) -> str:
+    """A box as text, in thousandths of the image, as Qwen3-VL writes it."""
+    sides = (*size, *size)
+    return str([round(value * 1000 / side) for value, side in zip(box, sides, strict=True)])

@@ -1,0 +1,141 @@
+"""Flickr30k Entities: captions whose phrases are tied to boxes.
+
+On disk: a folder with `Sentences/<image>.txt`, five captions a file with their phrases marked
+`[/EN#<chain>/<type> words]`, and `Annotations/<image>.xml`, where each `object` has the chains it
+belongs to as `name` and a `bndbox`, or says that it has none (`nobndbox`, `scene`). Images are
+`<image>.jpg` in `--images`. `--split` names a list of images beside them, `<split>.txt`.
+
+Boxes are Pascal VOC's: pixels counted from 1, the last one included, so that the edges are
+`xmin - 1, ymin - 1, xmax, ymax`. Captions stay tokenised as they are.
+
+Source: github.com/BryanPlummer/flickr30k_entities, README and flickr30k_entities_utils.py (which
+subtracts 1); arXiv 1505.04870.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from trainer.config import ConfigError
+from trainer.images import SampleError, wrong
+from trainer.prepare.adapt.common import Options, Unusable, listed
+from trainer.prepare.pipeline import Made
+from trainer.prepare.placing import Frame, Phrasing, size_of
+from trainer.prepare.sources import Item, Source, digest
+
+PHRASING = (Phrasing("Describe this image.", "{caption}"), ("caption",))
+_PHRASE = re.compile(r"\[/EN#(\w+)((?:/\w+)+) ([^\[\]]+)\]")
+_LARGEST = 1 << 22  # bytes of a caption or annotation file
+
+
+def inputs(options: Options) -> tuple[Source, Path | None]:
+    """The captions of a split (default: all), each with its image's annotations."""
+    sentences, annotations = (options.data / name for name in ("Sentences", "Annotations"))
+    if not (sentences.is_dir() and annotations.is_dir()):
+        raise ConfigError(f"{options.data}: expected the folders Sentences and Annotations")
+    if options.images is None:
+        raise ConfigError("adapt: flickr30k needs --images, the folder of its photographs")
+    if "{caption}" not in options.phrasing(PHRASING[0]).answer:
+        raise ConfigError("`--answer`: expected {caption} in it")
+    if options.split is None:
+        names = sorted(path.stem for path in sentences.glob("*.txt"))
+        chosen = sentences
+    else:
+        chosen = options.data / f"{options.split}.txt"
+        if not chosen.is_file():
+            raise ConfigError(f"{chosen}: expected a list of images, which is not there")
+        names = chosen.read_text(encoding="utf-8").split()
+
+    def read() -> Iterator[tuple[str, Any]]:
+        for name in names:
+            file = sentences / f"{name}.txt"
+            try:
+                lines = _text(file).splitlines()
+            except SampleError as error:
+                yield file.name, Unusable(name, str(error))
+                continue
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file.name}:{number}", (str(annotations), name, line.strip())
+
+    source = listed(read, [chosen])
+    source.identity["names"] = digest(names)
+    return source, options.images
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise SampleError(f"expected at most {_LARGEST} bytes in {file.name}")
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SampleError(f"expected {file.name} to be there ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise SampleError(f"expected UTF-8 in {file.name} ({error.reason})") from None
+
+
+def convert(item: Item, options: Options) -> Made:
+    """One caption; a phrase is a region for each of its boxes, and all phrases are `phrases`."""
+    (annotations, name, line), where = item.value, item.where
+    image = f"{name}.jpg"
+    frame = Frame(*size_of(image, options.root, where), options.overhang, where)
+    caption, phrases = _marked(line, where)
+    boxes = _boxes(Path(annotations, f"{name}.xml"), where)
+    phrasing, values = options.phrasing(PHRASING[0]), {"caption": caption}
+    record = phrasing.sample("flickr30k", image, values, [])
+    shift = phrasing.filled(values)[1][0]
+    spans = [(chain, [start + shift, stop + shift]) for chain, start, stop in phrases]
+    counts = {"regions": 0, "boxes_cut": 0}
+    for chain, span in spans:
+        for field, values in boxes.get(chain, ()):
+            box, cut = frame.box(values, field)
+            record["regions"].append({"char_span": span, "box": box})
+            counts["boxes_cut"] += cut.get("boxes_cut", 0)
+    counts["regions"] = len(record["regions"])
+    record["phrases"] = [{"char_span": span} for _, span in spans]
+    return Made([record], {}, counts)
+
+
+def _marked(line: str, where: str) -> tuple[str, list[tuple[str, int, int]]]:
+    """(caption without marks, (chain, start, stop) of its phrases)."""
+    caption, phrases, at = "", [], 0
+    for mark in _PHRASE.finditer(line):
+        caption += line[at : mark.start()]
+        words = mark[3].strip()
+        phrases.append((mark[1], len(caption), len(caption) + len(words)))
+        caption, at = caption + words, mark.end()
+    caption += line[at:]
+    if "[/EN" in caption or "]" in caption:
+        raise SampleError(
+            f"{where}: expected marks such as [/EN#1/people A man], got {line[:80]!r}"
+        )
+    return caption, phrases
+
+
+def _boxes(file: Path, where: str) -> dict[str, list[tuple[str, list[float]]]]:
+    """(field, edges in pixels) of each chain's boxes."""
+    try:
+        text = _text(file)
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise SampleError(f"expected no document type in {file.name}")
+        root = ElementTree.fromstring(text)
+    except (SampleError, ElementTree.ParseError, ValueError) as error:
+        raise SampleError(f"{where}: {file.name}: {error}") from None
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    for i, thing in enumerate(root.findall("object")):
+        box = thing.find("bndbox")
+        if box is None:
+            continue
+        field = f"{file.name} object[{i}].bndbox"
+        texts = [box.findtext(side, "nothing") for side in ("xmin", "ymin", "xmax", "ymax")]
+        try:
+            x0, y0, x1, y1 = (float(text) for text in texts)
+        except ValueError:
+            raise wrong(where, field, "four numbers", texts) from None
+        for name in thing.findall("name"):
+            found.setdefault(name.text or "", []).append((field, [x0 - 1, y0 - 1, x1, y1]))
+    return found

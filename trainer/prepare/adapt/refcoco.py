@@ -1,0 +1,108 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: expressions that name one object of a COCO photograph.
+
+On disk: a folder with one or more `refs(<whose split>).p`, a pickle of `{"ref_id", "ann_id",
+"image_id", "split", "sentences": [{"sent"}]}`, and `instances.json` in COCO's format, whose
+annotations have `bbox`. The pickle is read without letting it import or call anything. The images
+are COCO's `train2014`, in `--images`. Hugging Face rows (lmms-lab) have `image`, `bbox` and the
+expressions in `answer`.
+
+Boxes are `[x, y, width, height]` in pixels from the top left corner, as everywhere in COCO; some
+exceed their image by a rounding error.
+
+Source: github.com/lichengunc/refer, README and refer.py; cocodataset.org, format of annotations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError
+from trainer.images import wrong
+from trainer.prepare.adapt.common import Options, Unusable, embedded, listed, per_mille, tables
+from trainer.prepare.pipeline import Made
+from trainer.prepare.placing import Frame, Phrasing, field_of, size_of
+from trainer.prepare.reading import Table, json_array, plain_pickle
+from trainer.prepare.sources import Item, Source
+
+PHRASING = (Phrasing("Where is {label}?", "{box}"), ("label", "box"))
+
+
+def inputs(options: Options) -> tuple[Source, Path | None]:
+    """The expressions of a split (default: all), each with its box."""
+    if (rows := tables(options)) is not None:
+        return rows, None
+    pickles = [options.data] if options.data.is_file() else sorted(options.data.glob("refs(*).p"))
+    if len(pickles) != 1:
+        found = ", ".join(path.name for path in pickles) or "none"
+        raise ConfigError(f"{options.data}: expected one refs(...).p, got {found}; name the file")
+    instances = pickles[0].parent / "instances.json"
+    if options.images is None:
+        raise ConfigError("adapt: refcoco needs --images, COCO's folder train2014")
+    refs = plain_pickle(pickles[0])
+    if not isinstance(refs, list):
+        raise ConfigError(f"{pickles[0]}: expected a list of references")
+    splits = {ref.get("split") for ref in refs if isinstance(ref, dict)}
+    if options.split is not None and options.split not in splits:
+        known = ", ".join(sorted(str(split) for split in splits))
+        raise ConfigError(f"{pickles[0]}: expected --split, one of {known}, got {options.split}")
+
+    def read() -> Iterator[tuple[str, Any]]:
+        boxes, names = Table(), Table()
+        for record in json_array(instances, "annotations"):
+            if isinstance(record, dict):
+                boxes.add(record.get("id"), [record.get("image_id"), record.get("bbox")])
+        for record in json_array(instances, "images"):
+            if isinstance(record, dict):
+                names.add(record.get("id"), record.get("file_name"))
+        for i, ref in enumerate(refs):
+            if options.split is None or not isinstance(ref, dict) or ref["split"] == options.split:
+                yield from _expressions(ref, f"{pickles[0].name}[{i}]", boxes, names)
+
+    return listed(read, [pickles[0], instances]), options.images
+
+
+def _expressions(ref: Any, where: str, boxes: Table, names: Table) -> Iterator[tuple[str, Any]]:
+    sentences = ref.get("sentences") if isinstance(ref, dict) else None
+    if not isinstance(sentences, list):
+        yield where, Unusable(ref, "`sentences`: expected a list of a reference, got none")
+        return
+    box = boxes.get(ref.get("ann_id"))
+    name = names.get(ref.get("image_id"))
+    for j, sentence in enumerate(sentences):
+        there = f"{where}.sentences[{j}]"
+        label = sentence.get("sent") if isinstance(sentence, dict) else None
+        if not box or not name:
+            what = "ann_id" if not box else "image_id"
+            value = ref.get(what)
+            reason = f"`{what}`: expected one of instances.json, got {value!r}"
+            yield there, Unusable({**ref, "sentences": [sentence]}, reason)
+        elif box[0][0] != ref.get("image_id"):
+            reason = f"`image_id`: expected {box[0][0]!r}, the annotation's, got "
+            yield there, Unusable(ref, f"{reason}{ref.get('image_id')!r}")
+        else:
+            yield there, {"label": label, "bbox": box[0][1], "image": name[0]}
+
+
+def convert(item: Item, options: Options) -> Made:
+    """One sample for each expression; its region is the box."""
+    row, where, pictures = item.value, item.where, {}
+    if options.root is None:
+        found = embedded(row, item, options)
+        image, pictures, size = found.path, found.files, found.size
+        labels = row.get("answer")
+        labels = labels if isinstance(labels, list) else [labels]
+    else:
+        image = field_of(row, "image", str, where)
+        labels = [row.get("label")]
+        size = size_of(image, options.root, where)
+    box, counts = Frame(*size, options.overhang, where).box(row.get("bbox"), "bbox", order="xywh")
+    samples = []
+    for label in labels:
+        if not isinstance(label, str) or not label.strip():
+            raise wrong(where, "sentence", "a text", repr(label)[:80])
+        values = {"label": label.strip(), "box": per_mille(box, size)}
+        phrasing = options.phrasing(PHRASING[0])
+        samples.append(phrasing.sample("refcoco", image, values, [{"box": box}]))
+    return Made(samples, pictures, {"regions": len(samples), **counts})

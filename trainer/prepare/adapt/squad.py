@@ -1,0 +1,83 @@
+"""SQuAD 1.1 and 2.0: questions about a passage, as text (`prepare render` draws it as pages).
+
+On disk: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers":
+[{"text", "answer_start"}], "is_impossible"}]}]}]}`, or Hugging Face rows of `context`, `question`
+and `answers {"text": [...], "answer_start": [...]}`. `answer_start` counts characters of the
+context.
+
+Source: rajpurkar.github.io/SQuAD-explorer; arXiv 1606.05250, 1806.03822.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.images import wrong
+from trainer.prepare.adapt.common import Options, Unusable, listed, tables
+from trainer.prepare.pipeline import LeftOut, Made
+from trainer.prepare.placing import field_of
+from trainer.prepare.reading import json_array
+from trainer.prepare.sources import Item, Source
+
+PHRASING = None
+
+
+def inputs(options: Options) -> tuple[Source, Path | None]:
+    """The questions of a file, each with its passage."""
+    if (rows := tables(options)) is not None:
+        return rows, None
+
+    def read() -> Iterator[tuple[str, Any]]:
+        for i, article in enumerate(json_array(options.data, "data")):
+            yield from _questions(article, f"{options.data.name}[{i}]")
+
+    return listed(read, [options.data]), None
+
+
+def _questions(article: Any, where: str) -> Iterator[tuple[str, Any]]:
+    paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+    if not isinstance(paragraphs, list):
+        yield where, Unusable(article, "`paragraphs`: expected a list of an article, got none")
+        return
+    for j, paragraph in enumerate(paragraphs):
+        inside = f"{where}.paragraphs[{j}]"
+        questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+        if not isinstance(questions, list):
+            yield inside, Unusable(paragraph, "`qas`: expected a list of questions, got none")
+            continue
+        for k, question in enumerate(questions):
+            there = f"{inside}.qas[{k}]"
+            if isinstance(question, dict):
+                yield there, {"context": paragraph.get("context"), **question}
+            else:
+                yield there, Unusable(question, "expected an object, got none")
+
+
+def convert(item: Item, options: Options) -> Made:
+    """One question with its passage before it, and the first answer."""
+    context = field_of(item.value, "context", str, item.where)
+    question = field_of(item.value, "question", str, item.where)
+    found = item.value.get("answers")
+    if isinstance(found, dict):  # columns, as Hugging Face has them
+        texts, starts = (found.get(name) for name in ("text", "answer_start"))
+        if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+            raise wrong(item.where, "answers", "texts and as many starts", repr(found)[:80])
+        found = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+    if not isinstance(found, list):
+        raise wrong(item.where, "answers", "a list", repr(found)[:80])
+    if found:
+        answer = field_of(found[0], "text", str, f"{item.where}.answers[0]")
+        start = field_of(found[0], "answer_start", int, f"{item.where}.answers[0]")
+        there = context[start : start + len(answer)] if start >= 0 else ""
+        if there != answer:
+            wanted = f"{answer!r} at character {start} of the context"
+            raise wrong(item.where, "answers[0].answer_start", wanted, repr(there))
+    elif options.unanswerable is None:
+        raise LeftOut(f"{item.where}: expected an answer, got a question without one")
+    else:
+        answer = options.unanswerable
+    parts = [{"type": "text", "text": context}, {"type": "text", "text": f"\n\n{question}"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    return Made([{"task": "squad", "messages": messages}])

@@ -1,0 +1,77 @@
+"""Where a model's processor puts its visual tokens, without the model's weights."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig
+
+from groundkern.hf import image_geometry, load_processor
+from groundkern.maps import patch_grid
+from trainer.config import ConfigError
+
+Size = tuple[int, int]
+
+
+class VisualGrid:
+    """The processor and the config of a model folder, and the table of visual tokens they give.
+
+    Args:
+        path: folder with config.json, the processor and the tokenizer.
+
+    Raises:
+        ConfigError: they cannot be loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.processor: Any = load_processor(path, local_files_only=True)
+            self.config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path}: expected a model's processor and config ({reason})"
+            ) from None
+        self.table = lru_cache(maxsize=256)(self._table)
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a visual token of an image that is not resized."""
+        images = self.processor.image_processor
+        patch = getattr(images, "patch_size", None) or self.processor.patch_size
+        return patch * getattr(images, "merge_size", 1)
+
+    def aligned(self, cell: int, columns: int, rows: int) -> bool:
+        """Whether an image of columns x rows cells gets just these as its visual tokens."""
+        try:
+            table = self.table((columns * cell, rows * cell))
+        except ValueError:
+            return False
+        wanted = patch_grid(rows, columns)
+        return table.shape[0] == len(wanted) and torch.allclose(table[:, 1:], wanted, atol=1e-9)
+
+    def _table(self, *sizes: Size) -> Tensor:
+        """[n, 5] of `image_geometry` for a sample with images of these (width, height).
+
+        Raises:
+            ValueError: the processor does not take such an image.
+        """
+        images = [Image.new("RGB", size) for size in sizes]
+        text = self.processor.image_token * len(images)
+        batch = self.processor(images=images, text=[text], padding=False)
+        table = image_geometry(self.processor, self.config, [images], batch)[0]
+        tokens = sum(token == self.config.image_token_id for token in batch["input_ids"][0])
+        if tokens != len(table):
+            raise ValueError(f"{tokens} visual tokens where the geometry has {len(table)}")
+        return table
+
+
+@cache
+def visual_grid(path: Path) -> VisualGrid:
+    """`VisualGrid`, loaded once in a process."""
+    return VisualGrid(path)

@@ -1,0 +1,90 @@
+"""Drawn tasks as inputs of the pipeline: an input is a task and a number, made in the workers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.config import ConfigError
+from trainer.prepare.maps.grid import Grid
+from trainer.prepare.maps.tasks import TASKS, stream
+from trainer.prepare.pipeline import Made
+from trainer.prepare.sources import Item, Source, values
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws the input `(task, number)`."""
+
+    seed: int
+    split: str
+    settings: dict
+    own: dict[str, dict[str, int]]
+    grid: Grid | None
+    folder: str
+
+    def __call__(self, item: Item) -> Made:
+        task, number = item.value
+        options = {**self.settings, **self.own[task]}
+        drawings = stream(task, count=1, start=number, seed=self.seed, split=self.split, **options)
+        image, sample = next(drawings)
+        name = f"{self.folder}/{task}-{number:07d}.png"
+        counts = {"regions": len(sample["regions"])}
+        if self.grid is not None:
+            counts.update(self.grid.counts(sample, image.size))
+        return Made([{**sample, "images": [name]}], {name: image}, counts)
+
+
+def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, Draw]:
+    """The inputs and the work of `prepare maps --task`.
+
+    Raises:
+        ConfigError: a task, split, level, size or setting that there is not.
+    """
+    if arguments.count < 1:
+        raise ConfigError(f"maps: `--count`: expected a positive number, got {arguments.count}")
+    own = _own_settings(arguments.task, arguments.set)
+    settings = {"size": arguments.size, "level": arguments.level}
+    work = Draw(
+        arguments.seed,
+        arguments.split,
+        settings,
+        own,
+        grid,
+        f"{arguments.output.stem}_images",
+    )
+    inputs = [(task, 0) for task in arguments.task]
+    try:
+        for i, first in enumerate(inputs):  # what cannot be drawn is said before anything is
+            work(Item(i, first[0], first))
+    except ValueError as error:
+        raise ConfigError(f"maps: {error}") from None
+
+    def read() -> Iterator[tuple[str, tuple[str, int]]]:
+        for number in range(arguments.count):
+            for task in arguments.task:
+                yield f"{task} {number}", (task, number)
+
+    return values(read, total=arguments.count * len(arguments.task), identity={"drawn": 1}), work
+
+
+def _own_settings(names: list[str], words: list[str]) -> dict[str, dict[str, int]]:
+    """Which `--set` words each task takes; one that none of them has is an error."""
+    for name in names:
+        if name not in TASKS:
+            known = ", ".join(TASKS)
+            raise ConfigError(f"maps: `--task`: expected some of {known}, got {name!r}")
+    if len(set(names)) < len(names):
+        raise ConfigError("maps: `--task`: expected each task once")
+    own: dict[str, dict[str, int]] = {name: {} for name in names}
+    for word in words:
+        setting, _, text = word.partition("=")
+        takers = [name for name in names if setting in TASKS[name].levels["easy"]]
+        if not takers or not text.isdecimal():
+            known = sorted({s for name in names for s in TASKS[name].levels["easy"]})
+            wanted = f"NAME=NUMBER with a name of {', '.join(known)}"
+            raise ConfigError(f"maps: `--set`: expected {wanted}, got {word!r}")
+        for name in takers:
+            own[name][setting] = int(text)
+    return own

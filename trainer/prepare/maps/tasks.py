@@ -1,0 +1,319 @@
+"""KLAL's three synthetic tasks and DV-SFT's pages of words without context, drawn on demand.
+
+A drawing is planned first and drawn afterwards. The plan holds everything that an answer or a
+target depends on; its hash decides whether it belongs to the training, validation or test split,
+so that no plan is ever in two of them, whatever the seeds. Targets are what was drawn: the same
+numbers go to the pen and into the regions.
+
+Source: arXiv 2511.12738 (METHODS.md section 3; the drawings' details are open there),
+arXiv 2605.26656 (section 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from PIL import Image, ImageDraw
+
+from trainer.demo.generate import chat_sample, texts
+from trainer.demo.render import face, font, patch_grid
+from trainer.demo.render import word_page as draw_word_page
+
+SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
+LEVELS = ("easy", "medium", "hard")
+SCALE = 4  # lines are drawn this many times larger and averaged down
+SMALLEST = 64  # pixels of an image's side
+_TRIES = 10_000  # plans drawn in search of one of a rare split
+_RED, _BLUE, _INK = (210, 40, 40), (40, 70, 210), (40, 40, 40)
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of drawing, called with a seed: `image, sample = TASKS["grid_patch"](7)`.
+
+    Args:
+        name: as in `TASKS`, and the `task` of its records.
+        plan: a random generator, the image's side and the task's own settings to a plan, plain
+            values of which everything that matters is drawn.
+        draw: a plan and a random generator (for what does not matter, such as the colour of the
+            paper) to the image and its record of docs/data-format.md, `images` still empty.
+        levels: the task's own settings at each level of difficulty.
+    """
+
+    name: str
+    plan: Callable[..., dict]
+    draw: Callable[[dict, random.Random], tuple[Image.Image, dict]]
+    levels: dict[str, dict[str, int]]
+
+    def __call__(
+        self,
+        seed: int | str,
+        *,
+        split: str = "train",
+        size: int = 448,
+        level: str = "medium",
+        **settings: int,
+    ) -> tuple[Image.Image, dict]:
+        """One drawing.
+
+        Args:
+            seed: the same seed and settings draw the same pixels and answer.
+            split: "train", "val" or "test"; their plans are disjoint.
+            size: pixels of the image's side (a grid or page may be smaller by what does not fill a
+                cell).
+            level: "easy", "medium" or "hard", see `levels`.
+            **settings: the task's own, over those of the level.
+
+        Returns:
+            An RGB image and its record, coordinates in pixel edges, `images` empty.
+
+        Raises:
+            ValueError: an unknown split, level or setting, or one that cannot be drawn.
+        """
+        one_of("split", split, SPLITS)
+        one_of("level", level, LEVELS)
+        for name in settings:
+            one_of("setting", name, self.levels["easy"])
+        settings = {**self.levels[level], **settings}
+        for name, value in {"size": size, **settings}.items():
+            least = SMALLEST if name == "size" else 1
+            if type(value) is not int or value < least:
+                raise ValueError(f"`{name}`: expected a whole number >= {least}, got {value!r}")
+        rng = random.Random(f"{self.name} {seed}")
+        for _ in range(_TRIES):
+            plan = self.plan(rng, size, **settings)
+            if _bucket(plan) in SPLITS[split]:
+                return self.draw(plan, rng)
+        raise ValueError(f"`split`: expected {self.name} drawings for {split}, got none")
+
+
+def stream(
+    name: str, *, count: int, seed: int = 0, split: str = "train", start: int = 0, **settings
+) -> Iterator[tuple[Image.Image, dict]]:
+    """`count` drawings of a task from number `start` on, each with a seed of its own."""
+    one_of("task", name, TASKS)
+    for i in range(start, start + count):
+        yield TASKS[name](f"{seed} {split} {i}", split=split, **settings)
+
+
+def one_of(name: str, value: object, known: object) -> None:
+    """Raise the `ValueError` that names what there is, unless `value` is among the `known`."""
+    if value not in known:
+        raise ValueError(f"`{name}`: expected one of {', '.join(known)}, got {value!r}")
+
+
+def _bucket(plan: dict) -> int:
+    digest = hashlib.sha256(repr(sorted(plan.items())).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 100
+
+
+def _limit(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"`{name}`: expected {low} to {high} at this size, got {value}")
+
+
+# How many times do two lines cross?
+
+
+def _plan_intersection(rng: random.Random, size: int, *, segments: int) -> dict:
+    """Two lines over the same knots; they change sides in as many segments as they cross."""
+    _limit("segments", segments, 1, size // 32)
+    margin, gap = size // 16, size // 10
+    knots = [margin + round(i * (size - 2 * margin) / segments) for i in range(segments + 1)]
+    changes = set(rng.sample(range(1, segments + 1), rng.randint(0, segments)))
+    above, red, blue = rng.random() < 0.5, [], []
+    for i in range(segments + 1):
+        above ^= i in changes
+        distance = rng.randint(gap, size // 2)
+        upper = rng.randint(margin, size - margin - distance)
+        pair = (upper, upper + distance)
+        red.append(pair[not above])
+        blue.append(pair[above])
+    return {"size": size, "knots": knots, "red": red, "blue": blue}
+
+
+def _draw_intersection(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    pen = _Pen(plan["size"])
+    lines = {c: list(zip(plan["knots"], plan[c], strict=True)) for c in ("red", "blue")}
+    order = [("red", _RED), ("blue", _BLUE)]
+    rng.shuffle(order)  # which line lies over the other
+    for name, colour in order:
+        pen.line(lines[name], colour)
+    points = crossings(lines["red"], lines["blue"])
+    answer = str(len(points))
+    regions = [{"char_span": [0, len(answer)], "points": points}] if points else []
+    question = "How many times do the red line and the blue line cross?"
+    return pen.image(), chat_sample("line_intersection", question, answer, regions)
+
+
+def crossings(first: list[Pair], second: list[Pair]) -> list[list[float]]:
+    """Where two lines over the same knots (x ascending) change sides; they differ at every knot."""
+    found = []
+    knots = list(zip(first, second, strict=True))
+    for ((x0, a0), (_, b0)), ((x1, a1), (_, b1)) in pairwise(knots):
+        before, after = a0 - b0, a1 - b1
+        if before * after < 0:
+            t = before / (before - after)
+            found.append([x0 + t * (x1 - x0), a0 + t * (a1 - a0)])
+    return found
+
+
+# Where does a line lead?
+
+
+def _plan_tracing(rng: random.Random, size: int, *, lines: int, steps: int) -> dict:
+    """Parallel tracks; in each step one pair of neighbours or more change places."""
+    left = size // 8
+    room = size - 2 * left
+    _limit("lines", lines, 2, min(9, room // 12))
+    _limit("steps", steps, 1, room // 12)
+    order = list(range(lines))
+    orders = [order]
+    for _ in range(steps):
+        order = list(order)
+        places = [i for i in range(rng.randrange(2), lines - 1, 2) if rng.random() < 0.7]
+        for i in places or [rng.randrange(lines - 1)]:
+            order[i], order[i + 1] = order[i + 1], order[i]
+        orders.append(order)
+    jitter = room // (8 * lines)
+    tracks = [
+        left + round((i + 0.5) * room / lines) + rng.randint(-jitter, jitter) for i in range(lines)
+    ]
+    asked, numbers = rng.randrange(lines), rng.sample(range(1, lines + 1), lines)
+    plan = {"size": size, "tracks": tracks, "orders": orders, "asked": asked}
+    return {**plan, "numbers": numbers}
+
+
+def _draw_tracing(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    size, tracks, orders, asked = (plan[key] for key in ("size", "tracks", "orders", "asked"))
+    left = size // 8
+    step = (size - 2 * left) / (len(orders) - 1)
+    levels = [[order.index(line) for order in orders] for line in range(len(tracks))]
+    paths = [_path([tracks[i] for i in at], left, step) for at in levels]
+    pen = _Pen(size)
+    for path in paths:
+        pen.line(path, _INK)
+    image = pen.image()
+    draw, typeface, words = ImageDraw.Draw(image), font(max(10, size // 18)), []
+    ends = [str(plan["numbers"][at[-1]]) for at in levels]
+    for line, at in enumerate(levels):
+        start = (left // 2, tracks[at[0]])
+        for text, place in (
+            (_letter(line), start),
+            (ends[line], (size - start[0], tracks[at[-1]])),
+        ):
+            draw.text(place, text, font=typeface, anchor="mm", fill=_INK)
+            box = draw.textbbox(place, text, font=typeface, anchor="mm")
+            words.append({"text": text, "box": list(box)})
+    regions = [{"char_span": [0, len(ends[asked])], "polyline": paths[asked]}]
+    question = f"Which number does the line from {_letter(asked)} lead to?"
+    sample = chat_sample("line_tracing", question, ends[asked], regions)
+    return image, {**sample, "words": words}
+
+
+def _letter(line: int) -> str:
+    return "ABCDEFGHI"[line]
+
+
+def _path(heights: list[int], left: int, step: float, *, parts: int = 12) -> list[list[float]]:
+    """Straight where the height stays, a smooth step of `parts` segments where it changes."""
+    path = [[float(left), float(heights[0])]]
+    for i, (here, there) in enumerate(pairwise(heights)):
+        for part in range(1, parts + 1) if here != there else (parts,):
+            t = part / parts
+            point = (left + (i + t) * step, here + t * t * (3 - 2 * t) * (there - here))
+            path.append([round(value * SCALE) / SCALE for value in point])
+    return path
+
+
+# Where is the odd patch?
+
+
+def _plan_grid(rng: random.Random, size: int, *, side: int) -> dict:
+    _limit("side", side, 2, size // 4)
+    row, column = rng.randint(1, side), rng.randint(1, side)
+    colours = rng.getrandbits(64)
+    return {"cell": size // side, "side": side, "row": row, "column": column, "colours": colours}
+
+
+def _draw_grid(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    row, column, colours = plan["row"], plan["column"], random.Random(plan["colours"])
+    picture = patch_grid(row, column, colours, side=plan["side"], cell=plan["cell"])
+    answer = f"row {row} column {column}"
+    box = list(picture.boxes[0][1])
+    spans = [[4, 4 + len(str(row))], [len(answer) - len(str(column)), len(answer)]]
+    regions = [{"char_span": span, "box": box} for span in spans]
+    return picture.image, chat_sample("grid_patch", "Where is the red patch?", answer, regions)
+
+
+# Read a line of words that say nothing
+
+
+@cache
+def _vocabulary(cell: int, columns: int) -> tuple[str, ...]:
+    """The distinct words of the demo's texts, without their punctuation, that fit a line."""
+    words = {word.strip(".,;:!?\"'()-") for passage in texts() for word in passage}
+    pen = face(cell)
+    return tuple(sorted(w for w in words if w.isalpha() and pen.cells(w) <= columns))
+
+
+def _plan_page(rng: random.Random, size: int, *, cell: int) -> dict:
+    """Words drawn at random, so that none can be guessed from the others."""
+    _limit("cell", cell, 14, size // 2)
+    columns = size // cell
+    shown = rng.choices(_vocabulary(cell, columns), k=columns * columns)
+    return {"cell": cell, "columns": columns, "words": shown, "line": rng.randrange(columns)}
+
+
+def _draw_page(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    columns, line = plan["columns"], plan["line"]
+    picture = draw_word_page(
+        plan["words"], rng, columns=columns, rows=columns, marked=line, cell=plan["cell"]
+    )
+    answer, box = picture.boxes[line]
+    regions = [{"text": answer, "box": list(box)}]
+    sample = chat_sample("word_page", "Read the highlighted line.", answer, regions)
+    words = [{"text": text, "box": list(box)} for text, box in picture.words]
+    return picture.image, {**sample, "words": words}
+
+
+class _Pen:
+    """Lines at `SCALE` times the size, averaged down; coordinates are pixel edges."""
+
+    def __init__(self, size: int) -> None:
+        self._sheet = Image.new("RGB", (size * SCALE, size * SCALE), "white")
+        self._draw = ImageDraw.Draw(self._sheet)
+        self._width = max(SCALE, round(size * SCALE / 120))
+
+    def line(self, path: list, colour: tuple[int, int, int]) -> None:
+        places = [(x * SCALE - 0.5, y * SCALE - 0.5) for x, y in path]
+        self._draw.line(places, fill=colour, width=self._width, joint="curve")
+
+    def image(self) -> Image.Image:
+        return self._sheet.reduce(SCALE)
+
+
+def _levels(name: str, *values: int) -> dict[str, dict[str, int]]:
+    return {level: {name: value} for level, value in zip(LEVELS, values, strict=True)}
+
+
+_TRACING = {
+    "easy": {"lines": 3, "steps": 2},
+    "medium": {"lines": 4, "steps": 4},
+    "hard": {"lines": 6, "steps": 8},
+}
+TASKS: dict[str, Task] = {
+    "line_intersection": Task(
+        "line_intersection", _plan_intersection, _draw_intersection, _levels("segments", 2, 4, 6)
+    ),
+    "line_tracing": Task("line_tracing", _plan_tracing, _draw_tracing, _TRACING),
+    "grid_patch": Task("grid_patch", _plan_grid, _draw_grid, _levels("side", 4, 8, 16)),
+    "word_page": Task("word_page", _plan_page, _draw_page, _levels("cell", 56, 28, 20)),
+}

@@ -1,0 +1,213 @@
+"""Where a prepare command writes: all or nothing at the end, and a rerun continues in between.
+
+Beside `OUT` stand, while a run is not finished, `OUT.partial` and `OUT.rejected.jsonl.partial`. The
+record `OUT.prepare.json` says which inputs and settings they belong to and how far they are good.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.config import ConfigError, show
+from trainer.prepare.sources import Item
+from trainer.run_folder import read_json, write_json
+
+SAVE_EVERY = 2.0  # seconds between records
+
+
+class Output:
+    """The output of one command, begun or continued; use it in a `with` block.
+
+    Args:
+        path: the JSON-lines file to make; its folder is made too.
+        settings: plain values that decide what is written.
+        overwrite: start again, whatever is there.
+
+    Attributes:
+        inputs: how many inputs are done.
+        samples, rejected: how many lines were written.
+        counts: what the command counted.
+        finished: nothing is left to do.
+
+    Raises:
+        ConfigError: finished or partial output of other settings, or another process writing it.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.rejects = path.with_name(path.name + ".rejected.jsonl")
+        self.record = path.with_name(path.name + ".prepare.json")
+        self.inputs = self.samples = self.rejected = 0
+        self.counts: Counter[str] = Counter()
+        self.finished = False
+        self._files: list[IO[bytes]] = []
+        self._saved = time.monotonic()
+        self._good: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._begin(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, lines: Iterable[bytes], counts: Mapping[str, float]) -> None:
+        """Adds the samples of the next input."""
+        for line in lines:
+            self._files[0].write(line)
+            self.samples += 1
+        self.counts.update(counts)
+        self._advance()
+
+    def reject(self, item: Item, reason: str) -> None:
+        """Adds the next input to the rejected ones, with why."""
+        entry = {"where": item.where, "reason": reason.removeprefix(f"{item.where}: ")}
+        original = item.value if item.original is None else item.original
+        self._files[1].write(_line({**entry, "original": original}))
+        self.rejected += 1
+        self._advance()
+
+    def save(self) -> None:
+        """Makes what is written last, and notes how far it is good: to the last whole input."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(self.record, self._good)
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Puts the files in their places; no rejected file where nothing was rejected."""
+        self.finished = True
+        self._good = self._state()
+        self.save()
+        self._place()
+
+    def close(self) -> None:
+        """Lets go of the files; what was not saved is done again by the next run."""
+        for file in self._files:
+            file.close()
+
+    def _begin(self, overwrite: bool) -> None:
+        state = None if overwrite else self._read()
+        if self.finished:
+            self._place()
+            if not self.path.exists():
+                self._refuse(f"{self.record.name} tells of it, but it is gone")
+            return
+        for path in (self.path, self.rejects):
+            if state is None and path.exists() and not overwrite:
+                self._refuse(f"{path.name} is there already")
+            descriptor = os.open(_partial(path), os.O_RDWR | os.O_CREAT, 0o666)
+            self._files.append(os.fdopen(descriptor, "r+b"))
+        self._lock()
+        if overwrite:
+            for old in (self.path, self.rejects, self.record):
+                old.unlink(missing_ok=True)
+        sizes = state["bytes"] if state else [0, 0]
+        for file, size in zip(self._files, sizes):
+            if file.seek(0, os.SEEK_END) < size:
+                self._refuse(f"{file.name} is shorter than {self.record.name} says")
+            file.truncate(size)
+            file.seek(size)
+        self._good = self._state()
+        if state is None:
+            self.save()
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.record.exists():
+            return None
+        state = read_json(self.record)
+        self._compare(state["settings"])
+        for name in ("inputs", "samples", "rejected", "finished"):
+            setattr(self, name, state[name])
+        self.counts.update(state["counts"])
+        return state
+
+    def _lock(self) -> None:
+        """Keeps a second process from mixing its lines in."""
+        try:
+            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(self._files[0].fileno()), _partial(self.path).stat())
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise ConfigError(f"{self.path}: another process is writing it")
+
+    def _refuse(self, why: str) -> None:
+        raise ConfigError(f"{self.path}: {why}; choose another --output, or --overwrite")
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        left, right = _flat(saved), _flat(self.settings)
+        changed = [
+            f"{name}: {show(left.get(name))} -> {show(right.get(name))}"
+            for name in sorted(left.keys() | right.keys())
+            if left.get(name) != right.get(name)
+        ]
+        if changed:
+            self._refuse(f"made with other settings or inputs ({'; '.join(changed)})")
+
+    def _advance(self) -> None:
+        self.inputs += 1
+        self._good = self._state()  # in one step: a signal may come at any time
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self.save()
+
+    def _state(self) -> dict[str, Any]:
+        names = ("settings", "inputs", "samples", "rejected", "finished")
+        state = {name: getattr(self, name) for name in names}
+        return {
+            **state,
+            "counts": dict(self.counts),
+            "bytes": [file.tell() for file in self._files],
+        }
+
+    def _place(self) -> None:
+        self.close()
+        if self.rejected == 0:
+            _partial(self.rejects).unlink(missing_ok=True)
+        for path in (self.rejects, self.path):
+            if _partial(path).exists():
+                os.replace(_partial(path), path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    """One line of JSON, whatever the original was."""
+    original = entry["original"]
+    if isinstance(original, bytes):
+        try:
+            entry["original"] = original.decode("utf-8")
+        except UnicodeDecodeError:
+            entry["original"] = {"base64": base64.b64encode(original).decode()}
+    return json.dumps(entry, default=_plain).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: the bytes of an image in a table, say."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    return str(value)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat

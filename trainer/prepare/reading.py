@@ -1,0 +1,208 @@
+"""Annotation files of any size, read safely: elements of a JSON array, pickles of plain values.
+
+A JSON file of hundreds of megabytes holds one array of records; `json.load` would hold them all.
+`json_array` holds one. Non-standard numbers (NaN, Infinity) are let through, so that one record is
+refused for them and not the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError
+from trainer.dataset import MAX_LINE
+from trainer.images import SampleError
+
+_CHUNK = 1 << 16  # characters read at a time, twice as many for each time a value does not fit
+_SPACE = " \t\r\n"
+_AFTER = _SPACE + ",:]}"
+
+
+def json_array(path: Path, key: str | None = None) -> Iterator[Any]:
+    """The elements of a JSON file's array, one at a time.
+
+    Args:
+        path: UTF-8; the array is the whole file, or what the top object has under `key`.
+        key: see `path`; a file that is an array is read as one even with a key.
+
+    Raises:
+        ConfigError: not readable, or no such array.
+        SampleError: not JSON, or an element of more than 16 Mi characters; says where it begins.
+    """
+    try:
+        with path.open("rb") as file:
+            scan = _Scan(file, path.name)
+            if scan.next() == "{" and key is not None:
+                scan.find(key)
+            if scan.next() != "[":
+                wanted = "a JSON array" if key is None else f"a JSON array, or one under {key!r}"
+                raise ConfigError(f"{path}: expected {wanted}, got {scan.shown()}")
+            yield from scan.elements()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+class _Scan:
+    """A place in a JSON text of which only a window is in memory."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name = file, name
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._json = json.JSONDecoder()
+        self._text, self._at, self._before, self._ended = "", 0, 0, False
+
+    def next(self) -> str:
+        """The next character that is not space, "" at the end; it is not taken."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more(_CHUNK):
+                return ""
+
+    def take(self, wanted: str) -> None:
+        if self.next() != wanted:
+            raise self._wrong(f"expected {wanted!r}")
+        self._at += 1
+
+    def shown(self) -> str:
+        return repr(self._text[self._at : self._at + 20]) if self.next() else "nothing"
+
+    def value(self) -> Any:
+        """The next value, taken."""
+        self.next()
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._at)
+                # a number may go on beyond the window
+                if self._ended or (end < len(self._text) and self._text[end] in _AFTER):
+                    self._at = end
+                    return value
+                problem = ""
+            except (ValueError, RecursionError) as error:
+                problem = str(error).partition(":")[0]
+            if len(self._text) - self._at > MAX_LINE:
+                wanted = f"values of at most {MAX_LINE} characters"
+                raise self._wrong(f"expected JSON with {wanted} ({problem or 'too long'})")
+            if not self._more(size) and problem:
+                raise self._wrong(f"expected JSON ({problem})")
+            size *= 2
+
+    def elements(self) -> Iterator[Any]:
+        """The values of the array that begins here, which is taken."""
+        self.take("[")
+        if self.next() == "]":
+            self._at += 1
+            return
+        while True:
+            yield self.value()
+            if self.next() == "]":
+                self._at += 1
+                return
+            self.take(",")
+
+    def find(self, key: str) -> None:
+        """Goes to what the object that begins here has under `key`."""
+        self.take("{")
+        while self.next() == '"':
+            name = self.value()
+            self.take(":")
+            if name == key:
+                self.next()
+                return
+            if self.next() == "[":
+                for _ in self.elements():
+                    pass
+            else:
+                self.value()
+            if self.next() == ",":
+                self._at += 1
+        raise ConfigError(f"{self._name}: expected an array under {key!r}, got none")
+
+    def _more(self, size: int) -> bool:
+        if self._ended:
+            return False
+        data = self._file.read(size)
+        self._ended = not data
+        try:
+            new = self._decode(data, self._ended)
+        except UnicodeDecodeError as error:
+            raise self._wrong(f"expected UTF-8 text ({error.reason})") from None
+        self._before += self._at
+        self._text, self._at = self._text[self._at :] + new, 0
+        return bool(data)
+
+    def _wrong(self, problem: str) -> SampleError:
+        return SampleError(f"{self._name}: character {self._before + self._at:,}: {problem}")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Containers, texts and numbers; whatever would import or call anything is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("builtins", "__builtin__") and name in ("set", "frozenset"):
+            return {"set": set, "frozenset": frozenset}[name]
+        raise pickle.UnpicklingError(f"it would load {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to something outside")
+
+
+def plain_pickle(path: Path) -> Any:
+    """What a pickle of builtin containers, texts and numbers holds (Python 2's too).
+
+    A pickle can run any code when it is loaded. This one is not let: it may name nothing but `set`
+    and `frozenset`.
+
+    Raises:
+        ConfigError: not readable, not a pickle, or one of anything else.
+    """
+    try:
+        with path.open("rb") as file:
+            return _PlainUnpickler(file, encoding="latin-1").load()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        why = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{path}: expected a pickle of plain values ({why})") from None
+
+
+class Table:
+    """Values by key in a temporary file, so that a join needs no memory."""
+
+    def __init__(self) -> None:
+        self._rows = sqlite3.connect("", isolation_level=None)
+        self._rows.execute("PRAGMA journal_mode = OFF")
+        self._rows.execute("CREATE TABLE t (key TEXT, value TEXT)")
+        self._indexed = False
+
+    def add(self, key: Any, value: Any) -> None:
+        """Adds a value that JSON can hold; a key may have several."""
+        row = (json.dumps(key), json.dumps(value))
+        self._rows.execute("INSERT INTO t VALUES (?, ?)", row)
+
+    def get(self, key: Any) -> list[Any]:
+        """The values of a key in the order they came."""
+        self._index()
+        query = "SELECT value FROM t WHERE key = ? ORDER BY rowid"
+        return [json.loads(value) for (value,) in self._rows.execute(query, (json.dumps(key),))]
+
+    def groups(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Every key with its values, keys in the order they first came."""
+        self._index()
+        query = "SELECT key FROM t GROUP BY key ORDER BY min(rowid)"
+        for (key,) in self._rows.execute(query):
+            yield json.loads(key), self.get(json.loads(key))
+
+    def _index(self) -> None:
+        if not self._indexed:
+            self._rows.execute("CREATE INDEX keys ON t (key)")
+            self._indexed = True

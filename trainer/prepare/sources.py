@@ -1,0 +1,245 @@
+"""What a prepare command reads: JSON lines, a folder of images, a Hugging Face data set, values.
+
+JSON lines are streamed here and not with `datasets.load_dataset("json")`, which infers one schema
+for all rows (a region with `points` gives every other region a null `points`), stops the whole load
+at the first bad line without naming it, and copies the file to its cache. `datasets` is used where
+its own formats are the input: a folder of `save_to_disk`, Parquet and Arrow files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from trainer.config import ConfigError
+from trainer.dataset import MAX_LINE, check_length, read_lines
+from trainer.images import SampleError, wrong
+from trainer.sample import decode_line
+
+TABLES = (".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input.
+
+    Args:
+        index: from 0, counted over all inputs, the unusable ones included.
+        where: what starts every message about it, for example `train.jsonl:17`.
+        value: the record, or whatever else the command takes.
+        original: what goes to the rejected file if it cannot be used; None: `value`.
+        problem: why it cannot be used, found while reading; starts with `where`.
+    """
+
+    index: int
+    where: str
+    value: Any
+    original: Any = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Inputs in a fixed order.
+
+    Args:
+        read: starts a fresh pass over the items.
+        total: how many there are, None if that is not known.
+        identity: plain values that differ when the inputs do; a continued run compares them.
+    """
+
+    read: Callable[[], Iterator[Item]]
+    total: int | None
+    identity: dict[str, Any]
+
+
+def open_source(path: Path, *, split: str | None = None, unique: str | None = "id") -> Source:
+    """The source that a path means: a `save_to_disk` folder, `.parquet`, `.arrow`, or JSON lines.
+
+    Args:
+        path: file or folder.
+        split: of a Hugging Face data set that has several.
+        unique: see `json_lines`.
+
+    Raises:
+        ConfigError: not there, or not readable as what it is.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: expected a file or folder to read, which is not there")
+    if path.is_dir() or path.suffix in TABLES:
+        return hugging_face(path, split=split)
+    return json_lines(path, unique=unique)
+
+
+def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id") -> Source:
+    """The lines of a file that are not blank, as JSON values; bad ones come with their problem.
+
+    Args:
+        path: JSON-lines file, UTF-8.
+        max_line: bytes a line may have; of a longer one only these are ever in memory.
+        unique: a field that, where a record has it, no two may share; None: no such field.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    _readable(path)
+
+    def read() -> Iterator[Item]:
+        seen = _Seen(unique)
+        for index, (number, offset, line) in enumerate(read_lines(path, max_line)):
+            where = f"{path.name}:{number}"
+            original: Any = line
+            try:
+                if len(line) > max_line:
+                    original = {"file": path.name, "offset": offset}
+                check_length(line, where, max_line)
+                value = original = decode_line(line, where)
+                seen.check(value, where)
+            except SampleError as error:
+                yield Item(index, where, None, original, str(error))
+            else:
+                yield Item(index, where, value)
+
+    total = sum(1 for _ in read_lines(path, max_line))
+    return Source(read, total, _identity(path))
+
+
+def image_folder(path: Path) -> Source:
+    """The images of a folder and its subfolders by name; `value` is the path relative to it.
+
+    Every file whose extension Pillow knows counts as an image; what it holds is checked later.
+    """
+    known = Image.registered_extensions()
+    names = sorted(
+        os.path.relpath(os.path.join(folder, name), path)
+        for folder, _, files in os.walk(path)
+        for name in files
+        if os.path.splitext(name)[1].lower() in known
+    )
+    if not names:
+        raise ConfigError(f"{path}: expected a folder with images, got one without")
+    identity = {"folder": path.name, "names": digest(names)}
+    return values(lambda: zip(names, names), total=len(names), identity=identity)
+
+
+def values(
+    read: Callable[[], Iterable[tuple[str, Any]]], *, total: int | None, identity: dict[str, Any]
+) -> Source:
+    """Any inputs that no file holds.
+
+    Args:
+        read: gives (where, value) pairs, the same ones in the same order each time.
+        total, identity: see `Source`.
+    """
+
+    def items() -> Iterator[Item]:
+        for index, (where, value) in enumerate(read()):
+            yield Item(index, where, value)
+
+    return Source(items, total, identity)
+
+
+def hugging_face(path: Path, *, split: str | None = None) -> Source:
+    """Rows of a `save_to_disk` folder, a Parquet file or an Arrow file; images stay encoded.
+
+    An image comes as `{"bytes": ..., "path": ...}`, so that Pillow's checks of `trainer.images`
+    apply to it. Rows are called `name[row]`.
+
+    Raises:
+        ConfigError: not a data set, no such split, or `datasets` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(f"{path}: needs the package datasets (pip install datasets)") from None
+    try:
+        found = _load(datasets, path)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(
+            f"{path}: expected a Hugging Face data set ({_one_line(error)})"
+        ) from None
+    if isinstance(found, datasets.DatasetDict):
+        if split is None and len(found) == 1:
+            split = next(iter(found))
+        if split not in found:
+            raise ConfigError(f"{path}: expected --split, one of {', '.join(found)}, got {split}")
+        found = found[split]
+    found = found.cast(_encoded(datasets, found.features))
+    name = path.name if split is None else f"{path.name}/{split}"
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for number, row in enumerate(found):
+            yield f"{name}[{number}]", row
+
+    identity = {"data_set": name, "rows": len(found), "fingerprint": found._fingerprint}
+    return values(rows, total=len(found), identity=identity)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """A short hash of texts in their order."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return found.hexdigest()
+
+
+class _Seen:
+    """Which ids were used and where, in a temporary file, so that memory does not grow."""
+
+    def __init__(self, field: str | None) -> None:
+        self.field = field
+        self._places = sqlite3.connect("")
+        self._places.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
+
+    def check(self, value: Any, where: str) -> None:
+        """Raises `SampleError` if an earlier record has the same id."""
+        if self.field is None or not isinstance(value, dict) or self.field not in value:
+            return
+        key = ascii(value[self.field])  # 1 and "1" are two ids
+        new = self._places.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, where))
+        if not new.rowcount:
+            query = "SELECT place FROM ids WHERE id = ?"
+            (place,) = self._places.execute(query, (key,)).fetchone()
+            raise wrong(where, self.field, "an id of its own", f"{key[:80]}, which {place} has")
+
+
+def _load(datasets: Any, path: Path) -> Any:
+    if path.is_dir():
+        return datasets.load_from_disk(str(path))
+    if path.suffix == ".arrow":
+        return datasets.Dataset.from_file(str(path))
+    return datasets.Dataset.from_parquet(str(path))
+
+
+def _encoded(datasets: Any, feature: Any) -> Any:
+    """The same features with images that are not decoded."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return type(feature)({name: _encoded(datasets, each) for name, each in feature.items()})
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return type(feature)(_encoded(datasets, feature.feature))
+    return feature
+
+
+def _readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    return {"file": path.name, "bytes": found.st_size, "modified": found.st_mtime_ns}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

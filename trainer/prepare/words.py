@@ -1,0 +1,248 @@
+"""`prepare words`: words read by OCR and the visual tokens they label (DV-SFT, image-to-label).
+
+Source: METHODS.md section 2, the filters and the bottom-right rule. The rules that need the model's
+patches and tokens are `groundkern.hf.words`, the same as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.prepare.command import add_common, run_work
+
+if TYPE_CHECKING:
+    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.output import Output
+    from trainer.prepare.pipeline import Made
+    from trainer.prepare.sources import Item
+
+HELP = "read the words of images by OCR and label the visual tokens they end on (DV-SFT)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `prepare words`."""
+    parser.add_argument("input", type=Path, help="samples (JSON lines) or a folder of images")
+    parser.add_argument(
+        "--root", type=Path, help="folder image paths start from (default: its own)"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="model folder: keeps only words that label a visual token of its processor",
+    )
+    ocr = parser.add_argument_group("reading")
+    ocr.add_argument("--engine", choices=("tesseract", "paddle"), default="tesseract", help="OCR")
+    ocr.add_argument("--language", help="as the engine names it (default: English)")
+    ocr.add_argument(
+        "--page-mode", type=int, default=3, help="tesseract: 3 whole pages, 11 scattered words"
+    )
+    ocr.add_argument("--scale", type=float, default=2.0, help="enlarge images before reading")
+    ocr.add_argument("--min-confidence", type=float, default=0.5, help="drop words read below it")
+    rules = parser.add_argument_group("labelling, with --model")
+    rules.add_argument("--max-label-tokens", type=int, default=3, help="drop words of more tokens")
+    rules.add_argument(
+        "--max-word-patches", type=float, default=3.0, help="drop words taller, in visual tokens"
+    )
+    rules.add_argument(
+        "--on-shared-token",
+        choices=("drop", "last", "largest"),
+        default="drop",
+        help="which of two words on one visual token stays",
+    )
+    rules.add_argument(
+        "--no-leading-space",
+        dest="leading_space",
+        action="store_false",
+        help="tokenise words without a space before them",
+    )
+    parser.add_argument("--replace", action="store_true", help="read samples that have words too")
+    parser.add_argument(
+        "--question", default="Read the text.", help="asked of each image of a folder"
+    )
+    add_common(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads, labels, writes, and prints the statistics."""
+    from trainer.prepare.grid import visual_grid
+    from trainer.prepare.ocr import OcrSettings, check_engine
+    from trainer.prepare.sources import image_folder, open_source
+
+    folder = arguments.input.is_dir()
+    source = image_folder(arguments.input) if folder else open_source(arguments.input)
+    root = arguments.root or (arguments.input if folder else arguments.input.parent)
+    ocr = OcrSettings(arguments.engine, arguments.language, arguments.page_mode, arguments.scale)
+    check_engine(ocr)
+    rules = None
+    if arguments.model is not None:
+        visual_grid(arguments.model)
+        rules = Rules(
+            arguments.model,
+            arguments.leading_space,
+            arguments.max_label_tokens,
+            arguments.max_word_patches,
+            arguments.on_shared_token,
+        )
+    work = ReadWords(
+        root, ocr, rules, arguments.min_confidence, arguments.replace, arguments.question
+    )
+    out = run_work(arguments, source, work, root=root, unit="image" if folder else "sample")
+    for line in statistics(out):
+        print(line)
+    return 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which words label a visual token: a model folder, and the arguments of `WordLabeler`."""
+
+    model: Path
+    leading_space: bool = True
+    max_tokens: int = 3
+    max_patches: float = 3.0
+    on_shared_token: str = "drop"
+
+
+@dataclass(frozen=True)
+class ReadWords:
+    """Adds `words` to a sample, or makes a sample of an image path; see `add_arguments`."""
+
+    root: Path
+    ocr: OcrSettings
+    rules: Rules | None = None
+    min_confidence: float = 0.5
+    replace: bool = False
+    question: str = "Read the text."
+
+    def __call__(self, item: Item) -> Made:
+        from trainer.images import confined, image_size, wrong
+        from trainer.prepare.pipeline import LeftOut, Made
+        from trainer.sample import parse_sample
+
+        counts: Counter[str] = Counter()
+        if isinstance(item.value, str):
+            path = confined(item.value, self.root, where=item.where, field="image")
+            paths, sizes = [path], [image_size(path, where=item.where, field="image")]
+            words = self._read(item, paths, sizes, counts)
+            if not words:
+                raise LeftOut(f"{item.where}: expected words to answer with, got none")
+            text = " ".join(word["text"] for word in words)
+            asked = [{"type": "image"}, {"type": "text", "text": self.question}]
+            record: dict[str, Any] = {
+                "images": [item.value],
+                "messages": [
+                    {"role": "user", "content": asked},
+                    {"role": "assistant", "content": text},
+                ],
+            }
+        else:
+            sample = parse_sample(item.value, root=self.root, where=item.where)
+            if not sample.images:
+                raise wrong(item.where, "images", "at least one image to read", "none")
+            record, paths, sizes = item.value, list(sample.images), list(sample.sizes)
+            if sample.words and not self.replace:
+                return Made([record], counts={"samples_with_words_before": 1})
+            words = self._read(item, paths, sizes, counts)
+        words = self._labelled(item, words, sizes, counts)
+        counts["samples_read"] += 1
+        return Made([{**record, "words": words}], counts=counts)
+
+    def _read(self, item: Item, paths: list[Path], sizes: list, counts: Counter) -> list[dict]:
+        """Word records of all images, in reading order."""
+        from trainer.images import SampleError, load_rgb, wrong
+        from trainer.prepare.ocr import read_words
+
+        found = []
+        for index, (path, size) in enumerate(zip(paths, sizes)):
+            field = f"images[{index}]"
+            image = load_rgb(path, size, where=item.where, field=field)
+            try:
+                words = read_words(image, self.ocr)
+            except SampleError as error:
+                got = f"{path.name!r} ({error})"
+                raise wrong(item.where, field, "an image that can be read", got) from None
+            counts["words_read"] += len(words)
+            sure = [word for word in words if word.confidence >= self.min_confidence]
+            counts["words_unsure"] += len(words) - len(sure)
+            several = {"image": index} if len(paths) > 1 else {}
+            found += [{"text": word.text, "box": list(word.box), **several} for word in sure]
+        return found
+
+    def _labelled(self, item: Item, words: list[dict], sizes: list, counts: Counter) -> list[dict]:
+        """The words that label a visual token; all of them without a model."""
+        if self.rules is None:
+            counts["words_written"] += len(words)
+            return words
+        from groundkern.hf import Word
+        from trainer.images import SampleError
+        from trainer.prepare.grid import visual_grid
+
+        placed = []
+        for word in words:
+            image = word.get("image", 0)
+            width, height = sizes[image]
+            x0, y0, x1, y1 = word["box"]
+            box = (x0 / width, y0 / height, x1 / width, y1 / height)
+            placed.append(Word(word["text"], box, image))
+        try:
+            table = visual_grid(self.rules.model).table(*sizes)
+        except ValueError as error:
+            raise SampleError(f"{item.where}: expected images the model takes ({error})") from None
+        labels = _labeler(self.rules).place(placed, table, counts)
+        counts["visual_tokens"] += len(table)
+        counts["words_written"] += len(labels)
+        counts["distinct_labels"] += len({(label.image, label.label) for label in labels})
+        return [words[index] for index in sorted(label.word for label in labels)]
+
+
+@cache
+def _labeler(rules: Rules) -> Any:
+    from groundkern.hf.words import WordLabeler
+    from trainer.prepare.grid import visual_grid
+
+    return WordLabeler(
+        visual_grid(rules.model).processor.tokenizer,
+        rules.leading_space,
+        rules.max_tokens,
+        rules.max_patches,
+        rules.on_shared_token,
+    )
+
+
+LOSSES = {
+    "words_unsure": "below --min-confidence",
+    "words_dropped_long": "of too many tokens",
+    "words_dropped_tall": "too tall",
+    "words_shared_token": "on a visual token with another",
+    "words_dropped_outside": "on no visual token",
+}
+
+
+def statistics(out: Output) -> list[str]:
+    """What the paper's Table 1 tells, in sentences: labels, visual tokens, coverage; and losses."""
+    counts, samples = out.counts, out.counts["samples_read"]
+    told = []
+    if before := counts["samples_with_words_before"]:
+        told.append(f"{before:,} samples had words already and are as they were (--replace)")
+    if not samples:
+        return told
+    lost = ", ".join(f"{counts[name]:,} {why}" for name, why in LOSSES.items() if counts[name])
+    kept = counts["words_written"]
+    told.append(
+        f"words: {counts['words_read']:,} read, {kept:,} written"
+        + (f"; dropped {lost}" if lost else "")
+    )
+    tokens = counts["visual_tokens"]
+    if tokens:
+        told.append(
+            f"a sample has {kept / samples:.1f} labelled of {tokens / samples:.1f} visual tokens "
+            f"(coverage {kept / tokens:.1%}), {counts['distinct_labels'] / samples:.1f} distinct"
+        )
+    else:
+        told.append(f"a sample has {kept / samples:.1f} words (--model MODEL counts visual tokens)")
+    return told
