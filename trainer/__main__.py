@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo` and `prepare`."""
+"""`python -m trainer train`, `demo`, `prepare` and `evidence`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.command_line import help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
+from trainer.evidence.command import add_arguments, evidence
 from trainer.prepare.command import add_commands
 
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
@@ -34,6 +35,8 @@ def main(words: list[str] | None = None) -> int:
             )
         if arguments.command == "prepare":
             return _guarded(lambda: arguments.run(arguments))
+        if arguments.command == "evidence":
+            return _guarded(lambda: evidence(arguments))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
         if arguments.config is None and not overrides:
@@ -63,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
+    table = "train plain and by every method on drawn tasks, and table the held-out figures"
+    add_arguments(commands.add_parser("evidence", help=table, allow_abbrev=False))
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
     return parser
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach, row_counts
+from groundkern.hf import DvSft, Hist, Klal, LogitLens, Margins, Smam, attach, row_counts
 from tests.hf.closeness import assert_same_gradients, gradients
-from tests.hf.samples import make_batch
+from tests.hf.conftest import MODELS
+from tests.hf.samples import SAMPLES, make_batch
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -29,6 +30,54 @@ def test_accumulated_equals_the_whole_batch(model, samples, terms, checkpointing
         torch.testing.assert_close(parts[name], part, rtol=1e-5, atol=0)
     found = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     assert_same_gradients(found, wanted, share=1e-5)
+
+
+METHODS = {
+    "attention": {
+        "smam": Smam(divide_by="aligned"),
+        "dv_sft": DvSft(weight=0.5, average="image"),
+        "klal": Klal(average_layers=True, head_weight="learned", divergence="js"),
+        "hist": Hist(),
+        "margins": Margins(),
+        "logit_lens": LogitLens(),
+    },
+    "gradcam": {
+        "smam": Smam(),
+        "dv_sft": DvSft(weight=0.5, average="visual"),
+        "klal": Klal(over="renormalised", divergence="reverse_kl"),
+        "hist": Hist(maps="gradcam", composition=50.0),
+        "margins": Margins(maps="gradcam"),
+        "logit_lens": LogitLens(),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_at_once_is_counted_over_the_accumulated_batch(kind):
+    """4 = 2 + 2 checkpointed (and = 1 + 1 + 1 + 1), left padded: every part and gradient."""
+    model = attach(MODELS["qwen"](attention="eager"), **METHODS[kind]).train()
+    samples = SAMPLES["qwen"]
+    whole = model(**make_batch(model, samples))
+    assert {"composition", "margin_max", "lens_suppress", "word", "map_kl"} <= whole.parts.keys()
+    assert all(float(part) > 1e-5 for part in whole.parts.values())
+    wanted = gradients(model, whole.loss)
+    count = row_counts(make_batch(model, samples))
+    for size, checkpointing in ((2, True), (1, False))[: 1 if kind == "gradcam" else 2]:
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+        parts = dict.fromkeys(whole.parts, 0.0)
+        for start in range(0, 4, size):
+            batch = make_batch(model, samples[start : start + size], side="left")
+            output = model(**batch, gk_totals=count)
+            output.loss.backward()
+            parts |= {k: parts[k] + v for k, v in output.parts.items()}
+        for name, part in whole.parts.items():
+            torch.testing.assert_close(parts[name], part, rtol=1e-5, atol=0)
+        found = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        assert_same_gradients(found, wanted, share=1e-5)
 
 
 def test_checkpointed_equals_plain(model, samples, terms):
