@@ -119,6 +119,9 @@ def plot(plan: Plan, results: Sequence[dict[str, Any]]) -> Path:
     for row, task in zip(axes, tasks, strict=True):
         for axis, (metric, title) in zip(row, metrics, strict=True):
             own = [cell for cell in table if (cell.task, cell.metric) == (task, metric)]
+            if not own:
+                axis.set_axis_off()
+                continue
             _panel(axis, own)
             if metric == "answer_accuracy":
                 axis.axvline(most_frequent(plan, task), color="0.6", linestyle=":")
@@ -137,5 +140,3 @@ def _panel(axis: Any, own: Sequence[Cell]) -> None:
     axis.set_yticks(range(len(own)), [cell.method for cell in own], fontsize=7)
     axis.tick_params(axis="x", labelsize=7)
     axis.invert_yaxis()
-    if not own:
-        axis.set_axis_off()
