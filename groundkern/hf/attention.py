@@ -81,7 +81,7 @@ class Record:
         self.grad_enabled = torch.is_grad_enabled()
         self.side: SideRows | None = None
         self.readings: list = []  # each with `read(record, module, q, k, v, window, how)`
-        self.kept = None  # `gradcam.Kept`
+        self.explained = None  # `gradcam.Explained`
         self.calls = 0
         self.open = True
 
@@ -120,8 +120,8 @@ def grounded(attention: Callable) -> Callable:
         window = kwargs.get("sliding_window")
         for reading in record.readings:
             reading.read(record, module, q, k, v, window, how)
-        if record.kept is not None:
-            record.kept.keep(record, module, q, k, v, out, window, how)
+        if record.explained is not None:
+            record.explained.keep(record, module, q, k, v, out, window, how)
         if record.side is not None:
             out = torch.cat((out, record.side.attend(q, k, v, window, how).to(out.dtype)), 1)
         return out, weights

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundkern.checks import fail
 from groundkern.hf.attention import RECORD, Contributions, Record, SideRows
 from groundkern.hf.call import Call, image_token_of
-from groundkern.hf.gradcam import Kept, gradcam_terms
+from groundkern.hf.gradcam import Explained, gradcam_terms
 from groundkern.hf.head import unembedding
 from groundkern.hf.readings import Readings, readings_of
 from groundkern.hf.side_tokens import append_side_tokens
@@ -25,7 +25,7 @@ class BodyOutput(NamedTuple):
     hidden: Tensor  # [B, S, D]
     side_hidden: Tensor  # [B, Rs, D] of the side tokens; Rs = 0 without SMAM
     readings: Readings
-    kept: Kept | None  # of this run, for GradCAM
+    explained: Explained | None  # of this run, for GradCAM
     normed: Tensor | None  # [B, S, D], the input of the final norm
 
 
@@ -39,12 +39,12 @@ def run_body(call: Call) -> BodyOutput:
     readings = readings_of(call)
     record.readings = readings.all()
     if gradcam_terms(call) and record.side is None:
-        record.kept = Kept()
+        record.explained = Explained()
     norm_input = _input_of(_norm(call.model)) if call.mode == "contributions" else nullcontext([])
     with norm_input as normed:
         hidden = _last_hidden(call.model, inputs, record)
     main, side = hidden[:, :length], hidden[:, length:]
-    return BodyOutput(main, side, readings, record.kept, normed[0] if normed else None)
+    return BodyOutput(main, side, readings, record.explained, normed[0] if normed else None)
 
 
 def contributions(call: Call, first: BodyOutput) -> Tensor:
@@ -69,17 +69,17 @@ def contributions(call: Call, first: BodyOutput) -> Tensor:
     return reading.total.view(*s.side_position.shape, s.map_columns.shape[1])
 
 
-def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Kept]:
+def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Explained]:
     """Last hidden states [B, S, D] and the layers that made them, for GradCAM.
 
     The first run itself where it had no side tokens; their attention differentiates once, so
     otherwise a second run without them.
     """
-    if body.kept is not None:
-        return body.hidden, body.kept
+    if body.explained is not None:
+        return body.hidden, body.explained
     record = Record(call.input_ids.shape[1], call.terms.backend)
-    record.kept = Kept()
-    return _last_hidden(call.model, call.inputs, record), record.kept
+    record.explained = Explained()
+    return _last_hidden(call.model, call.inputs, record), record.explained
 
 
 def _last_hidden(model: nn.Module, inputs: dict, record: Record) -> Tensor:

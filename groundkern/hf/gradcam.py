@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     how: dict
 
 
-class Kept:
+class Explained:
     """The layers of one run, in their graph."""
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def refuse_sharded(model: nn.Module) -> None:
 def gradcam_maps(
     call: Call,
     hidden: Tensor,
-    kept: Kept,
+    explained: Explained,
     position: Tensor,
     group: Tensor,
     groups: int,
@@ -95,7 +95,7 @@ def gradcam_maps(
 
     Args:
         call: the grounded call.
-        hidden: [B, S, D] last hidden states of the run that `kept` recorded.
+        hidden: [B, S, D] last hidden states of the run that `explained` recorded.
         kept: its layers.
         position, group: [B, R] rows and the group of each, from 0; -1: padding.
         groups: how many group numbers there are.
@@ -111,7 +111,7 @@ def gradcam_maps(
     shape = (*position.shape, columns.shape[1])
     if 0 in shape:
         return hidden.new_zeros(shape)
-    counted = [layer for layer in kept.layers if layers is None or layer.number in layers]
+    counted = [layer for layer in explained.layers if layers is None or layer.number in layers]
     log_prob = _log_prob(call, hidden, position)  # [B, R]
     outs = [layer.out for layer in counted]
     total = torch.zeros((), device=hidden.device)

@@ -114,7 +114,7 @@ def _maps(call: Call, body: BodyOutput) -> Parts:
     maps, phrases = {}, s.phrase_position.shape[1]  # no sample has more phrases than rows
     if wanted:
         refuse_sharded(call.model)
-        hidden, kept = explained_run(call, body)
+        hidden, explained = explained_run(call, body)
     if readings.phrase_map is not None:
         rows = readings.phrase_map.mean().unflatten(0, s.phrase_position.shape)
         maps["hist"] = group_means(rows, s.phrase_number, phrases)
@@ -122,7 +122,7 @@ def _maps(call: Call, body: BodyOutput) -> Parts:
         some = phrases and s.phrase_composite.shape[1]
         groups = int(s.phrase_number.max()) + 1 if some else 0
         rows = gradcam_maps(
-            call, hidden, kept, s.phrase_position, s.phrase_number, groups, call.terms.hist.layers
+            call, hidden, explained, s.phrase_position, s.phrase_number, groups, call.terms.hist.layers
         )
         maps["hist"] = group_means(rows, s.phrase_number, phrases)
     if readings.margin_map is not None:
@@ -132,7 +132,7 @@ def _maps(call: Call, body: BodyOutput) -> Parts:
         before = torch.where(s.map_position > 0, s.map_position - 1, -1)  # predicts the row's token
         group = torch.where(before >= 0, number, -1)
         layers = call.terms.margins.layers
-        maps["margins"] = gradcam_maps(call, hidden, kept, before, group, len(number), layers)
+        maps["margins"] = gradcam_maps(call, hidden, explained, before, group, len(number), layers)
     return maps
 
 
