@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from groundkern import attention_contribution, attention_map, side_attention
+from groundkern import attention_map, side_attention
 from groundkern.checks import fail
 from groundkern.hf.supervision import Rows
-from groundkern.selection import KeySets
+from groundkern.selection import KeySets, QueryRows
 
 LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
 RECORD = "gk_layer_record"
@@ -36,40 +37,51 @@ class SideRows:
 
 
 class MapMean:
-    """The attention map of the map rows over their image, summed over layers (K1), (K2)."""
+    """The attention map of the map rows over their image, of every layer (K1), (K2)."""
 
     def __init__(self, rows: Rows, columns: Tensor, allowed: KeySets) -> None:
         self.rows, self.columns, self.allowed = rows, columns, allowed
-        self.total = torch.zeros(len(rows.position), columns.shape[1], device=columns.device)
+        self.layers: list[Tensor] = []  # [N, C] each
 
     def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
         """Add one layer; no gradient."""
         rows, how = self.rows.at(window), {**how, "allowed": self.allowed, "over": "columns"}
         if record.open:
             with torch.no_grad():
-                self.total += attention_map(rows.take(q), k, rows, self.columns, **how)
+                self.layers.append(attention_map(rows.take(q), k, rows, self.columns, **how))
 
 
-class Contributions:
-    """Logit contributions of the key columns along a direction of the residual stream (C1)."""
+class KeptLayer(NamedTuple):
+    """One layer's attention of N rows: what (C1) and GradCAM are made of."""
 
-    def __init__(self, rows: Rows, columns: Tensor, direction: Tensor) -> None:
-        self.rows, self.columns = rows, columns
-        self.direction = direction  # [N, hidden], u_w * norm_weight / RMS
-        self.total = torch.zeros(len(direction), columns.shape[1], device=columns.device)
+    module: nn.Module
+    q: Tensor  # [N, Hq, D]
+    k: Tensor  # [B, Hkv, S, D]
+    v: Tensor  # [B, Hkv, S, Dv]
+    out: Tensor  # [N, Hq, Dv]
+    full: Tensor  # [B, S, Hq, Dv], in the graph where there is one
+    rows: QueryRows
+    how: dict
 
-    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
-        """Add one layer; no gradient."""
-        if not record.open:
-            return
+
+class Kept:
+    """Every layer's attention of some rows, for readings that need the end of the run.
+
+    Keeps k and v of all layers, as a cache for generation would.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.layers = rows, []
+        self.position = rows.position.clamp(min=0).long()  # [N]
+
+    def keep(self, module: nn.Module, q, k, v, out: Tensor, window, how: dict) -> None:
+        """Add one layer."""
+        if torch.is_grad_enabled() and not out.requires_grad:  # nothing below is trainable
+            out.requires_grad_()
         rows = self.rows.at(window)
-        heads, size = q.shape[1], v.shape[-1]
-        g = pull_back(module.o_proj, self.direction, heads * size).view(-1, heads, size)
-        with torch.no_grad():
-            q, g = rows.take(q), g.to(v.dtype)
-            self.total += attention_contribution(
-                q, k, v, g, rows, self.columns, over="visible", **how
-            )
+        own = out.detach()[rows.sequence.long(), self.position]
+        q, k, v = (x.detach() for x in (rows.take(q), k, v))
+        self.layers.append(KeptLayer(module, q, k, v, own, out, rows, how))
 
 
 class Record:
@@ -80,19 +92,11 @@ class Record:
         self.backend = backend
         self.grad_enabled = torch.is_grad_enabled()
         self.side: SideRows | None = None
-        self.readings: list = []  # each with `read(record, module, q, k, v, window, how)`
+        self.kept: Kept | None = None
         self.explained = None  # `gradcam.Explained`
+        self.readings: list = []  # each with `read(record, module, q, k, v, window, how)`
         self.calls = 0
         self.open = True
-
-
-def pull_back(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
-    """[N, D] -> [N, width]: W^T direction for any affine module (LoRA, bias, quantised weights)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        direction = direction.detach().clone()
-        x = direction.new_zeros(len(direction), width, requires_grad=True)
-        y = projection(x)
-        return torch.autograd.grad(y, x, direction.to(y.dtype))[0]
 
 
 def grounded(attention: Callable) -> Callable:
@@ -120,6 +124,8 @@ def grounded(attention: Callable) -> Callable:
         window = kwargs.get("sliding_window")
         for reading in record.readings:
             reading.read(record, module, q, k, v, window, how)
+        if record.kept is not None and record.open:
+            record.kept.keep(module, q, k, v, out, window, how)
         if record.explained is not None:
             record.explained.keep(record, module, q, k, v, out, window, how)
         if record.side is not None:

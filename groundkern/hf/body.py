@@ -10,27 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.attention import RECORD, Contributions, Record, SideRows
+from groundkern.hf.attention import RECORD, Kept, Record, SideRows
+from groundkern.hf.attribution import contributions, final_norm, gradcam
 from groundkern.hf.call import Call, image_token_of
 from groundkern.hf.gradcam import Explained, gradcam_terms
-from groundkern.hf.head import unembedding
 from groundkern.hf.readings import Readings, readings_of
 from groundkern.hf.side_tokens import append_side_tokens
 from groundkern.hf.supervision import side_sets, take_rows, tokens_after
 
 
 class BodyOutput(NamedTuple):
-    """What the body left: hidden states, and what its layers summed up."""
+    """What the body left: hidden states times the logits' scale, and what its layers summed up."""
 
     hidden: Tensor  # [B, S, D]
     side_hidden: Tensor  # [B, Rs, D] of the side tokens; Rs = 0 without SMAM
     readings: Readings
-    explained: Explained | None  # of this run, for GradCAM
+    explained: Explained | None  # of this run, for GradCAM losses
+    kept: Kept | None
     normed: Tensor | None  # [B, S, D], the input of the final norm
 
 
 def run_body(call: Call) -> BodyOutput:
-    """Run the body once, with everything that the terms and the mode ask of its layers."""
+    """Run the body once, with everything that the terms and the records ask of its layers."""
     s, inputs, length = call.s, call.inputs, call.input_ids.shape[1]
     record = Record(length, call.terms.backend)
     if call.terms.smam is not None and s.side_position.shape[1]:
@@ -40,33 +41,50 @@ def run_body(call: Call) -> BodyOutput:
     record.readings = readings.all()
     if gradcam_terms(call) and record.side is None:
         record.explained = Explained()
-    norm_input = _input_of(_norm(call.model)) if call.mode == "contributions" else nullcontext([])
-    with norm_input as normed:
-        hidden = _last_hidden(call.model, inputs, record)
-    main, side = hidden[:, :length], hidden[:, length:]
-    return BodyOutput(main, side, readings, record.explained, normed[0] if normed else None)
+    if call.records & {"contributions", "gradcam"} and s.side_position.shape[1]:
+        record.kept = Kept(call.rows(s.side_position))
+    contributing = record.kept is not None and "contributions" in call.records
+    norm_input = _input_of(final_norm(call.model)) if contributing else nullcontext([])
+    graph = _with_graph() if "gradcam" in call.records else nullcontext()
+    with norm_input as normed, graph:
+        hidden = _last_hidden(call, inputs, record)
+        main, side = hidden[:, :length], hidden[:, length:]
+    normed = normed[0] if normed else None
+    return BodyOutput(main, side, readings, record.explained, record.kept, normed)
 
 
-def contributions(call: Call, first: BodyOutput) -> Tensor:
-    """(C1) of each aligned row's token on the map columns: a second run, along g of the first.
+def attribute(call: Call, body: BodyOutput, what: str) -> Tensor:
+    """Contributions (C1) or GradCAM of each aligned row's token on the map columns.
+
+    Args:
+        what: "contributions" or "gradcam".
 
     Returns:
-        [B, Rs, C] fp32: `sum over layers and heads of A * (v . W_O^T (u_w * norm_weight /
-        RMS(x^L)))`.
+        [B, Rs, C] fp32, or [B, Rs, L, C] where the layers are recorded.
     """
-    s, norm = call.s, _norm(call.model)
-    x = take_rows(first.normed, s.side_position).flatten(0, 1).float()  # [N, D]
-    rms = x.square().mean(-1, keepdim=True).add(norm.variance_epsilon).sqrt()
-    rows = take_rows(first.hidden, s.side_position).flatten(0, 1)
-    target = tokens_after(call.input_ids, s.side_position).flatten()
-    u = unembedding(call.head, rows, target)
-    direction = (u * norm.weight / rms).to(rows.dtype)  # [N, D]
-    reading = Contributions(call.rows(s.side_position), s.map_columns.int(), direction)
-    record = Record(call.input_ids.shape[1], call.terms.backend)
-    record.readings.append(reading)
-    with torch.no_grad():
-        _last_hidden(call.model, call.inputs, record)
-    return reading.total.view(*s.side_position.shape, s.map_columns.shape[1])
+    position, columns = call.s.side_position, call.s.map_columns.int()
+    shape = (*position.shape, call.layer_count, columns.shape[1])
+    if body.kept is None:
+        maps = torch.zeros(shape, device=columns.device)
+    else:
+        target = tokens_after(call.input_ids, position)
+        with _with_graph() if what == "gradcam" else nullcontext():
+            hidden = take_rows(body.hidden, position)
+            if what == "gradcam":
+                maps = gradcam(body.kept, hidden, target, call.head, columns)
+            else:
+                rows = (take_rows(body.normed, position), hidden)
+                flat = (x.flatten(0, 1) for x in (*rows, target))
+                maps = contributions(call.model, body.kept, *flat, columns) * call.logit_scale
+    maps = maps.view(shape)
+    return maps if "layers" in call.records else maps.sum(2)
+
+
+@contextmanager
+def _with_graph() -> Iterator[None]:
+    """A graph whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Explained]:
@@ -79,23 +97,17 @@ def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Explained]:
         return body.hidden, body.explained
     record = Record(call.input_ids.shape[1], call.terms.backend)
     record.explained = Explained()
-    return _last_hidden(call.model, call.inputs, record), record.explained
+    return _last_hidden(call, call.inputs, record), record.explained
 
 
-def _last_hidden(model: nn.Module, inputs: dict, record: Record) -> Tensor:
-    hidden = model.base_model(**inputs, use_cache=False, **{RECORD: record})[0]
+def _last_hidden(call: Call, inputs: dict, record: Record) -> Tensor:
+    hidden = call.model.base_model(**inputs, use_cache=False, **{RECORD: record})[0]
+    hidden = hidden if call.logit_scale == 1.0 else hidden * call.logit_scale
     record.open = False
     if record.calls == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
     return hidden
-
-
-def _norm(model: nn.Module) -> nn.Module:
-    norm = getattr(model.get_decoder(), "norm", None)
-    if not hasattr(norm, "variance_epsilon"):
-        fail("gk_record", "a final RMSNorm for contributions", type(norm).__name__)
-    return norm
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail, tensor
+from groundkern.hf.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 from groundkern.hf.supervision import COUNTS, Rows, Supervision, first_keys, refuse_packing
 
-RECORDS = ("maps", "contributions", "logits")
+RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
 
@@ -27,7 +29,7 @@ class Call:
         s: the batch's supervision.
         inputs: what is left for the model's body.
         denominators: fp32 [len(COUNTS)]: what sums over rows of each kind are divided by.
-        mode: None, or one of RECORDS.
+        records: what to record, of RECORDS.
     """
 
     model: nn.Module
@@ -36,7 +38,7 @@ class Call:
     s: Supervision
     inputs: dict
     denominators: Tensor
-    mode: str | None
+    records: frozenset[str]
 
     @classmethod
     def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Call:
@@ -46,10 +48,8 @@ class Call:
             TypeError, ValueError: bad supervision, or inputs that the wiring does not support.
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
-        mode = inputs.pop("gk_record", None)
+        records = _records(inputs.pop("gk_record", None), training=model.training)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
-        if mode is not None and mode not in RECORDS:
-            fail("gk_record", " | ".join(RECORDS), mode)
         input_ids = inputs.get("input_ids")
         if input_ids is None:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
@@ -60,7 +60,7 @@ class Call:
         s.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
         refuse_packing(inputs, inputs.get("attention_mask"))
         terms = attached if model.training else _all_terms(attached)
-        return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), mode)
+        return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), records)
 
     @property
     def input_ids(self) -> Tensor:
@@ -72,8 +72,17 @@ class Call:
 
     @property
     def softcap(self) -> float | None:
-        """Of the logits; the only post-processing that is copied (doctor finds any other)."""
-        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        """Of the logits, where the model's own forward applies one."""
+        return logit_rule(self.model).softcap
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model's own forward multiplies its logits by."""
+        return logit_rule(self.model).scale
+
+    @property
+    def layer_count(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
 
     @cached_property
     def first_key(self) -> Tensor:
@@ -86,6 +95,17 @@ class Call:
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
         return Rows(position, self.first_key)
+
+
+def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:
+    if wanted is None:
+        return frozenset()
+    names = frozenset([wanted] if isinstance(wanted, str) else wanted)
+    for name in names - set(RECORDS):
+        fail("gk_record", f"one or several of {', '.join(RECORDS)}", name)
+    if "gradcam" in names and training:
+        fail("gk_record", "a model in eval mode for gradcam", "one in training mode")
+    return names
 
 
 def image_token_of(model: nn.Module) -> int | None:

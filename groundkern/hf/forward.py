@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from groundkern.hf.body import BodyOutput, contributions, run_body
+from groundkern.hf.body import BodyOutput, attribute, run_body
 from groundkern.hf.call import Call
 from groundkern.hf.head import IGNORED, RowScores, Smoothing, score_rows
 from groundkern.hf.objectives import Objectives
@@ -22,8 +22,8 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         objectives: what to train; in eval mode everything that the batch has rows for is computed.
         inputs: the model's keyword inputs, the `gk_` tensors of `Supervision`, and optionally
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
-            whole accumulated batch) and `gk_record` ("maps" | "contributions" |
-            "logits").
+            whole accumulated batch) and `gk_record`: one or several of
+            "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer).
 
     Raises:
         ValueError, TypeError: bad supervision, or inputs that the wiring does not support.
@@ -32,7 +32,7 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
     body = run_body(call)
     scores = _score(call, body)
     loss, parts = losses_of(call, body, scores)
-    text, word, terms, mode = scores["text"], scores["word"], call.terms, call.mode
+    text, word, terms, records = scores["text"], scores["word"], call.terms, call.records
     aligned = take_rows(body.hidden, call.s.side_position)
     return GroundedOutput(
         loss=loss,
@@ -42,10 +42,13 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         word_log_prob=word.log_prob if terms.dv_sft is not None else None,
         word_predicted=word.predicted if terms.dv_sft is not None else None,
         side_log_prob=scores["side"].log_prob if terms.smam is not None else None,
-        maps=_mean_map(call, body) if mode == "maps" else None,
-        contributions=contributions(call, body) if mode == "contributions" else None,
-        main_logits=_logits(call, aligned) if mode == "logits" else None,
-        side_logits=_logits(call, body.side_hidden) if mode == "logits" else None,
+        maps=_mean_map(call, body) if "maps" in records else None,
+        contributions=attribute(call, body, "contributions")
+        if "contributions" in records
+        else None,
+        gradcam=attribute(call, body, "gradcam") if "gradcam" in records else None,
+        main_logits=_logits(call, aligned) if "logits" in records else None,
+        side_logits=_logits(call, body.side_hidden) if "logits" in records else None,
     )
 
 
@@ -99,12 +102,13 @@ def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
 
 
 def _mean_map(call: Call, body: BodyOutput) -> Tensor:
-    """[B, Rm, C]: the recorded maps over the number of layers."""
-    shape = (*call.s.map_position.shape, call.s.map_columns.shape[1])
+    """[B, Rm, C]: the mean over layers of the recorded maps; [B, Rm, L, C] by layer."""
+    shape = (*call.s.map_position.shape, call.layer_count, call.s.map_columns.shape[1])
     if body.readings.maps is None:  # no rows or no visual tokens
-        return call.denominators.new_zeros(shape)
-    layers = call.model.config.get_text_config().num_hidden_layers
-    return (body.readings.maps.total / layers).view(shape)
+        maps = call.denominators.new_zeros(shape)
+    else:
+        maps = torch.stack(body.readings.maps.layers, 1).view(shape)
+    return maps if "layers" in call.records else maps.mean(2)
 
 
 def _logits(call: Call, hidden: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class Explained:
             wanted = "use_reentrant=False: reentrant checkpointing drops the gradient of GradCAM"
             fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
         if record.open:
+            if not out.requires_grad:  # nothing below is trainable
+                out.requires_grad_()
             self.layers.append(Layer(module.__dict__[LAYER], q, k, v, out, window, how))
 
 
@@ -96,7 +98,7 @@ def gradcam_maps(
     Args:
         call: the grounded call.
         hidden: [B, S, D] last hidden states of the run that `explained` recorded.
-        kept: its layers.
+        explained: its layers.
         position, group: [B, R] rows and the group of each, from 0; -1: padding.
         groups: how many group numbers there are.
         layers: those that count; None: all.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from groundkern import LabelBags, linear_cross_entropy
+from groundkern.checks import fail
 
 IGNORED = -100
 
@@ -73,6 +76,40 @@ def score_rows(
 
     with _forward_replaced(head, fused):
         return RowScores(*head(hidden))
+
+
+class LogitRule(NamedTuple):
+    """What a model's forward does with its head's output: `softcap(logits * scale)`."""
+
+    scale: float
+    softcap: float | None
+
+
+def logit_rule(model: nn.Module) -> LogitRule:
+    """The logit post-processing of a model, read from its class's forward.
+
+    The config alone does not tell: Gemma3's vision model has no softcap and Aya Vision no scale,
+    although their text configs name one. `doctor` measures what is left.
+
+    Raises:
+        ValueError: a scale on a head with a bias.
+    """
+    config, source = model.config.get_text_config(), _forward_source(type(model))
+    softcap = scale = None
+    if "final_logit_softcapping" in source:
+        softcap = config.final_logit_softcapping
+    if "logit_scale" in source:
+        scale = config.logit_scale
+    elif "logits_scaling" in source:
+        scale = 1.0 / config.logits_scaling
+    if scale is not None and getattr(model.get_output_embeddings(), "bias", None) is not None:
+        fail("model", "a head without bias where logits are scaled", type(model).__name__)
+    return LogitRule(1.0 if scale is None else float(scale), softcap)
+
+
+@cache
+def _forward_source(model_class: type[nn.Module]) -> str:
+    return inspect.getsource(inspect.unwrap(model_class.forward))
 
 
 @contextmanager

@@ -29,6 +29,9 @@ class GroundedOutput(ModelOutput):
         maps: [B, Rm, C] under `gk_record="maps"`: attention over the image, mean of heads and
             layers.
         contributions: [B, Rs, C] under `gk_record="contributions"`: (C1), summed over layers.
+        gradcam: [B, Rs, C] under `gk_record="gradcam"`: attention times the rectified gradient of
+            the aligned token's logit, summed over heads and layers.
+            With "layers" recorded too, these three are [B, R, L, C].
         main_logits, side_logits: [B, Rs, V] under `gk_record="logits"`.
     """
 
@@ -41,5 +44,6 @@ class GroundedOutput(ModelOutput):
     side_log_prob: Tensor | None = None
     maps: Tensor | None = None
     contributions: Tensor | None = None
+    gradcam: Tensor | None = None
     main_logits: Tensor | None = None
     side_logits: Tensor | None = None

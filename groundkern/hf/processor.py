@@ -22,22 +22,25 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         A subclass that takes an image processor and a tokenizer, and no videos.
     """
     kept = [name for name in processor_class.get_attributes() if name != "video_processor"]
-    members = {
-        "get_attributes": classmethod(lambda cls: kept),
-        "__init__": _video_optional(processor_class.__init__),
-        "__module__": __name__,
-    }
+    members = {"get_attributes": classmethod(lambda cls: kept), "__module__": __name__}
+    init = _video_optional(processor_class.__init__)
+    if init is not None:
+        members |= {"__init__": init, "apply_chat_template": ProcessorMixin.apply_chat_template}
     return type(processor_class.__name__, (processor_class,), members)
 
 
-def _video_optional(init: FunctionType) -> FunctionType:
-    """The same constructor with None for a video part that has no default (SmolVLM's).
+def _video_optional(init: FunctionType) -> FunctionType | None:
+    """A constructor that insists on a video part, with None for it; None: this one does not insist.
 
-    A copy and not a wrapper: transformers reads the argument names from its code.
+    SmolVLM's does, and its chat template looks at the part too. It is a copy and not a wrapper:
+    transformers reads the names of the arguments from the code.
     """
-    names, defaults = init.__code__.co_varnames[: init.__code__.co_argcount], init.__defaults__ or ()
+    names, defaults = (
+        init.__code__.co_varnames[: init.__code__.co_argcount],
+        init.__defaults__ or (),
+    )
     if "video_processor" not in names[: len(names) - len(defaults)]:
-        return init
+        return None
     required = names.index("video_processor")
     defaults = (None,) * (len(names) - required - len(defaults)) + defaults
     return FunctionType(init.__code__, init.__globals__, init.__name__, defaults, init.__closure__)

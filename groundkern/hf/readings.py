@@ -194,7 +194,7 @@ def readings_of(call: Call) -> Readings:
             found.kl = MapLoss(at, map_target(call), klal, _head_weight(call, klal))
         if margins is not None and margins.maps == "attention":
             found.margin_map = MapSum(at, margins.layers, "columns")
-        if call.mode == "maps":
+        if "maps" in call.records:
             found.maps = MapMean(at.rows, columns, at.allowed)
     hist = terms.hist
     if hist is not None and hist.maps == "attention" and s.phrase_composite.shape[1]:

@@ -121,9 +121,8 @@ def _maps(call: Call, body: BodyOutput) -> Parts:
     elif "hist" in wanted:
         some = phrases and s.phrase_composite.shape[1]
         groups = int(s.phrase_number.max()) + 1 if some else 0
-        rows = gradcam_maps(
-            call, hidden, explained, s.phrase_position, s.phrase_number, groups, call.terms.hist.layers
-        )
+        at = s.phrase_position, s.phrase_number, groups
+        rows = gradcam_maps(call, hidden, explained, *at, call.terms.hist.layers)
         maps["hist"] = group_means(rows, s.phrase_number, phrases)
     if readings.margin_map is not None:
         maps["margins"] = readings.margin_map.mean().unflatten(0, s.map_position.shape)

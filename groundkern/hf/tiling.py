@@ -2,7 +2,7 @@
 
 Each function returns the rectangles [n, 4] of one image's visual tokens in sequence order, as
 `geometry` describes them. What a processor decides from an image's size is computed by the
-processor's own rule; `tests/hf/test_family_geometry.py` paints pixels and looks which tokens change.
+processor's own rule; `tests/hf/test_family_geometry.py` paints pixels and sees which tokens change.
 """
 
 from __future__ import annotations
@@ -67,9 +67,6 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
         side: visual tokens along a tile.
     """
     settings = processor.image_processor
-    most = option(processor, "max_patches")
-    if not option(processor, "crop_to_patches") or most <= 1:
-        return patch_grid(side, side)
     canvas = next(
         (
             sys.modules[kind.__module__].get_optimal_tiled_canvas
@@ -80,6 +77,9 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
     )
     if canvas is None:
         fail("processor.image_processor", "GOT-OCR's tiling", type(settings).__name__)
+    most = option(processor, "max_patches")
+    if not option(processor, "crop_to_patches") or most <= 1:
+        return patch_grid(side, side)
     tile = (settings.size["height"], settings.size["width"])
     columns, rows = canvas(size[::-1], tile, option(processor, "min_patches"), most)
     return _tiles_and_whole(side, rows, columns)
@@ -117,7 +117,9 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
     grid = _in_original(grid, (width, height), size)
     grid = _without_padding(grid, size)
     if onevision:
-        grid = _at_most(int(processor.vision_aspect_ratio.strip("anyres_max_")) * side**2, grid)
+        grid = _at_most(
+            int(processor.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2, grid
+        )
     ends = newline.expand(len(grid), 1, 4)
     return torch.cat([patch_grid(side, side), torch.cat([grid, ends], 1).flatten(0, 1)])
 

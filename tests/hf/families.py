@@ -1,7 +1,7 @@
 """Tiny random models of the tiled and squashed families, each with a real (Pil) image processor.
 
-Like `tiny.py`: no hub, no torchvision. Texts are Llama, Qwen2, Qwen3, Gemma3 and Cohere2 decoders of
-3 layers; images become 4 to 100 visual tokens.
+Like `tiny.py`: no hub, no torchvision. The text decoders (Llama, Qwen2, Qwen3, Gemma3, Cohere2)
+have 3 layers; images become 4 to 100 visual tokens.
 """
 
 from __future__ import annotations

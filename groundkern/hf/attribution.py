@@ -1,0 +1,161 @@
+"""What each key contributes to an answer token's logit: (C1) and GradCAM, layer by layer.
+
+Both read what `attention.Kept` kept of the one run of the body. With every key as a column,
+
+    logit = sum over layers and keys of (C1) + d . (x^0 + every FFN's output) + biases
+
+where d is the logit's gradient at the last residual stream with the norms' statistics held, so that
+post-norms, output projections and adapters are part of g.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from groundkern import attention_contribution
+from groundkern.checks import fail
+from groundkern.hf.attention import LAYER, Kept, KeptLayer
+from groundkern.hf.head import unembedding
+
+# A norm between an attention's output and the residual stream, and what tells that it is there.
+POST_NORMS = (
+    ("post_self_attn_layernorm", "post_self_attn_layernorm"),
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+)
+
+
+def contributions(
+    model: nn.Module, kept: Kept, normed: Tensor, hidden: Tensor, target: Tensor, columns: Tensor
+) -> Tensor:
+    """(C1) of each row's token on the columns, by layer.
+
+    Args:
+        model: the attached model.
+        kept: the rows' attention in every layer.
+        normed: [N, D] the rows' input of the final norm.
+        hidden: [N, D] its output, times the logits' scale.
+        target: int64 [N] the token of each row; a padding row's is negative.
+        columns: int32 [B, C] key columns.
+
+    Returns:
+        [N, L, C] fp32: `sum over heads of A * (v . W_O^T d)`, with d = u_w * norm_weight / RMS(x^L)
+        for an RMS norm.
+
+    Raises:
+        ValueError: a final norm or a residual branch that is not of a known form, by name.
+    """
+    u = unembedding(model.get_output_embeddings(), hidden, target)
+    direction = through_norm(final_norm(model), normed, u)
+    maps = []
+    for layer in kept.layers:
+        projection, d = layer.module.o_proj, direction
+        norm = _post_norm(model, layer.module)
+        if norm is not None:
+            branch = projection(layer.out.flatten(1)).detach()
+            d = through_norm(norm, branch, direction)
+        g = pull_back(projection, d.to(layer.out.dtype), layer.out[0].numel())
+        maps.append(_read(layer, g, columns, rectify=False))
+    return torch.stack(maps, 1)
+
+
+def gradcam(kept: Kept, hidden: Tensor, target: Tensor, head: nn.Module, columns: Tensor) -> Tensor:
+    """`sum over heads of A * relu(dy / dA)` of each row's logit y, by layer (G of (H3)).
+
+    Args:
+        kept: the rows' attention in every layer, with the graph of the run.
+        hidden: [B, R, D] last hidden states of the rows, in that graph.
+        target: int64 [B, R].
+        head: the output embeddings.
+        columns: int32 [B, C] key columns.
+
+    Returns:
+        [B * R, L, C] fp32.
+    """
+    batch, rows = target.shape
+    g = [torch.zeros_like(layer.out) for layer in kept.layers]  # [N, H, Dv] each
+    outputs = [layer.full for layer in kept.layers]
+    for r in range(rows):  # sequences do not meet: one backward pass for all of them
+        logits = head(hidden[:, r]).gather(1, target[:, r : r + 1].clamp(min=0))
+        last = r == rows - 1
+        gradients = torch.autograd.grad(logits.sum(), outputs, retain_graph=not last)
+        for own, gradient, layer in zip(g, gradients, kept.layers, strict=True):
+            at = torch.arange(batch, device=gradient.device) * rows + r
+            own[at] = gradient[layer.rows.sequence[at].long(), kept.position[at]]
+    maps = [
+        _read(layer, own, columns, rectify=True) for layer, own in zip(kept.layers, g, strict=True)
+    ]
+    return torch.stack(maps, 1)
+
+
+def _read(layer: KeptLayer, g: Tensor, columns: Tensor, *, rectify: bool) -> Tensor:
+    """[N, C] of one layer along g [N, H * Dv] or [N, H, Dv]."""
+    g = g.view(layer.out.shape).to(layer.v.dtype)
+    with torch.no_grad():
+        return attention_contribution(
+            layer.q, layer.k, layer.v, g, layer.rows, columns, over="visible", rectify=rectify,
+            **layer.how,
+        )  # fmt: skip
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm before the output head."""
+    norm = getattr(model.get_decoder(), "norm", None)
+    if norm is None:
+        fail("gk_record", "a decoder with a final `norm`", type(model.get_decoder()).__name__)
+    return norm
+
+
+def _post_norm(model: nn.Module, attention: nn.Module) -> nn.Module | None:
+    """The norm that an attention's output passes before it is added to the residual stream."""
+    layer = model.get_decoder().layers[attention.__dict__[LAYER]]
+    if hasattr(layer, "residual_multiplier"):
+        fail("gk_record", "residual branches that are added as they are", type(layer).__name__)
+    for name, sign in POST_NORMS:
+        if hasattr(layer, sign):
+            return getattr(layer, name)
+    return None
+
+
+def through_norm(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
+    """The direction before a norm, its statistic held at x: `norm(x) . direction = x . result + c`.
+
+    The norm's weights are measured, not read, since families store them differently (Gemma's are
+    offsets from one). An RMS norm does not centre, a layer norm does.
+
+    Args:
+        norm: an RMS or layer norm.
+        x: [N, D] its input.
+        direction: [N, D] at its output.
+
+    Raises:
+        ValueError: a module that is neither.
+    """
+    dtype = next(iter(norm.parameters()), x).dtype
+    with torch.no_grad():
+        x = x.detach()
+        signs = torch.ones_like(x[:1])
+        signs[:, 1::2] = -1.0  # mean 0, mean square 1
+        y = norm(torch.cat((signs, -signs, signs.abs(), x)).to(dtype)).float()
+        eps = getattr(norm, "variance_epsilon", None)
+        eps = getattr(norm, "eps", 0.0) if eps is None else eps
+        bias = (y[0] + y[1]) / 2
+        weight = (y[0] - y[1]) / 2 * signs[0].float() * (1.0 + eps) ** 0.5
+        centred = bool((y[2] - bias).abs().max() < 0.5 * weight.abs().max())
+        x = x.float()
+        x = x - x.mean(-1, keepdim=True) if centred else x
+        rms = (x.square().mean(-1, keepdim=True) + eps).sqrt()
+        known, tolerance = weight * x / rms + bias, 0.05 if dtype.itemsize == 2 else 1e-3
+        if bool((known - y[3:]).abs().max() > tolerance * y[3:].abs().max()):
+            fail("gk_record", "RMS or layer norms", type(norm).__name__)
+        d = direction.float() * weight / rms
+        return d - d.mean(-1, keepdim=True) if centred else d
+
+
+def pull_back(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
+    """[N, D] -> [N, width]: W^T direction for any affine module (LoRA, bias, quantised weights)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        direction = direction.detach().clone()
+        x = direction.new_zeros(len(direction), width, requires_grad=True)
+        y = projection(x)
+        return torch.autograd.grad(y, x, direction.to(y.dtype))[0]

@@ -1,0 +1,239 @@
+"""Every family end to end: its processor, the collator, side tokens, maps, gradients, padding.
+
+One tiny model and one set of examples per family: images of two shapes (tiles and global views
+where the family has them), a sample with two images and one with none.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from groundkern.hf import GroundedExample, GroundingCollator, Klal, Smam, attach, detach, doctor
+from groundkern.hf.example import Region, Word
+from tests.hf.closeness import gradients
+from tests.hf.families import FAMILIES
+
+WIDE, TALL = Image.new("RGB", (150, 97)), Image.new("RGB", (61, 130))
+for image in (WIDE, TALL):
+    noise = torch.randint(
+        0, 256, (*image.size[::-1], 3), generator=torch.Generator().manual_seed(3)
+    )
+    image.paste(Image.fromarray(noise.byte().numpy()))
+CORNER, MIDDLE = (0.0, 0.0, 0.3, 0.4), (0.4, 0.3, 0.9, 0.8)
+
+
+def example(answer: str, images: tuple, places: tuple, name: str) -> GroundedExample:
+    """A question about images, and an answer whose first words are at `places`."""
+    regions = [Region(1, 0, 9, i, boxes=(box,)) for i, box in places]
+    messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": answer}]
+    words = [Word("the", box, i) for i, box in places]
+    return GroundedExample(images, messages, tuple(regions), tuple(words), name=name)
+
+
+EXAMPLES = (
+    example("The red patch is in row 2.", (WIDE,), ((0, CORNER),), "one"),
+    example("Two patches", (TALL, WIDE), ((0, MIDDLE), (1, CORNER)), "two"),
+    example("No image at all, and a longer answer.", (), (), "none"),
+)
+
+
+@dataclass
+class Built:
+    """A family's model and the batches of its own processor."""
+
+    name: str
+    model: Any
+    right: dict
+    left: dict
+    alone: list[dict]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> Built:
+    made = FAMILIES[request.param]
+    model = made.model()
+    collate = {
+        side: GroundingCollator(made.processor(padding_side=side), model.config)
+        for side in ("right", "left")
+    }
+    batches = {side: collator(EXAMPLES) for side, collator in collate.items()}
+    alone = [collate["right"]([one]) for one in EXAMPLES]
+    assert collate["right"].counts["side_rows"] >= 4  # together and alone
+    attach(model, smam=Smam(), klal=Klal())
+    yield Built(request.param, model, **batches, alone=alone)
+    detach(model)
+
+
+def rows_of(logits: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    return logits[torch.arange(len(logits))[:, None], position.clamp(min=0).long()]
+
+
+@torch.no_grad()
+def test_main_logits_do_not_feel_side_tokens(family):
+    for batch in (family.right, family.left):
+        plain = family.model(**{k: v for k, v in batch.items() if not k.startswith("gk_")}).logits
+        ours = family.model(**batch, gk_record="logits")
+        position = batch["gk_side_position"]
+        kept = position >= 0
+        rows, largest = rows_of(plain, position)[kept], plain.abs().max()
+        assert float((ours.main_logits[kept] - rows).abs().max() / largest) < 1e-6
+        moved = (ours.side_logits[kept] - rows).abs().amax(-1) / largest
+        assert float(moved.min()) > 1e-3  # a region blocks keys that were used
+
+
+@torch.no_grad()
+def test_all_keys_allowed_gives_the_main_distribution(family):
+    batch = {**family.left, "gk_side_set": torch.full_like(family.left["gk_side_set"], -1)}
+    ours = family.model(**batch, gk_record="logits")
+    kept = batch["gk_side_position"] >= 0
+    main, plus = (x[kept].log_softmax(-1) for x in (ours.main_logits, ours.side_logits))
+    assert float((main - plus).abs().max()) < 1e-5 * float(ours.main_logits.abs().max())
+
+
+def test_doctor_passes(family):
+    report = doctor(family.model, family.right)
+    assert report.rows >= 4
+    assert report.control > 0.01
+
+
+def test_a_region_mask_changes_the_gradients(family):
+    attach(family.model, smam=Smam(weight=10.0))
+    batch, found = family.right, []
+    shown = {k: v for k, v in batch.items() if not k.startswith(("gk_word", "gk_map"))}
+    visual = (batch["gk_image"] >= 0)[:, None]
+    for inside in (batch["gk_side_inside"], ~batch["gk_side_inside"] & visual):
+        output = family.model(**{**shown, "gk_side_inside": inside})
+        found.append(gradients(family.model, output.loss))
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        key = next(k for k in found[0] if k.endswith(f"layers.1.self_attn.{name}.weight"))
+        difference = (found[0][key] - found[1][key]).abs().max() / found[0][key].abs().max()
+        assert float(difference) > 1e-3, name
+
+
+def test_map_gradient_reaches_queries_and_keys_of_the_last_layer(family):
+    attach(family.model, klal=Klal(layers=(2,)))
+    shown = {k: v for k, v in family.right.items() if not k.startswith("gk_text")}
+    family.model.train()
+    found = gradients(family.model, family.model(**shown).loss)
+    family.model.eval()
+    last = {k.split("layers.2.")[1]: g for k, g in found.items() if "layers.2.self_attn" in k}
+    assert bool(last["self_attn.q_proj.weight"].any() and last["self_attn.k_proj.weight"].any())
+    assert not any(last[f"self_attn.{name}.weight"].any() for name in ("v_proj", "o_proj"))
+    assert next(g for k, g in found.items() if "layers.1.self_attn.v_proj.weight" in k).any()
+
+
+@torch.no_grad()
+def test_padding_and_batch_composition_change_nothing(family):
+    attach(family.model, smam=Smam(), klal=Klal())
+    batches = (family.right, family.left)
+    together = [family.model(**batch, gk_record="maps") for batch in batches]
+    torch.testing.assert_close(together[0].loss, together[1].loss, rtol=1e-5, atol=1e-6)
+    for b, batch in enumerate(family.alone):
+        alone = family.model(**batch, gk_record="maps")
+        for name in ("text_log_prob", "side_log_prob", "word_log_prob", "maps"):
+            row = alone[name][0]
+            if row.numel() == 0:
+                continue
+            for output in together:
+                found = output[name][b]
+                found = found[tuple(slice(n) for n in row.shape)]
+                torch.testing.assert_close(found, row, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@torch.no_grad()
+def test_contributions_residual_and_ffn_add_up_to_the_logit(family):
+    """The sum rule of (C1), with every key as a column, in the family's own residual structure."""
+    batch, model = family.left, family.model
+    every = torch.arange(batch["input_ids"].shape[1], dtype=torch.int32)
+    every = every.expand(len(batch["input_ids"]), -1)
+    target = torch.zeros(*batch["gk_map_position"].shape, every.shape[1], dtype=torch.int32)
+    parts = ResidualParts(model)
+    with parts.recorded():
+        ours = model(
+            **{**batch, "gk_map_columns": every, "gk_map_target": target},
+            gk_record=("contributions", "logits", "layers"),
+        )
+    kept = batch["gk_side_position"] >= 0
+    token = batch["input_ids"].gather(1, (batch["gk_side_position"].clamp(min=0) + 1).long())
+    logit = ours.main_logits.gather(2, token[..., None])[..., 0]
+    assert ours.contributions.shape == (*kept.shape, 3, every.shape[1])
+    attention = ours.contributions.sum((2, 3))
+    rest = parts.along_the_logit(batch["gk_side_position"], token)
+    off = (attention + rest - logit)[kept].abs().max() / ours.main_logits.abs().max()
+    assert float(off) < 1e-4
+    assert float((attention.abs() / logit.abs())[kept].max()) > 0.01  # attention has its share
+
+
+def test_gradcam_is_the_gradient_of_the_attention(family):
+    """A * relu(dy / dA) from the weights and gradients of the model's own eager attention."""
+    batch = family.alone[0]
+    with torch.no_grad():
+        ours = family.model(**batch, gk_record=("gradcam", "layers")).gradcam[0]
+    eager = FAMILIES[family.name].model(attention="eager")
+    z, v = [], []
+    for layer in eager.get_decoder().layers:
+        projections = layer.self_attn
+        projections.o_proj.register_forward_pre_hook(lambda _, args: z.append(args[0]))
+        projections.v_proj.register_forward_hook(lambda _, __, output: v.append(output[0]))
+    plain = {k: x for k, x in batch.items() if not k.startswith("gk_")}
+    output = eager(**plain, output_attentions=True)
+    columns = batch["gk_map_columns"][0].long()
+    for r, t in enumerate(batch["gk_side_position"][0].tolist()):
+        y = output.logits[0, t, batch["input_ids"][0, t + 1]]
+        slopes = torch.autograd.grad(y, z, retain_graph=True)
+        for layer, (a, slope) in enumerate(zip(output.attentions, slopes, strict=True)):
+            g = slope[0, t].view(4, -1)  # dy/dz of each head
+            values = v[layer].view(len(v[layer]), 2, -1).repeat_interleave(2, 1)  # [S, H, D]
+            slope_of_a = torch.einsum("shd,hd->hs", values, g)
+            wanted = (a[0, :, t] * slope_of_a.relu())[:, columns].sum(0).detach()
+            close = {"rtol": 1e-3, "atol": 1e-4 * float(wanted.abs().max())}
+            torch.testing.assert_close(ours[r, layer], wanted, **close)
+
+
+class ResidualParts:
+    """x^0 and what every FFN adds, of one run, and their share of a logit."""
+
+    def __init__(self, model) -> None:
+        self.model = getattr(model, "get_base_model", lambda: model)()
+        self.added: list[torch.Tensor] = []
+        self.last: torch.Tensor | None = None
+
+    @contextmanager
+    def recorded(self):
+        decoder = self.model.get_decoder()
+
+        def keep(_, __, output):
+            self.added.append(output)
+
+        def keep_input(_, args):
+            self.added.append(args[0])
+
+        def keep_last(_, args):
+            self.last = args[0] if self.last is None else self.last
+
+        hooks = [decoder.layers[0].register_forward_pre_hook(keep_input)]
+        hooks.append(decoder.norm.register_forward_pre_hook(keep_last))
+        for layer in decoder.layers:
+            branch = getattr(layer, "post_feedforward_layernorm", layer.mlp)
+            hooks.append(branch.register_forward_hook(keep))
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    def along_the_logit(self, position, token) -> torch.Tensor:
+        """[B, R]: everything that is not attention, along d logit / d x^L with norms held."""
+        norm = self.model.get_decoder().norm
+        x = rows_of(self.last, position).detach()
+        mean = x.mean(-1, keepdim=True) if "LayerNorm" in type(norm).__name__ else 0.0
+        eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        rms = ((x - mean).square().mean(-1, keepdim=True) + eps).sqrt()
+        weight = norm.weight + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
+        d = self.model.get_output_embeddings().weight[token] * weight / rms
+        d = d - d.mean(-1, keepdim=True) if isinstance(mean, torch.Tensor) else d
+        return sum((rows_of(part, position) * d).sum(-1) for part in self.added)
