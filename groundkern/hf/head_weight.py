@@ -1,13 +1,17 @@
 """KLAL's learnable head weights: one parameter [layers, heads] on the attached model.
 
-It is saved with the model's own weights under its name and taken off by `detach`, so that nothing
-is left at inference.
+It is saved with the model's own weights under its name, which `from_pretrained` passes over, and
+taken off by `detach`, so that nothing is left at inference.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from groundkern.hf.objectives import Klal
 
@@ -27,3 +31,12 @@ def set_head_weight(model: nn.Module, klal: Klal | None) -> None:
         shape = config.num_hidden_layers, config.num_attention_heads
         logits = torch.zeros(shape, device=next(model.parameters()).device)
         model.register_parameter(HEAD_WEIGHT, nn.Parameter(logits))
+
+
+def saved_head_weight(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """The parameter in a folder that `save_pretrained` wrote, by its name; empty without one."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if HEAD_WEIGHT in file.keys():  # noqa: SIM118 (not a mapping)
+                return {HEAD_WEIGHT: file.get_tensor(HEAD_WEIGHT)}
+    return {}

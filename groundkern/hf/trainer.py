@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from groundkern.checks import fail, require
 from groundkern.hf.attach import objectives_of
 from groundkern.hf.doctor import LOW_PRECISION, doctor
+from groundkern.hf.head_weight import saved_head_weight
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.supervision import row_counts
 
@@ -152,7 +153,7 @@ class GroundingMixin:
         saved = type(target).from_pretrained(
             resume_from_checkpoint, dtype=target.dtype, use_safetensors=True
         )
-        target.load_state_dict(saved.state_dict())
+        target.load_state_dict(saved.state_dict() | saved_head_weight(resume_from_checkpoint))
 
     def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""

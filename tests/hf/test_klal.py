@@ -10,6 +10,7 @@ from groundkern.losses import margins
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.naive import run_samples
 from tests.hf.samples import SAMPLES, make_batch
+from tests.hf.training import make_trainer
 
 
 def map_gradients(model, batch: dict, **options) -> dict:
@@ -134,6 +135,18 @@ def test_learned_head_weights_come_and_go(qwen):
     no_maps = qwen(**make_batch(qwen, SAMPLES["qwen"][2:3]))
     assert "groundkern_head_weight" in gradients(qwen, no_maps.loss)  # DDP waits for it
     assert dict(detach(qwen).named_parameters()).keys() == names
+
+
+def test_learned_head_weights_are_in_a_checkpoint(qwen, tmp_path):
+    attach(qwen, klal=Klal(head_weight="learned"))
+    wanted = torch.arange(12.0).view(3, 4)
+    with torch.no_grad():
+        qwen.groundkern_head_weight.copy_(wanted)
+    qwen.save_pretrained(tmp_path)
+    with torch.no_grad():
+        qwen.groundkern_head_weight.zero_()
+    make_trainer(qwen, tmp_path)._load_from_checkpoint(str(tmp_path))
+    assert torch.equal(qwen.groundkern_head_weight, wanted)
 
 
 def test_margins_are_those_written_out(model, samples):
