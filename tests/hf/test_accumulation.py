@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import DvSft, Hist, Klal, LogitLens, Margins, Smam, attach, row_counts
+from groundkern.hf import Klal, Smam, attach, row_counts
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.conftest import MODELS
+from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, make_batch
 
 
@@ -30,26 +31,6 @@ def test_accumulated_equals_the_whole_batch(model, samples, terms, checkpointing
         torch.testing.assert_close(parts[name], part, rtol=1e-5, atol=0)
     found = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     assert_same_gradients(found, wanted, share=1e-5)
-
-
-METHODS = {
-    "attention": {
-        "smam": Smam(divide_by="aligned"),
-        "dv_sft": DvSft(weight=0.5, average="image"),
-        "klal": Klal(average_layers=True, head_weight="learned", divergence="js"),
-        "hist": Hist(),
-        "margins": Margins(),
-        "logit_lens": LogitLens(),
-    },
-    "gradcam": {
-        "smam": Smam(),
-        "dv_sft": DvSft(weight=0.5, average="visual"),
-        "klal": Klal(over="renormalised", divergence="reverse_kl"),
-        "hist": Hist(maps="gradcam", composition=50.0),
-        "margins": Margins(maps="gradcam"),
-        "logit_lens": LogitLens(),
-    },
-}
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -127,6 +127,13 @@ def test_attention_that_differentiates_once_is_refused(qwen):
             attach(qwen, **term)
 
 
+def test_sharded_weights_are_refused():
+    model = attach(MODELS["qwen"](attention="eager"), margins=Margins(maps="gradcam")).train()
+    model.lm_head.weight.ds_id = 0  # what ZeRO-3 leaves on its parameters
+    with pytest.raises(ValueError, match="FSDP or ZeRO-3 shards"):
+        model(**make_batch(model, SAMPLES["qwen"][:1]))
+
+
 def test_reentrant_checkpointing_is_refused_and_non_reentrant_is_exact():
     model = MODELS["qwen"](attention="eager").double()
     batch = double(make_batch(model, SAMPLES["qwen"][:2]))
