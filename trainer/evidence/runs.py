@@ -8,7 +8,6 @@ and not on these.
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -21,7 +20,8 @@ from trainer.prepare.maps.tasks import TASKS, stream
 from trainer.progress import progress
 
 RESULT = "result.json"  # of a run, written last
-MADE = "made.json"  # of the data, written last
+MADE = "made.json"  # of the data and of the models, written last
+TEXTS = 50  # drawings of each task that a tokenizer is trained on
 SMAM = {"alpha": 1.0, "gamma": 0.5}  # an untrained model first learns to answer from the region
 METHODS: dict[str, dict[str, dict]] = {
     "plain": {},
@@ -181,25 +181,35 @@ def most_frequent(plan: Plan, task: str) -> float:
 
 
 def make_models(plan: Plan) -> None:
-    """One untrained model for each seed, with a tokenizer of the tasks' texts."""
+    """One untrained model for each seed, with a tokenizer of all the tasks' texts.
+
+    Raises:
+        ConfigError: models of other settings in the way.
+    """
     from trainer.demo.generate import corpus
     from trainer.demo.model import save_model
 
-    texts = corpus()
-    for task in plan.tasks:
-        path = plan.output / "data" / task / "train.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in random.Random(0).sample(lines, min(200, len(lines))):
-            user, assistant = (m["content"] for m in json.loads(line)["messages"])
-            texts += [user[-1]["text"], assistant]
+    texts: list[str] = []
     for seed in range(plan.seeds):
         target = plan.output / "data" / f"model-{seed}"
-        made = {"seed": seed, "tasks": list(plan.tasks), **plan.drawn}
-        if not (target / MADE).exists():
-            save_model(target, texts, seed=seed)
-            folder.write_json(target / MADE, made)
-        elif folder.read_json(target / MADE) != made:
-            raise ConfigError(f"{target} was made for other settings; choose another --output")
+        made = {"seed": seed, **{k: plan.drawn[k] for k in ("groundkern", "size", "level")}}
+        if (target / MADE).exists():
+            if folder.read_json(target / MADE) != made:
+                raise ConfigError(f"{target} was made for other settings; choose another --output")
+            continue
+        texts = texts or [*corpus(), *_texts(plan)]
+        save_model(target, texts, seed=seed)
+        folder.write_json(target / MADE, made)
+
+
+def _texts(plan: Plan) -> list[str]:
+    """Questions and answers of every task, whichever are run."""
+    texts = []
+    for task in TASKS:
+        for _, sample in stream(task, count=TEXTS, seed=1, size=plan.size, level=plan.level):
+            user, assistant = (message["content"] for message in sample["messages"])
+            texts += [user[-1]["text"], assistant]
+    return texts
 
 
 def run_config(plan: Plan, task: str, method: str, seed: int) -> Config:
