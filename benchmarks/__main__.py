@@ -1,5 +1,5 @@
 """python -m benchmarks: our ops beside the floor, what people write today, and what they could
-install."""
+install. python -m benchmarks training_step: whole steps of fine-tuning, with and without."""
 
 import argparse
 import sys
@@ -113,6 +113,11 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], li
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; 1 where a contestant crashed or disagreed with ours."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["training_step"]:
+        from benchmarks import training_step
+
+        return training_step.main(words[1:])
     args = parse(arguments)
     console = make_console()
     rows, _ = run(args, console)

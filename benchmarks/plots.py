@@ -133,6 +133,39 @@ def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
     return _finish(figure, f"{op}: cost against {along}", rows, folder / f"{op}_{along}.png")
 
 
+def training_step(rows: list[Row], folder: Path) -> Path:
+    """Time against SFT that skips full logits, and peak memory, over the length of the sample; the
+    longest sample within the cap where it was searched."""
+    capped = [r for r in rows if r["longest"] is not None and r["tokens"] == rows[0]["tokens"]]
+    figure, axes = plt.subplots(1, 2 + bool(capped), figsize=(14 if capped else 11, 4.6))
+    clock = ("cpu_", "CPU time") if rows[0]["device"] == "cpu" else ("", "time")
+    panels = (
+        (f"{clock[0]}to_skipping_p50", f"{clock[1]} / SFT skipping logits", "linear"),
+        ("peak_mib", "peak memory of a step beyond weights, MiB", "log"),
+    )
+    for axis, (field, label, scale) in zip(axes, panels):
+        for (name, kind), points in _groups(rows, "contestant", "kind").items():
+            points = sorted((r["tokens"], r[field]) for r in points if r[field])
+            if points:
+                style = "-" if kind == "ours" else "--"
+                axis.plot(*zip(*points), style, marker="o", label=name, markersize=3)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_yscale(scale)
+        axis.set_xlabel("tokens of the sample")
+        axis.set_ylabel(label)
+        axis.legend(fontsize=6)
+    if capped:
+        names = [str(r["contestant"]) for r in capped]
+        colours = [COLOURS[r["kind"]] for r in capped]
+        axes[2].barh(range(len(names)), [r["longest"] for r in capped], color=colours)
+        axes[2].set_yticks(range(len(names)), names, fontsize=7)
+        axes[2].invert_yaxis()
+        axes[2].set_xlabel(f"longest sample within {capped[0]['cap_gib']:g} GiB, tokens")
+    title = f"training step: {rows[0]['problem'].split('/')[0]}, {rows[0]['dtype']}"
+    return _finish(figure, title, rows, folder / "training_step.png")
+
+
 def _finish(figure, title: str, rows: list[Row], path: Path) -> Path:
     """Title, the meaning of the colours, the origin; saved."""
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()]

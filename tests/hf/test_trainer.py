@@ -196,9 +196,7 @@ def test_sharded_ranks_without_images_of_their_own_are_refused(tmp_path, monkeyp
     images, text = ({"gk_text_position": torch.tensor([[1]])} for _ in range(2))
     images["pixel_values"] = torch.zeros(1)
     other_rank = torch.tensor([[1, 0]], dtype=torch.int32)
-    monkeypatch.setattr(
-        trainer.accelerator, "gather", lambda held: torch.cat((held, other_rank))
-    )
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda held: torch.cat((held, other_rank)))
     trainer._refuse_uneven_images([text, text])  # not sharded: every rank may do as it likes
     trainer.is_fsdp_enabled = True
     trainer._refuse_uneven_images([images, text])
