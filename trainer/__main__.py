@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `prepare` and `evidence`."""
+"""`python -m trainer train`, `demo`, `look`, `prepare` and `evidence`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.command_line import help_text, load_config
+from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
 from trainer.evidence.command import add_arguments, evidence
@@ -26,7 +26,7 @@ def main(words: list[str] | None = None) -> int:
     """
     parser = _parser()
     arguments, overrides = parser.parse_known_args(words)
-    if overrides and arguments.command not in ("train", "demo"):
+    if overrides and arguments.command not in ("train", "demo", "look"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -39,6 +39,8 @@ def main(words: list[str] | None = None) -> int:
             return _guarded(lambda: evidence(arguments))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
+        if arguments.command == "look":
+            return _guarded(_look(arguments, overrides))
         if arguments.config is None and not overrides:
             raise ConfigError("train: give --config FILE, or --help for the fields")
         return _guarded(_train(arguments.config, overrides))
@@ -69,7 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     table = "train plain and by every method on drawn tasks, and table the held-out figures"
     add_arguments(commands.add_parser("evidence", help=table, allow_abbrev=False))
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
+    add_look(commands)
     return parser
+
+
+def _look(arguments: argparse.Namespace, rest: list[str]) -> Callable[[], None]:
+    if rest:
+        raise ConfigError(f"command line: unknown {rest[0]!r}; look --help lists what there is")
+
+    def run() -> None:
+        from trainer.look import run_look
+
+        print(f"Picture: {run_look(arguments)}")
+
+    return run
 
 
 def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:

@@ -110,3 +110,40 @@ def _plain(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"command line: expected a YAML value, got {text!r}") from None
+
+
+def add_look(commands: Any) -> None:
+    """Add the `look` sub-command to a parser's sub-commands."""
+    look = commands.add_parser(
+        "look",
+        help="draw where a model looks when it answers",
+        description="Attention, GradCAM and logit contributions of an answer's tokens, drawn over "
+        "the image (docs/look.md).",
+        allow_abbrev=False,
+    )
+    look.add_argument("--model", required=True, help="folder of a model with its processor")
+    look.add_argument("--image", type=Path, required=True, help="image file")
+    look.add_argument("--prompt", required=True, help="what the user asks")
+    look.add_argument("--answer", help="the answer to explain; default: the model's own, greedy")
+    look.add_argument(
+        "--token",
+        action="append",
+        type=int,
+        help="number of an answer token, as the table counts them; may be repeated; default: all",
+    )
+    look.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        metavar="X0,Y0,X1,Y1",
+        help="box that the answer speaks of, for the metrics; may be repeated",
+    )
+    look.add_argument(
+        "--coord", choices=("pixel", "unit", "per_mille"), default="pixel", help="of --region"
+    )
+    look.add_argument("--layers", help="layers that count, for example 0,8,15-20; default: all")
+    look.add_argument("--per-layer", action="store_true", help="one row of pictures per layer too")
+    look.add_argument("--output", type=Path, default=Path("look.png"), help="PNG to write")
+    look.add_argument("--max-new-tokens", type=int, default=32, help="of the model's own answer")
+    look.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    look.add_argument("--device", default="cpu", help="for example cuda")

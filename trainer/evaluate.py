@@ -110,9 +110,9 @@ def read(
 ) -> tuple[Any, Tensor | None, Tensor | None]:
     """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None where no row asks."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        output, contributions = model(**batch, gk_record="maps"), None
-        if batch["gk_side_position"].shape[1]:
-            contributions = model(**batch, gk_record="contributions").contributions
+        aligned = batch["gk_side_position"].shape[1] > 0
+        output = model(**batch, gk_record=("maps", "contributions") if aligned else "maps")
+    contributions = output.contributions if aligned else None
     return output, output.maps, contributions
 
 

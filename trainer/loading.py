@@ -41,26 +41,37 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
         ConfigError: the model or the processor cannot be loaded.
     """
     settings = config.model
-    local = Path(settings.path).exists()
-    if not local and (settings.path.count("/") != 1 or settings.path.startswith((".", "/"))):
-        raise ConfigError(f"`model.path`: expected a model folder, got {settings.path} (not there)")
-    try:
-        processor = load_processor(settings.path)
-        model = AutoModelForImageTextToText.from_pretrained(
-            settings.path,
-            attn_implementation=settings.attn_implementation,
-            dtype=getattr(torch, settings.dtype),
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"`model.path`: {settings.path} cannot be loaded: {reason}") from None
+    model, processor = open_model(
+        settings.path, attn_implementation=settings.attn_implementation, dtype=settings.dtype
+    )
     if settings.freeze_vision:
         for tower in _vision_towers(model):
             tower.requires_grad_(False)
     if settings.lora is not None:
         set_seed(config.training.seed)  # adapters start at random
         model = _with_adapters(model, settings.lora, freeze_vision=settings.freeze_vision)
+    return model, processor
+
+
+def open_model(path: str, *, attn_implementation: str, dtype: str) -> tuple[torch.nn.Module, Any]:
+    """(model, processor) of a model folder or hub name.
+
+    Raises:
+        ConfigError: the model or the processor cannot be loaded.
+    """
+    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
+        raise ConfigError(f"`model.path`: expected a model folder, got {path} (not there)")
+    try:
+        processor = load_processor(path)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            attn_implementation=attn_implementation,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"`model.path`: {path} cannot be loaded: {reason}") from None
     return model, processor
 
 

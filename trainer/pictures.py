@@ -42,30 +42,49 @@ def heat_picture(entry: dict, values: Sequence[float] | None, top: float = 1.0) 
     scale = _SIDE / max(image.size)
     image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.LANCZOS)
     if values is not None:
-        image = _heated(image, entry["rects"], np.asarray(values, dtype=float), top)
-    _outline(image, entry)
+        warm = np.maximum(np.asarray(values, dtype=float), 0.0)
+        image = heated(image, entry["rects"], warm, top)
+    outline(image, entry)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _heated(
+def heated(
     image: Image.Image, rects: Sequence[Sequence[float]], values: np.ndarray, top: float
-) -> Image:
+) -> Image.Image:
+    """An image with a heat map over it.
+
+    Where rectangles overlap (tiles and a global view), their values add up, each spread over its
+    own area: a value counts in full on a rectangle of the median area.
+
+    Args:
+        image: RGB.
+        rects: [n] rectangles in fractions of the image.
+        values: [n], drawn in yellow to red above 0 and in blue below.
+        top: the magnitude drawn darkest.
+    """
     width, height = image.size
     heat = np.zeros((height, width))
-    for (x0, y0, x1, y1), value in zip(rects, values):
+    areas = [max(1e-12, (x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in rects]
+    usual = float(np.median(areas)) if areas else 1.0
+    for (x0, y0, x1, y1), area, value in zip(rects, areas, values):
         rows = slice(max(0, round(y0 * height)), max(0, round(y1 * height)))
-        heat[rows, max(0, round(x0 * width)) : max(0, round(x1 * width))] = value
-    heat = np.clip(heat / max(top, 1e-12), 0, 1)[..., None]
-    colour = matplotlib.colormaps["YlOrRd"](0.2 + 0.8 * heat[..., 0])[..., :3] * 255
+        heat[rows, max(0, round(x0 * width)) : max(0, round(x1 * width))] += value * usual / area
+    heat = np.clip(heat / max(top, 1e-12), -1, 1)
+    size = np.abs(heat)
+    warm, cold = (
+        matplotlib.colormaps[name](0.2 + 0.8 * size)[..., :3] for name in ("YlOrRd", "Blues")
+    )
+    colour = np.where(heat[..., None] >= 0, warm, cold) * 255
     grey = np.asarray(image.convert("L"), dtype=float)[..., None]
     paper = 115 + 0.55 * grey  # pale and without colour of its own, so that colour means heat
-    alpha = 0.8 * np.sqrt(heat)
+    alpha = 0.8 * np.sqrt(size)[..., None]
     return Image.fromarray((paper * (1 - alpha) + colour * alpha).clip(0, 255).astype(np.uint8))
 
 
-def _outline(image: Image.Image, entry: dict) -> None:
+def outline(image: Image.Image, entry: dict) -> None:
+    """Draw a sample's boxes, points and polygons (fractions) on an image."""
     draw, (width, height) = ImageDraw.Draw(image), image.size
     for grow, colour, line in ((3, "white", 5), (2, _TARGET, 3)):
         for x0, y0, x1, y1 in entry["boxes"]:

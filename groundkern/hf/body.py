@@ -45,7 +45,7 @@ def run_body(call: Call) -> BodyOutput:
         record.kept = Kept(call.rows(s.side_position))
     contributing = record.kept is not None and "contributions" in call.records
     norm_input = _input_of(final_norm(call.model)) if contributing else nullcontext([])
-    graph = _with_graph() if "gradcam" in call.records else nullcontext()
+    graph = torch.enable_grad() if "gradcam" in call.records else nullcontext()
     with norm_input as normed, graph:
         hidden = _last_hidden(call, inputs, record)
         main, side = hidden[:, :length], hidden[:, length:]
@@ -68,7 +68,7 @@ def attribute(call: Call, body: BodyOutput, what: str) -> Tensor:
         maps = torch.zeros(shape, device=columns.device)
     else:
         target = tokens_after(call.input_ids, position)
-        with _with_graph() if what == "gradcam" else nullcontext():
+        with torch.enable_grad() if what == "gradcam" else nullcontext():
             hidden = take_rows(body.hidden, position)
             if what == "gradcam":
                 maps = gradcam(body.kept, hidden, target, call.head, columns)
@@ -78,13 +78,6 @@ def attribute(call: Call, body: BodyOutput, what: str) -> Tensor:
                 maps = contributions(call.model, body.kept, *flat, columns) * call.logit_scale
     maps = maps.view(shape)
     return maps if "layers" in call.records else maps.sum(2)
-
-
-@contextmanager
-def _with_graph() -> Iterator[None]:
-    """A graph whatever the caller has switched off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Explained]:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
@@ -58,6 +59,8 @@ class Call:
         s = Supervision.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         s.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        if inputs.get("token_type_ids") is not None:
+            _refuse_image_rows(s, input_ids, image_token_of(model))
         refuse_packing(inputs, inputs.get("attention_mask"))
         terms = attached if model.training else _all_terms(attached)
         return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), records)
@@ -105,7 +108,22 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
         fail("gk_record", f"one or several of {', '.join(RECORDS)}", name)
     if "gradcam" in names and training:
         fail("gk_record", "a model in eval mode for gradcam", "one in training mode")
+    if "gradcam" in names and torch.is_inference_mode_enabled():
+        fail("gk_record", "no_grad for gradcam, whose gradients it switches on", "inference_mode")
     return names
+
+
+def _refuse_image_rows(s: Supervision, input_ids: Tensor, image_token: int | None) -> None:
+    """Where image tokens see one another (Gemma3), their maps would need keys that come later.
+
+    Raises:
+        ValueError: a map row that is an image token (looked at where that is free).
+    """
+    if checks.values_visible(s.map_position, input_ids):
+        token = input_ids.gather(1, s.map_position.clamp(min=0).long())
+        if bool(((token == image_token) & (s.map_position >= 0)).any()):
+            got = "a row that is an image token, which sees its whole image"
+            checks.fail("gk_map_position", "rows of text tokens", got)
 
 
 def image_token_of(model: nn.Module) -> int | None:

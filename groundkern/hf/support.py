@@ -42,8 +42,9 @@ def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
     """Raise for an architecture whose attention the ops do not compute.
 
     Raises:
-        ValueError: no output head, cross-attention, layers that are not softmax attention,
-            attention sinks, length-dependent RoPE under SMAM, a KLAL layer that does not exist.
+        ValueError: no output head, cross-attention, text that attends both ways, layers that are
+            not softmax attention, attention sinks, length-dependent RoPE under SMAM, a KLAL layer
+            that does not exist.
     """
     name, config = type(model).__name__, model.config.get_text_config()
     modules = text_attention(model)
@@ -51,6 +52,9 @@ def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
         fail("model", "a model with an output head", f"{name}, which has none")
     if model.config.is_encoder_decoder or getattr(config, "cross_attention_layers", None):
         fail("model", "a decoder without cross-attention", name)
+    both_ways = getattr(config, "use_bidirectional_attention", None)
+    if both_ways not in (None, False, "vision"):
+        fail("model", "causal attention between text tokens", f"{name}, which attends both ways")
     mixers = sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
     if mixers or len(modules) != config.num_hidden_layers:
         got = f"{name} with {', '.join(mixers) or f'{len(modules)} attention modules'}"

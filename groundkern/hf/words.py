@@ -130,7 +130,10 @@ def _area(word: Word) -> float:
 
 
 def _under_corner(words: list[Word], table: Tensor) -> list[int]:
-    """The visual token that holds the last pixel of each word's box, -1 where none does."""
+    """The visual token that holds the last pixel of each word's box, -1 where none does.
+
+    Where several do (a tile's and the global view's), the smallest: it shows the word best.
+    """
     if not words or table.shape[0] == 0:
         return [-1] * len(words)
     corner = torch.tensor([word.box[2:] for word in words], dtype=table.dtype)  # [m, 2]
@@ -139,4 +142,5 @@ def _under_corner(words: list[Word], table: Tensor) -> list[int]:
     slack = 1e-9  # rounding; closed at the far side: a box that ends on an edge ends in that token
     p = corner[:, None]
     hit = ((low + slack < p) & (p <= high + slack)).all(-1) & (table[None, :, 0] == image[:, None])
-    return torch.where(hit.any(-1), hit.int().argmax(-1), -1).tolist()
+    area = (high - low).prod(-1).where(hit, torch.inf)  # [m, n]
+    return torch.where(hit.any(-1), area.argmin(-1), -1).tolist()

@@ -24,6 +24,7 @@ from tests.hf.collating import (
     make_region,
     token_bytes,
 )
+from tests.hf.families import FAMILIES
 from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 
@@ -380,3 +381,20 @@ def test_counts_add_up_over_batches():
     assert collator.counts["regions"] == 4
     assert collator.counts["words"] == collator.counts["word_rows"] == 2
     assert collator.counts["map_rows"] == 2
+
+
+def test_truncation_keeps_what_stands_between_tiles():
+    """Row and column tokens, line breaks and the frame of an image go with its visual tokens."""
+    family = FAMILIES["idefics3"]
+    config = family.model().config
+    example = make_example("A very long answer, with many words that nobody will ever read.")
+    whole = GroundingCollator(family.processor(), config)([example])
+    ids = whole["input_ids"][0]
+    at = (ids == config.image_token_id).nonzero()[:, 0]
+    frame = ids[int(at[0]) - 2 : int(at[-1]) + 2].tolist()
+    cut = GroundingCollator(family.processor(), config, max_length=len(ids) - 9)([example])
+    kept = cut["input_ids"][0]
+    assert len(kept) == len(ids) - 9
+    first = int((kept == config.image_token_id).nonzero()[0]) - 2
+    assert kept[first : first + len(frame)].tolist() == frame
+    assert len(set(frame)) > 6  # tiles of two rows and two columns, line breaks, a global view

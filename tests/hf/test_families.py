@@ -6,7 +6,6 @@ where the family has them), a sample with two images and one with none.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from groundkern.hf import GroundedExample, GroundingCollator, Klal, Smam, attach
 from groundkern.hf.example import Region, Word
 from tests.hf.closeness import gradients
 from tests.hf.families import FAMILIES
+from tests.hf.residual import ResidualParts, rows_of
 
 WIDE, TALL = Image.new("RGB", (150, 97)), Image.new("RGB", (61, 130))
 for image in (WIDE, TALL):
@@ -25,6 +25,12 @@ for image in (WIDE, TALL):
         0, 256, (*image.size[::-1], 3), generator=torch.Generator().manual_seed(3)
     )
     image.paste(Image.fromarray(noise.byte().numpy()))
+# Where the global view of the first example's image stands among its visual tokens.
+TILED = {
+    "llava_next": slice(0, 16),
+    "llava_onevision": slice(0, 16),
+    **dict.fromkeys(("idefics3", "smolvlm", "internvl", "aya_vision"), slice(-4, None)),
+}
 CORNER, MIDDLE = (0.0, 0.0, 0.3, 0.4), (0.4, 0.3, 0.9, 0.8)
 
 
@@ -52,6 +58,7 @@ class Built:
     right: dict
     left: dict
     alone: list[dict]
+    tokenizer: Any
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -66,12 +73,26 @@ def family(request) -> Built:
     alone = [collate["right"]([one]) for one in EXAMPLES]
     assert collate["right"].counts["side_rows"] >= 4  # together and alone
     attach(model, smam=Smam(), klal=Klal())
-    yield Built(request.param, model, **batches, alone=alone)
+    yield Built(request.param, model, **batches, alone=alone, tokenizer=made.processor().tokenizer)
     detach(model)
 
 
-def rows_of(logits: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    return logits[torch.arange(len(logits))[:, None], position.clamp(min=0).long()]
+def test_rows_and_regions_are_where_the_words_and_places_are(family):
+    """Through placeholders that become rows of tiles, and views that show a place twice."""
+    for batch in (family.right, family.left):
+        for b, said in ((0, "The red p"), (1, "Two patch")):
+            rows = batch["gk_side_position"][b]
+            text = family.tokenizer.decode(batch["input_ids"][b, rows[rows >= 0].long() + 1])
+            assert text.strip().startswith(said)
+    batch = family.alone[0]
+    columns = batch["gk_map_columns"][0].long()
+    inside = batch["gk_side_inside"][0, 0, columns]
+    assert 0 < int(inside.sum()) < len(columns) / 2
+    if family.name in TILED:  # the corner is in a tile and in the global view
+        last = TILED[family.name]
+        view = inside[last]
+        assert view.any()
+        assert (int(inside.sum()) - int(view.sum())) > 0
 
 
 @torch.no_grad()
@@ -194,46 +215,3 @@ def test_gradcam_is_the_gradient_of_the_attention(family):
             wanted = (a[0, :, t] * slope_of_a.relu())[:, columns].sum(0).detach()
             close = {"rtol": 1e-3, "atol": 1e-4 * float(wanted.abs().max())}
             torch.testing.assert_close(ours[r, layer], wanted, **close)
-
-
-class ResidualParts:
-    """x^0 and what every FFN adds, of one run, and their share of a logit."""
-
-    def __init__(self, model) -> None:
-        self.model = getattr(model, "get_base_model", lambda: model)()
-        self.added: list[torch.Tensor] = []
-        self.last: torch.Tensor | None = None
-
-    @contextmanager
-    def recorded(self):
-        decoder = self.model.get_decoder()
-
-        def keep(_, __, output):
-            self.added.append(output)
-
-        def keep_input(_, args):
-            self.added.append(args[0])
-
-        def keep_last(_, args):
-            self.last = args[0] if self.last is None else self.last
-
-        hooks = [decoder.layers[0].register_forward_pre_hook(keep_input)]
-        hooks.append(decoder.norm.register_forward_pre_hook(keep_last))
-        for layer in decoder.layers:
-            branch = getattr(layer, "post_feedforward_layernorm", layer.mlp)
-            hooks.append(branch.register_forward_hook(keep))
-        yield
-        for hook in hooks:
-            hook.remove()
-
-    def along_the_logit(self, position, token) -> torch.Tensor:
-        """[B, R]: everything that is not attention, along d logit / d x^L with norms held."""
-        norm = self.model.get_decoder().norm
-        x = rows_of(self.last, position).detach()
-        mean = x.mean(-1, keepdim=True) if "LayerNorm" in type(norm).__name__ else 0.0
-        eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-        rms = ((x - mean).square().mean(-1, keepdim=True) + eps).sqrt()
-        weight = norm.weight + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
-        d = self.model.get_output_embeddings().weight[token] * weight / rms
-        d = d - d.mean(-1, keepdim=True) if isinstance(mean, torch.Tensor) else d
-        return sum((rows_of(part, position) * d).sum(-1) for part in self.added)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from groundkern.hf import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam, attach
+from groundkern.hf import (
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    Smam,
+    attach,
+    detach,
+)
 from groundkern.hf.call import Call
 from groundkern.hf.head import ragged_bags
 from groundkern.hf.side_tokens import append_side_tokens
 from groundkern.hf.supervision import map_sets, side_sets, word_images
 from tests.hf.conftest import MODELS
+from tests.hf.families import FAMILIES
 from tests.hf.samples import SAMPLES, make_batch
 
 BAD = {
@@ -157,3 +169,83 @@ def test_values_are_not_looked_at_where_that_costs_a_sync(qwen):
     assert ragged_bags(call.s.word_bag.flatten(0, 1), word_images(call.s).flatten()).ids.is_meta
     side = append_side_tokens(call.inputs, call.s.side_position, 5)
     assert side["input_ids"].shape[1] == batch["input_ids"].shape[1] + 3
+
+
+def tiny_unsupported(name: str):
+    """A tiny model of an architecture whose attention the ops do not compute."""
+    text = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "pad_token_id": 0,
+    }
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    mixers = {"layer_types": ["linear_attention", "full_attention"]}
+    match name:
+        case "gpt_oss":
+            more = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16}
+            config = transformers.GptOssConfig(**text, **more)
+            return transformers.GptOssForCausalLM(config)
+        case "lfm2_vl":
+            mixers = {"layer_types": ["conv", "full_attention"]}
+            tower = {**vision, "model_type": "siglip2_vision_model", "num_attention_heads": 2}
+            config = transformers.Lfm2VlConfig(
+                text_config={"model_type": "lfm2", **text, **mixers}, vision_config=tower
+            )
+            return transformers.Lfm2VlForConditionalGeneration(config)
+        case "qwen3_5":
+            tower = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
+            config = transformers.Qwen3_5Config(
+                text_config={**text, **mixers, "head_dim": 16}, vision_config=tower
+            )
+            return transformers.Qwen3_5ForConditionalGeneration(config)
+        case "mllama":
+            tower = {"hidden_size": 16, "attention_heads": 2, "vision_output_dim": 32}
+            tower |= {"num_hidden_layers": 1, "num_global_layers": 1, "image_size": 28}
+            config = transformers.MllamaConfig(
+                text_config={**text, "cross_attention_layers": [1]},
+                vision_config={**tower, "intermediate_layers_indices": [0]},
+            )
+            return transformers.MllamaForConditionalGeneration(config)
+        case _:
+            config = transformers.Gemma3TextConfig(**text, use_bidirectional_attention=True)
+            return transformers.Gemma3ForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gpt_oss", "attention without sinks, got GptOssForCausalLM"),
+        ("lfm2_vl", "Lfm2VlForConditionalGeneration with conv"),
+        ("qwen3_5", "Qwen3_5ForConditionalGeneration with linear_attention"),
+        ("mllama", "without cross-attention, got MllamaForConditionalGeneration"),
+        ("both_ways", "Gemma3ForCausalLM, which attends both ways"),
+    ],
+)
+def test_architectures_are_refused_by_name_with_the_reason(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        attach(tiny_unsupported(name))
+
+
+def test_a_map_row_on_an_image_that_sees_itself_is_refused():
+    """Gemma3's image tokens see later ones: a causal map of such a row would be wrong."""
+    model = attach(FAMILIES["gemma3"].model(), klal=Klal())
+    ids = torch.full((1, 12), 40)
+    ids[0, 2:6] = model.config.image_token_id
+    types = (ids == model.config.image_token_id).int()
+    batch = {
+        "input_ids": ids,
+        "token_type_ids": types,
+        "gk_image": types - 1,
+        "gk_map_position": torch.tensor([[9]]),
+        "gk_map_image": torch.tensor([[0]]),
+        "gk_map_target": torch.ones(1, 1, 4, dtype=torch.int32),
+        "gk_map_columns": torch.arange(2, 6)[None],
+    }
+    assert model(**batch).parts["map_kl"] > 0
+    with pytest.raises(ValueError, match=r"gk_map_position.*sees its whole image"):
+        model(**{**batch, "gk_map_position": torch.tensor([[4]])})
+    detach(model)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from groundkern.hf import GroundingCollator
 from groundkern.hf.example import Word
 from tests.hf.collating import IMAGE, SMALL, live, make_collator, make_example
+from tests.hf.families import FAMILIES
 from tests.hf.tiny import tiny_qwen_processor
 
 
@@ -95,3 +97,14 @@ def test_bags_are_the_distinct_labels_of_each_image():
         {ids("Ġgrid"), ids("Ġrow")},
         {ids("Ġred")},
     ]
+
+
+@pytest.mark.parametrize(("family", "views"), [("llava_next", (0, 16)), ("internvl", (-4, None))])
+def test_a_word_in_two_views_labels_the_finer_one(family, views):
+    """The global view comes first in LLaVA-NeXT and last in InternVL; its tokens are larger."""
+    made = FAMILIES[family]
+    collator = GroundingCollator(made.processor(), made.model().config)
+    labels, batch = _labels(collator, [Word("row", (0.3, 0.3, 0.52, 0.4), 0)])
+    tokens = range(len(live(batch["gk_map_columns"][0])))
+    (token,) = labels
+    assert token not in tokens[slice(*views)]

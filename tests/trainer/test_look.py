@@ -1,0 +1,128 @@
+"""`python -m trainer look`: maps of every answer token, a picture, a table, clear errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from groundkern.hf import detach
+from tests.hf.families import FAMILIES
+from trainer import look as looking
+from trainer.__main__ import main
+from trainer.config import ConfigError
+from trainer.pictures import heated
+
+ANSWER = "The red patch is in row 2."
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (97, 150, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, image):
+    """A saved InternVL (tiles and a global view), and an image beside it."""
+    path = tmp_path_factory.mktemp("internvl")
+    built = FAMILIES["internvl"]
+    built.model().save_pretrained(path / "model")
+    built.processor().save_pretrained(path / "model")
+    image.save(path / "image.png")
+    return path
+
+
+def run(folder, *more: str) -> int:
+    given = ["--model", str(folder / "model"), "--image", str(folder / "image.png")]
+    return main(["look", *given, "--prompt", "Where?", "--output", str(folder / "o.png"), *more])
+
+
+def test_maps_are_those_of_the_collated_rows(image):
+    """Every answer token gets a map; attention sums to one over the image and its newlines."""
+    built = FAMILIES["llava_next"]
+    model, processor = built.model(), built.processor()
+    looks = looking.look(model, processor, image, "Where?", ANSWER)
+    assert "".join(looks.tokens).startswith(ANSWER)
+    assert looks.log_prob.shape == (len(looks.tokens),)
+    assert bool((looks.log_prob < 0).all())
+    for name in looking.MAPS:
+        assert looks.maps[name].shape == (len(looks.tokens), 3, len(looks.rects))
+    mass = looks.maps["attention"].sum(-1)
+    assert bool((mass <= 1 + 1e-5).all() and (mass > 0.3).all())  # newlines have the rest
+    assert bool((looks.maps["gradcam"] >= 0).all())
+    both = looks.over("contribution", [0, 2], [1, 2])
+    wanted = looks.maps["contribution"][[0, 2], 1:].sum(1).mean(0)
+    torch.testing.assert_close(both, wanted)
+    detach(model)
+
+
+def test_command_writes_a_picture_and_a_table(folder, capsys):
+    shown = ("--answer", ANSWER, "--region", "10,10,60,50", "--layers", "0,2", "--per-layer")
+    assert run(folder, *shown, "--token", "1") == 0
+    printed = capsys.readouterr().out
+    assert "' red'" in printed
+    assert "against the region" in printed
+    with Image.open(folder / "o.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.height > 3 * 200  # the sum and two layers
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
+    without = Image.open(folder / "o.png").size
+    assert run(folder, "--answer", ANSWER) == 0
+    assert "against the region" not in capsys.readouterr().out
+    assert Image.open(folder / "o.png").height < without[1]
+
+
+def test_the_models_own_answer_is_explained(folder, capsys):
+    assert run(folder, "--max-new-tokens", "4") == 0
+    assert "Picture:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--region", "10,10,60"), "expected X0,Y0,X1,Y1"),
+        (("--region", "10,10,600,50"), "a pixel box within the image"),
+        (("--region", "0,0,2,1", "--coord", "unit"), "a unit box within the image"),
+        (("--layers", "0-3"), "expected numbers below 3"),
+        (("--layers", "last"), "expected numbers as"),
+        (("--answer", "Yes", "--token", "9"), "--token"),
+        (("--depth", "3"), "unknown '--depth'"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(folder, capsys, more, message):
+    assert run(folder, *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_images_and_models(folder, capsys):
+    assert run(folder, "--image", str(folder / "none.png")) == 1
+    assert "none.png" in capsys.readouterr().err
+    assert run(folder, "--model", str(folder / "none")) == 2
+    assert "`model.path`" in capsys.readouterr().err
+
+
+def test_regions_and_layers_are_read():
+    assert looking.parse_box("100,0,500,1000", "per_mille", (7, 7)) == (0.1, 0.0, 0.5, 1.0)
+    assert looking.parse_box("2,1,4,2", "pixel", (4, 2)) == (0.5, 0.5, 1.0, 1.0)
+    assert looking.parse_layers("4,0-2,1", 5) == [0, 1, 2, 4]
+    assert looking.parse_layers(None, 2) == [0, 1]
+    with pytest.raises(ConfigError):
+        looking.parse_layers("2-1", 5)
+
+
+def test_overlapping_views_add_up_and_signs_have_colours():
+    """A tile's token counts in full, a global view's is spread over its own area."""
+    paper = Image.new("RGB", (40, 40), "white")
+    tiles = [(x / 2, y / 2, x / 2 + 0.5, y / 2 + 0.5) for y in (0, 1) for x in (0, 1)]
+    views = [*tiles, (0.0, 0.0, 1.0, 1.0)]
+
+    def pixels(values):
+        return np.asarray(heated(paper, views, np.array(values), 1.0)).astype(int)
+
+    spread, alone = pixels([0, 0, 0, 0, 1.0]), pixels([0.25, 0.25, 0.25, 0.25, 0])
+    assert np.array_equal(spread, alone)
+    warm, cold = pixels([1.0, 0, 0, 0, 0])[5, 5], pixels([-1.0, 0, 0, 0, 0])[5, 5]
+    assert warm[0] > warm[2]
+    assert cold[2] > cold[0]

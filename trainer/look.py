@@ -1,0 +1,271 @@
+"""`python -m trainer look`: where a model looks when it answers, over the image, as a PNG.
+
+Three maps of every answer token, each read at the row that predicts it: attention over the image
+(mean of heads and layers), GradCAM (attention times its rectified gradient) and logit contributions
+(C1) (what each visual token adds to the logit; signed). The last two are sums over layers.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from groundkern import metrics
+from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geometry
+from groundkern.maps import inside
+from trainer.config import ConfigError
+from trainer.evaluate import to_device
+from trainer.images import image_size, load_rgb
+from trainer.loading import open_model
+from trainer.pictures import full_scale, heated, outline
+
+MAPS = ("attention", "gradcam", "contribution")
+SCALES = {"pixel": None, "unit": 1.0, "per_mille": 1000.0}
+SIDE = 420  # pixels of the longer side of a panel
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a model looked at for each token of an answer.
+
+    Args:
+        tokens: the tokens' texts.
+        log_prob: [R] log probability of each.
+        rects: [C, 4] places of the visual tokens that have one, in fractions of the image.
+        maps: [R, L, C] by name of MAPS.
+    """
+
+    tokens: list[str]
+    log_prob: Tensor
+    rects: Tensor
+    maps: dict[str, Tensor]
+
+    def over(self, name: str, tokens: list[int], layers: list[int]) -> Tensor:
+        """[C]: mean over tokens; mean (attention) or sum (the others) over layers."""
+        chosen = self.maps[name][tokens][:, layers].mean(0)
+        return chosen.mean(0) if name == "attention" else chosen.sum(0)
+
+
+def run_look(arguments: Namespace) -> Path:
+    """Do what the command line asks: print the table, write the picture.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        ConfigError, SampleError: bad arguments, a model or an image that cannot be loaded.
+    """
+    where = f"{arguments.image}"
+    size = image_size(arguments.image, where=where, field="image")
+    image = load_rgb(arguments.image, size, where=where, field="image")
+    boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
+    model, processor = open_model(
+        arguments.model, attn_implementation="sdpa", dtype=arguments.dtype
+    )
+    model.to(arguments.device).eval()
+    layers = parse_layers(arguments.layers, model.config.get_text_config().num_hidden_layers)
+    answer = arguments.answer
+    if answer is None:
+        answer = generate(model, processor, image, arguments.prompt, arguments.max_new_tokens)
+    looks = look(model, processor, image, arguments.prompt, answer)
+    tokens = arguments.token or list(range(len(looks.tokens)))
+    if not all(0 <= token < len(looks.tokens) for token in tokens):
+        raise ConfigError(f"--token: expected numbers below {len(looks.tokens)}, got {tokens}")
+    Console().print(table_of(looks, layers, boxes))
+    figure = draw(looks, image, tokens, layers, boxes, per_layer=arguments.per_layer)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output, format="png", dpi=100)
+    return arguments.output
+
+
+def parse_box(text: str, coord: str, size: tuple[int, int]) -> Box:
+    """A `--region` as fractions of the image."""
+    scale = SCALES[coord]
+    whole = size if scale is None else (scale, scale)
+    try:
+        x0, y0, x1, y1 = (float(n) / whole[i % 2] for i, n in enumerate(text.split(",")))
+    except ValueError:
+        raise ConfigError(f"--region: expected X0,Y0,X1,Y1, got {text!r}") from None
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise ConfigError(f"--region: expected a {coord} box within the image, got {text!r}")
+    return x0, y0, x1, y1
+
+
+def parse_layers(text: str | None, count: int) -> list[int]:
+    """`0,8,15-20` as layer numbers below `count`; None: all."""
+    if text is None:
+        return list(range(count))
+    found = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ConfigError(f"--layers: expected numbers as 0,8,15-20, got {text!r}") from None
+    if not found or not 0 <= min(found) <= max(found) < count:
+        raise ConfigError(f"--layers: expected numbers below {count}, got {text!r}")
+    return sorted(found)
+
+
+@torch.no_grad()
+def generate(
+    model: torch.nn.Module, processor: Any, image: Image.Image, prompt: str, max_new_tokens: int
+) -> str:
+    """The model's own greedy answer.
+
+    Raises:
+        ConfigError: it says nothing.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    chat = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=[text], images=[[image]], return_tensors="pt")
+    inputs = to_device(inputs, model.device)
+    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    if not answer:
+        raise ConfigError("--answer: the model's own answer is empty; give one")
+    return answer
+
+
+@torch.no_grad()
+def look(
+    model: torch.nn.Module, processor: Any, image: Image.Image, prompt: str, answer: str
+) -> Looks:
+    """Read the maps of every token of an answer, in one run of the model.
+
+    Args:
+        model: in eval mode; gets attached.
+        processor: the model's.
+        image: RGB.
+        prompt, answer: what the user asks and the assistant says.
+
+    Raises:
+        ValueError: a family or a model that is not supported, by name.
+    """
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    example = GroundedExample((image,), messages)
+    batch = GroundingCollator(processor, model.config)([example])
+    (table,) = image_geometry(processor, model.config, [example.images], batch)
+    batch = to_device(_every_token(batch), model.device)
+    output = attach(model)(**batch, gk_record=("maps", "gradcam", "contributions", "layers"))
+    placed = table[:, 3] > table[:, 1]
+    found = (output.maps, output.gradcam, output.contributions)
+    rows = batch["gk_text_position"][0]
+    predicted = batch["input_ids"][0, rows.long() + 1]
+    return Looks(
+        [processor.tokenizer.decode([token]) for token in predicted.tolist()],
+        output.text_log_prob[0].float().cpu(),
+        table[placed][:, 1:],
+        {name: x[0].float().cpu()[..., placed] for name, x in zip(MAPS, found)},
+    )
+
+
+def _every_token(batch: dict) -> dict:
+    """The batch with a side row and a map row for each trained token."""
+    rows, columns = batch["gk_text_position"], batch["gk_map_columns"]
+    nothing = torch.zeros_like(rows)
+    return {
+        **{name: x for name, x in batch.items() if not name.startswith("gk_word")},
+        "gk_side_position": rows,
+        "gk_side_set": nothing - 1,
+        "gk_side_inside": torch.zeros(1, 0, batch["input_ids"].shape[1], dtype=torch.bool),
+        "gk_map_position": rows,
+        "gk_map_image": nothing,
+        "gk_map_target": columns[:, None].expand(-1, rows.shape[1], -1) * 0,
+    }
+
+
+def scores(values: Tensor, name: str, rects: Tensor, boxes: list[Box]) -> dict[str, float]:
+    """How well a map [C] finds the boxes; the ratio is for maps that are never negative."""
+    target = inside(rects, boxes=boxes)[None]
+    found = {
+        "peak": metrics.peak_in_mask(values[None], target),
+        "AUC": metrics.roc_auc(values[None], target),
+    }
+    if name != "contribution":
+        found["ratio"] = metrics.attention_ratio(values[None], target)
+    return {key: float(value) for key, value in found.items()}
+
+
+def table_of(looks: Looks, layers: list[int], boxes: list[Box]) -> Table:
+    """One line per answer token: its probability, the image's part of its logit, the metrics."""
+    table = Table(box=SIMPLE_HEAD, padding=0)
+    for head in ("", "token", "prob", "image"):
+        table.add_column(f"\n{head}", no_wrap=True, max_width=14)
+    if boxes:
+        table.caption = "A: attention, G: GradCAM, C: contribution, against the region"
+        for name in MAPS:
+            heads = ("peak", "AUC") if name == "contribution" else ("peak", "AUC", "ratio")
+            for head in heads:
+                group = name[0].upper() if head == "peak" else ""
+                table.add_column(f"{group}\n{head}", no_wrap=True)
+    for n, token in enumerate(looks.tokens):
+        share = looks.over("contribution", [n], layers).sum()
+        cells = [str(n), escape(repr(token)), f"{looks.log_prob[n].exp():.2f}", f"{share:+.2f}"]
+        for name in MAPS if boxes else ():
+            found = scores(looks.over(name, [n], layers), name, looks.rects, boxes)
+            cells += [f"{value:.2f}" for value in found.values()]
+        table.add_row(*cells)
+    return table
+
+
+def draw(
+    looks: Looks,
+    image: Image.Image,
+    tokens: list[int],
+    layers: list[int],
+    boxes: list[Box],
+    *,
+    per_layer: bool,
+) -> Figure:
+    """The three maps over the image, with the boxes; `per_layer` adds a row for each layer."""
+    rows = [layers, *([layer] for layer in layers if per_layer)]
+    scale = SIDE / max(image.size)
+    small = image.resize(tuple(max(1, round(n * scale)) for n in image.size), Image.LANCZOS)
+    width, height = small.size
+    size = (len(MAPS) * (width / 100 + 0.2), len(rows) * (height / 100 + 0.45) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    said = "".join(looks.tokens[token] for token in tokens).strip()
+    figure.suptitle(said.replace("$", r"\$"), fontsize=12, wrap=True)
+    grid = figure.subplots(len(rows), len(MAPS), squeeze=False)
+    for axes, chosen in zip(grid, rows):
+        for panel, name in zip(axes, MAPS):
+            values = looks.over(name, tokens, chosen)
+            picture = heated(
+                small, looks.rects.tolist(), values.numpy(), full_scale([values.abs().tolist()])
+            )
+            outline(picture, {"boxes": boxes, "points": [], "polygons": []})
+            panel.imshow(np.asarray(picture))
+            panel.set_axis_off()
+            panel.set_title(_title(name, chosen, layers, values, looks, boxes), fontsize=9)
+    return figure
+
+
+def _title(
+    name: str, chosen: list[int], layers: list[int], values: Tensor, looks: Looks, boxes: list[Box]
+) -> str:
+    number = f"{len(layers)} layers" if chosen is layers else f"layer {chosen[0]}"
+    title = f"{name}, {number}"
+    if name == "contribution":
+        title += f", {values.sum():+.2f}"
+    if boxes:
+        found = scores(values, name, looks.rects, boxes)
+        title += "\n" + "  ".join(f"{key} {value:.2f}" for key, value in found.items())
+    return title
