@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `look`, `prepare` and `evidence`."""
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect` and `evidence`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer import inspection
 from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
@@ -33,7 +34,7 @@ def main(words: list[str] | None = None) -> int:
             raise ConfigError(
                 "python -m trainer is one process; with several, use groundkern.hf.GroundingTrainer"
             )
-        if arguments.command == "prepare":
+        if arguments.command in ("prepare", "inspect"):
             return _guarded(lambda: arguments.run(arguments))
         if arguments.command == "evidence":
             return _guarded(lambda: evidence(arguments))
@@ -72,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(commands.add_parser("evidence", help=table, allow_abbrev=False))
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
     add_look(commands)
+    inspect = commands.add_parser("inspect", help=inspection.HELP, allow_abbrev=False)
+    inspection.add_arguments(inspect)
+    inspect.set_defaults(run=inspection.run)
     return parser
 
 

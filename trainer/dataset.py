@@ -46,7 +46,7 @@ def read_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[tuple[int, int,
         while line := file.readline(max_line + 1):
             number += 1
             rest = line
-            while not rest.endswith(b"\n") and (rest := file.readline(max_line)):
+            while not rest.endswith(b"\n") and (rest := file.readline(2**16)):
                 pass
             if line.strip():
                 yield number, offset, line

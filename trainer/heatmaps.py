@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, image_geometry
 from trainer.evaluate import own_columns, read, to_device
+from trainer.pictures import data_uri
 
 THUMBNAIL = 560  # pixels of the longer side kept for the report
 
@@ -63,11 +61,13 @@ def _entry(
     turn = min((region.turn for region in regions), default=0)
     regions = [region for region in regions if region.turn == turn]
     picture = example.images[image].convert("RGB")
+    thumbnail = picture.copy()
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     entry = {
         "name": example.name,
         "question": _text(example.messages[turn - 1]),
         "answer": _text(example.messages[turn]),
-        "image": _data_uri(picture),
+        "image": data_uri(thumbnail),
         "size": picture.size,
         "boxes": [box for region in regions for box in region.boxes],
         "points": [point for region in regions for point in region.points],
@@ -96,11 +96,3 @@ def _rounded(values: Tensor) -> list:
         [round(x, 5) for x in row] if isinstance(row, list) else round(row, 6)
         for row in values.tolist()
     ]
-
-
-def _data_uri(image: Image.Image) -> str:
-    image = image.copy()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

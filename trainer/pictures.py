@@ -45,6 +45,11 @@ def heat_picture(entry: dict, values: Sequence[float] | None, top: float = 1.0) 
         warm = np.maximum(np.asarray(values, dtype=float), 0.0)
         image = heated(image, entry["rects"], warm, top)
     outline(image, entry)
+    return data_uri(image)
+
+
+def data_uri(image: Image.Image) -> str:
+    """The image as PNG in the form that goes into a page's `src`."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -105,7 +105,7 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
         series[_apart(other, run)] = other.metrics
     terms = folder.loss_terms(run.metrics)
     page = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             run=run,
@@ -213,7 +213,8 @@ def _apart(other: Run, run: Run) -> str:
     return other.name if other.name != run.name else f"{other.name} (other run)"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The page templates; text is escaped, and an unknown name is an error."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -277,24 +277,25 @@ class _Resolver:
         return wrong(self.where, field, wanted, got)
 
 
-def decode_line(line: str | bytes, where: str) -> object:
-    """The JSON value of a line, UTF-8 if bytes, with or without a byte order mark.
+def decode_line(line: str | bytes, where: str) -> dict[str, Any]:
+    """The JSON object of a line, UTF-8 if bytes, with or without a byte order mark.
 
     Raises:
-        SampleError: not UTF-8, not JSON.
+        SampleError: not UTF-8, not JSON, not an object.
     """
     try:
-        return json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+        value = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
         got = f"{error.reason} at byte {error.start}"
         raise SampleError(f"{where}: expected UTF-8 text, got {got}") from None
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{where}: expected a JSON object, got invalid JSON ({error})") from None
-
-
-def _validated(value: object, where: str) -> SampleRecord:
     if not isinstance(value, dict):
         raise SampleError(f"{where}: expected a JSON object, got {_short(value)}")
+    return value
+
+
+def _validated(value: dict[str, Any], where: str) -> SampleRecord:
     if "videos" in value:
         raise wrong(where, "videos", "images and text only", "videos, which are not supported yet")
     try:

@@ -11,7 +11,7 @@ from transformers import LlavaConfig
 
 from groundkern.hf.collator import GroundingCollator
 from groundkern.hf.example import GroundedExample, Region, Word
-from groundkern.maps import dequantise
+from groundkern.maps import dequantise, patch_grid, target_map
 from tests.hf.collating import (
     EVERYWHERE,
     IMAGE,
@@ -81,6 +81,24 @@ def test_map_rows_are_the_last_content_token_of_each_answer_and_image():
     assert on_target == [[0, 19], [20, 21], [25]]
     assert not targets[0, 20:].any()
     assert not targets[1:, :20].any()
+
+
+def test_a_traced_line_is_a_target_map_and_a_side_set():
+    answer = "The red patch is in row 2"
+    line = ((0.1, 0.125), (0.9, 0.125), (0.9, 0.9))
+    regions = [make_region(answer, "row", boxes=(), polylines=(line,))]
+    batch = make_collator()([make_example(answer, regions)])
+    (target,) = dequantise(batch["gk_map_target"][0])
+    columns = batch["gk_map_columns"][0].long()
+    grid = patch_grid(4, 5)
+    assert len(columns) == 20
+    torch.testing.assert_close(target, target_map(grid, polylines=[line]), rtol=0, atol=1e-6)
+    assert target.argsort(descending=True, stable=True)[:8].sort().values.tolist() == [
+        *(0, 1, 2, 3, 4, 9, 14, 19)
+    ]
+    assert batch["gk_side_inside"][0, 0, columns].nonzero()[:, 0].tolist() == [
+        *(0, 1, 2, 3, 4, 9, 14, 19)
+    ]
 
 
 def test_a_map_row_is_the_very_last_token_of_a_character_of_several():

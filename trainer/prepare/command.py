@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             help=module.HELP,
             description=module.HELP,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Defaults,
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -56,7 +56,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds `--output`, `--workers`, `--on-bad-sample` and `--overwrite`."""
     parser.add_argument("--output", type=Path, required=True, help="JSON-lines file to make")
-    parser.add_argument("--workers", type=_positive, default=_cores(), help="processes")
+    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes")
     parser.add_argument(
         "--on-bad-sample",
         choices=("skip", "stop"),
@@ -81,22 +81,26 @@ def run_work(
     unit: str = "input",
 ) -> Output:
     """`trainer.prepare.pipeline.prepare` with the common arguments, and a summary at its end."""
+    from trainer.images import SampleError
     from trainer.prepare.pipeline import prepare
 
-    out = prepare(
-        source,
-        work,
-        output=arguments.output,
-        settings=settings_of(arguments),
-        root=root,
-        workers=arguments.workers,
-        on_bad_sample=arguments.on_bad_sample,
-        overwrite=arguments.overwrite,
-        unit=unit,
-    )
+    try:
+        out = prepare(
+            source,
+            work,
+            output=arguments.output,
+            settings=settings_of(arguments),
+            root=root,
+            workers=arguments.workers,
+            on_bad_sample=arguments.on_bad_sample,
+            overwrite=arguments.overwrite,
+            unit=unit,
+        )
+    except OSError as error:
+        raise SampleError(f"{error}; the same command continues from what is done") from None
     print(f"{out.path}: {out.samples:,} samples of {out.inputs:,} {unit}s")
     if out.rejected:
-        print(f"{out.rejects}: {out.rejected:,} rejected, each with its reason")
+        print(f"{out.rejects}: {out.rejected:,} {unit}s that were not used, each with its reason")
     if root is not None and root.resolve() != out.path.parent.resolve():
         print(f"Image paths start from {root}: train with --data.root {root}")
     return out
@@ -109,11 +113,26 @@ def show_counts(counts: Mapping[str, float], titles: Mapping[str, str]) -> None:
             print(f"{counts[name]:>12,}  {title}")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return value
+def positive(kind: type) -> Callable[[str], Any]:
+    """An argument type: an int or a float above 0."""
+
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse shows it for a text that is no number
+    return convert
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something: not those of switches, and not None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or isinstance(action.default, bool):
+            return action.help
+        return super()._get_help_string(action)
 
 
 def _cores() -> int:

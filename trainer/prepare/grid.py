@@ -16,6 +16,7 @@ from groundkern.maps import patch_grid
 from trainer.config import ConfigError
 
 Size = tuple[int, int]
+PATCH = 14  # pixels, where a processor does not tell
 
 
 class VisualGrid:
@@ -41,9 +42,10 @@ class VisualGrid:
 
     @property
     def cell(self) -> int:
-        """Pixels of a visual token of an image that is not resized."""
+        """Pixels of a visual token of an image that is not resized, as far as settings tell."""
         images = self.processor.image_processor
-        patch = getattr(images, "patch_size", None) or self.processor.patch_size
+        sizes = (getattr(holder, "patch_size", None) for holder in (images, self.processor))
+        patch = next((size for size in sizes if isinstance(size, int)), PATCH)
         return patch * getattr(images, "merge_size", 1)
 
     def aligned(self, cell: int, columns: int, rows: int) -> bool:

@@ -21,6 +21,7 @@ from trainer.config import ConfigError
 from trainer.images import SampleError
 
 ENGINES = ("tesseract", "paddle")
+LARGEST = 4000  # pixels of the longer side to which images are enlarged
 SECONDS = 300  # that tesseract may take for one image
 
 
@@ -51,7 +52,7 @@ class OcrSettings:
         page_mode: tesseract's page segmentation mode: 3 finds the layout by itself, 6 takes the
             image as one block of text, 11 looks for words anywhere.
         scale: images are enlarged so much before they are read; tesseract wants letters 20 to 40
-            pixels high.
+            pixels high. Never beyond `LARGEST`.
     """
 
     engine: str = "tesseract"
@@ -72,8 +73,9 @@ def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:
         ConfigError: the engine or its language is not installed.
     """
     large = image
-    if settings.scale != 1:
-        size = tuple(max(1, round(side * settings.scale)) for side in image.size)
+    scale = min(settings.scale, max(1.0, LARGEST / max(image.size)))
+    if scale != 1:
+        size = tuple(max(1, round(side * scale)) for side in image.size)
         large = image.resize(size, Image.Resampling.LANCZOS)
     found = _engine(settings)(large)
     words = []

@@ -107,9 +107,10 @@ class Output:
             if not self.path.exists():
                 self._refuse(f"{self.record.name} tells of it, but it is gone")
             return
+        there = [path.name for path in (self.path, self.rejects) if path.exists()]
+        if state is None and there and not overwrite:
+            self._refuse(f"{there[0]} is there already")
         for path in (self.path, self.rejects):
-            if state is None and path.exists() and not overwrite:
-                self._refuse(f"{path.name} is there already")
             descriptor = os.open(_partial(path), os.O_RDWR | os.O_CREAT, 0o666)
             self._files.append(os.fdopen(descriptor, "r+b"))
         self._lock()
@@ -195,7 +196,10 @@ def _line(entry: dict[str, Any]) -> bytes:
             entry["original"] = original.decode("utf-8")
         except UnicodeDecodeError:
             entry["original"] = {"base64": base64.b64encode(original).decode()}
-    return json.dumps(entry, default=_plain).encode() + b"\n"
+    try:
+        return json.dumps(entry, default=_plain).encode() + b"\n"
+    except RecursionError:
+        return json.dumps({**entry, "original": "nested too deeply to be copied"}).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

@@ -94,6 +94,7 @@ def prepare(
         SampleError: with "stop", the first bad input; or a worker process died.
         Stopped: Ctrl-C or SIGTERM; what is done is saved.
         ConfigError: the output belongs to other settings or inputs.
+        OSError: something cannot be written.
     """
     settings = {**settings, "input": source.identity}
     step = Step(work, root if root is not None else output.parent, max_pixels)
@@ -161,11 +162,13 @@ class Step:
                 parse_sample(
                     lines[-1], root=self.root, where=item.where, max_pixels=self.max_pixels
                 )
-        except SampleError as error:
+        except (SampleError, RecursionError) as error:
             for path in written:
                 path.unlink(missing_ok=True)
-            return Rejected(str(error), isinstance(error, LeftOut))
-        except (Stopped, KeyboardInterrupt):
+            deep = f"{item.where}: expected values nested less deeply"
+            reason = deep if isinstance(error, RecursionError) else str(error)
+            return Rejected(reason, isinstance(error, LeftOut))
+        except (Stopped, KeyboardInterrupt, OSError):
             raise
         except Exception as error:
             raise RuntimeError(f"{item.where}: {type(error).__name__}: {error}") from error
@@ -194,7 +197,7 @@ def in_order(
             yield item, Rejected(item.problem) if item.problem else step(_bare(item))
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, type(step.work).__module__])
+    context.set_forkserver_preload([__name__, step.work.__module__])
     pool = ProcessPoolExecutor(workers, context, _begin_worker, (step,))
     waiting: deque = deque()
     try:
@@ -214,6 +217,8 @@ def _next(waiting: deque) -> tuple[Item, Done | Rejected]:
         return item, Rejected(item.problem)
     try:
         return item, future.result()
+    except RecursionError:
+        return item, Rejected(f"{item.where}: expected values nested less deeply")
     except BrokenProcessPool:
         raise SampleError(
             f"{item.where}: a worker process died on it or on one of the {len(waiting)} after it "

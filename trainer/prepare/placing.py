@@ -169,6 +169,8 @@ def field_of(record: Any, name: str, kind: type | tuple, where: str) -> Any:
         raise wrong(where, name, words, repr(value)[:80] if name in record else "nothing")
     if isinstance(value, str) and not value.strip():
         raise wrong(where, name, "a text", repr(value))
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise wrong(where, name, "Unicode text", "half a surrogate pair")
     return value
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.command import add_common, run_work
+from trainer.prepare.command import add_common, positive, run_work
 
 if TYPE_CHECKING:
     from trainer.prepare.pages import Face, Placed
@@ -37,14 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     page = parser.add_argument_group("pages")
     page.add_argument("--model", type=Path, help="model folder, whose visual tokens are the grid")
-    page.add_argument("--cell", type=int, help=f"pixels of a visual token (default: {CELL})")
-    page.add_argument("--columns", type=int, default=18, help="visual tokens in a line")
-    page.add_argument("--rows", type=int, default=18, help="lines on a page at most")
-    page.add_argument("--max-pages", type=int, default=4, help="pages of a sample at most")
+    page.add_argument(
+        "--cell", type=positive(int), help=f"pixels of a visual token (default: {CELL})"
+    )
+    page.add_argument("--columns", type=positive(int), default=18, help="visual tokens in a line")
+    page.add_argument("--rows", type=positive(int), default=18, help="lines on a page at most")
+    page.add_argument(
+        "--max-pages", type=positive(int), default=4, help="pages of a sample at most"
+    )
     page.add_argument(
         "--font", nargs="+", default=["DejaVu Sans"], help="names or files; one is drawn by lot"
     )
-    page.add_argument("--font-size", type=float, help="pixels to the em (default: half a cell)")
+    page.add_argument(
+        "--font-size", type=positive(float), help="pixels to the em (default: half a cell)"
+    )
     page.add_argument(
         "--light-on-dark", type=float, default=0.0, help="fraction of samples with a dark page"
     )
@@ -225,7 +231,7 @@ class Render:
 
 @cache
 def page_rows(model: Path | None, cell: int, columns: int, lines: int, most: int) -> int:
-    """The smallest page height, from `lines` to `most` rows, that the processor leaves as it is."""
+    """The fewest rows, from `lines` to `most`, of a page whose cells become visual tokens."""
     if model is None:
         return lines
     from trainer.prepare.grid import visual_grid
@@ -235,10 +241,10 @@ def page_rows(model: Path | None, cell: int, columns: int, lines: int, most: int
 
 
 def highest_page(model: Path | None, cell: int, columns: int, rows: int) -> int:
-    """The most rows, up to `rows`, of a page that the model's processor leaves as it is.
+    """The most rows, up to `rows`, of a page whose cells become the model's visual tokens.
 
     Raises:
-        ConfigError: it resizes or crops all of them.
+        ConfigError: there is none.
     """
     if model is None:
         return rows
@@ -248,8 +254,8 @@ def highest_page(model: Path | None, cell: int, columns: int, rows: int) -> int:
     fit = [n for n in range(1, rows + 1) if visual_grid(model).aligned(cell, columns, n)]
     if not fit:
         raise ConfigError(
-            f"`columns`, `rows`: expected a page that the processor of {model} does not resize, "
-            f"got {columns} visual tokens of {cell} pixels by 1 to {rows}"
+            f"`columns`: expected a page that the processor of {model} sees so as to get {columns} "
+            f"visual tokens a line, got cells of {cell} pixels and 1 to {rows} lines"
         )
     return fit[-1]
 

@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trainer.images import SampleError, wrong
 from trainer.sample import decode_line
 
 TABLES = (".parquet", ".arrow")
+ROWS = 16  # of a table in memory at once
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def open_source(path: Path, *, split: str | None = None, unique: str | None = "i
 
 
 def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id") -> Source:
-    """The lines of a file that are not blank, as JSON values; bad ones come with their problem.
+    """The lines of a file that are not blank, as JSON objects; bad ones come with their problem.
 
     Args:
         path: JSON-lines file, UTF-8.
@@ -95,7 +97,7 @@ def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id
         seen = _Seen(unique)
         for index, (number, offset, line) in enumerate(read_lines(path, max_line)):
             where = f"{path.name}:{number}"
-            original: Any = line
+            original: Any = line.rstrip(b"\r\n")
             try:
                 if len(line) > max_line:
                     original = {"file": path.name, "offset": offset}
@@ -147,39 +149,51 @@ def values(
 
 
 def hugging_face(path: Path, *, split: str | None = None) -> Source:
-    """Rows of a `save_to_disk` folder, a Parquet file or an Arrow file; images stay encoded.
+    """Rows of a `save_to_disk` folder, a Parquet file or an Arrow file, read a few at a time.
 
-    An image comes as `{"bytes": ..., "path": ...}`, so that Pillow's checks of `trainer.images`
-    apply to it. Rows are called `name[row]`.
+    Images are not decoded: they come as `{"bytes": ..., "path": ...}`, so that the checks of
+    `trainer.images` apply to them. Rows are called `name[row]`. Nothing is copied to a cache.
 
     Raises:
         ConfigError: not a data set, no such split, or `datasets` is not installed.
     """
     try:
         import datasets
+        from pyarrow.parquet import ParquetFile
     except ImportError:
         raise ConfigError(f"{path}: needs the package datasets (pip install datasets)") from None
     try:
-        found = _load(datasets, path)
+        if path.suffix == ".parquet":
+            found = ParquetFile(path)
+        elif path.is_file():
+            found = datasets.Dataset.from_file(str(path))
+        else:
+            found = datasets.load_from_disk(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigError(
-            f"{path}: expected a Hugging Face data set ({_one_line(error)})"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: expected a Hugging Face data set ({reason})") from None
+    name = path.name
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) == 1:
             split = next(iter(found))
         if split not in found:
             raise ConfigError(f"{path}: expected --split, one of {', '.join(found)}, got {split}")
-        found = found[split]
-    found = found.cast(_encoded(datasets, found.features))
-    name = path.name if split is None else f"{path.name}/{split}"
+        found, name = found[split], f"{path.name}/{split}"
 
     def rows() -> Iterator[tuple[str, Any]]:
-        for number, row in enumerate(found):
-            yield f"{name}[{number}]", row
+        if isinstance(found, ParquetFile):
+            tables = found.iter_batches(ROWS)
+        else:
+            tables = found.with_format("arrow").iter(ROWS)
+        numbers = count()
+        for table in tables:
+            for row in table.to_pylist():
+                yield f"{name}[{next(numbers)}]", row
 
-    identity = {"data_set": name, "rows": len(found), "fingerprint": found._fingerprint}
-    return values(rows, total=len(found), identity=identity)
+    total = found.metadata.num_rows if isinstance(found, ParquetFile) else len(found)
+    parts = sorted(path.rglob("*.arrow")) if path.is_dir() else [path]
+    identity = {"data_set": name, "rows": total, "files": [_identity(part) for part in parts]}
+    return values(rows, total=total, identity=identity)
 
 
 def digest(parts: Iterable[str]) -> str:
@@ -198,9 +212,9 @@ class _Seen:
         self._places = sqlite3.connect("")
         self._places.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: dict, where: str) -> None:
         """Raises `SampleError` if an earlier record has the same id."""
-        if self.field is None or not isinstance(value, dict) or self.field not in value:
+        if self.field is None or self.field not in value:
             return
         key = ascii(value[self.field])  # 1 and "1" are two ids
         new = self._places.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (key, where))
@@ -208,25 +222,6 @@ class _Seen:
             query = "SELECT place FROM ids WHERE id = ?"
             (place,) = self._places.execute(query, (key,)).fetchone()
             raise wrong(where, self.field, "an id of its own", f"{key[:80]}, which {place} has")
-
-
-def _load(datasets: Any, path: Path) -> Any:
-    if path.is_dir():
-        return datasets.load_from_disk(str(path))
-    if path.suffix == ".arrow":
-        return datasets.Dataset.from_file(str(path))
-    return datasets.Dataset.from_parquet(str(path))
-
-
-def _encoded(datasets: Any, feature: Any) -> Any:
-    """The same features with images that are not decoded."""
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, dict):
-        return type(feature)({name: _encoded(datasets, each) for name, each in feature.items()})
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        return type(feature)(_encoded(datasets, feature.feature))
-    return feature
 
 
 def _readable(path: Path) -> None:
@@ -239,7 +234,3 @@ def _readable(path: Path) -> None:
 def _identity(path: Path) -> dict[str, Any]:
     found = path.stat()
     return {"file": path.name, "bytes": found.st_size, "modified": found.st_mtime_ns}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.command import add_common, run_work
+from trainer.prepare.command import add_common, positive, run_work
 
 if TYPE_CHECKING:
     from trainer.prepare.ocr import OcrSettings
@@ -41,12 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ocr.add_argument(
         "--page-mode", type=int, default=3, help="tesseract: 3 whole pages, 11 scattered words"
     )
-    ocr.add_argument("--scale", type=float, default=2.0, help="enlarge images before reading")
+    ocr.add_argument(
+        "--scale", type=positive(float), default=2.0, help="enlarge images before reading"
+    )
     ocr.add_argument("--min-confidence", type=float, default=0.5, help="drop words read below it")
     rules = parser.add_argument_group("labelling, with --model")
-    rules.add_argument("--max-label-tokens", type=int, default=3, help="drop words of more tokens")
     rules.add_argument(
-        "--max-word-patches", type=float, default=3.0, help="drop words taller, in visual tokens"
+        "--max-label-tokens", type=positive(int), default=3, help="drop words of more tokens"
+    )
+    rules.add_argument(
+        "--max-word-patches",
+        type=positive(float),
+        default=3.0,
+        help="drop words taller, in visual tokens",
     )
     rules.add_argument(
         "--on-shared-token",

@@ -73,6 +73,13 @@ def test_refcoco_rounding_over_the_edge_is_cut(tmp_path):
     [
         (ref("x", ann_id=6), ".sentences[0]", "`ann_id`: expected one of instances.json, got 6"),
         (ref("x", image_id=8), ".sentences[0]", "`image_id`: expected one of instances.json"),
+        (
+            ref("x", ann_id={5}),
+            ".sentences[0]",
+            "`ann_id`: expected one of instances.json, got {5}",
+        ),
+        (ref("x", image_id=True), ".sentences[0]", "`image_id`: expected one of"),
+        ({(1, 2): 3, "sentences": None}, "", "`sentences`: expected a list"),
         (ref(""), ".sentences[0]", "`sentence`: expected a text, got ''"),
         (ref("x", sentences=3), "", "`sentences`: expected a list"),
         (ref("x", sentences=[3]), ".sentences[0]", "expected a text, got None"),
@@ -191,10 +198,11 @@ def test_flickr_boxes_count_pixels_from_one_with_the_last_one_in(tmp_path):
 
 def test_flickr_splits_and_answers_around_the_caption(tmp_path):
     words = flickr(tmp_path, CAPTION * 2)
-    (tmp_path / "train.txt").write_text("1000\n2000\n")
+    (tmp_path / "train.txt").write_text("1000\n2000\n../Sentences/1000\n")
     options = ("--split", "train", "--answer", "Two boys? {caption}")
-    status, samples, (lost,) = adapt(tmp_path, "flickr30k", *words, *options)
-    assert (status, len(samples), lost["where"]) == (0, 2, "2000.txt")
+    status, samples, lost = adapt(tmp_path, "flickr30k", *words, *options)
+    assert (status, len(samples)) == (0, 2)
+    assert [each["where"] for each in lost] == ["2000.txt", "train.txt"]
     assert samples[0]["regions"][0]["char_span"] == [10, 18]
     assert adapt(tmp_path, "flickr30k", *words, "--answer", "no")[0] == 2
     assert adapt(tmp_path, "flickr30k", *words, "--split", "dev")[0] == 2

@@ -148,6 +148,11 @@ def test_infographicvqa_with_the_words_of_textract(tmp_path):
     assert (status, rejected) == (0, [])
     assert sample["task"] == "infographicvqa"
     assert sample["words"] == [{"text": "Ann", "box": [0.5, 0.25, 0.75, 0.75], "coord": "unit"}]
+    box = {**box, "Left": 10**400}
+    words.append({"Text": "b", "Geometry": {"BoundingBox": box}})
+    write(tmp_path / "ocr" / "20471.json", {"WORD": words})
+    _, (sample,), _ = prepared(tmp_path / "c.jsonl", "adapt", "infographicvqa", path, *options)
+    assert [word["text"] for word in sample["words"]] == ["Ann"]
     write(tmp_path / "ocr" / "20471.json", {"WORD": [{"Text": 3}]})
     _, _, (lost,) = prepared(tmp_path / "b.jsonl", "adapt", "infographicvqa", path, *options)
     assert "20471.json WORD[0]: `Text`: expected a text, got 3" in lost["reason"]

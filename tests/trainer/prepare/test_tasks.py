@@ -37,7 +37,7 @@ def test_samples_are_canonical_and_the_same_for_the_same_seed(name, level, tmp_p
 def test_other_seeds_and_splits_draw_other_pictures(name):
     seen = {}
     for split in SPLITS:
-        for i, (image, _) in enumerate(stream(name, count=20, split=split, level="easy")):
+        for i, (image, _) in enumerate(stream(name, count=20, split=split, level="easy", size=160)):
             seen[image.tobytes()] = (split, i)
     assert len(seen) == 60
     first = [image.tobytes() for image, _ in stream(name, count=2, start=5)]
@@ -98,7 +98,8 @@ def test_crossings_by_hand():
 
 
 def test_all_answers_come_up():
-    answers = {n: [s["messages"][1]["content"] for _, s in stream(n, count=60)] for n in TASKS}
+    samples = {n: [s for _, s in stream(n, count=60, size=160)] for n in TASKS}
+    answers = {n: [s["messages"][1]["content"] for s in samples[n]] for n in TASKS}
     assert set(answers["line_intersection"]) == set("01234")
     assert set(answers["line_tracing"]) == set("1234")
     assert len(set(answers["grid_patch"])) > 30
@@ -168,12 +169,13 @@ def test_words_of_a_page_say_nothing_of_each_other():
         ("grid_patch", {"split": "dev"}, "`split`: expected one of train, val, test, got 'dev'"),
         ("grid_patch", {"level": "x"}, "`level`: expected one of easy, medium, hard"),
         ("grid_patch", {"lines": 3}, "`setting`: expected one of side, got 'lines'"),
-        ("grid_patch", {"size": 10}, "`size`: expected a whole number >= 64, got 10"),
-        ("grid_patch", {"side": 2.5}, "`side`: expected a whole number >= 1, got 2.5"),
-        ("grid_patch", {"side": 1000}, "`side`: expected 2 to 112 at this size, got 1000"),
-        ("line_tracing", {"lines": 30}, "`lines`: expected 2 to 9 at this size"),
+        ("grid_patch", {"size": 10}, "`size`: expected 64 to 4096, got 10"),
+        ("grid_patch", {"size": 1 << 20}, "`size`: expected 64 to 4096"),
+        ("grid_patch", {"side": 2.5}, "`side`: expected a positive whole number, got 2.5"),
+        ("grid_patch", {"side": 1000}, "`side`: expected 2 to 112, got 1000"),
+        ("line_tracing", {"lines": 30}, "`lines`: expected 2 to 9"),
         ("line_tracing", {"steps": 300}, "`steps`: expected 1 to 28"),
-        ("line_intersection", {"segments": 30}, "`segments`: expected 1 to 14"),
+        ("line_intersection", {"segments": 30}, "`segments`: expected 1 to 18"),
         ("word_page", {"cell": 5}, "`cell`: expected 14 to 224"),
     ],
 )

@@ -49,7 +49,8 @@ def convert(item: Item, options: Options) -> Made:
     """One question and its answer; several answers are joined by commas."""
     if options.root is None:
         kind, row = item.value.get("human_or_machine", item.value.get("type")), item.value
-        kind = str(_MADE_BY.get(kind, kind) or "").removesuffix("_test")
+        kind = str(_MADE_BY.get(kind, kind) if isinstance(kind, int) else kind)
+        kind = kind.removesuffix("_test")
         found = embedded(row, item, options)
         image, pictures = found.path, found.files
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -22,7 +23,7 @@ from trainer.config import ConfigError
 from trainer.images import ORIENTATION, wrong
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Phrasing
-from trainer.prepare.sources import TABLES, Item, Source, hugging_face
+from trainer.prepare.sources import TABLES, Item, Source, digest, hugging_face
 
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
 _ROWS = 16  # of a Parquet file in memory at a time
@@ -126,15 +127,15 @@ def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path])
             else:
                 yield Item(index, where, value)
 
-    return Source(items, None, {path.name: _state(path) for path in files})
+    return Source(items, None, {"files": len(files), "state": digest(map(_state, files))})
 
 
-def _state(path: Path) -> list[int]:
+def _state(path: Path) -> str:
     try:
         found = path.stat()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    return [found.st_size, found.st_mtime_ns]
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 
 def tables(options: Options) -> Source | None:
@@ -179,7 +180,8 @@ def _parquet(files: list[Path]) -> Source:
     def read() -> Iterator[tuple[str, Any]]:
         for file in files:
             number = 0
-            for batch in ParquetFile(file).iter_batches(batch_size=_ROWS):
+            table = ParquetFile(file, pre_buffer=False)  # else all of the file ends up in memory
+            for batch in table.iter_batches(batch_size=_ROWS):
                 for row in batch.to_pylist():
                     yield f"{file.name}[{number}]", row
                     number += 1
@@ -207,7 +209,9 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
     if not isinstance(data, bytes):
         raise wrong(item.where, "image", "the bytes of an image in the row", repr(image)[:80])
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data))
             kind, (width, height) = opened.format, opened.size
             # not PngImageFile's own getexif, which would decode the pixels
             turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)

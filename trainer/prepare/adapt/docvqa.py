@@ -26,7 +26,7 @@ from trainer.dataset import MAX_LINE
 from trainer.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options, answered, embedded, listed, tables
 from trainer.prepare.pipeline import LeftOut, Made
-from trainer.prepare.placing import Frame, field_of, first_there
+from trainer.prepare.placing import Frame, field_of, first_there, numbers
 from trainer.prepare.reading import json_array
 from trainer.prepare.sources import Item, Source
 
@@ -85,9 +85,9 @@ def _words(folder: Path, page: str, where: str, overhang: float) -> tuple[list[d
     except (OSError, ValueError, RecursionError) as error:
         raise SampleError(f"{where}: expected the OCR file {file.name} ({error})") from None
     words, outside = [], 0
-    for field, text, frame, values in _found_words(found, f"{where}: {file.name}", overhang):
+    for field, text, frame, values, order in _found_words(found, f"{where}: {file.name}", overhang):
         try:
-            box, _ = frame.box(values, field)
+            box, _ = frame.box(values, field, order=order)
         except SampleError:
             outside += 1
             continue
@@ -100,8 +100,8 @@ def _words(folder: Path, page: str, where: str, overhang: float) -> tuple[list[d
 
 def _found_words(
     found: Any, where: str, overhang: float
-) -> Iterator[tuple[str, str, Frame, list[float]]]:
-    """(field, text, frame, edges) of each word of either kind of file."""
+) -> Iterator[tuple[str, str, Frame, list, str]]:
+    """(field, text, frame, box, its order) of each word of either kind of file."""
     if isinstance(found, dict) and isinstance(found.get("WORD"), list):
         frame = Frame(1, 1, overhang, where)
         for i, word in enumerate(found["WORD"]):
@@ -109,12 +109,12 @@ def _found_words(
             text = field_of(word, "Text", str, there)
             box = field_of(field_of(word, "Geometry", dict, there), "BoundingBox", dict, there)
             sides = ("Left", "Top", "Width", "Height")
-            x, y, w, h = (field_of(box, side, (float, int), there) for side in sides)
-            yield f"WORD[{i}]", text, frame, [x, y, x + w, y + h]
+            yield f"WORD[{i}]", text, frame, [box.get(side) for side in sides], "xywh"
         return
     pages = field_of(found, "recognitionResults", list, where)
     page = pages[0] if pages else {"width": 1, "height": 1, "lines": []}
-    width, height = (field_of(page, side, (float, int), where) for side in ("width", "height"))
+    sides = [field_of(page, side, (float, int), where) for side in ("width", "height")]
+    width, height = numbers(sides, 2, where, "width and height")
     frame = Frame(width, height, overhang, where)
     for i, line in enumerate(field_of(page, "lines", list, where)):
         for j, word in enumerate(field_of(line, "words", list, where)):
@@ -124,4 +124,10 @@ def _found_words(
                 raise wrong(there, "boundingBox", "8 numbers", repr(corners)[:80])
             xs, ys = corners[::2], corners[1::2]
             text = field_of(word, "text", str, there)
-            yield f"lines[{i}].words[{j}]", text, frame, [min(xs), min(ys), max(xs), max(ys)]
+            yield (
+                f"lines[{i}].words[{j}]",
+                text,
+                frame,
+                [min(xs), min(ys), max(xs), max(ys)],
+                "xyxy",
+            )

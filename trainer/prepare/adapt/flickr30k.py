@@ -53,6 +53,9 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
     def read() -> Iterator[tuple[str, Any]]:
         for name in names:
             file = sentences / f"{name}.txt"
+            if Path(name).name != name:
+                yield chosen.name, Unusable(name, f"expected the name of an image, got {name!r}")
+                continue
             try:
                 lines = _text(file).splitlines()
             except SampleError as error:

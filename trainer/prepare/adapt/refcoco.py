@@ -14,6 +14,7 @@ Source: github.com/lichengunc/refer, README and refer.py; cocodataset.org, forma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
     refs = plain_pickle(pickles[0])
     if not isinstance(refs, list):
         raise ConfigError(f"{pickles[0]}: expected a list of references")
-    splits = {ref.get("split") for ref in refs if isinstance(ref, dict)}
+    splits = {str(ref.get("split")) for ref in refs if isinstance(ref, dict)}
     if options.split is not None and options.split not in splits:
-        known = ", ".join(sorted(str(split) for split in splits))
+        known = ", ".join(sorted(splits))
         raise ConfigError(f"{pickles[0]}: expected --split, one of {known}, got {options.split}")
 
     def read() -> Iterator[tuple[str, Any]]:
@@ -57,7 +58,8 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
             if isinstance(record, dict):
                 names.add(record.get("id"), record.get("file_name"))
         for i, ref in enumerate(refs):
-            if options.split is None or not isinstance(ref, dict) or ref["split"] == options.split:
+            split = ref.get("split") if isinstance(ref, dict) else options.split
+            if options.split in (None, split):
                 yield from _expressions(ref, f"{pickles[0].name}[{i}]", boxes, names)
 
     return listed(read, [pickles[0], instances]), options.images
@@ -66,23 +68,31 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
 def _expressions(ref: Any, where: str, boxes: Table, names: Table) -> Iterator[tuple[str, Any]]:
     sentences = ref.get("sentences") if isinstance(ref, dict) else None
     if not isinstance(sentences, list):
-        yield where, Unusable(ref, "`sentences`: expected a list of a reference, got none")
+        yield where, _unusable(ref, "`sentences`: expected a list of a reference, got none")
         return
-    box = boxes.get(ref.get("ann_id"))
-    name = names.get(ref.get("image_id"))
+    ids = {name: ref.get(name) for name in ("ann_id", "image_id")}
+    whole = {name: value for name, value in ids.items() if type(value) is int}
+    box, name = boxes.get(whole.get("ann_id")), names.get(whole.get("image_id"))
     for j, sentence in enumerate(sentences):
         there = f"{where}.sentences[{j}]"
         label = sentence.get("sent") if isinstance(sentence, dict) else None
         if not box or not name:
-            what = "ann_id" if not box else "image_id"
-            value = ref.get(what)
-            reason = f"`{what}`: expected one of instances.json, got {value!r}"
-            yield there, Unusable({**ref, "sentences": [sentence]}, reason)
-        elif box[0][0] != ref.get("image_id"):
-            reason = f"`image_id`: expected {box[0][0]!r}, the annotation's, got "
-            yield there, Unusable(ref, f"{reason}{ref.get('image_id')!r}")
+            what = "image_id" if box else "ann_id"
+            reason = f"`{what}`: expected one of instances.json, got {ids[what]!r}"
+            yield there, _unusable({**ref, "sentences": [sentence]}, reason)
+        elif box[0][0] != ids["image_id"]:
+            reason = f"`image_id`: expected {box[0][0]!r}, the annotation's, got {ids['image_id']}"
+            yield there, _unusable({**ref, "sentences": [sentence]}, reason)
         else:
             yield there, {"label": label, "bbox": box[0][1], "image": name[0]}
+
+
+def _unusable(original: Any, reason: str) -> Unusable:
+    """What a pickle held, in a form that JSON has."""
+    try:
+        return Unusable(json.loads(json.dumps(original, default=str)), reason)
+    except (TypeError, ValueError, RecursionError):
+        return Unusable(repr(original)[:10_000], reason)
 
 
 def convert(item: Item, options: Options) -> Made:

@@ -70,7 +70,7 @@ class Annotate:
         if len(given) != 1:
             raise wrong(where, field, f"one of {', '.join(PLACES)}", " and ".join(given) or "none")
         coord, kind = place.get("coord", "pixel"), given[0]
-        if coord not in UNITS:
+        if coord not in list(UNITS):
             raise wrong(where, f"{field}.coord", f"one of {', '.join(UNITS)}", repr(coord)[:80])
         frame = Frame(*(UNITS[coord] or size), self.overhang, where)
         scale = (size[0] / frame.width, size[1] / frame.height)

@@ -123,7 +123,7 @@ def _labelme_place(shape: Any, field: str) -> dict | str:
     kind, points = shape.get("shape_type", "polygon"), shape.get("points")
     known = {"polygon": "polygon", "line": "polyline", "linestrip": "polyline"}
     known |= {"point": "points", "points": "points"}
-    if kind in known:
+    if isinstance(kind, str) and kind in known:
         return {known[kind]: points, "field": field}
     if kind != "rectangle":
         wanted = ", ".join(["rectangle", *known])
@@ -174,7 +174,7 @@ def yolo(data: Path, root: Path) -> tuple[Reader, list[Path]]:
 def _yolo_place(line: str, labels: list[str], number: int) -> tuple[str, dict] | str:
     """(label, place) of a line, or what is wrong with it."""
     first, *rest = line.split()
-    if not first.isdecimal() or int(first) >= len(labels):
+    if not first.isdecimal() or len(first) > 9 or int(first) >= len(labels):
         return f"expected a class below {len(labels)}, got {first[:20]!r}"
     try:
         values = [float(text) for text in rest]

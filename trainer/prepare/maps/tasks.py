@@ -27,7 +27,7 @@ from trainer.demo.render import word_page as draw_word_page
 SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
 LEVELS = ("easy", "medium", "hard")
 SCALE = 4  # lines are drawn this many times larger and averaged down
-SMALLEST = 64  # pixels of an image's side
+SMALLEST, LARGEST = 64, 4096  # pixels of an image's side
 _TRIES = 10_000  # plans drawn in search of one of a rare split
 _RED, _BLUE, _INK = (210, 40, 40), (40, 70, 210), (40, 40, 40)
 
@@ -83,9 +83,9 @@ class Task:
             one_of("setting", name, self.levels["easy"])
         settings = {**self.levels[level], **settings}
         for name, value in {"size": size, **settings}.items():
-            least = SMALLEST if name == "size" else 1
-            if type(value) is not int or value < least:
-                raise ValueError(f"`{name}`: expected a whole number >= {least}, got {value!r}")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"`{name}`: expected a positive whole number, got {value!r}")
+        _limit("size", size, SMALLEST, LARGEST)
         rng = random.Random(f"{self.name} {seed}")
         for _ in range(_TRIES):
             plan = self.plan(rng, size, **settings)
@@ -116,7 +116,7 @@ def _bucket(plan: dict) -> int:
 
 def _limit(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise ValueError(f"`{name}`: expected {low} to {high} at this size, got {value}")
+        raise ValueError(f"`{name}`: expected {low} to {high}, got {value}")
 
 
 # How many times do two lines cross?
@@ -124,7 +124,7 @@ def _limit(name: str, value: int, low: int, high: int) -> None:
 
 def _plan_intersection(rng: random.Random, size: int, *, segments: int) -> dict:
     """Two lines over the same knots; they change sides in as many segments as they cross."""
-    _limit("segments", segments, 1, size // 32)
+    _limit("segments", segments, 1, size // 24)
     margin, gap = size // 16, size // 10
     knots = [margin + round(i * (size - 2 * margin) / segments) for i in range(segments + 1)]
     changes = set(rng.sample(range(1, segments + 1), rng.randint(0, segments)))
