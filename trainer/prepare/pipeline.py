@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -234,14 +236,21 @@ _step: Step | None = None
 
 
 def _begin_worker(step: Step) -> None:
-    """Leaves Ctrl-C to the parent, and the other cores to the other workers."""
+    """Leaves Ctrl-C to the parent and ends with it, and leaves the other cores to the others."""
     global _step
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _step = step
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers, which would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _in_worker(item: Item) -> Done | Rejected:
