@@ -43,8 +43,8 @@ def losses_of(call: Call, body: BodyOutput, scores: Scores) -> tuple[Tensor, Par
     if terms.hist is not None:
         parts |= _hist(call, scores["phrase"], maps.get("hist"))
         loss = loss + sum(getattr(terms.hist, name) * parts[name] for name in HIST if name in parts)
-    if "margins" in maps:
-        parts["margin_mean"], parts["margin_max"] = _margins(call, maps["margins"])
+    if terms.margins is not None and _possible(call, "margins"):
+        parts["margin_mean"], parts["margin_max"] = _margins(call, maps.get("margins"))
         loss = loss + terms.margins.weight * (parts["margin_mean"] + parts["margin_max"])
     learned = getattr(call.model, HEAD_WEIGHT, None)
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
@@ -53,6 +53,14 @@ def losses_of(call: Call, body: BodyOutput, scores: Scores) -> tuple[Tensor, Par
 
 
 HIST = ("phrase", "subject", "composition")  # the parts of (H4), and the weights in `Hist`
+
+
+def _possible(call: Call, name: str) -> bool:
+    """Whether an objective's maps can be made: GradCAM needs gradients.
+
+    Where they can, its parts are there even without a row, so that all ranks log the same names.
+    """
+    return getattr(call.terms, name).maps == "attention" or name in gradcam_terms(call)
 
 
 def _word(call: Call, scores: Scores) -> Tensor:
@@ -143,6 +151,8 @@ def _hist(call: Call, scores: RowScores, maps: Tensor | None) -> Parts:
         "phrase": mean_rows(scores.loss, denominator=call.denominator("phrase")),
         "subject": mean_rows(scores.loss, subject, denominator=call.denominator("subject")),
     }
+    if _possible(call, "hist"):
+        parts["composition"] = call.denominators.new_zeros(())
     if maps is not None:
         three = s.phrase_composite  # [B, K, 3]
         batch = torch.arange(len(three), device=three.device)[:, None]
@@ -155,8 +165,10 @@ def _hist(call: Call, scores: RowScores, maps: Tensor | None) -> Parts:
     return parts
 
 
-def _margins(call: Call, maps: Tensor) -> tuple[Tensor, Tensor]:
+def _margins(call: Call, maps: Tensor | None) -> tuple[Tensor, Tensor]:
     """(A1) and (A2) of the map rows, on maps [B, Rm, C] in units of their maximum or sum."""
+    if maps is None:  # no row or no visual token in this batch
+        return (call.denominators.new_zeros(()),) * 2
     how, target = call.terms.margins, map_target(call).view(maps.shape)
     own = map_rows_of(call).own(None).view(maps.shape)
     maps = maps.masked_fill(~own, 0.0)
