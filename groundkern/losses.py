@@ -8,13 +8,14 @@ METHODS.md.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groundkern.checks import require
+from groundkern.checks import fail, require
 
 
 class SmamLoss(NamedTuple):
@@ -171,8 +172,7 @@ def map_kl(target: Tensor, attention: Tensor, *, renormalise: bool = False) -> T
 
     Equals `(P * (P.log() - attention.log())).sum(-1)` with `P = target / target.sum(-1)`. It is
     finite everywhere: attention below the smallest normal number counts as that number, without a
-        gradient. From q and k,
-    `groundkern.attention_kl` computes it in log space.
+    gradient. From q and k, `groundkern.attention_kl` computes it in log space.
 
     Args:
         target: [..., C] >= 0, of any scale; no gradient. A row that sums to 0 has no target: loss
@@ -214,8 +214,66 @@ def klal(kl: Tensor, owns_map: Tensor) -> Tensor:
     return mean_rows(_at_least_fp32(kl), owns_map)
 
 
+def map_divergence(
+    target: Tensor,
+    attention: Tensor,
+    *,
+    kind: str = "kl",
+    valid: Tensor | None = None,
+    renormalise: bool = False,
+    floor: float = 1e-6,
+) -> Tensor:
+    """KLAL's distance between a target map P and an attention map Q: forward, backward or both.
+
+    Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with M = (P + Q) / 2,
+    `(sum P log(P / M) + sum Q log(Q / M)) / 2` ("js"). Where Q sums to less than 1, "js" counts
+    the rest as mass off the target.
+
+    Args:
+        target: [..., C] >= 0, of any scale; no gradient. A row that sums to 0: loss and gradient 0.
+        attention: [..., C] >= 0, differentiable.
+        kind: "kl" | "reverse_kl" | "js".
+        valid: bool [..., C], the columns that exist; None: all.
+        renormalise: divide `attention` by its sum first.
+        floor: the least share that "reverse_kl" gives a valid column of P, since the divergence is
+            infinite where P is 0 and Q is not.
+
+    Returns:
+        [...] fp32.
+
+    Source: arXiv 2511.12738 (K3) and its options in METHODS.md section 3.
+    """
+    if kind == "kl":
+        return map_kl(target, attention, renormalise=renormalise)
+    if kind not in ("reverse_kl", "js"):
+        fail("kind", "'kl', 'reverse_kl' or 'js'", repr(kind))
+    _same_shape("attention", attention, "target", target)
+    q = _at_least_fp32(attention)
+    target = target.detach().to(q.dtype)
+    tiny = torch.finfo(q.dtype).tiny
+    if renormalise:
+        q = q / q.sum(-1, keepdim=True).clamp_min(tiny)
+    p = target / target.sum(-1, keepdim=True).clamp_min(tiny)
+    valid = torch.ones_like(p, dtype=torch.bool) if valid is None else valid
+    log_q = q.clamp_min(tiny).log()
+    if kind == "reverse_kl":
+        p = p.clamp_min(floor).masked_fill(~valid, 0.0)
+        p = p / p.sum(-1, keepdim=True).clamp_min(tiny)
+        rows = (q * (log_q - p.clamp_min(tiny).log())).masked_fill(~valid, 0.0).sum(-1)
+    else:
+        log_m = ((p + q) / 2).clamp_min(tiny).log()
+        rows = 0.5 * (torch.xlogy(p, p) - p * log_m + q * (log_q - log_m)).sum(-1)
+        rows = rows + 0.5 * math.log(2.0) * (1.0 - q.sum(-1))
+    return torch.where(target.sum(-1) > 0, rows, torch.zeros_like(rows))
+
+
 def composition(
-    whole: Tensor, first: Tensor, second: Tensor, *, detach_parts: bool = False
+    whole: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    distance: str = "l2",
+    detach_parts: bool = False,
 ) -> Tensor:
     """How far the map of "p1 and p2" is from the sum of the maps of p1 and p2.
 
@@ -223,15 +281,131 @@ def composition(
 
     Args:
         whole, first, second: [..., C] maps of the composite and of its two phrases.
+        distance: "l2", "l1" or "smooth_l1" (summed over columns) of the maps as they are; "kl":
+            KL of `(first + second) / 2` against `whole`, each divided by its sum first.
         detach_parts: let only the composite learn.
 
     Returns:
-        [...] fp32.
+        [...] fp32; with "kl", 0 where a side has no mass.
 
     Source: arXiv 2412.08110 (H3).
     """
     _same_shape("first", first, "whole", whole)
     _same_shape("second", second, "whole", whole)
+    whole = _at_least_fp32(whole)
     parts = _at_least_fp32(first) + _at_least_fp32(second)
-    difference = _at_least_fp32(whole) - (parts.detach() if detach_parts else parts)
-    return torch.linalg.vector_norm(difference, dim=-1)
+    parts = parts.detach() if detach_parts else parts
+    if distance == "l2":
+        return torch.linalg.vector_norm(whole - parts, dim=-1)
+    if distance == "l1":
+        return (whole - parts).abs().sum(-1)
+    if distance == "smooth_l1":
+        return F.smooth_l1_loss(whole, parts, reduction="none").sum(-1)
+    if distance != "kl":
+        fail("distance", "'l2', 'l1', 'smooth_l1' or 'kl'", repr(distance))
+    return _normalised_kl(parts, whole)
+
+
+def _normalised_kl(p: Tensor, q: Tensor) -> Tensor:
+    """[...]: KL(p / sum p || q / sum q), differentiable in both; 0 where one has no mass."""
+    tiny = torch.finfo(p.dtype).tiny
+    some = (p.sum(-1) > 0) & (q.sum(-1) > 0)
+    p, q = (x / x.sum(-1, keepdim=True).clamp_min(tiny) for x in (p, q))
+    rows = (p * (p.clamp_min(tiny).log() - q.clamp_min(tiny).log())).sum(-1)
+    return torch.where(some, rows, torch.zeros_like(rows))
+
+
+class MarginLoss(NamedTuple):
+    """Per row, each >= 0."""
+
+    mean: Tensor  # [...] of the means inside and outside
+    max: Tensor  # [...] of the maxima inside and outside
+
+
+def margins(
+    attention: Tensor,
+    inside: Tensor,
+    *,
+    valid: Tensor | None = None,
+    mean_margin: float = 0.1,
+    max_margin: float = 0.5,
+) -> MarginLoss:
+    """AMC's two hinges: the map inside a region must lie above the map outside of it.
+
+    Equals `relu(mean_out - mean_in + mean_margin)` (A1) and
+    `relu(max_out - max_in + max_margin)` (A2).
+
+    Args:
+        attention: [..., C] map, of any scale: the margins are in its units.
+        inside: bool [..., C], the columns of the region.
+        valid: bool [..., C], the columns that exist; None: all.
+        mean_margin, max_margin: the paper's for GradCAM maps.
+
+    Returns:
+        MarginLoss of [...] fp32 rows; 0 with a zero gradient where nothing is inside or outside.
+
+    Source: AMC (arXiv 2206.15462), METHODS.md section 4.
+    """
+    _same_shape("inside", inside, "attention", attention)
+    attention = _at_least_fp32(attention)
+    if attention.shape[-1] == 0:
+        return MarginLoss(attention.sum(-1), attention.sum(-1))
+    valid = torch.ones_like(inside) if valid is None else valid
+    sides = (valid & inside, valid & ~inside)
+    defined = sides[0].any(-1) & sides[1].any(-1)
+    mean_in, mean_out = (
+        attention.masked_fill(~side, 0.0).sum(-1) / side.sum(-1).clamp_min(1) for side in sides
+    )
+    low = torch.finfo(attention.dtype).min
+    max_in, max_out = (attention.masked_fill(~side, low).amax(-1) for side in sides)
+    rows = (mean_out - mean_in + mean_margin, max_out - max_in + max_margin)
+    return MarginLoss(*(F.relu(x.masked_fill(~defined, 0.0)) for x in rows))
+
+
+def logit_lens(log_prob: Tensor, inside: Tensor) -> Tensor:
+    """What a visual token says of a concept: raised inside the object, suppressed outside.
+
+    Equals `-log_prob` (L1) where `inside`, else `-log(1 - log_prob.exp())` (L2).
+
+    Args:
+        log_prob: [...] log p_i(w) of the concept's token w at visual token i.
+        inside: bool [...], whether token i lies on the object.
+
+    Returns:
+        [...] fp32 rows.
+
+    Source: logit-lens loss (arXiv 2602.01530), METHODS.md section 5.
+    """
+    _same_shape("inside", inside, "log_prob", log_prob)
+    log_prob = _at_least_fp32(log_prob)
+    certain = torch.finfo(log_prob.dtype).eps  # p = 1 - eps at most: finite, with a gradient below
+    outside = log_prob.clamp_max(-certain)
+    near_one = outside > -math.log(2.0)  # whichever form of log(1 - exp(x)) does not cancel
+    low = torch.where(near_one, -1.0, outside)
+    high = torch.where(near_one, outside, -1.0)
+    suppress = torch.where(near_one, (-torch.expm1(high)).log(), torch.log1p(-low.exp()))
+    return torch.where(inside, -log_prob, -suppress)
+
+
+def contrastive(similarity: Tensor, match: Tensor) -> Tensor:
+    """Image-text contrastive loss (the ITC of (H1), (H2)) with several matches per row and column.
+
+    Equals `(CE over texts + CE over images) / 2`, the target spread evenly over the matches.
+
+    Args:
+        similarity: [I, T], divided by the temperature.
+        match: bool [I, T].
+
+    Returns:
+        Scalar: the mean over images with a text, and over texts with an image; 0 without either.
+
+    Source: BLIP (arXiv 2201.12086) without momentum; arXiv 2412.08110 (H1), (H2).
+    """
+    _same_shape("match", match, "similarity", similarity)
+    similarity = _at_least_fp32(similarity)
+    losses = []
+    for dim in (0, 1):
+        share = match / match.sum(dim, keepdim=True).clamp_min(1)
+        rows = -(share * similarity.log_softmax(dim)).sum(dim)
+        losses.append(mean_rows(rows, match.any(dim)))
+    return (losses[0] + losses[1]) / 2

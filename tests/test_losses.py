@@ -9,9 +9,13 @@ import torch
 
 from groundkern.losses import (
     composition,
+    contrastive,
     dv_sft,
     klal,
+    logit_lens,
+    map_divergence,
     map_kl,
+    margins,
     mean_rows,
     smam,
     word_cross_entropy,
@@ -177,3 +181,118 @@ def test_composition_is_equation_h3():
     assert whole.grad.tolist() == [pytest.approx([0.6, 0.8]), [0.0, 0.0]]
     assert first.grad.tolist() == [pytest.approx([-0.6, -0.8]), [0.0, 0.0]]
     assert composition(whole.detach(), first, second, detach_parts=True).requires_grad is False
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "smooth_l1", "kl"])
+def test_composition_distances_and_gradients(distance):
+    maps = [torch.rand(3, 5, dtype=torch.float64).add(0.1) for _ in range(3)]
+    whole, parts = maps[0], maps[1] + maps[2]
+    difference = (whole - parts).abs()
+    p, q = parts / parts.sum(-1, keepdim=True), whole / whole.sum(-1, keepdim=True)
+    expected = {
+        "l1": difference.sum(-1),
+        "l2": difference.square().sum(-1).sqrt(),
+        "smooth_l1": torch.where(difference < 1, 0.5 * difference**2, difference - 0.5).sum(-1),
+        "kl": (p * (p / q).log()).sum(-1),
+    }[distance]
+    torch.testing.assert_close(composition(*maps, distance=distance), expected)
+    inputs = tuple(x.requires_grad_() for x in maps)
+    assert torch.autograd.gradcheck(lambda *m: composition(*m, distance=distance), inputs)
+
+
+def test_composition_of_empty_maps_is_zero_and_an_unknown_distance_an_error():
+    whole = torch.zeros(1, 3, requires_grad=True)
+    for distance in ("l1", "l2", "smooth_l1", "kl"):
+        rows = composition(whole, torch.zeros(1, 3), torch.zeros(1, 3), distance=distance)
+        assert rows.tolist() == [0.0]
+        assert torch.autograd.grad(rows.sum(), whole)[0].isfinite().all()
+    with pytest.raises(ValueError, match="distance"):
+        composition(whole, whole, whole, distance="cosine")
+
+
+@pytest.mark.parametrize("kind", ["kl", "reverse_kl", "js"])
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_map_divergence_is_its_equation(kind, renormalise):
+    target = torch.rand(4, 6, dtype=torch.float64).add(0.05)
+    target[0, :3] = 0.0
+    attention = torch.rand(4, 6, dtype=torch.float64).add(0.05).softmax(-1)
+    attention = attention if kind == "reverse_kl" else 0.7 * attention
+    p = target / target.sum(-1, keepdim=True)
+    q = attention / attention.sum(-1, keepdim=True) if renormalise else attention
+    floored = p.clamp_min(1e-6)
+    floored = floored / floored.sum(-1, keepdim=True)
+    m = (p + q) / 2
+    half = torch.xlogy(p, p / m).sum(-1) + (q * (q / m).log()).sum(-1)
+    expected = {
+        "kl": torch.xlogy(p, p / q).sum(-1),
+        "reverse_kl": (q * (q / floored).log()).sum(-1),
+        "js": 0.5 * (half + (1 - q.sum(-1)) * math.log(2)),
+    }[kind]
+    options = {"kind": kind, "renormalise": renormalise}
+    torch.testing.assert_close(map_divergence(target, attention, **options), expected)
+    attention.requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: map_divergence(target, a, **options), (attention,))
+
+
+def test_js_of_full_rows_is_that_of_the_longer_distributions():
+    """Mass off the columns is one more outcome that the target never has."""
+    p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.3, 0.2, 0.1]])
+    off = torch.cat([q, 1 - q.sum(-1, keepdim=True)], -1)
+    full = map_divergence(torch.cat([p, torch.zeros(1, 1)], -1), off, kind="js")
+    torch.testing.assert_close(map_divergence(p, q, kind="js"), full)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "js"])
+def test_map_divergence_is_finite_at_the_edges(kind):
+    target = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    attention = torch.tensor([[0.5, 0.5], [0.0, 1.0], [0.0, 0.0]], requires_grad=True)
+    valid = torch.tensor([[True, True], [True, True], [True, False]])
+    rows = map_divergence(target, attention, kind=kind, valid=valid)
+    gradient = torch.autograd.grad(rows.sum(), attention)[0]
+    assert rows[0].item() == 0.0
+    assert gradient[0].tolist() == [0.0, 0.0]
+    assert rows.isfinite().all()
+    assert gradient.isfinite().all()
+    assert rows[1].item() == pytest.approx(math.log(2) if kind == "js" else 13.8155, rel=1e-4)
+    with pytest.raises(ValueError, match="kind"):
+        map_divergence(target, attention, kind="hellinger")
+
+
+def test_margins_are_amc_and_zero_where_a_side_is_empty():
+    attention = torch.tensor([[0.9, 0.5, 0.2, 9.0], [1.0, 1.0, 0.0, 0.0], [0.3, 0.1, 0.0, 0.0]])
+    inside = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]]).bool()
+    valid = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    attention.requires_grad_()
+    rows = margins(attention, inside, valid=valid, mean_margin=0.6, max_margin=0.5)
+    assert rows.mean.tolist() == pytest.approx([0.2 - 0.7 + 0.6, 0.0, 0.3 - 0.1 + 0.6])
+    assert rows.max.tolist() == pytest.approx([0.0, 0.0, 0.3 - 0.1 + 0.5])
+    gradient = torch.autograd.grad(rows.mean.sum(), attention)[0]
+    assert gradient[0].tolist() == pytest.approx([-0.5, -0.5, 1.0, 0.0])
+    assert gradient[1].tolist() == [0.0] * 4
+    assert margins(torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)).max.tolist() == [0, 0]
+
+
+def test_logit_lens_raises_inside_and_suppresses_outside():
+    log_prob = torch.tensor([0.25, 0.25, 0.999, 1e-9], dtype=torch.float64).log()
+    inside = torch.tensor([True, False, False, False])
+    rows = logit_lens(log_prob, inside)
+    expected = [-math.log(0.25), -math.log(0.75), -math.log(0.001), 1e-9]
+    assert rows.tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: logit_lens(x, inside[:3]), (log_prob[:3].clone().requires_grad_(),)
+    )
+    certain = torch.tensor([0.0, -200.0], requires_grad=True)
+    rows = logit_lens(certain, torch.tensor([False, False]))
+    assert rows.isfinite().all()
+    assert torch.autograd.grad(rows.sum(), certain)[0].isfinite().all()
+
+
+def test_contrastive_spreads_over_matches_and_passes_over_what_has_none():
+    similarity = torch.randn(2, 4, dtype=torch.float64)
+    match = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0]]).bool()
+    texts = similarity.log_softmax(1)
+    images = similarity.log_softmax(0)
+    by_image = (-(texts[0, :2].mean()) - texts[1, 2]) / 2
+    by_text = -(images[0, 0] + images[0, 1] + images[1, 2]) / 3
+    torch.testing.assert_close(contrastive(similarity, match), (by_image + by_text) / 2)
+    assert contrastive(similarity[:, :0], match[:, :0]).item() == 0.0

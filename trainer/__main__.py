@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `prepare`, `inspect` and `look`."""
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect` and `evidence`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trainer import inspection
 from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
+from trainer.evidence.command import add_arguments, evidence
 from trainer.prepare.command import add_commands
 
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
@@ -26,7 +27,7 @@ def main(words: list[str] | None = None) -> int:
     """
     parser = _parser()
     arguments, overrides = parser.parse_known_args(words)
-    if overrides and arguments.command not in ("train", "demo"):
+    if overrides and arguments.command not in ("train", "demo", "look"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -35,6 +36,8 @@ def main(words: list[str] | None = None) -> int:
             )
         if arguments.command in ("prepare", "inspect"):
             return _guarded(lambda: arguments.run(arguments))
+        if arguments.command == "evidence":
+            return _guarded(lambda: evidence(arguments))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
         if arguments.command == "look":
@@ -66,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
-    add_look(commands)
+    table = "train plain and by every method on drawn tasks, and table the held-out figures"
+    add_arguments(commands.add_parser("evidence", help=table, allow_abbrev=False))
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
+    add_look(commands)
     inspect = commands.add_parser("inspect", help=inspection.HELP, allow_abbrev=False)
     inspection.add_arguments(inspect)
     inspect.set_defaults(run=inspection.run)

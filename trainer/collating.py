@@ -13,7 +13,16 @@ from trainer.dataset import BadSample
 from trainer.images import SampleError
 
 COUNTS = "counts"
-_ROWS = ("gk_text_", "gk_side_", "gk_word_", "gk_map_position", "gk_map_image", "gk_map_target")
+_ROWS = (
+    "gk_text_",
+    "gk_side_",
+    "gk_word_",
+    "gk_map_position",
+    "gk_map_image",
+    "gk_map_target",
+    "gk_phrase_",
+    "gk_lens_",
+)
 
 logger = logging.getLogger(__name__)
 

@@ -78,6 +78,18 @@ class Supervision(Section):
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
+    map_rows: Literal["last", "predictor", "answer", "phrase"] = setting(
+        "last", "rows with a target map: the answer's last token, the row before it, or all"
+    )
+    label_bag: Literal["distinct", "multiset"] = setting(
+        "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"
+    )
+    empty_region: Literal["skip", "language"] = setting(
+        "skip", "an aligned token without a visual token: left out, or shown the language only"
+    )
+    lens_outside: NonNegative | None = setting(
+        1.0, "logit lens: visual tokens off an object for each on it (null: all)"
+    )
 
 
 class Smam(Section):
@@ -86,26 +98,76 @@ class Smam(Section):
     alpha: NonNegative = setting(0.1, "weight of the masked cross entropy (S5)")
     gamma: NonNegative = setting(2.0, "weight of the grounding loss (S5)")
     detach_reference: bool = setting(False, "no gradient through the masked pass in (S4)")
+    divide_by: Literal["text", "aligned"] = setting(
+        "text", "divide the sum of (S5) by the answer tokens or by the aligned ones"
+    )
 
 
 class DvSft(Section):
     weight: NonNegative = setting(2e-3, "lambda of (D4)")
     smoothing: Fraction = setting(0.3, "b of (D3), spread over the image's other labels")
+    average: Literal["labelled", "visual", "image"] = setting(
+        "labelled", "mean over labelled visual tokens, over all, or image by image"
+    )
 
 
 class Klal(Section):
     weight: NonNegative = setting(1.0, "lambda of (K4)")
-    over: Literal["columns", "visible"] = setting(
-        "columns", "normalise over the visual tokens or over all visible keys"
+    over: Literal["columns", "renormalised", "visible"] = setting(
+        "columns", "normalise over the visual tokens (before or after the head mean) or all keys"
     )
     heads: Literal["mean", "each"] = setting("mean", "KL of the head mean or mean KL of the heads")
     layers: tuple[int, ...] | None = setting(None, "supervised layers (null: all)")
+    divergence: Literal["kl", "reverse_kl", "js"] = setting(
+        "kl", "KL(target || map), its reverse, or Jensen-Shannon"
+    )
+    average_layers: bool = setting(False, "one loss on the map averaged over layers")
+    head_weight: Literal["uniform", "learned"] = setting(
+        "uniform", "weights of the heads: equal, or one learned parameter"
+    )
+
+
+class Hist(Section):
+    phrase: NonNegative = setting(1.0, "weight of (H1), the phrases' tokens")
+    subject: NonNegative = setting(1.0, "weight of (H2), the subjects' tokens")
+    composition: NonNegative = setting(1.0, "weight of (H3), composites against their parts")
+    maps: Literal["attention", "gradcam"] = setting(
+        "attention", "maps of (H3); gradcam needs model.attn_implementation eager"
+    )
+    over: Literal["columns", "visible"] = setting(
+        "columns", "normalise attention over the visual tokens or over all visible keys"
+    )
+    distance: Literal["l2", "l1", "smooth_l1", "kl"] = setting("l2", "distance of maps in (H3)")
+    detach_parts: bool = setting(False, "only the composite's map learns in (H3)")
+    layers: tuple[int, ...] | None = setting(None, "layers whose maps are averaged (null: all)")
+
+
+class Margins(Section):
+    weight: NonNegative = setting(1.0, "weight of both margins")
+    mean_margin: NonNegative = setting(0.1, "margin between the means inside and outside (A1)")
+    max_margin: NonNegative = setting(0.5, "margin between the maxima inside and outside (A2)")
+    maps: Literal["attention", "gradcam"] = setting(
+        "attention", "maps; gradcam needs model.attn_implementation eager"
+    )
+    scale: Literal["max", "sum"] = setting("max", "what a map is divided by")
+    inside: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.75, "inside: at least this share of the target map's maximum"
+    )
+    layers: tuple[int, ...] | None = setting(None, "layers whose maps are averaged (null: all)")
+
+
+class LogitLens(Section):
+    raise_weight: NonNegative = setting(1.0, "weight of (L1), tokens on a concept's object")
+    suppress_weight: NonNegative = setting(1.0, "weight of (L2), tokens off it")
 
 
 class Objectives(Section):
     smam: Smam | None = setting(None, "phrase-grounded auxiliary loss (regions)")
     dv_sft: DvSft | None = setting(None, "direct vision supervision (words)")
     klal: Klal | None = setting(None, "attention-map loss (regions)")
+    hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
+    margins: Margins | None = setting(None, "margins of attention maps (regions)")
+    logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
 
 
 class Training(Section):

@@ -5,6 +5,8 @@ plain fine-tuning and grounded runs are measured alike. Metrics of a task (one i
 task has no such rows):
 
 - `answer_loss`, `token_accuracy`: cross entropy and top-1 accuracy of the trained answer tokens.
+- `answer_accuracy`: samples whose trained tokens are all right, which is what greedy decoding of
+  these answers would write.
 - `number_accuracy`: top-1 accuracy of the answer tokens that consist of digits only. Where an
   answer is a row and a column, this is the accuracy per coordinate.
 - `attention_ratio`, `attention_mass`, `attention_argmax`: the attention map of the answer's last
@@ -115,13 +117,15 @@ def read(
 
 
 def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor) -> None:
-    """answer_loss, token_accuracy and number_accuracy of the answer rows [B, Rt]."""
+    """answer_loss and the accuracies of tokens, answers and numbers in the answer rows [B, Rt]."""
     position = batch["gk_text_position"].long()
     rows = position >= 0
     target = batch["labels"].gather(1, (position + 1).clamp_min(0))[rows]  # row t predicts t + 1
     right = output.text_predicted[rows] == target
     tally.add("answer_loss", -output.text_log_prob[rows])
     tally.add("token_accuracy", right)
+    wrong = torch.zeros_like(rows).masked_scatter(rows, ~right)
+    tally.add("answer_accuracy", ~wrong.any(1)[rows.any(1)])
     tally.add("number_accuracy", right[digits.to(target.device)[target]])
 
 

@@ -15,6 +15,7 @@ from trainer.pictures import SERIES, full_scale, heat_picture, loss_curves
 FIGURES = (
     ("answer_loss", "answer loss", "%.3f", -1),
     ("token_accuracy", "answer token accuracy", "%.3f", 1),
+    ("answer_accuracy", "whole answers right", "%.3f", 1),
     ("number_accuracy", "accuracy on numbers in the answer", "%.3f", 1),
     ("attention_ratio", "attention ratio (1 = looks anywhere)", "%.2f", 1),
     ("attention_mass", "attention mass on the target", "%.3f", 1),
@@ -23,7 +24,14 @@ FIGURES = (
     ("roc_auc", "contribution ROC-AUC", "%.3f", 1),
     ("word_accuracy", "visual label accuracy", "%.3f", 1),
 )
-OBJECTIVES = {"smam": "SMAM", "dv_sft": "DV-SFT", "klal": "KLAL"}
+OBJECTIVES = {
+    "smam": "SMAM",
+    "dv_sft": "DV-SFT",
+    "klal": "KLAL",
+    "hist": "HIST",
+    "margins": "margins",
+    "logit_lens": "logit lens",
+}
 TERMS = {
     "loss": "total loss",
     "text": "text",
@@ -31,6 +39,13 @@ TERMS = {
     "smam_cross_entropy": "SMAM: masked cross entropy",
     "word": "DV-SFT: visual labels",
     "map_kl": "KLAL: map KL",
+    "phrase": "HIST: phrases",
+    "subject": "HIST: subjects",
+    "composition": "HIST: composition",
+    "margin_mean": "margins: means",
+    "margin_max": "margins: maxima",
+    "lens_raise": "logit lens: on the object",
+    "lens_suppress": "logit lens: off the object",
 }
 
 
@@ -70,7 +85,7 @@ def load_run(output: Path) -> Run:
 
 def run_name(config: dict[str, Any]) -> str:
     """A run's objectives in words: "SMAM + KLAL", or "plain SFT"."""
-    on = [title for key, title in OBJECTIVES.items() if config["objectives"][key]]
+    on = [title for key, title in OBJECTIVES.items() if config["objectives"].get(key)]
     return " + ".join(on) or "plain SFT"
 
 

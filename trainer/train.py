@@ -98,7 +98,11 @@ class _Run:
     def _collator(self, **options: Any) -> RobustCollator:
         settings, data = self.config.supervision.model_dump() | options, self.config.data
         collator = GroundingCollator(
-            self.processor, self.model.config, max_length=data.max_length, **settings
+            self.processor,
+            self.model.config,
+            max_length=data.max_length,
+            lens=self.config.objectives.logit_lens is not None,
+            **settings,
         )
         return RobustCollator(collator, data.on_bad_sample)
 
@@ -127,7 +131,9 @@ class _Run:
         settings, bf16 = self.config.evaluation, self.config.training.bf16
         tasks = self.test_set.tasks
         # every run is measured against the same target map, whatever map it was trained towards
-        collator = self._collator(map_kind="neighbours", map_levels=TARGET_LEVELS)
+        collator = self._collator(
+            map_kind="neighbours", map_levels=TARGET_LEVELS, map_rows="last", empty_region="skip"
+        )
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         figures = evaluate(
             self.model,

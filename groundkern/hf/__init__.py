@@ -5,10 +5,11 @@ from groundkern.hf.collator import GroundingCollator
 from groundkern.hf.doctor import DoctorReport, doctor
 from groundkern.hf.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.geometry import image_geometry
-from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.processor import load_processor
-from groundkern.hf.trainer import GroundingMixin, GroundingTrainer, row_counts
+from groundkern.hf.supervision import row_counts
+from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 
 __all__ = [
     "DoctorReport",
@@ -18,7 +19,10 @@ __all__ = [
     "GroundingCollator",
     "GroundingMixin",
     "GroundingTrainer",
+    "Hist",
     "Klal",
+    "LogitLens",
+    "Margins",
     "Objectives",
     "Phrase",
     "Region",

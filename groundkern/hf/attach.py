@@ -18,7 +18,8 @@ from groundkern.backends import NAMES
 from groundkern.checks import fail
 from groundkern.hf.attention import LAYER, grounded
 from groundkern.hf.forward import grounded_forward
-from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+from groundkern.hf.head_weight import set_head_weight
+from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.support import base_model, refuse_unsupported, text_attention
 
 ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
@@ -51,6 +52,9 @@ def attach(
     smam: Smam | None = None,
     dv_sft: DvSft | None = None,
     klal: Klal | None = None,
+    hist: Hist | None = None,
+    margins: Margins | None = None,
+    logit_lens: LogitLens | None = None,
     backend: str = "auto",
 ) -> nn.Module:
     """Let `model(**batch)` compute grounding losses when the batch carries `gk_` tensors.
@@ -61,7 +65,8 @@ def attach(
 
     Args:
         model: a transformers model, bare or inside PEFT.
-        smam, dv_sft, klal: the objectives to train beside the text loss; None: not trained.
+        smam, dv_sft, klal, hist, margins, logit_lens: the objectives to train beside the text loss;
+            None: not trained.
         backend: of every op.
 
     Returns:
@@ -74,7 +79,7 @@ def attach(
     base = base_model(model)
     if backend not in ("auto", *NAMES):
         fail("backend", " | ".join(("auto", *NAMES)), backend)
-    objectives = Objectives(smam, dv_sft, klal, backend)
+    objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
     refuse_unsupported(base, objectives)
     for layer, module in enumerate(text_attention(base)):
         module.__dict__[LAYER] = layer
@@ -82,6 +87,7 @@ def attach(
     previous = base.__dict__.get(ATTACHMENT)
     replaced = previous.replaced if previous else base.__dict__.get("forward")
     base.__dict__[ATTACHMENT] = Attachment(objectives, replaced)
+    set_head_weight(base, klal)
     if previous is None:
         base.forward = MethodType(_patched_forward(type(base)), base)
     return model
@@ -96,6 +102,7 @@ def detach(model: nn.Module) -> nn.Module:
     attachment = base.__dict__.pop(ATTACHMENT, None)
     if attachment is None:
         return model
+    set_head_weight(base, None)
     forward = base.__dict__.get("forward")
     if getattr(forward, "__func__", None) is _patched_forward(type(base)):
         del base.forward  # a forward that someone wrapped around ours stays, and passes through

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from groundkern import attention_kl, attention_map, side_attention
+from groundkern import attention_map, side_attention
 from groundkern.checks import fail
-from groundkern.hf.objectives import Klal
 from groundkern.hf.supervision import Rows
 from groundkern.lse import WATCHED, Watch
 from groundkern.selection import KeySets, QueryRows
@@ -35,54 +34,15 @@ class SideRows:
     def attend(self, q, k, v, window: int | None, how: dict, lse: Tensor | None = None) -> Tensor:
         """[B, R, Hq, Dv] from the main pass's q [B, Hq, S, D], k, v and, where seen, lse."""
         rows = self.rows.at(window)
-        how = {**how, "lse": _of_rows(rows, lse)}
+        how = {**how, "lse": rows_of_lse(rows, lse)}
         out = side_attention(rows.take(q), k, v, rows, allowed=self.allowed, **how).out
         return out.unflatten(0, (len(k), len(out) // len(k)))
 
 
-class MapKl:
-    """KL(target || map) of the map rows, summed over the layers that see a target column (K3)."""
-
-    def __init__(
-        self, rows: Rows, columns: Tensor, target: Tensor, allowed: KeySets, klal: Klal
-    ) -> None:
-        self.rows, self.columns, self.target, self.allowed = rows, columns, target, allowed
-        self.klal = klal
-        self.total = torch.zeros(len(target), device=target.device)  # [N]
-        self.layers = torch.zeros(len(target), device=target.device)  # [N]
-
-    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
-        """Add one layer, with its gradient."""
-        if self.klal.layers is not None and module.__dict__[LAYER] not in self.klal.layers:
-            return
-        if record.grad_enabled and not torch.is_grad_enabled():
-            fail(
-                "gradient_checkpointing_kwargs",
-                "use_reentrant=False: reentrant checkpointing drops the gradient of attention maps",
-                "use_reentrant=True",
-            )
-        rows = self.rows.at(window)
-        kl = attention_kl(
-            rows.take(q),
-            k,
-            self.target,
-            rows,
-            self.columns,
-            over=self.klal.over,
-            heads=self.klal.heads,
-            allowed=self.allowed,
-            lse=_of_rows(rows, record.normaliser if self.klal.over == "visible" else None),
-            **how,
-        )
-        if record.open:
-            columns = self.columns[rows.sequence.long()]  # [N, C]
-            seen = (columns >= rows.start[:, None]) & (columns < rows.stop[:, None])
-            self.layers = self.layers + ((self.target > 0) & seen).any(1)
-            self.total = self.total + kl
-
-
 class MapMean:
     """The attention map of the map rows over their image, of every layer (K1), (K2)."""
+
+    over = "columns"
 
     def __init__(self, rows: Rows, columns: Tensor, allowed: KeySets) -> None:
         self.rows, self.columns, self.allowed = rows, columns, allowed
@@ -90,7 +50,7 @@ class MapMean:
 
     def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
         """Add one layer; no gradient."""
-        rows, how = self.rows.at(window), {**how, "allowed": self.allowed, "over": "columns"}
+        rows, how = self.rows.at(window), {**how, "allowed": self.allowed, "over": self.over}
         if record.open:
             with torch.no_grad():
                 self.layers.append(attention_map(rows.take(q), k, rows, self.columns, **how))
@@ -138,15 +98,17 @@ class Record:
         self.grad_enabled = torch.is_grad_enabled()
         self.side: SideRows | None = None
         self.kept: Kept | None = None
-        self.readings: list[MapKl | MapMean] = []
+        self.explained = None  # `gradcam.Explained`
+        # Each has `over` and `read(record, module, q, k, v, window, how)`.
+        self.readings: list = []
         self.calls = 0
         self.normaliser: Tensor | None = None  # [B, Hq, S] of the layer at hand, where it is exact
         self.open = True
 
     @property
     def uses_lse(self) -> bool:
-        maps = [x for x in self.readings if isinstance(x, MapKl) and x.klal.over == "visible"]
-        return self.side is not None or bool(maps)
+        """Whether anything takes the main pass's log-sum-exp, as a shift or as the normaliser."""
+        return self.side is not None or any(x.over == "visible" for x in self.readings)
 
 
 def grounded(attention: Callable) -> Callable:
@@ -181,6 +143,8 @@ def grounded(attention: Callable) -> Callable:
             reading.read(record, module, q, k, v, window, how)
         if record.kept is not None and record.open:
             record.kept.keep(module, q, k, v, out, window, how)
+        if record.explained is not None:
+            record.explained.keep(record, module, q, k, v, out, window, how)
         if record.side is not None:
             side = record.side.attend(q, k, v, window, how, lse)
             out = torch.cat((out, side.to(out.dtype)), 1)
@@ -196,7 +160,7 @@ def _watch(record: Record, module: nn.Module):
     return Watch() if watched and record.uses_lse else nullcontext()
 
 
-def _of_rows(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
+def rows_of_lse(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
     """[N, Hq] of lse [B, Hq, S]."""
     return None if lse is None else rows.take(lse[..., None])[..., 0]
 

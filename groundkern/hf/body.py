@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.attention import RECORD, Kept, MapKl, MapMean, Record, SideRows
+from groundkern.hf.attention import RECORD, Kept, Record, SideRows
 from groundkern.hf.attribution import contributions, final_norm, gradcam
 from groundkern.hf.call import Call, image_token_of
+from groundkern.hf.gradcam import Explained, gradcam_terms
+from groundkern.hf.readings import Readings, readings_of
 from groundkern.hf.side_tokens import append_side_tokens
-from groundkern.hf.supervision import map_sets, side_sets, take_rows, tokens_after
+from groundkern.hf.supervision import side_sets, take_rows, tokens_after
 
 
 class BodyOutput(NamedTuple):
@@ -22,8 +24,8 @@ class BodyOutput(NamedTuple):
 
     hidden: Tensor  # [B, S, D]
     side_hidden: Tensor  # [B, Rs, D] of the side tokens; Rs = 0 without SMAM
-    kl: MapKl | None
-    maps: MapMean | None
+    readings: Readings
+    explained: Explained | None  # of this run, for GradCAM losses
     kept: Kept | None
     normed: Tensor | None  # [B, S, D], the input of the final norm
 
@@ -35,25 +37,20 @@ def run_body(call: Call) -> BodyOutput:
     if call.terms.smam is not None and s.side_position.shape[1]:
         record.side = SideRows(call.rows(s.side_position), side_sets(s))
         inputs = append_side_tokens(inputs, s.side_position, image_token_of(call.model))
-    kl = maps = None
-    if s.map_position.shape[1] and s.map_columns.shape[1]:
-        rows, columns, allowed = call.rows(s.map_position), s.map_columns.int(), map_sets(s)
-        if call.terms.klal is not None:
-            target = s.map_target.flatten(0, 1).clamp(min=0).float()
-            kl = MapKl(rows, columns, target, allowed, call.terms.klal)
-        if "maps" in call.records:
-            maps = MapMean(rows, columns, allowed)
-    record.readings = [reading for reading in (kl, maps) if reading is not None]
+    readings = readings_of(call)
+    record.readings = readings.all()
+    if gradcam_terms(call) and record.side is None:
+        record.explained = Explained()
     if call.records & {"contributions", "gradcam"} and s.side_position.shape[1]:
         record.kept = Kept(call.rows(s.side_position))
     contributing = record.kept is not None and "contributions" in call.records
     norm_input = _input_of(final_norm(call.model)) if contributing else nullcontext([])
     graph = torch.enable_grad() if "gradcam" in call.records else nullcontext()
     with norm_input as normed, graph:
-        hidden = _last_hidden(call.model, inputs, record)
-        hidden = hidden if call.logit_scale == 1.0 else hidden * call.logit_scale
+        hidden = _last_hidden(call, inputs, record)
         main, side = hidden[:, :length], hidden[:, length:]
-    return BodyOutput(main, side, kl, maps, record.kept, normed[0] if normed else None)
+    normed = normed[0] if normed else None
+    return BodyOutput(main, side, readings, record.explained, record.kept, normed)
 
 
 def attribute(call: Call, body: BodyOutput, what: str) -> Tensor:
@@ -83,8 +80,22 @@ def attribute(call: Call, body: BodyOutput, what: str) -> Tensor:
     return maps if "layers" in call.records else maps.sum(2)
 
 
-def _last_hidden(model: nn.Module, inputs: dict, record: Record) -> Tensor:
-    hidden = model.base_model(**inputs, use_cache=False, **{RECORD: record})[0]
+def explained_run(call: Call, body: BodyOutput) -> tuple[Tensor, Explained]:
+    """Last hidden states [B, S, D] and the layers that made them, for GradCAM.
+
+    The first run itself where it had no side tokens; their attention differentiates once, so
+    otherwise a second run without them.
+    """
+    if body.explained is not None:
+        return body.hidden, body.explained
+    record = Record(call.input_ids.shape[1], call.terms.backend)
+    record.explained = Explained()
+    return _last_hidden(call, call.inputs, record), record.explained
+
+
+def _last_hidden(call: Call, inputs: dict, record: Record) -> Tensor:
+    hidden = call.model.base_model(**inputs, use_cache=False, **{RECORD: record})[0]
+    hidden = hidden if call.logit_scale == 1.0 else hidden * call.logit_scale
     record.open = False
     if record.calls == 0:
         wanted = "the attention function that attach wrapped"

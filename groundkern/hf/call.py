@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from groundkern import checks
-from groundkern.checks import fail
+from groundkern.checks import fail, tensor
 from groundkern.hf.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
-from groundkern.hf.supervision import Rows, Supervision, first_keys, refuse_packing
+from groundkern.hf.supervision import COUNTS, Rows, Supervision, first_keys, refuse_packing
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
@@ -29,7 +29,7 @@ class Call:
         terms: the objectives to compute: the attached ones in training, all in evaluation.
         s: the batch's supervision.
         inputs: what is left for the model's body.
-        denominators: fp32 [3]: what sums over text (and SMAM), word and map rows are divided by.
+        denominators: fp32 [len(COUNTS)]: what sums over rows of each kind are divided by.
         records: what to record, of RECORDS.
     """
 
@@ -91,6 +91,10 @@ class Call:
     def first_key(self) -> Tensor:
         return first_keys(self.input_ids, self.inputs.get("attention_mask"))
 
+    def denominator(self, name: str) -> Tensor:
+        """What a sum over rows of a kind is divided by; `name` is one of COUNTS."""
+        return self.denominators[COUNTS.index(name)]
+
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
         return Rows(position, self.first_key)
@@ -128,17 +132,21 @@ def image_token_of(model: nn.Module) -> int | None:
 
 
 def _all_terms(attached: Objectives) -> Objectives:
-    """Every term, so that models trained differently compare on all of them."""
+    """SMAM, DV-SFT and KLAL, so that models trained differently compare, and what is attached."""
     return Objectives(
         attached.smam or Smam(),
         attached.dv_sft or DvSft(),
         attached.klal or Klal(),
+        attached.hist,
+        attached.margins,
+        attached.logit_lens,
         attached.backend,
     )
 
 
 def _denominators(s: Supervision, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
     if totals is not None:
+        tensor("gk_totals", totals, "K", {"K": len(COUNTS)})
         return totals.to(s.image.device, torch.float32)
     counts = s.counts.float()
     if items is not None:

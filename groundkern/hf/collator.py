@@ -16,9 +16,12 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from groundkern.checks import fail, require
+from groundkern.hf.concepts import LensRows, PhraseRows, lens_rows, phrase_rows
 from groundkern.hf.example import GroundedExample
 from groundkern.hf.geometry import image_geometry
 from groundkern.hf.layout import (
+    EMPTY_REGION,
+    MAP_ROWS,
     Layout,
     MapRows,
     SideRows,
@@ -30,6 +33,8 @@ from groundkern.hf.layout import (
 )
 from groundkern.hf.spans import Chat, TokenSpans, find_expansions, render_chat
 from groundkern.hf.words import WordLabel, WordLabeler
+
+LABEL_BAGS = ("distinct", "multiset")
 
 # what the processor returns per token, and the value that pads it (None: the tokenizer's)
 _PER_TOKEN = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
@@ -44,6 +49,8 @@ class _Sample:
     sides: SideRows
     words: list[WordLabel]
     maps: MapRows
+    phrases: PhraseRows
+    lens: LensRows
 
 
 class GroundingCollator:
@@ -63,21 +70,33 @@ class GroundingCollator:
     - `gk_map_position`, `gk_map_image` [B, Rm] int32, `gk_map_target` [B, Rm, C] int32 (fixed
       point, of `groundkern.maps.dequantise`): KLAL's rows, their image and target over
       `gk_map_columns` [B, C] int32, all visual tokens of the sequence.
+    - `gk_phrase_position`, `gk_phrase_number`, `gk_phrase_subject` [B, Rp] int32: HIST's rows,
+      which predict a token of a phrase, the phrase's number, and 1 on its subject;
+      `gk_phrase_composite` [B, K, 3] int32: the numbers of a composite and its two parts.
+    - `gk_lens_position`, `gk_lens_inside` [B, Rl] int32, `gk_lens_label` [B, Rl] int64: with
+      `lens`, visual tokens on (1) and off (0) a concept's object, and its token.
 
     `counts` (a Counter) adds up what was found and what was lost: `samples`, `samples_truncated`,
     `tokens_truncated`, `text_rows`; `regions`, `regions_truncated` (some of its text was cut),
     `regions_outside` (on no visual token); `side_rows`, `side_rows_without_region`,
     `side_rows_on_image` (the row would be an image token); `map_rows`, `map_rows_truncated`,
-    `map_rows_without_target`; `words`, `word_rows`, `words_dropped_blank`, `words_dropped_long`,
-    `words_dropped_tall`, `words_dropped_outside`, `words_shared_token`. A worker process of a
-    DataLoader counts for itself.
+    `map_rows_without_target`; `phrases`, `phrases_truncated`, `phrase_rows`, `subject_rows`,
+    `composites`; `lens_rows`, `lens_rows_inside`; `words`, `word_rows`, `words_dropped_blank`,
+    `words_dropped_long`, `words_dropped_tall`, `words_dropped_outside`, `words_shared_token`. A
+    worker process of a DataLoader counts for itself.
 
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
         config: the model's config.
         max_length: tokens per sequence at most; text is cut from the end, images never are.
         leading_space, max_label_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
+        label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
         map_kind, map_levels: see `groundkern.maps.target_map`.
+        map_rows: "last", "predictor", "answer" or "phrase" (`layout.map_rows`).
+        empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
+            sees "language" tokens alone.
+        lens: make the rows of the logit-lens loss; concepts are the texts of regions.
+        lens_outside: visual tokens off an object for each on it; None: all.
 
     Raises:
         ValueError: the message names the example.
@@ -96,7 +115,12 @@ class GroundingCollator:
         max_word_patches: float = 3,
         on_shared_token: str = "drop",
         map_kind: str = "neighbours",
+        label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+        map_rows: str = "last",
+        empty_region: str = "skip",
+        lens: bool = False,
+        lens_outside: float | None = 1.0,
     ) -> None:
         tokenizer = processor.tokenizer
         require(
@@ -112,11 +136,19 @@ class GroundingCollator:
             "a positive number or None",
             max_length,
         )
+        for name, value, known in (
+            ("label_bag", label_bag, LABEL_BAGS),
+            ("map_rows", map_rows, MAP_ROWS),
+            ("empty_region", empty_region, EMPTY_REGION),
+        ):
+            require(value in known, name, " or ".join(map(repr, known)), repr(value))
         self.processor = processor
         self.config = config
         self.max_length = max_length
         self.map_kind = map_kind
         self.map_levels = map_levels
+        self.map_rows, self.empty_region, self.label_bag = map_rows, empty_region, label_bag
+        self.lens, self.lens_outside = lens, lens_outside
         self.counts: Counter[str] = Counter()
         self._labeler = WordLabeler(
             tokenizer, leading_space, max_label_tokens, max_word_patches, on_shared_token
@@ -207,13 +239,17 @@ class GroundingCollator:
         counts["tokens_truncated"] += len(ids) - len(kept)
         trained = [p for p in trained_positions(layout) if p > 0]
         counts["text_rows"] += len(trained)
-        sides = side_rows(layout, region_masks(layout, counts), counts)
+        masks = region_masks(layout, counts)
+        sides = side_rows(layout, masks, counts, self.empty_region)
         words = self._labeler.place(example.words, table, counts)
         for word in words:
             require(word.label < vocabulary, f"{name}: words", known, word.label)
-        return _Sample(
-            layout, trained, sides, words, map_rows(layout, self.map_kind, self.map_levels, counts)
-        )
+        mapped = map_rows(layout, self.map_kind, self.map_levels, counts, self.map_rows)
+        phrases, lens = phrase_rows(layout, counts), LensRows()
+        if self.lens:
+            label_of = self._labeler.first_token
+            lens = lens_rows(layout, masks, label_of, self.lens_outside, counts)
+        return _Sample(layout, trained, sides, words, mapped, phrases, lens)
 
     def _padded(self, per_token: dict[str, list], samples: list[_Sample]) -> dict[str, Tensor]:
         """input_ids and what runs along with it, and labels: int64 [B, S]."""
@@ -261,7 +297,7 @@ class GroundingCollator:
                 lambda s: s.layout.visual[[w.token for w in s.words]].tolist()
             ),
             "gk_word_label": _pad([[w.label for w in s.words] for s in samples], torch.int64),
-            "gk_word_bag": _bags(samples),
+            "gk_word_bag": _bags(samples, distinct=self.label_bag == "distinct"),
             "gk_map_position": positions(lambda s: s.maps.position),
             "gk_map_image": _pad([s.maps.image for s in samples]),
             "gk_map_target": _pad_planes(
@@ -271,6 +307,18 @@ class GroundingCollator:
                 torch.int32,
             ),
             "gk_map_columns": positions(lambda s: s.layout.visual.tolist()),
+            "gk_phrase_position": positions(lambda s: s.phrases.position),
+            "gk_phrase_number": _pad([s.phrases.number for s in samples]),
+            "gk_phrase_subject": _pad([s.phrases.subject for s in samples]),
+            "gk_phrase_composite": _pad_planes(
+                [torch.tensor(s.phrases.composite).reshape(-1, 3) for s in samples],
+                3,
+                -1,
+                torch.int32,
+            ),
+            "gk_lens_position": positions(lambda s: s.layout.visual[s.lens.token].tolist()),
+            "gk_lens_label": _pad([s.lens.label for s in samples], torch.int64),
+            "gk_lens_inside": _pad([s.lens.inside for s in samples]),
         }
 
     def _along(self, rows: list[list[int]], fill: int) -> Tensor:
@@ -304,11 +352,12 @@ def _pad_planes(
     return out
 
 
-def _bags(samples: list[_Sample]) -> Tensor:
-    """The distinct labels of each image, ascending: int64 [B, I, Y], -1 padding."""
+def _bags(samples: list[_Sample], *, distinct: bool) -> Tensor:
+    """The labels of each image, ascending: int64 [B, I, Y], -1 padding."""
+    kind = set if distinct else list
     bags = [
         [
-            sorted({w.label for w in s.words if w.image == i})
+            sorted(kind(w.label for w in s.words if w.image == i))
             for i in range(len(s.layout.example.images))
         ]
         for s in samples

@@ -11,7 +11,7 @@ from groundkern.hf.head import IGNORED, RowScores, Smoothing, score_rows
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.supervision import take_rows, tokens_after, word_images
-from groundkern.losses import mean_rows, smam
+from groundkern.hf.terms import losses_of
 
 
 def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
@@ -21,8 +21,8 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         model: the attached model itself, without wrappers.
         objectives: what to train; in eval mode everything that the batch has rows for is computed.
         inputs: the model's keyword inputs, the `gk_` tensors of `Supervision`, and optionally
-            `num_items_in_batch` (the text denominator), `gk_totals` int64 [3] (text, word and map
-            rows of the whole accumulated batch) and `gk_record`: one or several of
+            `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
+            whole accumulated batch) and `gk_record`: one or several of
             "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer).
 
     Raises:
@@ -31,7 +31,7 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
     call = Call.of(model, objectives, inputs)
     body = run_body(call)
     scores = _score(call, body)
-    loss, parts = _losses(call, body, scores)
+    loss, parts = losses_of(call, body, scores)
     text, word, terms, records = scores["text"], scores["word"], call.terms, call.records
     aligned = take_rows(body.hidden, call.s.side_position)
     return GroundedOutput(
@@ -55,8 +55,8 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
 def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
     """Every counted row through the head in one call; scores [B, R] by group.
 
-    The groups: "text", "word", "reference" (log pi of the aligned rows) and "side" (log pi+ of the
-    same tokens).
+    The groups: "text", "word", "reference" (log pi of the aligned rows), "side" (log pi+ of the
+    same tokens), "phrase" and "lens".
     """
     s, terms = call.s, call.terms
     none = s.side_position[:, :0]
@@ -64,6 +64,9 @@ def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
     word = s.word_position if terms.dv_sft is not None else none
     label = torch.where(word >= 0, s.word_label[:, : word.shape[1]].long(), IGNORED)
     aligned = tokens_after(call.input_ids, side)
+    phrase = s.phrase_position if terms.hist is not None else none
+    lens = s.lens_position if terms.logit_lens is not None else none
+    concept = torch.where(lens >= 0, s.lens_label[:, : lens.shape[1]].long(), IGNORED)
     groups = {  # hidden [B, R, D], target [B, R], bag [B, R]
         "text": (
             take_rows(body.hidden, s.text_position),
@@ -72,6 +75,8 @@ def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
         "word": (take_rows(body.hidden, word), label),
         "reference": (take_rows(body.hidden, side), aligned),
         "side": (body.side_hidden, aligned),
+        "phrase": (take_rows(body.hidden, phrase), tokens_after(call.input_ids, phrase)),
+        "lens": (take_rows(body.hidden, lens), concept),
     }
     bags = [torch.full_like(target, -1) for _, target in groups.values()]
     if word.shape[1]:
@@ -96,58 +101,13 @@ def _score(call: Call, body: BodyOutput) -> dict[str, RowScores]:
     }
 
 
-def _losses(
-    call: Call, body: BodyOutput, scores: dict[str, RowScores]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the attached terms, and every term divided by its denominator."""
-    terms, attached = call.terms, call.attached
-    text_total, word_total, map_total = call.denominators
-    parts = {"text": mean_rows(scores["text"].loss, denominator=text_total)}  # (D1)
-    loss = parts["text"]
-    if terms.dv_sft is not None:
-        parts["word"] = mean_rows(scores["word"].loss, denominator=word_total)  # (D3)
-        if attached.dv_sft is not None:
-            loss = loss + attached.dv_sft.weight * parts["word"]  # (D4)
-    if terms.smam is not None:
-        total, parts["smam_grounding"], parts["smam_cross_entropy"] = _smam(call, scores)
-        if attached.smam is not None:
-            loss = loss + attached.smam.weight * total  # (S5)
-    if terms.klal is not None:
-        parts["map_kl"] = _map_kl(body, map_total)
-        if attached.klal is not None:
-            loss = loss + attached.klal.weight * parts["map_kl"]  # (K4)
-    return loss, parts
-
-
-def _smam(call: Call, scores: dict[str, RowScores]) -> tuple[Tensor, Tensor, Tensor]:
-    """Total, grounding and cross entropy of the aligned rows by the text denominator (S3)-(S5)."""
-    how, side = call.terms.smam, scores["side"]
-    rows = smam(
-        -scores["reference"].loss,
-        -side.loss,
-        beta=how.beta,
-        alpha=how.alpha,
-        gamma=how.gamma,
-        detach_reference=how.detach_reference,
-    )
-    counted = side.predicted >= 0
-    return tuple(mean_rows(x, counted, denominator=call.denominators[0]) for x in rows)
-
-
-def _map_kl(body: BodyOutput, denominator: Tensor) -> Tensor:
-    """(K3): the mean over rows of each row's mean over the layers that see its target."""
-    if body.kl is None:
-        return denominator.new_zeros(())
-    return mean_rows(body.kl.total / body.kl.layers.clamp(min=1), denominator=denominator)
-
-
 def _mean_map(call: Call, body: BodyOutput) -> Tensor:
     """[B, Rm, C]: the mean over layers of the recorded maps; [B, Rm, L, C] by layer."""
     shape = (*call.s.map_position.shape, call.layer_count, call.s.map_columns.shape[1])
-    if body.maps is None:  # no rows or no visual tokens
+    if body.readings.maps is None:  # no rows or no visual tokens
         maps = call.denominators.new_zeros(shape)
     else:
-        maps = torch.stack(body.maps.layers, 1).view(shape)
+        maps = torch.stack(body.readings.maps.layers, 1).view(shape)
     return maps if "layers" in call.records else maps.mean(2)
 
 

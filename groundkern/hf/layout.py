@@ -14,7 +14,7 @@ from torch import Tensor
 
 from groundkern import maps
 from groundkern.checks import require
-from groundkern.hf.example import GroundedExample, Region, message_text
+from groundkern.hf.example import GroundedExample, Phrase, Region, message_text
 from groundkern.hf.spans import Chat, TokenSpans
 
 
@@ -50,8 +50,8 @@ class Layout:
         """Tokens on characters `start:stop` of the rendered chat; None for one that was cut off."""
         return [self._position.get(token) for token in self.spans.tokens(start, stop)]
 
-    def region_positions(self, region: Region) -> list[int | None]:
-        """Tokens of the region's text, white space at its ends left out."""
+    def region_positions(self, region: Region | Phrase) -> list[int | None]:
+        """Tokens of the region's or phrase's text, white space at its ends left out."""
         text = message_text(self.example.messages[region.turn])[region.start : region.stop]
         start = region.start + len(text) - len(text.lstrip())
         found = self.chat.turns[region.turn].find(start, start + len(text.strip()))
@@ -141,8 +141,18 @@ def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
     return masks
 
 
-def side_rows(layout: Layout, masks: list[Tensor], counts: Counter) -> SideRows:
-    """A row `i - 1` for each token `i` on a region's text; a token of several sees their union."""
+EMPTY_REGION = ("skip", "language")
+MAP_ROWS = ("last", "predictor", "answer", "phrase")
+
+
+def side_rows(
+    layout: Layout, masks: list[Tensor], counts: Counter, empty: str = "skip"
+) -> SideRows:
+    """A row `i - 1` for each token `i` on a region's text; a token of several sees their union.
+
+    A token whose regions hold no visual token before it is left out, or (`empty="language"`) sees
+    the language tokens alone.
+    """
     aligned: dict[int, dict[int, None]] = {}
     for index, region in enumerate(layout.example.regions):
         positions = layout.region_positions(region)
@@ -155,11 +165,11 @@ def side_rows(layout: Layout, masks: list[Tensor], counts: Counter) -> SideRows:
     for token, regions in sorted(aligned.items()):
         row = token - 1
         union = torch.stack([masks[index] for index in regions]).any(0)
-        if not (union & (layout.visual <= row)).any():
-            counts["side_rows_without_region"] += 1
-        elif row in visual:
-            counts["side_rows_on_image"] += 1
-        else:
+        without = not (union & (layout.visual <= row)).any()
+        counts["side_rows_without_region"] += without
+        if row in visual:
+            counts["side_rows_on_image"] += not without
+        elif not without or empty == "language":
             number = numbers.setdefault(tuple(regions), len(numbers))
             if number == len(rows.inside):
                 rows.inside.append(union)
@@ -170,32 +180,57 @@ def side_rows(layout: Layout, masks: list[Tensor], counts: Counter) -> SideRows:
 
 
 def map_rows(
-    layout: Layout, kind: str, levels: tuple[float, float, float], counts: Counter
+    layout: Layout,
+    kind: str,
+    levels: tuple[float, float, float],
+    counts: Counter,
+    which: str = "last",
 ) -> MapRows:
-    """A row for each answer and image that regions connect: the last content token's own."""
+    """Rows for each answer and image that regions connect, each with a target over the image.
+
+    `which`: the answer's "last" content token (its own row), the row that predicts it
+    ("predictor"), every token of the "answer", or every token of a region's text ("phrase"), which
+    has that region's target alone.
+    """
     connected: dict[tuple[int, int], list[Region]] = {}
     for region in layout.example.regions:
         connected.setdefault((region.turn, region.image), []).append(region)
     rows = MapRows()
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
-        end = layout.chat.turns[turn].tail[0]
-        position = layout.positions(end - 1, end)[-1]
-        if position is None:
-            counts["map_rows_truncated"] += 1
-            continue
-        own = (layout.table[:, 0] == image) & (layout.visual <= position)
-        shapes = _shapes(regions)
-        target = maps.target_map(layout.table[own, 1:], kind=kind, levels=levels, **shapes)
-        if not target.any():
-            counts["map_rows_without_target"] += 1
-            continue
-        full = torch.zeros(len(layout.visual))
-        full[own] = target
-        rows.position.append(position)
-        rows.image.append(image)
-        rows.target.append(maps.quantise(full))
+        for position, told in _map_positions(layout, turn, regions, which):
+            if position is None:
+                counts["map_rows_truncated"] += 1
+                continue
+            own = (layout.table[:, 0] == image) & (layout.visual <= position)
+            shapes = _shapes(told)
+            target = maps.target_map(layout.table[own, 1:], kind=kind, levels=levels, **shapes)
+            if not target.any():
+                counts["map_rows_without_target"] += 1
+                continue
+            full = torch.zeros(len(layout.visual))
+            full[own] = target
+            rows.position.append(position)
+            rows.image.append(image)
+            rows.target.append(maps.quantise(full))
     counts["map_rows"] += len(rows.position)
     return rows
+
+
+def _map_positions(
+    layout: Layout, turn: int, regions: list[Region], which: str
+) -> list[tuple[int | None, list[Region]]]:
+    """The rows of one answer and the regions that each looks at; None: cut off."""
+    if which == "phrase":
+        told: dict[int | None, list[Region]] = {}
+        for region in regions:
+            for position in layout.region_positions(region):
+                told.setdefault(position, []).append(region)
+        return sorted(told.items(), key=lambda item: (item[0] is None, item[0]))
+    start, end = layout.chat.turns[turn].pieces[0].at, layout.chat.turns[turn].tail[0]
+    if which == "answer":
+        return [(position, regions) for position in layout.positions(start, end)]
+    last = layout.positions(end - 1, end)[-1]
+    return [(last - 1 if which == "predictor" and last is not None else last, regions)]
 
 
 def _shapes(regions: list[Region]) -> dict[str, list]:

@@ -19,8 +19,10 @@ class GroundedOutput(ModelOutput):
     Args:
         loss: fp32 scalar, `text + sum of weight * part` over the attached objectives.
         parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word",
-            "map_kl"), each without its weight and already divided by its denominator: over an
-            accumulated batch they add up to the mean.
+            "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
+            "lens_raise", "lens_suppress"), each without its weight and already divided by its
+            denominator: over an accumulated batch they add up to the mean. GradCAM terms are left
+            out where gradients are off.
         text_log_prob, text_predicted: [B, Rt] log pi of the trained tokens, and the arg max token.
         word_log_prob, word_predicted: [B, Rw] of the labelled visual tokens.
         side_log_prob: [B, Rs] log pi+ of the aligned answer tokens.

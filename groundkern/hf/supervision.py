@@ -6,6 +6,7 @@ accelerate and FSDP slice them like any other input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -29,7 +30,28 @@ SHAPES = {
     "map_image": "B Rm",
     "map_target": "B Rm C",
     "map_columns": "B C",
+    "phrase_position": "B Rp",
+    "phrase_number": "B Rp",
+    "phrase_subject": "B Rp",
+    "phrase_composite": "B K 3",
+    "lens_position": "B Rl",
+    "lens_label": "B Rl",
+    "lens_inside": "B Rl",
 }
+# What the terms' sums are divided by, in the order of `gk_totals`.
+COUNTS = (
+    "text",
+    "word",
+    "map",
+    "aligned",
+    "visual",
+    "labelled_image",
+    "phrase",
+    "subject",
+    "composite",
+    "raise",
+    "suppress",
+)
 INTEGERS = (torch.int32, torch.int64)
 
 
@@ -48,6 +70,13 @@ class Supervision:
         map_position, map_image: [B, Rm] rows with a target map, and the image it is on.
         map_target: [B, Rm, C] the target in fixed point, any scale.
         map_columns: [B, C] the visual tokens of the sequence, ascending.
+        phrase_position: [B, Rp] rows that predict a token of a phrase, once for each of its
+            phrases.
+        phrase_number, phrase_subject: [B, Rp] which phrase of the sample, from 0, and 1 where the
+            token belongs to its subject.
+        phrase_composite: [B, K, 3] the numbers of "p1 and p2", p1 and p2.
+        lens_position, lens_label: [B, Rl] visual tokens (their own rows) and a concept's token id.
+        lens_inside: [B, Rl] 1 where the visual token lies on the concept's object, else 0.
     """
 
     image: Tensor
@@ -62,6 +91,13 @@ class Supervision:
     map_image: Tensor
     map_target: Tensor
     map_columns: Tensor
+    phrase_position: Tensor
+    phrase_number: Tensor
+    phrase_subject: Tensor
+    phrase_composite: Tensor
+    lens_position: Tensor
+    lens_label: Tensor
+    lens_inside: Tensor
 
     @classmethod
     def pop(cls, inputs: dict, input_ids: Tensor) -> Supervision:
@@ -75,7 +111,7 @@ class Supervision:
         if unknown:
             checks.fail(unknown[0], f"one of {', '.join('gk_' + n for n in SHAPES)}", unknown[0])
         _whole_groups(given)
-        sizes = {"B": input_ids.shape[0], "S": input_ids.shape[1]}
+        sizes = {"B": input_ids.shape[0], "S": input_ids.shape[1], "3": 3}
         for name, x in given.items():
             dtype = torch.bool if name == "side_inside" else INTEGERS
             device = input_ids.device
@@ -103,6 +139,12 @@ class Supervision:
         _in_range("gk_word_label", self.word_label, vocabulary)
         _in_range("gk_word_bag", self.word_bag, vocabulary)
         _in_range("gk_map_position", self.map_position, length)
+        _in_range("gk_phrase_position", self.phrase_position, length - 1)
+        if self.phrase_composite.numel():
+            last = int(self.phrase_number.max()) if self.phrase_number.numel() else -1
+            _in_range("gk_phrase_composite", self.phrase_composite, last + 1)
+        _in_range("gk_lens_position", self.lens_position, length)
+        _in_range("gk_lens_label", self.lens_label, vocabulary)
         token = input_ids.gather(1, self.side_position.clamp(min=0).long())
         on_image = (token == image_token) & (self.side_position >= 0)
         if bool(on_image.any()):
@@ -112,14 +154,49 @@ class Supervision:
 
     @cached_property
     def counts(self) -> Tensor:
-        """int64 [3]: the text, word and map rows of this batch."""
-        positions = (self.text_position, self.word_position, self.map_position)
-        return torch.stack([(p >= 0).sum() for p in positions])
+        """int64 [len(COUNTS)]: the rows of this batch, by COUNTS."""
+        return _counts({name: getattr(self, name) for name in SHAPES})
+
+
+def row_counts(batch: dict) -> Tensor:
+    """int64 [len(COUNTS)]: the rows of a batch by COUNTS; a kind that is not there counts 0.
+
+    Summed over the micro-batches of a step, and over ranks, it is the step's `gk_totals`.
+    """
+    return _counts({name: batch.get(f"gk_{name}") for name in SHAPES})
+
+
+def _counts(s: dict[str, Tensor | None]) -> Tensor:
+    device = next((x.device for x in s.values() if x is not None), None)
+
+    def count(chosen: Callable[..., Tensor], *names: str) -> Tensor:
+        if any(s[name] is None for name in names):
+            return torch.zeros((), dtype=torch.int64, device=device)
+        return chosen(*(s[name] for name in names)).sum()
+
+    def there(x: Tensor) -> Tensor:
+        return x >= 0
+
+    return torch.stack(
+        [
+            count(there, "text_position"),
+            count(there, "word_position"),
+            count(there, "map_position"),
+            count(there, "side_position"),
+            count(there, "image"),
+            count(lambda bag: (bag >= 0).any(-1), "word_bag"),
+            count(there, "phrase_position"),
+            count(lambda p, own: (p >= 0) & (own > 0), "phrase_position", "phrase_subject"),
+            count(lambda three: (three >= 0).all(-1), "phrase_composite"),
+            count(lambda p, own: (p >= 0) & (own > 0), "lens_position", "lens_inside"),
+            count(lambda p, own: (p >= 0) & (own == 0), "lens_position", "lens_inside"),
+        ]
+    )
 
 
 def _whole_groups(given: dict[str, Tensor]) -> None:
     """A group of tensors comes whole, and all but the text rows need `gk_image`."""
-    for group in ("side", "word", "map"):
+    for group in ("side", "word", "map", "phrase", "lens"):
         members = [name for name in SHAPES if name.startswith(f"{group}_")]
         present = [name for name in members if name in given]
         for name in (*members, "image") if present else ():

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from groundkern.checks import fail
+from groundkern.hf.gradcam import refuse_fused
 from groundkern.hf.objectives import Objectives
 
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
@@ -64,6 +65,9 @@ def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     if objectives.smam is not None and rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
         fail("smam", "RoPE that does not depend on the length", rope["rope_type"])
-    layers = objectives.klal.layers if objectives.klal is not None else None
-    if layers and not 0 <= layers[0] <= layers[-1] < len(modules):
-        fail("klal.layers", f"layers in [0, {len(modules)})", layers)
+    for term, layers in objectives.layers().items():
+        if not 0 <= layers[0] <= layers[-1] < len(modules):
+            fail(f"{term}.layers", f"layers in [0, {len(modules)})", layers)
+    if objectives.gradcam:
+        for module in modules:
+            refuse_fused(module.config._attn_implementation)

@@ -12,11 +12,13 @@ from transformers import PreTrainedModel, Trainer
 from groundkern.checks import fail, require
 from groundkern.hf.attach import objectives_of
 from groundkern.hf.doctor import LOW_PRECISION, doctor
+from groundkern.hf.head_weight import saved_head_weight
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.supervision import row_counts
 
 logger = logging.getLogger(__name__)
 
-COUNTED = ("gk_text_position", "gk_word_position", "gk_map_position")
+ROWS = "gk_text_position"  # what tells a grounded batch from an ordinary one
 
 
 class GroundingMixin:
@@ -77,7 +79,7 @@ class GroundingMixin:
     ) -> tuple[list, Tensor | int | None]:
         """The micro-batches of one step, each with the row counts of all of them as `gk_totals`."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches or any(COUNTED[0] not in batch for batch in batches):
+        if not batches or any(ROWS not in batch for batch in batches):
             return batches, items
         self._refuse_uneven_images(batches)
         totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
@@ -101,7 +103,7 @@ class GroundingMixin:
         """The grounded loss; in training its parts are added up for the log."""
         if self._examine and model.training:
             self._examine_batch(model, inputs)
-        if COUNTED[0] not in inputs:
+        if ROWS not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = Trainer.compute_loss(
             self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -151,11 +153,11 @@ class GroundingMixin:
         saved = type(target).from_pretrained(
             resume_from_checkpoint, dtype=target.dtype, use_safetensors=True
         )
-        target.load_state_dict(saved.state_dict())
+        target.load_state_dict(saved.state_dict() | saved_head_weight(resume_from_checkpoint))
 
     def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""
-        rows = [row_counts(inputs)[0] if COUNTED[0] in inputs else torch.zeros(())]
+        rows = [row_counts(inputs)[0] if ROWS in inputs else torch.zeros(())]
         count = torch.stack(rows).to(self.args.device)
         if int(self.accelerator.gather(count).min()) == 0:
             return
@@ -188,10 +190,3 @@ def refuse_parallel(config: object | None) -> None:
 
 def _is_pixels(name: str) -> bool:
     return name.startswith("pixel_values")
-
-
-def row_counts(batch: dict) -> Tensor:
-    """int64 [3]: the text, word and map rows of a batch; a kind that is not there counts 0."""
-    text = batch[COUNTED[0]]
-    counts = [(batch.get(name, text[:, :0]) >= 0).sum() for name in COUNTED]
-    return torch.stack(counts)

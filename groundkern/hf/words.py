@@ -95,6 +95,11 @@ class WordLabeler:
         counts["word_rows"] += len(placed)
         return placed
 
+    def first_token(self, text: str) -> int | None:
+        """The label of a text; None where it has no token."""
+        ids = self._tokens(text)
+        return ids[0] if ids else None
+
     def _choose(self, readings: list[int], words: Sequence[Word]) -> list[int]:
         if len(readings) == 1:
             return readings

@@ -32,13 +32,9 @@ def naive_forward(
 ) -> NaiveOutput:
     """All terms of a batch, and with `remember` the contributions of the aligned rows."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    embedded, (cos, sin) = _decoder_input(base, batch)
     text, words, grounding, cross_entropy, kl, contributions = ([] for _ in range(6))
     side_log_prob = []
-    for b in range(len(embedded)):
-        kept = batch["attention_mask"][b].bool()
-        first = int(kept.int().argmax())
-        sample = _Sample(base, batch, b, first, embedded[b, kept], cos[b, kept], sin[b, kept])
+    for sample in run_samples(base, batch):
         log_probs = sample.log_probs(sample.main)
         text += [log_probs[t, sample.ids[t + 1]] for t in sample.positions("text")]
         words += sample.word_losses(log_probs, dv_sft.smoothing)
@@ -52,7 +48,7 @@ def naive_forward(
             if remember:
                 contributions.append(sample.contribution(t, w))
         kl += [sample.map_kl(r, klal) for r in range(len(sample.positions("map")))]
-    texts, zero = len(text), embedded.sum() * 0.0
+    texts, zero = len(text), text[0] * 0.0
     parts = {
         "text": -sum(text, zero) / texts,
         "word": sum(words, zero) / max(1, len(words)),
@@ -64,6 +60,18 @@ def naive_forward(
     loss = loss + smam.weight * smam.gamma * parts["smam_grounding"]
     loss = loss + smam.weight * smam.alpha * parts["smam_cross_entropy"]
     return NaiveOutput(loss, parts, text, side_log_prob, contributions)
+
+
+def run_samples(model, batch: dict) -> list[_Sample]:
+    """Every sample of a batch run through the decoder, without its padding."""
+    embedded, (cos, sin) = _decoder_input(model, batch)
+    samples = []
+    for b in range(len(embedded)):
+        kept = batch["attention_mask"][b].bool()
+        first = int(kept.int().argmax())
+        streams = (x[b, kept] for x in (embedded, cos, sin))
+        samples.append(_Sample(model, batch, b, first, *streams))
+    return samples
 
 
 def _decoder_input(model, batch: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -135,7 +143,8 @@ class _Sample:
         return y + layer.mlp(layer.post_attention_layernorm(y))
 
     def log_probs(self, x: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(x).float().log_softmax(-1)
+        logits = self.model.get_output_embeddings()(x)
+        return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def word_losses(self, log_probs: Tensor, b: float) -> list[Tensor]:
         """(D3) of each labelled visual token."""

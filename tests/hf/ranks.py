@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from groundkern.hf import DvSft, Klal, Smam, attach, doctor, row_counts
+from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, Sample, make_batch
 from tests.hf.tiny import tiny_qwen_model
 
@@ -37,6 +38,7 @@ class Case:
     lora: bool = False
     checkpointed: bool = False
     frozen_vision: bool = False
+    methods: str | None = None  # of METHODS; None: the first three
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -44,8 +46,9 @@ class Case:
 
     def model(self) -> nn.Module:
         """Attached, in training mode, the same on every rank."""
-        model = tiny_qwen_model(tied=self.tied)
-        attach(model, smam=Smam(weight=0.7), dv_sft=DvSft(weight=0.5), klal=Klal(weight=0.8))
+        attention = "eager" if self.methods == "gradcam" else "sdpa"
+        model = tiny_qwen_model(tied=self.tied, attention=attention)
+        attach(model, **(METHODS[self.methods] if self.methods else THREE))
         if self.frozen_vision:
             model.model.visual.requires_grad_(False)
         if self.lora:
@@ -57,15 +60,22 @@ class Case:
         return model.train()
 
 
+THREE = {"smam": Smam(weight=0.7), "dv_sft": DvSft(weight=0.5), "klal": Klal(weight=0.8)}
 CASES = {
     "uneven rows": Case(((FIRST, SECOND), (TEXT, FOURTH))),
     "a rank without rows": Case(((FIRST, SECOND, FOURTH), (BLANK,))),
     "tied and checkpointed": Case(((FIRST, SECOND), (TEXT, FOURTH)), tied=True, checkpointed=True),
     "lora on the head too": Case(((FIRST, SECOND, FOURTH), (BLANK,)), lora=True),
     "frozen vision, a rank without images": Case(((FIRST, SECOND), (TEXT,)), frozen_vision=True),
+    "every method": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="attention"),
+    "every method, GradCAM": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="gradcam"),
 }
-# Where every module gathers its own weights, every rank must run the vision tower, or none.
-LEFT_OUT = {"zero3": {"frozen vision, a rank without images"}}
+# Where every module gathers its own weights, every rank must run the vision tower, or none;
+# GradCAM losses are refused on sharded weights.
+LEFT_OUT = {
+    "fsdp2": {"every method, GradCAM"},
+    "zero3": {"frozen vision, a rank without images", "every method, GradCAM"},
+}
 
 
 def one_process(case: Case) -> tuple[Tensor, dict[str, Tensor]]:

@@ -22,6 +22,9 @@ class Sample:
         aligned: (token counted from the end, visual tokens inside its regions).
         words: (visual token, label).
         maps: (token counted from the end, image).
+        phrases: (its tokens counted from the end, those of its subject).
+        composites: numbers of a phrase and its two parts.
+        lens: (visual token, label, 1 inside or 0 outside).
     """
 
     seed: int
@@ -30,6 +33,9 @@ class Sample:
     aligned: tuple[tuple[int, tuple[int, ...]], ...] = ()
     words: tuple[tuple[int, int], ...] = ()
     maps: tuple[tuple[int, int], ...] = ()
+    phrases: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    composites: tuple[tuple[int, int, int], ...] = ()
+    lens: tuple[tuple[int, int, int], ...] = ()
 
 
 # Two images in one sample, none in another; 0 to 3 rows; one region twice; bags of 0 to 3 labels.
@@ -42,6 +48,9 @@ SAMPLES = {
             aligned=((4, (0, 4)), (2, (5,))),
             words=((1, 30), (3, 31), (5, 30)),
             maps=((2, 0),),
+            phrases=(((5, 4), (4,)), ((2,), (2,)), ((5, 4, 3, 2), ())),
+            composites=((2, 0, 1),),
+            lens=((0, 60, 1), (1, 60, 1), (5, 60, 0)),
         ),
         Sample(
             seed=2,
@@ -50,8 +59,10 @@ SAMPLES = {
             aligned=((5, (4, 6)),),
             words=((2, 40), (5, 41)),
             maps=((1, 0), (3, 1)),
+            phrases=(((7, 6), (6,)), ((4, 3), ()), ((7, 6, 5, 4, 3), ()), ((1,), (1,))),
+            composites=((2, 0, 1), (2, 1, 3)),
         ),
-        Sample(seed=3, pieces=(11,), answer=6),
+        Sample(seed=3, pieces=(11,), answer=6, phrases=(((6, 5), (5,)),)),
         Sample(
             seed=4,
             pieces=(2, (3, 3), 8),
@@ -59,6 +70,7 @@ SAMPLES = {
             aligned=((3, (0, 1)), (2, (0, 1)), (1, (8,))),
             words=((8, 50), (2, 51), (4, 52)),
             maps=((2, 0),),
+            lens=((3, 61, 1), (4, 61, 0), (6, 61, 0), (0, 62, 0)),
         ),
     ),
     "llava": (
@@ -69,6 +81,9 @@ SAMPLES = {
             aligned=((4, (0, 4)), (2, (5,))),
             words=((1, 30), (3, 31), (5, 30)),
             maps=((2, 0),),
+            phrases=(((5, 4), (4,)), ((2,), (2,)), ((5, 4, 3, 2), ())),
+            composites=((2, 0, 1),),
+            lens=((0, 60, 1), (1, 60, 1), (5, 60, 0)),
         ),
         Sample(
             seed=6,
@@ -77,8 +92,10 @@ SAMPLES = {
             aligned=((5, (4, 26)),),
             words=((2, 40), (25, 41)),
             maps=((1, 0), (3, 1)),
+            phrases=(((7, 6), (6,)), ((4, 3), ()), ((7, 6, 5, 4, 3), ()), ((1,), (1,))),
+            composites=((2, 0, 1), (2, 1, 3)),
         ),
-        Sample(seed=7, pieces=(11,), answer=6),
+        Sample(seed=7, pieces=(11,), answer=6, phrases=(((6, 5), (5,)),)),
         Sample(
             seed=8,
             pieces=(2, (4, 4), 8),
@@ -86,6 +103,7 @@ SAMPLES = {
             aligned=((3, (0, 1)), (2, (0, 1)), (1, (8,))),
             words=((8, 50), (2, 51), (4, 52)),
             maps=((2, 0),),
+            lens=((3, 61, 1), (4, 61, 0), (6, 61, 0), (0, 62, 0)),
         ),
     ),
 }
@@ -103,7 +121,7 @@ def make_batch(model, samples: tuple[Sample, ...], *, side: str = "right") -> di
             if name.endswith(("_position", "_columns")):
                 batch[name] = torch.where(batch[name] >= 0, batch[name] + shift, -1)
     for name, x in batch.items():
-        if name.startswith("gk_") and x.dtype == torch.int64 and name != "gk_word_label":
+        if name.startswith("gk_") and x.dtype == torch.int64 and not name.endswith("_label"):
             batch[name] = x.int()
     images = [(size, sample) for sample in samples for size in _images(sample)]
     if not images:
@@ -169,6 +187,25 @@ def _encode(sample: Sample, image_token: int) -> dict[str, Tensor]:
         "gk_map_image": torch.tensor([number for _, number in sample.maps]).long(),
         "gk_map_target": target,
         "gk_map_columns": columns,
+        **_phrases(sample, length),
+        "gk_lens_position": columns[[v for v, _, _ in sample.lens]],
+        "gk_lens_label": torch.tensor([w for _, w, _ in sample.lens]).long(),
+        "gk_lens_inside": torch.tensor([i for _, _, i in sample.lens]).long(),
+    }
+
+
+def _phrases(sample: Sample, length: int) -> dict[str, Tensor]:
+    rows = [
+        (length - k - 1, number, int(k in subject))
+        for number, (tokens, subject) in enumerate(sample.phrases)
+        for k in tokens
+    ]
+    position, number, subject = torch.tensor(rows).long().reshape(-1, 3).unbind(1)
+    return {
+        "gk_phrase_position": position,
+        "gk_phrase_number": number,
+        "gk_phrase_subject": subject,
+        "gk_phrase_composite": torch.tensor(sample.composites).long().reshape(-1, 3),
     }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach
+from groundkern.hf import Klal, Smam, attach, row_counts
 from tests.hf.closeness import assert_same_gradients, gradients
-from tests.hf.samples import make_batch
-
-
-def totals(batch: dict) -> torch.Tensor:
-    return torch.stack([(batch[f"gk_{k}_position"] >= 0).sum() for k in ("text", "word", "map")])
+from tests.hf.conftest import MODELS
+from tests.hf.methods import METHODS
+from tests.hf.samples import SAMPLES, make_batch
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -21,7 +19,7 @@ def test_accumulated_equals_the_whole_batch(model, samples, terms, checkpointing
     wanted = gradients(model, whole.loss)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    count = totals(make_batch(model, samples))
+    count = row_counts(make_batch(model, samples))
     loss, parts = 0.0, {}
     for micro in (samples[:2], samples[2:]):
         output = model(**make_batch(model, micro), gk_totals=count)
@@ -33,6 +31,34 @@ def test_accumulated_equals_the_whole_batch(model, samples, terms, checkpointing
         torch.testing.assert_close(parts[name], part, rtol=1e-5, atol=0)
     found = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     assert_same_gradients(found, wanted, share=1e-5)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_at_once_is_counted_over_the_accumulated_batch(kind):
+    """4 = 2 + 2 checkpointed (and = 1 + 1 + 1 + 1), left padded: every part and gradient."""
+    model = attach(MODELS["qwen"](attention="eager"), **METHODS[kind]).train()
+    samples = SAMPLES["qwen"]
+    whole = model(**make_batch(model, samples))
+    assert {"composition", "margin_max", "lens_suppress", "word", "map_kl"} <= whole.parts.keys()
+    assert all(float(part) > 1e-5 for part in whole.parts.values())
+    wanted = gradients(model, whole.loss)
+    count = row_counts(make_batch(model, samples))
+    for size, checkpointing in ((2, True), (1, False))[: 1 if kind == "gradcam" else 2]:
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+        parts = dict.fromkeys(whole.parts, 0.0)
+        for start in range(0, 4, size):
+            batch = make_batch(model, samples[start : start + size], side="left")
+            output = model(**batch, gk_totals=count)
+            output.loss.backward()
+            parts |= {k: parts[k] + v for k, v in output.parts.items()}
+        for name, part in whole.parts.items():
+            torch.testing.assert_close(parts[name], part, rtol=1e-5, atol=0)
+        found = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        assert_same_gradients(found, wanted, share=1e-5)
 
 
 def test_checkpointed_equals_plain(model, samples, terms):

@@ -217,6 +217,13 @@ GK = {
     "gk_map_image": torch.int32,
     "gk_map_target": torch.int32,
     "gk_map_columns": torch.int32,
+    "gk_phrase_position": torch.int32,
+    "gk_phrase_number": torch.int32,
+    "gk_phrase_subject": torch.int32,
+    "gk_phrase_composite": torch.int32,
+    "gk_lens_position": torch.int32,
+    "gk_lens_label": torch.int64,
+    "gk_lens_inside": torch.int32,
 }
 
 
@@ -234,6 +241,7 @@ def test_every_gk_tensor_is_always_there(family):
     assert shapes["gk_side_inside"] == (0, tokens)
     assert shapes["gk_word_bag"] == shapes["gk_map_target"] == (0, 0)
     assert shapes["gk_map_columns"] == shapes["gk_word_position"] == (0,)
+    assert shapes["gk_phrase_composite"] == (0, 3)
     assert shapes["gk_text_position"][0] > 0
     assert full["gk_map_target"].shape == (3, 1, full["gk_map_columns"].shape[1])
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from groundkern.hf import DvSft, GroundedOutput, Klal, Smam, attach, detach
+from groundkern.hf import DvSft, GroundedOutput, Klal, Smam, attach, detach, row_counts
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.conftest import MODELS
 from tests.hf.naive import naive_forward
@@ -114,8 +114,8 @@ def test_denominators_come_from_the_accumulated_batch(qwen, terms):
     attach(qwen, **terms)
     batch = make_batch(qwen, SAMPLES["qwen"])
     own = qwen(**batch).parts
-    counts = [(batch[f"gk_{kind}_position"] >= 0).sum() for kind in ("text", "word", "map")]
-    totals = torch.tensor([100, 7, 31])
+    counts = row_counts(batch)
+    totals = torch.arange(100, 100 + len(counts))
     given = qwen(**batch, gk_totals=totals, num_items_in_batch=torch.tensor(5)).parts
     divisors = {"text": 0, "smam_grounding": 0, "smam_cross_entropy": 0, "word": 1, "map_kl": 2}
     for name, which in divisors.items():
@@ -246,7 +246,7 @@ def test_no_step_looks_at_a_value(terms, monkeypatch):
     batch = make_batch(model, SAMPLES["llava"])
     del batch["pixel_values"]
     batch = {name: x.to("meta") for name, x in batch.items()}
-    output = model(**batch, gk_totals=torch.ones(3, dtype=torch.int64, device="meta"))
+    output = model(**batch, gk_totals=row_counts(batch))
     assert output.loss.is_meta
     found = gradients(model, output.loss)
     assert all(found[k].is_meta for k, _ in model.named_parameters() if "language_model" in k)

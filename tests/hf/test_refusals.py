@@ -8,7 +8,17 @@ import transformers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
-from groundkern.hf import DvSft, Klal, Objectives, Smam, attach, detach
+from groundkern.hf import (
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    Smam,
+    attach,
+    detach,
+)
 from groundkern.hf.call import Call
 from groundkern.hf.head import ragged_bags
 from groundkern.hf.side_tokens import append_side_tokens
@@ -32,6 +42,16 @@ BAD = {
     "set that does not exist": ("gk_side_set", lambda x, b: x + 3, "gk_side_set"),
     "label out of the vocabulary": ("gk_word_label", lambda x, b: x + 10**6, "gk_word_label"),
     "bag out of the vocabulary": ("gk_word_bag", lambda x, b: x + 10**6, "gk_word_bag"),
+    "composite of a phrase that is not there": (
+        "gk_phrase_composite",
+        lambda x, b: x + 9,
+        "gk_phrase_composite",
+    ),
+    "composite of two": ("gk_phrase_composite", lambda x, b: x[..., :2], "gk_phrase_composite"),
+    "phrase outside the sequence": ("gk_phrase_position", lambda x, b: x + 40, "gk_phrase_pos"),
+    "concept out of the vocabulary": ("gk_lens_label", lambda x, b: x + 10**6, "gk_lens_label"),
+    "part of the lens rows": ("gk_lens_inside", lambda x, b: None, "gk_lens_inside"),
+    "counts of another kind": ("gk_totals", lambda x, b: torch.ones(3), "gk_totals"),
     "float positions": ("gk_map_position", lambda x, b: x.float(), "gk_map_position"),
     "integer mask": ("gk_side_inside", lambda x, b: x.int(), "gk_side_inside"),
     "another width": ("gk_map_image", lambda x, b: x[:, :1], "gk_map_image"),
@@ -82,6 +102,19 @@ def test_objectives_check_their_numbers():
         lambda: Klal(heads="max"),
         lambda: Klal(layers=()),
         lambda: Klal(layers=(2, 1)),
+        lambda: Klal(divergence="hellinger"),
+        lambda: Klal(heads="each", divergence="js"),
+        lambda: Klal(over="visible", divergence="reverse_kl"),
+        lambda: Klal(head_weight="fixed"),
+        lambda: Smam(divide_by="all"),
+        lambda: DvSft(average="tokens"),
+        lambda: Hist(subject=-1.0),
+        lambda: Hist(maps="rollout"),
+        lambda: Hist(distance="cosine"),
+        lambda: Hist(over="renormalised"),
+        lambda: Margins(inside=0.0),
+        lambda: Margins(scale="mean"),
+        lambda: LogitLens(raise_weight=float("inf")),
     ):
         with pytest.raises(ValueError, match="expected"):
             make()
@@ -93,8 +126,9 @@ def test_models_that_are_not_supported_are_refused_by_name(qwen):
         attach(T5ForConditionalGeneration(T5Config(**tiny, d_kv=8, decoder_start_token_id=0)))
     with pytest.raises(TypeError, match="before DDP, FSDP or compile"):
         attach(nn.DataParallel(qwen))
-    with pytest.raises(ValueError, match=r"klal\.layers"):
-        attach(qwen, klal=Klal(layers=(3,)))
+    for name, kind in (("klal", Klal), ("hist", Hist), ("margins", Margins)):
+        with pytest.raises(ValueError, match=rf"{name}\.layers"):
+            attach(qwen, **{name: kind(layers=(3,))})
     with pytest.raises(ValueError, match="backend"):
         attach(qwen, backend="cudnn")
     qwen.model.language_model.layers[1].self_attn.sinks = nn.Parameter(torch.zeros(4))

@@ -55,7 +55,12 @@ def test_answers_count_rows_and_digits_by_the_predicted_token():
     digits[[12, 13]] = True
     got = figures(ev.add_answers, batch(), output, digits)
     assert got == pytest.approx(
-        {"answer_loss": 3.0, "token_accuracy": 2 / 3, "number_accuracy": 0.5}
+        {
+            "answer_loss": 3.0,
+            "token_accuracy": 2 / 3,
+            "answer_accuracy": 0.5,
+            "number_accuracy": 0.5,
+        }
     )
 
 

@@ -1,0 +1,42 @@
+"""KLAL's learnable head weights: one parameter [layers, heads] on the attached model.
+
+It is saved with the model's own weights under its name, which `from_pretrained` passes over, and
+taken off by `detach`, so that nothing is left at inference.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from groundkern.hf.objectives import Klal
+
+HEAD_WEIGHT = "groundkern_head_weight"
+
+
+def set_head_weight(model: nn.Module, klal: Klal | None) -> None:
+    """Add the parameter (zeros: all heads alike) where `klal` learns it, remove it elsewhere.
+
+    One that is there already is kept, so that attaching again goes on where training was.
+    """
+    learned = klal is not None and klal.head_weight == "learned"
+    if not learned:
+        model._parameters.pop(HEAD_WEIGHT, None)
+    elif HEAD_WEIGHT not in model._parameters:
+        config = model.config.get_text_config()
+        shape = config.num_hidden_layers, config.num_attention_heads
+        logits = torch.zeros(shape, device=next(model.parameters()).device)
+        model.register_parameter(HEAD_WEIGHT, nn.Parameter(logits))
+
+
+def saved_head_weight(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """The parameter in a folder that `save_pretrained` wrote, by its name; empty without one."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if HEAD_WEIGHT in file.keys():  # noqa: SIM118 (not a mapping)
+                return {HEAD_WEIGHT: file.get_tensor(HEAD_WEIGHT)}
+    return {}

@@ -1,0 +1,1 @@
+"""Plain fine-tuning against every grounding method, on drawn tasks, at the same number of steps."""
