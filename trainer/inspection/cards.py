@@ -157,7 +157,8 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View) -> Iterat
         yield Shape(color, title, number, box=view.box(box))
     for point in region.points:
         yield Shape(color, title, number, point=view.point(*point))
-    for polygon in region.polygons:
+    there_and_back = ((*line, *reversed(line)) for line in region.polylines)
+    for polygon in (*region.polygons, *there_and_back):
         yield Shape(color, title, number, polygon=[view.point(*corner) for corner in polygon])
 
 

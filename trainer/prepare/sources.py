@@ -164,7 +164,7 @@ def hugging_face(path: Path, *, split: str | None = None) -> Source:
         raise ConfigError(f"{path}: needs the package datasets (pip install datasets)") from None
     try:
         if path.suffix == ".parquet":
-            found = ParquetFile(path)
+            found = ParquetFile(path, pre_buffer=False)  # the default keeps the file in memory
         elif path.is_file():
             found = datasets.Dataset.from_file(str(path))
         else:
