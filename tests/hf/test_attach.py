@@ -11,8 +11,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from groundkern.hf import GroundedOutput, Klal, Smam, attach, detach, objectives_of
+from groundkern.hf.attach import _wrapped
 from tests.hf.conftest import MODELS
 from tests.hf.samples import SAMPLES, make_batch
+
+
+@pytest.fixture(autouse=True)
+def _nothing_attached():
+    """Models that tests of other files left attached keep the attention functions wrapped."""
+    for function in [*_wrapped.values()]:
+        for model in [*function.users]:
+            detach(model)
 
 
 def plain_inputs(batch: dict) -> dict:
