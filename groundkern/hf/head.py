@@ -92,7 +92,7 @@ def logit_rule(model: nn.Module) -> LogitRule:
     although their text configs name one. `doctor` measures what is left.
 
     Raises:
-        ValueError: a scale on a head with a bias.
+        ValueError: a scale on a head with a bias, a class without source.
     """
     config, source = model.config.get_text_config(), _forward_source(type(model))
     softcap = scale = None
@@ -109,7 +109,10 @@ def logit_rule(model: nn.Module) -> LogitRule:
 
 @cache
 def _forward_source(model_class: type[nn.Module]) -> str:
-    return inspect.getsource(inspect.unwrap(model_class.forward))
+    try:
+        return inspect.getsource(inspect.unwrap(model_class.forward))
+    except OSError:  # a class typed into a prompt
+        fail("model", "a class whose forward has its source in a file", model_class.__name__)
 
 
 @contextmanager

@@ -105,6 +105,11 @@ def test_the_rule_comes_from_the_forward_and_not_from_the_config():
     biased.lm_head.bias = nn.Parameter(torch.zeros(96))
     with pytest.raises(ValueError, match="a head without bias where logits are scaled"):
         logit_rule(biased)
+    names = {"Base": Cohere2ForCausalLM}
+    exec("class Typed(Base):\n    def forward(self, input_ids=None): ...", names)
+    biased.__class__ = names["Typed"]
+    with pytest.raises(ValueError, match="source in a file, got Typed"):
+        logit_rule(biased)
 
 
 @torch.no_grad()
