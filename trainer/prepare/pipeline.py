@@ -70,9 +70,8 @@ def prepare(
 ) -> Output:
     """Runs `work` over the source and writes what it makes, or continues where a run ended.
 
-    Samples come out in the order of the inputs, whatever the number of workers. Each is checked by
-    `parse_sample` as the trainer will. An input that cannot be used goes, with the reason and as it
-    was, to `<output>.rejected.jsonl`. At any time `AHEAD` inputs for each worker are in memory.
+    Samples keep the order of the inputs and are checked by `parse_sample` as the trainer will. An
+    input that cannot be used goes, with the reason and as it was, to `<output>.rejected.jsonl`.
 
     Args:
         source: the inputs.
@@ -81,16 +80,15 @@ def prepare(
             Picklable: a function of a module, or an instance of a class of one.
         output: the JSON-lines file to make.
         settings: plain values that decide what comes out, the command's name included.
-        root: the data root of the samples' images; default: the output's folder. `Made.images` are
-            written below it.
+        root: the data root, below which `Made.images` go; default: the output's folder.
         workers: processes; 1 works in this one.
-        on_bad_sample: "skip" rejects and goes on, "stop" raises at the first that is not `LeftOut`.
+        on_bad_sample: "skip" goes on, "stop" raises at the first that is not `LeftOut`.
         overwrite: start again, whatever is there.
         max_pixels: width x height that an image may have.
         unit: what an input is called beside the rate.
 
     Returns:
-        The finished output, with its counts.
+        The finished output.
 
     Raises:
         SampleError: with "stop", the first bad input; or a worker process died.
@@ -98,30 +96,23 @@ def prepare(
         ConfigError: the output belongs to other settings or inputs.
         OSError: something cannot be written.
     """
-    settings = {**settings, "input": source.identity}
     step = Step(work, root if root is not None else output.parent, max_pixels)
-    with Output(output, settings, overwrite=overwrite) as out:
+    with Output(output, {**settings, "input": source.identity}, overwrite=overwrite) as out:
         if out.finished:
             return out
         items = islice(source.read(), out.inputs, None)
-        bar = progress(settings["command"], total=source.total, unit=unit, done=out.inputs)
         try:
+            bar = progress(settings["command"], total=source.total, unit=unit, done=out.inputs)
             with bar, closing(in_order(step, items, workers)) as results:
                 for item, done in results:
-                    if isinstance(done, Rejected):
-                        if on_bad_sample == "stop" and not done.left_out:
-                            raise SampleError(done.reason)
-                        out.reject(item, done.reason)
-                    else:
-                        out.write(done.lines, done.counts)
+                    _keep(out, item, done, on_bad_sample)
                     bar.set_postfix(rejected=out.rejected, refresh=False)
                     bar.update()
-        except (Stopped, KeyboardInterrupt) as stop:
+        except BaseException as error:
             out.save()
-            raise Stopped(getattr(stop, "number", signal.SIGINT), str(out.record)) from None
-        except BaseException:
-            out.save()
-            raise
+            if not isinstance(error, Stopped | KeyboardInterrupt):
+                raise
+            raise Stopped(getattr(error, "number", signal.SIGINT), str(out.record)) from None
         out.finish()
     return out
 
@@ -175,6 +166,16 @@ class Step:
         except Exception as error:
             raise RuntimeError(f"{item.where}: {type(error).__name__}: {error}") from error
         return Done([line + b"\n" for line in lines], dict(made.counts))
+
+
+def _keep(out: Output, item: Item, done: Done | Rejected, on_bad_sample: str) -> None:
+    """Writes what became of an input, or raises it."""
+    if isinstance(done, Done):
+        out.write(done.lines, done.counts)
+    elif on_bad_sample == "stop" and not done.left_out:
+        raise SampleError(done.reason)
+    else:
+        out.reject(item, done.reason)
 
 
 def write_image(path: Path, image: Image.Image | bytes) -> Path:

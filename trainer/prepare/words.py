@@ -127,7 +127,7 @@ class ReadWords:
     question: str = "Read the text."
 
     def __call__(self, item: Item) -> Made:
-        from trainer.images import confined, image_size, wrong
+        from trainer.images import confined, image_size
         from trainer.prepare.pipeline import LeftOut, Made
         from trainer.sample import parse_sample
 
@@ -150,7 +150,7 @@ class ReadWords:
         else:
             sample = parse_sample(item.value, root=self.root, where=item.where)
             if not sample.images:
-                raise wrong(item.where, "images", "at least one image to read", "none")
+                return Made([item.value], counts={"samples_without_images": 1})
             record, paths, sizes = item.value, list(sample.images), list(sample.sizes)
             if sample.words and not self.replace:
                 return Made([record], counts={"samples_with_words_before": 1})
@@ -236,6 +236,8 @@ def statistics(out: Output) -> list[str]:
     told = []
     if before := counts["samples_with_words_before"]:
         told.append(f"{before:,} samples had words already and are as they were (--replace)")
+    if without := counts["samples_without_images"]:
+        told.append(f"{without:,} samples have no image and are as they were")
     if not samples:
         return told
     lost = ", ".join(f"{counts[name]:,} {why}" for name, why in LOSSES.items() if counts[name])

@@ -81,9 +81,10 @@ def test_several_images_and_words_that_were_there(write, found):
     found.append(("one", (0, 0, 28, 28), 1.0, 0))
     two = {**sample(), "images": ["a.png", "a.png"]}
     old = sample(words=[{"text": "old", "box": [0, 0, 5, 5]}])
-    out, made = read(write, two, old)
+    out, made = read(write, two, old, sample(image=None))
     assert [word["image"] for word in made[0]["words"]] == [0, 1]
-    assert made[1] == old
+    assert made[1:] == [old, sample(image=None)]
+    assert out.counts["samples_without_images"] == 1
     assert out.counts["samples_with_words_before"] == 1
     assert out.counts["samples_read"] == 1
 
