@@ -19,9 +19,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-CPU = ("attention_map", "linear_cross_entropy", "side_attention", "tile")
+CPU = ("attention_map", "levels", "linear_cross_entropy", "side_attention")
 SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
-HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h", "csrc/cpu/packed.h", "csrc/cpu/tile.h"]
+HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
+HEADERS += [f"csrc/cpu/{n}" for n in ("gathered.h", "level.h", "level.inc", "panels.h", "words.inc")]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
