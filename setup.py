@@ -19,7 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-CPU = ("attention_map", "levels", "linear_cross_entropy", "side_attention")
+CPU = ("attention_map", "levels", "linear_cross_entropy", "matrix_product", "side_attention")
 SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
 HEADERS += [f"csrc/cpu/{n}" for n in ("gathered.h", "level.h", "level.inc", "panels.h", "words.inc")]

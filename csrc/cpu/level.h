@@ -61,6 +61,7 @@ struct Words {
 struct Level {
   const char* name;
   bool dots_bfloat16;
+  bool wide;  // 512-bit vectors
 
   void (*multiply)(const Product&);
   void (*multiply_transposed)(const Product&);

@@ -54,10 +54,10 @@ struct Products {
          C_rows * LANES, add});
   }
   void transposed(int64_t M, int64_t N, int64_t K, const X* A, int64_t A_rows, const X* B,
-                  int64_t B_rows, float* C, int64_t C_rows) const {
+                  int64_t B_rows, float* C, int64_t C_rows, bool add = false) const {
     const auto run = PER_WORD == 1 ? level.multiply_transposed : level.multiply_transposed_bfloat16;
     run({M, N, inner(K), word(A), inner(A_rows) * LANES, word(B), inner(B_rows) * LANES, C,
-         C_rows * LANES, false});
+         C_rows * LANES, add});
   }
 
  private:

@@ -169,12 +169,14 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
 
 
 def _scaled(gradient: Tensor, dloss: Tensor) -> Tensor:
-    """gradient * dloss; itself where dloss is seen to be 1, as for a loss used by itself."""
-    visible = type(dloss) is Tensor and dloss.device.type == "cpu"  # not traced, no sync
-    if visible and dloss.dim() == 0 and float(dloss) == 1.0:
+    """gradient * dloss, in its own memory: nobody else has it. Itself where dloss is seen to be 1,
+    as for a loss used by itself."""
+    traced = type(dloss) is not Tensor or type(gradient) is not Tensor
+    seen = not traced and dloss.device.type == "cpu" and dloss.dim() == 0  # no sync
+    if seen and float(dloss) == 1.0:
         return gradient
     factor = dloss[:, None] if dloss.dim() == 1 else dloss
-    return (gradient * factor).to(gradient.dtype)
+    return (gradient * factor).to(gradient.dtype) if traced else gradient.mul_(factor)
 
 
 linear_cross_entropy_with_gradients.register_autograd(
