@@ -195,6 +195,12 @@ def forward_with_gradients(
     return loss, *rest, *_returned(counted, gradients, hidden, weight, bias, train_weight)
 
 
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient * factor in gradient's dtype, on huge pages where it is large."""
+    out = native.empty(*gradient.shape, dtype=gradient.dtype)
+    return torch.mul(gradient, factor, out=out)
+
+
 def backward(
     dloss: Tensor,
     dlog_prob: Tensor,
