@@ -3,7 +3,8 @@
 Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place
 and raises an ImportError with the reason, which `groundkern.available_backends()` reports. Where
 there is a compiler, an error in our own sources fails the build. GROUNDKERN_WERROR=1, set in CI,
-makes warnings errors.
+makes warnings errors; GROUNDKERN_SANITIZE=1 builds with AddressSanitizer and
+UndefinedBehaviorSanitizer (`make sanitize`).
 """
 
 import os
@@ -28,13 +29,15 @@ COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextr
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
 COMPILE += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+
 NINJA = """\
 rule compile
   command = {compiler} {flags} -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
   deps = gcc
 rule link
-  command = {compiler} -shared $in {openmp} -o $out
+  command = {compiler} -shared $in {link} -o $out
 {objects}
 build {target}: link {names}
 """
@@ -119,7 +122,8 @@ class Build(build_ext):
     ) -> None:
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        flags = [*COMPILE, *openmp, *includes()]
+        sanitize = SANITIZE if os.environ.get("GROUNDKERN_SANITIZE") == "1" else []
+        flags = [*COMPILE, *openmp, *sanitize, *includes()]
         if os.environ.get("GROUNDKERN_WERROR") == "1":
             flags.append("-Werror")
         names = [escaped(source.replace("/", "_") + ".o") for source in sources]
@@ -130,7 +134,7 @@ class Build(build_ext):
         text = NINJA.format(
             compiler=shlex.join(command),
             flags=shlex.join(flags).replace("$", "$$"),
-            openmp=shlex.join(openmp),
+            link=shlex.join([*openmp, *sanitize]),
             objects="\n".join(objects),
             names=" ".join(names),
             target=escaped(target),

@@ -13,7 +13,12 @@ _C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no
 N, B, HQ, HKV, S, D, DV, C = 5, 2, 4, 2, 70, 24, 8, 6
 ATTENTION, CONTRIBUTION, KL_MEAN, KL_EACH = range(4)
 KINDS = (ATTENTION, CONTRIBUTION, KL_MEAN, KL_EACH)
-CODES = {torch.float32: _C.float32, torch.bfloat16: _C.bfloat16, torch.int32: _C.int32}
+CODES = {
+    torch.float32: _C.float32,
+    torch.bfloat16: _C.bfloat16,
+    torch.float16: _C.float16,
+    torch.int32: _C.int32,
+}
 
 
 def view(x: Tensor | None) -> tuple | None:
