@@ -29,7 +29,7 @@ COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextr
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
 COMPILE += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
 
 NINJA = """\
 rule compile

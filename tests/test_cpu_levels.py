@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 _C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no C++ compiler")
@@ -175,3 +177,39 @@ def test_matrix_product_refuses_what_does_not_fit(name: str, options: dict) -> N
     rest = {n: y for n, y in options.items() if n not in x}
     with pytest.raises(ValueError, match=f"^`{name}`: expected .+, got .+"):
         multiply(*tensors.values(), **rest)
+
+
+size = st.tuples(st.integers(-1, 5), st.integers(-1, 5))
+stride = st.tuples(st.integers(-2, 70), st.integers(0, 2))
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(sizes=st.tuples(size, size, size), strides=st.tuples(stride, stride, stride))
+def test_matrix_product_of_any_views(sizes: tuple, strides: tuple) -> None:
+    """Within memory that is there: a right result or a refusal that touches nothing."""
+    memory = torch.randn(2, 512)
+    out = torch.full((512,), math.nan)
+    addresses = (memory[0].data_ptr(), memory[1].data_ptr(), out.data_ptr())
+    views = {
+        name: (address, _C.float32, y, z)
+        for name, address, y, z in zip(("a", "b", "out"), addresses, sizes, strides, strict=True)
+    }
+    options = {"transposed_a": False, "transposed_b": False, "add": False, "threads": 2}
+    (m, k), (k_b, n), (m_c, n_c) = sizes
+    legal = min(m, k, n) >= 0 and (k, m, n) == (k_b, m_c, n_c)
+    for (rows, columns), (down, across) in zip(sizes, strides, strict=True):
+        used = rows > 0 and columns > 0
+        legal = legal and not (used and rows > 1 and down < 0)
+        legal = legal and not (used and columns > 1 and across != 1)
+    legal = legal and not (m > 1 and n > 0 and strides[2][0] != n)
+    if not legal:
+        with pytest.raises(ValueError, match=r"^`(a|b|out)`: expected"):
+            _C.matrix_product(**views, **options)
+        assert out.isnan().all()
+        return
+    _C.matrix_product(**views, **options)
+    a, b = (memory[i].as_strided(sizes[i], [max(x, 0) for x in strides[i]]) for i in range(2))
+    torch.testing.assert_close(out[: m * n].view(m, n), a @ b, rtol=1e-5, atol=1e-5)
+    assert out[m * n :].isnan().all()
