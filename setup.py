@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent
 CPU = ("attention_map", "levels", "linear_cross_entropy", "matrix_product", "side_attention")
 SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
 HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
-HEADERS += [f"csrc/cpu/{n}" for n in ("gathered.h", "level.h", "level.inc", "panels.h", "words.inc")]
+INNER = ("attention_map.h", "gathered.h", "level.h", "level.inc", "panels.h", "words.inc")
+HEADERS += [f"csrc/cpu/{name}" for name in INNER]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.

@@ -174,9 +174,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 small = st.integers(-2, 4)
 
 
-@settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(KINDS),
     rows=st.lists(st.tuples(small, small, small, small), max_size=4),
@@ -187,7 +185,7 @@ small = st.integers(-2, 4)
 def test_any_numbers_are_served_or_refused(
     kind: int, rows: list, columns: list, threads: int, over_columns: bool
 ) -> None:
-    """What makes sense gives finite results in all of their memory; all else is refused untouched."""
+    """What makes sense gives finite results everywhere; all else is refused untouched."""
     sequences, keys, sets, n = 2, 3, 2, len(rows)
     numbers = torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).T.contiguous()
     sizes = {"q": (n, 2, 4), "k": (sequences, 1, keys, 4), "v": (sequences, 1, keys, 4)}

@@ -101,4 +101,19 @@ struct KeyGradient {
   }
 };
 
+// body(Kernel<T, X>) for the op's T, the type of its tensors, and X, that of the products' operands.
+template <template <class, class> class Kernel, class Op, class Body>
+void dispatch(const Op& op, const Body& body) {
+  const Level& best = level();
+  if (op.dtype == Dtype::float32) {
+    body(Kernel<float, float>{op, best});
+  } else if (op.dtype == Dtype::float16) {
+    body(Kernel<float16, float>{op, best});
+  } else if (best.dots_bfloat16) {
+    body(Kernel<bfloat16, bfloat16>{op, best});
+  } else {
+    body(Kernel<bfloat16, float>{op, best});
+  }
+}
+
 }  // namespace groundkern

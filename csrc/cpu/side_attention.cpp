@@ -268,31 +268,16 @@ void Kernel<T, X>::backward_panel(const Block& block, int64_t head, int64_t pane
   }
 }
 
-// body(Kernel<T, X>) for the types of the op.
-template <class Body>
-void dispatch(const SideAttention& op, const Body& body) {
-  const Level& best = level();
-  if (op.dtype == Dtype::float32) {
-    body(Kernel<float, float>{op, best});
-  } else if (op.dtype == Dtype::float16) {
-    body(Kernel<float16, float>{op, best});
-  } else if (best.dots_bfloat16) {
-    body(Kernel<bfloat16, bfloat16>{op, best});
-  } else {
-    body(Kernel<bfloat16, float>{op, best});
-  }
-}
-
 }  // namespace
 
 void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const Tensor<2>& lse) {
-  dispatch(op, [&](const auto& kernel) { kernel.forward(out, lse); });
+  dispatch<Kernel>(op, [&](const auto& kernel) { kernel.forward(out, lse); });
 }
 
 void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
                              const Tensor<2>& lse, const Tensor<3>& dq, const Tensor<4>& dk,
                              const Tensor<4>& dv) {
-  dispatch(op, [&](const auto& kernel) { kernel.backward(dout, dlse, lse, dq, dk, dv); });
+  dispatch<Kernel>(op, [&](const auto& kernel) { kernel.backward(dout, dlse, lse, dq, dk, dv); });
 }
 
 }  // namespace groundkern
