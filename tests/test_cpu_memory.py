@@ -56,8 +56,7 @@ def peak(*arguments: str) -> int:
 @pytest.mark.skipif(
     available_backends()["native"] is not None, reason="groundkern._C is not built: no C++ compiler"
 )
-@pytest.mark.parametrize("head", ["trained", "frozen"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "head"), [("float32", "trained"), ("bfloat16", "frozen")])
 def test_an_eighth_of_eager_at_2048_rows_of_65536_words(dtype: str, head: str) -> None:
     """A hidden size of 64 keeps the W-shaped buffers small; ours are counted all the same."""
     assert 8 * peak("ours", dtype, head) < peak("eager", dtype, head)
