@@ -1,5 +1,5 @@
-# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here): each installs
-# what it needs into .venv first, once.
+# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here) | sanitize: each
+# installs what it needs into .venv first, once.
 # make gpu: GPU tests and benchmarks with $(PYTHON)'s own torch, from the source tree, into $$OUT.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PINNED := $(PY) -m pip install --quiet -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint bench aot gpu
+.PHONY: demo test lint bench aot gpu sanitize
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -34,6 +34,16 @@ gpu:
 
 aot: $(INSTALLED)
 	$(PY) -m benchmarks.aot $(AOT_ARGS)
+
+# The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
+# not: their runtime is loaded before it, and libstdc++ so that it sees exceptions.
+SANITIZED := $(CURDIR)/build/sanitized
+CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
+sanitize: $(INSTALLED)
+	GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet build --build-lib $(SANITIZED) --build-temp $(SANITIZED).o
+	cd $(SANITIZED) && LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):$(CURDIR) $(abspath $(PY)) -m pytest \
+		-p no:cacheprovider $(addprefix $(CURDIR)/tests/,test_bindings.py test_map_bindings.py test_cpu_levels.py)
 
 # No build isolation: the extension is built with the pinned ninja and pybind11.
 $(INSTALLED): $(BUILD_INPUTS)

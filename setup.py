@@ -3,7 +3,8 @@
 Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place
 and raises an ImportError with the reason, which `groundkern.available_backends()` reports. Where
 there is a compiler, an error in our own sources fails the build. GROUNDKERN_WERROR=1, set in CI,
-makes warnings errors.
+makes warnings errors; GROUNDKERN_SANITIZE=1 builds with AddressSanitizer and
+UndefinedBehaviorSanitizer (`make sanitize`).
 """
 
 import os
@@ -19,13 +20,17 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-CPU = ("attention_map", "linear_cross_entropy", "side_attention", "tile")
+CPU = ("attention_map", "levels", "linear_cross_entropy", "matrix_product", "side_attention")
 SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
-HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h", "csrc/cpu/packed.h", "csrc/cpu/tile.h"]
+HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
+INNER = ("attention_map.h", "gathered.h", "level.h", "level.inc", "panels.h", "words.inc")
+HEADERS += [f"csrc/cpu/{name}" for name in INNER]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
 COMPILE += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
 
 NINJA = """\
 rule compile
@@ -33,7 +38,7 @@ rule compile
   depfile = $out.d
   deps = gcc
 rule link
-  command = {compiler} -shared $in {openmp} -o $out
+  command = {compiler} -shared $in {link} -o $out
 {objects}
 build {target}: link {names}
 """
@@ -118,7 +123,8 @@ class Build(build_ext):
     ) -> None:
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        flags = [*COMPILE, *openmp, *includes()]
+        sanitize = SANITIZE if os.environ.get("GROUNDKERN_SANITIZE") == "1" else []
+        flags = [*COMPILE, *openmp, *sanitize, *includes()]
         if os.environ.get("GROUNDKERN_WERROR") == "1":
             flags.append("-Werror")
         names = [escaped(source.replace("/", "_") + ".o") for source in sources]
@@ -129,7 +135,7 @@ class Build(build_ext):
         text = NINJA.format(
             compiler=shlex.join(command),
             flags=shlex.join(flags).replace("$", "$$"),
-            openmp=shlex.join(openmp),
+            link=shlex.join([*openmp, *sanitize]),
             objects="\n".join(objects),
             names=" ".join(names),
             target=escaped(target),

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/level.h"
 #include "views.h"
 
 namespace groundkern {
@@ -185,6 +186,24 @@ void cross_entropy(const View& logits, const View& target, const std::optional<V
   linear_cross_entropy(op, rows);
 }
 
+void product(const View& a, const View& b, const View& out, bool transposed_a, bool transposed_b,
+             bool add, int threads) {
+  if (transposed_a && transposed_b) fail("transposed_b", "at most one transpose", "two");
+  MatrixProduct op{};
+  op.transposed_A = transposed_a;
+  op.transposed_B = transposed_b;
+  op.A = tensor<2>("a", a, Dtype::float32, {ANY, ANY});
+  op.K = op.A.size[transposed_a ? 0 : 1];
+  op.M = op.A.size[transposed_a ? 1 : 0];
+  const std::vector<int64_t> shape{transposed_b ? ANY : op.K, transposed_b ? op.K : ANY};
+  op.B = tensor<2>("b", b, Dtype::float32, shape);
+  op.N = op.B.size[transposed_b ? 0 : 1];
+  op.C = output<2>("out", out, Dtype::float32, {op.M, op.N});
+  op.add = add;
+  op.threads = check_threads(threads);
+  matrix_product(op);
+}
+
 void take_columns(AttentionMap& op, const View& columns) {
   const auto view = output<2>("columns", columns, Dtype::int32, {op.k.size[0], ANY});
   op.columns = static_cast<const int32_t*>(view.data);
@@ -312,6 +331,12 @@ PYBIND11_MODULE(_C, module) {
              py::arg("lse"), py::arg("upstream"), py::arg("dq"), py::arg("dk"), py::arg("dv"),
              py::arg("dg"), py::arg("dhead_weight"), py::arg("over_columns"), py::arg("rectify"),
              py::arg("scale"), py::arg("softcap"), py::arg("threads"));
+  module.def("cpu_levels", &groundkern::level_names);
+  module.def("cpu_level", [] { return std::string(groundkern::level().name); });
+  module.def("has_matrix_product", &groundkern::has_matrix_product);
+  module.def("matrix_product", &groundkern::product, release(), py::kw_only(), py::arg("a"),
+             py::arg("b"), py::arg("out"), py::arg("transposed_a"), py::arg("transposed_b"),
+             py::arg("add"), py::arg("threads"));
   module.def("linear_cross_entropy", &groundkern::cross_entropy, release(), py::kw_only(),
              py::arg("logits"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
              py::arg("index"), py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"),

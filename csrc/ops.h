@@ -117,4 +117,21 @@ struct CrossEntropyRows {
 
 void linear_cross_entropy(const LinearCrossEntropy& op, const CrossEntropyRows& rows);
 
+// C = A B, A B^T or A^T B in float32.
+struct MatrixProduct {
+  bool transposed_A, transposed_B;  // not both
+  int64_t M, N, K;                  // C [M, N], K summed over
+  Tensor<2> A;                      // [M, K], transposed [K, M]
+  Tensor<2> B;                      // [K, N], transposed [N, K]
+  Tensor<2> C;
+  bool add;  // to C
+  int threads;
+};
+
+// The same bits for every number of threads.
+void matrix_product(const MatrixProduct& op);
+
+// Whether its loops were compiled for the vectors of this CPU: else another library's are faster.
+bool has_matrix_product();
+
 }  // namespace groundkern

@@ -1,5 +1,4 @@
-// What kernels over query rows share: element types, the parallel loop with its grain, the blocks
-// of rows, the keys a row may see, and the online softmax.
+// What the CPU kernels share: element types, the parallel loop with its grain, exp and tanh.
 #pragma once
 
 #include <algorithm>
@@ -14,14 +13,6 @@
 #endif
 
 #include "ops.h"
-
-// One clone per x86-64 level; elsewhere the baseline already has its vector unit (aarch64: NEON).
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
 
 // Inlined into its caller, and so compiled for the caller's instruction set.
 #define GROUNDKERN_INLINE __attribute__((always_inline)) inline
@@ -113,60 +104,6 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   for (int64_t item = 0; item < count; ++item) body(item, 0);
 }
 
-constexpr int64_t KEYS = 64;  // keys in a tile: one bit each in a uint64_t
-
-// The keys of the tile [first, first + KEYS) that row n may see.
-inline uint64_t visible_keys(const Rows& rows, int64_t n, int64_t first) {
-  const int64_t low = std::max<int64_t>(rows.start[n] - first, 0);
-  const int64_t high = std::min<int64_t>(rows.stop[n] - first, KEYS);
-  if (low >= high) return 0;
-  uint64_t keys = (~uint64_t{0} >> (KEYS - high)) & (~uint64_t{0} << low);
-  if (rows.words != nullptr && rows.set_index[n] >= 0) {
-    const int32_t* set = rows.words + rows.set_index[n] * rows.words_per_set;
-    const int64_t word = first / 32;
-    uint64_t allowed = static_cast<uint32_t>(set[word]);
-    if (word + 1 < rows.words_per_set) {
-      allowed |= static_cast<uint64_t>(static_cast<uint32_t>(set[word + 1])) << 32;
-    }
-    keys &= allowed;
-  }
-  return keys;
-}
-
-// Rows of one sequence that are worked on together: index[0 .. count) are their numbers.
-struct Block {
-  int64_t sequence;
-  const int32_t* index;
-  int64_t count;
-  int64_t start;  // the keys that any of them sees lie in [start, stop)
-  int64_t stop;
-};
-
-// All rows that see a key, in blocks of at most `limit`. Rows without keys are in no block.
-struct Blocks {
-  std::vector<int32_t> index;
-  std::vector<Block> blocks;
-  std::vector<int64_t> first;  // [B + 1]: the blocks of sequence b are first[b] .. first[b + 1]
-
-  Blocks(const Rows& rows, int64_t sequences, int64_t limit) : first(sequences + 1, 0) {
-    index.reserve(rows.count);  // Block::index points into it
-    for (int64_t n = 0; n < rows.count; ++n) {
-      if (rows.start[n] >= rows.stop[n]) continue;
-      index.push_back(static_cast<int32_t>(n));
-      const int64_t sequence = rows.sequence[n];
-      if (blocks.empty() || blocks.back().sequence != sequence || blocks.back().count == limit) {
-        blocks.push_back({sequence, &index.back(), 0, rows.start[n], rows.stop[n]});
-        ++first[sequence + 1];
-      }
-      Block& block = blocks.back();
-      ++block.count;
-      block.start = std::min<int64_t>(block.start, rows.start[n]);
-      block.stop = std::max<int64_t>(block.stop, rows.stop[n]);
-    }
-    for (int64_t b = 0; b < sequences; ++b) first[b + 1] += first[b];
-  }
-};
-
 // exp(x) to 1 ulp for x <= 88, 0 below -87; branch-free, so that loops over it vectorise.
 GROUNDKERN_INLINE float exponential(float x) {
   const float bounded = x > 88.0f ? 88.0f : x;
@@ -185,34 +122,18 @@ GROUNDKERN_INLINE float exponential(float x) {
   return x < -87.0f ? 0.0f : result;
 }
 
-// Running maximum and sum of one row's softmax over the tiles of its keys.
-struct OnlineSoftmax {
-  float maximum = -std::numeric_limits<float>::infinity();
-  float sum = 0.0f;
-
-  // Takes in one tile: scores [KEYS] become exp(score - maximum), 0 where not in keys (not 0).
-  // Returns the factor that what was summed so far must be multiplied by.
-  GROUNDKERN_INLINE float add_tile(float* scores, uint64_t keys) {
-    float lanes[KEYS];
-    float tile_maximum = maximum;
-    for (int64_t j = 0; j < KEYS; ++j) {
-      lanes[j] = (keys >> j) & 1 ? scores[j] : -std::numeric_limits<float>::infinity();
-    }
-#pragma omp simd reduction(max : tile_maximum)
-    for (int64_t j = 0; j < KEYS; ++j) tile_maximum = std::max(tile_maximum, lanes[j]);
-    float tile_sum = 0.0f;
-#pragma omp simd reduction(+ : tile_sum)
-    for (int64_t j = 0; j < KEYS; ++j) {
-      scores[j] = exponential(lanes[j] - tile_maximum);
-      tile_sum += scores[j];
-    }
-    const float factor = exponential(maximum - tile_maximum);
-    maximum = tile_maximum;
-    sum = sum * factor + tile_sum;
-    return factor;
-  }
-
-  float log_sum_exp() const { return sum == 0.0f ? maximum : maximum + std::log(sum); }
-};
+// tanh to 2 ulp (Cephes), branch-free.
+GROUNDKERN_INLINE float hyperbolic_tangent(float x) {
+  const float size = x < 0.0f ? -x : x;
+  const float square = x * x;
+  float p = -5.70498872745e-3f;
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const float near = p * square * x + x;
+  const float far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
+  return size < 0.625f ? near : (x < 0.0f ? -far : far);
+}
 
 }  // namespace groundkern

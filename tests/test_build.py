@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "csrc", "groundkern", "trainer")
 GXX = shutil.which("g++")
+AARCH64 = "aarch64-linux-gnu-g++"
 needs_gxx = pytest.mark.skipif(GXX is None, reason="builds with g++ and there is none on PATH")
 
 # Stands in for g++: writes down its arguments; on our own sources it fails or leaves an empty file
@@ -140,6 +141,18 @@ def test_wheel_with_a_compiler(checkout: Path, wrapper: Path, tmp_path: Path) ->
         flags = line.split()
         assert {"-O3", "-std=c++17", "-fopenmp", "-Wall", "-Wextra", "-Werror"} <= set(flags)
         assert not any(flag.startswith("-march") or "torch" in flag for flag in flags)
+
+
+@pytest.mark.skipif(
+    shutil.which(AARCH64) is None, reason=f"compiles for aarch64 with {AARCH64}, which is not here"
+)
+def test_the_kernels_compile_for_aarch64(tmp_path: Path) -> None:
+    """All but the binding, which needs that machine's Python; with the flags of a build."""
+    flags = ["-O1", "-std=c++17", "-fPIC", "-fopenmp", "-Wall", "-Wextra", "-Werror"]
+    for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+        command = [AARCH64, *flags, "-c", str(source), "-o", str(tmp_path / "object.o")]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
 
 
 @needs_gxx

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 _C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no C++ compiler")
@@ -13,7 +15,12 @@ _C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no
 N, B, HQ, HKV, S, D, DV, C = 5, 2, 4, 2, 70, 24, 8, 6
 ATTENTION, CONTRIBUTION, KL_MEAN, KL_EACH = range(4)
 KINDS = (ATTENTION, CONTRIBUTION, KL_MEAN, KL_EACH)
-CODES = {torch.float32: _C.float32, torch.bfloat16: _C.bfloat16, torch.int32: _C.int32}
+CODES = {
+    torch.float32: _C.float32,
+    torch.bfloat16: _C.bfloat16,
+    torch.float16: _C.float16,
+    torch.int32: _C.int32,
+}
 
 
 def view(x: Tensor | None) -> tuple | None:
@@ -162,3 +169,53 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             results.append([z for z in y.values() if z is not None])
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+small = st.integers(-2, 4)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.lists(st.tuples(small, small, small, small), max_size=4),
+    columns=st.lists(st.lists(small, min_size=3, max_size=3), min_size=2, max_size=2),
+    threads=st.integers(-1, 3),
+    over_columns=st.booleans(),
+)
+def test_any_numbers_are_served_or_refused(
+    kind: int, rows: list, columns: list, threads: int, over_columns: bool
+) -> None:
+    """What makes sense gives finite results everywhere; all else is refused untouched."""
+    sequences, keys, sets, n = 2, 3, 2, len(rows)
+    numbers = torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).T.contiguous()
+    sizes = {"q": (n, 2, 4), "k": (sequences, 1, keys, 4), "v": (sequences, 1, keys, 4)}
+    sizes |= {"g": (n, 2, 4), "head_weight": (n, 2), "target": (n, 3)}
+    ascending = [[c for c in row if c != -1] for row in columns]
+    legal = [row[0] for row in rows] == sorted(row[0] for row in rows) and threads >= 1
+    legal = legal and all(
+        0 <= b < sequences and 0 <= start <= stop <= keys and -1 <= index < sets
+        for b, start, stop, index in rows
+    )
+    legal = legal and all(
+        row == sorted(set(row)) and all(0 <= c < keys for c in row) for row in ascending
+    )
+    for backward in (False, True):
+        x = tensors(kind, backward)
+        x |= {name: None if x[name] is None else torch.rand(y) for name, y in sizes.items()}
+        x |= dict(zip(("sequence", "start", "stop", "set_index"), numbers))
+        x |= {"columns": int32(*columns), "words": torch.full((sets, 1), 5, dtype=torch.int32)}
+        written = {"out": "out"} if not backward else {i: i[1:] for i in WRITTEN[1:]}
+        shape = (n,) if kind in (KL_MEAN, KL_EACH) else (n, 3)
+        x["upstream" if backward else "out"] = torch.full(shape, 1.0 if backward else math.nan)
+        for name, source in written.items():
+            if backward and x[source] is not None:
+                x[name] = torch.full_like(x[source], math.nan)
+        if legal:
+            call(kind, x, threads=threads, over_columns=over_columns)
+            assert all(x[i].isfinite().all() for i in written if x[i] is not None)
+            continue
+        with pytest.raises(
+            ValueError, match=r"^`(sequence|start|stop|set_index|columns|threads)`: expected"
+        ):
+            call(kind, x, threads=threads, over_columns=over_columns)
+        assert all(x[i].isnan().all() for i in written if x[i] is not None)

@@ -6,101 +6,15 @@
 //
 // The gradient at the target is made of `others`: p - 1 would cancel as p -> 1. The bag's logits
 // are read from the row, which is in cache: a few hundred loads against V.
-#include "../rows.h"
+#include <type_traits>
+
+#include "level.h"
 
 namespace groundkern {
 namespace {
 
-constexpr int64_t WORDS = 512;  // logits that are widened and capped at a time
-
-// tanh to 2 ulp (Cephes), branch-free.
-GROUNDKERN_INLINE float hyperbolic_tangent(float x) {
-  const float size = x < 0.0f ? -x : x;
-  const float square = x * x;
-  float p = -5.70498872745e-3f;
-  p = p * square + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  const float near = p * square * x + x;
-  const float far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
-  return size < 0.625f ? near : (x < 0.0f ? -far : far);
-}
-
 GROUNDKERN_INLINE float capped(float logit, float softcap) {
   return softcap > 0.0f ? softcap * hyperbolic_tangent(logit / softcap) : logit;
-}
-
-// z [count] = softcap(logits [count])
-template <class T>
-GROUNDKERN_INLINE void load_words(const T* logits, int64_t count, float softcap, float* z) {
-  if (softcap > 0.0f) {
-    for (int64_t y = 0; y < count; ++y) {
-      z[y] = softcap * hyperbolic_tangent(to_float(logits[y]) / softcap);
-    }
-  } else {
-    for (int64_t y = 0; y < count; ++y) z[y] = to_float(logits[y]);
-  }
-}
-
-struct Largest {
-  float value;
-  int64_t word;  // the first of its words
-};
-
-template <class T>
-CLONES Largest largest(const T* logits, int64_t V, float softcap) {
-  float z[WORDS];
-  Largest top{-std::numeric_limits<float>::infinity(), 0};
-  for (int64_t first = 0; first < V; first += WORDS) {
-    const int64_t count = std::min(WORDS, V - first);
-    load_words(logits + first, count, softcap, z);
-    float maximum = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : maximum)
-    for (int64_t y = 0; y < count; ++y) maximum = std::max(maximum, z[y]);
-    if (maximum > top.value) {
-      int64_t y = 0;
-      while (y < count - 1 && z[y] != maximum) ++y;
-      top = {maximum, first + y};
-    }
-  }
-  return top;
-}
-
-// sum_y exp(z_y - top) over the words but one
-template <class T>
-CLONES double sum_of_others(const T* logits, int64_t V, float softcap, float top, int64_t target) {
-  float z[WORDS];
-  double total = 0.0;
-  for (int64_t first = 0; first < V; first += WORDS) {
-    const int64_t count = std::min(WORDS, V - first);
-    load_words(logits + first, count, softcap, z);
-    if (target >= first && target < first + count) {
-      z[target - first] = -std::numeric_limits<float>::infinity();
-    }
-    for (int64_t y = 0; y < count; ++y) z[y] = exponential(z[y] - top);
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t y = 0; y < count; ++y) sum += z[y];
-    total += sum;
-  }
-  return total;
-}
-
-// logits [V] = factor exp(z - top), times the cap's slope
-template <class T>
-CLONES void store_probabilities(T* logits, int64_t V, float softcap, float top, float factor) {
-  float z[WORDS];
-  const float per_softcap = softcap > 0.0f ? 1.0f / softcap : 0.0f;
-  for (int64_t first = 0; first < V; first += WORDS) {
-    const int64_t count = std::min(WORDS, V - first);
-    load_words(logits + first, count, softcap, z);
-    for (int64_t y = 0; y < count; ++y) {
-      const float t = z[y] * per_softcap;
-      const float dz = factor * exponential(z[y] - top) * (1.0f - t * t);
-      logits[first + y] = from_float<T>(dz);
-    }
-  }
 }
 
 // The labels of a row's bag that are not its own, and their capped logits.
@@ -137,14 +51,23 @@ float slope(float z, float softcap) {
 }
 
 template <class T>
-Row forward_row(const LinearCrossEntropy& op, const CrossEntropyRows& rows, int64_t n,
+const Words<T>& words_of(const Level& level) {
+  if constexpr (std::is_same_v<T, float>) {
+    return level.words;
+  } else {
+    return level.words_bfloat16;
+  }
+}
+
+template <class T>
+Row forward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows, int64_t n,
                 const T* logits, Bag& bag) {
   const int64_t V = op.logits.size[1], w = op.target[n];
-  const Largest top = largest(logits, V, op.softcap);
+  const Largest top = words.largest(logits, V, op.softcap);
   Row row{};
   row.top = top.value;
   row.target = capped(to_float(logits[w]), op.softcap) - top.value;
-  row.others = static_cast<float>(sum_of_others(logits, V, op.softcap, top.value, w));
+  row.others = static_cast<float>(words.sum_of_others(logits, V, op.softcap, top.value, w));
   row.sum = row.others + std::exp(row.target);
   const float log_sum = std::log(row.sum);
   float log_prob = 0.0f;
@@ -169,7 +92,7 @@ Row forward_row(const LinearCrossEntropy& op, const CrossEntropyRows& rows, int6
 }
 
 template <class T>
-void backward_row(const LinearCrossEntropy& op, const CrossEntropyRows& rows, int64_t n,
+void backward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows, int64_t n,
                   const Row& row, const Bag& bag, T* logits) {
   const int64_t w = op.target[n];
   const float dloss = rows.dloss != nullptr ? rows.dloss[n] : 0.0f;
@@ -177,7 +100,7 @@ void backward_row(const LinearCrossEntropy& op, const CrossEntropyRows& rows, in
   const float dlse = rows.dlse != nullptr ? rows.dlse[n] : 0.0f;
   const float z_target = capped(to_float(logits[w]), op.softcap);
   const float factor = (dloss - dlog_prob + dlse) / row.sum;
-  store_probabilities(logits, op.logits.size[1], op.softcap, row.top, factor);
+  words.store_probabilities(logits, op.logits.size[1], op.softcap, row.top, factor);
 
   const float b = row.smoothing;
   const float p_target = std::exp(row.target) / row.sum;
@@ -197,11 +120,12 @@ void run(const LinearCrossEntropy& op, const CrossEntropyRows& rows) {
   const int64_t N = op.logits.size[0], V = op.logits.size[1];
   const bool backward = rows.dloss != nullptr || rows.dlog_prob != nullptr || rows.dlse != nullptr;
   const int threads = useful_threads(N, WORK * static_cast<double>(N) * V, op.threads);
+  const Words<T>& words = words_of<T>(level());
   std::vector<Bag> bags(threads, Bag(op.longest));
   parallel_for(N, threads, [&](int64_t n, int thread) {
     T* const logits = op.logits.row<T>(n);
-    const Row row = forward_row(op, rows, n, logits, bags[thread]);
-    if (backward) backward_row(op, rows, n, row, bags[thread], logits);
+    const Row row = forward_row(words, op, rows, n, logits, bags[thread]);
+    if (backward) backward_row(words, op, rows, n, row, bags[thread], logits);
   });
 }
 

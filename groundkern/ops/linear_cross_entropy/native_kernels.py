@@ -1,5 +1,6 @@
-"""Linear cross entropy on the CPU: torch's matrix products over chunks of the counted rows, and
-csrc/cpu/linear_cross_entropy.cpp for everything between them."""
+"""Linear cross entropy on the CPU: matrix products over chunks of the counted rows (our own in fp32
+where the CPU has 512-bit vectors, else torch's), and csrc/cpu/linear_cross_entropy.cpp for
+everything between them."""
 
 from __future__ import annotations
 
@@ -62,10 +63,9 @@ class _Counted:
         names = ("loss", "log_prob", "lse", "predicted", "dloss", "dlog_prob", "dlse")
         for part in parts:
             logits = buffer[: part.stop - part.start]
-            if self.bias is None:
-                torch.mm(self.hidden[part], self.weight.t(), out=logits)
-            else:
-                torch.addmm(self.bias, self.hidden[part], self.weight.t(), out=logits)
+            native.product(self.hidden[part], self.weight, logits, transposed_b=True)
+            if self.bias is not None:
+                logits += self.bias
             tensors = {**self.tensors, "logits": logits}
             for name in ("target", "index"):
                 tensors[name] = None if tensors[name] is None else tensors[name][part]
@@ -139,18 +139,18 @@ def _gradients(
     dbias = None if counted.bias is None else torch.zeros(len(counted.bias))
     for part, dlogits in counted.chunks(*upstream):
         hidden = counted.hidden[part]
-        torch.mm(dlogits, counted.weight, out=dhidden[part])
+        native.product(dlogits, counted.weight, dhidden[part])
         if dbias is not None:
             dbias += dlogits.sum(0, dtype=torch.float32)
         if not train_weight and weight_grad is None:
             continue
         if dweight is None:
             dweight = native.empty(*counted.weight.shape, dtype=counted.weight.dtype)
-            torch.mm(dlogits.t(), hidden, out=dweight)
+            native.product(dlogits, hidden, dweight, transposed_a=True)
             if part.stop < len(counted.rows):
                 dweight = dweight.float()
         elif dlogits.dtype == torch.float32:
-            dweight.addmm_(dlogits.t(), hidden)
+            native.product(dlogits, hidden, dweight, transposed_a=True, add=True)
         else:
             dweight += torch.mm(dlogits.t(), hidden)
     return dhidden, dweight, dbias
@@ -193,6 +193,12 @@ def forward_with_gradients(
     if row_factor is not None:
         loss = (loss * row_factor).sum()
     return loss, *rest, *_returned(counted, gradients, hidden, weight, bias, train_weight)
+
+
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient * factor in gradient's dtype, on huge pages where it is large."""
+    out = native.empty(*gradient.shape, dtype=gradient.dtype)
+    return torch.mul(gradient, factor, out=out)
 
 
 def backward(

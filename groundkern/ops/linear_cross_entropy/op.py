@@ -8,6 +8,8 @@ alone, one for all rows, or with a frozen head one per row.
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -163,17 +165,20 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
         gradients = linear_cross_entropy_backward(rows, none, none, *tensors, *ctx.options)
     else:
         used = (True, train_weight, train_bias)
-        gradients = [_scaled(x, dloss) if y else x for x, y in zip(gradients, used, strict=True)]
+        scaled = partial(_scaled, backend=ctx.options[-1])
+        gradients = [scaled(x, dloss) if y else x for x, y in zip(gradients, used, strict=True)]
     dhidden, dweight, dbias = gradients
     return dhidden, dweight if train_weight else None, dbias if train_bias else None, *[None] * 10
 
 
-def _scaled(gradient: Tensor, dloss: Tensor) -> Tensor:
+def _scaled(gradient: Tensor, dloss: Tensor, backend: str) -> Tensor:
     """gradient * dloss; itself where dloss is seen to be 1, as for a loss used by itself."""
     visible = type(dloss) is Tensor and dloss.device.type == "cpu"  # not traced, no sync
     if visible and dloss.dim() == 0 and float(dloss) == 1.0:
         return gradient
     factor = dloss[:, None] if dloss.dim() == 1 else dloss
+    if visible and backend == "native":
+        return kernels(backend).scaled(gradient, factor)
     return (gradient * factor).to(gradient.dtype)
 
 
