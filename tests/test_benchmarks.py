@@ -15,7 +15,18 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import __main__ as program
-from benchmarks import baselines, flex, floors, gpu, harness, memory, plots, problems, suite
+from benchmarks import (
+    baselines,
+    flex,
+    floors,
+    gpu,
+    harness,
+    memory,
+    plots,
+    problems,
+    suite,
+    training_step,
+)
 
 CPU = torch.device("cpu")
 SIZES = floors.AttentionSizes(
