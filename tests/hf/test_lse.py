@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach, attention
+from groundkern.hf import Klal, Smam, attach, attention, readings
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
 from tests.hf.samples import make_batch
@@ -14,16 +14,16 @@ from tests.hf.samples import make_batch
 class Counted:
     """Counts the calls of an op that came with an lse."""
 
-    def __init__(self, monkeypatch, name: str) -> None:
+    def __init__(self, monkeypatch, module, name: str) -> None:
         self.given, self.calls = 0, 0
-        op = getattr(attention, name)
+        op = getattr(module, name)
 
         def counted(*arguments, **options):
             self.calls += 1
             self.given += options.get("lse") is not None
             return op(*arguments, **options)
 
-        monkeypatch.setattr(attention, name, counted)
+        monkeypatch.setattr(module, name, counted)
 
 
 def _run(model, batch: dict) -> tuple[torch.Tensor, dict]:
@@ -42,7 +42,8 @@ def test_statistics_are_used_and_change_nothing(
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     batch = make_batch(model, samples[1:2] if one else samples)
-    side, maps = (Counted(monkeypatch, n) for n in ("side_attention", "attention_kl"))
+    side = Counted(monkeypatch, attention, "side_attention")
+    maps = Counted(monkeypatch, readings, "attention_kl")
     with_lse = _run(model, batch)
     assert side.given == side.calls > 0
     assert maps.given == (maps.calls if one else 0) and maps.calls > 0
@@ -59,6 +60,6 @@ def test_statistics_are_used_and_change_nothing(
 
 def test_eager_attention_has_none_to_give(samples, family, monkeypatch) -> None:
     model = attach(MODELS[family](attention="eager"), smam=Smam()).train()
-    side = Counted(monkeypatch, "side_attention")
+    side = Counted(monkeypatch, attention, "side_attention")
     _run(model, make_batch(model, samples))
     assert side.calls > 0 and side.given == 0
