@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from groundkern.hf.geometry import image_geometry
+from groundkern.hf.processor import pil_image_processor
 from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 QWEN, LLAVA = SimpleNamespace(model_type="qwen2_5_vl"), SimpleNamespace(model_type="llava")
@@ -34,7 +34,7 @@ def _token_pixels(processor, config, image):
 
 def _llava(**settings):
     processor = tiny_llava_processor()
-    processor.image_processor = LlavaImageProcessorPil(**settings)
+    processor.image_processor = pil_image_processor("llava", "Llava")(**settings)
     return processor
 
 
