@@ -251,7 +251,7 @@ def draw(
             picture = heated(
                 small, looks.rects.tolist(), values.numpy(), full_scale([values.abs().tolist()])
             )
-            outline(picture, {"boxes": boxes, "points": [], "polygons": []})
+            outline(picture, {"boxes": boxes, "points": [], "polygons": [], "polylines": []})
             panel.imshow(np.asarray(picture))
             panel.set_axis_off()
             panel.set_title(_title(name, chosen, layers, values, looks, boxes), fontsize=9)

@@ -89,7 +89,7 @@ def heated(
 
 
 def outline(image: Image.Image, entry: dict) -> None:
-    """Draw a sample's boxes, points and polygons (fractions) on an image."""
+    """Draw a sample's boxes, points, polygons and polylines (fractions) on an image."""
     draw, (width, height) = ImageDraw.Draw(image), image.size
     for grow, colour, line in ((3, "white", 5), (2, _TARGET, 3)):
         for x0, y0, x1, y1 in entry["boxes"]:

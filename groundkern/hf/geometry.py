@@ -15,6 +15,8 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from groundkern.checks import fail, require
@@ -24,19 +26,39 @@ from groundkern.maps import patch_grid
 if TYPE_CHECKING:
     from PIL import Image
 
-FAMILIES = (
-    "aya_vision",
-    "gemma3",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "smolvlm",
-)
-"""Values of `config.model_type` whose image geometry is known."""
+FAMILIES = {
+    "aya_vision": "5.10",
+    "gemma3": "5.15",
+    "idefics3": "5.10",
+    "internvl": "5.15",
+    "llava": "5.1",
+    "llava_next": "5.1",
+    "llava_onevision": "5.1",
+    "qwen2_5_vl": "5.1",
+    "qwen3_vl": "5.1",
+    "smolvlm": "5.15",
+}
+"""Values of `config.model_type` whose image geometry is known, and the transformers it takes.
+
+Where an image becomes more than its visual tokens (markers, rows of tiles), it takes a processor
+that tells what it put there: `text_replacement_offsets`.
+"""
+TRANSFORMERS = Version(transformers.__version__)
+
+
+def check_family(kind: str) -> None:
+    """Raise for a `config.model_type` whose image geometry is not known with this transformers.
+
+    Raises:
+        ValueError: an unknown family, or one whose processor tells enough only later.
+    """
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        fail("config.model_type", f"a family whose image geometry is known: {known}", repr(kind))
+    since = FAMILIES[kind]
+    if Version(since) > TRANSFORMERS:
+        wanted = f"transformers >= {since}, whose processor tells what an image became"
+        fail("config.model_type", wanted, f"{kind!r} with transformers {TRANSFORMERS}")
 
 
 def image_geometry(
@@ -58,13 +80,11 @@ def image_geometry(
         in the sequence.
 
     Raises:
-        ValueError: a family whose geometry is not known, or a grid that does not fit the images.
+        ValueError: a family whose geometry is not known (`check_family`), or a grid that does not
+            fit the images.
     """
-    kind = config.model_type
-    if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        fail("config.model_type", f"a family whose image geometry is known: {known}", repr(kind))
-    if kind in ("qwen2_5_vl", "qwen3_vl"):
+    check_family(config.model_type)
+    if config.model_type in ("qwen2_5_vl", "qwen3_vl"):
         grids = batch.get("image_grid_thw", ())
         tables = _stretched(grids, processor.image_processor.merge_size)
     else:

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from types import FunctionType
 
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
+
+
+def pil_image_processor(family: str, name: str) -> type[BaseImageProcessor]:
+    """The image processor class that needs no torchvision, under its name in this transformers.
+
+    Args:
+        family: folder of `transformers.models` (`qwen2_vl`).
+        name: what the class's name begins with (`Qwen2VL`).
+
+    Returns:
+        `Qwen2VLImageProcessorPil`; in transformers that have none, `Qwen2VLImageProcessor`, which
+        then is the one without torchvision.
+    """
+    folder, suffix = f"transformers.models.{family}.", "Pil"
+    module = f"image_processing_pil_{family}"
+    if find_spec(folder + module) is None:
+        module, suffix = f"image_processing_{family}", ""
+    return getattr(import_module(folder + module), f"{name}ImageProcessor{suffix}")
 
 
 @cache

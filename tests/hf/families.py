@@ -29,21 +29,10 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLProcessor,
     SmolVLMConfig,
-    SmolVLMProcessor,
 )
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-    LlavaOnevisionImageProcessorPil,
-)
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from groundkern.hf.processor import without_video
+from groundkern.hf.geometry import check_family
+from groundkern.hf.processor import pil_image_processor, without_video
 from tests.hf.tiny import (
     QWEN_TEMPLATE,
     build_model,
@@ -159,7 +148,7 @@ def qwen3_vl_model(*, seed: int = 0, attention: str = "sdpa", **text):
 
 def qwen3_vl_processor(*, padding_side: str = "right"):
     """32 px to a visual token."""
-    images = Qwen2VLImageProcessorPil(
+    images = pil_image_processor("qwen2_vl", "Qwen2VL")(
         patch_size=16, merge_size=2, min_pixels=32 * 32, max_pixels=36 * 32 * 32
     )
     tokenizer = tiny_tokenizer(padding_side=padding_side)
@@ -200,7 +189,7 @@ def gemma3_model(*, seed: int = 0, attention: str = "sdpa", **text):
 def gemma3_processor(*, padding_side: str = "right", **images):
     """Every image squashed to 112 x 112."""
     return Gemma3Processor(
-        Gemma3ImageProcessorPil(size={"height": 112, "width": 112}, **images),
+        pil_image_processor("gemma3", "Gemma3")(size={"height": 112, "width": 112}, **images),
         _gemma_tokenizer(padding_side),
         chat_template=TILE_TEMPLATE.replace("<image>", "<start_of_image>"),
         image_seq_length=16,
@@ -254,14 +243,20 @@ def _idefics_processor(processor_class, image_class, padding_side: str, images: 
 
 def idefics3_processor(*, padding_side: str = "right", **images):
     """Longest edge to 112 px, tiles of 56 px and a global view."""
-    return _idefics_processor(Idefics3Processor, Idefics3ImageProcessorPil, padding_side, images)
+    image_class = pil_image_processor("idefics3", "Idefics3")
+    return _idefics_processor(Idefics3Processor, image_class, padding_side, images)
 
 
 def smolvlm_processor(*, padding_side: str = "right", **images):
     """As Idefics3."""
     pytest.importorskip("num2words", reason="transformers' SmolVLM processor needs num2words")
-    processor_class = without_video(SmolVLMProcessor)
-    return _idefics_processor(processor_class, SmolVLMImageProcessorPil, padding_side, images)
+    smolvlm = pytest.importorskip(
+        "transformers.models.smolvlm.processing_smolvlm",
+        reason="this transformers' SmolVLM processor needs torchvision",
+    )
+    processor_class = without_video(smolvlm.SmolVLMProcessor)
+    image_class = pil_image_processor("smolvlm", "SmolVLM")
+    return _idefics_processor(processor_class, image_class, padding_side, images)
 
 
 def _internvl_tokenizer(padding_side: str = "right"):
@@ -291,10 +286,16 @@ def internvl_model(*, seed: int = 0, attention: str = "sdpa", **text):
     )
 
 
+def _got_ocr_images(**settings):
+    """Up to 6 tiles of 56 px and a global view."""
+    size = {"height": TILE, "width": TILE}
+    return pil_image_processor("got_ocr2", "GotOcr2")(size=size, max_patches=6, **settings)
+
+
 def internvl_processor(*, padding_side: str = "right", **images):
     """Up to 6 tiles of 56 px and a thumbnail."""
     return without_video(InternVLProcessor)(
-        GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, max_patches=6, **images),
+        _got_ocr_images(**images),
         _internvl_tokenizer(padding_side),
         image_seq_length=4,
         chat_template=TILE_TEMPLATE.replace("<image>", "<IMG_CONTEXT>"),
@@ -331,7 +332,7 @@ def aya_vision_model(*, seed: int = 0, attention: str = "sdpa", **text):
 def aya_vision_processor(*, padding_side: str = "right", **images):
     """Up to 6 tiles of 56 px and a global view."""
     return AyaVisionProcessor(
-        GotOcr2ImageProcessorPil(size={"height": TILE, "width": TILE}, max_patches=6, **images),
+        _got_ocr_images(**images),
         _aya_tokenizer(padding_side),
         patch_size=14,
         img_size=TILE,
@@ -363,7 +364,7 @@ def llava_next_processor(*, padding_side: str = "right", **images):
         "image_grid_pinpoints": PINPOINTS,
     }
     return LlavaNextProcessor(
-        LlavaNextImageProcessorPil(**{**settings, **images}),
+        pil_image_processor("llava_next", "LlavaNext")(**{**settings, **images}),
         tiny_tokenizer(padding_side=padding_side),
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -392,7 +393,7 @@ def llava_onevision_processor(*, padding_side: str = "right", **images):
     """Tiles of 56 px."""
     settings = {"size": {"height": TILE, "width": TILE}, "image_grid_pinpoints": PINPOINTS}
     return without_video(LlavaOnevisionProcessor)(
-        LlavaOnevisionImageProcessorPil(**{**settings, **images}),
+        pil_image_processor("llava_onevision", "LlavaOnevision")(**{**settings, **images}),
         tiny_tokenizer(padding_side=padding_side),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
@@ -401,15 +402,31 @@ def llava_onevision_processor(*, padding_side: str = "right", **images):
     )
 
 
+def _served(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+    """The maker of a family's processor, which skips where this transformers is too old for it."""
+
+    def processor(**settings) -> Any:
+        try:
+            check_family(name)
+        except ValueError as error:
+            pytest.skip(str(error))
+        return make(**settings)
+
+    return processor
+
+
+_MAKERS = {
+    "qwen2_5_vl": (tiny_qwen_model, tiny_qwen_processor),
+    "qwen3_vl": (qwen3_vl_model, qwen3_vl_processor),
+    "llava": (tiny_llava_model, tiny_llava_processor),
+    "llava_next": (llava_next_model, llava_next_processor),
+    "llava_onevision": (llava_onevision_model, llava_onevision_processor),
+    "gemma3": (gemma3_model, gemma3_processor),
+    "idefics3": (idefics3_model, idefics3_processor),
+    "smolvlm": (smolvlm_model, smolvlm_processor),
+    "internvl": (internvl_model, internvl_processor),
+    "aya_vision": (aya_vision_model, aya_vision_processor),
+}
 FAMILIES = {
-    "qwen2_5_vl": Family(tiny_qwen_model, tiny_qwen_processor),
-    "qwen3_vl": Family(qwen3_vl_model, qwen3_vl_processor),
-    "llava": Family(tiny_llava_model, tiny_llava_processor),
-    "llava_next": Family(llava_next_model, llava_next_processor),
-    "llava_onevision": Family(llava_onevision_model, llava_onevision_processor),
-    "gemma3": Family(gemma3_model, gemma3_processor),
-    "idefics3": Family(idefics3_model, idefics3_processor),
-    "smolvlm": Family(smolvlm_model, smolvlm_processor),
-    "internvl": Family(internvl_model, internvl_processor),
-    "aya_vision": Family(aya_vision_model, aya_vision_processor),
+    name: Family(model, _served(name, processor)) for name, (model, processor) in _MAKERS.items()
 }

@@ -31,7 +31,8 @@ def plain_inputs(batch: dict) -> dict:
 @torch.no_grad()
 def test_without_gk_inputs_nothing_changes(model, samples):
     batch = make_batch(model, samples, side="left")
-    inputs = plain_inputs(batch)
+    taken = inspect.signature(model.forward).parameters
+    inputs = {name: x for name, x in plain_inputs(batch).items() if name in taken}
     labels = batch["input_ids"]
     before = model(**inputs, labels=labels)
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)

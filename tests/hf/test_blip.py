@@ -10,12 +10,12 @@ from transformers import (
     BertTokenizer,
     BlipConfig,
     BlipForImageTextRetrieval,
-    BlipImageProcessorPil,
     BlipProcessor,
 )
 
 from groundkern.hf import GroundedExample, Phrase
 from groundkern.hf.blip import BlipHist, blip_hist, blip_hist_batch
+from groundkern.hf.processor import pil_image_processor
 from groundkern.losses import composition
 from tests.hf.closeness import assert_same_gradients, gradients
 
@@ -39,7 +39,7 @@ WORDS = [
 def processor(tmp_path_factory):
     vocabulary = tmp_path_factory.mktemp("blip") / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS))
-    images = BlipImageProcessorPil(size={"height": 16, "width": 16})
+    images = pil_image_processor("blip", "Blip")(size={"height": 16, "width": 16})
     return BlipProcessor(images, BertTokenizer(str(vocabulary)))
 
 

@@ -7,6 +7,8 @@ own pixels do: tiles, global views, crops, pooling and newline tokens all show.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -101,16 +103,26 @@ def test_tokens_change_where_the_table_says(family, size):
     check(*family, size, seeded())
 
 
-def build(name: str, **images):
+@pytest.fixture
+def build(monkeypatch) -> Callable[..., tuple]:
     """A processor with settings of its own, and the family's model."""
-    built = FAMILIES[name]
-    processor = built.processor()
-    processor.images_kwargs = {**getattr(processor, "images_kwargs", {}), **images}
-    return processor, without_attention(built.model())
+
+    def build(name: str, **images):
+        built = FAMILIES[name]
+        processor = built.processor()
+        if hasattr(processor, "images_kwargs"):
+            processor.images_kwargs = {**processor.images_kwargs, **images}
+        else:  # transformers before 5.21: beside the class
+            defaults = processor.valid_processor_kwargs._defaults
+            images = {**defaults.get("images_kwargs", {}), **images}
+            monkeypatch.setitem(defaults, "images_kwargs", images)
+        return processor, without_attention(built.model())
+
+    return build
 
 
 @pytest.mark.parametrize("size", [(150, 97), (61, 200)], ids=str)
-def test_pan_and_scan_crops_come_after_the_whole_image(size):
+def test_pan_and_scan_crops_come_after_the_whole_image(build, monkeypatch, size):
     """Gemma3's crops are off by default, and the processor's own setting decides."""
     crops = {
         "do_pan_and_scan": True,
@@ -121,6 +133,7 @@ def test_pan_and_scan_crops_come_after_the_whole_image(size):
     processor, model = build("gemma3", **crops)
     table = check(processor, model, size, seeded())
     assert len(table) == 16 * {150: 3, 61: 4}[size[0]]
+    monkeypatch.undo()
     processor, model = build("gemma3")
     assert len(check(processor, model, size, seeded())) == 16
 
@@ -130,17 +143,17 @@ def test_pan_and_scan_crops_come_after_the_whole_image(size):
     [("idefics3", "do_image_splitting"), ("internvl", "crop_to_patches")],
     ids=str,
 )
-def test_without_tiles_there_is_one_view(name, off):
+def test_without_tiles_there_is_one_view(build, name, off):
     processor, model = build(name, **{off: False})
     assert len(check(processor, model, (150, 97), seeded())) == 4
 
 
-def test_a_small_image_has_one_view():
+def test_a_small_image_has_one_view(build):
     assert len(check(*build("internvl"), (40, 40), seeded())) == 4
 
 
 @pytest.mark.parametrize("size", [(112, 112), (61, 170)], ids=str)
-def test_onevision_interpolates_what_is_too_many_tokens(size):
+def test_onevision_interpolates_what_is_too_many_tokens(build, size):
     """Bilinear: a token mixes its neighbours, so a spot may reach one token further."""
     processor, model = build("llava_onevision")
     plain = check(processor, model, size, seeded())
@@ -150,7 +163,7 @@ def test_onevision_interpolates_what_is_too_many_tokens(size):
     torch.testing.assert_close(fewer[16:, 3:].amax(0), plain[16:, 3:].amax(0))  # the same area
 
 
-def test_onevision_gives_one_of_several_images_a_padded_square():
+def test_onevision_gives_one_of_several_images_a_padded_square(build):
     processor, model = build("llava_onevision")
     wide, spotted = Image.new("RGB", (112, 56), "white"), Image.new("RGB", (112, 56), "white")
     ImageDraw.Draw(spotted).rectangle((30, 16, 53, 24), fill="black")
@@ -168,7 +181,7 @@ def test_onevision_gives_one_of_several_images_a_padded_square():
     assert table[22, 1:].tolist() == pytest.approx([0.25, 0.0, 0.5, 0.5])
 
 
-def test_newlines_have_no_place():
+def test_newlines_have_no_place(build):
     processor, model = build("llava_next")
     table = check(processor, model, (112, 112), seeded())
     assert len(table) == 16 + 8 * (8 + 1)
@@ -177,7 +190,7 @@ def test_newlines_have_no_place():
     assert newline[16:].view(8, 9)[:, -1].all()
 
 
-def test_class_tokens_in_tiles_and_other_tilings_are_refused():
+def test_class_tokens_in_tiles_and_other_tilings_are_refused(build):
     processor, model = build("llava_next")
     processor.vision_feature_select_strategy = "full"
     image = Image.new("RGB", (60, 60))

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image, ImageDraw
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from groundkern.hf import geometry
 from groundkern.hf.geometry import image_geometry
+from groundkern.hf.processor import pil_image_processor
 from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 QWEN, LLAVA = SimpleNamespace(model_type="qwen2_5_vl"), SimpleNamespace(model_type="llava")
@@ -34,7 +36,7 @@ def _token_pixels(processor, config, image):
 
 def _llava(**settings):
     processor = tiny_llava_processor()
-    processor.image_processor = LlavaImageProcessorPil(**settings)
+    processor.image_processor = pil_image_processor("llava", "Llava")(**settings)
     return processor
 
 
@@ -114,6 +116,26 @@ def test_several_images_and_none(case):
     assert tables[1].shape == (0, 5)
     assert tables[2][:, 0].tolist() == [0] * per_image[1] + [1] * per_image[0]
     torch.testing.assert_close(tables[2][per_image[1] :, 1:], tables[0][:, 1:])
+
+
+def test_families_of_later_transformers_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(geometry, "TRANSFORMERS", Version("5.9.0"))
+    wanted = r"transformers >= 5\.10, .*, got 'idefics3' with transformers 5\.9\.0"
+    with pytest.raises(ValueError, match=wanted):
+        image_geometry(None, SimpleNamespace(model_type="idefics3"), [[]], {})
+    monkeypatch.setattr(geometry, "TRANSFORMERS", Version("5.1.0"))
+    served = {name for name in geometry.FAMILIES if not _refused(name)}
+    assert served == {"llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"}
+    monkeypatch.setattr(geometry, "TRANSFORMERS", Version("5.15.0"))
+    assert not any(map(_refused, geometry.FAMILIES))
+
+
+def _refused(family: str) -> bool:
+    try:
+        geometry.check_family(family)
+    except ValueError:
+        return True
+    return False
 
 
 def test_unknown_families_videos_and_missing_grids_are_refused():

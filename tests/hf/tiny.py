@@ -20,10 +20,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from groundkern.hf.processor import without_video
+from groundkern.hf.processor import pil_image_processor, without_video
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -98,7 +96,9 @@ def tiny_tokenizer(
 def tiny_qwen_processor(*, padding_side: str = "right") -> Qwen2_5_VLProcessor:
     """28 px to a visual token, 1 to 64 visual tokens to an image, no video part."""
     return without_video(Qwen2_5_VLProcessor)(
-        image_processor=Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=64 * 28 * 28),
+        image_processor=pil_image_processor("qwen2_vl", "Qwen2VL")(
+            min_pixels=28 * 28, max_pixels=64 * 28 * 28
+        ),
         tokenizer=tiny_tokenizer(padding_side=padding_side),
         chat_template=QWEN_TEMPLATE,
     )
@@ -107,7 +107,7 @@ def tiny_qwen_processor(*, padding_side: str = "right") -> Qwen2_5_VLProcessor:
 def tiny_llava_processor(*, padding_side: str = "right") -> LlavaProcessor:
     """Short edge to 56 px, centre crop to 56 x 56, 4 x 4 visual tokens."""
     return LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(
+        image_processor=pil_image_processor("llava", "Llava")(
             size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
         ),
         tokenizer=tiny_tokenizer(eos="<|endoftext|>", padding_side=padding_side),

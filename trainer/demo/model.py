@@ -13,9 +13,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from groundkern.hf.processor import without_video
+from groundkern.hf.processor import pil_image_processor, without_video
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PADS = ("<|image_pad|>", "<|video_pad|>")
@@ -61,7 +60,9 @@ def build_tokenizer(corpus: Iterable[str], *, size: int = 2048) -> PreTrainedTok
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     """28 px to a visual token, up to 256 visual tokens to an image, no videos."""
-    images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=256 * 28 * 28)
+    images = pil_image_processor("qwen2_vl", "Qwen2VL")(
+        min_pixels=28 * 28, max_pixels=256 * 28 * 28
+    )
     return without_video(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=TEMPLATE)
 
 
