@@ -28,7 +28,7 @@ namespace py = pybind11;
 // Asks for huge pages under memory not yet touched; a hint, so a refusal means nothing.
 void prefer_huge_pages(std::uintptr_t address, std::size_t size) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 25;
+  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 22;
   if (size < WORTH || size > MAX_ELEMENTS) return;
   const std::uintptr_t first = (address + PAGE - 1) / PAGE * PAGE;
   const std::uintptr_t last = (address + size) / PAGE * PAGE;
