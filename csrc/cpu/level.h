@@ -98,6 +98,9 @@ struct Level {
   // x [keys, LANES] fp32 -> bf16, plain and (where not null) paired.
   void (*narrow)(const float* x, int64_t keys, uint32_t* plain, uint32_t* paired);
 
+  // Two rows [panels * LANES] of bf16, one behind the other, into paired panels `stride` apart.
+  void (*pair)(const void* even, const void* odd, int64_t panels, int64_t stride, void* to);
+
   // attention_map. maximum [keys, stride] takes in scores - norm of the lanes with a weight.
   void (*raise_maximum)(const float* scores, int64_t keys, const Lanes& lanes, float* maximum,
                         int64_t stride);
