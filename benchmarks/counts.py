@@ -1,25 +1,32 @@
 """python -m benchmarks.counts: what a call costs in numbers that do not wobble.
 
-FLOPs of the matrix products, and bytes touched at the peak of a call (as memory.py counts them), of
-our CPU calls at issue-5's sizes. They are compared with counts.json, which is committed: more than
-it says fails, fewer asks for `--write`. Times are never compared.
+FLOPs of the matrix products that linear cross entropy hands out, and bytes touched at the peak of a
+call (as memory.py counts them), of our CPU calls at issue-5's sizes; and, where valgrind is
+installed, machine instructions of the C++ kernels at smaller ones (instructions.py). They are
+compared with counts.json, which is committed: more than it says fails, fewer asks for `--write`.
+Times are never compared.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from benchmarks import harness, memory, problems
+from groundkern import native
 
 FILE = Path(__file__).with_name("counts.json")
 THREADS = 2  # scratch memory is per thread
-ALLOWED = {"flops": 0.0, "bytes": 0.1}  # relative; pages differ between runs and allocators
+ISA = {"GROUNDKERN_CPU_ISA": "avx2"}  # panels differ between instruction sets
+# Relative; pages differ between runs and allocators, instructions between compilers.
+ALLOWED = {"flops": 0.0, "bytes": 0.1, "instructions": 0.1}
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 CPU = torch.device("cpu")
 
@@ -36,10 +43,23 @@ def cases() -> list[problems.Problem]:
 
 
 def product_flops(run) -> int:
-    """FLOPs of torch's matrix products during a call, those inside our ops included."""
-    with torch.profiler.profile(record_shapes=True, with_flops=True) as profile:
+    """FLOPs of the matrix products during a call: torch's, those inside our ops included, and those
+    that our launchers give to the C++ product."""
+    counted: list[int] = []
+
+    def noting(function, tensors, **options):
+        if function.__name__ == "matrix_product":
+            inner = tensors["a"].shape[0 if options["transposed_a"] else 1]
+            counted.append(2 * tensors["out"].numel() * inner)
+        plain(function, tensors, **options)
+
+    plain = native.call
+    with (
+        mock.patch.object(native, "call", noting),
+        torch.profiler.profile(record_shapes=True, with_flops=True) as profile,
+    ):
         run()
-    return sum(e.flops or 0 for e in profile.events() if e.name in PRODUCTS)
+    return sum(counted) + sum(e.flops or 0 for e in profile.events() if e.name in PRODUCTS)
 
 
 def measured() -> Iterator[tuple[str, dict[str, int]]]:
@@ -55,10 +75,10 @@ def measured() -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def now() -> dict[str, dict[str, int]]:
-    """The counts of this tree, from a process of its own with memory.py's allocator settings."""
+    """FLOPs and bytes of this tree, from a process with memory.py's allocator settings."""
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.counts", "--measure"],
-        env={**os.environ, **memory.ALLOCATOR},
+        env={**os.environ, **memory.ALLOCATOR, **ISA},
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -66,6 +86,13 @@ def now() -> dict[str, dict[str, int]]:
     if result.returncode:
         raise RuntimeError(f"counting failed: {result.stderr.strip().splitlines()[-1]}")
     return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def instructions() -> dict[str, dict[str, int]]:
+    """Machine instructions of this tree; RuntimeError without valgrind."""
+    from benchmarks.instructions import count
+
+    return {name: {"instructions": n} for name, n in count().items()}
 
 
 def committed() -> dict[str, dict[str, int]]:
@@ -76,8 +103,9 @@ def changes(new: dict[str, dict[str, int]], old: dict[str, dict[str, int]]) -> t
     """(what grew or is new or gone, what shrank), one sentence each."""
     worse, better = [], []
     for name in sorted({*new, *old}):
-        for kind, allowed in ALLOWED.items():
-            a, b = new.get(name, {}).get(kind), old.get(name, {}).get(kind)
+        some, others = new.get(name, {}), old.get(name, {})
+        for kind in sorted({*some, *others}):
+            a, b, allowed = some.get(kind), others.get(kind), ALLOWED[kind]
             sentence = f"{name}: {kind} {b} -> {a}"
             if a is None or b is None or a > b * (1 + allowed):
                 worse.append(sentence)
@@ -95,11 +123,16 @@ def main() -> int:
     if args.measure:
         print(json.dumps(dict(measured())))
         return 0
-    new = now()
+    new, old = now(), committed() if FILE.exists() else {}
+    if shutil.which("valgrind"):
+        new |= instructions()
+    else:
+        print("valgrind is not installed: instructions are not counted", file=sys.stderr)
+        new |= {name: counts for name, counts in old.items() if "instructions" in counts}
     if args.write:
         FILE.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
         return 0
-    worse, better = changes(new, committed())
+    worse, better = changes(new, old)
     for sentence in worse:
         print(f"more: {sentence}", file=sys.stderr)
     for sentence in better:

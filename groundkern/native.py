@@ -15,7 +15,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
-def _dtype_codes() -> dict[torch.dtype, int]:
+def dtype_codes() -> dict[torch.dtype, int]:
     from groundkern import _C
 
     names = ("float32", "bfloat16", "float16", "int32", "int64")
@@ -25,7 +25,7 @@ def _dtype_codes() -> dict[torch.dtype, int]:
 def unsupported(*operands: Tensor | None) -> str | None:
     """Why no C++ kernel can serve these tensors, in one sentence; None when one may."""
     try:
-        _dtype_codes()
+        dtype_codes()
     except ImportError as error:
         return f"the C++ extension groundkern._C cannot be imported: {error}"
     for x in operands:
@@ -80,7 +80,7 @@ def product(
 
 
 def _view(x: Tensor) -> View:
-    return x.data_ptr(), _dtype_codes()[x.dtype], tuple(x.shape), x.stride()
+    return x.data_ptr(), dtype_codes()[x.dtype], tuple(x.shape), x.stride()
 
 
 def selection(

@@ -13,7 +13,7 @@ from trainer import inspection
 from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
-from trainer.evidence.command import add_arguments, evidence
+from trainer.evidence import command
 from trainer.prepare.command import add_commands
 
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
@@ -27,24 +27,20 @@ def main(words: list[str] | None = None) -> int:
     """
     parser = _parser()
     arguments, overrides = parser.parse_known_args(words)
-    if overrides and arguments.command not in ("train", "demo", "look"):
+    if overrides and arguments.command not in ("train", "demo"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
                 "python -m trainer is one process; with several, use groundkern.hf.GroundingTrainer"
             )
-        if arguments.command in ("prepare", "inspect"):
-            return _guarded(lambda: arguments.run(arguments))
-        if arguments.command == "evidence":
-            return _guarded(lambda: evidence(arguments))
+        if arguments.command == "train":
+            if arguments.config is None and not overrides:
+                raise ConfigError("train: give --config FILE, or --help for the fields")
+            return _guarded(_train(arguments.config, overrides))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
-        if arguments.command == "look":
-            return _guarded(_look(arguments, overrides))
-        if arguments.config is None and not overrides:
-            raise ConfigError("train: give --config FILE, or --help for the fields")
-        return _guarded(_train(arguments.config, overrides))
+        return _guarded(lambda: arguments.run(arguments))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,26 +65,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
-    table = "train plain and by every method on drawn tasks, and table the held-out figures"
-    add_arguments(commands.add_parser("evidence", help=table, allow_abbrev=False))
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
-    add_look(commands)
-    inspect = commands.add_parser("inspect", help=inspection.HELP, allow_abbrev=False)
-    inspection.add_arguments(inspect)
-    inspect.set_defaults(run=inspection.run)
+    add_look(commands).set_defaults(run=_look)
+    tools = (("inspect", inspection), ("evidence", command))
+    for name, tool in tools:
+        added = commands.add_parser(name, help=tool.HELP, allow_abbrev=False)
+        tool.add_arguments(added)
+        added.set_defaults(run=tool.run)
     return parser
 
 
-def _look(arguments: argparse.Namespace, rest: list[str]) -> Callable[[], None]:
-    if rest:
-        raise ConfigError(f"command line: unknown {rest[0]!r}; look --help lists what there is")
+def _look(arguments: argparse.Namespace) -> None:
+    from trainer.look import run_look
 
-    def run() -> None:
-        from trainer.look import run_look
-
-        print(f"Picture: {run_look(arguments)}")
-
-    return run
+    print(f"Picture: {run_look(arguments)}")
 
 
 def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:

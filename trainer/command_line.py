@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -112,8 +113,8 @@ def _plain(text: str) -> Any:
         raise ConfigError(f"command line: expected a YAML value, got {text!r}") from None
 
 
-def add_look(commands: Any) -> None:
-    """Add the `look` sub-command to a parser's sub-commands."""
+def add_look(commands: Any) -> argparse.ArgumentParser:
+    """The `look` sub-command, added to a parser's sub-commands."""
     look = commands.add_parser(
         "look",
         help="draw where a model looks when it answers",
@@ -147,3 +148,4 @@ def add_look(commands: Any) -> None:
     look.add_argument("--max-new-tokens", type=int, default=32, help="of the model's own answer")
     look.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     look.add_argument("--device", default="cpu", help="for example cuda")
+    return look

@@ -80,7 +80,7 @@ def _absent() -> None:
     ("name", "place", "value", "why"),
     [
         ("triton", "groundkern.backends._NO_TRITON", "the package is not there", "the package is"),
-        ("native", "groundkern.native._dtype_codes", _absent, "the C.. extension .* not built"),
+        ("native", "groundkern.native.dtype_codes", _absent, "the C.. extension .* not built"),
     ],
 )
 def test_a_named_backend_that_is_not_there_never_falls_back(

@@ -7,9 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from trainer.evidence.runs import METHODS, Plan, draw, make_models, run
+from trainer.evidence.runs import METHODS, Plan, draw, make_models
+from trainer.evidence.runs import run as run_one
 from trainer.prepare.maps.tasks import LEVELS, TASKS
 
+HELP = "train plain and by every method on drawn tasks, and table the held-out figures"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Plan)}
 
 
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=text)
 
 
-def evidence(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Draws, runs what is not done, and writes the tables after every run and the picture last."""
     import torch
 
@@ -50,7 +52,7 @@ def evidence(arguments: argparse.Namespace) -> None:
     results: list[dict[str, Any]] = []
     for number, (task, method, seed) in enumerate(todo, start=1):
         print(f"Run {number} of {len(todo)}: {task}, {method}, seed {seed}", flush=True)
-        results.append(run(plan, task, method, seed))
+        results.append(run_one(plan, task, method, seed))
         table = write_tables(plan, results, _command(plan))
     print(f"Table: {table}\nPicture: {plot(plan, results)}")
 
