@@ -28,7 +28,7 @@ namespace py = pybind11;
 // Asks for huge pages under memory not yet touched; a hint, so a refusal means nothing.
 void prefer_huge_pages(std::uintptr_t address, std::size_t size) {
 #if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 25;
+  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 22;
   if (size < WORTH || size > MAX_ELEMENTS) return;
   const std::uintptr_t first = (address + PAGE - 1) / PAGE * PAGE;
   const std::uintptr_t last = (address + size) / PAGE * PAGE;
@@ -190,15 +190,21 @@ void product(const View& a, const View& b, const View& out, bool transposed_a, b
              bool add, int threads) {
   if (transposed_a && transposed_b) fail("transposed_b", "at most one transpose", "two");
   MatrixProduct op{};
+  op.dtype = static_cast<Dtype>(std::get<1>(a));
+  if (op.dtype != Dtype::float32 &&
+      (op.dtype != Dtype::bfloat16 || !has_matrix_product(Dtype::bfloat16))) {
+    fail("a", "float32 (0), or bfloat16 (1) on a CPU that multiplies it",
+         "dtype code " + std::to_string(std::get<1>(a)));
+  }
   op.transposed_A = transposed_a;
   op.transposed_B = transposed_b;
-  op.A = tensor<2>("a", a, Dtype::float32, {ANY, ANY});
+  op.A = tensor<2>("a", a, op.dtype, {ANY, ANY});
   op.K = op.A.size[transposed_a ? 0 : 1];
   op.M = op.A.size[transposed_a ? 1 : 0];
   const std::vector<int64_t> shape{transposed_b ? ANY : op.K, transposed_b ? op.K : ANY};
-  op.B = tensor<2>("b", b, Dtype::float32, shape);
+  op.B = tensor<2>("b", b, op.dtype, shape);
   op.N = op.B.size[transposed_b ? 0 : 1];
-  op.C = output<2>("out", out, Dtype::float32, {op.M, op.N});
+  op.C = output<2>("out", out, op.dtype, {op.M, op.N});
   op.add = add;
   op.threads = check_threads(threads);
   matrix_product(op);
@@ -333,7 +339,9 @@ PYBIND11_MODULE(_C, module) {
              py::arg("scale"), py::arg("softcap"), py::arg("threads"));
   module.def("cpu_levels", &groundkern::level_names);
   module.def("cpu_level", [] { return std::string(groundkern::level().name); });
-  module.def("has_matrix_product", &groundkern::has_matrix_product);
+  module.def("has_matrix_product", [](int dtype) {
+    return groundkern::has_matrix_product(static_cast<groundkern::Dtype>(dtype));
+  });
   module.def("matrix_product", &groundkern::product, release(), py::kw_only(), py::arg("a"),
              py::arg("b"), py::arg("out"), py::arg("transposed_a"), py::arg("transposed_b"),
              py::arg("add"), py::arg("threads"));

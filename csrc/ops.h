@@ -117,8 +117,9 @@ struct CrossEntropyRows {
 
 void linear_cross_entropy(const LinearCrossEntropy& op, const CrossEntropyRows& rows);
 
-// C = A B, A B^T or A^T B in float32.
+// C = A B, A B^T or A^T B, summed in fp32.
 struct MatrixProduct {
+  Dtype dtype;                      // float32, or bfloat16 where has_matrix_product(bfloat16)
   bool transposed_A, transposed_B;  // not both
   int64_t M, N, K;                  // C [M, N], K summed over
   Tensor<2> A;                      // [M, K], transposed [K, M]
@@ -132,6 +133,6 @@ struct MatrixProduct {
 void matrix_product(const MatrixProduct& op);
 
 // Whether its loops were compiled for the vectors of this CPU: else another library's are faster.
-bool has_matrix_product();
+bool has_matrix_product(Dtype dtype);
 
 }  // namespace groundkern

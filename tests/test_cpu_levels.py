@@ -149,6 +149,35 @@ def test_matrix_product(
     torch.testing.assert_close(results[0].double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("transposed_a", "transposed_b"), PRODUCTS)
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(0, 3, 2), (3, 2, 0), (1, 1, 1), (37, 65, 5), (33, 64, 256), (600, 1100, 513)]
+)
+def test_bfloat16_product(
+    m: int, n: int, k: int, transposed_a: bool, transposed_b: bool, level: str, monkeypatch
+) -> None:
+    """Summed in fp32 and rounded once; added to, once more. A level without bf16 refuses."""
+    monkeypatch.setenv(VARIABLE, level)
+    operands = product_operands(m, n, k, transposed_a, transposed_b)[:2]
+    a, b = (x.bfloat16() for x in operands)
+    out = torch.full((m, n), math.nan, dtype=torch.bfloat16)
+    turned = {"transposed_a": transposed_a, "transposed_b": transposed_b}
+    if not _C.has_matrix_product(_C.bfloat16):
+        with pytest.raises(ValueError, match="^`a`: expected .+ on a CPU that multiplies it, got"):
+            multiply(a, b, out, **turned)
+        return
+    expected = (a.T if transposed_a else a).double() @ (b.T if transposed_b else b).double()
+    results = []
+    for threads in (1, 3):
+        multiply(a, b, out, **turned, threads=threads)
+        results.append(out.clone())
+        multiply(a, b, out, **turned, threads=threads, add=True)
+        torch.testing.assert_close(out.double(), results[0].double() + expected, rtol=5e-3, atol=1e-2)
+    assert torch.equal(*results)
+    torch.testing.assert_close(results[0].double(), expected, rtol=2**-8, atol=1e-4)
+
+
 def test_matrix_product_of_strided_rows() -> None:
     a, b = torch.randn(5, 40)[:, 3:20], torch.randn(17, 30)[:, :11]
     out = torch.full((5, 11), math.nan)
@@ -159,7 +188,8 @@ def test_matrix_product_of_strided_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("a", {"a": torch.zeros(3, 4, dtype=torch.bfloat16)}),
+        ("a", {"a": torch.zeros(3, 4, dtype=torch.float16)}),
+        ("b", {"b": torch.zeros(4, 2, dtype=torch.bfloat16)}),
         ("a", {"a": torch.zeros(3)}),
         ("a", {"a": torch.zeros(4, 3).T}),
         ("b", {"b": torch.zeros(5, 2)}),

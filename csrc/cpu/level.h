@@ -43,19 +43,28 @@ struct RowFactors {
   int64_t stride;
 };
 
-struct Largest {
-  float value;
-  int64_t word;  // the first of its words
+constexpr int64_t WORDS = 512;  // logits of a row that are taken at a time
+
+// linear_cross_entropy: of one row of logits [V], with z = softcap(logits).
+struct RowSums {
+  float top;      // the largest z
+  int64_t word;   // the first that has it
+  double others;  // sum of exp(z - top) over the words but the target
 };
 
-// linear_cross_entropy: one row of logits [V], z = softcap(logits).
+// What a row's gradient is made of: of block b of WORDS words, value exp(z - top [b]) times the
+// cap's slope, with 0 at the target. Room for whole blocks.
+struct RowTerms {
+  float* value;  // null: not wanted
+  float* top;
+};
+
 template <class T>
 struct Words {
-  Largest (*largest)(const T* logits, int64_t V, float softcap);
-  // sum_y exp(z_y - top) over the words but the target
-  double (*sum_of_others)(const T* logits, int64_t V, float softcap, float top, int64_t target);
+  RowSums (*sums)(const T* logits, int64_t V, float softcap, int64_t target,
+                  const RowTerms& terms);
   // logits = factor exp(z - top), times the cap's slope
-  void (*store_probabilities)(T* logits, int64_t V, float softcap, float top, float factor);
+  void (*store)(const RowTerms& terms, int64_t V, float top, float factor, T* logits);
 };
 
 struct Level {
@@ -88,6 +97,9 @@ struct Level {
                            float softcap);
   // x [keys, LANES] fp32 -> bf16, plain and (where not null) paired.
   void (*narrow)(const float* x, int64_t keys, uint32_t* plain, uint32_t* paired);
+
+  // Two rows [panels * LANES] of bf16, one behind the other, into paired panels `stride` apart.
+  void (*pair)(const void* even, const void* odd, int64_t panels, int64_t stride, void* to);
 
   // attention_map. maximum [keys, stride] takes in scores - norm of the lanes with a weight.
   void (*raise_maximum)(const float* scores, int64_t keys, const Lanes& lanes, float* maximum,

@@ -8,7 +8,7 @@
 // are read from the row, which is in cache: a few hundred loads against V.
 #include <type_traits>
 
-#include "level.h"
+#include "panels.h"
 
 namespace groundkern {
 namespace {
@@ -60,14 +60,14 @@ const Words<T>& words_of(const Level& level) {
 }
 
 template <class T>
-Row forward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows, int64_t n,
-                const T* logits, Bag& bag) {
+Row forward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows,
+                int64_t n, const T* logits, Bag& bag, const RowTerms& terms) {
   const int64_t V = op.logits.size[1], w = op.target[n];
-  const Largest top = words.largest(logits, V, op.softcap);
+  const RowSums sums = words.sums(logits, V, op.softcap, w, terms);
   Row row{};
-  row.top = top.value;
-  row.target = capped(to_float(logits[w]), op.softcap) - top.value;
-  row.others = static_cast<float>(words.sum_of_others(logits, V, op.softcap, top.value, w));
+  row.top = sums.top;
+  row.target = capped(to_float(logits[w]), op.softcap) - sums.top;
+  row.others = static_cast<float>(sums.others);
   row.sum = row.others + std::exp(row.target);
   const float log_sum = std::log(row.sum);
   float log_prob = 0.0f;
@@ -79,28 +79,28 @@ Row forward_row(const Words<T>& words, const LinearCrossEntropy& op, const Cross
   bag.take(op, n, logits);
   if (bag.count > 0) {
     double sum = 0.0;
-    for (int64_t i = 0; i < bag.count; ++i) sum += bag.z[i] - top.value;
+    for (int64_t i = 0; i < bag.count; ++i) sum += bag.z[i] - sums.top;
     const float mean = static_cast<float>(sum / static_cast<double>(bag.count)) - log_sum;
     row.smoothing = op.smoothing;
     loss = (1.0f - row.smoothing) * loss - row.smoothing * mean;
   }
   rows.loss[n] = loss;
   rows.log_prob[n] = log_prob;
-  rows.lse[n] = top.value + log_sum;
-  rows.predicted[n] = top.word;
+  rows.lse[n] = sums.top + log_sum;
+  rows.predicted[n] = sums.word;
   return row;
 }
 
 template <class T>
-void backward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows, int64_t n,
-                  const Row& row, const Bag& bag, T* logits) {
+void backward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows,
+                  int64_t n, const Row& row, const Bag& bag, const RowTerms& terms, T* logits) {
   const int64_t w = op.target[n];
   const float dloss = rows.dloss != nullptr ? rows.dloss[n] : 0.0f;
   const float dlog_prob = rows.dlog_prob != nullptr ? rows.dlog_prob[n] : 0.0f;
   const float dlse = rows.dlse != nullptr ? rows.dlse[n] : 0.0f;
   const float z_target = capped(to_float(logits[w]), op.softcap);
   const float factor = (dloss - dlog_prob + dlse) / row.sum;
-  words.store_probabilities(logits, op.logits.size[1], op.softcap, row.top, factor);
+  words.store(terms, op.logits.size[1], row.top, factor, logits);
 
   const float b = row.smoothing;
   const float p_target = std::exp(row.target) / row.sum;
@@ -122,10 +122,14 @@ void run(const LinearCrossEntropy& op, const CrossEntropyRows& rows) {
   const int threads = useful_threads(N, WORK * static_cast<double>(N) * V, op.threads);
   const Words<T>& words = words_of<T>(level());
   std::vector<Bag> bags(threads, Bag(op.longest));
+  const int64_t blocks = (V + WORDS - 1) / WORDS, share = blocks * (WORDS + 1);
+  const Buffer<float> scratch(backward ? threads * share : 0);
   parallel_for(N, threads, [&](int64_t n, int thread) {
     T* const logits = op.logits.row<T>(n);
-    const Row row = forward_row(words, op, rows, n, logits, bags[thread]);
-    if (backward) backward_row(words, op, rows, n, row, bags[thread], logits);
+    float* const value = backward ? scratch.data() + thread * share : nullptr;
+    const RowTerms terms{value, value + (backward ? blocks * WORDS : 0)};
+    const Row row = forward_row(words, op, rows, n, logits, bags[thread], terms);
+    if (backward) backward_row(words, op, rows, n, row, bags[thread], terms, logits);
   });
 }
 

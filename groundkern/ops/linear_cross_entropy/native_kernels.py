@@ -79,7 +79,7 @@ class _Counted:
         """x of the counted rows among all rows, in like's dtype, contiguous."""
         if len(self.rows) == len(like):
             return x.to(like.dtype)
-        every = like.new_full((len(like), *x.shape[1:]), ignored)
+        every = native.empty(len(like), *x.shape[1:], dtype=like.dtype).fill_(ignored)
         return every.index_copy_(0, self.rows, x.to(like.dtype))
 
     def statistics(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
