@@ -4,7 +4,8 @@ Each op's launchers run on meta tensors with the launch itself replaced by a rec
 is compiled is what would be launched: the tile table's rows, dtypes, constexprs, alignment. Prints
 registers, shared memory, spills and the matrix instruction of each kernel and target; exits with 1
 on a spill, on a 16-bit dot without a matrix instruction, on shared memory over the target's limit,
-on sums in 16 bits or on a kernel that does not compile. Compiling says nothing about speed.
+on sums in 16 bits or on a kernel that does not compile; with --check FILE also where a kernel takes
+over 10 % more registers or shared memory than the file says. Compiling says nothing about speed.
 
 Spills of fp32 kernels with dots are printed and pass. Their dots are exact (ieee), which no matrix
 instruction of NVIDIA's does: every thread multiplies out of registers. At head dimension 128 even
@@ -37,6 +38,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from benchmarks import kernels
 from groundkern.ops.attention_map import triton_kernels as attention_map
 from groundkern.ops.linear_cross_entropy import triton_kernels as linear_cross_entropy
 from groundkern.ops.side_attention import triton_kernels as side_attention
@@ -56,6 +58,7 @@ TARGETS = {
     "sm_100": Target(GPUTarget("cuda", 100, 32), 232_448),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536),
 }
+LAUNCHED = ("num_warps", "num_stages", "maxnreg")  # options that the code depends on
 MATRIX = (r"wgmma\.mma_async", r"tcgen05\.mma", r"mma\.sync", r"v_mfma_\w+")
 
 
@@ -71,8 +74,13 @@ class Launch:
     def key(self, gpu: GPUTarget) -> str:
         """The same for launches that compile to the same code."""
         source, options = self.source(gpu)
-        names = ("num_warps", "num_stages", "maxnreg")
-        return f"{source.hash()} {[options.get(name) for name in names]}"
+        return f"{source.hash()} {[options.get(name) for name in LAUNCHED]}"
+
+    @property
+    def tile(self) -> str:
+        """Block sizes, warps, stages and register budget."""
+        names = [name for name in self.options if name.startswith("BLOCK_") or name in LAUNCHED]
+        return " ".join(f"{name}={self.options[name]}" for name in names)
 
     def source(self, gpu: GPUTarget) -> tuple[ASTSource, dict]:
         """(source, options), specialised as the runtime would."""
@@ -183,6 +191,12 @@ def _usage(kernel, gpu: GPUTarget) -> tuple[int, int]:
 
 ROWS, HEADS, KV_HEADS, KEYS, COLUMNS, BATCH = 64, 28, 4, 4096, 1024, 2
 HIDDEN, VOCABULARY = 2048, 151_936
+MAP_CALLS = (  # (function, kind, over); the first two are the subset's
+    ("kl", "mean", "visible"),
+    ("map", "value", "columns"),
+    ("kl", "each", "columns"),
+    ("map", "weight", "visible"),
+)
 
 
 def _selection(sets: bool) -> tuple[torch.Tensor | None, ...]:
@@ -204,32 +218,26 @@ def _side_attention(dtype: torch.dtype, dim: int, sets: bool, lse: bool, softcap
         side_attention.backward(q, statistics, q, k, v, q, statistics, *selection, *options)
 
 
-def _attention_map(dtype: torch.dtype, dim: int, subset: bool) -> None:
-    """Forward and backward of maps, contributions and both KLs, visible keys and columns."""
-    softcap = 0.0 if subset else 30.0
+def _attention_map(
+    dtype: torch.dtype, dim: int, softcap: float, function: str, kind: str, over: str
+) -> None:
+    """Forward and backward of a KL, of the map or of contributions (kind "value")."""
     with torch.device("meta"):
         q = torch.empty(ROWS, HEADS, dim, dtype=dtype)
         k = torch.empty(BATCH, KV_HEADS, KEYS, dim, dtype=dtype)
         selection = (*_selection(False)[:3], torch.empty(BATCH, COLUMNS, dtype=torch.int32))
         dmap, weight = torch.empty(ROWS, COLUMNS), torch.empty(ROWS, HEADS)
-
-    def options(over: str) -> tuple:
-        return (*selection, None, None, None, over, dim**-0.5, softcap)
-
-    calls = [("kl", "mean", "visible"), ("map", "value", "columns")]
-    if not subset:
-        calls += [("kl", "each", "columns"), ("map", "weight", "visible")]
-    for function, kind, over in calls:
-        if function == "kl":
-            inputs = (q, k, weight, dmap, kind, *options(over))
-            attention_map.kl_forward(*inputs)
-            attention_map.kl_backward(dmap[:, 0], *inputs)
-        else:
-            valued = kind == "value"
-            given = (k, q, None) if valued else (None, None, weight)
-            inputs = (q, k, *given, valued, *options(over))
-            attention_map.map_forward(*inputs)
-            attention_map.map_backward(dmap, *inputs)
+    options = (*selection, None, None, None, over, dim**-0.5, softcap)
+    if function == "kl":
+        inputs = (q, k, weight, dmap, kind, *options)
+        attention_map.kl_forward(*inputs)
+        attention_map.kl_backward(dmap[:, 0], *inputs)
+    else:
+        valued = kind == "value"
+        given = (k, q, None) if valued else (None, None, weight)
+        inputs = (q, k, *given, valued, *options)
+        attention_map.map_forward(*inputs)
+        attention_map.map_backward(dmap, *inputs)
 
 
 def _linear_cross_entropy(dtype: torch.dtype, bias: bool, softcap: float) -> None:
@@ -256,8 +264,9 @@ def launches(subset: bool) -> Iterator[Launch]:
             if not subset:
                 yield from recorded(f"side_attention {name}", partial(side, False, False, 30.0))
             yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
-            maps = partial(_attention_map, dtype, dim)
-            yield from recorded(f"attention_map {name}", partial(maps, subset))
+            for call in MAP_CALLS[: 2 if subset else None]:
+                maps = partial(_attention_map, dtype, dim, 0.0 if subset else 30.0, *call)
+                yield from recorded(f"attention_map {name} {' '.join(call)}", maps)
         for bias, softcap in ((False, 0.0),) if subset else ((False, 0.0), (True, 30.0)):
             name = f"linear_cross_entropy {str(dtype).removeprefix('torch.')} softcap={softcap}"
             loss = partial(_linear_cross_entropy, dtype, bias, softcap)
@@ -277,7 +286,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="launches whose label or kernel contains this")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--check", type=Path, metavar="FILE", help="compare with a --write")
+    parser.add_argument(
+        "--write", "--json", type=Path, metavar="FILE", help="registers, shared memory, spills"
+    )
     options = parser.parse_args()
+    if options.only and (options.check or options.write):
+        parser.error("--check and --write are for all launches: expected no --only")
+    committed = kernels.read(options.check) if options.check else None
     seen: set[str] = set()
     for launch in launches(options.subset):
         for target in options.target or TARGETS:
@@ -287,17 +303,23 @@ def main() -> int:
                 WORK.append((launch, target))
     print(f"triton {triton.__version__}: {len(WORK)} kernels; registers and spills per thread")
     print(f"{'target':8}{'kernel':24}{'regs':>5}{'shared':>8}{'spills':>7}  matrix / call")
-    failures = 0
+    failures, table = 0, {}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
         for (launch, target), got in zip(WORK, pool.map(_job, range(len(WORK)))):
             failures += got["failure"] is not None
             numbers = f"{got['registers']:>5}{got['shared']:>8}{got['spills']:>7}"
-            kernel = f"{target:8}{launch.kernel.__name__.strip('_'):24}"
-            print(f"{kernel}{numbers}  {got['matrix']} / {launch.label}", flush=True)
+            name = launch.kernel.__name__.strip("_")
+            print(f"{target:8}{name:24}{numbers}  {got['matrix']} / {launch.label}", flush=True)
             if got["failure"]:
                 print(f"  FAIL: {got['failure']}", flush=True)
+            facts = {kind: got[kind] for kind in kernels.GROWTH}
+            kernels.add(table, target, f"{name} / {launch.label}", launch.tile, facts)
     print(f"{failures} failures")
-    return int(failures > 0)
+    if failures:
+        return 1
+    if options.write:
+        kernels.write(options.write, triton.__version__, table)
+    return int(committed is not None and kernels.check(committed, triton.__version__, table) > 0)
 
 
 if __name__ == "__main__":

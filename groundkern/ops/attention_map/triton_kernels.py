@@ -21,10 +21,10 @@ from groundkern.tiles import Tile
 # dimensions that are padded to the next power of two, whose masks take registers. Every row is an
 # untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
 TILES = {
-    (False, 63): Tile(32, 32, 4, 2, 255),
+    (False, 63): Tile(32, 32, 8, 2, 255),
     (False, 64): Tile(32, 32, 4, 2, 255),
     (False, 127): Tile(16, 32, 8, 1, 255),
-    (False, 128): Tile(32, 32, 8, 2, 255),
+    (False, 128): Tile(32, 32, 4, 2, 255),
     (False, 255): Tile(16, 32, 8, 2, 255),
     (False, 256): Tile(16, 32, 8, 2, 255),
     (True, 64): Tile(16, 32, 4),
