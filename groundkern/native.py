@@ -69,7 +69,7 @@ def product(
     from groundkern import _C
 
     own = a.dtype == torch.float32 or not (transposed_a or transposed_b or add)
-    if own and _C.has_matrix_product(_dtype_codes()[a.dtype]):
+    if own and _C.has_matrix_product(dtype_codes()[a.dtype]):
         tensors = {"a": rows_contiguous(a), "b": rows_contiguous(b), "out": out}
         options = {"transposed_a": transposed_a, "transposed_b": transposed_b, "add": add}
         call(_C.matrix_product, tensors, **options)
