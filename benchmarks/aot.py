@@ -79,7 +79,7 @@ class Launch:
     @property
     def tile(self) -> str:
         """Block sizes, warps, stages and register budget."""
-        names = [name for name in self.options if name.startswith("BLOCK_") or name in LAUNCHED]
+        names = [name for name in self.options if name.startswith("BLOCK") or name in LAUNCHED]
         return " ".join(f"{name}={self.options[name]}" for name in names)
 
     def source(self, gpu: GPUTarget) -> tuple[ASTSource, dict]:
