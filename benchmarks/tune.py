@@ -129,7 +129,7 @@ def lines(args: argparse.Namespace) -> Iterator[str]:
         call, kinds = step_of(op, model, dtype, args.rows, args.keys)
         for kind, mode in kinds.items():
             key = row_of(TABLES[op], kind, args.dim)
-            run = harness.runner(call, harness.ours(call, "triton"), mode)
+            run, _ = harness.runner(call, harness.ours(call, "triton"), mode)
             time = timer_of(TABLES[op], key, run, clock)
             best, medians = search(TABLES[op][key], candidates(), time)
             yield f"{op}, {args.rows} rows, {args.keys} keys, {dtype_name}"

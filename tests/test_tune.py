@@ -66,7 +66,7 @@ def test_a_row_is_replaced_while_it_is_timed_and_what_changes_results_is_out() -
     table = tune.TABLES["side_attention"]
     key = tune.row_of(table, ("forward", True), 16)
     present = table[key]
-    run = tune.harness.runner(call, tune.harness.ours(call, "triton"), "forward")
+    run, _ = tune.harness.runner(call, tune.harness.ours(call, "triton"), "forward")
     time = tune.timer_of(table, key, run, lambda _: float(table[key].block_n))
     assert time(Tile(16, 64, 4)) == 64.0
     assert time(Tile(16, 24, 4)) is None, "no block of Triton's"
