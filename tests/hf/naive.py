@@ -84,7 +84,14 @@ def _decoder_input(model, batch: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     handle = model.get_decoder().layers[0].register_forward_pre_hook(hook, with_kwargs=True)
     model.base_model(**{k: v for k, v in batch.items() if not k.startswith("gk_")})
     handle.remove()
-    cos, sin = (x.expand(len(seen["hidden"]), -1, -1) for x in seen["rotary"])
+
+    def mixed(x: Tensor) -> Tensor:
+        if x.dim() == 4:  # older transformers mix mrope's axes [3, B, S, head] in the attention
+            sections = list(model.config.get_text_config().rope_parameters["mrope_section"]) * 2
+            x = torch.cat([m[i % 3] for i, m in enumerate(x.split(sections, -1))], -1)
+        return x.expand(len(seen["hidden"]), -1, -1)
+
+    cos, sin = map(mixed, seen["rotary"])
     return seen["hidden"], (cos, sin)
 
 
