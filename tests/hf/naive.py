@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from groundkern.hf import DvSft, Klal, Smam
 
@@ -129,7 +130,8 @@ class _Sample:
             p(x).view(1, length, -1, size).transpose(1, 2)
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        own = sys.modules[type(attention).__module__]
+        rotate = getattr(own, "apply_rotary_pos_emb", apply_rotary_pos_emb)
         q, k = rotate(q, k, cos[None], sin[None])
         groups = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
