@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from groundkern.hf import DvSft, Klal, Smam
 
@@ -84,7 +85,14 @@ def _decoder_input(model, batch: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     handle = model.get_decoder().layers[0].register_forward_pre_hook(hook, with_kwargs=True)
     model.base_model(**{k: v for k, v in batch.items() if not k.startswith("gk_")})
     handle.remove()
-    cos, sin = (x.expand(len(seen["hidden"]), -1, -1) for x in seen["rotary"])
+
+    def mixed(x: Tensor) -> Tensor:
+        if x.dim() == 4:  # older transformers mix mrope's axes [3, B, S, head] in the attention
+            sections = list(model.config.get_text_config().rope_parameters["mrope_section"]) * 2
+            x = torch.cat([m[i % 3] for i, m in enumerate(x.split(sections, -1))], -1)
+        return x.expand(len(seen["hidden"]), -1, -1)
+
+    cos, sin = map(mixed, seen["rotary"])
     return seen["hidden"], (cos, sin)
 
 
@@ -122,7 +130,8 @@ class _Sample:
             p(x).view(1, length, -1, size).transpose(1, 2)
             for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        own = sys.modules[type(attention).__module__]
+        rotate = getattr(own, "apply_rotary_pos_emb", apply_rotary_pos_emb)
         q, k = rotate(q, k, cos[None], sin[None])
         groups = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(groups, 1) for x in (k, v))

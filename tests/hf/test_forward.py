@@ -245,6 +245,12 @@ def test_no_step_looks_at_a_value(terms, monkeypatch):
     model = attach(MODELS["llava"](), **terms).to("meta").train()
     batch = make_batch(model, SAMPLES["llava"])
     del batch["pixel_values"]
+    try:
+        one = torch.zeros(1, 1, device="meta")
+        model.get_decoder().rotary_emb(one, position_ids=one)
+    except RuntimeError as error:
+        detach(model)
+        pytest.skip(f"this transformers' RoPE does not run on a meta device: {error}")
     batch = {name: x.to("meta") for name, x in batch.items()}
     output = model(**batch, gk_totals=row_counts(batch))
     assert output.loss.is_meta
