@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FAMILIES = {
-    "aya_vision": "5.10",
-    "gemma3": "5.15",
-    "idefics3": "5.10",
-    "internvl": "5.15",
+    "aya_vision": "5.20",
+    "gemma3": "5.20",
+    "idefics3": "5.20",
+    "internvl": "5.20",
     "llava": "5.1",
     "llava_next": "5.1",
     "llava_onevision": "5.1",
     "qwen2_5_vl": "5.1",
     "qwen3_vl": "5.1",
-    "smolvlm": "5.15",
+    "smolvlm": "5.20",
 }
 """Values of `config.model_type` whose image geometry is known, and the transformers it takes.
 
