@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import suite
 from benchmarks.suite import Row
+from benchmarks.training_losses import EAGER
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -66,6 +67,22 @@ def table(path: Path) -> str:
     return "\n".join((*HEAD, *map(_line, groups), "", origin)) + "\n"
 
 
+def step(path: Path) -> str:
+    """A sentence on a whole training step at the longest sample of a results file."""
+    rows = suite.read_json(path)
+    longest = max(r["tokens"] for r in rows)
+    at = {r["contestant"]: r for r in rows if r["tokens"] == longest}
+    ours, eager = at["groundkern, all"], at[EAGER]
+    return (
+        f"\nA whole training step at {longest} tokens with SMAM, DV-SFT and KLAL takes "
+        f"**{ours['to_skipping_p50']:.2f}x** the time and **{ours['memory_to_skipping']:.2f}x** "
+        "the memory of plain fine-tuning that skips full logits; KLAL alone by "
+        f"`output_attentions=True` {eager['to_skipping_p50']:.2f}x and "
+        f"{eager['memory_to_skipping']:.2f}x "
+        f"([{path.stem}](benchmarks/results/{path.stem}.csv)).\n"
+    )
+
+
 def fingerprint(path: Path) -> str:
     """Of the results' content; changes with any number in them."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -82,7 +99,7 @@ def rewritten(text: str, path: Path) -> str:
     """The README with the table of `path` in its block."""
     if not BLOCK.search(text):
         raise ValueError("README.md has no benchmarks:begin / benchmarks:end lines")
-    return BLOCK.sub(lambda m: m[1] + table(path) + m[2], text)
+    return BLOCK.sub(lambda m: m[1] + table(path) + step(latest("training-step")) + m[2], text)
 
 
 def stale(path: Path) -> list[str]:
