@@ -38,12 +38,13 @@ aot: $(INSTALLED)
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
 # not: their runtime is loaded before it, and libstdc++ so that it sees exceptions.
 SANITIZED := $(CURDIR)/build/sanitized
+SANITIZE_TESTS := bindings head_bindings map_bindings cpu_levels
 CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
 sanitize: $(INSTALLED)
 	GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet build --build-lib $(SANITIZED) --build-temp $(SANITIZED).o
 	cd $(SANITIZED) && LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):$(CURDIR) $(abspath $(PY)) -m pytest \
-		-p no:cacheprovider $(addprefix $(CURDIR)/tests/,test_bindings.py test_map_bindings.py test_cpu_levels.py)
+		-p no:cacheprovider $(addprefix $(CURDIR)/tests/test_,$(addsuffix .py,$(SANITIZE_TESTS)))
 
 # No build isolation: the extension is built with the pinned ninja and pybind11.
 $(INSTALLED): $(BUILD_INPUTS)

@@ -28,6 +28,11 @@ ISA = {"GROUNDKERN_CPU_ISA": "avx2"}  # panels differ between instruction sets
 # Relative; pages differ between runs and allocators, instructions between compilers.
 ALLOWED = {"flops": 0.0, "bytes": 0.1, "instructions": 0.1}
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+# Arguments of the C++ functions that make each of them do one more product with weight's sizes.
+ASKED = {
+    "linear_cross_entropy_forward": ("weight",),
+    "linear_cross_entropy_backward": ("dhidden", "dweight"),
+}
 CPU = torch.device("cpu")
 
 
@@ -44,13 +49,13 @@ def cases() -> list[problems.Problem]:
 
 def product_flops(run) -> int:
     """FLOPs of the matrix products during a call: torch's, those inside our ops included, and those
-    that our launchers give to the C++ product."""
+    that our launchers ask of C++."""
     counted: list[int] = []
 
     def noting(function, tensors, **options):
-        if function.__name__ == "matrix_product":
-            inner = tensors["a"].shape[0 if options["transposed_a"] else 1]
-            counted.append(2 * tensors["out"].numel() * inner)
+        asked = [name for name in ASKED.get(function.__name__, ()) if tensors[name] is not None]
+        for _ in asked:
+            counted.append(2 * tensors["weight"].numel() * tensors["target"].numel())
         plain(function, tensors, **options)
 
     plain = native.call

@@ -6,10 +6,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -24,19 +20,6 @@ namespace groundkern {
 namespace {
 
 namespace py = pybind11;
-
-// Asks for huge pages under memory not yet touched; a hint, so a refusal means nothing.
-void prefer_huge_pages(std::uintptr_t address, std::size_t size) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t PAGE = 4096, WORTH = std::uintptr_t{1} << 22;
-  if (size < WORTH || size > MAX_ELEMENTS) return;
-  const std::uintptr_t first = (address + PAGE - 1) / PAGE * PAGE;
-  const std::uintptr_t last = (address + size) / PAGE * PAGE;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)address, (void)size;
-#endif
-}
 
 float check_softcap(double softcap) {
   if (!std::isfinite(softcap) || softcap < 0) {
@@ -124,19 +107,18 @@ const int64_t* long_indices(const std::string& name, const View& view, int64_t c
 void take_bags(LinearCrossEntropy& op, const View& ids, const View& offsets, const View& index) {
   const auto ids_ = tensor<1>("ids", ids, Dtype::int64, {ANY});
   const auto offsets_ = tensor<1>("offsets", offsets, Dtype::int64, {ANY});
-  const int64_t T = ids_.size[0], G = offsets_.size[0] - 1, V = op.logits.size[1];
+  const int64_t T = ids_.size[0], G = offsets_.size[0] - 1;
   if (G < 0) fail("offsets", "at least one offset", "none");
   op.ids = static_cast<const int64_t*>(ids_.data);
   op.offsets = static_cast<const int64_t*>(offsets_.data);
-  op.index = long_indices("index", index, op.logits.size[0]);
+  op.index = long_indices("index", index, op.N);
+  op.bags = G;
   for (int64_t g = 0; g <= G; ++g) {
     check_range("offsets", g, op.offsets[g], g == 0 ? 0 : op.offsets[g - 1], g == 0 ? 0 : T);
     if (g > 0) op.longest = std::max(op.longest, op.offsets[g] - op.offsets[g - 1]);
   }
-  for (int64_t i = 0; i < op.offsets[G]; ++i) check_range("ids", i, op.ids[i], 0, V - 1);
-  for (int64_t n = 0; n < op.logits.size[0]; ++n) {
-    check_range("index", n, op.index[n], -1, G - 1);
-  }
+  for (int64_t i = 0; i < op.offsets[G]; ++i) check_range("ids", i, op.ids[i], 0, op.V - 1);
+  for (int64_t n = 0; n < op.N; ++n) check_range("index", n, op.index[n], -1, G - 1);
 }
 
 const float* upstream(const std::string& name, const std::optional<View>& view, int64_t N) {
@@ -144,15 +126,24 @@ const float* upstream(const std::string& name, const std::optional<View>& view, 
   return static_cast<const float*>(tensor<1>(name, *view, Dtype::float32, {N}).data);
 }
 
-void cross_entropy(const View& logits, const View& target, const std::optional<View>& ids,
-                   const std::optional<View>& offsets, const std::optional<View>& index,
-                   const std::optional<View>& dloss, const std::optional<View>& dlog_prob,
-                   const std::optional<View>& dlse, const View& loss, const View& log_prob,
-                   const View& lse, const View& predicted, double smoothing, double softcap,
-                   int threads) {
+template <int Rank>
+float* floats(const std::string& name, const View& view, const std::vector<int64_t>& shape) {
+  return static_cast<float*>(output<Rank>(name, view, Dtype::float32, shape).data);
+}
+
+// What both directions of linear_cross_entropy take.
+LinearCrossEntropy head(const View& logits, int64_t vocabulary, const std::optional<View>& hidden,
+                        const std::optional<View>& weight, const View& target,
+                        const std::optional<View>& ids, const std::optional<View>& offsets,
+                        const std::optional<View>& index, const View& tops, const View& terms,
+                        const std::optional<View>& slopes, double smoothing, double softcap,
+                        int threads) {
   const int code = std::get<1>(logits);
   if (code != static_cast<int>(Dtype::float32) && code != static_cast<int>(Dtype::bfloat16)) {
     fail("logits", "float32 (0) or bfloat16 (1)", "dtype code " + std::to_string(code));
+  }
+  if (vocabulary < 1 || vocabulary > MAX_SIZE) {
+    fail("vocabulary", "1 to 2^31 - 1", std::to_string(vocabulary));
   }
   if (!(smoothing >= 0 && smoothing < 1)) {
     fail("smoothing", "a share in [0, 1)", std::to_string(smoothing));
@@ -160,54 +151,94 @@ void cross_entropy(const View& logits, const View& target, const std::optional<V
   if (ids.has_value() != offsets.has_value() || ids.has_value() != index.has_value()) {
     fail("ids", "ids, offsets and index together", "one without the others");
   }
+  if (hidden.has_value() != weight.has_value()) {
+    fail("weight", "hidden and weight together", "one without the other");
+  }
   LinearCrossEntropy op{};
   op.dtype = static_cast<Dtype>(code);
-  op.logits = output<2>("logits", logits, op.dtype, {ANY, ANY});
-  const int64_t N = op.logits.size[0], V = op.logits.size[1];
-  op.target = long_indices("target", target, N);
-  for (int64_t n = 0; n < N; ++n) check_range("target", n, op.target[n], 0, V - 1);
+  op.V = vocabulary;
+  const auto target_ = tensor<1>("target", target, Dtype::int64, {ANY});
+  op.N = target_.size[0];
+  op.target = static_cast<const int64_t*>(target_.data);
+  const int64_t width = padded(op.N), words = weight ? padded(op.V) : op.V;
+  op.logits = output<2>("logits", logits, op.dtype, {words, width}).data;
+  if (weight) {
+    if (op.dtype == Dtype::bfloat16 && !has_matrix_product(Dtype::bfloat16)) {
+      fail("weight", "float32 (0) on a CPU that does not multiply bfloat16", "bfloat16 (1)");
+    }
+    op.weight = tensor<2>("weight", *weight, op.dtype, {op.V, ANY});
+    op.D = op.weight.size[1];
+    op.hidden = tensor<2>("hidden", *hidden, op.dtype, {op.N, op.D});
+  }
+  for (int64_t n = 0; n < op.N; ++n) check_range("target", n, op.target[n], 0, op.V - 1);
   if (ids) take_bags(op, *ids, *offsets, *index);
-  op.smoothing = static_cast<float>(smoothing);
   op.softcap = check_softcap(softcap);
+  op.tops = floats<2>("tops", tops, {(op.V + WORDS - 1) / WORDS, width});
+  op.terms = floats<2>("terms", terms, {ROW_TERMS, width});
+  if (slopes.has_value() != (ids.has_value() && op.softcap > 0.0f)) {
+    fail("slopes", "them for bags with a softcap", "another choice");
+  }
+  if (slopes) op.slopes = floats<2>("slopes", *slopes, {op.N, op.longest});
+  op.smoothing = static_cast<float>(smoothing);
   op.threads = check_threads(threads);
-
-  CrossEntropyRows rows{};
-  const auto row = [&](const std::string& name, const View& view) {
-    return static_cast<float*>(output<1>(name, view, Dtype::float32, {N}).data);
-  };
-  rows.loss = row("loss", loss);
-  rows.log_prob = row("log_prob", log_prob);
-  rows.lse = row("lse", lse);
-  const auto predicted_ = output<1>("predicted", predicted, Dtype::int64, {N});
-  rows.predicted = static_cast<int64_t*>(predicted_.data);
-  rows.dloss = upstream("dloss", dloss, N);
-  rows.dlog_prob = upstream("dlog_prob", dlog_prob, N);
-  rows.dlse = upstream("dlse", dlse, N);
-  linear_cross_entropy(op, rows);
+  return op;
 }
 
-void product(const View& a, const View& b, const View& out, bool transposed_a, bool transposed_b,
-             bool add, int threads) {
-  if (transposed_a && transposed_b) fail("transposed_b", "at most one transpose", "two");
-  MatrixProduct op{};
-  op.dtype = static_cast<Dtype>(std::get<1>(a));
-  if (op.dtype != Dtype::float32 &&
-      (op.dtype != Dtype::bfloat16 || !has_matrix_product(Dtype::bfloat16))) {
-    fail("a", "float32 (0), or bfloat16 (1) on a CPU that multiplies it",
-         "dtype code " + std::to_string(std::get<1>(a)));
+void head_forward(const View& logits, int64_t vocabulary, const std::optional<View>& hidden,
+                  const std::optional<View>& weight, const std::optional<View>& bias,
+                  const View& target, const std::optional<View>& ids,
+                  const std::optional<View>& offsets, const std::optional<View>& index,
+                  const View& tops, const View& terms, const std::optional<View>& slopes,
+                  const View& loss, const View& log_prob, const View& lse, const View& predicted,
+                  double smoothing, double softcap, int threads) {
+  LinearCrossEntropy op = head(logits, vocabulary, hidden, weight, target, ids, offsets, index,
+                               tops, terms, slopes, smoothing, softcap, threads);
+  if (bias) op.bias = static_cast<float*>(tensor<1>("bias", *bias, Dtype::float32, {op.V}).data);
+  CrossEntropyResults results{};
+  results.loss = floats<1>("loss", loss, {op.N});
+  results.log_prob = floats<1>("log_prob", log_prob, {op.N});
+  results.lse = floats<1>("lse", lse, {op.N});
+  const auto predicted_ = output<1>("predicted", predicted, Dtype::int64, {op.N});
+  results.predicted = static_cast<int64_t*>(predicted_.data);
+  linear_cross_entropy_forward(op, results);
+}
+
+void head_backward(const View& logits, int64_t vocabulary, const std::optional<View>& hidden,
+                   const std::optional<View>& weight, const View& target,
+                   const std::optional<View>& ids, const std::optional<View>& offsets,
+                   const std::optional<View>& index, const View& tops, const View& terms,
+                   const std::optional<View>& slopes, const std::optional<View>& dloss,
+                   const std::optional<View>& dlog_prob, const std::optional<View>& dlse,
+                   const std::optional<View>& dlogits, const std::optional<View>& dhidden,
+                   const std::optional<View>& dweight, const std::optional<View>& dbias, bool add,
+                   double smoothing, double softcap, int threads) {
+  const LinearCrossEntropy op = head(logits, vocabulary, hidden, weight, target, ids, offsets,
+                                     index, tops, terms, slopes, smoothing, softcap, threads);
+  const CrossEntropyUpstream from{upstream("dloss", dloss, op.N),
+                                  upstream("dlog_prob", dlog_prob, op.N),
+                                  upstream("dlse", dlse, op.N)};
+  if (dhidden.has_value() != weight.has_value()) {
+    fail("dhidden", "it and weight together", "one without the other");
   }
-  op.transposed_A = transposed_a;
-  op.transposed_B = transposed_b;
-  op.A = tensor<2>("a", a, op.dtype, {ANY, ANY});
-  op.K = op.A.size[transposed_a ? 0 : 1];
-  op.M = op.A.size[transposed_a ? 1 : 0];
-  const std::vector<int64_t> shape{transposed_b ? ANY : op.K, transposed_b ? op.K : ANY};
-  op.B = tensor<2>("b", b, op.dtype, shape);
-  op.N = op.B.size[transposed_b ? 0 : 1];
-  op.C = output<2>("out", out, op.dtype, {op.M, op.N});
-  op.add = add;
-  op.threads = check_threads(threads);
-  matrix_product(op);
+  if (dlogits.has_value() == weight.has_value()) {
+    fail("dlogits", "it or weight", "both or none");
+  }
+  if (dweight && !weight) fail("dweight", "it with weight", "it alone");
+  if (dbias && !weight) fail("dbias", "it with weight", "it alone");
+  CrossEntropyGradients to{};
+  if (dlogits) {
+    to.dlogits = output<2>("dlogits", *dlogits, op.dtype, {op.V, padded(op.N)}).data;
+  } else {
+    to.dhidden = output<2>("dhidden", *dhidden, op.dtype, {op.N, op.D});
+  }
+  if (dbias) to.dbias = floats<1>("dbias", *dbias, {op.V});
+  to.dtype = op.dtype;
+  to.add = add;
+  if (dweight) {
+    if (add || std::get<1>(*dweight) == static_cast<int>(Dtype::float32)) to.dtype = Dtype::float32;
+    to.dweight = output<2>("dweight", *dweight, to.dtype, {op.V, op.D});
+  }
+  linear_cross_entropy_backward(op, from, to);
 }
 
 void take_columns(AttentionMap& op, const View& columns) {
@@ -322,8 +353,6 @@ PYBIND11_MODULE(_C, module) {
   module.attr("float16") = static_cast<int>(groundkern::Dtype::float16);
   module.attr("int32") = static_cast<int>(groundkern::Dtype::int32);
   module.attr("int64") = static_cast<int>(groundkern::Dtype::int64);
-  module.def("prefer_huge_pages", &groundkern::prefer_huge_pages, py::arg("address"),
-             py::arg("size"));
   module.def("attention_map_forward", &groundkern::map_forward, release(), py::kw_only(),
              py::arg("kind"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"),
              py::arg("head_weight"), py::arg("target"), py::arg("sequence"), py::arg("start"),
@@ -342,13 +371,21 @@ PYBIND11_MODULE(_C, module) {
   module.def("has_matrix_product", [](int dtype) {
     return groundkern::has_matrix_product(static_cast<groundkern::Dtype>(dtype));
   });
-  module.def("matrix_product", &groundkern::product, release(), py::kw_only(), py::arg("a"),
-             py::arg("b"), py::arg("out"), py::arg("transposed_a"), py::arg("transposed_b"),
-             py::arg("add"), py::arg("threads"));
-  module.def("linear_cross_entropy", &groundkern::cross_entropy, release(), py::kw_only(),
-             py::arg("logits"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
-             py::arg("index"), py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"),
+  module.attr("lanes") = groundkern::LANES;
+  module.attr("words") = groundkern::WORDS;
+  module.attr("terms") = static_cast<int>(groundkern::ROW_TERMS);
+  module.def("linear_cross_entropy_forward", &groundkern::head_forward, release(), py::kw_only(),
+             py::arg("logits"), py::arg("vocabulary"), py::arg("hidden"), py::arg("weight"),
+             py::arg("bias"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
+             py::arg("index"), py::arg("tops"), py::arg("terms"), py::arg("slopes"),
              py::arg("loss"), py::arg("log_prob"), py::arg("lse"), py::arg("predicted"),
+             py::arg("smoothing"), py::arg("softcap"), py::arg("threads"));
+  module.def("linear_cross_entropy_backward", &groundkern::head_backward, release(),
+             py::kw_only(), py::arg("logits"), py::arg("vocabulary"), py::arg("hidden"),
+             py::arg("weight"), py::arg("target"), py::arg("ids"), py::arg("offsets"),
+             py::arg("index"), py::arg("tops"), py::arg("terms"), py::arg("slopes"),
+             py::arg("dloss"), py::arg("dlog_prob"), py::arg("dlse"), py::arg("dlogits"),
+             py::arg("dhidden"), py::arg("dweight"), py::arg("dbias"), py::arg("add"),
              py::arg("smoothing"), py::arg("softcap"), py::arg("threads"));
   module.def("side_attention_forward", &groundkern::forward, release(), py::kw_only(), py::arg("q"),
              py::arg("k"), py::arg("v"), py::arg("sequence"), py::arg("start"), py::arg("stop"),

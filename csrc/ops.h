@@ -89,48 +89,60 @@ void attention_map_backward(const AttentionMap& op, const float* upstream, const
                             const Tensor<4>& dk, const Tensor<4>& dv, const Tensor<3>& dg,
                             const Tensor<2>& dhead_weight);
 
-// A chunk of counted rows, after the matrix product.
+constexpr int64_t WORDS = 128;  // of the vocabulary, in a block
+enum RowTerm : int { TOP, TARGET_LESS_TOP, OTHERS, ROW_TERMS };
+
+// A chunk of counted rows against a head. The forward leaves exponentials in `logits`, which with
+// tops, terms and slopes are what the gradients are made of. Without weight the matrix products are
+// another library's: the forward finds its logits there, as [V, N padded].
 struct LinearCrossEntropy {
-  Dtype dtype;             // of logits: float32 or bfloat16
-  Tensor<2> logits;        // [N, V], before the softcap
+  Dtype dtype;             // float32 or bfloat16: of logits, hidden and weight
+  int64_t N, V, D;
+  void* logits;            // V x N, both padded
+  Tensor<2> hidden;        // [N, D]
+  Tensor<2> weight;        // [V, D] or no data
+  const float* bias;       // [V] or null
   const int64_t* target;   // [N], in [0, V)
   const int64_t* ids;      // [T] labels in [0, V); null: no bags
   const int64_t* offsets;  // [G + 1]: bag g is ids[offsets[g] .. offsets[g + 1])
   const int64_t* index;    // [N] from row to bag, -1 for none
+  int64_t bags;            // G
   int64_t longest;         // labels in the longest bag
+  float* tops;             // [blocks, N padded]: the largest z of WORDS words
+  float* terms;            // [ROW_TERMS, N padded]
+  float* slopes;           // [N, longest]: dz / dlogit of the bag's labels; null: 1
   float smoothing;
   float softcap;  // 0: none
   int threads;
 };
 
-// All [N]. Upstream gradients may be null (then 0); with any of them the logits become their
-// gradient.
-struct CrossEntropyRows {
+struct CrossEntropyResults {  // [N] each
   float* loss;
   float* log_prob;
   float* lse;
   int64_t* predicted;
-  const float* dloss;
-  const float* dlog_prob;
-  const float* dlse;
 };
 
-void linear_cross_entropy(const LinearCrossEntropy& op, const CrossEntropyRows& rows);
-
-// C = A B, A B^T or A^T B, summed in fp32.
-struct MatrixProduct {
-  Dtype dtype;                      // float32, or bfloat16 where has_matrix_product(bfloat16)
-  bool transposed_A, transposed_B;  // not both
-  int64_t M, N, K;                  // C [M, N], K summed over
-  Tensor<2> A;                      // [M, K], transposed [K, M]
-  Tensor<2> B;                      // [K, N], transposed [N, K]
-  Tensor<2> C;
-  bool add;  // to C
-  int threads;
+struct CrossEntropyUpstream {  // [N] each, null: 0
+  const float* loss;
+  const float* log_prob;
+  const float* lse;
 };
 
-// The same bits for every number of threads.
-void matrix_product(const MatrixProduct& op);
+struct CrossEntropyGradients {
+  void* dlogits;      // without weight, and nothing else: [V, N padded], may be the logits
+  Tensor<2> dhidden;  // [N, D]
+  Tensor<2> dweight;  // [V, D] or no data
+  float* dbias;       // [V] to be added to, or null
+  Dtype dtype;        // of dweight: the op's, or float32
+  bool add;           // to dweight, in float32
+};
+
+// The same bits on every run and for every number of threads, as for all of these.
+void linear_cross_entropy_forward(const LinearCrossEntropy& op, const CrossEntropyResults& results);
+void linear_cross_entropy_backward(const LinearCrossEntropy& op,
+                                   const CrossEntropyUpstream& upstream,
+                                   const CrossEntropyGradients& to);
 
 // Whether its loops were compiled for the vectors of this CPU: else another library's are faster.
 bool has_matrix_product(Dtype dtype);

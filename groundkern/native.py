@@ -41,42 +41,17 @@ def rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-def empty(*sizes: int, dtype: torch.dtype) -> Tensor:
-    """`torch.empty`, on huge pages where it is large: 128 MiB of fresh 4 KiB pages take as long to
-    touch as a tenth of a matrix product of 512 x 1024 x 32,768 in fp32."""
-    from groundkern import _C
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether our own matrix products are the ones to use on this CPU.
 
-    x = torch.empty(sizes, dtype=dtype)
-    _C.prefer_huge_pages(x.data_ptr(), x.numel() * x.element_size())
-    return x
-
-
-def product(
-    a: Tensor,
-    b: Tensor,
-    out: Tensor,
-    *,
-    transposed_a: bool = False,
-    transposed_b: bool = False,
-    add: bool = False,
-) -> None:
-    """out [M, N] = a b, of a [M, K] and b [K, N] or the transpose of one of them; `add` to out.
-
-    On an EPYC 9005, one thread, 512 x 1024 x 32,768 in fp32: 260 GFLOP/s in panels, 95 in torch's
-    library, which leaves half of the vector unused. In bf16 the plain product (dlogits weight) is
-    the faster one in panels, 425 to 375; the transposed ones in torch's library, 440 to 400.
+    On an EPYC 9005, one thread, 512 x 1024 x 32,768: in fp32 260 GFLOP/s against 95 of torch's
+    library, which leaves half of the vector unused; in bf16 490 against 375 to 440. torch's uses
+    the tile registers (AMX) where the CPU has them, and ours do not.
     """
     from groundkern import _C
 
-    own = a.dtype == torch.float32 or not (transposed_a or transposed_b or add)
-    if own and _C.has_matrix_product(dtype_codes()[a.dtype]):
-        tensors = {"a": rows_contiguous(a), "b": rows_contiguous(b), "out": out}
-        options = {"transposed_a": transposed_a, "transposed_b": transposed_b, "add": add}
-        call(_C.matrix_product, tensors, **options)
-    elif add:
-        out.addmm_(a.t() if transposed_a else a, b.t() if transposed_b else b)
-    else:
-        torch.mm(a.t() if transposed_a else a, b.t() if transposed_b else b, out=out)
+    tiles = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    return not tiles and _C.has_matrix_product(dtype_codes()[dtype])
 
 
 def _view(x: Tensor) -> View:

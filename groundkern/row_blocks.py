@@ -25,10 +25,12 @@ def set_logit_budget(size: int | None) -> None:
 
     More of them means fewer and larger matrix products, and a trained head's gradient written once
     where all rows fit. Results differ by rounding. One row is a chunk of its own, however small the
-    budget. The setting is the process's, like torch's number of threads: every call of the native
-    and the Triton kernels reads it as it runs, compiled or not, in the backward too (which autograd
-    may run on threads of its own, out of a context manager's reach). With a process group it must
-    be the same on all ranks.
+    budget (on native it takes the room of 32, as does every part of 32 rows).
+
+    The setting is the process's, like torch's number of threads: every call of the native and the
+    Triton kernels reads it as it runs, compiled or not, in the backward too (which autograd may run
+    on threads of its own, out of a context manager's reach). With a process group it must be the
+    same on all ranks.
 
     Args:
         size: bytes; None: the backend's default (2**30 on Triton, 2**26 on native).

@@ -12,20 +12,29 @@
 namespace groundkern {
 
 constexpr int64_t LANES = 32;
+constexpr int64_t TALLEST = 8;  // rows of the largest register tile
+constexpr int64_t HALF = LANES / 2;
 
 inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
 
-// C [M, N] = or += A B, or A^T B; all in panels, C in fp32. Sizes in words: K is half the inner
-// dimension in bf16, where A is plain and A^T and B are paired. M and N are padded sizes.
+// C [M, N] = or += A B, or A^T B; all in panels, C in fp32; A may be in rows as its owner has it.
+// Sizes in words: K is half the inner dimension in bf16, where A is plain and A^T and B are paired.
+// M is a multiple of TALLEST, N of HALF a panel.
 struct Product {
   int64_t M, N, K;
   const uint32_t* A;
-  int64_t A_panel;  // words from a panel to the next
+  int64_t A_panel;  // words from a panel to the next; of a matrix in rows, elements from row to row
   const uint32_t* B;
   int64_t B_panel;
   float* C;
   int64_t C_panel;
   bool add;
+};
+
+struct Multiply {
+  void (*panels)(const Product&);
+  void (*rows)(const Product&);
+  void (*transposed)(const Product&);
 };
 
 // What a panel of lanes (packed query rows) has per lane.
@@ -43,28 +52,11 @@ struct RowFactors {
   int64_t stride;
 };
 
-constexpr int64_t WORDS = 512;  // logits of a row that are taken at a time
-
-// linear_cross_entropy: of one row of logits [V], with z = softcap(logits).
-struct RowSums {
-  float top;      // the largest z
-  int64_t word;   // the first that has it
-  double others;  // sum of exp(z - top) over the words but the target
-};
-
-// What a row's gradient is made of: of block b of WORDS words, value exp(z - top [b]) times the
-// cap's slope, with 0 at the target. Room for whole blocks.
-struct RowTerms {
-  float* value;  // null: not wanted
-  float* top;
-};
-
+// Rows of LANES elements, `stride` apart, to and from scores [words, LANES].
 template <class T>
 struct Words {
-  RowSums (*sums)(const T* logits, int64_t V, float softcap, int64_t target,
-                  const RowTerms& terms);
-  // logits = factor exp(z - top), times the cap's slope
-  void (*store)(const RowTerms& terms, int64_t V, float top, float factor, T* logits);
+  void (*read)(const T* x, int64_t stride, int64_t words, const float* factor, float* scores);
+  void (*write)(const float* scores, int64_t words, int64_t stride, T* x);
 };
 
 struct Level {
@@ -72,10 +64,7 @@ struct Level {
   bool dots_bfloat16;
   bool wide;  // 512-bit vectors
 
-  void (*multiply)(const Product&);
-  void (*multiply_transposed)(const Product&);
-  void (*multiply_bfloat16)(const Product&);
-  void (*multiply_transposed_bfloat16)(const Product&);
+  Multiply multiply, multiply_bfloat16;
 
   // One panel of scores [keys, LANES], keys a multiple of LANES.
   // scores -> softcap(scale scores), -inf where the lane's bit of the key is off: bit j % 32 of
@@ -95,8 +84,10 @@ struct Level {
   void (*softmax_backward)(float* scores, float* dp, int64_t keys, const float* lse,
                            const float* correction, const float* delta, float scale,
                            float softcap);
-  // x [keys, LANES] fp32 -> bf16, plain and (where not null) paired.
+  // x [keys, LANES] fp32 -> bf16, plain and paired, each where not null; and from paired, times
+  // factor [LANES].
   void (*narrow)(const float* x, int64_t keys, uint32_t* plain, uint32_t* paired);
+  void (*widen)(const uint32_t* paired, int64_t keys, const float* factor, float* x);
 
   // Two rows [panels * LANES] of bf16, one behind the other, into paired panels `stride` apart.
   void (*pair)(const void* even, const void* odd, int64_t panels, int64_t stride, void* to);
@@ -117,6 +108,14 @@ struct Level {
   void (*subtract_mean)(float* scores, const float* p, int64_t keys, const float* A, float scale);
 
   void (*logarithms)(float* x, int64_t count);  // x [count] -> log(x)
+
+  // linear_cross_entropy. scores [words, LANES] -> softcap(scores + bias [words]), bias may be null;
+  // top [LANES]: the largest of each lane, word [LANES]: the first that has it.
+  void (*top_words)(float* scores, int64_t words, const float* bias, float softcap, float* top,
+                    int32_t* word);
+  // scores -> exp(scores - norm), times the cap's slope; sum [LANES] without the slope.
+  void (*capped_exponentials)(float* scores, int64_t words, const float* norm, float softcap,
+                              float* sum);
 
   Words<float> words;
   Words<bfloat16> words_bfloat16;

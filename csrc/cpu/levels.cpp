@@ -88,4 +88,8 @@ const Level& level() {
   throw std::invalid_argument("`GROUNDKERN_CPU_ISA`: expected one of " + names + ", got " + wanted);
 }
 
+bool has_matrix_product(Dtype dtype) {
+  return dtype == Dtype::bfloat16 ? level().dots_bfloat16 : level().wide;
+}
+
 }  // namespace groundkern

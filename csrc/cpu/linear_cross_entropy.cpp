@@ -1,145 +1,189 @@
-// linear_cross_entropy on the CPU: everything but the matrix products, one row of logits a thread.
+// linear_cross_entropy on the CPU, forward: 32 rows in the lanes of a panel, their words one below
+// the other.
 //
-//   z = softcap(logits),  top = max_y z_y,  others = sum_{y != w} exp(z_y - top)
+//   z = softcap(weight hidden + bias),  top = max_y z_y,  others = sum_{y != w} exp(z_y - top)
 //   log p(w) = -log(1 + others / exp(z_w - top)),  lse = top + log(others + exp(z_w - top))
 //   loss = -(1 - b) log p(w) - b mean_{y in Y, y != w} (z_y - lse)                          (D3)
 //
-// The gradient at the target is made of `others`: p - 1 would cancel as p -> 1. The bag's logits
-// are read from the row, which is in cache: a few hundred loads against V.
-#include <type_traits>
-
-#include "panels.h"
+// A task makes the logits of a block of words in fp32 and leaves exp(z - the block's own top) in
+// their place: times one factor a row that is the gradient, but for the target and the bag.
+#include "head.h"
 
 namespace groundkern {
 namespace {
 
-GROUNDKERN_INLINE float capped(float logit, float softcap) {
-  return softcap > 0.0f ? softcap * hyperbolic_tangent(logit / softcap) : logit;
-}
+constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+constexpr double WORK = 32;  // multiply-adds that a logit is worth beside its product
 
-// The labels of a row's bag that are not its own, and their capped logits.
-struct Bag {
-  int64_t count = 0;
-  std::vector<int64_t> label;
-  std::vector<float> z;
+template <class T>
+struct Forward : Head<T> {
+  using Base = Head<T>;
+  using Base::bags, Base::blocks, Base::D, Base::level, Base::N, Base::op, Base::own, Base::panels,
+      Base::PER_WORD, Base::width;
 
-  explicit Bag(int64_t longest) : label(longest), z(longest) {}
+  const int64_t depth = own ? (D + PER_WORD - 1) / PER_WORD * PER_WORD : 0;
+  const int threads = Base::threads(blocks, WORK + static_cast<double>(depth));
+  const Buffer<T> hidden{depth * width};             // the transpose in paired panels
+  const Buffer<T> copies{threads * WORDS * depth};   // of rows of weight
+  const Buffer<float> scratch{threads * WORDS * LANES};
+  const Buffer<float> others{blocks * width};        // sums of exp(z - the block's top)
+  const Buffer<int32_t> word{blocks * width};        // the first that has the block's top
+  const Buffer<double> bag{op.ids == nullptr ? 0 : blocks * width};  // sums of z
 
-  template <class T>
-  void take(const LinearCrossEntropy& op, int64_t n, const T* logits) {
-    count = 0;
-    if (op.ids == nullptr || op.index[n] < 0) return;
-    for (int64_t i = op.offsets[op.index[n]]; i < op.offsets[op.index[n] + 1]; ++i) {
-      if (op.ids[i] == op.target[n]) continue;
-      label[count] = op.ids[i];
-      z[count++] = capped(to_float(logits[op.ids[i]]), op.softcap);
+  using Base::Base;
+
+  void run(const CrossEntropyResults& results) const {
+    parallel_for(own ? panels : 0, threads, [&](int64_t panel, int) { pack(panel); });
+    parallel_for(blocks, threads, [&](int64_t b, int thread) {
+      T* const copy = copies.data() + thread * WORDS * depth;
+      const T* const weight = own ? rows_of_weight(b, copy) : nullptr;
+      const int64_t stride = weight == copy ? depth : op.weight.stride[0];
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        block(b, panel, weight, stride, scratch.data() + thread * WORDS * LANES);
+      }
+    });
+    parallel_for(panels, threads, [&](int64_t panel, int) { finish(panel, results); });
+  }
+
+  void pack(int64_t panel) const {
+    for (int64_t lane = 0; lane < LANES; ++lane) {
+      const int64_t n = panel * LANES + lane;
+      put_transposed(n < N ? op.hidden.template row<T>(n) : nullptr, D, lane,
+                     hidden.data() + panel * depth * LANES);
     }
   }
+
+  // In place, or copied with zeros where the product would read past them.
+  const T* rows_of_weight(int64_t b, T* copy) const {
+    const int64_t count = Base::count(b);
+    if (count % TALLEST == 0 && D % PER_WORD == 0) return op.weight.template row<T>(b * WORDS);
+    for (int64_t y = 0; y < WORDS; ++y) {
+      const T* const from = y < count ? op.weight.template row<T>(b * WORDS + y) : nullptr;
+      for (int64_t d = 0; d < depth; ++d) {
+        copy[y * depth + d] = from != nullptr && d < D ? from[d] : T{};
+      }
+    }
+    return copy;
+  }
+
+  void block(int64_t b, int64_t panel, const T* weight, int64_t stride, float* scores) const {
+    const int64_t first = b * WORDS, count = Base::count(b), at = b * width + panel * LANES;
+    if (own) {
+      const int64_t tall = (count + TALLEST - 1) / TALLEST * TALLEST;
+      const int64_t lanes = Base::lanes(panel) > HALF ? LANES : HALF;
+      for (int64_t y = 0; y < count; ++y) {
+        std::fill(scores + y * LANES + lanes, scores + (y + 1) * LANES, 0.0f);
+      }
+      Base::products.rows(tall, lanes, depth, weight, stride, hidden.data() + panel * depth * LANES,
+                          depth, scores, WORDS, false);
+    } else {
+      float ones[LANES];
+      std::fill(ones, ones + LANES, 1.0f);
+      Base::read(b, panel, ones, scores);
+    }
+    const float* const bias = op.bias == nullptr ? nullptr : op.bias + first;
+    level.top_words(scores, count, bias, op.softcap, op.tops + at, word.data() + at);
+    std::fill(scores + count * LANES, scores + padded(count) * LANES, NOTHING);
+    if (op.ids != nullptr) add_bags(b, panel, scores);
+    for (int64_t l = 0; l < Base::lanes(panel); ++l) {  // the target leaves the block
+      const int64_t n = panel * LANES + l, w = op.target[n] - first;
+      if (w < 0 || w >= count) continue;
+      op.terms[TARGET_LESS_TOP * width + n] = scores[w * LANES + l];  // finish() takes the top off
+      scores[w * LANES + l] = NOTHING;
+    }
+    float norm[LANES];
+    for (int64_t l = 0; l < LANES; ++l) {
+      norm[l] = op.tops[at + l] == NOTHING ? 0.0f : op.tops[at + l];
+    }
+    if (op.softcap > 0.0f) {
+      level.capped_exponentials(scores, padded(count), norm, op.softcap, others.data() + at);
+    } else {
+      level.exponentials(scores, padded(count), norm, others.data() + at, scores);
+    }
+    T* const logits = Base::logits(b, panel);
+    if (own) {
+      Base::pair(b, scores, logits);
+    } else {
+      Base::words.write(scores, count, width, logits);
+    }
+  }
+
+  void add_bags(int64_t b, int64_t panel, const float* z) const {
+    const int64_t row = panel * LANES;
+    double* const sum = bag.data() + b * width + row;
+    std::fill(sum, sum + LANES, 0.0);
+    bags.among(row, row + Base::lanes(panel), b,
+               [&](int64_t label, int64_t i, int64_t low, int64_t high) {
+      const float* const of_label = z + (label - b * WORDS) * LANES;
+      for (int64_t n = low; n < high; ++n) {
+        if (label != op.target[n]) sum[n - row] += of_label[n - row];
+        if (op.slopes == nullptr) continue;
+        op.slopes[n * op.longest + i] = cap_slope(of_label[n - row], op.softcap);
+      }
+    });
+  }
+
+  // Over all blocks, for the rows of a panel.
+  void finish(int64_t panel, const CrossEntropyResults& results) const {
+    float top[LANES];
+    int64_t predicted[LANES] = {};
+    double sum[LANES] = {}, of_bag[LANES] = {};
+    std::fill(top, top + LANES, NOTHING);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t at = b * width + panel * LANES;
+      for (int64_t l = 0; l < LANES; ++l) {
+        if (op.tops[at + l] > top[l]) {
+          top[l] = op.tops[at + l];
+          predicted[l] = b * WORDS + word.data()[at + l];
+        }
+      }
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t at = b * width + panel * LANES;
+      for (int64_t l = 0; l < LANES; ++l) {
+        const float below = op.tops[at + l] == top[l] ? 0.0f : op.tops[at + l] - top[l];
+        sum[l] += others.data()[at + l] * exponential(below);
+      }
+      for (int64_t l = 0; l < LANES && op.ids != nullptr; ++l) of_bag[l] += bag.data()[at + l];
+    }
+    for (int64_t l = 0; l < Base::lanes(panel); ++l) {
+      const int64_t n = panel * LANES + l;
+      results.predicted[n] = predicted[l];
+      finish(n, top[l], static_cast<float>(sum[l]), of_bag[l], results);
+    }
+  }
+
+  void finish(int64_t n, float top, float others, double of_bag,
+              const CrossEntropyResults& results) const {
+    const float target = op.terms[TARGET_LESS_TOP * width + n] - top;
+    const float log_sum = std::log(others + std::exp(target));
+    float log_prob = 0.0f;
+    if (others != 0.0f) {  // also where it is NaN
+      const float odds = std::log(others) - target;  // log of (1 - p) / p
+      log_prob = -(std::max(odds, 0.0f) + std::log1p(std::exp(-std::fabs(odds))));
+    }
+    float loss = -log_prob;
+    const int64_t labels = bags.count(n);
+    if (labels > 0) {
+      const double mean = of_bag / static_cast<double>(labels) - top - log_sum;
+      loss = (1.0f - op.smoothing) * loss - op.smoothing * static_cast<float>(mean);
+    }
+    op.terms[TOP * width + n] = top;
+    op.terms[TARGET_LESS_TOP * width + n] = target;
+    op.terms[OTHERS * width + n] = others;
+    results.loss[n] = loss;
+    results.log_prob[n] = log_prob;
+    results.lse[n] = top + log_sum;
+  }
 };
-
-// What a row's gradient is made of.
-struct Row {
-  float top;
-  float target;  // z_w - top
-  float others;
-  float sum;        // others + exp(z_w - top)
-  float smoothing;  // 0 where the bag holds nothing else
-};
-
-float slope(float z, float softcap) {
-  return softcap > 0.0f ? 1.0f - (z / softcap) * (z / softcap) : 1.0f;
-}
-
-template <class T>
-const Words<T>& words_of(const Level& level) {
-  if constexpr (std::is_same_v<T, float>) {
-    return level.words;
-  } else {
-    return level.words_bfloat16;
-  }
-}
-
-template <class T>
-Row forward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows,
-                int64_t n, const T* logits, Bag& bag, const RowTerms& terms) {
-  const int64_t V = op.logits.size[1], w = op.target[n];
-  const RowSums sums = words.sums(logits, V, op.softcap, w, terms);
-  Row row{};
-  row.top = sums.top;
-  row.target = capped(to_float(logits[w]), op.softcap) - sums.top;
-  row.others = static_cast<float>(sums.others);
-  row.sum = row.others + std::exp(row.target);
-  const float log_sum = std::log(row.sum);
-  float log_prob = 0.0f;
-  if (row.others != 0.0f) {  // also where it is NaN
-    const float odds = std::log(row.others) - row.target;  // log of (1 - p) / p
-    log_prob = -(std::max(odds, 0.0f) + std::log1p(std::exp(-std::fabs(odds))));
-  }
-  float loss = -log_prob;
-  bag.take(op, n, logits);
-  if (bag.count > 0) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < bag.count; ++i) sum += bag.z[i] - sums.top;
-    const float mean = static_cast<float>(sum / static_cast<double>(bag.count)) - log_sum;
-    row.smoothing = op.smoothing;
-    loss = (1.0f - row.smoothing) * loss - row.smoothing * mean;
-  }
-  rows.loss[n] = loss;
-  rows.log_prob[n] = log_prob;
-  rows.lse[n] = sums.top + log_sum;
-  rows.predicted[n] = sums.word;
-  return row;
-}
-
-template <class T>
-void backward_row(const Words<T>& words, const LinearCrossEntropy& op, const CrossEntropyRows& rows,
-                  int64_t n, const Row& row, const Bag& bag, const RowTerms& terms, T* logits) {
-  const int64_t w = op.target[n];
-  const float dloss = rows.dloss != nullptr ? rows.dloss[n] : 0.0f;
-  const float dlog_prob = rows.dlog_prob != nullptr ? rows.dlog_prob[n] : 0.0f;
-  const float dlse = rows.dlse != nullptr ? rows.dlse[n] : 0.0f;
-  const float z_target = capped(to_float(logits[w]), op.softcap);
-  const float factor = (dloss - dlog_prob + dlse) / row.sum;
-  words.store(terms, op.logits.size[1], row.top, factor, logits);
-
-  const float b = row.smoothing;
-  const float p_target = std::exp(row.target) / row.sum;
-  const float dtarget = (dlog_prob - dloss * (1.0f - b)) * (row.others / row.sum) +
-                        (dloss * b + dlse) * p_target;
-  logits[w] = from_float<T>(dtarget * slope(z_target, op.softcap));
-  const float share = bag.count > 0 ? dloss * b / static_cast<float>(bag.count) : 0.0f;
-  for (int64_t i = 0; i < bag.count; ++i) {
-    T& dz = logits[bag.label[i]];
-    dz = from_float<T>(to_float(dz) - share * slope(bag.z[i], op.softcap));
-  }
-}
-
-template <class T>
-void run(const LinearCrossEntropy& op, const CrossEntropyRows& rows) {
-  constexpr double WORK = 32;  // multiply-adds that a logit is worth
-  const int64_t N = op.logits.size[0], V = op.logits.size[1];
-  const bool backward = rows.dloss != nullptr || rows.dlog_prob != nullptr || rows.dlse != nullptr;
-  const int threads = useful_threads(N, WORK * static_cast<double>(N) * V, op.threads);
-  const Words<T>& words = words_of<T>(level());
-  std::vector<Bag> bags(threads, Bag(op.longest));
-  const int64_t blocks = (V + WORDS - 1) / WORDS, share = blocks * (WORDS + 1);
-  const Buffer<float> scratch(backward ? threads * share : 0);
-  parallel_for(N, threads, [&](int64_t n, int thread) {
-    T* const logits = op.logits.row<T>(n);
-    float* const value = backward ? scratch.data() + thread * share : nullptr;
-    const RowTerms terms{value, value + (backward ? blocks * WORDS : 0)};
-    const Row row = forward_row(words, op, rows, n, logits, bags[thread], terms);
-    if (backward) backward_row(words, op, rows, n, row, bags[thread], terms, logits);
-  });
-}
 
 }  // namespace
 
-void linear_cross_entropy(const LinearCrossEntropy& op, const CrossEntropyRows& rows) {
+void linear_cross_entropy_forward(const LinearCrossEntropy& op, const CrossEntropyResults& results) {
   if (op.dtype == Dtype::bfloat16) {
-    run<bfloat16>(op, rows);
+    Forward<bfloat16>(op).run(results);
   } else {
-    run<float>(op, rows);
+    Forward<float>(op).run(results);
   }
 }
 

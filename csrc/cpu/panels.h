@@ -49,18 +49,25 @@ struct Products {
   // panels of A and C. M may be a part of them.
   void plain(int64_t M, int64_t N, int64_t K, const X* A, int64_t rows, const X* B, int64_t B_rows,
              float* C, int64_t C_rows, bool add) const {
-    const auto run = PER_WORD == 1 ? level.multiply : level.multiply_bfloat16;
-    run({M, N, inner(K), word(A), rows * LANES / PER_WORD, word(B), inner(B_rows) * LANES, C,
-         C_rows * LANES, add});
+    multiply().panels({M, N, inner(K), word(A), rows * LANES / PER_WORD, word(B),
+                       inner(B_rows) * LANES, C, C_rows * LANES, add});
   }
   void transposed(int64_t M, int64_t N, int64_t K, const X* A, int64_t A_rows, const X* B,
                   int64_t B_rows, float* C, int64_t C_rows, bool add = false) const {
-    const auto run = PER_WORD == 1 ? level.multiply_transposed : level.multiply_transposed_bfloat16;
-    run({M, N, inner(K), word(A), inner(A_rows) * LANES, word(B), inner(B_rows) * LANES, C,
-         C_rows * LANES, add});
+    multiply().transposed({M, N, inner(K), word(A), inner(A_rows) * LANES, word(B),
+                           inner(B_rows) * LANES, C, C_rows * LANES, add});
+  }
+  // A in rows `stride` apart; K a multiple of PER_WORD.
+  void rows(int64_t M, int64_t N, int64_t K, const X* A, int64_t stride, const X* B, int64_t B_rows,
+            float* C, int64_t C_rows, bool add) const {
+    multiply().rows({M, N, inner(K), word(A), stride, word(B), inner(B_rows) * LANES, C,
+                     C_rows * LANES, add});
   }
 
  private:
+  const Multiply& multiply() const {
+    return PER_WORD == 1 ? level.multiply : level.multiply_bfloat16;
+  }
   static int64_t inner(int64_t K) { return (K + PER_WORD - 1) / PER_WORD; }
   static const uint32_t* word(const X* x) { return reinterpret_cast<const uint32_t*>(x); }
 };

@@ -16,7 +16,8 @@ from groundkern import (
     row_blocks,
 )
 from groundkern.ops.linear_cross_entropy import cases, reference
-from tests.ops.test_contract import CPU, SERVED, differentiate
+from tests.closeness import GRADIENTS, VALUES, assert_close
+from tests.ops.test_contract import CPU, SERVED, differentiate, oracle
 
 
 def _call(name: str, dtype=torch.float32):
@@ -218,6 +219,43 @@ def test_native_chunks_and_buffers_change_nothing(monkeypatch) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(dh, expected[1][0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(buffer, 1 + expected[1][1], rtol=1e-5, atol=1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["mean_weighted_bias", "smoothed", "everything", "softcap"])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_native_with_the_products_of_torch(name: str, dtype, rows: int, monkeypatch) -> None:
+    """As on a CPU whose matrix products torch's library makes faster; in chunks, and kept."""
+    monkeypatch.setattr("groundkern.native.multiplies", lambda dtype: False)
+    monkeypatch.setattr(f"{NATIVE_KERNELS}.LOGIT_BYTES", rows * 97 * dtype.itemsize)
+    call = cases.CASES[name](dtype, CPU)
+    truth, true_gradients = oracle(call, torch.float64)
+    naive, naive_gradients = oracle(call, dtype)
+    buffer = torch.ones(97, 24)
+    for options in ({}, {"weight_grad": buffer}):
+        got, gradients = differentiate(call, backend="native", **options)
+        if options:
+            gradients[1] = (buffer - 1).to(dtype)
+        for a, b, c in zip(got[:3], naive[:3], truth[:3], strict=True):
+            assert_close("result", a, b, c, VALUES)
+        for a, b, c in zip(gradients, naive_gradients, true_gradients, strict=True):
+            assert_close("gradient", a, b, c, GRADIENTS)
+
+
+@needs_native
+def test_kept_logits_serve_every_backward() -> None:
+    """Per-row losses of a trained head: two gradients, by another upstream each, and the same bits
+    as a call of their own."""
+    call = _call("smoothed")
+    options = {"reduction": "none", "backend": "native"}
+    inputs = {n: x.clone().requires_grad_() for n, x in call.inputs.items()}
+    loss = call.run(**inputs, **options)[0]
+    for seed in (1, 2, 1):
+        upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(seed))
+        kept = torch.autograd.grad(loss, inputs.values(), upstream, retain_graph=True)
+        alone = torch.autograd.grad(call.run(**inputs, **options)[0], inputs.values(), upstream)
+        assert all(torch.equal(a, b) for a, b in zip(kept, alone, strict=True))
 
 
 SHARDS = [40, 57]  # of a vocabulary of 97: uneven on purpose

@@ -133,14 +133,14 @@ def test_a_label_out_of_range_reads_nothing_and_shows(label: int) -> None:
     options = (None, target, ids, offsets, torch.zeros(8, dtype=torch.int64), None)
     run = torch.ops.groundkern.linear_cross_entropy
     hidden, weight = (x.clone().requires_grad_() for x in call.inputs.values())
-    loss, *_ = run(hidden, weight, *options, 0.0, -100, 0.0, "", "triton")
+    loss, *_ = run(hidden, weight, *options, 0.0, -100, 0.0, "", False, "triton")
     assert loss[2] == torch.inf
     expected = call.run(reduction="none")[0]
     others = torch.arange(8) != 2
     torch.testing.assert_close(loss[others], expected[others])
     loss.sum().backward()
     assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
-    smoothed, *_ = run(hidden, weight, *options, 0.3, -100, 0.0, "", "triton")
+    smoothed, *_ = run(hidden, weight, *options, 0.3, -100, 0.0, "", False, "triton")
     assert smoothed[others].isfinite().all()
 
 

@@ -95,8 +95,14 @@ def linear_cross_entropy(
     options = (smoothing, ignore_index, softcap or 0.0)
     flat, weight, bias, *_ = operands
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    ahead = torch.is_grad_enabled() and (trained or flat.requires_grad)
-    ahead = ahead and op.gradients_in_forward(name) and weight_grad is None and group is None
+    trained = trained or weight_grad is not None
+    differentiated = torch.is_grad_enabled() and (trained or flat.requires_grad)
+    # A frozen head's gradients are no larger than hidden; a trained one's are made in the backward
+    # where the logits can wait for it.
+    keep = differentiated and trained and op.keeps(name, flat, weight)
+    keep = keep and (softcap is None or bags is None)  # slopes of bags are not kept
+    ahead = differentiated and not keep and op.gradients_in_forward(name)
+    ahead = ahead and weight_grad is None and group is None
     if ahead and reduction != "none":
         train = weight.requires_grad
         results = op.linear_cross_entropy_with_gradients(*operands, factor, *options, train, name)
@@ -105,7 +111,7 @@ def linear_cross_entropy(
         results = op.linear_cross_entropy_with_gradients(*operands, None, *options, False, name)
     else:
         group_name = "" if group is None else group.group_name
-        results = op.linear_cross_entropy(*operands, weight_grad, *options, group_name, name)
+        results = op.linear_cross_entropy(*operands, weight_grad, *options, group_name, keep, name)
     rows = results[0] * factor
     loss = rows.view(target.shape) if reduction == "none" else rows.sum()
     return _cross_entropy(loss, results, target)
@@ -165,9 +171,11 @@ def linear_log_prob(
     operands = (hidden, weight, bias, target, None)
     operands, name = _prepare(*operands, ignore_index, softcap, group, None, backend)
     group_name = "" if group is None else group.group_name
-    options = (None, 0.0, ignore_index, softcap or 0.0, group_name, name)
+    differentiated = any(x is not None and x.requires_grad for x in operands[:3])
+    keep = torch.is_grad_enabled() and differentiated and op.keeps(name, *operands[:2])
+    options = (None, 0.0, ignore_index, softcap or 0.0, group_name, keep, name)
     results = op.linear_cross_entropy(*operands, *options)
-    return LogProb(*(x.view(target.shape) for x in results[1:]))
+    return LogProb(*(x.view(target.shape) for x in results[1:4]))
 
 
 def _prepare(

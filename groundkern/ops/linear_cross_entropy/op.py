@@ -5,6 +5,9 @@ per backend.
 backward only scales them. That needs upstream gradients known but for one factor: of the loss
 alone, one for all rows, or with a frozen head one per row.
 
+`linear_cross_entropy` makes them in its backward, from logits made anew, or from those that the
+forward kept: `keep`, for a backend that `keeps` them.
+
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
@@ -38,39 +41,52 @@ def kernels(backend: str):
 @custom_op(
     "groundkern::linear_cross_entropy",
     mutates_args=(),
-    schema=f"({INPUTS}, Tensor? weight_grad, {OPTIONS}, str group, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({INPUTS}, Tensor? weight_grad, {OPTIONS}, str group, bool keep, str backend)"
+    f" -> ({', '.join(['Tensor'] * 5)})",
 )
 @without_autocast
-def linear_cross_entropy(*arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per row: loss, log p(target), lse, likeliest id; `weight_grad` is for the backward."""
-    *inputs, _, smoothing, ignore_index, softcap, group, backend = arguments
-    return kernels(backend).forward(*inputs, smoothing, ignore_index, softcap, group)
+def linear_cross_entropy(*arguments) -> tuple[Tensor, ...]:
+    """Per row: loss, log p(target), lse, likeliest id; and what the backward needs of
+    the logits. `weight_grad` is for the backward.
+    """
+    *inputs, _, smoothing, ignore_index, softcap, group, keep, backend = arguments
+    options = (smoothing, ignore_index, softcap, group)
+    if keep:
+        return kernels(backend).forward_keeping(*inputs, *options)
+    return *kernels(backend).forward(*inputs, *options), _nothing_kept(inputs[0])
 
 
 @linear_cross_entropy.register_fake
-def _(hidden, weight, bias, target, *_):
+def _(hidden, weight, bias, target, *rest):
+    *_, keep, backend = rest
     wide = accumulation_dtype(hidden.dtype)
     rows = [hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3)]
-    return *rows, target.new_empty(target.shape)
+    size = kernels(backend).kept_bytes(hidden, weight) if keep else 0
+    return *rows, target.new_empty(target.shape), hidden.new_empty(size, dtype=torch.uint8)
+
+
+def _nothing_kept(like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=torch.uint8)
 
 
 @custom_op(
     "groundkern::linear_cross_entropy_backward",
     mutates_args=("weight_grad",),
     schema=f"(Tensor dloss, Tensor dlog_prob, Tensor dlse, {INPUTS}, {OPTIONS}, str group,"
-    " bool train_weight, Tensor(a!)? weight_grad, str backend) -> (Tensor, Tensor, Tensor)",
+    " bool train_weight, Tensor(a!)? weight_grad, Tensor kept, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 @without_autocast
 def linear_cross_entropy_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, backend = arguments
-    gradients = kernels(backend).backward(*inputs)
+    *inputs, kept, backend = arguments
+    known = {"kept": kept} if kept.numel() > 0 else {}
+    gradients = kernels(backend).backward(*inputs, **known)
     return tuple(inputs[0].new_empty(0) if x is None else x for x in gradients)
 
 
 @linear_cross_entropy_backward.register_fake
 def _(dloss, dlog_prob, dlse, hidden, weight, bias, *rest):
-    *_, train_weight, weight_grad, _ = rest
+    *_, train_weight, weight_grad, _, _ = rest
     returned = train_weight and weight_grad is None
     return (
         torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device),
@@ -80,28 +96,30 @@ def _(dloss, dlog_prob, dlse, hidden, weight, bias, *rest):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, weight_grad, smoothing, ignore_index, softcap, group, backend = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, weight_grad, smoothing, ignore_index, softcap, group, _, backend = inputs
+    ctx.save_for_backward(*tensors, output[-1])
+    ctx.set_materialize_grads(False)  # no zeros as large as what was kept
     ctx.weight_grad = weight_grad
     ctx.options = (smoothing, ignore_index, softcap, group)
     ctx.backend = backend
 
 
-def _backward(ctx, dloss: Tensor, dlog_prob: Tensor, dlse: Tensor, _):
-    saved, train_weight = ctx.saved_tensors, ctx.needs_input_grad[1]
+def _backward(ctx, *upstream: Tensor | None):
+    (*saved, kept), train_weight = ctx.saved_tensors, ctx.needs_input_grad[1]
+    hidden, _, _, target, *_ = saved
+    none = target.new_zeros(target.shape, dtype=accumulation_dtype(hidden.dtype))
     dhidden, dweight, dbias = linear_cross_entropy_backward(
-        dloss.contiguous(),
-        dlog_prob.contiguous(),
-        dlse.contiguous(),
+        *(none if x is None else x.contiguous() for x in upstream[:3]),
         *saved,
         *ctx.options,
         train_weight,
         ctx.weight_grad,
+        kept,
         ctx.backend,
     )
     returned = train_weight and ctx.weight_grad is None
     dbias = None if saved[2] is None else dbias
-    return dhidden, dweight if returned else None, dbias, *[None] * 10
+    return dhidden, dweight if returned else None, dbias, *[None] * 11
 
 
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
@@ -110,6 +128,11 @@ linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 def gradients_in_forward(backend: str) -> bool:
     """Whether a backend has `forward_with_gradients`."""
     return backend in ("native", "triton")
+
+
+def keeps(backend: str, hidden: Tensor, weight: Tensor) -> bool:
+    """Whether a forward of these sizes can keep its logits for the backward."""
+    return backend == "native" and kernels(backend).keeps(hidden, weight)
 
 
 @custom_op(
@@ -150,7 +173,8 @@ def _store_gradients(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)  # no zeros in dweight's shape for outputs nobody uses
     ctx.gradients = rest[3:]
     ctx.save_for_backward(*tensors)
-    ctx.options = (smoothing, ignore_index, softcap, "", train_weight, None, backend)
+    ctx.options = (smoothing, ignore_index, softcap, "", train_weight, None)
+    ctx.backend = backend
 
 
 def _scale_gradients(ctx, dloss: Tensor, *_):
@@ -162,10 +186,13 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
         *tensors, row_factor = ctx.saved_tensors
         rows = dloss.contiguous() if row_factor is None else dloss * row_factor
         none = torch.zeros_like(rows)
-        gradients = linear_cross_entropy_backward(rows, none, none, *tensors, *ctx.options)
+        kept = _nothing_kept(rows)
+        gradients = linear_cross_entropy_backward(
+            rows, none, none, *tensors, *ctx.options, kept, ctx.backend
+        )
     else:
         used = (True, train_weight, train_bias)
-        scaled = partial(_scaled, backend=ctx.options[-1])
+        scaled = partial(_scaled, backend=ctx.backend)
         gradients = [scaled(x, dloss) if y else x for x, y in zip(gradients, used, strict=True)]
     dhidden, dweight, dbias = gradients
     return dhidden, dweight if train_weight else None, dbias if train_bias else None, *[None] * 10

@@ -1,0 +1,373 @@
+"""The raw bindings of linear_cross_entropy: right, or a refusal that touches no memory."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+_C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no C++ compiler")
+view = importlib.import_module("tests.test_bindings").view  # it needs _C itself
+
+N, V, D = 37, 300, 7  # two panels, three blocks; words and depth that no tile divides
+NAMES = ("loss", "log_prob", "lse")
+BOTH = (
+    "logits",
+    "hidden",
+    "weight",
+    "target",
+    "ids",
+    "offsets",
+    "index",
+    "tops",
+    "terms",
+    "slopes",
+)
+FORWARD = (*BOTH, "bias", *NAMES, "predicted")
+BACKWARD = (*BOTH, "dloss", "dlog_prob", "dlse", "dlogits", "dhidden", "dweight", "dbias")
+WRITTEN = {"forward": (*NAMES, "predicted"), "backward": ("dhidden", "dweight")}
+MULTIPLIES = {torch.float32: True, torch.bfloat16: _C.has_matrix_product(_C.bfloat16)}
+DTYPES = tuple(MULTIPLIES)
+
+
+def padded(size: int) -> int:
+    return -(-size // _C.lanes) * _C.lanes
+
+
+def problem(dtype: torch.dtype = torch.float32, *, bags: bool = True) -> dict[str, Tensor | None]:
+    """hidden and weight, labels, and upstream gradients; some rows have no bag, or an empty one."""
+    torch.manual_seed(0)
+    x: dict[str, Tensor | None] = {
+        "hidden": torch.randn(N, D).to(dtype),
+        "weight": torch.randn(V, D).to(dtype),
+        "bias": torch.randn(V),
+        "target": torch.randint(V, (N,)).index_fill(0, torch.tensor([0, 1]), V - 1),
+        "ids": torch.tensor([7, 7, 1, V - 1, 5, 130, 131, 299]),
+        "offsets": torch.tensor([0, 3, 3, 8]),
+        "index": torch.randint(-1, 3, (N,)).index_fill(0, torch.tensor([0]), 2),
+        **{f"d{name}": torch.randn(N) for name in NAMES},
+    }
+    return x if bags else x | dict.fromkeys(("ids", "offsets", "index"))
+
+
+def rooms(x: dict[str, Tensor | None], softcap: float, own: bool) -> dict[str, Tensor | None]:
+    """Everything else that the two directions take; `own`: with weight, by our own products."""
+    dtype, words = x["weight"].dtype, padded(V) if own else V
+    capped = softcap > 0 and x["ids"] is not None
+    logits = torch.full((words, padded(N)), math.nan, dtype=dtype)
+    if not own:
+        logits[:, :N] = F.linear(x["hidden"], x["weight"]).T
+    return x | {
+        "logits": logits,
+        "tops": torch.full((-(-V // _C.words), padded(N)), math.nan),
+        "terms": torch.full((_C.terms, padded(N)), math.nan),
+        "slopes": torch.full((N, 5), math.nan) if capped else None,
+        "hidden": x["hidden"] if own else None,
+        "weight": x["weight"] if own else None,
+        **{name: torch.full((N,), math.nan) for name in NAMES},
+        "predicted": torch.full((N,), -7),
+        "dlogits": None if own else torch.full_like(logits, math.nan),
+        "dhidden": torch.full((N, D), math.nan, dtype=dtype) if own else None,
+        "dweight": torch.full((V, D), math.nan, dtype=dtype) if own else None,
+        "dbias": torch.zeros(V) if own else None,
+    }
+
+
+def call(direction: str, x: dict[str, Tensor | None], **replaced: object) -> None:
+    names = FORWARD if direction == "forward" else BACKWARD
+    views = {name: None if x[name] is None else view(x[name]) for name in names}
+    options: dict[str, object] = {"smoothing": 0.25, "softcap": 0.0, "threads": 1, "vocabulary": V}
+    if direction == "backward":
+        options["add"] = False
+    getattr(_C, f"linear_cross_entropy_{direction}")(**{**views, **options, **replaced})
+
+
+def refused(direction: str, x: dict[str, Tensor | None], name: str, **replaced: object) -> None:
+    before = {n: None if y is None else y.clone() for n, y in x.items()}
+    with pytest.raises(ValueError, match=f"^`{name}`: expected .+, got .+"):
+        call(direction, x, **replaced)
+    for n, y in x.items():
+        assert y is None or torch.equal(y.nan_to_num(9.0), before[n].nan_to_num(9.0)), n
+
+
+def expected(x: dict[str, Tensor | None], softcap: float) -> dict[str, Tensor]:
+    """By autograd in fp64: results, and the gradients with x's upstream ones."""
+    h, w, b = (x[n].double().requires_grad_() for n in ("hidden", "weight", "bias"))
+    logits = F.linear(h, w, b)
+    z = softcap * torch.tanh(logits / softcap) if softcap else logits
+    log_p = z.log_softmax(1)
+    own = log_p.gather(1, x["target"][:, None])[:, 0]
+    rows = []
+    for n, target in enumerate(x["target"].tolist()):
+        labels = []
+        if x["ids"] is not None and (bag := int(x["index"][n])) >= 0:
+            labels = x["ids"][x["offsets"][bag] : x["offsets"][bag + 1]].tolist()
+        rest = [y for y in labels if y != target]
+        rows.append(-0.75 * own[n] - 0.25 * log_p[n, rest].mean() if rest else -own[n])
+    results = (torch.stack(rows), own, z.logsumexp(1))
+    upstream = [x[f"d{name}"].double() for name in NAMES]
+    names = ("dhidden", "dweight", "dbias", "dlogits")
+    gradients = torch.autograd.grad(results, (h, w, b, logits), upstream)
+    return dict(zip((*NAMES, *names), (*results, *gradients))) | {"predicted": z.argmax(1)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("bags", [False, True])
+def test_our_own_products(dtype: torch.dtype, softcap: float, bags: bool) -> None:
+    if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
+        pytest.skip("this CPU does not multiply bf16")
+    x = rooms(problem(dtype, bags=bags), softcap, own=True)
+    truth = expected(x, softcap)
+    call("forward", x, softcap=softcap)
+    kept = x["logits"].clone()
+    call("backward", x, softcap=softcap)
+    assert torch.equal(x["logits"], kept), "a second backward needs them"
+    for name in NAMES:
+        torch.testing.assert_close(x[name].double(), truth[name], rtol=2e-6, atol=4e-6)
+    assert torch.equal(x["predicted"], truth["predicted"])
+    allowed = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    )
+    for name in ("dhidden", "dweight", "dbias"):
+        torch.testing.assert_close(x[name].double(), truth[name], **allowed)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_logits_of_another_library(softcap: float, in_place: bool) -> None:
+    plain = problem()
+    x = rooms(plain, softcap, own=False)
+    truth = expected(plain, softcap)
+    call("forward", x, softcap=softcap)
+    if in_place:
+        x["dlogits"] = x["logits"]
+    call("backward", x, softcap=softcap)
+    for name in NAMES:
+        torch.testing.assert_close(x[name].double(), truth[name], rtol=2e-6, atol=4e-6)
+    got = x["dlogits"]
+    torch.testing.assert_close(got[:, :N].double(), truth["dlogits"].T, rtol=1e-5, atol=1e-6)
+    assert not got[:, N:].any(), "whatever an empty lane held"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_for_every_number_of_threads(dtype: torch.dtype) -> None:
+    if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
+        pytest.skip("this CPU does not multiply bf16")
+    runs = []
+    for threads in (1, 2, 3, 3, 40):
+        x = rooms(problem(dtype), 1.5, own=True)
+        for direction in WRITTEN:
+            call(direction, x, softcap=1.5, threads=threads)
+        runs.append([x[name] for names in WRITTEN.values() for name in names])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other))
+
+
+def test_a_gradient_is_added_in_fp32() -> None:
+    for dtype in DTYPES:
+        if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
+            continue
+        x = rooms(problem(dtype), 0.0, own=True)
+        call("forward", x)
+        once, twice = torch.full((V, D), math.nan), torch.ones(V, D)
+        call("backward", x | {"dweight": once})
+        call("backward", x | {"dweight": twice}, add=True)
+        torch.testing.assert_close(twice, once + 1)
+        call("backward", x)
+        torch.testing.assert_close(x["dweight"], once.to(dtype))
+
+
+@pytest.mark.parametrize("missing", [("dloss",), ("dlog_prob", "dlse"), ("dweight", "dbias")])
+def test_what_is_not_asked_for(missing: tuple[str, ...]) -> None:
+    x = rooms(problem(), 0.0, own=True)
+    call("forward", x)
+    zeros = {n: torch.zeros(N) for n in missing if x[n].shape == (N,)}
+    call("backward", x | zeros)
+    wanted = x["dhidden"].clone()
+    call("backward", x | dict.fromkeys(missing))
+    assert torch.equal(x["dhidden"], wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strided_rows_at_any_address(dtype: torch.dtype) -> None:
+    if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
+        pytest.skip("this CPU does not multiply bf16")
+    plain = problem(dtype)
+    for depth, rows in ((D, V), (D - 1, V), (D - 1, V - 4)):  # the last: read in place
+        cut = {
+            "hidden": plain["hidden"][:, 1 : depth + 1],
+            "weight": plain["weight"][:, 1 : depth + 1],
+        }
+        x = {**plain, "hidden": torch.randn(N, 11).to(dtype), "weight": torch.randn(V, 9).to(dtype)}
+        for name, part in cut.items():
+            width = part.shape[1]
+            x[name][:, 1 : width + 1] = part
+            x[name] = x[name][:, 1 : width + 1]
+        assert x["weight"].stride() == (9, 1) and rows <= V
+        results = []
+        for one in (x, {**plain, **{n: y.contiguous() for n, y in cut.items()}}):
+            one = rooms(one, 0.0, own=True)
+            one["dhidden"] = torch.empty(N, cut["hidden"].shape[1], dtype=dtype)
+            one["dweight"] = torch.empty(V, cut["hidden"].shape[1], dtype=dtype)
+            for direction in WRITTEN:
+                call(direction, one)
+            results.append([one[name] for names in WRITTEN.values() for name in names])
+        assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_infinities_and_nan_stay_in_their_rows() -> None:
+    x = problem(bags=False)
+    x["hidden"][3, 0] = math.nan
+    x["hidden"][5] = math.inf
+    x = rooms(x, 0.0, own=True)
+    for direction in WRITTEN:
+        call(direction, x)
+    bad = torch.isin(torch.arange(N), torch.tensor([3, 5]))
+    assert x["loss"][bad].isnan().all() and x["dhidden"][bad].isnan().all()
+    assert x["loss"][~bad].isfinite().all() and x["dhidden"][~bad].isfinite().all()
+
+
+def test_a_word_that_no_row_can_take() -> None:
+    """A logit of -inf has no part in the sum, and in the gradient none either."""
+    x = problem(bags=False)
+    x["bias"][200] = -math.inf
+    x["target"][x["target"] == 200] = 0
+    truth = expected(x, 0.0)
+    x = rooms(x, 0.0, own=True)
+    for direction in WRITTEN:
+        call(direction, x)
+    torch.testing.assert_close(x["loss"].double(), truth["loss"], rtol=1e-6, atol=1e-6)
+    assert not x["dweight"][200].any() and x["dhidden"].isfinite().all()
+
+
+@pytest.mark.parametrize("direction", WRITTEN)
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_view_that_does_not_fit_is_refused(direction: str, softcap: float, own: bool) -> None:
+    x = rooms(problem(), softcap, own)
+    for name in FORWARD if direction == "forward" else BACKWARD:
+        if x[name] is None:
+            continue
+        address, code, sizes, strides = view(x[name])
+        bad = [(address, 2, sizes, strides), (0, code, sizes, strides)]
+        bad += [(address, code, (*sizes, 1), strides), (address, code, sizes, (*strides[:-1], 2))]
+        if name not in ("ids", "offsets", "target"):
+            bad.append((address, code, (sizes[0] + 1, *sizes[1:]), strides))
+        for value in bad:
+            refused(direction, x, name, softcap=softcap, **{name: value})
+
+
+@pytest.mark.parametrize("direction", WRITTEN)
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("target", 4, V),
+        ("target", 0, -1),
+        ("ids", 3, V),
+        ("ids", 0, -1),
+        ("offsets", 0, 1),
+        ("offsets", 2, 2),
+        ("offsets", 3, 9),
+        ("index", 3, -2),
+        ("index", 4, 3),
+    ],
+)
+def test_labels_out_of_range_are_refused(direction: str, name: str, place: int, value: int) -> None:
+    x = rooms(problem(), 0.0, own=True)
+    x[name][place] = value
+    refused(direction, x, name)
+
+
+@pytest.mark.parametrize("direction", WRITTEN)
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        ("smoothing", {"smoothing": 1.0}),
+        ("smoothing", {"smoothing": math.nan}),
+        ("softcap", {"softcap": -1.0}),
+        ("slopes", {"softcap": 2.0}),
+        ("threads", {"threads": 0}),
+        ("vocabulary", {"vocabulary": 0}),
+        ("logits", {"vocabulary": V + 40}),
+        ("weight", {"vocabulary": V - 1}),
+        ("weight", {"hidden": None}),
+        ("weight", {"weight": None}),
+        *(("ids", {name: None}) for name in ("ids", "offsets", "index")),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(direction: str, name: str, replaced: dict) -> None:
+    refused(direction, rooms(problem(), 0.0, own=True), name, **replaced)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "replaced"),
+    [
+        ("dhidden", True, {"dhidden": None}),
+        ("dlogits", False, {"dlogits": None}),
+        ("dweight", False, {"dweight": torch.zeros(V, D)}),
+        ("dbias", False, {"dbias": torch.zeros(V)}),
+        ("dlogits", True, {"dlogits": torch.zeros(V, padded(N))}),
+        ("dweight", True, {"dweight": torch.zeros(V, D, dtype=torch.bfloat16)}),
+    ],
+)
+def test_gradients_that_do_not_go_together(name: str, own: bool, replaced: dict) -> None:
+    x = rooms(problem(), 0.0, own)
+    views = {n: None if y is None else view(y) for n, y in replaced.items()}
+    refused("backward", x, name, **views)
+
+
+def test_bfloat16_is_refused_where_the_cpu_has_no_products_of_it(monkeypatch) -> None:
+    monkeypatch.setenv("GROUNDKERN_CPU_ISA", _C.cpu_levels()[-1])
+    x = rooms(problem(torch.bfloat16), 0.0, own=True)
+    for direction in WRITTEN:
+        refused(direction, x, "weight")
+
+
+size = st.tuples(st.integers(-1, 5), st.integers(-1, 5))
+stride = st.tuples(st.integers(-2, 70), st.integers(0, 2))
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(sizes=st.tuples(size, size), strides=st.tuples(stride, stride))
+def test_any_views_of_hidden_and_weight(sizes: tuple, strides: tuple) -> None:
+    """Within memory that is there: a right result or a refusal that touches nothing."""
+    memory = torch.randn(2, 512)
+    (rows, depth), (words, depth_w) = sizes
+    target = torch.zeros(max(rows, 0), dtype=torch.int64)
+    x = {
+        "logits": torch.full((padded(max(words, 1)), padded(len(target))), math.nan),
+        "tops": torch.zeros(1, padded(len(target))),
+        "terms": torch.zeros(_C.terms, padded(len(target))),
+        "target": target,
+        **dict.fromkeys(("ids", "offsets", "index", "slopes", "bias")),
+        **{name: torch.full(target.shape, math.nan) for name in NAMES},
+        "predicted": torch.full(target.shape, -7),
+        "hidden": None,
+        "weight": None,
+    }
+    views = {
+        name: (memory[i].data_ptr(), _C.float32, sizes[i], strides[i])
+        for i, name in enumerate(("hidden", "weight"))
+    }
+    legal = min(rows, depth) >= 0 and words >= 1 and depth == depth_w
+    for (down, across), (step, one) in zip(sizes, strides, strict=True):
+        used = down > 0 and across > 0
+        legal = legal and not (used and down > 1 and step < 0)
+        legal = legal and not (used and across > 1 and one != 1)
+    if not legal:
+        with pytest.raises(ValueError, match=r"^`(hidden|weight|vocabulary)`: expected"):
+            call("forward", x, **views, vocabulary=words)
+        assert x["loss"].isnan().all() and x["logits"].isnan().all()
+        return
+    call("forward", x, **views, vocabulary=words, smoothing=0.0)
+    h, w = (memory[i].as_strided(sizes[i], [max(s, 0) for s in strides[i]]) for i in range(2))
+    torch.testing.assert_close(x["lse"], (h @ w.T).logsumexp(1), rtol=1e-5, atol=1e-5)
