@@ -16,8 +16,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-SMALLEST = 4 * 2**20  # bytes; below, malloc keeps them itself
-KEPT_AT_MOST = 256 * 2**20  # bytes that wait for their next use
+SMALLEST = 32 * 2**20  # bytes; smaller ones malloc keeps itself
+KEPT_AT_MOST = 256 * 2**20  # bytes that wait for their next use; set it to 0 to keep none
 
 _waiting: list[mmap.mmap] = []  # list.remove and .append are atomic: no lock, finalizers use it too
 
@@ -61,6 +61,8 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _put_back(block: mmap.mmap) -> None:
+    if len(block) > KEPT_AT_MOST:
+        return
     _waiting.append(block)
     while sum(map(len, _waiting)) > KEPT_AT_MOST:
-        _waiting.pop(0)
+        _waiting.pop(0)  # the one that has waited longest

@@ -11,11 +11,12 @@ import torch
 
 from groundkern import available_backends, buffers, linear_cross_entropy
 
-SIZE = buffers.SMALLEST
+SIZE = 4 * 2**20
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits():
+def nothing_waits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(buffers, "SMALLEST", SIZE)
     gc.collect()
     buffers.release()
     yield
@@ -82,6 +83,14 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < sum(map(len, buffers._waiting)) <= 5 * SIZE
     buffers.release()
     assert not buffers._waiting
+
+
+def test_what_is_larger_than_all_that_may_wait_puts_nothing_out(monkeypatch) -> None:
+    monkeypatch.setattr(buffers, "KEPT_AT_MOST", 3 * SIZE)
+    small, large = empty(), empty(4 * SIZE)
+    del small
+    del large
+    assert [len(block) for block in buffers._waiting] == [SIZE]
 
 
 def test_threads_never_share_a_block() -> None:
