@@ -229,21 +229,11 @@ def kept_bytes(hidden: Tensor, weight: Tensor) -> int:
 
 
 def forward_keeping(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *rest
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`forward`, and the bytes that let `backward` do without its first matrix product."""
-    bags = (ids, offsets, bag_index)
-    counted = _count(hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap)
+    *options, _ = rest  # all but the group
+    counted = _count(hidden, weight, bias, target, *options)
     kept = buffers.empty(kept_bytes(hidden, weight), dtype=torch.uint8)
     used = 0
     if len(counted.rows) > 0:
