@@ -200,7 +200,7 @@ def test_strided_rows_at_any_address(dtype: torch.dtype) -> None:
     if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
         pytest.skip("this CPU does not multiply bf16")
     plain = problem(dtype)
-    for depth, rows in ((D, V), (D - 1, V), (D - 1, V - 4)):  # the last: read in place
+    for depth in (D, D - 1):  # rows of an even depth are read in place
         cut = {
             "hidden": plain["hidden"][:, 1 : depth + 1],
             "weight": plain["weight"][:, 1 : depth + 1],
@@ -210,7 +210,7 @@ def test_strided_rows_at_any_address(dtype: torch.dtype) -> None:
             width = part.shape[1]
             x[name][:, 1 : width + 1] = part
             x[name] = x[name][:, 1 : width + 1]
-        assert x["weight"].stride() == (9, 1) and rows <= V
+        assert x["weight"].stride() == (9, 1)
         results = []
         for one in (x, {**plain, **{n: y.contiguous() for n, y in cut.items()}}):
             one = rooms(one, 0.0, own=True)

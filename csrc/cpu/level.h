@@ -16,6 +16,7 @@ constexpr int64_t TALLEST = 8;  // rows of the largest register tile
 constexpr int64_t HALF = LANES / 2;
 
 inline int64_t padded(int64_t size) { return (size + LANES - 1) / LANES * LANES; }
+inline int64_t whole_tiles(int64_t rows) { return (rows + TALLEST - 1) / TALLEST * TALLEST; }
 
 // C [M, N] = or += A B, or A^T B; all in panels, C in fp32; A may be in rows as its owner has it.
 // Sizes in words: K is half the inner dimension in bf16, where A is plain and A^T and B are paired.

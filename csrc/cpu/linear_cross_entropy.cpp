@@ -69,12 +69,11 @@ struct Forward : Head<T> {
   void block(int64_t b, int64_t panel, const T* weight, int64_t stride, float* scores) const {
     const int64_t first = b * WORDS, count = Base::count(b), at = b * width + panel * LANES;
     if (own) {
-      const int64_t tall = (count + TALLEST - 1) / TALLEST * TALLEST;
       const int64_t lanes = Base::lanes(panel) > HALF ? LANES : HALF;
       for (int64_t y = 0; y < count; ++y) {
         std::fill(scores + y * LANES + lanes, scores + (y + 1) * LANES, 0.0f);
       }
-      Base::products.rows(tall, lanes, depth, weight, stride, hidden.data() + panel * depth * LANES,
+      Base::products.rows(whole_tiles(count), lanes, depth, weight, stride, hidden.data() + panel * depth * LANES,
                           depth, scores, WORDS, false);
     } else {
       float ones[LANES];

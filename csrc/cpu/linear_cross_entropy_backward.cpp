@@ -7,14 +7,14 @@
 namespace groundkern {
 namespace {
 
-constexpr double WORK = 32;     // multiply-adds that a logit is worth beside its products
+constexpr double WORK = 32;                  // multiply-adds that a logit is worth beside its products
 constexpr int64_t DEPTH = 256;               // words of weight packed at a time
 constexpr int64_t SLICE = int64_t{1} << 20;  // elements of the gradient at a time
 
 // Rows [n, n + rows) and columns [d, d + columns) of dhidden.
 struct Tile {
   int64_t n, d, rows, columns;
-  int64_t tall() const { return (rows + TALLEST - 1) / TALLEST * TALLEST; }
+  int64_t tall() const { return whole_tiles(rows); }
 };
 
 // As large as may be, with one for every thread.
@@ -162,8 +162,8 @@ struct Backward : Head<T> {
   // Columns [d, d + LANES) of the block's rows.
   void dweight(int64_t b, int64_t d, const T* gradient, float* C) const {
     const int64_t first = b * WORDS, count = Base::count(b);
-    const int64_t tall = (count + TALLEST - 1) / TALLEST * TALLEST;
-    products.rows(tall, LANES, even, gradient, width, hidden.data() + d * even, even, C, WORDS, false);
+    products.rows(whole_tiles(count), LANES, even, gradient, width, hidden.data() + d * even, even, C,
+                  WORDS, false);
     if (to.dtype == op.dtype) {
       put(C, count, std::min(LANES, D - d), to.dweight.template row<T>(first, d), Base::words);
     } else {

@@ -46,8 +46,9 @@ def kernels(backend: str):
 )
 @without_autocast
 def linear_cross_entropy(*arguments) -> tuple[Tensor, ...]:
-    """Per row: loss, log p(target), lse, likeliest id; and what the backward needs of
-    the logits. `weight_grad` is for the backward.
+    """Per row: loss, log p(target), lse, likeliest id; and what was kept of the logits.
+
+    `weight_grad` is for the backward.
     """
     *inputs, _, smoothing, ignore_index, softcap, group, keep, backend = arguments
     options = (smoothing, ignore_index, softcap, group)
