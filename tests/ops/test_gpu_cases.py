@@ -6,7 +6,7 @@ import torch
 from groundkern import set_logit_budget
 from tests.ops.edges import EDGES, SOME
 from tests.ops.on_gpu import CUDA
-from tests.ops.test_contract import CASES, hold
+from tests.ops.test_contract import BESIDES, CASES, hold
 
 pytestmark = pytest.mark.gpu
 
@@ -28,13 +28,13 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("name", "dtype"), PARAMETERS)
 def test_values_and_gradients(name: str, dtype: torch.dtype) -> None:
-    hold(CALLS[name](dtype, CUDA), "triton", dtype)
+    hold(CALLS[name](dtype, CUDA), "triton", dtype, BESIDES)
 
 
 @pytest.mark.parametrize("name", ["loss/odd", "loss/one_row_none", "log_prob/one_row"])
 def test_chunks_of_one_row(name: str) -> None:
     set_logit_budget(1)
     try:
-        hold(EDGES[name](torch.bfloat16, CUDA), "triton", torch.bfloat16)
+        hold(EDGES[name](torch.bfloat16, CUDA), "triton", torch.bfloat16, BESIDES)
     finally:
         set_logit_budget(None)
