@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _shared_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Give memory back after a GPU test: other processes use the card. After an illegal access every
+    """Give memory back after a GPU test: others use the card. After an illegal access every
     further call of this process fails, so a worker of pytest-xdist ends, and another takes over."""
     yield
     if "gpu" not in request.keywords or not torch.cuda.is_available():
