@@ -1,0 +1,115 @@
+"""`python -m benchmarks.carry --to DIR`: the peers' wheels, for a GPU machine without a network.
+
+Fetches Liger-Kernel and cut-cross-entropy with this Python's pip, however it is set up, and what
+they need that such a machine lacks. Only pure Python is carried, because the machine's Python and
+C library may be others. A package without a wheel is built from its source here. Prints names,
+versions, sizes and how to install them there; exits with 1 where something cannot be carried.
+
+QuACK is left out: it needs nvidia-cutlass-dsl, whose compiled libraries alone (92 MB in 4.8.1) are
+more than may be carried.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PEERS = ("liger-kernel", "cut-cross-entropy")
+THERE = {"torch", "triton", "transformers", "numpy", "packaging", "pytest", "typing-extensions"}
+LIMIT = 64 * 2**20  # bytes
+INSTALL = "python -m pip install --no-index --no-deps --no-compile --target SITE {}/*.whl"
+
+
+class Refused(Exception):
+    """Why a package cannot be carried, in one sentence."""
+
+
+class Wheel(NamedTuple):
+    path: Path
+    name: str
+    version: str
+    needs: list[str]  # packages, of the ones that no extra asks for
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+
+def read(path: Path) -> Wheel:
+    """A wheel's own words about itself."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(x for x in archive.namelist() if x.endswith(".dist-info/METADATA"))
+        fields = HeaderParser().parsestr(archive.read(name).decode())
+    needs = [Requirement(x) for x in fields.get_all("Requires-Dist", [])]
+    used = [x for x in needs if x.marker is None or x.marker.evaluate({"extra": ""})]
+    names = [canonicalize_name(x.name) for x in used]
+    return Wheel(path, canonicalize_name(fields["Name"]), fields["Version"], names)
+
+
+def fetched(package: str, folder: Path) -> Wheel:
+    """The package's wheel in `folder`, which had none of it."""
+    with tempfile.TemporaryDirectory() as own:
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", own, package]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            lines = [x for x in result.stderr.splitlines() if x.startswith("ERROR")]
+            raise Refused(f"{package}: pip has no wheel ({lines[-1] if lines else 'no reason'})")
+        (path,) = Path(own).glob("*.whl")
+        if not path.stem.endswith("-none-any"):
+            raise Refused(f"{package}: {path.name} is not pure Python")
+        kept = folder / path.name
+        kept.write_bytes(path.read_bytes())
+    return read(kept)
+
+
+def carry(folder: Path) -> tuple[list[Wheel], list[str]]:
+    """(wheels in `folder`, what cannot be carried)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if found := sorted(folder.glob("*.whl")):
+        raise Refused(f"{folder} already has wheels: {', '.join(x.name for x in found)}")
+    wheels: dict[str, Wheel] = {}
+    refused: list[str] = []
+    asked, waiting = set(PEERS), list(PEERS)
+    while waiting:
+        package = waiting.pop(0)
+        try:
+            wheel = fetched(package, folder)
+        except Refused as reason:
+            refused.append(str(reason))
+            continue
+        wheels[package] = wheel
+        new = [x for x in wheel.needs if x not in THERE | asked]
+        asked.update(new)
+        waiting += new
+    if (size := sum(wheel.size for wheel in wheels.values())) > LIMIT:
+        refused.append(f"{size} bytes are more than the {LIMIT} that may be carried")
+    return list(wheels.values()), refused
+
+
+def main(words: list[str] | None = None) -> int:
+    """1 where something cannot be carried."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.carry", description=__doc__)
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="without wheels yet")
+    folder = parser.parse_args(words).to
+    try:
+        wheels, refused = carry(folder)
+    except Refused as reason:
+        parser.error(str(reason))
+    for wheel in wheels:
+        print(f"{wheel.name} {wheel.version}: {wheel.size} bytes, {wheel.path.name}")
+    for reason in refused:
+        print(f"not carried: {reason}", file=sys.stderr)
+    if wheels:
+        print(f"There: {INSTALL.format(folder)}, and SITE on PYTHONPATH.")
+    return int(bool(refused))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
