@@ -182,6 +182,54 @@ def test_sizes_make_no_other_kernels_and_tiles_do(tmp_path) -> None:
     assert list(tmp_path.rglob("*.cubin")), "it lies where the runtime looks"
 
 
+AHEAD = """
+import sys
+from types import SimpleNamespace
+from unittest import mock
+import torch
+from triton.runtime.driver import driver
+from benchmarks import harness
+from benchmarks.gpu import calls, launches
+from groundkern import backends
+
+some = list(calls.smoke())[:16] + list(calls.loss())
+launches.compile_for(90)
+if sys.argv[1] == "ahead":
+    dry = [x for sized in some for x in launches.dry(sized.small)]
+    for launch in launches.distinct(dry, launches.compile_key):
+        launch.compile()
+else:
+    # Triton's whole way to a launch, but for the last step: a driver that is played loads nothing.
+    properties = {"max_shared_mem": 232448, "multiprocessor_count": 132}
+    driver.active.utils = SimpleNamespace(
+        load_binary=lambda *_: (1, 1, 32, 0, 1024), get_device_properties=lambda _: properties
+    )
+    launched = []
+    driver.active.launcher_cls = lambda src, metadata: lambda *_: launched.append(metadata.name)
+    with mock.patch.object(backends, "choose", return_value="triton"):
+        for sized in some:
+            call = sized.small.make(torch.device("cpu"))
+            run, _ = harness.runner(call, harness.ours(call, "triton"), "full")
+            run()
+    assert len(launched) > 100, len(launched)
+"""
+
+
+def test_what_is_compiled_ahead_is_what_is_launched(tmp_path) -> None:
+    """Else a card would compile everything again, one by one. On CPU tensors, whose addresses and
+    strides Triton specialises for as it does for a GPU's."""
+    env = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    found = []
+    for when in ("ahead", "launch"):
+        words = [sys.executable, "-c", AHEAD, when]
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append({x.name for x in tmp_path.rglob("*.cubin")} and set(tmp_path.iterdir()))
+    assert len(found[0]) > 30
+    assert found[1] == found[0], "nothing was left to compile"
+
+
 BUCKETS = {f"{b.op}-{kind}-{b.most}": (b, kind) for b in calls.buckets() for kind in b.kinds()}
 
 

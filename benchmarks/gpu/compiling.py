@@ -58,9 +58,9 @@ def swept() -> list[tuple[calls.Bucket, str, Tile]]:
     return list(found.values())
 
 
-def _job(place: int) -> tuple[int, str]:
+def _job(place: int, launcher: bool) -> tuple[int, str]:
     try:
-        WORK[place].compile()
+        WORK[place].compile(launcher)
     except Exception as error:
         return place, f"{type(error).__name__}: {error}"
     return place, ""
@@ -78,7 +78,7 @@ def _compile(context: Context) -> None:
     jobs = 1 if rehearsed else max(1, (os.cpu_count() or 2) - 2)
     failed = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork"), initializer=_behind) as pool:
-        for future in as_completed([pool.submit(_job, i) for i in range(len(WORK))]):
+        for future in as_completed([pool.submit(_job, i, not rehearsed) for i in range(len(WORK))]):
             place, wrong = future.result()
             if wrong:
                 failed += 1

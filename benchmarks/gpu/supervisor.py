@@ -197,7 +197,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                preexec_fn=os.setpgrp,  # a group to kill, in the session that ends with the call
             )
 
     def _rehearsed_tests(self, step: Step) -> list[str]:
