@@ -20,7 +20,7 @@ KINDS = {
     "nan": "results are NaN",
     "error": "an exception",
 }
-CASE_LIMIT = 6.0  # real seconds of a case in a rehearsal that lets one hang
+CASE_LIMIT = 12.0  # real seconds of a case in a rehearsal that lets one hang
 
 
 @dataclass(frozen=True)
