@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_a_call_has_room_for_its_steps(name: str) -> None:
     tests = [x.name for x in steps].index("tests")
     waited = [x.limit for x in steps[:tests] if not x.background]
     assert sum(waited) <= plan.SECONDS, "even if each takes all it may, the tests begin"
+
+
+def test_the_documented_steps_are_the_plan() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (yes)? ?\| (yes)? ?\|$", text, re.MULTILINE)
+    for column, name in enumerate(plan.CALLS, 1):
+        said = {row[0] for row in rows if row[column]}
+        assert said == {step.name for step in plan.CALLS[name]}
 
 
 @pytest.mark.parametrize("text", ["smoke", "smoke=boom", "=crash", "smoke#x=crash", ""])

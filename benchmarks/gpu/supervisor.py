@@ -27,7 +27,7 @@ ARCHIVE_BYTES = 15 * 2**20
 RESTARTS = 6  # of one step
 MARGIN = 3.0  # seconds before a step's limit after which its process begins no case
 LOST = 75  # as in worker, which imports torch
-REAL_LIMIT = 60.0  # of a step in a short rehearsal, whatever its clock plays
+REAL_LIMIT = 120.0  # of a step in a short rehearsal, whatever its clock plays
 
 
 class Supervisor:
@@ -216,7 +216,7 @@ class Supervisor:
         while process.poll() is None:
             spent = time.monotonic() - began
             if self.rehearse:
-                left = (REAL_LIMIT if self.few is not None else 30 * REAL_LIMIT) - spent
+                left = (REAL_LIMIT if self.few is not None else 15 * REAL_LIMIT) - spent
             else:
                 left = end - self.clock.now()
             if left <= 0 or self.stopped:
