@@ -115,13 +115,20 @@ def fastest_other(rows: list[Row]) -> Row | None:
     return max(known, key=lambda r: r["ours_over_this_p50"], default=None)
 
 
+def _sum(times: list[object]) -> str:
+    """Each time, and what they make."""
+    known = [x for x in map(number, times) if x is not None]
+    total = f" = {form(sum(known))}" if len(known) == len(times) > 1 else ""
+    return " + ".join(map(form, times)) + total
+
+
 def _op(op: str, rows: list[Row], console: Console) -> None:
     """A line per case and mode."""
     found = groups(rows)
-    gemms = [g for g in GEMMS if any(r["contestant"] == g for r in rows)]
+    gemms = any(r["contestant"] in GEMMS for r in rows)
     others = any(fastest_other(x) for x in found.values())
     right = ("ms, graph", "ms, eager", "% of floor", "x GEMMs")
-    right += (*(f"ms, {g}" for g in gemms), *(("their sum",) if gemms else ()))
+    right += ("ms, logits + dhidden + dweight",) if gemms else ()
     right += ("ours / fastest other",) if others else ()
     table = _table(op, ("case", "mode"), (*right, "goal", ""))
     for (problem, dtype, mode), some in found.items():
@@ -131,9 +138,7 @@ def _op(op: str, rows: list[Row], console: Console) -> None:
         cells = [_time(by_name, GRAPH), _time(by_name, EAGER)]
         cells += [form(shown and shown[n]) for n in ("percent_of_floor", "to_gemms_p50")]
         if gemms:
-            each = [number(by_name[g]["p50_ms"]) for g in gemms if g in by_name]
-            cells += [_time(by_name, g) for g in gemms]
-            cells.append(form(sum(each)) if each and None not in each else "")
+            cells.append(_sum([by_name[g]["p50_ms"] for g in GEMMS if g in by_name]))
         if others:
             other = fastest_other(some)
             cells.append(
@@ -142,7 +147,8 @@ def _op(op: str, rows: list[Row], console: Console) -> None:
         goal = goal_of(shown) if shown else None
         met = goal.met(shown) if goal else None
         cells += [goal.words if goal else "", {True: "met", False: "not met", None: ""}[met]]
-        case = str(problem) + ("" if dtype == "bfloat16" else f" {dtype}")
+        case = str(problem).replace(f"/{op}_", "/").replace(f"/{op}/", "/")
+        case += "" if dtype == "bfloat16" else f" {dtype}"
         _add(table, case, mode, *cells, style="yellow" if met is False else None)
     console.print(table)
     used = {goal_of(r) for r in rows if r["contestant"] == GRAPH} - {None}
