@@ -154,6 +154,12 @@ def test_two_calls_in_one_file(tmp_path) -> None:
     assert [s.last.commit for s in some] == [COMMIT, "ba9876543210"]
 
 
+@pytest.mark.parametrize("x", [None, "nan", "inf", float("nan"), float("inf"), True])
+def test_what_is_no_number(x) -> None:
+    """Bare NaN too, which Python's JSON reads."""
+    assert sessions.number(x) is None
+
+
 def test_goals() -> None:
     assert goals.goal_of(row(LOSS, GRAPH, 1.0, mode="forward")) is None
     assert goals.goal_of(row(SIDE, GRAPH, 1.0, bandwidth=None)) is None
