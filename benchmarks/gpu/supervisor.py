@@ -224,7 +224,7 @@ class Supervisor:
         kept = [x for x in step.command[len(PYTEST) :] if not x.startswith("--timeout")]
         kept[kept.index("-m") + 1] = "rehearsal"
         kept = ["2" if x == "8" else x for x in kept]
-        place = ["-c", str(ROOT / "pyproject.toml"), "-o", "markers=rehearsal", "--timeout=3"]
+        place = ["-c", str(ROOT / "pyproject.toml"), "-o", "markers=rehearsal", "--timeout=1"]
         return ["-m", "pytest", str(file), *PYTEST[4:], *kept, *place]
 
     def _wait(self, process: subprocess.Popen, end: float) -> int | None:
