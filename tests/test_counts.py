@@ -1,33 +1,101 @@
-"""The guard on counts: what the CPU calls cost now against what is committed."""
+"""The guard on counts: what calls cost now against what is committed."""
 
+import importlib.util
 import shutil
+from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import counts, harness
 from groundkern import available_backends
+from groundkern.ops.cases import Call
 
 native = pytest.mark.skipif(
     available_backends()["native"] is not None, reason="the native kernels are not built"
 )
 
 
-def committed(instructions: bool) -> dict[str, dict[str, int]]:
-    return {n: x for n, x in counts.committed().items() if ("instructions" in x) == instructions}
+triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def committed(kind: str) -> dict[str, dict[str, int]]:
+    """kind: "" for the CPU's, "counted" for instructions, "gpu" for launches."""
+    of = {n: n.split("/")[0] for n in counts.committed()}
+    kinds = {n: k if k in ("counted", "gpu") else "" for n, k in of.items()}
+    return {n: x for n, x in counts.committed().items() if kinds[n] == kind}
 
 
 @native
 def test_no_call_costs_more_than_the_committed_counts() -> None:
-    worse, _ = counts.changes(counts.now(), committed(instructions=False))
+    worse, _ = counts.changes(counts.now(), committed(""))
     assert not worse
 
 
 @native
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind (Debian: valgrind)")
 def test_no_kernel_takes_more_instructions_than_committed() -> None:
-    worse, _ = counts.changes(counts.instructions(), committed(instructions=True))
+    worse, _ = counts.changes(counts.instructions(), committed("counted"))
     assert not worse
+
+
+@triton
+def test_no_call_launches_more_than_committed() -> None:
+    worse, _ = counts.changes(counts.launches(), committed("gpu"))
+    assert not worse
+
+
+@triton
+def test_kernels_of_torch_operators_are_counted() -> None:
+    """One for an operator, none for views and allocations, logsumexp's own nine; GEMMs apart."""
+    from benchmarks.launches import GPU, recording, torch_kernels
+
+    with recording() as seen:
+        x = torch.empty(8, 4, device=GPU)
+        assert x.is_cuda and x.to(GPU).device == GPU
+        x[2:].t().expand(2, 4, 6)
+        x.t().reshape(32)
+        x.sum(0, dtype=torch.float64) + 1
+        x @ x.t()
+        torch.mm(x, x.t(), out=x.new_empty(8, 8))
+        x.logsumexp(0)
+        torch.where(x > 0, x, 0.0)
+    assert seen.gemms == ["mm", "mm"] and not seen.triton
+    one_each = ["copy_", "sum", "add", "gt", "scalar_tensor", "where"]
+    logsumexp = ["amax", "abs", "eq", "masked_fill_", "sub", "exp_", "sum", "log_", "add_"]
+    assert torch_kernels(seen.operators) == Counter(one_each + logsumexp)
+
+
+@triton
+@pytest.mark.parametrize("wait", [Tensor.tolist, Tensor.item, Tensor.nonzero, bool])
+def test_a_host_that_waits_cannot_be_counted(wait) -> None:
+    from benchmarks.launches import GPU, recording
+
+    with recording():
+        x = torch.empty(1, device=GPU)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait(x)
+
+
+@triton
+def test_what_the_first_call_alone_launches_is_told_apart() -> None:
+    from benchmarks import launches
+    from benchmarks.launches import GPU
+
+    def planned(plan: list[Tensor], x: Tensor) -> tuple[Tensor]:
+        if not plan:
+            plan.append(x.detach().exp())
+        return (x * plan[0],)
+
+    found = launches.count(lambda: Call(planned, {"x": torch.empty(3, device=GPU)}, {"plan": []}))
+    assert {way: dict(kernels.torch) for way, kernels in found.items()} == {
+        "first forward": {"exp": 1, "mul": 1},
+        "forward": {"mul": 1},
+        "backward": {"mul": 1},
+    }
 
 
 @native

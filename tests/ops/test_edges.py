@@ -1,0 +1,33 @@
+"""Edge sizes and layouts on every backend here; Triton's interpreter takes a few of them."""
+
+import pytest
+import torch
+
+from groundkern import set_logit_budget
+from tests.ops.edges import EDGES
+from tests.ops.test_contract import BACKENDS, BESIDES, CPU, DTYPES, hold
+
+# The interpreter is slow: these alone, in fp32. tests/ops/test_gpu_cases.py has them all.
+TRITON = ("ones", "odd", "unaligned", "nothing_visible", "one_row")
+PARAMETERS = [
+    pytest.param(edge, backend, dtype, id=f"{dtype}-{edge}-{backend}")
+    for edge in EDGES
+    for backend in BACKENDS
+    for dtype in DTYPES[:2]
+    if backend != "triton" or (edge.endswith(TRITON) and dtype == torch.float32)
+]
+
+
+@pytest.mark.parametrize(("edge", "backend", "dtype"), PARAMETERS)
+def test_values_and_gradients(edge: str, backend: str, dtype: torch.dtype) -> None:
+    hold(EDGES[edge](dtype, CPU), backend, dtype, BESIDES)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("edge", ["loss/odd", "log_prob/one_row"])
+def test_chunks_of_one_row(edge: str, backend: str) -> None:
+    set_logit_budget(1)
+    try:
+        hold(EDGES[edge](torch.float32, CPU), backend, torch.float32, BESIDES)
+    finally:
+        set_logit_budget(None)
