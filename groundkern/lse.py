@@ -8,6 +8,7 @@ device, `self_test` holds their dtype (fp32), layout ([B, Hq, S]) and base (natu
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -30,6 +31,19 @@ def _aten_flash(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[T
 def _aten_flash_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return op(q, k, v, is_causal=True, scale=scale)
+
+
+def _aten_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    op = torch.ops.aten._scaled_dot_product_cudnn_attention
+    out, lse, *_ = op(q, k, v, None, True, is_causal=True, scale=scale)
+    return out, _squeezed(lse)
+
+
+def _squeezed(lse: Tensor) -> Tensor:
+    """cuDNN's is [B, Hq, S, 1]; every other kernel's has no last dimension of 1."""
+    return lse[..., 0] if lse.dim() == 4 and lse.shape[3] == 1 else lse
 
 
 def _aten_efficient(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
@@ -82,6 +96,7 @@ KERNELS: dict[str, Run] = {
     "aten_flash": _aten_flash,
     "aten_flash_cpu": _aten_flash_cpu,
     "aten_efficient": _aten_efficient,
+    "aten_cudnn": _aten_cudnn,
     "flash_attn_2": _flash_attn("flash_attn"),
     "flash_attn_3": _flash_attn("flash_attn_interface"),
     "flex": _flex,
@@ -91,6 +106,7 @@ OPS = {
     "aten::_scaled_dot_product_flash_attention": "aten_flash",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "aten_flash_cpu",
     "aten::_scaled_dot_product_efficient_attention": "aten_efficient",
+    "aten::_scaled_dot_product_cudnn_attention": "aten_cudnn",  # what torch >= 2.11 takes on Hopper
     "flash_attn::_flash_attn_forward": "flash_attn_2",
 }
 WATCHED = ("sdpa", "flash_attention_2")  # implementations of transformers that end in one of these
@@ -103,8 +119,8 @@ def attention(
 
     Args:
         q: [B, Hq, S, D]. k, v: [B, Hkv, S, D].
-        kernel: "aten_flash", "aten_flash_cpu", "aten_efficient", "flash_attn_2", "flash_attn_3" or
-            "flex". Each serves the devices, dtypes and head dimensions that it serves.
+        kernel: "aten_flash", "aten_flash_cpu", "aten_efficient", "aten_cudnn", "flash_attn_2",
+            "flash_attn_3" or "flex". Each serves its own devices, dtypes and head dimensions.
         scale: of the scores; default D ** -0.5.
 
     Returns:
@@ -114,7 +130,8 @@ def attention(
 
     Raises:
         ValueError: an unknown kernel, or one whose package is not there.
-        RuntimeError: a kernel whose statistics are not what they are taken for.
+        RuntimeError: a kernel whose statistics are not what they are taken for, or that cannot run
+            here.
     """
     if kernel not in KERNELS:
         fail("kernel", " | ".join(KERNELS), kernel)
@@ -123,21 +140,44 @@ def attention(
     return out, lse.detach()[..., : q.shape[2]]
 
 
-@cache
+class CannotRun(RuntimeError):
+    """A kernel that fails on the self-test's inputs, so that nothing is known of its statistics."""
+
+
 def self_test(kernel: str, device: str, dtype: torch.dtype) -> None:
     """Hold a kernel's statistics on a small causal problem to fp64, once for each combination.
 
     Raises:
+        CannotRun: the kernel does not take a problem of this device and dtype.
         RuntimeError: another dtype, layout or base than fp32, [B, Hq, S] and natural.
+        ValueError: its package is not there.
     """
+    error = _tested(kernel, device, dtype)
+    if error is not None:
+        raise error
+
+
+@cache
+def _tested(kernel: str, device: str, dtype: torch.dtype) -> Exception | None:
+    """What is wrong with a kernel, or nothing."""
     draw = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 37, 64), (2, 2, 37, 64), (2, 2, 37, 64))  # no two of B, H, S alike
     q, k, v = (torch.randn(s, generator=draw).to(device, dtype) for s in shapes)
     with _disable_current_modes(), torch.no_grad(), torch.autocast(device, enabled=False):
-        _, lse = KERNELS[kernel](q, k, v, None)
+        try:
+            _, lse = KERNELS[kernel](q, k, v, None)
+        except ValueError as error:
+            return error
+        except Exception as error:
+            return CannotRun(f"{kernel} does not run on {device} in {dtype}: {error}")
     s = q.double() @ k.double().repeat_interleave(2, 1).transpose(2, 3) * 64**-0.5
     future = torch.ones(37, 37, dtype=torch.bool, device=device).triu(1)
-    _hold(kernel, lse, s.masked_fill(future, -torch.inf).logsumexp(-1), accumulation_dtype(dtype))
+    truth = s.masked_fill(future, -torch.inf).logsumexp(-1)
+    try:
+        _hold(kernel, lse, truth, accumulation_dtype(dtype))
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _hold(kernel: str, lse: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
@@ -172,14 +212,14 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         kernel = OPS.get(func.name())
-        if kernel is not None:
-            self._seen.append((kernel, args[0].dtype, result[1].detach()))
+        if kernel is not None and result[1] is not None:  # cuDNN's, where no gradient is asked for
+            self._seen.append((kernel, args[0].dtype, _squeezed(result[1].detach())))
         return result
 
     def lse(self, q: Tensor) -> Tensor | None:
         """[B, Hq, S] of the one kernel call seen on queries q [B, Hq, S, D], detached; None where
-        there was none, several, or one of another shape (unpadded sequences, no statistics asked
-        for).
+        there was none, several, one of another shape (unpadded sequences, no statistics asked for),
+        or one of a kernel that the self-test cannot run (told once).
 
         Raises:
             RuntimeError: a kernel whose statistics are not what they are taken for.
@@ -190,5 +230,14 @@ class Watch(TorchDispatchMode):
         *lead, length, _ = q.shape
         if lse.dim() != 3 or list(lse.shape[:2]) != lead or lse.shape[2] < length:
             return None
-        self_test(kernel, q.device.type, dtype)
+        try:
+            self_test(kernel, q.device.type, dtype)
+        except CannotRun as error:
+            _warn_once(f"the main pass's log-sum-exp is not shared: {error}")
+            return None
         return lse[..., :length]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)

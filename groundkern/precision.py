@@ -1,8 +1,5 @@
 """Which dtype a call computes in: autocast's for the operands, at least fp32 for every sum."""
 
-from collections.abc import Callable
-from functools import wraps
-
 import torch
 from torch import Tensor
 
@@ -29,14 +26,3 @@ def _cast(x: Tensor | None) -> Tensor | None:
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
-
-
-def without_autocast(body: Callable) -> Callable:
-    """An op's body that computes in the dtypes it was given, under any autocast."""
-
-    @wraps(body)
-    def run(*arguments):
-        with torch.autocast(arguments[0].device.type, enabled=False):
-            return body(*arguments)
-
-    return run

@@ -6,6 +6,7 @@ the whole group.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -20,6 +21,21 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter's dot reads 16-bit operands as integers, and its BLAS rounds a @ b and b.T @ a.T
 # differently, as no GPU does.
 _UPCAST = tl.constexpr(INTERPRETED)
+
+# Decorates what is launched; what kernels call has `@triton.jit`. Triton compiles a kernel anew for
+# an integer of 1, for one divisible by 16 and for any other. These sizes differ from batch to batch
+# and steer loops and masks or place single numbers, which gain nothing by it. Strides, head counts,
+# C and V stay specialised: wide loads need to know what divides them.
+kernel = triton.jit(
+    do_not_specialize=(
+        *("N", "keys", "n_words", "entries", "key_tiles", "splits", "size"),
+        *("rows", "spans", "parts"),
+    ),
+    # Read one number a program; a chunk of rows begins anywhere in them.
+    do_not_specialize_on_alignment=(
+        *("own_ptr", "index_ptr", "dloss_ptr", "dlog_prob_ptr", "dlse_ptr"),
+    ),
+)
 
 
 def unsupported(*tensors: Tensor | None) -> str | None:
@@ -77,14 +93,22 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def tile_row(table: dict[tuple, Tile], kind: tuple, *dims: int) -> Tile:
-    """The row of a tile table {(*kind, largest dimension): tile} for head dimensions `dims`.
+def tile_key(table: dict[tuple, Tile], kind: tuple, dims: Sequence[int], packed: int) -> tuple:
+    """The key of the row of a tile table that serves a call.
 
-    A dimension below its padded size counts as one less than that: rows may stand for these alone.
+    Keys are (*kind, largest head dimension), or (*kind, largest head dimension, largest packed
+    rows), which is preferred where it serves. A dimension below its padded size counts as one less
+    than that: rows may stand for these alone.
+
+    Args:
+        dims: the call's head dimensions.
+        packed: query rows times query heads of one KV head: what row tiles are cut from.
     """
     need = max(padded(dim) for dim in dims) - any(dim != padded(dim) for dim in dims)
-    row = min(row[-1] for row in table if row[:-1] == kind and row[-1] >= need)
-    return table[(*kind, row)]
+    at = len(kind)
+    dim = min(key[at] for key in table if key[:at] == kind and key[at] >= need)
+    buckets = [key[-1] for key in table if key[:-1] == (*kind, dim) and key[-1] >= packed]
+    return (*kind, dim, min(buckets)) if buckets else (*kind, dim)
 
 
 @cache
@@ -198,7 +222,7 @@ def any_of(mask):
     return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
 
 
-@triton.jit
+@kernel
 def _live_kernel(
     sequence_ptr, start_ptr, stop_ptr, words_ptr, set_ptr, live_ptr, N, group, n_words, key_tiles,
     entries, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -217,7 +241,7 @@ def _live_kernel(
         tl.store(live_ptr + e, any_of(allowed).to(tl.int32))
 
 
-@triton.jit
+@kernel
 def _compact_kernel(live_ptr, list_ptr, count_ptr, entries, BLOCK: tl.constexpr):
     """The live entries of one row tile, in order, and how many they are."""
     live_ptr += tl.program_id(0).to(tl.int64) * entries
@@ -275,14 +299,14 @@ def rows_of_sequence(sequence_ptr, b, N):
     return before, upto
 
 
-@triton.jit
-def sum_kernel(part_ptr, out_ptr, splits, size, scale, BLOCK: tl.constexpr):
-    """out = scale * sum over splits of part [splits, size], in split order."""
+@kernel
+def sum_kernel(part_ptr, out_ptr, splits, elements, scale, BLOCK: tl.constexpr):
+    """out = scale * sum over splits of part [splits, elements], in split order."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for split in range(splits):
-        total += tl.load(part_ptr + wide(split) * size + i, mask=i < size, other=0.0)
-    tl.store(out_ptr + i, (total * scale).to(out_ptr.dtype.element_ty), mask=i < size)
+        total += tl.load(part_ptr + wide(split) * elements + i, mask=i < elements, other=0.0)
+    tl.store(out_ptr + i, (total * scale).to(out_ptr.dtype.element_ty), mask=i < elements)
 
 
 def sum_parts(part: Tensor, like: Tensor, scale: float = 1.0) -> Tensor:

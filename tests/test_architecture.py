@@ -63,6 +63,7 @@ EXCEPTIONS = {
     ("benchmarks.tune", "groundkern.ops.attention_map.triton_kernels"),
     ("benchmarks.tune", "groundkern.ops.side_attention.triton_kernels"),
     ("benchmarks.tune", "groundkern.tiles"),
+    ("tests.test_tune", "groundkern.tiles"),
     # counts what the launchers hand to the C++ kernels
     ("benchmarks.counts", "groundkern.native"),
     ("benchmarks.instructions", "groundkern.native"),

@@ -1,6 +1,8 @@
 """The main pass's statistics: what kernels return, what is noticed, and that it is put to use."""
 
 import sys
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -10,6 +12,14 @@ from torch import Tensor
 
 from groundkern import QueryRows, attention_map, available_backends, lse, side_attention
 from groundkern.lse import Watch, attention, self_test
+
+
+@pytest.fixture(autouse=True)
+def _untested() -> Iterator[None]:
+    """Kernels are tested once for each process, and some here are played."""
+    lse._tested.cache_clear()
+    yield
+    lse._tested.cache_clear()
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,9 +138,65 @@ def test_statistics_of_another_kind_are_refused_loudly(change, message, monkeypa
         seen.lse(q)
 
 
+def _cudnn(asked: bool = True):
+    """cuDNN's op, which runs on CUDA alone, played on CPU: its layout [B, Hq, S, 1], and no
+    statistics where none are asked for."""
+
+    def run(q, k, v, bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, debug=False, *,
+            scale=None):  # fmt: skip
+        out, found = lse.KERNELS["aten_flash_cpu"](q, k, v, scale)
+        statistics = found[..., None] if compute_log_sumexp and asked else None
+        empty = torch.empty(0)
+        return out, statistics, empty, empty, 0, 0, empty, empty, empty
+
+    return run
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_cudnn_statistics_are_seen_in_their_layout(asked: bool) -> None:
+    """What torch >= 2.11 runs on Hopper where nobody chooses; without gradients it has none."""
+    library = torch.library.Library("aten", "IMPL")
+    q, k, v = _inputs(torch.bfloat16)
+    k, v = (x.repeat_interleave(3, 1) for x in (k, v))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library.impl("_scaled_dot_product_cudnn_attention", _cudnn(asked), "CPU")
+    try:
+        with Watch() as seen, torch.no_grad():
+            torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, is_causal=True)
+        found = seen.lse(q)
+        if not asked:
+            assert found is None
+            return
+        torch.testing.assert_close(found.double(), _truth(q, k, 32**-0.5), rtol=1e-5, atol=1e-4)
+        _, found = attention(q, k[:, ::3], v[:, ::3], kernel="aten_cudnn")
+        torch.testing.assert_close(found.double(), _truth(q, k, 32**-0.5), rtol=1e-5, atol=1e-4)
+    finally:
+        library._destroy()
+
+
+def test_a_kernel_that_cannot_be_tested_is_not_trusted(monkeypatch) -> None:
+    """A main pass that ran is not ended by a self-test that cannot: its statistics are not used."""
+
+    def crash(q, k, v, scale):
+        raise RuntimeError("cuDNN Frontend error: no valid engine")
+
+    monkeypatch.setitem(lse.KERNELS, "odd", crash)
+    monkeypatch.setitem(lse.OPS, "aten::_scaled_dot_product_flash_attention_for_cpu", "odd")
+    q, k, v = _inputs()
+    for told in (True, False):
+        with Watch() as seen:
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert seen.lse(q) is None
+        assert [("no valid engine" in str(w.message)) for w in caught] == [True] * told
+    with pytest.raises(lse.CannotRun, match=r"odd does not run on cpu in torch\.float32"):
+        self_test("odd", "cpu", torch.float32)
+
+
 def test_padded_statistics_are_cut() -> None:
     """As the memory-efficient kernel pads S to 32."""
-    self_test.cache_clear()
     q, k, v = _inputs()
     lse.KERNELS["padded"] = _kernel(lambda x: F.pad(x, (0, 23)))
     try:
@@ -164,7 +230,6 @@ def test_flash_attention_is_called_as_it_documents(kernel, package, always, monk
     module = ModuleType(package)
     module.flash_attn_func = early_three if always else two
     monkeypatch.setitem(sys.modules, package, module)
-    self_test.cache_clear()
     q, k, v = _inputs()
     out, found = attention(q, k, v, kernel=kernel)
     expected = attention(q, k, v, kernel="aten_flash_cpu")
@@ -173,7 +238,6 @@ def test_flash_attention_is_called_as_it_documents(kernel, package, always, monk
 
 def test_what_is_not_there_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    self_test.cache_clear()
     q, k, v = _inputs()
     with pytest.raises(ValueError, match="`kernel`: flash_attn is not importable here"):
         attention(q, k, v, kernel="flash_attn_2")
@@ -190,7 +254,21 @@ def test_every_kernel_of_this_device(kernel: str, dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(2, h, 1000, 128, device="cuda").to(dtype) for h in (28, 4, 4))
     try:
         _, found = attention(q, k, v, kernel=kernel)
-    except ValueError as error:
+    except (ValueError, lse.CannotRun) as error:
         pytest.skip(str(error))
     truth = _truth(q.cpu(), k.cpu(), 128**-0.5)
+    torch.testing.assert_close(found.cpu().double(), truth, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_kernel_torch_takes_by_itself_is_seen(dtype: torch.dtype) -> None:
+    """Which one differs between versions and devices: cuDNN's on Hopper since torch 2.11."""
+    shapes = ((2, 28, 1024, 128), (2, 4, 1024, 128), (2, 4, 1024, 128))
+    q, k, v = (torch.randn(s, device="cuda").to(dtype).requires_grad_() for s in shapes)
+    with Watch() as seen:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    found = seen.lse(q)
+    assert found is not None, [name for name, *_ in seen._seen]
+    truth = _truth(q.detach().cpu(), k.detach().cpu(), 128**-0.5)
     torch.testing.assert_close(found.cpu().double(), truth, rtol=1e-4, atol=1e-3)

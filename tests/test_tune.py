@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import tune
-from groundkern import available_backends
+from groundkern import available_backends, tiles
 from groundkern.ops.side_attention import cases
 
 if (reason := available_backends()["triton"]) is not None:
@@ -90,7 +90,20 @@ def _alternating(run):
 
 @pytest.mark.parametrize(("dim", "row"), [(128, 128), (72, 127), (64, 64), (200, 255)])
 def test_a_row_serves_its_dimensions(dim: int, row: int) -> None:
-    assert tune.row_of(tune.TABLES["side_attention"], ("dq", False), dim)[-1] == row
+    table = tune.TABLES["side_attention"]
+    assert tiles.tile_key(table, ("dq", False), [dim], 448) == ("dq", False, row)
+    assert tiles.tile_key(table, ("dq", False), [dim, 16], 448) == ("dq", False, row)
+
+
+@pytest.mark.parametrize(
+    ("dim", "packed", "row"),
+    [(128, 7, (128, 16)), (128, 16, (128, 16)), (100, 17, (128, 64)), (128, 65, (128,)),
+     (64, 7, (64,))],
+)  # fmt: skip
+def test_a_row_for_packed_rows_is_preferred(dim: int, packed: int, row: tuple) -> None:
+    table = dict.fromkeys([("dq", 64), ("dq", 128), ("dq", 128, 64), ("dq", 128, 16)], PRESENT)
+    table[("dkv", 128, 32)] = PRESENT
+    assert tiles.tile_key(table, ("dq",), [dim], packed) == ("dq", *row)
 
 
 def test_a_printed_row_reads_back() -> None:

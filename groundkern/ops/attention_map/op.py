@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.precision import accumulation_dtype, without_autocast
+from groundkern.op_body import op_body
+from groundkern.precision import accumulation_dtype
 
 # Both ops end in the same arguments: the selection (seven tensors), three options and the backend.
 SELECTION = (
@@ -31,7 +32,7 @@ def kernels(backend: str):
 
 
 @custom_op("groundkern::attention_map", mutates_args=(), schema=f"({MAP}) -> Tensor")
-@without_autocast
+@op_body
 def attention_map(*arguments) -> Tensor:
     *inputs, backend = arguments
     return kernels(backend).map_forward(*inputs)
@@ -47,7 +48,7 @@ def _(q, k, v, g, head_weight, rectify, sequence, start, stop, columns, *_):
     mutates_args=(),
     schema=f"(Tensor dmap, {MAP}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-@without_autocast
+@op_body
 def attention_map_backward(*arguments) -> tuple[Tensor, ...]:
     *inputs, backend = arguments
     gradients = kernels(backend).map_backward(*inputs)
@@ -79,7 +80,7 @@ attention_map.register_autograd(_map_vjp, setup_context=_map_setup)
 
 
 @custom_op("groundkern::attention_kl", mutates_args=(), schema=f"({KL}) -> Tensor")
-@without_autocast
+@op_body
 def attention_kl(*arguments) -> Tensor:
     *inputs, backend = arguments
     return kernels(backend).kl_forward(*inputs)
@@ -95,7 +96,7 @@ def _(q, *_):
     mutates_args=(),
     schema=f"(Tensor dkl, {KL}) -> (Tensor, Tensor, Tensor)",
 )
-@without_autocast
+@op_body
 def attention_kl_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, backend = arguments
     return kernels(backend).kl_backward(*inputs)

@@ -18,6 +18,7 @@ import triton.language as tl
 from groundkern.tiles import (
     capped,
     dot,
+    kernel,
     load_heads,
     load_tile,
     rows_of_sequence,
@@ -74,7 +75,7 @@ def _value_gradient(log_p, u, value, RECTIFY: tl.constexpr):
     return dvalue
 
 
-@triton.jit
+@kernel
 def column_statistics_kernel(
     q_ptr, k_ptr, sequence_ptr, columns_ptr, own_ptr, lse_ptr, scale, softcap, N, heads, group, C,
     q_n, q_h, k_b, k_h, k_s, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -105,7 +106,7 @@ def column_statistics_kernel(
     tl.store(lse_ptr + (wide(split) * N + n) * heads + head, lse, mask=kept)
 
 
-@triton.jit
+@kernel
 def map_kernel(
     q_ptr, k_ptr, g_ptr, v_ptr, norm_ptr, weight_ptr, sequence_ptr, columns_ptr, own_ptr, map_ptr,
     scale, softcap, N, heads, group, kv_heads, C, q_n, q_h, k_b, k_h, k_s, g_n, g_h, v_b, v_h, v_s,
@@ -162,7 +163,7 @@ def map_kernel(
     tl.store(map_ptr + wide(C) * row[:, None] + c[None, :], total, mask=stored)
 
 
-@triton.jit
+@kernel
 def sums_kernel(
     q_ptr, k_ptr, g_ptr, v_ptr, norm_ptr, sequence_ptr, columns_ptr, own_ptr, level_ptr, u_ptr,
     part_ptr, scale, softcap, N, heads, group, C, q_n, q_h, k_b, k_h, k_s, g_n, g_h, v_b, v_h, v_s,
@@ -204,7 +205,7 @@ def sums_kernel(
     tl.store(part_ptr + (wide(split) * N + n) * heads + head, total, mask=kept)
 
 
-@triton.jit
+@kernel
 def columns_dq_kernel(
     q_ptr, k_ptr, g_ptr, v_ptr, norm_ptr, dnorm_ptr, weight_ptr, sequence_ptr, columns_ptr, own_ptr,
     level_ptr, u_ptr, dq_ptr, dg_ptr, scale, softcap, N, heads, group, C, q_n, q_h, k_b, k_h, k_s,
@@ -257,7 +258,7 @@ def columns_dq_kernel(
         store_tile(dg_ptr, at, DV, kept, dg, DV, BLOCK_DV)
 
 
-@triton.jit
+@kernel
 def columns_dk_kernel(
     q_ptr, k_ptr, g_ptr, v_ptr, norm_ptr, dnorm_ptr, weight_ptr, sequence_ptr, columns_ptr, own_ptr,
     level_ptr, u_ptr, dk_ptr, dv_ptr, scale, softcap, N, heads, group, C, q_n, q_h, k_b, k_h, k_s,

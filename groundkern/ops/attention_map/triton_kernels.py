@@ -17,9 +17,10 @@ from groundkern.ops.attention_map import triton_visible_kernels as on_visible
 from groundkern.ops.attention_map.triton_column_kernels import EACH, MAP, MEAN, VALUE
 from groundkern.tiles import Tile
 
-# (4-byte operands, largest head dimension) -> tile of every kernel of this op; 63, 127, 255 are for
-# dimensions that are padded to the next power of two, whose masks take registers. Every row is an
-# untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed.
+# (4-byte operands, largest head dimension[, largest packed rows]) -> tile of every kernel of this
+# op; 63, 127, 255 are for dimensions that are padded to the next power of two, whose masks take
+# registers. Every row is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by
+# `make aot`, never timed on a device. `make gpu` finds better ones.
 TILES = {
     (False, 63): Tile(32, 32, 8, 2, 255),
     (False, 64): Tile(32, 32, 4, 2, 255),
@@ -41,10 +42,14 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor | None) -> str | None:
     return tiles.unsupported(q, k, v)
 
 
-def _tile(q: Tensor, value_dim: int | None = None) -> tuple[dict[str, int], dict[str, int]]:
-    """(constexprs, launch options) for operands [..., D] like q, and [..., Dv] where given."""
+def _tile(
+    q: Tensor, k: Tensor, value_dim: int | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(constexprs, launch options) for q [N, Hq, D], k [B, Hkv, S, D] and values of `value_dim`."""
     dims = {"D": q.shape[-1]} | ({} if value_dim is None else {"DV": value_dim})
-    tile = tiles.tile_row(TILES, (q.dtype == torch.float32,), *dims.values())
+    packed = q.shape[0] * (q.shape[1] // k.shape[1])
+    kind = (q.dtype == torch.float32,)
+    tile = TILES[tiles.tile_key(TILES, kind, list(dims.values()), packed)]
     blocks = dims | {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
     blocks |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     return blocks, tile.options
@@ -105,7 +110,7 @@ class _Call(NamedTuple):
     @property
     def tile(self) -> tuple[dict[str, int], dict[str, int]]:
         """(constexprs, launch options)."""
-        blocks, options = _tile(self.q, self.v.shape[3])
+        blocks, options = _tile(self.q, self.k, self.v.shape[3])
         flags = {"KIND": self.kind, "RECTIFY": self.rectify}
         return blocks | flags, options | ONE_STAGE
 
@@ -197,7 +202,7 @@ def _grid(q: Tensor, k: Tensor, block_m: int) -> tuple[int, int]:
 
 def _live(q: Tensor, k: Tensor, a: _Attention) -> tuple[tuple[int, int, int], tuple]:
     """(grid over rows, KV heads and key splits, live key tiles) for the visible keys."""
-    blocks, _ = _tile(q)
+    blocks, _ = _tile(q, k)
     m, n = blocks["BLOCK_M"], blocks["BLOCK_N"]
     group = q.shape[1] // k.shape[1]
     selection = (a.sequence, a.start, a.stop, None, None)
@@ -208,7 +213,7 @@ def _live(q: Tensor, k: Tensor, a: _Attention) -> tuple[tuple[int, int, int], tu
 
 def _normaliser(q: Tensor, k: Tensor, a: _Attention, own: Tensor) -> Tensor:
     """[N, Hq] log-sum-exp over all visible keys, or over own columns; 0 where there are none."""
-    (n, heads, _), (blocks, options), norm = q.shape, _tile(q), a.lse
+    (n, heads, _), (blocks, options), norm = q.shape, _tile(q, k), a.lse
     sizes, strides = (n, heads, heads // k.shape[1]), (*q.stride()[:2], *k.stride()[:3])
     if a.over == "columns":
         columns = a.columns.shape[1]
@@ -236,7 +241,7 @@ def _visible_dq(
     q: Tensor, k: Tensor, norm: Tensor, dnorm: Tensor, a: _Attention, grid: tuple, live: tuple,
     part: Tensor,
 ) -> None:  # fmt: skip
-    blocks, options = _tile(q)
+    blocks, options = _tile(q, k)
     heads, kv_heads = q.shape[1], k.shape[1]
     on_visible.visible_dq_kernel[grid](
         q, k, norm, dnorm, a.sequence, a.start, a.stop, *live, part, a.scale, a.softcap or None,
@@ -250,7 +255,7 @@ def _spread(
 ) -> Tensor:
     """dk over all keys: the columns' part and, with (norm, dnorm), the normaliser's."""
     (n, heads, _), (batch, kv_heads, keys, _) = q.shape, k.shape
-    blocks, options = _tile(q)
+    blocks, options = _tile(q, k)
     dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     on_visible.dk_kernel[batch * triton.cdiv(keys, blocks["BLOCK_N"]), kv_heads](
         q, k, *statistics, a.sequence, a.start, a.stop, part, a.column_of(keys), dk, scale,

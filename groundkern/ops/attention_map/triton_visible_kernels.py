@@ -2,7 +2,6 @@
 reaches every one of them, and dk put together.
 """
 
-import triton
 import triton.language as tl
 
 from groundkern.tiles import (
@@ -10,6 +9,7 @@ from groundkern.tiles import (
     any_of,
     capped,
     dot,
+    kernel,
     load_heads,
     load_tile,
     row_bounds,
@@ -20,7 +20,7 @@ from groundkern.tiles import (
 )
 
 
-@triton.jit
+@kernel
 def statistics_kernel(
     q_ptr, k_ptr, sequence_ptr, start_ptr, stop_ptr, list_ptr, count_ptr, entries, key_tiles,
     lse_ptr, scale, softcap, N, heads, group, keys, q_n, q_h, k_b, k_h, k_s, D: tl.constexpr,
@@ -55,7 +55,7 @@ def statistics_kernel(
     tl.store(lse_ptr + (wide(split) * N + n) * heads + head, lse, mask=kept)
 
 
-@triton.jit
+@kernel
 def visible_dq_kernel(
     q_ptr, k_ptr, norm_ptr, dnorm_ptr, sequence_ptr, start_ptr, stop_ptr, list_ptr, count_ptr,
     entries, key_tiles, part_ptr, scale, softcap, N, heads, group, keys, q_n, q_h, k_b, k_h, k_s,
@@ -89,7 +89,7 @@ def visible_dq_kernel(
     store_tile(part_ptr, at, D, kept, dq, D, BLOCK_D)
 
 
-@triton.jit
+@kernel
 def dk_kernel(
     q_ptr, k_ptr, norm_ptr, dnorm_ptr, sequence_ptr, start_ptr, stop_ptr, column_dk_ptr,
     column_of_ptr, dk_ptr, scale, softcap, N, heads, group, keys, C, q_n, q_h, k_b, k_h, k_s,

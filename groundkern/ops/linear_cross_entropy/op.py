@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.precision import accumulation_dtype, without_autocast
+from groundkern.op_body import op_body
+from groundkern.precision import accumulation_dtype
 
 INPUTS = (
     "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? ids, Tensor? offsets, "
@@ -44,7 +45,7 @@ def kernels(backend: str):
     schema=f"({INPUTS}, Tensor? weight_grad, {OPTIONS}, str group, bool keep, str backend)"
     f" -> ({', '.join(['Tensor'] * 5)})",
 )
-@without_autocast
+@op_body
 def linear_cross_entropy(*arguments) -> tuple[Tensor, ...]:
     """Per row: loss, log p(target), lse, likeliest id; and what was kept of the logits.
 
@@ -77,7 +78,7 @@ def _nothing_kept(like: Tensor) -> Tensor:
     " bool train_weight, Tensor(a!)? weight_grad, Tensor kept, str backend)"
     " -> (Tensor, Tensor, Tensor)",
 )
-@without_autocast
+@op_body
 def linear_cross_entropy_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, kept, backend = arguments
     known = {"kept": kept} if kept.numel() > 0 else {}
@@ -142,7 +143,7 @@ def keeps(backend: str, hidden: Tensor, weight: Tensor) -> bool:
     schema=f"({INPUTS}, Tensor? row_factor, {OPTIONS}, bool train_weight, str backend)"
     f" -> ({', '.join(['Tensor'] * 7)})",
 )
-@without_autocast
+@op_body
 def linear_cross_entropy_with_gradients(*arguments) -> tuple[Tensor, ...]:
     """loss (scalar with row_factor [N], else per row), log p(target), lse, likeliest id, and the
     gradients dhidden, dweight, dbias of that loss (per row: of each row's own loss)."""

@@ -21,7 +21,6 @@ waits once, for the sizes of the shards.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,13 +32,14 @@ from torch import Tensor
 from groundkern.ops.linear_cross_entropy import triton_row_kernels as kernels
 from groundkern.ops.linear_cross_entropy.triton_row_kernels import IGNORED, MEAN, TILES
 from groundkern.row_blocks import logit_chunks
+from groundkern.tiles import INTERPRETED
 
 
 def unsupported(hidden: Tensor, weight: Tensor, group: object) -> str | None:
     """Why triton cannot serve this call, in one sentence; None when it can."""
     if hidden.dtype == torch.float64:
         return "the kernels sum in fp32, which is too narrow for fp64"
-    if hidden.device.type == "cpu" and not kernels.INTERPRETED:
+    if hidden.device.type == "cpu" and not INTERPRETED:
         return "on CPU tensors the kernels run only under TRITON_INTERPRET=1"
     if hidden.device.type not in ("cpu", "cuda"):
         return f"there is no kernel for {hidden.device.type} tensors"
@@ -217,11 +217,6 @@ def _matmul(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
-def _on(device: torch.device):
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def forward(
     hidden: Tensor,
     weight: Tensor,
@@ -238,11 +233,10 @@ def forward(
     """loss, log p(w), lse [N] and the likeliest id [N]; ignored rows: 0, 0, 0 and -1."""
     bags = (ids, offsets, bag_index)
     options = (smoothing, ignore_index, softcap, group)
-    with _on(hidden.device):
-        problem = _problem(hidden, weight, bias, target, *bags, *options)
-        results = _Results(problem)
-        for chunk in problem.chunks(4):
-            results.add(chunk)
+    problem = _problem(hidden, weight, bias, target, *bags, *options)
+    results = _Results(problem)
+    for chunk in problem.chunks(4):
+        results.add(chunk)
     return *results.rows, results.predicted
 
 
@@ -267,17 +261,16 @@ def forward_with_gradients(
     """
     bags = (ids, offsets, bag_index)
     options = (smoothing, ignore_index, softcap, "")
-    with _on(hidden.device):
-        problem = _problem(hidden, weight, bias, target, *bags, *options)
-        results, gradients = _Results(problem), _Gradients(problem, train_weight, None)
-        wide = _empty(hidden, len(target))
-        dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
-        upstream = (dloss.contiguous(), *[torch.zeros_like(wide)] * 2)
-        for chunk in problem.chunks(4 + hidden.element_size()):
-            results.add(chunk)
-            gradients.add(chunk, upstream)
-        loss = results.rows[0] if row_factor is None else (results.rows[0] * dloss).sum()
-        return loss, *results.rows[1:], results.predicted, *gradients.finish()
+    problem = _problem(hidden, weight, bias, target, *bags, *options)
+    results, gradients = _Results(problem), _Gradients(problem, train_weight, None)
+    wide = _empty(hidden, len(target))
+    dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
+    upstream = (dloss.contiguous(), *[torch.zeros_like(wide)] * 2)
+    for chunk in problem.chunks(4 + hidden.element_size()):
+        results.add(chunk)
+        gradients.add(chunk, upstream)
+    loss = results.rows[0] if row_factor is None else (results.rows[0] * dloss).sum()
+    return loss, *results.rows[1:], results.predicted, *gradients.finish()
 
 
 def backward(
@@ -301,12 +294,11 @@ def backward(
     """dhidden, dweight, dbias; dweight is added to `weight_grad` instead when that is given."""
     bags = (ids, offsets, bag_index)
     options = (smoothing, ignore_index, softcap, group)
-    with _on(hidden.device):
-        problem = _problem(hidden, weight, bias, target, *bags, *options)
-        gradients = _Gradients(problem, train_weight, weight_grad)
-        for chunk in problem.chunks(4 + hidden.element_size()):
-            gradients.add(chunk, (dloss, dlog_prob, dlse))
-        return gradients.finish()
+    problem = _problem(hidden, weight, bias, target, *bags, *options)
+    gradients = _Gradients(problem, train_weight, weight_grad)
+    for chunk in problem.chunks(4 + hidden.element_size()):
+        gradients.add(chunk, (dloss, dlog_prob, dlse))
+    return gradients.finish()
 
 
 def _logit_gradient(

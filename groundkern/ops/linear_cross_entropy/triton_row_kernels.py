@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from groundkern.tiles import kernel, wide
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -22,7 +24,6 @@ class Tiles:
 # Untuned first guess for every device: no measurement stands behind it.
 TILES = Tiles(columns=8192, labels=128, rows=128, warps=8)
 
-INTERPRETED = triton.knobs.runtime.interpret  # as it was when the kernels below were decorated
 IGNORED = tl.constexpr(-(2**62))  # `own` of an ignored row
 # Rows of the statistics [5, n]; `rest` counts the bag's labels other than w.
 TOP, OTHERS, OWN, MEAN, REST = (tl.constexpr(i) for i in range(5))
@@ -57,7 +58,7 @@ def _load_logits(
     return tl.where(mask, x, float("-inf")), slope
 
 
-@triton.jit
+@kernel
 def partial_kernel(
     logits_ptr,  # [n, V] fp32
     bias_ptr,  # [V]
@@ -91,7 +92,7 @@ def partial_kernel(
         top = tl.max(z, 0)
         e = tl.where(columns == own, 0.0, tl.exp(z - top))
         part_ptr = parts_ptr + program
-        part = rows.to(tl.int64) * spans
+        part = wide(rows) * spans
         tl.store(part_ptr, top)
         tl.store(part_ptr + part, tl.sum(e, 0))
         tl.store(part_ptr + 2 * part, tl.max(tl.where(columns == own, z, float("-inf")), 0))
@@ -99,7 +100,7 @@ def partial_kernel(
         tl.store(ids_ptr + program, first.to(tl.int64))
 
 
-@triton.jit
+@kernel
 def combine_kernel(
     parts_ptr,  # [3, n, parts]
     ids_ptr,  # [n, parts]
@@ -112,7 +113,7 @@ def combine_kernel(
 ):
     """One row's statistics from those of its parts, in order: spans, or ranks."""
     row = tl.program_id(0).to(tl.int64)
-    stride = rows.to(tl.int64)
+    stride = wide(rows)
     own = tl.load(own_ptr + row)
     if own == IGNORED:
         for i in tl.static_range(5):
@@ -135,7 +136,7 @@ def combine_kernel(
         tl.store(predicted_ptr + row, tl.min(tl.where(tops == top, ids, 2**62), 0))
 
 
-@triton.jit
+@kernel
 def bag_kernel(
     logits_ptr,  # [n, V]
     bias_ptr,
@@ -153,7 +154,7 @@ def bag_kernel(
 ):
     """(D3) mean_{y in Y, y != w} z_y - top of one row, over the labels in this weight."""
     row = tl.program_id(0).to(tl.int64)
-    stride = rows.to(tl.int64)
+    stride = wide(rows)
     own = tl.load(own_ptr + row)
     bag = tl.load(index_ptr + row)
     if (own != IGNORED) & (bag >= 0):
@@ -183,7 +184,7 @@ def bag_kernel(
         tl.store(statistics_ptr + REST * stride + row, count)
 
 
-@triton.jit
+@kernel
 def finish_kernel(
     own_ptr,  # [n]
     statistics_ptr,  # [5, n]
@@ -196,7 +197,7 @@ def finish_kernel(
 ):
     """(D3) loss, log p(w) and lse; ignored rows: zeros."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    stride = rows.to(tl.int64)
+    stride = wide(rows)
     mask = row < rows
     counted = mask & (tl.load(own_ptr + row, mask=mask, other=IGNORED) != IGNORED)
     at_ptr = statistics_ptr + row
@@ -239,7 +240,7 @@ def _row_gradient(row, stride, statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_pt
     return top, (along_lse - along_log_prob) / total, at_own, b * dloss / tl.maximum(rest, 1.0)
 
 
-@triton.jit
+@kernel
 def gradient_kernel(
     logits_ptr,  # [n, V]
     bias_ptr,
@@ -270,7 +271,7 @@ def gradient_kernel(
     else:
         top, scale, at_own, _ = _row_gradient(
             row,
-            rows.to(tl.int64),
+            wide(rows),
             statistics_ptr,
             dloss_ptr,
             dlog_prob_ptr,
@@ -291,7 +292,7 @@ def gradient_kernel(
         tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def bag_gradient_kernel(
     logits_ptr,  # [n, V]
     bias_ptr,
@@ -320,7 +321,7 @@ def bag_gradient_kernel(
     if (own != IGNORED) & (bag >= 0):
         top, scale, _, pull = _row_gradient(
             row,
-            rows.to(tl.int64),
+            wide(rows),
             statistics_ptr,
             dloss_ptr,
             dlog_prob_ptr,

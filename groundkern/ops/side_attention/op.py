@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.precision import accumulation_dtype, without_autocast
+from groundkern.op_body import op_body
+from groundkern.precision import accumulation_dtype
 
 INPUTS = "Tensor q, Tensor k, Tensor v"
 SELECTION = "Tensor sequence, Tensor start, Tensor stop, Tensor? words, Tensor? set_index"
@@ -28,7 +29,7 @@ def kernels(backend: str):
     mutates_args=(),
     schema=f"({INPUTS}, {SELECTION}, Tensor? lse, {OPTIONS}) -> (Tensor, Tensor)",
 )
-@without_autocast
+@op_body
 def side_attention(*arguments) -> tuple[Tensor, Tensor]:
     *inputs, backend = arguments
     return kernels(backend).forward(*inputs)
@@ -48,7 +49,7 @@ def _(q, k, v, *_):
         " -> (Tensor, Tensor, Tensor)"
     ),
 )
-@without_autocast
+@op_body
 def side_attention_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, backend = arguments
     return kernels(backend).backward(*inputs)

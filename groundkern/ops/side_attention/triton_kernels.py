@@ -18,6 +18,7 @@ from groundkern.tiles import (
     any_of,
     capped,
     dot,
+    kernel,
     load_heads,
     load_tile,
     row_bounds,
@@ -27,10 +28,10 @@ from groundkern.tiles import (
     wide,
 )
 
-# (kernel, 4-byte operands, largest head dimension) -> tile; 63, 127 and 255 are for dimensions that
-# are padded to the next power of two, whose masks take registers. Every row is an untuned first
-# guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on a device.
-# benchmarks/tune.py finds better ones.
+# (kernel, 4-byte operands, largest head dimension[, largest packed rows]) -> tile; 63, 127 and 255
+# are for dimensions that are padded to the next power of two, whose masks take registers. Every row
+# is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed
+# on a device. `make gpu` finds better ones.
 TILES = {
     ("forward", False, 63): Tile(64, 32, 8),
     ("forward", False, 64): Tile(64, 32, 8),
@@ -96,7 +97,7 @@ def _sweep(
     return m, l, acc, some
 
 
-@triton.jit
+@kernel
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, sequence_ptr, start_ptr, stop_ptr, words_ptr, set_ptr, lse_ptr,
     list_ptr, count_ptr, entries, key_tiles, m_ptr, l_ptr, acc_ptr, scale, softcap, N, heads, group,
@@ -145,7 +146,7 @@ def _forward_kernel(
     store_tile(acc_ptr, at, DV, kept, acc, DV, BLOCK_DV)
 
 
-@triton.jit
+@kernel
 def _reduce_kernel(
     m_ptr, l_ptr, acc_ptr, out_ptr, lse_ptr, splits, size, DV: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -173,7 +174,7 @@ def _reduce_kernel(
     tl.store(lse_ptr + i, tl.where(some, lse, -float("inf")))
 
 
-@triton.jit
+@kernel
 def _delta_kernel(
     out_ptr, dout_ptr, dlse_ptr, delta_ptr, size, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -192,7 +193,7 @@ def _delta_kernel(
     tl.store(delta_ptr + i, delta - tl.load(dlse_ptr + i, mask=kept, other=0.0), mask=kept)
 
 
-@triton.jit
+@kernel
 def _backward_dkv_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, sequence_ptr, start_ptr, stop_ptr,
     words_ptr, set_ptr, dk_ptr, dv_ptr, scale, softcap, N, heads, group, n_words, keys, key_tiles,
@@ -241,7 +242,7 @@ def _backward_dkv_kernel(
     store_tile(dv_ptr, at, DV, j < keys, dv, DV, BLOCK_DV)
 
 
-@triton.jit
+@kernel
 def _backward_dq_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, sequence_ptr, start_ptr, stop_ptr,
     words_ptr, set_ptr, list_ptr, count_ptr, entries, key_tiles, part_ptr, scale, softcap, N, heads,
@@ -294,11 +295,13 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return tiles.unsupported(q, k, v)
 
 
-def _tile(kernel: str, q: Tensor, v: Tensor) -> tuple[Tile, dict[str, int]]:
+def _tile(name: str, q: Tensor, v: Tensor) -> tuple[Tile, dict[str, int]]:
     """The table's row and the constexprs it gives."""
     dims = {"D": q.shape[2], "DV": v.shape[3]}
     blocks = {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
-    tile = tiles.tile_row(TILES, (kernel, q.dtype == torch.float32), *dims.values())
+    packed = q.shape[0] * (q.shape[1] // v.shape[1])
+    kind = (name, q.dtype == torch.float32)
+    tile = TILES[tiles.tile_key(TILES, kind, list(dims.values()), packed)]
     return tile, {**dims, **blocks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
 
 

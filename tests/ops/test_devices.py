@@ -1,0 +1,105 @@
+"""Where kernels are launched: on the device of their tensors, whichever one is current.
+
+With a model spread over GPUs (`device_map="auto"`) the current device is often another. There is no
+GPU here: meta tensors, of which the first says that it is on `cuda:1`, a played driver that
+remembers which device is current, and a recorder in the place of Triton's launch.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CASES = {
+    "groundkern::side_attention": ("side_attention", "main_statistics"),
+    "groundkern::side_attention_backward": ("side_attention", "main_statistics"),
+    "groundkern::attention_map": ("attention_map", "map_visible_sets_weights"),
+    "groundkern::attention_map_backward": ("attention_map", "map_visible_sets_weights"),
+    "groundkern::attention_kl": ("attention_map", "kl_visible_mean"),
+    "groundkern::attention_kl_backward": ("attention_map", "kl_visible_mean"),
+    "groundkern::linear_cross_entropy": ("linear_cross_entropy", "everything"),
+    "groundkern::linear_cross_entropy_backward": ("linear_cross_entropy", "everything"),
+}
+PROGRAM = '''
+import importlib, sys
+from types import SimpleNamespace
+
+import torch
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
+
+current, launched = [0], {}
+
+def exchange(index):
+    before, current[0] = current[0], index
+    return before
+
+torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = exchange
+torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=132)
+JITFunction.run = lambda kernel, *args, **options: launched[name].append(current[0])
+
+class Recorder(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "groundkern":
+            calls.append((func.name(), args))
+        return func(*args, **(kwargs or {}))
+
+calls = []
+cases = dict(x.split("=") for x in sys.argv[1:])
+for place in dict.fromkeys(cases.values()):
+    op, case = place.split("/")
+    module = importlib.import_module(f"groundkern.ops.{op}.cases")
+    call = module.CASES[case](torch.float32, torch.device("cpu"))
+    inputs = {n: x.detach().requires_grad_(n not in call.fixed) for n, x in call.inputs.items()}
+    with Recorder():
+        results = call.run(**inputs, backend="reference")[: call.differentiable]
+        sum(x.nan_to_num(neginf=0.0).sum() for x in results).backward()
+
+class Second(torch.Tensor):
+    """Says cuda:1 to who asks first, which is the wrapper, and then the truth."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    asked = False
+
+    @property
+    def device(self):
+        first, self.asked = not self.asked, True
+        return torch.device("cuda", 1) if first else torch.device("meta")
+
+name, (*tensors, _, smoothing, ignore, softcap, _, _, _) = next(
+    call for call in calls if call[0] == "groundkern::linear_cross_entropy"
+)
+# the reference has no such op: its arguments are those of the plain one
+calls.append((name + "_with_gradients", (*tensors, None, smoothing, ignore, softcap, True, "")))
+for name, args in calls:
+    if name in launched:
+        continue
+    launched[name] = []
+    first, *rest = (x.detach().to("meta") if isinstance(x, torch.Tensor) else x for x in args[:-1])
+    OPDEFS[name]._init_fn(torch.Tensor._make_subclass(Second, first), *rest, "triton")
+    assert current == [0], "the caller's device is current again"
+for name, devices in launched.items():
+    print(name, len(devices), *sorted(set(devices)))
+'''
+
+
+def test_kernels_are_launched_on_their_tensors_device() -> None:
+    pytest.importorskip("triton", reason="needs the triton package")
+    arguments = [f"{name}={'/'.join(place)}" for name, place in CASES.items()]
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=ROOT,
+        env={k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    launches = {name: rest for name, *rest in map(str.split, result.stdout.splitlines())}
+    assert set(launches) == {*CASES, "groundkern::linear_cross_entropy_with_gradients"}
+    for name, (count, *devices) in launches.items():
+        assert int(count) > 0, name
+        assert devices == ["1"], name
