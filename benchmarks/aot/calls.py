@@ -14,7 +14,17 @@ from groundkern.ops.attention_map import triton_kernels as attention_map_kernels
 from groundkern.ops.linear_cross_entropy import triton_kernels as linear_cross_entropy_kernels
 from groundkern.ops.side_attention import triton_kernels as side_attention_kernels
 
-__all__ = ["Sizes", "attention_map", "linear_cross_entropy", "recorded", "side_attention"]
+__all__ = [
+    "TILE_TABLES",
+    "Sizes",
+    "attention_map",
+    "linear_cross_entropy",
+    "recorded",
+    "side_attention",
+]
+
+# (table, parts of a key without a bucket of rows)
+TILE_TABLES = ((side_attention_kernels.TILES, 3), (attention_map_kernels.TILES, 2))
 
 
 @dataclass(frozen=True)

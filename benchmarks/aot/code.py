@@ -132,7 +132,7 @@ def _blocks(code: list[Instruction]) -> tuple[list[int], dict[int, list[int]]]:
 
 
 def _dominators(after: dict[int, list[int]]) -> dict[int, set[int]]:
-    """The blocks that every way from the first block to a block leads through; of reached blocks."""
+    """Of each block that is reached, the blocks that every way there leads through."""
     reached, todo = [], [0] if after else []
     while todo:
         block = todo.pop()

@@ -6,11 +6,13 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.aot.calls import (
+    TILE_TABLES,
     Sizes,
     attention_map,
     linear_cross_entropy,
@@ -34,9 +36,9 @@ def launches(subset: bool) -> Iterator[Launch]:
     dimension 128."""
     dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
     for dtype in dtypes:
-        for dim in (128,) if subset else DIMS:
-            sizes = Sizes(dim=dim, dtype=dtype)
-            name = f"{sizes.name} D={dim}"
+        for dim, rows in product((128,) if subset else DIMS, row_counts()):
+            sizes = Sizes(dim=dim, dtype=dtype, rows=rows)
+            name = f"{sizes.name} D={dim}" + f" rows={rows}" * (rows != Sizes.rows)
             side = partial(side_attention, sizes)
             yield from recorded(f"side_attention {name} sets", partial(side, True, False, 0.0))
             if not subset:
@@ -50,6 +52,16 @@ def launches(subset: bool) -> Iterator[Launch]:
             run = partial(linear_cross_entropy, sizes, bias, True, softcap)
             yield from recorded(f"linear_cross_entropy {sizes.name} softcap={softcap}", run)
     yield from edges(subset)
+
+
+def row_counts() -> list[int]:
+    """Numbers of rows that reach every row of the tile tables."""
+    group = Sizes.heads // Sizes.kv_heads
+    buckets = {
+        key[-1] for table, least in TILE_TABLES for key in table if len(key) > least
+    }  # largest packed rows: rows times group
+    over = {max(buckets) // group + 1} if buckets else set()
+    return sorted({Sizes.rows, *over, *(max(1, bucket // group) for bucket in buckets)})
 
 
 class Variants(NamedTuple):

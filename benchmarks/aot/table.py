@@ -8,6 +8,7 @@ fails `python -m benchmarks.aot --subset --check benchmarks/kernels.json`, bette
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 RENEW = "python -m benchmarks.aot --subset --write benchmarks/kernels.json"
@@ -93,7 +94,7 @@ def changes(new: Table, old: Table) -> tuple[list[str], list[str]]:
     return worse, better
 
 
-def _compared(new: Entry, old: Entry):
+def _compared(new: Entry, old: Entry) -> Iterator[tuple[int, str]]:
     """(1 for worse or -1 for better, sentence) of what differs by more than is allowed."""
     pairs = [(KERNEL, new, old)]
     loops = new["loop"], old["loop"]
@@ -103,10 +104,11 @@ def _compared(new: Entry, old: Entry):
         pairs.append((LOOP, *map(_measures, loops)))
     for rules, a, b in pairs:
         for what, key, sign, allowed in rules:
-            larger, smaller = max(a[key], b[key]), min(a[key], b[key])
-            before = b[key] * (1 + allowed) if a[key] > b[key] else b[key] * (1 - allowed)
-            if larger != smaller and (a[key] > before) == (a[key] > b[key]) and a[key] != before:
-                yield (sign if a[key] > b[key] else -sign), f"{what} {b[key]} -> {a[key]}"
+            sentence = f"{what} {b[key]} -> {a[key]}"
+            if a[key] > b[key] * (1 + allowed):
+                yield sign, sentence
+            elif a[key] < b[key] * (1 - allowed):
+                yield -sign, sentence
 
 
 def _measures(loop: dict) -> dict[str, int]:
