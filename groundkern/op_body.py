@@ -19,7 +19,8 @@ def op_body(body: Callable) -> Callable:
     def run(*arguments):
         device = arguments[0].device  # the first argument of every op is a tensor
         here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with here, torch.autocast(device.type, enabled=False):
+        casts = torch.amp.is_autocast_available(device.type)  # not on meta
+        with here, torch.autocast(device.type, enabled=False) if casts else nullcontext():
             return body(*arguments)
 
     return run

@@ -1,0 +1,126 @@
+"""`make gpu`, python -m benchmarks.gpu: a call of about seven minutes on a GPU, without install.
+
+Everything goes to $OUT (default: bench_results/gpu) as it is found: results.jsonl, log.txt and
+archive.tar.gz. `python -m benchmarks.gpu.results $OUT/results.jsonl` reads them. A second call,
+after what the first one found is mended: `--call second`. Without a GPU, `--rehearse`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from benchmarks.gpu import lines, plan, timeline
+from benchmarks.gpu.supervisor import RECORD, ROOT, Supervisor
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    p.add_argument("step", nargs="*", help=f"of {', '.join(plan.STEPS)}; instead of a call's")
+    p.add_argument("--call", choices=plan.CALLS, default="first")
+    p.add_argument("--out", type=Path, help="default: $OUT, else bench_results/gpu")
+    p.add_argument("--seconds", type=float, default=plan.SECONDS, help="of the whole call")
+    p.add_argument("--rehearse", action="store_true", help="without a GPU: tiny, a played clock")
+    p.add_argument("--few", type=int, help="of a rehearsal: at most so many cases of each step")
+    p.add_argument(
+        "--inject",
+        action="append",
+        default=[],
+        metavar="STEP[#CASE]=KIND",
+        help="a failure of a rehearsal: crash, hang, oom, lost, nan or error",
+    )
+    return p
+
+
+def steps_of(args: argparse.Namespace) -> tuple[plan.Step, ...]:
+    """In the plan's order; ValueError for a step that there is none of."""
+    unknown = sorted(set(args.step) - set(plan.STEPS))
+    if unknown:
+        raise ValueError(f"step: expected some of {', '.join(plan.STEPS)}, got {unknown[0]!r}")
+    if not args.step:
+        return plan.CALLS[args.call]
+    return tuple(step for name, step in plan.STEPS.items() if name in args.step)
+
+
+def commit() -> str:
+    """Of the tree, from git or from the file that `benchmarks.carry` left for a machine without."""
+    note = ROOT / "carry" / "commit"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return note.read_text(encoding="utf-8").strip() if note.exists() else "unknown"
+
+
+def gpu_here() -> bool:
+    """Asked of the driver's tool: this process never opens the device."""
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def main(words: list[str] | None = None) -> int:
+    """0 where every step ended and found nothing wrong."""
+    p = parser()
+    args = p.parse_args(words)
+    try:
+        steps = steps_of(args)
+    except ValueError as error:
+        p.error(str(error))
+    if (args.inject or args.few is not None) and not args.rehearse:
+        p.error("--inject and --few are for --rehearse")
+    if not args.rehearse and not gpu_here():
+        print("make gpu needs a CUDA device, and nvidia-smi finds none here.", file=sys.stderr)
+        return 1
+    out = (args.out or Path(os.environ.get("OUT") or ROOT / "bench_results" / "gpu")).resolve()
+    supervisor = Supervisor(
+        steps,
+        out,
+        seconds=args.seconds,
+        rehearse=args.rehearse,
+        few=args.few,
+        injected=tuple(args.inject),
+    )
+    call = args.call if not args.step else " ".join(args.step)
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    whole = supervisor.run(call=call, commit=commit(), date=date)
+    found, broken = lines.read(out / RECORD)
+    print(summary(found))
+    for sentence in broken:
+        print(sentence)
+    return int(not whole or bool(broken) or wrong(found) > 0)
+
+
+def wrong(found: list[lines.Line]) -> int:
+    """Errors, checks that failed and tests that failed."""
+    bad = [x for x in found if x["event"] == "error"]
+    bad += [x for x in found if x["event"] == "smoke" and not x["ok"]]
+    bad += [x for x in found if x["event"] == "test" and x["outcome"] in ("failed", "error")]
+    return len(bad)
+
+
+def summary(found: list[lines.Line]) -> str:
+    """What a person needs from the end of the output, whatever else was cut off."""
+    parts = [timeline.table(found), ""]
+    for line in found:
+        match line["event"]:
+            case "smoke" if not line["ok"]:
+                bad = [c["name"] for c in line["checks"] if not c["ok"]]
+                parts.append(f"WRONG {line['case']}: {', '.join(bad)}")
+            case "error":
+                where = " ".join(x for x in (line["step"], line["case"]) if x)
+                parts.append(f"ERROR {where}: {line['kind']}: {line['message'][:160]}")
+            case "test" if line["outcome"] in ("failed", "error"):
+                parts.append(f"FAILED {line['test']}")
+    parts.append(f"{wrong(found)} things went wrong; results.jsonl has everything")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

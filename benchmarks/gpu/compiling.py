@@ -1,0 +1,85 @@
+"""Steps `compile` and `compile_tiles`: kernels into Triton's cache, by all cores, without the GPU.
+
+Compiled one by one as they are first launched, the kernels of the next steps would take a minute of
+the card's time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+from benchmarks.gpu import calls, launches
+from benchmarks.gpu.launches import Launch
+from benchmarks.gpu.stand_in import CORES, PLAYED
+from benchmarks.gpu.sweep import candidates, replaced
+from benchmarks.gpu.worker import Cases, Context
+
+WORK: list[Launch] = []  # what the forked processes read by place
+
+
+def cases(context: Context) -> Cases:
+    name = "kernels of the tile sweep" if context.step.name == "compile_tiles" else "kernels"
+    yield name, lambda: _compile(context)
+
+
+def capability() -> int:
+    """Of the first GPU, asked of the driver's own tool: this process never opens the device."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(text.splitlines()[0].strip().replace(".", ""))
+
+
+def wanted(tiles: bool) -> list[Launch]:
+    """Every launch that compiles to other code, in the order in which it will be needed."""
+    found: list[Launch] = []
+    if tiles:
+        for bucket in calls.buckets():
+            for kind, mode in bucket.kinds().items():
+                for tile in candidates(bucket, kind):
+                    with replaced(bucket, kind, tile):
+                        governed = bucket.kernels(kind)
+                        some = launches.dry(bucket.call.real, mode)
+                        found += [x for x in some if x.name in governed]
+    else:
+        for sized in (*calls.smoke(), *calls.attention(), *calls.loss()):
+            found += launches.dry(sized.real)
+    return launches.distinct(found, launches.compile_key)
+
+
+def _job(place: int) -> tuple[int, str]:
+    try:
+        WORK[place].compile()
+    except Exception as error:
+        return place, f"{type(error).__name__}: {error}"
+    return place, ""
+
+
+def _compile(context: Context) -> None:
+    rehearsed = context.device.rehearsed
+    launches.compile_for(90 if rehearsed else capability())
+    WORK[:] = wanted(context.step.name == "compile_tiles")
+    count = len(WORK)
+    context.write("note", text=f"{count} kernels to compile")
+    if rehearsed:
+        context.device.spend(count * PLAYED["compile"] / CORES)
+        del WORK[2:]
+    jobs = 1 if rehearsed else max(1, (os.cpu_count() or 2) - 2)
+    failed = 0
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork"), initializer=_behind) as pool:
+        for future in as_completed([pool.submit(_job, i) for i in range(len(WORK))]):
+            place, wrong = future.result()
+            if wrong:
+                failed += 1
+                name = f"{WORK[place].name} {sorted(WORK[place].options.items())}"
+                context.write(
+                    "error", case=name, kind="does not compile", message=wrong[:500], traceback=""
+                )
+    context.write("note", text=f"{len(WORK)} kernels compiled, {failed} failed")
+
+
+def _behind() -> None:
+    """The steps that time things come first."""
+    os.nice(10)
