@@ -6,6 +6,7 @@ Each in a process of its own: benchmarks.aot takes triton without its interprete
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,16 +62,16 @@ print(json.dumps(found))
         return {
             specialised[target][argument]
             for label, name, specialised in found
-            if name == kernel and label.endswith(f" D=128 {special}")
+            if name == kernel and re.search(rf" D=\d+ {special}$", label)
         }
 
     usual, dq = "kl mean visible", "columns_dq_kernel"
     assert kinds(usual, dq, "q_ptr") == {"('*bf16', 'D')"}
     assert kinds(f"unaligned {usual}", dq, "q_ptr") == {"('*bf16', '')"}
     assert kinds(usual, dq, "C") == {"('i32', 'D')"}
-    assert kinds(f"all ones {usual}", dq, "C") == {"('constexpr', 1)"}
-    assert kinds(f"all ones {usual}", dq, "heads") == {"('constexpr', 1)"}
-    assert kinds(f"all odd {usual}", dq, "C") == {"('i32', None)"}
+    for argument in ("C", "heads", "q_n", "k_s"):
+        assert kinds(f"all ones {usual}", dq, argument) == {"('constexpr', 1)"}
+    assert kinds(f"all odd {usual}", dq, "C") == {"('i32', '')"}
     # AMD's 32-bit offsets, and strides of 64 bits.
     assert kinds("sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'DS')"}
     assert kinds("over 2 GiB sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'D')"}

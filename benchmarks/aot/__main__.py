@@ -4,7 +4,7 @@ Each op's launchers run on meta tensors with the launch itself replaced by a rec
 is compiled is what would be launched: the tile table's rows, dtypes, constexprs, and arguments
 specialised as the runtime does. Edge launches (rows=1, unaligned, ...) are compiled in bf16 alone,
 and their machine code is read only with --only, because the disassembler takes as long as the
-compiler; with --subset they are compiled for two of the targets.
+compiler; with --subset each is compiled for one target.
 
 Prints registers and spills of a thread, shared memory, and of each kernel's main loop (the
 innermost with the matrix instructions) instructions, barriers, loads from global memory as bits x
@@ -31,10 +31,10 @@ from pathlib import Path
 
 from benchmarks.aot import table
 from benchmarks.aot.compiling import TARGETS, compiled, in_processes
+from benchmarks.aot.edges import OF_AMD
 from benchmarks.aot.launches import Variants, launches, variants
 from benchmarks.aot.recorder import Launch, triton
 
-EDGE_TARGETS = ("sm_90", "gfx942")  # of --subset: one of each backend
 HEADER = (
     f"{'':33}{'':25}  main loop\n{'target':8}{'kernel':25}{'regs':>5}{'shared':>8}{'spills':>7}"
     f"{'instr':>7}{'bars':>5}{'copies':>8}{'local':>6}  loads / matrix / call"
@@ -49,7 +49,8 @@ def selected(options: argparse.Namespace) -> Iterator[tuple[Launch, str, bool]]:
         if not only.search(f"{launch.label} {launch.kernel.__name__}"):
             continue
         for target in options.target or TARGETS:
-            if options.subset and launch.edge and target not in EDGE_TARGETS:
+            of = "gfx942" if OF_AMD in launch.label else "sm_90"
+            if options.subset and launch.edge and target != of:
                 continue
             key = f"{target} {launch.key(TARGETS[target].gpu)}"
             if key not in seen:

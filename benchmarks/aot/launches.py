@@ -19,16 +19,10 @@ from benchmarks.aot.calls import (
     recorded,
     side_attention,
 )
-from benchmarks.aot.edges import edges
+from benchmarks.aot.edges import MAPS, edges
 from benchmarks.aot.recorder import GPUTarget, Launch
 
 DIMS = (40, 64, 72, 128, 192, 256)
-MAP_CALLS = (  # (function, kind, over); the first two are the subset's
-    ("kl", "mean", "visible"),
-    ("map", "value", "columns"),
-    ("kl", "each", "columns"),
-    ("map", "weight", "visible"),
-)
 
 
 def launches(subset: bool) -> Iterator[Launch]:
@@ -44,7 +38,7 @@ def launches(subset: bool) -> Iterator[Launch]:
             if not subset:
                 yield from recorded(f"side_attention {name}", partial(side, False, False, 30.0))
             yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
-            for call in MAP_CALLS[: 2 if subset else None]:
+            for call in MAPS[: 2 if subset else None]:
                 run = partial(attention_map, sizes, *call, 0.0 if subset else 30.0)
                 yield from recorded(f"attention_map {name} {' '.join(call)}", run)
         for bias, softcap in ((False, 0.0),) if subset else ((False, 0.0), (True, 30.0)):
@@ -96,7 +90,7 @@ def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Varian
 def _step(sizes: Sizes) -> Iterator[Launch]:
     """Forward and backward of every op."""
     runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
-    runs += [partial(attention_map, sizes, *call, 0.0) for call in MAP_CALLS]
+    runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
     runs += [partial(linear_cross_entropy, sizes, False, True, 0.0)]
     for run in runs:
         yield from recorded("", run)
