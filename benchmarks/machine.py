@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 import groundkern
 from benchmarks import harness, peers
+from benchmarks.commit import commit
 
 COPY_BYTES = 2**31
 MATMUL_SIZE = 8192
@@ -21,21 +21,6 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
     return names[0].split(":")[1].strip() if names else platform.processor()
-
-
-def commit() -> str:
-    """The commit measured, with "-dirty" where the tree differs from it; "unknown" without git."""
-    root = Path(__file__).parents[1]
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def stamp(device: torch.device) -> dict[str, object]:

@@ -19,13 +19,11 @@ from benchmarks import (
     baselines,
     flex,
     floors,
-    gpu,
     harness,
     memory,
     plots,
     problems,
     suite,
-    training_step,
 )
 
 CPU = torch.device("cpu")
@@ -269,56 +267,3 @@ def test_committed_results_say_where_they_come_from(path: Path) -> None:
 def test_unknown_op() -> None:
     with pytest.raises(SystemExit):
         program.main(["attention", "--quick"])
-
-
-def test_the_stages_of_the_gpu_suite_name_problems() -> None:
-    assert set(gpu.STAGES) == {*gpu.SUITES, *gpu.COMMANDS}
-    for arguments in gpu.SUITES.values():
-        args = program.parse(arguments)
-        named = problems.problems(
-            shapes=args.shape,
-            ops=args.op or list(problems.OPS),
-            dtypes=[getattr(torch, name) for name in args.dtype],
-            keys=args.keys,
-            rows=args.rows,
-        )
-        assert len({p.key for p in named}) == len(named) > 0
-    step = gpu.COMMANDS["step"]
-    training_step.parser().parse_args(step[step.index("training_step") + 1 :])
-
-
-def test_stages_of_the_gpu_suite_can_be_chosen(capsys) -> None:
-    assert gpu.parse(["loss", "tests"]) == ["tests", "loss"]
-    assert gpu.parse([]) == list(gpu.STAGES)
-    with pytest.raises(SystemExit):
-        gpu.parse(["los"])
-    assert "expected some of tests" in capsys.readouterr().err
-
-
-def test_the_gpu_suite_writes_one_table(tmp_path, monkeypatch) -> None:
-    """Its flow, with tiny stages on CPU in place of the device."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(gpu.COMMANDS, "tests", ["-c", "print('all passed')"])
-    tiny = ["--quick", "--device", "cpu", "--dtype", "float32"]
-    for name, op in (("attention", "side_attention"), ("loss", "linear_cross_entropy")):
-        monkeypatch.setitem(gpu.SUITES, name, [op, *tiny])
-    monkeypatch.setenv("OUT", str(tmp_path))
-    assert gpu.main(["tests", "attention", "loss"]) == 0
-    stages_seen = {r["stage"] for r in suite.read_json(tmp_path / "gpu.json")}
-    assert stages_seen == {"attention", "loss"}
-    names = {"tests.log", "gpu.csv", "gpu.json", "side_attention.png", "linear_cross_entropy.png"}
-    assert {p.name for p in tmp_path.iterdir()} == names
-    assert "all passed" in (tmp_path / "tests.log").read_text()
-
-
-def test_a_failing_or_slow_stage_fails_the_gpu_suite(tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(gpu.COMMANDS, "tests", ["-c", "raise SystemExit(3)"])
-    assert gpu.command("tests", tmp_path, 60.0) == 3
-    monkeypatch.setitem(gpu.COMMANDS, "tests", ["-c", "import time; time.sleep(60)"])
-    assert gpu.command("tests", tmp_path, 0.5) == 1
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
-def test_the_gpu_suite_needs_a_gpu(capsys) -> None:
-    assert gpu.main([]) == 1
-    assert capsys.readouterr().err == "make gpu needs a CUDA device, and torch sees none here.\n"

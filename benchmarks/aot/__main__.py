@@ -97,7 +97,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", type=Path, metavar="FILE", help="compare with a --write")
     parser.add_argument("--write", "--json", type=Path, metavar="FILE", help="what was read")
     parser.add_argument("--variants", action="store_true", help="count them and compile nothing")
+    parser.add_argument("--triton", metavar="VERSION", help="fail where another one is imported")
     options = parser.parse_args()
+    if options.triton not in (None, triton.__version__):
+        where = Path(triton.__file__).parent
+        parser.error(f"expected triton {options.triton}, got {triton.__version__} in {where}")
     if options.only and (options.check or options.write):
         parser.error("--check and --write are for all launches: expected no --only")
     return options

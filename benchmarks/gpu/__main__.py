@@ -14,6 +14,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+from benchmarks.commit import commit
 from benchmarks.gpu import lines, plan, timeline
 from benchmarks.gpu.supervisor import RECORD, ROOT, Supervisor
 
@@ -44,17 +45,6 @@ def steps_of(args: argparse.Namespace) -> tuple[plan.Step, ...]:
     if not args.step:
         return plan.CALLS[args.call]
     return tuple(step for name, step in plan.STEPS.items() if name in args.step)
-
-
-def commit() -> str:
-    """Of the tree, from git or from the file that `benchmarks.carry` left for a machine without."""
-    note = ROOT / "carry" / "commit"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return note.read_text(encoding="utf-8").strip() if note.exists() else "unknown"
 
 
 def gpu_here() -> bool:

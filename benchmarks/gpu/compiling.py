@@ -16,6 +16,7 @@ from benchmarks.gpu.launches import Launch
 from benchmarks.gpu.stand_in import CORES, PLAYED
 from benchmarks.gpu.sweep import candidates, replaced
 from benchmarks.gpu.worker import Cases, Context
+from groundkern.tiles import Tile
 
 WORK: list[Launch] = []  # what the forked processes read by place
 
@@ -36,22 +37,30 @@ def wanted(tiles: bool) -> list[Launch]:
     """Every launch that compiles to other code, in the order in which it will be needed."""
     found: list[Launch] = []
     if tiles:
-        for bucket in calls.buckets():
-            for kind, mode in bucket.kinds().items():
-                for tile in candidates(bucket, kind):
-                    with replaced(bucket, kind, tile):
-                        governed = bucket.kernels(kind)
-                        some = launches.dry(bucket.call.real, mode)
-                        found += [x for x in some if x.name in governed]
+        for bucket, kind, tile in swept():
+            with replaced(bucket, kind, tile):
+                some = launches.dry(bucket.call.real, bucket.kinds()[kind])
+            found += [x for x in some if x.name in bucket.kernels(kind)]
     else:
         for sized in (*calls.smoke(), *calls.attention(), *calls.loss()):
             found += launches.dry(sized.real)
     return launches.distinct(found, launches.compile_key)
 
 
-def _job(place: int) -> tuple[int, str]:
+def swept() -> list[tuple[calls.Bucket, str, Tile]]:
+    """Every tile of the sweep once: buckets differ in sizes that kernels are not compiled for."""
+    found = {
+        (bucket.op, kind, tile): (bucket, kind, tile)
+        for bucket in calls.buckets()
+        for kind in bucket.kinds()
+        for tile in candidates(bucket, kind)
+    }
+    return list(found.values())
+
+
+def _job(place: int, launcher: bool) -> tuple[int, str]:
     try:
-        WORK[place].compile()
+        WORK[place].compile(launcher)
     except Exception as error:
         return place, f"{type(error).__name__}: {error}"
     return place, ""
@@ -69,7 +78,7 @@ def _compile(context: Context) -> None:
     jobs = 1 if rehearsed else max(1, (os.cpu_count() or 2) - 2)
     failed = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork"), initializer=_behind) as pool:
-        for future in as_completed([pool.submit(_job, i) for i in range(len(WORK))]):
+        for future in as_completed([pool.submit(_job, i, not rehearsed) for i in range(len(WORK))]):
             place, wrong = future.result()
             if wrong:
                 failed += 1

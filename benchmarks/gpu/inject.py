@@ -20,7 +20,7 @@ KINDS = {
     "nan": "results are NaN",
     "error": "an exception",
 }
-CASE_LIMIT = 12.0  # real seconds of a case in a rehearsal
+CASE_LIMIT = 6.0  # real seconds of a case in a rehearsal that lets one hang
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Injected:
         self._failures = failures
         self._kind: str | None = None
         self.lost = False
+
+    @property
+    def case_limit(self) -> float | None:
+        """Real seconds after which a case counts as hung, where one is to hang."""
+        return CASE_LIMIT if any(x.kind == "hang" for x in self._failures) else None
 
     def at_start(self) -> None:
         for failure in self._failures:

@@ -35,15 +35,24 @@ class Step:
     case_limit: float = 30.0
 
 
-COMPILE = Step("compile", "kernels of the next steps, by all cores", 50, background=True)
-CEILINGS = Step("ceilings", "bandwidth, matmul rates, launch cost", 30)
-SMOKE = Step("smoke", "every op at 1, 8 and 64 rows against fp64", 75, waits_for="compile")
-COMPILE_TILES = Step(
-    "compile_tiles", "kernels of the tile sweep", 110, background=True, waits_for="compile"
+COMPILE = Step(
+    "compile", "kernels of the next steps, by all cores", 50, background=True, case_limit=60
 )
-REPLAY = Step("replay", "attention by graph replay, kernel by kernel", 95, case_limit=20)
-LOSS = Step("loss", "linear cross entropy beside each of its GEMMs", 55, case_limit=25)
-TILES = Step("tiles", "single kernels over tile sizes", 100, waits_for="compile_tiles")
+CEILINGS = Step("ceilings", "bandwidth, matmul rates, launch cost", 30)
+SMOKE = Step("smoke", "every op at 1, 8 and 64 rows against fp64", 60, waits_for="compile")
+COMPILE_TILES = Step(
+    "compile_tiles",
+    "kernels of the tile sweep",
+    110,
+    background=True,
+    waits_for="compile",
+    case_limit=120,
+)
+REPLAY = Step("replay", "attention by graph replay, kernel by kernel", 80, case_limit=20)
+LOSS = Step("loss", "linear cross entropy beside each of its GEMMs", 45, case_limit=25)
+TILES = Step(
+    "tiles", "single kernels over tile sizes", 100, waits_for="compile_tiles", case_limit=60
+)
 TESTS = Step(
     "tests",
     "the GPU tests, 8 at a time",
@@ -56,8 +65,8 @@ TESTS_LARGE = Step(
     120,
     command=(*PYTEST, *PLUGINS, "-m", "gpu_large", "--timeout=60"),
 )
-PEERS = Step("peers", "other libraries and plain torch, interleaved with ours", 130, case_limit=60)
-TRAINING = Step("training_step", "a step of the 7B shape at 8k tokens", 110, case_limit=100)
+PEERS = Step("peers", "other libraries and plain torch, interleaved with ours", 110, case_limit=60)
+TRAINING = Step("training_step", "a step of the 7B shape at 8k tokens", 90, case_limit=80)
 
 STEPS = {
     step.name: step

@@ -16,6 +16,24 @@ from benchmarks.gpu.lines import Lines
 
 _CLOCK = Clock(float(os.environ.get("GROUNDKERN_ELAPSED", "0")))
 _RECORD = os.environ.get("GROUNDKERN_LINES")
+_PLAYED = os.environ.get("GROUNDKERN_PLAYED")  # seconds that a rehearsal has for these tests
+PLAYED = 3.0  # of one test on a card, guessed
+
+
+def _lines(ahead: float = 0.0) -> Lines:
+    now = (lambda: _CLOCK.now() + ahead) if ahead else _CLOCK.now
+    return Lines(Path(_RECORD or ""), os.environ.get("GROUNDKERN_STEP", "tests"), now)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In a rehearsal nothing is run: how far a real run would get, by a guess."""
+    if _PLAYED is None:
+        return
+    number, seconds = len(session.items), float(_PLAYED)
+    jobs = int(os.environ.get("GROUNDKERN_JOBS", "1"))
+    run = min(number, int(seconds * jobs / PLAYED))
+    text = f"{number} tests collected; {run} of them would end in time, at {PLAYED:g} s for each"
+    _lines(min(seconds, number * PLAYED / jobs)).write("note", text=f"{text}, {jobs} at once")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -28,6 +46,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             text = report.longreprtext[-3000:]
         elif report.skipped and isinstance(report.longrepr, tuple):
             text = str(report.longrepr[2])
-        lines = Lines(Path(_RECORD), os.environ.get("GROUNDKERN_STEP", "tests"), _CLOCK.now)
         seconds = round(report.duration, 3)
-        lines.write("test", test=report.nodeid, outcome=outcome, seconds=seconds, text=text)
+        _lines().write("test", test=report.nodeid, outcome=outcome, seconds=seconds, text=text)

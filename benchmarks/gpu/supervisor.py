@@ -27,7 +27,7 @@ ARCHIVE_BYTES = 15 * 2**20
 RESTARTS = 6  # of one step
 MARGIN = 3.0  # seconds before a step's limit after which its process begins no case
 LOST = 75  # as in worker, which imports torch
-REAL_LIMIT = 60.0  # of a step in a rehearsal, whatever its clock plays
+REAL_LIMIT = 60.0  # of a step in a short rehearsal, whatever its clock plays
 
 
 class Supervisor:
@@ -180,7 +180,14 @@ class Supervisor:
             words += ["--rehearse", *(f"--inject={x}" for x in self.injected)]
             words += [] if self.few is None else ["--few", str(self.few)]
         if step.command:
-            words = self._rehearsed_tests(step) if self.rehearse else list(step.command)
+            words = list(step.command)
+        if step.command and self.rehearse and self.few is not None:
+            words = self._rehearsed_tests(step)
+        elif step.command and self.rehearse:
+            kept = [x for x in words if not x.startswith(("-n", "--timeout"))]
+            words = [*(x for x in kept if x != "8"), "--collect-only", "-q"]
+            env |= {"GROUNDKERN_PLAYED": str(end - elapsed - START)}
+            env |= {"GROUNDKERN_JOBS": "8" if "8" in step.command else "1"}
         with (self.out / LOG).open("a", encoding="utf-8") as log:
             print(f"\n=== {step.name} at {elapsed:.0f} s: {' '.join(words)}", file=log, flush=True)
             return subprocess.Popen(
@@ -190,11 +197,11 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                preexec_fn=os.setpgrp,  # a group to kill, in the session that ends with the call
             )
 
     def _rehearsed_tests(self, step: Step) -> list[str]:
-        """pytest on a file of tests that pass, fail, hang and crash, with the step's own options."""
+        """pytest on tests that pass, fail, hang and crash, with the step's own options."""
         file = self.scratch / "test_rehearsal.py"
         file.write_text(TESTS, encoding="utf-8")
         kept = [x for x in step.command[len(PYTEST) :] if not x.startswith("--timeout")]
@@ -208,7 +215,10 @@ class Supervisor:
         began = time.monotonic()
         while process.poll() is None:
             spent = time.monotonic() - began
-            left = REAL_LIMIT - spent if self.rehearse else end - self.clock.now()
+            if self.rehearse:
+                left = (REAL_LIMIT if self.few is not None else 30 * REAL_LIMIT) - spent
+            else:
+                left = end - self.clock.now()
             if left <= 0 or self.stopped:
                 _kill(process)
                 return None

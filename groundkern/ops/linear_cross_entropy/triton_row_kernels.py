@@ -7,10 +7,9 @@ nothing but differences to `top` is ever exponentiated.
 
 from dataclasses import dataclass
 
-import triton
 import triton.language as tl
 
-from groundkern.tiles import kernel, wide
+from groundkern.tiles import helper, kernel, wide
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ IGNORED = tl.constexpr(-(2**62))  # `own` of an ignored row
 TOP, OTHERS, OWN, MEAN, REST = (tl.constexpr(i) for i in range(5))
 
 
-@triton.jit
+@helper
 def _load_logits(
     logits_ptr,
     bias_ptr,
@@ -224,7 +223,7 @@ def finish_kernel(
     tl.store(lse_ptr + row, tl.where(counted, top + log_sum, 0.0), mask=mask)
 
 
-@triton.jit
+@helper
 def _row_gradient(row, stride, statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing):
     """top; the gradient per exp(z - top) of labels other than w; that of w; b dloss / rest."""
     dloss = tl.load(dloss_ptr + row)

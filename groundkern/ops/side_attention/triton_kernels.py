@@ -18,6 +18,7 @@ from groundkern.tiles import (
     any_of,
     capped,
     dot,
+    helper,
     kernel,
     load_heads,
     load_tile,
@@ -63,7 +64,7 @@ TILES = {
 }
 
 
-@triton.jit
+@helper
 def _sweep(
     q, m, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles, keys,
     k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D: tl.constexpr, DV: tl.constexpr,

@@ -1,0 +1,304 @@
+"""The parts of `make gpu`: its record, its plan, its calls, the tile sweep on a played clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import inject, lines, plan
+from groundkern import available_backends
+
+if (reason := available_backends()["triton"]) is not None:
+    pytest.skip(reason, allow_module_level=True)
+
+from benchmarks.gpu import calls, launches, sweep, worker
+from benchmarks.gpu.clock import PlayedClock
+from benchmarks.gpu.stand_in import StandIn
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+INTERPRETED = not torch.cuda.is_available()
+
+
+def test_a_line_is_on_disk_at_once_and_in_plain_json(tmp_path) -> None:
+    path = tmp_path / "r.jsonl"
+    record = lines.Lines(path, "smoke", lambda: 1.23456)
+    record.write("smoke", error=float("nan"), allowed=float("inf"), low=-float("inf"), n=(1, None))
+    line = json.loads(path.read_text(), parse_constant=lambda x: pytest.fail(x))
+    assert line == {
+        "t": 1.235,
+        "step": "smoke",
+        "event": "smoke",
+        "error": "nan",
+        "allowed": "inf",
+        "low": "-inf",
+        "n": [1, None],
+    }
+
+
+def test_a_broken_record_is_read_as_far_as_it_goes(tmp_path) -> None:
+    path = tmp_path / "r.jsonl"
+    record = lines.Lines(path, "loss", lambda: 0.0)
+    record.write("start", case="a")
+    record.write("done", case="a")
+    record.write("start", case="b")
+    with path.open("a") as file:
+        file.write('[1]\n{"t": 3, "step": "lo')
+    found, wrong = lines.read(path)
+    assert [x["event"] for x in found] == ["start", "done", "start"]
+    assert ["is no line of a run" in wrong[0], "is not JSON" in wrong[1]] == [True, True]
+    assert lines.in_flight(found, "loss") == "b"
+    assert lines.in_flight(found[:2], "loss") is None
+    assert lines.started(found, "loss") == {"a", "b"}
+    assert lines.started(found, "smoke") == set()
+    assert lines.read(tmp_path / "none") == ([], [])
+
+
+@pytest.mark.parametrize("name", plan.CALLS)
+def test_a_call_has_room_for_its_steps(name: str) -> None:
+    steps = plan.CALLS[name]
+    assert len({x.name for x in steps}) == len(steps)
+    assert {x.name for x in steps} <= set(plan.STEPS)
+    before = set()
+    for step in steps:
+        assert not step.waits_for or step.waits_for in before
+        before |= {step.name} if step.background else set()
+        assert step.name in worker.MODULES or step.command
+        assert step.case_limit > 0
+    tests = [x.name for x in steps].index("tests")
+    waited = [x.limit for x in steps[:tests] if not x.background]
+    assert sum(waited) <= plan.SECONDS, "even if each takes all it may, the tests begin"
+
+
+@pytest.mark.parametrize("text", ["smoke", "smoke=boom", "=crash", "smoke#x=crash", ""])
+def test_a_failure_that_there_is_none_of(text: str) -> None:
+    with pytest.raises(ValueError, match="--inject: expected STEP"):
+        inject.parse(text)
+
+
+ALL = [*calls.smoke(), *calls.attention(), *calls.loss(), *calls.compared()]
+
+
+def test_calls_have_names_of_their_own() -> None:
+    for some in (calls.smoke, calls.attention, calls.loss, calls.compared):
+        names = [x.name for x in some()]
+        assert len(set(names)) == len(names)
+    for sized in ALL:
+        assert sized.real.op == sized.small.op
+        assert sized.real.floor("full").seconds(3e12, 7e14) > sized.small.floor("full").seconds(
+            3e12, 7e14
+        )
+
+
+@pytest.mark.parametrize("sized", list(calls.smoke())[:16], ids=lambda x: x.name)
+@pytest.mark.skipif(not INTERPRETED, reason="launches are noted in the interpreter here")
+def test_a_dry_run_launches_what_the_call_launches(sized: calls.Sized) -> None:
+    """The launchers run on meta tensors as they do on real ones: the same kernels in the same
+    order, with tensors of the same sizes and the same numbers beside them."""
+    call = sized.small.make(CPU)
+    run, _ = launches.harness.runner(call, launches.harness.ours(call, "triton"), "full")
+    with launches.noted(launch=False) as seen:
+        run()
+    dry = launches.dry(sized.small)
+    assert [x.name for x in dry] == [x.name for x in seen]
+    for a, b in zip(dry, seen, strict=True):
+        assert a.options == b.options
+        assert [_size(x) for x in a.arguments] == [_size(x) for x in b.arguments]
+
+
+def _size(x: object) -> object:
+    return (x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x
+
+
+def test_a_launch_is_made_again_on_copies() -> None:
+    call = calls._sized(launches.problems.side_attention, calls.SEVEN, rows=4, keys=64).small
+    run, _ = launches.harness.runner(call.make(CPU), _ours(call), "forward")
+    with launches.noted() as seen:
+        ((out,), _) = run()
+    reduce = next(x for x in seen if x.name == "reduce_kernel")
+    assert any(x is not y for x, y in zip(reduce.aside(0).arguments, reduce.arguments, strict=True))
+    assert all(x is y for x, y in zip(reduce.aside().arguments, reduce.arguments, strict=True))
+    written = next(
+        x for x in reduce.arguments if isinstance(x, torch.Tensor) and x.shape == out.shape
+    )
+    before, copied = written.clone(), reduce.aside(0)
+    written.zero_()
+    copied.again()
+    assert not written.any(), "the copies were written, not what the call had"
+    reduce.again()
+    assert torch.equal(written, before)
+
+
+def _ours(problem):
+    call = problem.make(CPU)
+    return launches.harness.ours(call, "triton")
+
+
+COMPILE_KEYS = """
+from dataclasses import replace
+import torch
+from benchmarks import problems
+from benchmarks.gpu import calls, launches, sweep
+from groundkern.tiles import Tile
+launches.compile_for(90)
+
+def keys(rows, keys, tile=None):
+    make = problems.side_attention
+    problem = make(calls.SEVEN, torch.bfloat16, shape="s", rows=rows, keys=keys)
+    return {launches.compile_key(x) for x in launches.dry(problem)}
+
+same = keys(64, 4096)
+print(*(len(keys(*size) - same) for size in ((1, 4096), (7, 4096), (64, 33), (129, 40000))))
+bucket = next(calls.buckets())
+with sweep.replaced(bucket, "dq", Tile(16, 64, 4, 3)):
+    print(len(keys(9, 4096) - same))
+launch = launches.dry(bucket.call.small)[0]
+kernel = launch.kernel.run(*launch.arguments, grid=launch.grid, warmup=True, **launch.options)
+print(sorted({"cubin", "ptx", "ttgir"} & set(kernel.asm)))
+"""
+
+
+def test_sizes_make_no_other_kernels_and_tiles_do(tmp_path) -> None:
+    """In a process of its own: Triton is imported here without its interpreter."""
+    env = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_KEYS],
+        cwd=ROOT,
+        env={**env, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    sizes, tiles, kinds = done.stdout.splitlines()
+    assert sizes.split() == ["0", "0", "0", "0"]
+    assert tiles == "2", "dq, and the kernel that finds its live tiles"
+    assert kinds == "['cubin', 'ptx', 'ttgir']"
+    assert list(tmp_path.rglob("*.cubin")), "it lies where the runtime looks"
+
+
+AHEAD = """
+import sys
+from types import SimpleNamespace
+from unittest import mock
+import torch
+from triton.runtime.driver import driver
+from benchmarks import harness
+from benchmarks.gpu import calls, launches
+from groundkern import backends
+
+some = list(calls.smoke())[:16] + list(calls.loss())
+launches.compile_for(90)
+if sys.argv[1] == "ahead":
+    dry = [x for sized in some for x in launches.dry(sized.small)]
+    for launch in launches.distinct(dry, launches.compile_key):
+        launch.compile()
+else:
+    # Triton's whole way to a launch, but for the last step: a driver that is played loads nothing.
+    properties = {"max_shared_mem": 232448, "multiprocessor_count": 132}
+    driver.active.utils = SimpleNamespace(
+        load_binary=lambda *_: (1, 1, 32, 0, 1024), get_device_properties=lambda _: properties
+    )
+    launched = []
+    driver.active.launcher_cls = lambda src, metadata: lambda *_: launched.append(metadata.name)
+    with mock.patch.object(backends, "choose", return_value="triton"):
+        for sized in some:
+            call = sized.small.make(torch.device("cpu"))
+            run, _ = harness.runner(call, harness.ours(call, "triton"), "full")
+            run()
+    assert len(launched) > 100, len(launched)
+"""
+
+
+def test_what_is_compiled_ahead_is_what_is_launched(tmp_path) -> None:
+    """Else a card would compile everything again, one by one. On CPU tensors, whose addresses and
+    strides Triton specialises for as it does for a GPU's."""
+    env = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    found = []
+    for when in ("ahead", "launch"):
+        words = [sys.executable, "-c", AHEAD, when]
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append({x.name for x in tmp_path.rglob("*.cubin")} and set(tmp_path.iterdir()))
+    assert len(found[0]) > 30
+    assert found[1] == found[0], "nothing was left to compile"
+
+
+BUCKETS = {f"{b.op}-{kind}-{b.most}": (b, kind) for b in calls.buckets() for kind in b.kinds()}
+
+
+@pytest.mark.parametrize("name", BUCKETS)
+def test_candidates_fit_their_bucket(name: str) -> None:
+    bucket, kind = BUCKETS[name]
+    rows = bucket.call.real.rows * 7  # query heads of a KV head
+    assert bucket.most is None or rows <= bucket.most
+    found = sweep.candidates(bucket, kind)
+    assert len(set(found)) == len(found) >= 15
+    assert all(x.block_n % 32 == 0 and x.block_m * x.block_n <= 8192 for x in found)
+    assert {x.stages for x in found} == {2, 3, 4}
+
+
+def test_a_row_is_replaced_for_its_bucket_and_put_back() -> None:
+    bucket, kind = BUCKETS["side_attention-dq-64"]
+    table = sweep.TABLES["side_attention"]
+    before, tile = dict(table), sweep.Tile(16, 128, 8, 4)
+    with sweep.replaced(bucket, kind, tile):
+        served = [sweep.tile_key(table, ("dq", False), [128], n) for n in (63, 65)]
+        assert [table[key] == tile for key in served] == [True, False]
+    assert table == before
+
+
+class _Played(StandIn):
+    """Plays the seconds of chosen tiles."""
+
+    def __init__(self, clock: PlayedClock, seconds: dict, broken: sweep.Tile) -> None:
+        super().__init__(clock)
+        self.seconds, self.broken = seconds, broken
+
+    def seconds_of(self, some, *, rounds, expected):
+        options = some[0].options
+        tile = tuple(options[x] for x in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"))
+        self.spend(0.1)
+        if tile == tuple(self.broken)[:4]:
+            raise RuntimeError("out of resource: shared memory")
+        return self.seconds.get(tile, 1e-3)
+
+
+def _swept(tmp_path, seconds: dict, broken, until: float = 1e9) -> list[lines.Line]:
+    bucket, kind = BUCKETS["side_attention-forward-64"]
+    clock = PlayedClock()
+    record = lines.Lines(tmp_path / "r.jsonl", "tiles", clock.now)
+    device = _Played(clock, seconds, broken)
+    context = worker.Context(plan.TILES, device, clock, record, tmp_path, until)
+    sweep._sweep(context, bucket, kind)
+    return context.before()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="calls run in the interpreter here")
+def test_the_fastest_tile_is_proposed(tmp_path) -> None:
+    present = sweep.present(*BUCKETS["side_attention-forward-64"])
+    best, broken = sweep.Tile(16, 128, 4, 3), sweep.Tile(16, 64, 4, 2)
+    found = _swept(tmp_path, {tuple(best)[:4]: 5e-4}, broken)
+    (last,) = [x for x in found if x["event"] == "best"]
+    assert (last["tile"], last["us"]) == (list(best), 500.0)
+    assert (last["present_tile"], last["present_us"]) == (list(present), 1000.0)
+    assert last["key"] == ["forward", False, 128, 64]
+    out = [x for x in found if x["event"] == "tile" and x["us"] is None]
+    assert [x["tile"] for x in out] == [list(broken)]
+    assert "out of resource" in out[0]["status"]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="calls run in the interpreter here")
+def test_the_present_tile_stays_unless_another_is_clearly_faster(tmp_path) -> None:
+    present = sweep.present(*BUCKETS["side_attention-forward-64"])
+    found = _swept(tmp_path, {(16, 128, 4, 3): 9.8e-4}, sweep.Tile(16, 64, 4, 2), until=6.0)
+    (last,) = [x for x in found if x["event"] == "best"]
+    assert last["tile"] == last["present_tile"] == list(present)
+    notes = [x["text"] for x in found if x["event"] == "note"]
+    assert notes == ["the screening was cut short: the step's time was over"]
