@@ -33,16 +33,20 @@ def capability() -> int:
     return int(text.splitlines()[0].strip().replace(".", ""))
 
 
-def wanted(tiles: bool) -> list[Launch]:
-    """Every launch that compiles to other code, in the order in which it will be needed."""
+def wanted(tiles: bool, few: int | None = None) -> list[Launch]:
+    """Every launch that compiles to other code, in the order in which it will be needed.
+
+    Args:
+        few: of a short rehearsal: of so many calls or tiles.
+    """
     found: list[Launch] = []
     if tiles:
-        for bucket, kind, tile in swept():
+        for bucket, kind, tile in swept()[:few]:
             with replaced(bucket, kind, tile):
                 some = launches.dry(bucket.call.real, bucket.kinds()[kind])
             found += [x for x in some if x.name in bucket.kernels(kind)]
     else:
-        for sized in (*calls.smoke(), *calls.attention(), *calls.loss()):
+        for sized in [*calls.smoke(), *calls.attention(), *calls.loss()][:few]:
             found += launches.dry(sized.real)
     return launches.distinct(found, launches.compile_key)
 
@@ -69,7 +73,7 @@ def _job(place: int, launcher: bool) -> tuple[int, str]:
 def _compile(context: Context) -> None:
     rehearsed = context.device.rehearsed
     launches.compile_for(90 if rehearsed else capability())
-    WORK[:] = wanted(context.step.name == "compile_tiles")
+    WORK[:] = wanted(context.step.name == "compile_tiles", context.few)
     count = len(WORK)
     context.write("note", text=f"{count} kernels to compile")
     if rehearsed:
