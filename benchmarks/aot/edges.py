@@ -89,17 +89,20 @@ def edges(subset: bool) -> Iterator[Launch]:
 
 
 def _present(subset: bool) -> Iterator[Launch]:
-    """Which optional inputs are there, and every map, at usual sizes; the subset has half of the
-    maps with softcap."""
+    """Which optional inputs are there, and every map, at usual sizes; the subset has
+    softcap and signed contributions once per op."""
     for sets, lse, softcap in product((True, False), (True, False), (0.0, 30.0)):
+        if subset and softcap and (sets, lse) != SIDES[0]:
+            continue
         words = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
         run = partial(side_attention, Sizes(), sets, lse, softcap)
         yield from recorded(f"side_attention bfloat16 D=128{words}", run, edge=True)
     for call, softcap in product(ALL_MAPS, (0.0, 30.0)):
-        if subset and softcap and call not in MAPS[:2]:
+        if subset and softcap and call != MAPS[0]:
             continue
         label = f"attention_map bfloat16 D=128 {' '.join(call)}{' softcap' * (softcap > 0)}"
-        for rectify in (True, False) if "value" in call and not softcap else (True,):
+        signed = call == MAPS[1] or ("value" in call and not subset)
+        for rectify in (True, False) if signed and not softcap else (True,):
             run = partial(attention_map, Sizes(), *call, softcap, rectify)
             yield from recorded(label + " signed" * (not rectify), run, edge=True)
 
