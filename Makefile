@@ -1,5 +1,5 @@
-# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here) | sanitize: each
-# installs what it needs into .venv first, once.
+# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
+# the oldest Triton we support) | sanitize: each installs what it needs into .venv first, once.
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PINNED := $(PY) -m pip install --quiet -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint bench aot gpu rehearse sanitize
+.PHONY: demo test lint bench aot aot-oldest gpu rehearse sanitize
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -38,6 +38,19 @@ rehearse: $(INSTALLED)
 
 aot: $(INSTALLED)
 	$(PY) -m benchmarks.aot $(AOT_ARGS)
+
+# The subset, compiled by the oldest Triton we support (which is what our GPUs have): it lies in a
+# folder of its own ahead of .venv, whose torch it is used with.
+OLDEST_TRITON := 3.6.0
+OLDEST := $(CURDIR)/build/triton-$(OLDEST_TRITON)
+OLDEST_ARGS ?= --subset --check benchmarks/kernels.json
+aot-oldest: $(INSTALLED) $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) $(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) $(OLDEST_ARGS)
+
+$(OLDEST)/.installed: | $(INSTALLED)
+	rm -rf $(OLDEST)
+	$(PY) -m pip install --quiet --no-deps --target $(OLDEST) triton==$(OLDEST_TRITON)
+	touch $@
 
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
 # not: their runtime is loaded before it, and libstdc++ so that it sees exceptions.
