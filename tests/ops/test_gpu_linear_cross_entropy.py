@@ -127,7 +127,7 @@ def test_the_same_bits_twice() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 129, 1000])
+@pytest.mark.parametrize("rows", [2, 3, 129, 1000])
 def test_chunks_never_change_the_result(rows: int) -> None:
     """Chunks of one row, of some, and one of all: sums in another order, no more."""
     call = _call("small", rows)
