@@ -33,7 +33,7 @@ kernel = triton.jit(
     ),
     # Read one number a program; a chunk of rows begins anywhere in them.
     do_not_specialize_on_alignment=(
-        *("own_ptr", "index_ptr", "dloss_ptr", "dlog_prob_ptr", "dlse_ptr"),
+        *("target_ptr", "index_ptr", "dloss_ptr", "dlog_prob_ptr", "dlse_ptr"),
     ),
 )
 
@@ -97,8 +97,12 @@ class Tile(NamedTuple):
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    """x itself where its last dimension is contiguous and it begins at a multiple of 16 bytes, else
+    a copy: single elements are loaded from elsewhere, and the registers they take spill."""
+    contiguous = x.stride(-1) == 1 or x.shape[-1] <= 1
+    if contiguous and x.data_ptr() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def padded(dim: int) -> int:
