@@ -1,6 +1,6 @@
-# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here) | sanitize: each
-# installs what it needs into .venv first, once.
-# make gpu: GPU tests and benchmarks with $(PYTHON)'s own torch, from the source tree, into $$OUT.
+# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
+# the oldest Triton we support) | sanitize: each installs what it needs into .venv first, once.
+# make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PINNED := $(PY) -m pip install --quiet -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint bench aot gpu sanitize
+.PHONY: demo test lint bench aot aot-oldest gpu rehearse sanitize
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -30,10 +30,27 @@ bench: $(INSTALLED)
 		--csv bench_results/cpu.csv --json bench_results/cpu.json --plot bench_results
 
 gpu:
-	$(PYTHON) -m benchmarks.gpu
+	$(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
+
+# The same without a GPU: every step on a stand-in device, with failures injected.
+rehearse: $(INSTALLED)
+	$(PY) -m pytest -v tests/test_gpu_rehearsal.py
 
 aot: $(INSTALLED)
 	$(PY) -m benchmarks.aot $(AOT_ARGS)
+
+# The subset, compiled by the oldest Triton we support (which is what our GPUs have): it lies in a
+# folder of its own ahead of .venv, whose torch it is used with.
+OLDEST_TRITON := 3.6.0
+OLDEST := $(CURDIR)/build/triton-$(OLDEST_TRITON)
+OLDEST_ARGS ?= --subset --check benchmarks/kernels.json
+aot-oldest: $(INSTALLED) $(OLDEST)/.installed
+	PYTHONPATH=$(OLDEST) $(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) $(OLDEST_ARGS)
+
+$(OLDEST)/.installed: | $(INSTALLED)
+	rm -rf $(OLDEST)
+	$(PY) -m pip install --quiet --no-deps --target $(OLDEST) triton==$(OLDEST_TRITON)
+	touch $@
 
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
 # not: their runtime is loaded before it, and libstdc++ so that it sees exceptions.

@@ -1,25 +1,37 @@
-"""python -m benchmarks.readme: the README's table and figure, made from committed results.
+"""python -m benchmarks.readme: the README's tables and figure, made from committed results.
 
-The table stands between two comment lines; the figure carries the fingerprint of the results it
-was drawn from. `--check` changes nothing and fails where either is stale.
+A table stands between two comment lines: one of CPU results, one of a GPU's. The figure carries
+the fingerprint of the results it was drawn from. `--check` changes nothing and fails where one of
+them is stale.
 """
 
 import argparse
+import csv
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks import suite
+from benchmarks.gpu.report import fastest_other, form
+from benchmarks.gpu.sessions import GRAPH, groups
 from benchmarks.suite import Row
 from benchmarks.training_losses import EAGER
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 FIGURE = ROOT / "docs" / "figures" / "benchmarks.png"
-BLOCK = re.compile(r"(<!-- benchmarks:begin -->\n).*?(<!-- benchmarks:end -->)", re.DOTALL)
+BLOCKS = {
+    name: re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    for name in ("benchmarks", "gpu")
+}
+NO_GPU = (
+    "No kernel has run on a GPU yet: the Triton kernels are checked in Triton's interpreter and "
+    "compiled ahead of time, and what `make gpu` measures on a card will stand here.\n"
+)
 HEAD = (
     "| forward + backward | dtype | x GEMMs | fastest other | ours / that | MiB, ours / eager |",
     "|---|---|---|---|---|---|",
@@ -27,8 +39,20 @@ HEAD = (
 
 
 def latest(kind: str = "cpu") -> Path:
-    """The newest dated results of a machine kind; names sort by date."""
-    return sorted(RESULTS.glob(f"*-{kind}.json"))[-1]
+    """The newest dated results of a kind, of the CPU; names sort by date."""
+    found = [x for x in RESULTS.glob(f"*-{kind}.json") if suite.read_json(x)[0]["device"] == "cpu"]
+    return max(found)
+
+
+def latest_gpu(folder: Path = RESULTS) -> Path | None:
+    """The newest dated results with graph replays on a GPU, of any card; None where none are."""
+
+    def newest(path: Path) -> str:
+        rows = suite.read_json(path)
+        on_gpu = any(r["device"] != "cpu" and r["contestant"] == GRAPH for r in rows)
+        return max(str(r["date"]) for r in rows) if on_gpu else ""
+
+    return max(filter(newest, folder.glob("*.json")), key=newest, default=None)
 
 
 def _line(rows: list[Row]) -> str:
@@ -37,16 +61,21 @@ def _line(rows: list[Row]) -> str:
     others = [r for r in rows if r["kind"] in ("baseline", "peer") and r["p50_ms"]]
     fastest = max(others, key=lambda r: r["ours_over_this_p50"])
     eager = next(r for r in others if r["kind"] == "baseline")
-    ratio = fastest["ours_over_this_p50"]
     cells = (
         f"{_case(us)}: {us['shape']}",
         str(us["dtype"]).replace("float32", "fp32").replace("bfloat16", "bf16"),
         f"{us['to_gemms_p50']:.2f}",
         str(fastest["contestant"]),
-        f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}",
+        _ratio(fastest),
         f"{us['peak_mib']:.0f} / {eager['peak_mib']:.0f}",
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _ratio(other: Row) -> str:
+    """Our time over another's, bold where we are faster."""
+    ratio = other["ours_over_this_p50"]
+    return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
 
 
 def _case(row: Row) -> str:
@@ -65,6 +94,43 @@ def table(path: Path) -> str:
         f"{str(r['date'])[:10]}: [{path.stem}](benchmarks/results/{path.stem}.csv)."
     )
     return "\n".join((*HEAD, *map(_line, groups), "", origin)) + "\n"
+
+
+def gpu(path: Path | None) -> str:
+    """Every call that was replayed on a GPU, forward and full; one sentence where none was."""
+    if path is None:
+        return NO_GPU
+    found = groups(suite.read_json(path))
+    replayed = [x for x in found.values() if any(r["contestant"] == GRAPH for r in x)]
+    others = [fastest_other(rows) for rows in replayed]
+    head = "| case | mode | ms | % of floor | x GEMMs |"
+    head += " fastest other | ours / that |" if any(others) else ""
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
+    for rows, other in zip(replayed, others, strict=True):
+        us = next(r for r in rows if r["contestant"] == GRAPH)
+        cells = [f"`{str(us['problem']).partition('/')[2]}`: {us['shape']}", str(us["mode"])]
+        cells += [form(us[n]) for n in ("p50_ms", "percent_of_floor", "to_gemms_p50")]
+        if any(others):
+            cells += [str(other["contestant"]), _ratio(other)] if other else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    r = max((row for rows in replayed for row in rows), key=lambda row: str(row["date"]))
+    origin = (
+        f"{r['device']}, torch {r['torch']}, triton {r['triton']}, commit {r['commit']}, "
+        f"{str(r['date'])[:10]}: [{path.stem}](benchmarks/results/{path.stem}.csv). Device time by "
+        "CUDA-graph replay, no input in the L2 cache."
+    )
+    return "\n".join((*lines, "", origin, *_wrong(path))) + "\n"
+
+
+def _wrong(path: Path) -> Iterator[str]:
+    """What a table of times must not keep to itself: results that were not right."""
+    smoke = path.with_name(f"{path.stem}-smoke.csv")
+    if smoke.exists():
+        with smoke.open(encoding="utf-8") as file:
+            right = [row["ok"] == "True" for row in csv.DictReader(file)]
+        if not all(right):
+            link = f"[{smoke.stem}](benchmarks/results/{smoke.name})"
+            yield f"**{right.count(False)} of {len(right)} checks against fp64 failed**: {link}."
 
 
 def step(path: Path) -> str:
@@ -96,10 +162,13 @@ def draw(path: Path, figure: Path) -> None:
 
 
 def rewritten(text: str, path: Path) -> str:
-    """The README with the table of `path` in its block."""
-    if not BLOCK.search(text):
-        raise ValueError("README.md has no benchmarks:begin / benchmarks:end lines")
-    return BLOCK.sub(lambda m: m[1] + table(path) + step(latest("training-step")) + m[2], text)
+    """The README with the table of `path` in its block, and the newest of a GPU in the other."""
+    blocks = {"benchmarks": table(path) + step(latest("training-step")), "gpu": gpu(latest_gpu())}
+    for name, block in blocks.items():
+        if not BLOCKS[name].search(text):
+            raise ValueError(f"README.md has no {name}:begin / {name}:end lines")
+        text = BLOCKS[name].sub(lambda m, block=block: m[1] + block + m[2], text)
+    return text
 
 
 def stale(path: Path) -> list[str]:
@@ -107,7 +176,7 @@ def stale(path: Path) -> list[str]:
     found = []
     text = README.read_text(encoding="utf-8")
     if rewritten(text, path) != text:
-        found.append(f"the README's table is not that of {path.name}")
+        found.append(f"the README's tables are not those of {path.name} and the newest of a GPU")
     drawn = Image.open(FIGURE).text.get("Results") if FIGURE.exists() else None
     if drawn != fingerprint(path):
         found.append(f"{FIGURE.relative_to(ROOT)} was not drawn from {path.name}")

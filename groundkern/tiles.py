@@ -6,7 +6,7 @@ the whole group.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # differently, as no GPU does.
 _UPCAST = tl.constexpr(INTERPRETED)
 
-# Decorates what is launched; what kernels call has `@triton.jit`. Triton compiles a kernel anew for
+# Decorates what is launched. Triton compiles a kernel anew for
 # an integer of 1, for one divisible by 16 and for any other. These sizes differ from batch to batch
 # and steer loops and masks or place single numbers, which gain nothing by it. Strides, head counts,
 # C and V stay specialised: wide loads need to know what divides them.
@@ -33,9 +33,22 @@ kernel = triton.jit(
     ),
     # Read one number a program; a chunk of rows begins anywhere in them.
     do_not_specialize_on_alignment=(
-        *("own_ptr", "index_ptr", "dloss_ptr", "dlog_prob_ptr", "dlse_ptr"),
+        *("target_ptr", "index_ptr", "dloss_ptr", "dlog_prob_ptr", "dlse_ptr"),
     ),
 )
+
+
+def helper(function: Callable):
+    """Decorates what kernels call.
+
+    Triton keys a compiled kernel by the globals that its helpers read as well, as far as those
+    helpers have been looked at before. Looked at where they are defined, a kernel has one key,
+    whichever kernel a process launches first, and another process finds it in the cache.
+    """
+    jitted = triton.jit(function)
+    if not INTERPRETED:
+        _ = jitted.cache_key
+    return jitted
 
 
 def unsupported(*tensors: Tensor | None) -> str | None:
@@ -84,8 +97,12 @@ class Tile(NamedTuple):
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, else a copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
+    """x itself where its last dimension is contiguous and it begins at a multiple of 16 bytes, else
+    a copy: single elements are loaded from elsewhere, and the registers they take spill."""
+    contiguous = x.stride(-1) == 1 or x.shape[-1] <= 1
+    if contiguous and x.data_ptr() % 16 == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def padded(dim: int) -> int:
@@ -125,13 +142,13 @@ def splits(device: torch.device, programs: int, tiles: int) -> int:
     return max(1, min(wanted, tiles, 64))
 
 
-@triton.jit
+@helper
 def wide(x):
     """A loop counter as int64, before it is multiplied by a stride."""
     return tl.full((), x, tl.int64)
 
 
-@triton.jit
+@helper
 def dot(a, b):
     """a [M, K] @ b [K, N] in fp32; fp32 operands are not rounded to tf32."""
     if _UPCAST:
@@ -139,7 +156,7 @@ def dot(a, b):
     return tl.dot(a, b, input_precision="ieee")
 
 
-@triton.jit
+@helper
 def capped(s, softcap):
     """softcap tanh(s / softcap); s itself where softcap is None."""
     if softcap is not None:
@@ -152,7 +169,7 @@ def capped(s, softcap):
     return s
 
 
-@triton.jit
+@helper
 def uncapped_gradient(ds, raw, softcap):
     """The gradient at the raw score from the one at the capped score: ds (1 - tanh^2)."""
     if softcap is not None:
@@ -161,7 +178,7 @@ def uncapped_gradient(ds, raw, softcap):
     return ds
 
 
-@triton.jit
+@helper
 def load_tile(ptr, at, stride, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """Rows `at` of a matrix with contiguous columns, zeros elsewhere: [BLOCK, BLOCK_DIM]."""
     d = tl.arange(0, BLOCK_DIM)
@@ -169,7 +186,7 @@ def load_tile(ptr, at, stride, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr)
     return tl.load(pointers, mask=kept[:, None] & (d < DIM)[None, :], other=0.0)
 
 
-@triton.jit
+@helper
 def store_tile(ptr, at, stride, kept, x, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """The counterpart of `load_tile`."""
     d = tl.arange(0, BLOCK_DIM)
@@ -177,14 +194,14 @@ def store_tile(ptr, at, stride, kept, x, DIM: tl.constexpr, BLOCK_DIM: tl.conste
     tl.store(pointers, x.to(ptr.dtype.element_ty), mask=kept[:, None] & (d < DIM)[None, :])
 
 
-@triton.jit
+@helper
 def load_heads(ptr, n, head, stride_n, stride_h, kept, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
     """A row tile of [N, Hq, DIM]: [BLOCK_M, BLOCK_DIM]."""
     at = n.to(tl.int64) * stride_n + head.to(tl.int64) * stride_h
     return load_tile(ptr, at, 1, kept, DIM, BLOCK_DIM)
 
 
-@triton.jit
+@helper
 def row_bounds(n, kept, start_ptr, stop_ptr, set_ptr):
     """start, stop and set of each row; start = stop = 0 outside, set -1 without sets."""
     start = tl.load(start_ptr + n, mask=kept, other=0)
@@ -195,7 +212,7 @@ def row_bounds(n, kept, start_ptr, stop_ptr, set_ptr):
     return start, stop, member
 
 
-@triton.jit
+@helper
 def bits_of(words_ptr, index, n_words, j0, BLOCK_N: tl.constexpr):
     """Bits j0 .. j0 + BLOCK_N of bit set `index`, by whole words; all set where index < 0."""
     w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
@@ -206,7 +223,7 @@ def bits_of(words_ptr, index, n_words, j0, BLOCK_N: tl.constexpr):
     return tl.reshape(bits, (index.shape[0], BLOCK_N)) != 0
 
 
-@triton.jit
+@helper
 def allowed_keys(j0, start, stop, member, words_ptr, n_words, BLOCK_N: tl.constexpr):
     """Omega of (S1) on keys j0 .. j0 + BLOCK_N: [BLOCK_M, BLOCK_N]."""
     j = j0 + tl.arange(0, BLOCK_N)
@@ -216,7 +233,7 @@ def allowed_keys(j0, start, stop, member, words_ptr, n_words, BLOCK_N: tl.conste
     return allowed
 
 
-@triton.jit
+@helper
 def any_of(mask):
     """Whether anything in a [M, N] mask is set."""
     return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
@@ -287,7 +304,7 @@ def live_tiles(
     return listed, count, entries, key_tiles
 
 
-@triton.jit
+@helper
 def rows_of_sequence(sequence_ptr, b, N):
     """(first, last + 1) of the rows of sequence b, by counting: `sequence` is sorted."""
     before, upto = 0, 0

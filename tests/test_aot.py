@@ -1,6 +1,12 @@
-"""What `make aot` would miss if it were wrong: sums in 16 bits."""
+"""`make aot` from recorder to reader: launches are specialised as the runtime does, the edges are
+there, and what is read of a kernel is what its source says.
 
+Each in a process of its own: benchmarks.aot takes triton without its interpreter.
+"""
+
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,33 +19,160 @@ if (reason := available_backends()["triton"]) is not None:
     pytest.skip(reason, allow_module_level=True)
 
 ROOT = Path(__file__).parents[1]
-HEAD = "tt.func public @kernel() {"
-CLEAN = """
-%p = arith.truncf %s : tensor<16x32xf32> to tensor<16x32xbf16> loc(#loc1)
-%t = tt.trans %p {order = array<i32: 1, 0>} : tensor<16x32xbf16> -> tensor<32x16xbf16>
-%a = tt.dot %t, %v, %c, inputPrecision = ieee : tensor<32x16xbf16> * tensor<16x64xbf16> -> tensor<32x64xf32>
-%o = arith.truncf %a : tensor<32x64xf32> to tensor<32x64xbf16>
-tt.store %ptr, %o, %mask : tensor<32x64x!tt.ptr<bf16>>
-%w = arith.extf %k : tensor<16x32xbf16> to tensor<16x32xf32>
-"""  # noqa: E501
-NARROW_DOT = "%a = tt.dot %p, %v, %c : tensor<16x16xf16> * tensor<16x64xf16> -> tensor<16x64xf16>"
-ROUNDED_SUM = """
-%p = arith.truncf %s : tensor<16x32xf32> to tensor<16x32xbf16>
-%q = arith.extf %p : tensor<16x32xbf16> to tensor<16x32xf32>
+
+
+def run(program: str, *paths: Path, **environment: str):
+    """What a program prints, as JSON."""
+    path = os.pathsep.join([str(ROOT), *map(str, paths)])
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_edges_are_launched() -> None:
+    program = """
+import json
+from benchmarks.aot.compiling import TARGETS
+from benchmarks.aot.launches import launches
+
+found = []
+for launch in launches(subset=True):
+    kinds = {}
+    for target in ("sm_90", "gfx942"):
+        bound, specialised, _ = launch.specialised(TARGETS[target].gpu)
+        kinds[target] = dict(zip(bound, map(str, specialised)))
+    found.append([launch.label, launch.name, kinds])
+print(json.dumps(found))
+"""
+    found = run(program)
+    of_one_row = {name for label, name, _ in found if "rows=1 " in f"{label} "}
+    row_kernels = {"partial_kernel", "combine_kernel", "bag_kernel", "finish_kernel"}
+    row_kernels |= {"gradient_kernel", "bag_gradient_kernel"}
+    assert row_kernels | {"forward_kernel", "map_kernel", "dk_kernel"} <= of_one_row
+    assert len(of_one_row) >= 10
+
+    def kinds(special: str, kernel: str, argument: str, target: str = "sm_90") -> set[str]:
+        """How an argument is specialised where the label ends in `special`."""
+        return {
+            specialised[target][argument]
+            for label, name, specialised in found
+            if name == kernel and re.search(rf" D=\d+ {special}$", label)
+        }
+
+    usual, dq = "kl mean visible", "columns_dq_kernel"
+    assert kinds(usual, dq, "q_ptr") == {"('*bf16', 'D')"}
+    assert kinds(f"unaligned {usual}", dq, "q_ptr") == {"('*bf16', '')"}
+    assert kinds(usual, dq, "C") == {"('i32', 'D')"}
+    for argument in ("C", "heads", "q_n", "k_s"):
+        assert kinds(f"all ones {usual}", dq, argument) == {"('constexpr', 1)"}
+    assert kinds(f"all odd {usual}", dq, "C") == {"('i32', '')"}
+    # AMD's 32-bit offsets, and strides of 64 bits.
+    assert kinds("sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'DS')"}
+    assert kinds("over 2 GiB sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'D')"}
+    assert kinds("over 2 GiB sets", "forward_kernel", "k_b") == {"('i64', 'D')"}
+    # Chunks of one row begin anywhere in the rows.
+    chunks = {
+        specialised["sm_90"]["loss_ptr"]
+        for label, name, specialised in found
+        if name == "finish_kernel" and label.endswith("rows=1 a chunk")
+    }
+    assert len(chunks) == 2
+
+
+def test_a_launch_compiles_to_what_the_runtime_would_take(tmp_path: Path) -> None:
+    """The runtime, asked to compile the same launch for the same GPU, finds it in the cache."""
+    program = """
+import json
+from benchmarks.aot import calls, compiling
+from benchmarks.aot.recorder import recorded, triton
+from triton.runtime.driver import driver
+
+gpu = compiling.TARGETS["sm_90"].gpu
+
+class Driver:
+    def get_current_target(self): return gpu
+    def get_current_device(self): return 0
+    def get_current_stream(self, device): return 0
+
+sizes = calls.Sizes(rows=3, vocabulary=33)
+run = lambda: calls.linear_cross_entropy(sizes, True, True, 30.0, budget=1)
+launches = [x for x in recorded("", run) if x.name in ("combine_kernel", "finish_kernel")]
+errors = compiling.warm(launches, gpu, jobs=1)
+driver.set_active(Driver())
+hits = []
+triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)
+for launch in launches:
+    launch.kernel.run(*launch.arguments, grid=(1,), warmup=True, **launch.options)
+print(json.dumps([errors, len(launches), hits]))
+"""
+    errors, launches, hits = run(program, TRITON_CACHE_DIR=str(tmp_path))
+    assert errors == []
+    assert launches > len(hits) >= 2  # alike ones are compiled once by both
+    assert all(hits)
+
+
+GEMM = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gemm(a, b, c, K, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr):
+    i, j, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, BLOCK_K)
+    total = tl.zeros((M, N), tl.float32)
+    for k0 in range(0, K, BLOCK_K):
+        x = tl.load(a + i[:, None] * K + (k0 + k)[None, :])
+        y = tl.load(b + (k0 + k)[:, None] * N + j[None, :])
+        total += tl.dot(x, y)
+    tl.store(c + i[:, None] * N + j[None, :], total)
 """
 
 
-def test_sums_in_16_bits_are_found() -> None:
-    """In a process of its own: benchmarks.aot takes triton without its interpreter."""
-    bodies = {CLEAN: 0, NARROW_DOT: 1, CLEAN + ROUNDED_SUM: 1}
-    program = "import sys\nfrom benchmarks.aot import narrowed\n"
-    program += "print(*(len(narrowed(text)) for text in sys.argv[1:]))"
-    result = subprocess.run(
-        [sys.executable, "-c", program, *(HEAD + body + "}" for body in bodies)],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert [int(x) for x in result.stdout.split()] == list(bodies.values())
+def test_what_is_read_of_a_kernel_is_what_its_source_says(tmp_path: Path) -> None:
+    """A matrix product of 64 x 64 by 4 warps: wgmma's n is N; with s stages s - 2 iterations of two
+    copies each are in flight at the wait; 64 x 64 bf16 twice are 2 x 4 copies of 16 bytes by 128
+    threads."""
+    (tmp_path / "gemm.py").write_text(GEMM, encoding="utf-8")
+    program = """
+import json, torch
+from benchmarks.aot.compiling import compiled
+from benchmarks.aot.recorder import Launch, recorded
+import gemm
+
+a, b = (torch.empty(4096, 64, dtype=torch.bfloat16, device="meta") for _ in range(2))
+c = torch.empty(64, 64, device="meta")
+found = {}
+for stages in (2, 3, 4):
+    run = lambda: gemm.gemm[(1,)](a, b, c, 4096, 64, 64, 64, num_warps=4, num_stages=stages)
+    (launch,) = recorded("bfloat16", run)
+    for target in ("sm_80", "sm_90") if stages == 3 else ("sm_90",):
+        found[f"{target} {stages}"] = compiled(launch, target)
+run = lambda: gemm.gemm[(1,)](a, b[:, 1:], c, 4095, 64, 64, 64, num_warps=4, num_stages=3)
+(launch,) = recorded("bfloat16", run)
+found["odd"] = compiled(launch, "sm_90")
+found["gfx942"] = compiled(launch, "gfx942")
+print(json.dumps(found))
+"""
+    found = run(program, tmp_path)
+    assert all(x["failure"] is None and x["spills"] == x["local"] == 0 for x in found.values())
+    loops = {name: x["loop"] for name, x in found.items()}
+    assert [loops[f"sm_90 {s}"]["in_flight"] for s in (2, 3, 4)] == [0, 2, 4]
+    for name in ("sm_90 2", "sm_90 3", "sm_90 4", "sm_80 3"):
+        assert (loops[name]["loads"], loops[name]["copies"]) == ({"128": 8}, 8)
+        assert loops[name]["barriers"] >= 1
+    assert set(loops["sm_90 3"]["matrix"]) == {"HGMMA 64x64x16"}
+    assert loops["sm_90 3"]["n"] == 64
+    assert set(loops["sm_80 3"]["matrix"]) == {"HMMA 16x8x16"}
+    # 64^3 products in 16 x 8 x 16 ones: 128 warp instructions, a quarter of them each warp's.
+    assert loops["sm_80 3"]["matrix"]["HMMA 16x8x16"] == 4 * 8 * 4 // 4
+    # A row of 4095 elements begins at an odd address: 16 bits a load, none asynchronous.
+    assert min(int(width) for width in loops["odd"]["loads"]) == 16
+    assert loops["odd"]["instructions"] > 2 * loops["sm_90 3"]["instructions"]
+    assert loops["gfx942"]["matrix"].keys() <= {"v_mfma 32x32x8", "v_mfma 16x16x16"}
+    assert loops["gfx942"]["n"] in (16, 32)

@@ -49,16 +49,15 @@ ARROWS = {
     "package": set(),
 }
 AOT_IMPORTS = ("", ".backends.compiler", ".compiler", ".compiler.compiler", ".runtime.jit")
+AOT_OPS = ("attention_map", "linear_cross_entropy", "side_attention")
 EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
     ("tests.test_bindings", "groundkern._C"),  # tests the binding itself
     ("tests.test_head_bindings", "groundkern._C"),
     ("tests.test_map_bindings", "groundkern._C"),
     # compiles the launches themselves, on meta tensors
-    ("benchmarks.aot", "groundkern.ops.attention_map.triton_kernels"),
-    ("benchmarks.aot", "groundkern.ops.linear_cross_entropy.triton_kernels"),
-    ("benchmarks.aot", "groundkern.ops.side_attention.triton_kernels"),
-    *(("benchmarks.aot", f"triton{part}") for part in AOT_IMPORTS),
+    *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_kernels") for op in AOT_OPS),
+    *(("benchmarks.aot.recorder", f"triton{part}") for part in AOT_IMPORTS),
     # notes launches, replaces rows of the tile tables while it times them
     ("benchmarks.gpu.launches", "groundkern.tiles"),
     ("benchmarks.gpu.launches", "triton.backends.compiler"),

@@ -33,16 +33,20 @@ def capability() -> int:
     return int(text.splitlines()[0].strip().replace(".", ""))
 
 
-def wanted(tiles: bool) -> list[Launch]:
-    """Every launch that compiles to other code, in the order in which it will be needed."""
+def wanted(tiles: bool, few: int | None = None) -> list[Launch]:
+    """Every launch that compiles to other code, in the order in which it will be needed.
+
+    Args:
+        few: of a short rehearsal: of so many calls or tiles.
+    """
     found: list[Launch] = []
     if tiles:
-        for bucket, kind, tile in swept():
+        for bucket, kind, tile in swept()[:few]:
             with replaced(bucket, kind, tile):
                 some = launches.dry(bucket.call.real, bucket.kinds()[kind])
             found += [x for x in some if x.name in bucket.kernels(kind)]
     else:
-        for sized in (*calls.smoke(), *calls.attention(), *calls.loss()):
+        for sized in [*calls.smoke(), *calls.attention(), *calls.loss()][:few]:
             found += launches.dry(sized.real)
     return launches.distinct(found, launches.compile_key)
 
@@ -58,9 +62,9 @@ def swept() -> list[tuple[calls.Bucket, str, Tile]]:
     return list(found.values())
 
 
-def _job(place: int) -> tuple[int, str]:
+def _job(place: int, launcher: bool) -> tuple[int, str]:
     try:
-        WORK[place].compile()
+        WORK[place].compile(launcher)
     except Exception as error:
         return place, f"{type(error).__name__}: {error}"
     return place, ""
@@ -69,7 +73,7 @@ def _job(place: int) -> tuple[int, str]:
 def _compile(context: Context) -> None:
     rehearsed = context.device.rehearsed
     launches.compile_for(90 if rehearsed else capability())
-    WORK[:] = wanted(context.step.name == "compile_tiles")
+    WORK[:] = wanted(context.step.name == "compile_tiles", context.few)
     count = len(WORK)
     context.write("note", text=f"{count} kernels to compile")
     if rehearsed:
@@ -78,7 +82,7 @@ def _compile(context: Context) -> None:
     jobs = 1 if rehearsed else max(1, (os.cpu_count() or 2) - 2)
     failed = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork"), initializer=_behind) as pool:
-        for future in as_completed([pool.submit(_job, i) for i in range(len(WORK))]):
+        for future in as_completed([pool.submit(_job, i, not rehearsed) for i in range(len(WORK))]):
             place, wrong = future.result()
             if wrong:
                 failed += 1

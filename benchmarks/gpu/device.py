@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from benchmarks import harness, machine, memory
 from benchmarks.gpu.calls import Sized
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.launches import Launch
+from benchmarks.gpu.launches import Launch, noted
 from benchmarks.problems import Problem
 
 Run = Callable[[], object]
@@ -106,20 +106,24 @@ class Gpu:
         found = harness.interleave(plain, self._timer, seconds=seconds, least=least, most=most)
         return {name: [x / runs[name].calls for x in values] for name, values in found.items()}
 
-    def seconds_of(self, launches: list[Launch], *, rounds: int, expected: float) -> float:
-        """Median seconds of some launches by graph replay, each on copies of its tensors that the
-        L2 cache does not hold.
+    def noted_run(self, run: Run) -> tuple[object, list[Launch]]:
+        """(what a call returned, its launches)."""
+        with noted() as seen:
+            return run(), seen
+
+    def seconds_of(self, launch: Launch, *, rounds: int, expected: float, label: str) -> float:
+        """Median seconds of one launch by graph replay, on copies of its tensors that the L2 cache
+        does not hold. `expected` and `label` are for a rehearsal.
 
         Three sets of copies take turns in one graph, four times over, so that the graph's own
         launch is a small part.
         """
-        sets = [launches, *([x.aside() for x in launches] for _ in range(2))]
+        some = (launch, launch.aside(), launch.aside())
 
         def run() -> None:
             for _ in range(4):
-                for some in sets:
-                    for launch in some:
-                        launch.again()
+                for one in some:
+                    one.again()
 
         replay, _ = self.capture(run)
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -129,7 +133,7 @@ class Gpu:
             replay()
             stop.record()
             stop.synchronize()
-            found.append(start.elapsed_time(stop) * 1e-3 / (4 * len(sets)))
+            found.append(start.elapsed_time(stop) * 1e-3 / (4 * len(some)))
         return statistics.median(found)
 
     def kernels(

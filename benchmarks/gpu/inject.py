@@ -20,7 +20,7 @@ KINDS = {
     "nan": "results are NaN",
     "error": "an exception",
 }
-CASE_LIMIT = 6.0  # real seconds of a case in a rehearsal that lets one hang
+CASE_LIMIT = 3.0  # real seconds of a case that is to hang
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Injected:
         self._kind: str | None = None
         self.lost = False
 
-    @property
-    def case_limit(self) -> float | None:
-        """Real seconds after which a case counts as hung, where one is to hang."""
-        return CASE_LIMIT if any(x.kind == "hang" for x in self._failures) else None
+    def limit(self, number: int) -> float | None:
+        """Real seconds after which a case is ended, where it is to hang."""
+        hangs = any(x.case == number and x.kind == "hang" for x in self._failures)
+        return CASE_LIMIT if hangs else None
 
     def at_start(self) -> None:
         for failure in self._failures:

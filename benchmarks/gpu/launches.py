@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from unittest import mock
 
 import torch
@@ -53,9 +54,17 @@ class Launch:
         )
         return Launch(self.kernel, copied, self.grid, self.options)
 
-    def compile(self) -> None:
-        """Into Triton's cache, as the launch itself would."""
-        self.kernel.run(*self.arguments, grid=self.grid, warmup=True, **self.options)
+    def compile(self, launcher: bool = False) -> None:
+        """Into Triton's cache, as the launch itself would.
+
+        Args:
+            launcher: also the C function that Triton before 3.7 builds to call each kernel with.
+        """
+        kernel = self.kernel.run(*self.arguments, grid=self.grid, warmup=True, **self.options)
+        if launcher:
+            nvidia = import_module("triton.backends.nvidia.driver")
+            if hasattr(nvidia, "make_launcher"):
+                nvidia.CudaLauncher(kernel.src, kernel.metadata)
 
 
 @contextmanager

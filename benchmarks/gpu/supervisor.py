@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from traceback import format_exc
 
 from benchmarks.gpu import lines
 from benchmarks.gpu.clock import Clock, PlayedClock
@@ -27,7 +28,7 @@ ARCHIVE_BYTES = 15 * 2**20
 RESTARTS = 6  # of one step
 MARGIN = 3.0  # seconds before a step's limit after which its process begins no case
 LOST = 75  # as in worker, which imports torch
-REAL_LIMIT = 60.0  # of a step in a short rehearsal, whatever its clock plays
+REAL_LIMIT = 120.0  # of a step in a short rehearsal, whatever its clock plays
 
 
 class Supervisor:
@@ -84,8 +85,7 @@ class Supervisor:
                     self.say(f"{step.name}: left out")
                     whole = False
                     continue
-                whole &= self._begin(step, site)
-                self._archive()
+                whole &= self._guarded(step, site)
             for name in list(self.background):
                 whole &= self._finish(name)
         finally:
@@ -93,6 +93,19 @@ class Supervisor:
                 _kill(process)
             self._archive()
         return whole
+
+    def _guarded(self, step: Step, site: Path | None) -> bool:
+        """A step; whatever goes wrong around it is on record too, and the next one comes."""
+        try:
+            return self._begin(step, site)
+        except Exception as error:
+            message, kind = str(error)[:500], type(error).__name__
+            record = self.lines(step.name)
+            record.write("error", case="", kind=kind, message=message, traceback=format_exc())
+            record.write("end", status="failed", seconds=0, restarts=0)
+            return False
+        finally:
+            self._archive()
 
     def _stop(self, *_) -> None:
         self.stopped = True
@@ -109,11 +122,15 @@ class Supervisor:
         site = self.scratch / "site"
         options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--target", str(site)]
         command = [sys.executable, "-m", "pip", "install", *options, *map(str, wheels)]
-        with (self.out / LOG).open("a", encoding="utf-8") as log:
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=60)
         text = ", ".join(x.name for x in wheels)
-        said = "carried wheels installed" if done.returncode == 0 else "wheels did not install"
-        self.lines().write("note", text=f"{said}: {text}")
+        try:
+            with (self.out / LOG).open("a", encoding="utf-8") as log:
+                streams = {"stdout": log, "stderr": subprocess.STDOUT}
+                subprocess.run(command, timeout=60, check=True, **streams)
+        except (OSError, subprocess.SubprocessError) as error:
+            self.lines().write("note", text=f"wheels did not install ({error}): {text}")
+            return None
+        self.lines().write("note", text=f"carried wheels installed: {text}")
         return site
 
     def _begin(self, step: Step, site: Path | None) -> bool:
@@ -197,7 +214,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                preexec_fn=os.setpgrp,  # a group to kill, in the session that ends with the call
             )
 
     def _rehearsed_tests(self, step: Step) -> list[str]:
@@ -207,7 +224,7 @@ class Supervisor:
         kept = [x for x in step.command[len(PYTEST) :] if not x.startswith("--timeout")]
         kept[kept.index("-m") + 1] = "rehearsal"
         kept = ["2" if x == "8" else x for x in kept]
-        place = ["-c", str(ROOT / "pyproject.toml"), "-o", "markers=rehearsal", "--timeout=3"]
+        place = ["-c", str(ROOT / "pyproject.toml"), "-o", "markers=rehearsal", "--timeout=1"]
         return ["-m", "pytest", str(file), *PYTEST[4:], *kept, *place]
 
     def _wait(self, process: subprocess.Popen, end: float) -> int | None:
@@ -216,7 +233,7 @@ class Supervisor:
         while process.poll() is None:
             spent = time.monotonic() - began
             if self.rehearse:
-                left = (REAL_LIMIT if self.few is not None else 30 * REAL_LIMIT) - spent
+                left = (REAL_LIMIT if self.few is not None else 15 * REAL_LIMIT) - spent
             else:
                 left = end - self.clock.now()
             if left <= 0 or self.stopped:
@@ -246,6 +263,12 @@ class Supervisor:
 
     def _archive(self) -> None:
         """What steps left behind, small files first, as far as it may come back."""
+        try:
+            self._write_archive()
+        except OSError as error:
+            self.say(f"no archive: {error}")
+
+    def _write_archive(self) -> None:
         files = sorted((x for x in self.scratch.rglob("*") if x.is_file()), key=_size)
         files = [x for x in files if "site" not in x.relative_to(self.scratch).parts]
         if not files:

@@ -15,7 +15,7 @@ from itertools import product
 import torch
 
 from benchmarks import harness
-from benchmarks.gpu import calls, launches
+from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Bucket
 from benchmarks.gpu.timing import DEFAULT
 from benchmarks.gpu.worker import Cases, Context
@@ -96,17 +96,15 @@ class _Sweep:
         status, total, each = "timed", None, {}
         try:
             with replaced(self.bucket, self.kind, tile):
-                with launches.noted() as seen:
-                    got = device.observed(self.run())
+                got, seen = device.noted_run(self.run)
                 device.settle()
-                wrong = harness.disagreement(got, self.truth, self.dtype)
+                wrong = harness.disagreement(device.observed(got), self.truth, self.dtype)
                 if wrong:
                     status = f"out: {wrong}"
                 else:
+                    played = {"expected": self.expected / len(seen), "label": str(tile)}
                     for launch in (x for x in seen if x.name in governed):
-                        seconds = device.seconds_of(
-                            [launch], rounds=rounds, expected=self.expected / len(seen)
-                        )
+                        seconds = device.seconds_of(launch, rounds=rounds, **played)
                         each[launch.name] = each.get(launch.name, 0.0) + 1e6 * seconds
                     total = sum(each.values())
         except torch.OutOfMemoryError:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import floors, harness, machine, suite
-from benchmarks.gpu import calls, launches
+from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Sized
 from benchmarks.gpu.ceilings import measured
 from benchmarks.gpu.device import Timed
@@ -38,12 +38,13 @@ def _measure(context: Context, sized: Sized, mode: str) -> None:
     device, real = context.device, sized.real
     problem = device.problem(sized)
     runs = _runs(context, problem, mode)
-    with launches.noted() as seen:
-        got = device.observed(runs[0]())
+    got, seen = device.noted_run(runs[0])
     device.settle()
+    got = device.observed(got)
     finite = all(bool(x.isfinite().all()) for part in got for x in part)
     if not finite:
         raise FloatingPointError("results or gradients are not finite: nothing was timed")
+    del got
     peak = device.peak(runs[0])
     floor, ceilings = real.floor(mode), measured(context)
     known = {**DEFAULT, **ceilings}

@@ -71,7 +71,6 @@ def run(context: Context, cases: Cases, injected: inject.Injected) -> int:
     done = lines.started(before, context.step.name)
     # A rehearsal's interpreter takes its own time: there only a case that is to hang is ended.
     plain = None if context.device.rehearsed else context.step.case_limit
-    limit = injected.case_limit or plain
     left_out = 0
     for number, (case, body) in enumerate(cases):
         if case in done or (context.few is not None and number >= context.few):
@@ -80,6 +79,7 @@ def run(context: Context, cases: Cases, injected: inject.Injected) -> int:
             left_out += 1
             continue
         context.write("start", case=case)
+        limit = injected.limit(number) or plain
         if limit is not None:
             faulthandler.dump_traceback_later(limit, exit=True)
         began = context.clock.now()

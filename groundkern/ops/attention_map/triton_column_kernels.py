@@ -12,12 +12,12 @@ With own columns c of row n, and u [N, C] what arrives from above, every gradien
 `level` [N, C] is log M for MEAN and log P for EACH.
 """
 
-import triton
 import triton.language as tl
 
 from groundkern.tiles import (
     capped,
     dot,
+    helper,
     kernel,
     load_heads,
     load_tile,
@@ -30,13 +30,13 @@ from groundkern.tiles import (
 MAP, MEAN, EACH, VALUE = (tl.constexpr(i) for i in range(4))
 
 
-@triton.jit
+@helper
 def _columns(columns_ptr, b, c, C):
     """Key columns of a tile, -1 outside: [BLOCK_N]."""
     return tl.load(columns_ptr + wide(b) * C + c, mask=c < C, other=-1)
 
 
-@triton.jit
+@helper
 def _keys(
     ptr, column, b, kv_head, stride_b, stride_h, stride_s, DIM: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -45,13 +45,13 @@ def _keys(
     return load_tile(ptr, column, stride_s, column >= 0, DIM, BLOCK)
 
 
-@triton.jit
+@helper
 def _log_p(raw, softcap, norm, own):
     """(K1) log p on own columns, -inf elsewhere."""
     return tl.where(own, capped(raw, softcap) - norm, -float("inf"))
 
 
-@triton.jit
+@helper
 def _z(log_p, own, level_ptr, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
     """z of the table above on own columns, 0 elsewhere."""
     if KIND == EACH:
@@ -66,7 +66,7 @@ def _z(log_p, own, level_ptr, value, at, KIND: tl.constexpr, RECTIFY: tl.constex
     return tl.where(own, z, 0.0)
 
 
-@triton.jit
+@helper
 def _value_gradient(log_p, u, value, RECTIFY: tl.constexpr):
     """The gradient at v . g: p f' u."""
     dvalue = tl.exp(log_p) * u

@@ -7,10 +7,9 @@ nothing but differences to `top` is ever exponentiated.
 
 from dataclasses import dataclass
 
-import triton
 import triton.language as tl
 
-from groundkern.tiles import kernel, wide
+from groundkern.tiles import helper, kernel, wide
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ IGNORED = tl.constexpr(-(2**62))  # `own` of an ignored row
 TOP, OTHERS, OWN, MEAN, REST = (tl.constexpr(i) for i in range(5))
 
 
-@triton.jit
+@helper
 def _load_logits(
     logits_ptr,
     bias_ptr,
@@ -62,7 +61,7 @@ def _load_logits(
 def partial_kernel(
     logits_ptr,  # [n, V] fp32
     bias_ptr,  # [V]
-    own_ptr,  # [n] int64: column of the row's label, not in [0, V) when it is elsewhere
+    target_ptr,  # [n] int64: column of the row's label, not in [0, V) when it is elsewhere
     parts_ptr,  # [3, n, spans] fp32: top, others, own
     ids_ptr,  # [n, spans] int64
     rows,
@@ -76,7 +75,7 @@ def partial_kernel(
     """The statistics of one row over one span of the vocabulary."""
     program = tl.program_id(0).to(tl.int64)
     row = program // spans
-    own = tl.load(own_ptr + row)
+    own = tl.load(target_ptr + row)
     if own != IGNORED:
         columns = (program % spans) * BLOCK + tl.arange(0, BLOCK)
         z, _ = _load_logits(
@@ -104,7 +103,7 @@ def partial_kernel(
 def combine_kernel(
     parts_ptr,  # [3, n, parts]
     ids_ptr,  # [n, parts]
-    own_ptr,  # [n]
+    target_ptr,  # [n]
     statistics_ptr,  # [5, n]
     predicted_ptr,  # [n] int64
     rows,
@@ -114,7 +113,7 @@ def combine_kernel(
     """One row's statistics from those of its parts, in order: spans, or ranks."""
     row = tl.program_id(0).to(tl.int64)
     stride = wide(rows)
-    own = tl.load(own_ptr + row)
+    own = tl.load(target_ptr + row)
     if own == IGNORED:
         for i in tl.static_range(5):
             tl.store(statistics_ptr + i * stride + row, 0.0)
@@ -140,7 +139,7 @@ def combine_kernel(
 def bag_kernel(
     logits_ptr,  # [n, V]
     bias_ptr,
-    own_ptr,  # [n]
+    target_ptr,  # [n]
     labels_ptr,  # [T] int64: columns, grouped by bag
     offsets_ptr,  # [G + 1] int64
     index_ptr,  # [n] int64: bag of each row, -1: none
@@ -155,7 +154,7 @@ def bag_kernel(
     """(D3) mean_{y in Y, y != w} z_y - top of one row, over the labels in this weight."""
     row = tl.program_id(0).to(tl.int64)
     stride = wide(rows)
-    own = tl.load(own_ptr + row)
+    own = tl.load(target_ptr + row)
     bag = tl.load(index_ptr + row)
     if (own != IGNORED) & (bag >= 0):
         top = tl.load(statistics_ptr + TOP * stride + row)
@@ -186,7 +185,7 @@ def bag_kernel(
 
 @kernel
 def finish_kernel(
-    own_ptr,  # [n]
+    target_ptr,  # [n]
     statistics_ptr,  # [5, n]
     loss_ptr,  # [n] fp32, as the next two
     log_prob_ptr,
@@ -199,7 +198,7 @@ def finish_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     stride = wide(rows)
     mask = row < rows
-    counted = mask & (tl.load(own_ptr + row, mask=mask, other=IGNORED) != IGNORED)
+    counted = mask & (tl.load(target_ptr + row, mask=mask, other=IGNORED) != IGNORED)
     at_ptr = statistics_ptr + row
     top = tl.load(at_ptr + TOP * stride, mask=counted, other=0.0)
     others = tl.load(at_ptr + OTHERS * stride, mask=counted, other=1.0)
@@ -224,7 +223,7 @@ def finish_kernel(
     tl.store(lse_ptr + row, tl.where(counted, top + log_sum, 0.0), mask=mask)
 
 
-@triton.jit
+@helper
 def _row_gradient(row, stride, statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing):
     """top; the gradient per exp(z - top) of labels other than w; that of w; b dloss / rest."""
     dloss = tl.load(dloss_ptr + row)
@@ -244,7 +243,7 @@ def _row_gradient(row, stride, statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_pt
 def gradient_kernel(
     logits_ptr,  # [n, V]
     bias_ptr,
-    own_ptr,  # [n]
+    target_ptr,  # [n]
     statistics_ptr,  # [5, n]
     dloss_ptr,  # [n] fp32, as the next two
     dlog_prob_ptr,
@@ -265,7 +264,7 @@ def gradient_kernel(
     columns = (program % spans) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < vocabulary
     out_ptr = dlogits_ptr + row * vocabulary + columns
-    own = tl.load(own_ptr + row)
+    own = tl.load(target_ptr + row)
     if own == IGNORED:
         tl.store(out_ptr, tl.zeros((BLOCK,), dlogits_ptr.dtype.element_ty), mask=mask)
     else:
@@ -296,7 +295,7 @@ def gradient_kernel(
 def bag_gradient_kernel(
     logits_ptr,  # [n, V]
     bias_ptr,
-    own_ptr,  # [n]
+    target_ptr,  # [n]
     labels_ptr,  # [T] int64, sorted within each bag
     copies_ptr,  # [T] fp32: how often the bag holds this label; 0 at all copies but the first
     offsets_ptr,  # [G + 1]
@@ -316,7 +315,7 @@ def bag_gradient_kernel(
 ):
     """(D3) writes the gradient at the labels of one row's bag anew: each once, rounded once."""
     row = tl.program_id(0).to(tl.int64)
-    own = tl.load(own_ptr + row)
+    own = tl.load(target_ptr + row)
     bag = tl.load(index_ptr + row)
     if (own != IGNORED) & (bag >= 0):
         top, scale, _, pull = _row_gradient(

@@ -18,6 +18,7 @@ from groundkern.tiles import (
     any_of,
     capped,
     dot,
+    helper,
     kernel,
     load_heads,
     load_tile,
@@ -44,7 +45,7 @@ TILES = {
     ("forward", True, 256): Tile(16, 32, 8, 1),
     ("dkv", False, 63): Tile(16, 64, 8),
     ("dkv", False, 64): Tile(32, 64, 4),
-    ("dkv", False, 127): Tile(32, 32, 4),
+    ("dkv", False, 127): Tile(32, 32, 4, 2, 255),
     ("dkv", False, 128): Tile(16, 64, 8),
     ("dkv", False, 255): Tile(16, 32, 8),
     ("dkv", False, 256): Tile(16, 32, 8),
@@ -63,7 +64,7 @@ TILES = {
 }
 
 
-@triton.jit
+@helper
 def _sweep(
     q, m, sequence, start, stop, member, words_ptr, n_words, list_ptr, count, key_tiles, keys,
     k_ptr, v_ptr, scale, softcap, k_b, k_s, v_b, v_s, D: tl.constexpr, DV: tl.constexpr,
@@ -370,7 +371,7 @@ def backward(
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
-    q, k, v, out = (tiles.rows_contiguous(x) for x in (q, k, v, out))
+    q, k, v, out, dout = (tiles.rows_contiguous(x) for x in (q, k, v, out, dout))
     (rows, heads, dim), (batch, kv_heads, keys, _) = q.shape, k.shape
     if own_lse.numel() == 0 or k.numel() == 0:
         return tuple(torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))

@@ -1,0 +1,157 @@
+"""Calls of the ops' Triton launchers on meta tensors: forward and backward, nothing computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from benchmarks.aot.recorder import recorded  # first: it takes triton without its interpreter
+from groundkern import row_blocks
+from groundkern.ops.attention_map import triton_kernels as attention_map_kernels
+from groundkern.ops.linear_cross_entropy import triton_kernels as linear_cross_entropy_kernels
+from groundkern.ops.side_attention import triton_kernels as side_attention_kernels
+
+__all__ = [
+    "TILE_TABLES",
+    "Sizes",
+    "attention_map",
+    "linear_cross_entropy",
+    "recorded",
+    "side_attention",
+]
+
+# (table, parts of a key without a bucket of rows)
+TILE_TABLES = ((side_attention_kernels.TILES, 3), (attention_map_kernels.TILES, 2))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a call's tensors are like.
+
+    layout: of q, k, v and g "transposed" ([B, S, H, D] seen as [B, H, S, D]) or with "odd strides";
+    of every tensor "unaligned": one element into its storage.
+    """
+
+    rows: int = 64
+    heads: int = 28
+    kv_heads: int = 4
+    keys: int = 4096
+    columns: int = 1024
+    batch: int = 2
+    dim: int = 128
+    value_dim: int | None = None  # dim
+    hidden: int = 2048
+    vocabulary: int = 151_936
+    dtype: torch.dtype = torch.bfloat16
+    layout: str = "contiguous"
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        off = self.layout == "unaligned"
+        return torch.empty(prod(shape) + off, dtype=dtype, device="meta")[off:].view(shape)
+
+    def operand(self, *shape: int) -> Tensor:
+        """[N, H, D] or [B, H, S, D]."""
+        if self.layout == "transposed":
+            *lead, a, b, dim = shape
+            return self.empty(*lead, b, a, dim, dtype=self.dtype).transpose(-3, -2)
+        odd = self.layout == "odd strides"
+        x = self.empty(*shape[:-1], shape[-1] + odd, dtype=self.dtype)
+        return x[..., : shape[-1]]
+
+    def attention(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v and g, which is like an output."""
+        value_dim = self.value_dim or self.dim
+        keys = (self.batch, self.kv_heads, self.keys)
+        return (
+            self.operand(self.rows, self.heads, self.dim),
+            self.operand(*keys, self.dim),
+            self.operand(*keys, value_dim),
+            self.operand(self.rows, self.heads, value_dim),
+        )
+
+    def selection(self, sets: bool) -> tuple[Tensor | None, ...]:
+        """sequence, start, stop, words, set_index."""
+        sequence, start, stop, index = (
+            self.empty(self.rows, dtype=torch.int32) for _ in range(4)
+        )  # fmt: skip
+        words = self.empty(8, -(-self.keys // 32), dtype=torch.int32)
+        return (
+            (sequence, start, stop, words, index) if sets else (sequence, start, stop, None, None)
+        )
+
+
+def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
+    """Forward and, without a given lse, backward."""
+    q, k, v, like_out = sizes.attention()
+    out = sizes.empty(*like_out.shape, dtype=sizes.dtype)
+    statistics = sizes.empty(sizes.rows, sizes.heads)
+    selection, options = sizes.selection(sets), (sizes.dim**-0.5, softcap)
+    given = statistics if lse else None
+    side_attention_kernels.forward(q, k, v, *selection, given, *options)
+    if not lse:
+        backward = (out, statistics, q, k, v, out, statistics)
+        side_attention_kernels.backward(*backward, *selection, *options)
+
+
+def attention_map(
+    sizes: Sizes, function: str, kind: str, over: str, softcap: float, rectify: bool = True
+) -> None:
+    """Forward and backward of a KL, of the map or of contributions (kind "value")."""
+    q, k, v, g = sizes.attention()
+    columns = sizes.empty(sizes.batch, sizes.columns, dtype=torch.int32)
+    dmap, weight = sizes.empty(sizes.rows, sizes.columns), sizes.empty(sizes.rows, sizes.heads)
+    selection = (*sizes.selection(False)[:3], columns, None, None, None)
+    options = (*selection, over, sizes.dim**-0.5, softcap)
+    if function == "kl":
+        inputs = (q, k, weight, dmap, kind, *options)
+        attention_map_kernels.kl_forward(*inputs)
+        attention_map_kernels.kl_backward(dmap[:, 0], *inputs)
+    else:
+        valued = kind == "value"
+        given = (v, g, None) if valued else (None, None, weight)
+        inputs = (q, k, *given, valued and rectify, *options)
+        attention_map_kernels.map_forward(*inputs)
+        attention_map_kernels.map_backward(dmap, *inputs)
+
+
+def linear_cross_entropy(
+    sizes: Sizes,
+    bias: bool,
+    bags: bool,
+    softcap: float,
+    *,
+    head: str = "trained",
+    budget: int | None = None,
+) -> None:
+    """Forward, backward, and the forward that makes the gradients.
+
+    head: "trained", "frozen", or "added": its gradient is added to one that is there.
+    budget: bytes, for `set_logit_budget`.
+    """
+    n, v = sizes.rows, sizes.vocabulary
+    hidden, weight = (sizes.empty(m, sizes.hidden, dtype=sizes.dtype) for m in (n, v))
+    target, index = (sizes.empty(n, dtype=torch.int64) for _ in range(2))
+    ids, offsets = (sizes.empty(m, dtype=torch.int64) for m in (100, sizes.batch + 1))
+    upstream = [sizes.empty(n) for _ in range(3)]
+    added = sizes.empty(v, dtype=sizes.dtype) if bias else None
+    of_bags = (ids, offsets, index) if bags else (None, None, None)
+    smoothing, trained = 0.3 if bags else 0.0, head != "frozen"
+    inputs = (hidden, weight, added, target, *of_bags)
+    grad = sizes.empty(v, sizes.hidden) if head == "added" else None
+    before = row_blocks.logit_budget()
+    row_blocks.set_logit_budget(budget)
+    try:
+        ops = linear_cross_entropy_kernels
+        ops.forward(*inputs, smoothing, -100, softcap, "")
+        ops.backward(*upstream, *inputs, smoothing, -100, softcap, "", trained, grad)
+        ops.forward_with_gradients(*inputs, None, smoothing, -100, softcap, trained)
+        ops.forward_with_gradients(*inputs, upstream[0], smoothing, -100, softcap, trained)
+    finally:
+        row_blocks.set_logit_budget(before)

@@ -1,0 +1,164 @@
+"""Compiles recorded launches, here for other GPUs or ahead of time for the one that is here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks.aot import amdgcn, sass
+from benchmarks.aot.code import Instruction, main_loop, shaped
+from benchmarks.aot.recorder import GPUTarget, Launch, triton
+from benchmarks.aot.ttgir import in_flight, narrowed, tensor_memory_shapes
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to compile for and the shared memory one program may take, in bytes."""
+
+    gpu: GPUTarget
+    shared: int
+
+
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 232_448),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 232_448),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536),
+}
+MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+")
+UTCHMMA = "UTCHMMA"  # its shape stands in TTGIR alone
+
+
+def compiled(launch: Launch, name: str, read: bool = True) -> dict[str, object]:
+    """What became of one launch on one target: `table.Entry` without the tile, what to print as
+    "matrix", and "failure", None or one sentence.
+
+    read: the machine code too: `loop`, and the loads and stores of local memory in all.
+    """
+    target = TARGETS[name]
+    source, options = launch.source(target.gpu)
+    try:
+        kernel = triton.compile(source, target=target.gpu, options=options)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        failure = f"does not compile: {type(error).__name__}: {' '.join(lines[-3:])}"
+        return {"matrix": "-", "failure": failure}
+    text = kernel.asm["ptx" if target.gpu.backend == "cuda" else "amdgcn"]
+    found = MATRIX.search(text)
+    dots = "tt.dot" in kernel.asm["ttir"]
+    got: dict[str, object] = {
+        **_resources(kernel, target.gpu),
+        "matrix": found.group() if found else "no matrix instruction" if dots else "no dot",
+    }
+    if read:
+        got |= _read(kernel, target.gpu)
+    return {**got, "failure": _failure(launch, target, kernel.asm["ttir"], got, bool(found))}
+
+
+def _failure(
+    launch: Launch, target: Target, ttir: str, got: dict[str, object], matrix: bool
+) -> str | None:
+    dots, fp32, narrow = "tt.dot" in ttir, "float32" in launch.label, narrowed(ttir)
+    if got["spills"] and not (dots and fp32):
+        return f"spills {got['spills']} bytes"
+    if got["shared"] > target.shared:
+        return f"shared memory {got['shared']} over the target's {target.shared}"
+    if dots and not matrix and not fp32:
+        return "dots without a matrix instruction"
+    if narrow:
+        return f"16-bit where sums are to be fp32: {narrow[0]}"
+    return None
+
+
+def _resources(kernel, gpu: GPUTarget) -> dict[str, int]:
+    """Registers and bytes spilled of one thread, shared memory of a program."""
+    if gpu.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        registers, stack = (
+            int(re.search(rf"\.{key}:\s+(\d+)", text).group(1))
+            for key in ("vgpr_count", "private_segment_fixed_size")
+        )
+    else:
+        text = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        if stack and not any(x.local for x in sass.parse(_cuobjdump(kernel.asm["cubin"], "-sass"))):
+            stack = 0  # a frame that nothing is stored to is no spill
+    return {"registers": registers, "shared": kernel.metadata.shared, "spills": stack}
+
+
+def _cuobjdump(cubin: bytes, *options: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions(kernel) -> list[Instruction]:
+    """The machine code of a compiled kernel."""
+    if "amdgcn" in kernel.asm:
+        return amdgcn.parse(kernel.asm["amdgcn"])
+    return sass.parse(_cuobjdump(kernel.asm["cubin"], "-sass"))
+
+
+def _read(kernel, gpu: GPUTarget) -> dict[str, object]:
+    code, ttgir = instructions(kernel), kernel.asm["ttgir"]
+    loop, local = main_loop(code), sum(x.local for x in code)
+    if loop is None:
+        return {"local": local, "loop": None}
+    if UTCHMMA in loop.matrix:
+        loop = shaped(loop, UTCHMMA, tensor_memory_shapes(ttgir))
+    facts = asdict(loop) | {
+        "in_flight": in_flight(ttgir),
+        "loads": {str(width): count for width, count in loop.loads.items()},
+    }
+    return {"local": local, "loop": facts}
+
+
+WORK: list = []  # what the worker processes, forked, read by place
+
+
+def _job(function: Callable, place: int) -> object:
+    return function(*WORK[place])
+
+
+def in_processes(function: Callable, work: Iterable[tuple], jobs: int | None) -> Iterator:
+    """function(*arguments) for all `work`, in order, in forked processes: no launch pickles."""
+    WORK[:] = work
+    with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("fork")) as pool:
+        yield from pool.map(partial(_job, function), range(len(WORK)))
+
+
+def warm(
+    launches: Iterable[Launch], gpu: GPUTarget | None = None, jobs: int | None = None
+) -> list[str]:
+    """Compile launches in parallel into triton's cache, where the runtime then finds them.
+
+    Args:
+        gpu: default: the current device.
+
+    Returns:
+        One sentence for each kernel that does not compile.
+    """
+    gpu = gpu or triton.runtime.driver.active.get_current_target()
+    different = {launch.key(gpu): launch for launch in launches}
+    errors = in_processes(_warm, ((launch, gpu) for launch in different.values()), jobs)
+    return [error for error in errors if error]
+
+
+def _warm(launch: Launch, gpu: GPUTarget) -> str | None:
+    try:
+        source, options = launch.source(gpu)
+        triton.compile(source, target=gpu, options=options)
+    except Exception as error:
+        return f"{launch.name} / {launch.label}: {type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,133 @@
+"""Calls whose arguments Triton's runtime specialises otherwise than those of a usual call.
+
+An int of 1 becomes a constant, one that 16 divides lets loads be wider, None drops a branch, an
+offset takes the alignment from a pointer, 2 GiB the 32-bit offsets from AMD's. The label names what
+is special. bf16 only: the dtypes are crossed with the dimensions in `launches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+
+from benchmarks.aot.calls import (
+    Sizes,
+    attention_map,
+    linear_cross_entropy,
+    recorded,
+    side_attention,
+)
+from benchmarks.aot.recorder import Launch
+
+ONES = {"rows": 1, "heads": 1, "kv_heads": 1, "keys": 1, "columns": 1, "batch": 1}
+ODD = {"rows": 7, "heads": 21, "kv_heads": 7, "keys": 33, "columns": 7, "batch": 3}
+SHAPES: dict[str, dict[str, object]] = {
+    "rows=1": {"rows": 1},
+    "rows=7": {"rows": 7},
+    "rows=16": {"rows": 16},
+    "keys=1": {"keys": 1},
+    "keys=33": {"keys": 33},
+    "columns=1": {"columns": 1},
+    "columns=7": {"columns": 7},
+    "columns=16": {"columns": 16},
+    "batch=1": {"batch": 1},
+    "kv_heads=1": {"kv_heads": 1},
+    "group=1": {"heads": 4},
+    "heads=1": {"heads": 1, "kv_heads": 1},
+    "all ones": ONES,
+    "all odd": ODD,
+    "unaligned": {"layout": "unaligned"},
+    "transposed": {"layout": "transposed"},
+    "odd strides": {"layout": "odd strides"},
+    "over 2 GiB": {"keys": 2**23},  # and strides of 64 bits
+}
+DIMS: dict[str, dict[str, object]] = {
+    "D=1": {"dim": 1},
+    "D=1 all ones": {"dim": 1, **ONES},
+    "D=7 all odd": {"dim": 7, "layout": "odd strides", **ODD},
+    **{f"D={dim}": {"dim": dim} for dim in (16, 40, 64, 72, 80, 96, 192, 256)},
+    **{f"D={d} Dv={v}": {"dim": d, "value_dim": v} for d, v in ((128, 64), (64, 128), (192, 128))},
+    "D=72 Dv=40 unaligned": {"dim": 72, "value_dim": 40, "layout": "unaligned"},
+}
+# Those that can fail otherwise than the rest, for CI: OF_AMD on gfx942, the others on sm_90.
+SUBSET = ("rows=1", "rows=7", "D=1 all ones", "all odd", "unaligned", "over 2 GiB")
+OF_AMD = "over 2 GiB"
+SIDES = ((True, False), (True, True), (False, False))  # (sets, lse); the first is the subset's
+MAPS = (  # the first two are the subset's
+    ("kl", "mean", "visible"),
+    ("map", "value", "columns"),
+    ("kl", "each", "columns"),
+    ("map", "weight", "visible"),
+)
+ALL_MAPS = [
+    (function, kind, over)
+    for function, kind in (("kl", "mean"), ("kl", "each"), ("map", "weight"), ("map", "value"))
+    for over in ("visible", "columns")
+]
+
+
+def edges(subset: bool) -> Iterator[Launch]:
+    """Launches of every op at the edges; the subset: SUBSET, and which inputs are there."""
+    yield from _present(subset)
+    for special, changes in (SHAPES | DIMS).items():
+        if subset and special not in SUBSET:
+            continue
+        given = "" if "dim" in changes else " D=128"
+        sizes, name = Sizes(**changes), f"bfloat16{given} {special}"
+        if not special.startswith("columns="):
+            for sets, lse in SIDES[: 1 if subset else None]:
+                words = " sets" * sets + " lse" * lse
+                run = partial(side_attention, sizes, sets, lse, 0.0)
+                yield from recorded(f"side_attention {name}{words}", run, edge=True)
+        if subset and special == OF_AMD:
+            continue
+        for call in MAPS[: 2 if subset else None]:
+            run = partial(attention_map, sizes, *call, 0.0)
+            yield from recorded(f"attention_map {name} {' '.join(call)}", run, edge=True)
+    yield from _linear_cross_entropy()
+
+
+def _present(subset: bool) -> Iterator[Launch]:
+    """Which optional inputs are there, and every map, at usual sizes; the subset has
+    softcap and signed contributions once per op."""
+    for sets, lse, softcap in product((True, False), (True, False), (0.0, 30.0)):
+        if subset and softcap and (sets, lse) != SIDES[0]:
+            continue
+        words = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
+        run = partial(side_attention, Sizes(), sets, lse, softcap)
+        yield from recorded(f"side_attention bfloat16 D=128{words}", run, edge=True)
+    for call, softcap in product(ALL_MAPS, (0.0, 30.0)):
+        if subset and softcap and call != MAPS[0]:
+            continue
+        label = f"attention_map bfloat16 D=128 {' '.join(call)}{' softcap' * (softcap > 0)}"
+        signed = call == MAPS[1] or ("value" in call and not subset)
+        for rectify in (True, False) if signed and not softcap else (True,):
+            run = partial(attention_map, Sizes(), *call, softcap, rectify)
+            yield from recorded(label + " signed" * (not rectify), run, edge=True)
+
+
+def _linear_cross_entropy() -> Iterator[Launch]:
+    """Rows, chunks of one row, vocabularies, alignment; optional inputs; the head's gradient."""
+    op = "linear_cross_entropy bfloat16"
+    bags = (False, True, 0.0)  # bias, bags, softcap
+    for rows in (1, 7, 16):
+        run = partial(linear_cross_entropy, Sizes(rows=rows), *bags)
+        yield from recorded(f"{op} rows={rows}", run, edge=True)
+    # One row a chunk; then two, and the last chunk has one of three.
+    for rows, budget, what in ((3, 1, "rows=1 a chunk"), (3, 151_936 * 12, "rows=1 last chunk")):
+        run = partial(linear_cross_entropy, Sizes(rows=rows), *bags, budget=budget)
+        yield from recorded(f"{op} {what}", run, edge=True)
+    for vocabulary in (1, 33, 8192, 151_937):
+        for rows in (64, 1):
+            run = partial(linear_cross_entropy, Sizes(rows=rows, vocabulary=vocabulary), *bags)
+            yield from recorded(f"{op} vocabulary={vocabulary} rows={rows}", run, edge=True)
+    run = partial(linear_cross_entropy, Sizes(layout="unaligned"), True, True, 0.0)
+    yield from recorded(f"{op} unaligned bias", run, edge=True)
+    for bias, with_bags, softcap in product((False, True), (False, True), (0.0, 30.0)):
+        words = " bias" * bias + " bags" * with_bags + " softcap" * (softcap > 0)
+        run = partial(linear_cross_entropy, Sizes(), bias, with_bags, softcap)
+        yield from recorded(f"{op}{words or ' plain'}", run, edge=True)
+    for head in ("frozen", "added"):
+        run = partial(linear_cross_entropy, Sizes(), *bags, head=head)
+        yield from recorded(f"{op} head={head}", run, edge=True)

@@ -1,0 +1,107 @@
+"""Which launches are compiled, and how many variants of them a training run would compile."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.aot.calls import (
+    TILE_TABLES,
+    Sizes,
+    attention_map,
+    linear_cross_entropy,
+    recorded,
+    side_attention,
+)
+from benchmarks.aot.edges import MAPS, edges
+from benchmarks.aot.recorder import GPUTarget, Launch
+
+DIMS = (40, 64, 72, 128, 192, 256)
+
+
+def launches(subset: bool) -> Iterator[Launch]:
+    """Every kernel at every row of its tile table, then the edges; the subset: bf16 at head
+    dimension 128."""
+    dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
+    for dtype in dtypes:
+        for dim, rows in product((128,) if subset else DIMS, row_counts()):
+            sizes = Sizes(dim=dim, dtype=dtype, rows=rows)
+            name = f"{sizes.name} D={dim}" + f" rows={rows}" * (rows != Sizes.rows)
+            side = partial(side_attention, sizes)
+            yield from recorded(f"side_attention {name} sets", partial(side, True, False, 0.0))
+            if not subset:
+                yield from recorded(f"side_attention {name}", partial(side, False, False, 30.0))
+            yield from recorded(f"side_attention {name} sets lse", partial(side, True, True, 0.0))
+            for call in MAPS[: 2 if subset else None]:
+                run = partial(attention_map, sizes, *call, 0.0 if subset else 30.0)
+                yield from recorded(f"attention_map {name} {' '.join(call)}", run)
+        for bias, softcap in ((False, 0.0),) if subset else ((False, 0.0), (True, 30.0)):
+            sizes = Sizes(dtype=dtype)
+            run = partial(linear_cross_entropy, sizes, bias, True, softcap)
+            yield from recorded(f"linear_cross_entropy {sizes.name} softcap={softcap}", run)
+    yield from edges(subset)
+
+
+def row_counts() -> list[int]:
+    """Numbers of rows that reach every row of the tile tables."""
+    group = Sizes.heads // Sizes.kv_heads
+    buckets = {
+        key[-1] for table, least in TILE_TABLES for key in table if len(key) > least
+    }  # largest packed rows: rows times group
+    over = {max(buckets) // group + 1} if buckets else set()
+    return sorted({Sizes.rows, *over, *(max(1, bucket // group) for bucket in buckets)})
+
+
+class Variants(NamedTuple):
+    """How many variants of one kernel are compiled, and the arguments in which they differ."""
+
+    count: int
+    of_one_size: int
+    arguments: list[str]
+
+
+def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Variants]:
+    """The variants of each kernel that steps of `count` random sizes compile.
+
+    Rows, keys and key columns are drawn, the model's sizes stay: bf16, D = 128.
+    """
+    draw, keys, first = random.Random(seed), {}, {}
+    for _ in range(count):
+        many = draw.randint(1, 32_768)
+        sizes = Sizes(rows=draw.randint(1, 2048), keys=many, columns=draw.randint(1, many))
+        keys |= {launch.key(gpu): launch for launch in _step(sizes)}
+        first = first or dict(keys)
+    by_name: dict[str, list[Launch]] = {}
+    for launch in keys.values():
+        by_name.setdefault(launch.name, []).append(launch)
+    alone = Counter(launch.name for launch in first.values())
+    return {
+        name: Variants(len(found), alone[name], _differing(found, gpu))
+        for name, found in sorted(by_name.items())
+    }
+
+
+def _step(sizes: Sizes) -> Iterator[Launch]:
+    """Forward and backward of every op."""
+    runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
+    runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
+    runs += [partial(linear_cross_entropy, sizes, False, True, 0.0)]
+    for run in runs:
+        yield from recorded("", run)
+
+
+def _differing(found: list[Launch], gpu: GPUTarget) -> list[str]:
+    """The ints among the arguments of a kernel that are not specialised alike in all launches."""
+    specialised = [launch.specialised(gpu)[1] for launch in found]
+    names = [parameter.name for parameter in found[0].kernel.params]
+    return [
+        name
+        for name, kinds in zip(names, zip(*specialised, strict=True), strict=True)
+        if len({str(kind) for kind in kinds}) > 1
+    ]
