@@ -1,4 +1,6 @@
-"""`python -m benchmarks.carry --to DIR`: the peers' wheels, for a GPU machine without a network.
+"""`python -m benchmarks.carry`: what a GPU machine without network or git needs for `make gpu`.
+
+The folder `carry` gets the peers' wheels and the name of the commit; `make gpu` finds both there.
 
 Fetches Liger-Kernel and cut-cross-entropy with this Python's pip, however it is set up, and what
 they need that such a machine lacks. Only pure Python is carried, because the machine's Python and
@@ -21,10 +23,13 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.commit import NOTE, ROOT, described
+
 PEERS = ("liger-kernel", "cut-cross-entropy")
 THERE = {"torch", "triton", "transformers", "numpy", "packaging", "pytest", "typing-extensions"}
 LIMIT = 64 * 2**20  # bytes
 INSTALL = "python -m pip install --no-index --no-deps --no-compile --target SITE {}/*.whl"
+DEFAULT = ROOT / "carry"
 
 
 class Refused(Exception):
@@ -96,7 +101,8 @@ def carry(folder: Path) -> tuple[list[Wheel], list[str]]:
 def main(words: list[str] | None = None) -> int:
     """1 where something cannot be carried."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.carry", description=__doc__)
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="without wheels yet")
+    where = {"type": Path, "default": DEFAULT, "metavar": "DIR"}
+    parser.add_argument("--to", **where, help="a folder without wheels yet; default: carry")
     folder = parser.parse_args(words).to
     try:
         wheels, refused = carry(folder)
@@ -106,8 +112,11 @@ def main(words: list[str] | None = None) -> int:
         print(f"{wheel.name} {wheel.version}: {wheel.size} bytes, {wheel.path.name}")
     for reason in refused:
         print(f"not carried: {reason}", file=sys.stderr)
+    commit = described()
+    (folder / NOTE.name).write_text(commit + "\n", encoding="utf-8")
+    print(f"commit {commit}")
     if wheels:
-        print(f"There: {INSTALL.format(folder)}, and SITE on PYTHONPATH.")
+        print(f"make gpu installs them by itself. By hand: {INSTALL.format(folder)}")
     return int(bool(refused))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import carry
+from benchmarks.commit import described
 
 
 def wheel(folder: Path, name: str, *needs: str, tag: str = "py3-none-any", filler: int = 0) -> None:
@@ -49,12 +50,15 @@ def test_peers_and_their_needs_are_carried_and_installed(registry, tmp_path, cap
     size = (to / "small-1.5-py3-none-any.whl").stat().st_size
     assert f"small 1.5: {size} bytes" in said
     assert sorted(x.name.split("-")[0] for x in to.iterdir()) == [
+        "commit",
         "cut_cross_entropy",
         "liger_kernel",
         "small",
         "smaller",
     ]
-    command = said.split("There: ")[1].split(",")[0]
+    noted = (to / "commit").read_text(encoding="utf-8").strip()
+    assert noted == described() and f"commit {noted}\n" in said
+    command = said.split("By hand: ")[1].strip()
     words = shlex.split(command.replace("SITE", str(tmp_path / "site")))
     files = [str(x) for x in sorted(to.glob("*.whl"))]
     assert words[0] == "python" and words[-1] == f"{to}/*.whl"
@@ -78,7 +82,7 @@ def test_what_cannot_be_carried_is_said(registry, tmp_path, capsys) -> None:
     said = capsys.readouterr().err
     assert f"liger-kernel: liger_kernel-1.5-{tag}.whl is not pure Python" in said
     assert "cut-cross-entropy: pip has no wheel (ERROR: No matching distribution" in said
-    assert not list(to.iterdir())
+    assert not list(to.glob("*.whl"))
 
 
 def test_a_limit_and_a_folder_in_use(registry, tmp_path, capsys, monkeypatch) -> None:
