@@ -52,7 +52,7 @@ OPS_SERVED = {
 SERVED = [(c, b) for c in CASES for b in BACKENDS if (c.split("/")[0], b) in OPS_SERVED]
 # The interpreter is slow. It dots bf16 and fp16 alike, in wider operands, so for triton bf16 stands
 # for both; and torch's machinery around an op, the same for all of its calls, is tried on these.
-# tests/ops/test_gpu_cases.py has all three dtypes where they run as they are.
+# tests/ops/test_gpu_wide.py has all three dtypes where they run as they are.
 TRITON_CALLS = {
     "side_attention/main_statistics",
     "attention_map/map_visible_sets_weights",
