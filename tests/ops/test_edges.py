@@ -7,7 +7,7 @@ from groundkern import set_logit_budget
 from tests.ops.edges import EDGES
 from tests.ops.test_contract import BACKENDS, BESIDES, CPU, DTYPES, hold
 
-# The interpreter is slow: these alone, in fp32. tests/ops/test_gpu_cases.py has them all.
+# The interpreter is slow: these alone, in fp32. tests/ops/test_gpu_wide.py has them all.
 TRITON = ("ones", "odd", "unaligned", "nothing_visible", "one_row")
 PARAMETERS = [
     pytest.param(edge, backend, dtype, id=f"{dtype}-{edge}-{backend}")
