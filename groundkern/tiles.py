@@ -97,10 +97,12 @@ class Tile(NamedTuple):
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous and it begins at a multiple of 16 bytes, else
-    a copy: single elements are loaded from elsewhere, and the registers they take spill."""
+    """x itself, or a copy: where its last dimension is not contiguous, or where rows of a view
+    begin elsewhere than at multiples of 16 bytes. Those would be loaded element by element, which
+    takes so many registers that they spill."""
     contiguous = x.stride(-1) == 1 or x.shape[-1] <= 1
-    if contiguous and x.data_ptr() % 16 == 0:
+    off = any(stride * x.element_size() % 16 for stride in x.stride()[:-1])
+    if contiguous and x.data_ptr() % 16 == 0 and (x.is_contiguous() or not off):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 

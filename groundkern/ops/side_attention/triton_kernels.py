@@ -54,7 +54,7 @@ TILES = {
     ("dkv", True, 256): Tile(16, 32, 8, 1),
     ("dq", False, 63): Tile(64, 32, 4),
     ("dq", False, 64): Tile(64, 64, 4),
-    ("dq", False, 127): Tile(16, 32, 8),
+    ("dq", False, 127): Tile(16, 32, 8, 2, 255),
     ("dq", False, 128): Tile(64, 32, 4),
     ("dq", False, 255): Tile(16, 32, 4),
     ("dq", False, 256): Tile(16, 32, 8),
