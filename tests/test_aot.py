@@ -67,7 +67,8 @@ print(json.dumps(found))
 
     usual, dq = "kl mean visible", "columns_dq_kernel"
     assert kinds(usual, dq, "q_ptr") == {"('*bf16', 'D')"}
-    assert kinds(f"unaligned {usual}", dq, "q_ptr") == {"('*bf16', '')"}
+    assert kinds(f"unaligned {usual}", dq, "q_ptr") == {"('*bf16', 'D')"}, "operands are copied"
+    assert kinds(f"unaligned {usual}", dq, "weight_ptr") == {"('*fp32', '')"}
     assert kinds(usual, dq, "C") == {"('i32', 'D')"}
     for argument in ("C", "heads", "q_n", "k_s"):
         assert kinds(f"all ones {usual}", dq, argument) == {"('constexpr', 1)"}

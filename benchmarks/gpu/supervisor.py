@@ -184,7 +184,9 @@ class Supervisor:
     def _start(self, step: Step, end: float, site: Path | None) -> subprocess.Popen:
         elapsed = self.clock.now()
         paths = [str(site or ""), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # Without what pytest tells its own workers: a test may have started this process.
+        env = {k: x for k, x in os.environ.items() if not k.startswith("PYTEST_")}
+        env["PYTHONUNBUFFERED"] = "1"
         env["PYTHONPATH"] = os.pathsep.join(x for x in paths if x)
         env |= {"GROUNDKERN_LINES": str(self.record), "GROUNDKERN_STEP": step.name}
         env |= {"GROUNDKERN_ELAPSED": str(elapsed), "OUT": str(self.scratch)}
