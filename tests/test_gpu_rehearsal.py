@@ -117,11 +117,11 @@ def test_the_table_of_minutes(rehearsal) -> None:
     assert "| 7 |" in text and "loss" in text
 
 
-def test_the_time_of_a_call_is_kept() -> None:
+def test_the_time_of_a_call_is_kept(tmp_path) -> None:
     """No step starts that could not end, and those that are left out say so."""
     words = [sys.executable, "-m", "benchmarks.gpu", "ceilings", "loss", "--rehearse", "--few", "1"]
     done = subprocess.run(
-        [*words, "--seconds", "20", "--out", "bench_results/rehearsal"],
+        [*words, "--seconds", "20", "--out", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

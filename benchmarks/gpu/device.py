@@ -136,10 +136,8 @@ class Gpu:
             found.append(start.elapsed_time(stop) * 1e-3 / (4 * len(some)))
         return statistics.median(found)
 
-    def kernels(
-        self, replay: Run, calls: int, noted: list[Launch]
-    ) -> list[tuple[str, float, float]]:
-        """(name, launches, microseconds) of each kernel in one call, by torch's profiler."""
+    def kernels(self, replay: Run, calls: int, launched: list[Launch]) -> KernelTimes:
+        """By torch's profiler. `launched`: what one call launches, which a stand-in goes by."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
         replays = 3
         with torch.profiler.profile(activities=activities) as profile:
@@ -148,7 +146,7 @@ class Gpu:
             torch.cuda.synchronize()
         found: dict[str, tuple[int, float]] = {}
         for event in profile.events():
-            if event.device_type == DeviceType.CUDA:
+            if event.device_type == DeviceType.CUDA and event.name != "Context Sync":
                 count, time = found.get(event.name, (0, 0.0))
                 found[event.name] = (count + 1, time + event.time_range.elapsed_us())
         share = replays * calls

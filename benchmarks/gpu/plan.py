@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LOST = 75  # exit status of a process to which the device answers no more
 SECONDS = 420.0  # a call of ten minutes less the machine's start and what comes back
 RESERVE = 6.0  # for the archive and the summary
-START = 9.0  # of a process that imports torch and Triton and opens the device, measured elsewhere
+START = 9.0  # of a process that imports torch and Triton and opens the device, guessed
 PYTEST = ("-m", "pytest", "tests/ops", "tests/test_lse.py", "-v", "--tb=short", "--no-header")
 PLUGINS = ("-p", "no:cacheprovider", "-p", "benchmarks.gpu.pytest_lines")
 

@@ -16,12 +16,13 @@ from benchmarks.gpu.calls import Sized
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.device import KernelTimes, Run, Timed
 from benchmarks.gpu.launches import Launch, noted
+from benchmarks.gpu.plan import START
 from benchmarks.problems import Problem
 
-# Seconds that things beside the timed calls take on a card, guessed: import and opening the device,
-# the first eager run, capture, a profile, an oracle in fp64, one compilation on one core, ceilings.
+# Seconds that things beside the timed calls take on a card, guessed: a process's start, the first
+# eager run, capture, a profile, an oracle in fp64, one compilation on one core, ceilings.
 PLAYED = {
-    "start": 9.0,
+    "start": START,
     "first": 0.05,
     "capture": 0.04,
     "profile": 0.4,
@@ -30,7 +31,7 @@ PLAYED = {
     "ceilings": 3.0,
     "round": 2e-4,  # beside the call: flush, events, synchronisation
 }
-MADE = 3
+MADE = 3  # calls of a sweep that are made; the others get the last one's results
 CORES = 14  # of the card's machine, left for compiling
 CEILINGS = {"bandwidth": 3.0e12, "bfloat16": 7.5e14, "float16": 7.5e14, "float32": 5.0e13}
 

@@ -20,14 +20,13 @@ from traceback import format_exc
 from benchmarks.gpu import lines
 from benchmarks.gpu.clock import Clock, PlayedClock
 from benchmarks.gpu.lines import Lines
-from benchmarks.gpu.plan import PYTEST, RESERVE, START, Step
+from benchmarks.gpu.plan import LOST, PYTEST, RESERVE, START, Step
 
 ROOT = Path(__file__).parents[2]
 RECORD, LOG, ARCHIVE = "results.jsonl", "log.txt", "archive.tar.gz"
 ARCHIVE_BYTES = 15 * 2**20
 RESTARTS = 6  # of one step
 MARGIN = 3.0  # seconds before a step's limit after which its process begins no case
-LOST = 75  # as in worker, which imports torch
 REAL_LIMIT = 120.0  # of a step in a short rehearsal, whatever its clock plays
 
 

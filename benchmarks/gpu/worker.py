@@ -23,7 +23,6 @@ from benchmarks.gpu.clock import Clock, PlayedClock
 from benchmarks.gpu.device import DeviceLost, Gpu
 from benchmarks.gpu.stand_in import PLAYED, StandIn
 
-LOST = 75  # exit status: the device answers no more to this process
 MODULES = {  # where a step's `cases` are
     "compile": "compiling",
     "ceilings": "ceilings",
@@ -66,7 +65,7 @@ class Context:
 
 
 def run(context: Context, cases: Cases, injected: inject.Injected) -> int:
-    """0 where every case ended, whatever it found; LOST where the process has to be replaced."""
+    """0 where every case ended, whatever it found; `plan.LOST` where the process has to be replaced."""
     before = context.before()
     done = lines.started(before, context.step.name)
     # A rehearsal's interpreter takes its own time: there only a case that is to hang is ended.
@@ -91,7 +90,7 @@ def run(context: Context, cases: Cases, injected: inject.Injected) -> int:
             _write_error(context, case, error)
             if _lost(context, error, injected):
                 context.write("done", case=case, seconds=context.clock.now() - began)
-                return LOST
+                return plan.LOST
         finally:
             faulthandler.cancel_dump_traceback_later()
         context.write("done", case=case, seconds=round(context.clock.now() - began, 3))

@@ -35,7 +35,8 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("name", "dtype"), PARAMETERS)
 def test_values_and_gradients(name: str, dtype: torch.dtype) -> None:
-    hold(CALLS[name](dtype, CUDA), "triton", dtype, BESIDES)
+    # The cases are held to the bare rule, as on CPU; an edge's few numbers are too few for it.
+    hold(CALLS[name](dtype, CUDA), "triton", dtype, BESIDES if name in EDGES else 0.0)
 
 
 @pytest.mark.parametrize("name", ["loss/odd", "loss/one_row_none", "log_prob/one_row"])

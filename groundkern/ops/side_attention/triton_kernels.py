@@ -299,7 +299,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 def _tile(name: str, q: Tensor, v: Tensor) -> tuple[Tile, dict[str, int]]:
     """The table's row and the constexprs it gives."""
     dims = {"D": q.shape[2], "DV": v.shape[3]}
-    blocks = {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
+    blocks = {f"BLOCK_{letters}": tiles.padded(dim) for letters, dim in dims.items()}
     packed = q.shape[0] * (q.shape[1] // v.shape[1])
     kind = (name, q.dtype == torch.float32)
     tile = TILES[tiles.tile_key(TILES, kind, list(dims.values()), packed)]
