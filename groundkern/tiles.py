@@ -22,8 +22,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # differently, as no GPU does.
 _UPCAST = tl.constexpr(INTERPRETED)
 
-# Decorates what is launched. Triton compiles a kernel anew for an integer of 1, for one divisible by
-# 16 and for any other. These sizes differ from batch to batch and steer loops and masks or place
+# Decorates what is launched. Triton compiles a kernel anew for an integer of 1, for one divisible
+# by 16 and for any other. These sizes differ from batch to batch and steer loops and masks or place
 # single numbers, which gain nothing by it. Strides, head counts, C and V stay specialised: wide
 # loads need to know what divides them.
 kernel = triton.jit(

@@ -65,7 +65,7 @@ class Context:
 
 
 def run(context: Context, cases: Cases, injected: inject.Injected) -> int:
-    """0 where every case ended, whatever it found; `plan.LOST` where the process has to be replaced."""
+    """0 where every case ended, whatever it found; `plan.LOST` where a new process has to go on."""
     before = context.before()
     done = lines.started(before, context.step.name)
     # A rehearsal's interpreter takes its own time: there only a case that is to hang is ended.
