@@ -104,7 +104,7 @@ class Driver:
 sizes = calls.Sizes(rows=3, vocabulary=33)
 run = lambda: calls.linear_cross_entropy(sizes, True, True, 30.0, budget=1)
 launches = [x for x in recorded("", run) if x.name in ("combine_kernel", "finish_kernel")]
-errors = compiling.warm(launches, gpu, jobs=1)
+errors = [x for x in (compiling.compiled(y, "sm_90", False)["failure"] for y in launches) if x]
 driver.set_active(Driver())
 hits = []
 triton.knobs.compilation.listener = lambda *, cache_hit, **_: hits.append(cache_hit)

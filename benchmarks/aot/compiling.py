@@ -136,29 +136,3 @@ def in_processes(function: Callable, work: Iterable[tuple], jobs: int | None) ->
     WORK[:] = work
     with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("fork")) as pool:
         yield from pool.map(partial(_job, function), range(len(WORK)))
-
-
-def warm(
-    launches: Iterable[Launch], gpu: GPUTarget | None = None, jobs: int | None = None
-) -> list[str]:
-    """Compile launches in parallel into triton's cache, where the runtime then finds them.
-
-    Args:
-        gpu: default: the current device.
-
-    Returns:
-        One sentence for each kernel that does not compile.
-    """
-    gpu = gpu or triton.runtime.driver.active.get_current_target()
-    different = {launch.key(gpu): launch for launch in launches}
-    errors = in_processes(_warm, ((launch, gpu) for launch in different.values()), jobs)
-    return [error for error in errors if error]
-
-
-def _warm(launch: Launch, gpu: GPUTarget) -> str | None:
-    try:
-        source, options = launch.source(gpu)
-        triton.compile(source, target=gpu, options=options)
-    except Exception as error:
-        return f"{launch.name} / {launch.label}: {type(error).__name__}: {error}"
-    return None

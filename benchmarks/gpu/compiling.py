@@ -48,7 +48,7 @@ def wanted(tiles: bool, few: int | None = None) -> list[Launch]:
     else:
         for sized in [*calls.smoke(), *calls.attention(), *calls.loss()][:few]:
             found += launches.dry(sized.real)
-    return launches.distinct(found, launches.compile_key)
+    return launches.distinct(found)
 
 
 def swept() -> list[tuple[calls.Bucket, str, Tile]]:

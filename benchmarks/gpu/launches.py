@@ -6,7 +6,7 @@ in the place of their fakes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,11 +37,6 @@ class Launch:
     @property
     def name(self) -> str:
         return self.kernel.__name__.strip("_")
-
-    @property
-    def bytes(self) -> int:
-        """Of all tensors it is handed."""
-        return sum(x.numel() * x.element_size() for x in self.arguments if isinstance(x, Tensor))
 
     def again(self) -> None:
         self.kernel[self.grid](*self.arguments, **self.options)
@@ -137,9 +132,12 @@ def compile_for(capability: int) -> None:
     driver.set_active(_Driver(GPUTarget("cuda", capability, 32)))
 
 
-def distinct(launches: list[Launch], key: Callable[[Launch], object]) -> list[Launch]:
-    """The first launch of each key."""
-    return list({key(x): x for x in reversed(launches)}.values())[::-1]
+def distinct(launches: list[Launch]) -> list[Launch]:
+    """The first launch of each piece of code."""
+    found: dict[str, Launch] = {}
+    for launch in launches:
+        found.setdefault(compile_key(launch), launch)
+    return list(found.values())
 
 
 def compile_key(launch: Launch) -> str:

@@ -15,10 +15,10 @@ from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Sized
 from benchmarks.gpu.ceilings import measured
 from benchmarks.gpu.device import Timed
+from benchmarks.gpu.sessions import EAGER, GRAPH
 from benchmarks.gpu.worker import Cases, Context
 from benchmarks.harness import Contestant
 
-OURS, GRAPH = "groundkern triton", "groundkern triton, CUDA graph"
 GEMMS = {"forward": ("logits",), "full": ("logits", "dhidden", "dweight")}
 SECONDS, LEAST = 0.25, 10  # of timing, for each call and mode
 CACHE = 2**28  # bytes beyond which inputs need no copies: several times any L2
@@ -55,14 +55,14 @@ def _measure(context: Context, sized: Sized, mode: str) -> None:
     timed = {
         harness.FLOOR: Timed(gemm_replay, 1, expected),
         GRAPH: Timed(replay, len(runs), expected),
-        OURS: Timed(runs[0], 1, 3 * expected + 1e-4),
+        EAGER: Timed(runs[0], 1, 3 * expected + 1e-4),
     }
     if real.op == "linear_cross_entropy":
         timed |= _each_gemm(context, problem, real, mode, known)
     samples = device.samples(timed, seconds=SECONDS, least=LEAST)
-    kinds = {harness.FLOOR: "floor", GRAPH: "ours", OURS: "ours"}
+    kinds = {harness.FLOOR: "floor", GRAPH: "ours", EAGER: "ours"}
     found = [Contestant(name, kinds.get(name, "gemm"), timed[name].run) for name in timed]
-    peaks = {OURS: peak}
+    peaks = {EAGER: peak}
     stamp = (device.torch, ceilings, machine.load())
     for row in suite.rows_of(real, mode, found, samples, peaks, *stamp):
         context.write("row", case=sized.name, row=row)
