@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import lines, plan, timeline
+from benchmarks.gpu.supervisor import Supervisor
 from groundkern import available_backends
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +146,26 @@ def test_bad_words(words: list[str], message: str) -> None:
     )
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_step_is_ended_at_its_limit_by_the_real_clock(tmp_path) -> None:
+    """With all that it started; the next step runs, and the call ends."""
+    started = tmp_path / "started"
+    child = f"import time, pathlib; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    hangs = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    steps = (
+        plan.Step("hangs", "", 2.0, command=("-c", hangs)),
+        plan.Step("fails", "", 9.0, command=("-c", "raise SystemExit(3)")),
+        plan.Step("runs", "", 9.0, command=("-c", "print('it ran')")),
+    )
+    began = time.monotonic()
+    whole = Supervisor(steps, tmp_path, seconds=60).run()
+    assert time.monotonic() - began < 30, "nothing waited for what hangs"
+    found, _ = lines.read(tmp_path / "results.jsonl")
+    ended = {x["step"]: x["status"] for x in found if x["event"] == "end"}
+    assert ended == {"hangs": "timed out", "fails": "failed", "runs": "done"}
+    assert not whole
+    assert started.exists()
+    alive = subprocess.run(["pgrep", "-f", str(started)], capture_output=True, text=True).stdout
+    assert alive == "", "the grandchild ended too"
+    assert "it ran" in (tmp_path / "log.txt").read_text(encoding="utf-8")

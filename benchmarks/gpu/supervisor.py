@@ -71,8 +71,7 @@ class Supervisor:
     def run(self, **header: object) -> bool:
         """Whether every step ended by itself."""
         self.lines().write("run", seconds=self.seconds, rehearsed=self.rehearse, **header)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        before = {x: signal.signal(x, self._stop) for x in (signal.SIGTERM, signal.SIGINT)}
         site = self._carried()
         whole = True
         try:
@@ -91,6 +90,8 @@ class Supervisor:
             for _, process, _ in self.background.values():
                 _kill(process)
             self._archive()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return whole
 
     def _guarded(self, step: Step, site: Path | None) -> bool:
