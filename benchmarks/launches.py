@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton.runtime.jit import JITFunction
 
 import groundkern as gk
+from benchmarks.noting import Launch, noted
 from groundkern.ops.cases import Call
 
 GPU = torch.device("cuda", 0)
@@ -48,11 +48,11 @@ NO_KERNEL = {
 
 
 class _Recorder(TorchDispatchMode):
-    """The names of Triton launches and GEMMs, and torch's other operators with their arguments."""
+    """Triton launches, the names of GEMMs, and torch's other operators with their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.triton: list[str] = []
+        self.triton: list[Launch] = []
         self.gemms: list[str] = []
         self.operators: list[tuple] = []
 
@@ -99,11 +99,7 @@ def recording() -> Iterator[_Recorder]:
     recorder = _Recorder()
     found = SimpleNamespace(multi_processor_count=PROCESSORS)
 
-    def launch(kernel, *_, grid, warmup, **options) -> None:
-        recorder.triton.append(kernel.__name__.strip("_"))
-
     patches = [
-        (JITFunction, "run", launch),
         (Tensor, "device", property(lambda _: GPU)),
         (Tensor, "is_cuda", property(lambda _: True)),
         (torch.cuda, "get_device_properties", lambda _: found),
@@ -112,6 +108,7 @@ def recording() -> Iterator[_Recorder]:
         (Tensor, "to", _made_on_meta(Tensor.to)),
     ]
     with ExitStack() as stack:
+        recorder.triton = stack.enter_context(noted(launch=False))
         for owner, name, stand_in in patches:
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(recorder)
@@ -294,7 +291,9 @@ class Counts(NamedTuple):
 
 def _counts(recorder: _Recorder) -> Counts:
     return Counts(
-        Counter(recorder.triton), Counter(recorder.gemms), torch_kernels(recorder.operators)
+        Counter(x.name for x in recorder.triton),
+        Counter(recorder.gemms),
+        torch_kernels(recorder.operators),
     )
 
 

@@ -59,7 +59,8 @@ EXCEPTIONS = {
     *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_kernels") for op in AOT_OPS),
     *(("benchmarks.aot.recorder", f"triton{part}") for part in AOT_IMPORTS),
     # notes launches, replaces rows of the tile tables while it times them
-    ("benchmarks.gpu.launches", "groundkern.tiles"),
+    ("benchmarks.noting", "groundkern.tiles"),
+    ("benchmarks.noting", "triton.backends.nvidia.driver"),
     ("benchmarks.gpu.launches", "triton.backends.compiler"),
     ("benchmarks.gpu.launches", "triton.runtime.driver"),
     ("benchmarks.gpu.compiling", "groundkern.tiles"),
@@ -69,8 +70,6 @@ EXCEPTIONS = {
     ("tests.ops.test_tiles", "groundkern.tiles"),
     # the one tolerance rule
     ("benchmarks.gpu.smoke", "tests.closeness"),
-    # counts launches in place of making them
-    ("benchmarks.launches", "triton.runtime.jit"),
     # counts what the launchers hand to the C++ kernels
     ("benchmarks.counts", "groundkern.native"),
     ("benchmarks.instructions", "groundkern.native"),

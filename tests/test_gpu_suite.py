@@ -21,6 +21,7 @@ if (reason := available_backends()["triton"]) is not None:
 from benchmarks.gpu import calls, launches, sweep, worker
 from benchmarks.gpu.clock import PlayedClock
 from benchmarks.gpu.stand_in import StandIn
+from benchmarks.noting import noted
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -112,7 +113,7 @@ def test_a_dry_run_launches_what_the_call_launches(sized: calls.Sized) -> None:
     order, with tensors of the same sizes and the same numbers beside them."""
     call = sized.small.make(CPU)
     run, _ = launches.harness.runner(call, launches.harness.ours(call, "triton"), "full")
-    with launches.noted(launch=False) as seen:
+    with noted(launch=False) as seen:
         run()
     dry = launches.dry(sized.small)
     assert [x.name for x in dry] == [x.name for x in seen]
@@ -128,7 +129,7 @@ def _size(x: object) -> object:
 def test_a_launch_is_made_again_on_copies() -> None:
     call = calls._sized(launches.problems.side_attention, calls.SEVEN, rows=4, keys=64).small
     run, _ = launches.harness.runner(call.make(CPU), _ours(call), "forward")
-    with launches.noted() as seen:
+    with noted() as seen:
         ((out,), _) = run()
     reduce = next(x for x in seen if x.name == "reduce_kernel")
     assert any(x is not y for x, y in zip(reduce.aside(0).arguments, reduce.arguments, strict=True))

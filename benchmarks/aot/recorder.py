@@ -24,6 +24,8 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from benchmarks.noting import noted
+
 RESOURCES = ("num_warps", "num_stages", "maxnreg")
 
 
@@ -82,14 +84,7 @@ def _binder(kernel: JITFunction, gpu: GPUTarget) -> tuple[BaseBackend, Callable]
 
 def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[Launch]:
     """The launches `run()` would make."""
-    seen: list[Launch] = []
-
-    def record(kernel, *arguments, grid, warmup, **options):
-        seen.append(Launch(label, kernel, arguments, options, edge))
-
-    launch, JITFunction.run = JITFunction.run, record
-    try:
+    with noted(launch=False) as seen:
         run()
-    finally:
-        JITFunction.run = launch
-    yield from seen
+    for x in seen:
+        yield Launch(label, x.kernel, x.arguments, x.options, edge)

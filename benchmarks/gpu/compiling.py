@@ -12,10 +12,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from benchmarks.gpu import calls, launches
-from benchmarks.gpu.launches import Launch
 from benchmarks.gpu.stand_in import CORES, PLAYED
 from benchmarks.gpu.sweep import candidates, replaced
 from benchmarks.gpu.worker import Cases, Context
+from benchmarks.noting import Launch
 from groundkern.tiles import Tile
 
 WORK: list[Launch] = []  # what the forked processes read by place

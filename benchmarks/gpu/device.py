@@ -12,7 +12,7 @@ from torch.autograd import DeviceType
 from benchmarks import harness, machine, memory
 from benchmarks.gpu.calls import Sized
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.launches import Launch, noted
+from benchmarks.noting import Launch, noted
 from benchmarks.problems import Problem
 
 Run = Callable[[], object]
@@ -32,15 +32,36 @@ class Timed:
     expected: float = 1e-4
 
 
-class Gpu:
-    """One CUDA device, the current one."""
+class Device:
+    """What every step asks of a device. By itself: none, for steps that only compile."""
 
     rehearsed = False
 
     def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def spend(self, seconds: float) -> None:
+        """Time that a rehearsal plays; real time passes by itself."""
+        self.clock.spend(seconds)
+
+    def settle(self) -> None:
+        """Wait for the device.
+
+        Raises:
+            DeviceLost: nothing more can run in this process.
+        """
+
+    def forget(self) -> None:
+        """Give memory back to the device between cases."""
+
+
+class Gpu(Device):
+    """One CUDA device, the current one."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device here")
-        self.clock = clock
         self.torch = torch.device("cuda", torch.cuda.current_device())
         self._timer = None
 
@@ -64,22 +85,13 @@ class Gpu:
         """Results as they came; a rehearsal may spoil them."""
         return results
 
-    def spend(self, seconds: float) -> None:
-        """Time that passes by itself here."""
-
     def settle(self) -> None:
-        """Wait for the device.
-
-        Raises:
-            DeviceLost: nothing more can run in this process.
-        """
         try:
             torch.cuda.synchronize()
         except Exception as error:
             raise DeviceLost(str(error).strip().splitlines()[0]) from error
 
     def forget(self) -> None:
-        """Give memory back to the device between cases."""
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

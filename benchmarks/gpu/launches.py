@@ -1,15 +1,11 @@
-"""The kernel launches of a call: noted as they happen, made again one by one, or only compiled.
+"""What a call would launch, and how to compile that for a GPU which this process does not open.
 
-Nothing here needs a GPU: `dry` runs a call's launchers on meta tensors, with the bodies of our ops
-in the place of their fakes.
+`dry` runs a call's launchers on meta tensors, with the bodies of our ops in the place of their
+fakes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import import_module
 from unittest import mock
 
 import torch
@@ -18,66 +14,11 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import harness, problems
+from benchmarks.noting import Launch, noted
 from benchmarks.problems import Problem
-from groundkern import backends, tiles
+from groundkern import backends
 
 META = torch.device("meta")
-KERNEL = type(tiles.sum_kernel)  # Triton's JITFunction, or its interpreted stand-in
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch, with the tensors it had."""
-
-    kernel: object
-    arguments: tuple
-    grid: object
-    options: dict
-
-    @property
-    def name(self) -> str:
-        return self.kernel.__name__.strip("_")
-
-    def again(self) -> None:
-        self.kernel[self.grid](*self.arguments, **self.options)
-
-    def aside(self, least: int = 2**20) -> Launch:
-        """The same on copies of its large tensors, so that a second run finds none in the cache."""
-        copied = tuple(
-            x.clone() if isinstance(x, Tensor) and x.numel() * x.element_size() >= least else x
-            for x in self.arguments
-        )
-        return Launch(self.kernel, copied, self.grid, self.options)
-
-    def compile(self, launcher: bool = False) -> None:
-        """Into Triton's cache, as the launch itself would.
-
-        Args:
-            launcher: also the C function that Triton before 3.7 builds to call each kernel with.
-        """
-        kernel = self.kernel.run(*self.arguments, grid=self.grid, warmup=True, **self.options)
-        if launcher:
-            nvidia = import_module("triton.backends.nvidia.driver")
-            if hasattr(nvidia, "make_launcher"):
-                nvidia.CudaLauncher(kernel.src, kernel.metadata)
-
-
-@contextmanager
-def noted(launch: bool = True) -> Iterator[list[Launch]]:
-    """Collects the launches of a block, in order.
-
-    Args:
-        launch: whether they also happen.
-    """
-    seen: list[Launch] = []
-    plain = KERNEL.run
-
-    def run(kernel, *arguments, grid, warmup, **options):
-        seen.append(Launch(kernel, arguments, grid, options))
-        return plain(kernel, *arguments, grid=grid, warmup=warmup, **options) if launch else None
-
-    with mock.patch.object(KERNEL, "run", run):
-        yield seen
 
 
 class _Bodies(TorchDispatchMode):

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.gpu.calls import Sized
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.device import KernelTimes, Run, Timed
-from benchmarks.gpu.launches import Launch, noted
+from benchmarks.gpu.device import Device, KernelTimes, Run, Timed
 from benchmarks.gpu.plan import START
+from benchmarks.noting import Launch, noted
 from benchmarks.problems import Problem
 
 # Seconds that things beside the timed calls take on a card, guessed: a process's start, the first
@@ -36,7 +36,7 @@ CORES = 14  # of the card's machine, left for compiling
 CEILINGS = {"bandwidth": 3.0e12, "bfloat16": 7.5e14, "float16": 7.5e14, "float32": 5.0e13}
 
 
-class StandIn:
+class StandIn(Device):
     """Plays a GPU.
 
     Args:
@@ -46,7 +46,8 @@ class StandIn:
     rehearsed = True
 
     def __init__(self, clock: Clock, spoiled=lambda: False) -> None:
-        self.clock, self.torch, self._spoiled = clock, torch.device("cpu"), spoiled
+        super().__init__(clock)
+        self.torch, self._spoiled = torch.device("cpu"), spoiled
         self._dice, self._made = random.Random(0), {}
 
     def stamp(self) -> dict[str, object]:
@@ -65,15 +66,6 @@ class StandIn:
         if not self._spoiled():
             return results
         return tuple([x * torch.nan if x.is_floating_point() else x for x in y] for y in results)
-
-    def spend(self, seconds: float) -> None:
-        self.clock.spend(seconds)
-
-    def settle(self) -> None:
-        pass
-
-    def forget(self) -> None:
-        pass
 
     def capture(self, run: Run) -> tuple[Run, object]:
         self.spend(PLAYED["capture"])

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu import inject, lines, plan
 from benchmarks.gpu.clock import Clock, PlayedClock
-from benchmarks.gpu.device import DeviceLost, Gpu
+from benchmarks.gpu.device import Device, DeviceLost, Gpu
 from benchmarks.gpu.stand_in import PLAYED, StandIn
 
 MODULES = {  # where a step's `cases` are
@@ -46,7 +46,7 @@ class Context:
     """
 
     step: plan.Step
-    device: Gpu | StandIn
+    device: Device
     clock: Clock
     lines: lines.Lines
     scratch: Path
@@ -133,14 +133,13 @@ def main() -> int:
     clock = PlayedClock(args.elapsed) if args.rehearse else Clock(args.elapsed)
     injected = inject.Injected([x for x in map(inject.parse, args.inject) if x.step == args.step])
     injected.at_start()
-    device: Gpu | StandIn
+    device: Device
     if args.rehearse:
         torch.set_num_threads(1)
         device = StandIn(clock, injected.spoils)
         clock.spend(PLAYED["start"])
     elif MODULES[args.step] == "compiling":
-        device = StandIn(clock)  # compiles for the GPU without opening it
-        device.rehearsed = False
+        device = Device(clock)  # compiles for the GPU without opening it
     else:
         device = Gpu(clock)
     record = lines.Lines(args.lines, args.step, clock.now)
