@@ -17,7 +17,7 @@ from typing import Literal
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from groundkern.hf.example import GroundedExample
+from groundkern.hf.data.example import GroundedExample
 from trainer.images import MAX_PIXELS, SampleError
 from trainer.sample import Sample, parse_sample
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from groundkern.hf.example import GroundedExample, Phrase, Region, Word
+from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from trainer.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

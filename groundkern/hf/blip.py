@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail, require
-from groundkern.hf.concepts import composites
-from groundkern.hf.example import GroundedExample, message_text
+from groundkern.hf.data.concepts import composites
+from groundkern.hf.data.example import GroundedExample, message_text
 from groundkern.losses import composition, contrastive, mean_rows
 from groundkern.selection import QueryRows
 

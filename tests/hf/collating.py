@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tokenizers import pre_tokenizers
 
-from groundkern.hf.collator import GroundingCollator
-from groundkern.hf.example import GroundedExample, Region
+from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.example import GroundedExample, Region
 from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 IMAGE = Image.new("RGB", (140, 112), "white")  # Qwen: 4 rows of 5 tokens

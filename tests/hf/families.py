@@ -31,8 +31,8 @@ from transformers import (
     SmolVLMConfig,
 )
 
-from groundkern.hf.geometry import check_family
-from groundkern.hf.processor import pil_image_processor, without_video
+from groundkern.hf.data.geometry import check_family
+from groundkern.hf.data.processor import pil_image_processor, without_video
 from tests.hf.tiny import (
     QWEN_TEMPLATE,
     build_model,

@@ -15,7 +15,7 @@ from transformers import (
 
 from groundkern.hf import GroundedExample, Phrase
 from groundkern.hf.blip import BlipHist, blip_hist, blip_hist_batch
-from groundkern.hf.processor import pil_image_processor
+from groundkern.hf.data.processor import pil_image_processor
 from groundkern.losses import composition
 from tests.hf.closeness import assert_same_gradients, gradients
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import LlavaConfig
 
-from groundkern.hf.collator import GroundingCollator
-from groundkern.hf.example import GroundedExample, Region, Word
+from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.example import GroundedExample, Region, Word
 from groundkern.maps import dequantise, patch_grid, target_map
 from tests.hf.collating import (
     EVERYWHERE,

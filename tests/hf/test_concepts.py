@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from groundkern.hf import GroundedExample, Phrase, Word
-from groundkern.hf.concepts import composites
+from groundkern.hf.data.concepts import composites
 from tests.hf.collating import (
     IMAGE,
     SMALL,

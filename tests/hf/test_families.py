@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from groundkern.hf import GroundedExample, GroundingCollator, Klal, Smam, attach, detach, doctor
-from groundkern.hf.example import Region, Word
+from groundkern.hf.data.example import Region, Word
 from tests.hf.closeness import gradients
 from tests.hf.families import FAMILIES
 from tests.hf.residual import ResidualParts, rows_of

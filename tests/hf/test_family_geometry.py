@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from groundkern.hf.geometry import image_geometry
+from groundkern.hf.data.geometry import image_geometry
 from tests.hf.families import FAMILIES
 
 SIZES = ((150, 97), (61, 170), (112, 112), (230, 60))

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import LlavaProcessor, Qwen2_5_VLProcessor
 
 from groundkern.hf import load_processor
-from groundkern.hf.processor import without_video
+from groundkern.hf.data.processor import without_video
 from tests.hf.conftest import MODELS
 from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 

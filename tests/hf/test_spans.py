@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from groundkern.hf.collator import GroundingCollator
-from groundkern.hf.example import GroundedExample, Word
+from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.example import GroundedExample, Word
 from tests.hf.collating import (
     IMAGE,
     PROCESSORS,

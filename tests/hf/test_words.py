@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from groundkern.hf import GroundingCollator
-from groundkern.hf.example import Word
+from groundkern.hf.data.example import Word
 from tests.hf.collating import IMAGE, SMALL, live, make_collator, make_example
 from tests.hf.families import FAMILIES
 from tests.hf.tiny import tiny_qwen_processor

@@ -21,7 +21,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from groundkern.hf.processor import pil_image_processor, without_video
+from groundkern.hf.data.processor import pil_image_processor, without_video
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from groundkern.hf.processor import load_processor
+from groundkern.hf.data.processor import load_processor
 from trainer.dataset import JsonLinesDataset
 from trainer.demo import generate as demo
 from trainer.demo.__main__ import main

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from groundkern.hf.concepts import composites
+from groundkern.hf.data.concepts import composites
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.config import ConfigError

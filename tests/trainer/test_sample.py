@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from groundkern.hf.example import Phrase, Region, Word
+from groundkern.hf.data.example import Phrase, Region, Word
 from trainer.images import SampleError
 from trainer.sample import PhraseRecord, RegionRecord, SampleRecord, WordRecord, parse_sample
 

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from groundkern.hf.processor import pil_image_processor, without_video
+from groundkern.hf.data.processor import pil_image_processor, without_video
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PADS = ("<|image_pad|>", "<|video_pad|>")

@@ -109,7 +109,7 @@ def summarise(dataset: JsonLinesDataset) -> Summary:
 
 def oddities(sample: Sample) -> list[str]:
     """What is allowed in a sample but rarely meant, each as "samples ..."."""
-    from groundkern.hf.example import message_text
+    from groundkern.hf.data.example import message_text
 
     found = []
     if not (sample.regions or sample.words or sample.phrases):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from groundkern.hf.example import Region, message_text
+from groundkern.hf.data.example import Region, message_text
 from trainer.images import SampleError
 from trainer.pictures import data_uri
 from trainer.sample import Sample

@@ -1,7 +1,7 @@
 """`prepare words`: words read by OCR and the visual tokens they label (DV-SFT, image-to-label).
 
 Source: METHODS.md section 2, the filters and the bottom-right rule. The rules that need the model's
-patches and tokens are `groundkern.hf.words`, the same as in training.
+patches and tokens are `groundkern.hf.data.words`, the same as in training.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class ReadWords:
 
 @cache
 def _labeler(rules: Rules) -> Any:
-    from groundkern.hf.words import WordLabeler
+    from groundkern.hf.data.words import WordLabeler
     from trainer.prepare.grid import visual_grid
 
     return WordLabeler(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from groundkern.hf.words import WordLabeler
+from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of
 from trainer.__main__ import main
 from trainer.config import ConfigError

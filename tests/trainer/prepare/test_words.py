@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from groundkern.hf.words import WordLabeler
+from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError

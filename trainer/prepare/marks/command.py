@@ -231,7 +231,7 @@ def _readable(item: Item, sample: Sample, index: int, use: Any) -> Any:
 
 
 def _text(message: dict[str, Any]) -> str:
-    from groundkern.hf.example import message_text
+    from groundkern.hf.data.example import message_text
 
     return message_text(message)
 

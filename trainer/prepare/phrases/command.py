@@ -123,7 +123,7 @@ class ListPhrases:
     replace: bool = False
 
     def __call__(self, item: Item) -> Made:
-        from groundkern.hf.example import message_text
+        from groundkern.hf.data.example import message_text
         from trainer.images import SampleError
         from trainer.prepare.chat import RefusedRequest
         from trainer.prepare.phrases.others import BadPhrases

@@ -80,7 +80,7 @@ def report(scores: dict[str, Score]) -> list[str]:
 
 
 def _answer(message: dict[str, Any]) -> str:
-    from groundkern.hf.example import message_text
+    from groundkern.hf.data.example import message_text
 
     return message_text(message)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
-from groundkern.hf.example import Word
+from groundkern.hf.data.example import Word
 
 ON_SHARED_TOKEN = ("drop", "last", "largest")
 

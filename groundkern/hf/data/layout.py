@@ -14,8 +14,8 @@ from torch import Tensor
 
 from groundkern import maps
 from groundkern.checks import require
-from groundkern.hf.example import GroundedExample, Phrase, Region, message_text
-from groundkern.hf.spans import Chat, TokenSpans
+from groundkern.hf.data.example import GroundedExample, Phrase, Region, message_text
+from groundkern.hf.data.spans import Chat, TokenSpans
 
 
 @dataclass

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from groundkern.checks import fail, require
-from groundkern.hf.concepts import LensRows, PhraseRows, lens_rows, phrase_rows
-from groundkern.hf.example import GroundedExample
-from groundkern.hf.geometry import image_geometry
-from groundkern.hf.layout import (
+from groundkern.hf.data.concepts import LensRows, PhraseRows, lens_rows, phrase_rows
+from groundkern.hf.data.example import GroundedExample
+from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.layout import (
     EMPTY_REGION,
     MAP_ROWS,
     Layout,
@@ -31,8 +31,8 @@ from groundkern.hf.layout import (
     side_rows,
     trained_positions,
 )
-from groundkern.hf.spans import Chat, TokenSpans, find_expansions, render_chat
-from groundkern.hf.words import WordLabel, WordLabeler
+from groundkern.hf.data.spans import Chat, TokenSpans, find_expansions, render_chat
+from groundkern.hf.data.words import WordLabel, WordLabeler
 
 LABEL_BAGS = ("distinct", "multiset")
 

@@ -20,7 +20,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from groundkern.checks import fail, require
-from groundkern.hf import tiling
+from groundkern.hf.data import tiling
 from groundkern.maps import patch_grid
 
 if TYPE_CHECKING:

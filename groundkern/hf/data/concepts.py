@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from groundkern.hf.example import Phrase, message_text
-from groundkern.hf.layout import Layout
+from groundkern.hf.data.example import Phrase, message_text
+from groundkern.hf.data.layout import Layout
 
 
 @dataclass

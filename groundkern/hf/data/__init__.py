@@ -1,0 +1,1 @@
+"""From examples to batches: token positions, labels and the geometry of visual tokens."""
