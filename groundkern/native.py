@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from groundkern.selection import Selection
 
 # What groundkern._C takes for a tensor: address, dtype code, sizes, strides in elements.
 View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
@@ -36,8 +39,16 @@ def unsupported(*operands: Tensor | None) -> str | None:
     return None
 
 
+def unsupported_heads(*operands: Tensor | None) -> str | None:
+    """`unsupported`, for operands whose last dimension is a head dimension."""
+    reason = unsupported(*operands)
+    if reason is None and any(x is not None and x.shape[-1] == 0 for x in operands):
+        return "the native kernels need head dimensions of at least 1"
+    return reason
+
+
 def rows_contiguous(x: Tensor) -> Tensor:
-    """x itself where its last dimension is contiguous, else a copy."""
+    """x itself if its last dimension is contiguous, else a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
@@ -58,18 +69,19 @@ def _view(x: Tensor) -> View:
     return x.data_ptr(), dtype_codes()[x.dtype], tuple(x.shape), x.stride()
 
 
-def selection(
-    sequence: Tensor, start: Tensor, stop: Tensor, words: Tensor | None, set_index: Tensor | None
-) -> dict[str, Tensor | None]:
-    """The arguments that say which keys each row sees, as _C names them, contiguous."""
-    named = {
-        "sequence": sequence,
-        "start": start,
-        "stop": stop,
-        "words": words,
-        "set_index": set_index,
-    }
-    return {name: None if x is None else x.contiguous() for name, x in named.items()}
+def operands(inputs: NamedTuple) -> dict[str, Tensor]:
+    """The inputs of an op that are there, by name, their last dimensions contiguous."""
+    present = {name: x for name, x in inputs._asdict().items() if x is not None}
+    return {name: rows_contiguous(x) for name, x in present.items()}
+
+
+def selection(of: Selection) -> dict[str, Tensor | None]:
+    """The arguments that say which keys each row sees, as _C names them."""
+    named = of.contiguous()._asdict()
+    named["words"] = named.pop("bits")
+    if of.columns is None:
+        del named["columns"]
+    return named
 
 
 def call(function: Callable, tensors: dict[str, Tensor | None], **options: float | str) -> None:

@@ -1,26 +1,87 @@
-"""What the body of every op runs under, whatever its caller has set."""
+"""How named groups of arguments pass through an opaque op, whose own arguments are flat.
 
-from collections.abc import Callable
+An op's schema, its body and its fake are written in terms of the NamedTuples of its folder:
+
+    @custom_op("groundkern::name", mutates_args=(), schema=f"({schema(Inputs, Options)}) -> Tensor")
+    @op_body(Inputs, Options)
+    def name(inputs, options): ...
+"""
+
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
+from typing import get_type_hints
 
 import torch
+from torch import Tensor
+
+TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    float: "float",
+    int: "int",
+    bool: "bool",
+    str: "str",
+}
 
 
-def op_body(body: Callable) -> Callable:
-    """An op's body under its tensors' device and without autocast.
+def schema(*groups: type[tuple]) -> str:
+    """The fields of NamedTuples as the arguments of an op's schema, in order."""
+    hints = [hint for group in groups for hint in get_type_hints(group).items()]
+    return ", ".join(f"{TYPES[kind]} {name}" for name, kind in hints)
+
+
+def regroup(flat: Sequence[object], *groups: type[tuple]) -> list[object]:
+    """Flat arguments as one NamedTuple per group, and whatever follows them as it is."""
+    rest = list(flat)
+    made = []
+    for group in groups:
+        size = len(group._fields)
+        made.append(group(*rest[:size]))
+        rest = rest[size:]
+    return made + rest
+
+
+def grouped(*groups: type[tuple]) -> Callable[[Callable], Callable]:
+    """Decorates a function of NamedTuples, which is then called with their fields."""
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def call(*flat):
+            return function(*regroup(flat, *groups))
+
+        return call
+
+    return decorate
+
+
+def op_body(*groups: type[tuple]) -> Callable[[Callable], Callable]:
+    """`grouped`, for an op's body: run on its tensors' device and without autocast.
 
     Triton launches on the current device, and a custom op sets none: with a model spread over GPUs
     (`device_map="auto"`) the current one is often another than the tensors'. And the operands come
     in the dtypes that the call is to be computed in.
     """
 
-    @wraps(body)
-    def run(*arguments):
-        device = arguments[0].device  # the first argument of every op is a tensor
-        here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        casts = torch.amp.is_autocast_available(device.type)  # not on meta
-        with here, torch.autocast(device.type, enabled=False) if casts else nullcontext():
-            return body(*arguments)
+    def decorate(body: Callable) -> Callable:
+        @wraps(body)
+        def run(*flat):
+            device = flat[0].device  # the first argument of every op is a tensor
+            here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+            casts = torch.amp.is_autocast_available(device.type)  # not on meta
+            with here, torch.autocast(device.type, enabled=False) if casts else nullcontext():
+                return body(*regroup(flat, *groups))
 
-    return run
+        return run
+
+    return decorate
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Contiguous, whatever the strides of x."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """Contiguous, whatever the strides of x."""
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from groundkern import checks
 
-WORD_BITS = 32
+BITS = 32  # keys in one int32 of mask bits
 
 
 class _Tensors:
@@ -122,20 +123,19 @@ class QueryRows(_Tensors):
 
 
 def pack_bits(allowed: Tensor) -> Tensor:
-    """bool [G, S] -> int32 [G, ceil(S / 32)]: bit j % 32 of word j // 32 is key j."""
+    """bool [G, S] -> int32 [G, ceil(S / 32)]: key j is bit j % 32 of element j // 32."""
     sets, keys = allowed.shape
-    words = -(-keys // WORD_BITS)
-    bits = torch.nn.functional.pad(allowed, (0, words * WORD_BITS - keys))
-    bits = bits.view(sets, words, WORD_BITS).to(torch.int32)
-    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=allowed.device)
+    width = -(-keys // BITS)
+    bits = torch.nn.functional.pad(allowed, (0, width * BITS - keys))
+    bits = bits.view(sets, width, BITS).to(torch.int32)
+    shifts = torch.arange(BITS, dtype=torch.int32, device=allowed.device)
     return (bits << shifts).sum(-1, dtype=torch.int32)
 
 
-def unpack_bits(words: Tensor, keys: int) -> Tensor:
-    """int32 [..., W] -> bool [..., keys]; the inverse of `pack_bits`."""
-    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=words.device)
-    bits = (words[..., None] >> shifts) & 1
-    return bits.flatten(-2)[..., :keys].bool()
+def unpack_bits(bits: Tensor, keys: int) -> Tensor:
+    """int32 [..., ceil(keys / 32)] -> bool [..., keys]; the inverse of `pack_bits`."""
+    shifts = torch.arange(BITS, dtype=torch.int32, device=bits.device)
+    return ((bits[..., None] >> shifts) & 1).flatten(-2)[..., :keys].bool()
 
 
 @dataclass(frozen=True)
@@ -145,19 +145,19 @@ class KeySets(_Tensors):
     Build with `from_bool` or `regions`; the packing is private.
 
     Args:
-        words: int32 [G, ceil(S / 32)].
+        bits: int32 [G, ceil(S / 32)], 32 keys to an element.
         index: int32 [N] from row to set; -1 leaves the row unrestricted.
         keys: S.
     """
 
-    words: Tensor
+    bits: Tensor
     index: Tensor
     keys: int
 
     def __post_init__(self) -> None:
-        sizes = {"W": -(-self.keys // WORD_BITS)}
-        checks.tensor("allowed.words", self.words, "G W", sizes, dtype=torch.int32)
-        checks.tensor("index", self.index, "N", sizes, dtype=torch.int32, device=self.words.device)
+        sizes = {"W": -(-self.keys // BITS)}
+        checks.tensor("allowed.bits", self.bits, "G W", sizes, dtype=torch.int32)
+        checks.tensor("index", self.index, "N", sizes, dtype=torch.int32, device=self.bits.device)
         if self.index.numel() and checks.values_visible(self.index):
             low, high = int(self.index.min()), int(self.index.max())
             wanted = f"values in [-1, {sizes['G']})"
@@ -187,7 +187,7 @@ class KeySets(_Tensors):
 
     def to_bool(self) -> Tensor:
         """The sets as bool [G, S]."""
-        return unpack_bits(self.words, self.keys)
+        return unpack_bits(self.bits, self.keys)
 
 
 @dataclass(frozen=True)
@@ -233,22 +233,39 @@ class LabelBags(_Tensors):
             checks.require(low >= -1 and high < images, "bags.index", wanted, f"[{low}, {high}]")
 
 
-def keys_of_rows(
-    start: Tensor,
-    stop: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    rows: slice,
-    keys: int,
-) -> Tensor:
-    """bool [n, keys]: the keys each row of a block may use, visible and in its set."""
-    j = torch.arange(keys, device=start.device)
-    usable = (j >= start[:, None]) & (j < stop[:, None])
-    if words is None:
-        return usable
-    index = set_index[rows]
-    member = unpack_bits(words[index.clamp(min=0).long()], keys) if len(words) else True
-    return usable & (member | (index < 0)[:, None])
+class Selection(NamedTuple):
+    """Rows, key sets and key columns as the plain tensors that ops take and kernels read."""
+
+    sequence: Tensor  # int32 [N], ascending
+    start: Tensor  # int32 [N], the first visible key
+    stop: Tensor  # int32 [N], one past the last visible key
+    bits: Tensor | None  # int32 [G, ceil(S / 32)]
+    set_index: Tensor | None  # int32 [N], -1: unrestricted; None without bits
+    columns: Tensor | None  # int32 [B, C], padded with -1; None: all keys
+
+    @classmethod
+    def of(
+        cls, rows: QueryRows, allowed: KeySets | None, columns: Tensor | None = None
+    ) -> Selection:
+        bits, index = (None, None) if allowed is None else (allowed.bits, allowed.index)
+        return cls(rows.sequence, rows.start, rows.stop, bits, index, columns)
+
+    def contiguous(self) -> Selection:
+        return Selection(*(None if x is None else x.contiguous() for x in self))
+
+    def visible(self, rows: slice, keys: int) -> Tensor:
+        """bool [n, keys]: the keys that each of `rows` sees."""
+        j = torch.arange(keys, device=self.start.device)
+        return (j >= self.start[rows, None]) & (j < self.stop[rows, None])
+
+    def allowed(self, rows: slice, keys: int) -> Tensor:
+        """bool [n, keys]: the keys that each of `rows` sees and that are in its set."""
+        visible = self.visible(rows, keys)
+        if self.bits is None or len(self.bits) == 0:
+            return visible
+        index = self.set_index[rows]
+        member = unpack_bits(self.bits[index.clamp(min=0).long()], keys)
+        return visible & (member | (index < 0)[:, None])
 
 
 def check_selection(

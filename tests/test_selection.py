@@ -51,7 +51,7 @@ def test_regions_allow_text_and_the_inside() -> None:
 
 def test_everything_moves_together() -> None:
     sets = KeySets.from_bool(torch.zeros(1, 40, dtype=torch.bool), _int(0)).to("meta")
-    assert sets.words.device.type == sets.index.device.type == "meta" and sets.keys == 40
+    assert sets.bits.device.type == sets.index.device.type == "meta" and sets.keys == 40
     assert QueryRows.causal(_int(0), _int(0)).to("meta").stop.device.type == "meta"
 
 

@@ -164,8 +164,8 @@ def test_values_are_not_looked_at_where_that_costs_a_sync(qwen):
     call = Call.of(qwen, Objectives(), {k: v.to("meta") for k, v in batch.items()})
     for rows in (call.rows(call.s.side_position), call.rows(call.s.map_position)):
         assert rows.at(None).stop.device.type == rows.at(3).start.device.type == "meta"
-    assert side_sets(call.s).words.is_meta
-    assert map_sets(call.s).words.is_meta
+    assert side_sets(call.s).bits.is_meta
+    assert map_sets(call.s).bits.is_meta
     assert ragged_bags(call.s.word_bag.flatten(0, 1), word_images(call.s).flatten()).ids.is_meta
     side = append_side_tokens(call.inputs, call.s.side_position, 5)
     assert side["input_ids"].shape[1] == batch["input_ids"].shape[1] + 3

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor
 
 from groundkern import backends, checks
-from groundkern.ops.attention_map import op
+from groundkern.ops.attention_map import (
+    CONTRIBUTION,
+    KL_EACH,
+    KL_MEAN,
+    MAP,
+    Inputs,
+    Options,
+    op,
+)
 from groundkern.precision import accumulation_dtype, autocast
-from groundkern.selection import KeySets, QueryRows, check_selection
+from groundkern.selection import KeySets, QueryRows, Selection, check_selection
 
 Over = Literal["visible", "columns"]
 
@@ -61,10 +69,10 @@ def attention_map(
         weights.
     """
     q, k = autocast(q, k)
-    sizes, selection = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
-    weight = _head_weight(head_weight, q, sizes)
-    name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(q, k, None))
-    return op.attention_map(q, k, None, None, weight, False, *selection, name)
+    sizes, lse = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
+    inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), None, lse)
+    options = Options(MAP, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0)
+    return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
 
 
 def attention_contribution(
@@ -101,14 +109,15 @@ def attention_contribution(
     Raises:
         ValueError, TypeError: as `attention_map`.
 
-    Source: equation (C1) of METHODS.md (Ferrando et al.; GradCAM as in arXiv 2412.08110).
+    Source: equation (C1) (Ferrando et al.; GradCAM as in arXiv 2412.08110).
     """
     q, k, v, g = autocast(q, k, v, g)
-    sizes, selection = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
+    sizes, lse = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
     checks.tensor("v", v, "B Hkv S Dv", sizes, dtype=q.dtype, device=q.device)
     checks.tensor("g", g, "N Hq Dv", sizes, dtype=q.dtype, device=q.device)
-    name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(q, k, v))
-    return op.attention_map(q, k, v, g, None, rectify, *selection, name)
+    inputs = Inputs(q, k, v, g, None, None, lse)
+    options = Options(CONTRIBUTION, over, rectify, scale or sizes["D"] ** -0.5, softcap or 0.0)
+    return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
 
 
 def attention_kl(
@@ -151,20 +160,29 @@ def attention_kl(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
     q, k = autocast(q, k)
-    sizes, selection = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
+    sizes, lse = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
     checks.require(heads in ("mean", "each"), "heads", "'mean' or 'each'", repr(heads))
     checks.tensor("target", target, "N C", sizes, dtype=checks.FLOATS, device=q.device)
     target = target.detach()
     if checks.values_visible(target):
         good = bool(((target >= 0) & target.isfinite()).all())
         checks.require(good, "target", "finite values >= 0", "a negative or non-finite value")
-    weight = _head_weight(head_weight, q, sizes)
-    name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(q, k, None))
-    return op.attention_kl(q, k, weight, target, heads, *selection, name)
+    inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), target, lse)
+    kind = KL_MEAN if heads == "mean" else KL_EACH
+    options = Options(kind, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0)
+    return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
 
 
-def _check(q, k, rows, columns, over, allowed, lse, scale, softcap) -> tuple[dict[str, int], tuple]:
-    """Check what the functions share; returns the sizes and the op's selection arguments."""
+def _run(inputs: Inputs, selection: Selection, options: Options, backend: str) -> Tensor:
+    device = inputs.q.device
+    name = backends.choose(backend, device, lambda b: op.kernels(b).unsupported(inputs))
+    return op.attention_map(*inputs, *selection, *options, name)
+
+
+def _check(
+    q, k, rows, columns, over, allowed, lse, scale, softcap
+) -> tuple[dict[str, int], Tensor | None]:
+    """Check what the functions share; returns the sizes and lse without gradient."""
     sizes: dict[str, int] = {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
     checks.tensor("k", k, "B Hkv S D", sizes, dtype=q.dtype, device=q.device)
@@ -179,10 +197,7 @@ def _check(q, k, rows, columns, over, allowed, lse, scale, softcap) -> tuple[dic
         checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
     if columns.numel() and checks.values_visible(columns):
         _check_columns(columns, sizes["S"])
-    words, index = (None, None) if allowed is None else (allowed.words, allowed.index)
-    scale = sizes["D"] ** -0.5 if scale is None else scale
-    selection = (rows.sequence, rows.start, rows.stop, columns, words, index, lse, over)
-    return sizes, (*selection, scale, softcap or 0.0)
+    return sizes, lse
 
 
 def _check_columns(columns: Tensor, keys: int) -> None:

@@ -1,129 +1,82 @@
-"""`groundkern::attention_map`, `groundkern::attention_kl` and their backwards, each opaque.
+"""`groundkern::attention_map` and its backward, opaque to torch.compile.
 
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.op_body import op_body
+from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.ops.attention_map import Inputs, Options, output_shape
 from groundkern.precision import accumulation_dtype
-
-# Both ops end in the same arguments: the selection (seven tensors), three options and the backend.
-SELECTION = (
-    "Tensor sequence, Tensor start, Tensor stop, Tensor columns, Tensor? words, Tensor? set_index, "
-    "Tensor? lse, str over, float scale, float softcap, str backend"
-)
-MAP = f"Tensor q, Tensor k, Tensor? v, Tensor? g, Tensor? head_weight, bool rectify, {SELECTION}"
-KL = f"Tensor q, Tensor k, Tensor head_weight, Tensor target, str heads, {SELECTION}"
+from groundkern.selection import Selection
 
 
 def kernels(backend: str):
-    """The module with a backend's `map_forward`, `map_backward`, `kl_forward`, `kl_backward`."""
+    """The module that implements `forward` and `backward` for a backend."""
     match backend:
         case "native":
             from groundkern.ops.attention_map import native_kernels as module
         case "triton":
-            from groundkern.ops.attention_map import triton_kernels as module
+            from groundkern.ops.attention_map import triton_launch as module
         case _:
             from groundkern.ops.attention_map import reference as module
     return module
 
 
-@custom_op("groundkern::attention_map", mutates_args=(), schema=f"({MAP}) -> Tensor")
-@op_body
-def attention_map(*arguments) -> Tensor:
-    *inputs, backend = arguments
-    return kernels(backend).map_forward(*inputs)
+@custom_op(
+    "groundkern::attention_map",
+    mutates_args=(),
+    schema=f"({schema(Inputs, Selection, Options)}, str backend) -> Tensor",
+)
+@op_body(Inputs, Selection, Options)
+def attention_map(inputs, selection, options, backend) -> Tensor:
+    return kernels(backend).forward(inputs, selection, options)
 
 
 @attention_map.register_fake
-def _(q, k, v, g, head_weight, rectify, sequence, start, stop, columns, *_):
-    return q.new_empty(q.shape[0], columns.shape[1], dtype=accumulation_dtype(q.dtype))
+@grouped(Inputs, Selection, Options)
+def _(inputs, selection, options, backend):
+    shape = output_shape(inputs, selection.columns, options)
+    return inputs.q.new_empty(shape, dtype=accumulation_dtype(inputs.q.dtype))
+
+
+class _Upstream(NamedTuple):
+    upstream: Tensor  # like the output
 
 
 @custom_op(
     "groundkern::attention_map_backward",
     mutates_args=(),
-    schema=f"(Tensor dmap, {MAP}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=(
+        f"({schema(_Upstream, Inputs, Selection, Options)}, str backend)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
 )
-@op_body
-def attention_map_backward(*arguments) -> tuple[Tensor, ...]:
-    *inputs, backend = arguments
-    gradients = kernels(backend).map_backward(*inputs)
-    return tuple(inputs[0].new_empty(0) if x is None else x for x in gradients)
+@op_body(_Upstream, Inputs, Selection, Options)
+def attention_map_backward(above, inputs, selection, options, backend) -> tuple[Tensor, ...]:
+    gradients = kernels(backend).backward(above.upstream, inputs, selection, options)
+    return tuple(above.upstream.new_empty(0) if x is None else x for x in gradients)
 
 
 @attention_map_backward.register_fake
-def _(dmap, q, k, v, g, head_weight, *_):
-    return tuple(dmap.new_empty(0) if x is None else _like(x) for x in (q, k, v, g, head_weight))
+@grouped(_Upstream, Inputs)
+def _(above, inputs, *_):
+    return tuple(above.upstream.new_empty(0) if x is None else empty_like(x) for x in inputs[:5])
 
 
-def _map_setup(ctx, inputs, output) -> None:
-    q, k, v, g, head_weight, rectify, *selection, over, scale, softcap, backend = inputs
-    ctx.save_for_backward(q, k, v, g, head_weight, *selection)
-    ctx.rectify, ctx.options = rectify, (over, scale, softcap, backend)
+def _setup_context(ctx, inputs, output) -> None:
+    inputs, selection, *ctx.options = regroup(inputs, Inputs, Selection)
+    ctx.save_for_backward(*inputs, *selection)
 
 
-def _map_vjp(ctx, dmap: Tensor):
+def _backward(ctx, upstream: Tensor):
     saved = ctx.saved_tensors
-    inputs, selection = saved[:5], saved[5:]
-    gradients = attention_map_backward(
-        dmap.contiguous(), *inputs, ctx.rectify, *selection, *ctx.options
-    )
-    present = (None if x is None else d for x, d in zip(inputs, gradients, strict=True))
-    return *present, *[None] * 12
+    gradients = attention_map_backward(upstream.contiguous(), *saved, *ctx.options)
+    present = [None if x is None else d for x, d in zip(saved, gradients)]
+    return *present, *[None] * (len(ctx.needs_input_grad) - len(present))
 
 
-attention_map.register_autograd(_map_vjp, setup_context=_map_setup)
-
-
-@custom_op("groundkern::attention_kl", mutates_args=(), schema=f"({KL}) -> Tensor")
-@op_body
-def attention_kl(*arguments) -> Tensor:
-    *inputs, backend = arguments
-    return kernels(backend).kl_forward(*inputs)
-
-
-@attention_kl.register_fake
-def _(q, *_):
-    return q.new_empty(q.shape[0], dtype=accumulation_dtype(q.dtype))
-
-
-@custom_op(
-    "groundkern::attention_kl_backward",
-    mutates_args=(),
-    schema=f"(Tensor dkl, {KL}) -> (Tensor, Tensor, Tensor)",
-)
-@op_body
-def attention_kl_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, backend = arguments
-    return kernels(backend).kl_backward(*inputs)
-
-
-@attention_kl_backward.register_fake
-def _(dkl, q, k, head_weight, *_):
-    return tuple(_like(x) for x in (q, k, head_weight))
-
-
-def _kl_setup(ctx, inputs, output) -> None:
-    q, k, head_weight, target, heads, *selection, over, scale, softcap, backend = inputs
-    ctx.save_for_backward(q, k, head_weight, target, *selection)
-    ctx.heads, ctx.options = heads, (over, scale, softcap, backend)
-
-
-def _kl_vjp(ctx, dkl: Tensor):
-    saved = ctx.saved_tensors
-    inputs, selection = saved[:4], saved[4:]
-    gradients = attention_kl_backward(
-        dkl.contiguous(), *inputs, ctx.heads, *selection, *ctx.options
-    )
-    return *gradients, *[None] * 13
-
-
-attention_kl.register_autograd(_kl_vjp, setup_context=_kl_setup)
-
-
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+attention_map.register_autograd(_backward, setup_context=_setup_context)

@@ -10,151 +10,126 @@
        with P the target renormalised over the own columns
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from groundkern.ops.attention_map import (
+    CONTRIBUTION,
+    KL_EACH,
+    MAP,
+    Gradients,
+    Inputs,
+    Options,
+    output_shape,
+)
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import row_blocks, scores, vjp
-from groundkern.selection import keys_of_rows
+from groundkern.selection import Selection
 
 
-def _log_probabilities(q, k, *, at, own, visible, lse, over, scale, softcap) -> Tensor:
+def _log_probabilities(q, k, *, at, own, visible, lse, options: Options) -> Tensor:
     """log p [n, Hq, C] of (K1), finite everywhere and meaningful on own columns only."""
-    if over == "columns":
+    scale, softcap = options.scale, options.softcap
+    if options.over == "columns":
         s = scores(q, k[:, at], scale, softcap)  # [n, Hq, C]
-        kept = own | ~own.any(-1, keepdim=True)  # a row without own columns is masked by the caller
-        return s - s.masked_fill(~kept[:, None], -torch.inf).logsumexp(-1, keepdim=True)
+        counted = own | ~own.any(-1, keepdim=True)  # the caller masks rows without own columns
+        return s - s.masked_fill(~counted[:, None], -torch.inf).logsumexp(-1, keepdim=True)
     s = scores(q, k, scale, softcap)  # [n, Hq, S]
-    kept = visible | ~visible.any(-1, keepdim=True)
-    norm = s.masked_fill(~kept[:, None], -torch.inf).logsumexp(-1)  # [n, Hq]
+    counted = visible | ~visible.any(-1, keepdim=True)
+    norm = s.masked_fill(~counted[:, None], -torch.inf).logsumexp(-1)  # [n, Hq]
     if lse is not None:  # the given normaliser's value with the softmax's gradient
         norm = norm - norm.detach() + torch.where(lse.isfinite(), lse, norm.detach())
     return s[..., at] - norm[..., None]
 
 
-def _map_block(q, k, v, g, head_weight, *, at, own, rectify, **attention) -> Tensor:
-    """(K2) or, with g, (C1): rows of one sequence -> [n, C]."""
-    log_p = _log_probabilities(q, k, at=at, own=own, **attention)
+def _map_block(q, k, v, g, head_weight, *, target, own, options: Options, **attention) -> Tensor:
+    """(K2) or (C1): rows of one sequence -> [n, C]."""
+    log_p = _log_probabilities(q, k, own=own, options=options, **attention)
     p = log_p.masked_fill(~own[:, None], -torch.inf).exp()  # [n, Hq, C]
-    if g is None:
+    if options.kind == MAP:
         return torch.einsum("nh,nhc->nc", head_weight, p)
-    value = scores(g, v[:, at], 1.0, 0.0)  # v_c . g_th, [n, Hq, C]
-    return (p * (value.relu() if rectify else value)).sum(1)
+    value = scores(g, v[:, attention["at"]], 1.0, 0.0)  # v_c . g_th, [n, Hq, C]
+    return (p * (value.relu() if options.rectify else value)).sum(1)
 
 
-def _kl_block(q, k, head_weight, *, target, own, heads, **attention) -> Tensor:
+def _kl_block(q, k, v, g, head_weight, *, target, own, options: Options, **attention) -> Tensor:
     """(K3): rows of one sequence -> [n]."""
     mass = torch.where(own, target, 0.0)
     total = mass.sum(-1, keepdim=True)
-    target = mass / torch.where(total > 0, total, 1.0)  # all zero where nothing is left
-    log_p = _log_probabilities(q, k, own=own, **attention).masked_fill(~own[:, None], 0.0)
+    target = mass / torch.where(total > 0, total, 1.0)  # all zero if nothing is left
+    log_p = _log_probabilities(q, k, own=own, options=options, **attention)
+    log_p = log_p.masked_fill(~own[:, None], 0.0)
     log_target = torch.where(target > 0, target, 1.0).log()
-    if heads == "each":
+    if options.kind == KL_EACH:
         per_head = (target[:, None] * (log_target[:, None] - log_p)).sum(-1)  # [n, Hq]
         return (head_weight * per_head).sum(1)
     weighted = torch.where(head_weight > 0, 0.0, -torch.inf)[..., None]  # [n, Hq, 1]
     shift = (log_p + weighted).amax(1).detach()  # [n, C]
     shift = torch.where(shift.isfinite(), shift, 0.0)
-    relative = (
-        (log_p - shift[:, None]).clamp(max=80.0).exp()
-    )  # a head of weight 0 may lie far above
+    relative = log_p - shift[:, None]
+    relative = relative.clamp(max=80.0).exp()  # a head of weight 0 may lie far above
     mixture = torch.einsum("nh,nhc->nc", head_weight, relative)  # M_tc exp(-shift)
     log_map = shift + torch.where(target > 0, mixture, 1.0).log()
     return (target * (log_target - log_map)).sum(-1)
 
 
+def forward(inputs: Inputs, selection: Selection, options: Options) -> Tensor:
+    """[N, C], of a KL [N]."""
+    shape = output_shape(inputs, selection.columns, options)
+    out = inputs.q.new_zeros(shape, dtype=accumulation_dtype(inputs.q.dtype))
+    for b, rows, block in _blocks(inputs, selection, options):
+        out[rows] = block(*_parts(inputs, b, rows))
+    return out
+
+
+def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Options) -> Gradients:
+    """By autograd on the blocks."""
+    wide = accumulation_dtype(inputs.q.dtype)
+    sums = [None if x is None else x.new_zeros(x.shape, dtype=wide) for x in inputs[:5]]
+    for b, rows, block in _blocks(inputs, selection, options):
+        gradients = vjp(block, _parts(inputs, b, rows), (upstream[rows],))
+        for total, place, part in zip(sums, _places(b, rows), gradients, strict=True):
+            if total is not None:
+                total[place] += part
+    return Gradients(*(None if s is None else s.to(x.dtype) for s, x in zip(sums, inputs)))
+
+
 def _blocks(
-    q: Tensor,
-    k: Tensor,
-    sequence: Tensor,
-    start: Tensor,
-    stop: Tensor,
-    columns: Tensor,
-    words: Tensor | None,
-    set_index: Tensor | None,
-    lse: Tensor | None,
-    over: str,
-    scale: float,
-    softcap: float,
-) -> Iterator[tuple[int, slice, dict]]:
-    """Yield (b, rows, keyword arguments of a block); what follows k here is `*attention` below."""
+    inputs: Inputs, selection: Selection, options: Options
+) -> Iterator[tuple[int, slice, Callable]]:
+    """Yield (b, rows, function of `_parts(inputs, b, rows)`)."""
+    q, k, columns = inputs.q, inputs.k, selection.columns
     if k.shape[2] == 0:
         return
-    keys = k.shape[2] if over == "visible" else columns.shape[1]
-    for b, rows in row_blocks(sequence, k.shape[0], q.shape[1] * max(keys, columns.shape[1])):
-        visible = keys_of_rows(start[rows], stop[rows], None, None, rows, k.shape[2])
-        usable = keys_of_rows(start[rows], stop[rows], words, set_index, rows, k.shape[2])
+    function = _map_block if options.kind in (MAP, CONTRIBUTION) else _kl_block
+    keys = max(columns.shape[1], k.shape[2] if options.over == "visible" else 0)
+    for b, rows in row_blocks(selection.sequence, k.shape[0], q.shape[1] * keys):
         at = columns[b].clamp(min=0).long()
+        target = inputs.target
         yield (
             b,
             rows,
-            {
-                "at": at,
-                "own": (columns[b] >= 0) & usable[:, at],
-                "visible": visible,
-                "lse": None if lse is None else lse[rows],
-                "over": over,
-                "scale": scale,
-                "softcap": softcap,
-            },
+            partial(
+                function,
+                at=at,
+                own=(columns[b] >= 0) & selection.allowed(rows, k.shape[2])[:, at],
+                visible=selection.visible(rows, k.shape[2]),
+                lse=None if inputs.lse is None else inputs.lse[rows],
+                target=None if target is None else target[rows].to(accumulation_dtype(q.dtype)),
+                options=options,
+            ),
         )
 
 
-def map_forward(q, k, v, g, head_weight, rectify: bool, *attention) -> Tensor:
-    """[N, C]; either head_weight [N, Hq] or v and g are given."""
-    inputs = (q, k, v, g, head_weight)
-    out = q.new_zeros(q.shape[0], attention[3].shape[1], dtype=accumulation_dtype(q.dtype))
-    for b, rows, block in _blocks(q, k, *attention):
-        part = _part(q, inputs, (rows, b, b, rows, rows))
-        out[rows] = _map_block(*part, rectify=rectify, **block)
-    return out
+def _places(b: int, rows: slice) -> tuple[slice | int, ...]:
+    """Where q, k, v, g and head_weight of a block are."""
+    return rows, b, b, rows, rows
 
 
-def map_backward(dmap: Tensor, q, k, v, g, head_weight, rectify: bool, *attention):
-    """dq, dk, dv, dg, dhead_weight; None for the inputs that are absent."""
-    inputs = (q, k, v, g, head_weight)
-    blocks = (
-        ((rows, b, b, rows, rows), partial(_map_block, rectify=rectify, **block), dmap[rows])
-        for b, rows, block in _blocks(q, k, *attention)
-    )
-    return _sum_gradients(q, inputs, blocks)
-
-
-def kl_forward(q, k, head_weight, target: Tensor, heads: str, *attention) -> Tensor:
-    """[N]."""
-    out = q.new_zeros(q.shape[0], dtype=accumulation_dtype(q.dtype))
-    for b, rows, block in _blocks(q, k, *attention):
-        *part, mass = _part(q, (q, k, head_weight, target), (rows, b, rows, rows))
-        out[rows] = _kl_block(*part, target=mass, heads=heads, **block)
-    return out
-
-
-def kl_backward(dkl: Tensor, q, k, head_weight, target: Tensor, heads: str, *attention):
-    """dq, dk, dhead_weight."""
-    mass = target.to(accumulation_dtype(q.dtype))
-    blocks = (
-        ((rows, b, rows), partial(_kl_block, target=mass[rows], heads=heads, **block), dkl[rows])
-        for b, rows, block in _blocks(q, k, *attention)
-    )
-    return _sum_gradients(q, (q, k, head_weight), blocks)
-
-
-def _part(q: Tensor, inputs, places) -> list[Tensor | None]:
-    """One block's part of each input, in the dtype sums are made in."""
-    dtype = accumulation_dtype(q.dtype)
-    return [None if x is None else x[i].to(dtype) for x, i in zip(inputs, places, strict=True)]
-
-
-def _sum_gradients(q: Tensor, inputs, blocks) -> tuple[Tensor | None, ...]:
-    """Sum the gradients of (places, function, upstream) blocks, shaped like the inputs."""
-    dtype = accumulation_dtype(q.dtype)
-    sums = [None if x is None else x.new_zeros(x.shape, dtype=dtype) for x in inputs]
-    for places, function, upstream in blocks:
-        parts = vjp(function, _part(q, inputs, places), (upstream,))
-        for total, place, part in zip(sums, places, parts, strict=True):
-            if total is not None:
-                total[place] += part
-    return tuple(None if s is None else s.to(x.dtype) for s, x in zip(sums, inputs, strict=True))
+def _parts(inputs: Inputs, b: int, rows: slice) -> list[Tensor | None]:
+    """A block's part of q, k, v, g and head_weight, in the dtype of its sums."""
+    wide = accumulation_dtype(inputs.q.dtype)
+    return [None if x is None else x[i].to(wide) for x, i in zip(inputs, _places(b, rows))]

@@ -1,342 +1,471 @@
-"""Triton kernels of attention maps (CUDA, ROCm).
+"""Triton kernels of attention maps, contributions and their KL (CUDA, ROCm).
 
-The launchers; what happens on the columns is in `triton_column_kernels`, over all visible keys in
-`triton_visible_kernels`. Between kernels only [N, C] (maps, targets, which columns are own) and
-[N, Hq] (normalisers, head weights) are stored. No atomics, no sync.
+Scores are recomputed wherever they are needed, so that nothing of size [N, Hq, C] is ever stored:
+between kernels there are only [N, C] (maps, targets, which columns are own) and [N, Hq]
+(normalisers, head weights). With own columns c of row n, and u [N, C] the gradient that arrives
+from above, every gradient on the columns is
+
+    ds_hc = w_h z_hc u_c  [- p_hc sum_c' w_h z_hc' u_c'  if p is normalised over the columns]
+    MAP           z = p                  u = dmap                          (K2)
+    CONTRIBUTION  z = p f(v . g), w = 1  u = dmap                          (C1)
+    KL_MEAN       z = p / M              u = -dkl P                        (K3)
+    KL_EACH       z = 1                  u = -dkl P                        (K3)
+
+`level` [N, C] is log M for KL_MEAN and log P for KL_EACH. If p is normalised over all visible keys,
+the normaliser's gradient reaches every one of them: the `_visible` kernels. No atomics.
 """
 
 from typing import NamedTuple
 
-import torch
-import triton
+import triton.language as tl
 from torch import Tensor
 
-from groundkern import tiles
-from groundkern.ops.attention_map import triton_column_kernels as on_columns
-from groundkern.ops.attention_map import triton_visible_kernels as on_visible
-from groundkern.ops.attention_map.triton_column_kernels import EACH, MAP, MEAN, VALUE
-from groundkern.tiles import Tile
+from groundkern.ops import attention_map
+from groundkern.tile_kernels import (
+    Heads,
+    Keys,
+    allowed_keys,
+    any_of,
+    capped,
+    dot,
+    load_heads,
+    load_keys,
+    load_live_tile,
+    load_rows,
+    load_tile,
+    log_sum,
+    online_max,
+    row_bounds,
+    row_tile,
+    rows_of_sequence,
+    store_tile,
+    uncapped_gradient,
+    wide,
+)
+from groundkern.tiles import helper, kernel, padded
 
-# (4-byte operands, largest head dimension[, largest packed rows]) -> tile of every kernel of this
-# op; 63, 127, 255 are for dimensions that are padded to the next power of two, whose masks take
-# registers. Every row is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by
-# `make aot`, never timed on a device. `make gpu` finds better ones.
-TILES = {
-    (False, 63): Tile(32, 32, 8, 2, 255),
-    (False, 64): Tile(32, 32, 4, 2, 255),
-    (False, 127): Tile(16, 32, 8, 1, 255),
-    (False, 128): Tile(32, 32, 4, 2, 255),
-    (False, 255): Tile(16, 32, 8, 2, 255),
-    (False, 256): Tile(16, 32, 8, 2, 255),
-    (True, 64): Tile(16, 32, 4),
-    (True, 128): Tile(16, 32, 8),
-    (True, 256): Tile(16, 32, 8, 1),
-}
-# Of the column kernels: which keys to load is itself loaded; pipelining that chain spills at 128 on
-# gfx942, where at 64, 72 and 192 Triton 3.7 cannot compile it.
-ONE_STAGE = {"num_stages": 1}
-
-
-def unsupported(q: Tensor, k: Tensor, v: Tensor | None) -> str | None:
-    """Why Triton cannot serve this call, in one sentence; None when it can."""
-    return tiles.unsupported(q, k, v)
-
-
-def _tile(
-    q: Tensor, k: Tensor, value_dim: int | None = None
-) -> tuple[dict[str, int], dict[str, int]]:
-    """(constexprs, launch options) for q [N, Hq, D], k [B, Hkv, S, D] and values of `value_dim`."""
-    dims = {"D": q.shape[-1]} | ({} if value_dim is None else {"DV": value_dim})
-    packed = q.shape[0] * (q.shape[1] // k.shape[1])
-    kind = (q.dtype == torch.float32,)
-    tile = TILES[tiles.tile_key(TILES, kind, list(dims.values()), packed)]
-    blocks = dims | {f"BLOCK_{name}": tiles.padded(dim) for name, dim in dims.items()}
-    blocks |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    return blocks, tile.options
+MAP = tl.constexpr(attention_map.MAP)
+CONTRIBUTION = tl.constexpr(attention_map.CONTRIBUTION)
+KL_MEAN = tl.constexpr(attention_map.KL_MEAN)
+KL_EACH = tl.constexpr(attention_map.KL_EACH)
 
 
-class _Attention(NamedTuple):
-    """What both functions end in, as op.py orders it."""
+class Columns(NamedTuple):
+    """What the kernels on the columns read."""
 
-    sequence: Tensor
-    start: Tensor
-    stop: Tensor
-    columns: Tensor
-    words: Tensor | None
-    set_index: Tensor | None
-    lse: Tensor | None
-    over: str
-    scale: float
-    softcap: float
-
-    def own(self) -> Tensor:
-        """bool [N, C]: the columns that are the row's own."""
-        at = self.columns[self.sequence.long()]  # [N, C]
-        own = (at >= 0) & (at >= self.start[:, None]) & (at < self.stop[:, None])
-        if self.words is None or not len(self.words):
-            return own
-        word = self.words[self.set_index.clamp(min=0).long()].gather(
-            1, at.clamp(min=0).long() // 32
-        )
-        member = (word >> (at.clamp(min=0) % 32)) & 1
-        return own & ((member != 0) | (self.set_index < 0)[:, None])
-
-    def column_of(self, keys: int) -> Tensor:
-        """int32 [B, S]: the place of each key among the columns, -1 for none."""
-        place = torch.arange(self.columns.shape[1], dtype=torch.int32, device=self.columns.device)
-        spare = torch.where(self.columns >= 0, self.columns, keys).long()
-        table = place.new_full((self.columns.shape[0], keys + 1), -1)
-        return table.scatter_(1, spare, place.expand_as(spare))[:, :keys].contiguous()
-
-
-class _Call(NamedTuple):
-    """What the column kernels are launched with."""
-
-    kind: triton.language.constexpr
-    q: Tensor
-    k: Tensor
-    g: Tensor  # q where there are no values
-    v: Tensor  # k where there are no values
-    norm: Tensor  # [N, Hq]
-    weight: Tensor | None  # [N, Hq]
+    q: Heads  # [N, Hq, D]
+    k: Keys  # [B, Hkv, S, D]
+    g: Heads  # [N, Hq, Dv]; q if there are no values
+    v: Keys  # [B, Hkv, S, Dv]; k if there are no values
+    norm: Tensor | None  # fp32 [N, Hq]: log-sum-exp of the scores, 0 if there are none
+    sequence: Tensor  # int32 [N]
+    columns: Tensor  # int32 [B, C]
     own: Tensor  # uint8 [N, C]
-    attention: _Attention
-    rectify: bool = False
-
-    @property
-    def columns(self) -> int:
-        return self.own.shape[1]
-
-    @property
-    def tile(self) -> tuple[dict[str, int], dict[str, int]]:
-        """(constexprs, launch options)."""
-        blocks, options = _tile(self.q, self.k, self.v.shape[3])
-        flags = {"KIND": self.kind, "RECTIFY": self.rectify}
-        return blocks | flags, options | ONE_STAGE
-
-    @property
-    def operands(self) -> tuple[Tensor, ...]:
-        return self.q, self.k, self.g, self.v, self.norm
-
-    @property
-    def selected(self) -> tuple[Tensor, ...]:
-        return self.attention.sequence, self.attention.columns, self.own
-
-    @property
-    def sizes(self) -> tuple[float | int | None, ...]:
-        """scale, softcap, N, heads, group."""
-        (n, heads, _), a = self.q.shape, self.attention
-        return a.scale, a.softcap or None, n, heads, heads // self.k.shape[1]
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return (
-            *self.q.stride()[:2], *self.k.stride()[:3], *self.g.stride()[:2], *self.v.stride()[:3],
-        )  # fmt: skip
-
-    def grid(self) -> tuple[int, int, int]:
-        """(row tiles, KV heads, column splits)."""
-        blocks, _ = self.tile
-        grid = _grid(self.q, self.k, blocks["BLOCK_M"])
-        column_tiles = triton.cdiv(self.columns, blocks["BLOCK_N"])
-        return *grid, tiles.splits(self.q.device, grid[0] * grid[1], column_tiles)
-
-    def map(self) -> Tensor:
-        """[N, C]: the map, the contributions, or log M for MEAN."""
-        blocks, options = self.tile
-        n, kv_heads = self.q.shape[0], self.k.shape[1]
-        lanes = min(triton.next_power_of_2(self.sizes[-1]), blocks["BLOCK_M"])
-        out = self.q.new_empty(n, self.columns, dtype=torch.float32)
-        rows = triton.cdiv(n, blocks["BLOCK_M"] // lanes)
-        on_columns.map_kernel[rows, triton.cdiv(self.columns, blocks["BLOCK_N"])](
-            *self.operands, self.weight, *self.selected, out, *self.sizes, kv_heads, self.columns,
-            *self.strides, LANES=lanes, **blocks, **options,
-        )  # fmt: skip
-        return out
-
-    def sums(self, level: Tensor | None, u: Tensor) -> Tensor:
-        """[N, Hq]: sum_c u z; for EACH sum_c u (log P - log p)."""
-        grid, (blocks, options) = self.grid(), self.tile
-        part = self.q.new_empty(grid[2], *self.q.shape[:2], dtype=torch.float32)
-        on_columns.sums_kernel[grid](
-            *self.operands, *self.selected, level, u, part, *self.sizes, self.columns,
-            *self.strides, **blocks, **options,
-        )  # fmt: skip
-        return part.sum(0)
-
-    def gradients(
-        self, level: Tensor | None, u: Tensor, dnorm: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """dq, dk, dg, dv; dnorm [N, Hq] is the normaliser's gradient."""
-        q, k, g, v, a = self.q, self.k, self.g, self.v, self.attention
-        valued, visible = self.kind == VALUE, a.over == "visible"
-        grid, (blocks, options) = self.grid(), self.tile
-        live_grid, live = _live(q, k, a) if visible else ((*grid[:2], 0), ())
-        splits = grid[2] + live_grid[2]
-        part = q.new_empty(splits, *q.shape, dtype=torch.float32)
-        part_g = g.new_empty(grid[2], *g.shape, dtype=torch.float32) if valued else None
-        shared = (
-            *self.operands, None if visible else dnorm, self.weight, *self.selected, level, u,
-        )  # fmt: skip
-        sizes = (*self.sizes, self.columns, *self.strides)
-        on_columns.columns_dq_kernel[grid](*shared, part, part_g, *sizes, **blocks, **options)
-        if visible:
-            _visible_dq(q, k, self.norm, dnorm, a, live_grid, live, part[grid[2] :])
-        column_tiles = triton.cdiv(self.columns, blocks["BLOCK_N"])
-        lead = (*k.shape[:2], self.columns)
-        on_k = k.new_empty(*lead, k.shape[3], dtype=torch.float32)
-        on_v = v.new_empty(*lead, v.shape[3], dtype=torch.float32) if valued else None
-        on_columns.columns_dk_kernel[lead[0] * column_tiles, lead[1]](
-            *shared, on_k, on_v, *sizes, **blocks, **options
-        )
-        dq = tiles.sum_parts(part, q, a.scale)
-        dk = _spread(q, k, (self.norm, dnorm) if visible else (None, None), on_k, a, a.scale)
-        if not valued:
-            return dq, dk, None, None
-        return dq, dk, tiles.sum_parts(part_g, g), _spread(g, v, (None, None), on_v, a, 1.0)
+    scale: float
+    softcap: float | None
+    heads: int
+    group: int
+    C: int
 
 
-def _grid(q: Tensor, k: Tensor, block_m: int) -> tuple[int, int]:
-    return triton.cdiv(q.shape[0] * (q.shape[1] // k.shape[1]), block_m), k.shape[1]
+@helper
+def _column_tile(x, b, c):
+    """Key columns of a tile, -1 outside: [BLOCK_N]."""
+    return tl.load(x.columns + wide(b) * x.C + c, mask=c < x.C, other=-1)
 
 
-def _live(q: Tensor, k: Tensor, a: _Attention) -> tuple[tuple[int, int, int], tuple]:
-    """(grid over rows, KV heads and key splits, live key tiles) for the visible keys."""
-    blocks, _ = _tile(q, k)
-    m, n = blocks["BLOCK_M"], blocks["BLOCK_N"]
-    group = q.shape[1] // k.shape[1]
-    selection = (a.sequence, a.start, a.stop, None, None)
-    live = tiles.live_tiles(selection, group, k.shape[0], k.shape[2], m, n)
-    grid = _grid(q, k, m)
-    return (*grid, tiles.splits(q.device, grid[0] * grid[1], live[3])), live
+@helper
+def _own_columns(x, n, sequence, b, c):
+    """Where [N, C] tensors have a tile, and the columns that are own: [BLOCK_M, BLOCK_N]."""
+    at = wide(x.C) * n[:, None] + c[None, :]
+    here = (sequence == b)[:, None] & (c < x.C)[None, :]
+    return at, tl.load(x.own + at, mask=here, other=0) != 0
 
 
-def _normaliser(q: Tensor, k: Tensor, a: _Attention, own: Tensor) -> Tensor:
-    """[N, Hq] log-sum-exp over all visible keys, or over own columns; 0 where there are none."""
-    (n, heads, _), (blocks, options), norm = q.shape, _tile(q, k), a.lse
-    sizes, strides = (n, heads, heads // k.shape[1]), (*q.stride()[:2], *k.stride()[:3])
-    if a.over == "columns":
-        columns = a.columns.shape[1]
-        grid = _grid(q, k, blocks["BLOCK_M"])
-        column_tiles = triton.cdiv(columns, blocks["BLOCK_N"])
-        grid = (*grid, tiles.splits(q.device, grid[0] * grid[1], column_tiles))
-        part = q.new_empty(grid[2], n, heads, dtype=torch.float32)
-        on_columns.column_statistics_kernel[grid](
-            q, k, a.sequence, a.columns, own, part, a.scale, a.softcap or None, *sizes, columns,
-            *strides, **blocks, **options | ONE_STAGE,
-        )  # fmt: skip
-        norm = part.logsumexp(0)
-    elif norm is None:
-        grid, live = _live(q, k, a)
-        part = q.new_empty(grid[2], n, heads, dtype=torch.float32)
-        on_visible.statistics_kernel[grid](
-            q, k, a.sequence, a.start, a.stop, *live, part, a.scale, a.softcap or None, *sizes,
-            k.shape[2], *strides, **blocks, **options,
-        )  # fmt: skip
-        norm = part.logsumexp(0)
-    return torch.where(norm.isfinite(), norm, 0.0).contiguous()
+@helper
+def _sequences(sequence, mask):
+    """(first, last + 1) of the sequences of a row tile."""
+    return tl.min(tl.where(mask, sequence, 2147483647), 0), tl.max(sequence, 0) + 1
 
 
-def _visible_dq(
-    q: Tensor, k: Tensor, norm: Tensor, dnorm: Tensor, a: _Attention, grid: tuple, live: tuple,
-    part: Tensor,
-) -> None:  # fmt: skip
-    blocks, options = _tile(q, k)
-    heads, kv_heads = q.shape[1], k.shape[1]
-    on_visible.visible_dq_kernel[grid](
-        q, k, norm, dnorm, a.sequence, a.start, a.stop, *live, part, a.scale, a.softcap or None,
-        len(q), heads, heads // kv_heads, k.shape[2], *q.stride()[:2], *k.stride()[:3], **blocks,
-        **options,
-    )  # fmt: skip
+@helper
+def _load_rows(x, N, D: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Row, query head, whether it is in range, and sequence [BLOCK_M], q [BLOCK_M, padded D]."""
+    n, head, mask = row_tile(N, x.group, BLOCK_M)
+    sequence = tl.load(x.sequence + n, mask=mask, other=-1)
+    return n, head, mask, sequence, load_heads(x.q, n, head, mask, D)
 
 
-def _spread(
-    q: Tensor, k: Tensor, statistics: tuple, part: Tensor, a: _Attention, scale: float
-) -> Tensor:
-    """dk over all keys: the columns' part and, with (norm, dnorm), the normaliser's."""
-    (n, heads, _), (batch, kv_heads, keys, _) = q.shape, k.shape
-    blocks, options = _tile(q, k)
-    dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-    on_visible.dk_kernel[batch * triton.cdiv(keys, blocks["BLOCK_N"]), kv_heads](
-        q, k, *statistics, a.sequence, a.start, a.stop, part, a.column_of(keys), dk, scale,
-        a.softcap or None, n, heads, heads // kv_heads, keys, part.shape[2],
-        *q.stride()[:2], *k.stride()[:3], **blocks, **options,
-    )  # fmt: skip
-    return dk
+@helper
+def _load_columns(x, n, sequence, b, c, D: tl.constexpr):
+    """Key columns and k of a tile, where [N, C] tensors have it, and which columns are own."""
+    column = _column_tile(x, b, c)
+    k = load_keys(x.k, b, tl.program_id(1), column, column >= 0, D)
+    at, own = _own_columns(x, n, sequence, b, c)
+    return column, k, at, own
 
 
-def _call(kind, q, k, g, v, weight, attention: tuple, rectify: bool = False) -> _Call | None:
-    """None where there is nothing to compute."""
-    a = _Attention(*(x.contiguous() if isinstance(x, Tensor) else x for x in attention))
-    if 0 in (q.shape[0], q.shape[1], k.shape[2], a.columns.shape[1]):
-        return None
-    operands = (q, k, q if g is None else g, k if v is None else v)
-    q, k, g, v = (tiles.rows_contiguous(x) for x in operands)
-    own = a.own().view(torch.uint8)
-    weight = None if weight is None else weight.contiguous()
-    return _Call(kind, q, k, g, v, _normaliser(q, k, a, own), weight, own, a, rectify)
+@helper
+def _log_p(raw, softcap, norm, own):
+    """(K1) log p on own columns, -inf elsewhere."""
+    return tl.where(own, capped(raw, softcap) - norm, -float("inf"))
 
 
-def map_forward(q, k, v, g, head_weight, rectify: bool, *attention) -> Tensor:
-    """[N, C]; either head_weight [N, Hq] or v and g are given."""
-    call = _call(MAP if v is None else VALUE, q, k, g, v, head_weight, attention, rectify)
-    if call is None:
-        return q.new_zeros(q.shape[0], attention[3].shape[1], dtype=torch.float32)
-    return call.map()
-
-
-def map_backward(dmap: Tensor, q, k, v, g, head_weight, rectify: bool, *attention):
-    """dq, dk, dv, dg, dhead_weight; None for the inputs that are absent."""
-    call = _call(MAP if v is None else VALUE, q, k, g, v, head_weight, attention, rectify)
-    if call is None:
-        return _zeros(q, k, v, g, head_weight)
-    dmap = dmap.contiguous()
-    sums = call.sums(None, dmap)
-    if v is None:
-        dq, dk, _, _ = call.gradients(None, dmap, -head_weight * sums)
-        return dq, dk, None, None, sums
-    dq, dk, dg, dv = call.gradients(None, dmap, -sums)
-    return dq, dk, dv, dg, None
-
-
-def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """(P, log P) [N, C] fp32, renormalised over own columns; log P is 0 where P is."""
-    mass = torch.where(own.bool(), target.float(), 0.0)
-    total = mass.sum(-1, keepdim=True)
-    target = mass / torch.where(total > 0, total, 1.0)
-    return target, torch.where(target > 0, target, 1.0).log()
-
-
-def kl_forward(q, k, head_weight, target: Tensor, heads: str, *attention) -> Tensor:
-    """[N]."""
-    call = _call(MEAN if heads == "mean" else EACH, q, k, None, None, head_weight, attention)
-    if call is None:
-        return q.new_zeros(q.shape[0], dtype=torch.float32)
-    target, log_target = _target(target, call.own)
-    if heads == "each":
-        return (head_weight * call.sums(log_target, target)).sum(1)
-    return torch.where(target > 0, target * (log_target - call.map()), 0.0).sum(1)  # (K3)
-
-
-def kl_backward(dkl: Tensor, q, k, head_weight, target: Tensor, heads: str, *attention):
-    """dq, dk, dhead_weight."""
-    call = _call(MEAN if heads == "mean" else EACH, q, k, None, None, head_weight, attention)
-    if call is None:
-        return _zeros(q, k, head_weight)
-    target, log_target = _target(target, call.own)
-    u = -dkl[:, None] * target
-    if heads == "each":
-        dweight = dkl[:, None] * call.sums(log_target, target)
-        dq, dk, _, _ = call.gradients(log_target, u, -head_weight * u.sum(1, keepdim=True))
+@helper
+def _z(log_p, own, level_ptr, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+    """z of the table above on own columns, 0 elsewhere."""
+    if KIND == KL_EACH:
+        z = tl.full(log_p.shape, 1.0, tl.float32)
+    elif KIND == KL_MEAN:
+        level = tl.load(level_ptr + at, mask=own, other=0.0)
+        z = tl.exp(tl.minimum(log_p - level, 80.0))  # a head of weight 0 may lie far above
     else:
-        log_map = call.map()
-        dweight = call.sums(log_map, u)
-        dq, dk, _, _ = call.gradients(log_map, u, -head_weight * dweight)
-    return dq, dk, dweight
+        z = tl.exp(log_p)
+        if KIND == CONTRIBUTION:
+            z *= tl.maximum(value, 0.0) if RECTIFY else value
+    return tl.where(own, z, 0.0)
 
 
-def _zeros(*inputs: Tensor | None) -> tuple[Tensor | None, ...]:
-    like = torch.zeros
-    return tuple(
-        None if x is None else like(x.shape, dtype=x.dtype, device=x.device) for x in inputs
-    )
+@helper
+def _value_gradient(log_p, u, value, RECTIFY: tl.constexpr):
+    """The gradient at v . g: p f' u."""
+    dvalue = tl.exp(log_p) * u
+    if RECTIFY:
+        dvalue = tl.where(value > 0.0, dvalue, 0.0)
+    return dvalue
+
+
+@kernel
+def _norm_columns_kernel(
+    x,  # `Columns`
+    lse_ptr,  # fp32 [splits, N, Hq]
+    N,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Log-sum-exp over the own columns of one split."""
+    n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
+    split = tl.program_id(2)
+    m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
+    first_b, last_b = _sequences(sequence, mask)
+    for b in range(first_b, last_b):
+        for c0 in range(split * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
+            c = c0 + tl.arange(0, BLOCK_N)
+            _, k, _, own = _load_columns(x, n, sequence, b, c, D)
+            s = tl.where(own, capped(dot(q, tl.trans(k)) * x.scale, x.softcap), -float("inf"))
+            m_new, shift = online_max(m, s)
+            l = l * tl.exp(m - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
+            m = m_new
+    tl.store(lse_ptr + (wide(split) * N + n) * x.heads + head, log_sum(m, l), mask=mask)
+
+
+@kernel
+def _norm_visible_kernel(
+    x,  # `Attention` without sets and v
+    lse_ptr,  # fp32 [splits, N, Hq]
+    N,
+    keys,
+    entries,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Log-sum-exp over the visible keys of one split."""
+    n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
+    split = tl.program_id(2)
+    m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
+    for e in range(split, tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
+        _, _, k, visible = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        s = capped(dot(q, tl.trans(k)) * x.scale, x.softcap)
+        s = tl.where(visible, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
+        m_new, shift = online_max(m, s)
+        l = l * tl.exp(m - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
+        m = m_new
+    tl.store(lse_ptr + (wide(split) * N + n) * x.heads + head, log_sum(m, l), mask=mask)
+
+
+@kernel
+def _map_kernel(
+    x,  # `Columns`
+    weight_ptr,  # fp32 [N, Hq] or None
+    map_ptr,  # fp32 [N, C]
+    N,
+    kv_heads,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
+):
+    """(K2), (C1) or log M of (K3) on BLOCK_M / LANES rows and one column tile: all heads, LANES of
+    a group at a time."""
+    ROWS: tl.constexpr = BLOCK_M // LANES
+    i, row = tl.arange(0, BLOCK_M), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    n, lane = tl.program_id(0) * ROWS + i // LANES, i % LANES
+    c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    sequence = tl.load(x.sequence + n, mask=n < N, other=-1)
+    total = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    top = tl.full((ROWS, BLOCK_N), -float("inf"), tl.float32)
+    parts = tl.cdiv(x.group, LANES)
+    first_b, last_b = _sequences(sequence, n < N)
+    for b in range(first_b, last_b):
+        column = _column_tile(x, b, c)
+        _, own = _own_columns(x, n, sequence, b, c)
+        for part in range(kv_heads * parts):
+            kv_head, member = part // parts, (part % parts) * LANES + lane
+            head, mask = kv_head * x.group + member, (sequence == b) & (member < x.group)
+            q = load_heads(x.q, n, head, mask, D)
+            k = load_keys(x.k, b, kv_head, column, column >= 0, D)
+            norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
+            raw = dot(q, tl.trans(k)) * x.scale
+            log_p = _log_p(raw, x.softcap, norm[:, None], own & mask[:, None])
+            if KIND == CONTRIBUTION:
+                g = load_heads(x.g, n, head, mask, DV)
+                v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                value = dot(g, tl.trans(v))
+                y = tl.exp(log_p) * (tl.maximum(value, 0.0) if RECTIFY else value)
+                total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
+            else:
+                w = tl.load(weight_ptr + n * x.heads + head, mask=mask, other=0.0)
+                if KIND == MAP:
+                    y = tl.exp(log_p) * w[:, None]
+                    total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
+                else:
+                    log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -float("inf"))
+                    y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
+                    new, shift = online_max(top, y)
+                    part_sum = tl.sum(tl.exp(y - shift[:, None, :]), 1)
+                    total = total * tl.exp(top - shift) + part_sum
+                    top = new
+    if KIND == KL_MEAN:
+        total = log_sum(top, total)
+    stored = (row < N)[:, None] & (c < x.C)[None, :]
+    tl.store(map_ptr + wide(x.C) * row[:, None] + c[None, :], total, mask=stored)
+
+
+@kernel
+def _sums_kernel(
+    x,  # `Columns`
+    level_ptr,  # fp32 [N, C] or None
+    u_ptr,  # fp32 [N, C]
+    part_ptr,  # fp32 [splits, N, Hq]
+    N,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
+):
+    """sum_c u_c z_hc over the own columns of one split; KL_EACH: sum_c u_c (log P_c - log p_hc)."""
+    n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
+    kv_head, split = tl.program_id(1), tl.program_id(2)
+    norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
+    if KIND == CONTRIBUTION:
+        g = load_heads(x.g, n, head, mask, DV)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    first_b, last_b = _sequences(sequence, mask)
+    for b in range(first_b, last_b):
+        for c0 in range(split * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
+            c = c0 + tl.arange(0, BLOCK_N)
+            column, k, at, own = _load_columns(x, n, sequence, b, c, D)
+            log_p = _log_p(dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
+            value = log_p
+            if KIND == CONTRIBUTION:
+                v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                value = dot(g, tl.trans(v))
+            u = tl.load(u_ptr + at, mask=own, other=0.0)
+            if KIND == KL_EACH:
+                level = tl.load(level_ptr + at, mask=own, other=0.0)
+                z = tl.where(own, level - log_p, 0.0)
+            else:
+                z = _z(log_p, own, level_ptr, value, at, KIND, RECTIFY)
+            total += tl.sum(u * z, 1)
+    tl.store(part_ptr + (wide(split) * N + n) * x.heads + head, total, mask=mask)
+
+
+@kernel
+def _backward_dq_columns_kernel(
+    x,  # `Columns`
+    dnorm_ptr,  # fp32 [N, Hq] if p is normalised over the columns, else None
+    weight_ptr,  # fp32 [N, Hq] or None
+    level_ptr,  # fp32 [N, C] or None
+    u_ptr,  # fp32 [N, C]
+    dq_ptr,  # fp32 [splits, N, Hq, D]
+    dg_ptr,  # fp32 [splits, N, Hq, Dv] or None
+    N,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
+):
+    """ds k / scale, and for CONTRIBUTION dvalue v, over one split of the columns."""
+    n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
+    kv_head, split, stat = tl.program_id(1), tl.program_id(2), n * x.heads + head
+    norm = tl.load(x.norm + stat, mask=mask, other=0.0)
+    w = tl.full((BLOCK_M,), 1.0, tl.float32)
+    if KIND != CONTRIBUTION:
+        w = tl.load(weight_ptr + stat, mask=mask, other=0.0)
+    else:
+        g = load_heads(x.g, n, head, mask, DV)
+        dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
+    dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
+    first_b, last_b = _sequences(sequence, mask)
+    for b in range(first_b, last_b):
+        for c0 in range(split * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
+            c = c0 + tl.arange(0, BLOCK_N)
+            column, k, at, own = _load_columns(x, n, sequence, b, c, D)
+            u = tl.load(u_ptr + at, mask=own, other=0.0)
+            raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+            log_p = _log_p(raw, x.softcap, norm[:, None], own)
+            value = log_p
+            if KIND == CONTRIBUTION:
+                v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                value = dot(g, tl.trans(v))
+                dg += dot(_value_gradient(log_p, u, value, RECTIFY).to(v.dtype), v)
+            ds = w[:, None] * u * _z(log_p, own, level_ptr, value, at, KIND, RECTIFY)
+            if dnorm_ptr is not None:
+                dnorm = tl.load(dnorm_ptr + stat, mask=mask, other=0.0)
+                ds += tl.exp(log_p) * dnorm[:, None]
+            dq += dot(uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
+    at = (wide(split) * N + n) * x.heads + head
+    store_tile(dq_ptr, at, mask, dq, D)
+    if KIND == CONTRIBUTION:
+        store_tile(dg_ptr, at, mask, dg, DV)
+
+
+@kernel
+def _backward_dkv_columns_kernel(
+    x,  # `Columns`
+    dnorm_ptr,  # fp32 [N, Hq] if p is normalised over the columns, else None
+    weight_ptr,  # fp32 [N, Hq] or None
+    level_ptr,  # fp32 [N, C] or None
+    u_ptr,  # fp32 [N, C]
+    dk_ptr,  # fp32 [B, Hkv, C, D]
+    dv_ptr,  # fp32 [B, Hkv, C, Dv] or None
+    N,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
+):
+    """ds^T q / scale, and for CONTRIBUTION dvalue^T g, of one column tile."""
+    column_tiles = tl.cdiv(x.C, BLOCK_N)
+    b, kv_head = tl.program_id(0) // column_tiles, tl.program_id(1)
+    c = (tl.program_id(0) % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first, last = rows_of_sequence(x.sequence, b, N)
+    column = _column_tile(x, b, c)
+    k = load_keys(x.k, b, kv_head, column, column >= 0, D)
+    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    if KIND == CONTRIBUTION:
+        v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+        dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+    for i0 in range(first * x.group, last * x.group, BLOCK_M):
+        i = i0 + tl.arange(0, BLOCK_M)
+        n, head = i // x.group, kv_head * x.group + i % x.group
+        mask, stat = n < last, n * x.heads + head
+        q = load_heads(x.q, n, head, mask, D)
+        norm = tl.load(x.norm + stat, mask=mask, other=0.0)
+        at = wide(x.C) * n[None, :] + c[:, None]
+        own = tl.load(x.own + at, mask=mask[None, :] & (c < x.C)[:, None], other=0) != 0
+        u = tl.load(u_ptr + at, mask=own, other=0.0)
+        raw = dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+        log_p = _log_p(raw, x.softcap, norm[None, :], own)
+        value = log_p
+        if KIND == CONTRIBUTION:
+            g = load_heads(x.g, n, head, mask, DV)
+            value = dot(v, tl.trans(g))
+            dv += dot(_value_gradient(log_p, u, value, RECTIFY).to(g.dtype), g)
+        ds = u * _z(log_p, own, level_ptr, value, at, KIND, RECTIFY)
+        if KIND != CONTRIBUTION:
+            ds *= tl.load(weight_ptr + stat, mask=mask, other=0.0)[None, :]
+        if dnorm_ptr is not None:
+            ds += tl.exp(log_p) * tl.load(dnorm_ptr + stat, mask=mask, other=0.0)[None, :]
+        dk += dot(uncapped_gradient(ds, raw, x.softcap).to(q.dtype), q)
+    at = (wide(b) * tl.num_programs(1) + kv_head) * x.C + c
+    store_tile(dk_ptr, at, c < x.C, dk, D)
+    if KIND == CONTRIBUTION:
+        store_tile(dv_ptr, at, c < x.C, dv, DV)
+
+
+@kernel
+def _backward_dq_visible_kernel(
+    x,  # `Attention` without sets and v
+    norm_ptr,  # fp32 [N, Hq]
+    dnorm_ptr,  # fp32 [N, Hq]
+    part_ptr,  # fp32 [splits, N, Hq, D]
+    N,
+    keys,
+    entries,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The normaliser's part of dq / scale over one split of the keys."""
+    n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
+    split = tl.program_id(2)
+    norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
+    dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
+    dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
+    for e in range(split, tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
+        _, _, k, visible = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+        p = tl.where(visible, capped(raw, x.softcap) - norm[:, None], -float("inf"))
+        ds = uncapped_gradient(tl.exp(p) * dnorm[:, None], raw, x.softcap)
+        dq += dot(ds.to(k.dtype), k)
+    at = (wide(split) * N + n) * x.heads + head
+    store_tile(part_ptr, at, mask, dq, D)
+
+
+@kernel
+def _backward_dk_kernel(
+    x,  # `Attention` without sets and v
+    norm_ptr,  # fp32 [N, Hq], or None if p is not normalised over the visible keys
+    dnorm_ptr,  # fp32 [N, Hq] or None
+    column_dk_ptr,  # fp32 [B, Hkv, C, D]
+    column_of_ptr,  # int32 [B, S]: each key's place among the columns, or -1
+    dk_ptr,  # [B, Hkv, S, D]
+    N,
+    keys,
+    C,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dk of one key tile: its columns' part and, with norm, the normaliser's; zeros elsewhere."""
+    key_tiles = tl.cdiv(keys, BLOCK_N)
+    b, kv_head = tl.program_id(0) // key_tiles, tl.program_id(1)
+    j0 = (tl.program_id(0) % key_tiles) * BLOCK_N
+    j = j0 + tl.arange(0, BLOCK_N)
+    column = tl.load(column_of_ptr + wide(b) * keys + j, mask=j < keys, other=-1)
+    at = (wide(b) * tl.num_programs(1) + kv_head) * C + column
+    dk = load_tile(column_dk_ptr, at, D, column >= 0, D)
+    if norm_ptr is not None:
+        first, last = rows_of_sequence(x.selection.sequence, b, N)
+        k = load_keys(x.k, b, kv_head, j, (j < keys) & (last > first), D)
+        for i0 in range(first * x.group, last * x.group, BLOCK_M):
+            i = i0 + tl.arange(0, BLOCK_M)
+            n, head = i // x.group, kv_head * x.group + i % x.group
+            mask = n < last
+            start, stop, member = row_bounds(x.selection, n, mask)
+            visible = allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
+            if any_of(visible):
+                q = load_heads(x.q, n, head, mask, D)
+                norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
+                dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
+                raw = dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+                p = capped(raw, x.softcap) - norm[None, :]
+                p = tl.exp(tl.where(tl.trans(visible), p, -float("inf")))
+                ds = uncapped_gradient(p * dnorm[None, :], raw, x.softcap)
+                dk += dot(ds.to(q.dtype), q)
+    at = (wide(b) * tl.num_programs(1) + kv_head) * keys + j
+    store_tile(dk_ptr, at, j < keys, dk * x.scale, D)

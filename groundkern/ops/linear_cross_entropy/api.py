@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from groundkern import backends, checks
-from groundkern.ops.linear_cross_entropy import op
+from groundkern.ops.linear_cross_entropy import Inputs, Labels, Options, op
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import LabelBags
 
@@ -88,30 +88,29 @@ def linear_cross_entropy(
     )
     checks.require(0.0 <= smoothing < 1.0, "smoothing", "a share in [0, 1)", smoothing)
     operands = (hidden, weight, bias, target, bags)
-    operands, name = _prepare(*operands, ignore_index, softcap, group, weight_grad, backend)
+    inputs, labels, name = _prepare(*operands, ignore_index, softcap, group, weight_grad, backend)
     if row_weight is not None and row_weight.shape != target.shape:
         checks.fail("row_weight", f"target's shape {list(target.shape)}", list(row_weight.shape))
-    factor = _row_factor(target, row_weight, reduction, ignore_index, operands[0].dtype)
-    options = (smoothing, ignore_index, softcap or 0.0)
-    flat, weight, bias, *_ = operands
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    factor = _row_factor(target, row_weight, reduction, ignore_index, inputs.hidden.dtype)
+    group_name = "" if group is None else group.group_name
+    arguments = (*inputs, *labels, *Options(smoothing, ignore_index, softcap or 0.0, group_name))
+    train_weight = inputs.weight.requires_grad
+    trained = train_weight or (inputs.bias is not None and inputs.bias.requires_grad)
     trained = trained or weight_grad is not None
-    differentiated = torch.is_grad_enabled() and (trained or flat.requires_grad)
-    # A frozen head's gradients are no larger than hidden; a trained one's are made in the backward
-    # where the logits can wait for it.
-    keep = differentiated and trained and op.keeps(name, flat, weight)
-    keep = keep and (softcap is None or bags is None)  # slopes of bags are not kept
-    ahead = differentiated and not keep and op.gradients_in_forward(name)
+    differentiated = torch.is_grad_enabled() and (trained or inputs.hidden.requires_grad)
+    # A frozen head's gradients are no larger than hidden; a trained one's are computed in the
+    # backward if the logits can be saved for it.
+    save = differentiated and trained and op.saves_logits(name, inputs)
+    save = save and (softcap is None or bags is None)  # slopes of bags are not saved
+    ahead = differentiated and not save and op.gradients_in_forward(name)
     ahead = ahead and weight_grad is None and group is None
     if ahead and reduction != "none":
-        train = weight.requires_grad
-        results = op.linear_cross_entropy_with_gradients(*operands, factor, *options, train, name)
+        results = op.linear_cross_entropy_with_gradients(*arguments, factor, train_weight, name)
         return _cross_entropy(results[0], results, target)
     if ahead and not trained:
-        results = op.linear_cross_entropy_with_gradients(*operands, None, *options, False, name)
+        results = op.linear_cross_entropy_with_gradients(*arguments, None, False, name)
     else:
-        group_name = "" if group is None else group.group_name
-        results = op.linear_cross_entropy(*operands, weight_grad, *options, group_name, keep, name)
+        results = op.linear_cross_entropy(*arguments, weight_grad, save, name)
     rows = results[0] * factor
     loss = rows.view(target.shape) if reduction == "none" else rows.sum()
     return _cross_entropy(loss, results, target)
@@ -169,19 +168,18 @@ def linear_log_prob(
     Source: pi and pi+ of SMAM, equations (S2)-(S4).
     """
     operands = (hidden, weight, bias, target, None)
-    operands, name = _prepare(*operands, ignore_index, softcap, group, None, backend)
-    group_name = "" if group is None else group.group_name
-    differentiated = any(x is not None and x.requires_grad for x in operands[:3])
-    keep = torch.is_grad_enabled() and differentiated and op.keeps(name, *operands[:2])
-    options = (None, 0.0, ignore_index, softcap or 0.0, group_name, keep, name)
-    results = op.linear_cross_entropy(*operands, *options)
+    inputs, labels, name = _prepare(*operands, ignore_index, softcap, group, None, backend)
+    differentiated = any(x is not None and x.requires_grad for x in inputs)
+    save = torch.is_grad_enabled() and differentiated and op.saves_logits(name, inputs)
+    options = Options(0.0, ignore_index, softcap or 0.0, "" if group is None else group.group_name)
+    results = op.linear_cross_entropy(*inputs, *labels, *options, None, save, name)
     return LogProb(*(x.view(target.shape) for x in results[1:4]))
 
 
 def _prepare(
     hidden, weight, bias, target, bags, ignore_index, softcap, group, weight_grad, backend
-) -> tuple[tuple[Tensor | None, ...], str]:
-    """Check, and choose a backend: the op's operands with flattened rows, and its name."""
+) -> tuple[Inputs, Labels, str]:
+    """Check, flatten the rows, and choose a backend."""
     for argument, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if hasattr(x, "full_tensor"):
             wanted = "a plain tensor: its full_tensor(), or its local rows with `group`"
@@ -207,11 +205,10 @@ def _prepare(
         checks.tensor("bags.index", bags.index, "N", sizes, device=hidden.device)
     if checks.values_visible(labels):
         _check_labels(labels, bags, weight.shape[0], ignore_index, group)
-    name = backends.choose(
-        backend, hidden.device, lambda b: op.kernels(b).unsupported(flat, weight, group)
-    )
     ids, offsets, index = (None,) * 3 if bags is None else (bags.ids, bags.offsets, bags.index)
-    return (flat, weight, bias, labels, ids, offsets, index), name
+    inputs, device = Inputs(flat, weight, bias), hidden.device
+    name = backends.choose(backend, device, lambda b: op.kernels(b).unsupported(inputs, group))
+    return inputs, Labels(labels, ids, offsets, index), name
 
 
 def _check_labels(

@@ -1,35 +1,37 @@
 """Linear cross entropy on the CPU, over chunks of the counted rows with logits transposed, [V, n].
 
-csrc/cpu/linear_cross_entropy*.cpp do it all where the matrix products are our own (see
-`native.multiplies`); else torch's products make the logits, and the gradients from theirs.
+csrc/cpu/linear_cross_entropy*.cpp do all of it if the matrix products are our own (see
+`native.multiplies`); else torch multiplies, and they do the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from groundkern import buffers, native
+from groundkern.ops.linear_cross_entropy import (
+    Gradients,
+    Inputs,
+    Labels,
+    Options,
+    Rows,
+    Upstream,
+)
 from groundkern.row_blocks import logit_budget, logit_chunks
 
-# Logits alive at a time. 512 rows x 32,768 words in fp32 are one chunk; with 2048 x 65,536 it is an
-# eighth of one [N, V] buffer. Four chunks cost the first product 4 % more than one, and a trained
-# head's gradient a sum in fp32.
+# Logits alive at a time. In fp32 512 rows and a vocabulary of 32,768 are one chunk; 2048 rows and
+# 65,536 are eight. With four chunks the first product costs 4 % more than with one, and a trained
+# head's gradient is summed in fp32.
 LOGIT_BYTES = 64 * 2**20
 
 
-def unsupported(hidden: Tensor, weight: Tensor, group: object) -> str | None:
-    """Why native cannot serve this call, in one sentence; None when it can.
-
-    Args:
-        hidden: [N, D].
-        weight: [V, D].
-        group: the process group of a sharded vocabulary, or None.
-    """
-    reason = native.unsupported(hidden, weight)
+def unsupported(inputs: Inputs, group: object) -> str | None:
+    """Why native cannot serve this call, in one sentence; None if it can."""
+    reason = native.unsupported(*inputs[:2])
     if reason is None and group is not None:
         return "the native kernels do not shard the vocabulary over a process group"
     return reason
@@ -42,15 +44,15 @@ def _padded(rows: int) -> int:
     return -(-rows // _C.lanes) * _C.lanes
 
 
-def _statistics(rows: int, words: int) -> int:
-    """Floats that a chunk keeps beside its logits."""
+def _statistics(rows: int, vocabulary: int) -> int:
+    """Floats that a chunk stores beside its logits."""
     from groundkern import _C
 
-    return (_C.terms + -(-words // _C.words)) * _padded(rows)
+    return (_C.terms + -(-vocabulary // _C.words)) * _padded(rows)
 
 
-def _chunk_bytes(rows: int, words: int, per_logit: int) -> int:
-    return 4 * _statistics(rows, words) + per_logit * _padded(rows) * _padded(words)
+def _chunk_bytes(rows: int, vocabulary: int, per_logit: int) -> int:
+    return 4 * _statistics(rows, vocabulary) + per_logit * _padded(rows) * _padded(vocabulary)
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -61,9 +63,9 @@ def _product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Counted:
-    """The rows that count, in the dtype of the products."""
+    """The counted rows, in the dtype of the products."""
 
-    rows: Tensor  # int64 [n]: their numbers
+    rows: Tensor  # int64 [n]: which of all rows they are
     hidden: Tensor  # [n, D]
     weight: Tensor  # [V, D]
     bias: Tensor | None  # fp32 [V]
@@ -74,10 +76,10 @@ class _Counted:
 
     def chunks(self) -> Iterator[_Chunk]:
         """Fill the results a chunk at a time; one buffer serves all."""
-        words, per_logit = len(self.weight), self.weight.element_size()
-        parts = logit_chunks(len(self.rows), words, per_logit, LOGIT_BYTES)
+        vocabulary, per_logit = len(self.weight), self.weight.element_size()
+        parts = logit_chunks(len(self.rows), vocabulary, per_logit, LOGIT_BYTES)
         tallest = parts[0].stop if parts else 0
-        buffer = buffers.empty(_chunk_bytes(tallest, words, per_logit), dtype=torch.uint8)
+        buffer = buffers.empty(_chunk_bytes(tallest, vocabulary, per_logit), dtype=torch.uint8)
         for part in parts:
             chunk = _Chunk(self, part, buffer)
             chunk.forward()
@@ -90,25 +92,25 @@ class _Counted:
         every = buffers.empty(len(like), *x.shape[1:], dtype=like.dtype).fill_(ignored)
         return every.index_copy_(0, self.rows, x.to(like.dtype))
 
-    def statistics(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def all_rows(self, target: Tensor) -> Rows:
         """The results among all rows."""
         *floats, predicted = self.results.values()
         like = target.new_empty(target.shape, dtype=torch.float32)
-        return *(self.spread(x, like) for x in floats), self.spread(predicted, target, -1)
+        return Rows(*(self.spread(x, like) for x in floats), self.spread(predicted, target, -1))
 
 
 class _Chunk:
-    """Some of the counted rows. What leads from their forward to their backward is in `buffer`,
-    which must stay as it is where it is `kept`."""
+    """Some of the counted rows. What their backward reads of their forward is in `buffer`, which
+    the backward must leave as it is if it is `saved`."""
 
-    def __init__(self, of: _Counted, rows: slice, buffer: Tensor, kept: bool = False) -> None:
+    def __init__(self, of: _Counted, rows: slice, buffer: Tensor, saved: bool = False) -> None:
         from groundkern import _C
 
-        self.of, self.rows, self.hidden, self.kept = of, rows, of.hidden[rows], kept
+        self.of, self.rows, self.hidden, self.saved = of, rows, of.hidden[rows], saved
         self.own = native.multiplies(self.hidden.dtype)
-        count, words = len(self.hidden), len(of.weight)
-        width, tall = _padded(count), _padded(words) if self.own else words
-        statistics = buffer.view(torch.float32)[: _statistics(count, words)].view(-1, width)
+        count, vocabulary = len(self.hidden), len(of.weight)
+        width, tall = _padded(count), _padded(vocabulary) if self.own else vocabulary
+        statistics = buffer.view(torch.float32)[: _statistics(count, vocabulary)].view(-1, width)
         logits = buffer[4 * statistics.numel() :].view(self.hidden.dtype)[: tall * width]
         self.logits = logits.view(tall, width)
         self.used = statistics.nbytes + logits.nbytes
@@ -124,10 +126,10 @@ class _Chunk:
             **labels,
             **(head if self.own else dict.fromkeys(head)),
         }
-        self.options = {"vocabulary": words, "smoothing": of.smoothing, "softcap": of.softcap}
+        self.options = {"vocabulary": vocabulary, "smoothing": of.smoothing, "softcap": of.softcap}
 
     def slopes(self, offsets: Tensor | None) -> Tensor | None:
-        """Room for the slope of the cap at the labels of each row's bag."""
+        """Room for the softcap's slope at the labels of each row's bag."""
         if offsets is None or self.of.softcap == 0:
             return None
         longest = max(offsets.diff().tolist(), default=0)
@@ -147,7 +149,7 @@ class _Chunk:
 
     def backward(
         self,
-        upstream: list[Tensor],
+        upstream: Sequence[Tensor],
         dhidden: Tensor,
         dweight: Tensor | None,
         dbias: Tensor | None,
@@ -156,13 +158,13 @@ class _Chunk:
         """Fill this chunk's rows of dhidden; fill dweight, or add to it; add to dbias."""
         from groundkern import _C
 
-        names = ("dloss", "dlog_prob", "dlse")
+        names = Upstream._fields
         given = dict.fromkeys(names) | {k: x[self.rows] for k, x in zip(names, upstream)}
         to = {"dhidden": dhidden[self.rows], "dweight": dweight, "dbias": dbias}
         dlogits = None
         if not self.own:
             to, dlogits = dict.fromkeys(to), self.logits
-        if not self.own and self.kept:
+        if not self.own and self.saved:
             dlogits = buffers.empty(*self.logits.shape, dtype=self.logits.dtype)
         tensors = {**self.tensors, **given, **to, "dlogits": dlogits}
         native.call(_C.linear_cross_entropy_backward, tensors, add=add, **self.options)
@@ -179,82 +181,68 @@ class _Chunk:
             dweight.copy_(dweight + product if add else product)
 
 
-def _count(
-    hidden, weight, bias, target, ids, offsets, bag_index, smoothing, ignore_index, softcap
-) -> _Counted:
-    rows = (target != ignore_index).nonzero()[:, 0]
+def _count(inputs: Inputs, labels: Labels, options: Options) -> _Counted:
+    hidden, weight, bias = inputs
+    target, ids, offsets, index = labels
+    rows = (target != options.ignore_index).nonzero()[:, 0]
     if len(rows) < len(target):
         hidden, target = hidden.index_select(0, rows), target[rows]
-        bag_index = None if bag_index is None else bag_index[rows]
+        index = None if index is None else index[rows]
     dtype = _product_dtype(hidden.dtype)
-    bags = (ids, offsets, bag_index) if smoothing > 0 else (None,) * 3
-    named = dict(zip(("target", "ids", "offsets", "index"), (target, *bags)))
-    labels = {name: None if x is None else x.contiguous() for name, x in named.items()}
+    labels = Labels(target, ids, offsets, index)
+    if options.smoothing == 0:
+        labels = Labels(target, None, None, None)
+    named = {name: None if x is None else x.contiguous() for name, x in labels._asdict().items()}
     results = {name: torch.empty(len(rows)) for name in ("loss", "log_prob", "lse")}
     results["predicted"] = torch.empty(len(rows), dtype=torch.int64)
     hidden, weight = (native.rows_contiguous(x.to(dtype)) for x in (hidden, weight))
     bias = None if bias is None else bias.float().contiguous()
-    return _Counted(rows, hidden, weight, bias, labels, results, smoothing, softcap)
+    return _Counted(rows, hidden, weight, bias, named, results, options.smoothing, options.softcap)
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss, log p(w), lse [N] and the likeliest id [N]; ignored rows: 0, 0, 0 and -1."""
-    bags = (ids, offsets, bag_index)
-    counted = _count(hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap)
+def forward(inputs: Inputs, labels: Labels, options: Options) -> Rows:
+    counted = _count(inputs, labels, options)
     for _ in counted.chunks():
         pass
-    return counted.statistics(target)
+    return counted.all_rows(labels.target)
 
 
-def keeps(hidden: Tensor, weight: Tensor) -> bool:
+def saves_logits(inputs: Inputs) -> bool:
     """Whether the logits of all rows, counted or not, fit one chunk."""
+    hidden, weight, _ = inputs
     per_logit = 2 if hidden.dtype == torch.bfloat16 else 4
     return hidden.shape[0] * weight.shape[0] * per_logit <= (logit_budget() or LOGIT_BYTES)
 
 
-def kept_bytes(hidden: Tensor, weight: Tensor) -> int:
-    """What `forward_keeping` keeps: room for all rows, of which the counted ones take theirs."""
+def saved_bytes(inputs: Inputs) -> int:
+    """What `forward_saving` saves: room for all rows, of which the counted ones use their part."""
+    hidden, weight, _ = inputs
     return _chunk_bytes(hidden.shape[0], weight.shape[0], _product_dtype(hidden.dtype).itemsize)
 
 
-def forward_keeping(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *rest
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward_saving(inputs: Inputs, labels: Labels, options: Options) -> tuple[Rows, Tensor]:
     """`forward`, and the bytes that let `backward` do without its first matrix product."""
-    *options, _ = rest  # all but the group
-    counted = _count(hidden, weight, bias, target, *options)
-    kept = buffers.empty(kept_bytes(hidden, weight), dtype=torch.uint8)
+    counted = _count(inputs, labels, options)
+    saved = buffers.empty(saved_bytes(inputs), dtype=torch.uint8)
     used = 0
     if len(counted.rows) > 0:
-        chunk = _Chunk(counted, slice(0, len(counted.rows)), kept, kept=True)
+        chunk = _Chunk(counted, slice(0, len(counted.rows)), saved, saved=True)
         chunk.forward()
         used = chunk.used
-    kept[used:].zero_()  # an op's outputs are the same on every run
-    return *counted.statistics(target), kept
+    saved[used:].zero_()  # an op's outputs are the same on every run
+    return counted.all_rows(labels.target), saved
 
 
 def _gradients(
     counted: _Counted,
     chunks: Iterable[_Chunk],
-    upstream: list[Tensor],
+    upstream: Sequence[Tensor],
     train_weight: bool,
     weight_grad: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Gradients:
     """dhidden [n, D], dweight and dbias of the counted rows: two products, three with dweight.
 
-    dweight is summed in fp32, or written once where all counted rows fit one chunk.
+    dweight is summed in fp32, or written once if all counted rows fit one chunk.
     """
     dhidden = torch.empty(counted.hidden.shape, dtype=counted.hidden.dtype)
     dbias = None if counted.bias is None else torch.zeros(len(counted.bias))
@@ -266,46 +254,43 @@ def _gradients(
             dweight = buffers.empty(*counted.weight.shape, dtype=dtype)
         add = weight_grad is not None or chunk.rows.start > 0
         chunk.backward(upstream, dhidden, dweight, dbias, add)
-    return dhidden, dweight, dbias
+    return Gradients(dhidden, dweight, dbias)
 
 
-def _returned(counted: _Counted, gradients, hidden, weight, bias, train_weight: bool):
+def _returned(
+    counted: _Counted, gradients: Gradients, inputs: Inputs, train_weight: bool
+) -> Gradients:
     """Gradients of the counted rows in the inputs' shapes and dtypes."""
-    dhidden, dweight, dbias = gradients
+    (dhidden, dweight, dbias), (hidden, weight, bias) = gradients, inputs
     if train_weight:
         dweight = weight.new_zeros(weight.shape) if dweight is None else dweight.to(weight.dtype)
-    dbias = None if bias is None else dbias.to(bias.dtype)
-    return counted.spread(dhidden, hidden), dweight if train_weight else None, dbias
+    return Gradients(
+        counted.spread(dhidden, hidden),
+        dweight if train_weight else None,
+        None if bias is None else dbias.to(bias.dtype),
+    )
 
 
 def forward_with_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
+    inputs: Inputs,
+    labels: Labels,
+    options: Options,
     row_factor: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
     train_weight: bool,
-) -> tuple[Tensor | None, ...]:
-    """loss, log p(w), lse, likeliest id, dhidden, dweight and dbias, from one set of logits.
+) -> tuple[Rows, Gradients]:
+    """Both from one set of logits.
 
     With row_factor [N] the loss is sum_n row_factor_n L_n, and the gradients are its own. Without,
     it is L [N], and row n of dhidden is the gradient of L_n.
     """
-    bags = (ids, offsets, bag_index)
-    counted = _count(hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap)
+    counted = _count(inputs, labels, options)
     rows = counted.rows
     upstream = torch.ones(len(rows)) if row_factor is None else row_factor[rows]
     gradients = _gradients(counted, counted.chunks(), [upstream], train_weight, None)
-    loss, *rest = counted.statistics(target)
+    results = counted.all_rows(labels.target)
     if row_factor is not None:
-        loss = (loss * row_factor).sum()
-    return loss, *rest, *_returned(counted, gradients, hidden, weight, bias, train_weight)
+        results = results._replace(loss=(results.loss * row_factor).sum())
+    return results, _returned(counted, gradients, inputs, train_weight)
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
@@ -314,35 +299,23 @@ def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def backward(
-    dloss: Tensor,
-    dlog_prob: Tensor,
-    dlse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
+    upstream: Upstream,
+    inputs: Inputs,
+    labels: Labels,
+    options: Options,
     train_weight: bool,
     weight_grad: Tensor | None,
-    kept: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dhidden, dweight, dbias; dweight is added to `weight_grad` instead when that is given.
+    saved: Tensor | None = None,
+) -> Gradients:
+    """dweight is added to `weight_grad` instead of returned if that is given.
 
-    kept: what `forward_keeping` kept.
+    saved: by `forward_saving`.
     """
-    bags = (ids, offsets, bag_index)
-    counted = _count(hidden, weight, bias, target, *bags, smoothing, ignore_index, softcap)
-    upstream = [x[counted.rows] for x in (dloss, dlog_prob, dlse)]
+    counted = _count(inputs, labels, options)
+    above = [x[counted.rows] for x in upstream]
     chunks = counted.chunks()
-    if kept is not None:
+    if saved is not None:
         whole = slice(0, len(counted.rows))
-        chunks = [_Chunk(counted, whole, kept, kept=True)] if whole.stop > 0 else []
-    gradients = _gradients(counted, chunks, upstream, train_weight, weight_grad)
-    returned = train_weight and weight_grad is None
-    return _returned(counted, gradients, hidden, weight, bias, returned)
+        chunks = [_Chunk(counted, whole, saved, saved=True)] if whole.stop > 0 else []
+    gradients = _gradients(counted, chunks, above, train_weight, weight_grad)
+    return _returned(counted, gradients, inputs, train_weight and weight_grad is None)

@@ -1,30 +1,41 @@
 """`groundkern::linear_cross_entropy` and its backward: opaque to torch.compile, one implementation
 per backend.
 
-`linear_cross_entropy_with_gradients` makes the gradients where the logits are, in the forward; its
-backward only scales them. That needs upstream gradients known but for one factor: of the loss
-alone, one for all rows, or with a frozen head one per row.
+`linear_cross_entropy_with_gradients` computes the gradients in the forward, from the same logits;
+its backward only scales them. For that the upstream gradients must be known up to a factor: of the
+loss alone, one for all rows, or with a frozen head one per row.
 
-`linear_cross_entropy` makes them in its backward, from logits made anew, or from those that the
-forward kept: `keep`, for a backend that `keeps` them.
+`linear_cross_entropy` computes them in its backward, from recomputed logits, or from those that the
+forward saved: `save`, for a backend that `saves_logits`.
 
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.op_body import op_body
+from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.ops.linear_cross_entropy import Inputs, Labels, Options, Upstream
 from groundkern.precision import accumulation_dtype
 
-INPUTS = (
-    "Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor? ids, Tensor? offsets, "
-    "Tensor? bag_index"
-)
-OPTIONS = "float smoothing, int ignore_index, float softcap"
+
+class _Forward(NamedTuple):
+    weight_grad: Tensor | None  # for the backward
+    save: bool
+
+
+class _Saved(NamedTuple):
+    logits: Tensor  # uint8, what the forward saved of them; empty: nothing
+    train_weight: bool
+
+
+class _Ahead(NamedTuple):
+    row_factor: Tensor | None  # [N]
+    train_weight: bool
 
 
 def kernels(backend: str):
@@ -33,175 +44,182 @@ def kernels(backend: str):
         case "native":
             from groundkern.ops.linear_cross_entropy import native_kernels as module
         case "triton":
-            from groundkern.ops.linear_cross_entropy import triton_kernels as module
+            from groundkern.ops.linear_cross_entropy import triton_launch as module
         case _:
             from groundkern.ops.linear_cross_entropy import reference as module
     return module
 
 
+def _tensors(count: int) -> str:
+    return f"({', '.join(['Tensor'] * count)})"
+
+
 @custom_op(
     "groundkern::linear_cross_entropy",
     mutates_args=(),
-    schema=f"({INPUTS}, Tensor? weight_grad, {OPTIONS}, str group, bool keep, str backend)"
-    f" -> ({', '.join(['Tensor'] * 5)})",
+    schema=f"({schema(Inputs, Labels, Options, _Forward)}, str backend) -> {_tensors(5)}",
 )
-@op_body
-def linear_cross_entropy(*arguments) -> tuple[Tensor, ...]:
-    """Per row: loss, log p(target), lse, likeliest id; and what was kept of the logits.
-
-    `weight_grad` is for the backward.
-    """
-    *inputs, _, smoothing, ignore_index, softcap, group, keep, backend = arguments
-    options = (smoothing, ignore_index, softcap, group)
-    if keep:
-        return kernels(backend).forward_keeping(*inputs, *options)
-    return *kernels(backend).forward(*inputs, *options), _nothing_kept(inputs[0])
+@op_body(Inputs, Labels, Options, _Forward)
+def linear_cross_entropy(inputs, labels, options, how, backend) -> tuple[Tensor, ...]:
+    """The fields of `Rows`, and what was saved of the logits."""
+    if how.save:
+        rows, saved = kernels(backend).forward_saving(inputs, labels, options)
+        return *rows, saved
+    return *kernels(backend).forward(inputs, labels, options), _nothing_saved(inputs.hidden)
 
 
 @linear_cross_entropy.register_fake
-def _(hidden, weight, bias, target, *rest):
-    *_, keep, backend = rest
-    wide = accumulation_dtype(hidden.dtype)
-    rows = [hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3)]
-    size = kernels(backend).kept_bytes(hidden, weight) if keep else 0
-    return *rows, target.new_empty(target.shape), hidden.new_empty(size, dtype=torch.uint8)
+@grouped(Inputs, Labels, Options, _Forward)
+def _(inputs, labels, options, how, backend):
+    hidden = inputs.hidden
+    rows = [hidden.new_empty(hidden.shape[0], dtype=_wide(hidden)) for _ in range(3)]
+    size = kernels(backend).saved_bytes(inputs) if how.save else 0
+    saved = hidden.new_empty(size, dtype=torch.uint8)
+    return *rows, labels.target.new_empty(labels.target.shape), saved
 
 
-def _nothing_kept(like: Tensor) -> Tensor:
+def _wide(x: Tensor) -> torch.dtype:
+    return accumulation_dtype(x.dtype)
+
+
+def _nothing_saved(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.uint8)
 
 
 @custom_op(
     "groundkern::linear_cross_entropy_backward",
     mutates_args=("weight_grad",),
-    schema=f"(Tensor dloss, Tensor dlog_prob, Tensor dlse, {INPUTS}, {OPTIONS}, str group,"
-    " bool train_weight, Tensor(a!)? weight_grad, Tensor kept, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
+    schema=(
+        f"({schema(Upstream, Inputs, Labels, Options, _Saved)}, Tensor(a!)? weight_grad, "
+        f"str backend) -> {_tensors(3)}"
+    ),
 )
-@op_body
-def linear_cross_entropy_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, kept, backend = arguments
-    known = {"kept": kept} if kept.numel() > 0 else {}
-    gradients = kernels(backend).backward(*inputs, **known)
-    return tuple(inputs[0].new_empty(0) if x is None else x for x in gradients)
+@op_body(Upstream, Inputs, Labels, Options, _Saved)
+def linear_cross_entropy_backward(
+    upstream, inputs, labels, options, saved, weight_grad, backend
+) -> tuple[Tensor, ...]:
+    arguments = (upstream, inputs, labels, options, saved.train_weight, weight_grad)
+    known = {"saved": saved.logits} if saved.logits.numel() > 0 else {}
+    gradients = kernels(backend).backward(*arguments, **known)
+    return tuple(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
 
 
 @linear_cross_entropy_backward.register_fake
-def _(dloss, dlog_prob, dlse, hidden, weight, bias, *rest):
-    *_, train_weight, weight_grad, _, _ = rest
-    returned = train_weight and weight_grad is None
+@grouped(Upstream, Inputs, Labels, Options, _Saved)
+def _(upstream, inputs, labels, options, saved, weight_grad, backend):
+    return _fake_gradients(inputs, saved.train_weight and weight_grad is None)
+
+
+def _fake_gradients(inputs: Inputs, train_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight, bias = inputs
     return (
-        torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device),
-        weight.new_empty(weight.shape) if returned else hidden.new_empty(0),
-        hidden.new_empty(0) if bias is None else bias.new_empty(bias.shape),
-    )
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, weight_grad, smoothing, ignore_index, softcap, group, _, backend = inputs
-    ctx.save_for_backward(*tensors, output[-1])
-    ctx.set_materialize_grads(False)  # no zeros as large as what was kept
-    ctx.weight_grad = weight_grad
-    ctx.options = (smoothing, ignore_index, softcap, group)
-    ctx.backend = backend
-
-
-def _backward(ctx, *upstream: Tensor | None):
-    (*saved, kept), train_weight = ctx.saved_tensors, ctx.needs_input_grad[1]
-    hidden, _, _, target, *_ = saved
-    none = target.new_zeros(target.shape, dtype=accumulation_dtype(hidden.dtype))
-    dhidden, dweight, dbias = linear_cross_entropy_backward(
-        *(none if x is None else x.contiguous() for x in upstream[:3]),
-        *saved,
-        *ctx.options,
-        train_weight,
-        ctx.weight_grad,
-        kept,
-        ctx.backend,
-    )
-    returned = train_weight and ctx.weight_grad is None
-    dbias = None if saved[2] is None else dbias
-    return dhidden, dweight if returned else None, dbias, *[None] * 11
-
-
-linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
-
-
-def gradients_in_forward(backend: str) -> bool:
-    """Whether a backend has `forward_with_gradients`."""
-    return backend in ("native", "triton")
-
-
-def keeps(backend: str, hidden: Tensor, weight: Tensor) -> bool:
-    """Whether a forward of these sizes can keep its logits for the backward."""
-    return backend == "native" and kernels(backend).keeps(hidden, weight)
-
-
-@custom_op(
-    "groundkern::linear_cross_entropy_with_gradients",
-    mutates_args=(),
-    schema=f"({INPUTS}, Tensor? row_factor, {OPTIONS}, bool train_weight, str backend)"
-    f" -> ({', '.join(['Tensor'] * 7)})",
-)
-@op_body
-def linear_cross_entropy_with_gradients(*arguments) -> tuple[Tensor, ...]:
-    """loss (scalar with row_factor [N], else per row), log p(target), lse, likeliest id, and the
-    gradients dhidden, dweight, dbias of that loss (per row: of each row's own loss)."""
-    *inputs, backend = arguments
-    results = kernels(backend).forward_with_gradients(*inputs)
-    return tuple(inputs[0].new_empty(0) if x is None else x for x in results)
-
-
-@linear_cross_entropy_with_gradients.register_fake
-def _(hidden, weight, bias, target, ids, offsets, bag_index, row_factor, *rest):
-    *_, train_weight, _ = rest
-    wide = accumulation_dtype(hidden.dtype)
-    rows = [hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(3)]
-    if row_factor is not None:
-        rows[0] = hidden.new_empty((), dtype=wide)
-    return (
-        *rows,
-        target.new_empty(target.shape),
-        torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device),
+        empty_like(hidden),
         weight.new_empty(weight.shape) if train_weight else hidden.new_empty(0),
         hidden.new_empty(0) if bias is None else bias.new_empty(bias.shape),
     )
 
 
+def _setup_context(ctx, inputs, output) -> None:
+    inputs, labels, ctx.options, how, ctx.backend = regroup(
+        inputs, Inputs, Labels, Options, _Forward
+    )
+    ctx.save_for_backward(*inputs, *labels, output[-1])
+    ctx.set_materialize_grads(False)  # no zeros as large as what was saved
+    ctx.weight_grad = how.weight_grad
+
+
+def _backward(ctx, *upstream: Tensor | None):
+    (*saved, logits), train_weight = ctx.saved_tensors, ctx.needs_input_grad[1]
+    hidden, _, bias, target, *_ = saved
+    none = target.new_zeros(target.shape, dtype=_wide(hidden))
+    dhidden, dweight, dbias = linear_cross_entropy_backward(
+        *(none if x is None else x.contiguous() for x in upstream[:3]),
+        *saved,
+        *ctx.options,
+        *_Saved(logits, train_weight),
+        ctx.weight_grad,
+        ctx.backend,
+    )
+    returned = train_weight and ctx.weight_grad is None
+    gradients = dhidden, dweight if returned else None, None if bias is None else dbias
+    return *gradients, *[None] * (len(ctx.needs_input_grad) - 3)
+
+
+linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+
+
+def saves_logits(backend: str, inputs: Inputs) -> bool:
+    """Whether the forward can save what lets the backward do without the logits' product."""
+    return backend == "native" and kernels(backend).saves_logits(inputs)
+
+
+def gradients_in_forward(backend: str) -> bool:
+    """Whether `linear_cross_entropy_with_gradients` exists for a backend: the reference gets its
+    gradients from autograd, in the backward."""
+    return backend != "reference"
+
+
+@custom_op(
+    "groundkern::linear_cross_entropy_with_gradients",
+    mutates_args=(),
+    schema=f"({schema(Inputs, Labels, Options, _Ahead)}, str backend) -> {_tensors(7)}",
+)
+@op_body(Inputs, Labels, Options, _Ahead)
+def linear_cross_entropy_with_gradients(
+    inputs, labels, options, ahead, backend
+) -> tuple[Tensor, ...]:
+    """The fields of `Rows`, where the loss is a scalar with row_factor, and those of `Gradients`:
+    of that loss, or per row of each row's own."""
+    rows, gradients = kernels(backend).forward_with_gradients(inputs, labels, options, *ahead)
+    return *rows, *(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
+
+
+@linear_cross_entropy_with_gradients.register_fake
+@grouped(Inputs, Labels, Options, _Ahead)
+def _(inputs, labels, options, ahead, backend):
+    hidden = inputs.hidden
+    rows = [hidden.new_empty(hidden.shape[0], dtype=_wide(hidden)) for _ in range(3)]
+    if ahead.row_factor is not None:
+        rows[0] = hidden.new_empty((), dtype=_wide(hidden))
+    predicted = labels.target.new_empty(labels.target.shape)
+    return *rows, predicted, *_fake_gradients(inputs, ahead.train_weight)
+
+
 def _store_gradients(ctx, inputs, output) -> None:
-    *tensors, smoothing, ignore_index, softcap, train_weight, backend = inputs
-    _, *rest = output
-    ctx.mark_non_differentiable(*rest)
+    inputs, labels, ctx.options, ahead, ctx.backend = regroup(
+        inputs, Inputs, Labels, Options, _Ahead
+    )
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros in dweight's shape for outputs nobody uses
-    ctx.gradients = rest[3:]
-    ctx.save_for_backward(*tensors)
-    ctx.options = (smoothing, ignore_index, softcap, "", train_weight, None)
-    ctx.backend = backend
+    ctx.gradients = output[4:]
+    ctx.save_for_backward(*inputs, *labels, ahead.row_factor)
+    ctx.train_weight = ahead.train_weight
 
 
 def _scale_gradients(ctx, dloss: Tensor, *_):
-    """The stored gradients are handed out once; a second backward, and one that is to be
-    differentiated again (which is refused), makes them anew."""
-    train_weight, train_bias = ctx.options[4], ctx.needs_input_grad[2]
+    """Return the stored gradients once. A second backward, and one that is to be differentiated
+    again (which is refused), recomputes them."""
+    train_weight, train_bias = ctx.train_weight, ctx.needs_input_grad[2]
     gradients, ctx.gradients = ctx.gradients, None
     if gradients is None or torch.is_grad_enabled():
         *tensors, row_factor = ctx.saved_tensors
         rows = dloss.contiguous() if row_factor is None else dloss * row_factor
         none = torch.zeros_like(rows)
-        kept = _nothing_kept(rows)
+        saved = _Saved(_nothing_saved(rows), train_weight)
         gradients = linear_cross_entropy_backward(
-            rows, none, none, *tensors, *ctx.options, kept, ctx.backend
+            rows, none, none, *tensors, *ctx.options, *saved, None, ctx.backend
         )
     else:
         used = (True, train_weight, train_bias)
         scaled = partial(_scaled, backend=ctx.backend)
         gradients = [scaled(x, dloss) if y else x for x, y in zip(gradients, used, strict=True)]
     dhidden, dweight, dbias = gradients
-    return dhidden, dweight if train_weight else None, dbias if train_bias else None, *[None] * 10
+    returned = dhidden, dweight if train_weight else None, dbias if train_bias else None
+    return *returned, *[None] * (len(ctx.needs_input_grad) - 3)
 
 
 def _scaled(gradient: Tensor, dloss: Tensor, backend: str) -> Tensor:
-    """gradient * dloss; itself where dloss is seen to be 1, as for a loss used by itself."""
+    """gradient * dloss; itself if dloss is seen to be 1, as for a loss used by itself."""
     visible = type(dloss) is Tensor and dloss.device.type == "cpu"  # not traced, no sync
     if visible and dloss.dim() == 0 and float(dloss) == 1.0:
         return gradient

@@ -2,7 +2,7 @@
 
        z_n  = softcap(U h_n + bias),   log p_n(y) = z_ny - lse_n,   lse_n = log sum_y exp(z_ny)
 (D3)   L_n  = -(1 - b) log p_n(w_n) - b mean_{y in Y_n, y != w_n} log p_n(y)
-       b = 0 where Y_n without w_n is empty
+       b = 0 if Y_n without w_n is empty
 
 log p is formed as -log(1 + sum_{y != w} exp(z_y - z_w)): its gradient at the target is minus the
 sum of the other probabilities, so p - 1 does not cancel as p -> 1.
@@ -11,7 +11,7 @@ With a process group the vocabulary is sharded over its ranks in rank order; eve
 rows and gets the same results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from groundkern.ops.linear_cross_entropy import (
+    Gradients,
+    Inputs,
+    Labels,
+    Options,
+    Rows,
+    Upstream,
+)
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import BLOCK_ELEMENTS, vjp
 
@@ -98,9 +106,9 @@ def _statistics(z: Tensor, top: Tensor, target: Tensor, shard: _Shard):
     return log_prob, (others + z_target.exp()).log(), shifted
 
 
-def _block(hidden, weight, bias, *, target, bag, smoothing, softcap, shard):
+def _block(hidden, weight, bias, *, target, bag, options: Options, shard: _Shard):
     """Counted rows: hidden [n, D], weight [V, D] -> loss, log p(w), lse, likeliest id, all [n]."""
-    z = _logits(hidden, weight, bias, softcap)
+    z = _logits(hidden, weight, bias, options.softcap)
     top, predicted = shard.maximum(z)
     log_prob, log_sum, shifted = _statistics(z, top, target, shard)
     loss = -log_prob
@@ -110,7 +118,7 @@ def _block(hidden, weight, bias, *, target, bag, smoothing, softcap, shard):
         rest = torch.bincount(row, minlength=len(target))  # |Y without w|
         total = shifted.new_zeros(len(target)).index_add(0, row, shifted[row, at] * here)
         mean = shard.sum(total) / rest.clamp(min=1) - log_sum  # mean of log p(y) over the rest
-        b = torch.where(rest > 0, smoothing, 0.0)
+        b = torch.where(rest > 0, options.smoothing, 0.0)
         loss = (1 - b) * loss - b * mean
     return loss, log_prob, top + log_sum, predicted
 
@@ -122,85 +130,61 @@ def _pairs(ids: Tensor, offsets: Tensor, index: Tensor, target: Tensor) -> tuple
     row = torch.repeat_interleave(torch.arange(len(index), device=ids.device), counts)
     within = torch.arange(len(row), device=ids.device) - (counts.cumsum(0) - counts)[row]
     label = ids[offsets[bag][row] + within]
-    kept = label != target[row]
-    return row[kept], label[kept]
+    other = label != target[row]
+    return row[other], label[other]
 
 
-def _blocks(weight, target, ids, offsets, bag_index, smoothing, ignore_index, softcap, shard):
+def _blocks(
+    inputs: Inputs, labels: Labels, options: Options, shard: _Shard
+) -> Iterator[tuple[Tensor, Callable]]:
     """Yield (rows, function of (hidden, weight, bias)) over blocks of counted rows."""
-    counted = (target != ignore_index).nonzero()[:, 0]
-    step = max(1, BLOCK_ELEMENTS // max(1, weight.shape[0]))
-    smooth = ids is not None and smoothing > 0 and len(offsets) > 1
+    target, *bags = labels
+    counted = (target != options.ignore_index).nonzero()[:, 0]
+    step = max(1, BLOCK_ELEMENTS // max(1, inputs.weight.shape[0]))
+    smooth = labels.ids is not None and options.smoothing > 0 and len(labels.offsets) > 1
     for rows in counted.split(step) if len(counted) else ():
-        bag = _pairs(ids, offsets, bag_index[rows], target[rows]) if smooth else None
-        block: Callable = partial(
-            _block, target=target[rows], bag=bag, smoothing=smoothing, softcap=softcap, shard=shard
-        )
-        yield rows, block
+        pairs = _pairs(*bags[:2], labels.index[rows], target[rows]) if smooth else None
+        yield rows, partial(_block, target=target[rows], bag=pairs, options=options, shard=shard)
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss, log p(w), lse [N] and the likeliest id [N]; ignored rows: 0, 0, 0 and -1."""
-    wide = accumulation_dtype(hidden.dtype)
-    results = [hidden.new_zeros(len(target), dtype=wide) for _ in range(3)]
-    results.append(torch.full_like(target, -1))
-    shard = _shard(weight, group)
-    parameters = [None if x is None else x.to(wide) for x in (weight, bias)]
-    selection = (target, ids, offsets, bag_index, smoothing, ignore_index, softcap, shard)
-    for rows, block in _blocks(weight, *selection):
-        parts = block(hidden[rows].to(wide), *parameters)
+def forward(inputs: Inputs, labels: Labels, options: Options) -> Rows:
+    wide = accumulation_dtype(inputs.hidden.dtype)
+    results = [inputs.hidden.new_zeros(len(labels.target), dtype=wide) for _ in range(3)]
+    results.append(torch.full_like(labels.target, -1))
+    shard = _shard(inputs.weight, options.group)
+    parameters = [None if x is None else x.to(wide) for x in inputs[1:]]
+    for rows, block in _blocks(inputs, labels, options, shard):
+        parts = block(inputs.hidden[rows].to(wide), *parameters)
         for result, part in zip(results, parts, strict=True):
             result[rows] = part
-    return tuple(results)
+    return Rows(*results)
 
 
 def backward(
-    dloss: Tensor,
-    dlog_prob: Tensor,
-    dlse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
+    upstream: Upstream,
+    inputs: Inputs,
+    labels: Labels,
+    options: Options,
     train_weight: bool,
     weight_grad: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dhidden, dweight, dbias; dweight is added to `weight_grad` instead when that is given."""
+) -> Gradients:
+    """By autograd on the blocks; dweight is added to `weight_grad` instead if that is given."""
+    hidden, weight, bias = inputs
     wide = accumulation_dtype(hidden.dtype)
     dhidden = hidden.new_zeros(hidden.shape, dtype=wide)
     sums = [weight_grad, None if bias is None else bias.new_zeros(bias.shape, dtype=wide)]
     if train_weight and weight_grad is None:
         sums[0] = weight.new_zeros(weight.shape, dtype=wide)
-    shard = _shard(weight, group)
+    shard = _shard(weight, options.group)
     w, b = (None if x is None else x.to(wide) for x in (weight, bias))
-    selection = (target, ids, offsets, bag_index, smoothing, ignore_index, softcap, shard)
-    for rows, block in _blocks(weight, *selection):
-        upstream = [x[rows] for x in (dloss, dlog_prob, dlse)]
+    for rows, block in _blocks(inputs, labels, options, shard):
+        above = [x[rows] for x in upstream]
         h = hidden[rows].to(wide)
         if sums[0] is None:
             frozen = partial(_with_weight, block, w)
-            dhidden[rows], db = vjp(frozen, [h, b], upstream)
+            dhidden[rows], db = vjp(frozen, [h, b], above)
         else:
-            dhidden[rows], dw, db = vjp(block, [h, w, b], upstream)
+            dhidden[rows], dw, db = vjp(block, [h, w, b], above)
             sums[0] += dw
         if db is not None:
             sums[1] += db
@@ -208,7 +192,7 @@ def backward(
         dist.all_reduce(dhidden, group=shard.group)
     dweight = None if weight_grad is not None or sums[0] is None else sums[0].to(weight.dtype)
     dbias = None if bias is None else sums[1].to(bias.dtype)
-    return dhidden.to(hidden.dtype), dweight, dbias
+    return Gradients(dhidden.to(hidden.dtype), dweight, dbias)
 
 
 def _with_weight(block: Callable, weight: Tensor, hidden: Tensor, bias: Tensor | None):

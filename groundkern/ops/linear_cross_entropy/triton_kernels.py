@@ -1,396 +1,262 @@
-"""Linear cross entropy on Triton (CUDA, ROCm).
+"""The Triton kernels of linear cross entropy: what happens to one chunk of logits in memory.
 
-One chunk of rows at a time has its logits in memory, in fp32; torch does the GEMMs:
-
-    logits = h U^T                      GEMM, fp32 output
-    partial_kernel, combine_kernel      top, others, own of each row
-    bag_kernel                          mean over the bag's other labels
-    finish_kernel                       loss, log p(w), lse                       (forward)
-    gradient_kernel, bag_gradient_kernel, GEMMs dh = dz U and dU += dz^T h        (backward)
-
-`backward` makes logits and statistics again: four GEMMs for a trained weight, three for a frozen
-one. `forward_with_gradients` needs one fewer; it is for an op that knows the upstream gradient up
-to a factor. Smoothing reads the bag's labels where they lie in the logits: |Y| of V per row.
-
-The host never waits for the device, so it never learns which rows are ignored: the kernels skip
-them, the GEMMs do not. Callers with many ignored rows gather the counted ones first.
-
-With a process group every rank has some rows of the weight. A rank's statistics look like those of
-one span of the vocabulary, so the kernel that combines spans combines ranks too. There the host
-waits once, for the sizes of the shards.
+Per row, with w its label:  top = max_y z_y,  others = sum_{y != w} exp(z_y - top),  own = z_w.
+`others` is kept apart from w's own term, so neither log p nor its gradient cancels as p -> 1, and
+only differences to `top` are exponentiated.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-import torch.distributed as dist
-import triton
+import triton.language as tl
 from torch import Tensor
 
-from groundkern.ops.linear_cross_entropy import triton_row_kernels as kernels
-from groundkern.ops.linear_cross_entropy.triton_row_kernels import IGNORED, MEAN, TILES
-from groundkern.row_blocks import logit_chunks
-from groundkern.tiles import INTERPRETED
+from groundkern.tile_kernels import capped, uncapped_gradient, wide
+from groundkern.tiles import helper, kernel
+
+IGNORED = tl.constexpr(-(2**62))  # `own` of an ignored row
+# Rows of the statistics [5, n]; `rest` counts the bag's labels other than w.
+TOP, OTHERS, OWN, MEAN, REST = (tl.constexpr(i) for i in range(5))
 
 
-def unsupported(hidden: Tensor, weight: Tensor, group: object) -> str | None:
-    """Why triton cannot serve this call, in one sentence; None when it can."""
-    if hidden.dtype == torch.float64:
-        return "the kernels sum in fp32, which is too narrow for fp64"
-    if hidden.device.type == "cpu" and not INTERPRETED:
-        return "on CPU tensors the kernels run only under TRITON_INTERPRET=1"
-    if hidden.device.type not in ("cpu", "cuda"):
-        return f"there is no kernel for {hidden.device.type} tensors"
-    return None
+class Logits(NamedTuple):
+    x: Tensor  # fp32 [n, V], before bias and softcap
+    bias: Tensor | None  # [V]
+    softcap: float | None
+    V: int
 
 
-class _Bags(NamedTuple):
-    """Labels as columns of this rank's weight; those of a bag stand together."""
-
-    labels: Tensor  # [T] int64
-    offsets: Tensor  # [G + 1]
-    index: Tensor  # [N]
-
-    def unique(self) -> tuple[Tensor, Tensor]:
-        """Labels sorted within each bag, and how often the bag holds each: 0 at later copies."""
-        at = torch.arange(len(self.labels), device=self.labels.device)
-        bag = torch.searchsorted(self.offsets[1:].contiguous(), at, right=True)
-        labels, order = self.labels.sort(stable=True)
-        bag, by_bag = bag[order].sort(stable=True)
-        labels = labels[by_bag]
-        first = torch.ones_like(labels, dtype=torch.bool)
-        first[1:] = (labels[1:] != labels[:-1]) | (bag[1:] != bag[:-1])
-        run = first.cumsum(0)
-        copies = torch.searchsorted(run, run, right=True) - at
-        return labels, (copies * first).float()
+class Bags(NamedTuple):
+    labels: Tensor  # int64 [T]: columns of the logits, one bag after the other
+    copies: Tensor | None  # fp32 [T]: how often a bag has the label, 0 at all copies but the first
+    offsets: Tensor  # int64 [G + 1]
 
 
-class _Chunk(NamedTuple):
-    """Some rows with their logits in memory."""
-
-    rows: slice
-    hidden: Tensor  # [n, D]
-    logits: Tensor  # [n, V] fp32, before bias and softcap
-    own: Tensor  # [n] int64: the label's column, or IGNORED
-    statistics: Tensor  # [5, n] fp32
-    predicted: Tensor  # [n] int64
+@helper
+def _load_logits(z, row, columns, mask):
+    """The capped logits of one row, -inf outside the mask, and the raw ones."""
+    raw = tl.load(z.x + row * z.V + columns, mask=mask, other=0.0)
+    if z.bias is not None:
+        raw += tl.load(z.bias + columns, mask=mask, other=0.0).to(tl.float32)
+    return tl.where(mask, capped(raw, z.softcap), float("-inf")), raw
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What all chunks share."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    own: Tensor  # [N]
-    bags: _Bags | None
-    smoothing: float
-    softcap: float
-    group: dist.ProcessGroup | None
-    first: Tensor | int  # id of this rank's first row of the weight
-    widest: int  # rows of the weight on the rank that has most
-
-    @property
-    def vocabulary(self) -> int:
-        return self.weight.shape[0]
-
-    @property
-    def spans(self) -> int:
-        return triton.cdiv(self.vocabulary, TILES.columns)
-
-    @property
-    def flags(self) -> dict[str, bool]:
-        return {"HAS_BIAS": self.bias is not None, "HAS_SOFTCAP": self.softcap > 0}
-
-    def chunks(self, bytes_per_logit: int) -> Iterator[_Chunk]:
-        """Rows a chunk at a time; the next chunk's logits overwrite the last one's."""
-        pieces = logit_chunks(len(self.own), self.widest, bytes_per_logit)
-        height = pieces[0].stop if pieces else 0
-        buffer = _empty(self.hidden, height, self.vocabulary)
-        for rows in pieces:
-            hidden, own = self.hidden[rows], self.own[rows]
-            logits = buffer[: len(own)]
-            _matmul(hidden, self.weight.t(), out=logits)
-            statistics, predicted = self._statistics(logits, own)
-            chunk = _Chunk(rows, hidden, logits, own, statistics, predicted)
-            self._read_bags(chunk)
-            yield chunk
-
-    def _statistics(self, logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        n = len(own)
-        parts = _empty(logits, 3, n, self.spans)
-        ids = own.new_empty(n, self.spans)
-        kernels.partial_kernel[(n * self.spans,)](
-            logits,
-            logits if self.bias is None else self.bias,
-            own,
-            parts,
-            ids,
-            n,
-            self.vocabulary,
-            self.spans,
-            self.softcap,
-            **self.flags,
-            BLOCK=TILES.columns,
-            num_warps=TILES.warps,
-        )
-        statistics, predicted = _combine(parts, ids, own)
-        if self.group is None:
-            return statistics, predicted
-        parts = _gather(statistics[:3], self.group).permute(1, 2, 0).contiguous()
-        ids = _gather(predicted + self.first, self.group).t().contiguous()
-        return _combine(parts, ids, own)
-
-    def _read_bags(self, chunk: _Chunk) -> None:
-        if self.bags is None:
-            return
-        n = len(chunk.own)
-        kernels.bag_kernel[(n,)](
-            chunk.logits,
-            chunk.logits if self.bias is None else self.bias,
-            chunk.own,
-            self.bags.labels,
-            self.bags.offsets,
-            self.bags.index[chunk.rows],
-            chunk.statistics,
-            n,
-            self.vocabulary,
-            self.softcap,
-            **self.flags,
-            BLOCK=TILES.labels,
-        )
-        if self.group is not None:
-            dist.all_reduce(chunk.statistics[MEAN.value], group=self.group)
+@kernel
+def _partial_kernel(
+    z,  # `Logits`
+    target_ptr,  # int64 [n]: column of the row's label, outside [0, V) on another rank
+    parts_ptr,  # fp32 [3, n, blocks]: top, others, own
+    ids_ptr,  # int64 [n, blocks]
+    rows,  # n
+    blocks,
+    BLOCK: tl.constexpr,
+):
+    """The statistics of one row over one block of the vocabulary."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // blocks
+    own = tl.load(target_ptr + row)
+    if own != IGNORED:
+        columns = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+        y, _ = _load_logits(z, row, columns, columns < z.V)
+        top = tl.max(y, 0)
+        e = tl.where(columns == own, 0.0, tl.exp(y - top))
+        part_ptr = parts_ptr + program
+        part = wide(rows) * blocks
+        tl.store(part_ptr, top)
+        tl.store(part_ptr + part, tl.sum(e, 0))
+        tl.store(part_ptr + 2 * part, tl.max(tl.where(columns == own, y, float("-inf")), 0))
+        first = tl.min(tl.where(y == top, columns, z.V - 1), 0)
+        tl.store(ids_ptr + program, first.to(tl.int64))
 
 
-def _problem(
-    hidden, weight, bias, target, ids, offsets, index, smoothing, ignore_index, softcap, group
-) -> _Problem:
-    process_group, first, widest = None, 0, weight.shape[0]
-    if group:
-        process_group = dist.distributed_c10d._resolve_process_group(group)
-        rows = torch.full((1,), weight.shape[0], dtype=torch.int64, device=weight.device)
-        shards = _gather(rows, process_group)
-        first = shards[: dist.get_rank(process_group)].sum()
-        widest = int(shards.max())  # a sync: all ranks must cut the rows alike
-    bags = None
-    if ids is not None and smoothing > 0:
-        bags = _Bags((ids - first).contiguous(), offsets.contiguous(), index.contiguous())
-    own = (target - first).masked_fill(target == ignore_index, IGNORED.value)
-    bias = None if bias is None else bias.contiguous()
-    shard = (process_group, first, widest)
-    return _Problem(hidden, weight, bias, own, bags, smoothing, softcap, *shard)
-
-
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.float32)
-
-
-def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[ranks, *x.shape]."""
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.stack(parts)
-
-
-def _combine(parts: Tensor, ids: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Statistics [5, n] and likeliest id [n] from parts [3, n, P] and ids [n, P]."""
-    n, count = ids.shape
-    statistics, predicted = _empty(parts, 5, n), torch.empty_like(own)
-    kernels.combine_kernel[(n,)](
-        parts, ids, own, statistics, predicted, n, count, BLOCK=triton.next_power_of_2(count)
-    )
-    return statistics, predicted
-
-
-def _matmul(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """out (+)= a @ b, summed and written in fp32 whatever the operands' dtype."""
-    if a.dtype == torch.float32 or not a.is_cuda:
-        a, b = a.float(), b.float()  # an upcast only under the interpreter
-        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    elif add:
-        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+@kernel
+def _combine_kernel(
+    parts_ptr,  # fp32 [3, n, parts]
+    ids_ptr,  # int64 [n, parts]
+    target_ptr,  # int64 [n]
+    statistics_ptr,  # fp32 [5, n]
+    predicted_ptr,  # int64 [n]
+    rows,  # n
+    parts,
+    BLOCK: tl.constexpr,
+):
+    """One row's statistics from its parts', in order: blocks of the vocabulary, or ranks."""
+    row = tl.program_id(0).to(tl.int64)
+    stride = wide(rows)
+    own = tl.load(target_ptr + row)
+    if own == IGNORED:
+        for i in tl.static_range(5):
+            tl.store(statistics_ptr + i * stride + row, 0.0)
+        tl.store(predicted_ptr + row, tl.full((), -1, tl.int64))
     else:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
+        part = tl.arange(0, BLOCK)
+        mask = part < parts
+        at_ptr = parts_ptr + row * parts + part
+        tops = tl.load(at_ptr, mask=mask, other=float("-inf"))
+        others = tl.load(at_ptr + stride * parts, mask=mask, other=0.0)
+        owns = tl.load(at_ptr + 2 * stride * parts, mask=mask, other=float("-inf"))
+        ids = tl.load(ids_ptr + row * parts + part, mask=mask, other=2**62)
+        top = tl.max(tops, 0)
+        tl.store(statistics_ptr + TOP * stride + row, top)
+        tl.store(statistics_ptr + OTHERS * stride + row, tl.sum(others * tl.exp(tops - top), 0))
+        tl.store(statistics_ptr + OWN * stride + row, tl.max(owns, 0))
+        tl.store(statistics_ptr + MEAN * stride + row, 0.0)
+        tl.store(statistics_ptr + REST * stride + row, 0.0)
+        tl.store(predicted_ptr + row, tl.min(tl.where(tops == top, ids, 2**62), 0))
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss, log p(w), lse [N] and the likeliest id [N]; ignored rows: 0, 0, 0 and -1."""
-    bags = (ids, offsets, bag_index)
-    options = (smoothing, ignore_index, softcap, group)
-    problem = _problem(hidden, weight, bias, target, *bags, *options)
-    results = _Results(problem)
-    for chunk in problem.chunks(4):
-        results.add(chunk)
-    return *results.rows, results.predicted
+@kernel
+def _bag_kernel(
+    z,  # `Logits`
+    bags,  # `Bags`
+    target_ptr,  # int64 [n]
+    index_ptr,  # int64 [n]: bag of each row, -1: none
+    statistics_ptr,  # fp32 [5, n]: reads TOP, writes MEAN and REST
+    rows,  # n
+    BLOCK: tl.constexpr,
+):
+    """(D3) mean_{y in Y, y != w} z_y - top of one row, over the labels in this weight."""
+    row = tl.program_id(0).to(tl.int64)
+    stride = wide(rows)
+    own = tl.load(target_ptr + row)
+    bag = tl.load(index_ptr + row)
+    if (own != IGNORED) & (bag >= 0):
+        top = tl.load(statistics_ptr + TOP * stride + row)
+        start = tl.load(bags.offsets + bag)
+        stop = tl.load(bags.offsets + bag + 1)
+        total = tl.zeros((BLOCK,), tl.float32)
+        rest = tl.zeros((BLOCK,), tl.float32)
+        for at in range(start, stop, BLOCK):
+            i = at + tl.arange(0, BLOCK)
+            label = tl.load(bags.labels + i, mask=i < stop, other=own)
+            here = (label != own) & (label >= 0) & (label < z.V)
+            y, _ = _load_logits(z, row, label, here)
+            total += tl.where(here, y - top, 0.0)
+            rest += tl.where(label != own, 1.0, 0.0)
+        count = tl.sum(rest, 0)
+        tl.store(statistics_ptr + MEAN * stride + row, tl.sum(total, 0) / tl.maximum(count, 1.0))
+        tl.store(statistics_ptr + REST * stride + row, count)
 
 
-def forward_with_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    row_factor: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    train_weight: bool,
-) -> tuple[Tensor | None, ...]:
-    """`forward` and dhidden, dweight, dbias in three GEMMs, or two where the weight is frozen.
+@kernel
+def _finish_kernel(
+    target_ptr,  # int64 [n]
+    statistics_ptr,  # fp32 [5, n]
+    loss_ptr,  # fp32 [n]
+    log_prob_ptr,  # fp32 [n]
+    lse_ptr,  # fp32 [n]
+    rows,  # n
+    smoothing,
+    BLOCK: tl.constexpr,
+):
+    """(D3) loss, log p(w) and lse; ignored rows: zeros."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    stride = wide(rows)
+    mask = row < rows
+    counted = mask & (tl.load(target_ptr + row, mask=mask, other=IGNORED) != IGNORED)
+    at_ptr = statistics_ptr + row
+    top = tl.load(at_ptr + TOP * stride, mask=counted, other=0.0)
+    others = tl.load(at_ptr + OTHERS * stride, mask=counted, other=1.0)
+    own = tl.load(at_ptr + OWN * stride, mask=counted, other=0.0) - top
+    mean = tl.load(at_ptr + MEAN * stride, mask=counted, other=0.0)
+    rest = tl.load(at_ptr + REST * stride, mask=counted, other=0.0)
 
-    With row_factor [N] the loss is the scalar sum of loss times row_factor; without, per row, and
-    dhidden holds the gradient of each row's own loss.
-    """
-    bags = (ids, offsets, bag_index)
-    options = (smoothing, ignore_index, softcap, "")
-    problem = _problem(hidden, weight, bias, target, *bags, *options)
-    results, gradients = _Results(problem), _Gradients(problem, train_weight, None)
-    wide = _empty(hidden, len(target))
-    dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
-    upstream = (dloss.contiguous(), *[torch.zeros_like(wide)] * 2)
-    for chunk in problem.chunks(4 + hidden.element_size()):
-        results.add(chunk)
-        gradients.add(chunk, upstream)
-    loss = results.rows[0] if row_factor is None else (results.rows[0] * dloss).sum()
-    return loss, *results.rows[1:], results.predicted, *gradients.finish()
-
-
-def backward(
-    dloss: Tensor,
-    dlog_prob: Tensor,
-    dlse: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    ids: Tensor | None,
-    offsets: Tensor | None,
-    bag_index: Tensor | None,
-    smoothing: float,
-    ignore_index: int,
-    softcap: float,
-    group: str,
-    train_weight: bool,
-    weight_grad: Tensor | None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dhidden, dweight, dbias; dweight is added to `weight_grad` instead when that is given."""
-    bags = (ids, offsets, bag_index)
-    options = (smoothing, ignore_index, softcap, group)
-    problem = _problem(hidden, weight, bias, target, *bags, *options)
-    gradients = _Gradients(problem, train_weight, weight_grad)
-    for chunk in problem.chunks(4 + hidden.element_size()):
-        gradients.add(chunk, (dloss, dlog_prob, dlse))
-    return gradients.finish()
+    some = others > 0.0
+    odds = tl.log(tl.where(some, others, 1.0)) - own  # log of (1 - p) / p
+    small = tl.exp(-tl.abs(odds))
+    one = 1.0 + small  # log1p(small) = log(one) small / (one - 1), and small where one is 1
+    log1p = tl.where(one == 1.0, small, tl.log(one) * (small / tl.where(one == 1.0, 1.0, one - 1)))
+    # A NaN must reach the loss, so the test is for zero and not for positive.
+    log_prob = tl.where(others == 0.0, 0.0, -(tl.maximum(odds, 0.0) + log1p))
+    log_prob = tl.where(others != others, others, log_prob)
+    log_sum = tl.log(others + tl.exp(own))
+    b = tl.where(rest > 0.0, smoothing, 0.0)
+    loss = -log_prob
+    loss = tl.where(rest > 0.0, (1.0 - b) * loss - b * (mean - log_sum), loss)
+    tl.store(loss_ptr + row, tl.where(counted, loss, 0.0), mask=mask)
+    tl.store(log_prob_ptr + row, tl.where(counted, log_prob, 0.0), mask=mask)
+    tl.store(lse_ptr + row, tl.where(counted, top + log_sum, 0.0), mask=mask)
 
 
-def _logit_gradient(
-    problem: _Problem,
-    chunk: _Chunk,
-    upstream: Sequence[Tensor],
-    unique: tuple[Tensor, Tensor] | None,
-    out: Tensor,
-) -> None:
-    """out [n, V] in the operands' dtype: the gradient of h U^T; the logits stay as they are.
+@helper
+def _row_gradient(row, stride, statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing):
+    """top; the gradient per exp(z - top) of labels other than w; that of w; b dloss / rest."""
+    dloss = tl.load(dloss_ptr + row)
+    rest = tl.load(statistics_ptr + REST * stride + row)
+    top = tl.load(statistics_ptr + TOP * stride + row)
+    others = tl.load(statistics_ptr + OTHERS * stride + row)
+    own = tl.exp(tl.load(statistics_ptr + OWN * stride + row) - top)
+    b = tl.where(rest > 0.0, smoothing, 0.0)
+    along_lse = tl.load(dlse_ptr + row) + b * dloss
+    along_log_prob = tl.load(dlog_prob_ptr + row) - (1.0 - b) * dloss
+    total = others + own
+    at_own = (along_log_prob * others + along_lse * own) / total  # 1 - p as others / total
+    return top, (along_lse - along_log_prob) / total, at_own, b * dloss / tl.maximum(rest, 1.0)
 
-    Args:
-        upstream: gradients of loss, log p(w) and lse, [n] each.
-        unique: `_Bags.unique()`, where there are bags.
-    """
-    n, spans = len(chunk.own), problem.spans
-    bias = chunk.logits if problem.bias is None else problem.bias
-    start = (chunk.logits, bias, chunk.own)
-    end = (chunk.statistics, *upstream, out, n, problem.vocabulary)
-    scalars = (problem.smoothing, problem.softcap)
-    kernels.gradient_kernel[(n * spans,)](
-        *start, *end, spans, *scalars, **problem.flags, BLOCK=TILES.columns, num_warps=TILES.warps
-    )
-    if problem.bags is not None:
-        bags = (*unique, problem.bags.offsets, problem.bags.index[chunk.rows])
-        kernels.bag_gradient_kernel[(n,)](
-            *start, *bags, *end, *scalars, **problem.flags, BLOCK=TILES.labels
+
+@kernel
+def _gradient_kernel(
+    z,  # `Logits`
+    target_ptr,  # int64 [n]
+    statistics_ptr,  # fp32 [5, n]
+    dloss_ptr,  # fp32 [n]
+    dlog_prob_ptr,  # fp32 [n]
+    dlse_ptr,  # fp32 [n]
+    dlogits_ptr,  # [n, V] in the operands' dtype
+    rows,  # n
+    blocks,
+    smoothing,
+    BLOCK: tl.constexpr,
+):
+    """The gradient of one row's logits over one block of the vocabulary, before bags."""
+    program = tl.program_id(0).to(tl.int64)
+    row = program // blocks
+    columns = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < z.V
+    out_ptr = dlogits_ptr + row * z.V + columns
+    own = tl.load(target_ptr + row)
+    if own == IGNORED:
+        tl.store(out_ptr, tl.zeros((BLOCK,), dlogits_ptr.dtype.element_ty), mask=mask)
+    else:
+        top, scale, at_own, _ = _row_gradient(
+            row, wide(rows), statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing
         )
+        y, raw = _load_logits(z, row, columns, mask)
+        dy = tl.where(columns == own, at_own, scale * tl.exp(y - top))
+        dz = uncapped_gradient(dy, raw, z.softcap)
+        tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
-class _Results:
-    """loss, log p(w), lse [N] in `rows`, and the likeliest id [N], filled chunk by chunk."""
-
-    def __init__(self, problem: _Problem) -> None:
-        self.problem = problem
-        self.rows = [_empty(problem.hidden, len(problem.own)) for _ in range(3)]
-        self.predicted = torch.empty_like(problem.own)
-
-    def add(self, chunk: _Chunk) -> None:
-        n = len(chunk.own)
-        kernels.finish_kernel[(triton.cdiv(n, TILES.rows),)](
-            chunk.own,
-            chunk.statistics,
-            *[x[chunk.rows] for x in self.rows],
-            n,
-            self.problem.smoothing,
-            BLOCK=TILES.rows,
+@kernel
+def _bag_gradient_kernel(
+    z,  # `Logits`
+    bags,  # `Bags`, the labels sorted within each bag
+    target_ptr,  # int64 [n]
+    index_ptr,  # int64 [n]
+    statistics_ptr,  # fp32 [5, n]
+    dloss_ptr,  # fp32 [n]
+    dlog_prob_ptr,  # fp32 [n]
+    dlse_ptr,  # fp32 [n]
+    dlogits_ptr,  # [n, V]
+    rows,  # n
+    smoothing,
+    BLOCK: tl.constexpr,
+):
+    """(D3) overwrites the gradient at the labels of one row's bag: each once, rounded once."""
+    row = tl.program_id(0).to(tl.int64)
+    own = tl.load(target_ptr + row)
+    bag = tl.load(index_ptr + row)
+    if (own != IGNORED) & (bag >= 0):
+        top, scale, _, pull = _row_gradient(
+            row, wide(rows), statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing
         )
-        self.predicted[chunk.rows] = chunk.predicted
-
-
-class _Gradients:
-    """dhidden, filled chunk by chunk, and dweight and dbias, summed over chunks."""
-
-    def __init__(self, problem: _Problem, train_weight: bool, weight_grad: Tensor | None) -> None:
-        self.problem, self.train_weight, self.weight_grad = problem, train_weight, weight_grad
-        self.unique = None if problem.bags is None else problem.bags.unique()
-        self.dhidden = _empty(problem.hidden, *problem.hidden.shape)
-        self.dweight: Tensor | None = None
-        self.dbias: Tensor | None = None
-        self.buffer: Tensor | None = None
-
-    def add(self, chunk: _Chunk, upstream: Sequence[Tensor]) -> None:
-        """upstream: gradients of loss, log p(w) and lse, [N] each."""
-        problem = self.problem
-        if self.buffer is None:  # the first chunk is the tallest
-            self.buffer = problem.hidden.new_empty(chunk.logits.shape)
-        dlogits = self.buffer[: len(chunk.own)]
-        upstream = [x[chunk.rows] for x in upstream]
-        _logit_gradient(problem, chunk, upstream, self.unique, out=dlogits)
-        _matmul(dlogits, problem.weight, out=self.dhidden[chunk.rows])
-        if self.weight_grad is not None:
-            _matmul(dlogits.t(), chunk.hidden, out=self.weight_grad, add=True)
-        elif self.train_weight and len(chunk.own) == len(problem.own):  # the only chunk
-            self.dweight = dlogits.t() @ chunk.hidden
-        elif self.train_weight:
-            add = self.dweight is not None
-            if not add:
-                self.dweight = _empty(problem.weight, *problem.weight.shape)
-            _matmul(dlogits.t(), chunk.hidden, out=self.dweight, add=add)
-        if problem.bias is not None:
-            part = dlogits.sum(0, dtype=torch.float32)
-            self.dbias = part if self.dbias is None else self.dbias + part
-
-    def finish(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        problem, dweight, dbias = self.problem, self.dweight, self.dbias
-        if problem.group is not None:
-            dist.all_reduce(self.dhidden, group=problem.group)
-        if self.train_weight and self.weight_grad is None:
-            dweight = torch.zeros_like(problem.weight) if dweight is None else dweight
-            dweight = dweight.to(problem.weight.dtype)
-        if problem.bias is not None:
-            dbias = torch.zeros_like(problem.bias) if dbias is None else dbias
-            dbias = dbias.to(problem.bias.dtype)
-        return self.dhidden.to(problem.hidden.dtype), dweight, dbias
+        stop = tl.load(bags.offsets + bag + 1)
+        for at in range(tl.load(bags.offsets + bag), stop, BLOCK):
+            i = at + tl.arange(0, BLOCK)
+            label = tl.load(bags.labels + i, mask=i < stop, other=own)
+            copies = tl.load(bags.copies + i, mask=i < stop, other=0.0)
+            here = (label != own) & (label >= 0) & (label < z.V) & (copies > 0.0)
+            y, raw = _load_logits(z, row, label, here)
+            dy = scale * tl.exp(y - top) - pull * copies
+            dz = uncapped_gradient(dy, raw, z.softcap)
+            out_ptr = dlogits_ptr + row * z.V + label
+            tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=here)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from groundkern import backends, checks
-from groundkern.ops.side_attention import op
+from groundkern.ops.side_attention import Inputs, Options, op
 from groundkern.precision import accumulation_dtype, autocast
-from groundkern.selection import KeySets, QueryRows, check_selection
+from groundkern.selection import KeySets, QueryRows, Selection, check_selection
 
 
 class SideAttention(NamedTuple):
@@ -59,7 +59,7 @@ def side_attention(
             call.
         TypeError: mismatched dtypes.
 
-    Source: SMAM (CVPR 2026), equation (S1) of METHODS.md.
+    Source: SMAM (CVPR 2026), equation (S1).
     """
     q, k, v = autocast(q, k, v)
     sizes: dict[str, int] = {}
@@ -72,19 +72,7 @@ def side_attention(
         checks.tensor("lse", lse, "N Hq", sizes, dtype=accumulation_dtype(q.dtype), device=q.device)
     checks.finite_positive("scale", scale)
     checks.finite_positive("softcap", softcap)
-    name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(q, k, v))
-    out, own_lse = op.side_attention(
-        q,
-        k,
-        v,
-        rows.sequence,
-        rows.start,
-        rows.stop,
-        None if allowed is None else allowed.words,
-        None if allowed is None else allowed.index,
-        lse,
-        sizes["D"] ** -0.5 if scale is None else scale,
-        softcap or 0.0,
-        name,
-    )
-    return SideAttention(out, own_lse)
+    inputs, selection = Inputs(q, k, v, lse), Selection.of(rows, allowed)
+    options = Options(scale or sizes["D"] ** -0.5, softcap or 0.0)
+    name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(inputs))
+    return SideAttention(*op.side_attention(*inputs, *selection, *options, name))

@@ -1,15 +1,12 @@
 """`groundkern::side_attention` and its backward, opaque to torch.compile."""
 
-import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.op_body import op_body
+from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.ops.side_attention import Inputs, Options, Outputs
 from groundkern.precision import accumulation_dtype
-
-INPUTS = "Tensor q, Tensor k, Tensor v"
-SELECTION = "Tensor sequence, Tensor start, Tensor stop, Tensor? words, Tensor? set_index"
-OPTIONS = "float scale, float softcap, str backend"
+from groundkern.selection import Selection
 
 
 def kernels(backend: str):
@@ -18,7 +15,7 @@ def kernels(backend: str):
         case "native":
             from groundkern.ops.side_attention import native_kernels as module
         case "triton":
-            from groundkern.ops.side_attention import triton_kernels as module
+            from groundkern.ops.side_attention import triton_launch as module
         case _:
             from groundkern.ops.side_attention import reference as module
     return module
@@ -27,49 +24,51 @@ def kernels(backend: str):
 @custom_op(
     "groundkern::side_attention",
     mutates_args=(),
-    schema=f"({INPUTS}, {SELECTION}, Tensor? lse, {OPTIONS}) -> (Tensor, Tensor)",
+    schema=f"({schema(Inputs, Selection, Options)}, str backend) -> (Tensor, Tensor)",
 )
-@op_body
-def side_attention(*arguments) -> tuple[Tensor, Tensor]:
-    *inputs, backend = arguments
-    return kernels(backend).forward(*inputs)
+@op_body(Inputs, Selection, Options)
+def side_attention(inputs, selection, options, backend) -> Outputs:
+    return tuple(kernels(backend).forward(inputs, selection, options))
 
 
 @side_attention.register_fake
-def _(q, k, v, *_):
-    out = q.new_empty(q.shape[0], q.shape[1], v.shape[3])
-    return out, q.new_empty(q.shape[0], q.shape[1], dtype=accumulation_dtype(q.dtype))
+@grouped(Inputs)
+def _(inputs, *_):
+    rows, heads, _ = inputs.q.shape
+    out = inputs.q.new_empty(rows, heads, inputs.v.shape[3])
+    return out, out.new_empty(rows, heads, dtype=accumulation_dtype(out.dtype))
 
 
 @custom_op(
     "groundkern::side_attention_backward",
     mutates_args=(),
     schema=(
-        f"(Tensor dout, Tensor dlse, {INPUTS}, Tensor out, Tensor own_lse, {SELECTION}, {OPTIONS})"
-        " -> (Tensor, Tensor, Tensor)"
+        f"(Tensor dout, Tensor dlse, {schema(Inputs)}, Tensor out, Tensor own_lse, "
+        f"{schema(Selection, Options)}, str backend) -> (Tensor, Tensor, Tensor)"
     ),
 )
-@op_body
-def side_attention_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, backend = arguments
-    return kernels(backend).backward(*inputs)
+@op_body(Outputs, Inputs, Outputs, Selection, Options)
+def side_attention_backward(
+    upstream, inputs, outputs, selection, options, backend
+) -> tuple[Tensor, Tensor, Tensor]:
+    return kernels(backend).backward(upstream, inputs, outputs, selection, options)
 
 
 @side_attention_backward.register_fake
-def _(dout, dlse, q, k, v, *_):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+@grouped(Outputs, Inputs)
+def _(upstream, inputs, *_):
+    return tuple(empty_like(x) for x in inputs[:3])
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, sequence, start, stop, words, set_index, _, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, *output, sequence, start, stop, words, set_index)
+    inputs, selection, *ctx.options = regroup(inputs, Inputs, Selection)
+    ctx.save_for_backward(*inputs._replace(lse=None), *output, *selection)
 
 
-def _backward(ctx, dout: Tensor, dlse: Tensor):
-    gradients = side_attention_backward(
-        dout.contiguous(), dlse.contiguous(), *ctx.saved_tensors, *ctx.options
-    )
-    return *gradients, *[None] * 9
+def _backward(ctx, *upstream: Tensor):
+    upstream = (x.contiguous() for x in upstream)
+    gradients = side_attention_backward(*upstream, *ctx.saved_tensors, *ctx.options)
+    return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
 side_attention.register_autograd(_backward, setup_context=_setup_context)
