@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.sources import ROOT, files
 
 PAGES = files(".md")
+ABOUT_CODE = ("README.md",)
 METHODS = ROOT / "docs" / "methods.md"
 
 CITED = re.compile(r"\(([SDKHCAL]\d{1,2})\)")
@@ -70,6 +72,26 @@ def test_no_placeholder_is_left() -> None:
     assert PLACEHOLDER.findall(_prose(example)) == ["GradCAM_COST", "READ_ME"]
     found = {_named(path): PLACEHOLDER.findall(_prose(_text(path))) for path in PAGES}
     assert {path: tokens for path, tokens in found.items() if tokens} == {}
+
+
+PATH = re.compile(r"`((?:[\w.<>-]+/)*[\w.<>*-]+\.(?:py|md|h|cpp|inc|json|jsonl|txt|toml))`")
+
+
+def _unknown_files(text: str, known: list[str]) -> set[str]:
+    """Files that a page names and that are not in the repository, under any folder."""
+    named = {name.replace("<op>", "side_attention") for name in PATH.findall(text)}
+    return {n for n in named if not any(fnmatch(path, f"*/{n}") for path in known)}
+
+
+def test_named_files_exist() -> None:
+    """The pages about the code name files that are there; a shorter path will do."""
+    suffixes = (".py", ".md", ".h", ".cpp", ".inc", ".json", ".toml", ".txt")
+    known = [f"/{_named(path)}" for path in files(*suffixes)]
+    assert _unknown_files("`losses.py`, `ops/<op>/cases.py`, `cpu/*.cpp`", known) == set()
+    assert _unknown_files("`hf/losses.py` and `no.py`", known) == {"hf/losses.py", "no.py"}
+    pages = [ROOT / name for name in ABOUT_CODE]
+    found = {_named(page): _unknown_files(_text(page), known) for page in pages}
+    assert {page: names for page, names in found.items() if names} == {}
 
 
 def _anchors(text: str) -> set[str]:
