@@ -24,6 +24,16 @@ from tests.sources import (
 
 HUGGING_FACE = {"accelerate", "datasets", "huggingface_hub", "peft", "tokenizers", "transformers"}
 MAX_LINES = 450
+FILES_OF_AN_OP = (
+    "api",
+    "op",
+    "reference",
+    "cases",
+    "native_kernels",
+    "triton_kernels",
+    "triton_launch",
+)
+SKELETON = "skeleton"  # the op in tests/ that a newcomer copies; its files follow the same arrows
 
 # Role of the importer -> roles it may import. A module without a role (torch, the standard library,
 # ...) is free. `op` imports the reference because that runs inside the opaque custom op: traced, it
@@ -96,6 +106,8 @@ def role(module: str) -> str | None:
         return "relative"
     if top in HUGGING_FACE:
         return "hugging face"
+    if parts[:2] == ["tests", SKELETON] and parts[-1] in FILES_OF_AN_OP:
+        return _role_in_op(parts[-1])
     if top in ("triton", "trainer", "benchmarks", "tests"):
         return top
     if top != "groundkern":
@@ -112,11 +124,15 @@ def role(module: str) -> str | None:
         case ["ops", "cases"]:
             return "cases"
         case ["ops", _, leaf]:
-            return next((end for end in ("kernels", "launch") if leaf.endswith("_" + end)), leaf)
+            return _role_in_op(leaf)
         case ["ops", *_]:
             return "package"
         case _:
             return "shared"
+
+
+def _role_in_op(leaf: str) -> str:
+    return next((end for end in ("kernels", "launch") if leaf.endswith("_" + end)), leaf)
 
 
 def violations(sources: dict[str, str]) -> list[str]:
@@ -127,6 +143,8 @@ def violations(sources: dict[str, str]) -> list[str]:
         for target in imported(source, set(sources)):
             wanted = role(target)
             if wanted is None or (module, target) in EXCEPTIONS:
+                continue
+            if importer == "tests" and target.startswith(f"tests.{SKELETON}."):
                 continue
             ops = {m.split(".")[2] for m in (module, target) if m.startswith("groundkern.ops.")}
             if wanted not in ARROWS[importer] or len(ops - {"cases"}) == 2:
@@ -157,6 +175,8 @@ def test_imports_follow_the_arrows() -> None:
         ("groundkern.ops.a.op", "from groundkern import _C"),
         ("groundkern.ops.a.api", "from groundkern.ops.b import api"),
         ("groundkern.ops.a.api", "from groundkern.ops.a import cases"),
+        ("tests.skeleton.api", "from tests.skeleton import native_kernels"),
+        ("tests.skeleton.triton_kernels", "import transformers"),
         ("groundkern.losses", "from groundkern.ops.a import op"),
         ("groundkern.maps", "from transformers import AutoConfig"),
         ("groundkern.checks", "import groundkern.hf.attach"),
@@ -174,6 +194,8 @@ def test_an_import_against_the_arrows_is_found(module: str, source: str) -> None
     leaves = ("api", "op", "reference", "triton_kernels")
     others = {f"groundkern.ops.{op}.{leaf}": "" for op in "ab" for leaf in leaves}
     others |= {f"groundkern.ops.a.{leaf}": "" for leaf in ("cases", "native_kernels")}
+    others |= {f"tests.{SKELETON}.{leaf}": "" for leaf in FILES_OF_AN_OP}
+    others["tests.test_a"] = "from tests.skeleton import op, reference"
     assert violations(others) == []
     found = violations({**others, module: source})
     assert len(found) == 1
