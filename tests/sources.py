@@ -39,12 +39,15 @@ def modules(*packages: str) -> dict[str, str]:
 
 def imported(source: str, known: set[str]) -> Iterator[str]:
     """The modules that a source imports, anywhere in it: by statement, inside functions and under
-    TYPE_CHECKING too, or by `import_module("name")`.
+    TYPE_CHECKING too, by `import_module("name")`, or by `x = importorskip("name")`,
+    which as a statement of its own only skips.
 
     `from a import b` is an import of `a.b` if that is one of the known modules, else of `a`. A
     relative import comes as it is written: absolute ones are the rule.
     """
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,9 +56,12 @@ def imported(source: str, known: set[str]) -> Iterator[str]:
                 full = f"{base}.{alias.name}"
                 yield full if full in known or full == "groundkern._C" else base
         elif isinstance(node, ast.Call) and node.args:
-            function = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            function = ast.unparse(node.func).rpartition(".")[2]
             name = node.args[0]
-            if function == "import_module" and isinstance(name, ast.Constant):
+            by_name = function == "import_module" or (
+                function == "importorskip" and node not in statements
+            )
+            if by_name and isinstance(name, ast.Constant):
                 yield name.value
 
 
