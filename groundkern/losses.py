@@ -1,9 +1,9 @@
 """Losses on what the ops return: log probabilities, cross-entropy rows, attention maps.
 
-Every function is a few lines of torch on per-row values, in fp32 (fp64 input stays fp64). Rows are
-returned as they are: which rows count, and what their sum is divided by, is the caller's knowledge
-(padding, gradient accumulation); `mean_rows` is the usual answer. Equation numbers are those of
-METHODS.md.
+Every function is a few lines of torch on per-row values, in fp32 (fp64 input stays fp64). Most
+return one loss per row: only the caller knows which rows count and what their sum is divided by
+(padding, gradient accumulation); `mean_rows` is the usual answer. Equations are numbered in
+docs/methods.md.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from groundkern.checks import fail, require
 class SmamLoss(NamedTuple):
     """Per row: `total = gamma * grounding + alpha * cross_entropy`."""
 
-    total: Tensor  # [...]
-    grounding: Tensor  # [...] L_G
-    cross_entropy: Tensor  # [...] L_CE+
+    total: Tensor  # [...] fp32, (S5)
+    grounding: Tensor  # [...] fp32, L_G of (S4)
+    cross_entropy: Tensor  # [...] fp32, L_CE+ of (S3)
 
 
 class DvSftLoss(NamedTuple):
     """Scalars: `total = text + weight * word`."""
 
-    total: Tensor
-    text: Tensor
-    word: Tensor
+    total: Tensor  # fp32, (D4)
+    text: Tensor  # fp32, (D1)
+    word: Tensor  # fp32, (D3)
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
@@ -50,19 +50,19 @@ def _same_shape(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 def mean_rows(
     rows: Tensor, counted: Tensor | None = None, *, denominator: Tensor | float | None = None
 ) -> Tensor:
-    """Mean of the counted rows; 0, with a zero gradient, when there are none.
+    """Mean of the counted rows; 0, with a zero gradient, if there are none.
 
     Equals `rows[counted].sum() / denominator` without a host sync; rows that are not counted may
-    hold anything.
+    hold anything, NaN too.
 
     Args:
-        rows: [...] per-row losses.
+        rows: [...] float, per-row losses.
         counted: bool, broadcastable to `rows`; None counts all.
         denominator: what to divide by, for example the number of rows of a whole accumulated batch;
-            None: the number of counted rows. 0 gives 0.
+            None: the number of counted rows. With 0 the result is 0.
 
     Returns:
-        Scalar.
+        Scalar in the dtype of `rows`.
     """
     if counted is None:
         counted = torch.ones((), dtype=torch.bool, device=rows.device)
@@ -89,16 +89,19 @@ def smam(
     up by (S5).
 
     Args:
-        log_prob: [...] log pi[w_t], of the ordinary forward pass.
-        side_log_prob: [...] log pi+[w_t], of the pass that sees only the token's regions.
+        log_prob: [...] float, log pi(w_t) of the ordinary forward pass, in nats.
+        side_log_prob: [...] float, log pi+(w_t) of the pass that sees only the token's regions.
         beta, alpha, gamma: the paper's weights; gamma 2.0 for LLaVA, 0.5 for Qwen. No gradient
-            pushes pi+ down exactly when gamma * beta / 2 <= alpha (at pi = pi+).
-        detach_reference: stop the gradient of (S4) towards pi+. (S3) still trains it.
+            pushes pi+ down exactly if gamma * beta / 2 <= alpha (at pi = pi+).
+        detach_reference: stop the gradient of (S4) towards pi+; (S3) still trains it.
 
     Returns:
         SmamLoss of [...] fp32 rows.
 
-    Source: phrase-grounding-aware SFT (CVPR 2026), METHODS.md section 1.
+    Raises:
+        ValueError: the two shapes differ.
+
+    Source: phrase-grounding-aware SFT (CVPR 2026), (S3)-(S5).
     """
     _same_shape("side_log_prob", side_log_prob, "log_prob", log_prob)
     log_prob, side_log_prob = _at_least_fp32(log_prob), _at_least_fp32(side_log_prob)
@@ -113,21 +116,24 @@ def word_cross_entropy(
 ) -> Tensor:
     """DV-SFT's cross entropy of a visual token, smoothed over the other labels of its image (D3).
 
-    Equals `-((1 - b) * log_prob + b * other_log_prob)` with b = smoothing, or 0 where there is no
+    Equals `-((1 - b) * log_prob + b * other_log_prob)` with b = smoothing, or 0 if the image has no
     other label. `groundkern.linear_cross_entropy(..., bags=, smoothing=)` computes the same from
-    hidden states; this form is for log probabilities that are already there.
+    hidden states; this form is for log probabilities you already have.
 
     Args:
-        log_prob: [...] log p_i(w_i).
-        other_log_prob: [...] mean of log p_i(y) over the image's other labels; anything where there
-            are none.
-        has_others: [...] bool, whether the image has another label.
-        smoothing: b.
+        log_prob: [...] float, log p_i(w_i), in nats.
+        other_log_prob: [...] float, mean of log p_i(y) over the image's other labels; ignored in
+            rows without any.
+        has_others: [...] bool, whether the image has another label (D2).
+        smoothing: b, in [0, 1).
 
     Returns:
         [...] fp32 rows.
 
-    Source: arXiv 2605.26656 (D3).
+    Raises:
+        ValueError: shapes that differ, or a smoothing outside [0, 1).
+
+    Source: DV-SFT (arXiv 2605.26656), (D2) and (D3).
     """
     _same_shape("other_log_prob", other_log_prob, "log_prob", log_prob)
     _same_shape("has_others", has_others, "log_prob", log_prob)
@@ -148,19 +154,20 @@ def dv_sft(
 ) -> DvSftLoss:
     """DV-SFT's objective from cross-entropy rows: answer tokens and labelled visual tokens.
 
-    Equals `text_rows.mean() + weight * word_rows.mean()` over the counted rows; a set without rows
-    gives 0.
+    Equals `text_rows.mean() + weight * word_rows.mean()` over the counted rows; the mean of no rows
+    is 0.
 
     Args:
-        text_rows: [...] cross entropy of answer tokens (D1).
-        word_rows: [...] cross entropy of labelled visual tokens (D3).
-        text_counted, word_counted: bool masks of the rows that count; None: all.
+        text_rows: [...] float, cross entropy of answer tokens.
+        word_rows: [...] float, cross entropy of labelled visual tokens (D3), for example of
+            `groundkern.linear_cross_entropy` with bags.
+        text_counted, word_counted: bool, broadcastable to the rows: which rows count; None: all.
         weight: lambda of (D4).
 
     Returns:
         DvSftLoss of fp32 scalars.
 
-    Source: arXiv 2605.26656 (D1), (D3), (D4).
+    Source: DV-SFT (arXiv 2605.26656), (D1), (D3), (D4).
     """
     text = mean_rows(_at_least_fp32(text_rows), text_counted)  # (D1)
     word = mean_rows(_at_least_fp32(word_rows), word_counted)  # (D3)
@@ -171,19 +178,22 @@ def map_kl(target: Tensor, attention: Tensor, *, renormalise: bool = False) -> T
     """KL(P || Q) of a target map against a differentiable attention map.
 
     Equals `(P * (P.log() - attention.log())).sum(-1)` with `P = target / target.sum(-1)`. It is
-    finite everywhere: attention below the smallest normal number counts as that number, without a
-    gradient. From q and k, `groundkern.attention_kl` computes it in log space.
+    always finite: attention below the smallest normal number counts as that number, without a
+    gradient. `groundkern.attention_kl` computes the same in log space, from q and k.
 
     Args:
-        target: [..., C] >= 0, of any scale; no gradient. A row that sums to 0 has no target: loss
-            and gradient 0.
-        attention: [..., C] >= 0, for example of `groundkern.attention_map`.
+        target: [..., C] float >= 0, of any scale; no gradient. A row that sums to 0 has no target:
+            its loss and gradient are 0.
+        attention: [..., C] float >= 0, differentiable, for example of `groundkern.attention_map`.
         renormalise: divide `attention` by its sum first (normalise after the head mean).
 
     Returns:
-        [...] fp32.
+        [...] fp32, in nats.
 
-    Source: arXiv 2511.12738 (K3), one layer's term.
+    Raises:
+        ValueError: the two shapes differ.
+
+    Source: KLAL (arXiv 2511.12738), one layer's term of (K3).
     """
     _same_shape("attention", attention, "target", target)
     attention = _at_least_fp32(attention)
@@ -200,16 +210,17 @@ def map_kl(target: Tensor, attention: Tensor, *, renormalise: bool = False) -> T
 def klal(kl: Tensor, owns_map: Tensor) -> Tensor:
     """KLAL: the mean of per-layer, per-row KL over the layers and rows that have a target.
 
-    Equals `kl[owns_map].mean()`; 0 when no row owns a map.
+    Equals `kl[owns_map].mean()`; 0 if no row owns a map.
 
     Args:
-        kl: [L, N] or [N], for example of `groundkern.attention_kl`, one row of it per layer.
-        owns_map: bool, [N] or [L, N]: rows (of a layer) with a target column that they see.
+        kl: float, [L, N] or [N], for example the results of `groundkern.attention_kl`, stacked by
+            layer.
+        owns_map: bool, [N] or [L, N]: rows (of a layer) that see a target column.
 
     Returns:
-        Scalar; the objective is `L_NTP + weight * klal` with weight 1 (K4).
+        fp32 scalar; the objective is `L_NTP + weight * klal` with weight 1 (K4).
 
-    Source: arXiv 2511.12738 (K3).
+    Source: KLAL (arXiv 2511.12738), (K3).
     """
     return mean_rows(_at_least_fp32(kl), owns_map)
 
@@ -223,25 +234,30 @@ def map_divergence(
     renormalise: bool = False,
     floor: float = 1e-6,
 ) -> Tensor:
-    """KLAL's distance between a target map P and an attention map Q: forward, backward or both.
+    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse, or
+    Jensen-Shannon.
 
     Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with M = (P + Q) / 2,
-    `(sum P log(P / M) + sum Q log(Q / M)) / 2` ("js"). Where Q sums to less than 1, "js" counts
-    the rest as mass off the target.
+    `(sum P log(P / M) + sum Q log(Q / M)) / 2` ("js"). If Q sums to less than 1, "js" counts the
+    rest as mass off the target.
 
     Args:
-        target: [..., C] >= 0, of any scale; no gradient. A row that sums to 0: loss and gradient 0.
-        attention: [..., C] >= 0, differentiable.
+        target: [..., C] float >= 0, of any scale; no gradient. A row that sums to 0 has no target:
+            its loss and gradient are 0.
+        attention: [..., C] float >= 0, differentiable.
         kind: "kl" | "reverse_kl" | "js".
         valid: bool [..., C], the columns that exist; None: all.
         renormalise: divide `attention` by its sum first.
-        floor: the least share that "reverse_kl" gives a valid column of P, since the divergence is
-            infinite where P is 0 and Q is not.
+        floor: the least share of P that "reverse_kl" assumes in a valid column: the divergence is
+            infinite if P is 0 where Q is not.
 
     Returns:
-        [...] fp32.
+        [...] fp32, in nats.
 
-    Source: arXiv 2511.12738 (K3) and its options in METHODS.md section 3.
+    Raises:
+        ValueError: the two shapes differ, or an unknown kind.
+
+    Source: KLAL (arXiv 2511.12738), (K3) and its options.
     """
     if kind == "kl":
         return map_kl(target, attention, renormalise=renormalise)
@@ -277,18 +293,22 @@ def composition(
 ) -> Tensor:
     """How far the map of "p1 and p2" is from the sum of the maps of p1 and p2.
 
-    Equals `(whole - (first + second)).norm(dim=-1)`; the gradient is 0 where they agree exactly.
+    Equals `(whole - (first + second)).norm(dim=-1)`; a row in which they agree exactly has gradient
+    0.
 
     Args:
-        whole, first, second: [..., C] maps of the composite and of its two phrases.
+        whole, first, second: [..., C] float, maps of the composite and of its two phrases.
         distance: "l2", "l1" or "smooth_l1" (summed over columns) of the maps as they are; "kl":
             KL of `(first + second) / 2` against `whole`, each divided by its sum first.
         detach_parts: let only the composite learn.
 
     Returns:
-        [...] fp32; with "kl", 0 where a side has no mass.
+        [...] fp32; with "kl", 0 if either side has no mass.
 
-    Source: arXiv 2412.08110 (H3).
+    Raises:
+        ValueError: shapes that differ, or an unknown distance.
+
+    Source: HIST (arXiv 2412.08110), (H3).
     """
     _same_shape("first", first, "whole", whole)
     _same_shape("second", second, "whole", whole)
@@ -307,7 +327,7 @@ def composition(
 
 
 def _normalised_kl(p: Tensor, q: Tensor) -> Tensor:
-    """[...]: KL(p / sum p || q / sum q), differentiable in both; 0 where one has no mass."""
+    """[...]: KL(p / sum p || q / sum q), differentiable in both; 0 if either has no mass."""
     tiny = torch.finfo(p.dtype).tiny
     some = (p.sum(-1) > 0) & (q.sum(-1) > 0)
     p, q = (x / x.sum(-1, keepdim=True).clamp_min(tiny) for x in (p, q))
@@ -316,10 +336,10 @@ def _normalised_kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 class MarginLoss(NamedTuple):
-    """Per row, each >= 0."""
+    """The two hinges of each row, >= 0."""
 
-    mean: Tensor  # [...] of the means inside and outside
-    max: Tensor  # [...] of the maxima inside and outside
+    mean: Tensor  # [...] fp32, (A1): of the means inside and outside
+    max: Tensor  # [...] fp32, (A2): of the maxima inside and outside
 
 
 def margins(
@@ -330,21 +350,25 @@ def margins(
     mean_margin: float = 0.1,
     max_margin: float = 0.5,
 ) -> MarginLoss:
-    """AMC's two hinges: the map inside a region must lie above the map outside of it.
+    """AMC's two hinges: the map inside a region should lie above the map outside of it.
 
     Equals `relu(mean_out - mean_in + mean_margin)` (A1) and
     `relu(max_out - max_in + max_margin)` (A2).
 
     Args:
-        attention: [..., C] map, of any scale: the margins are in its units.
+        attention: [..., C] float, a map of any scale: the margins are in its units.
         inside: bool [..., C], the columns of the region.
         valid: bool [..., C], the columns that exist; None: all.
-        mean_margin, max_margin: the paper's for GradCAM maps.
+        mean_margin, max_margin: the defaults are the paper's, for GradCAM maps.
 
     Returns:
-        MarginLoss of [...] fp32 rows; 0 with a zero gradient where nothing is inside or outside.
+        MarginLoss of [...] fp32 rows; 0 with a zero gradient if no column is inside, or none
+        outside.
 
-    Source: AMC (arXiv 2206.15462), METHODS.md section 4.
+    Raises:
+        ValueError: the shapes of attention and inside differ.
+
+    Source: AMC (arXiv 2206.15462), (A1) and (A2).
     """
     _same_shape("inside", inside, "attention", attention)
     attention = _at_least_fp32(attention)
@@ -363,24 +387,27 @@ def margins(
 
 
 def logit_lens(log_prob: Tensor, inside: Tensor) -> Tensor:
-    """What a visual token says of a concept: raised inside the object, suppressed outside.
+    """Logit-lens loss: raise a concept's token at visual tokens on the object, suppress it off it.
 
-    Equals `-log_prob` (L1) where `inside`, else `-log(1 - log_prob.exp())` (L2).
+    Equals `-log_prob` (L1) in rows that are inside, `-log(1 - log_prob.exp())` (L2) in the others.
 
     Args:
-        log_prob: [...] log p_i(w) of the concept's token w at visual token i.
+        log_prob: [...] float, log p_i(w) of the concept's token w at visual token i, in nats.
         inside: bool [...], whether token i lies on the object.
 
     Returns:
         [...] fp32 rows.
 
-    Source: logit-lens loss (arXiv 2602.01530), METHODS.md section 5.
+    Raises:
+        ValueError: the two shapes differ.
+
+    Source: logit-lens loss (arXiv 2602.01530), (L1) and (L2).
     """
     _same_shape("inside", inside, "log_prob", log_prob)
     log_prob = _at_least_fp32(log_prob)
     certain = torch.finfo(log_prob.dtype).eps  # p = 1 - eps at most: finite, with a gradient below
     outside = log_prob.clamp_max(-certain)
-    near_one = outside > -math.log(2.0)  # whichever form of log(1 - exp(x)) does not cancel
+    near_one = outside > -math.log(2.0)  # of the two forms of log(1 - exp(x)), one cancels here
     low = torch.where(near_one, -1.0, outside)
     high = torch.where(near_one, outside, -1.0)
     suppress = torch.where(near_one, (-torch.expm1(high)).log(), torch.log1p(-low.exp()))
@@ -390,16 +417,21 @@ def logit_lens(log_prob: Tensor, inside: Tensor) -> Tensor:
 def contrastive(similarity: Tensor, match: Tensor) -> Tensor:
     """Image-text contrastive loss (the ITC of (H1), (H2)) with several matches per row and column.
 
-    Equals `(CE over texts + CE over images) / 2`, the target spread evenly over the matches.
+    Equals `(F.cross_entropy(similarity, p) + F.cross_entropy(similarity.T, p_of_texts)) / 2`, the
+    target probabilities spread evenly over the matches.
 
     Args:
-        similarity: [I, T], divided by the temperature.
-        match: bool [I, T].
+        similarity: [I, T] float, of images and texts, divided by the temperature.
+        match: bool [I, T], which pairs belong together.
 
     Returns:
-        Scalar: the mean over images with a text, and over texts with an image; 0 without either.
+        fp32 scalar: half the mean over images with a text plus half the mean over texts with an
+        image; a mean of nothing is 0.
 
-    Source: BLIP (arXiv 2201.12086) without momentum; arXiv 2412.08110 (H1), (H2).
+    Raises:
+        ValueError: the two shapes differ.
+
+    Source: BLIP (arXiv 2201.12086) without momentum; HIST (arXiv 2412.08110), (H1) and (H2).
     """
     _same_shape("match", match, "similarity", similarity)
     similarity = _at_least_fp32(similarity)

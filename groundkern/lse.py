@@ -1,8 +1,8 @@
 """The main pass's log-sum-exp, from kernels that compute one anyway.
 
-`attention` calls such a kernel and returns both results; `Watch` picks the statistics up from an
+`attention` calls such a kernel and returns both results; `Watch` picks up the statistics of an
 attention function that drops them. Before a kernel's statistics are used for the first time on a
-device, `self_test` holds their dtype (fp32), layout ([B, Hq, S]) and base (natural) against fp64.
+device, `self_test` compares their dtype (fp32), layout ([B, Hq, S]) and base (natural) with fp64.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ def _aten_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[T
 
 
 def _squeezed(lse: Tensor) -> Tensor:
-    """cuDNN's is [B, Hq, S, 1]; every other kernel's has no last dimension of 1."""
+    """cuDNN returns [B, Hq, S, 1], every other kernel [B, Hq, S]."""
     return lse[..., 0] if lse.dim() == 4 and lse.shape[3] == 1 else lse
 
 
 def _aten_efficient(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
     group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, 1) for x in (k, v))  # the kernel knows no groups
+    k, v = (x.repeat_interleave(group, 1) for x in (k, v))  # not grouped in this kernel
     op = torch.ops.aten._scaled_dot_product_efficient_attention
     return op(q, k, v, None, True, is_causal=True, scale=scale)[:2]
 
 
 def _flash_attn(package: str) -> Run:
-    """flash_attn_func of FlashAttention-2 or -3, whose tensors are [B, S, H, D]."""
+    """`flash_attn_func` of FlashAttention-2 or -3, whose tensors are [B, S, H, D]."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
         try:
             function = import_module(package).flash_attn_func
         except ImportError as error:
             raise ValueError(f"`kernel`: {package} is not importable here ({error})") from error
-        asked = "return_attn_probs" in inspect.signature(function).parameters
-        options = {"return_attn_probs": True} if asked else {}  # early FA-3 returns both unasked
+        optional = "return_attn_probs" in inspect.signature(function).parameters
+        options = {"return_attn_probs": True} if optional else {}  # early FA-3 always returns both
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out, lse, *_ = function(q, k, v, softmax_scale=scale, causal=True, **options)
         return out.transpose(1, 2), lse
@@ -77,8 +77,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor,
     run = flex.flex_attention if q.device.type == "cpu" else _compiled_flex()
     request = flex.AuxRequest(lse=True)
     grouped = q.shape[1] != k.shape[1]
-    out, more = run(q, k, v, block_mask=causal, scale=scale, enable_gqa=grouped, return_aux=request)
-    return out, more.lse
+    out, aux = run(q, k, v, block_mask=causal, scale=scale, enable_gqa=grouped, return_aux=request)
+    return out, aux.lse
 
 
 @cache
@@ -101,12 +101,12 @@ KERNELS: dict[str, Run] = {
     "flash_attn_3": _flash_attn("flash_attn_interface"),
     "flex": _flex,
 }
-# Ops whose second result is the statistics of the call, as they pass torch's dispatcher.
+# Ops whose second result is the log-sum-exp, by their name in torch's dispatcher.
 OPS = {
     "aten::_scaled_dot_product_flash_attention": "aten_flash",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "aten_flash_cpu",
     "aten::_scaled_dot_product_efficient_attention": "aten_efficient",
-    "aten::_scaled_dot_product_cudnn_attention": "aten_cudnn",  # what torch >= 2.11 takes on Hopper
+    "aten::_scaled_dot_product_cudnn_attention": "aten_cudnn",  # torch >= 2.11 on Hopper
     "flash_attn::_flash_attn_forward": "flash_attn_2",
 }
 WATCHED = ("sdpa", "flash_attention_2")  # implementations of transformers that end in one of these
@@ -115,23 +115,27 @@ WATCHED = ("sdpa", "flash_attention_2")  # implementations of transformers that 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, kernel: str, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention by a named kernel, with the statistics it computes anyway.
+    """Causal attention by a named kernel, with the log-sum-exp it computes anyway.
+
+    Equals `F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)`
+    and `scores.logsumexp(-1)` of the causal scores.
 
     Args:
-        q: [B, Hq, S, D]. k, v: [B, Hkv, S, D].
+        q: [B, Hq, S, D] float.
+        k, v: [B, Hkv, S, D] in q's dtype; Hq is a multiple of Hkv.
         kernel: "aten_flash", "aten_flash_cpu", "aten_efficient", "aten_cudnn", "flash_attn_2",
             "flash_attn_3" or "flex". Each serves its own devices, dtypes and head dimensions.
         scale: of the scores; default D ** -0.5.
 
     Returns:
-        out [B, Hq, S, D], differentiable where the kernel is, and lse [B, Hq, S], detached: fp32
-        (fp64 for fp64 inputs), natural log. `rows.take(lse[..., None])[..., 0]` is what
-        `side_attention` and the maps take as `lse`, of rows without padding or window.
+        out [B, Hq, S, D], differentiable if the kernel is, and lse [B, Hq, S], detached: fp32 (fp64
+        for fp64 inputs), natural log. Pass `rows.take(lse[..., None])[..., 0]` as the `lse` of
+        `side_attention` or `attention_map` for rows without padding or window.
 
     Raises:
-        ValueError: an unknown kernel, or one whose package is not there.
-        RuntimeError: a kernel whose statistics are not what they are taken for, or that cannot run
-            here.
+        ValueError: an unknown kernel, or one whose package is not installed.
+        RuntimeError: a kernel that cannot run here, or whose statistics have another dtype, layout
+            or base than expected.
     """
     if kernel not in KERNELS:
         fail("kernel", " | ".join(KERNELS), kernel)
@@ -141,16 +145,21 @@ def attention(
 
 
 class CannotRun(RuntimeError):
-    """A kernel that fails on the self-test's inputs, so that nothing is known of its statistics."""
+    """A kernel fails on the self-test's inputs, so nothing is known of its statistics."""
 
 
 def self_test(kernel: str, device: str, dtype: torch.dtype) -> None:
-    """Hold a kernel's statistics on a small causal problem to fp64, once for each combination.
+    """Compare a kernel's log-sum-exp of a small causal problem with fp64, once per combination.
+
+    Args:
+        kernel: a name in `KERNELS`.
+        device: a device type, "cpu" or "cuda".
+        dtype: of q, k and v.
 
     Raises:
-        CannotRun: the kernel does not take a problem of this device and dtype.
+        CannotRun: the kernel does not run on this device in this dtype.
         RuntimeError: another dtype, layout or base than fp32, [B, Hq, S] and natural.
-        ValueError: its package is not there.
+        ValueError: its package is not installed.
     """
     error = _tested(kernel, device, dtype)
     if error is not None:
@@ -159,7 +168,7 @@ def self_test(kernel: str, device: str, dtype: torch.dtype) -> None:
 
 @cache
 def _tested(kernel: str, device: str, dtype: torch.dtype) -> Exception | None:
-    """What is wrong with a kernel, or nothing."""
+    """What is wrong with a kernel's statistics; None if nothing is."""
     draw = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 37, 64), (2, 2, 37, 64), (2, 2, 37, 64))  # no two of B, H, S alike
     q, k, v = (torch.randn(s, generator=draw).to(device, dtype) for s in shapes)
@@ -181,7 +190,7 @@ def _tested(kernel: str, device: str, dtype: torch.dtype) -> Exception | None:
 
 
 def _hold(kernel: str, lse: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Raise where `lse` is not `truth` [B, Hq, S] in `dtype`; S may be padded."""
+    """Raise unless `lse` is `truth` [B, Hq, S] in `dtype`; its S may be padded."""
 
     def near(x: Tensor) -> bool:
         return bool(((lse[..., : x.shape[2]].double() - x).abs() < 1e-3).all())
@@ -198,7 +207,7 @@ def _hold(kernel: str, lse: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
 
 
 class Watch(TorchDispatchMode):
-    """Keeps the statistics of the attention kernel that runs within the block.
+    """Records the log-sum-exp of the attention kernel that runs within the block.
 
     >>> with Watch() as seen:
     ...     out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -212,17 +221,24 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         kernel = OPS.get(func.name())
-        if kernel is not None and result[1] is not None:  # cuDNN's, where no gradient is asked for
+        if kernel is not None and result[1] is not None:  # cuDNN has none without a gradient
             self._seen.append((kernel, args[0].dtype, _squeezed(result[1].detach())))
         return result
 
     def lse(self, q: Tensor) -> Tensor | None:
-        """[B, Hq, S] of the one kernel call seen on queries q [B, Hq, S, D], detached; None where
-        there was none, several, one of another shape (unpadded sequences, no statistics asked for),
-        or one of a kernel that the self-test cannot run (told once).
+        """The log-sum-exp of the one kernel call that was seen.
+
+        Args:
+            q: [B, Hq, S, D], the queries of that call.
+
+        Returns:
+            [B, Hq, S], detached; None if no call was seen, or several, or one whose statistics have
+            another shape (unpadded sequences, none requested), or one of a kernel that cannot run
+            the self-test (warns once).
 
         Raises:
-            RuntimeError: a kernel whose statistics are not what they are taken for.
+            RuntimeError: a kernel whose statistics have another dtype, layout or base than
+                expected.
         """
         if len(self._seen) != 1:
             return None

@@ -1,15 +1,16 @@
 """Target maps: which visual tokens a box, point, polygon or polyline falls on, and how strongly.
 
-A visual token is a rectangle `(x0, y0, x1, y1)` of the image, and a map is one number per
-rectangle, so a plain grid (`patch_grid`), a center-cropped one and a pyramid of tiles are all the
-same here. Rectangles and shapes share one coordinate system (fractions of the original image in
-`groundkern.hf`). A rectangle without area (-1, -1, -1, -1) is
-a token without a place: it is on nothing. Areas are exact and computed in fp64.
+A visual token is a rectangle `(x0, y0, x1, y1)` of the image and a map is one number per rectangle,
+so a plain grid (`patch_grid`), a center-cropped one and a pyramid of tiles are treated alike.
+Rectangles and shapes share one coordinate system, any unit (`groundkern.hf` uses fractions of the
+original image). A rectangle without area, such as (-1, -1, -1, -1), is a token without a place:
+nothing falls on it. Areas are exact and computed in fp64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +18,27 @@ from torch import Tensor
 from groundkern.checks import fail, require
 
 FIXED_POINT_ONE = 1 << 20
-"""The integer that stands for a map's maximum in `quantise`."""
+"""The integer that `quantise` stores for a map's maximum."""
 
 _CLEARLY_COVERED = 0.01  # share of a token below which a shape merely grazes it
 
-Shapes = Sequence | Tensor
+Coordinates = Sequence | Tensor  # rows of numbers
+
+
+class _Shapes(NamedTuple):
+    """Shapes whose union is the target."""
+
+    boxes: Coordinates  # [m, 4]
+    points: Coordinates  # [m, 2]
+    polygons: Sequence[Coordinates]  # of [k, 2]
+    polylines: Sequence[Coordinates]  # of [k, 2]
 
 
 def patch_grid(height: int, width: int) -> Tensor:
     """Rectangles of a `height` x `width` grid over the unit square, row by row.
+
+    Args:
+        height, width: rows and columns of the grid.
 
     Returns:
         [height * width, 4] fp64 (x0, y0, x1, y1).
@@ -35,7 +48,7 @@ def patch_grid(height: int, width: int) -> Tensor:
     return corners / torch.tensor([width, height, width, height], dtype=torch.float64)
 
 
-def _rows(name: str, values: Shapes, width: int) -> Tensor:
+def _rows(name: str, values: Coordinates, width: int) -> Tensor:
     rows = torch.as_tensor(values, dtype=torch.float64)
     rows = rows.reshape(0, width) if rows.numel() == 0 else rows
     require(
@@ -53,15 +66,18 @@ def _share(covered: Tensor, rects: Tensor) -> Tensor:
     return torch.where(area > 0, covered / area.clamp_min(1e-300), 0.0).clamp(0.0, 1.0)
 
 
-def overlap(rects: Tensor, boxes: Shapes) -> Tensor:
+def overlap(rects: Tensor, boxes: Coordinates) -> Tensor:
     """Share of each rectangle that each box covers.
 
     Args:
-        rects: [n, 4].
-        boxes: [m, 4] (x0, y0, x1, y1).
+        rects: [n, 4] float (x0, y0, x1, y1).
+        boxes: [m, 4] float (x0, y0, x1, y1).
 
     Returns:
         [m, n] fp64 in [0, 1].
+
+    Raises:
+        ValueError: another shape than [*, 4].
     """
     rects, boxes = _rows("rects", rects, 4), _rows("boxes", boxes, 4)
     low = torch.maximum(boxes[:, None, :2], rects[None, :, :2])
@@ -69,18 +85,22 @@ def overlap(rects: Tensor, boxes: Shapes) -> Tensor:
     return _share((high - low).clamp_min(0).prod(-1), rects)
 
 
-def polygon_overlap(rects: Tensor, polygon: Shapes) -> Tensor:
+def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
     """Share of each rectangle that a simple polygon covers.
 
     The area between every edge and the rectangle's floor is integrated in closed form, so concave
     polygons are exact.
 
     Args:
-        rects: [n, 4].
-        polygon: [k, 2] corners in order, either orientation, not repeated at the end.
+        rects: [n, 4] float (x0, y0, x1, y1).
+        polygon: [k, 2] float, corners (x, y) in order, in either orientation, the first not
+            repeated at the end.
 
     Returns:
         [n] fp64 in [0, 1].
+
+    Raises:
+        ValueError: another shape than [*, 4] or [*, 2].
     """
     rects, a = _rows("rects", rects, 4), _rows("polygon", polygon, 2)
     b = a.roll(-1, 0)  # edges a -> b, [k, 2]
@@ -104,18 +124,21 @@ def polygon_overlap(rects: Tensor, polygon: Shapes) -> Tensor:
     return _share(covered, rects)
 
 
-def contains(rects: Tensor, points: Shapes) -> Tensor:
+def contains(rects: Tensor, points: Coordinates) -> Tensor:
     """Which rectangle each point lies in.
 
     A point on a shared edge belongs to the right or lower rectangle; on the last edge, to the last
     rectangle.
 
     Args:
-        rects: [n, 4].
-        points: [m, 2] (x, y).
+        rects: [n, 4] float (x0, y0, x1, y1).
+        points: [m, 2] float (x, y).
 
     Returns:
         [m, n] bool.
+
+    Raises:
+        ValueError: another shape than [*, 4] or [*, 2].
     """
     rects, points = _rows("rects", rects, 4), _rows("points", points, 2)
     low, high, p = rects[None, :, :2], rects[None, :, 2:], points[:, None]
@@ -125,18 +148,21 @@ def contains(rects: Tensor, points: Shapes) -> Tensor:
     return torch.where(half_open.any(-1, keepdim=True), half_open, closed)
 
 
-def polyline_length(rects: Tensor, polyline: Shapes) -> Tensor:
+def polyline_length(rects: Tensor, polyline: Coordinates) -> Tensor:
     """How much of a line of straight segments runs through each rectangle.
 
     Measured in the rectangle's own width and height: a line straight across it has length 1, its
-    diagonal sqrt(2). A segment that runs along an edge counts for both rectangles it divides.
+    diagonal sqrt(2). A segment along an edge counts for the rectangles on both sides of it.
 
     Args:
-        rects: [n, 4].
-        polyline: [k, 2] vertices in order, k >= 2.
+        rects: [n, 4] float (x0, y0, x1, y1).
+        polyline: [k, 2] float, vertices (x, y) in order, k >= 2.
 
     Returns:
         [n] fp64 >= 0; 0 for a rectangle without area.
+
+    Raises:
+        ValueError: another shape than [*, 4] or [*, 2].
     """
     rects, vertices = _rows("rects", rects, 4), _rows("polyline", polyline, 2)
     solid = _area(rects) > 0
@@ -153,23 +179,17 @@ def polyline_length(rects: Tensor, polyline: Shapes) -> Tensor:
     return (part * run.norm(dim=-1)).sum(-1) * solid
 
 
-def _shares(
-    rects: Tensor,
-    boxes: Shapes,
-    points: Shapes,
-    polygons: Sequence[Shapes],
-    polylines: Sequence[Shapes],
-) -> Tensor:
+def _shares(rects: Tensor, shapes: _Shapes) -> Tensor:
     """[m, n]: the share of each rectangle that each shape covers; a point fills its rectangle, and
     so does a line that runs through it for its width or height."""
-    parts = [overlap(rects, boxes), contains(rects, points).double()]
-    parts += [polygon_overlap(rects, polygon)[None] for polygon in polygons]
-    parts += [polyline_length(rects, line)[None].clamp_max(1) for line in polylines]
+    parts = [overlap(rects, shapes.boxes), contains(rects, shapes.points).double()]
+    parts += [polygon_overlap(rects, polygon)[None] for polygon in shapes.polygons]
+    parts += [polyline_length(rects, line)[None].clamp_max(1) for line in shapes.polylines]
     return torch.cat(parts)
 
 
 def _clearly(shares: Tensor) -> Tensor:
-    """[n] bool: a shape takes a hundredth, or is too small for that and takes most here."""
+    """[n] bool: a shape covers a hundredth, or is too small for that and covers most here."""
     if shares.shape[0] == 0 or shares.shape[1] == 0:
         return shares.new_zeros(shares.shape[1], dtype=torch.bool)
     most = shares.amax(-1, keepdim=True)
@@ -180,26 +200,31 @@ def _clearly(shares: Tensor) -> Tensor:
 def inside(
     rects: Tensor,
     *,
-    boxes: Shapes = (),
-    points: Shapes = (),
-    polygons: Sequence[Shapes] = (),
-    polylines: Sequence[Shapes] = (),
+    boxes: Coordinates = (),
+    points: Coordinates = (),
+    polygons: Sequence[Coordinates] = (),
+    polylines: Sequence[Coordinates] = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
 
-    A shape covers a rectangle when it takes at least a hundredth of it (a polyline: runs through a
+    A shape covers a rectangle if it overlaps at least a hundredth of it (a polyline: runs through a
     hundredth of its width or height), so that an edge which grazes a patch by a rounding error does
     not count; a shape too small for that covers the rectangle it lies in.
 
     Args:
-        rects: [n, 4].
-        boxes: [m, 4]; points: [m, 2]; polygons, polylines: sequences of [k, 2].
+        rects: [n, 4] float (x0, y0, x1, y1).
+        boxes: [m, 4] float (x0, y0, x1, y1).
+        points: [m, 2] float (x, y).
+        polygons, polylines: sequences of [k, 2] float (x, y).
 
     Returns:
         [n] bool.
+
+    Raises:
+        ValueError: rectangles or shapes of another width.
     """
     rects = _rows("rects", rects, 4)
-    return _clearly(_shares(rects, boxes, points, polygons, polylines))
+    return _clearly(_shares(rects, _Shapes(boxes, points, polygons, polylines)))
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:
@@ -207,39 +232,32 @@ def _touching(rects: Tensor, target: Tensor) -> Tensor:
     slack = 0.01 * (rects[:, 2:] - rects[:, :2])
     low, high = rects[:, :2] - slack, rects[:, 2:] + slack
     touch = torch.zeros_like(target)
-    for chunk in target.nonzero()[:, 0].split(
-        1024
-    ):  # bounds [1024, n] for a target as large as the image
+    # 1024 at a time: a target as large as the image must not cost [n, n]
+    for chunk in target.nonzero()[:, 0].split(1024):
         near = (low[chunk, None] <= rects[None, :, 2:]) & (high[chunk, None] >= rects[None, :, :2])
         touch |= near.all(-1).any(0)
     return touch & (_area(rects) > 0)
 
 
-def _gaussian(
-    rects: Tensor,
-    boxes: Shapes,
-    points: Shapes,
-    polygons: Sequence[Shapes],
-    polylines: Sequence[Shapes],
-) -> Tensor:
+def _gaussian(rects: Tensor, shapes: _Shapes) -> Tensor:
     """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
     polyline, as wide as a token."""
-    bounds = [_rows("boxes", boxes, 4), _rows("points", points, 2).repeat(1, 2)]
-    for polygon in polygons:
+    bounds = [_rows("boxes", shapes.boxes, 4), _rows("points", shapes.points, 2).repeat(1, 2)]
+    for polygon in shapes.polygons:
         corners = _rows("polygon", polygon, 2)
         bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
     bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
     low, high = rects[:, :2], rects[:, 2:]
-    sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2).clamp_min(
-        1e-12
-    )
+    sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2)
+    sigma = sigma.clamp_min(1e-12)
     away = ((low + high) / 2 - (bounds[..., :2] + bounds[..., 2:]) / 2) / sigma  # [m, n, 2]
-    squares = [away.square().sum(-1), *(_from_line(rects, line)[None] for line in polylines)]
+    squares = [away.square().sum(-1)]
+    squares += [_from_line(rects, line)[None] for line in shapes.polylines]
     bell = torch.exp(-0.5 * torch.cat(squares)).amax(0)
     return bell.masked_fill(_area(rects) == 0, 0.0)
 
 
-def _from_line(rects: Tensor, polyline: Shapes) -> Tensor:
+def _from_line(rects: Tensor, polyline: Coordinates) -> Tensor:
     """[n]: squared distance of each rectangle's centre from a polyline, in half rectangles."""
     vertices = _rows("polyline", polyline, 2)
     half = ((rects[:, 2:] - rects[:, :2]) / 2).clamp_min(1e-12)[:, None]
@@ -253,30 +271,32 @@ def _from_line(rects: Tensor, polyline: Shapes) -> Tensor:
 def target_map(
     rects: Tensor,
     *,
-    boxes: Shapes = (),
-    points: Shapes = (),
-    polygons: Sequence[Shapes] = (),
-    polylines: Sequence[Shapes] = (),
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    boxes: Coordinates = (),
+    points: Coordinates = (),
+    polygons: Sequence[Coordinates] = (),
+    polylines: Sequence[Coordinates] = (),
 ) -> Tensor:
-    """The distribution over visual tokens that a map should have when it looks at the union of the
-    shapes.
+    """The distribution over visual tokens of a map that looks at the union of the shapes.
 
     Args:
-        rects: [n, 4], one rectangle per visual token. Tokens without a place get 0.
-        boxes: [m, 4]; points: [m, 2]; polygons, polylines: sequences of [k, 2].
+        rects: [n, 4] float, one rectangle per visual token. Tokens without a place get 0.
         kind: "neighbours": `levels` (a, b, c) for tokens on the target (`inside`), tokens that
             touch these, and the rest. "uniform": a on the target, c elsewhere. "overlap": the share
             of the token that is covered (along a polyline: the length that runs through it, at most
             1), 0 elsewhere. "gaussian": a bell over each shape, its standard deviation half the
             shape's width and height and at least half a token; around a polyline half a token.
         levels: the triple (a, b, c), each >= 0 and a > 0.
+        boxes, points, polygons, polylines: as in `inside`.
 
     Returns:
-        [n] fp32, sums to 1; all zero when the shapes fall on no token.
+        [n] fp32, sums to 1; all zero if the shapes fall on no token.
 
-    Source: arXiv 2511.12738, METHODS.md section 3 (the triple is open in the paper).
+    Raises:
+        ValueError: rectangles or shapes of another width, an unknown kind, or levels out of range.
+
+    Source: P of KLAL's (K3) (arXiv 2511.12738; the triple is open in the paper).
     """
     rects = _rows("rects", rects, 4)
     require(
@@ -285,7 +305,8 @@ def target_map(
         "three numbers >= 0",
         levels,
     )
-    shares = _shares(rects, boxes, points, polygons, polylines)
+    shapes = _Shapes(boxes, points, polygons, polylines)
+    shares = _shares(rects, shapes)
     target = _clearly(shares)
     if not target.any():
         return torch.zeros(rects.shape[0])
@@ -298,7 +319,7 @@ def target_map(
     elif kind == "overlap":
         values = shares.amax(0) * target
     elif kind == "gaussian":
-        values = _gaussian(rects, boxes, points, polygons, polylines)
+        values = _gaussian(rects, shapes)
     else:
         fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
     return (values / values.sum()).float()
@@ -307,10 +328,10 @@ def target_map(
 def quantise(target: Tensor) -> Tensor:
     """A map as integers, which survive frameworks that cast every float of a batch to bf16.
 
-    Equals `round(target / target.max(-1) * 2**20)`; an empty map stays 0.
+    Equals `round(target / target.amax(-1, keepdim=True) * 2**20)`; an empty map stays 0.
 
     Args:
-        target: [..., C] >= 0.
+        target: [..., C] float >= 0.
 
     Returns:
         [..., C] int32 in [0, 2**20]; 2**20 marks the maximum.
@@ -325,11 +346,13 @@ def quantise(target: Tensor) -> Tensor:
 def dequantise(target: Tensor) -> Tensor:
     """What `quantise` stored, as a distribution; padding (negative numbers) becomes 0.
 
+    Equals `target.clamp(min=0) / target.clamp(min=0).sum(-1, keepdim=True)`.
+
     Args:
         target: [..., C] int32.
 
     Returns:
-        [..., C] fp32, sums to 1; all zero where nothing is positive.
+        [..., C] fp32, sums to 1; all zero in a row without a positive number.
     """
     values = target.clamp_min(0).float()
     return values / values.sum(-1, keepdim=True).clamp_min(1.0)

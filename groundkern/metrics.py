@@ -1,8 +1,8 @@
 """How well a map over visual tokens finds its target: one number per row.
 
-Everything takes `scores` [N, C], a bool `target` [N, C] and optionally a bool `valid` [N, C]
-(columns that exist; the others take part in nothing), and returns [N] fp32. **A row for which a
-number is not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
+Every metric reads `scores` [N, C], a bool `target` [N, C] and optionally a bool `valid` [N, C]
+(columns that exist; the others are ignored), and returns [N] fp32. **A row for which a metric is
+not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ _NAN = float("nan")
 
 
 def _columns(scores: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked: scores in fp64, the valid targets, and which columns are valid; all [N, C]."""
     require(scores.dim() == 2, "scores", "a [N, C] tensor", list(scores.shape))
     for name, mask in (("target", target), ("valid", valid)):
         if mask is not None:
@@ -29,18 +30,26 @@ def _columns(scores: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tens
 
 
 def peak_in_mask(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    """1 where the highest score lies on the target, 0 where it does not.
+    """1 if the highest score lies on the target, 0 if it does not.
 
-    When several columns share the highest score it is the fraction of them on the target (what
-    choosing one at random gives), so a constant map earns no luck from the order of its columns.
+    Equals `target.gather(1, scores.argmax(1, keepdim=True))` if no two scores are equal. If several
+    columns share the highest score, it is the fraction of them on the target (what choosing one at
+    random gives), so that a constant map gains nothing from the order of its columns.
 
     Args:
-        scores: [N, C] attention or contribution.
+        scores: [N, C] float, attention or contributions.
         target: [N, C] bool.
-        valid: [N, C] bool, None: all.
+        valid: [N, C] bool; None: all.
 
     Returns:
-        [N] fp32; NaN for a row without a target column.
+        [N] fp32; NaN for a row without a target column, or with a NaN score.
+
+    Raises:
+        ValueError: shapes that differ, or other than two dimensions.
+        TypeError: a target or valid that is not bool.
+
+    Source: SMAM's evaluation (CVPR 2026), on contributions (C1); KLAL's argmax in target (arXiv
+        2511.12738).
     """
     scores, target, valid = _columns(scores, target, valid)
     if scores.shape[1] == 0:
@@ -56,17 +65,24 @@ argmax_in_target = peak_in_mask  # its usual name for attention maps
 
 
 def roc_auc(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Probability that a target column scores above another one, ties counting one half (exact,
-    from ranks).
+    """Probability that a target column scores above another column, a tie counting one half.
+
+    Exact, from ranks: `sklearn.metrics.roc_auc_score(target[n], scores[n])` of every row.
 
     Args:
-        scores: [N, C] attention or contribution.
+        scores: [N, C] float, attention or contributions.
         target: [N, C] bool.
-        valid: [N, C] bool, None: all.
+        valid: [N, C] bool; None: all.
 
     Returns:
         [N] fp32; NaN for a row in which no column, or every column, is a target, or with a NaN
         score.
+
+    Raises:
+        ValueError: shapes that differ, or other than two dimensions.
+        TypeError: a target or valid that is not bool.
+
+    Source: SMAM's evaluation (CVPR 2026), on contributions (C1).
     """
     scores, target, valid = _columns(scores, target, valid)
     undefined = (scores.isnan() & valid).any(-1)
@@ -83,35 +99,53 @@ def roc_auc(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tens
     return area.masked_fill(undefined, _NAN).float()
 
 
+def _sums(scores: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] each: the sum of the scores on the target, and of all valid ones (NaN if that is 0)."""
+    everywhere = scores.masked_fill(~valid, 0.0).sum(-1)
+    on_target = scores.masked_fill(~target, 0.0).sum(-1)
+    return on_target, everywhere.masked_fill(everywhere == 0, _NAN)
+
+
 def attention_ratio(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean score of the target columns over the mean score of all columns; 1 is indifference.
 
+    Equals `scores[target].mean() / scores[valid].mean()` row by row.
+
     Args:
-        scores: [N, C] attention, >= 0.
+        scores: [N, C] float >= 0, attention.
         target: [N, C] bool.
-        valid: [N, C] bool, None: all.
+        valid: [N, C] bool; None: all.
 
     Returns:
-        [N] fp32; NaN for a row without a target column, or without any score.
+        [N] fp32; NaN for a row without a target column, or whose scores are all 0.
+
+    Raises:
+        ValueError: shapes that differ, or other than two dimensions.
+        TypeError: a target or valid that is not bool.
+
+    Source: KLAL's evaluation (arXiv 2511.12738): it must exceed 1.
     """
     scores, target, valid = _columns(scores, target, valid)
-    on_target = scores.masked_fill(~target, 0.0).sum(-1) / target.sum(-1)
-    everywhere = scores.masked_fill(~valid, 0.0).sum(-1) / valid.sum(-1)
-    return (on_target / everywhere).masked_fill(everywhere == 0, _NAN).float()
+    on_target, everywhere = _sums(scores, target, valid)
+    return ((on_target / target.sum(-1)) / (everywhere / valid.sum(-1))).float()
 
 
 def mass_on_target(scores: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """Share of the row's score that lies on the target columns.
 
+    Equals `scores[target].sum() / scores[valid].sum()` row by row.
+
     Args:
-        scores: [N, C] attention, >= 0.
-        target: [N, C] bool.
-        valid: [N, C] bool, None: all.
+        scores, target, valid: as in `attention_ratio`.
 
     Returns:
-        [N] fp32 in [0, 1]; NaN for a row without a target column, or without any score.
+        [N] fp32 in [0, 1]; NaN for a row without a target column, or whose scores are all 0.
+
+    Raises:
+        ValueError, TypeError: as `attention_ratio`.
+
+    Source: KLAL's evaluation (arXiv 2511.12738).
     """
     scores, target, valid = _columns(scores, target, valid)
-    everywhere = scores.masked_fill(~valid, 0.0).sum(-1)
-    share = scores.masked_fill(~target, 0.0).sum(-1) / everywhere
-    return share.masked_fill(~target.any(-1) | (everywhere == 0), _NAN).float()
+    on_target, everywhere = _sums(scores, target, valid)
+    return (on_target / everywhere).masked_fill(~target.any(-1), _NAN).float()

@@ -1,43 +1,62 @@
 """Who may import whom (CONTRIBUTING.md), what `import groundkern` costs, and the size of files.
 
-The arrows are read from the sources with `ast`, lazy imports inside functions included.
+Imports are read from the sources with `ast`, those inside functions included.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("groundkern", "trainer", "benchmarks", "tests")
+from tests.sources import (
+    PACKAGES,
+    ROOT,
+    between_children,
+    circles,
+    files,
+    import_graph,
+    imported,
+    modules,
+)
+
 HUGGING_FACE = {"accelerate", "datasets", "huggingface_hub", "peft", "tokenizers", "transformers"}
 MAX_LINES = 450
+FILES_OF_AN_OP = (
+    "api",
+    "op",
+    "reference",
+    "cases",
+    "native_kernels",
+    "triton_kernels",
+    "triton_launch",
+)
+SKELETON = "skeleton"  # the op in tests/ that a newcomer copies; its files follow the same arrows
 
-# Role of the importer -> roles it may import. What has no role (torch, the standard library, ...)
-# is free. op imports the reference, which runs inside the opaque custom op: traced, it would need
-# a sync.
+# Role of the importer -> roles it may import. A module without a role (torch, the standard library,
+# ...) is free. `op` imports the reference because that runs inside the opaque custom op: traced, it
+# would need a host sync.
 ARROWS = {
     "shared": {"shared"},
     "tiles": {"triton"},
     "native": {"_C"},
     "kernels": {"shared", "kernels", "tiles", "native", "triton", "_C"},
+    "launch": {"shared", "kernels", "tiles", "triton"},
     "reference": {"shared"},
-    "op": {"shared", "kernels", "reference"},
+    "op": {"shared", "kernels", "launch", "reference"},
     "api": {"shared", "reference", "op"},
     "cases": {"shared", "api", "cases"},
     "public": {"shared", "api", "public"},
-    "hf": {"shared", "public", "hf", "hugging face"},
-    "trainer": {"public", "hf", "trainer", "hugging face"},
-    "benchmarks": {"shared", "public", "hf", "cases", "benchmarks", "hugging face"},
+    "hf data": {"shared", "public", "hf data", "hugging face"},
+    "hf": {"shared", "public", "hf data", "hf", "hugging face"},
+    "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
+    "benchmarks": {"shared", "public", "hf data", "hf", "cases", "benchmarks", "hugging face"},
     "tests": {
         "shared",
         "public",
+        "hf data",
         "hf",
         "cases",
         "reference",
@@ -53,10 +72,12 @@ AOT_OPS = ("attention_map", "linear_cross_entropy", "side_attention")
 EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
     ("tests.test_bindings", "groundkern._C"),  # tests the binding itself
+    ("tests.test_cpu_levels", "groundkern._C"),
     ("tests.test_head_bindings", "groundkern._C"),
     ("tests.test_map_bindings", "groundkern._C"),
     # compiles the launches themselves, on meta tensors
     *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_kernels") for op in AOT_OPS),
+    *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_launch") for op in AOT_OPS),
     *(("benchmarks.aot.recorder", f"triton{part}") for part in AOT_IMPORTS),
     # notes launches, replaces rows of the tile tables while it times them
     ("benchmarks.noting", "groundkern.tiles"),
@@ -66,6 +87,8 @@ EXCEPTIONS = {
     ("benchmarks.gpu.compiling", "groundkern.tiles"),
     ("benchmarks.gpu.sweep", "groundkern.ops.attention_map.triton_kernels"),
     ("benchmarks.gpu.sweep", "groundkern.ops.side_attention.triton_kernels"),
+    ("benchmarks.gpu.sweep", "groundkern.ops.attention_map.triton_launch"),
+    ("benchmarks.gpu.sweep", "groundkern.ops.side_attention.triton_launch"),
     ("benchmarks.gpu.sweep", "groundkern.tiles"),
     ("tests.ops.test_tiles", "groundkern.tiles"),
     # the one tolerance rule
@@ -84,6 +107,8 @@ def role(module: str) -> str | None:
         return "relative"
     if top in HUGGING_FACE:
         return "hugging face"
+    if parts[:2] == ["tests", SKELETON] and parts[-1] in FILES_OF_AN_OP:
+        return _role_in_op(parts[-1])
     if top in ("triton", "trainer", "benchmarks", "tests"):
         return top
     if top != "groundkern":
@@ -91,6 +116,8 @@ def role(module: str) -> str | None:
     match parts[1:]:
         case ["_C"] | ["tiles"] | ["native"]:
             return parts[1]
+        case ["hf", "data", *_]:
+            return "hf data"
         case ["hf", *_]:
             return "hf"
         case [] | ["losses" | "maps" | "metrics"]:
@@ -98,31 +125,15 @@ def role(module: str) -> str | None:
         case ["ops", "cases"]:
             return "cases"
         case ["ops", _, leaf]:
-            return "kernels" if leaf.endswith("_kernels") else leaf
+            return _role_in_op(leaf)
         case ["ops", *_]:
             return "package"
         case _:
             return "shared"
 
 
-def imported(source: str, modules: set[str]) -> Iterator[str]:
-    """The modules a source imports, anywhere in it, by statement or by `import_module("name")`.
-
-    A relative import comes as it is written: absolute ones are the rule.
-    """
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = "." * node.level + (node.module or "")
-            for alias in node.names:
-                full = f"{base}.{alias.name}"
-                yield full if full in modules or full == "groundkern._C" else base
-        elif isinstance(node, ast.Call) and node.args:
-            function = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            name = node.args[0]
-            if function == "import_module" and isinstance(name, ast.Constant):
-                yield name.value
+def _role_in_op(leaf: str) -> str:
+    return next((end for end in ("kernels", "launch") if leaf.endswith("_" + end)), leaf)
 
 
 def violations(sources: dict[str, str]) -> list[str]:
@@ -134,35 +145,16 @@ def violations(sources: dict[str, str]) -> list[str]:
             wanted = role(target)
             if wanted is None or (module, target) in EXCEPTIONS:
                 continue
+            if importer == "tests" and target.startswith(f"tests.{SKELETON}."):
+                continue
             ops = {m.split(".")[2] for m in (module, target) if m.startswith("groundkern.ops.")}
             if wanted not in ARROWS[importer] or len(ops - {"cases"}) == 2:
                 found.append(f"{module} -> {target}")
     return found
 
 
-def files(*suffixes: str) -> list[Path]:
-    """The repository's own files: its folders and the top level, without what is built."""
-    folders = [ROOT / name for name in (*PACKAGES, "csrc", "docs", ".ci")]
-    paths = [*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]
-    generated = {ROOT / "groundkern" / "_C.py"}
-    return [
-        path
-        for path in sorted(paths)
-        if path.is_file()
-        and path.suffix in suffixes
-        and "__pycache__" not in path.parts
-        and path not in generated
-    ]
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def test_imports_follow_the_arrows() -> None:
-    paths = [p for p in files(".py") if p.relative_to(ROOT).parts[0] in PACKAGES]
-    sources = {module_name(path): path.read_text(encoding="utf-8") for path in paths}
+    sources = modules(*PACKAGES)
     assert {"groundkern", "groundkern.ops.side_attention.native_kernels"} <= set(sources)
     unknown = {m for m in sources if role(m) not in ARROWS}
     assert not unknown, "files that have no place in the layout"
@@ -176,15 +168,23 @@ def test_imports_follow_the_arrows() -> None:
         ("groundkern.ops.a.native_kernels", "from . import reference"),
         ("groundkern.ops.a.triton_kernels", "from groundkern.ops.a.reference import forward"),
         ("groundkern.ops.a.api", "def f():\n    import groundkern.ops.a.native_kernels"),
+        ("groundkern.ops.a.triton_kernels", "from groundkern.ops.a.triton_launch import forward"),
+        ("groundkern.ops.a.triton_launch", "from groundkern.ops.a.reference import forward"),
+        ("groundkern.ops.a.triton_launch", "from groundkern.ops.b.triton_kernels import forward"),
+        ("groundkern.ops.a.api", "from groundkern.ops.a.triton_launch import forward"),
         ("groundkern.ops.a.reference", "import triton.language as tl"),
         ("groundkern.ops.a.op", "from groundkern import _C"),
         ("groundkern.ops.a.api", "from groundkern.ops.b import api"),
         ("groundkern.ops.a.api", "from groundkern.ops.a import cases"),
+        ("tests.skeleton.api", "from tests.skeleton import native_kernels"),
+        ("tests.skeleton.triton_kernels", "import transformers"),
         ("groundkern.losses", "from groundkern.ops.a import op"),
         ("groundkern.maps", "from transformers import AutoConfig"),
         ("groundkern.checks", "import groundkern.hf.attach"),
         ("groundkern.hf.attach", "from groundkern.ops.a.op import forward"),
         ("groundkern.hf.attach", "import importlib\nimportlib.import_module('trainer.config')"),
+        ("groundkern.hf.data.collator", "from groundkern.hf.attach import attach"),
+        ("groundkern.hf.data.collator", "def f():\n    from groundkern.hf import attach"),
         ("trainer.train", "from groundkern.ops.a import cases"),
         ("trainer.train", "from tests.hf import tiny"),
         ("benchmarks.harness", "from groundkern.ops.a.native_kernels import forward"),
@@ -192,14 +192,57 @@ def test_imports_follow_the_arrows() -> None:
     ],
 )
 def test_an_import_against_the_arrows_is_found(module: str, source: str) -> None:
-    others = {
-        f"groundkern.ops.{op}.{leaf}": "" for op in "ab" for leaf in ("api", "op", "reference")
-    }
+    leaves = ("api", "op", "reference", "triton_kernels")
+    others = {f"groundkern.ops.{op}.{leaf}": "" for op in "ab" for leaf in leaves}
     others |= {f"groundkern.ops.a.{leaf}": "" for leaf in ("cases", "native_kernels")}
+    others |= {f"tests.{SKELETON}.{leaf}": "" for leaf in FILES_OF_AN_OP}
+    others["tests.test_a"] = "from tests.skeleton import op, reference"
     assert violations(others) == []
     found = violations({**others, module: source})
     assert len(found) == 1
     assert found[0].startswith(f"{module} -> ")
+
+
+LAYERED = ("groundkern", "benchmarks")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circles(import_graph(modules(*LAYERED))) == []
+
+
+def test_no_package_has_children_that_import_one_another() -> None:
+    """The modules and sub-packages of every package have an order."""
+    graph = import_graph(modules(*LAYERED))
+    packages = {module.rpartition(".")[0] for module in graph} - {""}
+    assert {"groundkern.hf", "benchmarks"} <= packages
+    found = {package: circles(between_children(graph, package)) for package in sorted(packages)}
+    assert {package: paths for package, paths in found.items() if paths} == {}
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "a": "",
+        "a.one": "from a import two",
+        "a.two": "def f():\n    from a.three import g",
+        "a.three": "import a.one",
+        "a.four": "import a.one",
+    }
+    graph = import_graph(sources)
+    assert circles(graph) == ["a.one -> a.two -> a.three -> a.one"]
+    assert circles({**graph, "a.three": set()}) == []
+
+
+def test_a_circle_of_packages_is_found() -> None:
+    sources = {
+        "a.left.one": "from a.right.two import f",
+        "a.right.two": "",
+        "a.right.three": "import a.left.four",
+        "a.left.four": "",
+    }
+    graph = import_graph(sources)
+    assert circles(graph) == []
+    assert circles(between_children(graph, "a")) == ["a.left -> a.right -> a.left"]
+    assert circles(between_children(graph, "a.right")) == []
 
 
 def test_import_groundkern_is_light() -> None:
@@ -219,7 +262,8 @@ q, k = torch.ones(1, 2, 4), torch.ones(1, 2, 3, 4)
 groundkern.side_attention(q, k, k, rows, backend="reference")
 called = set(sys.modules) - before
 heavy = {"transformers", "groundkern._C", "PIL", "trainer"}
-kernels = {m for m in called if m.startswith("groundkern.") and m.endswith("_kernels")}
+ours = {m for m in called if m.startswith("groundkern.")}
+kernels = {m for m in ours if m.endswith(("_kernels", "_launch"))}
 print(sorted(heavy & called | kernels | {"triton"} & imported))
 """
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Losses against the equations written out, and at the edges where a naive version gives NaN."""
+"""Losses against the equations written out, and at edges at which a naive version returns NaN."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_map_divergence_is_finite_at_the_edges(kind):
         map_divergence(target, attention, kind="hellinger")
 
 
-def test_margins_are_amc_and_zero_where_a_side_is_empty():
+def test_margins_are_amc_and_zero_if_a_side_is_empty():
     attention = torch.tensor([[0.9, 0.5, 0.2, 9.0], [1.0, 1.0, 0.0, 0.0], [0.3, 0.1, 0.0, 0.0]])
     inside = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0]]).bool()
     valid = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
@@ -287,7 +287,7 @@ def test_logit_lens_raises_inside_and_suppresses_outside():
     assert torch.autograd.grad(rows.sum(), certain)[0].isfinite().all()
 
 
-def test_contrastive_spreads_over_matches_and_passes_over_what_has_none():
+def test_contrastive_spreads_over_matches_and_ignores_rows_without_any():
     similarity = torch.randn(2, 4, dtype=torch.float64)
     match = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0]]).bool()
     texts = similarity.log_softmax(1)

@@ -1,4 +1,4 @@
-"""The main pass's statistics: what kernels return, what is noticed, and that it is put to use."""
+"""The main pass's log-sum-exp: what kernels return, what `Watch` sees, and that ops can use it."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ from groundkern.lse import Watch, attention, self_test
 
 @pytest.fixture(autouse=True)
 def _untested() -> Iterator[None]:
-    """Kernels are tested once for each process, and some here are played."""
+    """Kernels are self-tested once per process, and some here are stand-ins."""
     lse._tested.cache_clear()
     yield
     lse._tested.cache_clear()
@@ -73,7 +73,7 @@ def test_statistics_are_seen_detached_and_out_is_untouched(masked: bool) -> None
         assert torch.equal(a, b)
 
 
-def test_nothing_is_made_of_what_is_not_one_call_on_these_queries() -> None:
+def test_only_a_single_call_on_these_queries_counts() -> None:
     q, k, v = _inputs()
     with Watch() as seen:
         pass
@@ -139,8 +139,8 @@ def test_statistics_of_another_kind_are_refused_loudly(change, message, monkeypa
 
 
 def _cudnn(asked: bool = True):
-    """cuDNN's op, which runs on CUDA alone, played on CPU: its layout [B, Hq, S, 1], and no
-    statistics where none are asked for."""
+    """A CPU stand-in for cuDNN's op, which runs on CUDA alone: its layout is [B, Hq, S, 1], and it
+    returns no statistics unless asked to."""
 
     def run(q, k, v, bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, debug=False, *,
             scale=None):  # fmt: skip
@@ -154,7 +154,7 @@ def _cudnn(asked: bool = True):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_cudnn_statistics_are_seen_in_their_layout(asked: bool) -> None:
-    """What torch >= 2.11 runs on Hopper where nobody chooses; without gradients it has none."""
+    """torch >= 2.11 runs this op by default on Hopper; without gradients it returns none."""
     library = torch.library.Library("aten", "IMPL")
     q, k, v = _inputs(torch.bfloat16)
     k, v = (x.repeat_interleave(3, 1) for x in (k, v))
@@ -176,7 +176,7 @@ def test_cudnn_statistics_are_seen_in_their_layout(asked: bool) -> None:
 
 
 def test_a_kernel_that_cannot_be_tested_is_not_trusted(monkeypatch) -> None:
-    """A main pass that ran is not ended by a self-test that cannot: its statistics are not used."""
+    """If the self-test fails to run, the main pass goes on and its statistics are not used."""
 
     def crash(q, k, v, scale):
         raise RuntimeError("cuDNN Frontend error: no valid engine")
@@ -212,7 +212,7 @@ def test_padded_statistics_are_cut() -> None:
     [("flash_attn_2", "flash_attn"), ("flash_attn_3", "flash_attn_interface")],
 )
 def test_flash_attention_is_called_as_it_documents(kernel, package, always, monkeypatch) -> None:
-    """Its own convention, [B, S, H, D] and (out, lse, ...), played by torch."""
+    """A stand-in made of torch, with its convention: [B, S, H, D] and (out, lse, ...)."""
 
     def compute(q, k, v, softmax_scale, causal):
         assert causal
@@ -236,7 +236,7 @@ def test_flash_attention_is_called_as_it_documents(kernel, package, always, monk
     torch.testing.assert_close((out, found), expected)
 
 
-def test_what_is_not_there_is_named(monkeypatch) -> None:
+def test_a_missing_package_and_an_unknown_kernel_are_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     q, k, v = _inputs()
     with pytest.raises(ValueError, match="`kernel`: flash_attn is not importable here"):
@@ -262,8 +262,8 @@ def test_every_kernel_of_this_device(kernel: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_kernel_torch_takes_by_itself_is_seen(dtype: torch.dtype) -> None:
-    """Which one differs between versions and devices: cuDNN's on Hopper since torch 2.11."""
+def test_the_kernel_torch_chooses_is_seen(dtype: torch.dtype) -> None:
+    """It differs between versions and devices: cuDNN's on Hopper since torch 2.11."""
     shapes = ((2, 28, 1024, 128), (2, 4, 1024, 128), (2, 4, 1024, 128))
     q, k, v = (torch.randn(s, device="cuda").to(dtype).requires_grad_() for s in shapes)
     with Watch() as seen:

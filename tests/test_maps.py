@@ -1,4 +1,4 @@
-"""Target maps against pixel counting, and where shapes meet token edges."""
+"""Target maps against counted pixels, and shapes that end on the edges of tokens."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_points_on_edges_belong_to_one_token():
     assert [row.nonzero()[:, 0].tolist() for row in hits] == [[0], [1], [3], [3], [2], []]
 
 
-def test_inside_ignores_a_grazing_edge_and_keeps_a_tiny_shape():
+def test_inside_ignores_a_grazing_edge_and_finds_a_tiny_shape():
     grid = patch_grid(7, 7)
     third = 1 / 7
     rounded = (third - 1e-4, third, 2 * third + 1e-4, 2 * third)
@@ -171,14 +171,14 @@ def test_neighbours_are_the_eight_around():
     target = maps.target_map(patch_grid(5, 5), points=[(0.5, 0.5)])
     assert target.dtype == torch.float32
     assert target.sum().item() == pytest.approx(1.0)
-    levels = (target / target.max()).reshape(5, 5)
-    assert levels[2, 2].item() == 1.0
+    share = (target / target.max()).reshape(5, 5)
+    assert share[2, 2].item() == 1.0
     ring = [(r, c) for r in (1, 2, 3) for c in (1, 2, 3) if (r, c) != (2, 2)]
     for r in range(5):
         for c in range(5):
             if (r, c) != (2, 2):
                 wanted = 0.5 if (r, c) in ring else 1e-3
-                assert levels[r, c].item() == pytest.approx(wanted)
+                assert share[r, c].item() == pytest.approx(wanted)
 
 
 def test_neighbours_at_a_corner_do_not_wrap():
