@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from groundkern.checks import fail, require
-from groundkern.hf.attach import objectives_of
-from groundkern.hf.doctor import LOW_PRECISION, doctor
-from groundkern.hf.head_weight import saved_head_weight
+from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.doctor import LOW_PRECISION, doctor
+from groundkern.hf.model.head_weight import saved_head_weight
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.supervision import row_counts
 

@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from groundkern.hf import GroundedOutput, Klal, Smam, attach, detach, objectives_of
-from groundkern.hf.attach import _wrapped
+from groundkern.hf.model.attach import _wrapped
 from tests.hf.conftest import MODELS
 from tests.hf.samples import SAMPLES, make_batch
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach, attention, readings
+from groundkern.hf import Klal, Smam, attach
+from groundkern.hf.model import attention, readings
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
 from tests.hf.samples import make_batch

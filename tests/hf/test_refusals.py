@@ -19,9 +19,9 @@ from groundkern.hf import (
     attach,
     detach,
 )
-from groundkern.hf.call import Call
-from groundkern.hf.head import ragged_bags
-from groundkern.hf.side_tokens import append_side_tokens
+from groundkern.hf.model.head import ragged_bags
+from groundkern.hf.model.request import Call
+from groundkern.hf.model.side_tokens import append_side_tokens
 from groundkern.hf.supervision import map_sets, side_sets, word_images
 from tests.hf.conftest import MODELS
 from tests.hf.families import FAMILIES

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, Kept, KeptLayer
-from groundkern.hf.head import unembedding
+from groundkern.hf.model.attention import LAYER, Kept, KeptLayer
+from groundkern.hf.model.head import unembedding
 
 # A norm between an attention's output and the residual stream, and what tells that it is there.
 POST_NORMS = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundkern.hf.body import BodyOutput, explained_run
-from groundkern.hf.call import Call
-from groundkern.hf.gradcam import gradcam_maps, gradcam_terms, group_means, refuse_sharded
-from groundkern.hf.head import RowScores
-from groundkern.hf.head_weight import HEAD_WEIGHT
-from groundkern.hf.readings import map_loss, map_rows_of, map_target
+from groundkern.hf.model.body import BodyOutput, explained_run
+from groundkern.hf.model.gradcam import gradcam_maps, gradcam_terms, group_means, refuse_sharded
+from groundkern.hf.model.head import RowScores
+from groundkern.hf.model.head_weight import HEAD_WEIGHT
+from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
+from groundkern.hf.model.request import Call
 from groundkern.hf.supervision import word_images
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
 

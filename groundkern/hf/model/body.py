@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.attention import RECORD, Kept, Record, SideRows
-from groundkern.hf.attribution import contributions, final_norm, gradcam
-from groundkern.hf.call import Call, image_token_of
-from groundkern.hf.gradcam import Explained, gradcam_terms
-from groundkern.hf.readings import Readings, readings_of
-from groundkern.hf.side_tokens import append_side_tokens
+from groundkern.hf.model.attention import RECORD, Kept, Record, SideRows
+from groundkern.hf.model.attribution import contributions, final_norm, gradcam
+from groundkern.hf.model.gradcam import Explained, gradcam_terms
+from groundkern.hf.model.readings import Readings, readings_of
+from groundkern.hf.model.request import Call, image_token_of
+from groundkern.hf.model.side_tokens import append_side_tokens
 from groundkern.hf.supervision import side_sets, take_rows, tokens_after
 
 

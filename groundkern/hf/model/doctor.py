@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.attach import objectives_of
-from groundkern.hf.call import NOT_FOR_THE_BODY, image_token_of
-from groundkern.hf.support import base_model, refuse_unsupported, text_attention
+from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.request import NOT_FOR_THE_BODY, image_token_of
+from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
 
 ROWS = 4  # probed per sample
 LOW_PRECISION = 0.05  # of max |logit|, in bf16 and fp16

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, Record
-from groundkern.hf.call import Call
+from groundkern.hf.model.attention import LAYER, Record
+from groundkern.hf.model.request import Call
 from groundkern.hf.supervision import Rows, take_rows, tokens_after
 
 

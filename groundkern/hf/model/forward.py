@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from groundkern.hf.body import BodyOutput, attribute, run_body
-from groundkern.hf.call import Call
-from groundkern.hf.head import IGNORED, RowScores, Smoothing, score_rows
+from groundkern.hf.model.body import BodyOutput, attribute, run_body
+from groundkern.hf.model.head import IGNORED, RowScores, Smoothing, score_rows
+from groundkern.hf.model.request import Call
+from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.supervision import take_rows, tokens_after, word_images
-from groundkern.hf.terms import losses_of
 
 
 def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:

@@ -16,11 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from groundkern.backends import NAMES
 from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, grounded
-from groundkern.hf.forward import grounded_forward
-from groundkern.hf.head_weight import set_head_weight
+from groundkern.hf.model.attention import LAYER, grounded
+from groundkern.hf.model.forward import grounded_forward
+from groundkern.hf.model.head_weight import set_head_weight
+from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
-from groundkern.hf.support import base_model, refuse_unsupported, text_attention
 
 ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
 

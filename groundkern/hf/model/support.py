@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from groundkern.checks import fail
-from groundkern.hf.gradcam import refuse_fused
+from groundkern.hf.model.gradcam import refuse_fused
 from groundkern.hf.objectives import Objectives
 
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from groundkern import attention_kl, attention_map
 from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, MapMean, Record, rows_of_lse
-from groundkern.hf.call import Call
-from groundkern.hf.head_weight import HEAD_WEIGHT
+from groundkern.hf.model.attention import LAYER, MapMean, Record, rows_of_lse
+from groundkern.hf.model.head_weight import HEAD_WEIGHT
+from groundkern.hf.model.request import Call
 from groundkern.hf.objectives import Klal
 from groundkern.hf.supervision import Rows, map_sets
 from groundkern.losses import map_divergence

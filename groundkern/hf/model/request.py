@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from groundkern import checks
 from groundkern.checks import fail, tensor
-from groundkern.hf.head import logit_rule
+from groundkern.hf.model.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 from groundkern.hf.supervision import COUNTS, Rows, Supervision, first_keys, refuse_packing
 
