@@ -1,163 +1,140 @@
-"""The attention function of an attached model, and what it hands back to the root forward.
+"""The attention function of an attached model: side tokens, and what is read in every layer.
 
-A record travels through the layers as a keyword. It is a plain class of running sums: under
-checkpointing the second run of a layer does the same mathematics and leaves the sums alone, because
-the root has closed the record by then.
+A `BodyRun` travels through the layers as a keyword. What it collects are plain Python lists and
+running sums: when checkpointing recomputes a layer, the layer does the same mathematics and the
+sums stay as they are, because the run has been marked as finished by then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from groundkern import attention_map, side_attention
+from groundkern import side_attention
 from groundkern.checks import fail
 from groundkern.hf.supervision import Rows
 from groundkern.lse import WATCHED, Watch
 from groundkern.selection import KeySets, QueryRows
 
 LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
-RECORD = "gk_layer_record"
+RUN = "gk_body_run"  # the keyword
+
+
+class Layer(NamedTuple):
+    """One attention layer of the main pass; side tokens are not among its S positions."""
+
+    module: nn.Module
+    q: Tensor  # [B, Hq, S, D]
+    k: Tensor  # [B, Hkv, S, D]
+    v: Tensor  # [B, Hkv, S, Dv]
+    out: Tensor  # [B, S, Hq, Dv]
+    window: int | None  # sliding window
+    options: dict  # scale, softcap and backend of the ops
+    normaliser: Tensor | None  # [B, Hq, S] log-sum-exp over exactly the keys that the rows see
+
+    @property
+    def number(self) -> int:
+        return self.module.__dict__[LAYER]
+
+
+class Reading(Protocol):
+    """What a loss or a record reads in every layer."""
+
+    uses_lse: bool  # whether the main pass's log-sum-exp spares work
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer; once the run is finished, compute the same and add nothing."""
 
 
 class SideRows:
-    """The aligned rows and what they may see: attention of the side tokens (S1)."""
+    """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
 
     def __init__(self, rows: Rows, allowed: KeySets) -> None:
         self.rows, self.allowed = rows, allowed
 
-    def attend(self, q, k, v, window: int | None, how: dict, lse: Tensor | None = None) -> Tensor:
-        """[B, R, Hq, Dv] from the main pass's q [B, Hq, S, D], k, v and, where seen, lse."""
-        rows = self.rows.at(window)
-        how = {**how, "lse": rows_of_lse(rows, lse)}
-        out = side_attention(rows.take(q), k, v, rows, allowed=self.allowed, **how).out
+    def attend(self, layer: Layer, lse: Tensor | None) -> Tensor:
+        """[B, R, Hq, Dv]; lse [B, Hq, S] of the main pass, or None, is any shift."""
+        rows, k = self.rows.at(layer.window), layer.k
+        options = {**layer.options, "allowed": self.allowed, "lse": rows_of_lse(rows, lse)}
+        out = side_attention(rows.take(layer.q), k, layer.v, rows, **options).out
         return out.unflatten(0, (len(k), len(out) // len(k)))
 
 
-class MapMean:
-    """The attention map of the map rows over their image, of every layer (K1), (K2)."""
+class BodyRun:
+    """One run of the body as its attention layers see it.
 
-    over = "columns"
-
-    def __init__(self, rows: Rows, columns: Tensor, allowed: KeySets) -> None:
-        self.rows, self.columns, self.allowed = rows, columns, allowed
-        self.layers: list[Tensor] = []  # [N, C] each
-
-    def read(self, record: Record, module: nn.Module, q, k, v, window, how: dict) -> None:
-        """Add one layer; no gradient."""
-        rows, how = self.rows.at(window), {**how, "allowed": self.allowed, "over": self.over}
-        if record.open:
-            with torch.no_grad():
-                self.layers.append(attention_map(rows.take(q), k, rows, self.columns, **how))
-
-
-class KeptLayer(NamedTuple):
-    """One layer's attention of N rows: what (C1) and GradCAM are made of."""
-
-    module: nn.Module
-    q: Tensor  # [N, Hq, D]
-    k: Tensor  # [B, Hkv, S, D]
-    v: Tensor  # [B, Hkv, S, Dv]
-    out: Tensor  # [N, Hq, Dv]
-    full: Tensor  # [B, S, Hq, Dv], in the graph where there is one
-    rows: QueryRows
-    how: dict
-
-
-class Kept:
-    """Every layer's attention of some rows, for readings that need the end of the run.
-
-    Keeps k and v of all layers, as a cache for generation would.
+    Args:
+        length: S; side tokens come after it.
+        backend: of the ops.
+        readings: what to read in every layer.
+        side: the rows of the side tokens; None: there are none.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows, self.layers = rows, []
-        self.position = rows.position.clamp(min=0).long()  # [N]
-
-    def keep(self, module: nn.Module, q, k, v, out: Tensor, window, how: dict) -> None:
-        """Add one layer."""
-        if torch.is_grad_enabled() and not out.requires_grad:  # nothing below is trainable
-            out.requires_grad_()
-        rows = self.rows.at(window)
-        own = out.detach()[rows.sequence.long(), self.position]
-        q, k, v = (x.detach() for x in (rows.take(q), k, v))
-        self.layers.append(KeptLayer(module, q, k, v, own, out, rows, how))
-
-
-class Record:
-    """What one root forward asks of its attention layers."""
-
-    def __init__(self, length: int, backend: str) -> None:
-        self.length = length  # S; side tokens come after it
-        self.backend = backend
+    def __init__(
+        self, length: int, backend: str, readings: Sequence[Reading], side: SideRows | None = None
+    ) -> None:
+        self.length, self.backend, self.readings, self.side = length, backend, readings, side
         self.grad_enabled = torch.is_grad_enabled()
-        self.side: SideRows | None = None
-        self.kept: Kept | None = None
-        self.explained = None  # `gradcam.Explained`
-        # Each has `over` and `read(record, module, q, k, v, window, how)`.
-        self.readings: list = []
-        self.calls = 0
-        self.normaliser: Tensor | None = None  # [B, Hq, S] of the layer at hand, where it is exact
-        self.open = True
+        self.uses_lse = side is not None or any(reading.uses_lse for reading in readings)
+        self.layers = 0  # that ran so far
+        self.finished = False  # a layer that runs now is recomputed by checkpointing
 
-    @property
-    def uses_lse(self) -> bool:
-        """Whether anything takes the main pass's log-sum-exp, as a shift or as the normaliser."""
-        return self.side is not None or any(x.over == "visible" for x in self.readings)
+    def refuse_lost_graph(self, what: str) -> None:
+        """Raise when a layer runs without the graph that `what` needs.
+
+        Raises:
+            ValueError: reentrant checkpointing.
+        """
+        if self.grad_enabled and not torch.is_grad_enabled():
+            wanted = f"use_reentrant=False: reentrant checkpointing drops the gradient of {what}"
+            fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
 
 
 def grounded(attention: Callable) -> Callable:
-    """Wrap an attention function: the same function unless a record comes with the call."""
+    """Wrap an attention function: it stays the same function unless a run comes with the call."""
 
     @wraps(attention)
     def grounded_attention(module, query, key, value, attention_mask, **kwargs):
-        record = kwargs.pop(RECORD, None)
-        if record is None or LAYER not in module.__dict__:
+        run = kwargs.pop(RUN, None)
+        if run is None or LAYER not in module.__dict__:
             return attention(module, query, key, value, attention_mask, **kwargs)
         _refuse(kwargs)
-        if record.open:
-            record.calls += 1
-        length, total = record.length, query.shape[2]
+        if not run.finished:
+            run.layers += 1
+        length, total = run.length, query.shape[2]
         q, k, v = query[:, :, :length], key[:, :, :length], value[:, :, :length]
         positions = kwargs.get("position_ids")
         if positions is not None and positions.shape[-1] == total:
             kwargs["position_ids"] = positions[..., :length]
         mask = _crop(attention_mask, length, total)
-        with _watch(record, module) as seen:
+        with _watch(run, module) as watch:
             out, weights = attention(module, q, k, v, mask, **kwargs)
-        lse = None if seen is None else seen.lse(q)
-        # A shift may be anything; a normaliser must be of the very keys the rows see.
-        record.normaliser = lse if mask is None else None
-        how = {
-            "scale": kwargs.get("scaling"),
-            "softcap": kwargs.get("softcap"),
-            "backend": record.backend,
-        }
+        lse = None if watch is None else watch.lse(q)
+        scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+        options = {"scale": scale, "softcap": softcap, "backend": run.backend}
+        # Side attention uses lse as a shift, which may be anything. A normaliser must be summed
+        # over the very keys that the rows see: a mask hides some.
+        normaliser = lse if mask is None else None
         window = kwargs.get("sliding_window")
-        for reading in record.readings:
-            reading.read(record, module, q, k, v, window, how)
-        if record.kept is not None and record.open:
-            record.kept.keep(module, q, k, v, out, window, how)
-        if record.explained is not None:
-            record.explained.keep(record, module, q, k, v, out, window, how)
-        if record.side is not None:
-            side = record.side.attend(q, k, v, window, how, lse)
-            out = torch.cat((out, side.to(out.dtype)), 1)
-        record.normaliser = None
+        layer = Layer(module, q, k, v, out, window, options, normaliser)
+        for reading in run.readings:
+            reading.read(run, layer)
+        if run.side is not None:
+            out = torch.cat((out, run.side.attend(layer, lse).to(out.dtype)), 1)
         return out, weights
 
     return grounded_attention
 
 
-def _watch(record: Record, module: nn.Module):
-    """A watch for the main pass's log-sum-exp where a reading uses it and it may be seen."""
+def _watch(run: BodyRun, module: nn.Module):
+    """A watch for the main pass's log-sum-exp, if anything uses it and the backend shows it."""
     watched = module.config._attn_implementation in WATCHED and not torch.compiler.is_compiling()
-    return Watch() if watched and record.uses_lse else nullcontext()
+    return Watch() if watched and run.uses_lse else nullcontext()
 
 
 def rows_of_lse(rows: QueryRows, lse: Tensor | None) -> Tensor | None:

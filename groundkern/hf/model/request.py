@@ -1,4 +1,4 @@
-"""One call of a grounded model: its inputs, sorted and checked."""
+"""What one forward of an attached model is asked for: its inputs, sorted and checked."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
 
 @dataclass(frozen=True)
-class Call:
-    """What one grounded forward works on.
+class Request:
+    """What one grounded forward is to compute.
 
     Args:
         model: the attached model itself, without wrappers.
         attached: the objectives that make the loss.
         terms: the objectives to compute: the attached ones in training, all in evaluation.
-        s: the batch's supervision.
+        batch: the batch's supervision.
         inputs: what is left for the model's body.
-        denominators: fp32 [len(COUNTS)]: what sums over rows of each kind are divided by.
-        records: what to record, of RECORDS.
+        denominators: fp32 [len(COUNTS)], by which sums over rows of each kind are divided.
+        records: what to record, some of RECORDS.
     """
 
     model: nn.Module
     attached: Objectives
     terms: Objectives
-    s: Supervision
+    batch: Supervision
     inputs: dict
     denominators: Tensor
     records: frozenset[str]
 
     @classmethod
-    def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Call:
+    def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Request:
         """Sort a model's keyword inputs.
 
         Raises:
@@ -56,14 +56,15 @@ class Call:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
-        s = Supervision.pop(inputs, input_ids)
+        batch = Supervision.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
-        s.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
         if inputs.get("token_type_ids") is not None:
-            _refuse_image_rows(s, input_ids, image_token_of(model))
+            _refuse_image_rows(batch, input_ids, image_token_of(model))
         refuse_packing(inputs, inputs.get("attention_mask"))
         terms = attached if model.training else _all_terms(attached)
-        return cls(model, attached, terms, s, inputs, _denominators(s, totals, items), records)
+        denominators = _denominators(batch, totals, items)
+        return cls(model, attached, terms, batch, inputs, denominators, records)
 
     @property
     def input_ids(self) -> Tensor:
@@ -75,13 +76,18 @@ class Call:
 
     @property
     def softcap(self) -> float | None:
-        """Of the logits, where the model's own forward applies one."""
+        """Of the logits; None: the model's own forward applies none."""
         return logit_rule(self.model).softcap
 
     @property
     def logit_scale(self) -> float:
-        """What the model's own forward multiplies its logits by."""
+        """The factor by which the model's own forward multiplies its logits."""
         return logit_rule(self.model).scale
+
+    @property
+    def side_tokens(self) -> int:
+        """Rs, the number of side tokens that SMAM appends to every sequence."""
+        return 0 if self.terms.smam is None else self.batch.side_position.shape[1]
 
     @property
     def layer_count(self) -> int:
@@ -92,7 +98,7 @@ class Call:
         return first_keys(self.input_ids, self.inputs.get("attention_mask"))
 
     def denominator(self, name: str) -> Tensor:
-        """What a sum over rows of a kind is divided by; `name` is one of COUNTS."""
+        """By what a sum over rows of a kind is divided; `name` is one of COUNTS."""
         return self.denominators[COUNTS.index(name)]
 
     def rows(self, position: Tensor) -> Rows:
@@ -113,15 +119,16 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
     return names
 
 
-def _refuse_image_rows(s: Supervision, input_ids: Tensor, image_token: int | None) -> None:
-    """Where image tokens see one another (Gemma3), their maps would need keys that come later.
+def _refuse_image_rows(batch: Supervision, input_ids: Tensor, image_token: int | None) -> None:
+    """When image tokens see one another (Gemma3), their maps would need keys that come later.
 
     Raises:
-        ValueError: a map row that is an image token (looked at where that is free).
+        ValueError: a map row that is an image token (checked if that costs no sync).
     """
-    if checks.values_visible(s.map_position, input_ids):
-        token = input_ids.gather(1, s.map_position.clamp(min=0).long())
-        if bool(((token == image_token) & (s.map_position >= 0)).any()):
+    position = batch.map_position
+    if checks.values_visible(position, input_ids):
+        token = input_ids.gather(1, position.clamp(min=0).long())
+        if bool(((token == image_token) & (position >= 0)).any()):
             got = "a row that is an image token, which sees its whole image"
             checks.fail("gk_map_position", "rows of text tokens", got)
 
@@ -144,11 +151,11 @@ def _all_terms(attached: Objectives) -> Objectives:
     )
 
 
-def _denominators(s: Supervision, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
+def _denominators(batch: Supervision, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
     if totals is not None:
         tensor("gk_totals", totals, "K", {"K": len(COUNTS)})
-        return totals.to(s.image.device, torch.float32)
-    counts = s.counts.float()
+        return totals.to(batch.image.device, torch.float32)
+    counts = batch.counts.float()
     if items is not None:
         items = torch.as_tensor(items, dtype=torch.float32, device=counts.device)
         counts = torch.cat((items.reshape(-1)[:1], counts[1:]))
