@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from groundkern import checks
 from groundkern.checks import fail, tensor
+from groundkern.hf.data.batch import COUNTS, GroundedBatch
 from groundkern.hf.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
-from groundkern.hf.supervision import COUNTS, Rows, Supervision, first_keys, refuse_packing
+from groundkern.hf.supervision import Rows, first_keys, refuse_packing
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
@@ -36,7 +37,7 @@ class Call:
     model: nn.Module
     attached: Objectives
     terms: Objectives
-    s: Supervision
+    s: GroundedBatch
     inputs: dict
     denominators: Tensor
     records: frozenset[str]
@@ -56,7 +57,7 @@ class Call:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
-        s = Supervision.pop(inputs, input_ids)
+        s = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         s.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
         if inputs.get("token_type_ids") is not None:
@@ -113,7 +114,7 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
     return names
 
 
-def _refuse_image_rows(s: Supervision, input_ids: Tensor, image_token: int | None) -> None:
+def _refuse_image_rows(s: GroundedBatch, input_ids: Tensor, image_token: int | None) -> None:
     """Where image tokens see one another (Gemma3), their maps would need keys that come later.
 
     Raises:
@@ -144,7 +145,7 @@ def _all_terms(attached: Objectives) -> Objectives:
     )
 
 
-def _denominators(s: Supervision, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
+def _denominators(s: GroundedBatch, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
     if totals is not None:
         tensor("gk_totals", totals, "K", {"K": len(COUNTS)})
         return totals.to(s.image.device, torch.float32)

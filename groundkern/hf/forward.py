@@ -20,7 +20,7 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
     Args:
         model: the attached model itself, without wrappers.
         objectives: what to train; in eval mode everything that the batch has rows for is computed.
-        inputs: the model's keyword inputs, the `gk_` tensors of `Supervision`, and optionally
+        inputs: the model's keyword inputs, the `gk_` tensors of `GroundedBatch`, and optionally
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
             whole accumulated batch) and `gk_record`: one or several of
             "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer).
