@@ -6,23 +6,12 @@ import logging
 from collections import Counter
 from typing import Any, Literal
 
-import torch
-
 from groundkern.hf import GroundedExample, GroundingCollator
+from groundkern.hf.data.batch import without_rows
 from trainer.dataset import BadSample
 from trainer.images import SampleError
 
 COUNTS = "counts"
-_ROWS = (
-    "gk_text_",
-    "gk_side_",
-    "gk_word_",
-    "gk_map_position",
-    "gk_map_image",
-    "gk_map_target",
-    "gk_phrase_",
-    "gk_lens_",
-)
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +75,4 @@ class RobustCollator:
             return self.collator(good), bad
         if self._good is None:
             raise SampleError(bad[0].reason)
-        return nothing_to_learn(self._good), bad
-
-
-def nothing_to_learn(batch: dict[str, Any]) -> dict[str, Any]:
-    """The same inputs without a trained token, region, word or map."""
-    blank = dict(batch, labels=torch.full_like(batch["labels"], -100))
-    for key, value in batch.items():
-        if key.startswith(_ROWS):
-            blank[key] = torch.full_like(value, False if value.dtype == torch.bool else -1)
-    return blank
+        return without_rows(self._good), bad

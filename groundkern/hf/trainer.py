@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.batch import row_counts
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import saved_head_weight
 from groundkern.hf.output import GroundedOutput
-from groundkern.hf.supervision import row_counts
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from groundkern import checks
 from groundkern.checks import fail, tensor
+from groundkern.hf.data.batch import COUNTS, GroundedBatch
 from groundkern.hf.model.head import logit_rule
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
-from groundkern.hf.supervision import COUNTS, Rows, Supervision, first_keys, refuse_packing
+from groundkern.hf.supervision import Rows, first_keys, refuse_packing
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
@@ -36,7 +37,7 @@ class Request:
     model: nn.Module
     attached: Objectives
     terms: Objectives
-    batch: Supervision
+    batch: GroundedBatch
     inputs: dict
     denominators: Tensor
     records: frozenset[str]
@@ -56,7 +57,7 @@ class Request:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
-        batch = Supervision.pop(inputs, input_ids)
+        batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
         if inputs.get("token_type_ids") is not None:
@@ -119,7 +120,7 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
     return names
 
 
-def _refuse_image_rows(batch: Supervision, input_ids: Tensor, image_token: int | None) -> None:
+def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int | None) -> None:
     """When image tokens see one another (Gemma3), their maps would need keys that come later.
 
     Raises:
@@ -151,7 +152,9 @@ def _all_terms(attached: Objectives) -> Objectives:
     )
 
 
-def _denominators(batch: Supervision, totals: Tensor | None, items: Tensor | int | None) -> Tensor:
+def _denominators(
+    batch: GroundedBatch, totals: Tensor | None, items: Tensor | int | None
+) -> Tensor:
     if totals is not None:
         tensor("gk_totals", totals, "K", {"K": len(COUNTS)})
         return totals.to(batch.image.device, torch.float32)
