@@ -21,8 +21,8 @@ from groundkern.hf import (
 )
 from groundkern.hf.model.head import ragged_bags
 from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import map_sets, side_sets, word_images
 from groundkern.hf.model.side_tokens import append_side_tokens
-from groundkern.hf.supervision import map_sets, side_sets, word_images
 from tests.hf.conftest import MODELS
 from tests.hf.families import FAMILIES
 from tests.hf.samples import SAMPLES, make_batch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from groundkern import side_attention
 from groundkern.checks import fail
-from groundkern.hf.supervision import Rows
+from groundkern.hf.model.rows import Rows
 from groundkern.lse import WATCHED, Watch
 from groundkern.selection import KeySets, QueryRows
 

@@ -20,7 +20,7 @@ from groundkern import attention_contribution
 from groundkern.checks import fail
 from groundkern.hf.model.attention import LAYER, BodyRun, Layer
 from groundkern.hf.model.head import unembedding
-from groundkern.hf.supervision import Rows
+from groundkern.hf.model.rows import Rows
 from groundkern.selection import QueryRows
 
 # A norm between an attention's output and the residual stream, and what tells that it is there.

@@ -15,8 +15,8 @@ from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
 from groundkern.hf.model.readings import Readings, readings_of
 from groundkern.hf.model.request import Request, image_token_of
+from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
-from groundkern.hf.supervision import side_sets
 
 
 class BodyOutput(NamedTuple):

@@ -11,10 +11,10 @@ from groundkern.hf.model.body import BodyOutput, run_body
 from groundkern.hf.model.head import IGNORED, RowScores, Smoothing, score_rows
 from groundkern.hf.model.records import records_of
 from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import take_rows, tokens_after, word_images
 from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
-from groundkern.hf.supervision import take_rows, tokens_after, word_images
 
 
 def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:

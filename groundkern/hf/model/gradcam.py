@@ -19,7 +19,7 @@ from groundkern.checks import fail
 from groundkern.hf.model.attention import BodyRun, Layer
 from groundkern.hf.model.head import soft_capped
 from groundkern.hf.model.request import Request
-from groundkern.hf.supervision import Rows, take_rows, tokens_after
+from groundkern.hf.model.rows import Rows, take_rows, tokens_after
 
 
 class SavedLayers:

@@ -17,8 +17,8 @@ from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
 from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import Rows, map_sets
 from groundkern.hf.objectives import Klal
-from groundkern.hf.supervision import Rows, map_sets
 from groundkern.losses import map_divergence
 from groundkern.selection import KeySets, QueryRows
 

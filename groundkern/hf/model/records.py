@@ -9,7 +9,7 @@ from groundkern.hf.model.attribution import contributions, gradcam
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.head import soft_capped
 from groundkern.hf.model.request import Request
-from groundkern.hf.supervision import take_rows, tokens_after
+from groundkern.hf.model.rows import take_rows, tokens_after
 
 
 def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
 from groundkern.hf.model.head import logit_rule
+from groundkern.hf.model.rows import Rows
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
-from groundkern.hf.supervision import Rows, first_keys, refuse_packing
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
@@ -44,7 +44,15 @@ class Request:
 
     @classmethod
     def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Request:
-        """Sort a model's keyword inputs.
+        """Sort and check a model's keyword inputs.
+
+        Args:
+            model: the attached model itself.
+            attached: its objectives.
+            inputs: as the model's forward got them.
+
+        Returns:
+            The request.
 
         Raises:
             TypeError, ValueError: bad supervision, or inputs that the wiring does not support.
@@ -62,22 +70,24 @@ class Request:
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
         if inputs.get("token_type_ids") is not None:
             _refuse_image_rows(batch, input_ids, image_token_of(model))
-        refuse_packing(inputs, inputs.get("attention_mask"))
+        _refuse_packing(inputs, inputs.get("attention_mask"))
         terms = attached if model.training else _all_terms(attached)
         denominators = _denominators(batch, totals, items)
         return cls(model, attached, terms, batch, inputs, denominators, records)
 
     @property
     def input_ids(self) -> Tensor:
+        """int64 [B, S]."""
         return self.inputs["input_ids"]
 
     @property
     def head(self) -> nn.Module:
+        """The output embeddings."""
         return self.model.get_output_embeddings()
 
     @property
     def softcap(self) -> float | None:
-        """Of the logits; None: the model's own forward applies none."""
+        """Of the logits, if the model's own forward applies one."""
         return logit_rule(self.model).softcap
 
     @property
@@ -92,14 +102,16 @@ class Request:
 
     @property
     def layer_count(self) -> int:
+        """L, of the text decoder."""
         return self.model.config.get_text_config().num_hidden_layers
 
     @cached_property
     def first_key(self) -> Tensor:
-        return first_keys(self.input_ids, self.inputs.get("attention_mask"))
+        """int32 [B]: the first key of each sequence that is not padding."""
+        return _first_keys(self.input_ids, self.inputs.get("attention_mask"))
 
     def denominator(self, name: str) -> Tensor:
-        """By what a sum over rows of a kind is divided; `name` is one of COUNTS."""
+        """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""
         return self.denominators[COUNTS.index(name)]
 
     def rows(self, position: Tensor) -> Rows:
@@ -131,7 +143,49 @@ def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int
         token = input_ids.gather(1, position.clamp(min=0).long())
         if bool(((token == image_token) & (position >= 0)).any()):
             got = "a row that is an image token, which sees its whole image"
-            checks.fail("gk_map_position", "rows of text tokens", got)
+            fail("gk_map_position", "rows of text tokens", got)
+
+
+def _first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """int32 [B]: the first attended key of each sequence (left padding).
+
+    Raises:
+        ValueError: a mask that is not [B, S], or (checked if that costs no sync) one with holes:
+            documents packed by masks, or padding in the middle.
+    """
+    if attention_mask is None:
+        return input_ids.new_zeros(len(input_ids), dtype=torch.int32)
+    checks.tensor(
+        "attention_mask", attention_mask, "B S", dict(zip("BS", input_ids.shape, strict=True))
+    )
+    attended = attention_mask.bool()
+    if attended.numel() and checks.values_visible(attended):
+        runs = attended[:, 0] + (attended[:, 1:] & ~attended[:, :-1]).sum(1)
+        got = "padding in the middle"
+        checks.require(int(runs.max()) <= 1, "attention_mask", "padding at the ends only", got)
+    return attended.int().argmax(1).to(torch.int32)
+
+
+def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
+    """Refuse several documents in one sequence: side tokens and maps would see all of them.
+
+    Raises:
+        ValueError: FlashAttention's cumulative lengths, or (checked if that costs no sync)
+            positions that start again.
+    """
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx"):
+        if inputs.get(name) is not None:
+            fail(name, "one document to a sequence (no packing)", "packed documents")
+    positions = inputs.get("position_ids")
+    if positions is None or not checks.values_visible(positions):
+        return
+    # [B, S], or Qwen's [3 or 4, B, S] with time or text first
+    text = positions if positions.dim() == 2 else positions[0]
+    restarts = text.diff(dim=-1) < 0
+    if attention_mask is not None:
+        restarts = restarts & (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
+    if bool(restarts.any()):
+        fail("position_ids", "one document to a sequence (no packing)", "positions that restart")
 
 
 def image_token_of(model: nn.Module) -> int | None:

@@ -11,7 +11,7 @@ from groundkern.hf.model.head import RowScores
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
-from groundkern.hf.supervision import word_images
+from groundkern.hf.model.rows import word_images
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
 
 Scores = dict[str, RowScores]

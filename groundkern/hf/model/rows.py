@@ -1,0 +1,70 @@
+"""Rows and key sets as the ops want them, built from a batch's `gk_` tensors without a sync.
+
+The rows of a batch are [B, R], padded with -1 (`GroundedBatch`); an op is given N = B x R rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundkern.hf.data.batch import GroundedBatch
+from groundkern.selection import KeySets, QueryRows
+
+
+class Rows:
+    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has."""
+
+    def __init__(self, position: Tensor, first_key: Tensor) -> None:
+        batch, rows = position.shape
+        sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
+        self.sequence = sequence.repeat_interleave(rows)
+        self.position = position.flatten().to(torch.int32)
+        self.start = first_key.repeat_interleave(rows)
+        self._windows: dict[int | None, QueryRows] = {}
+
+    def at(self, window: int | None) -> QueryRows:
+        """The rows of a layer whose sliding window is `window` (None: full attention)."""
+        if window not in self._windows:
+            self._windows[window] = QueryRows.causal(
+                self.sequence, self.position, start=self.start, window=window
+            )
+        return self._windows[window]
+
+
+def side_sets(batch: GroundedBatch) -> KeySets:
+    """Omega of (S1) for each aligned row: language tokens, and visual ones inside its regions."""
+    sequences, sets, length = batch.side_inside.shape
+    sequence = torch.arange(sequences, device=batch.image.device)
+    index = torch.where(batch.side_set >= 0, batch.side_set + sequence[:, None] * sets, -1)
+    index = torch.where(batch.side_position >= 0, index, -1).flatten().to(torch.int32)
+    inside = batch.side_inside.reshape(sequences * sets, length)
+    return KeySets.regions(batch.image >= 0, inside, sequence.repeat_interleave(sets), index)
+
+
+def map_sets(batch: GroundedBatch) -> KeySets:
+    """The keys of each map row's own image."""
+    same = batch.image[:, None, :] == batch.map_image[:, :, None]  # [B, Rm, S]
+    rows = same.flatten(0, 1)
+    index = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+    return KeySets.from_bool(rows, index)
+
+
+def word_images(batch: GroundedBatch) -> Tensor:
+    """int64 [B, Rw]: each labelled token's bag among the B x I bags; -1 where it has none."""
+    image = batch.image.gather(1, batch.word_position.clamp(min=0).long()).long()
+    image = torch.where(batch.word_position >= 0, image, -1)
+    offset = torch.arange(len(image), device=image.device)[:, None] * batch.word_bag.shape[1]
+    return torch.where((image >= 0) & (image < batch.word_bag.shape[1]), image + offset, -1)
+
+
+def tokens_after(input_ids: Tensor, position: Tensor) -> Tensor:
+    """int64 [B, R]: the token that each row predicts; -100 for padding rows."""
+    after = (position.clamp(min=0) + 1).clamp(max=input_ids.shape[1] - 1).long()
+    return torch.where(position >= 0, input_ids.gather(1, after), -100)
+
+
+def take_rows(x: Tensor, position: Tensor) -> Tensor:
+    """[B, S, D] -> [B, R, D], differentiable; a padding row gets row 0."""
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    return x[batch, position.clamp(min=0).long()]
