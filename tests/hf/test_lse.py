@@ -38,7 +38,7 @@ def _run(model, batch: dict) -> tuple[torch.Tensor, dict]:
 def test_statistics_are_used_and_change_nothing(
     model, samples, one: bool, checkpointed: bool, monkeypatch
 ) -> None:
-    """A normaliser only where no mask came with the main pass; as a shift always."""
+    """It is always a shift of the side pass, and a normaliser only if the main pass has no mask."""
     attach(model, smam=Smam(), klal=Klal(over="visible")).train()
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})

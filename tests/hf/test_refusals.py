@@ -157,7 +157,7 @@ def test_mixers_and_length_dependent_rope_are_refused_by_name():
         attach(model)
 
 
-def test_values_are_not_looked_at_where_that_costs_a_sync(qwen):
+def test_values_are_not_read_if_that_costs_a_sync(qwen):
     """On a meta device every shape check runs, every selection is built, and no value is read."""
     batch = make_batch(qwen, SAMPLES["qwen"], side="left")
     batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand(4, -1)
