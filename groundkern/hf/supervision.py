@@ -14,11 +14,18 @@ from groundkern.selection import KeySets, QueryRows
 
 
 def first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """int32 [B]: the first attended key of each sequence (left padding).
+    """Find where each sequence begins after padding on the left.
+
+    Args:
+        input_ids: [B, S].
+        attention_mask: [B, S], nonzero for tokens; None: no padding.
+
+    Returns:
+        int32 [B]: the first attended key of each sequence.
 
     Raises:
-        ValueError: a mask that is not [B, S], or (looked at where free) one with holes: documents
-            packed by masks, or padding in the middle.
+        ValueError: a mask that is not [B, S], or one with holes (documents packed by masks, padding
+            in the middle), if looking at it needs no sync.
     """
     if attention_mask is None:
         return input_ids.new_zeros(len(input_ids), dtype=torch.int32)
@@ -36,9 +43,13 @@ def first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 def refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
     """Refuse several documents in one sequence: side tokens and maps would see all of them.
 
+    Args:
+        inputs: the model's keyword inputs; `position_ids` [B, S], or Qwen's [3 or 4, B, S].
+        attention_mask: [B, S] or None.
+
     Raises:
-        ValueError: FlashAttention's cumulative lengths, or (looked at where free) positions that
-            start again.
+        ValueError: FlashAttention's cumulative lengths, or positions that start again, if looking
+            at them needs no sync.
     """
     for name in ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx"):
         if inputs.get(name) is not None:
@@ -58,7 +69,12 @@ def refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
 
 
 class Rows:
-    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has."""
+    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has.
+
+    Args:
+        position: [B, R], padded with -1.
+        first_key: int32 [B], of `first_keys`.
+    """
 
     def __init__(self, position: Tensor, first_key: Tensor) -> None:
         batch, rows = position.shape
@@ -69,7 +85,14 @@ class Rows:
         self._windows: dict[int | None, QueryRows] = {}
 
     def at(self, window: int | None) -> QueryRows:
-        """The rows of a layer whose sliding window is `window` (None: full attention)."""
+        """The rows of a layer, built once for each window.
+
+        Args:
+            window: the layer's sliding window, in tokens; None: full attention.
+
+        Returns:
+            N = B x R rows.
+        """
         if window not in self._windows:
             self._windows[window] = QueryRows.causal(
                 self.sequence, self.position, start=self.start, window=window
@@ -78,7 +101,16 @@ class Rows:
 
 
 def side_sets(s: GroundedBatch) -> KeySets:
-    """Omega of (S1) for each aligned row: language tokens, and visual ones inside its regions."""
+    """What each aligned row may see: language tokens, and visual ones inside its regions.
+
+    Args:
+        s: the batch, with Rs aligned rows.
+
+    Returns:
+        Key sets of B x Rs rows; -1 for a row that is not restricted.
+
+    Source: (S1), Omega.
+    """
     batch, sets, length = s.side_inside.shape
     sequence = torch.arange(batch, device=s.image.device)
     index = torch.where(s.side_set >= 0, s.side_set + sequence[:, None] * sets, -1)
@@ -88,7 +120,16 @@ def side_sets(s: GroundedBatch) -> KeySets:
 
 
 def map_sets(s: GroundedBatch) -> KeySets:
-    """The keys of each map row's own image."""
+    """The keys of each map row's own image.
+
+    Args:
+        s: the batch, with Rm map rows.
+
+    Returns:
+        One key set for each of B x Rm rows.
+
+    Source: (K1).
+    """
     same = s.image[:, None, :] == s.map_image[:, :, None]  # [B, Rm, S]
     rows = same.flatten(0, 1)
     index = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
@@ -96,7 +137,16 @@ def map_sets(s: GroundedBatch) -> KeySets:
 
 
 def word_images(s: GroundedBatch) -> Tensor:
-    """int64 [B, Rw]: each labelled token's bag among the B x I bags; -1 where it has none."""
+    """Find the label bag of each labelled visual token.
+
+    Args:
+        s: the batch, with Rw labelled tokens and I images of a sample.
+
+    Returns:
+        int64 [B, Rw]: an index among the B x I bags; -1 for padding and tokens without a bag.
+
+    Source: (D3), Y.
+    """
     image = s.image.gather(1, s.word_position.clamp(min=0).long()).long()
     image = torch.where(s.word_position >= 0, image, -1)
     offset = torch.arange(len(image), device=image.device)[:, None] * s.word_bag.shape[1]
@@ -104,12 +154,28 @@ def word_images(s: GroundedBatch) -> Tensor:
 
 
 def tokens_after(input_ids: Tensor, position: Tensor) -> Tensor:
-    """int64 [B, R]: the token that each row predicts; -100 for padding rows."""
+    """The token that each row predicts.
+
+    Args:
+        input_ids: int64 [B, S].
+        position: [B, R], padded with -1.
+
+    Returns:
+        int64 [B, R]; -100 for padding rows.
+    """
     after = (position.clamp(min=0) + 1).clamp(max=input_ids.shape[1] - 1).long()
     return torch.where(position >= 0, input_ids.gather(1, after), -100)
 
 
 def take_rows(x: Tensor, position: Tensor) -> Tensor:
-    """[B, S, D] -> [B, R, D], differentiable; a padding row takes row 0."""
+    """Pick rows of each sequence, differentiably.
+
+    Args:
+        x: [B, S, D].
+        position: [B, R], padded with -1.
+
+    Returns:
+        [B, R, D]; a padding row is a copy of row 0.
+    """
     batch = torch.arange(len(x), device=x.device)[:, None]
     return x[batch, position.clamp(min=0).long()]
