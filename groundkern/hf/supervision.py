@@ -1,6 +1,6 @@
 """The selections that the ops take, built from a batch's `gk_` tensors without a sync.
 
-A batch's rows are [B, R], padded with -1 (`GroundedBatch`); the ops take N = B x R rows in a line.
+A batch's rows are [B, R], padded with -1 (`GroundedBatch`); the ops take them flat, N = B x R.
 """
 
 from __future__ import annotations

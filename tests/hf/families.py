@@ -356,7 +356,7 @@ def llava_onevision_processor(*, padding_side: str = "right", **images):
 
 
 def _served(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
-    """The maker of a family's processor, which skips where this transformers is too old for it."""
+    """The maker of a family's processor; it skips the test if this transformers is too old."""
 
     def processor(**settings) -> Any:
         try:

@@ -282,9 +282,9 @@ def test_images_without_a_placeholder_precede_the_first_user_message():
     )
     collator = make_collator()
     assert collator([explicit])["input_ids"].equal(collator([make_example()])["input_ids"])
-    assert (
-        make_example().messages[0]["content"] == "Where?"
-    )  # the caller's messages stay as they are
+    example = make_example()
+    collator([example])
+    assert example.messages[0]["content"] == "Where?"  # the caller's messages stay as they are
 
 
 def _message(index, content):

@@ -178,7 +178,7 @@ def test_sentencepiece_tokenizers_with_a_beginning_token(bos_in_template):
     assert to_tokens(live(batch["gk_word_label"][0])) == ["▁patch"]  # not the lone space
 
 
-def test_white_space_at_the_ends_of_a_phrase_is_not_its():
+def test_white_space_at_the_ends_of_a_phrase_is_not_part_of_it():
     answer = "The red patch is"
     batch = make_collator()([make_example(answer, [make_region(answer, " red ")])])
     assert len(live(batch["gk_side_position"][0])) == 1

@@ -49,7 +49,7 @@ class Field(NamedTuple):
 
     @property
     def supervises(self) -> bool:
-        """False for a field that tells what the tokens are and not what they should learn."""
+        """False for a field that says what the tokens are and not what they should learn."""
         return self.dims not in ("B S", "B C")
 
 

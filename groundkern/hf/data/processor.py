@@ -39,8 +39,7 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         processor_class: a processor whose last modality argument may be `video_processor`.
 
     Returns:
-        A subclass that takes an image processor and a tokenizer, and no videos; always the same
-        one for a class.
+        A subclass made from an image processor and a tokenizer alone; one for each class.
     """
     attributes = [name for name in processor_class.get_attributes() if name != "video_processor"]
     members = {"get_attributes": classmethod(lambda cls: attributes), "__module__": __name__}
