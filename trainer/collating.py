@@ -1,4 +1,4 @@
-"""A collator that survives samples it cannot use, and says what supervision a batch lost."""
+"""A collator that leaves out samples it cannot use, and reports what supervision a batch lost."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class RobustCollator:
-    """`GroundingCollator` for long runs: bad samples as in the data set, counts with each batch.
+    """`GroundingCollator` for long runs: skips bad samples, and sends counts with each batch.
 
     A sample may pass every check of the data set and still not fit the model (its images alone
-    exceed `max_length`, say). With "skip" it leaves the batch; when nothing is left, an earlier
-    batch stands in with nothing to learn from. With "stop" it raises.
+    exceed `max_length`, say). With "skip" the batch goes without it; if nothing is left, an earlier
+    batch is used instead, with nothing to learn. With "stop" it raises.
 
     A batch carries `COUNTS`: {"supervision": found and lost, "bad": samples left out}, so that the
     numbers are right with worker processes and prefetching.

@@ -1,7 +1,8 @@
 """The canonical sample, one JSON object a line (docs/data-format.md): parsed, checked, resolved.
 
-Whatever is wrong with a sample comes out as one `SampleError` that names the place, the field, what
-was wanted and what came. Coordinates leave this file as fractions of the EXIF-rotated image.
+Whatever is wrong with a sample is raised as one `SampleError` that names the line, the field, what
+was wanted and what came. Records are what the file says; a `Sample` has spans in characters and
+coordinates in fractions of the EXIF-rotated image, and needs no further check.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ Text = Annotated[str, Field(min_length=1)]
 Size = tuple[int, int]
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
 PLACES = ("box", "points", "polygon", "polyline")
-SLACK = 1e-6  # of the image: rounding, not a box outside of it
+SLACK = 1e-6  # of the image: a coordinate this far outside is a rounding error
 
 
 class StrictModel(BaseModel):
+    """Refuses unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -85,7 +88,7 @@ class Sample:
         where: what error messages call it, for example `train.jsonl:17`.
         task: the record's free label, for evaluation by task.
         images: real paths, inside the data root.
-        sizes: (width, height) of each image after EXIF rotation.
+        sizes: (width, height) of each image after EXIF rotation, in pixels.
         messages: Hugging Face chat messages.
         regions, words, phrases: in fractions of the rotated images.
     """
@@ -101,6 +104,9 @@ class Sample:
 
     def load(self) -> GroundedExample:
         """Decode the images.
+
+        Returns:
+            The sample as the collator takes it, with no further check of spans and places.
 
         Raises:
             SampleError: an image is corrupt, truncated, or no longer what its header said.
@@ -128,15 +134,15 @@ def parse_sample(
 
     Args:
         line: a line of JSON (UTF-8 if bytes), or the object it holds.
-        root: the folder image paths start from and may not leave.
+        root: the folder that image paths are relative to and may not leave.
         where: what starts every error message, for example `train.jsonl:17`.
         max_pixels: width x height that an image may have.
 
     Returns:
-        The sample in unit fractions of the EXIF-rotated images.
+        The sample, in fractions of the EXIF-rotated images.
 
     Raises:
-        SampleError: one sentence: place, field, wanted, got.
+        SampleError: one sentence: line, field, wanted, got.
     """
     record = _validated(line if isinstance(line, dict) else decode_line(line, where), where)
     messages = [_chat_message(message) for message in record.messages]
@@ -287,7 +293,11 @@ class _Resolver:
 
 
 def decode_line(line: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line, UTF-8 if bytes, with or without a byte order mark.
+    """The JSON object of a line, with or without a byte order mark.
+
+    Args:
+        line: UTF-8 if bytes.
+        where: what starts an error message.
 
     Raises:
         SampleError: not UTF-8, not JSON, not an object.

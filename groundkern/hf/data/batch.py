@@ -45,11 +45,11 @@ class Field(NamedTuple):
     @property
     def is_position(self) -> bool:
         """Whether the values are positions of tokens, which padding on the left moves."""
-        return self.values in ("row", "token", "column")
+        return self.values in ("predictor", "position", "column")
 
     @property
     def supervises(self) -> bool:
-        """False for a field that tells what the tokens are and not what they should learn."""
+        """False for a field that says what the tokens are and not what they should learn."""
         return self.dims not in ("B S", "B C")
 
 
@@ -61,9 +61,9 @@ class Values(NamedTuple):
 
 
 VALUES = {
-    "row": Values(torch.int32, "S-1"),  # a position that has a token after it
-    "token": Values(torch.int32, "S"),  # a position
-    "column": Values(torch.int32),  # a position; the ops look at it
+    "predictor": Values(torch.int32, "S-1"),  # the position of a token that predicts the next
+    "position": Values(torch.int32, "S"),  # of a token
+    "column": Values(torch.int32),  # a position, which the ops check
     "set": Values(torch.int32, "G"),
     "phrase": Values(torch.int32, "P"),
     "token id": Values(torch.int64, "V"),
@@ -73,22 +73,22 @@ VALUES = {
 
 FIELDS = {
     "image": Field("B S", "number", "which image of its sample a visual token belongs to"),
-    "text_position": Field("B Rt", "row", "rows that predict a trained token"),
-    "side_position": Field("B Rs", "row", "SMAM: rows that predict an aligned token"),
+    "text_position": Field("B Rt", "predictor", "rows that predict a trained token"),
+    "side_position": Field("B Rs", "predictor", "SMAM: rows that predict an aligned token"),
     "side_set": Field("B Rs", "set", "the row's set in `gk_side_inside`; -1: not restricted"),
     "side_inside": Field("B G S", "bool", "the visual tokens inside a set of regions"),
-    "word_position": Field("B Rw", "token", "DV-SFT: the labelled visual tokens themselves"),
+    "word_position": Field("B Rw", "position", "DV-SFT: the labelled visual tokens themselves"),
     "word_label": Field("B Rw", "token id", "the label of a visual token"),
     "word_bag": Field("B I Y", "token id", "the labels of each image"),
-    "map_position": Field("B Rm", "token", "KLAL: rows with a target map"),
+    "map_position": Field("B Rm", "position", "KLAL: rows with a target map"),
     "map_image": Field("B Rm", "number", "the image of the sample that the target is on"),
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),
-    "phrase_position": Field("B Rp", "row", "HIST: rows that predict a token of a phrase"),
+    "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
     "phrase_number": Field("B Rp", "number", "which phrase of the sample, from 0"),
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
     "phrase_composite": Field("B K 3", "phrase", "a composite phrase and its two parts"),
-    "lens_position": Field("B Rl", "token", "logit lens: the visual tokens themselves"),
+    "lens_position": Field("B Rl", "position", "logit lens: the visual tokens themselves"),
     "lens_label": Field("B Rl", "token id", "the first token of a concept"),
     "lens_inside": Field(
         "B Rl", "number", "1 if the visual token is on the concept's object, else 0"

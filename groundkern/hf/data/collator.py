@@ -110,10 +110,19 @@ class GroundingCollator:
         self._special = frozenset(
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         )
-        self._vocabulary = config.get_text_config().vocab_size
-        self._known_ids = f"token ids below the model's vocabulary of {self._vocabulary}"
 
     def __call__(self, examples: Sequence[GroundedExample]) -> dict[str, Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: one or more.
+
+        Returns:
+            Keyword inputs of the model, on the CPU.
+
+        Raises:
+            ValueError: no example, or a bad one, which the message names.
+        """
         require(len(examples) > 0, "examples", "at least one", "none")
         for example in examples:
             example.check()
@@ -179,7 +188,7 @@ class GroundingCollator:
     ) -> Layout:
         """One sequence, cut to `max_length`."""
         name, image_token = _name(example), self.config.image_token_id
-        require(max(ids) < self._vocabulary, f"{name}: messages", self._known_ids, max(ids))
+        self._check_ids(f"{name}: messages", ids)
         stays = tokens_that_stay(ids, spans.images, self._special, self.max_length, name)
         self.counts["samples"] += 1
         self.counts["samples_truncated"] += len(stays) < len(ids)
@@ -202,15 +211,19 @@ class GroundingCollator:
         fields = {"image": image, "text_position": text, "map_columns": layout.visual}
         fields |= side_rows(layout, masks, counts, self.empty_region)
         words = labeler.place(layout.example.words, layout.table, counts)
-        for word in words:
-            where = f"{_name(layout.example)}: words"
-            require(word.label < self._vocabulary, where, self._known_ids, word.label)
+        self._check_ids(f"{_name(layout.example)}: words", [word.label for word in words])
         fields |= word_rows(layout, words, self.label_bag)
         fields |= map_rows(layout, self.map_kind, self.map_levels, counts, self.map_rows)
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, labeler.first_token, self.lens_outside, counts)
         return fields
+
+    def _check_ids(self, where: str, ids: list[int]) -> None:
+        vocabulary = self.config.get_text_config().vocab_size
+        wanted = f"token ids below the model's vocabulary of {vocabulary}"
+        beyond = [i for i in ids if i >= vocabulary]
+        require(not beyond, where, wanted, max(beyond, default=None))
 
     def _tokens(
         self,

@@ -136,7 +136,7 @@ def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int
     """When image tokens see one another (Gemma3), their maps would need keys that come later.
 
     Raises:
-        ValueError: a map row that is an image token (checked if that costs no sync).
+        ValueError: a map row that is an image token (checked if that needs no sync).
     """
     position = batch.map_position
     if checks.values_visible(position, input_ids):
@@ -150,7 +150,7 @@ def _first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """int32 [B]: the first attended key of each sequence (left padding).
 
     Raises:
-        ValueError: a mask that is not [B, S], or (checked if that costs no sync) one with holes:
+        ValueError: a mask that is not [B, S], or (checked if that needs no sync) one with holes:
             documents packed by masks, or padding in the middle.
     """
     if attention_mask is None:
@@ -170,7 +170,7 @@ def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
     """Refuse several documents in one sequence: side tokens and maps would see all of them.
 
     Raises:
-        ValueError: FlashAttention's cumulative lengths, or (checked if that costs no sync)
+        ValueError: FlashAttention's cumulative lengths, or (checked if that needs no sync)
             positions that start again.
     """
     for name in ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx"):

@@ -13,7 +13,12 @@ from groundkern.selection import KeySets, QueryRows
 
 
 class Rows:
-    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has."""
+    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has.
+
+    Args:
+        position: [B, R], padded with -1.
+        first_key: int32 [B], the first key of each sequence that is not padding.
+    """
 
     def __init__(self, position: Tensor, first_key: Tensor) -> None:
         batch, rows = position.shape
@@ -24,7 +29,14 @@ class Rows:
         self._windows: dict[int | None, QueryRows] = {}
 
     def at(self, window: int | None) -> QueryRows:
-        """The rows of a layer whose sliding window is `window` (None: full attention)."""
+        """The rows of a layer, built once for each window.
+
+        Args:
+            window: the layer's sliding window, in tokens; None: full attention.
+
+        Returns:
+            N = B x R rows.
+        """
         if window not in self._windows:
             self._windows[window] = QueryRows.causal(
                 self.sequence, self.position, start=self.start, window=window
@@ -33,7 +45,16 @@ class Rows:
 
 
 def side_sets(batch: GroundedBatch) -> KeySets:
-    """Omega of (S1) for each aligned row: language tokens, and visual ones inside its regions."""
+    """What each aligned row may see: language tokens, and visual ones inside its regions.
+
+    Args:
+        batch: the batch, with Rs aligned rows.
+
+    Returns:
+        Key sets of B x Rs rows; -1 for a row that is not restricted.
+
+    Source: (S1), Omega.
+    """
     sequences, sets, length = batch.side_inside.shape
     sequence = torch.arange(sequences, device=batch.image.device)
     index = torch.where(batch.side_set >= 0, batch.side_set + sequence[:, None] * sets, -1)
@@ -43,7 +64,16 @@ def side_sets(batch: GroundedBatch) -> KeySets:
 
 
 def map_sets(batch: GroundedBatch) -> KeySets:
-    """The keys of each map row's own image."""
+    """The keys of each map row's own image.
+
+    Args:
+        batch: the batch, with Rm map rows.
+
+    Returns:
+        One key set for each of B x Rm rows.
+
+    Source: (K1).
+    """
     same = batch.image[:, None, :] == batch.map_image[:, :, None]  # [B, Rm, S]
     rows = same.flatten(0, 1)
     index = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
@@ -51,7 +81,16 @@ def map_sets(batch: GroundedBatch) -> KeySets:
 
 
 def word_images(batch: GroundedBatch) -> Tensor:
-    """int64 [B, Rw]: each labelled token's bag among the B x I bags; -1 where it has none."""
+    """Find the label bag of each labelled visual token.
+
+    Args:
+        batch: the batch, with Rw labelled tokens and I images of a sample.
+
+    Returns:
+        int64 [B, Rw]: an index among the B x I bags; -1 for padding and tokens without a bag.
+
+    Source: (D3), Y.
+    """
     image = batch.image.gather(1, batch.word_position.clamp(min=0).long()).long()
     image = torch.where(batch.word_position >= 0, image, -1)
     offset = torch.arange(len(image), device=image.device)[:, None] * batch.word_bag.shape[1]
@@ -59,12 +98,28 @@ def word_images(batch: GroundedBatch) -> Tensor:
 
 
 def tokens_after(input_ids: Tensor, position: Tensor) -> Tensor:
-    """int64 [B, R]: the token that each row predicts; -100 for padding rows."""
+    """The token that each row predicts.
+
+    Args:
+        input_ids: int64 [B, S].
+        position: [B, R], padded with -1.
+
+    Returns:
+        int64 [B, R]; -100 for padding rows.
+    """
     after = (position.clamp(min=0) + 1).clamp(max=input_ids.shape[1] - 1).long()
     return torch.where(position >= 0, input_ids.gather(1, after), -100)
 
 
 def take_rows(x: Tensor, position: Tensor) -> Tensor:
-    """[B, S, D] -> [B, R, D], differentiable; a padding row gets row 0."""
+    """Pick rows of each sequence, differentiably.
+
+    Args:
+        x: [B, S, D].
+        position: [B, R], padded with -1.
+
+    Returns:
+        [B, R, D]; a padding row is a copy of row 0.
+    """
     batch = torch.arange(len(x), device=x.device)[:, None]
     return x[batch, position.clamp(min=0).long()]
