@@ -1,4 +1,4 @@
-"""A collator that survives samples it cannot use, and says what supervision a batch lost."""
+"""A collator that leaves out samples it cannot use, and reports what supervision a batch lost."""
 
 from __future__ import annotations
 
@@ -6,33 +6,22 @@ import logging
 from collections import Counter
 from typing import Any, Literal
 
-import torch
-
 from groundkern.hf import GroundedExample, GroundingCollator
+from groundkern.hf.data.batch import without_rows
 from trainer.dataset import BadSample
 from trainer.images import SampleError
 
 COUNTS = "counts"
-_ROWS = (
-    "gk_text_",
-    "gk_side_",
-    "gk_word_",
-    "gk_map_position",
-    "gk_map_image",
-    "gk_map_target",
-    "gk_phrase_",
-    "gk_lens_",
-)
 
 logger = logging.getLogger(__name__)
 
 
 class RobustCollator:
-    """`GroundingCollator` for long runs: bad samples as in the data set, counts with each batch.
+    """`GroundingCollator` for long runs: skips bad samples, and sends counts with each batch.
 
     A sample may pass every check of the data set and still not fit the model (its images alone
-    exceed `max_length`, say). With "skip" it leaves the batch; when nothing is left, an earlier
-    batch stands in with nothing to learn from. With "stop" it raises.
+    exceed `max_length`, say). With "skip" the batch goes without it; if nothing is left, an earlier
+    batch is used instead, with nothing to learn. With "stop" it raises.
 
     A batch carries `COUNTS`: {"supervision": found and lost, "bad": samples left out}, so that the
     numbers are right with worker processes and prefetching.
@@ -86,13 +75,4 @@ class RobustCollator:
             return self.collator(good), bad
         if self._good is None:
             raise SampleError(bad[0].reason)
-        return nothing_to_learn(self._good), bad
-
-
-def nothing_to_learn(batch: dict[str, Any]) -> dict[str, Any]:
-    """The same inputs without a trained token, region, word or map."""
-    blank = dict(batch, labels=torch.full_like(batch["labels"], -100))
-    for key, value in batch.items():
-        if key.startswith(_ROWS):
-            blank[key] = torch.full_like(value, False if value.dtype == torch.bool else -1)
-    return blank
+        return without_rows(self._good), bad

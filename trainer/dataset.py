@@ -1,7 +1,8 @@
 """A JSON-lines file as a map-style data set: checked up front, images loaded late.
 
-In memory: 16 bytes a sample (where its line starts, which line it is) and its task. Lines are read
-and parsed again, and images decoded, when an item is asked for.
+In memory there are 16 bytes a sample (where its line starts, which line it is) and its task, since
+parsed samples of a large file would not fit into every worker process. So an item reads and parses
+its line again when it is asked for, which costs a small part of decoding its images.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ class BadSample:
 
 
 def read_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[tuple[int, int, bytes]]:
-    """The lines of a file that are not blank, however long: never more than `max_line` in memory.
+    """The lines of a file that are not blank, with at most `max_line` bytes of one in memory.
+
+    Args:
+        path: the file.
+        max_line: bytes of a line that are read; what is beyond is skipped.
 
     Yields:
         Number from 1, offset in bytes, and at most `max_line` + 1 bytes of the line.
@@ -54,7 +59,11 @@ def read_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[tuple[int, int,
 
 
 def check_length(line: bytes, where: str, max_line: int = MAX_LINE) -> None:
-    """Raises the `SampleError` of a line that `read_lines` had to cut."""
+    """Refuse a line that `read_lines` had to cut.
+
+    Raises:
+        SampleError: a line of more than `max_line` bytes.
+    """
     if len(line) > max_line:
         raise SampleError(f"{where}: expected a line of at most {max_line} bytes, got more")
 
@@ -65,12 +74,12 @@ class JsonLinesDataset(Dataset):
     Items are `GroundedExample`. Building the data set reads every line and every image's header
     once, under a progress bar. Pixels are decoded only in `dataset[i]`. An image that turns out to
     be corrupt only then raises with "stop"; with "skip" it is reported, added to `bad`, and the
-    next sample that can be decoded takes its place, so that batches keep their size. (In a worker
+    next sample that can be decoded replaces it, so that batches keep their size. (In a worker
     process `bad` is the worker's own.)
 
     Args:
-        path: JSON-lines file, UTF-8; blank lines are passed over.
-        root: the folder image paths start from and may not leave; default: the file's.
+        path: JSON-lines file, UTF-8; blank lines are skipped.
+        root: the folder that image paths are relative to and may not leave; default: the file's.
         on_bad_sample: "skip" reports bad samples and goes on, "stop" raises at the first.
         max_pixels: width x height that an image may have.
         max_line: bytes that a line may have; of a longer one only these are ever in memory.

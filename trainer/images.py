@@ -14,7 +14,8 @@ ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap width and height
 
 
 class SampleError(ValueError):
-    """A sample that cannot be used: where it stands, the field, what was wanted, what came."""
+    """A sample that cannot be used: the message names its line, the field, what was wanted, what
+    came."""
 
 
 def wrong(where: str, field: str, wanted: str, got: object) -> SampleError:
@@ -23,7 +24,7 @@ def wrong(where: str, field: str, wanted: str, got: object) -> SampleError:
 
 
 def confined(path: str, root: Path, *, where: str, field: str) -> Path:
-    """The real path of an image, once it is known to be a file inside the data root.
+    """The real path of an image, checked to be a file inside the data root.
 
     Args:
         path: relative to `root`; symbolic links may not lead out of it.
@@ -48,7 +49,12 @@ def confined(path: str, root: Path, *, where: str, field: str) -> Path:
 
 
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: str) -> tuple:
-    """Width and height after EXIF rotation, read from the header alone.
+    """Width and height in pixels after EXIF rotation, read from the header alone.
+
+    Args:
+        path: from `confined`.
+        max_pixels: width x height that an image may have.
+        where, field: what starts the error message.
 
     Raises:
         SampleError: not an image, more than `max_pixels`, or a strip 200 times as long as wide.
@@ -68,15 +74,15 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: s
 
 
 def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Image.Image:
-    """Decode an image to 8-bit RGB, rotated as its EXIF data asks, over white where transparent.
+    """Decode an image to 8-bit RGB, rotated as its EXIF data asks, transparent pixels over white.
 
     Args:
         path: from `confined`.
-        size: from `image_size`, which boxes were measured against.
+        size: from `image_size`, by which boxes in pixels were divided.
         where, field: what starts the error message.
 
     Raises:
-        SampleError: corrupt, truncated, of a depth without a safe meaning, changed meanwhile.
+        SampleError: corrupt, truncated, of a depth that has no known range, or of another size.
     """
     try:
         with _opened(path, where, field) as image:

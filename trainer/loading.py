@@ -32,10 +32,13 @@ VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
 def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
-    """(model, processor), with parameters frozen and adapters added as the config asks.
+    """Load what a config names, with parameters frozen and adapters added as it says.
 
     Args:
         config: validated settings.
+
+    Returns:
+        The model and its processor.
 
     Raises:
         ConfigError: the model or the processor cannot be loaded.
@@ -54,7 +57,12 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
 
 
 def open_model(path: str, *, attn_implementation: str, dtype: str) -> tuple[torch.nn.Module, Any]:
-    """(model, processor) of a model folder or hub name.
+    """Load a model and its processor.
+
+    Args:
+        path: a model folder or hub name.
+        attn_implementation: as in transformers.
+        dtype: the name of a torch dtype.
 
     Raises:
         ConfigError: the model or the processor cannot be loaded.
@@ -76,7 +84,7 @@ def open_model(path: str, *, attn_implementation: str, dtype: str) -> tuple[torc
 
 
 def attach_objectives(model: torch.nn.Module, config: Config) -> None:
-    """Attaches the objectives that are on, and no others.
+    """Attach the objectives that a config turns on, and no others.
 
     Raises:
         ConfigError: options that do not go together.

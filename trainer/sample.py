@@ -1,7 +1,8 @@
 """The canonical sample, one JSON object a line (docs/data-format.md): parsed, checked, resolved.
 
-Whatever is wrong with a sample comes out as one `SampleError` that names the place, the field, what
-was wanted and what came. Coordinates leave this file as fractions of the EXIF-rotated image.
+Whatever is wrong with a sample is raised as one `SampleError` that names the line, the field, what
+was wanted and what came. Records are what the file says; a `Sample` has spans in characters and
+coordinates in fractions of the EXIF-rotated image, and needs no further check.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
+from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word, message_text
 from trainer.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -22,37 +23,33 @@ Text = Annotated[str, Field(min_length=1)]
 Size = tuple[int, int]
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
 PLACES = ("box", "points", "polygon", "polyline")
-SLACK = 1e-6  # of the image: rounding, not a box outside of it
+SLACK = 1e-6  # of the image: a coordinate this far outside is a rounding error
 
 
-class Record(BaseModel):
+class StrictModel(BaseModel):
+    """Refuses unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PartRecord(Record):
+class PartRecord(StrictModel):
     type: Literal["image", "text"]
     text: str = ""
 
 
-class MessageRecord(Record):
+class MessageRecord(StrictModel):
     role: Literal["system", "user", "assistant"]
     content: str | list[PartRecord]
 
-    @property
-    def text(self) -> str:
-        """What character spans count in: the text parts, joined."""
-        parts = self.content
-        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
 
-
-class SpanRecord(Record):
+class SpanRecord(StrictModel):
     text: Text | None = None
     occurrence: Index = 0
     char_span: tuple[Index, Index] | None = None
     turn: Index | None = None
 
 
-class PlaceRecord(Record):
+class PlaceRecord(StrictModel):
     image: Index | None = None
     coord: Literal["pixel", "unit", "per_mille"] = "pixel"
     order: Literal["xyxy", "xywh"] = "xyxy"
@@ -74,7 +71,7 @@ class PhraseRecord(SpanRecord):
     subject: Text | None = None
 
 
-class SampleRecord(Record):
+class SampleRecord(StrictModel):
     task: str = ""
     images: list[str] = []
     messages: Annotated[list[MessageRecord], Field(min_length=1)]
@@ -91,7 +88,7 @@ class Sample:
         where: what error messages call it, for example `train.jsonl:17`.
         task: the record's free label, for evaluation by task.
         images: real paths, inside the data root.
-        sizes: (width, height) of each image after EXIF rotation.
+        sizes: (width, height) of each image after EXIF rotation, in pixels.
         messages: Hugging Face chat messages.
         regions, words, phrases: in fractions of the rotated images.
     """
@@ -108,6 +105,9 @@ class Sample:
     def load(self) -> GroundedExample:
         """Decode the images.
 
+        Returns:
+            The sample as the collator takes it, with no further check of spans and places.
+
         Raises:
             SampleError: an image is corrupt, truncated, or no longer what its header said.
         """
@@ -123,6 +123,7 @@ class Sample:
             words=self.words,
             phrases=self.phrases,
             name=self.where,
+            checked=True,
         )
 
 
@@ -133,30 +134,31 @@ def parse_sample(
 
     Args:
         line: a line of JSON (UTF-8 if bytes), or the object it holds.
-        root: the folder image paths start from and may not leave.
+        root: the folder that image paths are relative to and may not leave.
         where: what starts every error message, for example `train.jsonl:17`.
         max_pixels: width x height that an image may have.
 
     Returns:
-        The sample in unit fractions of the EXIF-rotated images.
+        The sample, in fractions of the EXIF-rotated images.
 
     Raises:
-        SampleError: one sentence: place, field, wanted, got.
+        SampleError: one sentence: line, field, wanted, got.
     """
     record = _validated(line if isinstance(line, dict) else decode_line(line, where), where)
-    _check_messages(record, where)
+    messages = [_chat_message(message) for message in record.messages]
+    _check_messages(record, messages, where)
     images, sizes = [], []
     for i, path in enumerate(record.images):
         images.append(confined(path, root, where=where, field=f"images[{i}]"))
         size = image_size(images[-1], max_pixels=max_pixels, where=where, field=f"images[{i}]")
         sizes.append(size)
-    resolve = _Resolver(record, tuple(sizes), where)
+    resolve = _Resolver(messages, tuple(sizes), where)
     return Sample(
         where=where,
         task=record.task,
         images=tuple(images),
         sizes=tuple(sizes),
-        messages=[_chat_message(message) for message in record.messages],
+        messages=messages,
         regions=tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions)),
         words=tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(record.words)),
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
@@ -166,8 +168,11 @@ def parse_sample(
 class _Resolver:
     """Spans to characters and coordinates to fractions, for one sample."""
 
-    def __init__(self, record: SampleRecord, sizes: tuple[Size, ...], where: str) -> None:
-        self.record, self.sizes, self.where = record, sizes, where
+    def __init__(self, messages: list[dict[str, Any]], sizes: tuple[Size, ...], where: str) -> None:
+        self.sizes, self.where = sizes, where
+        self.roles = [message["role"] for message in messages]
+        self.texts = [message_text(message) for message in messages]
+        self.answers = [i for i, role in enumerate(self.roles) if role == "assistant"]
 
     def region(self, region: RegionRecord, field: str) -> Region:
         given = [k for k in PLACES if getattr(region, k) is not None]
@@ -204,7 +209,7 @@ class _Resolver:
         turn, start, stop = self._span(phrase, field)
         if phrase.subject is None:
             return Phrase(turn, start, stop)
-        text = self.record.messages[turn].text
+        text = self.texts[turn]
         at = text.find(phrase.subject, start, stop)
         if at < 0:
             wanted = f"words of the phrase {text[start:stop]!r}"
@@ -214,7 +219,7 @@ class _Resolver:
     def _span(self, span: SpanRecord, field: str) -> tuple[int, int, int]:
         """(turn, start, stop) of the answer's characters that `span` names."""
         turn = self._turn(span, field)
-        answer = self.record.messages[turn].text
+        answer = self.texts[turn]
         if (span.text is None) == (span.char_span is None):
             got = "neither" if span.text is None else "both"
             raise self._wrong(field, "either text or char_span", got)
@@ -223,7 +228,16 @@ class _Resolver:
             if not start < stop <= len(answer):
                 wanted = f"0 <= start < stop <= {len(answer)}, the answer's characters"
                 raise self._wrong(f"{field}.char_span", wanted, list(span.char_span))
-            return turn, start, stop
+        else:
+            start = self._find(span, answer, turn, field)
+            stop = start + len(span.text)
+        if not answer[start:stop].strip():
+            wanted = f"a span of visible characters of {answer!r}"
+            raise self._wrong(field, wanted, f"{start}:{stop}")
+        return turn, start, stop
+
+    def _find(self, span: SpanRecord, answer: str, turn: int, field: str) -> int:
+        """Where the named occurrence of the span's text begins."""
         starts = [i for i in range(len(answer)) if answer.startswith(span.text, i)]
         if not starts:
             wanted = f"text that occurs in message {turn}, {_short(answer)}"
@@ -231,18 +245,16 @@ class _Resolver:
         if span.occurrence >= len(starts):
             wanted = f"less than {len(starts)}, as often as {span.text!r} is in message {turn}"
             raise self._wrong(f"{field}.occurrence", wanted, span.occurrence)
-        start = starts[span.occurrence]
-        return turn, start, start + len(span.text)
+        return starts[span.occurrence]
 
     def _turn(self, span: SpanRecord, field: str) -> int:
-        messages = self.record.messages
-        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        if span.turn is None and len(answers) > 1:
-            raise self._wrong(f"{field}.turn", f"one of the assistant messages {answers}", "none")
-        turn = answers[0] if span.turn is None else span.turn
-        if turn not in answers:
-            role = messages[turn].role if turn < len(messages) else "no message"
-            wanted = f"the index of an assistant message, {answers}"
+        if span.turn is None and len(self.answers) > 1:
+            wanted = f"one of the assistant messages {self.answers}"
+            raise self._wrong(f"{field}.turn", wanted, "none")
+        turn = self.answers[0] if span.turn is None else span.turn
+        if turn not in self.answers:
+            role = self.roles[turn] if turn < len(self.roles) else "no message"
+            wanted = f"the index of an assistant message, {self.answers}"
             raise self._wrong(f"{field}.turn", wanted, f"{turn} ({role})")
         return turn
 
@@ -259,10 +271,13 @@ class _Resolver:
         x0, y0, x1, y1 = box
         if place.order == "xywh":
             x1, y1 = x0 + x1, y0 + y1
+        wanted = "positive width and height" if place.order == "xywh" else "x0 < x1, y0 < y1"
         if not (x0 < x1 and y0 < y1):
-            wanted = "positive width and height" if place.order == "xywh" else "x0 < x1, y0 < y1"
             raise self._wrong(field, wanted, list(box))
-        return sum(self._points([(x0, y0), (x1, y1)], place.coord, image, field, box), ())
+        low, high = self._points([(x0, y0), (x1, y1)], place.coord, image, field, box)
+        if not (low[0] < high[0] and low[1] < high[1]):  # thinner than the rounding of SLACK
+            raise self._wrong(field, wanted, list(box))
+        return (*low, *high)
 
     def _points(self, points: list, coord: str, image: int, field: str, got=None) -> tuple:
         """The points as fractions of the image; `got` is what the error shows, if not `points`."""
@@ -278,7 +293,11 @@ class _Resolver:
 
 
 def decode_line(line: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a line, UTF-8 if bytes, with or without a byte order mark.
+    """The JSON object of a line, with or without a byte order mark.
+
+    Args:
+        line: UTF-8 if bytes.
+        where: what starts an error message.
 
     Raises:
         SampleError: not UTF-8, not JSON, not an object.
@@ -322,7 +341,7 @@ def _validated(value: dict[str, Any], where: str) -> SampleRecord:
     raise wrong(where, field.removeprefix("."), wanted, got)
 
 
-def _check_messages(record: SampleRecord, where: str) -> None:
+def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where: str) -> None:
     """Roles, and image placeholders against images."""
     if not any(message.role == "assistant" for message in record.messages):
         raise wrong(where, "messages", "at least one assistant message to train on", "none")
@@ -337,7 +356,8 @@ def _check_messages(record: SampleRecord, where: str) -> None:
             )
         if any(part.type == "image" and part.text for part in parts):
             raise wrong(where, f"messages[{i}].content", "no text in an image part", "some")
-        written = [name for name in PLACEHOLDERS if name in message.text]
+        text = message_text(messages[i])
+        written = [name for name in PLACEHOLDERS if name in text]
         if written:
             wanted = 'images as parts, {"type": "image"}'
             raise wrong(where, f"messages[{i}].content", wanted, f"the text {written[0]}")

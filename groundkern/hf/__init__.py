@@ -1,14 +1,14 @@
 """groundkern for transformers models: attach, collate, train."""
 
-from groundkern.hf.attach import attach, detach, objectives_of
+from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.processor import load_processor
-from groundkern.hf.doctor import DoctorReport, doctor
+from groundkern.hf.model.attach import attach, detach, objectives_of
+from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
-from groundkern.hf.supervision import row_counts
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 
 __all__ = [

@@ -1,8 +1,8 @@
 """HIST in BLIP: phrases and subjects through the ITC and ITM heads, composition on GradCAM.
 
-`BlipForImageTextRetrieval` is an encoder with cross-attention, not a decoder, so nothing is
-attached: `blip_hist_batch` makes a batch, `blip_hist` its loss, and any loop trains it. Rows of the
-maps are the text's tokens, columns the image's patches, y is the matching logit.
+`BlipForImageTextRetrieval` is an encoder with cross-attention, not a decoder, so `attach` does not
+apply: `blip_hist_batch` makes a batch and `blip_hist` its loss, in any training loop. The rows of
+the maps are the text's tokens, the columns the image's patches, y is the matching logit.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from groundkern.selection import QueryRows
 
 @dataclass(frozen=True)
 class BlipHist:
-    """HIST in BLIP (METHODS.md section 4).
+    """HIST in BLIP: phrase, subject and composition losses.
 
     BLIP's retrieval model has no masked-language head, so (H1) is ITC + ITM, like (H2).
 
     Args:
         phrase, subject, composition: the weights of (H4).
-        temperature: of ITC.
+        temperature: by which ITC divides cosines.
         distance, detach_parts: of (H3), see `losses.composition`.
         layers: the text encoder's layers whose cross-attention maps are averaged; None: all. The
             last layer's is 0 everywhere, since the head reads the first token alone.
         backend: of `attention_contribution`.
+
+    Source: HIST (arXiv 2412.08110), (H1)-(H4).
     """
 
     phrase: float = 1.0
@@ -56,9 +58,9 @@ class BlipHist:
 
 
 class BlipHistOutput(NamedTuple):
-    """Loss, its terms without their weights, and the map of every phrase."""
+    """Loss, its parts without their weights, and the map of every phrase."""
 
-    loss: Tensor  # scalar
+    loss: Tensor  # fp32 scalar
     parts: dict[str, Tensor]  # "phrase_itc", "phrase_itm", "subject_itc", ..., "composition"
     maps: Tensor | None  # [P, patches], differentiable; None without a composite
 
@@ -128,9 +130,14 @@ def blip_hist(model: nn.Module, batch: dict[str, Tensor], how: BlipHist) -> Blip
         batch: of `blip_hist_batch`, on the model's device.
         how: weights and options.
 
+    Returns:
+        BlipHistOutput. Without gradients there are no maps and no "composition".
+
     Raises:
         TypeError: another model.
         ValueError: attention dropout in training, or layers that do not exist.
+
+    Source: HIST (arXiv 2412.08110), (H1)-(H4); ITC and ITM as in BLIP (arXiv 2201.12086).
     """
     _check(model, how)
     image = model.vision_model(pixel_values=batch["pixel_values"]).last_hidden_state  # [I, S, D]
@@ -139,10 +146,10 @@ def blip_hist(model: nn.Module, batch: dict[str, Tensor], how: BlipHist) -> Blip
     for kind in ("phrase", "subject"):
         text = _Texts(*(batch[f"{kind}_{n}"] for n in _Texts._fields))
         wanted = kind == "phrase" and len(batch["composite"]) > 0 and torch.is_grad_enabled()
-        with _cross_attention(model, how.layers if wanted else ()) as kept:
+        with _cross_attention(model, how.layers if wanted else ()) as saved:
             logits = _match(model, image[text.image], text)  # [P, 2]
         if wanted:
-            maps = _gradcam(logits[:, 1].sum(), kept, text.content, how.backend)
+            maps = _gradcam(logits[:, 1].sum(), saved, text.content, how.backend)
         if len(text.image):
             similarity = _similarity(model, image, text) / how.temperature
             parts[f"{kind}_itc"] = contrastive(similarity, _matches(text, len(image)))
@@ -181,7 +188,7 @@ def _check(model: nn.Module, how: BlipHist) -> None:
 
 
 def _similarity(model: nn.Module, image: Tensor, text: _Texts) -> Tensor:
-    """[I, P]: cosines of the projected first tokens, as the model's own ITC path makes them."""
+    """[I, P]: cosines of the projected first tokens, as the model's own ITC path computes them."""
     encoded = model.text_encoder(input_ids=text.input_ids, attention_mask=text.attention_mask)
     text_feature = F.normalize(model.text_proj(encoded.last_hidden_state[:, 0]), dim=-1)
     return F.normalize(model.vision_proj(image[:, 0]), dim=-1) @ text_feature.t()
@@ -231,8 +238,8 @@ def _itm(
 def _cross_attention(
     model: nn.Module, layers: tuple[int, ...] | None
 ) -> Iterator[list[_CrossAttention]]:
-    """A list that receives the cross-attention of the layers that count, in their graph."""
-    kept: list[_CrossAttention] = []
+    """A list to which the named layers append their cross-attention, in their graph; None: all."""
+    saved: list[_CrossAttention] = []
     handles = []
 
     def watch(attention: nn.Module) -> None:
@@ -250,7 +257,7 @@ def _cross_attention(
             handles.append(module.register_forward_hook(projected(name)))
 
         def done(_, __, output: tuple) -> None:
-            kept.append(_CrossAttention(seen["query"], seen["key"], seen["value"], output[0]))
+            saved.append(_CrossAttention(seen["query"], seen["key"], seen["value"], output[0]))
 
         handles.append(attention.register_forward_hook(done))
 
@@ -258,30 +265,30 @@ def _cross_attention(
     for number in range(len(encoder)) if layers is None else layers:
         watch(encoder[number].crossattention.self)
     try:
-        yield kept
+        yield saved
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _gradcam(y: Tensor, kept: list[_CrossAttention], content: Tensor, backend: str) -> Tensor:
+def _gradcam(y: Tensor, saved: list[_CrossAttention], content: Tensor, backend: str) -> Tensor:
     """[P, patches]: A * relu(dy/dA), the mean of content tokens, heads and layers (H3).
 
-    The first image token is the class token; it takes part in the softmax and is no column.
+    The first image token is the class token: a key of the softmax, but not a column.
     """
-    gradients = torch.autograd.grad(y, [layer.out for layer in kept], create_graph=True)
-    (texts, length), keys = content.shape, kept[0].k.shape[2]
+    gradients = torch.autograd.grad(y, [layer.out for layer in saved], create_graph=True)
+    (texts, length), keys = content.shape, saved[0].k.shape[2]
     sequence = torch.arange(texts, device=content.device).repeat_interleave(length).int()
     position = torch.arange(length, device=content.device).repeat(texts).int()
     stop = torch.where(content.flatten() > 0, keys, 0).int()
     columns = torch.arange(1, keys, device=content.device).expand(texts, -1).int()
     total = 0.0
-    for (q, k, v, _), g in zip(kept, gradients, strict=True):
+    for (q, k, v, _), g in zip(saved, gradients, strict=True):
         q, g = (x.flatten(0, 1) for x in (q.transpose(1, 2), g.unflatten(-1, (q.shape[1], -1))))
         rows = QueryRows(sequence, position, torch.zeros_like(stop), stop)
         total = total + attention_contribution(
             q, k, v, g, rows, columns.contiguous(), over="visible", rectify=True, backend=backend
         )
     maps = total.view(texts, length, -1) * content[..., None]
-    heads = kept[0].q.shape[1]
-    return maps.sum(1) / (content.sum(1, keepdim=True).clamp(min=1) * heads * len(kept))
+    heads = saved[0].q.shape[1]
+    return maps.sum(1) / (content.sum(1, keepdim=True).clamp(min=1) * heads * len(saved))

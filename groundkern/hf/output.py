@@ -10,11 +10,11 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class GroundedOutput(ModelOutput):
-    """Losses and per-row readings; rows are those of the batch's `gk_*_position` tensors.
+    """Losses, and what was measured in each row; rows are those of `gk_*_position` tensors.
 
     Everything but `loss` is detached. Padding rows hold log probability 0 and prediction -1.
-    A training step computes the attached objectives only, evaluation all that the batch has rows
-    for.
+    In training mode only the attached objectives are computed, in evaluation mode also those of
+    SMAM, DV-SFT and KLAL that are not attached, with their defaults.
 
     Args:
         loss: fp32 scalar, `text + sum of weight * part` over the attached objectives.
@@ -22,17 +22,18 @@ class GroundedOutput(ModelOutput):
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
             "lens_raise", "lens_suppress"), each without its weight and already divided by its
             denominator: over an accumulated batch they add up to the mean. GradCAM terms are left
-            out where gradients are off.
-        text_log_prob, text_predicted: [B, Rt] log pi of the trained tokens, and the arg max token.
-        word_log_prob, word_predicted: [B, Rw] of the labelled visual tokens.
-        side_log_prob: [B, Rs] log pi+ of the aligned answer tokens.
-        maps: [B, Rm, C] under `gk_record="maps"`: attention over the image, mean of heads and
+            out when gradients are off.
+        text_log_prob, text_predicted: fp32 and int64 [B, Rt], log pi of the trained tokens, and the
+            most probable token.
+        word_log_prob, word_predicted: the same of the labelled visual tokens, [B, Rw].
+        side_log_prob: fp32 [B, Rs], log pi+ of the aligned answer tokens.
+        maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers.
-        contributions: [B, Rs, C] under `gk_record="contributions"`: (C1), summed over layers.
-        gradcam: [B, Rs, C] under `gk_record="gradcam"`: attention times the rectified gradient of
-            the aligned token's logit, summed over heads and layers.
-            With "layers" recorded too, these three are [B, R, L, C].
-        main_logits, side_logits: [B, Rs, V] under `gk_record="logits"`.
+        contributions: fp32 [B, Rs, C] with `gk_record="contributions"`: (C1), summed over layers.
+        gradcam: fp32 [B, Rs, C] with `gk_record="gradcam"`: attention times the rectified gradient
+            of the aligned token's logit, summed over heads and layers. If "layers" is recorded too,
+            these three are [B, R, L, C].
+        main_logits, side_logits: fp32 [B, Rs, V] with `gk_record="logits"`.
     """
 
     loss: Tensor | None = None

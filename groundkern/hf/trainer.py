@@ -10,36 +10,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from groundkern.checks import fail, require
-from groundkern.hf.attach import objectives_of
-from groundkern.hf.doctor import LOW_PRECISION, doctor
-from groundkern.hf.head_weight import saved_head_weight
+from groundkern.hf.data.batch import row_counts
+from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.doctor import LOW_PRECISION, doctor
+from groundkern.hf.model.head_weight import saved_head_weight
 from groundkern.hf.output import GroundedOutput
-from groundkern.hf.supervision import row_counts
 
 logger = logging.getLogger(__name__)
 
-ROWS = "gk_text_position"  # what tells a grounded batch from an ordinary one
+ROWS = "gk_text_position"  # a batch without it is an ordinary one
 
 
 class GroundingMixin:
-    """What any subclass of transformers' Trainer needs to train an attached model; stands first.
+    """What a subclass of transformers' Trainer needs to train an attached model.
 
         class GroundingSFTTrainer(GroundingMixin, SFTTrainer): ...
 
     Batches are those of `GroundingCollator`. Denominators are counted over the whole accumulated
-    batch (and over all ranks), so that accumulation changes nothing. Each log line carries every
-    part of the loss under its name in `GroundedOutput.parts`, averaged over the steps since the
-    last one. On the first batch with rows, `doctor` checks the wiring. A batch without `gk_`
-    tensors is left to the class behind.
+    batch (and over all ranks), so that accumulation does not change the loss. Each log line has
+    every part of the loss under its name in `GroundedOutput.parts`, averaged over the steps since
+    the line before. On the first batch with rows, `doctor` checks the wiring. A batch without `gk_`
+    tensors is passed on to the next class.
 
     Args:
-        model, args, *rest, **kwargs: as the class behind takes them.
+        model: an attached model; also one wrapped in PEFT.
+        args: `TrainingArguments` or what the next class expects.
+        rest, kwargs: as the next class expects them.
         examine: run `doctor` on the first batch that has rows.
 
     Raises:
         ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
             fused cross entropy, DataParallel, or context, sequence or tensor parallelism; in
-            training, sharded ranks of which only some hold images.
+            training, images on some ranks only while weights are sharded.
     """
 
     loss_is_scaled_for_ga = True
@@ -77,7 +79,17 @@ class GroundingMixin:
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """The micro-batches of one step, each with the row counts of all of them as `gk_totals`."""
+        """The micro-batches of one step, each with the row counts of the whole step as `gk_totals`.
+
+        Args:
+            epoch_iterator, num_batches, device: as in transformers' Trainer.
+
+        Returns:
+            The batches, and the number of trained tokens in them: the text loss's denominator.
+
+        Raises:
+            ValueError: images on some ranks only while weights are sharded.
+        """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or any(ROWS not in batch for batch in batches):
             return batches, items
@@ -90,7 +102,7 @@ class GroundingMixin:
         return batches, totals[0]
 
     def _refuse_uneven_images(self, batches: list[dict]) -> None:
-        """Every rank makes the same module calls where these gather sharded weights."""
+        """Every rank must call the same modules when their calls gather sharded weights."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return
         held = torch.tensor([any(map(_is_pixels, b)) for b in batches], device=self.args.device)
@@ -100,7 +112,14 @@ class GroundingMixin:
             fail("pixel_values", wanted, "a micro-batch with images on some ranks only")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The grounded loss; in training its parts are added up for the log."""
+        """The grounded loss; in training its parts are summed for the log.
+
+        Args:
+            model, inputs, return_outputs, num_items_in_batch: as in transformers' Trainer.
+
+        Returns:
+            The loss, or (loss, GroundedOutput).
+        """
         if self._examine and model.training:
             self._examine_batch(model, inputs)
         if ROWS not in inputs:
@@ -116,23 +135,34 @@ class GroundingMixin:
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss alone: there are no logits to return."""
+        """The loss of an evaluation batch.
+
+        Args:
+            model, inputs, prediction_loss_only, ignore_keys: as in transformers' Trainer.
+
+        Returns:
+            (loss, None, None): there are no logits to return.
+        """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the parts of the loss beside the training loss."""
+        """Log the parts of the loss beside the training loss.
+
+        Args:
+            logs, start_time: as in transformers' Trainer.
+        """
         if "loss" in logs and self._parts:
             logs.update(self._mean_parts())
         super().log(logs, start_time)
 
     def _mean_parts(self) -> dict[str, float]:
-        """The parts per step since the last log: one reduction, one sync."""
+        """The mean of each part over the steps since the last log: one reduction, one sync."""
         names = sorted(self._parts)
         values = torch.stack([self._parts[name] for name in names])
-        if self.args.world_size > 1:  # a rank's part: its share of the global mean, or its own mean
+        if self.args.world_size > 1:  # each rank has its share of the global mean, or its own mean
             ranks = self.accelerator.gather(values[None])
             values = ranks.sum(0) if self.args.average_tokens_across_devices else ranks.mean(0)
         values = values / max(1, self.state.global_step - self._parts_since)
@@ -140,9 +170,9 @@ class GroundingMixin:
         return dict(zip(names, values.tolist(), strict=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Weights of a checkpoint, under the names `from_pretrained` gives them.
+        """Load a checkpoint's weights under the names that `from_pretrained` maps them to.
 
-        The Trainer's own loading does not rename keys and passes over what it does not find: of
+        The Trainer's own loading does not rename keys and skips those it does not find: of
         Qwen2.5-VL's saved weights it would load the head and nothing else.
         """
         target = self._unwrapped(model or self.model)
@@ -168,7 +198,7 @@ class GroundingMixin:
 
 
 class GroundingTrainer(GroundingMixin, Trainer):
-    """transformers' `Trainer` for an attached model: `GroundingMixin` says what it adds.
+    """transformers' `Trainer` for an attached model, with everything that `GroundingMixin` adds.
 
     Args:
         *args, **kwargs: as `transformers.Trainer`.
@@ -177,7 +207,10 @@ class GroundingTrainer(GroundingMixin, Trainer):
 
 
 def refuse_parallel(config: object | None) -> None:
-    """Refuse what splits a sequence or a layer over ranks: rows and keys must be on one.
+    """Refuse what splits a sequence or a layer over ranks: a row and its keys must be on one rank.
+
+    Args:
+        config: accelerate's `ParallelismConfig`; None: none.
 
     Raises:
         ValueError: a context, sequence or tensor parallel size above 1.

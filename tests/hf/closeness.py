@@ -1,7 +1,8 @@
-"""Comparing gradients of whole models."""
+"""Comparing losses and gradients of whole models."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,10 +14,25 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def assert_same_losses(ours, naive) -> None:
+    """The loss and every part of a `GroundedOutput` against those of a `NaiveOutput`."""
+    torch.testing.assert_close(ours.loss, naive.loss, rtol=1e-5, atol=0)
+    for name, part in naive.parts.items():
+        torch.testing.assert_close(ours.parts[name], part.detach(), rtol=2e-5, atol=0)
+
+
+def assert_differ_in_attention(ours: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    """The gradients of every projection of a middle layer's attention differ by over 0.1 %."""
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        key = next(k for k in ours if k.endswith(f"layers.1.self_attn.{name}.weight"))
+        difference = (ours[key] - others[key]).abs().max() / ours[key].abs().max()
+        assert float(difference) > 1e-3, name
+
+
 def assert_same_gradients(ours: dict[str, Tensor], wanted: dict[str, Tensor], share=1e-5) -> None:
     """Each gradient within `share` of its largest entry, or of a twentieth of the model's largest.
 
-    The floor is there for what is zero in truth and noise in floats: without RoPE, a key bias
+    The floor is for gradients that are zero in truth and noise in floats: without RoPE, a key bias
     shifts all scores of a row alike.
     """
     assert ours.keys() == wanted.keys()

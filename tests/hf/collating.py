@@ -41,6 +41,15 @@ def make_example(
     return GroundedExample(tuple(images), messages, tuple(regions), name=name, **more)
 
 
+def make_dialogue(*answers):
+    """One image and one answer to each turn."""
+    messages = []
+    for answer in answers:
+        messages.append({"role": "user", "content": [{"type": "image"}]})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
 def make_region(answer, phrase, *, occurrence=0, turn=1, image=0, boxes=(TOP_LEFT,), **more):
     start = -1
     for _ in range(occurrence + 1):

@@ -7,7 +7,7 @@ have 3 layers; images become 4 to 100 visual tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ from groundkern.hf.data.processor import pil_image_processor, without_video
 from tests.hf.tiny import (
     QWEN_TEMPLATE,
     build_model,
+    decoder_settings,
     tiny_llava_model,
     tiny_llava_processor,
     tiny_qwen_model,
@@ -45,6 +46,10 @@ from tests.hf.tiny import (
 
 TILE = 56  # pixels of a tile's side
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [56, 168], [168, 56]]
+SLIDING = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 24,
+}
 TILE_TEMPLATE = QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
 
 
@@ -56,28 +61,43 @@ class Family:
     processor: Callable[..., Any]
 
 
-def text_config(model_type: str, tokenizer: PreTrainedTokenizerFast, **settings) -> dict:
-    """Hidden 64, 3 layers, 4 query heads on 2 key heads of 16."""
-    return {
-        "model_type": model_type,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 1024,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": False,
-        **settings,
-    }
+@dataclass(frozen=True)
+class Model:
+    """Builds a family's model, as `tiny_qwen_model` does its own.
+
+    Args:
+        config: the config's class.
+        tokenizer: makes the tokenizer.
+        image_token: the visual tokens' text.
+        text: settings of the decoder, `model_type` included.
+        vision: settings of the vision tower.
+        more: settings of the whole.
+    """
+
+    config: type
+    tokenizer: Callable[..., PreTrainedTokenizerFast]
+    image_token: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *, seed: int = 0, attention: str = "sdpa", **text) -> Any:
+        tokenizer = self.tokenizer()
+        token = tokenizer.convert_tokens_to_ids
+        ids = {k: token(v) if k.endswith("_token_id") else v for k, v in self.more.items()}
+        config = self.config(
+            text_config=decoder_settings(tokenizer, **{"head_dim": 16, **self.text, **text}),
+            vision_config=self.vision,
+            image_token_id=token(self.image_token),
+            tie_word_embeddings=False,
+            **ids,
+        )
+        model_class = AutoModelForImageTextToText._model_mapping[self.config]
+        return build_model(model_class, config, seed, attention)
 
 
-def vision_config(model_type: str, **settings) -> dict:
-    """Hidden 32, 2 layers, 56 x 56 pixels in patches of 14."""
+def tower(model_type: str, **settings) -> dict[str, Any]:
+    """A vision config: hidden 32, 2 layers, 56 x 56 pixels in patches of 14."""
     return {
         "model_type": model_type,
         "hidden_size": 32,
@@ -90,36 +110,36 @@ def vision_config(model_type: str, **settings) -> dict:
     }
 
 
-def tokenizer_with(padding_side: str, **named: str) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer, and more special tokens that a processor looks up by name."""
-    plain = tiny_tokenizer()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=plain.backend_tokenizer,
-        eos_token=plain.eos_token,
-        pad_token=plain.pad_token,
-        extra_special_tokens={**{t: t for t in plain.extra_special_tokens}, **named},
-        padding_side=padding_side,
-    )
+def tokenizer_with(**named: str) -> Callable[..., PreTrainedTokenizerFast]:
+    """Makes the tiny tokenizer with more special tokens, which a processor looks up by name."""
+
+    def make(padding_side: str = "right") -> PreTrainedTokenizerFast:
+        plain = tiny_tokenizer()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=plain.backend_tokenizer,
+            eos_token=plain.eos_token,
+            pad_token=plain.pad_token,
+            extra_special_tokens={**{t: t for t in plain.extra_special_tokens}, **named},
+            padding_side=padding_side,
+        )
+
+    return make
 
 
-def build(config_class, tokenizer, text, vision, image_token, *, seed=0, attention="sdpa", **more):
-    """A model of 3 text layers whose attention is sharp."""
-    config = config_class(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=tokenizer.convert_tokens_to_ids(image_token),
-        tie_word_embeddings=False,
-        **more,
-    )
-    model_class = AutoModelForImageTextToText._model_mapping[config_class]
-    return build_model(model_class, config, seed, attention)
-
-
-def qwen3_vl_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """Deepstack into the first two layers, interleaved mrope."""
-    tokenizer = tiny_tokenizer()
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
-    vision = {
+# Deepstack into the first two layers, interleaved mrope.
+qwen3_vl_model = Model(
+    Qwen3VLConfig,
+    tiny_tokenizer,
+    "<|image_pad|>",
+    {
+        "model_type": "qwen3_vl_text",
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [4, 2, 2],
+        },
+    },
+    {
         "depth": 2,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -130,20 +150,13 @@ def qwen3_vl_model(*, seed: int = 0, attention: str = "sdpa", **text):
         "temporal_patch_size": 2,
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
-    }
-    token = tokenizer.convert_tokens_to_ids
-    return build(
-        Qwen3VLConfig,
-        tokenizer,
-        text_config("qwen3_vl_text", tokenizer, rope_parameters=rope, **text),
-        vision,
-        "<|image_pad|>",
-        seed=seed,
-        attention=attention,
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-    )
+    },
+    {
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    },
+)
 
 
 def qwen3_vl_processor(*, padding_side: str = "right"):
@@ -155,35 +168,22 @@ def qwen3_vl_processor(*, padding_side: str = "right"):
     return without_video(Qwen3VLProcessor)(images, tokenizer, chat_template=QWEN_TEMPLATE)
 
 
-def _gemma_tokenizer(padding_side: str = "right"):
-    names = {
-        "boi_token": "<start_of_image>",
-        "image_token": "<image_soft_token>",
-        "eoi_token": "<end_of_image>",
-    }
-    return tokenizer_with(padding_side, **names)
+_gemma_tokenizer = tokenizer_with(
+    boi_token="<start_of_image>",
+    image_token="<image_soft_token>",
+    eoi_token="<end_of_image>",
+)
 
 
-def gemma3_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """Two sliding layers and a full one, image tokens that see one another, 4 x 4 tokens."""
-    tokenizer = _gemma_tokenizer()
-    layers = ["sliding_attention", "full_attention", "sliding_attention"]
-    settings = {
-        "layer_types": layers,
-        "sliding_window": 24,
-        "query_pre_attn_scalar": 16,
-        **text,
-    }
-    return build(
-        Gemma3Config,
-        tokenizer,
-        text_config("gemma3_text", tokenizer, **settings),
-        vision_config("siglip_vision_model", image_size=112),
-        "<image_soft_token>",
-        seed=seed,
-        attention=attention,
-        mm_tokens_per_image=16,
-    )
+# Two sliding layers and a full one, image tokens that see one another, 4 x 4 tokens.
+gemma3_model = Model(
+    Gemma3Config,
+    _gemma_tokenizer,
+    "<image_soft_token>",
+    {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, **SLIDING},
+    tower("siglip_vision_model", image_size=112),
+    {"mm_tokens_per_image": 16},
+)
 
 
 def gemma3_processor(*, padding_side: str = "right", **images):
@@ -196,39 +196,25 @@ def gemma3_processor(*, padding_side: str = "right", **images):
     )
 
 
-def _idefics_tokenizer(padding_side: str = "right"):
-    tiles = {f"row_{r}_{c}": f"<row_{r}_col_{c}>" for r in (1, 2, 3) for c in (1, 2, 3)}
-    names = {
-        "image_token": "<image>",
-        "fake_image_token": "<fake_token_around_image>",
-        "global_image_token": "<global-img>",
-        "end_of_utterance_token": "<end_of_utterance>",
-    }
-    return tokenizer_with(padding_side, **names, **tiles)
+_idefics_tokenizer = tokenizer_with(
+    image_token="<image>",
+    fake_image_token="<fake_token_around_image>",
+    global_image_token="<global-img>",
+    end_of_utterance_token="<end_of_utterance>",
+    **{f"row_{r}_{c}": f"<row_{r}_col_{c}>" for r in (1, 2, 3) for c in (1, 2, 3)},
+)
 
 
-def _idefics_model(config_class, vision: str, seed: int, attention: str, text: dict):
-    tokenizer = _idefics_tokenizer()
-    return build(
-        config_class,
-        tokenizer,
-        text_config("llama", tokenizer, **text),
-        vision_config(vision),
-        "<image>",
-        seed=seed,
-        attention=attention,
-        scale_factor=2,
-    )
-
-
-def idefics3_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """2 x 2 tokens to a tile."""
-    return _idefics_model(Idefics3Config, "idefics3_vision", seed, attention, text)
-
-
-def smolvlm_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """2 x 2 tokens to a tile."""
-    return _idefics_model(SmolVLMConfig, "smolvlm_vision", seed, attention, text)
+# 2 x 2 tokens to a tile.
+idefics3_model = Model(
+    Idefics3Config,
+    _idefics_tokenizer,
+    "<image>",
+    {"model_type": "llama"},
+    tower("idefics3_vision"),
+    {"scale_factor": 2},
+)
+smolvlm_model = replace(idefics3_model, config=SmolVLMConfig, vision=tower("smolvlm_vision"))
 
 
 def _idefics_processor(processor_class, image_class, padding_side: str, images: dict):
@@ -259,37 +245,29 @@ def smolvlm_processor(*, padding_side: str = "right", **images):
     return _idefics_processor(processor_class, image_class, padding_side, images)
 
 
-def _internvl_tokenizer(padding_side: str = "right"):
-    names = {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    }
-    return tokenizer_with(padding_side, **names)
-
-
-def internvl_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """2 x 2 tokens to a tile."""
-    tokenizer = _internvl_tokenizer()
-    vision = vision_config("internvl_vision", image_size=[TILE, TILE], patch_size=[14, 14])
-    return build(
-        InternVLConfig,
-        tokenizer,
-        text_config("qwen2", tokenizer, **text),
-        vision,
-        "<IMG_CONTEXT>",
-        seed=seed,
-        attention=attention,
-        image_seq_length=4,
-        downsample_ratio=0.5,
-    )
+_internvl_tokenizer = tokenizer_with(
+    start_image_token="<img>",
+    end_image_token="</img>",
+    context_image_token="<IMG_CONTEXT>",
+    video_token="<video>",
+)
 
 
 def _got_ocr_images(**settings):
     """Up to 6 tiles of 56 px and a global view."""
     size = {"height": TILE, "width": TILE}
     return pil_image_processor("got_ocr2", "GotOcr2")(size=size, max_patches=6, **settings)
+
+
+# 2 x 2 tokens to a tile.
+internvl_model = Model(
+    InternVLConfig,
+    _internvl_tokenizer,
+    "<IMG_CONTEXT>",
+    {"model_type": "qwen2"},
+    tower("internvl_vision", image_size=[TILE, TILE], patch_size=[14, 14]),
+    {"image_seq_length": 4, "downsample_ratio": 0.5},
+)
 
 
 def internvl_processor(*, padding_side: str = "right", **images):
@@ -302,31 +280,19 @@ def internvl_processor(*, padding_side: str = "right", **images):
     )
 
 
-def _aya_tokenizer(padding_side: str = "right"):
-    names = {
-        "start_of_img_token": "<|START_OF_IMG|>",
-        "end_of_img_token": "<|END_OF_IMG|>",
-        "img_patch_token": "<|IMG_PATCH|>",
-        "img_line_break_token": "<|IMG_LINE_BREAK|>",
-    }
-    return tokenizer_with(padding_side, **names)
+_AYA_TOKENS = ("start_of_img", "end_of_img", "img_patch", "img_line_break")
+_aya_tokenizer = tokenizer_with(**{f"{x}_token": f"<|{x.upper()}|>" for x in _AYA_TOKENS})
 
 
-def aya_vision_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """A Cohere2 decoder: parallel blocks, LayerNorm, sliding layers; 2 x 2 tokens to a tile."""
-    tokenizer = _aya_tokenizer()
-    layers = ["sliding_attention", "full_attention", "sliding_attention"]
-    settings = {"layer_types": layers, "sliding_window": 24, "logit_scale": 0.25, **text}
-    return build(
-        AyaVisionConfig,
-        tokenizer,
-        text_config("cohere2", tokenizer, **settings),
-        vision_config("siglip_vision_model"),
-        "<|IMG_PATCH|>",
-        seed=seed,
-        attention=attention,
-        downsample_factor=2,
-    )
+# A Cohere2 decoder: parallel blocks, LayerNorm, sliding layers; 2 x 2 tokens to a tile.
+aya_vision_model = Model(
+    AyaVisionConfig,
+    _aya_tokenizer,
+    "<|IMG_PATCH|>",
+    {"model_type": "cohere2", "logit_scale": 0.25, **SLIDING},
+    tower("siglip_vision_model"),
+    {"downsample_factor": 2},
+)
 
 
 def aya_vision_processor(*, padding_side: str = "right", **images):
@@ -341,19 +307,12 @@ def aya_vision_processor(*, padding_side: str = "right", **images):
     )
 
 
-def llava_next_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """A base view of 4 x 4 tokens, then tiles without their padding, with newline tokens."""
-    tokenizer = tiny_tokenizer()
-    return build(
-        LlavaNextConfig,
-        tokenizer,
-        text_config("llama", tokenizer, **text),
-        vision_config("clip_vision_model", num_hidden_layers=3, projection_dim=32),
-        "<image>",
-        seed=seed,
-        attention=attention,
-        image_grid_pinpoints=PINPOINTS,
-    )
+# A base view of 4 x 4 tokens, then tiles without their padding, with newline tokens.
+CLIP = tower("clip_vision_model", num_hidden_layers=3, projection_dim=32)
+PINNED = {"image_grid_pinpoints": PINPOINTS}
+llava_next_model = Model(
+    LlavaNextConfig, tiny_tokenizer, "<image>", {"model_type": "llama"}, CLIP, PINNED
+)
 
 
 def llava_next_processor(*, padding_side: str = "right", **images):
@@ -373,20 +332,14 @@ def llava_next_processor(*, padding_side: str = "right", **images):
     )
 
 
-def llava_onevision_model(*, seed: int = 0, attention: str = "sdpa", **text):
-    """As LLaVA-NeXT, on SigLIP."""
-    tokenizer = tiny_tokenizer()
-    return build(
-        LlavaOnevisionConfig,
-        tokenizer,
-        text_config("qwen2", tokenizer, **text),
-        vision_config("siglip_vision_model"),
-        "<image>",
-        seed=seed,
-        attention=attention,
-        image_grid_pinpoints=PINPOINTS,
-        vision_aspect_ratio="anyres_max_9",
-    )
+# As LLaVA-NeXT, on SigLIP.
+llava_onevision_model = replace(
+    llava_next_model,
+    config=LlavaOnevisionConfig,
+    text={"model_type": "qwen2"},
+    vision=tower("siglip_vision_model"),
+    more=PINNED | {"vision_aspect_ratio": "anyres_max_9"},
+)
 
 
 def llava_onevision_processor(*, padding_side: str = "right", **images):
@@ -403,7 +356,7 @@ def llava_onevision_processor(*, padding_side: str = "right", **images):
 
 
 def _served(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
-    """The maker of a family's processor, which skips where this transformers is too old for it."""
+    """The maker of a family's processor; it skips the test if this transformers is too old."""
 
     def processor(**settings) -> Any:
         try:

@@ -14,10 +14,10 @@ TORCHRUN = (
 )
 
 
-def run(*words: str, launcher: tuple[str, ...] = TORCHRUN, **environment: str) -> str:
-    """What the two processes of `launcher words` wrote to stdout; fails with their stderr."""
+def run(*arguments: str, launcher: tuple[str, ...] = TORCHRUN, **environment: str) -> str:
+    """What the two processes of `launcher arguments` wrote to stdout; fails with their stderr."""
     done = subprocess.run(
-        [*launcher, *words],
+        [*launcher, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The grounded forward as first written down: eager attention, full logits, sample by sample.
+"""The grounded forward written out: eager attention, full logits, sample by sample.
 
 An oracle for the tests: the decoder is written out layer by layer on the model's own weights, so
 padding, packing of rows, side tokens and the fused ops all have a plain counterpart.
@@ -68,9 +68,9 @@ def run_samples(model, batch: dict) -> list[_Sample]:
     embedded, (cos, sin) = _decoder_input(model, batch)
     samples = []
     for b in range(len(embedded)):
-        kept = batch["attention_mask"][b].bool()
-        first = int(kept.int().argmax())
-        streams = (x[b, kept] for x in (embedded, cos, sin))
+        attended = batch["attention_mask"][b].bool()
+        first = int(attended.int().argmax())
+        streams = (x[b, attended] for x in (embedded, cos, sin))
         samples.append(_Sample(model, batch, b, first, *streams))
     return samples
 

@@ -1,5 +1,5 @@
-"""One step of a model on two ranks, wrapped for each kind of data parallelism; run as a program by
-the tests of these.
+"""One step of a model on two ranks, wrapped for each kind of data parallelism: a program that
+test_ranks.py runs.
 
 python -m torch.distributed.run --nproc-per-node 2 -m tests.hf.ranks FOLDER ddp fsdp2
 """
@@ -70,7 +70,7 @@ CASES = {
     "every method": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="attention"),
     "every method, GradCAM": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="gradcam"),
 }
-# Where every module gathers its own weights, every rank must run the vision tower, or none;
+# When every module gathers its own weights, either every rank runs the vision tower or none does.
 # GradCAM losses are refused on sharded weights.
 LEFT_OUT = {
     "fsdp2": {"every method, GradCAM"},
@@ -146,7 +146,7 @@ STRATEGIES = {"ddp": ddp, "fsdp2": fsdp2, "zero3": zero3}
 
 
 def examine(model: nn.Module, batch: dict) -> None:
-    """Doctor, where every rank has rows to probe."""
+    """Run doctor if every rank has rows to measure."""
     counts = row_counts(batch)
     dist.all_reduce(counts, dist.ReduceOp.MIN)
     if int(counts[0]):

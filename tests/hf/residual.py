@@ -6,10 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-
-def rows_of(x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """[B, S, D] -> [B, R, D]; a padding row takes row 0."""
-    return x[torch.arange(len(x))[:, None], position.clamp(min=0).long()]
+from tests.hf.rows import rows_of
 
 
 class ResidualParts:
@@ -24,20 +21,20 @@ class ResidualParts:
     def recorded(self):
         decoder = self.model.get_decoder()
 
-        def keep(_, __, output):
+        def branch_output(_, __, output):
             self.added.append(output)
 
-        def keep_input(_, args):
+        def first_input(_, args):
             self.added.append(args[0])
 
-        def keep_last(_, args):
+        def last_stream(_, args):
             self.last = args[0] if self.last is None else self.last
 
-        hooks = [decoder.layers[0].register_forward_pre_hook(keep_input)]
-        hooks.append(decoder.norm.register_forward_pre_hook(keep_last))
+        hooks = [decoder.layers[0].register_forward_pre_hook(first_input)]
+        hooks.append(decoder.norm.register_forward_pre_hook(last_stream))
         for layer in decoder.layers:
             branch = getattr(layer, "post_feedforward_layernorm", layer.mlp)
-            hooks.append(branch.register_forward_hook(keep))
+            hooks.append(branch.register_forward_hook(branch_output))
         yield
         for hook in hooks:
             hook.remove()

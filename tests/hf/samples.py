@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
+
 FIRST_TEXT_ID = 20  # beyond the special tokens
-TOKENS_WIDE = ("input_ids", "attention_mask", "mm_token_type_ids", "gk_image", "gk_side_inside")
 
 
 @dataclass(frozen=True)
@@ -38,91 +39,67 @@ class Sample:
     lens: tuple[tuple[int, int, int], ...] = ()
 
 
-# Two images in one sample, none in another; 0 to 3 rows; one region twice; bags of 0 to 3 labels.
+def _uneven(seed: int, sizes: tuple[tuple[int, int], ...], late: tuple[int, int]):
+    """Two images in one sample, none in another; 0 to 3 rows; one region twice; 0 to 3 labels.
+
+    Args:
+        seed: of the first sample.
+        sizes: (height, width) of the four images.
+        late: visual tokens of the second image of two, for a region and for a word.
+    """
+    first, second, third, fourth = sizes
+    return (
+        Sample(
+            seed=seed,
+            pieces=(4, first, 9),
+            answer=5,
+            aligned=((4, (0, 4)), (2, (5,))),
+            words=((1, 30), (3, 31), (5, 30)),
+            maps=((2, 0),),
+            phrases=(((5, 4), (4,)), ((2,), (2,)), ((5, 4, 3, 2), ())),
+            composites=((2, 0, 1),),
+            lens=((0, 60, 1), (1, 60, 1), (5, 60, 0)),
+        ),
+        Sample(
+            seed=seed + 1,
+            pieces=(3, second, 2, third, 12),
+            answer=7,
+            aligned=((5, (4, late[0])),),
+            words=((2, 40), (late[1], 41)),
+            maps=((1, 0), (3, 1)),
+            phrases=(((7, 6), (6,)), ((4, 3), ()), ((7, 6, 5, 4, 3), ()), ((1,), (1,))),
+            composites=((2, 0, 1), (2, 1, 3)),
+        ),
+        Sample(seed=seed + 2, pieces=(11,), answer=6, phrases=(((6, 5), (5,)),)),
+        Sample(
+            seed=seed + 3,
+            pieces=(2, fourth, 8),
+            answer=4,
+            aligned=((3, (0, 1)), (2, (0, 1)), (1, (8,))),
+            words=((8, 50), (2, 51), (4, 52)),
+            maps=((2, 0),),
+            lens=((3, 61, 1), (4, 61, 0), (6, 61, 0), (0, 62, 0)),
+        ),
+    )
+
+
 SAMPLES = {
-    "qwen": (
-        Sample(
-            seed=1,
-            pieces=(4, (2, 3), 9),
-            answer=5,
-            aligned=((4, (0, 4)), (2, (5,))),
-            words=((1, 30), (3, 31), (5, 30)),
-            maps=((2, 0),),
-            phrases=(((5, 4), (4,)), ((2,), (2,)), ((5, 4, 3, 2), ())),
-            composites=((2, 0, 1),),
-            lens=((0, 60, 1), (1, 60, 1), (5, 60, 0)),
-        ),
-        Sample(
-            seed=2,
-            pieces=(3, (2, 2), 2, (1, 3), 12),
-            answer=7,
-            aligned=((5, (4, 6)),),
-            words=((2, 40), (5, 41)),
-            maps=((1, 0), (3, 1)),
-            phrases=(((7, 6), (6,)), ((4, 3), ()), ((7, 6, 5, 4, 3), ()), ((1,), (1,))),
-            composites=((2, 0, 1), (2, 1, 3)),
-        ),
-        Sample(seed=3, pieces=(11,), answer=6, phrases=(((6, 5), (5,)),)),
-        Sample(
-            seed=4,
-            pieces=(2, (3, 3), 8),
-            answer=4,
-            aligned=((3, (0, 1)), (2, (0, 1)), (1, (8,))),
-            words=((8, 50), (2, 51), (4, 52)),
-            maps=((2, 0),),
-            lens=((3, 61, 1), (4, 61, 0), (6, 61, 0), (0, 62, 0)),
-        ),
-    ),
-    "llava": (
-        Sample(
-            seed=5,
-            pieces=(4, (4, 4), 9),
-            answer=5,
-            aligned=((4, (0, 4)), (2, (5,))),
-            words=((1, 30), (3, 31), (5, 30)),
-            maps=((2, 0),),
-            phrases=(((5, 4), (4,)), ((2,), (2,)), ((5, 4, 3, 2), ())),
-            composites=((2, 0, 1),),
-            lens=((0, 60, 1), (1, 60, 1), (5, 60, 0)),
-        ),
-        Sample(
-            seed=6,
-            pieces=(3, (4, 4), 2, (4, 4), 12),
-            answer=7,
-            aligned=((5, (4, 26)),),
-            words=((2, 40), (25, 41)),
-            maps=((1, 0), (3, 1)),
-            phrases=(((7, 6), (6,)), ((4, 3), ()), ((7, 6, 5, 4, 3), ()), ((1,), (1,))),
-            composites=((2, 0, 1), (2, 1, 3)),
-        ),
-        Sample(seed=7, pieces=(11,), answer=6, phrases=(((6, 5), (5,)),)),
-        Sample(
-            seed=8,
-            pieces=(2, (4, 4), 8),
-            answer=4,
-            aligned=((3, (0, 1)), (2, (0, 1)), (1, (8,))),
-            words=((8, 50), (2, 51), (4, 52)),
-            maps=((2, 0),),
-            lens=((3, 61, 1), (4, 61, 0), (6, 61, 0), (0, 62, 0)),
-        ),
-    ),
+    "qwen": _uneven(1, ((2, 3), (2, 2), (1, 3), (3, 3)), (6, 5)),
+    "llava": _uneven(5, ((4, 4),) * 4, (26, 25)),
 }
 
 
 def make_batch(model, samples: tuple[Sample, ...], *, side: str = "right") -> dict[str, Tensor]:
     """What a processor and collator would make of the samples, as keyword inputs of the model."""
-    qwen = hasattr(model.config, "vision_start_token_id")
-    rows = [_encode(sample, model.config.image_token_id) for sample in samples]
-    length = max(len(row["input_ids"]) for row in rows)
-    batch = {name: _pad([row[name] for row in rows], name, length, side) for name in rows[0]}
-    if side == "left":
-        shift = torch.tensor([[length - len(row["input_ids"])] for row in rows])
-        for name in batch:
-            if name.endswith(("_position", "_columns")):
-                batch[name] = torch.where(batch[name] >= 0, batch[name] + shift, -1)
-    for name, x in batch.items():
-        if name.startswith("gk_") and x.dtype == torch.int64 and not name.endswith("_label"):
-            batch[name] = x.int()
+    qwen, left = hasattr(model.config, "vision_start_token_id"), side == "left"
+    encoded = [_encode(sample, model.config.image_token_id) for sample in samples]
+    ids = [token_ids for token_ids, _ in encoded]
+    batch = {
+        "input_ids": pad_tokens(ids, 0, left=left),
+        "attention_mask": pad_tokens([torch.ones_like(x) for x in ids], 0, left=left),
+        **pad_fields([fields for _, fields in encoded], [len(x) for x in ids], left=left),
+    }
+    batch["gk_word_bag"] = batch["gk_word_bag"].int()  # either integer type will do
     images = [(size, sample) for sample in samples for size in _images(sample)]
     if not images:
         return batch
@@ -148,8 +125,8 @@ def _random(sample: Sample, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sample.seed))
 
 
-def _encode(sample: Sample, image_token: int) -> dict[str, Tensor]:
-    """One sample's tensors, without padding."""
+def _encode(sample: Sample, image_token: int) -> tuple[Tensor, SampleFields]:
+    """One sample's token ids, and what it supervises."""
     image = []
     for piece in sample.pieces:
         number = max(image, default=-1) + 1
@@ -172,53 +149,29 @@ def _encode(sample: Sample, image_token: int) -> dict[str, Tensor]:
     for number in range(len(bag)):
         labels = sorted({w for v, w in sample.words if image[columns[v]] == number})
         bag[number, : len(labels)] = torch.tensor(labels)
-    return {
-        "input_ids": torch.where(image >= 0, image_token, ids),
-        "attention_mask": torch.ones(length, dtype=torch.int64),
-        "gk_image": image,
-        "gk_text_position": torch.arange(length - sample.answer - 1, length - 1),
-        "gk_side_position": torch.tensor([length - k - 1 for k, _ in sample.aligned]).long(),
-        "gk_side_set": torch.tensor([regions.index(r) for _, r in sample.aligned]).long(),
-        "gk_side_inside": inside,
-        "gk_word_position": columns[[v for v, _ in sample.words]],
-        "gk_word_label": torch.tensor([w for _, w in sample.words]).long(),
-        "gk_word_bag": bag,
-        "gk_map_position": torch.tensor([length - k for k, _ in sample.maps]).long(),
-        "gk_map_image": torch.tensor([number for _, number in sample.maps]).long(),
-        "gk_map_target": target,
-        "gk_map_columns": columns,
-        **_phrases(sample, length),
-        "gk_lens_position": columns[[v for v, _, _ in sample.lens]],
-        "gk_lens_label": torch.tensor([w for _, w, _ in sample.lens]).long(),
-        "gk_lens_inside": torch.tensor([i for _, _, i in sample.lens]).long(),
-    }
-
-
-def _phrases(sample: Sample, length: int) -> dict[str, Tensor]:
     rows = [
         (length - k - 1, number, int(k in subject))
         for number, (tokens, subject) in enumerate(sample.phrases)
         for k in tokens
     ]
-    position, number, subject = torch.tensor(rows).long().reshape(-1, 3).unbind(1)
-    return {
-        "gk_phrase_position": position,
-        "gk_phrase_number": number,
-        "gk_phrase_subject": subject,
-        "gk_phrase_composite": torch.tensor(sample.composites).long().reshape(-1, 3),
+    return torch.where(image >= 0, image_token, ids), {
+        "image": image,
+        "text_position": torch.arange(length - sample.answer - 1, length - 1),
+        "side_position": [length - k - 1 for k, _ in sample.aligned],
+        "side_set": [regions.index(r) for _, r in sample.aligned],
+        "side_inside": inside,
+        "word_position": columns[[v for v, _ in sample.words]],
+        "word_label": [w for _, w in sample.words],
+        "word_bag": bag,
+        "map_position": [length - k for k, _ in sample.maps],
+        "map_image": [number for _, number in sample.maps],
+        "map_target": target,
+        "map_columns": columns,
+        "phrase_position": [position for position, _, _ in rows],
+        "phrase_number": [number for _, number, _ in rows],
+        "phrase_subject": [subject for _, _, subject in rows],
+        "phrase_composite": sample.composites,
+        "lens_position": columns[[v for v, _, _ in sample.lens]],
+        "lens_label": [w for _, w, _ in sample.lens],
+        "lens_inside": [i for _, _, i in sample.lens],
     }
-
-
-def _pad(tensors: list[Tensor], name: str, length: int, side: str) -> Tensor:
-    """Stack tensors of uneven sizes; token axes, always last, are padded on `side`."""
-    shape = [max(sizes) for sizes in zip(*(x.shape for x in tensors), strict=True)]
-    wide = name in TOKENS_WIDE
-    if wide:
-        shape[-1] = length
-    fill = 0 if name in ("input_ids", "attention_mask", "gk_side_inside") else -1
-    out = tensors[0].new_full((len(tensors), *shape), fill)
-    for row, x in zip(out, tensors, strict=True):
-        view = row[tuple(slice(n) for n in x.shape[:-1])]
-        first = length - x.shape[-1] if wide and side == "left" else 0
-        view[..., first : first + x.shape[-1]] = x
-    return out

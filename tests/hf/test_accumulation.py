@@ -62,7 +62,7 @@ def test_every_method_at_once_is_counted_over_the_accumulated_batch(kind):
 
 
 def test_checkpointed_equals_plain(model, samples, terms):
-    """The recomputation does the same mathematics and leaves the recorded sums alone."""
+    """A recomputed layer does the same mathematics and adds nothing to the sums."""
     attach(model, **terms).train()
     batch = make_batch(model, samples)
     plain = model(**batch)

@@ -11,28 +11,25 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from groundkern.hf import GroundedOutput, Klal, Smam, attach, detach, objectives_of
-from groundkern.hf.attach import _wrapped
+from groundkern.hf.model.attach import _wrapped
 from tests.hf.conftest import MODELS
+from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch
 
 
 @pytest.fixture(autouse=True)
 def _nothing_attached():
-    """Models that tests of other files left attached keep the attention functions wrapped."""
+    """Detach models of other files' tests, which would leave the attention functions wrapped."""
     for function in [*_wrapped.values()]:
         for model in [*function.users]:
             detach(model)
 
 
-def plain_inputs(batch: dict) -> dict:
-    return {k: v for k, v in batch.items() if not k.startswith("gk_")}
-
-
 @torch.no_grad()
 def test_without_gk_inputs_nothing_changes(model, samples):
     batch = make_batch(model, samples, side="left")
-    taken = inspect.signature(model.forward).parameters
-    inputs = {name: x for name, x in plain_inputs(batch).items() if name in taken}
+    named = inspect.signature(model.forward).parameters
+    inputs = {name: x for name, x in plain_inputs(batch).items() if name in named}
     labels = batch["input_ids"]
     before = model(**inputs, labels=labels)
     tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -100,7 +97,7 @@ def test_attaching_again_replaces_the_objectives_only(qwen):
     assert "forward" not in vars(qwen)
 
 
-def test_a_forward_of_the_instance_is_kept_and_restored(qwen):
+def test_a_forward_of_the_instance_is_called_and_restored(qwen):
     calls = []
     own = qwen.forward
 

@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from groundkern.hf import Smam, attach, detach, doctor
-from groundkern.hf.attribution import through_norm
-from groundkern.hf.head import logit_rule
+from groundkern.hf.model.attribution import through_norm
+from groundkern.hf.model.head import logit_rule
 from tests.hf.families import FAMILIES
-from tests.hf.residual import ResidualParts, rows_of
+from tests.hf.residual import ResidualParts
+from tests.hf.rows import rows_of
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.tiny import build_model, tiny_llava_model
 

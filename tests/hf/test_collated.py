@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from groundkern.hf import GroundingCollator, Word, attach, doctor
+from tests.hf.closeness import assert_same_losses
 from tests.hf.collating import EVERYWHERE, IMAGE, PROCESSORS, SMALL, make_example, make_region
 from tests.hf.naive import naive_forward
+from tests.hf.rows import plain_inputs
 
 TARGET = (0.1, 0.2, 0.5, 0.7)
 
@@ -37,16 +39,13 @@ def test_collated_batches_give_the_naive_losses(model, family, terms, side):
     without_labels = {k: v for k, v in batch.items() if k != "labels"}
     naive = naive_forward(model, without_labels, **terms)
     ours = attach(model, **terms)(**batch)
-    torch.testing.assert_close(ours.loss, naive.loss, rtol=1e-5, atol=0)
-    for name, part in naive.parts.items():
-        torch.testing.assert_close(ours.parts[name], part.detach(), rtol=2e-5, atol=0)
+    assert_same_losses(ours, naive)
     assert doctor(model, batch).control > 0.1
 
 
 def test_text_rows_are_those_of_the_labels(model, family):
     """The text part is the family's own loss on the collator's labels."""
     batch = GroundingCollator(PROCESSORS[family](), model.config)(examples())
-    plain = {k: v for k, v in batch.items() if not k.startswith("gk_")}
-    wanted = model(**plain).loss
+    wanted = model(**plain_inputs(batch)).loss
     ours = attach(model)(**batch).parts["text"]
     torch.testing.assert_close(ours, wanted.detach(), rtol=1e-5, atol=0)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlavaConfig
 
+from groundkern.hf.data.batch import FIELDS
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Region, Word
 from groundkern.maps import dequantise, patch_grid, target_map
@@ -20,6 +21,7 @@ from tests.hf.collating import (
     live,
     make_collator,
     make_config,
+    make_dialogue,
     make_example,
     make_region,
     token_bytes,
@@ -110,13 +112,7 @@ def test_a_map_row_is_the_very_last_token_of_a_character_of_several():
 
 
 def test_what_a_row_cannot_see_is_no_supervision_for_it():
-    answers = ["is red", "is red"]
-    messages = [
-        {"role": "user", "content": [{"type": "image"}]},
-        {"role": "assistant", "content": answers[0]},
-        {"role": "user", "content": [{"type": "image"}]},
-        {"role": "assistant", "content": answers[1]},
-    ]
+    messages = make_dialogue("is red", "is red")
     regions = tuple(make_region("is red", "red", turn=turn, image=1) for turn in (1, 3))
     collator = make_collator()
     batch = collator([GroundedExample((IMAGE, SMALL), messages, regions)])
@@ -204,27 +200,7 @@ def test_padding_sides_and_neighbours_change_nothing_but_positions(family):
         assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 
 
-GK = {
-    "gk_image": torch.int32,
-    "gk_text_position": torch.int32,
-    "gk_side_position": torch.int32,
-    "gk_side_set": torch.int32,
-    "gk_side_inside": torch.bool,
-    "gk_word_position": torch.int32,
-    "gk_word_label": torch.int64,
-    "gk_word_bag": torch.int64,
-    "gk_map_position": torch.int32,
-    "gk_map_image": torch.int32,
-    "gk_map_target": torch.int32,
-    "gk_map_columns": torch.int32,
-    "gk_phrase_position": torch.int32,
-    "gk_phrase_number": torch.int32,
-    "gk_phrase_subject": torch.int32,
-    "gk_phrase_composite": torch.int32,
-    "gk_lens_position": torch.int32,
-    "gk_lens_label": torch.int64,
-    "gk_lens_inside": torch.int32,
-}
+GK = {f"gk_{name}": spec.dtype for name, spec in FIELDS.items()}
 
 
 @pytest.mark.parametrize("family", ["qwen", "llava"])
@@ -306,9 +282,9 @@ def test_images_without_a_placeholder_precede_the_first_user_message():
     )
     collator = make_collator()
     assert collator([explicit])["input_ids"].equal(collator([make_example()])["input_ids"])
-    assert (
-        make_example().messages[0]["content"] == "Where?"
-    )  # the caller's messages stay as they are
+    example = make_example()
+    collator([example])
+    assert example.messages[0]["content"] == "Where?"  # the caller's messages stay as they are
 
 
 def _message(index, content):

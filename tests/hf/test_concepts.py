@@ -13,6 +13,7 @@ from tests.hf.collating import (
     SMALL,
     live,
     make_collator,
+    make_dialogue,
     make_example,
     make_region,
     token_bytes,
@@ -129,14 +130,8 @@ def test_map_rows_are_the_ones_asked_for(which, pieces):
 def test_a_token_without_a_visual_one_is_left_out_or_sees_language_alone():
     """The second image comes after the first answer: its region is empty there."""
     answers = ["The red patch.", "row 2 "]
-    messages = [
-        {"role": "user", "content": [{"type": "image"}]},
-        {"role": "assistant", "content": answers[0]},
-        {"role": "user", "content": [{"type": "image"}]},
-        {"role": "assistant", "content": answers[1]},
-    ]
     regions = (make_region(answers[0], "red", image=1),)
-    example = GroundedExample((IMAGE, SMALL), messages, regions)
+    example = GroundedExample((IMAGE, SMALL), make_dialogue(*answers), regions)
     assert make_collator()([example])["gk_side_position"].shape[1] == 0
     collator = make_collator(empty_region="language")
     batch = collator([example])

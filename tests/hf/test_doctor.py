@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from groundkern.hf import Klal, Smam, attach, detach, doctor
-from groundkern.hf import attention as wiring
+from groundkern.hf.model import attention as wiring
 from tests.hf.conftest import MODELS
 from tests.hf.samples import SAMPLES, make_batch
 
@@ -51,7 +51,7 @@ def test_a_changed_main_pass_is_found():
     def scale_logits(model):
         head = model.lm_head.register_forward_hook(lambda m, a, out: out * 1.5)
         model.base_model.register_forward_pre_hook(
-            lambda m, a, k: head.remove() if "gk_layer_record" in k else None, with_kwargs=True
+            lambda m, a, k: head.remove() if "gk_body_run" in k else None, with_kwargs=True
         )
 
     model, batch = broken_model(scale_logits)
@@ -62,9 +62,11 @@ def test_a_changed_main_pass_is_found():
 
 def test_side_tokens_that_see_less_are_found(monkeypatch):
     attend = wiring.SideRows.attend
-    monkeypatch.setattr(
-        wiring.SideRows, "attend", lambda self, q, *rest: attend(self, q * 0.9, *rest)
-    )
+
+    def less(self, layer, lse):
+        return attend(self, layer._replace(q=layer.q * 0.9), lse)
+
+    monkeypatch.setattr(wiring.SideRows, "attend", less)
     model, batch = broken_model(lambda model: None)
     with pytest.raises(ValueError, match="every key allowed"):
         doctor(model, batch)

@@ -1,7 +1,7 @@
 """Every family end to end: its processor, the collator, side tokens, maps, gradients, padding.
 
-One tiny model and one set of examples per family: images of two shapes (tiles and global views
-where the family has them), a sample with two images and one with none.
+One tiny model and one set of examples per family: images of two shapes (with tiles and global
+views, if the family has them), a sample with two images and one with none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from PIL import Image
 
 from groundkern.hf import GroundedExample, GroundingCollator, Klal, Smam, attach, detach, doctor
 from groundkern.hf.data.example import Region, Word
-from tests.hf.closeness import gradients
+from tests.hf.closeness import assert_differ_in_attention, gradients
 from tests.hf.families import FAMILIES
-from tests.hf.residual import ResidualParts, rows_of
+from tests.hf.residual import ResidualParts
+from tests.hf.rows import assert_side_is_main, moved_logits, plain_inputs
 
 WIDE, TALL = Image.new("RGB", (150, 97)), Image.new("RGB", (61, 130))
 for image in (WIDE, TALL):
@@ -25,7 +26,7 @@ for image in (WIDE, TALL):
         0, 256, (*image.size[::-1], 3), generator=torch.Generator().manual_seed(3)
     )
     image.paste(Image.fromarray(noise.byte().numpy()))
-# Where the global view of the first example's image stands among its visual tokens.
+# The visual tokens of the first example's image that belong to its global view.
 TILED = {
     "llava_next": slice(0, 16),
     "llava_onevision": slice(0, 16),
@@ -95,26 +96,17 @@ def test_rows_and_regions_are_where_the_words_and_places_are(family):
         assert (int(inside.sum()) - int(view.sum())) > 0
 
 
-@torch.no_grad()
-def test_main_logits_do_not_feel_side_tokens(family):
+def test_side_tokens_do_not_change_main_logits(family):
     for batch in (family.right, family.left):
-        plain = family.model(**{k: v for k, v in batch.items() if not k.startswith("gk_")}).logits
-        ours = family.model(**batch, gk_record="logits")
-        position = batch["gk_side_position"]
-        kept = position >= 0
-        rows, largest = rows_of(plain, position)[kept], plain.abs().max()
-        assert float((ours.main_logits[kept] - rows).abs().max() / largest) < 1e-6
-        moved = (ours.side_logits[kept] - rows).abs().amax(-1) / largest
-        assert float(moved.min()) > 1e-3  # a region blocks keys that were used
+        moved = moved_logits(family.model, batch)
+        assert moved.main < 1e-6
+        assert moved.side > 1e-3  # a region blocks keys that were used
 
 
 @torch.no_grad()
 def test_all_keys_allowed_gives_the_main_distribution(family):
     batch = {**family.left, "gk_side_set": torch.full_like(family.left["gk_side_set"], -1)}
-    ours = family.model(**batch, gk_record="logits")
-    kept = batch["gk_side_position"] >= 0
-    main, plus = (x[kept].log_softmax(-1) for x in (ours.main_logits, ours.side_logits))
-    assert float((main - plus).abs().max()) < 1e-5 * float(ours.main_logits.abs().max())
+    assert_side_is_main(family.model(**batch, gk_record="logits"), batch)
 
 
 def test_doctor_passes(family):
@@ -131,10 +123,7 @@ def test_a_region_mask_changes_the_gradients(family):
     for inside in (batch["gk_side_inside"], ~batch["gk_side_inside"] & visual):
         output = family.model(**{**shown, "gk_side_inside": inside})
         found.append(gradients(family.model, output.loss))
-    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        key = next(k for k in found[0] if k.endswith(f"layers.1.self_attn.{name}.weight"))
-        difference = (found[0][key] - found[1][key]).abs().max() / found[0][key].abs().max()
-        assert float(difference) > 1e-3, name
+    assert_differ_in_attention(*found)
 
 
 def test_map_gradient_reaches_queries_and_keys_of_the_last_layer(family):
@@ -180,15 +169,15 @@ def test_contributions_residual_and_ffn_add_up_to_the_logit(family):
             **{**batch, "gk_map_columns": every, "gk_map_target": target},
             gk_record=("contributions", "logits", "layers"),
         )
-    kept = batch["gk_side_position"] >= 0
+    aligned = batch["gk_side_position"] >= 0
     token = batch["input_ids"].gather(1, (batch["gk_side_position"].clamp(min=0) + 1).long())
     logit = ours.main_logits.gather(2, token[..., None])[..., 0]
-    assert ours.contributions.shape == (*kept.shape, 3, every.shape[1])
+    assert ours.contributions.shape == (*aligned.shape, 3, every.shape[1])
     attention = ours.contributions.sum((2, 3))
     rest = parts.along_the_logit(batch["gk_side_position"], token)
-    off = (attention + rest - logit)[kept].abs().max() / ours.main_logits.abs().max()
+    off = (attention + rest - logit)[aligned].abs().max() / ours.main_logits.abs().max()
     assert float(off) < 1e-4
-    assert float((attention.abs() / logit.abs())[kept].max()) > 0.01  # attention has its share
+    assert float((attention.abs() / logit.abs())[aligned].max()) > 0.01  # attention matters
 
 
 def test_gradcam_is_the_gradient_of_the_attention(family):
@@ -202,8 +191,7 @@ def test_gradcam_is_the_gradient_of_the_attention(family):
         projections = layer.self_attn
         projections.o_proj.register_forward_pre_hook(lambda _, args: z.append(args[0]))
         projections.v_proj.register_forward_hook(lambda _, __, output: v.append(output[0]))
-    plain = {k: x for k, x in batch.items() if not k.startswith("gk_")}
-    output = eager(**plain, output_attentions=True)
+    output = eager(**plain_inputs(batch), output_attentions=True)
     columns = batch["gk_map_columns"][0].long()
     for r, t in enumerate(batch["gk_side_position"][0].tolist()):
         y = output.logits[0, t, batch["input_ids"][0, t + 1]]

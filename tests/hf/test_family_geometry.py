@@ -1,4 +1,4 @@
-"""Where visual tokens look, in every family: paint a spot, see which of the model's tokens change.
+"""Where visual tokens are, in every family: paint a spot, see which of the model's tokens change.
 
 The real image processor runs on the painted image, and the model's own vision tower turns its
 pixels into visual tokens. Attention is taken out of the tower, so a token changes exactly when its

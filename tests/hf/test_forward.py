@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from groundkern.hf import DvSft, GroundedOutput, Klal, Smam, attach, detach, row_counts
-from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.conftest import MODELS
 from tests.hf.naive import naive_forward
+from tests.hf.rows import plain_inputs, rows_of
 from tests.hf.samples import SAMPLES, make_batch
 
 VARIANTS = {
@@ -25,9 +26,7 @@ VARIANTS = {
 
 
 def assert_same_output(ours: GroundedOutput, naive, batch: dict) -> None:
-    torch.testing.assert_close(ours.loss, naive.loss, rtol=1e-5, atol=0)
-    for name, part in naive.parts.items():
-        torch.testing.assert_close(ours.parts[name], part.detach(), rtol=2e-5, atol=0)
+    assert_same_losses(ours, naive)
     text = ours.text_log_prob[batch["gk_text_position"] >= 0]
     torch.testing.assert_close(text, torch.stack(naive.text_log_prob), rtol=1e-5, atol=1e-5)
     side = ours.side_log_prob[batch["gk_side_position"] >= 0]
@@ -81,8 +80,7 @@ def test_text_only_batch_is_the_plain_loss(model, samples, terms):
     batch = make_batch(model, samples[2:3])
     labels = batch["input_ids"].clone()
     labels[:, : -samples[2].answer] = -100
-    plain = {k: v for k, v in batch.items() if not k.startswith("gk_")}
-    loss = model(**plain, labels=labels).loss
+    loss = model(**plain_inputs(batch), labels=labels).loss
     wanted = gradients(model, loss)
     ours = attach(model, **terms)(**batch, labels=labels)
     torch.testing.assert_close(ours.loss, loss, rtol=1e-6, atol=0)
@@ -143,12 +141,11 @@ def test_evaluation_reports_every_term_and_training_only_the_attached(qwen):
 
 def test_predictions_are_the_arg_max_of_full_logits(model, samples):
     batch = make_batch(model, samples)
-    logits = model(**{k: v for k, v in batch.items() if not k.startswith("gk_")}).logits
+    logits = model(**plain_inputs(batch)).logits
     ours = attach(model)(**batch)
     for kind in ("text", "word"):
-        position = batch[f"gk_{kind}_position"].long()
-        rows = logits[torch.arange(len(logits))[:, None], position.clamp(min=0)]
-        expected = torch.where(position >= 0, rows.argmax(-1), -1)
+        position = batch[f"gk_{kind}_position"]
+        expected = torch.where(position >= 0, rows_of(logits, position).argmax(-1), -1)
         assert torch.equal(ours[f"{kind}_predicted"], expected)
 
 
@@ -158,16 +155,15 @@ def test_recorded_maps_are_the_mean_attention_over_the_image(model, samples):
     maps = attach(model)(**batch, gk_record="maps").maps
     own = (batch["gk_map_image"] >= 0).sum()
     torch.testing.assert_close(maps.sum(), own.float())  # each row's map sums to one
-    kept = batch["attention_mask"][0].bool()
-    plain = MODELS["qwen" if "vision_start_token_id" in vars(model.config) else "llava"]
-    eager = plain(attention="eager")
-    one = {k: v for k, v in make_batch(model, samples[:1]).items() if not k.startswith("gk_")}
-    attentions = eager(**one, output_attentions=True).attentions
+    length = int(batch["attention_mask"][0].sum())
+    make = MODELS["qwen" if "vision_start_token_id" in vars(model.config) else "llava"]
+    one = plain_inputs(make_batch(model, samples[:1]))
+    attentions = make(attention="eager")(**one, output_attentions=True).attentions
     t, columns = int(batch["gk_map_position"][0, 0]), batch["gk_map_columns"][0]
     columns = columns[columns >= 0].long()
     a = torch.stack([a[0, :, t][:, columns] for a in attentions])  # [L, H, C]
     expected = (a / a.sum(-1, keepdim=True)).mean((0, 1))
-    assert int(kept.sum()) == attentions[0].shape[-1]
+    assert attentions[0].shape[-1] == length
     torch.testing.assert_close(maps[0, 0, : len(columns)], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -239,9 +235,8 @@ def test_records_of_a_batch_without_rows_are_empty(qwen, record):
 def test_no_step_looks_at_a_value(terms, monkeypatch):
     """On a meta device a look at a value (a sync on a GPU) is an error; backward included."""
     mask = "transformers.models.llama.modeling_llama.create_causal_mask"
-    monkeypatch.setattr(
-        mask, lambda **inputs: None
-    )  # transformers looks at masks and images itself
+    # transformers itself looks at the values of masks and images
+    monkeypatch.setattr(mask, lambda **inputs: None)
     model = attach(MODELS["llava"](), **terms).to("meta").train()
     batch = make_batch(model, SAMPLES["llava"])
     del batch["pixel_values"]

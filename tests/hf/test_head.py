@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from groundkern.hf.head import Smoothing, ragged_bags, score_rows
+from groundkern.hf.model.head import Smoothing, ragged_bags, score_rows
 
 
 class OtherLinear(nn.Linear):

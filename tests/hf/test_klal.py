@@ -1,4 +1,4 @@
-"""Attention-map losses: where their gradient goes."""
+"""Attention-map losses: every option written out, and which weights their gradient reaches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_layers_below_the_selected_ones_learn_and_those_above_do_not(model, samp
     assert next(g for k, g in found.items() if "layers.0.self_attn.q_proj.weight" in k).any()
 
 
-def test_the_other_image_takes_no_part_over_columns(qwen):
+def test_the_other_image_is_ignored_over_columns(qwen):
     batch = make_batch(qwen, SAMPLES["qwen"][1:2])
     batch["gk_map_target"] = batch["gk_map_target"].clone()
     both = map_gradients(qwen, batch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from groundkern.hf import Klal, Smam, attach, attention, readings
+from groundkern.hf import Klal, Smam, attach
+from groundkern.hf.model import attention, readings
 from tests.hf.closeness import gradients
 from tests.hf.conftest import MODELS
 from tests.hf.samples import make_batch
@@ -37,7 +38,7 @@ def _run(model, batch: dict) -> tuple[torch.Tensor, dict]:
 def test_statistics_are_used_and_change_nothing(
     model, samples, one: bool, checkpointed: bool, monkeypatch
 ) -> None:
-    """A normaliser only where no mask came with the main pass; as a shift always."""
+    """It is always a shift of the side pass, and a normaliser only if the main pass has no mask."""
     attach(model, smam=Smam(), klal=Klal(over="visible")).train()
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
 from groundkern.hf import attach, detach, doctor
-from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.naive import naive_forward
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.tiny import tiny_qwen_model
@@ -20,7 +20,7 @@ LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)|
 @pytest.fixture
 def quantised(tmp_path):
     """The decoder in 4 bits, the head and the vision tower as they were; LoRA on the decoder and
-    the head. Widths that the CPU kernels take are multiples of 64."""
+    the head. The CPU kernels need widths that are multiples of 64."""
     tiny_qwen_model(intermediate_size=128).save_pretrained(tmp_path)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -50,6 +50,6 @@ def test_quantised_base_trains_exactly(quantised, terms):
     assert all("lora_" in name for name in wanted)
     attach(quantised, **terms)
     ours = quantised.train()(**batch)  # checkpointed
-    torch.testing.assert_close(ours.loss, naive.loss, rtol=1e-5, atol=0)
+    assert_same_losses(ours, naive)
     assert_same_gradients(gradients(quantised, ours.loss), wanted, share=1e-4)
     doctor(quantised, batch, tolerance=1e-5)

@@ -19,10 +19,10 @@ from groundkern.hf import (
     attach,
     detach,
 )
-from groundkern.hf.call import Call
-from groundkern.hf.head import ragged_bags
-from groundkern.hf.side_tokens import append_side_tokens
-from groundkern.hf.supervision import map_sets, side_sets, word_images
+from groundkern.hf.model.head import ragged_bags
+from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import map_sets, side_sets, word_images
+from groundkern.hf.model.side_tokens import append_side_tokens
 from tests.hf.conftest import MODELS
 from tests.hf.families import FAMILIES
 from tests.hf.samples import SAMPLES, make_batch
@@ -157,17 +157,18 @@ def test_mixers_and_length_dependent_rope_are_refused_by_name():
         attach(model)
 
 
-def test_values_are_not_looked_at_where_that_costs_a_sync(qwen):
+def test_values_are_not_read_if_that_costs_a_sync(qwen):
     """On a meta device every shape check runs, every selection is built, and no value is read."""
     batch = make_batch(qwen, SAMPLES["qwen"], side="left")
     batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand(4, -1)
-    call = Call.of(qwen, Objectives(), {k: v.to("meta") for k, v in batch.items()})
-    for rows in (call.rows(call.s.side_position), call.rows(call.s.map_position)):
+    request = Request.of(qwen, Objectives(), {k: v.to("meta") for k, v in batch.items()})
+    found = request.batch
+    for rows in (request.rows(found.side_position), request.rows(found.map_position)):
         assert rows.at(None).stop.device.type == rows.at(3).start.device.type == "meta"
-    assert side_sets(call.s).bits.is_meta
-    assert map_sets(call.s).bits.is_meta
-    assert ragged_bags(call.s.word_bag.flatten(0, 1), word_images(call.s).flatten()).ids.is_meta
-    side = append_side_tokens(call.inputs, call.s.side_position, 5)
+    assert side_sets(found).bits.is_meta
+    assert map_sets(found).bits.is_meta
+    assert ragged_bags(found.word_bag.flatten(0, 1), word_images(found).flatten()).ids.is_meta
+    side = append_side_tokens(request.inputs, found.side_position, 5)
     assert side["input_ids"].shape[1] == batch["input_ids"].shape[1] + 3
 
 

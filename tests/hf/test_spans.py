@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Word
+from tests.hf import collating
 from tests.hf.collating import (
     IMAGE,
     PROCESSORS,
@@ -19,25 +20,20 @@ from tests.hf.collating import (
     make_config,
     make_example,
     make_region,
-    token_bytes,
 )
 from tests.hf.tiny import CORPUS, tiny_llava_processor
 
-TRICKY = [
-    ("The red patch is red, redder.", "red", 0),
-    ("The red patch is red, redder.", "red", 1),
-    ("The red patch is red, redder.", "redder", 0),
-    ('He said "1854!" (twice)...', "1854", 0),
-    ('He said "1854!" (twice)...', '"1854!"', 0),
-    ("naïve café — 65 % of it", "café", 0),
-    ("naïve café — 65 % of it", "—", 0),
-    ("图中有 你好 two 你好吗", "你好", 1),
-    ("smile 🙂🙂 now", "🙂", 1),
-    ("row 2,\n\ncolumn 5", "column 5", 0),
-    ("row 2,\n\ncolumn 5", "2,\n\ncolumn", 0),
-    ("x", "x", 0),
-    ("e\u0301galite\u0301 and more", "galite\u0301", 0),
-]
+PHRASES = {  # (phrase, occurrence) in an answer
+    "The red patch is red, redder.": [("red", 0), ("red", 1), ("redder", 0)],
+    'He said "1854!" (twice)...': [("1854", 0), ('"1854!"', 0)],
+    "naïve café — 65 % of it": [("café", 0), ("—", 0)],
+    "图中有 你好 two 你好吗": [("你好", 1)],
+    "smile 🙂🙂 now": [("🙂", 1)],
+    "row 2,\n\ncolumn 5": [("column 5", 0), ("2,\n\ncolumn", 0)],
+    "x": [("x", 0)],
+    "e\u0301galite\u0301 and more": [("galite\u0301", 0)],
+}
+TRICKY = [(answer, *phrase) for answer, phrases in PHRASES.items() for phrase in phrases]
 
 
 @pytest.mark.parametrize(("answer", "phrase", "occurrence"), TRICKY)
@@ -49,7 +45,7 @@ def test_side_rows_are_the_tokens_that_share_a_byte_with_the_phrase(
     region = make_region(answer, phrase, occurrence=occurrence)
     batch = collator([make_example(answer, [region])])
     trained = [p + 1 for p in live(batch["gk_text_position"][0])]
-    pieces = token_bytes(collator, batch, 0, trained[:-1])
+    pieces = collating.token_bytes(collator, batch, 0, trained[:-1])
     text = b"".join(pieces)
     assert text.decode().strip() == answer
     first = text.index(answer.encode()) + len(answer[: region.start].encode())
@@ -98,24 +94,29 @@ def test_a_template_without_a_closing_token_teaches_only_the_text():
     assert collator.processor.tokenizer.decode(trained) == " row 2"
 
 
-def test_templates_that_strip_texts_keep_the_spans():
+def _aligned_bytes(collator, batch):
+    aligned = [p + 1 for p in live(batch["gk_side_position"][0])]
+    return collating.token_bytes(collator, batch, 0, aligned)
+
+
+def _collator_whose_template_says(text):
     collator = make_collator()
-    collator.processor.chat_template = collator.processor.chat_template.replace(
-        "{{ part['text'] }}", "{{ part['text'] | trim }}"
-    )
+    template = collator.processor.chat_template
+    collator.processor.chat_template = template.replace("{{ part['text'] }}", text)
+    return collator
+
+
+def test_templates_that_strip_texts_keep_the_spans():
+    collator = _collator_whose_template_says("{{ part['text'] | trim }}")
     answer = "  \n the red patch\n"
     batch = collator([make_example(answer, [make_region(answer, "red")])])
-    (row,) = live(batch["gk_side_position"][0])
-    assert token_bytes(collator, batch, 0, [row + 1]) == [b" red"]
+    assert _aligned_bytes(collator, batch) == [b" red"]
     trained = batch["labels"][0][batch["labels"][0] >= 0]
     assert collator.processor.tokenizer.decode(trained) == "the red patch<|im_end|>"
 
 
 def test_a_template_that_rewrites_answers_is_refused():
-    collator = make_collator()
-    collator.processor.chat_template = collator.processor.chat_template.replace(
-        "{{ part['text'] }}", "{{ part['text'] | replace('red', 'blue') }}"
-    )
+    collator = _collator_whose_template_says("{{ part['text'] | replace('red', 'blue') }}")
     with pytest.raises(ValueError, match="a chat template that renders assistant texts"):
         collator([make_example()])
 
@@ -125,8 +126,7 @@ def test_spans_run_over_several_text_parts():
     for family in PROCESSORS:
         collator = make_collator(family)
         batch = collator([make_example(parts, [make_region("The red patch is 5", "red patch")])])
-        tokens = [p + 1 for p in live(batch["gk_side_position"][0])]
-        pieces = token_bytes(collator, batch, 0, tokens)
+        pieces = _aligned_bytes(collator, batch)
         assert [piece.strip() for piece in pieces if piece.strip()] == [b"red", b"patch"]
 
 
@@ -178,7 +178,7 @@ def test_sentencepiece_tokenizers_with_a_beginning_token(bos_in_template):
     assert to_tokens(live(batch["gk_word_label"][0])) == ["▁patch"]  # not the lone space
 
 
-def test_white_space_at_the_ends_of_a_phrase_is_not_its():
+def test_white_space_at_the_ends_of_a_phrase_is_not_part_of_it():
     answer = "The red patch is"
     batch = make_collator()([make_example(answer, [make_region(answer, " red ")])])
     assert len(live(batch["gk_side_position"][0])) == 1

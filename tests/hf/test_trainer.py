@@ -187,12 +187,12 @@ def test_ligers_fused_loss_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["cp_size", "sp_size", "tp_size"])
 def test_splitting_a_sequence_over_ranks_is_refused(tmp_path, name):
-    """Before accelerate sees it: on CPU it would answer with a sentence of its own."""
+    """Before accelerate sees it, which raises an error of its own on CPU."""
     model = attached_model()
     config = ParallelismConfig(**{name: 2})
     with pytest.raises(ValueError, match=rf"parallelism_config\.{name}.*not supported"):
         make_trainer(model, tmp_path, parallelism_config=config)
-    trainer = make_trainer(model, tmp_path)  # and where `accelerate launch` configured it
+    trainer = make_trainer(model, tmp_path)  # the same if `accelerate launch` configured it
     trainer.accelerator.state.parallelism_config = config
     with pytest.raises(ValueError, match=rf"parallelism_config\.{name}"):
         trainer._refuse_unsupported()
@@ -207,7 +207,7 @@ def test_sharded_ranks_without_images_of_their_own_are_refused(tmp_path, monkeyp
     images["pixel_values"] = torch.zeros(1)
     other_rank = torch.tensor([[1, 0]], dtype=torch.int32)
     monkeypatch.setattr(trainer.accelerator, "gather", lambda held: torch.cat((held, other_rank)))
-    trainer._refuse_uneven_images([text, text])  # not sharded: every rank may do as it likes
+    trainer._refuse_uneven_images([text, text])  # not sharded: ranks may differ
     trainer.is_fsdp_enabled = True
     trainer._refuse_uneven_images([images, text])
     with pytest.raises(ValueError, match="images on every rank or on none"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from groundkern.hf import GroundingMixin, detach
+from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.tiny import tiny_qwen_processor
 from tests.hf.training import PARTS, attached_model, settings, train
@@ -64,8 +65,7 @@ def test_trains_as_grounding_trainer_does(wanted, tmp_path, options):
 def test_batches_without_grounding_are_sft_trainers_own(tmp_path):
     def plain(model, samples):
         batch = make_batch(model, samples)
-        kept = {k: x for k, x in batch.items() if not k.startswith("gk_")}
-        return {**kept, "labels": batch["input_ids"]}
+        return {**plain_inputs(batch), "labels": batch["input_ids"]}
 
     trainer = make_sft_trainer(tmp_path, plain, max_steps=1)
     trainer.train()

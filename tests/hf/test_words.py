@@ -1,4 +1,4 @@
-"""DV-SFT's labels: which visual token reads which word, and which words are dropped."""
+"""DV-SFT's labels: which visual token shows which word, and which words are dropped."""
 
 from __future__ import annotations
 

@@ -119,13 +119,9 @@ def tiny_llava_processor(*, padding_side: str = "right") -> LlavaProcessor:
     )
 
 
-def tiny_qwen_model(
-    *, seed: int = 0, attention: str = "sdpa", tied: bool = False, **text
-) -> Qwen2_5_VLForConditionalGeneration:
-    """Hidden 64, 3 layers, 4 query heads on 2 key heads; `text` overrides the text config."""
-    tokenizer = tiny_tokenizer()
-    token = tokenizer.convert_tokens_to_ids
-    text_config = {
+def decoder_settings(tokenizer: PreTrainedTokenizerFast, **settings) -> dict:
+    """A text config: hidden 64, 3 layers, 4 query heads on 2 key heads of 16."""
+    return {
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
@@ -133,16 +129,22 @@ def tiny_qwen_model(
         "num_key_value_heads": 2,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 1024,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [2, 3, 3],
-        },
         "bos_token_id": None,
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
-        "tie_word_embeddings": tied,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+        **settings,
     }
+
+
+def tiny_qwen_model(
+    *, seed: int = 0, attention: str = "sdpa", tied: bool = False, **text
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2 decoder; `text` overrides its config."""
+    tokenizer = tiny_tokenizer()
+    token = tokenizer.convert_tokens_to_ids
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    settings = {"rope_parameters": rope, "tie_word_embeddings": tied, **text}
     vision_config = {
         "depth": 2,
         "hidden_size": 32,
@@ -156,7 +158,7 @@ def tiny_qwen_model(
         "fullatt_block_indexes": [1],
     }
     config = Qwen2_5_VLConfig(
-        text_config={**text_config, **text},
+        text_config=decoder_settings(tokenizer, **settings),
         vision_config=vision_config,
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -170,21 +172,8 @@ def tiny_qwen_model(
 def tiny_llava_model(
     *, seed: int = 0, attention: str = "sdpa", **text
 ) -> LlavaForConditionalGeneration:
-    """Hidden 64, 3 Llama layers, 4 query heads on 2 key heads; CLIP on 56 x 56 images."""
+    """A Llama decoder; CLIP on 56 x 56 images."""
     tokenizer = tiny_tokenizer(eos="<|endoftext|>")
-    text_config = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 1024,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": False,
-    }
     vision_config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -195,7 +184,7 @@ def tiny_llava_model(
         projection_dim=32,
     )
     config = LlavaConfig(
-        text_config=LlamaConfig(**{**text_config, **text}),
+        text_config=LlamaConfig(**decoder_settings(tokenizer, **text)),
         vision_config=vision_config,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=16,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from groundkern.hf.data.example import Phrase, Region, Word
+from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from trainer.images import SampleError
 from trainer.sample import PhraseRecord, RegionRecord, SampleRecord, WordRecord, parse_sample
 
@@ -147,6 +147,28 @@ def test_coordinate_kinds_agree(root, x0, y0, width, height, order):
         assert 0 <= box[1] < box[3] <= 1
 
 
+@given(
+    box=st.tuples(*[st.floats(-2e-6, 1 + 2e-6) | st.sampled_from([0, 1, 1e-320, 1 - 1e-16])] * 4),
+    span=st.tuples(st.integers(0, 8), st.integers(0, 8)),
+    coord=st.sampled_from(["unit", "per_mille", "pixel"]),
+)
+def test_what_the_parser_accepts_passes_the_own_check_of_an_example(root, box, span, coord):
+    """So that an example that comes from a file needs no second check."""
+    messages = [*record()["messages"][:1], {"role": "assistant", "content": "a  b \n \u00a0c"}]
+    place = {"char_span": span, "box": box, "coord": coord}
+    phrase = {"char_span": span}
+    try:
+        sample = parse(record(messages=messages, regions=[place], phrases=[phrase]), root)
+    except SampleError:
+        return
+    example = GroundedExample(
+        ("an image",), sample.messages, sample.regions, (), sample.phrases, sample.where
+    )
+    assert not example.checked
+    example.check()
+    assert sample.load().checked
+
+
 # what is wrong with a region
 
 
@@ -174,6 +196,9 @@ def test_coordinate_kinds_agree(root, x0, y0, width, height, order):
         ({"text": None}, "`regions[0]`: expected either text or char_span, got neither"),
         ({"text": None, "char_span": [3, 99]}, "[0].char_span`: expected 0 <= start < stop <= 22"),
         ({"text": None, "char_span": [3, 3]}, "got [3, 3]"),
+        ({"text": None, "char_span": [3, 4]}, "`regions[0]`: expected a span of visible char"),
+        ({"text": " "}, "expected a span of visible characters of 'the cat sat on the mat', got 3"),
+        ({"box": [-1e-6, 0, -1e-7, 9], "coord": "pixel"}, "`regions[0].box`: expected x0 < x1"),
         ({"points": [[1, 1]]}, "one of box, points, polygon and polyline, got box and points"),
         ({"box": None, "polyline": [[1, 1]]}, "regions[0].polyline"),
         ({"box": None, "polyline": [[1, 1], [1, 1]]}, "expected a line with a length"),

@@ -1,72 +1,71 @@
-"""Rows of phrases (HIST) and of concepts (logit lens): what an example says, as token positions."""
+"""What phrases (HIST) and the texts of regions (logit lens) supervise.
+
+Each function returns fields of a batch (`SampleFields`) and counts what it found and what was lost.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from groundkern.hf.data.example import Phrase, message_text
 from groundkern.hf.data.layout import Layout
+from groundkern.hf.data.padding import SampleFields
 
 
-@dataclass
-class PhraseRows:
-    """`position[k]` predicts a token of phrase `number[k]`; `subject[k]` is 1 on its head noun."""
-
-    position: list[int] = field(default_factory=list)
-    number: list[int] = field(default_factory=list)
-    subject: list[int] = field(default_factory=list)
-    composite: list[tuple[int, int, int]] = field(default_factory=list)  # whole, first, second
-
-
-@dataclass
-class LensRows:
-    """Visual token `token[k]` should say `label[k]` if `inside[k]`, and should not if not."""
-
-    token: list[int] = field(default_factory=list)  # among the sample's visual tokens
-    label: list[int] = field(default_factory=list)
-    inside: list[int] = field(default_factory=list)
-
-
-def phrase_rows(layout: Layout, counts: Counter) -> PhraseRows:
-    """A row `i - 1` for each token `i` of each phrase, and the composites among the phrases.
+def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
+    """HIST: a row `i - 1` for each token `i` of each phrase, and the composites among the phrases.
 
     A phrase that contains exactly two others ("two dogs and a cat": "two dogs", "a cat"), not
     counting what these contain, is the composite of the two. A phrase that truncation cut into is
     left out, and its composites with it.
+
+    Args:
+        layout: the sequence.
+        counts: adds to `phrases`, `phrases_truncated`, `phrase_rows`, `subject_rows`, `composites`.
+
+    Returns:
+        `phrase_position`, `phrase_number`, `phrase_subject`, `phrase_composite`.
+
+    Source: (H1) to (H3).
     """
-    rows, numbers, lost = PhraseRows(), {}, set()
+    rows: list[tuple[int, int, int]] = []
+    numbers: dict[int, int] = {}  # of the phrases that were not cut
     for index, phrase in enumerate(layout.example.phrases):
-        positions = layout.region_positions(phrase)
+        positions = layout.text_positions(phrase)
         if None in positions or not positions:
-            lost.add(index)
             continue
         number = numbers[index] = len(numbers)
         subject: set[int | None] = set()
         if phrase.subject is not None:
             start, stop = phrase.subject
-            subject.update(layout.region_positions(replace(phrase, start=start, stop=stop)))
-        for p in positions:
-            rows.position.append(p - 1)
-            rows.number.append(number)
-            rows.subject.append(int(p in subject))
-    for three in composites(layout.example.phrases):
-        if not lost & set(three):
-            rows.composite.append(tuple(numbers[index] for index in three))
+            subject.update(layout.text_positions(replace(phrase, start=start, stop=stop)))
+        rows += [(p - 1, number, int(p in subject)) for p in positions]
+    whole = [three for three in composites(layout.example.phrases) if numbers.keys() >= set(three)]
     counts["phrases"] += len(layout.example.phrases)
-    counts["phrases_truncated"] += len(lost)
-    counts["phrase_rows"] += len(rows.position)
-    counts["subject_rows"] += sum(rows.subject)
-    counts["composites"] += len(rows.composite)
-    return rows
+    counts["phrases_truncated"] += len(layout.example.phrases) - len(numbers)
+    counts["phrase_rows"] += len(rows)
+    counts["subject_rows"] += sum(on_subject for _, _, on_subject in rows)
+    counts["composites"] += len(whole)
+    return {
+        **dict(zip(("phrase_position", "phrase_number", "phrase_subject"), zip(*rows))),
+        "phrase_composite": [[numbers[index] for index in three] for three in whole],
+    }
 
 
 def composites(phrases: tuple[Phrase, ...]) -> list[tuple[int, int, int]]:
-    """(whole, first, second) indices of every phrase that is made of exactly two others."""
+    """Find the phrases that are made of exactly two others.
+
+    Args:
+        phrases: of one example.
+
+    Returns:
+        (whole, first, second) indices.
+    """
     found = []
     for whole, phrase in enumerate(phrases):
         within = [i for i, other in enumerate(phrases) if _contains(phrase, other)]
@@ -90,18 +89,23 @@ def lens_rows(
     label_of: Callable[[str], int | None],
     outside: float | None,
     counts: Counter,
-) -> LensRows:
-    """For each concept of an image, the visual tokens on its regions and some that are off them.
+) -> SampleFields:
+    """Logit lens: for each concept of an image, the visual tokens on its regions and some off them.
 
     A concept is the first token of a region's text. Regions of the same concept are one object.
 
     Args:
         layout: the sequence.
-        masks: the visual tokens of each region, bool [n].
-        label_of: the token of a text; None where it has none.
-        outside: how many tokens off the object to take for one on it, evenly spaced over the image;
-            None: all.
-        counts: `lens_rows`, `lens_rows_inside` are added up here.
+        masks: of `region_masks`.
+        label_of: returns the token id of a text, or None if it has none.
+        outside: how many tokens off the object there are for each on it, evenly spaced over the
+            image; None: all.
+        counts: adds to `lens_rows`, `lens_rows_inside`.
+
+    Returns:
+        `lens_position`, `lens_label`, `lens_inside`.
+
+    Source: (L1), (L2).
     """
     concepts: dict[tuple[int, int], Tensor] = {}
     for region, mask in zip(layout.example.regions, masks):
@@ -110,16 +114,14 @@ def lens_rows(
         if label is not None and mask.any():
             key = region.image, label
             concepts[key] = concepts[key] | mask if key in concepts else mask
-    rows = LensRows()
+    rows: list[tuple[int, int, int]] = []
     for (image, label), mask in sorted(concepts.items(), key=lambda item: item[0]):
-        inside = mask.nonzero()[:, 0]
+        on = mask.nonzero()[:, 0]
         off = ((layout.table[:, 0] == image) & ~mask).nonzero()[:, 0]
-        wanted = len(off) if outside is None else min(len(off), round(outside * len(inside)))
+        wanted = len(off) if outside is None else min(len(off), round(outside * len(on)))
         off = off[torch.arange(wanted) * len(off) // max(1, wanted)]
-        for chosen, side in ((inside, 1), (off, 0)):
-            rows.token += chosen.tolist()
-            rows.label += [label] * len(chosen)
-            rows.inside += [side] * len(chosen)
-    counts["lens_rows"] += len(rows.token)
-    counts["lens_rows_inside"] += sum(rows.inside)
-    return rows
+        for chosen, inside in ((on, 1), (off, 0)):
+            rows += [(p, label, inside) for p in layout.visual[chosen].tolist()]
+    counts["lens_rows"] += len(rows)
+    counts["lens_rows_inside"] += sum(inside for _, _, inside in rows)
+    return dict(zip(("lens_position", "lens_label", "lens_inside"), zip(*rows)))

@@ -1,4 +1,4 @@
-"""What `GroundingCollator` eats: images, chat messages, and what is known about where things are.
+"""What `GroundingCollator` turns into batches: images, a chat, and what is known about both.
 
 Every coordinate is a fraction of the EXIF-rotated original image: x to the right, y down, measured
 at pixel edges (the whole image is `(0, 0, 1, 1)`). Character spans index the text of one assistant
@@ -7,7 +7,7 @@ message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from groundkern.checks import require
@@ -22,7 +22,17 @@ Polygon = tuple[Point, ...]
 
 @dataclass(frozen=True)
 class Region:
-    """Characters `start:stop` of message `turn` speak of these places (their union) of `image`."""
+    """Words of an answer and the places of an image they speak of, which is all of them together.
+
+    Args:
+        turn: the index of an assistant message.
+        start, stop: the characters of that message's text, `stop` exclusive.
+        image: the index of the image.
+        boxes: (x0, y0, x1, y1), in fractions of the image.
+        points: (x, y).
+        polygons: corners, three or more each.
+        polylines: points of a line that is traced, two or more each.
+    """
 
     turn: int
     start: int
@@ -36,7 +46,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Word:
-    """A word that stands in `box` of image `image`."""
+    """A word that is printed in an image.
+
+    Args:
+        text: the word.
+        box: (x0, y0, x1, y1), in fractions of the image.
+        image: the index of the image.
+    """
 
     text: str
     box: Box
@@ -45,7 +61,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Phrase:
-    """Characters `start:stop` of message `turn` are a phrase; `subject` spans its head noun."""
+    """A phrase of an answer.
+
+    Args:
+        turn: the index of an assistant message.
+        start, stop: the characters of that message's text, `stop` exclusive.
+        subject: (start, stop) of its head noun; None: not known.
+    """
 
     turn: int
     start: int
@@ -62,12 +84,13 @@ class GroundedExample:
             placeholders.
         messages: Hugging Face chat messages; `content` is a string or a list of
             `{"type": "image"}` and `{"type": "text", "text": ...}` parts. The text of a message is
-            the concatenation of its text parts. Where no message has an image part, all images
+            the concatenation of its text parts. If no message has an image part, all images
             precede the text of the first user message.
-        regions: text spans and the places they speak of (SMAM, KLAL).
+        regions: text spans and the places they speak of (SMAM, KLAL, margins, logit lens).
         words: words and their boxes (DV-SFT).
         phrases: phrases and their subjects (HIST).
         name: what error messages call this sample, for example `train.jsonl:17`.
+        checked: whoever made it has checked its spans and places already.
     """
 
     images: tuple[Image.Image, ...]
@@ -76,9 +99,14 @@ class GroundedExample:
     words: tuple[Word, ...] = ()
     phrases: tuple[Phrase, ...] = ()
     name: str = ""
+    checked: bool = field(default=False, repr=False, compare=False)
 
     def chat(self) -> list[dict[str, Any]]:
-        """The messages, each content a list of text and image parts, one image part per image."""
+        """The messages in one form: content is a list of parts, with one image part per image.
+
+        Returns:
+            New messages; those of the example stay as they are.
+        """
         messages = [{**message, "content": _parts(message)} for message in self.messages]
         if not any(part["type"] == "image" for message in messages for part in message["content"]):
             users = (message for message in messages if message["role"] == "user")
@@ -87,66 +115,52 @@ class GroundedExample:
         return messages
 
     def check(self) -> None:
-        """Raise a `ValueError` that names this sample if anything refers to what is not there.
+        """Check that nothing refers to what is not there.
 
-        Covered: kinds of content parts, image parts per image, turns, character spans, image
-        indices, coordinates.
+        Covers kinds of content parts and image parts per image; unless `checked`, turns, character
+        spans, image indices and coordinates too.
+
+        Raises:
+            ValueError: the message names this sample and the field.
         """
         name = self.name or "example"
-        require(len(self.messages) > 0, f"{name}: messages", "at least one message", "none")
-        for index, message in enumerate(self.messages):
-            require("role" in message, f"{name}: messages[{index}]", "a role", sorted(message))
-            for part in _parts(message):
-                where = f"{name}: messages[{index}]"
-                require(
-                    part.get("type") in ("text", "image"),
-                    where,
-                    "text and image parts",
-                    part.get("type"),
-                )
-        parts = [part["type"] for message in self.chat() for part in message["content"]]
-        wanted = f"one image part per image, {len(self.images)}"
-        require(
-            parts.count("image") == len(self.images),
-            f"{name}: messages",
-            wanted,
-            parts.count("image"),
-        )
+        self._check_messages(name)
+        if self.checked:
+            return
         for index, region in enumerate(self.regions):
-            self._check_span(f"{name}: regions[{index}]", region)
-            self._check_place(f"{name}: regions[{index}]", region.image, region.boxes)
+            where = f"{name}: regions[{index}]"
+            self._check_span(where, region)
+            self._check_place(where, region.image, region.boxes)
             lines = (*region.polygons, *region.polylines)
             corners = [*region.points, *(point for line in lines for point in line)]
-            where = f"{name}: regions[{index}]"
-            require(
-                all(map(_on_image, corners)), where, "points within the image (0 to 1)", corners
-            )
-            require(
-                all(len(p) >= 3 for p in region.polygons),
-                where,
-                "polygons of 3 points or more",
-                "fewer",
-            )
-            require(
-                all(len(p) >= 2 for p in region.polylines),
-                where,
-                "polylines of 2 points or more",
-                "fewer",
-            )
+            inside = all(map(_on_image, corners))
+            require(inside, where, "points within the image (0 to 1)", corners)
+            long = all(len(p) >= 3 for p in region.polygons)
+            require(long, where, "polygons of 3 points or more", "fewer")
+            long = all(len(p) >= 2 for p in region.polylines)
+            require(long, where, "polylines of 2 points or more", "fewer")
         for index, word in enumerate(self.words):
             self._check_place(f"{name}: words[{index}]", word.image, (word.box,))
         for index, phrase in enumerate(self.phrases):
             self._check_span(f"{name}: phrases[{index}]", phrase)
 
+    def _check_messages(self, name: str) -> None:
+        require(len(self.messages) > 0, f"{name}: messages", "at least one message", "none")
+        for index, message in enumerate(self.messages):
+            where = f"{name}: messages[{index}]"
+            require("role" in message, where, "a role", sorted(message))
+            for part in _parts(message):
+                kind = part.get("type")
+                require(kind in ("text", "image"), where, "text and image parts", kind)
+        parts = [part["type"] for message in self.chat() for part in message["content"]]
+        found, count = parts.count("image"), len(self.images)
+        require(found == count, f"{name}: messages", f"one image part per image, {count}", found)
+
     def _check_span(self, where: str, span: Region | Phrase) -> None:
         known = 0 <= span.turn < len(self.messages)
         role = self.messages[span.turn]["role"] if known else "no message"
-        require(
-            role == "assistant",
-            f"{where}.turn",
-            "the index of an assistant message",
-            f"{span.turn} ({role})",
-        )
+        wanted, got = "the index of an assistant message", f"{span.turn} ({role})"
+        require(role == "assistant", f"{where}.turn", wanted, got)
         text = message_text(self.messages[span.turn])
         fits = 0 <= span.start < span.stop <= len(text) and text[span.start : span.stop].strip()
         wanted = f"a span of visible characters of {text!r}"
@@ -156,13 +170,16 @@ class GroundedExample:
         require(0 <= image < len(self.images), f"{where}.image", f"below {len(self.images)}", image)
         for x0, y0, x1, y1 in boxes:
             fits = x0 < x1 and y0 < y1 and _on_image((x0, y0)) and _on_image((x1, y1))
-            require(
-                fits, where, "a box within the image, 0 <= x0 < x1 <= 1, y alike", (x0, y0, x1, y1)
-            )
+            wanted = "a box within the image, 0 <= x0 < x1 <= 1, y alike"
+            require(fits, where, wanted, (x0, y0, x1, y1))
 
 
 def message_text(message: dict[str, Any]) -> str:
-    """The text that character spans of a message index: all its text parts in a row."""
+    """The text that character spans of a message index: all its text parts, joined.
+
+    Args:
+        message: a chat message, its content a string or a list of parts.
+    """
     return "".join(part["text"] for part in _parts(message) if part.get("type") == "text")
 
 

@@ -1,11 +1,11 @@
-"""Where on the original image each visual token looks, one table per processor family.
+"""Where on the original image each visual token is, one table per processor family.
 
 A table row is `(image, x0, y0, x1, y1)`: the image's index within its sample and a rectangle in
-fractions of the original image. It is derived from the processor's own settings, so a center crop,
-a padded square, tiles (`tiling`) or another resolution need no care by the caller. A part of an
-image may have several tokens: one in a tile, one in the global view. A rectangle may leave [0, 1]
-where the processor pads, and is (-1, -1, -1, -1) for a visual token that has no place (a class
-token, a newline).
+fractions of the original image. It is derived from the processor's own settings, so that a centre
+crop, a padded square, tiles (`tiling`) or another resolution need no care by the caller. A part of
+an image may have several tokens: one in a tile, one in the global view. A rectangle leaves [0, 1]
+if the processor pads, and is (-1, -1, -1, -1) for a visual token without a place (a class token, a
+newline).
 """
 
 from __future__ import annotations
@@ -38,19 +38,23 @@ FAMILIES = {
     "qwen3_vl": "5.1",
     "smolvlm": "5.20",
 }
-"""Values of `config.model_type` whose image geometry is known, and the transformers it takes.
+"""Values of `config.model_type` whose image geometry is known, and the transformers they need.
 
-Where an image becomes more than its visual tokens (markers, rows of tiles), it takes a processor
-that tells what it put there: `text_replacement_offsets`.
+If an image becomes more than its visual tokens (markers, rows of tiles), the processor must report
+what it became: `text_replacement_offsets`.
 """
 TRANSFORMERS = Version(transformers.__version__)
 
 
 def check_family(kind: str) -> None:
-    """Raise for a `config.model_type` whose image geometry is not known with this transformers.
+    """Refuse a family whose image geometry is not known with this transformers.
+
+    Args:
+        kind: the `config.model_type`.
 
     Raises:
-        ValueError: an unknown family, or one whose processor tells enough only later.
+        ValueError: an unknown family, or one whose processor reports enough only in a later
+            transformers.
     """
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
@@ -76,12 +80,14 @@ def image_geometry(
         batch: what the processor returned for all of them (Qwen: `image_grid_thw`).
 
     Returns:
-        One fp64 tensor [n_visual_tokens, 5] per sample, its rows in the order of the visual tokens
-        in the sequence.
+        fp64 [C, 5] for each sample: `(image, x0, y0, x1, y1)` in fractions of the image, in the
+        order of the visual tokens in the sequence.
 
     Raises:
         ValueError: a family whose geometry is not known (`check_family`), or a grid that does not
             fit the images.
+
+    Source: the image processors of transformers.
     """
     check_family(config.model_type)
     if config.model_type in ("qwen2_5_vl", "qwen3_vl"):
@@ -159,7 +165,7 @@ def _cropped(processor: Any, size: tuple[int, int]) -> Tensor:
 
     scale = per_axis((canvas[0] / resized[0], canvas[1] / resized[1]))
     rects = ((pixels + per_axis(offset)) * scale - per_axis(origin)) / per_axis(size)
-    # a class token that the projector keeps comes first and has no place
+    # a class token that the projector receives comes first and has no place
     extra = processor.num_additional_image_tokens - (
         processor.vision_feature_select_strategy == "default"
     )

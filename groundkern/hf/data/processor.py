@@ -1,4 +1,4 @@
-"""Loading a processor whether or not torchvision, which video processors need, is there."""
+"""Loading a processor with or without torchvision, which video processors need."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transformers.processing_utils import ProcessorMixin
 
 
 def pil_image_processor(family: str, name: str) -> type[BaseImageProcessor]:
-    """The image processor class that needs no torchvision, under its name in this transformers.
+    """Find the image processor class that needs no torchvision, by its name in this transformers.
 
     Args:
-        family: folder of `transformers.models` (`qwen2_vl`).
-        name: what the class's name begins with (`Qwen2VL`).
+        family: a folder of `transformers.models`, such as `qwen2_vl`.
+        name: what the class's name begins with, such as `Qwen2VL`.
 
     Returns:
-        `Qwen2VLImageProcessorPil`; in transformers that have none, `Qwen2VLImageProcessor`, which
-        then is the one without torchvision.
+        `Qwen2VLImageProcessorPil`; in a transformers without it, `Qwen2VLImageProcessor`, which
+        then is the one that needs no torchvision.
     """
     folder, suffix = f"transformers.models.{family}.", "Pil"
     module = f"image_processing_pil_{family}"
@@ -39,10 +39,10 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
         processor_class: a processor whose last modality argument may be `video_processor`.
 
     Returns:
-        A subclass that takes an image processor and a tokenizer, and no videos.
+        A subclass made from an image processor and a tokenizer alone; one for each class.
     """
-    kept = [name for name in processor_class.get_attributes() if name != "video_processor"]
-    members = {"get_attributes": classmethod(lambda cls: kept), "__module__": __name__}
+    attributes = [name for name in processor_class.get_attributes() if name != "video_processor"]
+    members = {"get_attributes": classmethod(lambda cls: attributes), "__module__": __name__}
     init = _video_optional(processor_class.__init__)
     if init is not None:
         members |= {"__init__": init, "apply_chat_template": ProcessorMixin.apply_chat_template}
@@ -50,10 +50,11 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
 
 
 def _video_optional(init: FunctionType) -> FunctionType | None:
-    """A constructor that insists on a video part, with None for it; None: this one does not insist.
+    """A constructor that requires a video part, with None as its default; None if `init` does not
+    require one.
 
-    SmolVLM's does, and its chat template looks at the part too. It is a copy and not a wrapper:
-    transformers reads the names of the arguments from the code.
+    SmolVLM's does, and its chat template looks at the part too. It is a copy and not a wrapper,
+    because transformers reads the names of the arguments from the code.
     """
     names, defaults = (
         init.__code__.co_varnames[: init.__code__.co_argcount],
@@ -69,11 +70,11 @@ def _video_optional(init: FunctionType) -> FunctionType | None:
 def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
     """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
 
-    Video processors need torchvision; images and text do not, and groundkern takes no videos.
+    Video processors need torchvision; images and text do not, and groundkern supports no videos.
 
     Args:
         path: folder (or hub name) of a model with its processor, config.json included.
-        **kwargs: what `from_pretrained` takes (`revision`, `local_files_only`, ...).
+        **kwargs: options of `from_pretrained` (`revision`, `local_files_only`, ...).
 
     Returns:
         The processor of the model's family.
@@ -81,6 +82,8 @@ def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
     Raises:
         ImportError, OSError, ValueError: as `from_pretrained`, when the image part, the tokenizer
             or the config cannot be loaded either.
+
+    Source: transformers' `AutoProcessor`.
     """
     try:
         return AutoProcessor.from_pretrained(path, **kwargs)

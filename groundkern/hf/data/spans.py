@@ -1,9 +1,9 @@
 """From characters of a message to tokens of the sequence.
 
 Chat templates decide what surrounds a message, processors replace an image placeholder by many
-tokens, tokenizers glue the leading space to a word. So the texts are rendered between two marker
-characters, which tell where each one went, offsets are shifted past the expanded placeholders, and
-a token belongs to a span when they *overlap*.
+tokens, and tokenizers put the space before a word into its token. So each text is rendered between
+two marker characters, which show where it went; offsets are shifted past the expanded placeholders;
+and a token belongs to a span if the two *overlap*.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ _BEGIN, _END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: never part of a text
 
 @dataclass(frozen=True)
 class Piece:
-    """Characters `start:stop` of a message stand at `at` in the rendered chat."""
+    """A stretch of a message's text that stands in the rendered chat as it is.
+
+    Args:
+        start, stop: its characters in the message.
+        at: where it begins in the rendered chat.
+    """
 
     start: int
     stop: int
@@ -30,13 +35,25 @@ class Piece:
 
 @dataclass(frozen=True)
 class Turn:
-    """An assistant message: where its text went, and what the template puts behind it."""
+    """An assistant message in the rendered chat.
+
+    Args:
+        pieces: where its text went.
+        tail: (start, stop) of what the template puts behind its text.
+    """
 
     pieces: tuple[Piece, ...]
-    tail: tuple[int, int]  # characters of the rendered chat
+    tail: tuple[int, int]
 
     def find(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Character spans of the rendered chat for characters `start:stop` of the message."""
+        """Find characters of the message in the rendered chat.
+
+        Args:
+            start, stop: characters of the message.
+
+        Returns:
+            (start, stop) in the rendered chat, one pair for each piece they touch.
+        """
         spans = ((p, max(start, p.start), min(stop, p.stop)) for p in self.pieces)
         return [
             (p.at + low - p.start, p.at + high - p.start) for p, low, high in spans if low < high
@@ -45,21 +62,29 @@ class Turn:
 
 @dataclass(frozen=True)
 class Chat:
-    """A rendered chat and its assistant turns by message index."""
+    """A rendered chat.
+
+    Args:
+        text: all of it, one placeholder per image.
+        turns: its assistant messages that have a text, by the message's index.
+    """
 
     text: str
     turns: dict[int, Turn]
 
 
 def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-    """The message with markers around the inside of each text, and where each inside begins."""
+    """The message with markers around each text, and (where it begins, text) without the markers.
+
+    White space at the ends of a text stays outside: a template that strips texts then strips the
+    marked one alike.
+    """
     parts, insides, at = [], [], 0
     for part in message["content"]:
         if part["type"] == "text" and part["text"].strip():
             text = part["text"]
             core = text.strip()
             lead = len(text) - len(text.lstrip())
-            # white space stays outside: a template that strips texts strips the marked one alike
             marked = text[:lead] + _BEGIN + core + _END + text[lead + len(core) :]
             insides.append((at + lead, core))
             parts.append({"type": "text", "text": marked})
@@ -70,16 +95,19 @@ def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, st
 
 
 def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Chat:
-    """Render messages (their content a list of parts) and find the assistant texts in the result.
+    """Render a chat and find the assistant texts in the result.
 
     Args:
-        processor: its chat template is used.
-        messages: chat messages, from `GroundedExample.chat`.
+        processor: has the chat template.
+        messages: of `GroundedExample.chat`.
         name: the sample's name for error messages.
+
+    Returns:
+        The chat as the template renders it, without markers.
 
     Raises:
         ValueError: the template drops or rewrites an assistant text, so that its characters cannot
-        be followed.
+            be followed.
     """
 
     def render(chat: list[dict[str, Any]]) -> str:
@@ -90,7 +118,7 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             marked[index], insides[index] = _marked(message)
-    rendered = re.split(f"[{_BEGIN}{_END}]", render(marked))  # every second one is an inside
+    rendered = re.split(f"[{_BEGIN}{_END}]", render(marked))  # every second piece was marked
     text = "".join(rendered)
     cores = [core for inside in insides.values() for _, core in inside]
     if rendered[1::2] != cores or text != render(messages):
@@ -114,9 +142,14 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
 
 
 class Expansion(NamedTuple):
-    """An image placeholder of the rendered chat, and the characters that took its place."""
+    """An image placeholder, and the characters that took its place.
 
-    stop: int  # of the placeholder
+    Args:
+        stop: the placeholder's end in the rendered chat.
+        new_start, new_stop: the characters in the text with expanded placeholders.
+    """
+
+    stop: int
     new_start: int
     new_stop: int
 
@@ -124,14 +157,17 @@ class Expansion(NamedTuple):
 def find_expansions(
     text: str, placeholder: str, tokens: list[int], replaced: list[dict[str, Any]] | None
 ) -> list[Expansion]:
-    """What each image placeholder of a rendered chat became.
+    """Find what each image placeholder of a rendered chat became.
 
     Args:
         text: the rendered chat, one placeholder per image.
         placeholder: the image token's text.
         tokens: how many visual tokens each image has.
-        replaced: the processor's own `text_replacement_offsets`; None (transformers that do not
-            tell): each placeholder was repeated once per visual token.
+        replaced: the processor's own `text_replacement_offsets`; None, for a transformers without
+            them: each placeholder was repeated once per visual token.
+
+    Returns:
+        One for each placeholder, in their order.
     """
     if replaced is not None:
         return [Expansion(r["span"][1], *r["new_span"]) for r in replaced]
@@ -149,6 +185,9 @@ class TokenSpans:
     Args:
         offsets: the tokenizer's (start, stop) per token in the text with expanded placeholders.
         expansions: of `find_expansions`.
+
+    Attributes:
+        images: the tokens that each image became, with those between its tiles.
     """
 
     def __init__(self, offsets: list[tuple[int, int]], expansions: list[Expansion]) -> None:
@@ -157,16 +196,19 @@ class TokenSpans:
         self._starts: list[int] = []
         self._stops: list[int] = []
         last = 0
-        for start, stop in offsets:  # added tokens come as (0, 0): keep both lists ascending
+        for start, stop in offsets:  # added tokens have (0, 0); both lists must ascend
             start, stop = (start, stop) if stop > start else (last, last)
             last = max(last, stop)
             self._starts.append(start)
             self._stops.append(last)
         self.images = [self._overlapping(e.new_start, e.new_stop) for e in expansions]
-        """The tokens that each image became, those between its tiles included."""
 
     def tokens(self, start: int, stop: int) -> range:
-        """Tokens that overlap characters `start:stop` of the rendered chat."""
+        """Find the tokens that overlap a stretch of the rendered chat.
+
+        Args:
+            start, stop: its characters.
+        """
         gained = self._gained[bisect_right(self._places, start)]
         return self._overlapping(start + gained, stop + gained)
 

@@ -1,8 +1,8 @@
-"""Where visual tokens look in families that cut an image into tiles or crops beside a global view.
+"""Where visual tokens are in families that cut an image into tiles or crops beside a global view.
 
-Each function returns the rectangles [n, 4] of one image's visual tokens in sequence order, as
-`geometry` describes them. What a processor decides from an image's size is computed by the
-processor's own rule; `tests/hf/test_family_geometry.py` paints pixels and sees which tokens change.
+Each function returns the rectangles of one image's visual tokens in sequence order, as `geometry`
+describes them. What a processor decides from an image's size is computed by the processor's own
+rule; `tests/hf/test_family_geometry.py` paints pixels and sees which tokens change.
 """
 
 from __future__ import annotations
@@ -23,17 +23,27 @@ Size = tuple[int, int]  # width, height in pixels
 
 
 def pan_and_scan(processor: Any, size: Size) -> Tensor:
-    """Gemma3: the image squashed to a square, then the crops of pan-and-scan, where it is on."""
+    """Gemma3: the image squashed to a square, then the crops of pan-and-scan if it is on.
+
+    Args:
+        processor: the family's.
+        size: (width, height) of the original image, in pixels.
+
+    Returns:
+        fp64 [n, 4] (x0, y0, x1, y1), in fractions of the image.
+
+    Source: transformers' `Gemma3ImageProcessor`.
+    """
     side = _side("image_seq_length", processor.image_seq_length)
     views = [patch_grid(side, side)]
     if option(processor, "do_pan_and_scan"):
         width, height = size
-        blank = torch.zeros(1).expand(1, height, width).numpy()  # a shape; no memory
+        blank = torch.zeros(1).expand(1, height, width).numpy()  # only its shape is used
         names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
         names = [f"pan_and_scan_{name}" for name in names]
         how = {name: option(processor, name) for name in names}
         crops = processor.image_processor.pan_and_scan(blank, **how)
-        for index, crop in enumerate(crops):  # in one row, or in one column
+        for index, crop in enumerate(crops):  # all in one row, or all in one column
             along = index * crops[0].shape[2 if width >= height else 1]
             x0, y0 = (along, 0) if width >= height else (0, along)
             x1, y1 = x0 + crop.shape[2], y0 + crop.shape[1]
@@ -42,7 +52,17 @@ def pan_and_scan(processor: Any, size: Size) -> Tensor:
 
 
 def split_tiles(processor: Any, size: Size) -> Tensor:
-    """Idefics3, SmolVLM: stretched to whole tiles, these row by row, then the whole image."""
+    """Idefics3, SmolVLM: the image stretched to whole tiles, row by row, then the whole image.
+
+    Args:
+        processor: the family's.
+        size: (width, height) of the original image, in pixels.
+
+    Returns:
+        fp64 [n, 4] (x0, y0, x1, y1), in fractions of the image.
+
+    Source: transformers' `Idefics3ImageProcessor`.
+    """
     settings = processor.image_processor
     side = _side("image_seq_len", processor.image_seq_len)
     if not option(processor, "do_image_splitting"):
@@ -63,8 +83,16 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
 
     Args:
         processor: with a GOT-OCR image processor.
-        size: of the original image.
+        size: (width, height) of the original image, in pixels.
         side: visual tokens along a tile.
+
+    Returns:
+        fp64 [n, 4] (x0, y0, x1, y1), in fractions of the image.
+
+    Raises:
+        ValueError: another image processor.
+
+    Source: transformers' `GotOcr2ImageProcessor`.
     """
     settings = processor.image_processor
     canvas = next(
@@ -92,13 +120,18 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
 
     Args:
         processor: the family's.
-        config: its vision tower tells the patches of a tile.
-        size: of the original image.
-        alone: the only image of its sample; OneVision gives one of several the padded square and
+        config: the model's; its vision tower fixes the patches of a tile.
+        size: (width, height) of the original image, in pixels.
+        alone: the only image of its sample; in OneVision, one of several is a padded square and
             one newline.
+
+    Returns:
+        fp64 [n, 4] (x0, y0, x1, y1), in fractions of the image.
 
     Raises:
         ValueError: a class token in every tile (`vision_feature_select_strategy` "full" on CLIP).
+
+    Source: transformers' `LlavaNextModel.pack_image_features`.
     """
     vision = config.vision_config
     patch, tile = vision.patch_size, vision.image_size
@@ -125,9 +158,17 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
 
 
 def option(processor: Any, name: str) -> Any:
-    """A setting of image processing: the processor class's own default comes first."""
+    """Look up a setting of image processing; the processor class's own default comes first.
+
+    Args:
+        processor: the family's.
+        name: the setting.
+
+    Returns:
+        Its value; None if neither the processor nor its image processor has it.
+    """
     defaults = getattr(processor, "images_kwargs", None)
-    if defaults is None:  # transformers before 5.21 keep them beside the class
+    if defaults is None:  # before transformers 5.21 they are beside the class
         defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
         defaults = defaults.get("images_kwargs", {})
     return defaults.get(name, getattr(processor.image_processor, name, None))
@@ -190,7 +231,7 @@ def _in_original(rects: Tensor, canvas: Size, size: Size) -> Tensor:
 
 
 def _without_padding(grid: Tensor, size: Size) -> Tensor:
-    """Drop the rows or columns of a grid [rows, columns, 4] that the model takes for padding."""
+    """Drop the rows or columns of a grid [rows, columns, 4] that the model drops as padding."""
     rows, columns = grid.shape[:2]
     width, height = size
     if width / height > columns / rows:
@@ -201,7 +242,7 @@ def _without_padding(grid: Tensor, size: Size) -> Tensor:
 
 
 def _at_most(tokens: int, grid: Tensor) -> Tensor:
-    """The grid that more than 1.21 times `tokens` are interpolated to, over the same area."""
+    """The coarser grid over the same area if there are more than 1.21 times `tokens`."""
     rows, columns = grid.shape[:2]
     ratio = sqrt(rows * columns / tokens)
     if ratio <= 1.1:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.attach import objectives_of
-from groundkern.hf.call import NOT_FOR_THE_BODY, image_token_of
-from groundkern.hf.support import base_model, refuse_unsupported, text_attention
+from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.request import NOT_FOR_THE_BODY, image_token_of
+from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
 
-ROWS = 4  # probed per sample
+ROWS = 4  # measured per sample
 LOW_PRECISION = 0.05  # of max |logit|, in bf16 and fp16
 FULL_PRECISION = 1e-5
 
@@ -22,11 +22,11 @@ class DoctorReport:
     """What doctor measured, as fractions of the largest logit.
 
     Args:
-        rows: the number of rows probed.
-        main: (a) main logits with side tokens against the model's own forward without.
-        side: (b) side logits with every key allowed against main logits.
-        control: (c) how far side logits move when a row may see itself only.
-        tolerance: `main` and `side` stay within it, `control` goes beyond it.
+        rows: the number of rows measured.
+        main: how far the main logits with side tokens are from those of the model's own forward.
+        side: how far the side logits with every key allowed are from the main logits.
+        control: how far the side logits move when a row may see itself only.
+        tolerance: `main` and `side` are within it, `control` is above it.
     """
 
     rows: int
@@ -37,23 +37,24 @@ class DoctorReport:
 
 
 def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> DoctorReport:
-    """Measure on a batch that side tokens leave the model alone and see what they are allowed to.
+    """Measure on a batch that side tokens do not disturb the model and see the keys they may see.
 
-    Runs in eval mode without gradients, and leaves every module in the mode it was in. Every rank
-    must call it.
+    Runs in eval mode without gradients, and restores the mode of every module. Every rank must call
+    it.
 
     Args:
         model: an attached model; also one wrapped in PEFT.
         batch: a batch with `gk_side_position` or `gk_text_position` rows, on the model's device.
-        tolerance: as a fraction of the largest logit; None: 1e-5 for fp32 parameters outside
-            autocast, else 0.05.
+        tolerance: as a fraction of the largest logit; None: 1e-5 for fp32 and fp64 parameters
+            outside autocast, else 0.05.
 
     Returns:
-        DoctorReport, of a model that passed.
+        DoctorReport of a model that passed.
 
     Raises:
-        ValueError: a model that fails, with the reason; a batch without rows; a row that is an
-            image token.
+        TypeError: not a transformers model.
+        ValueError: a model that fails, with the reason; a model that is not attached or not
+            supported; attention dropout; a batch without rows; a row that is an image token.
     """
     base = base_model(model)
     refuse_unsupported(base, objectives_of(base))
@@ -65,7 +66,7 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
         for name, x in batch.items()
         if not name.startswith("gk_") and name not in (*NOT_FOR_THE_BODY, "num_items_in_batch")
     }
-    position = _probed_rows(base, batch)
+    position = _measured_rows(base, batch)
     if tolerance is None:
         tolerance = _tolerance(base, position.device)
     modes = [(module, module.training) for module in model.modules()]
@@ -80,8 +81,8 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     return report
 
 
-def _probed_rows(model: nn.Module, batch: dict) -> Tensor:
-    """[B, R] up to ROWS rows of each sample that the batch supervises."""
+def _measured_rows(model: nn.Module, batch: dict) -> Tensor:
+    """[B, R] up to ROWS supervised rows of each sample."""
     empty = batch["input_ids"][:, :0]
     aligned = batch.get("gk_side_position", empty)
     trained = batch.get("gk_text_position", empty)
@@ -102,12 +103,12 @@ def _tolerance(model: nn.Module, device: torch.device) -> float:
 
 def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float) -> DoctorReport:
     rows = position >= 0
-    kept = position[rows].unique()  # the model's own logits, at probed positions only
-    own = model(**inputs, logits_to_keep=kept).logits  # [B, K, V]
-    place = torch.searchsorted(kept, position.clamp(min=0)).clamp(max=len(kept) - 1)
+    measured = position[rows].unique()  # the model's own logits, at these positions only
+    own = model(**inputs, logits_to_keep=measured).logits  # [B, K, V]
+    place = torch.searchsorted(measured, position.clamp(min=0)).clamp(max=len(measured) - 1)
     own = own[torch.arange(len(own), device=own.device)[:, None], place][rows].float()
-    free = model(**inputs, **_probe(position, inputs, alone=False), gk_record="logits")
-    alone = model(**inputs, **_probe(position, inputs, alone=True), gk_record="logits")
+    free = model(**inputs, **_aligned_rows(position, inputs, alone=False), gk_record="logits")
+    alone = model(**inputs, **_aligned_rows(position, inputs, alone=True), gk_record="logits")
 
     largest = own.abs().max()
     distances = (
@@ -119,8 +120,8 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
     return DoctorReport(int(rows.sum()), main, side, control, tolerance)
 
 
-def _probe(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, Tensor]:
-    """Aligned rows that see every key, or only themselves."""
+def _aligned_rows(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, Tensor]:
+    """The `gk_` tensors of aligned rows that see every key, or only themselves."""
     batch, rows = position.shape
     length = inputs["input_ids"].shape[1]
     image = torch.zeros(batch, length, dtype=torch.int32, device=position.device)

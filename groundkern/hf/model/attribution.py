@@ -1,6 +1,7 @@
 """What each key contributes to an answer token's logit: (C1) and GradCAM, layer by layer.
 
-Both read what `attention.Kept` kept of the one run of the body. With every key as a column,
+Both are computed at the end of the one run of the body, from what `SavedAttention` saved of every
+layer. With every key as a column,
 
     logit = sum over layers and keys of (C1) + d . (x^0 + every FFN's output) + biases
 
@@ -10,13 +11,17 @@ post-norms, output projections and adapters are part of g.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, Kept, KeptLayer
-from groundkern.hf.head import unembedding
+from groundkern.hf.model.attention import LAYER, BodyRun, Layer
+from groundkern.hf.model.head import unembedding
+from groundkern.hf.model.rows import Rows
+from groundkern.selection import QueryRows
 
 # A norm between an attention's output and the residual stream, and what tells that it is there.
 POST_NORMS = (
@@ -25,14 +30,57 @@ POST_NORMS = (
 )
 
 
+class SavedLayer(NamedTuple):
+    """One layer's attention of N rows."""
+
+    module: nn.Module
+    q: Tensor  # [N, Hq, D]
+    k: Tensor  # [B, Hkv, S, D]
+    v: Tensor  # [B, Hkv, S, Dv]
+    out: Tensor  # [N, Hq, Dv]
+    full_out: Tensor  # [B, S, Hq, Dv], in the graph if the run has one
+    rows: QueryRows
+    options: dict
+
+
+class SavedAttention:
+    """A reading: every layer's attention of some rows, for what is computed at the end of the run.
+
+    It holds k and v of all layers, as a cache for generation would.
+    """
+
+    uses_lse = False
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.position = rows.position.clamp(min=0).long()  # [N]
+        self.layers: list[SavedLayer] = []
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Save one layer."""
+        if run.finished:
+            return
+        full_out, rows = layer.out, self.rows.at(layer.window)
+        if torch.is_grad_enabled() and not full_out.requires_grad:  # nothing below is trainable
+            full_out.requires_grad_()
+        out = full_out.detach()[rows.sequence.long(), self.position]
+        q, k, v = (x.detach() for x in (rows.take(layer.q), layer.k, layer.v))
+        self.layers.append(SavedLayer(layer.module, q, k, v, out, full_out, rows, layer.options))
+
+
 def contributions(
-    model: nn.Module, kept: Kept, normed: Tensor, hidden: Tensor, target: Tensor, columns: Tensor
+    model: nn.Module,
+    saved: SavedAttention,
+    normed: Tensor,
+    hidden: Tensor,
+    target: Tensor,
+    columns: Tensor,
 ) -> Tensor:
     """(C1) of each row's token on the columns, by layer.
 
     Args:
         model: the attached model.
-        kept: the rows' attention in every layer.
+        saved: the rows' attention in every layer.
         normed: [N, D] the rows' input of the final norm.
         hidden: [N, D] its output, times the logits' scale.
         target: int64 [N] the token of each row; a padding row's is negative.
@@ -44,26 +92,30 @@ def contributions(
 
     Raises:
         ValueError: a final norm or a residual branch that is not of a known form, by name.
+
+    Source: (C1).
     """
     u = unembedding(model.get_output_embeddings(), hidden, target)
     direction = through_norm(final_norm(model), normed, u)
     maps = []
-    for layer in kept.layers:
+    for layer in saved.layers:
         projection, d = layer.module.o_proj, direction
         norm = _post_norm(model, layer.module)
         if norm is not None:
             branch = projection(layer.out.flatten(1)).detach()
             d = through_norm(norm, branch, direction)
         g = pull_back(projection, d.to(layer.out.dtype), layer.out[0].numel())
-        maps.append(_read(layer, g, columns, rectify=False))
+        maps.append(_map(layer, g, columns, rectify=False))
     return torch.stack(maps, 1)
 
 
-def gradcam(kept: Kept, hidden: Tensor, target: Tensor, head: nn.Module, columns: Tensor) -> Tensor:
-    """`sum over heads of A * relu(dy / dA)` of each row's logit y, by layer (G of (H3)).
+def gradcam(
+    saved: SavedAttention, hidden: Tensor, target: Tensor, head: nn.Module, columns: Tensor
+) -> Tensor:
+    """`sum over heads of A * relu(dy / dA)` of each row's logit y, by layer.
 
     Args:
-        kept: the rows' attention in every layer, with the graph of the run.
+        saved: the rows' attention in every layer, with the graph of the run.
         hidden: [B, R, D] last hidden states of the rows, in that graph.
         target: int64 [B, R].
         head: the output embeddings.
@@ -71,31 +123,29 @@ def gradcam(kept: Kept, hidden: Tensor, target: Tensor, head: nn.Module, columns
 
     Returns:
         [B * R, L, C] fp32.
+
+    Source: arXiv 2412.08110, G of (H3).
     """
     batch, rows = target.shape
-    g = [torch.zeros_like(layer.out) for layer in kept.layers]  # [N, H, Dv] each
-    outputs = [layer.full for layer in kept.layers]
+    g = [torch.zeros_like(layer.out) for layer in saved.layers]  # [N, H, Dv] each
+    outputs = [layer.full_out for layer in saved.layers]
     for r in range(rows):  # sequences do not meet: one backward pass for all of them
         logits = head(hidden[:, r]).gather(1, target[:, r : r + 1].clamp(min=0))
         last = r == rows - 1
         gradients = torch.autograd.grad(logits.sum(), outputs, retain_graph=not last)
-        for own, gradient, layer in zip(g, gradients, kept.layers, strict=True):
+        for own, gradient, layer in zip(g, gradients, saved.layers, strict=True):
             at = torch.arange(batch, device=gradient.device) * rows + r
-            own[at] = gradient[layer.rows.sequence[at].long(), kept.position[at]]
-    maps = [
-        _read(layer, own, columns, rectify=True) for layer, own in zip(kept.layers, g, strict=True)
-    ]
-    return torch.stack(maps, 1)
+            own[at] = gradient[layer.rows.sequence[at].long(), saved.position[at]]
+    layers = zip(saved.layers, g, strict=True)
+    return torch.stack([_map(layer, own, columns, rectify=True) for layer, own in layers], 1)
 
 
-def _read(layer: KeptLayer, g: Tensor, columns: Tensor, *, rectify: bool) -> Tensor:
+def _map(layer: SavedLayer, g: Tensor, columns: Tensor, *, rectify: bool) -> Tensor:
     """[N, C] of one layer along g [N, H * Dv] or [N, H, Dv]."""
     g = g.view(layer.out.shape).to(layer.v.dtype)
+    options = {"over": "visible", "rectify": rectify, **layer.options}
     with torch.no_grad():
-        return attention_contribution(
-            layer.q, layer.k, layer.v, g, layer.rows, columns, over="visible", rectify=rectify,
-            **layer.how,
-        )  # fmt: skip
+        return attention_contribution(layer.q, layer.k, layer.v, g, layer.rows, columns, **options)
 
 
 def final_norm(model: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """KLAL's learnable head weights: one parameter [layers, heads] on the attached model.
 
 It is saved with the model's own weights under its name, which `from_pretrained` passes over, and
-taken off by `detach`, so that nothing is left at inference.
+`detach` removes it, so that nothing is left at inference.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ HEAD_WEIGHT = "groundkern_head_weight"
 
 
 def set_head_weight(model: nn.Module, klal: Klal | None) -> None:
-    """Add the parameter (zeros: all heads alike) where `klal` learns it, remove it elsewhere.
+    """Add the parameter (zeros: all heads alike) if `klal` learns it, remove it otherwise.
 
-    One that is there already is kept, so that attaching again goes on where training was.
+    A parameter that is there already stays, so that attaching again goes on where training was.
     """
     learned = klal is not None and klal.head_weight == "learned"
     if not learned:
@@ -31,6 +31,18 @@ def set_head_weight(model: nn.Module, klal: Klal | None) -> None:
         shape = config.num_hidden_layers, config.num_attention_heads
         logits = torch.zeros(shape, device=next(model.parameters()).device)
         model.register_parameter(HEAD_WEIGHT, nn.Parameter(logits))
+
+
+def head_weight_of(model: nn.Module, klal: Klal) -> Tensor | None:
+    """[L, H]: the softmax of the learned logits over what a map is summed over; None: uniform."""
+    if klal.head_weight == "uniform":
+        return None
+    logits = getattr(model, HEAD_WEIGHT).float()
+    if not klal.average_layers:
+        return logits.softmax(-1)
+    counted = torch.zeros_like(logits, dtype=torch.bool)
+    counted[slice(None) if klal.layers is None else list(klal.layers)] = True
+    return logits.masked_fill(~counted, -torch.inf).flatten().softmax(0).view_as(logits)
 
 
 def saved_head_weight(folder: str | os.PathLike) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
-"""Put grounding supervision on a transformers model, and take it off again."""
+"""Put grounding supervision on a transformers model, and remove it."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from types import MethodType
@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from groundkern.backends import NAMES
-from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, grounded
-from groundkern.hf.forward import grounded_forward
-from groundkern.hf.head_weight import set_head_weight
+from groundkern.checks import fail, require
+from groundkern.hf.model.attention import LAYER, grounded
+from groundkern.hf.model.forward import grounded_forward
+from groundkern.hf.model.head_weight import set_head_weight
+from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
-from groundkern.hf.support import base_model, refuse_unsupported, text_attention
 
 ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
 
@@ -30,20 +30,22 @@ class Attachment:
     """What `attach` left on a model."""
 
     objectives: Objectives
-    replaced: Callable | None  # the forward that the instance had of its own, if any
+    replaced: Callable | None  # the forward that was set on the instance before, if any
 
 
 @dataclass
 class WrappedFunction:
-    """An attention function that is wrapped in place, and the models that need it to be."""
+    """An attention function that is wrapped in place, and the attached models that call it."""
 
     original: Callable
     wrapper: Callable
     users: WeakSet
 
 
-# By name in the registry, or by modeling file for "eager", which is a global of that file.
-_wrapped: dict[tuple[str, str], WrappedFunction] = {}
+Key = tuple[str, str]  # where an attention function is looked up, and under which name
+REGISTRY = "registry"  # transformers'; the place of an eager function is its modeling file
+
+_wrapped: dict[Key, WrappedFunction] = {}
 
 
 def attach(
@@ -67,18 +69,17 @@ def attach(
         model: a transformers model, bare or inside PEFT.
         smam, dv_sft, klal, hist, margins, logit_lens: the objectives to train beside the text loss;
             None: not trained.
-        backend: of every op.
+        backend: of every op: "auto", "reference", "native" or "triton".
 
     Returns:
         The same `model`. With `gk_` inputs its forward returns a `GroundedOutput`.
 
     Raises:
         TypeError: not a transformers model.
-        ValueError: an architecture that the wiring does not support, by name.
+        ValueError: an unknown backend; an architecture that the wiring does not support, by name.
     """
-    base = base_model(model)
-    if backend not in ("auto", *NAMES):
-        fail("backend", " | ".join(("auto", *NAMES)), backend)
+    base, backends = base_model(model), ("auto", *NAMES)
+    require(backend in backends, "backend", " | ".join(backends), backend)
     objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
     refuse_unsupported(base, objectives)
     for layer, module in enumerate(text_attention(base)):
@@ -97,6 +98,15 @@ def detach(model: nn.Module) -> nn.Module:
     """Undo `attach`; a model that is not attached is left alone.
 
     The attention function is restored when the last attached model that uses it is detached.
+
+    Args:
+        model: a transformers model, bare or inside PEFT.
+
+    Returns:
+        The same `model`.
+
+    Raises:
+        TypeError: not a transformers model.
     """
     base = base_model(model)
     attachment = base.__dict__.pop(ATTACHMENT, None)
@@ -118,7 +128,14 @@ def detach(model: nn.Module) -> nn.Module:
 def objectives_of(model: nn.Module) -> Objectives:
     """The objectives attached to a model.
 
+    Args:
+        model: a transformers model, bare or inside PEFT.
+
+    Returns:
+        What `attach` was given.
+
     Raises:
+        TypeError: not a transformers model.
         ValueError: a model that is not attached.
     """
     attachment = base_model(model).__dict__.get(ATTACHMENT)
@@ -129,7 +146,7 @@ def objectives_of(model: nn.Module) -> Objectives:
 
 @cache
 def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
-    """One forward per class, with the class's signature: generation and trainers inspect it."""
+    """One forward per class with the class's signature, which generation and trainers inspect."""
 
     def forward(self, *args, **kwargs):
         attachment = self.__dict__.get(ATTACHMENT)
@@ -146,50 +163,40 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
     return forward
 
 
-def _function_of(module: nn.Module) -> tuple[str, str]:
-    """Where the attention function of a module is looked up: (registry, name) or (file, eager)."""
+def _function_of(module: nn.Module) -> Key:
+    """Where a module's attention function is looked up."""
     name = module.config._attn_implementation
     if name != "eager":
-        return "registry", name
+        return REGISTRY, name
     return type(module).__module__, "eager_attention_forward"
 
 
-def _get(key: tuple[str, str]) -> Callable:
-    place, name = key
-    return (
-        ALL_ATTENTION_FUNCTIONS[name] if place == "registry" else getattr(sys.modules[place], name)
-    )
+def _functions(place: str) -> MutableMapping[str, Callable]:
+    """The attention functions of a place, by name."""
+    return ALL_ATTENTION_FUNCTIONS if place == REGISTRY else vars(sys.modules[place])
 
 
-def _set(key: tuple[str, str], function: Callable) -> None:
-    place, name = key
-    if place == "registry":
-        ALL_ATTENTION_FUNCTIONS[name] = function
-    else:
-        setattr(sys.modules[place], name, function)
-
-
-def _wrap(key: tuple[str, str], model: PreTrainedModel) -> None:
-    function = _wrapped.get(key)
-    if function is None or _get(key) is not function.wrapper:  # new, or replaced by someone since
-        original, users = _get(key), function.users if function else WeakSet()
+def _wrap(key: Key, model: PreTrainedModel) -> None:
+    (place, name), function = key, _wrapped.get(key)
+    functions = _functions(place)
+    original = functions[name]
+    if function is None or original is not function.wrapper:  # new, or replaced by someone since
+        users = function.users if function else WeakSet()
         function = _wrapped[key] = WrappedFunction(original, grounded(original), users)
-        _set(key, function.wrapper)
+        functions[name] = function.wrapper
     function.users.add(model)
 
 
-def _unwrap(key: tuple[str, str], model: PreTrainedModel) -> None:
-    function = _wrapped[key]
+def _unwrap(key: Key, model: PreTrainedModel) -> None:
+    (place, name), function = key, _wrapped[key]
     function.users.discard(model)
     if function.users:
         return
     del _wrapped[key]
-    if _get(key) is not function.wrapper:
+    functions = _functions(place)
+    if functions[name] is not function.wrapper:
         return  # someone wrapped ours again, which passes through
-    place, name = key
-    if place == "registry":
-        del ALL_ATTENTION_FUNCTIONS[
-            name
-        ]  # uncovers the entry that all registries share, if it was that one
-    if place != "registry" or ALL_ATTENTION_FUNCTIONS.get(name) is not function.original:
-        _set(key, function.original)
+    if place == REGISTRY:  # uncovers the entry that all registries share, if it was that one
+        del functions[name]
+    if functions.get(name) is not function.original:
+        functions[name] = function.original

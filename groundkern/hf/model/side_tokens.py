@@ -1,8 +1,8 @@
 """Side tokens: one more token per aligned row, whose residual stream becomes x+ of (S2).
 
-A side token is a copy of the input token at its row. In every layer the attention function gives it
-the row's query over the allowed keys (attention.py); everything else a layer does applies to it
-because it is just one more token.
+A side token is a copy of the input token at its row. In every layer the attention function computes
+its attention from the row's query and the allowed keys (attention.py). Everything else in a layer
+applies to it as to any other token.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids",
 def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) -> dict:
     """The model's inputs with R side tokens at the end of every sequence.
 
-    Positions are left to continue by themselves (a side token's own q, k and v are never used);
-    given positions are copied from the row.
+    Positions that the model derives itself simply continue: a side token's own q, k and v are never
+    used. Given positions are copied from the row.
 
     Args:
         inputs: keyword inputs of the body with `input_ids` [B, S].
-        position: [B, R] rows, padded with -1; a padding row still gets a token, which nothing
-            reads.
-        image_token: the id that stands for visual tokens; a padding row's token is never this one.
+        position: [B, R] rows, padded with -1; a padding row still gets a token, whose output is
+            not used.
+        image_token: the id of visual tokens, which a padding row's token must not have.
 
     Returns:
         A new dict with S + R tokens per sequence.
 
     Raises:
-        ValueError: an input with one entry per token that is not known.
+        ValueError: an unknown input with one entry per token.
     """
     input_ids = inputs["input_ids"]
     unknown = [

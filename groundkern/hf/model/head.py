@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from groundkern import LabelBags, linear_cross_entropy
 from groundkern.checks import fail
+from groundkern.losses import word_cross_entropy
 
 IGNORED = -100
 
 
 class RowScores(NamedTuple):
-    """What the head says of each row; an ignored row has 0, 0 and -1."""
+    """Cross entropy and prediction of each row; an ignored row has 0, 0 and -1."""
 
-    loss: Tensor  # [N] fp32, differentiable
+    loss: Tensor  # [N] fp32, differentiable and smoothed
     log_prob: Tensor  # [N] fp32
     predicted: Tensor  # [N] int64
 
@@ -46,15 +47,18 @@ def score_rows(
 
     A plain linear head is called once with its forward replaced by the fused op: logits are never
     stored, and hooks that gather a sharded weight run as usual. Any other head (LoRA, quantised,
-    hooked) is called on the rows.
+    a forward of its own) is called on the rows.
 
     Args:
         head: the model's output embeddings.
         hidden: [N, D] last hidden states.
-        target: int64 [N]; -100 marks a row that counts for nothing.
+        target: int64 [N]; -100 marks a row that is not counted.
         smoothing: the labels that share a part of each row's loss.
         softcap: of the logits; None: off.
         backend: of `linear_cross_entropy`.
+
+    Returns:
+        RowScores of [N] rows.
     """
     if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
         return _scores_of_logits(head(hidden), target, smoothing, softcap)
@@ -89,7 +93,7 @@ def logit_rule(model: nn.Module) -> LogitRule:
     """The logit post-processing of a model, read from its class's forward.
 
     The config alone does not tell: Gemma3's vision model has no softcap and Aya Vision no scale,
-    although their text configs name one. `doctor` measures what is left.
+    although their text configs name one. `doctor` measures any other difference.
 
     Raises:
         ValueError: a scale on a head with a bias, a class without source.
@@ -136,8 +140,8 @@ def ragged_bags(ids: Tensor, index: Tensor) -> LabelBags:
 def _scores_of_logits(
     logits: Tensor, target: Tensor, smoothing: Smoothing, softcap: float | None
 ) -> RowScores:
-    """The same scores in plain torch; [N, V] of the counted rows only."""
-    logits = logits.float() if softcap is None else softcap * (logits.float() / softcap).tanh()
+    """The same scores in plain torch, from stored logits [N, V] of these rows only."""
+    logits = soft_capped(logits.float(), softcap)
     log_probs = logits.log_softmax(-1)  # [N, V]
     counted = target != IGNORED
     label = target.clamp(min=0)
@@ -146,15 +150,21 @@ def _scores_of_logits(
     if smoothing.ids.numel():
         ids = smoothing.ids.long()[smoothing.index.clamp(min=0)]  # [N, Y]
         others = (ids >= 0) & (ids != label[:, None]) & (smoothing.index >= 0)[:, None]
+        has_others = others.any(1)
         other = log_probs.gather(1, ids.clamp(min=0)).masked_fill(~others, 0.0).sum(1)
-        share = smoothing.share * others.any(1)
-        loss = -((1 - share) * log_prob + share * other / others.sum(1).clamp(min=1))  # (D3)
+        other = other / others.sum(1).clamp(min=1)
+        loss = word_cross_entropy(log_prob, other, has_others, smoothing=smoothing.share)  # (D3)
     zero = loss.new_zeros(())
     return RowScores(
         torch.where(counted, loss, zero),
         torch.where(counted, log_prob, zero).detach(),
         torch.where(counted, logits.argmax(-1), -1),
     )
+
+
+def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """`softcap * tanh(logits / softcap)`; None: the logits as they are."""
+    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def unembedding(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:

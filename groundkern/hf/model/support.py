@@ -1,4 +1,4 @@
-"""Which models the wiring can serve, and the sentence for one that it cannot."""
+"""Which models the wiring supports, and the error for one that it does not."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from groundkern.checks import fail
-from groundkern.hf.gradcam import refuse_fused
+from groundkern.hf.model.gradcam import refuse_fused
 from groundkern.hf.objectives import Objectives
 
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
-# Frequencies that depend on the length of the batch, to which side tokens would add.
+# Frequencies that depend on the length of the batch, which side tokens increase.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, taken out of PEFT.
+    """The transformers model itself, without PEFT around it.
+
+    Args:
+        model: a transformers model, bare or inside PEFT.
+
+    Returns:
+        The model that PEFT wraps, or `model`.
 
     Raises:
         TypeError: anything else (a model wrapped for distribution: attach first, wrap afterwards).
@@ -41,10 +47,14 @@ def text_attention(model: PreTrainedModel) -> list[nn.Module]:
 def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
     """Raise for an architecture whose attention the ops do not compute.
 
+    Args:
+        model: a transformers model without wrappers.
+        objectives: what is to be trained.
+
     Raises:
         ValueError: no output head, cross-attention, text that attends both ways, layers that are
-            not softmax attention, attention sinks, length-dependent RoPE under SMAM, a KLAL layer
-            that does not exist.
+            not softmax attention, attention sinks, length-dependent RoPE with SMAM, a layer of an
+            objective that does not exist, GradCAM with attention other than eager.
     """
     name, config = type(model).__name__, model.config.get_text_config()
     modules = text_attention(model)

@@ -1,10 +1,10 @@
 """GradCAM maps of a decoder's attention, differentiable: A * relu(dy/dA), summed over heads.
 
 dy/dA of a head is v . g with g = dy/d(attention output), so the map is `attention_contribution`
-with `rectify`. g comes from autograd with a graph of its own (`create_graph=True`): a loss on the
-map differentiates the layers above twice, which flash and sdpa attention and fused losses cannot
-do. So y is made of plain logits, and the model must run eager attention. No [S, S] promise here:
-eager attention stores its weights, and the graph of the first backward is kept.
+with `rectify`. g comes from autograd with a graph of its own (`create_graph=True`). A loss on the
+map then differentiates the layers above twice, which flash attention, sdpa and fused losses cannot
+do: y is made of plain logits, and the model must run eager attention. That costs [S, S] memory,
+since eager attention stores its weights and the graph of the first backward lives on.
 """
 
 from __future__ import annotations
@@ -16,47 +16,39 @@ from torch import Tensor, nn
 
 from groundkern import attention_contribution
 from groundkern.checks import fail
-from groundkern.hf.attention import LAYER, Record
-from groundkern.hf.call import Call
-from groundkern.hf.supervision import Rows, take_rows, tokens_after
+from groundkern.hf.model.attention import BodyRun, Layer
+from groundkern.hf.model.head import soft_capped
+from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import Rows, take_rows, tokens_after
 
 
-class Layer(NamedTuple):
-    """One layer of the run that is explained."""
+class SavedLayers:
+    """A reading: the attention layers of one run, in their graph."""
 
-    number: int
-    q: Tensor  # [B, Hq, S, D]
-    k: Tensor  # [B, Hkv, S, D]
-    v: Tensor  # [B, Hkv, S, Dv]
-    out: Tensor  # [B, S, Hq, Dv], what g is the gradient of
-    window: int | None
-    how: dict
-
-
-class Explained:
-    """The layers of one run, in their graph."""
+    uses_lse = False
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
 
-    def keep(self, record: Record, module: nn.Module, q, k, v, out, window, how: dict) -> None:
-        """Keep one layer.
-
-        Raises:
-            ValueError: reentrant checkpointing, which runs layers without a graph.
-        """
-        if not torch.is_grad_enabled():
-            wanted = "use_reentrant=False: reentrant checkpointing drops the gradient of GradCAM"
-            fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
-        if record.open:
-            if not out.requires_grad:  # nothing below is trainable
-                out.requires_grad_()
-            self.layers.append(Layer(module.__dict__[LAYER], q, k, v, out, window, how))
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Save one layer."""
+        run.refuse_lost_graph("GradCAM")
+        if not run.finished:
+            if not layer.out.requires_grad:  # nothing below is trainable
+                layer.out.requires_grad_()
+            self.layers.append(layer)
 
 
-def gradcam_terms(call: Call) -> tuple[str, ...]:
-    """The objectives of a call that need GradCAM; none without gradients to make it of."""
-    return call.terms.gradcam if torch.is_grad_enabled() else ()
+class GradcamRun(NamedTuple):
+    """The run that GradCAM explains."""
+
+    hidden: Tensor  # [B, S, D], last hidden states
+    layers: list[Layer]
+
+
+def gradcam_terms(request: Request) -> tuple[str, ...]:
+    """The objectives of a request that use GradCAM; none when gradients are off."""
+    return request.terms.gradcam if torch.is_grad_enabled() else ()
 
 
 def refuse_fused(attention: str) -> None:
@@ -71,7 +63,7 @@ def refuse_fused(attention: str) -> None:
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Raise for weights that hooks gather: they are not there in the second derivative.
+    """Raise for weights that hooks gather: they are gone by the second derivative.
 
     Raises:
         ValueError: FSDP or ZeRO-3.
@@ -82,11 +74,11 @@ def refuse_sharded(model: nn.Module) -> None:
 
 
 def gradcam_maps(
-    call: Call,
-    hidden: Tensor,
-    explained: Explained,
+    request: Request,
+    run: GradcamRun,
     position: Tensor,
     group: Tensor,
+    *,
     groups: int,
     layers: tuple[int, ...] | None,
 ) -> Tensor:
@@ -96,9 +88,8 @@ def gradcam_maps(
     they predict. One backward per group number, shared by the samples of the batch.
 
     Args:
-        call: the grounded call.
-        hidden: [B, S, D] last hidden states of the run that `explained` recorded.
-        explained: its layers.
+        request: the request.
+        run: the run to explain.
         position, group: [B, R] rows and the group of each, from 0; -1: padding.
         groups: how many group numbers there are.
         layers: those that count; None: all.
@@ -107,21 +98,21 @@ def gradcam_maps(
         [B, R, C], differentiable: `mean over layers, heads of A * relu(v . g)`, A over all visible
         keys.
 
-    Source: METHODS.md sections 4 and 6, (H3) and (C1).
+    Source: arXiv 2412.08110 (H3), with the map of (C1).
     """
-    columns = call.s.map_columns.int()
+    columns, hidden = request.batch.map_columns.int(), run.hidden
     shape = (*position.shape, columns.shape[1])
     if 0 in shape:
         return hidden.new_zeros(shape)
-    counted = [layer for layer in explained.layers if layers is None or layer.number in layers]
-    log_prob = _log_prob(call, hidden, position)  # [B, R]
+    counted = [layer for layer in run.layers if layers is None or layer.number in layers]
+    log_prob = _log_prob(request, hidden, position)  # [B, R]
     outs = [layer.out for layer in counted]
     total = torch.zeros((), device=hidden.device)
     for number in range(groups):
         chosen = (group == number) & (position >= 0)
         y = log_prob.masked_fill(~chosen, 0.0).sum()
         gradients = torch.autograd.grad(y, outs, create_graph=True)
-        rows = call.rows(torch.where(chosen, position, -1))
+        rows = request.rows(torch.where(chosen, position, -1))
         for layer, g in zip(counted, gradients, strict=True):
             total = total + _contribution(rows, layer, g, columns)
     heads = counted[0].q.shape[1]
@@ -131,20 +122,17 @@ def gradcam_maps(
 def _contribution(rows: Rows, layer: Layer, g: Tensor, columns: Tensor) -> Tensor:
     at = rows.at(layer.window)
     g = at.take(g.transpose(1, 2)).to(layer.v.dtype)  # [N, H, D]
-    q, k, v = at.take(layer.q), layer.k, layer.v
-    return attention_contribution(
-        q, k, v, g, at, columns, over="visible", rectify=True, **layer.how
-    )
+    q, options = at.take(layer.q), {"over": "visible", "rectify": True, **layer.options}
+    return attention_contribution(q, layer.k, layer.v, g, at, columns, **options)
 
 
-def _log_prob(call: Call, hidden: Tensor, position: Tensor) -> Tensor:
+def _log_prob(request: Request, hidden: Tensor, position: Tensor) -> Tensor:
     """[B, R]: of the tokens that the rows predict, in operations that differentiate twice."""
-    logits = call.head(take_rows(hidden, position))
+    logits = request.head(take_rows(hidden, position))
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    if call.softcap is not None:
-        logits = call.softcap * (logits / call.softcap).tanh()
-    target = tokens_after(call.input_ids, position).clamp(min=0)
-    return logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
+    log_probs = soft_capped(logits, request.softcap).log_softmax(-1)
+    target = tokens_after(request.input_ids, position).clamp(min=0)
+    return log_probs.gather(-1, target[..., None])[..., 0]
 
 
 def group_means(maps: Tensor, group: Tensor, groups: int) -> Tensor:

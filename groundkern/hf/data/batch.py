@@ -1,0 +1,273 @@
+"""The `gk_` tensors of a batch, each declared once: what the collator makes and a model is given.
+
+Shapes, dtypes, padding, checks, what losses divide by and the table in docs/data-format.md all
+follow from FIELDS and COUNT_RULES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from groundkern import checks
+
+INTEGERS = (torch.int32, torch.int64)
+
+
+class Field(NamedTuple):
+    """What one tensor of a batch is.
+
+    Args:
+        dims: its dimensions by name; a digit is a fixed size. S runs over tokens and is padded on
+            the side that the tokenizer pads; every other dimension is padded at its end.
+        values: what it holds, one of VALUES.
+        meaning: one line, for people.
+    """
+
+    dims: str
+    values: str
+    meaning: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the collator makes; a model accepts either of INTEGERS for an integer."""
+        return VALUES[self.values].dtype
+
+    @property
+    def padding(self) -> int:
+        """The value of padding: -1, or False."""
+        return 0 if self.dtype == torch.bool else -1
+
+    @property
+    def is_position(self) -> bool:
+        """Whether the values are positions of tokens, which padding on the left moves."""
+        return self.values in ("predictor", "position", "column")
+
+    @property
+    def supervises(self) -> bool:
+        """False for a field that says what the tokens are and not what they should learn."""
+        return self.dims not in ("B S", "B C")
+
+
+class Values(NamedTuple):
+    """What the values of a field may be: -1 or in [0, below); below None: not looked at."""
+
+    dtype: torch.dtype
+    below: str | None = None
+
+
+VALUES = {
+    "predictor": Values(torch.int32, "S-1"),  # the position of a token that predicts the next
+    "position": Values(torch.int32, "S"),  # of a token
+    "column": Values(torch.int32),  # a position, which the ops check
+    "set": Values(torch.int32, "G"),
+    "phrase": Values(torch.int32, "P"),
+    "token id": Values(torch.int64, "V"),
+    "number": Values(torch.int32),
+    "bool": Values(torch.bool),
+}
+
+FIELDS = {
+    "image": Field("B S", "number", "which image of its sample a visual token belongs to"),
+    "text_position": Field("B Rt", "predictor", "rows that predict a trained token"),
+    "side_position": Field("B Rs", "predictor", "SMAM: rows that predict an aligned token"),
+    "side_set": Field("B Rs", "set", "the row's set in `gk_side_inside`; -1: not restricted"),
+    "side_inside": Field("B G S", "bool", "the visual tokens inside a set of regions"),
+    "word_position": Field("B Rw", "position", "DV-SFT: the labelled visual tokens themselves"),
+    "word_label": Field("B Rw", "token id", "the label of a visual token"),
+    "word_bag": Field("B I Y", "token id", "the labels of each image"),
+    "map_position": Field("B Rm", "position", "KLAL: rows with a target map"),
+    "map_image": Field("B Rm", "number", "the image of the sample that the target is on"),
+    "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
+    "map_columns": Field("B C", "column", "every visual token, ascending"),
+    "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
+    "phrase_number": Field("B Rp", "number", "which phrase of the sample, from 0"),
+    "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
+    "phrase_composite": Field("B K 3", "phrase", "a composite phrase and its two parts"),
+    "lens_position": Field("B Rl", "position", "logit lens: the visual tokens themselves"),
+    "lens_label": Field("B Rl", "token id", "the first token of a concept"),
+    "lens_inside": Field(
+        "B Rl", "number", "1 if the visual token is on the concept's object, else 0"
+    ),
+}
+"""Every tensor of a batch by its name without `gk_`.
+
+The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
+a sample, C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are rows, G sets of regions, Y
+labels of an image, K composites. A token of several phrases has a row for each.
+"""
+
+
+class GroundedBatch:
+    """The `gk_` tensors of a batch as a model sees them: an attribute for each of FIELDS.
+
+    Rows keep the batch dimension, so that samplers, accelerate and FSDP slice them like any other
+    input. A width may be 0.
+
+    Args:
+        tensors: every field, by its name without `gk_`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        assert tensors.keys() == FIELDS.keys()
+        vars(self).update(tensors)
+
+    @classmethod
+    def pop(cls, inputs: dict, input_ids: Tensor) -> GroundedBatch:
+        """Take the `gk_` tensors out of a model's keyword inputs; one that is missing has no rows.
+
+        Args:
+            inputs: the keyword inputs; loses its `gk_` tensors.
+            input_ids: [B, S].
+
+        Raises:
+            TypeError, ValueError: a wrong dtype or shape, an unknown name, or a group of which only
+                a part is there.
+        """
+        given = {name: inputs.pop(f"gk_{name}") for name in FIELDS if f"gk_{name}" in inputs}
+        unknown = sorted(name for name in inputs if name.startswith("gk_"))
+        if unknown:
+            checks.fail(unknown[0], f"one of {', '.join('gk_' + n for n in FIELDS)}", unknown[0])
+        _check_groups(given)
+        sizes = {"B": input_ids.shape[0], "S": input_ids.shape[1], "3": 3}
+        for name, x in given.items():
+            dims, dtype = FIELDS[name].dims, FIELDS[name].dtype
+            wanted = INTEGERS if dtype in INTEGERS else dtype
+            checks.tensor(f"gk_{name}", x, dims, sizes, dtype=wanted, device=input_ids.device)
+        for name in FIELDS.keys() - given.keys():
+            dims, dtype = FIELDS[name].dims, FIELDS[name].dtype
+            shape = [sizes.get(dim, 0) for dim in dims.split()]
+            given[name] = input_ids.new_full(shape, FIELDS[name].padding, dtype=dtype)
+        return cls(given)
+
+    def check_values(self, input_ids: Tensor, *, image_token: int | None, vocabulary: int) -> None:
+        """Look at the values if that needs no sync (`checks.values_visible`).
+
+        Args:
+            input_ids: [B, S].
+            image_token: the token id of visual tokens.
+            vocabulary: the number of token ids.
+
+        Raises:
+            ValueError: a row outside its sequence, an aligned row that is an image token, a set or
+                label that does not exist.
+        """
+        if not checks.values_visible(*(getattr(self, name) for name in FIELDS)):
+            return
+        length = input_ids.shape[1]
+        phrases = int(self.phrase_number.max()) + 1 if self.phrase_number.numel() else 0
+        sets = self.side_inside.shape[1]
+        stops = {"S": length, "S-1": length - 1, "G": sets, "P": phrases, "V": vocabulary}
+        for name, spec in FIELDS.items():
+            if (below := VALUES[spec.values].below) is not None:
+                _check_range(f"gk_{name}", getattr(self, name), stops[below])
+        token = input_ids.gather(1, self.side_position.clamp(min=0).long())
+        on_image = (token == image_token) & (self.side_position >= 0)
+        if bool(on_image.any()):
+            checks.fail(
+                "gk_side_position", "rows of text tokens", "a row that is an image token itself"
+            )
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """int64 [len(COUNTS)]: what this batch adds to each of COUNTS."""
+        return _counts(vars(self))
+
+
+class CountRule(NamedTuple):
+    """Which entries of some fields a count counts: `counted(*tensors)` is true for them."""
+
+    of: tuple[str, ...]
+    counted: Callable[..., Tensor]
+
+
+def _given(x: Tensor) -> Tensor:
+    return x >= 0
+
+
+COUNT_RULES: dict[str, CountRule] = {
+    "text": CountRule(("text_position",), _given),
+    "word": CountRule(("word_position",), _given),
+    "map": CountRule(("map_position",), _given),
+    "aligned": CountRule(("side_position",), _given),
+    "visual": CountRule(("image",), _given),
+    "labelled_image": CountRule(("word_bag",), lambda bag: (bag >= 0).any(-1)),
+    "phrase": CountRule(("phrase_position",), _given),
+    "subject": CountRule(
+        ("phrase_position", "phrase_subject"), lambda p, own: (p >= 0) & (own > 0)
+    ),
+    "composite": CountRule(("phrase_composite",), lambda three: (three >= 0).all(-1)),
+    "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
+    "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
+}
+COUNTS = tuple(COUNT_RULES)
+"""What the sums of the terms are divided by, in the order of `gk_totals`."""
+
+
+def row_counts(batch: Mapping[str, Tensor]) -> Tensor:
+    """How many rows of each kind a batch has; a kind that is not there counts 0.
+
+    Summed over the micro-batches of a step, and over ranks, it is the step's `gk_totals`.
+
+    Args:
+        batch: a collated batch, with or without `gk_` tensors.
+
+    Returns:
+        int64 [len(COUNTS)], in the order of COUNTS; the first counts the trained text tokens.
+    """
+    return _counts({name: batch.get(f"gk_{name}") for name in FIELDS})
+
+
+def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs with nothing to learn: no trained token, region, word, map or phrase.
+
+    Args:
+        batch: a collated batch, with `labels`.
+
+    Returns:
+        The batch, every tensor in the shape it had; tensors that hold no supervision are shared.
+    """
+    blank = dict(batch, labels=torch.full_like(batch["labels"], -100))
+    for name, spec in FIELDS.items():
+        key = f"gk_{name}"
+        if key in batch and spec.supervises:
+            blank[key] = torch.full_like(batch[key], spec.padding)
+    return blank
+
+
+def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
+    device = next((x.device for x in tensors.values() if x is not None), None)
+    counts = []
+    for rule in COUNT_RULES.values():
+        read = [tensors[name] for name in rule.of]
+        if any(x is None for x in read):
+            counts.append(torch.zeros((), dtype=torch.int64, device=device))
+        else:
+            counts.append(rule.counted(*read).sum())
+    return torch.stack(counts)
+
+
+def _check_groups(given: Mapping[str, Tensor]) -> None:
+    """A group of tensors comes whole, and all but the text rows need `gk_image`."""
+    groups: dict[str, list[str]] = {}
+    for name in FIELDS:
+        groups.setdefault(name.partition("_")[0], []).append(name)
+    for group, members in groups.items():
+        if group in ("image", "text"):
+            continue
+        present = [name for name in members if name in given]
+        for name in (*members, "image") if present else ():
+            if name not in given:
+                checks.fail(f"gk_{name}", f"a tensor, since gk_{present[0]} is given", "nothing")
+
+
+def _check_range(name: str, x: Tensor, stop: int) -> None:
+    if x.numel():
+        low, high = int(x.min()), int(x.max())
+        checks.require(
+            low >= -1 and high < stop, name, f"values in [-1, {stop})", f"[{low}, {high}]"
+        )

@@ -1,0 +1,156 @@
+"""What regions supervise: SMAM's rows with their sets of visual tokens, KLAL's with their targets.
+
+Each function returns fields of a batch (`SampleFields`) and counts what it found and what was lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from groundkern import maps
+from groundkern.hf.data.example import Region
+from groundkern.hf.data.layout import Layout
+from groundkern.hf.data.padding import SampleFields
+
+EMPTY_REGION = ("skip", "language")
+MAP_ROWS = ("last", "predictor", "answer", "phrase")
+
+
+def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
+    """Which visual tokens each region covers.
+
+    Args:
+        layout: the sequence.
+        counts: adds to `regions` and `regions_outside`.
+
+    Returns:
+        bool [C] for each region of the example.
+    """
+    masks = []
+    for region in layout.example.regions:
+        own = layout.table[:, 0] == region.image
+        mask = torch.zeros(len(layout.visual), dtype=torch.bool)
+        mask[own] = maps.inside(layout.table[own, 1:], **_shapes([region]))
+        counts["regions"] += 1
+        counts["regions_outside"] += not mask.any()
+        masks.append(mask)
+    return masks
+
+
+def side_rows(
+    layout: Layout, masks: list[Tensor], counts: Counter, empty: str = "skip"
+) -> SampleFields:
+    """SMAM: a row `i - 1` for each token `i` of a region's text; a token of several regions sees
+    their union.
+
+    Args:
+        layout: the sequence.
+        masks: of `region_masks`.
+        counts: adds to `regions_truncated` and `side_rows`, `side_rows_...`.
+        empty: a token whose regions have no visual token before it is left out ("skip") or sees the
+            language tokens alone ("language").
+
+    Returns:
+        `side_position`, `side_set`, `side_inside`.
+
+    Source: (S1).
+    """
+    aligned: dict[int, dict[int, None]] = {}  # regions of each token
+    for index, region in enumerate(layout.example.regions):
+        positions = layout.text_positions(region)
+        counts["regions_truncated"] += None in positions
+        for p in positions:
+            if p is not None:
+                aligned.setdefault(p, {})[index] = None
+    visual = set(layout.visual.tolist())
+    rows, numbers, inside = [], {}, []
+    for token, regions in sorted(aligned.items()):
+        row = token - 1
+        union = torch.stack([masks[index] for index in regions]).any(0)
+        without = not (union & (layout.visual <= row)).any()
+        counts["side_rows_without_region"] += without
+        if row in visual:
+            counts["side_rows_on_image"] += not without
+        elif not without or empty == "language":
+            number = numbers.setdefault(tuple(regions), len(numbers))
+            if number == len(inside):
+                inside.append(torch.zeros(len(layout.ids), dtype=torch.bool))
+                inside[-1][layout.visual] = union
+            rows.append((row, number))
+    counts["side_rows"] += len(rows)
+    return {
+        "side_position": [row for row, _ in rows],
+        "side_set": [number for _, number in rows],
+        "side_inside": inside,
+    }
+
+
+def map_rows(
+    layout: Layout,
+    kind: str,
+    levels: tuple[float, float, float],
+    counts: Counter,
+    which: str = "last",
+) -> SampleFields:
+    """KLAL: rows for each answer and image that regions connect, with a target over the image.
+
+    Args:
+        layout: the sequence.
+        kind, levels: see `groundkern.maps.target_map`.
+        counts: adds to `map_rows`, `map_rows_...`.
+        which: the answer's "last" content token (its own row), the row that predicts it
+            ("predictor"), every token of the "answer", or every token of a region's text
+            ("phrase"), which has that region's target alone.
+
+    Returns:
+        `map_position`, `map_image`, `map_target` in fixed point.
+
+    Source: (K1) to (K3).
+    """
+    connected: dict[tuple[int, int], list[Region]] = {}
+    for region in layout.example.regions:
+        connected.setdefault((region.turn, region.image), []).append(region)
+    rows = []
+    for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
+        for position, shown in _map_positions(layout, turn, regions, which):
+            if position is None:
+                counts["map_rows_truncated"] += 1
+                continue
+            own = (layout.table[:, 0] == image) & (layout.visual <= position)
+            shapes = _shapes(shown)
+            target = maps.target_map(layout.table[own, 1:], kind=kind, levels=levels, **shapes)
+            if not target.any():
+                counts["map_rows_without_target"] += 1
+                continue
+            full = torch.zeros(len(layout.visual))
+            full[own] = target
+            rows.append((position, image, maps.quantise(full)))
+    counts["map_rows"] += len(rows)
+    return dict(zip(("map_position", "map_image", "map_target"), zip(*rows)))
+
+
+def _map_positions(
+    layout: Layout, turn: int, regions: list[Region], which: str
+) -> list[tuple[int | None, list[Region]]]:
+    """The rows of one answer and the regions that each looks at; None: cut off."""
+    if which == "phrase":
+        shown: dict[int | None, list[Region]] = {}
+        for region in regions:
+            for position in layout.text_positions(region):
+                shown.setdefault(position, []).append(region)
+        return sorted(shown.items(), key=lambda item: (item[0] is None, item[0]))
+    start, end = layout.chat.turns[turn].pieces[0].at, layout.chat.turns[turn].tail[0]
+    if which == "answer":
+        return [(position, regions) for position in layout.positions(start, end)]
+    last = layout.positions(end - 1, end)[-1]
+    return [(last - 1 if which == "predictor" and last is not None else last, regions)]
+
+
+def _shapes(regions: list[Region]) -> dict[str, list]:
+    return {
+        kind: [shape for region in regions for shape in getattr(region, kind)]
+        for kind in ("boxes", "points", "polygons", "polylines")
+    }

@@ -1,0 +1,160 @@
+"""The attention function of an attached model: side tokens, and what is read in every layer.
+
+A `BodyRun` travels through the layers as a keyword. What it collects are plain Python lists and
+running sums: when checkpointing recomputes a layer, the layer does the same mathematics and the
+sums stay as they are, because the run has been marked as finished by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import wraps
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from groundkern import side_attention
+from groundkern.checks import fail
+from groundkern.hf.model.rows import Rows
+from groundkern.lse import WATCHED, Watch
+from groundkern.selection import KeySets, QueryRows
+
+LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
+RUN = "gk_body_run"  # the keyword
+
+
+class Layer(NamedTuple):
+    """One attention layer of the main pass; side tokens are not among its S positions."""
+
+    module: nn.Module
+    q: Tensor  # [B, Hq, S, D]
+    k: Tensor  # [B, Hkv, S, D]
+    v: Tensor  # [B, Hkv, S, Dv]
+    out: Tensor  # [B, S, Hq, Dv]
+    window: int | None  # sliding window
+    options: dict  # scale, softcap and backend of the ops
+    normaliser: Tensor | None  # [B, Hq, S] log-sum-exp over exactly the keys that the rows see
+
+    @property
+    def number(self) -> int:
+        return self.module.__dict__[LAYER]
+
+
+class Reading(Protocol):
+    """What a loss or a record reads in every layer."""
+
+    uses_lse: bool  # whether the main pass's log-sum-exp spares work
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer; once the run is finished, compute the same and add nothing."""
+
+
+class SideRows:
+    """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
+
+    def __init__(self, rows: Rows, allowed: KeySets) -> None:
+        self.rows, self.allowed = rows, allowed
+
+    def attend(self, layer: Layer, lse: Tensor | None) -> Tensor:
+        """[B, R, Hq, Dv]; lse [B, Hq, S] of the main pass, or None, is any shift."""
+        rows, k = self.rows.at(layer.window), layer.k
+        options = {**layer.options, "allowed": self.allowed, "lse": rows_of_lse(rows, lse)}
+        out = side_attention(rows.take(layer.q), k, layer.v, rows, **options).out
+        return out.unflatten(0, (len(k), len(out) // len(k)))
+
+
+class BodyRun:
+    """One run of the body as its attention layers see it.
+
+    Args:
+        length: S; side tokens come after it.
+        backend: of the ops.
+        readings: what to read in every layer.
+        side: the rows of the side tokens; None: there are none.
+    """
+
+    def __init__(
+        self, length: int, backend: str, readings: Sequence[Reading], side: SideRows | None = None
+    ) -> None:
+        self.length, self.backend, self.readings, self.side = length, backend, readings, side
+        self.grad_enabled = torch.is_grad_enabled()
+        self.uses_lse = side is not None or any(reading.uses_lse for reading in readings)
+        self.layers = 0  # that ran so far
+        self.finished = False  # a layer that runs now is recomputed by checkpointing
+
+    def refuse_lost_graph(self, what: str) -> None:
+        """Raise when a layer runs without the graph that `what` needs.
+
+        Raises:
+            ValueError: reentrant checkpointing.
+        """
+        if self.grad_enabled and not torch.is_grad_enabled():
+            wanted = f"use_reentrant=False: reentrant checkpointing drops the gradient of {what}"
+            fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
+
+
+def grounded(attention: Callable) -> Callable:
+    """Wrap an attention function: it stays the same function unless a run comes with the call."""
+
+    @wraps(attention)
+    def grounded_attention(module, query, key, value, attention_mask, **kwargs):
+        run = kwargs.pop(RUN, None)
+        if run is None or LAYER not in module.__dict__:
+            return attention(module, query, key, value, attention_mask, **kwargs)
+        _refuse(kwargs)
+        if not run.finished:
+            run.layers += 1
+        length, total = run.length, query.shape[2]
+        q, k, v = query[:, :, :length], key[:, :, :length], value[:, :, :length]
+        positions = kwargs.get("position_ids")
+        if positions is not None and positions.shape[-1] == total:
+            kwargs["position_ids"] = positions[..., :length]
+        mask = _crop(attention_mask, length, total)
+        with _watch(run, module) as watch:
+            out, weights = attention(module, q, k, v, mask, **kwargs)
+        lse = None if watch is None else watch.lse(q)
+        scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+        options = {"scale": scale, "softcap": softcap, "backend": run.backend}
+        # Side attention uses lse as a shift, which may be anything. A normaliser must be summed
+        # over the very keys that the rows see: a mask hides some.
+        normaliser = lse if mask is None else None
+        window = kwargs.get("sliding_window")
+        layer = Layer(module, q, k, v, out, window, options, normaliser)
+        for reading in run.readings:
+            reading.read(run, layer)
+        if run.side is not None:
+            out = torch.cat((out, run.side.attend(layer, lse).to(out.dtype)), 1)
+        return out, weights
+
+    return grounded_attention
+
+
+def _watch(run: BodyRun, module: nn.Module):
+    """A watch for the main pass's log-sum-exp, if anything uses it and the backend shows it."""
+    watched = module.config._attn_implementation in WATCHED and not torch.compiler.is_compiling()
+    return Watch() if watched and run.uses_lse else nullcontext()
+
+
+def rows_of_lse(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
+    """[N, Hq] of lse [B, Hq, S]."""
+    return None if lse is None else rows.take(lse[..., None])[..., 0]
+
+
+def _refuse(kwargs: dict) -> None:
+    """Refuse by name what the ops do not compute."""
+    if kwargs.get("dropout"):
+        fail("attention_dropout", "0 in training", kwargs["dropout"])
+    for name in ("s_aux", "position_bias", "head_mask"):
+        if kwargs.get(name) is not None:
+            fail(name, "softmax attention without sinks, biases or head masks", "a tensor")
+
+
+def _crop(mask, length: int, total: int):
+    """The mask of the first `length` positions."""
+    if mask is None or length == total:
+        return mask
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):  # FlexAttention's BlockMask
+        fail("attention_mask", "a tensor of 2 or 4 dimensions, or None", type(mask).__name__)
+    return mask[:, :length] if mask.dim() == 2 else mask[:, :, :length, :length]

@@ -1,0 +1,86 @@
+"""One run of a model's body, with side tokens and everything that is read in its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from groundkern.checks import fail
+from groundkern.hf.model.attention import RUN, BodyRun, SideRows
+from groundkern.hf.model.attribution import final_norm
+from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
+from groundkern.hf.model.readings import Readings, readings_of
+from groundkern.hf.model.request import Request, image_token_of
+from groundkern.hf.model.rows import side_sets
+from groundkern.hf.model.side_tokens import append_side_tokens
+
+
+class BodyOutput(NamedTuple):
+    """Last hidden states, times the logits' scale, and what was read in the layers below."""
+
+    hidden: Tensor  # [B, S, D]
+    side_hidden: Tensor  # [B, Rs, D] of the side tokens; Rs = 0 without SMAM
+    readings: Readings
+    normed: Tensor | None  # [B, S, D], the input of the final norm, for contributions
+    gradcam: GradcamRun | None  # for GradCAM losses
+
+
+def run_body(request: Request) -> BodyOutput:
+    """Run the body with everything that the terms and the records of a request use.
+
+    Once, unless a GradCAM loss meets side tokens: their attention differentiates once, so GradCAM
+    then explains a second run without them.
+
+    Raises:
+        ValueError: GradCAM losses of a model with sharded weights; a model whose attention function
+            was replaced after `attach`.
+    """
+    batch, length = request.batch, request.input_ids.shape[1]
+    inputs, side = request.inputs, None
+    if request.side_tokens:
+        side = SideRows(request.rows(batch.side_position), side_sets(batch))
+        inputs = append_side_tokens(inputs, batch.side_position, image_token_of(request.model))
+    readings = readings_of(request)
+    contributing = readings.saved is not None and "contributions" in request.records
+    norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
+    run = BodyRun(length, request.terms.backend, readings.all(), side)
+    graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
+    with norm_input as normed, graph:
+        hidden = _last_hidden(request, inputs, run)
+        main, side_hidden = hidden[:, :length], hidden[:, length:]
+    gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
+    return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam)
+
+
+def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None) -> GradcamRun:
+    """The run that was made, if it saved its layers, or one more."""
+    refuse_sharded(request.model)
+    if explained is None:
+        explained = SavedLayers()
+        run = BodyRun(request.input_ids.shape[1], request.terms.backend, [explained])
+        hidden = _last_hidden(request, request.inputs, run)
+    return GradcamRun(hidden, explained.layers)
+
+
+def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
+    hidden = request.model.base_model(**inputs, use_cache=False, **{RUN: run})[0]
+    run.finished = True
+    if run.layers == 0:
+        wanted = "the attention function that attach wrapped"
+        fail("attn_implementation", wanted, "one that was set afterwards: attach again")
+    return hidden if request.logit_scale == 1.0 else hidden * request.logit_scale
+
+
+@contextmanager
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives the first argument of every call of a module within the block."""
+    inputs: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()

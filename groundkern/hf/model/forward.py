@@ -1,0 +1,114 @@
+"""The grounded forward: one run of the body, the head on counted rows only, the attached losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from groundkern.hf.model.body import BodyOutput, run_body
+from groundkern.hf.model.head import IGNORED, RowScores, Smoothing, score_rows
+from groundkern.hf.model.records import records_of
+from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import take_rows, tokens_after, word_images
+from groundkern.hf.model.terms import losses_of
+from groundkern.hf.objectives import Objectives
+from groundkern.hf.output import GroundedOutput
+
+
+def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
+    """Losses and per-row readings of a batch with `gk_` tensors.
+
+    Args:
+        model: the attached model itself, without wrappers.
+        objectives: what to train; in eval mode everything that the batch has rows for is computed.
+        inputs: the model's keyword inputs, the `gk_` tensors of the batch, and optionally
+            `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
+            whole accumulated batch) and `gk_record`: one or several of
+            "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer).
+
+    Returns:
+        GroundedOutput.
+
+    Raises:
+        ValueError, TypeError: bad supervision, or inputs that the wiring does not support.
+    """
+    request = Request.of(model, objectives, inputs)
+    body = run_body(request)
+    scores = _score(request, body)
+    loss, parts = losses_of(request, body, scores)
+    word, side = scores.get("word"), scores.get("side")
+    return GroundedOutput(
+        loss=loss,
+        parts={name: part.detach() for name, part in parts.items()},
+        text_log_prob=scores["text"].log_prob,
+        text_predicted=scores["text"].predicted,
+        word_log_prob=None if word is None else word.log_prob,
+        word_predicted=None if word is None else word.predicted,
+        side_log_prob=None if side is None else side.log_prob,
+        **records_of(request, body),
+    )
+
+
+class _Group(NamedTuple):
+    """Rows that one term scores."""
+
+    hidden: Tensor  # [B, R, D]
+    target: Tensor  # [B, R], -100 for padding
+    bag: Tensor  # [B, R], the label bag of a row; -1: none
+
+
+def _groups(request: Request, body: BodyOutput) -> dict[str, _Group]:
+    """The rows that the terms score, by name.
+
+    "reference" is log pi of the aligned rows and "side" log pi+ of the same tokens.
+    """
+    batch, terms = request.batch, request.terms
+
+    def group(hidden: Tensor, target: Tensor, bag: Tensor | None = None) -> _Group:
+        return _Group(hidden, target, torch.full_like(target, -1) if bag is None else bag)
+
+    def next_tokens(position: Tensor) -> _Group:
+        return group(take_rows(body.hidden, position), tokens_after(request.input_ids, position))
+
+    def labels(position: Tensor, label: Tensor, bag: Tensor | None = None) -> _Group:
+        label = torch.where(position >= 0, label.long(), IGNORED)
+        return group(take_rows(body.hidden, position), label, bag)
+
+    found = {"text": next_tokens(batch.text_position)}
+    if terms.dv_sft is not None:
+        found["word"] = labels(batch.word_position, batch.word_label, word_images(batch))
+    if terms.smam is not None:
+        found["reference"] = next_tokens(batch.side_position)
+        found["side"] = group(body.side_hidden, found["reference"].target)
+    if terms.hist is not None:
+        found["phrase"] = next_tokens(batch.phrase_position)
+    if terms.logit_lens is not None:
+        found["lens"] = labels(batch.lens_position, batch.lens_label)
+    return found
+
+
+def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
+    """Scores [B, R] by group: every counted row goes through the head in one call."""
+    groups, dv_sft = _groups(request, body), request.terms.dv_sft
+    hidden = torch.cat([group.hidden.flatten(0, 1) for group in groups.values()])
+    target, bag = (
+        torch.cat([getattr(group, name).flatten() for group in groups.values()])
+        for name in ("target", "bag")
+    )
+    share = 0.0 if dv_sft is None else dv_sft.smoothing
+    scores = score_rows(
+        request.head,
+        hidden,
+        target,
+        smoothing=Smoothing(request.batch.word_bag.flatten(0, 1), bag, share),
+        softcap=request.softcap,
+        backend=request.terms.backend,
+    )
+    sizes = [group.target.numel() for group in groups.values()]
+    split = zip(*(x.split(sizes) for x in scores), strict=True)
+    return {
+        name: RowScores(*(x.view(group.target.shape) for x in rows))
+        for (name, group), rows in zip(groups.items(), split, strict=True)
+    }

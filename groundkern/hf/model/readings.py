@@ -1,0 +1,238 @@
+"""Attention maps that are read in every layer: running sums with a gradient, and records.
+
+The attention function (attention.py) calls `read` of each reading, layer by layer. Sums are plain
+tensors: a layer that checkpointing recomputes reads the same maps and leaves the sums alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from groundkern import attention_kl, attention_map
+from groundkern.hf.model.attention import BodyRun, Layer, Reading, rows_of_lse
+from groundkern.hf.model.attribution import SavedAttention
+from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
+from groundkern.hf.model.head_weight import head_weight_of
+from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import Rows, map_sets
+from groundkern.hf.objectives import Klal
+from groundkern.losses import map_divergence
+from groundkern.selection import KeySets, QueryRows
+
+
+@dataclass(frozen=True)
+class MapRows:
+    """Rows, the key columns of their maps, and which of these are a row's own.
+
+    Args:
+        rows: N = B x R rows.
+        columns: int32 [B, C].
+        allowed: the keys of each row's own image; None: every column is.
+        image: bool [N, C], the columns of each row's own image; None: every column is.
+    """
+
+    rows: Rows
+    columns: Tensor
+    allowed: KeySets | None = None
+    image: Tensor | None = None
+
+    def own(self, window: int | None) -> Tensor:
+        """bool [N, C]: the columns of its own image that a row sees."""
+        rows = self.rows.at(window)
+        columns = self.columns[rows.sequence.long()]  # [N, C]
+        seen = (columns >= 0) & (columns >= rows.start[:, None]) & (columns < rows.stop[:, None])
+        return seen if self.image is None else seen & self.image
+
+
+class _MapReading:
+    """A reading of the rows' attention maps.
+
+    Args:
+        at: the rows.
+        layers: those that count; None: all.
+        over: as in `Klal`.
+        head_weight: [L, H]; None: the head mean.
+    """
+
+    def __init__(
+        self,
+        at: MapRows,
+        layers: tuple[int, ...] | None = None,
+        over: str = "columns",
+        head_weight: Tensor | None = None,
+    ) -> None:
+        self.at, self.layers, self.head_weight = at, layers, head_weight
+        # As the op names it: a mean that is renormalised later starts from full rows.
+        self.over = "columns" if over == "columns" else "visible"
+        self.uses_lse = self.over == "visible"
+
+    def counts(self, run: BodyRun, layer: Layer) -> bool:
+        """Whether this layer counts; it must have a graph then."""
+        if self.layers is not None and layer.number not in self.layers:
+            return False
+        run.refuse_lost_graph("attention maps")
+        return True
+
+    def options(self, layer: Layer, rows: QueryRows) -> dict:
+        """The options of the op in this layer."""
+        lse = layer.normaliser if self.uses_lse else None
+        options = {"allowed": self.at.allowed, "over": self.over, "lse": rows_of_lse(rows, lse)}
+        if self.head_weight is not None:
+            options["head_weight"] = self.head_weight[layer.number]
+        return {**layer.options, **options}
+
+    def map(self, layer: Layer) -> Tensor:
+        """[N, C] of one layer (K1), (K2)."""
+        rows = self.at.rows.at(layer.window)
+        q, columns = rows.take(layer.q), self.at.columns
+        return attention_map(q, layer.k, rows, columns, **self.options(layer, rows))
+
+
+class MapLoss(_MapReading):
+    """The divergence of the map rows, summed over the layers that see a target column (K3)."""
+
+    def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
+        super().__init__(at, klal.layers, klal.over, head_weight)
+        self.target, self.klal = target, klal  # [N, C]
+        self.total = torch.zeros(len(target), device=target.device)  # [N]
+        self.seen = torch.zeros(len(target), device=target.device)  # [N] layers
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer."""
+        if not self.counts(run, layer):
+            return
+        rows, own = self.at.rows.at(layer.window), self.at.own(layer.window)
+        if self.klal.from_maps:
+            loss = map_loss(self.map(layer), self.target, own, self.klal)
+        else:
+            options = {**self.options(layer, rows), "heads": self.klal.heads}
+            q, columns = rows.take(layer.q), self.at.columns
+            loss = attention_kl(q, layer.k, self.target, rows, columns, **options)
+        if not run.finished:
+            self.seen = self.seen + ((self.target > 0) & own).any(1)
+            self.total = self.total + loss
+
+    def rows(self) -> Tensor:
+        """[N]: each row's mean over the layers that see its target."""
+        return self.total / self.seen.clamp(min=1)
+
+
+class MapSum(_MapReading):
+    """The rows' attention map, summed over layers (K2); head weights sum to 1 over all of them."""
+
+    def __init__(
+        self,
+        at: MapRows,
+        layers: tuple[int, ...] | None,
+        over: str,
+        head_weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(at, layers, over, head_weight)
+        shape = len(at.rows.position), at.columns.shape[1]
+        self.total = torch.zeros(shape, device=at.columns.device)
+        self.seen = torch.zeros(shape, device=at.columns.device)  # layers in which a column is own
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer."""
+        if not self.counts(run, layer):
+            return
+        attention = self.map(layer)
+        if not run.finished:
+            self.total = self.total + attention
+            self.seen = self.seen + self.at.own(layer.window)
+
+    def mean(self) -> Tensor:
+        """[N, C]: over the layers in which the row sees anything of its image."""
+        if self.head_weight is not None:
+            return self.total
+        layers = self.seen.amax(1, keepdim=True) if self.seen.shape[1] else self.seen
+        return self.total / layers.clamp(min=1)
+
+
+class RecordedMaps(_MapReading):
+    """The map rows' attention in every layer, without a gradient."""
+
+    def __init__(self, at: MapRows) -> None:
+        super().__init__(at)
+        self.maps: list[Tensor] = []  # [N, C] each
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer."""
+        if not run.finished:
+            with torch.no_grad():
+                self.maps.append(self.map(layer))
+
+
+def map_loss(attention: Tensor, target: Tensor, own: Tensor, klal: Klal) -> Tensor:
+    """[N]: the divergence of maps [N, C]; 0 for a row that sees no target column."""
+    return map_divergence(
+        target.masked_fill(~own, 0.0),
+        attention,
+        kind=klal.divergence,
+        valid=own,
+        renormalise=klal.over == "renormalised" or (klal.over == "columns" and klal.average_layers),
+    )
+
+
+@dataclass
+class Readings:
+    """The readings of one forward; None if no term or no row uses one."""
+
+    kl: MapLoss | None = None
+    kl_map: MapSum | None = None
+    margin_map: MapSum | None = None
+    phrase_map: MapSum | None = None
+    recorded: RecordedMaps | None = None
+    saved: SavedAttention | None = None
+    explained: SavedLayers | None = None
+
+    def all(self) -> list[Reading]:
+        """Those that are there."""
+        found = (getattr(self, field.name) for field in fields(self))
+        return [reading for reading in found if reading is not None]
+
+
+def readings_of(request: Request) -> Readings:
+    """The readings that the terms and the records of a request use."""
+    batch, terms, found = request.batch, request.terms, Readings()
+    if request.records & {"contributions", "gradcam"} and batch.side_position.shape[1]:
+        found.saved = SavedAttention(request.rows(batch.side_position))
+    if gradcam_terms(request) and not request.side_tokens:
+        found.explained = SavedLayers()
+    if batch.map_columns.shape[1] == 0:
+        return found
+    if batch.map_position.shape[1]:
+        at, klal, margins = map_rows_of(request), terms.klal, terms.margins
+        if klal is not None:
+            weight = head_weight_of(request.model, klal)
+            if klal.average_layers:
+                found.kl_map = MapSum(at, klal.layers, klal.over, weight)
+            else:
+                found.kl = MapLoss(at, map_target(request), klal, weight)
+        if margins is not None and margins.maps == "attention":
+            found.margin_map = MapSum(at, margins.layers, "columns")
+        if "maps" in request.records:
+            found.recorded = RecordedMaps(at)
+    hist = terms.hist
+    if hist is not None and hist.maps == "attention" and batch.phrase_composite.shape[1]:
+        own_rows = torch.where(batch.phrase_position >= 0, batch.phrase_position + 1, -1)
+        at = MapRows(request.rows(own_rows), batch.map_columns.int())
+        found.phrase_map = MapSum(at, hist.layers, hist.over)
+    return found
+
+
+def map_rows_of(request: Request) -> MapRows:
+    """KLAL's rows and the columns of their own image."""
+    batch, columns = request.batch, request.batch.map_columns
+    image = batch.image.gather(1, columns.clamp(min=0).long())  # [B, C]
+    own = (image[:, None] == batch.map_image[..., None]) & (columns >= 0)[:, None]
+    rows = request.rows(batch.map_position)
+    return MapRows(rows, columns.int(), map_sets(batch), own.flatten(0, 1))
+
+
+def map_target(request: Request) -> Tensor:
+    """[N, C] fp32 >= 0: the map rows' target, of any scale."""
+    return request.batch.map_target.flatten(0, 1).clamp(min=0).float()

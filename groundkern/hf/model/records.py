@@ -1,0 +1,65 @@
+"""What `gk_record` names: maps, contributions, GradCAM and logits of a batch, without gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundkern.hf.model.attribution import contributions, gradcam
+from groundkern.hf.model.body import BodyOutput
+from groundkern.hf.model.head import soft_capped
+from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import take_rows, tokens_after
+
+
+def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:
+    """The fields of `GroundedOutput` that a request asks to record."""
+    wanted, found = request.records, {}
+    if "maps" in wanted:
+        found["maps"] = _maps(request, body)
+    for name in ("contributions", "gradcam"):
+        if name in wanted:
+            found[name] = _attribution(request, body, name)
+    if "logits" in wanted:
+        aligned = take_rows(body.hidden, request.batch.side_position)
+        found["main_logits"] = _logits(request, aligned)
+        found["side_logits"] = _logits(request, body.side_hidden)
+    return found
+
+
+def _maps(request: Request, body: BodyOutput) -> Tensor:
+    """[B, Rm, C]: the map rows' attention, mean over layers; with "layers" [B, Rm, L, C]."""
+    batch, recorded = request.batch, body.readings.recorded
+    shape = (*batch.map_position.shape, request.layer_count, batch.map_columns.shape[1])
+    if recorded is None:  # no rows or no visual tokens
+        maps = request.denominators.new_zeros(shape)
+    else:
+        maps = torch.stack(recorded.maps, 1).view(shape)
+    return maps if "layers" in request.records else maps.mean(2)
+
+
+def _attribution(request: Request, body: BodyOutput, name: str) -> Tensor:
+    """[B, Rs, C]: contributions (C1) or GradCAM of each aligned row's token on the map columns.
+
+    Summed over layers; with "layers" [B, Rs, L, C].
+    """
+    position, columns = request.batch.side_position, request.batch.map_columns.int()
+    shape = (*position.shape, request.layer_count, columns.shape[1])
+    saved, target = body.readings.saved, tokens_after(request.input_ids, position)
+    if saved is None:
+        maps = torch.zeros(shape, device=columns.device)
+    elif name == "gradcam":
+        with torch.enable_grad():
+            hidden = take_rows(body.hidden, position)
+            maps = gradcam(saved, hidden, target, request.head, columns)
+    else:
+        rows = (take_rows(body.normed, position), take_rows(body.hidden, position), target)
+        normed, hidden, target = (x.flatten(0, 1) for x in rows)
+        maps = contributions(request.model, saved, normed, hidden, target, columns)
+        maps = maps * request.logit_scale
+    maps = maps.view(shape)
+    return maps if "layers" in request.records else maps.sum(2)
+
+
+def _logits(request: Request, hidden: Tensor) -> Tensor:
+    return soft_capped(request.head(hidden).detach().float(), request.softcap)

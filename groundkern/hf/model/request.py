@@ -1,0 +1,219 @@
+"""What one forward of an attached model is asked for: its inputs, sorted and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from groundkern import checks
+from groundkern.checks import fail, tensor
+from groundkern.hf.data.batch import COUNTS, GroundedBatch
+from groundkern.hf.model.head import logit_rule
+from groundkern.hf.model.rows import Rows
+from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+
+RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
+NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one grounded forward is to compute.
+
+    Args:
+        model: the attached model itself, without wrappers.
+        attached: the objectives that make the loss.
+        terms: the objectives to compute: the attached ones in training, all in evaluation.
+        batch: the batch's supervision.
+        inputs: what is left for the model's body.
+        denominators: fp32 [len(COUNTS)], by which sums over rows of each kind are divided.
+        records: what to record, some of RECORDS.
+    """
+
+    model: nn.Module
+    attached: Objectives
+    terms: Objectives
+    batch: GroundedBatch
+    inputs: dict
+    denominators: Tensor
+    records: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Request:
+        """Sort and check a model's keyword inputs.
+
+        Args:
+            model: the attached model itself.
+            attached: its objectives.
+            inputs: as the model's forward got them.
+
+        Returns:
+            The request.
+
+        Raises:
+            TypeError, ValueError: bad supervision, or inputs that the wiring does not support.
+        """
+        inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
+        records = _records(inputs.pop("gk_record", None), training=model.training)
+        totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
+        input_ids = inputs.get("input_ids")
+        if input_ids is None:
+            fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
+        if inputs.get("past_key_values") is not None:
+            fail("past_key_values", "nothing beside gk_ inputs", "a cache")
+        batch = GroundedBatch.pop(inputs, input_ids)
+        vocabulary = model.config.get_text_config().vocab_size
+        batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        if inputs.get("token_type_ids") is not None:
+            _refuse_image_rows(batch, input_ids, image_token_of(model))
+        _refuse_packing(inputs, inputs.get("attention_mask"))
+        terms = attached if model.training else _all_terms(attached)
+        denominators = _denominators(batch, totals, items)
+        return cls(model, attached, terms, batch, inputs, denominators, records)
+
+    @property
+    def input_ids(self) -> Tensor:
+        """int64 [B, S]."""
+        return self.inputs["input_ids"]
+
+    @property
+    def head(self) -> nn.Module:
+        """The output embeddings."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def softcap(self) -> float | None:
+        """Of the logits, if the model's own forward applies one."""
+        return logit_rule(self.model).softcap
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor by which the model's own forward multiplies its logits."""
+        return logit_rule(self.model).scale
+
+    @property
+    def side_tokens(self) -> int:
+        """Rs, the number of side tokens that SMAM appends to every sequence."""
+        return 0 if self.terms.smam is None else self.batch.side_position.shape[1]
+
+    @property
+    def layer_count(self) -> int:
+        """L, of the text decoder."""
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @cached_property
+    def first_key(self) -> Tensor:
+        """int32 [B]: the first key of each sequence that is not padding."""
+        return _first_keys(self.input_ids, self.inputs.get("attention_mask"))
+
+    def denominator(self, name: str) -> Tensor:
+        """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""
+        return self.denominators[COUNTS.index(name)]
+
+    def rows(self, position: Tensor) -> Rows:
+        """[B, R] positions as query rows."""
+        return Rows(position, self.first_key)
+
+
+def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:
+    if wanted is None:
+        return frozenset()
+    names = frozenset([wanted] if isinstance(wanted, str) else wanted)
+    for name in names - set(RECORDS):
+        fail("gk_record", f"one or several of {', '.join(RECORDS)}", name)
+    if "gradcam" in names and training:
+        fail("gk_record", "a model in eval mode for gradcam", "one in training mode")
+    if "gradcam" in names and torch.is_inference_mode_enabled():
+        fail("gk_record", "no_grad for gradcam, whose gradients it switches on", "inference_mode")
+    return names
+
+
+def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int | None) -> None:
+    """When image tokens see one another (Gemma3), their maps would need keys that come later.
+
+    Raises:
+        ValueError: a map row that is an image token (checked if that needs no sync).
+    """
+    position = batch.map_position
+    if checks.values_visible(position, input_ids):
+        token = input_ids.gather(1, position.clamp(min=0).long())
+        if bool(((token == image_token) & (position >= 0)).any()):
+            got = "a row that is an image token, which sees its whole image"
+            fail("gk_map_position", "rows of text tokens", got)
+
+
+def _first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """int32 [B]: the first attended key of each sequence (left padding).
+
+    Raises:
+        ValueError: a mask that is not [B, S], or (checked if that needs no sync) one with holes:
+            documents packed by masks, or padding in the middle.
+    """
+    if attention_mask is None:
+        return input_ids.new_zeros(len(input_ids), dtype=torch.int32)
+    checks.tensor(
+        "attention_mask", attention_mask, "B S", dict(zip("BS", input_ids.shape, strict=True))
+    )
+    attended = attention_mask.bool()
+    if attended.numel() and checks.values_visible(attended):
+        runs = attended[:, 0] + (attended[:, 1:] & ~attended[:, :-1]).sum(1)
+        got = "padding in the middle"
+        checks.require(int(runs.max()) <= 1, "attention_mask", "padding at the ends only", got)
+    return attended.int().argmax(1).to(torch.int32)
+
+
+def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
+    """Refuse several documents in one sequence: side tokens and maps would see all of them.
+
+    Raises:
+        ValueError: FlashAttention's cumulative lengths, or (checked if that needs no sync)
+            positions that start again.
+    """
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx"):
+        if inputs.get(name) is not None:
+            fail(name, "one document to a sequence (no packing)", "packed documents")
+    positions = inputs.get("position_ids")
+    if positions is None or not checks.values_visible(positions):
+        return
+    # [B, S], or Qwen's [3 or 4, B, S] with time or text first
+    text = positions if positions.dim() == 2 else positions[0]
+    restarts = text.diff(dim=-1) < 0
+    if attention_mask is not None:
+        restarts = restarts & (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
+    if bool(restarts.any()):
+        fail("position_ids", "one document to a sequence (no packing)", "positions that restart")
+
+
+def image_token_of(model: nn.Module) -> int | None:
+    """The id that stands for a visual token."""
+    return getattr(model.config, "image_token_id", None)
+
+
+def _all_terms(attached: Objectives) -> Objectives:
+    """SMAM, DV-SFT and KLAL, so that models trained differently compare, and what is attached."""
+    return Objectives(
+        attached.smam or Smam(),
+        attached.dv_sft or DvSft(),
+        attached.klal or Klal(),
+        attached.hist,
+        attached.margins,
+        attached.logit_lens,
+        attached.backend,
+    )
+
+
+def _denominators(
+    batch: GroundedBatch, totals: Tensor | None, items: Tensor | int | None
+) -> Tensor:
+    if totals is not None:
+        tensor("gk_totals", totals, "K", {"K": len(COUNTS)})
+        return totals.to(batch.image.device, torch.float32)
+    counts = batch.counts.float()
+    if items is not None:
+        items = torch.as_tensor(items, dtype=torch.float32, device=counts.device)
+        counts = torch.cat((items.reshape(-1)[:1], counts[1:]))
+    return counts

@@ -1,0 +1,125 @@
+"""Rows and key sets as the ops want them, built from a batch's `gk_` tensors without a sync.
+
+The rows of a batch are [B, R], padded with -1 (`GroundedBatch`); an op is given N = B x R rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundkern.hf.data.batch import GroundedBatch
+from groundkern.selection import KeySets, QueryRows
+
+
+class Rows:
+    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has.
+
+    Args:
+        position: [B, R], padded with -1.
+        first_key: int32 [B], the first key of each sequence that is not padding.
+    """
+
+    def __init__(self, position: Tensor, first_key: Tensor) -> None:
+        batch, rows = position.shape
+        sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
+        self.sequence = sequence.repeat_interleave(rows)
+        self.position = position.flatten().to(torch.int32)
+        self.start = first_key.repeat_interleave(rows)
+        self._windows: dict[int | None, QueryRows] = {}
+
+    def at(self, window: int | None) -> QueryRows:
+        """The rows of a layer, built once for each window.
+
+        Args:
+            window: the layer's sliding window, in tokens; None: full attention.
+
+        Returns:
+            N = B x R rows.
+        """
+        if window not in self._windows:
+            self._windows[window] = QueryRows.causal(
+                self.sequence, self.position, start=self.start, window=window
+            )
+        return self._windows[window]
+
+
+def side_sets(batch: GroundedBatch) -> KeySets:
+    """What each aligned row may see: language tokens, and visual ones inside its regions.
+
+    Args:
+        batch: the batch, with Rs aligned rows.
+
+    Returns:
+        Key sets of B x Rs rows; -1 for a row that is not restricted.
+
+    Source: (S1), Omega.
+    """
+    sequences, sets, length = batch.side_inside.shape
+    sequence = torch.arange(sequences, device=batch.image.device)
+    index = torch.where(batch.side_set >= 0, batch.side_set + sequence[:, None] * sets, -1)
+    index = torch.where(batch.side_position >= 0, index, -1).flatten().to(torch.int32)
+    inside = batch.side_inside.reshape(sequences * sets, length)
+    return KeySets.regions(batch.image >= 0, inside, sequence.repeat_interleave(sets), index)
+
+
+def map_sets(batch: GroundedBatch) -> KeySets:
+    """The keys of each map row's own image.
+
+    Args:
+        batch: the batch, with Rm map rows.
+
+    Returns:
+        One key set for each of B x Rm rows.
+
+    Source: (K1).
+    """
+    same = batch.image[:, None, :] == batch.map_image[:, :, None]  # [B, Rm, S]
+    rows = same.flatten(0, 1)
+    index = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+    return KeySets.from_bool(rows, index)
+
+
+def word_images(batch: GroundedBatch) -> Tensor:
+    """Find the label bag of each labelled visual token.
+
+    Args:
+        batch: the batch, with Rw labelled tokens and I images of a sample.
+
+    Returns:
+        int64 [B, Rw]: an index among the B x I bags; -1 for padding and tokens without a bag.
+
+    Source: (D3), Y.
+    """
+    image = batch.image.gather(1, batch.word_position.clamp(min=0).long()).long()
+    image = torch.where(batch.word_position >= 0, image, -1)
+    offset = torch.arange(len(image), device=image.device)[:, None] * batch.word_bag.shape[1]
+    return torch.where((image >= 0) & (image < batch.word_bag.shape[1]), image + offset, -1)
+
+
+def tokens_after(input_ids: Tensor, position: Tensor) -> Tensor:
+    """The token that each row predicts.
+
+    Args:
+        input_ids: int64 [B, S].
+        position: [B, R], padded with -1.
+
+    Returns:
+        int64 [B, R]; -100 for padding rows.
+    """
+    after = (position.clamp(min=0) + 1).clamp(max=input_ids.shape[1] - 1).long()
+    return torch.where(position >= 0, input_ids.gather(1, after), -100)
+
+
+def take_rows(x: Tensor, position: Tensor) -> Tensor:
+    """Pick rows of each sequence, differentiably.
+
+    Args:
+        x: [B, S, D].
+        position: [B, R], padded with -1.
+
+    Returns:
+        [B, R, D]; a padding row is a copy of row 0.
+    """
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    return x[batch, position.clamp(min=0).long()]

@@ -1,0 +1,189 @@
+"""The terms of the loss: each is a sum over the batch's rows divided by the step's count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from groundkern.hf.model.body import BodyOutput
+from groundkern.hf.model.gradcam import gradcam_maps, group_means
+from groundkern.hf.model.head import RowScores
+from groundkern.hf.model.head_weight import HEAD_WEIGHT
+from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
+from groundkern.hf.model.request import Request
+from groundkern.hf.model.rows import word_images
+from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
+
+Scores = dict[str, RowScores]
+Parts = dict[str, Tensor]
+
+
+def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """The weighted sum of the attached terms, and the parts of all that are computed.
+
+    Args:
+        request: what to compute.
+        body: the run.
+        scores: of the rows that each term scores, by name.
+
+    Returns:
+        fp32 scalar, and scalars by name: each without its weight, divided by its denominator.
+    """
+    text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
+    loss, parts = text, {"text": text}
+    for name, term in TERMS.items():
+        if getattr(request.terms, name) is not None:
+            weighted, found = term(request, body, scores)
+            parts |= found
+            if getattr(request.attached, name) is not None:
+                loss = loss + weighted
+    learned = getattr(request.model, HEAD_WEIGHT, None)
+    if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
+        loss = loss + 0.0 * learned.sum()
+    return loss, parts
+
+
+def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(D3) over labelled tokens, over all visual ones, or image by image; weighted by (D4)."""
+    rows, dv_sft = scores["word"].loss, request.terms.dv_sft
+    if dv_sft.average == "image":
+        bags = len(request.batch.word_bag.flatten(0, 1))
+        image = word_images(request.batch)  # [B, Rw], -1 where there is none
+        place = torch.where(image >= 0, image, bags)
+        labelled = rows.new_zeros(bags + 1)
+        labelled.index_add_(0, place.flatten(), torch.ones_like(rows).flatten())
+        rows = rows * (1.0 / labelled[place].clamp(min=1))
+        word = mean_rows(rows, image >= 0, denominator=request.denominator("labelled_image"))
+    else:
+        count = {"labelled": "word", "visual": "visual"}[dv_sft.average]
+        word = mean_rows(rows, denominator=request.denominator(count))
+    return dv_sft.weight * word, {"word": word}
+
+
+def _smam(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """Grounding and cross entropy of the aligned rows (S3)-(S5)."""
+    how, side = request.terms.smam, scores["side"]
+    rows = smam(
+        -scores["reference"].loss,
+        -side.loss,
+        beta=how.beta,
+        alpha=how.alpha,
+        gamma=how.gamma,
+        detach_reference=how.detach_reference,
+    )
+    counted, denominator = side.predicted >= 0, request.denominator(how.divide_by)
+    total, grounding, cross_entropy = (mean_rows(x, counted, denominator=denominator) for x in rows)
+    parts = {"smam_grounding": grounding, "smam_cross_entropy": cross_entropy}
+    return how.weight * total, parts
+
+
+def _klal(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(K3): the mean over rows of each row's mean over layers, or of its map's mean over layers."""
+    denominator, readings, klal = request.denominator("map"), body.readings, request.terms.klal
+    kl = denominator.new_zeros(())
+    if readings.kl is not None:
+        kl = mean_rows(readings.kl.rows(), denominator=denominator)
+    if readings.kl_map is not None:
+        own = readings.kl_map.seen > 0
+        rows = map_loss(readings.kl_map.mean(), map_target(request), own, klal)
+        kl = mean_rows(rows, denominator=denominator)
+    return klal.weight * kl, {"map_kl": kl}  # (K4)
+
+
+def _logit_lens(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(L1) and (L2) over the rows on and off their concept's object."""
+    how, counted = request.terms.logit_lens, request.batch.lens_position >= 0
+    inside = request.batch.lens_inside > 0
+    rows = logit_lens(-scores["lens"].loss, inside)
+    on = mean_rows(rows, counted & inside, denominator=request.denominator("raise"))
+    off = mean_rows(rows, counted & ~inside, denominator=request.denominator("suppress"))
+    loss = how.raise_weight * on + how.suppress_weight * off
+    return loss, {"lens_raise": on, "lens_suppress": off}
+
+
+def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(H1), (H2) as next-token losses, (H3) on the phrases' maps; weighted by (H4).
+
+    With GradCAM maps and gradients off there is no composition; otherwise it is there even without
+    a row, so that all ranks log the same names.
+    """
+    batch, how, rows = request.batch, request.terms.hist, scores["phrase"].loss
+    subject = batch.phrase_subject > 0
+    parts = {
+        "phrase": mean_rows(rows, denominator=request.denominator("phrase")),
+        "subject": mean_rows(rows, subject, denominator=request.denominator("subject")),
+    }
+    maps = _phrase_maps(request, body)
+    if maps is not None:
+        three = batch.phrase_composite  # [B, K, 3]
+        number = torch.arange(len(three), device=three.device)[:, None]
+        whole, first, second = (maps[number, i] for i in three.clamp(min=0).long().unbind(-1))
+        rows = composition(
+            whole, first, second, distance=how.distance, detach_parts=how.detach_parts
+        )
+        counted = (three >= 0).all(-1)
+        denominator = request.denominator("composite")
+        parts["composition"] = mean_rows(rows, counted, denominator=denominator)
+    elif how.maps == "attention":
+        parts["composition"] = request.denominators.new_zeros(())
+    return sum(getattr(how, name) * part for name, part in parts.items()), parts
+
+
+def _phrase_maps(request: Request, body: BodyOutput) -> Tensor | None:
+    """[B, P, C]: the differentiable map of every phrase; no sample has more phrases than rows."""
+    batch, reading = request.batch, body.readings.phrase_map
+    position, number = batch.phrase_position, batch.phrase_number
+    if request.terms.hist.maps == "gradcam" and body.gradcam is not None:
+        composed = position.shape[1] > 0 and batch.phrase_composite.shape[1] > 0
+        groups = int(number.max()) + 1 if composed else 0
+        layers = request.terms.hist.layers
+        rows = gradcam_maps(request, body.gradcam, position, number, groups=groups, layers=layers)
+    elif reading is not None:
+        rows = reading.mean().unflatten(0, position.shape)
+    else:
+        return None
+    return group_means(rows, number, position.shape[1])
+
+
+def _margins(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(A1) and (A2) of the map rows; absent with GradCAM maps and gradients off, as in `_hist`."""
+    how, maps = request.terms.margins, _margin_maps(request, body)
+    zero = request.denominators.new_zeros(())
+    if maps is None and how.maps == "gradcam":
+        return zero, {}
+    if maps is None:  # no row or no visual token in this batch
+        return zero, {"margin_mean": zero, "margin_max": zero}
+    target = map_target(request).view(maps.shape)
+    own = map_rows_of(request).own(None).view(maps.shape)
+    maps = maps.masked_fill(~own, 0.0)
+    inside = own
+    if maps.shape[-1]:
+        unit = maps.amax(-1, keepdim=True) if how.scale == "max" else maps.sum(-1, keepdim=True)
+        maps = maps / torch.where(unit > 0, unit, 1.0)
+        inside = (target >= how.inside * target.amax(-1, keepdim=True)) & (target > 0)
+    rows = margins(maps, inside, valid=own, mean_margin=how.mean_margin, max_margin=how.max_margin)
+    mean, most = (mean_rows(x, denominator=request.denominator("map")) for x in rows)
+    return how.weight * (mean + most), {"margin_mean": mean, "margin_max": most}
+
+
+def _margin_maps(request: Request, body: BodyOutput) -> Tensor | None:
+    """[B, Rm, C]: the differentiable map of every map row."""
+    position, reading = request.batch.map_position, body.readings.margin_map
+    if request.terms.margins.maps == "gradcam" and body.gradcam is not None:
+        number = torch.arange(position.shape[1], device=position.device)
+        before = torch.where(position > 0, position - 1, -1)  # predicts the row's token
+        group = torch.where(before >= 0, number, -1)
+        groups, layers = len(number), request.terms.margins.layers
+        return gradcam_maps(request, body.gradcam, before, group, groups=groups, layers=layers)
+    return None if reading is None else reading.mean().unflatten(0, position.shape)
+
+
+# By the names of `Objectives`, in the order in which the loss is summed.
+TERMS = {
+    "dv_sft": _dv_sft,
+    "smam": _smam,
+    "klal": _klal,
+    "logit_lens": _logit_lens,
+    "hist": _hist,
+    "margins": _margins,
+}

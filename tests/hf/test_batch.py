@@ -1,0 +1,83 @@
+"""The declared tensors of a batch: padding, counts, and the table in the documentation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from groundkern.hf import row_counts
+from groundkern.hf.data.batch import COUNTS, FIELDS, VALUES, GroundedBatch, without_rows
+from groundkern.hf.data.padding import pad_fields, pad_tokens
+from tests.hf.field_table import table, written
+
+SAMPLES = (
+    {
+        "image": torch.tensor([-1, 0, 0, 1]),
+        "text_position": [2],
+        "side_position": [2, 2],
+        "side_set": [0, -1],
+        "side_inside": [torch.tensor([False, True, False, False])],
+        "word_position": torch.tensor([1]),
+        "word_label": [7],
+        "word_bag": [[7, 9], []],
+        "map_columns": torch.tensor([1, 2, 3]),
+        "map_position": [3],
+        "map_image": [0],
+        "map_target": [torch.tensor([5, 6, 0])],
+        "phrase_composite": [[0, 1, 2]],
+    },
+    {"image": torch.tensor([-1, -1]), "text_position": [0]},
+)
+
+
+def test_the_documentation_lists_every_field():
+    assert written() == table(), "python -m tests.hf.field_table writes it"
+
+
+def test_every_field_has_known_values_and_dimensions():
+    for name, spec in FIELDS.items():
+        assert spec.values in VALUES, name
+        assert spec.dims.split()[0] == "B", name
+        assert spec.is_position == name.endswith(("_position", "_columns")), name
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_fields_are_padded_to_the_widest_sample(left):
+    batch = pad_fields(SAMPLES, [4, 2], left=left)
+    assert batch.keys() == {f"gk_{name}" for name in FIELDS}
+    assert all(batch[f"gk_{name}"].dtype == spec.dtype for name, spec in FIELDS.items())
+    assert batch["gk_image"].tolist() == [[-1, 0, 0, 1], [-1] * 4]
+    assert batch["gk_text_position"].tolist() == [[2], [2 if left else 0]]
+    assert batch["gk_side_set"].tolist() == [[0, -1], [-1, -1]]
+    assert batch["gk_side_inside"].tolist() == [[[False, True, False, False]], [[False] * 4]]
+    assert batch["gk_word_bag"].tolist() == [[[7, 9], [-1, -1]], [[-1, -1], [-1, -1]]]
+    assert batch["gk_map_target"].tolist() == [[[5, 6, 0]], [[-1, -1, -1]]]
+    assert batch["gk_phrase_composite"].tolist() == [[[0, 1, 2]], [[-1, -1, -1]]]
+    assert batch["gk_lens_position"].shape == (2, 0)
+    ids = pad_tokens([[1, 2, 3, 4], [5, 6]], 9, left=left)
+    assert ids.tolist() == [[1, 2, 3, 4], [9, 9, 5, 6] if left else [5, 6, 9, 9]]
+
+
+def test_a_field_of_no_batch_is_a_mistake():
+    with pytest.raises(AssertionError, match="word_labels"):
+        pad_fields([{"word_labels": [1]}], [3], left=False)
+
+
+def test_a_batch_without_rows_counts_nothing_and_is_complete():
+    batch = pad_fields(SAMPLES, [4, 2], left=False)
+    counted = dict(zip(COUNTS, row_counts(batch).tolist()))
+    nonzero = {"text": 2, "word": 1, "map": 1, "aligned": 2, "visual": 3, "labelled_image": 1}
+    assert counted == dict.fromkeys(COUNTS, 0) | nonzero | {"composite": 1}
+    blank = without_rows({**batch, "labels": torch.zeros(2, 4, dtype=torch.int64)})
+    assert {name for name, n in zip(COUNTS, row_counts(blank)) if n} == {"visual"}
+    assert blank["gk_map_columns"] is batch["gk_map_columns"]
+    assert (blank["labels"] == -100).all()
+    assert all(blank[name].shape == x.shape for name, x in batch.items())
+    inputs = dict(blank, weight=1)
+    whole = GroundedBatch.pop(inputs, blank["labels"])
+    assert inputs.keys() == {"labels", "weight"}
+    assert torch.equal(whole.counts, row_counts(blank))
+    missing = GroundedBatch.pop({}, blank["labels"])
+    assert row_counts({}).tolist() == missing.counts.tolist() == [0] * len(COUNTS)
+    for name, spec in FIELDS.items():
+        assert getattr(missing, name).dtype == spec.dtype
