@@ -55,7 +55,7 @@ $(OLDEST)/.installed: | $(INSTALLED)
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
 # not: their runtime is loaded before it, and libstdc++ so that it sees exceptions.
 SANITIZED := $(CURDIR)/build/sanitized
-SANITIZE_TESTS := bindings head_bindings map_bindings cpu_levels
+SANITIZE_TESTS := bindings head_bindings map_bindings cpu_isa
 CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
 sanitize: $(INSTALLED)
 	GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet build --build-lib $(SANITIZED) --build-temp $(SANITIZED).o

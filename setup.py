@@ -20,12 +20,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-CPU = ("attention_map", "levels", "linear_cross_entropy", "linear_cross_entropy_backward")
+CPU = ("attention_map", "isa", "linear_cross_entropy", "linear_cross_entropy_backward")
 CPU += ("side_attention",)
 SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
-HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
-INNER = ("attention_map.h", "gathered.h", "head.h", "level.h", "panels.h")
-INNER += ("level.inc", "products.inc", "words.inc")
+HEADERS = ["csrc/arguments.h", "csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
+INNER = ("attention_map.h", "gathered.h", "head.h", "isa.h", "panels.h")
+INNER += ("isa.inc", "products.inc", "vocabulary.inc")
 HEADERS += [f"csrc/cpu/{name}" for name in INNER]
 
 COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

@@ -66,7 +66,7 @@ def selection(
         "sequence": sequence,
         "start": start,
         "stop": stop,
-        "words": words,
+        "bits": words,
         "set_index": set_index,
     }
     return {name: None if x is None else x.contiguous() for name, x in named.items()}

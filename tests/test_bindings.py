@@ -44,7 +44,7 @@ def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         "sequence": int32(0, 0, 0, 1, 1),
         "start": int32(0, 7, 3, 64, 0),
         "stop": int32(70, 7, 66, 70, 1),
-        "words": torch.full((2, 3), -1, dtype=torch.int32),
+        "bits": torch.full((2, 3), -1, dtype=torch.int32),
         "set_index": int32(0, 1, -1, 1, 0),
         "out": torch.full((N, HQ, DV), math.nan, dtype=dtype),
         "lse": torch.full((N, HQ), math.nan),
@@ -104,7 +104,7 @@ ADDRESS, DTYPE, SIZES, STRIDES = range(4)
         ("out", SIZES, (N, HQ, D)),
         ("lse", SIZES, (N, HKV)),
         ("start", SIZES, (N - 1,)),
-        ("words", SIZES, (2, 2)),
+        ("bits", SIZES, (2, 2)),
         ("set_index", SIZES, (N - 1,)),
         ("q", STRIDES, (HQ * D, D, 2)),
         ("q", STRIDES, (HQ * D, -D, 1)),
@@ -112,7 +112,7 @@ ADDRESS, DTYPE, SIZES, STRIDES = range(4)
         ("v", STRIDES, (1, 1, 1)),
         ("out", STRIDES, (0, DV, 1)),
         ("lse", STRIDES, (HQ + 1, 1)),
-        ("words", STRIDES, (0, 1)),
+        ("bits", STRIDES, (0, 1)),
         ("stop", STRIDES, (2,)),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_view_that_does_not_fit_is_refused(name: str, part: int, value: object
         {"scale": math.inf},
         {"softcap": -1.0},
         {"softcap": math.nan},
-        {"words": None},
+        {"bits": None},
         {"set_index": None},
     ],
 )
@@ -187,7 +187,7 @@ def test_rows_are_checked_one_by_one(rows: list[tuple[int, int, int, int]]) -> N
     x = dict(zip(("sequence", "start", "stop", "set_index"), columns))
     n = len(rows)
     x |= {"q": torch.randn(n, 2, 4), "k": torch.randn(sequences, 1, keys, 4)}
-    x |= {"v": torch.randn(sequences, 1, keys, 4), "words": torch.full((sets, 1), -1).int()}
+    x |= {"v": torch.randn(sequences, 1, keys, 4), "bits": torch.full((sets, 1), -1).int()}
     x |= {"out": torch.full((n, 2, 4), math.nan), "lse": torch.full((n, 2), math.nan)}
     sorted_rows = [row[0] for row in rows] == sorted(row[0] for row in rows)
     legal = sorted_rows and all(
@@ -230,7 +230,7 @@ def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
         "k": (memory[1].data_ptr(), code, k_sizes, k_strides),
         "v": (memory[1].data_ptr(), code, k_sizes, k_strides),
     }
-    calls = {**{name: view(y) for name, y in x.items()}, **given, "words": None, "set_index": None}
+    calls = {**{name: view(y) for name, y in x.items()}, **given, "bits": None, "set_index": None}
     legal = min(*q_sizes, *k_sizes) >= 0 and width >= 1 and k_sizes[1] >= 1
     legal = legal and heads % k_sizes[1] == 0 and (n == 0 or k_sizes[0] >= 1)
     for sizes, strides in ((q_sizes, q_strides), (k_sizes, k_strides)):
@@ -259,13 +259,13 @@ def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
 def test_unseen_keys_are_never_read_and_everything_is_written(dtype: torch.dtype) -> None:
     """NaN in keys that no row sees, and in what no forward wrote, reaches no result."""
     x = backward_tensors(dtype)
-    x["words"][1] = 0  # row 3 sees nothing: its set is empty
+    x["bits"][1] = 0  # row 3 sees nothing: its set is empty
     for name in ("q", "dout", "dlse"):
         x[name][[1, 3]] = math.nan  # rows 1 and 3 have no key
     for name in "kv":
         x[name][1, :, 1:] = math.nan  # of sequence 1, row 4 sees key 0 and row 3 nothing
     out, lse = torch.full((N, HQ, DV), math.nan, dtype=dtype), torch.full((N, HQ), math.nan)
-    inputs = ("q", "k", "v", "sequence", "start", "stop", "words", "set_index")
+    inputs = ("q", "k", "v", "sequence", "start", "stop", "bits", "set_index")
     _C.side_attention_forward(**arguments({**{i: x[i] for i in inputs}, "out": out, "lse": lse}))
     assert (out[[1, 3]] == 0).all() and (lse[[1, 3]] == -math.inf).all()
     assert out.isfinite().all() and lse[[0, 2, 4]].isfinite().all()
@@ -293,7 +293,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             "out": torch.full((rows, 4, width), math.nan),
             "lse": torch.full((rows, 4), math.nan),
         }
-        no_sets = {"words": None, "set_index": None, "threads": threads}
+        no_sets = {"bits": None, "set_index": None, "threads": threads}
         _C.side_attention_forward(**arguments({**x, **out}, **no_sets))
         gradients = {f"d{name}": torch.full_like(x[name], math.nan) for name in "qkv"}
         call = {**x, **upstream, **gradients, "lse": out["lse"]}

@@ -65,7 +65,7 @@ def rooms(x: dict[str, Tensor | None], softcap: float, own: bool) -> dict[str, T
         logits[:, :N] = F.linear(x["hidden"], x["weight"]).T
     return x | {
         "logits": logits,
-        "tops": torch.full((-(-V // _C.words), padded(N)), math.nan),
+        "tops": torch.full((-(-V // _C.entries), padded(N)), math.nan),
         "terms": torch.full((_C.terms, padded(N)), math.nan),
         "slopes": torch.full((N, 5), math.nan) if capped else None,
         "hidden": x["hidden"] if own else None,
@@ -324,7 +324,7 @@ def test_gradients_that_do_not_go_together(name: str, own: bool, replaced: dict)
 
 
 def test_bfloat16_is_refused_where_the_cpu_has_no_products_of_it(monkeypatch) -> None:
-    monkeypatch.setenv("GROUNDKERN_CPU_ISA", _C.cpu_levels()[-1])
+    monkeypatch.setenv("GROUNDKERN_CPU_ISA", _C.cpu_isas()[-1])
     x = rooms(problem(torch.bfloat16), 0.0, own=True)
     for direction in WRITTEN:
         refused(direction, x, "weight")

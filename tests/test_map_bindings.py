@@ -45,7 +45,7 @@ def tensors(kind: int, backward: bool = False) -> dict[str, Tensor | None]:
         "start": int32(0, 7, 3, 64, 0),
         "stop": int32(70, 7, 66, 70, 1),
         "columns": int32([0, 3, 5, 64, 65, 69], [2, 66, -1, 67, 68, -1]),
-        "words": torch.full((2, 3), -1, dtype=torch.int32),
+        "bits": torch.full((2, 3), -1, dtype=torch.int32),
         "set_index": int32(0, 1, -1, 1, 0),
         "lse": None,
     }
@@ -84,7 +84,7 @@ def test_every_view_is_checked(kind: int, backward: bool) -> None:
         bad = [(0, code, sizes, strides), (address, 9, sizes, strides)]
         bad += [(address, code, sizes[1:], strides[1:]), (address, code, (*sizes, 1), strides)]
         bad += [(address, code, sizes, (*strides[:-1], 2))]
-        if name not in ("q", "columns", "words", "k", "v"):
+        if name not in ("q", "columns", "bits", "k", "v"):
             bad.append((address, code, (sizes[0] + 1, *sizes[1:]), strides))
         for value in bad:
             refused(kind, x, name, **{name: value})
@@ -158,7 +158,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         sizes |= {"v": (1, HKV, keys, 64), "g": (rows, HQ, 64), "target": (rows, 300)}
         x |= {i: None if x[i] is None else torch.rand(y) for i, y in sizes.items()}
         x |= {"sequence": torch.zeros(rows).int(), "start": torch.zeros(rows).int()}
-        x |= {"stop": torch.arange(keys - rows, keys).int(), "words": None, "set_index": None}
+        x |= {"stop": torch.arange(keys - rows, keys).int(), "bits": None, "set_index": None}
         x |= {"columns": torch.arange(100, 400).int()[None]}
         x["upstream"] = torch.randn((rows,) if x["target"] is not None else (rows, 300))
         results = []
@@ -203,7 +203,7 @@ def test_any_numbers_are_served_or_refused(
         x = tensors(kind, backward)
         x |= {name: None if x[name] is None else torch.rand(y) for name, y in sizes.items()}
         x |= dict(zip(("sequence", "start", "stop", "set_index"), numbers))
-        x |= {"columns": int32(*columns), "words": torch.full((sets, 1), 5, dtype=torch.int32)}
+        x |= {"columns": int32(*columns), "bits": torch.full((sets, 1), 5, dtype=torch.int32)}
         written = {"out": "out"} if not backward else {i: i[1:] for i in WRITTEN[1:]}
         shape = (n,) if kind in (KL_MEAN, KL_EACH) else (n, 3)
         x["upstream" if backward else "out"] = torch.full(shape, 1.0 if backward else math.nan)

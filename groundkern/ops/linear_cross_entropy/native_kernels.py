@@ -46,7 +46,7 @@ def _statistics(rows: int, words: int) -> int:
     """Floats that a chunk keeps beside its logits."""
     from groundkern import _C
 
-    return (_C.terms + -(-words // _C.words)) * _padded(rows)
+    return (_C.terms + -(-words // _C.entries)) * _padded(rows)
 
 
 def _chunk_bytes(rows: int, words: int, per_logit: int) -> int:
