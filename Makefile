@@ -63,10 +63,10 @@ sanitize: $(INSTALLED)
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):$(CURDIR) $(abspath $(PY)) -m pytest \
 		-p no:cacheprovider $(addprefix $(CURDIR)/tests/test_,$(addsuffix .py,$(SANITIZE_TESTS)))
 
-# No build isolation: the extension is built with the pinned ninja and pybind11.
+# No build isolation: the extension is built with the pinned pybind11.
 $(INSTALLED): $(BUILD_INPUTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PINNED) setuptools wheel ninja pybind11
+	$(PINNED) setuptools wheel pybind11
 	$(PINNED) --no-build-isolation --editable '.[dev]'
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"
 	touch $@
