@@ -9,13 +9,14 @@ namespace groundkern {
 // The bags with their labels sorted, so that those in a block of vocabulary entries are contiguous.
 class Bags {
  public:
-  explicit Bags(const LinearCrossEntropy& op) : op(op) {
-    if (op.labels.ids == nullptr) return;
-    labels.assign(op.labels.ids, op.labels.ids + op.labels.offsets[op.labels.bags]);
-    blocks.assign(op.labels.bags * per_bag, false);
-    for (int64_t g = 0; g < op.labels.bags; ++g) {
-      std::sort(labels.begin() + op.labels.offsets[g], labels.begin() + op.labels.offsets[g + 1]);
-      for (int64_t i = op.labels.offsets[g]; i < op.labels.offsets[g + 1]; ++i) {
+  Bags(const LinearCrossEntropy::Labels& given, int64_t V)
+      : given(given), per_bag((V + ENTRIES - 1) / ENTRIES) {
+    if (given.ids == nullptr) return;
+    labels.assign(given.ids, given.ids + given.offsets[given.bags]);
+    blocks.assign(given.bags * per_bag, false);
+    for (int64_t g = 0; g < given.bags; ++g) {
+      std::sort(labels.begin() + given.offsets[g], labels.begin() + given.offsets[g + 1]);
+      for (int64_t i = given.offsets[g]; i < given.offsets[g + 1]; ++i) {
         blocks[g * per_bag + labels[i] / ENTRIES] = true;
       }
     }
@@ -25,13 +26,13 @@ class Bags {
   // rows [low, high) of [first, last) have.
   template <class Visit>
   void among(int64_t first, int64_t last, int64_t block, const Visit& visit) const {
-    if (op.labels.ids == nullptr) return;
+    if (given.ids == nullptr) return;
     for (int64_t low = first, high; low < last; low = high) {
-      const int64_t g = op.labels.index[low];
-      for (high = low + 1; high < last && op.labels.index[high] == g;) ++high;
+      const int64_t g = given.index[low];
+      for (high = low + 1; high < last && given.index[high] == g;) ++high;
       if (g < 0 || !blocks[g * per_bag + block]) continue;
-      const int64_t* const begin = labels.data() + op.labels.offsets[g];
-      const int64_t* const end = labels.data() + op.labels.offsets[g + 1];
+      const int64_t* const begin = labels.data() + given.offsets[g];
+      const int64_t* const end = labels.data() + given.offsets[g + 1];
       const int64_t* i = std::lower_bound(begin, end, block * ENTRIES);
       for (; i != end && *i < (block + 1) * ENTRIES; ++i) visit(*i, i - begin, low, high);
     }
@@ -39,16 +40,16 @@ class Bags {
 
   // The number of labels in row n's bag other than its target.
   int64_t count(int64_t n) const {
-    if (op.labels.ids == nullptr || op.labels.index[n] < 0) return 0;
-    const auto first = labels.begin() + op.labels.offsets[op.labels.index[n]];
-    const auto last = labels.begin() + op.labels.offsets[op.labels.index[n] + 1];
-    const auto [low, high] = std::equal_range(first, last, op.labels.target[n]);
+    if (given.ids == nullptr || given.index[n] < 0) return 0;
+    const auto first = labels.begin() + given.offsets[given.index[n]];
+    const auto last = labels.begin() + given.offsets[given.index[n] + 1];
+    const auto [low, high] = std::equal_range(first, last, given.target[n]);
     return (last - first) - (high - low);
   }
 
  private:
-  const LinearCrossEntropy& op;
-  const int64_t per_bag = (op.inputs.V + ENTRIES - 1) / ENTRIES;
+  const LinearCrossEntropy::Labels& given;
+  const int64_t per_bag;
   std::vector<int64_t> labels;
   std::vector<bool> blocks;  // [bags, per_bag]: whether the bag has a label in the block
 };
@@ -75,7 +76,7 @@ struct Head {
   const Isa& isa = groundkern::chosen_isa();
   const LaneRows<T>& lane_rows = lane_rows_of<T>(isa);
   const Products<T> products{isa};
-  const Bags bags{op};
+  const Bags bags{op.labels, op.inputs.V};
   const int64_t N = op.inputs.N, V = op.inputs.V, D = op.inputs.D, width = padded(N);
   const int64_t panels = width / LANES, blocks = (V + ENTRIES - 1) / ENTRIES;
   const bool own = op.inputs.weight.data != nullptr;  // whether the products are ours

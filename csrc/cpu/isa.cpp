@@ -1,4 +1,4 @@
-// The instruction sets the inner loops are compiled for, and the choice among them.
+// The instruction sets that the inner loops are compiled for, and the choice among them.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -50,7 +50,7 @@ namespace {
 #include "isa.inc"
 #endif
 
-// Those this CPU runs, best first.
+// Those that this CPU has, best first.
 std::vector<const Isa*> available() {
   std::vector<const Isa*> isas;
 #if GROUNDKERN_X86_ISAS

@@ -8,7 +8,7 @@
 // units hold rows 2i and 2i + 1 of a column.
 #pragma once
 
-#include "../rows.h"
+#include "arithmetic.h"
 
 namespace groundkern {
 

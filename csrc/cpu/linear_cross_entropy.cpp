@@ -27,10 +27,11 @@ struct Forward : Head<T> {
   const Buffer<T> hidden{depth * width};              // [depth, N]: the transpose in paired panels
   const Buffer<T> copies{threads * ENTRIES * depth};  // rows of weight, padded
   const Buffer<float> scratch{threads * ENTRIES * LANES};
-  const Buffer<float> others{blocks *
-                             width};  // sums of exp(z - the block's top) without the target
-  const Buffer<int32_t> entry{blocks * width};  // the first that has the block's top
-  const Buffer<double> bag{op.labels.ids == nullptr ? 0 : blocks * width};  // sums of the bag's z
+  // [blocks, width]: a block's sum of exp(z - its top) without the target, the first entry that has
+  // its top, and the sum of z over the row's bag.
+  const Buffer<float> others{blocks * width};
+  const Buffer<int32_t> entry{blocks * width};
+  const Buffer<double> bag{op.labels.ids == nullptr ? 0 : blocks * width};
 
   using Base::Base;
 
@@ -59,10 +60,10 @@ struct Forward : Head<T> {
   // read past their end.
   const T* rows_of_weight(int64_t b, T* copy) const {
     const int64_t count = Base::count(b);
-    if (count % TALLEST == 0 && D % PER_UNIT == 0)
-      return op.inputs.weight.template row<T>(b * ENTRIES);
+    const auto& weight = op.inputs.weight;
+    if (count % TALLEST == 0 && D % PER_UNIT == 0) return weight.template row<T>(b * ENTRIES);
     for (int64_t y = 0; y < ENTRIES; ++y) {
-      const T* const from = y < count ? op.inputs.weight.template row<T>(b * ENTRIES + y) : nullptr;
+      const T* const from = y < count ? weight.template row<T>(b * ENTRIES + y) : nullptr;
       for (int64_t d = 0; d < depth; ++d) {
         copy[y * depth + d] = from != nullptr && d < D ? from[d] : T{};
       }
@@ -91,8 +92,8 @@ struct Forward : Head<T> {
     for (int64_t l = 0; l < Base::lanes(panel); ++l) {  // take the target out of the block
       const int64_t n = panel * LANES + l, w = op.labels.target[n] - first;
       if (w < 0 || w >= count) continue;
-      op.saved.terms[TARGET_LESS_TOP * width + n] =
-          scores[w * LANES + l];  // finish() subtracts the top
+      // finish() subtracts the top
+      op.saved.terms[TARGET_LESS_TOP * width + n] = scores[w * LANES + l];
       scores[w * LANES + l] = NOTHING;
     }
     float norm[LANES];

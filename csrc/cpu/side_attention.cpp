@@ -1,6 +1,7 @@
 // side_attention on the CPU: for each row, attention over its allowed keys, and its log-sum-exp.
 //
-//   s = softcap(scale q . k),  lse = log sum_j exp(s_j),  p = exp(s - lse),  out = sum_j p_j v_j
+//   s = softcap(scale q . k),  lse = log sum_j exp(s_j),  p = exp(s - lse),                    (S1)
+//   out = sum_j p_j v_j
 //   ds = p (dp - delta) dcap,  dp_j = dout . v_j,  delta = sum_j p_j dp_j - dlse
 //   dq = scale sum_j ds_j k_j,  dk_j = scale sum_n ds_nj q_n,  dv_j = sum_n p_nj dout_n
 //
