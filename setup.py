@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*"))
 SOURCES = [file for file in FILES if file.endswith(".cpp")]
 
-# Python's own flags are left out: its -fwrapv costs vectorised loops, and not every compiler has all.
+# Without Python's own flags: the kernels' code must not depend on how Python was built.
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MMD"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
@@ -92,7 +92,7 @@ class Build(build_ext):
         except OSError as error:
             self.missing = f"not built: {error}"
             print(f"groundkern: installing without its C++ kernels: {error}", file=sys.stderr)
-        self.force = True  # `stale` decides for each object; a link takes no time
+        self.force = True  # `stale` decides for each object, and linking is fast
         super().run()
 
     def build_extension(self, extension: Extension) -> None:
@@ -116,7 +116,7 @@ class Build(build_ext):
         super().build_extension(extension)
 
     def remove_other(self, folder: Path, extension: Extension) -> None:
-        """Remove an earlier build's extension, or its stand-in, that this build does not replace."""
+        """Remove an earlier build's extension, or its stand-in, if this build makes the other."""
         built = Path(super().get_ext_filename(extension.name)).name
         (folder / (built if self.missing else "_C.py")).unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
-"""The raw bindings: they refuse what does not fit before they touch memory.
+"""The raw bindings: what does not fit is an error before memory is touched.
 
-Values against the specification are tests/ops/test_contract.py's; here the plain formula on
+tests/ops/test_contract.py compares values with the specification; here the plain formula on
 `as_strided` views is enough.
 """
 
@@ -36,7 +36,7 @@ def int32(*values: int) -> Tensor:
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Everything a forward call takes; row 1 is a padding row."""
+    """The tensors of a forward call; row 1 is a padding row."""
     return {
         "q": torch.randn(N, HQ, D).to(dtype),
         "k": torch.randn(B, HKV, S, D).to(dtype),
@@ -57,7 +57,7 @@ def arguments(x: dict[str, Tensor], **replaced: object) -> Arguments:
 
 
 def backward_tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Everything a backward call takes, after its forward."""
+    """The tensors of a backward call, after its forward."""
     x = tensors(dtype)
     _C.side_attention_forward(**arguments(x))
     gradients = {f"d{name}": torch.full_like(x[name], math.nan) for name in "qkv"}
@@ -67,7 +67,7 @@ def backward_tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The formula with nothing but the visible range of each row, at scale 1/2."""
+    """The formula with only the visible range of each row, at scale 1/2."""
     group = q.shape[1] // k.shape[1]
     k, v = (y.repeat_interleave(group, 1)[x["sequence"].long()] for y in (k, v))  # [N, Hq, S, .]
     j = torch.arange(k.shape[2])
@@ -150,7 +150,7 @@ def test_a_number_that_does_not_fit_is_refused(replaced: Arguments) -> None:
 
 
 @pytest.mark.parametrize("value", [7, (1, 2), ("a", 0, (1,), (1,)), (-8, 0, (1,), (1,))])
-def test_what_is_no_view_is_a_type_error(value: object) -> None:
+def test_an_argument_that_is_no_view_is_a_type_error(value: object) -> None:
     x = tensors()
     with pytest.raises(TypeError):
         _C.side_attention_forward(**arguments(x, q=value))
@@ -181,7 +181,7 @@ SETTINGS = settings(
 @SETTINGS
 @given(rows=st.lists(st.tuples(small, small, small, small), max_size=5))
 def test_rows_are_checked_one_by_one(rows: list[tuple[int, int, int, int]]) -> None:
-    """Any numbers: either they make sense, and the result is right, or they are refused."""
+    """Any numbers: if they are valid the result is right, else they are refused."""
     sequences, keys, sets = 2, 3, 2
     columns = torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).T.contiguous()
     x = dict(zip(("sequence", "start", "stop", "set_index"), columns))
@@ -216,7 +216,7 @@ size, stride = st.integers(-1, 5), st.integers(-2, 130)
     k=st.tuples(st.tuples(size, size, size), st.tuples(stride, stride, stride)),
 )
 def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
-    """Within memory that is there: a right result or a refusal, never a crash."""
+    """Within valid memory: a right result or an error, never a crash."""
     (q_sizes, q_strides), (k_sizes, k_strides) = q, k
     k_sizes, k_strides = (*k_sizes, q_sizes[2]), (*k_strides, 1)
     memory = torch.randn(2, MEMORY)
@@ -257,7 +257,7 @@ def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_unseen_keys_are_never_read_and_everything_is_written(dtype: torch.dtype) -> None:
-    """NaN in keys that no row sees, and in what no forward wrote, reaches no result."""
+    """NaN in keys that no row sees, and in uninitialised results, reaches no result."""
     x = backward_tensors(dtype)
     x["bits"][1] = 0  # row 3 sees nothing: its set is empty
     for name in ("q", "dout", "dlse"):
@@ -280,7 +280,7 @@ def test_unseen_keys_are_never_read_and_everything_is_written(dtype: torch.dtype
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    """Large enough that the grain allows several; one of them is the serial loop."""
+    """Large enough for several threads; with one, the loop is serial."""
     rows, keys, width = 96, 700, 64
     x = {"q": torch.randn(rows, 4, width), "k": torch.randn(1, 2, keys, width)}
     x |= {"v": torch.randn(1, 2, keys, width), "sequence": torch.zeros(rows, dtype=torch.int32)}

@@ -51,7 +51,7 @@ def attention_map(dtype: torch.dtype, kind: int, over_columns: bool, softcap: fl
 
 def cross_entropy(dtype: torch.dtype, own: bool, softcap: float) -> list[Tensor]:
     """With our own products only in fp32: not every instruction set has those of bf16."""
-    x = test_head_bindings.rooms(test_head_bindings.problem(dtype), softcap, own)
+    x = test_head_bindings.with_buffers(test_head_bindings.problem(dtype), softcap, own)
     results = []
     for direction, names in test_head_bindings.WRITTEN.items():
         test_head_bindings.call(direction, x, softcap=softcap)
