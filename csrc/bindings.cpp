@@ -362,6 +362,11 @@ PYBIND11_MODULE(_C, module) {
   module.attr("float16") = static_cast<int>(Dtype::float16);
   module.attr("int32") = static_cast<int>(Dtype::int32);
   module.attr("int64") = static_cast<int>(Dtype::int64);
+#ifdef __SANITIZE_ADDRESS__
+  module.attr("sanitized") = true;
+#else
+  module.attr("sanitized") = false;
+#endif
   module.attr("lanes") = LANES;
   module.attr("entries") = ENTRIES;
   module.attr("terms") = static_cast<int>(ROW_TERMS);

@@ -7,6 +7,7 @@ tests/ops/test_contract.py compares values with the specification; here the plai
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -75,6 +76,10 @@ def dense(q: Tensor, k: Tensor, v: Tensor, x: dict[str, Tensor]) -> tuple[Tensor
     s = 0.5 * torch.einsum("nhd,nhsd->nhs", q, k)
     s = s.masked_fill(~keys[:, None], -math.inf)
     return torch.einsum("nhs,nhsd->nhd", s.softmax(-1).nan_to_num(), v), s.logsumexp(-1)
+
+
+def test_make_sanitize_tests_the_sanitized_extension() -> None:
+    assert _C.sanitized == (os.environ.get("GROUNDKERN_SANITIZE") == "1")
 
 
 ADDRESS, DTYPE, SIZES, STRIDES = range(4)
