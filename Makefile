@@ -53,20 +53,21 @@ $(OLDEST)/.installed: | $(INSTALLED)
 	touch $@
 
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
-# not: their runtime is loaded before it, and libstdc++ so that it sees exceptions.
+# not: their runtime is loaded before it, and libstdc++ so that it sees exceptions. pytest looks for
+# groundkern in the sanitized build first, not in the source tree.
 SANITIZED := $(CURDIR)/build/sanitized
-SANITIZE_TESTS := bindings head_bindings map_bindings cpu_levels
+SANITIZE_TESTS := bindings head_bindings map_bindings cpu_isa
 CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
 sanitize: $(INSTALLED)
 	GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet build --build-lib $(SANITIZED) --build-temp $(SANITIZED).o
 	cd $(SANITIZED) && LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED):$(CURDIR) $(abspath $(PY)) -m pytest \
-		-p no:cacheprovider $(addprefix $(CURDIR)/tests/test_,$(addsuffix .py,$(SANITIZE_TESTS)))
+		ASAN_OPTIONS=detect_leaks=0 GROUNDKERN_SANITIZE=1 $(abspath $(PY)) -m pytest -p no:cacheprovider \
+		-o pythonpath="$(SANITIZED) $(CURDIR)" $(addprefix $(CURDIR)/tests/test_,$(addsuffix .py,$(SANITIZE_TESTS)))
 
-# No build isolation: the extension is built with the pinned ninja and pybind11.
+# No build isolation: the extension is built with the pinned pybind11.
 $(INSTALLED): $(BUILD_INPUTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PINNED) setuptools wheel ninja pybind11
+	$(PINNED) setuptools wheel pybind11
 	$(PINNED) --no-build-isolation --editable '.[dev]'
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"
 	touch $@

@@ -1,12 +1,13 @@
-"""Builds groundkern._C from csrc/ with ninja and pybind11; all else is in pyproject.toml.
+"""Builds groundkern._C from csrc/ with pybind11's helpers; everything else is in pyproject.toml.
 
 Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place
-and raises an ImportError with the reason, which `groundkern.available_backends()` reports. Where
-there is a compiler, an error in our own sources fails the build. GROUNDKERN_WERROR=1, set in CI,
-makes warnings errors; GROUNDKERN_SANITIZE=1 builds with AddressSanitizer and
-UndefinedBehaviorSanitizer (`make sanitize`).
+and raises an ImportError with the reason, which `groundkern.available_backends()` reports. With a
+compiler, an error in our own sources fails the build. GROUNDKERN_WERROR=1, set in CI, makes
+warnings errors; GROUNDKERN_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer
+(`make sanitize`).
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -16,34 +17,22 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import pybind11
+from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-CPU = ("attention_map", "levels", "linear_cross_entropy", "linear_cross_entropy_backward")
-CPU += ("side_attention",)
-SOURCES = ["csrc/bindings.cpp", *(f"csrc/cpu/{name}.cpp" for name in CPU)]
-HEADERS = ["csrc/ops.h", "csrc/views.h", "csrc/rows.h"]
-INNER = ("attention_map.h", "gathered.h", "head.h", "level.h", "panels.h")
-INNER += ("level.inc", "products.inc", "words.inc")
-HEADERS += [f"csrc/cpu/{name}" for name in INNER]
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*"))
+SOURCES = [file for file in FILES if file.endswith(".cpp")]
 
-COMPILE = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Without Python's own flags: the kernels' code must not depend on how Python was built.
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MMD"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
-COMPILE += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-
+FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+for folder in (sysconfig.get_paths()["include"], pybind11.get_include()):
+    FLAGS += ["-isystem", folder]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
-
-NINJA = """\
-rule compile
-  command = {compiler} {flags} -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-rule link
-  command = {compiler} -shared $in {link} -o $out
-{objects}
-build {target}: link {names}
-"""
 
 STAND_IN = '''\
 """Stands where the C++ extension would be; written by setup.py."""
@@ -53,114 +42,92 @@ raise ImportError({reason!r})
 
 
 def compiler() -> list[str]:
-    """The C++ compiler's command: $CXX, else the first of the usual names on PATH.
+    """The C++ compiler's command: $CXX, else the first of the usual names on PATH; with -fopenmp,
+    or with -fopenmp-simd (one thread) if it has no OpenMP.
 
     Raises:
-        FileNotFoundError: there is none.
+        OSError: there is none, or it cannot build a C++17 program against Python's headers.
     """
+    if not sys.platform.startswith("linux"):
+        raise OSError(f"the C++ kernels are built on Linux only, and this is {sys.platform}")
     named = shlex.split(os.environ.get("CXX", ""))
-    for command in [named] if named else [["g++"], ["c++"], ["clang++"]]:
-        if shutil.which(command[0]):
-            return command
-    raise FileNotFoundError(f"no C++ compiler was found ({named[0] if named else 'g++'})")
-
-
-def openmp_flags(command: list[str]) -> list[str]:
-    """-fopenmp where the compiler has it, else -fopenmp-simd (one thread).
-
-    Raises:
-        OSError: the compiler cannot build a C++17 program against Python's headers at all.
-    """
+    candidates = [named] if named else [["g++"], ["c++"], ["clang++"]]
+    command = next((words for words in candidates if shutil.which(words[0])), None)
+    if command is None:
+        raise OSError(f"no C++ compiler was found ({candidates[0][0]})")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text("#include <Python.h>\n#include <optional>\nstd::optional<int> x;\n")
-        for flags in (["-fopenmp"], ["-fopenmp-simd"]):
-            probe = [*command, *COMPILE, *flags, *includes(), "-shared", str(source)]
+        for openmp in ("-fopenmp", "-fopenmp-simd"):
+            probe = [*command, openmp, *FLAGS, "-shared", str(source)]
             probe += ["-o", str(Path(folder, "probe.so"))]
             result = subprocess.run(probe, capture_output=True, text=True)
             if result.returncode == 0:
-                return flags
+                return [*command, openmp]
     lines = result.stderr.strip().splitlines() or ["no message"]
     raise OSError(f"{command[0]} cannot build a C++17 extension ({lines[0]})")
 
 
-def includes() -> list[str]:
-    import pybind11
-
-    folders = (sysconfig.get_paths()["include"], pybind11.get_include())
-    return [argument for folder in folders for argument in ("-isystem", folder)]
-
-
-def escaped(path: Path | str) -> str:
-    """A path as ninja reads it."""
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def stale(built: str, source: str) -> bool:
+    """Whether an object file is older than its source or a header, which -MMD lists beside it."""
+    try:
+        rule = Path(built).with_suffix(".d").read_text().replace("\\\n", "")
+        inputs = [source, *rule.partition(":")[2].split()]
+        return any(os.stat(path).st_mtime > os.stat(built).st_mtime for path in inputs)
+    except OSError:
+        return True
 
 
 class Build(build_ext):
-    def targets(self, folder: Path | str, extension: Extension) -> tuple[Path, Path]:
-        """Where under `folder` the extension goes, and its stand-in."""
-        target = Path(folder, self.get_ext_filename(extension.name)).resolve()
-        return target, target.parent / "_C.py"
+    missing = ""  # why there is no extension
+
+    def get_ext_filename(self, name: str) -> str:
+        """The extension's path in the package, or the path of its stand-in."""
+        built = super().get_ext_filename(name)
+        return str(Path(built).with_name("_C.py")) if self.missing else built
+
+    def run(self) -> None:
+        try:
+            self.command = compiler()
+        except OSError as error:
+            self.missing = f"not built: {error}"
+            print(f"groundkern: installing without its C++ kernels: {error}", file=sys.stderr)
+        self.force = True  # `stale` decides for each object, and linking is fast
+        super().run()
 
     def build_extension(self, extension: Extension) -> None:
-        target, stand_in = self.targets(self.build_lib, extension)
+        target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if not sys.platform.startswith("linux"):
-                raise OSError(
-                    f"the C++ kernels are built on Linux only, and this is {sys.platform}"
-                )
-            command = compiler()
-            openmp = openmp_flags(command)
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            stand_in.write_text(STAND_IN.format(reason=f"not built: {error}"))
-            print(f"groundkern: installing without its C++ kernels: {error}", file=sys.stderr)
+        self.remove_other(target.parent, extension)
+        if self.missing:
+            target.write_text(STAND_IN.format(reason=self.missing))
             return
-        stand_in.unlink(missing_ok=True)
-        self.run_ninja(command, openmp, extension.sources, target)
-
-    def run_ninja(
-        self, command: list[str], openmp: list[str], sources: list[str], target: Path
-    ) -> None:
-        folder = Path(self.build_temp).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        sanitize = SANITIZE if os.environ.get("GROUNDKERN_SANITIZE") == "1" else []
-        flags = [*COMPILE, *openmp, *sanitize, *includes()]
+        flags = [*self.command, *FLAGS]
         if os.environ.get("GROUNDKERN_WERROR") == "1":
             flags.append("-Werror")
-        names = [escaped(source.replace("/", "_") + ".o") for source in sources]
-        objects = [
-            f"build {name}: compile {escaped(ROOT / source)}"
-            for name, source in zip(names, sources)
-        ]
-        text = NINJA.format(
-            compiler=shlex.join(command),
-            flags=shlex.join(flags).replace("$", "$$"),
-            link=shlex.join([*openmp, *sanitize]),
-            objects="\n".join(objects),
-            names=" ".join(names),
-            target=escaped(target),
-        )
-        (folder / "build.ninja").write_text(text)
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], check=True)
+        link = [*self.command, "-shared"]
+        if os.environ.get("GROUNDKERN_SANITIZE") == "1":
+            flags += SANITIZE
+            link += SANITIZE
+        self.compiler.set_executables(compiler_so_cxx=flags, linker_so_cxx=link)
+        # A folder for each set of flags: objects that were built with others are not reused.
+        digest = hashlib.sha256(shlex.join(flags).encode()).hexdigest()[:12]
+        self.build_temp = str(Path(self.build_temp, digest))
+        super().build_extension(extension)
+
+    def remove_other(self, folder: Path, extension: Extension) -> None:
+        """Remove an earlier build's extension, or its stand-in, if this build makes the other."""
+        built = Path(super().get_ext_filename(extension.name)).name
+        (folder / (built if self.missing else "_C.py")).unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
-        """Bring the extension, or its stand-in, from the build folder into the source tree."""
         for extension in self.extensions:
-            built = self.targets(self.build_lib, extension)
-            for source, target in zip(built, self.targets(ROOT, extension)):
-                target.unlink(missing_ok=True)
-                if source.exists():
-                    shutil.copy2(source, target)
-
-    def get_outputs(self) -> list[str]:
-        """What was built, for the list of installed files."""
-        paths = [path for e in self.extensions for path in self.targets(self.build_lib, e)]
-        return [str(path) for path in paths if path.exists()]
+            self.remove_other(ROOT / "groundkern", extension)
+        super().copy_extensions_to_source()
 
 
+ParallelCompile(needs_recompile=stale).install()
 setup(
-    ext_modules=[Extension("groundkern._C", sources=SOURCES, depends=HEADERS)],
+    ext_modules=[Extension("groundkern._C", sources=SOURCES, depends=FILES, language="c++")],
     cmdclass={"build_ext": Build},
 )

@@ -1,7 +1,12 @@
 // What the ops of csrc look like from outside: plain structs over raw memory, no Python, no torch.
 //
-// Letters are those of the equations: N rows, B sequences, S keys, Hq query heads, Hkv key heads,
-// D and Dv the head dimensions of k and v, G key sets or label bags, V words. Strides count elements.
+// An op is one struct of inputs, selection (or labels) and options, which its forward and its
+// backward share. Letters are those of the equations: N rows, B sequences, S keys, Hq query heads,
+// Hkv key heads, D and Dv the head dimensions of k and v, C key columns, G key sets or label bags,
+// V vocabulary entries. Strides count elements.
+//
+// Every kernel computes the same bits on every run and for every number of threads, and writes
+// every element of its results.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +21,7 @@ struct Tensor {
   int64_t size[Rank];
   int64_t stride[Rank];
 
-  // The row of the last dimension at the given leading indices; typed by the caller.
+  // The row of the last dimension at the given leading indices; the caller names its type.
   template <class T, class... Index>
   T* row(Index... index) const {
     const int64_t indices[] = {index...};
@@ -26,125 +31,164 @@ struct Tensor {
   }
 };
 
-// Query rows and the keys they may see; rows are sorted by sequence.
-struct Rows {
-  int64_t count;            // N
+// Query rows, sorted by sequence, and the keys that each may see.
+struct Selection {
+  int64_t rows;             // N
   const int32_t* sequence;  // [N]
   const int32_t* start;     // [N]
-  const int32_t* stop;      // [N]: row n sees the keys start[n] <= j < stop[n] ...
-  const int32_t* words;     // [G, ceil(S / 32)] or null: ... whose bit j % 32 of word j / 32 is set
-  int64_t words_per_set;
-  const int32_t* set_index;  // [N], -1 for no set; null exactly where words is
+  const int32_t* stop;      // [N]: row n sees the keys start[n] <= j < stop[n]
+  const int32_t* bits;  // [G, masks]: of these only keys j whose bit j % 32 of mask j / 32 is set
+  int64_t masks;        // ceil(S / 32)
+  const int32_t* set_index;  // [N]: the key set of row n, -1 for none; null exactly when bits is
+};
+
+struct AttentionOptions {
+  float scale;
+  float softcap;  // 0: none
+  int threads;
 };
 
 struct SideAttention {
-  Dtype dtype;  // of q, k, v, out and their gradients
-  Tensor<3> q;  // [N, Hq, D]
-  Tensor<4> k;  // [B, Hkv, S, D]
-  Tensor<4> v;  // [B, Hkv, S, Dv]
-  Rows rows;
-  float scale;
-  float softcap;  // 0: none
-  int threads;
+  struct Inputs {
+    Dtype dtype;  // of q, k, v, out and their gradients
+    Tensor<3> q;  // [N, Hq, D]
+    Tensor<4> k;  // [B, Hkv, S, D]
+    Tensor<4> v;  // [B, Hkv, S, Dv]
+  };
+  struct Results {
+    Tensor<3> out;  // [N, Hq, Dv]; 0 in a row without an allowed key
+    Tensor<2> lse;  // [N, Hq] fp32; -inf in a row without an allowed key
+  };
+  struct Upstream {
+    Tensor<3> dout;  // [N, Hq, Dv]
+    Tensor<2> dlse;  // [N, Hq] fp32
+    Tensor<2> lse;   // [N, Hq] fp32, as the forward wrote it
+  };
+  struct Gradients {
+    Tensor<3> dq;  // [N, Hq, D]
+    Tensor<4> dk;  // [B, Hkv, S, D]; 0 at keys that no row sees
+    Tensor<4> dv;  // [B, Hkv, S, Dv]; 0 at keys that no row sees
+  };
+
+  Inputs inputs;
+  Selection selection;
+  AttentionOptions options;
 };
 
-// out [N, Hq, Dv], lse [N, Hq] fp32. A row with no allowed key: out 0, lse -inf.
-void side_attention_forward(const SideAttention& op, const Tensor<3>& out, const Tensor<2>& lse);
+void side_attention_forward(const SideAttention& op, const SideAttention::Results& to);
+void side_attention_backward(const SideAttention& op, const SideAttention::Upstream& from,
+                             const SideAttention::Gradients& to);
 
-// dq [N, Hq, D], dk [B, Hkv, S, D], dv [B, Hkv, S, Dv]; every element is written, keys that no row
-// sees with zeros. The same bits on every run and for every number of threads.
-void side_attention_backward(const SideAttention& op, const Tensor<3>& dout, const Tensor<2>& dlse,
-                             const Tensor<2>& lse, const Tensor<3>& dq, const Tensor<4>& dk,
-                             const Tensor<4>& dv);
-
-// What the [N, C] map of log p [N, Hq, C] is, and with a target which KL to it.
+// What is computed of log p [N, Hq, C]: a map [N, C], or with a target the KL [N] of its heads'
+// mean or of each head.
 enum class MapKind : int { attention = 0, contribution = 1, kl_mean = 2, kl_each = 3 };
 
 struct AttentionMap {
-  MapKind kind;
-  Dtype dtype;              // of q, k, v, g and their gradients
-  Tensor<3> q;              // [N, Hq, D]
-  Tensor<4> k;              // [B, Hkv, S, D]
-  Tensor<4> v;              // [B, Hkv, S, Dv], contribution only
-  Tensor<3> g;              // [N, Hq, Dv], contribution only
-  Tensor<2> head_weight;    // [N, Hq] fp32, all but contribution
-  Tensor<2> target;         // [N, C] fp32, kl only
-  const int32_t* columns;   // [B, C] ascending, -1 for padding
-  int64_t column_count;     // C
-  Rows rows;
-  Tensor<2> lse;            // [N, Hq] fp32, or no data
-  bool over_columns;        // else over all visible keys
-  bool rectify;
-  float scale;
-  float softcap;  // 0: none
-  int threads;
+  struct Inputs {
+    Dtype dtype;            // of q, k, v, g and their gradients
+    Tensor<3> q;            // [N, Hq, D]
+    Tensor<4> k;            // [B, Hkv, S, D]
+    Tensor<4> v;            // [B, Hkv, S, Dv], contribution only
+    Tensor<3> g;            // [N, Hq, Dv], contribution only
+    Tensor<2> head_weight;  // [N, Hq] fp32, all but contribution
+    Tensor<2> target;       // [N, C] fp32, KL only
+    Tensor<2> lse;          // [N, Hq] fp32, or no data
+  };
+  struct Columns {
+    const int32_t* keys;  // [B, C] ascending, -1 for padding
+    int64_t count;        // C
+  };
+  struct Options : AttentionOptions {
+    MapKind kind;
+    bool over_columns;  // softmax over the row's own columns; else over all keys it may see
+    bool rectify;
+  };
+  struct Gradients {
+    Tensor<3> dq;            // [N, Hq, D]
+    Tensor<4> dk;            // [B, Hkv, S, D]
+    Tensor<4> dv;            // [B, Hkv, S, Dv], contribution only
+    Tensor<3> dg;            // [N, Hq, Dv], contribution only
+    Tensor<2> dhead_weight;  // [N, Hq] fp32, all but contribution
+  };
+
+  Inputs inputs;
+  Selection selection;
+  Columns columns;
+  Options options;
 };
 
-// out: [N, C] fp32, or [N] (stride 1) for kl.
+// out: the map [N, C] or the KL [N], contiguous fp32; upstream: its gradient.
 void attention_map_forward(const AttentionMap& op, float* out);
+void attention_map_backward(const AttentionMap& op, const float* upstream,
+                            const AttentionMap::Gradients& to);
 
-// upstream: as out. dv, dg: contribution only; dhead_weight [N, Hq] fp32: all but contribution.
-// Every element is written. The same bits on every run and for every number of threads.
-void attention_map_backward(const AttentionMap& op, const float* upstream, const Tensor<3>& dq,
-                            const Tensor<4>& dk, const Tensor<4>& dv, const Tensor<3>& dg,
-                            const Tensor<2>& dhead_weight);
-
-constexpr int64_t WORDS = 128;  // of the vocabulary, in a block
+constexpr int64_t ENTRIES = 128;  // vocabulary entries in a block
 enum RowTerm : int { TOP, TARGET_LESS_TOP, OTHERS, ROW_TERMS };
 
-// A chunk of counted rows against a head. The forward leaves exponentials in `logits`, which with
-// tops, terms and slopes are what the gradients are made of. Without weight the matrix products are
-// another library's: the forward finds its logits there, as [V, N padded].
+// A chunk of counted rows against a head. The forward leaves exponentials in `logits`, from which,
+// with tops, terms and slopes, the backward makes the gradients. Without weight the matrix products
+// are another library's, and the forward reads its logits there, as [V, N padded].
 struct LinearCrossEntropy {
-  Dtype dtype;             // float32 or bfloat16: of logits, hidden and weight
-  int64_t N, V, D;
-  void* logits;            // V x N, both padded
-  Tensor<2> hidden;        // [N, D]
-  Tensor<2> weight;        // [V, D] or no data
-  const float* bias;       // [V] or null
-  const int64_t* target;   // [N], in [0, V)
-  const int64_t* ids;      // [T] labels in [0, V); null: no bags
-  const int64_t* offsets;  // [G + 1]: bag g is ids[offsets[g] .. offsets[g + 1])
-  const int64_t* index;    // [N] from row to bag, -1 for none
-  int64_t bags;            // G
-  int64_t longest;         // labels in the longest bag
-  float* tops;             // [blocks, N padded]: the largest z of WORDS words
-  float* terms;            // [ROW_TERMS, N padded]
-  float* slopes;           // [N, longest]: dz / dlogit of the bag's labels; null: 1
-  float smoothing;
-  float softcap;  // 0: none
-  int threads;
+  struct Inputs {
+    Dtype dtype;  // float32 or bfloat16: of logits, hidden and weight
+    int64_t N, V, D;
+    Tensor<2> hidden;   // [N, D] or no data
+    Tensor<2> weight;   // [V, D] or no data
+    const float* bias;  // [V] or null; the forward's alone
+  };
+  struct Labels {
+    const int64_t* target;   // [N], in [0, V)
+    const int64_t* ids;      // [T] labels in [0, V); null: no bags
+    const int64_t* offsets;  // [G + 1]: bag g is ids[offsets[g] .. offsets[g + 1])
+    const int64_t* index;    // [N]: the bag of row n, -1 for none
+    int64_t bags;            // G
+    int64_t longest;         // labels in the longest bag
+  };
+  struct Saved {
+    void* logits;   // [V, N], both padded
+    float* tops;    // [blocks, N padded]: the largest z of ENTRIES vocabulary entries
+    float* terms;   // [ROW_TERMS, N padded]
+    float* slopes;  // [N, longest]: dz / dlogit at the bag's labels; null: 1
+  };
+  struct Options {
+    float smoothing;
+    float softcap;  // 0: none
+    int threads;
+  };
+  struct Results {
+    float* loss;         // [N]
+    float* log_prob;     // [N]
+    float* lse;          // [N]
+    int64_t* predicted;  // [N]
+  };
+  struct Upstream {
+    const float* dloss;      // [N], null: 0
+    const float* dlog_prob;  // [N], null: 0
+    const float* dlse;       // [N], null: 0
+  };
+  struct Gradients {
+    void* dlogits;      // [V, N padded], may be the logits; without weight, and then nothing else
+    Tensor<2> dhidden;  // [N, D]
+    Tensor<2> dweight;  // [V, D] or no data
+    float* dbias;       // [V] to be added to, or null
+    Dtype dtype;        // of dweight: the op's, or float32
+    bool add;           // to dweight, in float32
+  };
+
+  Inputs inputs;
+  Labels labels;
+  Saved saved;
+  Options options;
 };
 
-struct CrossEntropyResults {  // [N] each
-  float* loss;
-  float* log_prob;
-  float* lse;
-  int64_t* predicted;
-};
-
-struct CrossEntropyUpstream {  // [N] each, null: 0
-  const float* loss;
-  const float* log_prob;
-  const float* lse;
-};
-
-struct CrossEntropyGradients {
-  void* dlogits;      // without weight, and nothing else: [V, N padded], may be the logits
-  Tensor<2> dhidden;  // [N, D]
-  Tensor<2> dweight;  // [V, D] or no data
-  float* dbias;       // [V] to be added to, or null
-  Dtype dtype;        // of dweight: the op's, or float32
-  bool add;           // to dweight, in float32
-};
-
-// The same bits on every run and for every number of threads, as for all of these.
-void linear_cross_entropy_forward(const LinearCrossEntropy& op, const CrossEntropyResults& results);
+void linear_cross_entropy_forward(const LinearCrossEntropy& op,
+                                  const LinearCrossEntropy::Results& to);
 void linear_cross_entropy_backward(const LinearCrossEntropy& op,
-                                   const CrossEntropyUpstream& upstream,
-                                   const CrossEntropyGradients& to);
+                                   const LinearCrossEntropy::Upstream& from,
+                                   const LinearCrossEntropy::Gradients& to);
 
-// Whether its loops were compiled for the vectors of this CPU: else another library's are faster.
+// Whether this CPU has vectors that our products were compiled for; without, another library's are
+// faster.
 bool has_matrix_product(Dtype dtype);
 
 }  // namespace groundkern

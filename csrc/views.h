@@ -1,26 +1,28 @@
-// What the binding is handed for a tensor, checked before memory is touched: std::invalid_argument
-// reaches Python as a ValueError.
+// What Python hands over for a tensor, and the checks that it fits. They throw
+// std::invalid_argument, which reaches Python as a ValueError.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "ops.h"
 
 namespace groundkern {
 
+// Address, dtype code, sizes, strides in elements.
 using View = std::tuple<std::uintptr_t, int, std::vector<int64_t>, std::vector<int64_t>>;
 
 constexpr int64_t MAX_SIZE = (int64_t{1} << 31) - 1;
 constexpr int64_t MAX_ELEMENTS = int64_t{1} << 56;
 constexpr int64_t ANY = -1;
 
-[[noreturn]] inline void fail(const std::string& name, const std::string& wanted, const std::string& got) {
+[[noreturn]] inline void fail(const std::string& name, const std::string& wanted,
+                              const std::string& got) {
   throw std::invalid_argument("`" + name + "`: expected " + wanted + ", got " + got);
 }
 
@@ -54,7 +56,7 @@ inline int64_t bytes(Dtype dtype) {
   return dtype == Dtype::float32 || dtype == Dtype::int32 ? 4 : 2;
 }
 
-// The view as a tensor of this dtype and shape; ANY stands for a size that is free.
+// The view as a tensor of this dtype and shape; a size of ANY may be any.
 template <int Rank>
 Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
                     const std::vector<int64_t>& shape) {
@@ -72,7 +74,7 @@ Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
   result.data = reinterpret_cast<void*>(address);
   const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
   for (int i = 0; i < Rank; ++i) {
-    const bool strided = sizes[i] > 1 && !empty;  // else the stride means nothing
+    const bool strided = sizes[i] > 1 && !empty;  // else the stride is never used
     if (strided && (strides[i] < 0 || strides[i] > MAX_ELEMENTS / sizes[i])) {
       fail(name, "strides from 0 to a span of 2^56 elements", text(strides));
     }
@@ -88,7 +90,8 @@ Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
   return result;
 }
 
-// The same for memory that is written: contiguous, so that no two elements share an address.
+// The same for memory that is written. It must be contiguous, so that no two elements share an
+// address.
 template <int Rank>
 Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
                     const std::vector<int64_t>& shape) {
@@ -104,42 +107,26 @@ Tensor<Rank> output(const std::string& name, const View& view, Dtype dtype,
   return result;
 }
 
-inline const int32_t* indices(const std::string& name, const View& view, int64_t count) {
-  return static_cast<const int32_t*>(tensor<1>(name, view, Dtype::int32, {count}).data);
+template <class T>
+inline constexpr Dtype dtype_of = Dtype::float32;
+template <>
+inline constexpr Dtype dtype_of<int32_t> = Dtype::int32;
+template <>
+inline constexpr Dtype dtype_of<int64_t> = Dtype::int64;
+
+// A contiguous view [count]; ANY: of any length.
+template <class T>
+T* array(const std::string& name, const View& view, int64_t count) {
+  using Element = std::remove_const_t<T>;
+  static_assert(std::is_same_v<Element, float> || dtype_of<Element> != Dtype::float32);
+  return static_cast<T*>(tensor<1>(name, view, dtype_of<Element>, {count}).data);
 }
 
-inline void check_range(const std::string& name, int64_t row, int64_t value, int64_t low, int64_t high) {
+inline void check_range(const std::string& name, int64_t row, int64_t value, int64_t low,
+                        int64_t high) {
   if (value >= low && value <= high) return;
   fail(name, "values from " + std::to_string(low) + " to " + std::to_string(high),
        std::to_string(value) + " at row " + std::to_string(row));
-}
-
-inline Rows rows_of(int64_t N, int64_t B, int64_t S, const View& sequence, const View& start,
-             const View& stop, const std::optional<View>& words,
-             const std::optional<View>& set_index) {
-  Rows rows{};
-  rows.count = N;
-  rows.sequence = indices("sequence", sequence, N);
-  rows.start = indices("start", start, N);
-  rows.stop = indices("stop", stop, N);
-  if (words.has_value() != set_index.has_value()) {
-    fail("set_index", "words and set_index together", "one without the other");
-  }
-  int64_t sets = 0;
-  if (words) {
-    rows.words_per_set = (S + 31) / 32;
-    const auto bits = output<2>("words", *words, Dtype::int32, {ANY, rows.words_per_set});
-    rows.words = static_cast<const int32_t*>(bits.data);
-    rows.set_index = indices("set_index", *set_index, N);
-    sets = bits.size[0];
-  }
-  for (int64_t n = 0; n < N; ++n) {
-    check_range("sequence", n, rows.sequence[n], n == 0 ? 0 : rows.sequence[n - 1], B - 1);
-    check_range("stop", n, rows.stop[n], 0, S);
-    check_range("start", n, rows.start[n], 0, rows.stop[n]);
-    if (words) check_range("set_index", n, rows.set_index[n], -1, sets - 1);
-  }
-  return rows;
 }
 
 }  // namespace groundkern

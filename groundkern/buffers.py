@@ -1,9 +1,9 @@
-"""Large CPU buffers whose memory is kept for the next call.
+"""A pool of large CPU buffers, whose memory is reused by later calls.
 
-Fresh memory is dear: where this was written, 64 MiB took 18 ms to touch in pages of 4 KiB and 4 ms
-in huge ones, next to 35 ms for the matrix product that fills them; and up to 230 ms where the host
-of the virtual machine had taken idle pages back. torch's CPU allocator returns whatever is over
-32 MiB to the system at once.
+The first touch of a fresh page is slow: on the machine this was written on, 64 MiB took 18 ms in
+pages of 4 KiB and 4 ms in huge ones, next to 35 ms for the matrix product that fills them, and up
+to 230 ms when the host of the virtual machine had reclaimed idle pages. torch's CPU allocator
+returns everything over 32 MiB to the system at once.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-SMALLEST = 32 * 2**20  # bytes; smaller ones malloc keeps itself
-KEPT_AT_MOST = 256 * 2**20  # bytes that wait for their next use; set it to 0 to keep none
+SMALLEST = 32 * 2**20  # bytes; malloc itself reuses smaller ones
+POOLED_AT_MOST = 256 * 2**20  # bytes in the pool; 0: every buffer is freed after its last use
 
-_waiting: list[mmap.mmap] = []  # list.remove and .append are atomic: no lock, finalizers use it too
+# No lock, because finalizers change it too: list.remove and .append are atomic.
+_pool: list[mmap.mmap] = []
 
 
 def empty(*sizes: int, dtype: torch.dtype) -> Tensor:
-    """`torch.empty`, in memory that had another tensor before where it is large.
+    """`torch.empty`; a large tensor may reuse the memory of an earlier one.
 
-    The tensor's storage cannot be resized. With its last view the memory is free for the next.
+    The tensor's storage cannot be resized. Its memory returns to the pool with its last view.
     """
     count = torch.Size(sizes).numel()
     size = count * dtype.itemsize
@@ -33,36 +34,36 @@ def empty(*sizes: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(sizes, dtype=dtype)
     try:
         block = _take(size)
-    except OSError:  # no such memory: torch says so in its own words
+    except OSError:  # not enough memory: torch raises its own error
         return torch.empty(sizes, dtype=dtype)
-    lease = (ctypes.c_ubyte * size).from_buffer(block)  # the storage holds it
+    lease = (ctypes.c_ubyte * size).from_buffer(block)  # the storage keeps a reference to it
     weakref.finalize(lease, _put_back, block).atexit = False
     return torch.frombuffer(lease, dtype=dtype, count=count).view(sizes)
 
 
 def release() -> None:
-    """Give all waiting memory back to the system."""
-    _waiting.clear()
+    """Return all pooled memory to the system."""
+    _pool.clear()
 
 
 def _take(size: int) -> mmap.mmap:
-    """The smallest waiting block that fits and is not twice too large, else a new one."""
-    for block in sorted(_waiting, key=len):
+    """The smallest pooled block of size to 2 size bytes, else a new one."""
+    for block in sorted(_pool, key=len):
         if size <= len(block) <= 2 * size:
             try:
-                _waiting.remove(block)
+                _pool.remove(block)
                 return block
-            except ValueError:  # another thread has taken it
+            except ValueError:  # another thread took it
                 continue
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError, AttributeError):  # huge pages, where the system has them
+    with suppress(OSError, AttributeError):  # huge pages, if the system has them
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
 def _put_back(block: mmap.mmap) -> None:
-    if len(block) > KEPT_AT_MOST:
+    if len(block) > POOLED_AT_MOST:
         return
-    _waiting.append(block)
-    while sum(map(len, _waiting)) > KEPT_AT_MOST:
-        _waiting.pop(0)  # the one that has waited longest
+    _pool.append(block)
+    while sum(map(len, _pool)) > POOLED_AT_MOST:
+        _pool.pop(0)  # the one unused for longest

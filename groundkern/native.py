@@ -1,5 +1,5 @@
-"""What the launchers of the C++ kernels share: how a tensor reaches groundkern._C, and when it
-cannot."""
+"""What the launchers of the C++ kernels share: how tensors are handed to groundkern._C, and why a
+call cannot be served."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groundkern.selection import Selection
 
-# What groundkern._C takes for a tensor: address, dtype code, sizes, strides in elements.
+# A tensor as groundkern._C reads it: address, dtype code, sizes, strides in elements.
 View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,7 +26,7 @@ def dtype_codes() -> dict[torch.dtype, int]:
 
 
 def unsupported(*operands: Tensor | None) -> str | None:
-    """Why no C++ kernel can serve these tensors, in one sentence; None when one may."""
+    """Why no C++ kernel can serve these tensors, in one sentence; None if one can."""
     try:
         dtype_codes()
     except ImportError as error:
@@ -53,11 +53,11 @@ def rows_contiguous(x: Tensor) -> Tensor:
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether our own matrix products are the ones to use on this CPU.
+    """Whether our own matrix products are faster than torch's on this CPU.
 
     On an EPYC 9005, one thread, 512 x 1024 x 32,768: in fp32 260 GFLOP/s against 95 of torch's
-    library, which leaves half of the vector unused; in bf16 490 against 375 to 440. torch's uses
-    the tile registers (AMX) where the CPU has them, and ours do not.
+    library, which uses half of the vector; in bf16 490 against 375 to 440. torch's library uses
+    the tile registers (AMX) if the CPU has them, and our products do not.
     """
     from groundkern import _C
 
@@ -78,13 +78,12 @@ def operands(inputs: NamedTuple) -> dict[str, Tensor]:
 def selection(of: Selection) -> dict[str, Tensor | None]:
     """The arguments that say which keys each row sees, as _C names them."""
     named = of.contiguous()._asdict()
-    named["words"] = named.pop("bits")
     if of.columns is None:
         del named["columns"]
     return named
 
 
 def call(function: Callable, tensors: dict[str, Tensor | None], **options: float | str) -> None:
-    """Hand every tensor's memory to _C; `tensors` keeps it alive until _C returns."""
+    """Call a function of _C; `tensors` keeps their memory alive until it returns."""
     views = {name: None if x is None else _view(x) for name, x in tensors.items()}
     function(**views, **options, threads=torch.get_num_threads())

@@ -1,12 +1,13 @@
-"""The raw bindings: they refuse what does not fit before they touch memory.
+"""The raw bindings: what does not fit is an error before memory is touched.
 
-Values against the specification are tests/ops/test_contract.py's; here the plain formula on
+tests/ops/test_contract.py compares values with the specification; here the plain formula on
 `as_strided` views is enough.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def int32(*values: int) -> Tensor:
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Everything a forward call takes; row 1 is a padding row."""
+    """The tensors of a forward call; row 1 is a padding row."""
     return {
         "q": torch.randn(N, HQ, D).to(dtype),
         "k": torch.randn(B, HKV, S, D).to(dtype),
@@ -44,7 +45,7 @@ def tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         "sequence": int32(0, 0, 0, 1, 1),
         "start": int32(0, 7, 3, 64, 0),
         "stop": int32(70, 7, 66, 70, 1),
-        "words": torch.full((2, 3), -1, dtype=torch.int32),
+        "bits": torch.full((2, 3), -1, dtype=torch.int32),
         "set_index": int32(0, 1, -1, 1, 0),
         "out": torch.full((N, HQ, DV), math.nan, dtype=dtype),
         "lse": torch.full((N, HQ), math.nan),
@@ -57,7 +58,7 @@ def arguments(x: dict[str, Tensor], **replaced: object) -> Arguments:
 
 
 def backward_tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Everything a backward call takes, after its forward."""
+    """The tensors of a backward call, after its forward."""
     x = tensors(dtype)
     _C.side_attention_forward(**arguments(x))
     gradients = {f"d{name}": torch.full_like(x[name], math.nan) for name in "qkv"}
@@ -67,7 +68,7 @@ def backward_tensors(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The formula with nothing but the visible range of each row, at scale 1/2."""
+    """The formula with only the visible range of each row, at scale 1/2."""
     group = q.shape[1] // k.shape[1]
     k, v = (y.repeat_interleave(group, 1)[x["sequence"].long()] for y in (k, v))  # [N, Hq, S, .]
     j = torch.arange(k.shape[2])
@@ -75,6 +76,10 @@ def dense(q: Tensor, k: Tensor, v: Tensor, x: dict[str, Tensor]) -> tuple[Tensor
     s = 0.5 * torch.einsum("nhd,nhsd->nhs", q, k)
     s = s.masked_fill(~keys[:, None], -math.inf)
     return torch.einsum("nhs,nhsd->nhd", s.softmax(-1).nan_to_num(), v), s.logsumexp(-1)
+
+
+def test_make_sanitize_tests_the_sanitized_extension() -> None:
+    assert _C.sanitized == (os.environ.get("GROUNDKERN_SANITIZE") == "1")
 
 
 ADDRESS, DTYPE, SIZES, STRIDES = range(4)
@@ -104,7 +109,7 @@ ADDRESS, DTYPE, SIZES, STRIDES = range(4)
         ("out", SIZES, (N, HQ, D)),
         ("lse", SIZES, (N, HKV)),
         ("start", SIZES, (N - 1,)),
-        ("words", SIZES, (2, 2)),
+        ("bits", SIZES, (2, 2)),
         ("set_index", SIZES, (N - 1,)),
         ("q", STRIDES, (HQ * D, D, 2)),
         ("q", STRIDES, (HQ * D, -D, 1)),
@@ -112,7 +117,7 @@ ADDRESS, DTYPE, SIZES, STRIDES = range(4)
         ("v", STRIDES, (1, 1, 1)),
         ("out", STRIDES, (0, DV, 1)),
         ("lse", STRIDES, (HQ + 1, 1)),
-        ("words", STRIDES, (0, 1)),
+        ("bits", STRIDES, (0, 1)),
         ("stop", STRIDES, (2,)),
     ],
 )
@@ -136,7 +141,7 @@ def test_a_view_that_does_not_fit_is_refused(name: str, part: int, value: object
         {"scale": math.inf},
         {"softcap": -1.0},
         {"softcap": math.nan},
-        {"words": None},
+        {"bits": None},
         {"set_index": None},
     ],
 )
@@ -150,7 +155,7 @@ def test_a_number_that_does_not_fit_is_refused(replaced: Arguments) -> None:
 
 
 @pytest.mark.parametrize("value", [7, (1, 2), ("a", 0, (1,), (1,)), (-8, 0, (1,), (1,))])
-def test_what_is_no_view_is_a_type_error(value: object) -> None:
+def test_an_argument_that_is_no_view_is_a_type_error(value: object) -> None:
     x = tensors()
     with pytest.raises(TypeError):
         _C.side_attention_forward(**arguments(x, q=value))
@@ -181,13 +186,13 @@ SETTINGS = settings(
 @SETTINGS
 @given(rows=st.lists(st.tuples(small, small, small, small), max_size=5))
 def test_rows_are_checked_one_by_one(rows: list[tuple[int, int, int, int]]) -> None:
-    """Any numbers: either they make sense, and the result is right, or they are refused."""
+    """Any numbers: if they are valid the result is right, else they are refused."""
     sequences, keys, sets = 2, 3, 2
     columns = torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).T.contiguous()
     x = dict(zip(("sequence", "start", "stop", "set_index"), columns))
     n = len(rows)
     x |= {"q": torch.randn(n, 2, 4), "k": torch.randn(sequences, 1, keys, 4)}
-    x |= {"v": torch.randn(sequences, 1, keys, 4), "words": torch.full((sets, 1), -1).int()}
+    x |= {"v": torch.randn(sequences, 1, keys, 4), "bits": torch.full((sets, 1), -1).int()}
     x |= {"out": torch.full((n, 2, 4), math.nan), "lse": torch.full((n, 2), math.nan)}
     sorted_rows = [row[0] for row in rows] == sorted(row[0] for row in rows)
     legal = sorted_rows and all(
@@ -216,7 +221,7 @@ size, stride = st.integers(-1, 5), st.integers(-2, 130)
     k=st.tuples(st.tuples(size, size, size), st.tuples(stride, stride, stride)),
 )
 def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
-    """Within memory that is there: a right result or a refusal, never a crash."""
+    """Within valid memory: a right result or an error, never a crash."""
     (q_sizes, q_strides), (k_sizes, k_strides) = q, k
     k_sizes, k_strides = (*k_sizes, q_sizes[2]), (*k_strides, 1)
     memory = torch.randn(2, MEMORY)
@@ -230,7 +235,7 @@ def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
         "k": (memory[1].data_ptr(), code, k_sizes, k_strides),
         "v": (memory[1].data_ptr(), code, k_sizes, k_strides),
     }
-    calls = {**{name: view(y) for name, y in x.items()}, **given, "words": None, "set_index": None}
+    calls = {**{name: view(y) for name, y in x.items()}, **given, "bits": None, "set_index": None}
     legal = min(*q_sizes, *k_sizes) >= 0 and width >= 1 and k_sizes[1] >= 1
     legal = legal and heads % k_sizes[1] == 0 and (n == 0 or k_sizes[0] >= 1)
     for sizes, strides in ((q_sizes, q_strides), (k_sizes, k_strides)):
@@ -257,15 +262,15 @@ def test_any_sizes_and_strides(q: tuple, k: tuple) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_unseen_keys_are_never_read_and_everything_is_written(dtype: torch.dtype) -> None:
-    """NaN in keys that no row sees, and in what no forward wrote, reaches no result."""
+    """NaN in keys that no row sees, and in uninitialised results, reaches no result."""
     x = backward_tensors(dtype)
-    x["words"][1] = 0  # row 3 sees nothing: its set is empty
+    x["bits"][1] = 0  # row 3 sees nothing: its set is empty
     for name in ("q", "dout", "dlse"):
         x[name][[1, 3]] = math.nan  # rows 1 and 3 have no key
     for name in "kv":
         x[name][1, :, 1:] = math.nan  # of sequence 1, row 4 sees key 0 and row 3 nothing
     out, lse = torch.full((N, HQ, DV), math.nan, dtype=dtype), torch.full((N, HQ), math.nan)
-    inputs = ("q", "k", "v", "sequence", "start", "stop", "words", "set_index")
+    inputs = ("q", "k", "v", "sequence", "start", "stop", "bits", "set_index")
     _C.side_attention_forward(**arguments({**{i: x[i] for i in inputs}, "out": out, "lse": lse}))
     assert (out[[1, 3]] == 0).all() and (lse[[1, 3]] == -math.inf).all()
     assert out.isfinite().all() and lse[[0, 2, 4]].isfinite().all()
@@ -280,7 +285,7 @@ def test_unseen_keys_are_never_read_and_everything_is_written(dtype: torch.dtype
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    """Large enough that the grain allows several; one of them is the serial loop."""
+    """Large enough for several threads; with one, the loop is serial."""
     rows, keys, width = 96, 700, 64
     x = {"q": torch.randn(rows, 4, width), "k": torch.randn(1, 2, keys, width)}
     x |= {"v": torch.randn(1, 2, keys, width), "sequence": torch.zeros(rows, dtype=torch.int32)}
@@ -293,7 +298,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             "out": torch.full((rows, 4, width), math.nan),
             "lse": torch.full((rows, 4), math.nan),
         }
-        no_sets = {"words": None, "set_index": None, "threads": threads}
+        no_sets = {"bits": None, "set_index": None, "threads": threads}
         _C.side_attention_forward(**arguments({**x, **out}, **no_sets))
         gradients = {f"d{name}": torch.full_like(x[name], math.nan) for name in "qkv"}
         call = {**x, **upstream, **gradients, "lse": out["lse"]}

@@ -1,6 +1,6 @@
-"""setup.py: what a wheel holds, and what becomes of the install without a usable C++ compiler.
+"""setup.py: what a wheel contains, and how the install goes without a usable C++ compiler.
 
-Each build runs in a copy of the sources, so that the checkout's own build is left alone.
+Each build runs in a copy of the sources, so that the checkout's own build is not touched.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ GXX = shutil.which("g++")
 AARCH64 = "aarch64-linux-gnu-g++"
 needs_gxx = pytest.mark.skipif(GXX is None, reason="builds with g++ and there is none on PATH")
 
-# Stands in for g++: writes down its arguments; on our own sources it fails or leaves an empty file
-# where OURS says so, else compiles without optimising (the kernels are tested elsewhere).
+# Stands in for g++ and logs its arguments. On our own sources it fails if OURS is "fail" and writes
+# an empty file if it is "empty"; else it compiles without optimising: the kernels are tested
+# elsewhere.
 WRAPPER = """#!/bin/sh
 echo "$@" >> "$COMPILER_LOG"
 case "$OURS $*" in
@@ -67,7 +68,7 @@ def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.Co
 
 
 def build(kind: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`kind` is "wheel" or "sdist"; the result lies in `folder / "dist"`."""
+    """`kind` is "wheel" or "sdist"; the result is in `folder / "dist"`."""
     code = f"from setuptools import build_meta; build_meta.build_{kind}('dist')"
     return run(["-c", code], folder, **environment)
 
@@ -83,7 +84,7 @@ IMPORT = ["-c", "import groundkern._C as extension; print(extension.__file__)"]
 
 
 def test_the_extension_is_built_here() -> None:
-    """Where there is a compiler, the tests run with the native kernels."""
+    """If there is a compiler, the tests run with the native kernels."""
     if GXX is None:
         pytest.skip("there is no g++ to build groundkern._C with")
     result = run(IMPORT, ROOT)
@@ -92,7 +93,7 @@ def test_the_extension_is_built_here() -> None:
 
 
 def test_wheel_without_a_compiler(checkout: Path) -> None:
-    """The install succeeds, says what is missing, and the package still knows it afterwards."""
+    """The install succeeds and says what is missing, and so does the installed package."""
     result = build("wheel", checkout, CXX="/nonexistent/g++")
     assert result.returncode == 0, result.stderr
     sentence = "no C++ compiler was found (/nonexistent/g++)"
@@ -168,7 +169,7 @@ def test_an_error_in_our_sources_fails_the_build(
 
 
 @needs_gxx
-def test_in_place_build_takes_the_stand_in_away(
+def test_an_in_place_build_removes_the_stand_in(
     checkout: Path, wrapper: Path, tmp_path: Path
 ) -> None:
     command = ["setup.py", "build_ext", "--inplace"]

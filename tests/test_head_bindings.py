@@ -1,4 +1,4 @@
-"""The raw bindings of linear_cross_entropy: right, or a refusal that touches no memory."""
+"""The raw bindings of linear_cross_entropy: right results, or an error before memory is touched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 _C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no C++ compiler")
 view = importlib.import_module("tests.test_bindings").view  # it needs _C itself
 
-N, V, D = 37, 300, 7  # two panels, three blocks; words and depth that no tile divides
+N, V, D = 37, 300, 7  # two panels, three blocks; no tile divides V or D
 NAMES = ("loss", "log_prob", "lse")
 BOTH = (
     "logits",
@@ -56,16 +56,18 @@ def problem(dtype: torch.dtype = torch.float32, *, bags: bool = True) -> dict[st
     return x if bags else x | dict.fromkeys(("ids", "offsets", "index"))
 
 
-def rooms(x: dict[str, Tensor | None], softcap: float, own: bool) -> dict[str, Tensor | None]:
-    """Everything else that the two directions take; `own`: with weight, by our own products."""
-    dtype, words = x["weight"].dtype, padded(V) if own else V
+def with_buffers(
+    x: dict[str, Tensor | None], softcap: float, own: bool
+) -> dict[str, Tensor | None]:
+    """Adds all other arguments of both directions; `own`: with weight, for our own products."""
+    dtype, entries = x["weight"].dtype, padded(V) if own else V
     capped = softcap > 0 and x["ids"] is not None
-    logits = torch.full((words, padded(N)), math.nan, dtype=dtype)
+    logits = torch.full((entries, padded(N)), math.nan, dtype=dtype)
     if not own:
         logits[:, :N] = F.linear(x["hidden"], x["weight"]).T
     return x | {
         "logits": logits,
-        "tops": torch.full((-(-V // _C.words), padded(N)), math.nan),
+        "tops": torch.full((-(-V // _C.entries), padded(N)), math.nan),
         "terms": torch.full((_C.terms, padded(N)), math.nan),
         "slopes": torch.full((N, 5), math.nan) if capped else None,
         "hidden": x["hidden"] if own else None,
@@ -123,12 +125,12 @@ def expected(x: dict[str, Tensor | None], softcap: float) -> dict[str, Tensor]:
 def test_our_own_products(dtype: torch.dtype, softcap: float, bags: bool) -> None:
     if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
         pytest.skip("this CPU does not multiply bf16")
-    x = rooms(problem(dtype, bags=bags), softcap, own=True)
+    x = with_buffers(problem(dtype, bags=bags), softcap, own=True)
     truth = expected(x, softcap)
     call("forward", x, softcap=softcap)
-    kept = x["logits"].clone()
+    saved = x["logits"].clone()
     call("backward", x, softcap=softcap)
-    assert torch.equal(x["logits"], kept), "a second backward needs them"
+    assert torch.equal(x["logits"], saved), "a second backward needs them"
     for name in NAMES:
         torch.testing.assert_close(x[name].double(), truth[name], rtol=2e-6, atol=4e-6)
     assert torch.equal(x["predicted"], truth["predicted"])
@@ -143,7 +145,7 @@ def test_our_own_products(dtype: torch.dtype, softcap: float, bags: bool) -> Non
 @pytest.mark.parametrize("in_place", [False, True])
 def test_logits_of_another_library(softcap: float, in_place: bool) -> None:
     plain = problem()
-    x = rooms(plain, softcap, own=False)
+    x = with_buffers(plain, softcap, own=False)
     truth = expected(plain, softcap)
     call("forward", x, softcap=softcap)
     if in_place:
@@ -153,7 +155,7 @@ def test_logits_of_another_library(softcap: float, in_place: bool) -> None:
         torch.testing.assert_close(x[name].double(), truth[name], rtol=2e-6, atol=4e-6)
     got = x["dlogits"]
     torch.testing.assert_close(got[:, :N].double(), truth["dlogits"].T, rtol=1e-5, atol=1e-6)
-    assert not got[:, N:].any(), "whatever an empty lane held"
+    assert not got[:, N:].any(), "empty lanes have no gradient"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -162,7 +164,7 @@ def test_the_same_bits_for_every_number_of_threads(dtype: torch.dtype) -> None:
         pytest.skip("this CPU does not multiply bf16")
     runs = []
     for threads in (1, 2, 3, 3, 40):
-        x = rooms(problem(dtype), 1.5, own=True)
+        x = with_buffers(problem(dtype), 1.5, own=True)
         for direction in WRITTEN:
             call(direction, x, softcap=1.5, threads=threads)
         runs.append([x[name] for names in WRITTEN.values() for name in names])
@@ -174,7 +176,7 @@ def test_a_gradient_is_added_in_fp32() -> None:
     for dtype in DTYPES:
         if not MULTIPLIES[dtype] and dtype == torch.bfloat16:
             continue
-        x = rooms(problem(dtype), 0.0, own=True)
+        x = with_buffers(problem(dtype), 0.0, own=True)
         call("forward", x)
         once, twice = torch.full((V, D), math.nan), torch.ones(V, D)
         call("backward", x | {"dweight": once})
@@ -185,8 +187,8 @@ def test_a_gradient_is_added_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("missing", [("dloss",), ("dlog_prob", "dlse"), ("dweight", "dbias")])
-def test_what_is_not_asked_for(missing: tuple[str, ...]) -> None:
-    x = rooms(problem(), 0.0, own=True)
+def test_gradients_that_are_not_requested(missing: tuple[str, ...]) -> None:
+    x = with_buffers(problem(), 0.0, own=True)
     call("forward", x)
     zeros = {n: torch.zeros(N) for n in missing if x[n].shape == (N,)}
     call("backward", x | zeros)
@@ -213,7 +215,7 @@ def test_strided_rows_at_any_address(dtype: torch.dtype) -> None:
         assert x["weight"].stride() == (9, 1)
         results = []
         for one in (x, {**plain, **{n: y.contiguous() for n, y in cut.items()}}):
-            one = rooms(one, 0.0, own=True)
+            one = with_buffers(one, 0.0, own=True)
             one["dhidden"] = torch.empty(N, cut["hidden"].shape[1], dtype=dtype)
             one["dweight"] = torch.empty(V, cut["hidden"].shape[1], dtype=dtype)
             for direction in WRITTEN:
@@ -226,7 +228,7 @@ def test_infinities_and_nan_stay_in_their_rows() -> None:
     x = problem(bags=False)
     x["hidden"][3, 0] = math.nan
     x["hidden"][5] = math.inf
-    x = rooms(x, 0.0, own=True)
+    x = with_buffers(x, 0.0, own=True)
     for direction in WRITTEN:
         call(direction, x)
     bad = torch.isin(torch.arange(N), torch.tensor([3, 5]))
@@ -234,13 +236,13 @@ def test_infinities_and_nan_stay_in_their_rows() -> None:
     assert x["loss"][~bad].isfinite().all() and x["dhidden"][~bad].isfinite().all()
 
 
-def test_a_word_that_no_row_can_take() -> None:
-    """A logit of -inf has no part in the sum, and in the gradient none either."""
+def test_a_vocabulary_entry_of_probability_zero() -> None:
+    """A logit of -inf adds nothing to the sum, and has no gradient."""
     x = problem(bags=False)
     x["bias"][200] = -math.inf
     x["target"][x["target"] == 200] = 0
     truth = expected(x, 0.0)
-    x = rooms(x, 0.0, own=True)
+    x = with_buffers(x, 0.0, own=True)
     for direction in WRITTEN:
         call(direction, x)
     torch.testing.assert_close(x["loss"].double(), truth["loss"], rtol=1e-6, atol=1e-6)
@@ -251,7 +253,7 @@ def test_a_word_that_no_row_can_take() -> None:
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("own", [False, True])
 def test_a_view_that_does_not_fit_is_refused(direction: str, softcap: float, own: bool) -> None:
-    x = rooms(problem(), softcap, own)
+    x = with_buffers(problem(), softcap, own)
     for name in FORWARD if direction == "forward" else BACKWARD:
         if x[name] is None:
             continue
@@ -280,7 +282,7 @@ def test_a_view_that_does_not_fit_is_refused(direction: str, softcap: float, own
     ],
 )
 def test_labels_out_of_range_are_refused(direction: str, name: str, place: int, value: int) -> None:
-    x = rooms(problem(), 0.0, own=True)
+    x = with_buffers(problem(), 0.0, own=True)
     x[name][place] = value
     refused(direction, x, name)
 
@@ -303,7 +305,7 @@ def test_labels_out_of_range_are_refused(direction: str, name: str, place: int, 
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(direction: str, name: str, replaced: dict) -> None:
-    refused(direction, rooms(problem(), 0.0, own=True), name, **replaced)
+    refused(direction, with_buffers(problem(), 0.0, own=True), name, **replaced)
 
 
 @pytest.mark.parametrize(
@@ -318,14 +320,14 @@ def test_numbers_that_do_not_fit_are_refused(direction: str, name: str, replaced
     ],
 )
 def test_gradients_that_do_not_go_together(name: str, own: bool, replaced: dict) -> None:
-    x = rooms(problem(), 0.0, own)
+    x = with_buffers(problem(), 0.0, own)
     views = {n: None if y is None else view(y) for n, y in replaced.items()}
     refused("backward", x, name, **views)
 
 
-def test_bfloat16_is_refused_where_the_cpu_has_no_products_of_it(monkeypatch) -> None:
-    monkeypatch.setenv("GROUNDKERN_CPU_ISA", _C.cpu_levels()[-1])
-    x = rooms(problem(torch.bfloat16), 0.0, own=True)
+def test_bfloat16_is_refused_if_the_cpu_has_no_products_of_it(monkeypatch) -> None:
+    monkeypatch.setenv("GROUNDKERN_CPU_ISA", _C.cpu_isas()[-1])
+    x = with_buffers(problem(torch.bfloat16), 0.0, own=True)
     for direction in WRITTEN:
         refused(direction, x, "weight")
 
@@ -339,12 +341,12 @@ stride = st.tuples(st.integers(-2, 70), st.integers(0, 2))
 )
 @given(sizes=st.tuples(size, size), strides=st.tuples(stride, stride))
 def test_any_views_of_hidden_and_weight(sizes: tuple, strides: tuple) -> None:
-    """Within memory that is there: a right result or a refusal that touches nothing."""
+    """Within valid memory: a right result, or an error before memory is touched."""
     memory = torch.randn(2, 512)
-    (rows, depth), (words, depth_w) = sizes
+    (rows, depth), (entries, depth_w) = sizes
     target = torch.zeros(max(rows, 0), dtype=torch.int64)
     x = {
-        "logits": torch.full((padded(max(words, 1)), padded(len(target))), math.nan),
+        "logits": torch.full((padded(max(entries, 1)), padded(len(target))), math.nan),
         "tops": torch.zeros(1, padded(len(target))),
         "terms": torch.zeros(_C.terms, padded(len(target))),
         "target": target,
@@ -358,16 +360,16 @@ def test_any_views_of_hidden_and_weight(sizes: tuple, strides: tuple) -> None:
         name: (memory[i].data_ptr(), _C.float32, sizes[i], strides[i])
         for i, name in enumerate(("hidden", "weight"))
     }
-    legal = min(rows, depth) >= 0 and words >= 1 and depth == depth_w
+    legal = min(rows, depth) >= 0 and entries >= 1 and depth == depth_w
     for (down, across), (step, one) in zip(sizes, strides, strict=True):
         used = down > 0 and across > 0
         legal = legal and not (used and down > 1 and step < 0)
         legal = legal and not (used and across > 1 and one != 1)
     if not legal:
         with pytest.raises(ValueError, match=r"^`(hidden|weight|vocabulary)`: expected"):
-            call("forward", x, **views, vocabulary=words)
+            call("forward", x, **views, vocabulary=entries)
         assert x["loss"].isnan().all() and x["logits"].isnan().all()
         return
-    call("forward", x, **views, vocabulary=words, smoothing=0.0)
+    call("forward", x, **views, vocabulary=entries, smoothing=0.0)
     h, w = (memory[i].as_strided(sizes[i], [max(s, 0) for s in strides[i]]) for i in range(2))
     torch.testing.assert_close(x["lse"], (h @ w.T).logsumexp(1), rtol=1e-5, atol=1e-5)

@@ -1,7 +1,8 @@
-"""The raw binding of attention maps: it refuses what does not fit before it touches memory."""
+"""The raw bindings of attention maps: what does not fit is an error before memory is touched."""
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -11,28 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 _C = pytest.importorskip("groundkern._C", reason="groundkern._C is not built: no C++ compiler")
+test_bindings = importlib.import_module("tests.test_bindings")  # it needs _C itself
+int32 = test_bindings.int32
 
 N, B, HQ, HKV, S, D, DV, C = 5, 2, 4, 2, 70, 24, 8, 6
 ATTENTION, CONTRIBUTION, KL_MEAN, KL_EACH = range(4)
 KINDS = (ATTENTION, CONTRIBUTION, KL_MEAN, KL_EACH)
-CODES = {
-    torch.float32: _C.float32,
-    torch.bfloat16: _C.bfloat16,
-    torch.float16: _C.float16,
-    torch.int32: _C.int32,
-}
 
 
 def view(x: Tensor | None) -> tuple | None:
-    return None if x is None else (x.data_ptr(), CODES[x.dtype], tuple(x.shape), x.stride())
-
-
-def int32(*values) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+    return None if x is None else test_bindings.view(x)
 
 
 def tensors(kind: int, backward: bool = False) -> dict[str, Tensor | None]:
-    """Everything a call takes; row 1 is a padding row and row 4 owns no column."""
+    """The tensors of a call; row 1 is a padding row and row 4 has no column of its own."""
     kl, contributes = kind in (KL_MEAN, KL_EACH), kind == CONTRIBUTION
     x = {
         "q": torch.randn(N, HQ, D),
@@ -45,7 +38,7 @@ def tensors(kind: int, backward: bool = False) -> dict[str, Tensor | None]:
         "start": int32(0, 7, 3, 64, 0),
         "stop": int32(70, 7, 66, 70, 1),
         "columns": int32([0, 3, 5, 64, 65, 69], [2, 66, -1, 67, 68, -1]),
-        "words": torch.full((2, 3), -1, dtype=torch.int32),
+        "bits": torch.full((2, 3), -1, dtype=torch.int32),
         "set_index": int32(0, 1, -1, 1, 0),
         "lse": None,
     }
@@ -84,7 +77,7 @@ def test_every_view_is_checked(kind: int, backward: bool) -> None:
         bad = [(0, code, sizes, strides), (address, 9, sizes, strides)]
         bad += [(address, code, sizes[1:], strides[1:]), (address, code, (*sizes, 1), strides)]
         bad += [(address, code, sizes, (*strides[:-1], 2))]
-        if name not in ("q", "columns", "words", "k", "v"):
+        if name not in ("q", "columns", "bits", "k", "v"):
             bad.append((address, code, (sizes[0] + 1, *sizes[1:]), strides))
         for value in bad:
             refused(kind, x, name, **{name: value})
@@ -121,7 +114,7 @@ def test_columns_ascend_within_the_keys(columns: list[list[int]]) -> None:
         (KL_MEAN, "target", {"kind": ATTENTION}),
     ],
 )
-def test_what_does_not_go_together_is_refused(kind: int, name: str, options: dict) -> None:
+def test_arguments_that_do_not_go_together_are_refused(kind: int, name: str, options: dict) -> None:
     refused(kind, tensors(kind), name, **options)
 
 
@@ -150,7 +143,7 @@ def test_unseen_keys_are_never_read_and_everything_is_written(
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    """Large enough that the grain allows several; one of them is the serial loop."""
+    """Large enough for several threads; with one, the loop is serial."""
     rows, keys = 64, 700
     for kind in KINDS:
         x = tensors(kind, backward=True)
@@ -158,7 +151,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         sizes |= {"v": (1, HKV, keys, 64), "g": (rows, HQ, 64), "target": (rows, 300)}
         x |= {i: None if x[i] is None else torch.rand(y) for i, y in sizes.items()}
         x |= {"sequence": torch.zeros(rows).int(), "start": torch.zeros(rows).int()}
-        x |= {"stop": torch.arange(keys - rows, keys).int(), "words": None, "set_index": None}
+        x |= {"stop": torch.arange(keys - rows, keys).int(), "bits": None, "set_index": None}
         x |= {"columns": torch.arange(100, 400).int()[None]}
         x["upstream"] = torch.randn((rows,) if x["target"] is not None else (rows, 300))
         results = []
@@ -185,7 +178,7 @@ small = st.integers(-2, 4)
 def test_any_numbers_are_served_or_refused(
     kind: int, rows: list, columns: list, threads: int, over_columns: bool
 ) -> None:
-    """What makes sense gives finite results everywhere; all else is refused untouched."""
+    """Valid numbers give finite results everywhere; all others are refused before any write."""
     sequences, keys, sets, n = 2, 3, 2, len(rows)
     numbers = torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).T.contiguous()
     sizes = {"q": (n, 2, 4), "k": (sequences, 1, keys, 4), "v": (sequences, 1, keys, 4)}
@@ -203,7 +196,7 @@ def test_any_numbers_are_served_or_refused(
         x = tensors(kind, backward)
         x |= {name: None if x[name] is None else torch.rand(y) for name, y in sizes.items()}
         x |= dict(zip(("sequence", "start", "stop", "set_index"), numbers))
-        x |= {"columns": int32(*columns), "words": torch.full((sets, 1), 5, dtype=torch.int32)}
+        x |= {"columns": int32(*columns), "bits": torch.full((sets, 1), 5, dtype=torch.int32)}
         written = {"out": "out"} if not backward else {i: i[1:] for i in WRITTEN[1:]}
         shape = (n,) if kind in (KL_MEAN, KL_EACH) else (n, 3)
         x["upstream" if backward else "out"] = torch.full(shape, 1.0 if backward else math.nan)

@@ -7,10 +7,11 @@
 //   a_hc = dL / dlog p_hc,  A_h = sum_c a_hc,  ds_hj = (a_hj - A_h exp(s_hj - norm_h)) dcap
 //   dq = scale sum_j ds_j k_j,  dk_j = scale sum_n ds_nj q_n
 //
-// For each sequence the keys that some row's normaliser is made of are gathered. A block of rows
-// keeps its scores of all heads, transposed: K Q^T [U, 32] for each panel of 32 packed rows. From
-// them come the normalisers (down the columns), the map (over parts of the keys, each looping over
-// the heads), and in backward ds in their place, with dq; then dk over parts of the keys.
+// For each sequence the keys that enter some row's softmax are gathered. The scores of a block of
+// rows, of all heads, are in memory at once and transposed: K Q^T [U, 32] for each panel of 32
+// packed rows. From them come the normalisers (down the columns) and the map (over tiles of keys,
+// each of which loops over the heads). The backward overwrites the scores with ds and computes dq;
+// then dk, over parts of the keys.
 #include "attention_map.h"
 
 namespace groundkern {
@@ -18,21 +19,29 @@ namespace {
 
 template <class T, class X>
 typename Kernel<T, X>::Sequence Kernel<T, X>::sequence_of(int64_t b) const {
-  std::vector<uint32_t> listed = listed_words(b);
-  SequenceRows of(op.rows, ranges[b], ranges[b + 1], S,
-                  [&](int64_t n, int64_t word) { return used(listed, n, word); });
+  std::vector<uint32_t> listed = listed_bits(b);
+  SequenceRows of(op.selection, ranges[b], ranges[b + 1], S,
+                  [&](int64_t n, int64_t i) { return used(listed, n, i); });
   std::vector<int32_t> at(S, -1), place(C, -1), live;
   std::vector<uint8_t> column(of.U, 0);
   for (std::size_t u = 0; u < of.keys.size(); ++u) at[of.keys[u]] = static_cast<int32_t>(u);
   for (int64_t c = 0; c < C; ++c) {
-    const int32_t key = op.columns[b * C + c];
+    const int32_t key = op.columns.keys[b * C + c];
     if (key < 0 || at[key] < 0) continue;
     place[c] = at[key];
     column[at[key]] = 1;
     if (live.empty() || live.back() != at[key] / LANES) live.push_back(at[key] / LANES);
   }
-  return {b, std::move(listed), std::move(of), std::move(place), std::move(live),
-          std::move(column), {}, {}, {}, {}};
+  return {b,
+          std::move(listed),
+          std::move(of),
+          std::move(place),
+          std::move(live),
+          std::move(column),
+          {},
+          {},
+          {},
+          {}};
 }
 
 template <class T, class X>
@@ -48,23 +57,25 @@ void Kernel<T, X>::gather(Sequence& sequence, bool backward) const {
   const auto is_column = [&](int64_t u) { return sequence.column[u] != 0; };
   parallel_for(Hkv * parts, workers, [&](int64_t item, int) {
     const int64_t b = sequence.b, h = item / parts, from = item % parts * PART;
-    gather_plain<X, T>(of, op.k, b, h, from, every_key, sequence.k.data() + h * k_size);
+    gather_plain<X, T>(of, op.inputs.k, b, h, from, every_key, sequence.k.data() + h * k_size);
     if (contributes) {
-      gather_plain<X, T>(of, op.v, b, h, from, is_column, sequence.v.data() + h * v_size);
+      gather_plain<X, T>(of, op.inputs.v, b, h, from, is_column, sequence.v.data() + h * v_size);
     }
     if constexpr (narrow) {
       if (!backward) return;
-      gather_paired<X, T>(of, op.k, b, h, from, every_key, sequence.k_paired.data() + h * k_size);
+      gather_paired<X, T>(of, op.inputs.k, b, h, from, every_key,
+                          sequence.k_paired.data() + h * k_size);
       if (!contributes) return;
-      gather_paired<X, T>(of, op.v, b, h, from, is_column, sequence.v_paired.data() + h * v_size);
+      gather_paired<X, T>(of, op.inputs.v, b, h, from, is_column,
+                          sequence.v_paired.data() + h * v_size);
     }
   });
 }
 
 template <class T, class X>
-typename Kernel<T, X>::Kept Kernel<T, X>::keep(const Block& block, bool backward) const {
+typename Kernel<T, X>::State Kernel<T, X>::allocate(const Block& block, bool backward) const {
   const int64_t U = block.of.U, M = block.panels * LANES;
-  const auto when = [](bool kept, int64_t count) { return kept ? count : 0; };
+  const auto when = [](bool needed, int64_t count) { return needed ? count : 0; };
   return {block,
           Buffer<float>(Hkv * M * U),
           Buffer<float>(when(contributes, Hkv * M * U)),
@@ -89,84 +100,86 @@ void Kernel<T, X>::each_lane(const Block& block, int64_t panel, const Body& body
 
 // The scores, v . g and normalisers of a block, all heads.
 template <class T, class X>
-void Kernel<T, X>::score(const Sequence& sequence, Kept& kept) const {
-  const Block& block = kept.block;
-  const int64_t items = Hkv * block.panels, share = words<X>(D + 1, LANES) + words<X>(Dv + 1, LANES);
+void Kernel<T, X>::score(const Sequence& sequence, State& state) const {
+  const Block& block = state.block;
+  const int64_t items = Hkv * block.panels,
+                share = panel_floats<X>(D + 1, LANES) + panel_floats<X>(Dv + 1, LANES);
   const int workers = threads(items, static_cast<double>(sequence.of.U) * block.m * Hkv * (D + Dv));
   const Buffer<float> scratch(workers * share);
   parallel_for(items, workers, [&](int64_t item, int thread) {
-    score_panel(sequence, kept, item / block.panels, item % block.panels,
+    score_panel(sequence, state, item / block.panels, item % block.panels,
                 scratch.data() + thread * share);
   });
 }
 
 template <class T, class X>
-void Kernel<T, X>::score_panel(const Sequence& sequence, Kept& kept, int64_t head, int64_t panel,
+void Kernel<T, X>::score_panel(const Sequence& sequence, State& state, int64_t head, int64_t panel,
                                float* scratch) const {
-  const Block& block = kept.block;
+  const Block& block = state.block;
   const int64_t U = sequence.of.U, at = head * block.panels + panel;
   X* const q = reinterpret_cast<X*>(scratch);  // [D, LANES]
-  float* const s = kept.scores.data() + at * U * LANES;
-  float* const norm = kept.norm.data() + at * LANES;
-  lay_transposed<X, T>(block, op.q, head * group, panel, q);
-  products.plain(U, LANES, D, sequence.k.data() + head * U * padded(D), U, q, D, s, U, false);
+  float* const s = state.scores.data() + at * U * LANES;
+  float* const norm = state.norm.data() + at * LANES;
+  lay_transposed<X, T>(block, op.inputs.q, head * group, panel, q);
+  products.plain(U, LANES, D, {sequence.k.data() + head * U * padded(D), U}, {q, D}, {s, U}, false);
   if (contributes) {
-    X* const g = reinterpret_cast<X*>(scratch + words<X>(D + 1, LANES));  // [Dv, LANES]
-    lay_transposed<X, T>(block, op.g, head * group, panel, g);
-    products.plain(U, LANES, Dv, sequence.v.data() + head * U * padded(Dv), U, g, Dv,
-                   kept.value.data() + at * U * LANES, U, false);
+    X* const g = reinterpret_cast<X*>(scratch + panel_floats<X>(D + 1, LANES));  // [Dv, LANES]
+    lay_transposed<X, T>(block, op.inputs.g, head * group, panel, g);
+    products.plain(U, LANES, Dv, {sequence.v.data() + head * U * padded(Dv), U}, {g, Dv},
+                   {state.value.data() + at * U * LANES, U}, false);
   }
   float top[LANES], sum[LANES];
-  level.mask_scores(s, U, block.panel_bits(panel), op.scale, op.softcap, top);
-  bool given = op.lse.data != nullptr && !op.over_columns;
+  isa.mask_scores(s, U, block.panel_bits(panel), op.options.scale, op.options.softcap, top);
+  bool given = op.inputs.lse.data != nullptr && !op.options.over_columns;
   each_lane(block, panel, [&](int64_t, int64_t n, int64_t h) {
-    given = given && std::isfinite(*op.lse.template row<float>(n, head * group + h));
+    given = given && std::isfinite(*op.inputs.lse.template row<float>(n, head * group + h));
   });
   for (int64_t l = 0; l < LANES; ++l) norm[l] = std::isinf(top[l]) ? 0.0f : top[l];
   if (!given) {
-    level.sum_exponentials(s, U, norm, sum);
+    isa.sum_exponentials(s, U, norm, sum);
     for (int64_t l = 0; l < LANES; ++l) norm[l] += sum[l] == 0.0f ? 0.0f : std::log(sum[l]);
   }
   each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
-    if (op.lse.data == nullptr || op.over_columns) return;
-    const float lse = *op.lse.template row<float>(n, head * group + h);
+    if (op.inputs.lse.data == nullptr || op.options.over_columns) return;
+    const float lse = *op.inputs.lse.template row<float>(n, head * group + h);
     if (std::isfinite(lse)) norm[l] = lse;
   });
 }
 
-// weights [LANES] is filled.
+// Fills weights [LANES], which the result refers to.
 template <class T, class X>
-Lanes Kernel<T, X>::lanes_of(const Kept& kept, int64_t head, int64_t panel, float* weights) const {
+Lanes Kernel<T, X>::lanes_of(const State& state, int64_t head, int64_t panel,
+                             float* weights) const {
   std::fill_n(weights, LANES, 0.0f);
-  each_lane(kept.block, panel, [&](int64_t l, int64_t n, int64_t h) {
-    weights[l] = weight(n, head * group + h);
-  });
-  return {kept.norm.data() + (head * kept.block.panels + panel) * LANES, weights,
-          kept.block.lane_row.data() + panel * LANES, kept.block.straight(panel)};
+  each_lane(state.block, panel,
+            [&](int64_t l, int64_t n, int64_t h) { weights[l] = weight(n, head * group + h); });
+  return {state.norm.data() + (head * state.block.panels + panel) * LANES, weights,
+          state.block.lane_row.data() + panel * LANES, state.block.straight(panel)};
 }
 
 // total [U, count] = the map at the columns, for kl sum_h w_h log p (kl_each) or log M (kl_mean).
 template <class T, class X>
-void Kernel<T, X>::map(const Sequence& sequence, Kept& kept) const {
-  const Block& block = kept.block;
+void Kernel<T, X>::map(const Sequence& sequence, State& state) const {
+  const Block& block = state.block;
   const int64_t U = sequence.of.U, count = block.count, panels = Hkv * block.panels;
   std::vector<float> weights(panels * LANES);
   std::vector<Lanes> lanes;
   for (int64_t i = 0; i < panels; ++i) {
-    lanes.push_back(lanes_of(kept, i / block.panels, i % block.panels, weights.data() + i * LANES));
+    lanes.push_back(
+        lanes_of(state, i / block.panels, i % block.panels, weights.data() + i * LANES));
   }
   const int64_t items = static_cast<int64_t>(sequence.live.size());
   const int workers = threads(items, 32.0 * items * LANES * panels * LANES);
   parallel_for(items, workers, [&](int64_t item, int) {
     const int64_t first = sequence.live[item] * LANES;
-    float* const total = kept.total.data() + first * count;
-    float* const maximum = mean ? kept.maximum.data() + first * count : nullptr;
+    float* const total = state.total.data() + first * count;
+    float* const maximum = mean ? state.maximum.data() + first * count : nullptr;
     std::fill_n(total, LANES * count, 0.0f);
     if (mean) {
       std::fill_n(maximum, LANES * count, -INFINITE);
       for (int64_t i = 0; i < panels; ++i) {
-        level.raise_maximum(kept.scores.data() + (i * U + first) * LANES, LANES, lanes[i], maximum,
-                            count);
+        isa.raise_maximum(state.scores.data() + (i * U + first) * LANES, LANES, lanes[i], maximum,
+                          count);
       }
       for (int64_t j = 0; j < LANES * count; ++j) {
         if (!std::isfinite(maximum[j])) maximum[j] = 0.0f;
@@ -174,49 +187,48 @@ void Kernel<T, X>::map(const Sequence& sequence, Kept& kept) const {
     }
     for (int64_t i = 0; i < panels; ++i) {
       const int64_t at = (i * U + first) * LANES;
-      level.add_to_map(op.kind, kept.scores.data() + at,
-                       contributes ? kept.value.data() + at : nullptr, LANES, lanes[i], op.rectify,
-                       maximum, total, count);
+      float* const value = contributes ? state.value.data() + at : nullptr;
+      const PanelScores head{state.scores.data() + at, value, LANES};
+      isa.add_to_map(options, head, lanes[i], maximum, total, count);
     }
     if (!mean) return;
-    level.logarithms(total, LANES * count);
+    isa.logarithms(total, LANES * count);
     for (int64_t j = 0; j < LANES * count; ++j) total[j] += maximum[j];
   });
 }
 
-// P [C]: the target on row n's own columns, renormalised, 0 elsewhere; without a target 1 on them.
-// Returns the mass that was left.
+// P [C]: the target on row n's own columns, renormalised, and 0 elsewhere; without a target 1 on
+// these columns.
 template <class T, class X>
-double Kernel<T, X>::own_target(const Sequence& sequence, int64_t n, float* P) const {
-  const float* const target = kl ? op.target.row<float>(n) : nullptr;
-  const int32_t* const columns = op.columns + sequence.b * C;
-  int64_t word = -1;
+void Kernel<T, X>::own_target(const Sequence& sequence, int64_t n, float* P) const {
+  const float* const target = kl ? op.inputs.target.row<float>(n) : nullptr;
+  const int32_t* const columns = op.columns.keys + sequence.b * C;
+  int64_t mask = -1;
   uint32_t own = 0;
   double mass = 0.0;
   for (int64_t c = 0; c < C; ++c) {
     P[c] = 0.0f;
     if (columns[c] < 0) continue;
-    if (columns[c] / 32 != word) {
-      word = columns[c] / 32;
-      own = allowed_word(op.rows, n, word);
+    if (columns[c] / 32 != mask) {
+      mask = columns[c] / 32;
+      own = allowed_bits(op.selection, n, mask);
     }
     if ((own >> (columns[c] % 32)) & 1) P[c] = kl ? target[c] : 1.0f;
     mass += P[c];
   }
   const double factor = mass > 0.0 ? 1.0 / mass : 0.0;
   for (int64_t c = 0; kl && c < C; ++c) P[c] = static_cast<float>(P[c] * factor);
-  return mass;
 }
 
-// out [N, C], or [N] for kl, of a block's rows.
+// Writes out [N, C], or [N] for a KL, of a block's rows.
 template <class T, class X>
-void Kernel<T, X>::results(const Sequence& sequence, const Kept& kept, float* out) const {
-  const Block& block = kept.block;
+void Kernel<T, X>::results(const Sequence& sequence, const State& state, float* out) const {
+  const Block& block = state.block;
   const int workers = threads(block.count, 32.0 * block.count * C);
   const Buffer<float> scratch(workers * 2 * C);
   parallel_for(block.count, workers, [&](int64_t r, int thread) {
     const int64_t n = block.row(r);
-    const float* const total = kept.total.data() + r;
+    const float* const total = state.total.data() + r;
     float* const P = scratch.data() + thread * 2 * C;
     own_target(sequence, n, P);
     if (!kl) {
@@ -229,11 +241,11 @@ void Kernel<T, X>::results(const Sequence& sequence, const Kept& kept, float* ou
     for (int64_t h = 0; !mean && h < Hq; ++h) weights += weight(n, h);
     float* const log_P = P + C;
     std::copy_n(P, C, log_P);
-    level.logarithms(log_P, C);
+    isa.logarithms(log_P, C);
     for (int64_t c = 0; c < C; ++c) {
       if (!(P[c] > 0.0f)) continue;
-      sum += P[c] * (weights * log_P[c] -
-                     static_cast<double>(total[sequence.place[c] * block.count]));
+      sum +=
+          P[c] * (weights * log_P[c] - static_cast<double>(total[sequence.place[c] * block.count]));
     }
     out[n] = static_cast<float>(sum);
   });
@@ -249,19 +261,19 @@ void Kernel<T, X>::forward(float* out) const {
     const int64_t rows = rows_at_a_time(sequence.of), count = sequence.of.rows.size();
     for (int64_t first = 0; first < count; first += rows) {
       const Block block(sequence.of, first, std::min(rows, count - first), group);
-      Kept kept = keep(block, false);
-      score(sequence, kept);
-      map(sequence, kept);
-      results(sequence, kept, out);
+      State state = allocate(block, false);
+      score(sequence, state);
+      map(sequence, state);
+      results(sequence, state, out);
     }
   }
 }
 
-// E and F [U, count] of map_gradient. F is log P (kl_each); the map itself is kl_mean's.
+// E and F [U, count] of map_gradient. F is log P for kl_each; for kl_mean it is the map itself.
 template <class T, class X>
-void Kernel<T, X>::factors(const Sequence& sequence, const Kept& kept, const float* upstream,
+void Kernel<T, X>::factors(const Sequence& sequence, const State& state, const float* upstream,
                            float* E, float* F) const {
-  const Block& block = kept.block;
+  const Block& block = state.block;
   const int64_t U = sequence.of.U, count = block.count;
   std::fill_n(E, U * count, 0.0f);
   if (F != nullptr) std::fill_n(F, U * count, 0.0f);
@@ -277,7 +289,7 @@ void Kernel<T, X>::factors(const Sequence& sequence, const Kept& kept, const flo
       E[at] = kl ? -upstream[n] * P[c] : upstream[n * C + c];
     }
     if (F == nullptr) return;
-    level.logarithms(P, C);
+    isa.logarithms(P, C);
     for (int64_t c = 0; c < C; ++c) {
       if (P[c] > -INFINITE) F[sequence.place[c] * count + r] = P[c];
     }
@@ -285,12 +297,12 @@ void Kernel<T, X>::factors(const Sequence& sequence, const Kept& kept, const flo
 }
 
 template <class T, class X>
-void Kernel<T, X>::backward(const Gradients& out) const {
+void Kernel<T, X>::backward(const float* upstream, const Gradients& to) const {
   for (int64_t n = 0; n < N; ++n) {
     for (int64_t h = 0; h < Hq; ++h) {
-      std::fill_n(out.dq.template row<T>(n, h), D, from_float<T>(0.0f));
-      if (contributes) std::fill_n(out.dg.template row<T>(n, h), Dv, from_float<T>(0.0f));
-      if (!contributes) *out.dhead_weight.template row<float>(n, h) = 0.0f;
+      std::fill_n(to.dq.template row<T>(n, h), D, from_float<T>(0.0f));
+      if (contributes) std::fill_n(to.dg.template row<T>(n, h), Dv, from_float<T>(0.0f));
+      if (!contributes) *to.dhead_weight.template row<float>(n, h) = 0.0f;
     }
   }
   for (int64_t b = 0; b < B; ++b) {
@@ -301,15 +313,16 @@ void Kernel<T, X>::backward(const Gradients& out) const {
     const int workers = threads(Hkv * parts, static_cast<double>(Hkv) * S * (D + Dv));
     parallel_for(Hkv * parts, workers, [&](int64_t item, int) {
       const auto& any = nothing ? none : sequence.of.any;
-      zero_unused<T>(any, out.dk, b, item / parts, item % parts * PART);
-      if (contributes) zero_unused<T>(any, out.dv, b, item / parts, item % parts * PART);
+      zero_unused<T>(any, to.dk, b, item / parts, item % parts * PART);
+      if (contributes) zero_unused<T>(any, to.dv, b, item / parts, item % parts * PART);
     });
-    if (!nothing) backward_sequence(sequence, out);
+    if (!nothing) backward_sequence(sequence, upstream, to);
   }
 }
 
 template <class T, class X>
-void Kernel<T, X>::backward_sequence(Sequence& sequence, const Gradients& out) const {
+void Kernel<T, X>::backward_sequence(Sequence& sequence, const float* upstream,
+                                     const Gradients& to) const {
   gather(sequence, true);
   const SequenceRows& of = sequence.of;
   const int64_t rows = rows_at_a_time(of), count = of.rows.size(), U = of.U;
@@ -319,76 +332,80 @@ void Kernel<T, X>::backward_sequence(Sequence& sequence, const Gradients& out) c
   const Buffer<float> dv(several ? Hkv * U * padded(Dv) : 0);
   for (int64_t first = 0; first < count; first += rows) {
     const Block block(of, first, std::min(rows, count - first), group);
-    Kept kept = keep(block, true);
-    score(sequence, kept);
-    if (mean) map(sequence, kept);
-    const Buffer<float> E(U * block.count), F(op.kind == MapKind::kl_each ? U * block.count : 0);
-    factors(sequence, kept, out.upstream, E.data(), F.data());
-    const RowFactors factor{E.data(), mean ? kept.total.data() : F.data(), block.count};
+    State state = allocate(block, true);
+    score(sequence, state);
+    if (mean) map(sequence, state);
+    const Buffer<float> E(U * block.count), F(kind == MapKind::kl_each ? U * block.count : 0);
+    factors(sequence, state, upstream, E.data(), F.data());
+    const RowFactors factor{E.data(), mean ? state.total.data() : F.data(), block.count};
     const double work = 2.0 * U * block.m * Hkv * (D + Dv);
     const int workers = threads(Hkv * std::max(parts, block.panels), work);
     const Buffer<float> scratch(workers * share);
     parallel_for(Hkv * block.panels, workers, [&](int64_t item, int thread) {
-      backward_panel(sequence, kept, item / block.panels, item % block.panels, factor, out,
+      backward_panel(sequence, state, item / block.panels, item % block.panels, factor, to,
                      scratch.data() + thread * share);
     });
-    const X* const ds = narrow ? kept.ds.data() : reinterpret_cast<X*>(kept.scores.data());
-    const X* const dvalue = narrow ? kept.dvalue.data() : reinterpret_cast<X*>(kept.value.data());
-    const KeyGradient<T, X> gradient{products, of, first == 0, first + block.count == count};
+    const X* const ds = narrow ? state.ds.data() : reinterpret_cast<X*>(state.scores.data());
+    const X* const dvalue = narrow ? state.dvalue.data() : reinterpret_cast<X*>(state.value.data());
     parallel_for(Hkv * parts, workers, [&](int64_t item, int thread) {
       const int64_t h = item / parts, from = item % parts * PART, m = h * block.panels * LANES;
       float* const part = scratch.data() + thread * share;
-      gradient.add(ds + m * U, kept.q.data() + m * padded(D), block.m, from, out.dk, sequence.b, h,
+      const bool last = first + block.count == count;
+      const KeyGradient<T, X> gradient{products, block, sequence.b, h, first == 0, last};
+      gradient.add(ds + m * U, state.q.data() + m * padded(D), from, to.dk,
                    several ? dk.data() + h * U * padded(D) : nullptr, part);
       if (!contributes) return;
-      gradient.add(dvalue + m * U, kept.g.data() + m * padded(Dv), block.m, from, out.dv,
-                   sequence.b, h, several ? dv.data() + h * U * padded(Dv) : nullptr, part);
+      gradient.add(dvalue + m * U, state.g.data() + m * padded(Dv), from, to.dv,
+                   several ? dv.data() + h * U * padded(Dv) : nullptr, part);
     });
   }
 }
 
-// ds and dvalue in the place of the scores and v . g, then dq, dg and dhead_weight of a panel.
+// Overwrites the scores and v . g of a panel with ds and dvalue, then computes dq, dg and
+// dhead_weight.
 template <class T, class X>
-void Kernel<T, X>::backward_panel(const Sequence& sequence, Kept& kept, int64_t head,
-                                  int64_t panel, const RowFactors& rows, const Gradients& out,
+void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_t head,
+                                  int64_t panel, const RowFactors& rows, const Gradients& to,
                                   float* scratch) const {
-  const Block& block = kept.block;
+  const Block& block = state.block;
   const int64_t U = sequence.of.U, at = (head * block.panels + panel) * U * LANES;
   const int64_t k_size = U * padded(D), v_size = U * padded(Dv);
-  float* const s = kept.scores.data() + at;
-  float* const value = contributes ? kept.value.data() + at : nullptr;
-  float* const p = scratch;                           // [U, LANES]
-  float* const paired = scratch + U * LANES;          // [U, LANES] of X, bf16
+  float* const s = state.scores.data() + at;
+  float* const value = contributes ? state.value.data() + at : nullptr;
+  float* const p = scratch;                                    // [U, LANES]
+  float* const paired = scratch + U * LANES;                   // [U, LANES] of X, if bf16
   float* const sums = scratch + (narrow ? 2 : 1) * U * LANES;  // [LANES, D] or [LANES, Dv]
   float weights[LANES], A[LANES], dweight[LANES];
-  const Lanes lanes = lanes_of(kept, head, panel, weights);
-  level.map_gradient(op.kind, s, value, p, U, lanes, rows, op.rectify, op.softcap, A, dweight);
-  level.subtract_mean(s, p, U, A, op.scale);
+  const Lanes lanes = lanes_of(state, head, panel, weights);
+  isa.map_gradient(options, {s, value, U}, lanes, rows, p, A, dweight);
+  isa.subtract_mean(s, p, U, A, op.options.scale);
 
-  // sums = x^T keys of a panel, and its rows to `to`
-  const auto reduce = [&](float* x, X* plain, const X* keys, int64_t width, const Tensor<3>& to) {
+  // sums = x^T keys of a panel, and its rows to the gradient
+  const auto reduce = [&](float* x, X* plain, const X* keys, int64_t width,
+                          const Tensor<3>& gradient) {
     const X* operand = reinterpret_cast<const X*>(x);
     if (narrow) {
-      level.narrow(x, U, reinterpret_cast<uint32_t*>(plain), reinterpret_cast<uint32_t*>(paired));
+      isa.narrow(x, U, reinterpret_cast<uint32_t*>(plain), reinterpret_cast<uint32_t*>(paired));
       operand = reinterpret_cast<const X*>(paired);
     }
-    products.transposed(LANES, padded(width), U, operand, U, keys, U, sums, LANES);
+    products.transposed(LANES, padded(width), U, {operand, U}, {keys, U}, {sums, LANES});
     each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
-      get_row(sums, width, LANES, l, 1.0f, to.template row<T>(n, head * group + h));
+      get_row(sums, width, LANES, l, 1.0f, gradient.template row<T>(n, head * group + h));
     });
   };
   const Buffer<X>& k = narrow ? sequence.k_paired : sequence.k;
   const Buffer<X>& v = narrow ? sequence.v_paired : sequence.v;
   const int64_t M = block.panels * LANES;
-  reduce(s, narrow ? kept.ds.data() + at : nullptr, k.data() + head * k_size, D, out.dq);
-  lay_paired<X, T>(block, op.q, head * group, panel, kept.q.data() + head * M * padded(D));
+  reduce(s, narrow ? state.ds.data() + at : nullptr, k.data() + head * k_size, D, to.dq);
+  lay_paired<X, T>(block, op.inputs.q, head * group, panel, state.q.data() + head * M * padded(D));
   if (contributes) {
-    reduce(value, narrow ? kept.dvalue.data() + at : nullptr, v.data() + head * v_size, Dv, out.dg);
-    lay_paired<X, T>(block, op.g, head * group, panel, kept.g.data() + head * M * padded(Dv));
+    reduce(value, narrow ? state.dvalue.data() + at : nullptr, v.data() + head * v_size, Dv, to.dg);
+    lay_paired<X, T>(block, op.inputs.g, head * group, panel,
+                     state.g.data() + head * M * padded(Dv));
     return;
   }
   each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
-    *out.dhead_weight.template row<float>(n, head * group + h) = dweight[l];
+    *to.dhead_weight.template row<float>(n, head * group + h) = dweight[l];
   });
 }
 
@@ -398,12 +415,9 @@ void attention_map_forward(const AttentionMap& op, float* out) {
   dispatch<Kernel>(op, [&](const auto& kernel) { kernel.forward(out); });
 }
 
-void attention_map_backward(const AttentionMap& op, const float* upstream, const Tensor<3>& dq,
-                            const Tensor<4>& dk, const Tensor<4>& dv, const Tensor<3>& dg,
-                            const Tensor<2>& dhead_weight) {
-  dispatch<Kernel>(op, [&](const auto& kernel) {
-    kernel.backward({upstream, dq, dk, dv, dg, dhead_weight});
-  });
+void attention_map_backward(const AttentionMap& op, const float* upstream,
+                            const AttentionMap::Gradients& to) {
+  dispatch<Kernel>(op, [&](const auto& kernel) { kernel.backward(upstream, to); });
 }
 
 }  // namespace groundkern

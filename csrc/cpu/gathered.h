@@ -1,16 +1,16 @@
-// What side_attention and attention_map do alike around their products: gather the keys of a batch
-// of key heads, lay rows into lanes, and give the keys their gradient.
+// What side_attention and attention_map share around their products: gathering the keys of a batch
+// of key heads, packing rows into lanes, and the gradient of the keys.
 #pragma once
 
 #include "panels.h"
 
 namespace groundkern {
 
-constexpr int64_t PART = 64;            // keys that are gathered, or given a gradient, at a time
-constexpr int64_t SCORES = 1 << 21;     // scores of a block of rows: 8 MiB in fp32
-constexpr int64_t BATCH = 1 << 22;      // elements of a batch of heads: 16 MiB in fp32
+constexpr int64_t PART = 64;         // keys of a task that gathers them or computes their gradient
+constexpr int64_t SCORES = 1 << 21;  // scores of a block of rows: 8 MiB in fp32
+constexpr int64_t BATCH = 1 << 22;   // elements of a batch of heads: 16 MiB in fp32
 
-// Heads [first, stop), so many that their share fits BATCH and every thread has work.
+// The number of heads in a batch: as many as fit BATCH, but enough to give every thread work.
 inline int64_t heads_at_a_time(int64_t per_head, int64_t items_per_head, int64_t heads,
                                int threads) {
   const int64_t fitting = BATCH / std::max<int64_t>(per_head, 1);
@@ -18,24 +18,25 @@ inline int64_t heads_at_a_time(int64_t per_head, int64_t items_per_head, int64_t
   return std::min(heads, std::max<int64_t>(1, std::max(fitting, busy)));
 }
 
-// The used keys [U] of one sequence and head of x, [U, width], in the form put() writes, from key
-// `from` to `from + PART`. Keys past the last are zeros, as are those that `kept` leaves out.
-template <class X, class T, class Kept>
+// x [B, H, S, width] of the used keys [from, from + PART) of one sequence and head, into plain or
+// paired panels [U, width]. Padding keys, and those for which wanted(u) is false, are zeros.
+template <class X, class T, class Wanted>
 void gather_plain(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_t h, int64_t from,
-                  const Kept& kept, X* panels) {
+                  const Wanted& wanted, X* panels) {
   const int64_t count = static_cast<int64_t>(of.keys.size());
   for (int64_t u = from; u < std::min(from + PART, of.U); ++u) {
-    const T* const row = u < count && kept(u) ? x.template row<T>(b, h, int64_t{of.keys[u]}) : nullptr;
+    const bool read = u < count && wanted(u);
+    const T* const row = read ? x.template row<T>(b, h, int64_t{of.keys[u]}) : nullptr;
     put_plain(row, x.size[3], of.U, u, panels);
   }
 }
 
-template <class X, class T, class Kept>
+template <class X, class T, class Wanted>
 void gather_paired(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_t h, int64_t from,
-                   const Kept& kept, X* panels) {
+                   const Wanted& wanted, X* panels) {
   const int64_t count = static_cast<int64_t>(of.keys.size());
   const auto row = [&](int64_t u) -> const T* {
-    return u < count && kept(u) ? x.template row<T>(b, h, int64_t{of.keys[u]}) : nullptr;
+    return u < count && wanted(u) ? x.template row<T>(b, h, int64_t{of.keys[u]}) : nullptr;
   };
   for (int64_t u = from; u < std::min(from + PART, of.U); u += 2) {
     put_paired(row(u), row(u + 1), x.size[3], of.U, u, panels);
@@ -44,8 +45,9 @@ void gather_paired(const SequenceRows& of, const Tensor<4>& x, int64_t b, int64_
 
 inline bool every_key(int64_t) { return true; }
 
-// x [N, Hq, width] of a block's rows and one group of heads: one panel of its transpose, and the
-// whole [m, width] paired. Rows that use no key are zeros: sums must not meet their NaN.
+// One panel of x [N, Hq, width], of a block's rows and one group of heads: lay_transposed packs it
+// as its transpose [width, LANES], lay_paired as its part of the paired panels [m, width]. Rows
+// that use no key are zeros, because a NaN in them would spread through sums over rows.
 template <class X, class T>
 void lay_transposed(const Block& block, const Tensor<3>& x, int64_t first_head, int64_t panel,
                     X* to) {
@@ -69,7 +71,7 @@ void lay_paired(const Block& block, const Tensor<3>& x, int64_t first_head, int6
   }
 }
 
-// dx [B, H, S, width] of the keys [from, from + PART) of S that no row uses: zeros.
+// Sets dx [B, H, S, width] to zero at the keys of [from, from + PART) that no row uses.
 template <class T>
 void zero_unused(const std::vector<uint32_t>& any, const Tensor<4>& dx, int64_t b, int64_t h,
                  int64_t from) {
@@ -79,35 +81,42 @@ void zero_unused(const std::vector<uint32_t>& any, const Tensor<4>& dx, int64_t 
   }
 }
 
-// The gradient of the used keys [from, from + PART) of one head: dx (+)= ds x, summed over the
-// blocks of rows in `sum` where there are several, else in `part`; stored with the last block.
+// The gradient of the used keys of one head, a part at a time: dx = ds x, summed over the blocks of
+// rows and rounded with the last block.
 template <class T, class X>
 struct KeyGradient {
   const Products<X>& products;
-  const SequenceRows& of;
-  bool first, last;
+  const Block& block;
+  int64_t b, h;      // sequence and key head
+  bool first, last;  // whether this is the first and the last block of rows
 
-  void add(const X* ds, const X* rows, int64_t m, int64_t from, const Tensor<4>& dx, int64_t b,
-           int64_t h, float* sum, float* part) const {
+  // ds [U, m] plain, rows [m, width] paired, dx [B, Hkv, S, width]. `sum` [U, width] holds the sum
+  // over blocks if there are several; with one block it is null, and `scratch` [PART, width] is
+  // used.
+  void add(const X* ds, const X* rows, int64_t from, const Tensor<4>& dx, float* sum,
+           float* scratch) const {
+    const SequenceRows& of = block.of;
     const int64_t M = std::min(PART, of.U - from), width = dx.size[3];
-    float* const to = sum == nullptr ? part : sum + from * LANES;
-    const int64_t to_rows = sum == nullptr ? PART : of.U;
-    products.plain(M, padded(width), m, ds + from * LANES, of.U, rows, padded(m), to, to_rows,
-                   !first);
+    const Panels<float> to =
+        sum == nullptr ? Panels<float>{scratch, PART} : Panels<float>{sum + from * LANES, of.U};
+    products.plain(M, padded(width), block.m, {ds + from * LANES, of.U}, {rows, padded(block.m)},
+                   to, !first);
     const int64_t count = static_cast<int64_t>(of.keys.size());
     for (int64_t u = from; last && u < std::min(from + M, count); ++u) {
-      get_row(to, width, to_rows, u - from, 1.0f, dx.template row<T>(b, h, int64_t{of.keys[u]}));
+      T* const row = dx.template row<T>(b, h, int64_t{of.keys[u]});
+      get_row(to.data, width, to.rows, u - from, 1.0f, row);
     }
   }
 };
 
-// body(Kernel<T, X>) for the op's T, the type of its tensors, and X, that of the products' operands.
+// Calls body(Kernel<T, X>) for the op's T, the type of its tensors, and X, the type of the
+// products' operands.
 template <template <class, class> class Kernel, class Op, class Body>
 void dispatch(const Op& op, const Body& body) {
-  const Level& best = level();
-  if (op.dtype == Dtype::float32) {
+  const Isa& best = chosen_isa();
+  if (op.inputs.dtype == Dtype::float32) {
     body(Kernel<float, float>{op, best});
-  } else if (op.dtype == Dtype::float16) {
+  } else if (op.inputs.dtype == Dtype::float16) {
     body(Kernel<float16, float>{op, best});
   } else if (best.dots_bfloat16) {
     body(Kernel<bfloat16, bfloat16>{op, best});

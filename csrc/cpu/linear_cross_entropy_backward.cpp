@@ -1,14 +1,15 @@
-// linear_cross_entropy on the CPU, backward. The exponentials that the forward left become the
-// gradient of the logits a slice of words at a time, which stays in cache for its two products:
-// dweight [V, D] with hidden, made with each block of words, and dhidden [N, D] with weight, of which
-// a task owns a tile. That takes the words in order, so the sums are the same whatever the threads.
+// linear_cross_entropy on the CPU, backward. What the forward saved becomes the gradient of the
+// logits, one slice of vocabulary entries at a time, which stays in cache for its two products:
+// dweight [V, D] with hidden, right after each block of entries, and dhidden [N, D] with weight, of
+// which a task owns a tile. Each tile adds the entries in ascending order, so the sums do not
+// depend on the threads.
 #include "head.h"
 
 namespace groundkern {
 namespace {
 
-constexpr double WORK = 32;                  // multiply-adds that a logit is worth beside its products
-constexpr int64_t DEPTH = 256;               // words of weight packed at a time
+constexpr double WORK = 32;     // multiply-adds that take as long as a logit without its products
+constexpr int64_t DEPTH = 256;  // rows of weight packed at a time
 constexpr int64_t SLICE = int64_t{1} << 20;  // elements of the gradient at a time
 
 // Rows [n, n + rows) and columns [d, d + columns) of dhidden.
@@ -17,7 +18,7 @@ struct Tile {
   int64_t tall() const { return whole_tiles(rows); }
 };
 
-// As large as may be, with one for every thread.
+// The tiles of dhidden: as large as possible, with at least one for every thread.
 struct Tiles {
   int64_t N, D, rows = 512, columns = 512, down, count;
 
@@ -42,52 +43,53 @@ struct Tiles {
 template <class T>
 struct Backward : Head<T> {
   using Base = Head<T>;
-  using Base::bags, Base::blocks, Base::D, Base::level, Base::N, Base::op, Base::own, Base::panels,
-      Base::PER_WORD, Base::products, Base::V, Base::width;
+  using Base::bags, Base::blocks, Base::D, Base::isa, Base::N, Base::op, Base::own, Base::panels,
+      Base::PER_UNIT, Base::products, Base::V, Base::width;
 
-  const CrossEntropyGradients& to;
+  const LinearCrossEntropy::Gradients& to;
   const bool trained = to.dweight.data != nullptr;
   const int64_t even = (N + 1) / 2 * 2;
   const int64_t slice = std::max(SLICE / std::max(width, LANES) / DEPTH, int64_t{1}) * DEPTH;
   const int threads = Base::threads(blocks, WORK + (trained ? static_cast<double>(D) : 0.0));
-  const Buffer<T> hidden{trained ? even * padded(D) : 0};  // paired panels
-  const Buffer<T> dlogits{own ? slice * width : 0};        // paired panels
-  const Buffer<T> rows{trained ? threads * WORDS * width : 0};  // a block of them
-  const Buffer<float> scratch{threads * WORDS * LANES};
-  // Of every row: the factor of exp(z - top), the gradient at its target, a label's share.
+  const Buffer<T> hidden{trained ? even * padded(D) : 0};         // [even, D] paired
+  const Buffer<T> dlogits{own ? slice * width : 0};               // [slice, N] paired
+  const Buffer<T> rows{trained ? threads * ENTRIES * width : 0};  // [ENTRIES, width]: one block's
+  const Buffer<float> scratch{threads * ENTRIES * LANES};
+  // [width], of every row: the factor of exp(z - top), the gradient at the target, and what each
+  // label of the bag subtracts.
   std::vector<float> factor, target, label;
 
-  Backward(const LinearCrossEntropy& op_, const CrossEntropyUpstream& upstream,
-           const CrossEntropyGradients& to)
+  Backward(const LinearCrossEntropy& op_, const LinearCrossEntropy::Upstream& from,
+           const LinearCrossEntropy::Gradients& to)
       : Base(op_), to(to), factor(width), target(width), label(width) {
-    for (int64_t n = 0; n < N; ++n) terms(n, upstream);
+    for (int64_t n = 0; n < N; ++n) terms(n, from);
   }
 
-  void terms(int64_t n, const CrossEntropyUpstream& upstream) {
-    const float dloss = upstream.loss != nullptr ? upstream.loss[n] : 0.0f;
-    const float dlog_prob = upstream.log_prob != nullptr ? upstream.log_prob[n] : 0.0f;
-    const float dlse = upstream.lse != nullptr ? upstream.lse[n] : 0.0f;
-    const float z_target = op.terms[TARGET_LESS_TOP * width + n];
-    const float others = op.terms[OTHERS * width + n], own_share = std::exp(z_target);
+  void terms(int64_t n, const LinearCrossEntropy::Upstream& from) {
+    const float dloss = from.dloss != nullptr ? from.dloss[n] : 0.0f;
+    const float dlog_prob = from.dlog_prob != nullptr ? from.dlog_prob[n] : 0.0f;
+    const float dlse = from.dlse != nullptr ? from.dlse[n] : 0.0f;
+    const float z_target = op.saved.terms[TARGET_LESS_TOP * width + n];
+    const float others = op.saved.terms[OTHERS * width + n], own_share = std::exp(z_target);
     const float sum = others + own_share;
     const int64_t labels = bags.count(n);
-    const float b = labels > 0 ? op.smoothing : 0.0f;
+    const float b = labels > 0 ? op.options.smoothing : 0.0f;
     factor[n] = (dloss - dlog_prob + dlse) / sum;
     const float rest = (dlog_prob - dloss * (1.0f - b)) * (others / sum);
     target[n] = (rest + (dloss * b + dlse) * (own_share / sum)) *
-                cap_slope(z_target + op.terms[TOP * width + n], op.softcap);
+                cap_slope(z_target + op.saved.terms[TOP * width + n], op.options.softcap);
     label[n] = labels > 0 ? dloss * b / static_cast<float>(labels) : 0.0f;
   }
 
   void run() const {
     if (!own) return some_blocks(0, blocks);
     if (trained) pack_hidden();
-    const Tiles tiles(N, D, op.threads);
+    const Tiles tiles(N, D, op.options.threads);
     const int workers = Base::threads(tiles.count, static_cast<double>(D));
     const Buffer<T> B(workers * DEPTH * tiles.columns);
     const Buffer<float> C(tiles.count * tiles.rows * tiles.columns);
     for (int64_t y = 0; y < V; y += slice) {
-      some_blocks(y / WORDS, std::min(blocks, (y + slice) / WORDS));
+      some_blocks(y / ENTRIES, std::min(blocks, (y + slice) / ENTRIES));
       parallel_for(tiles.count, workers, [&](int64_t item, int thread) {
         add_to_tile(tiles.at(item), y, B.data() + thread * DEPTH * tiles.columns,
                     C.data() + item * tiles.rows * tiles.columns);
@@ -104,45 +106,47 @@ struct Backward : Head<T> {
 
   void some_blocks(int64_t first, int64_t last) const {
     parallel_for(last - first, threads, [&](int64_t i, int thread) {
-      float* const scores = scratch.data() + thread * WORDS * LANES;
-      T* const gradient = rows.data() + thread * WORDS * width;
+      float* const scores = scratch.data() + thread * ENTRIES * LANES;
+      T* const gradient = rows.data() + thread * ENTRIES * width;
       for (int64_t panel = 0; panel < panels; ++panel) block(first + i, panel, scores, gradient);
       for (int64_t d = 0; trained && d < D; d += LANES) dweight(first + i, d, gradient, scores);
     });
   }
 
   T* paired(int64_t block, int64_t panel) const {
-    return dlogits.data() + (panel * slice + block * WORDS % slice) * LANES;
+    return dlogits.data() + (panel * slice + block * ENTRIES % slice) * LANES;
   }
 
   void pack_hidden() const {
     for (int64_t n = 0; n < N; n += 2) {
-      put_paired(op.hidden.template row<T>(n),
-                 n + 1 < N ? op.hidden.template row<T>(n + 1) : nullptr, D, even, n, hidden.data());
+      put_paired(op.inputs.hidden.template row<T>(n),
+                 n + 1 < N ? op.inputs.hidden.template row<T>(n + 1) : nullptr, D, even, n,
+                 hidden.data());
     }
   }
 
   void block(int64_t b, int64_t panel, float* scores, T* gradient) const {
-    const int64_t first = b * WORDS, count = Base::count(b), lanes = Base::lanes(panel);
+    const int64_t first = b * ENTRIES, count = Base::count(b), lanes = Base::lanes(panel);
     float factors[LANES] = {};
     for (int64_t l = 0; l < lanes; ++l) {
       const int64_t n = panel * LANES + l;
-      const float own_top = op.tops[b * width + n], top = op.terms[TOP * width + n];
+      const float own_top = op.saved.tops[b * width + n], top = op.saved.terms[TOP * width + n];
       factors[l] = factor[n] * exponential(own_top == top ? 0.0f : own_top - top);
     }
     Base::read(b, panel, factors, scores);
     const int64_t row = panel * LANES;
     for (int64_t l = 0; l < lanes; ++l) {
-      const int64_t w = op.target[row + l] - first;
+      const int64_t w = op.labels.target[row + l] - first;
       if (w >= 0 && w < count) scores[w * LANES + l] = target[row + l];
     }
     bags.among(row, row + lanes, b, [&](int64_t y, int64_t i, int64_t low, int64_t high) {
       for (int64_t n = low; n < high; ++n) {
-        const float slope = op.slopes == nullptr ? 1.0f : op.slopes[n * op.longest + i];
-        if (y != op.target[n]) scores[(y - first) * LANES + n - row] -= label[n] * slope;
+        const float slope =
+            op.saved.slopes == nullptr ? 1.0f : op.saved.slopes[n * op.labels.longest + i];
+        if (y != op.labels.target[n]) scores[(y - first) * LANES + n - row] -= label[n] * slope;
       }
     });
-    for (int64_t y = 0; y < count && lanes < LANES; ++y) {  // whatever an empty lane held
+    for (int64_t y = 0; y < count && lanes < LANES; ++y) {  // empty lanes may hold anything
       std::fill(scores + y * LANES + lanes, scores + (y + 1) * LANES, 0.0f);
     }
     for (int64_t y = 0; y < count && to.dbias != nullptr; ++y) {
@@ -153,27 +157,29 @@ struct Backward : Head<T> {
     }
     if (!own) {
       T* const rows = static_cast<T*>(to.dlogits) + first * width + panel * LANES;
-      return Base::words.write(scores, count, width, rows);
+      return Base::lane_rows.write(scores, count, width, rows);
     }
     Base::pair(b, scores, paired(b, panel));
-    if (trained) Base::words.write(scores, padded(count), width, gradient + panel * LANES);
+    if (trained) Base::lane_rows.write(scores, padded(count), width, gradient + panel * LANES);
   }
 
-  // Columns [d, d + LANES) of the block's rows.
+  // Columns [d, d + LANES) of dweight, in the rows of a block.
   void dweight(int64_t b, int64_t d, const T* gradient, float* C) const {
-    const int64_t first = b * WORDS, count = Base::count(b);
-    products.rows(whole_tiles(count), LANES, even, gradient, width, hidden.data() + d * even, even, C,
-                  WORDS, false);
-    if (to.dtype == op.dtype) {
-      put(C, count, std::min(LANES, D - d), to.dweight.template row<T>(first, d), Base::words);
+    const int64_t first = b * ENTRIES, count = Base::count(b);
+    products.rows(whole_tiles(count), LANES, even, gradient, width,
+                  {hidden.data() + d * even, even}, {C, ENTRIES});
+    if (to.dtype == op.inputs.dtype) {
+      put(C, count, std::min(LANES, D - d), to.dweight.template row<T>(first, d), Base::lane_rows);
     } else {
-      put(C, count, std::min(LANES, D - d), to.dweight.template row<float>(first, d), level.words);
+      put(C, count, std::min(LANES, D - d), to.dweight.template row<float>(first, d),
+          isa.lane_rows);
     }
   }
 
   template <class X>
-  void put(const float* C, int64_t count, int64_t columns, X* rows, const Words<X>& words) const {
-    if (columns == LANES && !to.add) return words.write(C, count, D, rows);
+  void put(const float* C, int64_t count, int64_t columns, X* rows,
+           const LaneRows<X>& lane_rows) const {
+    if (columns == LANES && !to.add) return lane_rows.write(C, count, D, rows);
     for (int64_t y = 0; y < count; ++y) {
       for (int64_t c = 0; c < columns; ++c) {
         const float before = to.add ? to_float(rows[y * D + c]) : 0.0f;
@@ -182,23 +188,24 @@ struct Backward : Head<T> {
     }
   }
 
-  // Adds the products of the words from y on, to the end of the slice.
+  // Adds the products of the entries from y to the end of the slice.
   void add_to_tile(const Tile& tile, int64_t y, T* B, float* C) const {
     const int64_t end = std::min(V, y + slice);
     for (int64_t k = y; k < end; k += DEPTH) {
       const int64_t depth = std::min(DEPTH, end - k);
       for (int64_t i = 0; i < depth; i += 2) {
-        const T* const upper = op.weight.template row<T>(k + i, tile.d);
-        const T* const lower = i + 1 < depth ? op.weight.template row<T>(k + i + 1, tile.d) : nullptr;
-        if (PER_WORD == 2 && lower != nullptr && tile.columns % LANES == 0) {
-          level.pair(upper, lower, tile.columns / LANES, DEPTH * LANES, B + i * LANES);
+        const T* const upper = op.inputs.weight.template row<T>(k + i, tile.d);
+        const T* const lower =
+            i + 1 < depth ? op.inputs.weight.template row<T>(k + i + 1, tile.d) : nullptr;
+        if (PER_UNIT == 2 && lower != nullptr && tile.columns % LANES == 0) {
+          isa.pair(upper, lower, tile.columns / LANES, DEPTH * LANES, B + i * LANES);
         } else {
           put_paired(upper, lower, tile.columns, DEPTH, i, B);
         }
       }
       products.transposed(tile.tall(), padded(tile.columns), depth,
-                          paired(k / WORDS, tile.n / LANES), slice, B, DEPTH, C, tile.tall(),
-                          k > 0);
+                          {paired(k / ENTRIES, tile.n / LANES), slice}, {B, DEPTH},
+                          {C, tile.tall()}, k > 0);
     }
   }
 };
@@ -206,12 +213,12 @@ struct Backward : Head<T> {
 }  // namespace
 
 void linear_cross_entropy_backward(const LinearCrossEntropy& op,
-                                   const CrossEntropyUpstream& upstream,
-                                   const CrossEntropyGradients& to) {
-  if (op.dtype == Dtype::bfloat16) {
-    Backward<bfloat16>(op, upstream, to).run();
+                                   const LinearCrossEntropy::Upstream& from,
+                                   const LinearCrossEntropy::Gradients& to) {
+  if (op.inputs.dtype == Dtype::bfloat16) {
+    Backward<bfloat16>(op, from, to).run();
   } else {
-    Backward<float>(op, upstream, to).run();
+    Backward<float>(op, from, to).run();
   }
 }
 

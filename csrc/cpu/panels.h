@@ -1,7 +1,9 @@
-// Query rows and keys as the matrix products want them: of one sequence, the keys that some row
-// uses, gathered into panels, and the rows with their query heads in lanes of a panel.
+// Query rows and keys of one sequence in the form that the matrix products read: the keys that some
+// row uses are gathered into panels, and the rows, each with its query heads, are packed into
+// lanes.
 //
-// The lanes of a key head are m = head in group * count + row, so that 32 rows fill one panel.
+// Lane m of a key head is row m % count of a block and query head m / count of the group, so that
+// 32 rows fill one panel.
 #pragma once
 
 #include <cstdlib>
@@ -9,11 +11,11 @@
 #include <new>
 #include <type_traits>
 
-#include "level.h"
+#include "isa.h"
 
 namespace groundkern {
 
-// Memory that is not touched before it is used; cache lines do not straddle its rows.
+// Uninitialised memory that starts on a cache line.
 template <class T>
 class Buffer {
  public:
@@ -33,43 +35,50 @@ class Buffer {
   std::unique_ptr<T, Free> memory;
 };
 
-// Words of a panel matrix [rows, columns] of X, both padded.
+// Floats that a matrix [rows, columns] of X in panels takes; the columns are padded.
 template <class X>
-int64_t words(int64_t rows, int64_t columns) {
+int64_t panel_floats(int64_t rows, int64_t columns) {
   return rows * padded(columns) * static_cast<int64_t>(sizeof(X)) / 4;
 }
 
-// The products of one level on operands of type X; sizes in elements.
+// A matrix in panels, and the rows of each panel.
+template <class X>
+struct Panels {
+  X* data;
+  int64_t rows;
+};
+
+// The products of one ISA on operands of type X; sizes in elements.
 template <class X>
 struct Products {
-  static constexpr int64_t PER_WORD = 4 / sizeof(X);
-  const Level& level;
+  static constexpr int64_t PER_UNIT = 4 / sizeof(X);
+  const Isa& isa;
 
-  // C [M, N] (+)= A [M, K] B [K, N], or A^T [K, M] for the transposed one; `rows` are those of the
-  // panels of A and C. M may be a part of them.
-  void plain(int64_t M, int64_t N, int64_t K, const X* A, int64_t rows, const X* B, int64_t B_rows,
-             float* C, int64_t C_rows, bool add) const {
-    multiply().panels({M, N, inner(K), word(A), rows * LANES / PER_WORD, word(B),
-                       inner(B_rows) * LANES, C, C_rows * LANES, add});
+  // C [M, N] = or += A [M, K] B [K, N]. M may be less than the rows of the panels of A and C.
+  void plain(int64_t M, int64_t N, int64_t K, Panels<const X> A, Panels<const X> B, Panels<float> C,
+             bool add) const {
+    multiply().panels({M, N, inner(K), units(A), A.rows * LANES / PER_UNIT, units(B),
+                       inner(B.rows) * LANES, C.data, C.rows * LANES, add});
   }
-  void transposed(int64_t M, int64_t N, int64_t K, const X* A, int64_t A_rows, const X* B,
-                  int64_t B_rows, float* C, int64_t C_rows, bool add = false) const {
-    multiply().transposed({M, N, inner(K), word(A), inner(A_rows) * LANES, word(B),
-                           inner(B_rows) * LANES, C, C_rows * LANES, add});
+  // C [M, N] = or += A^T B, of A [K, M].
+  void transposed(int64_t M, int64_t N, int64_t K, Panels<const X> A, Panels<const X> B,
+                  Panels<float> C, bool add = false) const {
+    multiply().transposed({M, N, inner(K), units(A), inner(A.rows) * LANES, units(B),
+                           inner(B.rows) * LANES, C.data, C.rows * LANES, add});
   }
-  // A in rows `stride` apart; K a multiple of PER_WORD.
-  void rows(int64_t M, int64_t N, int64_t K, const X* A, int64_t stride, const X* B, int64_t B_rows,
-            float* C, int64_t C_rows, bool add) const {
-    multiply().rows({M, N, inner(K), word(A), stride, word(B), inner(B_rows) * LANES, C,
-                     C_rows * LANES, add});
+  // C [M, N] = A B, of A in rows that lie `stride` apart; K is a multiple of PER_UNIT.
+  void rows(int64_t M, int64_t N, int64_t K, const X* A, int64_t stride, Panels<const X> B,
+            Panels<float> C) const {
+    multiply().rows({M, N, inner(K), units({A, 0}), stride, units(B), inner(B.rows) * LANES, C.data,
+                     C.rows * LANES, false});
   }
 
  private:
-  const Multiply& multiply() const {
-    return PER_WORD == 1 ? level.multiply : level.multiply_bfloat16;
+  const Multiply& multiply() const { return PER_UNIT == 1 ? isa.multiply : isa.multiply_bfloat16; }
+  static int64_t inner(int64_t K) { return (K + PER_UNIT - 1) / PER_UNIT; }
+  static const uint32_t* units(Panels<const X> x) {
+    return reinterpret_cast<const uint32_t*>(x.data);
   }
-  static int64_t inner(int64_t K) { return (K + PER_WORD - 1) / PER_WORD; }
-  static const uint32_t* word(const X* x) { return reinterpret_cast<const uint32_t*>(x); }
 };
 
 template <class X, class T>
@@ -82,7 +91,7 @@ GROUNDKERN_INLINE X converted(T x) {
   }
 }
 
-// A row x [width], or zeros where x is null, into row i of plain panels of `rows` rows.
+// Stores a row x [width], or zeros if x is null, as row i of plain panels of `rows` rows.
 template <class X, class T>
 void put_plain(const T* x, int64_t width, int64_t rows, int64_t i, X* panels) {
   for (int64_t first = 0; first < width; first += LANES) {
@@ -97,7 +106,8 @@ void put_plain(const T* x, int64_t width, int64_t rows, int64_t i, X* panels) {
   }
 }
 
-// Rows i and i + 1 (i even) into paired panels; in fp32 that is the plain form.
+// Stores two rows [width], or zeros if null, as rows i and i + 1 of paired panels, i even; in fp32
+// these are plain panels.
 template <class X, class T>
 void put_paired(const T* even, const T* odd, int64_t width, int64_t rows, int64_t i, X* panels) {
   if constexpr (std::is_same_v<X, float>) {
@@ -122,17 +132,18 @@ void put_paired(const T* even, const T* odd, int64_t width, int64_t rows, int64_
   }
 }
 
-// A row x [width], or zeros where x is null, as lane `lane` of the transpose [width, LANES], paired.
+// Stores a row x [width], or zeros if x is null, as lane `lane` of the transpose [width, LANES],
+// paired.
 template <class X, class T>
 void put_transposed(const T* x, int64_t width, int64_t lane, X* panel) {
-  constexpr int64_t PER_WORD = 4 / sizeof(X);
-  for (int64_t d = 0; d < (width + PER_WORD - 1) / PER_WORD * PER_WORD; ++d) {
+  constexpr int64_t PER_UNIT = 4 / sizeof(X);
+  for (int64_t d = 0; d < (width + PER_UNIT - 1) / PER_UNIT * PER_UNIT; ++d) {
     const X value = x != nullptr && d < width ? converted<X>(x[d]) : X{};
-    panel[d / PER_WORD * PER_WORD * LANES + lane * PER_WORD + d % PER_WORD] = value;
+    panel[d / PER_UNIT * PER_UNIT * LANES + lane * PER_UNIT + d % PER_UNIT] = value;
   }
 }
 
-// Row i of fp32 panels of `rows` rows, times a factor, rounded to y [width].
+// y [width] = row i of fp32 panels of `rows` rows, times a factor.
 template <class T>
 void get_row(const float* panels, int64_t width, int64_t rows, int64_t i, float factor, T* y) {
   for (int64_t first = 0; first < width; first += LANES) {
@@ -142,17 +153,17 @@ void get_row(const float* panels, int64_t width, int64_t rows, int64_t i, float 
   }
 }
 
-// The rows of one sequence that see a key, and the keys that some of them uses.
+// The rows of one sequence that see a key, and the used keys: those that at least one row uses.
 struct SequenceRows {
-  std::vector<int32_t> rows;      // numbers of the rows
-  std::vector<int32_t> keys;      // the used keys, ascending
-  std::vector<uint32_t> any;      // [S / 32]: bit set for a used key
-  std::vector<uint32_t> bits;     // [rows, tiles]: which of 32 used keys the row uses
-  int64_t U = 0, tiles = 0;       // used keys, padded; U / 32
+  std::vector<int32_t> rows;   // numbers of the rows
+  std::vector<int32_t> keys;   // the used keys, ascending
+  std::vector<uint32_t> any;   // [masks]: mask bits of the used keys, over all S keys
+  std::vector<uint32_t> bits;  // [rows, tiles]: mask bits of the row's keys, over the used keys
+  int64_t U = 0, tiles = 0;    // number of used keys, padded; U / 32
 
-  // used(n, word): which of the keys 32 word .. 32 word + 31 row n uses.
+  // For the rows [first, stop). used(n, i): the mask bits of keys 32 i to 32 i + 31 for row n.
   template <class Used>
-  SequenceRows(const Rows& all, int64_t first, int64_t stop, int64_t S, const Used& used)
+  SequenceRows(const Selection& all, int64_t first, int64_t stop, int64_t S, const Used& used)
       : any((S + 31) / 32, 0) {
     for (int64_t n = first; n < stop; ++n) {
       if (all.start[n] < all.stop[n]) rows.push_back(static_cast<int32_t>(n));
@@ -170,7 +181,7 @@ struct SequenceRows {
     tiles = U / 32;
     bits.assign(rows.size() * tiles, 0);
     for (std::size_t r = 0; r < rows.size(); ++r) {
-      int64_t at = 0;  // used keys before this word
+      int64_t at = 0;  // used keys before mask w
       uint32_t* const to = bits.data() + r * tiles;
       for (int64_t w = 0; w < count; ++w) {
         if (any[w] == 0) continue;
@@ -189,7 +200,7 @@ struct SequenceRows {
   }
 
  private:
-  // The bits of x at the set bits of mask, side by side.
+  // The bits of x at the set bits of mask, moved next to each other (PEXT).
   static uint32_t gathered(uint32_t x, uint32_t mask) {
     x &= mask;
     if (mask == ~uint32_t{0} || x == 0) return x;
@@ -202,18 +213,23 @@ struct SequenceRows {
   }
 };
 
-// Some rows of a sequence with the query heads of a group in lanes.
+// Some rows of a sequence, with the query heads of a group, in lanes.
 struct Block {
   const SequenceRows& of;
-  int64_t first, count, group;            // rows [first, first + count) of `of`
-  int64_t m = count * group, panels = padded(m) / LANES;
-  std::vector<uint32_t> bits;             // [panels, tiles, LANES]
-  std::vector<int32_t> lane_row;          // [panels * LANES] in the block, 0 where empty
-  std::vector<uint8_t> empty;             // [count]: rows that use no key
+  int64_t first, count, group;                            // rows [first, first + count) of `of`
+  int64_t m = count * group, panels = padded(m) / LANES;  // lanes in use; panels that hold them
+  std::vector<uint32_t> bits;                             // [panels, tiles, LANES]: mask bits
+  std::vector<int32_t> lane_row;  // [panels * LANES]: the lane's row in the block, 0 in empty lanes
+  std::vector<uint8_t> empty;     // [count]: whether the row uses no key
 
   Block(const SequenceRows& of, int64_t first, int64_t count, int64_t group)
-      : of(of), first(first), count(count), group(group), bits(panels * of.tiles * LANES, 0),
-        lane_row(panels * LANES, 0), empty(count) {
+      : of(of),
+        first(first),
+        count(count),
+        group(group),
+        bits(panels * of.tiles * LANES, 0),
+        lane_row(panels * LANES, 0),
+        empty(count) {
     for (int64_t r = 0; r < count; ++r) empty[r] = of.sees_none(first + r);
     for (int64_t i = 0; i < m; ++i) {
       lane_row[i] = static_cast<int32_t>(i % count);
@@ -225,33 +241,33 @@ struct Block {
 
   int64_t row(int64_t i) const { return of.rows[first + i % count]; }
   int64_t head(int64_t i) const { return i / count; }  // in the group
-  const uint32_t* panel_bits(int64_t panel) const {
-    return bits.data() + panel * of.tiles * LANES;
-  }
-  // The panel's lanes are consecutive rows.
+  const uint32_t* panel_bits(int64_t panel) const { return bits.data() + panel * of.tiles * LANES; }
+  // Whether the panel's lanes are consecutive rows.
   bool straight(int64_t panel) const { return count % LANES == 0 && panel < panels; }
 };
 
-// The rows of each sequence as [first, stop) ranges: [B + 1].
-inline std::vector<int64_t> sequence_ranges(const Rows& rows, int64_t B) {
+// [B + 1]: sequence b has the rows from ranges[b] to ranges[b + 1].
+inline std::vector<int64_t> sequence_ranges(const Selection& selection, int64_t B) {
   std::vector<int64_t> first(B + 1, 0);
-  for (int64_t n = 0; n < rows.count; ++n) ++first[rows.sequence[n] + 1];
+  for (int64_t n = 0; n < selection.rows; ++n) ++first[selection.sequence[n] + 1];
   for (int64_t b = 0; b < B; ++b) first[b + 1] += first[b];
   return first;
 }
 
-// Which of the keys 32 word .. 32 word + 31 row n may see.
-inline uint32_t visible_word(const Rows& rows, int64_t n, int64_t word) {
-  const int64_t low = std::max<int64_t>(rows.start[n] - word * 32, 0);
-  const int64_t high = std::min<int64_t>(rows.stop[n] - word * 32, 32);
+// Mask bits of the keys 32 i to 32 i + 31 that row n may see.
+inline uint32_t visible_bits(const Selection& selection, int64_t n, int64_t i) {
+  const int64_t low = std::max<int64_t>(selection.start[n] - i * 32, 0);
+  const int64_t high = std::min<int64_t>(selection.stop[n] - i * 32, 32);
   if (low >= high) return 0;
   return (~uint32_t{0} >> (32 - high)) & (~uint32_t{0} << low);
 }
 
-inline uint32_t allowed_word(const Rows& rows, int64_t n, int64_t word) {
-  const uint32_t visible = visible_word(rows, n, word);
-  if (visible == 0 || rows.words == nullptr || rows.set_index[n] < 0) return visible;
-  return visible & static_cast<uint32_t>(rows.words[rows.set_index[n] * rows.words_per_set + word]);
+// The same, and of these only keys in the row's set.
+inline uint32_t allowed_bits(const Selection& selection, int64_t n, int64_t i) {
+  const uint32_t visible = visible_bits(selection, n, i);
+  if (visible == 0 || selection.bits == nullptr || selection.set_index[n] < 0) return visible;
+  const int64_t at = selection.set_index[n] * selection.masks + i;
+  return visible & static_cast<uint32_t>(selection.bits[at]);
 }
 
 }  // namespace groundkern

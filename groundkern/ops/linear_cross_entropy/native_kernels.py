@@ -48,7 +48,7 @@ def _statistics(rows: int, vocabulary: int) -> int:
     """Floats that a chunk stores beside its logits."""
     from groundkern import _C
 
-    return (_C.terms + -(-vocabulary // _C.words)) * _padded(rows)
+    return (_C.terms + -(-vocabulary // _C.entries)) * _padded(rows)
 
 
 def _chunk_bytes(rows: int, vocabulary: int, per_logit: int) -> int:

@@ -12,9 +12,9 @@
 #include <omp.h>
 #endif
 
-#include "ops.h"
+#include "../ops.h"
 
-// Inlined into its caller, and so compiled for the caller's instruction set.
+// Inlined into the caller and therefore compiled for the caller's instruction set.
 #define GROUNDKERN_INLINE __attribute__((always_inline)) inline
 
 namespace groundkern {
@@ -81,16 +81,16 @@ inline float16 from_float<float16>(float x) {
   return {static_cast<uint16_t>(sign | (rounded >> 13))};
 }
 
-constexpr double GRAIN = 1 << 20;  // multiply-adds that pay for waking one thread
+constexpr double GRAIN = 1 << 20;  // multiply-adds that are worth waking one thread
 
-// The threads a loop of this much work may use.
+// The number of threads for a loop of `count` items that together take `work` multiply-adds.
 inline int useful_threads(int64_t count, double work, int threads) {
   const double by_work = std::min(work / GRAIN, static_cast<double>(count));
   return std::max(1, static_cast<int>(std::min(by_work, static_cast<double>(threads))));
 }
 
-// body(item, thread) for every item; serial with one thread. Bodies must not throw: what they need
-// is allocated before, one share for each of useful_threads().
+// Calls body(item, thread) for every item; serial with one thread. Bodies must not throw, so their
+// memory is allocated before, one share for each of useful_threads().
 template <class Body>
 void parallel_for(int64_t count, int threads, const Body& body) {
 #ifdef _OPENMP
@@ -104,7 +104,7 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   for (int64_t item = 0; item < count; ++item) body(item, 0);
 }
 
-// exp(x) to 1 ulp for x <= 88, 0 below -87; branch-free, so that loops over it vectorise.
+// exp(x) to 1 ulp for x <= 88, 0 below -87. Without branches, so that loops over it vectorise.
 GROUNDKERN_INLINE float exponential(float x) {
   const float bounded = x > 88.0f ? 88.0f : x;
   const float magic = 0x1.8p23f;  // adding it rounds to an integer in the low mantissa bits
@@ -122,7 +122,7 @@ GROUNDKERN_INLINE float exponential(float x) {
   return x < -87.0f ? 0.0f : result;
 }
 
-// tanh to 2 ulp (Cephes), branch-free.
+// tanh to 2 ulp (Cephes), without branches.
 GROUNDKERN_INLINE float hyperbolic_tangent(float x) {
   const float size = x < 0.0f ? -x : x;
   const float square = x * x;

@@ -1,4 +1,4 @@
-"""Run-time choice of the instruction set: every level this CPU has gives the same results."""
+"""Run-time choice of the instruction set: all that this CPU has compute the same results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ test_bindings = importlib.import_module("tests.test_bindings")  # these need _C 
 test_head_bindings = importlib.import_module("tests.test_head_bindings")
 test_map_bindings = importlib.import_module("tests.test_map_bindings")
 
-LEVELS = _C.cpu_levels()
+ISAS = _C.cpu_isas()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VARIABLE = "GROUNDKERN_CPU_ISA"
-# Levels differ in the order of sums, and the last in rounding p and ds to bf16.
+# They differ in the order of sums, and the best one of some CPUs rounds p and ds to bf16.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
@@ -50,8 +50,8 @@ def attention_map(dtype: torch.dtype, kind: int, over_columns: bool, softcap: fl
 
 
 def cross_entropy(dtype: torch.dtype, own: bool, softcap: float) -> list[Tensor]:
-    """With our own products only in fp32: not every level has those of bf16."""
-    x = test_head_bindings.rooms(test_head_bindings.problem(dtype), softcap, own)
+    """With our own products only in fp32: not every instruction set has those of bf16."""
+    x = test_head_bindings.with_buffers(test_head_bindings.problem(dtype), softcap, own)
     results = []
     for direction, names in test_head_bindings.WRITTEN.items():
         test_head_bindings.call(direction, x, softcap=softcap)
@@ -77,15 +77,13 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("level", LEVELS[:-1])
-def test_levels_agree_with_the_baseline(
-    call: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("isa", ISAS[:-1])
+def test_isas_agree_with_the_baseline(call: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, dtype, arguments = CALLS[call]
-    monkeypatch.setenv(VARIABLE, LEVELS[-1])
+    monkeypatch.setenv(VARIABLE, ISAS[-1])
     expected = function(dtype, *arguments)
-    monkeypatch.setenv(VARIABLE, level)
-    assert _C.cpu_level() == level
+    monkeypatch.setenv(VARIABLE, isa)
+    assert _C.cpu_isa() == isa
     for a, b in zip(function(dtype, *arguments), expected, strict=True):
         a, b = a.double(), b.double()
         finite = b.isfinite()
@@ -94,21 +92,21 @@ def test_levels_agree_with_the_baseline(
         assert error <= TOLERANCE[dtype] * (1 + b[finite].abs().max()), f"{error:.1e}"
 
 
-def test_the_best_level_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_isa_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (None, ""):
         monkeypatch.delenv(VARIABLE, raising=False)
         if value is not None:
             monkeypatch.setenv(VARIABLE, value)
-        assert _C.cpu_level() == LEVELS[0]
+        assert _C.cpu_isa() == ISAS[0]
 
 
 @pytest.mark.parametrize("value", ["AVX2", "sse", "avx512 "])
-def test_an_unknown_level_is_one_clear_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_isa_is_one_clear_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, value)
-    names = ", ".join(LEVELS)
+    names = ", ".join(ISAS)
     message = f"^`{VARIABLE}`: expected one of {names}, got {value}$"
     with pytest.raises(ValueError, match=message):
-        _C.cpu_level()
+        _C.cpu_isa()
     x = test_bindings.tensors()
     with pytest.raises(ValueError, match=message):
         _C.side_attention_forward(**test_bindings.arguments(x))
