@@ -9,7 +9,9 @@ from typing import get_args
 import torch
 from rich.console import Console
 
-from benchmarks import machine, problems, scaling, suite, table
+from benchmarks import problems
+from benchmarks.figures import scaling, table
+from benchmarks.timing import machine, suite
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -125,14 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; 1 where a contestant crashed or disagreed with ours."""
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["training_step"]:
-        from benchmarks import training_step
+        from benchmarks.training_step import step as training_step
 
         return training_step.main(words[1:])
     args = parse(arguments)
     console = make_console()
     rows, _ = run(args, console)
     if args.plot and rows:
-        from benchmarks import plots
+        from benchmarks.figures import plots
 
         for path in plots.draw(rows, args.plot):
             console.print(f"drew {path}")

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.commit import NOTE, ROOT, described
+from benchmarks.timing.commit import NOTE, ROOT, described
 
 PEERS = ("liger-kernel", "cut-cross-entropy")
 THERE = {"torch", "triton", "transformers", "numpy", "packaging", "pytest", "typing-extensions"}

@@ -7,7 +7,8 @@ from `python -m benchmarks`.
 import pytest
 import torch
 
-from benchmarks import harness, problems
+from benchmarks import problems
+from benchmarks.contestants import admission
 
 CPU = torch.device("cpu")
 SHAPE = problems.ISSUE_5
@@ -24,5 +25,5 @@ CASES = [
 @pytest.mark.parametrize("problem", CASES, ids=lambda p: p.name.removeprefix(f"{SHAPE}/"))
 def test_ours(problem: problems.Problem, mode: str, benchmark) -> None:
     call = problem.make(CPU)
-    run, _ = harness.runner(call, harness.ours(call, "auto"), mode)
+    run, _ = admission.runner(call, admission.ours(call, "auto"), mode)
     benchmark(run)

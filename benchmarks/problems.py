@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import groundkern as gk
-from benchmarks import floors
+from benchmarks.costs import floors
 from groundkern.ops.cases import Call, integers
 
 ISSUE_5 = "issue-5"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import suite
-from benchmarks.gpu.report import fastest_other, form
-from benchmarks.gpu.sessions import GRAPH, groups
-from benchmarks.suite import Row
-from benchmarks.training_losses import EAGER
+from benchmarks.gpu.reporting.report import fastest_other, form
+from benchmarks.gpu.reporting.sessions import GRAPH, groups
+from benchmarks.timing import suite
+from benchmarks.timing.suite import Row
+from benchmarks.training_step.losses import EAGER
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -156,7 +156,7 @@ def fingerprint(path: Path) -> str:
 
 def draw(path: Path, figure: Path) -> None:
     """Our time over each other contestant's, case by case; the fingerprint goes into the PNG."""
-    from benchmarks import plots
+    from benchmarks.figures import plots
 
     plots.ratios(suite.read_json(path), figure, {"Results": fingerprint(path)})
 

@@ -13,8 +13,9 @@ from itertools import product
 
 import torch
 
-from benchmarks import floors, problems
-from benchmarks.cross_entropy_engine import Head, extra_bytes, moved_bytes
+from benchmarks import problems
+from benchmarks.costs import floors
+from benchmarks.costs.cross_entropy_engine import Head, extra_bytes, moved_bytes
 
 ROWS, KEYS = (1, 8, 64, 256), (4096, 32_768, 131_072)
 LOSS_ROWS = (137, 512, 1024, 16_384)

@@ -3,8 +3,8 @@
 
 import pytest
 
-from benchmarks.aot import amdgcn, sass, ttgir
-from benchmarks.aot.code import Loop, loops, main_loop, shaped
+from benchmarks.aot.reading import amdgcn, sass, ttgir
+from benchmarks.aot.reading.code import Loop, loops, main_loop, shaped
 
 
 def machine_code(*lines: str) -> str:

@@ -15,16 +15,11 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import __main__ as program
-from benchmarks import (
-    baselines,
-    flex,
-    floors,
-    harness,
-    memory,
-    plots,
-    problems,
-    suite,
-)
+from benchmarks import problems
+from benchmarks.contestants import admission, baselines, flex
+from benchmarks.costs import floors
+from benchmarks.figures import plots
+from benchmarks.timing import memory, rounds, suite
 
 CPU = torch.device("cpu")
 SIZES = floors.AttentionSizes(
@@ -87,7 +82,9 @@ def test_the_floor_is_the_slower_of_memory_and_arithmetic() -> None:
 @pytest.mark.parametrize("problem", QUICK, ids=lambda p: p.name)
 @pytest.mark.parametrize("mode", ["forward", "full"])
 def test_baselines_compute_what_ours_compute(problem: problems.Problem, mode: str) -> None:
-    found = harness.contestants(problem, mode, CPU, backends=["auto", "reference"], compiled=False)
+    found = admission.contestants(
+        problem, mode, CPU, backends=["auto", "reference"], compiled=False
+    )
     states = {c.name: c.status for c in found}
     assert [c.kind for c in found[:2]] == ["floor", "ours"]
     wrong = {n: s for n, s in states.items() if not s.startswith(("timed", "refused"))}
@@ -146,10 +143,10 @@ def test_a_wrong_baseline_is_named_and_not_timed(monkeypatch) -> None:
 
 def test_a_wrong_gradient_is_found() -> None:
     a, b = torch.ones(3), torch.ones(3)
-    assert not harness.disagreement(([a], [a]), ([b], [b]), torch.float32)
-    assert "gradient 0" in harness.disagreement(([a], [1.1 * a]), ([b], [b]), torch.float32)
+    assert not admission.disagreement(([a], [a]), ([b], [b]), torch.float32)
+    assert "gradient 0" in admission.disagreement(([a], [1.1 * a]), ([b], [b]), torch.float32)
     nan = torch.full((3,), torch.nan)
-    assert "result 0" in harness.disagreement(([nan], [a]), ([b], [b]), torch.float32)
+    assert "result 0" in admission.disagreement(([nan], [a]), ([b], [b]), torch.float32)
 
 
 def measured(problem: problems.Problem, **options) -> list[suite.Row]:
@@ -163,33 +160,34 @@ def test_rounds_interleave() -> None:
     """Every round runs everyone once, and the order changes."""
     seen: list[str] = []
     runs = {name: lambda n=name: seen.append(n) for name in "abcd"}
-    samples = harness.interleave(runs, harness.cpu_timer, seconds=0.0, least=8)
-    rounds = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
-    assert len(rounds) == 8
-    assert all(sorted(r) == list("abcd") for r in rounds)
-    assert len(set(rounds)) > 1
+    samples = rounds.interleave(runs, rounds.cpu_timer, seconds=0.0, least=8)
+    orders = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
+    assert len(orders) == 8
+    assert all(sorted(r) == list("abcd") for r in orders)
+    assert len(set(orders)) > 1
     assert {name: len(s) for name, s in samples.items()} == dict.fromkeys("abcd", 8)
 
 
 def test_an_error_in_a_round_ends_the_measurement() -> None:
     with pytest.raises(ZeroDivisionError):
-        harness.interleave({"a": lambda: None, "b": lambda: 1 / 0}, harness.cpu_timer, seconds=0.0)
+        rounds.interleave({"a": lambda: None, "b": lambda: 1 / 0}, rounds.cpu_timer, seconds=0.0)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down threefold between rounds does not move them."""
-    assert harness.ratio([1.0, 3.0, 9.0], [2.0, 6.0, 18.0]) == (0.5, 0.5, 0.5)
-    assert harness.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+    assert rounds.ratio([1.0, 3.0, 9.0], [2.0, 6.0, 18.0]) == (0.5, 0.5, 0.5)
+    assert rounds.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
 
 
 def test_memory_counts_what_a_call_touches() -> None:
     """In a process of its own: one that has freed memory before may hand the same pages out."""
     program = """
 import torch
-from benchmarks import harness, memory
+from benchmarks.contestants import admission
+from benchmarks.timing import memory, rounds
 run = lambda: torch.ones(2**22)
 run()
-found = [harness.Contestant("ones", "ours", run)]
+found = [admission.Contestant("ones", "ours", run)]
 print(memory.of_contestants(found, torch.device("cpu"))["ones"])
 """
     result = subprocess.run(
@@ -207,7 +205,7 @@ print(memory.of_contestants(found, torch.device("cpu"))["ones"])
 def test_memory_in_a_fresh_process() -> None:
     peaks = memory.in_fresh_process(QUICK[0], "full", backends=["auto"], compiled=False)
     timed = {r["contestant"] for r in measured(QUICK[0]) if r["status"] == "timed"}
-    assert set(peaks) == timed - {harness.FLOOR}
+    assert set(peaks) == timed - {admission.FLOOR}
 
 
 def test_the_command_line(tmp_path, capsys) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import carry
-from benchmarks.commit import described
+from benchmarks.timing.commit import described
 
 
 def wheel(folder: Path, name: str, *needs: str, tag: str = "py3-none-any", filler: int = 0) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import memory
+from benchmarks.timing import memory
 from groundkern import available_backends
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,7 +19,7 @@ import json, sys
 import torch
 import torch.nn.functional as F
 import groundkern as gk
-from benchmarks import memory
+from benchmarks.timing import memory
 
 name, dtype, trained = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3] == "trained"
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ from itertools import accumulate
 import pytest
 import torch
 
-from benchmarks.cross_entropy_engine import Head, extra_bytes, flops, moved_bytes
+from benchmarks.costs.cross_entropy_engine import Head, extra_bytes, flops, moved_bytes
 from groundkern import available_backends, linear_cross_entropy, row_blocks
 from tests.allocations import allocations
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import lines, plan, timeline
-from benchmarks.gpu.supervisor import Supervisor
+from benchmarks.gpu import lines
+from benchmarks.gpu.supervising import schedule, timeline
+from benchmarks.gpu.supervising.supervisor import Supervisor
 from groundkern import available_backends
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def _of(found: list[lines.Line], event: str, step: str) -> list[lines.Line]:
 def test_every_step_ends_whatever_the_others_do(rehearsal) -> None:
     done, _, found = rehearsal
     ended = {x["step"]: x["status"] for x in found if x["event"] == "end"}
-    assert set(ended) == {step.name for step in plan.CALLS["first"]}, done.stderr
+    assert set(ended) == {step.name for step in schedule.CALLS["first"]}, done.stderr
     failed = {name for name, status in ended.items() if status != "done"}
     assert failed == {"tiles", "tests", "tests_large"}, "those that cannot go on, or are to fail"
     assert done.returncode == 1
@@ -154,9 +155,9 @@ def test_a_step_is_ended_at_its_limit_by_the_real_clock(tmp_path) -> None:
     child = f"import time, pathlib; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
     hangs = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     steps = (
-        plan.Step("hangs", "", 2.0, command=("-c", hangs)),
-        plan.Step("fails", "", 9.0, command=("-c", "raise SystemExit(3)")),
-        plan.Step("runs", "", 9.0, command=("-c", "print('it ran')")),
+        schedule.Step("hangs", "", 2.0, command=("-c", hangs)),
+        schedule.Step("fails", "", 9.0, command=("-c", "raise SystemExit(3)")),
+        schedule.Step("runs", "", 9.0, command=("-c", "print('it ran')")),
     )
     began = time.monotonic()
     whole = Supervisor(steps, tmp_path, seconds=60).run()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import readme, suite
-from benchmarks.gpu import goals, results, sessions, tables
-from benchmarks.gpu.failures import failures
+from benchmarks import readme
+from benchmarks.gpu import results
+from benchmarks.gpu.reporting import goals, sessions, tables
+from benchmarks.gpu.reporting.failures import failures
+from benchmarks.timing import suite
 from tests import gpu_record
 from tests.gpu_record import COMMIT, EAGER, GRAPH, LOSS, SIDE, SIDE_LONG, begun, first, row, second
 
@@ -304,6 +306,6 @@ def test_both_blocks_must_be_in_the_readme() -> None:
 
 def test_contestants_are_those_that_the_steps_write() -> None:
     pytest.importorskip("triton")
-    from benchmarks.gpu import timing
+    from benchmarks.gpu.steps import timing
 
     assert (timing.GRAPH, timing.EAGER) == (sessions.GRAPH, sessions.EAGER) == (GRAPH, EAGER)

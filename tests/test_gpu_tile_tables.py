@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.gpu import results, tile_tables
+from benchmarks.gpu import results
+from benchmarks.gpu.reporting import tile_tables
 from tests.gpu_record import Record, begun, best
 
 NONE = None  # of registers or packed rows

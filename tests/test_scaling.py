@@ -4,7 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import plots, problems, readme, scaling, suite
+from benchmarks import problems, readme
+from benchmarks.figures import plots, scaling
+from benchmarks.timing import suite
 from tests.test_benchmarks import measured
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import training_losses, training_step
-from benchmarks.training_model import SHAPES, Rows, build, sample
+from benchmarks.training_step import losses as training_losses
+from benchmarks.training_step import step as training_step
+from benchmarks.training_step.model import SHAPES, Rows, build, sample
 from groundkern.hf import attach, detach
 
 

@@ -13,10 +13,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.aot import amdgcn, sass
-from benchmarks.aot.code import Instruction, main_loop, shaped
+from benchmarks.aot.reading import amdgcn, sass
+from benchmarks.aot.reading.code import Instruction, main_loop, shaped
+from benchmarks.aot.reading.ttgir import in_flight, narrowed, tensor_memory_shapes
 from benchmarks.aot.recorder import GPUTarget, Launch, triton
-from benchmarks.aot.ttgir import in_flight, narrowed, tensor_memory_shapes
 
 
 @dataclass(frozen=True)

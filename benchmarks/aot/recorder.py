@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from benchmarks.noting import noted
+from benchmarks.launches.noting import noted
 
 RESOURCES = ("num_warps", "num_stages", "maxnreg")
 

@@ -14,17 +14,18 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from benchmarks.commit import commit
-from benchmarks.gpu import lines, plan, timeline
-from benchmarks.gpu.supervisor import RECORD, ROOT, Supervisor
+from benchmarks.gpu import lines
+from benchmarks.gpu.supervising import schedule, timeline
+from benchmarks.gpu.supervising.supervisor import RECORD, ROOT, Supervisor
+from benchmarks.timing.commit import commit
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    p.add_argument("step", nargs="*", help=f"of {', '.join(plan.STEPS)}; instead of a call's")
-    p.add_argument("--call", choices=plan.CALLS, default="first")
+    p.add_argument("step", nargs="*", help=f"of {', '.join(schedule.STEPS)}; instead of a call's")
+    p.add_argument("--call", choices=schedule.CALLS, default="first")
     p.add_argument("--out", type=Path, help="default: $OUT, else bench_results/gpu")
-    p.add_argument("--seconds", type=float, default=plan.SECONDS, help="of the whole call")
+    p.add_argument("--seconds", type=float, default=schedule.SECONDS, help="of the whole call")
     p.add_argument("--rehearse", action="store_true", help="without a GPU: tiny, a played clock")
     p.add_argument("--few", type=int, help="of a rehearsal: at most so many cases of each step")
     p.add_argument(
@@ -37,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def steps_of(args: argparse.Namespace) -> tuple[plan.Step, ...]:
+def steps_of(args: argparse.Namespace) -> tuple[schedule.Step, ...]:
     """In the plan's order; ValueError for a step that there is none of."""
-    unknown = sorted(set(args.step) - set(plan.STEPS))
+    unknown = sorted(set(args.step) - set(schedule.STEPS))
     if unknown:
-        raise ValueError(f"step: expected some of {', '.join(plan.STEPS)}, got {unknown[0]!r}")
+        raise ValueError(f"step: expected some of {', '.join(schedule.STEPS)}, got {unknown[0]!r}")
     if not args.step:
-        return plan.CALLS[args.call]
-    return tuple(step for name, step in plan.STEPS.items() if name in args.step)
+        return schedule.CALLS[args.call]
+    return tuple(step for name, step in schedule.STEPS.items() if name in args.step)
 
 
 def gpu_here() -> bool:

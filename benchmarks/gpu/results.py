@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.__main__ import make_console
-from benchmarks.gpu import report, sessions, tables, tile_tables
-from benchmarks.gpu.sessions import Session
-from benchmarks.gpu.tile_tables import Refused
+from benchmarks.gpu.reporting import report, sessions, tables, tile_tables
+from benchmarks.gpu.reporting.sessions import Session
+from benchmarks.gpu.reporting.tile_tables import Refused
 
 
 def write(some: list[Session], console: Console) -> None:

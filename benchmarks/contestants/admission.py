@@ -1,0 +1,197 @@
+"""Contestants that can run and agree with ours, each prepared outside the clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.contestants import baselines, peers
+from benchmarks.contestants.baselines import Refused, Step
+from benchmarks.costs import floors
+from benchmarks.problems import Mode, Problem, randn
+from groundkern.ops.cases import Call
+
+PREFERRED = {"cuda": "triton", "cpu": "native"}
+FLOOR = "floor: the GEMMs alone"
+# ||a - b|| / ||b|| of values and gradients between ours and a baseline in the same dtype: loose, so
+# that rounding passes and another function does not. tests/closeness.py holds ours to fp64.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """kind: "floor", "ours", "baseline" or "peer". run: one timed call; None where it cannot run,
+    and status says why. before: what each call needs, outside the clock. allocates: whether a
+    call's memory is its own, not made beforehand."""
+
+    name: str
+    kind: str
+    run: Callable[[], object] | None
+    status: str = "timed"
+    before: Callable[[], object] | None = None
+    allocates: bool = True
+
+
+def leaves(call: Call) -> dict[str, Tensor]:
+    return {n: x.detach().requires_grad_(n not in call.fixed) for n, x in call.inputs.items()}
+
+
+def runner(
+    call: Call, step: Step, mode: Mode
+) -> tuple[Callable[[], tuple[list, list]], Callable[[], object] | None]:
+    """A function that runs one step, and what it needs before each call.
+
+    The step returns (results, gradients); "forward" has no gradients, "backward" no results: its
+    forward is what comes before.
+    """
+    inputs = leaves(call)
+    trained = [x for x in inputs.values() if x.requires_grad]
+    upstream: list[Tensor] = []
+    waiting: list[tuple[Tensor, ...]] = []  # a forward whose backward is to be timed
+
+    def forward() -> tuple[list, list]:
+        with torch.no_grad():
+            return list(step(inputs)), []
+
+    def gradients(results: tuple[Tensor, ...]) -> list[Tensor]:
+        if not upstream:  # uneven, made once
+            upstream.extend(
+                randn(9 + i, *x.shape, dtype=x.dtype, device=x.device)
+                for i, x in enumerate(results)
+            )
+        return list(torch.autograd.grad(results, trained, upstream))
+
+    def full() -> tuple[list, list]:
+        results = step(inputs)
+        return list(results), gradients(results)
+
+    match mode:
+        case "forward":
+            return forward, None
+        case "backward":
+            return lambda: ([], gradients(waiting.pop())), lambda: waiting.append(step(inputs))
+    return full, None
+
+
+def resolve(call: Call, backend: str, device: torch.device) -> str:
+    """The backend that `auto` takes for this call; a named one as it is."""
+    if backend != "auto":
+        return backend
+    name = PREFERRED.get(device.type, "reference")
+    try:
+        with torch.no_grad():
+            call.run(backend=name)
+    except ValueError as error:
+        if not str(error).startswith("`backend`"):
+            raise
+        return "reference"
+    return name
+
+
+def ours(call: Call, backend: str) -> Step:
+    return lambda x: call.run(backend=backend, **x)[: call.differentiable]
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||; NaN never passes a comparison."""
+    a, b = a.detach().float(), b.detach().float()
+    norm = float(b.norm())
+    return float((a - b).norm()) / norm if norm else float(a.norm())
+
+
+def disagreement(got: tuple[list, list], wanted: tuple[list, list], dtype: torch.dtype) -> str:
+    """What differs between two runs by more than the tolerance, or nothing."""
+    allowed = TOLERANCE[dtype]
+    for kind, some, others in zip(("result", "gradient"), got, wanted, strict=True):
+        for i, (a, b) in enumerate(zip(some, others, strict=True)):
+            distance = _distance(a, b)
+            if not distance <= allowed:
+                return f"{kind} {i} is {distance:.1e} away from ours ({allowed:.0e} allowed)"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _admit(name, kind, prepare, call, mode, wanted, dtype) -> tuple[Contestant, object]:
+    """Prepare and run a contestant once; it is timed only if it agrees with `wanted`."""
+    try:
+        run, before = runner(call, prepare(), mode)
+        if before:
+            before()
+        got = run()
+    except Refused as reason:
+        return Contestant(name, kind, None, f"refused: {reason}"), None
+    except torch.OutOfMemoryError:
+        return Contestant(name, kind, None, "out of memory"), None
+    except Exception as error:
+        return Contestant(name, kind, None, f"failed: {_first_line(error)}"), None
+    wrong = disagreement(got, wanted, dtype) if wanted else ""
+    if wrong:
+        return Contestant(name, kind, None, f"disagrees: {wrong}"), None
+    return Contestant(name, kind, run, before=before), got
+
+
+def contestants(
+    problem: Problem,
+    mode: Mode,
+    device: torch.device,
+    *,
+    backends: list[str],
+    compiled: bool = True,
+) -> list[Contestant]:
+    """The floor, ours on each backend, then baselines and peers.
+
+    Where the first of our backends fails, the two alone: there is nothing to compare with.
+    """
+    call = problem.make(device)
+    gemms = floors.plain_gemms(problem.floor(mode), problem.dtype, device)
+    gemms()
+    found, wanted = [Contestant(FLOOR, "floor", gemms, allocates=False)], None
+    for backend in dict.fromkeys(resolve(call, b, device) for b in backends):
+        name = f"groundkern {backend}"
+        one, got = _admit(
+            name, "ours", lambda b=backend: ours(call, b), call, mode, wanted, problem.dtype
+        )
+        found.append(one)
+        wanted = wanted or got
+        if wanted is None:
+            return found
+        if backend == "triton" and device.type == "cuda" and one.run and not one.before:
+            found.append(_replayed(one, wanted, problem.dtype))
+    others = [("baseline", n, a) for n, a in baselines.BASELINES[problem.op].items()]
+    if problem.whole:
+        others += [("baseline", n, a) for n, a in baselines.WHOLE.items()]
+    others += [
+        ("peer", n, a)
+        for n, a in peers.peers(problem.op).items()
+        if compiled or not n.startswith(peers.COMPILED)
+    ]
+    for kind, name, adapter in others:
+        one, _ = _admit(name, kind, lambda a=adapter: a(call), call, mode, wanted, problem.dtype)
+        found.append(one)
+    return found
+
+
+def _replayed(one: Contestant, wanted: tuple, dtype: torch.dtype) -> Contestant:
+    """The same call captured in a CUDA graph: device time without the host's launches."""
+    name = f"{one.name}, CUDA graph"
+    try:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            one.run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = one.run()
+        graph.replay()
+        wrong = disagreement(kept, wanted, dtype)
+    except Exception as error:
+        return Contestant(name, "ours", None, f"failed: {_first_line(error)}")
+    if wrong:
+        return Contestant(name, "ours", None, f"disagrees: {wrong}")
+    return Contestant(name, "ours", graph.replay, allocates=False)

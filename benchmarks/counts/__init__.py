@@ -1,0 +1,1 @@
+"""Counts of what calls cost that do not wobble, held to counts.json."""

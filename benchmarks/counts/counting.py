@@ -1,0 +1,138 @@
+"""What our CPU calls cost at issue-5's sizes, and how that compares with counts.json."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from benchmarks import problems
+from benchmarks.contestants import admission
+from benchmarks.timing import memory
+from groundkern import native
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "benchmarks" / "counts.json"
+THREADS = 2  # scratch memory is per thread
+ISA = {"GROUNDKERN_CPU_ISA": "avx2"}  # panels differ between instruction sets
+# Relative; pages differ between runs and allocators, instructions between compilers.
+ALLOWED = {"bytes": 0.1, "instructions": 0.1}
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+# Arguments of the C++ functions that make each of them do one more product with weight's sizes.
+ASKED = {
+    "linear_cross_entropy_forward": ("weight",),
+    "linear_cross_entropy_backward": ("dhidden", "dweight"),
+}
+CPU = torch.device("cpu")
+
+
+def cases() -> list[problems.Problem]:
+    some = problems.problems(
+        shapes=[problems.ISSUE_5],
+        ops=list(problems.OPS),
+        dtypes=[torch.float32, torch.bfloat16],
+        keys=[],
+        rows=[],
+    )
+    return [p for p in some if not p.whole]
+
+
+def product_flops(run) -> int:
+    """FLOPs of the matrix products during a call: torch's, those inside our ops included, and those
+    that our launchers ask of C++."""
+    counted: list[int] = []
+
+    def noting(function, tensors, **options):
+        asked = [name for name in ASKED.get(function.__name__, ()) if tensors[name] is not None]
+        for _ in asked:
+            counted.append(2 * tensors["weight"].numel() * tensors["target"].numel())
+        plain(function, tensors, **options)
+
+    plain = native.call
+    with (
+        mock.patch.object(native, "call", noting),
+        torch.profiler.profile(record_shapes=True, with_flops=True) as profile,
+    ):
+        run()
+    return sum(counted) + sum(e.flops or 0 for e in profile.events() if e.name in PRODUCTS)
+
+
+def measured() -> Iterator[tuple[str, dict[str, int]]]:
+    """Name and counts of each case's native call, forward and backward."""
+    torch.set_num_threads(THREADS)
+    for problem in cases():
+        call = problem.make(CPU)
+        run, _ = admission.runner(call, admission.ours(call, "native"), "full")
+        run()
+        one = admission.Contestant("ours", "ours", run)
+        peak = memory.of_contestants([one], CPU)["ours"]
+        yield problem.key, {"flops": product_flops(run), "bytes": peak}
+
+
+def now() -> dict[str, dict[str, int]]:
+    """FLOPs and bytes of this tree, from a process with memory.py's allocator settings."""
+    return _asked("benchmarks.counts", "--measure", **memory.ALLOCATOR, **ISA)
+
+
+def launches() -> dict[str, dict[str, int]]:
+    """Kernels that calls of this tree launch on a GPU."""
+    return _asked("benchmarks.launches", "--json")
+
+
+def _asked(*program: str, **environment: str) -> dict[str, dict[str, int]]:
+    """What a module prints as JSON."""
+    result = subprocess.run(
+        [sys.executable, "-m", *program],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        raise RuntimeError(f"counting failed: {result.stderr.strip().splitlines()[-1]}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def instructions() -> dict[str, dict[str, int]]:
+    """Machine instructions of this tree; RuntimeError without valgrind."""
+    from benchmarks.counts.instructions import count
+
+    return {name: {"instructions": n} for name, n in count().items()}
+
+
+def committed() -> dict[str, dict[str, int]]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def comparable(name: str, kind: str) -> bool:
+    """Whether a count of this machine can be held to the committed one.
+
+    Where the processor does not multiply bf16, the native loss works in fp32; the committed counts
+    are of one that does.
+    """
+    by_processor = "linear_cross_entropy" in name and name.endswith("bfloat16") and kind != "flops"
+    return not by_processor or multiplies_bf16()
+
+
+def multiplies_bf16() -> bool:
+    """As `native_kernels` asks."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def changes(new: dict[str, dict[str, int]], old: dict[str, dict[str, int]]) -> tuple[list, list]:
+    """(what grew or is new or gone, what shrank), one sentence each."""
+    worse, better = [], []
+    for name in sorted({*new, *old}):
+        some, others = new.get(name, {}), old.get(name, {})
+        for kind in sorted(k for k in {*some, *others} if comparable(name, k)):
+            a, b, allowed = some.get(kind), others.get(kind), ALLOWED.get(kind, 0.0)
+            sentence = f"{name}: {kind} {b} -> {a}"
+            if a is None or b is None or a > b * (1 + allowed):
+                worse.append(sentence)
+            elif a < b * (1 - allowed):
+                better.append(sentence)
+    return worse, better

@@ -1,0 +1,90 @@
+"""What a call would launch, and how to compile that for a GPU which this process does not open.
+
+`dry` runs a call's launchers on meta tensors, with the bodies of our ops in the place of their
+fakes.
+"""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import problems
+from benchmarks.contestants import admission
+from benchmarks.launches.noting import Launch, noted
+from benchmarks.problems import Problem
+from groundkern import backends
+
+META = torch.device("meta")
+
+
+class _Bodies(TorchDispatchMode):
+    """Runs the bodies of our ops where torch would run their fakes."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "groundkern":
+            return OPDEFS[func.name()]._init_fn(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def dry(problem: Problem, mode: problems.Mode = "full") -> list[Launch]:
+    """What a call would launch, on meta tensors: nothing is computed."""
+
+    def empty(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    with (
+        mock.patch.object(problems, "randn", empty),
+        mock.patch.object(admission, "randn", empty),
+        mock.patch.object(backends, "choose", return_value="triton"),
+        noted(launch=False) as seen,
+    ):
+        call = problem.make(META)
+        run, _ = admission.runner(call, admission.ours(call, "triton"), mode)
+        with _Bodies():
+            run()
+    return seen
+
+
+class _Driver:
+    """What Triton asks of a driver before it compiles, for a GPU that need not be here."""
+
+    def __init__(self, target) -> None:
+        self._target = target
+
+    def get_current_target(self):
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_for(capability: int) -> None:
+    """From now on this process compiles for a CUDA GPU of that capability (90 for 9.0)."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    driver.set_active(_Driver(GPUTarget("cuda", capability, 32)))
+
+
+def distinct(launches: list[Launch]) -> list[Launch]:
+    """The first launch of each piece of code."""
+    found: dict[str, Launch] = {}
+    for launch in launches:
+        found.setdefault(compile_key(launch), launch)
+    return list(found.values())
+
+
+def compile_key(launch: Launch) -> str:
+    """The same for launches that compile to the same code: what Triton's runtime keys them by."""
+    kernel = launch.kernel
+    _, _, _, _, binder = kernel.device_caches[0]
+    _, specialization, options = binder(*launch.arguments, **launch.options)
+    return f"{kernel.__name__} {specialization} {sorted(options.items())}"

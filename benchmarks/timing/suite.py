@@ -1,0 +1,174 @@
+"""Measures problems and writes what came out: one flat row per contestant."""
+
+import csv
+import gc
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.contestants import admission
+from benchmarks.problems import Problem
+from benchmarks.timing import machine, memory, rounds
+
+Row = dict[str, object]
+MILLI, MIB = 1e3, 2**20
+FIELDS = (
+    "op",
+    "problem",
+    "shape",
+    "dtype",
+    "mode",
+    "rows",
+    "keys",
+    "columns",
+    "vocabulary",
+    "swept",
+    "contestant",
+    "kind",
+    "status",
+    "rounds",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "to_gemms_p20",
+    "to_gemms_p50",
+    "to_gemms_p80",
+    "ours_over_this_p20",
+    "ours_over_this_p50",
+    "ours_over_this_p80",
+    "peak_mib",
+    "memory_counts",
+    "floor_flops",
+    "floor_bytes",
+    "floor_ms",
+    "percent_of_floor",
+    "bandwidth",
+    "matmul_rate",
+    "load",
+)
+
+
+def rows_of(
+    problem: Problem,
+    mode: str,
+    found: list[admission.Contestant],
+    samples: dict[str, list[float]],
+    peaks: dict[str, int],
+    device: torch.device,
+    ceilings: dict[str, float],
+    load: float | None,
+) -> Iterator[Row]:
+    """One row per contestant, those that could not run included."""
+    dtype = str(problem.dtype).removeprefix("torch.")
+    floor = problem.floor(mode)
+    us = next(c.name for c in found if c.kind == "ours")
+    bandwidth, rate = ceilings.get("bandwidth"), ceilings.get(dtype)
+    seconds = floor.seconds(bandwidth, rate) if bandwidth and rate else None
+    for c in found:
+        row: Row = dict.fromkeys(FIELDS)
+        row |= {"op": problem.op, "problem": problem.name, "shape": problem.shape, "dtype": dtype}
+        row |= {"mode": mode, "swept": problem.swept}
+        row |= {n: getattr(problem, n) for n in ("rows", "keys", "columns", "vocabulary")}
+        row |= {"contestant": c.name, "kind": c.kind, "status": c.status, "load": load}
+        row |= {"floor_flops": floor.flops, "floor_bytes": floor.bytes}
+        row |= {"bandwidth": bandwidth, "matmul_rate": rate}
+        row["floor_ms"] = seconds and round(seconds * MILLI, 5)
+        times = samples.get(c.name)
+        if times:
+            row["rounds"] = len(times)
+            named = (
+                ("", times, None, "_ms", MILLI),
+                ("to_gemms_", times, samples[admission.FLOOR], "", 1),
+                ("ours_over_this_", samples.get(us, times), times, "", 1),
+            )
+            for prefix, a, b, suffix, unit in named:
+                three = rounds.quantiles(a) if b is None else rounds.ratio(a, b)
+                for p, x in zip(("p20", "p50", "p80"), three, strict=True):
+                    row[f"{prefix}{p}{suffix}"] = round(x * unit, 5)
+            if seconds:
+                percent = 100 * seconds * MILLI / row["p50_ms"]
+                row["percent_of_floor"] = float(f"{percent:.3g}")
+        if c.name in peaks:
+            row["peak_mib"] = round(peaks[c.name] / MIB, 2)
+            row["memory_counts"] = memory.COUNTS[device.type]
+        yield row
+
+
+def measure(
+    problem: Problem,
+    mode: str,
+    device: torch.device,
+    *,
+    backends: list[str],
+    compiled: bool,
+    with_memory: bool,
+    seconds: float,
+    least: int,
+    ceilings: dict[str, float],
+) -> list[Row]:
+    """Check, time and weigh one problem."""
+    load = machine.load()
+    found = admission.contestants(problem, mode, device, backends=backends, compiled=compiled)
+    runs = {c.name: c.run for c in found if c.run is not None}
+    timer = rounds.cuda_timer(device) if device.type == "cuda" else rounds.cpu_timer
+    before = {c.name: c.before for c in found if c.before is not None}
+    samples = rounds.interleave(runs, timer, before=before, seconds=seconds, least=least)
+    peaks: dict[str, int] = {}
+    if with_memory and device.type == "cuda":
+        peaks = memory.of_contestants(found, device)
+    del runs, before
+    if with_memory and device.type == "cpu":
+        peaks = memory.in_fresh_process(problem, mode, backends=backends, compiled=compiled)
+    rows = list(rows_of(problem, mode, found, samples, peaks, device, ceilings, load))
+    del found
+    gc.collect()
+    return rows
+
+
+def suite(
+    problems: list[Problem],
+    modes: list[str],
+    device: torch.device,
+    *,
+    deadline: float | None,
+    left_out: list[str],
+    **options,
+) -> Iterator[list[Row]]:
+    """The rows of each problem in turn; those that the deadline (seconds) cuts go to `left_out`."""
+    start = time.perf_counter()
+    for problem in problems:
+        for mode in modes:
+            if deadline is not None and time.perf_counter() - start > deadline:
+                left_out.append(f"{problem.key}/{mode}")
+                continue
+            yield measure(problem, mode, device, **options)
+
+
+def failures(rows: list[Row]) -> list[str]:
+    """Contestants that crashed or disagreed: results to look into, unlike a refusal."""
+    return [
+        f"{r['problem']}/{r['dtype']}: {r['contestant']}: {r['status']}"
+        for r in rows
+        if str(r["status"]).startswith(("failed", "disagrees"))
+    ]
+
+
+def write(csv_path: Path | None, json_path: Path | None, rows: list[Row], left_out: list[str]):
+    """Stamped rows as CSV and as JSON, where a path is given."""
+    for path in filter(None, (csv_path, json_path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if csv_path and rows:
+        with csv_path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    if json_path:
+        text = json.dumps({"rows": rows, "left_out": left_out}, indent=1)
+        json_path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> list[Row]:
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
