@@ -11,7 +11,8 @@ from rich.console import Console
 
 from benchmarks import problems
 from benchmarks.figures import scaling, table
-from benchmarks.timing import machine, suite
+from benchmarks.timing import machine, results, suite
+from benchmarks.timing.results import Row
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -53,7 +54,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-memory", action="store_true")
     p.add_argument("--quick", action="store_true", help="tiny shapes, three rounds: a smoke test")
     p.add_argument("--csv", type=Path)
-    p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path, metavar="DIR")
     return p
 
@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], list[str]]:
+def run(args: argparse.Namespace, console: Console) -> tuple[list[Row], list[str]]:
     """Measure and show; files are written after each problem, so they outlive an interrupt.
 
     Returns the stamped rows and the names of what the deadline left out.
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], li
     for name, value in ceilings.items():
         unit = "TB/s copied" if name == "bandwidth" else "TFLOP/s matmul"
         console.print(f"{name}: {value / 1e12:.4g} {unit}, measured now")
-    rows: list[suite.Row] = []
+    rows: list[Row] = []
     left_out: list[str] = []
     for new in suite.suite(
         some,
@@ -113,12 +113,14 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], li
     ):
         table.show(new, console)
         rows += [{**row, **stamp} for row in new]
-        suite.write(args.csv, args.json, rows, left_out)
-    suite.write(args.csv, args.json, rows, left_out)
+        if args.csv:
+            results.write(args.csv, rows, left_out)
+    if args.csv:
+        results.write(args.csv, rows, left_out)
     scaling.show(rows, console)
     for name in left_out:
         console.print(f"left out by the deadline: {name}", style="yellow")
-    for line in suite.failures(rows):
+    for line in results.failures(rows):
         console.print(line, style="red")
     return rows, left_out
 
@@ -138,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         for path in plots.draw(rows, args.plot):
             console.print(f"drew {path}")
-    return 1 if suite.failures(rows) else 0
+    return 1 if results.failures(rows) else 0
 
 
 if __name__ == "__main__":

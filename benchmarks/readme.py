@@ -6,7 +6,6 @@ them is stale.
 """
 
 import argparse
-import csv
 import hashlib
 import re
 import sys
@@ -17,8 +16,8 @@ from PIL import Image
 
 from benchmarks.gpu.reporting.report import fastest_other, form
 from benchmarks.gpu.reporting.sessions import GRAPH, groups
-from benchmarks.timing import suite
-from benchmarks.timing.suite import Row
+from benchmarks.timing import results
+from benchmarks.timing.results import Row
 from benchmarks.training_step.losses import EAGER
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +39,7 @@ HEAD = (
 
 def latest(kind: str = "cpu") -> Path:
     """The newest dated results of a kind, of the CPU; names sort by date."""
-    found = [x for x in RESULTS.glob(f"*-{kind}.json") if suite.read_json(x)[0]["device"] == "cpu"]
+    found = [x for x in RESULTS.glob(f"*-{kind}.csv") if results.read(x)[0]["device"] == "cpu"]
     return max(found)
 
 
@@ -48,11 +47,11 @@ def latest_gpu(folder: Path = RESULTS) -> Path | None:
     """The newest dated results with graph replays on a GPU, of any card; None where none are."""
 
     def newest(path: Path) -> str:
-        rows = suite.read_json(path)
-        on_gpu = any(r["device"] != "cpu" and r["contestant"] == GRAPH for r in rows)
+        rows = results.read(path)
+        on_gpu = any(r["device"] != "cpu" and r.get("contestant") == GRAPH for r in rows)
         return max(str(r["date"]) for r in rows) if on_gpu else ""
 
-    return max(filter(newest, folder.glob("*.json")), key=newest, default=None)
+    return max(filter(newest, folder.glob("*.csv")), key=newest, default=None)
 
 
 def _line(rows: list[Row]) -> str:
@@ -85,7 +84,7 @@ def _case(row: Row) -> str:
 
 def table(path: Path) -> str:
     """Every problem of a results file, those that we lose included."""
-    rows = suite.read_json(path)
+    rows = results.read(path)
     problems = dict.fromkeys((r["problem"], r["dtype"]) for r in rows if r["mode"] == "full")
     groups = [[r for r in rows if (r["problem"], r["dtype"]) == p] for p in problems]
     r = rows[0]
@@ -100,7 +99,7 @@ def gpu(path: Path | None) -> str:
     """Every call that was replayed on a GPU, forward and full; one sentence where none was."""
     if path is None:
         return NO_GPU
-    found = groups(suite.read_json(path))
+    found = groups(results.read(path))
     replayed = [x for x in found.values() if any(r["contestant"] == GRAPH for r in x)]
     others = [fastest_other(rows) for rows in replayed]
     head = "| case | mode | ms | % of floor | x GEMMs |"
@@ -126,8 +125,7 @@ def _wrong(path: Path) -> Iterator[str]:
     """What a table of times must not keep to itself: results that were not right."""
     smoke = path.with_name(f"{path.stem}-smoke.csv")
     if smoke.exists():
-        with smoke.open(encoding="utf-8") as file:
-            right = [row["ok"] == "True" for row in csv.DictReader(file)]
+        right = [row["ok"] is True for row in results.read(smoke)]
         if not all(right):
             link = f"[{smoke.stem}](benchmarks/results/{smoke.name})"
             yield f"**{right.count(False)} of {len(right)} checks against fp64 failed**: {link}."
@@ -135,7 +133,7 @@ def _wrong(path: Path) -> Iterator[str]:
 
 def step(path: Path) -> str:
     """A sentence on a whole training step at the longest sample of a results file."""
-    rows = suite.read_json(path)
+    rows = results.read(path)
     longest = max(r["tokens"] for r in rows)
     at = {r["contestant"]: r for r in rows if r["tokens"] == longest}
     ours, eager = at["groundkern, all"], at[EAGER]
@@ -158,7 +156,7 @@ def draw(path: Path, figure: Path) -> None:
     """Our time over each other contestant's, case by case; the fingerprint goes into the PNG."""
     from benchmarks.figures import plots
 
-    plots.ratios(suite.read_json(path), figure, {"Results": fingerprint(path)})
+    plots.ratios(results.read(path), figure, {"Results": fingerprint(path)})
 
 
 def rewritten(text: str, path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.timing.suite import FIELDS
+from benchmarks.timing.results import FIELDS
 
 COMMIT, CARD = "0123456789ab", "NVIDIA H200"
 SIDE, SIDE_LONG = "qwen/side_attention/S32768xN8", "qwen/side_attention/S32768xN256"

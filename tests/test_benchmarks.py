@@ -3,8 +3,6 @@ loop that interleaves and drops nobody."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +17,8 @@ from benchmarks import problems
 from benchmarks.contestants import admission, baselines, flex
 from benchmarks.costs import floors
 from benchmarks.figures import plots
-from benchmarks.timing import memory, rounds, suite
+from benchmarks.timing import memory, results, rounds, suite
+from benchmarks.timing.results import Row
 
 CPU = torch.device("cpu")
 SIZES = floors.AttentionSizes(
@@ -137,7 +136,7 @@ def test_a_wrong_baseline_is_named_and_not_timed(monkeypatch) -> None:
     assert states["doubled"].startswith("disagrees: result 0")
     assert states["crash"] == "failed: RuntimeError: no such kernel"
     assert states["SDPA"] == "timed"
-    assert len(suite.failures(rows)) == 2
+    assert len(results.failures(rows)) == 2
     assert all(r["p50_ms"] is None for r in rows if r["status"] != "timed")
 
 
@@ -149,7 +148,7 @@ def test_a_wrong_gradient_is_found() -> None:
     assert "result 0" in admission.disagreement(([nan], [a]), ([b], [b]), torch.float32)
 
 
-def measured(problem: problems.Problem, **options) -> list[suite.Row]:
+def measured(problem: problems.Problem, **options) -> list[Row]:
     defaults = {"backends": ["auto"], "compiled": False, "with_memory": False, "seconds": 0.0}
     return suite.measure(
         problem, "full", CPU, **{**defaults, "least": 3, "ceilings": {}, **options}
@@ -209,13 +208,11 @@ def test_memory_in_a_fresh_process() -> None:
 
 
 def test_the_command_line(tmp_path, capsys) -> None:
-    """One op at tiny sizes: a table, stamped files that agree, and figures."""
-    files = ["--csv", str(tmp_path / "r.csv"), "--json", str(tmp_path / "r.json")]
-    assert program.main(["side_attention", "--quick", *files, "--plot", str(tmp_path)]) == 0
+    """One op at tiny sizes: a table, a file of stamped rows, and figures."""
+    files = ["--csv", str(tmp_path / "r.csv"), "--plot", str(tmp_path)]
+    assert program.main(["side_attention", "--quick", *files]) == 0
     assert "groundkern" in capsys.readouterr().out
-    rows = suite.read_json(tmp_path / "r.json")
-    with (tmp_path / "r.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
+    rows = results.read(tmp_path / "r.csv")
     named = {"side_attention"}, {"float32", "bfloat16"}
     assert ({r["op"] for r in rows}, {r["dtype"] for r in rows}) == named
     for row in rows:
@@ -225,9 +222,22 @@ def test_the_command_line(tmp_path, capsys) -> None:
 
 
 def test_a_deadline_names_what_it_leaves_out(tmp_path) -> None:
-    path = tmp_path / "r.json"
-    program.main(["side_attention", "--quick", "--deadline", "0", "--json", str(path)])
-    assert len(json.loads(path.read_text())["left_out"]) == 4
+    path = tmp_path / "r.csv"
+    program.main(["side_attention", "--quick", "--deadline", "0", "--csv", str(path)])
+    assert len(results.left_out(path)) == 4
+    assert results.read(path) == []
+
+
+def test_rows_are_read_as_they_were_written(tmp_path) -> None:
+    """A commit of digits and a version stay text; "nan" stays what a GPU's record says."""
+    rows = [
+        {"problem": "a, b", "commit": "1234567", "torch": "2.13", "p50_ms": 1.25, "rounds": 3},
+        {"problem": 'say "c"', "commit": "0012345", "torch": "", "p50_ms": None, "rounds": "nan"},
+    ]
+    rows = [{**r, "ok": i == 0, "shape": "# no comment"} for i, r in enumerate(rows)]
+    results.write(tmp_path / "r.csv", rows, ["what the deadline cut"])
+    assert results.read(tmp_path / "r.csv") == rows
+    assert results.left_out(tmp_path / "r.csv") == ["what the deadline cut"]
 
 
 def test_plots_of_a_sweep(tmp_path) -> None:
@@ -247,18 +257,16 @@ def test_plots_of_a_sweep(tmp_path) -> None:
     assert all(r["percent_of_floor"] > 0 for r in rows if r["p50_ms"])
 
 
-RESULTS = sorted((Path(problems.__file__).parent / "results").glob("*.json"))
+RESULTS = sorted((Path(problems.__file__).parent / "results").glob("*.csv"))
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
 def test_committed_results_say_where_they_come_from(path: Path) -> None:
-    rows = suite.read_json(path)
+    rows = results.read(path)
     assert {r["status"].split(":")[0] for r in rows} <= {"timed", "refused", "out of memory"}
     assert len({r["commit"] for r in rows}) == 1
     assert not any(r["commit"].endswith("-dirty") for r in rows)
     assert all(r["date"] and r["torch"] and r["threads"] and r["processor"] for r in rows)
-    with path.with_suffix(".csv").open(encoding="utf-8") as file:
-        assert [r["p50_ms"] for r in csv.DictReader(file)] == [str(r["p50_ms"] or "") for r in rows]
     assert f"`{path.stem}`" in (path.parent / "README.md").read_text(encoding="utf-8")
 
 

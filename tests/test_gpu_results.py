@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from benchmarks import readme
 from benchmarks.gpu import results
 from benchmarks.gpu.reporting import goals, sessions, tables
 from benchmarks.gpu.reporting.failures import failures
-from benchmarks.timing import suite
+from benchmarks.timing.results import left_out, read, write
 from tests import gpu_record
 from tests.gpu_record import COMMIT, EAGER, GRAPH, LOSS, SIDE, SIDE_LONG, begun, first, row, second
 
@@ -182,25 +180,22 @@ def test_results_are_dated_and_say_where_they_come_from(folder, tmp_path, capsys
     assert "1 rows that failed, disagree or have no number were kept out" in out
     stem = "2026-11-28-h200"
     parts = ("kernels.csv", "smoke.csv", "tiles.csv")
-    names = {"README.md", f"{stem}.csv", f"{stem}.json", *(f"{stem}-{x}" for x in parts)}
+    names = {"README.md", f"{stem}.csv", *(f"{stem}-{x}" for x in parts)}
     assert {p.name for p in folder.iterdir()} == names
-    path = folder / f"{stem}.json"
-    rows = suite.read_json(path)
+    path = folder / f"{stem}.csv"
+    rows = read(path)
     assert {r["status"].split(":")[0] for r in rows} == {"timed", "refused"}
     assert {r["commit"] for r in rows} == {COMMIT}
     assert all(r["date"] and r["torch"] and r["threads"] and r["processor"] for r in rows)
-    with path.with_suffix(".csv").open(encoding="utf-8") as file:
-        assert [r["p50_ms"] for r in csv.DictReader(file)] == [str(r["p50_ms"] or "") for r in rows]
-    left_out = json.loads(path.read_text())["left_out"]
-    assert "first, step tests_large: left out" in left_out
-    assert any("CUDA error" in x for x in left_out)
+    names = left_out(path)
+    assert "first, step tests_large: left out" in names
+    assert any("CUDA error" in x for x in names)
     text = (folder / "README.md").read_text()
     assert f"| `{stem}` | NVIDIA H200: 3 problems, calls first and second; beside it" in text
     _printed(capsys, *files, "--write")
     assert (folder / "README.md").read_text() == text, "the same line once"
-    with (folder / f"{stem}-tiles.csv").open(encoding="utf-8") as file:
-        chosen = [x for x in csv.DictReader(file) if x["chosen"] == "True"]
-    assert [(x["kernel"], x["block_n"], x["us"]) for x in chosen] == [("dq", "64", "10.0")]
+    chosen = [x for x in read(folder / f"{stem}-tiles.csv") if x["chosen"]]
+    assert [(x["kernel"], x["block_n"], x["us"]) for x in chosen] == [("dq", 64, 10.0)]
 
 
 def test_only_what_ran_is_written(folder, tmp_path, capsys) -> None:
@@ -208,12 +203,12 @@ def test_only_what_ran_is_written(folder, tmp_path, capsys) -> None:
     record = gpu_record.measured(begun(), SIDE, [row(SIDE, GRAPH, 1.0), row(SIDE, EAGER, "nan")])
     path = record.write(tmp_path / "r.jsonl")
     assert _printed(capsys, path, "--write")[0] == 0
-    assert {p.suffix for p in folder.iterdir()} == {".md", ".csv", ".json"}
-    assert len(suite.read_json(folder / "2026-11-28-h200.json")) == 1
+    assert {p.suffix for p in folder.iterdir()} == {".md", ".csv"}
+    assert len(read(folder / "2026-11-28-h200.csv")) == 1
     other = second(commit="ba9876543210").write(tmp_path / "2.jsonl")
     assert _printed(capsys, other, "--write")[0] == 0
     assert (folder / "2026-11-28-h200-ba98765.csv").exists()
-    assert suite.read_json(folder / "2026-11-28-h200.json")[0]["commit"] == COMMIT
+    assert read(folder / "2026-11-28-h200.csv")[0]["commit"] == COMMIT
 
 
 def _without(record: gpu_record.Record, event: str) -> gpu_record.Record:
@@ -261,7 +256,7 @@ def test_the_commit_of_a_machine_without_git_is_the_runs(folder, tmp_path, capsy
     record = second()
     next(x for x in record.lines if x["event"] == "device")["commit"] = "unknown"
     assert _printed(capsys, record.write(tmp_path / "r.jsonl"), "--write")[0] == 0
-    assert suite.read_json(folder / "2026-11-28-h200.json")[0]["commit"] == COMMIT
+    assert read(folder / "2026-11-28-h200.csv")[0]["commit"] == COMMIT
 
 
 def test_the_readme_shows_the_newest_results_of_a_gpu(folder, tmp_path, capsys) -> None:
@@ -270,7 +265,7 @@ def test_the_readme_shows_the_newest_results_of_a_gpu(folder, tmp_path, capsys) 
     assert readme.gpu(None) == readme.NO_GPU
     _printed(capsys, *files, "--write")
     path = readme.latest_gpu(folder)
-    assert path == folder / "2026-11-28-h200.json"
+    assert path == folder / "2026-11-28-h200.csv"
     block = readme.gpu(path)
     assert block.splitlines()[2] == (
         "| `side_attention/S32768xN8`: some sizes | full | 0.29 | 86.2 | 1.3 | SDPA | **0.80** |"
@@ -291,7 +286,7 @@ def test_cpu_and_gpu_results_do_not_take_each_others_place(folder, monkeypatch, 
         ("2026-01-05-cpu-whole", "cpu", "groundkern native"),
     ):
         one = row(SIDE, contestant, 1.0) | {"device": device, "date": name[:10]}
-        suite.write(None, folder / f"{name}.json", [one], [])
+        write(folder / f"{name}.csv", [one])
     assert readme.latest("cpu").stem == "2026-01-01-cpu"
     assert readme.latest_gpu(folder).stem == "2026-01-03-h100-cpu"
     with pytest.raises(ValueError):

@@ -6,7 +6,7 @@ from PIL import Image
 
 from benchmarks import problems, readme
 from benchmarks.figures import plots, scaling
-from benchmarks.timing import suite
+from benchmarks.timing import results, suite
 from tests.test_benchmarks import measured
 
 
@@ -103,7 +103,7 @@ def test_a_changed_result_is_noticed(tmp_path) -> None:
     path = readme.latest()
     changed = tmp_path / path.name
     text = path.read_text(encoding="utf-8")
-    us = next(r for r in suite.read_json(path) if r["kind"] == "ours")
+    us = next(r for r in results.read(path) if r["kind"] == "ours")
     changed.write_text(text.replace(str(us["to_gemms_p50"]), "123.0"), encoding="utf-8")
     assert len(readme.stale(changed)) == 2
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-
 import pytest
 import torch
 from rich.console import Console
 
+from benchmarks.timing import results
 from benchmarks.training_step import losses as training_losses
 from benchmarks.training_step import step as training_step
 from benchmarks.training_step.model import SHAPES, Rows, build, sample
@@ -18,14 +17,14 @@ from groundkern.hf import attach, detach
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
     words = ["--device", "cpu", "--shape", "tiny", "--tokens", "256", "--seconds", "0"]
-    files = ["--least", "2", "--csv", str(folder / "s.csv"), "--json", str(folder / "s.json")]
+    files = ["--least", "2", "--csv", str(folder / "s.csv")]
     console = Console(file=(folder / "out.txt").open("w"), width=130)
     threads = torch.get_num_threads()
     code = training_step.main([*words, *files, "--plot", str(folder)], console)
     torch.set_num_threads(threads)
     assert code == 0
     assert (folder / "training_step.png").stat().st_size > 10_000
-    return list(csv.DictReader((folder / "s.csv").open()))
+    return results.read(folder / "s.csv")
 
 
 def test_every_contestant_agrees_and_is_measured(rows):

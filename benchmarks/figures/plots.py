@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from benchmarks.timing.suite import Row
+from benchmarks.timing.results import Row
 
 COLOURS = {"floor": "#9e9e9e", "ours": "#1b7f5c", "baseline": "#c8553d", "peer": "#5b7db1"}
 WORDS = {

@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing.suite import Row
+from benchmarks.timing.results import Row
 
 SIZES = ("keys", "rows", "columns", "vocabulary")
 

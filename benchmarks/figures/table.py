@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing.suite import Row
+from benchmarks.timing.results import Row
 
 ENDS = {"ours": "bold", "floor": "dim"}
 

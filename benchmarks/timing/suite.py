@@ -1,54 +1,17 @@
-"""Measures problems and writes what came out: one flat row per contestant."""
+"""Measures problems: one flat row of results per contestant."""
 
-import csv
 import gc
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from benchmarks.contestants import admission
 from benchmarks.problems import Problem
 from benchmarks.timing import machine, memory, rounds
+from benchmarks.timing.results import FIELDS, Row
 
-Row = dict[str, object]
 MILLI, MIB = 1e3, 2**20
-FIELDS = (
-    "op",
-    "problem",
-    "shape",
-    "dtype",
-    "mode",
-    "rows",
-    "keys",
-    "columns",
-    "vocabulary",
-    "swept",
-    "contestant",
-    "kind",
-    "status",
-    "rounds",
-    "p20_ms",
-    "p50_ms",
-    "p80_ms",
-    "to_gemms_p20",
-    "to_gemms_p50",
-    "to_gemms_p80",
-    "ours_over_this_p20",
-    "ours_over_this_p50",
-    "ours_over_this_p80",
-    "peak_mib",
-    "memory_counts",
-    "floor_flops",
-    "floor_bytes",
-    "floor_ms",
-    "percent_of_floor",
-    "bandwidth",
-    "matmul_rate",
-    "load",
-)
 
 
 def rows_of(
@@ -145,30 +108,3 @@ def suite(
                 left_out.append(f"{problem.key}/{mode}")
                 continue
             yield measure(problem, mode, device, **options)
-
-
-def failures(rows: list[Row]) -> list[str]:
-    """Contestants that crashed or disagreed: results to look into, unlike a refusal."""
-    return [
-        f"{r['problem']}/{r['dtype']}: {r['contestant']}: {r['status']}"
-        for r in rows
-        if str(r["status"]).startswith(("failed", "disagrees"))
-    ]
-
-
-def write(csv_path: Path | None, json_path: Path | None, rows: list[Row], left_out: list[str]):
-    """Stamped rows as CSV and as JSON, where a path is given."""
-    for path in filter(None, (csv_path, json_path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if csv_path and rows:
-        with csv_path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    if json_path:
-        text = json.dumps({"rows": rows, "left_out": left_out}, indent=1)
-        json_path.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> list[Row]:
-    return json.loads(path.read_text(encoding="utf-8"))["rows"]

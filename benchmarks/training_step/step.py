@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.contestants import admission
-from benchmarks.timing import machine, memory, rounds, suite
+from benchmarks.timing import machine, memory, results, rounds, suite
+from benchmarks.timing.results import Row
 from benchmarks.training_step.losses import (
     EAGER,
     EQUALS,
@@ -183,7 +184,7 @@ def apart(settings: argparse.Namespace, length: int | None) -> dict[str, int]:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) -> list[suite.Row]:
+def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) -> list[Row]:
     """The rows of one length."""
     device, load = torch.device(settings.device), machine.load()
     found = contestants(settings, length)
@@ -200,7 +201,7 @@ def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) 
         peak = apart(settings, length)
     rows = []
     for c in found:
-        row: suite.Row = dict.fromkeys(FIELDS)
+        row: Row = dict.fromkeys(FIELDS)
         row |= {"op": "training_step", "problem": f"{settings.shape}/S={length}", "load": load}
         row |= {"shape": str(SHAPES[settings.shape]), "rows": str(Rows()), "tokens": length}
         row |= {"dtype": settings.dtype, "lora": settings.lora, "kind": c.kind, "status": c.status}
@@ -223,7 +224,7 @@ def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) 
     return rows
 
 
-def show(rows: list[suite.Row], console: Console) -> None:
+def show(rows: list[Row], console: Console) -> None:
     """One length."""
     first = rows[0]
     table = Table(title=f"{first['problem']}  {first['dtype']}", title_justify="left")
@@ -259,7 +260,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--no-memory", action="store_true")
     p.add_argument("--csv", type=Path)
-    p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path, metavar="DIR")
     return p
 
@@ -272,17 +272,18 @@ def main(words: list[str] | None = None, console: Console | None = None) -> int:
     stamp = machine.stamp(torch.device(settings.device))
     console.print(", ".join(f"{name} {value}" for name, value in stamp.items() if value))
     fitting = apart(settings, None) if settings.cap_gib else {}
-    rows: list[suite.Row] = []
+    rows: list[Row] = []
     for length in settings.tokens:
         new = measure(settings, length, fitting)
         show(new, console)
         rows += [{**row, **stamp} for row in new]
-        suite.write(settings.csv, settings.json, rows, [])
+        if settings.csv:
+            results.write(settings.csv, rows)
     if settings.plot:
         from benchmarks.figures import plots
 
         console.print(f"drew {plots.training_step(rows, settings.plot)}")
-    return 1 if suite.failures(rows) else 0
+    return 1 if results.failures(rows) else 0
 
 
 def answer() -> None:

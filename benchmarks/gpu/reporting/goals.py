@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.gpu.reporting.sessions import number
-from benchmarks.timing.suite import Row
+from benchmarks.timing.results import Row
 
 LOGITS = 2**30  # bytes of fp32 logits that the Triton backend keeps by default
 

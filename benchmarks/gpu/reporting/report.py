@@ -11,7 +11,7 @@ from benchmarks.gpu.reporting import tile_tables
 from benchmarks.gpu.reporting.failures import failures, steps
 from benchmarks.gpu.reporting.goals import GOALS, goal_of
 from benchmarks.gpu.reporting.sessions import EAGER, GRAPH, Call, Session, groups, is_timed, number
-from benchmarks.timing.suite import Row
+from benchmarks.timing.results import Row
 
 GEMMS = ("GEMM logits", "GEMM dhidden", "GEMM dweight")
 KERNELS, NAME = 5, 36  # kernels shown of a case, characters of a kernel's name

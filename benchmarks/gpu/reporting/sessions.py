@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.gpu import lines
 from benchmarks.gpu.lines import Line
-from benchmarks.timing.suite import FIELDS, Row
+from benchmarks.timing.results import FIELDS, Row
 
 GRAPH, EAGER = "groundkern triton, CUDA graph", "groundkern triton"
 STAMP = ("device", "processor", "threads", "system", "python", "torch", "triton", "groundkern")

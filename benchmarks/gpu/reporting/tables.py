@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from benchmarks.gpu.reporting.failures import steps
 from benchmarks.gpu.reporting.sessions import Session, is_timed, outcome
 from benchmarks.gpu.reporting.tile_tables import Refused, card
-from benchmarks.timing import suite
-from benchmarks.timing.suite import Row
+from benchmarks.timing import results
+from benchmarks.timing.results import Row
 
 RESULTS = Path(__file__).parents[2] / "results"
 KEPT = ("refused", "out of memory")  # beside rows with a time
@@ -28,8 +27,8 @@ def stem_of(session: Session, folder: Path) -> str:
     """DATE-CARD; with the commit behind it where another one's results have that name."""
     last = session.last
     name = f"{last.date[:10]}-{card(last.card).lower().replace(' ', '-')}"
-    path = folder / f"{name}.json"
-    taken = path.exists() and suite.read_json(path)[0]["commit"] != last.commit
+    path = folder / f"{name}.csv"
+    taken = path.exists() and results.read(path)[0]["commit"] != last.commit
     return f"{name}-{last.commit[:7]}" if taken else name
 
 
@@ -45,23 +44,16 @@ def write(session: Session, folder: Path = RESULTS) -> tuple[list[Path], int]:
     if not any(map(is_timed, good)):
         raise Refused(f"{session.last.path.name}: no row with a time")
     stem = stem_of(session, folder)
-    paths = [folder / f"{stem}.csv", folder / f"{stem}.json"]
-    suite.write(*paths, good, list(_left_out(session, bad)))
+    paths = [folder / f"{stem}.csv"]
+    results.write(paths[0], good, _left_out(session, bad))
     origin = {n: session.last.stamp[n] for n in ("device", "commit", "date")}
     parts = {"kernels": _kernels, "tiles": _tiles, "smoke": _smoke}
     for name, part in parts.items():
         if rows := [{**row, **origin} for row in part(session)]:
             paths.append(folder / f"{stem}-{name}.csv")
-            _write(paths[-1], rows)
+            results.write(paths[-1], rows)
     _list(folder / "README.md", stem, _described(session, good, paths))
     return paths, len(bad)
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _left_out(session: Session, bad: list[Row]) -> Iterator[str]:
@@ -101,7 +93,7 @@ def _described(session: Session, rows: list[Row], paths: list[Path]) -> str:
     """What ran, and how to run it again, as cells of the table of files."""
     names = [call.name for call in session.calls]
     problems = len({(r["problem"], r["dtype"]) for r in rows})
-    beside = ", ".join(f"`-{p.stem.rsplit('-', 1)[1]}`" for p in paths[2:])
+    beside = ", ".join(f"`-{p.stem.rsplit('-', 1)[1]}`" for p in paths[1:])
     what = f"{session.last.card}: {problems} problems, calls {' and '.join(names)}"
     return f"{what}{f'; beside it {beside}' if beside else ''} | `make gpu`"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from benchmarks.gpu.steps.worker import Cases, Context
+from benchmarks.timing import results
 from benchmarks.training_step import step as training_step
 
 WORDS = ["--shape", "qwen2.5-vl-7b", "--dtype", "bfloat16", "--lora", "64", "--checkpointing"]
@@ -18,16 +17,15 @@ def cases(context: Context) -> Cases:
 
 
 def _step(context: Context, tokens: int) -> None:
-    path = context.scratch / f"training_step_{tokens}.json"
-    words = [*WORDS, "--tokens", str(tokens), *TIMED, "--json", str(path)]
+    path = context.scratch / f"training_step_{tokens}.csv"
+    words = [*WORDS, "--tokens", str(tokens), *TIMED, "--csv", str(path)]
     if context.device.rehearsed:
         training_step.parser().parse_args(words)
         context.device.spend(PLAYED)
         words = ["--shape", "tiny", "--tokens", "256", "--device", "cpu", "--no-memory"]
-        words += ["--seconds", "0", "--least", "2", "--json", str(path)]
+        words += ["--seconds", "0", "--least", "2", "--csv", str(path)]
     status = training_step.main(words)
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    for row in rows:
+    for row in results.read(path):
         context.write("training", case=row["problem"], row=row)
     if status:
         raise RuntimeError("a contestant disagreed or failed: its row says which")
