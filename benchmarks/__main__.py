@@ -4,17 +4,14 @@ install. python -m benchmarks training_step: whole steps of fine-tuning, with an
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 import torch
 from rich.console import Console
 
-from benchmarks import problems
+from benchmarks import choosing, problems
 from benchmarks.figures import scaling, table
 from benchmarks.timing import machine, results, suite
 from benchmarks.timing.results import Row
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def make_console() -> Console:
@@ -32,25 +29,10 @@ def parser() -> argparse.ArgumentParser:
         choices=["auto", "reference", "triton", "native"],
         help="of ours; the first is what the others are compared with",
     )
-    p.add_argument("--shape", nargs="+", default=[problems.ISSUE_5], choices=problems.SHAPES)
-    p.add_argument("--mode", nargs="+", default=["full"], choices=get_args(problems.Mode))
-    p.add_argument("--dtype", nargs="+", default=list(DTYPES[:2]), choices=DTYPES)
-    p.add_argument(
-        "--sweep",
-        nargs="+",
-        default=[],
-        choices=list(problems.SWEEPS),
-        help="let one size grow alone, and print how cost grows with it; --keys and --rows choose",
-    )
-    p.add_argument("--keys", nargs="+", type=int, default=[], help="S of a model's shapes")
-    p.add_argument("--rows", nargs="+", type=int, default=[], help="N of a model's attention")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    choosing.add_arguments(p.add_argument)
     p.add_argument("--seconds", type=float, default=5.0, help="of timing per problem")
     p.add_argument("--least", type=int, default=5, help="rounds, however long they take")
     p.add_argument("--deadline", type=float, help="seconds after which no problem is started")
-    p.add_argument("--threads", type=int, help="CPU threads; all cores by default")
-    p.add_argument("--no-compile", action="store_true", help="leave torch.compile's rows out")
-    p.add_argument("--no-whole", action="store_true", help="leave the [S, S] problem out")
     p.add_argument("--no-memory", action="store_true")
     p.add_argument("--quick", action="store_true", help="tiny shapes, three rounds: a smoke test")
     p.add_argument("--csv", type=Path)
@@ -81,15 +63,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[Row], list[str
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     dtypes = [getattr(torch, name) for name in args.dtype]
-    some = problems.problems(
-        shapes=args.shape,
-        ops=args.op or list(problems.OPS),
-        dtypes=dtypes,
-        keys=args.keys,
-        rows=args.rows,
-        sweep=args.sweep,
-    )
-    some = [x for x in some if not (args.no_whole and x.whole)]
+    some = choosing.chosen(args, args.op or list(problems.OPS))
     stamp = machine.stamp(device)
     console.print(", ".join(f"{name} {value}" for name, value in stamp.items() if value))
     ceilings = machine.ceilings(device, dtypes) if device.type == "cuda" else {}

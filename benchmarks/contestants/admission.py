@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from benchmarks.costs import floors
 from benchmarks.problems import Mode, Problem, randn
 from groundkern.ops.cases import Call
 
+Outcome = tuple[list[Tensor], list[Tensor]]  # results, gradients
 PREFERRED = {"cuda": "triton", "cpu": "native"}
 FLOOR = "floor: the GEMMs alone"
 # ||a - b|| / ||b|| of values and gradients between ours and a baseline in the same dtype: loose, so
@@ -39,7 +41,7 @@ def leaves(call: Call) -> dict[str, Tensor]:
 
 def runner(
     call: Call, step: Step, mode: Mode
-) -> tuple[Callable[[], tuple[list, list]], Callable[[], object] | None]:
+) -> tuple[Callable[[], Outcome], Callable[[], object] | None]:
     """A function that runs one step, and what it needs before each call.
 
     The step returns (results, gradients); "forward" has no gradients, "backward" no results: its
@@ -50,7 +52,7 @@ def runner(
     upstream: list[Tensor] = []
     waiting: list[tuple[Tensor, ...]] = []  # a forward whose backward is to be timed
 
-    def forward() -> tuple[list, list]:
+    def forward() -> Outcome:
         with torch.no_grad():
             return list(step(inputs)), []
 
@@ -62,7 +64,7 @@ def runner(
             )
         return list(torch.autograd.grad(results, trained, upstream))
 
-    def full() -> tuple[list, list]:
+    def full() -> Outcome:
         results = step(inputs)
         return list(results), gradients(results)
 
@@ -100,7 +102,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm()) / norm if norm else float(a.norm())
 
 
-def disagreement(got: tuple[list, list], wanted: tuple[list, list], dtype: torch.dtype) -> str:
+def disagreement(got: Outcome, wanted: Outcome, dtype: torch.dtype) -> str:
     """What differs between two runs by more than the tolerance, or nothing."""
     allowed = TOLERANCE[dtype]
     for kind, some, others in zip(("result", "gradient"), got, wanted, strict=True):
@@ -116,23 +118,58 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def _admit(name, kind, prepare, call, mode, wanted, dtype) -> tuple[Contestant, object]:
-    """Prepare and run a contestant once; it is timed only if it agrees with `wanted`."""
-    try:
-        run, before = runner(call, prepare(), mode)
-        if before:
-            before()
-        got = run()
-    except Refused as reason:
-        return Contestant(name, kind, None, f"refused: {reason}"), None
-    except torch.OutOfMemoryError:
-        return Contestant(name, kind, None, "out of memory"), None
-    except Exception as error:
-        return Contestant(name, kind, None, f"failed: {_first_line(error)}"), None
-    wrong = disagreement(got, wanted, dtype) if wanted else ""
-    if wrong:
-        return Contestant(name, kind, None, f"disagrees: {wrong}"), None
-    return Contestant(name, kind, run, before=before), got
+class Entry(NamedTuple):
+    """A contestant that is not prepared yet. kind: as of a Contestant."""
+
+    name: str
+    kind: str
+    adapter: Callable[[Call], Step]
+
+    def admitted(
+        self, call: Call, mode: Mode, dtype: torch.dtype, wanted: Outcome | None
+    ) -> tuple[Contestant, Outcome | None]:
+        """Prepared and run once: (the contestant, what it returned); it is timed only if that
+        agrees with `wanted`."""
+        try:
+            run, before = runner(call, self.adapter(call), mode)
+            if before:
+                before()
+            got = run()
+        except Refused as reason:
+            return self._left_out(f"refused: {reason}"), None
+        except torch.OutOfMemoryError:
+            return self._left_out("out of memory"), None
+        except Exception as error:
+            return self._left_out(f"failed: {_first_line(error)}"), None
+        wrong = disagreement(got, wanted, dtype) if wanted else ""
+        if wrong:
+            return self._left_out(f"disagrees: {wrong}"), None
+        return Contestant(self.name, self.kind, run, before=before), got
+
+    def _left_out(self, status: str) -> Contestant:
+        return Contestant(self.name, self.kind, None, status)
+
+
+def ours_on(backend: str) -> Entry:
+    """Ours on a named backend."""
+    return Entry(f"groundkern {backend}", "ours", lambda call: ours(call, backend))
+
+
+def others(problem: Problem, compiled: bool = True) -> list[Entry]:
+    """Baselines, then peers; with `compiled` those that compile for every shape."""
+    baseline = baselines.BASELINES[problem.op] | (baselines.WHOLE if problem.whole else {})
+    peer = peers.peers(problem.op).items()
+    return [
+        *(Entry(name, "baseline", adapter) for name, adapter in baseline.items()),
+        *(Entry(n, "peer", a) for n, a in peer if compiled or not n.startswith(peers.COMPILED)),
+    ]
+
+
+def floor(problem: Problem, mode: Mode, device: torch.device) -> Contestant:
+    """The matrix products alone, run once."""
+    gemms = floors.plain_gemms(problem.floor(mode), problem.dtype, device)
+    gemms()
+    return Contestant(FLOOR, "floor", gemms, allocates=False)
 
 
 def contestants(
@@ -145,38 +182,29 @@ def contestants(
 ) -> list[Contestant]:
     """The floor, ours on each backend, then baselines and peers.
 
-    Where the first of our backends fails, the two alone: there is nothing to compare with.
+    If the first of our backends fails, only these two: there is nothing to compare with.
     """
     call = problem.make(device)
-    gemms = floors.plain_gemms(problem.floor(mode), problem.dtype, device)
-    gemms()
-    found, wanted = [Contestant(FLOOR, "floor", gemms, allocates=False)], None
+    found, wanted = [floor(problem, mode, device)], None
     for backend in dict.fromkeys(resolve(call, b, device) for b in backends):
-        name = f"groundkern {backend}"
-        one, got = _admit(
-            name, "ours", lambda b=backend: ours(call, b), call, mode, wanted, problem.dtype
-        )
+        one, got = ours_on(backend).admitted(call, mode, problem.dtype, wanted)
         found.append(one)
         wanted = wanted or got
         if wanted is None:
             return found
-        if backend == "triton" and device.type == "cuda" and one.run and not one.before:
-            found.append(_replayed(one, wanted, problem.dtype))
-    others = [("baseline", n, a) for n, a in baselines.BASELINES[problem.op].items()]
-    if problem.whole:
-        others += [("baseline", n, a) for n, a in baselines.WHOLE.items()]
-    others += [
-        ("peer", n, a)
-        for n, a in peers.peers(problem.op).items()
-        if compiled or not n.startswith(peers.COMPILED)
-    ]
-    for kind, name, adapter in others:
-        one, _ = _admit(name, kind, lambda a=adapter: a(call), call, mode, wanted, problem.dtype)
-        found.append(one)
+        if can_replay(one, device):
+            found.append(replayed(one, wanted, problem.dtype))
+    for entry in others(problem, compiled):
+        found.append(entry.admitted(call, mode, problem.dtype, wanted)[0])
     return found
 
 
-def _replayed(one: Contestant, wanted: tuple, dtype: torch.dtype) -> Contestant:
+def can_replay(one: Contestant, device: torch.device) -> bool:
+    """Whether a CUDA graph can hold the call: Triton's, with nothing to do before it."""
+    return device.type == "cuda" and "triton" in one.name and bool(one.run) and not one.before
+
+
+def replayed(one: Contestant, wanted: Outcome, dtype: torch.dtype) -> Contestant:
     """The same call captured in a CUDA graph: device time without the host's launches."""
     name = f"{one.name}, CUDA graph"
     try:
@@ -187,9 +215,9 @@ def _replayed(one: Contestant, wanted: tuple, dtype: torch.dtype) -> Contestant:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            kept = one.run()
+            got = one.run()
         graph.replay()
-        wrong = disagreement(kept, wanted, dtype)
+        wrong = disagreement(got, wanted, dtype)
     except Exception as error:
         return Contestant(name, "ours", None, f"failed: {_first_line(error)}")
     if wrong:

@@ -18,13 +18,18 @@ def cpu_timer(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def cache_flush(device: torch.device) -> Callable[[], object]:
+    """Overwrites the L2 cache of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    return torch.empty(4 * properties.L2_cache_size, dtype=torch.int8, device=device).zero_
+
+
 def cuda_timer(device: torch.device) -> Callable[[Callable[[], object]], float]:
     """Device events around the call, with the L2 cache overwritten before it."""
-    properties = torch.cuda.get_device_properties(device)
-    flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.int8, device=device)
+    flush = cache_flush(device)
 
     def timer(run: Callable[[], object]) -> float:
-        flush.zero_()
+        flush()
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()
