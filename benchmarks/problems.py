@@ -100,6 +100,22 @@ def _visual(keys: int, count: int) -> slice:
     return slice(first, first + count)
 
 
+def _sizes(
+    model: Model, dtype: torch.dtype, rows: int, keys: int, **sizes: int
+) -> floors.AttentionSizes:
+    """used and, for maps, columns: as in AttentionSizes."""
+    return floors.AttentionSizes(
+        rows=rows,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        dim=model.dim,
+        value_dim=model.dim,
+        keys=keys,
+        itemsize=dtype.itemsize,
+        **sizes,
+    )
+
+
 def side_attention(
     model: Model,
     dtype: torch.dtype,
@@ -136,16 +152,7 @@ def side_attention(
         # SMAM uses the output alone, and so do the baselines: `lse` gets no gradient here.
         return Call(gk.side_attention, inputs, {"rows": _rows(rows, keys, device), "allowed": sets})
 
-    sizes = floors.AttentionSizes(
-        rows,
-        model.heads,
-        model.kv_heads,
-        model.dim,
-        model.dim,
-        keys,
-        keys - visual + regions * patches,
-        dtype.itemsize,
-    )
+    sizes = _sizes(model, dtype, rows, keys, used=keys - visual + regions * patches)
     words = (
         f"{rows} rows, {sizes.used} of {keys} keys used, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
@@ -192,17 +199,7 @@ def attention_map(
         return Call(function, inputs, options, fixed)
 
     used = keys if over == "visible" else columns
-    sizes = floors.AttentionSizes(
-        rows,
-        model.heads,
-        model.kv_heads,
-        model.dim,
-        model.dim,
-        keys,
-        used,
-        dtype.itemsize,
-        columns,
-    )
+    sizes = _sizes(model, dtype, rows, keys, used=used, columns=columns)
     words = (
         f"{rows} rows, {columns} columns of {keys} keys, over {over}, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"

@@ -143,7 +143,7 @@ def test_what_is_read_of_a_kernel_is_what_its_source_says(tmp_path: Path) -> Non
     program = """
 import json, torch
 from benchmarks.aot.compiling import compiled
-from benchmarks.aot.recorder import Launch, recorded
+from benchmarks.aot.recorder import LabelledLaunch, recorded
 import gemm
 
 a, b = (torch.empty(4096, 64, dtype=torch.bfloat16, device="meta") for _ in range(2))

@@ -33,7 +33,7 @@ from benchmarks.aot import table
 from benchmarks.aot.compiling import TARGETS, compiled, in_processes
 from benchmarks.aot.edges import OF_AMD
 from benchmarks.aot.launches import Variants, launches, variants
-from benchmarks.aot.recorder import Launch, triton
+from benchmarks.aot.recorder import LabelledLaunch, triton
 
 HEADER = (
     f"{'':33}{'':25}  main loop\n{'target':8}{'kernel':25}{'regs':>5}{'shared':>8}{'spills':>7}"
@@ -41,7 +41,7 @@ HEADER = (
 )
 
 
-def selected(options: argparse.Namespace) -> Iterator[tuple[Launch, str, bool]]:
+def selected(options: argparse.Namespace) -> Iterator[tuple[LabelledLaunch, str, bool]]:
     """(launch, target, whether to read the machine code), each piece of code once."""
     seen: set[str] = set()
     only = re.compile(re.escape(options.only) + r"(?!\d)" * options.only[-1:].isdigit())
@@ -58,7 +58,7 @@ def selected(options: argparse.Namespace) -> Iterator[tuple[Launch, str, bool]]:
                 yield launch, target, bool(options.only) or not launch.edge
 
 
-def line(launch: Launch, target: str, got: dict[str, object]) -> str:
+def line(launch: LabelledLaunch, target: str, got: dict[str, object]) -> str:
     """One kernel, in columns."""
     head = f"{target:8}{launch.name:25}"
     head += "".join(

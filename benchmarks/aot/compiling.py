@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.aot.reading import amdgcn, sass
 from benchmarks.aot.reading.code import Instruction, main_loop, shaped
 from benchmarks.aot.reading.ttgir import in_flight, narrowed, tensor_memory_shapes
-from benchmarks.aot.recorder import GPUTarget, Launch, triton
+from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, triton
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+")
 UTCHMMA = "UTCHMMA"  # its shape stands in TTGIR alone
 
 
-def compiled(launch: Launch, name: str, read: bool = True) -> dict[str, object]:
+def compiled(launch: LabelledLaunch, name: str, read: bool = True) -> dict[str, object]:
     """What became of one launch on one target: `table.Entry` without the tile, what to print as
     "matrix", and "failure", None or one sentence.
 
@@ -64,7 +64,7 @@ def compiled(launch: Launch, name: str, read: bool = True) -> dict[str, object]:
 
 
 def _failure(
-    launch: Launch, target: Target, ttir: str, got: dict[str, object], matrix: bool
+    launch: LabelledLaunch, target: Target, ttir: str, got: dict[str, object], matrix: bool
 ) -> str | None:
     dots, fp32, narrow = "tt.dot" in ttir, "float32" in launch.label, narrowed(ttir)
     if got["spills"] and not (dots and fp32):

@@ -18,7 +18,7 @@ from benchmarks.aot.calls import (
     recorded,
     side_attention,
 )
-from benchmarks.aot.recorder import Launch
+from benchmarks.aot.recorder import LabelledLaunch
 
 ONES = {"rows": 1, "heads": 1, "kv_heads": 1, "keys": 1, "columns": 1, "batch": 1}
 ODD = {"rows": 7, "heads": 21, "kv_heads": 7, "keys": 33, "columns": 7, "batch": 3}
@@ -67,7 +67,7 @@ ALL_MAPS = [
 ]
 
 
-def edges(subset: bool) -> Iterator[Launch]:
+def edges(subset: bool) -> Iterator[LabelledLaunch]:
     """Launches of every op at the edges; the subset: SUBSET, and which inputs are there."""
     yield from _present(subset)
     for special, changes in (SHAPES | DIMS).items():
@@ -88,7 +88,7 @@ def edges(subset: bool) -> Iterator[Launch]:
     yield from _linear_cross_entropy()
 
 
-def _present(subset: bool) -> Iterator[Launch]:
+def _present(subset: bool) -> Iterator[LabelledLaunch]:
     """Which optional inputs are there, and every map, at usual sizes; the subset has
     softcap and signed contributions once per op."""
     for sets, lse, softcap in product((True, False), (True, False), (0.0, 30.0)):
@@ -107,7 +107,7 @@ def _present(subset: bool) -> Iterator[Launch]:
             yield from recorded(label + " signed" * (not rectify), run, edge=True)
 
 
-def _linear_cross_entropy() -> Iterator[Launch]:
+def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
     """Rows, chunks of one row, vocabularies, alignment; optional inputs; the head's gradient."""
     op = "linear_cross_entropy bfloat16"
     bags = (False, True, 0.0)  # bias, bags, softcap

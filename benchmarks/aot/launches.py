@@ -20,12 +20,12 @@ from benchmarks.aot.calls import (
     side_attention,
 )
 from benchmarks.aot.edges import MAPS, edges
-from benchmarks.aot.recorder import GPUTarget, Launch
+from benchmarks.aot.recorder import GPUTarget, LabelledLaunch
 
 DIMS = (40, 64, 72, 128, 192, 256)
 
 
-def launches(subset: bool) -> Iterator[Launch]:
+def launches(subset: bool) -> Iterator[LabelledLaunch]:
     """Every kernel at every row of its tile table, then the edges; the subset: bf16 at head
     dimension 128."""
     dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
@@ -77,7 +77,7 @@ def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Varian
         sizes = Sizes(rows=draw.randint(1, 2048), keys=many, columns=draw.randint(1, many))
         keys |= {launch.key(gpu): launch for launch in _step(sizes)}
         first = first or dict(keys)
-    by_name: dict[str, list[Launch]] = {}
+    by_name: dict[str, list[LabelledLaunch]] = {}
     for launch in keys.values():
         by_name.setdefault(launch.name, []).append(launch)
     alone = Counter(launch.name for launch in first.values())
@@ -87,7 +87,7 @@ def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Varian
     }
 
 
-def _step(sizes: Sizes) -> Iterator[Launch]:
+def _step(sizes: Sizes) -> Iterator[LabelledLaunch]:
     """Forward and backward of every op."""
     runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
     runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
@@ -96,7 +96,7 @@ def _step(sizes: Sizes) -> Iterator[Launch]:
         yield from recorded("", run)
 
 
-def _differing(found: list[Launch], gpu: GPUTarget) -> list[str]:
+def _differing(found: list[LabelledLaunch], gpu: GPUTarget) -> list[str]:
     """The ints among the arguments of a kernel that are not specialised alike in all launches."""
     specialised = [launch.specialised(gpu)[1] for launch in found]
     names = [parameter.name for parameter in found[0].kernel.params]

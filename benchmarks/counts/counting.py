@@ -1,22 +1,17 @@
 """What our CPU calls cost at issue-5's sizes, and how that compares with counts.json."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import torch
 
 from benchmarks import problems
 from benchmarks.contestants import admission
-from benchmarks.timing import memory
+from benchmarks.timing import memory, processes
 from groundkern import native
 
-ROOT = Path(__file__).parents[2]
-FILE = ROOT / "benchmarks" / "counts.json"
+FILE = processes.ROOT / "benchmarks" / "counts.json"
 THREADS = 2  # scratch memory is per thread
 ISA = {"GROUNDKERN_CPU_ISA": "avx2"}  # panels differ between instruction sets
 # Relative; pages differ between runs and allocators, instructions between compilers.
@@ -75,26 +70,13 @@ def measured() -> Iterator[tuple[str, dict[str, int]]]:
 
 def now() -> dict[str, dict[str, int]]:
     """FLOPs and bytes of this tree, from a process with memory.py's allocator settings."""
-    return _asked("benchmarks.counts", "--measure", **memory.ALLOCATOR, **ISA)
+    environment = {**memory.ALLOCATOR, **ISA}
+    return processes.answer("benchmarks.counts", "--measure", environment=environment)
 
 
 def launches() -> dict[str, dict[str, int]]:
     """Kernels that calls of this tree launch on a GPU."""
-    return _asked("benchmarks.launches", "--json")
-
-
-def _asked(*program: str, **environment: str) -> dict[str, dict[str, int]]:
-    """What a module prints as JSON."""
-    result = subprocess.run(
-        [sys.executable, "-m", *program],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        raise RuntimeError(f"counting failed: {result.stderr.strip().splitlines()[-1]}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return processes.answer("benchmarks.launches", "--json", environment={})
 
 
 def instructions() -> dict[str, dict[str, int]]:

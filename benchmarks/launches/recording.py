@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,7 +32,21 @@ FACTORIES = (
 GEMMS = {"mm", "addmm", "bmm", "baddbmm"}
 
 
-class Recorder(TorchDispatchMode):
+class Bodies(TorchDispatchMode):
+    """Runs the bodies of our ops, for which torch would run their fakes on meta tensors."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.namespace == "groundkern":
+            with self:
+                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        return self.operator(func, args, kwargs)
+
+    def operator(self, func, args: tuple, kwargs: dict):
+        return func(*args, **kwargs)
+
+
+class Recorder(Bodies):
     """Triton launches, the names of GEMMs, and torch's other operators with their arguments."""
 
     def __init__(self) -> None:
@@ -40,12 +55,8 @@ class Recorder(TorchDispatchMode):
         self.gemms: list[str] = []
         self.operators: list[tuple] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+    def operator(self, func, args: tuple, kwargs: dict):
         name = func._schema.name.split("::")[1]
-        if func.namespace == "groundkern":  # its body, where a fake one would stand for it
-            with self:
-                return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         with self:  # operators that are written in terms of others
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:

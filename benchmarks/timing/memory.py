@@ -10,9 +10,6 @@ never touched. Results and gradients are alive at the end, so they count.
 import argparse
 import gc
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import torch
 
 from benchmarks import problems
 from benchmarks.contestants import admission
+from benchmarks.timing import processes
 from groundkern import buffers
 
 COUNTS = {
@@ -91,17 +89,8 @@ def in_fresh_process(
         "rows": [problem.rows],
         "sweep": [problem.swept] if problem.swept else [],
     }
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.timing.memory", json.dumps(request)],
-        env={**os.environ, **ALLOCATOR},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"{problem.key}: measuring memory failed: {last}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    words = json.dumps(request)
+    return processes.answer("benchmarks.timing.memory", words, environment=ALLOCATOR)
 
 
 def main() -> None:

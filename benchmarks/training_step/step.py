@@ -7,8 +7,6 @@ growing lengths, and the longest sample whose step fits in a given amount of mem
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.contestants import admission
-from benchmarks.timing import machine, memory, results, rounds, suite
+from benchmarks.timing import machine, memory, processes, results, rounds, suite
 from benchmarks.timing.results import Row
 from benchmarks.training_step.losses import (
     EAGER,
@@ -43,6 +41,7 @@ FIELDS = (
     *("cpu_to_skipping_p20", "cpu_to_skipping_p50", "cpu_to_skipping_p80"),
     *("peak_mib", "memory_to_skipping", "memory_counts", "cap_gib", "longest", "load"),
 )
+STEP = "benchmarks.training_step.step"  # this module, in a process of its own
 TERMS = {"smam": Smam(), "dv_sft": DvSft(), "klal": Klal()}
 GRAIN = 64  # tokens, of the search for the longest sample
 ROOM = 8 * 2**30  # bytes of address space beyond the cap, before a CPU process is stopped
@@ -171,17 +170,8 @@ def apart(settings: argparse.Namespace, length: int | None) -> dict[str, int]:
     if not memory.RESET.exists():
         return {}
     request = {k: x for k, x in vars(settings).items() if not isinstance(x, Path)}
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training_step.step", json.dumps([request, length])],
-        env={**os.environ, **memory.ALLOCATOR},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"measuring memory failed: {last}")
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    words = json.dumps([request, length])
+    return processes.answer(STEP, words, environment=memory.ALLOCATOR)
 
 
 def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) -> list[Row]:

@@ -10,25 +10,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import OPDEFS
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import problems
 from benchmarks.contestants import admission
 from benchmarks.launches.noting import Launch, noted
+from benchmarks.launches.recording import Bodies
 from benchmarks.problems import Problem
 from groundkern import backends
 
 META = torch.device("meta")
-
-
-class _Bodies(TorchDispatchMode):
-    """Runs the bodies of our ops where torch would run their fakes."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "groundkern":
-            return OPDEFS[func.name()]._init_fn(*args)
-        return func(*args, **(kwargs or {}))
 
 
 def dry(problem: Problem, mode: problems.Mode = "full") -> list[Launch]:
@@ -45,7 +35,7 @@ def dry(problem: Problem, mode: problems.Mode = "full") -> list[Launch]:
     ):
         call = problem.make(META)
         run, _ = admission.runner(call, admission.ours(call, "triton"), mode)
-        with _Bodies():
+        with Bodies():
             run()
     return seen
 
