@@ -1,5 +1,6 @@
 """python -m benchmarks: our ops beside the floor, what people write today, and what they could
-install. python -m benchmarks training_step: whole steps of fine-tuning, with and without."""
+install. python -m benchmarks training_step: whole steps of fine-tuning, with grounding and
+without."""
 
 import argparse
 import sys
@@ -15,7 +16,7 @@ from benchmarks.timing.results import Row
 
 
 def make_console() -> Console:
-    """Wide where the output goes to a file."""
+    """A console; wide if the output goes to a file."""
     return Console(width=None if sys.stdout.isatty() else 150)
 
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Arguments with the shortcuts resolved."""
+    """The arguments, with --quick spelled out."""
     p = parser()
     args = p.parse_args(arguments)
     unknown = sorted(set(args.op) - set(problems.OPS))
@@ -50,14 +51,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.quick:
         args.shape, args.seconds, args.least = [problems.QUICK], 0.0, 3
         args.no_compile = args.no_memory = True
-        args.threads = args.threads or 1  # tiny work: a second thread only waits
+        args.threads = args.threads or 1  # work is tiny: a second thread would only wait
     return args
 
 
 def run(args: argparse.Namespace, console: Console) -> tuple[list[Row], list[str]]:
-    """Measure and show; files are written after each problem, so they outlive an interrupt.
+    """Measures and prints; files are written after each problem, so that they survive an interrupt.
 
-    Returns the stamped rows and the names of what the deadline left out.
+    Returns the rows with their stamp, and the names of what the deadline left out.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[Row], list[str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; 1 where a contestant crashed or disagreed with ours."""
+    """Returns 1 if a contestant crashed or disagreed with ours."""
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["training_step"]:
         from benchmarks.training_step import step as training_step

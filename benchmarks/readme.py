@@ -1,8 +1,8 @@
 """python -m benchmarks.readme: the README's tables and figure, made from committed results.
 
-A table stands between two comment lines: one of CPU results, one of a GPU's. The figure carries
-the fingerprint of the results it was drawn from. `--check` changes nothing and fails where one of
-them is stale.
+The tables, of CPU results and of a GPU's, each stand between two comment lines. The figure carries
+the fingerprint of the results it was drawn from. `--check` changes nothing and fails if one of them
+is out of date.
 """
 
 import argparse
@@ -38,13 +38,13 @@ HEAD = (
 
 
 def latest(kind: str = "cpu") -> Path:
-    """The newest dated results of a kind, of the CPU; names sort by date."""
+    """The newest dated CPU results of a kind; file names sort by date."""
     found = [x for x in RESULTS.glob(f"*-{kind}.csv") if results.read(x)[0]["device"] == "cpu"]
     return max(found)
 
 
 def latest_gpu(folder: Path = RESULTS) -> Path | None:
-    """The newest dated results with graph replays on a GPU, of any card; None where none are."""
+    """The newest dated results with graph replays on a GPU, of any card; None if there are none."""
 
     def newest(path: Path) -> str:
         rows = results.read(path)
@@ -72,18 +72,18 @@ def _line(rows: list[Row]) -> str:
 
 
 def _ratio(other: Row) -> str:
-    """Our time over another's, bold where we are faster."""
+    """Our time over another's, bold if we are faster."""
     ratio = other["ours_over_this_p50"]
     return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
 
 
 def _case(row: Row) -> str:
-    """`attention_kl_visible` of `issue-5/attention_kl_visible/S4096xN32`."""
+    """`attention_kl_visible`, of `issue-5/attention_kl_visible/S4096xN32`."""
     return f"`{str(row['problem']).split('/')[1]}`"
 
 
 def table(path: Path) -> str:
-    """Every problem of a results file, those that we lose included."""
+    """Every problem of a results file, including those that we lose."""
     rows = results.read(path)
     problems = dict.fromkeys((r["problem"], r["dtype"]) for r in rows if r["mode"] == "full")
     groups = [[r for r in rows if (r["problem"], r["dtype"]) == p] for p in problems]
@@ -96,7 +96,7 @@ def table(path: Path) -> str:
 
 
 def gpu(path: Path | None) -> str:
-    """Every call that was replayed on a GPU, forward and full; one sentence where none was."""
+    """Every call that was replayed on a GPU, forward and full; one sentence if none was."""
     if path is None:
         return NO_GPU
     found = groups(results.read(path))
@@ -122,7 +122,7 @@ def gpu(path: Path | None) -> str:
 
 
 def _wrong(path: Path) -> Iterator[str]:
-    """What a table of times must not keep to itself: results that were not right."""
+    """A table of times must not hide results that were wrong: a line that counts them."""
     smoke = path.with_name(f"{path.stem}-smoke.csv")
     if smoke.exists():
         right = [row["ok"] is True for row in results.read(smoke)]
@@ -148,19 +148,20 @@ def step(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Of the results' content; changes with any number in them."""
+    """A hash of the results, which changes with any number in them."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def draw(path: Path, figure: Path) -> None:
-    """Our time over each other contestant's, case by case; the fingerprint goes into the PNG."""
+    """Draws our time over each other contestant's, case by case, with the fingerprint in the
+    PNG."""
     from benchmarks.figures import plots
 
     plots.ratios(results.read(path), figure, {"Results": fingerprint(path)})
 
 
 def rewritten(text: str, path: Path) -> str:
-    """The README with the table of `path` in its block, and the newest of a GPU in the other."""
+    """The README's text with the table of `path`, and that of the newest GPU results."""
     blocks = {"benchmarks": table(path) + step(latest("training-step")), "gpu": gpu(latest_gpu())}
     for name, block in blocks.items():
         if not BLOCKS[name].search(text):
@@ -170,7 +171,7 @@ def rewritten(text: str, path: Path) -> str:
 
 
 def stale(path: Path) -> list[str]:
-    """What differs from the results, in sentences."""
+    """What is not up to date with the results, in sentences."""
     found = []
     text = README.read_text(encoding="utf-8")
     if rewritten(text, path) != text:
@@ -182,7 +183,7 @@ def stale(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """1 where --check finds something stale."""
+    """Returns 1 if --check finds something out of date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check

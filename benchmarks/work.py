@@ -1,8 +1,7 @@
-"""`python -m benchmarks.work`: FLOPs and bytes of every op at the shapes of METHODS.md, section 7.
+"""`python -m benchmarks.work`: FLOPs and bytes of every op at the shapes of real models.
 
-Counted from sizes (floors.py, cross_entropy_engine.py), measured nowhere. With --bandwidth and
---rate, the ceilings of a device in TB/s and TFLOP/s, also the least microseconds and what bounds
-them.
+Computed from sizes (costs/), not measured. With --bandwidth and --rate, the ceilings of a device in
+TB/s and TFLOP/s, also the least microseconds and what bounds them.
 """
 
 import argparse
@@ -24,8 +23,10 @@ DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class Line:
-    """One call's least work; engine and extra: bytes our Triton engine moves and holds, of a
-    loss."""
+    """The least work of one call.
+
+    engine, extra: bytes that our Triton loss moves and holds; None for other ops.
+    """
 
     shape: str
     call: str

@@ -1,8 +1,8 @@
-"""Calls whose arguments Triton's runtime specialises otherwise than those of a usual call.
+"""Calls whose arguments Triton's runtime specialises in another way than those of a usual call.
 
-An int of 1 becomes a constant, one that 16 divides lets loads be wider, None drops a branch, an
-offset takes the alignment from a pointer, 2 GiB the 32-bit offsets from AMD's. The label names what
-is special. bf16 only: the dtypes are crossed with the dimensions in `launches`.
+An int of 1 becomes a constant; one divisible by 16 allows wider loads; None drops a branch; an
+offset makes a pointer unaligned; more than 2 GiB means no 32-bit offsets on AMD. The label says
+what is special. bf16 only: `launches` crosses dtypes with dimensions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "unaligned": {"layout": "unaligned"},
     "transposed": {"layout": "transposed"},
     "odd strides": {"layout": "odd strides"},
-    "over 2 GiB": {"keys": 2**23},  # and strides of 64 bits
+    "over 2 GiB": {"keys": 2**23},  # and 64-bit strides
 }
 DIMS: dict[str, dict[str, object]] = {
     "D=1": {"dim": 1},
@@ -50,7 +50,7 @@ DIMS: dict[str, dict[str, object]] = {
     **{f"D={d} Dv={v}": {"dim": d, "value_dim": v} for d, v in ((128, 64), (64, 128), (192, 128))},
     "D=72 Dv=40 unaligned": {"dim": 72, "value_dim": 40, "layout": "unaligned"},
 }
-# Those that can fail otherwise than the rest, for CI: OF_AMD on gfx942, the others on sm_90.
+# For CI, those that can fail in a way of their own: OF_AMD on gfx942, the others on sm_90.
 SUBSET = ("rows=1", "rows=7", "D=1 all ones", "all odd", "unaligned", "over 2 GiB")
 OF_AMD = "over 2 GiB"
 SIDES = ((True, False), (True, True), (False, False))  # (sets, lse); the first is the subset's
@@ -68,7 +68,8 @@ ALL_MAPS = [
 
 
 def edges(subset: bool) -> Iterator[LabelledLaunch]:
-    """Launches of every op at the edges; the subset: SUBSET, and which inputs are there."""
+    """Launches of every op at the edges. The subset: SUBSET, and the combinations of optional
+    inputs."""
     yield from _present(subset)
     for special, changes in (SHAPES | DIMS).items():
         if subset and special not in SUBSET:
@@ -89,8 +90,8 @@ def edges(subset: bool) -> Iterator[LabelledLaunch]:
 
 
 def _present(subset: bool) -> Iterator[LabelledLaunch]:
-    """Which optional inputs are there, and every map, at usual sizes; the subset has
-    softcap and signed contributions once per op."""
+    """The combinations of optional inputs, and every map, at usual sizes; the subset has softcap
+    and signed contributions once per op."""
     for sets, lse, softcap in product((True, False), (True, False), (0.0, 30.0)):
         if subset and softcap and (sets, lse) != SIDES[0]:
             continue
@@ -114,7 +115,7 @@ def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
     for rows in (1, 7, 16):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags)
         yield from recorded(f"{op} rows={rows}", run, edge=True)
-    # One row a chunk; then two, and the last chunk has one of three.
+    # One row per chunk; then three rows in chunks of two, so that the last chunk has one.
     for rows, budget, what in ((3, 1, "rows=1 a chunk"), (3, 151_936 * 12, "rows=1 last chunk")):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags, budget=budget)
         yield from recorded(f"{op} {what}", run, edge=True)

@@ -1,4 +1,4 @@
-"""Contestants that can run and agree with ours, each prepared outside the clock."""
+"""Prepares contestants outside the clock, and admits those that run and agree with ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +16,19 @@ from groundkern.ops.cases import Call
 Outcome = tuple[list[Tensor], list[Tensor]]  # results, gradients
 PREFERRED = {"cuda": "triton", "cpu": "native"}
 FLOOR = "floor: the GEMMs alone"
-# ||a - b|| / ||b|| of values and gradients between ours and a baseline in the same dtype: loose, so
-# that rounding passes and another function does not. tests/closeness.py holds ours to fp64.
+# ||a - b|| / ||b|| of values and gradients, between ours and a baseline in the same dtype. Loose:
+# rounding passes, another function does not. tests/closeness.py compares ours with fp64.
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """kind: "floor", "ours", "baseline" or "peer". run: one timed call; None where it cannot run,
-    and status says why. before: what each call needs, outside the clock. allocates: whether a
-    call's memory is its own, not made beforehand."""
+    """One timed call, or the reason why there is none.
+
+    kind: "floor", "ours", "baseline" or "peer". run: the call; None if it cannot run, and status
+    says why. before: what each call needs first, outside the clock. allocates: whether the call
+    allocates its outputs itself, so that its peak memory means something.
+    """
 
     name: str
     kind: str
@@ -44,20 +47,20 @@ def runner(
 ) -> tuple[Callable[[], Outcome], Callable[[], object] | None]:
     """A function that runs one step, and what it needs before each call.
 
-    The step returns (results, gradients); "forward" has no gradients, "backward" no results: its
+    It returns (results, gradients). "forward" has no gradients; "backward" has no results, and its
     forward is what comes before.
     """
     inputs = leaves(call)
     trained = [x for x in inputs.values() if x.requires_grad]
     upstream: list[Tensor] = []
-    waiting: list[tuple[Tensor, ...]] = []  # a forward whose backward is to be timed
+    waiting: list[tuple[Tensor, ...]] = []  # the forward whose backward is timed next
 
     def forward() -> Outcome:
         with torch.no_grad():
             return list(step(inputs)), []
 
     def gradients(results: tuple[Tensor, ...]) -> list[Tensor]:
-        if not upstream:  # uneven, made once
+        if not upstream:  # drawn once; not all equal, which would hide errors
             upstream.extend(
                 randn(9 + i, *x.shape, dtype=x.dtype, device=x.device)
                 for i, x in enumerate(results)
@@ -77,7 +80,7 @@ def runner(
 
 
 def resolve(call: Call, backend: str, device: torch.device) -> str:
-    """The backend that `auto` takes for this call; a named one as it is."""
+    """The backend that `auto` chooses for this call; a named one is returned as it is."""
     if backend != "auto":
         return backend
     name = PREFERRED.get(device.type, "reference")
@@ -103,7 +106,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def disagreement(got: Outcome, wanted: Outcome, dtype: torch.dtype) -> str:
-    """What differs between two runs by more than the tolerance, or nothing."""
+    """What differs between two runs by more than the tolerance; empty if nothing does."""
     allowed = TOLERANCE[dtype]
     for kind, some, others in zip(("result", "gradient"), got, wanted, strict=True):
         for i, (a, b) in enumerate(zip(some, others, strict=True)):
@@ -119,7 +122,7 @@ def _first_line(error: Exception) -> str:
 
 
 class Entry(NamedTuple):
-    """A contestant that is not prepared yet. kind: as of a Contestant."""
+    """A contestant that is not prepared yet; kind as in Contestant."""
 
     name: str
     kind: str
@@ -128,8 +131,8 @@ class Entry(NamedTuple):
     def admitted(
         self, call: Call, mode: Mode, dtype: torch.dtype, wanted: Outcome | None
     ) -> tuple[Contestant, Outcome | None]:
-        """Prepared and run once: (the contestant, what it returned); it is timed only if that
-        agrees with `wanted`."""
+        """Prepares and runs it once; returns (the contestant, what it returned). It can be timed
+        only if that agrees with `wanted`."""
         try:
             run, before = runner(call, self.adapter(call), mode)
             if before:
@@ -156,7 +159,7 @@ def ours_on(backend: str) -> Entry:
 
 
 def others(problem: Problem, compiled: bool = True) -> list[Entry]:
-    """Baselines, then peers; with `compiled` those that compile for every shape."""
+    """Baselines, then peers; without `compiled`, not those that compile for every shape."""
     baseline = baselines.BASELINES[problem.op] | (baselines.WHOLE if problem.whole else {})
     peer = peers.peers(problem.op).items()
     return [
@@ -166,7 +169,7 @@ def others(problem: Problem, compiled: bool = True) -> list[Entry]:
 
 
 def floor(problem: Problem, mode: Mode, device: torch.device) -> Contestant:
-    """The matrix products alone, run once."""
+    """The matrix products alone, which have run once."""
     gemms = floors.plain_gemms(problem.floor(mode), problem.dtype, device)
     gemms()
     return Contestant(FLOOR, "floor", gemms, allocates=False)
@@ -200,12 +203,12 @@ def contestants(
 
 
 def can_replay(one: Contestant, device: torch.device) -> bool:
-    """Whether a CUDA graph can hold the call: Triton's, with nothing to do before it."""
+    """Whether a CUDA graph can capture the call: only Triton's, with nothing to do before it."""
     return device.type == "cuda" and "triton" in one.name and bool(one.run) and not one.before
 
 
 def replayed(one: Contestant, wanted: Outcome, dtype: torch.dtype) -> Contestant:
-    """The same call captured in a CUDA graph: device time without the host's launches."""
+    """The same call captured in a CUDA graph: device time without the host's launch overhead."""
     name = f"{one.name}, CUDA graph"
     try:
         aside = torch.cuda.Stream()

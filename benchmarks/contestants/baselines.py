@@ -18,7 +18,7 @@ Step = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
 
 
 class Refused(Exception):
-    """Why an adapter cannot run a call, in one sentence; shown in the results."""
+    """Why an adapter cannot run a call, in one sentence; results show it."""
 
 
 def usable_keys(call: Call) -> Tensor:
@@ -61,7 +61,7 @@ def eager_attention(call: Call) -> Step:
 
 
 def gathered_attention(call: Call) -> Step:
-    """The keys that some row uses, gathered; then plain torch on those."""
+    """Gathers the keys that some row uses, then plain torch on those."""
     usable = usable_keys(call)
     used = usable.any(0).nonzero()[:, 0]
     blocked = ~usable[:, used][:, None]  # [N, 1, U]
@@ -111,7 +111,7 @@ def whole_attention(call: Call) -> Step:
 
 
 def _map_result(call: Call, p: Tensor, x: dict[str, Tensor], columns: Tensor) -> tuple[Tensor, ...]:
-    """What the call's function makes of p [N, Hq, C], the probabilities on the columns."""
+    """The result of the call's function from p [N, Hq, C], the probabilities on the columns."""
     if call.function is gk.attention_map:
         return (p.mean(1),)
     if call.function is gk.attention_contribution:
@@ -189,7 +189,8 @@ def closed_form_kl(call: Call) -> Step:
 
 
 def _smoothed(call: Call, z: Tensor, target: Tensor) -> Tensor:
-    """(D3) on fp32 logits of counted rows: the bag without the own label shares the smoothing."""
+    """(D3) on fp32 logits of counted rows: the bag's labels other than the row's own share the
+    smoothing."""
     bags, b = call.options["bags"], call.options["smoothing"]
     log_p = z.log_softmax(-1)
     own = log_p.gather(1, target[:, None])[:, 0]

@@ -1,4 +1,5 @@
-"""What else one could install or switch on: run only where it is there, named with its version.
+"""What one could install or switch on instead: measured if it is importable, named with its
+version.
 
 Liger, cut-cross-entropy and QuACK are called as their documentation says; an adapter that no longer
 fits shows up as "failed" or "disagrees" in the results.
@@ -16,7 +17,10 @@ from benchmarks.contestants import baselines, flex
 from benchmarks.contestants.baselines import Refused, Step
 from groundkern.ops.cases import Call
 
-COMPILED = ("torch.compile", "FlexAttention")  # what compiles for every shape starts so
+COMPILED = (
+    "torch.compile",
+    "FlexAttention",
+)  # how the names of those start that compile for every shape
 
 
 def _module(name: str, package: str):
@@ -45,7 +49,7 @@ def compiled(adapter: Callable[[Call], Step]) -> Callable[[Call], Step]:
 
 
 def _unsmoothed(call: Call) -> Tensor:
-    """The targets, of a call the peers' loss can express."""
+    """The targets, if the peers' losses can express the call."""
     if "bags" in call.options:
         raise Refused("it cannot smooth over an image's own labels")
     return call.options["target"]

@@ -1,1 +1,2 @@
-"""What a call costs, counted and not timed: floors, memory models, instructions, growth."""
+"""What the work costs, computed from sizes: floors, and the memory and traffic of our Triton
+loss."""

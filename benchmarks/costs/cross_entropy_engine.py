@@ -1,8 +1,8 @@
-"""What the Triton engine of linear cross entropy computes, moves and holds, per shape.
+"""FLOPs, memory traffic and peak memory of the Triton loss, per shape.
 
-A model of `forward_with_gradients` in groundkern/ops/linear_cross_entropy/triton_kernels.py, which
-a mean, a sum or a frozen head takes; counted from sizes, not a measurement of speed. What the
-work needs at least, whatever the engine, is in floors.py.
+A model, computed from sizes, of `forward_with_gradients` in the Triton kernels of linear cross
+entropy, which run for a mean, a sum or a frozen head. Nothing here is measured. What any
+implementation needs at least is in floors.py.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from groundkern.row_blocks import logit_chunks
 
 @dataclass(frozen=True)
 class Head:
-    """rows x dim states against vocabulary x dim weights."""
+    """States [rows, dim] against a weight [vocabulary, dim]."""
 
     rows: int
     dim: int
@@ -34,7 +34,7 @@ class Head:
 
     @property
     def narrow(self) -> bool:
-        """What is summed in fp32 is cast to the operands' dtype at the end."""
+        """Whether operands are 16-bit: then fp32 sums are cast to their dtype at the end."""
         return self.itemsize < 4
 
     @property
@@ -43,19 +43,17 @@ class Head:
 
 
 def flops(head: Head) -> int:
-    """Logits, dh, and dU where the weight is trained."""
+    """Of the logits, of dh, and of dU if the weight is trained."""
     return (2 + head.trained) * 2 * head.logits * head.dim
 
 
 def moved_bytes(head: Head) -> int:
-    """Bytes that GEMMs and kernels read and write when nothing stays in cache.
-
-    A GEMM reads each operand once.
-    """
+    """Bytes that GEMMs and kernels read and write if nothing stays in cache. A GEMM reads each
+    operand once."""
     size = head.itemsize
     chunks = len(head.chunks)
     weights = size * head.weights
-    total = size * head.states + 8 * head.logits  # made, then read for the statistics
+    total = size * head.states + 8 * head.logits  # written, then read for the statistics
     total += chunks * weights
     total += (4 + size) * head.logits  # gradient kernel
     total += size * head.logits + chunks * weights + 4 * head.states  # dh
@@ -70,8 +68,8 @@ def moved_bytes(head: Head) -> int:
 def extra_bytes(head: Head) -> int:
     """Peak memory beyond the arguments and a few numbers per row.
 
-    One chunk's logits and their gradient, dh in fp32 and in its own dtype, dU (in fp32 too where it
-    is summed over chunks and then cast).
+    One chunk's logits and their gradient; dh in fp32 and in its own dtype; dU, in fp32 too if it is
+    summed over chunks and then cast.
     """
     if not head.rows:
         return 0

@@ -1,8 +1,8 @@
-"""What no implementation can avoid: floating-point operations, bytes through memory, the GEMMs.
+"""What no implementation can avoid: floating-point operations, memory traffic, the GEMMs.
 
-Counted from sizes alone. Keys are those that some row may use, in the union over rows: a matrix
-unit works on whole tiles of rows. Every input is read once and every output written once per pass;
-probabilities, logits and masks cost nothing. "full" is forward and backward.
+Computed from sizes alone. Keys are those that at least one row uses, because a matrix unit works on
+whole tiles of rows. Every input is read once and every output written once per pass; probabilities,
+logits and masks cost nothing. "full" is forward and backward.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Floor:
         return sum(2 * b * m * n * k for b, m, n, k in self.gemms)
 
     def seconds(self, bandwidth: float, matmul_rate: float) -> float:
-        """The larger of the two times, from measured ceilings in bytes/s and FLOP/s."""
+        """The larger of the two times, with measured ceilings in bytes/s and FLOP/s."""
         return max(self.bytes / bandwidth, self.flops / matmul_rate)
 
 
@@ -51,7 +51,8 @@ class AttentionSizes:
 
 
 def _products(batch: int, rows: int, keys: int, dim: int):
-    """x y^T [rows, keys], and the two that lead back: z y [rows, dim] and z^T x [keys, dim]."""
+    """x y^T [rows, keys], and the two products of its backward: z y [rows, dim] and z^T x [keys,
+    dim]."""
     return (batch, rows, keys, dim), (batch, rows, dim, keys), (batch, keys, dim, rows)
 
 
@@ -103,14 +104,14 @@ def attention_map(
 def linear_cross_entropy(
     *, rows: int, counted: int, dim: int, vocabulary: int, itemsize: int, mode: Mode, trained: bool
 ) -> Floor:
-    """Logits; dh, with W read again; and dW where the head is trained. Counted rows only."""
+    """Logits; dh, which reads W again; dW if the head is trained. Counted rows only."""
     weight, hidden = itemsize * vocabulary * dim, itemsize * counted * dim
     forward = weight + hidden
     logits = (1, counted, vocabulary, dim)
     if mode == "forward":
         return Floor(forward, (logits,))
     gemms = (logits, (1, counted, dim, vocabulary))
-    total = forward + weight + itemsize * rows * dim  # dh is written for ignored rows too
+    total = forward + weight + itemsize * rows * dim  # dh has ignored rows too
     if trained:
         gemms += ((1, vocabulary, dim, counted),)
         total += hidden + weight
@@ -118,7 +119,7 @@ def linear_cross_entropy(
 
 
 def plain_gemms(floor: Floor, dtype: torch.dtype, device: torch.device):
-    """A function that runs the floor's matrix products on random data: the contestant to reach."""
+    """A function that runs the floor's matrix products on random data."""
     made: dict[tuple[int, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
     for b, m, n, k in floor.gemms:
         if (b, m, n, k) not in made:

@@ -1,1 +1,1 @@
-"""Counts of what calls cost that do not wobble, held to counts.json."""
+"""Costs that do not vary from run to run, compared with counts.json."""

@@ -1,10 +1,11 @@
-"""python -m benchmarks.counts: what a call costs in numbers that do not wobble.
+"""python -m benchmarks.counts: costs of a call that do not vary from run to run.
 
-FLOPs of the matrix products that linear cross entropy hands out, and bytes touched at the peak of a
-call (as memory.py counts them), of our CPU calls at issue-5's sizes; where valgrind is installed,
-machine instructions of the C++ kernels at smaller ones (instructions.py); and where Triton is, the
-kernels that a call launches on a GPU (launches.py). They are compared with counts.json, which is
-committed: more than it says fails, fewer asks for `--write`. Times are never compared.
+Of our CPU calls at issue-5's sizes: FLOPs of the matrix products that linear cross entropy asks
+for, and bytes touched at the peak of a call (as timing/memory.py counts them). If valgrind is
+installed, machine instructions of the C++ kernels at smaller sizes (instructions.py). If Triton is
+installed, the kernels that a call launches on a GPU (benchmarks/launches). They are compared with
+counts.json, which is committed: more than it says fails, fewer asks for `--write`. Times are never
+compared.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from benchmarks.counts.counting import (
 
 
 def main() -> int:
-    """1 where a count grew."""
+    """Returns 1 if a count grew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="make what is measured the measure")
+    parser.add_argument(
+        "--write", action="store_true", help="commit what is measured now to counts.json"
+    )
     parser.add_argument("--measure", action="store_true", help="print the counts as JSON")
     args = parser.parse_args()
     if args.measure:

@@ -12,12 +12,12 @@ from benchmarks.timing import memory, processes
 from groundkern import native
 
 FILE = processes.ROOT / "benchmarks" / "counts.json"
-THREADS = 2  # scratch memory is per thread
-ISA = {"GROUNDKERN_CPU_ISA": "avx2"}  # panels differ between instruction sets
-# Relative; pages differ between runs and allocators, instructions between compilers.
+THREADS = 2  # scratch memory is per thread, so the number of threads is fixed
+ISA = {"GROUNDKERN_CPU_ISA": "avx2"}  # the sizes of panels depend on the instruction set
+# Relative: pages vary between runs and allocators, instructions between compilers.
 ALLOWED = {"bytes": 0.1, "instructions": 0.1}
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
-# Arguments of the C++ functions that make each of them do one more product with weight's sizes.
+# Arguments that each cost a C++ function one more product of weight's sizes.
 ASKED = {
     "linear_cross_entropy_forward": ("weight",),
     "linear_cross_entropy_backward": ("dhidden", "dweight"),
@@ -37,8 +37,8 @@ def cases() -> list[problems.Problem]:
 
 
 def product_flops(run) -> int:
-    """FLOPs of the matrix products during a call: torch's, those inside our ops included, and those
-    that our launchers ask of C++."""
+    """FLOPs of the matrix products during a call: torch's, also inside our ops, and those that our
+    launchers ask C++ for."""
     counted: list[int] = []
 
     def noting(function, tensors, **options):
@@ -57,7 +57,7 @@ def product_flops(run) -> int:
 
 
 def measured() -> Iterator[tuple[str, dict[str, int]]]:
-    """Name and counts of each case's native call, forward and backward."""
+    """Name and counts of each case: its native call, forward and backward."""
     torch.set_num_threads(THREADS)
     for problem in cases():
         call = problem.make(CPU)
@@ -69,7 +69,7 @@ def measured() -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def now() -> dict[str, dict[str, int]]:
-    """FLOPs and bytes of this tree, from a process with memory.py's allocator settings."""
+    """FLOPs and bytes of this tree, measured in a process with memory.py's allocator settings."""
     environment = {**memory.ALLOCATOR, **ISA}
     return processes.answer("benchmarks.counts", "--measure", environment=environment)
 
@@ -91,22 +91,22 @@ def committed() -> dict[str, dict[str, int]]:
 
 
 def comparable(name: str, kind: str) -> bool:
-    """Whether a count of this machine can be held to the committed one.
+    """Whether this machine's count can be compared with the committed one.
 
-    Where the processor does not multiply bf16, the native loss works in fp32; the committed counts
-    are of one that does.
+    On a processor without bf16 products the native loss computes in fp32; the committed counts are
+    of one that has them.
     """
     by_processor = "linear_cross_entropy" in name and name.endswith("bfloat16") and kind != "flops"
     return not by_processor or multiplies_bf16()
 
 
 def multiplies_bf16() -> bool:
-    """As `native_kernels` asks."""
+    """Asks as `native_kernels` does."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def changes(new: dict[str, dict[str, int]], old: dict[str, dict[str, int]]) -> tuple[list, list]:
-    """(what grew or is new or gone, what shrank), one sentence each."""
+    """(what grew, is new or is gone; what shrank), one sentence each."""
     worse, better = [], []
     for name in sorted({*new, *old}):
         some, others = new.get(name, {}), old.get(name, {})

@@ -1,10 +1,9 @@
-"""Machine instructions of the C++ kernels, counted by valgrind: they do not wobble as times do.
+"""Machine instructions of the C++ kernels, counted by valgrind; unlike times they do not vary.
 
 `python -m benchmarks.counts.instructions record FILE` stores what each case passes to
 groundkern._C; `replay FILE [CASE]` passes it again, without torch, which valgrind would take
-minutes to load. What a replay costs under valgrind beyond a replay of no case is the kernels' own
-count. One thread, AVX2 code on any machine (valgrind has no AVX-512), sizes that take valgrind
-seconds.
+minutes to load. The kernels' count is that of a replay less that of a replay without a case. One
+thread, AVX2 code on any machine (valgrind has no AVX-512), sizes that take valgrind seconds.
 """
 
 import importlib.machinery
@@ -40,7 +39,8 @@ def problems():
 
 
 def record(file: Path) -> None:
-    """Every call of forward and backward of every case: function, options, and tensors as bits."""
+    """Stores every call of forward and backward of every case: function, options, tensors as
+    bits."""
     import torch
 
     from benchmarks.contestants import admission
@@ -74,12 +74,12 @@ def _bits(x):
 
 
 def replay(file: Path, case: str) -> None:
-    """The recorded calls of a case, or none, in a process without torch."""
+    """Makes the recorded calls of a case, or none, in a process without torch."""
     (extension,) = (ROOT / "groundkern").glob("_C*.so")
     loader = importlib.machinery.ExtensionFileLoader("groundkern._C", str(extension))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
-    calls = np.load(file, allow_pickle=True)["calls"].item()  # written by `record` just now
+    calls = np.load(file, allow_pickle=True)["calls"].item()  # pickled by `record` a moment ago
     for name, arrays, options in calls.get(case, []):
         views = {n: None if a is None else _view(*a) for n, a in arrays.items()}
         getattr(module, name)(**views, **options, threads=1)

@@ -1,1 +1,1 @@
-"""Figures of results."""
+"""What a person sees of results: figures, the printed table, how cost grows."""

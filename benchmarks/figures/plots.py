@@ -23,7 +23,7 @@ SIZES = {"keys": "keys S", "rows": "rows N", "columns": "columns C", "vocabulary
 
 
 def _origin(rows: list[Row]) -> str:
-    """Where and when, for the foot of a figure."""
+    """Where and when it was measured, for the foot of a figure."""
     r = rows[0]
     loads = sorted(x["load"] for x in rows if x["load"] is not None)
     load = f"load average {loads[0]} to {loads[-1]}, " if loads else ""
@@ -41,7 +41,7 @@ def _groups(rows: list[Row], *fields: str) -> dict[tuple, list[Row]]:
 
 
 def _bars(axis, rows: list[Row], value: Callable[[Row], float | None], form: str) -> None:
-    """Horizontal log bars with their numbers; what could not run says so in a word."""
+    """Horizontal log bars with their numbers; one word in place of a bar that was not measured."""
     known = [x for x in map(value, rows) if x]
     left = min(known, default=1.0) / 2
     for i, row in enumerate(rows):
@@ -64,7 +64,7 @@ def _bars(axis, rows: list[Row], value: Callable[[Row], float | None], form: str
 
 
 def overview(op: str, rows: list[Row], folder: Path) -> Path:
-    """One line of two panels per problem: time against the floor, and peak memory."""
+    """Two panels per problem: time against the floor, and peak memory."""
     groups = _groups(rows, "problem", "dtype", "mode")
     heights = [len(g) + 2 for g in groups.values()]
     figure, axes = plt.subplots(
@@ -99,7 +99,8 @@ def overview(op: str, rows: list[Row], folder: Path) -> Path:
 
 
 def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
-    """Time and memory against a size on log axes, with the floor as a line; None with one size."""
+    """Time and memory against a size on log axes, with the floor as a line; None if there is one
+    size."""
     rows = [r for r in rows if r["p50_ms"] and r[along] and r.get("swept") in (along, "", None)]
     others = [n for n in ("keys", "rows") if n != along]
     groups = {
@@ -137,8 +138,8 @@ def scaling(op: str, along: str, rows: list[Row], folder: Path) -> Path | None:
 
 
 def training_step(rows: list[Row], folder: Path) -> Path:
-    """Time against SFT that skips full logits, and peak memory, over the length of the sample; the
-    longest sample within the cap where it was searched."""
+    """Time against SFT that skips full logits, and peak memory, over the length of the sample; and
+    the longest sample within the cap, if it was searched for."""
     capped = [r for r in rows if r["longest"] is not None and r["tokens"] == rows[0]["tokens"]]
     figure, axes = plt.subplots(1, 2 + bool(capped), figsize=(14 if capped else 11, 4.6))
     clock = ("cpu_", "CPU time") if rows[0]["device"] == "cpu" else ("", "time")
@@ -172,7 +173,7 @@ def training_step(rows: list[Row], folder: Path) -> Path:
 def _finish(
     figure, title: str, rows: list[Row], path: Path, metadata: dict[str, str] | None = None
 ) -> Path:
-    """Title, the meaning of the colours, the origin; saved, with `metadata` in the PNG."""
+    """Adds title, meaning of the colours and origin, and saves it with `metadata` in the PNG."""
     handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in COLOURS.values()]
     height = figure.get_figheight()
     figure.text(0.01, 1 - 0.1 / height, title, fontsize=12, va="top")
@@ -214,7 +215,8 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def ratios(rows: list[Row], path: Path, metadata: dict[str, str]) -> Path:
-    """Our time and memory over each other contestant's, a line per problem: left of 1 is ours."""
+    """Our time and memory over each other contestant's, a line per problem; left of 1 ours is
+    less."""
     groups = _groups([r for r in rows if r["mode"] == "full"], "problem", "dtype")
     figure, (time_axis, memory_axis) = plt.subplots(
         1, 2, figsize=(13, 0.36 * len(groups) + 2.2), sharey=True, width_ratios=(3, 2)

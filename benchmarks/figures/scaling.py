@@ -17,7 +17,7 @@ def exponent(sizes: list[float], costs: list[float]) -> float:
 
 
 def sweeps(rows: list[Row]) -> Iterator[tuple[dict[str, object], list[Row]]]:
-    """The rows of each sweep (one op's case, dtype and mode, one size growing), and its title."""
+    """The title and rows of each sweep: one op's case, dtype and mode, with one size growing."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["swept"]:
@@ -30,8 +30,8 @@ def sweeps(rows: list[Row]) -> Iterator[tuple[dict[str, object], list[Row]]]:
 
 
 def fits(rows: list[Row]) -> list[dict[str, object]]:
-    """Per sweep and contestant: exponents of time and of memory over the whole sweep, and of the
-    last doubling alone, where fixed costs weigh least. None with fewer than two sizes."""
+    """Per sweep and contestant: exponents of time and of memory, over the whole sweep and over the
+    last doubling alone, where fixed costs matter least. None with fewer than two sizes."""
     found = []
     for title, group in sweeps(rows):
         for name in dict.fromkeys(str(r["contestant"]) for r in group):
@@ -51,7 +51,7 @@ def _size(row: Row) -> int:
 
 
 def show(rows: list[Row], console: Console) -> None:
-    """One table per sweep, of those that were timed."""
+    """Prints one table per sweep, of those that were timed."""
     tables: dict[str, Table] = {}
     for fit in fits(rows):
         if fit["time"] is None:

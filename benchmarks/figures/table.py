@@ -19,7 +19,7 @@ def _spread(row: Row, prefix: str, suffix: str = "") -> str:
 
 
 def show(rows: list[Row], console: Console) -> None:
-    """One problem."""
+    """Prints one problem."""
     first = rows[0]
     title = f"{first['problem']}  {first['dtype']}  {first['mode']}: {first['shape']}"
     with_floor = any(r["percent_of_floor"] is not None for r in rows)

@@ -1,1 +1,1 @@
-"""Triton launches: noted as they happen, or counted for a GPU that is not here."""
+"""Triton launches: noted as they happen, or counted without a GPU."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.launches`: kernels that one call launches on a GPU, counted without one.
+"""`python -m benchmarks.launches`: the kernels that a call launches on a GPU, counted without one.
 
 For each call, forward and backward apart: Triton launches, matrix products (torch's GEMMs), and
 torch's other kernels. benchmarks/counts.json has the numbers.
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="calls whose name contains this")
     parser.add_argument("--json", action="store_true", help="the numbers, as counts.json has them")
     args = parser.parse_args()
-    os.environ.pop("TRITON_INTERPRET", None)  # kernel modules, imported by the calls, read it
+    os.environ.pop("TRITON_INTERPRET", None)  # read by the kernel modules, which the calls import
     if args.json:
         print(json.dumps(counts()))
         return

@@ -10,8 +10,8 @@ import groundkern as gk
 from benchmarks.launches.recording import GPU
 from groundkern.ops.cases import Call
 
-# Sizes: 64 rows of Qwen2.5-VL-7B on two sequences of 4096 keys. The head's hidden size is small:
-# nothing but the GEMMs depends on it, and they do not run.
+# 64 rows of Qwen2.5-VL-7B on two sequences of 4096 keys. The head's hidden size is small: only the
+# GEMMs depend on it, and they do not run.
 ROWS, HEADS, KV_HEADS, DIM, BATCH, KEYS, COLUMNS, REGIONS = 64, 28, 4, 128, 2, 4096, 1024, 8
 HIDDEN, VOCABULARY, LABELS, IMAGES = 64, 128_256, 100, 4
 
@@ -86,7 +86,7 @@ _KL = [
     for over in ("visible", "columns")
     for sets in (False, True)
 ]
-# The last three are no ops: `take` is what a layer pays before them, the others a step.
+# The last three are no ops: `take` runs once per layer before them, the others once per step.
 CASES: dict[str, Callable[[], Call]] = {
     "side_attention": partial(_side, False, False),
     "side_attention sets": partial(_side, True, False),

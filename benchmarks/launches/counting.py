@@ -29,9 +29,10 @@ def _counts(recorder: Recorder) -> Counts:
 
 
 def count(make: Callable[[], Call]) -> dict[str, Counts]:
-    """What a call launches "forward" and, where its result carries gradient, "backward": the second
-    call with the same rows and sets, as in all layers but the first. "first forward" and "first
-    backward" are there where the first one launches something else.
+    """What a call launches "forward" and, if its result requires a gradient, "backward".
+
+    Both are those of a second call with the same rows and sets, as in all layers but the first.
+    "first forward" and "first backward" are there if the first call launches something else.
     """
     with recording():
         call = make()
@@ -55,7 +56,7 @@ def count(make: Callable[[], Call]) -> dict[str, Counts]:
 
 
 def counts() -> dict[str, dict[str, int]]:
-    """As counts.json has them: name -> e.g. {"forward triton": 4}."""
+    """The counts in the form of counts.json: name -> e.g. {"forward triton": 4}."""
     table = {}
     for name, make in CASES.items():
         table[f"gpu/{name}"] = {

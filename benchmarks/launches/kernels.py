@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-# Allocations, and a view that its schema calls none; the schemas know all other views.
+# Allocations, and the one view whose schema does not say that it is one.
 NO_KERNEL = {
     *("empty", "empty_like", "empty_permuted", "empty_strided"),
     *("new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view"),
@@ -14,10 +14,11 @@ NO_KERNEL = {
 
 
 def torch_kernels(operators: list[tuple]) -> Counter[str]:
-    """How many kernels of each name the operators start: one each, none for views and allocations,
-    and where torch has no kernel but calls other operators (logsumexp), as many as those.
+    """How many kernels of each name the operators start.
 
-    Sorting and adding at an index start several that no operator names: they count once.
+    One each; none for views and allocations; and if torch has no kernel but calls other operators
+    (logsumexp), as many as those start. Sorting and adding at an index start several that no
+    operator names: they count once.
     """
     found: Counter[str] = Counter()
     composed = []
@@ -39,14 +40,15 @@ def torch_kernels(operators: list[tuple]) -> Counter[str]:
 
 
 def _real(x: Tensor | torch.device) -> Tensor | torch.device:
-    """A CPU tensor of the same shape, strides and dtype for a meta tensor; 0 indexes anything."""
+    """A CPU tensor with the shape, strides and dtype of a meta tensor; its zeros are valid
+    indices."""
     if isinstance(x, torch.device):
         return torch.device("cpu")
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).zero_()
 
 
 def _under(event) -> list[str]:
-    """Kernels of an operator in a profile."""
+    """The kernels that an operator in a profile starts."""
     namespace, _, name = event.name.partition("::")
     packet = getattr(torch.ops.aten, name) if namespace == "aten" else None
     if packet and _has_kernel(packet):

@@ -1,5 +1,5 @@
-"""Triton launches noted as they happen, or instead: what the launch counts, the ahead-of-time
-compiler and the GPU suite build on."""
+"""Notes Triton launches as they happen, or in their place; the launch counts, the ahead-of-time
+compiler and the GPU suite build on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch, with the arguments it had."""
+    """One launch with its arguments."""
 
     kernel: object
     arguments: tuple
@@ -23,14 +23,15 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The kernel's, as it is printed."""
+        """The kernel's name, as it is printed."""
         return self.kernel.__name__.strip("_")
 
     def again(self) -> None:
         self.kernel[self.grid](*self.arguments, **self.options)
 
     def aside(self, least: int = 2**20) -> Launch:
-        """The same on copies of its large tensors, so that a second run finds none in the cache."""
+        """The same launch on copies of its large tensors, so that a second run finds none in the
+        cache."""
         copied = tuple(
             x.clone() if isinstance(x, Tensor) and x.numel() * x.element_size() >= least else x
             for x in self.arguments
@@ -38,10 +39,10 @@ class Launch:
         return replace(self, arguments=copied)
 
     def compile(self, launcher: bool = False) -> None:
-        """Into Triton's cache, as the launch itself would.
+        """Compiles it into Triton's cache, as the launch itself would.
 
         Args:
-            launcher: also the C function that Triton before 3.7 builds to call each kernel with.
+            launcher: also build the C function that Triton before 3.7 calls each kernel with.
         """
         kernel = self.kernel.run(*self.arguments, grid=self.grid, warmup=True, **self.options)
         if launcher:

@@ -1,7 +1,7 @@
-"""Calls recorded on tensors without storage that say they are on a GPU.
+"""Records what a call would launch on a GPU, on tensors without storage.
 
-The public functions run on meta tensors that say they are on a GPU, so that they take every branch
-that a GPU would take. Triton's launch is replaced by a recorder; torch's operators are recorded on
+The public functions run on meta tensors that claim to be on a GPU, so that they take every branch
+that a GPU would take. Triton launches are noted and not made; torch's operators are recorded on
 their way to the device. Whatever would make the host wait for a value raises here.
 """
 
@@ -21,9 +21,8 @@ from benchmarks.launches.kernels import NO_KERNEL
 from benchmarks.launches.noting import Launch, noted
 
 GPU = torch.device("cuda", 0)
-PROCESSORS = (
-    132  # an H100's or H200's; how many splits there are follows from it, not how many launches
-)
+# An H100's or H200's: it decides how many splits there are, and not how many launches.
+PROCESSORS = 132
 DEVICE_GUARD = ("current_device", "_exchange_device", "_maybe_exchange_device")
 FACTORIES = (
     *("arange", "empty", "empty_permuted", "empty_strided", "full", "ones", "scalar_tensor"),
@@ -33,7 +32,7 @@ GEMMS = {"mm", "addmm", "bmm", "baddbmm"}
 
 
 class Bodies(TorchDispatchMode):
-    """Runs the bodies of our ops, for which torch would run their fakes on meta tensors."""
+    """Runs the bodies of our ops; on meta tensors torch would run their fakes."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -57,7 +56,7 @@ class Recorder(Bodies):
 
     def operator(self, func, args: tuple, kwargs: dict):
         name = func._schema.name.split("::")[1]
-        with self:  # operators that are written in terms of others
+        with self:  # operators that are written as calls of others
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
             return result
@@ -71,7 +70,7 @@ class Recorder(Bodies):
 
 
 def _made_on_meta(make: Callable) -> Callable:
-    """The function, with meta for a GPU among its arguments."""
+    """The function with the meta device in place of a GPU among its arguments."""
 
     @wraps(make)
     def run(*args, **kwargs):
@@ -89,8 +88,8 @@ def _meta(device: torch.device) -> torch.device:
 
 @contextmanager
 def recording() -> Iterator[Recorder]:
-    """Meta tensors say that they are on a GPU and what is to be made there is made on meta; what is
-    asked of the GPU is recorded."""
+    """Makes meta tensors claim to be on a GPU, makes on meta what would be made there, and records
+    what the GPU is asked to do."""
     recorder = Recorder()
     found = SimpleNamespace(multi_processor_count=PROCESSORS)
 

@@ -1,4 +1,4 @@
-"""Which commit is measured, also where there is no git: on a lent machine the tree comes alone."""
+"""Which commit is measured. On a lent machine without git, a note beside the tree says it."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ NOTE = ROOT / "carry" / "commit"  # `python -m benchmarks.carry` writes it
 
 
 def described() -> str:
-    """The commit of the tree by git, with "-dirty" where files differ from it; "" without git."""
+    """The commit according to git, with "-dirty" if files differ from it; "" without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -18,6 +18,6 @@ def described() -> str:
 
 
 def commit() -> str:
-    """By git, else by the note that came along; "unknown" without either."""
+    """According to git, else to the note that was carried along; "unknown" without either."""
     note = NOTE.read_text(encoding="utf-8").strip() if NOTE.exists() else ""
     return described() or note or "unknown"

@@ -1,4 +1,4 @@
-"""Where and with what a number was measured, and the device's own ceilings."""
+"""Where and with what a number was measured, and what the device can do at best."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ def _processor() -> str:
 
 
 def stamp(device: torch.device) -> dict[str, object]:
-    """What every row carries."""
+    """Columns that every row of results has."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return {
         "device": gpu or "cpu",
@@ -41,7 +41,7 @@ def stamp(device: torch.device) -> dict[str, object]:
 
 
 def load() -> float | None:
-    """The one-minute load average: how much else ran on the machine."""
+    """The one-minute load average: how busy other programs kept the machine."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 

@@ -1,10 +1,11 @@
 """Peak memory of one call, beyond its inputs.
 
-CUDA: torch's max_memory_allocated over what was allocated before the call. CPU: how far the
-resident set of a fresh process rises during the call (VmHWM, reset before it), with glibc told to
-map every block over 64 KiB by itself and to give it back when freed. That counts pages touched by
-anyone: torch, C++ scratch, the workspace of matrix products. It does not count memory allocated and
-never touched. Results and gradients are alive at the end, so they count.
+CUDA: torch's max_memory_allocated, less what was allocated before the call. CPU: how far the
+resident set of a fresh process rises during the call (VmHWM, reset before it). There glibc maps
+every block over 64 KiB by itself and returns it to the system when it is freed. This counts every
+page that is touched: by torch, by C++ scratch, by the workspace of matrix products; it does not
+count memory that is allocated and never touched. Results and gradients are alive at the end, so
+they count.
 """
 
 import argparse
@@ -36,12 +37,12 @@ def _resident(field: str) -> int:
 
 def _of_cpu(run: Callable[[], object]) -> int:
     gc.collect()
-    buffers.release()  # what earlier calls left for this one is this one's
+    buffers.release()  # pooled buffers that this call uses count as its own
     RESET.write_text("5")
     before = _resident("VmRSS")
-    kept = run()
+    results = run()
     peak = _resident("VmHWM") - before
-    del kept
+    del results
     return peak
 
 
@@ -50,16 +51,16 @@ def _of_cuda(run: Callable[[], object]) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    kept = run()
+    results = run()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    del kept
+    del results
     return peak
 
 
 def of_contestants(found: list[admission.Contestant], device: torch.device) -> dict[str, int]:
-    """Bytes by name, of contestants that have run before: no first-call memory. Not of those
-    whose outputs are made beforehand (the floor, a graph)."""
+    """Bytes by name, of contestants that have run before, so that nothing is set up for the first
+    time. Those whose outputs were made beforehand (the floor, a graph) are left out."""
     measure = _of_cuda if device.type == "cuda" else _of_cpu
     peaks = {}
     for c in found:
@@ -73,7 +74,7 @@ def of_contestants(found: list[admission.Contestant], device: torch.device) -> d
 def in_fresh_process(
     problem: problems.Problem, mode: str, *, backends: list[str], compiled: bool
 ) -> dict[str, int]:
-    """`of_contestants` on CPU, in a process of its own; nothing where the system has no /proc."""
+    """`of_contestants` on CPU, in a process of its own; empty if the system has no /proc."""
     if not RESET.exists():
         return {}
     request = {
@@ -94,7 +95,8 @@ def in_fresh_process(
 
 
 def main() -> None:
-    """One request as JSON on the command line, the bytes as JSON on the last line of output."""
+    """Reads one request as JSON from the command line, prints the bytes as JSON on the last
+    line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.timing.memory")
     parser.add_argument("request", type=json.loads)
     request = parser.parse_args().request

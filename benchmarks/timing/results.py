@@ -55,7 +55,7 @@ TEXT = {
 
 
 def write(path: Path, rows: list[Row], left_out: Iterable[str] = ()) -> None:
-    """Rows that all have the same columns, and the names of what was not measured."""
+    """Writes rows, which all have the same columns, and the names of what was not measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         file.writelines(f"{LEFT_OUT}{name}\n" for name in left_out)
@@ -79,7 +79,8 @@ def left_out(path: Path) -> list[str]:
 
 
 def _value(text: str) -> int | float | bool | str | None:
-    """A cell as it was before it was written; "nan" and "inf" stay text, as in a GPU's record."""
+    """The value that was written as `text`. "nan" and "inf" stay text, as in the record of a
+    GPU."""
     known = {"": None, "True": True, "False": False}
     if text in known:
         return known[text]
@@ -93,7 +94,7 @@ def _value(text: str) -> int | float | bool | str | None:
 
 
 def failures(rows: list[Row]) -> list[str]:
-    """Contestants that crashed or disagreed: results to look into, unlike a refusal."""
+    """Contestants that crashed or disagreed; unlike a refusal, someone has to look into them."""
     return [
         f"{r['problem']}/{r['dtype']}: {r['contestant']}: {r['status']}"
         for r in rows

@@ -19,13 +19,13 @@ def cpu_timer(run: Callable[[], object]) -> float:
 
 
 def cache_flush(device: torch.device) -> Callable[[], object]:
-    """Overwrites the L2 cache of a GPU."""
+    """A function that overwrites the GPU's L2 cache."""
     properties = torch.cuda.get_device_properties(device)
     return torch.empty(4 * properties.L2_cache_size, dtype=torch.int8, device=device).zero_
 
 
 def cuda_timer(device: torch.device) -> Callable[[Callable[[], object]], float]:
-    """Device events around the call, with the L2 cache overwritten before it."""
+    """Times a call by device events, with the L2 cache overwritten before it."""
     flush = cache_flush(device)
 
     def timer(run: Callable[[], object]) -> float:
@@ -52,9 +52,9 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every run in every round: each round times all of them once, in random order.
 
-    Rounds go on until `seconds` have passed, at least `least` and at most `most`. The runs have
-    warmed up before: `contestants` has run each once. An error in a run ends the measurement:
-    nobody leaves it silently.
+    Rounds go on until `seconds` have passed, at least `least` and at most `most`. The runs are
+    warm: `contestants` has run each once. An error in a run ends the measurement; no contestant
+    drops out silently.
     """
     order, dice = list(runs), random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in runs}

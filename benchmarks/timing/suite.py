@@ -24,7 +24,7 @@ def rows_of(
     ceilings: dict[str, float],
     load: float | None,
 ) -> Iterator[Row]:
-    """One row per contestant, those that could not run included."""
+    """One row per contestant, including those that could not run."""
     dtype = str(problem.dtype).removeprefix("torch.")
     floor = problem.floor(mode)
     us = next(c.name for c in found if c.kind == "ours")
@@ -72,7 +72,7 @@ def measure(
     least: int,
     ceilings: dict[str, float],
 ) -> list[Row]:
-    """Check, time and weigh one problem."""
+    """Checks and times the contestants of one problem, and measures their memory."""
     load = machine.load()
     found = admission.contestants(problem, mode, device, backends=backends, compiled=compiled)
     runs = {c.name: c.run for c in found if c.run is not None}
@@ -100,7 +100,8 @@ def suite(
     left_out: list[str],
     **options,
 ) -> Iterator[list[Row]]:
-    """The rows of each problem in turn; those that the deadline (seconds) cuts go to `left_out`."""
+    """The rows of each problem in turn; the names of those that the deadline (in seconds) cuts are
+    appended to `left_out`."""
     start = time.perf_counter()
     for problem in problems:
         for mode in modes:

@@ -19,7 +19,7 @@ OURS = {
     "groundkern, all": ("side", "word", "map"),
 }
 NAMES = ("stock SFT", SKIPPING, EAGER, REPROJECTED, *OURS)
-# Who must have the same loss and gradients as whom.
+# Contestant -> another that must have the same loss and gradients.
 EQUALS = {
     "stock SFT": SKIPPING,
     "groundkern, text only": SKIPPING,
@@ -29,7 +29,7 @@ EQUALS = {
 
 
 def losses(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-    """The loss of each contestant, by name; EAGER's inside `eager_attention`."""
+    """The loss of each contestant, by name; EAGER's must run inside `eager_attention`."""
     plain = {name: x for name, x in batch.items() if not name.startswith("gk_")}
     text = batch["gk_text_position"][0].long()
     answer = batch["input_ids"][0, text + 1]
@@ -79,7 +79,8 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attention_inputs(model: nn.Module) -> Iterator[list[tuple]]:
-    """(attention module, its input [1, S, D], rotary cosines and sines) of every decoder layer."""
+    """Collects (attention module, its input [1, S, D], rotary cosines and sines) of every decoder
+    layer."""
     seen: list[tuple] = []
 
     def note(module: nn.Module, words: tuple, named: dict) -> None:
@@ -97,8 +98,8 @@ def _attention_inputs(model: nn.Module) -> Iterator[list[tuple]]:
 def _row_attention(
     module: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], batch: dict[str, Tensor]
 ) -> Tensor:
-    """[H, N, S]: the rows' probabilities from q and k projected a second time, as GUI-AIMA does
-    beside an attention that keeps none."""
+    """[H, N, S]: the rows' probabilities, from q and k projected a second time, as GUI-AIMA does
+    beside an attention that does not return them."""
     position = batch["gk_map_position"][0].long()
     heads = lambda x: x.view(1, x.shape[1], -1, module.head_dim).transpose(1, 2)  # noqa: E731
     q, k = heads(module.q_proj(hidden[:, position])), heads(module.k_proj(hidden))
@@ -112,7 +113,7 @@ def _row_attention(
 
 
 def mean_kl(rows_of_layers: Iterator[Tensor], batch: dict[str, Tensor]) -> Tensor:
-    """(K1) to (K3) as written down, from the rows' probabilities [H, N, S] in every layer."""
+    """(K1) to (K3) written out, from the rows' probabilities [H, N, S] in every layer."""
     columns = batch["gk_map_columns"][0].long()
     target = batch["gk_map_target"][0].float()
     target = target / target.sum(-1, keepdim=True)  # [N, C]

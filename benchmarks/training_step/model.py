@@ -7,15 +7,14 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, FIRST_TEXT = 1, 2, 3, 8
-GRID_WIDTH = 32  # visual tokens to a line of the image
+GRID_WIDTH = 32  # visual tokens in a line of the image
 REGION = 12  # visual tokens inside a phrase's regions
 LEAST = 256  # tokens of the shortest sample
 
 
 @dataclass(frozen=True)
 class Shape:
-    """hidden, layers, heads, kv, ffn, vocabulary as in METHODS section 7; the vision tower's depth
-    and width."""
+    """Sizes of the decoder, and the vision tower's depth and width."""
 
     hidden: int
     layers: int
@@ -30,7 +29,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 128, 512, 1, 32),
-    # a head of a third of the decoder: heavier than in any of the real ones
+    # the head is a third of the decoder, more than in any real one
     "small": Shape(256, 4, 4, 2, 688, 4096, 2, 64),
     "qwen2.5-vl-3b": Shape(2048, 36, 16, 2, 11008, 151936, 32, 1280, tied=True),
     "qwen2.5-vl-7b": Shape(3584, 28, 28, 4, 18944, 152064, 32, 1280),
@@ -39,8 +38,8 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Rows:
-    """How much of a sample is supervised: answer tokens; of these aligned with one of `phrases`;
-    labelled visual tokens; rows with a target map."""
+    """How much of a sample is supervised. text: answer tokens. side: of these, aligned with one of
+    `phrases`. word: labelled visual tokens. map: rows with a target map."""
 
     text: int = 64
     side: int = 32
@@ -103,7 +102,9 @@ def sample(shape: Shape, length: int, rows: Rows, device: torch.device) -> dict[
     ids[0, 1] = VISION_START
     image = torch.full((1, length), -1)
     image[0, columns] = 0
-    answer = torch.arange(length - rows.text, length)  # trained tokens, predicted one row before
+    answer = torch.arange(
+        length - rows.text, length
+    )  # trained tokens; the row before predicts each
     inside = torch.zeros(1, rows.phrases, length, dtype=torch.bool)
     for phrase in range(rows.phrases):
         inside[0, phrase, columns[torch.randperm(visual, generator=g)[:REGION]]] = True

@@ -1,7 +1,8 @@
 """python -m benchmarks training_step: what grounding adds to a step of supervised fine-tuning.
 
-Time and peak memory of forward and backward (no optimizer: the same for everyone) of one sample at
-growing lengths, and the longest sample whose step fits in a given amount of memory.
+Time and peak memory of forward and backward (without an optimizer, which costs everyone the same)
+of one sample at growing lengths, and the longest sample whose step fits in a given amount of
+memory.
 """
 
 import argparse
@@ -43,22 +44,22 @@ FIELDS = (
 )
 STEP = "benchmarks.training_step.step"  # this module, in a process of its own
 TERMS = {"smam": Smam(), "dv_sft": DvSft(), "klal": Klal()}
-GRAIN = 64  # tokens, of the search for the longest sample
-ROOM = 8 * 2**30  # bytes of address space beyond the cap, before a CPU process is stopped
+GRAIN = 64  # tokens: the search for the longest sample goes no finer
+ROOM = 8 * 2**30  # bytes of address space that a CPU process may use beyond the cap
 Run = Callable[[], tuple[list[Tensor], list[Tensor]]]
 
 
 def runner(model: nn.Module, name: str, loss_of: Callable[[], Tensor]) -> Run:
-    """A step: the loss and the gradients, which count as its memory."""
+    """A step that returns the loss and the gradients, which count as its memory."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
-        for p in trained:  # left by a step that ran out of memory
+        for p in trained:  # a step that ran out of memory may have left some
             p.grad = None
         with eager_attention(base) if name == EAGER else contextlib.nullcontext():
             loss = loss_of()
-            loss.backward()  # checkpointing runs layers again
+            loss.backward()  # inside, because checkpointing runs layers again
         gradients = [p.grad for p in trained if p.grad is not None]
         for p in trained:
             p.grad = None
@@ -68,8 +69,8 @@ def runner(model: nn.Module, name: str, loss_of: Callable[[], Tensor]) -> Run:
 
 
 def disagreement(got: tuple[list, list], wanted: tuple[list, list], dtype: torch.dtype) -> str:
-    """As `admission.disagreement`, with all gradients as one vector: some, such as those of key
-    biases, are rounding alone."""
+    """Like `admission.disagreement`, but all gradients count as one vector: some, such as those of
+    key biases, are nothing but rounding."""
     wrong = admission.disagreement((got[0], []), (wanted[0], []), dtype)
     pairs = list(zip(got[1], wanted[1], strict=True))
     off = sum(float((a.float() - b.float()).square().sum()) for a, b in pairs) ** 0.5
@@ -83,7 +84,7 @@ def disagreement(got: tuple[list, list], wanted: tuple[list, list], dtype: torch
 def contestants(
     settings: argparse.Namespace, length: int, names: tuple[str, ...] = NAMES
 ) -> list[admission.Contestant]:
-    """Everyone of `names`, each run once; who disagrees with an equal of theirs is not timed."""
+    """The contestants in `names`, each run once; one that disagrees with its equal is not timed."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     shape = SHAPES[settings.shape]
     model = build(shape, device, dtype)
@@ -117,7 +118,7 @@ def contestants(
 
 
 class Clock:
-    """Wall seconds to `rounds.interleave`, and CPU seconds of the process beside them."""
+    """The wall clock that `rounds.interleave` needs; notes CPU seconds of the process beside it."""
 
     def __init__(self, device: torch.device) -> None:
         self.wall = rounds.cuda_timer(device) if device.type == "cuda" else rounds.cpu_timer
@@ -137,7 +138,8 @@ def peaks(settings: argparse.Namespace, length: int, names: tuple[str, ...] = NA
 
 
 def longest(settings: argparse.Namespace, name: str, cap: int) -> int:
-    """Tokens of the longest sample whose step stays within `cap` bytes, to a sixteenth; 0: none."""
+    """Tokens of the longest sample whose step stays within `cap` bytes, found to a sixteenth; 0 if
+    none does."""
 
     def fits(length: int) -> bool:
         peak = peaks(settings, length, (name,)).get(name)
@@ -153,9 +155,9 @@ def longest(settings: argparse.Namespace, name: str, cap: int) -> int:
 
 
 def longest_of_each(settings: argparse.Namespace) -> dict[str, int]:
-    """`longest` by name, with `settings.cap_gib`."""
+    """`longest` by name, within `settings.cap_gib`."""
     cap = int(settings.cap_gib * 2**30)
-    if settings.device == "cpu":  # stop what would take the machine down
+    if settings.device == "cpu":  # end the process before it takes the machine down
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (cap + ROOM, cap + ROOM))
@@ -163,8 +165,8 @@ def longest_of_each(settings: argparse.Namespace) -> dict[str, int]:
 
 
 def apart(settings: argparse.Namespace, length: int | None) -> dict[str, int]:
-    """`peaks` at a length, or without one `longest_of_each`; on CPU in a process of its own, and
-    nothing where the system has no /proc."""
+    """`peaks` at a length, or `longest_of_each` without one; on CPU in a process of its own, and
+    empty if the system has no /proc."""
     if settings.device != "cpu":
         return peaks(settings, length) if length else longest_of_each(settings)
     if not memory.RESET.exists():
@@ -175,7 +177,7 @@ def apart(settings: argparse.Namespace, length: int | None) -> dict[str, int]:
 
 
 def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) -> list[Row]:
-    """The rows of one length."""
+    """Measures one length; returns its rows."""
     device, load = torch.device(settings.device), machine.load()
     found = contestants(settings, length)
     runs = {c.name: c.run for c in found if c.run is not None}
@@ -215,7 +217,7 @@ def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) 
 
 
 def show(rows: list[Row], console: Console) -> None:
-    """One length."""
+    """Prints one length."""
     first = rows[0]
     table = Table(title=f"{first['problem']}  {first['dtype']}", title_justify="left")
     table.add_column("contestant")
@@ -255,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None, console: Console | None = None) -> int:
-    """Run; 1 where a contestant disagreed."""
+    """Returns 1 if a contestant disagreed."""
     settings = parser().parse_args(words)
     console = console or Console(width=None if sys.stdout.isatty() else 130)
     torch.set_num_threads(settings.threads)
@@ -277,7 +279,7 @@ def main(words: list[str] | None = None, console: Console | None = None) -> int:
 
 
 def answer() -> None:
-    """One request of `apart`, the bytes or tokens as JSON on the last line of output."""
+    """Answers one request of `apart`: prints bytes or tokens as JSON on the last line."""
     request, length = json.loads(sys.argv[1])
     settings = argparse.Namespace(**request)
     torch.set_num_threads(settings.threads)

@@ -1,4 +1,4 @@
-"""Reads the assembly of AMD GPUs as triton keeps it (`asm["amdgcn"]`)."""
+"""Reads the assembly of AMD GPUs as triton returns it (`asm["amdgcn"]`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parse(text: str) -> list[Instruction]:
         else:
             lines.append((match["opcode"], (match["operands"] or "").strip()))
         if match["opcode"] == "s_endpgm" and not _jumps_beyond(lines, labels):
-            break  # what follows is not of this function
+            break  # the rest is outside the function
     if not lines:
         raise ValueError("expected AMD assembly, got no instruction")
     return [_read(opcode, operands, labels) for opcode, operands in lines]

@@ -1,8 +1,8 @@
-"""Loops of machine code, whatever the machine, and what is counted in the main one.
+"""Loops of machine code, for any machine, and the counts of the main one.
 
-Loops are found as compilers do: a jump back to an instruction that every way there leads through.
-A jump back alone is not enough: code for a rare case stands at the end of a kernel and jumps back
-into the middle.
+Loops are found as compilers find them: a jump back to an instruction through which every path to
+the jump leads. A jump back alone is not enough: code for a rare case often stands at the end of a
+kernel and jumps back into the middle.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass, field, replace
 class Instruction:
     """One instruction, and where control goes from it.
 
-    targets: places, in the list of all instructions, that it may jump to.
-    falls: whether the next instruction may follow.
-    load: width in bits of one thread's load from global memory, copies to shared memory included.
-    copy: an asynchronous copy to shared memory.
-    matrix: (name, (m, n, k)) of a matrix instruction; its shape is () where the text has none.
-    local: a load or store of local memory: a spill.
+    targets: indices, in the list of all instructions, that it may jump to. falls: whether the next
+    instruction may follow. load: width in bits of one thread's load from global memory, including
+    copies to shared memory. copy: an asynchronous copy to shared memory. matrix: (name, (m, n, k))
+    of a matrix instruction; () if the text does not say its shape. local: a load or store of local
+    memory: a spill.
     """
 
     opcode: str
@@ -34,7 +33,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """What one iteration of a loop does at most: instructions under a branch are counted too."""
+    """The most that one iteration of a loop does: instructions under a branch count too."""
 
     instructions: int
     barriers: int
@@ -69,8 +68,11 @@ def summary(code: list[Instruction]) -> Loop:
 
 
 def main_loop(code: list[Instruction]) -> Loop | None:
-    """The innermost loop with most matrix instructions; without any, of the innermost loops the
-    deepest, and of these the longest. None without a loop."""
+    """The innermost loop with most matrix instructions.
+
+    If none has any, the deepest of the innermost loops, and of these the longest. None without a
+    loop.
+    """
     found = loops(code)
     matrix = [{at for at in loop if code[at].matrix is not None} for loop in found]
     if any(matrix):
@@ -83,12 +85,12 @@ def main_loop(code: list[Instruction]) -> Loop | None:
         products = sum(code[at].matrix is not None for at in loop)
         return products, sum(loop < other for other in found), len(loop)
 
-    best = max(inner, key=rank)  # the first of equals
+    best = max(inner, key=rank)  # of equals, the first
     return summary([code[at] for at in sorted(best) if code[at].opcode not in ("NOP", "s_nop")])
 
 
 def loops(code: list[Instruction]) -> list[frozenset[int]]:
-    """The natural loops, as places of their instructions, in the order of their first one."""
+    """The natural loops, as indices of their instructions, in the order of their first one."""
     starts, after = _blocks(code)
     dominators = _dominators(after)
     bodies: dict[int, set[int]] = {}
@@ -111,11 +113,11 @@ def loops(code: list[Instruction]) -> list[frozenset[int]]:
         frozenset(at for block in bodies[head] for at in range(block, ends[block]))
         for head in sorted(bodies)
     )
-    return [loop for loop in places if len(loop) > 1]  # a trap after the end jumps to itself
+    return [loop for loop in places if len(loop) > 1]  # the trap behind the end jumps to itself
 
 
 def _blocks(code: list[Instruction]) -> tuple[list[int], dict[int, list[int]]]:
-    """First places of the basic blocks, and the blocks that may follow each."""
+    """The index of each basic block's first instruction, and the blocks that may follow each."""
     leaders = {0}
     for at, instruction in enumerate(code):
         if instruction.targets or not instruction.falls:
@@ -132,7 +134,7 @@ def _blocks(code: list[Instruction]) -> tuple[list[int], dict[int, list[int]]]:
 
 
 def _dominators(after: dict[int, list[int]]) -> dict[int, set[int]]:
-    """Of each block that is reached, the blocks that every way there leads through."""
+    """For each reachable block, the blocks through which every path to it leads."""
     reached, todo = [], [0] if after else []
     while todo:
         block = todo.pop()
@@ -156,7 +158,7 @@ def _dominators(after: dict[int, list[int]]) -> dict[int, set[int]]:
 
 
 def shaped(loop: Loop | None, name: str, shapes: list[tuple[int, ...]]) -> Loop | None:
-    """`loop` with the shapes of a matrix instruction whose text has none, read elsewhere."""
+    """`loop` with the shapes, read elsewhere, of a matrix instruction whose text has none."""
     if loop is None or name not in loop.matrix or not shapes:
         return loop
     rest = {other: count for other, count in loop.matrix.items() if other != name}

@@ -11,7 +11,7 @@ LINE = re.compile(
     r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)\s*([^;]*);", re.M
 )
 WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
-# Of HMMA.16816 and its kind the digits of m, n and k; HGMMA.64x16x16 is plain.
+# HMMA.16816 and its kind run the digits of m, n and k together; HGMMA.64x16x16 does not.
 WARP_SHAPES = {
     "884": (8, 8, 4),
     "1684": (16, 8, 4),
@@ -31,7 +31,7 @@ def parse(text: str) -> list[Instruction]:
     if not lines:
         raise ValueError("expected the output of cuobjdump -sass, got no instruction")
     places = {address: place for place, (address, *_) in enumerate(lines)}
-    syncs: dict[str, int] = {}  # convergence register -> where its last BSSY lets threads meet
+    syncs: dict[str, int] = {}  # convergence register -> where the threads of its last BSSY meet
     code = []
     for _, guard, opcode, operands in lines:
         name = opcode.split(".")[0]
@@ -39,7 +39,7 @@ def parse(text: str) -> list[Instruction]:
         targets = re.findall(r"0x[0-9a-f]+", operands)[-1:]
         if name == "BSSY" and targets:
             syncs[operands.split(",")[0].strip()] = int(targets[0], 16)
-        elif name == "BSYNC":  # threads that have met go on there
+        elif name == "BSYNC":  # where the threads continue together
             meeting = syncs.get(operands.split(",")[-1].strip())
             jump = () if meeting is None else (places[meeting],)
             instruction = replace(instruction, targets=jump)
@@ -76,6 +76,6 @@ def _matrix(name: str, parts: list[str]) -> tuple[str, tuple[int, ...]] | None:
     if re.fullmatch(r"[A-Z]MMA", name):
         shape = next((WARP_SHAPES[part] for part in parts if part in WARP_SHAPES), ())
         return name, shape
-    if re.fullmatch(r"UTC[A-Z]*MMA", name):  # tcgen05, whose shape stands in a descriptor
+    if re.fullmatch(r"UTC[A-Z]*MMA", name):  # tcgen05; a descriptor has its shape
         return name, ()
     return None

@@ -1,4 +1,5 @@
-"""Reads triton's own representations, ttir and ttgir: what machine code does not say."""
+"""Reads triton's intermediate representations, ttir and ttgir, for what machine code does not
+say."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ TENSOR_MEMORY = re.compile(r"!ttg\.memdesc<(\d+)x(\d+)xf32, [^>]*tensor_memory")
 
 
 def main_loop(ttgir: str) -> list[str]:
-    """Lines of the innermost loop with most dots, the first of equals; none without such a loop."""
+    """Lines of the innermost loop with most dots, the first of equals; empty if no loop has a
+    dot."""
     found: list[list[str]] = []
-    stack: list[tuple[int, list[str], bool]] = []  # indent, lines, whether it holds another loop
+    stack: list[tuple[int, list[str], bool]] = []  # indent, lines, whether it contains another loop
     for line in ttgir.splitlines():
         stripped = line.strip()
         indent = len(line) - len(line.lstrip())
@@ -32,8 +34,8 @@ def main_loop(ttgir: str) -> list[str]:
 
 
 def in_flight(ttgir: str) -> int | None:
-    """How many groups of asynchronous copies the main loop leaves under way when it waits for what
-    it needs; the fewest of its waits. None where it waits for none."""
+    """How many groups of asynchronous copies are still in flight when the main loop waits for the
+    ones it needs: the fewest over its waits. None if it never waits."""
     waits = (WAIT.search(line) for line in main_loop(ttgir))
     return min((int(match.group(1)) for match in waits if match), default=None)
 
@@ -46,10 +48,11 @@ def tensor_memory_shapes(ttgir: str) -> list[tuple[int, int]]:
 
 
 def narrowed(ttir: str) -> list[str]:
-    """Lines of Triton IR that sum in 16 bits: a dot whose result is not fp32, or a value rounded
-    to 16 bits for anything but an operand of a dot or a store.
+    """Lines of Triton IR that sum in 16 bits.
 
-    The interpreter dots wider operands, so no test of results there could see either.
+    A dot whose result is not fp32, or a value rounded to 16 bits for anything but an operand of a
+    dot or a store. No test of results in the interpreter would see either: there, dots compute in
+    wider types.
     """
     lines = [line.strip() for line in ttir.splitlines()]
     found = [x for x in lines if " tt.dot " in x and not re.search(r"-> tensor<[\dx]+xf32[,>]", x)]
