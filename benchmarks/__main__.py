@@ -102,11 +102,11 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[Row], list[str
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 1 if a contestant crashed or disagreed with ours."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["training_step"]:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["training_step"]:
         from benchmarks.training_step import step as training_step
 
-        return training_step.main(words[1:])
+        return training_step.main(arguments[1:])
     args = parse(arguments)
     console = make_console()
     rows, _ = run(args, console)

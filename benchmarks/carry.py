@@ -99,12 +99,12 @@ def carry(folder: Path) -> tuple[list[Wheel], list[str]]:
     return list(wheels.values()), refused
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Returns 1 if something cannot be carried."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.carry", description=__doc__)
     where = {"type": Path, "default": DEFAULT, "metavar": "DIR"}
     parser.add_argument("--to", **where, help="a folder without wheels yet; default: carry")
-    folder = parser.parse_args(words).to
+    folder = parser.parse_args(arguments).to
     try:
         wheels, refused = carry(folder)
     except Refused as reason:

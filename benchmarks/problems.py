@@ -51,9 +51,9 @@ OPS = ("side_attention", "attention_map", "linear_cross_entropy")
 class Problem:
     """One call to measure.
 
-    op: the op's name. name: of the case. shape: its sizes in words. make: builds the call. count:
+    op: the op's name. name: of the case. shape: its sizes as text. make: builds the call. count:
     the work of "forward" or "full". whole: also run the [S, S] eager path, which is slow and large.
-    keys, rows, columns, vocabulary: S, N, C and V, 0 where there are none. swept: the size that a
+    keys, rows, columns, vocabulary: S, N, C and V, 0 if it has none. swept: the size that a
     sweep lets grow.
     """
 
@@ -154,13 +154,13 @@ def side_attention(
         return Call(gk.side_attention, inputs, {"rows": _rows(rows, keys, device), "allowed": sets})
 
     sizes = _sizes(model, dtype, rows, keys, used=keys - visual + regions * patches)
-    words = (
+    sizes_text = (
         f"{rows} rows, {sizes.used} of {keys} keys used, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
     )
     count = lambda mode: floors.side_attention(sizes, mode)  # noqa: E731
     name = f"{shape}/side_attention" + ("_whole" if whole else f"/S{keys}xN{rows}")
-    return Problem("side_attention", name, words, dtype, make, count, whole, keys, rows)
+    return Problem("side_attention", name, sizes_text, dtype, make, count, whole, keys, rows)
 
 
 def attention_map(
@@ -201,7 +201,7 @@ def attention_map(
 
     used = keys if over == "visible" else columns
     sizes = _sizes(model, dtype, rows, keys, used=used, columns=columns)
-    words = (
+    sizes_text = (
         f"{rows} rows, {columns} columns of {keys} keys, over {over}, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
     )
@@ -211,7 +211,7 @@ def attention_map(
     label = function.__name__ + (f"_{heads}" if is_kl and heads != "mean" else "")
     name = f"{shape}/{label}_{over}/S{keys}xN{rows}xC{columns}"
     sizes_of = {"keys": keys, "rows": rows, "columns": columns}
-    return Problem("attention_map", name, words, dtype, make, count, **sizes_of)
+    return Problem("attention_map", name, sizes_text, dtype, make, count, **sizes_of)
 
 
 def linear_cross_entropy(
@@ -260,10 +260,10 @@ def linear_cross_entropy(
     labelled = "" if counted == rows else f"{counted} of "
     smooth = f", smoothing {smoothing}" if smoothing else ""
     head = "trained" if trained else "frozen"
-    words = f"{labelled}{rows} rows x {d} x {v}, {head} head{smooth}"
+    sizes_text = f"{labelled}{rows} rows x {d} x {v}, {head} head{smooth}"
     name = f"{shape}/linear_cross_entropy_{head}{'_smoothed' if smoothing else ''}/N{rows}xV{v}"
     sizes = {"rows": rows, "vocabulary": v}
-    return Problem("linear_cross_entropy", name, words, dtype, make, count, **sizes)
+    return Problem("linear_cross_entropy", name, sizes_text, dtype, make, count, **sizes)
 
 
 def _issue_5(dtype: torch.dtype) -> Iterable[Problem]:

@@ -177,7 +177,7 @@ def test_results_are_dated_and_say_where_they_come_from(folder, tmp_path, capsys
     files = first().write(tmp_path / "1.jsonl"), second().write(tmp_path / "2.jsonl")
     status, out, error = _printed(capsys, *files, "--write")
     assert (status, error) == (0, "")
-    assert "1 rows that failed, disagree or have no number were kept out" in out
+    assert "1 rows that failed, disagree or have no number were left out" in out
     stem = "2026-11-28-h200"
     parts = ("kernels.csv", "smoke.csv", "tiles.csv")
     names = {"README.md", f"{stem}.csv", *(f"{stem}-{x}" for x in parts)}

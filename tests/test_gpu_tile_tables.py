@@ -156,7 +156,7 @@ def test_a_tile_that_stays_says_since_when(sources, tmp_path) -> None:
     assert _put(record, tmp_path / "r.jsonl") == 0
     after = sources[MAP].read_text(encoding="utf-8")
     row = "    (False, 128): Tile(32, 32, 4, 2, 255),"
-    reason = "  # H100, 2026-11-28: kept at 8.0 to 20.0 us"
+    reason = "  # H100, 2026-11-28: unchanged at 8.0 to 20.0 us"
     assert _changes(SOURCES[MAP], after) == ({row}, {row + reason})
     assert _dict(after) == TABLES[MAP]
 
@@ -178,7 +178,7 @@ def test_what_was_not_timed_against_the_table_is_left_alone(sources, tmp_path, c
         ([16, 48, 4, 2, NONE], "powers of two"),
         ([24, 32, 4, 2, NONE], "powers of two"),
         ([16, 32, 6, 2, NONE], "powers of two"),
-        ([16, 16, 4, 2, NONE], "whole words of 32 keys"),
+        ([16, 16, 4, 2, NONE], "a multiple of 32 keys"),
         ([8, 32, 4, 2, NONE], "16 rows or more"),
         ([16, 32, 4, 2, 300], "no thread has 300 registers"),
         ([16, 32, 4], "expected block_m, block_n"),

@@ -75,7 +75,7 @@ def line(launch: LabelledLaunch, target: str, got: dict[str, object]) -> str:
     return f"{head}{counts}  {loads} / {matrix} / {launch.label}"
 
 
-def told(found: dict[str, Variants]) -> dict[str, int]:
+def printed(found: dict[str, Variants]) -> dict[str, int]:
     """Prints and returns how many variants of each kernel there are."""
     counts = {name: x.count for name, x in found.items()}
     fixed = sum(x.of_one_size for x in found.values())
@@ -109,7 +109,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     if options.variants:
-        told(variants(TARGETS["sm_90"].gpu))
+        printed(variants(TARGETS["sm_90"].gpu))
         return 0
     committed = table.read(options.check) if options.check else None
     work = [x for x in selected(options) if not (options.no_edges and x[0].edge)]
@@ -130,7 +130,7 @@ def main() -> int:
         return 1
     if not options.check and not options.write:
         return 0
-    counts = told(variants(TARGETS["sm_90"].gpu))
+    counts = printed(variants(TARGETS["sm_90"].gpu))
     if options.write:
         table.write(options.write, triton.__version__, entries, counts)
     if committed is None:

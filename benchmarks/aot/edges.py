@@ -78,9 +78,9 @@ def edges(subset: bool) -> Iterator[LabelledLaunch]:
         sizes, name = Sizes(**changes), f"bfloat16{given} {special}"
         if not special.startswith("columns="):
             for sets, lse in SIDES[: 1 if subset else None]:
-                words = " sets" * sets + " lse" * lse
+                given = " sets" * sets + " lse" * lse
                 run = partial(side_attention, sizes, sets, lse, 0.0)
-                yield from recorded(f"side_attention {name}{words}", run, edge=True)
+                yield from recorded(f"side_attention {name}{given}", run, edge=True)
         if subset and special == OF_AMD:
             continue
         for call in MAPS[: 2 if subset else None]:
@@ -95,9 +95,9 @@ def _present(subset: bool) -> Iterator[LabelledLaunch]:
     for sets, lse, softcap in product((True, False), (True, False), (0.0, 30.0)):
         if subset and softcap and (sets, lse) != SIDES[0]:
             continue
-        words = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
+        given = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
         run = partial(side_attention, Sizes(), sets, lse, softcap)
-        yield from recorded(f"side_attention bfloat16 D=128{words}", run, edge=True)
+        yield from recorded(f"side_attention bfloat16 D=128{given}", run, edge=True)
     for call, softcap in product(ALL_MAPS, (0.0, 30.0)):
         if subset and softcap and call != MAPS[0]:
             continue
@@ -126,9 +126,9 @@ def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
     run = partial(linear_cross_entropy, Sizes(layout="unaligned"), True, True, 0.0)
     yield from recorded(f"{op} unaligned bias", run, edge=True)
     for bias, with_bags, softcap in product((False, True), (False, True), (0.0, 30.0)):
-        words = " bias" * bias + " bags" * with_bags + " softcap" * (softcap > 0)
+        given = " bias" * bias + " bags" * with_bags + " softcap" * (softcap > 0)
         run = partial(linear_cross_entropy, Sizes(), bias, with_bags, softcap)
-        yield from recorded(f"{op}{words or ' plain'}", run, edge=True)
+        yield from recorded(f"{op}{given or ' plain'}", run, edge=True)
     for head in ("frozen", "added"):
         run = partial(linear_cross_entropy, Sizes(), *bags, head=head)
         yield from recorded(f"{op} head={head}", run, edge=True)

@@ -60,7 +60,7 @@ def main() -> int:
     for sentence in worse:
         print(f"more: {sentence}", file=sys.stderr)
     for sentence in better:
-        print(f"fewer: {sentence}; keep it with python -m benchmarks.counts --write")
+        print(f"fewer: {sentence}; commit it with python -m benchmarks.counts --write")
     return int(bool(worse))
 
 

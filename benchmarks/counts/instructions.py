@@ -107,19 +107,19 @@ def count() -> dict[str, int]:
 
 
 def _replayed(file: Path, case: str) -> int:
-    words = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
-    words += [sys.executable, __file__, "replay", str(file), case]
-    return int(re.search(r"I\s+refs:\s+([\d,]+)", _run(words))[1].replace(",", ""))
+    command = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
+    command += [sys.executable, __file__, "replay", str(file), case]
+    return int(re.search(r"I\s+refs:\s+([\d,]+)", _run(command))[1].replace(",", ""))
 
 
-def _run(words: list[str]) -> str:
+def _run(command: list[str]) -> str:
     """What a program writes to stderr."""
     result = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+        command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
     )
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"{words[0]} failed: {last}")
+        raise RuntimeError(f"{command[0]} failed: {last}")
     return result.stderr
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from benchmarks.timing.results import Row
 
 COLOURS = {"floor": "#9e9e9e", "ours": "#1b7f5c", "baseline": "#c8553d", "peer": "#5b7db1"}
-WORDS = {
+MEANING = {
     "floor": "the matrix products alone (floor)",
     "ours": "groundkern",
     "baseline": "what people write today",
@@ -50,8 +50,8 @@ def _bars(axis, rows: list[Row], value: Callable[[Row], float | None], form: str
             axis.barh(i, x - left, left=left, color=COLOURS[row["kind"]])
             axis.text(x, i, " " + form.format(x), va="center", fontsize=7)
         else:
-            word = str(row["status"]).split(":")[0]
-            text = "not measured" if word == "timed" else word
+            outcome = str(row["status"]).split(":")[0]
+            text = "not measured" if outcome == "timed" else outcome
             axis.text(left, i, f" {text}", va="center", fontsize=7, color="#777777")
     axis.set_xscale("log")
     axis.set_xlim(left, max(known, default=1.0) * 4)
@@ -179,7 +179,7 @@ def _finish(
     figure.text(0.01, 1 - 0.1 / height, title, fontsize=12, va="top")
     figure.legend(
         handles,
-        list(WORDS.values()),
+        list(MEANING.values()),
         ncols=4,
         fontsize=8,
         frameon=False,

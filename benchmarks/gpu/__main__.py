@@ -1,8 +1,8 @@
 """`make gpu`, python -m benchmarks.gpu: a call of about seven minutes on a GPU, without install.
 
-Everything goes to $OUT (default: bench_results/gpu) as it is found: results.jsonl, log.txt and
-archive.tar.gz. `python -m benchmarks.gpu.results $OUT/results.jsonl` reads them. A second call,
-after what the first one found is mended: `--call second`. Without a GPU, `--rehearse`.
+Everything goes to $OUT (default: bench_results/gpu) as soon as it is known: results.jsonl, log.txt
+and archive.tar.gz. `python -m benchmarks.gpu.results $OUT/results.jsonl` reads them. After what the
+first call found is fixed, a second one: `--call second`. Without a GPU: `--rehearse`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def steps_of(args: argparse.Namespace) -> tuple[schedule.Step, ...]:
-    """In the plan's order; ValueError for a step that there is none of."""
+    """The steps to run, in the schedule's order; ValueError for an unknown one."""
     unknown = sorted(set(args.step) - set(schedule.STEPS))
     if unknown:
         raise ValueError(f"step: expected some of {', '.join(schedule.STEPS)}, got {unknown[0]!r}")
@@ -49,17 +49,18 @@ def steps_of(args: argparse.Namespace) -> tuple[schedule.Step, ...]:
 
 
 def gpu_here() -> bool:
-    """Asked of the driver's tool: this process never opens the device."""
+    """Whether there is a GPU, according to the driver's tool: this process never opens the
+    device."""
     try:
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
-def main(words: list[str] | None = None) -> int:
-    """0 where every step ended and found nothing wrong."""
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if every step ended and found nothing wrong."""
     p = parser()
-    args = p.parse_args(words)
+    args = p.parse_args(arguments)
     try:
         steps = steps_of(args)
     except ValueError as error:
@@ -89,7 +90,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def wrong(found: list[lines.Line]) -> int:
-    """Errors, checks that failed and tests that failed."""
+    """How many errors, failed checks and failed tests there are."""
     bad = [x for x in found if x["event"] == "error"]
     bad += [x for x in found if x["event"] == "smoke" and not x["ok"]]
     bad += [x for x in found if x["event"] == "test" and x["outcome"] in ("failed", "error")]
@@ -97,7 +98,7 @@ def wrong(found: list[lines.Line]) -> int:
 
 
 def summary(found: list[lines.Line]) -> str:
-    """What a person needs from the end of the output, whatever else was cut off."""
+    """The last lines of output, which are all that a person may see of it."""
     parts = [timeline.table(found), ""]
     for line in found:
         match line["event"]:

@@ -90,8 +90,8 @@ def in_fresh_process(
         "rows": [problem.rows],
         "sweep": [problem.swept] if problem.swept else [],
     }
-    words = json.dumps(request)
-    return processes.answer("benchmarks.timing.memory", words, environment=ALLOCATOR)
+    question = json.dumps(request)
+    return processes.answer("benchmarks.timing.memory", question, environment=ALLOCATOR)
 
 
 def main() -> None:

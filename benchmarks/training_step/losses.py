@@ -83,7 +83,7 @@ def _attention_inputs(model: nn.Module) -> Iterator[list[tuple]]:
     layer."""
     seen: list[tuple] = []
 
-    def note(module: nn.Module, words: tuple, named: dict) -> None:
+    def note(module: nn.Module, positional: tuple, named: dict) -> None:
         seen.append((module, named["hidden_states"], named["position_embeddings"]))
 
     layers = model.get_decoder().layers

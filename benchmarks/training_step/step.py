@@ -172,8 +172,8 @@ def apart(settings: argparse.Namespace, length: int | None) -> dict[str, int]:
     if not memory.RESET.exists():
         return {}
     request = {k: x for k, x in vars(settings).items() if not isinstance(x, Path)}
-    words = json.dumps([request, length])
-    return processes.answer(STEP, words, environment=memory.ALLOCATOR)
+    arguments = json.dumps([request, length])
+    return processes.answer(STEP, arguments, environment=memory.ALLOCATOR)
 
 
 def measure(settings: argparse.Namespace, length: int, fitting: dict[str, int]) -> list[Row]:
@@ -256,9 +256,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(words: list[str] | None = None, console: Console | None = None) -> int:
+def main(arguments: list[str] | None = None, console: Console | None = None) -> int:
     """Returns 1 if a contestant disagreed."""
-    settings = parser().parse_args(words)
+    settings = parser().parse_args(arguments)
     console = console or Console(width=None if sys.stdout.isatty() else 130)
     torch.set_num_threads(settings.threads)
     stamp = machine.stamp(torch.device(settings.device))

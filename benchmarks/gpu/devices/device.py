@@ -20,12 +20,13 @@ KernelTimes = list[tuple[str, float, float]]  # (name, launches, microseconds) o
 
 
 class DeviceLost(RuntimeError):
-    """After an illegal access every later call of the process fails too: a new one has to go on."""
+    """After an illegal access every later call of the process fails too: a new process has to go
+    on."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What is timed: `run` makes `calls` of them. expected: seconds of one, for a rehearsal."""
+    """What is timed: `run` makes `calls` calls. expected: seconds of one, for a rehearsal."""
 
     run: Run
     calls: int = 1
@@ -33,7 +34,8 @@ class Timed:
 
 
 class Device:
-    """What every step asks of a device. By itself: none, for steps that only compile."""
+    """What every step asks of a device. This base class has no device, for steps that only
+    compile."""
 
     rehearsed = False
 
@@ -41,18 +43,18 @@ class Device:
         self.clock = clock
 
     def spend(self, seconds: float) -> None:
-        """Time that a rehearsal plays; real time passes by itself."""
+        """Advances the clock of a rehearsal; real time passes by itself."""
         self.clock.spend(seconds)
 
     def settle(self) -> None:
-        """Wait for the device.
+        """Waits for the device.
 
         Raises:
             DeviceLost: nothing more can run in this process.
         """
 
     def forget(self) -> None:
-        """Give memory back to the device between cases."""
+        """Frees memory of the device between cases."""
 
 
 class Gpu(Device):
@@ -66,7 +68,7 @@ class Gpu(Device):
         self._timer = None
 
     def stamp(self) -> dict[str, object]:
-        """What a person wants to know of the machine."""
+        """What the record says of the machine."""
         properties = torch.cuda.get_device_properties(self.torch)
         return {
             **machine.stamp(self.torch),
@@ -82,7 +84,7 @@ class Gpu(Device):
         return sized.real
 
     def observed(self, results):
-        """Results as they came; a rehearsal may spoil them."""
+        """The results unchanged; a rehearsal may spoil them."""
         return results
 
     def settle(self) -> None:
@@ -104,10 +106,10 @@ class Gpu(Device):
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            kept = run()
+            results = run()
         graph.replay()
         self.settle()
-        return graph.replay, kept
+        return graph.replay, results
 
     def samples(
         self, runs: dict[str, Timed], *, seconds: float, least: int, most: int = 100
@@ -124,11 +126,11 @@ class Gpu(Device):
             return run(), seen
 
     def seconds_of(self, launch: Launch, *, rounds: int, expected: float, label: str) -> float:
-        """Median seconds of one launch by graph replay, on copies of its tensors that the L2 cache
-        does not hold. `expected` and `label` are for a rehearsal.
+        """Median seconds of one launch by graph replay, on copies of its tensors that are not in
+        the L2 cache.
 
-        Three sets of copies take turns in one graph, four times over, so that the graph's own
-        launch is a small part.
+        Three sets of copies take turns in one graph, four times over, so that launching the graph
+        itself takes a small part of the time. `expected` and `label` are for a rehearsal.
         """
         some = (launch, launch.aside(), launch.aside())
 
@@ -149,7 +151,8 @@ class Gpu(Device):
         return statistics.median(found)
 
     def kernels(self, replay: Run, calls: int, launched: list[Launch]) -> KernelTimes:
-        """By torch's profiler. `launched`: what one call launches, which a stand-in goes by."""
+        """Kernel times by torch's profiler. `launched`: the launches of one call, which a stand-in
+        uses instead."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
         replays = 3
         with torch.profiler.profile(activities=activities) as profile:

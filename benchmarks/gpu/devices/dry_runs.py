@@ -1,7 +1,6 @@
-"""What a call would launch, and how to compile that for a GPU which this process does not open.
+"""What a call would launch, and how to compile it for a GPU that this process does not open.
 
-`dry` runs a call's launchers on meta tensors, with the bodies of our ops in the place of their
-fakes.
+`dry` runs a call's launchers on meta tensors, inside the bodies of our ops.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ META = torch.device("meta")
 
 
 def dry(problem: Problem, mode: problems.Mode = "full") -> list[Launch]:
-    """What a call would launch, on meta tensors: nothing is computed."""
+    """The launches of a call, on meta tensors: nothing is computed."""
 
     def empty(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -41,7 +40,7 @@ def dry(problem: Problem, mode: problems.Mode = "full") -> list[Launch]:
 
 
 class _Driver:
-    """What Triton asks of a driver before it compiles, for a GPU that need not be here."""
+    """What Triton asks a driver before it compiles, for a GPU that may be absent."""
 
     def __init__(self, target) -> None:
         self._target = target
@@ -57,7 +56,7 @@ class _Driver:
 
 
 def compile_for(capability: int) -> None:
-    """From now on this process compiles for a CUDA GPU of that capability (90 for 9.0)."""
+    """Makes this process compile for a CUDA GPU of a capability (90 for 9.0)."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
@@ -73,7 +72,7 @@ def distinct(launches: list[Launch]) -> list[Launch]:
 
 
 def compile_key(launch: Launch) -> str:
-    """The same for launches that compile to the same code: what Triton's runtime keys them by."""
+    """Equal for launches that compile to the same code: the key of Triton's runtime cache."""
     kernel = launch.kernel
     _, _, _, _, binder = kernel.device_caches[0]
     _, specialization, options = binder(*launch.arguments, **launch.options)

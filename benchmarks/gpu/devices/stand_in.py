@@ -1,8 +1,8 @@
-"""A device for rehearsals: calls of a few rows in Triton's interpreter, and a clock that is played.
+"""A device for rehearsals: calls of a few rows in Triton's interpreter, on a played clock.
 
-Times are made up from each call's floor, so that the steps' own decisions (rounds, deadlines, which
-tile is best) have something to decide on. Nothing that comes from here is a measurement: the record
-says `rehearsed`, and `benchmarks.gpu.results` refuses it.
+Times are invented from each call's floor, so that the steps' own decisions (rounds, deadlines,
+which tile is best) have something to decide on. Nothing here is a measurement: the record says
+`rehearsed`, and `benchmarks.gpu.results` refuses it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks.gpu.supervising.schedule import START
 from benchmarks.launches.noting import Launch, noted
 from benchmarks.problems import Problem
 
-# Seconds that things beside the timed calls take on a card, guessed: a process's start, the first
-# eager run, capture, a profile, an oracle in fp64, one compilation on one core, ceilings.
+# Guessed seconds on a card, of everything but the timed calls: a process's start, the first eager
+# run, capture, a profile, an oracle in fp64, one compilation on one core, ceilings.
 PLAYED = {
     "start": START,
     "first": 0.05,
@@ -29,10 +29,10 @@ PLAYED = {
     "oracle": 0.15,
     "compile": 2.0,
     "ceilings": 3.0,
-    "round": 2e-4,  # beside the call: flush, events, synchronisation
+    "round": 2e-4,  # besides the call: flush, events, synchronisation
 }
-MADE = 3  # calls of a sweep that are made; the others get the last one's results
-CORES = 14  # of the card's machine, left for compiling
+MADE = 3  # calls of a sweep that run; the others return the last one's results
+CORES = 14  # of the card's machine that are free to compile
 CEILINGS = {"bandwidth": 3.0e12, "bfloat16": 7.5e14, "float16": 7.5e14, "float32": 5.0e13}
 
 
@@ -40,7 +40,7 @@ class StandIn(Device):
     """Plays a GPU.
 
     Args:
-        spoiled: returns whether the case at hand is to return NaN.
+        spoiled: returns whether the current case is to return NaN.
     """
 
     rehearsed = True
@@ -86,12 +86,12 @@ class StandIn(Device):
         }
 
     def _played(self, name: str, expected: float) -> float:
-        """Between 1.3 and 2.3 times what is expected, the same for a name each time."""
+        """1.3 to 2.3 times what is expected, always the same for a name."""
         return expected * (1.3 + crc32(name.encode()) % 100 / 100)
 
     def noted_run(self, run: Run) -> tuple[object, list[Launch]]:
-        """Of a call that is made again and again, with another tile each time, the first few are
-        made: the interpreter is slow."""
+        """A sweep repeats a call with tile after tile: only the first few run, because the
+        interpreter is slow."""
         made = self._made.setdefault(run, [])
         if len(made) < MADE:
             with noted() as seen:

@@ -1,24 +1,26 @@
-"""What went wrong in a call of `make gpu`, one sentence for everything that failed alike."""
+"""What went wrong in a call of `make gpu`: one sentence for everything that failed in the same
+way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from benchmarks.gpu.lines import Line
-from benchmarks.gpu.reporting.sessions import Call, outcome
+from benchmarks.gpu.reporting.sessions import SuiteCall, outcome
 
-WIDEST = 200  # characters of what was raised
-NAMED = 12  # kinds of failures of each sort that are named; the rest is counted
+WIDEST = 200  # characters of a message that are shown
+NAMED = 12  # failures of each kind that are named; the rest is counted
 
 
 def last_line(text: object) -> str:
-    """Of a traceback: what was raised."""
+    """The exception at the end of a traceback."""
     found = [x.strip() for x in str(text or "").splitlines() if x.strip()]
     return found[-1] if found else ""
 
 
-def steps(call: Call) -> dict[str, Line]:
-    """Each step that began or ended, in order, with its end line; empty where there is none."""
+def steps(call: SuiteCall) -> dict[str, Line]:
+    """Each step that began or ended, in order, with its end line; an empty one if it did not
+    end."""
     found: dict[str, Line] = {}
     for line in call.lines:
         if line["event"] == "begin":
@@ -28,8 +30,8 @@ def steps(call: Call) -> dict[str, Line]:
     return found
 
 
-def failures(call: Call) -> list[str]:
-    """Kernels that are wrong first, then what raised, tests, steps and cases that did not end."""
+def failures(call: SuiteCall) -> list[str]:
+    """Wrong kernels first, then exceptions, tests, steps, and cases that did not end."""
     sorts = (_smoke(call), _errors(call), _rows(call), _tests(call), _steps(call), _cut(call))
     return [sentence for sort in sorts for sentence in _short(list(sort))]
 
@@ -39,14 +41,14 @@ def _short(sentences: list[str]) -> list[str]:
     return sentences if rest <= 0 else [*sentences[:NAMED], f"and {rest} more of this sort"]
 
 
-def _smoke(call: Call) -> Iterator[str]:
+def _smoke(call: SuiteCall) -> Iterator[str]:
     for line in call.of("smoke"):
         if line["ok"] is True:
             continue
         bad = [c for c in line["checks"] if c.get("ok") is not True]
-        words = [f"{c.get('name')} off by {_g(c.get('error'))}, allowed {_g(c.get('allowed'))}"
+        wrong = [f"{c.get('name')} off by {_g(c.get('error'))}, allowed {_g(c.get('allowed'))}"
                  for c in bad]  # fmt: skip
-        yield f"smoke: {line['case']}: {'; '.join(words) or 'not right'}"
+        yield f"smoke: {line['case']}: {'; '.join(wrong) or 'not right'}"
 
 
 def _g(x: object) -> str:
@@ -54,7 +56,7 @@ def _g(x: object) -> str:
 
 
 def _alike(found: list[tuple[str, str]]) -> Iterator[str]:
-    """(case, what was raised) as sentences, the same ones together."""
+    """(case, exception) pairs as sentences, one for all cases with the same exception."""
     cases: dict[str, list[str]] = {}
     for case, raised in found:
         cases.setdefault(raised, []).append(case)
@@ -63,30 +65,30 @@ def _alike(found: list[tuple[str, str]]) -> Iterator[str]:
         yield f"{some[0]}{more}: {raised}"
 
 
-def _errors(call: Call) -> Iterator[str]:
+def _errors(call: SuiteCall) -> Iterator[str]:
     found = []
     for line in call.of("error"):
         kind, message = str(line["kind"]), str(line["message"])[:WIDEST]
         raised = last_line(line.get("traceback"))[:WIDEST]
-        if kind not in raised:  # the last line of a message of several, or a word on where to look
+        if kind not in raised:  # a message of several lines ends with the cause, or where to look
             raised = f"{kind}: {message}" + (f" ... {raised}" if raised not in message else "")
         where = ": ".join(x for x in (line["step"], line.get("case")) if x)
         found.append((where, raised))
     yield from _alike(found)
 
 
-def _rows(call: Call) -> Iterator[str]:
+def _rows(call: SuiteCall) -> Iterator[str]:
     rows = [x["row"] for x in call.of("row")]
     bad = [r for r in rows if outcome(r) in ("failed", "disagrees")]
     yield from _alike([(f"{r['problem']}, {r['contestant']}", str(r["status"])) for r in bad])
 
 
-def _tests(call: Call) -> Iterator[str]:
+def _tests(call: SuiteCall) -> Iterator[str]:
     bad = [x for x in call.of("test") if x["outcome"] in ("failed", "error")]
     yield from _alike([(x["test"], last_line(x.get("text")) or x["outcome"]) for x in bad])
 
 
-def _steps(call: Call) -> Iterator[str]:
+def _steps(call: SuiteCall) -> Iterator[str]:
     for name, end in steps(call).items():
         if not end:
             yield f"step {name} began and has no end: the record stops there"
@@ -94,8 +96,8 @@ def _steps(call: Call) -> Iterator[str]:
             yield f"step {name}: {end['status']}"
 
 
-def _cut(call: Call) -> Iterator[str]:
-    """Cases that began and neither ended nor raised: the process or the machine was lost."""
+def _cut(call: SuiteCall) -> Iterator[str]:
+    """Cases that began and neither ended nor raised: the process or the machine died."""
     begun = {(x["step"], x.get("case")) for x in call.of("start")}
     known = {(x["step"], x.get("case")) for e in ("done", "error") for x in call.of(e)}
     left = begun - known if call.of("done") else set()

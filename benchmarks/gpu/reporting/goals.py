@@ -1,4 +1,4 @@
-"""What our kernels are meant to reach on a GPU, and whether a measured row does."""
+"""The goals of our kernels on a GPU, and whether a measured row meets them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from benchmarks.gpu.reporting.sessions import number
 from benchmarks.timing.results import Row
 
-LOGITS = 2**30  # bytes of fp32 logits that the Triton backend keeps by default
+LOGITS = 2**30  # bytes: the default logit budget of the Triton backend
 
 
 @dataclass(frozen=True)
 class Goal:
-    """limit: of `field` of the row by graph replay. least: whether it is a lower limit."""
+    """limit: of `field` in the row of graph replays. least: whether it is a lower limit."""
 
-    words: str
+    text: str
     field: str
     limit: float
     least: bool
     reason: str
 
     def met(self, row: Row) -> bool | None:
-        """None where the row does not say."""
+        """None if the row has no such number."""
         x = number(row[self.field])
         if x is None:
             return None
@@ -61,7 +61,7 @@ GOALS = {
 
 
 def goal_of(row: Row) -> Goal | None:
-    """The goal for a row of ours; None where none is set: the loss's forward alone."""
+    """The goal for a row of ours; None if there is none, as for the loss's forward alone."""
     if row["op"] == "linear_cross_entropy":
         if row["mode"] != "full":
             return None

@@ -10,16 +10,24 @@ from benchmarks.gpu.lines import Line
 from benchmarks.gpu.reporting import tile_tables
 from benchmarks.gpu.reporting.failures import failures, steps
 from benchmarks.gpu.reporting.goals import GOALS, goal_of
-from benchmarks.gpu.reporting.sessions import EAGER, GRAPH, Call, Session, groups, is_timed, number
+from benchmarks.gpu.reporting.sessions import (
+    EAGER,
+    GRAPH,
+    Session,
+    SuiteCall,
+    groups,
+    is_timed,
+    number,
+)
 from benchmarks.timing.results import Row
 
 GEMMS = ("GEMM logits", "GEMM dhidden", "GEMM dweight")
-KERNELS, NAME = 5, 36  # kernels shown of a case, characters of a kernel's name
+KERNELS, NAME = 5, 36  # kernels shown per case, characters of a kernel's name
 UNITS = {"bytes/s": (1e-12, "TB/s"), "FLOP/s": (1e-12, "TFLOP/s"), "us": (1.0, "us")}
 
 
 def form(x: object, style: str = "{:.3g}") -> str:
-    """A number; what is none as it stands ("nan"); "" for null."""
+    """A number as text; text as it is ("nan"); "" for null."""
     known = number(x)
     return style.format(known) if known is not None else "" if x is None else str(x)
 
@@ -34,12 +42,12 @@ def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
 
 
 def _add(table: Table, *cells: object, style: str | None = None) -> None:
-    """Without rich's markup: names of tests and kernels have brackets."""
+    """Adds cells without rich's markup, because names of tests and kernels have brackets."""
     table.add_row(*(Text(str(x)) for x in cells), style=style)
 
 
 def show(session: Session, console: Console) -> None:
-    """Everything, in the order of what a person asks."""
+    """Prints everything, in the order in which a person would ask."""
 
     def say(text: str, style: str | None = None) -> None:
         console.print(Text(text), style=style, highlight=False)
@@ -70,7 +78,7 @@ def show(session: Session, console: Console) -> None:
     _tiles(session, console)
 
 
-def _head(call: Call, say) -> None:
+def _head(call: SuiteCall, say) -> None:
     if call.rehearsed:
         say("REHEARSED on a stand-in: no time below was measured", "bold red")
     d, tests = call.device, [x["outcome"] for x in call.of("test")]
@@ -85,7 +93,7 @@ def _head(call: Call, say) -> None:
         )
 
 
-def _steps(call: Call, console: Console) -> None:
+def _steps(call: SuiteCall, console: Console) -> None:
     table = _table(f"Steps of {call.path.name}", ("step", "end"),
                    ("seconds", "cases begun", "errors", "restarts"))  # fmt: skip
     for name, end in steps(call).items():
@@ -109,14 +117,14 @@ def _time(found: dict[str, Row], name: str) -> str:
 
 
 def fastest_other(rows: list[Row]) -> Row | None:
-    """The baseline or peer that stands best against ours, in the same rounds."""
+    """The baseline or peer that does best against ours, in the same rounds."""
     others = [r for r in rows if r["kind"] in ("baseline", "peer") and is_timed(r)]
     known = [r for r in others if number(r["ours_over_this_p50"]) is not None]
     return max(known, key=lambda r: r["ours_over_this_p50"], default=None)
 
 
 def _sum(times: list[object]) -> str:
-    """Each time, and what they make."""
+    """The times, and their sum."""
     known = [x for x in map(number, times) if x is not None]
     total = f" = {form(sum(known))}" if len(known) == len(times) > 1 else ""
     return " + ".join(map(form, times)) + total
@@ -146,19 +154,19 @@ def _op(op: str, rows: list[Row], console: Console) -> None:
             )
         goal = goal_of(shown) if shown else None
         met = goal.met(shown) if goal else None
-        cells += [goal.words if goal else "", {True: "met", False: "not met", None: ""}[met]]
+        cells += [goal.text if goal else "", {True: "met", False: "not met", None: ""}[met]]
         case = str(problem).replace(f"/{op}_", "/").replace(f"/{op}/", "/")
         case += "" if dtype == "bfloat16" else f" {dtype}"
         _add(table, case, mode, *cells, style="yellow" if met is False else None)
     console.print(table)
     used = {goal_of(r) for r in rows if r["contestant"] == GRAPH} - {None}
     for goal in (g for g in GOALS.values() if g in used):
-        console.print(Text(f"{goal.words}: {goal.reason}"), style="dim", highlight=False)
+        console.print(Text(f"{goal.text}: {goal.reason}"), style="dim", highlight=False)
     console.print()
 
 
 def _kernels(found: list[Line], console: Console) -> None:
-    """The kernels that take the time, largest first."""
+    """The kernels that take most of the time, largest first."""
     cases: dict[tuple, list[Line]] = {}
     for line in found:
         cases.setdefault((line["case"], line["mode"]), []).append(line)
@@ -167,13 +175,13 @@ def _kernels(found: list[Line], console: Console) -> None:
         known = [(number(x["us"]), x) for x in some]
         timed = sorted(((us, x) for us, x in known if us is not None), key=lambda x: -x[0])
         total = sum(us for us, _ in timed)
-        words = [
+        shares = [
             f"{100 * us / total:.0f} % {str(x['kernel'])[:NAME]} {us:.3g}"
             + (f" in {form(x.get('calls'))}" if number(x.get("calls")) not in (None, 1.0) else "")
             for us, x in timed[:KERNELS]
             if total
         ]
-        _add(table, case, mode, ", ".join(words), form(total))
+        _add(table, case, mode, ", ".join(shares), form(total))
     if table.row_count:
         console.print(table)
 
@@ -202,7 +210,7 @@ def _tiles(session: Session, console: Console) -> None:
         same = [x for x in tried if x["op"] == line["op"] and x["key"] == line["key"]]
         out = sum(str(x["status"]).startswith("out") for x in same)
         tiles = [tile_tables.written(x) for x in (line["present_tile"], line["tile"])]
-        change = "kept: " + tiles[0] if tiles[0] == tiles[1] else " -> ".join(tiles)
+        change = "unchanged: " + tiles[0] if tiles[0] == tiles[1] else " -> ".join(tiles)
         cells = (form(was, "{:.1f}"), form(now, "{:.1f}"), gain, len(same), out)
         _add(table, line["op"], tile_tables.key_of(line["key"]), change, *cells)
     if table.row_count:

@@ -1,6 +1,7 @@
-"""What calls of `make gpu` left on record, put together by device and commit.
+"""Calls of `make gpu`, from their records, grouped by device and commit.
 
-Two calls at one commit on one kind of card are one session: what both measured, the later one says.
+Two calls at one commit on one kind of card are one session; of what both measured, the later
+counts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from benchmarks.timing.results import FIELDS, Row
 GRAPH, EAGER = "groundkern triton, CUDA graph", "groundkern triton"
 STAMP = ("device", "processor", "threads", "system", "python", "torch", "triton", "groundkern")
 STAMP += ("commit", "date")
-NEEDED = {  # fields that a line is of no use without
+NEEDED = {  # fields without which a line is useless
     "ceiling": ("name", "value", "unit"),
     "smoke": ("case", "ok", "checks"),
     "row": ("row",),
@@ -45,13 +46,14 @@ def outcome(row: Row) -> str:
 
 
 def is_timed(row: Row) -> bool:
-    """Whether its time can be shown."""
+    """Whether it has a time that can be shown."""
     return outcome(row) == "timed" and number(row["p50_ms"]) is not None
 
 
 @dataclass
-class Call:
-    """One call of `make gpu`. path: the file. run, device: its first lines, empty where missing."""
+class SuiteCall:
+    """One call of `make gpu`. path: the file. run, device: its first lines, empty if they are
+    missing."""
 
     path: Path
     run: Line = field(default_factory=dict)
@@ -73,7 +75,7 @@ class Call:
 
     @property
     def commit(self) -> str:
-        """As the run says: a machine without git knows it from a file."""
+        """The run's own: a machine without git reads it from a file."""
         return str(self.run.get("commit") or "unknown")
 
     @property
@@ -86,7 +88,7 @@ class Call:
 
     @property
     def stamp(self) -> Row:
-        """What every committed row carries."""
+        """The columns that every committed row has."""
         return {name: self.device.get(name, "") for name in STAMP} | {"commit": self.commit}
 
     def refusals(self) -> Iterator[str]:
@@ -118,21 +120,21 @@ class Call:
 class Session:
     """Calls on one device at one commit, oldest first."""
 
-    calls: list[Call]
+    calls: list[SuiteCall]
 
     @property
-    def last(self) -> Call:
+    def last(self) -> SuiteCall:
         return self.calls[-1]
 
     def of(self, event: str) -> list[Line]:
         return [x for call in self.calls for x in call.of(event)]
 
     def latest(self, event: str, *names: str) -> list[Line]:
-        """The last line for each value of some fields, in the order of the first."""
+        """The last line for each value of some fields, in the order of the first ones."""
         return list({str([x.get(n) for n in names]): x for x in self.of(event)}.values())
 
     def rows(self) -> list[Row]:
-        """Stamped, the later ones in the place of the earlier."""
+        """Rows with their stamp; later ones replace earlier ones."""
         found: dict[tuple, Row] = {}
         for call in self.calls:
             for line in call.of("row"):
@@ -146,7 +148,7 @@ class Session:
 
 
 def groups(rows: list[Row]) -> dict[tuple, list[Row]]:
-    """Rows of one problem, dtype and mode, in their order."""
+    """Rows of the same problem, dtype and mode, in their order."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         found.setdefault((row["problem"], row["dtype"], row["mode"]), []).append(row)
@@ -154,7 +156,7 @@ def groups(rows: list[Row]) -> dict[tuple, list[Row]]:
 
 
 def _whole(line: Line) -> bool:
-    """Whether it has what a line of its kind must have."""
+    """Whether it has the fields that a line of its kind must have."""
     if any(name not in line for name in NEEDED.get(line["event"], ())):
         return False
     return line["event"] != "row" or (
@@ -162,13 +164,13 @@ def _whole(line: Line) -> bool:
     )
 
 
-def calls_of(path: Path) -> tuple[list[Call], list[str]]:
-    """(the calls of a file, what is wrong with it, in sentences)."""
+def calls_of(path: Path) -> tuple[list[SuiteCall], list[str]]:
+    """(the calls in a file, what is wrong with it in sentences)."""
     found, wrong = lines.read(path)
-    calls: list[Call] = []
+    calls: list[SuiteCall] = []
     for line in found:
         if line["event"] == "run" or not calls:
-            calls.append(Call(path))
+            calls.append(SuiteCall(path))
         call = calls[-1]
         if not _whole(line):
             wrong.append(f"{path.name}: a {line['event']} line at {line['t']} s lacks fields")
@@ -189,7 +191,7 @@ def read(paths: list[Path]) -> tuple[list[Session], list[str]]:
     for path in paths:
         some, sentences = calls_of(path)
         calls, wrong = calls + some, wrong + sentences
-    sessions: dict[tuple, list[Call]] = {}
+    sessions: dict[tuple, list[SuiteCall]] = {}
     for call in sorted(calls, key=lambda call: call.date):
         sessions.setdefault((call.card, call.commit, call.rehearsed), []).append(call)
     return [Session(some) for some in sessions.values()], wrong

@@ -13,18 +13,18 @@ from benchmarks.timing import results
 from benchmarks.timing.results import Row
 
 RESULTS = Path(__file__).parents[2] / "results"
-KEPT = ("refused", "out of memory")  # beside rows with a time
+SHOWN = ("refused", "out of memory")  # statuses that are shown beside rows with a time
 HEAD = "| file | what ran | rerun |"
 
 
-def kept(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+def shown(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """(rows for the committed table; those that failed, disagree or have no number)."""
-    good = [r for r in rows if is_timed(r) or outcome(r) in KEPT]
+    good = [r for r in rows if is_timed(r) or outcome(r) in SHOWN]
     return good, [r for r in rows if r not in good]
 
 
 def stem_of(session: Session, folder: Path) -> str:
-    """DATE-CARD; with the commit behind it where another one's results have that name."""
+    """DATE-CARD, with the commit behind it if that name belongs to results of another commit."""
     last = session.last
     name = f"{last.date[:10]}-{card(last.card).lower().replace(' ', '-')}"
     path = folder / f"{name}.csv"
@@ -33,14 +33,14 @@ def stem_of(session: Session, folder: Path) -> str:
 
 
 def write(session: Session, folder: Path = RESULTS) -> tuple[list[Path], int]:
-    """(the files written, how many rows were kept out).
+    """(the files written, how many rows were left out).
 
     Raises:
         Refused: what was measured may not become a result.
     """
     if reasons := session.refusals():
         raise Refused("\n".join(reasons))
-    good, bad = kept(session.rows())
+    good, bad = shown(session.rows())
     if not any(map(is_timed, good)):
         raise Refused(f"{session.last.path.name}: no row with a time")
     stem = stem_of(session, folder)
@@ -71,7 +71,7 @@ def _kernels(session: Session) -> Iterator[Row]:
 
 
 def _tiles(session: Session) -> Iterator[Row]:
-    """Every tile that was tried, as last timed; chosen: the one that the sweep proposes."""
+    """Every tile that was tried, with its last timing; chosen: whether the sweep proposes it."""
     best = [(x["op"], x["key"], x["tile"]) for x in session.latest("best", "op", "key")]
     for x in session.latest("tile", "op", "key", "tile"):
         row: Row = {"op": x["op"]}
@@ -90,7 +90,7 @@ def _smoke(session: Session) -> Iterator[Row]:
 
 
 def _described(session: Session, rows: list[Row], paths: list[Path]) -> str:
-    """What ran, and how to run it again, as cells of the table of files."""
+    """What ran and how to run it again, as cells of the table of files."""
     names = [call.name for call in session.calls]
     problems = len({(r["problem"], r["dtype"]) for r in rows})
     beside = ", ".join(f"`-{p.stem.rsplit('-', 1)[1]}`" for p in paths[1:])
@@ -99,7 +99,7 @@ def _described(session: Session, rows: list[Row], paths: list[Path]) -> str:
 
 
 def _list(readme: Path, stem: str, cells: str) -> None:
-    """A line in the table of files, in the place of the one that was there."""
+    """Puts a line into the table of files; it replaces an older one of the same name."""
     lines = readme.read_text(encoding="utf-8").splitlines()
     at = lines.index(HEAD) + 2
     old = list(takewhile(lambda x: x.startswith("|"), lines[at:]))

@@ -16,9 +16,9 @@ from benchmarks.gpu.reporting.sessions import Session, number
 
 OPS = Path(__file__).parents[3] / "groundkern" / "ops"
 FILES = {op: OPS / op / "triton_kernels.py" for op in ("side_attention", "attention_map")}
-WIDTH = 100  # of a line
-WORD = 32  # keys in a word of a bit set: a tile holds whole ones
-ABOVE = re.compile(r"\s*# .*, \d{4}-\d\d-\d\d: .* us")  # of a row, where beside it is no room
+WIDTH = 100  # characters of a line
+MASK_BITS = 32  # keys whose mask bits one integer holds; a tile has whole integers
+ABOVE = re.compile(r"\s*# .*, \d{4}-\d\d-\d\d: .* us")  # of a row, if there is no room beside it
 MAKERS = re.compile(r"nvidia|amd|instinct|\d+gb|hbm\d\w*|sxm\d*", re.IGNORECASE)
 
 
@@ -28,8 +28,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Proposal:
-    """A row, and the buckets of packed rows that were timed for it, mostly one: their keys, their
-    tiles then, microseconds with the proposed tile and with theirs."""
+    """A row of a tile table, and the buckets of packed rows that were timed for it, usually one.
+
+    Of each bucket: its key, its tile until now, microseconds with the proposed tile and with that
+    one.
+    """
 
     op: str
     key: tuple
@@ -43,22 +46,23 @@ class Proposal:
     @property
     def reason(self) -> str:
         if set(self.presents) == {self.tile}:
-            return f"{self.origin}: kept at {_span(self.before)} us"
+            return f"{self.origin}: unchanged at {_span(self.before)} us"
         return f"{self.origin}: {_span(self.us)} us, {_span(self.before)} us before"
 
 
 def card(device: str) -> str:
-    """`H200` of "NVIDIA H200", `H100` of "NVIDIA H100 80GB HBM3", `H100 PCIe` of its slower kin."""
+    """`H200` of "NVIDIA H200", `H100` of "NVIDIA H100 80GB HBM3", `H100 PCIe` of the slower
+    card."""
     return " ".join(x for x in re.split(r"[\s-]+", device) if not MAKERS.fullmatch(x))
 
 
 def key_of(key: Sequence) -> tuple:
-    """As the table has it, of [kernel or null, wide, dim, packed rows or null]."""
+    """The table's key, from [kernel or null, wide, dim, packed rows or null]."""
     return tuple(x for x in key if x is not None)
 
 
 def written(tile: Sequence) -> str:
-    """As the table has it, without what are defaults."""
+    """A tile as the table writes it, without defaults."""
     values = list(tile)
     if values[4:] == [None]:
         values = values[:4] if values[3] != 2 else values[:3]
@@ -71,22 +75,22 @@ def _span(times: tuple[float, ...]) -> str:
 
 
 def forbidden(tile: Sequence) -> str | None:
-    """Why Triton or `make aot` would not take a tile; None where they may."""
+    """Why Triton or `make aot` would reject a tile; None if they accept it."""
     sizes = list(tile)
     if len(sizes) != 5 or not all(type(x) is int and x > 0 for x in sizes[:4]):
         return "expected block_m, block_n, warps, stages, registers"
     m, n, warps, _, registers = sizes
     if any(x & (x - 1) for x in (m, n, warps)):
         return "block sizes and warps have to be powers of two"
-    if m < 16 or n % WORD:
-        return f"expected 16 rows or more and whole words of {WORD} keys"
+    if m < 16 or n % MASK_BITS:
+        return f"expected 16 rows or more and a multiple of {MASK_BITS} keys"
     if registers is not None and (type(registers) is not int or not 24 <= registers <= 255):
         return f"no thread has {registers} registers"
     return None
 
 
 def proposals(sessions: list[Session]) -> list[Proposal]:
-    """A row per measured bucket, or one for all of a kernel's where they agree.
+    """A row per measured bucket, or one for all of a kernel's if they agree.
 
     Raises:
         Refused: rehearsed, of an unknown commit, of two devices, or a tile that cannot be.
@@ -129,7 +133,7 @@ def _lead(key: tuple) -> tuple:
 
 
 def _joined(some: list[Proposal]) -> list[Proposal]:
-    """One row for all packed rows where every measured bucket has the same tile."""
+    """One row for all packed rows, if every measured bucket has the same tile."""
     if len(some) < 2 or len({p.tile for p in some}) > 1:
         return some
     names = ("buckets", "presents", "us", "before")
@@ -139,7 +143,7 @@ def _joined(some: list[Proposal]) -> list[Proposal]:
 
 @dataclass(frozen=True)
 class _Row:
-    """Of a table in a source: its tile, and its lines, from first up to end."""
+    """A row of a table in a source: its tile, and its lines, from first up to end."""
 
     tile: tuple
     first: int
@@ -170,9 +174,9 @@ def _lines_of(row: Proposal) -> list[str]:
 
 
 def rewritten(source: str, some: list[Proposal]) -> tuple[str, list[str]]:
-    """(the source with the rows in its table, what was left alone and why)."""
+    """(the source with the rows in its table, what was not changed and why)."""
     rows, left = table(source), []
-    edits: list[tuple[int, int, int, list[str]]] = []  # from, up to, packed rows, what stands there
+    edits: list[tuple[int, int, int, list[str]]] = []  # from, up to, packed rows, new lines
     for p in some:
         lead = _lead(p.key)
         if lead not in rows:

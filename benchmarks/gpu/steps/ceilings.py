@@ -1,4 +1,4 @@
-"""Step `ceilings`: what this card does at best, today."""
+"""Step `ceilings`: the best that this card does today."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def _launches(context: Context) -> None:
 
 
 def measured(context: Context) -> dict[str, float]:
-    """The ceilings on record, for percent of the floor; empty where that step failed."""
+    """The recorded ceilings, for percent of the floor; empty if that step failed."""
     found = [x for x in context.before() if x["event"] == "ceiling"]
     return {x["name"]: float(x["value"]) for x in found}

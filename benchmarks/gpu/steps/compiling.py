@@ -1,7 +1,7 @@
 """Steps `compile` and `compile_tiles`: kernels into Triton's cache, by all cores, without the GPU.
 
-Compiled one by one as they are first launched, the kernels of the next steps would take a minute of
-the card's time.
+Compiled one by one when they are first launched, the kernels of the next steps would take a minute
+of the card's time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.gpu.steps.worker import Cases, Context
 from benchmarks.launches.noting import Launch
 from groundkern.tiles import Tile
 
-WORK: list[Launch] = []  # what the forked processes read by place
+WORK: list[Launch] = []  # forked processes read it by index
 
 
 def cases(context: Context) -> Cases:
@@ -28,17 +28,17 @@ def cases(context: Context) -> Cases:
 
 
 def capability() -> int:
-    """Of the first GPU, asked of the driver's own tool: this process never opens the device."""
+    """Of the first GPU, according to the driver's own tool: this process never opens the device."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return int(text.splitlines()[0].strip().replace(".", ""))
 
 
 def wanted(tiles: bool, few: int | None = None) -> list[Launch]:
-    """Every launch that compiles to other code, in the order in which it will be needed.
+    """One launch of every piece of code, in the order in which they will be needed.
 
     Args:
-        few: of a short rehearsal: of so many calls or tiles.
+        few: in a short rehearsal, the number of calls or tiles.
     """
     found: list[Launch] = []
     if tiles:
@@ -53,7 +53,8 @@ def wanted(tiles: bool, few: int | None = None) -> list[Launch]:
 
 
 def swept() -> list[tuple[calls.Bucket, str, Tile]]:
-    """Every tile of the sweep once: buckets differ in sizes that kernels are not compiled for."""
+    """Every tile of the sweep once: buckets differ only in sizes for which kernels are not
+    recompiled."""
     found = {
         (bucket.op, kind, tile): (bucket, kind, tile)
         for bucket in calls.buckets()
@@ -95,5 +96,5 @@ def _compile(context: Context) -> None:
 
 
 def _behind() -> None:
-    """The steps that time things come first."""
+    """Lowers this process's priority: the steps that time things come first."""
     os.nice(10)

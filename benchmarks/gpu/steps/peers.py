@@ -12,7 +12,7 @@ SECONDS, LEAST = 0.5, 8
 
 
 def cases(context: Context) -> Cases:
-    """What compiles for every shape comes in later cases: it takes its time."""
+    """Those that compile for every shape come in later cases, because they take long."""
     some = list(calls.compared())
     for compiled in (False, True):
         for sized in some:

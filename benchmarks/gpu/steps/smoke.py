@@ -1,4 +1,4 @@
-"""Step `smoke`: every op at few rows against fp64, by the rule that the tests hold it to."""
+"""Step `smoke`: every op at few rows against fp64, with the tests' tolerance rule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from benchmarks.problems import randn
 from groundkern.ops.cases import Call
 from tests.closeness import GRADIENTS, VALUES, measured
 
-# Of the rule's bound. One draw with one row is a noisy measure of rounding, and this step looks for
-# what is wrong; the tests hold the rule as it is.
+# Times the rule's bound: one draw with one row measures rounding poorly, and this step looks for
+# wrong kernels. The tests apply the rule as it is.
 SLACK = 2.0
 
 
@@ -26,7 +26,7 @@ def cases(context: Context) -> Cases:
 
 
 def differentiate(call: Call, backend: str) -> tuple[list[Tensor], list[Tensor]]:
-    """(results, gradients) against upstream gradients that every dtype holds exactly."""
+    """(results, gradients) for upstream gradients that every dtype represents exactly."""
     inputs = {n: x.detach().requires_grad_(n not in call.fixed) for n, x in call.inputs.items()}
     results = call.run(**inputs, backend=backend)[: call.differentiable]
     upstream = [
@@ -40,11 +40,11 @@ def differentiate(call: Call, backend: str) -> tuple[list[Tensor], list[Tensor]]
 def _check(context: Context, sized: Sized) -> None:
     device = context.device
     call = device.problem(sized).make(device.torch)
-    # A given lse never changes the result, so the oracle goes without.
+    # A given lse never changes the result, so the oracle does not get it.
     oracle = replace(call, options={k: x for k, x in call.options.items() if k != "lse"})
     wide = replace(oracle, inputs={n: x.double() for n, x in call.inputs.items()})
     ours = device.observed(differentiate(call, "triton"))
-    device.settle()  # an illegal access is this op's, not the oracle's
+    device.settle()  # so that an illegal access is this op's, not the oracle's
     truth, plain = differentiate(wide, "reference"), differentiate(oracle, "reference")
     device.spend(PLAYED["oracle"])
     trained = [n for n in call.inputs if n not in call.fixed]

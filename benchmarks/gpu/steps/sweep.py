@@ -1,7 +1,7 @@
 """Step `tiles`: every tile of a bucket of packed rows, on single kernels by graph replay.
 
-A tile is out where it does not compile, does not fit or changes results. All are screened, the best
-few and the present one are timed again, and a tile has to be 3 % faster than the present one to be
+A tile is out if it does not compile, does not fit or changes results. All are screened, the best
+few and the present one are timed again, and a tile must be 3 % faster than the present one to be
 proposed. `benchmarks.gpu.results --tiles` puts proposals into the tables.
 """
 
@@ -26,8 +26,8 @@ from groundkern.tiles import Tile, tile_key
 TABLES = {"side_attention": side_attention.TILES, "attention_map": attention_map.TILES}
 GAIN = 0.97  # of the present tile's time
 SCREEN, FINAL, FINALISTS = 3, 15, 4  # rounds, rounds, tiles
-ELEMENTS = 8192  # of a tile of scores, at most
-# block_m by bucket: the rows of a tile beyond those there are do no work.
+ELEMENTS = 8192  # the most that a tile of scores has
+# block_m by bucket: rows of a tile beyond those of the call do no work.
 HEIGHTS = {16: (16,), 64: (16, 32, 64), 512: (32, 64, 128), None: (64, 128)}
 DIM, WIDE = 128, False  # bf16 at the head dimension of the models
 
@@ -40,21 +40,22 @@ def cases(context: Context) -> Cases:
 
 
 def candidates(bucket: Bucket, kind: str) -> list[Tile]:
-    """Tiles worth compiling: whole words of a bit set along the keys."""
+    """Tiles worth compiling; along the keys, multiples of the 32 keys whose mask bits one integer
+    holds."""
     sizes = product(HEIGHTS[bucket.most], (32, 64, 128), (4, 8), (2, 3, 4))
     limits = 255 if bucket.op == "attention_map" else None
     return [Tile(*size, limits) for size in sizes if size[0] * size[1] <= ELEMENTS]
 
 
 def key_of(bucket: Bucket, kind: str) -> tuple:
-    """Of the row that the sweep tries tiles in."""
+    """The key of the table row for which the sweep tries tiles."""
     lead = (kind, WIDE, DIM) if kind else (WIDE, DIM)
     return lead if bucket.most is None else (*lead, bucket.most)
 
 
 @contextmanager
 def replaced(bucket: Bucket, kind: str, tile: Tile) -> Iterator[None]:
-    """The table with that tile in the bucket's row."""
+    """Puts that tile into the bucket's row of the table."""
     table, key = TABLES[bucket.op], key_of(bucket, kind)
     before = table.get(key)
     table[key] = tile
@@ -68,7 +69,7 @@ def replaced(bucket: Bucket, kind: str, tile: Tile) -> Iterator[None]:
 
 
 def present(bucket: Bucket, kind: str) -> Tile:
-    """The tile that serves the bucket today."""
+    """The tile that the bucket uses today."""
     table, key = TABLES[bucket.op], key_of(bucket, kind)
     if key in table:
         return table[key]
@@ -91,7 +92,7 @@ class _Sweep:
         self.expected = floor.seconds(DEFAULT["bandwidth"], DEFAULT["bfloat16"])
 
     def time(self, tile: Tile, rounds: int, label: str) -> float | None:
-        """Microseconds of the kernels that the row governs; None where the tile is out."""
+        """Microseconds of the kernels that use the row; None if the tile is out."""
         device, governed = self.context.device, self.bucket.kernels(self.kind)
         status, total, each = "timed", None, {}
         try:
@@ -109,8 +110,8 @@ class _Sweep:
                     total = sum(each.values())
         except torch.OutOfMemoryError:
             status = "out: out of memory"
-        except Exception as error:  # compilers and drivers have errors of their own for each limit
-            device.settle()  # raises where the device is lost: the next process goes on
+        except Exception as error:  # compilers and drivers raise different errors for each limit
+            device.settle()  # raises if the device is lost: the next process goes on
             status = f"out: {type(error).__name__}: {str(error).strip().splitlines()[:1]}"
         self.context.write(
             "tile",
@@ -135,7 +136,7 @@ class _Sweep:
 def _sweep(context: Context, bucket: Bucket, kind: str) -> None:
     sweep = _Sweep(context, bucket, kind)
     others = [x for x in candidates(bucket, kind) if x != sweep.present]
-    random.Random(0).shuffle(others)  # where time is short, what is left out is no one region
+    random.Random(0).shuffle(others)  # if time runs out, no region is left out as a whole
     field: dict[Tile, float] = {}
     for tile in (sweep.present, *others):
         if context.left() < 5:

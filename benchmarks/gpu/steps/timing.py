@@ -1,7 +1,7 @@
 """Steps `replay` and `loss`: device time by CUDA-graph replay, forward and full, kernel by kernel.
 
-Each call's inputs exist several times and take turns within a graph, so that no call finds its own
-in the L2 cache; before a replay the cache is overwritten besides.
+Several copies of each call's inputs take turns within a graph, so that no call finds its own in the
+L2 cache; the cache is also overwritten before each replay.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from benchmarks.gpu.steps.worker import Cases, Context
 from benchmarks.timing import machine, suite
 
 GEMMS = {"forward": ("logits",), "full": ("logits", "dhidden", "dweight")}
-SECONDS, LEAST = 0.25, 10  # of timing, for each call and mode
-CACHE = 2**28  # bytes beyond which inputs need no copies: several times any L2
+SECONDS, LEAST = 0.25, 10  # of timing per call and mode; rounds at least
+CACHE = 2**28  # bytes: larger inputs need no copies, being several times any L2
 SETS = 3
-DEFAULT = {"bandwidth": 3.0e12, "bfloat16": 7.5e14}  # for a rehearsal's clock alone
+DEFAULT = {"bandwidth": 3.0e12, "bfloat16": 7.5e14}  # only for a rehearsal's clock
 
 
 def cases(context: Context) -> Cases:
@@ -77,7 +77,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _runs(context: Context, problem, mode: str) -> list[Callable[[], tuple[list, list]]]:
-    """The call on several sets of inputs, or on one that no cache can hold."""
+    """The call on several sets of inputs, or on one that is too large for any cache."""
     first = problem.make(context.device.torch)
     size = sum(x.numel() * x.element_size() for x in first.inputs.values())
     sets = [first] + [problem.make(context.device.torch) for _ in range(SETS - 1) if size < CACHE]

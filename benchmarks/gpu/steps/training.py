@@ -6,9 +6,9 @@ from benchmarks.gpu.steps.worker import Cases, Context
 from benchmarks.timing import results
 from benchmarks.training_step import step as training_step
 
-WORDS = ["--shape", "qwen2.5-vl-7b", "--dtype", "bfloat16", "--lora", "64", "--checkpointing"]
+ARGUMENTS = ["--shape", "qwen2.5-vl-7b", "--dtype", "bfloat16", "--lora", "64", "--checkpointing"]
 TIMED = ["--seconds", "6", "--least", "3"]
-PLAYED = 45.0  # seconds of a length on a card, guessed: building, a step of each, three rounds
+PLAYED = 45.0  # guessed seconds of a length on a card: building, a step of each, three rounds
 
 
 def cases(context: Context) -> Cases:
@@ -18,13 +18,13 @@ def cases(context: Context) -> Cases:
 
 def _step(context: Context, tokens: int) -> None:
     path = context.scratch / f"training_step_{tokens}.csv"
-    words = [*WORDS, "--tokens", str(tokens), *TIMED, "--csv", str(path)]
+    arguments = [*ARGUMENTS, "--tokens", str(tokens), *TIMED, "--csv", str(path)]
     if context.device.rehearsed:
-        training_step.parser().parse_args(words)
+        training_step.parser().parse_args(arguments)
         context.device.spend(PLAYED)
-        words = ["--shape", "tiny", "--tokens", "256", "--device", "cpu", "--no-memory"]
-        words += ["--seconds", "0", "--least", "2", "--csv", str(path)]
-    status = training_step.main(words)
+        arguments = ["--shape", "tiny", "--tokens", "256", "--device", "cpu", "--no-memory"]
+        arguments += ["--seconds", "0", "--least", "2", "--csv", str(path)]
+    status = training_step.main(arguments)
     for row in results.read(path):
         context.write("training", case=row["problem"], row=row)
     if status:

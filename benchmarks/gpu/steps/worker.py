@@ -1,8 +1,8 @@
-"""python -m benchmarks.gpu.steps.worker STEP: runs the cases of one step, recording each.
+"""python -m benchmarks.gpu.steps.worker STEP: runs the cases of one step and records each.
 
-The supervisor starts it, and starts it again if it dies: cases that began are not tried twice.
-A case that takes too long is ended, with every thread's traceback in the log, by `faulthandler`,
-which works while Python waits inside CUDA.
+The supervisor starts it, and again if it dies; cases that have begun are not tried again. A case
+that takes too long is ended by `faulthandler`, which works while Python waits inside CUDA and
+writes every thread's traceback to the log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.gpu.devices.stand_in import PLAYED, StandIn
 from benchmarks.gpu.supervising import inject, schedule
 from benchmarks.gpu.supervising.clock import Clock, PlayedClock
 
-MODULES = {  # where a step's `cases` are
+MODULES = {  # step -> the module with its `cases`
     "compile": "compiling",
     "ceilings": "ceilings",
     "smoke": "smoke",
@@ -42,8 +42,8 @@ Cases = Iterator[tuple[str, Callable[[], None]]]
 class Context:
     """What a step works with.
 
-    until: seconds of the clock after which no case is begun. few: at most so many cases, for a
-    short rehearsal.
+    until: seconds on the clock after which no case begins. few: the most cases, in a short
+    rehearsal.
     """
 
     step: schedule.Step
@@ -69,7 +69,7 @@ def run(context: Context, cases: Cases, injected: inject.Injected) -> int:
     """0 if every case ended, whatever it found; `schedule.LOST` if a new process has to go on."""
     before = context.before()
     done = lines.started(before, context.step.name)
-    # A rehearsal's interpreter takes its own time: there only a case that is to hang is ended.
+    # A rehearsal's interpreter is slow: there only a case that is meant to hang is ended.
     plain = None if context.device.rehearsed else context.step.case_limit
     left_out = 0
     for number, (case, body) in enumerate(cases):

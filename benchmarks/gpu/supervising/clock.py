@@ -1,6 +1,6 @@
 """Seconds since a run began: by the machine's clock, or played for a rehearsal.
 
-A played clock moves only by what is spent on it, so that a rehearsal of seconds shows where every
+A played clock moves only when time is spent on it, so that a rehearsal of seconds shows where every
 minute of a real run would go.
 """
 
@@ -11,7 +11,7 @@ class Clock:
     """The machine's clock.
 
     Args:
-        elapsed: seconds since the run began, as this process starts.
+        elapsed: seconds since the run began, when this process starts.
     """
 
     played = False
@@ -23,7 +23,7 @@ class Clock:
         return time.monotonic() - self._began
 
     def spend(self, seconds: float) -> None:
-        """What a rehearsal counts; real time passes by itself."""
+        """Advances the clock of a rehearsal; real time passes by itself."""
 
 
 class PlayedClock(Clock):

@@ -1,6 +1,6 @@
-"""Failures for a rehearsal, at a chosen case of a step: what a GPU does to a program.
+"""Failures for a rehearsal, at a chosen case of a step: what a GPU can do to a program.
 
-`smoke#2=crash`: the third case of the step ends the process; `tiles=crash`: it dies as it starts.
+`smoke#2=crash`: the third case of the step ends the process; `tiles=crash`: it dies when it starts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ KINDS = {
     "nan": "results are NaN",
     "error": "an exception",
 }
-CASE_LIMIT = 3.0  # real seconds of a case that is to hang
+CASE_LIMIT = 3.0  # real seconds after which a case that is meant to hang is ended
 
 
 @dataclass(frozen=True)
 class Failure:
-    """case: its number in the step, from 0; None: before the first."""
+    """case: its number in the step, from 0; None: before the first one."""
 
     step: str
     case: int | None
@@ -33,7 +33,7 @@ class Failure:
 
 
 def parse(text: str) -> Failure:
-    """Raises ValueError where it is not STEP[#CASE]=KIND."""
+    """Raises ValueError for anything but STEP[#CASE]=KIND."""
     where, _, kind = text.partition("=")
     step, _, case = where.partition("#")
     if kind not in KINDS or not step or (case and not case.isdigit()):
@@ -42,7 +42,7 @@ def parse(text: str) -> Failure:
 
 
 class Injected:
-    """The failures of one step; `lost` once the device is to answer no more."""
+    """The failures of one step. lost: whether the device has stopped answering."""
 
     def __init__(self, failures: list[Failure]) -> None:
         self._failures = failures
@@ -50,7 +50,7 @@ class Injected:
         self.lost = False
 
     def limit(self, number: int) -> float | None:
-        """Real seconds after which a case is ended, where it is to hang."""
+        """Real seconds after which a case is ended, if it is meant to hang."""
         hangs = any(x.case == number and x.kind == "hang" for x in self._failures)
         return CASE_LIMIT if hangs else None
 
@@ -68,7 +68,7 @@ class Injected:
             _fail(self._kind)
 
     def spoils(self) -> bool:
-        """Whether the case at hand is to return NaN."""
+        """Whether the current case is to return NaN."""
         return self._kind == "nan"
 
 

@@ -1,5 +1,5 @@
-"""A pytest plugin: it records every test's outcome as the test ends, so that a killed run
-has still said much.
+"""A pytest plugin: records every test's outcome when the test ends, even if the run is killed
+later.
 
 `-p benchmarks.gpu.supervising.pytest_lines`, with the environment that the supervisor sets. Under
 pytest-xdist the process that collects the reports writes them.
@@ -17,8 +17,8 @@ from benchmarks.gpu.supervising.clock import Clock
 
 _CLOCK = Clock(float(os.environ.get("GROUNDKERN_ELAPSED", "0")))
 _RECORD = os.environ.get("GROUNDKERN_LINES")
-_PLAYED = os.environ.get("GROUNDKERN_PLAYED")  # seconds that a rehearsal has for these tests
-PLAYED = 3.0  # of one test on a card, guessed
+_PLAYED = os.environ.get("GROUNDKERN_PLAYED")  # seconds that a rehearsal plays for these tests
+PLAYED = 3.0  # guessed seconds of one test on a card
 
 
 def _lines(ahead: float = 0.0) -> Lines:
@@ -27,7 +27,7 @@ def _lines(ahead: float = 0.0) -> Lines:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """In a rehearsal nothing is run: how far a real run would get, by a guess."""
+    """A rehearsal runs no test: it guesses how far a real run would get."""
     if _PLAYED is None:
         return
     number, seconds = len(session.items), float(_PLAYED)

@@ -1,18 +1,18 @@
 """What a call of `make gpu` does, in which order, and how long each step may take.
 
-A lent GPU is there for minutes, so order is value: what the card can do, whether the kernels are
-right, what they cost, better tiles, then the tests, which run as far as time allows. Compiling
-needs no GPU and runs beside the steps that do.
+A lent GPU is there for minutes, so what matters most comes first: what the card can do, whether the
+kernels are right, what they cost, better tiles, then the tests, which run as far as time allows.
+Compiling needs no GPU and runs beside the steps that do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LOST = 75  # exit status of a process to which the device answers no more
-SECONDS = 420.0  # a call of ten minutes less the machine's start and what comes back
+LOST = 75  # exit status of a process whose device stopped answering
+SECONDS = 420.0  # ten minutes, less the machine's start and the transfer of results
 RESERVE = 6.0  # for the archive and the summary
-START = 9.0  # of a process that imports torch and Triton and opens the device, guessed
+START = 9.0  # guessed, of a process that imports torch and Triton and opens the device
 PYTEST = ("-m", "pytest", "tests/ops", "tests/test_lse.py", "-v", "--tb=short", "--no-header")
 PLUGINS = ("-p", "no:cacheprovider", "-p", "benchmarks.gpu.supervising.pytest_lines")
 

@@ -1,8 +1,8 @@
-"""Runs the steps of a call: each in a process of its own, none longer than it may, all on record.
+"""Runs the steps of a call, each in a process of its own with a limit, all on record.
 
-This process never opens the device and imports no torch, so whatever happens to a step, the next
-one starts. Under `$OUT` there are never more than three files: the record, the log of everything
-that was printed, and an archive of what steps left in their scratch folder.
+This process never opens the device and does not import torch, so the next step starts whatever
+happens to one. Under `$OUT` there are at most three files: the record, the log of everything that
+was printed, and an archive of what steps left in their scratch folder.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from benchmarks.gpu.supervising.schedule import LOST, PYTEST, RESERVE, START, St
 ROOT = Path(__file__).parents[3]
 RECORD, LOG, ARCHIVE = "results.jsonl", "log.txt", "archive.tar.gz"
 ARCHIVE_BYTES = 15 * 2**20
-RESTARTS = 6  # of one step
-MARGIN = 3.0  # seconds before a step's limit after which its process begins no case
-REAL_LIMIT = 120.0  # of a step in a short rehearsal, whatever its clock plays
+RESTARTS = 6  # at most, of one step
+MARGIN = 3.0  # a step's process begins no case in its last seconds
+REAL_LIMIT = 120.0  # real seconds of a step in a short rehearsal, whatever its clock plays
 
 
 class Supervisor:
@@ -69,7 +69,7 @@ class Supervisor:
         print(f"[{self.clock.now():5.0f} s] {text}", flush=True)
 
     def run(self, **header: object) -> bool:
-        """Whether every step ended by itself."""
+        """Returns whether every step ended by itself."""
         self.lines().write("run", seconds=self.seconds, rehearsed=self.rehearse, **header)
         before = {x: signal.signal(x, self._stop) for x in (signal.SIGTERM, signal.SIGINT)}
         site = self._carried()
@@ -95,7 +95,7 @@ class Supervisor:
         return whole
 
     def _guarded(self, step: Step, site: Path | None) -> bool:
-        """A step; whatever goes wrong around it is on record too, and the next one comes."""
+        """Runs a step; whatever goes wrong around it is recorded, and the next one follows."""
         try:
             return self._begin(step, site)
         except Exception as error:
@@ -115,7 +115,7 @@ class Supervisor:
         return self.seconds - RESERVE - self.clock.now()
 
     def _carried(self) -> Path | None:
-        """Wheels from the folder `carry`, installed where only this call sees them."""
+        """Installs the wheels in the folder `carry` where only this call sees them."""
         wheels = sorted((ROOT / "carry").glob("*.whl"))
         if not wheels or self.rehearse:
             return None
@@ -144,7 +144,7 @@ class Supervisor:
         return self._attend(step, limit, site)
 
     def _attend(self, step: Step, limit: float, site: Path | None) -> bool:
-        """A step in the foreground, in as many processes as it takes."""
+        """Runs a step in the foreground, in as many processes as it needs."""
         began, end, restarts = self.clock.now(), self.clock.now() + limit, 0
         while True:
             known = lines.started(self._on_record(), step.name)
@@ -167,14 +167,14 @@ class Supervisor:
         return self._end(step, status, self.clock.now() - began, restarts)
 
     def _end(self, step: Step, status: int | None, seconds: float, restarts: int) -> bool:
-        words = {0: "done", None: "timed out"}.get(status, "failed")
-        more = {"status": words, "seconds": round(seconds, 1), "restarts": restarts}
+        outcome = {0: "done", None: "timed out"}.get(status, "failed")
+        more = {"status": outcome, "seconds": round(seconds, 1), "restarts": restarts}
         self.lines(step.name).write("end", **more, exit=_named(status))
-        self.say(f"{step.name}: {words} after {seconds:.0f} s")
+        self.say(f"{step.name}: {outcome} after {seconds:.0f} s")
         return status == 0
 
     def _finish(self, name: str) -> bool:
-        """Wait for a background step."""
+        """Waits for a background step."""
         step, process, end = self.background.pop(name)
         began = next(x["t"] for x in self._on_record() if x["step"] == name)
         status = self._wait(process, end)
@@ -184,53 +184,55 @@ class Supervisor:
     def _start(self, step: Step, end: float, site: Path | None) -> subprocess.Popen:
         elapsed = self.clock.now()
         paths = [str(site or ""), os.environ.get("PYTHONPATH", "")]
-        # Without what pytest tells its own workers: a test may have started this process.
+        # Without pytest's variables for its workers, in case a test started this process.
         env = {k: x for k, x in os.environ.items() if not k.startswith("PYTEST_")}
         env["PYTHONUNBUFFERED"] = "1"
         env["PYTHONPATH"] = os.pathsep.join(x for x in paths if x)
         env |= {"GROUNDKERN_LINES": str(self.record), "GROUNDKERN_STEP": step.name}
         env |= {"GROUNDKERN_ELAPSED": str(elapsed), "OUT": str(self.scratch)}
-        words = ["-m", "benchmarks.gpu.steps.worker", step.name, "--lines", str(self.record)]
-        words += ["--scratch", str(self.scratch), "--elapsed", str(elapsed)]
-        words += ["--until", str(end - MARGIN)]
+        arguments = ["-m", "benchmarks.gpu.steps.worker", step.name, "--lines", str(self.record)]
+        arguments += ["--scratch", str(self.scratch), "--elapsed", str(elapsed)]
+        arguments += ["--until", str(end - MARGIN)]
         if self.rehearse:
-            # The interpreter for what is launched; the compiler for what is only compiled.
+            # Steps that launch use the interpreter, those that only compile the compiler.
             env["TRITON_INTERPRET"] = "0" if step.name.startswith("compile") else "1"
-            words += ["--rehearse", *(f"--inject={x}" for x in self.injected)]
-            words += [] if self.few is None else ["--few", str(self.few)]
+            arguments += ["--rehearse", *(f"--inject={x}" for x in self.injected)]
+            arguments += [] if self.few is None else ["--few", str(self.few)]
         if step.command:
-            words = list(step.command)
+            arguments = list(step.command)
         if step.command and self.rehearse and self.few is not None:
-            words = self._rehearsed_tests(step)
+            arguments = self._rehearsed_tests(step)
         elif step.command and self.rehearse:
-            kept = [x for x in words if not x.startswith(("-n", "--timeout"))]
-            words = [*(x for x in kept if x != "8"), "--collect-only", "-q"]
+            plain = [x for x in arguments if not x.startswith(("-n", "--timeout"))]
+            arguments = [*(x for x in plain if x != "8"), "--collect-only", "-q"]
             env |= {"GROUNDKERN_PLAYED": str(end - elapsed - START)}
             env |= {"GROUNDKERN_JOBS": "8" if "8" in step.command else "1"}
         with (self.out / LOG).open("a", encoding="utf-8") as log:
-            print(f"\n=== {step.name} at {elapsed:.0f} s: {' '.join(words)}", file=log, flush=True)
+            print(
+                f"\n=== {step.name} at {elapsed:.0f} s: {' '.join(arguments)}", file=log, flush=True
+            )
             return subprocess.Popen(
-                [sys.executable, *words],
+                [sys.executable, *arguments],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=os.setpgrp,  # a group to kill, in the session that ends with the call
+                preexec_fn=os.setpgrp,  # a group to kill; its session ends with the call
             )
 
     def _rehearsed_tests(self, step: Step) -> list[str]:
         """pytest on tests that pass, fail, hang and crash, with the step's own options."""
         file = self.scratch / "test_rehearsal.py"
         file.write_text(TESTS, encoding="utf-8")
-        kept = [x for x in step.command[len(PYTEST) :] if not x.startswith("--timeout")]
-        kept[kept.index("-m") + 1] = "rehearsal"
-        kept = ["2" if x == "8" else x for x in kept]
+        plain = [x for x in step.command[len(PYTEST) :] if not x.startswith("--timeout")]
+        plain[plain.index("-m") + 1] = "rehearsal"
+        plain = ["2" if x == "8" else x for x in plain]
         place = ["-c", str(ROOT / "pyproject.toml"), "-o", "markers=rehearsal", "--timeout=1"]
-        return ["-m", "pytest", str(file), *PYTEST[4:], *kept, *place]
+        return ["-m", "pytest", str(file), *PYTEST[4:], *plain, *place]
 
     def _wait(self, process: subprocess.Popen, end: float) -> int | None:
-        """The exit status; None where the process was killed at its limit."""
+        """The exit status; None if the process was killed at its limit."""
         began = time.monotonic()
         while process.poll() is None:
             spent = time.monotonic() - began
@@ -245,7 +247,7 @@ class Supervisor:
         return process.returncode
 
     def _catch_up(self, step: Step) -> None:
-        """A played clock goes on to where the step's process left it."""
+        """Sets a played clock to where the step's process left it."""
         if isinstance(self.clock, PlayedClock):
             times = [x["t"] for x in self._on_record() if x["step"] == step.name]
             self.clock.spend(max(0.0, max(times, default=0.0) - self.clock.now()))
@@ -254,17 +256,17 @@ class Supervisor:
         return lines.read(self.record)[0]
 
     def _lost(self, step: Step, case: str, status: int | None) -> None:
-        """The case that a process died in."""
+        """Records the case in which a process died."""
         kind = "timed out" if status is None else "crashed" if status < 0 else "hung"
         if kind == "hung":
-            self.clock.spend(step.case_limit)  # where the clock is played
+            self.clock.spend(step.case_limit)  # if the clock is played
         message = f"its process ended: {_named(status)}"
         record = self.lines(step.name)
         record.write("error", case=case, kind=kind, message=message, traceback="see log.txt")
         record.write("done", case=case, seconds=0)
 
     def _archive(self) -> None:
-        """What steps left behind, small files first, as far as it may come back."""
+        """Archives what steps left behind, small files first, as far as it may be sent back."""
         try:
             self._write_archive()
         except OSError as error:
@@ -322,8 +324,8 @@ def _named(status: int | None) -> str:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """The process and all that it started. One that waits in the driver may not go: then the next
-    step starts beside it."""
+    """Kills the process and everything it started. One that waits in the driver may survive: then
+    the next step starts beside it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None and number == signal.SIGTERM:
             return

@@ -1,4 +1,4 @@
-"""What a run had on record after one minute, three, five and seven."""
+"""What was on record after one minute of a run, three, five and seven."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ COUNTED = {
 
 
 def table(lines: list[Line]) -> str:
-    """A Markdown table: by each minute, the steps that had ended and how much there was."""
+    """A Markdown table: for each minute, the steps that had ended and how much was on record."""
     head = ["| by minute | steps ended | on record |", "|---|---|---|"]
     rows = []
     for minute in MINUTES:
         past = [x for x in lines if x["t"] <= 60 * minute]
         ended = [f"{x['step']}{_how(x)}" for x in past if x["event"] == "end"]
         counts = Counter(x["event"] for x in past)
-        some = [f"{counts[e]} {words}" for e, words in COUNTED.items() if counts[e]]
+        some = [f"{counts[e]} {what}" for e, what in COUNTED.items() if counts[e]]
         rows.append(f"| {minute} | {', '.join(ended) or 'none'} | {', '.join(some) or 'nothing'} |")
     return "\n".join([*head, *rows])
 
