@@ -1,5 +1,5 @@
-"""The benchmarks: floors on sizes counted by hand, baselines that compute what ours compute, and a
-loop that interleaves and drops nobody."""
+"""The benchmarks: floors counted by hand, baselines that compute what ours compute, a loop that
+interleaves and drops nobody, and files that say where numbers come from."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ FLEX = {
 @pytest.mark.parametrize("name", FLEX)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_computes_what_ours_compute(name: str) -> None:
-    """Uncompiled and without gradients: what runs on CPU. On CUDA the harness checks them all."""
+    """Uncompiled and without gradients, which is all that runs on CPU. On CUDA `contestants` checks
+    every result."""
     options = {"rows": 4, "keys": 64}
     tiny = problems.TINY, torch.float32
     if name == "side_attention":
@@ -179,7 +180,7 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_memory_counts_what_a_call_touches() -> None:
-    """In a process of its own: one that has freed memory before may hand the same pages out."""
+    """In a process of its own: one that has freed memory before may reuse the same pages."""
     program = """
 import torch
 from benchmarks.contestants import admission

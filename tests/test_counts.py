@@ -1,4 +1,4 @@
-"""The guard on counts: what calls cost now against what is committed."""
+"""The guard on counts: what calls cost now, compared with what is committed."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,5 @@
-"""The engine's model of work against arithmetic by hand, of memory against a measurement."""
+"""The model of the Triton loss: its work against arithmetic by hand, its memory against a
+measurement."""
 
 from itertools import accumulate
 

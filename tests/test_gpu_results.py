@@ -1,4 +1,4 @@
-"""What becomes of the lines that `make gpu` leaves, on records of made-up numbers."""
+"""What is made of the lines that `make gpu` records, with invented numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gpu_record import COMMIT, EAGER, GRAPH, LOSS, SIDE, SIDE_LONG, begun,
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """In the place of benchmarks/results, with the table of files of the real one."""
+    """A folder in place of benchmarks/results, with the real one's table of files."""
     folder = tmp_path / "results"
     folder.mkdir()
     text = (tables.RESULTS / "README.md").read_text(encoding="utf-8")
@@ -26,17 +26,17 @@ def folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def _printed(capsys, *words: object) -> tuple[int, str, str]:
+def _printed(capsys, *arguments: object) -> tuple[int, str, str]:
     """(exit status, output without the frames of tables, errors)."""
-    status = results.main([str(x) for x in words])
+    status = results.main([str(x) for x in arguments])
     out, error = capsys.readouterr()
     lines = (" ".join(x.replace("│", " ").split()) for x in out.splitlines())
     return status, "\n".join(lines), error
 
 
-def _line(out: str, *words: str) -> str:
-    """The first line that has all words."""
-    return next(x for x in out.splitlines() if all(w in x for w in words))
+def _line(out: str, *parts: str) -> str:
+    """The first line that contains all parts."""
+    return next(x for x in out.splitlines() if all(w in x for w in parts))
 
 
 def test_the_report_says_what_failed_before_what_was_measured(tmp_path, capsys) -> None:
@@ -121,7 +121,7 @@ def test_a_lost_process_is_told_by_its_message(tmp_path) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_two_calls_at_one_commit_are_one(tmp_path, capsys, order) -> None:
-    """Whichever is named first, the later one's rows stand."""
+    """In whichever order they are named, the later call's rows count."""
     paths = first().write(tmp_path / "1.jsonl"), second().write(tmp_path / "2.jsonl")
     files = [paths[i] for i in order]
     (session,), wrong = sessions.read(files)
@@ -156,7 +156,7 @@ def test_two_calls_in_one_file(tmp_path) -> None:
 
 @pytest.mark.parametrize("x", [None, "nan", "inf", float("nan"), float("inf"), True])
 def test_what_is_no_number(x) -> None:
-    """Bare NaN too, which Python's JSON reads."""
+    """Also a bare NaN, which Python's JSON reads."""
     assert sessions.number(x) is None
 
 
@@ -173,7 +173,7 @@ def test_goals() -> None:
 
 
 def test_results_are_dated_and_say_where_they_come_from(folder, tmp_path, capsys) -> None:
-    """What tests/test_benchmarks.py asks of every committed file, and no row that failed."""
+    """They pass what tests/test_benchmarks.py asks of every committed file, and no row failed."""
     files = first().write(tmp_path / "1.jsonl"), second().write(tmp_path / "2.jsonl")
     status, out, error = _printed(capsys, *files, "--write")
     assert (status, error) == (0, "")
@@ -199,7 +199,7 @@ def test_results_are_dated_and_say_where_they_come_from(folder, tmp_path, capsys
 
 
 def test_only_what_ran_is_written(folder, tmp_path, capsys) -> None:
-    """A commit of the same day does not take the other's name."""
+    """Another commit of the same day gets a name of its own."""
     record = gpu_record.measured(begun(), SIDE, [row(SIDE, GRAPH, 1.0), row(SIDE, EAGER, "nan")])
     path = record.write(tmp_path / "r.jsonl")
     assert _printed(capsys, path, "--write")[0] == 0
@@ -241,7 +241,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_nothing_but_a_measurement_becomes_a_result(folder, tmp_path, capsys, case) -> None:
-    """Not even what stands beside it in one call of the command."""
+    """Nor does a good record that is named in the same command."""
     make, why = REFUSED[case]
     paths = [make().write(tmp_path / "bad.jsonl")]
     if case != "no time":
@@ -276,7 +276,7 @@ def test_the_readme_shows_the_newest_results_of_a_gpu(folder, tmp_path, capsys) 
 
 
 def test_cpu_and_gpu_results_do_not_take_each_others_place(folder, monkeypatch, tmp_path) -> None:
-    """Whatever a file is called."""
+    """Whatever the files are called."""
     monkeypatch.setattr(readme, "RESULTS", folder)
     for name, device, contestant in (
         ("2026-01-01-cpu", "cpu", "groundkern native"),

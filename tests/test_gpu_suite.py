@@ -1,4 +1,5 @@
-"""The parts of `make gpu`: its record, its plan, its calls, the tile sweep on a played clock."""
+"""The parts of `make gpu`: its record, its schedule, its calls, the tile sweep on a played
+clock."""
 
 from __future__ import annotations
 
@@ -114,8 +115,8 @@ def test_calls_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("sized", list(calls.smoke())[:16], ids=lambda x: x.name)
 @pytest.mark.skipif(not INTERPRETED, reason="launches are noted in the interpreter here")
 def test_a_dry_run_launches_what_the_call_launches(sized: calls.Sized) -> None:
-    """The launchers run on meta tensors as they do on real ones: the same kernels in the same
-    order, with tensors of the same sizes and the same numbers beside them."""
+    """On meta tensors the launchers launch the same kernels in the same order as on real ones, with
+    tensors of the same sizes and with the same numbers."""
     call = sized.small.make(CPU)
     run, _ = admission.runner(call, admission.ours(call, "triton"), "full")
     with noted(launch=False) as seen:
@@ -234,14 +235,14 @@ else:
 
 
 def test_what_is_compiled_ahead_is_what_is_launched(tmp_path) -> None:
-    """Else a card would compile everything again, one by one. On CPU tensors, whose addresses and
-    strides Triton specialises for as it does for a GPU's."""
+    """Otherwise a card would compile everything again, one by one. On CPU tensors, for whose
+    addresses and strides Triton specialises as it does for a GPU's."""
     env = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path)}
     found = []
     for when in ("ahead", "launch"):
-        words = [sys.executable, "-c", AHEAD, when]
-        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        arguments = [sys.executable, "-c", AHEAD, when]
+        done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append({x.parent for x in tmp_path.rglob("*.cubin")})
     assert len(found[0]) > 15

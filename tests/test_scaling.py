@@ -68,7 +68,7 @@ def test_fits_of_rows() -> None:
 
 
 def test_the_backward_alone() -> None:
-    """Its floor is what it adds; its clock starts after the forward."""
+    """Its floor is what it adds to the forward, and its clock starts after it."""
     for problem in swept("rows", keys=[64], rows=[4]):
         forward, backward, full = (problem.floor(m) for m in ("forward", "backward", "full"))
         assert backward.bytes == full.bytes - forward.bytes
