@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 # A CPU subset in under 5 minutes; `python -m benchmarks --help` has the rest.
 bench: $(INSTALLED)
 	$(PY) -m benchmarks --device cpu --no-whole --seconds 2 --least 3 --deadline 300 $(BENCH_ARGS) \
-		--csv bench_results/cpu.csv --json bench_results/cpu.json --plot bench_results
+		--csv bench_results/cpu.csv --plot bench_results
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU_ARGS)

@@ -1,21 +1,22 @@
 """python -m benchmarks: our ops beside the floor, what people write today, and what they could
-install. python -m benchmarks training_step: whole steps of fine-tuning, with and without."""
+install. python -m benchmarks training_step: whole steps of fine-tuning, with grounding and
+without."""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
 import torch
 from rich.console import Console
 
-from benchmarks import machine, problems, scaling, suite, table
-
-DTYPES = ("float32", "bfloat16", "float16")
+from benchmarks import choosing, problems
+from benchmarks.figures import scaling, table
+from benchmarks.timing import machine, results, suite
+from benchmarks.timing.results import Row
 
 
 def make_console() -> Console:
-    """Wide where the output goes to a file."""
+    """A console; wide if the output goes to a file."""
     return Console(width=None if sys.stdout.isatty() else 150)
 
 
@@ -29,35 +30,19 @@ def parser() -> argparse.ArgumentParser:
         choices=["auto", "reference", "triton", "native"],
         help="of ours; the first is what the others are compared with",
     )
-    p.add_argument("--shape", nargs="+", default=[problems.ISSUE_5], choices=problems.SHAPES)
-    p.add_argument("--mode", nargs="+", default=["full"], choices=get_args(problems.Mode))
-    p.add_argument("--dtype", nargs="+", default=list(DTYPES[:2]), choices=DTYPES)
-    p.add_argument(
-        "--sweep",
-        nargs="+",
-        default=[],
-        choices=list(problems.SWEEPS),
-        help="let one size grow alone, and print how cost grows with it; --keys and --rows choose",
-    )
-    p.add_argument("--keys", nargs="+", type=int, default=[], help="S of a model's shapes")
-    p.add_argument("--rows", nargs="+", type=int, default=[], help="N of a model's attention")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    choosing.add_arguments(p.add_argument)
     p.add_argument("--seconds", type=float, default=5.0, help="of timing per problem")
     p.add_argument("--least", type=int, default=5, help="rounds, however long they take")
     p.add_argument("--deadline", type=float, help="seconds after which no problem is started")
-    p.add_argument("--threads", type=int, help="CPU threads; all cores by default")
-    p.add_argument("--no-compile", action="store_true", help="leave torch.compile's rows out")
-    p.add_argument("--no-whole", action="store_true", help="leave the [S, S] problem out")
     p.add_argument("--no-memory", action="store_true")
     p.add_argument("--quick", action="store_true", help="tiny shapes, three rounds: a smoke test")
     p.add_argument("--csv", type=Path)
-    p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path, metavar="DIR")
     return p
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Arguments with the shortcuts resolved."""
+    """The arguments, with --quick spelled out."""
     p = parser()
     args = p.parse_args(arguments)
     unknown = sorted(set(args.op) - set(problems.OPS))
@@ -66,35 +51,27 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.quick:
         args.shape, args.seconds, args.least = [problems.QUICK], 0.0, 3
         args.no_compile = args.no_memory = True
-        args.threads = args.threads or 1  # tiny work: a second thread only waits
+        args.threads = args.threads or 1  # work is tiny: a second thread would only wait
     return args
 
 
-def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], list[str]]:
-    """Measure and show; files are written after each problem, so they outlive an interrupt.
+def run(args: argparse.Namespace, console: Console) -> tuple[list[Row], list[str]]:
+    """Measures and prints; files are written after each problem, so that they survive an interrupt.
 
-    Returns the stamped rows and the names of what the deadline left out.
+    Returns the rows with their stamp, and the names of what the deadline left out.
     """
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     dtypes = [getattr(torch, name) for name in args.dtype]
-    some = problems.problems(
-        shapes=args.shape,
-        ops=args.op or list(problems.OPS),
-        dtypes=dtypes,
-        keys=args.keys,
-        rows=args.rows,
-        sweep=args.sweep,
-    )
-    some = [x for x in some if not (args.no_whole and x.whole)]
+    some = choosing.chosen(args, args.op or list(problems.OPS))
     stamp = machine.stamp(device)
     console.print(", ".join(f"{name} {value}" for name, value in stamp.items() if value))
     ceilings = machine.ceilings(device, dtypes) if device.type == "cuda" else {}
     for name, value in ceilings.items():
         unit = "TB/s copied" if name == "bandwidth" else "TFLOP/s matmul"
         console.print(f"{name}: {value / 1e12:.4g} {unit}, measured now")
-    rows: list[suite.Row] = []
+    rows: list[Row] = []
     left_out: list[str] = []
     for new in suite.suite(
         some,
@@ -111,32 +88,34 @@ def run(args: argparse.Namespace, console: Console) -> tuple[list[suite.Row], li
     ):
         table.show(new, console)
         rows += [{**row, **stamp} for row in new]
-        suite.write(args.csv, args.json, rows, left_out)
-    suite.write(args.csv, args.json, rows, left_out)
+        if args.csv:
+            results.write(args.csv, rows, left_out)
+    if args.csv:
+        results.write(args.csv, rows, left_out)
     scaling.show(rows, console)
     for name in left_out:
         console.print(f"left out by the deadline: {name}", style="yellow")
-    for line in suite.failures(rows):
+    for line in results.failures(rows):
         console.print(line, style="red")
     return rows, left_out
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; 1 where a contestant crashed or disagreed with ours."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["training_step"]:
-        from benchmarks import training_step
+    """Returns 1 if a contestant crashed or disagreed with ours."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["training_step"]:
+        from benchmarks.training_step import step as training_step
 
-        return training_step.main(words[1:])
+        return training_step.main(arguments[1:])
     args = parse(arguments)
     console = make_console()
     rows, _ = run(args, console)
     if args.plot and rows:
-        from benchmarks import plots
+        from benchmarks.figures import plots
 
         for path in plots.draw(rows, args.plot):
             console.print(f"drew {path}")
-    return 1 if suite.failures(rows) else 0
+    return 1 if results.failures(rows) else 0
 
 
 if __name__ == "__main__":

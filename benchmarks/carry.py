@@ -2,10 +2,11 @@
 
 The folder `carry` gets the peers' wheels and the name of the commit; `make gpu` finds both there.
 
-Fetches Liger-Kernel and cut-cross-entropy with this Python's pip, however it is set up, and what
-they need that such a machine lacks. Only pure Python is carried, because the machine's Python and
-C library may be others. A package without a wheel is built from its source here. Prints names,
-versions, sizes and how to install them there; exits with 1 where something cannot be carried.
+Fetches Liger-Kernel and cut-cross-entropy with this Python's pip, as it is configured, and those of
+their dependencies that such a machine lacks. Only pure Python is carried, because the machine may
+have another Python and another C library. A package without a wheel is built from source here.
+Prints names, versions, sizes and how to install them there; exits with 1 if something cannot be
+carried.
 
 QuACK is left out: it needs nvidia-cutlass-dsl, whose compiled libraries alone (92 MB in 4.8.1) are
 more than may be carried.
@@ -23,7 +24,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.commit import NOTE, ROOT, described
+from benchmarks.timing.commit import NOTE, ROOT, described
 
 PEERS = ("liger-kernel", "cut-cross-entropy")
 THERE = {"torch", "triton", "transformers", "numpy", "packaging", "pytest", "typing-extensions"}
@@ -40,7 +41,7 @@ class Wheel(NamedTuple):
     path: Path
     name: str
     version: str
-    needs: list[str]  # packages, of the ones that no extra asks for
+    needs: list[str]  # packages it requires without extras
 
     @property
     def size(self) -> int:
@@ -48,7 +49,7 @@ class Wheel(NamedTuple):
 
 
 def read(path: Path) -> Wheel:
-    """A wheel's own words about itself."""
+    """Name, version and dependencies, as the wheel's metadata says."""
     with zipfile.ZipFile(path) as archive:
         name = next(x for x in archive.namelist() if x.endswith(".dist-info/METADATA"))
         fields = HeaderParser().parsestr(archive.read(name).decode())
@@ -59,7 +60,7 @@ def read(path: Path) -> Wheel:
 
 
 def fetched(package: str, folder: Path) -> Wheel:
-    """The package's wheel in `folder`, which had none of it."""
+    """The package's wheel, which is put into `folder`."""
     with tempfile.TemporaryDirectory() as own:
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", own, package]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -69,13 +70,13 @@ def fetched(package: str, folder: Path) -> Wheel:
         (path,) = Path(own).glob("*.whl")
         if not path.stem.endswith("-none-any"):
             raise Refused(f"{package}: {path.name} is not pure Python")
-        kept = folder / path.name
-        kept.write_bytes(path.read_bytes())
-    return read(kept)
+        carried = folder / path.name
+        carried.write_bytes(path.read_bytes())
+    return read(carried)
 
 
 def carry(folder: Path) -> tuple[list[Wheel], list[str]]:
-    """(wheels in `folder`, what cannot be carried)."""
+    """Fetches everything into `folder`; returns (wheels, what cannot be carried and why)."""
     folder.mkdir(parents=True, exist_ok=True)
     if found := sorted(folder.glob("*.whl")):
         raise Refused(f"{folder} already has wheels: {', '.join(x.name for x in found)}")
@@ -98,12 +99,12 @@ def carry(folder: Path) -> tuple[list[Wheel], list[str]]:
     return list(wheels.values()), refused
 
 
-def main(words: list[str] | None = None) -> int:
-    """1 where something cannot be carried."""
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 1 if something cannot be carried."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.carry", description=__doc__)
     where = {"type": Path, "default": DEFAULT, "metavar": "DIR"}
     parser.add_argument("--to", **where, help="a folder without wheels yet; default: carry")
-    folder = parser.parse_args(words).to
+    folder = parser.parse_args(arguments).to
     try:
         wheels, refused = carry(folder)
     except Refused as reason:

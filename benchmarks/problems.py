@@ -1,4 +1,4 @@
-"""What is measured: calls of realistic size with their floors, by name."""
+"""The calls that are measured, of realistic size, by name, with their floors."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import groundkern as gk
-from benchmarks import floors
+from benchmarks.costs import floors
 from groundkern.ops.cases import Call, integers
 
 ISSUE_5 = "issue-5"
@@ -18,7 +18,7 @@ QUICK = "quick"
 
 @dataclass(frozen=True)
 class Model:
-    """One line of METHODS.md, section 7."""
+    """Sizes of a model: hidden size, query heads, KV heads, head dimension, vocabulary."""
 
     hidden: int
     heads: int
@@ -51,9 +51,9 @@ OPS = ("side_attention", "attention_map", "linear_cross_entropy")
 class Problem:
     """One call to measure.
 
-    op: the op's name. name: of the case. shape: its sizes in words. make: builds the call. count:
+    op: the op's name. name: of the case. shape: its sizes as text. make: builds the call. count:
     the work of "forward" or "full". whole: also run the [S, S] eager path, which is slow and large.
-    keys, rows, columns, vocabulary: S, N, C and V, 0 where there are none. swept: the size that a
+    keys, rows, columns, vocabulary: S, N, C and V, 0 if it has none. swept: the size that a
     sweep lets grow.
     """
 
@@ -75,7 +75,7 @@ class Problem:
         return f"{self.name}/{str(self.dtype).removeprefix('torch.')}"
 
     def floor(self, mode: Mode) -> floors.Floor:
-        """The work of a mode; "backward" is what "full" adds to "forward"."""
+        """The least work of a mode; "backward" is what "full" adds to "forward"."""
         if mode != "backward":
             return self.count(mode)
         forward, full = self.count("forward"), self.count("full")
@@ -83,21 +83,37 @@ class Problem:
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Seeded normal numbers, drawn on the device: a head is gigabytes."""
+    """Seeded normal numbers, drawn on the device because a head is gigabytes."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
 def _rows(n: int, keys: int, device: torch.device) -> gk.QueryRows:
-    """The last n positions of one sequence: the answer."""
+    """The last n positions of one sequence, which are the answer's."""
     position = torch.arange(keys - n, keys, dtype=torch.int32, device=device)
     return gk.QueryRows.causal(torch.zeros_like(position), position)
 
 
 def _visual(keys: int, count: int) -> slice:
-    """Visual tokens lie together, after a short system prompt."""
+    """The visual tokens: side by side, after a short system prompt."""
     first = min(16, keys - count)
     return slice(first, first + count)
+
+
+def _sizes(
+    model: Model, dtype: torch.dtype, rows: int, keys: int, **sizes: int
+) -> floors.AttentionSizes:
+    """The sizes of a problem's floor; `used` and, for maps, `columns` as in AttentionSizes."""
+    return floors.AttentionSizes(
+        rows=rows,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        dim=model.dim,
+        value_dim=model.dim,
+        keys=keys,
+        itemsize=dtype.itemsize,
+        **sizes,
+    )
 
 
 def side_attention(
@@ -112,7 +128,8 @@ def side_attention(
     patches: int = 16,
     whole: bool = False,
 ) -> Problem:
-    """SMAM: each row sees the text and the patches of its region, three quarters being visual."""
+    """SMAM: each row uses the text and the patches of its region; three quarters of the keys are
+    visual."""
     visual = (3000 * keys) // 4096 if visual is None else visual
     regions, patches = min(regions, rows), min(patches, visual // min(regions, rows))
     seen = _visual(keys, visual)
@@ -133,26 +150,17 @@ def side_attention(
             "k": randn(2, 1, g, keys, d, dtype=dtype, device=device),
             "v": randn(3, 1, g, keys, d, dtype=dtype, device=device),
         }
-        # SMAM uses the output alone, and so do the baselines: `lse` gets no gradient here.
+        # SMAM and the baselines use the output alone, so `lse` gets no gradient here.
         return Call(gk.side_attention, inputs, {"rows": _rows(rows, keys, device), "allowed": sets})
 
-    sizes = floors.AttentionSizes(
-        rows,
-        model.heads,
-        model.kv_heads,
-        model.dim,
-        model.dim,
-        keys,
-        keys - visual + regions * patches,
-        dtype.itemsize,
-    )
-    words = (
+    sizes = _sizes(model, dtype, rows, keys, used=keys - visual + regions * patches)
+    sizes_text = (
         f"{rows} rows, {sizes.used} of {keys} keys used, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
     )
     count = lambda mode: floors.side_attention(sizes, mode)  # noqa: E731
     name = f"{shape}/side_attention" + ("_whole" if whole else f"/S{keys}xN{rows}")
-    return Problem("side_attention", name, words, dtype, make, count, whole, keys, rows)
+    return Problem("side_attention", name, sizes_text, dtype, make, count, whole, keys, rows)
 
 
 def attention_map(
@@ -167,7 +175,7 @@ def attention_map(
     keys: int = 4096,
     columns: int | None = None,
 ) -> Problem:
-    """A map, or KLAL's KL, on the visual columns; all rows see all columns."""
+    """A map, or KLAL's KL, on the visual columns; every row uses every column."""
     columns = keys // 2 if columns is None else columns
     seen = _visual(keys, columns)
     is_kl, is_contribution = function is gk.attention_kl, function is gk.attention_contribution
@@ -192,18 +200,8 @@ def attention_map(
         return Call(function, inputs, options, fixed)
 
     used = keys if over == "visible" else columns
-    sizes = floors.AttentionSizes(
-        rows,
-        model.heads,
-        model.kv_heads,
-        model.dim,
-        model.dim,
-        keys,
-        used,
-        dtype.itemsize,
-        columns,
-    )
-    words = (
+    sizes = _sizes(model, dtype, rows, keys, used=used, columns=columns)
+    sizes_text = (
         f"{rows} rows, {columns} columns of {keys} keys, over {over}, "
         f"{model.heads}/{model.kv_heads} heads, dim {model.dim}"
     )
@@ -213,7 +211,7 @@ def attention_map(
     label = function.__name__ + (f"_{heads}" if is_kl and heads != "mean" else "")
     name = f"{shape}/{label}_{over}/S{keys}xN{rows}xC{columns}"
     sizes_of = {"keys": keys, "rows": rows, "columns": columns}
-    return Problem("attention_map", name, words, dtype, make, count, **sizes_of)
+    return Problem("attention_map", name, sizes_text, dtype, make, count, **sizes_of)
 
 
 def linear_cross_entropy(
@@ -226,7 +224,7 @@ def linear_cross_entropy(
     trained: bool = True,
     smoothing: float = 0.0,
 ) -> Problem:
-    """The text loss, or DV-SFT's loss on a few labelled rows, smoothed over the image's words."""
+    """The text loss, or DV-SFT's loss on a few labelled rows, smoothed over the image's labels."""
     counted = rows if counted is None else counted
     d, v = model.hidden, model.vocabulary
 
@@ -262,14 +260,14 @@ def linear_cross_entropy(
     labelled = "" if counted == rows else f"{counted} of "
     smooth = f", smoothing {smoothing}" if smoothing else ""
     head = "trained" if trained else "frozen"
-    words = f"{labelled}{rows} rows x {d} x {v}, {head} head{smooth}"
+    sizes_text = f"{labelled}{rows} rows x {d} x {v}, {head} head{smooth}"
     name = f"{shape}/linear_cross_entropy_{head}{'_smoothed' if smoothing else ''}/N{rows}xV{v}"
     sizes = {"rows": rows, "vocabulary": v}
-    return Problem("linear_cross_entropy", name, words, dtype, make, count, **sizes)
+    return Problem("linear_cross_entropy", name, sizes_text, dtype, make, count, **sizes)
 
 
 def _issue_5(dtype: torch.dtype) -> Iterable[Problem]:
-    """The rows of the CPU goals: the sizes are the issue's own."""
+    """The cases of the README's table."""
     m = ISSUE_5_MODEL
     yield side_attention(m, dtype, shape=ISSUE_5)
     for over in ("visible", "columns"):
@@ -283,7 +281,7 @@ def _issue_5(dtype: torch.dtype) -> Iterable[Problem]:
 
 
 def _quick(dtype: torch.dtype) -> Iterable[Problem]:
-    """Every adapter at a size that takes milliseconds."""
+    """Every op and kind at a size that takes milliseconds."""
     yield side_attention(TINY, dtype, shape=QUICK, rows=4, keys=64, visual=40, regions=2, patches=4)
     yield side_attention(
         TINY, dtype, shape=QUICK, rows=4, keys=64, visual=40, regions=2, patches=4, whole=True
@@ -317,7 +315,7 @@ def _model(shape: str, dtype: torch.dtype, keys: list[int], rows: list[int]) -> 
 def _sweep(
     along: str, shape: str, dtype: torch.dtype, keys: list[int], rows: list[int]
 ) -> Iterable[Problem]:
-    """One case per op that has the size `along`, at growing sizes, all else fixed."""
+    """One case per op that has the size `along`, which grows while all others stay."""
     m = {QUICK: TINY, ISSUE_5: ISSUE_5_MODEL, **MODELS}[shape]
     given = {"keys": keys, "rows": rows}
     fixed = {"keys": [4096], "rows": [64], "columns": [1024], "vocabulary": [m.vocabulary]}
@@ -345,10 +343,14 @@ def problems(
     rows: list[int],
     sweep: Sequence[str] = (),
 ) -> list[Problem]:
-    """Every problem of the chosen shapes, ops and dtypes; keys and rows only sweep model shapes.
+    """Every problem of the chosen shapes, ops and dtypes.
 
-    sweep: in place of the shapes' cases, one size after another growing alone, of SWEEPS. A case's
-    dtypes follow one another, and the [S, S] path comes last: a deadline cuts whole cases.
+    Cases of different dtypes stand together and the [S, S] path comes last, so that a deadline cuts
+    whole cases.
+
+    Args:
+        keys, rows: of the shapes that are models, and of sweeps.
+        sweep: sizes, keys of SWEEPS, that grow one after another, instead of the shapes' cases.
     """
     found = []
     for along, shape, dtype in product(sweep, shapes, dtypes):

@@ -1,12 +1,11 @@
 """python -m benchmarks.readme: the README's tables and figure, made from committed results.
 
-A table stands between two comment lines: one of CPU results, one of a GPU's. The figure carries
-the fingerprint of the results it was drawn from. `--check` changes nothing and fails where one of
-them is stale.
+The tables, of CPU results and of a GPU's, each stand between two comment lines. The figure carries
+the fingerprint of the results it was drawn from. `--check` changes nothing and fails if one of them
+is out of date.
 """
 
 import argparse
-import csv
 import hashlib
 import re
 import sys
@@ -15,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import suite
-from benchmarks.gpu.report import fastest_other, form
-from benchmarks.gpu.sessions import GRAPH, groups
-from benchmarks.suite import Row
-from benchmarks.training_losses import EAGER
+from benchmarks.gpu.reporting.report import fastest_other, form
+from benchmarks.gpu.reporting.sessions import GRAPH, groups
+from benchmarks.timing import results
+from benchmarks.timing.results import Row
+from benchmarks.training_step.losses import EAGER
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -39,20 +38,20 @@ HEAD = (
 
 
 def latest(kind: str = "cpu") -> Path:
-    """The newest dated results of a kind, of the CPU; names sort by date."""
-    found = [x for x in RESULTS.glob(f"*-{kind}.json") if suite.read_json(x)[0]["device"] == "cpu"]
+    """The newest dated CPU results of a kind; file names sort by date."""
+    found = [x for x in RESULTS.glob(f"*-{kind}.csv") if results.read(x)[0]["device"] == "cpu"]
     return max(found)
 
 
 def latest_gpu(folder: Path = RESULTS) -> Path | None:
-    """The newest dated results with graph replays on a GPU, of any card; None where none are."""
+    """The newest dated results with graph replays on a GPU, of any card; None if there are none."""
 
     def newest(path: Path) -> str:
-        rows = suite.read_json(path)
-        on_gpu = any(r["device"] != "cpu" and r["contestant"] == GRAPH for r in rows)
+        rows = results.read(path)
+        on_gpu = any(r["device"] != "cpu" and r.get("contestant") == GRAPH for r in rows)
         return max(str(r["date"]) for r in rows) if on_gpu else ""
 
-    return max(filter(newest, folder.glob("*.json")), key=newest, default=None)
+    return max(filter(newest, folder.glob("*.csv")), key=newest, default=None)
 
 
 def _line(rows: list[Row]) -> str:
@@ -73,19 +72,19 @@ def _line(rows: list[Row]) -> str:
 
 
 def _ratio(other: Row) -> str:
-    """Our time over another's, bold where we are faster."""
+    """Our time over another's, bold if we are faster."""
     ratio = other["ours_over_this_p50"]
     return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
 
 
 def _case(row: Row) -> str:
-    """`attention_kl_visible` of `issue-5/attention_kl_visible/S4096xN32`."""
+    """`attention_kl_visible`, of `issue-5/attention_kl_visible/S4096xN32`."""
     return f"`{str(row['problem']).split('/')[1]}`"
 
 
 def table(path: Path) -> str:
-    """Every problem of a results file, those that we lose included."""
-    rows = suite.read_json(path)
+    """Every problem of a results file, including those that we lose."""
+    rows = results.read(path)
     problems = dict.fromkeys((r["problem"], r["dtype"]) for r in rows if r["mode"] == "full")
     groups = [[r for r in rows if (r["problem"], r["dtype"]) == p] for p in problems]
     r = rows[0]
@@ -97,10 +96,10 @@ def table(path: Path) -> str:
 
 
 def gpu(path: Path | None) -> str:
-    """Every call that was replayed on a GPU, forward and full; one sentence where none was."""
+    """Every call that was replayed on a GPU, forward and full; one sentence if none was."""
     if path is None:
         return NO_GPU
-    found = groups(suite.read_json(path))
+    found = groups(results.read(path))
     replayed = [x for x in found.values() if any(r["contestant"] == GRAPH for r in x)]
     others = [fastest_other(rows) for rows in replayed]
     head = "| case | mode | ms | % of floor | x GEMMs |"
@@ -123,11 +122,10 @@ def gpu(path: Path | None) -> str:
 
 
 def _wrong(path: Path) -> Iterator[str]:
-    """What a table of times must not keep to itself: results that were not right."""
+    """A table of times must not hide results that were wrong: a line that counts them."""
     smoke = path.with_name(f"{path.stem}-smoke.csv")
     if smoke.exists():
-        with smoke.open(encoding="utf-8") as file:
-            right = [row["ok"] == "True" for row in csv.DictReader(file)]
+        right = [row["ok"] is True for row in results.read(smoke)]
         if not all(right):
             link = f"[{smoke.stem}](benchmarks/results/{smoke.name})"
             yield f"**{right.count(False)} of {len(right)} checks against fp64 failed**: {link}."
@@ -135,7 +133,7 @@ def _wrong(path: Path) -> Iterator[str]:
 
 def step(path: Path) -> str:
     """A sentence on a whole training step at the longest sample of a results file."""
-    rows = suite.read_json(path)
+    rows = results.read(path)
     longest = max(r["tokens"] for r in rows)
     at = {r["contestant"]: r for r in rows if r["tokens"] == longest}
     ours, eager = at["groundkern, all"], at[EAGER]
@@ -150,19 +148,20 @@ def step(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Of the results' content; changes with any number in them."""
+    """A hash of the results, which changes with any number in them."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def draw(path: Path, figure: Path) -> None:
-    """Our time over each other contestant's, case by case; the fingerprint goes into the PNG."""
-    from benchmarks import plots
+    """Draws our time over each other contestant's, case by case, with the fingerprint in the
+    PNG."""
+    from benchmarks.figures import plots
 
-    plots.ratios(suite.read_json(path), figure, {"Results": fingerprint(path)})
+    plots.ratios(results.read(path), figure, {"Results": fingerprint(path)})
 
 
 def rewritten(text: str, path: Path) -> str:
-    """The README with the table of `path` in its block, and the newest of a GPU in the other."""
+    """The README's text with the table of `path`, and that of the newest GPU results."""
     blocks = {"benchmarks": table(path) + step(latest("training-step")), "gpu": gpu(latest_gpu())}
     for name, block in blocks.items():
         if not BLOCKS[name].search(text):
@@ -172,7 +171,7 @@ def rewritten(text: str, path: Path) -> str:
 
 
 def stale(path: Path) -> list[str]:
-    """What differs from the results, in sentences."""
+    """What is not up to date with the results, in sentences."""
     found = []
     text = README.read_text(encoding="utf-8")
     if rewritten(text, path) != text:
@@ -184,7 +183,7 @@ def stale(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """1 where --check finds something stale."""
+    """Returns 1 if --check finds something out of date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check

@@ -1,8 +1,7 @@
-"""`python -m benchmarks.work`: FLOPs and bytes of every op at the shapes of METHODS.md, section 7.
+"""`python -m benchmarks.work`: FLOPs and bytes of every op at the shapes of real models.
 
-Counted from sizes (floors.py, cross_entropy_engine.py), measured nowhere. With --bandwidth and
---rate, the ceilings of a device in TB/s and TFLOP/s, also the least microseconds and what bounds
-them.
+Computed from sizes (costs/), not measured. With --bandwidth and --rate, the ceilings of a device in
+TB/s and TFLOP/s, also the least microseconds and what bounds them.
 """
 
 import argparse
@@ -13,8 +12,9 @@ from itertools import product
 
 import torch
 
-from benchmarks import floors, problems
-from benchmarks.cross_entropy_engine import Head, extra_bytes, moved_bytes
+from benchmarks import problems
+from benchmarks.costs import floors
+from benchmarks.costs.cross_entropy_engine import Head, extra_bytes, moved_bytes
 
 ROWS, KEYS = (1, 8, 64, 256), (4096, 32_768, 131_072)
 LOSS_ROWS = (137, 512, 1024, 16_384)
@@ -23,8 +23,10 @@ DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class Line:
-    """One call's least work; engine and extra: bytes our Triton engine moves and holds, of a
-    loss."""
+    """The least work of one call.
+
+    engine, extra: bytes that our Triton loss moves and holds; None for other ops.
+    """
 
     shape: str
     call: str

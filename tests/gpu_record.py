@@ -1,11 +1,11 @@
-"""Records of `make gpu` calls for tests. Every number is made up: none may become a result."""
+"""Records of `make gpu` calls for tests. Every number is invented: none may become a result."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from benchmarks.suite import FIELDS
+from benchmarks.timing.results import FIELDS
 
 COMMIT, CARD = "0123456789ab", "NVIDIA H200"
 SIDE, SIDE_LONG = "qwen/side_attention/S32768xN8", "qwen/side_attention/S32768xN256"
@@ -14,7 +14,7 @@ GRAPH, EAGER, FLOOR = "groundkern triton, CUDA graph", "groundkern triton", "flo
 
 
 class Record:
-    """Lines as they come; times are the line's number."""
+    """Lines in the order in which they are added; the number of a line is its time."""
 
     def __init__(self) -> None:
         self.lines: list[dict] = []
@@ -30,7 +30,7 @@ class Record:
 
 
 def begun(call: str = "first", date: str = "2026-11-28T10:00:00+00:00", **changed) -> Record:
-    """The lines that every call has. changed: fields of the run or the device line, or both."""
+    """The lines that every call has. changed: fields of the run line, the device line, or both."""
     run = {"call": call, "seconds": 420.0, "commit": COMMIT, "date": date, "rehearsed": False}
     device = {"device": CARD, "processor": "a processor", "threads": 8, "system": "Linux"}
     device |= {"python": "3.12.0", "torch": "2.11.0", "triton": "3.6.0", "groundkern": "0.1"}
@@ -45,7 +45,7 @@ def begun(call: str = "first", date: str = "2026-11-28T10:00:00+00:00", **change
 
 
 def row(problem: str, contestant: str, ms: float | str | None, **changed) -> dict:
-    """A row of `suite`: 1 GB to move, 8 GFLOP to compute, so that bytes are the floor."""
+    """A row of results: 1 GB to move and 8 GFLOP to compute, so that bytes decide the floor."""
     found: dict = dict.fromkeys(FIELDS)
     kinds = {GRAPH: "ours", EAGER: "ours", FLOOR: "floor"}
     kind = kinds.get(contestant, "gemm" if contestant.startswith("GEMM") else "baseline")
@@ -68,7 +68,7 @@ def measured(record: Record, case: str, found: list[dict], step: str = "replay")
 
 
 def best(record: Record, op: str, key: list, tile: list, us: float, present: list, was: float):
-    """A proposal, with the two tiles as they were timed."""
+    """A proposal, with its two tiles' timings."""
     for t, x in ((present, was), (tile, us)):
         record.add("tiles", "tile", op=op, key=key, tile=t, present=t == present, round="final",
                    us=x, status="timed", kernels={"forward_kernel": x})  # fmt: skip
@@ -78,7 +78,7 @@ def best(record: Record, op: str, key: list, tile: list, us: float, present: lis
 
 
 def first() -> Record:
-    """A first call in which some of everything went wrong."""
+    """A first call in which every kind of thing went wrong."""
     record = begun()
     record.add("smoke", "begin", limit=75.0)
     checks = [{"name": "result 0", "error": 0.001, "allowed": 0.01, "ok": True}]

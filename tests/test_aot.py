@@ -1,7 +1,8 @@
 """`make aot` from recorder to reader: launches are specialised as the runtime does, the edges are
-there, and what is read of a kernel is what its source says.
+covered, and what is read of a kernel is what its source says.
 
-Each in a process of its own: benchmarks.aot takes triton without its interpreter.
+Each test runs in a process of its own, because benchmarks.aot imports triton without its
+interpreter.
 """
 
 import json
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(program: str, *paths: Path, **environment: str):
-    """What a program prints, as JSON."""
+    """The JSON that a program prints."""
     path = os.pathsep.join([str(ROOT), *map(str, paths)])
     result = subprocess.run(
         [sys.executable, "-c", program],
@@ -58,7 +59,7 @@ print(json.dumps(found))
     assert len(of_one_row) >= 10
 
     def kinds(special: str, kernel: str, argument: str, target: str = "sm_90") -> set[str]:
-        """How an argument is specialised where the label ends in `special`."""
+        """How an argument is specialised in launches whose label ends in `special`."""
         return {
             specialised[target][argument]
             for label, name, specialised in found
@@ -73,11 +74,11 @@ print(json.dumps(found))
     for argument in ("C", "heads", "q_n", "k_s"):
         assert kinds(f"all ones {usual}", dq, argument) == {"('constexpr', 1)"}
     assert kinds(f"all odd {usual}", dq, "C") == {"('i32', '')"}
-    # AMD's 32-bit offsets, and strides of 64 bits.
+    # AMD's 32-bit offsets, and 64-bit strides.
     assert kinds("sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'DS')"}
     assert kinds("over 2 GiB sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'D')"}
     assert kinds("over 2 GiB sets", "forward_kernel", "k_b") == {"('i64', 'D')"}
-    # Chunks of one row begin anywhere in the rows.
+    # Chunks of one row begin at any row, so their alignment differs.
     chunks = {
         specialised["sm_90"]["loss_ptr"]
         for label, name, specialised in found
@@ -114,7 +115,7 @@ print(json.dumps([errors, len(launches), hits]))
 """
     errors, launches, hits = run(program, TRITON_CACHE_DIR=str(tmp_path))
     assert errors == []
-    assert launches > len(hits) >= 2  # alike ones are compiled once by both
+    assert launches > len(hits) >= 2  # both compile equal ones once
     assert all(hits)
 
 
@@ -136,14 +137,16 @@ def gemm(a, b, c, K, M: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 def test_what_is_read_of_a_kernel_is_what_its_source_says(tmp_path: Path) -> None:
-    """A matrix product of 64 x 64 by 4 warps: wgmma's n is N; with s stages s - 2 iterations of two
-    copies each are in flight at the wait; 64 x 64 bf16 twice are 2 x 4 copies of 16 bytes by 128
-    threads."""
+    """A matrix product of 64 x 64 by 4 warps.
+
+    wgmma's n is N. With s stages, s - 2 iterations of two copies each are in flight at the wait.
+    Twice 64 x 64 bf16 are 2 x 4 copies of 16 bytes by 128 threads.
+    """
     (tmp_path / "gemm.py").write_text(GEMM, encoding="utf-8")
     program = """
 import json, torch
 from benchmarks.aot.compiling import compiled
-from benchmarks.aot.recorder import Launch, recorded
+from benchmarks.aot.recorder import LabelledLaunch, recorded
 import gemm
 
 a, b = (torch.empty(4096, 64, dtype=torch.bfloat16, device="meta") for _ in range(2))
@@ -172,7 +175,7 @@ print(json.dumps(found))
     assert set(loops["sm_80 3"]["matrix"]) == {"HMMA 16x8x16"}
     # 64^3 products in 16 x 8 x 16 ones: 128 warp instructions, a quarter of them each warp's.
     assert loops["sm_80 3"]["matrix"]["HMMA 16x8x16"] == 4 * 8 * 4 // 4
-    # A row of 4095 elements begins at an odd address: 16 bits a load, none asynchronous.
+    # A row of 4095 elements begins at an odd address: 16-bit loads, none of them asynchronous.
     assert min(int(width) for width in loops["odd"]["loads"]) == 16
     assert loops["odd"]["instructions"] > 2 * loops["sm_90 3"]["instructions"]
     assert loops["gfx942"]["matrix"].keys() <= {"v_mfma 32x32x8", "v_mfma 16x16x16"}

@@ -1,14 +1,17 @@
-"""What `make aot` reads in machine code and in triton's representations, on excerpts of what triton
-3.7.1 made of our kernels, shortened; the expected numbers are counted by hand."""
+"""What `make aot` reads in machine code and in triton's representations.
+
+On shortened excerpts of what triton 3.7.1 compiled our kernels to; the expected numbers are counted
+by hand.
+"""
 
 import pytest
 
-from benchmarks.aot import amdgcn, sass, ttgir
-from benchmarks.aot.code import Loop, loops, main_loop, shaped
+from benchmarks.aot.reading import amdgcn, sass, ttgir
+from benchmarks.aot.reading.code import Loop, loops, main_loop, shaped
 
 
 def machine_code(*lines: str) -> str:
-    """As cuobjdump prints it: every instruction in 16 bytes, its encoding beside it."""
+    """As cuobjdump prints it: 16 bytes per instruction, its encoding beside it."""
     head = '\n\tcode for sm_90a\n\t\tFunction : _forward_kernel\n\t.headerflags\t@"EF_CUDA_SM90"\n'
     body = []
     for place, line in enumerate(lines):
@@ -45,8 +48,8 @@ FORWARD = machine_code(
     "EXIT",  # 0x140
     "BRA 0x150",
 )
-# sm_100 waits in a loop of its own, at the end of the kernel, which jumps back into the middle: no
-# loop but that of two instructions, and the outer one, whose matrix instruction has no shape.
+# sm_100 waits in code at the end of the kernel that jumps back into the middle. The only loops are
+# one of two instructions, and the outer one, whose matrix instruction has no shape.
 WAITING = machine_code(
     "STL [R1], R4",
     "UTCHMMA gdesc[UR54], gdesc[UR56], tmem[UR10], tmem[UR58], idesc[UR59], !UPT",  # 0x10: the loop
@@ -181,7 +184,7 @@ def test_what_is_no_amd_code_is_refused(text: str) -> None:
         amdgcn.parse(text)
 
 
-# A loop that counts rows, then one with dots and another wait after it; `pendings` is of wgmma.
+# A loop that counts rows, then one with dots, and another wait after it; `pendings` is wgmma's.
 TTGIR = """\
 #tmem1 = #ttng.tensor_memory_encoding<blockM = 64, blockN = 16, colStride = 1>
     %upto = scf.for %n0 = %c0_i32 to %N step %c512_i32 iter_args(%a = %c0_i32) -> (i32)  : i32 {

@@ -1,5 +1,5 @@
-"""The guard on what kernels compile to, on made-up tables: what fails, what is told, what there is
-nothing to compare with."""
+"""The guard on what kernels compile to, on invented tables: what fails, what is reported, and when
+there is nothing to compare with."""
 
 import copy
 import subprocess

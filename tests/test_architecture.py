@@ -76,26 +76,23 @@ EXCEPTIONS = {
     ("tests.test_head_bindings", "groundkern._C"),
     ("tests.test_map_bindings", "groundkern._C"),
     # compiles the launches themselves, on meta tensors
-    *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_kernels") for op in AOT_OPS),
     *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_launch") for op in AOT_OPS),
     *(("benchmarks.aot.recorder", f"triton{part}") for part in AOT_IMPORTS),
     # notes launches, replaces rows of the tile tables while it times them
-    ("benchmarks.noting", "groundkern.tiles"),
-    ("benchmarks.noting", "triton.backends.nvidia.driver"),
-    ("benchmarks.gpu.launches", "triton.backends.compiler"),
-    ("benchmarks.gpu.launches", "triton.runtime.driver"),
-    ("benchmarks.gpu.compiling", "groundkern.tiles"),
-    ("benchmarks.gpu.sweep", "groundkern.ops.attention_map.triton_kernels"),
-    ("benchmarks.gpu.sweep", "groundkern.ops.side_attention.triton_kernels"),
-    ("benchmarks.gpu.sweep", "groundkern.ops.attention_map.triton_launch"),
-    ("benchmarks.gpu.sweep", "groundkern.ops.side_attention.triton_launch"),
-    ("benchmarks.gpu.sweep", "groundkern.tiles"),
+    ("benchmarks.launches.noting", "groundkern.tiles"),
+    ("benchmarks.launches.noting", "triton.backends.nvidia.driver"),
+    ("benchmarks.gpu.devices.dry_runs", "triton.backends.compiler"),
+    ("benchmarks.gpu.devices.dry_runs", "triton.runtime.driver"),
+    ("benchmarks.gpu.steps.compiling", "groundkern.tiles"),
+    ("benchmarks.gpu.steps.sweep", "groundkern.ops.attention_map.triton_launch"),
+    ("benchmarks.gpu.steps.sweep", "groundkern.ops.side_attention.triton_launch"),
+    ("benchmarks.gpu.steps.sweep", "groundkern.tiles"),
     ("tests.ops.test_tiles", "groundkern.tiles"),
     # the one tolerance rule
-    ("benchmarks.gpu.smoke", "tests.closeness"),
+    ("benchmarks.gpu.steps.smoke", "tests.closeness"),
     # counts what the launchers hand to the C++ kernels
-    ("benchmarks.counts", "groundkern.native"),
-    ("benchmarks.instructions", "groundkern.native"),
+    ("benchmarks.counts.counting", "groundkern.native"),
+    ("benchmarks.counts.instructions", "groundkern.native"),
 }
 
 
@@ -187,7 +184,7 @@ def test_imports_follow_the_arrows() -> None:
         ("groundkern.hf.data.collator", "def f():\n    from groundkern.hf import attach"),
         ("trainer.train", "from groundkern.ops.a import cases"),
         ("trainer.train", "from tests.hf import tiny"),
-        ("benchmarks.harness", "from groundkern.ops.a.native_kernels import forward"),
+        ("benchmarks.contestants.admission", "from groundkern.ops.a.native_kernels import forward"),
         ("tests.ops.test_a", "from groundkern import _C"),
     ],
 )

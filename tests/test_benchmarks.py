@@ -1,10 +1,8 @@
-"""The benchmarks: floors on sizes counted by hand, baselines that compute what ours compute, and a
-loop that interleaves and drops nobody."""
+"""The benchmarks: floors counted by hand, baselines that compute what ours compute, a loop that
+interleaves and drops nobody, and files that say where numbers come from."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -15,16 +13,12 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks import __main__ as program
-from benchmarks import (
-    baselines,
-    flex,
-    floors,
-    harness,
-    memory,
-    plots,
-    problems,
-    suite,
-)
+from benchmarks import problems
+from benchmarks.contestants import admission, baselines, flex
+from benchmarks.costs import floors
+from benchmarks.figures import plots
+from benchmarks.timing import memory, results, rounds, suite
+from benchmarks.timing.results import Row
 
 CPU = torch.device("cpu")
 SIZES = floors.AttentionSizes(
@@ -87,7 +81,9 @@ def test_the_floor_is_the_slower_of_memory_and_arithmetic() -> None:
 @pytest.mark.parametrize("problem", QUICK, ids=lambda p: p.name)
 @pytest.mark.parametrize("mode", ["forward", "full"])
 def test_baselines_compute_what_ours_compute(problem: problems.Problem, mode: str) -> None:
-    found = harness.contestants(problem, mode, CPU, backends=["auto", "reference"], compiled=False)
+    found = admission.contestants(
+        problem, mode, CPU, backends=["auto", "reference"], compiled=False
+    )
     states = {c.name: c.status for c in found}
     assert [c.kind for c in found[:2]] == ["floor", "ours"]
     wrong = {n: s for n, s in states.items() if not s.startswith(("timed", "refused"))}
@@ -105,7 +101,8 @@ FLEX = {
 @pytest.mark.parametrize("name", FLEX)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_computes_what_ours_compute(name: str) -> None:
-    """Uncompiled and without gradients: what runs on CPU. On CUDA the harness checks them all."""
+    """Uncompiled and without gradients, which is all that runs on CPU. On CUDA `contestants` checks
+    every result."""
     options = {"rows": 4, "keys": 64}
     tiny = problems.TINY, torch.float32
     if name == "side_attention":
@@ -140,19 +137,19 @@ def test_a_wrong_baseline_is_named_and_not_timed(monkeypatch) -> None:
     assert states["doubled"].startswith("disagrees: result 0")
     assert states["crash"] == "failed: RuntimeError: no such kernel"
     assert states["SDPA"] == "timed"
-    assert len(suite.failures(rows)) == 2
+    assert len(results.failures(rows)) == 2
     assert all(r["p50_ms"] is None for r in rows if r["status"] != "timed")
 
 
 def test_a_wrong_gradient_is_found() -> None:
     a, b = torch.ones(3), torch.ones(3)
-    assert not harness.disagreement(([a], [a]), ([b], [b]), torch.float32)
-    assert "gradient 0" in harness.disagreement(([a], [1.1 * a]), ([b], [b]), torch.float32)
+    assert not admission.disagreement(([a], [a]), ([b], [b]), torch.float32)
+    assert "gradient 0" in admission.disagreement(([a], [1.1 * a]), ([b], [b]), torch.float32)
     nan = torch.full((3,), torch.nan)
-    assert "result 0" in harness.disagreement(([nan], [a]), ([b], [b]), torch.float32)
+    assert "result 0" in admission.disagreement(([nan], [a]), ([b], [b]), torch.float32)
 
 
-def measured(problem: problems.Problem, **options) -> list[suite.Row]:
+def measured(problem: problems.Problem, **options) -> list[Row]:
     defaults = {"backends": ["auto"], "compiled": False, "with_memory": False, "seconds": 0.0}
     return suite.measure(
         problem, "full", CPU, **{**defaults, "least": 3, "ceilings": {}, **options}
@@ -163,33 +160,34 @@ def test_rounds_interleave() -> None:
     """Every round runs everyone once, and the order changes."""
     seen: list[str] = []
     runs = {name: lambda n=name: seen.append(n) for name in "abcd"}
-    samples = harness.interleave(runs, harness.cpu_timer, seconds=0.0, least=8)
-    rounds = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
-    assert len(rounds) == 8
-    assert all(sorted(r) == list("abcd") for r in rounds)
-    assert len(set(rounds)) > 1
+    samples = rounds.interleave(runs, rounds.cpu_timer, seconds=0.0, least=8)
+    orders = [tuple(seen[i : i + 4]) for i in range(0, len(seen), 4)]
+    assert len(orders) == 8
+    assert all(sorted(r) == list("abcd") for r in orders)
+    assert len(set(orders)) > 1
     assert {name: len(s) for name, s in samples.items()} == dict.fromkeys("abcd", 8)
 
 
 def test_an_error_in_a_round_ends_the_measurement() -> None:
     with pytest.raises(ZeroDivisionError):
-        harness.interleave({"a": lambda: None, "b": lambda: 1 / 0}, harness.cpu_timer, seconds=0.0)
+        rounds.interleave({"a": lambda: None, "b": lambda: 1 / 0}, rounds.cpu_timer, seconds=0.0)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down threefold between rounds does not move them."""
-    assert harness.ratio([1.0, 3.0, 9.0], [2.0, 6.0, 18.0]) == (0.5, 0.5, 0.5)
-    assert harness.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+    assert rounds.ratio([1.0, 3.0, 9.0], [2.0, 6.0, 18.0]) == (0.5, 0.5, 0.5)
+    assert rounds.quantiles([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
 
 
 def test_memory_counts_what_a_call_touches() -> None:
-    """In a process of its own: one that has freed memory before may hand the same pages out."""
+    """In a process of its own: one that has freed memory before may reuse the same pages."""
     program = """
 import torch
-from benchmarks import harness, memory
+from benchmarks.contestants import admission
+from benchmarks.timing import memory, rounds
 run = lambda: torch.ones(2**22)
 run()
-found = [harness.Contestant("ones", "ours", run)]
+found = [admission.Contestant("ones", "ours", run)]
 print(memory.of_contestants(found, torch.device("cpu"))["ones"])
 """
     result = subprocess.run(
@@ -207,17 +205,15 @@ print(memory.of_contestants(found, torch.device("cpu"))["ones"])
 def test_memory_in_a_fresh_process() -> None:
     peaks = memory.in_fresh_process(QUICK[0], "full", backends=["auto"], compiled=False)
     timed = {r["contestant"] for r in measured(QUICK[0]) if r["status"] == "timed"}
-    assert set(peaks) == timed - {harness.FLOOR}
+    assert set(peaks) == timed - {admission.FLOOR}
 
 
 def test_the_command_line(tmp_path, capsys) -> None:
-    """One op at tiny sizes: a table, stamped files that agree, and figures."""
-    files = ["--csv", str(tmp_path / "r.csv"), "--json", str(tmp_path / "r.json")]
-    assert program.main(["side_attention", "--quick", *files, "--plot", str(tmp_path)]) == 0
+    """One op at tiny sizes: a table, a file of stamped rows, and figures."""
+    files = ["--csv", str(tmp_path / "r.csv"), "--plot", str(tmp_path)]
+    assert program.main(["side_attention", "--quick", *files]) == 0
     assert "groundkern" in capsys.readouterr().out
-    rows = suite.read_json(tmp_path / "r.json")
-    with (tmp_path / "r.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
+    rows = results.read(tmp_path / "r.csv")
     named = {"side_attention"}, {"float32", "bfloat16"}
     assert ({r["op"] for r in rows}, {r["dtype"] for r in rows}) == named
     for row in rows:
@@ -227,9 +223,22 @@ def test_the_command_line(tmp_path, capsys) -> None:
 
 
 def test_a_deadline_names_what_it_leaves_out(tmp_path) -> None:
-    path = tmp_path / "r.json"
-    program.main(["side_attention", "--quick", "--deadline", "0", "--json", str(path)])
-    assert len(json.loads(path.read_text())["left_out"]) == 4
+    path = tmp_path / "r.csv"
+    program.main(["side_attention", "--quick", "--deadline", "0", "--csv", str(path)])
+    assert len(results.left_out(path)) == 4
+    assert results.read(path) == []
+
+
+def test_rows_are_read_as_they_were_written(tmp_path) -> None:
+    """A commit of digits and a version stay text; "nan" stays what a GPU's record says."""
+    rows = [
+        {"problem": "a, b", "commit": "1234567", "torch": "2.13", "p50_ms": 1.25, "rounds": 3},
+        {"problem": 'say "c"', "commit": "0012345", "torch": "", "p50_ms": None, "rounds": "nan"},
+    ]
+    rows = [{**r, "ok": i == 0, "shape": "# no comment"} for i, r in enumerate(rows)]
+    results.write(tmp_path / "r.csv", rows, ["what the deadline cut"])
+    assert results.read(tmp_path / "r.csv") == rows
+    assert results.left_out(tmp_path / "r.csv") == ["what the deadline cut"]
 
 
 def test_plots_of_a_sweep(tmp_path) -> None:
@@ -249,18 +258,16 @@ def test_plots_of_a_sweep(tmp_path) -> None:
     assert all(r["percent_of_floor"] > 0 for r in rows if r["p50_ms"])
 
 
-RESULTS = sorted((Path(problems.__file__).parent / "results").glob("*.json"))
+RESULTS = sorted((Path(problems.__file__).parent / "results").glob("*.csv"))
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
 def test_committed_results_say_where_they_come_from(path: Path) -> None:
-    rows = suite.read_json(path)
+    rows = results.read(path)
     assert {r["status"].split(":")[0] for r in rows} <= {"timed", "refused", "out of memory"}
     assert len({r["commit"] for r in rows}) == 1
     assert not any(r["commit"].endswith("-dirty") for r in rows)
     assert all(r["date"] and r["torch"] and r["threads"] and r["processor"] for r in rows)
-    with path.with_suffix(".csv").open(encoding="utf-8") as file:
-        assert [r["p50_ms"] for r in csv.DictReader(file)] == [str(r["p50_ms"] or "") for r in rows]
     assert f"`{path.stem}`" in (path.parent / "README.md").read_text(encoding="utf-8")
 
 

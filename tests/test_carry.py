@@ -1,4 +1,4 @@
-"""Wheels for a machine without a network: fetched from a local folder of made ones."""
+"""Wheels for a machine without a network, fetched from a local folder of invented ones."""
 
 import shlex
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import carry
-from benchmarks.commit import described
+from benchmarks.timing.commit import described
 
 
 def wheel(folder: Path, name: str, *needs: str, tag: str = "py3-none-any", filler: int = 0) -> None:
@@ -30,7 +30,7 @@ def wheel(folder: Path, name: str, *needs: str, tag: str = "py3-none-any", fille
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all that pip knows."""
+    """A folder with the only packages that pip can find."""
     folder = tmp_path / "registry"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -59,10 +59,10 @@ def test_peers_and_their_needs_are_carried_and_installed(registry, tmp_path, cap
     noted = (to / "commit").read_text(encoding="utf-8").strip()
     assert noted == described() and f"commit {noted}\n" in said
     command = said.split("By hand: ")[1].strip()
-    words = shlex.split(command.replace("SITE", str(tmp_path / "site")))
+    command_line = shlex.split(command.replace("SITE", str(tmp_path / "site")))
     files = [str(x) for x in sorted(to.glob("*.whl"))]
-    assert words[0] == "python" and words[-1] == f"{to}/*.whl"
-    subprocess.run([sys.executable, *words[1:-1], *files], check=True, capture_output=True)
+    assert command_line[0] == "python" and command_line[-1] == f"{to}/*.whl"
+    subprocess.run([sys.executable, *command_line[1:-1], *files], check=True, capture_output=True)
     program = "import liger_kernel, smaller; print(liger_kernel.NAME, smaller.NAME)"
     result = subprocess.run(
         [sys.executable, "-c", program],

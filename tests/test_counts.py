@@ -1,4 +1,4 @@
-"""The guard on counts: what calls cost now against what is committed."""
+"""The guard on counts: what calls cost now, compared with what is committed."""
 
 import importlib.util
 import shutil
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import counts, harness
+from benchmarks.contestants import admission
+from benchmarks.counts import counting as counts
 from groundkern import available_backends
 from groundkern.ops.cases import Call
 
@@ -51,7 +52,8 @@ def test_no_call_launches_more_than_committed() -> None:
 @triton
 def test_kernels_of_torch_operators_are_counted() -> None:
     """One for an operator, none for views and allocations, logsumexp's own nine; GEMMs apart."""
-    from benchmarks.launches import GPU, recording, torch_kernels
+    from benchmarks.launches.kernels import torch_kernels
+    from benchmarks.launches.recording import GPU, recording
 
     with recording() as seen:
         x = torch.empty(8, 4, device=GPU)
@@ -72,7 +74,7 @@ def test_kernels_of_torch_operators_are_counted() -> None:
 @triton
 @pytest.mark.parametrize("wait", [Tensor.tolist, Tensor.item, Tensor.nonzero, bool])
 def test_a_host_that_waits_cannot_be_counted(wait) -> None:
-    from benchmarks.launches import GPU, recording
+    from benchmarks.launches.recording import GPU, recording
 
     with recording():
         x = torch.empty(1, device=GPU)
@@ -82,15 +84,15 @@ def test_a_host_that_waits_cannot_be_counted(wait) -> None:
 
 @triton
 def test_what_the_first_call_alone_launches_is_told_apart() -> None:
-    from benchmarks import launches
-    from benchmarks.launches import GPU
+    from benchmarks.launches import counting
+    from benchmarks.launches.recording import GPU
 
     def planned(plan: list[Tensor], x: Tensor) -> tuple[Tensor]:
         if not plan:
             plan.append(x.detach().exp())
         return (x * plan[0],)
 
-    found = launches.count(lambda: Call(planned, {"x": torch.empty(3, device=GPU)}, {"plan": []}))
+    found = counting.count(lambda: Call(planned, {"x": torch.empty(3, device=GPU)}, {"plan": []}))
     assert {way: dict(kernels.torch) for way, kernels in found.items()} == {
         "first forward": {"exp": 1, "mul": 1},
         "forward": {"mul": 1},
@@ -111,7 +113,7 @@ def test_products_inside_an_op_are_counted() -> None:
     assert counts.product_flops(lambda: x @ y) == 2 * 3 * 5 * 7
     problem = next(p for p in counts.cases() if p.op == "linear_cross_entropy")
     call = problem.make(torch.device("cpu"))
-    run, _ = harness.runner(call, harness.ours(call, "reference"), "forward")
+    run, _ = admission.runner(call, admission.ours(call, "reference"), "forward")
     assert counts.product_flops(run) == problem.floor("forward").flops
 
 

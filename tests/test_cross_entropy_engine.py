@@ -1,11 +1,12 @@
-"""The engine's model of work against arithmetic by hand, of memory against a measurement."""
+"""The model of the Triton loss: its work against arithmetic by hand, its memory against a
+measurement."""
 
 from itertools import accumulate
 
 import pytest
 import torch
 
-from benchmarks.cross_entropy_engine import Head, extra_bytes, flops, moved_bytes
+from benchmarks.costs.cross_entropy_engine import Head, extra_bytes, flops, moved_bytes
 from groundkern import available_backends, linear_cross_entropy, row_blocks
 from tests.allocations import allocations
 

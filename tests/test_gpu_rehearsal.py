@@ -1,7 +1,8 @@
-"""`make gpu` rehearsed: every step on the stand-in device, with everything a GPU does to a program.
+"""`make gpu` rehearsed: every step on the stand-in device, with everything a GPU can do to a
+program.
 
-Nothing here is a measurement. What is tested is that a failure costs the case it happens in and no
-other, and that whatever was on record stays.
+Nothing here is a measurement. The tests show that a failure costs the case in which it happens and
+no other, and that everything recorded before it survives.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import lines, plan, timeline
-from benchmarks.gpu.supervisor import Supervisor
+from benchmarks.gpu import lines
+from benchmarks.gpu.supervising import schedule, timeline
+from benchmarks.gpu.supervising.supervisor import Supervisor
 from groundkern import available_backends
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +38,10 @@ def rehearsal(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path, list
     if (reason := available_backends()["triton"]) is not None:
         pytest.skip(reason)
     out = tmp_path_factory.mktemp("out")
-    words = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--few", str(FEW)]
-    words += [f"--inject={where}={kind}" for where, kind in INJECTED.items()]
+    arguments = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--few", str(FEW)]
+    arguments += [f"--inject={where}={kind}" for where, kind in INJECTED.items()]
     env = {**os.environ, "OUT": str(out)}
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True)
     found, broken = lines.read(out / "results.jsonl")
     assert broken == []
     return done, out, found
@@ -52,7 +54,7 @@ def _of(found: list[lines.Line], event: str, step: str) -> list[lines.Line]:
 def test_every_step_ends_whatever_the_others_do(rehearsal) -> None:
     done, _, found = rehearsal
     ended = {x["step"]: x["status"] for x in found if x["event"] == "end"}
-    assert set(ended) == {step.name for step in plan.CALLS["first"]}, done.stderr
+    assert set(ended) == {step.name for step in schedule.CALLS["first"]}, done.stderr
     failed = {name for name, status in ended.items() if status != "done"}
     assert failed == {"tiles", "tests", "tests_large"}, "those that cannot go on, or are to fail"
     assert done.returncode == 1
@@ -119,11 +121,20 @@ def test_the_table_of_minutes(rehearsal) -> None:
     assert "| 7 |" in text and "loss" in text
 
 
-def test_the_time_of_a_call_is_kept(tmp_path) -> None:
-    """No step starts that could not end, and those that are left out say so."""
-    words = [sys.executable, "-m", "benchmarks.gpu", "ceilings", "loss", "--rehearse", "--few", "1"]
+def test_a_call_ends_in_its_time(tmp_path) -> None:
+    """No step starts that could not end in time, and the record names those that are left out."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "ceilings",
+        "loss",
+        "--rehearse",
+        "--few",
+        "1",
+    ]
     done = subprocess.run(
-        [*words, "--seconds", "20", "--out", str(tmp_path)],
+        [*arguments, "--seconds", "20", "--out", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -133,30 +144,33 @@ def test_the_time_of_a_call_is_kept(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["los"], "step: expected some of compile, ceilings"),
         (["--inject", "smoke=crash"], "are for --rehearse"),
         (["--few", "1"], "are for --rehearse"),
     ],
 )
-def test_bad_words(words: list[str], message: str) -> None:
+def test_bad_arguments(arguments: list[str], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.gpu", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert message in done.stderr
 
 
 def test_a_step_is_ended_at_its_limit_by_the_real_clock(tmp_path) -> None:
-    """With all that it started; the next step runs, and the call ends."""
+    """With all processes it started; the next step runs, and the call ends."""
     started = tmp_path / "started"
     child = f"import time, pathlib; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
     hangs = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     steps = (
-        plan.Step("hangs", "", 2.0, command=("-c", hangs)),
-        plan.Step("fails", "", 9.0, command=("-c", "raise SystemExit(3)")),
-        plan.Step("runs", "", 9.0, command=("-c", "print('it ran')")),
+        schedule.Step("hangs", "", 2.0, command=("-c", hangs)),
+        schedule.Step("fails", "", 9.0, command=("-c", "raise SystemExit(3)")),
+        schedule.Step("runs", "", 9.0, command=("-c", "print('it ran')")),
     )
     began = time.monotonic()
     whole = Supervisor(steps, tmp_path, seconds=60).run()

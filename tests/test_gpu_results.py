@@ -1,23 +1,23 @@
-"""What becomes of the lines that `make gpu` leaves, on records of made-up numbers."""
+"""What is made of the lines that `make gpu` records, with invented numbers."""
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import readme, suite
-from benchmarks.gpu import goals, results, sessions, tables
-from benchmarks.gpu.failures import failures
+from benchmarks import readme
+from benchmarks.gpu import results
+from benchmarks.gpu.reporting import goals, sessions, tables
+from benchmarks.gpu.reporting.failures import failures
+from benchmarks.timing.results import left_out, read, write
 from tests import gpu_record
 from tests.gpu_record import COMMIT, EAGER, GRAPH, LOSS, SIDE, SIDE_LONG, begun, first, row, second
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """In the place of benchmarks/results, with the table of files of the real one."""
+    """A folder in place of benchmarks/results, with the real one's table of files."""
     folder = tmp_path / "results"
     folder.mkdir()
     text = (tables.RESULTS / "README.md").read_text(encoding="utf-8")
@@ -26,17 +26,17 @@ def folder(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def _printed(capsys, *words: object) -> tuple[int, str, str]:
+def _printed(capsys, *arguments: object) -> tuple[int, str, str]:
     """(exit status, output without the frames of tables, errors)."""
-    status = results.main([str(x) for x in words])
+    status = results.main([str(x) for x in arguments])
     out, error = capsys.readouterr()
     lines = (" ".join(x.replace("│", " ").split()) for x in out.splitlines())
     return status, "\n".join(lines), error
 
 
-def _line(out: str, *words: str) -> str:
-    """The first line that has all words."""
-    return next(x for x in out.splitlines() if all(w in x for w in words))
+def _line(out: str, *parts: str) -> str:
+    """The first line that contains all parts."""
+    return next(x for x in out.splitlines() if all(w in x for w in parts))
 
 
 def test_the_report_says_what_failed_before_what_was_measured(tmp_path, capsys) -> None:
@@ -121,7 +121,7 @@ def test_a_lost_process_is_told_by_its_message(tmp_path) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_two_calls_at_one_commit_are_one(tmp_path, capsys, order) -> None:
-    """Whichever is named first, the later one's rows stand."""
+    """In whichever order they are named, the later call's rows count."""
     paths = first().write(tmp_path / "1.jsonl"), second().write(tmp_path / "2.jsonl")
     files = [paths[i] for i in order]
     (session,), wrong = sessions.read(files)
@@ -156,7 +156,7 @@ def test_two_calls_in_one_file(tmp_path) -> None:
 
 @pytest.mark.parametrize("x", [None, "nan", "inf", float("nan"), float("inf"), True])
 def test_what_is_no_number(x) -> None:
-    """Bare NaN too, which Python's JSON reads."""
+    """Also a bare NaN, which Python's JSON reads."""
     assert sessions.number(x) is None
 
 
@@ -173,45 +173,42 @@ def test_goals() -> None:
 
 
 def test_results_are_dated_and_say_where_they_come_from(folder, tmp_path, capsys) -> None:
-    """What tests/test_benchmarks.py asks of every committed file, and no row that failed."""
+    """They pass what tests/test_benchmarks.py asks of every committed file, and no row failed."""
     files = first().write(tmp_path / "1.jsonl"), second().write(tmp_path / "2.jsonl")
     status, out, error = _printed(capsys, *files, "--write")
     assert (status, error) == (0, "")
-    assert "1 rows that failed, disagree or have no number were kept out" in out
+    assert "1 rows that failed, disagree or have no number were left out" in out
     stem = "2026-11-28-h200"
     parts = ("kernels.csv", "smoke.csv", "tiles.csv")
-    names = {"README.md", f"{stem}.csv", f"{stem}.json", *(f"{stem}-{x}" for x in parts)}
+    names = {"README.md", f"{stem}.csv", *(f"{stem}-{x}" for x in parts)}
     assert {p.name for p in folder.iterdir()} == names
-    path = folder / f"{stem}.json"
-    rows = suite.read_json(path)
+    path = folder / f"{stem}.csv"
+    rows = read(path)
     assert {r["status"].split(":")[0] for r in rows} == {"timed", "refused"}
     assert {r["commit"] for r in rows} == {COMMIT}
     assert all(r["date"] and r["torch"] and r["threads"] and r["processor"] for r in rows)
-    with path.with_suffix(".csv").open(encoding="utf-8") as file:
-        assert [r["p50_ms"] for r in csv.DictReader(file)] == [str(r["p50_ms"] or "") for r in rows]
-    left_out = json.loads(path.read_text())["left_out"]
-    assert "first, step tests_large: left out" in left_out
-    assert any("CUDA error" in x for x in left_out)
+    names = left_out(path)
+    assert "first, step tests_large: left out" in names
+    assert any("CUDA error" in x for x in names)
     text = (folder / "README.md").read_text()
     assert f"| `{stem}` | NVIDIA H200: 3 problems, calls first and second; beside it" in text
     _printed(capsys, *files, "--write")
     assert (folder / "README.md").read_text() == text, "the same line once"
-    with (folder / f"{stem}-tiles.csv").open(encoding="utf-8") as file:
-        chosen = [x for x in csv.DictReader(file) if x["chosen"] == "True"]
-    assert [(x["kernel"], x["block_n"], x["us"]) for x in chosen] == [("dq", "64", "10.0")]
+    chosen = [x for x in read(folder / f"{stem}-tiles.csv") if x["chosen"]]
+    assert [(x["kernel"], x["block_n"], x["us"]) for x in chosen] == [("dq", 64, 10.0)]
 
 
 def test_only_what_ran_is_written(folder, tmp_path, capsys) -> None:
-    """A commit of the same day does not take the other's name."""
+    """Another commit of the same day gets a name of its own."""
     record = gpu_record.measured(begun(), SIDE, [row(SIDE, GRAPH, 1.0), row(SIDE, EAGER, "nan")])
     path = record.write(tmp_path / "r.jsonl")
     assert _printed(capsys, path, "--write")[0] == 0
-    assert {p.suffix for p in folder.iterdir()} == {".md", ".csv", ".json"}
-    assert len(suite.read_json(folder / "2026-11-28-h200.json")) == 1
+    assert {p.suffix for p in folder.iterdir()} == {".md", ".csv"}
+    assert len(read(folder / "2026-11-28-h200.csv")) == 1
     other = second(commit="ba9876543210").write(tmp_path / "2.jsonl")
     assert _printed(capsys, other, "--write")[0] == 0
     assert (folder / "2026-11-28-h200-ba98765.csv").exists()
-    assert suite.read_json(folder / "2026-11-28-h200.json")[0]["commit"] == COMMIT
+    assert read(folder / "2026-11-28-h200.csv")[0]["commit"] == COMMIT
 
 
 def _without(record: gpu_record.Record, event: str) -> gpu_record.Record:
@@ -244,7 +241,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_nothing_but_a_measurement_becomes_a_result(folder, tmp_path, capsys, case) -> None:
-    """Not even what stands beside it in one call of the command."""
+    """Nor does a good record that is named in the same command."""
     make, why = REFUSED[case]
     paths = [make().write(tmp_path / "bad.jsonl")]
     if case != "no time":
@@ -259,7 +256,7 @@ def test_the_commit_of_a_machine_without_git_is_the_runs(folder, tmp_path, capsy
     record = second()
     next(x for x in record.lines if x["event"] == "device")["commit"] = "unknown"
     assert _printed(capsys, record.write(tmp_path / "r.jsonl"), "--write")[0] == 0
-    assert suite.read_json(folder / "2026-11-28-h200.json")[0]["commit"] == COMMIT
+    assert read(folder / "2026-11-28-h200.csv")[0]["commit"] == COMMIT
 
 
 def test_the_readme_shows_the_newest_results_of_a_gpu(folder, tmp_path, capsys) -> None:
@@ -268,7 +265,7 @@ def test_the_readme_shows_the_newest_results_of_a_gpu(folder, tmp_path, capsys) 
     assert readme.gpu(None) == readme.NO_GPU
     _printed(capsys, *files, "--write")
     path = readme.latest_gpu(folder)
-    assert path == folder / "2026-11-28-h200.json"
+    assert path == folder / "2026-11-28-h200.csv"
     block = readme.gpu(path)
     assert block.splitlines()[2] == (
         "| `side_attention/S32768xN8`: some sizes | full | 0.29 | 86.2 | 1.3 | SDPA | **0.80** |"
@@ -279,7 +276,7 @@ def test_the_readme_shows_the_newest_results_of_a_gpu(folder, tmp_path, capsys) 
 
 
 def test_cpu_and_gpu_results_do_not_take_each_others_place(folder, monkeypatch, tmp_path) -> None:
-    """Whatever a file is called."""
+    """Whatever the files are called."""
     monkeypatch.setattr(readme, "RESULTS", folder)
     for name, device, contestant in (
         ("2026-01-01-cpu", "cpu", "groundkern native"),
@@ -289,7 +286,7 @@ def test_cpu_and_gpu_results_do_not_take_each_others_place(folder, monkeypatch, 
         ("2026-01-05-cpu-whole", "cpu", "groundkern native"),
     ):
         one = row(SIDE, contestant, 1.0) | {"device": device, "date": name[:10]}
-        suite.write(None, folder / f"{name}.json", [one], [])
+        write(folder / f"{name}.csv", [one])
     assert readme.latest("cpu").stem == "2026-01-01-cpu"
     assert readme.latest_gpu(folder).stem == "2026-01-03-h100-cpu"
     with pytest.raises(ValueError):
@@ -304,6 +301,6 @@ def test_both_blocks_must_be_in_the_readme() -> None:
 
 def test_contestants_are_those_that_the_steps_write() -> None:
     pytest.importorskip("triton")
-    from benchmarks.gpu import timing
+    from benchmarks.gpu.steps import timing
 
     assert (timing.GRAPH, timing.EAGER) == (sessions.GRAPH, sessions.EAGER) == (GRAPH, EAGER)

@@ -1,4 +1,5 @@
-"""The parts of `make gpu`: its record, its plan, its calls, the tile sweep on a played clock."""
+"""The parts of `make gpu`: its record, its schedule, its calls, the tile sweep on a played
+clock."""
 
 from __future__ import annotations
 
@@ -12,16 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import inject, lines, plan
+from benchmarks.gpu import lines
+from benchmarks.gpu.supervising import inject, schedule
 from groundkern import available_backends
 
 if (reason := available_backends()["triton"]) is not None:
     pytest.skip(reason, allow_module_level=True)
 
-from benchmarks.gpu import calls, launches, sweep, worker
-from benchmarks.gpu.clock import PlayedClock
-from benchmarks.gpu.stand_in import StandIn
-from benchmarks.noting import noted
+from benchmarks import problems
+from benchmarks.contestants import admission
+from benchmarks.gpu import calls
+from benchmarks.gpu.devices import dry_runs
+from benchmarks.gpu.devices.stand_in import StandIn
+from benchmarks.gpu.steps import sweep, worker
+from benchmarks.gpu.supervising.clock import PlayedClock
+from benchmarks.launches.noting import noted
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -62,11 +68,11 @@ def test_a_broken_record_is_read_as_far_as_it_goes(tmp_path) -> None:
     assert lines.read(tmp_path / "none") == ([], [])
 
 
-@pytest.mark.parametrize("name", plan.CALLS)
+@pytest.mark.parametrize("name", schedule.CALLS)
 def test_a_call_has_room_for_its_steps(name: str) -> None:
-    steps = plan.CALLS[name]
+    steps = schedule.CALLS[name]
     assert len({x.name for x in steps}) == len(steps)
-    assert {x.name for x in steps} <= set(plan.STEPS)
+    assert {x.name for x in steps} <= set(schedule.STEPS)
     before = set()
     for step in steps:
         assert not step.waits_for or step.waits_for in before
@@ -75,15 +81,15 @@ def test_a_call_has_room_for_its_steps(name: str) -> None:
         assert step.case_limit > 0
     tests = [x.name for x in steps].index("tests")
     waited = [x.limit for x in steps[:tests] if not x.background]
-    assert sum(waited) <= plan.SECONDS, "even if each takes all it may, the tests begin"
+    assert sum(waited) <= schedule.SECONDS, "even if each takes all it may, the tests begin"
 
 
 def test_the_documented_steps_are_the_plan() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| .* \| (yes)? ?\| (yes)? ?\|$", text, re.MULTILINE)
-    for column, name in enumerate(plan.CALLS, 1):
+    for column, name in enumerate(schedule.CALLS, 1):
         said = {row[0] for row in rows if row[column]}
-        assert said == {step.name for step in plan.CALLS[name]}
+        assert said == {step.name for step in schedule.CALLS[name]}
 
 
 @pytest.mark.parametrize("text", ["smoke", "smoke=boom", "=crash", "smoke#x=crash", ""])
@@ -109,13 +115,13 @@ def test_calls_have_names_of_their_own() -> None:
 @pytest.mark.parametrize("sized", list(calls.smoke())[:16], ids=lambda x: x.name)
 @pytest.mark.skipif(not INTERPRETED, reason="launches are noted in the interpreter here")
 def test_a_dry_run_launches_what_the_call_launches(sized: calls.Sized) -> None:
-    """The launchers run on meta tensors as they do on real ones: the same kernels in the same
-    order, with tensors of the same sizes and the same numbers beside them."""
+    """On meta tensors the launchers launch the same kernels in the same order as on real ones, with
+    tensors of the same sizes and with the same numbers."""
     call = sized.small.make(CPU)
-    run, _ = launches.harness.runner(call, launches.harness.ours(call, "triton"), "full")
+    run, _ = admission.runner(call, admission.ours(call, "triton"), "full")
     with noted(launch=False) as seen:
         run()
-    dry = launches.dry(sized.small)
+    dry = dry_runs.dry(sized.small)
     assert [x.name for x in dry] == [x.name for x in seen]
     for a, b in zip(dry, seen, strict=True):
         assert a.options == b.options
@@ -127,8 +133,8 @@ def _size(x: object) -> object:
 
 
 def test_a_launch_is_made_again_on_copies() -> None:
-    call = calls._sized(launches.problems.side_attention, calls.SEVEN, rows=4, keys=64).small
-    run, _ = launches.harness.runner(call.make(CPU), _ours(call), "forward")
+    call = calls._sized(problems.side_attention, calls.SEVEN, rows=4, keys=64).small
+    run, _ = admission.runner(call.make(CPU), _ours(call), "forward")
     with noted() as seen:
         ((out,), _) = run()
     reduce = next(x for x in seen if x.name == "reduce_kernel")
@@ -147,28 +153,30 @@ def test_a_launch_is_made_again_on_copies() -> None:
 
 def _ours(problem):
     call = problem.make(CPU)
-    return launches.harness.ours(call, "triton")
+    return admission.ours(call, "triton")
 
 
 COMPILE_KEYS = """
 from dataclasses import replace
 import torch
 from benchmarks import problems
-from benchmarks.gpu import calls, launches, sweep
+from benchmarks.gpu.devices import dry_runs
+from benchmarks.gpu import calls
+from benchmarks.gpu.steps import sweep
 from groundkern.tiles import Tile
-launches.compile_for(90)
+dry_runs.compile_for(90)
 
 def keys(rows, keys, tile=None):
     make = problems.side_attention
     problem = make(calls.SEVEN, torch.bfloat16, shape="s", rows=rows, keys=keys)
-    return {launches.compile_key(x) for x in launches.dry(problem)}
+    return {dry_runs.compile_key(x) for x in dry_runs.dry(problem)}
 
 same = keys(64, 4096)
 print(*(len(keys(*size) - same) for size in ((1, 4096), (7, 4096), (64, 33), (129, 40000))))
 bucket = next(calls.buckets())
 with sweep.replaced(bucket, "dq", Tile(16, 64, 4, 3)):
     print(len(keys(9, 4096) - same))
-launch = launches.dry(bucket.call.small)[0]
+launch = dry_runs.dry(bucket.call.small)[0]
 kernel = launch.kernel.run(*launch.arguments, grid=launch.grid, warmup=True, **launch.options)
 print(sorted({"cubin", "ptx", "ttgir"} & set(kernel.asm)))
 """
@@ -198,15 +206,16 @@ from types import SimpleNamespace
 from unittest import mock
 import torch
 from triton.runtime.driver import driver
-from benchmarks import harness
-from benchmarks.gpu import calls, launches
+from benchmarks.contestants import admission
+from benchmarks.gpu.devices import dry_runs
+from benchmarks.gpu import calls
 from groundkern import backends
 
 some = [x for x in calls.smoke() if x.real.rows == 1][3:14:5] + list(calls.loss())[:1]
-launches.compile_for(90)
+dry_runs.compile_for(90)
 if sys.argv[1] == "ahead":
-    dry = [x for sized in some for x in launches.dry(sized.small)]
-    for launch in launches.distinct(dry):
+    dry = [x for sized in some for x in dry_runs.dry(sized.small)]
+    for launch in dry_runs.distinct(dry):
         launch.compile()
 else:
     # Triton's whole way to a launch, but for the last step: a driver that is played loads nothing.
@@ -219,21 +228,21 @@ else:
     with mock.patch.object(backends, "choose", return_value="triton"):
         for sized in some:
             call = sized.small.make(torch.device("cpu"))
-            run, _ = harness.runner(call, harness.ours(call, "triton"), "full")
+            run, _ = admission.runner(call, admission.ours(call, "triton"), "full")
             run()
     assert len(launched) > 30, len(launched)
 """
 
 
 def test_what_is_compiled_ahead_is_what_is_launched(tmp_path) -> None:
-    """Else a card would compile everything again, one by one. On CPU tensors, whose addresses and
-    strides Triton specialises for as it does for a GPU's."""
+    """Otherwise a card would compile everything again, one by one. On CPU tensors, for whose
+    addresses and strides Triton specialises as it does for a GPU's."""
     env = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path)}
     found = []
     for when in ("ahead", "launch"):
-        words = [sys.executable, "-c", AHEAD, when]
-        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        arguments = [sys.executable, "-c", AHEAD, when]
+        done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append({x.parent for x in tmp_path.rglob("*.cubin")})
     assert len(found[0]) > 15
@@ -283,7 +292,7 @@ def _swept(tmp_path, seconds: dict, broken, until: float = 1e9) -> list[lines.Li
     clock = PlayedClock()
     record = lines.Lines(tmp_path / "r.jsonl", "tiles", clock.now)
     device = _Played(clock, seconds, broken)
-    context = worker.Context(plan.TILES, device, clock, record, tmp_path, until)
+    context = worker.Context(schedule.TILES, device, clock, record, tmp_path, until)
     sweep._sweep(context, bucket, kind)
     return context.before()
 

@@ -1,4 +1,4 @@
-"""The sweep's proposals in copies of the real tile tables, on made-up times."""
+"""The sweep's proposals put into copies of the real tile tables, with invented times."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.gpu import results, tile_tables
+from benchmarks.gpu import results
+from benchmarks.gpu.reporting import tile_tables
 from tests.gpu_record import Record, begun, best
 
-NONE = None  # of registers or packed rows
+NONE = None  # for registers or packed rows
 SIDE, MAP = "side_attention", "attention_map"
 SOURCES = {op: path.read_text(encoding="utf-8") for op, path in tile_tables.FILES.items()}
 
@@ -29,7 +30,7 @@ class Tile(NamedTuple):
 
 
 def _dict(source: str) -> dict[tuple, tuple]:
-    """TILES as Python reads it."""
+    """TILES as Python evaluates it."""
     (node,) = (x for x in ast.parse(source).body if "TILES" in ast.unparse(x).split(" = ")[0])
     names: dict = {"Tile": Tile}
     exec(ast.unparse(node), names)
@@ -41,7 +42,7 @@ TABLES = {op: _dict(source) for op, source in SOURCES.items()}
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch) -> dict[str, Path]:
-    """Copies in the place of the kernels' sources."""
+    """Copies in place of the kernels' sources."""
     paths = {op: tmp_path / f"{op}.py" for op in SOURCES}
     for op, path in paths.items():
         path.write_text(SOURCES[op], encoding="utf-8")
@@ -59,13 +60,13 @@ def _side(record: Record, packed: int | None, tile: list, us: float, was: float 
 
 
 def _changes(before: str, after: str) -> tuple[set[str], set[str]]:
-    """(lines that went, lines that came)."""
+    """(lines removed, lines added)."""
     old, new = before.splitlines(), after.splitlines()
     return set(old) - set(new), set(new) - set(old)
 
 
 def _formatted(path: Path) -> bool:
-    """Whether ruff leaves it as it is, and finds no line too long."""
+    """Whether ruff would leave it unchanged and finds no line too long."""
     config = str(Path(results.__file__).parents[2] / "pyproject.toml")
     ruff = [sys.executable, "-m", "ruff"]
     commands = (["format", "--check"], ["check"])
@@ -80,8 +81,8 @@ def test_the_tables_are_read_as_python_reads_them() -> None:
 
 
 def test_a_row_for_each_bucket(sources, tmp_path, capsys) -> None:
-    """The smallest first, behind the row for all packed rows; that one is replaced where it was
-    measured itself; on nothing else is laid hands."""
+    """The smallest first, behind the row for all packed rows, which is replaced if it was measured
+    itself; no other row changes."""
     pytest.importorskip("ruff")
     record = begun()
     for packed, tile, us in (
@@ -120,7 +121,7 @@ def test_a_row_for_each_bucket(sources, tmp_path, capsys) -> None:
 
 
 def test_buckets_that_agree_are_one_row(sources, tmp_path) -> None:
-    """What an earlier sweep had put there for them goes."""
+    """Rows that an earlier sweep wrote for them are removed."""
     earlier = _side(begun(), 16, [16, 64, 8, 3, NONE], 11.0)
     _side(earlier, 64, [64, 64, 8, 4, 255], 1111.0, 1500.0)  # with its comment above it
     assert _put(earlier, tmp_path / "1.jsonl") == 0
@@ -155,7 +156,7 @@ def test_a_tile_that_stays_says_since_when(sources, tmp_path) -> None:
     assert _put(record, tmp_path / "r.jsonl") == 0
     after = sources[MAP].read_text(encoding="utf-8")
     row = "    (False, 128): Tile(32, 32, 4, 2, 255),"
-    reason = "  # H100, 2026-11-28: kept at 8.0 to 20.0 us"
+    reason = "  # H100, 2026-11-28: unchanged at 8.0 to 20.0 us"
     assert _changes(SOURCES[MAP], after) == ({row}, {row + reason})
     assert _dict(after) == TABLES[MAP]
 
@@ -177,7 +178,7 @@ def test_what_was_not_timed_against_the_table_is_left_alone(sources, tmp_path, c
         ([16, 48, 4, 2, NONE], "powers of two"),
         ([24, 32, 4, 2, NONE], "powers of two"),
         ([16, 32, 6, 2, NONE], "powers of two"),
-        ([16, 16, 4, 2, NONE], "whole words of 32 keys"),
+        ([16, 16, 4, 2, NONE], "a multiple of 32 keys"),
         ([8, 32, 4, 2, NONE], "16 rows or more"),
         ([16, 32, 4, 2, 300], "no thread has 300 registers"),
         ([16, 32, 4], "expected block_m, block_n"),
@@ -186,7 +187,7 @@ def test_what_was_not_timed_against_the_table_is_left_alone(sources, tmp_path, c
     ],
 )
 def test_a_tile_that_cannot_be_is_refused(sources, tmp_path, capsys, tile, why) -> None:
-    """And with it the others of its record."""
+    """And so is everything else in its record."""
     record = _side(_side(begun(), 64, [64, 64, 4, 2, NONE], 12.0), 16, tile, 10.0)
     assert _put(record, tmp_path / "r.jsonl") == 1
     assert why in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The README's snippets run as they stand, and the paths it names exist."""
+"""The README's snippets run unchanged, and the paths it names exist."""
 
 import re
 from pathlib import Path
@@ -39,9 +39,9 @@ def test_the_training_loop_runs() -> None:
 
 
 def test_the_command_line_names_real_fields() -> None:
-    words = re.search(r"--config my.yaml (.*)", _blocks("bash")[0])[1].split()
+    arguments = re.search(r"--config my.yaml (.*)", _blocks("bash")[0])[1].split()
     known = {name for name, _ in walk_fields()}
-    assert {name for name, _ in parse_overrides(words)} <= known
+    assert {name for name, _ in parse_overrides(arguments)} <= known
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

@@ -4,7 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import plots, problems, readme, scaling, suite
+from benchmarks import problems, readme
+from benchmarks.figures import plots, scaling
+from benchmarks.timing import results, suite
 from tests.test_benchmarks import measured
 
 
@@ -66,7 +68,7 @@ def test_fits_of_rows() -> None:
 
 
 def test_the_backward_alone() -> None:
-    """Its floor is what it adds; its clock starts after the forward."""
+    """Its floor is what it adds to the forward, and its clock starts after it."""
     for problem in swept("rows", keys=[64], rows=[4]):
         forward, backward, full = (problem.floor(m) for m in ("forward", "backward", "full"))
         assert backward.bytes == full.bytes - forward.bytes
@@ -101,7 +103,7 @@ def test_a_changed_result_is_noticed(tmp_path) -> None:
     path = readme.latest()
     changed = tmp_path / path.name
     text = path.read_text(encoding="utf-8")
-    us = next(r for r in suite.read_json(path) if r["kind"] == "ours")
+    us = next(r for r in results.read(path) if r["kind"] == "ours")
     changed.write_text(text.replace(str(us["to_gemms_p50"]), "123.0"), encoding="utf-8")
     assert len(readme.stale(changed)) == 2
 

@@ -1,30 +1,31 @@
-"""`python -m benchmarks training_step`: everyone agrees, and the rows say what was measured."""
+"""`python -m benchmarks training_step`: all contestants agree, and the rows say what was
+measured."""
 
 from __future__ import annotations
-
-import csv
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import training_losses, training_step
-from benchmarks.training_model import SHAPES, Rows, build, sample
+from benchmarks.timing import results
+from benchmarks.training_step import losses as training_losses
+from benchmarks.training_step import step as training_step
+from benchmarks.training_step.model import SHAPES, Rows, build, sample
 from groundkern.hf import attach, detach
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("steps")
-    words = ["--device", "cpu", "--shape", "tiny", "--tokens", "256", "--seconds", "0"]
-    files = ["--least", "2", "--csv", str(folder / "s.csv"), "--json", str(folder / "s.json")]
+    arguments = ["--device", "cpu", "--shape", "tiny", "--tokens", "256", "--seconds", "0"]
+    files = ["--least", "2", "--csv", str(folder / "s.csv")]
     console = Console(file=(folder / "out.txt").open("w"), width=130)
     threads = torch.get_num_threads()
-    code = training_step.main([*words, *files, "--plot", str(folder)], console)
+    code = training_step.main([*arguments, *files, "--plot", str(folder)], console)
     torch.set_num_threads(threads)
     assert code == 0
     assert (folder / "training_step.png").stat().st_size > 10_000
-    return list(csv.DictReader((folder / "s.csv").open()))
+    return results.read(folder / "s.csv")
 
 
 def test_every_contestant_agrees_and_is_measured(rows):
@@ -50,7 +51,9 @@ def test_the_longest_sample_that_fits(monkeypatch, per_token, most):
 
     def peaks(settings, length, names):
         seen.append(length)
-        return {names[0]: int(length * per_token)} if length <= 5000 else {}  # else out of memory
+        return (
+            {names[0]: int(length * per_token)} if length <= 5000 else {}
+        )  # beyond that, out of memory
 
     monkeypatch.setattr(training_step, "peaks", peaks)
     settings = training_step.parser().parse_args(["--most-tokens", "65536"])
@@ -62,8 +65,8 @@ def test_the_longest_sample_that_fits(monkeypatch, per_token, most):
 
 def test_a_contestant_with_another_loss_is_not_timed(monkeypatch):
     monkeypatch.setattr(training_losses, "mean_kl", lambda rows, batch: 0 * next(rows).sum())
-    words = ["--device", "cpu", "--shape", "tiny"]
-    settings = training_step.parser().parse_args(words)
+    arguments = ["--device", "cpu", "--shape", "tiny"]
+    settings = training_step.parser().parse_args(arguments)
     names = (training_step.EAGER, "groundkern, KLAL")
     found = {c.name: c for c in training_step.contestants(settings, 256, names)}
     assert found[training_step.EAGER].status.startswith("disagrees")

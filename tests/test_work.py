@@ -1,4 +1,4 @@
-"""The table of least work: every shape, and figures one can do by hand."""
+"""The table of least work: every shape, and a line computed by hand."""
 
 import pytest
 

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.aot`: every Triton kernel compiled for GPUs that are not here, and read.
+"""`python -m benchmarks.aot`: compiles every Triton kernel for absent GPUs and reads the machine
+code.
 
-`recorder` takes down launches instead of making them, `calls` calls the ops on meta tensors,
-`edges` are the calls whose arguments the runtime specialises otherwise, `launches` is all of it and
-the number of variants; `compiling` compiles; `sass`, `amdgcn`, `code` and `ttgir` read what came
-out; `table` compares it with kernels.json, which is committed.
+`recorder` notes launches instead of making them, `calls` calls the ops on meta tensors, `edges` are
+calls whose arguments the runtime specialises in another way, `launches` has all of them and counts
+variants; `compiling` compiles; `reading` has the readers of what comes out; `table` compares it
+with kernels.json, which is committed.
 
-Only `recorder` imports triton, without its interpreter; the others take it from there. The readers
-and `table` need neither triton nor torch.
+Only `recorder` imports triton, without its interpreter; the others import it from there. The
+readers and `table` need neither triton nor torch.
 """

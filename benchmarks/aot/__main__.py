@@ -1,23 +1,22 @@
-"""`python -m benchmarks.aot [--subset]`: compile every Triton kernel for GPUs that are not here.
+"""`python -m benchmarks.aot [--subset]`: compiles every Triton kernel for GPUs that are not here.
 
-Each op's launchers run on meta tensors with the launch itself replaced by a recorder, so that what
-is compiled is what would be launched: the tile table's rows, dtypes, constexprs, and arguments
-specialised as the runtime does. Edge launches (rows=1, unaligned, ...) are compiled in bf16 alone,
-and their machine code is read only with --only, because the disassembler takes as long as the
-compiler; with --subset each is compiled for one target.
+Each op's launchers run on meta tensors and a recorder takes the place of the launch, so that what
+is compiled is what would be launched: rows of the tile tables, dtypes, constexprs, and arguments
+specialised as the runtime does. Edge launches (rows=1, unaligned, ...) are compiled in bf16 alone.
+Their machine code is read only with --only, because the disassembler takes as long as the compiler;
+with --subset each is compiled for one target.
 
 Prints registers and spills of a thread, shared memory, and of each kernel's main loop (the
-innermost with the matrix instructions) instructions, barriers, loads from global memory as bits x
+innermost with the matrix instructions): instructions, barriers, loads from global memory as bits x
 count, asynchronous copies / groups of them in flight at the wait, local memory, matrix instruction.
 Exits with 1 on a spill, on a 16-bit dot without a matrix instruction, on shared memory over the
-target's limit, on sums in 16 bits or on a kernel that does not compile; with --check FILE also
-where one is worse than the file says, or has more variants (`table.py`). Compiling says nothing
-about speed.
+target's limit, on sums in 16 bits or on a kernel that does not compile; with --check FILE also if
+one is worse than the file says or has more variants (`table.py`). None of this measures speed.
 
-Spills of fp32 kernels with dots are printed and pass. Their dots are exact (ieee), which no matrix
-instruction of NVIDIA's does: every thread multiplies out of registers. At head dimension 128 even
-the smallest tile that words of a bit set allow, 16 rows by 32 keys, spills with 4, 8 and 16 warps.
-fp32 is there to be compared with.
+Spills of fp32 kernels with dots are printed and allowed. These dots are exact (ieee), for which
+NVIDIA has no matrix instruction: every thread multiplies out of registers. At head dimension 128
+even the smallest tile, 16 rows by the 32 keys of one group of mask bits, spills with 4, 8 and 16
+warps. fp32 is only there to be compared with.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from benchmarks.aot import table
 from benchmarks.aot.compiling import TARGETS, compiled, in_processes
 from benchmarks.aot.edges import OF_AMD
 from benchmarks.aot.launches import Variants, launches, variants
-from benchmarks.aot.recorder import Launch, triton
+from benchmarks.aot.recorder import LabelledLaunch, triton
 
 HEADER = (
     f"{'':33}{'':25}  main loop\n{'target':8}{'kernel':25}{'regs':>5}{'shared':>8}{'spills':>7}"
@@ -41,8 +40,8 @@ HEADER = (
 )
 
 
-def selected(options: argparse.Namespace) -> Iterator[tuple[Launch, str, bool]]:
-    """(launch, target, whether to read the machine code), each piece of code once."""
+def selected(options: argparse.Namespace) -> Iterator[tuple[LabelledLaunch, str, bool]]:
+    """(launch, target, whether to read the machine code); each piece of code once."""
     seen: set[str] = set()
     only = re.compile(re.escape(options.only) + r"(?!\d)" * options.only[-1:].isdigit())
     for launch in launches(options.subset):
@@ -58,7 +57,7 @@ def selected(options: argparse.Namespace) -> Iterator[tuple[Launch, str, bool]]:
                 yield launch, target, bool(options.only) or not launch.edge
 
 
-def line(launch: Launch, target: str, got: dict[str, object]) -> str:
+def line(launch: LabelledLaunch, target: str, got: dict[str, object]) -> str:
     """One kernel, in columns."""
     head = f"{target:8}{launch.name:25}"
     head += "".join(
@@ -76,8 +75,8 @@ def line(launch: Launch, target: str, got: dict[str, object]) -> str:
     return f"{head}{counts}  {loads} / {matrix} / {launch.label}"
 
 
-def told(found: dict[str, Variants]) -> dict[str, int]:
-    """Print and return how many variants of each kernel there are."""
+def printed(found: dict[str, Variants]) -> dict[str, int]:
+    """Prints and returns how many variants of each kernel there are."""
     counts = {name: x.count for name, x in found.items()}
     fixed = sum(x.of_one_size for x in found.values())
     print(f"{sum(counts.values())} variants for 60 random sizes, {fixed} for one size; more by:")
@@ -110,7 +109,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     if options.variants:
-        told(variants(TARGETS["sm_90"].gpu))
+        printed(variants(TARGETS["sm_90"].gpu))
         return 0
     committed = table.read(options.check) if options.check else None
     work = [x for x in selected(options) if not (options.no_edges and x[0].edge)]
@@ -131,7 +130,7 @@ def main() -> int:
         return 1
     if not options.check and not options.write:
         return 0
-    counts = told(variants(TARGETS["sm_90"].gpu))
+    counts = printed(variants(TARGETS["sm_90"].gpu))
     if options.write:
         table.write(options.write, triton.__version__, entries, counts)
     if committed is None:

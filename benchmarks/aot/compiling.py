@@ -1,4 +1,4 @@
-"""Compiles recorded launches, here for other GPUs or ahead of time for the one that is here."""
+"""Compiles recorded launches for other GPUs, or ahead of time for the one that is here."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.aot import amdgcn, sass
-from benchmarks.aot.code import Instruction, main_loop, shaped
-from benchmarks.aot.recorder import GPUTarget, Launch, triton
-from benchmarks.aot.ttgir import in_flight, narrowed, tensor_memory_shapes
+from benchmarks.aot.reading import amdgcn, sass
+from benchmarks.aot.reading.code import Instruction, main_loop, shaped
+from benchmarks.aot.reading.ttgir import in_flight, narrowed, tensor_memory_shapes
+from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, triton
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device to compile for and the shared memory one program may take, in bytes."""
+    """A device to compile for; shared: bytes of shared memory that one program may use."""
 
     gpu: GPUTarget
     shared: int
@@ -34,14 +34,14 @@ TARGETS = {
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536),
 }
 MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+")
-UTCHMMA = "UTCHMMA"  # its shape stands in TTGIR alone
+UTCHMMA = "UTCHMMA"  # only TTGIR says its shape
 
 
-def compiled(launch: Launch, name: str, read: bool = True) -> dict[str, object]:
-    """What became of one launch on one target: `table.Entry` without the tile, what to print as
-    "matrix", and "failure", None or one sentence.
+def compiled(launch: LabelledLaunch, name: str, read: bool = True) -> dict[str, object]:
+    """What became of one launch on one target.
 
-    read: the machine code too: `loop`, and the loads and stores of local memory in all.
+    A `table.Entry` without the tile, what to print as "matrix", and "failure": None or one
+    sentence. read: read the machine code too, for `loop` and all loads and stores of local memory.
     """
     target = TARGETS[name]
     source, options = launch.source(target.gpu)
@@ -64,7 +64,7 @@ def compiled(launch: Launch, name: str, read: bool = True) -> dict[str, object]:
 
 
 def _failure(
-    launch: Launch, target: Target, ttir: str, got: dict[str, object], matrix: bool
+    launch: LabelledLaunch, target: Target, ttir: str, got: dict[str, object], matrix: bool
 ) -> str | None:
     dots, fp32, narrow = "tt.dot" in ttir, "float32" in launch.label, narrowed(ttir)
     if got["spills"] and not (dots and fp32):
@@ -79,7 +79,7 @@ def _failure(
 
 
 def _resources(kernel, gpu: GPUTarget) -> dict[str, int]:
-    """Registers and bytes spilled of one thread, shared memory of a program."""
+    """Registers and spilled bytes of one thread, shared memory of a program."""
     if gpu.backend == "hip":
         text = kernel.asm["amdgcn"]
         registers, stack = (
@@ -90,7 +90,7 @@ def _resources(kernel, gpu: GPUTarget) -> dict[str, int]:
         text = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
         registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
         if stack and not any(x.local for x in sass.parse(_cuobjdump(kernel.asm["cubin"], "-sass"))):
-            stack = 0  # a frame that nothing is stored to is no spill
+            stack = 0  # a stack frame to which nothing is stored is no spill
     return {"registers": registers, "shared": kernel.metadata.shared, "spills": stack}
 
 
@@ -124,7 +124,7 @@ def _read(kernel, gpu: GPUTarget) -> dict[str, object]:
     return {"local": local, "loop": facts}
 
 
-WORK: list = []  # what the worker processes, forked, read by place
+WORK: list = []  # forked workers read it by index
 
 
 def _job(function: Callable, place: int) -> object:
@@ -132,7 +132,8 @@ def _job(function: Callable, place: int) -> object:
 
 
 def in_processes(function: Callable, work: Iterable[tuple], jobs: int | None) -> Iterator:
-    """function(*arguments) for all `work`, in order, in forked processes: no launch pickles."""
+    """function(*arguments) for all `work`, in order, in forked processes, because launches do not
+    pickle."""
     WORK[:] = work
     with ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("fork")) as pool:
         yield from pool.map(partial(_job, function), range(len(WORK)))

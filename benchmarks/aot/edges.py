@@ -1,8 +1,8 @@
-"""Calls whose arguments Triton's runtime specialises otherwise than those of a usual call.
+"""Calls whose arguments Triton's runtime specialises in another way than those of a usual call.
 
-An int of 1 becomes a constant, one that 16 divides lets loads be wider, None drops a branch, an
-offset takes the alignment from a pointer, 2 GiB the 32-bit offsets from AMD's. The label names what
-is special. bf16 only: the dtypes are crossed with the dimensions in `launches`.
+An int of 1 becomes a constant; one divisible by 16 allows wider loads; None drops a branch; an
+offset makes a pointer unaligned; more than 2 GiB means no 32-bit offsets on AMD. The label says
+what is special. bf16 only: `launches` crosses dtypes with dimensions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.aot.calls import (
     recorded,
     side_attention,
 )
-from benchmarks.aot.recorder import Launch
+from benchmarks.aot.recorder import LabelledLaunch
 
 ONES = {"rows": 1, "heads": 1, "kv_heads": 1, "keys": 1, "columns": 1, "batch": 1}
 ODD = {"rows": 7, "heads": 21, "kv_heads": 7, "keys": 33, "columns": 7, "batch": 3}
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "unaligned": {"layout": "unaligned"},
     "transposed": {"layout": "transposed"},
     "odd strides": {"layout": "odd strides"},
-    "over 2 GiB": {"keys": 2**23},  # and strides of 64 bits
+    "over 2 GiB": {"keys": 2**23},  # and 64-bit strides
 }
 DIMS: dict[str, dict[str, object]] = {
     "D=1": {"dim": 1},
@@ -50,7 +50,7 @@ DIMS: dict[str, dict[str, object]] = {
     **{f"D={d} Dv={v}": {"dim": d, "value_dim": v} for d, v in ((128, 64), (64, 128), (192, 128))},
     "D=72 Dv=40 unaligned": {"dim": 72, "value_dim": 40, "layout": "unaligned"},
 }
-# Those that can fail otherwise than the rest, for CI: OF_AMD on gfx942, the others on sm_90.
+# For CI, those that can fail in a way of their own: OF_AMD on gfx942, the others on sm_90.
 SUBSET = ("rows=1", "rows=7", "D=1 all ones", "all odd", "unaligned", "over 2 GiB")
 OF_AMD = "over 2 GiB"
 SIDES = ((True, False), (True, True), (False, False))  # (sets, lse); the first is the subset's
@@ -67,8 +67,9 @@ ALL_MAPS = [
 ]
 
 
-def edges(subset: bool) -> Iterator[Launch]:
-    """Launches of every op at the edges; the subset: SUBSET, and which inputs are there."""
+def edges(subset: bool) -> Iterator[LabelledLaunch]:
+    """Launches of every op at the edges. The subset: SUBSET, and the combinations of optional
+    inputs."""
     yield from _present(subset)
     for special, changes in (SHAPES | DIMS).items():
         if subset and special not in SUBSET:
@@ -77,9 +78,9 @@ def edges(subset: bool) -> Iterator[Launch]:
         sizes, name = Sizes(**changes), f"bfloat16{given} {special}"
         if not special.startswith("columns="):
             for sets, lse in SIDES[: 1 if subset else None]:
-                words = " sets" * sets + " lse" * lse
+                given = " sets" * sets + " lse" * lse
                 run = partial(side_attention, sizes, sets, lse, 0.0)
-                yield from recorded(f"side_attention {name}{words}", run, edge=True)
+                yield from recorded(f"side_attention {name}{given}", run, edge=True)
         if subset and special == OF_AMD:
             continue
         for call in MAPS[: 2 if subset else None]:
@@ -88,15 +89,15 @@ def edges(subset: bool) -> Iterator[Launch]:
     yield from _linear_cross_entropy()
 
 
-def _present(subset: bool) -> Iterator[Launch]:
-    """Which optional inputs are there, and every map, at usual sizes; the subset has
-    softcap and signed contributions once per op."""
+def _present(subset: bool) -> Iterator[LabelledLaunch]:
+    """The combinations of optional inputs, and every map, at usual sizes; the subset has softcap
+    and signed contributions once per op."""
     for sets, lse, softcap in product((True, False), (True, False), (0.0, 30.0)):
         if subset and softcap and (sets, lse) != SIDES[0]:
             continue
-        words = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
+        given = " sets" * sets + " lse" * lse + " softcap" * (softcap > 0)
         run = partial(side_attention, Sizes(), sets, lse, softcap)
-        yield from recorded(f"side_attention bfloat16 D=128{words}", run, edge=True)
+        yield from recorded(f"side_attention bfloat16 D=128{given}", run, edge=True)
     for call, softcap in product(ALL_MAPS, (0.0, 30.0)):
         if subset and softcap and call != MAPS[0]:
             continue
@@ -107,14 +108,14 @@ def _present(subset: bool) -> Iterator[Launch]:
             yield from recorded(label + " signed" * (not rectify), run, edge=True)
 
 
-def _linear_cross_entropy() -> Iterator[Launch]:
+def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
     """Rows, chunks of one row, vocabularies, alignment; optional inputs; the head's gradient."""
     op = "linear_cross_entropy bfloat16"
     bags = (False, True, 0.0)  # bias, bags, softcap
     for rows in (1, 7, 16):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags)
         yield from recorded(f"{op} rows={rows}", run, edge=True)
-    # One row a chunk; then two, and the last chunk has one of three.
+    # One row per chunk; then three rows in chunks of two, so that the last chunk has one.
     for rows, budget, what in ((3, 1, "rows=1 a chunk"), (3, 151_936 * 12, "rows=1 last chunk")):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags, budget=budget)
         yield from recorded(f"{op} {what}", run, edge=True)
@@ -125,9 +126,9 @@ def _linear_cross_entropy() -> Iterator[Launch]:
     run = partial(linear_cross_entropy, Sizes(layout="unaligned"), True, True, 0.0)
     yield from recorded(f"{op} unaligned bias", run, edge=True)
     for bias, with_bags, softcap in product((False, True), (False, True), (0.0, 30.0)):
-        words = " bias" * bias + " bags" * with_bags + " softcap" * (softcap > 0)
+        given = " bias" * bias + " bags" * with_bags + " softcap" * (softcap > 0)
         run = partial(linear_cross_entropy, Sizes(), bias, with_bags, softcap)
-        yield from recorded(f"{op}{words or ' plain'}", run, edge=True)
+        yield from recorded(f"{op}{given or ' plain'}", run, edge=True)
     for head in ("frozen", "added"):
         run = partial(linear_cross_entropy, Sizes(), *bags, head=head)
         yield from recorded(f"{op} head={head}", run, edge=True)

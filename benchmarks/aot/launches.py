@@ -20,13 +20,13 @@ from benchmarks.aot.calls import (
     side_attention,
 )
 from benchmarks.aot.edges import MAPS, edges
-from benchmarks.aot.recorder import GPUTarget, Launch
+from benchmarks.aot.recorder import GPUTarget, LabelledLaunch
 
 DIMS = (40, 64, 72, 128, 192, 256)
 
 
-def launches(subset: bool) -> Iterator[Launch]:
-    """Every kernel at every row of its tile table, then the edges; the subset: bf16 at head
+def launches(subset: bool) -> Iterator[LabelledLaunch]:
+    """Every kernel at every row of its tile table, then the edges. The subset: bf16 at head
     dimension 128."""
     dtypes = (torch.bfloat16,) if subset else (torch.bfloat16, torch.float16, torch.float32)
     for dtype in dtypes:
@@ -53,7 +53,7 @@ def row_counts() -> list[int]:
     group = Sizes.heads // Sizes.kv_heads
     buckets = {
         key[-1] for table, least in TILE_TABLES for key in table if len(key) > least
-    }  # largest packed rows: rows times group
+    }  # the largest packed rows (rows times group) of each bucket
     over = {max(buckets) // group + 1} if buckets else set()
     return sorted({Sizes.rows, *over, *(max(1, bucket // group) for bucket in buckets)})
 
@@ -69,7 +69,7 @@ class Variants(NamedTuple):
 def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Variants]:
     """The variants of each kernel that steps of `count` random sizes compile.
 
-    Rows, keys and key columns are drawn, the model's sizes stay: bf16, D = 128.
+    Rows, keys and key columns are random; the model's sizes are fixed: bf16, D = 128.
     """
     draw, keys, first = random.Random(seed), {}, {}
     for _ in range(count):
@@ -77,7 +77,7 @@ def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Varian
         sizes = Sizes(rows=draw.randint(1, 2048), keys=many, columns=draw.randint(1, many))
         keys |= {launch.key(gpu): launch for launch in _step(sizes)}
         first = first or dict(keys)
-    by_name: dict[str, list[Launch]] = {}
+    by_name: dict[str, list[LabelledLaunch]] = {}
     for launch in keys.values():
         by_name.setdefault(launch.name, []).append(launch)
     alone = Counter(launch.name for launch in first.values())
@@ -87,7 +87,7 @@ def variants(gpu: GPUTarget, count: int = 60, seed: int = 0) -> dict[str, Varian
     }
 
 
-def _step(sizes: Sizes) -> Iterator[Launch]:
+def _step(sizes: Sizes) -> Iterator[LabelledLaunch]:
     """Forward and backward of every op."""
     runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
     runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
@@ -96,8 +96,8 @@ def _step(sizes: Sizes) -> Iterator[Launch]:
         yield from recorded("", run)
 
 
-def _differing(found: list[Launch], gpu: GPUTarget) -> list[str]:
-    """The ints among the arguments of a kernel that are not specialised alike in all launches."""
+def _differing(found: list[LabelledLaunch], gpu: GPUTarget) -> list[str]:
+    """The int arguments of a kernel that are specialised differently in different launches."""
     specialised = [launch.specialised(gpu)[1] for launch in found]
     names = [parameter.name for parameter in found[0].kernel.params]
     return [

@@ -24,28 +24,21 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from benchmarks.noting import noted
+from benchmarks.launches.noting import Launch, noted
 
 RESOURCES = ("num_warps", "num_stages", "maxnreg")
 
 
 @dataclass(frozen=True)
-class Launch:
+class LabelledLaunch(Launch):
     """One recorded launch.
 
-    edge: one of `edges`, of which only registers, shared memory and spills are read.
+    label: the call it belongs to. edge: one of `edges`, of which only registers, shared memory and
+    spills are read.
     """
 
     label: str
-    kernel: JITFunction
-    arguments: tuple
-    options: dict
     edge: bool = False
-
-    @property
-    def name(self) -> str:
-        """The kernel's, as it is printed."""
-        return self.kernel.__name__.strip("_")
 
     @property
     def tile(self) -> str:
@@ -82,9 +75,9 @@ def _binder(kernel: JITFunction, gpu: GPUTarget) -> tuple[BaseBackend, Callable]
     return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
-def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[Launch]:
+def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[LabelledLaunch]:
     """The launches `run()` would make."""
     with noted(launch=False) as seen:
         run()
     for x in seen:
-        yield Launch(label, x.kernel, x.arguments, x.options, edge)
+        yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge)

@@ -1,8 +1,8 @@
 """What Triton compiled our kernels to, compared with kernels.json, which is committed.
 
-None of it wobbles, and each triton brings its own assemblers: each version has its own entry. Worse
-fails `python -m benchmarks.aot --subset --check benchmarks/kernels.json`, better asks for
-`--write`, which replaces the entry of the running version alone.
+None of it varies from run to run. Each Triton brings its own assemblers, so each version has its
+own entry. Anything worse fails `python -m benchmarks.aot --subset --check benchmarks/kernels.json`;
+anything better asks for `--write`, which replaces the entry of the running version alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Entry = dict[str, object]  # registers, shared, spills, local, tile, and loop: i
 Table = dict[str, dict[str, Entry]]  # target -> "kernel / call" -> entry
 Version = dict[str, dict]  # "kernels": Table, "variants": kernel -> count
 
-# (what it is called, where it stands, 1 where more is worse and -1 where less is, what is allowed)
+# (what it is called, where to find it, 1 if more is worse and -1 if less is, what is allowed)
 KERNEL = (
     ("registers", "registers", 1, 0.1),
     ("shared", "shared", 1, 0.1),
@@ -35,7 +35,7 @@ LOOP = (
 
 
 def add(table: Table, target: str, name: str, entry: Entry) -> None:
-    """Enter one kernel; a second one of the same name, for another tile, is numbered."""
+    """Enters one kernel; a second one of the same name, for another tile, gets a number."""
     kernels = table.setdefault(target, {})
     place = sum(known.partition(" #")[0] == name for known in kernels)
     kernels[f"{name} #{place + 1}" if place else name] = entry
@@ -57,8 +57,8 @@ def read(path: Path) -> dict[str, Version]:
 
 
 def write(path: Path, version: str, table: Table, variants: dict[str, int]) -> None:
-    """Replace the entry of one version; one line for each kernel, so that a diff shows which of
-    them changed."""
+    """Replaces the entry of one version. Each kernel has a line, so that a diff shows what
+    changed."""
     content = read(path) if path.exists() else {}
     content[version] = {"variants": variants, "kernels": table}
     parts = []
@@ -95,7 +95,7 @@ def changes(new: Table, old: Table) -> tuple[list[str], list[str]]:
 
 
 def _compared(new: Entry, old: Entry) -> Iterator[tuple[int, str]]:
-    """(1 for worse or -1 for better, sentence) of what differs by more than is allowed."""
+    """(1 for worse or -1 for better, sentence) for what differs by more than is allowed."""
     pairs = [(KERNEL, new, old)]
     loops = new["loop"], old["loop"]
     if None in loops and loops != (None, None):
@@ -112,8 +112,8 @@ def _compared(new: Entry, old: Entry) -> Iterator[tuple[int, str]]:
 
 
 def _measures(loop: dict) -> dict[str, int]:
-    """A loop's counts as numbers: nothing loaded or multiplied is 0, and no copy at all is less
-    than none in flight."""
+    """A loop's counts as numbers. Nothing loaded or multiplied is 0; having no copy is less than
+    having none in flight."""
     widths = [int(width) for width in loop["loads"]] or [0]
     return {
         **loop,
@@ -125,7 +125,8 @@ def _measures(loop: dict) -> dict[str, int]:
 
 
 def more_variants(new: dict[str, int], old: dict[str, int]) -> tuple[list[str], list[str]]:
-    """(kernels of which more variants are compiled, or fewer), one sentence each."""
+    """(kernels of which more variants are compiled, those of which fewer are), one sentence
+    each."""
     pairs = [(name, old.get(name, 0), new.get(name, 0)) for name in sorted({*new, *old})]
     sentences = [(b, a, f"variants of {name}: {a} -> {b}") for name, a, b in pairs]
     return [x for b, a, x in sentences if b > a], [x for b, a, x in sentences if b < a]
@@ -134,7 +135,8 @@ def more_variants(new: dict[str, int], old: dict[str, int]) -> tuple[list[str], 
 def check(
     committed: dict[str, Version], version: str, table: Table, variants: dict[str, int]
 ) -> int:
-    """Print what changed; how many entries are worse. One is, where there is nothing to compare."""
+    """Prints what changed and returns how many entries are worse; 1 if there is nothing to compare
+    with."""
     if version not in committed:
         there = ", ".join(committed) or "none"
         print(f"nothing to compare with: there is no entry for triton {version} (of {there})")

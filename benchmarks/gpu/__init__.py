@@ -1,1 +1,1 @@
-"""`make gpu`: everything worth knowing from a few minutes on a GPU, whatever fails there."""
+"""`make gpu`: all that a few minutes on a GPU can tell, even if parts of it fail."""

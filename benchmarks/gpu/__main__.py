@@ -1,8 +1,8 @@
 """`make gpu`, python -m benchmarks.gpu: a call of about seven minutes on a GPU, without install.
 
-Everything goes to $OUT (default: bench_results/gpu) as it is found: results.jsonl, log.txt and
-archive.tar.gz. `python -m benchmarks.gpu.results $OUT/results.jsonl` reads them. A second call,
-after what the first one found is mended: `--call second`. Without a GPU, `--rehearse`.
+Everything goes to $OUT (default: bench_results/gpu) as soon as it is known: results.jsonl, log.txt
+and archive.tar.gz. `python -m benchmarks.gpu.results $OUT/results.jsonl` reads them. After what the
+first call found is fixed, a second one: `--call second`. Without a GPU: `--rehearse`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from benchmarks.commit import commit
-from benchmarks.gpu import lines, plan, timeline
-from benchmarks.gpu.supervisor import RECORD, ROOT, Supervisor
+from benchmarks.gpu import lines
+from benchmarks.gpu.supervising import schedule, timeline
+from benchmarks.gpu.supervising.supervisor import RECORD, ROOT, Supervisor
+from benchmarks.timing.commit import commit
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    p.add_argument("step", nargs="*", help=f"of {', '.join(plan.STEPS)}; instead of a call's")
-    p.add_argument("--call", choices=plan.CALLS, default="first")
+    p.add_argument("step", nargs="*", help=f"of {', '.join(schedule.STEPS)}; instead of a call's")
+    p.add_argument("--call", choices=schedule.CALLS, default="first")
     p.add_argument("--out", type=Path, help="default: $OUT, else bench_results/gpu")
-    p.add_argument("--seconds", type=float, default=plan.SECONDS, help="of the whole call")
+    p.add_argument("--seconds", type=float, default=schedule.SECONDS, help="of the whole call")
     p.add_argument("--rehearse", action="store_true", help="without a GPU: tiny, a played clock")
     p.add_argument("--few", type=int, help="of a rehearsal: at most so many cases of each step")
     p.add_argument(
@@ -37,28 +38,29 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def steps_of(args: argparse.Namespace) -> tuple[plan.Step, ...]:
-    """In the plan's order; ValueError for a step that there is none of."""
-    unknown = sorted(set(args.step) - set(plan.STEPS))
+def steps_of(args: argparse.Namespace) -> tuple[schedule.Step, ...]:
+    """The steps to run, in the schedule's order; ValueError for an unknown one."""
+    unknown = sorted(set(args.step) - set(schedule.STEPS))
     if unknown:
-        raise ValueError(f"step: expected some of {', '.join(plan.STEPS)}, got {unknown[0]!r}")
+        raise ValueError(f"step: expected some of {', '.join(schedule.STEPS)}, got {unknown[0]!r}")
     if not args.step:
-        return plan.CALLS[args.call]
-    return tuple(step for name, step in plan.STEPS.items() if name in args.step)
+        return schedule.CALLS[args.call]
+    return tuple(step for name, step in schedule.STEPS.items() if name in args.step)
 
 
 def gpu_here() -> bool:
-    """Asked of the driver's tool: this process never opens the device."""
+    """Whether there is a GPU, according to the driver's tool: this process never opens the
+    device."""
     try:
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
-def main(words: list[str] | None = None) -> int:
-    """0 where every step ended and found nothing wrong."""
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 if every step ended and found nothing wrong."""
     p = parser()
-    args = p.parse_args(words)
+    args = p.parse_args(arguments)
     try:
         steps = steps_of(args)
     except ValueError as error:
@@ -88,7 +90,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def wrong(found: list[lines.Line]) -> int:
-    """Errors, checks that failed and tests that failed."""
+    """How many errors, failed checks and failed tests there are."""
     bad = [x for x in found if x["event"] == "error"]
     bad += [x for x in found if x["event"] == "smoke" and not x["ok"]]
     bad += [x for x in found if x["event"] == "test" and x["outcome"] in ("failed", "error")]
@@ -96,7 +98,7 @@ def wrong(found: list[lines.Line]) -> int:
 
 
 def summary(found: list[lines.Line]) -> str:
-    """What a person needs from the end of the output, whatever else was cut off."""
+    """The last lines of output, which are all that a person may see of it."""
     parts = [timeline.table(found), ""]
     for line in found:
         match line["event"]:

@@ -1,4 +1,4 @@
-"""The calls that the steps measure: each at the size of the card, and at one for a rehearsal."""
+"""The calls that the steps measure: each as it runs on the card, and small for a rehearsal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from benchmarks.problems import Model, Problem
 BF16 = torch.bfloat16
 SEVEN = problems.MODELS["qwen2.5-vl-7b"]
 THREE = problems.MODELS["qwen2.5-vl-3b"]
-WIDE = Model(4096, 32, 8, 128, 128_256)  # the sizes that other libraries publish their loss at
+WIDE = Model(
+    4096, 32, 8, 128, 128_256
+)  # the sizes for which other libraries publish numbers of their loss
 SMALL = problems.TINY
-SWEPT = replace(SMALL, dim=SEVEN.dim)  # small, and served by the rows of the tables that are swept
+SWEPT = replace(SMALL, dim=SEVEN.dim)  # small, and served by the swept rows of the tile tables
 
 
 @dataclass(frozen=True)
 class Sized:
-    """real: as measured. small: the same call as a rehearsal makes it."""
+    """real: the call that is measured. small: the same call in a rehearsal."""
 
     real: Problem
     small: Problem
@@ -38,7 +40,7 @@ def _sized(
     few: Model = SMALL,
     **options,
 ) -> Sized:
-    """`options` hold sizes and kinds; a rehearsal keeps the kinds."""
+    """A call and its small twin; `options` are sizes, which a rehearsal reduces, and kinds."""
     small = dict(options)
     for name, most in (("rows", 4), ("keys", 64), ("counted", 3)):
         if small.get(name):
@@ -71,7 +73,7 @@ def _altered(suffix: str, **options: object) -> Callable[[Problem], Problem]:
 
 
 def _one_set(call) -> gk.KeySets:
-    """One image of the sequence: all columns, for every row."""
+    """A key set for every row that is all columns, as for a sequence with one image."""
     rows, columns = call.options["rows"], call.options["columns"]
     inside = torch.zeros(1, call.inputs["k"].shape[2], dtype=torch.bool, device=columns.device)
     inside[0, columns[0].long()] = True
@@ -97,7 +99,7 @@ KL_SETS = _altered("sets", allowed=_one_set)
 
 
 def smoke() -> Iterator[Sized]:
-    """Every op and kind at few rows: what must be right before anything is timed."""
+    """Every op and kind at few rows, which must be right before anything is timed."""
     for n in (1, 8, 64):
         side = {"rows": n, "keys": 2048}
         yield _sized(problems.side_attention, SEVEN, **side)
@@ -118,7 +120,7 @@ def smoke() -> Iterator[Sized]:
 
 
 def attention() -> Iterator[Sized]:
-    """What is sold: side attention and KLAL, most telling sizes first."""
+    """Side attention and KLAL, the sizes that matter most first."""
     for keys, rows in ((32768, 8), (32768, 64), (131072, 8), (131072, 64)):
         yield _sized(problems.side_attention, SEVEN, rows=rows, keys=keys)
     for rows in (4, 32):
@@ -132,7 +134,7 @@ def attention() -> Iterator[Sized]:
 
 
 def loss() -> Iterator[Sized]:
-    """A trained head at three heights, and DV-SFT's few smoothed rows of a frozen one."""
+    """A trained head with three numbers of rows, and DV-SFT's few smoothed rows of a frozen one."""
     yield _sized(problems.linear_cross_entropy, THREE, rows=512)
     yield _sized(problems.linear_cross_entropy, WIDE, rows=4096)
     yield _sized(problems.linear_cross_entropy, WIDE, rows=1024)
@@ -143,7 +145,7 @@ def loss() -> Iterator[Sized]:
 
 
 def compared() -> Iterator[Sized]:
-    """What others can compute too."""
+    """Calls that others can compute too."""
     yield _sized(problems.linear_cross_entropy, WIDE, rows=4096)
     yield _sized(problems.side_attention, SEVEN, rows=64, keys=8192)
     yield _sized(problems.attention_map, SEVEN, over="columns", rows=32, keys=8192)
@@ -154,21 +156,22 @@ def compared() -> Iterator[Sized]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A call whose packed rows (rows times query heads of a KV head) fall in a bucket of the tile
-    tables. most: the bucket's end; None: all that is above."""
+    """A call whose packed rows (rows times query heads of a KV head) fall into one bucket of the
+    tile tables. most: the bucket's end; None: no end."""
 
     op: str
     most: int | None
     call: Sized
 
     def kinds(self) -> dict[str, problems.Mode]:
-        """Kinds of rows of the op's tile table, "" for a table of one kind, with what runs them."""
+        """The kinds of rows in the op's tile table, with the mode that runs their kernels; "" if
+        there is one kind."""
         if self.op == "attention_map":
             return {"": "full"}
         return {"forward": "forward", "dkv": "full", "dq": "full"}
 
     def kernels(self, kind: str) -> tuple[str, ...]:
-        """The kernels whose tile a row of that kind is."""
+        """The kernels that use a table row of that kind."""
         if kind:
             return (f"{kind}_kernel" if kind == "forward" else f"backward_{kind}_kernel",)
         columns = ("column_statistics", "map", "sums", "columns_dq", "columns_dk")

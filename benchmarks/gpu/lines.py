@@ -1,7 +1,7 @@
-"""The record of a run on a GPU: one JSON object a line, on disk before the next thing is tried.
+"""The record of a run on a GPU: one JSON object per line, on disk before the next thing starts.
 
 Every process of a run appends to the same file. A line is one `write` on a file opened for
-appending, so lines of several processes do not mix, and what was measured outlives the process, the
+appending, so lines of several processes do not mix, and what was measured survives the process, the
 run and the machine. docs/gpu.md says which lines there are.
 """
 
@@ -17,7 +17,8 @@ Line = dict[str, Any]
 
 
 def plain(x: object) -> object:
-    """JSON that any reader takes: what is not finite becomes "nan", "inf" or "-inf"."""
+    """Values that every JSON reader accepts: numbers that are not finite become "nan", "inf",
+    "-inf"."""
     if isinstance(x, dict):
         return {str(k): plain(y) for k, y in x.items()}
     if isinstance(x, (list, tuple)):
@@ -51,7 +52,7 @@ class Lines:
 
 
 def read(path: Path) -> tuple[list[Line], list[str]]:
-    """(the lines of a record, what is wrong with it, in sentences): a process that was killed may
+    """(the lines of a record, what is wrong with it in sentences). A process that was killed may
     have left half a line."""
     found, wrong = [], []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -71,7 +72,7 @@ def read(path: Path) -> tuple[list[Line], list[str]]:
 
 
 def in_flight(lines: list[Line], step: str) -> str | None:
-    """The case of a step that began and did not end: the one its process died in."""
+    """The case of a step that began and did not end, in which its process died."""
     case = None
     for line in lines:
         if line["step"] == step and line["event"] == "start":
@@ -82,5 +83,5 @@ def in_flight(lines: list[Line], step: str) -> str | None:
 
 
 def started(lines: list[Line], step: str) -> set[str]:
-    """The cases of a step that need not be tried again."""
+    """The cases of a step that are not tried again."""
     return {x["case"] for x in lines if x["step"] == step and x["event"] == "start"}

@@ -1,9 +1,9 @@
-"""python -m benchmarks.gpu.results FILE ...: read what `make gpu` left on record.
+"""python -m benchmarks.gpu.results FILE ...: reads what `make gpu` recorded.
 
 Prints what failed, then what was measured. `--write` makes dated results of it under
-benchmarks/results/, of which `python -m benchmarks.readme` makes the README's table; `--tiles` puts
-the sweep's proposals into the tile tables. Both refuse a rehearsal and a commit that nobody can
-check out; a person reads the difference and commits it.
+benchmarks/results/, from which `python -m benchmarks.readme` makes the README's table; `--tiles`
+puts the sweep's proposals into the tile tables. Both refuse a rehearsal and a commit that nobody
+can check out; a person reads the difference and commits it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.__main__ import make_console
-from benchmarks.gpu import report, sessions, tables, tile_tables
-from benchmarks.gpu.sessions import Session
-from benchmarks.gpu.tile_tables import Refused
+from benchmarks.gpu.reporting import report, sessions, tables, tile_tables
+from benchmarks.gpu.reporting.sessions import Session
+from benchmarks.gpu.reporting.tile_tables import Refused
 
 
 def write(some: list[Session], console: Console) -> None:
-    """Dated results of every session, or of none."""
+    """Writes dated results of every session, or of none."""
     for session in some:
         if reasons := session.refusals():
             raise Refused("\n".join(reasons))
@@ -32,12 +32,12 @@ def write(some: list[Session], console: Console) -> None:
         for path in paths:
             console.print(Text(f"wrote {path}"))
         if left:
-            console.print(f"{left} rows that failed, disagree or have no number were kept out")
+            console.print(f"{left} rows that failed, disagree or have no number were left out")
     console.print("next: python -m benchmarks.readme")
 
 
 def write_tiles(some: list[Session], console: Console) -> None:
-    """Rows of the tile tables, and what changed in them."""
+    """Writes rows of the tile tables and prints what changed in them."""
     found = tile_tables.proposals(some)
     for op, path in tile_tables.FILES.items():
         before = path.read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def write_tiles(some: list[Session], console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """1 where there is nothing to read or something is refused."""
+    """Returns 1 if there is nothing to read or something is refused."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.results", description=__doc__)
     parser.add_argument("file", nargs="+", type=Path, help="results.jsonl of one call or more")
     parser.add_argument("--write", action="store_true", help="dated results")

@@ -1,0 +1,1 @@
+"""Who is timed beside us: what people write today, other libraries, FlexAttention."""

@@ -1,0 +1,1 @@
+"""What a person sees of results: figures, the printed table, how cost grows."""

@@ -1,0 +1,1 @@
+"""What a call of make gpu does, a module per step."""

@@ -1,0 +1,1 @@
+"""Triton launches: noted as they happen, or counted without a GPU."""

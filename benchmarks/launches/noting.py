@@ -1,0 +1,72 @@
+"""Notes Triton launches as they happen, or in their place; the launch counts, the ahead-of-time
+compiler and the GPU suite build on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from unittest import mock
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch with its arguments."""
+
+    kernel: object
+    arguments: tuple
+    grid: object
+    options: dict
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, as it is printed."""
+        return self.kernel.__name__.strip("_")
+
+    def again(self) -> None:
+        self.kernel[self.grid](*self.arguments, **self.options)
+
+    def aside(self, least: int = 2**20) -> Launch:
+        """The same launch on copies of its large tensors, so that a second run finds none in the
+        cache."""
+        copied = tuple(
+            x.clone() if isinstance(x, Tensor) and x.numel() * x.element_size() >= least else x
+            for x in self.arguments
+        )
+        return replace(self, arguments=copied)
+
+    def compile(self, launcher: bool = False) -> None:
+        """Compiles it into Triton's cache, as the launch itself would.
+
+        Args:
+            launcher: also build the C function that Triton before 3.7 calls each kernel with.
+        """
+        kernel = self.kernel.run(*self.arguments, grid=self.grid, warmup=True, **self.options)
+        if launcher:
+            nvidia = import_module("triton.backends.nvidia.driver")
+            if hasattr(nvidia, "make_launcher"):
+                nvidia.CudaLauncher(kernel.src, kernel.metadata)
+
+
+@contextmanager
+def noted(launch: bool = True) -> Iterator[list[Launch]]:
+    """Collects the launches of a block, in order.
+
+    Args:
+        launch: whether they also happen.
+    """
+    from groundkern.tiles import sum_kernel  # imports triton, which reads TRITON_INTERPRET then
+
+    kernels = type(sum_kernel)  # Triton's JITFunction, or its interpreted stand-in
+    seen: list[Launch] = []
+    plain = kernels.run
+
+    def run(kernel, *arguments, grid, warmup, **options):
+        seen.append(Launch(kernel, arguments, grid, options))
+        return plain(kernel, *arguments, grid=grid, warmup=warmup, **options) if launch else None
+
+    with mock.patch.object(kernels, "run", run):
+        yield seen

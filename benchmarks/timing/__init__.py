@@ -1,0 +1,1 @@
+"""How a call is measured: the interleaving loop, peak memory, the machine, rows of results."""

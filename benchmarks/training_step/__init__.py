@@ -1,0 +1,1 @@
+"""Whole training steps: their model, their losses, how they are measured."""
