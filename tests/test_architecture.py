@@ -35,6 +35,7 @@ ARROWS = {
     "hf": {"shared", "public", "hf", "hugging face"},
     "trainer": {"public", "hf", "trainer", "hugging face"},
     "benchmarks": {"shared", "public", "hf", "cases", "benchmarks", "hugging face"},
+    "preparing": {"public", "hf", "trainer", "preparing"},
     "tests": {
         "shared",
         "public",
@@ -43,6 +44,7 @@ ARROWS = {
         "reference",
         "trainer",
         "benchmarks",
+        "preparing",
         "tests",
         "hugging face",
     },
@@ -84,6 +86,8 @@ def role(module: str) -> str | None:
         return "relative"
     if top in HUGGING_FACE:
         return "hugging face"
+    if parts[:2] == ["benchmarks", "preparing"]:
+        return "preparing"  # measures what the trainer prepares
     if top in ("triton", "trainer", "benchmarks", "tests"):
         return top
     if top != "groundkern":
