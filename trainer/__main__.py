@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     settings = {
         "allow_abbrev": False,
-        "epilog": f"{_FIELDS}\n{help_text()}\n\n--on-bad-sample is short for --data.on_bad_sample.",
+        "epilog": f"{_FIELDS}\n{help_text()}",
         "formatter_class": argparse.RawDescriptionHelpFormatter,
     }
     train = commands.add_parser("train", help="run what a YAML file describes", **settings)

@@ -246,7 +246,7 @@ def run_config(plan: Plan, task: str, method: str, seed: int) -> Config:
         },
         "evaluation": {"samples": plan.test, "batch_size": 32, "heatmaps": 1},
     }
-    return validate(values, source=f"{task}, {method}, seed {seed}")
+    return validate(values, where=lambda loc: f"{task}, {method}, seed {seed}")
 
 
 def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:
