@@ -53,6 +53,7 @@ ARROWS = {
     "hf": {"shared", "public", "hf data", "hf", "hugging face"},
     "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
     "benchmarks": {"shared", "public", "hf data", "hf", "cases", "benchmarks", "hugging face"},
+    "preparing": {"public", "hf data", "hf", "trainer", "preparing"},
     "tests": {
         "shared",
         "public",
@@ -62,6 +63,7 @@ ARROWS = {
         "reference",
         "trainer",
         "benchmarks",
+        "preparing",
         "tests",
         "hugging face",
     },
@@ -106,6 +108,8 @@ def role(module: str) -> str | None:
         return "hugging face"
     if parts[:2] == ["tests", SKELETON] and parts[-1] in FILES_OF_AN_OP:
         return _role_in_op(parts[-1])
+    if parts[:2] == ["benchmarks", "preparing"]:
+        return "preparing"  # measures what the trainer prepares
     if top in ("triton", "trainer", "benchmarks", "tests"):
         return top
     if top != "groundkern":

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer import inspection
 from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
-from trainer.evidence import command
+from trainer.evidence import command as evidence
+from trainer.inspection import command as inspection
 from trainer.prepare.command import add_commands
 
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     settings = {
         "allow_abbrev": False,
-        "epilog": f"{_FIELDS}\n{help_text()}\n\n--on-bad-sample is short for --data.on_bad_sample.",
+        "epilog": f"{_FIELDS}\n{help_text()}",
         "formatter_class": argparse.RawDescriptionHelpFormatter,
     }
     train = commands.add_parser("train", help="run what a YAML file describes", **settings)
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
     add_look(commands).set_defaults(run=_look)
-    tools = (("inspect", inspection), ("evidence", command))
+    tools = (("inspect", inspection), ("evidence", evidence))
     for name, tool in tools:
         added = commands.add_parser(name, help=tool.HELP, allow_abbrev=False)
         tool.add_arguments(added)

@@ -1,26 +1,31 @@
-"""Settings from the command line: `--section.field value` over a YAML file, and their help."""
+"""Settings of a run: a YAML file with `--section.field value` laid over it, and their help.
+
+pydantic-settings makes a flag of every field of `Config` and reads the command line; this file adds
+one sentence for each mistake, with the line of the file or the flag it is in.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from trainer.config import (
-    Config,
-    ConfigError,
-    members,
-    read_yaml,
-    section_of,
-    show,
-    unknown_field,
-    validate,
-    walk_fields,
-)
+from trainer.config import Config, ConfigError, Loc, unknown_field, validate
 
-SHORT_FLAGS = {"on-bad-sample": "data.on_bad_sample"}
+_NULL = "default: null (undefined)"  # what pydantic-settings says of a section that is off
+SHORT_FLAGS = {"data.on_bad_sample": "on-bad-sample"}
+
+
+class _Flags(BaseSettings, Config):
+    """The fields of `Config`, as pydantic-settings wants them."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def load_config(path: Path | None, words: list[str]) -> Config:
@@ -31,86 +36,132 @@ def load_config(path: Path | None, words: list[str]) -> Config:
         words: command line words, `--a.b value` or `--a.b=value`.
 
     Raises:
-        ConfigError: one sentence that names the field, what was wanted and what was given.
+        ConfigError: one sentence that says where, which field, what was wanted and what was given.
     """
-    overrides = parse_overrides(words)
-    values = read_yaml(path) if path is not None else {}
-    for name, value in overrides:
-        place(values, name, value)
-    return validate(values, source=str(path) if path is not None else "command line")
+    given = parse_flags(words)
+    values, lines = read_yaml(path) if path is not None else ({}, {})
+    return validate(merged(values, given), where=Places(path, lines, given))
 
 
-def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
-    """(dotted name, value) pairs of command line words; pydantic converts the values later."""
-    known, pairs, rest = {name for name, _ in walk_fields()}, [], list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise ConfigError(f"command line: expected --section.field, got {word!r}")
-        flag, equals, value = word[2:].partition("=")
-        name = SHORT_FLAGS.get(flag, flag)
-        if name not in known:
-            raise ConfigError(f"command line: {unknown_field(name)}")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"command line: `{name}`: expected a value, got none")
-            value = rest.pop(0)
-        pairs.append((name, _plain(value)))
-    return pairs
+class Places:
+    """Where a field was given, as the start of an error message.
+
+    Args:
+        path: the YAML file, if any.
+        lines: the line of each of its fields, by path from the root.
+        given: nested values of the command line.
+    """
+
+    def __init__(self, path: Path | None, lines: dict[Loc, int], given: dict) -> None:
+        self._path, self._lines, self._given = path, lines, given
+
+    def __call__(self, loc: Loc) -> str:
+        inner: Any = self._given
+        for name in loc:
+            inner = inner.get(name) if isinstance(inner, dict) else inner
+        if inner is not None or self._path is None:
+            return "command line"
+        while loc and loc not in self._lines:
+            loc = loc[:-1]
+        return f"{self._path}:{self._lines[loc]}" if loc else str(self._path)
 
 
-def place(values: dict, name: str, value: Any) -> None:
-    """Sets a dotted name in nested dicts; a section that is off (null) is switched on."""
-    *sections, last = name.split(".")
-    for section in sections:
-        if not isinstance(values.get(section), dict):
-            values[section] = {}
-        values = values[section]
-    values[last] = value
+def read_yaml(path: Path) -> tuple[dict, dict[Loc, int]]:
+    """The mapping in a YAML file, loaded safely, and the line of each of its fields by path.
+
+    Raises:
+        ConfigError: not readable, not YAML, or no mapping.
+    """
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    return values, dict(_lines(node))
+
+
+def _lines(node: yaml.MappingNode, above: Loc = ()) -> Iterator[tuple[Loc, int]]:
+    for key, value in node.value:
+        loc = (*above, key.value)
+        yield loc, key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            yield from _lines(value, loc)
+
+
+def parse_flags(words: list[str]) -> dict[str, Any]:
+    """The nested values of command line words; texts, which pydantic converts later.
+
+    Raises:
+        ConfigError: a word that is no flag, no such field, or a flag without its value.
+    """
+    source = _source()
+    try:
+        source(args=[_json(word) for word in words])
+        return source()
+    except SettingsError as error:  # a list or mapping that is none
+        raise ConfigError(f"command line: {error}") from None
+
+
+def merged(values: dict, over: dict) -> dict:
+    """Nested values with others laid over them; a section that is off (null) is switched on."""
+    inner = {
+        name: merged(values.get(name) or {}, value) if isinstance(value, dict) else value
+        for name, value in over.items()
+    }
+    return values | inner
 
 
 def help_text() -> str:
-    """All fields with type, meaning and default, one line each."""
-    lines = []
-    for name, field in walk_fields():
-        section = section_of(field)
-        if section is None:
-            default = (
-                "required" if field.is_required() else f"default {show(_plain_default(field))}"
-            )
-            lines.append(f"  --{name} <{_type_name(field)}>  {field.description} ({default})")
-        elif field.default is None:
-            lines.append(f"  --{name} '{{}}'  {field.description} (off; any field switches it on)")
-    return "\n".join(lines)
+    """All fields with type, meaning and default, section by section."""
+    text = _source().root_parser.format_help().replace(_NULL, "off unless a field is given:")
+    return text.partition("\n\n")[2].rstrip()  # without its usage, which names every flag again
 
 
-def _plain_default(field: Any) -> Any:
-    return list(field.default) if isinstance(field.default, tuple) else field.default
+@cache
+def _source() -> CliSettingsSource:
+    parser = argparse.ArgumentParser(
+        usage="", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    return CliSettingsSource(
+        _Flags,
+        root_parser=parser,
+        parse_args_method=_parse,
+        cli_parse_none_str="null",
+        cli_hide_none_type=True,
+        cli_shortcuts=SHORT_FLAGS,
+    )
 
 
-def _type_name(field: Any) -> str:
-    names = []
-    for kind in members(field.annotation):
-        if kind is type(None):
-            names.append("null")
-        elif get_origin(kind) is Literal:
-            names.extend(get_args(kind))
-        elif get_origin(kind) in (list, tuple):
-            names.append("list")
-        else:
-            names.append({Path: "path", str: "text", bool: "true|false"}.get(kind, kind.__name__))
-    return "|".join(names)
-
-
-def _plain(text: str) -> Any:
-    if text == "null":
-        return None
-    if not text.startswith(("[", "{")):
-        return text
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"command line: expected a YAML value, got {text!r}") from None
+        found, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        name = (error.argument_name or "").removeprefix("--")
+        raise ConfigError(f"command line: `{name}`: expected a value, got none") from None
+    if rest and not rest[0].startswith("--"):
+        raise ConfigError(f"command line: expected --section.field, got {rest[0]!r}")
+    if rest:
+        raise ConfigError(f"command line: {unknown_field(rest[0][2:].partition('=')[0])}")
+    for name, value in vars(found).items():
+        if isinstance(value, list) and value[-1] == "null":  # else a list of one null
+            setattr(found, name, "null")
+    return found
+
+
+def _json(word: str) -> str:
+    """A word whose value is a list or mapping in YAML, `[q_proj, v_proj]`, with it in JSON."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if not value.startswith(("[", "{")):
+        return word
+    try:
+        return f"{flag}{equals}{json.dumps(yaml.safe_load(value))}"
+    except (yaml.YAMLError, TypeError):
+        raise ConfigError(f"command line: expected a YAML value, got {value!r}") from None
 
 
 def add_look(commands: Any) -> argparse.ArgumentParser:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from trainer import run_folder as folder
-from trainer.command_line import parse_overrides, place
-from trainer.config import Config, read_yaml, validate
+from trainer.command_line import Places, merged, parse_flags, read_yaml
+from trainer.config import Config, validate
 from trainer.demo.make import SAMPLES, make_demo
 from trainer.train import train
 
@@ -68,20 +68,21 @@ def _make_data(data: Path, samples: int) -> None:
 
 def demo_configs(output: Path, overrides: list[str]) -> tuple[Config, Config]:
     """(plain, grounded): the demo's settings twice, differing in their objectives and folders."""
-    values = read_yaml(CONFIG)
-    data = output / "data"
-    place(values, "model.path", str(data / "model"))
-    place(values, "data.train", str(data / "train.jsonl"))
-    place(values, "data.test", str(data / "test.jsonl"))
-    for name, value in parse_overrides(overrides):
-        place(values, name, value)
-    place(values, "training.output", str(output / "grounded"))
-    place(values, "evaluation.compare", str(output / "plain"))
-    grounded = validate(values, source=str(CONFIG))
-    values["objectives"] = {}
-    place(values, "training.output", str(output / "plain"))
-    place(values, "evaluation.compare", None)
-    return validate(values, source=str(CONFIG)), grounded
+    values, lines = read_yaml(CONFIG)
+    given = parse_flags(overrides)
+    data, compare = output / "data", str(output / "plain")
+    made = {
+        "model": {"path": str(data / "model")},
+        "data": {"train": str(data / "train.jsonl"), "test": str(data / "test.jsonl")},
+    }
+    values, where = merged(merged(values, made), given), Places(CONFIG, lines, given)
+
+    def run(name: str, **changed: Any) -> Config:
+        changed["training"] = {"output": str(output / name)}
+        return validate(merged(values, changed), where=where)
+
+    plain = run("plain", objectives=None, evaluation={"compare": None})
+    return plain, run("grounded", evaluation={"compare": compare})
 
 
 def checks(plain: dict, grounded: dict) -> list[Check]:

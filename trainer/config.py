@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import types
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from groundkern import hf
+
+Loc = tuple[str | int, ...]  # a field's path from the root
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -92,76 +97,32 @@ class Supervision(Section):
     )
 
 
-class Smam(Section):
-    weight: NonNegative = setting(1.0, "weight of the whole auxiliary term")
-    beta: NonNegative = setting(0.1, "slope of the grounding loss (S4)")
-    alpha: NonNegative = setting(0.1, "weight of the masked cross entropy (S5)")
-    gamma: NonNegative = setting(2.0, "weight of the grounding loss (S5)")
-    detach_reference: bool = setting(False, "no gradient through the masked pass in (S4)")
-    divide_by: Literal["text", "aligned"] = setting(
-        "text", "divide the sum of (S5) by the answer tokens or by the aligned ones"
-    )
+def _validated(kind: type) -> type:
+    """A dataclass of groundkern, validated by pydantic and described by its docstring's Args.
+
+    Its instances are instances of `kind`, so `groundkern.hf.attach` takes them as they are.
+    """
+    made = pydantic_dataclass(kind, config=ConfigDict(extra="forbid"), frozen=True)
+    for name, text in _described(kind).items():
+        made.__pydantic_fields__[name].description = text
+    return made
 
 
-class DvSft(Section):
-    weight: NonNegative = setting(2e-3, "lambda of (D4)")
-    smoothing: Fraction = setting(0.3, "b of (D3), spread over the image's other labels")
-    average: Literal["labelled", "visual", "image"] = setting(
-        "labelled", "mean over labelled visual tokens, over all, or image by image"
-    )
+def _described(kind: type) -> dict[str, str]:
+    """What a docstring's Args say of each name."""
+    args = inspect.getdoc(kind).partition("Args:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {6,}.*)*)", args, re.MULTILINE)
+    return {name: " ".join(text.split()).rstrip(".") for name, text in found}
 
 
-class Klal(Section):
-    weight: NonNegative = setting(1.0, "lambda of (K4)")
-    over: Literal["columns", "renormalised", "visible"] = setting(
-        "columns", "normalise over the visual tokens (before or after the head mean) or all keys"
-    )
-    heads: Literal["mean", "each"] = setting("mean", "KL of the head mean or mean KL of the heads")
-    layers: tuple[int, ...] | None = setting(None, "supervised layers (null: all)")
-    divergence: Literal["kl", "reverse_kl", "js"] = setting(
-        "kl", "KL(target || map), its reverse, or Jensen-Shannon"
-    )
-    average_layers: bool = setting(False, "one loss on the map averaged over layers")
-    head_weight: Literal["uniform", "learned"] = setting(
-        "uniform", "weights of the heads: equal, or one learned parameter"
-    )
-
-
-class Hist(Section):
-    phrase: NonNegative = setting(1.0, "weight of (H1), the phrases' tokens")
-    subject: NonNegative = setting(1.0, "weight of (H2), the subjects' tokens")
-    composition: NonNegative = setting(1.0, "weight of (H3), composites against their parts")
-    maps: Literal["attention", "gradcam"] = setting(
-        "attention", "maps of (H3); gradcam needs model.attn_implementation eager"
-    )
-    over: Literal["columns", "visible"] = setting(
-        "columns", "normalise attention over the visual tokens or over all visible keys"
-    )
-    distance: Literal["l2", "l1", "smooth_l1", "kl"] = setting("l2", "distance of maps in (H3)")
-    detach_parts: bool = setting(False, "only the composite's map learns in (H3)")
-    layers: tuple[int, ...] | None = setting(None, "layers whose maps are averaged (null: all)")
-
-
-class Margins(Section):
-    weight: NonNegative = setting(1.0, "weight of both margins")
-    mean_margin: NonNegative = setting(0.1, "margin between the means inside and outside (A1)")
-    max_margin: NonNegative = setting(0.5, "margin between the maxima inside and outside (A2)")
-    maps: Literal["attention", "gradcam"] = setting(
-        "attention", "maps; gradcam needs model.attn_implementation eager"
-    )
-    scale: Literal["max", "sum"] = setting("max", "what a map is divided by")
-    inside: Annotated[float, Field(gt=0, le=1)] = setting(
-        0.75, "inside: at least this share of the target map's maximum"
-    )
-    layers: tuple[int, ...] | None = setting(None, "layers whose maps are averaged (null: all)")
-
-
-class LogitLens(Section):
-    raise_weight: NonNegative = setting(1.0, "weight of (L1), tokens on a concept's object")
-    suppress_weight: NonNegative = setting(1.0, "weight of (L2), tokens off it")
+Smam, DvSft, Klal, Hist, Margins, LogitLens = map(
+    _validated, (hf.Smam, hf.DvSft, hf.Klal, hf.Hist, hf.Margins, hf.LogitLens)
+)
 
 
 class Objectives(Section):
+    """What is trained beside the text loss: null is off, {} on with the paper's weights."""
+
     smam: Smam | None = setting(None, "phrase-grounded auxiliary loss (regions)")
     dv_sft: DvSft | None = setting(None, "direct vision supervision (words)")
     klal: Klal | None = setting(None, "attention-map loss (regions)")
@@ -216,12 +177,12 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
 
 
-def validate(values: dict, *, source: str) -> Config:
+def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
     """`Config` of nested plain values.
 
     Args:
-        values: sections by name, as YAML gives them.
-        source: what starts the error message: a file name or "command line".
+        values: sections by name, as YAML gives them; a section that is None counts as not given.
+        where: a field's path to the start of the error message: file and line, or "command line".
 
     Raises:
         ConfigError: one sentence that names the field, what was wanted and what was given.
@@ -230,59 +191,19 @@ def validate(values: dict, *, source: str) -> Config:
     try:
         return Config.model_validate(required | {k: v for k, v in values.items() if v is not None})
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_sentence(error)}") from None
+        problems = error.errors(include_url=False)
+        first = min(problems, key=lambda problem: problem["type"] == "missing")
+        raise ConfigError(f"{where(first['loc'])}: {_sentence(first, problems)}") from None
 
 
-def read_yaml(path: Path) -> dict:
-    """The mapping in a YAML file, loaded safely."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    return values
+def differences(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """`name: old -> new` of the fields that differ in nested plain values.
 
-
-def walk_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, pydantic field) of every field and section, in declaration order."""
-    for key, field in section.model_fields.items():
-        yield prefix + key, field
-        inner = section_of(field)
-        if inner is not None:
-            yield from walk_fields(inner, f"{prefix}{key}.")
-
-
-def section_of(field: Any) -> type[Section] | None:
-    """The `Section` class that a field holds, if it holds one."""
-    kinds = (kind for kind in members(field.annotation) if isinstance(kind, type))
-    return next((kind for kind in kinds if issubclass(kind, Section)), None)
-
-
-def members(annotation: Any) -> tuple:
-    """The alternatives of an annotation: `int | None` gives (int, NoneType)."""
-    if get_origin(annotation) is Annotated:
-        return members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(kind for part in get_args(annotation) for kind in members(part))
-    return (annotation,)
-
-
-def unknown_field(name: str) -> str:
-    """The sentence about a name that is no field, with the closest one that is."""
-    known = [known for known, _ in walk_fields()]
-    same_end = [other for other in known if other.endswith("." + name.rpartition(".")[2])]
-    cutoff = 0.0 if same_end else 0.5
-    close = difflib.get_close_matches(name, same_end or known, n=1, cutoff=cutoff)
-    hint = f"did you mean `{close[0]}`?" if close else "--help lists all fields"
-    return f"`{name}`: no such field; {hint}"
-
-
-def differences(old: Config, new: Config, *, ignore: tuple[str, ...]) -> list[str]:
-    """`name: old -> new` of the fields that differ; `ignore` holds beginnings of names."""
-    left, right = (_flat(config.model_dump(mode="json")) for config in (old, new))
+    Args:
+        old, new: as `Config.model_dump(mode="json")` makes them.
+        ignore: beginnings of dotted names that do not count.
+    """
+    left, right = _flat(old), _flat(new)
     return [
         f"{name}: {show(left.get(name))} -> {show(right.get(name))}"
         for name in sorted(left.keys() | right.keys())
@@ -295,25 +216,45 @@ def show(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
-def _sentence(error: ValidationError) -> str:
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")
-    missing = [f"`{_name(problem)}`" for problem in problems if problem["type"] == "missing"]
-    first, name = problems[0], _name(problems[0])
+def unknown_field(name: str) -> str:
+    """The sentence about a name that is no field, with the closest one that is."""
+    known = field_names()
+    same_end = [other for other in known if other.endswith("." + name.rpartition(".")[2])]
+    cutoff = 0.0 if same_end else 0.5
+    close = difflib.get_close_matches(name, same_end or known, n=1, cutoff=cutoff)
+    hint = f"did you mean `{close[0]}`?" if close else "--help lists all fields"
+    return f"`{name}`: no such field; {hint}"
+
+
+def field_names() -> list[str]:
+    """The dotted name of every field and section."""
+    names = []
+    pending = [(name, field.annotation) for name, field in Config.model_fields.items()]
+    while pending:
+        name, annotation = pending.pop(0)
+        names.append(name)
+        for kind in (annotation, *get_args(annotation)):
+            inner = getattr(kind, "__pydantic_fields__", {})
+            pending += [(f"{name}.{key}", field.annotation) for key, field in inner.items()]
+    return names
+
+
+def _sentence(first: Any, problems: list) -> str:
+    name = ".".join(map(str, first["loc"]))
     match first["type"]:
         case "missing":
-            return f"{', '.join(missing)}: required, but not given"
-        case "extra_forbidden":
+            missing = (".".join(map(str, problem["loc"])) for problem in problems)
+            return f"{', '.join(f'`{each}`' for each in missing)}: required, but not given"
+        case "extra_forbidden" | "unexpected_keyword_argument":
             text = unknown_field(name)
-        case "value_error":
-            text = f"`{name}`: {first['msg'].removeprefix('Value error, ')}"
+        case "value_error":  # of a validator of ours: it may name the field within its section
+            said = str(first["ctx"]["error"])
+            inner = re.fullmatch(r"`(\w+)`: (.*)", said)
+            text = f"`{name}.{inner[1]}`: {inner[2]}" if inner else f"`{name}`: {said}"
         case _:
             wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
             text = f"`{name}`: expected {wanted}, got {first['input']!r}"
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"
-
-
-def _name(problem: dict) -> str:
-    return ".".join(str(part) for part in problem["loc"])
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, Any]:

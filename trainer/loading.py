@@ -8,26 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, set_seed
 
-from groundkern.hf import (
-    DvSft,
-    Hist,
-    Klal,
-    LogitLens,
-    Margins,
-    Smam,
-    attach,
-    load_processor,
-)
+from groundkern.hf import attach, load_processor
 from trainer.config import Config, ConfigError, Lora
 
-METHODS = {
-    "smam": Smam,
-    "dv_sft": DvSft,
-    "klal": Klal,
-    "hist": Hist,
-    "margins": Margins,
-    "logit_lens": LogitLens,
-}
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
@@ -87,17 +70,9 @@ def attach_objectives(model: torch.nn.Module, config: Config) -> None:
     """Attach the objectives that a config turns on, and no others.
 
     Raises:
-        ConfigError: options that do not go together.
         ValueError: an objective that the model cannot serve.
     """
-    made = {}
-    for name, kind in METHODS.items():
-        section = getattr(config.objectives, name)
-        try:
-            made[name] = None if section is None else kind(**section.model_dump())
-        except ValueError as error:
-            raise ConfigError(f"objectives.{name}: {error}") from None
-    attach(model, **made)
+    attach(model, **dict(config.objectives))
 
 
 def _vision_towers(model: torch.nn.Module) -> list[torch.nn.Module]:

@@ -94,8 +94,9 @@ def find_checkpoint(config: Config) -> Path | None:
     if not found:
         return None
     record = read_json(found[-1] / RECORD)
-    saved = Config.model_validate(record["config"])
-    changed = differences(saved, config, ignore=FREE_TO_CHANGE)
+    saved = Config.model_validate(record["config"])  # with the defaults of fields added since
+    old, new = (each.model_dump(mode="json") for each in (saved, config))
+    changed = differences(old, new, ignore=FREE_TO_CHANGE)
     if record["train_bytes"] != _size(config.data.train):
         changed.append(f"the contents of {config.data.train}")
     if changed:

@@ -1,46 +1,54 @@
-"""What to train beside the text loss: one frozen dataclass per method, with the papers' weights."""
+"""What to train beside the text loss: one frozen dataclass per method, with the papers' weights.
+
+`trainer.config` validates these same classes with pydantic, and its `--help` shows the Args of each.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from groundkern.checks import fail, require
 
-OVER = ("columns", "renormalised", "visible")
-HEADS = ("mean", "each")
-DIVERGENCES = ("kl", "reverse_kl", "js")
-HEAD_WEIGHTS = ("uniform", "learned")
-DIVIDE_BY = ("text", "aligned")
-AVERAGES = ("labelled", "visual", "image")
-MAPS = ("attention", "gradcam")
-DISTANCES = ("l2", "l1", "smooth_l1", "kl")
-SCALES = ("max", "sum")
+Maps = Literal["attention", "gradcam"]
+Layers = tuple[int, ...] | None
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        fail(name, " or ".join(known), value)
+class _Checked:
+    """Checks the fields of a dataclass by their types; every float is a weight or a margin."""
 
-
-def _layers(layers: tuple[int, ...] | None) -> None:
-    if layers is not None and (not layers or list(layers) != sorted(set(layers))):
-        fail("layers", "distinct layer numbers in ascending order, or None", layers)
-
-
-def _weight(name: str, value: float) -> None:
-    require(0.0 <= value < float("inf"), name, "a finite number >= 0", value)
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for name in (field.name for field in fields(self)):
+            kind, value = kinds[name], getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                fail(name, " or ".join(get_args(kind)), value)
+            if kind is float:
+                require(0.0 <= value < float("inf"), name, "a finite number >= 0", value)
+            if kind == Layers and value is not None:
+                ascending = bool(value) and list(value) == sorted(set(value))
+                wanted = "distinct layer numbers in ascending order, or None"
+                require(ascending, name, wanted, value)
 
 
 @dataclass(frozen=True)
-class Smam:
-    """SMAM / PGA-SFT (METHODS.md section 1): `weight * (gamma * L_G + alpha * L_CE+)`.
+class Smam(_Checked):
+    """SMAM / PGA-SFT: `weight * (gamma * L_G + alpha * L_CE+)`.
 
     Args:
         weight: factor on both terms.
-        beta, alpha, gamma: (S4), (S5); gamma 2.0 for LLaVA, 0.5 for Qwen.
-        detach_reference: stop the gradient of (S4) towards pi+.
-        divide_by: what the sum of (S5) is divided by: the "text" loss's own denominator, or the
-            number of "aligned" rows.
+        beta: slope of the grounding loss (S4).
+        alpha: weight of the masked cross entropy (S5).
+        gamma: weight of the grounding loss (S5); the paper: 2.0 for LLaVA, 0.5 for Qwen.
+        detach_reference: no gradient through the masked pass pi+ in (S4).
+        divide_by: the sum of (S5) is divided by the "text" loss's own denominator, or by the number
+            of "aligned" rows.
+
+    Raises:
+        ValueError: a field out of its range, by name.
+
+    Source:
+        (S1)-(S5) of docs/methods.md.
     """
 
     weight: float = 1.0
@@ -48,38 +56,38 @@ class Smam:
     alpha: float = 0.1
     gamma: float = 2.0
     detach_reference: bool = False
-    divide_by: str = "text"
-
-    def __post_init__(self) -> None:
-        for name in ("weight", "beta", "alpha", "gamma"):
-            _weight(name, getattr(self, name))
-        _one_of("divide_by", self.divide_by, DIVIDE_BY)
+    divide_by: Literal["text", "aligned"] = "text"
 
 
 @dataclass(frozen=True)
-class DvSft:
-    """DV-SFT (METHODS.md section 2): `weight * L_v`, smoothed over the image's other labels.
+class DvSft(_Checked):
+    """DV-SFT: `weight * L_v`, smoothed over the image's other labels.
 
     Args:
         weight: lambda of (D4).
-        smoothing: b of (D3).
+        smoothing: b of (D3), in [0, 1).
         average: over the "labelled" visual tokens, over all "visual" tokens (the others count 0),
             or over each "image"'s own labelled tokens first and then over images.
+
+    Raises:
+        ValueError: a field out of its range, by name.
+
+    Source:
+        (D1)-(D4) of docs/methods.md.
     """
 
     weight: float = 2e-3
     smoothing: float = 0.3
-    average: str = "labelled"
+    average: Literal["labelled", "visual", "image"] = "labelled"
 
     def __post_init__(self) -> None:
-        _weight("weight", self.weight)
         require(0.0 <= self.smoothing < 1.0, "smoothing", "a number in [0, 1)", self.smoothing)
-        _one_of("average", self.average, AVERAGES)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class Klal:
-    """KLAL (METHODS.md section 3): `weight * mean over rows and layers of KL(target || map)`.
+class Klal(_Checked):
+    """KLAL: `weight * mean over rows and layers of KL(target || map)`.
 
     Args:
         weight: lambda of (K4).
@@ -87,29 +95,30 @@ class Klal:
             of the full rows, which weights a head by its visual mass; "visible" nothing: full-row
             probabilities, which keeps the pressure on the visual mass.
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
-        layers: the decoder layers that count; None: all.
+        layers: the decoder layers that count; null: all.
         divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).
-        average_layers: one divergence of the map averaged over layers, in place of the mean over
-            layers.
+        average_layers: one divergence of the map averaged over layers, instead of the mean of the
+            layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
-            softmax (over heads; with `average_layers` over layers and heads) weights the heads.
+            softmax (over heads; with average_layers over layers and heads) weights the heads.
+
+    Raises:
+        ValueError: a field out of its range or fields that do not go together, by name.
+
+    Source:
+        (K1)-(K4) of docs/methods.md.
     """
 
     weight: float = 1.0
-    over: str = "columns"
-    heads: str = "mean"
-    layers: tuple[int, ...] | None = None
-    divergence: str = "kl"
+    over: Literal["columns", "renormalised", "visible"] = "columns"
+    heads: Literal["mean", "each"] = "mean"
+    layers: Layers = None
+    divergence: Literal["kl", "reverse_kl", "js"] = "kl"
     average_layers: bool = False
-    head_weight: str = "uniform"
+    head_weight: Literal["uniform", "learned"] = "uniform"
 
     def __post_init__(self) -> None:
-        _weight("weight", self.weight)
-        _one_of("over", self.over, OVER)
-        _one_of("heads", self.heads, HEADS)
-        _one_of("divergence", self.divergence, DIVERGENCES)
-        _one_of("head_weight", self.head_weight, HEAD_WEIGHTS)
-        _layers(self.layers)
+        super().__post_init__()
         if self.heads == "each" and (self.from_maps or self.over == "renormalised"):
             fail("heads", "mean (each goes with divergence kl, layer by layer)", "each")
         if self.divergence == "reverse_kl" and self.over == "visible":
@@ -122,94 +131,110 @@ class Klal:
 
 
 @dataclass(frozen=True)
-class Hist:
-    """HIST in a decoder-only model (METHODS.md section 4): phrases of the answer.
+class Hist(_Checked):
+    """HIST in a decoder-only model: phrases of the answer.
 
     (H1) and (H2) are the next-token losses of phrase and subject tokens, (H3) compares the map of
     a composite phrase with those of its two parts.
 
     Args:
-        phrase, subject, composition: the weights of (H4).
-        maps: "attention": the tokens' own rows, head and layer mean; "gradcam": `A * relu(dy/dA)`
-            of the rows that predict the phrase, y its log probability. GradCAM needs
-            attn_implementation="eager".
-        over: of attention maps: "columns" or "visible", as in `Klal`.
+        phrase: weight of (H1), the phrases' tokens.
+        subject: weight of (H2), the subjects' tokens.
+        composition: weight of (H3), composites against their parts.
+        maps: of (H3): "attention": the tokens' own rows, mean of heads and layers; "gradcam":
+            `A * relu(dy/dA)` of the rows that predict the phrase, y its log probability, which
+            needs attn_implementation eager.
+        over: "columns" normalises attention over the visual tokens, "visible" over all visible
+            keys.
         distance: "l2" (H3), "l1", "smooth_l1" or "kl" (`losses.composition`).
-        detach_parts: let only the composite's map learn.
-        layers: the decoder layers whose maps are averaged; None: all.
+        detach_parts: only the composite's map learns in (H3).
+        layers: the decoder layers whose maps are averaged; null: all.
+
+    Raises:
+        ValueError: a field out of its range, by name.
+
+    Source:
+        (H1)-(H4) of docs/methods.md.
     """
 
     phrase: float = 1.0
     subject: float = 1.0
     composition: float = 1.0
-    maps: str = "attention"
-    over: str = "columns"
-    distance: str = "l2"
+    maps: Maps = "attention"
+    over: Literal["columns", "visible"] = "columns"
+    distance: Literal["l2", "l1", "smooth_l1", "kl"] = "l2"
     detach_parts: bool = False
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("phrase", "subject", "composition"):
-            _weight(name, getattr(self, name))
-        _one_of("maps", self.maps, MAPS)
-        _one_of("over", self.over, ("columns", "visible"))
-        _one_of("distance", self.distance, DISTANCES)
-        _layers(self.layers)
+    layers: Layers = None
 
 
 @dataclass(frozen=True)
-class Margins:
+class Margins(_Checked):
     """AMC's margins on the map of KLAL's rows: inside the region above outside of it.
 
     Args:
         weight: factor on both hinges.
-        mean_margin, max_margin: of (A1) and (A2).
+        mean_margin: between the means inside and outside (A1).
+        max_margin: between the maxima inside and outside (A2).
         maps: "attention" of the row, or "gradcam" of the row's token, read at the row that predicts
-            it (eager attention only).
-        scale: what a map is divided by, so that margins mean the same at any resolution: its "max"
-            or its "sum".
-        inside: a visual token lies inside where its target is at least this share of the row's
-            highest.
-        layers: the decoder layers whose maps are averaged; None: all.
+            it, which needs attn_implementation eager.
+        scale: a map is divided by its "max" or its "sum", so that margins mean the same at any
+            resolution.
+        inside: a visual token lies inside if its target is at least this share of the row's
+            highest, in (0, 1].
+        layers: the decoder layers whose maps are averaged; null: all.
+
+    Raises:
+        ValueError: a field out of its range, by name.
+
+    Source:
+        (A1), (A2) of docs/methods.md.
     """
 
     weight: float = 1.0
     mean_margin: float = 0.1
     max_margin: float = 0.5
-    maps: str = "attention"
-    scale: str = "max"
+    maps: Maps = "attention"
+    scale: Literal["max", "sum"] = "max"
     inside: float = 0.75
-    layers: tuple[int, ...] | None = None
+    layers: Layers = None
 
     def __post_init__(self) -> None:
-        for name in ("weight", "mean_margin", "max_margin"):
-            _weight(name, getattr(self, name))
-        _one_of("maps", self.maps, MAPS)
-        _one_of("scale", self.scale, SCALES)
         require(0.0 < self.inside <= 1.0, "inside", "a number in (0, 1]", self.inside)
-        _layers(self.layers)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class LogitLens:
-    """Logit-lens loss (METHODS.md section 5): a concept's token at the visual tokens.
+class LogitLens(_Checked):
+    """Logit-lens loss: a concept's token at the visual tokens.
 
     Args:
         raise_weight: of (L1), the mean over visual tokens on the concept's object.
         suppress_weight: of (L2), the mean over the chosen visual tokens off it.
+
+    Raises:
+        ValueError: a field out of its range, by name.
+
+    Source:
+        (L1), (L2) of docs/methods.md.
     """
 
     raise_weight: float = 1.0
     suppress_weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        _weight("raise_weight", self.raise_weight)
-        _weight("suppress_weight", self.suppress_weight)
-
 
 @dataclass(frozen=True)
 class Objectives:
-    """Everything `attach` was asked for."""
+    """Everything `attach` was asked for.
+
+    Args:
+        smam: phrase-grounded auxiliary loss (regions); None, here and below: not trained.
+        dv_sft: direct vision supervision (words).
+        klal: attention-map loss (regions).
+        hist: phrase, subject and composition losses (phrases).
+        margins: margins of attention maps (regions).
+        logit_lens: concepts at visual tokens (regions).
+        backend: of every op.
+    """
 
     smam: Smam | None = None
     dv_sft: DvSft | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields as dataclass_fields
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from groundkern import hf
 from trainer import config as settings
 from trainer.__main__ import main
 from trainer.command_line import help_text, load_config
-from trainer.config import Config, ConfigError, differences, walk_fields
+from trainer.config import Config, ConfigError, differences, field_names
 
 REQUIRED = (
     "--model.path=m",
@@ -54,12 +55,15 @@ evaluation:
 
 def test_every_field_can_be_overridden_and_is_in_the_help():
     text = help_text()
-    for name, field in walk_fields():
-        assert f"--{name} " in text or settings.section_of(field) is not None, name
-        if settings.section_of(field) is not None or name in ("training.steps", "training.epochs"):
+    sections = [name for name in field_names() if name.startswith(("objectives.", "model.lora"))]
+    on = [f"--{name}={{}}" for name in sections if name.count(".") == 1]
+    full = config(*REQUIRED, *on).model_dump(mode="json")
+    for name in field_names():
+        assert f"--{name} " in text, name
+        default = reduce(dict.get, name.split("."), full)
+        if isinstance(default, dict) or name in ("training.steps", "training.epochs"):
             continue
-        given = str(field.default if not field.is_required() else "x")
-        given = "null" if field.default is None else given.replace("(", "[").replace(")", "]")
+        given = "null" if default is None else str(default)
         word = f"--{name}={given}"
         others = [other for other in REQUIRED if not other.startswith(f"--{name}=")]
         assert config(*others, word), name
@@ -78,6 +82,14 @@ def test_a_field_of_a_section_that_is_off_switches_it_on():
         (
             ["--klal.weight=3"],
             "`klal.weight`: no such field; did you mean `objectives.klal.weight`",
+        ),
+        (
+            [*REQUIRED, "--objectives.klal.layers=[2, 2]"],
+            "`objectives.klal.layers`: expected distinct layer numbers in ascending order, or None",
+        ),
+        (
+            [*REQUIRED, "--objectives.klal={divergence: reverse_kl, over: visible}"],
+            "`objectives.klal.over`: expected columns or renormalised with reverse_kl",
         ),
         (["--zzz=3"], "`zzz`: no such field; --help lists all fields"),
         (["--model.path=m"], "`data.train`, `training.output`: required, but not given"),
@@ -118,6 +130,17 @@ def test_mistakes_in_the_file(text, sentence, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_mistake_is_told_with_its_line_or_as_the_command_line_s(tmp_path):
+    text = "model: {path: m}\ndata: {train: t}\ntraining:\n  output: o\n  steps: many\n"
+    for words, wanted in (
+        ([], f"{tmp_path / 'config.yaml'}:5: "),
+        (["--training.steps=x"], "command line: "),
+    ):
+        with pytest.raises(ConfigError) as error:
+            config(*words, text=text, folder=tmp_path)
+        assert str(error.value).startswith(f"{wanted}`training.steps`: expected a valid integer")
+
+
 def test_the_program_ends_with_2_and_one_sentence(tmp_path, capsys):
     missing = tmp_path / "none.yaml"
     for words in (["--config", str(missing)], ["--training.step=3"], []):
@@ -128,10 +151,12 @@ def test_the_program_ends_with_2_and_one_sentence(tmp_path, capsys):
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["Smam", "DvSft", "Klal"])
+@pytest.mark.parametrize("name", ["Smam", "DvSft", "Klal", "Hist", "Margins", "LogitLens"])
 def test_objectives_have_the_library_s_fields_and_defaults(name):
+    made = getattr(settings, name)()
     library = {f.name: f.default for f in dataclass_fields(getattr(hf, name))}
-    assert getattr(settings, name)().model_dump() == library
+    assert {f.name: getattr(made, f.name) for f in dataclass_fields(made)} == library
+    assert isinstance(made, getattr(hf, name))
 
 
 def test_supervision_has_the_collator_s_options_and_defaults():
@@ -143,6 +168,7 @@ def test_supervision_has_the_collator_s_options_and_defaults():
 def test_differences_name_the_field_and_both_values():
     left = config(*REQUIRED)
     right = config(*REQUIRED, "--training.keep=9", "--objectives.klal.weight=2")
-    found = differences(left, right, ignore=("training.keep",))
+    old, new = (each.model_dump(mode="json") for each in (left, right))
+    found = differences(old, new, ignore=("training.keep",))
     assert "objectives.klal.weight: null -> 2.0" in found
     assert not any(sentence.startswith("training") for sentence in found)

@@ -12,7 +12,8 @@ from groundkern.hf.data.processor import load_processor
 from trainer.dataset import JsonLinesDataset
 from trainer.demo import generate as demo
 from trainer.demo.__main__ import main
-from trainer.demo.render import CELL, MARKER, RED, bar_chart, font, patch_grid, word_page
+from trainer.drawing import texts
+from trainer.drawing.scenes import CELL, MARKER, RED, bar_chart, font, patch_grid, word_page
 
 FEW = {"pointing": 6, "page": 3, "chart": 3}
 
@@ -98,7 +99,7 @@ def test_word_box_holds_all_of_the_ink_and_ends_in_its_last_cell(word):
 
 
 def test_page_keeps_order_and_stops_at_its_last_line():
-    words = demo.texts()[0]
+    words = texts.texts()[0]
     page = word_page(words, random.Random(0), columns=8, rows=3)
     drawn = [text for text, _ in page.words]
     assert drawn == words[: len(drawn)]
@@ -133,7 +134,7 @@ def test_highlighted_line_is_the_answer(folder):
 
 def test_every_passage_fills_its_page():
     """Pages start at most 40 words before a text's end."""
-    for words in demo.texts():
+    for words in texts.texts():
         page = word_page(words[-41:], random.Random(0), columns=8, rows=demo.LINES)
         assert len(page.boxes) == demo.LINES
 
@@ -166,22 +167,22 @@ def test_patch_grid_box_is_the_red_cell(place):
 
 
 def test_shipped_data_is_whole():
-    assert len(demo.texts()) == 7
-    tables = {quantity: dict(rows) for _, quantity, rows in demo.tables()}
+    assert len(texts.texts()) == 7
+    tables = {quantity: dict(rows) for _, quantity, rows in texts.tables()}
     assert tables["mean radius (km)"]["Earth"] == "6371.0"
     assert tables["population (million)"]["1790"] == "3.9"
     assert len(tables["population (million)"]) == 24
     assert tables["atomic weight (u)"]["Gold"] == "196.97"
     assert all(float(value) > 0 for rows in tables.values() for value in rows.values())
-    named = (demo.DATA / "README.md").read_text()
-    files = [path.name for path in demo.DATA.iterdir() if path.suffix in (".txt", ".csv")]
+    named = (texts.DATA / "README.md").read_text()
+    files = [path.name for path in texts.DATA.iterdir() if path.suffix in (".txt", ".csv")]
     assert all(f"| {name} |" in named for name in files)
     assert len(files) == 11
 
 
 def test_every_bar_fits_its_chart():
     """The longest name and value of every table, with the longest bar."""
-    for _, _, rows in demo.tables():
+    for _, _, rows in texts.tables():
         for start in range(0, len(rows), 5):
             chart = bar_chart(rows[start : start + 5], random.Random(0))
             for _, (x0, _, x1, _) in chart.words + chart.boxes:

@@ -42,7 +42,7 @@ def test_methods_run_where_their_supervision_is(monkeypatch):
 @pytest.mark.parametrize("task", ["grid_patch", "word_page"])
 def test_answers_of_two_parts_get_phrases_and_their_composite(task, tmp_path):
     for seed in range(20):
-        image, sample = TASKS[task](seed, size=224, level="easy")
+        image, sample = TASKS[task](seed, size=224, difficulty="easy")
         image.save(tmp_path / "a.png")
         record = {**runs.with_phrases(sample), "images": ["a.png"]}
         found = parse_sample(record, root=tmp_path, where="here").phrases

@@ -91,7 +91,7 @@ def config(where: Path, output: Path, **changed: dict) -> Config:
     }
     for section, fields in changed.items():
         values[section] = {**values.get(section, {}), **fields}
-    return validate(values, source="test")
+    return validate(values, where=lambda loc: "test")
 
 
 @pytest.fixture(scope="module")

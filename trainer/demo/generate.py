@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.demo.render import Picture, bar_chart, patch_grid, word_page
+from trainer.drawing.scenes import Picture, bar_chart, patch_grid, word_page
+from trainer.drawing.texts import tables, texts
+from trainer.records import chat_sample
 
-DATA = Path(__file__).parent / "data"
 SIDE = 5  # patches of a pointing grid
 LINES = 6  # of a page
 BARS = 5  # of a chart
 SHARES = {"pointing": 3, "page": 2, "chart": 3}  # of every eight training samples
 TEST = {"pointing": 512, "page": 128, "chart": 128}
-
-
-def texts() -> list[list[str]]:
-    """The words of each text shipped with the demo."""
-    return [path.read_text(encoding="utf-8").split() for path in sorted(DATA.glob("*.txt"))]
-
-
-def tables() -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Each quantity of each table: what is measured, the quantity, and (name, value) rows."""
-    found = []
-    for path in sorted(DATA.glob("*.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
-        for i, quantity in enumerate(head[1:], start=1):
-            found.append((head[0], quantity, [(row[0], row[i]) for row in rows]))
-    return found
 
 
 def corpus(*, seed: int = 0, samples: int = 100) -> list[str]:
@@ -55,7 +39,8 @@ def pointing(rng: random.Random) -> tuple[Picture, dict]:
     box = picture.boxes[0][1]
     spans = [(4, 5), (len(answer) - 1, len(answer))]
     regions = [{"char_span": span, "box": box} for span in spans]
-    return picture, chat_sample("pointing", "Where is the red patch?", answer, regions)
+    question = "Where is the red patch?"
+    return picture, chat_sample([], question, answer, task="pointing", regions=regions)
 
 
 def page(rng: random.Random) -> tuple[Picture, dict]:
@@ -66,7 +51,8 @@ def page(rng: random.Random) -> tuple[Picture, dict]:
     picture = word_page(words[start:], rng, columns=8, rows=LINES, marked=line)
     answer, box = picture.boxes[line]
     regions = [{"text": answer, "box": box}]
-    return picture, chat_sample("page", "Read the highlighted line.", answer, regions)
+    question = "Read the highlighted line."
+    return picture, chat_sample([], question, answer, task="page", regions=regions)
 
 
 def chart(rng: random.Random) -> tuple[Picture, dict]:
@@ -78,7 +64,7 @@ def chart(rng: random.Random) -> tuple[Picture, dict]:
     answer = ", ".join(shown[bar])
     regions = [{"text": answer, "box": picture.boxes[bar][1]}]
     question = f"Which {kind} is highlighted, and what is its {quantity}?"
-    return picture, chat_sample("chart", question, answer, regions)
+    return picture, chat_sample([], question, answer, task="chart", regions=regions)
 
 
 TASKS = {"pointing": pointing, "page": page, "chart": chart}
@@ -111,17 +97,3 @@ def generate(folder: Path, *, samples: int, seed: int = 0, test: dict[str, int] 
                     sample["words"] = [{"text": text, "box": box} for text, box in picture.words]
                     file.write(json.dumps(sample) + "\n")
                     progress.advance(bar)
-
-
-def chat_sample(task: str, question: str, answer: str, regions: list[dict]) -> dict:
-    """A record of docs/data-format.md with one question about one image, whose path is not set."""
-    asked = [{"type": "image"}, {"type": "text", "text": question}]
-    return {
-        "task": task,
-        "images": [],
-        "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ],
-        "regions": regions,
-    }

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.evidence.runs import METHODS, Plan, draw, make_models
 from trainer.evidence.runs import run as run_one
-from trainer.prepare.maps.tasks import LEVELS, TASKS
+from trainer.prepare.maps.tasks import DIFFICULTIES, TASKS
 
 HELP = "train plain and by every method on drawn tasks, and table the held-out figures"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Plan)}
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, type=int, default=DEFAULTS[name], help=f"{text} ({DEFAULTS[name]})"
         )
-    parser.add_argument("--level", choices=LEVELS, default=DEFAULTS["level"], help="difficulty")
+    parser.add_argument(
+        "--difficulty", choices=DIFFICULTIES, default=DEFAULTS["difficulty"], help="of the drawings"
+    )
     for name, known in (("tasks", TASKS), ("methods", METHODS)):
         text = f"some of {', '.join(known)} (all)"
         parser.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=text)

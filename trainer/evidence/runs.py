@@ -69,7 +69,7 @@ class Plan:
         seeds: how many.
         steps, batch_size: of every run.
         samples, test: drawings of each task to train on and to hold out.
-        size, level: of the drawings, see `trainer.prepare.maps.tasks`.
+        size, difficulty: of the drawings, see `trainer.prepare.maps.tasks`.
     """
 
     output: Path
@@ -81,7 +81,7 @@ class Plan:
     samples: int = 3200
     test: int = 256
     size: int = 224
-    level: str = "easy"
+    difficulty: str = "easy"
 
     def __post_init__(self) -> None:
         for name, known in (("tasks", TASKS), ("methods", METHODS)):
@@ -99,7 +99,7 @@ class Plan:
     @property
     def drawn(self) -> dict[str, Any]:
         """What the data depends on."""
-        keys = ("samples", "test", "size", "level")
+        keys = ("samples", "test", "size", "difficulty")
         return {"groundkern": folder.versions()["groundkern"], **{k: asdict(self)[k] for k in keys}}
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -137,7 +137,9 @@ def draw(plan: Plan) -> None:
         counts = {"train": plan.samples, "test": plan.test}
         with progress(f"drawing {task}", total=sum(counts.values()), unit="drawing") as bar:
             for split, count in counts.items():
-                drawings = stream(task, count=count, split=split, size=plan.size, level=plan.level)
+                drawings = stream(
+                    task, count=count, split=split, size=plan.size, difficulty=plan.difficulty
+                )
                 with (target / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
                     for number, (image, sample) in enumerate(drawings):
                         name = f"images/{split}-{number:05d}.png"
@@ -192,7 +194,7 @@ def make_models(plan: Plan) -> None:
     texts: list[str] = []
     for seed in range(plan.seeds):
         target = plan.output / "data" / f"model-{seed}"
-        made = {"seed": seed, **{k: plan.drawn[k] for k in ("groundkern", "size", "level")}}
+        made = {"seed": seed, **{k: plan.drawn[k] for k in ("groundkern", "size", "difficulty")}}
         if (target / MADE).exists():
             if folder.read_json(target / MADE) != made:
                 raise ConfigError(f"{target} was made for other settings; choose another --output")
@@ -206,7 +208,9 @@ def _texts(plan: Plan) -> list[str]:
     """Questions and answers of every task, whichever are run."""
     texts = []
     for task in TASKS:
-        for _, sample in stream(task, count=TEXTS, seed=1, size=plan.size, level=plan.level):
+        for _, sample in stream(
+            task, count=TEXTS, seed=1, size=plan.size, difficulty=plan.difficulty
+        ):
             user, assistant = (message["content"] for message in sample["messages"])
             texts += [user[-1]["text"], assistant]
     return texts
@@ -242,7 +246,7 @@ def run_config(plan: Plan, task: str, method: str, seed: int) -> Config:
         },
         "evaluation": {"samples": plan.test, "batch_size": 32, "heatmaps": 1},
     }
-    return validate(values, source=f"{task}, {method}, seed {seed}")
+    return validate(values, where=lambda loc: f"{task}, {method}, seed {seed}")
 
 
 def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:

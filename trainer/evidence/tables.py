@@ -70,7 +70,7 @@ def markdown(plan: Plan, table: Sequence[Cell], command: str) -> str:
         "# Plain fine-tuning against grounding methods, at equal steps",
         "",
         f"`{command}`: {plan.steps} steps of {plan.batch_size}, {plan.samples} training and "
-        f"{plan.test} held-out drawings of {plan.size} px ({plan.level}) a task, "
+        f"{plan.test} held-out drawings of {plan.size} px ({plan.difficulty}) a task, "
         f"{plan.seeds} seed(s). {folder.machine()}; {versions}.",
         "",
         "Held-out figures, mean ± standard deviation over seeds. An answer is right when every one "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, GroundingCollator, image_geometry
-from trainer.inspection.cards import View, framed
+from trainer.inspection.views import View, framed
 from trainer.prepare.grid import visual_grid
 
 LOST = {

@@ -12,14 +12,16 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.images import SampleError
+from trainer.images import SampleError, load_rgb, wrong
 
+T = TypeVar("T")
 ENGINES = ("tesseract", "paddle")
 LARGEST = 4000  # pixels of the longer side to which images are enlarged
 SECONDS = 300  # that tesseract may take for one image
@@ -59,6 +61,26 @@ class OcrSettings:
     language: str | None = None
     page_mode: int = 3
     scale: float = 1.0
+
+
+def use_image(
+    use: Callable[[Image.Image], T], path: Path, size: tuple[int, int], *, where: str, field: str
+) -> T:
+    """`use` of the decoded image of a sample; an error of it names the sample.
+
+    Args:
+        use: takes the RGB image; may raise a `SampleError` without a place.
+        path, size: of the image.
+        where, field: what starts the error message.
+
+    Raises:
+        SampleError: not decoded, or what `use` raised.
+    """
+    image = load_rgb(path, size, where=where, field=field)
+    try:
+        return use(image)
+    except SampleError as error:
+        raise wrong(where, field, "an image that can be read", f"{path.name!r} ({error})") from None
 
 
 def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.config import ConfigError, show
+from trainer.config import ConfigError, differences
 from trainer.prepare.sources import Item
 from trainer.run_folder import read_json, write_json
 
@@ -151,12 +151,7 @@ class Output:
         raise ConfigError(f"{self.path}: {why}; choose another --output, or --overwrite")
 
     def _compare(self, saved: dict[str, Any]) -> None:
-        left, right = _flat(saved), _flat(self.settings)
-        changed = [
-            f"{name}: {show(left.get(name))} -> {show(right.get(name))}"
-            for name in sorted(left.keys() | right.keys())
-            if left.get(name) != right.get(name)
-        ]
+        changed = differences(saved, self.settings)
         if changed:
             self._refuse(f"made with other settings or inputs ({'; '.join(changed)})")
 
@@ -207,11 +202,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     return str(value)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat

@@ -10,8 +10,14 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.images import SampleError, confined, image_size, wrong
+from trainer.records import chat_sample
 
 Size = tuple[int, int]
+
+TITLES = {
+    "regions": "regions",
+    "boxes_cut": "boxes that stuck out of their image a little (or points), moved to its edge",
+}
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,9 @@ class Phrasing:
             places: the parts of regions that say where.
         """
         answer, span = self.filled(values)
-        question = {"type": "text", "text": self.question.format_map(values)}
-        return {
-            "task": task,
-            "images": [image],
-            "messages": [
-                {"role": "user", "content": [{"type": "image"}, question]},
-                {"role": "assistant", "content": answer},
-            ],
-            "regions": [{"char_span": span, **place} for place in places],
-        }
+        question = self.question.format_map(values)
+        regions = [{"char_span": span, **place} for place in places]
+        return chat_sample([image], question, answer, task=task, regions=regions)
 
     def filled(self, values: Mapping[str, str]) -> tuple[str, list[int]]:
         """The answer, and the span in it that is tied to the place."""
@@ -190,3 +189,9 @@ def first_there(root: Path, candidates: Sequence[str]) -> str:
         if (root / candidate).is_file():
             return candidate
     return candidates[0]
+
+
+def per_mille(box: Sequence[float], size: tuple[float, float]) -> str:
+    """A box as text, in thousandths of the image, as Qwen3-VL writes it."""
+    sides = (*size, *size)
+    return str([round(value * 1000 / side) for value, side in zip(box, sides, strict=True)])

@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.command import add_common, positive, run_work
+from trainer.prepare.arguments import add_common, named, positive
 
 if TYPE_CHECKING:
-    from trainer.prepare.pages import Face, Placed
+    from trainer.drawing.pages import Face, Placed
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
 
@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draws, writes, and prints how much."""
     from trainer.config import ConfigError
-    from trainer.prepare.pages import Face, load_font
+    from trainer.drawing.pages import Face, load_font
+    from trainer.prepare.running import run_work
     from trainer.prepare.sources import open_source
 
     filtering = arguments.perplexity_model is not None
@@ -82,17 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
     work = Render(
         folder=arguments.output.stem,
         fields=(arguments.text_field, arguments.question_field, arguments.answer_field),
-        question=arguments.question,
-        model=arguments.model,
         cell=cell,
         grid=(arguments.columns, rows),
-        max_pages=arguments.max_pages,
         fonts=tuple(arguments.font),
         font_size=size,
-        light_on_dark=arguments.light_on_dark,
-        seed=arguments.seed,
-        perplexity_model=arguments.perplexity_model,
-        max_perplexity=arguments.max_perplexity,
+        **named(arguments, "question", "model", "max_pages", "light_on_dark", "seed"),
+        **named(arguments, "perplexity_model", "max_perplexity"),
     )
     source = open_source(arguments.input, split=arguments.split)
     counts = run_work(arguments, source, work, unit="text").counts
@@ -133,8 +129,9 @@ class Render:
     max_perplexity: float | None = None
 
     def __call__(self, item: Item) -> Made:
-        from trainer.prepare.pages import Face, load_font, set_lines
+        from trainer.drawing.pages import Face, load_font, set_lines
         from trainer.prepare.pipeline import LeftOut, Made
+        from trainer.records import chat_sample
 
         text, question, answer = self._texts(item)
         rng = random.Random(f"{self.seed} {item.index}")
@@ -165,7 +162,7 @@ class Render:
                 not placed.whole for page in shown for line in page for placed in line
             )
             read = _text_of(shown) if answer is None else answer
-            samples.append(_sample(names, question, read, found))
+            samples.append(chat_sample(names, question, read, words=found))
         return Made(samples, images, counts)
 
     def _texts(self, item: Item) -> tuple[str, str, str | None]:
@@ -183,8 +180,8 @@ class Render:
         return text, question or self.question, answer
 
     def _words(self, item: Item, text: str, face: Face) -> list[str]:
+        from trainer.drawing.pages import undrawable, visible
         from trainer.images import wrong
-        from trainer.prepare.pages import undrawable, visible
 
         words = visible(text)
         if not words:
@@ -206,7 +203,7 @@ class Render:
             raise LeftOut(f"{item.where}: expected {wanted}, got {value:.1f}")
 
     def _colors(self, rng: random.Random) -> tuple:
-        from trainer.prepare.pages import dark_and_light
+        from trainer.drawing.pages import dark_and_light
 
         dark, light = dark_and_light(rng)
         return (light, dark) if rng.random() < self.light_on_dark else (dark, light)
@@ -215,7 +212,7 @@ class Render:
         """An image as high as its lines need (or the processor wants), and its words."""
         from PIL import Image
 
-        from trainer.prepare.pages import draw_lines
+        from trainer.drawing.pages import draw_lines
 
         ink, paper = colors
         columns, most = self.grid
@@ -288,15 +285,3 @@ def _text_of(pages: list[list[list[Placed]]]) -> str:
                 text += placed.text if broken and not placed.whole else f" {placed.text}"
                 broken = not placed.whole
     return text.strip()
-
-
-def _sample(names: list[str], question: str, answer: str, words: list[dict]) -> dict[str, Any]:
-    asked = [{"type": "image"} for _ in names] + [{"type": "text", "text": question}]
-    return {
-        "images": names,
-        "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ],
-        "words": words,
-    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -60,6 +60,14 @@ class Source:
     read: Callable[[], Iterator[Item]]
     total: int | None
     identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """What a source found where an input should be, and why it is none."""
+
+    original: Any
+    reason: str
 
 
 def open_source(path: Path, *, split: str | None = None, unique: str | None = "id") -> Source:
@@ -148,6 +156,28 @@ def values(
     return Source(items, total, identity)
 
 
+def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path]) -> Source:
+    """A source of (where, value) pairs from files; a value may be `Unusable`."""
+
+    def items() -> Iterator[Item]:
+        for index, (where, value) in enumerate(read()):
+            if isinstance(value, Unusable):
+                yield Item(index, where, None, value.original, f"{where}: {value.reason}")
+            else:
+                yield Item(index, where, value)
+
+    return Source(items, None, {"files": len(files), "state": digest(map(_state, files))})
+
+
+def members(record: Any, name: str, wanted: str, where: str) -> Iterator[tuple[str, Any]]:
+    """(where, element) of the list that a record has under `name`; without one, `Unusable`."""
+    found = record.get(name) if isinstance(record, dict) else None
+    if isinstance(found, list):
+        yield from ((f"{where}.{name}[{i}]", element) for i, element in enumerate(found))
+    else:
+        yield where, Unusable(record, f"`{name}`: expected {wanted}, got none")
+
+
 def hugging_face(path: Path, *, split: str | None = None) -> Source:
     """Rows of a `save_to_disk` folder, a Parquet file or an Arrow file, read a few at a time.
 
@@ -234,3 +264,11 @@ def _readable(path: Path) -> None:
 def _identity(path: Path) -> dict[str, Any]:
     found = path.stat()
     return {"file": path.name, "bytes": found.st_size, "modified": found.st_mtime_ns}
+
+
+def _state(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}"

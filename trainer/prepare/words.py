@@ -9,11 +9,19 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.command import add_common, positive, run_work
+from trainer.prepare.arguments import (
+    OCR,
+    add_choice,
+    add_common,
+    add_reading,
+    add_samples,
+    named,
+    positive,
+)
 
 if TYPE_CHECKING:
     from trainer.prepare.ocr import OcrSettings
@@ -26,25 +34,13 @@ HELP = "read the words of images by OCR and label the visual tokens they end on 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `prepare words`."""
-    parser.add_argument("input", type=Path, help="samples (JSON lines) or a folder of images")
-    parser.add_argument(
-        "--root", type=Path, help="folder image paths start from (default: its own)"
-    )
+    add_samples(parser, "samples (JSON lines) or a folder of images")
     parser.add_argument(
         "--model",
         type=Path,
         help="model folder: keeps only words that label a visual token of its processor",
     )
-    ocr = parser.add_argument_group("reading")
-    ocr.add_argument("--engine", choices=("tesseract", "paddle"), default="tesseract", help="OCR")
-    ocr.add_argument("--language", help="as the engine names it (default: English)")
-    ocr.add_argument(
-        "--page-mode", type=int, default=3, help="tesseract: 3 whole pages, 11 scattered words"
-    )
-    ocr.add_argument(
-        "--scale", type=positive(float), default=2.0, help="enlarge images before reading"
-    )
-    ocr.add_argument("--min-confidence", type=float, default=0.5, help="drop words read below it")
+    add_reading(parser, "reading", page_mode=3, scale=2.0, min_confidence=0.5)
     rules = parser.add_argument_group("labelling, with --model")
     rules.add_argument(
         "--max-label-tokens", type=positive(int), default=3, help="drop words of more tokens"
@@ -55,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3.0,
         help="drop words taller, in visual tokens",
     )
-    rules.add_argument(
+    add_choice(
+        rules,
         "--on-shared-token",
-        choices=("drop", "last", "largest"),
-        default="drop",
-        help="which of two words on one visual token stays",
+        ("drop", "last", "largest"),
+        "which of two words on one visual token stays",
     )
     rules.add_argument(
         "--no-leading-space",
@@ -78,26 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, labels, writes, and prints the statistics."""
     from trainer.prepare.grid import visual_grid
     from trainer.prepare.ocr import OcrSettings, check_engine
+    from trainer.prepare.running import run_work
     from trainer.prepare.sources import image_folder, open_source
 
     folder = arguments.input.is_dir()
     source = image_folder(arguments.input) if folder else open_source(arguments.input)
     root = arguments.root or (arguments.input if folder else arguments.input.parent)
-    ocr = OcrSettings(arguments.engine, arguments.language, arguments.page_mode, arguments.scale)
+    ocr = OcrSettings(**named(arguments, *OCR))
     check_engine(ocr)
     rules = None
     if arguments.model is not None:
         visual_grid(arguments.model)
-        rules = Rules(
-            arguments.model,
-            arguments.leading_space,
-            arguments.max_label_tokens,
-            arguments.max_word_patches,
-            arguments.on_shared_token,
-        )
-    work = ReadWords(
-        root, ocr, rules, arguments.min_confidence, arguments.replace, arguments.question
-    )
+        options = ("leading_space", "max_label_tokens", "max_word_patches", "on_shared_token")
+        rules = Rules(arguments.model, **named(arguments, *options))
+    work = ReadWords(root, ocr, rules, **named(arguments, "min_confidence", "replace", "question"))
     out = run_work(arguments, source, work, root=root, unit="image" if folder else "sample")
     for line in statistics(out):
         print(line)
@@ -110,8 +100,8 @@ class Rules:
 
     model: Path
     leading_space: bool = True
-    max_tokens: int = 3
-    max_patches: float = 3.0
+    max_label_tokens: int = 3
+    max_word_patches: float = 3.0
     on_shared_token: str = "drop"
 
 
@@ -129,6 +119,7 @@ class ReadWords:
     def __call__(self, item: Item) -> Made:
         from trainer.images import confined, image_size
         from trainer.prepare.pipeline import LeftOut, Made
+        from trainer.records import chat_sample
         from trainer.sample import parse_sample
 
         counts: Counter[str] = Counter()
@@ -139,14 +130,7 @@ class ReadWords:
             if not words:
                 raise LeftOut(f"{item.where}: expected words to answer with, got none")
             text = " ".join(word["text"] for word in words)
-            asked = [{"type": "image"}, {"type": "text", "text": self.question}]
-            record: dict[str, Any] = {
-                "images": [item.value],
-                "messages": [
-                    {"role": "user", "content": asked},
-                    {"role": "assistant", "content": text},
-                ],
-            }
+            record = chat_sample([item.value], self.question, text)
         else:
             sample = parse_sample(item.value, root=self.root, where=item.where)
             if not sample.images:
@@ -161,18 +145,12 @@ class ReadWords:
 
     def _read(self, item: Item, paths: list[Path], sizes: list, counts: Counter) -> list[dict]:
         """Word records of all images, in reading order."""
-        from trainer.images import SampleError, load_rgb, wrong
-        from trainer.prepare.ocr import read_words
+        from trainer.prepare.ocr import read_words, use_image
 
         found = []
         for index, (path, size) in enumerate(zip(paths, sizes)):
-            field = f"images[{index}]"
-            image = load_rgb(path, size, where=item.where, field=field)
-            try:
-                words = read_words(image, self.ocr)
-            except SampleError as error:
-                got = f"{path.name!r} ({error})"
-                raise wrong(item.where, field, "an image that can be read", got) from None
+            read = partial(read_words, settings=self.ocr)
+            words = use_image(read, path, size, where=item.where, field=f"images[{index}]")
             counts["words_read"] += len(words)
             sure = [word for word in words if word.confidence >= self.min_confidence]
             counts["words_unsure"] += len(words) - len(sure)
@@ -215,8 +193,8 @@ def _labeler(rules: Rules) -> Any:
     return WordLabeler(
         visual_grid(rules.model).processor.tokenizer,
         rules.leading_space,
-        rules.max_tokens,
-        rules.max_patches,
+        rules.max_label_tokens,
+        rules.max_word_patches,
         rules.on_shared_token,
     )
 

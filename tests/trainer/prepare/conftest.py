@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from transformers import Qwen2_5_VLConfig
 
-from trainer.demo.generate import texts
 from trainer.demo.model import build_processor, build_tokenizer
+from trainer.drawing.texts import texts
 from trainer.prepare.grid import visual_grid
 
 

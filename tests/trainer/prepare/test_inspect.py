@@ -14,9 +14,10 @@ from tests.hf.tiny import tiny_llava_model, tiny_llava_processor
 from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
 from trainer.dataset import JsonLinesDataset
-from trainer.inspection import oddities
-from trainer.inspection.cards import card, framed
+from trainer.inspection.cards import card
+from trainer.inspection.command import oddities
 from trainer.inspection.seen import SeenByModel
+from trainer.inspection.views import framed
 
 CORNER = [28, 28, 56, 56]  # the last of the 2 x 2 visual tokens of a.png
 

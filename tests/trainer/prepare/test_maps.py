@@ -9,7 +9,8 @@ from PIL import Image
 
 from tests.trainer.prepare.reading_samples import lines, picture, prepared, said, write
 from trainer.dataset import JsonLinesDataset
-from trainer.prepare.adapt.common import Adapt, Options
+from trainer.prepare.adapt.common import Options
+from trainer.prepare.adapt.work import Adapt
 from trainer.prepare.maps.annotated import Annotate
 from trainer.prepare.maps.drawing import Draw
 from trainer.prepare.maps.grid import Grid
@@ -258,7 +259,7 @@ def test_drawings_are_the_same_again_and_a_finished_run_is_left_alone(tmp_path):
         (("--task", "grid_patch", "grid_patch"), "expected each task once"),
         (("--task", "grid_patch", "--count", "0"), "expected a positive number"),
         (("--task", "grid_patch", "--size", "9"), "`size`: expected 64 to 4096"),
-        (("--task", "grid_patch", "--level", "x"), "`level`: expected one of"),
+        (("--task", "grid_patch", "--difficulty", "x"), "`difficulty`: expected one of"),
         (("--task", "grid_patch", "--split", "x"), "`split`: expected one of"),
         (("--task", "grid_patch", "--set", "lines=3"), "expected NAME=NUMBER with a name of side"),
         (("--task", "grid_patch", "--set", "side=x"), "got 'side=x'"),
@@ -286,7 +287,7 @@ def test_bad_settings_are_one_sentence(root, capsys, words, message):
 def test_work_can_be_sent_to_other_processes():
     grid, phrasing = Grid(4, 4, "gaussian"), Phrasing("a", "b")
     works = [
-        Draw(0, "train", {"size": 128, "level": "easy"}, {"grid_patch": {}}, grid, "x"),
+        Draw(0, "train", {"size": 128, "difficulty": "easy"}, {"grid_patch": {}}, grid, "x"),
         Annotate(phrasing, 0.1, Path("img"), grid),
         Adapt("squad", Options(Path("data"))),
     ]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from benchmarks.preparing.charts import draw_chart, measure_charts
 from trainer.__main__ import main
-from trainer.prepare.marks.charts import draw_chart, measure_charts
 from trainer.prepare.marks.frames import without_lines
 from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
 from trainer.prepare.marks.matching import PrintedText

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.preparing import phrases as evaluate
 from tests.trainer.prepare.endpoint import serving
 from trainer.__main__ import main
 from trainer.config import ConfigError
-from trainer.prepare.phrases import evaluate, others
+from trainer.prepare.phrases import others
 from trainer.prepare.phrases.command import Finder, chosen
 from trainer.prepare.phrases.composites import composites, records
 from trainer.prepare.phrases.others import BadPhrases, parse_phrases

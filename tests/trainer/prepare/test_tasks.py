@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.demo.render import RED
-from trainer.prepare.maps.tasks import LEVELS, SPLITS, TASKS, crossings, stream
+from trainer.drawing.scenes import RED
+from trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, crossings, stream
 from trainer.sample import SampleRecord, parse_sample
 
 FEW = range(12)
@@ -19,10 +19,10 @@ def drawn(name, seed, **options):
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("level", LEVELS)
-def test_samples_are_canonical_and_the_same_for_the_same_seed(name, level, tmp_path):
-    image, sample = TASKS[name](3, level=level, size=200)
-    again, same = TASKS[name](3, level=level, size=200)
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_samples_are_canonical_and_the_same_for_the_same_seed(name, difficulty, tmp_path):
+    image, sample = TASKS[name](3, difficulty=difficulty, size=200)
+    again, same = TASKS[name](3, difficulty=difficulty, size=200)
     assert image.mode == "RGB"
     assert image.tobytes() == again.tobytes()
     assert sample == same
@@ -37,7 +37,9 @@ def test_samples_are_canonical_and_the_same_for_the_same_seed(name, level, tmp_p
 def test_other_seeds_and_splits_draw_other_pictures(name):
     seen = {}
     for split in SPLITS:
-        for i, (image, _) in enumerate(stream(name, count=20, split=split, level="easy", size=160)):
+        for i, (image, _) in enumerate(
+            stream(name, count=20, split=split, difficulty="easy", size=160)
+        ):
             seen[image.tobytes()] = (split, i)
     assert len(seen) == 60
     first = [image.tobytes() for image, _ in stream(name, count=2, start=5)]
@@ -51,9 +53,9 @@ def test_a_plan_belongs_to_one_split(name):
     task, plans = TASKS[name], {}
     for split in SPLITS:
         kept = []
-        task_with_record = type(task)(name, _recording(task.plan, kept), task.draw, task.levels)
+        task_with_record = type(task)(name, _recording(task.plan, kept), task.draw, task.settings)
         for seed in FEW:
-            task_with_record(seed, split=split, level="easy", size=128)
+            task_with_record(seed, split=split, difficulty="easy", size=128)
             plans.setdefault(split, set()).add(repr(kept[-1]))
     assert not plans["train"] & plans["test"]
     assert not plans["train"] & plans["val"]
@@ -71,7 +73,7 @@ def _recording(plan, kept):
 @pytest.mark.parametrize("seed", FEW)
 def test_lines_cross_as_often_as_the_answer_says(seed):
     """Counted in the pixels: how often red and blue change sides from column to column."""
-    pixels, sample, answer = drawn("line_intersection", seed, level=LEVELS[seed % 3])
+    pixels, sample, answer = drawn("line_intersection", seed, difficulty=DIFFICULTIES[seed % 3])
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
     sides = []
     rows = np.arange(len(pixels))[:, None]
@@ -108,7 +110,7 @@ def test_all_answers_come_up():
 
 @pytest.mark.parametrize("seed", FEW)
 def test_the_traced_line_is_ink_from_its_letter_to_its_number(seed):
-    pixels, sample, answer = drawn("line_tracing", seed, level=LEVELS[seed % 3])
+    pixels, sample, answer = drawn("line_tracing", seed, difficulty=DIFFICULTIES[seed % 3])
     letter = sample["messages"][0]["content"][1]["text"].split("from ")[1][0]
     words = {word["text"]: word["box"] for word in sample["words"]}
     (region,) = sample["regions"]
@@ -130,8 +132,8 @@ def test_the_traced_line_is_ink_from_its_letter_to_its_number(seed):
 
 @pytest.mark.parametrize("seed", FEW)
 def test_the_named_patch_is_the_red_one(seed):
-    pixels, sample, answer = drawn("grid_patch", seed, level=LEVELS[seed % 3])
-    side = TASKS["grid_patch"].levels[LEVELS[seed % 3]]["side"]
+    pixels, sample, answer = drawn("grid_patch", seed, difficulty=DIFFICULTIES[seed % 3])
+    side = TASKS["grid_patch"].settings[DIFFICULTIES[seed % 3]]["side"]
     cell = len(pixels) // side
     centres = pixels[cell // 2 :: cell, cell // 2 :: cell]
     redness = np.abs(centres - np.array(RED)).sum(-1)
@@ -167,7 +169,7 @@ def test_words_of_a_page_say_nothing_of_each_other():
     ("name", "options", "message"),
     [
         ("grid_patch", {"split": "dev"}, "`split`: expected one of train, val, test, got 'dev'"),
-        ("grid_patch", {"level": "x"}, "`level`: expected one of easy, medium, hard"),
+        ("grid_patch", {"difficulty": "x"}, "`difficulty`: expected one of easy, medium, hard"),
         ("grid_patch", {"lines": 3}, "`setting`: expected one of side, got 'lines'"),
         ("grid_patch", {"size": 10}, "`size`: expected 64 to 4096, got 10"),
         ("grid_patch", {"size": 1 << 20}, "`size`: expected 64 to 4096"),

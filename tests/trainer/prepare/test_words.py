@@ -18,7 +18,7 @@ from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
-from trainer.demo.generate import texts
+from trainer.drawing.texts import texts
 from trainer.images import SampleError
 from trainer.prepare import ocr
 from trainer.prepare.grid import visual_grid

@@ -16,11 +16,12 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.images import wrong
-from trainer.prepare.adapt.common import Options, answered, embedded, listed, tables
+from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import field_of, first_there
 from trainer.prepare.reading import json_array
-from trainer.prepare.sources import Item, Source
+from trainer.prepare.sources import Item, Source, listed
+from trainer.records import chat_sample
 
 PHRASING = None
 _MADE_BY = {0: "human", 1: "augmented"}
@@ -64,4 +65,5 @@ def convert(item: Item, options: Options) -> Made:
     if not texts or not all(texts):
         raise wrong(item.where, name, "an answer", repr(answer)[:80])
     task = f"chartqa_{kind}" if kind in ("human", "augmented") else "chartqa"
-    return Made([answered(task, image, question.strip(), ", ".join(texts))], pictures)
+    sample = chat_sample([image], question.strip(), ", ".join(texts), task=task)
+    return Made([sample], pictures)

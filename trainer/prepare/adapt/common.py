@@ -1,19 +1,12 @@
-"""What every adapter has: its options, its inputs, and images that come inside a table.
-
-An adapter is a module `trainer.prepare.adapt.<data set>` with `PHRASING` (values its question and
-answer may use, and their defaults; None where the data set has questions and answers),
-`inputs(options) -> (source, root)` and `convert(item, options) -> Made`. `root` is the folder image
-paths start from, None where images are written beside the output.
-"""
+"""What adapters share: their options, tables as inputs, and images that come inside a table."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +14,9 @@ from PIL import Image, UnidentifiedImageError
 
 from trainer.config import ConfigError
 from trainer.images import ORIENTATION, wrong
-from trainer.prepare.pipeline import Made
+from trainer.prepare.arguments import named
 from trainer.prepare.placing import Phrasing
-from trainer.prepare.sources import TABLES, Item, Source, digest, hugging_face
+from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed
 
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
 _ROWS = 16  # of a Parquet file in memory at a time
@@ -38,7 +31,7 @@ class Options:
         images: folder of the images, if given.
         split, question, answer, ocr, unanswerable, points_in, overhang: as on the command line.
         folder: beside the output, for images that come inside a table.
-        root: see this file's head; set once the inputs are open.
+        root: see `trainer.prepare.adapt.work`; set once the inputs are open.
     """
 
     data: Path
@@ -67,75 +60,13 @@ class Options:
         if not arguments.overhang >= 0:
             raise ConfigError(f"adapt: `--overhang`: expected at least 0, got {arguments.overhang}")
         names = ("data", "images", "split", "question", "answer", "ocr", "unanswerable")
-        given = {name: getattr(arguments, name) for name in (*names, "points_in", "overhang")}
+        given = named(arguments, *names, "points_in", "overhang")
         return cls(**given, folder=f"{arguments.output.stem}_images")
 
     def phrasing(self, default: Phrasing) -> Phrasing:
         """The question and answer asked for, else the data set's own."""
         question = default.question if self.question is None else self.question
         return Phrasing(question, default.answer if self.answer is None else self.answer)
-
-
-@dataclass(frozen=True)
-class Adapt:
-    """The work on one input of a data set, for `trainer.prepare.pipeline`."""
-
-    dataset: str
-    options: Options
-
-    def inputs(self) -> tuple[Source, Path | None]:
-        """The inputs, and the root of their images.
-
-        Raises:
-            ConfigError: what is there is not the data set, or an option does not fit it.
-        """
-        adapter = self._adapter()
-        if adapter.PHRASING is None:
-            if self.options.question is not None or self.options.answer is not None:
-                raise ConfigError(f"adapt: {self.dataset} has questions and answers of its own")
-        else:
-            default, known = adapter.PHRASING
-            self.options.phrasing(default).check(known)
-        return adapter.inputs(self.options)
-
-    def rooted(self, root: Path | None) -> Adapt:
-        return replace(self, options=replace(self.options, root=root))
-
-    def __call__(self, item: Item) -> Made:
-        return self._adapter().convert(item, self.options)
-
-    def _adapter(self) -> Any:
-        module = "docvqa" if self.dataset == "infographicvqa" else self.dataset
-        return import_module(f"trainer.prepare.adapt.{module}")
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """What a source found where an input should be, and why it is none."""
-
-    original: Any
-    reason: str
-
-
-def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path]) -> Source:
-    """A source of (where, value) pairs from files; a value may be `Unusable`."""
-
-    def items() -> Iterator[Item]:
-        for index, (where, value) in enumerate(read()):
-            if isinstance(value, Unusable):
-                yield Item(index, where, None, value.original, f"{where}: {value.reason}")
-            else:
-                yield Item(index, where, value)
-
-    return Source(items, None, {"files": len(files), "state": digest(map(_state, files))})
-
-
-def _state(path: Path) -> str:
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 
 def tables(options: Options) -> Source | None:
@@ -223,22 +154,3 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
         raise wrong(item.where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
     name = f"{options.folder}/{item.index:08d}{_EXTENSIONS[kind]}"
     return Embedded(name, (height, width) if turned else (width, height), {name: data})
-
-
-def answered(task: str, image: str, question: str, answer: str) -> dict[str, Any]:
-    """A record with a question about an image, and its answer."""
-    asked = [{"type": "image"}, {"type": "text", "text": question}]
-    return {
-        "task": task,
-        "images": [image],
-        "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ],
-    }
-
-
-def per_mille(box: Sequence[float], size: tuple[float, float]) -> str:
-    """A box as text, in thousandths of the image, as Qwen3-VL writes it."""
-    sides = (*size, *size)
-    return str([round(value * 1000 / side) for value, side in zip(box, sides, strict=True)])

@@ -24,11 +24,12 @@ from typing import Any
 from trainer.config import ConfigError
 from trainer.dataset import MAX_LINE
 from trainer.images import SampleError, wrong
-from trainer.prepare.adapt.common import Options, answered, embedded, listed, tables
+from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import Frame, field_of, first_there, numbers
 from trainer.prepare.reading import json_array
-from trainer.prepare.sources import Item, Source
+from trainer.prepare.sources import Item, Source, listed
+from trainer.records import chat_sample
 
 PHRASING = None
 
@@ -66,7 +67,7 @@ def convert(item: Item, options: Options) -> Made:
         field = "image" if "image" in row else "image_local_name"
         name = field_of(row, field, str, where)
         image = first_there(options.root, [name, PurePosixPath(name).name])
-    sample = answered(task, image, question, answers[0].strip())
+    sample = chat_sample([image], question, answers[0].strip(), task=task)
     counts: dict[str, float] = {}
     if options.ocr is not None:
         words, outside = _words(options.ocr, PurePosixPath(image).stem, where, options.overhang)

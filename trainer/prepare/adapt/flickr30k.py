@@ -22,10 +22,10 @@ from xml.etree import ElementTree
 
 from trainer.config import ConfigError
 from trainer.images import SampleError, wrong
-from trainer.prepare.adapt.common import Options, Unusable, listed
+from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, size_of
-from trainer.prepare.sources import Item, Source, digest
+from trainer.prepare.sources import Item, Source, Unusable, digest, listed
 
 PHRASING = (Phrasing("Describe this image.", "{caption}"), ("caption",))
 _PHRASE = re.compile(r"\[/EN#(\w+)((?:/\w+)+) ([^\[\]]+)\]")

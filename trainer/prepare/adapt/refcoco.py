@@ -21,11 +21,11 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.images import wrong
-from trainer.prepare.adapt.common import Options, Unusable, embedded, listed, per_mille, tables
+from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, per_mille, size_of
 from trainer.prepare.reading import Table, json_array, plain_pickle
-from trainer.prepare.sources import Item, Source
+from trainer.prepare.sources import Item, Source, Unusable, listed
 
 PHRASING = (Phrasing("Where is {label}?", "{box}"), ("label", "box"))
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.images import wrong
-from trainer.prepare.adapt.common import Options, Unusable, listed, tables
+from trainer.prepare.adapt.common import Options, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import field_of
 from trainer.prepare.reading import json_array
-from trainer.prepare.sources import Item, Source
+from trainer.prepare.sources import Item, Source, Unusable, listed, members
 
 PHRASING = None
 
@@ -37,20 +37,15 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
 
 
 def _questions(article: Any, where: str) -> Iterator[tuple[str, Any]]:
-    paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
-    if not isinstance(paragraphs, list):
-        yield where, Unusable(article, "`paragraphs`: expected a list of an article, got none")
-        return
-    for j, paragraph in enumerate(paragraphs):
-        inside = f"{where}.paragraphs[{j}]"
-        questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
-        if not isinstance(questions, list):
-            yield inside, Unusable(paragraph, "`qas`: expected a list of questions, got none")
+    for inside, paragraph in members(article, "paragraphs", "a list of an article", where):
+        if isinstance(paragraph, Unusable):
+            yield inside, paragraph
             continue
-        for k, question in enumerate(questions):
-            there = f"{inside}.qas[{k}]"
+        for there, question in members(paragraph, "qas", "a list of questions", inside):
             if isinstance(question, dict):
                 yield there, {"context": paragraph.get("context"), **question}
+            elif isinstance(question, Unusable):
+                yield there, question
             else:
                 yield there, Unusable(question, "expected an object, got none")
 

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.prepare.adapt.common import Options, Unusable, listed, per_mille
+from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, per_mille, size_of
 from trainer.prepare.reading import json_array
-from trainer.prepare.sources import Item, Source
+from trainer.prepare.sources import Item, Source, Unusable, listed, members
 
 PHRASING = (Phrasing("Describe a part of this image.", "{label}"), ("label", "box"))
 
@@ -32,12 +32,11 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
     def read() -> Iterator[tuple[str, Any]]:
         for i, image in enumerate(json_array(file)):
             where = f"{file.name}[{i}]"
-            regions = image.get("regions") if isinstance(image, dict) else None
-            if not isinstance(regions, list):
-                yield where, Unusable(image, "`regions`: expected a list of an image, got none")
-                continue
-            for j, region in enumerate(regions):
-                yield f"{where}.regions[{j}]", (image.get("id", image.get("image_id")), region)
+            for there, region in members(image, "regions", "a list of an image", where):
+                if isinstance(region, Unusable):
+                    yield there, region
+                else:
+                    yield there, (image.get("id", image.get("image_id")), region)
 
     return listed(read, [file]), options.images or file.parent
 

@@ -13,12 +13,11 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.images import wrong
-from trainer.prepare.adapt.common import listed, per_mille
 from trainer.prepare.maps.grid import Grid
 from trainer.prepare.maps.readers import READERS
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, size_of
-from trainer.prepare.sources import Item, Source, open_source
+from trainer.prepare.placing import Frame, Phrasing, field_of, per_mille, size_of
+from trainer.prepare.sources import Item, Source, listed, open_source
 
 KNOWN = ("label", "count", "box")
 PLACES = {"box": 1, "points": 1, "polygon": 3, "polyline": 2}  # least points, of lists

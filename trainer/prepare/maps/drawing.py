@@ -40,12 +40,12 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
     """The inputs and the work of `prepare maps --task`.
 
     Raises:
-        ConfigError: a task, split, level, size or setting that there is not.
+        ConfigError: an unknown task, split, difficulty, size or setting.
     """
     if arguments.count < 1:
         raise ConfigError(f"maps: `--count`: expected a positive number, got {arguments.count}")
     own = _own_settings(arguments.task, arguments.set)
-    settings = {"size": arguments.size, "level": arguments.level}
+    settings = {"size": arguments.size, "difficulty": arguments.difficulty}
     work = Draw(
         arguments.seed,
         arguments.split,
@@ -80,9 +80,9 @@ def _own_settings(names: list[str], words: list[str]) -> dict[str, dict[str, int
     own: dict[str, dict[str, int]] = {name: {} for name in names}
     for word in words:
         setting, _, text = word.partition("=")
-        takers = [name for name in names if setting in TASKS[name].levels["easy"]]
+        takers = [name for name in names if setting in TASKS[name].settings["easy"]]
         if not takers or not text.isdecimal():
-            known = sorted({s for name in names for s in TASKS[name].levels["easy"]})
+            known = sorted({s for name in names for s in TASKS[name].settings["easy"]})
             wanted = f"NAME=NUMBER with a name of {', '.join(known)}"
             raise ConfigError(f"maps: `--set`: expected {wanted}, got {word!r}")
         for name in takers:

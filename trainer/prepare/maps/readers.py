@@ -12,8 +12,8 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.dataset import MAX_LINE
-from trainer.prepare.adapt.common import Unusable
 from trainer.prepare.reading import Table, json_array
+from trainer.prepare.sources import Unusable
 
 Records = Iterator[tuple[str, Any]]
 Reader = Callable[[], Records]

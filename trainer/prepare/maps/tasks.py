@@ -20,12 +20,13 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw
 
-from trainer.demo.generate import chat_sample, texts
-from trainer.demo.render import face, font, patch_grid
-from trainer.demo.render import word_page as draw_word_page
+from trainer.drawing.scenes import face, font, patch_grid
+from trainer.drawing.scenes import word_page as draw_word_page
+from trainer.drawing.texts import texts
+from trainer.records import chat_sample
 
 SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
-LEVELS = ("easy", "medium", "hard")
+DIFFICULTIES = ("easy", "medium", "hard")
 SCALE = 4  # lines are drawn this many times larger and averaged down
 SMALLEST, LARGEST = 64, 4096  # pixels of an image's side
 _TRIES = 10_000  # plans drawn in search of one of a rare split
@@ -44,13 +45,13 @@ class Task:
             values of which everything that matters is drawn.
         draw: a plan and a random generator (for what does not matter, such as the colour of the
             paper) to the image and its record of docs/data-format.md, `images` still empty.
-        levels: the task's own settings at each level of difficulty.
+        settings: the task's own settings at each difficulty.
     """
 
     name: str
     plan: Callable[..., dict]
     draw: Callable[[dict, random.Random], tuple[Image.Image, dict]]
-    levels: dict[str, dict[str, int]]
+    settings: dict[str, dict[str, int]]
 
     def __call__(
         self,
@@ -58,8 +59,8 @@ class Task:
         *,
         split: str = "train",
         size: int = 448,
-        level: str = "medium",
-        **settings: int,
+        difficulty: str = "medium",
+        **own: int,
     ) -> tuple[Image.Image, dict]:
         """One drawing.
 
@@ -68,20 +69,20 @@ class Task:
             split: "train", "val" or "test"; their plans are disjoint.
             size: pixels of the image's side (a grid or page may be smaller by what does not fill a
                 cell).
-            level: "easy", "medium" or "hard", see `levels`.
-            **settings: the task's own, over those of the level.
+            difficulty: "easy", "medium" or "hard", see `settings`.
+            **own: the task's own settings, over those of the difficulty.
 
         Returns:
             An RGB image and its record, coordinates in pixel edges, `images` empty.
 
         Raises:
-            ValueError: an unknown split, level or setting, or one that cannot be drawn.
+            ValueError: an unknown split, difficulty or setting, or one that cannot be drawn.
         """
         one_of("split", split, SPLITS)
-        one_of("level", level, LEVELS)
-        for name in settings:
-            one_of("setting", name, self.levels["easy"])
-        settings = {**self.levels[level], **settings}
+        one_of("difficulty", difficulty, DIFFICULTIES)
+        for name in own:
+            one_of("setting", name, self.settings["easy"])
+        settings = {**self.settings[difficulty], **own}
         for name, value in {"size": size, **settings}.items():
             if type(value) is not int or value < 1:
                 raise ValueError(f"`{name}`: expected a positive whole number, got {value!r}")
@@ -150,7 +151,8 @@ def _draw_intersection(plan: dict, rng: random.Random) -> tuple[Image.Image, dic
     answer = str(len(points))
     regions = [{"char_span": [0, len(answer)], "points": points}] if points else []
     question = "How many times do the red line and the blue line cross?"
-    return pen.image(), chat_sample("line_intersection", question, answer, regions)
+    sample = chat_sample([], question, answer, task="line_intersection", regions=regions)
+    return pen.image(), sample
 
 
 def crossings(first: list[Pair], second: list[Pair]) -> list[list[float]]:
@@ -195,15 +197,15 @@ def _draw_tracing(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     size, tracks, orders, asked = (plan[key] for key in ("size", "tracks", "orders", "asked"))
     left = size // 8
     step = (size - 2 * left) / (len(orders) - 1)
-    levels = [[order.index(line) for order in orders] for line in range(len(tracks))]
-    paths = [_path([tracks[i] for i in at], left, step) for at in levels]
+    places = [[order.index(line) for order in orders] for line in range(len(tracks))]
+    paths = [_path([tracks[i] for i in at], left, step) for at in places]
     pen = _Pen(size)
     for path in paths:
         pen.line(path, _INK)
     image = pen.image()
     draw, typeface, words = ImageDraw.Draw(image), font(max(10, size // 18)), []
-    ends = [str(plan["numbers"][at[-1]]) for at in levels]
-    for line, at in enumerate(levels):
+    ends = [str(plan["numbers"][at[-1]]) for at in places]
+    for line, at in enumerate(places):
         start = (left // 2, tracks[at[0]])
         for text, place in (
             (_letter(line), start),
@@ -214,8 +216,9 @@ def _draw_tracing(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
             words.append({"text": text, "box": list(box)})
     regions = [{"char_span": [0, len(ends[asked])], "polyline": paths[asked]}]
     question = f"Which number does the line from {_letter(asked)} lead to?"
-    sample = chat_sample("line_tracing", question, ends[asked], regions)
-    return image, {**sample, "words": words}
+    return image, chat_sample(
+        [], question, ends[asked], task="line_tracing", regions=regions, words=words
+    )
 
 
 def _letter(line: int) -> str:
@@ -250,7 +253,8 @@ def _draw_grid(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     box = list(picture.boxes[0][1])
     spans = [[4, 4 + len(str(row))], [len(answer) - len(str(column)), len(answer)]]
     regions = [{"char_span": span, "box": box} for span in spans]
-    return picture.image, chat_sample("grid_patch", "Where is the red patch?", answer, regions)
+    question = "Where is the red patch?"
+    return picture.image, chat_sample([], question, answer, task="grid_patch", regions=regions)
 
 
 # Read a line of words that say nothing
@@ -279,9 +283,11 @@ def _draw_page(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     )
     answer, box = picture.boxes[line]
     regions = [{"text": answer, "box": list(box)}]
-    sample = chat_sample("word_page", "Read the highlighted line.", answer, regions)
+    question = "Read the highlighted line."
     words = [{"text": text, "box": list(box)} for text, box in picture.words]
-    return picture.image, {**sample, "words": words}
+    return picture.image, chat_sample(
+        [], question, answer, task="word_page", regions=regions, words=words
+    )
 
 
 class _Pen:
@@ -300,8 +306,8 @@ class _Pen:
         return self._sheet.reduce(SCALE)
 
 
-def _levels(name: str, *values: int) -> dict[str, dict[str, int]]:
-    return {level: {name: value} for level, value in zip(LEVELS, values, strict=True)}
+def _by_difficulty(name: str, *values: int) -> dict[str, dict[str, int]]:
+    return {which: {name: value} for which, value in zip(DIFFICULTIES, values, strict=True)}
 
 
 _TRACING = {
@@ -311,9 +317,12 @@ _TRACING = {
 }
 TASKS: dict[str, Task] = {
     "line_intersection": Task(
-        "line_intersection", _plan_intersection, _draw_intersection, _levels("segments", 2, 4, 6)
+        "line_intersection",
+        _plan_intersection,
+        _draw_intersection,
+        _by_difficulty("segments", 2, 4, 6),
     ),
     "line_tracing": Task("line_tracing", _plan_tracing, _draw_tracing, _TRACING),
-    "grid_patch": Task("grid_patch", _plan_grid, _draw_grid, _levels("side", 4, 8, 16)),
-    "word_page": Task("word_page", _plan_page, _draw_page, _levels("cell", 56, 28, 20)),
+    "grid_patch": Task("grid_patch", _plan_grid, _draw_grid, _by_difficulty("side", 4, 8, 16)),
+    "word_page": Task("word_page", _plan_page, _draw_page, _by_difficulty("cell", 56, 28, 20)),
 }

@@ -7,14 +7,20 @@ endpoint (`labeller`); docs/prepare-marks.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.chat import FREE_TO_CHANGE, add_chat_arguments
-from trainer.prepare.command import add_common, run_work, show_counts
+from trainer.prepare.arguments import (
+    OCR,
+    add_choice,
+    add_common,
+    add_reading,
+    add_samples,
+    named,
+)
+from trainer.prepare.chat import add_chat_arguments
 
 if TYPE_CHECKING:
     from trainer.prepare.marks.grouping import PrintedWord
@@ -40,39 +46,29 @@ TITLES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `prepare marks`."""
-    parser.add_argument("input", type=Path, help="samples (JSON lines)")
-    parser.add_argument(
-        "--root", type=Path, help="folder image paths start from (default: its own)"
-    )
-    parser.add_argument(
-        "--by", choices=("text", "model"), default="text", help="equal text, or ask an endpoint"
-    )
+    add_samples(parser)
+    add_choice(parser, "--by", ("text", "model"), "equal text, or ask an endpoint")
     parser.add_argument("--replace", action="store_true", help="mark samples that have regions too")
-    ocr = parser.add_argument_group("reading, for samples without words")
-    ocr.add_argument("--engine", choices=("tesseract", "paddle"), default="tesseract", help="OCR")
-    ocr.add_argument("--language", help="as the engine names it (default: English)")
-    ocr.add_argument(
-        "--page-mode", type=int, default=11, help="tesseract: 3 whole pages, 11 scattered words"
+    ocr = add_reading(
+        parser, "reading, for samples without words", page_mode=11, scale=3.0, min_confidence=0.3
     )
-    ocr.add_argument("--scale", type=float, default=3.0, help="enlarge images before reading")
-    ocr.add_argument("--min-confidence", type=float, default=0.3, help="drop words read below it")
     ocr.add_argument(
         "--keep-lines", action="store_true", help="read with frames, axes and bars in the image"
     )
     ocr.add_argument("--read-again", action="store_true", help="read samples that have words too")
     text = parser.add_argument_group("text")
     text.add_argument("--gap", type=float, default=0.8, help="widest space, in letter heights")
-    text.add_argument(
+    add_choice(
+        text,
         "--ambiguous",
-        choices=("union", "drop"),
-        default="union",
-        help="a text that stands in several places: all of them, or none",
+        ("union", "drop"),
+        "a text that stands in several places: all of them, or none",
     )
-    text.add_argument(
+    add_choice(
+        text,
         "--scales",
-        choices=("last", "keep", "drop"),
-        default="last",
-        help="ticks of an axis: only if the text stands nowhere else, always, or never",
+        ("last", "keep", "drop"),
+        "ticks of an axis: only if the text stands nowhere else, always, or never",
     )
     add_chat_arguments(parser)
     asked = parser.add_argument_group("asking, with --by model")
@@ -87,48 +83,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Marks, writes, and prints the counts."""
-    from trainer.prepare.chat import EndpointError, chat_settings, show_usage, usage_so_far
+    from trainer.prepare.chat import chat_settings
     from trainer.prepare.marks.labeller import LabellerSettings
     from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.running import run_asking
     from trainer.prepare.sources import open_source
 
     source = open_source(arguments.input)
     root = arguments.root or arguments.input.parent
-    labeller = None
+    chat = labeller = None
     if arguments.by == "model":
         chat = chat_settings(arguments)
-        before = usage_so_far(chat.cache)
-        labeller = LabellerSettings(
-            chat,
-            arguments.attempts,
-            arguments.alpha,
-            arguments.max_side,
-            arguments.max_regions,
-            arguments.any_text,
-        )
-    work = MarkSamples(
-        root,
-        OcrSettings(arguments.engine, arguments.language, arguments.page_mode, arguments.scale),
-        labeller,
-        arguments.min_confidence,
-        arguments.gap,
-        arguments.ambiguous,
-        arguments.scales,
-        arguments.replace,
-        arguments.read_again,
-        arguments.keep_lines,
-    )
-    deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
-    try:
-        out = run_work(argparse.Namespace(**deciding), source, work, root=root, unit="sample")
-        show_counts(out.counts, TITLES)
-    except EndpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if labeller is not None:
-            show_usage(arguments, labeller.chat.cache, before)
-    return 0
+        asking = ("attempts", "alpha", "max_side", "max_regions", "any_text")
+        labeller = LabellerSettings(chat, **named(arguments, *asking))
+    ocr = OcrSettings(**named(arguments, *OCR))
+    reading = ("min_confidence", "read_again", "keep_lines")
+    matching = ("gap", "ambiguous", "scales", "replace")
+    work = MarkSamples(root, ocr, labeller, **named(arguments, *reading, *matching))
+    return run_asking(arguments, source, work, root=root, chat=chat, titles=TITLES)
 
 
 @dataclass(frozen=True)
@@ -192,7 +164,7 @@ class MarkSamples:
         return [
             PrintedWord(word.text, word.box, index)
             for index in range(len(sample.images))
-            for word in _readable(item, sample, index, read)
+            for word in _use(read, item, sample, index)
             if word.confidence >= self.min_confidence
         ]
 
@@ -206,9 +178,7 @@ class MarkSamples:
         from trainer.prepare.chat import RefusedRequest
         from trainer.prepare.marks.labeller import BadMarks, label
 
-        images = [
-            _readable(item, sample, i, lambda image: image) for i in range(len(sample.images))
-        ]
+        images = [_use(lambda image: image, item, sample, i) for i in range(len(sample.images))]
         asked = [_text(m) for m in sample.messages[:turn] if m["role"] == "user"]
         question = asked[-1] if asked else ""
         try:
@@ -217,17 +187,11 @@ class MarkSamples:
             raise SampleError(f"{item.where}: `messages[{turn}]`: {error}") from None
 
 
-def _readable(item: Item, sample: Sample, index: int, use: Any) -> Any:
-    """`use` of the decoded image; what fails names the sample."""
-    from trainer.images import SampleError, load_rgb, wrong
+def _use(use: Any, item: Item, sample: Sample, index: int) -> Any:
+    from trainer.prepare.ocr import use_image
 
-    path, field = sample.images[index], f"images[{index}]"
-    image = load_rgb(path, sample.sizes[index], where=item.where, field=field)
-    try:
-        return use(image)
-    except SampleError as error:
-        got = f"{path.name!r} ({error})"
-        raise wrong(item.where, field, "an image that can be read", got) from None
+    path, size = sample.images[index], sample.sizes[index]
+    return use_image(use, path, size, where=item.where, field=f"images[{index}]")
 
 
 def _text(message: dict[str, Any]) -> str:

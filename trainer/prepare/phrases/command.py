@@ -6,14 +6,13 @@ Source: METHODS.md section 4; docs/prepare-marks.md.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.chat import FREE_TO_CHANGE, add_chat_arguments
-from trainer.prepare.command import add_common, run_work, show_counts
+from trainer.prepare.arguments import add_choice, add_common, add_samples
+from trainer.prepare.chat import add_chat_arguments
 
 if TYPE_CHECKING:
     from trainer.prepare.chat import ChatSettings
@@ -32,10 +31,7 @@ TITLES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `prepare phrases`."""
-    parser.add_argument("input", type=Path, help="samples (JSON lines)")
-    parser.add_argument(
-        "--root", type=Path, help="folder image paths start from (default: its own)"
-    )
+    add_samples(parser)
     add_finder(parser)
     parser.add_argument("--replace", action="store_true", help="samples that have phrases too")
     add_chat_arguments(parser)
@@ -44,39 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_finder(parser: argparse.ArgumentParser) -> None:
     """Adds how phrases are found."""
-    parser.add_argument(
+    add_choice(
+        parser,
         "--by",
-        choices=("auto", "rules", "spacy", "model"),
-        default="auto",
-        help="auto: spaCy if it is installed with the model, else rules",
+        ("auto", "rules", "spacy", "model"),
+        "auto: spaCy if it is installed with the model, else rules",
     )
     parser.add_argument("--spacy-model", default="en_core_web_sm", help="spaCy pipeline by name")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Finds, writes, and prints the counts."""
-    from trainer.prepare.chat import EndpointError, chat_settings, show_usage, usage_so_far
+    from trainer.prepare.chat import chat_settings
+    from trainer.prepare.running import run_asking
     from trainer.prepare.sources import open_source
 
     source = open_source(arguments.input)
     root = arguments.root or arguments.input.parent
     arguments.by = chosen(arguments.by, arguments.spacy_model)
     chat = chat_settings(arguments) if arguments.by == "model" else None
-    before = usage_so_far(chat.cache) if chat is not None else {}
     finder = Finder(arguments.by, arguments.spacy_model, chat, arguments.attempts)
     work = ListPhrases(root, finder, arguments.replace)
-    deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
     print(f"Phrases by {arguments.by}")
-    try:
-        out = run_work(argparse.Namespace(**deciding), source, work, root=root, unit="sample")
-        show_counts(out.counts, TITLES)
-    except EndpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if chat is not None:
-            show_usage(arguments, chat.cache, before)
-    return 0
+    return run_asking(arguments, source, work, root=root, chat=chat, titles=TITLES)
 
 
 def chosen(by: str, model: str) -> str:

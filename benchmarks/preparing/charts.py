@@ -1,6 +1,6 @@
 """How good `marks` is: charts drawn from known tables, answers with known links.
 
-`python -m trainer.prepare.marks.charts --count 200 --ocr tesseract` prints precision and recall of
+`python -m benchmarks.preparing.charts --count 200 --ocr tesseract` prints precision and recall of
 phrase-to-region links. Values are written otherwise in the answer than in the chart ("1,234" and
 "1234", "45%" and "45 percent"), labels wrap, equal values occur twice, and each answer holds a
 computed number that is printed nowhere, or only by chance as an axis tick or another bar's value.
@@ -295,7 +295,7 @@ def _cpu() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.prepare.marks.charts")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.preparing.charts")
     parser.description = "Precision and recall of marks on charts drawn from known tables."
     parser.add_argument("--count", type=int, default=200, help="charts")
     parser.add_argument("--seed", type=int, default=0, help="of the first chart")

@@ -1,6 +1,6 @@
 """Precision and recall of phrases, subjects and composites against hand-labelled samples.
 
-`python -m trainer.prepare.phrases.evaluate FILE` prints them by `task` of the samples.
+`python -m benchmarks.preparing.phrases FILE` prints them by `task` of the samples.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _compare(score: Score, true: dict, found: dict, text: str, where: str) -> No
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.prepare.phrases.evaluate")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.preparing.phrases")
     parser.description = "Precision and recall of phrases by rules or spaCy."
     parser.add_argument("file", type=Path, help="samples (JSON lines) with true phrases")
     parser.add_argument("--wrong", action="store_true", help="print every difference too")

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.prepare.pages import (
+from trainer.drawing.pages import (
     MARGIN,
     Box,
     Color,

@@ -1,0 +1,1 @@
+"""Pictures with known places: text on the grid of visual tokens, charts, grids, and their texts."""

@@ -1,0 +1,87 @@
+"""One prepare command run from its arguments: the pipeline, and what is said at its end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainer.images import SampleError
+from trainer.prepare.arguments import settings_of
+from trainer.prepare.chat import (
+    FREE_TO_CHANGE,
+    ChatSettings,
+    EndpointError,
+    show_usage,
+    usage_so_far,
+)
+from trainer.prepare.output import Output
+from trainer.prepare.pipeline import Work, prepare
+from trainer.prepare.sources import Source
+
+
+def run_work(
+    arguments: argparse.Namespace,
+    source: Source,
+    work: Work,
+    *,
+    root: Path | None = None,
+    unit: str = "input",
+) -> Output:
+    """`trainer.prepare.pipeline.prepare` with the common arguments, and a summary at its end."""
+    try:
+        out = prepare(
+            source,
+            work,
+            output=arguments.output,
+            settings=settings_of(arguments),
+            root=root,
+            workers=arguments.workers,
+            on_bad_sample=arguments.on_bad_sample,
+            overwrite=arguments.overwrite,
+            unit=unit,
+        )
+    except OSError as error:
+        raise SampleError(f"{error}; the same command continues from what is done") from None
+    print(f"{out.path}: {out.samples:,} samples of {out.inputs:,} {unit}s")
+    if out.rejected:
+        print(f"{out.rejects}: {out.rejected:,} {unit}s that were not used, each with its reason")
+    if root is not None and root.resolve() != out.path.parent.resolve():
+        print(f"Image paths start from {root}: train with --data.root {root}")
+    return out
+
+
+def run_asking(
+    arguments: argparse.Namespace,
+    source: Source,
+    work: Work,
+    *,
+    root: Path,
+    chat: ChatSettings | None,
+    titles: Mapping[str, str],
+) -> int:
+    """`run_work` on samples, with the counts of `titles` and, if a model was asked, what it cost.
+
+    Returns:
+        The exit status: 1 if the endpoint failed.
+    """
+    deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
+    before = usage_so_far(chat.cache) if chat is not None else {}
+    try:
+        out = run_work(argparse.Namespace(**deciding), source, work, root=root, unit="sample")
+        show_counts(out.counts, titles)
+    except EndpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if chat is not None:
+            show_usage(arguments, chat.cache, before)
+    return 0
+
+
+def show_counts(counts: Mapping[str, float], titles: Mapping[str, str]) -> None:
+    """Prints the counts that have a title, aligned."""
+    for name, title in titles.items():
+        if name in counts:
+            print(f"{counts[name]:>12,}  {title}")

@@ -1,0 +1,35 @@
+"""A canonical record (docs/data-format.md) as the demo and the prepare commands write it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def chat_sample(
+    images: Sequence[str],
+    question: str,
+    answer: str,
+    *,
+    task: str | None = None,
+    **supervision: Any,
+) -> dict[str, Any]:
+    """A record with one question about its images, and the answer.
+
+    Args:
+        images: paths relative to the data root, shown before the question in this order; empty if
+            there is one image whose path is set later.
+        question, answer: texts.
+        task: the record's label; None leaves it out.
+        **supervision: further fields: `regions`, `words`, `phrases`.
+    """
+    asked = [*({"type": "image"} for _ in images or "?"), {"type": "text", "text": question}]
+    return {
+        **({} if task is None else {"task": task}),
+        "images": list(images),
+        "messages": [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer},
+        ],
+        **supervision,
+    }
