@@ -10,9 +10,13 @@ from torch import Tensor
 
 from benchmarks.aot.recorder import recorded  # first: it takes triton without its interpreter
 from groundkern import row_blocks
-from groundkern.ops.attention_map import triton_kernels as attention_map_kernels
-from groundkern.ops.linear_cross_entropy import triton_kernels as linear_cross_entropy_kernels
-from groundkern.ops.side_attention import triton_kernels as side_attention_kernels
+from groundkern.ops import attention_map as maps
+from groundkern.ops import linear_cross_entropy as loss
+from groundkern.ops import side_attention as side
+from groundkern.ops.attention_map import triton_launch as attention_map_launch
+from groundkern.ops.linear_cross_entropy import triton_launch as linear_cross_entropy_launch
+from groundkern.ops.side_attention import triton_launch as side_attention_launch
+from groundkern.selection import Selection
 
 __all__ = [
     "TILE_TABLES",
@@ -24,7 +28,7 @@ __all__ = [
 ]
 
 # (table, parts of a key without a bucket of rows)
-TILE_TABLES = ((side_attention_kernels.TILES, 3), (attention_map_kernels.TILES, 2))
+TILE_TABLES = ((side_attention_launch.TILES, 3), (attention_map_launch.TILES, 2))
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,13 @@ class Sizes:
             self.operand(self.rows, self.heads, value_dim),
         )
 
-    def selection(self, sets: bool) -> tuple[Tensor | None, ...]:
-        """sequence, start, stop, words, set_index."""
+    def selection(self, sets: bool) -> Selection:
+        """All rows and keys, and 8 sets or none."""
         sequence, start, stop, index = (
             self.empty(self.rows, dtype=torch.int32) for _ in range(4)
         )  # fmt: skip
-        words = self.empty(8, -(-self.keys // 32), dtype=torch.int32)
-        return (
-            (sequence, start, stop, words, index) if sets else (sequence, start, stop, None, None)
-        )
+        bits = self.empty(8, -(-self.keys // 32), dtype=torch.int32)
+        return Selection(sequence, start, stop, *((bits, index) if sets else (None, None)), None)
 
 
 def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
@@ -92,12 +94,20 @@ def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
     q, k, v, like_out = sizes.attention()
     out = sizes.empty(*like_out.shape, dtype=sizes.dtype)
     statistics = sizes.empty(sizes.rows, sizes.heads)
-    selection, options = sizes.selection(sets), (sizes.dim**-0.5, softcap)
-    given = statistics if lse else None
-    side_attention_kernels.forward(q, k, v, *selection, given, *options)
+    inputs = side.Inputs(q, k, v, statistics if lse else None)
+    outputs = side.Outputs(out, statistics)
+    selection, options = sizes.selection(sets), side.Options(sizes.dim**-0.5, softcap)
+    side_attention_launch.forward(inputs, selection, options)
     if not lse:
-        backward = (out, statistics, q, k, v, out, statistics)
-        side_attention_kernels.backward(*backward, *selection, *options)
+        side_attention_launch.backward(outputs, inputs, outputs, selection, options)
+
+
+KINDS = {
+    ("kl", "mean"): maps.KL_MEAN,
+    ("kl", "each"): maps.KL_EACH,
+    ("map", "weight"): maps.MAP,
+    ("map", "value"): maps.CONTRIBUTION,
+}
 
 
 def attention_map(
@@ -107,18 +117,15 @@ def attention_map(
     q, k, v, g = sizes.attention()
     columns = sizes.empty(sizes.batch, sizes.columns, dtype=torch.int32)
     dmap, weight = sizes.empty(sizes.rows, sizes.columns), sizes.empty(sizes.rows, sizes.heads)
-    selection = (*sizes.selection(False)[:3], columns, None, None, None)
-    options = (*selection, over, sizes.dim**-0.5, softcap)
-    if function == "kl":
-        inputs = (q, k, weight, dmap, kind, *options)
-        attention_map_kernels.kl_forward(*inputs)
-        attention_map_kernels.kl_backward(dmap[:, 0], *inputs)
-    else:
-        valued = kind == "value"
-        given = (v, g, None) if valued else (None, None, weight)
-        inputs = (q, k, *given, valued and rectify, *options)
-        attention_map_kernels.map_forward(*inputs)
-        attention_map_kernels.map_backward(dmap, *inputs)
+    valued, target = kind == "value", dmap if function == "kl" else None
+    given = (v, g, None) if valued else (None, None, weight)
+    inputs = maps.Inputs(q, k, *given, target, None)
+    selection = sizes.selection(False)._replace(columns=columns)
+    flags = (KINDS[function, kind], over, valued and rectify)
+    options = maps.Options(*flags, sizes.dim**-0.5, softcap)
+    attention_map_launch.forward(inputs, selection, options)
+    upstream = dmap[:, 0] if function == "kl" else dmap
+    attention_map_launch.backward(upstream, inputs, selection, options)
 
 
 def linear_cross_entropy(
@@ -139,19 +146,19 @@ def linear_cross_entropy(
     hidden, weight = (sizes.empty(m, sizes.hidden, dtype=sizes.dtype) for m in (n, v))
     target, index = (sizes.empty(n, dtype=torch.int64) for _ in range(2))
     ids, offsets = (sizes.empty(m, dtype=torch.int64) for m in (100, sizes.batch + 1))
-    upstream = [sizes.empty(n) for _ in range(3)]
-    added = sizes.empty(v, dtype=sizes.dtype) if bias else None
-    of_bags = (ids, offsets, index) if bags else (None, None, None)
-    smoothing, trained = 0.3 if bags else 0.0, head != "frozen"
-    inputs = (hidden, weight, added, target, *of_bags)
+    upstream = loss.Upstream(*(sizes.empty(n) for _ in range(3)))
+    inputs = loss.Inputs(hidden, weight, sizes.empty(v, dtype=sizes.dtype) if bias else None)
+    labels = loss.Labels(target, *((ids, offsets, index) if bags else (None, None, None)))
+    options = loss.Options(0.3 if bags else 0.0, -100, softcap, "")
+    arguments, trained = (inputs, labels, options), head != "frozen"
     grad = sizes.empty(v, sizes.hidden) if head == "added" else None
     before = row_blocks.logit_budget()
     row_blocks.set_logit_budget(budget)
     try:
-        ops = linear_cross_entropy_kernels
-        ops.forward(*inputs, smoothing, -100, softcap, "")
-        ops.backward(*upstream, *inputs, smoothing, -100, softcap, "", trained, grad)
-        ops.forward_with_gradients(*inputs, None, smoothing, -100, softcap, trained)
-        ops.forward_with_gradients(*inputs, upstream[0], smoothing, -100, softcap, trained)
+        op = linear_cross_entropy_launch
+        op.forward(*arguments)
+        op.backward(upstream, *arguments, trained, grad)
+        op.forward_with_gradients(*arguments, None, trained)
+        op.forward_with_gradients(*arguments, upstream.dloss, trained)
     finally:
         row_blocks.set_logit_budget(before)

@@ -77,7 +77,7 @@ def _regions() -> Call:
     options = {"visual": (BATCH, KEYS), "inside": (REGIONS, KEYS)}
     options = {name: _integers(*shape, dtype=torch.bool) for name, shape in options.items()}
     options |= {"sequence": _integers(REGIONS), "index": _integers(ROWS)}
-    return Call(lambda **o: gk.KeySets.regions(**o).words, {}, options)
+    return Call(lambda **o: gk.KeySets.regions(**o).bits, {}, options)
 
 
 _KL = [

@@ -32,11 +32,14 @@ class Launch:
     def aside(self, least: int = 2**20) -> Launch:
         """The same launch on copies of its large tensors, so that a second run finds none in the
         cache."""
-        copied = tuple(
-            x.clone() if isinstance(x, Tensor) and x.numel() * x.element_size() >= least else x
-            for x in self.arguments
-        )
-        return replace(self, arguments=copied)
+
+        def copied(x: object) -> object:
+            if isinstance(x, tuple):  # a NamedTuple, or strides
+                return type(x)(*map(copied, x)) if hasattr(x, "_fields") else tuple(map(copied, x))
+            large = isinstance(x, Tensor) and x.numel() * x.element_size() >= least
+            return x.clone() if large else x
+
+        return replace(self, arguments=copied(self.arguments))
 
     def compile(self, launcher: bool = False) -> None:
         """Compiles it into Triton's cache, as the launch itself would.
@@ -58,9 +61,9 @@ def noted(launch: bool = True) -> Iterator[list[Launch]]:
     Args:
         launch: whether they also happen.
     """
-    from groundkern.tiles import sum_kernel  # imports triton, which reads TRITON_INTERPRET then
+    from groundkern.tile_kernels import _sum_kernel  # imports triton, which reads TRITON_INTERPRET
 
-    kernels = type(sum_kernel)  # Triton's JITFunction, or its interpreted stand-in
+    kernels = type(_sum_kernel)  # Triton's JITFunction, or its interpreted stand-in
     seen: list[Launch] = []
     plain = kernels.run
 

@@ -15,7 +15,7 @@ from benchmarks.gpu.lines import Line
 from benchmarks.gpu.reporting.sessions import Session, number
 
 OPS = Path(__file__).parents[3] / "groundkern" / "ops"
-FILES = {op: OPS / op / "triton_kernels.py" for op in ("side_attention", "attention_map")}
+FILES = {op: OPS / op / "triton_launch.py" for op in ("side_attention", "attention_map")}
 WIDTH = 100  # characters of a line
 MASK_BITS = 32  # keys whose mask bits one integer holds; a tile has whole integers
 ABOVE = re.compile(r"\s*# .*, \d{4}-\d\d-\d\d: .* us")  # of a row, if there is no room beside it

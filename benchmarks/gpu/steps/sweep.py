@@ -19,8 +19,8 @@ from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Bucket
 from benchmarks.gpu.steps.timing import DEFAULT
 from benchmarks.gpu.steps.worker import Cases, Context
-from groundkern.ops.attention_map import triton_kernels as attention_map
-from groundkern.ops.side_attention import triton_kernels as side_attention
+from groundkern.ops.attention_map import triton_launch as attention_map
+from groundkern.ops.side_attention import triton_launch as side_attention
 from groundkern.tiles import Tile, tile_key
 
 TABLES = {"side_attention": side_attention.TILES, "attention_map": attention_map.TILES}
