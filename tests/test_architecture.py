@@ -40,13 +40,15 @@ SKELETON = "skeleton"  # the op in tests/ that a newcomer copies; its files foll
 # would need a host sync.
 ARROWS = {
     "shared": {"shared"},
-    "tiles": {"triton"},
-    "native": {"_C"},
-    "kernels": {"shared", "kernels", "tiles", "native", "triton", "_C"},
-    "launch": {"shared", "kernels", "tiles", "triton"},
-    "reference": {"shared"},
-    "op": {"shared", "kernels", "launch", "reference"},
-    "api": {"shared", "reference", "op"},
+    "tiles": {"shared", "tiles", "triton"},
+    "native": {"shared", "_C"},
+    "contract": {"shared"},  # the op's folder itself: the NamedTuples that its files share
+    "native_kernels": {"shared", "contract", "native", "_C"},
+    "triton_kernels": {"shared", "contract", "tiles", "triton"},
+    "triton_launch": {"shared", "contract", "triton_kernels", "tiles", "triton"},
+    "reference": {"shared", "contract"},
+    "op": {"shared", "contract", "native_kernels", "triton_launch", "reference"},
+    "api": {"shared", "contract", "reference", "op"},
     "cases": {"shared", "api", "cases"},
     "public": {"shared", "api", "public"},
     "hf data": {"shared", "public", "hf data", "hugging face"},
@@ -79,9 +81,10 @@ EXCEPTIONS = {
     ("tests.test_map_bindings", "groundkern._C"),
     # compiles the launches themselves, on meta tensors
     *(("benchmarks.aot.calls", f"groundkern.ops.{op}.triton_launch") for op in AOT_OPS),
+    *(("benchmarks.aot.calls", f"groundkern.ops.{op}") for op in AOT_OPS),
     *(("benchmarks.aot.recorder", f"triton{part}") for part in AOT_IMPORTS),
     # notes launches, replaces rows of the tile tables while it times them
-    ("benchmarks.launches.noting", "groundkern.tiles"),
+    ("benchmarks.launches.noting", "groundkern.tile_kernels"),
     ("benchmarks.launches.noting", "triton.backends.nvidia.driver"),
     ("benchmarks.gpu.devices.dry_runs", "triton.backends.compiler"),
     ("benchmarks.gpu.devices.dry_runs", "triton.runtime.driver"),
@@ -107,7 +110,7 @@ def role(module: str) -> str | None:
     if top in HUGGING_FACE:
         return "hugging face"
     if parts[:2] == ["tests", SKELETON] and parts[-1] in FILES_OF_AN_OP:
-        return _role_in_op(parts[-1])
+        return parts[-1]
     if parts[:2] == ["benchmarks", "preparing"]:
         return "preparing"  # measures what the trainer prepares
     if top in ("triton", "trainer", "benchmarks", "tests"):
@@ -115,8 +118,10 @@ def role(module: str) -> str | None:
     if top != "groundkern":
         return None
     match parts[1:]:
-        case ["_C"] | ["tiles"] | ["native"]:
+        case ["_C"] | ["native"]:
             return parts[1]
+        case ["tiles" | "tile_kernels"]:
+            return "tiles"
         case ["hf", "data", *_]:
             return "hf data"
         case ["hf", *_]:
@@ -126,15 +131,13 @@ def role(module: str) -> str | None:
         case ["ops", "cases"]:
             return "cases"
         case ["ops", _, leaf]:
-            return _role_in_op(leaf)
-        case ["ops", *_]:
+            return leaf
+        case ["ops", _]:
+            return "contract"
+        case ["ops"]:
             return "package"
         case _:
             return "shared"
-
-
-def _role_in_op(leaf: str) -> str:
-    return next((end for end in ("kernels", "launch") if leaf.endswith("_" + end)), leaf)
 
 
 def violations(sources: dict[str, str]) -> list[str]:
@@ -167,6 +170,8 @@ def test_imports_follow_the_arrows() -> None:
     [
         ("groundkern.ops.a.native_kernels", "from groundkern.ops.a import reference"),
         ("groundkern.ops.a.native_kernels", "from . import reference"),
+        ("groundkern.ops.a.native_kernels", "from groundkern.ops.a.triton_kernels import forward"),
+        ("groundkern.ops.a.op", "from groundkern.ops.a import triton_kernels"),
         ("groundkern.ops.a.triton_kernels", "from groundkern.ops.a.reference import forward"),
         ("groundkern.ops.a.api", "def f():\n    import groundkern.ops.a.native_kernels"),
         ("groundkern.ops.a.triton_kernels", "from groundkern.ops.a.triton_launch import forward"),
@@ -204,7 +209,23 @@ def test_an_import_against_the_arrows_is_found(module: str, source: str) -> None
     assert found[0].startswith(f"{module} -> ")
 
 
-LAYERED = ("groundkern", "benchmarks")
+def test_exceptions_are_needed() -> None:
+    sources = modules(*PACKAGES)
+    used = {(m, t) for m, source in sources.items() for t in imported(source, set(sources))}
+    assert EXCEPTIONS - used == set()
+
+
+def test_every_op_has_the_same_files() -> None:
+    folders = [path for path in (ROOT / "groundkern" / "ops").iterdir() if path.is_dir()]
+    folders = [path for path in folders if path.name != "__pycache__"]
+    wanted = {"__init__.py", *(f"{leaf}.py" for leaf in FILES_OF_AN_OP)}
+    found = {path.name: {file.name for file in path.glob("*.py")} for path in folders}
+    assert len(found) >= 3
+    differing = {op: sorted(names ^ wanted) for op, names in found.items() if names != wanted}
+    assert differing == {}
+
+
+LAYERED = ("groundkern", "trainer", "benchmarks")
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
@@ -215,7 +236,7 @@ def test_no_package_has_children_that_import_one_another() -> None:
     """The modules and sub-packages of every package have an order."""
     graph = import_graph(modules(*LAYERED))
     packages = {module.rpartition(".")[0] for module in graph} - {""}
-    assert {"groundkern.hf", "benchmarks"} <= packages
+    assert {"groundkern.hf", "trainer.prepare", "benchmarks"} <= packages
     found = {package: circles(between_children(graph, package)) for package in sorted(packages)}
     assert {package: paths for package, paths in found.items() if paths} == {}
 
@@ -234,12 +255,8 @@ def test_a_circle_is_found() -> None:
 
 
 def test_a_circle_of_packages_is_found() -> None:
-    sources = {
-        "a.left.one": "from a.right.two import f",
-        "a.right.two": "",
-        "a.right.three": "import a.left.four",
-        "a.left.four": "",
-    }
+    there, back = "from a.right.two import f", "import a.left.four"
+    sources = {"a.left.one": there, "a.right.two": "", "a.right.three": back, "a.left.four": ""}
     graph = import_graph(sources)
     assert circles(graph) == []
     assert circles(between_children(graph, "a")) == ["a.left -> a.right -> a.left"]

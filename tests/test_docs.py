@@ -13,9 +13,13 @@ import pytest
 from tests.sources import ROOT, files
 
 PAGES = files(".md")
-ABOUT_CODE = ("README.md",)
+ABOUT_CODE = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/kernels.md")
 METHODS = ROOT / "docs" / "methods.md"
 
+WIDTH = 100
+ABSENT_PAGE = re.compile(
+    r"\b(?:METHODS|DESIGN|FIELD|GPU|HF|STYLE)\.md\b|\b(?:METHODS|DESIGN)(?:'|,? section)"
+)
 CITED = re.compile(r"\(([SDKHCAL]\d{1,2})\)")
 DEFINED = re.compile(r"^\*\*\(([SDKHCAL]\d{1,2})\)\*\*", re.MULTILINE)
 CODE = re.compile(r"^( *)(```|~~~).*?^\1\2|(`+).*?\3", re.MULTILINE | re.DOTALL)
@@ -66,12 +70,52 @@ def test_what_counts_as_a_citation(text: str, found: list[str]) -> None:
     assert CITED.findall(text) == found
 
 
+def test_no_page_is_cited_that_is_not_here() -> None:
+    for wrong in ("METHODS" + ".md section 3", "see METHODS" + " section 7", "DESIGN" + ".md"):
+        assert ABSENT_PAGE.search(wrong)
+    assert not ABSENT_PAGE.search("docs/methods.md, docs/gpu.md")
+    found = {
+        f"{_named(path)}:{number}"
+        for path in files(".py", ".cpp", ".h", ".inc", ".cu", ".md", ".toml", "")
+        for number, line in enumerate(_text(path).splitlines(), 1)
+        if ABSENT_PAGE.search(line)
+    }
+    assert found == set()
+
+
 def test_no_placeholder_is_left() -> None:
     """Names in capitals with an underscore, such as environment variables, stand in backticks."""
     example = "`MAKE_FLAGS` and\n```\nTIME_LIMIT=1\n```\nGradCAM_COST, READ_ME"
     assert PLACEHOLDER.findall(_prose(example)) == ["GradCAM_COST", "READ_ME"]
     found = {_named(path): PLACEHOLDER.findall(_prose(_text(path))) for path in PAGES}
     assert {path: tokens for path, tokens in found.items() if tokens} == {}
+
+
+def _too_long(line: str) -> bool:
+    """Whether a line passes column 100 and could be broken: no row of a table, and not one word
+    (a link, an address) after the indent and the mark of a list."""
+    row = line.lstrip().startswith("|")
+    words = re.sub(r"^[\s>]*(?:[-*+]|\d+\.|#+)?\s*", "", line).split()
+    return len(line) > WIDTH and not row and len(words) > 1
+
+
+def _written(text: str) -> str:
+    """A page without the blocks that a program writes into it; every line stays in its place."""
+    block = r"(<!-- (\w+):begin -->\n).*?(?=<!-- \2:end -->)"
+    return re.sub(block, lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
+
+
+def test_lines_are_short() -> None:
+    assert _too_long("word " * 21)
+    assert not _too_long("| " + "word " * 21)
+    assert not _too_long("- [" + "x" * 60 + "](" + "y" * 60 + ")")
+    found = {
+        f"{_named(path)}:{number}"
+        for path in PAGES
+        for number, line in enumerate(_written(_text(path)).splitlines(), 1)
+        if _too_long(line)
+    }
+    assert found == set()
 
 
 PATH = re.compile(r"`((?:[\w.<>-]+/)*[\w.<>*-]+\.(?:py|md|h|cpp|inc|json|jsonl|txt|toml))`")

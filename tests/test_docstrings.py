@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import groundkern
-from groundkern import checks
+from groundkern import checks, hf
 
 PUBLIC_MODULES = ("losses", "lse", "maps", "metrics")
 # What serves no method of a paper.
@@ -42,11 +42,13 @@ def members(module: str, names: Iterator[str] | list[str]) -> dict[str, Callable
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Callable]]:
-    """Public methods that a class defines itself and that override none of another library's."""
-    inherited = [base for base in cls.__mro__[1:] if not base.__module__.startswith("groundkern")]
+    """Public methods that a class defines itself and that override none of another library's, be
+    it in the class or, of a mixin, in a subclass."""
+    related = {*cls.__mro__, *(base for sub in cls.__subclasses__() for base in sub.__mro__)}
+    foreign = [base for base in related if not base.__module__.startswith("groundkern")]
     for name, value in vars(cls).items():
         value = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
-        theirs = any(name in vars(base) for base in inherited)
+        theirs = any(name in vars(base) for base in foreign)
         if inspect.isfunction(value) and not name.startswith("_") and not theirs:
             yield name, value
 
@@ -73,8 +75,9 @@ def parameters(value: Callable) -> list[str]:
         return [field.name for field in dataclasses.fields(value) if field.name[0] != "_"]
     if inspect.isclass(value) and "__init__" not in vars(value):
         return []
-    names = list(inspect.signature(value).parameters)
-    return [name for name in names if name not in ("self", "cls", "args", "kwargs")]
+    found = inspect.signature(value).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in found if p.kind not in variadic and p.name not in ("self", "cls")]
 
 
 def silent_fields(value: type) -> list[str]:
@@ -136,8 +139,7 @@ def missing(name: str, value: Callable) -> list[str]:
     return lacking + [f"{title}:" for title, due in wanted.items() if due and title not in found]
 
 
-OPS = [name for name, x in vars(groundkern).items() if ".ops." in getattr(x, "__module__", "")]
-PUBLIC = members("groundkern", OPS)
+PUBLIC = members("groundkern", groundkern.__all__) | members("groundkern.hf", hf.__all__)
 for _module in PUBLIC_MODULES:
     PUBLIC |= defined_in(f"groundkern.{_module}")
 

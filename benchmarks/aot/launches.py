@@ -97,11 +97,21 @@ def _step(sizes: Sizes) -> Iterator[LabelledLaunch]:
 
 
 def _differing(found: list[LabelledLaunch], gpu: GPUTarget) -> list[str]:
-    """The int arguments of a kernel that are specialised differently in different launches."""
-    specialised = [launch.specialised(gpu)[1] for launch in found]
-    names = [parameter.name for parameter in found[0].kernel.params]
-    return [
-        name
-        for name, kinds in zip(names, zip(*specialised, strict=True), strict=True)
-        if len({str(kind) for kind in kinds}) > 1
-    ]
+    """The arguments of a kernel that are specialised differently in different launches."""
+    seen: dict[str, set[str]] = {}
+    for launch in found:
+        _, specialised, _ = launch.specialised(gpu)
+        for parameter, (kind, how) in zip(launch.kernel.params, specialised, strict=True):
+            for name, value in _leaves(parameter.name, kind, how):
+                seen.setdefault(name, set()).add(value)
+    return [name for name, values in seen.items() if len(values) > 1]
+
+
+def _leaves(name: str, kind: object, how: object) -> Iterator[tuple[str, str]]:
+    """(name, specialisation) of an argument, or of each field of a NamedTuple."""
+    if not isinstance(kind, tuple):
+        yield name, f"{kind} {how}"
+        return
+    fields = getattr(kind, "_fields", range(len(kind)))
+    for field, *parts in zip(fields, kind, how, strict=True):
+        yield from _leaves(f"{name}.{field}", *parts)
