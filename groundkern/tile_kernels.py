@@ -141,6 +141,19 @@ def online_max(m, s):
 
 
 @helper
+def online_sum(m, l, s):
+    """The running maximum m and sum l of exp(s - m), after scores s [M, N]."""
+    m_new, shift = online_max(m, s)
+    return m_new, l * tl.exp(m - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
+
+
+@helper
+def partial_at(x, n, head, N):
+    """Where [splits, N, Hq] tensors have the row tile of program (row tile, KV head, split)."""
+    return (wide(tl.program_id(2)) * N + n) * x.heads + head
+
+
+@helper
 def log_sum(m, l):
     """m + log l; -inf if l is 0."""
     some = l > 0.0

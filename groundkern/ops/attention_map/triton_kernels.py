@@ -35,6 +35,8 @@ from groundkern.tile_kernels import (
     load_tile,
     log_sum,
     online_max,
+    online_sum,
+    partial_at,
     row_bounds,
     row_tile,
     rows_of_sequence,
@@ -61,6 +63,10 @@ class Columns(NamedTuple):
     sequence: Tensor  # int32 [N]
     columns: Tensor  # int32 [B, C]
     own: Tensor  # uint8 [N, C]
+    weight: Tensor | None  # fp32 [N, Hq]
+    dnorm: Tensor | None  # fp32 [N, Hq], if p is normalised over the columns
+    level: Tensor | None  # fp32 [N, C]
+    u: Tensor | None  # fp32 [N, C]
     scale: float
     softcap: float | None
     heads: int
@@ -112,12 +118,12 @@ def _log_p(raw, softcap, norm, own):
 
 
 @helper
-def _z(log_p, own, level_ptr, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+def _z(x, log_p, own, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
     """z of the table above on own columns, 0 elsewhere."""
     if KIND == KL_EACH:
         z = tl.full(log_p.shape, 1.0, tl.float32)
     elif KIND == KL_MEAN:
-        level = tl.load(level_ptr + at, mask=own, other=0.0)
+        level = tl.load(x.level + at, mask=own, other=0.0)
         z = tl.exp(tl.minimum(log_p - level, 80.0))  # a head of weight 0 may lie far above
     else:
         z = tl.exp(log_p)
@@ -146,19 +152,16 @@ def _norm_columns_kernel(
 ):
     """Log-sum-exp over the own columns of one split."""
     n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
-    split = tl.program_id(2)
     m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
     first_b, last_b = _sequences(sequence, mask)
     for b in range(first_b, last_b):
-        for c0 in range(split * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
+        for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
             c = c0 + tl.arange(0, BLOCK_N)
             _, k, _, own = _load_columns(x, n, sequence, b, c, D)
             s = tl.where(own, capped(dot(q, tl.trans(k)) * x.scale, x.softcap), -float("inf"))
-            m_new, shift = online_max(m, s)
-            l = l * tl.exp(m - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
-            m = m_new
-    tl.store(lse_ptr + (wide(split) * N + n) * x.heads + head, log_sum(m, l), mask=mask)
+            m, l = online_sum(m, l, s)
+    tl.store(lse_ptr + partial_at(x, n, head, N), log_sum(m, l), mask=mask)
 
 
 @kernel
@@ -174,23 +177,19 @@ def _norm_visible_kernel(
 ):
     """Log-sum-exp over the visible keys of one split."""
     n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
-    split = tl.program_id(2)
     m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
-    for e in range(split, tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
+    for e in range(tl.program_id(2), tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
         _, _, k, visible = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
         s = capped(dot(q, tl.trans(k)) * x.scale, x.softcap)
         s = tl.where(visible, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
-        m_new, shift = online_max(m, s)
-        l = l * tl.exp(m - shift) + tl.sum(tl.exp(s - shift[:, None]), 1)
-        m = m_new
-    tl.store(lse_ptr + (wide(split) * N + n) * x.heads + head, log_sum(m, l), mask=mask)
+        m, l = online_sum(m, l, s)
+    tl.store(lse_ptr + partial_at(x, n, head, N), log_sum(m, l), mask=mask)
 
 
 @kernel
 def _map_kernel(
     x,  # `Columns`
-    weight_ptr,  # fp32 [N, Hq] or None
     map_ptr,  # fp32 [N, C]
     N,
     kv_heads,
@@ -231,7 +230,7 @@ def _map_kernel(
                 y = tl.exp(log_p) * (tl.maximum(value, 0.0) if RECTIFY else value)
                 total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
             else:
-                w = tl.load(weight_ptr + n * x.heads + head, mask=mask, other=0.0)
+                w = tl.load(x.weight + n * x.heads + head, mask=mask, other=0.0)
                 if KIND == MAP:
                     y = tl.exp(log_p) * w[:, None]
                     total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
@@ -251,8 +250,6 @@ def _map_kernel(
 @kernel
 def _sums_kernel(
     x,  # `Columns`
-    level_ptr,  # fp32 [N, C] or None
-    u_ptr,  # fp32 [N, C]
     part_ptr,  # fp32 [splits, N, Hq]
     N,
     D: tl.constexpr,
@@ -264,38 +261,33 @@ def _sums_kernel(
 ):
     """sum_c u_c z_hc over the own columns of one split; KL_EACH: sum_c u_c (log P_c - log p_hc)."""
     n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
-    kv_head, split = tl.program_id(1), tl.program_id(2)
     norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
     if KIND == CONTRIBUTION:
         g = load_heads(x.g, n, head, mask, DV)
     total = tl.zeros((BLOCK_M,), tl.float32)
     first_b, last_b = _sequences(sequence, mask)
     for b in range(first_b, last_b):
-        for c0 in range(split * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
+        for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
             c = c0 + tl.arange(0, BLOCK_N)
             column, k, at, own = _load_columns(x, n, sequence, b, c, D)
             log_p = _log_p(dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
             value = log_p
             if KIND == CONTRIBUTION:
-                v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                v = load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
                 value = dot(g, tl.trans(v))
-            u = tl.load(u_ptr + at, mask=own, other=0.0)
+            u = tl.load(x.u + at, mask=own, other=0.0)
             if KIND == KL_EACH:
-                level = tl.load(level_ptr + at, mask=own, other=0.0)
+                level = tl.load(x.level + at, mask=own, other=0.0)
                 z = tl.where(own, level - log_p, 0.0)
             else:
-                z = _z(log_p, own, level_ptr, value, at, KIND, RECTIFY)
+                z = _z(x, log_p, own, value, at, KIND, RECTIFY)
             total += tl.sum(u * z, 1)
-    tl.store(part_ptr + (wide(split) * N + n) * x.heads + head, total, mask=mask)
+    tl.store(part_ptr + partial_at(x, n, head, N), total, mask=mask)
 
 
 @kernel
 def _backward_dq_columns_kernel(
     x,  # `Columns`
-    dnorm_ptr,  # fp32 [N, Hq] if p is normalised over the columns, else None
-    weight_ptr,  # fp32 [N, Hq] or None
-    level_ptr,  # fp32 [N, C] or None
-    u_ptr,  # fp32 [N, C]
     dq_ptr,  # fp32 [splits, N, Hq, D]
     dg_ptr,  # fp32 [splits, N, Hq, Dv] or None
     N,
@@ -308,34 +300,34 @@ def _backward_dq_columns_kernel(
 ):
     """ds k / scale, and for CONTRIBUTION dvalue v, over one split of the columns."""
     n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
-    kv_head, split, stat = tl.program_id(1), tl.program_id(2), n * x.heads + head
+    stat = n * x.heads + head
     norm = tl.load(x.norm + stat, mask=mask, other=0.0)
     w = tl.full((BLOCK_M,), 1.0, tl.float32)
     if KIND != CONTRIBUTION:
-        w = tl.load(weight_ptr + stat, mask=mask, other=0.0)
+        w = tl.load(x.weight + stat, mask=mask, other=0.0)
     else:
         g = load_heads(x.g, n, head, mask, DV)
         dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     first_b, last_b = _sequences(sequence, mask)
     for b in range(first_b, last_b):
-        for c0 in range(split * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
+        for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
             c = c0 + tl.arange(0, BLOCK_N)
             column, k, at, own = _load_columns(x, n, sequence, b, c, D)
-            u = tl.load(u_ptr + at, mask=own, other=0.0)
+            u = tl.load(x.u + at, mask=own, other=0.0)
             raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
             log_p = _log_p(raw, x.softcap, norm[:, None], own)
             value = log_p
             if KIND == CONTRIBUTION:
-                v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                v = load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
                 value = dot(g, tl.trans(v))
                 dg += dot(_value_gradient(log_p, u, value, RECTIFY).to(v.dtype), v)
-            ds = w[:, None] * u * _z(log_p, own, level_ptr, value, at, KIND, RECTIFY)
-            if dnorm_ptr is not None:
-                dnorm = tl.load(dnorm_ptr + stat, mask=mask, other=0.0)
+            ds = w[:, None] * u * _z(x, log_p, own, value, at, KIND, RECTIFY)
+            if x.dnorm is not None:
+                dnorm = tl.load(x.dnorm + stat, mask=mask, other=0.0)
                 ds += tl.exp(log_p) * dnorm[:, None]
             dq += dot(uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
-    at = (wide(split) * N + n) * x.heads + head
+    at = partial_at(x, n, head, N)
     store_tile(dq_ptr, at, mask, dq, D)
     if KIND == CONTRIBUTION:
         store_tile(dg_ptr, at, mask, dg, DV)
@@ -344,10 +336,6 @@ def _backward_dq_columns_kernel(
 @kernel
 def _backward_dkv_columns_kernel(
     x,  # `Columns`
-    dnorm_ptr,  # fp32 [N, Hq] if p is normalised over the columns, else None
-    weight_ptr,  # fp32 [N, Hq] or None
-    level_ptr,  # fp32 [N, C] or None
-    u_ptr,  # fp32 [N, C]
     dk_ptr,  # fp32 [B, Hkv, C, D]
     dv_ptr,  # fp32 [B, Hkv, C, Dv] or None
     N,
@@ -377,7 +365,7 @@ def _backward_dkv_columns_kernel(
         norm = tl.load(x.norm + stat, mask=mask, other=0.0)
         at = wide(x.C) * n[None, :] + c[:, None]
         own = tl.load(x.own + at, mask=mask[None, :] & (c < x.C)[:, None], other=0) != 0
-        u = tl.load(u_ptr + at, mask=own, other=0.0)
+        u = tl.load(x.u + at, mask=own, other=0.0)
         raw = dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
         log_p = _log_p(raw, x.softcap, norm[None, :], own)
         value = log_p
@@ -385,11 +373,11 @@ def _backward_dkv_columns_kernel(
             g = load_heads(x.g, n, head, mask, DV)
             value = dot(v, tl.trans(g))
             dv += dot(_value_gradient(log_p, u, value, RECTIFY).to(g.dtype), g)
-        ds = u * _z(log_p, own, level_ptr, value, at, KIND, RECTIFY)
+        ds = u * _z(x, log_p, own, value, at, KIND, RECTIFY)
         if KIND != CONTRIBUTION:
-            ds *= tl.load(weight_ptr + stat, mask=mask, other=0.0)[None, :]
-        if dnorm_ptr is not None:
-            ds += tl.exp(log_p) * tl.load(dnorm_ptr + stat, mask=mask, other=0.0)[None, :]
+            ds *= tl.load(x.weight + stat, mask=mask, other=0.0)[None, :]
+        if x.dnorm is not None:
+            ds += tl.exp(log_p) * tl.load(x.dnorm + stat, mask=mask, other=0.0)[None, :]
         dk += dot(uncapped_gradient(ds, raw, x.softcap).to(q.dtype), q)
     at = (wide(b) * tl.num_programs(1) + kv_head) * x.C + c
     store_tile(dk_ptr, at, c < x.C, dk, D)
@@ -412,18 +400,16 @@ def _backward_dq_visible_kernel(
 ):
     """The normaliser's part of dq / scale over one split of the keys."""
     n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
-    split = tl.program_id(2)
     norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
     dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
-    for e in range(split, tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
+    for e in range(tl.program_id(2), tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
         _, _, k, visible = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
         raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         p = tl.where(visible, capped(raw, x.softcap) - norm[:, None], -float("inf"))
         ds = uncapped_gradient(tl.exp(p) * dnorm[:, None], raw, x.softcap)
         dq += dot(ds.to(k.dtype), k)
-    at = (wide(split) * N + n) * x.heads + head
-    store_tile(part_ptr, at, mask, dq, D)
+    store_tile(part_ptr, partial_at(x, n, head, N), mask, dq, D)
 
 
 @kernel

@@ -90,15 +90,18 @@ class _Launch(NamedTuple):
     def keys(self) -> int:
         return self.inputs.k.shape[2]
 
-    def on_columns(self) -> Columns:
+    def on_columns(
+        self, level: Tensor | None = None, u: Tensor | None = None, dnorm: Tensor | None = None
+    ) -> Columns:
         """Of the kernels on the columns."""
-        q, k, v, g, _, _, norm = self.inputs
+        q, k, v, g, weight, _, norm = self.inputs
         operands = (Heads.of(q), Keys.of(k), Heads.of(q if g is None else g))
         operands = (*operands, Keys.of(k if v is None else v), norm)
         selected = (self.selection.sequence, self.selection.columns, self.own)
         scale, softcap = self.options[3:]
         sizes = (q.shape[1], self.group, self.columns)
-        return Columns(*operands, *selected, scale, softcap or None, *sizes)
+        above = (weight, dnorm, level, u)
+        return Columns(*operands, *selected, *above, scale, softcap or None, *sizes)
 
     def on_visible(self, live: LiveTiles | None, **changed: object) -> Attention:
         """Of the kernels on all visible keys."""
@@ -160,13 +163,13 @@ class _Launch(NamedTuple):
 
     def map(self) -> Tensor:
         """[N, C]: the map, the contributions, or log M for KL_MEAN."""
-        q, k, weight = self.inputs.q, self.inputs.k, self.inputs.head_weight
+        q, k = self.inputs[:2]
         tile, constants = self.columns_tile()
         lanes = min(triton.next_power_of_2(self.group), tile.block_m)
         out = q.new_empty(q.shape[0], self.columns, dtype=torch.float32)
         row_tiles = triton.cdiv(q.shape[0], tile.block_m // lanes)
         kernels._map_kernel[row_tiles, triton.cdiv(self.columns, tile.block_n)](
-            self.on_columns(), weight, out, q.shape[0], k.shape[1], LANES=lanes, **constants
+            self.on_columns(), out, q.shape[0], k.shape[1], LANES=lanes, **constants
         )
         return out
 
@@ -175,12 +178,12 @@ class _Launch(NamedTuple):
         q, (tile, constants) = self.inputs.q, self.columns_tile()
         grid = self.column_grid(tile)
         part = q.new_empty(grid[2], *q.shape[:2], dtype=torch.float32)
-        kernels._sums_kernel[grid](self.on_columns(), level, u, part, q.shape[0], **constants)
+        kernels._sums_kernel[grid](self.on_columns(level, u), part, q.shape[0], **constants)
         return part.sum(0)
 
     def gradients(self, level: Tensor | None, u: Tensor, dnorm: Tensor) -> Gradients:
         """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
-        q, k, v, g, weight, _, _ = self.inputs
+        q, k, v, g, *_ = self.inputs
         tile, constants = self.columns_tile()
         grid, splits = self.column_grid(tile), 0
         if self.visible:
@@ -189,9 +192,8 @@ class _Launch(NamedTuple):
             splits = visible_grid[2]
         part = q.new_empty(grid[2] + splits, *q.shape, dtype=torch.float32)
         part_g = g.new_empty(grid[2], *g.shape, dtype=torch.float32) if self.valued else None
-        columns = self.on_columns()
-        read = (columns, None if self.visible else dnorm, weight, level, u)
-        kernels._backward_dq_columns_kernel[grid](*read, part, part_g, len(q), **constants)
+        columns = self.on_columns(level, u, None if self.visible else dnorm)
+        kernels._backward_dq_columns_kernel[grid](columns, part, part_g, len(q), **constants)
         if self.visible:
             sizes = (len(q), self.keys, live.entries.shape[1])
             kernels._backward_dq_visible_kernel[visible_grid](
@@ -208,7 +210,7 @@ class _Launch(NamedTuple):
         on_v = v.new_empty(*lead, v.shape[3], dtype=torch.float32) if self.valued else None
         column_tiles = triton.cdiv(self.columns, tile.block_n)
         kernels._backward_dkv_columns_kernel[lead[0] * column_tiles, lead[1]](
-            *read, on_k, on_v, len(q), **constants
+            columns, on_k, on_v, len(q), **constants
         )
         dq = sum_parts(part, q, self.options.scale)
         dk = self.spread(q, k, dnorm if self.visible else None, on_k, self.options.scale)

@@ -20,11 +20,11 @@ from groundkern.tile_kernels import (
     load_tile,
     log_sum,
     online_max,
+    partial_at,
     row_bounds,
     rows_of_sequence,
     store_tile,
     uncapped_gradient,
-    wide,
 )
 from groundkern.tiles import helper, kernel, padded
 
@@ -93,7 +93,7 @@ def _forward_kernel(
             m, l, acc, some = _sum_split(x, q, none, rows, keys, entries, D, DV, BLOCK_N, True)
     else:
         m, l, acc, some = _sum_split(x, q, none, rows, keys, entries, D, DV, BLOCK_N, True)
-    at = (wide(tl.program_id(2)) * N + n) * x.heads + head
+    at = partial_at(x, n, head, N)
     tl.store(m_ptr + at, m, mask=mask)
     tl.store(l_ptr + at, l, mask=mask)
     store_tile(acc_ptr, at, mask, acc, DV)
@@ -244,4 +244,4 @@ def _backward_dq_kernel(
         dp = dot(dout, tl.trans(v))
         ds = uncapped_gradient(p * (dp - delta[:, None]), raw, x.softcap)
         dq += dot(ds.to(k.dtype), k)
-    store_tile(part_ptr, wide(tl.program_id(2)) * N * x.heads + at, mask, dq, D)
+    store_tile(part_ptr, partial_at(x, n, head, N), mask, dq, D)
