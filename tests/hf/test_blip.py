@@ -19,7 +19,7 @@ from groundkern.hf.data.processor import pil_image_processor
 from groundkern.losses import composition
 from tests.hf.closeness import assert_same_gradients, gradients
 
-WORDS = [
+VOCABULARY = [
     "[PAD]",
     "[UNK]",
     "[CLS]",
@@ -38,7 +38,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def processor(tmp_path_factory):
     vocabulary = tmp_path_factory.mktemp("blip") / "vocab.txt"
-    vocabulary.write_text("\n".join(WORDS))
+    vocabulary.write_text("\n".join(VOCABULARY))
     images = pil_image_processor("blip", "Blip")(size={"height": 16, "width": 16})
     return BlipProcessor(images, BertTokenizer(str(vocabulary)))
 
@@ -48,7 +48,7 @@ def model():
     small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2}
     config = BlipConfig(
-        text_config={**small, **heads, "vocab_size": len(WORDS), "encoder_hidden_size": 16}
+        text_config={**small, **heads, "vocab_size": len(VOCABULARY), "encoder_hidden_size": 16}
         | {"pad_token_id": 0, "bos_token_id": 2, "sep_token_id": 3, "max_position_embeddings": 32},
         vision_config={**small, **heads, "image_size": 16, "patch_size": 4},
         image_text_hidden_size=8,

@@ -93,10 +93,8 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
     """Scores [B, R] by group: every counted row goes through the head in one call."""
     groups, dv_sft = _groups(request, body), request.terms.dv_sft
     hidden = torch.cat([group.hidden.flatten(0, 1) for group in groups.values()])
-    target, bag = (
-        torch.cat([getattr(group, name).flatten() for group in groups.values()])
-        for name in ("target", "bag")
-    )
+    target = torch.cat([group.target.flatten() for group in groups.values()])
+    bag = torch.cat([group.bag.flatten() for group in groups.values()])
     share = 0.0 if dv_sft is None else dv_sft.smoothing
     scores = score_rows(
         request.head,
