@@ -18,7 +18,11 @@ _NO_TRITON = None if importlib.util.find_spec("triton") else "the triton package
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend by name: None where it runs on this machine, else why not, in one sentence."""
+    """Which backends run on this machine.
+
+    Returns:
+        Every backend's name, with None if it runs here, else why not in one sentence.
+    """
     return {"reference": None, "triton": _missing_triton(), "native": _missing_native()}
 
 
@@ -47,7 +51,7 @@ def choose(backend: str, device: torch.device, unsupported: Callable[[str], str 
     Args:
         backend: "auto" or a name.
         device: where the call's tensors are.
-        unsupported: the op's own reasons: a backend's name -> one sentence, or None when it serves
+        unsupported: the op's own reasons: a backend's name -> one sentence, or None if it serves
             this call.
 
     Raises:

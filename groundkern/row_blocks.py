@@ -15,16 +15,20 @@ _logit_budget: int | None = None
 
 
 def logit_budget() -> int | None:
-    """What `set_logit_budget` has set; None: every backend's own default."""
+    """The bytes that `set_logit_budget` has set.
+
+    Returns:
+        Bytes, or None: every backend's own default.
+    """
     return _logit_budget
 
 
 def set_logit_budget(size: int | None) -> None:
     """Set the bytes of logits, their gradient included, that `linear_cross_entropy` and
-    `linear_log_prob` keep at a time.
+    `linear_log_prob` hold at a time.
 
     More of them means fewer and larger matrix products, and a trained head's gradient written once
-    where all rows fit. Results differ by rounding. One row is a chunk of its own, however small the
+    if all rows fit. Results differ by rounding. One row is a chunk of its own, however small the
     budget (on native it takes the room of 32, as does every part of 32 rows).
 
     The setting is the process's, like torch's number of threads: every call of the native and the
@@ -65,7 +69,7 @@ def row_blocks(sequence: Tensor, sequences: int, per_row: int) -> Iterator[tuple
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Let autograd record inside a custom op, where the dispatcher has switched it off."""
+    """Let autograd record inside a custom op, although the dispatcher has switched it off."""
     exclude = torch._C._dispatch_tls_local_exclude_set()
     for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
         exclude = exclude.remove(getattr(torch._C.DispatchKey, key))
@@ -107,8 +111,8 @@ def logit_chunks(
     """Cut [0, rows) into chunks of even size whose logits fit a budget; rows >= 1 in each.
 
     Args:
-        bytes_per_logit: all that is kept for one logit, its gradient included.
-        budget: bytes of a chunk where none is set; default LOGIT_BYTES.
+        bytes_per_logit: all that is held for one logit, its gradient included.
+        budget: bytes of a chunk if none is set; default LOGIT_BYTES.
     """
     size = _logit_budget or budget or LOGIT_BYTES
     limit = max(1, size // (max(1, vocabulary) * bytes_per_logit))

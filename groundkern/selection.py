@@ -98,6 +98,9 @@ class QueryRows(_Tensors):
 
         Returns:
             QueryRows with int32 tensors on `sequence`'s device.
+
+        Raises:
+            ValueError: a window that is not positive, and as `QueryRows`.
         """
         checks.require(
             window is None or window > 0, "window", "a positive number of keys or None", window
@@ -112,9 +115,16 @@ class QueryRows(_Tensors):
         return cls(sequence, position, torch.minimum(first, stop), stop)
 
     def take(self, x: Tensor) -> Tensor:
-        """Gather the rows of `x` differentiably: [B, H, S, D] -> [N, H, D], or [B, S, D] -> [N, D].
+        """Gather the rows of a tensor, differentiably.
 
-        A padding row at position -1 takes position 0.
+        Args:
+            x: [B, H, S, D] or [B, S, D].
+
+        Returns:
+            [N, H, D] or [N, D] in x's dtype; a padding row at position -1 has position 0's values.
+
+        Raises:
+            ValueError: x has another number of dimensions.
         """
         if x.dim() not in (3, 4):
             checks.fail("x", "a tensor [B, H, S, D] or [B, S, D]", list(x.shape))
@@ -165,7 +175,19 @@ class KeySets(_Tensors):
 
     @classmethod
     def from_bool(cls, allowed: Tensor, index: Tensor) -> KeySets:
-        """Pack `allowed` bool [G, S] with `index` int32 [N] from row to set (-1: unrestricted)."""
+        """Pack sets given as booleans.
+
+        Args:
+            allowed: bool [G, S], the keys in each set.
+            index: int32 [N] from row to set (-1: unrestricted).
+
+        Returns:
+            KeySets on `allowed`'s device.
+
+        Raises:
+            TypeError: tensors of other dtypes.
+            ValueError: other shapes or devices; on CPU also an index outside [-1, G).
+        """
         checks.tensor("allowed", allowed, "G S", {}, dtype=torch.bool)
         return cls(pack_bits(allowed), index, allowed.shape[1])
 
@@ -178,6 +200,13 @@ class KeySets(_Tensors):
             inside: bool [G, S], the tokens inside each region.
             sequence: integers [G], the sequence each region belongs to.
             index: int32 [N] from row to region (-1: unrestricted).
+
+        Returns:
+            KeySets of G sets.
+
+        Raises:
+            TypeError: `visual` or `inside` is not bool.
+            ValueError: mismatched shapes or devices.
         """
         sizes: dict[str, int] = {}
         checks.tensor("visual", visual, "B S", sizes, dtype=torch.bool)
@@ -186,7 +215,11 @@ class KeySets(_Tensors):
         return cls.from_bool(~visual[sequence.long()] | inside, index)
 
     def to_bool(self) -> Tensor:
-        """The sets as bool [G, S]."""
+        """Unpack the sets.
+
+        Returns:
+            bool [G, S].
+        """
         return unpack_bits(self.bits, self.keys)
 
 

@@ -130,7 +130,8 @@ def load_heads(x, n, head, mask, DIM: tl.constexpr):
 @helper
 def load_keys(x, b, kv_head, j, mask, DIM: tl.constexpr):
     """A key tile of `Keys`: [BLOCK_N, padded DIM]."""
-    return load_tile(x.ptr + wide(b) * x.b + wide(kv_head) * x.h, j, x.s, mask, DIM)
+    head = x.ptr + wide(kv_head) * x.h  # first, so that a loop over b computes it once
+    return load_tile(head + wide(b) * x.b, j, x.s, mask, DIM)
 
 
 @helper

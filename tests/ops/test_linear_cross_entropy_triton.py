@@ -130,17 +130,17 @@ def test_a_label_out_of_range_reads_nothing_and_shows(label: int) -> None:
     target = call.options["target"].clone()
     target[2] = label
     ids, offsets = torch.tensor([label, 5]), torch.tensor([0, 2])
-    options = (None, target, ids, offsets, torch.zeros(8, dtype=torch.int64), None)
+    labels = (None, target, ids, offsets, torch.zeros(8, dtype=torch.int64))
     run = torch.ops.groundkern.linear_cross_entropy
     hidden, weight = (x.clone().requires_grad_() for x in call.inputs.values())
-    loss, *_ = run(hidden, weight, *options, 0.0, -100, 0.0, "", False, "triton")
+    loss, *_ = run(hidden, weight, *labels, 0.0, -100, 0.0, "", None, False, "triton")
     assert loss[2] == torch.inf
     expected = call.run(reduction="none")[0]
     others = torch.arange(8) != 2
     torch.testing.assert_close(loss[others], expected[others])
     loss.sum().backward()
     assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
-    smoothed, *_ = run(hidden, weight, *options, 0.3, -100, 0.0, "", False, "triton")
+    smoothed, *_ = run(hidden, weight, *labels, 0.3, -100, 0.0, "", None, False, "triton")
     assert smoothed[others].isfinite().all()
 
 

@@ -148,7 +148,8 @@ class _Launch(NamedTuple):
             grid = self.column_grid(tile)
             part = q.new_empty(grid[2], rows, heads, dtype=torch.float32)
             constants = tile.constants | ONE_STAGE
-            columns = self.on_columns()._replace(norm=None)
+            x = self.on_columns()
+            columns = x._replace(g=x.q, v=x.k, norm=None, weight=None)  # one variant for all kinds
             kernels._norm_columns_kernel[grid](columns, part, rows, D=dim, **constants)
             norm = part.logsumexp(0)
         elif norm is None:
