@@ -1,6 +1,6 @@
 """What to train beside the text loss: one frozen dataclass per method, with the papers' weights.
 
-`trainer.config` validates these same classes with pydantic, and its `--help` shows the Args of each.
+`trainer.config` validates these same classes with pydantic; its `--help` shows the Args of each.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 A JSON file of hundreds of megabytes holds one array of records; `json.load` would hold them all.
 `json_array` holds one. Non-standard numbers (NaN, Infinity) are let through, so that one record is
 refused for them and not the file.
+
+Not ijson (3.6): it ends at the first NaN, its C parser says no position and takes gigabytes for
+100 kB of opening brackets, and its Python parser needs seven times as long.
 """
 
 from __future__ import annotations
