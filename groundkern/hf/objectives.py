@@ -44,9 +44,6 @@ class Smam(_Checked):
         divide_by: the sum of (S5) is divided by the "text" loss's own denominator, or by the number
             of "aligned" rows.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (S1)-(S5) of docs/methods.md.
     """
@@ -68,9 +65,6 @@ class DvSft(_Checked):
         smoothing: b of (D3), in [0, 1).
         average: over the "labelled" visual tokens, over all "visual" tokens (the others count 0),
             or over each "image"'s own labelled tokens first and then over images.
-
-    Raises:
-        ValueError: a field out of its range, by name.
 
     Source:
         (D1)-(D4) of docs/methods.md.
@@ -101,9 +95,6 @@ class Klal(_Checked):
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
             softmax (over heads; with average_layers over layers and heads) weights the heads.
-
-    Raises:
-        ValueError: a field out of its range or fields that do not go together, by name.
 
     Source:
         (K1)-(K4) of docs/methods.md.
@@ -150,9 +141,6 @@ class Hist(_Checked):
         detach_parts: only the composite's map learns in (H3).
         layers: the decoder layers whose maps are averaged; null: all.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (H1)-(H4) of docs/methods.md.
     """
@@ -183,9 +171,6 @@ class Margins(_Checked):
             highest, in (0, 1].
         layers: the decoder layers whose maps are averaged; null: all.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (A1), (A2) of docs/methods.md.
     """
@@ -210,9 +195,6 @@ class LogitLens(_Checked):
     Args:
         raise_weight: of (L1), the mean over visual tokens on the concept's object.
         suppress_weight: of (L2), the mean over the chosen visual tokens off it.
-
-    Raises:
-        ValueError: a field out of its range, by name.
 
     Source:
         (L1), (L2) of docs/methods.md.

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +62,11 @@ class OcrSettings:
     language: str | None = None
     page_mode: int = 3
     scale: float = 1.0
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> OcrSettings:
+        """The settings that `trainer.prepare.arguments.add_reading` declares."""
+        return cls(arguments.engine, arguments.language, arguments.page_mode, arguments.scale)
 
 
 def use_image(

@@ -1,7 +1,7 @@
 """`prepare render`: texts drawn word by word on the grid of visual tokens (DV-SFT, label-to-image).
 
-Source: METHODS.md section 2. A word ends at the right edge of a visual token, which its label goes
-to in training; one that spans several labels only the last.
+A word ends at the right edge of a visual token, which gets its label in training; a word over
+several visual tokens labels only the last. Source: DV-SFT's paper, label-to-image; (D1).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`prepare words`: words read by OCR and the visual tokens they label (DV-SFT, image-to-label).
 
-Source: METHODS.md section 2, the filters and the bottom-right rule. The rules that need the model's
-patches and tokens are `groundkern.hf.data.words`, the same as in training.
+The filters and the bottom-right rule of DV-SFT's paper. The rules that need the model's patches and
+tokens are those of training, `groundkern.hf.data.words`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.prepare.arguments import (
-    OCR,
     add_choice,
     add_common,
     add_reading,
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.input.is_dir()
     source = image_folder(arguments.input) if folder else open_source(arguments.input)
     root = arguments.root or (arguments.input if folder else arguments.input.parent)
-    ocr = OcrSettings(**named(arguments, *OCR))
+    ocr = OcrSettings.of(arguments)
     check_engine(ocr)
     rules = None
     if arguments.model is not None:
@@ -112,9 +111,9 @@ class ReadWords:
     root: Path
     ocr: OcrSettings
     rules: Rules | None = None
-    min_confidence: float = 0.5
-    replace: bool = False
     question: str = "Read the text."
+    replace: bool = False
+    min_confidence: float = 0.5
 
     def __call__(self, item: Item) -> Made:
         from trainer.images import confined, image_size

@@ -5,8 +5,8 @@ target depends on; its hash decides whether it belongs to the training, validati
 so that no plan is ever in two of them, whatever the seeds. Targets are what was drawn: the same
 numbers go to the pen and into the regions.
 
-Source: arXiv 2511.12738 (METHODS.md section 3; the drawings' details are open there),
-arXiv 2605.26656 (section 2).
+Source: KLAL, arXiv 2511.12738 (which leaves the details of the drawings open), and DV-SFT,
+arXiv 2605.26656.
 """
 
 from __future__ import annotations

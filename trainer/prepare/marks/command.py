@@ -1,7 +1,9 @@
 """`prepare marks`: words of the answer linked to the text of the image they stand in (SMAM).
 
-Source: METHODS.md section 1. By text (`matching`) or by a model behind an OpenAI-compatible
-endpoint (`labeller`); docs/prepare-marks.md.
+By text (`matching`) or by a model behind an OpenAI-compatible endpoint (`labeller`);
+docs/prepare-marks.md. Everything here is in pixels, as in the file that is written: matching
+compares widths with heights of letters, which fractions of a wide image would distort. The parsed
+sample's fractions become pixels once, in `MarkSamples._words`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.arguments import (
-    OCR,
-    add_choice,
-    add_common,
-    add_reading,
-    add_samples,
-    named,
-)
+from trainer.prepare.arguments import add_choice, add_common, add_reading, add_samples, named
 from trainer.prepare.chat import add_chat_arguments
 
 if TYPE_CHECKING:
@@ -96,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         chat = chat_settings(arguments)
         asking = ("attempts", "alpha", "max_side", "max_regions", "any_text")
         labeller = LabellerSettings(chat, **named(arguments, *asking))
-    ocr = OcrSettings(**named(arguments, *OCR))
+    ocr = OcrSettings.of(arguments)
     reading = ("min_confidence", "read_again", "keep_lines")
     matching = ("gap", "ambiguous", "scales", "replace")
     work = MarkSamples(root, ocr, labeller, **named(arguments, *reading, *matching))

@@ -1,8 +1,8 @@
 """Phrases of an answer linked to numbered text regions by a model, its reply parsed strictly.
 
-METHODS.md section 1, data: the model repeats the answer with `<MARK ID>phrase</MARK>` around each
-phrase whose text stands in region ID (a comma list for several); without the marks the text must
-be the answer, character by character.
+As SMAM's data was made: the model repeats the answer with `<MARK ID>phrase</MARK>` around each
+phrase whose text is printed in region ID (IDs with commas for several); without the marks the text
+must be the answer, character by character.
 """
 
 from __future__ import annotations

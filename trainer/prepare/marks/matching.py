@@ -1,7 +1,7 @@
 """Which words of an answer stand where in an image: equal text after normalisation, longest first.
 
-METHODS.md section 1: a phrase is grounded only where its exact text occurs in the image, and
-several regions on one phrase are their union.
+As in SMAM's paper: a phrase is grounded only if its exact text occurs in the image, and several
+regions of one phrase count as their union.
 """
 
 from __future__ import annotations

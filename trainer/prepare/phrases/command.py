@@ -1,6 +1,6 @@
 """`prepare phrases`: noun phrases of answers, their subjects, and composites (HIST).
 
-Source: METHODS.md section 4; docs/prepare-marks.md.
+Source: (H1)-(H3) of docs/methods.md; docs/prepare-marks.md has the rules.
 """
 
 from __future__ import annotations

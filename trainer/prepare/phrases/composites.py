@@ -1,6 +1,6 @@
 """Phrases as records: their subjects, and composites "p1 and p2" of phrases side by side.
 
-METHODS.md section 4, (H3): the map of a composite should be the sum of the maps of its parts.
+(H3): the map of a composite should be the sum of the maps of its parts.
 """
 
 from __future__ import annotations
