@@ -1,7 +1,7 @@
 """How good `marks` is: charts drawn from known tables, answers with known links.
 
 `python -m benchmarks.preparing.charts --count 200 --ocr tesseract` prints precision and recall of
-phrase-to-region links. Values are written otherwise in the answer than in the chart ("1,234" and
+phrase-to-region links. Values are written differently in the answer and in the chart ("1,234" and
 "1234", "45%" and "45 percent"), labels wrap, equal values occur twice, and each answer holds a
 computed number that is printed nowhere, or only by chance as an axis tick or another bar's value.
 """
@@ -61,7 +61,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: every word as it stands, an answer about it, and the answer's links."""
+    """A drawn chart: every word with its box, an answer about it, and the answer's links."""
 
     image: Image.Image
     words: tuple[PrintedWord, ...]
@@ -100,7 +100,7 @@ def draw_chart(seed: int) -> Chart:
 
 
 def _draw(figure, rng, table, series, categories, form, measure) -> dict[object, Text]:
-    """Draws the table; which text stands for what."""
+    """Draws the table; returns which text shows what."""
     axes = figure.add_subplot()
     flat = rng.random() < 0.3
     line = not flat and len(series) == 1 and rng.random() < 0.3
@@ -249,9 +249,9 @@ def measure_charts(
 
     Args:
         seeds: of `draw_chart`.
-        ocr: how to read; None takes the words as they were drawn.
+        ocr: how to read; None uses the words as they were drawn.
         ambiguous, scales: options of `PrintedText`.
-        wrong: takes a sentence for each false and each missing link.
+        wrong: gets a sentence for each false and each missing link.
     """
     score = Score()
     for seed in seeds:

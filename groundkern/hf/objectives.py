@@ -87,7 +87,7 @@ class Klal(_Checked):
         weight: lambda of (K4).
         over: "columns" normalises each head over the row's image (K1); "renormalised" the head mean
             of the full rows, which weights a head by its visual mass; "visible" nothing: full-row
-            probabilities, which keeps the pressure on the visual mass.
+            probabilities, so that the loss also raises the visual mass.
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
         layers: the decoder layers that count; null: all.
         divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).

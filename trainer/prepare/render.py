@@ -266,7 +266,7 @@ def _cell(model: Path | None, cell: int | None) -> int:
 
 
 def _field(record: Any, name: str) -> Any:
-    """`a.b` of a record, the first of a list; None where there is none."""
+    """`a.b` of a record, of a list its first element; None if there is none."""
     for part in name.split("."):
         if isinstance(record, list):
             record = record[0] if record else None

@@ -208,7 +208,7 @@ LOSSES = {
 
 
 def statistics(out: Output) -> list[str]:
-    """What the paper's Table 1 tells, in sentences: labels, visual tokens, coverage; and losses."""
+    """The figures of the paper's Table 1 (labels, visual tokens, coverage) and what was dropped."""
     counts, samples = out.counts, out.counts["samples_read"]
     told = []
     if before := counts["samples_with_words_before"]:
@@ -218,17 +218,20 @@ def statistics(out: Output) -> list[str]:
     if not samples:
         return told
     lost = ", ".join(f"{counts[name]:,} {why}" for name, why in LOSSES.items() if counts[name])
-    kept = counts["words_written"]
+    written = counts["words_written"]
     told.append(
-        f"words: {counts['words_read']:,} read, {kept:,} written"
+        f"words: {counts['words_read']:,} read, {written:,} written"
         + (f"; dropped {lost}" if lost else "")
     )
     tokens = counts["visual_tokens"]
     if tokens:
         told.append(
-            f"a sample has {kept / samples:.1f} labelled of {tokens / samples:.1f} visual tokens "
-            f"(coverage {kept / tokens:.1%}), {counts['distinct_labels'] / samples:.1f} distinct"
+            f"a sample has {written / samples:.1f} labelled of {tokens / samples:.1f} visual "
+            f"tokens (coverage {written / tokens:.1%}), "
+            f"{counts['distinct_labels'] / samples:.1f} distinct"
         )
     else:
-        told.append(f"a sample has {kept / samples:.1f} words (--model MODEL counts visual tokens)")
+        told.append(
+            f"a sample has {written / samples:.1f} words (--model MODEL counts visual tokens)"
+        )
     return told

@@ -30,8 +30,8 @@ HELP = "link words of answers to the text in the image they speak of (SMAM)"
 TITLES = {
     "samples_marked": "samples with regions",
     "samples_unmarked": "samples in whose answers nothing was found",
-    "samples_with_regions_before": "samples kept as they were: they have regions",
-    "samples_without_images": "samples kept as they were: they have no image",
+    "samples_with_regions_before": "samples left as they were: they have regions",
+    "samples_without_images": "samples left as they were: they have no image",
     "phrases": "phrases linked",
     "ambiguous": "of them printed in several places",
     "regions": "regions written",
@@ -196,7 +196,7 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _records(match: Match, answer: str, turn: int, sample: Sample) -> list[dict[str, Any]]:
-    """One canonical region for each place; turn and image only where there are several."""
+    """One canonical region for each place; turn and image only if there are several."""
     text = answer[match.start : match.stop]
     record: dict[str, Any] = {"text": text}
     occurrence = sum(answer.startswith(text, i) for i in range(match.start))
