@@ -102,7 +102,7 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
 
 
 def _guarded(run: Callable[[], int | None]) -> int:
-    """Runs, and turns a stop or a data error into one sentence and an exit status."""
+    """Runs; a stop or a data error becomes one sentence and an exit status."""
     from trainer.images import SampleError
     from trainer.stopping import Stopped, StopSignals
 

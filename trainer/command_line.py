@@ -103,7 +103,7 @@ def parse_flags(words: list[str]) -> dict[str, Any]:
     try:
         source(args=[_json(word) for word in words])
         return source()
-    except SettingsError as error:  # a list or mapping that is none
+    except SettingsError as error:  # not a list or a mapping
         raise ConfigError(f"command line: {error}") from None
 
 

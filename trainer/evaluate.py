@@ -1,8 +1,8 @@
 """Held-out figures of a model, task by task, and the heat maps of the report's pictures.
 
 Everything is teacher forced and, whatever a model was trained on, every objective is read, so that
-plain fine-tuning and grounded runs are measured alike. Metrics of a task (one is absent where the
-task has no such rows):
+plain fine-tuning and grounded runs are measured alike. A task without the rows
+that a metric needs does not have it:
 
 - `answer_loss`, `token_accuracy`: cross entropy and top-1 accuracy of the trained answer tokens.
 - `answer_accuracy`: samples whose trained tokens are all right, which is what greedy decoding of
@@ -15,7 +15,7 @@ task has no such rows):
 - `peak_in_mask`, `roc_auc`: logit contributions of the visual tokens to each aligned answer token
   against its region.
 - `word_accuracy`, `word_baseline`: top-1 accuracy of the visual labels, and that of always guessing
-  the one that is most frequent among them: no constant guess does better.
+  the most frequent of them, the best that a constant guess can do.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from groundkern.maps import FIXED_POINT_ONE
 from trainer.progress import progress
 
 TARGET_LEVELS = (1.0, 0.5, 1e-3)
-"""Levels of the target map that `evaluate` expects: the highest one is the target itself."""
+"""`map_levels` that `evaluate` expects: the highest value marks the target itself."""
 
 _ON_TARGET = 0.999 * FIXED_POINT_ONE
 
 
 class Tally:
-    """Running means by name; undefined (NaN) values take no part."""
+    """Running means by name; undefined (NaN) values are left out."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
@@ -71,7 +71,7 @@ def evaluate(
 
     Args:
         model: attached, on its device; left in evaluation mode.
-        collator: examples to a batch; its target maps have the levels `TARGET_LEVELS`.
+        collator: examples to a batch; its target maps use `TARGET_LEVELS`.
         tasks: sample indices of each task.
         dataset: map-style data set of `GroundedExample`.
         digits: bool [V], token ids that consist of digits (`digit_tokens`).
@@ -108,7 +108,7 @@ def evaluate(
 def read(
     model: torch.nn.Module, batch: dict, *, bf16: bool
 ) -> tuple[Any, Tensor | None, Tensor | None]:
-    """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None where no row asks."""
+    """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None if no row needs them."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         aligned = batch["gk_side_position"].shape[1] > 0
         output = model(**batch, gk_record=("maps", "contributions") if aligned else "maps")

@@ -11,7 +11,7 @@ from groundkern.hf import GroundedExample, image_geometry
 from trainer.evaluate import own_columns, read, to_device
 from trainer.pictures import data_uri
 
-THUMBNAIL = 560  # pixels of the longer side kept for the report
+THUMBNAIL = 560  # pixels of the longer side in the report
 
 
 def heat_maps(
@@ -31,7 +31,7 @@ def heat_maps(
     Returns:
         Dicts of plain values: task, name, question, answer, image (a data URI), size (width,
         height), boxes, points, polygons and polylines (fractions), rects [n][4] (fractions),
-        attention [n] and, where the answer has aligned tokens, contribution [n].
+        attention [n] and, if the answer has aligned tokens, contribution [n].
     """
     entries = []
     for task, indices in tasks.items():

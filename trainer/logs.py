@@ -1,4 +1,4 @@
-"""What a run tells while it trains: progress bar, log lines, metrics.jsonl and counts."""
+"""What a run reports while it trains: progress bar, log lines, metrics.jsonl and counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CountingTrainer(GroundingTrainer):
 
     Args:
         counts: what it adds to.
-        bad: the list that samples left out of a batch join.
+        bad: the list that samples left out of a batch are added to.
     """
 
     def __init__(self, *args: Any, counts: Counter, bad: list[BadSample], **kwargs: Any):

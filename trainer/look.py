@@ -61,7 +61,7 @@ class Looks:
 
 
 def run_look(arguments: Namespace) -> Path:
-    """Do what the command line asks: print the table, write the picture.
+    """Run the command: print the table, write the picture.
 
     Returns:
         The picture's path.

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
 SERIES = ("#e8590c", "#1c7ed6", "#868e96")  # this run, the run beside it: legible on light and dark
-_TEXT = "#010203"  # stands for the page's own text colour until the SVG is written
+_TEXT = "#010203"  # replaced by the page's own text colour until the SVG is written
 _TARGET = (0, 190, 255)
 _SIDE = 420  # pixels of the longer side of a heat map
 
@@ -23,7 +23,7 @@ _SIDE = 420  # pixels of the longer side of a heat map
 def full_scale(maps: Sequence[Sequence[float]]) -> float:
     """The value drawn darkest in all of these maps: their maximum, at least 4 times a map's mean.
 
-    One scale for several maps lets them compare; the floor keeps an even map pale.
+    One scale makes several maps comparable; the floor keeps an even map pale.
     """
     positive = [np.maximum(np.asarray(values, dtype=float), 0.0) for values in maps]
     return max((max(v.max(), 4 * v.mean()) for v in positive if v.size), default=0.0)

@@ -62,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one task; a cell is None where a column does not have it."""
+    """One metric of one task; a cell is None if its column does not have it."""
 
     label: str
     cells: list[str | None]

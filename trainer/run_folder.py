@@ -16,7 +16,7 @@ from trainer.config import Config, ConfigError, differences
 METRICS, RECORD, REPORT, MODEL = "metrics.jsonl", "groundkern.json", "report.html", "model"
 BEFORE, AFTER = "evaluation-before.json", "evaluation-after.json"
 _NOT_LOSSES = ("step", "steps", "epoch", "grad_norm", "learning_rate", "samples_per_second")
-# What may change between an interrupted run and its continuation without changing its losses.
+# What may change when an interrupted run is continued: none of it changes the losses.
 FREE_TO_CHANGE = (
     "training.resume",
     "training.save_every",

@@ -21,7 +21,7 @@ class Stopped(Exception):
 class StopSignals(TrainerCallback):
     """Turns the first SIGTERM or SIGINT during training into "finish this step and save".
 
-    A signal outside training, or a second one, raises `Stopped` where the program stands.
+    A signal outside training, or a second one, raises `Stopped` at once.
     """
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ def train(config: Config, *, before: dict | None = None) -> Path:
 
     Raises:
         ConfigError: settings that do not fit what is on disk.
-        SampleError: no usable sample, or a bad one where these stop the run.
+        SampleError: no usable sample, or a bad one if bad samples stop the run.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
     """
     checkpoint = folder.find_checkpoint(config)
@@ -115,7 +115,7 @@ class _Run:
             print(f"Continuing from {self.checkpoint}, step {state.global_step}.")
             if state.global_step < trainer.args.max_steps:
                 trainer.train(resume_from_checkpoint=str(self.checkpoint))
-            else:  # the Trainer would train one step more
+            else:  # the Trainer would train one more step
                 trainer._load_from_checkpoint(str(self.checkpoint))
         if self.stop.number:
             raise Stopped(self.stop.number)

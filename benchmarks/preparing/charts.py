@@ -1,7 +1,7 @@
 """How good `marks` is: charts drawn from known tables, answers with known links.
 
 `python -m benchmarks.preparing.charts --count 200 --ocr tesseract` prints precision and recall of
-phrase-to-region links. Values are written otherwise in the answer than in the chart ("1,234" and
+phrase-to-region links. Values are written differently in the answer and in the chart ("1,234" and
 "1234", "45%" and "45 percent"), labels wrap, equal values occur twice, and each answer holds a
 computed number that is printed nowhere, or only by chance as an axis tick or another bar's value.
 """
@@ -12,9 +12,11 @@ import argparse
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,8 +51,7 @@ _STYLES = {  # as printed; as an answer may say it
 _SPOKEN_RANGE = {"thousands": (800, 9999), "plain": (5, 999), "counts": (1, 40), "decimal": (1, 60)}
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """Characters `start:stop` of the answer are printed in `box` (one of its lines)."""
 
     start: int
@@ -60,7 +61,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart: every word as it stands, an answer about it, and the answer's links."""
+    """A drawn chart: every word with its box, an answer about it, and the answer's links."""
 
     image: Image.Image
     words: tuple[PrintedWord, ...]
@@ -99,7 +100,7 @@ def draw_chart(seed: int) -> Chart:
 
 
 def _draw(figure, rng, table, series, categories, form, measure) -> dict[object, Text]:
-    """Draws the table; which text stands for what."""
+    """Draws the table; returns which text shows what."""
     axes = figure.add_subplot()
     flat = rng.random() < 0.3
     line = not flat and len(series) == 1 and rng.random() < 0.3
@@ -212,23 +213,25 @@ def _around(words: list[PrintedWord]) -> Box:
 
 @dataclass
 class Score:
-    """Links found, false and missing among the true ones; CPU seconds of OCR and of matching."""
+    """What came out of some charts.
 
-    found: int = 0
-    false: int = 0
-    true: int = 0
-    missing: int = 0
+    Attributes:
+        links: how many were "found", of these "false"; how many are "true", of these "missing".
+        ocr_seconds, match_seconds: CPU seconds.
+    """
+
+    links: Counter[str] = field(default_factory=Counter)
     charts: int = 0
     ocr_seconds: float = 0.0
     match_seconds: float = 0.0
 
     @property
     def precision(self) -> float:
-        return 1 - self.false / max(1, self.found)
+        return 1 - self.links["false"] / max(1, self.links["found"])
 
     @property
     def recall(self) -> float:
-        return 1 - self.missing / max(1, self.true)
+        return 1 - self.links["missing"] / max(1, self.links["true"])
 
 
 def measure_charts(
@@ -246,9 +249,9 @@ def measure_charts(
 
     Args:
         seeds: of `draw_chart`.
-        ocr: how to read; None takes the words as they were drawn.
+        ocr: how to read; None uses the words as they were drawn.
         ambiguous, scales: options of `PrintedText`.
-        wrong: takes a sentence for each false and each missing link.
+        wrong: gets a sentence for each false and each missing link.
     """
     score = Score()
     for seed in seeds:
@@ -265,10 +268,8 @@ def measure_charts(
         left = [link for link in chart.links if not any(_agree(link, each) for each in found)]
         false = [link for link in found if not any(_agree(each, link) for each in chart.links)]
         score.charts += 1
-        score.found += len(found)
-        score.true += len(chart.links)
-        score.false += len(false)
-        score.missing += len(left)
+        score.links.update(found=len(found), true=len(chart.links))
+        score.links.update(false=len(false), missing=len(left))
         for kind, links in (("missing", left), ("false", false)):
             for link in links if wrong is not None else ():
                 wrong.append(f"{seed}: {kind} {chart.answer[link.start : link.stop]!r} {link.box}")
@@ -321,7 +322,9 @@ def main() -> int:
         f"precision {score.precision:.1%}, recall {score.recall:.1%} ({score.charts} charts, ",
         end="",
     )
-    print(f"{score.false} of {score.found} links false, {score.missing} of {score.true} missing)")
+    links = score.links
+    print(f"{links['false']} of {links['found']} links false, ", end="")
+    print(f"{links['missing']} of {links['true']} missing)")
     print(f"{score.charts / max(score.match_seconds, 1e-9):.0f} images/s per core matched", end="")
     print(f", {score.charts / score.ocr_seconds:.2f} read" if ocr else "")
     print("\n".join(wrong) if arguments.wrong else "", end="")

@@ -1,6 +1,6 @@
 """What to train beside the text loss: one frozen dataclass per method, with the papers' weights.
 
-`trainer.config` validates these classes with pydantic; its `--help` shows the Args of each.
+`trainer.config` validates these same classes with pydantic; its `--help` shows the Args of each.
 """
 
 from __future__ import annotations
@@ -44,9 +44,6 @@ class Smam(_Checked):
         divide_by: the sum of (S5) is divided by the "text" loss's own denominator, or by the number
             of "aligned" rows.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (S1)-(S5) of docs/methods.md.
     """
@@ -69,9 +66,6 @@ class DvSft(_Checked):
         average: over the "labelled" visual tokens, over all "visual" tokens (the others count 0),
             or over each "image"'s own labelled tokens first and then over images.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (D1)-(D4) of docs/methods.md.
     """
@@ -93,7 +87,7 @@ class Klal(_Checked):
         weight: lambda of (K4).
         over: "columns" normalises each head over the row's image (K1); "renormalised" the head mean
             of the full rows, which weights a head by its visual mass; "visible" nothing: full-row
-            probabilities, which keeps the pressure on the visual mass.
+            probabilities, so that the loss also raises the visual mass.
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
         layers: the decoder layers that count; null: all.
         divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).
@@ -101,9 +95,6 @@ class Klal(_Checked):
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
             softmax (over heads; with average_layers over layers and heads) weights the heads.
-
-    Raises:
-        ValueError: a field out of its range or fields that do not go together, by name.
 
     Source:
         (K1)-(K4) of docs/methods.md.
@@ -150,9 +141,6 @@ class Hist(_Checked):
         detach_parts: only the composite's map learns in (H3).
         layers: the decoder layers whose maps are averaged; null: all.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (H1)-(H4) of docs/methods.md.
     """
@@ -183,9 +171,6 @@ class Margins(_Checked):
             highest, in (0, 1].
         layers: the decoder layers whose maps are averaged; null: all.
 
-    Raises:
-        ValueError: a field out of its range, by name.
-
     Source:
         (A1), (A2) of docs/methods.md.
     """
@@ -210,9 +195,6 @@ class LogitLens(_Checked):
     Args:
         raise_weight: of (L1), the mean over visual tokens on the concept's object.
         suppress_weight: of (L2), the mean over the chosen visual tokens off it.
-
-    Raises:
-        ValueError: a field out of its range, by name.
 
     Source:
         (L1), (L2) of docs/methods.md.

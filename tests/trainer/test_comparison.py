@@ -33,25 +33,18 @@ def outcome(grounded: dict) -> dict[str, bool]:
     return {check.what: check.holds for check in checks(PLAIN, grounded)}
 
 
+def pointing(loss: float, number: float, ratio: float) -> dict[str, float]:
+    return {"answer_loss": loss, "number_accuracy": number, "attention_ratio": ratio}
+
+
+def page(loss: float, peak: float, word: float) -> dict[str, float]:
+    found = {"answer_loss": loss, "peak_in_mask": peak, "word_accuracy": word}
+    return {**found, "word_baseline": 0.1}
+
+
 def test_checks_hold_just_above_the_limit_and_not_just_below():
-    above = {
-        "pointing": {"answer_loss": 1.04, "number_accuracy": 0.41, "attention_ratio": 10.1},
-        "page": {
-            "answer_loss": 2.09,
-            "peak_in_mask": 0.51,
-            "word_accuracy": 0.11,
-            "word_baseline": 0.1,
-        },
-    }
-    below = {
-        "pointing": {"answer_loss": 1.06, "number_accuracy": 0.39, "attention_ratio": 9.9},
-        "page": {
-            "answer_loss": 2.11,
-            "peak_in_mask": 0.5,
-            "word_accuracy": 0.1,
-            "word_baseline": 0.1,
-        },
-    }
+    above = {"pointing": pointing(1.04, 0.41, 10.1), "page": page(2.09, 0.51, 0.11)}
+    below = {"pointing": pointing(1.06, 0.39, 9.9), "page": page(2.11, 0.5, 0.1)}
     assert outcome(above) == dict.fromkeys(outcome(above), True)
     assert outcome(below) == dict.fromkeys(outcome(above), False)
     assert len(outcome(above)) == 6

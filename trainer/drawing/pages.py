@@ -1,7 +1,7 @@
 """Text set on the grid of visual tokens: every word ends at the right edge of a cell.
 
 So the bottom-right corner of each word's box lies in a visual token of its own, which is the one
-that DV-SFT labels (METHODS.md section 2, label-to-image).
+that DV-SFT labels (docs/methods.md, label-to-image).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Face:
             )
 
     def cells(self, text: str) -> int:
-        """How many cells of a line the text takes."""
+        """How many cells of a line the text needs."""
         return int(-(-(self.font.getlength(text) + 2 * MARGIN) // self.cell))
 
     def draw(
@@ -78,7 +78,7 @@ class Face:
 
 
 def set_lines(words: Iterable[str], face: Face, columns: int) -> Iterator[list[Placed]]:
-    """Breaks words into lines of `columns` cells, each word in cells of its own.
+    """Breaks words into lines of `columns` cells, each word in its own cells.
 
     A word longer than a line is broken into pieces, which begin lines of their own.
     """

@@ -62,7 +62,7 @@ def word_page(
 ) -> Picture:
     """Draw the words in reading order, each ending at the right edge of a cell.
 
-    One random dark and one random light colour (METHODS.md section 2); line `marked`, from 0, is
+    One random dark and one random light colour, as in DV-SFT; line `marked`, from 0, is
     highlighted. `boxes` holds one entry a line: its text and the box around it. Stops at the last
     line; words that do not fit are left. Cells are `cell` pixels.
     """

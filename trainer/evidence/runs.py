@@ -41,7 +41,7 @@ METHODS: dict[str, dict[str, dict]] = {
         "hist": {"maps": "attention"},
     },
 }
-NEEDS = {  # the field of a sample that a method's objectives live on
+NEEDS = {  # the field of a sample that a method needs
     "smam": "regions",
     "dv_sft": "words",
     "klal": "regions",
@@ -49,7 +49,7 @@ NEEDS = {  # the field of a sample that a method's objectives live on
     "logit_lens": "regions",
     "hist": "phrases",
 }
-FIGURES = (  # metric of `evaluate`, how a table calls it
+FIGURES = (  # metric of `evaluate`, its name in a table
     ("answer_accuracy", "answers right"),
     ("answer_loss", "answer loss"),
     ("peak_in_mask", "contribution peak on target"),
@@ -109,7 +109,7 @@ class Plan:
 
 
 def applies(method: str, fields: set[str]) -> bool:
-    """Whether samples with these fields supervise a method; "all" takes what there is."""
+    """Whether samples with these fields supervise a method; "all" uses what there is."""
     needed = [NEEDS[name] in fields for name in METHODS[method]]
     return any(needed) if method == "all" else all(needed)
 
@@ -151,7 +151,7 @@ def draw(plan: Plan) -> None:
 
 
 def with_phrases(sample: dict) -> dict:
-    """The sample with phrases where its answer has two parts, each with a region of its own or not.
+    """The sample, with phrases if its answer has two parts.
 
     "row 3 column 5" is made of "row 3" and "column 5", a line of words of its two halves.
     """
@@ -250,7 +250,7 @@ def run_config(plan: Plan, task: str, method: str, seed: int) -> Config:
 
 
 def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:
-    """The held-out figures of one run, which is made, continued, or read where it is done.
+    """The held-out figures of one run, which is trained, continued, or read if it is done.
 
     Raises:
         ConfigError: a result of other settings in the way.
@@ -279,7 +279,7 @@ def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:
         "settings": settings,
     }
     folder.write_json(output / RESULT, result)
-    for path in (*output.glob("checkpoint-*"), output / folder.MODEL):  # 80 runs of them add up
+    for path in (*output.glob("checkpoint-*"), output / folder.MODEL):  # of 80 runs they add up
         shutil.rmtree(path, ignore_errors=True)
     return result
 

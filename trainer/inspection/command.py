@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trainer.sample import Sample
 
 HELP = "show samples with their regions, words and tokens in an HTML page"
-WIDE = 0.5  # of an image: a region that covers more teaches little about where to look
+WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +108,7 @@ def summarise(dataset: JsonLinesDataset) -> Summary:
 
 
 def oddities(sample: Sample) -> list[str]:
-    """What is allowed in a sample but rarely meant, each as "samples ..."."""
+    """What a sample may have but is rarely meant, each as "samples ..."."""
     from groundkern.hf.data.example import message_text
 
     found = []

@@ -67,7 +67,7 @@ def framed(
         image: the original, RGB.
         frame: in fractions of it.
         size: pixels the processor makes of the frame; None: as it is.
-        caption: what is said below it.
+        caption: the text below it.
     """
     width, height = image.size
     edges = [frame[0] * width, frame[1] * height, frame[2] * width, frame[3] * height]

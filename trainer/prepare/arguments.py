@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OCR = ("engine", "language", "page_mode", "scale")  # of `add_reading`, for `OcrSettings`
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (
     "command",

@@ -31,7 +31,7 @@ class EndpointError(BaseException):
 
 
 class RefusedRequest(ValueError):
-    """This one request cannot be answered, whatever one waits."""
+    """This one request cannot be answered, however long one waits."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def chat_settings(arguments: argparse.Namespace) -> ChatSettings:
 
 
 def ask(settings: ChatSettings, messages: list[dict[str, Any]]) -> str:
-    """The model's answer to a chat, from the cache where it has been given before.
+    """The model's answer to a chat, from the cache if it was given before.
 
     Args:
         settings: see `ChatSettings`.
@@ -153,7 +153,7 @@ def _complete(settings: ChatSettings, request: dict) -> tuple[str | None, dict[s
         if error.status_code == 413:
             raise RefusedRequest(f"the endpoint refused the request ({_safe(error)})") from None
         raise EndpointError(_stop(error)) from None
-    except (openai.APIError, ValueError) as error:  # ValueError: JSON that is none
+    except (openai.APIError, ValueError) as error:  # ValueError: not JSON
         raise EndpointError(_stop(error)) from None
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list) or not choices or choices[0].message is None:
@@ -167,7 +167,7 @@ def _complete(settings: ChatSettings, request: dict) -> tuple[str | None, dict[s
 
 
 def _count(folder: Path, usage: dict[str, int]) -> None:
-    """One line for one request; appended in one write, so that processes do not mix."""
+    """Appends a line for one request in one write, so that lines of processes do not mix."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / USAGE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:

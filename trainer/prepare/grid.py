@@ -1,4 +1,4 @@
-"""Where a model's processor puts its visual tokens, without the model's weights."""
+"""Where a model's processor puts its visual tokens; needs no weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from groundkern.maps import patch_grid
 from trainer.config import ConfigError
 
 Size = tuple[int, int]
-PATCH = 14  # pixels, where a processor does not tell
+PATCH = 14  # pixels, if a processor does not say
 
 
 class VisualGrid:
@@ -75,5 +75,5 @@ class VisualGrid:
 
 @cache
 def visual_grid(path: Path) -> VisualGrid:
-    """`VisualGrid`, loaded once in a process."""
+    """`VisualGrid`, loaded once per process."""
     return VisualGrid(path)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import unicodedata
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -53,7 +54,7 @@ class OcrSettings:
             English.
         page_mode: tesseract's page segmentation mode: 3 finds the layout by itself, 6 takes the
             image as one block of text, 11 looks for words anywhere.
-        scale: images are enlarged so much before they are read; tesseract wants letters 20 to 40
+        scale: images are enlarged by this factor before reading; tesseract wants letters 20 to 40
             pixels high. Never beyond `LARGEST`.
     """
 
@@ -62,6 +63,11 @@ class OcrSettings:
     page_mode: int = 3
     scale: float = 1.0
 
+    @classmethod
+    def of(cls, arguments: Namespace) -> OcrSettings:
+        """The settings that `trainer.prepare.arguments.add_reading` declares."""
+        return cls(arguments.engine, arguments.language, arguments.page_mode, arguments.scale)
+
 
 def use_image(
     use: Callable[[Image.Image], T], path: Path, size: tuple[int, int], *, where: str, field: str
@@ -69,7 +75,7 @@ def use_image(
     """`use` of the decoded image of a sample; an error of it names the sample.
 
     Args:
-        use: takes the RGB image; may raise a `SampleError` without a place.
+        use: takes the RGB image; may raise a `SampleError` that does not name the sample.
         path, size: of the image.
         where, field: what starts the error message.
 
@@ -88,10 +94,10 @@ def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:
 
     Args:
         image: 8-bit RGB, of `trainer.images.load_rgb`.
-        settings: engine and options; an engine is made once in a process.
+        settings: engine and options; an engine is started once per process.
 
     Raises:
-        SampleError: the engine fails on this image. (Starts without a place: the caller adds it.)
+        SampleError: the engine fails on this image; the caller adds which sample it is.
         ConfigError: the engine or its language is not installed.
     """
     large = image
@@ -115,7 +121,7 @@ def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:
 
 
 def check_engine(settings: OcrSettings) -> None:
-    """Raises `ConfigError` if the engine or its language is not there."""
+    """Raises `ConfigError` if the engine or its language is not installed."""
     _engine(settings)
 
 
@@ -143,7 +149,7 @@ def _tesseract(settings: OcrSettings) -> Callable[[Image.Image], list[tuple]]:
     if missing:
         raise ConfigError(f"tesseract has no data for the language {missing[0]!r}")
     command = [program, "stdin", "stdout", "-l", language, "--psm", str(settings.page_mode), "tsv"]
-    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # one process is one core
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # one core per process
 
     def read(image: Image.Image) -> list[tuple]:
         buffer = io.BytesIO()
@@ -190,7 +196,7 @@ def _paddle(settings: OcrSettings) -> Callable[[Image.Image], list[tuple]]:
         lang=settings.language or "en",
         return_word_box=True,
         use_doc_orientation_classify=False,
-        use_doc_unwarping=False,  # both would move the words away from where they stand
+        use_doc_unwarping=False,  # both would move the words
         use_textline_orientation=False,
     )
 

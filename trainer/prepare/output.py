@@ -1,7 +1,7 @@
-"""Where a prepare command writes: all or nothing at the end, and a rerun continues in between.
+"""Where a prepare command writes: all or nothing at the end; a rerun continues unfinished files.
 
-Beside `OUT` stand, while a run is not finished, `OUT.partial` and `OUT.rejected.jsonl.partial`. The
-record `OUT.prepare.json` says which inputs and settings they belong to and how far they are good.
+Until a run is finished, its lines are in `OUT.partial` and `OUT.rejected.jsonl.partial`. The record
+`OUT.prepare.json` says which inputs and settings they belong to and up to where they are complete.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Output:
         self._advance()
 
     def save(self) -> None:
-        """Makes what is written last, and notes how far it is good: to the last whole input."""
+        """Writes to disk, and records how far the files are complete: to the last whole input."""
         for file in self._files:
             file.flush()
             os.fsync(file.fileno())
@@ -89,14 +89,14 @@ class Output:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """Puts the files in their places; no rejected file where nothing was rejected."""
+        """Puts the files in their places; without rejected inputs there is no rejected file."""
         self.finished = True
         self._good = self._state()
         self.save()
         self._place()
 
     def close(self) -> None:
-        """Lets go of the files; what was not saved is done again by the next run."""
+        """Closes the files; the next run redoes what was not saved."""
         for file in self._files:
             file.close()
 
@@ -157,7 +157,7 @@ class Output:
 
     def _advance(self) -> None:
         self.inputs += 1
-        self._good = self._state()  # in one step: a signal may come at any time
+        self._good = self._state()  # one assignment: a signal may come at any time
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()
 
@@ -184,7 +184,7 @@ def _partial(path: Path) -> Path:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    """One line of JSON, whatever the original was."""
+    """One line of JSON for any original."""
     original = entry["original"]
     if isinstance(original, bytes):
         try:
@@ -198,7 +198,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for: the bytes of an image in a table, say."""
+    """For what JSON cannot hold, such as the bytes of an image in a table."""
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     return str(value)

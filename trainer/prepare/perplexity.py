@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.config import ConfigError
 
-WINDOW = 1024  # tokens seen at once, if the model takes so many
+WINDOW = 1024  # tokens seen at once, if the model can
 
 
 class Perplexity:
     """exp of the mean negative log-likelihood of a text's tokens, in windows that do not overlap.
 
-    The first token of the text counts where the tokenizer has a token to begin with.
+    The first token of the text counts if the tokenizer has a token that begins a text.
 
     Args:
         path: folder with model and tokenizer; loaded in float32 on the CPU.
@@ -58,5 +58,5 @@ class Perplexity:
 
 @cache
 def scorer(path: Path) -> Perplexity:
-    """`Perplexity`, loaded once in a process."""
+    """`Perplexity`, loaded once per process."""
     return Perplexity(path)

@@ -32,7 +32,7 @@ AHEAD = 4  # inputs in work or waiting to be written, for each worker
 
 
 class LeftOut(SampleError):
-    """An input that an option leaves out: rejected like a bad one, but never a reason to stop."""
+    """An input that an option leaves out: rejected like a bad one, but it never stops the run."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def prepare(
     max_pixels: int = MAX_PIXELS,
     unit: str = "input",
 ) -> Output:
-    """Runs `work` over the source and writes what it makes, or continues where a run ended.
+    """Runs `work` over the source and writes what it makes, or continues an earlier run.
 
     Samples keep the order of the inputs and are checked by `parse_sample` as the trainer will. An
     input that cannot be used goes, with the reason and as it was, to `<output>.rejected.jsonl`.
@@ -85,7 +85,7 @@ def prepare(
         on_bad_sample: "skip" goes on, "stop" raises at the first that is not `LeftOut`.
         overwrite: start again, whatever is there.
         max_pixels: width x height that an image may have.
-        unit: what an input is called beside the rate.
+        unit: what the progress bar calls an input.
 
     Returns:
         The finished output.
@@ -179,7 +179,7 @@ def _keep(out: Output, item: Item, done: Done | Rejected, on_bad_sample: str) ->
 
 
 def write_image(path: Path, image: Image.Image | bytes) -> Path:
-    """Writes a picture or encoded bytes so that a reader never sees half of it; returns `path`."""
+    """Writes a picture or encoded bytes so that no reader sees half of it; returns `path`."""
     if not isinstance(image, bytes):
         buffer = io.BytesIO()
         image.save(buffer, Image.registered_extensions()[path.suffix.lower()])
@@ -237,7 +237,7 @@ _step: Step | None = None
 
 
 def _begin_worker(step: Step) -> None:
-    """Leaves Ctrl-C to the parent and ends with it, and leaves the other cores to the others."""
+    """Leaves Ctrl-C to the parent, ends with the parent, and uses one core."""
     global _step
     import torch
 
@@ -249,7 +249,7 @@ def _begin_worker(step: Step) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot stop its workers, which would wait for work for ever."""
+    """Ends a worker whose parent was killed; it would wait for work forever."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""From a label and where it is to a question, its answer and the region that ties them together."""
+"""Makes a question, an answer and the answer's region of a label and its place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TITLES = {
 class Phrasing:
     """A question and an answer with places for values, such as `Where is the {label}?`.
 
-    What the first `{...}` of the answer stands for is tied to the place; an answer without one is
+    The value of the answer's first `{...}` is tied to the place; an answer without one is
     tied as a whole.
 
     Args:

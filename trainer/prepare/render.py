@@ -1,7 +1,7 @@
 """`prepare render`: texts drawn word by word on the grid of visual tokens (DV-SFT, label-to-image).
 
-Source: METHODS.md section 2. A word ends at the right edge of a visual token, which its label goes
-to in training; one that spans several labels only the last.
+A word ends at the right edge of a visual token, which gets its label in training; a word over
+several visual tokens labels only the last. Source: DV-SFT's paper, label-to-image; (D1).
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def _cell(model: Path | None, cell: int | None) -> int:
 
 
 def _field(record: Any, name: str) -> Any:
-    """`a.b` of a record, the first of a list; None where there is none."""
+    """`a.b` of a record, of a list its first element; None if there is none."""
     for part in name.split("."):
         if isinstance(record, list):
             record = record[0] if record else None

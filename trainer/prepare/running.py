@@ -1,4 +1,4 @@
-"""One prepare command run from its arguments: the pipeline, and what is said at its end."""
+"""Runs the pipeline with the arguments of a prepare command, and prints a summary."""
 
 from __future__ import annotations
 

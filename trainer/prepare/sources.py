@@ -35,7 +35,7 @@ class Item:
     Args:
         index: from 0, counted over all inputs, the unusable ones included.
         where: what starts every message about it, for example `train.jsonl:17`.
-        value: the record, or whatever else the command takes.
+        value: the record, or whatever else the command reads.
         original: what goes to the rejected file if it cannot be used; None: `value`.
         problem: why it cannot be used, found while reading; starts with `where`.
     """
@@ -64,7 +64,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Unusable:
-    """What a source found where an input should be, and why it is none."""
+    """Something in a source that is not an input, and why."""
 
     original: Any
     reason: str
@@ -94,7 +94,7 @@ def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id
     Args:
         path: JSON-lines file, UTF-8.
         max_line: bytes a line may have; of a longer one only these are ever in memory.
-        unique: a field that, where a record has it, no two may share; None: no such field.
+        unique: a field whose value no two records may share; None: no such field.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -142,10 +142,10 @@ def image_folder(path: Path) -> Source:
 def values(
     read: Callable[[], Iterable[tuple[str, Any]]], *, total: int | None, identity: dict[str, Any]
 ) -> Source:
-    """Any inputs that no file holds.
+    """Inputs that are not in a file.
 
     Args:
-        read: gives (where, value) pairs, the same ones in the same order each time.
+        read: yields (where, value) pairs, the same ones in the same order each time.
         total, identity: see `Source`.
     """
 
@@ -235,7 +235,7 @@ def digest(parts: Iterable[str]) -> str:
 
 
 class _Seen:
-    """Which ids were used and where, in a temporary file, so that memory does not grow."""
+    """Which ids were used and where, in a temporary file to keep memory constant."""
 
     def __init__(self, field: str | None) -> None:
         self.field = field

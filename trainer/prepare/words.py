@@ -1,7 +1,7 @@
 """`prepare words`: words read by OCR and the visual tokens they label (DV-SFT, image-to-label).
 
-Source: METHODS.md section 2, the filters and the bottom-right rule. The rules that need the model's
-patches and tokens are `groundkern.hf.data.words`, the same as in training.
+The filters and the bottom-right rule of DV-SFT's paper. The rules that need the model's patches and
+tokens are those of training, `groundkern.hf.data.words`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.prepare.arguments import (
-    OCR,
     add_choice,
     add_common,
     add_reading,
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.input.is_dir()
     source = image_folder(arguments.input) if folder else open_source(arguments.input)
     root = arguments.root or (arguments.input if folder else arguments.input.parent)
-    ocr = OcrSettings(**named(arguments, *OCR))
+    ocr = OcrSettings.of(arguments)
     check_engine(ocr)
     rules = None
     if arguments.model is not None:
@@ -112,9 +111,9 @@ class ReadWords:
     root: Path
     ocr: OcrSettings
     rules: Rules | None = None
-    min_confidence: float = 0.5
-    replace: bool = False
     question: str = "Read the text."
+    replace: bool = False
+    min_confidence: float = 0.5
 
     def __call__(self, item: Item) -> Made:
         from trainer.images import confined, image_size
@@ -209,7 +208,7 @@ LOSSES = {
 
 
 def statistics(out: Output) -> list[str]:
-    """What the paper's Table 1 tells, in sentences: labels, visual tokens, coverage; and losses."""
+    """The figures of the paper's Table 1 (labels, visual tokens, coverage) and what was dropped."""
     counts, samples = out.counts, out.counts["samples_read"]
     told = []
     if before := counts["samples_with_words_before"]:
@@ -219,17 +218,20 @@ def statistics(out: Output) -> list[str]:
     if not samples:
         return told
     lost = ", ".join(f"{counts[name]:,} {why}" for name, why in LOSSES.items() if counts[name])
-    kept = counts["words_written"]
+    written = counts["words_written"]
     told.append(
-        f"words: {counts['words_read']:,} read, {kept:,} written"
+        f"words: {counts['words_read']:,} read, {written:,} written"
         + (f"; dropped {lost}" if lost else "")
     )
     tokens = counts["visual_tokens"]
     if tokens:
         told.append(
-            f"a sample has {kept / samples:.1f} labelled of {tokens / samples:.1f} visual tokens "
-            f"(coverage {kept / tokens:.1%}), {counts['distinct_labels'] / samples:.1f} distinct"
+            f"a sample has {written / samples:.1f} labelled of {tokens / samples:.1f} visual "
+            f"tokens (coverage {written / tokens:.1%}), "
+            f"{counts['distinct_labels'] / samples:.1f} distinct"
         )
     else:
-        told.append(f"a sample has {kept / samples:.1f} words (--model MODEL counts visual tokens)")
+        told.append(
+            f"a sample has {written / samples:.1f} words (--model MODEL counts visual tokens)"
+        )
     return told

@@ -226,14 +226,14 @@ def test_charts_are_what_their_seed_says_and_their_answers_hold_their_links():
 def test_links_on_charts_with_the_words_as_drawn():
     """Seeds that no rule was tuned on."""
     score = measure_charts(range(5000, 5012), None)
-    assert score.true >= 50
+    assert score.links["true"] >= 50
     assert score.precision >= 0.95 and score.recall >= 0.95
 
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="needs tesseract (tesseract-ocr)")
 def test_links_on_charts_read_by_tesseract():
     score = measure_charts(range(5000, 5004), OcrSettings(page_mode=11, scale=3.0))
-    assert score.true >= 15
+    assert score.links["true"] >= 15
     assert score.precision >= 0.9 and score.recall >= 0.75  # few charts: not the figure reported
 
 

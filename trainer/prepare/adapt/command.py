@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unanswerable",
         metavar="TEXT",
-        help="squad: the answer where there is none; default: skip",
+        help="squad: the answer to questions without one; default: skip them",
     )
     add_choice(parser, "--points-in", ("percent", "pixel"), "pixmo_points: unit of the points")
     add_common(parser)

@@ -56,7 +56,7 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
     )
     inputs = [(task, 0) for task in arguments.task]
     try:
-        for i, first in enumerate(inputs):  # what cannot be drawn is said before anything is
+        for i, first in enumerate(inputs):  # refuses what cannot be drawn before it draws anything
             work(Item(i, first[0], first))
     except ValueError as error:
         raise ConfigError(f"maps: {error}") from None
@@ -70,7 +70,7 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
 
 
 def _own_settings(names: list[str], words: list[str]) -> dict[str, dict[str, int]]:
-    """Which `--set` words each task takes; one that none of them has is an error."""
+    """The `--set` options of each task; one that no task has is an error."""
     for name in names:
         if name not in TASKS:
             known = ", ".join(TASKS)
@@ -80,11 +80,11 @@ def _own_settings(names: list[str], words: list[str]) -> dict[str, dict[str, int
     own: dict[str, dict[str, int]] = {name: {} for name in names}
     for word in words:
         setting, _, text = word.partition("=")
-        takers = [name for name in names if setting in TASKS[name].settings["easy"]]
-        if not takers or not text.isdecimal():
+        having = [name for name in names if setting in TASKS[name].settings["easy"]]
+        if not having or not text.isdecimal():
             known = sorted({s for name in names for s in TASKS[name].settings["easy"]})
             wanted = f"NAME=NUMBER with a name of {', '.join(known)}"
             raise ConfigError(f"maps: `--set`: expected {wanted}, got {word!r}")
-        for name in takers:
+        for name in having:
             own[name][setting] = int(text)
     return own

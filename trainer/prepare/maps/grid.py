@@ -74,7 +74,7 @@ class Grid:
 
 
 def _fractions(place: list, name: str, size: tuple[int, int]) -> list:
-    """A record's place as the list of shapes that `groundkern.maps` takes for its kind."""
+    """A record's place as the list of shapes that `groundkern.maps` wants for its kind."""
     if name == "box":
         return [[value / size[i % 2] for i, value in enumerate(place)]]
     points = [[x / size[0], y / size[1]] for x, y in place]

@@ -21,7 +21,7 @@ Reader = Callable[[], Records]
 
 def coco(data: Path, root: Path) -> tuple[Reader, list[Path]]:
     """COCO's `instances.json`: `images`, `categories`, `annotations` with `bbox` [x, y, width,
-    height] in pixels or, where there is no box, `segmentation` as polygons [x, y, x, y, ...].
+    height] in pixels or, without a box, `segmentation` as polygons [x, y, x, y, ...].
 
     Source: cocodataset.org, format of annotations.
     """

@@ -5,8 +5,8 @@ target depends on; its hash decides whether it belongs to the training, validati
 so that no plan is ever in two of them, whatever the seeds. Targets are what was drawn: the same
 numbers go to the pen and into the regions.
 
-Source: arXiv 2511.12738 (METHODS.md section 3; the drawings' details are open there),
-arXiv 2605.26656 (section 2).
+Source: KLAL, arXiv 2511.12738 (which leaves the details of the drawings open), and DV-SFT,
+arXiv 2605.26656.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Task:
 def stream(
     name: str, *, count: int, seed: int = 0, split: str = "train", start: int = 0, **settings
 ) -> Iterator[tuple[Image.Image, dict]]:
-    """`count` drawings of a task from number `start` on, each with a seed of its own."""
+    """`count` drawings of a task from number `start` on, each with its own seed."""
     one_of("task", name, TASKS)
     for i in range(start, start + count):
         yield TASKS[name](f"{seed} {split} {i}", split=split, **settings)
@@ -156,7 +156,7 @@ def _draw_intersection(plan: dict, rng: random.Random) -> tuple[Image.Image, dic
 
 
 def crossings(first: list[Pair], second: list[Pair]) -> list[list[float]]:
-    """Where two lines over the same knots (x ascending) change sides; they differ at every knot."""
+    """The points where two lines over the same knots (x ascending) cross; no knot is shared."""
     found = []
     knots = list(zip(first, second, strict=True))
     for ((x0, a0), (_, b0)), ((x1, a1), (_, b1)) in pairwise(knots):
@@ -226,7 +226,7 @@ def _letter(line: int) -> str:
 
 
 def _path(heights: list[int], left: int, step: float, *, parts: int = 12) -> list[list[float]]:
-    """Straight where the height stays, a smooth step of `parts` segments where it changes."""
+    """Straight while the height stays the same, a smooth step of `parts` segments if it changes."""
     path = [[float(left), float(heights[0])]]
     for i, (here, there) in enumerate(pairwise(heights)):
         for part in range(1, parts + 1) if here != there else (parts,):

@@ -1,1 +1,1 @@
-"""SMAM labels: which words of an answer stand where in its images."""
+"""SMAM labels: which words of an answer are printed where in its images."""

@@ -1,7 +1,9 @@
 """`prepare marks`: words of the answer linked to the text of the image they stand in (SMAM).
 
-Source: METHODS.md section 1. By text (`matching`) or by a model behind an OpenAI-compatible
-endpoint (`labeller`); docs/prepare-marks.md.
+By text (`matching`) or by a model behind an OpenAI-compatible endpoint (`labeller`);
+docs/prepare-marks.md. Everything here is in pixels, as in the file that is written: matching
+compares widths with heights of letters, which fractions of a wide image would distort. The parsed
+sample's fractions become pixels once, in `MarkSamples._words`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.prepare.arguments import (
-    OCR,
-    add_choice,
-    add_common,
-    add_reading,
-    add_samples,
-    named,
-)
+from trainer.prepare.arguments import add_choice, add_common, add_reading, add_samples, named
 from trainer.prepare.chat import add_chat_arguments
 
 if TYPE_CHECKING:
@@ -35,8 +30,8 @@ HELP = "link words of answers to the text in the image they speak of (SMAM)"
 TITLES = {
     "samples_marked": "samples with regions",
     "samples_unmarked": "samples in whose answers nothing was found",
-    "samples_with_regions_before": "samples kept as they were: they have regions",
-    "samples_without_images": "samples kept as they were: they have no image",
+    "samples_with_regions_before": "samples left as they were: they have regions",
+    "samples_without_images": "samples left as they were: they have no image",
     "phrases": "phrases linked",
     "ambiguous": "of them printed in several places",
     "regions": "regions written",
@@ -96,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         chat = chat_settings(arguments)
         asking = ("attempts", "alpha", "max_side", "max_regions", "any_text")
         labeller = LabellerSettings(chat, **named(arguments, *asking))
-    ocr = OcrSettings(**named(arguments, *OCR))
+    ocr = OcrSettings.of(arguments)
     reading = ("min_confidence", "read_again", "keep_lines")
     matching = ("gap", "ambiguous", "scales", "replace")
     work = MarkSamples(root, ocr, labeller, **named(arguments, *reading, *matching))
@@ -201,7 +196,7 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _records(match: Match, answer: str, turn: int, sample: Sample) -> list[dict[str, Any]]:
-    """One canonical region for each place; turn and image only where there are several."""
+    """One canonical region for each place; turn and image only if there are several."""
     text = answer[match.start : match.stop]
     record: dict[str, Any] = {"text": text}
     occurrence = sum(answer.startswith(text, i) for i in range(match.start))

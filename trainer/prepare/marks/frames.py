@@ -1,6 +1,6 @@
 """Frames, axes, grid lines and bars, erased before a chart is read.
 
-OCR engines take what a frame encloses for a picture and skip the short labels in it.
+OCR engines treat what a frame encloses as a picture and skip the short labels in it.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import numpy as np
 from PIL import Image
 
 CONTRAST = 24  # of 255, by which ink differs from the paper
-SHARE = 12  # a run is long from this part of the image's longer side on
-STUB = 80  # what touches a long line goes with it up to this part of the longer side
+SHARE = 12  # a run is long from 1 / SHARE of the image's longer side
+STUB = 80  # what touches a long line is erased too, up to 1 / STUB of the longer side
 
 
 def without_lines(image: Image.Image) -> Image.Image:
-    """The image with long horizontal and vertical runs of ink made paper.
+    """The image with long horizontal and vertical runs of ink painted over in the paper's colour.
 
     Args:
         image: 8-bit RGB; the paper is its median colour.
 
     Returns:
-        An image of the same size, so that boxes on it are boxes on the first.
+        An image of the same size, so boxes on it fit the original.
     """
     pixels = np.array(image)  # [H, W, 3]
     gray = np.asarray(image.convert("L")).astype(np.int16)
@@ -37,8 +37,8 @@ def without_lines(image: Image.Image) -> Image.Image:
 def _long_runs(ink: np.ndarray, length: int) -> np.ndarray:
     """Which pixels of [H, W] lie in a horizontal run of at least `length`."""
     rows, starts, stops = _runs(ink)
-    kept = stops - starts >= length
-    return _filled(ink.shape, rows[kept], starts[kept], stops[kept])
+    long = stops - starts >= length
+    return _filled(ink.shape, rows[long], starts[long], stops[long])
 
 
 def _stubs(ink: np.ndarray, long: np.ndarray, length: int) -> np.ndarray:
@@ -46,8 +46,8 @@ def _stubs(ink: np.ndarray, long: np.ndarray, length: int) -> np.ndarray:
     rows, starts, stops = _runs(ink & ~long)
     before = np.pad(long, ((0, 0), (1, 0)))[rows, starts]
     after = np.pad(long, ((0, 0), (0, 1)))[rows, stops]
-    kept = (stops - starts <= length) & (before | after)
-    return _filled(ink.shape, rows[kept], starts[kept], stops[kept])
+    short = (stops - starts <= length) & (before | after)
+    return _filled(ink.shape, rows[short], starts[short], stops[short])
 
 
 def _runs(ink: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """OCR words as lines of text, and lines as the blocks they are stacked in.
 
-A line is a run of words on one height and close together: a label, a legend entry, a cell, a line
-of a paragraph. A block is a run of lines under one another in one type size: a label that wraps, a
+A line is a run of words at one height and close together: a label, a legend entry, a cell, a line
+of a paragraph. A block is a run of lines below one another in one type size: a label that wraps, a
 paragraph. All lengths are relative to the height of the letters, so that no image size is assumed.
 """
 
@@ -22,7 +22,7 @@ LEADING = 0.9  # between lines of a block, in letter heights
 
 @dataclass(frozen=True)
 class PrintedWord:
-    """A word as it stands in image `image`; `box` is x0, y0, x1, y1 in pixels."""
+    """A word printed in image `image`; `box` is x0, y0, x1, y1 in pixels."""
 
     text: str
     box: Box
@@ -72,9 +72,9 @@ def union(boxes: list[Box]) -> Box:
 def lines_of(words: list[PrintedWord], gap: float = GAP) -> list[Line]:
     """Group words into lines.
 
-    Two words join if they overlap in height by half, are of like size, and are at most `gap` letter
-    heights apart. Two numbers side by side are two labels, unless they read as the digit groups of
-    one ("1 234").
+    Two words join if they overlap in height by half, are of similar size, and are at most `gap`
+    letter heights apart. Two numbers side by side are two labels, unless they read as the digit
+    groups of one ("1 234").
     """
     by_image = defaultdict(list)
     for word in words:
@@ -84,7 +84,7 @@ def lines_of(words: list[PrintedWord], gap: float = GAP) -> list[Line]:
 
 
 def blocks_of(lines: list[Line]) -> list[list[Line]]:
-    """Chain lines that stand under one another, of like size and aligned; a line alone is a block.
+    """Chain lines below one another, of similar size and aligned; a line alone is a block.
 
     Every line is in exactly one block, top to bottom.
     """
@@ -113,7 +113,7 @@ def blocks_of(lines: list[Line]) -> list[list[Line]]:
 
 
 def scale_numbers(lines: list[Line]) -> set[Line]:
-    """The lines that are ticks of an axis: numbers whose value runs linearly with their place.
+    """The lines that are ticks of an axis: numbers whose values are linear in their positions.
 
     Three or more in a row or column. Years are categories more often than a scale, and are left
     out, as is everything that is not a number alone.
@@ -194,7 +194,7 @@ def _shift(upper: Line, lower: Line) -> float:
 
 
 def _aligned(numbers: list, across: int) -> list[list]:
-    """Numbers on one height (`across` 1) or with one left edge, right edge or middle (0)."""
+    """Numbers at one height (`across` 1) or with one left edge, right edge or middle (0)."""
     groups = []
     anchors = [lambda b: (b[across] + b[across + 2]) / 2]
     if across == 0:

@@ -1,8 +1,8 @@
 """Phrases of an answer linked to numbered text regions by a model, its reply parsed strictly.
 
-METHODS.md section 1, data: the model repeats the answer with `<MARK ID>phrase</MARK>` around each
-phrase whose text stands in region ID (a comma list for several); without the marks the text must
-be the answer, character by character.
+As SMAM's data was made: the model repeats the answer with `<MARK ID>phrase</MARK>` around each
+phrase whose text is printed in region ID (IDs with commas for several); without the marks the text
+must be the answer, character by character.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class LabellerSettings:
 
     Args:
         chat: see `ChatSettings`.
-        attempts: how often it may reply, told each time what was wrong.
+        attempts: how often it may reply; each time it is told what was wrong.
         alpha, max_side: of `draw_marks`.
-        max_regions: of a sample; one with more is rejected.
-        any_text: keep marks whose phrase does not stand in their regions.
+        max_regions: of a sample; one with more regions is rejected.
+        any_text: keep marks whose phrase is not printed in their regions.
     """
 
     chat: ChatSettings
@@ -65,7 +65,7 @@ class LabellerSettings:
 
 
 def parse_marks(reply: str, answer: str, known: set[str]) -> list[Mark]:
-    """The marks of a reply; white space around the whole reply does not count.
+    """The marks of a reply; white space around the whole reply is ignored.
 
     Args:
         reply: the model's text.
@@ -126,7 +126,7 @@ def label(
         printed: their words.
         question, answer: texts; spans count the answer's characters.
         settings: see `LabellerSettings`.
-        counts: takes `marks_dropped`, the marks whose phrase does not stand in their regions.
+        counts: `marks_dropped` goes up by each mark whose phrase is not printed in its regions.
 
     Raises:
         BadMarks: no valid reply in all attempts.
@@ -185,7 +185,7 @@ def request(
 
 
 def _stands_in(phrase: str, lines: list[Line]) -> bool:
-    """Whether the phrase is the text of the lines together, or stands in each of them."""
+    """Whether the phrase is the text of the lines together, or printed in each of them."""
     words = [word for line in lines for word in line.words]
     keys = {token.key for token in tokens(phrase)}
     shared = all(keys & {token.key for token in tokens(line.text)} for line in lines)

@@ -1,7 +1,7 @@
-"""Which words of an answer stand where in an image: equal text after normalisation, longest first.
+"""Where words of an answer are printed in an image: equal text after normalisation, longest first.
 
-METHODS.md section 1: a phrase is grounded only where its exact text occurs in the image, and
-several regions on one phrase are their union.
+As in SMAM's paper: a phrase is grounded only if its exact text occurs in the image, and several
+regions of one phrase count as their union.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.prepare.marks.grouping import (
 )
 from trainer.prepare.marks.normalise import Token, tokens, unconfused
 
-# Words that say nothing about a place: no phrase alone, nor at an end of a part of a label.
+# Words that say nothing about a place: never a phrase alone, nor an end of a part of a label.
 _EMPTY = """
 a about above after all also am an and any are as at be because been before being below between
 both but by can could did do does during each either every few for from had has have he her here
@@ -45,7 +45,7 @@ class Place:
 class Match:
     """Characters `start:stop` of an answer are printed at `places`.
 
-    `ambiguous`: the same text stands in several places, each of them equally good.
+    `ambiguous`: the same text is printed in several places, each of them equally good.
     """
 
     start: int
@@ -68,7 +68,7 @@ class _Printed:
 
 @dataclass(frozen=True)
 class _Found:
-    """Tokens `start:stop` of the answer, equal to `printed`; the less `rank`, the better."""
+    """Tokens `start:stop` of the answer, equal to `printed`; the lower its `rank`, the better."""
 
     start: int
     stop: int
@@ -83,7 +83,7 @@ class PrintedText:
         words: what OCR read, in pixels.
         gap: the widest space within a line, in letter heights.
         scales: whether ticks of an axis may be what an answer speaks of: "last" only if the text
-            stands nowhere else, "keep" as every other text, "drop" never.
+            is printed nowhere else, "keep" like any other text, "drop" never.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class PrintedText:
         return sorted(chosen, key=lambda match: match.start)
 
     def holds(self, phrase: str) -> bool:
-        """Whether the text of `phrase` stands here, in one line or block, sign for sign."""
+        """Whether the text of `phrase` is printed here, in one line or block, sign for sign."""
         keys = [token.key for token in tokens(phrase)]
         return bool(keys) and any(
             [printed.token.key for printed in self._blocks[b][i : i + len(keys)]] == keys
@@ -140,9 +140,9 @@ class PrintedText:
         )
 
     def _at(self, answer: str, words: list[Token], start: int) -> list[_Found]:
-        """What is printed of the answer's tokens from `start` on, in every place and length."""
+        """Printed runs equal to the answer's tokens from `start` on, in every place and length."""
         found = []
-        for b, i in self._starts.get(words[start].key, ()):  # "q1" stands there for "ql" too
+        for b, i in self._starts.get(words[start].key, ()):  # "q1" is listed for "ql" too
             block = self._blocks[b]
             for length in range(1, min(len(block) - i, len(words) - start) + 1):
                 spoken, printed = words[start + length - 1], block[i + length - 1]
@@ -186,7 +186,7 @@ def _whole(run: tuple[_Printed, ...]) -> bool:
 
 
 def _worth_it(answer: str, spoken: list[Token], run: tuple[_Printed, ...]) -> bool:
-    """Whether the text says which place is meant: not "of", not the "a" of "a dog" for a bar A."""
+    """Whether the text tells the place: "of" does not, nor the "a" of "a dog" for a bar A."""
     if len(spoken) > 1:
         ends = spoken[:1] + spoken[-1:]
         inside = not _whole(run) and any(token.key in _EMPTY_WORDS for token in ends)

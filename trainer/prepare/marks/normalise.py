@@ -69,7 +69,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def unconfused(key: str) -> str | None:
-    """A key of letters and digits with "l", "i", "o" as the digits they look like; None: no mix.
+    """A key of letters and digits with "l", "i", "o" as the digits they look like; None: not a mix.
 
     "Ql" and "Q1" come out equal where either holds a digit.
     """
@@ -84,7 +84,7 @@ def value(digits: str) -> str:
     A single comma or dot before exactly three digits is a thousands separator if it is a comma and
     a decimal point if it is a dot; dots or commas that repeat, or the first of the two kinds, are
     thousands separators if groups of three follow. What fits no reading ("1.2.3") and whole
-    numbers with leading zeros ("007") stand for themselves.
+    numbers with leading zeros ("007") are returned as they are.
     """
     plain = re.sub(r"[ '\u2019]", "", digits)
     kinds = re.sub(r"\d", "", plain)

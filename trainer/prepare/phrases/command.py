@@ -1,6 +1,6 @@
 """`prepare phrases`: noun phrases of answers, their subjects, and composites (HIST).
 
-Source: METHODS.md section 4; docs/prepare-marks.md.
+Source: (H1)-(H3) of docs/methods.md; docs/prepare-marks.md has the rules.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HELP = "list the phrases of answers, their subjects and composites (HIST)"
 TITLES = {
     "samples_with_phrases": "samples with phrases",
     "samples_without_phrases": "samples in whose answers none were found",
-    "samples_with_phrases_before": "samples kept as they were: they have phrases",
+    "samples_with_phrases_before": "samples left as they were: they have phrases",
     "phrases": "phrases",
     "composites": "composites",
 }

@@ -1,6 +1,6 @@
 """Phrases as records: their subjects, and composites "p1 and p2" of phrases side by side.
 
-METHODS.md section 4, (H3): the map of a composite should be the sum of the maps of its parts.
+(H3): the map of a composite should be the sum of the maps of its parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _LAST = re.compile(r"and|&", re.IGNORECASE)
 def composites(text: str, phrases: list[NounPhrase]) -> list[tuple[int, int]]:
     """Spans of `text` in which phrases are joined by commas and a last "and", and by nothing else.
 
-    Two phrases with ", and" between them are two clauses more often than a pair, and are none.
+    Two phrases with ", and" between them make no composite: they are two clauses more often than a
+    pair.
     """
     found: list[tuple[int, int]] = []
     first = 0
@@ -40,7 +41,7 @@ def composites(text: str, phrases: list[NounPhrase]) -> list[tuple[int, int]]:
 def records(text: str, phrases: list[NounPhrase], turn: int | None = None) -> list[dict[str, Any]]:
     """Canonical `phrases` of an answer (docs/data-format.md).
 
-    A composite stands before its parts and has no subject: it is the phrase that holds others.
+    A composite comes before its parts and has no subject: it is the phrase that contains others.
 
     Args:
         text: the answer.

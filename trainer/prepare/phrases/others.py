@@ -50,7 +50,7 @@ def spacy_phrases(text: str, model: str = SPACY_MODEL) -> list[NounPhrase]:
 
 @cache
 def spacy_model(name: str) -> Any:
-    """The pipeline, loaded once in a process."""
+    """The pipeline, loaded once per process."""
     try:
         import spacy
     except ImportError:
@@ -77,7 +77,7 @@ def has_spacy(model: str) -> bool:
 
 
 def model_phrases(text: str, chat: ChatSettings, attempts: int = 2) -> list[NounPhrase]:
-    """What the model lists, held to the text.
+    """What the model lists, checked against the text.
 
     Raises:
         BadPhrases: no valid reply in all attempts.
@@ -128,7 +128,7 @@ def parse_phrases(reply: str, text: str) -> list[NounPhrase]:
 
 
 def _as_words(words: str, text: str, start: int, stop: int, *, last: bool = False) -> int:
-    """Where `words` stand between `start` and `stop`, not within a longer word; -1: nowhere."""
+    """Position of `words` between `start` and `stop`, not within a longer word; -1: not there."""
     pattern = rf"(?<!\w){re.escape(words)}(?!\w)"
     starts = [match.start() for match in re.compile(pattern).finditer(text, start, stop)]
     return starts[-1 if last else 0] if starts else -1

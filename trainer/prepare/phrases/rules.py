@@ -83,7 +83,7 @@ _NOT_ADJECTIVES = _set(
     "table vegetable cable fish dish radish relish british olive dive hive archive detective "
     "motive handful spoonful constable relative executive"
 )
-# Verbs whose third person is rarely a plural noun; others are told by their neighbours.
+# Verbs whose third person is rarely a plural noun; others are recognised by their neighbours.
 _VERBS = _set(
     "sit stand hold wear ride eat go run throw catch carry lie hang lean look watch wait jump "
     "fly swim climb drive pull push read write sing dance sleep smile laugh talk speak listen "
@@ -147,7 +147,7 @@ class NounPhrase:
 def noun_phrases(text: str) -> list[NounPhrase]:
     """The base noun phrases of `text`, in order and without overlap.
 
-    Pronouns, bare numbers, dates and quoted text are none; amounts with a unit ("12%",
+    Pronouns, bare numbers, dates and quoted text do not count; amounts with a unit ("12%",
     "$4.2 million") are. "A lot of", "a couple of" and their like belong to the noun they count.
     """
     words = [Word(m[0], m.start(), m.end()) for m in _TOKEN.finditer(text)]
@@ -221,7 +221,7 @@ class _Scan:
         return at
 
     def _step(self, at: int) -> int:
-        """How many words the phrase goes on for at word `at`; 0 where it ends."""
+        """How many words of the phrase start at word `at`; 0 if it ends before."""
         low, word = self._low(at), self.words[at].text
         if word[0] in '"\u201c' and len(word) > 1:
             return int(at > self.first and self.noun is None)
