@@ -42,11 +42,11 @@ class Sizes:
     rows: int = 64
     heads: int = 28
     kv_heads: int = 4
+    dim: int = 128
+    value_dim: int | None = None  # dim
     keys: int = 4096
     columns: int = 1024
     batch: int = 2
-    dim: int = 128
-    value_dim: int | None = None  # dim
     hidden: int = 2048
     vocabulary: int = 151_936
     dtype: torch.dtype = torch.bfloat16
@@ -157,8 +157,8 @@ def linear_cross_entropy(
     try:
         op = linear_cross_entropy_launch
         op.forward(*arguments)
-        op.backward(upstream, *arguments, trained, grad)
-        op.forward_with_gradients(*arguments, None, trained)
-        op.forward_with_gradients(*arguments, upstream.dloss, trained)
+        op.backward(upstream, *arguments, loss.Head(trained, grad))
+        op.forward_with_gradients(*arguments, loss.Ahead(None, trained))
+        op.forward_with_gradients(*arguments, loss.Ahead(upstream.dloss, trained))
     finally:
         row_blocks.set_logit_budget(before)

@@ -54,12 +54,7 @@ def pan_and_scan(processor: Any, size: Size) -> Tensor:
 def split_tiles(processor: Any, size: Size) -> Tensor:
     """Idefics3, SmolVLM: the image stretched to whole tiles, row by row, then the whole image.
 
-    Args:
-        processor: the family's.
-        size: (width, height) of the original image, in pixels.
-
-    Returns:
-        fp64 [n, 4] (x0, y0, x1, y1), in fractions of the image.
+    Args, Returns: as `pan_and_scan`.
 
     Source: transformers' `Idefics3ImageProcessor`.
     """

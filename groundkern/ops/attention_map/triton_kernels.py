@@ -20,30 +20,9 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
+from groundkern import tile_kernels as tk
 from groundkern.ops import attention_map
-from groundkern.tile_kernels import (
-    Heads,
-    Keys,
-    allowed_keys,
-    any_of,
-    capped,
-    dot,
-    load_heads,
-    load_keys,
-    load_live_tile,
-    load_rows,
-    load_tile,
-    log_sum,
-    online_max,
-    online_sum,
-    partial_at,
-    row_bounds,
-    row_tile,
-    rows_of_sequence,
-    store_tile,
-    uncapped_gradient,
-    wide,
-)
+from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import helper, kernel, padded
 
 MAP = tl.constexpr(attention_map.MAP)
@@ -77,13 +56,13 @@ class Columns(NamedTuple):
 @helper
 def _column_tile(x, b, c):
     """Key columns of a tile, -1 outside: [BLOCK_N]."""
-    return tl.load(x.columns + wide(b) * x.C + c, mask=c < x.C, other=-1)
+    return tl.load(x.columns + tk.wide(b) * x.C + c, mask=c < x.C, other=-1)
 
 
 @helper
 def _own_columns(x, n, sequence, b, c):
     """Where [N, C] tensors have a tile, and the columns that are own: [BLOCK_M, BLOCK_N]."""
-    at = wide(x.C) * n[:, None] + c[None, :]
+    at = tk.wide(x.C) * n[:, None] + c[None, :]
     here = (sequence == b)[:, None] & (c < x.C)[None, :]
     return at, tl.load(x.own + at, mask=here, other=0) != 0
 
@@ -97,16 +76,16 @@ def _sequences(sequence, mask):
 @helper
 def _load_rows(x, N, D: tl.constexpr, BLOCK_M: tl.constexpr):
     """Row, query head, whether it is in range, and sequence [BLOCK_M], q [BLOCK_M, padded D]."""
-    n, head, mask = row_tile(N, x.group, BLOCK_M)
+    n, head, mask = tk.row_tile(N, x.group, BLOCK_M)
     sequence = tl.load(x.sequence + n, mask=mask, other=-1)
-    return n, head, mask, sequence, load_heads(x.q, n, head, mask, D)
+    return n, head, mask, sequence, tk.load_heads(x.q, n, head, mask, D)
 
 
 @helper
 def _load_columns(x, n, sequence, b, c, D: tl.constexpr):
     """Key columns and k of a tile, where [N, C] tensors have it, and which columns are own."""
     column = _column_tile(x, b, c)
-    k = load_keys(x.k, b, tl.program_id(1), column, column >= 0, D)
+    k = tk.load_keys(x.k, b, tl.program_id(1), column, column >= 0, D)
     at, own = _own_columns(x, n, sequence, b, c)
     return column, k, at, own
 
@@ -114,7 +93,7 @@ def _load_columns(x, n, sequence, b, c, D: tl.constexpr):
 @helper
 def _log_p(raw, softcap, norm, own):
     """(K1) log p on own columns, -inf elsewhere."""
-    return tl.where(own, capped(raw, softcap) - norm, -float("inf"))
+    return tl.where(own, tk.capped(raw, softcap) - norm, -float("inf"))
 
 
 @helper
@@ -159,9 +138,9 @@ def _norm_columns_kernel(
         for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
             c = c0 + tl.arange(0, BLOCK_N)
             _, k, _, own = _load_columns(x, n, sequence, b, c, D)
-            s = tl.where(own, capped(dot(q, tl.trans(k)) * x.scale, x.softcap), -float("inf"))
-            m, l = online_sum(m, l, s)
-    tl.store(lse_ptr + partial_at(x, n, head, N), log_sum(m, l), mask=mask)
+            s = tl.where(own, tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap), -float("inf"))
+            m, l = tk.online_sum(m, l, s)
+    tl.store(lse_ptr + tk.partial_at(x, n, head, N), tk.log_sum(m, l), mask=mask)
 
 
 @kernel
@@ -176,15 +155,15 @@ def _norm_visible_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Log-sum-exp over the visible keys of one split."""
-    n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
+    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
     m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
     for e in range(tl.program_id(2), tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
-        _, _, k, visible = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
-        s = capped(dot(q, tl.trans(k)) * x.scale, x.softcap)
+        _, _, k, visible = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
         s = tl.where(visible, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
-        m, l = online_sum(m, l, s)
-    tl.store(lse_ptr + partial_at(x, n, head, N), log_sum(m, l), mask=mask)
+        m, l = tk.online_sum(m, l, s)
+    tl.store(lse_ptr + tk.partial_at(x, n, head, N), tk.log_sum(m, l), mask=mask)
 
 
 @kernel
@@ -218,15 +197,15 @@ def _map_kernel(
         for part in range(kv_heads * parts):
             kv_head, member = part // parts, (part % parts) * LANES + lane
             head, mask = kv_head * x.group + member, (sequence == b) & (member < x.group)
-            q = load_heads(x.q, n, head, mask, D)
-            k = load_keys(x.k, b, kv_head, column, column >= 0, D)
+            q = tk.load_heads(x.q, n, head, mask, D)
+            k = tk.load_keys(x.k, b, kv_head, column, column >= 0, D)
             norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
-            raw = dot(q, tl.trans(k)) * x.scale
+            raw = tk.dot(q, tl.trans(k)) * x.scale
             log_p = _log_p(raw, x.softcap, norm[:, None], own & mask[:, None])
             if KIND == CONTRIBUTION:
-                g = load_heads(x.g, n, head, mask, DV)
-                v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
-                value = dot(g, tl.trans(v))
+                g = tk.load_heads(x.g, n, head, mask, DV)
+                v = tk.load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                value = tk.dot(g, tl.trans(v))
                 y = tl.exp(log_p) * (tl.maximum(value, 0.0) if RECTIFY else value)
                 total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
             else:
@@ -237,14 +216,14 @@ def _map_kernel(
                 else:
                     log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -float("inf"))
                     y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
-                    new, shift = online_max(top, y)
+                    new, shift = tk.online_max(top, y)
                     part_sum = tl.sum(tl.exp(y - shift[:, None, :]), 1)
                     total = total * tl.exp(top - shift) + part_sum
                     top = new
     if KIND == KL_MEAN:
-        total = log_sum(top, total)
+        total = tk.log_sum(top, total)
     stored = (row < N)[:, None] & (c < x.C)[None, :]
-    tl.store(map_ptr + wide(x.C) * row[:, None] + c[None, :], total, mask=stored)
+    tl.store(map_ptr + tk.wide(x.C) * row[:, None] + c[None, :], total, mask=stored)
 
 
 @kernel
@@ -263,18 +242,18 @@ def _sums_kernel(
     n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
     norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
     if KIND == CONTRIBUTION:
-        g = load_heads(x.g, n, head, mask, DV)
+        g = tk.load_heads(x.g, n, head, mask, DV)
     total = tl.zeros((BLOCK_M,), tl.float32)
     first_b, last_b = _sequences(sequence, mask)
     for b in range(first_b, last_b):
         for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
             c = c0 + tl.arange(0, BLOCK_N)
             column, k, at, own = _load_columns(x, n, sequence, b, c, D)
-            log_p = _log_p(dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
+            log_p = _log_p(tk.dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
             value = log_p
             if KIND == CONTRIBUTION:
-                v = load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
-                value = dot(g, tl.trans(v))
+                v = tk.load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
+                value = tk.dot(g, tl.trans(v))
             u = tl.load(x.u + at, mask=own, other=0.0)
             if KIND == KL_EACH:
                 level = tl.load(x.level + at, mask=own, other=0.0)
@@ -282,7 +261,7 @@ def _sums_kernel(
             else:
                 z = _z(x, log_p, own, value, at, KIND, RECTIFY)
             total += tl.sum(u * z, 1)
-    tl.store(part_ptr + partial_at(x, n, head, N), total, mask=mask)
+    tl.store(part_ptr + tk.partial_at(x, n, head, N), total, mask=mask)
 
 
 @kernel
@@ -306,7 +285,7 @@ def _backward_dq_columns_kernel(
     if KIND != CONTRIBUTION:
         w = tl.load(x.weight + stat, mask=mask, other=0.0)
     else:
-        g = load_heads(x.g, n, head, mask, DV)
+        g = tk.load_heads(x.g, n, head, mask, DV)
         dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     first_b, last_b = _sequences(sequence, mask)
@@ -315,22 +294,22 @@ def _backward_dq_columns_kernel(
             c = c0 + tl.arange(0, BLOCK_N)
             column, k, at, own = _load_columns(x, n, sequence, b, c, D)
             u = tl.load(x.u + at, mask=own, other=0.0)
-            raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+            raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
             log_p = _log_p(raw, x.softcap, norm[:, None], own)
             value = log_p
             if KIND == CONTRIBUTION:
-                v = load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
-                value = dot(g, tl.trans(v))
-                dg += dot(_value_gradient(log_p, u, value, RECTIFY).to(v.dtype), v)
+                v = tk.load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
+                value = tk.dot(g, tl.trans(v))
+                dg += tk.dot(_value_gradient(log_p, u, value, RECTIFY).to(v.dtype), v)
             ds = w[:, None] * u * _z(x, log_p, own, value, at, KIND, RECTIFY)
             if x.dnorm is not None:
                 dnorm = tl.load(x.dnorm + stat, mask=mask, other=0.0)
                 ds += tl.exp(log_p) * dnorm[:, None]
-            dq += dot(uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
-    at = partial_at(x, n, head, N)
-    store_tile(dq_ptr, at, mask, dq, D)
+            dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
+    at = tk.partial_at(x, n, head, N)
+    tk.store_tile(dq_ptr, at, mask, dq, D)
     if KIND == CONTRIBUTION:
-        store_tile(dg_ptr, at, mask, dg, DV)
+        tk.store_tile(dg_ptr, at, mask, dg, DV)
 
 
 @kernel
@@ -350,39 +329,39 @@ def _backward_dkv_columns_kernel(
     column_tiles = tl.cdiv(x.C, BLOCK_N)
     b, kv_head = tl.program_id(0) // column_tiles, tl.program_id(1)
     c = (tl.program_id(0) % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first, last = rows_of_sequence(x.sequence, b, N)
+    first, last = tk.rows_of_sequence(x.sequence, b, N)
     column = _column_tile(x, b, c)
-    k = load_keys(x.k, b, kv_head, column, column >= 0, D)
+    k = tk.load_keys(x.k, b, kv_head, column, column >= 0, D)
     dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     if KIND == CONTRIBUTION:
-        v = load_keys(x.v, b, kv_head, column, column >= 0, DV)
+        v = tk.load_keys(x.v, b, kv_head, column, column >= 0, DV)
         dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for i0 in range(first * x.group, last * x.group, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         n, head = i // x.group, kv_head * x.group + i % x.group
         mask, stat = n < last, n * x.heads + head
-        q = load_heads(x.q, n, head, mask, D)
+        q = tk.load_heads(x.q, n, head, mask, D)
         norm = tl.load(x.norm + stat, mask=mask, other=0.0)
-        at = wide(x.C) * n[None, :] + c[:, None]
+        at = tk.wide(x.C) * n[None, :] + c[:, None]
         own = tl.load(x.own + at, mask=mask[None, :] & (c < x.C)[:, None], other=0) != 0
         u = tl.load(x.u + at, mask=own, other=0.0)
-        raw = dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+        raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
         log_p = _log_p(raw, x.softcap, norm[None, :], own)
         value = log_p
         if KIND == CONTRIBUTION:
-            g = load_heads(x.g, n, head, mask, DV)
-            value = dot(v, tl.trans(g))
-            dv += dot(_value_gradient(log_p, u, value, RECTIFY).to(g.dtype), g)
+            g = tk.load_heads(x.g, n, head, mask, DV)
+            value = tk.dot(v, tl.trans(g))
+            dv += tk.dot(_value_gradient(log_p, u, value, RECTIFY).to(g.dtype), g)
         ds = u * _z(x, log_p, own, value, at, KIND, RECTIFY)
         if KIND != CONTRIBUTION:
             ds *= tl.load(x.weight + stat, mask=mask, other=0.0)[None, :]
         if x.dnorm is not None:
             ds += tl.exp(log_p) * tl.load(x.dnorm + stat, mask=mask, other=0.0)[None, :]
-        dk += dot(uncapped_gradient(ds, raw, x.softcap).to(q.dtype), q)
-    at = (wide(b) * tl.num_programs(1) + kv_head) * x.C + c
-    store_tile(dk_ptr, at, c < x.C, dk, D)
+        dk += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype), q)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * x.C + c
+    tk.store_tile(dk_ptr, at, c < x.C, dk, D)
     if KIND == CONTRIBUTION:
-        store_tile(dv_ptr, at, c < x.C, dv, DV)
+        tk.store_tile(dv_ptr, at, c < x.C, dv, DV)
 
 
 @kernel
@@ -399,17 +378,17 @@ def _backward_dq_visible_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """The normaliser's part of dq / scale over one split of the keys."""
-    n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
+    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
     norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
     dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     for e in range(tl.program_id(2), tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
-        _, _, k, visible = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
-        raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        p = tl.where(visible, capped(raw, x.softcap) - norm[:, None], -float("inf"))
-        ds = uncapped_gradient(tl.exp(p) * dnorm[:, None], raw, x.softcap)
-        dq += dot(ds.to(k.dtype), k)
-    store_tile(part_ptr, partial_at(x, n, head, N), mask, dq, D)
+        _, _, k, visible = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+        p = tl.where(visible, tk.capped(raw, x.softcap) - norm[:, None], -float("inf"))
+        ds = tk.uncapped_gradient(tl.exp(p) * dnorm[:, None], raw, x.softcap)
+        dq += tk.dot(ds.to(k.dtype), k)
+    tk.store_tile(part_ptr, tk.partial_at(x, n, head, N), mask, dq, D)
 
 
 @kernel
@@ -432,26 +411,26 @@ def _backward_dk_kernel(
     b, kv_head = tl.program_id(0) // key_tiles, tl.program_id(1)
     j0 = (tl.program_id(0) % key_tiles) * BLOCK_N
     j = j0 + tl.arange(0, BLOCK_N)
-    column = tl.load(column_of_ptr + wide(b) * keys + j, mask=j < keys, other=-1)
-    at = (wide(b) * tl.num_programs(1) + kv_head) * C + column
-    dk = load_tile(column_dk_ptr, at, D, column >= 0, D)
+    column = tl.load(column_of_ptr + tk.wide(b) * keys + j, mask=j < keys, other=-1)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * C + column
+    dk = tk.load_tile(column_dk_ptr, at, D, column >= 0, D)
     if norm_ptr is not None:
-        first, last = rows_of_sequence(x.selection.sequence, b, N)
-        k = load_keys(x.k, b, kv_head, j, (j < keys) & (last > first), D)
+        first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
+        k = tk.load_keys(x.k, b, kv_head, j, (j < keys) & (last > first), D)
         for i0 in range(first * x.group, last * x.group, BLOCK_M):
             i = i0 + tl.arange(0, BLOCK_M)
             n, head = i // x.group, kv_head * x.group + i % x.group
             mask = n < last
-            start, stop, member = row_bounds(x.selection, n, mask)
-            visible = allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-            if any_of(visible):
-                q = load_heads(x.q, n, head, mask, D)
+            start, stop, member = tk.row_bounds(x.selection, n, mask)
+            visible = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
+            if tk.any_of(visible):
+                q = tk.load_heads(x.q, n, head, mask, D)
                 norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
                 dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
-                raw = dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-                p = capped(raw, x.softcap) - norm[None, :]
+                raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+                p = tk.capped(raw, x.softcap) - norm[None, :]
                 p = tl.exp(tl.where(tl.trans(visible), p, -float("inf")))
-                ds = uncapped_gradient(p * dnorm[None, :], raw, x.softcap)
-                dk += dot(ds.to(q.dtype), q)
-    at = (wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
+                ds = tk.uncapped_gradient(p * dnorm[None, :], raw, x.softcap)
+                dk += tk.dot(ds.to(q.dtype), q)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
+    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)

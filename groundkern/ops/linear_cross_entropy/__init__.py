@@ -43,6 +43,20 @@ class Upstream(NamedTuple):
     dlse: Tensor
 
 
+class Head(NamedTuple):
+    """How the backward treats the weight."""
+
+    train_weight: bool
+    weight_grad: Tensor | None  # fp32 [V, D], to add dweight to instead of returning it
+
+
+class Ahead(NamedTuple):
+    """What a forward that computes the gradients too must know of them."""
+
+    row_factor: Tensor | None  # [N]: the loss is sum_n row_factor_n L_n; None: L [N]
+    train_weight: bool
+
+
 class Gradients(NamedTuple):
     """None for an absent bias, a frozen weight, and a gradient added to a buffer."""
 

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from groundkern import buffers, native
-from groundkern.ops.linear_cross_entropy import (
-    Gradients,
-    Inputs,
-    Labels,
-    Options,
-    Rows,
-    Upstream,
-)
+from groundkern.ops import linear_cross_entropy as lce
 from groundkern.row_blocks import logit_budget, logit_chunks
 
 # Logits alive at a time. In fp32 512 rows and a vocabulary of 32,768 are one chunk; 2048 rows and
@@ -29,7 +22,7 @@ from groundkern.row_blocks import logit_budget, logit_chunks
 LOGIT_BYTES = 64 * 2**20
 
 
-def unsupported(inputs: Inputs, group: object) -> str | None:
+def unsupported(inputs: lce.Inputs, group: object) -> str | None:
     """Why native cannot serve this call, in one sentence; None if it can."""
     reason = native.unsupported(*inputs[:2])
     if reason is None and group is not None:
@@ -38,7 +31,7 @@ def unsupported(inputs: Inputs, group: object) -> str | None:
 
 
 def _padded(rows: int) -> int:
-    """Rows rounded up to a whole number of panels."""
+    """lce.Rows rounded up to a whole number of panels."""
     from groundkern import _C
 
     return -(-rows // _C.lanes) * _C.lanes
@@ -92,11 +85,11 @@ class _Counted:
         every = buffers.empty(len(like), *x.shape[1:], dtype=like.dtype).fill_(ignored)
         return every.index_copy_(0, self.rows, x.to(like.dtype))
 
-    def all_rows(self, target: Tensor) -> Rows:
+    def all_rows(self, target: Tensor) -> lce.Rows:
         """The results among all rows."""
         *floats, predicted = self.results.values()
         like = target.new_empty(target.shape, dtype=torch.float32)
-        return Rows(*(self.spread(x, like) for x in floats), self.spread(predicted, target, -1))
+        return lce.Rows(*(self.spread(x, like) for x in floats), self.spread(predicted, target, -1))
 
 
 class _Chunk:
@@ -158,7 +151,7 @@ class _Chunk:
         """Fill this chunk's rows of dhidden; fill dweight, or add to it; add to dbias."""
         from groundkern import _C
 
-        names = Upstream._fields
+        names = lce.Upstream._fields
         given = dict.fromkeys(names) | {k: x[self.rows] for k, x in zip(names, upstream)}
         to = {"dhidden": dhidden[self.rows], "dweight": dweight, "dbias": dbias}
         dlogits = None
@@ -181,7 +174,7 @@ class _Chunk:
             dweight.copy_(dweight + product if add else product)
 
 
-def _count(inputs: Inputs, labels: Labels, options: Options) -> _Counted:
+def _count(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> _Counted:
     hidden, weight, bias = inputs
     target, ids, offsets, index = labels
     rows = (target != options.ignore_index).nonzero()[:, 0]
@@ -189,9 +182,9 @@ def _count(inputs: Inputs, labels: Labels, options: Options) -> _Counted:
         hidden, target = hidden.index_select(0, rows), target[rows]
         index = None if index is None else index[rows]
     dtype = _product_dtype(hidden.dtype)
-    labels = Labels(target, ids, offsets, index)
+    labels = lce.Labels(target, ids, offsets, index)
     if options.smoothing == 0:
-        labels = Labels(target, None, None, None)
+        labels = lce.Labels(target, None, None, None)
     named = {name: None if x is None else x.contiguous() for name, x in labels._asdict().items()}
     results = {name: torch.empty(len(rows)) for name in ("loss", "log_prob", "lse")}
     results["predicted"] = torch.empty(len(rows), dtype=torch.int64)
@@ -200,27 +193,29 @@ def _count(inputs: Inputs, labels: Labels, options: Options) -> _Counted:
     return _Counted(rows, hidden, weight, bias, named, results, options.smoothing, options.softcap)
 
 
-def forward(inputs: Inputs, labels: Labels, options: Options) -> Rows:
+def forward(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> lce.Rows:
     counted = _count(inputs, labels, options)
     for _ in counted.chunks():
         pass
     return counted.all_rows(labels.target)
 
 
-def saves_logits(inputs: Inputs) -> bool:
+def saves_logits(inputs: lce.Inputs) -> bool:
     """Whether the logits of all rows, counted or not, fit one chunk."""
     hidden, weight, _ = inputs
     per_logit = 2 if hidden.dtype == torch.bfloat16 else 4
     return hidden.shape[0] * weight.shape[0] * per_logit <= (logit_budget() or LOGIT_BYTES)
 
 
-def saved_bytes(inputs: Inputs) -> int:
+def saved_bytes(inputs: lce.Inputs) -> int:
     """What `forward_saving` saves: room for all rows, of which the counted ones use their part."""
     hidden, weight, _ = inputs
     return _chunk_bytes(hidden.shape[0], weight.shape[0], _product_dtype(hidden.dtype).itemsize)
 
 
-def forward_saving(inputs: Inputs, labels: Labels, options: Options) -> tuple[Rows, Tensor]:
+def forward_saving(
+    inputs: lce.Inputs, labels: lce.Labels, options: lce.Options
+) -> tuple[lce.Rows, Tensor]:
     """`forward`, and the bytes that let `backward` do without its first matrix product."""
     counted = _count(inputs, labels, options)
     saved = buffers.empty(saved_bytes(inputs), dtype=torch.uint8)
@@ -237,16 +232,16 @@ def _gradients(
     counted: _Counted,
     chunks: Iterable[_Chunk],
     upstream: Sequence[Tensor],
-    train_weight: bool,
-    weight_grad: Tensor | None,
-) -> Gradients:
+    head: lce.Head,
+) -> lce.Gradients:
     """dhidden [n, D], dweight and dbias of the counted rows: two products, three with dweight.
 
     dweight is summed in fp32, or written once if all counted rows fit one chunk.
     """
     dhidden = torch.empty(counted.hidden.shape, dtype=counted.hidden.dtype)
     dbias = None if counted.bias is None else torch.zeros(len(counted.bias))
-    dweight, count = weight_grad, len(counted.rows)
+    (train_weight, weight_grad), count = head, len(counted.rows)
+    dweight = weight_grad
     for chunk in chunks:
         if dweight is None and train_weight:
             whole = chunk.rows.stop - chunk.rows.start == count
@@ -254,17 +249,17 @@ def _gradients(
             dweight = buffers.empty(*counted.weight.shape, dtype=dtype)
         add = weight_grad is not None or chunk.rows.start > 0
         chunk.backward(upstream, dhidden, dweight, dbias, add)
-    return Gradients(dhidden, dweight, dbias)
+    return lce.Gradients(dhidden, dweight, dbias)
 
 
 def _returned(
-    counted: _Counted, gradients: Gradients, inputs: Inputs, train_weight: bool
-) -> Gradients:
-    """Gradients of the counted rows in the inputs' shapes and dtypes."""
+    counted: _Counted, gradients: lce.Gradients, inputs: lce.Inputs, train_weight: bool
+) -> lce.Gradients:
+    """lce.Gradients of the counted rows in the inputs' shapes and dtypes."""
     (dhidden, dweight, dbias), (hidden, weight, bias) = gradients, inputs
     if train_weight:
         dweight = weight.new_zeros(weight.shape) if dweight is None else dweight.to(weight.dtype)
-    return Gradients(
+    return lce.Gradients(
         counted.spread(dhidden, hidden),
         dweight if train_weight else None,
         None if bias is None else dbias.to(bias.dtype),
@@ -272,21 +267,20 @@ def _returned(
 
 
 def forward_with_gradients(
-    inputs: Inputs,
-    labels: Labels,
-    options: Options,
-    row_factor: Tensor | None,
-    train_weight: bool,
-) -> tuple[Rows, Gradients]:
+    inputs: lce.Inputs,
+    labels: lce.Labels,
+    options: lce.Options,
+    ahead: lce.Ahead,
+) -> tuple[lce.Rows, lce.Gradients]:
     """Both from one set of logits.
 
     With row_factor [N] the loss is sum_n row_factor_n L_n, and the gradients are its own. Without,
     it is L [N], and row n of dhidden is the gradient of L_n.
     """
-    counted = _count(inputs, labels, options)
+    counted, (row_factor, train_weight) = _count(inputs, labels, options), ahead
     rows = counted.rows
     upstream = torch.ones(len(rows)) if row_factor is None else row_factor[rows]
-    gradients = _gradients(counted, counted.chunks(), [upstream], train_weight, None)
+    gradients = _gradients(counted, counted.chunks(), [upstream], lce.Head(train_weight, None))
     results = counted.all_rows(labels.target)
     if row_factor is not None:
         results = results._replace(loss=(results.loss * row_factor).sum())
@@ -299,14 +293,13 @@ def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def backward(
-    upstream: Upstream,
-    inputs: Inputs,
-    labels: Labels,
-    options: Options,
-    train_weight: bool,
-    weight_grad: Tensor | None,
+    upstream: lce.Upstream,
+    inputs: lce.Inputs,
+    labels: lce.Labels,
+    options: lce.Options,
+    head: lce.Head,
     saved: Tensor | None = None,
-) -> Gradients:
+) -> lce.Gradients:
     """dweight is added to `weight_grad` instead of returned if that is given.
 
     saved: by `forward_saving`.
@@ -317,5 +310,5 @@ def backward(
     if saved is not None:
         whole = slice(0, len(counted.rows))
         chunks = [_Chunk(counted, whole, saved, saved=True)] if whole.stop > 0 else []
-    gradients = _gradients(counted, chunks, above, train_weight, weight_grad)
-    return _returned(counted, gradients, inputs, train_weight and weight_grad is None)
+    gradients = _gradients(counted, chunks, above, head)
+    return _returned(counted, gradients, inputs, head.train_weight and head.weight_grad is None)

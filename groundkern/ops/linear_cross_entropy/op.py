@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.ops.linear_cross_entropy import Inputs, Labels, Options, Upstream
+from groundkern.ops.linear_cross_entropy import Ahead, Head, Inputs, Labels, Options, Upstream
 from groundkern.precision import accumulation_dtype
 
 
@@ -30,11 +30,6 @@ class _Forward(NamedTuple):
 
 class _Saved(NamedTuple):
     logits: Tensor  # uint8, what the forward saved of them; empty: nothing
-    train_weight: bool
-
-
-class _Ahead(NamedTuple):
-    row_factor: Tensor | None  # [N]
     train_weight: bool
 
 
@@ -98,7 +93,7 @@ def _nothing_saved(like: Tensor) -> Tensor:
 def linear_cross_entropy_backward(
     upstream, inputs, labels, options, saved, weight_grad, backend
 ) -> tuple[Tensor, ...]:
-    arguments = (upstream, inputs, labels, options, saved.train_weight, weight_grad)
+    arguments = (upstream, inputs, labels, options, Head(saved.train_weight, weight_grad))
     known = {"saved": saved.logits} if saved.logits.numel() > 0 else {}
     gradients = kernels(backend).backward(*arguments, **known)
     return tuple(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
@@ -162,20 +157,20 @@ def gradients_in_forward(backend: str) -> bool:
 @custom_op(
     "groundkern::linear_cross_entropy_with_gradients",
     mutates_args=(),
-    schema=f"({schema(Inputs, Labels, Options, _Ahead)}, str backend) -> {_tensors(7)}",
+    schema=f"({schema(Inputs, Labels, Options, Ahead)}, str backend) -> {_tensors(7)}",
 )
-@op_body(Inputs, Labels, Options, _Ahead)
+@op_body(Inputs, Labels, Options, Ahead)
 def linear_cross_entropy_with_gradients(
     inputs, labels, options, ahead, backend
 ) -> tuple[Tensor, ...]:
     """The fields of `Rows`, where the loss is a scalar with row_factor, and those of `Gradients`:
     of that loss, or per row of each row's own."""
-    rows, gradients = kernels(backend).forward_with_gradients(inputs, labels, options, *ahead)
+    rows, gradients = kernels(backend).forward_with_gradients(inputs, labels, options, ahead)
     return *rows, *(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
 
 
 @linear_cross_entropy_with_gradients.register_fake
-@grouped(Inputs, Labels, Options, _Ahead)
+@grouped(Inputs, Labels, Options, Ahead)
 def _(inputs, labels, options, ahead, backend):
     hidden = inputs.hidden
     rows = [hidden.new_empty(hidden.shape[0], dtype=_wide(hidden)) for _ in range(3)]
@@ -187,7 +182,7 @@ def _(inputs, labels, options, ahead, backend):
 
 def _store_gradients(ctx, inputs, output) -> None:
     inputs, labels, ctx.options, ahead, ctx.backend = regroup(
-        inputs, Inputs, Labels, Options, _Ahead
+        inputs, Inputs, Labels, Options, Ahead
     )
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros in dweight's shape for outputs nobody uses

@@ -8,24 +8,7 @@ read the key tiles that `tiles.live_tiles` lists, and no others. No atomics, no 
 
 import triton.language as tl
 
-from groundkern.tile_kernels import (
-    allowed_keys,
-    any_of,
-    capped,
-    dot,
-    load_heads,
-    load_keys,
-    load_live_tile,
-    load_rows,
-    load_tile,
-    log_sum,
-    online_max,
-    partial_at,
-    row_bounds,
-    rows_of_sequence,
-    store_tile,
-    uncapped_gradient,
-)
+from groundkern import tile_kernels as tk
 from groundkern.tiles import helper, kernel, padded
 
 
@@ -48,12 +31,12 @@ def _sum_split(
     acc = tl.zeros((m.shape[0], padded(DV)), tl.float32)
     count = tl.load(x.live.count + tl.program_id(0))
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
-        b, j, k, allowed = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
-        v = load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
-        s = capped(dot(q, tl.trans(k)) * x.scale, x.softcap)
+        b, j, k, allowed = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
+        s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
         s = tl.where(allowed, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
         if RUNNING:
-            m_new, shift = online_max(m, s)
+            m_new, shift = tk.online_max(m, s)
             rescale = tl.exp(m - shift)
             l, acc, m = l * rescale, acc * rescale[:, None], m_new
         else:
@@ -61,7 +44,7 @@ def _sum_split(
             shift = m
         p = tl.exp(s - shift[:, None])
         l += tl.sum(p, 1)
-        acc += dot(p.to(v.dtype), v)
+        acc += tk.dot(p.to(v.dtype), v)
     return m, l, acc, some
 
 
@@ -81,7 +64,7 @@ def _forward_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """(S1) on one split of the keys."""
-    n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
+    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
     none = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     if lse_ptr is not None:
         shift = tl.load(lse_ptr + n * x.heads + head, mask=mask, other=0.0)
@@ -93,10 +76,10 @@ def _forward_kernel(
             m, l, acc, some = _sum_split(x, q, none, rows, keys, entries, D, DV, BLOCK_N, True)
     else:
         m, l, acc, some = _sum_split(x, q, none, rows, keys, entries, D, DV, BLOCK_N, True)
-    at = partial_at(x, n, head, N)
+    at = tk.partial_at(x, n, head, N)
     tl.store(m_ptr + at, m, mask=mask)
     tl.store(l_ptr + at, l, mask=mask)
-    store_tile(acc_ptr, at, mask, acc, DV)
+    tk.store_tile(acc_ptr, at, mask, acc, DV)
 
 
 @kernel
@@ -129,7 +112,7 @@ def _reduce_kernel(
     some = l > 0.0
     out = acc / tl.where(some, l, 1.0)
     tl.store(out_ptr + i * DV + d, out.to(out_ptr.dtype.element_ty), mask=d < DV)
-    tl.store(lse_ptr + i, log_sum(m, l))
+    tl.store(lse_ptr + i, tk.log_sum(m, l))
 
 
 @kernel
@@ -148,10 +131,10 @@ def _delta_kernel(
     """
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask = i < size
-    out = load_tile(out_ptr, i, DV, mask, DV)
-    dout = load_tile(dout_ptr, i, DV, mask, DV)
+    out = tk.load_tile(out_ptr, i, DV, mask, DV)
+    dout = tk.load_tile(dout_ptr, i, DV, mask, DV)
     m = tl.arange(0, BLOCK_M)
-    products = dot(dout, tl.trans(out))  # [BLOCK_M, BLOCK_M], of which the diagonal
+    products = tk.dot(dout, tl.trans(out))  # [BLOCK_M, BLOCK_M], of which the diagonal
     delta = tl.sum(tl.where(m[:, None] == m[None, :], products, 0.0), 1)
     tl.store(delta_ptr + i, delta - tl.load(dlse_ptr + i, mask=mask, other=0.0), mask=mask)
 
@@ -176,40 +159,40 @@ def _backward_dkv_kernel(
     b, kv_head = tl.program_id(0) // key_tiles, tl.program_id(1)
     j0 = (tl.program_id(0) % key_tiles) * BLOCK_N
     j = j0 + tl.arange(0, BLOCK_N)
-    first, last = rows_of_sequence(x.selection.sequence, b, N)
+    first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
     used = 0
     for n0 in range(first, last, BLOCK_M):
         n = n0 + tl.arange(0, BLOCK_M)
-        start, stop, member = row_bounds(x.selection, n, n < last)
-        allowed = allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        used = tl.maximum(used, any_of(allowed).to(tl.int32))
+        start, stop, member = tk.row_bounds(x.selection, n, n < last)
+        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        used = tl.maximum(used, tk.any_of(allowed).to(tl.int32))
     read = (j < keys) & (used > 0)
-    k = load_keys(x.k, b, kv_head, j, read, D)
-    v = load_keys(x.v, b, kv_head, j, read, DV)
+    k = tk.load_keys(x.k, b, kv_head, j, read, D)
+    v = tk.load_keys(x.v, b, kv_head, j, read, DV)
     dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for i0 in range(first * x.group, tl.where(used > 0, last, first) * x.group, BLOCK_M):
         i = i0 + tl.arange(0, BLOCK_M)
         n, head = i // x.group, kv_head * x.group + i % x.group
         mask = n < last
-        start, stop, member = row_bounds(x.selection, n, mask)
-        allowed = allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        if any_of(allowed):
+        start, stop, member = tk.row_bounds(x.selection, n, mask)
+        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        if tk.any_of(allowed):
             at = n * x.heads + head
-            q = load_heads(x.q, n, head, mask, D)
-            dout = load_tile(dout_ptr, at, DV, mask, DV)
+            q = tk.load_heads(x.q, n, head, mask, D)
+            dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
             lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
             delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
-            raw = dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-            s = capped(raw, x.softcap)
+            raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+            s = tk.capped(raw, x.softcap)
             p = tl.exp(tl.where(tl.trans(allowed), s - lse[None, :], -float("inf")))
-            dv += dot(p.to(dout.dtype), dout)
-            dp = dot(v, tl.trans(dout))
-            ds = uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap)
-            dk += dot(ds.to(q.dtype), q)
+            dv += tk.dot(p.to(dout.dtype), dout)
+            dp = tk.dot(v, tl.trans(dout))
+            ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap)
+            dk += tk.dot(ds.to(q.dtype), q)
     at = (b.to(tl.int64) * tl.num_programs(1) + kv_head) * keys + j
-    store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
-    store_tile(dv_ptr, at, j < keys, dv, DV)
+    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
+    tk.store_tile(dv_ptr, at, j < keys, dv, DV)
 
 
 @kernel
@@ -228,20 +211,20 @@ def _backward_dq_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """dq / scale of one row tile over one split of the keys."""
-    n, head, mask, rows, q = load_rows(x, N, D, BLOCK_M)
+    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
     at = n * x.heads + head
-    dout = load_tile(dout_ptr, at, DV, mask, DV)
+    dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
     lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
     delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     count = tl.load(x.live.count + tl.program_id(0))
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
-        b, j, k, allowed = load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
-        v = load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
-        raw = dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        s = capped(raw, x.softcap)
+        b, j, k, allowed = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
+        raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+        s = tk.capped(raw, x.softcap)
         p = tl.exp(tl.where(allowed, s - lse[:, None], -float("inf")))
-        dp = dot(dout, tl.trans(v))
-        ds = uncapped_gradient(p * (dp - delta[:, None]), raw, x.softcap)
-        dq += dot(ds.to(k.dtype), k)
-    store_tile(part_ptr, partial_at(x, n, head, N), mask, dq, D)
+        dp = tk.dot(dout, tl.trans(v))
+        ds = tk.uncapped_gradient(p * (dp - delta[:, None]), raw, x.softcap)
+        dq += tk.dot(ds.to(k.dtype), k)
+    tk.store_tile(part_ptr, tk.partial_at(x, n, head, N), mask, dq, D)
