@@ -84,15 +84,24 @@ def dot(a, b):
 
 
 @helper
+def _tanh(x):
+    """tanh x and its slope 1 - tanh^2 x."""
+    near = tl.abs(x) < 0.5
+    s = x * x  # the series, where 1 - e would cancel
+    t = -17 / 315 + s * (62 / 2835 + s * (-1382 / 155925 + s * (21844 / 6081075)))
+    t = x * (1.0 + s * (-1 / 3 + s * (2 / 15 + s * t)))
+    e = tl.exp(-2.0 * tl.abs(x))
+    tail = (1.0 - e) / (1.0 + e)
+    slope = tl.where(near, 1.0 - t * t, 4.0 * e / ((1.0 + e) * (1.0 + e)))
+    return tl.where(near, t, tl.where(x < 0, -tail, tail)), slope
+
+
+@helper
 def capped(x, softcap):
     """softcap tanh(x / softcap); x itself if softcap is None."""
     if softcap is not None:
-        x = x / softcap
-        e = tl.exp(-2.0 * tl.abs(x))
-        large = tl.where(x < 0.0, e - 1.0, 1.0 - e) / (1.0 + e)
-        x2 = x * x  # near 0 the difference 1 - e would cancel: the series instead
-        small = x * (1.0 - x2 * (1 / 3 - x2 * (2 / 15 - x2 * (17 / 315 - x2 * (62 / 2835)))))
-        x = softcap * tl.where(tl.abs(x) < 0.25, small, large)
+        t, _ = _tanh(x / softcap)
+        x = t * softcap
     return x
 
 
@@ -100,8 +109,8 @@ def capped(x, softcap):
 def uncapped_gradient(dx, raw, softcap):
     """The gradient at the raw value from dx, the one at the capped value: dx (1 - tanh^2)."""
     if softcap is not None:
-        e = tl.exp(tl.abs(raw) * (-2.0 / softcap))
-        dx = dx * (4.0 * e / ((1.0 + e) * (1.0 + e)))
+        _, slope = _tanh(raw / softcap)
+        dx = dx * slope
     return dx
 
 
@@ -168,6 +177,23 @@ def row_tile(N, group, BLOCK_M: tl.constexpr):
     i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = i // group
     return n, tl.program_id(1) * group + i % group, n < N
+
+
+@helper
+def rows_from(x, i0, last, BLOCK_M: tl.constexpr):
+    """Row, query head and whether it is before row `last`, of the row tile that begins at flat
+    index i0, of program (key tile, KV head): [BLOCK_M] each."""
+    i = i0 + tl.arange(0, BLOCK_M)
+    n = i // x.group
+    return n, tl.program_id(1) * x.group + i % x.group, n < last
+
+
+@helper
+def key_tile(size, BLOCK_N: tl.constexpr):
+    """Sequence, first key and keys [BLOCK_N] of program (key tile of all sequences, KV head)."""
+    tiles = tl.cdiv(size, BLOCK_N)
+    b, j0 = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK_N
+    return b, j0, j0 + tl.arange(0, BLOCK_N)
 
 
 @helper

@@ -326,9 +326,8 @@ def _backward_dkv_columns_kernel(
     RECTIFY: tl.constexpr,
 ):
     """ds^T q / scale, and for CONTRIBUTION dvalue^T g, of one column tile."""
-    column_tiles = tl.cdiv(x.C, BLOCK_N)
-    b, kv_head = tl.program_id(0) // column_tiles, tl.program_id(1)
-    c = (tl.program_id(0) % column_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    b, _, c = tk.key_tile(x.C, BLOCK_N)
+    kv_head = tl.program_id(1)
     first, last = tk.rows_of_sequence(x.sequence, b, N)
     column = _column_tile(x, b, c)
     k = tk.load_keys(x.k, b, kv_head, column, column >= 0, D)
@@ -337,9 +336,8 @@ def _backward_dkv_columns_kernel(
         v = tk.load_keys(x.v, b, kv_head, column, column >= 0, DV)
         dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for i0 in range(first * x.group, last * x.group, BLOCK_M):
-        i = i0 + tl.arange(0, BLOCK_M)
-        n, head = i // x.group, kv_head * x.group + i % x.group
-        mask, stat = n < last, n * x.heads + head
+        n, head, mask = tk.rows_from(x, i0, last, BLOCK_M)
+        stat = n * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         norm = tl.load(x.norm + stat, mask=mask, other=0.0)
         at = tk.wide(x.C) * n[None, :] + c[:, None]
@@ -362,6 +360,47 @@ def _backward_dkv_columns_kernel(
     tk.store_tile(dk_ptr, at, c < x.C, dk, D)
     if KIND == CONTRIBUTION:
         tk.store_tile(dv_ptr, at, c < x.C, dv, DV)
+
+
+@kernel
+def _backward_dk_kernel(
+    x,  # `Attention` without sets and v
+    norm_ptr,  # fp32 [N, Hq], or None if p is not normalised over the visible keys
+    dnorm_ptr,  # fp32 [N, Hq] or None
+    column_dk_ptr,  # fp32 [B, Hkv, C, D]
+    column_of_ptr,  # int32 [B, S]: each key's place among the columns, or -1
+    dk_ptr,  # [B, Hkv, S, D]
+    N,
+    keys,
+    C,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dk of one key tile: its columns' part and, with norm, the normaliser's; zeros elsewhere."""
+    b, j0, j = tk.key_tile(keys, BLOCK_N)
+    kv_head = tl.program_id(1)
+    column = tl.load(column_of_ptr + tk.wide(b) * keys + j, mask=j < keys, other=-1)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * C + column
+    dk = tk.load_tile(column_dk_ptr, at, D, column >= 0, D)
+    if norm_ptr is not None:
+        first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
+        k = tk.load_keys(x.k, b, kv_head, j, (j < keys) & (last > first), D)
+        for i0 in range(first * x.group, last * x.group, BLOCK_M):
+            n, head, mask = tk.rows_from(x, i0, last, BLOCK_M)
+            start, stop, member = tk.row_bounds(x.selection, n, mask)
+            visible = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
+            if tk.any_of(visible):
+                q = tk.load_heads(x.q, n, head, mask, D)
+                norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
+                dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
+                raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+                p = tk.capped(raw, x.softcap) - norm[None, :]
+                p = tl.exp(tl.where(tl.trans(visible), p, -float("inf")))
+                ds = tk.uncapped_gradient(p * dnorm[None, :], raw, x.softcap)
+                dk += tk.dot(ds.to(q.dtype), q)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
+    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
 
 
 @kernel
@@ -389,48 +428,3 @@ def _backward_dq_visible_kernel(
         ds = tk.uncapped_gradient(tl.exp(p) * dnorm[:, None], raw, x.softcap)
         dq += tk.dot(ds.to(k.dtype), k)
     tk.store_tile(part_ptr, tk.partial_at(x, n, head, N), mask, dq, D)
-
-
-@kernel
-def _backward_dk_kernel(
-    x,  # `Attention` without sets and v
-    norm_ptr,  # fp32 [N, Hq], or None if p is not normalised over the visible keys
-    dnorm_ptr,  # fp32 [N, Hq] or None
-    column_dk_ptr,  # fp32 [B, Hkv, C, D]
-    column_of_ptr,  # int32 [B, S]: each key's place among the columns, or -1
-    dk_ptr,  # [B, Hkv, S, D]
-    N,
-    keys,
-    C,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """dk of one key tile: its columns' part and, with norm, the normaliser's; zeros elsewhere."""
-    key_tiles = tl.cdiv(keys, BLOCK_N)
-    b, kv_head = tl.program_id(0) // key_tiles, tl.program_id(1)
-    j0 = (tl.program_id(0) % key_tiles) * BLOCK_N
-    j = j0 + tl.arange(0, BLOCK_N)
-    column = tl.load(column_of_ptr + tk.wide(b) * keys + j, mask=j < keys, other=-1)
-    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * C + column
-    dk = tk.load_tile(column_dk_ptr, at, D, column >= 0, D)
-    if norm_ptr is not None:
-        first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
-        k = tk.load_keys(x.k, b, kv_head, j, (j < keys) & (last > first), D)
-        for i0 in range(first * x.group, last * x.group, BLOCK_M):
-            i = i0 + tl.arange(0, BLOCK_M)
-            n, head = i // x.group, kv_head * x.group + i % x.group
-            mask = n < last
-            start, stop, member = tk.row_bounds(x.selection, n, mask)
-            visible = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-            if tk.any_of(visible):
-                q = tk.load_heads(x.q, n, head, mask, D)
-                norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
-                dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
-                raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-                p = tk.capped(raw, x.softcap) - norm[None, :]
-                p = tl.exp(tl.where(tl.trans(visible), p, -float("inf")))
-                ds = tk.uncapped_gradient(p * dnorm[None, :], raw, x.softcap)
-                dk += tk.dot(ds.to(q.dtype), q)
-    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from groundkern import buffers, native
-from groundkern.ops import linear_cross_entropy as lce
+from groundkern.ops import linear_cross_entropy as ce
 from groundkern.row_blocks import logit_budget, logit_chunks
 
 # Logits alive at a time. In fp32 512 rows and a vocabulary of 32,768 are one chunk; 2048 rows and
@@ -22,7 +22,7 @@ from groundkern.row_blocks import logit_budget, logit_chunks
 LOGIT_BYTES = 64 * 2**20
 
 
-def unsupported(inputs: lce.Inputs, group: object) -> str | None:
+def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why native cannot serve this call, in one sentence; None if it can."""
     reason = native.unsupported(*inputs[:2])
     if reason is None and group is not None:
@@ -31,7 +31,7 @@ def unsupported(inputs: lce.Inputs, group: object) -> str | None:
 
 
 def _padded(rows: int) -> int:
-    """lce.Rows rounded up to a whole number of panels."""
+    """ce.Rows rounded up to a whole number of panels."""
     from groundkern import _C
 
     return -(-rows // _C.lanes) * _C.lanes
@@ -85,11 +85,11 @@ class _Counted:
         every = buffers.empty(len(like), *x.shape[1:], dtype=like.dtype).fill_(ignored)
         return every.index_copy_(0, self.rows, x.to(like.dtype))
 
-    def all_rows(self, target: Tensor) -> lce.Rows:
+    def all_rows(self, target: Tensor) -> ce.Rows:
         """The results among all rows."""
         *floats, predicted = self.results.values()
         like = target.new_empty(target.shape, dtype=torch.float32)
-        return lce.Rows(*(self.spread(x, like) for x in floats), self.spread(predicted, target, -1))
+        return ce.Rows(*(self.spread(x, like) for x in floats), self.spread(predicted, target, -1))
 
 
 class _Chunk:
@@ -151,7 +151,7 @@ class _Chunk:
         """Fill this chunk's rows of dhidden; fill dweight, or add to it; add to dbias."""
         from groundkern import _C
 
-        names = lce.Upstream._fields
+        names = ce.Upstream._fields
         given = dict.fromkeys(names) | {k: x[self.rows] for k, x in zip(names, upstream)}
         to = {"dhidden": dhidden[self.rows], "dweight": dweight, "dbias": dbias}
         dlogits = None
@@ -174,7 +174,7 @@ class _Chunk:
             dweight.copy_(dweight + product if add else product)
 
 
-def _count(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> _Counted:
+def _count(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> _Counted:
     hidden, weight, bias = inputs
     target, ids, offsets, index = labels
     rows = (target != options.ignore_index).nonzero()[:, 0]
@@ -182,9 +182,9 @@ def _count(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> _Cou
         hidden, target = hidden.index_select(0, rows), target[rows]
         index = None if index is None else index[rows]
     dtype = _product_dtype(hidden.dtype)
-    labels = lce.Labels(target, ids, offsets, index)
+    labels = ce.Labels(target, ids, offsets, index)
     if options.smoothing == 0:
-        labels = lce.Labels(target, None, None, None)
+        labels = ce.Labels(target, None, None, None)
     named = {name: None if x is None else x.contiguous() for name, x in labels._asdict().items()}
     results = {name: torch.empty(len(rows)) for name in ("loss", "log_prob", "lse")}
     results["predicted"] = torch.empty(len(rows), dtype=torch.int64)
@@ -193,29 +193,29 @@ def _count(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> _Cou
     return _Counted(rows, hidden, weight, bias, named, results, options.smoothing, options.softcap)
 
 
-def forward(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> lce.Rows:
+def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
     counted = _count(inputs, labels, options)
     for _ in counted.chunks():
         pass
     return counted.all_rows(labels.target)
 
 
-def saves_logits(inputs: lce.Inputs) -> bool:
+def saves_logits(inputs: ce.Inputs) -> bool:
     """Whether the logits of all rows, counted or not, fit one chunk."""
     hidden, weight, _ = inputs
     per_logit = 2 if hidden.dtype == torch.bfloat16 else 4
     return hidden.shape[0] * weight.shape[0] * per_logit <= (logit_budget() or LOGIT_BYTES)
 
 
-def saved_bytes(inputs: lce.Inputs) -> int:
+def saved_bytes(inputs: ce.Inputs) -> int:
     """What `forward_saving` saves: room for all rows, of which the counted ones use their part."""
     hidden, weight, _ = inputs
     return _chunk_bytes(hidden.shape[0], weight.shape[0], _product_dtype(hidden.dtype).itemsize)
 
 
 def forward_saving(
-    inputs: lce.Inputs, labels: lce.Labels, options: lce.Options
-) -> tuple[lce.Rows, Tensor]:
+    inputs: ce.Inputs, labels: ce.Labels, options: ce.Options
+) -> tuple[ce.Rows, Tensor]:
     """`forward`, and the bytes that let `backward` do without its first matrix product."""
     counted = _count(inputs, labels, options)
     saved = buffers.empty(saved_bytes(inputs), dtype=torch.uint8)
@@ -229,11 +229,8 @@ def forward_saving(
 
 
 def _gradients(
-    counted: _Counted,
-    chunks: Iterable[_Chunk],
-    upstream: Sequence[Tensor],
-    head: lce.Head,
-) -> lce.Gradients:
+    counted: _Counted, chunks: Iterable[_Chunk], upstream: Sequence[Tensor], head: ce.Head
+) -> ce.Gradients:
     """dhidden [n, D], dweight and dbias of the counted rows: two products, three with dweight.
 
     dweight is summed in fp32, or written once if all counted rows fit one chunk.
@@ -249,17 +246,17 @@ def _gradients(
             dweight = buffers.empty(*counted.weight.shape, dtype=dtype)
         add = weight_grad is not None or chunk.rows.start > 0
         chunk.backward(upstream, dhidden, dweight, dbias, add)
-    return lce.Gradients(dhidden, dweight, dbias)
+    return ce.Gradients(dhidden, dweight, dbias)
 
 
 def _returned(
-    counted: _Counted, gradients: lce.Gradients, inputs: lce.Inputs, train_weight: bool
-) -> lce.Gradients:
-    """lce.Gradients of the counted rows in the inputs' shapes and dtypes."""
+    counted: _Counted, gradients: ce.Gradients, inputs: ce.Inputs, train_weight: bool
+) -> ce.Gradients:
+    """ce.Gradients of the counted rows in the inputs' shapes and dtypes."""
     (dhidden, dweight, dbias), (hidden, weight, bias) = gradients, inputs
     if train_weight:
         dweight = weight.new_zeros(weight.shape) if dweight is None else dweight.to(weight.dtype)
-    return lce.Gradients(
+    return ce.Gradients(
         counted.spread(dhidden, hidden),
         dweight if train_weight else None,
         None if bias is None else dbias.to(bias.dtype),
@@ -267,11 +264,8 @@ def _returned(
 
 
 def forward_with_gradients(
-    inputs: lce.Inputs,
-    labels: lce.Labels,
-    options: lce.Options,
-    ahead: lce.Ahead,
-) -> tuple[lce.Rows, lce.Gradients]:
+    inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, ahead: ce.Ahead
+) -> tuple[ce.Rows, ce.Gradients]:
     """Both from one set of logits.
 
     With row_factor [N] the loss is sum_n row_factor_n L_n, and the gradients are its own. Without,
@@ -280,7 +274,7 @@ def forward_with_gradients(
     counted, (row_factor, train_weight) = _count(inputs, labels, options), ahead
     rows = counted.rows
     upstream = torch.ones(len(rows)) if row_factor is None else row_factor[rows]
-    gradients = _gradients(counted, counted.chunks(), [upstream], lce.Head(train_weight, None))
+    gradients = _gradients(counted, counted.chunks(), [upstream], ce.Head(train_weight, None))
     results = counted.all_rows(labels.target)
     if row_factor is not None:
         results = results._replace(loss=(results.loss * row_factor).sum())
@@ -293,13 +287,13 @@ def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
 
 
 def backward(
-    upstream: lce.Upstream,
-    inputs: lce.Inputs,
-    labels: lce.Labels,
-    options: lce.Options,
-    head: lce.Head,
+    upstream: ce.Upstream,
+    inputs: ce.Inputs,
+    labels: ce.Labels,
+    options: ce.Options,
+    head: ce.Head,
     saved: Tensor | None = None,
-) -> lce.Gradients:
+) -> ce.Gradients:
     """dweight is added to `weight_grad` instead of returned if that is given.
 
     saved: by `forward_saving`.

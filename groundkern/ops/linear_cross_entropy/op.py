@@ -34,7 +34,11 @@ class _Saved(NamedTuple):
 
 
 def kernels(backend: str):
-    """The module that implements `forward` and `backward` for a backend."""
+    """The module that implements a backend.
+
+    It has `forward` and `backward`, `forward_with_gradients` if `gradients_in_forward`, and
+    `forward_saving` if `saves_logits`.
+    """
     match backend:
         case "native":
             from groundkern.ops.linear_cross_entropy import native_kernels as module

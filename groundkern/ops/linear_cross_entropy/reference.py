@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groundkern.ops import linear_cross_entropy as lce
+from groundkern.ops import linear_cross_entropy as ce
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import BLOCK_ELEMENTS, vjp
 
@@ -99,7 +99,7 @@ def _statistics(z: Tensor, top: Tensor, target: Tensor, shard: _Shard):
     return log_prob, (others + z_target.exp()).log(), shifted
 
 
-def _block(hidden, weight, bias, *, target, bag, options: lce.Options, shard: _Shard):
+def _block(hidden, weight, bias, *, target, bag, options: ce.Options, shard: _Shard):
     """Counted rows: hidden [n, D], weight [V, D] -> loss, log p(w), lse, likeliest id, all [n]."""
     z = _logits(hidden, weight, bias, options.softcap)
     top, predicted = shard.maximum(z)
@@ -128,7 +128,7 @@ def _pairs(ids: Tensor, offsets: Tensor, index: Tensor, target: Tensor) -> tuple
 
 
 def _blocks(
-    inputs: lce.Inputs, labels: lce.Labels, options: lce.Options, shard: _Shard
+    inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, shard: _Shard
 ) -> Iterator[tuple[Tensor, Callable]]:
     """Yield (rows, function of (hidden, weight, bias)) over blocks of counted rows."""
     target, *bags = labels
@@ -140,7 +140,7 @@ def _blocks(
         yield rows, partial(_block, target=target[rows], bag=pairs, options=options, shard=shard)
 
 
-def forward(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> lce.Rows:
+def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
     wide = accumulation_dtype(inputs.hidden.dtype)
     results = [inputs.hidden.new_zeros(len(labels.target), dtype=wide) for _ in range(3)]
     results.append(torch.full_like(labels.target, -1))
@@ -150,16 +150,12 @@ def forward(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> lce
         parts = block(inputs.hidden[rows].to(wide), *parameters)
         for result, part in zip(results, parts, strict=True):
             result[rows] = part
-    return lce.Rows(*results)
+    return ce.Rows(*results)
 
 
 def backward(
-    upstream: lce.Upstream,
-    inputs: lce.Inputs,
-    labels: lce.Labels,
-    options: lce.Options,
-    head: lce.Head,
-) -> lce.Gradients:
+    upstream: ce.Upstream, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, head: ce.Head
+) -> ce.Gradients:
     """By autograd on the blocks; dweight is added to `weight_grad` instead if that is given."""
     (hidden, weight, bias), (train_weight, weight_grad) = inputs, head
     wide = accumulation_dtype(hidden.dtype)
@@ -184,7 +180,7 @@ def backward(
         dist.all_reduce(dhidden, group=shard.group)
     dweight = None if weight_grad is not None or sums[0] is None else sums[0].to(weight.dtype)
     dbias = None if bias is None else sums[1].to(bias.dtype)
-    return lce.Gradients(dhidden.to(hidden.dtype), dweight, dbias)
+    return ce.Gradients(dhidden.to(hidden.dtype), dweight, dbias)
 
 
 def _with_weight(block: Callable, weight: Tensor, hidden: Tensor, bias: Tensor | None):

@@ -29,7 +29,7 @@ import torch.distributed as dist
 import triton
 from torch import Tensor
 
-from groundkern.ops import linear_cross_entropy as lce
+from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import triton_kernels as kernels
 from groundkern.ops.linear_cross_entropy.triton_kernels import IGNORED, MEAN, Bags, Logits
 from groundkern.row_blocks import logit_chunks
@@ -48,7 +48,7 @@ class Tiles:
 TILES = Tiles(columns=8192, labels=128, rows=128, warps=8)
 
 
-def unsupported(inputs: lce.Inputs, group: object) -> str | None:
+def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why Triton cannot serve this call, in one sentence; None if it can."""
     hidden = inputs.hidden
     if hidden.dtype == torch.float64:
@@ -61,7 +61,7 @@ def unsupported(inputs: lce.Inputs, group: object) -> str | None:
 
 
 def _sorted_bags(bags: Bags) -> Bags:
-    """lce.Labels sorted within each bag, and how often the bag has each: 0 at later copies."""
+    """ce.Labels sorted within each bag, and how often the bag has each: 0 at later copies."""
     at = torch.arange(len(bags.labels), device=bags.labels.device)
     bag = torch.searchsorted(bags.offsets[1:].contiguous(), at, right=True)
     labels, order = bags.labels.sort(stable=True)
@@ -89,8 +89,8 @@ class _Chunk(NamedTuple):
 class _Problem:
     """What all chunks share."""
 
-    inputs: lce.Inputs
-    options: lce.Options
+    inputs: ce.Inputs
+    options: ce.Options
     own: Tensor  # int64 [N]: columns of this rank's weight
     bags: Bags | None
     index: Tensor | None  # int64 [N] from row to bag
@@ -99,7 +99,7 @@ class _Problem:
     widest: int  # rows of the weight on the rank that has most
 
     @classmethod
-    def of(cls, inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> "_Problem":
+    def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
         (hidden, weight, bias), (target, ids, offsets, index) = inputs, labels
         group, first, widest = None, 0, weight.shape[0]
         if options.group:
@@ -113,7 +113,7 @@ class _Problem:
             bags = Bags((ids - first).contiguous(), None, offsets.contiguous())
         own = (target - first).masked_fill(target == options.ignore_index, IGNORED.value)
         index = None if bags is None else index.contiguous()
-        inputs = lce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
+        inputs = ce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
         return cls(inputs, options, own, bags, index, group, first, widest)
 
     @property
@@ -126,7 +126,7 @@ class _Problem:
         return Logits(x, self.inputs.bias, softcap, vocabulary)
 
     def chunks(self, bytes_per_logit: int) -> Iterator[_Chunk]:
-        """lce.Rows a chunk at a time; the next chunk's logits overwrite the last one's."""
+        """ce.Rows a chunk at a time; the next chunk's logits overwrite the last one's."""
         hidden, weight, _ = self.inputs
         pieces = logit_chunks(len(self.own), self.widest, bytes_per_logit)
         height = pieces[0].stop if pieces else 0
@@ -209,7 +209,7 @@ def _matmul(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
-def forward(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> lce.Rows:
+def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
     problem = _Problem.of(inputs, labels, options)
     results = _Results(problem)
     for chunk in problem.chunks(4):
@@ -218,21 +218,18 @@ def forward(inputs: lce.Inputs, labels: lce.Labels, options: lce.Options) -> lce
 
 
 def forward_with_gradients(
-    inputs: lce.Inputs,
-    labels: lce.Labels,
-    options: lce.Options,
-    ahead: lce.Ahead,
-) -> tuple[lce.Rows, lce.Gradients]:
+    inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, ahead: ce.Ahead
+) -> tuple[ce.Rows, ce.Gradients]:
     """Both in three GEMMs, or two if the weight is frozen.
 
     With row_factor [N] the loss is the scalar sum of loss times row_factor; without, per row, and
     dhidden holds the gradient of each row's own loss.
     """
     problem, (row_factor, train_weight) = _Problem.of(inputs, labels, options), ahead
-    results, gradients = _Results(problem), _Summed(problem, lce.Head(train_weight, None))
+    results, gradients = _Results(problem), _Summed(problem, ce.Head(train_weight, None))
     wide = _empty(inputs.hidden, len(labels.target))
     dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
-    upstream = lce.Upstream(dloss.contiguous(), torch.zeros_like(wide), torch.zeros_like(wide))
+    upstream = ce.Upstream(dloss.contiguous(), torch.zeros_like(wide), torch.zeros_like(wide))
     for chunk in problem.chunks(4 + inputs.hidden.element_size()):
         results.add(chunk)
         gradients.add(chunk, upstream)
@@ -243,12 +240,8 @@ def forward_with_gradients(
 
 
 def backward(
-    upstream: lce.Upstream,
-    inputs: lce.Inputs,
-    labels: lce.Labels,
-    options: lce.Options,
-    head: lce.Head,
-) -> lce.Gradients:
+    upstream: ce.Upstream, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, head: ce.Head
+) -> ce.Gradients:
     """dweight is added to `weight_grad` instead of returned if that is given."""
     problem = _Problem.of(inputs, labels, options)
     gradients = _Summed(problem, head)
@@ -263,7 +256,7 @@ class _Results:
     def __init__(self, problem: _Problem) -> None:
         self.problem, own = problem, problem.own
         floats = [_empty(problem.inputs.hidden, len(own)) for _ in range(3)]
-        self.rows = lce.Rows(*floats, torch.empty_like(own))
+        self.rows = ce.Rows(*floats, torch.empty_like(own))
 
     def add(self, chunk: _Chunk) -> None:
         n = len(chunk.own)
@@ -281,7 +274,7 @@ class _Results:
 class _Summed:
     """dhidden, filled chunk by chunk, and dweight and dbias, summed over chunks."""
 
-    def __init__(self, problem: _Problem, head: lce.Head) -> None:
+    def __init__(self, problem: _Problem, head: ce.Head) -> None:
         self.problem, (self.train_weight, self.weight_grad) = problem, head
         self.bags = None if problem.bags is None else _sorted_bags(problem.bags)
         self.dhidden = _empty(problem.inputs.hidden, *problem.inputs.hidden.shape)
@@ -289,12 +282,12 @@ class _Summed:
         self.dbias: Tensor | None = None
         self.buffer: Tensor | None = None
 
-    def add(self, chunk: _Chunk, upstream: lce.Upstream) -> None:
+    def add(self, chunk: _Chunk, upstream: ce.Upstream) -> None:
         hidden, weight, bias = self.problem.inputs
         if self.buffer is None:  # the first chunk is the tallest
             self.buffer = hidden.new_empty(chunk.logits.shape)
         dlogits = self.buffer[: len(chunk.own)]
-        self._logit_gradient(chunk, lce.Upstream(*(x[chunk.rows] for x in upstream)), out=dlogits)
+        self._logit_gradient(chunk, ce.Upstream(*(x[chunk.rows] for x in upstream)), out=dlogits)
         _matmul(dlogits, weight, out=self.dhidden[chunk.rows])
         if self.weight_grad is not None:
             _matmul(dlogits.t(), chunk.hidden, out=self.weight_grad, add=True)
@@ -309,7 +302,7 @@ class _Summed:
             part = dlogits.sum(0, dtype=torch.float32)
             self.dbias = part if self.dbias is None else self.dbias + part
 
-    def _logit_gradient(self, chunk: _Chunk, upstream: lce.Upstream, out: Tensor) -> None:
+    def _logit_gradient(self, chunk: _Chunk, upstream: ce.Upstream, out: Tensor) -> None:
         """out [n, V] in the operands' dtype: the gradient of h U^T; the logits are not changed."""
         problem, n, blocks = self.problem, len(chunk.own), self.problem.blocks
         z, smoothing = problem.logits(chunk.logits), problem.options.smoothing
@@ -339,7 +332,7 @@ class _Summed:
                 BLOCK=TILES.labels,
             )
 
-    def finish(self) -> lce.Gradients:
+    def finish(self) -> ce.Gradients:
         (hidden, weight, bias), dweight, dbias = self.problem.inputs, self.dweight, self.dbias
         if self.problem.group is not None:
             dist.all_reduce(self.dhidden, group=self.problem.group)
@@ -348,4 +341,4 @@ class _Summed:
             dweight = dweight.to(weight.dtype)
         if bias is not None:
             dbias = (torch.zeros_like(bias) if dbias is None else dbias).to(bias.dtype)
-        return lce.Gradients(self.dhidden.to(hidden.dtype), dweight, dbias)
+        return ce.Gradients(self.dhidden.to(hidden.dtype), dweight, dbias)

@@ -155,10 +155,8 @@ def _backward_dkv_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """dk, dv of one key tile: a loop over the rows of its sequence; zeros if none uses the tile."""
-    key_tiles = tl.cdiv(keys, BLOCK_N)
-    b, kv_head = tl.program_id(0) // key_tiles, tl.program_id(1)
-    j0 = (tl.program_id(0) % key_tiles) * BLOCK_N
-    j = j0 + tl.arange(0, BLOCK_N)
+    b, j0, j = tk.key_tile(keys, BLOCK_N)
+    kv_head = tl.program_id(1)
     first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
     used = 0
     for n0 in range(first, last, BLOCK_M):
@@ -172,9 +170,7 @@ def _backward_dkv_kernel(
     dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for i0 in range(first * x.group, tl.where(used > 0, last, first) * x.group, BLOCK_M):
-        i = i0 + tl.arange(0, BLOCK_M)
-        n, head = i // x.group, kv_head * x.group + i % x.group
-        mask = n < last
+        n, head, mask = tk.rows_from(x, i0, last, BLOCK_M)
         start, stop, member = tk.row_bounds(x.selection, n, mask)
         allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
         if tk.any_of(allowed):

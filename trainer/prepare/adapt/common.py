@@ -39,9 +39,9 @@ class Options:
     split: str | None = None
     question: str | None = None
     answer: str | None = None
-    points_in: str = "percent"
     ocr: Path | None = None
     unanswerable: str | None = None
+    points_in: str = "percent"
     overhang: float = 0.01
     folder: str = "images"
     root: Path | None = None
