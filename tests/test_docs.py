@@ -100,14 +100,22 @@ def _too_long(line: str) -> bool:
 
 
 def _written(text: str) -> str:
-    """A page without the blocks that a program writes into it; every line stays in its place."""
-    block = r"(<!-- (\w+):begin -->\n).*?(?=<!-- \2:end -->)"
-    return re.sub(block, lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
+    """A page without what is quoted: blocks that a program writes into it, and fenced data or
+    output, where a line is a line. Every other line stays in its place."""
+    generated = r"(<!-- (\w+):begin -->\n).*?(?=<!-- \2:end -->)"
+    fenced = r"^(`{3,}).*?^\1$"
+    for block in (generated, fenced):
+        text = re.sub(
+            block, lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE
+        )
+    return text
 
 
 def test_lines_are_short() -> None:
     assert _too_long("word " * 21)
     assert not _too_long("| " + "word " * 21)
+    long = "word " * 21
+    assert _written(f"a\n```\n{long}\n```\n{long}") == f"a\n\n\n\n{long}"
     assert not _too_long("- [" + "x" * 60 + "](" + "y" * 60 + ")")
     found = {
         f"{_named(path)}:{number}"

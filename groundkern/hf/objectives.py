@@ -233,6 +233,10 @@ class Objectives:
         return tuple(name for name, how in made.items() if how and how.maps == "gradcam")
 
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """The layer subsets that were asked for, by objective."""
+        """The layer subsets that were asked for.
+
+        Returns:
+            Indices of layers by the objective's name; objectives on all layers are absent.
+        """
         made = {"klal": self.klal, "hist": self.hist, "margins": self.margins}
         return {name: how.layers for name, how in made.items() if how and how.layers}
