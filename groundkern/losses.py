@@ -26,14 +26,6 @@ class SmamLoss(NamedTuple):
     cross_entropy: Tensor  # [...] fp32, L_CE+ of (S3)
 
 
-class DvSftLoss(NamedTuple):
-    """Scalars: `total = text + weight * word`."""
-
-    total: Tensor  # fp32, (D4)
-    text: Tensor  # fp32, (D1)
-    word: Tensor  # fp32, (D3)
-
-
 def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -144,36 +136,6 @@ def word_cross_entropy(
     return -torch.where(has_others, smoothed, log_prob)
 
 
-def dv_sft(
-    text_rows: Tensor,
-    word_rows: Tensor,
-    *,
-    text_counted: Tensor | None = None,
-    word_counted: Tensor | None = None,
-    weight: float = 2e-3,
-) -> DvSftLoss:
-    """DV-SFT's objective from cross-entropy rows: answer tokens and labelled visual tokens.
-
-    Equals `text_rows.mean() + weight * word_rows.mean()` over the counted rows; the mean of no rows
-    is 0.
-
-    Args:
-        text_rows: [...] float, cross entropy of answer tokens.
-        word_rows: [...] float, cross entropy of labelled visual tokens (D3), for example of
-            `groundkern.linear_cross_entropy` with bags.
-        text_counted, word_counted: bool, broadcastable to the rows: which rows count; None: all.
-        weight: lambda of (D4).
-
-    Returns:
-        DvSftLoss of fp32 scalars.
-
-    Source: DV-SFT (arXiv 2605.26656), (D1), (D3), (D4).
-    """
-    text = mean_rows(_at_least_fp32(text_rows), text_counted)  # (D1)
-    word = mean_rows(_at_least_fp32(word_rows), word_counted)  # (D3)
-    return DvSftLoss(text + weight * word, text, word)  # (D4)
-
-
 def map_kl(target: Tensor, attention: Tensor, *, renormalise: bool = False) -> Tensor:
     """KL(P || Q) of a target map against a differentiable attention map.
 
@@ -205,24 +167,6 @@ def map_kl(target: Tensor, attention: Tensor, *, renormalise: bool = False) -> T
     if renormalise:  # KL(P || Q / z) = KL(P || Q) + log z, since P sums to 1
         kl = kl + attention.sum(-1).clamp_min(tiny).log()
     return torch.where(target.sum(-1) > 0, kl, torch.zeros_like(kl))
-
-
-def klal(kl: Tensor, owns_map: Tensor) -> Tensor:
-    """KLAL: the mean of per-layer, per-row KL over the layers and rows that have a target.
-
-    Equals `kl[owns_map].mean()`; 0 if no row owns a map.
-
-    Args:
-        kl: float, [L, N] or [N], for example the results of `groundkern.attention_kl`, stacked by
-            layer.
-        owns_map: bool, [N] or [L, N]: rows (of a layer) that see a target column.
-
-    Returns:
-        fp32 scalar; the objective is `L_NTP + weight * klal` with weight 1 (K4).
-
-    Source: KLAL (arXiv 2511.12738), (K3).
-    """
-    return mean_rows(_at_least_fp32(kl), owns_map)
 
 
 def map_divergence(

@@ -26,7 +26,7 @@ class Call:
     differentiable: int = 1
 
     def run(self, function: Callable | None = None, **replaced) -> tuple[Tensor, ...]:
-        """The results as a tuple, of another function or with arguments replaced where asked."""
+        """The results as a tuple, of another function or with some arguments replaced."""
         arguments = {**self.inputs, **self.options, **replaced}
         result = (function or self.function)(**arguments)
         return (result,) if isinstance(result, Tensor) else tuple(result)

@@ -11,7 +11,7 @@ from above, every gradient on the columns is
     KL_MEAN       z = p / M              u = -dkl P                        (K3)
     KL_EACH       z = 1                  u = -dkl P                        (K3)
 
-`level` [N, C] is log M for KL_MEAN and log P for KL_EACH. If p is normalised over all visible keys,
+`shift` [N, C] is log M for KL_MEAN and log P for KL_EACH. If p is normalised over all visible keys,
 the normaliser's gradient reaches every one of them: the `_visible` kernels. No atomics.
 """
 
@@ -44,7 +44,7 @@ class Columns(NamedTuple):
     own: Tensor  # uint8 [N, C]
     weight: Tensor | None  # fp32 [N, Hq]
     dnorm: Tensor | None  # fp32 [N, Hq], if p is normalised over the columns
-    level: Tensor | None  # fp32 [N, C]
+    shift: Tensor | None  # fp32 [N, C]
     u: Tensor | None  # fp32 [N, C]
     scale: float
     softcap: float | None
@@ -102,8 +102,8 @@ def _z(x, log_p, own, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
     if KIND == KL_EACH:
         z = tl.full(log_p.shape, 1.0, tl.float32)
     elif KIND == KL_MEAN:
-        level = tl.load(x.level + at, mask=own, other=0.0)
-        z = tl.exp(tl.minimum(log_p - level, 80.0))  # a head of weight 0 may lie far above
+        shift = tl.load(x.shift + at, mask=own, other=0.0)
+        z = tl.exp(tl.minimum(log_p - shift, 80.0))  # a head of weight 0 may lie far above
     else:
         z = tl.exp(log_p)
         if KIND == CONTRIBUTION:
@@ -256,8 +256,8 @@ def _sums_kernel(
                 value = tk.dot(g, tl.trans(v))
             u = tl.load(x.u + at, mask=own, other=0.0)
             if KIND == KL_EACH:
-                level = tl.load(x.level + at, mask=own, other=0.0)
-                z = tl.where(own, level - log_p, 0.0)
+                shift = tl.load(x.shift + at, mask=own, other=0.0)
+                z = tl.where(own, shift - log_p, 0.0)
             else:
                 z = _z(x, log_p, own, value, at, KIND, RECTIFY)
             total += tl.sum(u * z, 1)

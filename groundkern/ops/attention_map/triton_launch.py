@@ -91,7 +91,7 @@ class _Launch(NamedTuple):
         return self.inputs.k.shape[2]
 
     def on_columns(
-        self, level: Tensor | None = None, u: Tensor | None = None, dnorm: Tensor | None = None
+        self, shift: Tensor | None = None, u: Tensor | None = None, dnorm: Tensor | None = None
     ) -> Columns:
         """Of the kernels on the columns."""
         q, k, v, g, weight, _, norm = self.inputs
@@ -100,7 +100,7 @@ class _Launch(NamedTuple):
         selected = (self.selection.sequence, self.selection.columns, self.own)
         scale, softcap = self.options[3:]
         sizes = (q.shape[1], self.group, self.columns)
-        above = (weight, dnorm, level, u)
+        above = (weight, dnorm, shift, u)
         return Columns(*operands, *selected, *above, scale, softcap or None, *sizes)
 
     def on_visible(self, live: LiveTiles | None, **changed: object) -> Attention:
@@ -174,15 +174,15 @@ class _Launch(NamedTuple):
         )
         return out
 
-    def sums(self, level: Tensor | None, u: Tensor) -> Tensor:
+    def sums(self, shift: Tensor | None, u: Tensor) -> Tensor:
         """[N, Hq]: sum_c u z; for KL_EACH sum_c u (log P - log p)."""
         q, (tile, constants) = self.inputs.q, self.columns_tile()
         grid = self.column_grid(tile)
         part = q.new_empty(grid[2], *q.shape[:2], dtype=torch.float32)
-        kernels._sums_kernel[grid](self.on_columns(level, u), part, q.shape[0], **constants)
+        kernels._sums_kernel[grid](self.on_columns(shift, u), part, q.shape[0], **constants)
         return part.sum(0)
 
-    def gradients(self, level: Tensor | None, u: Tensor, dnorm: Tensor) -> Gradients:
+    def gradients(self, shift: Tensor | None, u: Tensor, dnorm: Tensor) -> Gradients:
         """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
         q, k, v, g, *_ = self.inputs
         tile, constants = self.columns_tile()
@@ -193,7 +193,7 @@ class _Launch(NamedTuple):
             splits = visible_grid[2]
         part = q.new_empty(grid[2] + splits, *q.shape, dtype=torch.float32)
         part_g = g.new_empty(grid[2], *g.shape, dtype=torch.float32) if self.valued else None
-        columns = self.on_columns(level, u, None if self.visible else dnorm)
+        columns = self.on_columns(shift, u, None if self.visible else dnorm)
         kernels._backward_dq_columns_kernel[grid](columns, part, part_g, len(q), **constants)
         if self.visible:
             sizes = (len(q), self.keys, live.entries.shape[1])

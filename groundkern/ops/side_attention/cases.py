@@ -95,7 +95,7 @@ def _odd_group(dtype, device) -> Call:
 
 
 def _rows_without_keys(dtype, device) -> Call:
-    """A padding row, a row whose set is empty, and one whose set lies behind it."""
+    """A padding row, a row whose set is empty, and one whose set is only of later keys."""
     rows = QueryRows.causal(integers([0, 0, 0, 1], device), integers([-1, 7, 5, 6], device))
     allowed = torch.zeros(3, 45, dtype=torch.bool, device=device)
     allowed[1, 6:] = True
@@ -121,7 +121,7 @@ def _one_key(dtype, device) -> Call:
 
 
 def _strided(dtype, device) -> Call:
-    """k and v as views of [B, S, H, 2 D], q gathered from one: what attention layers hand over."""
+    """k and v as views of [B, S, H, 2 D], q gathered from one: as attention layers have them."""
     c = _regions(dtype, device)
     shape = (2, 45, 2, 32)
     k = randn(6, *shape, dtype=dtype, device=device).transpose(1, 2)[..., :16]
