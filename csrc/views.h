@@ -56,7 +56,8 @@ inline int64_t bytes(Dtype dtype) {
   return dtype == Dtype::float32 || dtype == Dtype::int32 ? 4 : 2;
 }
 
-// The view as a tensor of this dtype and shape; a size of ANY may be any.
+// The view as a tensor of this dtype and shape; a size of ANY may be any. Its address is never null,
+// which means absent: torch gives a tensor without elements no memory.
 template <int Rank>
 Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
                     const std::vector<int64_t>& shape) {
@@ -71,7 +72,7 @@ Tensor<Rank> tensor(const std::string& name, const View& view, Dtype dtype,
   if (!same) fail(name, "sizes " + text(shape) + " and as many strides", text(sizes));
 
   Tensor<Rank> result{};
-  result.data = reinterpret_cast<void*>(address);
+  result.data = reinterpret_cast<void*>(address != 0 ? address : bytes(dtype));
   const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
   for (int i = 0; i < Rank; ++i) {
     const bool strided = sizes[i] > 1 && !empty;  // else the stride is never used

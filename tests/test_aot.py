@@ -40,14 +40,13 @@ def test_the_edges_are_launched() -> None:
     program = """
 import json
 from benchmarks.aot.compiling import TARGETS
-from benchmarks.aot.launches import launches
+from benchmarks.aot.launches import launches, leaves
 
 found = []
 for launch in launches(subset=True):
     kinds = {}
     for target in ("sm_90", "gfx942"):
-        bound, specialised, _ = launch.specialised(TARGETS[target].gpu)
-        kinds[target] = dict(zip(bound, map(str, specialised)))
+        kinds[target] = dict(leaves(launch, TARGETS[target].gpu))
     found.append([launch.label, launch.name, kinds])
 print(json.dumps(found))
 """
@@ -55,7 +54,7 @@ print(json.dumps(found))
     of_one_row = {name for label, name, _ in found if "rows=1 " in f"{label} "}
     row_kernels = {"partial_kernel", "combine_kernel", "bag_kernel", "finish_kernel"}
     row_kernels |= {"gradient_kernel", "bag_gradient_kernel"}
-    assert row_kernels | {"forward_kernel", "map_kernel", "dk_kernel"} <= of_one_row
+    assert row_kernels | {"forward_kernel", "map_kernel", "backward_dk_kernel"} <= of_one_row
     assert len(of_one_row) >= 10
 
     def kinds(special: str, kernel: str, argument: str, target: str = "sm_90") -> set[str]:
@@ -66,18 +65,18 @@ print(json.dumps(found))
             if name == kernel and re.search(rf" D=\d+ {special}$", label)
         }
 
-    usual, dq = "kl mean visible", "columns_dq_kernel"
-    assert kinds(usual, dq, "q_ptr") == {"('*bf16', 'D')"}
-    assert kinds(f"unaligned {usual}", dq, "q_ptr") == {"('*bf16', 'D')"}, "operands are copied"
-    assert kinds(f"unaligned {usual}", dq, "weight_ptr") == {"('*fp32', '')"}
-    assert kinds(usual, dq, "C") == {"('i32', 'D')"}
-    for argument in ("C", "heads", "q_n", "k_s"):
-        assert kinds(f"all ones {usual}", dq, argument) == {"('constexpr', 1)"}
-    assert kinds(f"all odd {usual}", dq, "C") == {"('i32', '')"}
+    usual, dq = "kl mean visible", "backward_dq_columns_kernel"
+    assert kinds(usual, dq, "x.q.ptr") == {"*bf16 D"}
+    assert kinds(f"unaligned {usual}", dq, "x.q.ptr") == {"*bf16 D"}, "operands are copied"
+    assert kinds(f"unaligned {usual}", dq, "x.weight") == {"*fp32 "}
+    assert kinds(usual, dq, "x.C") == {"i32 D"}
+    for argument in ("x.C", "x.heads", "x.q.n", "x.k.s"):
+        assert kinds(f"all ones {usual}", dq, argument) == {"constexpr 1"}
+    assert kinds(f"all odd {usual}", dq, "x.C") == {"i32 "}
     # AMD's 32-bit offsets, and 64-bit strides.
-    assert kinds("sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'DS')"}
-    assert kinds("over 2 GiB sets", "forward_kernel", "k_ptr", "gfx942") == {"('*bf16', 'D')"}
-    assert kinds("over 2 GiB sets", "forward_kernel", "k_b") == {"('i64', 'D')"}
+    assert kinds("sets", "forward_kernel", "x.k.ptr", "gfx942") == {"*bf16 DS"}
+    assert kinds("over 2 GiB sets", "forward_kernel", "x.k.ptr", "gfx942") == {"*bf16 D"}
+    assert kinds("over 2 GiB sets", "forward_kernel", "x.k.b") == {"i64 D"}
     # Chunks of one row begin at any row, so their alignment differs.
     chunks = {
         specialised["sm_90"]["loss_ptr"]

@@ -129,6 +129,8 @@ def test_a_dry_run_launches_what_the_call_launches(sized: calls.Sized) -> None:
 
 
 def _size(x: object) -> object:
+    if isinstance(x, tuple):  # a NamedTuple of tensors and strides
+        return [_size(part) for part in x]
     return (x.shape, x.stride(), x.dtype) if isinstance(x, torch.Tensor) else x
 
 

@@ -100,15 +100,19 @@ def _differing(found: list[LabelledLaunch], gpu: GPUTarget) -> list[str]:
     """The arguments of a kernel that are specialised differently in different launches."""
     seen: dict[str, set[str]] = {}
     for launch in found:
-        _, specialised, _ = launch.specialised(gpu)
-        for parameter, (kind, how) in zip(launch.kernel.params, specialised, strict=True):
-            for name, value in _leaves(parameter.name, kind, how):
-                seen.setdefault(name, set()).add(value)
-    return [name for name, values in seen.items() if len(values) > 1]
+        for name, how in leaves(launch, gpu):
+            seen.setdefault(name, set()).add(how)
+    return [name for name, ways in seen.items() if len(ways) > 1]
+
+
+def leaves(launch: LabelledLaunch, gpu: GPUTarget) -> Iterator[tuple[str, str]]:
+    """(name, type and specialisation) of each argument, and of each field of a NamedTuple."""
+    bound, specialised, _ = launch.specialised(gpu)
+    for name, (kind, how) in zip(bound, specialised, strict=True):
+        yield from _leaves(name, kind, how)
 
 
 def _leaves(name: str, kind: object, how: object) -> Iterator[tuple[str, str]]:
-    """(name, specialisation) of an argument, or of each field of a NamedTuple."""
     if not isinstance(kind, tuple):
         yield name, f"{kind} {how}"
         return

@@ -229,7 +229,8 @@ def forward_with_gradients(
     results, gradients = _Results(problem), _Summed(problem, ce.Head(train_weight, None))
     wide = _empty(inputs.hidden, len(labels.target))
     dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
-    upstream = ce.Upstream(dloss.contiguous(), torch.zeros_like(wide), torch.zeros_like(wide))
+    zero = torch.zeros_like(wide)
+    upstream = ce.Upstream(dloss.contiguous(), zero, zero)
     for chunk in problem.chunks(4 + inputs.hidden.element_size()):
         results.add(chunk)
         gradients.add(chunk, upstream)
