@@ -85,7 +85,7 @@ def silent_fields(value: type) -> list[str]:
     source, doc = inspect.getsource(value), value.__doc__
     return [
         name
-        for name in getattr(value, "_fields", ())
+        for name in (value._fields if issubclass(value, tuple) else ())
         if not re.search(rf"\b{name}\b", doc) and not re.search(rf"^ +{name}: .*# ", source, re.M)
     ]
 

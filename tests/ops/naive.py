@@ -84,9 +84,9 @@ def attention_contribution(
     columns,
     *,
     over,
+    rectify=False,
     allowed=None,
     lse=None,
-    rectify=False,
     scale=None,
     softcap=None,
 ):

@@ -66,7 +66,7 @@ def test_kl_stays_finite_where_probabilities_underflow() -> None:
 
 
 def test_per_head_kl_has_its_closed_form() -> None:
-    """KL(P || a^h) = sum P log P - scale q . (sum_j P_j k_j) + lse_h, METHODS.md section 3."""
+    """KL(P || a^h) = sum P log P - scale q . (sum_j P_j k_j) + lse_h, each head's (K3)."""
     call = _call("kl_columns_each", torch.float64)
     rows, columns = call.options["rows"], call.options["columns"]
     n = 0  # this row owns all its columns

@@ -1,4 +1,4 @@
-"""What maps hold between kernels: [N, C] and [N, Hq], never [N, Hq, C] (DESIGN.md, section 5)."""
+"""What maps hold between kernels: [N, C] and [N, Hq], never [N, Hq, C]."""
 
 from pathlib import Path
 

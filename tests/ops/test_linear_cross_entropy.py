@@ -298,3 +298,18 @@ def test_a_sharded_vocabulary_equals_one_process(backend: str, dtype, tmp_path) 
         expected = [*outputs, dh, dw_part, db_part, *log_prob]
         for a, b in zip(ranks[rank], expected, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_bags_without_any_label_smooth_nothing(backend: str) -> None:
+    """Not one id in any bag, also under a softcap: torch gives such a tensor no memory."""
+    if available_backends()[backend] is not None:
+        pytest.skip(available_backends()[backend])
+    hidden, weight = torch.randn(4, 8), torch.randn(11, 8)
+    target, none = torch.tensor([1, 5, 10, 0]), torch.zeros(0, dtype=torch.int64)
+    bags = LabelBags(none, torch.tensor([0, 0]), torch.zeros(4, dtype=torch.int64))
+    for softcap in (None, 5.0):
+        options = {"softcap": softcap, "backend": backend}
+        plain = linear_cross_entropy(hidden, weight, target, **options)
+        bagged = linear_cross_entropy(hidden, weight, target, bags=bags, smoothing=0.3, **options)
+        torch.testing.assert_close(bagged.loss, plain.loss, rtol=0, atol=0)
