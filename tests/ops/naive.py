@@ -76,19 +76,7 @@ def attention_map(
 
 
 def attention_contribution(
-    q,
-    k,
-    v,
-    g,
-    rows,
-    columns,
-    *,
-    over,
-    rectify=False,
-    allowed=None,
-    lse=None,
-    scale=None,
-    softcap=None,
+    q, k, v, g, rows, columns, *, over, rectify=False, allowed=None, scale=None, softcap=None
 ):
     p, _ = _columns(q, k, rows, columns, over, allowed, scale, softcap)
     values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)[rows.sequence.long()]

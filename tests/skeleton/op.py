@@ -8,7 +8,10 @@ from tests.skeleton import Inputs, Options, Upstream
 
 
 def kernels(backend: str):
-    """The module of a backend."""
+    """The module of a backend, imported when it is first needed.
+
+    Not by a computed name, which `torch.compile` could not trace.
+    """
     match backend:
         case "native":
             from tests.skeleton import native_kernels as module
