@@ -7,21 +7,6 @@ from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
 from tests.skeleton import Inputs, Options, Upstream
 
 
-def kernels(backend: str):
-    """The module of a backend, imported when it is first needed.
-
-    Not by a computed name, which `torch.compile` could not trace.
-    """
-    match backend:
-        case "native":
-            from tests.skeleton import native_kernels as module
-        case "triton":
-            from tests.skeleton import triton_launch as module
-        case _:
-            from tests.skeleton import reference as module
-    return module
-
-
 @custom_op(
     "groundkern_skeleton::scaled_rows",
     mutates_args=(),
@@ -65,3 +50,18 @@ def _backward(ctx, dy: Tensor):
 
 
 scaled_rows.register_autograd(_backward, setup_context=_setup_context)
+
+
+def kernels(backend: str):
+    """The module of a backend, imported when it is first needed.
+
+    Not by a computed name, which `torch.compile` could not trace.
+    """
+    match backend:
+        case "native":
+            from tests.skeleton import native_kernels as module
+        case "triton":
+            from tests.skeleton import triton_launch as module
+        case _:
+            from tests.skeleton import reference as module
+    return module
