@@ -187,7 +187,7 @@ def test_a_second_backward_makes_the_gradients_again(factor: float) -> None:
     loss.backward(retain_graph=True)
     once = [x.grad.clone() for x in inputs.values()]
     for x in inputs.values():
-        x.grad.add_(1.0)  # what was handed out is the caller's
+        x.grad.add_(1.0)  # a returned gradient is the caller's
         x.grad = None
     loss.backward()
     for x, grad in zip(inputs.values(), once, strict=True):

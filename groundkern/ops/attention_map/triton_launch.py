@@ -51,7 +51,7 @@ def unsupported(inputs: Inputs) -> str | None:
 class _Launch(NamedTuple):
     """What the kernels of one call are launched with."""
 
-    inputs: Inputs  # rows contiguous; norm in the place of lse once it is known
+    inputs: Inputs  # rows contiguous; once it is known, lse is the normaliser
     selection: Selection  # contiguous
     options: Options
     own: Tensor  # uint8 [N, C]
