@@ -29,7 +29,7 @@ FUNCTIONS = {
     "kl": (attention_kl, {"over": "visible", "heads": "mean"}),
     "kl_each_columns": (attention_kl, {"over": "columns", "heads": "each"}),
 }
-# Of the functions above: those that between them run every kernel but a contribution's.
+# Between them, these run every kernel except a contribution's.
 SOME = ("side", "kl", "map_columns")
 
 
@@ -48,8 +48,8 @@ def attention(
     window: int | None = None,
     **options,
 ) -> Call:
-    """rows: (sequence, position); columns: spread over the keys, fewer in every sequence but the
-    first, which ends in padding then."""
+    """rows: (sequence, position); columns: spread over the keys; in every sequence but the first,
+    the last quarter of them is padding."""
     function, own = FUNCTIONS[name]
     draw = partial(randn, dtype=dtype, device=device)
     n, (hq, hkv), (dim, value_dim) = len(rows), heads, dims
@@ -79,18 +79,18 @@ def head(
     device: torch.device,
     *,
     rows: int = 5,
-    words: int = 131,
+    vocabulary: int = 131,
     dim: int = 17,
     bags: bool = False,
     **options,
 ) -> Call:
-    """A loss on a head of odd sizes; one row is ignored where there are several."""
+    """A loss on a head of odd sizes; one row is ignored if there are several."""
     draw = partial(randn, dtype=dtype, device=device)
-    inputs = {"hidden": draw(1, rows, dim), "weight": draw(2, words, dim)}
-    target = (torch.arange(rows) * 37 + 5) % words
+    inputs = {"hidden": draw(1, rows, dim), "weight": draw(2, vocabulary, dim)}
+    target = (torch.arange(rows) * 37 + 5) % vocabulary
     target[1:2] = -100
     if bags:
-        ids, offsets = torch.arange(0, words, 3), torch.tensor([0, 2, -(-words // 3)])
+        ids, offsets = torch.arange(0, vocabulary, 3), torch.tensor([0, 2, -(-vocabulary // 3)])
         index = torch.arange(rows) % 3 - 1
         options["bags"] = LabelBags(*(x.to(device) for x in (ids, offsets, index)))
         options["smoothing"] = 0.3
@@ -103,7 +103,7 @@ def log_prob(dtype: torch.dtype, device: torch.device) -> Call:
 
 
 def unaligned(call: Call) -> Call:
-    """Every tensor one element behind its storage's start, so at no multiple of 16 bytes."""
+    """Every tensor starts one element into its storage, so at no multiple of 16 bytes."""
 
     def moved(x: object) -> object:
         if isinstance(x, QueryRows | KeySets | LabelBags):
@@ -156,10 +156,10 @@ def _edges() -> dict[str, Callable[[torch.dtype, torch.device], Call]]:
         "loss/one_row": partial(head, rows=1),
         "loss/one_row_none": partial(head, rows=1, reduction="none"),
         "loss/one_dimension": partial(head, dim=1),
-        "loss/one_word": partial(head, words=1),
+        "loss/one_entry": partial(head, vocabulary=1),
         "loss/odd": partial(head, bags=True),
         "loss/one_row_bags": partial(head, rows=1, bags=True, softcap=3.0),
-        "loss/many_words": partial(head, words=4099),
+        "loss/many_entries": partial(head, vocabulary=4099),
         "loss/unaligned": lambda t, d: unaligned(head(t, d, bags=True, dim=32)),
         "log_prob/one_row": log_prob,
     }

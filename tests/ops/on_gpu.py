@@ -1,8 +1,8 @@
-"""What the GPU tests share: inputs of real size, an oracle that needs little memory, captures.
+"""What the GPU tests share: inputs of real size, an oracle that needs little memory, CUDA graphs.
 
 Eight pytest processes may share one card, so a test that is not marked `gpu_large` stays within
-about 6 GiB: the oracle works on blocks of rows, of which every result depends on one, and adds up
-the gradients of keys and values.
+about 6 GiB: the oracle computes one block of rows at a time (a result depends on its own row only)
+and sums the gradients of keys and values over the blocks.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,14 +33,14 @@ def attention_inputs(
 
 
 def attention_rows(keys: int, n: int) -> QueryRows:
-    """Of both sequences, in the second half of the keys."""
+    """Rows of both sequences, at positions in the second half of the keys."""
     sequence = torch.arange(n, device=CUDA) * BATCH // n
     position = keys - 1 - torch.arange(n, device=CUDA) % (keys // 2)
     return QueryRows.causal(sequence, position)
 
 
 def regions(keys: int, n: int) -> KeySets:
-    """Text at both ends, and for each of 8 sets one sixteenth of the image in between."""
+    """8 sets: each has the text at both ends and one sixteenth of the keys."""
     j = torch.arange(keys, device=CUDA)
     text = (j < 64) | (j >= keys - keys // 8)
     inside = j[None] // (keys // 16) == torch.arange(8, device=CUDA)[:, None]
@@ -49,47 +49,51 @@ def regions(keys: int, n: int) -> KeySets:
 
 
 def map_options(keys: int, n: int, over: str) -> dict[str, object]:
-    """Columns that every row sees."""
+    """1024 columns, all of which every row sees."""
     columns = torch.arange(64, 64 + COLUMNS, dtype=torch.int32, device=CUDA)
     columns = columns.expand(BATCH, -1).contiguous()
     return {"rows": attention_rows(keys, n), "columns": columns, "over": over}
 
 
-def _scores(x: dict[str, Tensor], kept: Tensor) -> Tensor:
+def _scores(x: dict[str, Tensor], allowed: Tensor) -> Tensor:
     """[n, Hkv, group, S] of q [n, Hq, D] and the keys of one sequence."""
     q, k = x["q"], x["k"]
     s = torch.einsum("nkgd,ksd->nkgs", q.unflatten(1, (len(k), -1)), k)
     s = s.to(torch.float64 if s.dtype == torch.float64 else torch.float32) * q.shape[2] ** -0.5
-    return s.masked_fill(~kept[:, None, None], -torch.inf)
+    return s.masked_fill(~allowed[:, None, None], -torch.inf)
 
 
-def plain_side(x: dict[str, Tensor], kept: Tensor, _) -> tuple[Tensor, ...]:
-    s = _scores(x, kept)
+def plain_side(x: dict[str, Tensor], allowed: Tensor, _) -> tuple[Tensor, ...]:
+    s = _scores(x, allowed)
     out = torch.einsum("nkgs,ksd->nkgd", s.softmax(-1).to(x["q"].dtype), x["v"])
     return out.flatten(1, 2), s.logsumexp(-1).flatten(1, 2)
 
 
-def plain_map(x: dict[str, Tensor], kept: Tensor, options: dict[str, object]) -> tuple[Tensor, ...]:
-    """Every column is every row's own here."""
-    p = _scores(x, kept).softmax(-1)[..., options["columns"][0].long()].flatten(1, 2)
+def plain_map(
+    x: dict[str, Tensor], allowed: Tensor, options: dict[str, object]
+) -> tuple[Tensor, ...]:
+    """Here every row owns every column."""
+    p = _scores(x, allowed).softmax(-1)[..., options["columns"][0].long()].flatten(1, 2)
     return ((p if options["over"] == "visible" else p / p.sum(-1, keepdim=True)).mean(1),)
 
 
-def plain_kl(x: dict[str, Tensor], kept: Tensor, options: dict[str, object]) -> tuple[Tensor, ...]:
+def plain_kl(
+    x: dict[str, Tensor], allowed: Tensor, options: dict[str, object]
+) -> tuple[Tensor, ...]:
     target = x["target"] / x["target"].sum(-1, keepdim=True)
-    (p,) = plain_map(x, kept, options)
+    (p,) = plain_map(x, allowed, options)
     return ((torch.xlogy(target, target) - target * p.log()).sum(-1),)  # some targets are 0
 
 
-def _kept(options: dict[str, object], block: slice, keys: int) -> Tensor:
+def _allowed(options: dict[str, object], block: slice, keys: int) -> Tensor:
     """bool [n, S]"""
     rows, allowed = options["rows"], options.get("allowed")
     j = torch.arange(keys, device=CUDA)
-    kept = (j >= rows.start[block, None]) & (j < rows.stop[block, None])
+    usable = (j >= rows.start[block, None]) & (j < rows.stop[block, None])
     if allowed is not None:
         index = allowed.index[block]
-        kept = kept & (allowed.to_bool()[index.clamp(min=0).long()] | (index < 0)[:, None])
-    return kept
+        usable = usable & (allowed.to_bool()[index.clamp(min=0).long()] | (index < 0)[:, None])
+    return usable
 
 
 def oracle(
@@ -99,7 +103,7 @@ def oracle(
     upstream: list[Tensor],
     dtype: torch.dtype | None = None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Plain torch with full probabilities, in fp64 where `dtype` says so: (results, gradients).
+    """Plain torch with full probabilities, in fp64 if `dtype` is that: (results, gradients).
 
     The gradients of keys and values are summed over blocks in fp32 or better.
     """
@@ -115,7 +119,7 @@ def oracle(
             at = {name: b if name in "kv" else block for name in x}
             leaves = {name: t[at[name]].detach() for name, t in x.items()}
             wanted = [leaves[name].requires_grad_() for name in sums]
-            results = function(leaves, _kept(options, block, keys), options)
+            results = function(leaves, _allowed(options, block, keys), options)
             into = [u[block].to(r) for u, r in zip(upstream, results, strict=True)]
             for name, d in zip(sums, torch.autograd.grad(results, wanted, into), strict=True):
                 sums[name][at[name]] += d
@@ -128,7 +132,7 @@ def compare(
 ) -> None:
     """Hold `ours` to the closeness rule: the oracle in fp64 is the truth, in our dtype the budget.
 
-    only: arguments that the oracle has no use for.
+    only: arguments that are not passed to the oracle.
     """
     leaves = {n: x.detach().requires_grad_(n != "target") for n, x in inputs.items()}
     results = ours(**leaves, **options, **only, backend="triton")
@@ -146,9 +150,9 @@ def compare(
         assert_close(f"d{name}", d, p.to(d.dtype), t, GRADIENTS)
 
 
-def assert_same_words(a: Tensor, b: Tensor, hidden: Tensor, weight: Tensor) -> None:
-    """Likeliest ids [N] of GEMMs that may sum in different orders: they may differ where the two
-    highest logits are closer than that tells apart."""
+def assert_same_predictions(a: Tensor, b: Tensor, hidden: Tensor, weight: Tensor) -> None:
+    """Likeliest ids [N] of two GEMMs, which may sum in different orders: they may differ in rows
+    whose two highest logits are closer than rounding."""
     differing = (a != b).nonzero()[:, 0]
     if not len(differing):
         return
@@ -160,7 +164,7 @@ def assert_same_words(a: Tensor, b: Tensor, hidden: Tensor, weight: Tensor) -> N
 
 @contextmanager
 def no_sync() -> Iterator[None]:
-    """Anything that makes the host wait for the device raises."""
+    """Raise if anything makes the host wait for the device."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -172,7 +176,7 @@ def no_sync() -> Iterator[None]:
 def captured(
     step: Callable[[], tuple[Tensor, ...]],
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Callable[[], None]]:
-    """(results outside of a CUDA graph, those inside, its replay)."""
+    """(results outside a CUDA graph, results inside it, a function that replays it)."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""What the column kernels could get wrong beyond the contract's cases, against the reference."""
+"""What the kernels of attention maps could get wrong beyond the contract's cases."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_a_group_wider_than_a_tile_of_rows(function, over: str, options: dict) -
 
 
 def test_weights_of_zero_and_a_head_far_above_the_others() -> None:
-    """log 0 in the mixture; a head of weight 0 whose probabilities dwarf it gets a finite slope."""
+    """log 0 in the mixture, and a finite gradient for a head of weight 0 that is far above it."""
     call = cases.call(attention_kl, torch.float32, CPU, over="visible", heads="mean")
     weight = torch.tensor([0.0, 0.7, 0.3, 0.0]).repeat(12, 1)
     q = call.inputs["q"].clone()
@@ -46,7 +46,7 @@ def test_weights_of_zero_and_a_head_far_above_the_others() -> None:
     truth, expected = differentiate(call, backend="reference")
     torch.testing.assert_close(results[0], truth[0], rtol=1e-5, atol=1e-5)
     dq, dk, dweight = gradients
-    assert not dq[:, [0, 3]].any(), "a head of weight 0 has no say"
+    assert not dq[:, [0, 3]].any(), "a head of weight 0 changes nothing"
     for a, b in zip((dq, dk), expected[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
     assert dweight[:, 0].any()
@@ -64,7 +64,7 @@ def test_strided_values_of_another_width() -> None:
 
 @pytest.mark.parametrize("heads", ["mean", "each"])
 def test_all_rows_without_a_column(heads: str) -> None:
-    """Every row lies before its columns: 0 and no gradient."""
+    """No row sees a key: 0 and no gradient."""
     call = cases.call(attention_kl, torch.float32, CPU, over="columns", heads=heads)
     rows = call.options["rows"]
     none = replace(rows, stop=torch.zeros_like(rows.stop), start=torch.zeros_like(rows.start))

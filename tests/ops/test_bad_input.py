@@ -93,12 +93,12 @@ def test_a_named_backend_that_is_not_there_never_falls_back(
     assert SIDE.run(backend="auto")[0].isfinite().all()
 
 
-def test_fp64_is_for_the_reference_and_auto_takes_it_there() -> None:
+def test_auto_uses_the_reference_for_fp64() -> None:
     wide = {n: x.double() for n, x in SIDE.inputs.items()}
     assert SIDE.run(**wide)[0].dtype == torch.float64
 
 
-def test_validate_mode_is_not_needed_on_cpu_and_metadata_is_always_checked() -> None:
+def test_metadata_is_checked_on_every_device() -> None:
     with torch.device("meta"):
         q, k = torch.zeros(5, 4, 16), torch.zeros(2, 2, 45, 8)
     with pytest.raises(ValueError, match="`k`"):

@@ -1,4 +1,4 @@
-"""What every op must do on every backend here: each case against fp64, and torch's machinery."""
+"""What every op must do on every backend here: right results, and working with torch's tools."""
 
 import warnings
 from dataclasses import replace
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def refusal(case: str, backend: str, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why a backend does not serve a case, in its own words; None where it does."""
+    """Why a backend does not serve a case, in its own words; None if it does."""
     try:
         CASES[case](dtype, CPU).run(backend=backend)
     except ValueError as error:
@@ -41,7 +41,7 @@ def refusal(case: str, backend: str, dtype: torch.dtype = torch.float32) -> str 
     return None
 
 
-# Asked once per op and backend: that all cases of an op are served alike is a test below.
+# Asked once per op and backend: a test below checks that all cases of an op are served alike.
 FIRST_CASE = {case.split("/")[0]: case for case in reversed(CASES)}
 OPS_SERVED = {
     (op, backend)
@@ -50,9 +50,9 @@ OPS_SERVED = {
     if not refusal(case, backend)
 }
 SERVED = [(c, b) for c in CASES for b in BACKENDS if (c.split("/")[0], b) in OPS_SERVED]
-# The interpreter is slow. It dots bf16 and fp16 alike, in wider operands, so for triton bf16 stands
-# for both; and torch's machinery around an op, the same for all of its calls, is tried on these.
-# tests/ops/test_gpu_wide.py has all three dtypes where they run as they are.
+# The interpreter is slow. It widens bf16 and fp16 before a dot, so bf16 stands for both on triton;
+# and opcheck, compile and autocast, which do not depend on a case's values, are tried on these
+# calls. On a GPU tests/ops/test_gpu_wide.py runs all three dtypes.
 TRITON_CALLS = {
     "side_attention/main_statistics",
     "attention_map/map_visible_sets_weights",
@@ -91,7 +91,7 @@ def make(case: str, dtype: torch.dtype, backend: str) -> Call:
 
 
 def leaves(call: Call, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The differentiable inputs as fresh leaves that keep their strides."""
+    """The differentiable inputs as new leaves of the same strides."""
     result = {}
     for name, x in call.inputs.items():
         if name not in call.fixed:
@@ -128,8 +128,8 @@ def oracle(call: Call, dtype: torch.dtype):
     return differentiate(plain, getattr(naive, call.function.__name__), dtype)
 
 
-# Where a result has a handful of elements, plain torch may be right to the bit by luck, and the
-# budget is then 0. Rounding in fp32, of numbers of the inputs' size (1), is allowed besides.
+# If a result has only a few elements, plain torch may be right to the bit by luck, and the budget
+# is then 0. So fp32 rounding of numbers of the inputs' size (1) is allowed besides.
 BESIDES = 4 * torch.finfo(torch.float32).eps
 
 
@@ -151,10 +151,10 @@ def hold(call: Call, backend: str, dtype: torch.dtype, besides: float = 0.0) -> 
     truth, true_gradients = oracle(call, torch.float64)
     plain, plain_gradients = oracle(call, dtype)
     for i, (o, p, t) in enumerate(zip(ours, plain, truth, strict=True)):
-        p, t = p.to(o.device), t.to(o.device)  # naive makes some statistics on the host
+        p, t = p.to(o.device), t.to(o.device)  # naive computes some statistics on the host
         if o.is_floating_point():
             close(f"result {i}", o, p, t, VALUES)
-        else:  # the likeliest id, wherever plain torch can tell it in this dtype
+        else:  # the likeliest id, in the rows in which plain torch finds it in this dtype
             assert torch.equal(o[p == t], t[p == t]), f"result {i}"
     for name, o, p, t in zip(
         leaves(call), our_gradients, plain_gradients, true_gradients, strict=True
@@ -168,10 +168,10 @@ def test_values_and_gradients(case: str, backend: str, dtype: torch.dtype) -> No
 
 
 BEYOND_FINITE_DIFFERENCES = {
-    "attention_map/kl_flat_heads": "scores of hundreds make a step of 1e-6 a large one",
-    "attention_map/map_visible_lse": "the given lse stays where it is when q and k are moved",
+    "attention_map/kl_flat_heads": "with scores in the hundreds, a step of 1e-6 is a large one",
+    "attention_map/map_visible_lse": "the given lse does not follow q and k",
     "linear_cross_entropy/certain_targets": "the gradients are far below the step's rounding",
-    "linear_cross_entropy/common_logit": "logits of 2^24 swallow the step",
+    "linear_cross_entropy/common_logit": "a step is lost in the rounding of logits of 2^24",
 }
 
 
@@ -190,7 +190,7 @@ def test_gradcheck_of_the_reference(case: str) -> None:
 
 
 class _Recorder(TorchDispatchMode):
-    """Keeps the arguments of every groundkern op that runs."""
+    """Records the arguments of every groundkern op that runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +210,9 @@ def test_opcheck(case: str, backend: str) -> None:
     backwards = sum("backward" in func.name() for func, _ in recorder.seen)
     assert len(recorder.seen) == 1 + backwards, "one forward op"
     ahead = any("with_gradients" in func.name() for func, _ in recorder.seen)
-    assert backwards == (0 if ahead else 1), "one backward op, unless the forward made gradients"
+    assert backwards == (0 if ahead else 1), (
+        "one backward op, unless the forward computed the gradients"
+    )
     for func, args in recorder.seen:
         forward = "backward" not in func.name()
         args = tuple(_leaf(x, forward) if isinstance(x, Tensor) else x for x in args)
@@ -234,7 +236,7 @@ def test_compiled_equals_eager(case: str, backend: str) -> None:
 
 @each_served
 def test_same_bits_in_dirty_memory(case: str, backend: str) -> None:
-    """Fresh memory is filled with NaN, so whatever is read before it is written shows."""
+    """New memory is filled with NaN, so that a read before the first write shows."""
     call = make(case, torch.float32, backend)
     first = _flat(differentiate(call))
     torch.use_deterministic_algorithms(True, warn_only=True)

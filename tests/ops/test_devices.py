@@ -1,8 +1,8 @@
-"""Where kernels are launched: on the device of their tensors, whichever one is current.
+"""Kernels are launched on the device of their tensors, whichever device is current.
 
-With a model spread over GPUs (`device_map="auto"`) the current device is often another. There is no
-GPU here: meta tensors, of which the first says that it is on `cuda:1`, a played driver that
-remembers which device is current, and a recorder in the place of Triton's launch.
+With a model spread over GPUs (`device_map="auto"`) the current device is often another. This needs
+no GPU: the tensors are meta tensors, the first of which says that it is on `cuda:1`; a stand-in for
+the driver remembers which device is current; and a recorder replaces Triton's launch.
 """
 
 import os
@@ -55,7 +55,7 @@ for place in sys.argv[1:]:
         sum(x.nan_to_num(neginf=0.0).sum() for x in results).backward()
 
 class Second(torch.Tensor):
-    """Says cuda:1 to who asks first, which is the wrapper, and then the truth."""
+    """Says cuda:1 when first asked, by the op's wrapper, and then the truth."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     asked = False

@@ -1,4 +1,4 @@
-"""Edge sizes and layouts on every backend here; Triton's interpreter takes a few of them."""
+"""Edge sizes and layouts on every backend here; under Triton's interpreter a few of them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from groundkern import set_logit_budget
 from tests.ops.edges import EDGES
 from tests.ops.test_contract import BACKENDS, BESIDES, CPU, DTYPES, hold
 
-# The interpreter is slow: these alone, in fp32. tests/ops/test_gpu_wide.py has them all.
+# The interpreter is slow, so it runs these alone, in fp32. tests/ops/test_gpu_wide.py runs all.
 TRITON = ("ones", "odd", "unaligned", "nothing_visible", "one_row")
 PARAMETERS = [
     pytest.param(edge, backend, dtype, id=f"{dtype}-{edge}-{backend}")

@@ -1,4 +1,4 @@
-"""Triton linear cross entropy on a GPU, at the sizes people train: needs a CUDA device."""
+"""Triton linear cross entropy on a GPU, at the sizes that people train."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch import Tensor
 from groundkern import LabelBags, linear_cross_entropy, set_logit_budget
 from groundkern.ops.cases import Call
 from tests.closeness import GRADIENTS, VALUES, assert_close
-from tests.ops.on_gpu import CUDA, assert_same_words, captured, large, no_sync
+from tests.ops.on_gpu import CUDA, assert_same_predictions, captured, large, no_sync
 from tests.ops.test_contract import differentiate
 
 pytestmark = pytest.mark.gpu
@@ -20,8 +20,8 @@ SHAPES = {  # D, V
     "qwen3_vl_2b": (2048, 151_936),
     "qwen2_5_vl_7b": (3584, 152_064),
 }
-# 137 and 512 rows are memory-bound and fit one chunk; 1024 in the backward fits just so. A head of
-# full size is gigabytes in the oracle's fp64.
+# 137 and 512 rows are memory-bound and fit one chunk; 1024 just fit one in the backward. The fp64
+# oracle needs gigabytes for a head of full size.
 SIZES = [
     pytest.param(shape, rows, marks=() if shape == "small" else large, id=f"{shape}-{rows}")
     for shape in SHAPES
@@ -36,7 +36,8 @@ def _default_budget() -> Iterator[None]:
 
 
 def _call(shape: str, rows: int, dtype=torch.bfloat16, **options) -> Call:
-    """Some rows ignored, half of the rest smoothed over two images' labels (one id repeated)."""
+    """Some rows are ignored; most others are smoothed over the labels of two images, one of which
+    repeats an id."""
     dim, vocabulary = SHAPES[shape]
     draw = torch.Generator(CUDA).manual_seed(rows)
     hidden = torch.randn(rows, dim, device=CUDA, generator=draw).to(dtype)
@@ -95,7 +96,7 @@ def test_values_and_gradients(shape: str, rows: int) -> None:
     counted = call.options["target"] != -100
     assert (predicted[~counted] == -1).all()
     hidden, weight = call.inputs.values()
-    assert_same_words(predicted[counted], likeliest[counted], hidden[counted], weight)
+    assert_same_predictions(predicted[counted], likeliest[counted], hidden[counted], weight)
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
@@ -115,9 +116,9 @@ def test_the_forward_is_captured_in_a_graph() -> None:
     hidden.mul_(-0.5)
     replay()
     expected = call.run(hidden=hidden)
-    for a, b in zip(inside[:3], expected[:3], strict=True):  # another GEMM may be chosen there
+    for a, b in zip(inside[:3], expected[:3], strict=True):  # cuBLAS may choose another GEMM
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert_same_words(inside[3], expected[3], hidden, call.inputs["weight"])
+    assert_same_predictions(inside[3], expected[3], hidden, call.inputs["weight"])
 
 
 def test_the_same_bits_twice() -> None:
@@ -129,7 +130,7 @@ def test_the_same_bits_twice() -> None:
 
 @pytest.mark.parametrize("rows", [2, 3, 129, 1000])
 def test_chunks_never_change_the_result(rows: int) -> None:
-    """Chunks of one row, of some, and one of all: sums in another order, no more."""
+    """Chunks of one row, of some rows and of all rows differ in the order of their sums only."""
     call = _call("small", rows)
     some = {None: differentiate(call)}
     for height in {1, -(-rows // 3)} if rows <= 129 else {300}:
@@ -141,7 +142,7 @@ def test_chunks_never_change_the_result(rows: int) -> None:
         for a, b in zip(others[:3], results[:3], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
         counted = results[3] >= 0
-        assert_same_words(
+        assert_same_predictions(
             others[3][counted],
             results[3][counted],
             call.inputs["hidden"][counted],
@@ -154,9 +155,9 @@ def test_chunks_never_change_the_result(rows: int) -> None:
 @large
 @pytest.mark.parametrize("rows", [4096, 16384])
 def test_memory_stays_within_the_budget(rows: int) -> None:
-    """Beyond W-shaped and h-shaped buffers: 2^30 bytes of logits and a few numbers per row."""
+    """Besides buffers of the shapes of W and h: 2^30 bytes of logits and a few numbers per row."""
     call = _call("qwen3_vl_2b", rows)
-    differentiate(_call("small", 137))  # what cuBLAS keeps for itself
+    differentiate(_call("small", 137))  # cuBLAS allocates its workspace
     inputs = {n: x.clone().requires_grad_() for n, x in call.inputs.items()}
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

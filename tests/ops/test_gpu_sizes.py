@@ -1,4 +1,4 @@
-"""On a GPU: tensors beyond 2^31 elements, the host that never waits, capture of whole steps."""
+"""On a GPU: tensors beyond 2^31 elements, no host sync, whole steps in CUDA graphs."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,14 @@ from groundkern import (
     set_logit_budget,
     side_attention,
 )
-from tests.ops.on_gpu import CUDA, DIM, assert_same_words, captured, large, no_sync
+from tests.ops.on_gpu import CUDA, DIM, assert_same_predictions, captured, large, no_sync
 
 pytestmark = pytest.mark.gpu
 
 LONG, KV_HEADS, HEADS = 2**21 + 96, 8, 16  # 8 x LONG x 128 > 2^31
-WINDOW, FIRST = 1000, 1000  # keys at the start that a row sees
-LAST = WINDOW + 200  # and at the end
+WINDOW = 1000
+FIRST = 1000  # keys at the start that a row sees
+LAST = WINDOW + 200  # keys at the end that a row sees
 
 
 def _long_inputs() -> tuple[Tensor, Tensor, Tensor, QueryRows]:
@@ -38,12 +39,12 @@ def _long_inputs() -> tuple[Tensor, Tensor, Tensor, QueryRows]:
 
 
 def _ends(x: Tensor) -> Tensor:
-    """The keys that rows see, [Hkv, FIRST + LAST, D]."""
+    """The keys that some row sees: [Hkv, FIRST + LAST, D]."""
     return torch.cat([x[0, :, :FIRST], x[0, :, LONG - LAST :]], 1).detach()
 
 
-def _kept(rows: QueryRows) -> Tensor:
-    """bool [N, FIRST + LAST]."""
+def _visible(rows: QueryRows) -> Tensor:
+    """Which of them each row sees: bool [N, FIRST + LAST]."""
     j = torch.cat([torch.arange(FIRST), torch.arange(LONG - LAST, LONG)]).to(CUDA)
     return (j >= rows.start[:, None]) & (j < rows.stop[:, None])
 
@@ -51,7 +52,7 @@ def _kept(rows: QueryRows) -> Tensor:
 def _plain(q: Tensor, k: Tensor, rows: QueryRows) -> Tensor:
     """p [N, Hkv, group, FIRST + LAST] in fp32."""
     s = torch.einsum("nkgd,ksd->nkgs", q.float().unflatten(1, (KV_HEADS, -1)), k.float())
-    return (s * DIM**-0.5).masked_fill(~_kept(rows)[:, None, None], -torch.inf).softmax(-1)
+    return (s * DIM**-0.5).masked_fill(~_visible(rows)[:, None, None], -torch.inf).softmax(-1)
 
 
 @large
@@ -93,12 +94,12 @@ def test_maps_beyond_2_to_the_31() -> None:
 @large
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_logits_beyond_2_to_the_31(dtype: torch.dtype) -> None:
-    """One chunk of them against many."""
-    rows, words, dim = 16_384, 151_936, 256
-    assert rows * words > 2**31
+    """One chunk with all logits gives what many chunks give."""
+    rows, vocabulary, dim = 16_384, 151_936, 256
+    assert rows * vocabulary > 2**31
     hidden = torch.randn(rows, dim, device=CUDA).to(dtype).requires_grad_()
-    weight = (torch.randn(words, dim, device=CUDA) * dim**-0.5).to(dtype).requires_grad_()
-    target = torch.randint(words, (rows,), device=CUDA)
+    weight = (torch.randn(vocabulary, dim, device=CUDA) * dim**-0.5).to(dtype).requires_grad_()
+    target = torch.randint(vocabulary, (rows,), device=CUDA)
 
     def run(budget: int | None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         set_logit_budget(budget)
@@ -111,12 +112,12 @@ def test_logits_beyond_2_to_the_31(dtype: torch.dtype) -> None:
     (results, gradients), (expected, expected_gradients) = run(2**36), run(None)
     for a, b in zip(results[:3], expected[:3], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert_same_words(results[3], expected[3], hidden.detach(), weight.detach())
+    assert_same_predictions(results[3], expected[3], hidden.detach(), weight.detach())
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert (a.float() - b.float()).abs().max() <= 2e-2 * b.abs().max()
 
 
-N, KEYS, COLUMNS, WORDS = 64, 4096, 1024, 32_064
+N, KEYS, COLUMNS, VOCABULARY = 64, 4096, 1024, 32_064
 
 
 def _attention_step(name: str) -> tuple[Callable, dict[str, Tensor], dict[str, object]]:
@@ -151,11 +152,11 @@ STEPS = (
 
 
 def _step(name: str) -> Callable[[], tuple[Tensor, ...]]:
-    """A function that makes the result and the gradients."""
+    """A function that returns the result and the gradients."""
     if name == "linear_cross_entropy":
-        hidden, weight = (torch.randn(n, 28 * DIM, device=CUDA).bfloat16() for n in (N, WORDS))
+        hidden, weight = (torch.randn(n, 28 * DIM, device=CUDA).bfloat16() for n in (N, VOCABULARY))
         function, inputs = linear_cross_entropy, {"hidden": hidden, "weight": weight}
-        options = {"target": torch.randint(WORDS, (N,), device=CUDA)}
+        options = {"target": torch.randint(VOCABULARY, (N,), device=CUDA)}
     else:
         function, inputs, options = _attention_step(name)
     leaves = {n: x.detach().requires_grad_() for n, x in inputs.items()}
@@ -179,8 +180,8 @@ def test_the_host_never_waits(name: str) -> None:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_forward_and_backward_are_captured_in_a_graph(name: str) -> None:
-    """Every replay has the same bits; those of the step outside of the graph too, but where cuBLAS
-    may choose another product."""
+    """Every replay returns the same bits, and so does the step outside the graph, unless cuBLAS
+    chooses another GEMM there."""
     outside, inside, replay = captured(_step(name))
     replays = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Every op's cases and edges on a GPU, in small: wide, where test_gpu.py is deep."""
+"""Every op's cases and edges on a GPU: many small calls (test_gpu.py has few, of real size)."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.ops.test_contract import BESIDES, CASES, TRITON_CALLS, hold
 
 pytestmark = pytest.mark.gpu
 
-# Compiling takes most of the time, of about six kernels a call, so bf16 comes first and has all.
+# Most of the time is spent compiling about six kernels a call, so only bf16 runs everything.
 # fp32's kernels have tiles and dots of their own; fp16's differ from bf16's in the dtype alone.
 CALLS = {**CASES, **EDGES}
 OWN = [
@@ -35,7 +35,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("name", "dtype"), PARAMETERS)
 def test_values_and_gradients(name: str, dtype: torch.dtype) -> None:
-    # The cases are held to the bare rule, as on CPU; an edge's few numbers are too few for it.
+    # Cases are held to the rule alone, as on CPU; an edge has too few numbers for that.
     hold(CALLS[name](dtype, CUDA), "triton", dtype, BESIDES if name in EDGES else 0.0)
 
 

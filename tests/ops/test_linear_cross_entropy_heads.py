@@ -1,5 +1,5 @@
-"""Heads as trainers hold them: LoRA, tied to the embedding, sharded over processes; and the budget
-of logits, which is a setting."""
+"""Heads as trainers have them (LoRA, tied to the embedding, sharded over processes), and the budget
+of logits."""
 
 import threading
 
@@ -23,15 +23,15 @@ from groundkern.row_blocks import logit_chunks
 BACKENDS = [name for name, why in available_backends().items() if why is None]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "none"])
-ROWS, DIM, WORDS = 9, 24, 97
+ROWS, DIM, VOCABULARY = 9, 24, 97
 
 
 def _problem(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """hidden [N, D], weight [V, D], target [N] with an ignored row."""
     draw = torch.Generator().manual_seed(seed)
     hidden = torch.randn(ROWS, DIM, generator=draw)
-    weight = torch.randn(WORDS, DIM, generator=draw) * DIM**-0.5
-    target = torch.randint(WORDS, (ROWS,), generator=draw)
+    weight = torch.randn(VOCABULARY, DIM, generator=draw) * DIM**-0.5
+    target = torch.randint(VOCABULARY, (ROWS,), generator=draw)
     target[3] = -100
     return hidden, weight, target
 
@@ -51,7 +51,10 @@ def test_a_head_with_lora(backend: str, reduction: str) -> None:
     """W + s B A with W frozen: gradients reach A and B alone."""
     hidden, base, target = _problem()
     hidden.requires_grad_()
-    down, up = torch.randn(4, DIM, requires_grad=True), torch.randn(WORDS, 4, requires_grad=True)
+    down, up = (
+        torch.randn(4, DIM, requires_grad=True),
+        torch.randn(VOCABULARY, 4, requires_grad=True),
+    )
     weight = base + 0.5 * up @ down
     ours = linear_cross_entropy(hidden, weight, target, reduction=reduction, backend=backend).loss
     logits = hidden @ base.T + 0.5 * (hidden @ down.T) @ up.T  # as PEFT computes it
@@ -63,10 +66,10 @@ def test_a_head_with_lora(backend: str, reduction: str) -> None:
 @each_backend
 @each_reduction
 def test_a_head_tied_to_the_embedding(backend: str, reduction: str) -> None:
-    """One parameter, read by the embedding and by the head: both gradients arrive."""
+    """One parameter, read by the embedding and by the head, gets the gradients of both."""
     _, table, target = _problem()
     table.requires_grad_()
-    ids = torch.randint(WORDS, (ROWS,))
+    ids = torch.randint(VOCABULARY, (ROWS,))
     mix = torch.randn(DIM, DIM) * DIM**-0.5
     hidden = (F.embedding(ids, table) @ mix).tanh()
     ours = linear_cross_entropy(hidden, table, target, reduction=reduction, backend=backend).loss
@@ -75,7 +78,7 @@ def test_a_head_tied_to_the_embedding(backend: str, reduction: str) -> None:
 
 
 def _sharded(rank: int, store: str, results) -> None:
-    """(loss, gathered gradient) by backend and way of handing the head over."""
+    """(loss, gathered gradient) by backend and by how the head is passed."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -86,7 +89,7 @@ def _sharded(rank: int, store: str, results) -> None:
         with pytest.raises(TypeError, match=r"`weight`: expected a plain tensor.*got a DTensor"):
             linear_cross_entropy(hidden, head, target, backend=backend)
         ways = {"gathered": (head.full_tensor(), None)}
-        if backend != "native":  # which refuses groups
+        if backend != "native":  # it refuses groups
             ways["local rows"] = (head.to_local(), mesh.get_group())
         for way, (rows, group) in ways.items():
             head.grad = None
@@ -99,8 +102,8 @@ def _sharded(rank: int, store: str, results) -> None:
 
 
 def test_a_head_sharded_as_a_dtensor(tmp_path) -> None:
-    """Gathered, or by its local rows: on both ranks what one process computes; and by itself a
-    DTensor is refused with what to do."""
+    """Gathered, or as its local rows, it gives on both ranks what one process computes; a DTensor
+    itself is refused, and the message says what to do."""
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_sharded, (str(tmp_path / "store"), results), nprocs=2)
@@ -122,19 +125,19 @@ def budget():
     set_logit_budget(None)
 
 
-def test_the_budget_is_everyones_and_read_when_a_call_runs(budget) -> None:
+def test_the_budget_is_of_the_whole_process_and_read_when_a_call_runs(budget) -> None:
     assert logit_budget() is None
-    default = logit_chunks(64, WORDS, 4, 2**30)
-    budget(WORDS * 4 * 10)
-    assert logit_budget() == WORDS * 40
-    assert len(default) == 1 and len(logit_chunks(64, WORDS, 4, 2**30)) == 7
+    default = logit_chunks(64, VOCABULARY, 4, 2**30)
+    budget(VOCABULARY * 4 * 10)
+    assert logit_budget() == VOCABULARY * 40
+    assert len(default) == 1 and len(logit_chunks(64, VOCABULARY, 4, 2**30)) == 7
     seen = []
-    thread = threading.Thread(target=lambda: seen.append(logit_budget()))  # as autograd's are
+    thread = threading.Thread(target=lambda: seen.append(logit_budget()))  # like autograd's
     thread.start()
     thread.join()
-    assert seen == [WORDS * 40]
+    assert seen == [VOCABULARY * 40]
     budget(None)
-    assert logit_chunks(64, WORDS, 4, 2**30) == default
+    assert logit_chunks(64, VOCABULARY, 4, 2**30) == default
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
@@ -156,8 +159,8 @@ def test_a_budget_changes_chunks_and_no_result(backend: str, budget, monkeypatch
     torch._dynamo.reset()
     run = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     expected = run(hidden, weight, target, backend=backend).loss
-    assert set(counts) <= {1}, "none where the logits are kept"
-    budget(WORDS * 8 * 2)
+    assert set(counts) <= {1}, "one chunk, or none if the logits are saved"
+    budget(VOCABULARY * 8 * 2)
     got = run(hidden, weight, target, backend=backend).loss
     assert counts[-1] > 1
     _same(got, expected, (hidden, weight))

@@ -62,7 +62,7 @@ def test_chunks_give_what_one_chunk_gives(case: str, monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "mm", spy)
     got = differentiate(call)
-    # fp32 gradients of the logits double them: one row at a time where gradients are made.
+    # With fp32 gradients beside the logits, one row at a time fits when gradients are computed.
     assert heights in ([3, 3, 2] + [1] * 8, [1] * 8)
     for a, b in zip((*expected[0], *expected[1]), (*got[0], *got[1]), strict=True):
         torch.testing.assert_close(a, b)
@@ -89,7 +89,7 @@ def test_a_frozen_head_gets_no_gradient_and_the_states_the_same() -> None:
 
 
 def test_a_vocabulary_of_several_spans() -> None:
-    """Labels, bags and the likeliest id in every span; the last span is one column wide."""
+    """Labels, bags and the likeliest id in every span; the last span is one entry wide."""
     vocabulary, dim = 2 * 8192 + 1, 8
     target = torch.tensor([0, 8191, 8192, 16383, 16384, -100])
     hidden = torch.randn(6, dim)
@@ -125,7 +125,7 @@ def test_no_bag_at_all() -> None:
 
 @pytest.mark.parametrize("label", [-1, 97, 2**40, -(2**40)])
 def test_a_label_out_of_range_reads_nothing_and_shows(label: int) -> None:
-    """On a GPU no check stands before the kernel: its row's loss is inf, the others are theirs."""
+    """On a GPU nothing checks labels: the row's loss is inf, and the others are unchanged."""
     call = _call("mean")
     target = call.options["target"].clone()
     target[2] = label

@@ -31,7 +31,7 @@ def test_equals_scaled_dot_product_attention(backend: str) -> None:
 
 @each_backend
 @pytest.mark.parametrize("name", ["main_statistics", "underflow"])
-def test_shared_statistics_never_change_the_result(name: str, backend: str) -> None:
+def test_a_given_lse_never_changes_the_result(name: str, backend: str) -> None:
     call = _call(name, backend)
     with_lse = differentiate(call)
     without = differentiate(replace(call, options={**call.options, "lse": None}))

@@ -3,14 +3,14 @@
 attach.py         puts objectives on a model; support.py refuses models that do not fit
 doctor.py         measures on a batch that the wiring fits
 request.py        what one forward is asked for: inputs, supervision, objectives, denominators
-forward.py        the grounded forward: body, head, terms, records
+forward.py        the grounded forward: body, head, terms, recordings
 body.py           one run of the body, with the tokens of side_tokens.py appended
 attention.py      the wrapped attention function: side tokens, and what is read in each layer
 rows.py           rows and key sets as the ops want them
 readings.py       attention maps, summed over layers; head_weight.py weights their heads
 gradcam.py        GradCAM maps for losses
-attribution.py    contributions and GradCAM for records
+attribution.py    contributions and GradCAM for recordings
 head.py           scores of a few rows under the model's own output head
 terms.py          the terms of the loss
-records.py        what `gk_record` names
+records.py        the recordings that `gk_record` asks for
 """

@@ -43,7 +43,7 @@ class Layer(NamedTuple):
 
 
 class Reading(Protocol):
-    """What a loss or a record reads in every layer."""
+    """What a loss or a recording reads in every layer."""
 
     uses_lse: bool  # whether the main pass's log-sum-exp spares work
 

@@ -30,7 +30,7 @@ class BodyOutput(NamedTuple):
 
 
 def run_body(request: Request) -> BodyOutput:
-    """Run the body with everything that the terms and the records of a request use.
+    """Run the body with everything that the terms and the recordings of a request use.
 
     Once, unless a GradCAM loss meets side tokens: their attention differentiates once, so GradCAM
     then explains a second run without them.

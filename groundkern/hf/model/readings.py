@@ -1,4 +1,4 @@
-"""Attention maps that are read in every layer: running sums with a gradient, and records.
+"""Attention maps that are read in every layer: running sums with a gradient, and recordings.
 
 The attention function (attention.py) calls `read` of each reading, layer by layer. Sums are plain
 tensors: a layer that checkpointing recomputes reads the same maps and leaves the sums alone.
@@ -196,7 +196,7 @@ class Readings:
 
 
 def readings_of(request: Request) -> Readings:
-    """The readings that the terms and the records of a request use."""
+    """The readings that the terms and the recordings of a request use."""
     batch, terms, found = request.batch, request.terms, Readings()
     if request.records & {"contributions", "gradcam"} and batch.side_position.shape[1]:
         found.saved = SavedAttention(request.rows(batch.side_position))

@@ -1,4 +1,5 @@
-"""What `gk_record` names: maps, contributions, GradCAM and logits of a batch, without gradients."""
+"""The recordings that `gk_record` asks for, without gradients: maps, contributions, GradCAM and
+logits of a batch."""
 
 from __future__ import annotations
 
