@@ -119,7 +119,7 @@ CASES: dict[str, Callable[[torch.dtype, torch.device], Call]] = {
     "strided": _strided,
     "all_ignored": _all_ignored,
     "no_rows": _no_rows,
-    "one_word": lambda t, d: replace(
+    "one_entry": lambda t, d: replace(
         call(t, d, vocabulary=1, reduction="none"),
         options={"target": torch.zeros(8, dtype=torch.int64, device=d), "reduction": "none"},
     ),

@@ -3,7 +3,7 @@
 Forward: programs (row tile, KV head, key split) leave (m, l, acc); `_reduce_kernel` merges the
 splits in order. Backward: `_backward_dkv_kernel` owns a key tile and loops over the rows of its
 sequence, `_backward_dq_kernel` owns a row tile and leaves one partial sum per key split. Row tiles
-read the key tiles that `tiles.live_tiles` lists, and no others. No atomics, no sync.
+read the key tiles that `tile_kernels.live_tiles` lists, and no others. No atomics, no sync.
 """
 
 import triton.language as tl
