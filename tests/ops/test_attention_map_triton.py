@@ -70,3 +70,22 @@ def test_all_rows_without_a_column(heads: str) -> None:
     none = replace(rows, stop=torch.zeros_like(rows.stop), start=torch.zeros_like(rows.start))
     results, gradients = differentiate(call, backend="triton", rows=none)
     assert not results[0].any() and not any(x.any() for x in gradients)
+
+
+@pytest.mark.parametrize("over", ["visible", "columns"])
+@pytest.mark.parametrize("function", [attention_map, attention_kl])
+def test_strided_head_weights_and_targets(function, over: str) -> None:
+    """Transposed: every [N, Hq] and [N, C] tensor made of them must be contiguous all the same."""
+    call = cases.call(function, torch.float32, CPU, over=over)
+    weight = torch.rand(call.inputs["q"].shape[:2])
+    inputs = {**call.inputs, "head_weight": weight}
+    call = replace(call, inputs=inputs)
+    transposed = {
+        name: x.t().contiguous().t() if name in ("head_weight", "target") else x
+        for name, x in inputs.items()
+    }
+    strided = replace(call, inputs=transposed)
+    results = differentiate(strided, backend="triton"), differentiate(call, backend="triton")
+    for ours, plain in zip(*results, strict=True):
+        for o, p in zip(ours, plain, strict=True):
+            torch.testing.assert_close(o, p, rtol=0, atol=0)

@@ -51,10 +51,11 @@ def unsupported(inputs: Inputs) -> str | None:
 class _Launch(NamedTuple):
     """What the kernels of one call are launched with."""
 
-    inputs: Inputs  # rows contiguous; once it is known, lse is the normaliser
+    inputs: Inputs  # rows contiguous
     selection: Selection  # contiguous
     options: Options
     own: Tensor  # uint8 [N, C]
+    norm: Tensor | None  # fp32 [N, Hq], the normaliser; None until it is known
 
     @classmethod
     def of(cls, inputs: Inputs, selection: Selection, options: Options) -> "_Launch | None":
@@ -67,8 +68,8 @@ class _Launch(NamedTuple):
         inputs = Inputs(*operands, weight, *inputs[5:])
         selection = selection.contiguous()
         own = _own(selection).view(torch.uint8)
-        launch = cls(inputs, selection, options, own)
-        return launch._replace(inputs=inputs._replace(lse=launch.norm().contiguous()))
+        launch = cls(inputs, selection, options, own, None)
+        return launch._replace(norm=launch.normaliser().contiguous())
 
     @property
     def group(self) -> int:
@@ -94,9 +95,9 @@ class _Launch(NamedTuple):
         self, shift: Tensor | None = None, u: Tensor | None = None, dnorm: Tensor | None = None
     ) -> Columns:
         """Of the kernels on the columns."""
-        q, k, v, g, weight, _, norm = self.inputs
+        q, k, v, g, weight, _, _ = self.inputs
         operands = (Heads.of(q), Keys.of(k), Heads.of(q if g is None else g))
-        operands = (*operands, Keys.of(k if v is None else v), norm)
+        operands = (*operands, Keys.of(k if v is None else v), self.norm)
         selected = (self.selection.sequence, self.selection.columns, self.own)
         scale, softcap = self.options[3:]
         sizes = (q.shape[1], self.group, self.columns)
@@ -140,7 +141,7 @@ class _Launch(NamedTuple):
         live = live_tiles(rows, self.group, batch, keys, tile)
         return self.row_grid(tile, triton.cdiv(keys, tile.block_n)), live
 
-    def norm(self) -> Tensor:
+    def normaliser(self) -> Tensor:
         """[N, Hq] log-sum-exp over all visible keys or over own columns; 0 if there are none."""
         q, norm = self.inputs.q, self.inputs.lse
         (rows, heads, dim), tile = q.shape, self.tile(q)
@@ -149,7 +150,7 @@ class _Launch(NamedTuple):
             part = q.new_empty(grid[2], rows, heads, dtype=torch.float32)
             constants = tile.constants | ONE_STAGE
             x = self.on_columns()
-            columns = x._replace(g=x.q, v=x.k, norm=None, weight=None)  # one variant for all kinds
+            columns = x._replace(g=x.q, v=x.k, weight=None)  # one variant for all kinds
             kernels._norm_columns_kernel[grid](columns, part, rows, D=dim, **constants)
             norm = part.logsumexp(0)
         elif norm is None:
@@ -177,14 +178,14 @@ class _Launch(NamedTuple):
     def sums(self, shift: Tensor | None, u: Tensor) -> Tensor:
         """[N, Hq]: sum_c u z; for KL_EACH sum_c u (log P - log p)."""
         q, (tile, constants) = self.inputs.q, self.columns_tile()
-        grid = self.column_grid(tile)
+        grid, u = self.column_grid(tile), u.contiguous()
         part = q.new_empty(grid[2], *q.shape[:2], dtype=torch.float32)
         kernels._sums_kernel[grid](self.on_columns(shift, u), part, q.shape[0], **constants)
         return part.sum(0)
 
     def gradients(self, shift: Tensor | None, u: Tensor, dnorm: Tensor) -> Gradients:
         """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
-        q, k, v, g, *_ = self.inputs
+        (q, k, v, g, *_), u, dnorm = self.inputs, u.contiguous(), dnorm.contiguous()
         tile, constants = self.columns_tile()
         grid, splits = self.column_grid(tile), 0
         if self.visible:
@@ -199,7 +200,7 @@ class _Launch(NamedTuple):
             sizes = (len(q), self.keys, live.entries.shape[1])
             kernels._backward_dq_visible_kernel[visible_grid](
                 self.on_visible(live),
-                self.inputs.lse,
+                self.norm,
                 dnorm,
                 part[grid[2] :],
                 *sizes,
@@ -229,7 +230,7 @@ class _Launch(NamedTuple):
         attention = self.on_visible(None, q=Heads.of(q), k=Keys.of(k), scale=scale)
         kernels._backward_dk_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
             attention,
-            None if dnorm is None else self.inputs.lse,
+            None if dnorm is None else self.norm,
             dnorm,
             part,
             _column_of(self.selection.columns, keys),
@@ -290,7 +291,7 @@ def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Op
     launch = _Launch.of(inputs, selection, options)
     if launch is None:
         return Gradients(*(None if x is None else zeros_like(x) for x in inputs[:5]))
-    weight = inputs.head_weight
+    weight = launch.inputs.head_weight  # contiguous, and so is what it is multiplied with
     if options.kind not in (KL_MEAN, KL_EACH):
         upstream = upstream.contiguous()
         sums = launch.sums(None, upstream)
