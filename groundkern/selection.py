@@ -39,24 +39,31 @@ class QueryRows(_Tensors):
         position: int32 [N], the row's place in its sequence (where its query is taken from).
         start: int32 [N], the first visible key.
         stop: int32 [N], one past the last visible key.
+        most: no sequence has more rows than this; None: N. A GPU kernel then needs no larger tiles
+            than that, and reads the keys fewer times. It must be true: rows beyond it are lost.
 
     Raises:
         TypeError: a tensor that is not int32.
-        ValueError: unequal lengths or devices; on CPU also rows not sorted by sequence, `start >
-            stop`, or a negative `sequence` or `start`.
+        ValueError: unequal lengths or devices, a negative `most`; on CPU also rows not sorted by
+            sequence, a sequence with more than `most` rows, `start > stop`, or a negative
+            `sequence` or `start`.
     """
 
     sequence: Tensor
     position: Tensor
     start: Tensor
     stop: Tensor
+    most: int | None = None
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
-        for f in fields(self):
-            x = getattr(self, f.name)
-            device = None if f.name == "sequence" else self.sequence.device
-            checks.tensor(f"rows.{f.name}", x, "N", sizes, dtype=torch.int32, device=device)
+        for name in ("sequence", "position", "start", "stop"):
+            x = getattr(self, name)
+            device = None if name == "sequence" else self.sequence.device
+            checks.tensor(f"rows.{name}", x, "N", sizes, dtype=torch.int32, device=device)
+        if self.most is not None:
+            checks.require(self.most >= 0, "rows.most", "a number of rows >= 0", self.most)
+        object.__setattr__(self, "captured", capturing(self.start))
         if len(self) == 0 or not checks.values_visible(self.sequence, self.start, self.stop):
             return
         steps = self.sequence.diff()
@@ -74,6 +81,10 @@ class QueryRows(_Tensors):
         checks.require(
             int(self.start.min()) >= 0, "rows.start", "values >= 0", int(self.start.min())
         )
+        if self.most is not None:
+            most = int(self.sequence.bincount().max())
+            wanted = f"at least {most}, the rows of the sequence that has the most"
+            checks.require(most <= self.most, "rows.most", wanted, self.most)
 
     def __len__(self) -> int:
         return self.sequence.shape[0]
@@ -86,6 +97,7 @@ class QueryRows(_Tensors):
         *,
         start: Tensor | int | None = None,
         window: int | None = None,
+        most: int | None = None,
     ) -> QueryRows:
         """Rows under a causal mask: `stop = position + 1`.
 
@@ -95,6 +107,7 @@ class QueryRows(_Tensors):
             start: first visible key, integers [N] or one number (left padding, packed documents);
                 default 0.
             window: sliding window, counting the row itself as transformers does.
+            most: as in `QueryRows`.
 
         Returns:
             QueryRows with int32 tensors on `sequence`'s device.
@@ -112,7 +125,7 @@ class QueryRows(_Tensors):
         if window is not None:
             first = torch.maximum(first, stop - window)
         stop = torch.maximum(stop, torch.zeros_like(stop))
-        return cls(sequence, position, torch.minimum(first, stop), stop)
+        return cls(sequence, position, torch.minimum(first, stop), stop, most)
 
     def take(self, x: Tensor) -> Tensor:
         """Gather the rows of a tensor, differentiably.
@@ -130,6 +143,11 @@ class QueryRows(_Tensors):
             checks.fail("x", "a tensor [B, H, S, D] or [B, S, D]", list(x.shape))
         sequence, position = self.sequence.long(), self.position.clamp(min=0).long()
         return x[sequence, :, position] if x.dim() == 4 else x[sequence, position]
+
+
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on x's device."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def pack_bits(allowed: Tensor) -> Tensor:

@@ -127,7 +127,28 @@ def _processors(device: torch.device) -> int:
 
 
 def splits(device: torch.device, programs: int, tiles: int) -> int:
-    """Into how many programs to split `tiles` so that `programs` times as many fill the device;
-    from shapes and never from values, so that a launch needs no sync."""
-    wanted = 4 * _processors(device) // max(1, programs)
-    return max(1, min(wanted, tiles, 64))
+    """Into how many programs to split `tiles` so that `programs` times as many fill the device, two
+    to a processor; from shapes and never from values, so that a launch needs no sync."""
+    wanted = 2 * _processors(device) // max(1, programs)
+    return max(1, min(wanted, tiles, 128))
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def arrival_counters(device: torch.device, size: int) -> Tensor:
+    """At least `size` int32 zeros for a kernel that leaves them zero.
+
+    Launches on one stream follow each other and share them; other streams have their own, and so
+    has every launch that a CUDA graph captures, because graphs may be replayed on any stream.
+    """
+    stream = 0
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(size, dtype=torch.int32, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    known = _counters.get((device, stream))
+    if known is None or len(known) < size:
+        known = torch.zeros(max(size, 4096), dtype=torch.int32, device=device)
+        _counters[device, stream] = known
+    return known

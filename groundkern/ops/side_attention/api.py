@@ -75,4 +75,5 @@ def side_attention(
     inputs, selection = Inputs(q, k, v, lse), Selection.of(rows, allowed)
     options = Options(scale or sizes["D"] ** -0.5, softcap or 0.0)
     name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(inputs))
-    return SideAttention(*op.side_attention(*inputs, *selection, *options, name))
+    plan = op.plan(name, inputs, rows, allowed)
+    return SideAttention(*op.side_attention(*inputs, *selection, *plan, *options, name))

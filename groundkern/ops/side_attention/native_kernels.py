@@ -8,6 +8,7 @@ from torch import Tensor
 from groundkern import native
 from groundkern.op_body import empty_like
 from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.plan import Plan
 from groundkern.selection import Selection
 
 
@@ -16,7 +17,7 @@ def unsupported(inputs: Inputs) -> str | None:
     return native.unsupported_heads(*inputs[:3])
 
 
-def forward(inputs: Inputs, selection: Selection, options: Options) -> Outputs:
+def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) -> Outputs:
     """The given lse is only a shift: with its running maximum this forward needs none."""
     from groundkern import _C
 
@@ -30,7 +31,12 @@ def forward(inputs: Inputs, selection: Selection, options: Options) -> Outputs:
 
 
 def backward(
-    upstream: Outputs, inputs: Inputs, outputs: Outputs, selection: Selection, options: Options
+    upstream: Outputs,
+    inputs: Inputs,
+    outputs: Outputs,
+    selection: Selection,
+    plan: Plan,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, contiguous, in the inputs' dtypes and shapes; the same bits on every run.
 

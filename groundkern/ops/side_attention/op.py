@@ -5,8 +5,9 @@ from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
 from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.plan import NO_PLAN, Plan
 from groundkern.precision import accumulation_dtype
-from groundkern.selection import Selection
+from groundkern.selection import KeySets, QueryRows, Selection
 
 
 def kernels(backend: str):
@@ -21,14 +22,19 @@ def kernels(backend: str):
     return module
 
 
+def plan(backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
+    """What the backend's kernels use of the selection."""
+    return kernels(backend).plan(inputs, rows, allowed) if backend == "triton" else NO_PLAN
+
+
 @custom_op(
     "groundkern::side_attention",
     mutates_args=(),
-    schema=f"({schema(Inputs, Selection, Options)}, str backend) -> (Tensor, Tensor)",
+    schema=f"({schema(Inputs, Selection, Plan, Options)}, str backend) -> (Tensor, Tensor)",
 )
-@op_body(Inputs, Selection, Options)
-def side_attention(inputs, selection, options, backend) -> Outputs:
-    return tuple(kernels(backend).forward(inputs, selection, options))
+@op_body(Inputs, Selection, Plan, Options)
+def side_attention(inputs, selection, plan, options, backend) -> Outputs:
+    return tuple(kernels(backend).forward(inputs, selection, plan, options))
 
 
 @side_attention.register_fake
@@ -44,14 +50,14 @@ def _(inputs, *_):
     mutates_args=(),
     schema=(
         f"(Tensor dout, Tensor dlse, {schema(Inputs)}, Tensor out, Tensor own_lse, "
-        f"{schema(Selection, Options)}, str backend) -> (Tensor, Tensor, Tensor)"
+        f"{schema(Selection, Plan, Options)}, str backend) -> (Tensor, Tensor, Tensor)"
     ),
 )
-@op_body(Outputs, Inputs, Outputs, Selection, Options)
+@op_body(Outputs, Inputs, Outputs, Selection, Plan, Options)
 def side_attention_backward(
-    upstream, inputs, outputs, selection, options, backend
+    upstream, inputs, outputs, selection, plan, options, backend
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels(backend).backward(upstream, inputs, outputs, selection, options)
+    return kernels(backend).backward(upstream, inputs, outputs, selection, plan, options)
 
 
 @side_attention_backward.register_fake
@@ -61,8 +67,10 @@ def _(upstream, inputs, *_):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    inputs, selection, *ctx.options = regroup(inputs, Inputs, Selection)
-    ctx.save_for_backward(*inputs._replace(lse=None), *output, *selection)
+    inputs, selection, plan, *options = regroup(inputs, Inputs, Selection, Plan)
+    tensors, sizes = plan.divided()
+    ctx.save_for_backward(*inputs._replace(lse=None), *output, *selection, *tensors)
+    ctx.options = (*sizes, *options)
 
 
 def _backward(ctx, *upstream: Tensor):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.plan import Plan
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import row_blocks, scores, vjp
 from groundkern.selection import Selection
@@ -33,7 +34,7 @@ def _block(q: Tensor, k: Tensor, v: Tensor, *, keys: Tensor, options: Options):
     )
 
 
-def forward(inputs: Inputs, selection: Selection, options: Options) -> Outputs:
+def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) -> Outputs:
     """The given lse is only a shift and is not needed here."""
     q, k, v, _ = inputs
     wide = accumulation_dtype(q.dtype)
@@ -45,7 +46,12 @@ def forward(inputs: Inputs, selection: Selection, options: Options) -> Outputs:
 
 
 def backward(
-    upstream: Outputs, inputs: Inputs, outputs: Outputs, selection: Selection, options: Options
+    upstream: Outputs,
+    inputs: Inputs,
+    outputs: Outputs,
+    selection: Selection,
+    plan: Plan,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv by autograd on `_block`; `outputs` are for backends that reuse them."""
     q, k, v, _ = inputs

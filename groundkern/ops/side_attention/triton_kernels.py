@@ -1,152 +1,161 @@
 """Triton kernels of side attention (CUDA, ROCm).
 
-Forward: programs (row tile, KV head, key split) leave (m, l, acc); `_reduce_kernel` merges the
-splits in order. Backward: `_backward_dkv_kernel` owns a key tile and loops over the rows of its
-sequence, `_backward_dq_kernel` owns a row tile and leaves one partial sum per key split. Row tiles
-read the key tiles that `tile_kernels.live_tiles` lists, and no others. No atomics, no sync.
+Forward, one launch: programs (row tile, KV head, key split) each leave (m, l, acc) of their split,
+and the last one to arrive merges them, always in the same order.
+Backward, if a sequence has at most 128 lanes: `_backward_kernel` keeps the row tile in place and
+goes over K and V once: dk and dv of a key tile are complete when it has been read, and each split
+leaves its part of dq. Otherwise `_backward_dq_kernel` owns a row tile and `_backward_dkv_kernel` a
+key tile. No sync, and no atomic but the counter of arrivals.
 """
 
 import triton.language as tl
 
+from groundkern import attention_kernels as ak
 from groundkern import tile_kernels as tk
 from groundkern.tiles import helper, kernel, padded
 
 
 @helper
-def _sum_split(
-    x,  # `Attention`
+def _sweep(
+    x,  # `Planned`
     q,  # [BLOCK_M, padded D]
-    m,  # [BLOCK_M]: where the running maximum starts, or the fixed shift
-    rows,  # sequence and (start, stop, set) [BLOCK_M]
+    shift,  # [BLOCK_M]: what scores are shifted by; not used if RUNNING
+    b,
+    first,
+    count,
+    bounds,  # (start, stop, set) [BLOCK_M]
     keys,
-    entries,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
     RUNNING: tl.constexpr,
 ):
-    """One split's m, l [BLOCK_M], acc [BLOCK_M, padded Dv], and whether a row has a key in it."""
-    l = tl.zeros(m.shape, tl.float32)
-    some = tl.zeros(m.shape, tl.int32)
-    acc = tl.zeros((m.shape[0], padded(DV)), tl.float32)
-    count = tl.load(x.live.count + tl.program_id(0))
+    """Over the key tiles of one split: m, l [BLOCK_M] and acc [BLOCK_M, padded Dv]."""
+    start, stop, member = bounds
+    m = tl.full(shift.shape, -float("inf"), tl.float32)
+    l = tl.zeros(shift.shape, tl.float32)
+    acc = tl.zeros((shift.shape[0], padded(DV)), tl.float32)
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
-        b, j, k, allowed = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = tk.load_keys(x.k, b, tl.program_id(1), j, j < keys, D)
         v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
+        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
         s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
         s = tl.where(allowed, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
         if RUNNING:
             m_new, shift = tk.online_max(m, s)
             rescale = tl.exp(m - shift)
             l, acc, m = l * rescale, acc * rescale[:, None], m_new
-        else:
-            some = tl.maximum(some, tl.max(allowed.to(tl.int32), 1))
-            shift = m
         p = tl.exp(s - shift[:, None])
         l += tl.sum(p, 1)
         acc += tk.dot(p.to(v.dtype), v)
-    return m, l, acc, some
+    return m, l, acc
 
 
-@kernel
-def _forward_kernel(
-    x,  # `Attention`
-    lse_ptr,  # fp32 [N, Hq] or None
-    m_ptr,  # fp32 [splits, N, Hq]
-    l_ptr,  # fp32 [splits, N, Hq]
-    acc_ptr,  # fp32 [splits, N, Hq, Dv]
-    N,
-    keys,
-    entries,
-    D: tl.constexpr,
+@helper
+def _merged(
+    parts,  # (m, l, acc) pointers
+    at,  # [BLOCK_M] in the first part
+    size,
+    first,
+    last,
+    step,
+    mask,
     DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    RUNNING: tl.constexpr,
 ):
-    """(S1) on one split of the keys."""
-    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
-    none = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    if lse_ptr is not None:
-        shift = tl.load(lse_ptr + n * x.heads + head, mask=mask, other=0.0)
-        shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
-        m, l, acc, some = _sum_split(x, q, shift, rows, keys, entries, D, DV, BLOCK_N, False)
-        # A sum near fp32's limits, or 0, is redone with its own maximum, so that lse never matters.
-        lost = (some > 0) & ((l < 2.0**-80) | (l > 2.0**80) | (l != l))
-        if tl.max(lost.to(tl.int32), 0) > 0:
-            m, l, acc, some = _sum_split(x, q, none, rows, keys, entries, D, DV, BLOCK_N, True)
-    else:
-        m, l, acc, some = _sum_split(x, q, none, rows, keys, entries, D, DV, BLOCK_N, True)
-    at = tk.partial_at(x, n, head, N)
-    tl.store(m_ptr + at, m, mask=mask)
+    """m, l and acc of the parts first, first + step, ... before last, in this order.
+
+    Other programs left them: they are read past the L1 cache.
+    """
+    m_ptr, l_ptr, acc_ptr = parts
+    d = tl.arange(0, padded(DV))
+    stored = mask[:, None] & (d < DV)[None, :]
+    m = tl.full(at.shape, -float("inf"), tl.float32)
+    if RUNNING:
+        for part in range(first, last, step):
+            at_part = at + tk.wide(part) * size
+            m_part = tl.load(m_ptr + at_part, mask=mask, other=0.0, cache_modifier=".cg")
+            m = tl.maximum(m, m_part)
+    shift = tl.where(m == -float("inf"), 0.0, m)
+    l = tl.zeros(at.shape, tl.float32)
+    acc = tl.zeros((at.shape[0], padded(DV)), tl.float32)
+    for part in range(first, last, step):
+        at_part = at + tk.wide(part) * size
+        l_part = tl.load(l_ptr + at_part, mask=mask, other=0.0, cache_modifier=".cg")
+        pointers = acc_ptr + at_part[:, None] * DV + d[None, :]
+        acc_part = tl.load(pointers, mask=stored, other=0.0, cache_modifier=".cg")
+        if RUNNING:
+            m_part = tl.load(m_ptr + at_part, mask=mask, other=0.0, cache_modifier=".cg")
+            scale = tl.exp(m_part - shift)
+            l_part, acc_part = l_part * scale, acc_part * scale[:, None]
+        l += l_part
+        acc += acc_part
+    return m, l, acc
+
+
+@helper
+def _store_part(parts, at, mask, m, l, acc, DV: tl.constexpr, RUNNING: tl.constexpr):
+    m_ptr, l_ptr, acc_ptr = parts
+    if RUNNING:
+        tl.store(m_ptr + at, m, mask=mask)
     tl.store(l_ptr + at, l, mask=mask)
     tk.store_tile(acc_ptr, at, mask, acc, DV)
 
 
-@kernel
-def _reduce_kernel(
-    m_ptr,  # fp32 [splits, size]
-    l_ptr,  # fp32 [splits, size]
-    acc_ptr,  # fp32 [splits, size, Dv]
-    out_ptr,  # [size, Dv]
-    lse_ptr,  # fp32 [size]
-    splits,
-    size,  # N Hq
+@helper
+def _one_row(
+    x,  # `Planned`
+    b,
+    first,
+    count,
+    n,
+    head,
+    keys,
+    D: tl.constexpr,
     DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Merge the splits of one (row, head): out = sum acc e^m / sum l e^m, and lse."""
-    i = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, padded(DV))
+    """log-sum-exp and out [padded Dv] of one row and head over all its key tiles."""
+    d, dv, i = tl.arange(0, padded(D)), tl.arange(0, padded(DV)), tl.arange(0, 32)
+    q = tl.load(x.q.ptr + tk.wide(n) * x.q.n + tk.wide(head) * x.q.h + d, mask=d < D, other=0.0)
+    start = tl.load(x.selection.start + n)
+    stop = tl.load(x.selection.stop + n)
     m, l = -float("inf"), 0.0
     acc = tl.zeros((padded(DV),), tl.float32)
-    for split in range(splits):
-        at = split * size + i
-        l_part = tl.load(l_ptr + at)
-        if l_part > 0.0:
-            m_part = tl.load(m_ptr + at)
-            m_new = tl.maximum(m, m_part)
-            old, new = tl.exp(m - m_new), tl.exp(m_part - m_new)
-            part = tl.load(acc_ptr + at * DV + d, mask=d < DV, other=0.0)
-            acc = acc * old + part * new
-            l = l * old + l_part * new
-            m = m_new
-    some = l > 0.0
-    out = acc / tl.where(some, l, 1.0)
-    tl.store(out_ptr + i * DV + d, out.to(out_ptr.dtype.element_ty), mask=d < DV)
-    tl.store(lse_ptr + i, tk.log_sum(m, l))
+    for e in range(count * (BLOCK_N // 32)):
+        j0 = ak.first_key(x, first, e // (BLOCK_N // 32), keys, BLOCK_N)
+        j0 += e % (BLOCK_N // 32) * 32
+        j = j0 + i
+        allowed = (j >= start) & (j < stop) & (j < keys)
+        if x.selection.bits is not None:
+            member = tl.load(x.selection.set_index + n)
+            width = tl.cdiv(keys, 32)
+            bits = x.selection.bits + tk.wide(member) * width + j0 // 32
+            packed = tl.load(bits, mask=(member >= 0) & (j0 // 32 < width), other=-1)
+            allowed = allowed & (((packed >> i) & 1) != 0)
+        k = tk.load_keys(x.k, b, tl.program_id(1), j, allowed, D).to(tl.float32)
+        s = tk.capped(tl.sum(k * q.to(tl.float32)[None, :], 1) * x.scale, x.softcap)
+        s = tl.where(allowed, s, -float("inf"))
+        m_new = tl.maximum(m, tl.max(s, 0))
+        shift = tl.where(m_new == -float("inf"), 0.0, m_new)
+        rescale, p = tl.exp(m - shift), tl.exp(s - shift)
+        v = tk.load_keys(x.v, b, tl.program_id(1), j, allowed, DV).to(tl.float32)
+        l = l * rescale + tl.sum(p, 0)
+        acc = acc * rescale + tl.sum(v * p[:, None], 0)
+        m = m_new
+    return tk.log_sum(m, l), acc / tl.where(l > 0.0, l, 1.0)
 
 
 @kernel
-def _delta_kernel(
-    out_ptr,  # [size, Dv]
-    dout_ptr,  # [size, Dv]
-    dlse_ptr,  # fp32 [size]
-    delta_ptr,  # fp32 [size]
-    size,  # N Hq
-    DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
-    """delta = out . dout - dlse of each (row, head): ds = p (dp - delta).
-
-    Summed by a dot as dp is, so that the two cancel to the bit if one key takes all.
-    """
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask = i < size
-    out = tk.load_tile(out_ptr, i, DV, mask, DV)
-    dout = tk.load_tile(dout_ptr, i, DV, mask, DV)
-    m = tl.arange(0, BLOCK_M)
-    products = tk.dot(dout, tl.trans(out))  # [BLOCK_M, BLOCK_M], of which the diagonal
-    delta = tl.sum(tl.where(m[:, None] == m[None, :], products, 0.0), 1)
-    tl.store(delta_ptr + i, delta - tl.load(dlse_ptr + i, mask=mask, other=0.0), mask=mask)
-
-
-@kernel
-def _backward_dkv_kernel(
-    x,  # `Attention`
-    dout_ptr,  # [N, Hq, Dv]
+def _forward_kernel(
+    x,  # `Planned`
+    shift_ptr,  # fp32 [N, Hq], the main pass's log-sum-exp, or None
+    parts,  # fp32 (m, l [splits, N, Hq], acc [splits, N, Hq, Dv])
+    out_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
-    delta_ptr,  # fp32 [N, Hq]
-    dk_ptr,  # [B, Hkv, S, D]
-    dv_ptr,  # [B, Hkv, S, Dv]
+    counters_ptr,  # int32, zeros
     N,
     keys,
     D: tl.constexpr,
@@ -154,73 +163,213 @@ def _backward_dkv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dk, dv of one key tile: a loop over the rows of its sequence; zeros if none uses the tile."""
-    b, j0, j = tk.key_tile(keys, BLOCK_N)
-    kv_head = tl.program_id(1)
-    first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
-    used = 0
-    for n0 in range(first, last, BLOCK_M):
-        n = n0 + tl.arange(0, BLOCK_M)
-        start, stop, member = tk.row_bounds(x.selection, n, n < last)
-        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        used = tl.maximum(used, tk.any_of(allowed).to(tl.int32))
-    read = (j < keys) & (used > 0)
-    k = tk.load_keys(x.k, b, kv_head, j, read, D)
-    v = tk.load_keys(x.v, b, kv_head, j, read, DV)
-    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
-    dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
-    for i0 in range(first * x.group, tl.where(used > 0, last, first) * x.group, BLOCK_M):
-        n, head, mask = tk.rows_from(x, i0, last, BLOCK_M)
-        start, stop, member = tk.row_bounds(x.selection, n, mask)
-        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        if tk.any_of(allowed):
-            at = n * x.heads + head
-            q = tk.load_heads(x.q, n, head, mask, D)
-            dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
-            lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
-            delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
-            raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-            s = tk.capped(raw, x.softcap)
-            p = tl.exp(tl.where(tl.trans(allowed), s - lse[None, :], -float("inf")))
-            dv += tk.dot(p.to(dout.dtype), dout)
-            dp = tk.dot(v, tl.trans(dout))
-            ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap)
-            dk += tk.dot(ds.to(q.dtype), q)
-    at = (b.to(tl.int64) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
-    tk.store_tile(dv_ptr, at, j < keys, dv, DV)
+    """(S1). With a shift there is no running maximum. A sum that then comes near the limits of
+    fp32, or is 0, is computed again row by row, so that the shift never changes the result."""
+    RUNNING: tl.constexpr = shift_ptr is None
+    b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    q = tk.load_heads(x.q, n, head, mask, D)
+    bounds = tk.row_bounds(x.selection, n, mask)
+    at = n.to(tl.int64) * x.heads + head
+    shift = tl.zeros((BLOCK_M,), tl.float32)
+    if not RUNNING:
+        shift = tl.load(shift_ptr + at, mask=mask, other=0.0)
+        shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
+    m, l, acc = _sweep(x, q, shift, b, first, count, bounds, keys, D, DV, BLOCK_N, RUNNING)
+    splits = tl.num_programs(2)
+    complete = splits == 1
+    if splits > 1:
+        split, size = tl.program_id(2), tk.wide(N) * x.heads
+        groups = tl.cdiv(splits, ak._RADIX)
+        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
+        begin = split // ak._RADIX * ak._RADIX
+        end = tl.minimum(begin + ak._RADIX, splits)
+        _store_part(parts, at + split * size, mask, m, l, acc, DV, RUNNING)
+        if ak.last_to_arrive(counters_ptr + split // ak._RADIX, end - begin):
+            m, l, acc = _merged(parts, at, size, begin, end, 1, mask, DV, RUNNING)
+            complete = groups == 1
+            if groups > 1:
+                _store_part(parts, at + begin * size, mask, m, l, acc, DV, RUNNING)
+                if ak.last_to_arrive(counters_ptr + groups, groups):
+                    m, l, acc = _merged(parts, at, size, 0, splits, ak._RADIX, mask, DV, RUNNING)
+                    complete = True
+    if complete:
+        some = l > 0.0
+        tk.store_tile(out_ptr, at, mask, acc / tl.where(some, l, 1.0)[:, None], DV)
+        if RUNNING:
+            tl.store(lse_ptr + at, tk.log_sum(m, l), mask=mask)
+        else:
+            tl.store(lse_ptr + at, tk.log_sum(shift, l), mask=mask)
+            start, stop, _ = bounds
+            fine = (l > 2.0**-80) & (l < 2.0**80)
+            lost = mask & (start < stop) & (fine == 0)
+            tl.debug_barrier()  # rows that are stored again
+            if tl.max(lost.to(tl.int32), 0) > 0:
+                lane = tl.arange(0, BLOCK_M)
+                d = tl.arange(0, padded(DV))
+                for i in range(BLOCK_M):
+                    here = lane == i
+                    if tl.max((lost & here).to(tl.int32), 0) > 0:
+                        row = tl.sum(tl.where(here, n, 0), 0)
+                        of = tl.sum(tl.where(here, head, 0), 0)
+                        lse, out = _one_row(x, b, first, count, row, of, keys, D, DV, BLOCK_N)
+                        place = tk.wide(row) * x.heads + of
+                        out = out.to(out_ptr.dtype.element_ty)
+                        tl.store(out_ptr + place * DV + d, out, mask=d < DV)
+                        tl.store(lse_ptr + place, lse)
+
+
+@helper
+def _delta(outputs, at, mask, dout, DV: tl.constexpr):
+    """delta [BLOCK_M] = out . dout - dlse of each lane: ds = p (dp - delta).
+
+    Summed by a dot as dp is, so that the two cancel to the bit if one key takes all.
+    """
+    out_ptr, dlse_ptr = outputs
+    out = tk.load_tile(out_ptr, at, DV, mask, DV)
+    i = tl.arange(0, at.shape[0])
+    products = tk.dot(dout, tl.trans(out))  # [BLOCK_M, BLOCK_M], of which the diagonal
+    delta = tl.sum(tl.where(i[:, None] == i[None, :], products, 0.0), 1)
+    return delta - tl.load(dlse_ptr + at, mask=mask, other=0.0)
+
+
+@kernel
+def _backward_kernel(
+    x,  # `Planned`
+    dout_ptr,  # [N, Hq, Dv]
+    lse_ptr,  # fp32 [N, Hq]
+    outputs,  # (out [N, Hq, Dv], fp32 dlse [N, Hq])
+    dk_ptr,  # [B, Hkv, S, D]
+    dv_ptr,  # [B, Hkv, S, Dv]
+    dq_ptr,  # fp32 [splits, N, Hq, D]
+    N,
+    keys,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dk, dv and dq / scale of one split of a sequence whose rows are one tile."""
+    b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    kv_head, split = tl.program_id(1), tl.program_id(2)
+    at = n.to(tl.int64) * x.heads + head
+    q = tk.load_heads(x.q, n, head, mask, D)
+    dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
+    delta = _delta(outputs, at, mask, dout, DV)
+    lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
+    start, stop, member = tk.row_bounds(x.selection, n, mask)
+    dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
+    to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys
+    for e in range(split, count, tl.num_programs(2)):
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
+        v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
+        allowed = ak.transposed_mask(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+        s = tk.capped(raw, x.softcap)
+        p = tl.exp(tl.where(allowed, s - lse[None, :], -float("inf")))
+        dv = tk.dot(p.to(dout.dtype), dout)
+        tk.store_tile(dv_ptr, to + j, j < keys, dv, DV)
+        dp = tk.dot(v, tl.trans(dout))
+        ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap).to(q.dtype)
+        dk = tk.dot(ds, q)
+        tk.store_tile(dk_ptr, to + j, j < keys, dk * x.scale, D)
+        dq += tk.dot(tl.trans(ds), k)
+    tk.store_tile(dq_ptr, at + split * tk.wide(N) * x.heads, mask, dq, D)
+    zero_k = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    zero_v = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+    for e in range(count + split, tl.cdiv(keys, BLOCK_N), tl.num_programs(2)):
+        j0 = ak.unread_key(x, first, count, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        tk.store_tile(dk_ptr, to + j, j < keys, zero_k, D)
+        tk.store_tile(dv_ptr, to + j, j < keys, zero_v, DV)
 
 
 @kernel
 def _backward_dq_kernel(
-    x,  # `Attention`
+    x,  # `Planned`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
+    outputs,  # (out [N, Hq, Dv], fp32 dlse [N, Hq])
     delta_ptr,  # fp32 [N, Hq]
-    part_ptr,  # fp32 [splits, N, Hq, D]
+    dq_ptr,  # fp32 [splits, N, Hq, D]
     N,
     keys,
-    entries,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """dq / scale of one row tile over one split of the keys."""
-    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
-    at = n * x.heads + head
+    """dq / scale of one row tile over one split of its keys, and delta for the dkv kernel."""
+    b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    split = tl.program_id(2)
+    at = n.to(tl.int64) * x.heads + head
+    q = tk.load_heads(x.q, n, head, mask, D)
     dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
+    delta = _delta(outputs, at, mask, dout, DV)
+    tl.store(delta_ptr + at, delta, mask=mask & (split == 0))
     lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
-    delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
+    start, stop, member = tk.row_bounds(x.selection, n, mask)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
-    count = tl.load(x.live.count + tl.program_id(0))
-    for e in range(tl.program_id(2), count, tl.num_programs(2)):
-        b, j, k, allowed = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+    for e in range(split, count, tl.num_programs(2)):
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = tk.load_keys(x.k, b, tl.program_id(1), j, j < keys, D)
         v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
+        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
         s = tk.capped(raw, x.softcap)
         p = tl.exp(tl.where(allowed, s - lse[:, None], -float("inf")))
         dp = tk.dot(dout, tl.trans(v))
         ds = tk.uncapped_gradient(p * (dp - delta[:, None]), raw, x.softcap)
         dq += tk.dot(ds.to(k.dtype), k)
-    tk.store_tile(part_ptr, tk.partial_at(x, n, head, N), mask, dq, D)
+    tk.store_tile(dq_ptr, at + split * tk.wide(N) * x.heads, mask, dq, D)
+
+
+@kernel
+def _backward_dkv_kernel(
+    x,  # `Planned`
+    row_spans_ptr,  # of the `Plan`
+    row_tiles_ptr,  # of the `Plan`, or None
+    dout_ptr,  # [N, Hq, Dv]
+    lse_ptr,  # fp32 [N, Hq]
+    delta_ptr,  # fp32 [N, Hq]
+    dk_ptr,  # [B, Hkv, S, D]
+    dv_ptr,  # [B, Hkv, S, Dv]
+    keys,
+    parts,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TILE_M: tl.constexpr,  # lanes of a row tile, a multiple of BLOCK_M
+):
+    """dk, dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
+    b, j0, j = tk.key_tile(keys, BLOCK_N)
+    kv_head = tl.program_id(1)
+    first = tl.load(row_spans_ptr + tl.program_id(0) * 2)
+    count = tl.load(row_spans_ptr + tl.program_id(0) * 2 + 1)
+    read = (j < keys) & (count > 0)
+    k = tk.load_keys(x.k, b, kv_head, j, read, D)
+    v = tk.load_keys(x.v, b, kv_head, j, read, DV)
+    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+    for e in range(count * (TILE_M // BLOCK_M)):
+        n, head, mask = ak.row_tile_of(x, row_tiles_ptr, first, e, parts, BLOCK_M, TILE_M)
+        at = n.to(tl.int64) * x.heads + head
+        q = tk.load_heads(x.q, n, head, mask, D)
+        dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
+        lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
+        delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
+        start, stop, member = tk.row_bounds(x.selection, n, mask)
+        allowed = ak.transposed_mask(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
+        s = tk.capped(raw, x.softcap)
+        p = tl.exp(tl.where(allowed, s - lse[None, :], -float("inf")))
+        dv += tk.dot(p.to(dout.dtype), dout)
+        dp = tk.dot(v, tl.trans(dout))
+        ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap)
+        dk += tk.dot(ds.to(q.dtype), q)
+    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
+    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
+    tk.store_tile(dv_ptr, at, j < keys, dv, DV)

@@ -1,4 +1,4 @@
-"""Tiles, grids and launches of the Triton kernels of side attention."""
+"""Tiles, plan, grids and launches of the Triton kernels of side attention."""
 
 from typing import NamedTuple
 
@@ -6,46 +6,49 @@ import torch
 import triton
 from torch import Tensor
 
-from groundkern import tiles
+from groundkern import plan_kernels, tiles
+from groundkern.attention_kernels import Planned, merge_counters, row_grid
 from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.side_attention import Inputs, Options, Outputs
 from groundkern.ops.side_attention import triton_kernels as kernels
-from groundkern.selection import Selection
-from groundkern.tile_kernels import Attention, Heads, Keys, LiveTiles, live_tiles, sum_parts
+from groundkern.plan import NO_PLAN, Plan, kept
+from groundkern.selection import KeySets, QueryRows, Selection
+from groundkern.tile_kernels import Heads, Keys, sum_parts
 from groundkern.tiles import Tile
 
-# (kernel, 4-byte operands, largest head dimension[, largest packed rows]) -> tile; 63, 127 and 255
-# are for dimensions that are padded to the next power of two, whose masks take registers. Every row
-# is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed
-# on a device. `make gpu` finds better ones.
+# (kernel, 4-byte operands, largest head dimension[, most lanes of a sequence]) -> tile; 63, 127 and
+# 255 are for dimensions that are padded to the next power of two, whose masks take registers.
+# "backward" serves sequences of so many lanes, "dq" and "dkv" all others. What a call uses of
+# "forward" must hold all lanes where "backward" does, and have the key tiles of "backward" or "dq".
+# Every row is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`,
+# never timed on a device. `make gpu` finds better ones.
 TILES = {
-    ("forward", False, 63): Tile(64, 32, 8),
-    ("forward", False, 64): Tile(64, 32, 8),
-    ("forward", False, 127): Tile(32, 32, 8),
-    ("forward", False, 128): Tile(64, 32, 8),
-    ("forward", False, 255): Tile(16, 32, 8),
-    ("forward", False, 256): Tile(32, 32, 8),
-    ("forward", True, 64): Tile(16, 32, 8),
-    ("forward", True, 128): Tile(16, 32, 8),
+    ("forward", False, 128, 16): Tile(16, 64, 4, 4),
+    ("forward", False, 128, 64): Tile(64, 64, 4, 3),
+    ("forward", False, 128, 128): Tile(128, 64, 8, 3),
+    ("forward", False, 128): Tile(128, 64, 8, 3),
+    ("forward", False, 256, 16): Tile(16, 32, 4, 3),
+    ("forward", False, 256, 64): Tile(64, 32, 8, 3),
+    ("forward", False, 256): Tile(64, 32, 8, 3),
+    ("forward", True, 128, 16): Tile(16, 32, 8, 2),
+    ("forward", True, 128): Tile(16, 32, 8, 2),
+    ("forward", True, 256, 16): Tile(16, 32, 8, 1),
     ("forward", True, 256): Tile(16, 32, 8, 1),
-    ("dkv", False, 63): Tile(16, 64, 8),
-    ("dkv", False, 64): Tile(32, 64, 4),
-    ("dkv", False, 127): Tile(32, 32, 4, 2, 255),
-    ("dkv", False, 128): Tile(16, 64, 8),
-    ("dkv", False, 255): Tile(16, 32, 8),
-    ("dkv", False, 256): Tile(16, 32, 8),
-    ("dkv", True, 64): Tile(16, 32, 4),
-    ("dkv", True, 128): Tile(16, 32, 8, 1),
-    ("dkv", True, 256): Tile(16, 32, 8, 1),
-    ("dq", False, 63): Tile(64, 32, 4),
-    ("dq", False, 64): Tile(64, 64, 4),
-    ("dq", False, 127): Tile(16, 32, 8, 2, 255),
-    ("dq", False, 128): Tile(64, 32, 4),
-    ("dq", False, 255): Tile(16, 32, 4),
-    ("dq", False, 256): Tile(16, 32, 8),
-    ("dq", True, 64): Tile(16, 32, 4),
+    ("backward", False, 128, 16): Tile(32, 64, 4, 3),
+    ("backward", False, 128, 64): Tile(64, 64, 8, 2),
+    ("backward", False, 128, 128): Tile(128, 64, 8, 2),
+    ("backward", False, 256, 16): Tile(32, 32, 4, 2),
+    ("backward", False, 256, 64): Tile(64, 32, 8, 2),
+    ("backward", True, 128, 16): Tile(16, 32, 8, 1),
+    ("backward", True, 256, 16): Tile(16, 32, 8, 1),
+    ("dq", False, 128): Tile(128, 64, 8, 2),
+    ("dq", False, 256): Tile(64, 32, 8, 2),
     ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
+    ("dkv", False, 128): Tile(64, 128, 8, 2),
+    ("dkv", False, 256): Tile(32, 64, 8, 2),
+    ("dkv", True, 128): Tile(16, 32, 8, 1),
+    ("dkv", True, 256): Tile(16, 32, 8, 1),
 }
 
 
@@ -54,120 +57,137 @@ def unsupported(inputs: Inputs) -> str | None:
     return tiles.unsupported(*inputs[:3])
 
 
+def _tile(name: str, inputs: Inputs, lanes: int) -> Tile | None:
+    """The row of the table that serves a call; None if there is none for so many lanes."""
+    kind = (name, inputs.q.dtype == torch.float32)
+    key = tiles.tile_key(TILES, kind, [inputs.q.shape[2], inputs.v.shape[3]], lanes)
+    return TILES.get(key)
+
+
+def plan(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
+    """The row tiles of a call and the key tiles that they read."""
+    q, k = inputs[:2]
+    if 0 in (len(rows), q.shape[1], *k.shape[:3]):
+        return NO_PLAN
+    group = q.shape[1] // k.shape[1]
+    lanes = group * (len(rows) if rows.most is None else min(rows.most, len(rows)))
+    tile = _tile("forward", inputs, lanes)
+    wide = 0 if _tile("backward", inputs, lanes) else _tile("dkv", inputs, lanes).block_n
+    sizes = {"lanes": group, "batch": k.shape[0], "keys": k.shape[2], "wide": wide}
+    sizes |= {"block_m": tile.block_m, "block_n": tile.block_n}
+
+    def make() -> Plan:
+        return plan_kernels.plan(Selection.of(rows, allowed), **sizes)
+
+    return kept(rows, (allowed,), ("side_attention", *sizes.values()), make)
+
+
 class _Launch(NamedTuple):
     """What the kernels over rows and keys are launched with, for one row of the table."""
 
     inputs: Inputs  # rows contiguous
     selection: Selection  # contiguous
+    plan: Plan
     options: Options
-    tile: Tile
-
-    @classmethod
-    def of(cls, name: str, inputs: Inputs, selection: Selection, options: Options) -> "_Launch":
-        q, k, v, _ = inputs
-        packed = q.shape[0] * (q.shape[1] // k.shape[1])
-        kind = (name, q.dtype == torch.float32)
-        key = tiles.tile_key(TILES, kind, [q.shape[2], v.shape[3]], packed)
-        return cls(inputs, selection, options, TILES[key])
 
     @property
     def group(self) -> int:
         return self.inputs.q.shape[1] // self.inputs.k.shape[1]
 
-    def attention(self, live: LiveTiles | None) -> Attention:
-        q, k, v, _ = self.inputs
-        operands = (Heads.of(q), Keys.of(k), Keys.of(v), self.selection, live)
+    def tile(self, name: str) -> Tile:
+        """Of the rows that the plan is for."""
+        one = self.plan.one_tile
+        return _tile(name, self.inputs, self.plan.block_m if one else 2**31)
+
+    def planned(self) -> Planned:
+        (q, k, v, _), plan = self.inputs, self.plan
+        operands = (Heads.of(q), Keys.of(k), Keys.of(v), self.selection)
         scale, softcap = self.options
-        return Attention(*operands, scale, softcap or None, q.shape[1], self.group)
+        sizes = (scale, softcap or None, q.shape[1], self.group, self.group)
+        return Planned(*operands, plan.tiles, plan.key_tiles, *sizes)
 
-    @property
-    def constants(self) -> dict[str, int]:
-        dims = {"D": self.inputs.q.shape[2], "DV": self.inputs.v.shape[3]}
-        return dims | self.tile.constants
+    def constants(self, tile: Tile) -> dict[str, int]:
+        return {"D": self.inputs.q.shape[2], "DV": self.inputs.v.shape[3]} | tile.constants
 
-    def rows_grid(self) -> tuple[int, int, int]:
+    def grid(self, tile: Tile) -> tuple[int, int, int]:
         """(row tiles, KV heads, key splits)."""
-        q, k = self.inputs[:2]
-        row_tiles = triton.cdiv(q.shape[0] * self.group, self.tile.block_m)
-        key_tiles = triton.cdiv(k.shape[2], self.tile.block_n)
-        splits = tiles.splits(q.device, row_tiles * k.shape[1], key_tiles)
-        return row_tiles, k.shape[1], splits
-
-    def live(self) -> LiveTiles:
-        batch, _, keys, _ = self.inputs.k.shape
-        return live_tiles(self.selection, self.group, batch, keys, self.tile)
+        _, kv_heads, keys, _ = self.inputs.k.shape
+        return row_grid(self.plan, kv_heads, keys, tile, self.inputs.q.device)
 
 
-def forward(inputs: Inputs, selection: Selection, options: Options) -> Outputs:
+def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) -> Outputs:
     """With fp16 values the given lse is not used: p = exp(s - lse) of a small region would lose its
     bits in fp16."""
     q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
     lse = None if inputs.lse is None or q.dtype == torch.float16 else inputs.lse.contiguous()
     (rows, heads, _), dim = q.shape, v.shape[3]
     outputs = Outputs(q.new_empty(rows, heads, dim), q.new_empty(rows, heads, dtype=torch.float32))
-    if outputs.lse.numel() == 0:
+    if plan.tiles is None:
+        outputs.out.zero_()
+        outputs.lse.fill_(-torch.inf)
         return outputs
-    launch = _Launch.of("forward", Inputs(q, k, v, lse), selection.contiguous(), options)
-    grid = launch.rows_grid()
-    m, l = (q.new_empty(grid[2], rows, heads, dtype=torch.float32) for _ in range(2))
-    acc = q.new_empty(grid[2], rows, heads, dim, dtype=torch.float32)
-    live = launch.live()
+    launch = _Launch(Inputs(q, k, v, lse), selection.contiguous(), plan, options)
+    tile = launch.tile("forward")
+    grid = launch.grid(tile)
+    parts = grid[2] if grid[2] > 1 else 0
+    sums = (q.new_empty(parts, rows, heads, dtype=torch.float32) for _ in range(2))
+    acc = q.new_empty(parts, rows, heads, dim, dtype=torch.float32)
     kernels._forward_kernel[grid](
-        launch.attention(live),
+        launch.planned(),
         lse,
-        m,
-        l,
-        acc,
+        (*sums, acc),
+        *outputs,
+        tiles.arrival_counters(q.device, merge_counters(grid)),
         rows,
         k.shape[2],
-        live.entries.shape[1],
-        **launch.constants,
-    )
-    kernels._reduce_kernel[rows * heads,](
-        m,
-        l,
-        acc,
-        *outputs,
-        grid[2],
-        rows * heads,
-        DV=dim,
-        num_warps=1,
+        **launch.constants(tile),
     )
     return outputs
 
 
 def backward(
-    upstream: Outputs, inputs: Inputs, outputs: Outputs, selection: Selection, options: Options
+    upstream: Outputs,
+    inputs: Inputs,
+    outputs: Outputs,
+    selection: Selection,
+    plan: Plan,
+    options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
     q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
-    if outputs.lse.numel() == 0 or k.numel() == 0:
+    if plan.tiles is None:
         return tuple(zeros_like(x) for x in (q, k, v))
-    inputs, selection = Inputs(q, k, v, None), selection.contiguous()
+    launch = _Launch(Inputs(q, k, v, None), selection.contiguous(), plan, options)
     dout, out = (tiles.rows_contiguous(x.out) for x in (upstream, outputs))
+    read = (dout, outputs.lse.contiguous())
     (rows, heads, _), (batch, kv_heads, keys, _) = q.shape, k.shape
-    delta = q.new_empty(rows, heads, dtype=torch.float32)
-    launch = _Launch.of("dkv", inputs, selection, options)
-    kernels._delta_kernel[triton.cdiv(rows * heads, 16),](
-        out,
-        dout,
-        upstream.lse,
-        delta,
-        rows * heads,
-        DV=v.shape[3],
-        BLOCK_M=16,
-        num_warps=4,
-    )
-    read = (dout, outputs.lse.contiguous(), delta)
     dk, dv = empty_like(k), empty_like(v)
-    key_tiles = triton.cdiv(keys, launch.tile.block_n)
-    kernels._backward_dkv_kernel[batch * key_tiles, kv_heads](
-        launch.attention(None), *read, dk, dv, rows, keys, **launch.constants
-    )
-    launch = _Launch.of("dq", inputs, selection, options)
-    grid, live = launch.rows_grid(), launch.live()
+    tile = launch.tile("backward" if plan.one_tile else "dq")
+    grid = launch.grid(tile)
     part = q.new_empty(grid[2], *q.shape, dtype=torch.float32)
+    made = (out, upstream.lse)
+    if plan.one_tile:
+        kernels._backward_kernel[grid](
+            launch.planned(), *read, made, dk, dv, part, rows, keys, **launch.constants(tile)
+        )
+        return sum_parts(part, q, options.scale), dk, dv
+    delta = q.new_empty(rows, heads, dtype=torch.float32)
     kernels._backward_dq_kernel[grid](
-        launch.attention(live), *read, part, rows, keys, live.entries.shape[1], **launch.constants
+        launch.planned(), *read, made, delta, part, rows, keys, **launch.constants(tile)
+    )
+    tile = launch.tile("dkv")
+    most = 0 if plan.row_tiles is None else plan.row_tiles.shape[1]
+    kernels._backward_dkv_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
+        launch.planned(),
+        plan.row_spans,
+        plan.row_tiles,
+        *read,
+        delta,
+        dk,
+        dv,
+        keys,
+        most,
+        TILE_M=plan.block_m,
+        **launch.constants(tile),
     )
     return sum_parts(part, q, options.scale), dk, dv
