@@ -18,6 +18,7 @@ from groundkern.tiles import INTERPRETED, Tile, helper, kernel, padded
 # The interpreter's dot reads 16-bit operands as integers, and its BLAS rounds a @ b and b.T @ a.T
 # differently, as no GPU does.
 _UPCAST = tl.constexpr(INTERPRETED)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Heads(NamedTuple):
@@ -81,6 +82,14 @@ def dot(a, b):
     if _UPCAST:
         return tl.dot(a.to(tl.float64), b.to(tl.float64)).to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+@helper
+def dot_vector(a, b, AXIS: tl.constexpr):
+    """The sum over AXIS of a * b in fp32, without matrix instructions; b broadcasts to a."""
+    if _UPCAST:
+        return tl.sum(a.to(tl.float64) * b.to(tl.float64), AXIS).to(tl.float32)
+    return tl.sum(a.to(tl.float32) * b.to(tl.float32), AXIS)
 
 
 @helper
@@ -161,6 +170,21 @@ def online_sum(m, l, s):
 def partial_at(x, n, head, N):
     """Where [splits, N, Hq] tensors have the row tile of program (row tile, KV head, split)."""
     return (wide(tl.program_id(2)) * N + n) * x.heads + head
+
+
+@helper
+def log2_scores(raw, scale, softcap):
+    """log2 e times the scores of raw = q . k: exp2 is what GPUs have an instruction for."""
+    if softcap is None:
+        return raw * (scale * _LOG2_E)
+    return capped(raw * scale, softcap) * _LOG2_E
+
+
+@helper
+def log_sum2(m, l):
+    """log_sum, of m in base 2 and in base e."""
+    some = l > 0.0
+    return tl.where(some, (m + tl.log2(tl.where(some, l, 1.0))) / _LOG2_E, -float("inf"))
 
 
 @helper
