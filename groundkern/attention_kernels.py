@@ -14,11 +14,7 @@ from torch import Tensor
 from groundkern.plan import Plan
 from groundkern.plan_kernels import FIELDS
 from groundkern.selection import Selection
-from groundkern.tile_kernels import (
-    Heads,
-    Keys,
-    wide,
-)
+from groundkern.tile_kernels import Heads, Keys, wide
 from groundkern.tiles import Tile, helper, splits
 
 _FIELDS = tl.constexpr(FIELDS)

@@ -232,25 +232,41 @@ def row_bounds(selection, n, mask):
 
 
 @helper
-def mask_bits(bits_ptr, index, j0, keys, BLOCK_N: tl.constexpr):
-    """Bits j0 .. j0 + BLOCK_N of bit set `index`, 32 at a time; all set if index < 0."""
-    width = tl.cdiv(keys, 32)
-    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
-    pointers = bits_ptr + index.to(tl.int64)[:, None] * width + w[None, :]
-    mask = (index >= 0)[:, None] & (w < width)[None, :]
-    packed = tl.load(pointers, mask=mask, other=-1)  # [BLOCK_M, BLOCK_N / 32]
-    bits = (packed[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
-    return tl.reshape(bits, (index.shape[0], BLOCK_N)) != 0
+def mask_words(selection, start, stop, member, w, keys):
+    """Omega of (S1) on 32 keys at a time, as the bits of an int32: those of word w of each row.
+
+    start, stop, member and w broadcast to one another.
+    """
+    low = tl.minimum(tl.maximum(start - w * 32, 0), 32)
+    high = tl.minimum(tl.maximum(stop - w * 32, 0), 32)
+    ones = tl.full(low.shape, -1, tl.int32)
+    words = tl.where(low < 32, ones << (low % 32), 0)  # a shift by 32 is not defined
+    words = words & tl.where(high < 32, ~(ones << (high % 32)), -1)
+    if selection.bits is not None:
+        width = tl.cdiv(keys, 32)
+        pointers = selection.bits + member.to(tl.int64) * width + w
+        words = words & tl.load(pointers, mask=(member >= 0) & (w < width), other=-1)
+    return words
 
 
 @helper
 def allowed_keys(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
-    """Omega of (S1) on keys j0 .. j0 + BLOCK_N: [BLOCK_M, BLOCK_N]."""
-    j = j0 + tl.arange(0, BLOCK_N)
-    allowed = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
-    if selection.bits is not None:
-        allowed = allowed & mask_bits(selection.bits, member, j0, keys, BLOCK_N)
-    return allowed
+    """Omega of (S1) on keys j0 .. j0 + BLOCK_N, j0 a multiple of 32: [BLOCK_M, BLOCK_N]."""
+    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
+    bounds = (start[:, None], stop[:, None], member[:, None])
+    words = mask_words(selection, bounds[0], bounds[1], bounds[2], w[None, :], keys)
+    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return tl.reshape(bits, (start.shape[0], BLOCK_N)) != 0
+
+
+@helper
+def allowed_rows(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
+    """The same, keys first: [BLOCK_N, BLOCK_M]."""
+    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
+    bounds = (start[None, :], stop[None, :], member[None, :])
+    words = mask_words(selection, bounds[0], bounds[1], bounds[2], w[:, None], keys)
+    bits = (words[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
+    return tl.reshape(bits, (BLOCK_N, start.shape[0])) != 0
 
 
 @helper

@@ -14,8 +14,6 @@ from groundkern import attention_kernels as ak
 from groundkern import tile_kernels as tk
 from groundkern.tiles import helper, kernel, padded
 
-_KEYS = tl.constexpr(16)  # that a row that is computed again reads at a time
-
 
 @helper
 def _sweep(
@@ -135,18 +133,19 @@ def _one_row(
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr = 16,
 ):
     """log-sum-exp and out [padded Dv] of one row and head over all its key tiles."""
     b, first, count, n, head = row
-    d, dv, i = tl.arange(0, padded(D)), tl.arange(0, padded(DV)), tl.arange(0, _KEYS)
+    d, dv, i = tl.arange(0, padded(D)), tl.arange(0, padded(DV)), tl.arange(0, WIDTH)
     q = tl.load(x.q.ptr + tk.wide(n) * x.q.n + tk.wide(head) * x.q.h + d, mask=d < D, other=0.0)
     start = tl.load(x.selection.start + n)
     stop = tl.load(x.selection.stop + n)
     m, l = -float("inf"), 0.0
     acc = tl.zeros((padded(DV),), tl.float32)
-    for e in range(count * (BLOCK_N // _KEYS)):
-        j0 = ak.first_key(x, first, e // (BLOCK_N // _KEYS), keys, BLOCK_N)
-        j0 += e % (BLOCK_N // _KEYS) * _KEYS
+    for e in range(count * (BLOCK_N // WIDTH)):
+        j0 = ak.first_key(x, first, e // (BLOCK_N // WIDTH), keys, BLOCK_N)
+        j0 += e % (BLOCK_N // WIDTH) * WIDTH
         j = j0 + i
         allowed = (j >= start) & (j < stop) & (j < keys)
         if x.selection.bits is not None:
@@ -418,10 +417,14 @@ def _backward_dkv_kernel(
         lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
         delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
         start, stop, member = tk.row_bounds(x.selection, n, mask)
-        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        p, ds = _gradient(x, q, k, v, dout, lse, delta, allowed)
-        dv += tk.dot(tl.trans(p.to(dout.dtype)), dout)
-        dk += tk.dot(tl.trans(ds), q)
+        allowed = tk.allowed_rows(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        raw = tk.dot(k, tl.trans(q))  # [BLOCK_N, BLOCK_M]
+        s = tk.log2_scores(raw, x.scale, x.softcap)
+        p = tl.exp2(tl.where(allowed, s - lse[None, :], -float("inf")))
+        dv += tk.dot(p.to(dout.dtype), dout)
+        dp = tk.dot(v, tl.trans(dout))
+        ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw * x.scale, x.softcap)
+        dk += tk.dot(ds.to(q.dtype), q)
     at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
     tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
     tk.store_tile(dv_ptr, at, j < keys, dv, DV)
