@@ -28,7 +28,11 @@ __all__ = [
 ]
 
 # (table, parts of a key without a bucket of rows)
-TILE_TABLES = ((side_attention_launch.TILES, 3), (attention_map_launch.TILES, 2))
+TILE_TABLES = (
+    (side_attention_launch.TILES, 3),
+    (side_attention_launch.SMALL_TILES, 3),
+    (attention_map_launch.TILES, 2),
+)
 
 
 @dataclass(frozen=True)

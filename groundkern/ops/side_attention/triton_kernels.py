@@ -292,6 +292,15 @@ def _gradient(x, q, k, v, dout, lse, delta, allowed):
     return p, ds.to(q.dtype)
 
 
+@helper
+def _over_rows(p, x):
+    """p^T x [BLOCK_N, DIM]. With many rows the keys, and not DIM, are the columns of the product:
+    then it takes half the registers."""
+    if p.shape[0] < 64:
+        return tk.dot(tl.trans(p), x)
+    return tl.trans(tk.dot(tl.trans(x), p))
+
+
 @kernel
 def _backward_kernel(
     x,  # `Planned`
@@ -307,6 +316,7 @@ def _backward_kernel(
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TILE_N: tl.constexpr,  # keys of a key tile of the plan, a multiple of BLOCK_N
 ):
     """dk, dv and dq / scale of one split of a sequence whose rows are one tile."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
@@ -319,25 +329,25 @@ def _backward_kernel(
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys
-    for e in range(split, count, tl.num_programs(2)):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+    PARTS: tl.constexpr = TILE_N // BLOCK_N
+    for e in range(split, count * PARTS, tl.num_programs(2)):
+        j0 = ak.first_key(x, first, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
         allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
         p, ds = _gradient(x, q, k, v, dout, lse, delta, allowed)
-        dv = tk.dot(tl.trans(p.to(dout.dtype)), dout)
-        tk.store_tile(dv_ptr, to + j, j < keys, dv, DV)
-        dk = tk.dot(tl.trans(ds), q)
-        tk.store_tile(dk_ptr, to + j, j < keys, dk * x.scale, D)
+        tk.store_tile(dv_ptr, to + j, j < keys, _over_rows(p.to(dout.dtype), dout), DV)
+        tk.store_tile(dk_ptr, to + j, j < keys, _over_rows(ds, q) * x.scale, D)
         dq += tk.dot(ds, k)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = (split * tk.wide(N) + n) * x.heads + head
     tk.store_tile(dq_ptr, at, mask, dq, D)
     zero_k = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     zero_v = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
-    for e in range(count + split, tl.cdiv(keys, BLOCK_N), tl.num_programs(2)):
-        j = ak.unread_key(x, first, count, e, keys, BLOCK_N) + tl.arange(0, BLOCK_N)
+    for e in range(count * PARTS + split, tl.cdiv(keys, TILE_N) * PARTS, tl.num_programs(2)):
+        j0 = ak.unread_key(x, first, count, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
+        j = j0 + tl.arange(0, BLOCK_N)
         tk.store_tile(dk_ptr, to + j, j < keys, zero_k, D)
         tk.store_tile(dv_ptr, to + j, j < keys, zero_v, DV)
 
@@ -414,15 +424,16 @@ def _backward_dkv_kernel(
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
-        lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
-        delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
         start, stop, member = tk.row_bounds(x.selection, n, mask)
         allowed = tk.allowed_rows(x.selection, start, stop, member, j0, keys, BLOCK_N)
         raw = tk.dot(k, tl.trans(q))  # [BLOCK_N, BLOCK_M]
         s = tk.log2_scores(raw, x.scale, x.softcap)
+        # What each row has is loaded where it is used: early, it takes registers that are not there.
+        lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
         p = tl.exp2(tl.where(allowed, s - lse[None, :], -float("inf")))
         dv += tk.dot(p.to(dout.dtype), dout)
         dp = tk.dot(v, tl.trans(dout))
+        delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
         ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw * x.scale, x.softcap)
         dk += tk.dot(ds.to(q.dtype), q)
     at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
