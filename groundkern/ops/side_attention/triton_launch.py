@@ -202,13 +202,13 @@ def backward(
     kernels._backward_dkv_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
         launch.planned(),
         plan.row_tiles,
-        plan.row_counts,
+        plan.row_spans,
         *read,
         delta,
         dk,
         dv,
         keys,
-        plan.row_tiles.shape[1],
+        0 if plan.row_tiles is None else plan.row_tiles.shape[1],
         TILE_M=plan.block_m,
         **launch.constants(tile),
     )
