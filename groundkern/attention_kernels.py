@@ -54,9 +54,7 @@ def row_tile(x, BLOCK_M: tl.constexpr):
 
 
 @helper
-def row_tile_of(
-    x, row_tiles_ptr, first, e, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr
-):
+def row_tile_of(x, row_tiles_ptr, first, e, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr):
     """Row, query head and whether it is in range [BLOCK_M] of lanes e * BLOCK_M and on of the row
     tiles of program (wide key tile, KV head)."""
     t = e // (TILE_M // BLOCK_M)
