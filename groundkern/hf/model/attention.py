@@ -19,7 +19,7 @@ from groundkern import side_attention
 from groundkern.checks import fail
 from groundkern.hf.model.rows import Rows
 from groundkern.hf.model.taken import take_beside
-from groundkern.lse import WATCHED, Watch
+from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
 from groundkern.selection import KeySets, QueryRows
 
 LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
@@ -134,9 +134,15 @@ def grounded(attention: Callable) -> Callable:
         if positions is not None and positions.shape[-1] == total:
             kwargs["position_ids"] = positions[..., :length]
         mask = _crop(attention_mask, length, total)
-        with _watch(run, module) as watch:
+        watched = run.uses_lse and not torch.compiler.is_compiling()
+        implementation = module.config._attn_implementation
+        watched = watched and implementation in WATCHED
+        saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
+        with Watch() if watched and not saved else nullcontext() as watch:
             out, weights = attention(module, q, k, v, mask, **kwargs)
         lse = None if watch is None else watch.lse(q)
+        if saved:
+            lse = lse_of_graph(out, q)
         scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
         options = {"scale": scale, "softcap": softcap, "backend": run.backend}
         # Side attention uses lse as a shift, which may be anything. A normaliser must be summed
@@ -152,15 +158,12 @@ def grounded(attention: Callable) -> Callable:
     return grounded_attention
 
 
-def _watch(run: BodyRun, module: nn.Module):
-    """A watch for the main pass's log-sum-exp, if anything uses it and the backend shows it."""
-    watched = module.config._attn_implementation in WATCHED and not torch.compiler.is_compiling()
-    return Watch() if watched and run.uses_lse else nullcontext()
-
-
 def rows_of_lse(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
     """[N, Hq] of lse [B, Hq, S]."""
-    return None if lse is None else rows.take(lse[..., None])[..., 0]
+    if lse is None:
+        return None
+    sequence, position = rows.places()
+    return lse[sequence, :, position]
 
 
 def _refuse(kwargs: dict) -> None:

@@ -64,9 +64,7 @@ class _TakeBeside(torch.autograd.Function):
         return gradient, None, None
 
 
-def _whole(
-    shape: torch.Size, length: int, main: Tensor | None, like: Sequence[Tensor]
-) -> Tensor:
+def _whole(shape: torch.Size, length: int, main: Tensor | None, like: Sequence[Tensor]) -> Tensor:
     """The main pass's gradient as one of all tokens that nobody else holds."""
     if main is None:
         return like[0].new_zeros(shape)
