@@ -65,9 +65,7 @@ def lanes_of(x, first, end, BLOCK_M: tl.constexpr):
 
 
 @helper
-def row_tile_of(
-    x, row_tiles_ptr, span, e, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr
-):
+def row_tile_of(x, row_tiles_ptr, span, e, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr):
     """Row, query head and whether it is in range [BLOCK_M] of lanes e * BLOCK_M and on of the row
     tiles that read the wide key tile of program (wide key tile, KV head)."""
     end, first = span

@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import custom_op
 
 from groundkern.op_body import grouped, op_body, schema
+from groundkern.opaque import custom_op
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.selection import Selection
 from groundkern.tile_kernels import allowed_keys, any_of, row_bounds, wide
