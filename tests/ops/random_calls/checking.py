@@ -103,15 +103,24 @@ def _allowed(
     return "" if error <= allowed else f"{name}: error {error:.3e} exceeds {allowed:.3e}"
 
 
+def _largest_score(drawn: Drawn) -> float:
+    """The largest number that scores are rounded at: their own size or a given shift's. One further
+    off than e^60 is not used."""
+    if not drawn.inputs["q"].numel() or not drawn.inputs["k"].numel():
+        return 0.0
+    raw, _ = truth.scores(*(drawn.inputs[n].double() for n in "qk"), drawn.options)
+    shift, largest = drawn.options["lse"], float(raw.abs().max())
+    if drawn.op == "side" and shift is not None:
+        given = shift[shift.isfinite()].abs()
+        largest = max(largest, min(60.0, float(given.max()) if len(given) else 0.0))
+    return largest
+
+
 def _close(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
     right = plain(drawn, selected, torch.float64)
     turned = _in_other_order(drawn)
     budget = [plain(drawn, selected, drawn.dtype), plain(turned, selected, drawn.dtype)]
-    if drawn.inputs["q"].numel() and drawn.inputs["k"].numel():
-        raw, _ = truth.scores(*(drawn.inputs[n].double() for n in "qk"), drawn.options)
-        size = float(raw.abs().max()) if raw.numel() else 0.0
-    else:
-        size = 0.0
+    size = _largest_score(drawn)
     besides = BESIDES * (1 + size) * max(1.0, float(drawn.notes["upstream size"]))
     # A score's gradient is multiplied by k to dq, and by q to dk.
     larger = (
