@@ -14,11 +14,7 @@ from torch import Tensor
 from groundkern.plan import Plan
 from groundkern.plan_kernels import FIELDS
 from groundkern.selection import Selection
-from groundkern.tile_kernels import (
-    Heads,
-    Keys,
-    wide,
-)
+from groundkern.tile_kernels import Heads, Keys, wide
 from groundkern.tiles import Tile, helper, splits
 
 _FIELDS = tl.constexpr(FIELDS)
@@ -47,10 +43,25 @@ def row_tile(x, BLOCK_M: tl.constexpr):
     """Of the row tile of program (row tile, KV head, ...): its sequence, the first of its key tiles
     and how many it has; row, query head and whether it is in range [BLOCK_M]."""
     record = x.tiles + wide(tl.program_id(0)) * _FIELDS
-    i = tl.load(record + 1) + tl.arange(0, BLOCK_M)
-    mask = (i < tl.load(record + 2)) & (i % x.lanes < x.group)
-    n, head = i // x.lanes, tl.program_id(1) * x.group + i % x.lanes
+    n, head, mask = lanes_of(x, tl.load(record + 1), tl.load(record + 2), BLOCK_M)
     return tl.load(record), tl.load(record + 3), tl.load(record + 4), n, head, mask
+
+
+@helper
+def row_tile_again(x, BLOCK_M: tl.constexpr):
+    """Row, query head and whether it is in range [BLOCK_M], for what comes after a long loop: read
+    again, because kept in registers through the loop they take 60 of them."""
+    record = x.tiles + wide(tl.program_id(0)) * _FIELDS
+    first, end = tl.load(record + 1, volatile=True), tl.load(record + 2, volatile=True)
+    return lanes_of(x, first, end, BLOCK_M)
+
+
+@helper
+def lanes_of(x, first, end, BLOCK_M: tl.constexpr):
+    """Row, query head and whether it is before `end`, of the lanes from `first` on: [BLOCK_M]."""
+    i = first + tl.arange(0, BLOCK_M)
+    mask = (i < end) & (i % x.lanes < x.group)
+    return i // x.lanes, tl.program_id(1) * x.group + i % x.lanes, mask
 
 
 @helper
@@ -65,9 +76,8 @@ def row_tile_of(
     else:
         t = tl.load(row_tiles_ptr + wide(tl.program_id(0)) * parts + t)
     record = x.tiles + wide(t) * _FIELDS
-    i = tl.load(record + 1) + e % (TILE_M // BLOCK_M) * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask = (i < tl.load(record + 2)) & (i % x.lanes < x.group)
-    return i // x.lanes, tl.program_id(1) * x.group + i % x.lanes, mask
+    first = tl.load(record + 1) + e % (TILE_M // BLOCK_M) * BLOCK_M
+    return lanes_of(x, first, tl.load(record + 2), BLOCK_M)
 
 
 @helper
@@ -87,22 +97,6 @@ def unread_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
         return first_key(x, 0, e, keys, BLOCK_N)
     e -= count
     return tl.where(e < first, e, e + count) * BLOCK_N
-
-
-@helper
-def transposed_mask(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
-    """`allowed_keys` as [BLOCK_N, BLOCK_M]."""
-    j = j0 + tl.arange(0, BLOCK_N)
-    allowed = (j[:, None] >= start[None, :]) & (j[:, None] < stop[None, :])
-    if selection.bits is not None:
-        width = tl.cdiv(keys, 32)
-        w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
-        pointers = selection.bits + member.to(tl.int64)[None, :] * width + w[:, None]
-        mask = (member >= 0)[None, :] & (w < width)[:, None]
-        packed = tl.load(pointers, mask=mask, other=-1)  # [BLOCK_N / 32, BLOCK_M]
-        bits = (packed[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
-        allowed = allowed & (tl.reshape(bits, (BLOCK_N, member.shape[0])) != 0)
-    return allowed
 
 
 @helper

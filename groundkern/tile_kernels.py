@@ -18,6 +18,7 @@ from groundkern.tiles import INTERPRETED, Tile, helper, kernel, padded
 # The interpreter's dot reads 16-bit operands as integers, and its BLAS rounds a @ b and b.T @ a.T
 # differently, as no GPU does.
 _UPCAST = tl.constexpr(INTERPRETED)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Heads(NamedTuple):
@@ -81,6 +82,14 @@ def dot(a, b):
     if _UPCAST:
         return tl.dot(a.to(tl.float64), b.to(tl.float64)).to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")
+
+
+@helper
+def dot_vector(a, b, AXIS: tl.constexpr):
+    """The sum over AXIS of a * b in fp32, without matrix instructions; b broadcasts to a."""
+    if _UPCAST:
+        return tl.sum(a.to(tl.float64) * b.to(tl.float64), AXIS).to(tl.float32)
+    return tl.sum(a.to(tl.float32) * b.to(tl.float32), AXIS)
 
 
 @helper
@@ -164,6 +173,21 @@ def partial_at(x, n, head, N):
 
 
 @helper
+def log2_scores(raw, scale, softcap):
+    """log2 e times the scores of raw = q . k: exp2 is what GPUs have an instruction for."""
+    if softcap is None:
+        return raw * (scale * _LOG2_E)
+    return capped(raw * scale, softcap) * _LOG2_E
+
+
+@helper
+def log_sum2(m, l):
+    """log_sum, of m in base 2 and in base e."""
+    some = l > 0.0
+    return tl.where(some, (m + tl.log2(tl.where(some, l, 1.0))) / _LOG2_E, -float("inf"))
+
+
+@helper
 def log_sum(m, l):
     """m + log l; -inf if l is 0."""
     some = l > 0.0
@@ -208,25 +232,41 @@ def row_bounds(selection, n, mask):
 
 
 @helper
-def mask_bits(bits_ptr, index, j0, keys, BLOCK_N: tl.constexpr):
-    """Bits j0 .. j0 + BLOCK_N of bit set `index`, 32 at a time; all set if index < 0."""
-    width = tl.cdiv(keys, 32)
-    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
-    pointers = bits_ptr + index.to(tl.int64)[:, None] * width + w[None, :]
-    mask = (index >= 0)[:, None] & (w < width)[None, :]
-    packed = tl.load(pointers, mask=mask, other=-1)  # [BLOCK_M, BLOCK_N / 32]
-    bits = (packed[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
-    return tl.reshape(bits, (index.shape[0], BLOCK_N)) != 0
+def mask_words(selection, start, stop, member, w, keys):
+    """Omega of (S1) on 32 keys at a time, as the bits of an int32: those of word w of each row.
+
+    start, stop, member and w broadcast to one another.
+    """
+    low = tl.minimum(tl.maximum(start - w * 32, 0), 32)
+    high = tl.minimum(tl.maximum(stop - w * 32, 0), 32)
+    ones = tl.full(low.shape, -1, tl.int32)
+    words = tl.where(low < 32, ones << (low % 32), 0)  # a shift by 32 is not defined
+    words = words & tl.where(high < 32, ~(ones << (high % 32)), -1)
+    if selection.bits is not None:
+        width = tl.cdiv(keys, 32)
+        pointers = selection.bits + member.to(tl.int64) * width + w
+        words = words & tl.load(pointers, mask=(member >= 0) & (w < width), other=-1)
+    return words
 
 
 @helper
 def allowed_keys(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
-    """Omega of (S1) on keys j0 .. j0 + BLOCK_N: [BLOCK_M, BLOCK_N]."""
-    j = j0 + tl.arange(0, BLOCK_N)
-    allowed = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
-    if selection.bits is not None:
-        allowed = allowed & mask_bits(selection.bits, member, j0, keys, BLOCK_N)
-    return allowed
+    """Omega of (S1) on keys j0 .. j0 + BLOCK_N, j0 a multiple of 32: [BLOCK_M, BLOCK_N]."""
+    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
+    bounds = (start[:, None], stop[:, None], member[:, None])
+    words = mask_words(selection, bounds[0], bounds[1], bounds[2], w[None, :], keys)
+    bits = (words[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return tl.reshape(bits, (start.shape[0], BLOCK_N)) != 0
+
+
+@helper
+def allowed_rows(selection, start, stop, member, j0, keys, BLOCK_N: tl.constexpr):
+    """The same, keys first: [BLOCK_N, BLOCK_M]."""
+    w = j0 // 32 + tl.arange(0, BLOCK_N // 32)
+    bounds = (start[None, :], stop[None, :], member[None, :])
+    words = mask_words(selection, bounds[0], bounds[1], bounds[2], w[:, None], keys)
+    bits = (words[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
+    return tl.reshape(bits, (BLOCK_N, start.shape[0])) != 0
 
 
 @helper

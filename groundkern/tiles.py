@@ -126,6 +126,15 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def small(device: torch.device) -> bool:
+    """Whether a device needs the smaller tiles of the tables: before Hopper, and AMD's, with less
+    shared memory and without a matrix instruction that reads it."""
+    if device.type != "cuda":
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) < (9, 0)
+
+
 def splits(device: torch.device, programs: int, tiles: int) -> int:
     """Into how many programs to split `tiles` so that `programs` times as many fill the device, two
     to a processor; from shapes and never from values, so that a launch needs no sync."""

@@ -16,7 +16,7 @@ from groundkern.ops import side_attention as side
 from groundkern.ops.attention_map import triton_launch as attention_map_launch
 from groundkern.ops.linear_cross_entropy import triton_launch as linear_cross_entropy_launch
 from groundkern.ops.side_attention import triton_launch as side_attention_launch
-from groundkern.selection import Selection
+from groundkern.selection import KeySets, QueryRows, Selection
 
 __all__ = [
     "TILE_TABLES",
@@ -28,7 +28,11 @@ __all__ = [
 ]
 
 # (table, parts of a key without a bucket of rows)
-TILE_TABLES = ((side_attention_launch.TILES, 3), (attention_map_launch.TILES, 2))
+TILE_TABLES = (
+    (side_attention_launch.TILES, 3),
+    (side_attention_launch.SMALL_TILES, 3),
+    (attention_map_launch.TILES, 2),
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,14 @@ class Sizes:
             self.operand(self.rows, self.heads, value_dim),
         )
 
-    def selection(self, sets: bool) -> Selection:
-        """All rows and keys, and 8 sets or none."""
-        sequence, start, stop, index = (
-            self.empty(self.rows, dtype=torch.int32) for _ in range(4)
-        )  # fmt: skip
+    def rows_and_sets(self, sets: bool) -> tuple[QueryRows, KeySets | None]:
+        """All rows, and 8 sets or none."""
+        *of_rows, index = (self.empty(self.rows, dtype=torch.int32) for _ in range(5))
         bits = self.empty(8, -(-self.keys // 32), dtype=torch.int32)
-        return Selection(sequence, start, stop, *((bits, index) if sets else (None, None)), None)
+        return QueryRows(*of_rows), KeySets(bits, index, self.keys) if sets else None
+
+    def selection(self, sets: bool) -> Selection:
+        return Selection.of(*self.rows_and_sets(sets))
 
 
 def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
@@ -95,11 +100,13 @@ def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
     out = sizes.empty(*like_out.shape, dtype=sizes.dtype)
     statistics = sizes.empty(sizes.rows, sizes.heads)
     inputs = side.Inputs(q, k, v, statistics if lse else None)
-    outputs = side.Outputs(out, statistics)
-    selection, options = sizes.selection(sets), side.Options(sizes.dim**-0.5, softcap)
-    side_attention_launch.forward(inputs, selection, options)
+    outputs, options = side.Outputs(out, statistics), side.Options(sizes.dim**-0.5, softcap)
+    rows, allowed = sizes.rows_and_sets(sets)
+    selection = Selection.of(rows, allowed)
+    plan = side_attention_launch.plan(inputs, rows, allowed)
+    side_attention_launch.forward(inputs, selection, plan, options)
     if not lse:
-        side_attention_launch.backward(outputs, inputs, outputs, selection, options)
+        side_attention_launch.backward(outputs, inputs, outputs, selection, plan, options)
 
 
 KINDS = {

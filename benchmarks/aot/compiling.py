@@ -21,17 +21,21 @@ from benchmarks.aot.recorder import GPUTarget, LabelledLaunch, triton
 
 @dataclass(frozen=True)
 class Target:
-    """A device to compile for; shared: bytes of shared memory that one program may use."""
+    """A device to compile for.
+
+    shared: bytes of shared memory that one program may use. small: as `groundkern.tiles.small`.
+    """
 
     gpu: GPUTarget
     shared: int
+    small: bool = False
 
 
 TARGETS = {
-    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912, small=True),
     "sm_90": Target(GPUTarget("cuda", 90, 32), 232_448),
     "sm_100": Target(GPUTarget("cuda", 100, 32), 232_448),
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536, small=True),
 }
 MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+")
 UTCHMMA = "UTCHMMA"  # only TTGIR says its shape

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from unittest import mock
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported below
 
@@ -25,6 +26,7 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from benchmarks.launches.noting import Launch, noted
+from groundkern import tiles
 
 RESOURCES = ("num_warps", "num_stages", "maxnreg")
 
@@ -34,11 +36,12 @@ class LabelledLaunch(Launch):
     """One recorded launch.
 
     label: the call it belongs to. edge: one of `edges`, of which only registers, shared memory and
-    spills are read.
+    spills are read. small: as on a device that needs the smaller tiles (`groundkern.tiles.small`).
     """
 
     label: str
     edge: bool = False
+    small: bool = False
 
     @property
     def tile(self) -> str:
@@ -76,8 +79,9 @@ def _binder(kernel: JITFunction, gpu: GPUTarget) -> tuple[BaseBackend, Callable]
 
 
 def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[LabelledLaunch]:
-    """The launches `run()` would make."""
-    with noted(launch=False) as seen:
-        run()
-    for x in seen:
-        yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge)
+    """The launches `run()` would make, on large devices and on small ones."""
+    for small in (False, True):
+        with mock.patch.object(tiles, "small", lambda device: small), noted(launch=False) as seen:
+            run()
+        for x in seen:
+            yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge, small)

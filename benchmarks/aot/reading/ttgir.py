@@ -56,15 +56,15 @@ def narrowed(ttir: str) -> list[str]:
     """
     lines = [line.strip() for line in ttir.splitlines()]
     found = [x for x in lines if " tt.dot " in x and not re.search(r"-> tensor<[\dx]+xf32[,>]", x)]
-    rounded = {x.split(" = ")[0] for x in lines if re.search(r"= arith\.truncf .*x(bf16|f16)", x)}
+    rounded: set[str] = set()
     for line in lines:
-        if " = arith.truncf" in line or not rounded:
-            continue
         name, _, right = line.rpartition(" = ") if " = " in line else ("", "", line)
-        if not rounded & set(re.findall(r"%[\w#]+", right)):
-            continue
-        if re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right):
+        used = bool(rounded & set(re.findall(r"%[\w#]+", right)))
+        rounded.discard(name)  # regions beside one another use the same names
+        if re.search(r"arith\.truncf .*x(bf16|f16)", right):
             rounded.add(name)
-        elif not re.match(r"tt\.(dot|store)\b", right):
+        elif used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right):
+            rounded.add(name)
+        elif used and not re.match(r"tt\.(dot|store)\b", right):
             found.append(line)
     return found

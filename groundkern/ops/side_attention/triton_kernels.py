@@ -30,7 +30,7 @@ def _sweep(
     BLOCK_N: tl.constexpr,
     RUNNING: tl.constexpr,
 ):
-    """Over the key tiles of one split: m, l [BLOCK_M] and acc [BLOCK_M, padded Dv]."""
+    """Over the key tiles of one split: m in base 2, l [BLOCK_M] and acc [BLOCK_M, padded Dv]."""
     start, stop, member = bounds
     m = tl.full(shift.shape, -float("inf"), tl.float32)
     l = tl.zeros(shift.shape, tl.float32)
@@ -41,92 +41,111 @@ def _sweep(
         k = tk.load_keys(x.k, b, tl.program_id(1), j, j < keys, D)
         v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
         allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
+        s = tk.log2_scores(tk.dot(q, tl.trans(k)), x.scale, x.softcap)
         s = tl.where(allowed, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
         if RUNNING:
             m_new, shift = tk.online_max(m, s)
-            rescale = tl.exp(m - shift)
+            rescale = tl.exp2(m - shift)
             l, acc, m = l * rescale, acc * rescale[:, None], m_new
-        p = tl.exp(s - shift[:, None])
+        p = tl.exp2(s - shift[:, None])
         l += tl.sum(p, 1)
         acc += tk.dot(p.to(v.dtype), v)
     return m, l, acc
 
 
 @helper
-def _merged(
-    parts,  # (m, l, acc) pointers
-    at,  # [BLOCK_M] in the first part
-    size,
-    first,
-    last,
-    step,
-    mask,
-    DV: tl.constexpr,
-    RUNNING: tl.constexpr,
-):
-    """m, l and acc of the parts first, first + step, ... before last, in this order.
-
-    Other programs left them: they are read past the L1 cache.
-    """
-    m_ptr, l_ptr, acc_ptr = parts
-    d = tl.arange(0, padded(DV))
-    stored = mask[:, None] & (d < DV)[None, :]
-    m = tl.full(at.shape, -float("inf"), tl.float32)
-    if RUNNING:
-        for part in range(first, last, step):
-            at_part = at + tk.wide(part) * size
-            m_part = tl.load(m_ptr + at_part, mask=mask, other=0.0, cache_modifier=".cg")
-            m = tl.maximum(m, m_part)
-    shift = tl.where(m == -float("inf"), 0.0, m)
-    l = tl.zeros(at.shape, tl.float32)
-    acc = tl.zeros((at.shape[0], padded(DV)), tl.float32)
-    for part in range(first, last, step):
-        at_part = at + tk.wide(part) * size
-        l_part = tl.load(l_ptr + at_part, mask=mask, other=0.0, cache_modifier=".cg")
-        pointers = acc_ptr + at_part[:, None] * DV + d[None, :]
-        acc_part = tl.load(pointers, mask=stored, other=0.0, cache_modifier=".cg")
-        if RUNNING:
-            m_part = tl.load(m_ptr + at_part, mask=mask, other=0.0, cache_modifier=".cg")
-            scale = tl.exp(m_part - shift)
-            l_part, acc_part = l_part * scale, acc_part * scale[:, None]
-        l += l_part
-        acc += acc_part
-    return m, l, acc
+def _load_stat(ptr, at, mask):
+    """A statistic that another program left: past the L1 cache, which may hold what was there
+    before."""
+    return tl.load(ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @helper
-def _store_part(parts, at, mask, m, l, acc, DV: tl.constexpr, RUNNING: tl.constexpr):
+def _merge(
+    parts,  # (m, l, acc) pointers
+    at,  # [BLOCK_M] in the first part
+    size,
+    chosen,  # (first, last, step) of the parts
+    into_ptr,  # [..., Dv]
+    into,  # [BLOCK_M]: where into_ptr has the row tile
+    mask,
+    DV: tl.constexpr,
+    RUNNING: tl.constexpr,
+    FINAL: tl.constexpr,
+    WIDTH: tl.constexpr = 32,
+):
+    """m and l [BLOCK_M] of the parts first, first + step, ... before last; the sum of their acc, if
+    FINAL divided by l, is stored. Always in this order.
+
+    A few columns at a time, because the loop over the keys needs the registers.
+    """
     m_ptr, l_ptr, acc_ptr = parts
+    first, last, step = chosen
+    m = tl.full(at.shape, -float("inf"), tl.float32)
+    if RUNNING:
+        for part in range(first, last, step):
+            m = tl.maximum(m, _load_part(m_ptr, at + tk.wide(part) * size, mask))
+    shift = tl.where(m == -float("inf"), 0.0, m)
+    l = tl.zeros(at.shape, tl.float32)
+    for part in range(first, last, step):
+        at_part = at + tk.wide(part) * size
+        l_part = _load_part(l_ptr, at_part, mask)
+        if RUNNING:
+            l_part *= tl.exp2(_load_part(m_ptr, at_part, mask) - shift)
+        l += l_part
+    for d0 in range(0, DV, WIDTH):
+        d = d0 + tl.arange(0, WIDTH)
+        stored = mask[:, None] & (d < DV)[None, :]
+        acc = tl.zeros((at.shape[0], WIDTH), tl.float32)
+        for part in range(first, last, step):
+            at_part = at + tk.wide(part) * size
+            acc_part = _load_part(acc_ptr, at_part[:, None] * DV + d[None, :], stored)
+            if RUNNING:
+                acc_part *= tl.exp2(_load_part(m_ptr, at_part, mask) - shift)[:, None]
+            acc += acc_part
+        if FINAL:
+            acc /= tl.where(l > 0.0, l, 1.0)[:, None]
+        tl.debug_barrier()  # the first part may be what is written
+        pointers = into_ptr + into[:, None] * DV + d[None, :]
+        tl.store(pointers, acc.to(into_ptr.dtype.element_ty), mask=stored)
+    return m, l
+
+
+@helper
+def _load_part(ptr, at, mask):
+    """What another program left: not from the L1 cache, which may hold what was there before."""
+    return tl.load(ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@helper
+def _store_stats(parts, at, mask, m, l, RUNNING: tl.constexpr):
+    m_ptr, l_ptr, _ = parts
     if RUNNING:
         tl.store(m_ptr + at, m, mask=mask)
     tl.store(l_ptr + at, l, mask=mask)
-    tk.store_tile(acc_ptr, at, mask, acc, DV)
 
 
 @helper
 def _one_row(
     x,  # `Planned`
-    b,
-    first,
-    count,
-    n,
-    head,
+    row,  # (sequence, first key tile, how many, row, query head)
     keys,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr = 16,
 ):
     """log-sum-exp and out [padded Dv] of one row and head over all its key tiles."""
-    d, dv, i = tl.arange(0, padded(D)), tl.arange(0, padded(DV)), tl.arange(0, 32)
+    b, first, count, n, head = row
+    d, dv, i = tl.arange(0, padded(D)), tl.arange(0, padded(DV)), tl.arange(0, WIDTH)
     q = tl.load(x.q.ptr + tk.wide(n) * x.q.n + tk.wide(head) * x.q.h + d, mask=d < D, other=0.0)
     start = tl.load(x.selection.start + n)
     stop = tl.load(x.selection.stop + n)
     m, l = -float("inf"), 0.0
     acc = tl.zeros((padded(DV),), tl.float32)
-    for e in range(count * (BLOCK_N // 32)):
-        j0 = ak.first_key(x, first, e // (BLOCK_N // 32), keys, BLOCK_N)
-        j0 += e % (BLOCK_N // 32) * 32
+    for e in range(count * (BLOCK_N // WIDTH)):
+        j0 = ak.first_key(x, first, e // (BLOCK_N // WIDTH), keys, BLOCK_N)
+        j0 += e % (BLOCK_N // WIDTH) * WIDTH
         j = j0 + i
         allowed = (j >= start) & (j < stop) & (j < keys)
         if x.selection.bits is not None:
@@ -134,18 +153,45 @@ def _one_row(
             width = tl.cdiv(keys, 32)
             bits = x.selection.bits + tk.wide(member) * width + j0 // 32
             packed = tl.load(bits, mask=(member >= 0) & (j0 // 32 < width), other=-1)
-            allowed = allowed & (((packed >> i) & 1) != 0)
-        k = tk.load_keys(x.k, b, tl.program_id(1), j, allowed, D).to(tl.float32)
-        s = tk.capped(tl.sum(k * q.to(tl.float32)[None, :], 1) * x.scale, x.softcap)
+            allowed = allowed & (((packed >> (i + j0 % 32)) & 1) != 0)
+        k = tk.load_keys(x.k, b, tl.program_id(1), j, allowed, D)
+        s = tk.log2_scores(tk.dot_vector(k, q[None, :], 1), x.scale, x.softcap)
         s = tl.where(allowed, s, -float("inf"))
         m_new = tl.maximum(m, tl.max(s, 0))
         shift = tl.where(m_new == -float("inf"), 0.0, m_new)
-        rescale, p = tl.exp(m - shift), tl.exp(s - shift)
-        v = tk.load_keys(x.v, b, tl.program_id(1), j, allowed, DV).to(tl.float32)
+        rescale, p = tl.exp2(m - shift), tl.exp2(s - shift)
+        v = tk.load_keys(x.v, b, tl.program_id(1), j, allowed, DV)
         l = l * rescale + tl.sum(p, 0)
-        acc = acc * rescale + tl.sum(v * p[:, None], 0)
+        acc = acc * rescale + tk.dot_vector(v, p.to(v.dtype)[:, None], 0)
         m = m_new
-    return tk.log_sum(m, l), acc / tl.where(l > 0.0, l, 1.0)
+    return tk.log_sum2(m, l), acc / tl.where(l > 0.0, l, 1.0)
+
+
+@helper
+def _rows_again(
+    x,  # `Planned`
+    lost,  # bool [BLOCK_M]
+    tile,  # (sequence, first key tile, how many)
+    n,  # [BLOCK_M]
+    head,  # [BLOCK_M]
+    out_ptr,
+    lse_ptr,
+    keys,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Computes and stores the lost rows of a row tile, one after the other."""
+    lane, d = tl.arange(0, lost.shape[0]), tl.arange(0, padded(DV))
+    for i in range(lost.shape[0]):
+        here = lane == i
+        if tl.max((lost & here).to(tl.int32), 0) > 0:
+            row, of = tl.sum(tl.where(here, n, 0), 0), tl.sum(tl.where(here, head, 0), 0)
+            place = (tile[0], tile[1], tile[2], row, of)
+            lse, out = _one_row(x, place, keys, D, DV, BLOCK_N)
+            at = tk.wide(row) * x.heads + of
+            tl.store(out_ptr + at * DV + d, out.to(out_ptr.dtype.element_ty), mask=d < DV)
+            tl.store(lse_ptr + at, lse)
 
 
 @kernel
@@ -173,49 +219,48 @@ def _forward_kernel(
     shift = tl.zeros((BLOCK_M,), tl.float32)
     if not RUNNING:
         shift = tl.load(shift_ptr + at, mask=mask, other=0.0)
-        shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0)
+        shift = tl.where(tl.abs(shift) < float("inf"), shift, 0.0) * tk._LOG2_E
     m, l, acc = _sweep(x, q, shift, b, first, count, bounds, keys, D, DV, BLOCK_N, RUNNING)
+    n, head, mask = ak.row_tile_again(x, BLOCK_M)
+    at = n.to(tl.int64) * x.heads + head
     splits = tl.num_programs(2)
     complete = splits == 1
-    if splits > 1:
-        split, size = tl.program_id(2), tk.wide(N) * x.heads
+    if complete:
+        tk.store_tile(out_ptr, at, mask, acc / tl.where(l > 0.0, l, 1.0)[:, None], DV)
+    else:
+        size = tk.wide(N) * x.heads
+        tk.store_tile(parts[2], at + tl.program_id(2) * size, mask, acc, DV)
+        _store_stats(parts, at + tl.program_id(2) * size, mask, m, l, RUNNING)
         groups = tl.cdiv(splits, ak._RADIX)
+        group = tl.program_id(2) // ak._RADIX
         counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
-        begin = split // ak._RADIX * ak._RADIX
+        begin, step = group * ak._RADIX, 1
         end = tl.minimum(begin + ak._RADIX, splits)
-        _store_part(parts, at + split * size, mask, m, l, acc, DV, RUNNING)
-        if ak.last_to_arrive(counters_ptr + split // ak._RADIX, end - begin):
-            m, l, acc = _merged(parts, at, size, begin, end, 1, mask, DV, RUNNING)
+        if ak.last_to_arrive(counters_ptr + group, end - begin):
             complete = groups == 1
             if groups > 1:
-                _store_part(parts, at + begin * size, mask, m, l, acc, DV, RUNNING)
-                if ak.last_to_arrive(counters_ptr + groups, groups):
-                    m, l, acc = _merged(parts, at, size, 0, splits, ak._RADIX, mask, DV, RUNNING)
-                    complete = True
+                into = at + begin * size
+                chosen = (begin, end, step)
+                m, l = _merge(
+                    parts, at, size, chosen, parts[2], into, mask, DV, RUNNING, FINAL=False
+                )
+                _store_stats(parts, into, mask, m, l, RUNNING)
+                complete = ak.last_to_arrive(counters_ptr + groups, groups)
+                begin, end, step = 0, splits, ak._RADIX
+        if complete:
+            chosen = (begin, end, step)
+            m, l = _merge(parts, at, size, chosen, out_ptr, at, mask, DV, RUNNING, FINAL=True)
     if complete:
-        some = l > 0.0
-        tk.store_tile(out_ptr, at, mask, acc / tl.where(some, l, 1.0)[:, None], DV)
         if RUNNING:
-            tl.store(lse_ptr + at, tk.log_sum(m, l), mask=mask)
+            tl.store(lse_ptr + at, tk.log_sum2(m, l), mask=mask)
         else:
-            tl.store(lse_ptr + at, tk.log_sum(shift, l), mask=mask)
-            start, stop, _ = bounds
-            fine = (l > 2.0**-80) & (l < 2.0**80)
-            lost = mask & (start < stop) & (fine == 0)
-            tl.debug_barrier()  # rows that are stored again
+            tl.store(lse_ptr + at, tk.log_sum2(shift, l), mask=mask)
+            start, stop, _ = tk.row_bounds(x.selection, n, mask)
+            lost = mask & (start < stop) & ((l > 2.0**-80) & (l < 2.0**80) == 0)
             if tl.max(lost.to(tl.int32), 0) > 0:
-                lane = tl.arange(0, BLOCK_M)
-                d = tl.arange(0, padded(DV))
-                for i in range(BLOCK_M):
-                    here = lane == i
-                    if tl.max((lost & here).to(tl.int32), 0) > 0:
-                        row = tl.sum(tl.where(here, n, 0), 0)
-                        of = tl.sum(tl.where(here, head, 0), 0)
-                        lse, out = _one_row(x, b, first, count, row, of, keys, D, DV, BLOCK_N)
-                        place = tk.wide(row) * x.heads + of
-                        out = out.to(out_ptr.dtype.element_ty)
-                        tl.store(out_ptr + place * DV + d, out, mask=d < DV)
-                        tl.store(lse_ptr + place, lse)
+                tl.debug_barrier()  # before rows are stored again
+                tile = (b, first, count)
+                _rows_again(x, lost, tile, n, head, out_ptr, lse_ptr, keys, D, DV, BLOCK_N)
 
 
 @helper
@@ -230,6 +275,30 @@ def _delta(outputs, at, mask, dout, DV: tl.constexpr):
     products = tk.dot(dout, tl.trans(out))  # [BLOCK_M, BLOCK_M], of which the diagonal
     delta = tl.sum(tl.where(i[:, None] == i[None, :], products, 0.0), 1)
     return delta - tl.load(dlse_ptr + at, mask=mask, other=0.0)
+
+
+@helper
+def _gradient(x, q, k, v, dout, lse, delta, allowed):
+    """p in fp32, and the gradient at the scores in q's dtype: [BLOCK_M, BLOCK_N].
+
+    Rows first: what each thread holds of lse and delta are two numbers then, and a quarter of them
+    the other way round.
+    """
+    raw = tk.dot(q, tl.trans(k))
+    s = tk.log2_scores(raw, x.scale, x.softcap)
+    p = tl.exp2(tl.where(allowed, s - lse[:, None], -float("inf")))
+    dp = tk.dot(dout, tl.trans(v))
+    ds = tk.uncapped_gradient(p * (dp - delta[:, None]), raw * x.scale, x.softcap)
+    return p, ds.to(q.dtype)
+
+
+@helper
+def _over_rows(p, x):
+    """p^T x [BLOCK_N, DIM]. With many rows the keys, and not DIM, are the columns of the product:
+    then it takes half the registers."""
+    if p.shape[0] < 64:
+        return tk.dot(tl.trans(p), x)
+    return tl.trans(tk.dot(tl.trans(x), p))
 
 
 @kernel
@@ -247,6 +316,7 @@ def _backward_kernel(
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    TILE_N: tl.constexpr,  # keys of a key tile of the plan, a multiple of BLOCK_N
 ):
     """dk, dv and dq / scale of one split of a sequence whose rows are one tile."""
     b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
@@ -255,31 +325,28 @@ def _backward_kernel(
     q = tk.load_heads(x.q, n, head, mask, D)
     dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
     delta = _delta(outputs, at, mask, dout, DV)
-    lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
+    lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys
-    for e in range(split, count, tl.num_programs(2)):
-        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+    PARTS: tl.constexpr = TILE_N // BLOCK_N
+    for e in range(split, count * PARTS, tl.num_programs(2)):
+        j0 = ak.first_key(x, first, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
-        allowed = ak.transposed_mask(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-        s = tk.capped(raw, x.softcap)
-        p = tl.exp(tl.where(allowed, s - lse[None, :], -float("inf")))
-        dv = tk.dot(p.to(dout.dtype), dout)
-        tk.store_tile(dv_ptr, to + j, j < keys, dv, DV)
-        dp = tk.dot(v, tl.trans(dout))
-        ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap).to(q.dtype)
-        dk = tk.dot(ds, q)
-        tk.store_tile(dk_ptr, to + j, j < keys, dk * x.scale, D)
-        dq += tk.dot(tl.trans(ds), k)
-    tk.store_tile(dq_ptr, at + split * tk.wide(N) * x.heads, mask, dq, D)
+        allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        p, ds = _gradient(x, q, k, v, dout, lse, delta, allowed)
+        tk.store_tile(dv_ptr, to + j, j < keys, _over_rows(p.to(dout.dtype), dout), DV)
+        tk.store_tile(dk_ptr, to + j, j < keys, _over_rows(ds, q) * x.scale, D)
+        dq += tk.dot(ds, k)
+    n, head, mask = ak.row_tile_again(x, BLOCK_M)
+    at = (split * tk.wide(N) + n) * x.heads + head
+    tk.store_tile(dq_ptr, at, mask, dq, D)
     zero_k = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     zero_v = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
-    for e in range(count + split, tl.cdiv(keys, BLOCK_N), tl.num_programs(2)):
-        j0 = ak.unread_key(x, first, count, e, keys, BLOCK_N)
+    for e in range(count * PARTS + split, tl.cdiv(keys, TILE_N) * PARTS, tl.num_programs(2)):
+        j0 = ak.unread_key(x, first, count, e // PARTS, keys, TILE_N) + e % PARTS * BLOCK_N
         j = j0 + tl.arange(0, BLOCK_N)
         tk.store_tile(dk_ptr, to + j, j < keys, zero_k, D)
         tk.store_tile(dv_ptr, to + j, j < keys, zero_v, DV)
@@ -308,7 +375,7 @@ def _backward_dq_kernel(
     dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
     delta = _delta(outputs, at, mask, dout, DV)
     tl.store(delta_ptr + at, delta, mask=mask & (split == 0))
-    lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
+    lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
     for e in range(split, count, tl.num_programs(2)):
@@ -317,13 +384,11 @@ def _backward_dq_kernel(
         k = tk.load_keys(x.k, b, tl.program_id(1), j, j < keys, D)
         v = tk.load_keys(x.v, b, tl.program_id(1), j, j < keys, DV)
         allowed = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        s = tk.capped(raw, x.softcap)
-        p = tl.exp(tl.where(allowed, s - lse[:, None], -float("inf")))
-        dp = tk.dot(dout, tl.trans(v))
-        ds = tk.uncapped_gradient(p * (dp - delta[:, None]), raw, x.softcap)
-        dq += tk.dot(ds.to(k.dtype), k)
-    tk.store_tile(dq_ptr, at + split * tk.wide(N) * x.heads, mask, dq, D)
+        _, ds = _gradient(x, q, k, v, dout, lse, delta, allowed)
+        dq += tk.dot(ds, k)
+    n, head, mask = ak.row_tile_again(x, BLOCK_M)
+    at = (split * tk.wide(N) + n) * x.heads + head
+    tk.store_tile(dq_ptr, at, mask, dq, D)
 
 
 @kernel
@@ -359,16 +424,17 @@ def _backward_dkv_kernel(
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
-        lse = tl.load(lse_ptr + at, mask=mask, other=0.0)
-        delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
         start, stop, member = tk.row_bounds(x.selection, n, mask)
-        allowed = ak.transposed_mask(x.selection, start, stop, member, j0, keys, BLOCK_N)
-        raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-        s = tk.capped(raw, x.softcap)
-        p = tl.exp(tl.where(allowed, s - lse[None, :], -float("inf")))
+        allowed = tk.allowed_rows(x.selection, start, stop, member, j0, keys, BLOCK_N)
+        raw = tk.dot(k, tl.trans(q))  # [BLOCK_N, BLOCK_M]
+        s = tk.log2_scores(raw, x.scale, x.softcap)
+        # What each row has is loaded where it is used: early, it takes registers that are not there.
+        lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
+        p = tl.exp2(tl.where(allowed, s - lse[None, :], -float("inf")))
         dv += tk.dot(p.to(dout.dtype), dout)
         dp = tk.dot(v, tl.trans(dout))
-        ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw, x.softcap)
+        delta = tl.load(delta_ptr + at, mask=mask, other=0.0)
+        ds = tk.uncapped_gradient(p * (dp - delta[None, :]), raw * x.scale, x.softcap)
         dk += tk.dot(ds.to(q.dtype), q)
     at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
     tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)

@@ -16,37 +16,51 @@ from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys, sum_parts
 from groundkern.tiles import Tile
 
-# (kernel, 4-byte operands, largest head dimension[, most lanes of a sequence]) -> tile; 63, 127 and
-# 255 are for dimensions that are padded to the next power of two, whose masks take registers.
-# "backward" serves sequences of so many lanes, "dq" and "dkv" all others. What a call uses of
-# "forward" must hold all lanes where "backward" does, and have the key tiles of "backward" or "dq".
-# Every row is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`,
-# never timed on a device. `make gpu` finds better ones.
-TILES = {
+# (kernel, 4-byte operands, largest head dimension[, most lanes of a sequence]) -> tile. "backward"
+# serves sequences of so many lanes, "dq" and "dkv" all others. What a call uses of "forward" holds
+# all lanes where it uses "backward", and its key tiles are those of "dq" and a multiple of those of
+# "backward". Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
+# `make gpu` finds better ones.
+TILES = {  # of Hopper and later
     ("forward", False, 128, 16): Tile(16, 64, 4, 4),
-    ("forward", False, 128, 64): Tile(64, 64, 4, 3),
-    ("forward", False, 128, 128): Tile(128, 64, 8, 3),
-    ("forward", False, 128): Tile(128, 64, 8, 3),
+    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 176),
+    ("forward", False, 128): Tile(128, 64, 8, 3, 176),
     ("forward", False, 256, 16): Tile(16, 32, 4, 3),
-    ("forward", False, 256, 64): Tile(64, 32, 8, 3),
     ("forward", False, 256): Tile(64, 32, 8, 3),
-    ("forward", True, 128, 16): Tile(16, 32, 8, 2),
     ("forward", True, 128): Tile(16, 32, 8, 2),
-    ("forward", True, 256, 16): Tile(16, 32, 8, 1),
     ("forward", True, 256): Tile(16, 32, 8, 1),
-    ("backward", False, 128, 16): Tile(32, 64, 4, 3),
-    ("backward", False, 128, 64): Tile(64, 64, 8, 2),
-    ("backward", False, 128, 128): Tile(128, 64, 8, 2),
-    ("backward", False, 256, 16): Tile(32, 32, 4, 2),
+    ("backward", False, 128, 16): Tile(16, 64, 4, 3),
+    ("backward", False, 128, 64): Tile(64, 32, 4, 3),
+    ("backward", False, 128, 128): Tile(128, 32, 8, 3),
+    ("backward", False, 256, 16): Tile(16, 32, 4, 2),
     ("backward", False, 256, 64): Tile(64, 32, 8, 2),
     ("backward", True, 128, 16): Tile(16, 32, 8, 1),
     ("backward", True, 256, 16): Tile(16, 32, 8, 1),
-    ("dq", False, 128): Tile(128, 64, 8, 2),
+    ("dq", False, 128): Tile(128, 64, 8, 3),
     ("dq", False, 256): Tile(64, 32, 8, 2),
     ("dq", True, 128): Tile(16, 32, 8, 1),
     ("dq", True, 256): Tile(16, 32, 8, 1),
-    ("dkv", False, 128): Tile(64, 128, 8, 2),
-    ("dkv", False, 256): Tile(32, 64, 8, 2),
+    ("dkv", False, 128): Tile(32, 128, 8, 3),
+    ("dkv", False, 256): Tile(16, 32, 8, 2),
+    ("dkv", True, 128): Tile(16, 32, 8, 1),
+    ("dkv", True, 256): Tile(16, 32, 8, 1),
+}
+SMALL_TILES = {  # of other devices (`tiles.small`)
+    ("forward", False, 128, 16): Tile(16, 64, 4),
+    ("forward", False, 128): Tile(64, 32, 8),
+    ("forward", False, 256): Tile(16, 32, 8),
+    ("forward", True, 128): Tile(16, 32, 8),
+    ("forward", True, 256): Tile(16, 32, 8, 1),
+    ("backward", False, 128, 16): Tile(16, 32, 8),
+    ("backward", False, 256, 16): Tile(16, 32, 8),
+    ("backward", True, 128, 16): Tile(16, 32, 8, 1),
+    ("backward", True, 256, 16): Tile(16, 32, 8, 1),
+    ("dq", False, 128): Tile(64, 32, 8),
+    ("dq", False, 256): Tile(16, 32, 8),
+    ("dq", True, 128): Tile(16, 32, 8, 1),
+    ("dq", True, 256): Tile(16, 32, 8, 1),
+    ("dkv", False, 128): Tile(16, 64, 8),
+    ("dkv", False, 256): Tile(16, 32, 8),
     ("dkv", True, 128): Tile(16, 32, 8, 1),
     ("dkv", True, 256): Tile(16, 32, 8, 1),
 }
@@ -59,9 +73,9 @@ def unsupported(inputs: Inputs) -> str | None:
 
 def _tile(name: str, inputs: Inputs, lanes: int) -> Tile | None:
     """The row of the table that serves a call; None if there is none for so many lanes."""
+    table = SMALL_TILES if tiles.small(inputs.q.device) else TILES
     kind = (name, inputs.q.dtype == torch.float32)
-    key = tiles.tile_key(TILES, kind, [inputs.q.shape[2], inputs.v.shape[3]], lanes)
-    return TILES.get(key)
+    return table.get(tiles.tile_key(table, kind, [inputs.q.shape[2], inputs.v.shape[3]], lanes))
 
 
 def plan(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
@@ -168,7 +182,16 @@ def backward(
     made = (out, upstream.lse)
     if plan.one_tile:
         kernels._backward_kernel[grid](
-            launch.planned(), *read, made, dk, dv, part, rows, keys, **launch.constants(tile)
+            launch.planned(),
+            *read,
+            made,
+            dk,
+            dv,
+            part,
+            rows,
+            keys,
+            TILE_N=plan.block_n,
+            **launch.constants(tile),
         )
         return sum_parts(part, q, options.scale), dk, dv
     delta = q.new_empty(rows, heads, dtype=torch.float32)
