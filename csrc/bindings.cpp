@@ -168,6 +168,9 @@ AttentionMap take_attention_map(Arguments& given) {
   if (lse) inputs.lse = tensor<2>("lse", *lse, Dtype::float32, {N, Hq});
   op.options.over_columns = given.take<bool>("over_columns");
   op.options.rectify = given.take<bool>("rectify");
+  op.options.lse_grad = given.take<bool>("lse_grad");
+  if (lse && op.options.over_columns) fail("lse", "no lse with over_columns", "one");
+  if (op.options.lse_grad && !lse) fail("lse_grad", "an lse", "none");
   return op;
 }
 
@@ -189,11 +192,14 @@ void backward_attention_map(Arguments& given) {
   const AttentionMap op = take_attention_map(given);
   const AttentionMap::Inputs& inputs = op.inputs;
   const auto dv = given.optional_view("dv"), dg = given.optional_view("dg");
-  const auto dhead_weight = given.optional_view("dhead_weight");
+  const auto dhead_weight = given.optional_view("dhead_weight"), dlse = given.optional_view("dlse");
   const bool contributes = op.options.kind == MapKind::contribution;
   if (dv.has_value() != contributes || dg.has_value() != contributes ||
       dhead_weight.has_value() == contributes) {
     fail("dv", "a gradient for each of v, g and head_weight given", "another choice");
+  }
+  if (dlse.has_value() != op.options.lse_grad) {
+    fail("dlse", "a dlse exactly with lse_grad", "another choice");
   }
   const auto [N, Hq, D] = inputs.q.size;
   const auto [B, Hkv, S, unused] = inputs.k.size;
@@ -208,6 +214,7 @@ void backward_attention_map(Arguments& given) {
   } else {
     to.dhead_weight = output<2>("dhead_weight", *dhead_weight, Dtype::float32, {N, Hq});
   }
+  if (dlse) to.dlse = output<2>("dlse", *dlse, Dtype::float32, {N, Hq});
   given.run([&] { attention_map_backward(op, upstream, to); });
 }
 

@@ -92,7 +92,7 @@ struct AttentionMap {
     Tensor<3> g;            // [N, Hq, Dv], contribution only
     Tensor<2> head_weight;  // [N, Hq] fp32, all but contribution
     Tensor<2> target;       // [N, C] fp32, KL only
-    Tensor<2> lse;          // [N, Hq] fp32, or no data
+    Tensor<2> lse;          // [N, Hq] fp32, or no data; not with over_columns
   };
   struct Columns {
     const int32_t* keys;  // [B, C] ascending, -1 for padding
@@ -102,6 +102,7 @@ struct AttentionMap {
     MapKind kind;
     bool over_columns;  // softmax over the row's own columns; else over all keys it may see
     bool rectify;
+    bool lse_grad;  // the given lse takes the normaliser's gradient, which then reaches no key
   };
   struct Gradients {
     Tensor<3> dq;            // [N, Hq, D]
@@ -109,6 +110,7 @@ struct AttentionMap {
     Tensor<4> dv;            // [B, Hkv, S, Dv], contribution only
     Tensor<3> dg;            // [N, Hq, Dv], contribution only
     Tensor<2> dhead_weight;  // [N, Hq] fp32, all but contribution
+    Tensor<2> dlse;          // [N, Hq] fp32, with lse_grad
   };
 
   Inputs inputs;
@@ -117,7 +119,8 @@ struct AttentionMap {
   Options options;
 };
 
-// out: the map [N, C] or the KL [N], contiguous fp32; upstream: its gradient.
+// out: the map [N, C] or the KL [N], contiguous fp32; upstream: its gradient. Where a given lse is
+// not finite, that head of that row is left out.
 void attention_map_forward(const AttentionMap& op, float* out);
 void attention_map_backward(const AttentionMap& op, const float* upstream,
                             const AttentionMap::Gradients& to);

@@ -32,11 +32,12 @@ class Plan(NamedTuple):
     # int32 [T, key tiles]: every key tile; first the `count` of them that hold a key that a row of
     # the tile may use. None: those are `first` to `first + count`.
     key_tiles: Tensor | None
-    # Of each wide key tile, for a backward with several row tiles a sequence, else None.
-    row_spans: Tensor | None  # int32 [B * wide key tiles, 2]: `first` and `count`
-    # int32 [B * wide key tiles, row tiles of a sequence]: of which `count` are set. None: `first`
-    # to `first + count`.
-    row_tiles: Tensor | None
+    # For a backward with several row tiles a sequence, else None: the row tiles that read each wide
+    # key tile.
+    row_tiles: Tensor | None  # int32 [B * wide key tiles, parts]: first lanes; None: a range
+    # int32 [B * wide key tiles, 3]: how many they are, the last lane + 1 of the sequence and, of a
+    # range, the first lane.
+    row_spans: Tensor | None
     place: Tensor | None  # int32 [B, S]: each key's place among its columns, or -1
     block_m: int  # lanes of a row tile; 0: no plan
     block_n: int  # keys of a key tile
@@ -96,9 +97,7 @@ def kept(
     return made
 
 
-def _versions(
-    rows: QueryRows, others: Sequence[KeySets | Tensor | None]
-) -> tuple[int, ...] | None:
+def _versions(rows: QueryRows, others: Sequence[KeySets | Tensor | None]) -> tuple[int, ...] | None:
     """How often each tensor was written to; None if a tensor does not know."""
     tensors = [rows.sequence, rows.start, rows.stop]
     for x in others:

@@ -24,7 +24,9 @@ def view(x: Tensor | None) -> tuple | None:
     return None if x is None else test_bindings.view(x)
 
 
-def tensors(kind: int, backward: bool = False) -> dict[str, Tensor | None]:
+def tensors(
+    kind: int, backward: bool = False, trained_lse: bool = False
+) -> dict[str, Tensor | None]:
     """The tensors of a call; row 1 is a padding row and row 4 has no column of its own."""
     kl, contributes = kind in (KL_MEAN, KL_EACH), kind == CONTRIBUTION
     x = {
@@ -40,24 +42,24 @@ def tensors(kind: int, backward: bool = False) -> dict[str, Tensor | None]:
         "columns": int32([0, 3, 5, 64, 65, 69], [2, 66, -1, 67, 68, -1]),
         "bits": torch.full((2, 3), -1, dtype=torch.int32),
         "set_index": int32(0, 1, -1, 1, 0),
-        "lse": None,
+        "lse": torch.randn(N, HQ) if trained_lse else None,
     }
     result = torch.full((N,) if kl else (N, C), math.nan)
     if not backward:
         return {**x, "out": result}
-    names = ("q", "k", "v", "g", "head_weight")
+    names = ("q", "k", "v", "g", "head_weight", *["lse"] * trained_lse)
     gradients = {f"d{i}": None if x[i] is None else torch.full_like(x[i], math.nan) for i in names}
-    return {**x, "upstream": torch.randn(result.shape), **gradients}
+    return {**x, "upstream": torch.randn(result.shape), "dlse": None, **gradients}
 
 
 def call(kind: int, x: dict[str, Tensor | None], /, **replaced: object) -> None:
     function = _C.attention_map_backward if "upstream" in x else _C.attention_map_forward
     options = {"kind": kind, "over_columns": False, "rectify": False}
-    options |= {"scale": 0.5, "softcap": 0.0, "threads": 1}
+    options |= {"lse_grad": x["lse"] is not None, "scale": 0.5, "softcap": 0.0, "threads": 1}
     function(**{**{name: view(y) for name, y in x.items()}, **options, **replaced})
 
 
-WRITTEN = ("out", "dq", "dk", "dv", "dg", "dhead_weight")
+WRITTEN = ("out", "dq", "dk", "dv", "dg", "dhead_weight", "dlse")
 
 
 def refused(kind: int, x: dict[str, Tensor | None], name: str, /, **replaced: object) -> None:
@@ -69,7 +71,7 @@ def refused(kind: int, x: dict[str, Tensor | None], name: str, /, **replaced: ob
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_view_is_checked(kind: int, backward: bool) -> None:
-    x = tensors(kind, backward)
+    x = tensors(kind, backward, trained_lse=True)
     for name, tensor in x.items():
         if tensor is None:
             continue
@@ -112,10 +114,18 @@ def test_columns_ascend_within_the_keys(columns: list[list[int]]) -> None:
         (CONTRIBUTION, "v", {"kind": ATTENTION}),
         (KL_MEAN, "target", {"target": None}),
         (KL_MEAN, "target", {"kind": ATTENTION}),
+        (ATTENTION, "lse_grad", {"lse_grad": True}),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(kind: int, name: str, options: dict) -> None:
     refused(kind, tensors(kind), name, **options)
+
+
+def test_a_trained_lse_and_its_gradient_go_together() -> None:
+    x = tensors(ATTENTION, backward=True, trained_lse=True)
+    refused(ATTENTION, x, "lse", over_columns=True)
+    refused(ATTENTION, x, "dlse", lse_grad=False)
+    refused(ATTENTION, {**x, "dlse": None}, "dlse")
 
 
 @pytest.mark.parametrize("over_columns", [False, True])

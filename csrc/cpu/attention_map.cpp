@@ -4,7 +4,8 @@
 //   M_c = sum_h w_h p_hc                                                                       (K2)
 //   M_c = sum_h p_hc f(v_c . g_h)                                                              (C1)
 //   KL = sum_c P_c (log P_c - log M_c)  or  sum_h w_h sum_c P_c (log P_c - log p_hc)           (K3)
-//   a_hc = dL / dlog p_hc,  A_h = sum_c a_hc,  ds_hj = (a_hj - A_h exp(s_hj - norm_h)) dcap
+//   a_hc = dL / dlog p_hc,  A_h = sum_c a_hc,  ds_hj = (a_hj - A_h exp(s_hj - norm_h)) dcap;
+//   of a given norm that takes a gradient: dnorm_h = -A_h,  ds_hj = a_hj dcap
 //   dq = scale sum_j ds_j k_j,  dk_j = scale sum_n ds_nj q_n
 //
 // For each sequence the keys that enter some row's softmax are gathered. The scores of a block of
@@ -18,10 +19,11 @@ namespace groundkern {
 namespace {
 
 template <class T, class X>
-typename Kernel<T, X>::Sequence Kernel<T, X>::sequence_of(int64_t b) const {
+typename Kernel<T, X>::Sequence Kernel<T, X>::sequence_of(int64_t b,
+                                                                bool backward) const {
   std::vector<uint32_t> listed = listed_bits(b);
   SequenceRows of(op.selection, ranges[b], ranges[b + 1], S,
-                  [&](int64_t n, int64_t i) { return used(listed, n, i); });
+                  [&](int64_t n, int64_t i) { return used(listed, n, i, backward); });
   std::vector<int32_t> at(S, -1), place(C, -1), live;
   std::vector<uint8_t> column(of.U, 0);
   for (std::size_t u = 0; u < of.keys.size(); ++u) at[of.keys[u]] = static_cast<int32_t>(u);
@@ -130,19 +132,18 @@ void Kernel<T, X>::score_panel(const Sequence& sequence, State& state, int64_t h
   }
   float top[LANES], sum[LANES];
   isa.mask_scores(s, U, block.panel_bits(panel), op.options.scale, op.options.softcap, top);
-  bool given = op.inputs.lse.data != nullptr && !op.options.over_columns;
-  each_lane(block, panel, [&](int64_t, int64_t n, int64_t h) {
-    given = given && std::isfinite(*op.inputs.lse.template row<float>(n, head * group + h));
-  });
   for (int64_t l = 0; l < LANES; ++l) norm[l] = std::isinf(top[l]) ? 0.0f : top[l];
-  if (!given) {
+  if (op.inputs.lse.data == nullptr) {
     isa.sum_exponentials(s, U, norm, sum);
     for (int64_t l = 0; l < LANES; ++l) norm[l] += sum[l] == 0.0f ? 0.0f : std::log(sum[l]);
+    return;
   }
   each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
-    if (op.inputs.lse.data == nullptr || op.options.over_columns) return;
-    const float lse = *op.inputs.lse.template row<float>(n, head * group + h);
-    if (std::isfinite(lse)) norm[l] = lse;
+    const bool out = left_out(n, head * group + h);
+    norm[l] = out ? 0.0f : *op.inputs.lse.template row<float>(n, head * group + h);
+    // kl_each reads log p, where 0 adds nothing, and all others p.
+    const float nothing = kind == MapKind::kl_each ? 0.0f : -INFINITE;
+    for (int64_t u = 0; out && u < U; ++u) s[u * LANES + l] = nothing;
   });
 }
 
@@ -237,8 +238,12 @@ void Kernel<T, X>::results(const Sequence& sequence, const State& state, float* 
       }
       return;
     }
-    double weights = mean ? 1.0 : 0.0, sum = 0.0;
-    for (int64_t h = 0; !mean && h < Hq; ++h) weights += weight(n, h);
+    double weights = 0.0, sum = 0.0;
+    for (int64_t h = 0; h < Hq; ++h) {
+      if (!left_out(n, h)) weights = mean ? 1.0 : weights + weight(n, h);
+    }
+    out[n] = 0.0f;
+    if (weights == 0.0) return;
     float* const log_P = P + C;
     std::copy_n(P, C, log_P);
     isa.logarithms(log_P, C);
@@ -255,7 +260,7 @@ template <class T, class X>
 void Kernel<T, X>::forward(float* out) const {
   std::fill_n(out, kl ? N : N * C, 0.0f);
   for (int64_t b = 0; b < B; ++b) {
-    Sequence sequence = sequence_of(b);
+    Sequence sequence = sequence_of(b, false);
     if (sequence.live.empty()) continue;
     gather(sequence, false);
     const int64_t rows = rows_at_a_time(sequence.of), count = sequence.of.rows.size();
@@ -303,10 +308,11 @@ void Kernel<T, X>::backward(const float* upstream, const Gradients& to) const {
       std::fill_n(to.dq.template row<T>(n, h), D, from_float<T>(0.0f));
       if (contributes) std::fill_n(to.dg.template row<T>(n, h), Dv, from_float<T>(0.0f));
       if (!contributes) *to.dhead_weight.template row<float>(n, h) = 0.0f;
+      if (op.options.lse_grad) *to.dlse.template row<float>(n, h) = 0.0f;
     }
   }
   for (int64_t b = 0; b < B; ++b) {
-    Sequence sequence = sequence_of(b);
+    Sequence sequence = sequence_of(b, true);
     const int64_t parts = (S + PART - 1) / PART;
     const bool nothing = sequence.live.empty();
     const std::vector<uint32_t> none(nothing ? (S + 31) / 32 : 0, 0);
@@ -361,8 +367,8 @@ void Kernel<T, X>::backward_sequence(Sequence& sequence, const float* upstream,
   }
 }
 
-// Overwrites the scores and v . g of a panel with ds and dvalue, then computes dq, dg and
-// dhead_weight.
+// Overwrites the scores and v . g of a panel with ds and dvalue, then computes dq, dg, dhead_weight
+// and dlse.
 template <class T, class X>
 void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_t head,
                                   int64_t panel, const RowFactors& rows, const Gradients& to,
@@ -378,7 +384,22 @@ void Kernel<T, X>::backward_panel(const Sequence& sequence, State& state, int64_
   float weights[LANES], A[LANES], dweight[LANES];
   const Lanes lanes = lanes_of(state, head, panel, weights);
   isa.map_gradient(options, {s, value, U}, lanes, rows, p, A, dweight);
-  isa.subtract_mean(s, p, U, A, op.options.scale);
+  each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
+    if (!left_out(n, head * group + h)) return;
+    A[l] = dweight[l] = 0.0f;
+    for (int64_t u = 0; u < U; ++u) {
+      s[u * LANES + l] = p[u * LANES + l] = 0.0f;
+      if (contributes) value[u * LANES + l] = 0.0f;
+    }
+  });
+  if (op.options.lse_grad) {
+    each_lane(block, panel, [&](int64_t l, int64_t n, int64_t h) {
+      *to.dlse.template row<float>(n, head * group + h) = -A[l];
+    });
+    for (int64_t i = 0; i < U * LANES; ++i) s[i] *= op.options.scale;
+  } else {
+    isa.subtract_mean(s, p, U, A, op.options.scale);
+  }
 
   // sums = x^T keys of a panel, and its rows to the gradient
   const auto reduce = [&](float* x, X* plain, const X* keys, int64_t width,

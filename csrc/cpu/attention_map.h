@@ -53,9 +53,15 @@ struct Kernel {
     }
     return bits;
   }
-  // Mask bits of the keys that enter row n's softmax.
-  uint32_t used(const std::vector<uint32_t>& listed, int64_t n, int64_t i) const {
-    if (!op.options.over_columns) return visible_bits(op.selection, n, i);
+  // Whether the scores of the own columns are enough: always, but for the softmax over the visible
+  // keys and its gradient.
+  bool columns_suffice(bool backward) const {
+    if (op.options.over_columns) return true;
+    return backward ? op.options.lse_grad : op.inputs.lse.data != nullptr;
+  }
+  // Mask bits of the keys whose scores row n needs.
+  uint32_t used(const std::vector<uint32_t>& listed, int64_t n, int64_t i, bool backward) const {
+    if (!columns_suffice(backward)) return visible_bits(op.selection, n, i);
     return allowed_bits(op.selection, n, i) & listed[i];
   }
   int threads(int64_t items, double work) const {
@@ -64,12 +70,17 @@ struct Kernel {
   float weight(int64_t n, int64_t h) const {
     return contributes ? 1.0f : *op.inputs.head_weight.template row<float>(n, h);
   }
+  // Whether head h of row n takes no part, because its normaliser is not a number.
+  bool left_out(int64_t n, int64_t h) const {
+    return op.inputs.lse.data != nullptr &&
+           !std::isfinite(*op.inputs.lse.template row<float>(n, h));
+  }
   int64_t rows_at_a_time(const SequenceRows& of) const {
     const int64_t fitting = 2 * SCORES / (of.U * Hq * (contributes ? 2 : 1));
     return std::min<int64_t>(of.rows.size(), std::max<int64_t>(1, fitting));
   }
 
-  Sequence sequence_of(int64_t b) const;
+  Sequence sequence_of(int64_t b, bool backward) const;
   void gather(Sequence& sequence, bool backward) const;
   State allocate(const Block& block, bool backward) const;
   void score(const Sequence& sequence, State& state) const;

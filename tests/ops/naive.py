@@ -47,8 +47,8 @@ def side_attention(q, k, v, rows, *, allowed=None, lse=None, scale=None, softcap
     return (p.to(q.dtype)[..., None, :] @ values)[..., 0, :], own_lse
 
 
-def _columns(q, k, rows, columns, over, allowed, scale, softcap):
-    """p [N, Hq, C] and own [N, C]."""
+def _columns(q, k, rows, columns, over, allowed, scale, softcap, lse=None):
+    """p [N, Hq, C] and own [N, C]. A given lse is the normaliser, an input of its own."""
     s = _scores(q, k, rows, scale, softcap)
     visible = _visible(rows, k.shape[2])
     usable = visible & _members(allowed, k.shape[2], len(q)).to(q.device)
@@ -58,6 +58,9 @@ def _columns(q, k, rows, columns, over, allowed, scale, softcap):
     for n, c in own.nonzero().tolist():
         listed[n, at[n, c]] = True
     p, _ = _softmax(s, visible if over == "visible" else listed)
+    if lse is not None:
+        there = lse.isfinite()[..., None]
+        p = torch.where(there, (s - torch.where(there, lse[..., None], 0.0)).exp(), 0.0)
     p = p.gather(2, at.clamp(min=0)[:, None].expand(-1, q.shape[1], -1))
     return torch.where(own[:, None], p, 0.0), own
 
@@ -71,14 +74,26 @@ def _weights(head_weight, q):
 def attention_map(
     q, k, rows, columns, *, over, allowed=None, lse=None, head_weight=None, scale=None, softcap=None
 ):
-    p, _ = _columns(q, k, rows, columns, over, allowed, scale, softcap)
+    p, _ = _columns(q, k, rows, columns, over, allowed, scale, softcap, lse)
     return (_weights(head_weight, q)[..., None] * p).sum(1)
 
 
 def attention_contribution(
-    q, k, v, g, rows, columns, *, over, rectify=False, allowed=None, scale=None, softcap=None
+    q,
+    k,
+    v,
+    g,
+    rows,
+    columns,
+    *,
+    over,
+    rectify=False,
+    allowed=None,
+    lse=None,
+    scale=None,
+    softcap=None,
 ):
-    p, _ = _columns(q, k, rows, columns, over, allowed, scale, softcap)
+    p, _ = _columns(q, k, rows, columns, over, allowed, scale, softcap, lse)
     values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)[rows.sequence.long()]
     at = columns[rows.sequence.long()].long().clamp(min=0)
     values = values.gather(2, at[:, None, :, None].expand(-1, q.shape[1], -1, v.shape[3]))
@@ -101,7 +116,7 @@ def attention_kl(
     scale=None,
     softcap=None,
 ):
-    p, own = _columns(q, k, rows, columns, over, allowed, scale, softcap)
+    p, own = _columns(q, k, rows, columns, over, allowed, scale, softcap, lse)
     target = torch.where(own, target.to(p.dtype), 0.0)
     total = target.sum(-1, keepdim=True)
     target = target / torch.where(total > 0, total, 1.0)

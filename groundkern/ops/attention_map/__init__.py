@@ -18,7 +18,7 @@ class Inputs(NamedTuple):
     g: Tensor | None  # [N, Hq, Dv], of a contribution
     head_weight: Tensor | None  # fp32 [N, Hq], of a map or a KL
     target: Tensor | None  # [N, C], of a KL
-    lse: Tensor | None  # fp32 [N, Hq], the normaliser of over="visible" if it is known
+    lse: Tensor | None  # fp32 [N, Hq], the normaliser of over="visible" if it is given
 
 
 class Options(NamedTuple):
@@ -27,6 +27,7 @@ class Options(NamedTuple):
     rectify: bool  # of a contribution
     scale: float
     softcap: float  # 0: off
+    lse_grad: bool = False  # the given lse is an input of its own and takes the gradient
 
 
 class Gradients(NamedTuple):
@@ -37,6 +38,12 @@ class Gradients(NamedTuple):
     dv: Tensor | None
     dg: Tensor | None
     dhead_weight: Tensor | None
+    dlse: Tensor | None = None  # [N, Hq], if `lse_grad`
+
+
+def like_gradients(inputs: Inputs, options: Options) -> tuple[Tensor | None, ...]:
+    """What each of the `Gradients` has the shape and dtype of; None for those that are absent."""
+    return (*inputs[:5], inputs.lse if options.lse_grad else None)
 
 
 def output_shape(inputs: Inputs, columns: Tensor, options: Options) -> tuple[int, ...]:

@@ -50,28 +50,35 @@ def attention_map(
         over: "visible": p is normalised over all visible keys, and gradients reach all of them;
             "columns": over the row's own columns.
         allowed: key sets that restrict a row's own columns.
-        lse: [N, Hq] fp32, natural log, no gradient. For over="visible" it is the normaliser and
-            must be exact.
+        lse: [N, Hq] fp32, natural log, for over="visible" (else it is ignored): the normaliser, so
+            `p = exp(score - lse)`. Without gradient it must be the log-sum-exp over the row's
+            visible keys, and gradients reach these keys as if it were computed here. If it requires
+            grad it is an input of its own: q and k get gradient through the scores of own columns
+            alone, and lse the rest (`side_attention(...).lse` then passes it on to the keys). So
+            statistics merged from shards, heads or calls stay exact. Where it is not finite (as in
+            a row without keys, -inf) that head of that row is left out: its p is 0, and so is its
+            share of a KL.
         head_weight: [Hq] or [N, Hq], >= 0, differentiable; None: 1 / Hq each.
         scale: of the scores; default D ** -0.5.
         softcap: `s = softcap * tanh(s / softcap)`; None: off.
         backend: "auto" | "reference" | "triton" | "native".
 
     Returns:
-        [N, C] fp32, differentiable in q, k and head_weight.
+        [N, C] fp32, differentiable in q, k, head_weight and an lse that requires grad.
 
     Raises:
-        ValueError: mismatched shapes, rows, columns or sets out of range, a backend that cannot
-            serve the call.
+        ValueError: mismatched shapes, rows, columns or sets out of range, an lse that requires grad
+            with over="columns", a backend that cannot serve the call.
         TypeError: mismatched dtypes.
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head
         weights.
     """
     q, k = autocast(q, k)
-    sizes, lse = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
+    sizes = _check(q, k, rows, columns, over, allowed, scale, softcap)
+    lse, lse_grad = _normaliser(lse, q, sizes, over)
     inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), None, lse)
-    options = Options(MAP, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0)
+    options = Options(MAP, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad)
     return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
 
 
@@ -104,7 +111,7 @@ def attention_contribution(
         q, k, rows, columns, over, allowed, lse, scale, softcap, backend: as in `attention_map`.
 
     Returns:
-        [N, C] fp32, differentiable in q, k, v and g.
+        [N, C] fp32, differentiable in q, k, v, g and an lse that requires grad.
 
     Raises:
         ValueError, TypeError: as `attention_map`.
@@ -112,11 +119,14 @@ def attention_contribution(
     Source: equation (C1) (Ferrando et al.; GradCAM as in arXiv 2412.08110).
     """
     q, k, v, g = autocast(q, k, v, g)
-    sizes, lse = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
+    sizes = _check(q, k, rows, columns, over, allowed, scale, softcap)
+    lse, lse_grad = _normaliser(lse, q, sizes, over)
     checks.tensor("v", v, "B Hkv S Dv", sizes, dtype=q.dtype, device=q.device)
     checks.tensor("g", g, "N Hq Dv", sizes, dtype=q.dtype, device=q.device)
     inputs = Inputs(q, k, v, g, None, None, lse)
-    options = Options(CONTRIBUTION, over, rectify, scale or sizes["D"] ** -0.5, softcap or 0.0)
+    options = Options(
+        CONTRIBUTION, over, rectify, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad
+    )
     return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
 
 
@@ -151,7 +161,7 @@ def attention_kl(
             `attention_map`.
 
     Returns:
-        [N] fp32, differentiable in q, k and head_weight.
+        [N] fp32, differentiable in q, k, head_weight and an lse that requires grad.
 
     Raises:
         ValueError, TypeError: as `attention_map`; ValueError also for a negative or non-finite
@@ -160,7 +170,8 @@ def attention_kl(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
     q, k = autocast(q, k)
-    sizes, lse = _check(q, k, rows, columns, over, allowed, lse, scale, softcap)
+    sizes = _check(q, k, rows, columns, over, allowed, scale, softcap)
+    lse, lse_grad = _normaliser(lse, q, sizes, over)
     checks.require(heads in ("mean", "each"), "heads", "'mean' or 'each'", repr(heads))
     checks.tensor("target", target, "N C", sizes, dtype=checks.FLOATS, device=q.device)
     target = target.detach()
@@ -169,7 +180,7 @@ def attention_kl(
         checks.require(good, "target", "finite values >= 0", "a negative or non-finite value")
     inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), target, lse)
     kind = KL_MEAN if heads == "mean" else KL_EACH
-    options = Options(kind, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0)
+    options = Options(kind, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad)
     return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
 
 
@@ -179,10 +190,8 @@ def _run(inputs: Inputs, selection: Selection, options: Options, backend: str) -
     return op.attention_map(*inputs, *selection, *options, name)
 
 
-def _check(
-    q, k, rows, columns, over, allowed, lse, scale, softcap
-) -> tuple[dict[str, int], Tensor | None]:
-    """Check what the functions share; returns the sizes and lse without gradient."""
+def _check(q, k, rows, columns, over, allowed, scale, softcap) -> dict[str, int]:
+    """Check what the functions share; returns the sizes."""
     sizes: dict[str, int] = {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
     checks.tensor("k", k, "B Hkv S D", sizes, dtype=q.dtype, device=q.device)
@@ -191,13 +200,25 @@ def _check(
     checks.require(over in ("visible", "columns"), "over", "'visible' or 'columns'", repr(over))
     checks.finite_positive("scale", scale)
     checks.finite_positive("softcap", softcap)
-    if lse is not None:
-        lse = lse.detach()
-        wide = accumulation_dtype(q.dtype)
-        checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
     if columns.numel() and checks.values_visible(columns):
         _check_columns(columns, sizes["S"])
-    return sizes, lse
+    return sizes
+
+
+def _normaliser(
+    lse: Tensor | None, q: Tensor, sizes: dict[str, int], over: Over
+) -> tuple[Tensor | None, bool]:
+    """The given lse, None where it is not used, and whether it takes a gradient."""
+    if lse is None:
+        return None, False
+    wide = accumulation_dtype(q.dtype)
+    checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
+    lse_grad = lse.requires_grad and torch.is_grad_enabled()
+    if over == "columns":
+        wanted = "an lse without gradient with over='columns', which does not use it"
+        checks.require(not lse_grad, "lse", wanted, "one that requires grad")
+        return None, False
+    return (lse if lse_grad else lse.detach()), lse_grad
 
 
 def _check_columns(columns: Tensor, keys: int) -> None:

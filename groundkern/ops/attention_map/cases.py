@@ -71,6 +71,13 @@ def _with_lse(c: Call) -> Call:
     return replace(c, options={**c.options, "lse": lse.to(accumulation_dtype(q.dtype))})
 
 
+def with_trained_lse(c: Call) -> Call:
+    """A normaliser that is an input with a gradient, near the exact one."""
+    lse = _with_lse(c).options["lse"]
+    away = randn(10, *lse.shape, dtype=torch.float32, device=lse.device).to(lse.dtype)
+    return replace(c, inputs={**c.inputs, "lse": lse + 0.3 * away})
+
+
 def _no_columns(function, dtype, device, **options) -> Call:
     c = call(function, dtype, device, **options)
     none = torch.zeros(2, 0, dtype=torch.int32, device=device)
@@ -139,6 +146,16 @@ def _cases() -> dict[str, Maker]:
                     call(attention_kl, t, d, over=o, heads=h, allowed=_sets(d), softcap=2.0), False
                 ),
             )
+    add(
+        "map_trained_lse",
+        lambda t, d: with_trained_lse(
+            _weighted(call(attention_map, t, d, over="visible", allowed=_sets(d)), per_row=True)
+        ),
+    )
+    add(
+        "kl_trained_lse",
+        lambda t, d: with_trained_lse(call(attention_kl, t, d, over="visible", softcap=2.0)),
+    )
     for function in (attention_map, attention_contribution, attention_kl):
         name = function.__name__.removeprefix("attention_")
         add(f"{name}_no_rows", lambda t, d, f=function: _no_rows(f, t, d, over="visible"))

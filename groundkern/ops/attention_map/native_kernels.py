@@ -15,6 +15,7 @@ from groundkern.ops.attention_map import (
     Gradients,
     Inputs,
     Options,
+    like_gradients,
     output_shape,
 )
 from groundkern.selection import Selection
@@ -41,7 +42,8 @@ def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Op
     """Contiguous, in the inputs' dtypes and shapes."""
     from groundkern import _C
 
-    gradients = Gradients(*(None if x is None else empty_like(x) for x in inputs[:5]))
+    like = like_gradients(inputs, options)
+    gradients = Gradients(*(None if x is None else empty_like(x) for x in like))
     above = {"upstream": upstream.contiguous()}
     tensors = _tensors(inputs, selection) | above | gradients._asdict()
     native.call(_C.attention_map_backward, tensors, **_named(options))
@@ -63,4 +65,5 @@ def _named(options: Options) -> dict[str, int | float]:
         "rectify": options.rectify,
         "scale": options.scale,
         "softcap": options.softcap,
+        "lse_grad": options.lse_grad,
     }

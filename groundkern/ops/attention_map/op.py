@@ -6,10 +6,10 @@ An absent gradient travels as an empty tensor, because an op's outputs cannot be
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.ops.attention_map import Inputs, Options, output_shape
+from groundkern.opaque import custom_op
+from groundkern.ops.attention_map import Inputs, Options, like_gradients, output_shape
 from groundkern.precision import accumulation_dtype
 from groundkern.selection import Selection
 
@@ -52,7 +52,7 @@ class _Upstream(NamedTuple):
     mutates_args=(),
     schema=(
         f"({schema(_Upstream, Inputs, Selection, Options)}, str backend)"
-        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 @op_body(_Upstream, Inputs, Selection, Options)
@@ -62,21 +62,24 @@ def attention_map_backward(above, inputs, selection, options, backend) -> tuple[
 
 
 @attention_map_backward.register_fake
-@grouped(_Upstream, Inputs)
-def _(above, inputs, *_):
-    return tuple(above.upstream.new_empty(0) if x is None else empty_like(x) for x in inputs[:5])
+@grouped(_Upstream, Inputs, Selection, Options)
+def _(above, inputs, selection, options, backend):
+    like = like_gradients(inputs, options)
+    return tuple(above.upstream.new_empty(0) if x is None else empty_like(x) for x in like)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    inputs, selection, *ctx.options = regroup(inputs, Inputs, Selection)
+    inputs, selection, options, backend = regroup(inputs, Inputs, Selection, Options)
     ctx.save_for_backward(*inputs, *selection)
+    ctx.options = (*options, backend)
+    ctx.present = [x is not None for x in like_gradients(inputs, options)]
 
 
 def _backward(ctx, upstream: Tensor):
-    saved = ctx.saved_tensors
-    gradients = attention_map_backward(upstream.contiguous(), *saved, *ctx.options)
-    present = [None if x is None else d for x, d in zip(saved, gradients)]
-    return *present, *[None] * (len(ctx.needs_input_grad) - len(present))
+    gradients = attention_map_backward(upstream.contiguous(), *ctx.saved_tensors, *ctx.options)
+    *gradients, dlse = [d if there else None for d, there in zip(gradients, ctx.present)]
+    of_inputs = (*gradients, None, dlse)  # a target has none
+    return *of_inputs, *[None] * (len(ctx.needs_input_grad) - len(of_inputs))
 
 
 attention_map.register_autograd(_backward, setup_context=_setup_context)

@@ -2,7 +2,8 @@
 
        own_tc: column c of the row's sequence is a key that the row may use
 (K1)   p_thc = exp(s_thc - norm_th) on own columns, else 0
-       norm_th: log-sum-exp over the own columns (over="columns") or all visible keys ("visible")
+       norm_th: log-sum-exp over the own columns (over="columns") or all visible keys ("visible"),
+       or the given lse; where that is not finite, head h is left out of row t
 (K2)   M_tc = sum_h w_th p_thc                          w = 1 / H unless given
 (C1)   M_tc = sum_h p_thc f(v_c . g_th)                 f = relu or the identity
 (K3)   heads="mean":   KL_t = sum_c P_tc (log P_tc - log M_tc)
@@ -23,6 +24,7 @@ from groundkern.ops.attention_map import (
     Gradients,
     Inputs,
     Options,
+    like_gradients,
     output_shape,
 )
 from groundkern.precision import accumulation_dtype
@@ -30,9 +32,12 @@ from groundkern.row_blocks import row_blocks, scores, vjp
 from groundkern.selection import Selection
 
 
-def _log_probabilities(q, k, *, at, own, visible, lse, options: Options) -> Tensor:
+def _log_probabilities(q, k, lse, *, at, own, visible, options: Options) -> Tensor:
     """log p [n, Hq, C] of (K1), finite everywhere and meaningful on own columns only."""
     scale, softcap = options.scale, options.softcap
+    lse = None if lse is None else torch.where(lse.isfinite(), lse, 0.0)
+    if options.lse_grad:
+        return scores(q, k[:, at], scale, softcap) - lse[..., None]
     if options.over == "columns":
         s = scores(q, k[:, at], scale, softcap)  # [n, Hq, C]
         counted = own | ~own.any(-1, keepdim=True)  # the caller masks rows without own columns
@@ -41,36 +46,48 @@ def _log_probabilities(q, k, *, at, own, visible, lse, options: Options) -> Tens
     counted = visible | ~visible.any(-1, keepdim=True)
     norm = s.masked_fill(~counted[:, None], -torch.inf).logsumexp(-1)  # [n, Hq]
     if lse is not None:  # the given normaliser's value with the softmax's gradient
-        norm = norm - norm.detach() + torch.where(lse.isfinite(), lse, norm.detach())
+        norm = norm - norm.detach() + lse.detach()
     return s[..., at] - norm[..., None]
 
 
-def _map_block(q, k, v, g, head_weight, *, target, own, options: Options, **attention) -> Tensor:
+def _counted(q: Tensor, lse: Tensor | None) -> Tensor:
+    """bool [n, Hq]: the heads that are not left out."""
+    return q.new_ones(q.shape[:2], dtype=torch.bool) if lse is None else lse.isfinite()
+
+
+def _map_block(
+    q, k, v, g, head_weight, lse, *, target, own, options: Options, **attention
+) -> Tensor:
     """(K2) or (C1): rows of one sequence -> [n, C]."""
-    log_p = _log_probabilities(q, k, own=own, options=options, **attention)
-    p = log_p.masked_fill(~own[:, None], -torch.inf).exp()  # [n, Hq, C]
+    log_p = _log_probabilities(q, k, lse, own=own, options=options, **attention)
+    used = own[:, None] & _counted(q, lse)[..., None]
+    p = log_p.masked_fill(~used, -torch.inf).exp()  # [n, Hq, C]
     if options.kind == MAP:
         return torch.einsum("nh,nhc->nc", head_weight, p)
     value = scores(g, v[:, attention["at"]], 1.0, 0.0)  # v_c . g_th, [n, Hq, C]
     return (p * (value.relu() if options.rectify else value)).sum(1)
 
 
-def _kl_block(q, k, v, g, head_weight, *, target, own, options: Options, **attention) -> Tensor:
+def _kl_block(
+    q, k, v, g, head_weight, lse, *, target, own, options: Options, **attention
+) -> Tensor:
     """(K3): rows of one sequence -> [n]."""
-    mass = torch.where(own, target, 0.0)
+    counted = _counted(q, lse)  # [n, Hq]
+    mass = torch.where(own & counted.any(-1, keepdim=True), target, 0.0)
     total = mass.sum(-1, keepdim=True)
     target = mass / torch.where(total > 0, total, 1.0)  # all zero if nothing is left
-    log_p = _log_probabilities(q, k, own=own, options=options, **attention)
+    log_p = _log_probabilities(q, k, lse, own=own, options=options, **attention)
     log_p = log_p.masked_fill(~own[:, None], 0.0)
     log_target = torch.where(target > 0, target, 1.0).log()
     if options.kind == KL_EACH:
         per_head = (target[:, None] * (log_target[:, None] - log_p)).sum(-1)  # [n, Hq]
-        return (head_weight * per_head).sum(1)
-    weighted = torch.where(head_weight > 0, 0.0, -torch.inf)[..., None]  # [n, Hq, 1]
+        return (head_weight * per_head.masked_fill(~counted, 0.0)).sum(1)
+    weighted = torch.where(counted & (head_weight > 0), 0.0, -torch.inf)[..., None]  # [n, Hq, 1]
     shift = (log_p + weighted).amax(1).detach()  # [n, C]
     shift = torch.where(shift.isfinite(), shift, 0.0)
     relative = log_p - shift[:, None]
     relative = relative.clamp(max=80.0).exp()  # a head of weight 0 may lie far above
+    relative = relative.masked_fill(~counted[..., None], 0.0)
     mixture = torch.einsum("nh,nhc->nc", head_weight, relative)  # M_tc exp(-shift)
     log_map = shift + torch.where(target > 0, mixture, 1.0).log()
     return (target * (log_target - log_map)).sum(-1)
@@ -87,14 +104,15 @@ def forward(inputs: Inputs, selection: Selection, options: Options) -> Tensor:
 
 def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Options) -> Gradients:
     """By autograd on the blocks."""
+    like = like_gradients(inputs, options)
     wide = accumulation_dtype(inputs.q.dtype)
-    sums = [None if x is None else x.new_zeros(x.shape, dtype=wide) for x in inputs[:5]]
+    sums = [None if x is None else x.new_zeros(x.shape, dtype=wide) for x in like]
     for b, rows, block in _blocks(inputs, selection, options):
         gradients = vjp(block, _parts(inputs, b, rows), (upstream[rows],))
         for total, place, part in zip(sums, _places(b, rows), gradients, strict=True):
             if total is not None:
                 total[place] += part
-    return Gradients(*(None if s is None else s.to(x.dtype) for s, x in zip(sums, inputs)))
+    return Gradients(*(None if s is None else s.to(x.dtype) for s, x in zip(sums, like)))
 
 
 def _blocks(
@@ -117,7 +135,6 @@ def _blocks(
                 at=at,
                 own=(columns[b] >= 0) & selection.allowed(rows, k.shape[2])[:, at],
                 visible=selection.visible(rows, k.shape[2]),
-                lse=None if inputs.lse is None else inputs.lse[rows],
                 target=None if target is None else target[rows].to(accumulation_dtype(q.dtype)),
                 options=options,
             ),
@@ -125,11 +142,11 @@ def _blocks(
 
 
 def _places(b: int, rows: slice) -> tuple[slice | int, ...]:
-    """Where q, k, v, g and head_weight of a block are."""
-    return rows, b, b, rows, rows
+    """Where q, k, v, g, head_weight and lse of a block are."""
+    return rows, b, b, rows, rows, rows
 
 
 def _parts(inputs: Inputs, b: int, rows: slice) -> list[Tensor | None]:
-    """A block's part of q, k, v, g and head_weight, in the dtype of its sums."""
-    wide = accumulation_dtype(inputs.q.dtype)
-    return [None if x is None else x[i].to(wide) for x, i in zip(inputs, _places(b, rows))]
+    """A block's part of q, k, v, g, head_weight and lse, in the dtype of its sums."""
+    wide, given = accumulation_dtype(inputs.q.dtype), (*inputs[:5], inputs.lse)
+    return [None if x is None else x[i].to(wide) for x, i in zip(given, _places(b, rows))]

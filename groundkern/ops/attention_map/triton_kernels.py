@@ -38,7 +38,9 @@ class Columns(NamedTuple):
     k: Keys  # [B, Hkv, S, D]
     g: Heads  # [N, Hq, Dv]; q if there are no values
     v: Keys  # [B, Hkv, S, Dv]; k if there are no values
-    norm: Tensor | None  # fp32 [N, Hq]: log-sum-exp of the scores, 0 if there are none
+    norm: (
+        Tensor | None
+    )  # fp32 [N, Hq]: log-sum-exp of the scores, 0 if there are none; inf: left out
     sequence: Tensor  # int32 [N]
     columns: Tensor  # int32 [B, C]
     own: Tensor  # uint8 [N, C]
@@ -92,8 +94,9 @@ def _load_columns(x, n, sequence, b, c, D: tl.constexpr):
 
 @helper
 def _log_p(raw, softcap, norm, own):
-    """(K1) log p on own columns, -inf elsewhere."""
-    return tl.where(own, tk.capped(raw, softcap) - norm, -float("inf"))
+    """(K1) log p on own columns, -inf elsewhere, and where that is."""
+    own = own & (norm < float("inf"))
+    return tl.where(own, tk.capped(raw, softcap) - norm, -float("inf")), own
 
 
 @helper
@@ -201,7 +204,7 @@ def _map_kernel(
             k = tk.load_keys(x.k, b, kv_head, column, column >= 0, D)
             norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
             raw = tk.dot(q, tl.trans(k)) * x.scale
-            log_p = _log_p(raw, x.softcap, norm[:, None], own & mask[:, None])
+            log_p, _ = _log_p(raw, x.softcap, norm[:, None], own & mask[:, None])
             if KIND == CONTRIBUTION:
                 g = tk.load_heads(x.g, n, head, mask, DV)
                 v = tk.load_keys(x.v, b, kv_head, column, column >= 0, DV)
@@ -249,7 +252,8 @@ def _sums_kernel(
         for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
             c = c0 + tl.arange(0, BLOCK_N)
             column, k, at, own = _load_columns(x, n, sequence, b, c, D)
-            log_p = _log_p(tk.dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
+            raw = tk.dot(q, tl.trans(k)) * x.scale
+            log_p, own = _log_p(raw, x.softcap, norm[:, None], own)
             value = log_p
             if KIND == CONTRIBUTION:
                 v = tk.load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
@@ -295,7 +299,7 @@ def _backward_dq_columns_kernel(
             column, k, at, own = _load_columns(x, n, sequence, b, c, D)
             u = tl.load(x.u + at, mask=own, other=0.0)
             raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-            log_p = _log_p(raw, x.softcap, norm[:, None], own)
+            log_p, own = _log_p(raw, x.softcap, norm[:, None], own)
             value = log_p
             if KIND == CONTRIBUTION:
                 v = tk.load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
@@ -344,7 +348,7 @@ def _backward_dkv_columns_kernel(
         own = tl.load(x.own + at, mask=mask[None, :] & (c < x.C)[:, None], other=0) != 0
         u = tl.load(x.u + at, mask=own, other=0.0)
         raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-        log_p = _log_p(raw, x.softcap, norm[None, :], own)
+        log_p, own = _log_p(raw, x.softcap, norm[None, :], own)
         value = log_p
         if KIND == CONTRIBUTION:
             g = tk.load_heads(x.g, n, head, mask, DV)

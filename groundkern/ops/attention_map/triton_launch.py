@@ -15,6 +15,7 @@ from groundkern.ops.attention_map import (
     Gradients,
     Inputs,
     Options,
+    like_gradients,
     output_shape,
 )
 from groundkern.ops.attention_map import triton_kernels as kernels
@@ -69,7 +70,11 @@ class _Launch(NamedTuple):
         selection = selection.contiguous()
         own = _own(selection).view(torch.uint8)
         launch = cls(inputs, selection, options, own, None)
-        return launch._replace(norm=launch.normaliser().contiguous())
+        norm = launch.normaliser().contiguous()
+        if inputs.lse is not None:
+            counted = (norm < torch.inf).any(1, keepdim=True)
+            own = (own.bool() & counted).view(torch.uint8)
+        return launch._replace(norm=norm, own=own)
 
     @property
     def group(self) -> int:
@@ -99,7 +104,7 @@ class _Launch(NamedTuple):
         operands = (Heads.of(q), Keys.of(k), Heads.of(q if g is None else g))
         operands = (*operands, Keys.of(k if v is None else v), self.norm)
         selected = (self.selection.sequence, self.selection.columns, self.own)
-        scale, softcap = self.options[3:]
+        scale, softcap = self.options[3:5]
         sizes = (q.shape[1], self.group, self.columns)
         above = (weight, dnorm, shift, u)
         return Columns(*operands, *selected, *above, scale, softcap or None, *sizes)
@@ -108,7 +113,7 @@ class _Launch(NamedTuple):
         """Of the kernels on all visible keys."""
         q, k = self.inputs[:2]
         rows = self.selection._replace(bits=None, set_index=None, columns=None)
-        scale, softcap = self.options[3:]
+        scale, softcap = self.options[3:5]
         sizes = (scale, softcap or None, q.shape[1], self.group)
         return Attention(Heads.of(q), Keys.of(k), None, rows, live, *sizes)._replace(**changed)
 
@@ -161,7 +166,7 @@ class _Launch(NamedTuple):
                 self.on_visible(live), part, *sizes, D=dim, **tile.constants
             )
             norm = part.logsumexp(0)
-        return torch.where(norm.isfinite(), norm, 0.0)
+        return torch.where(norm.isfinite(), norm, 0.0 if self.inputs.lse is None else torch.inf)
 
     def map(self) -> Tensor:
         """[N, C]: the map, the contributions, or log M for KL_MEAN."""
@@ -185,10 +190,13 @@ class _Launch(NamedTuple):
 
     def gradients(self, shift: Tensor | None, u: Tensor, dnorm: Tensor) -> Gradients:
         """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
-        (q, k, v, g, *_), u, dnorm = self.inputs, u.contiguous(), dnorm.contiguous()
+        (q, k, v, g, *_), u = self.inputs, u.contiguous()
+        dnorm = torch.where(self.norm < torch.inf, dnorm, 0.0).contiguous()
+        dlse = dnorm if self.options.lse_grad else None
         tile, constants = self.columns_tile()
         grid, splits = self.column_grid(tile), 0
-        if self.visible:
+        reached = self.visible and not self.options.lse_grad  # keys, by the normaliser's gradient
+        if reached:
             key_tile = self.tile(q)
             visible_grid, live = self.visible_grid(key_tile)
             splits = visible_grid[2]
@@ -196,7 +204,7 @@ class _Launch(NamedTuple):
         part_g = g.new_empty(grid[2], *g.shape, dtype=torch.float32) if self.valued else None
         columns = self.on_columns(shift, u, None if self.visible else dnorm)
         kernels._backward_dq_columns_kernel[grid](columns, part, part_g, len(q), **constants)
-        if self.visible:
+        if reached:
             sizes = (len(q), self.keys, live.entries.shape[1])
             kernels._backward_dq_visible_kernel[visible_grid](
                 self.on_visible(live),
@@ -215,11 +223,11 @@ class _Launch(NamedTuple):
             columns, on_k, on_v, len(q), **constants
         )
         dq = sum_parts(part, q, self.options.scale)
-        dk = self.spread(q, k, dnorm if self.visible else None, on_k, self.options.scale)
+        dk = self.spread(q, k, dnorm if reached else None, on_k, self.options.scale)
         if not self.valued:
-            return Gradients(dq, dk, None, None, None)
+            return Gradients(dq, dk, None, None, None, dlse)
         dv = self.spread(g, v, None, on_v, 1.0)
-        return Gradients(dq, dk, dv, sum_parts(part_g, g), None)
+        return Gradients(dq, dk, dv, sum_parts(part_g, g), None, dlse)
 
     def spread(
         self, q: Tensor, k: Tensor, dnorm: Tensor | None, part: Tensor, scale: float
@@ -290,7 +298,8 @@ def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Op
     """Contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
     launch = _Launch.of(inputs, selection, options)
     if launch is None:
-        return Gradients(*(None if x is None else zeros_like(x) for x in inputs[:5]))
+        like = like_gradients(inputs, options)
+        return Gradients(*(None if x is None else zeros_like(x) for x in like))
     weight = launch.inputs.head_weight  # contiguous, and so is what it is multiplied with
     if options.kind not in (KL_MEAN, KL_EACH):
         upstream = upstream.contiguous()

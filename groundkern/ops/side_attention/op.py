@@ -1,9 +1,9 @@
 """`groundkern::side_attention` and its backward, opaque to torch.compile."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.opaque import custom_op
 from groundkern.ops.side_attention import Inputs, Options, Outputs
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.precision import accumulation_dtype

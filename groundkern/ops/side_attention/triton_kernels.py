@@ -394,8 +394,8 @@ def _backward_dq_kernel(
 @kernel
 def _backward_dkv_kernel(
     x,  # `Planned`
-    row_spans_ptr,  # of the `Plan`
     row_tiles_ptr,  # of the `Plan`, or None
+    row_spans_ptr,  # of the `Plan`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
     delta_ptr,  # fp32 [N, Hq]
@@ -412,15 +412,15 @@ def _backward_dkv_kernel(
     """dk, dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
-    first = tl.load(row_spans_ptr + tl.program_id(0) * 2)
-    count = tl.load(row_spans_ptr + tl.program_id(0) * 2 + 1)
+    span_ptr = row_spans_ptr + tl.program_id(0) * 3
+    count, span = tl.load(span_ptr), (tl.load(span_ptr + 1), tl.load(span_ptr + 2))
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
     v = tk.load_keys(x.v, b, kv_head, j, read, DV)
     dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for e in range(count * (TILE_M // BLOCK_M)):
-        n, head, mask = ak.row_tile_of(x, row_tiles_ptr, first, e, parts, BLOCK_M, TILE_M)
+        n, head, mask = ak.row_tile_of(x, row_tiles_ptr, span, e, parts, BLOCK_M, TILE_M)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         dout = tk.load_tile(dout_ptr, at, DV, mask, DV)

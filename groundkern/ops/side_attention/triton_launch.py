@@ -199,17 +199,16 @@ def backward(
         launch.planned(), *read, made, delta, part, rows, keys, **launch.constants(tile)
     )
     tile = launch.tile("dkv")
-    most = 0 if plan.row_tiles is None else plan.row_tiles.shape[1]
     kernels._backward_dkv_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
         launch.planned(),
-        plan.row_spans,
         plan.row_tiles,
+        plan.row_spans,
         *read,
         delta,
         dk,
         dv,
         keys,
-        most,
+        0 if plan.row_tiles is None else plan.row_tiles.shape[1],
         TILE_M=plan.block_m,
         **launch.constants(tile),
     )
