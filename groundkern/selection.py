@@ -148,7 +148,8 @@ class QueryRows(_Tensors):
         """Where `take` takes the rows from, made once: sequence and position, int64 [N] each."""
         tensors = (self.sequence, self.position)
         unknown = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-        if unknown or any(x.is_inference() for x in tensors) or self.captured != capturing(self.start):  # as `groundkern.plan.kept`
+        unknown = unknown or any(x.is_inference() for x in tensors)
+        if unknown or self.captured != capturing(self.start):  # as `groundkern.plan.kept`
             return self.sequence.long(), self.position.clamp(min=0).long()
         versions = tuple(x._version for x in tensors)
         if self.__dict__.get("_places_of") != versions:
