@@ -29,19 +29,33 @@ class Goal:
 
 
 GOALS = {
-    "bytes": Goal(
+    "bytes, forward": Goal(
         "70 % of bandwidth",
         "percent_of_floor",
         70.0,
         True,
-        "side passes where moving bytes takes longer: every key and value is read once a pass",
+        "side passes where moving bytes takes longer: every key and value is read once",
     ),
-    "products": Goal(
+    "bytes, full": Goal(
+        "55 % of bandwidth",
+        "percent_of_floor",
+        55.0,
+        True,
+        "the same with the backward: one more pass over keys and values, and a reduction",
+    ),
+    "products, forward": Goal(
         "55 % of matmul rate",
         "percent_of_floor",
         55.0,
         True,
         "side passes where the products take longer: a softmax stands between two of them",
+    ),
+    "products, full": Goal(
+        "40 % of matmul rate",
+        "percent_of_floor",
+        40.0,
+        True,
+        "the same with the backward, which makes nine products where the floor counts seven",
     ),
     "one chunk": Goal(
         "GEMMs + 5 %",
@@ -71,4 +85,5 @@ def goal_of(row: Row) -> Goal | None:
     if not bandwidth or not rate:
         return None
     memory_bound = row["floor_bytes"] / bandwidth >= row["floor_flops"] / rate
-    return GOALS["bytes" if memory_bound else "products"]
+    way = "forward" if row["mode"] == "forward" else "full"
+    return GOALS[f"{'bytes' if memory_bound else 'products'}, {way}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import problems
 from benchmarks.gpu import calls
 from benchmarks.gpu.devices.stand_in import PLAYED
 from benchmarks.gpu.steps.ceilings import measured
@@ -12,19 +13,21 @@ SECONDS, LEAST = 0.5, 8
 
 
 def cases(context: Context) -> Cases:
-    """Those that compile for every shape come in later cases, because they take long."""
-    some = list(calls.compared())
+    """Those that compile for every shape come in later cases, because they take long. Of side
+    attention, which is also used without a backward, the forward alone too."""
+    some = [(sized, "full") for sized in calls.compared()]
+    some += [(sized, "forward") for sized, _ in some if sized.real.op == "side_attention"]
     for compiled in (False, True):
-        for sized in some:
-            name = f"{sized.name}{', with what compiles' if compiled else ''}"
-            yield name, lambda sized=sized, c=compiled: _compare(context, sized, c)
+        for sized, mode in some:
+            name = f"{sized.name}/{mode}{', with what compiles' if compiled else ''}"
+            yield name, lambda s=sized, m=mode, c=compiled: _compare(context, s, m, c)
 
 
-def _compare(context: Context, sized: calls.Sized, compiled: bool) -> None:
+def _compare(context: Context, sized: calls.Sized, mode: problems.Mode, compiled: bool) -> None:
     device = context.device
     rows = suite.measure(
         device.problem(sized),
-        "full",
+        mode,
         device.torch,
         backends=["triton"],
         compiled=compiled and not device.rehearsed,

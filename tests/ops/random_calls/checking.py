@@ -19,6 +19,7 @@ from tests.ops.random_calls.truth import Selected
 # the inputs' size is allowed besides. Here scores have any size, and rounding one of 500 moves its
 # exponential 500 times as much.
 BESIDES = 4 * torch.finfo(torch.float32).eps
+OPERANDS = ("q", "k", "v", "g")
 HUGE = 1e6  # d head_weight of a head of weight 0 that lies far above all others is cut off
 
 
@@ -41,10 +42,11 @@ def dirty_memory() -> Iterator[None]:
 
 
 def _differentiate(drawn: Drawn, function, dtype: torch.dtype | None) -> Answer:
-    """dtype: of everything; None: as drawn."""
-    inputs = {
-        n: x.detach() if dtype is None else x.detach().to(dtype) for n, x in drawn.inputs.items()
-    }
+    """dtype: of q, k, v and g, all others being fp32 or fp64; None: as drawn."""
+    inputs = {n: x.detach() for n, x in drawn.inputs.items()}
+    if dtype is not None:
+        others = torch.promote_types(dtype, torch.float32)
+        inputs = {n: x.to(dtype if n in OPERANDS else others) for n, x in inputs.items()}
     leaves = {n: inputs[n].requires_grad_() for n in drawn.trained}
     results = function(inputs)
     pairs = [(r, u) for r, u in zip(results, drawn.upstream, strict=True) if u is not None]
@@ -109,7 +111,7 @@ def _largest_score(drawn: Drawn) -> float:
     if not drawn.inputs["q"].numel() or not drawn.inputs["k"].numel():
         return 0.0
     raw, _ = truth.scores(*(drawn.inputs[n].double() for n in "qk"), drawn.options)
-    shift, largest = drawn.options["lse"], float(raw.abs().max())
+    shift, largest = drawn.options.get("lse"), float(raw.abs().max())
     if drawn.op == "side" and shift is not None:
         given = shift[shift.isfinite()].abs()
         largest = max(largest, min(60.0, float(given.max()) if len(given) else 0.0))
@@ -147,7 +149,8 @@ def _reached(drawn: Drawn, selected: Selected) -> tuple[Tensor, Tensor]:
         return selected.usable, selected.usable
     listed = torch.zeros_like(selected.usable)
     listed.scatter_reduce_(1, selected.at, selected.own, "amax") if listed.numel() else None
-    as_key = selected.visible if drawn.options["over"] == "visible" else listed
+    softmax = drawn.options["over"] == "visible" and "lse" not in drawn.inputs
+    as_key = selected.visible if softmax else listed
     return as_key & listed.any(-1, keepdim=True), listed
 
 
@@ -167,7 +170,7 @@ def _zeros(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
             found.append("a row without target has a KL other than 0")
     elif got.results[0][~selected.own].any():
         found.append("a column that is not the row's own is not 0")
-    for name in ("q", "g", "head_weight"):
+    for name in ("q", "g", "head_weight", "lse"):
         gradient = got.gradients.get(name)
         per_row = gradient is not None and gradient.dim() > 1  # a weight [Hq] has no rows
         if per_row and gradient[empty].any():

@@ -185,10 +185,12 @@ def _queries_and_keys(dice: Dice, s: _Sizes) -> tuple[Tensor, Tensor, float | No
 
 
 def _lse(dice: Dice, drawn: Drawn, q: Tensor, k: Tensor) -> tuple[Tensor | None, str]:
-    """The exact normaliser, or for side attention anything."""
+    """For side attention anything; else the exact normaliser, or, with a gradient, one near it."""
     kinds = {"none": 4, "exact": 4}
     if drawn.op == "side":
         kinds |= {"superset": 3, "shifted": 5, "-inf": 1, "inf": 0.5, "foreign": 2, "mixed": 2}
+    elif drawn.options["over"] == "visible":
+        kinds |= {"trained": 3}
     kind = dice.weighed(kinds)
     if kind == "none":
         return None, kind
@@ -200,6 +202,8 @@ def _lse(dice: Dice, drawn: Drawn, q: Tensor, k: Tensor) -> tuple[Tensor | None,
         lse = lse + dice.one_of([1.0, 40.0, 200.0, 1e4]) * dice.one_of([-1, 1])
     elif kind in ("-inf", "inf"):
         lse = torch.full_like(lse, float(kind))
+    elif kind == "trained":
+        lse = lse + 0.5 * dice.normal(*lse.shape)
     elif kind == "foreign":
         lse = dice.normal(*lse.shape) * dice.one_of([1.0, 30.0, 3000.0])
     elif kind == "mixed":
@@ -288,8 +292,11 @@ def draw(seed: int, number: int, op: str | None = None, *, small: bool = False) 
         weight, drawn.notes["head weight"] = _head_weight(dice, drawn, s)
         if weight is not None:
             drawn.inputs["head_weight"] = weight
-    options["lse"], drawn.notes["lse"] = _lse(dice, drawn, drawn.inputs["q"], drawn.inputs["k"])
+    lse, drawn.notes["lse"] = _lse(dice, drawn, drawn.inputs["q"], drawn.inputs["k"])
+    (drawn.inputs if drawn.notes["lse"] == "trained" else options)["lse"] = lse
     can = [name for name in drawn.inputs if name != "target"]
     drawn.trained = tuple(can) if dice.chance(0.7) else (dice.one_of(can),)
+    if "lse" in can and "lse" not in drawn.trained:  # without a gradient it would mean another call
+        drawn.trained += ("lse",)
     _upstream(dice, drawn, shapes)
     return drawn

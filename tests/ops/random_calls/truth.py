@@ -88,6 +88,9 @@ def _log_p(x: dict, options: dict, selected: Selected) -> Tensor:
     _, s = scores(x["q"], x["k"], options)
     at, own = selected.at, selected.own
     on_columns = s.gather(2, at[:, None].expand(-1, s.shape[1], -1))
+    given = x.get("lse")
+    if given is not None:  # with a gradient: an input like any other
+        return on_columns - torch.where(given.isfinite(), wide(given), 0.0)[..., None]
     if options["over"] == "columns":
         return on_columns - log_sum(on_columns, own)[..., None]
     return on_columns - log_sum(s, selected.visible)[..., None]
