@@ -96,9 +96,7 @@ def kept(
     return made
 
 
-def _versions(
-    rows: QueryRows, others: Sequence[KeySets | Tensor | None]
-) -> tuple[int, ...] | None:
+def _versions(rows: QueryRows, others: Sequence[KeySets | Tensor | None]) -> tuple[int, ...] | None:
     """How often each tensor was written to; None if a tensor does not know."""
     tensors = [rows.sequence, rows.start, rows.stop]
     for x in others:
