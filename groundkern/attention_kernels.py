@@ -65,11 +65,15 @@ def lanes_of(x, first, end, BLOCK_M: tl.constexpr):
 
 
 @helper
-def row_tile_of(x, row_tiles_ptr, e, end, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr):
+def row_tile_of(x, row_tiles_ptr, span, e, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr):
     """Row, query head and whether it is in range [BLOCK_M] of lanes e * BLOCK_M and on of the row
     tiles that read the wide key tile of program (wide key tile, KV head)."""
-    at = row_tiles_ptr + wide(tl.program_id(0)) * parts + e // (TILE_M // BLOCK_M)
-    return lanes_of(x, tl.load(at) + e % (TILE_M // BLOCK_M) * BLOCK_M, end, BLOCK_M)
+    end, first = span
+    lane = first + e * BLOCK_M
+    if row_tiles_ptr is not None:
+        at = row_tiles_ptr + wide(tl.program_id(0)) * parts + e // (TILE_M // BLOCK_M)
+        lane = tl.load(at) + e % (TILE_M // BLOCK_M) * BLOCK_M
+    return lanes_of(x, lane, end, BLOCK_M)
 
 
 @helper

@@ -42,17 +42,21 @@ def tensor(
         TypeError: not a tensor, or another dtype.
         ValueError: another shape or device.
     """
-    if not isinstance(x, Tensor):
-        fail(name, f"a tensor [{', '.join(dims.split())}]", type(x).__name__, TypeError)
     names = dims.split()
-    shape = tuple(x.shape)
-    if len(shape) != len(names) or any(
-        sizes.get(n, s) != s for n, s in zip(names, shape, strict=True)
-    ):
+    if not isinstance(x, Tensor):
+        fail(name, f"a tensor [{', '.join(names)}]", type(x).__name__, TypeError)
+    shape = x.shape
+    good = len(shape) == len(names)
+    if good:  # plain loops: this runs for every argument of every op in every layer
+        known = dict(sizes)
+        for n, s in zip(names, shape, strict=True):
+            if known.setdefault(n, s) != s:
+                good = False
+                break
+    if not good:
         wanted = ", ".join(f"{n}={sizes[n]}" if n in sizes else n for n in names)
         fail(name, f"shape [{wanted}]", list(shape))
-    for n, s in zip(names, shape, strict=True):
-        sizes.setdefault(n, s)
+    sizes.update(known)
     if dtype is not None:
         wanted_dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
         if x.dtype not in wanted_dtypes:

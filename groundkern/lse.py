@@ -240,18 +240,69 @@ class Watch(TorchDispatchMode):
             RuntimeError: a kernel whose statistics have another dtype, layout or base than
                 expected.
         """
-        if len(self._seen) != 1:
+        return _tested_lse(*self._seen[0], q) if len(self._seen) == 1 else None
+
+
+# What the backward of a kernel is called in a graph: the kernel, and where its statistics are.
+SAVED = {
+    "ScaledDotProductFlashAttentionBackward0": ("aten_flash", "_saved_logsumexp"),
+    "ScaledDotProductFlashAttentionForCpuBackward0": ("aten_flash_cpu", "_saved_logsumexp"),
+    "ScaledDotProductEfficientAttentionBackward0": ("aten_efficient", "_saved_log_sumexp"),
+    "ScaledDotProductCudnnAttentionBackward0": ("aten_cudnn", "_saved_logsumexp"),
+}
+MOVES = ("Clone", "Permute", "Slice", "Transpose", "UnsafeView", "View")  # may stand above it
+MOST_MOVES = 8
+
+
+def graph_is_readable(*operands: Tensor) -> bool:
+    """Whether `lse_of_graph` may be asked after an attention function ran on these operands.
+
+    Not without a graph, and not if hooks on saved tensors would answer: those of checkpointing
+    compute a layer again, those of offloading copy.
+    """
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    return recorded and hooks is not None and hooks(False) is None
+
+
+def lse_of_graph(out: Tensor, q: Tensor) -> Tensor | None:
+    """The log-sum-exp that torch's own attention saved for its backward; cheaper than `Watch`,
+    which slows every operator in its block.
+
+    Args:
+        out: what the attention function returned, or moved elements of it.
+        q: [B, Hq, S, D], its queries.
+
+    Returns:
+        As `Watch.lse`; None also for an attention of other kernels.
+
+    Raises:
+        RuntimeError: as `Watch.lse`.
+    """
+    node = out.grad_fn
+    for _ in range(MOST_MOVES):
+        name = "" if node is None else node.name()
+        if name in SAVED:
+            kernel, statistics = SAVED[name]
+            lse = getattr(node, statistics)
+            return _tested_lse(kernel, node._saved_query.dtype, _squeezed(lse.detach()), q)
+        if name.removesuffix("Backward0") not in MOVES:
             return None
-        kernel, dtype, lse = self._seen[0]
-        *lead, length, _ = q.shape
-        if lse.dim() != 3 or list(lse.shape[:2]) != lead or lse.shape[2] < length:
-            return None
-        try:
-            self_test(kernel, q.device.type, dtype)
-        except CannotRun as error:
-            _warn_once(f"the main pass's log-sum-exp is not shared: {error}")
-            return None
-        return lse[..., :length]
+        node = node.next_functions[0][0]
+    return None
+
+
+def _tested_lse(kernel: str, dtype: torch.dtype, lse: Tensor, q: Tensor) -> Tensor | None:
+    """[B, Hq, S] of a kernel's statistics; None if it has another shape, or cannot be tested."""
+    *lead, length, _ = q.shape
+    if lse.dim() != 3 or list(lse.shape[:2]) != lead or lse.shape[2] < length:
+        return None
+    try:
+        self_test(kernel, q.device.type, dtype)
+    except CannotRun as error:
+        _warn_once(f"the main pass's log-sum-exp is not shared: {error}")
+        return None
+    return lse if lse.shape[2] == length else lse[..., :length]
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import get_type_hints
 import torch
 from torch import Tensor
 
+NOTHING = nullcontext()
 TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -67,14 +68,19 @@ def op_body(*groups: type[tuple]) -> Callable[[Callable], Callable]:
         @wraps(body)
         def run(*flat):
             device = flat[0].device  # the first argument of every op is a tensor
-            here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-            casts = torch.amp.is_autocast_available(device.type)  # not on meta
-            with here, torch.autocast(device.type, enabled=False) if casts else nullcontext():
+            here = torch.cuda.device(device) if device.type == "cuda" else NOTHING
+            with here, _without_autocast(device.type):
                 return body(*regroup(flat, *groups))
 
         return run
 
     return decorate
+
+
+def _without_autocast(kind: str):
+    """A context for a device type; making autocast's own takes longer than asking for it."""
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not on meta
+    return torch.autocast(kind, enabled=False) if casts else NOTHING
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -32,11 +32,12 @@ class Plan(NamedTuple):
     # int32 [T, key tiles]: every key tile; first the `count` of them that hold a key that a row of
     # the tile may use. None: those are `first` to `first + count`.
     key_tiles: Tensor | None
-    # For a backward with several row tiles a sequence, else None: of the row tiles that read each
-    # wide key tile the first lane, int32 [B * wide key tiles, row tiles of a sequence at most], and
-    # int32 [B * wide key tiles, 2] how many they are, and the sequence's last lane + 1.
-    row_tiles: Tensor | None
-    row_counts: Tensor | None
+    # For a backward with several row tiles a sequence, else None: the row tiles that read each wide
+    # key tile.
+    row_tiles: Tensor | None  # int32 [B * wide key tiles, parts]: first lanes; None: a range
+    # int32 [B * wide key tiles, 3]: how many they are, the last lane + 1 of the sequence and, of a
+    # range, the first lane.
+    row_spans: Tensor | None
     place: Tensor | None  # int32 [B, S]: each key's place among its columns, or -1
     block_m: int  # lanes of a row tile; 0: no plan
     block_n: int  # keys of a key tile
@@ -44,7 +45,7 @@ class Plan(NamedTuple):
     @property
     def one_tile(self) -> bool:
         """Whether tile b holds all the rows of sequence b."""
-        return self.row_tiles is None
+        return self.row_spans is None
 
     def divided(self) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
         """(the tensors, the sizes), in the order of the fields."""

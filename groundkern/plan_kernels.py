@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import custom_op
 
 from groundkern.op_body import grouped, op_body, schema
+from groundkern.opaque import custom_op
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.selection import Selection
 from groundkern.tile_kernels import allowed_keys, any_of, row_bounds, wide
@@ -156,8 +156,8 @@ def _row_tiles_kernel(
     offsets_ptr,  # int32 [B + 1]
     place_ptr,  # int32 [B, S] or None: no columns
     tiles_ptr,  # int32 [T, FIELDS]
-    row_tiles_ptr,  # int32 [B * wide key tiles, parts]
-    row_counts_ptr,  # int32 [B * wide key tiles, 2]
+    row_tiles_ptr,  # int32 [B * wide key tiles, parts] or None: they follow one another
+    row_spans_ptr,  # int32 [B * wide key tiles, 3]
     batch,
     lanes,
     keys,
@@ -167,9 +167,9 @@ def _row_tiles_kernel(
     NARROW: tl.constexpr,  # keys of a key tile
     BLOCK: tl.constexpr,
     FIELDS: tl.constexpr,
-    LISTED: tl.constexpr,  # whether the keys of a row may have gaps
 ):
-    """The row tiles that have to read one wide key tile, in order."""
+    """The row tiles that have to read one wide key tile, in order; without a list, all from the
+    first to the last of them."""
     program, key_tiles = tl.program_id(0), tl.cdiv(keys, BLOCK_N)
     b, j0 = program // key_tiles, (program % key_tiles) * BLOCK_N
     base = 0
@@ -180,19 +180,21 @@ def _row_tiles_kernel(
         tiles = tl.maximum(tl.cdiv((last - first) * lanes, BLOCK_M), 1)
         base += tl.sum(tl.where(at < b, tiles, 0), 0)
     rows = tl.load(offsets_ptr + b + 1) - tl.load(offsets_ptr + b)
-    count = 0
+    low, count = 0, 0
     for t in range(base, base + tl.cdiv(rows * lanes, BLOCK_M)):
         tile = tiles_ptr + wide(t) * FIELDS
-        if LISTED:
-            read = _any_allowed(selection, place_ptr, tile, lanes, j0, keys, BLOCK_M, BLOCK_N)
+        if row_tiles_ptr is not None:
+            if _any_allowed(selection, place_ptr, tile, lanes, j0, keys, BLOCK_M, BLOCK_N):
+                tl.store(row_tiles_ptr + wide(program) * parts + count, tl.load(tile + 1))
+                count += 1
         else:
             first, tiles = tl.load(tile + 3), tl.load(tile + 4)
             read = (first * NARROW < j0 + BLOCK_N) & ((first + tiles) * NARROW > j0) & (tiles > 0)
-        if read:
-            tl.store(row_tiles_ptr + wide(program) * parts + count, tl.load(tile + 1))
-            count += 1
-    tl.store(row_counts_ptr + program * 2, count)
-    tl.store(row_counts_ptr + program * 2 + 1, tl.load(offsets_ptr + b + 1) * lanes)
+            low = tl.where(read & (count == 0), t, low)
+            count = tl.where(read, t + 1 - low, count)
+    tl.store(row_spans_ptr + program * 3, count)
+    tl.store(row_spans_ptr + program * 3 + 1, tl.load(offsets_ptr + b + 1) * lanes)
+    tl.store(row_spans_ptr + program * 3 + 2, tl.load(tiles_ptr + wide(low) * FIELDS + 1))
 
 
 def _columns_place(columns: Tensor, keys: int) -> Tensor:
@@ -240,16 +242,16 @@ def _plan(selection, lanes, batch, keys, block_m, block_n, wide) -> tuple[Tensor
             selection, place, tiles, live, lanes, keys, key_tiles, CHUNK=CHUNK, **narrow
         )
         _list_kernel[count,](live, tiles, lists, key_tiles, BLOCK=1024, FIELDS=FIELDS, num_warps=4)
-    row_tiles, row_counts = new(0), new(0)
+    row_tiles = new(batch * wide_tiles, most) if wide and listed else new(0)
+    row_spans = new(batch * wide_tiles, 3) if wide else new(0)
     if wide:
-        row_tiles, row_counts = new(batch * wide_tiles, most), new(batch * wide_tiles, 2)
         _row_tiles_kernel[batch * wide_tiles,](
             selection,
             offsets,
             place,
             tiles,
-            row_tiles,
-            row_counts,
+            row_tiles if listed else None,
+            row_spans,
             batch,
             lanes,
             keys,
@@ -257,10 +259,9 @@ def _plan(selection, lanes, batch, keys, block_m, block_n, wide) -> tuple[Tensor
             BLOCK_N=wide,
             NARROW=block_n,
             BLOCK=256,
-            LISTED=listed,
             **blocks,
         )
-    return tiles, lists, row_tiles, row_counts, new(0) if place is None else place
+    return tiles, lists, row_tiles, row_spans, new(0) if place is None else place
 
 
 @_plan.register_fake
@@ -272,8 +273,8 @@ def _(selection, *sizes):
     return (
         new(count, FIELDS),
         new(count, key_tiles) if listed else new(0),
-        new(batch * wide_tiles, most) if wide else new(0),
-        new(batch * wide_tiles, 2) if wide else new(0),
+        new(batch * wide_tiles, most) if wide and listed else new(0),
+        new(batch * wide_tiles, 3) if wide else new(0),
         new(0) if selection.columns is None else new(batch, keys),
     )
 
@@ -309,5 +310,5 @@ def plan(
         return NO_PLAN
     found = _plan(*selection, lanes, batch, keys, block_m, block_n, wide)
     listed = _listed(selection)
-    there = (True, listed, wide > 0, wide > 0, selection.columns is not None)
+    there = (True, listed, wide > 0 and listed, wide > 0, selection.columns is not None)
     return Plan(*(x if is_there else None for x, is_there in zip(found, there)), block_m, block_n)

@@ -141,8 +141,21 @@ class QueryRows(_Tensors):
         """
         if x.dim() not in (3, 4):
             checks.fail("x", "a tensor [B, H, S, D] or [B, S, D]", list(x.shape))
-        sequence, position = self.sequence.long(), self.position.clamp(min=0).long()
+        sequence, position = self.places()
         return x[sequence, :, position] if x.dim() == 4 else x[sequence, position]
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Where `take` takes the rows from, made once: sequence and position, int64 [N] each."""
+        tensors = (self.sequence, self.position)
+        unknown = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        unknown = unknown or any(x.is_inference() for x in tensors)
+        if unknown or self.captured != capturing(self.start):  # as `groundkern.plan.kept`
+            return self.sequence.long(), self.position.clamp(min=0).long()
+        versions = tuple(x._version for x in tensors)
+        if self.__dict__.get("_places_of") != versions:
+            places = self.sequence.long(), self.position.clamp(min=0).long()
+            self.__dict__.update(_places_of=versions, _places=places)
+        return self.__dict__["_places"]
 
 
 def capturing(x: Tensor) -> bool:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from tests import interpreter
+
 # Triton reads this when a kernel module is imported, so it is set before any test module is.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    if importlib.util.find_spec("triton"):
+        interpreter.install()
 
 # One process per pytest-xdist worker: their threads share the cores.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

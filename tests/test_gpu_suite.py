@@ -136,14 +136,14 @@ def _size(x: object) -> object:
 
 def test_a_launch_is_made_again_on_copies() -> None:
     call = calls._sized(problems.side_attention, calls.SEVEN, rows=4, keys=64).small
-    run, _ = admission.runner(call.make(CPU), _ours(call), "forward")
+    run, _ = admission.runner(call.make(CPU), _ours(call), "full")
     with noted() as seen:
-        ((out,), _) = run()
-    reduce = next(x for x in seen if x.name == "reduce_kernel")
+        _, (dq, *_) = run()
+    reduce = next(x for x in seen if x.name == "sum_kernel")
     assert any(x is not y for x, y in zip(reduce.aside(0).arguments, reduce.arguments, strict=True))
     assert all(x is y for x, y in zip(reduce.aside().arguments, reduce.arguments, strict=True))
     written = next(
-        x for x in reduce.arguments if isinstance(x, torch.Tensor) and x.shape == out.shape
+        x for x in reduce.arguments if isinstance(x, torch.Tensor) and x.shape == dq.shape
     )
     before, copied = written.clone(), reduce.aside(0)
     written.zero_()
@@ -173,10 +173,14 @@ def keys(rows, keys, tile=None):
     problem = make(calls.SEVEN, torch.bfloat16, shape="s", rows=rows, keys=keys)
     return {dry_runs.compile_key(x) for x in dry_runs.dry(problem)}
 
-same = keys(64, 4096)
-print(*(len(keys(*size) - same) for size in ((1, 4096), (7, 4096), (64, 33), (129, 40000))))
+of_a_tile_row = [
+    ((64, 4096), (64, 33)), ((64, 4096), (129, 40000)),
+    ((1, 4096), (2, 33)), ((3, 4096), (9, 40000)),
+]
+print(*(len(keys(*other) - keys(*one)) for one, other in of_a_tile_row))
+same = keys(9, 4096)
 bucket = next(calls.buckets())
-with sweep.replaced(bucket, "dq", Tile(16, 64, 4, 3)):
+with sweep.replaced(bucket, "backward", Tile(16, 64, 4, 3)):
     print(len(keys(9, 4096) - same))
 launch = dry_runs.dry(bucket.call.small)[0]
 kernel = launch.kernel.run(*launch.arguments, grid=launch.grid, warmup=True, **launch.options)
@@ -197,7 +201,7 @@ def test_sizes_make_no_other_kernels_and_tiles_do(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     sizes, tiles, kinds = done.stdout.splitlines()
     assert sizes.split() == ["0", "0", "0", "0"]
-    assert tiles == "2", "dq, and the kernel that finds its live tiles"
+    assert tiles == "1", "the backward; the plan's kernels have the forward's tiles"
     assert kinds == "['cubin', 'ptx', 'ttgir']"
     assert list(tmp_path.rglob("*.cubin")), "it lies where the runtime looks"
 
@@ -266,11 +270,11 @@ def test_candidates_fit_their_bucket(name: str) -> None:
 
 
 def test_a_row_is_replaced_for_its_bucket_and_put_back() -> None:
-    bucket, kind = BUCKETS["side_attention-dq-64"]
+    bucket, kind = BUCKETS["side_attention-backward-64"]
     table = sweep.TABLES["side_attention"]
     before, tile = dict(table), sweep.Tile(16, 128, 8, 4)
     with sweep.replaced(bucket, kind, tile):
-        served = [sweep.tile_key(table, ("dq", False), [128], n) for n in (63, 65)]
+        served = [sweep.tile_key(table, ("backward", False), [128], n) for n in (63, 65)]
         assert [table[key] == tile for key in served] == [True, False]
     assert table == before
 
@@ -302,7 +306,7 @@ def _swept(tmp_path, seconds: dict, broken, until: float = 1e9) -> list[lines.Li
 @pytest.mark.skipif(not INTERPRETED, reason="calls run in the interpreter here")
 def test_the_fastest_tile_is_proposed(tmp_path) -> None:
     present = sweep.present(*BUCKETS["side_attention-forward-64"])
-    best, broken = sweep.Tile(16, 128, 4, 3), sweep.Tile(16, 64, 4, 2)
+    best, broken = sweep.Tile(64, 128, 4, 3), sweep.Tile(64, 64, 4, 2)
     found = _swept(tmp_path, {str(best): 5e-4}, broken)
     (last,) = [x for x in found if x["event"] == "best"]
     assert (last["tile"], last["us"]) == (list(best), 500.0)
@@ -317,9 +321,23 @@ def test_the_fastest_tile_is_proposed(tmp_path) -> None:
 def test_the_present_tile_stays_unless_another_is_clearly_faster(tmp_path) -> None:
     present = sweep.present(*BUCKETS["side_attention-forward-64"])
     found = _swept(
-        tmp_path, {str(sweep.Tile(16, 128, 4, 3)): 9.8e-4}, sweep.Tile(16, 64, 4, 2), until=6.0
+        tmp_path, {str(sweep.Tile(64, 128, 4, 3)): 9.8e-4}, sweep.Tile(64, 64, 4, 2), until=6.0
     )
     (last,) = [x for x in found if x["event"] == "best"]
     assert last["tile"] == last["present_tile"] == list(present)
     notes = [x["text"] for x in found if x["event"] == "note"]
     assert notes == ["the screening was cut short: the step's time was over"]
+
+
+@pytest.mark.parametrize("name", [x for x in BUCKETS if x.startswith("side")])
+@pytest.mark.skipif(not INTERPRETED, reason="calls run in the interpreter here")
+def test_a_bucket_uses_the_row_that_is_swept(name: str) -> None:
+    """So does its small twin: with another tile in the row, its kernel is launched with it."""
+    bucket, kind = BUCKETS[name]
+    present = sweep.present(bucket, kind)
+    tile = present._replace(warps=12 - present.warps)  # 4 or 8
+    for problem in (bucket.call.real, bucket.call.small):
+        with sweep.replaced(bucket, kind, tile):
+            seen = dry_runs.dry(problem, bucket.kinds()[kind])
+        used = [x.options["num_warps"] for x in seen if bucket.uses(kind, x)]
+        assert used == [tile.warps], problem.name

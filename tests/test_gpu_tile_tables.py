@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
 def _dict(source: str) -> dict[tuple, tuple]:
     """TILES as Python evaluates it."""
-    (node,) = (x for x in ast.parse(source).body if "TILES" in ast.unparse(x).split(" = ")[0])
+    (node,) = (x for x in ast.parse(source).body if ast.unparse(x).startswith("TILES = "))
     names: dict = {"Tile": Tile}
     exec(ast.unparse(node), names)
     return names["TILES"]
@@ -95,7 +95,8 @@ def test_a_row_for_each_bucket(sources, tmp_path, capsys) -> None:
     assert _put(record, tmp_path / "r.jsonl") == 0
     after = sources[SIDE].read_text(encoding="utf-8")
     gone, come = _changes(SOURCES[SIDE], after)
-    assert gone == {'    ("dq", False, 128): Tile(64, 32, 4),'}
+    row = f'    ("dq", False, 128): {tile_tables.written(TABLES[SIDE]["dq", False, 128])},'
+    assert gone == {row}
     origin = "# H200, 2026-11-28:"
     block = (
         f'    ("dq", False, 128): Tile(128, 32, 8, 2, 255),  {origin} 200.0 us, 203.0 us before',
@@ -115,7 +116,7 @@ def test_a_row_for_each_bucket(sources, tmp_path, capsys) -> None:
     assert _formatted(sources[SIDE])
     assert sources[MAP].read_text(encoding="utf-8") == SOURCES[MAP]
     out = capsys.readouterr().out
-    assert f"+{block[1]}" in out and '-    ("dq", False, 128): Tile(64, 32, 4),' in out
+    assert f"+{block[1]}" in out and f"-{row}" in out
     assert _put(record, tmp_path / "r.jsonl") == 0
     assert sources[SIDE].read_text(encoding="utf-8") == after, "a second time changes nothing"
 
@@ -140,6 +141,17 @@ def test_buckets_that_agree_are_one_row(sources, tmp_path) -> None:
         '    ("dq", False, 128): Tile(32, 64, 4, 4),',
     }
     assert _dict(after) == TABLES[SIDE] | {("dq", False, 128): Tile(32, 64, 4, 4)}
+
+
+def test_a_kernel_that_serves_only_so_many_lanes_gets_no_row_for_all(sources, tmp_path) -> None:
+    """Its buckets keep their rows, even if they agree."""
+    record, tile = begun(), [64, 32, 8, 2, NONE]
+    for lanes, us in ((16, 8.0), (64, 9.0)):
+        key = ["backward", False, 128, lanes]
+        best(record, SIDE, key, tile, us, list(TABLES[SIDE][tuple(key)]), us + 1)
+    assert _put(record, tmp_path / "r.jsonl") == 0
+    changed = {("backward", False, 128, lanes): Tile(64, 32, 8) for lanes in (16, 64)}
+    assert _dict(sources[SIDE].read_text(encoding="utf-8")) == TABLES[SIDE] | changed
 
 
 def test_one_bucket_alone_does_not_speak_for_the_others(sources, tmp_path) -> None:

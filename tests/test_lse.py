@@ -73,6 +73,41 @@ def test_statistics_are_seen_detached_and_out_is_untouched(masked: bool) -> None
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_graph_has_the_same_statistics(grouped: bool) -> None:
+    q, k, v = (x.requires_grad_() for x in _inputs())
+    if not grouped:
+        k, v = (x.repeat_interleave(3, 1) for x in (k, v))
+    assert lse.graph_is_readable(q, k, v)
+    with Watch() as seen:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    found = lse.lse_of_graph(out.transpose(1, 2).contiguous()[:, 3:], q)
+    assert torch.equal(found, seen.lse(q)) and not found.requires_grad
+    assert lse.lse_of_graph(2.0 * out, q) is None, "not the attention's own output"
+    assert lse.lse_of_graph(out, q[:1]) is None and lse.lse_of_graph(q, q) is None
+    assert lse.lse_of_graph(out.detach(), q) is None
+
+
+def test_hooks_on_saved_tensors_are_not_called() -> None:
+    """Those of checkpointing would compute the layer again."""
+    q, k, v = (x.requires_grad_() for x in _inputs())
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert not lse.graph_is_readable(q, k, v)
+    with torch.no_grad():
+        assert not lse.graph_is_readable(q, k, v)
+    assert not lse.graph_is_readable(*(x.detach() for x in (q, k, v)))
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn"])
+def test_backwards_of_gpu_kernels_have_the_known_names(kernel: str) -> None:
+    q = torch.empty(1, 4, 96, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    op = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention")
+    bias = () if kernel == "flash" else (None, True)
+    node = op(q, q, q, *bias, is_causal=True)[0].grad_fn
+    name, statistics = lse.SAVED[node.name()]
+    assert name == f"aten_{kernel}" and hasattr(node, statistics) and hasattr(node, "_saved_query")
+
+
 def test_only_a_single_call_on_these_queries_counts() -> None:
     q, k, v = _inputs()
     with Watch() as seen:

@@ -100,13 +100,17 @@ def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
     out = sizes.empty(*like_out.shape, dtype=sizes.dtype)
     statistics = sizes.empty(sizes.rows, sizes.heads)
     inputs = side.Inputs(q, k, v, statistics if lse else None)
-    outputs, options = side.Outputs(out, statistics), side.Options(sizes.dim**-0.5, softcap)
+    rest = sizes.empty(*like_out.shape, dtype=sizes.dtype)
+    outputs = side.Outputs(out, statistics, rest if rest.itemsize == 2 else rest.new_empty(0))
+    options = side.Options(sizes.dim**-0.5, softcap)
     rows, allowed = sizes.rows_and_sets(sets)
     selection = Selection.of(rows, allowed)
     plan = side_attention_launch.plan(inputs, rows, allowed)
     side_attention_launch.forward(inputs, selection, plan, options)
     if not lse:
-        side_attention_launch.backward(outputs, inputs, outputs, selection, plan, options)
+        side_attention_launch.backward(
+            side.Upstream(out, statistics), inputs, outputs, selection, plan, options
+        )
 
 
 KINDS = {

@@ -81,7 +81,7 @@ def _binder(kernel: JITFunction, gpu: GPUTarget) -> tuple[BaseBackend, Callable]
 def recorded(label: str, run: Callable[[], object], edge: bool = False) -> Iterator[LabelledLaunch]:
     """The launches `run()` would make, on large devices and on small ones."""
     for small in (False, True):
-        with mock.patch.object(tiles, "small", lambda device: small), noted(launch=False) as seen:
+        with mock.patch.object(tiles, "small", return_value=small), noted(launch=False) as seen:
             run()
         for x in seen:
             yield LabelledLaunch(x.kernel, x.arguments, x.grid, x.options, label, edge, small)

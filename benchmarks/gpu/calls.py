@@ -9,6 +9,7 @@ import torch
 
 import groundkern as gk
 from benchmarks import problems
+from benchmarks.launches.noting import Launch
 from benchmarks.problems import Model, Problem
 
 BF16 = torch.bfloat16
@@ -145,10 +146,12 @@ def loss() -> Iterator[Sized]:
 
 
 def compared() -> Iterator[Sized]:
-    """Calls that others can compute too."""
+    """Calls that others can compute too. On 128k keys SDPA's mask and FlexAttention's blocks are
+    those of 64 rows; eager attention keeps every probability."""
     yield _sized(problems.linear_cross_entropy, WIDE, rows=4096)
-    yield _sized(problems.side_attention, SEVEN, rows=64, keys=8192)
-    yield _sized(problems.attention_map, SEVEN, over="columns", rows=32, keys=8192)
+    for keys, rows in ((32768, 64), (131072, 64), (32768, 8), (131072, 8)):
+        yield _sized(problems.side_attention, SEVEN, rows=rows, keys=keys)
+    yield _sized(problems.attention_map, SEVEN, KL_SETS, over="columns", rows=32, keys=8192)
     yield _sized(problems.linear_cross_entropy, THREE, rows=512)
     yield _sized(problems.attention_map, SEVEN, over="visible", rows=32, keys=8192)
     yield _sized(problems.linear_cross_entropy, THREE, rows=512, trained=False)
@@ -156,32 +159,36 @@ def compared() -> Iterator[Sized]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A call whose packed rows (rows times query heads of a KV head) fall into one bucket of the
-    tile tables. most: the bucket's end; None: no end."""
+    """A call whose lanes (rows times query heads of a KV head) fall into one bucket of the tile
+    tables. most: the bucket's end; None: no end."""
 
     op: str
     most: int | None
     call: Sized
 
     def kinds(self) -> dict[str, problems.Mode]:
-        """The kinds of rows in the op's tile table, with the mode that runs their kernels; "" if
-        there is one kind."""
+        """The kinds of rows in the op's tile table that serve the call, with the mode that runs
+        their kernels; "" if the table has one kind."""
         if self.op == "attention_map":
             return {"": "full"}
-        return {"forward": "forward", "dkv": "full", "dq": "full"}
+        if self.most is not None:
+            return {"forward": "forward", "backward": "full"}
+        return {"forward": "forward", "dq": "full", "dkv": "full"}
 
-    def kernels(self, kind: str) -> tuple[str, ...]:
-        """The kernels that use a table row of that kind."""
-        if kind:
-            return (f"{kind}_kernel" if kind == "forward" else f"backward_{kind}_kernel",)
-        columns = ("column_statistics", "map", "sums", "columns_dq", "columns_dk")
-        return tuple(f"{name}_kernel" for name in (*columns, "statistics", "visible_dq", "dk"))
+    def uses(self, kind: str, launch: Launch) -> bool:
+        """Whether a launch takes its tile from a row of that kind: the op's own kernels on tiles of
+        keys, but not those that make the step's plan."""
+        own = launch.kernel.fn.__module__ == f"groundkern.ops.{self.op}.triton_kernels"
+        named = not kind or launch.name in (f"{kind}_kernel", f"backward_{kind}_kernel")
+        return own and named and "BLOCK_N" in launch.options
 
 
 def buckets() -> Iterator[Bucket]:
-    """7 query heads share a KV head: 2, 9, 64 and 256 rows are 14, 63, 448 and 1792 packed ones."""
-    for most, rows in ((64, 9), (16, 2), (512, 64), (None, 256)):
-        side = _sized(problems.side_attention, SEVEN, few=SWEPT, rows=rows, keys=32768)
+    """7 query heads share a KV head: 2, 9, 18 and 64 rows are 14, 63, 126 and 448 lanes. A
+    rehearsal's few rows have so many query heads that they fall into the same buckets."""
+    for most, rows, heads in ((64, 9, 14), (16, 2, 7), (128, 18, 30), (None, 64, 40)):
+        few = replace(SWEPT, heads=heads, kv_heads=1)
+        side = _sized(problems.side_attention, SEVEN, few=few, rows=rows, keys=32768)
         yield Bucket("side_attention", most, side)
     for most, rows in ((64, 4), (512, 32)):
         kl = _sized(problems.attention_map, SEVEN, few=SWEPT, over="visible", rows=rows, keys=8192)

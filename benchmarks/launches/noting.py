@@ -54,6 +54,13 @@ class Launch:
                 nvidia.CudaLauncher(kernel.src, kernel.metadata)
 
 
+def kernel_class() -> type:
+    """Triton's JITFunction, or its interpreted stand-in."""
+    from groundkern.tile_kernels import _sum_kernel  # imports triton, which reads TRITON_INTERPRET
+
+    return type(_sum_kernel)
+
+
 @contextmanager
 def noted(launch: bool = True) -> Iterator[list[Launch]]:
     """Collects the launches of a block, in order.
@@ -61,9 +68,7 @@ def noted(launch: bool = True) -> Iterator[list[Launch]]:
     Args:
         launch: whether they also happen.
     """
-    from groundkern.tile_kernels import _sum_kernel  # imports triton, which reads TRITON_INTERPRET
-
-    kernels = type(_sum_kernel)  # Triton's JITFunction, or its interpreted stand-in
+    kernels = kernel_class()
     seen: list[Launch] = []
     plain = kernels.run
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.launches.kernels import NO_KERNEL
 from benchmarks.launches.noting import Launch, noted
+from groundkern.opaque import BODIES
 
 GPU = torch.device("cuda", 0)
 # An H100's or H200's: it decides how many splits there are, and not how many launches.
@@ -31,6 +32,11 @@ FACTORIES = (
 GEMMS = {"mm", "addmm", "bmm", "baddbmm"}
 
 
+def body_of(name: str) -> Callable:
+    """The body of one of our ops."""
+    return BODIES[name] if name in BODIES else OPDEFS[name]._init_fn
+
+
 class Bodies(TorchDispatchMode):
     """Runs the bodies of our ops; on meta tensors torch would run their fakes."""
 
@@ -38,7 +44,7 @@ class Bodies(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "groundkern":
             with self:
-                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+                return body_of(func._schema.name)(*args, **kwargs)
         return self.operator(func, args, kwargs)
 
     def operator(self, func, args: tuple, kwargs: dict):

@@ -24,9 +24,10 @@ import importlib, sys
 from types import SimpleNamespace
 
 import torch
-from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
+
+from benchmarks.launches.recording import body_of
 
 current, launched = [0], {}
 
@@ -73,7 +74,7 @@ for name, args in calls:
         continue
     launched[name] = []
     first, *rest = (x.detach().to("meta") if isinstance(x, torch.Tensor) else x for x in args[:-1])
-    OPDEFS[name.split()[1]]._init_fn(torch.Tensor._make_subclass(Second, first), *rest, "triton")
+    body_of(name.split()[1])(torch.Tensor._make_subclass(Second, first), *rest, "triton")
     assert current == [0], "the caller's device is current again"
 for name, devices in launched.items():
     print(name, len(devices), *sorted(set(devices)), sep="\\t")

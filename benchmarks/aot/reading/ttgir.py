@@ -61,9 +61,9 @@ def narrowed(ttir: str) -> list[str]:
         name, _, right = line.rpartition(" = ") if " = " in line else ("", "", line)
         used = bool(rounded & set(re.findall(r"%[\w#]+", right)))
         rounded.discard(name)  # regions beside one another use the same names
-        if re.search(r"arith\.truncf .*x(bf16|f16)", right):
-            rounded.add(name)
-        elif used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right):
+        if re.search(r"arith\.truncf .*x(bf16|f16)", right) or (
+            used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right)
+        ):
             rounded.add(name)
         elif used and not re.match(r"tt\.(dot|store)\b", right):
             found.append(line)

@@ -133,8 +133,10 @@ def _lead(key: tuple) -> tuple:
 
 
 def _joined(some: list[Proposal]) -> list[Proposal]:
-    """One row for all packed rows, if every measured bucket has the same tile."""
-    if len(some) < 2 or len({p.tile for p in some}) > 1:
+    """One row for all packed rows, if every measured bucket has the same tile and the table has
+    such a row: side attention's "backward" serves only so many."""
+    known = table(FILES[some[0].op].read_text(encoding="utf-8"))
+    if len(some) < 2 or len({p.tile for p in some}) > 1 or _lead(some[0].key) not in known:
         return some
     names = ("buckets", "presents", "us", "before")
     all_of = {name: tuple(x for p in some for x in getattr(p, name)) for name in names}
@@ -179,10 +181,10 @@ def rewritten(source: str, some: list[Proposal]) -> tuple[str, list[str]]:
     edits: list[tuple[int, int, int, list[str]]] = []  # from, up to, packed rows, new lines
     for p in some:
         lead = _lead(p.key)
-        if lead not in rows:
+        if lead not in rows and p.key not in rows:
             left.append(f"{p.op} {p.key}: the table has no row {lead} for other packed rows")
             continue
-        today = [rows.get(key, rows[lead]).tile for key in p.buckets]
+        today = [rows[key if key in rows else lead].tile for key in p.buckets]
         if any(now not in (then, p.tile) for now, then in zip(today, p.presents, strict=True)):
             left.append(f"{p.op} {p.key}: the table's tile is no longer the one that was timed")
             continue

@@ -45,7 +45,7 @@ def wanted(tiles: bool, few: int | None = None) -> list[Launch]:
         for bucket, kind, tile in swept()[:few]:
             with replaced(bucket, kind, tile):
                 some = dry_runs.dry(bucket.call.real, bucket.kinds()[kind])
-            found += [x for x in some if x.name in bucket.kernels(kind)]
+            found += [x for x in some if bucket.uses(kind, x)]
     else:
         for sized in [*calls.smoke(), *calls.attention(), *calls.loss()][:few]:
             found += dry_runs.dry(sized.real)

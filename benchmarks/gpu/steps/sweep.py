@@ -19,6 +19,7 @@ from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Bucket
 from benchmarks.gpu.steps.timing import DEFAULT
 from benchmarks.gpu.steps.worker import Cases, Context
+from groundkern import tiles
 from groundkern.ops.attention_map import triton_launch as attention_map
 from groundkern.ops.side_attention import triton_launch as side_attention
 from groundkern.tiles import Tile, tile_key
@@ -27,12 +28,15 @@ TABLES = {"side_attention": side_attention.TILES, "attention_map": attention_map
 GAIN = 0.97  # of the present tile's time
 SCREEN, FINAL, FINALISTS = 3, 15, 4  # rounds, rounds, tiles
 ELEMENTS = 8192  # the most that a tile of scores has
-# block_m by bucket: rows of a tile beyond those of the call do no work.
-HEIGHTS = {16: (16,), 64: (16, 32, 64), 512: (32, 64, 128), None: (64, 128)}
+# block_m by bucket: lanes of a tile beyond those of the call do no work.
+HEIGHTS = {16: (16,), 64: (16, 32, 64), 512: (32, 64, 128)}
 DIM, WIDE = 128, False  # bf16 at the head dimension of the models
 
 
 def cases(context: Context) -> Cases:
+    if tiles.small(context.device.torch):
+        context.write("note", text="this device uses SMALL_TILES, for which there is no sweep")
+        return
     for bucket in calls.buckets():
         for kind in bucket.kinds():
             name = f"{bucket.op} {kind or 'all kernels'}, packed rows to {bucket.most or 'any'}"
@@ -42,9 +46,27 @@ def cases(context: Context) -> Cases:
 def candidates(bucket: Bucket, kind: str) -> list[Tile]:
     """Tiles worth compiling; along the keys, multiples of the 32 keys whose mask bits one integer
     holds."""
-    sizes = product(HEIGHTS[bucket.most], (32, 64, 128), (4, 8), (2, 3, 4))
-    limits = 255 if bucket.op == "attention_map" else None
-    return [Tile(*size, limits) for size in sizes if size[0] * size[1] <= ELEMENTS]
+    if bucket.op == "attention_map":
+        sizes = product(HEIGHTS[bucket.most], (32, 64, 128), (4, 8), (2, 3, 4), (255,))
+    else:
+        heights, widths = _blocks(bucket, kind)
+        sizes = product(heights, widths, (4, 8), (2, 3, 4), (None, 128, 168))
+    return [Tile(*size) for size in sizes if size[0] * size[1] <= ELEMENTS]
+
+
+def _blocks(bucket: Bucket, kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Heights and widths of side attention's tiles for which the rows of its table still fit one
+    another, whatever is proposed for the others: those that share a plan's tiles.
+
+    All lanes of a bucket lie in one tile, and the forward's key tiles are whole ones of the
+    backward. Without an end, dq has the forward's tiles and dkv parts of them.
+    """
+    if bucket.most is not None:
+        return (bucket.most,), (64, 128) if kind == "forward" else (32, 64)
+    forward = present(bucket, "forward")
+    if kind == "dkv":
+        return tuple(x for x in (16, 32, 64) if forward.block_m % x == 0), (32, 64, 128)
+    return (forward.block_m,), (forward.block_n,)
 
 
 def key_of(bucket: Bucket, kind: str) -> tuple:
@@ -93,7 +115,7 @@ class _Sweep:
 
     def time(self, tile: Tile, rounds: int, label: str) -> float | None:
         """Microseconds of the kernels that use the row; None if the tile is out."""
-        device, governed = self.context.device, self.bucket.kernels(self.kind)
+        device = self.context.device
         status, total, each = "timed", None, {}
         try:
             with replaced(self.bucket, self.kind, tile):
@@ -104,7 +126,7 @@ class _Sweep:
                     status = f"out: {wrong}"
                 else:
                     played = {"expected": self.expected / len(seen), "label": str(tile)}
-                    for launch in (x for x in seen if x.name in governed):
+                    for launch in (x for x in seen if self.bucket.uses(self.kind, x)):
                         seconds = device.seconds_of(launch, rounds=rounds, **played)
                         each[launch.name] = each.get(launch.name, 0.0) + 1e6 * seconds
                     total = sum(each.values())

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from groundkern import side_attention
 from groundkern.checks import fail
 from groundkern.hf.model.rows import Rows
-from groundkern.lse import WATCHED, Watch
+from groundkern.hf.model.taken import take_beside
+from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
 from groundkern.selection import KeySets, QueryRows
 
 LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
@@ -36,16 +37,25 @@ class Layer(NamedTuple):
     window: int | None  # sliding window
     options: dict  # scale, softcap and backend of the ops
     normaliser: Tensor | None  # [B, Hq, S] log-sum-exp over exactly the keys that the rows see
+    taken: dict[int, Tensor]  # [N, Hq, D] of `q`, by the id of the rows
 
     @property
     def number(self) -> int:
         return self.module.__dict__[LAYER]
+
+    def queries(self, rows: QueryRows) -> Tensor:
+        """[N, Hq, D] of some rows."""
+        taken = self.taken.get(id(rows))
+        return rows.take(self.q) if taken is None else taken
 
 
 class Reading(Protocol):
     """What a loss or a recording reads in every layer."""
 
     uses_lse: bool  # whether the main pass's log-sum-exp spares work
+
+    def rows_at(self, number: int, window: int | None) -> QueryRows | None:
+        """The rows whose queries it takes from the layer of this number, if it takes any."""
 
     def read(self, run: BodyRun, layer: Layer) -> None:
         """Add one layer; once the run is finished, compute the same and add nothing."""
@@ -61,7 +71,7 @@ class SideRows:
         """[B, R, Hq, Dv]; lse [B, Hq, S] of the main pass, or None, is any shift."""
         rows, k = self.rows.at(layer.window), layer.k
         options = {**layer.options, "allowed": self.allowed, "lse": rows_of_lse(rows, lse)}
-        out = side_attention(rows.take(layer.q), k, layer.v, rows, **options).out
+        out = side_attention(layer.queries(rows), k, layer.v, rows, **options).out
         return out.unflatten(0, (len(k), len(out) // len(k)))
 
 
@@ -83,6 +93,13 @@ class BodyRun:
         self.uses_lse = side is not None or any(reading.uses_lse for reading in readings)
         self.layers = 0  # that ran so far
         self.finished = False  # a layer that runs now is recomputed by checkpointing
+
+    def taken_at(self, number: int, window: int | None) -> list[QueryRows]:
+        """The rows whose queries are taken from a layer."""
+        found = [reading.rows_at(number, window) for reading in self.readings]
+        if self.side is not None:
+            found.append(self.side.rows.at(window))
+        return [rows for rows in found if rows is not None]
 
     def refuse_lost_graph(self, what: str) -> None:
         """Raise when a layer runs without the graph that `what` needs.
@@ -107,21 +124,31 @@ def grounded(attention: Callable) -> Callable:
         if not run.finished:
             run.layers += 1
         length, total = run.length, query.shape[2]
-        q, k, v = query[:, :, :length], key[:, :, :length], value[:, :, :length]
+        window = kwargs.get("sliding_window")
+        selections = run.taken_at(module.__dict__[LAYER], window)
+        q, taken = take_beside(query, length, selections)
+        k, v = key, value
+        if length != total:
+            k, v = key[:, :, :length], value[:, :, :length]
         positions = kwargs.get("position_ids")
         if positions is not None and positions.shape[-1] == total:
             kwargs["position_ids"] = positions[..., :length]
         mask = _crop(attention_mask, length, total)
-        with _watch(run, module) as watch:
+        watched = run.uses_lse and not torch.compiler.is_compiling()
+        implementation = module.config._attn_implementation
+        watched = watched and implementation in WATCHED
+        saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
+        with Watch() if watched and not saved else nullcontext() as watch:
             out, weights = attention(module, q, k, v, mask, **kwargs)
         lse = None if watch is None else watch.lse(q)
+        if saved:
+            lse = lse_of_graph(out, q)
         scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
         options = {"scale": scale, "softcap": softcap, "backend": run.backend}
         # Side attention uses lse as a shift, which may be anything. A normaliser must be summed
         # over the very keys that the rows see: a mask hides some.
         normaliser = lse if mask is None else None
-        window = kwargs.get("sliding_window")
-        layer = Layer(module, q, k, v, out, window, options, normaliser)
+        layer = Layer(module, q, k, v, out, window, options, normaliser, taken)
         for reading in run.readings:
             reading.read(run, layer)
         if run.side is not None:
@@ -131,15 +158,12 @@ def grounded(attention: Callable) -> Callable:
     return grounded_attention
 
 
-def _watch(run: BodyRun, module: nn.Module):
-    """A watch for the main pass's log-sum-exp, if anything uses it and the backend shows it."""
-    watched = module.config._attn_implementation in WATCHED and not torch.compiler.is_compiling()
-    return Watch() if watched and run.uses_lse else nullcontext()
-
-
 def rows_of_lse(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
     """[N, Hq] of lse [B, Hq, S]."""
-    return None if lse is None else rows.take(lse[..., None])[..., 0]
+    if lse is None:
+        return None
+    sequence, position = rows.places()
+    return lse[sequence, :, position]
 
 
 def _refuse(kwargs: dict) -> None:

@@ -56,6 +56,9 @@ class SavedAttention:
         self.position = rows.position.clamp(min=0).long()  # [N]
         self.layers: list[SavedLayer] = []
 
+    def rows_at(self, number: int, window: int | None) -> None:
+        """None: it takes them itself, without a gradient."""
+
     def read(self, run: BodyRun, layer: Layer) -> None:
         """Save one layer."""
         if run.finished:

@@ -30,6 +30,9 @@ class SavedLayers:
     def __init__(self) -> None:
         self.layers: list[Layer] = []
 
+    def rows_at(self, number: int, window: int | None) -> None:
+        """None."""
+
     def read(self, run: BodyRun, layer: Layer) -> None:
         """Save one layer."""
         run.refuse_lost_graph("GradCAM")

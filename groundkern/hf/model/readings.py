@@ -6,7 +6,7 @@ tensors: a layer that checkpointing recomputes reads the same maps and leaves th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -38,11 +38,16 @@ class MapRows:
     columns: Tensor
     allowed: KeySets | None = None
     image: Tensor | None = None
+    _own: dict[int | None, Tensor] = field(default_factory=dict)
 
     def own(self, window: int | None) -> Tensor:
-        """bool [N, C]: the columns of its own image that a row sees."""
-        rows = self.rows.at(window)
-        columns = self.columns[rows.sequence.long()]  # [N, C]
+        """bool [N, C]: the columns of its own image that a row sees; made once for each window."""
+        if window not in self._own:
+            self._own[window] = self._make_own(self.rows.at(window))
+        return self._own[window]
+
+    def _make_own(self, rows: QueryRows) -> Tensor:
+        columns = self.columns[rows.places()[0]]  # [N, C]
         seen = (columns >= 0) & (columns >= rows.start[:, None]) & (columns < rows.stop[:, None])
         return seen if self.image is None else seen & self.image
 
@@ -69,9 +74,16 @@ class _MapReading:
         self.over = "columns" if over == "columns" else "visible"
         self.uses_lse = self.over == "visible"
 
+    def rows_at(self, number: int, window: int | None) -> QueryRows | None:
+        """The rows, in the layers that count."""
+        return self.at.rows.at(window) if self._counted(number) else None
+
+    def _counted(self, number: int) -> bool:
+        return self.layers is None or number in self.layers
+
     def counts(self, run: BodyRun, layer: Layer) -> bool:
         """Whether this layer counts; it must have a graph then."""
-        if self.layers is not None and layer.number not in self.layers:
+        if not self._counted(layer.number):
             return False
         run.refuse_lost_graph("attention maps")
         return True
@@ -87,7 +99,7 @@ class _MapReading:
     def map(self, layer: Layer) -> Tensor:
         """[N, C] of one layer (K1), (K2)."""
         rows = self.at.rows.at(layer.window)
-        q, columns = rows.take(layer.q), self.at.columns
+        q, columns = layer.queries(rows), self.at.columns
         return attention_map(q, layer.k, rows, columns, **self.options(layer, rows))
 
 
@@ -99,20 +111,23 @@ class MapLoss(_MapReading):
         self.target, self.klal = target, klal  # [N, C]
         self.total = torch.zeros(len(target), device=target.device)  # [N]
         self.seen = torch.zeros(len(target), device=target.device)  # [N] layers
+        self._sees: dict[int | None, Tensor] = {}  # bool [N] by window: the row sees its target
 
     def read(self, run: BodyRun, layer: Layer) -> None:
         """Add one layer."""
         if not self.counts(run, layer):
             return
-        rows, own = self.at.rows.at(layer.window), self.at.own(layer.window)
+        rows, window = self.at.rows.at(layer.window), layer.window
         if self.klal.from_maps:
-            loss = map_loss(self.map(layer), self.target, own, self.klal)
+            loss = map_loss(self.map(layer), self.target, self.at.own(window), self.klal)
         else:
             options = {**self.options(layer, rows), "heads": self.klal.heads}
-            q, columns = rows.take(layer.q), self.at.columns
+            q, columns = layer.queries(rows), self.at.columns
             loss = attention_kl(q, layer.k, self.target, rows, columns, **options)
         if not run.finished:
-            self.seen = self.seen + ((self.target > 0) & own).any(1)
+            if window not in self._sees:
+                self._sees[window] = ((self.target > 0) & self.at.own(window)).any(1)
+            self.seen = self.seen + self._sees[window]
             self.total = self.total + loss
 
     def rows(self) -> Tensor:
@@ -158,6 +173,9 @@ class RecordedMaps(_MapReading):
     def __init__(self, at: MapRows) -> None:
         super().__init__(at)
         self.maps: list[Tensor] = []  # [N, C] each
+
+    def rows_at(self, number: int, window: int | None) -> QueryRows | None:
+        """None: it takes them itself, without a gradient."""
 
     def read(self, run: BodyRun, layer: Layer) -> None:
         """Add one layer."""

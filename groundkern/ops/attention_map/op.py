@@ -6,9 +6,9 @@ An absent gradient travels as an empty tensor, because an op's outputs cannot be
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.opaque import custom_op
 from groundkern.ops.attention_map import (
     NO_MAP_PLAN,
     Inputs,

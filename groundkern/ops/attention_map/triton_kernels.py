@@ -37,25 +37,27 @@ KL_EACH = tl.constexpr(attention_map.KL_EACH)
 @helper
 def _u(x, at, own, dkl, KIND: tl.constexpr):
     """u of the table above."""
-    if (KIND == MAP) | (KIND == CONTRIBUTION):
-        return tl.load(x.upstream + at, mask=own, other=0.0)
-    return -dkl * tl.load(x.target + at, mask=own, other=0.0)
+    if KIND == KL_MEAN or KIND == KL_EACH:
+        u = -dkl * tl.load(x.target + at, mask=own, other=0.0)
+    else:
+        u = tl.load(x.upstream + at, mask=own, other=0.0)
+    return u
 
 
 @helper
 def _z(x, log_p, own, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
     """z of the table above."""
-    own = own & (log_p > -mk.INFINITE)
     if KIND == KL_EACH:
         z = tl.full(log_p.shape, 1.0, tl.float32)
     elif KIND == KL_MEAN:
+        # Its mask must not depend on the scores: Triton cannot pipeline a dot before a load.
         log_map = tl.load(x.log_map + at, mask=own, other=0.0)
         z = tl.exp(tl.minimum(log_p - log_map, 80.0))  # a head of weight 0 may lie far above
     else:
         z = tl.exp(log_p)
         if KIND == CONTRIBUTION:
             z *= tl.maximum(value, 0.0) if RECTIFY else value
-    return tl.where(own, z, 0.0)
+    return tl.where(own & (log_p > -mk.INFINITE), z, 0.0)
 
 
 @helper
@@ -67,7 +69,7 @@ def _of_rows(x, n, at, mask, KIND: tl.constexpr):
         weight = tl.load(x.weight + at, mask=mask, other=0.0)
     if x.dnorm is not None:
         dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
-    if (KIND == KL_MEAN) | (KIND == KL_EACH):
+    if KIND == KL_MEAN or KIND == KL_EACH:
         dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
     return mk.norm_of(x, at, mask), weight, dnorm, dkl
 
@@ -289,10 +291,10 @@ def _sums_kernel(
             value = tk.dot(g, tl.trans(v))
         to = tk.wide(x.C) * n[:, None] + place[None, :]
         if KIND == KL_EACH:
-            used = own & (log_p > -mk.INFINITE)
-            target = tl.load(x.target + to, mask=used, other=0.0)
-            log_target = tl.log(tl.where(target > 0.0, target, 1.0))
-            total += tl.sum(tl.where(target > 0.0, target * (log_target - log_p), 0.0), 1)
+            target = tl.load(x.target + to, mask=own, other=0.0)
+            used = (target > 0.0) & (log_p > -mk.INFINITE)
+            log_target = tl.log(tl.where(used, target, 1.0))
+            total += tl.sum(tl.where(used, target * (log_target - log_p), 0.0), 1)
         else:
             u = _u(x, to, own, dkl[:, None], KIND)
             total += tl.sum(u * _z(x, log_p, own, value, to, KIND, RECTIFY), 1)

@@ -18,7 +18,13 @@ class Options(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Also their gradients."""
-
     out: Tensor  # [N, Hq, Dv] in q's dtype
     lse: Tensor  # [N, Hq] fp32, natural log
+    # [N, Hq, Dv] in q's dtype, for a backward that sums out . dout: what out lost when it was
+    # rounded. Without it p (dp - delta) does not cancel if one key takes all. Empty if not used.
+    rest: Tensor
+
+
+class Upstream(NamedTuple):
+    out: Tensor  # [N, Hq, Dv]
+    lse: Tensor  # [N, Hq]

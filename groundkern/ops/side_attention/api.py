@@ -76,4 +76,4 @@ def side_attention(
     options = Options(scale or sizes["D"] ** -0.5, softcap or 0.0)
     name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(inputs))
     plan = op.plan(name, inputs, rows, allowed)
-    return SideAttention(*op.side_attention(*inputs, *selection, *plan, *options, name))
+    return SideAttention(*op.side_attention(*inputs, *selection, *plan, *options, name)[:2])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from groundkern import native
 from groundkern.op_body import empty_like
-from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import Plan
 from groundkern.selection import Selection
 
@@ -23,15 +23,15 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
 
     q, _, v, _ = inputs
     out = torch.empty(*q.shape[:2], v.shape[3], dtype=q.dtype)
-    outputs = Outputs(out, torch.empty(q.shape[:2]))
+    outputs = Outputs(out, torch.empty(q.shape[:2]), q.new_empty(0))
     operands = native.operands(inputs._replace(lse=None))
-    tensors = operands | native.selection(selection) | outputs._asdict()
+    tensors = operands | native.selection(selection) | {"out": out, "lse": outputs.lse}
     native.call(_C.side_attention_forward, tensors, **options._asdict())
     return outputs
 
 
 def backward(
-    upstream: Outputs,
+    upstream: Upstream,
     inputs: Inputs,
     outputs: Outputs,
     selection: Selection,

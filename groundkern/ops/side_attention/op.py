@@ -1,10 +1,10 @@
 """`groundkern::side_attention` and its backward, opaque to torch.compile."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.opaque import custom_op
+from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.precision import accumulation_dtype
 from groundkern.selection import KeySets, QueryRows, Selection
@@ -30,7 +30,7 @@ def plan(backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None)
 @custom_op(
     "groundkern::side_attention",
     mutates_args=(),
-    schema=f"({schema(Inputs, Selection, Plan, Options)}, str backend) -> (Tensor, Tensor)",
+    schema=f"({schema(Inputs, Selection, Plan, Options)}, str backend) -> (Tensor, Tensor, Tensor)",
 )
 @op_body(Inputs, Selection, Plan, Options)
 def side_attention(inputs, selection, plan, options, backend) -> Outputs:
@@ -39,10 +39,11 @@ def side_attention(inputs, selection, plan, options, backend) -> Outputs:
 
 @side_attention.register_fake
 @grouped(Inputs)
-def _(inputs, *_):
+def _(inputs, *others):
     rows, heads, _ = inputs.q.shape
     out = inputs.q.new_empty(rows, heads, inputs.v.shape[3])
-    return out, out.new_empty(rows, heads, dtype=accumulation_dtype(out.dtype))
+    rest = empty_like(out) if others[-1] == "triton" and out.itemsize == 2 else out.new_empty(0)
+    return out, out.new_empty(rows, heads, dtype=accumulation_dtype(out.dtype)), rest
 
 
 @custom_op(
@@ -50,10 +51,11 @@ def _(inputs, *_):
     mutates_args=(),
     schema=(
         f"(Tensor dout, Tensor dlse, {schema(Inputs)}, Tensor out, Tensor own_lse, "
+        "Tensor rest, "
         f"{schema(Selection, Plan, Options)}, str backend) -> (Tensor, Tensor, Tensor)"
     ),
 )
-@op_body(Outputs, Inputs, Outputs, Selection, Plan, Options)
+@op_body(Upstream, Inputs, Outputs, Selection, Plan, Options)
 def side_attention_backward(
     upstream, inputs, outputs, selection, plan, options, backend
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +63,7 @@ def side_attention_backward(
 
 
 @side_attention_backward.register_fake
-@grouped(Outputs, Inputs)
+@grouped(Upstream, Inputs)
 def _(upstream, inputs, *_):
     return tuple(empty_like(x) for x in inputs[:3])
 
@@ -71,11 +73,15 @@ def _setup_context(ctx, inputs, output) -> None:
     tensors, sizes = plan.divided()
     ctx.save_for_backward(*inputs._replace(lse=None), *output, *selection, *tensors)
     ctx.options = (*sizes, *options)
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, *upstream: Tensor):
-    upstream = (x.contiguous() for x in upstream)
-    gradients = side_attention_backward(*upstream, *ctx.saved_tensors, *ctx.options)
+def _backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
+    q, _, v, _, _, lse, *_ = ctx.saved_tensors
+    dout = q.new_zeros(*q.shape[:2], v.shape[3]) if dout is None else dout.contiguous()
+    dlse = lse.new_zeros(lse.shape) if dlse is None else dlse.contiguous()
+    gradients = side_attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.options)
     return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 

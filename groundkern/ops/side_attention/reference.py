@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import Plan
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import row_blocks, scores, vjp
@@ -42,11 +42,11 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
     lse = q.new_full(q.shape[:2], -torch.inf, dtype=wide)
     for b, rows, block in _blocks(inputs, selection, options):
         out[rows], lse[rows] = block(*(x.to(wide) for x in (q[rows], k[b], v[b])))
-    return Outputs(out, lse)
+    return Outputs(out, lse, q.new_empty(0))
 
 
 def backward(
-    upstream: Outputs,
+    upstream: Upstream,
     inputs: Inputs,
     outputs: Outputs,
     selection: Selection,

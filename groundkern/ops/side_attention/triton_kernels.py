@@ -66,8 +66,8 @@ def _merge(
     at,  # [BLOCK_M] in the first part
     size,
     chosen,  # (first, last, step) of the parts
-    into_ptr,  # [..., Dv]
-    into,  # [BLOCK_M]: where into_ptr has the row tile
+    into_ptrs,  # acc and None, or out and rest: [..., Dv]
+    into,  # [BLOCK_M]: where they have the row tile
     mask,
     DV: tl.constexpr,
     RUNNING: tl.constexpr,
@@ -106,9 +106,20 @@ def _merge(
         if FINAL:
             acc /= tl.where(l > 0.0, l, 1.0)[:, None]
         tl.debug_barrier()  # the first part may be what is written
-        pointers = into_ptr + into[:, None] * DV + d[None, :]
-        tl.store(pointers, acc.to(into_ptr.dtype.element_ty), mask=stored)
+        _store_rounded(into_ptrs, into[:, None] * DV + d[None, :], acc, stored)
     return m, l
+
+
+@helper
+def _store_rounded(ptrs, at, x, mask):
+    """x in the dtype of the first of two tensors, and in the second, if there is one, what it lost
+    by that."""
+    first, second = ptrs
+    rounded = x.to(first.dtype.element_ty)
+    tl.store(first + at, rounded, mask=mask)
+    if second is not None:
+        rest = x - rounded.to(tl.float32)
+        tl.store(second + at, rest.to(second.dtype.element_ty), mask=mask)
 
 
 @helper
@@ -137,7 +148,7 @@ def _one_row(
 ):
     """log-sum-exp and out [padded Dv] of one row and head over all its key tiles."""
     b, first, count, n, head = row
-    d, dv, i = tl.arange(0, padded(D)), tl.arange(0, padded(DV)), tl.arange(0, WIDTH)
+    d, i = tl.arange(0, padded(D)), tl.arange(0, WIDTH)
     q = tl.load(x.q.ptr + tk.wide(n) * x.q.n + tk.wide(head) * x.q.h + d, mask=d < D, other=0.0)
     start = tl.load(x.selection.start + n)
     stop = tl.load(x.selection.stop + n)
@@ -174,7 +185,7 @@ def _rows_again(
     tile,  # (sequence, first key tile, how many)
     n,  # [BLOCK_M]
     head,  # [BLOCK_M]
-    out_ptr,
+    out_ptrs,
     lse_ptr,
     keys,
     D: tl.constexpr,
@@ -190,7 +201,7 @@ def _rows_again(
             place = (tile[0], tile[1], tile[2], row, of)
             lse, out = _one_row(x, place, keys, D, DV, BLOCK_N)
             at = tk.wide(row) * x.heads + of
-            tl.store(out_ptr + at * DV + d, out.to(out_ptr.dtype.element_ty), mask=d < DV)
+            _store_rounded(out_ptrs, at * DV + d, out, d < DV)
             tl.store(lse_ptr + at, lse)
 
 
@@ -199,7 +210,7 @@ def _forward_kernel(
     x,  # `Planned`
     shift_ptr,  # fp32 [N, Hq], the main pass's log-sum-exp, or None
     parts,  # fp32 (m, l [splits, N, Hq], acc [splits, N, Hq, Dv])
-    out_ptr,  # [N, Hq, Dv]
+    out_ptrs,  # out and rest [N, Hq, Dv]; rest None: out is not rounded
     lse_ptr,  # fp32 [N, Hq]
     counters_ptr,  # int32, zeros
     N,
@@ -226,7 +237,10 @@ def _forward_kernel(
     splits = tl.num_programs(2)
     complete = splits == 1
     if complete:
-        tk.store_tile(out_ptr, at, mask, acc / tl.where(l > 0.0, l, 1.0)[:, None], DV)
+        d = tl.arange(0, padded(DV))
+        stored = mask[:, None] & (d < DV)[None, :]
+        acc /= tl.where(l > 0.0, l, 1.0)[:, None]
+        _store_rounded(out_ptrs, at[:, None] * DV + d[None, :], acc, stored)
     else:
         size = tk.wide(N) * x.heads
         tk.store_tile(parts[2], at + tl.program_id(2) * size, mask, acc, DV)
@@ -242,14 +256,14 @@ def _forward_kernel(
                 into = at + begin * size
                 chosen = (begin, end, step)
                 m, l = _merge(
-                    parts, at, size, chosen, parts[2], into, mask, DV, RUNNING, FINAL=False
+                    parts, at, size, chosen, (parts[2], None), into, mask, DV, RUNNING, FINAL=False
                 )
                 _store_stats(parts, into, mask, m, l, RUNNING)
                 complete = ak.last_to_arrive(counters_ptr + groups, groups)
                 begin, end, step = 0, splits, ak._RADIX
         if complete:
             chosen = (begin, end, step)
-            m, l = _merge(parts, at, size, chosen, out_ptr, at, mask, DV, RUNNING, FINAL=True)
+            m, l = _merge(parts, at, size, chosen, out_ptrs, at, mask, DV, RUNNING, FINAL=True)
     if complete:
         if RUNNING:
             tl.store(lse_ptr + at, tk.log_sum2(m, l), mask=mask)
@@ -260,7 +274,7 @@ def _forward_kernel(
             if tl.max(lost.to(tl.int32), 0) > 0:
                 tl.debug_barrier()  # before rows are stored again
                 tile = (b, first, count)
-                _rows_again(x, lost, tile, n, head, out_ptr, lse_ptr, keys, D, DV, BLOCK_N)
+                _rows_again(x, lost, tile, n, head, out_ptrs, lse_ptr, keys, D, DV, BLOCK_N)
 
 
 @helper
@@ -269,10 +283,12 @@ def _delta(outputs, at, mask, dout, DV: tl.constexpr):
 
     Summed by a dot as dp is, so that the two cancel to the bit if one key takes all.
     """
-    out_ptr, dlse_ptr = outputs
+    out_ptr, rest_ptr, dlse_ptr = outputs
     out = tk.load_tile(out_ptr, at, DV, mask, DV)
     i = tl.arange(0, at.shape[0])
     products = tk.dot(dout, tl.trans(out))  # [BLOCK_M, BLOCK_M], of which the diagonal
+    if rest_ptr is not None:
+        products += tk.dot(dout, tl.trans(tk.load_tile(rest_ptr, at, DV, mask, DV)))
     delta = tl.sum(tl.where(i[:, None] == i[None, :], products, 0.0), 1)
     return delta - tl.load(dlse_ptr + at, mask=mask, other=0.0)
 
@@ -306,7 +322,7 @@ def _backward_kernel(
     x,  # `Planned`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
-    outputs,  # (out [N, Hq, Dv], fp32 dlse [N, Hq])
+    outputs,  # (out and rest [N, Hq, Dv], fp32 dlse [N, Hq])
     dk_ptr,  # [B, Hkv, S, D]
     dv_ptr,  # [B, Hkv, S, Dv]
     dq_ptr,  # fp32 [splits, N, Hq, D]
@@ -357,7 +373,7 @@ def _backward_dq_kernel(
     x,  # `Planned`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
-    outputs,  # (out [N, Hq, Dv], fp32 dlse [N, Hq])
+    outputs,  # (out and rest [N, Hq, Dv], fp32 dlse [N, Hq])
     delta_ptr,  # fp32 [N, Hq]
     dq_ptr,  # fp32 [splits, N, Hq, D]
     N,
@@ -394,8 +410,8 @@ def _backward_dq_kernel(
 @kernel
 def _backward_dkv_kernel(
     x,  # `Planned`
-    row_tiles_ptr,  # of the `Plan`
-    row_counts_ptr,  # of the `Plan`
+    row_tiles_ptr,  # of the `Plan`, or None
+    row_spans_ptr,  # of the `Plan`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
     delta_ptr,  # fp32 [N, Hq]
@@ -412,15 +428,15 @@ def _backward_dkv_kernel(
     """dk, dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
-    count = tl.load(row_counts_ptr + tl.program_id(0) * 2)
-    end = tl.load(row_counts_ptr + tl.program_id(0) * 2 + 1)
+    span_ptr = row_spans_ptr + tl.program_id(0) * 3
+    count, span = tl.load(span_ptr), (tl.load(span_ptr + 1), tl.load(span_ptr + 2))
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
     v = tk.load_keys(x.v, b, kv_head, j, read, DV)
     dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
     dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for e in range(count * (TILE_M // BLOCK_M)):
-        n, head, mask = ak.row_tile_of(x, row_tiles_ptr, e, end, parts, BLOCK_M, TILE_M)
+        n, head, mask = ak.row_tile_of(x, row_tiles_ptr, span, e, parts, BLOCK_M, TILE_M)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         dout = tk.load_tile(dout_ptr, at, DV, mask, DV)
@@ -428,7 +444,7 @@ def _backward_dkv_kernel(
         allowed = tk.allowed_rows(x.selection, start, stop, member, j0, keys, BLOCK_N)
         raw = tk.dot(k, tl.trans(q))  # [BLOCK_N, BLOCK_M]
         s = tk.log2_scores(raw, x.scale, x.softcap)
-        # What each row has is loaded where it is used: early, it takes registers that are not there.
+        # Loaded only here: through the product above there are no registers for it.
         lse = tl.load(lse_ptr + at, mask=mask, other=0.0) * tk._LOG2_E
         p = tl.exp2(tl.where(allowed, s - lse[None, :], -float("inf")))
         dv += tk.dot(p.to(dout.dtype), dout)

@@ -9,7 +9,7 @@ from torch import Tensor
 from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import Planned, merge_counters, row_grid
 from groundkern.op_body import empty_like, zeros_like
-from groundkern.ops.side_attention import Inputs, Options, Outputs
+from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.ops.side_attention import triton_kernels as kernels
 from groundkern.plan import NO_PLAN, Plan, kept
 from groundkern.selection import KeySets, QueryRows, Selection
@@ -135,10 +135,13 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
     q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
     lse = None if inputs.lse is None or q.dtype == torch.float16 else inputs.lse.contiguous()
     (rows, heads, _), dim = q.shape, v.shape[3]
-    outputs = Outputs(q.new_empty(rows, heads, dim), q.new_empty(rows, heads, dtype=torch.float32))
+    out, rounded = q.new_empty(rows, heads, dim), q.dtype != torch.float32
+    own_lse = q.new_empty(rows, heads, dtype=torch.float32)
+    outputs = Outputs(out, own_lse, empty_like(out) if rounded else q.new_empty(0))
     if plan.tiles is None:
         outputs.out.zero_()
         outputs.lse.fill_(-torch.inf)
+        outputs.rest.zero_()
         return outputs
     launch = _Launch(Inputs(q, k, v, lse), selection.contiguous(), plan, options)
     tile = launch.tile("forward")
@@ -150,7 +153,8 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
         launch.planned(),
         lse,
         (*sums, acc),
-        *outputs,
+        (out, outputs.rest if rounded else None),
+        own_lse,
         tiles.arrival_counters(q.device, merge_counters(grid)),
         rows,
         k.shape[2],
@@ -160,7 +164,7 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
 
 
 def backward(
-    upstream: Outputs,
+    upstream: Upstream,
     inputs: Inputs,
     outputs: Outputs,
     selection: Selection,
@@ -173,13 +177,14 @@ def backward(
         return tuple(zeros_like(x) for x in (q, k, v))
     launch = _Launch(Inputs(q, k, v, None), selection.contiguous(), plan, options)
     dout, out = (tiles.rows_contiguous(x.out) for x in (upstream, outputs))
+    rest = outputs.rest if outputs.rest.numel() else None
     read = (dout, outputs.lse.contiguous())
     (rows, heads, _), (batch, kv_heads, keys, _) = q.shape, k.shape
     dk, dv = empty_like(k), empty_like(v)
     tile = launch.tile("backward" if plan.one_tile else "dq")
     grid = launch.grid(tile)
     part = q.new_empty(grid[2], *q.shape, dtype=torch.float32)
-    made = (out, upstream.lse)
+    made = (out, rest, upstream.lse)
     if plan.one_tile:
         kernels._backward_kernel[grid](
             launch.planned(),
@@ -202,13 +207,13 @@ def backward(
     kernels._backward_dkv_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
         launch.planned(),
         plan.row_tiles,
-        plan.row_counts,
+        plan.row_spans,
         *read,
         delta,
         dk,
         dv,
         keys,
-        plan.row_tiles.shape[1],
+        0 if plan.row_tiles is None else plan.row_tiles.shape[1],
         TILE_M=plan.block_m,
         **launch.constants(tile),
     )

@@ -1,0 +1,188 @@
+"""What the Triton attention kernels read, write and multiply: one `Pass` per kernel of a call.
+
+Computed from sizes and from the launchers' own tile tables and rule of splits; nothing here is
+measured. One sequence, bf16, every key used, on a card with 132 multiprocessors (H100, H200).
+What any implementation needs at least is in floors.py.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.costs.floors import AttentionSizes, Mode
+from groundkern import tiles
+from groundkern.attention_kernels import RADIX
+from groundkern.ops.attention_map import triton_launch as attention_map_launch
+from groundkern.ops.side_attention import triton_launch as side_attention_launch
+from groundkern.tiles import Tile
+
+CARD = torch.device("meta")  # has as many processors as an H200, as far as `tiles` is concerned
+PROCESSORS = 132
+FP32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kernel of a call.
+
+    read, written: bytes of device memory; operands that several programs read at about the same
+    time count once, because the L2 cache serves the others. flops: of the dots, with rows and keys
+    that only fill up tiles. busy: the share of the processors' time in which they have a program,
+    if all key tiles take equally long. flight: bytes of K and V that are asked for ahead of their
+    use on the whole card; 0: nothing is prefetched. merged: bytes that the last program to arrive
+    reads by itself, while all others are done.
+    """
+
+    kernel: str
+    read: int
+    written: int
+    flops: int = 0
+    programs: int = 1
+    busy: float = 1.0
+    flight: int = 0
+    merged: int = 0
+
+
+def _up(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Row tiles x KV heads x splits, and what follows from them."""
+
+    s: AttentionSizes
+    tile: Tile
+    keys: int  # that are gone over
+
+    @property
+    def lanes(self) -> int:
+        return self.s.rows * self.s.heads // self.s.kv_heads
+
+    @property
+    def row_tiles(self) -> int:
+        return _up(self.lanes, self.tile.block_m)
+
+    @property
+    def key_tiles(self) -> int:
+        return _up(self.keys, self.tile.block_n)
+
+    @property
+    def splits(self) -> int:
+        return tiles.splits(CARD, self.row_tiles * self.s.kv_heads, self.key_tiles)
+
+    @property
+    def programs(self) -> int:
+        return self.row_tiles * self.s.kv_heads * self.splits
+
+    @property
+    def busy(self) -> float:
+        rounds = _up(self.programs, PROCESSORS) * _up(self.key_tiles, self.splits)
+        return self.row_tiles * self.s.kv_heads * self.key_tiles / (PROCESSORS * rounds)
+
+    def flops(self, dots: int) -> int:
+        padded = self.row_tiles * self.tile.block_m * self.key_tiles * self.tile.block_n
+        return dots * 2 * padded * self.s.dim * self.s.kv_heads
+
+    def flight(self, dims: int) -> int:
+        """dims: of what is loaded for a key, D + Dv or D."""
+        tile = self.tile.block_n * dims * self.s.itemsize
+        return min(self.programs, 2 * PROCESSORS) * (self.tile.stages - 1) * tile
+
+    def parts(self, width: int) -> int:
+        """Bytes of all splits' partial sums of `width` numbers a row and head."""
+        return self.splits * self.s.rows * self.s.heads * width * FP32
+
+
+def _side_tile(name: str, lanes: int, dims: list[int]) -> Tile | None:
+    table = side_attention_launch.TILES
+    return table.get(tiles.tile_key(table, (name, False), dims, lanes))
+
+
+def _side_forward(s: AttentionSizes, used: int, q: int, out: int) -> Pass:
+    lanes, dims = s.rows * s.heads // s.kv_heads, [s.dim, s.value_dim]
+    grid = _Grid(s, _side_tile("forward", lanes, dims), s.used)
+    width = s.value_dim + 2  # acc, m, l
+    groups = _up(grid.splits, RADIX)
+    parts = grid.parts(width) if grid.splits > 1 else 0
+    second = groups * s.rows * s.heads * width * FP32 if groups > 1 else 0
+    of_program = min(lanes, grid.tile.block_m) * width * FP32
+    merged = of_program * (min(grid.splits, RADIX) + (groups if groups > 1 else 0))
+    return Pass(
+        "_forward_kernel",
+        read=s.itemsize * (q + used) + parts + second,
+        written=s.itemsize * out + FP32 * s.rows * s.heads + parts + second,
+        flops=grid.flops(2),
+        programs=grid.programs,
+        busy=grid.busy,
+        flight=grid.flight(s.dim + s.value_dim),
+        merged=merged if parts else 0,
+    )
+
+
+def side_attention(s: AttentionSizes, mode: Mode) -> list[Pass]:
+    """Forward; and the backward in one pass over K and V if all lanes fit one tile, else in two."""
+    lanes, dims = s.rows * s.heads // s.kv_heads, [s.dim, s.value_dim]
+    q, out = s.rows * s.heads * s.dim, s.rows * s.heads * s.value_dim
+    used = s.kv_heads * s.used * (s.dim + s.value_dim)
+    whole = s.kv_heads * s.keys * (s.dim + s.value_dim)
+    statistics = FP32 * s.rows * s.heads
+    passes = [_side_forward(s, used, q, out)]
+    if mode == "forward":
+        return passes
+    one = _side_tile("backward", lanes, dims)
+    grid = _Grid(s, one or _side_tile("dq", 2**31, dims), s.used)
+    first = Pass(
+        "_backward_kernel" if one else "_backward_dq_kernel",
+        read=s.itemsize * (q + 2 * out + used) + 2 * statistics,
+        written=grid.parts(s.dim) + (s.itemsize * whole if one else statistics),
+        flops=grid.flops(5 if one else 3),
+        programs=grid.programs,
+        busy=grid.busy,
+        flight=grid.flight(s.dim + s.value_dim),
+    )
+    passes.append(first)
+    if not one:
+        passes.append(_dkv(s, used, whole, q + out))
+    reduced = Pass(
+        "_sum_kernel", read=grid.parts(s.dim), written=s.itemsize * q, programs=PROCESSORS
+    )
+    return [*passes, reduced]
+
+
+def _dkv(s: AttentionSizes, used: int, whole: int, rows: int) -> Pass:
+    """A program owns a wide key tile and goes over all rows, which it finds in the L2 cache."""
+    lanes = s.rows * s.heads // s.kv_heads
+    tile = _side_tile("dkv", 2**31, [s.dim, s.value_dim])
+    programs = _up(s.keys, tile.block_n) * s.kv_heads
+    padded = _up(lanes, tile.block_m) * tile.block_m * _up(s.used, tile.block_n) * tile.block_n
+    return Pass(
+        "_backward_dkv_kernel",
+        read=s.itemsize * (used + rows) + 2 * FP32 * s.rows * s.heads,
+        written=s.itemsize * whole,
+        flops=4 * 2 * padded * s.dim * s.kv_heads,
+        programs=programs,
+        busy=programs / (PROCESSORS * _up(programs, PROCESSORS)),
+    )
+
+
+def attention_kl(s: AttentionSizes, mode: Mode) -> list[Pass]:
+    """KLAL's default: KL of the head mean, normalised over the columns. In key space: the forward
+    saves the normaliser and the log map; the columns' keys are few and stay in the L2 cache."""
+    table = attention_map_launch.TILES
+    lanes = s.rows * s.heads // s.kv_heads
+    grid = _Grid(s, table[tiles.tile_key(table, (False,), [s.dim], lanes)], s.columns)
+    q, statistics = s.itemsize * s.rows * s.heads * s.dim, FP32 * s.rows * s.heads
+    keys = s.itemsize * s.kv_heads * s.columns * s.dim
+    maps = FP32 * s.rows * s.columns
+    shared = {"programs": grid.programs, "busy": grid.busy, "flight": grid.flight(s.dim)}
+    norm = Pass("normaliser", q + keys, grid.parts(2) + statistics, grid.flops(1), **shared)
+    log_map = Pass("log map and KL", q + statistics + maps, maps, grid.flops(1), **shared)
+    if mode == "forward":
+        return [norm, log_map]
+    sums = Pass("sums", q + keys + statistics + 2 * maps, grid.parts(1), grid.flops(1), **shared)
+    whole = s.itemsize * s.kv_heads * s.keys * s.dim
+    read = q + 2 * statistics + 2 * maps + grid.parts(1)
+    both = Pass("dk and dq", read, whole + grid.parts(s.dim), grid.flops(3), **shared)
+    reduced = Pass("_sum_kernel", grid.parts(s.dim), q, programs=PROCESSORS)
+    return [norm, log_map, sums, both, reduced]

@@ -1,0 +1,68 @@
+"""`python -m benchmarks.host`: host time that KLAL and SMAM add to each attention layer.
+
+A small Qwen2.5-VL of attention layers runs forward and backward with and without `gk_` inputs, on
+one thread, and nothing is launched (stand_in.py). The least time of each layer over many rounds,
+the median over layers, less that of the same model without `gk_` inputs, is what a layer pays. The
+breakdown comes from rounds of its own: calls and microseconds of named functions, without the named
+ones that they call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.pop("TRITON_INTERPRET", None)  # read when the launchers are imported below
+
+import torch
+
+from benchmarks.host import layers
+from benchmarks.host.breakdown import breakdown
+from benchmarks.host.layers import WARM
+from benchmarks.host.stand_in import stand_in
+from benchmarks.timing import machine
+from groundkern.hf import Klal, Smam
+
+DEPTH = 28  # layers
+TERMS = {
+    "KLAL": {"klal": Klal()},
+    "SMAM": {"smam": Smam()},
+    "KLAL + SMAM": {"klal": Klal(), "smam": Smam()},
+}
+
+
+def added(terms: dict, rounds: int) -> tuple[float, float]:
+    """Microseconds that supervision adds to a layer's forward and backward."""
+    with layers.steps(DEPTH, terms) as steps:
+        least = {name: torch.tensor(torch.inf) for name in steps}
+        for number in range(rounds + WARM):
+            for name, step in steps.items():
+                took = step()
+                if number >= WARM:
+                    least[name] = least[name].minimum(took)
+    least = {name: x.median(1).values * 1e6 for name, x in least.items()}
+    return tuple((least["grounded"] - least["plain"]).tolist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--only", default="", help="terms whose name contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    stamp = machine.stamp(layers.CPU)
+    about = ", ".join(f"{name} {stamp[name]}" for name in ("python", "torch", "triton"))
+    print(f"{stamp['processor']}, {about}; {DEPTH} layers, least of {args.rounds} rounds")
+    with stand_in():
+        for name, terms in TERMS.items():
+            if args.only not in name:
+                continue
+            forward, backward = added(terms, args.rounds)
+            print(f"{name}: {forward:.0f} us a layer forward, {backward:.0f} backward")
+            for line in breakdown(DEPTH, terms, args.rounds):
+                print(f"  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

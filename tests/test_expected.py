@@ -1,0 +1,65 @@
+"""The table of expected times: docs/gpu.md has it, its kernels are those that a call launches, and
+a line counted by hand."""
+
+from collections import Counter
+
+import pytest
+
+from benchmarks import expected, problems
+from benchmarks.costs import floors, passes
+from benchmarks.gpu import calls
+from benchmarks.gpu.devices import dry_runs
+from benchmarks.launches.noting import Launch
+
+
+def test_docs_have_this_table(capsys) -> None:
+    assert expected.main(["--check"]) == 0, "run: python -m benchmarks.expected --write"
+    page = expected.PAGE.read_text(encoding="utf-8")
+    assert expected.rewritten(page, expected.Card(rate=700.0)) != page
+
+
+def _launched(rows: int, keys: int, mode: floors.Mode) -> Counter[str]:
+    problem = problems.side_attention(
+        calls.SEVEN, calls.BF16, shape="qwen2.5-vl-7b", rows=rows, keys=keys
+    )
+    seen: list[Launch] = dry_runs.dry(problem, mode)
+    once = ("tiles_kernel", "live_kernel", "list_kernel", "row_tiles_kernel")  # of the step's plan
+    return Counter(x.name for x in seen if x.name not in once)
+
+
+@pytest.mark.parametrize("mode", ["forward", "full"])
+@pytest.mark.parametrize("rows", [1, 8, 64, 256])
+def test_the_kernels_are_those_that_a_call_launches(rows: int, mode: floors.Mode) -> None:
+    listed = Counter(
+        x.kernel.strip("_") for x in passes.side_attention(expected._sizes(rows, 32_768), mode)
+    )
+    assert listed == _launched(rows, 32_768, mode)
+
+
+def test_a_forward_by_hand() -> None:
+    """8 rows are 56 lanes a KV head: one row tile. Two programs on each processor: 264 / 4 splits,
+    merged eight at a time."""
+    (forward,) = passes.side_attention(expected._sizes(8, 32_768), "forward")
+    lanes, width = 8 * 28, 130
+    parts = (66 + 9) * lanes * width * 4
+    keys = 2 * 4 * 32_768 * 256
+    assert forward.programs == 4 * 66
+    assert forward.read == 2 * lanes * 128 + keys + parts
+    assert forward.written == 2 * lanes * 128 + 4 * lanes + parts
+    assert forward.flops == 2 * 2 * 64 * 32_768 * 128 * 4
+    assert forward.merged == 56 * width * 4 * (8 + 9)
+    assert forward.busy == pytest.approx(512 / (66 * 8))
+
+
+def test_a_step_by_hand() -> None:
+    """7.07e9 weights in products: 28 layers of 0.233e9 and a head of 0.545e9."""
+    weights = 28 * (3584 * 128 * 64 + 3 * 3584 * 18_944) + 3584 * 152_064
+    assert expected.steps_products(100) == 600 * weights
+
+
+def test_what_takes_longer_is_what_bounds() -> None:
+    bounds = {(x.case, x.mode): x.bound for x in expected.lines(expected.Card())}
+    assert bounds["side attention, 1 row, 128k keys", "forward"] == "memory"
+    assert bounds["side attention, 256 rows, 128k keys", "full"] == "matrix"
+    slow = expected.Card(graph_us=1000.0)
+    assert {x.bound for x in expected.lines(slow) if "32k" in x.case} == {"latency"}
