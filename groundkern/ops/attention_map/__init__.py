@@ -49,17 +49,16 @@ class MapPlan(NamedTuple):
     tiles: Tensor | None  # as in `groundkern.plan.Plan`, and so are the next four, of own columns
     key_tiles: Tensor | None
     row_tiles: Tensor | None
-    row_counts: Tensor | None
+    row_spans: Tensor | None
     place: Tensor | None
     visible_tiles: Tensor | None  # of all visible keys, if the softmax is over them
-    visible_row_tiles: Tensor | None
-    visible_row_counts: Tensor | None
+    visible_row_spans: Tensor | None
     own_target: Tensor | None  # fp32 [N, C], renormalised over own columns, of a KL
     target_sum: Tensor | None  # fp32 [N]: its sums, 1 or 0
     lanes: int  # of a row
 
 
-NO_MAP_PLAN = MapPlan(*[None] * 10, 0)
+NO_MAP_PLAN = MapPlan(*[None] * 9, 0)
 
 
 class Saved(NamedTuple):

@@ -37,7 +37,7 @@ KL_EACH = tl.constexpr(attention_map.KL_EACH)
 @helper
 def _u(x, at, own, dkl, KIND: tl.constexpr):
     """u of the table above."""
-    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109 (Triton has no `in`)
+    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
         u = -dkl * tl.load(x.target + at, mask=own, other=0.0)
     else:
         u = tl.load(x.upstream + at, mask=own, other=0.0)
@@ -69,7 +69,7 @@ def _of_rows(x, n, at, mask, KIND: tl.constexpr):
         weight = tl.load(x.weight + at, mask=mask, other=0.0)
     if x.dnorm is not None:
         dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
-    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109 (Triton has no `in`)
+    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
         dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
     return mk.norm_of(x, at, mask), weight, dnorm, dkl
 
@@ -393,8 +393,8 @@ def _backward_dq_kernel(
 @kernel
 def _backward_dkv_kernel(
     x,  # `Maps`
-    row_tiles_ptr,  # of the `Plan`
-    row_counts_ptr,  # of the `Plan`
+    row_tiles_ptr,  # of the `Plan`, or None
+    row_spans_ptr,  # of the `Plan`
     dk_ptr,  # [B, Hkv, S, D]
     dv_ptr,  # [B, Hkv, S, Dv] or None
     keys,
@@ -410,8 +410,8 @@ def _backward_dkv_kernel(
     """dk and dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
-    count = tl.load(row_counts_ptr + tl.program_id(0) * 2)
-    end = tl.load(row_counts_ptr + tl.program_id(0) * 2 + 1)
+    span = row_spans_ptr + tl.program_id(0) * 3
+    count, end = tl.load(span), tl.load(span + 1)
     read = (j < keys) & (count > 0)
     k = tk.load_keys(x.k, b, kv_head, j, read, D)
     dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
@@ -419,7 +419,10 @@ def _backward_dkv_kernel(
         v = tk.load_keys(x.v, b, kv_head, j, read, DV)
         dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
     for e in range(count * x.parts):
-        i0 = tl.load(row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts)
+        if row_tiles_ptr is not None:
+            i0 = tl.load(row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts)
+        else:
+            i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
         virtual = kv_head * x.parts + e % x.parts
         n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
         at = n.to(tl.int64) * x.heads + head

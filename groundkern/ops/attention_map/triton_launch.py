@@ -75,11 +75,11 @@ def plan(
     found = kept(
         rows, (allowed, columns), ("map", *names), lambda: plan_kernels.plan(selection, **sizes)
     )
-    visible = (None, None, None)
+    visible = (None, None)
     if options.over == "visible" and not options.lse_grad:
         every = Selection.of(rows, None)
         of = kept(rows, (), ("visible", *names), lambda: plan_kernels.plan(every, **sizes))
-        visible = (of.tiles, of.row_tiles, of.row_counts)
+        visible = (of.tiles, of.row_spans)
     target = (None, None)
     if inputs.target is not None:
         of_target = (allowed, columns, inputs.target)
@@ -265,12 +265,12 @@ class _Launch(NamedTuple):
             **constants,
         )
         plan = self.plan
-        read_by = (plan.row_tiles, plan.row_counts)
+        read_by = (plan.row_tiles, plan.row_spans)
         if self.reached:
-            read_by = (plan.visible_row_tiles, plan.visible_row_counts)
+            read_by = (None, plan.visible_row_spans)
         wide_tiles = k.shape[0] * triton.cdiv(keys, self.tile.block_n)
         kernels._backward_dkv_kernel[wide_tiles, k.shape[1]](
-            x, *read_by, dk, dv, keys, read_by[0].shape[1], **constants
+            x, *read_by, dk, dv, keys, plan.row_tiles.shape[1], **constants
         )
         return Gradients(dq, dk, dv, dg, None, dnorm if self.options.lse_grad else None)
 
