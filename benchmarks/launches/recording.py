@@ -97,7 +97,7 @@ def recording() -> Iterator[Recorder]:
     """Makes meta tensors claim to be on a GPU, makes on meta what would be made there, and records
     what the GPU is asked to do."""
     recorder = Recorder()
-    found = SimpleNamespace(multi_processor_count=PROCESSORS)
+    found = SimpleNamespace(multi_processor_count=PROCESSORS, major=9, minor=0)
 
     patches = [
         (Tensor, "device", property(lambda _: GPU)),
