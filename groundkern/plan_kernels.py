@@ -242,7 +242,7 @@ def _plan(selection, lanes, batch, keys, block_m, block_n, wide) -> tuple[Tensor
             selection, place, tiles, live, lanes, keys, key_tiles, CHUNK=CHUNK, **narrow
         )
         _list_kernel[count,](live, tiles, lists, key_tiles, BLOCK=1024, FIELDS=FIELDS, num_warps=4)
-    row_tiles = new(batch * wide_tiles, most) if wide and listed else new(0)
+    row_tiles = new(batch * wide_tiles, most).zero_() if wide and listed else new(0)
     row_spans = new(batch * wide_tiles, 3) if wide else new(0)
     if wide:
         _row_tiles_kernel[batch * wide_tiles,](
