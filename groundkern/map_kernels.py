@@ -33,7 +33,7 @@ class Maps(NamedTuple):
     norm: Tensor | None  # fp32 [N, Hq]; where it is not finite, the head is left out
     weight: Tensor | None  # fp32 [N, Hq]
     target: Tensor | None  # fp32 [N, C], renormalised
-    log_map: Tensor | None  # fp32 [N, C], of KL_MEAN
+    made: Tensor | None  # fp32 [N, C] log P - log M, of KL_MEAN
     upstream: Tensor | None  # fp32 [N, C], of a KL [N]
     dnorm: Tensor | None  # fp32 [N, Hq], if it reaches the keys
     scale: float
@@ -61,6 +61,22 @@ def row_tile(x, BLOCK_M: tl.constexpr):
     i = tl.load(record + 1) + tl.arange(0, BLOCK_M)
     n, head, mask = lanes_of(x, i, tl.load(record + 2), tl.program_id(1))
     return tl.load(record), tl.load(record + 3), tl.load(record + 4), n, head, mask
+
+
+@helper
+def lanes_span(x):
+    """The first lane and the last lane + 1 of the row tile of program (row tile, ...)."""
+    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
+    return tl.load(record + 1), tl.load(record + 2)
+
+
+@helper
+def row_tile_again(x, BLOCK_M: tl.constexpr):
+    """Row, query head and whether it is in range [BLOCK_M], for what comes after a long loop: read
+    again, because kept in registers through the loop they take 60 of them."""
+    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
+    i = tl.load(record + 1, volatile=True) + tl.arange(0, BLOCK_M)
+    return lanes_of(x, i, tl.load(record + 2, volatile=True), tl.program_id(1))
 
 
 @helper
@@ -93,6 +109,32 @@ def log_p(raw, softcap, norm, seen):
 
 
 @helper
+def gathered(ptr, at, mask):
+    """fp32 numbers that lie anywhere, 0 outside the mask, as two halves: loads of 16 bits are not
+    staged through shared memory, which would keep the keys' copies waiting."""
+    halves = tl.cast(ptr, tl.pointer_type(tl.int16), bitcast=True) + at * 2
+    low = tl.load(halves, mask=mask, other=0).to(tl.int32) & 0xFFFF
+    high = tl.load(halves + 1, mask=mask, other=0).to(tl.int32) << 16
+    return (low | high).to(tl.float32, bitcast=True)
+
+
+@helper
+def rows_of(x, i0, end, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
+    """The rows of lanes i0 and on, and their bounds: [BLOCK_M / LANES]."""
+    row = i0 // LANES + tl.arange(0, BLOCK_M // LANES)
+    return row, tk.row_bounds(x.selection, row, row * LANES < end)
+
+
+@helper
+def visible(x, n, mask, j0, BLOCK_N: tl.constexpr):
+    """The keys that each lane sees: [BLOCK_M, BLOCK_N]."""
+    start = tl.load(x.selection.start + n, mask=mask, other=0)
+    stop = tl.load(x.selection.stop + n, mask=mask, other=0)
+    j = j0 + tl.arange(0, BLOCK_N)
+    return (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+
+
+@helper
 def stored_part(ptr, at, mask, DIM: tl.constexpr):
     """Rows that another program stored, past the L1 cache."""
     d = tl.arange(0, padded(DIM))
@@ -119,3 +161,44 @@ def store_parts(dq_ptr, dg_ptr, at, mask, dq, dg, D: tl.constexpr, DV: tl.conste
     tk.store_tile(dq_ptr, at, mask, dq, D)
     if dg_ptr is not None:
         tk.store_tile(dg_ptr, at, mask, dg, DV)
+
+
+@helper
+def store_sum(
+    parts,  # (fp32 [splits, N, Hq, D], fp32 [splits, N, Hq, Dv] or None)
+    to,  # ([N, Hq, D], [N, Hq, Dv] or None)
+    at,
+    size,
+    counters_ptr,
+    mask,
+    dq,
+    dg,
+    scale,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+):
+    """dq and dg of one split; the last of a row tile's programs to arrive sums them, RADIX at a
+    time. Nothing is kept through the branches: a program holds one sum at a time."""
+    dq_ptr, dg_ptr = to
+    part_ptr, part_g_ptr = parts
+    split, splits = tl.program_id(2), tl.num_programs(2)
+    if splits == 1:
+        store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)
+    else:
+        groups = tl.cdiv(splits, ak._RADIX)
+        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
+        begin = split // ak._RADIX * ak._RADIX
+        end = tl.minimum(begin + ak._RADIX, splits)
+        store_parts(part_ptr, part_g_ptr, at + split * size, mask, dq, dg, D, DV)
+        if ak.last_to_arrive(counters_ptr + split // ak._RADIX, end - begin):
+            dq, dg = merged(part_ptr, part_g_ptr, at, size, begin, end, 1, mask, dg, D, DV)
+            if groups == 1:
+                store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)
+            else:
+                store_parts(part_ptr, part_g_ptr, at + begin * size, mask, dq, dg, D, DV)
+                if ak.last_to_arrive(counters_ptr + groups, groups):
+                    step = ak._RADIX
+                    dq, dg = merged(
+                        part_ptr, part_g_ptr, at, size, 0, splits, step, mask, dg, D, DV
+                    )
+                    store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)

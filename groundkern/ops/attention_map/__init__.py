@@ -65,7 +65,7 @@ class Saved(NamedTuple):
     """What the forward leaves for the backward; empty where it makes it again."""
 
     norm: Tensor  # fp32 [N, Hq]: the normaliser
-    made: Tensor  # fp32 [N, C] log M, of KL_MEAN; [N, Hq] the heads' own KL, of KL_EACH
+    made: Tensor  # fp32 [N, C] log P - log M, of KL_MEAN; [N, Hq] the heads' own KL, of KL_EACH
 
 
 class Outputs(NamedTuple):

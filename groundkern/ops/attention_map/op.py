@@ -103,6 +103,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs, *output[1:], *selection, *plan[:-1])
     ctx.options = (plan.lanes, *options, backend)
     ctx.present = [x is not None for x in like_gradients(inputs, options)]
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 

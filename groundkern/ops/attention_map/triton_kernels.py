@@ -35,29 +35,38 @@ KL_EACH = tl.constexpr(attention_map.KL_EACH)
 
 
 @helper
-def _u(x, at, own, dkl, KIND: tl.constexpr):
-    """u of the table above."""
-    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
-        u = -dkl * tl.load(x.target + at, mask=own, other=0.0)
+def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constexpr, KIND):
+    """What the gradient needs of each own column, one number: u, P of KL_EACH, log P - log M of
+    KL_MEAN; NaN if the column is not own. [ROWS * LANES, BLOCK_N]: loaded once for a row's heads.
+
+    The masks must not depend on the scores: Triton cannot pipeline a dot before a load.
+    """
+    ROWS: tl.constexpr = row.shape[0]
+    place, own, _ = mk.seen(x, b, bounds, j0, keys, BLOCK_N, False)
+    at = tk.wide(x.C) * row[:, None] + place[None, :]
+    if KIND == KL_MEAN:
+        above = mk.gathered(x.made, at, own)
+    elif KIND == KL_EACH:
+        above = mk.gathered(x.target, at, own)
     else:
-        u = tl.load(x.upstream + at, mask=own, other=0.0)
-    return u
+        above = mk.gathered(x.upstream, at, own)
+    above = tl.where(own, above, float("nan"))
+    above = tl.broadcast_to(above[:, None, :], (ROWS, LANES, BLOCK_N))
+    return tl.reshape(above, (ROWS * LANES, BLOCK_N))
 
 
 @helper
-def _z(x, log_p, own, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
-    """z of the table above."""
+def _uz(above, log_p, value, dkl, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+    """u z of the table above."""
     if KIND == KL_EACH:
-        z = tl.full(log_p.shape, 1.0, tl.float32)
-    elif KIND == KL_MEAN:
-        # Its mask must not depend on the scores: Triton cannot pipeline a dot before a load.
-        log_map = tl.load(x.log_map + at, mask=own, other=0.0)
-        z = tl.exp(tl.minimum(log_p - log_map, 80.0))  # a head of weight 0 may lie far above
+        uz = -dkl * above
+    elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
+        uz = -dkl * tl.exp(tl.minimum(log_p + above, 80.0))
     else:
-        z = tl.exp(log_p)
+        uz = tl.exp(log_p) * above
         if KIND == CONTRIBUTION:
-            z *= tl.maximum(value, 0.0) if RECTIFY else value
-    return tl.where(own & (log_p > -mk.INFINITE), z, 0.0)
+            uz *= tl.maximum(value, 0.0) if RECTIFY else value
+    return tl.where((above == above) & (log_p > -mk.INFINITE), uz, 0.0)
 
 
 @helper
@@ -164,7 +173,7 @@ def _add_head(
 @kernel
 def _map_kernel(
     x,  # `Maps`
-    map_ptr,  # fp32 [N, C], zeros: the map, or log M of KL_MEAN on own columns
+    map_ptr,  # fp32 [N, C], zeros: the map, or for KL_MEAN log P - log M
     kl_ptr,  # fp32 [N] or None
     part_ptr,  # fp32 [splits, N], of KL_MEAN
     counters_ptr,  # int32, zeros
@@ -215,8 +224,8 @@ def _map_kernel(
             total = tk.log_sum(top, total)
             target = tl.load(x.target + at, mask=own & counted[:, None], other=0.0)
             some = target > 0.0
-            terms = target * (tl.log(tl.where(some, target, 1.0)) - total)
-            kl += tl.sum(tl.where(some, terms, 0.0), 1)
+            total = tl.where(some, tl.log(tl.where(some, target, 1.0)) - total, -mk.INFINITE)
+            kl += tl.sum(tl.where(some, target * total, 0.0), 1)
         tl.store(map_ptr + at, total, mask=own)
     if KIND == KL_MEAN:
         complete = splits == 1
@@ -274,7 +283,9 @@ def _sums_kernel(
     q = tk.load_heads(x.q, n, head, mask, D)
     if KIND == CONTRIBUTION:
         g = tk.load_heads(x.g, n, head, mask, DV)
-    bounds, norm = tk.row_bounds(x.selection, n, mask), mk.norm_of(x, at, mask)
+    i0, end = mk.lanes_span(x)
+    row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
+    norm = mk.norm_of(x, at, mask)
     dkl = tl.zeros((BLOCK_M,), tl.float32)
     if KIND == KL_MEAN:
         dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
@@ -283,21 +294,21 @@ def _sums_kernel(
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        place, own, _ = mk.seen(x, b, bounds, j0, keys, BLOCK_N, False)
-        log_p = mk.log_p(tk.dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
+        above = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        raw = tk.dot(q, tl.trans(k)) * x.scale
+        log_p = mk.log_p(raw, x.softcap, norm[:, None], above == above)
         value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
-        to = tk.wide(x.C) * n[:, None] + place[None, :]
         if KIND == KL_EACH:
-            target = tl.load(x.target + to, mask=own, other=0.0)
-            used = (target > 0.0) & (log_p > -mk.INFINITE)
-            log_target = tl.log(tl.where(used, target, 1.0))
-            total += tl.sum(tl.where(used, target * (log_target - log_p), 0.0), 1)
+            used = (above > 0.0) & (log_p > -mk.INFINITE)
+            log_target = tl.log(tl.where(used, above, 1.0))
+            total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            u = _u(x, to, own, dkl[:, None], KIND)
-            total += tl.sum(u * _z(x, log_p, own, value, to, KIND, RECTIFY), 1)
+            total += tl.sum(_uz(above, log_p, value, dkl[:, None], KIND, RECTIFY), 1)
+    n, head, mask = mk.row_tile_again(x, BLOCK_M)
+    at = n.to(tl.int64) * x.heads + head
     complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     if splits > 1:
         size = tk.wide(N) * x.heads
@@ -334,6 +345,7 @@ def _backward_dq_kernel(
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
     VISIBLE: tl.constexpr,
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
@@ -348,46 +360,32 @@ def _backward_dq_kernel(
     if KIND == CONTRIBUTION:
         g = tk.load_heads(x.g, n, head, mask, DV)
         dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
-    bounds = tk.row_bounds(x.selection, n, mask)
+    i0, end = mk.lanes_span(x)
+    row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
     norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        place, own, seen = mk.seen(x, b, bounds, j0, keys, BLOCK_N, VISIBLE)
+        above = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+        seen = mk.visible(x, n, mask, j0, BLOCK_N) if VISIBLE else above == above
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
-        to = tk.wide(x.C) * n[:, None] + place[None, :]
-        u, value = _u(x, to, own, dkl[:, None], KIND), log_p
+        value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = own & (value > 0.0) if RECTIFY else own
-            dvalue = tl.where(passed, tl.exp(log_p) * u, 0.0)
+            passed = (above == above) & (value > 0.0) if RECTIFY else above == above
+            dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        ds = weight[:, None] * u * _z(x, log_p, own, value, to, KIND, RECTIFY)
+        ds = _uz(above, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
         if x.dnorm is not None:
             ds += tl.exp(log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
-    complete, size = splits == 1, tk.wide(N) * x.heads
-    if splits > 1:
-        groups = tl.cdiv(splits, ak._RADIX)
-        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
-        begin = split // ak._RADIX * ak._RADIX
-        end = tl.minimum(begin + ak._RADIX, splits)
-        mk.store_parts(part_ptr, part_g_ptr, at + split * size, mask, dq, dg, D, DV)
-        if ak.last_to_arrive(counters_ptr + split // ak._RADIX, end - begin):
-            dq, dg = mk.merged(part_ptr, part_g_ptr, at, size, begin, end, 1, mask, dg, D, DV)
-            complete = groups == 1
-            if groups > 1:
-                mk.store_parts(part_ptr, part_g_ptr, at + begin * size, mask, dq, dg, D, DV)
-                if ak.last_to_arrive(counters_ptr + groups, groups):
-                    dq, dg = mk.merged(
-                        part_ptr, part_g_ptr, at, size, 0, splits, ak._RADIX, mask, dg, D, DV
-                    )
-                    complete = True
-    if complete:
-        mk.store_parts(dq_ptr, dg_ptr, at, mask, dq * x.scale, dg, D, DV)
+    n, head, mask = mk.row_tile_again(x, BLOCK_M)
+    at = n.to(tl.int64) * x.heads + head
+    parts, to, size = (part_ptr, part_g_ptr), (dq_ptr, dg_ptr), tk.wide(N) * x.heads
+    mk.store_sum(parts, to, at, size, counters_ptr, mask, dq, dg, x.scale, D, DV)
 
 
 @kernel
@@ -403,6 +401,7 @@ def _backward_dkv_kernel(
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
     VISIBLE: tl.constexpr,
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
@@ -427,20 +426,20 @@ def _backward_dkv_kernel(
         n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
-        bounds = tk.row_bounds(x.selection, n, mask)
+        row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
         norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
-        place, own, seen = mk.seen(x, b, bounds, j0, keys, BLOCK_N, VISIBLE)
+        above = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+        seen = mk.visible(x, n, mask, j0, BLOCK_N) if VISIBLE else above == above
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
-        to = tk.wide(x.C) * n[:, None] + place[None, :]
-        u, value = _u(x, to, own, dkl[:, None], KIND), log_p
+        value = log_p
         if KIND == CONTRIBUTION:
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = own & (value > 0.0) if RECTIFY else own
-            dvalue = tl.where(passed, tl.exp(log_p) * u, 0.0)
+            passed = (above == above) & (value > 0.0) if RECTIFY else above == above
+            dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
             dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
-        ds = weight[:, None] * u * _z(x, log_p, own, value, to, KIND, RECTIFY)
+        ds = _uz(above, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
         if x.dnorm is not None:
             ds += tl.exp(log_p) * dnorm[:, None]
         dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)

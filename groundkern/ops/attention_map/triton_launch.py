@@ -36,11 +36,11 @@ from groundkern.tiles import Tile
 # an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on
 # a device. `make gpu` finds better ones.
 TILES = {
-    (False, 64): Tile(64, 64, 4, 3),
-    (False, 127): Tile(64, 64, 8, 2),
-    (False, 128): Tile(64, 64, 8, 3),
-    (False, 255): Tile(32, 32, 8, 2),
-    (False, 256): Tile(32, 32, 8, 2),
+    (False, 64): Tile(64, 32, 4, 4),
+    (False, 127): Tile(64, 32, 4, 3),
+    (False, 128): Tile(64, 32, 4, 4),
+    (False, 255): Tile(32, 32, 8, 3),
+    (False, 256): Tile(32, 32, 8, 3),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
     (True, 256): Tile(16, 32, 8, 1),
@@ -55,7 +55,11 @@ def unsupported(inputs: Inputs) -> str | None:
 def _tile(inputs: Inputs) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
-    dims = [x.shape[-1] for x in (q, v) if x is not None]
+    dims = [q.shape[-1]]
+    if v is not None:  # sums of both widths are held at a time
+        wide = [tiles.padded(x.shape[-1]) for x in (q, v)]
+        odd = wide != [x.shape[-1] for x in (q, v)]
+        dims = [min(sum(wide), 256) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     return TILES[tiles.tile_key(TILES, (q.dtype == torch.float32,), dims, packed)]
 
@@ -156,7 +160,11 @@ class _Launch(NamedTuple):
     def constants(self) -> dict[str, object]:
         q, _, v = self.inputs[:3]
         dims = {"D": q.shape[2], "DV": q.shape[2] if v is None else v.shape[3]}
-        flags = {"KIND": self.options.kind, "RECTIFY": self.options.rectify}
+        flags = {
+            "LANES": self.plan.lanes,
+            "KIND": self.options.kind,
+            "RECTIFY": self.options.rectify,
+        }
         return dims | flags | self.tile.constants
 
     def splits(self, programs: int, visible: bool = False) -> int:
@@ -203,7 +211,7 @@ class _Launch(NamedTuple):
         return self._replace(norm=norm)
 
     def map(self) -> tuple[Tensor, Tensor | None]:
-        """[N, C] the map, the contributions or log M on own columns; KL_MEAN: and the KL [N]."""
+        """[N, C] the map, the contributions, or for KL_MEAN log P - log M; and then the KL [N]."""
         (rows, _, _), mean = self.inputs.q.shape, self.options.kind == KL_MEAN
         out = self.new(rows, self.selection.columns.shape[1]).zero_()
         row_tiles = self.plan.tiles.shape[0]
@@ -218,7 +226,6 @@ class _Launch(NamedTuple):
             rows,
             self.inputs.k.shape[2],
             self.virtual_heads,
-            LANES=self.plan.lanes,
             **self.constants(),
         )
         return out, kl
@@ -238,7 +245,6 @@ class _Launch(NamedTuple):
             self.counters(grid[0] * (grid[1] + 1)),
             rows,
             self.inputs.k.shape[2],
-            LANES=self.plan.lanes,
             **self.constants(),
         )
         return total, second
@@ -313,7 +319,7 @@ def backward(
             dnorm = torch.where(inputs.lse.isfinite(), dnorm, 0.0)
     else:
         if options.kind == KL_MEAN:
-            read["log_map"] = saved.made
+            read["made"] = saved.made
         dweight, dnorm = launch.sums(**read)
     gradients = launch.gradients(dnorm, **read)
     return gradients._replace(dhead_weight=None if options.kind == CONTRIBUTION else dweight)
