@@ -32,6 +32,7 @@ TILE_TABLES = (
     (side_attention_launch.TILES, 3),
     (side_attention_launch.SMALL_TILES, 3),
     (attention_map_launch.TILES, 2),
+    (attention_map_launch.SMALL_TILES, 2),
 )
 
 

@@ -31,16 +31,18 @@ from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Tile
 
-# (4-byte operands, largest head dimension) -> tile of every kernel of this op; 63, 127 and 255 are
-# for dimensions that are padded to the next power of two, whose masks take registers. Every row is
-# an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on
-# a device. `make gpu` finds better ones.
-TILES = {
-    (False, 64): Tile(64, 32, 4, 4),
-    (False, 127): Tile(64, 32, 4, 3),
-    (False, 128): Tile(64, 32, 4, 4),
-    (False, 255): Tile(32, 32, 8, 3),
-    (False, 256): Tile(32, 32, 8, 3),
+# (4-byte operands, largest head dimension; of contributions the sum of both) -> tile of all kernels
+# of this op. Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
+# `make gpu` finds better ones.
+TILES = {  # of Hopper and later
+    (False, 128): Tile(64, 32, 8, 2),
+    (False, 256): Tile(16, 32, 8, 2),
+    (True, 64): Tile(16, 32, 4),
+    (True, 128): Tile(16, 32, 8),
+    (True, 256): Tile(16, 32, 8, 1),
+}
+SMALL_TILES = {  # of other devices (`tiles.small`)
+    (False, 256): Tile(16, 32, 8, 2),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
     (True, 256): Tile(16, 32, 8, 1),
@@ -61,7 +63,8 @@ def _tile(inputs: Inputs) -> Tile:
         odd = wide != [x.shape[-1] for x in (q, v)]
         dims = [min(sum(wide), 256) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
-    return TILES[tiles.tile_key(TILES, (q.dtype == torch.float32,), dims, packed)]
+    table = SMALL_TILES if tiles.small(q.device) else TILES
+    return table[tiles.tile_key(table, (q.dtype == torch.float32,), dims, packed)]
 
 
 def plan(
