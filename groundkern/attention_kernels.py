@@ -96,6 +96,12 @@ def unread_key(x, first, count, e, keys, BLOCK_N: tl.constexpr):
 
 
 @helper
+def load_part(ptr, at, mask):
+    """What another program left: not from the L1 cache, which may hold what was there before."""
+    return tl.load(ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+
+
+@helper
 def last_to_arrive(counter_ptr, expected):
     """Whether all others of `expected` programs have been here; their stores are seen then.
 

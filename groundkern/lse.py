@@ -250,7 +250,8 @@ SAVED = {
     "ScaledDotProductEfficientAttentionBackward0": ("aten_efficient", "_saved_log_sumexp"),
     "ScaledDotProductCudnnAttentionBackward0": ("aten_cudnn", "_saved_logsumexp"),
 }
-MOVES = ("Clone", "Permute", "Slice", "Transpose", "UnsafeView", "View")  # may stand above it
+# What may stand above it.
+MOVES = ("Alias", "Clone", "Permute", "ReshapeAlias", "Slice", "Transpose", "UnsafeView", "View")
 MOST_MOVES = 8
 
 

@@ -101,6 +101,12 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
+@cache
+def _needed(dim: int) -> int:
+    """`padded`, which Triton makes slow to call from the host."""
+    return padded(dim)
+
+
 def tile_key(table: dict[tuple, Tile], kind: tuple, dims: Sequence[int], packed: int) -> tuple:
     """The key of the row of a tile table that serves a call.
 
@@ -112,7 +118,7 @@ def tile_key(table: dict[tuple, Tile], kind: tuple, dims: Sequence[int], packed:
         dims: the call's head dimensions.
         packed: query rows times query heads of one KV head: what row tiles are cut from.
     """
-    need = max(padded(dim) for dim in dims) - any(dim != padded(dim) for dim in dims)
+    need = max(map(_needed, dims)) - any(dim != _needed(dim) for dim in dims)
     at = len(kind)
     dim = min(key[at] for key in table if key[:at] == kind and key[at] >= need)
     buckets = [key[-1] for key in table if key[:-1] == (*kind, dim) and key[-1] >= packed]

@@ -245,9 +245,21 @@ NARROW_DOT = "%a = tt.dot %p, %v, %c : tensor<16x16xf16> * tensor<16x64xf16> -> 
 ROUNDED_SUM = """
 %p = arith.truncf %s : tensor<16x32xf32> to tensor<16x32xbf16>
 %q = arith.extf %p : tensor<16x32xbf16> to tensor<16x32xf32>
+%r = arith.addf %q, %y : tensor<16x32xf32>
 """
+ROUNDED_FROM = ROUNDED_SUM.replace("addf %q, %y", "subf %q, %y")
+LOST = ROUNDED_SUM.replace("addf %q, %y", "subf %s, %q")
 
 
-@pytest.mark.parametrize(("body", "found"), [(CLEAN, 0), (NARROW_DOT, 1), (CLEAN + ROUNDED_SUM, 1)])
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (CLEAN, 0),
+        (NARROW_DOT, 1),
+        (CLEAN + ROUNDED_SUM, 1),
+        (CLEAN + ROUNDED_FROM, 1),
+        (CLEAN + LOST, 0),
+    ],
+)
 def test_sums_in_16_bits_are_found(body: str, found: int) -> None:
     assert len(ttgir.narrowed(HEAD + body + "}")) == found

@@ -131,12 +131,14 @@ def attention_map(
     valued, target = kind == "value", dmap if function == "kl" else None
     given = (v, g, None) if valued else (None, None, weight)
     inputs = maps.Inputs(q, k, *given, target, None)
-    selection = sizes.selection(False)._replace(columns=columns)
+    rows, allowed = sizes.rows_and_sets(False)
+    selection = Selection.of(rows, allowed, columns)
     flags = (KINDS[function, kind], over, valued and rectify)
     options = maps.Options(*flags, sizes.dim**-0.5, softcap)
-    attention_map_launch.forward(inputs, selection, options)
-    upstream = dmap[:, 0] if function == "kl" else dmap
-    attention_map_launch.backward(upstream, inputs, selection, options)
+    plan = attention_map_launch.plan(inputs, rows, allowed, columns, options)
+    outputs = attention_map_launch.forward(inputs, selection, plan, options)
+    upstream, saved = dmap[:, 0] if function == "kl" else dmap, maps.Saved(*outputs[1:])
+    attention_map_launch.backward(upstream, inputs, saved, selection, plan, options)
 
 
 def linear_cross_entropy(

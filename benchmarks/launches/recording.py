@@ -97,12 +97,14 @@ def recording() -> Iterator[Recorder]:
     """Makes meta tensors claim to be on a GPU, makes on meta what would be made there, and records
     what the GPU is asked to do."""
     recorder = Recorder()
-    found = SimpleNamespace(multi_processor_count=PROCESSORS)
+    found = SimpleNamespace(multi_processor_count=PROCESSORS, major=9, minor=0)
 
     patches = [
         (Tensor, "device", property(lambda _: GPU)),
         (Tensor, "is_cuda", property(lambda _: True)),
         (torch.cuda, "get_device_properties", lambda _: found),
+        (torch.cuda, "is_current_stream_capturing", lambda: False),
+        (torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0)),
         *((torch.cuda, name, lambda *_: GPU.index) for name in DEVICE_GUARD),
         *((torch, name, _made_on_meta(getattr(torch, name))) for name in FACTORIES),
         (Tensor, "to", _made_on_meta(Tensor.to)),

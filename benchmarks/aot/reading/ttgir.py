@@ -51,20 +51,27 @@ def narrowed(ttir: str) -> list[str]:
     """Lines of Triton IR that sum in 16 bits.
 
     A dot whose result is not fp32, or a value rounded to 16 bits for anything but an operand of a
-    dot or a store. No test of results in the interpreter would see either: there, dots compute in
-    wider types.
+    dot, a store, or to be subtracted from what it was. No test of results in the interpreter would
+    see either: there, dots compute in wider types.
     """
     lines = [line.strip() for line in ttir.splitlines()]
     found = [x for x in lines if " tt.dot " in x and not re.search(r"-> tensor<[\dx]+xf32[,>]", x)]
     rounded: set[str] = set()
+    widened: set[str] = set()  # made fp32 again, to tell what was lost
     for line in lines:
         name, _, right = line.rpartition(" = ") if " = " in line else ("", "", line)
-        used = bool(rounded & set(re.findall(r"%[\w#]+", right)))
+        operands = re.findall(r"%[\w#]+", right)
+        used = bool(rounded & set(operands))
+        lost = right.startswith("arith.subf") and operands[0] not in widened
+        if widened & set(operands) and not lost:
+            found.append(line)
         rounded.discard(name)  # regions beside one another use the same names
-        if re.search(r"arith\.truncf .*x(bf16|f16)", right) or (
-            used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right)
-        ):
+        widened.discard(name)
+        moved = used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right)
+        if moved or re.search(r"arith\.truncf .*x(bf16|f16)", right):
             rounded.add(name)
+        elif used and right.startswith("arith.extf"):
+            widened.add(name)
         elif used and not re.match(r"tt\.(dot|store)\b", right):
             found.append(line)
     return found

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from groundkern.selection import Selection
+
 MAP = "map"  # (K2)
 CONTRIBUTION = "contribution"  # (C1)
 KL_MEAN = "kl_mean"  # (K3) of the head mean
@@ -41,6 +43,37 @@ class Gradients(NamedTuple):
     dlse: Tensor | None = None  # [N, Hq], if `lse_grad`
 
 
+class MapPlan(NamedTuple):
+    """What the GPU kernels need of rows, key sets, columns and target alone, made once a step."""
+
+    tiles: Tensor | None  # as in `groundkern.plan.Plan`, and so are the next four, of own columns
+    key_tiles: Tensor | None
+    row_tiles: Tensor | None
+    row_spans: Tensor | None
+    place: Tensor | None
+    visible_tiles: Tensor | None  # of all visible keys, if the softmax is over them
+    visible_row_spans: Tensor | None
+    own_target: Tensor | None  # fp32 [N, C], renormalised over own columns, of a KL
+    target_sum: Tensor | None  # fp32 [N]: its sums, 1 or 0
+    lanes: int  # of a row
+
+
+NO_MAP_PLAN = MapPlan(*[None] * 9, 0)
+
+
+class Saved(NamedTuple):
+    """What the forward leaves for the backward; empty where it makes it again."""
+
+    norm: Tensor  # fp32 [N, Hq]: the normaliser
+    made: Tensor  # fp32 [N, C] log M, of KL_MEAN; [N, Hq] the heads' own KL, of KL_EACH
+
+
+class Outputs(NamedTuple):
+    result: Tensor  # [N, C], of a KL [N]
+    norm: Tensor  # of `Saved`
+    made: Tensor
+
+
 def like_gradients(inputs: Inputs, options: Options) -> tuple[Tensor | None, ...]:
     """What each of the `Gradients` has the shape and dtype of; None for those that are absent."""
     return (*inputs[:5], inputs.lse if options.lse_grad else None)
@@ -50,3 +83,14 @@ def output_shape(inputs: Inputs, columns: Tensor, options: Options) -> tuple[int
     """[N, C], of a KL [N]."""
     rows = inputs.q.shape[0]
     return (rows,) if options.kind in (KL_MEAN, KL_EACH) else (rows, columns.shape[1])
+
+
+def saved_shapes(
+    inputs: Inputs, selection: Selection, plan: MapPlan, options: Options
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the tensors of `Saved`; a plan is there where they are."""
+    if plan.tiles is None:
+        return (0,), (0,)
+    of_heads = inputs.q.shape[:2]
+    made = {KL_MEAN: (of_heads[0], selection.columns.shape[1]), KL_EACH: of_heads}
+    return (0,) if inputs.lse is not None else of_heads, made.get(options.kind, (0,))

@@ -79,7 +79,7 @@ def attention_map(
     lse, lse_grad = _normaliser(lse, q, sizes, over)
     inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), None, lse)
     options = Options(MAP, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad)
-    return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
+    return _run(inputs, rows, allowed, columns, options, backend)
 
 
 def attention_contribution(
@@ -127,7 +127,7 @@ def attention_contribution(
     options = Options(
         CONTRIBUTION, over, rectify, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad
     )
-    return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
+    return _run(inputs, rows, allowed, columns, options, backend)
 
 
 def attention_kl(
@@ -174,20 +174,29 @@ def attention_kl(
     lse, lse_grad = _normaliser(lse, q, sizes, over)
     checks.require(heads in ("mean", "each"), "heads", "'mean' or 'each'", repr(heads))
     checks.tensor("target", target, "N C", sizes, dtype=checks.FLOATS, device=q.device)
-    target = target.detach()
+    target = target.detach() if target.requires_grad else target  # itself, for what is kept of it
     if checks.values_visible(target):
         good = bool(((target >= 0) & target.isfinite()).all())
         checks.require(good, "target", "finite values >= 0", "a negative or non-finite value")
     inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), target, lse)
     kind = KL_MEAN if heads == "mean" else KL_EACH
     options = Options(kind, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad)
-    return _run(inputs, Selection.of(rows, allowed, columns), options, backend)
+    return _run(inputs, rows, allowed, columns, options, backend)
 
 
-def _run(inputs: Inputs, selection: Selection, options: Options, backend: str) -> Tensor:
+def _run(
+    inputs: Inputs,
+    rows: QueryRows,
+    allowed: KeySets | None,
+    columns: Tensor,
+    options: Options,
+    backend: str,
+) -> Tensor:
     device = inputs.q.device
     name = backends.choose(backend, device, lambda b: op.kernels(b).unsupported(inputs))
-    return op.attention_map(*inputs, *selection, *options, name)
+    plan = op.plan(name, inputs, rows, allowed, columns, options)
+    selection = Selection.of(rows, allowed, columns)
+    return op.attention_map(*inputs, *selection, *plan, *options, name)[0]
 
 
 def _check(q, k, rows, columns, over, allowed, scale, softcap) -> dict[str, int]:

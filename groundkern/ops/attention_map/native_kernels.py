@@ -14,7 +14,10 @@ from groundkern.ops.attention_map import (
     MAP,
     Gradients,
     Inputs,
+    MapPlan,
     Options,
+    Outputs,
+    Saved,
     like_gradients,
     output_shape,
 )
@@ -28,17 +31,24 @@ def unsupported(inputs: Inputs) -> str | None:
     return native.unsupported_heads(inputs.q, inputs.k, inputs.v)
 
 
-def forward(inputs: Inputs, selection: Selection, options: Options) -> Tensor:
+def forward(inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> Outputs:
     """fp32 [N, C], of a KL [N]."""
     from groundkern import _C
 
     out = torch.empty(output_shape(inputs, selection.columns, options))
     tensors = _tensors(inputs, selection) | {"out": out}
     native.call(_C.attention_map_forward, tensors, **_named(options))
-    return out
+    return Outputs(out, out.new_empty(0), out.new_empty(0))
 
 
-def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Options) -> Gradients:
+def backward(
+    upstream: Tensor,
+    inputs: Inputs,
+    saved: Saved,
+    selection: Selection,
+    plan: MapPlan,
+    options: Options,
+) -> Gradients:
     """Contiguous, in the inputs' dtypes and shapes."""
     from groundkern import _C
 

@@ -9,9 +9,19 @@ from torch import Tensor
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
 from groundkern.opaque import custom_op
-from groundkern.ops.attention_map import Inputs, Options, like_gradients, output_shape
+from groundkern.ops.attention_map import (
+    NO_MAP_PLAN,
+    Inputs,
+    MapPlan,
+    Options,
+    Outputs,
+    Saved,
+    like_gradients,
+    output_shape,
+    saved_shapes,
+)
 from groundkern.precision import accumulation_dtype
-from groundkern.selection import Selection
+from groundkern.selection import KeySets, QueryRows, Selection
 
 
 def kernels(backend: str):
@@ -26,56 +36,79 @@ def kernels(backend: str):
     return module
 
 
+def plan(
+    backend: str,
+    inputs: Inputs,
+    rows: QueryRows,
+    allowed: KeySets | None,
+    columns: Tensor,
+    options: Options,
+) -> MapPlan:
+    """What the backend's kernels use of the selection and the target."""
+    if backend != "triton":
+        return NO_MAP_PLAN
+    return kernels(backend).plan(inputs, rows, allowed, columns, options)
+
+
 @custom_op(
     "groundkern::attention_map",
     mutates_args=(),
-    schema=f"({schema(Inputs, Selection, Options)}, str backend) -> Tensor",
+    schema=(
+        f"({schema(Inputs, Selection, MapPlan, Options)}, str backend) -> (Tensor, Tensor, Tensor)"
+    ),
 )
-@op_body(Inputs, Selection, Options)
-def attention_map(inputs, selection, options, backend) -> Tensor:
-    return kernels(backend).forward(inputs, selection, options)
+@op_body(Inputs, Selection, MapPlan, Options)
+def attention_map(inputs, selection, plan, options, backend) -> Outputs:
+    return tuple(kernels(backend).forward(inputs, selection, plan, options))
 
 
 @attention_map.register_fake
-@grouped(Inputs, Selection, Options)
-def _(inputs, selection, options, backend):
+@grouped(Inputs, Selection, MapPlan, Options)
+def _(inputs, selection, plan, options, backend):
     shape = output_shape(inputs, selection.columns, options)
-    return inputs.q.new_empty(shape, dtype=accumulation_dtype(inputs.q.dtype))
+    shapes = (shape, *saved_shapes(inputs, selection, plan, options))
+    wide = accumulation_dtype(inputs.q.dtype)
+    return tuple(inputs.q.new_empty(x, dtype=wide) for x in shapes)
 
 
 class _Upstream(NamedTuple):
-    upstream: Tensor  # like the output
+    upstream: Tensor  # like the result
 
 
 @custom_op(
     "groundkern::attention_map_backward",
     mutates_args=(),
     schema=(
-        f"({schema(_Upstream, Inputs, Selection, Options)}, str backend)"
+        f"({schema(_Upstream, Inputs, Saved, Selection, MapPlan, Options)}, str backend)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
-@op_body(_Upstream, Inputs, Selection, Options)
-def attention_map_backward(above, inputs, selection, options, backend) -> tuple[Tensor, ...]:
-    gradients = kernels(backend).backward(above.upstream, inputs, selection, options)
+@op_body(_Upstream, Inputs, Saved, Selection, MapPlan, Options)
+def attention_map_backward(
+    above, inputs, saved, selection, plan, options, backend
+) -> tuple[Tensor, ...]:
+    gradients = kernels(backend).backward(above.upstream, inputs, saved, selection, plan, options)
     return tuple(above.upstream.new_empty(0) if x is None else x for x in gradients)
 
 
 @attention_map_backward.register_fake
-@grouped(_Upstream, Inputs, Selection, Options)
-def _(above, inputs, selection, options, backend):
+@grouped(_Upstream, Inputs, Saved, Selection, MapPlan, Options)
+def _(above, inputs, saved, selection, plan, options, backend):
     like = like_gradients(inputs, options)
     return tuple(above.upstream.new_empty(0) if x is None else empty_like(x) for x in like)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    inputs, selection, options, backend = regroup(inputs, Inputs, Selection, Options)
-    ctx.save_for_backward(*inputs, *selection)
-    ctx.options = (*options, backend)
+    inputs, selection, plan, options, backend = regroup(inputs, Inputs, Selection, MapPlan, Options)
+    ctx.save_for_backward(*inputs, *output[1:], *selection, *plan[:-1])
+    ctx.options = (plan.lanes, *options, backend)
     ctx.present = [x is not None for x in like_gradients(inputs, options)]
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, upstream: Tensor):
+def _backward(ctx, upstream: Tensor | None, *_):
+    if upstream is None:
+        return (None,) * len(ctx.needs_input_grad)
     gradients = attention_map_backward(upstream.contiguous(), *ctx.saved_tensors, *ctx.options)
     *gradients, dlse = [d if there else None for d, there in zip(gradients, ctx.present)]
     of_inputs = (*gradients, None, dlse)  # a target has none

@@ -23,7 +23,10 @@ from groundkern.ops.attention_map import (
     MAP,
     Gradients,
     Inputs,
+    MapPlan,
     Options,
+    Outputs,
+    Saved,
     like_gradients,
     output_shape,
 )
@@ -93,16 +96,23 @@ def _kl_block(
     return (target * (log_target - log_map)).sum(-1)
 
 
-def forward(inputs: Inputs, selection: Selection, options: Options) -> Tensor:
+def forward(inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> Outputs:
     """[N, C], of a KL [N]."""
     shape = output_shape(inputs, selection.columns, options)
     out = inputs.q.new_zeros(shape, dtype=accumulation_dtype(inputs.q.dtype))
     for b, rows, block in _blocks(inputs, selection, options):
         out[rows] = block(*_parts(inputs, b, rows))
-    return out
+    return Outputs(out, out.new_empty(0), out.new_empty(0))
 
 
-def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Options) -> Gradients:
+def backward(
+    upstream: Tensor,
+    inputs: Inputs,
+    saved: Saved,
+    selection: Selection,
+    plan: MapPlan,
+    options: Options,
+) -> Gradients:
     """By autograd on the blocks."""
     like = like_gradients(inputs, options)
     wide = accumulation_dtype(inputs.q.dtype)

@@ -1,28 +1,31 @@
 """Triton kernels of attention maps, contributions and their KL (CUDA, ROCm).
 
-Scores are recomputed wherever they are needed, so that nothing of size [N, Hq, C] is ever stored:
-between kernels there are only [N, C] (maps, targets, which columns are own) and [N, Hq]
-(normalisers, head weights). With own columns c of row n, and u [N, C] the gradient that arrives
-from above, every gradient on the columns is
+Every kernel works on tiles of keys as they lie in memory; a table says which column a key is.
+Scores are recomputed wherever they are needed: between kernels there are only [N, C] (maps and
+targets) and [N, Hq] (normalisers, head weights and their gradients). With own columns c of row n
+and u [N, C] the gradient that arrives from above, the gradient at a score is
 
-    ds_hc = w_h z_hc u_c  [- p_hc sum_c' w_h z_hc' u_c'  if p is normalised over the columns]
+    ds_hj = w_h z_hj u_j + p_hj dnorm_h          dnorm_h = - w_h sum_c z_hc u_c
     MAP           z = p                  u = dmap                          (K2)
     CONTRIBUTION  z = p f(v . g), w = 1  u = dmap                          (C1)
     KL_MEAN       z = p / M              u = -dkl P                        (K3)
     KL_EACH       z = 1                  u = -dkl P                        (K3)
 
-`shift` [N, C] is log M for KL_MEAN and log P for KL_EACH. If p is normalised over all visible keys,
-the normaliser's gradient reaches every one of them: the `_visible` kernels. No atomics.
+with z = 0 off the own columns, and p on all keys that the normaliser sums over; it is formed in
+fp32 before it is rounded, because at the optimum it cancels. A normaliser that is an input of its
+own takes dnorm, and no key does.
+
+A KV head's query heads are cut into `parts` of `lanes`, each of which is a virtual head: a lane of
+a row tile is (row, query head of the virtual head). What splits leave is merged by the last of
+their programs to arrive, in a fixed order. No atomic but the counter of arrivals.
 """
 
-from typing import NamedTuple
-
 import triton.language as tl
-from torch import Tensor
 
+from groundkern import attention_kernels as ak
+from groundkern import map_kernels as mk
 from groundkern import tile_kernels as tk
 from groundkern.ops import attention_map
-from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import helper, kernel, padded
 
 MAP = tl.constexpr(attention_map.MAP)
@@ -31,150 +34,143 @@ KL_MEAN = tl.constexpr(attention_map.KL_MEAN)
 KL_EACH = tl.constexpr(attention_map.KL_EACH)
 
 
-class Columns(NamedTuple):
-    """What the kernels on the columns read."""
-
-    q: Heads  # [N, Hq, D]
-    k: Keys  # [B, Hkv, S, D]
-    g: Heads  # [N, Hq, Dv]; q if there are no values
-    v: Keys  # [B, Hkv, S, Dv]; k if there are no values
-    norm: (
-        Tensor | None
-    )  # fp32 [N, Hq]: log-sum-exp of the scores, 0 if there are none; inf: left out
-    sequence: Tensor  # int32 [N]
-    columns: Tensor  # int32 [B, C]
-    own: Tensor  # uint8 [N, C]
-    weight: Tensor | None  # fp32 [N, Hq]
-    dnorm: Tensor | None  # fp32 [N, Hq], if p is normalised over the columns
-    shift: Tensor | None  # fp32 [N, C]
-    u: Tensor | None  # fp32 [N, C]
-    scale: float
-    softcap: float | None
-    heads: int
-    group: int
-    C: int
-
-
 @helper
-def _column_tile(x, b, c):
-    """Key columns of a tile, -1 outside: [BLOCK_N]."""
-    return tl.load(x.columns + tk.wide(b) * x.C + c, mask=c < x.C, other=-1)
-
-
-@helper
-def _own_columns(x, n, sequence, b, c):
-    """Where [N, C] tensors have a tile, and the columns that are own: [BLOCK_M, BLOCK_N]."""
-    at = tk.wide(x.C) * n[:, None] + c[None, :]
-    here = (sequence == b)[:, None] & (c < x.C)[None, :]
-    return at, tl.load(x.own + at, mask=here, other=0) != 0
-
-
-@helper
-def _sequences(sequence, mask):
-    """(first, last + 1) of the sequences of a row tile."""
-    return tl.min(tl.where(mask, sequence, 2147483647), 0), tl.max(sequence, 0) + 1
-
-
-@helper
-def _load_rows(x, N, D: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Row, query head, whether it is in range, and sequence [BLOCK_M], q [BLOCK_M, padded D]."""
-    n, head, mask = tk.row_tile(N, x.group, BLOCK_M)
-    sequence = tl.load(x.sequence + n, mask=mask, other=-1)
-    return n, head, mask, sequence, tk.load_heads(x.q, n, head, mask, D)
-
-
-@helper
-def _load_columns(x, n, sequence, b, c, D: tl.constexpr):
-    """Key columns and k of a tile, where [N, C] tensors have it, and which columns are own."""
-    column = _column_tile(x, b, c)
-    k = tk.load_keys(x.k, b, tl.program_id(1), column, column >= 0, D)
-    at, own = _own_columns(x, n, sequence, b, c)
-    return column, k, at, own
-
-
-@helper
-def _log_p(raw, softcap, norm, own):
-    """(K1) log p on own columns, -inf elsewhere, and where that is."""
-    own = own & (norm < float("inf"))
-    return tl.where(own, tk.capped(raw, softcap) - norm, -float("inf")), own
+def _u(x, at, own, dkl, KIND: tl.constexpr):
+    """u of the table above."""
+    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
+        u = -dkl * tl.load(x.target + at, mask=own, other=0.0)
+    else:
+        u = tl.load(x.upstream + at, mask=own, other=0.0)
+    return u
 
 
 @helper
 def _z(x, log_p, own, value, at, KIND: tl.constexpr, RECTIFY: tl.constexpr):
-    """z of the table above on own columns, 0 elsewhere."""
+    """z of the table above."""
     if KIND == KL_EACH:
         z = tl.full(log_p.shape, 1.0, tl.float32)
     elif KIND == KL_MEAN:
-        shift = tl.load(x.shift + at, mask=own, other=0.0)
-        z = tl.exp(tl.minimum(log_p - shift, 80.0))  # a head of weight 0 may lie far above
+        # Its mask must not depend on the scores: Triton cannot pipeline a dot before a load.
+        log_map = tl.load(x.log_map + at, mask=own, other=0.0)
+        z = tl.exp(tl.minimum(log_p - log_map, 80.0))  # a head of weight 0 may lie far above
     else:
         z = tl.exp(log_p)
         if KIND == CONTRIBUTION:
             z *= tl.maximum(value, 0.0) if RECTIFY else value
-    return tl.where(own, z, 0.0)
+    return tl.where(own & (log_p > -mk.INFINITE), z, 0.0)
 
 
 @helper
-def _value_gradient(log_p, u, value, RECTIFY: tl.constexpr):
-    """The gradient at v . g: p f' u."""
-    dvalue = tl.exp(log_p) * u
-    if RECTIFY:
-        dvalue = tl.where(value > 0.0, dvalue, 0.0)
-    return dvalue
+def _of_rows(x, n, at, mask, KIND: tl.constexpr):
+    """Normaliser, head weight, dnorm and dkl of each lane; 1 and 0 where there is none."""
+    weight = tl.full(n.shape, 1.0, tl.float32)
+    dnorm, dkl = tl.zeros(n.shape, tl.float32), tl.zeros(n.shape, tl.float32)
+    if KIND != CONTRIBUTION:
+        weight = tl.load(x.weight + at, mask=mask, other=0.0)
+    if x.dnorm is not None:
+        dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
+    if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
+        dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
+    return mk.norm_of(x, at, mask), weight, dnorm, dkl
 
 
 @kernel
-def _norm_columns_kernel(
-    x,  # `Columns`
-    lse_ptr,  # fp32 [splits, N, Hq]
-    N,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Log-sum-exp over the own columns of one split."""
-    n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
-    m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
-    l = tl.zeros((BLOCK_M,), tl.float32)
-    first_b, last_b = _sequences(sequence, mask)
-    for b in range(first_b, last_b):
-        for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
-            c = c0 + tl.arange(0, BLOCK_N)
-            _, k, _, own = _load_columns(x, n, sequence, b, c, D)
-            s = tl.where(own, tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap), -float("inf"))
-            m, l = tk.online_sum(m, l, s)
-    tl.store(lse_ptr + tk.partial_at(x, n, head, N), tk.log_sum(m, l), mask=mask)
-
-
-@kernel
-def _norm_visible_kernel(
-    x,  # `Attention` without sets and v
-    lse_ptr,  # fp32 [splits, N, Hq]
+def _norm_kernel(
+    x,  # `Maps`
+    part_ptr,  # fp32 [splits, N, Hq]
+    norm_ptr,  # fp32 [N, Hq]
+    counters_ptr,  # int32, zeros
     N,
     keys,
-    entries,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    VISIBLE: tl.constexpr,
 ):
-    """Log-sum-exp over the visible keys of one split."""
-    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
-    m = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    """Log-sum-exp over the own columns or all visible keys; 0 if there are none."""
+    b, first, count, n, head, mask = mk.row_tile(x, BLOCK_M)
+    kv_head, split, splits = tl.program_id(1) // x.parts, tl.program_id(2), tl.num_programs(2)
+    q = tk.load_heads(x.q, n, head, mask, D)
+    start, stop, member = tk.row_bounds(x.selection, n, mask)
+    m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
-    for e in range(tl.program_id(2), tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
-        _, _, k, visible = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+    for e in range(split, count, splits):
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
+        if VISIBLE:
+            seen = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+        else:
+            _, seen, _ = mk.seen(x, b, (start, stop, member), j0, keys, BLOCK_N, False)
         s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
-        s = tl.where(visible, s, -float("inf"))  # [BLOCK_M, BLOCK_N]
-        m, l = tk.online_sum(m, l, s)
-    tl.store(lse_ptr + tk.partial_at(x, n, head, N), tk.log_sum(m, l), mask=mask)
+        m, l = tk.online_sum(m, l, tl.where(seen, s, -mk.INFINITE))
+    at = n.to(tl.int64) * x.heads + head
+    complete = splits == 1
+    if splits > 1:
+        size = tk.wide(N) * x.heads
+        tl.store(part_ptr + at + split * size, tk.log_sum(m, l), mask=mask)
+        counter = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        if ak.last_to_arrive(counters_ptr + counter, splits):
+            m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
+            l = tl.zeros((BLOCK_M,), tl.float32)
+            for part in range(splits):
+                pointers = part_ptr + at + tk.wide(part) * size
+                s = tl.load(pointers, mask=mask, other=0.0, cache_modifier=".cg")
+                m, l = tk.online_sum(m, l, s[:, None])
+            complete = True
+    if complete:
+        norm = tk.log_sum(m, l)
+        tl.store(norm_ptr + at, tl.where(norm == -mk.INFINITE, 0.0, norm), mask=mask)
+
+
+@helper
+def _add_head(
+    x,
+    total,  # [ROWS, BLOCK_N]
+    top,  # [ROWS, BLOCK_N], of KL_MEAN
+    raw,  # [BLOCK_M, BLOCK_N]
+    value,  # [BLOCK_M, BLOCK_N], of CONTRIBUTION
+    at,
+    mask,
+    LANES: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
+):
+    """The map and, for KL_MEAN, its largest exponent, after one virtual head; and whether some of
+    its heads take part [ROWS]."""
+    ROWS: tl.constexpr = total.shape[0]
+    BLOCK_N: tl.constexpr = total.shape[1]
+    norm = mk.norm_of(x, at, mask)
+    log_p = mk.log_p(raw, x.softcap, norm[:, None], mask[:, None])
+    if KIND == CONTRIBUTION:
+        y = tl.exp(log_p) * (tl.maximum(value, 0.0) if RECTIFY else value)
+        y = tl.where(log_p > -mk.INFINITE, y, 0.0)
+        total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
+    else:
+        w = tl.load(x.weight + at, mask=mask, other=0.0)
+        if KIND == MAP:
+            y = tl.exp(log_p) * w[:, None]
+            total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
+        else:
+            log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -mk.INFINITE)
+            y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
+            new, shift = tk.online_max(top, y)
+            total = total * tl.exp(top - shift) + tl.sum(tl.exp(y - shift[:, None, :]), 1)
+            top = new
+    some = tl.max(tl.reshape((mask & (norm < mk.INFINITE)).to(tl.int32), (ROWS, LANES)), 1)
+    return total, top, some > 0
 
 
 @kernel
 def _map_kernel(
-    x,  # `Columns`
-    map_ptr,  # fp32 [N, C]
+    x,  # `Maps`
+    map_ptr,  # fp32 [N, C], zeros: the map, or log M of KL_MEAN on own columns
+    kl_ptr,  # fp32 [N] or None
+    part_ptr,  # fp32 [splits, N], of KL_MEAN
+    counters_ptr,  # int32, zeros
     N,
-    kv_heads,
+    keys,
+    virtual_heads,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -183,252 +179,272 @@ def _map_kernel(
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
 ):
-    """(K2), (C1) or log M of (K3) on BLOCK_M / LANES rows and one column tile: all heads, LANES of
-    a group at a time."""
+    """(K2), (C1) or (K3) of the head mean, on the BLOCK_M / LANES rows of program (row tile, split)
+    and all heads."""
     ROWS: tl.constexpr = BLOCK_M // LANES
-    i, row = tl.arange(0, BLOCK_M), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    n, lane = tl.program_id(0) * ROWS + i // LANES, i % LANES
-    c = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    sequence = tl.load(x.sequence + n, mask=n < N, other=-1)
-    total = tl.zeros((ROWS, BLOCK_N), tl.float32)
-    top = tl.full((ROWS, BLOCK_N), -float("inf"), tl.float32)
-    parts = tl.cdiv(x.group, LANES)
-    first_b, last_b = _sequences(sequence, n < N)
-    for b in range(first_b, last_b):
-        column = _column_tile(x, b, c)
-        _, own = _own_columns(x, n, sequence, b, c)
-        for part in range(kv_heads * parts):
-            kv_head, member = part // parts, (part % parts) * LANES + lane
-            head, mask = kv_head * x.group + member, (sequence == b) & (member < x.group)
+    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
+    b, i0, end = tl.load(record), tl.load(record + 1), tl.load(record + 2)
+    first, count = tl.load(record + 3), tl.load(record + 4)
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
+    here = row * LANES < end
+    bounds = tk.row_bounds(x.selection, row, here)
+    kl = tl.zeros((ROWS,), tl.float32)
+    for e in range(split, count, splits):
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        place, own, _ = mk.seen(x, b, bounds, j0, keys, BLOCK_N, False)  # [ROWS, BLOCK_N]
+        total = tl.zeros((ROWS, BLOCK_N), tl.float32)
+        top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
+        counted = tl.zeros((ROWS,), tl.int1)
+        for virtual in range(virtual_heads):
+            n, head, mask = mk.lanes_of(x, i, end, virtual)
             q = tk.load_heads(x.q, n, head, mask, D)
-            k = tk.load_keys(x.k, b, kv_head, column, column >= 0, D)
-            norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
+            k = tk.load_keys(x.k, b, virtual // x.parts, j, j < keys, D)
             raw = tk.dot(q, tl.trans(k)) * x.scale
-            log_p, _ = _log_p(raw, x.softcap, norm[:, None], own & mask[:, None])
+            value = raw
             if KIND == CONTRIBUTION:
                 g = tk.load_heads(x.g, n, head, mask, DV)
-                v = tk.load_keys(x.v, b, kv_head, column, column >= 0, DV)
+                v = tk.load_keys(x.v, b, virtual // x.parts, j, j < keys, DV)
                 value = tk.dot(g, tl.trans(v))
-                y = tl.exp(log_p) * (tl.maximum(value, 0.0) if RECTIFY else value)
-                total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
-            else:
-                w = tl.load(x.weight + n * x.heads + head, mask=mask, other=0.0)
-                if KIND == MAP:
-                    y = tl.exp(log_p) * w[:, None]
-                    total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
-                else:
-                    log_w = tl.where(w > 0.0, tl.log(tl.where(w > 0.0, w, 1.0)), -float("inf"))
-                    y = tl.reshape(log_p + log_w[:, None], (ROWS, LANES, BLOCK_N))
-                    new, shift = tk.online_max(top, y)
-                    part_sum = tl.sum(tl.exp(y - shift[:, None, :]), 1)
-                    total = total * tl.exp(top - shift) + part_sum
-                    top = new
+            at = n.to(tl.int64) * x.heads + head
+            total, top, some = _add_head(x, total, top, raw, value, at, mask, LANES, KIND, RECTIFY)
+            counted = counted | some
+        at = tk.wide(x.C) * row[:, None] + place[None, :]
+        if KIND == KL_MEAN:
+            total = tk.log_sum(top, total)
+            target = tl.load(x.target + at, mask=own & counted[:, None], other=0.0)
+            some = target > 0.0
+            terms = target * (tl.log(tl.where(some, target, 1.0)) - total)
+            kl += tl.sum(tl.where(some, terms, 0.0), 1)
+        tl.store(map_ptr + at, total, mask=own)
     if KIND == KL_MEAN:
-        total = tk.log_sum(top, total)
-    stored = (row < N)[:, None] & (c < x.C)[None, :]
-    tl.store(map_ptr + tk.wide(x.C) * row[:, None] + c[None, :], total, mask=stored)
+        complete = splits == 1
+        if splits > 1:
+            tl.store(part_ptr + tk.wide(split) * N + row, kl, mask=here)
+            if ak.last_to_arrive(counters_ptr + tl.program_id(0), splits):
+                kl = tl.zeros((ROWS,), tl.float32)
+                for part in range(splits):
+                    pointers = part_ptr + tk.wide(part) * N + row
+                    kl += tl.load(pointers, mask=here, other=0.0, cache_modifier=".cg")
+                complete = True
+        if complete:
+            tl.store(kl_ptr + row, kl, mask=here)
+
+
+@helper
+def _kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
+    """(K3) of each head: their weighted sum, in order."""
+    ROWS: tl.constexpr = BLOCK_M // LANES
+    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
+    i0, end = tl.load(record + 1), tl.load(record + 2)
+    i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
+    kl = tl.zeros((ROWS,), tl.float32)
+    for virtual in range(virtual_heads):
+        n, head, mask = mk.lanes_of(x, i, end, virtual)
+        at = n.to(tl.int64) * x.heads + head
+        y = tl.load(sums_ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+        y *= tl.load(x.weight + at, mask=mask, other=0.0)
+        kl += tl.sum(tl.reshape(y, (ROWS, LANES)), 1)
+    tl.store(kl_ptr + row, kl, mask=row * LANES < end)
 
 
 @kernel
 def _sums_kernel(
-    x,  # `Columns`
+    x,  # `Maps`
     part_ptr,  # fp32 [splits, N, Hq]
+    sums_ptr,  # fp32 [N, Hq]: sum_c u z, or for KL_EACH sum_c P (log P - log p)
+    dnorm_ptr,  # fp32 [N, Hq], or for KL_EACH None
+    kl_ptr,  # fp32 [N], of KL_EACH
+    counters_ptr,  # int32, zeros
     N,
+    keys,
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
     KIND: tl.constexpr,
     RECTIFY: tl.constexpr,
 ):
-    """sum_c u_c z_hc over the own columns of one split; KL_EACH: sum_c u_c (log P_c - log p_hc)."""
-    n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
-    norm = tl.load(x.norm + n * x.heads + head, mask=mask, other=0.0)
+    """Sums over the own columns, per head."""
+    b, first, count, n, head, mask = mk.row_tile(x, BLOCK_M)
+    kv_head, split, splits = tl.program_id(1) // x.parts, tl.program_id(2), tl.num_programs(2)
+    at = n.to(tl.int64) * x.heads + head
+    q = tk.load_heads(x.q, n, head, mask, D)
     if KIND == CONTRIBUTION:
         g = tk.load_heads(x.g, n, head, mask, DV)
+    bounds, norm = tk.row_bounds(x.selection, n, mask), mk.norm_of(x, at, mask)
+    dkl = tl.zeros((BLOCK_M,), tl.float32)
+    if KIND == KL_MEAN:
+        dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    first_b, last_b = _sequences(sequence, mask)
-    for b in range(first_b, last_b):
-        for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
-            c = c0 + tl.arange(0, BLOCK_N)
-            column, k, at, own = _load_columns(x, n, sequence, b, c, D)
-            raw = tk.dot(q, tl.trans(k)) * x.scale
-            log_p, own = _log_p(raw, x.softcap, norm[:, None], own)
-            value = log_p
-            if KIND == CONTRIBUTION:
-                v = tk.load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
-                value = tk.dot(g, tl.trans(v))
-            u = tl.load(x.u + at, mask=own, other=0.0)
-            if KIND == KL_EACH:
-                shift = tl.load(x.shift + at, mask=own, other=0.0)
-                z = tl.where(own, shift - log_p, 0.0)
-            else:
-                z = _z(x, log_p, own, value, at, KIND, RECTIFY)
-            total += tl.sum(u * z, 1)
-    tl.store(part_ptr + tk.partial_at(x, n, head, N), total, mask=mask)
-
-
-@kernel
-def _backward_dq_columns_kernel(
-    x,  # `Columns`
-    dq_ptr,  # fp32 [splits, N, Hq, D]
-    dg_ptr,  # fp32 [splits, N, Hq, Dv] or None
-    N,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KIND: tl.constexpr,
-    RECTIFY: tl.constexpr,
-):
-    """ds k / scale, and for CONTRIBUTION dvalue v, over one split of the columns."""
-    n, head, mask, sequence, q = _load_rows(x, N, D, BLOCK_M)
-    stat = n * x.heads + head
-    norm = tl.load(x.norm + stat, mask=mask, other=0.0)
-    w = tl.full((BLOCK_M,), 1.0, tl.float32)
-    if KIND != CONTRIBUTION:
-        w = tl.load(x.weight + stat, mask=mask, other=0.0)
-    else:
-        g = tk.load_heads(x.g, n, head, mask, DV)
-        dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
-    dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
-    first_b, last_b = _sequences(sequence, mask)
-    for b in range(first_b, last_b):
-        for c0 in range(tl.program_id(2) * BLOCK_N, x.C, tl.num_programs(2) * BLOCK_N):
-            c = c0 + tl.arange(0, BLOCK_N)
-            column, k, at, own = _load_columns(x, n, sequence, b, c, D)
-            u = tl.load(x.u + at, mask=own, other=0.0)
-            raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-            log_p, own = _log_p(raw, x.softcap, norm[:, None], own)
-            value = log_p
-            if KIND == CONTRIBUTION:
-                v = tk.load_keys(x.v, b, tl.program_id(1), column, column >= 0, DV)
-                value = tk.dot(g, tl.trans(v))
-                dg += tk.dot(_value_gradient(log_p, u, value, RECTIFY).to(v.dtype), v)
-            ds = w[:, None] * u * _z(x, log_p, own, value, at, KIND, RECTIFY)
-            if x.dnorm is not None:
-                dnorm = tl.load(x.dnorm + stat, mask=mask, other=0.0)
-                ds += tl.exp(log_p) * dnorm[:, None]
-            dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
-    at = tk.partial_at(x, n, head, N)
-    tk.store_tile(dq_ptr, at, mask, dq, D)
-    if KIND == CONTRIBUTION:
-        tk.store_tile(dg_ptr, at, mask, dg, DV)
-
-
-@kernel
-def _backward_dkv_columns_kernel(
-    x,  # `Columns`
-    dk_ptr,  # fp32 [B, Hkv, C, D]
-    dv_ptr,  # fp32 [B, Hkv, C, Dv] or None
-    N,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KIND: tl.constexpr,
-    RECTIFY: tl.constexpr,
-):
-    """ds^T q / scale, and for CONTRIBUTION dvalue^T g, of one column tile."""
-    b, _, c = tk.key_tile(x.C, BLOCK_N)
-    kv_head = tl.program_id(1)
-    first, last = tk.rows_of_sequence(x.sequence, b, N)
-    column = _column_tile(x, b, c)
-    k = tk.load_keys(x.k, b, kv_head, column, column >= 0, D)
-    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
-    if KIND == CONTRIBUTION:
-        v = tk.load_keys(x.v, b, kv_head, column, column >= 0, DV)
-        dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
-    for i0 in range(first * x.group, last * x.group, BLOCK_M):
-        n, head, mask = tk.rows_from(x, i0, last, BLOCK_M)
-        stat = n * x.heads + head
-        q = tk.load_heads(x.q, n, head, mask, D)
-        norm = tl.load(x.norm + stat, mask=mask, other=0.0)
-        at = tk.wide(x.C) * n[None, :] + c[:, None]
-        own = tl.load(x.own + at, mask=mask[None, :] & (c < x.C)[:, None], other=0) != 0
-        u = tl.load(x.u + at, mask=own, other=0.0)
-        raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-        log_p, own = _log_p(raw, x.softcap, norm[None, :], own)
+    for e in range(split, count, splits):
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
+        place, own, _ = mk.seen(x, b, bounds, j0, keys, BLOCK_N, False)
+        log_p = mk.log_p(tk.dot(q, tl.trans(k)) * x.scale, x.softcap, norm[:, None], own)
         value = log_p
         if KIND == CONTRIBUTION:
-            g = tk.load_heads(x.g, n, head, mask, DV)
-            value = tk.dot(v, tl.trans(g))
-            dv += tk.dot(_value_gradient(log_p, u, value, RECTIFY).to(g.dtype), g)
-        ds = u * _z(x, log_p, own, value, at, KIND, RECTIFY)
-        if KIND != CONTRIBUTION:
-            ds *= tl.load(x.weight + stat, mask=mask, other=0.0)[None, :]
-        if x.dnorm is not None:
-            ds += tl.exp(log_p) * tl.load(x.dnorm + stat, mask=mask, other=0.0)[None, :]
-        dk += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype), q)
-    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * x.C + c
-    tk.store_tile(dk_ptr, at, c < x.C, dk, D)
-    if KIND == CONTRIBUTION:
-        tk.store_tile(dv_ptr, at, c < x.C, dv, DV)
+            v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
+            value = tk.dot(g, tl.trans(v))
+        to = tk.wide(x.C) * n[:, None] + place[None, :]
+        if KIND == KL_EACH:
+            target = tl.load(x.target + to, mask=own, other=0.0)
+            used = (target > 0.0) & (log_p > -mk.INFINITE)
+            log_target = tl.log(tl.where(used, target, 1.0))
+            total += tl.sum(tl.where(used, target * (log_target - log_p), 0.0), 1)
+        else:
+            u = _u(x, to, own, dkl[:, None], KIND)
+            total += tl.sum(u * _z(x, log_p, own, value, to, KIND, RECTIFY), 1)
+    complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    if splits > 1:
+        size = tk.wide(N) * x.heads
+        tl.store(part_ptr + at + split * size, total, mask=mask)
+        if ak.last_to_arrive(counters_ptr + counter, splits):
+            total = tl.zeros((BLOCK_M,), tl.float32)
+            for part in range(splits):
+                pointers = part_ptr + at + tk.wide(part) * size
+                total += tl.load(pointers, mask=mask, other=0.0, cache_modifier=".cg")
+            complete = True
+    if complete:
+        tl.store(sums_ptr + at, total, mask=mask)
+        if KIND == KL_EACH:
+            counters_ptr += tl.num_programs(0) * tl.num_programs(1) + tl.program_id(0)
+            if ak.last_to_arrive(counters_ptr, tl.num_programs(1)):
+                _kl_of_heads(x, sums_ptr, kl_ptr, tl.num_programs(1), BLOCK_M, LANES)
+        else:
+            if KIND != CONTRIBUTION:
+                total *= tl.load(x.weight + at, mask=mask, other=0.0)
+            tl.store(dnorm_ptr + at, -total, mask=mask)
 
 
 @kernel
-def _backward_dk_kernel(
-    x,  # `Attention` without sets and v
-    norm_ptr,  # fp32 [N, Hq], or None if p is not normalised over the visible keys
-    dnorm_ptr,  # fp32 [N, Hq] or None
-    column_dk_ptr,  # fp32 [B, Hkv, C, D]
-    column_of_ptr,  # int32 [B, S]: each key's place among the columns, or -1
-    dk_ptr,  # [B, Hkv, S, D]
+def _backward_dq_kernel(
+    x,  # `Maps`
+    part_ptr,  # fp32 [splits, N, Hq, D]
+    part_g_ptr,  # fp32 [splits, N, Hq, Dv] or None
+    dq_ptr,  # [N, Hq, D]
+    dg_ptr,  # [N, Hq, Dv] or None
+    counters_ptr,  # int32, zeros
     N,
     keys,
-    C,
     D: tl.constexpr,
+    DV: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
 ):
-    """dk of one key tile: its columns' part and, with norm, the normaliser's; zeros elsewhere."""
+    """dq and dg of one row tile and virtual head."""
+    b, first, count, n, head, mask = mk.row_tile(x, BLOCK_M)
+    kv_head, split, splits = tl.program_id(1) // x.parts, tl.program_id(2), tl.num_programs(2)
+    at = n.to(tl.int64) * x.heads + head
+    q = tk.load_heads(x.q, n, head, mask, D)
+    dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
+    dg = dq
+    if KIND == CONTRIBUTION:
+        g = tk.load_heads(x.g, n, head, mask, DV)
+        dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
+    bounds = tk.row_bounds(x.selection, n, mask)
+    norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
+    for e in range(split, count, splits):
+        j0 = ak.first_key(x, first, e, keys, BLOCK_N)
+        j = j0 + tl.arange(0, BLOCK_N)
+        k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
+        place, own, seen = mk.seen(x, b, bounds, j0, keys, BLOCK_N, VISIBLE)
+        raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
+        log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
+        to = tk.wide(x.C) * n[:, None] + place[None, :]
+        u, value = _u(x, to, own, dkl[:, None], KIND), log_p
+        if KIND == CONTRIBUTION:
+            v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
+            value = tk.dot(g, tl.trans(v))
+            passed = own & (value > 0.0) if RECTIFY else own
+            dvalue = tl.where(passed, tl.exp(log_p) * u, 0.0)
+            dg += tk.dot(dvalue.to(v.dtype), v)
+        ds = weight[:, None] * u * _z(x, log_p, own, value, to, KIND, RECTIFY)
+        if x.dnorm is not None:
+            ds += tl.exp(log_p) * dnorm[:, None]
+        dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
+    complete, size = splits == 1, tk.wide(N) * x.heads
+    if splits > 1:
+        groups = tl.cdiv(splits, ak._RADIX)
+        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
+        begin = split // ak._RADIX * ak._RADIX
+        end = tl.minimum(begin + ak._RADIX, splits)
+        mk.store_parts(part_ptr, part_g_ptr, at + split * size, mask, dq, dg, D, DV)
+        if ak.last_to_arrive(counters_ptr + split // ak._RADIX, end - begin):
+            dq, dg = mk.merged(part_ptr, part_g_ptr, at, size, begin, end, 1, mask, dg, D, DV)
+            complete = groups == 1
+            if groups > 1:
+                mk.store_parts(part_ptr, part_g_ptr, at + begin * size, mask, dq, dg, D, DV)
+                if ak.last_to_arrive(counters_ptr + groups, groups):
+                    dq, dg = mk.merged(
+                        part_ptr, part_g_ptr, at, size, 0, splits, ak._RADIX, mask, dg, D, DV
+                    )
+                    complete = True
+    if complete:
+        mk.store_parts(dq_ptr, dg_ptr, at, mask, dq * x.scale, dg, D, DV)
+
+
+@kernel
+def _backward_dkv_kernel(
+    x,  # `Maps`
+    row_tiles_ptr,  # of the `Plan`, or None
+    row_spans_ptr,  # of the `Plan`
+    dk_ptr,  # [B, Hkv, S, D]
+    dv_ptr,  # [B, Hkv, S, Dv] or None
+    keys,
+    most,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    KIND: tl.constexpr,
+    RECTIFY: tl.constexpr,
+):
+    """dk and dv of one wide key tile, over the row tiles that read it: zeros if there are none."""
     b, j0, j = tk.key_tile(keys, BLOCK_N)
     kv_head = tl.program_id(1)
-    column = tl.load(column_of_ptr + tk.wide(b) * keys + j, mask=j < keys, other=-1)
-    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * C + column
-    dk = tk.load_tile(column_dk_ptr, at, D, column >= 0, D)
-    if norm_ptr is not None:
-        first, last = tk.rows_of_sequence(x.selection.sequence, b, N)
-        k = tk.load_keys(x.k, b, kv_head, j, (j < keys) & (last > first), D)
-        for i0 in range(first * x.group, last * x.group, BLOCK_M):
-            n, head, mask = tk.rows_from(x, i0, last, BLOCK_M)
-            start, stop, member = tk.row_bounds(x.selection, n, mask)
-            visible = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-            if tk.any_of(visible):
-                q = tk.load_heads(x.q, n, head, mask, D)
-                norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
-                dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
-                raw = tk.dot(k, tl.trans(q)) * x.scale  # [BLOCK_N, BLOCK_M]
-                p = tk.capped(raw, x.softcap) - norm[None, :]
-                p = tl.exp(tl.where(tl.trans(visible), p, -float("inf")))
-                ds = tk.uncapped_gradient(p * dnorm[None, :], raw, x.softcap)
-                dk += tk.dot(ds.to(q.dtype), q)
-    at = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
-    tk.store_tile(dk_ptr, at, j < keys, dk * x.scale, D)
-
-
-@kernel
-def _backward_dq_visible_kernel(
-    x,  # `Attention` without sets and v
-    norm_ptr,  # fp32 [N, Hq]
-    dnorm_ptr,  # fp32 [N, Hq]
-    part_ptr,  # fp32 [splits, N, Hq, D]
-    N,
-    keys,
-    entries,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """The normaliser's part of dq / scale over one split of the keys."""
-    n, head, mask, rows, q = tk.load_rows(x, N, D, BLOCK_M)
-    norm = tl.load(norm_ptr + n * x.heads + head, mask=mask, other=0.0)
-    dnorm = tl.load(dnorm_ptr + n * x.heads + head, mask=mask, other=0.0)
-    dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
-    for e in range(tl.program_id(2), tl.load(x.live.count + tl.program_id(0)), tl.num_programs(2)):
-        _, _, k, visible = tk.load_live_tile(x, e, rows, keys, entries, D, BLOCK_N)
+    span = row_spans_ptr + tl.program_id(0) * 3
+    count, end = tl.load(span), tl.load(span + 1)
+    read = (j < keys) & (count > 0)
+    k = tk.load_keys(x.k, b, kv_head, j, read, D)
+    dk = tl.zeros((BLOCK_N, padded(D)), tl.float32)
+    if KIND == CONTRIBUTION:
+        v = tk.load_keys(x.v, b, kv_head, j, read, DV)
+        dv = tl.zeros((BLOCK_N, padded(DV)), tl.float32)
+    for e in range(count * x.parts):
+        if row_tiles_ptr is not None:
+            i0 = tl.load(row_tiles_ptr + tk.wide(tl.program_id(0)) * most + e // x.parts)
+        else:
+            i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
+        virtual = kv_head * x.parts + e % x.parts
+        n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
+        at = n.to(tl.int64) * x.heads + head
+        q = tk.load_heads(x.q, n, head, mask, D)
+        bounds = tk.row_bounds(x.selection, n, mask)
+        norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
+        place, own, seen = mk.seen(x, b, bounds, j0, keys, BLOCK_N, VISIBLE)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        p = tl.where(visible, tk.capped(raw, x.softcap) - norm[:, None], -float("inf"))
-        ds = tk.uncapped_gradient(tl.exp(p) * dnorm[:, None], raw, x.softcap)
-        dq += tk.dot(ds.to(k.dtype), k)
-    tk.store_tile(part_ptr, tk.partial_at(x, n, head, N), mask, dq, D)
+        log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
+        to = tk.wide(x.C) * n[:, None] + place[None, :]
+        u, value = _u(x, to, own, dkl[:, None], KIND), log_p
+        if KIND == CONTRIBUTION:
+            g = tk.load_heads(x.g, n, head, mask, DV)
+            value = tk.dot(g, tl.trans(v))
+            passed = own & (value > 0.0) if RECTIFY else own
+            dvalue = tl.where(passed, tl.exp(log_p) * u, 0.0)
+            dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
+        ds = weight[:, None] * u * _z(x, log_p, own, value, to, KIND, RECTIFY)
+        if x.dnorm is not None:
+            ds += tl.exp(log_p) * dnorm[:, None]
+        dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)
+    to = (tk.wide(b) * tl.num_programs(1) + kv_head) * keys + j
+    tk.store_tile(dk_ptr, to, j < keys, dk * x.scale, D)
+    if KIND == CONTRIBUTION:
+        tk.store_tile(dv_ptr, to, j < keys, dv, DV)

@@ -1,4 +1,5 @@
-"""Tiles, grids and launches of the Triton kernels of attention maps, contributions and their KL."""
+"""Tiles, plan, grids and launches of the Triton kernels of attention maps, contributions and their
+KL."""
 
 from typing import NamedTuple
 
@@ -6,42 +7,44 @@ import torch
 import triton
 from torch import Tensor
 
-from groundkern import tiles
+from groundkern import plan_kernels, tiles
+from groundkern.attention_kernels import merge_counters
+from groundkern.map_kernels import Maps
 from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
     KL_EACH,
     KL_MEAN,
+    NO_MAP_PLAN,
     Gradients,
     Inputs,
+    MapPlan,
     Options,
+    Outputs,
+    Saved,
     like_gradients,
     output_shape,
 )
 from groundkern.ops.attention_map import triton_kernels as kernels
-from groundkern.ops.attention_map.triton_kernels import Columns
-from groundkern.selection import Selection
-from groundkern.tile_kernels import Attention, Heads, Keys, LiveTiles, live_tiles, sum_parts
+from groundkern.plan import kept
+from groundkern.selection import KeySets, QueryRows, Selection
+from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Tile
 
-# (4-byte operands, largest head dimension[, largest packed rows]) -> tile of every kernel of this
-# op; 63, 127, 255 are for dimensions that are padded to the next power of two, whose masks take
-# registers. Every row is an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by
-# `make aot`, never timed on a device. `make gpu` finds better ones.
+# (4-byte operands, largest head dimension) -> tile of every kernel of this op; 63, 127 and 255 are
+# for dimensions that are padded to the next power of two, whose masks take registers. Every row is
+# an untuned first guess: compiled for sm_80, sm_90, sm_100 and gfx942 by `make aot`, never timed on
+# a device. `make gpu` finds better ones.
 TILES = {
-    (False, 63): Tile(32, 32, 8, 2, 255),
-    (False, 64): Tile(32, 32, 4, 2, 255),
-    (False, 127): Tile(16, 32, 8, 1, 255),
-    (False, 128): Tile(32, 32, 4, 2, 255),
-    (False, 255): Tile(16, 32, 8, 2, 255),
-    (False, 256): Tile(16, 32, 8, 2, 255),
+    (False, 64): Tile(64, 64, 4, 3),
+    (False, 127): Tile(64, 64, 8, 2),
+    (False, 128): Tile(64, 64, 8, 3),
+    (False, 255): Tile(32, 32, 8, 2),
+    (False, 256): Tile(32, 32, 8, 2),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
     (True, 256): Tile(16, 32, 8, 1),
 }
-# Of the column kernels: which keys to load is itself loaded; pipelining that chain spills at 128 on
-# gfx942, where at 64, 72 and 192 Triton 3.7 cannot compile it.
-ONE_STAGE = {"num_stages": 1}
 
 
 def unsupported(inputs: Inputs) -> str | None:
@@ -49,207 +52,39 @@ def unsupported(inputs: Inputs) -> str | None:
     return tiles.unsupported(inputs.q, inputs.k, inputs.v)
 
 
-class _Launch(NamedTuple):
-    """What the kernels of one call are launched with."""
+def _tile(inputs: Inputs) -> Tile:
+    """The row of the table that serves a call."""
+    q, k, v = inputs[:3]
+    dims = [x.shape[-1] for x in (q, v) if x is not None]
+    packed = q.shape[0] * (q.shape[1] // k.shape[1])
+    return TILES[tiles.tile_key(TILES, (q.dtype == torch.float32,), dims, packed)]
 
-    inputs: Inputs  # rows contiguous
-    selection: Selection  # contiguous
-    options: Options
-    own: Tensor  # uint8 [N, C]
-    norm: Tensor | None  # fp32 [N, Hq], the normaliser; None until it is known
 
-    @classmethod
-    def of(cls, inputs: Inputs, selection: Selection, options: Options) -> "_Launch | None":
-        """None if there is nothing to compute."""
-        q, k = inputs[:2]
-        if 0 in (q.shape[0], q.shape[1], k.shape[2], selection.columns.shape[1]):
-            return None
-        operands = (None if x is None else tiles.rows_contiguous(x) for x in inputs[:4])
-        weight = None if inputs.head_weight is None else inputs.head_weight.contiguous()
-        inputs = Inputs(*operands, weight, *inputs[5:])
-        selection = selection.contiguous()
-        own = _own(selection).view(torch.uint8)
-        launch = cls(inputs, selection, options, own, None)
-        norm = launch.normaliser().contiguous()
-        if inputs.lse is not None:
-            counted = (norm < torch.inf).any(1, keepdim=True)
-            own = (own.bool() & counted).view(torch.uint8)
-        return launch._replace(norm=norm, own=own)
-
-    @property
-    def group(self) -> int:
-        return self.inputs.q.shape[1] // self.inputs.k.shape[1]
-
-    @property
-    def columns(self) -> int:
-        return self.own.shape[1]
-
-    @property
-    def valued(self) -> bool:
-        return self.options.kind == CONTRIBUTION
-
-    @property
-    def visible(self) -> bool:
-        return self.options.over == "visible"
-
-    @property
-    def keys(self) -> int:
-        return self.inputs.k.shape[2]
-
-    def on_columns(
-        self, shift: Tensor | None = None, u: Tensor | None = None, dnorm: Tensor | None = None
-    ) -> Columns:
-        """Of the kernels on the columns."""
-        q, k, v, g, weight, _, _ = self.inputs
-        operands = (Heads.of(q), Keys.of(k), Heads.of(q if g is None else g))
-        operands = (*operands, Keys.of(k if v is None else v), self.norm)
-        selected = (self.selection.sequence, self.selection.columns, self.own)
-        scale, softcap = self.options[3:5]
-        sizes = (q.shape[1], self.group, self.columns)
-        above = (weight, dnorm, shift, u)
-        return Columns(*operands, *selected, *above, scale, softcap or None, *sizes)
-
-    def on_visible(self, live: LiveTiles | None, **changed: object) -> Attention:
-        """Of the kernels on all visible keys."""
-        q, k = self.inputs[:2]
-        rows = self.selection._replace(bits=None, set_index=None, columns=None)
-        scale, softcap = self.options[3:5]
-        sizes = (scale, softcap or None, q.shape[1], self.group)
-        return Attention(Heads.of(q), Keys.of(k), None, rows, live, *sizes)._replace(**changed)
-
-    def tile(self, q: Tensor, *values: Tensor | None) -> Tile:
-        """For head dimensions of q and of the values that are there."""
-        packed = q.shape[0] * self.group
-        dims = [x.shape[-1] for x in (q, *values) if x is not None]
-        return TILES[tiles.tile_key(TILES, (q.dtype == torch.float32,), dims, packed)]
-
-    def columns_tile(self) -> tuple[Tile, dict[str, object]]:
-        """Of the kernels on the columns, with their constants."""
-        q, k, v = self.inputs[:3]
-        tile = self.tile(q, k if v is None else v)
-        dims = {"D": q.shape[2], "DV": (k if v is None else v).shape[3]}
-        flags = {"KIND": self.options.kind, "RECTIFY": self.options.rectify}
-        return tile, dims | flags | tile.constants | ONE_STAGE
-
-    def row_grid(self, tile: Tile, parts: int) -> tuple[int, int, int]:
-        """(row tiles, KV heads, splits of `parts` tiles of keys or columns)."""
-        q, k = self.inputs[:2]
-        row_tiles = triton.cdiv(q.shape[0] * self.group, tile.block_m)
-        return row_tiles, k.shape[1], tiles.splits(q.device, row_tiles * k.shape[1], parts)
-
-    def column_grid(self, tile: Tile) -> tuple[int, int, int]:
-        return self.row_grid(tile, triton.cdiv(self.columns, tile.block_n))
-
-    def visible_grid(self, tile: Tile) -> tuple[tuple[int, int, int], LiveTiles]:
-        batch, _, keys, _ = self.inputs.k.shape
-        rows = self.selection._replace(bits=None, set_index=None)
-        live = live_tiles(rows, self.group, batch, keys, tile)
-        return self.row_grid(tile, triton.cdiv(keys, tile.block_n)), live
-
-    def normaliser(self) -> Tensor:
-        """[N, Hq] log-sum-exp over all visible keys or over own columns; 0 if there are none."""
-        q, norm = self.inputs.q, self.inputs.lse
-        (rows, heads, dim), tile = q.shape, self.tile(q)
-        if not self.visible:
-            grid = self.column_grid(tile)
-            part = q.new_empty(grid[2], rows, heads, dtype=torch.float32)
-            constants = tile.constants | ONE_STAGE
-            x = self.on_columns()
-            columns = x._replace(g=x.q, v=x.k, weight=None)  # one variant for all kinds
-            kernels._norm_columns_kernel[grid](columns, part, rows, D=dim, **constants)
-            norm = part.logsumexp(0)
-        elif norm is None:
-            grid, live = self.visible_grid(tile)
-            part = q.new_empty(grid[2], rows, heads, dtype=torch.float32)
-            sizes = (rows, self.keys, live.entries.shape[1])
-            kernels._norm_visible_kernel[grid](
-                self.on_visible(live), part, *sizes, D=dim, **tile.constants
-            )
-            norm = part.logsumexp(0)
-        return torch.where(norm.isfinite(), norm, 0.0 if self.inputs.lse is None else torch.inf)
-
-    def map(self) -> Tensor:
-        """[N, C]: the map, the contributions, or log M for KL_MEAN."""
-        q, k = self.inputs[:2]
-        tile, constants = self.columns_tile()
-        lanes = min(triton.next_power_of_2(self.group), tile.block_m)
-        out = q.new_empty(q.shape[0], self.columns, dtype=torch.float32)
-        row_tiles = triton.cdiv(q.shape[0], tile.block_m // lanes)
-        kernels._map_kernel[row_tiles, triton.cdiv(self.columns, tile.block_n)](
-            self.on_columns(), out, q.shape[0], k.shape[1], LANES=lanes, **constants
-        )
-        return out
-
-    def sums(self, shift: Tensor | None, u: Tensor) -> Tensor:
-        """[N, Hq]: sum_c u z; for KL_EACH sum_c u (log P - log p)."""
-        q, (tile, constants) = self.inputs.q, self.columns_tile()
-        grid, u = self.column_grid(tile), u.contiguous()
-        part = q.new_empty(grid[2], *q.shape[:2], dtype=torch.float32)
-        kernels._sums_kernel[grid](self.on_columns(shift, u), part, q.shape[0], **constants)
-        return part.sum(0)
-
-    def gradients(self, shift: Tensor | None, u: Tensor, dnorm: Tensor) -> Gradients:
-        """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
-        (q, k, v, g, *_), u = self.inputs, u.contiguous()
-        dnorm = torch.where(self.norm < torch.inf, dnorm, 0.0).contiguous()
-        dlse = dnorm if self.options.lse_grad else None
-        tile, constants = self.columns_tile()
-        grid, splits = self.column_grid(tile), 0
-        reached = self.visible and not self.options.lse_grad  # keys, by the normaliser's gradient
-        if reached:
-            key_tile = self.tile(q)
-            visible_grid, live = self.visible_grid(key_tile)
-            splits = visible_grid[2]
-        part = q.new_empty(grid[2] + splits, *q.shape, dtype=torch.float32)
-        part_g = g.new_empty(grid[2], *g.shape, dtype=torch.float32) if self.valued else None
-        columns = self.on_columns(shift, u, None if self.visible else dnorm)
-        kernels._backward_dq_columns_kernel[grid](columns, part, part_g, len(q), **constants)
-        if reached:
-            sizes = (len(q), self.keys, live.entries.shape[1])
-            kernels._backward_dq_visible_kernel[visible_grid](
-                self.on_visible(live),
-                self.norm,
-                dnorm,
-                part[grid[2] :],
-                *sizes,
-                D=q.shape[2],
-                **key_tile.constants,
-            )
-        lead = (*k.shape[:2], self.columns)
-        on_k = k.new_empty(*lead, k.shape[3], dtype=torch.float32)
-        on_v = v.new_empty(*lead, v.shape[3], dtype=torch.float32) if self.valued else None
-        column_tiles = triton.cdiv(self.columns, tile.block_n)
-        kernels._backward_dkv_columns_kernel[lead[0] * column_tiles, lead[1]](
-            columns, on_k, on_v, len(q), **constants
-        )
-        dq = sum_parts(part, q, self.options.scale)
-        dk = self.spread(q, k, dnorm if reached else None, on_k, self.options.scale)
-        if not self.valued:
-            return Gradients(dq, dk, None, None, None, dlse)
-        dv = self.spread(g, v, None, on_v, 1.0)
-        return Gradients(dq, dk, dv, sum_parts(part_g, g), None, dlse)
-
-    def spread(
-        self, q: Tensor, k: Tensor, dnorm: Tensor | None, part: Tensor, scale: float
-    ) -> Tensor:
-        """dk over all keys: the columns' part and, with dnorm, the normaliser's."""
-        (batch, kv_heads, keys, dim), tile = k.shape, self.tile(q)
-        dk = empty_like(k)
-        attention = self.on_visible(None, q=Heads.of(q), k=Keys.of(k), scale=scale)
-        kernels._backward_dk_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
-            attention,
-            None if dnorm is None else self.norm,
-            dnorm,
-            part,
-            _column_of(self.selection.columns, keys),
-            dk,
-            q.shape[0],
-            keys,
-            part.shape[2],
-            D=dim,
-            **tile.constants,
-        )
-        return dk
+def plan(
+    inputs: Inputs, rows: QueryRows, allowed: KeySets | None, columns: Tensor, options: Options
+) -> MapPlan:
+    """The row tiles of a call, the key tiles that they read, and the target on own columns."""
+    q, k = inputs[:2]
+    if 0 in (len(rows), q.shape[1], *k.shape[:3], columns.shape[1]):
+        return NO_MAP_PLAN
+    tile, group = _tile(inputs), q.shape[1] // k.shape[1]
+    lanes = min(triton.next_power_of_2(group), tile.block_m)
+    sizes = {"lanes": lanes, "batch": k.shape[0], "keys": k.shape[2], "wide": tile.block_n}
+    sizes |= {"block_m": tile.block_m, "block_n": tile.block_n}
+    selection, names = Selection.of(rows, allowed, columns), tuple(sizes.values())
+    found = kept(
+        rows, (allowed, columns), ("map", *names), lambda: plan_kernels.plan(selection, **sizes)
+    )
+    visible = (None, None)
+    if options.over == "visible" and not options.lse_grad:
+        every = Selection.of(rows, None)
+        of = kept(rows, (), ("visible", *names), lambda: plan_kernels.plan(every, **sizes))
+        visible = (of.tiles, of.row_spans)
+    target = (None, None)
+    if inputs.target is not None:
+        of_target = (allowed, columns, inputs.target)
+        target = kept(rows, of_target, "target", lambda: _target(inputs.target, _own(selection)))
+    return MapPlan(*found[:5], *visible, *target, lanes)
 
 
 def _own(selection: Selection) -> Tensor:
@@ -264,56 +99,221 @@ def _own(selection: Selection) -> Tensor:
     return own & ((member != 0) | (index < 0)[:, None])
 
 
-def _column_of(columns: Tensor, keys: int) -> Tensor:
-    """int32 [B, S]: the place of each key among the columns, -1 for none."""
-    place = torch.arange(columns.shape[1], dtype=torch.int32, device=columns.device)
-    spare = torch.where(columns >= 0, columns, keys).long()
-    table = place.new_full((columns.shape[0], keys + 1), -1)
-    return table.scatter_(1, spare, place.expand_as(spare))[:, :keys].contiguous()
-
-
 def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """(P, log P) [N, C] fp32, renormalised over own columns; log P is 0 where P is."""
-    mass = torch.where(own.bool(), target.float(), 0.0)
+    """P [N, C] fp32, renormalised over own columns, and its sums [N], 1 or 0."""
+    mass = torch.where(own, target.float(), 0.0)
     total = mass.sum(-1, keepdim=True)
-    target = mass / torch.where(total > 0, total, 1.0)
-    return target, torch.where(target > 0, target, 1.0).log()
+    target = (mass / torch.where(total > 0, total, 1.0)).contiguous()
+    return target, target.sum(-1)
 
 
-def forward(inputs: Inputs, selection: Selection, options: Options) -> Tensor:
-    """fp32 [N, C], of a KL [N]."""
-    launch = _Launch.of(inputs, selection, options)
-    if launch is None:
+class _Launch(NamedTuple):
+    """What the kernels of one call are launched with."""
+
+    inputs: Inputs  # rows contiguous
+    selection: Selection  # contiguous
+    plan: MapPlan
+    options: Options
+    norm: Tensor | None  # fp32 [N, Hq], the normaliser; None until it is known
+    tile: Tile
+
+    @classmethod
+    def of(cls, inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> "_Launch":
+        operands = (None if x is None else tiles.rows_contiguous(x) for x in inputs[:4])
+        others = (None if x is None else x.contiguous() for x in inputs[4:])
+        inputs = Inputs(*operands, *others)
+        return cls(inputs, selection.contiguous(), plan, options, inputs.lse, _tile(inputs))
+
+    @property
+    def group(self) -> int:
+        return self.inputs.q.shape[1] // self.inputs.k.shape[1]
+
+    @property
+    def parts(self) -> int:
+        """Of a KV head's query heads, `lanes` at a time."""
+        return triton.cdiv(self.group, self.plan.lanes)
+
+    @property
+    def virtual_heads(self) -> int:
+        return self.inputs.k.shape[1] * self.parts
+
+    @property
+    def reached(self) -> bool:
+        """Whether the normaliser's gradient reaches all visible keys."""
+        return self.options.over == "visible" and not self.options.lse_grad
+
+    def maps(self, visible: bool = False, **others: object) -> Maps:
+        """What kernels read, over the key tiles with own columns or all visible ones."""
+        (q, k, v, g, weight, _, _), plan = self.inputs, self.plan
+        valued = (None, None) if v is None else (Heads.of(g), Keys.of(v))
+        tiles_of = (plan.visible_tiles, None) if visible else (plan.tiles, plan.key_tiles)
+        above = (self.norm, weight, plan.own_target, None, None, None)
+        scale, softcap = self.options.scale, self.options.softcap or None
+        sizes = (q.shape[1], self.group, plan.lanes, self.parts, self.selection.columns.shape[1])
+        read = (Heads.of(q), Keys.of(k), *valued, self.selection, *tiles_of, plan.place)
+        return Maps(*read, *above, scale, softcap, *sizes)._replace(**others)
+
+    def constants(self) -> dict[str, object]:
+        q, _, v = self.inputs[:3]
+        dims = {"D": q.shape[2], "DV": q.shape[2] if v is None else v.shape[3]}
+        flags = {"KIND": self.options.kind, "RECTIFY": self.options.rectify}
+        return dims | flags | self.tile.constants
+
+    def splits(self, programs: int, visible: bool = False) -> int:
+        """Of the key tiles of so many programs."""
+        keys, columns = self.inputs.k.shape[2], self.selection.columns.shape[1]
+        key_tiles = triton.cdiv(keys, self.tile.block_n)
+        key_tiles = key_tiles if visible else min(key_tiles, columns)
+        return tiles.splits(self.inputs.q.device, programs, key_tiles)
+
+    def grid(self, visible: bool = False) -> tuple[int, int, int]:
+        """(row tiles, virtual heads, splits)."""
+        row_tiles = self.plan.tiles.shape[0]
+        splits = self.splits(row_tiles * self.virtual_heads, visible)
+        return row_tiles, self.virtual_heads, splits
+
+    def new(self, *shape: int) -> Tensor:
+        return self.inputs.q.new_empty(shape, dtype=torch.float32)
+
+    def part(self, splits: int, *shape: int) -> Tensor:
+        """Of every split; of none if there is one."""
+        return self.new(splits if splits > 1 else 0, *shape)
+
+    def counters(self, size: int) -> Tensor:
+        return tiles.arrival_counters(self.inputs.q.device, size)
+
+    def normalised(self) -> "_Launch":
+        """With log-sum-exp over all visible keys or over own columns; 0 if there are none."""
+        if self.norm is not None:
+            return self
+        (rows, heads, dim), visible = self.inputs.q.shape, self.options.over == "visible"
+        grid, norm = self.grid(visible), self.new(rows, heads)
+        x = self.maps(visible, g=None, v=None, weight=None, target=None)  # one variant for all
+        kernels._norm_kernel[grid](
+            x,
+            self.part(grid[2], rows, heads),
+            norm,
+            self.counters(grid[0] * grid[1]),
+            rows,
+            self.inputs.k.shape[2],
+            D=dim,
+            VISIBLE=visible,
+            **self.tile.constants,
+        )
+        return self._replace(norm=norm)
+
+    def map(self) -> tuple[Tensor, Tensor | None]:
+        """[N, C] the map, the contributions or log M on own columns; KL_MEAN: and the KL [N]."""
+        (rows, _, _), mean = self.inputs.q.shape, self.options.kind == KL_MEAN
+        out = self.new(rows, self.selection.columns.shape[1]).zero_()
+        row_tiles = self.plan.tiles.shape[0]
+        splits = self.splits(row_tiles)
+        kl = self.new(rows) if mean else None
+        kernels._map_kernel[row_tiles, splits](
+            self.maps(),
+            out,
+            kl,
+            self.part(splits, rows) if mean else None,
+            self.counters(row_tiles),
+            rows,
+            self.inputs.k.shape[2],
+            self.virtual_heads,
+            LANES=self.plan.lanes,
+            **self.constants(),
+        )
+        return out, kl
+
+    def sums(self, **others: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N, Hq] sum_c u z and dnorm; KL_EACH: sum_c P (log P - log p), and the KL [N]."""
+        rows, heads, _ = self.inputs.q.shape
+        grid, each = self.grid(), self.options.kind == KL_EACH
+        total = self.new(rows, heads)
+        second = self.new(rows) if each else self.new(rows, heads)
+        kernels._sums_kernel[grid](
+            self.maps(**others),
+            self.part(grid[2], rows, heads),
+            total,
+            None if each else second,
+            second if each else None,
+            self.counters(grid[0] * (grid[1] + 1)),
+            rows,
+            self.inputs.k.shape[2],
+            LANES=self.plan.lanes,
+            **self.constants(),
+        )
+        return total, second
+
+    def gradients(self, dnorm: Tensor, **others: Tensor) -> Gradients:
+        """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
+        q, k, v, g = self.inputs[:4]
+        x = self.maps(self.reached, **others)
+        if not self.options.lse_grad:
+            x = x._replace(dnorm=dnorm)
+        constants = self.constants() | {"VISIBLE": self.reached}
+        grid, keys = self.grid(self.reached), k.shape[2]
+        dq, dk = empty_like(q), empty_like(k)
+        dv, dg = (None if y is None else empty_like(y) for y in (v, g))
+        kernels._backward_dq_kernel[grid](
+            x,
+            self.part(grid[2], *q.shape),
+            None if g is None else self.part(grid[2], *g.shape),
+            dq,
+            dg,
+            self.counters(merge_counters(grid)),
+            q.shape[0],
+            keys,
+            **constants,
+        )
+        plan = self.plan
+        read_by = (plan.row_tiles, plan.row_spans)
+        if self.reached:
+            read_by = (None, plan.visible_row_spans)
+        wide_tiles = k.shape[0] * triton.cdiv(keys, self.tile.block_n)
+        kernels._backward_dkv_kernel[wide_tiles, k.shape[1]](
+            x, *read_by, dk, dv, keys, plan.row_tiles.shape[1], **constants
+        )
+        return Gradients(dq, dk, dv, dg, None, dnorm if self.options.lse_grad else None)
+
+
+def forward(inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> Outputs:
+    """fp32 [N, C], of a KL [N], and what the backward need not make again."""
+    if plan.tiles is None:
         shape = output_shape(inputs, selection.columns, options)
-        return inputs.q.new_zeros(shape, dtype=torch.float32)
-    if options.kind not in (KL_MEAN, KL_EACH):
-        return launch.map()
-    target, log_target = _target(inputs.target, launch.own)
+        empty = (inputs.q.new_empty(0, dtype=torch.float32) for _ in range(2))
+        return Outputs(inputs.q.new_zeros(shape, dtype=torch.float32), *empty)
+    launch = _Launch.of(inputs, selection, plan, options).normalised()
+    norm = launch.new(0) if inputs.lse is not None else launch.norm
     if options.kind == KL_EACH:
-        return (inputs.head_weight * launch.sums(log_target, target)).sum(1)
-    return torch.where(target > 0, target * (log_target - launch.map()), 0.0).sum(1)  # (K3)
+        sums, kl = launch.sums()
+        return Outputs(kl, norm, sums)
+    out, kl = launch.map()
+    return Outputs(out, norm, launch.new(0)) if kl is None else Outputs(kl, norm, out)
 
 
-def backward(upstream: Tensor, inputs: Inputs, selection: Selection, options: Options) -> Gradients:
+def backward(
+    upstream: Tensor,
+    inputs: Inputs,
+    saved: Saved,
+    selection: Selection,
+    plan: MapPlan,
+    options: Options,
+) -> Gradients:
     """Contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
-    launch = _Launch.of(inputs, selection, options)
-    if launch is None:
+    if plan.tiles is None:
         like = like_gradients(inputs, options)
         return Gradients(*(None if x is None else zeros_like(x) for x in like))
-    weight = launch.inputs.head_weight  # contiguous, and so is what it is multiplied with
-    if options.kind not in (KL_MEAN, KL_EACH):
-        upstream = upstream.contiguous()
-        sums = launch.sums(None, upstream)
-        if launch.valued:
-            return launch.gradients(None, upstream, -sums)
-        return launch.gradients(None, upstream, -weight * sums)._replace(dhead_weight=sums)
-    target, log_target = _target(inputs.target, launch.own)
-    u = -upstream[:, None] * target
+    launch = _Launch.of(inputs, selection, plan, options)
+    if inputs.lse is None:
+        launch = launch._replace(norm=saved.norm)
+    read = {"upstream": upstream.contiguous()}
     if options.kind == KL_EACH:
-        dweight = upstream[:, None] * launch.sums(log_target, target)
-        gradients = launch.gradients(log_target, u, -weight * u.sum(1, keepdim=True))
+        dweight = upstream[:, None] * saved.made
+        dnorm = launch.inputs.head_weight * (upstream * plan.target_sum)[:, None]
+        if options.lse_grad:
+            dnorm = torch.where(inputs.lse.isfinite(), dnorm, 0.0)
     else:
-        log_map = launch.map()
-        dweight = launch.sums(log_map, u)
-        gradients = launch.gradients(log_map, u, -weight * dweight)
-    return gradients._replace(dhead_weight=dweight)
+        if options.kind == KL_MEAN:
+            read["log_map"] = saved.made
+        dweight, dnorm = launch.sums(**read)
+    gradients = launch.gradients(dnorm, **read)
+    return gradients._replace(dhead_weight=None if options.kind == CONTRIBUTION else dweight)

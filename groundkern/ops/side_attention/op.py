@@ -78,10 +78,11 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
-    q, _, v, _, _, lse, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: checkpointing gives them out once
+    q, _, v, _, _, lse, *_ = saved
     dout = q.new_zeros(*q.shape[:2], v.shape[3]) if dout is None else dout.contiguous()
     dlse = lse.new_zeros(lse.shape) if dlse is None else dlse.contiguous()
-    gradients = side_attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.options)
+    gradients = side_attention_backward(dout, dlse, *saved, *ctx.options)
     return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 

@@ -84,14 +84,14 @@ def _merge(
     m = tl.full(at.shape, -float("inf"), tl.float32)
     if RUNNING:
         for part in range(first, last, step):
-            m = tl.maximum(m, _load_part(m_ptr, at + tk.wide(part) * size, mask))
+            m = tl.maximum(m, ak.load_part(m_ptr, at + tk.wide(part) * size, mask))
     shift = tl.where(m == -float("inf"), 0.0, m)
     l = tl.zeros(at.shape, tl.float32)
     for part in range(first, last, step):
         at_part = at + tk.wide(part) * size
-        l_part = _load_part(l_ptr, at_part, mask)
+        l_part = ak.load_part(l_ptr, at_part, mask)
         if RUNNING:
-            l_part *= tl.exp2(_load_part(m_ptr, at_part, mask) - shift)
+            l_part *= tl.exp2(ak.load_part(m_ptr, at_part, mask) - shift)
         l += l_part
     for d0 in range(0, DV, WIDTH):
         d = d0 + tl.arange(0, WIDTH)
@@ -99,9 +99,9 @@ def _merge(
         acc = tl.zeros((at.shape[0], WIDTH), tl.float32)
         for part in range(first, last, step):
             at_part = at + tk.wide(part) * size
-            acc_part = _load_part(acc_ptr, at_part[:, None] * DV + d[None, :], stored)
+            acc_part = ak.load_part(acc_ptr, at_part[:, None] * DV + d[None, :], stored)
             if RUNNING:
-                acc_part *= tl.exp2(_load_part(m_ptr, at_part, mask) - shift)[:, None]
+                acc_part *= tl.exp2(ak.load_part(m_ptr, at_part, mask) - shift)[:, None]
             acc += acc_part
         if FINAL:
             acc /= tl.where(l > 0.0, l, 1.0)[:, None]
@@ -123,12 +123,6 @@ def _store_rounded(ptrs, at, x, mask):
 
 
 @helper
-def _load_part(ptr, at, mask):
-    """What another program left: not from the L1 cache, which may hold what was there before."""
-    return tl.load(ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
-
-
-@helper
 def _store_stats(parts, at, mask, m, l, RUNNING: tl.constexpr):
     m_ptr, l_ptr, _ = parts
     if RUNNING:
@@ -146,12 +140,11 @@ def _one_row(
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr = 16,
 ):
-    """log-sum-exp and out [padded Dv] of one row and head over all its key tiles."""
+    """log-sum-exp and out [padded Dv] of one (row, head)."""
     b, first, count, n, head = row
     d, i = tl.arange(0, padded(D)), tl.arange(0, WIDTH)
     q = tl.load(x.q.ptr + tk.wide(n) * x.q.n + tk.wide(head) * x.q.h + d, mask=d < D, other=0.0)
-    start = tl.load(x.selection.start + n)
-    stop = tl.load(x.selection.stop + n)
+    start, stop = tl.load(x.selection.start + n), tl.load(x.selection.stop + n)
     m, l = -float("inf"), 0.0
     acc = tl.zeros((padded(DV),), tl.float32)
     for e in range(count * (BLOCK_N // WIDTH)):
@@ -193,9 +186,9 @@ def _rows_again(
     BLOCK_N: tl.constexpr,
 ):
     """Computes and stores the lost rows of a row tile, one after the other."""
-    lane, d = tl.arange(0, lost.shape[0]), tl.arange(0, padded(DV))
+    d = tl.arange(0, padded(DV))
     for i in range(lost.shape[0]):
-        here = lane == i
+        here = tl.arange(0, lost.shape[0]) == i
         if tl.max((lost & here).to(tl.int32), 0) > 0:
             row, of = tl.sum(tl.where(here, n, 0), 0), tl.sum(tl.where(here, head, 0), 0)
             place = (tile[0], tile[1], tile[2], row, of)
