@@ -18,22 +18,26 @@ def test_docs_have_this_table(capsys) -> None:
     assert expected.rewritten(page, expected.Card(rate=700.0)) != page
 
 
-def _launched(rows: int, keys: int, mode: floors.Mode) -> Counter[str]:
-    problem = problems.side_attention(
-        calls.SEVEN, calls.BF16, shape="qwen2.5-vl-7b", rows=rows, keys=keys
-    )
+def _launched(problem: problems.Problem, mode: floors.Mode) -> Counter[str]:
     seen: list[Launch] = dry_runs.dry(problem, mode)
     once = ("tiles_kernel", "live_kernel", "list_kernel", "row_tiles_kernel")  # of the step's plan
-    return Counter(x.name for x in seen if x.name not in once)
+    return Counter(f"_{x.name}" for x in seen if x.name not in once)
 
 
 @pytest.mark.parametrize("mode", ["forward", "full"])
 @pytest.mark.parametrize("rows", [1, 8, 64, 256])
-def test_the_kernels_are_those_that_a_call_launches(rows: int, mode: floors.Mode) -> None:
-    listed = Counter(
-        x.kernel.strip("_") for x in passes.side_attention(expected._sizes(rows, 32_768), mode)
-    )
-    assert listed == _launched(rows, 32_768, mode)
+def test_side_attentions_kernels_are_those_that_a_call_launches(rows: int, mode) -> None:
+    listed = passes.side_attention(expected._sizes(rows, 32_768), mode)
+    problem = problems.side_attention(calls.SEVEN, calls.BF16, shape="7b", rows=rows, keys=32_768)
+    assert Counter(x.kernel for x in listed) == _launched(problem, mode)
+
+
+@pytest.mark.parametrize("mode", ["forward", "full"])
+def test_klals_kernels_are_those_that_a_call_launches(mode) -> None:
+    listed = passes.attention_kl(expected._sizes(32, 8192, 2048), mode)
+    make, sizes = problems.attention_map, {"rows": 32, "keys": 8192, "columns": 2048}
+    problem = make(calls.SEVEN, calls.BF16, shape="7b", over="columns", **sizes)
+    assert Counter(x.kernel for x in listed) == _launched(problem, mode)
 
 
 def test_a_forward_by_hand() -> None:
@@ -45,7 +49,7 @@ def test_a_forward_by_hand() -> None:
     keys = 2 * 4 * 32_768 * 256
     assert forward.programs == 4 * 66
     assert forward.read == 2 * lanes * 128 + keys + parts
-    assert forward.written == 2 * lanes * 128 + 4 * lanes + parts
+    assert forward.written == 2 * 2 * lanes * 128 + 4 * lanes + parts
     assert forward.flops == 2 * 2 * 64 * 32_768 * 128 * 4
     assert forward.merged == 56 * width * 4 * (8 + 9)
     assert forward.busy == pytest.approx(512 / (66 * 8))

@@ -54,10 +54,8 @@ class _Grid:
     s: AttentionSizes
     tile: Tile
     keys: int  # that are gone over
-
-    @property
-    def lanes(self) -> int:
-        return self.s.rows * self.s.heads // self.s.kv_heads
+    lanes: int  # of all rows
+    listed: int = 0  # key tiles that splits are cut from, if others than are gone over
 
     @property
     def row_tiles(self) -> int:
@@ -69,7 +67,7 @@ class _Grid:
 
     @property
     def splits(self) -> int:
-        return tiles.splits(CARD, self.row_tiles * self.s.kv_heads, self.key_tiles)
+        return tiles.splits(CARD, self.row_tiles * self.s.kv_heads, self.listed or self.key_tiles)
 
     @property
     def programs(self) -> int:
@@ -101,7 +99,7 @@ def _side_tile(name: str, lanes: int, dims: list[int]) -> Tile | None:
 
 def _side_forward(s: AttentionSizes, used: int, q: int, out: int) -> Pass:
     lanes, dims = s.rows * s.heads // s.kv_heads, [s.dim, s.value_dim]
-    grid = _Grid(s, _side_tile("forward", lanes, dims), s.used)
+    grid = _Grid(s, _side_tile("forward", lanes, dims), s.used, lanes)
     width = s.value_dim + 2  # acc, m, l
     groups = _up(grid.splits, RADIX)
     parts = grid.parts(width) if grid.splits > 1 else 0
@@ -111,7 +109,7 @@ def _side_forward(s: AttentionSizes, used: int, q: int, out: int) -> Pass:
     return Pass(
         "_forward_kernel",
         read=s.itemsize * (q + used) + parts + second,
-        written=s.itemsize * out + FP32 * s.rows * s.heads + parts + second,
+        written=2 * s.itemsize * out + FP32 * s.rows * s.heads + parts + second,  # and out's rest
         flops=grid.flops(2),
         programs=grid.programs,
         busy=grid.busy,
@@ -131,10 +129,10 @@ def side_attention(s: AttentionSizes, mode: Mode) -> list[Pass]:
     if mode == "forward":
         return passes
     one = _side_tile("backward", lanes, dims)
-    grid = _Grid(s, one or _side_tile("dq", 2**31, dims), s.used)
+    grid = _Grid(s, one or _side_tile("dq", 2**31, dims), s.used, lanes)
     first = Pass(
         "_backward_kernel" if one else "_backward_dq_kernel",
-        read=s.itemsize * (q + 2 * out + used) + 2 * statistics,
+        read=s.itemsize * (q + 3 * out + used) + 2 * statistics,
         written=grid.parts(s.dim) + (s.itemsize * whole if one else statistics),
         flops=grid.flops(5 if one else 3),
         programs=grid.programs,
@@ -167,22 +165,49 @@ def _dkv(s: AttentionSizes, used: int, whole: int, rows: int) -> Pass:
 
 
 def attention_kl(s: AttentionSizes, mode: Mode) -> list[Pass]:
-    """KLAL's default: KL of the head mean, normalised over the columns. In key space: the forward
-    saves the normaliser and the log map; the columns' keys are few and stay in the L2 cache."""
-    table = attention_map_launch.TILES
-    lanes = s.rows * s.heads // s.kv_heads
-    grid = _Grid(s, table[tiles.tile_key(table, (False,), [s.dim], lanes)], s.columns)
+    """KLAL's default: KL of the head mean, normalised over the columns, which lie side by side.
+    Their keys are few: after the first kernel all find them in the L2 cache."""
+    table, group = attention_map_launch.TILES, s.heads // s.kv_heads
+    tile = table[tiles.tile_key(table, (False,), [s.dim], s.rows * group)]
+    listed = min(_up(s.keys, tile.block_n), s.columns)
+    lanes = s.rows * (1 << (group - 1).bit_length())
+    grid = _Grid(s, tile, s.columns, lanes, listed)
     q, statistics = s.itemsize * s.rows * s.heads * s.dim, FP32 * s.rows * s.heads
     keys = s.itemsize * s.kv_heads * s.columns * s.dim
-    maps = FP32 * s.rows * s.columns
+    maps, each = FP32 * s.rows * s.columns, FP32 * s.rows * s.heads
     shared = {"programs": grid.programs, "busy": grid.busy, "flight": grid.flight(s.dim)}
-    norm = Pass("normaliser", q + keys, grid.parts(2) + statistics, grid.flops(1), **shared)
-    log_map = Pass("log map and KL", q + statistics + maps, maps, grid.flops(1), **shared)
+    norm = Pass(
+        "_norm_kernel", q + keys + grid.parts(1), grid.parts(1) + each, grid.flops(1), **shared
+    )
+    splits = tiles.splits(CARD, grid.row_tiles, listed)  # all heads in a program
+    steps = _up(grid.row_tiles * splits, PROCESSORS) * _up(grid.key_tiles, splits)
+    log_map = Pass(
+        "_map_kernel",
+        read=q + statistics + maps,
+        written=maps,
+        flops=grid.flops(1),
+        programs=grid.row_tiles * splits,
+        busy=grid.row_tiles * grid.key_tiles / (PROCESSORS * steps),
+    )
     if mode == "forward":
         return [norm, log_map]
-    sums = Pass("sums", q + keys + statistics + 2 * maps, grid.parts(1), grid.flops(1), **shared)
-    whole = s.itemsize * s.kv_heads * s.keys * s.dim
-    read = q + 2 * statistics + 2 * maps + grid.parts(1)
-    both = Pass("dk and dq", read, whole + grid.parts(s.dim), grid.flops(3), **shared)
-    reduced = Pass("_sum_kernel", grid.parts(s.dim), q, programs=PROCESSORS)
-    return [norm, log_map, sums, both, reduced]
+    read = q + 2 * statistics + 2 * maps
+    sums = Pass("_sums_kernel", read + keys + grid.parts(1), grid.parts(1) + 2 * each,
+                grid.flops(1), **shared)  # fmt: skip
+    groups = _up(grid.splits, RADIX)
+    parts = grid.parts(s.dim) if grid.splits > 1 else 0
+    of_program = min(s.rows * group, tile.block_m) * s.dim * FP32
+    merged = of_program * (min(grid.splits, RADIX) + groups) if parts else 0
+    dq = Pass(
+        "_backward_dq_kernel", read + parts, parts + q, grid.flops(2), merged=merged, **shared
+    )
+    programs = _up(s.keys, tile.block_n) * s.kv_heads
+    dkv = Pass(
+        "_backward_dkv_kernel",
+        read=read,
+        written=s.itemsize * s.kv_heads * s.keys * s.dim,
+        flops=grid.flops(2),
+        programs=programs,
+        busy=min(1.0, grid.key_tiles * s.kv_heads / PROCESSORS),  # others only write zeros
+    )
+    return [norm, log_map, sums, dq, dkv]

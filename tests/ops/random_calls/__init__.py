@@ -6,5 +6,6 @@
 
 Without a GPU the Triton kernels run in the interpreter. A call is made from the seed and its number
 alone, so that a failure is found again. The files: `layouts` (views of tensors), `drawing` (calls),
-`truth` (the ops in plain torch), `checking` (what must hold), `__main__` (the command).
+`truth` (the ops in plain torch), `checking` (what must hold), `running` (a call in any process),
+`__main__` (the command).
 """

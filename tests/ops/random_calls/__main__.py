@@ -7,20 +7,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
-
-@dataclass(frozen=True)
-class Checked:
-    """One call: its place in the summary, what is wrong with it, how long it took."""
-
-    number: int
-    op: str
-    dtype: str
-    kind: str
-    sentences: list[str]
-    seconds: float
+from tests.ops.random_calls.running import Checked, check, start_worker
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,35 +25,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def check(number: int, *, seed: int, op: str | None, backend: str, twice: float) -> Checked:
-    """Draw call `number` and check it."""
-    from tests.ops.random_calls import checking, drawing
-
-    begun = time.perf_counter()
-    try:
-        drawn = drawing.draw(seed, number, op)
-    except Exception as error:
-        return Checked(number, "drawing", "", "", [f"{type(error).__name__}: {error}"], 0.0)
-    again = drawing.Dice(seed + 1, number).chance(twice)
-    sentences = checking.wrong(drawn, backend, twice=again)
-    dtype = str(drawn.dtype).removeprefix("torch.")
-    seconds = time.perf_counter() - begun
-    return Checked(number, drawn.op, dtype, drawn.kind, sentences, seconds)
-
-
-def _start_worker() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _checked(numbers: range, jobs: int, one) -> Iterator[Checked]:
     if jobs == 1:
-        _start_worker()
+        start_worker()
         yield from map(one, numbers)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, _start_worker) as pool:
+    with context.Pool(jobs, start_worker) as pool:
         yield from pool.imap_unordered(one, numbers, chunksize=4)
 
 

@@ -80,10 +80,18 @@ def plain(drawn: Drawn, selected: Selected, dtype: torch.dtype) -> Answer:
     return _differentiate(drawn, function, dtype)
 
 
-def _in_other_order(drawn: Drawn) -> Drawn:
-    """The same call with its head dimensions turned round, which round otherwise when summed."""
-    flipped = {n: x.flip(-1) if n in ("q", "k") else x for n, x in drawn.inputs.items()}
-    return replace(drawn, inputs=flipped)
+def _budget(drawn: Drawn, selected: Selected) -> list[Answer]:
+    """By plain torch in the call's dtype, with the head dimensions of q and k in several orders,
+    which round otherwise when summed: one order alone may be right by luck."""
+    size, found = drawn.inputs["q"].shape[-1], []
+    generator = torch.Generator().manual_seed(size)
+    for order in (torch.arange(size), *(torch.randperm(size, generator=generator) for _ in "abc")):
+        turned = {n: x[..., order] if n in ("q", "k") else x for n, x in drawn.inputs.items()}
+        answer, back = plain(replace(drawn, inputs=turned), selected, drawn.dtype), order.argsort()
+        for name in {"q", "k"} & set(answer.gradients):
+            answer.gradients[name] = answer.gradients[name][..., back]
+        found.append(answer)
+    return found
 
 
 def _allowed(
@@ -93,7 +101,8 @@ def _allowed(
     if o.shape != t.shape:
         return f"{name}: shape {list(o.shape)}, not {list(t.shape)}"
     huge = t.abs() > HUGE if name == "dhead_weight" else torch.zeros_like(t, dtype=torch.bool)
-    if not (o.isfinite() & (o.abs() > 0.1 * HUGE))[huge].all():
+    beyond = t.abs() > torch.finfo(o.dtype).max / 2
+    if not ((o.isfinite() | beyond) & (o.abs() > 0.05 * HUGE))[huge].all():
         return f"{name}: not finite or small where the truth is above {HUGE:g}"
     o, t, *p = (x.masked_fill(huge, 0.0) for x in (o, t, *p))
     error, allowed = measured(o, p[0], t, factor)
@@ -120,8 +129,7 @@ def _largest_score(drawn: Drawn) -> float:
 
 def _close(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
     right = plain(drawn, selected, torch.float64)
-    turned = _in_other_order(drawn)
-    budget = [plain(drawn, selected, drawn.dtype), plain(turned, selected, drawn.dtype)]
+    budget = _budget(drawn, selected)
     size = _largest_score(drawn)
     besides = BESIDES * (1 + size) * max(1.0, float(drawn.notes["upstream size"]))
     # A score's gradient is multiplied by k to dq, and by q to dk.
@@ -134,7 +142,6 @@ def _close(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
         found.append(_allowed(f"result {i}", o, p, t, VALUES, besides))
     for name, t in right.gradients.items():
         p = [b.gradients[name] for b in budget]
-        p = [p[0], p[1].flip(-1) if name in ("q", "k") else p[1]]
         found.append(
             _allowed(
                 f"d{name}", got.gradients[name], p, t, GRADIENTS, besides * larger.get(name, 1)

@@ -56,7 +56,7 @@ class _Sizes:
     @classmethod
     def drawn(cls, dice: Dice, small: bool) -> "_Sizes":
         """Mostly small, because the interpreter is slow; with `small` all of them."""
-        rows = dice.weighed({0: 1, 1: 3, dice.within(2, 8): 10, dice.within(9, 40): 3})
+        rows = dice.weighed({0: 0.3, 1: 3, dice.within(2, 8): 10, dice.within(9, 40): 3})
         short, middle, long = dice.within(2, 40), dice.within(41, 100), dice.within(101, 300)
         keys = dice.weighed({1: 1, short: 8, middle: 5, long: 2})
         batch = dice.weighed({1: 4, 2: 4, 3: 1, 4: 1})
@@ -81,12 +81,12 @@ def _rows(dice: Dice, s: _Sizes) -> tuple[QueryRows, str]:
     n, keys = s.rows, s.keys
     some = [b for b in range(s.batch) if dice.chance(0.75)] or [dice.within(0, s.batch - 1)]
     sequence = torch.tensor(sorted(dice.one_of(some) for _ in range(n)), dtype=torch.int32)
-    position = dice.integers(0, keys - 1, n)
+    position = dice.integers(0 if dice.chance(0.5) else keys // 2, keys - 1, n)
     stop = position + 1
     kind = dice.one_of(["causal", "causal", "window", "documents", "left padding", "whole", "any"])
     match kind:
         case "window":
-            start = (stop - dice.within(1, keys)).clamp(min=0)
+            start = (stop - max(dice.within(1, keys), dice.within(1, keys))).clamp(min=0)
         case "documents":
             length = dice.within(1, keys)
             start = position // length * length
@@ -96,11 +96,11 @@ def _rows(dice: Dice, s: _Sizes) -> tuple[QueryRows, str]:
         case "whole":
             start, stop = torch.zeros_like(stop), torch.full_like(stop, keys)
         case "any":
-            start = dice.integers(0, keys, n)
+            start = dice.integers(0, dice.one_of([keys // 4, keys]), n)
             stop = torch.maximum(start, dice.integers(0, keys, n))
         case _:
             start = torch.zeros_like(stop)
-    padded = dice.coin(n, share=dice.one_of([0.0, 0.0, 0.15, 0.5]))
+    padded = dice.coin(n, share=dice.one_of([0.0, 0.0, 0.0, 0.15, 0.15, 0.5]))
     start = torch.where(padded, stop, start)
     fields = [sequence, position, start, stop]
     if n > 1 and dice.chance(0.3):  # rows that ask twice
@@ -114,7 +114,7 @@ def _rows(dice: Dice, s: _Sizes) -> tuple[QueryRows, str]:
 
 def _sets(dice: Dice, s: _Sizes) -> tuple[KeySets | None, str]:
     kind = dice.weighed(
-        {"none": 4, "no sets": 1, "random": 3, "runs": 3, "regions": 2, "single": 1}
+        {"none": 4, "no sets": 0.5, "random": 3, "runs": 3, "regions": 3, "single": 0.5}
     )
     if kind == "none":
         return None, kind
@@ -122,10 +122,10 @@ def _sets(dice: Dice, s: _Sizes) -> tuple[KeySets | None, str]:
     j = torch.arange(s.keys)
     match kind:
         case "random":
-            allowed = dice.coin(sets, s.keys, share=dice.one_of([0.02, 0.3, 0.9]))
+            allowed = dice.coin(sets, s.keys, share=dice.weighed({0.02: 1, 0.3: 3, 0.9: 3}))
         case "runs":  # whole tiles are left out
             start = dice.integers(0, s.keys - 1, sets)[:, None]
-            allowed = (j >= start) & (j < start + dice.within(1, s.keys))
+            allowed = (j >= start) & (j < start + max(1, dice.within(s.keys // 4, s.keys)))
         case "regions":
             inside = dice.coin(sets, s.keys, share=0.1)
             allowed = ~dice.coin(1, s.keys, share=0.7) | inside
@@ -142,7 +142,7 @@ def _sets(dice: Dice, s: _Sizes) -> tuple[KeySets | None, str]:
 
 def _columns(dice: Dice, s: _Sizes) -> tuple[Tensor, str]:
     """int32 [B, C], ascending in every sequence."""
-    kind = dice.weighed({"none": 1, "one": 2, "all": 2, "run": 3, "ragged": 5, "holes": 1})
+    kind = dice.weighed({"none": 0.3, "one": 0.7, "all": 3, "run": 3, "ragged": 6, "holes": 1})
     b, keys = s.batch, s.keys
     match kind:
         case "none":
@@ -152,10 +152,10 @@ def _columns(dice: Dice, s: _Sizes) -> tuple[Tensor, str]:
         case "all":
             columns = torch.arange(keys).repeat(b, 1)
         case "run":
-            count = dice.within(1, keys)
+            count = max(dice.within(1, keys), dice.within(1, keys))
             columns = (torch.arange(count) + dice.within(0, keys - count)).repeat(b, 1)
         case _:
-            share = dice.one_of([0.1, 0.5, 0.9])
+            share = dice.one_of([0.2, 0.5, 0.9])
             chosen = [dice.coin(keys, share=share).nonzero()[:, 0] for _ in range(b)]
             longest = max(len(x) for x in chosen) + dice.within(0, 3)
             columns = torch.full((b, longest), -1)
@@ -216,10 +216,10 @@ def _target(dice: Dice, drawn: Drawn, s: _Sizes) -> tuple[Tensor, str]:
     columns = drawn.options["columns"].shape[1]
     own = truth.Selected.of(drawn.options, s.keys).own
     target = dice.normal(s.rows, columns).square()
-    kind = dice.weighed({"dense": 4, "sparse": 3, "one-hot": 2, "off": 1, "zero": 0.5})
+    kind = dice.weighed({"dense": 6, "sparse": 3, "one-hot": 1, "off": 0.5, "zero": 0.2})
     match kind:
         case "sparse":
-            target *= dice.coin(s.rows, columns, share=0.1)
+            target *= dice.coin(s.rows, columns, share=0.3)
         case "one-hot" if columns:
             target = torch.zeros_like(target)
             target.scatter_(1, dice.integers(0, columns - 1, s.rows, 1).long(), 1.0)
@@ -270,7 +270,7 @@ def draw(seed: int, number: int, op: str | None = None, *, small: bool = False) 
     softcap = dice.one_of([2.0, 20.0]) if dice.chance(0.2) else None
     options = {"rows": rows, "allowed": allowed, "scale": scale, "softcap": softcap}
     drawn = Drawn(op, dtype, {}, options)
-    drawn.notes = {"rows": visibility, "sets": sets, "scores": magnitude, **vars(s)}
+    drawn.notes = {"visibility": visibility, "sets": sets, "scores": magnitude, **vars(s)}
     inputs = {"q": q, "k": k}
     if op in ("side", "contribution"):
         inputs["v"] = dice.normal(s.batch, s.kv_heads, s.keys, s.value_dim)
