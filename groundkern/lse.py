@@ -260,6 +260,12 @@ def graph_is_readable(*operands: Tensor) -> bool:
 
     Not without a graph, and not if hooks on saved tensors would answer: those of checkpointing
     compute a layer again, those of offloading copy.
+
+    Args:
+        operands: of the attention function, of any shape.
+
+    Returns:
+        Whether a graph was recorded whose saved tensors can be read.
     """
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in operands)

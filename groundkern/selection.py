@@ -145,7 +145,11 @@ class QueryRows(_Tensors):
         return x[sequence, :, position] if x.dim() == 4 else x[sequence, position]
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """Where `take` takes the rows from, made once: sequence and position, int64 [N] each."""
+        """Where `take` takes the rows from, made once.
+
+        Returns:
+            sequence and position, int64 [N] each; a padding row's position is 0.
+        """
         tensors = (self.sequence, self.position)
         unknown = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
         unknown = unknown or any(x.is_inference() for x in tensors)

@@ -98,6 +98,8 @@ EXCEPTIONS = {
     ("benchmarks.gpu.steps.sweep", "groundkern.ops.side_attention.triton_launch"),
     ("benchmarks.gpu.steps.sweep", "groundkern.tiles"),
     ("tests.ops.test_tiles", "groundkern.tiles"),
+    ("tests.ops.test_plan", "groundkern.plan_kernels"),
+    ("tests.ops.test_plan", "groundkern.tiles"),
     # computes expected times with the launchers' own tiles and splits
     ("benchmarks.costs.passes", "groundkern.ops.attention_map.triton_launch"),
     ("benchmarks.costs.passes", "groundkern.ops.side_attention.triton_launch"),
