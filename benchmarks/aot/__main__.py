@@ -117,7 +117,7 @@ def main() -> int:
     work = [x for x in selected(options) if not (options.no_edges and x[0].edge)]
     print(f"triton {triton.__version__} ({Path(triton.__file__).parent}): {len(work)} kernels")
     print(HEADER)
-    failures, entries = 0, {}
+    failures, entries = 0, {target: {} for target in options.target or TARGETS}
     for (launch, target, read), got in zip(work, in_processes(compiled, work, options.jobs)):
         print(line(launch, target, got), flush=True)
         if got["failure"]:
