@@ -186,7 +186,8 @@ def test_the_committed_file_has_both_tritons_every_target_and_no_spill() -> None
     for version in versions.values():
         kernels = version["kernels"]
         assert list(kernels) == ["sm_80", "sm_90", "sm_100", "gfx942"]
-        assert len({tuple(entries) for entries in kernels.values()}) == 1  # the same calls on each
+        for alike in (("sm_80", "gfx942"), ("sm_90", "sm_100")):  # by the tables they use
+            assert len({tuple(kernels[target]) for target in alike}) == 1, "the same calls"
         entries = [x for target in kernels.values() for x in target.values()]
         assert not any(x["spills"] or x["local"] for x in entries)
         assert sum(version["variants"].values()) > 0
