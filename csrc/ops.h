@@ -120,7 +120,7 @@ struct AttentionMap {
 };
 
 // out: the map [N, C] or the KL [N], contiguous fp32; upstream: its gradient. Where a given lse is
-// not finite, that head of that row is left out.
+// infinite, that head of that row is left out.
 void attention_map_forward(const AttentionMap& op, float* out);
 void attention_map_backward(const AttentionMap& op, const float* upstream,
                             const AttentionMap::Gradients& to);

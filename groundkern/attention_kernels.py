@@ -1,8 +1,9 @@
 """What the Triton kernels of both attention ops share: the row tiles and key tiles of a plan, and
 the merge of the parts that several programs leave.
 
-A program is (row tile, KV head, split). A lane of a row tile is a (row, query head of the KV head)
-pair, so that every tile of K and V is read once for all heads that share it.
+A program is (row tile, virtual head, split). The query heads of a KV head are one virtual head, or
+several of `lanes` each; a lane of a row tile is a (row, query head of the virtual head) pair, so
+that a tile of K and V is read once for all of them.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ RADIX = 8  # parts that one program merges at a time
 _RADIX = tl.constexpr(RADIX)
 
 
-class Planned(NamedTuple):
+class Attention(NamedTuple):
     """What kernels over rows and their keys read; the sizes that say how wide loads may be."""
 
     q: Heads  # [N, Hq, D]
@@ -35,45 +36,53 @@ class Planned(NamedTuple):
     softcap: float | None
     heads: int  # Hq
     group: int  # Hq / Hkv
-    lanes: int  # of a row, at least `group`
+    lanes: int  # of a virtual head
+    parts: int  # virtual heads of a KV head, lanes * parts >= group
+
+
+@helper
+def kv_head_of(x):
+    """The KV head of program (row tile, virtual head, ...)."""
+    return tl.program_id(1) // x.parts
+
+
+@helper
+def lanes_of(x, i, end, virtual):
+    """Row, query head and whether it is in range, of lanes i of a virtual head."""
+    member = virtual % x.parts * x.lanes + i % x.lanes
+    head = virtual // x.parts * x.group + member
+    return i // x.lanes, head, (i < end) & (member < x.group)
 
 
 @helper
 def row_tile(x, BLOCK_M: tl.constexpr):
-    """Of the row tile of program (row tile, KV head, ...): its sequence, the first of its key tiles
-    and how many it has; row, query head and whether it is in range [BLOCK_M]."""
+    """Of the row tile of program (row tile, virtual head, ...): its sequence, the first of its key
+    tiles and how many it has; row, query head and whether it is in range [BLOCK_M]."""
     record = x.tiles + wide(tl.program_id(0)) * _FIELDS
-    n, head, mask = lanes_of(x, tl.load(record + 1), tl.load(record + 2), BLOCK_M)
+    i = tl.load(record + 1) + tl.arange(0, BLOCK_M)
+    n, head, mask = lanes_of(x, i, tl.load(record + 2), tl.program_id(1))
     return tl.load(record), tl.load(record + 3), tl.load(record + 4), n, head, mask
 
 
 @helper
 def row_tile_again(x, BLOCK_M: tl.constexpr):
     """Row, query head and whether it is in range [BLOCK_M], for what comes after a long loop: read
-    again, because kept in registers through the loop they take 60 of them."""
+    again, because kept in registers through the loop they take 36 to 56 of them."""
     record = x.tiles + wide(tl.program_id(0)) * _FIELDS
-    first, end = tl.load(record + 1, volatile=True), tl.load(record + 2, volatile=True)
-    return lanes_of(x, first, end, BLOCK_M)
-
-
-@helper
-def lanes_of(x, first, end, BLOCK_M: tl.constexpr):
-    """Row, query head and whether it is before `end`, of the lanes from `first` on: [BLOCK_M]."""
-    i = first + tl.arange(0, BLOCK_M)
-    mask = (i < end) & (i % x.lanes < x.group)
-    return i // x.lanes, tl.program_id(1) * x.group + i % x.lanes, mask
+    i = tl.load(record + 1, volatile=True) + tl.arange(0, BLOCK_M)
+    return lanes_of(x, i, tl.load(record + 2, volatile=True), tl.program_id(1))
 
 
 @helper
 def row_tile_of(x, row_tiles_ptr, span, e, parts, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr):
     """Row, query head and whether it is in range [BLOCK_M] of lanes e * BLOCK_M and on of the row
-    tiles that read the wide key tile of program (wide key tile, KV head)."""
+    tiles that read the wide key tile of program (wide key tile, virtual head)."""
     end, first = span
     lane = first + e * BLOCK_M
     if row_tiles_ptr is not None:
         at = row_tiles_ptr + wide(tl.program_id(0)) * parts + e // (TILE_M // BLOCK_M)
         lane = tl.load(at) + e % (TILE_M // BLOCK_M) * BLOCK_M
-    return lanes_of(x, lane, end, BLOCK_M)
+    return lanes_of(x, lane + tl.arange(0, BLOCK_M), end, tl.program_id(1))
 
 
 @helper
@@ -112,6 +121,18 @@ def last_to_arrive(counter_ptr, expected):
     if last:
         tl.store(counter_ptr, 0)
     return last
+
+
+@helper
+def split_group(counters_ptr):
+    """Of the group of at most RADIX splits that a program merges with: where the counters of its
+    row tile and virtual head are, the last of which is of the groups; which group it is, how many
+    there are, and its first split and last + 1."""
+    split, splits = tl.program_id(2), tl.num_programs(2)
+    groups, group = tl.cdiv(splits, _RADIX), split // _RADIX
+    counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
+    begin = group * _RADIX
+    return counters_ptr, group, groups, begin, tl.minimum(begin + _RADIX, splits)
 
 
 def row_grid(plan: Plan, kv_heads: int, keys: int, tile: Tile, device) -> tuple[int, int, int]:

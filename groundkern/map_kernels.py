@@ -1,9 +1,5 @@
-"""What the Triton kernels of attention maps share: what they read, their row tiles and masks, and
-the merge of what splits leave.
-
-A KV head's query heads are cut into `parts` of `lanes`, each of which is a virtual head: a lane of
-a row tile is (row, query head of the virtual head).
-"""
+"""What the Triton kernels of attention maps share: what they read, their masks, and the merge of
+what splits leave."""
 
 from typing import NamedTuple
 
@@ -46,24 +42,6 @@ class Maps(NamedTuple):
 
 
 @helper
-def lanes_of(x, i, end, virtual):
-    """Row, query head and whether it is in range, of lanes i of a virtual head."""
-    member = virtual % x.parts * x.lanes + i % x.lanes
-    head = virtual // x.parts * x.group + member
-    return i // x.lanes, head, (i < end) & (member < x.group)
-
-
-@helper
-def row_tile(x, BLOCK_M: tl.constexpr):
-    """Of the row tile of program (row tile, virtual head, split): its sequence, the first of its
-    key tiles and how many it has; row, query head and whether it is in range [BLOCK_M]."""
-    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
-    i = tl.load(record + 1) + tl.arange(0, BLOCK_M)
-    n, head, mask = lanes_of(x, i, tl.load(record + 2), tl.program_id(1))
-    return tl.load(record), tl.load(record + 3), tl.load(record + 4), n, head, mask
-
-
-@helper
 def lanes_span(x):
     """The first lane and the last lane + 1 of the row tile of program (row tile, ...)."""
     record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
@@ -71,51 +49,44 @@ def lanes_span(x):
 
 
 @helper
-def row_tile_again(x, BLOCK_M: tl.constexpr):
-    """Row, query head and whether it is in range [BLOCK_M], for what comes after a long loop: read
-    again, because kept in registers through the loop they take 60 of them."""
-    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
-    i = tl.load(record + 1, volatile=True) + tl.arange(0, BLOCK_M)
-    return lanes_of(x, i, tl.load(record + 2, volatile=True), tl.program_id(1))
-
-
-@helper
 def norm_of(x, at, mask):
-    """The normaliser; inf where it is not finite."""
+    """The normaliser; inf where it is infinite, and the head left out. NaN stays NaN."""
     norm = tl.load(x.norm + at, mask=mask, other=0.0)
-    return tl.where(tl.abs(norm) < INFINITE, norm, INFINITE)
+    return tl.where(tl.abs(norm) == INFINITE, INFINITE, norm)
 
 
 @helper
-def seen(x, b, bounds, j0, keys, BLOCK_N: tl.constexpr, VISIBLE: tl.constexpr):
-    """Of a key tile: each key's column or -1 [BLOCK_N]; the own columns and the keys that the
-    normaliser sums over [BLOCK_M, BLOCK_N]."""
+def own_columns(x, b, bounds, j0, keys, BLOCK_N: tl.constexpr):
+    """Of a key tile: each key's column or -1 [BLOCK_N], and which are own [rows, BLOCK_N]."""
     start, stop, member = bounds
     j = j0 + tl.arange(0, BLOCK_N)
     place = tl.load(x.place + tk.wide(b) * keys + j, mask=j < keys, other=-1)
     own = tk.allowed_keys(x.selection, start, stop, member, j0, keys, BLOCK_N)
-    own = own & (place >= 0)[None, :]
-    seen = own
-    if VISIBLE:
-        seen = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
-    return place, own, seen
+    return place, own & (place >= 0)[None, :]
 
 
 @helper
 def log_p(raw, softcap, norm, seen):
     """(K1) log p, -inf where the key is not seen or the head is left out."""
-    seen = seen & (norm < INFINITE)
+    seen = seen & (norm != INFINITE)
     return tl.where(seen, tk.capped(raw, softcap) - norm, -INFINITE)
 
 
 @helper
+def rectified(value):
+    """relu; NaN stays NaN."""
+    return tl.where(value < 0.0, 0.0, value)
+
+
+@helper
 def gathered(ptr, at, mask):
-    """fp32 numbers that lie anywhere, 0 outside the mask, as two halves: loads of 16 bits are not
-    staged through shared memory, which would keep the keys' copies waiting."""
+    """The bits, as int32, of fp32 numbers that lie anywhere; 0 outside the mask. Loaded in halves:
+    loads of 16 bits are not staged through shared memory, which would keep the keys' copies
+    waiting."""
     halves = tl.cast(ptr, tl.pointer_type(tl.int16), bitcast=True) + at * 2
     low = tl.load(halves, mask=mask, other=0).to(tl.int32) & 0xFFFF
     high = tl.load(halves + 1, mask=mask, other=0).to(tl.int32) << 16
-    return (low | high).to(tl.float32, bitcast=True)
+    return low | high
 
 
 @helper
@@ -126,33 +97,24 @@ def rows_of(x, i0, end, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
 
 
 @helper
-def visible(x, n, mask, j0, BLOCK_N: tl.constexpr):
+def visible(start, stop, j0, BLOCK_N: tl.constexpr):
     """The keys that each lane sees: [BLOCK_M, BLOCK_N]."""
-    start = tl.load(x.selection.start + n, mask=mask, other=0)
-    stop = tl.load(x.selection.stop + n, mask=mask, other=0)
     j = j0 + tl.arange(0, BLOCK_N)
     return (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
-
-
-@helper
-def stored_part(ptr, at, mask, DIM: tl.constexpr):
-    """Rows that another program stored, past the L1 cache."""
-    d = tl.arange(0, padded(DIM))
-    pointers = ptr + at[:, None] * DIM + d[None, :]
-    stored = mask[:, None] & (d < DIM)[None, :]
-    return tl.load(pointers, mask=stored, other=0.0, cache_modifier=".cg")
 
 
 @helper
 def merged(dq_ptr, dg_ptr, at, size, begin, end, step, mask, dg, D: tl.constexpr, DV: tl.constexpr):
     """dq and dg of the parts begin, begin + step, ... before end, in this order."""
     dq = tl.zeros((at.shape[0], padded(D)), tl.float32)
+    d, dv = tl.arange(0, padded(D)), tl.arange(0, padded(DV))
     if dg_ptr is not None:
         dg = tl.zeros((at.shape[0], padded(DV)), tl.float32)
     for part in range(begin, end, step):
-        dq += stored_part(dq_ptr, at + tk.wide(part) * size, mask, D)
+        row = (at + tk.wide(part) * size)[:, None]
+        dq += ak.load_part(dq_ptr, row * D + d[None, :], mask[:, None] & (d < D)[None, :])
         if dg_ptr is not None:
-            dg += stored_part(dg_ptr, at + tk.wide(part) * size, mask, DV)
+            dg += ak.load_part(dg_ptr, row * DV + dv[None, :], mask[:, None] & (dv < DV)[None, :])
     return dq, dg
 
 
@@ -185,12 +147,9 @@ def store_sum(
     if splits == 1:
         store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)
     else:
-        groups = tl.cdiv(splits, ak._RADIX)
-        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
-        begin = split // ak._RADIX * ak._RADIX
-        end = tl.minimum(begin + ak._RADIX, splits)
+        counters_ptr, group, groups, begin, end = ak.split_group(counters_ptr)
         store_parts(part_ptr, part_g_ptr, at + split * size, mask, dq, dg, D, DV)
-        if ak.last_to_arrive(counters_ptr + split // ak._RADIX, end - begin):
+        if ak.last_to_arrive(counters_ptr + group, end - begin):
             dq, dg = merged(part_ptr, part_g_ptr, at, size, begin, end, 1, mask, dg, D, DV)
             if groups == 1:
                 store_parts(dq_ptr, dg_ptr, at, mask, dq * scale, dg, D, DV)

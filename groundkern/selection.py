@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from groundkern import checks
+from groundkern.kept import capturing, kept
 
 BITS = 32  # keys in one int32 of mask bits
 
@@ -24,6 +25,10 @@ class _Tensors:
             if isinstance(getattr(self, f.name), Tensor)
         }
         return replace(self, **moved)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors."""
+        return [x for x in vars(self).values() if isinstance(x, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -150,21 +155,11 @@ class QueryRows(_Tensors):
         Returns:
             sequence and position, int64 [N] each; a padding row's position is 0.
         """
-        tensors = (self.sequence, self.position)
-        unknown = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
-        unknown = unknown or any(x.is_inference() for x in tensors)
-        if unknown or self.captured != capturing(self.start):  # as `groundkern.plan.kept`
+
+        def make() -> tuple[Tensor, Tensor]:
             return self.sequence.long(), self.position.clamp(min=0).long()
-        versions = tuple(x._version for x in tensors)
-        if self.__dict__.get("_places_of") != versions:
-            places = self.sequence.long(), self.position.clamp(min=0).long()
-            self.__dict__.update(_places_of=versions, _places=places)
-        return self.__dict__["_places"]
 
-
-def capturing(x: Tensor) -> bool:
-    """Whether a CUDA graph is being captured on x's device."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+        return kept(self, (), "places", make)
 
 
 def pack_bits(allowed: Tensor) -> Tensor:

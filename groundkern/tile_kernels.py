@@ -1,9 +1,4 @@
-"""What Triton kernels of several ops share: tiles of rows and keys, masks, dots, sums of splits.
-
-A row tile holds consecutive (row, head of one KV head's group) pairs: flat index i is row
-i // group and query head kv_head * group + i % group, so that every K and V tile is read once for
-the whole group.
-"""
+"""What Triton kernels of several ops share: tiles, masks, dots, statistics, sums of splits."""
 
 from typing import NamedTuple
 
@@ -12,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.selection import Selection
-from groundkern.tiles import INTERPRETED, Tile, helper, kernel, padded
+from groundkern.tiles import INTERPRETED, helper, kernel, padded
 
 # The interpreter's dot reads 16-bit operands as integers, and its BLAS rounds a @ b and b.T @ a.T
 # differently, as no GPU does.
@@ -44,30 +38,6 @@ class Keys(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> "Keys":
         return cls(x, *x.stride()[:3])
-
-
-class LiveTiles(NamedTuple):
-    """The key tiles that each row tile has to read, so that loops over them need no branch.
-
-    An entry is sequence * key tiles + key tile.
-    """
-
-    entries: Tensor  # int32 [row tiles, B * key tiles], of which the first `count` are set
-    count: Tensor  # int32 [row tiles]
-
-
-class Attention(NamedTuple):
-    """What kernels over rows and their keys read; the sizes that say how wide loads may be."""
-
-    q: Heads  # [N, Hq, D]
-    k: Keys  # [B, Hkv, S, D]
-    v: Keys | None  # [B, Hkv, S, Dv]
-    selection: Selection  # contiguous
-    live: LiveTiles | None  # of kernels over row tiles
-    scale: float
-    softcap: float | None
-    heads: int  # Hq
-    group: int  # Hq / Hkv
 
 
 @helper
@@ -167,12 +137,6 @@ def online_sum(m, l, s):
 
 
 @helper
-def partial_at(x, n, head, N):
-    """Where [splits, N, Hq] tensors have the row tile of program (row tile, KV head, split)."""
-    return (wide(tl.program_id(2)) * N + n) * x.heads + head
-
-
-@helper
 def log2_scores(raw, scale, softcap):
     """log2 e times the scores of raw = q . k: exp2 is what GPUs have an instruction for."""
     if softcap is None:
@@ -183,33 +147,15 @@ def log2_scores(raw, scale, softcap):
 @helper
 def log_sum2(m, l):
     """log_sum, of m in base 2 and in base e."""
-    some = l > 0.0
-    return tl.where(some, (m + tl.log2(tl.where(some, l, 1.0))) / _LOG2_E, -float("inf"))
+    none = l == 0.0
+    return tl.where(none, -float("inf"), (m + tl.log2(tl.where(none, 1.0, l))) / _LOG2_E)
 
 
 @helper
 def log_sum(m, l):
-    """m + log l; -inf if l is 0."""
-    some = l > 0.0
-    return tl.where(some, m + tl.log(tl.where(some, l, 1.0)), -float("inf"))
-
-
-@helper
-def row_tile(N, group, BLOCK_M: tl.constexpr):
-    """Row, query head and whether it is in range, of the row tile of program (row tile, KV head):
-    [BLOCK_M] each."""
-    i = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = i // group
-    return n, tl.program_id(1) * group + i % group, n < N
-
-
-@helper
-def rows_from(x, i0, last, BLOCK_M: tl.constexpr):
-    """Row, query head and whether it is before row `last`, of the row tile that begins at flat
-    index i0, of program (key tile, KV head): [BLOCK_M] each."""
-    i = i0 + tl.arange(0, BLOCK_M)
-    n = i // x.group
-    return n, tl.program_id(1) * x.group + i % x.group, n < last
+    """m + log l; -inf if l is 0, NaN if it is."""
+    none = l == 0.0
+    return tl.where(none, -float("inf"), m + tl.log(tl.where(none, 1.0, l)))
 
 
 @helper
@@ -275,126 +221,6 @@ def any_of(mask):
     return tl.max(tl.max(mask.to(tl.int32), 1), 0) > 0
 
 
-@helper
-def load_rows(x, N, D: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Of the row tile of program (row tile, KV head): row, query head, whether it is in range,
-    (sequence, (start, stop, set)) [BLOCK_M], and q [BLOCK_M, padded D]."""
-    n, head, mask = row_tile(N, x.group, BLOCK_M)
-    sequence = tl.load(x.selection.sequence + n, mask=mask, other=-1)
-    bounds = row_bounds(x.selection, n, mask)
-    return n, head, mask, (sequence, bounds), load_heads(x.q, n, head, mask, D)
-
-
-@helper
-def load_live_tile(
-    x,  # `Attention`
-    e,
-    rows,  # of `load_rows`
-    keys,
-    entries,
-    D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Of entry e of a row tile's live tiles: sequence, keys [BLOCK_N], k [BLOCK_N, padded D] and
-    which keys each row may use [BLOCK_M, BLOCK_N]."""
-    entry = tl.load(x.live.entries + wide(tl.program_id(0)) * entries + e)
-    key_tiles = tl.cdiv(keys, BLOCK_N)
-    b, j0 = entry // key_tiles, (entry % key_tiles) * BLOCK_N
-    sequence, bounds = rows
-    start, stop, member = bounds
-    end = tl.where(sequence == b, stop, 0)
-    allowed = allowed_keys(x.selection, start, end, member, j0, keys, BLOCK_N)
-    j = j0 + tl.arange(0, BLOCK_N)
-    return b, j, load_keys(x.k, b, tl.program_id(1), j, j < keys, D), allowed
-
-
-@kernel
-def _live_kernel(
-    selection,  # `Selection`
-    live_ptr,  # int32 [row tiles, entries]
-    N,
-    group,
-    keys,
-    entries,
-    CHUNK: tl.constexpr,  # entries of one program
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Whether a row of the tile may use a key of tile e % key tiles, sequence e // key tiles."""
-    n = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)) // group
-    sequence = tl.load(selection.sequence + n, mask=n < N, other=-1)
-    start, stop, member = row_bounds(selection, n, n < N)
-    live_ptr += wide(tl.program_id(0)) * entries
-    key_tiles = tl.cdiv(keys, BLOCK_N)
-    first = tl.program_id(1) * CHUNK
-    for e in range(first, tl.minimum(first + CHUNK, entries)):
-        here = sequence == e // key_tiles
-        end, index = tl.where(here, stop, 0), tl.where(here, member, -1)
-        j0 = (e % key_tiles) * BLOCK_N
-        allowed = allowed_keys(selection, start, end, index, j0, keys, BLOCK_N)
-        tl.store(live_ptr + e, any_of(allowed).to(tl.int32))
-
-
-@kernel
-def _compact_kernel(
-    live_ptr,  # int32 [row tiles, entries]
-    live,  # `LiveTiles`, written
-    entries,
-    BLOCK: tl.constexpr,
-):
-    """The live entries of one row tile, in order, and how many they are."""
-    live_ptr += wide(tl.program_id(0)) * entries
-    entries_ptr = live.entries + wide(tl.program_id(0)) * entries
-    count = 0
-    for e0 in range(0, entries, BLOCK):
-        e = e0 + tl.arange(0, BLOCK)
-        alive = tl.load(live_ptr + e, mask=e < entries, other=0)
-        place = count + tl.cumsum(alive, 0) - 1
-        tl.store(entries_ptr + place, e, mask=alive > 0)
-        count += tl.sum(alive, 0)
-    tl.store(live.count + tl.program_id(0), count)
-
-
-def live_tiles(selection: Selection, group: int, batch: int, keys: int, tile: Tile) -> LiveTiles:
-    """The key tiles that each row tile of `tile.block_m` rows and heads has to read.
-
-    Args:
-        selection: contiguous.
-        group: query heads of one KV head.
-    """
-    rows = len(selection.sequence)
-    row_tiles, key_tiles = triton.cdiv(rows * group, tile.block_m), triton.cdiv(keys, tile.block_n)
-    entries, chunk = batch * key_tiles, 8
-    alive, listed = (selection.sequence.new_empty(row_tiles, entries) for _ in range(2))
-    live = LiveTiles(listed, selection.sequence.new_empty(row_tiles))
-    _live_kernel[row_tiles, triton.cdiv(entries, chunk)](
-        selection,
-        alive,
-        rows,
-        group,
-        keys,
-        entries,
-        CHUNK=chunk,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        num_warps=4,
-    )
-    _compact_kernel[row_tiles,](alive, live, entries, BLOCK=1024, num_warps=4)
-    return live
-
-
-@helper
-def rows_of_sequence(sequence_ptr, b, N):
-    """(first, last + 1) of the rows of sequence b, by counting: `sequence` is sorted."""
-    before, upto = 0, 0
-    for n0 in range(0, N, 512):
-        n = n0 + tl.arange(0, 512)
-        sequence = tl.load(sequence_ptr + n, mask=n < N, other=2147483647)
-        before += tl.sum((sequence < b).to(tl.int32), 0)
-        upto += tl.sum((sequence <= b).to(tl.int32), 0)
-    return before, upto
-
-
 @kernel
 def _sum_kernel(
     part_ptr,  # fp32 [splits, elements]
@@ -402,19 +228,26 @@ def _sum_kernel(
     splits,
     elements,
     scale,
+    AT_A_TIME: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = scale * sum over splits of part, in split order."""
+    """out = scale * sum over splits of part, always in the same order; loads of AT_A_TIME splits
+    wait for one another no more than once."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        total += tl.load(part_ptr + wide(split) * elements + i, mask=i < elements, other=0.0)
+    for first in range(0, splits, AT_A_TIME):
+        split = first + tl.arange(0, AT_A_TIME)
+        pointers = part_ptr + split.to(tl.int64)[:, None] * elements + i[None, :]
+        mask = (split < splits)[:, None] & (i < elements)[None, :]
+        total += tl.sum(tl.load(pointers, mask=mask, other=0.0), 0)
     tl.store(out_ptr + i, (total * scale).to(out_ptr.dtype.element_ty), mask=i < elements)
 
 
 def sum_parts(part: Tensor, like: Tensor, scale: float = 1.0) -> Tensor:
     """scale * part.sum(0), fp32 [splits, ...], contiguous, in the dtype of `like`."""
-    out = torch.empty(part.shape[1:], dtype=like.dtype, device=part.device)
-    grid = (triton.cdiv(out.numel(), 1024),)
-    _sum_kernel[grid](part, out, part.shape[0], out.numel(), scale, BLOCK=1024, num_warps=4)
+    out, block = torch.empty(part.shape[1:], dtype=like.dtype, device=part.device), 256
+    grid = (triton.cdiv(out.numel(), block),)
+    _sum_kernel[grid](
+        part, out, part.shape[0], out.numel(), scale, AT_A_TIME=8, BLOCK=block, num_warps=4
+    )
     return out

@@ -70,10 +70,10 @@ struct Kernel {
   float weight(int64_t n, int64_t h) const {
     return contributes ? 1.0f : *op.inputs.head_weight.template row<float>(n, h);
   }
-  // Whether head h of row n takes no part, because its normaliser is not a number.
+  // Whether head h of row n takes no part, because its normaliser is infinite.
   bool left_out(int64_t n, int64_t h) const {
     return op.inputs.lse.data != nullptr &&
-           !std::isfinite(*op.inputs.lse.template row<float>(n, h));
+           std::isinf(*op.inputs.lse.template row<float>(n, h));
   }
   int64_t rows_at_a_time(const SequenceRows& of) const {
     const int64_t fitting = 2 * SCORES / (of.U * Hq * (contributes ? 2 : 1));

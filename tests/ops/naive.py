@@ -59,7 +59,7 @@ def _columns(q, k, rows, columns, over, allowed, scale, softcap, lse=None):
         listed[n, at[n, c]] = True
     p, _ = _softmax(s, visible if over == "visible" else listed)
     if lse is not None:
-        there = lse.isfinite()[..., None]
+        there = ~lse.isinf()[..., None]
         p = torch.where(there, (s - torch.where(there, lse[..., None], 0.0)).exp(), 0.0)
     p = p.gather(2, at.clamp(min=0)[:, None].expand(-1, q.shape[1], -1))
     return torch.where(own[:, None], p, 0.0), own

@@ -143,12 +143,12 @@ def test_used_twice_it_takes_both_gradients(backend: str) -> None:
 
 
 @each_tried
-def test_a_head_whose_lse_is_not_finite_is_left_out(kind: str, backend: str) -> None:
+def test_a_head_whose_lse_is_infinite_is_left_out(kind: str, backend: str) -> None:
     """As if it had weight 0, with no gradient at all; a row without any other head gives 0."""
     call = cases.with_trained_lse(_call(kind))
     lse = call.inputs["lse"].clone()
-    lse[0, 1], lse[1, 2], lse[7, 0], lse[9] = -torch.inf, torch.inf, torch.nan, -torch.inf
-    out = ~lse.isfinite()
+    lse[0, 1], lse[1, 2], lse[7, 0], lse[9] = -torch.inf, torch.inf, torch.inf, -torch.inf
+    out = lse.isinf()
     assert call.options["rows"].stop[9] > 0, "a row with keys"
     inputs = {**call.inputs, "lse": lse}
     results, gradients = differentiate(replace(call, inputs=inputs), backend=backend)
@@ -173,11 +173,11 @@ def test_a_head_whose_lse_is_not_finite_is_left_out(kind: str, backend: str) -> 
 
 
 @each_backend
-def test_without_gradient_a_row_whose_lse_is_not_finite_is_left_out_too(backend: str) -> None:
+def test_without_gradient_a_row_whose_lse_is_infinite_is_left_out_too(backend: str) -> None:
     call = _call("mean")
     of = call.inputs["q"], call.inputs["k"], call.options["rows"], 2.0, "reference"
     lse = _own_lse(*of)
-    lse[0, 1], lse[9] = torch.nan, -torch.inf
+    lse[0, 1], lse[9] = torch.inf, -torch.inf
     results, gradients = differentiate(call, backend=backend, lse=lse)
     truth, expected = differentiate(call, backend="reference", lse=lse)
     assert not results[0][9].any() and results[0].isfinite().all()

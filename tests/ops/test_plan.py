@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from groundkern import KeySets, QueryRows, available_backends, plan, side_attention
+from groundkern import KeySets, QueryRows, available_backends, kept, side_attention
 from groundkern.selection import Selection
 
 if (reason := available_backends()["triton"]) is not None:
@@ -107,7 +107,7 @@ def test_a_plan_is_made_once() -> None:
         return len(made)
 
     def get(rows=rows, allowed=allowed, key="side") -> int:
-        return plan.kept(rows, (allowed,), key, make)
+        return kept.kept(rows, (allowed,), key, make)
 
     assert [get(), get(), get()] == [1, 1, 1]
     assert get(key="map") == 2 and get(allowed=None) == 3 and get() == 1
@@ -121,14 +121,24 @@ def test_a_plan_is_made_once() -> None:
     with torch.inference_mode():
         unknown = _rows(1)
         assert [get(rows=unknown), get(rows=unknown)] == [9, 10], "written to without a trace"
+        assert get() == 11, "what is made here cannot be saved for a backward"
+
+
+def test_what_is_used_stays() -> None:
+    """A target of its own for every layer does not push the plan out."""
+    rows, made = _rows(0), []
+    for _ in range(2 * kept.MOST):
+        kept.kept(rows, (), "plan", lambda: made.append(None))
+        kept.kept(rows, (torch.zeros(1),), "target", lambda: None)
+    assert len(made) == 1
 
 
 def test_a_plan_outlives_no_capture(monkeypatch) -> None:
     """Rows made before a capture may hold other values when the graph is replayed."""
     rows, made = _rows(0), []
-    get = lambda: plan.kept(rows, (), "side", lambda: made.append(None))  # noqa: E731
+    get = lambda: kept.kept(rows, (), "side", lambda: made.append(None))  # noqa: E731
     get()
-    monkeypatch.setattr(plan, "capturing", lambda x: True)
+    monkeypatch.setattr(kept, "capturing", lambda x: True)
     get(), get()
     assert len(made) == 3
     monkeypatch.undo()

@@ -26,6 +26,7 @@ class Rows:
         self.sequence = sequence.repeat_interleave(rows)
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.repeat_interleave(rows)
+        self.rows = rows  # of each sequence
         self._windows: dict[int | None, QueryRows] = {}
 
     def at(self, window: int | None) -> QueryRows:
@@ -39,7 +40,7 @@ class Rows:
         """
         if window not in self._windows:
             self._windows[window] = QueryRows.causal(
-                self.sequence, self.position, start=self.start, window=window
+                self.sequence, self.position, start=self.start, window=window, most=self.rows
             )
         return self._windows[window]
 

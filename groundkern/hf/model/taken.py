@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundkern.plan import kept
+from groundkern.kept import kept
 from groundkern.selection import QueryRows
 
 

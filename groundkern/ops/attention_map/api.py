@@ -55,9 +55,9 @@ def attention_map(
             visible keys, and gradients reach these keys as if it were computed here. If it requires
             grad it is an input of its own: q and k get gradient through the scores of own columns
             alone, and lse the rest (`side_attention(...).lse` then passes it on to the keys). So
-            statistics merged from shards, heads or calls stay exact. Where it is not finite (as in
-            a row without keys, -inf) that head of that row is left out: its p is 0, and so is its
-            share of a KL.
+            statistics merged from shards, heads or calls stay exact. Where it is infinite (as in a
+            row without keys, -inf) that head of that row is left out: its p is 0, and so is its
+            share of a KL. NaN stays NaN.
         head_weight: [Hq] or [N, Hq], >= 0, differentiable; None: 1 / Hq each.
         scale: of the scores; default D ** -0.5.
         softcap: `s = softcap * tanh(s / softcap)`; None: off.

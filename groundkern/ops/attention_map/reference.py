@@ -3,7 +3,7 @@
        own_tc: column c of the row's sequence is a key that the row may use
 (K1)   p_thc = exp(s_thc - norm_th) on own columns, else 0
        norm_th: log-sum-exp over the own columns (over="columns") or all visible keys ("visible"),
-       or the given lse; where that is not finite, head h is left out of row t
+       or the given lse; where that is infinite, head h is left out of row t
 (K2)   M_tc = sum_h w_th p_thc                          w = 1 / H unless given
 (C1)   M_tc = sum_h p_thc f(v_c . g_th)                 f = relu or the identity
 (K3)   heads="mean":   KL_t = sum_c P_tc (log P_tc - log M_tc)
@@ -36,9 +36,9 @@ from groundkern.selection import Selection
 
 
 def _log_probabilities(q, k, lse, *, at, own, visible, options: Options) -> Tensor:
-    """log p [n, Hq, C] of (K1), finite everywhere and meaningful on own columns only."""
+    """log p [n, Hq, C] of (K1), meaningful on own columns only, finite unless an input is not."""
     scale, softcap = options.scale, options.softcap
-    lse = None if lse is None else torch.where(lse.isfinite(), lse, 0.0)
+    lse = None if lse is None else torch.where(lse.isinf(), 0.0, lse)
     if options.lse_grad:
         return scores(q, k[:, at], scale, softcap) - lse[..., None]
     if options.over == "columns":
@@ -55,7 +55,7 @@ def _log_probabilities(q, k, lse, *, at, own, visible, options: Options) -> Tens
 
 def _counted(q: Tensor, lse: Tensor | None) -> Tensor:
     """bool [n, Hq]: the heads that are not left out."""
-    return q.new_ones(q.shape[:2], dtype=torch.bool) if lse is None else lse.isfinite()
+    return q.new_ones(q.shape[:2], dtype=torch.bool) if lse is None else ~lse.isinf()
 
 
 def _map_block(

@@ -15,9 +15,8 @@ with z = 0 off the own columns, and p on all keys that the normaliser sums over;
 fp32 before it is rounded, because at the optimum it cancels. A normaliser that is an input of its
 own takes dnorm, and no key does.
 
-A KV head's query heads are cut into `parts` of `lanes`, each of which is a virtual head: a lane of
-a row tile is (row, query head of the virtual head). What splits leave is merged by the last of
-their programs to arrive, in a fixed order. No atomic but the counter of arrivals.
+What splits leave is merged by the last of their programs to arrive, in a fixed order. No atomic but
+the counter of arrivals.
 """
 
 import triton.language as tl
@@ -32,41 +31,45 @@ MAP = tl.constexpr(attention_map.MAP)
 CONTRIBUTION = tl.constexpr(attention_map.CONTRIBUTION)
 KL_MEAN = tl.constexpr(attention_map.KL_MEAN)
 KL_EACH = tl.constexpr(attention_map.KL_EACH)
+NOT_OWN = tl.constexpr(0x7FA5C3E1)  # the bits of a NaN
 
 
 @helper
 def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constexpr, KIND):
     """What the gradient needs of each own column, one number: u, P of KL_EACH, log P - log M of
-    KL_MEAN; NaN if the column is not own. [ROWS * LANES, BLOCK_N]: loaded once for a row's heads.
+    KL_MEAN; and which columns are own. [ROWS * LANES, BLOCK_N]: loaded once for a row's heads.
 
-    The masks must not depend on the scores: Triton cannot pipeline a dot before a load.
+    The masks must not depend on the scores: Triton cannot pipeline a dot before a load. A column
+    that is not own travels as the bits of a NaN that no arithmetic makes.
     """
     ROWS: tl.constexpr = row.shape[0]
-    place, own, _ = mk.seen(x, b, bounds, j0, keys, BLOCK_N, False)
+    place, own = mk.own_columns(x, b, bounds, j0, keys, BLOCK_N)
     at = tk.wide(x.C) * row[:, None] + place[None, :]
     if KIND == KL_MEAN:
-        above = mk.gathered(x.made, at, own)
+        bits = mk.gathered(x.made, at, own)
     elif KIND == KL_EACH:
-        above = mk.gathered(x.target, at, own)
+        bits = mk.gathered(x.target, at, own)
     else:
-        above = mk.gathered(x.upstream, at, own)
-    above = tl.where(own, above, float("nan"))
-    above = tl.broadcast_to(above[:, None, :], (ROWS, LANES, BLOCK_N))
-    return tl.reshape(above, (ROWS * LANES, BLOCK_N))
+        bits = mk.gathered(x.upstream, at, own)
+    bits = tl.where(own, bits, NOT_OWN)
+    bits = tl.broadcast_to(bits[:, None, :], (ROWS, LANES, BLOCK_N))
+    bits = tl.reshape(bits, (ROWS * LANES, BLOCK_N))
+    return bits.to(tl.float32, bitcast=True), bits != NOT_OWN
 
 
 @helper
-def _uz(above, log_p, value, dkl, KIND: tl.constexpr, RECTIFY: tl.constexpr):
-    """u z of the table above."""
+def _uz(above, own, log_p, value, dkl, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+    """u z of the table above. What is NaN stays NaN."""
     if KIND == KL_EACH:
         uz = -dkl * above
     elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
-        uz = -dkl * tl.exp(tl.minimum(log_p + above, 80.0))
+        z = log_p + above
+        uz = -dkl * tl.exp(tl.where(z > 80.0, 80.0, z))
     else:
         uz = tl.exp(log_p) * above
         if KIND == CONTRIBUTION:
-            uz *= tl.maximum(value, 0.0) if RECTIFY else value
-    return tl.where((above == above) & (log_p > -mk.INFINITE), uz, 0.0)
+            uz *= mk.rectified(value) if RECTIFY else value
+    return tl.where(own & (log_p != -mk.INFINITE), uz, 0.0)
 
 
 @helper
@@ -97,8 +100,8 @@ def _norm_kernel(
     VISIBLE: tl.constexpr,
 ):
     """Log-sum-exp over the own columns or all visible keys; 0 if there are none."""
-    b, first, count, n, head, mask = mk.row_tile(x, BLOCK_M)
-    kv_head, split, splits = tl.program_id(1) // x.parts, tl.program_id(2), tl.num_programs(2)
+    b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     q = tk.load_heads(x.q, n, head, mask, D)
     start, stop, member = tk.row_bounds(x.selection, n, mask)
     m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
@@ -108,9 +111,9 @@ def _norm_kernel(
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
         if VISIBLE:
-            seen = (j[None, :] >= start[:, None]) & (j[None, :] < stop[:, None])
+            seen = mk.visible(start, stop, j0, BLOCK_N)
         else:
-            _, seen, _ = mk.seen(x, b, (start, stop, member), j0, keys, BLOCK_N, False)
+            _, seen = mk.own_columns(x, b, (start, stop, member), j0, keys, BLOCK_N)
         s = tk.capped(tk.dot(q, tl.trans(k)) * x.scale, x.softcap)
         m, l = tk.online_sum(m, l, tl.where(seen, s, -mk.INFINITE))
     at = n.to(tl.int64) * x.heads + head
@@ -123,8 +126,7 @@ def _norm_kernel(
             m = tl.full((BLOCK_M,), -mk.INFINITE, tl.float32)
             l = tl.zeros((BLOCK_M,), tl.float32)
             for part in range(splits):
-                pointers = part_ptr + at + tk.wide(part) * size
-                s = tl.load(pointers, mask=mask, other=0.0, cache_modifier=".cg")
+                s = ak.load_part(part_ptr, at + tk.wide(part) * size, mask)
                 m, l = tk.online_sum(m, l, s[:, None])
             complete = True
     if complete:
@@ -152,8 +154,8 @@ def _add_head(
     norm = mk.norm_of(x, at, mask)
     log_p = mk.log_p(raw, x.softcap, norm[:, None], mask[:, None])
     if KIND == CONTRIBUTION:
-        y = tl.exp(log_p) * (tl.maximum(value, 0.0) if RECTIFY else value)
-        y = tl.where(log_p > -mk.INFINITE, y, 0.0)
+        y = tl.exp(log_p) * (mk.rectified(value) if RECTIFY else value)
+        y = tl.where(log_p != -mk.INFINITE, y, 0.0)
         total += tl.sum(tl.reshape(y, (ROWS, LANES, BLOCK_N)), 1)
     else:
         w = tl.load(x.weight + at, mask=mask, other=0.0)
@@ -166,7 +168,7 @@ def _add_head(
             new, shift = tk.online_max(top, y)
             total = total * tl.exp(top - shift) + tl.sum(tl.exp(y - shift[:, None, :]), 1)
             top = new
-    some = tl.max(tl.reshape((mask & (norm < mk.INFINITE)).to(tl.int32), (ROWS, LANES)), 1)
+    some = tl.max(tl.reshape((mask & (norm != mk.INFINITE)).to(tl.int32), (ROWS, LANES)), 1)
     return total, top, some > 0
 
 
@@ -202,12 +204,12 @@ def _map_kernel(
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
-        place, own, _ = mk.seen(x, b, bounds, j0, keys, BLOCK_N, False)  # [ROWS, BLOCK_N]
+        place, own = mk.own_columns(x, b, bounds, j0, keys, BLOCK_N)  # [ROWS, BLOCK_N]
         total = tl.zeros((ROWS, BLOCK_N), tl.float32)
         top = tl.full((ROWS, BLOCK_N), -mk.INFINITE, tl.float32)
         counted = tl.zeros((ROWS,), tl.int1)
         for virtual in range(virtual_heads):
-            n, head, mask = mk.lanes_of(x, i, end, virtual)
+            n, head, mask = ak.lanes_of(x, i, end, virtual)
             q = tk.load_heads(x.q, n, head, mask, D)
             k = tk.load_keys(x.k, b, virtual // x.parts, j, j < keys, D)
             raw = tk.dot(q, tl.trans(k)) * x.scale
@@ -234,8 +236,7 @@ def _map_kernel(
             if ak.last_to_arrive(counters_ptr + tl.program_id(0), splits):
                 kl = tl.zeros((ROWS,), tl.float32)
                 for part in range(splits):
-                    pointers = part_ptr + tk.wide(part) * N + row
-                    kl += tl.load(pointers, mask=here, other=0.0, cache_modifier=".cg")
+                    kl += ak.load_part(part_ptr, tk.wide(part) * N + row, here)
                 complete = True
         if complete:
             tl.store(kl_ptr + row, kl, mask=here)
@@ -245,14 +246,13 @@ def _map_kernel(
 def _kl_of_heads(x, sums_ptr, kl_ptr, virtual_heads, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
     """(K3) of each head: their weighted sum, in order."""
     ROWS: tl.constexpr = BLOCK_M // LANES
-    record = x.tiles + tk.wide(tl.program_id(0)) * ak._FIELDS
-    i0, end = tl.load(record + 1), tl.load(record + 2)
+    i0, end = mk.lanes_span(x)
     i, row = i0 + tl.arange(0, BLOCK_M), i0 // LANES + tl.arange(0, ROWS)
     kl = tl.zeros((ROWS,), tl.float32)
     for virtual in range(virtual_heads):
-        n, head, mask = mk.lanes_of(x, i, end, virtual)
+        n, head, mask = ak.lanes_of(x, i, end, virtual)
         at = n.to(tl.int64) * x.heads + head
-        y = tl.load(sums_ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+        y = ak.load_part(sums_ptr, at, mask)
         y *= tl.load(x.weight + at, mask=mask, other=0.0)
         kl += tl.sum(tl.reshape(y, (ROWS, LANES)), 1)
     tl.store(kl_ptr + row, kl, mask=row * LANES < end)
@@ -277,8 +277,8 @@ def _sums_kernel(
     RECTIFY: tl.constexpr,
 ):
     """Sums over the own columns, per head."""
-    b, first, count, n, head, mask = mk.row_tile(x, BLOCK_M)
-    kv_head, split, splits = tl.program_id(1) // x.parts, tl.program_id(2), tl.num_programs(2)
+    b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     at = n.to(tl.int64) * x.heads + head
     q = tk.load_heads(x.q, n, head, mask, D)
     if KIND == CONTRIBUTION:
@@ -294,20 +294,20 @@ def _sums_kernel(
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        above = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale
-        log_p = mk.log_p(raw, x.softcap, norm[:, None], above == above)
+        log_p = mk.log_p(raw, x.softcap, norm[:, None], own)
         value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
         if KIND == KL_EACH:
-            used = (above > 0.0) & (log_p > -mk.INFINITE)
+            used = own & (above > 0.0) & (log_p != -mk.INFINITE)
             log_target = tl.log(tl.where(used, above, 1.0))
             total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            total += tl.sum(_uz(above, log_p, value, dkl[:, None], KIND, RECTIFY), 1)
-    n, head, mask = mk.row_tile_again(x, BLOCK_M)
+            total += tl.sum(_uz(above, own, log_p, value, dkl[:, None], KIND, RECTIFY), 1)
+    n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
     complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     if splits > 1:
@@ -316,8 +316,7 @@ def _sums_kernel(
         if ak.last_to_arrive(counters_ptr + counter, splits):
             total = tl.zeros((BLOCK_M,), tl.float32)
             for part in range(splits):
-                pointers = part_ptr + at + tk.wide(part) * size
-                total += tl.load(pointers, mask=mask, other=0.0, cache_modifier=".cg")
+                total += ak.load_part(part_ptr, at + tk.wide(part) * size, mask)
             complete = True
     if complete:
         tl.store(sums_ptr + at, total, mask=mask)
@@ -351,8 +350,8 @@ def _backward_dq_kernel(
     RECTIFY: tl.constexpr,
 ):
     """dq and dg of one row tile and virtual head."""
-    b, first, count, n, head, mask = mk.row_tile(x, BLOCK_M)
-    kv_head, split, splits = tl.program_id(1) // x.parts, tl.program_id(2), tl.num_programs(2)
+    b, first, count, n, head, mask = ak.row_tile(x, BLOCK_M)
+    kv_head, split, splits = ak.kv_head_of(x), tl.program_id(2), tl.num_programs(2)
     at = n.to(tl.int64) * x.heads + head
     q = tk.load_heads(x.q, n, head, mask, D)
     dq = tl.zeros((BLOCK_M, padded(D)), tl.float32)
@@ -363,26 +362,27 @@ def _backward_dq_kernel(
     i0, end = mk.lanes_span(x)
     row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
     norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
+    start, stop, _ = tk.row_bounds(x.selection, n, mask)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
         k = tk.load_keys(x.k, b, kv_head, j, j < keys, D)
-        above = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        seen = mk.visible(x, n, mask, j0, BLOCK_N) if VISIBLE else above == above
+        seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
         value = log_p
         if KIND == CONTRIBUTION:
             v = tk.load_keys(x.v, b, kv_head, j, j < keys, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = (above == above) & (value > 0.0) if RECTIFY else above == above
+            passed = own & (value > 0.0) if RECTIFY else own
             dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        ds = _uz(above, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
+        ds = _uz(above, own, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
         if x.dnorm is not None:
             ds += tl.exp(log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
-    n, head, mask = mk.row_tile_again(x, BLOCK_M)
+    n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
     parts, to, size = (part_ptr, part_g_ptr), (dq_ptr, dg_ptr), tk.wide(N) * x.heads
     mk.store_sum(parts, to, at, size, counters_ptr, mask, dq, dg, x.scale, D, DV)
@@ -423,23 +423,24 @@ def _backward_dkv_kernel(
         else:
             i0 = tl.load(span + 2) + e // x.parts * BLOCK_M
         virtual = kv_head * x.parts + e % x.parts
-        n, head, mask = mk.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
+        n, head, mask = ak.lanes_of(x, i0 + tl.arange(0, BLOCK_M), end, virtual)
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
         norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
-        above = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
+        start, stop, _ = tk.row_bounds(x.selection, n, mask)
+        above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
-        seen = mk.visible(x, n, mask, j0, BLOCK_N) if VISIBLE else above == above
+        seen = mk.visible(start, stop, j0, BLOCK_N) if VISIBLE else own
         log_p = mk.log_p(raw, x.softcap, norm[:, None], seen)
         value = log_p
         if KIND == CONTRIBUTION:
             g = tk.load_heads(x.g, n, head, mask, DV)
             value = tk.dot(g, tl.trans(v))
-            passed = (above == above) & (value > 0.0) if RECTIFY else above == above
+            passed = own & (value > 0.0) if RECTIFY else own
             dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
             dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
-        ds = _uz(above, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
+        ds = _uz(above, own, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
         if x.dnorm is not None:
             ds += tl.exp(log_p) * dnorm[:, None]
         dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import merge_counters
+from groundkern.kept import kept
 from groundkern.map_kernels import Maps
 from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.attention_map import (
@@ -26,7 +27,6 @@ from groundkern.ops.attention_map import (
     output_shape,
 )
 from groundkern.ops.attention_map import triton_kernels as kernels
-from groundkern.plan import kept
 from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Tile
@@ -319,7 +319,7 @@ def backward(
         dweight = upstream[:, None] * saved.made
         dnorm = launch.inputs.head_weight * (upstream * plan.target_sum)[:, None]
         if options.lse_grad:
-            dnorm = torch.where(inputs.lse.isfinite(), dnorm, 0.0)
+            dnorm = torch.where(inputs.lse.isinf(), 0.0, dnorm)
     else:
         if options.kind == KL_MEAN:
             read["made"] = saved.made

@@ -17,7 +17,7 @@ from groundkern.tiles import helper, kernel, padded
 
 @helper
 def _sweep(
-    x,  # `Planned`
+    x,  # `Attention`
     q,  # [BLOCK_M, padded D]
     shift,  # [BLOCK_M]: what scores are shifted by; not used if RUNNING
     b,
@@ -132,7 +132,7 @@ def _store_stats(parts, at, mask, m, l, RUNNING: tl.constexpr):
 
 @helper
 def _one_row(
-    x,  # `Planned`
+    x,  # `Attention`
     row,  # (sequence, first key tile, how many, row, query head)
     keys,
     D: tl.constexpr,
@@ -173,7 +173,7 @@ def _one_row(
 
 @helper
 def _rows_again(
-    x,  # `Planned`
+    x,  # `Attention`
     lost,  # bool [BLOCK_M]
     tile,  # (sequence, first key tile, how many)
     n,  # [BLOCK_M]
@@ -200,7 +200,7 @@ def _rows_again(
 
 @kernel
 def _forward_kernel(
-    x,  # `Planned`
+    x,  # `Attention`
     shift_ptr,  # fp32 [N, Hq], the main pass's log-sum-exp, or None
     parts,  # fp32 (m, l [splits, N, Hq], acc [splits, N, Hq, Dv])
     out_ptrs,  # out and rest [N, Hq, Dv]; rest None: out is not rounded
@@ -238,11 +238,8 @@ def _forward_kernel(
         size = tk.wide(N) * x.heads
         tk.store_tile(parts[2], at + tl.program_id(2) * size, mask, acc, DV)
         _store_stats(parts, at + tl.program_id(2) * size, mask, m, l, RUNNING)
-        groups = tl.cdiv(splits, ak._RADIX)
-        group = tl.program_id(2) // ak._RADIX
-        counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (groups + 1)
-        begin, step = group * ak._RADIX, 1
-        end = tl.minimum(begin + ak._RADIX, splits)
+        counters_ptr, group, groups, begin, end = ak.split_group(counters_ptr)
+        step = 1
         if ak.last_to_arrive(counters_ptr + group, end - begin):
             complete = groups == 1
             if groups > 1:
@@ -312,7 +309,7 @@ def _over_rows(p, x):
 
 @kernel
 def _backward_kernel(
-    x,  # `Planned`
+    x,  # `Attention`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
     outputs,  # (out and rest [N, Hq, Dv], fp32 dlse [N, Hq])
@@ -363,7 +360,7 @@ def _backward_kernel(
 
 @kernel
 def _backward_dq_kernel(
-    x,  # `Planned`
+    x,  # `Attention`
     dout_ptr,  # [N, Hq, Dv]
     lse_ptr,  # fp32 [N, Hq]
     outputs,  # (out and rest [N, Hq, Dv], fp32 dlse [N, Hq])
@@ -402,7 +399,7 @@ def _backward_dq_kernel(
 
 @kernel
 def _backward_dkv_kernel(
-    x,  # `Planned`
+    x,  # `Attention`
     row_tiles_ptr,  # of the `Plan`, or None
     row_spans_ptr,  # of the `Plan`
     dout_ptr,  # [N, Hq, Dv]

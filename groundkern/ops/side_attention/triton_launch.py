@@ -7,11 +7,12 @@ import triton
 from torch import Tensor
 
 from groundkern import plan_kernels, tiles
-from groundkern.attention_kernels import Planned, merge_counters, row_grid
+from groundkern.attention_kernels import Attention, merge_counters, row_grid
+from groundkern.kept import kept
 from groundkern.op_body import empty_like, zeros_like
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.ops.side_attention import triton_kernels as kernels
-from groundkern.plan import NO_PLAN, Plan, kept
+from groundkern.plan import NO_PLAN, Plan
 from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys, sum_parts
 from groundkern.tiles import Tile
@@ -113,12 +114,12 @@ class _Launch(NamedTuple):
         one = self.plan.one_tile
         return _tile(name, self.inputs, self.plan.block_m if one else 2**31)
 
-    def planned(self) -> Planned:
+    def attention(self) -> Attention:
         (q, k, v, _), plan = self.inputs, self.plan
         operands = (Heads.of(q), Keys.of(k), Keys.of(v), self.selection)
         scale, softcap = self.options
-        sizes = (scale, softcap or None, q.shape[1], self.group, self.group)
-        return Planned(*operands, plan.tiles, plan.key_tiles, *sizes)
+        sizes = (scale, softcap or None, q.shape[1], self.group, self.group, 1)
+        return Attention(*operands, plan.tiles, plan.key_tiles, *sizes)
 
     def constants(self, tile: Tile) -> dict[str, int]:
         return {"D": self.inputs.q.shape[2], "DV": self.inputs.v.shape[3]} | tile.constants
@@ -150,7 +151,7 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
     sums = (q.new_empty(parts, rows, heads, dtype=torch.float32) for _ in range(2))
     acc = q.new_empty(parts, rows, heads, dim, dtype=torch.float32)
     kernels._forward_kernel[grid](
-        launch.planned(),
+        launch.attention(),
         lse,
         (*sums, acc),
         (out, outputs.rest if rounded else None),
@@ -187,7 +188,7 @@ def backward(
     made = (out, rest, upstream.lse)
     if plan.one_tile:
         kernels._backward_kernel[grid](
-            launch.planned(),
+            launch.attention(),
             *read,
             made,
             dk,
@@ -201,11 +202,11 @@ def backward(
         return sum_parts(part, q, options.scale), dk, dv
     delta = q.new_empty(rows, heads, dtype=torch.float32)
     kernels._backward_dq_kernel[grid](
-        launch.planned(), *read, made, delta, part, rows, keys, **launch.constants(tile)
+        launch.attention(), *read, made, delta, part, rows, keys, **launch.constants(tile)
     )
     tile = launch.tile("dkv")
     kernels._backward_dkv_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
-        launch.planned(),
+        launch.attention(),
         plan.row_tiles,
         plan.row_spans,
         *read,
