@@ -8,7 +8,6 @@ that a tile of K and V is read once for all of them.
 
 from typing import NamedTuple
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -138,10 +137,10 @@ def split_group(counters_ptr):
 def row_grid(plan: Plan, kv_heads: int, keys: int, tile: Tile, device) -> tuple[int, int, int]:
     """(row tiles, KV heads, key splits)."""
     row_tiles = plan.tiles.shape[0]
-    key_tiles = triton.cdiv(keys, tile.block_n)
+    key_tiles = -(-keys // tile.block_n)
     return row_tiles, kv_heads, splits(device, row_tiles * kv_heads, key_tiles)
 
 
 def merge_counters(grid: tuple[int, int, int]) -> int:
     """How many counters a merge tree of a grid of (row tiles, KV heads, splits) uses."""
-    return grid[0] * grid[1] * (triton.cdiv(grid[2], RADIX) + 1)
+    return grid[0] * grid[1] * (-(-grid[2] // RADIX) + 1)

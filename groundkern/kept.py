@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
-MOST = 8  # things that one owner remembers
+Versions = tuple[int, ...]
+MOST = 16  # things that one owner remembers
+_remembering = True
 
 
 class Owner(Protocol):
@@ -17,14 +20,13 @@ class Owner(Protocol):
 
     captured: bool  # whether it was made while a CUDA graph was captured
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """Its tensors."""
 
 
 class _Kept(NamedTuple):
-    key: Hashable
     others: tuple[Owner | Tensor | None, ...]
-    versions: tuple[int, ...]
+    versions: Versions
     made: object
 
 
@@ -47,21 +49,35 @@ def kept(
         key: hashable, what it depends on besides: sizes and the name of what is made.
         make: without arguments.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _remembering:
         return make()
-    versions = _versions(owner, others)
-    if versions is None or owner.captured != capturing(owner.tensors()[0]):
+    tensors = owner.tensors()
+    for x in others:
+        if x is not None:
+            tensors += (x,) if isinstance(x, Tensor) else x.tensors()
+    now = versions(tensors)
+    if now is None or owner.captured != capturing(tensors[0]):
         return make()
-    known: list[_Kept] = owner.__dict__.setdefault("_kept", [])
-    for place, entry in enumerate(known):
-        same = entry.key == key and entry.versions == versions
-        if same and all(a is b for a, b in zip(entry.others, others, strict=True)):
-            known.append(known.pop(place))
-            return entry.made
-    made = make()
-    known.append(_Kept(key, tuple(others), versions, made))
-    del known[:-MOST]
-    return made
+    known: dict[Hashable, _Kept] = owner.__dict__.setdefault("_kept", {})
+    full = (key, *map(id, others))
+    entry = known.pop(full, None)
+    if entry is None or entry.versions != now or not _are(entry.others, others):
+        entry = _Kept(tuple(others), now, make())
+    known[full] = entry  # the last
+    if len(known) > MOST:
+        del known[next(iter(known))]
+    return entry.made
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Within the block everything is made anew: for those who change what it is made with."""
+    global _remembering
+    before, _remembering = _remembering, False
+    try:
+        yield
+    finally:
+        _remembering = before
 
 
 def capturing(x: Tensor) -> bool:
@@ -69,12 +85,13 @@ def capturing(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _versions(owner: Owner, others: Sequence[Owner | Tensor | None]) -> tuple[int, ...] | None:
+def versions(tensors: Sequence[Tensor]) -> Versions | None:
     """How often each tensor was written to; None if a tensor does not know."""
-    tensors = owner.tensors()
-    for x in others:
-        if x is not None:
-            tensors += [x] if isinstance(x, Tensor) else x.tensors()
     if torch.is_inference_mode_enabled() or any(x.is_inference() for x in tensors):
         return None
-    return tuple(x._version for x in tensors)
+    return tuple([x._version for x in tensors])
+
+
+def _are(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether they are the same objects, one by one: a copy of an owner has the ids of another."""
+    return all(a is b for a, b in zip(some, others, strict=True))

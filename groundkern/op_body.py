@@ -7,8 +7,8 @@ An op's schema, its body and its fake are written in terms of the NamedTuples of
     def name(inputs, options): ...
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import get_type_hints
 
@@ -57,7 +57,7 @@ def grouped(*groups: type[tuple]) -> Callable[[Callable], Callable]:
 
 
 def op_body(*groups: type[tuple]) -> Callable[[Callable], Callable]:
-    """`grouped`, for an op's body: run on its tensors' device and without autocast.
+    """`grouped`, for an op's body, which runs in `in_body` its tensors' device.
 
     Triton launches on the current device, and a custom op sets none: with a model spread over GPUs
     (`device_map="auto"`) the current one is often another than the tensors'. And the operands come
@@ -67,14 +67,20 @@ def op_body(*groups: type[tuple]) -> Callable[[Callable], Callable]:
     def decorate(body: Callable) -> Callable:
         @wraps(body)
         def run(*flat):
-            device = flat[0].device  # the first argument of every op is a tensor
-            here = torch.cuda.device(device) if device.type == "cuda" else NOTHING
-            with here, _without_autocast(device.type):
+            with in_body(flat[0].device):  # the first argument of every op is a tensor
                 return body(*regroup(flat, *groups))
 
         return run
 
     return decorate
+
+
+@contextmanager
+def in_body(device: torch.device) -> Iterator[None]:
+    """What an op's body runs in: on its tensors' device and without autocast."""
+    here = torch.cuda.device(device) if device.type == "cuda" else NOTHING
+    with here, _without_autocast(device.type):
+        yield
 
 
 def _without_autocast(kind: str):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import custom_op
 
 from groundkern.op_body import grouped, op_body, schema
-from groundkern.opaque import custom_op
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.selection import Selection
 from groundkern.tile_kernels import allowed_keys, any_of, row_bounds, wide
@@ -210,9 +209,9 @@ def _sizes(
 ) -> tuple[int, int, int, int]:
     """Row tiles, key tiles, wide key tiles, and row tiles of a sequence at most."""
     packed = selection.sequence.shape[0] * lanes
-    most = triton.cdiv(packed, block_m)
+    most = -(-packed // block_m)
     tiles = most + batch if wide else batch
-    return tiles, triton.cdiv(keys, block_n), triton.cdiv(keys, wide or block_n), most
+    return tiles, -(-keys // block_n), -(-keys // (wide or block_n)), most
 
 
 @custom_op(
@@ -237,7 +236,7 @@ def _plan(selection, lanes, batch, keys, block_m, block_n, wide) -> tuple[Tensor
     lists = new(count, key_tiles) if listed else new(0)
     if listed:
         live = new(count, key_tiles)
-        grid = (count, triton.cdiv(key_tiles, CHUNK))
+        grid = (count, -(-key_tiles // CHUNK))
         _live_kernel[grid](
             selection, place, tiles, live, lanes, keys, key_tiles, CHUNK=CHUNK, **narrow
         )

@@ -26,9 +26,17 @@ class _Tensors:
         }
         return replace(self, **moved)
 
-    def tensors(self) -> list[Tensor]:
+    def __getstate__(self) -> dict[str, object]:
+        """Without what is remembered (`groundkern.kept`)."""
+        return {name: x for name, x in vars(self).items() if not name.startswith("_")}
+
+    def tensors(self) -> tuple[Tensor, ...]:
         """The tensors."""
-        return [x for x in vars(self).values() if isinstance(x, Tensor)]
+        known = self.__dict__.get("_tensors")
+        if known is None:
+            known = tuple(x for x in vars(self).values() if isinstance(x, Tensor))
+            self.__dict__["_tensors"] = known
+        return known
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from typing import NamedTuple
 
-import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.tiles import INTERPRETED, helper, kernel, padded
+from groundkern.tiles import INTERPRETED, Launcher, helper, kernel, padded
 
 # The interpreter's dot reads 16-bit operands as integers, and its BLAS rounds a @ b and b.T @ a.T
 # differently, as no GPU does.
@@ -243,11 +241,9 @@ def _sum_kernel(
     tl.store(out_ptr + i, (total * scale).to(out_ptr.dtype.element_ty), mask=i < elements)
 
 
-def sum_parts(part: Tensor, like: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * part.sum(0), fp32 [splits, ...], contiguous, in the dtype of `like`."""
-    out, block = torch.empty(part.shape[1:], dtype=like.dtype, device=part.device), 256
-    grid = (triton.cdiv(out.numel(), block),)
-    _sum_kernel[grid](
-        part, out, part.shape[0], out.numel(), scale, AT_A_TIME=8, BLOCK=block, num_warps=4
-    )
-    return out
+def sum_parts(part: Tensor, out: Tensor, scale: float, launch: Launcher) -> None:
+    """out = scale * part.sum(0), of fp32 [splits, ...]; both contiguous."""
+    block, elements = 256, out.numel()
+    constants = {"AT_A_TIME": 8, "BLOCK": block, "num_warps": 4}
+    arguments = (part, out, part.shape[0], elements, scale)
+    launch(_sum_kernel, (-(-elements // block),), arguments, constants)

@@ -84,6 +84,30 @@ class Tile(NamedTuple):
         return blocks | options
 
 
+class Launcher:
+    """Launches kernels again and again with arguments that differ only in which tensors they hold.
+
+    Triton looks at every argument of every launch to find the compiled kernel. Here each kernel is
+    looked up once. So one launcher serves one `groundkern.calls.signature` and no other: the same
+    dtypes, alignments, integers and absent arguments.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[object, tuple[Callable, list]] = {}
+
+    def __call__(
+        self, kernel, grid: tuple[int, ...], arguments: tuple, constants: dict[str, object]
+    ) -> None:
+        """kernel[grid](*arguments, **constants); arguments come in the kernel's order."""
+        found = self._found.get(kernel)
+        if found is not None:
+            run, values = found
+            run(*arguments, *values)
+        elif (compiled := kernel[grid](*arguments, **constants)) is not None:  # interpreted: None
+            values = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+            self._found[kernel] = compiled[(*grid, 1, 1)[:3]], values
+
+
 def rows_contiguous(x: Tensor) -> Tensor:
     """x itself, or a copy if its last dimension is not contiguous or if the rows of a view do not
     begin at multiples of 16 bytes: those would be loaded element by element, which needs so many

@@ -12,10 +12,12 @@ from benchmarks.host import layers
 from benchmarks.host.layers import WARM
 from benchmarks.host.spans import Spans
 from benchmarks.launches.noting import kernel_class
-from groundkern import backends, checks, selection
+from groundkern import backends, calls, checks, selection
 from groundkern.hf.model import attention, readings
 from groundkern.lse import Watch
-from groundkern.opaque import BODIES, Op
+from groundkern.ops.attention_map import triton_launch as map_launch
+from groundkern.ops.side_attention import triton_launch as side_launch
+from groundkern.tiles import Launcher
 
 
 def _named() -> Iterator[tuple[str, object, str]]:
@@ -30,9 +32,14 @@ def _named() -> Iterator[tuple[str, object, str]]:
     yield "op: public function", attention, "side_attention"
     yield "op: public function", readings, "attention_kl"
     yield "op: checks", checks, "tensor"
-    yield "op: checks", checks, "finite_positive"
     yield "op: choice of backend", backends, "choose"
-    yield "launch: arguments", kernel_class(), "run"
+    for launch in (side_launch, map_launch):
+        yield "op: forward", launch, "forward"
+        yield "op: backward", launch, "backward"
+    yield "op: what is kept", calls, "kept"
+    yield "op: signature", calls, "signature"
+    yield "launch: the first", kernel_class(), "run"
+    yield "launch", Launcher, "__call__"
 
 
 @contextmanager
@@ -41,13 +48,6 @@ def _timed(spans: Spans) -> Iterator[None]:
         for name, owner, attribute in _named():
             made = spans.timed(name, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, made))
-        for op, body in BODIES.items():
-            way = "backward" if op.endswith("backward") else "forward"
-            made = spans.timed(f"op: {way} body", body)
-            stack.enter_context(mock.patch.dict(BODIES, {op: made}))
-        stack.enter_context(
-            mock.patch.object(Op, "__call__", spans.timed("op: dispatch", Op.__call__))
-        )
         yield
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
 from unittest import mock
+
+from triton.compiler import CompiledKernel
 
 from benchmarks.gpu.devices.dry_runs import compile_for
 from benchmarks.launches.noting import kernel_class
@@ -21,14 +22,25 @@ from groundkern import backends, checks, tiles
 HOPPER = 90
 
 
-def _compiled(kernel, key, signature, device, *_) -> SimpleNamespace:
+class _Nothing(CompiledKernel):
+    """A compiled kernel that does nothing; what Triton does in Python before is done."""
+
+    def __init__(self) -> None:
+        self.function = self.packed_metadata = None
+
+    def _init_handles(self) -> None:
+        """Nothing to load."""
+
+    def launch_metadata(self, *_) -> None:
+        """None, as without hooks."""
+
+    def run(self, *_) -> None:
+        """In place of the C function."""
+
+
+def _compiled(kernel, key, signature, device, *_) -> _Nothing:
     """A kernel that does nothing, remembered as Triton remembers compiled ones."""
-    found = SimpleNamespace(
-        launch_metadata=lambda *_: None,
-        run=lambda *_: None,
-        function=None,
-        packed_metadata=None,
-    )
+    found = _Nothing()
     kernel.device_caches[device][0][key] = found
     return found
 

@@ -68,6 +68,8 @@ def noted(launch: bool = True) -> Iterator[list[Launch]]:
     Args:
         launch: whether they also happen.
     """
+    from groundkern.tiles import Launcher
+
     kernels = kernel_class()
     seen: list[Launch] = []
     plain = kernels.run
@@ -76,5 +78,8 @@ def noted(launch: bool = True) -> Iterator[list[Launch]]:
         seen.append(Launch(kernel, arguments, grid, options))
         return plain(kernel, *arguments, grid=grid, warmup=warmup, **options) if launch else None
 
-    with mock.patch.object(kernels, "run", run):
+    def launched(self, kernel, grid, arguments, constants):
+        kernel[grid](*arguments, **constants)
+
+    with mock.patch.object(kernels, "run", run), mock.patch.object(Launcher, "__call__", launched):
         yield seen

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.launches.kernels import NO_KERNEL
 from benchmarks.launches.noting import Launch, noted
-from groundkern.opaque import BODIES
 
 GPU = torch.device("cuda", 0)
 # An H100's or H200's: it decides how many splits there are, and not how many launches.
@@ -34,7 +33,7 @@ GEMMS = {"mm", "addmm", "bmm", "baddbmm"}
 
 def body_of(name: str) -> Callable:
     """The body of one of our ops."""
-    return BODIES[name] if name in BODIES else OPDEFS[name]._init_fn
+    return OPDEFS[name]._init_fn
 
 
 class Bodies(TorchDispatchMode):

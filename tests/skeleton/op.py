@@ -1,9 +1,9 @@
 """`groundkern_skeleton::scaled_rows` and its backward, opaque to torch.compile."""
 
 from torch import Tensor
+from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.opaque import custom_op
 from tests.skeleton import Inputs, Options, Upstream
 
 

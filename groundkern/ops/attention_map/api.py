@@ -1,11 +1,12 @@
 """The public functions `attention_map`, `attention_contribution` and `attention_kl`."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from groundkern import backends, checks
+from groundkern.calls import Call, called
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
     KL_EACH,
@@ -16,7 +17,7 @@ from groundkern.ops.attention_map import (
     op,
 )
 from groundkern.precision import accumulation_dtype, autocast
-from groundkern.selection import KeySets, QueryRows, Selection, check_selection
+from groundkern.selection import KeySets, QueryRows, check_selection
 
 Over = Literal["visible", "columns"]
 
@@ -74,12 +75,8 @@ def attention_map(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2); GUI-AIMA (arXiv 2511.00810) for head
         weights.
     """
-    q, k = autocast(q, k)
-    sizes = _check(q, k, rows, columns, over, allowed, scale, softcap)
-    lse, lse_grad = _normaliser(lse, q, sizes, over)
-    inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), None, lse)
-    options = Options(MAP, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad)
-    return _run(inputs, rows, allowed, columns, options, backend)
+    given = Inputs(*autocast(q, k), None, None, head_weight, None, lse)
+    return _run(MAP, given, rows, columns, allowed, _Asked(over, scale, softcap, backend))
 
 
 def attention_contribution(
@@ -118,16 +115,9 @@ def attention_contribution(
 
     Source: equation (C1) (Ferrando et al.; GradCAM as in arXiv 2412.08110).
     """
-    q, k, v, g = autocast(q, k, v, g)
-    sizes = _check(q, k, rows, columns, over, allowed, scale, softcap)
-    lse, lse_grad = _normaliser(lse, q, sizes, over)
-    checks.tensor("v", v, "B Hkv S Dv", sizes, dtype=q.dtype, device=q.device)
-    checks.tensor("g", g, "N Hq Dv", sizes, dtype=q.dtype, device=q.device)
-    inputs = Inputs(q, k, v, g, None, None, lse)
-    options = Options(
-        CONTRIBUTION, over, rectify, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad
-    )
-    return _run(inputs, rows, allowed, columns, options, backend)
+    given = Inputs(*autocast(q, k, v, g), None, None, lse)
+    asked = _Asked(over, scale, softcap, backend, rectify)
+    return _run(CONTRIBUTION, given, rows, columns, allowed, asked)
 
 
 def attention_kl(
@@ -169,65 +159,119 @@ def attention_kl(
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
-    q, k = autocast(q, k)
-    sizes = _check(q, k, rows, columns, over, allowed, scale, softcap)
-    lse, lse_grad = _normaliser(lse, q, sizes, over)
     checks.require(heads in ("mean", "each"), "heads", "'mean' or 'each'", repr(heads))
-    checks.tensor("target", target, "N C", sizes, dtype=checks.FLOATS, device=q.device)
-    target = target.detach() if target.requires_grad else target  # itself, for what is kept of it
-    if checks.values_visible(target):
-        good = bool(((target >= 0) & target.isfinite()).all())
-        checks.require(good, "target", "finite values >= 0", "a negative or non-finite value")
-    inputs = Inputs(q, k, None, None, _head_weight(head_weight, q, sizes), target, lse)
     kind = KL_MEAN if heads == "mean" else KL_EACH
-    options = Options(kind, over, False, scale or sizes["D"] ** -0.5, softcap or 0.0, lse_grad)
-    return _run(inputs, rows, allowed, columns, options, backend)
+    given = Inputs(*autocast(q, k), None, None, head_weight, target, lse)
+    return _run(kind, given, rows, columns, allowed, _Asked(over, scale, softcap, backend))
+
+
+class _Asked(NamedTuple):
+    """Options as the caller gave them."""
+
+    over: Over
+    scale: float | None
+    softcap: float | None
+    backend: str
+    rectify: bool = False
 
 
 def _run(
-    inputs: Inputs,
+    kind: str,
+    given: Inputs,
     rows: QueryRows,
-    allowed: KeySets | None,
     columns: Tensor,
-    options: Options,
-    backend: str,
+    allowed: KeySets | None,
+    asked: _Asked,
 ) -> Tensor:
-    device = inputs.q.device
-    name = backends.choose(backend, device, lambda b: op.kernels(b).unsupported(inputs))
-    plan = op.plan(name, inputs, rows, allowed, columns, options)
-    selection = Selection.of(rows, allowed, columns)
-    return op.attention_map(*inputs, *selection, *plan, *options, name)[0]
+    """The op, of inputs as the caller gave them: a target that requires grad, a head weight of any
+    of its shapes, an lse that is not used."""
+    takes_grad = isinstance(given.lse, Tensor) and given.lse.requires_grad
+    lse_grad = takes_grad and torch.is_grad_enabled()
+
+    def make() -> Call:
+        dim = _checked(kind, given, rows, columns, allowed, asked, lse_grad)
+        numbers = (asked.scale or dim**-0.5, asked.softcap or 0.0)
+        options = Options(kind, asked.over, asked.rectify, *numbers, lse_grad)
+        inputs, device = _inputs(given, options), given.q.device
+        name = backends.choose(asked.backend, device, lambda b: op.kernels(b).unsupported(inputs))
+        return op.call(name, inputs, rows, allowed, columns, options)
+
+    others = (allowed, columns, given.target)
+    call, direct = called(rows, others, given, (kind, asked, lse_grad), make)
+    return op.run(call, _inputs(given, call.options, call), direct)
 
 
-def _check(q, k, rows, columns, over, allowed, scale, softcap) -> dict[str, int]:
-    """Check what the functions share; returns the sizes."""
+def _inputs(given: Inputs, options: Options, call: Call | None = None) -> Inputs:
+    """What the kernels read: everything detached that takes no gradient, and the head weight
+    fp32 [N, Hq]."""
+    q, _, _, _, weight, target, lse = given
+    if options.kind != CONTRIBUTION:
+        weight = _mean_of_heads(q, call) if weight is None else _head_weight(weight, q)
+    if target is not None and target.requires_grad:
+        target = target.detach()
+    if lse is not None and not options.lse_grad:
+        lse = None if options.over == "columns" else lse.detach()
+    return given._replace(head_weight=weight, target=target, lse=lse)
+
+
+def _mean_of_heads(q: Tensor, call: Call | None) -> Tensor:
+    """1 / Hq for all, [N, Hq]; made once for a call."""
+    known = {} if call is None else call.prepared
+    if "mean of heads" not in known:
+        wide = accumulation_dtype(q.dtype)
+        known["mean of heads"] = q.new_full(q.shape[:2], 1.0 / q.shape[1], dtype=wide)
+    return known["mean of heads"]
+
+
+def _head_weight(weight: Tensor, q: Tensor) -> Tensor:
+    """[N, Hq] in the accumulation dtype."""
+    if checks.values_visible(weight):
+        good = not bool((weight < 0).any())
+        checks.require(good, "head_weight", "values >= 0", "a negative value")
+    return weight.to(accumulation_dtype(q.dtype)).expand(q.shape[:2])
+
+
+def _checked(
+    kind: str,
+    given: Inputs,
+    rows: QueryRows,
+    columns: Tensor,
+    allowed: KeySets | None,
+    asked: _Asked,
+    lse_grad: bool,
+) -> int:
+    """D of a call, which is refused if its arguments do not agree."""
+    q, k, v, g, head_weight, target, lse = given
     sizes: dict[str, int] = {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
-    checks.tensor("k", k, "B Hkv S D", sizes, dtype=q.dtype, device=q.device)
+    alike = {"dtype": q.dtype, "device": q.device}
+    checks.tensor("k", k, "B Hkv S D", sizes, **alike)
     check_selection(rows, allowed, sizes, q.device)
     checks.tensor("columns", columns, "B C", sizes, dtype=torch.int32, device=q.device)
+    over = asked.over
     checks.require(over in ("visible", "columns"), "over", "'visible' or 'columns'", repr(over))
-    checks.finite_positive("scale", scale)
-    checks.finite_positive("softcap", softcap)
+    checks.finite_positive("scale", asked.scale)
+    checks.finite_positive("softcap", asked.softcap)
     if columns.numel() and checks.values_visible(columns):
         _check_columns(columns, sizes["S"])
-    return sizes
-
-
-def _normaliser(
-    lse: Tensor | None, q: Tensor, sizes: dict[str, int], over: Over
-) -> tuple[Tensor | None, bool]:
-    """The given lse, None where it is not used, and whether it takes a gradient."""
-    if lse is None:
-        return None, False
-    wide = accumulation_dtype(q.dtype)
-    checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
-    lse_grad = lse.requires_grad and torch.is_grad_enabled()
-    if over == "columns":
+    if lse is not None:
+        wide = accumulation_dtype(q.dtype)
+        checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
         wanted = "an lse without gradient with over='columns', which does not use it"
-        checks.require(not lse_grad, "lse", wanted, "one that requires grad")
-        return None, False
-    return (lse if lse_grad else lse.detach()), lse_grad
+        checks.require(over == "visible" or not lse_grad, "lse", wanted, "one that requires grad")
+    if kind == CONTRIBUTION:
+        checks.tensor("v", v, "B Hkv S Dv", sizes, **alike)
+        checks.tensor("g", g, "N Hq Dv", sizes, **alike)
+    if kind in (KL_MEAN, KL_EACH):
+        checks.tensor("target", target, "N C", sizes, dtype=checks.FLOATS, device=q.device)
+        if checks.values_visible(target):
+            good = bool(((target >= 0) & target.isfinite()).all())
+            checks.require(good, "target", "finite values >= 0", "a negative or non-finite value")
+    if head_weight is not None:
+        dims = "Hq" if head_weight.dim() == 1 else "N Hq"
+        floats = {"dtype": checks.FLOATS, "device": q.device}
+        checks.tensor("head_weight", head_weight, dims, sizes, **floats)
+    return sizes["D"]
 
 
 def _check_columns(columns: Tensor, keys: int) -> None:
@@ -240,16 +284,3 @@ def _check_columns(columns: Tensor, keys: int) -> None:
     if bool(unsorted.any()):
         b = int(unsorted.nonzero()[0])
         checks.fail("columns", "ascending columns in every sequence", f"unsorted ones in {b}")
-
-
-def _head_weight(head_weight: Tensor | None, q: Tensor, sizes: dict[str, int]) -> Tensor:
-    """[N, Hq] in the accumulation dtype."""
-    wide = accumulation_dtype(q.dtype)
-    if head_weight is None:
-        return q.new_full(q.shape[:2], 1.0 / q.shape[1], dtype=wide)
-    dims = "Hq" if head_weight.dim() == 1 else "N Hq"
-    checks.tensor("head_weight", head_weight, dims, sizes, dtype=checks.FLOATS, device=q.device)
-    if checks.values_visible(head_weight):
-        good = not bool((head_weight < 0).any())
-        checks.require(good, "head_weight", "values >= 0", "a negative value")
-    return head_weight.to(wide).expand(q.shape[:2])

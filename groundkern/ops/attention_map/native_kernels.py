@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from groundkern import native
+from groundkern.calls import Call
 from groundkern.op_body import empty_like
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
@@ -14,7 +15,6 @@ from groundkern.ops.attention_map import (
     MAP,
     Gradients,
     Inputs,
-    MapPlan,
     Options,
     Outputs,
     Saved,
@@ -31,32 +31,25 @@ def unsupported(inputs: Inputs) -> str | None:
     return native.unsupported_heads(inputs.q, inputs.k, inputs.v)
 
 
-def forward(inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> Outputs:
+def forward(inputs: Inputs, call: Call) -> Outputs:
     """fp32 [N, C], of a KL [N]."""
     from groundkern import _C
 
-    out = torch.empty(output_shape(inputs, selection.columns, options))
-    tensors = _tensors(inputs, selection) | {"out": out}
-    native.call(_C.attention_map_forward, tensors, **_named(options))
+    out = torch.empty(output_shape(inputs, call.selection.columns, call.options))
+    tensors = _tensors(inputs, call.selection) | {"out": out}
+    native.call(_C.attention_map_forward, tensors, **_named(call.options))
     return Outputs(out, out.new_empty(0), out.new_empty(0))
 
 
-def backward(
-    upstream: Tensor,
-    inputs: Inputs,
-    saved: Saved,
-    selection: Selection,
-    plan: MapPlan,
-    options: Options,
-) -> Gradients:
+def backward(upstream: Tensor, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
     """Contiguous, in the inputs' dtypes and shapes."""
     from groundkern import _C
 
-    like = like_gradients(inputs, options)
+    like = like_gradients(inputs, call.options)
     gradients = Gradients(*(None if x is None else empty_like(x) for x in like))
     above = {"upstream": upstream.contiguous()}
-    tensors = _tensors(inputs, selection) | above | gradients._asdict()
-    native.call(_C.attention_map_backward, tensors, **_named(options))
+    tensors = _tensors(inputs, call.selection) | above | gradients._asdict()
+    native.call(_C.attention_map_backward, tensors, **_named(call.options))
     return gradients
 
 

@@ -1,14 +1,18 @@
-"""`groundkern::attention_map` and its backward, opaque to torch.compile.
+"""`groundkern::attention_map` and its backward, opaque to torch.compile, and the same without
+torch's dispatcher for eager calls.
 
-An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
+An op's absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
-from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.opaque import custom_op
+from groundkern.calls import Call
+from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
 from groundkern.ops.attention_map import (
     NO_MAP_PLAN,
     Inputs,
@@ -36,18 +40,27 @@ def kernels(backend: str):
     return module
 
 
-def plan(
+def call(
     backend: str,
     inputs: Inputs,
     rows: QueryRows,
     allowed: KeySets | None,
     columns: Tensor,
     options: Options,
-) -> MapPlan:
-    """What the backend's kernels use of the selection and the target."""
-    if backend != "triton":
-        return NO_MAP_PLAN
-    return kernels(backend).plan(inputs, rows, allowed, columns, options)
+) -> Call:
+    """What is called with each layer's inputs of one signature."""
+    plan = NO_MAP_PLAN
+    if backend == "triton":
+        plan = kernels(backend).plan(inputs, rows, allowed, columns, options)
+    return Call(Selection.of(rows, allowed, columns), plan, options, backend)
+
+
+def run(call: Call, inputs: Inputs, direct: bool) -> Tensor:
+    """The op's result; see `groundkern.calls.called`."""
+    if direct:
+        return _AttentionMap.apply(call, *inputs)
+    flat = (*inputs, *call.selection, *call.plan, *call.options)
+    return attention_map(*flat, call.backend)[0]
 
 
 @custom_op(
@@ -58,8 +71,9 @@ def plan(
     ),
 )
 @op_body(Inputs, Selection, MapPlan, Options)
-def attention_map(inputs, selection, plan, options, backend) -> Outputs:
-    return tuple(kernels(backend).forward(inputs, selection, plan, options))
+def attention_map(inputs, *others) -> Outputs:
+    call = Call(*others)
+    return tuple(kernels(call.backend).forward(inputs, call))
 
 
 @attention_map.register_fake
@@ -84,10 +98,9 @@ class _Upstream(NamedTuple):
     ),
 )
 @op_body(_Upstream, Inputs, Saved, Selection, MapPlan, Options)
-def attention_map_backward(
-    above, inputs, saved, selection, plan, options, backend
-) -> tuple[Tensor, ...]:
-    gradients = kernels(backend).backward(above.upstream, inputs, saved, selection, plan, options)
+def attention_map_backward(above, inputs, saved, *others) -> tuple[Tensor, ...]:
+    call = Call(*others)
+    gradients = kernels(call.backend).backward(above.upstream, inputs, saved, call)
     return tuple(above.upstream.new_empty(0) if x is None else x for x in gradients)
 
 
@@ -117,3 +130,32 @@ def _backward(ctx, upstream: Tensor | None, *_):
 
 
 attention_map.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _AttentionMap(Function):
+    """The op without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, call: Call, *inputs: Tensor | None):
+        inputs = Inputs(*inputs)
+        with in_body(inputs.q.device):
+            outputs = kernels(call.backend).forward(inputs, call)
+        ctx.call, ctx.versions = call, call.versions()
+        ctx.save_for_backward(*inputs, *outputs[1:])
+        ctx.set_materialize_grads(False)
+        return outputs.result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor | None):
+        call = ctx.call
+        call.refuse_changes(ctx.versions)
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
+        *inputs, norm, made = ctx.saved_tensors
+        inputs = Inputs(*inputs)
+        with in_body(inputs.q.device):
+            backward = kernels(call.backend).backward
+            gradients = backward(upstream.contiguous(), inputs, Saved(norm, made), call)
+        *gradients, dlse = gradients
+        return None, *gradients, None, dlse  # a target has none

@@ -17,13 +17,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from groundkern.calls import Call
 from groundkern.ops.attention_map import (
     CONTRIBUTION,
     KL_EACH,
     MAP,
     Gradients,
     Inputs,
-    MapPlan,
     Options,
     Outputs,
     Saved,
@@ -32,7 +32,6 @@ from groundkern.ops.attention_map import (
 )
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import row_blocks, scores, vjp
-from groundkern.selection import Selection
 
 
 def _log_probabilities(q, k, lse, *, at, own, visible, options: Options) -> Tensor:
@@ -96,28 +95,21 @@ def _kl_block(
     return (target * (log_target - log_map)).sum(-1)
 
 
-def forward(inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> Outputs:
+def forward(inputs: Inputs, call: Call) -> Outputs:
     """[N, C], of a KL [N]."""
-    shape = output_shape(inputs, selection.columns, options)
+    shape = output_shape(inputs, call.selection.columns, call.options)
     out = inputs.q.new_zeros(shape, dtype=accumulation_dtype(inputs.q.dtype))
-    for b, rows, block in _blocks(inputs, selection, options):
+    for b, rows, block in _blocks(inputs, call):
         out[rows] = block(*_parts(inputs, b, rows))
     return Outputs(out, out.new_empty(0), out.new_empty(0))
 
 
-def backward(
-    upstream: Tensor,
-    inputs: Inputs,
-    saved: Saved,
-    selection: Selection,
-    plan: MapPlan,
-    options: Options,
-) -> Gradients:
+def backward(upstream: Tensor, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
     """By autograd on the blocks."""
-    like = like_gradients(inputs, options)
+    like = like_gradients(inputs, call.options)
     wide = accumulation_dtype(inputs.q.dtype)
     sums = [None if x is None else x.new_zeros(x.shape, dtype=wide) for x in like]
-    for b, rows, block in _blocks(inputs, selection, options):
+    for b, rows, block in _blocks(inputs, call):
         gradients = vjp(block, _parts(inputs, b, rows), (upstream[rows],))
         for total, place, part in zip(sums, _places(b, rows), gradients, strict=True):
             if total is not None:
@@ -125,11 +117,10 @@ def backward(
     return Gradients(*(None if s is None else s.to(x.dtype) for s, x in zip(sums, like)))
 
 
-def _blocks(
-    inputs: Inputs, selection: Selection, options: Options
-) -> Iterator[tuple[int, slice, Callable]]:
+def _blocks(inputs: Inputs, call: Call) -> Iterator[tuple[int, slice, Callable]]:
     """Yield (b, rows, function of `_parts(inputs, b, rows)`)."""
-    q, k, columns = inputs.q, inputs.k, selection.columns
+    q, k, selection, options = inputs.q, inputs.k, call.selection, call.options
+    columns = selection.columns
     if k.shape[2] == 0:
         return
     function = _map_block if options.kind in (MAP, CONTRIBUTION) else _kl_block

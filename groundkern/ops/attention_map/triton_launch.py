@@ -4,11 +4,11 @@ KL."""
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import merge_counters
+from groundkern.calls import Call, signature
 from groundkern.kept import kept
 from groundkern.map_kernels import Maps
 from groundkern.op_body import empty_like, zeros_like
@@ -29,7 +29,7 @@ from groundkern.ops.attention_map import (
 from groundkern.ops.attention_map import triton_kernels as kernels
 from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
-from groundkern.tiles import Tile
+from groundkern.tiles import Launcher, Tile
 
 # (4-byte operands, largest head dimension; of contributions the sum of both) -> tile of all kernels
 # of this op. Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
@@ -75,7 +75,7 @@ def plan(
     if 0 in (len(rows), q.shape[1], *k.shape[:3], columns.shape[1]):
         return NO_MAP_PLAN
     tile, group = _tile(inputs), q.shape[1] // k.shape[1]
-    lanes = min(triton.next_power_of_2(group), tile.block_m)
+    lanes = min(1 << (group - 1).bit_length(), tile.block_m)
     sizes = {"lanes": lanes, "batch": k.shape[0], "keys": k.shape[2], "wide": tile.block_n}
     sizes |= {"block_m": tile.block_m, "block_n": tile.block_n}
     selection, names = Selection.of(rows, allowed, columns), tuple(sizes.values())
@@ -114,74 +114,72 @@ def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return target, target.sum(-1)
 
 
+class _Known:
+    """What the kernels are launched with: found once for inputs of a signature.
+
+    Args:
+        inputs: rows contiguous.
+        call: made for inputs like these.
+    """
+
+    def __init__(self, inputs: Inputs, call: Call) -> None:
+        q, k, v = inputs[:3]
+        self.launcher, self.tile, plan, options = Launcher(), _tile(inputs), call.plan, call.options
+        (_, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
+        group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
+        parts = -(-group // plan.lanes)  # of a KV head's query heads, `lanes` at a time
+        self.virtual_heads = kv_heads * parts
+        # Whether the normaliser's gradient reaches all visible keys.
+        self.reached = options.over == "visible" and not options.lse_grad
+        sizes = (heads, group, plan.lanes, parts, self.columns)
+        self.numbers = (options.scale, options.softcap or None, *sizes)
+        dims = {"D": dim, "DV": dim if v is None else v.shape[3]}
+        flags = {"LANES": plan.lanes, "KIND": options.kind, "RECTIFY": options.rectify}
+        self.constants = dims | flags | self.tile.constants
+        row_tiles, key_tiles = plan.tiles.shape[0], -(-self.keys // self.tile.block_n)
+        self.wide_grid = (batch * key_tiles, kv_heads)
+
+        def splits(programs: int, most: int) -> int:
+            return tiles.splits(q.device, programs, most)
+
+        own, of_heads = min(key_tiles, self.columns), row_tiles * self.virtual_heads
+        self.map_grid = (row_tiles, splits(row_tiles, own))
+        # (row tiles, virtual heads, splits) over own columns and, if True, over all visible keys
+        self.grids = {
+            visible: (row_tiles, self.virtual_heads, splits(of_heads, most))
+            for visible, most in ((False, own), (True, key_tiles))
+        }
+
+
 class _Launch(NamedTuple):
-    """What the kernels of one call are launched with."""
+    """The kernels of one call."""
 
     inputs: Inputs  # rows contiguous
-    selection: Selection  # contiguous
-    plan: MapPlan
-    options: Options
+    call: Call
     norm: Tensor | None  # fp32 [N, Hq], the normaliser; None until it is known
-    tile: Tile
+    known: _Known
 
     @classmethod
-    def of(cls, inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> "_Launch":
+    def of(cls, inputs: Inputs, call: Call, signed: tuple) -> "_Launch":
+        """`signed` is what the launch depends on besides the call."""
         operands = (None if x is None else tiles.rows_contiguous(x) for x in inputs[:4])
         others = (None if x is None else x.contiguous() for x in inputs[4:])
         inputs = Inputs(*operands, *others)
-        return cls(inputs, selection.contiguous(), plan, options, inputs.lse, _tile(inputs))
-
-    @property
-    def group(self) -> int:
-        return self.inputs.q.shape[1] // self.inputs.k.shape[1]
-
-    @property
-    def parts(self) -> int:
-        """Of a KV head's query heads, `lanes` at a time."""
-        return triton.cdiv(self.group, self.plan.lanes)
-
-    @property
-    def virtual_heads(self) -> int:
-        return self.inputs.k.shape[1] * self.parts
-
-    @property
-    def reached(self) -> bool:
-        """Whether the normaliser's gradient reaches all visible keys."""
-        return self.options.over == "visible" and not self.options.lse_grad
+        if signed not in call.prepared:
+            call.prepared[signed] = _Known(inputs, call)
+        return cls(inputs, call, inputs.lse, call.prepared[signed])
 
     def maps(self, visible: bool = False, **others: object) -> Maps:
         """What kernels read, over the key tiles with own columns or all visible ones."""
-        (q, k, v, g, weight, _, _), plan = self.inputs, self.plan
+        (q, k, v, g, weight, _, _), plan = self.inputs, self.call.plan
         valued = (None, None) if v is None else (Heads.of(g), Keys.of(v))
         tiles_of = (plan.visible_tiles, None) if visible else (plan.tiles, plan.key_tiles)
         above = (self.norm, weight, plan.own_target, None, None, None)
-        scale, softcap = self.options.scale, self.options.softcap or None
-        sizes = (q.shape[1], self.group, plan.lanes, self.parts, self.selection.columns.shape[1])
-        read = (Heads.of(q), Keys.of(k), *valued, self.selection, *tiles_of, plan.place)
-        return Maps(*read, *above, scale, softcap, *sizes)._replace(**others)
+        read = (Heads.of(q), Keys.of(k), *valued, self.call.selection, *tiles_of, plan.place)
+        return Maps(*read, *above, *self.known.numbers)._replace(**others)
 
-    def constants(self) -> dict[str, object]:
-        q, _, v = self.inputs[:3]
-        dims = {"D": q.shape[2], "DV": q.shape[2] if v is None else v.shape[3]}
-        flags = {
-            "LANES": self.plan.lanes,
-            "KIND": self.options.kind,
-            "RECTIFY": self.options.rectify,
-        }
-        return dims | flags | self.tile.constants
-
-    def splits(self, programs: int, visible: bool = False) -> int:
-        """Of the key tiles of so many programs."""
-        keys, columns = self.inputs.k.shape[2], self.selection.columns.shape[1]
-        key_tiles = triton.cdiv(keys, self.tile.block_n)
-        key_tiles = key_tiles if visible else min(key_tiles, columns)
-        return tiles.splits(self.inputs.q.device, programs, key_tiles)
-
-    def grid(self, visible: bool = False) -> tuple[int, int, int]:
-        """(row tiles, virtual heads, splits)."""
-        row_tiles = self.plan.tiles.shape[0]
-        splits = self.splits(row_tiles * self.virtual_heads, visible)
-        return row_tiles, self.virtual_heads, splits
+    def launch(self, kernel, grid: tuple[int, ...], *arguments, **constants) -> None:
+        self.known.launcher(kernel, grid, arguments, self.known.constants | constants)
 
     def new(self, *shape: int) -> Tensor:
         return self.inputs.q.new_empty(shape, dtype=torch.float32)
@@ -197,127 +195,91 @@ class _Launch(NamedTuple):
         """With log-sum-exp over all visible keys or over own columns; 0 if there are none."""
         if self.norm is not None:
             return self
-        (rows, heads, dim), visible = self.inputs.q.shape, self.options.over == "visible"
-        grid, norm = self.grid(visible), self.new(rows, heads)
+        (rows, heads, dim), visible = self.inputs.q.shape, self.call.options.over == "visible"
+        grid, norm = self.known.grids[visible], self.new(rows, heads)
         x = self.maps(visible, g=None, v=None, weight=None, target=None)  # one variant for all
-        kernels._norm_kernel[grid](
-            x,
-            self.part(grid[2], rows, heads),
-            norm,
-            self.counters(grid[0] * grid[1]),
-            rows,
-            self.inputs.k.shape[2],
-            D=dim,
-            VISIBLE=visible,
-            **self.tile.constants,
-        )
+        part, counters = self.part(grid[2], rows, heads), self.counters(grid[0] * grid[1])
+        arguments = (x, part, norm, counters, rows, self.known.keys)
+        constants = {"D": dim, "VISIBLE": visible} | self.known.tile.constants
+        self.known.launcher(kernels._norm_kernel, grid, arguments, constants)
         return self._replace(norm=norm)
 
     def map(self) -> tuple[Tensor, Tensor | None]:
         """[N, C] the map, the contributions, or for KL_MEAN log P - log M; and then the KL [N]."""
-        (rows, _, _), mean = self.inputs.q.shape, self.options.kind == KL_MEAN
-        out = self.new(rows, self.selection.columns.shape[1]).zero_()
-        row_tiles = self.plan.tiles.shape[0]
-        splits = self.splits(row_tiles)
+        rows, mean = self.inputs.q.shape[0], self.call.options.kind == KL_MEAN
+        out, known = self.new(rows, self.known.columns).zero_(), self.known
+        row_tiles, splits = grid = known.map_grid
         kl = self.new(rows) if mean else None
-        kernels._map_kernel[row_tiles, splits](
-            self.maps(),
-            out,
-            kl,
-            self.part(splits, rows) if mean else None,
-            self.counters(row_tiles),
-            rows,
-            self.inputs.k.shape[2],
-            self.virtual_heads,
-            **self.constants(),
-        )
+        part = self.part(splits, rows) if mean else None
+        arguments = (self.maps(), out, kl, part, self.counters(row_tiles), rows, known.keys)
+        self.launch(kernels._map_kernel, grid, *arguments, known.virtual_heads)
         return out, kl
 
     def sums(self, **others: Tensor) -> tuple[Tensor, Tensor | None]:
         """[N, Hq] sum_c u z and dnorm; KL_EACH: sum_c P (log P - log p), and the KL [N]."""
-        rows, heads, _ = self.inputs.q.shape
-        grid, each = self.grid(), self.options.kind == KL_EACH
-        total = self.new(rows, heads)
+        (rows, heads, _), each = self.inputs.q.shape, self.call.options.kind == KL_EACH
+        grid, total = self.known.grids[False], self.new(rows, heads)
         second = self.new(rows) if each else self.new(rows, heads)
-        kernels._sums_kernel[grid](
-            self.maps(**others),
-            self.part(grid[2], rows, heads),
-            total,
-            None if each else second,
-            second if each else None,
-            self.counters(grid[0] * (grid[1] + 1)),
-            rows,
-            self.inputs.k.shape[2],
-            **self.constants(),
-        )
+        made = (None, second) if each else (second, None)
+        part, counters = self.part(grid[2], rows, heads), self.counters(grid[0] * (grid[1] + 1))
+        arguments = (self.maps(**others), part, total, *made, counters, rows, self.known.keys)
+        self.launch(kernels._sums_kernel, grid, *arguments)
         return total, second
 
     def gradients(self, dnorm: Tensor, **others: Tensor) -> Gradients:
         """All but dhead_weight; dnorm [N, Hq] is the normaliser's gradient."""
-        q, k, v, g = self.inputs[:4]
-        x = self.maps(self.reached, **others)
-        if not self.options.lse_grad:
+        (q, k, v, g, *_), known, plan = self.inputs, self.known, self.call.plan
+        lse_grad = self.call.options.lse_grad
+        x = self.maps(known.reached, **others)
+        if not lse_grad:
             x = x._replace(dnorm=dnorm)
-        constants = self.constants() | {"VISIBLE": self.reached}
-        grid, keys = self.grid(self.reached), k.shape[2]
         dq, dk = empty_like(q), empty_like(k)
         dv, dg = (None if y is None else empty_like(y) for y in (v, g))
-        kernels._backward_dq_kernel[grid](
-            x,
-            self.part(grid[2], *q.shape),
-            None if g is None else self.part(grid[2], *g.shape),
-            dq,
-            dg,
-            self.counters(merge_counters(grid)),
-            q.shape[0],
-            keys,
-            **constants,
+        grid = known.grids[known.reached]
+        parts = (self.part(grid[2], *y.shape) if y is not None else None for y in (q, g))
+        counters = self.counters(merge_counters(grid))
+        arguments = (x, *parts, dq, dg, counters, q.shape[0], known.keys)
+        self.launch(kernels._backward_dq_kernel, grid, *arguments, VISIBLE=known.reached)
+        spans = (None, plan.visible_row_spans) if known.reached else plan[2:4]
+        arguments = (x, *spans, dk, dv, known.keys, plan.row_tiles.shape[1])
+        self.launch(
+            kernels._backward_dkv_kernel, known.wide_grid, *arguments, VISIBLE=known.reached
         )
-        plan = self.plan
-        read_by = (plan.row_tiles, plan.row_spans)
-        if self.reached:
-            read_by = (None, plan.visible_row_spans)
-        wide_tiles = k.shape[0] * triton.cdiv(keys, self.tile.block_n)
-        kernels._backward_dkv_kernel[wide_tiles, k.shape[1]](
-            x, *read_by, dk, dv, keys, plan.row_tiles.shape[1], **constants
-        )
-        return Gradients(dq, dk, dv, dg, None, dnorm if self.options.lse_grad else None)
+        return Gradients(dq, dk, dv, dg, None, dnorm if lse_grad else None)
 
 
-def forward(inputs: Inputs, selection: Selection, plan: MapPlan, options: Options) -> Outputs:
+def forward(inputs: Inputs, call: Call) -> Outputs:
     """fp32 [N, C], of a KL [N], and what the backward need not make again."""
-    if plan.tiles is None:
-        shape = output_shape(inputs, selection.columns, options)
+    if call.plan.tiles is None:
+        shape = output_shape(inputs, call.selection.columns, call.options)
         empty = (inputs.q.new_empty(0, dtype=torch.float32) for _ in range(2))
         return Outputs(inputs.q.new_zeros(shape, dtype=torch.float32), *empty)
-    launch = _Launch.of(inputs, selection, plan, options).normalised()
+    launch = _Launch.of(inputs, call, ()).normalised()
     norm = launch.new(0) if inputs.lse is not None else launch.norm
-    if options.kind == KL_EACH:
+    if call.options.kind == KL_EACH:
         sums, kl = launch.sums()
         return Outputs(kl, norm, sums)
     out, kl = launch.map()
     return Outputs(out, norm, launch.new(0)) if kl is None else Outputs(kl, norm, out)
 
 
-def backward(
-    upstream: Tensor,
-    inputs: Inputs,
-    saved: Saved,
-    selection: Selection,
-    plan: MapPlan,
-    options: Options,
-) -> Gradients:
-    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
-    if plan.tiles is None:
+def backward(upstream: Tensor, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
+    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run.
+
+    Args:
+        upstream: contiguous.
+    """
+    options = call.options
+    if call.plan.tiles is None:
         like = like_gradients(inputs, options)
         return Gradients(*(None if x is None else zeros_like(x) for x in like))
-    launch = _Launch.of(inputs, selection, plan, options)
+    launch = _Launch.of(inputs, call, signature((upstream, *inputs, *saved)))
     if inputs.lse is None:
         launch = launch._replace(norm=saved.norm)
-    read = {"upstream": upstream.contiguous()}
+    read = {"upstream": upstream}
     if options.kind == KL_EACH:
         dweight = upstream[:, None] * saved.made
-        dnorm = launch.inputs.head_weight * (upstream * plan.target_sum)[:, None]
+        dnorm = launch.inputs.head_weight * (upstream * call.plan.target_sum)[:, None]
         if options.lse_grad:
             dnorm = torch.where(inputs.lse.isinf(), 0.0, dnorm)
     else:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from groundkern import backends, checks
+from groundkern.calls import Call, called
 from groundkern.ops.side_attention import Inputs, Options, op
 from groundkern.precision import accumulation_dtype, autocast
-from groundkern.selection import KeySets, QueryRows, Selection, check_selection
+from groundkern.selection import KeySets, QueryRows, check_selection
 
 
 class SideAttention(NamedTuple):
@@ -62,18 +63,29 @@ def side_attention(
     Source: SMAM (CVPR 2026), equation (S1).
     """
     q, k, v = autocast(q, k, v)
-    sizes: dict[str, int] = {}
+    inputs = Inputs(q, k, v, lse if lse is None else lse.detach())
+
+    def make() -> Call:
+        sizes = _checked(inputs, rows, allowed)
+        checks.finite_positive("scale", scale)
+        checks.finite_positive("softcap", softcap)
+        found = Options(scale or sizes["D"] ** -0.5, softcap or 0.0)
+        name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(inputs))
+        return op.call(name, inputs, rows, allowed, found)
+
+    options = ("side_attention", scale, softcap, backend)
+    call, direct = called(rows, (allowed,), inputs, options, make)
+    return SideAttention(*op.run(call, inputs, direct)[:2])
+
+
+def _checked(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> dict[str, int]:
+    """The sizes of a call, which is refused if they do not agree."""
+    (q, k, v, lse), sizes = inputs, {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
     checks.tensor("k", k, "B Hkv S D", sizes, dtype=q.dtype, device=q.device)
     checks.tensor("v", v, "B Hkv S Dv", sizes, dtype=q.dtype, device=q.device)
     check_selection(rows, allowed, sizes, q.device)
     if lse is not None:
-        lse = lse.detach()
-        checks.tensor("lse", lse, "N Hq", sizes, dtype=accumulation_dtype(q.dtype), device=q.device)
-    checks.finite_positive("scale", scale)
-    checks.finite_positive("softcap", softcap)
-    inputs, selection = Inputs(q, k, v, lse), Selection.of(rows, allowed)
-    options = Options(scale or sizes["D"] ** -0.5, softcap or 0.0)
-    name = backends.choose(backend, q.device, lambda b: op.kernels(b).unsupported(inputs))
-    plan = op.plan(name, inputs, rows, allowed)
-    return SideAttention(*op.side_attention(*inputs, *selection, *plan, *options, name)[:2])
+        wide = accumulation_dtype(q.dtype)
+        checks.tensor("lse", lse, "N Hq", sizes, dtype=wide, device=q.device)
+    return sizes

@@ -1,9 +1,13 @@
-"""`groundkern::side_attention` and its backward, opaque to torch.compile."""
+"""`groundkern::side_attention` and its backward, opaque to torch.compile, and the same without
+torch's dispatcher for eager calls."""
 
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
-from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.opaque import custom_op
+from groundkern.calls import Call
+from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.precision import accumulation_dtype
@@ -22,9 +26,20 @@ def kernels(backend: str):
     return module
 
 
-def plan(backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
-    """What the backend's kernels use of the selection."""
-    return kernels(backend).plan(inputs, rows, allowed) if backend == "triton" else NO_PLAN
+def call(
+    backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None, options: Options
+) -> Call:
+    """What is called with each layer's inputs of one signature."""
+    plan = kernels(backend).plan(inputs, rows, allowed) if backend == "triton" else NO_PLAN
+    return Call(Selection.of(rows, allowed), plan, options, backend)
+
+
+def run(call: Call, inputs: Inputs, direct: bool) -> Outputs:
+    """The op; see `groundkern.calls.is_direct`."""
+    if direct:
+        return Outputs(*_SideAttention.apply(call, *inputs))
+    flat = (*inputs, *call.selection, *call.plan, *call.options)
+    return Outputs(*side_attention(*flat, call.backend))
 
 
 @custom_op(
@@ -33,8 +48,9 @@ def plan(backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None)
     schema=f"({schema(Inputs, Selection, Plan, Options)}, str backend) -> (Tensor, Tensor, Tensor)",
 )
 @op_body(Inputs, Selection, Plan, Options)
-def side_attention(inputs, selection, plan, options, backend) -> Outputs:
-    return tuple(kernels(backend).forward(inputs, selection, plan, options))
+def side_attention(inputs, *others) -> Outputs:
+    call = Call(*others)
+    return tuple(kernels(call.backend).forward(inputs, call))
 
 
 @side_attention.register_fake
@@ -56,16 +72,22 @@ def _(inputs, *others):
     ),
 )
 @op_body(Upstream, Inputs, Outputs, Selection, Plan, Options)
-def side_attention_backward(
-    upstream, inputs, outputs, selection, plan, options, backend
-) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels(backend).backward(upstream, inputs, outputs, selection, plan, options)
+def side_attention_backward(upstream, inputs, outputs, *others) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*others)
+    return kernels(call.backend).backward(upstream, inputs, outputs, call)
 
 
 @side_attention_backward.register_fake
 @grouped(Upstream, Inputs)
 def _(upstream, inputs, *_):
     return tuple(empty_like(x) for x in inputs[:3])
+
+
+def _upstream(dout: Tensor | None, dlse: Tensor | None, q: Tensor, v: Tensor, lse: Tensor):
+    """Contiguous; zeros where nothing was given."""
+    dout = q.new_zeros(*q.shape[:2], v.shape[3]) if dout is None else dout.contiguous()
+    dlse = lse.new_zeros(lse.shape) if dlse is None else dlse.contiguous()
+    return Upstream(dout, dlse)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -80,10 +102,35 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
     saved = ctx.saved_tensors  # once: checkpointing gives them out once
     q, _, v, _, _, lse, *_ = saved
-    dout = q.new_zeros(*q.shape[:2], v.shape[3]) if dout is None else dout.contiguous()
-    dlse = lse.new_zeros(lse.shape) if dlse is None else dlse.contiguous()
-    gradients = side_attention_backward(dout, dlse, *saved, *ctx.options)
+    upstream = _upstream(dout, dlse, q, v, lse)
+    gradients = side_attention_backward(*upstream, *saved, *ctx.options)
     return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
 side_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _SideAttention(Function):
+    """The op without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, call: Call, *inputs: Tensor | None):
+        inputs = Inputs(*inputs)
+        with in_body(inputs.q.device):
+            outputs = kernels(call.backend).forward(inputs, call)
+        ctx.call, ctx.versions = call, call.versions()
+        ctx.save_for_backward(*inputs[:3], *outputs)
+        ctx.mark_non_differentiable(outputs.rest)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
+        ctx.call.refuse_changes(ctx.versions)
+        q, k, v, *outputs = ctx.saved_tensors
+        outputs, inputs = Outputs(*outputs), Inputs(q, k, v, None)
+        upstream = _upstream(dout, dlse, q, v, outputs.lse)
+        with in_body(q.device):
+            backward = kernels(ctx.call.backend).backward
+            return None, *backward(upstream, inputs, outputs, ctx.call), None

@@ -13,11 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from groundkern.calls import Call
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
-from groundkern.plan import Plan
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import row_blocks, scores, vjp
-from groundkern.selection import Selection
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, *, keys: Tensor, options: Options):
@@ -34,30 +33,25 @@ def _block(q: Tensor, k: Tensor, v: Tensor, *, keys: Tensor, options: Options):
     )
 
 
-def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) -> Outputs:
+def forward(inputs: Inputs, call: Call) -> Outputs:
     """The given lse is only a shift and is not needed here."""
     q, k, v, _ = inputs
     wide = accumulation_dtype(q.dtype)
     out = q.new_zeros(*q.shape[:2], v.shape[3])
     lse = q.new_full(q.shape[:2], -torch.inf, dtype=wide)
-    for b, rows, block in _blocks(inputs, selection, options):
+    for b, rows, block in _blocks(inputs, call):
         out[rows], lse[rows] = block(*(x.to(wide) for x in (q[rows], k[b], v[b])))
     return Outputs(out, lse, q.new_empty(0))
 
 
 def backward(
-    upstream: Upstream,
-    inputs: Inputs,
-    outputs: Outputs,
-    selection: Selection,
-    plan: Plan,
-    options: Options,
+    upstream: Upstream, inputs: Inputs, outputs: Outputs, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv by autograd on `_block`; `outputs` are for backends that reuse them."""
     q, k, v, _ = inputs
     wide = accumulation_dtype(q.dtype)
     dq, dk, dv = (x.new_zeros(x.shape, dtype=wide) for x in (q, k, v))
-    for b, rows, block in _blocks(inputs, selection, options):
+    for b, rows, block in _blocks(inputs, call):
         parts = [x.to(wide) for x in (q[rows], k[b], v[b])]
         gradients = vjp(block, parts, [x[rows].to(wide) for x in upstream])
         dq[rows] = gradients[0]
@@ -66,11 +60,9 @@ def backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _blocks(
-    inputs: Inputs, selection: Selection, options: Options
-) -> Iterator[tuple[int, slice, Callable]]:
+def _blocks(inputs: Inputs, call: Call) -> Iterator[tuple[int, slice, Callable]]:
     """Yield (b, rows, function of their q, k[b] and v[b])."""
-    q, k = inputs[:2]
+    (q, k, *_), selection = inputs, call.selection
     for b, rows in row_blocks(selection.sequence, k.shape[0], q.shape[1] * k.shape[2]):
         keys = selection.allowed(rows, k.shape[2])
-        yield b, rows, partial(_block, keys=keys, options=options)
+        yield b, rows, partial(_block, keys=keys, options=call.options)

@@ -1,16 +1,14 @@
 """Tiles, plan, grids and launches of the Triton kernels of side attention."""
 
-from typing import NamedTuple
-
 import torch
-import triton
 from torch import Tensor
 
 from groundkern import plan_kernels, tiles
 from groundkern.attention_kernels import Attention, merge_counters, row_grid
+from groundkern.calls import Call, signature
 from groundkern.kept import kept
 from groundkern.op_body import empty_like, zeros_like
-from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
+from groundkern.ops.side_attention import Inputs, Outputs, Upstream
 from groundkern.ops.side_attention import triton_kernels as kernels
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.selection import KeySets, QueryRows, Selection
@@ -97,40 +95,49 @@ def plan(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
     return kept(rows, (allowed,), ("side_attention", *sizes.values()), make)
 
 
-class _Launch(NamedTuple):
-    """What the kernels over rows and keys are launched with, for one row of the table."""
+class _Launch:
+    """What the kernels over rows and keys are launched with: found once for inputs of a signature.
 
-    inputs: Inputs  # rows contiguous
-    selection: Selection  # contiguous
-    plan: Plan
-    options: Options
+    Args:
+        inputs: rows contiguous.
+        call: made for inputs like these.
+    """
 
-    @property
-    def group(self) -> int:
-        return self.inputs.q.shape[1] // self.inputs.k.shape[1]
-
-    def tile(self, name: str) -> Tile:
-        """Of the rows that the plan is for."""
+    def __init__(self, inputs: Inputs, call: Call) -> None:
+        q, k, v, _ = inputs
+        self.plan, self.selection, self.launcher = call.plan, call.selection, tiles.Launcher()
+        self.dims = {"D": q.shape[2], "DV": v.shape[3]}
+        (_, self.heads, _), (_, kv_heads, self.keys, _) = q.shape, k.shape
+        self.group = self.heads // kv_heads
+        scale, softcap = call.options
+        self.sizes = (scale, softcap or None, self.heads, self.group, self.group, 1)
         one = self.plan.one_tile
-        return _tile(name, self.inputs, self.plan.block_m if one else 2**31)
+        lanes = self.plan.block_m if one else 2**31
+        names = ("forward", "backward") if one else ("forward", "dq", "dkv")
+        self.tiles = {name: _tile(name, inputs, lanes) for name in names}
+        self.constants = {name: self.dims | tile.constants for name, tile in self.tiles.items()}
+        over = self.plan, kv_heads, self.keys
+        self.grids = {name: row_grid(*over, tile, q.device) for name, tile in self.tiles.items()}
 
-    def attention(self) -> Attention:
-        (q, k, v, _), plan = self.inputs, self.plan
+    def attention(self, inputs: Inputs) -> Attention:
+        q, k, v, _ = inputs
         operands = (Heads.of(q), Keys.of(k), Keys.of(v), self.selection)
-        scale, softcap = self.options
-        sizes = (scale, softcap or None, q.shape[1], self.group, self.group, 1)
-        return Attention(*operands, plan.tiles, plan.key_tiles, *sizes)
+        return Attention(*operands, self.plan.tiles, self.plan.key_tiles, *self.sizes)
 
-    def constants(self, tile: Tile) -> dict[str, int]:
-        return {"D": self.inputs.q.shape[2], "DV": self.inputs.v.shape[3]} | tile.constants
-
-    def grid(self, tile: Tile) -> tuple[int, int, int]:
-        """(row tiles, KV heads, key splits)."""
-        _, kv_heads, keys, _ = self.inputs.k.shape
-        return row_grid(self.plan, kv_heads, keys, tile, self.inputs.q.device)
+    def __call__(self, name: str, kernel, *arguments, grid=None, **constants) -> None:
+        """Launch a kernel with the tile of a row of the table."""
+        grid = grid or self.grids[name]
+        self.launcher(kernel, grid, arguments, self.constants[name] | constants)
 
 
-def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) -> Outputs:
+def _launch(inputs: Inputs, call: Call, of: tuple) -> _Launch:
+    """Made once; `of` is what it depends on besides the call."""
+    if of not in call.prepared:
+        call.prepared[of] = _Launch(inputs, call)
+    return call.prepared[of]
+
+
+def forward(inputs: Inputs, call: Call) -> Outputs:
     """With fp16 values the given lse is not used: p = exp(s - lse) of a small region would lose its
     bits in fp16."""
     q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
@@ -139,83 +146,65 @@ def forward(inputs: Inputs, selection: Selection, plan: Plan, options: Options) 
     out, rounded = q.new_empty(rows, heads, dim), q.dtype != torch.float32
     own_lse = q.new_empty(rows, heads, dtype=torch.float32)
     outputs = Outputs(out, own_lse, empty_like(out) if rounded else q.new_empty(0))
-    if plan.tiles is None:
+    if call.plan.tiles is None:
         outputs.out.zero_()
         outputs.lse.fill_(-torch.inf)
         outputs.rest.zero_()
         return outputs
-    launch = _Launch(Inputs(q, k, v, lse), selection.contiguous(), plan, options)
-    tile = launch.tile("forward")
-    grid = launch.grid(tile)
+    inputs = Inputs(q, k, v, lse)
+    launch = _launch(inputs, call, ())
+    grid = launch.grids["forward"]
     parts = grid[2] if grid[2] > 1 else 0
     sums = (q.new_empty(parts, rows, heads, dtype=torch.float32) for _ in range(2))
     acc = q.new_empty(parts, rows, heads, dim, dtype=torch.float32)
-    kernels._forward_kernel[grid](
-        launch.attention(),
+    launch(
+        "forward",
+        kernels._forward_kernel,
+        launch.attention(inputs),
         lse,
         (*sums, acc),
         (out, outputs.rest if rounded else None),
         own_lse,
         tiles.arrival_counters(q.device, merge_counters(grid)),
         rows,
-        k.shape[2],
-        **launch.constants(tile),
+        launch.keys,
     )
     return outputs
 
 
 def backward(
-    upstream: Upstream,
-    inputs: Inputs,
-    outputs: Outputs,
-    selection: Selection,
-    plan: Plan,
-    options: Options,
+    upstream: Upstream, inputs: Inputs, outputs: Outputs, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
+    of = signature((*upstream, *inputs[:3], *outputs))
     q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
+    plan = call.plan
     if plan.tiles is None:
         return tuple(zeros_like(x) for x in (q, k, v))
-    launch = _Launch(Inputs(q, k, v, None), selection.contiguous(), plan, options)
+    inputs = Inputs(q, k, v, None)
+    launch = _launch(inputs, call, of)
     dout, out = (tiles.rows_contiguous(x.out) for x in (upstream, outputs))
     rest = outputs.rest if outputs.rest.numel() else None
-    read = (dout, outputs.lse.contiguous())
-    (rows, heads, _), (batch, kv_heads, keys, _) = q.shape, k.shape
-    dk, dv = empty_like(k), empty_like(v)
-    tile = launch.tile("backward" if plan.one_tile else "dq")
-    grid = launch.grid(tile)
-    part = q.new_empty(grid[2], *q.shape, dtype=torch.float32)
+    read = (launch.attention(inputs), dout, outputs.lse.contiguous())
     made = (out, rest, upstream.lse)
+    (rows, heads, _), keys = q.shape, launch.keys
+    dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
+    grid = launch.grids["backward" if plan.one_tile else "dq"]
+    part = q.new_empty(grid[2], *q.shape, dtype=torch.float32)
     if plan.one_tile:
-        kernels._backward_kernel[grid](
-            launch.attention(),
-            *read,
-            made,
-            dk,
-            dv,
-            part,
-            rows,
-            keys,
-            TILE_N=plan.block_n,
-            **launch.constants(tile),
+        arguments = (*read, made, dk, dv, part, rows, keys)
+        launch("backward", kernels._backward_kernel, *arguments, TILE_N=plan.block_n)
+    else:
+        delta = q.new_empty(rows, heads, dtype=torch.float32)
+        launch("dq", kernels._backward_dq_kernel, *read, made, delta, part, rows, keys)
+        read_by = (plan.row_tiles, plan.row_spans)
+        parts = 0 if plan.row_tiles is None else plan.row_tiles.shape[1]
+        launch(
+            "dkv",
+            kernels._backward_dkv_kernel,
+            *(read[0], *read_by, *read[1:], delta, dk, dv, keys, parts),
+            grid=(k.shape[0] * -(-keys // launch.tiles["dkv"].block_n), k.shape[1]),
+            TILE_M=plan.block_m,
         )
-        return sum_parts(part, q, options.scale), dk, dv
-    delta = q.new_empty(rows, heads, dtype=torch.float32)
-    kernels._backward_dq_kernel[grid](
-        launch.attention(), *read, made, delta, part, rows, keys, **launch.constants(tile)
-    )
-    tile = launch.tile("dkv")
-    kernels._backward_dkv_kernel[batch * triton.cdiv(keys, tile.block_n), kv_heads](
-        launch.attention(),
-        plan.row_tiles,
-        plan.row_spans,
-        *read,
-        delta,
-        dk,
-        dv,
-        keys,
-        0 if plan.row_tiles is None else plan.row_tiles.shape[1],
-        TILE_M=plan.block_m,
-        **launch.constants(tile),
-    )
-    return sum_parts(part, q, options.scale), dk, dv
+    sum_parts(part, dq, call.options.scale, launch.launcher)
+    return dq, dk, dv

@@ -1,0 +1,94 @@
+"""What an op is called with besides a layer's tensors, and when the call needs no dispatcher.
+
+A step calls the attention ops in every layer with the same rows, sets, sizes and options. What
+follows from these is found once, checks included, and kept as a `Call`. And a plain eager call goes
+to the kernels through an autograd function of its own: torch's dispatcher, which torch.compile and
+tensor subclasses need, takes longer than all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from groundkern import checks
+from groundkern.kept import Versions, kept, versions
+from groundkern.selection import KeySets, QueryRows, Selection
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Call:
+    """A call without its tensors of the layer.
+
+    Args:
+        selection: of any strides; kept contiguous.
+        plan: the backend's, or the one that says that there is none.
+        options: of the op.
+        backend: the one that was chosen.
+    """
+
+    def __init__(self, selection: Selection, plan: tuple, options: tuple, backend: str) -> None:
+        self.selection, self.plan = selection.contiguous(), plan
+        self.options, self.backend = options, backend
+        self.prepared: dict = {}  # what launches need, by what they are of
+        self._read = [x for x in selection if x is not None]
+
+    def versions(self) -> Versions | None:
+        """How often the selection was written to, if that is known."""
+        return versions(self._read)
+
+    def refuse_changes(self, before: Versions | None) -> None:
+        """Raise if the selection was written to since its versions were taken, as autograd does for
+        what it saves.
+
+        Raises:
+            RuntimeError: rows, sets or columns that were changed in place.
+        """
+        if before != self.versions():
+            wanted = "rows, key sets and columns that nothing is written to before the backward"
+            checks.fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
+
+
+def called(
+    rows: QueryRows,
+    others: Sequence[KeySets | Tensor | None],
+    inputs: Sequence[Tensor | None],
+    options: Hashable,
+    make: Callable[[], Call],
+) -> tuple[Call, bool]:
+    """The call that `make` checks and makes, or the same one as in the layer before; and whether it
+    needs no dispatcher.
+
+    Args:
+        rows, others: the selection.
+        inputs: the other tensors, of which only the `signature` counts.
+        options: as the caller gave them, the op's name among them.
+        make: without arguments.
+    """
+    tensors = [x for x in others if not isinstance(x, KeySets)]
+    if not _is_direct([*inputs, *tensors]):
+        return make(), False
+    return kept(rows, others, (options, signature(inputs)), make), True
+
+
+def _is_direct(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call of these tensors is a plain eager one: nothing traces, transforms or
+    intercepts it."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp
+        return False
+    return all(x is None or (type(x) in PLAIN and not x.is_meta) for x in tensors)
+
+
+def signature(tensors: Sequence[Tensor | None]) -> tuple:
+    """What the checks of a call, its launch and its compiled kernels depend on in tensors."""
+    return tuple(
+        [
+            None if x is None else (x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16)
+            for x in tensors
+        ]
+    )
