@@ -73,6 +73,7 @@ ARROWS = {
 }
 AOT_IMPORTS = ("", ".backends.compiler", ".compiler", ".compiler.compiler", ".runtime.jit")
 AOT_OPS = ("attention_map", "linear_cross_entropy", "side_attention")
+TIMED_OPS = ("attention_map", "side_attention")
 EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
     ("tests.test_bindings", "groundkern._C"),  # tests the binding itself
@@ -86,10 +87,15 @@ EXCEPTIONS = {
     # records launches of large devices and of small ones, and the stand-in for a GPU's launcher
     ("benchmarks.aot.recorder", "groundkern.tiles"),
     ("benchmarks.host.stand_in", "groundkern.tiles"),
+    ("benchmarks.host.stand_in", "triton.compiler"),
+    # times what a launch is made of
+    *(("benchmarks.host.breakdown", f"groundkern.ops.{op}.triton_launch") for op in TIMED_OPS),
+    ("benchmarks.host.breakdown", "groundkern.tiles"),
     # counts what is merged as the launchers do
     ("benchmarks.costs.passes", "groundkern.attention_kernels"),
     # notes launches, replaces rows of the tile tables while it times them
     ("benchmarks.launches.noting", "groundkern.tile_kernels"),
+    ("benchmarks.launches.noting", "groundkern.tiles"),
     ("benchmarks.launches.noting", "triton.backends.nvidia.driver"),
     ("benchmarks.gpu.devices.dry_runs", "triton.backends.compiler"),
     ("benchmarks.gpu.devices.dry_runs", "triton.runtime.driver"),

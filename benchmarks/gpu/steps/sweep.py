@@ -20,6 +20,7 @@ from benchmarks.gpu.calls import Bucket
 from benchmarks.gpu.steps.timing import DEFAULT
 from benchmarks.gpu.steps.worker import Cases, Context
 from groundkern import tiles
+from groundkern.kept import nothing_kept
 from groundkern.ops.attention_map import triton_launch as attention_map
 from groundkern.ops.side_attention import triton_launch as side_attention
 from groundkern.tiles import Tile, tile_key
@@ -77,12 +78,13 @@ def key_of(bucket: Bucket, kind: str) -> tuple:
 
 @contextmanager
 def replaced(bucket: Bucket, kind: str, tile: Tile) -> Iterator[None]:
-    """Puts that tile into the bucket's row of the table."""
+    """Puts that tile into the bucket's row of the table; nothing found with another is used."""
     table, key = TABLES[bucket.op], key_of(bucket, kind)
     before = table.get(key)
     table[key] = tile
     try:
-        yield
+        with nothing_kept():
+            yield
     finally:
         if before is None:
             del table[key]

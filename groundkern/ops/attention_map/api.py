@@ -192,19 +192,19 @@ def _run(
         dim = _checked(kind, given, rows, columns, allowed, asked, lse_grad)
         numbers = (asked.scale or dim**-0.5, asked.softcap or 0.0)
         options = Options(kind, asked.over, asked.rectify, *numbers, lse_grad)
-        inputs, device = _inputs(given, options), given.q.device
-        name = backends.choose(asked.backend, device, lambda b: op.kernels(b).unsupported(inputs))
-        return op.call(name, inputs, rows, allowed, columns, options)
+        device = given.q.device
+        name = backends.choose(asked.backend, device, lambda b: op.kernels(b).unsupported(given))
+        return op.call(name, given, rows, allowed, columns, options)
 
     others = (allowed, columns, given.target)
     call, direct = called(rows, others, given, (kind, asked, lse_grad), make)
-    return op.run(call, _inputs(given, call.options, call), direct)
+    return op.run(call, _inputs(given, call), direct)
 
 
-def _inputs(given: Inputs, options: Options, call: Call | None = None) -> Inputs:
+def _inputs(given: Inputs, call: Call) -> Inputs:
     """What the kernels read: everything detached that takes no gradient, and the head weight
     fp32 [N, Hq]."""
-    q, _, _, _, weight, target, lse = given
+    (q, _, _, _, weight, target, lse), options = given, call.options
     if options.kind != CONTRIBUTION:
         weight = _mean_of_heads(q, call) if weight is None else _head_weight(weight, q)
     if target is not None and target.requires_grad:
@@ -214,13 +214,14 @@ def _inputs(given: Inputs, options: Options, call: Call | None = None) -> Inputs
     return given._replace(head_weight=weight, target=target, lse=lse)
 
 
-def _mean_of_heads(q: Tensor, call: Call | None) -> Tensor:
+def _mean_of_heads(q: Tensor, call: Call) -> Tensor:
     """1 / Hq for all, [N, Hq]; made once for a call."""
-    known = {} if call is None else call.prepared
-    if "mean of heads" not in known:
+    known = call.prepared.get("mean of heads")
+    if known is None:
         wide = accumulation_dtype(q.dtype)
-        known["mean of heads"] = q.new_full(q.shape[:2], 1.0 / q.shape[1], dtype=wide)
-    return known["mean of heads"]
+        known = q.new_full(q.shape[:2], 1.0 / q.shape[1], dtype=wide)
+        call.prepared["mean of heads"] = known
+    return known
 
 
 def _head_weight(weight: Tensor, q: Tensor) -> Tensor:

@@ -40,6 +40,20 @@ def kernels(backend: str):
     return module
 
 
+def plan(
+    backend: str,
+    inputs: Inputs,
+    rows: QueryRows,
+    allowed: KeySets | None,
+    columns: Tensor,
+    options: Options,
+) -> MapPlan:
+    """What the backend's kernels use of the selection and the target."""
+    if backend != "triton":
+        return NO_MAP_PLAN
+    return kernels(backend).plan(inputs, rows, allowed, columns, options)
+
+
 def call(
     backend: str,
     inputs: Inputs,
@@ -49,10 +63,8 @@ def call(
     options: Options,
 ) -> Call:
     """What is called with each layer's inputs of one signature."""
-    plan = NO_MAP_PLAN
-    if backend == "triton":
-        plan = kernels(backend).plan(inputs, rows, allowed, columns, options)
-    return Call(Selection.of(rows, allowed, columns), plan, options, backend)
+    found = plan(backend, inputs, rows, allowed, columns, options)
+    return Call(Selection.of(rows, allowed, columns), found, options, backend)
 
 
 def run(call: Call, inputs: Inputs, direct: bool) -> Tensor:

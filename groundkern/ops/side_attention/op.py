@@ -26,12 +26,17 @@ def kernels(backend: str):
     return module
 
 
+def plan(backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> Plan:
+    """What the backend's kernels use of the selection."""
+    return kernels(backend).plan(inputs, rows, allowed) if backend == "triton" else NO_PLAN
+
+
 def call(
     backend: str, inputs: Inputs, rows: QueryRows, allowed: KeySets | None, options: Options
 ) -> Call:
     """What is called with each layer's inputs of one signature."""
-    plan = kernels(backend).plan(inputs, rows, allowed) if backend == "triton" else NO_PLAN
-    return Call(Selection.of(rows, allowed), plan, options, backend)
+    found = plan(backend, inputs, rows, allowed)
+    return Call(Selection.of(rows, allowed), found, options, backend)
 
 
 def run(call: Call, inputs: Inputs, direct: bool) -> Outputs:
