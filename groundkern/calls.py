@@ -69,19 +69,25 @@ def called(
         make: without arguments.
     """
     tensors = [x for x in others if not isinstance(x, KeySets)]
-    if not _is_direct([*inputs, *tensors]):
+    if not is_direct([*inputs, *tensors]):
         return make(), False
     return kept(rows, others, (options, signature(inputs)), make), True
 
 
-def _is_direct(tensors: Sequence[Tensor | None]) -> bool:
+def is_direct(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a call of these tensors is a plain eager one: nothing traces, transforms or
-    intercepts it."""
+    intercepts it. A backward is not if it is to be differentiated again."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp
         return False
-    return all(x is None or (type(x) in PLAIN and not x.is_meta) for x in tensors)
+    for x in tensors:
+        if x is None:
+            continue
+        # Batched gradients (`is_grads_batched`) say that they are plain and have no storage.
+        if type(x) not in PLAIN or x.is_meta or not torch._C._has_storage(x):
+            return False
+    return True
 
 
 def signature(tensors: Sequence[Tensor | None]) -> tuple:

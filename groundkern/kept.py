@@ -87,9 +87,12 @@ def capturing(x: Tensor) -> bool:
 
 def versions(tensors: Sequence[Tensor]) -> Versions | None:
     """How often each tensor was written to; None if a tensor does not know."""
-    if torch.is_inference_mode_enabled() or any(x.is_inference() for x in tensors):
+    if torch.is_inference_mode_enabled():
         return None
-    return tuple([x._version for x in tensors])
+    try:
+        return tuple([x._version for x in tensors])
+    except RuntimeError:  # a tensor of inference mode
+        return None
 
 
 def _are(some: Sequence[object], others: Sequence[object]) -> bool:

@@ -8,7 +8,7 @@ An op's schema, its body and its fake are written in terms of the NamedTuples of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import get_type_hints
 
@@ -75,18 +75,19 @@ def op_body(*groups: type[tuple]) -> Callable[[Callable], Callable]:
     return decorate
 
 
-@contextmanager
-def in_body(device: torch.device) -> Iterator[None]:
+def in_body(device: torch.device) -> AbstractContextManager:
     """What an op's body runs in: on its tensors' device and without autocast."""
-    here = torch.cuda.device(device) if device.type == "cuda" else NOTHING
-    with here, _without_autocast(device.type):
+    kind = device.type
+    # Making autocast's own context takes longer than asking for it; there is none for meta.
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    here = torch.cuda.device(device) if kind == "cuda" else NOTHING
+    return _without_autocast(here, kind) if casts else here
+
+
+@contextmanager
+def _without_autocast(here: AbstractContextManager, kind: str) -> Iterator[None]:
+    with here, torch.autocast(kind, enabled=False):
         yield
-
-
-def _without_autocast(kind: str):
-    """A context for a device type; making autocast's own takes longer than asking for it."""
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not on meta
-    return torch.autocast(kind, enabled=False) if casts else NOTHING
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
     A custom op's own autocast registration would cast every float argument, `lse` among them, to 8
     bits of mantissa; so the public functions call this on their operands instead.
     """
-    return tuple(_cast(x) for x in operands)
+    return tuple([_cast(x) for x in operands]) if torch._C._is_any_autocast_enabled() else operands
 
 
 def _cast(x: Tensor | None) -> Tensor | None:

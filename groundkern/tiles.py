@@ -187,7 +187,7 @@ def arrival_counters(device: torch.device, size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.int32, device=device)
         stream = torch.cuda.current_stream(device).cuda_stream
     known = _counters.get((device, stream))
-    if known is None or len(known) < size:
+    if known is None or known.shape[0] < size:
         known = torch.zeros(max(size, 4096), dtype=torch.int32, device=device)
         _counters[device, stream] = known
     return known

@@ -6,12 +6,12 @@ An op's absent gradient travels as an empty tensor, because an op's outputs cann
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from groundkern.calls import Call
+from groundkern.calls import Call, is_direct
 from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
 from groundkern.ops.attention_map import (
     NO_MAP_PLAN,
@@ -158,16 +158,20 @@ class _AttentionMap(Function):
         return outputs.result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor | None):
         call = ctx.call
         call.refuse_changes(ctx.versions)
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
         *inputs, norm, made = ctx.saved_tensors
-        inputs = Inputs(*inputs)
-        with in_body(inputs.q.device):
-            backward = kernels(call.backend).backward
-            gradients = backward(upstream.contiguous(), inputs, Saved(norm, made), call)
+        inputs, saved, upstream = Inputs(*inputs), Saved(norm, made), upstream.contiguous()
+        if is_direct([upstream]) and not torch.is_grad_enabled():
+            with in_body(inputs.q.device):
+                gradients = kernels(call.backend).backward(upstream, inputs, saved, call)
+        else:
+            flat = (*inputs, *saved, *call.selection, *call.plan, *call.options)
+            gradients = attention_map_backward(upstream, *flat, call.backend)
+            present = like_gradients(inputs, call.options)
+            gradients = [None if x is None else d for d, x in zip(gradients, present)]
         *gradients, dlse = gradients
         return None, *gradients, None, dlse  # a target has none

@@ -125,6 +125,7 @@ class _Known:
     def __init__(self, inputs: Inputs, call: Call) -> None:
         q, k, v = inputs[:3]
         self.launcher, self.tile, plan, options = Launcher(), _tile(inputs), call.plan, call.options
+        self.copies = False  # whether inputs of this signature have to be copied first
         (_, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
         parts = -(-group // plan.lanes)  # of a KV head's query heads, `lanes` at a time
@@ -162,12 +163,15 @@ class _Launch(NamedTuple):
     @classmethod
     def of(cls, inputs: Inputs, call: Call, signed: tuple) -> "_Launch":
         """`signed` is what the launch depends on besides the call."""
-        operands = (None if x is None else tiles.rows_contiguous(x) for x in inputs[:4])
-        others = (None if x is None else x.contiguous() for x in inputs[4:])
-        inputs = Inputs(*operands, *others)
-        if signed not in call.prepared:
-            call.prepared[signed] = _Known(inputs, call)
-        return cls(inputs, call, inputs.lse, call.prepared[signed])
+        known = call.prepared.get(signed)
+        if known is None or known.copies:
+            ready = [None if x is None else tiles.rows_contiguous(x) for x in inputs[:4]]
+            ready += [None if x is None else x.contiguous() for x in inputs[4:]]
+            if known is None:
+                known = call.prepared[signed] = _Known(Inputs(*ready), call)
+                known.copies = any(x is not y for x, y in zip(ready, inputs, strict=True))
+            inputs = Inputs(*ready)
+        return cls(inputs, call, inputs.lse, known)
 
     def maps(self, visible: bool = False, **others: object) -> Maps:
         """What kernels read, over the key tiles with own columns or all visible ones."""
@@ -176,7 +180,8 @@ class _Launch(NamedTuple):
         tiles_of = (plan.visible_tiles, None) if visible else (plan.tiles, plan.key_tiles)
         above = (self.norm, weight, plan.own_target, None, None, None)
         read = (Heads.of(q), Keys.of(k), *valued, self.call.selection, *tiles_of, plan.place)
-        return Maps(*read, *above, *self.known.numbers)._replace(**others)
+        maps = Maps(*read, *above, *self.known.numbers)
+        return maps._replace(**others) if others else maps
 
     def launch(self, kernel, grid: tuple[int, ...], *arguments, **constants) -> None:
         self.known.launcher(kernel, grid, arguments, self.known.constants | constants)

@@ -1,12 +1,12 @@
 """`groundkern::side_attention` and its backward, opaque to torch.compile, and the same without
 torch's dispatcher for eager calls."""
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from groundkern.calls import Call
+from groundkern.calls import Call, is_direct
 from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import NO_PLAN, Plan
@@ -130,12 +130,15 @@ class _SideAttention(Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
-        ctx.call.refuse_changes(ctx.versions)
+        call = ctx.call
+        call.refuse_changes(ctx.versions)
         q, k, v, *outputs = ctx.saved_tensors
         outputs, inputs = Outputs(*outputs), Inputs(q, k, v, None)
         upstream = _upstream(dout, dlse, q, v, outputs.lse)
-        with in_body(q.device):
-            backward = kernels(ctx.call.backend).backward
-            return None, *backward(upstream, inputs, outputs, ctx.call), None
+        if is_direct(upstream) and not torch.is_grad_enabled():
+            with in_body(q.device):
+                backward = kernels(call.backend).backward
+                return None, *backward(upstream, inputs, outputs, call), None
+        flat = (*upstream, *inputs, *outputs, *call.selection, *call.plan, *call.options)
+        return None, *side_attention_backward(*flat, call.backend), None

@@ -106,16 +106,16 @@ class _Launch:
     def __init__(self, inputs: Inputs, call: Call) -> None:
         q, k, v, _ = inputs
         self.plan, self.selection, self.launcher = call.plan, call.selection, tiles.Launcher()
-        self.dims = {"D": q.shape[2], "DV": v.shape[3]}
-        (_, self.heads, _), (_, kv_heads, self.keys, _) = q.shape, k.shape
-        self.group = self.heads // kv_heads
-        scale, softcap = call.options
-        self.sizes = (scale, softcap or None, self.heads, self.group, self.group, 1)
+        self.copies = False  # whether inputs of this signature have to be copied first
+        (_, heads, dim), (_, kv_heads, self.keys, _) = q.shape, k.shape
+        group, (scale, softcap) = heads // kv_heads, call.options
+        self.sizes = (scale, softcap or None, heads, group, group, 1)
         one = self.plan.one_tile
         lanes = self.plan.block_m if one else 2**31
         names = ("forward", "backward") if one else ("forward", "dq", "dkv")
+        dims = {"D": dim, "DV": v.shape[3]}
         self.tiles = {name: _tile(name, inputs, lanes) for name in names}
-        self.constants = {name: self.dims | tile.constants for name, tile in self.tiles.items()}
+        self.constants = {name: dims | tile.constants for name, tile in self.tiles.items()}
         over = self.plan, kv_heads, self.keys
         self.grids = {name: row_grid(*over, tile, q.device) for name, tile in self.tiles.items()}
 
@@ -130,18 +130,23 @@ class _Launch:
         self.launcher(kernel, grid, arguments, self.constants[name] | constants)
 
 
-def _launch(inputs: Inputs, call: Call, of: tuple) -> _Launch:
-    """Made once; `of` is what it depends on besides the call."""
-    if of not in call.prepared:
-        call.prepared[of] = _Launch(inputs, call)
-    return call.prepared[of]
+def _launch(inputs: Inputs, call: Call, signed: tuple) -> tuple[_Launch, Inputs]:
+    """The launch, made once of what is `signed`, and the inputs with rows contiguous."""
+    launch = call.prepared.get(signed)
+    if launch is None or launch.copies:
+        ready = [tiles.rows_contiguous(x) for x in inputs[:3]]
+        ready.append(None if inputs.lse is None else inputs.lse.contiguous())
+        if launch is None:
+            launch = call.prepared[signed] = _Launch(Inputs(*ready), call)
+            launch.copies = any(x is not y for x, y in zip(ready, inputs, strict=True))
+        inputs = Inputs(*ready)
+    return launch, inputs
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
     """With fp16 values the given lse is not used: p = exp(s - lse) of a small region would lose its
     bits in fp16."""
-    q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
-    lse = None if inputs.lse is None or q.dtype == torch.float16 else inputs.lse.contiguous()
+    q, _, v, _ = inputs
     (rows, heads, _), dim = q.shape, v.shape[3]
     out, rounded = q.new_empty(rows, heads, dim), q.dtype != torch.float32
     own_lse = q.new_empty(rows, heads, dtype=torch.float32)
@@ -151,8 +156,9 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         outputs.lse.fill_(-torch.inf)
         outputs.rest.zero_()
         return outputs
-    inputs = Inputs(q, k, v, lse)
-    launch = _launch(inputs, call, ())
+    if q.dtype == torch.float16:
+        inputs = inputs._replace(lse=None)
+    launch, inputs = _launch(inputs, call, ())
     grid = launch.grids["forward"]
     parts = grid[2] if grid[2] > 1 else 0
     sums = (q.new_empty(parts, rows, heads, dtype=torch.float32) for _ in range(2))
@@ -161,7 +167,7 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
         "forward",
         kernels._forward_kernel,
         launch.attention(inputs),
-        lse,
+        inputs.lse,
         (*sums, acc),
         (out, outputs.rest if rounded else None),
         own_lse,
@@ -176,13 +182,11 @@ def backward(
     upstream: Upstream, inputs: Inputs, outputs: Outputs, call: Call
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv, contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
-    of = signature((*upstream, *inputs[:3], *outputs))
-    q, k, v = (tiles.rows_contiguous(x) for x in inputs[:3])
-    plan = call.plan
+    (q, k, v, _), plan = inputs, call.plan
     if plan.tiles is None:
         return tuple(zeros_like(x) for x in (q, k, v))
-    inputs = Inputs(q, k, v, None)
-    launch = _launch(inputs, call, of)
+    signed = signature((*upstream, *inputs[:3], *outputs))
+    launch, inputs = _launch(inputs._replace(lse=None), call, signed)
     dout, out = (tiles.rows_contiguous(x.out) for x in (upstream, outputs))
     rest = outputs.rest if outputs.rest.numel() else None
     read = (launch.attention(inputs), dout, outputs.lse.contiguous())
