@@ -110,6 +110,13 @@ def load_part(ptr, at, mask):
 
 
 @helper
+def store_both(ptrs, at, x, y, mask):
+    """x by the first pointer and y by the second."""
+    tl.store(ptrs[0] + at, x, mask=mask)
+    tl.store(ptrs[1] + at, y, mask=mask)
+
+
+@helper
 def last_to_arrive(counter_ptr, expected):
     """Whether all others of `expected` programs have been here; their stores are seen then.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.aot.recorder import recorded  # first: it takes triton without its interpreter
 from groundkern import row_blocks
+from groundkern.calls import Call
 from groundkern.ops import attention_map as maps
 from groundkern.ops import linear_cross_entropy as loss
 from groundkern.ops import side_attention as side
@@ -105,13 +106,12 @@ def side_attention(sizes: Sizes, sets: bool, lse: bool, softcap: float) -> None:
     outputs = side.Outputs(out, statistics, rest if rest.itemsize == 2 else rest.new_empty(0))
     options = side.Options(sizes.dim**-0.5, softcap)
     rows, allowed = sizes.rows_and_sets(sets)
-    selection = Selection.of(rows, allowed)
     plan = side_attention_launch.plan(inputs, rows, allowed)
-    side_attention_launch.forward(inputs, selection, plan, options)
+    call = Call(Selection.of(rows, allowed), plan, options, "triton")
+    side_attention_launch.forward(inputs, call)
     if not lse:
-        side_attention_launch.backward(
-            side.Upstream(out, statistics), inputs, outputs, selection, plan, options
-        )
+        upstream = side.Upstream(out, statistics)
+        side_attention_launch.backward(upstream, inputs, outputs, call)
 
 
 KINDS = {
@@ -133,13 +133,13 @@ def attention_map(
     given = (v, g, None) if valued else (None, None, weight)
     inputs = maps.Inputs(q, k, *given, target, None)
     rows, allowed = sizes.rows_and_sets(False)
-    selection = Selection.of(rows, allowed, columns)
     flags = (KINDS[function, kind], over, valued and rectify)
     options = maps.Options(*flags, sizes.dim**-0.5, softcap)
     plan = attention_map_launch.plan(inputs, rows, allowed, columns, options)
-    outputs = attention_map_launch.forward(inputs, selection, plan, options)
-    upstream, saved = dmap[:, 0] if function == "kl" else dmap, maps.Saved(*outputs[1:])
-    attention_map_launch.backward(upstream, inputs, saved, selection, plan, options)
+    call = Call(Selection.of(rows, allowed, columns), plan, options, "triton")
+    outputs = attention_map_launch.forward(inputs, call)
+    upstream = dmap[:, 0].contiguous() if function == "kl" else dmap
+    attention_map_launch.backward(upstream, inputs, maps.Saved(*outputs[1:]), call)
 
 
 def linear_cross_entropy(

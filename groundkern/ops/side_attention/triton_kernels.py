@@ -30,11 +30,18 @@ def _sweep(
     BLOCK_N: tl.constexpr,
     RUNNING: tl.constexpr,
 ):
-    """Over the key tiles of one split: m in base 2, l [BLOCK_M] and acc [BLOCK_M, padded Dv]."""
+    """Over the key tiles of one split: m, l [BLOCK_M] and acc [BLOCK_M, padded Dv].
+
+    m is the running maximum in base 2. Without one it is the sum of p as acc has it, rounded: where
+    one key takes all, acc / m is its value to the bit, and p (dp - delta) cancels in the backward.
+    """
     start, stop, member = bounds
-    m = tl.full(shift.shape, -float("inf"), tl.float32)
+    m = tl.full(shift.shape, -float("inf") if RUNNING else 0.0, tl.float32)
     l = tl.zeros(shift.shape, tl.float32)
     acc = tl.zeros((shift.shape[0], padded(DV)), tl.float32)
+    BY_DOT: tl.constexpr = shift.shape[0] >= 64  # of few rows each warp would compute all
+    ones = tl.full((BLOCK_N, 16), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
+    weights = tl.zeros((shift.shape[0], 16), tl.float32)  # 16 times the same sum
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
         j = j0 + tl.arange(0, BLOCK_N)
@@ -49,15 +56,14 @@ def _sweep(
             l, acc, m = l * rescale, acc * rescale[:, None], m_new
         p = tl.exp2(s - shift[:, None])
         l += tl.sum(p, 1)
-        acc += tk.dot(p.to(v.dtype), v)
-    return m, l, acc
-
-
-@helper
-def _load_stat(ptr, at, mask):
-    """A statistic that another program left: past the L1 cache, which may hold what was there
-    before."""
-    return tl.load(ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
+        rounded = p.to(v.dtype)
+        acc += tk.dot(rounded, v)
+        if not RUNNING:
+            if BY_DOT:
+                weights += tk.dot(rounded, ones)
+            else:
+                m += tl.sum(rounded.to(tl.float32), 1)
+    return m + tl.sum(weights, 1) / 16, l, acc
 
 
 @helper
@@ -74,17 +80,14 @@ def _merge(
     FINAL: tl.constexpr,
     WIDTH: tl.constexpr = 32,
 ):
-    """m and l [BLOCK_M] of the parts first, first + step, ... before last; the sum of their acc, if
-    FINAL divided by l, is stored. Always in this order.
-
-    A few columns at a time, because the loop over the keys needs the registers.
-    """
+    """m and l [BLOCK_M] of the parts first, first + step, ... before last; the sum of their acc is
+    stored, if FINAL `_normalised`. In this order; a few columns at a time, to save registers."""
     m_ptr, l_ptr, acc_ptr = parts
     first, last, step = chosen
-    m = tl.full(at.shape, -float("inf"), tl.float32)
-    if RUNNING:
-        for part in range(first, last, step):
-            m = tl.maximum(m, ak.load_part(m_ptr, at + tk.wide(part) * size, mask))
+    m = tl.full(at.shape, -float("inf") if RUNNING else 0.0, tl.float32)
+    for part in range(first, last, step):
+        m_part = ak.load_part(m_ptr, at + tk.wide(part) * size, mask)
+        m = tl.maximum(m, m_part) if RUNNING else m + m_part
     shift = tl.where(m == -float("inf"), 0.0, m)
     l = tl.zeros(at.shape, tl.float32)
     for part in range(first, last, step):
@@ -104,7 +107,7 @@ def _merge(
                 acc_part *= tl.exp2(ak.load_part(m_ptr, at_part, mask) - shift)[:, None]
             acc += acc_part
         if FINAL:
-            acc /= tl.where(l > 0.0, l, 1.0)[:, None]
+            acc = _normalised(acc, m, l, RUNNING)
         tl.debug_barrier()  # the first part may be what is written
         _store_rounded(into_ptrs, into[:, None] * DV + d[None, :], acc, stored)
     return m, l
@@ -123,11 +126,10 @@ def _store_rounded(ptrs, at, x, mask):
 
 
 @helper
-def _store_stats(parts, at, mask, m, l, RUNNING: tl.constexpr):
-    m_ptr, l_ptr, _ = parts
-    if RUNNING:
-        tl.store(m_ptr + at, m, mask=mask)
-    tl.store(l_ptr + at, l, mask=mask)
+def _normalised(acc, m, l, RUNNING: tl.constexpr):
+    """acc by the sum of its weights; m and l as in `_sweep`."""
+    total = l if RUNNING else m
+    return acc / tl.where(total > 0.0, total, 1.0)[:, None]
 
 
 @helper
@@ -202,7 +204,7 @@ def _rows_again(
 def _forward_kernel(
     x,  # `Attention`
     shift_ptr,  # fp32 [N, Hq], the main pass's log-sum-exp, or None
-    parts,  # fp32 (m, l [splits, N, Hq], acc [splits, N, Hq, Dv])
+    parts,  # fp32 (m, l [splits, N, Hq] as in `_sweep`, acc [splits, N, Hq, Dv])
     out_ptrs,  # out and rest [N, Hq, Dv]; rest None: out is not rounded
     lse_ptr,  # fp32 [N, Hq]
     counters_ptr,  # int32, zeros
@@ -232,12 +234,12 @@ def _forward_kernel(
     if complete:
         d = tl.arange(0, padded(DV))
         stored = mask[:, None] & (d < DV)[None, :]
-        acc /= tl.where(l > 0.0, l, 1.0)[:, None]
+        acc = _normalised(acc, m, l, RUNNING)
         _store_rounded(out_ptrs, at[:, None] * DV + d[None, :], acc, stored)
     else:
         size = tk.wide(N) * x.heads
         tk.store_tile(parts[2], at + tl.program_id(2) * size, mask, acc, DV)
-        _store_stats(parts, at + tl.program_id(2) * size, mask, m, l, RUNNING)
+        ak.store_both(parts, at + tl.program_id(2) * size, m, l, mask)
         counters_ptr, group, groups, begin, end = ak.split_group(counters_ptr)
         step = 1
         if ak.last_to_arrive(counters_ptr + group, end - begin):
@@ -248,7 +250,7 @@ def _forward_kernel(
                 m, l = _merge(
                     parts, at, size, chosen, (parts[2], None), into, mask, DV, RUNNING, FINAL=False
                 )
-                _store_stats(parts, into, mask, m, l, RUNNING)
+                ak.store_both(parts, into, m, l, mask)
                 complete = ak.last_to_arrive(counters_ptr + groups, groups)
                 begin, end, step = 0, splits, ak._RADIX
         if complete:
