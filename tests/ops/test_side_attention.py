@@ -41,6 +41,25 @@ def test_a_given_lse_never_changes_the_result(name: str, backend: str) -> None:
 
 
 @each_backend
+@pytest.mark.parametrize("heads", [3, 70, 140])
+def test_one_key_takes_all_whatever_the_shift(heads: int, backend: str) -> None:
+    """Its value comes out to the bit, and its score gets no gradient: p (dp - delta) cancels, also
+    where p of a given lse is no number that bf16 has."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(s, generator=draw).to(torch.bfloat16)
+        for s in ((2, heads, 32), (1, 1, 9, 32), (1, 1, 9, 32))
+    )
+    rows = QueryRows.causal(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
+    shift = torch.einsum("nhd,d->nh", q.float(), k[0, 0, 0].float()) * 32**-0.5 + 0.37
+    q.requires_grad_()
+    out = side_attention(q, k, v, rows, lse=shift, backend=backend).out
+    assert torch.equal(out, v[0, 0, 0].expand_as(out))
+    (dq,) = torch.autograd.grad(out, q, torch.randn(out.shape, generator=draw).to(out.dtype))
+    assert float(dq.abs().max()) < 1e-4
+
+
+@each_backend
 def test_two_halves_merge_into_the_whole(backend: str) -> None:
     """out and lse of disjoint key sets are enough to recover attention over their union."""
     call = _call("causal", backend)
