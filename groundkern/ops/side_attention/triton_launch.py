@@ -22,8 +22,8 @@ from groundkern.tiles import Tile
 # `make gpu` finds better ones.
 TILES = {  # of Hopper and later
     ("forward", False, 128, 16): Tile(16, 64, 4, 4),
-    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 192),
-    ("forward", False, 128): Tile(128, 64, 8, 3, 208),
+    ("forward", False, 128, 64): Tile(64, 64, 4, 3, 216),
+    ("forward", False, 128): Tile(128, 64, 8, 3, 255),
     ("forward", False, 256, 16): Tile(16, 32, 4, 3),
     ("forward", False, 256): Tile(64, 32, 8, 3),
     ("forward", True, 128): Tile(16, 32, 8, 2),
