@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,8 +180,12 @@ class _Queries:
 @each_total
 def test_a_compiled_layer(total: int) -> None:
     module = torch.nn.Module()
-    module.__dict__[LAYER], module.config = 0, SimpleNamespace(_attn_implementation="sdpa")
-    attend = grounded(lambda module, query, key, value, mask: (query * value[:, :, :, :1], None))
+    module.__dict__[LAYER] = 0
+
+    def attention(module, query, key, value, mask) -> tuple[Tensor, None]:
+        return query * value[..., :1], None
+
+    attend = grounded(attention, "sdpa")
 
     def loss(*inputs: Tensor) -> Tensor:
         readings = [_Queries(rows) for rows in SELECTIONS]

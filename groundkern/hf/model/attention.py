@@ -114,8 +114,17 @@ class BodyRun:
             fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
 
 
-def grounded(attention: Callable) -> Callable:
-    """Wrap an attention function: it stays the same function unless a run comes with the call."""
+def grounded(attention: Callable, implementation: str) -> Callable:
+    """Wrap an attention function: it stays the same function unless a run comes with the call.
+
+    Args:
+        attention: an attention function of transformers.
+        implementation: its name among them.
+
+    Returns:
+        The wrapper.
+    """
+    watchable = implementation in WATCHED
 
     @wraps(attention)
     def grounded_attention(module, query, key, value, attention_mask, **kwargs):
@@ -134,8 +143,7 @@ def grounded(attention: Callable) -> Callable:
             kwargs["position_ids"] = positions[..., :length]
         mask = _crop(attention_mask, length, total)
         uses_lse = run.side is not None or (run.uses_lse and mask is None)
-        implementation = module.config._attn_implementation
-        watched = places is not None and uses_lse and implementation in WATCHED
+        watched = watchable and uses_lse and places is not None
         saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
         with Watch() if watched and not saved else nullcontext() as watch:
             out, weights = attention(module, q, k, v, mask, **kwargs)

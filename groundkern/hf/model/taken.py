@@ -24,8 +24,8 @@ Taken = dict[int, Tensor]  # [N, ...] by the id of the `Rows`
 class Places:
     """Where the rows of several selections are, one selection after the other.
 
-    Made once for all layers of a run that take the same rows; `selections` and what is made of
-    them must not be written to during the run.
+    Made once for all layers of a run that take the same rows: a later write to these changes
+    nothing.
 
     Args:
         selections: distinct, of N rows in all.
@@ -33,7 +33,9 @@ class Places:
     """
 
     def __init__(self, selections: Sequence[Rows], total: int) -> None:
-        self.selections, self.total = selections, total
+        self.total = total
+        self._ids = [id(rows) for rows in selections]
+        self._sizes = [len(rows.position) for rows in selections]
         self.sequence = torch.cat([rows.sequence for rows in selections]).long()
         self.position = torch.cat([rows.position for rows in selections]).clamp(min=0).long()
         self._zeros: dict[tuple, Tensor] = {}
@@ -44,9 +46,8 @@ class Places:
 
     def split(self, x: Tensor) -> Taken:
         """What was taken, by selection."""
-        sizes = [len(rows.position) for rows in self.selections]
-        parts = [x] if len(sizes) == 1 else x.split_with_sizes(sizes)
-        return {id(rows): part for rows, part in zip(self.selections, parts, strict=True)}
+        parts = [x] if len(self._ids) == 1 else x.split_with_sizes(self._sizes)
+        return dict(zip(self._ids, parts, strict=True))
 
     def whole(self, gradient: Tensor) -> Tensor:
         """[B, T, H, D], as projections lay it, of the first tokens' [B, H, S, D]; always new."""
