@@ -250,7 +250,7 @@ SAVED = {
     "ScaledDotProductEfficientAttentionBackward0": ("aten_efficient", "_saved_log_sumexp"),
     "ScaledDotProductCudnnAttentionBackward0": ("aten_cudnn", "_saved_logsumexp"),
 }
-# What may stand above it.
+# What may stand above it: moves of elements, which keep their dtype.
 MOVES = ("Alias", "Clone", "Permute", "ReshapeAlias", "Slice", "Transpose", "UnsafeView", "View")
 MOST_MOVES = 8
 
@@ -291,8 +291,7 @@ def lse_of_graph(out: Tensor, q: Tensor) -> Tensor | None:
         name = "" if node is None else node.name()
         if name in SAVED:
             kernel, statistics = SAVED[name]
-            lse = getattr(node, statistics)
-            return _tested_lse(kernel, node._saved_query.dtype, _squeezed(lse.detach()), q)
+            return _tested_lse(kernel, out.dtype, _squeezed(getattr(node, statistics).detach()), q)
         if name.removesuffix("Backward0") not in MOVES:
             return None
         node = node.next_functions[0][0]

@@ -88,6 +88,16 @@ def test_the_graph_has_the_same_statistics(grouped: bool) -> None:
     assert lse.lse_of_graph(out.detach(), q) is None
 
 
+def test_a_kernel_in_the_graph_is_tested_in_its_own_dtype(monkeypatch) -> None:
+    tested, test = [], lse.self_test
+    monkeypatch.setattr(lse, "self_test", lambda *names: tested.append(names) or test(*names))
+    q, k, v = (x.requires_grad_() for x in _inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert lse.lse_of_graph(out.transpose(1, 2), q) is not None
+    assert tested == [("aten_flash_cpu", "cpu", torch.bfloat16)]
+
+
 def test_hooks_on_saved_tensors_are_not_called() -> None:
     """Those of checkpointing would compute the layer again."""
     q, k, v = (x.requires_grad_() for x in _inputs())
@@ -105,7 +115,7 @@ def test_backwards_of_gpu_kernels_have_the_known_names(kernel: str) -> None:
     bias = () if kernel == "flash" else (None, True)
     node = op(q, q, q, *bias, is_causal=True)[0].grad_fn
     name, statistics = lse.SAVED[node.name()]
-    assert name == f"aten_{kernel}" and hasattr(node, statistics) and hasattr(node, "_saved_query")
+    assert name == f"aten_{kernel}" and hasattr(node, statistics)
 
 
 def test_only_a_single_call_on_these_queries_counts() -> None:

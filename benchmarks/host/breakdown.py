@@ -12,8 +12,8 @@ from benchmarks.host import layers
 from benchmarks.host.layers import WARM
 from benchmarks.host.spans import Spans
 from benchmarks.launches.noting import kernel_class
-from groundkern import backends, calls, checks, selection
-from groundkern.hf.model import attention, readings
+from groundkern import backends, calls, checks
+from groundkern.hf.model import attention, readings, taken
 from groundkern.lse import Watch
 from groundkern.ops.attention_map import triton_launch as map_launch
 from groundkern.ops.side_attention import triton_launch as side_launch
@@ -23,9 +23,10 @@ from groundkern.tiles import Launcher
 def _named() -> Iterator[tuple[str, object, str]]:
     """(name, owner, attribute) of what is timed."""
     yield "lse: Watch.lse", Watch, "lse"
-    yield "lse: rows_of_lse", attention, "rows_of_lse"
-    yield "lse: rows_of_lse", readings, "rows_of_lse"
-    yield "rows.take", selection.QueryRows, "take"
+    yield "wrapper: rows taken", taken.Places, "take"
+    yield "wrapper: rows taken", taken.Places, "split"
+    yield "wrapper: rows added", taken.Places, "whole"
+    yield "wrapper: rows added", taken.Places, "add"
     yield "wrapper: side rows", attention.SideRows, "attend"
     yield "wrapper: map loss", readings.MapLoss, "read"
     yield "wrapper: own columns", readings.MapRows, "own"

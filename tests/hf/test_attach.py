@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from groundkern.hf import GroundedOutput, Klal, Smam, attach, detach, objectives_of
-from groundkern.hf.model.attach import _wrapped
+from groundkern.hf.model.attach import _unwrap, _wrapped
 from tests.hf.conftest import MODELS
 from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch
@@ -19,10 +19,13 @@ from tests.hf.samples import SAMPLES, make_batch
 
 @pytest.fixture(autouse=True)
 def _nothing_attached():
-    """Detach models of other files' tests, which would leave the attention functions wrapped."""
+    """Detach models of other files' tests, which would leave the attention functions wrapped, and
+    unwrap those whose models are gone."""
     for function in [*_wrapped.values()]:
         for model in [*function.users]:
             detach(model)
+    for key in [*_wrapped]:
+        _unwrap(key, torch.nn.Module())
 
 
 @torch.no_grad()

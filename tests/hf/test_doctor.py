@@ -63,8 +63,8 @@ def test_a_changed_main_pass_is_found():
 def test_side_tokens_that_see_less_are_found(monkeypatch):
     attend = wiring.SideRows.attend
 
-    def less(self, layer, lse):
-        return attend(self, layer._replace(q=layer.q * 0.9), lse)
+    def less(self, layer):
+        return attend(self, layer._replace(k=layer.k * 0.9))
 
     monkeypatch.setattr(wiring.SideRows, "attend", less)
     model, batch = broken_model(lambda model: None)

@@ -182,7 +182,7 @@ def _wrap(key: Key, model: PreTrainedModel) -> None:
     original = functions[name]
     if function is None or original is not function.wrapper:  # new, or replaced by someone since
         users = function.users if function else WeakSet()
-        function = _wrapped[key] = WrappedFunction(original, grounded(original), users)
+        function = _wrapped[key] = WrappedFunction(original, grounded(original, name), users)
         functions[name] = function.wrapper
     function.users.add(model)
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from groundkern import side_attention
 from groundkern.checks import fail
 from groundkern.hf.model.rows import Rows
-from groundkern.hf.model.taken import take_beside
+from groundkern.hf.model.taken import Places, Taken, take_beside
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
-from groundkern.selection import KeySets, QueryRows
+from groundkern.selection import KeySets
 
 LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
 RUN = "gk_body_run"  # the keyword
@@ -29,6 +29,7 @@ RUN = "gk_body_run"  # the keyword
 class Layer(NamedTuple):
     """One attention layer of the main pass; side tokens are not among its S positions."""
 
+    number: int
     module: nn.Module
     q: Tensor  # [B, Hq, S, D]
     k: Tensor  # [B, Hkv, S, D]
@@ -36,17 +37,14 @@ class Layer(NamedTuple):
     out: Tensor  # [B, S, Hq, Dv]
     window: int | None  # sliding window
     options: dict  # scale, softcap and backend of the ops
-    normaliser: Tensor | None  # [B, Hq, S] log-sum-exp over exactly the keys that the rows see
-    taken: dict[int, Tensor]  # [N, Hq, D] of `q`, by the id of the rows
+    taken: Taken  # [N, Hq, D] of `q`
+    lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
+    masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
 
-    @property
-    def number(self) -> int:
-        return self.module.__dict__[LAYER]
-
-    def queries(self, rows: QueryRows) -> Tensor:
+    def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows."""
         taken = self.taken.get(id(rows))
-        return rows.take(self.q) if taken is None else taken
+        return rows.at(self.window).take(self.q) if taken is None else taken
 
 
 class Reading(Protocol):
@@ -54,7 +52,7 @@ class Reading(Protocol):
 
     uses_lse: bool  # whether the main pass's log-sum-exp spares work
 
-    def rows_at(self, number: int, window: int | None) -> QueryRows | None:
+    def rows_in(self, number: int) -> Rows | None:
         """The rows whose queries it takes from the layer of this number, if it takes any."""
 
     def read(self, run: BodyRun, layer: Layer) -> None:
@@ -67,12 +65,12 @@ class SideRows:
     def __init__(self, rows: Rows, allowed: KeySets) -> None:
         self.rows, self.allowed = rows, allowed
 
-    def attend(self, layer: Layer, lse: Tensor | None) -> Tensor:
-        """[B, R, Hq, Dv]; lse [B, Hq, S] of the main pass, or None, is any shift."""
-        rows, k = self.rows.at(layer.window), layer.k
-        options = {**layer.options, "allowed": self.allowed, "lse": rows_of_lse(rows, lse)}
-        out = side_attention(layer.queries(rows), k, layer.v, rows, **options).out
-        return out.unflatten(0, (len(k), len(out) // len(k)))
+    def attend(self, layer: Layer) -> Tensor:
+        """[B, R, Hq, Dv]; the main pass's log-sum-exp is a shift, which may be anything."""
+        rows, q, k = self.rows, layer.queries(self.rows), layer.k
+        options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(id(rows))}
+        out = side_attention(q, k, layer.v, rows.at(layer.window), **options).out
+        return out.view(len(k), rows.rows, *out.shape[1:])
 
 
 class BodyRun:
@@ -90,16 +88,20 @@ class BodyRun:
     ) -> None:
         self.length, self.backend, self.readings, self.side = length, backend, readings, side
         self.grad_enabled = torch.is_grad_enabled()
-        self.uses_lse = side is not None or any(reading.uses_lse for reading in readings)
+        self.uses_lse = any(reading.uses_lse for reading in readings)
         self.layers = 0  # that ran so far
         self.finished = False  # a layer that runs now is recomputed by checkpointing
+        self._places: dict[tuple[Rows, ...], Places] = {}
 
-    def taken_at(self, number: int, window: int | None) -> list[QueryRows]:
-        """The rows whose queries are taken from a layer."""
-        found = [reading.rows_at(number, window) for reading in self.readings]
+    def places(self, number: int, total: int) -> Places | None:
+        """Where the rows are that are taken from a layer of T tokens; None: there are none."""
+        found = [reading.rows_in(number) for reading in self.readings]
         if self.side is not None:
-            found.append(self.side.rows.at(window))
-        return [rows for rows in found if rows is not None]
+            found.append(self.side.rows)
+        selections = tuple(dict.fromkeys(rows for rows in found if rows is not None))
+        if selections and selections not in self._places:
+            self._places[selections] = Places(selections, total)
+        return self._places.get(selections)
 
     def refuse_lost_graph(self, what: str) -> None:
         """Raise when a layer runs without the graph that `what` needs.
@@ -112,58 +114,54 @@ class BodyRun:
             fail("gradient_checkpointing_kwargs", wanted, "use_reentrant=True")
 
 
-def grounded(attention: Callable) -> Callable:
-    """Wrap an attention function: it stays the same function unless a run comes with the call."""
+def grounded(attention: Callable, implementation: str) -> Callable:
+    """Wrap an attention function: it stays the same function unless a run comes with the call.
+
+    Args:
+        attention: an attention function of transformers.
+        implementation: its name among them.
+
+    Returns:
+        The wrapper.
+    """
+    watchable = implementation in WATCHED
 
     @wraps(attention)
     def grounded_attention(module, query, key, value, attention_mask, **kwargs):
-        run = kwargs.pop(RUN, None)
-        if run is None or LAYER not in module.__dict__:
+        run, number = kwargs.pop(RUN, None), module.__dict__.get(LAYER)
+        if run is None or number is None:
             return attention(module, query, key, value, attention_mask, **kwargs)
         _refuse(kwargs)
         if not run.finished:
             run.layers += 1
         length, total = run.length, query.shape[2]
-        window = kwargs.get("sliding_window")
-        selections = run.taken_at(module.__dict__[LAYER], window)
-        q, taken = take_beside(query, length, selections)
-        k, v = key, value
-        if length != total:
-            k, v = key[:, :, :length], value[:, :, :length]
+        # torch.compile fuses what taking rows together spares, and has no graph to read
+        places = None if torch.compiler.is_compiling() else run.places(number, total)
+        q, k, v, taken = take_beside(query, key, value, length, places)
         positions = kwargs.get("position_ids")
-        if positions is not None and positions.shape[-1] == total:
+        if positions is not None and length != total == positions.shape[-1]:
             kwargs["position_ids"] = positions[..., :length]
         mask = _crop(attention_mask, length, total)
-        watched = run.uses_lse and not torch.compiler.is_compiling()
-        implementation = module.config._attn_implementation
-        watched = watched and implementation in WATCHED
+        uses_lse = run.side is not None or (run.uses_lse and mask is None)
+        watched = watchable and uses_lse and places is not None
         saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
         with Watch() if watched and not saved else nullcontext() as watch:
             out, weights = attention(module, q, k, v, mask, **kwargs)
         lse = None if watch is None else watch.lse(q)
         if saved:
             lse = lse_of_graph(out, q)
+        lse = {} if lse is None else places.split(places.take(lse))
         scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
         options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-        # Side attention uses lse as a shift, which may be anything. A normaliser must be summed
-        # over the very keys that the rows see: a mask hides some.
-        normaliser = lse if mask is None else None
-        layer = Layer(module, q, k, v, out, window, options, normaliser, taken)
+        window, masked = kwargs.get("sliding_window"), mask is not None
+        layer = Layer(number, module, q, k, v, out, window, options, taken, lse, masked)
         for reading in run.readings:
             reading.read(run, layer)
         if run.side is not None:
-            out = torch.cat((out, run.side.attend(layer, lse).to(out.dtype)), 1)
+            out = torch.cat((out, run.side.attend(layer).to(out.dtype)), 1)
         return out, weights
 
     return grounded_attention
-
-
-def rows_of_lse(rows: QueryRows, lse: Tensor | None) -> Tensor | None:
-    """[N, Hq] of lse [B, Hq, S]."""
-    if lse is None:
-        return None
-    sequence, position = rows.places()
-    return lse[sequence, :, position]
 
 
 def _refuse(kwargs: dict) -> None:

@@ -56,7 +56,7 @@ class SavedAttention:
         self.position = rows.position.clamp(min=0).long()  # [N]
         self.layers: list[SavedLayer] = []
 
-    def rows_at(self, number: int, window: int | None) -> None:
+    def rows_in(self, number: int) -> None:
         """None: it takes them itself, without a gradient."""
 
     def read(self, run: BodyRun, layer: Layer) -> None:

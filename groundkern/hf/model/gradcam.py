@@ -30,7 +30,7 @@ class SavedLayers:
     def __init__(self) -> None:
         self.layers: list[Layer] = []
 
-    def rows_at(self, number: int, window: int | None) -> None:
+    def rows_in(self, number: int) -> None:
         """None."""
 
     def read(self, run: BodyRun, layer: Layer) -> None:

@@ -6,13 +6,14 @@ tensors: a layer that checkpointing recomputes reads the same maps and leaves th
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from groundkern import attention_kl, attention_map
-from groundkern.hf.model.attention import BodyRun, Layer, Reading, rows_of_lse
+from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
@@ -69,38 +70,41 @@ class _MapReading:
         over: str = "columns",
         head_weight: Tensor | None = None,
     ) -> None:
-        self.at, self.layers, self.head_weight = at, layers, head_weight
+        self.at, self.layers = at, layers
+        self.head_weight = None if head_weight is None else head_weight.unbind()  # [H] of each
         # As the op names it: a mean that is renormalised later starts from full rows.
         self.over = "columns" if over == "columns" else "visible"
         self.uses_lse = self.over == "visible"
+        self.windows: Counter[int | None] = Counter()  # of the layers that counted so far
 
-    def rows_at(self, number: int, window: int | None) -> QueryRows | None:
+    def rows_in(self, number: int) -> Rows | None:
         """The rows, in the layers that count."""
-        return self.at.rows.at(window) if self._counted(number) else None
+        return self.at.rows if self.layers is None or number in self.layers else None
 
-    def _counted(self, number: int) -> bool:
-        return self.layers is None or number in self.layers
-
-    def counts(self, run: BodyRun, layer: Layer) -> bool:
-        """Whether this layer counts; it must have a graph then."""
-        if not self._counted(layer.number):
-            return False
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer, if it counts; it must have a graph then."""
+        if self.rows_in(layer.number) is None:
+            return
         run.refuse_lost_graph("attention maps")
-        return True
+        found = self.of(layer)
+        if not run.finished:
+            self.windows[layer.window] += 1
+            self.add(found)
 
-    def options(self, layer: Layer, rows: QueryRows) -> dict:
+    def options(self, layer: Layer) -> dict:
         """The options of the op in this layer."""
-        lse = layer.normaliser if self.uses_lse else None
-        options = {"allowed": self.at.allowed, "over": self.over, "lse": rows_of_lse(rows, lse)}
+        exact = self.uses_lse and not layer.masked
+        lse = layer.lse.get(id(self.at.rows)) if exact else None
+        options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         if self.head_weight is not None:
             options["head_weight"] = self.head_weight[layer.number]
-        return {**layer.options, **options}
+        return options
 
     def map(self, layer: Layer) -> Tensor:
         """[N, C] of one layer (K1), (K2)."""
-        rows = self.at.rows.at(layer.window)
-        q, columns = layer.queries(rows), self.at.columns
-        return attention_map(q, layer.k, rows, columns, **self.options(layer, rows))
+        at, q = self.at, layer.queries(self.at.rows)
+        options = self.options(layer)
+        return attention_map(q, layer.k, at.rows.at(layer.window), at.columns, **options)
 
 
 class MapLoss(_MapReading):
@@ -109,30 +113,27 @@ class MapLoss(_MapReading):
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
         super().__init__(at, klal.layers, klal.over, head_weight)
         self.target, self.klal = target, klal  # [N, C]
-        self.total = torch.zeros(len(target), device=target.device)  # [N]
-        self.seen = torch.zeros(len(target), device=target.device)  # [N] layers
-        self._sees: dict[int | None, Tensor] = {}  # bool [N] by window: the row sees its target
+        self.losses = [torch.zeros(len(target), device=target.device)]  # [N] of each layer
 
-    def read(self, run: BodyRun, layer: Layer) -> None:
-        """Add one layer."""
-        if not self.counts(run, layer):
-            return
-        rows, window = self.at.rows.at(layer.window), layer.window
+    def of(self, layer: Layer) -> Tensor:
+        """[N] of one layer."""
+        at, target = self.at, self.target
         if self.klal.from_maps:
-            loss = map_loss(self.map(layer), self.target, self.at.own(window), self.klal)
-        else:
-            options = {**self.options(layer, rows), "heads": self.klal.heads}
-            q, columns = layer.queries(rows), self.at.columns
-            loss = attention_kl(q, layer.k, self.target, rows, columns, **options)
-        if not run.finished:
-            if window not in self._sees:
-                self._sees[window] = ((self.target > 0) & self.at.own(window)).any(1)
-            self.seen = self.seen + self._sees[window]
-            self.total = self.total + loss
+            return map_loss(self.map(layer), target, at.own(layer.window), self.klal)
+        q, rows = layer.queries(at.rows), at.rows.at(layer.window)
+        options = {**self.options(layer), "heads": self.klal.heads}
+        return attention_kl(q, layer.k, target, rows, at.columns, **options)
+
+    def add(self, loss: Tensor) -> None:
+        """Add [N] of one layer."""
+        self.losses.append(loss)
 
     def rows(self) -> Tensor:
         """[N]: each row's mean over the layers that see its target."""
-        return self.total / self.seen.clamp(min=1)
+        seen = torch.zeros_like(self.losses[0])  # layers
+        for window, layers in self.windows.items():
+            seen += layers * ((self.target > 0) & self.at.own(window)).any(1)
+        return torch.stack(self.losses).sum(0) / seen.clamp(min=1)
 
 
 class MapSum(_MapReading):
@@ -148,22 +149,29 @@ class MapSum(_MapReading):
         super().__init__(at, layers, over, head_weight)
         shape = len(at.rows.position), at.columns.shape[1]
         self.total = torch.zeros(shape, device=at.columns.device)
-        self.seen = torch.zeros(shape, device=at.columns.device)  # layers in which a column is own
 
-    def read(self, run: BodyRun, layer: Layer) -> None:
-        """Add one layer."""
-        if not self.counts(run, layer):
-            return
-        attention = self.map(layer)
-        if not run.finished:
-            self.total = self.total + attention
-            self.seen = self.seen + self.at.own(layer.window)
+    def of(self, layer: Layer) -> Tensor:
+        """[N, C] of one layer."""
+        return self.map(layer)
+
+    def add(self, attention: Tensor) -> None:
+        """Add [N, C] of one layer."""
+        self.total = self.total + attention
+
+    @property
+    def seen(self) -> Tensor:
+        """[N, C]: the layers in which a column is own."""
+        seen = torch.zeros(self.total.shape, device=self.total.device)
+        for window, layers in self.windows.items():
+            seen += layers * self.at.own(window)
+        return seen
 
     def mean(self) -> Tensor:
         """[N, C]: over the layers in which the row sees anything of its image."""
         if self.head_weight is not None:
             return self.total
-        layers = self.seen.amax(1, keepdim=True) if self.seen.shape[1] else self.seen
+        seen = self.seen
+        layers = seen.amax(1, keepdim=True) if seen.shape[1] else seen
         return self.total / layers.clamp(min=1)
 
 
@@ -174,7 +182,7 @@ class RecordedMaps(_MapReading):
         super().__init__(at)
         self.maps: list[Tensor] = []  # [N, C] each
 
-    def rows_at(self, number: int, window: int | None) -> QueryRows | None:
+    def rows_in(self, number: int) -> None:
         """None: it takes them itself, without a gradient."""
 
     def read(self, run: BodyRun, layer: Layer) -> None:

@@ -1,109 +1,136 @@
-"""The queries of a few rows beside the main pass, with one gradient for both.
+"""The rows of all readings of a layer, taken from its queries at once, with one gradient for both.
 
-`rows.take(q)` alone has a backward that fills a tensor like q with zeros, adds the rows to it, and
-leaves autograd to add that to the main pass's gradient: four passes over [B, Hq, S, D] in every
-layer, for a few rows. Here the main pass gets its queries from the same node, so that the node's
-backward is given the gradients of both and adds the rows where they are. With side tokens it also
-cuts them off: the backward of that cut has to make a whole tensor anyway, and the rows are added to
-it in place. Without side tokens they are added to a copy of the main pass's gradient (two passes),
-because Python cannot tell that nobody else holds a gradient that autograd hands over.
+Autograd would give each selection of rows a gradient like the queries [B, Hq, T, D], full of zeros,
+and each of query, key and value one more where side tokens are cut off. Here one node hands out the
+main pass's tensors and the rows of the queries, so that its backward is given all their gradients
+and writes each [B, H, T, D] once: the main pass's, zeros for the side tokens, and the rows added
+where they are. Without side tokens the main pass's gradient is copied, because Python cannot tell
+that nobody else holds a gradient that autograd hands over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from groundkern.kept import kept
-from groundkern.selection import QueryRows
+from groundkern.hf.model.rows import Rows
+
+Taken = dict[int, Tensor]  # [N, ...] by the id of the `Rows`
+
+
+class Places:
+    """Where the rows of several selections are, one selection after the other.
+
+    Made once for all layers of a run that take the same rows: a later write to these changes
+    nothing.
+
+    Args:
+        selections: distinct, of N rows in all.
+        total: T, the tokens of each sequence; side tokens are the last.
+    """
+
+    def __init__(self, selections: Sequence[Rows], total: int) -> None:
+        self.total = total
+        self._ids = [id(rows) for rows in selections]
+        self._sizes = [len(rows.position) for rows in selections]
+        self.sequence = torch.cat([rows.sequence for rows in selections]).long()
+        self.position = torch.cat([rows.position for rows in selections]).clamp(min=0).long()
+        self._zeros: dict[tuple, Tensor] = {}
+
+    def take(self, x: Tensor) -> Tensor:
+        """[N, H, D] of x [B, H, T, D], or [N, H] of [B, H, T]."""
+        return x[self.sequence, :, self.position]
+
+    def split(self, x: Tensor) -> Taken:
+        """What was taken, by selection."""
+        parts = [x] if len(self._ids) == 1 else x.split_with_sizes(self._sizes)
+        return dict(zip(self._ids, parts, strict=True))
+
+    def whole(self, gradient: Tensor) -> Tensor:
+        """[B, T, H, D], as projections lay it, of the first tokens' [B, H, S, D]; always new."""
+        batch, heads, length, dim = gradient.shape
+        shape = batch, self.total - length, heads, dim
+        key = shape, gradient.dtype
+        if key not in self._zeros:
+            self._zeros[key] = gradient.new_zeros(shape)
+        return torch.cat((gradient.transpose(1, 2), self._zeros[key]), 1)
+
+    def add(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """gradient[sequence, position] += x, with the same bits on every run.
+
+        Args:
+            gradient: contiguous [B, T, H, D], which is written to, unless it is to be
+                differentiated again.
+            x: [N, H, D].
+        """
+        if torch.is_grad_enabled():
+            return gradient.index_put((self.sequence, self.position), x, accumulate=True)
+        order, bags, place = self._sums
+        sums = torch.embedding_bag(x.flatten(1), order, bags)[0]
+        gradient.view(-1, sums.shape[1]).index_add_(0, place, sums)
+        return gradient
+
+    @cached_property
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Bags of rows of one place: int64 [N] rows, in the order of their places, the first of
+        each bag, and the bag's place among B x T.
+
+        A place has one bag and, for each further row of the place, an empty one: on CUDA
+        `index_add_` adds in any order, and here at most one of the things it adds is not 0.
+        """
+        place, order = (self.sequence * self.total + self.position).sort(stable=True)
+        first, end = (torch.searchsorted(place, place, right=right) for right in (False, True))
+        number = torch.arange(len(place), device=place.device)
+        return order, torch.where(first == number, number, end), place
 
 
 def take_beside(
-    query: Tensor, length: int, selections: Sequence[QueryRows]
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """The queries of the main pass, and those of rows.
+    query: Tensor, key: Tensor, value: Tensor, length: int, places: Places | None
+) -> tuple[Tensor, Tensor, Tensor, Taken]:
+    """The queries, keys and values of the main pass, and the queries of rows.
 
     Args:
-        query: [B, Hq, T, D] of all tokens.
+        query, key, value: [B, H, T, D] of all tokens, with their own H and D.
         length: S, of the main pass; what follows are side tokens.
-        selections: N rows each.
+        places: of the rows; None: there are none.
 
     Returns:
-        [B, Hq, S, D], and [N, Hq, D] by the id of the rows. torch.compile, which fuses what this
-        spares, gets an empty dict, and so does a call without gradients.
+        Three [B, H, S, D], and [N, Hq, D] of each selection. torch.compile, which fuses what this
+        spares, gets an empty dict.
     """
-    compiled = torch.compiler.is_compiling()
-    if compiled or not selections or not (torch.is_grad_enabled() and query.requires_grad):
-        return query[:, :, :length], {}
-    distinct = list({id(rows): rows for rows in selections}.values())
-    q, *taken = _TakeBeside.apply(query, length, distinct)
-    return q, {id(rows): x for rows, x in zip(distinct, taken, strict=True)}
+    alone = length == query.shape[2]
+    if places is None or not (torch.is_grad_enabled() and query.requires_grad):
+        taken = {} if places is None else places.split(places.take(query))
+        tensors = query, key, value
+        return *(tensors if alone else [x[:, :, :length] for x in tensors]), taken
+    if alone:
+        taken, q = _TakeBeside.apply(places, length, query)
+        return q, key, value, places.split(taken)
+    taken, *tensors = _TakeBeside.apply(places, length, query, key, value)
+    return *tensors, places.split(taken)
 
 
 class _TakeBeside(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query: Tensor, length: int, selections: list[QueryRows]):
+    def forward(ctx, places: Places, length: int, *tensors: Tensor):
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.length, ctx.selections = query.shape, length, selections
-        return query[:, :, :length], *(rows.take(query) for rows in selections)
+        ctx.places = places
+        first = [x[:, :, :length] for x in tensors]
+        ctx.mark_non_differentiable(
+            *(y for x, y in zip(tensors, first, strict=True) if not x.requires_grad)
+        )
+        ctx.shape = first[0].shape
+        return places.take(tensors[0]), *first
 
     @staticmethod
-    def backward(ctx, main: Tensor | None, *taken: Tensor | None):
-        present = [(r, x) for r, x in zip(ctx.selections, taken, strict=True) if x is not None]
-        if main is None and not present:
-            return None, None, None
-        if torch.is_grad_enabled():  # create_graph: in operations that differentiate again
-            return _differentiable(ctx.shape, ctx.length, main, present), None, None
-        if not present and ctx.length == ctx.shape[2]:
-            return main, None, None
-        gradient = _whole(ctx.shape, ctx.length, main, [x for _, x in present])
-        for rows, x in present:
-            _add_rows(gradient, rows, x)
-        return gradient, None, None
-
-
-def _whole(shape: torch.Size, length: int, main: Tensor | None, like: Sequence[Tensor]) -> Tensor:
-    """The main pass's gradient as one of all tokens that nobody else holds."""
-    if main is None:
-        return like[0].new_zeros(shape)
-    if length == shape[2]:
-        return main.clone(memory_format=torch.contiguous_format)
-    batch, heads, total, dim = shape
-    gradient = main.new_empty(batch, total, heads, dim).transpose(1, 2)  # as projections lay it
-    gradient[:, :, :length] = main
-    gradient[:, :, length:] = 0.0
-    return gradient
-
-
-def _add_rows(gradient: Tensor, rows: QueryRows, x: Tensor) -> None:
-    """gradient[sequence, :, position] += x [N, Hq, D], with the same bits on every run."""
-    sequence, position = rows.places()
-    if gradient.is_cuda:  # sorts, and adds rows of one place in their order
-        gradient.transpose(1, 2).index_put_((sequence, position), x, accumulate=True)
-        return
-    first = kept(rows, (rows.position,), "first row of the place", lambda: _first(*rows.places()))
-    summed = torch.zeros_like(x).index_add_(0, first, x)[first]
-    at = gradient.transpose(1, 2)
-    at[sequence, position] = at[sequence, position] + summed
-
-
-def _first(sequence: Tensor, position: Tensor) -> Tensor:
-    """int64 [N]: the first row that is taken from the same place."""
-    same = (sequence[:, None] == sequence) & (position[:, None] == position)
-    number = torch.arange(len(sequence), device=sequence.device)
-    return torch.where(same, number, len(sequence)).amin(1) if len(sequence) else sequence
-
-
-def _differentiable(
-    shape: torch.Size, length: int, main: Tensor | None, present: list[tuple[QueryRows, Tensor]]
-) -> Tensor:
-    if main is None:
-        gradient = present[0][1].new_zeros(shape)
-    else:
-        gradient = torch.nn.functional.pad(main, (0, 0, 0, shape[2] - length))
-    for rows, x in present:
-        at = gradient.transpose(1, 2).index_put(rows.places(), x, accumulate=True)
-        gradient = at.transpose(1, 2)
-    return gradient
+    def backward(ctx, taken: Tensor | None, *first: Tensor | None):
+        places = ctx.places
+        if taken is not None and first[0] is None:
+            first = taken.new_zeros(ctx.shape), *first[1:]
+        whole = [None if x is None else places.whole(x) for x in first]
+        if taken is not None:
+            whole[0] = places.add(whole[0], taken)
+        return None, None, *(None if x is None else x.transpose(1, 2) for x in whole)
