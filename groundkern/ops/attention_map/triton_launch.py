@@ -35,14 +35,14 @@ from groundkern.tiles import Launcher, Tile
 # of this op. Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
 # `make gpu` finds better ones.
 TILES = {  # of Hopper and later
-    (False, 128): Tile(64, 32, 8),
-    (False, 256): Tile(16, 32, 8),
+    (False, 128): Tile(64, 64, 8, 3, 255),
+    (False, 256): Tile(16, 64, 8, 3, 255),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
     (True, 256): Tile(16, 32, 8, 1),
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
-    (False, 256): Tile(16, 32, 8),
+    (False, 256): Tile(16, 32, 8, 3, 168),
     (True, 64): Tile(16, 32, 4),
     (True, 128): Tile(16, 32, 8),
     (True, 256): Tile(16, 32, 8, 1),
