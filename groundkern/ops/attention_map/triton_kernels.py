@@ -58,32 +58,32 @@ def _above(x, b, row, bounds, j0, keys, BLOCK_N: tl.constexpr, LANES: tl.constex
 
 
 @helper
-def _uz(above, own, log_p, value, dkl, KIND: tl.constexpr, RECTIFY: tl.constexpr):
-    """u z of the table above. What is NaN stays NaN."""
+def _uz(above, own, log_p, value, factor, KIND: tl.constexpr, RECTIFY: tl.constexpr):
+    """u z of the table above by a factor, which has dkl of a KL. What is NaN stays NaN."""
     if KIND == KL_EACH:
-        uz = -dkl * above
+        uz = -factor * above
     elif KIND == KL_MEAN:  # a head of weight 0 may lie far above
         z = log_p + above
-        uz = -dkl * tl.exp(tl.where(z > 80.0, 80.0, z))
+        uz = -factor * tl.exp(tl.where(z > 80.0, 80.0, z))
+    elif KIND == MAP:
+        uz = factor * tl.exp(log_p) * above
     else:
-        uz = tl.exp(log_p) * above
-        if KIND == CONTRIBUTION:
-            uz *= mk.rectified(value) if RECTIFY else value
+        uz = tl.exp(log_p) * above * (mk.rectified(value) if RECTIFY else value)
     return tl.where(own & (log_p != -mk.INFINITE), uz, 0.0)
 
 
 @helper
 def _of_rows(x, n, at, mask, KIND: tl.constexpr):
-    """Normaliser, head weight, dnorm and dkl of each lane; 1 and 0 where there is none."""
-    weight = tl.full(n.shape, 1.0, tl.float32)
-    dnorm, dkl = tl.zeros(n.shape, tl.float32), tl.zeros(n.shape, tl.float32)
+    """Normaliser of each lane; head weight, of a KL times its upstream gradient; dnorm, or 0."""
+    factor = tl.full(n.shape, 1.0, tl.float32)
+    dnorm = tl.zeros(n.shape, tl.float32)
     if KIND != CONTRIBUTION:
-        weight = tl.load(x.weight + at, mask=mask, other=0.0)
+        factor = tl.load(x.weight + at, mask=mask, other=0.0)
     if x.dnorm is not None:
         dnorm = tl.load(x.dnorm + at, mask=mask, other=0.0)
     if KIND == KL_MEAN or KIND == KL_EACH:  # noqa: SIM109
-        dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
-    return mk.norm_of(x, at, mask), weight, dnorm, dkl
+        factor *= tl.load(x.upstream + n, mask=mask, other=0.0)
+    return mk.norm_of(x, at, mask), factor, dnorm
 
 
 @kernel
@@ -286,9 +286,9 @@ def _sums_kernel(
     i0, end = mk.lanes_span(x)
     row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
     norm = mk.norm_of(x, at, mask)
-    dkl = tl.zeros((BLOCK_M,), tl.float32)
+    factor = tl.full((BLOCK_M,), 1.0, tl.float32)
     if KIND == KL_MEAN:
-        dkl = tl.load(x.upstream + n, mask=mask, other=0.0)
+        factor = tl.load(x.upstream + n, mask=mask, other=0.0)
     total = tl.zeros((BLOCK_M,), tl.float32)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
@@ -306,7 +306,7 @@ def _sums_kernel(
             log_target = tl.log(tl.where(used, above, 1.0))
             total += tl.sum(tl.where(used, above * (log_target - log_p), 0.0), 1)
         else:
-            total += tl.sum(_uz(above, own, log_p, value, dkl[:, None], KIND, RECTIFY), 1)
+            total += tl.sum(_uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY), 1)
     n, head, mask = ak.row_tile_again(x, BLOCK_M)
     at = n.to(tl.int64) * x.heads + head
     complete, counter = splits == 1, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -361,7 +361,7 @@ def _backward_dq_kernel(
         dg = tl.zeros((BLOCK_M, padded(DV)), tl.float32)
     i0, end = mk.lanes_span(x)
     row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
-    norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
+    norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
     start, stop, _ = tk.row_bounds(x.selection, n, mask)
     for e in range(split, count, splits):
         j0 = ak.first_key(x, first, e, keys, BLOCK_N)
@@ -378,7 +378,7 @@ def _backward_dq_kernel(
             passed = own & (value > 0.0) if RECTIFY else own
             dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
             dg += tk.dot(dvalue.to(v.dtype), v)
-        ds = _uz(above, own, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
+        ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
             ds += tl.exp(log_p) * dnorm[:, None]
         dq += tk.dot(tk.uncapped_gradient(ds, raw, x.softcap).to(k.dtype), k)
@@ -427,7 +427,7 @@ def _backward_dkv_kernel(
         at = n.to(tl.int64) * x.heads + head
         q = tk.load_heads(x.q, n, head, mask, D)
         row, bounds = mk.rows_of(x, i0, end, BLOCK_M, LANES)
-        norm, weight, dnorm, dkl = _of_rows(x, n, at, mask, KIND)
+        norm, factor, dnorm = _of_rows(x, n, at, mask, KIND)
         start, stop, _ = tk.row_bounds(x.selection, n, mask)
         above, own = _above(x, b, row, bounds, j0, keys, BLOCK_N, LANES, KIND)
         raw = tk.dot(q, tl.trans(k)) * x.scale  # [BLOCK_M, BLOCK_N]
@@ -440,7 +440,7 @@ def _backward_dkv_kernel(
             passed = own & (value > 0.0) if RECTIFY else own
             dvalue = tl.where(passed, tl.exp(log_p) * above, 0.0)
             dv += tk.dot(tl.trans(dvalue.to(g.dtype)), g)
-        ds = _uz(above, own, log_p, value, dkl[:, None], KIND, RECTIFY) * weight[:, None]
+        ds = _uz(above, own, log_p, value, factor[:, None], KIND, RECTIFY)
         if x.dnorm is not None:
             ds += tl.exp(log_p) * dnorm[:, None]
         dk += tk.dot(tl.trans(tk.uncapped_gradient(ds, raw, x.softcap).to(q.dtype)), q)

@@ -31,9 +31,9 @@ from groundkern.selection import KeySets, QueryRows, Selection
 from groundkern.tile_kernels import Heads, Keys
 from groundkern.tiles import Launcher, Tile
 
-# (4-byte operands, largest head dimension; of contributions the sum of both) -> tile of all kernels
-# of this op. Every row is an untuned first guess: compiled by `make aot`, never timed on a device.
-# `make gpu` finds better ones.
+# (4-byte operands, largest head dimension; of contributions the sum of both, with a softcap twice
+# as much) -> tile of all kernels of this op. Every row is an untuned first guess: compiled by `make
+# aot`, never timed on a device. `make gpu` finds better ones.
 TILES = {  # of Hopper and later
     (False, 128): Tile(64, 64, 8, 3, 255),
     (False, 256): Tile(16, 64, 8, 3, 255),
@@ -54,13 +54,15 @@ def unsupported(inputs: Inputs) -> str | None:
     return tiles.unsupported(inputs.q, inputs.k, inputs.v)
 
 
-def _tile(inputs: Inputs) -> Tile:
+def _tile(inputs: Inputs, options: Options) -> Tile:
     """The row of the table that serves a call."""
     q, k, v = inputs[:3]
     dims = [q.shape[-1]]
-    if v is not None:  # sums of both widths are held at a time
-        wide = [tiles.padded(x.shape[-1]) for x in (q, v)]
-        odd = wide != [x.shape[-1] for x in (q, v)]
+    # Of contributions, sums of both widths are held at a time, and with a softcap slopes of scores.
+    beside = v if v is not None else q if options.softcap else None
+    if beside is not None:
+        wide = [tiles.padded(x.shape[-1]) for x in (q, beside)]
+        odd = wide != [x.shape[-1] for x in (q, beside)]
         dims = [min(sum(wide), 256) - odd]
     packed = q.shape[0] * (q.shape[1] // k.shape[1])
     table = SMALL_TILES if tiles.small(q.device) else TILES
@@ -74,7 +76,7 @@ def plan(
     q, k = inputs[:2]
     if 0 in (len(rows), q.shape[1], *k.shape[:3], columns.shape[1]):
         return NO_MAP_PLAN
-    tile, group = _tile(inputs), q.shape[1] // k.shape[1]
+    tile, group = _tile(inputs, options), q.shape[1] // k.shape[1]
     lanes = min(1 << (group - 1).bit_length(), tile.block_m)
     sizes = {"lanes": lanes, "batch": k.shape[0], "keys": k.shape[2], "wide": tile.block_n}
     sizes |= {"block_m": tile.block_m, "block_n": tile.block_n}
@@ -124,7 +126,8 @@ class _Known:
 
     def __init__(self, inputs: Inputs, call: Call) -> None:
         q, k, v = inputs[:3]
-        self.launcher, self.tile, plan, options = Launcher(), _tile(inputs), call.plan, call.options
+        plan, options = call.plan, call.options
+        self.launcher, self.tile = Launcher(), _tile(inputs, options)
         self.copies = False  # whether inputs of this signature have to be copied first
         (_, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
