@@ -39,7 +39,8 @@ def _sweep(
     m = tl.full(shift.shape, -float("inf") if RUNNING else 0.0, tl.float32)
     l = tl.zeros(shift.shape, tl.float32)
     acc = tl.zeros((shift.shape[0], padded(DV)), tl.float32)
-    BY_DOT: tl.constexpr = shift.shape[0] >= 64  # of few rows each warp would compute all
+    # Elsewhere each warp would compute all, or the ones would leave room for one program fewer.
+    BY_DOT: tl.constexpr = shift.shape[0] >= 64 and shift.shape[0] >= 2 * BLOCK_N
     ones = tl.full((BLOCK_N, 16), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
     weights = tl.zeros((shift.shape[0], 16), tl.float32)  # 16 times the same sum
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
