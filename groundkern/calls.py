@@ -9,6 +9,7 @@ tensor subclasses need, takes longer than all of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from groundkern import checks
 from groundkern.kept import Versions, kept, versions
 from groundkern.selection import KeySets, QueryRows, Selection
 
+Made = TypeVar("Made")
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -33,8 +35,15 @@ class Call:
     def __init__(self, selection: Selection, plan: tuple, options: tuple, backend: str) -> None:
         self.selection, self.plan = selection.contiguous(), plan
         self.options, self.backend = options, backend
-        self.prepared: dict = {}  # what launches need, by what they are of
+        self.prepared: dict[Hashable, object] = {}  # what all layers share, and nothing writes to
         self._read = [x for x in selection if x is not None]
+
+    def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns, or what it returned in the layer before."""
+        found = self.prepared.get(name)
+        if found is None:
+            found = self.prepared[name] = make()
+        return found
 
     def versions(self) -> Versions | None:
         """How often the selection was written to, if that is known."""

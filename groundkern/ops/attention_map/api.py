@@ -205,8 +205,10 @@ def _inputs(given: Inputs, call: Call) -> Inputs:
     """What the kernels read: everything detached that takes no gradient, and the head weight
     fp32 [N, Hq]."""
     (q, _, _, _, weight, target, lse), options = given, call.options
-    if options.kind != CONTRIBUTION:
-        weight = _mean_of_heads(q, call) if weight is None else _head_weight(weight, q)
+    if weight is not None:
+        weight = _head_weight(weight, q)
+    elif options.kind != CONTRIBUTION:
+        weight = call.once("mean of heads", lambda: _mean_of_heads(q))
     if target is not None and target.requires_grad:
         target = target.detach()
     if lse is not None and not options.lse_grad:
@@ -214,14 +216,9 @@ def _inputs(given: Inputs, call: Call) -> Inputs:
     return given._replace(head_weight=weight, target=target, lse=lse)
 
 
-def _mean_of_heads(q: Tensor, call: Call) -> Tensor:
-    """1 / Hq for all, [N, Hq]; made once for a call."""
-    known = call.prepared.get("mean of heads")
-    if known is None:
-        wide = accumulation_dtype(q.dtype)
-        known = q.new_full(q.shape[:2], 1.0 / q.shape[1], dtype=wide)
-        call.prepared["mean of heads"] = known
-    return known
+def _mean_of_heads(q: Tensor) -> Tensor:
+    """1 / Hq for all, [N, Hq]."""
+    return q.new_full(q.shape[:2], 1.0 / q.shape[1], dtype=accumulation_dtype(q.dtype))
 
 
 def _head_weight(weight: Tensor, q: Tensor) -> Tensor:

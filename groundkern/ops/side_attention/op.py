@@ -7,7 +7,7 @@ from torch.autograd import Function
 from torch.library import custom_op
 
 from groundkern.calls import Call, is_direct
-from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
+from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema, zeros_like
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.precision import accumulation_dtype
@@ -88,10 +88,11 @@ def _(upstream, inputs, *_):
     return tuple(empty_like(x) for x in inputs[:3])
 
 
-def _upstream(dout: Tensor | None, dlse: Tensor | None, q: Tensor, v: Tensor, lse: Tensor):
-    """Contiguous; zeros where nothing was given."""
-    dout = q.new_zeros(*q.shape[:2], v.shape[3]) if dout is None else dout.contiguous()
-    dlse = lse.new_zeros(lse.shape) if dlse is None else dlse.contiguous()
+def _upstream(dout: Tensor | None, dlse: Tensor | None, like: Outputs, once=None) -> Upstream:
+    """Contiguous; zeros where nothing was given, made by `Call.once` if there is one."""
+    once = once or (lambda _, make: make())
+    dout = once("no dout", lambda: zeros_like(like.out)) if dout is None else dout.contiguous()
+    dlse = once("no dlse", lambda: zeros_like(like.lse)) if dlse is None else dlse.contiguous()
     return Upstream(dout, dlse)
 
 
@@ -106,8 +107,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
     saved = ctx.saved_tensors  # once: checkpointing gives them out once
-    q, _, v, _, _, lse, *_ = saved
-    upstream = _upstream(dout, dlse, q, v, lse)
+    upstream = _upstream(dout, dlse, Outputs(*saved[len(Inputs._fields) :][:3]))
     gradients = side_attention_backward(*upstream, *saved, *ctx.options)
     return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
@@ -135,7 +135,7 @@ class _SideAttention(Function):
         call.refuse_changes(ctx.versions)
         q, k, v, *outputs = ctx.saved_tensors
         outputs, inputs = Outputs(*outputs), Inputs(q, k, v, None)
-        upstream = _upstream(dout, dlse, q, v, outputs.lse)
+        upstream = _upstream(dout, dlse, outputs, call.once)
         if is_direct(upstream) and not torch.is_grad_enabled():
             with in_body(q.device):
                 backward = kernels(call.backend).backward
