@@ -2,8 +2,9 @@
 
 A step calls the attention ops in every layer with the same rows, sets, sizes and options. What
 follows from these is found once, checks included, and kept as a `Call`. And a plain eager call goes
-to the kernels through an autograd function of its own: torch's dispatcher, which torch.compile and
-tensor subclasses need, takes longer than all of it.
+to the kernels through an autograd function of its own (`forward`, `backward`), without torch's
+dispatcher, which torch.compile and tensor subclasses need. `python -m benchmarks.host` measures
+what is left.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from groundkern import checks
 from groundkern.kept import Versions, kept, versions
+from groundkern.op_body import in_body
 from groundkern.selection import KeySets, QueryRows, Selection
 
 Made = TypeVar("Made")
@@ -38,6 +40,11 @@ class Call:
         self.prepared: dict[Hashable, object] = {}  # what all layers share, and nothing writes to
         self._read = [x for x in selection if x is not None]
 
+    @property
+    def flat(self) -> tuple:
+        """As arguments of an op."""
+        return (*self.selection, *self.plan, *self.options, self.backend)
+
     def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returns, or what it returned in the layer before."""
         found = self.prepared.get(name)
@@ -48,17 +55,6 @@ class Call:
     def versions(self) -> Versions | None:
         """How often the selection was written to, if that is known."""
         return versions(self._read)
-
-    def refuse_changes(self, before: Versions | None) -> None:
-        """Raise if the selection was written to since its versions were taken, as autograd does for
-        what it saves.
-
-        Raises:
-            RuntimeError: rows, sets or columns that were changed in place.
-        """
-        if before != self.versions():
-            wanted = "rows, key sets and columns that nothing is written to before the backward"
-            checks.fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
 
 
 def called(
@@ -83,9 +79,37 @@ def called(
     return kept(rows, others, (options, signature(inputs)), make), True
 
 
+def forward(ctx, call: Call, inputs: tuple, body: Callable) -> tuple:
+    """An autograd function's forward without the dispatcher: what `body(inputs, call)` returns."""
+    ctx.call, ctx.versions = call, call.versions()
+    ctx.set_materialize_grads(False)
+    with in_body(inputs[0].device):
+        return body(inputs, call)
+
+
+def backward(ctx, groups: tuple[tuple, ...], body: Callable, op: Callable) -> tuple:
+    """The gradients of `forward`: by the body, or by the op where its dispatcher is needed.
+
+    Args:
+        groups: NamedTuples of upstream gradients, inputs and results: arguments of both.
+
+    Raises:
+        RuntimeError: rows, sets or columns that were changed in place since, as autograd raises for
+            what it saves.
+    """
+    call = ctx.call
+    if ctx.versions != call.versions():
+        wanted = "rows, key sets and columns that nothing is written to before the backward"
+        checks.fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
+    if torch.is_grad_enabled() or not is_direct(groups[0]):  # to be differentiated again, batched
+        return op(*[x for group in groups for x in group], *call.flat)
+    with in_body(groups[0][0].device):
+        return body(*groups, call)
+
+
 def is_direct(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a call of these tensors is a plain eager one: nothing traces, transforms or
-    intercepts it. A backward is not if it is to be differentiated again."""
+    intercepts it."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp

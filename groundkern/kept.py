@@ -25,7 +25,7 @@ class Owner(Protocol):
 
 
 class _Kept(NamedTuple):
-    others: tuple[Owner | Tensor | None, ...]
+    others: tuple[Owner | Tensor | None, ...]  # held, so that no other object gets their ids
     versions: Versions
     made: object
 
@@ -61,7 +61,7 @@ def kept(
     known: dict[Hashable, _Kept] = owner.__dict__.setdefault("_kept", {})
     full = (key, *map(id, others))
     entry = known.pop(full, None)
-    if entry is None or entry.versions != now or not _are(entry.others, others):
+    if entry is None or entry.versions != now:
         entry = _Kept(tuple(others), now, make())
     known[full] = entry  # the last
     if len(known) > MOST:
@@ -93,8 +93,3 @@ def versions(tensors: Sequence[Tensor]) -> Versions | None:
         return tuple([x._version for x in tensors])
     except RuntimeError:  # a tensor of inference mode
         return None
-
-
-def _are(some: Sequence[object], others: Sequence[object]) -> bool:
-    """Whether they are the same objects, one by one: a copy of an owner has the ids of another."""
-    return all(a is b for a, b in zip(some, others, strict=True))

@@ -1,13 +1,16 @@
 """How Triton kernels are declared and launched: what is specialised, tile tables, splits."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
 from torch import Tensor
+
+Inputs = TypeVar("Inputs", bound=tuple)
+Made = TypeVar("Made")
 
 # Kernels imported under TRITON_INTERPRET=1 run on CPU tensors, and only on those.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -117,6 +120,29 @@ def rows_contiguous(x: Tensor) -> Tensor:
     if contiguous and x.data_ptr() % 16 == 0 and (x.is_contiguous() or not off):
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def prepared(
+    known: dict, signed: Hashable, inputs: Inputs, operands: int, make: Callable[[Inputs], Made]
+) -> tuple[Made, Inputs]:
+    """What `make` makes of inputs that kernels can read, once for all inputs of a signature, and
+    these inputs: copies only where that signature needs them.
+
+    Args:
+        known: where it is remembered.
+        signed: what it depends on.
+        inputs: a NamedTuple of tensors and None.
+        operands: how many of them are read in rows (`rows_contiguous`); the others are contiguous.
+    """
+    made, copied = known.get(signed, (None, True))
+    if copied:
+        ready = [None if x is None else rows_contiguous(x) for x in inputs[:operands]]
+        ready += [None if x is None else x.contiguous() for x in inputs[operands:]]
+        before, inputs = inputs, type(inputs)(*ready)
+        if made is None:
+            made = make(inputs)
+            known[signed] = made, any(x is not y for x, y in zip(before, inputs, strict=True))
+    return made, inputs
 
 
 @triton.constexpr_function

@@ -138,8 +138,8 @@ def attention_map(
     plan = attention_map_launch.plan(inputs, rows, allowed, columns, options)
     call = Call(Selection.of(rows, allowed, columns), plan, options, "triton")
     outputs = attention_map_launch.forward(inputs, call)
-    upstream = dmap[:, 0].contiguous() if function == "kl" else dmap
-    attention_map_launch.backward(upstream, inputs, maps.Saved(*outputs[1:]), call)
+    above = maps.Upstream(dmap[:, 0].contiguous() if function == "kl" else dmap)
+    attention_map_launch.backward(above, inputs, maps.Saved(*outputs[1:]), call)
 
 
 def linear_cross_entropy(

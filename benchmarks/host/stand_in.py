@@ -1,9 +1,10 @@
 """The Triton path on CPU tensors, with nothing launched: what the host does for a GPU, and no more.
 
 Every call goes the way a call on a GPU goes: the checks that look at no values, the op, the Triton
-launchers and Triton's own `JITFunction.run`, which specialises the arguments and looks up the
-compiled kernel. Only two things are left out: the compiled kernel itself, and the C function that
-hands its arguments to the driver. torch's own operators run, on tensors of a few kilobytes.
+launchers and, for a kernel's first launch, Triton's own `JITFunction.run`, which specialises the
+arguments and looks up the compiled kernel. Only two things are left out: the compiled kernel
+itself, and the C function that hands its arguments to the driver. torch's own operators run, on
+tensors of a few kilobytes.
 """
 
 from __future__ import annotations

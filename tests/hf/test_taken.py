@@ -36,7 +36,7 @@ def _inputs(total: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _beside(*inputs: Tensor) -> tuple[Tensor, ...]:
     *tensors, taken = take_beside(*inputs, LENGTH, Places(SELECTIONS, inputs[0].shape[2]))
-    return *tensors, *(taken[id(rows)] for rows in SELECTIONS)
+    return *tensors, *(taken[rows] for rows in SELECTIONS)
 
 
 def _apart(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -143,7 +143,7 @@ def test_no_order_of_adding_changes_the_sums(monkeypatch) -> None:
 def test_rows_are_added_where_they_were_taken_from() -> None:
     """Even if the batch's buffers were filled with the next batch before the backward."""
     rows, (query, key, value) = _rows((2,)), _inputs(LENGTH)
-    first = take_beside(query[:1], key, value, LENGTH, Places((rows,), LENGTH))[-1][id(rows)]
+    first = take_beside(query[:1], key, value, LENGTH, Places((rows,), LENGTH))[-1][rows]
     rows.position.fill_(4)
     (gradient,) = torch.autograd.grad(first.sum(), query)
     assert gradient.sum((1, 3)).nonzero().tolist() == [[0, 2]]

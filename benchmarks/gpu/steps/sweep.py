@@ -51,7 +51,7 @@ def candidates(bucket: Bucket, kind: str) -> list[Tile]:
         sizes = product(HEIGHTS[bucket.most], (32, 64, 128), (4, 8), (2, 3, 4), (255,))
     else:
         heights, widths = _blocks(bucket, kind)
-        sizes = product(heights, widths, (4, 8), (2, 3, 4), (None, 128, 168))
+        sizes = product(heights, widths, (4, 8), (2, 3, 4), (None, 168, 255))
     return [Tile(*size) for size in sizes if size[0] * size[1] <= ELEMENTS]
 
 

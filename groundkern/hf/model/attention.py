@@ -43,7 +43,7 @@ class Layer(NamedTuple):
 
     def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows."""
-        taken = self.taken.get(id(rows))
+        taken = self.taken.get(rows)
         return rows.at(self.window).take(self.q) if taken is None else taken
 
 
@@ -68,7 +68,7 @@ class SideRows:
     def attend(self, layer: Layer) -> Tensor:
         """[B, R, Hq, Dv]; the main pass's log-sum-exp is a shift, which may be anything."""
         rows, q, k = self.rows, layer.queries(self.rows), layer.k
-        options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(id(rows))}
+        options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(rows)}
         out = side_attention(q, k, layer.v, rows.at(layer.window), **options).out
         return out.view(len(k), rows.rows, *out.shape[1:])
 

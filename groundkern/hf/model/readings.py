@@ -94,7 +94,7 @@ class _MapReading:
     def options(self, layer: Layer) -> dict:
         """The options of the op in this layer."""
         exact = self.uses_lse and not layer.masked
-        lse = layer.lse.get(id(self.at.rows)) if exact else None
+        lse = layer.lse.get(self.at.rows) if exact else None
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         if self.head_weight is not None:
             options["head_weight"] = self.head_weight[layer.number]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from groundkern.hf.model.rows import Rows
 
-Taken = dict[int, Tensor]  # [N, ...] by the id of the `Rows`
+Taken = dict[Rows, Tensor]  # [N, ...]
 
 
 class Places:
@@ -33,8 +33,7 @@ class Places:
     """
 
     def __init__(self, selections: Sequence[Rows], total: int) -> None:
-        self.total = total
-        self._ids = [id(rows) for rows in selections]
+        self.selections, self.total = selections, total
         self._sizes = [len(rows.position) for rows in selections]
         self.sequence = torch.cat([rows.sequence for rows in selections]).long()
         self.position = torch.cat([rows.position for rows in selections]).clamp(min=0).long()
@@ -46,8 +45,8 @@ class Places:
 
     def split(self, x: Tensor) -> Taken:
         """What was taken, by selection."""
-        parts = [x] if len(self._ids) == 1 else x.split_with_sizes(self._sizes)
-        return dict(zip(self._ids, parts, strict=True))
+        parts = [x] if len(self._sizes) == 1 else x.split_with_sizes(self._sizes)
+        return dict(zip(self.selections, parts, strict=True))
 
     def whole(self, gradient: Tensor) -> Tensor:
         """[B, T, H, D], as projections lay it, of the first tokens' [B, H, S, D]; always new."""

@@ -32,6 +32,10 @@ class Options(NamedTuple):
     lse_grad: bool = False  # the given lse is an input of its own and takes the gradient
 
 
+class Upstream(NamedTuple):
+    upstream: Tensor  # like the result, contiguous
+
+
 class Gradients(NamedTuple):
     """None for inputs that are absent."""
 

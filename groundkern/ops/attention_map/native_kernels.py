@@ -18,6 +18,7 @@ from groundkern.ops.attention_map import (
     Options,
     Outputs,
     Saved,
+    Upstream,
     like_gradients,
     output_shape,
 )
@@ -41,14 +42,13 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     return Outputs(out, out.new_empty(0), out.new_empty(0))
 
 
-def backward(upstream: Tensor, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
+def backward(above: Upstream, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
     """Contiguous, in the inputs' dtypes and shapes."""
     from groundkern import _C
 
     like = like_gradients(inputs, call.options)
     gradients = Gradients(*(None if x is None else empty_like(x) for x in like))
-    above = {"upstream": upstream.contiguous()}
-    tensors = _tensors(inputs, call.selection) | above | gradients._asdict()
+    tensors = _tensors(inputs, call.selection) | above._asdict() | gradients._asdict()
     native.call(_C.attention_map_backward, tensors, **_named(call.options))
     return gradients
 

@@ -4,15 +4,13 @@ torch's dispatcher for eager calls.
 An op's absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.library import custom_op
 
-from groundkern.calls import Call, is_direct
-from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
+from groundkern import calls
+from groundkern.calls import Call
+from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
 from groundkern.ops.attention_map import (
     NO_MAP_PLAN,
     Inputs,
@@ -20,6 +18,7 @@ from groundkern.ops.attention_map import (
     Options,
     Outputs,
     Saved,
+    Upstream,
     like_gradients,
     output_shape,
     saved_shapes,
@@ -71,8 +70,7 @@ def run(call: Call, inputs: Inputs, direct: bool) -> Tensor:
     """The op's result; see `groundkern.calls.called`."""
     if direct:
         return _AttentionMap.apply(call, *inputs)
-    flat = (*inputs, *call.selection, *call.plan, *call.options)
-    return attention_map(*flat, call.backend)[0]
+    return attention_map(*inputs, *call.flat)[0]
 
 
 @custom_op(
@@ -97,27 +95,23 @@ def _(inputs, selection, plan, options, backend):
     return tuple(inputs.q.new_empty(x, dtype=wide) for x in shapes)
 
 
-class _Upstream(NamedTuple):
-    upstream: Tensor  # like the result
-
-
 @custom_op(
     "groundkern::attention_map_backward",
     mutates_args=(),
     schema=(
-        f"({schema(_Upstream, Inputs, Saved, Selection, MapPlan, Options)}, str backend)"
+        f"({schema(Upstream, Inputs, Saved, Selection, MapPlan, Options)}, str backend)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
-@op_body(_Upstream, Inputs, Saved, Selection, MapPlan, Options)
+@op_body(Upstream, Inputs, Saved, Selection, MapPlan, Options)
 def attention_map_backward(above, inputs, saved, *others) -> tuple[Tensor, ...]:
     call = Call(*others)
-    gradients = kernels(call.backend).backward(above.upstream, inputs, saved, call)
+    gradients = kernels(call.backend).backward(above, inputs, saved, call)
     return tuple(above.upstream.new_empty(0) if x is None else x for x in gradients)
 
 
 @attention_map_backward.register_fake
-@grouped(_Upstream, Inputs, Saved, Selection, MapPlan, Options)
+@grouped(Upstream, Inputs, Saved, Selection, MapPlan, Options)
 def _(above, inputs, saved, selection, plan, options, backend):
     like = like_gradients(inputs, options)
     return tuple(above.upstream.new_empty(0) if x is None else empty_like(x) for x in like)
@@ -150,28 +144,19 @@ class _AttentionMap(Function):
     @staticmethod
     def forward(ctx, call: Call, *inputs: Tensor | None):
         inputs = Inputs(*inputs)
-        with in_body(inputs.q.device):
-            outputs = kernels(call.backend).forward(inputs, call)
-        ctx.call, ctx.versions = call, call.versions()
+        outputs = calls.forward(ctx, call, inputs, kernels(call.backend).forward)
         ctx.save_for_backward(*inputs, *outputs[1:])
-        ctx.set_materialize_grads(False)
         return outputs.result
 
     @staticmethod
     def backward(ctx, upstream: Tensor | None):
-        call = ctx.call
-        call.refuse_changes(ctx.versions)
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
         *inputs, norm, made = ctx.saved_tensors
-        inputs, saved, upstream = Inputs(*inputs), Saved(norm, made), upstream.contiguous()
-        if is_direct([upstream]) and not torch.is_grad_enabled():
-            with in_body(inputs.q.device):
-                gradients = kernels(call.backend).backward(upstream, inputs, saved, call)
-        else:
-            flat = (*inputs, *saved, *call.selection, *call.plan, *call.options)
-            gradients = attention_map_backward(upstream, *flat, call.backend)
-            present = like_gradients(inputs, call.options)
-            gradients = [None if x is None else d for d, x in zip(gradients, present)]
-        *gradients, dlse = gradients
+        inputs = Inputs(*inputs)
+        groups = Upstream(upstream.contiguous()), inputs, Saved(norm, made)
+        body = kernels(ctx.call.backend).backward
+        gradients = calls.backward(ctx, groups, body, attention_map_backward)
+        like = like_gradients(inputs, ctx.call.options)
+        *gradients, dlse = [None if x is None else d for d, x in zip(gradients, like)]
         return None, *gradients, None, dlse  # a target has none

@@ -27,6 +27,7 @@ from groundkern.ops.attention_map import (
     Options,
     Outputs,
     Saved,
+    Upstream,
     like_gradients,
     output_shape,
 )
@@ -104,13 +105,13 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     return Outputs(out, out.new_empty(0), out.new_empty(0))
 
 
-def backward(upstream: Tensor, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
+def backward(above: Upstream, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
     """By autograd on the blocks."""
     like = like_gradients(inputs, call.options)
     wide = accumulation_dtype(inputs.q.dtype)
     sums = [None if x is None else x.new_zeros(x.shape, dtype=wide) for x in like]
     for b, rows, block in _blocks(inputs, call):
-        gradients = vjp(block, _parts(inputs, b, rows), (upstream[rows],))
+        gradients = vjp(block, _parts(inputs, b, rows), (above.upstream[rows],))
         for total, place, part in zip(sums, _places(b, rows), gradients, strict=True):
             if total is not None:
                 total[place] += part

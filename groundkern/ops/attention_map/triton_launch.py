@@ -1,6 +1,7 @@
 """Tiles, plan, grids and launches of the Triton kernels of attention maps, contributions and their
 KL."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from groundkern.ops.attention_map import (
     Options,
     Outputs,
     Saved,
+    Upstream,
     like_gradients,
     output_shape,
 )
@@ -120,15 +122,14 @@ class _Known:
     """What the kernels are launched with: found once for inputs of a signature.
 
     Args:
-        inputs: rows contiguous.
         call: made for inputs like these.
+        inputs: rows contiguous.
     """
 
-    def __init__(self, inputs: Inputs, call: Call) -> None:
+    def __init__(self, call: Call, inputs: Inputs) -> None:
         q, k, v = inputs[:3]
         plan, options = call.plan, call.options
         self.launcher, self.tile = Launcher(), _tile(inputs, options)
-        self.copies = False  # whether inputs of this signature have to be copied first
         (_, heads, dim), (batch, kv_heads, self.keys, _) = q.shape, k.shape
         group, self.columns = heads // kv_heads, call.selection.columns.shape[1]
         parts = -(-group // plan.lanes)  # of a KV head's query heads, `lanes` at a time
@@ -166,14 +167,7 @@ class _Launch(NamedTuple):
     @classmethod
     def of(cls, inputs: Inputs, call: Call, signed: tuple) -> "_Launch":
         """`signed` is what the launch depends on besides the call."""
-        known = call.prepared.get(signed)
-        if known is None or known.copies:
-            ready = [None if x is None else tiles.rows_contiguous(x) for x in inputs[:4]]
-            ready += [None if x is None else x.contiguous() for x in inputs[4:]]
-            if known is None:
-                known = call.prepared[signed] = _Known(Inputs(*ready), call)
-                known.copies = any(x is not y for x, y in zip(ready, inputs, strict=True))
-            inputs = Inputs(*ready)
+        known, inputs = tiles.prepared(call.prepared, signed, inputs, 4, partial(_Known, call))
         return cls(inputs, call, inputs.lse, known)
 
     def maps(self, visible: bool = False, **others: object) -> Maps:
@@ -271,13 +265,9 @@ def forward(inputs: Inputs, call: Call) -> Outputs:
     return Outputs(out, norm, launch.new(0)) if kl is None else Outputs(kl, norm, out)
 
 
-def backward(upstream: Tensor, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
-    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run.
-
-    Args:
-        upstream: contiguous.
-    """
-    options = call.options
+def backward(above: Upstream, inputs: Inputs, saved: Saved, call: Call) -> Gradients:
+    """Contiguous, in the inputs' dtypes and shapes; the same bits on every run."""
+    (upstream,), options = above, call.options
     if call.plan.tiles is None:
         like = like_gradients(inputs, options)
         return Gradients(*(None if x is None else zeros_like(x) for x in like))

@@ -1,13 +1,13 @@
 """`groundkern::side_attention` and its backward, opaque to torch.compile, and the same without
 torch's dispatcher for eager calls."""
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.library import custom_op
 
-from groundkern.calls import Call, is_direct
-from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema, zeros_like
+from groundkern import calls
+from groundkern.calls import Call
+from groundkern.op_body import empty_like, grouped, op_body, regroup, schema, zeros_like
 from groundkern.ops.side_attention import Inputs, Options, Outputs, Upstream
 from groundkern.plan import NO_PLAN, Plan
 from groundkern.precision import accumulation_dtype
@@ -40,11 +40,10 @@ def call(
 
 
 def run(call: Call, inputs: Inputs, direct: bool) -> Outputs:
-    """The op; see `groundkern.calls.is_direct`."""
+    """The op; see `groundkern.calls.called`."""
     if direct:
         return Outputs(*_SideAttention.apply(call, *inputs))
-    flat = (*inputs, *call.selection, *call.plan, *call.options)
-    return Outputs(*side_attention(*flat, call.backend))
+    return Outputs(*side_attention(*inputs, *call.flat))
 
 
 @custom_op(
@@ -88,11 +87,10 @@ def _(upstream, inputs, *_):
     return tuple(empty_like(x) for x in inputs[:3])
 
 
-def _upstream(dout: Tensor | None, dlse: Tensor | None, like: Outputs, once=None) -> Upstream:
-    """Contiguous; zeros where nothing was given, made by `Call.once` if there is one."""
-    once = once or (lambda _, make: make())
-    dout = once("no dout", lambda: zeros_like(like.out)) if dout is None else dout.contiguous()
-    dlse = once("no dlse", lambda: zeros_like(like.lse)) if dlse is None else dlse.contiguous()
+def _upstream(dout: Tensor | None, dlse: Tensor | None, like: Outputs) -> Upstream:
+    """Contiguous; zeros where nothing was given."""
+    dout = zeros_like(like.out) if dout is None else dout.contiguous()
+    dlse = zeros_like(like.lse) if dlse is None else dlse.contiguous()
     return Upstream(dout, dlse)
 
 
@@ -121,24 +119,17 @@ class _SideAttention(Function):
     @staticmethod
     def forward(ctx, call: Call, *inputs: Tensor | None):
         inputs = Inputs(*inputs)
-        with in_body(inputs.q.device):
-            outputs = kernels(call.backend).forward(inputs, call)
-        ctx.call, ctx.versions = call, call.versions()
+        outputs = calls.forward(ctx, call, inputs, kernels(call.backend).forward)
         ctx.save_for_backward(*inputs[:3], *outputs)
         ctx.mark_non_differentiable(outputs.rest)
-        ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx, dout: Tensor | None, dlse: Tensor | None, _):
-        call = ctx.call
-        call.refuse_changes(ctx.versions)
         q, k, v, *outputs = ctx.saved_tensors
-        outputs, inputs = Outputs(*outputs), Inputs(q, k, v, None)
-        upstream = _upstream(dout, dlse, outputs, call.once)
-        if is_direct(upstream) and not torch.is_grad_enabled():
-            with in_body(q.device):
-                backward = kernels(call.backend).backward
-                return None, *backward(upstream, inputs, outputs, call), None
-        flat = (*upstream, *inputs, *outputs, *call.selection, *call.plan, *call.options)
-        return None, *side_attention_backward(*flat, call.backend), None
+        outputs = Outputs(*outputs)
+        if dlse is None:
+            dlse = ctx.call.once("no dlse", lambda: zeros_like(outputs.lse))
+        groups = _upstream(dout, dlse, outputs), Inputs(q, k, v, None), outputs
+        body = kernels(ctx.call.backend).backward
+        return None, *calls.backward(ctx, groups, body, side_attention_backward), None

@@ -1,5 +1,7 @@
 """Tiles, plan, grids and launches of the Triton kernels of side attention."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -99,14 +101,13 @@ class _Launch:
     """What the kernels over rows and keys are launched with: found once for inputs of a signature.
 
     Args:
-        inputs: rows contiguous.
         call: made for inputs like these.
+        inputs: rows contiguous.
     """
 
-    def __init__(self, inputs: Inputs, call: Call) -> None:
+    def __init__(self, call: Call, inputs: Inputs) -> None:
         q, k, v, _ = inputs
         self.plan, self.selection, self.launcher = call.plan, call.selection, tiles.Launcher()
-        self.copies = False  # whether inputs of this signature have to be copied first
         (_, heads, dim), (_, kv_heads, self.keys, _) = q.shape, k.shape
         group, (scale, softcap) = heads // kv_heads, call.options
         self.sizes = (scale, softcap or None, heads, group, group, 1)
@@ -131,16 +132,8 @@ class _Launch:
 
 
 def _launch(inputs: Inputs, call: Call, signed: tuple) -> tuple[_Launch, Inputs]:
-    """The launch, made once of what is `signed`, and the inputs with rows contiguous."""
-    launch = call.prepared.get(signed)
-    if launch is None or launch.copies:
-        ready = [tiles.rows_contiguous(x) for x in inputs[:3]]
-        ready.append(None if inputs.lse is None else inputs.lse.contiguous())
-        if launch is None:
-            launch = call.prepared[signed] = _Launch(Inputs(*ready), call)
-            launch.copies = any(x is not y for x, y in zip(ready, inputs, strict=True))
-        inputs = Inputs(*ready)
-    return launch, inputs
+    """`signed` is what the launch depends on besides the call."""
+    return tiles.prepared(call.prepared, signed, inputs, 3, partial(_Launch, call))
 
 
 def forward(inputs: Inputs, call: Call) -> Outputs:
