@@ -11,7 +11,7 @@ from groundkern.ops.linear_cross_entropy.api import (
 )
 from groundkern.ops.side_attention.api import SideAttention, side_attention
 from groundkern.row_blocks import logit_budget, set_logit_budget
-from groundkern.selection import KeySets, LabelBags, QueryRows
+from groundkern.selection import KeySets, LabelBags, QueryRows, SoftTargets
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "LogProb",
     "QueryRows",
     "SideAttention",
+    "SoftTargets",
     "attention_contribution",
     "attention_kl",
     "attention_map",

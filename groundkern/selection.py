@@ -304,6 +304,35 @@ class LabelBags(_Tensors):
             checks.require(low >= -1 and high < images, "bags.index", wanted, f"[{low}, {high}]")
 
 
+@dataclass(frozen=True)
+class SoftTargets(_Tensors):
+    """Several labels a row, each with its probability, in place of one target.
+
+    Args:
+        ids: int64 [..., K], in any order; one that is listed twice counts with the sum. An id equal
+            to the call's `ignore_index` is padding; a row of nothing else is ignored.
+        probabilities: fp32 [..., K], >= 0; they need not sum to 1. No gradient.
+    """
+
+    ids: Tensor
+    probabilities: Tensor
+
+    def __post_init__(self) -> None:
+        for f, dtype in (("ids", torch.int64), ("probabilities", torch.float32)):
+            x, device = getattr(self, f), self.ids.device
+            checks.tensor(f"target.{f}", x.flatten(), f, {}, dtype=dtype, device=device)
+        wanted = f"the ids' shape {list(self.ids.shape)}, [..., K]"
+        got = list(self.probabilities.shape)
+        same = self.ids.dim() > 0 and self.ids.shape == self.probabilities.shape
+        checks.require(same, "target.probabilities", wanted, got)
+        if self.probabilities.requires_grad:
+            wanted = "a tensor without gradient, such as its detach()"
+            checks.fail("target.probabilities", wanted, "one that requires it")
+        if self.probabilities.numel() and checks.values_visible(self.probabilities):
+            low = float(self.probabilities.min())
+            checks.require(low >= 0, "target.probabilities", "values >= 0", low)
+
+
 class Selection(NamedTuple):
     """Rows, key sets and key columns as the plain tensors that ops take and kernels read."""
 

@@ -26,10 +26,12 @@ class Call:
     differentiable: int = 1
 
     def run(self, function: Callable | None = None, **replaced) -> tuple[Tensor, ...]:
-        """The results as a tuple, of another function or with some arguments replaced."""
+        """The results that are not None, of another function or with some arguments replaced."""
         arguments = {**self.inputs, **self.options, **replaced}
         result = (function or self.function)(**arguments)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
+        return (
+            (result,) if isinstance(result, Tensor) else tuple(x for x in result if x is not None)
+        )
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -130,11 +130,56 @@ def attention_kl(
     return per_map[:, 0] if heads == "mean" else (weight[..., 0] * per_map).sum(1)
 
 
-def _log_softmax(hidden, weight, bias, softcap):
+def _log_softmax(hidden, weight, bias, softcap, temperature):
     z = torch.nn.functional.linear(hidden, weight, bias)
     z = z if z.dtype == torch.float64 else z.float()
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
+    z = z / temperature
     return z, z.log_softmax(-1)
+
+
+def _ids(target, ignore_index) -> list[list[tuple[int, float]]]:
+    """Each row's labels and what they count for; none: the row is ignored."""
+    if isinstance(target, Tensor):
+        return [[(y, 1.0)] if y != ignore_index else [] for y in target.flatten().tolist()]
+    size = target.ids.shape[-1]
+    pairs = zip(target.ids.reshape(-1, size).tolist(), target.probabilities.reshape(-1, size))
+    return [
+        [(y, float(p)) for y, p in zip(ids, parts, strict=True) if y != ignore_index]
+        for ids, parts in pairs
+    ]
+
+
+def _label_weights(of_rows, like, bags, smoothing, label_smoothing, class_weight) -> Tensor:
+    """t [N, V]: what each label's -log p counts for in each row's loss."""
+    t = torch.zeros_like(like)
+    for n, labels in enumerate(of_rows):
+        image = -1 if bags is None else int(bags.index[n])
+        rest = []
+        if image >= 0 and smoothing > 0 and labels:
+            ids = bags.ids[int(bags.offsets[image]) : int(bags.offsets[image + 1])].tolist()
+            rest = [y for y in ids if y != labels[0][0]]
+        for y, share in labels:
+            t[n, y] += share * (1 - smoothing if rest else 1)
+        for y in rest:
+            t[n, y] += smoothing / len(rest)
+        if labels:
+            t[n] = (1 - label_smoothing) * t[n] + label_smoothing / t.shape[1]
+    return t if class_weight is None else t * class_weight.to(t)
+
+
+def _chosen(z, log_p, of_rows, top_k) -> tuple[Tensor, ...]:
+    """log p of the own label, lse, entropy, likeliest id, top ids and their log p."""
+    kept = torch.tensor([bool(labels) for labels in of_rows], dtype=torch.bool, device=z.device)
+    own = [max(labels, key=lambda x: x[1])[0] if labels else 0 for labels in of_rows]
+    own = torch.tensor(own, dtype=torch.int64, device=z.device)
+    log_prob = log_p.gather(1, own[:, None])[:, 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    floats = [torch.where(kept, x, 0.0) for x in (log_prob, z.logsumexp(-1), entropy)]
+    ids = z.detach().argsort(dim=1, descending=True, stable=True)[:, : max(1, top_k)]
+    ids = torch.where(kept[:, None], ids, -1)
+    top = torch.where(kept[:, None], log_p.detach().gather(1, ids.clamp(min=0)), 0.0)
+    return *floats, ids[:, 0], ids[:, :top_k], top[:, :top_k]
 
 
 def linear_cross_entropy(
@@ -143,52 +188,62 @@ def linear_cross_entropy(
     target,
     *,
     bias=None,
+    softcap=None,
+    temperature=1.0,
     bags=None,
     smoothing=0.0,
+    label_smoothing=0.0,
+    class_weight=None,
+    z_loss=0.0,
     row_weight=None,
     reduction="mean",
     ignore_index=-100,
-    softcap=None,
+    entropy=False,
+    top_k=0,
 ):
-    shape, target = target.shape, target.reshape(-1)
-    z, log_p = _log_softmax(hidden.reshape(-1, hidden.shape[-1]), weight, bias, softcap)
-    plain = z.detach(), log_p.detach()
-    losses, chosen = [], []
-    for n, label in enumerate(target.tolist()):
-        if label == ignore_index:
-            losses.append(log_p[n, 0] * 0)
-            chosen.append((0.0, 0.0, -1))
-            continue
-        loss = -log_p[n, label]
-        logits, log_probs = plain[0][n], plain[1][n]
-        chosen.append((float(log_probs[label]), float(logits.logsumexp(-1)), int(logits.argmax())))
-        image = -1 if bags is None else int(bags.index[n])
-        if image >= 0 and smoothing > 0:
-            ids = bags.ids[int(bags.offsets[image]) : int(bags.offsets[image + 1])].tolist()
-            rest = [y for y in ids if y != label]
-            if rest:
-                mean = sum(log_p[n, y] for y in rest) / len(rest)
-                loss = (1 - smoothing) * loss - smoothing * mean
-        losses.append(loss)
-    loss = torch.stack(losses) if losses else log_p.sum(-1)
+    shape = hidden.shape[:-1]
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    z, log_p = _log_softmax(rows, weight, bias, softcap, temperature)
+    of_rows = _ids(target, ignore_index)
+    t = _label_weights(of_rows, log_p, bags, smoothing, label_smoothing, class_weight)
+    log_prob, lse, h, predicted, ids, top = _chosen(z, log_p, of_rows, top_k)
+    loss = -(t * log_p).sum(-1) + z_loss * lse**2
     if row_weight is not None:
         loss = loss * row_weight.reshape(-1).to(loss.dtype)
     if reduction == "none":
         loss = loss.view(shape)
+    elif reduction == "sum":
+        loss = loss.sum()
     else:
-        count = max(1, int((target != ignore_index).sum())) if reduction == "mean" else 1
-        loss = loss.sum() / count
-    statistics = [torch.tensor([c[i] for c in chosen], dtype=z.dtype).view(shape) for i in (0, 1)]
-    return loss, *statistics, torch.tensor([c[2] for c in chosen], dtype=torch.int64).view(shape)
+        counts = [1.0 for labels in of_rows if labels]
+        if class_weight is not None and isinstance(target, Tensor):
+            counts = [float(class_weight[labels[0][0]]) for labels in of_rows if labels]
+        loss = loss.sum() / (sum(counts) if counts else 1)
+    statistics = [x.detach().view(shape) for x in (log_prob, lse, predicted)]
+    if entropy:
+        statistics.append(h.detach().view(shape))
+    if top_k:
+        statistics += [ids.view(*shape, top_k), top.view(*shape, top_k)]
+    return loss, *statistics
 
 
-def linear_log_prob(hidden, weight, target, *, bias=None, ignore_index=-100, softcap=None):
-    z, log_p = _log_softmax(hidden, weight, bias, softcap)
-    counted = target != ignore_index
-    at = target.clamp(min=0)[:, None]
-    log_prob = torch.where(counted, log_p.gather(1, at)[:, 0], 0.0)
-    return (
-        log_prob,
-        torch.where(counted, z.logsumexp(-1), 0.0),
-        torch.where(counted, z.argmax(-1), -1),
-    )
+def linear_log_prob(
+    hidden,
+    weight,
+    target,
+    *,
+    bias=None,
+    softcap=None,
+    temperature=1.0,
+    ignore_index=-100,
+    entropy=False,
+    top_k=0,
+):
+    z, log_p = _log_softmax(hidden, weight, bias, softcap, temperature)
+    log_prob, lse, h, predicted, *top = _chosen(z, log_p, _ids(target, ignore_index), top_k)
+    return log_prob, lse, predicted, *([h] if entropy else []), *(top if top_k else [])
+
+
+def log_prob_and_entropy(*operands, **options):
+    log_prob, lse, predicted, h, *top = linear_log_prob(*operands, entropy=True, **options)
+    return log_prob, lse, h, predicted, *top

@@ -7,7 +7,7 @@ import torch
 
 from groundkern.ops.cases import Call, integers, randn
 from groundkern.ops.linear_cross_entropy.api import linear_cross_entropy, linear_log_prob
-from groundkern.selection import LabelBags
+from groundkern.selection import LabelBags, SoftTargets
 
 TARGET = [3, -100, 96, 0, 41, 41, -100, 7]
 
@@ -54,6 +54,70 @@ def _everything(dtype, device) -> Call:
         row_weight=_row_weight(device),
         reduction="none",
     )
+
+
+def _class_weight(device, vocabulary: int = 97):
+    """Uneven, and 0 for some."""
+    drawn = randn(6, vocabulary, dtype=torch.float32, device=device).abs()
+    return drawn * (torch.arange(vocabulary, device=device) % 7 != 5)
+
+
+def soft_targets(device) -> SoftTargets:
+    """Rows that repeat labels, are one-hot, empty (row 2), short or do not sum to 1."""
+    ids = [
+        [3, 5, 3, 96],
+        [0, -100, -100, -100],
+        [-100, -100, -100, -100],
+        [7, 8, 9, 10],
+        [41, 40, -100, 41],
+        [-100, 11, -100, 96],
+        [1, 2, 1, 2],
+        [60, 61, 62, 63],
+    ]
+    probabilities = randn(9, 8, 4, dtype=torch.float32, device=device).abs() / 3
+    probabilities[3] = torch.tensor([0.0, 1.0, 0.0, 0.0], device=device)
+    probabilities[7] = 0.25
+    return SoftTargets(integers(ids, device, torch.int64), probabilities)
+
+
+def _soft(dtype, device, **options) -> Call:
+    return call(dtype, device, **{"target": soft_targets(device), **options})
+
+
+def _weighted(dtype, device) -> Call:
+    return call(dtype, device, class_weight=_class_weight(device), label_smoothing=0.2)
+
+
+def _all_at_once(dtype, device) -> Call:
+    """Every option that a call can have, its rows uneven."""
+    c = _everything(dtype, device)
+    more = {
+        "temperature": 0.6,
+        "label_smoothing": 0.15,
+        "class_weight": _class_weight(device),
+        "z_loss": 0.02,
+        "entropy": True,
+        "top_k": 5,
+    }
+    return replace(c, options={**c.options, **more})
+
+
+def _soft_all_at_once(dtype, device) -> Call:
+    c = _all_at_once(dtype, device)
+    options = {n: x for n, x in c.options.items() if n not in ("bags", "smoothing")}
+    options = {**options, "target": soft_targets(device), "reduction": "mean"}
+    return replace(c, options=options)
+
+
+def log_prob_and_entropy(*operands, **options):
+    """`linear_log_prob` with its differentiable results first."""
+    log_prob, lse, predicted, entropy, *top = linear_log_prob(*operands, entropy=True, **options)
+    return log_prob, lse, entropy, predicted, *top
+
+
+def _entropy(dtype, device) -> Call:
+    c = call(dtype, device, bias=True, softcap=4.0, temperature=1.7, top_k=3)
+    return replace(c, function=log_prob_and_entropy, differentiable=3)
 
 
 def _certain_targets(dtype, device) -> Call:
@@ -117,6 +181,19 @@ CASES: dict[str, Callable[[torch.dtype, torch.device], Call]] = {
     "log_prob": _log_prob,
     "leading_shape": _leading_shape,
     "strided": _strided,
+    "label_smoothing": lambda t, d: call(t, d, label_smoothing=0.3, reduction="none"),
+    "class_weight": lambda t, d: call(t, d, class_weight=_class_weight(d)),
+    "weighted_smoothing": _weighted,
+    "weighted_bags": lambda t, d: call(
+        t, d, bags=bags(d), smoothing=0.4, class_weight=_class_weight(d), reduction="sum"
+    ),
+    "temperature": lambda t, d: call(t, d, temperature=0.5, z_loss=0.1, reduction="none"),
+    "soft_targets": _soft,
+    "soft_targets_of_rows": lambda t, d: _soft(t, d, reduction="none", label_smoothing=0.1),
+    "top_k": lambda t, d: call(t, d, top_k=32, entropy=True),
+    "all_at_once": _all_at_once,
+    "soft_all_at_once": _soft_all_at_once,
+    "entropy": _entropy,
     "all_ignored": _all_ignored,
     "no_rows": _no_rows,
     "one_entry": lambda t, d: replace(

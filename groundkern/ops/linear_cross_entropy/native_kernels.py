@@ -24,6 +24,7 @@ LOGIT_BYTES = 64 * 2**20
 
 def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why native cannot serve this call, in one sentence; None if it can."""
+    return "its kernels are being rewritten"
     reason = native.unsupported(*inputs[:2])
     if reason is None and group is not None:
         return "the native kernels do not shard the vocabulary over a process group"

@@ -11,6 +11,7 @@ forward saved: `save`, for a backend that `saves_logits`.
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +20,15 @@ from torch import Tensor
 from torch.library import custom_op
 
 from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
-from groundkern.ops.linear_cross_entropy import Ahead, Head, Inputs, Labels, Options, Upstream
+from groundkern.ops.linear_cross_entropy import (
+    Ahead,
+    Head,
+    Inputs,
+    Labels,
+    Options,
+    Rows,
+    Upstream,
+)
 from groundkern.precision import accumulation_dtype
 
 
@@ -56,25 +65,45 @@ def _tensors(count: int) -> str:
 @custom_op(
     "groundkern::linear_cross_entropy",
     mutates_args=(),
-    schema=f"({schema(Inputs, Labels, Options, _Forward)}, str backend) -> {_tensors(5)}",
+    schema=f"({schema(Inputs, Labels, Options, _Forward)}, str backend) -> {_tensors(8)}",
 )
 @op_body(Inputs, Labels, Options, _Forward)
 def linear_cross_entropy(inputs, labels, options, how, backend) -> tuple[Tensor, ...]:
     """The fields of `Rows`, and what was saved of the logits."""
     if how.save:
         rows, saved = kernels(backend).forward_saving(inputs, labels, options)
-        return *rows, saved
-    return *kernels(backend).forward(inputs, labels, options), _nothing_saved(inputs.hidden)
+    else:
+        rows = kernels(backend).forward(inputs, labels, options)
+        saved = _nothing_saved(inputs.hidden)
+    return *_present(rows, inputs.hidden), saved
 
 
 @linear_cross_entropy.register_fake
 @grouped(Inputs, Labels, Options, _Forward)
 def _(inputs, labels, options, how, backend):
     hidden = inputs.hidden
-    rows = [hidden.new_empty(hidden.shape[0], dtype=_wide(hidden)) for _ in range(3)]
-    size = kernels(backend).saved_bytes(inputs) if how.save else 0
+    size = kernels(backend).saved_bytes(inputs, options) if how.save else 0
     saved = hidden.new_empty(size, dtype=torch.uint8)
-    return *rows, labels.target.new_empty(labels.target.shape), saved
+    return *_fake_rows(inputs, labels, options), saved
+
+
+def _fake_rows(inputs: Inputs, labels: Labels, options: Options) -> tuple[Tensor, ...]:
+    count, top = labels.target.shape[0], options.top_k
+    floats = partial(inputs.hidden.new_empty, dtype=_wide(inputs.hidden))
+    ids = labels.target.new_empty
+    rows = Rows(
+        *(floats(count) for _ in range(3)),
+        floats(count) if options.entropy else None,
+        ids(count),
+        ids(count, top) if top > 0 else None,
+        floats(count, top) if top > 0 else None,
+    )
+    return _present(rows, inputs.hidden)
+
+
+def _present(results: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """An op's outputs cannot be None: an absent one is empty."""
+    return tuple(like.new_empty(0) if x is None else x for x in results)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -100,7 +129,7 @@ def linear_cross_entropy_backward(
     arguments = (upstream, inputs, labels, options, Head(saved.train_weight, weight_grad))
     known = {"saved": saved.logits} if saved.logits.numel() > 0 else {}
     gradients = kernels(backend).backward(*arguments, **known)
-    return tuple(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
+    return _present(gradients, inputs.hidden)
 
 
 @linear_cross_entropy_backward.register_fake
@@ -122,6 +151,7 @@ def _setup_context(ctx, inputs, output) -> None:
     inputs, labels, ctx.options, how, ctx.backend = regroup(
         inputs, Inputs, Labels, Options, _Forward
     )
+    ctx.mark_non_differentiable(*output[4:])
     ctx.save_for_backward(*inputs, *labels, output[-1])
     ctx.set_materialize_grads(False)  # no zeros as large as what was saved
     ctx.weight_grad = how.weight_grad
@@ -131,8 +161,11 @@ def _backward(ctx, *upstream: Tensor | None):
     (*saved, logits), train_weight = ctx.saved_tensors, ctx.needs_input_grad[1]
     hidden, _, bias, target, *_ = saved
     none = target.new_zeros(target.shape, dtype=_wide(hidden))
+    above = [none if x is None else x.contiguous() for x in upstream[:4]]
+    if not ctx.options.entropy:
+        above[3] = None
     dhidden, dweight, dbias = linear_cross_entropy_backward(
-        *(none if x is None else x.contiguous() for x in upstream[:3]),
+        *above,
         *saved,
         *ctx.options,
         *_Saved(logits, train_weight),
@@ -147,9 +180,9 @@ def _backward(ctx, *upstream: Tensor | None):
 linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
 
 
-def saves_logits(backend: str, inputs: Inputs) -> bool:
+def saves_logits(backend: str, inputs: Inputs, options: Options) -> bool:
     """Whether the forward can save what lets the backward do without the logits' product."""
-    return backend == "native" and kernels(backend).saves_logits(inputs)
+    return backend == "native" and kernels(backend).saves_logits(inputs, options)
 
 
 def gradients_in_forward(backend: str) -> bool:
@@ -161,7 +194,7 @@ def gradients_in_forward(backend: str) -> bool:
 @custom_op(
     "groundkern::linear_cross_entropy_with_gradients",
     mutates_args=(),
-    schema=f"({schema(Inputs, Labels, Options, Ahead)}, str backend) -> {_tensors(7)}",
+    schema=f"({schema(Inputs, Labels, Options, Ahead)}, str backend) -> {_tensors(10)}",
 )
 @op_body(Inputs, Labels, Options, Ahead)
 def linear_cross_entropy_with_gradients(
@@ -170,18 +203,16 @@ def linear_cross_entropy_with_gradients(
     """The fields of `Rows`, where the loss is a scalar with row_factor, and those of `Gradients`:
     of that loss, or per row of each row's own."""
     rows, gradients = kernels(backend).forward_with_gradients(inputs, labels, options, ahead)
-    return *rows, *(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
+    return _present((*rows, *gradients), inputs.hidden)
 
 
 @linear_cross_entropy_with_gradients.register_fake
 @grouped(Inputs, Labels, Options, Ahead)
 def _(inputs, labels, options, ahead, backend):
-    hidden = inputs.hidden
-    rows = [hidden.new_empty(hidden.shape[0], dtype=_wide(hidden)) for _ in range(3)]
+    loss, *rest = _fake_rows(inputs, labels, options)
     if ahead.row_factor is not None:
-        rows[0] = hidden.new_empty((), dtype=_wide(hidden))
-    predicted = labels.target.new_empty(labels.target.shape)
-    return *rows, predicted, *_fake_gradients(inputs, ahead.train_weight)
+        loss = loss.new_empty(())
+    return loss, *rest, *_fake_gradients(inputs, ahead.train_weight)
 
 
 def _store_gradients(ctx, inputs, output) -> None:
@@ -190,7 +221,7 @@ def _store_gradients(ctx, inputs, output) -> None:
     )
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros in dweight's shape for outputs nobody uses
-    ctx.gradients = output[4:]
+    ctx.gradients = output[7:]
     ctx.save_for_backward(*inputs, *labels, ahead.row_factor)
     ctx.train_weight = ahead.train_weight
 
@@ -204,9 +235,10 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
         *tensors, row_factor = ctx.saved_tensors
         rows = dloss.contiguous() if row_factor is None else dloss * row_factor
         none = torch.zeros_like(rows)
+        upstream = Upstream(rows, none, none, none if ctx.options.entropy else None)
         saved = _Saved(_nothing_saved(rows), train_weight)
         gradients = linear_cross_entropy_backward(
-            rows, none, none, *tensors, *ctx.options, *saved, None, ctx.backend
+            *upstream, *tensors, *ctx.options, *saved, None, ctx.backend
         )
     else:
         used = (True, train_weight, train_bias)

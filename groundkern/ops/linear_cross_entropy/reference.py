@@ -1,10 +1,20 @@
 """The specification of linear cross entropy, in plain torch.
 
-       z_n  = softcap(U h_n + bias),   log p_n(y) = z_ny - lse_n,   lse_n = log sum_y exp(z_ny)
-(D3)   L_n  = -(1 - b) log p_n(w_n) - b mean_{y in Y_n, y != w_n} log p_n(y)
-       b = 0 if Y_n without w_n is empty
+       z_n  = softcap(U h_n + bias) / temperature,   lse_n = log sum_y exp(z_ny)
+       log p_n(y) = z_ny - lse_n,    H_n = -sum_y p_n(y) log p_n(y)
+       L_n  = sum_y t_ny (-log p_n(y)) + z_loss lse_n^2
 
-log p is formed as -log(1 + sum_{y != w} exp(z_y - z_w)): its gradient at the target is minus the
+with weights t of the row's own label w, of the labels of its list and of the whole vocabulary
+(e = label_smoothing, c = class_weight, or 1):
+
+       t_nw += (1 - e) own_n a_n;     t_ny += (1 - e) b_n weights_y for y != w in its list;
+       t_ny += e / V c_y for every y
+
+(D3)   a list of labels that share b = smoothing, the bag of an image:  a_n = 1 - b and b_n = b / r,
+       r its number of labels other than w, copies counted; a_n = 1 if r = 0
+       soft targets (smoothing = 0):  a_n = b_n = 1
+
+log p(w) is formed as -log(1 + sum_{y != w} exp(z_y - z_w)): its gradient at the target is minus the
 sum of the other probabilities, so p - 1 does not cancel as p -> 1.
 
 With a process group the vocabulary is sharded over its ranks in rank order; every rank holds all
@@ -14,6 +24,7 @@ rows and gets the same results.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,6 +41,7 @@ class _Shard:
 
     first: int  # id of this shard's first row of the weight
     rows: int
+    vocabulary: int  # entries of all shards
     group: dist.ProcessGroup | None
 
     def find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,18 +52,29 @@ class _Shard:
     def sum(self, x: Tensor) -> Tensor:
         return x if self.group is None else _GroupSum.apply(x, self.group)
 
-    def maximum(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest logit [n] and its id [n] over the whole vocabulary, without gradient."""
-        value, index = z.detach().max(1)
-        index = index + self.first
+    def top(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The largest logits [n, count] and their ids over the whole vocabulary, without gradient;
+        of equal ones the smallest ids. Beyond the vocabulary -inf and -1."""
+        if count == 1:
+            values, index = z.detach().max(1, keepdim=True)
+        else:
+            values, index = z.detach().sort(dim=1, descending=True, stable=True)
+        values, index = values[:, :count], index[:, :count] + self.first
+        missing = (0, count - values.shape[1])
+        values = torch.nn.functional.pad(values, missing, value=-torch.inf)
+        index = torch.nn.functional.pad(index, missing, value=-1)
         if self.group is None:
-            return value, index
-        world = dist.get_world_size(self.group)
-        values, indices = ([torch.empty_like(x) for _ in range(world)] for x in (value, index))
-        dist.all_gather(values, value, group=self.group)
-        dist.all_gather(indices, index, group=self.group)
-        best, rank = torch.stack(values).max(0)
-        return best, torch.stack(indices).gather(0, rank[None])[0]
+            return values, index
+        parts = _gather(values, self.group), _gather(index, self.group)
+        values, index = (torch.cat(x, 1) for x in parts)  # in the order of ranks, hence of ids
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        return values[:, :count], index.gather(1, order[:, :count])
+
+
+def _gather(x: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, x.contiguous(), group=group)
+    return parts
 
 
 class _GroupSum(torch.autograd.Function):
@@ -69,88 +92,147 @@ class _GroupSum(torch.autograd.Function):
 
 
 def _shard(weight: Tensor, group: str) -> _Shard:
+    rows = weight.shape[0]
     if not group:
-        return _Shard(0, weight.shape[0], None)
+        return _Shard(0, rows, rows, None)
     process_group = dist.distributed_c10d._resolve_process_group(group)
-    own = torch.tensor([weight.shape[0]], device=weight.device)
-    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(sizes, own, group=process_group)
+    sizes = [int(x) for x in _gather(torch.tensor([rows], device=weight.device), process_group)]
     before = sizes[: dist.get_rank(process_group)]
-    return _Shard(sum(int(s) for s in before), weight.shape[0], process_group)
+    return _Shard(sum(before), rows, sum(sizes), process_group)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
-    z = torch.nn.functional.linear(hidden, weight, bias)
-    return softcap * torch.tanh(z / softcap) if softcap > 0 else z
+def _logits(inputs: ce.Inputs, options: ce.Options) -> Tensor:
+    z = torch.nn.functional.linear(*inputs)
+    z = options.softcap * torch.tanh(z / options.softcap) if options.softcap > 0 else z
+    return z / options.temperature
 
 
 def _statistics(z: Tensor, top: Tensor, target: Tensor, shard: _Shard):
-    """log p(w) [n], log sum exp [n] of the shifted logits, and these [n, V]: z - top."""
+    """log p(w) [n], log sum exp of the shifted logits [n], these [n, V]: z - top, and their
+    exponentials."""
     shifted = z - top[:, None]
     own, here = shard.find(target)
     own = own[:, None]
     z_target = shard.sum(shifted.gather(1, own)[:, 0] * here)
     e = shifted.exp()
-    e = e.scatter(1, own, e.gather(1, own).masked_fill(here[:, None], 0.0))
-    others = shard.sum(e.sum(1))  # sum_{y != w} exp(z_y - top)
+    without = e.scatter(1, own, e.gather(1, own).masked_fill(here[:, None], 0.0))
+    others = shard.sum(without.sum(1))  # sum_{y != w} exp(z_y - top)
     some = others > 0
     odds = torch.where(some, others, 1.0).log() - z_target  # log of (1 - p) / p
     log_prob = -torch.where(some, torch.logaddexp(torch.zeros_like(odds), odds), 0.0)
-    return log_prob, (others + z_target.exp()).log(), shifted
+    return log_prob, (others + z_target.exp()).log(), shifted, e
 
 
-def _block(hidden, weight, bias, *, target, bag, options: ce.Options, shard: _Shard):
-    """Counted rows: hidden [n, D], weight [V, D] -> loss, log p(w), lse, likeliest id, all [n]."""
-    z = _logits(hidden, weight, bias, options.softcap)
-    top, predicted = shard.maximum(z)
-    log_prob, log_sum, shifted = _statistics(z, top, target, shard)
-    loss = -log_prob
-    if bag is not None:
-        row, label = bag  # [P] pairs of row and a label other than the row's own
-        at, here = shard.find(label)
-        rest = torch.bincount(row, minlength=len(target))  # |Y without w|
-        total = shifted.new_zeros(len(target)).index_add(0, row, shifted[row, at] * here)
-        mean = shard.sum(total) / rest.clamp(min=1) - log_sum  # mean of log p(y) over the rest
-        b = torch.where(rest > 0, options.smoothing, 0.0)
-        loss = (1 - b) * loss - b * mean
-    return loss, log_prob, top + log_sum, predicted
+class _List(NamedTuple):
+    """The labels of rows' lists other than the rows' own, one pair of row and label after the
+    other, and how many a row has."""
+
+    row: Tensor  # int64 [P]
+    label: Tensor  # int64 [P]
+    weight: Tensor  # [P]
+    rest: Tensor  # int64 [n]
 
 
-def _pairs(ids: Tensor, offsets: Tensor, index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, label) for every label of each row's bag that is not the row's own."""
-    bag = index.clamp(min=0)
-    counts = torch.where(index >= 0, offsets[bag + 1] - offsets[bag], 0)  # [n]
+@dataclass(frozen=True)
+class _Block:
+    """A block of counted rows, as a function of hidden [n, D], weight [V, D] and bias [V]."""
+
+    target: Tensor  # [n]
+    own: Tensor  # [n]
+    list: _List | None
+    class_weight: Tensor | None  # [V] of this shard
+    options: ce.Options
+    shard: _Shard
+
+    def __call__(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """The fields of `ce.Rows`, without those that are not wanted."""
+        options, shard = self.options, self.shard
+        z = _logits(ce.Inputs(*inputs), options)
+        values, ids = shard.top(z, max(1, options.top_k))
+        top = values[:, 0]
+        log_prob, log_sum, shifted, e = _statistics(z, top, self.target, shard)
+        lse = top + log_sum
+        results = [self._loss(log_prob, log_sum, shifted) + options.z_loss * lse**2, log_prob, lse]
+        if options.entropy:
+            mean = shard.sum((e * shifted).sum(1)) / log_sum.exp()
+            results.append(log_sum - mean)
+        results.append(ids[:, 0])
+        if options.top_k > 0:
+            results += [ids, values - lse[:, None]]
+        return tuple(results)
+
+    def _loss(self, log_prob: Tensor, log_sum: Tensor, shifted: Tensor) -> Tensor:
+        options, shard, own, listed = self.options, self.shard, self.own, self.list
+        of_vocabulary = of_list = 0.0
+        if options.label_smoothing > 0:
+            c = torch.ones_like(shifted[0]) if self.class_weight is None else self.class_weight
+            total = shard.sum(c.sum()) * log_sum - shard.sum((c * shifted).sum(1))
+            of_vocabulary = options.label_smoothing / shard.vocabulary * total
+        if listed is not None:
+            b = listed.weight
+            if options.smoothing > 0:
+                b = b * options.smoothing / listed.rest[listed.row]
+                own = torch.where(listed.rest > 0, (1 - options.smoothing) * own, own)
+            at, here = shard.find(listed.label)
+            zero = torch.zeros_like(log_sum)
+            of_labels = zero.index_add(0, listed.row, b * shifted[listed.row, at] * here)
+            of_list = zero.index_add(0, listed.row, b) * log_sum - shard.sum(of_labels)
+        return (1 - options.label_smoothing) * (of_list - own * log_prob) + of_vocabulary
+
+
+def _list(labels: ce.Labels, rows: Tensor, wide: torch.dtype) -> _List | None:
+    """The lists of some rows, if there are any."""
+    target, _, ids, weights, offsets, index, _ = labels
+    if ids is None or len(offsets) < 2:
+        return None
+    target, index = target[rows], index[rows]
+    at = index.clamp(min=0)
+    counts = torch.where(index >= 0, offsets[at + 1] - offsets[at], 0)  # [n]
     row = torch.repeat_interleave(torch.arange(len(index), device=ids.device), counts)
     within = torch.arange(len(row), device=ids.device) - (counts.cumsum(0) - counts)[row]
-    label = ids[offsets[bag][row] + within]
-    other = label != target[row]
-    return row[other], label[other]
+    place = offsets[at][row] + within
+    other = ids[place] != target[row]
+    row, place = row[other], place[other]
+    weight = torch.ones(len(row), dtype=wide, device=ids.device)
+    if weights is not None:
+        weight = weights[place].to(wide)
+    return _List(row, ids[place], weight, torch.bincount(row, minlength=len(target)))
 
 
 def _blocks(
     inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, shard: _Shard
-) -> Iterator[tuple[Tensor, Callable]]:
-    """Yield (rows, function of (hidden, weight, bias)) over blocks of counted rows."""
-    target, *bags = labels
-    counted = (target != options.ignore_index).nonzero()[:, 0]
+) -> Iterator[tuple[Tensor, _Block]]:
+    """Yield (rows, block) over blocks of counted rows."""
+    wide = accumulation_dtype(inputs.hidden.dtype)
+    counted = (labels.target != options.ignore_index).nonzero()[:, 0]
     step = max(1, BLOCK_ELEMENTS // max(1, inputs.weight.shape[0]))
-    smooth = labels.ids is not None and options.smoothing > 0 and len(labels.offsets) > 1
+    own = torch.ones_like(labels.target, dtype=wide) if labels.own is None else labels.own.to(wide)
+    c = labels.class_weight
+    c = None if c is None else c[shard.first : shard.first + shard.rows].to(wide)
     for rows in counted.split(step) if len(counted) else ():
-        pairs = _pairs(*bags[:2], labels.index[rows], target[rows]) if smooth else None
-        yield rows, partial(_block, target=target[rows], bag=pairs, options=options, shard=shard)
+        listed = _list(labels, rows, wide)
+        yield rows, _Block(labels.target[rows], own[rows], listed, c, options, shard)
 
 
 def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
     wide = accumulation_dtype(inputs.hidden.dtype)
-    results = [inputs.hidden.new_zeros(len(labels.target), dtype=wide) for _ in range(3)]
-    results.append(torch.full_like(labels.target, -1))
+    zeros = partial(inputs.hidden.new_zeros, dtype=wide)
+    count, ids = len(labels.target), torch.full_like(labels.target, -1)
+    results = ce.Rows(
+        *(zeros(count) for _ in range(3)),
+        zeros(count) if options.entropy else None,
+        ids,
+        ids[:, None].repeat(1, options.top_k) if options.top_k > 0 else None,
+        zeros(count, options.top_k) if options.top_k > 0 else None,
+    )
     shard = _shard(inputs.weight, options.group)
     parameters = [None if x is None else x.to(wide) for x in inputs[1:]]
+    wanted = [x for x in results if x is not None]
     for rows, block in _blocks(inputs, labels, options, shard):
         parts = block(inputs.hidden[rows].to(wide), *parameters)
-        for result, part in zip(results, parts, strict=True):
+        for result, part in zip(wanted, parts, strict=True):
             result[rows] = part
-    return ce.Rows(*results)
+    return results
 
 
 def backward(
@@ -166,7 +248,7 @@ def backward(
     shard = _shard(weight, options.group)
     w, b = (None if x is None else x.to(wide) for x in (weight, bias))
     for rows, block in _blocks(inputs, labels, options, shard):
-        above = [x[rows] for x in upstream]
+        above = [x[rows] for x in upstream if x is not None]
         h = hidden[rows].to(wide)
         if sums[0] is None:
             frozen = partial(_with_weight, block, w)
