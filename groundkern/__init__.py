@@ -10,7 +10,7 @@ from groundkern.ops.linear_cross_entropy.api import (
     linear_log_prob,
 )
 from groundkern.ops.side_attention.api import SideAttention, side_attention
-from groundkern.row_blocks import logit_budget, set_logit_budget
+from groundkern.row_blocks import logit_budget, logit_dtype, set_logit_budget, set_logit_dtype
 from groundkern.selection import KeySets, LabelBags, QueryRows, SoftTargets
 
 __version__ = "0.1.0"
@@ -30,10 +30,12 @@ __all__ = [
     "linear_cross_entropy",
     "linear_log_prob",
     "logit_budget",
+    "logit_dtype",
     "losses",
     "lse",
     "maps",
     "metrics",
     "set_logit_budget",
+    "set_logit_dtype",
     "side_attention",
 ]

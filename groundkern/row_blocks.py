@@ -50,6 +50,43 @@ def set_logit_budget(size: int | None) -> None:
     _logit_budget = size
 
 
+_logit_dtype: torch.dtype | None = None
+
+
+def set_logit_dtype(dtype: torch.dtype | None) -> None:
+    """Set the dtype in which the Triton kernels hold the logits of 16-bit operands.
+
+    In the operands' own, their gradient takes their place: 2 bytes a logit, and results as exact as
+    those of torch, whose 16-bit products are rounded too. In float32 logits are rounded by 2^-24 of
+    their size instead of 2^-9, and take 6 bytes, their gradient included.
+
+    The setting is the process's, like `set_logit_budget`. With a process group it must be the same
+    on all ranks.
+
+    Args:
+        dtype: torch.float32, or None: the operands'.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    good = dtype is None or dtype == torch.float32
+    checks.require(good, "dtype", "torch.float32 or None", dtype)
+    global _logit_dtype
+    _logit_dtype = dtype
+
+
+def logit_dtype(operands: torch.dtype) -> torch.dtype:
+    """The dtype of logits that the Triton kernels hold.
+
+    Args:
+        operands: the dtype of hidden and weight.
+
+    Returns:
+        What `set_logit_dtype` has set, else the operands' dtype.
+    """
+    return _logit_dtype or operands
+
+
 def row_blocks(sequence: Tensor, sequences: int, per_row: int) -> Iterator[tuple[int, slice]]:
     """Yield (sequence, rows) so that a block holds rows of one sequence and about BLOCK_ELEMENTS
     scores.
@@ -106,18 +143,42 @@ def scores(q: Tensor, k: Tensor, scale: float, softcap: float) -> Tensor:
 
 
 def logit_chunks(
-    rows: int, vocabulary: int, bytes_per_logit: int, budget: int | None = None
+    rows: int,
+    vocabulary: int,
+    bytes_per_logit: int,
+    budget: int | None = None,
+    *,
+    dim: int | None = None,
+    processors: int = 132,
 ) -> list[slice]:
     """Cut [0, rows) into chunks of even size whose logits fit a budget; rows >= 1 in each.
 
     Args:
         bytes_per_logit: all that is held for one logit, its gradient included.
         budget: bytes of a chunk if none is set; default LOGIT_BYTES.
+        dim: columns of hidden. If given, the number of chunks is that of the fewest waves of the
+            products [rows of a chunk, dim] over a GPU's `processors`.
     """
     size = _logit_budget or budget or LOGIT_BYTES
     limit = max(1, size // (max(1, vocabulary) * bytes_per_logit))
-    chunks = -(-rows // limit)
+    fewest = -(-rows // limit)
+    if dim is not None and fewest > 1:
+
+        def waves(chunks: int) -> int:
+            heights = (x.stop - x.start for x in _even(rows, chunks, limit))
+            tiles = (-(-height // 128) * -(-dim // 256) for height in heights)
+            return sum(-(-count // processors) for count in tiles)
+
+        fewest = min(range(fewest, min(rows, 2 * fewest) + 1), key=waves)  # the first of the best
+    return _even(rows, fewest, limit)
+
+
+def _even(rows: int, chunks: int, limit: int) -> list[slice]:
+    """[0, rows) in about so many chunks, their heights multiples of a GEMM's tiles if they may."""
     height = -(-rows // max(1, chunks))
-    aligned = -(-height // 128) * 128  # GEMM tiles
-    height = aligned if aligned <= limit else height
+    for tile in (256, 128):
+        aligned = -(-height // tile) * tile
+        if aligned <= limit:
+            height = aligned
+            break
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height or 1)]

@@ -176,7 +176,8 @@ def tile_key(table: dict[tuple, Tile], kind: tuple, dims: Sequence[int], packed:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU, an H100's where there is none; 2 of a CPU."""
     if device.type != "cuda":
         return 2 if device.type == "cpu" else 132
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -194,7 +195,7 @@ def small(device: torch.device) -> bool:
 def splits(device: torch.device, programs: int, tiles: int) -> int:
     """Into how many programs to split `tiles` so that `programs` times as many fill the device, two
     to a processor; from shapes and never from values, so that a launch needs no sync."""
-    wanted = 2 * _processors(device) // max(1, programs)
+    wanted = 2 * processors(device) // max(1, programs)
     return max(1, min(wanted, tiles, 128))
 
 

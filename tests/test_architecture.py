@@ -142,7 +142,14 @@ def role(module: str) -> str | None:
     match parts[1:]:
         case ["_C"] | ["native"]:
             return parts[1]
-        case ["tiles" | "tile_kernels" | "plan_kernels" | "attention_kernels" | "map_kernels"]:
+        case [
+            "tiles"
+            | "tile_kernels"
+            | "plan_kernels"
+            | "attention_kernels"
+            | "map_kernels"
+            | "logit_kernels"
+        ]:
             return "tiles"
         case ["hf", "data", *_]:
             return "hf data"

@@ -118,7 +118,7 @@ def test_a_dry_run_launches_what_the_call_launches(sized: calls.Sized, monkeypat
     """On meta tensors the launchers launch the same kernels in the same order as on real ones, with
     tensors of the same sizes and with the same numbers."""
     # as many splits on both
-    monkeypatch.setattr("groundkern.tiles._processors", lambda device: 132)
+    monkeypatch.setattr("groundkern.tiles.processors", lambda device: 132)
     call = sized.small.make(CPU)
     run, _ = admission.runner(call, admission.ours(call, "triton"), "full")
     with noted(launch=False) as seen:

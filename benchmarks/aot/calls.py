@@ -145,34 +145,52 @@ def attention_map(
 def linear_cross_entropy(
     sizes: Sizes,
     bias: bool,
-    bags: bool,
+    lists: str,
     softcap: float,
     *,
     head: str = "trained",
+    everything: bool = False,
     budget: int | None = None,
+    logits: torch.dtype | None = None,
 ) -> None:
     """Forward, backward, and the forward that makes the gradients.
 
+    lists: "bags", "soft" targets of 8 labels a row, or "".
     head: "trained", "frozen", or "added": its gradient is added to one that is there.
-    budget: bytes, for `set_logit_budget`.
+    everything: label smoothing, class weights, entropy and top-k too.
+    budget, logits: for `set_logit_budget` and `set_logit_dtype`.
     """
     n, v = sizes.rows, sizes.vocabulary
     hidden, weight = (sizes.empty(m, sizes.hidden, dtype=sizes.dtype) for m in (n, v))
     target, index = (sizes.empty(n, dtype=torch.int64) for _ in range(2))
-    ids, offsets = (sizes.empty(m, dtype=torch.int64) for m in (100, sizes.batch + 1))
-    upstream = loss.Upstream(*(sizes.empty(n) for _ in range(3)))
+    soft = lists == "soft"
+    listed, many = (8 * n, n) if soft else (100, sizes.batch)
+    ids, offsets = (sizes.empty(m, dtype=torch.int64) for m in (listed, many + 1))
+    upstream = loss.Upstream(*(sizes.empty(n) for _ in range(3)), None)
+    if everything:
+        upstream = upstream._replace(dentropy=sizes.empty(n))
     inputs = loss.Inputs(hidden, weight, sizes.empty(v, dtype=sizes.dtype) if bias else None)
-    labels = loss.Labels(target, *((ids, offsets, index) if bags else (None, None, None)))
-    options = loss.Options(0.3 if bags else 0.0, -100, softcap, "")
+    weighted = soft or everything
+    own = sizes.empty(n) if weighted else None
+    given = ids, sizes.empty(listed) if weighted else None, offsets, index
+    labels = loss.Labels(
+        target, own, *(given if lists else (None,) * 4), sizes.empty(v) if everything else None
+    )
+    smoothing = 0.3 if lists == "bags" else 0.0
+    shared = (softcap, 1.0, -100, "", everything, 5 * everything)
+    options = loss.Options(smoothing, 0.1 * everything, 0.0, *shared)
     arguments, trained = (inputs, labels, options), head != "frozen"
     grad = sizes.empty(v, sizes.hidden) if head == "added" else None
     before = row_blocks.logit_budget()
     row_blocks.set_logit_budget(budget)
+    row_blocks.set_logit_dtype(logits)
     try:
         op = linear_cross_entropy_launch
         op.forward(*arguments)
         op.backward(upstream, *arguments, loss.Head(trained, grad))
         op.forward_with_gradients(*arguments, loss.Ahead(None, trained))
         op.forward_with_gradients(*arguments, loss.Ahead(upstream.dloss, trained))
+        op.scaled(sizes.empty(v, sizes.hidden, dtype=sizes.dtype), sizes.empty(1)[0])
     finally:
         row_blocks.set_logit_budget(before)
+        row_blocks.set_logit_dtype(None)

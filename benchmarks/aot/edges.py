@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 
+import torch
+
 from benchmarks.aot.calls import (
     Sizes,
     attention_map,
@@ -111,24 +113,29 @@ def _present(subset: bool) -> Iterator[LabelledLaunch]:
 def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
     """Rows, chunks of one row, vocabularies, alignment; optional inputs; the head's gradient."""
     op = "linear_cross_entropy bfloat16"
-    bags = (False, True, 0.0)  # bias, bags, softcap
+    bags = (False, "bags", 0.0)  # bias, lists, softcap
     for rows in (1, 7, 16):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags)
         yield from recorded(f"{op} rows={rows}", run, edge=True)
     # One row per chunk; then three rows in chunks of two, so that the last chunk has one.
-    for rows, budget, what in ((3, 1, "rows=1 a chunk"), (3, 151_936 * 12, "rows=1 last chunk")):
+    for rows, budget, what in ((3, 1, "rows=1 a chunk"), (3, 151_936 * 4, "rows=1 last chunk")):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags, budget=budget)
         yield from recorded(f"{op} {what}", run, edge=True)
     for vocabulary in (1, 33, 8192, 151_937):
         for rows in (64, 1):
             run = partial(linear_cross_entropy, Sizes(rows=rows, vocabulary=vocabulary), *bags)
             yield from recorded(f"{op} vocabulary={vocabulary} rows={rows}", run, edge=True)
-    run = partial(linear_cross_entropy, Sizes(layout="unaligned"), True, True, 0.0)
+    run = partial(linear_cross_entropy, Sizes(layout="unaligned"), True, "bags", 0.0)
     yield from recorded(f"{op} unaligned bias", run, edge=True)
-    for bias, with_bags, softcap in product((False, True), (False, True), (0.0, 30.0)):
-        given = " bias" * bias + " bags" * with_bags + " softcap" * (softcap > 0)
-        run = partial(linear_cross_entropy, Sizes(), bias, with_bags, softcap)
+    for bias, lists, softcap in product((False, True), ("", "bags"), (0.0, 30.0)):
+        given = " bias" * bias + f" {lists}" * bool(lists) + " softcap" * (softcap > 0)
+        run = partial(linear_cross_entropy, Sizes(), bias, lists, softcap)
         yield from recorded(f"{op}{given or ' plain'}", run, edge=True)
+    for lists, softcap in product(("soft", "bags"), (0.0, 30.0)):
+        run = partial(linear_cross_entropy, Sizes(), False, lists, softcap, everything=True)
+        yield from recorded(f"{op} {lists} everything softcap={softcap}", run, edge=True)
+    run = partial(linear_cross_entropy, Sizes(), False, "soft", 0.0, logits=torch.float32)
+    yield from recorded(f"{op} soft logits=float32", run, edge=True)
     for head in ("frozen", "added"):
         run = partial(linear_cross_entropy, Sizes(), *bags, head=head)
         yield from recorded(f"{op} head={head}", run, edge=True)

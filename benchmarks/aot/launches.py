@@ -43,7 +43,7 @@ def launches(subset: bool) -> Iterator[LabelledLaunch]:
                 yield from recorded(f"attention_map {name} {' '.join(call)}", run)
         for bias, softcap in ((False, 0.0),) if subset else ((False, 0.0), (True, 30.0)):
             sizes = Sizes(dtype=dtype)
-            run = partial(linear_cross_entropy, sizes, bias, True, softcap)
+            run = partial(linear_cross_entropy, sizes, bias, "bags", softcap)
             yield from recorded(f"linear_cross_entropy {sizes.name} softcap={softcap}", run)
     yield from edges(subset)
 
@@ -91,7 +91,7 @@ def _step(sizes: Sizes) -> Iterator[LabelledLaunch]:
     """Forward and backward of every op."""
     runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
     runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
-    runs += [partial(linear_cross_entropy, sizes, False, True, 0.0)]
+    runs += [partial(linear_cross_entropy, sizes, False, "bags", 0.0)]
     for run in runs:
         yield from (launch for launch in recorded("", run) if not launch.small)
 

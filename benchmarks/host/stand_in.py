@@ -54,7 +54,7 @@ def stand_in() -> Iterator[None]:
         for owner, name, made in (
             (kernel_class(), "_do_compile", _compiled),
             (tiles, "unsupported", lambda *_: None),
-            (tiles, "_processors", lambda _: PROCESSORS),
+            (tiles, "processors", lambda _: PROCESSORS),
             (checks, "values_visible", lambda *_: False),
             (backends, "_PREFERRED", {"cpu": "triton"}),
         ):

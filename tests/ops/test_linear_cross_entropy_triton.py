@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from groundkern import LabelBags, available_backends, linear_cross_entropy, row_blocks
+from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import cases
 from groundkern.row_blocks import logit_chunks
 from tests.ops.test_contract import CPU, differentiate
@@ -130,18 +131,24 @@ def test_a_label_out_of_range_reads_nothing_and_shows(label: int) -> None:
     target = call.options["target"].clone()
     target[2] = label
     ids, offsets = torch.tensor([label, 5]), torch.tensor([0, 2])
-    labels = (None, target, ids, offsets, torch.zeros(8, dtype=torch.int64))
+    lists = ids, None, offsets, torch.zeros(8, dtype=torch.int64)
+    labels = ce.Labels(target, None, *lists, None)
     run = torch.ops.groundkern.linear_cross_entropy
     hidden, weight = (x.clone().requires_grad_() for x in call.inputs.values())
-    loss, *_ = run(hidden, weight, *labels, 0.0, -100, 0.0, "", None, False, "triton")
+
+    def losses(smoothing: float) -> torch.Tensor:
+        options = ce.Options(smoothing, 0.0, 0.0, 0.0, 1.0, -100, "", False, 0)
+        given = labels if smoothing else ce.Labels(target, *[None] * 6)
+        return run(hidden, weight, None, *given, *options, None, False, "triton")[0]
+
+    loss = losses(0.0)
     assert loss[2] == torch.inf
     expected = call.run(reduction="none")[0]
     others = torch.arange(8) != 2
     torch.testing.assert_close(loss[others], expected[others])
     loss.sum().backward()
     assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
-    smoothed, *_ = run(hidden, weight, *labels, 0.3, -100, 0.0, "", None, False, "triton")
-    assert smoothed[others].isfinite().all()
+    assert losses(0.3)[others].isfinite().all()
 
 
 def test_a_nan_reaches_the_loss() -> None:

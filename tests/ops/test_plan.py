@@ -150,7 +150,7 @@ def test_a_plan_outlives_no_capture(monkeypatch) -> None:
 @pytest.mark.parametrize("keys", [300, 640], ids=["one level", "two levels"])
 def test_splits_are_merged(keys: int, shift: float | None, monkeypatch) -> None:
     """With as many processors as a GPU has: more splits than one program merges."""
-    monkeypatch.setattr(tiles, "_processors", lambda device: 132)
+    monkeypatch.setattr(tiles, "processors", lambda device: 132)
     draw = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 16), (1, 2, keys, 16), (1, 2, keys, 16))
     inputs = [torch.randn(s, generator=draw).bfloat16() for s in shapes]

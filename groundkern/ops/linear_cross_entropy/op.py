@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
 from groundkern.ops.linear_cross_entropy import (
     Ahead,
     Head,
@@ -250,13 +250,17 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
 
 
 def _scaled(gradient: Tensor, dloss: Tensor, backend: str) -> Tensor:
-    """gradient * dloss; itself if dloss is seen to be 1, as for a loss used by itself."""
-    visible = type(dloss) is Tensor and dloss.device.type == "cpu"  # not traced, no sync
+    """gradient * dloss; itself if dloss is 1, as for a loss used by itself."""
+    eager = type(dloss) is Tensor  # not traced
+    visible = eager and dloss.device.type == "cpu"  # no sync
     if visible and dloss.dim() == 0 and float(dloss) == 1.0:
         return gradient
     factor = dloss[:, None] if dloss.dim() == 1 else dloss
     if visible and backend == "native":
         return kernels(backend).scaled(gradient, factor)
+    if eager and backend == "triton" and dloss.dim() == 0:
+        with in_body(gradient.device):
+            return kernels(backend).scaled(gradient, factor)
     return (gradient * factor).to(gradient.dtype)
 
 

@@ -1,8 +1,8 @@
 """The Triton kernels of linear cross entropy: what happens to one chunk of logits in memory.
 
-Per row, with w its label:  top = max_y z_y,  others = sum_{y != w} exp(z_y - top),  own = z_w.
-`others` is kept apart from w's own term, so neither log p nor its gradient cancels as p -> 1, and
-only differences to `top` are exponentiated.
+One program takes a row from its logits to its results and, if they are wanted, to its gradient,
+which overwrites the logits. The second read finds them in the L2 cache: there are as many programs
+as processors, so that no more rows than that are under way.
 """
 
 from typing import NamedTuple
@@ -10,156 +10,145 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.tile_kernels import capped, uncapped_gradient, wide
+from groundkern.logit_kernels import blank, exponential, load_logits, load_row, raw_gradient
+from groundkern.row_kernels import STAGES, class_weights, combined, row_statistics
+from groundkern.tile_kernels import wide
 from groundkern.tiles import helper, kernel
 
 IGNORED = tl.constexpr(-(2**62))  # `own` of an ignored row
-# Rows of the statistics [5, n]; `rest` counts the bag's labels other than w.
-TOP, OTHERS, OWN, MEAN, REST = (tl.constexpr(i) for i in range(5))
 
 
-class Logits(NamedTuple):
-    x: Tensor  # fp32 [n, V], before bias and softcap
-    bias: Tensor | None  # [V]
-    softcap: float | None
-    V: int
+class Lists(NamedTuple):
+    """Labels sorted within each list, as columns of the logits."""
 
-
-class Bags(NamedTuple):
-    labels: Tensor  # int64 [T]: columns of the logits, one bag after the other
-    copies: Tensor | None  # fp32 [T]: how often a bag has the label, 0 at all copies but the first
+    labels: Tensor  # int64 [T]
+    weights: Tensor  # fp32 [T]: of all copies of a label at one of them, 0 at the others
+    copies: Tensor | None  # fp32 [T], how many there are, likewise; None: the weights
     offsets: Tensor  # int64 [G + 1]
+    index: Tensor  # int64 [n] from row to list, -1: none
+
+
+class Targets(NamedTuple):
+    """What a row's loss is made of (see `reference`); absent numbers are None."""
+
+    column: Tensor  # int64 [n]: of the own label, outside [0, V) on another rank, or IGNORED
+    own: Tensor | None  # fp32 [n]
+    class_weight: Tensor | None  # fp32 [V]
+    smoothing: float | None
+    kept: float  # 1 - label_smoothing
+    share: float | None  # label_smoothing / the whole vocabulary
+    z_loss: float
+
+
+class Results(NamedTuple):
+    """Each [n]."""
+
+    loss: Tensor
+    log_prob: Tensor
+    lse: Tensor
+    entropy: Tensor | None
+    predicted: Tensor
+
+
+class Upstream(NamedTuple):
+    """Each fp32 [n]; None: 0, of dloss 1."""
+
+    dloss: Tensor | None
+    dlog_prob: Tensor | None
+    dlse: Tensor | None
+    dentropy: Tensor | None
 
 
 @helper
-def _load_logits(z, row, columns, mask):
-    """The capped logits of one row, -inf outside the mask, and the raw ones."""
-    raw = tl.load(z.x + row * z.V + columns, mask=mask, other=0.0)
-    if z.bias is not None:
-        raw += tl.load(z.bias + columns, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, capped(raw, z.softcap), float("-inf")), raw
+def _optional(ptr, at, otherwise):
+    value = otherwise
+    if ptr is not None:
+        value = tl.load(ptr + at)
+    return value
+
+
+@helper
+def _column(z, label):
+    """The label's column in this shard, or -1."""
+    return tl.where((label >= 0) & (label < z.V), label, -1).to(tl.int32)
 
 
 @kernel
-def _partial_kernel(
+def _statistics_kernel(
     z,  # `Logits`
-    target_ptr,  # int64 [n]: column of the row's label, outside [0, V) on another rank
-    parts_ptr,  # fp32 [3, n, blocks]: top, others, own
-    ids_ptr,  # int64 [n, blocks]
+    targets,  # `Targets`
+    parts_ptr,  # fp32 [6, n]
+    ids_ptr,  # int64 [n]
     rows,  # n
-    blocks,
+    HEATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The statistics of one row over one block of the vocabulary."""
-    program = tl.program_id(0).to(tl.int64)
-    row = program // blocks
-    own = tl.load(target_ptr + row)
-    if own != IGNORED:
-        columns = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-        y, _ = _load_logits(z, row, columns, columns < z.V)
-        top = tl.max(y, 0)
-        e = tl.where(columns == own, 0.0, tl.exp(y - top))
-        part_ptr = parts_ptr + program
-        part = wide(rows) * blocks
-        tl.store(part_ptr, top)
-        tl.store(part_ptr + part, tl.sum(e, 0))
-        tl.store(part_ptr + 2 * part, tl.max(tl.where(columns == own, y, float("-inf")), 0))
-        first = tl.min(tl.where(y == top, columns, z.V - 1), 0)
-        tl.store(ids_ptr + program, first.to(tl.int64))
-
-
-@kernel
-def _combine_kernel(
-    parts_ptr,  # fp32 [3, n, parts]
-    ids_ptr,  # int64 [n, parts]
-    target_ptr,  # int64 [n]
-    statistics_ptr,  # fp32 [5, n]
-    predicted_ptr,  # int64 [n]
-    rows,  # n
-    parts,
-    BLOCK: tl.constexpr,
-):
-    """One row's statistics from its parts', in order: blocks of the vocabulary, or ranks."""
-    row = tl.program_id(0).to(tl.int64)
+    """The statistics of each row over this rank's shard of the vocabulary."""
     stride = wide(rows)
-    own = tl.load(target_ptr + row)
-    if own == IGNORED:
-        for i in tl.static_range(5):
-            tl.store(statistics_ptr + i * stride + row, 0.0)
-        tl.store(predicted_ptr + row, tl.full((), -1, tl.int64))
-    else:
-        part = tl.arange(0, BLOCK)
-        mask = part < parts
-        at_ptr = parts_ptr + row * parts + part
-        tops = tl.load(at_ptr, mask=mask, other=float("-inf"))
-        others = tl.load(at_ptr + stride * parts, mask=mask, other=0.0)
-        owns = tl.load(at_ptr + 2 * stride * parts, mask=mask, other=float("-inf"))
-        ids = tl.load(ids_ptr + row * parts + part, mask=mask, other=2**62)
-        top = tl.max(tops, 0)
-        tl.store(statistics_ptr + TOP * stride + row, top)
-        tl.store(statistics_ptr + OTHERS * stride + row, tl.sum(others * tl.exp(tops - top), 0))
-        tl.store(statistics_ptr + OWN * stride + row, tl.max(owns, 0))
-        tl.store(statistics_ptr + MEAN * stride + row, 0.0)
-        tl.store(statistics_ptr + REST * stride + row, 0.0)
-        tl.store(predicted_ptr + row, tl.min(tl.where(tops == top, ids, 2**62), 0))
+    for n in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
+        row = wide(n)
+        label = tl.load(targets.column + row)
+        if label != IGNORED:
+            own = _column(z, label)
+            of_own, _, before = blank(z, row, tl.maximum(own, 0), own >= 0)
+            statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
+            for i in tl.static_range(6):
+                tl.store(parts_ptr + i * stride + row, statistics[i])
+            tl.store(ids_ptr + row, predicted)
+            tl.debug_barrier()
+            tl.store(z.x + row * z.stride + tl.maximum(own, 0), before, mask=own >= 0)
 
 
-@kernel
-def _bag_kernel(
-    z,  # `Logits`
-    bags,  # `Bags`
-    target_ptr,  # int64 [n]
-    index_ptr,  # int64 [n]: bag of each row, -1: none
-    statistics_ptr,  # fp32 [5, n]: reads TOP, writes MEAN and REST
-    rows,  # n
-    BLOCK: tl.constexpr,
-):
-    """(D3) mean_{y in Y, y != w} z_y - top of one row, over the labels in this weight."""
-    row = tl.program_id(0).to(tl.int64)
-    stride = wide(rows)
-    own = tl.load(target_ptr + row)
-    bag = tl.load(index_ptr + row)
-    if (own != IGNORED) & (bag >= 0):
-        top = tl.load(statistics_ptr + TOP * stride + row)
-        start = tl.load(bags.offsets + bag)
-        stop = tl.load(bags.offsets + bag + 1)
-        total = tl.zeros((BLOCK,), tl.float32)
-        rest = tl.zeros((BLOCK,), tl.float32)
-        for at in range(start, stop, BLOCK):
+@helper
+def _list_sums(z, lists, row, own, top, READ: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the labels of the row's list other than its own: the sum of weight times x - top over
+    those in this shard (if READ), that of the weights, and how many there are."""
+    total, weight = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    rest = tl.zeros((BLOCK,), tl.float32)
+    which = tl.load(lists.index + row)
+    if which >= 0:
+        stop = tl.load(lists.offsets + which + 1)
+        for at in range(tl.load(lists.offsets + which), stop, BLOCK):
             i = at + tl.arange(0, BLOCK)
-            label = tl.load(bags.labels + i, mask=i < stop, other=own)
-            here = (label != own) & (label >= 0) & (label < z.V)
-            y, _ = _load_logits(z, row, label, here)
-            total += tl.where(here, y - top, 0.0)
-            rest += tl.where(label != own, 1.0, 0.0)
-        count = tl.sum(rest, 0)
-        tl.store(statistics_ptr + MEAN * stride + row, tl.sum(total, 0) / tl.maximum(count, 1.0))
-        tl.store(statistics_ptr + REST * stride + row, count)
+            label = tl.load(lists.labels + i, mask=i < stop, other=own)
+            other = label != own
+            w = tl.load(lists.weights + i, mask=other, other=0.0)
+            weight += w
+            copies = w
+            if lists.copies is not None:
+                copies = tl.load(lists.copies + i, mask=other, other=0.0)
+            rest += copies
+            if READ:
+                here = other & (label >= 0) & (label < z.V)
+                x = load_logits(z, row, label, here)[0]
+                total += tl.where(here, w * (x - top), 0.0)
+    return tl.sum(total, 0), tl.sum(weight, 0), tl.sum(rest, 0)
 
 
 @kernel
-def _finish_kernel(
-    target_ptr,  # int64 [n]
-    statistics_ptr,  # fp32 [5, n]
-    loss_ptr,  # fp32 [n]
-    log_prob_ptr,  # fp32 [n]
-    lse_ptr,  # fp32 [n]
+def _list_kernel(
+    z,  # `Logits`
+    targets,  # `Targets`
+    lists,  # `Lists`
+    shards,  # `Shards`
+    totals_ptr,  # fp32 [n]
     rows,  # n
-    smoothing,
+    RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(D3) loss, log p(w) and lse; ignored rows: zeros."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    stride = wide(rows)
-    mask = row < rows
-    counted = mask & (tl.load(target_ptr + row, mask=mask, other=IGNORED) != IGNORED)
-    at_ptr = statistics_ptr + row
-    top = tl.load(at_ptr + TOP * stride, mask=counted, other=0.0)
-    others = tl.load(at_ptr + OTHERS * stride, mask=counted, other=1.0)
-    own = tl.load(at_ptr + OWN * stride, mask=counted, other=0.0) - top
-    mean = tl.load(at_ptr + MEAN * stride, mask=counted, other=0.0)
-    rest = tl.load(at_ptr + REST * stride, mask=counted, other=0.0)
+    """What this shard adds to the lists' totals."""
+    row = tl.program_id(0).to(tl.int64)
+    own = tl.load(targets.column + row)
+    total = 0.0
+    if own != IGNORED:
+        statistics = combined(z, shards, row, wide(rows), RANKS)[0]
+        total = _list_sums(z, lists, row, own, statistics[0], True, BLOCK)[0]
+    tl.store(totals_ptr + row, total)
 
+
+@helper
+def _log_probability(others, own):
+    """-log(1 + others / exp(own)), where own is below the top: nothing cancels as p -> 1."""
     some = others > 0.0
     odds = tl.log(tl.where(some, others, 1.0)) - own  # log of (1 - p) / p
     small = tl.exp(-tl.abs(odds))
@@ -167,96 +156,218 @@ def _finish_kernel(
     log1p = tl.where(one == 1.0, small, tl.log(one) * (small / tl.where(one == 1.0, 1.0, one - 1)))
     # A NaN must reach the loss, so the test is for zero and not for positive.
     log_prob = tl.where(others == 0.0, 0.0, -(tl.maximum(odds, 0.0) + log1p))
-    log_prob = tl.where(others != others, others, log_prob)
-    log_sum = tl.log(others + tl.exp(own))
-    b = tl.where(rest > 0.0, smoothing, 0.0)
-    loss = -log_prob
-    loss = tl.where(rest > 0.0, (1.0 - b) * loss - b * (mean - log_sum), loss)
-    tl.store(loss_ptr + row, tl.where(counted, loss, 0.0), mask=mask)
-    tl.store(log_prob_ptr + row, tl.where(counted, log_prob, 0.0), mask=mask)
-    tl.store(lse_ptr + row, tl.where(counted, top + log_sum, 0.0), mask=mask)
+    return tl.where(others != others, others, log_prob)
 
 
 @helper
-def _row_gradient(row, stride, statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing):
-    """top; the gradient per exp(z - top) of labels other than w; that of w; b dloss / rest."""
-    dloss = tl.load(dloss_ptr + row)
-    rest = tl.load(statistics_ptr + REST * stride + row)
-    top = tl.load(statistics_ptr + TOP * stride + row)
-    others = tl.load(statistics_ptr + OTHERS * stride + row)
-    own = tl.exp(tl.load(statistics_ptr + OWN * stride + row) - top)
-    b = tl.where(rest > 0.0, smoothing, 0.0)
-    along_lse = tl.load(dlse_ptr + row) + b * dloss
-    along_log_prob = tl.load(dlog_prob_ptr + row) - (1.0 - b) * dloss
-    total = others + own
-    at_own = (along_log_prob * others + along_lse * own) / total  # 1 - p as others / total
-    return top, (along_lse - along_log_prob) / total, at_own, b * dloss / tl.maximum(rest, 1.0)
+def _row_weights(targets, row, rest):
+    """What -log p counts for: of the own label, and of a list's label of weight 1."""
+    of_own = targets.kept * _optional(targets.own, row, 1.0)
+    pull = targets.kept
+    if targets.smoothing is not None:
+        of_own = tl.where(rest > 0.0, (1.0 - targets.smoothing) * of_own, of_own)
+        pull = targets.kept * targets.smoothing / tl.maximum(rest, 1.0)
+    return of_own, pull
+
+
+@helper
+def _ignored(z, row, results, out_ptr, BLOCK: tl.constexpr):
+    if results is not None:
+        tl.store(results.loss + row, 0.0)
+        tl.store(results.log_prob + row, 0.0)
+        tl.store(results.lse + row, 0.0)
+        tl.store(results.predicted + row, tl.full((), -1, tl.int64))
+        if results.entropy is not None:
+            tl.store(results.entropy + row, 0.0)
+    if out_ptr is not None:
+        for at in range(0, z.V, BLOCK):
+            columns = at + tl.arange(0, BLOCK)
+            zeros = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
+            tl.store(out_ptr + columns, zeros, mask=columns < z.stride)
+
+
+@helper
+def _along(upstream, targets, row, sums):
+    """What one row's gradient is made of: along -log p of the own label, along lse, along the
+    entropy; that of a list's label of weight 1, and of every label of class weight 1."""
+    own_share, pull, weight, mass, lse = sums
+    dloss = _optional(upstream.dloss, row, 1.0)
+    own = own_share * dloss - _optional(upstream.dlog_prob, row, 0.0)
+    of_lse = dloss * (pull * weight + 2.0 * targets.z_loss * lse)
+    of_lse += _optional(upstream.dlse, row, 0.0)
+    uniform = 0.0
+    if targets.share is not None:
+        uniform = dloss * targets.share
+        of_lse += uniform * mass
+    return own, of_lse, _optional(upstream.dentropy, row, 0.0), dloss * pull, uniform
 
 
 @kernel
-def _gradient_kernel(
+def _row_kernel(
     z,  # `Logits`
-    target_ptr,  # int64 [n]
-    statistics_ptr,  # fp32 [5, n]
-    dloss_ptr,  # fp32 [n]
-    dlog_prob_ptr,  # fp32 [n]
-    dlse_ptr,  # fp32 [n]
-    dlogits_ptr,  # [n, V] in the operands' dtype
+    targets,  # `Targets`
+    lists,  # `Lists` or None
+    shards,  # `Shards` or None: there is one
+    results,  # `Results` or None
+    upstream,  # `Upstream` or None: no gradient
+    dlogits_ptr,  # [n, stride], may be the logits; None without upstream
+    stash_ptr,  # fp32 [programs, longest list], with lists and upstream
+    longest,
     rows,  # n
-    blocks,
-    smoothing,
+    HEATED: tl.constexpr,
+    RANKS: tl.constexpr,
+    LABELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient of one row's logits over one block of the vocabulary, before bags."""
-    program = tl.program_id(0).to(tl.int64)
-    row = program // blocks
-    columns = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
-    mask = columns < z.V
-    out_ptr = dlogits_ptr + row * z.V + columns
-    own = tl.load(target_ptr + row)
-    if own == IGNORED:
-        tl.store(out_ptr, tl.zeros((BLOCK,), dlogits_ptr.dtype.element_ty), mask=mask)
+    """Results and gradient of each row."""
+    for n in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
+        row = wide(n)
+        label = tl.load(targets.column + row)
+        out_ptr = dlogits_ptr
+        if upstream is not None:
+            out_ptr += row * z.stride
+        if label == IGNORED:
+            _ignored(z, row, results, out_ptr, BLOCK)
+        else:
+            own = _column(z, label)
+            of_own, raw_own, _ = blank(z, row, tl.maximum(own, 0), own >= 0)
+            if shards is None:
+                statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
+            else:
+                statistics, predicted = combined(z, shards, row, wide(rows), RANKS)
+            top, others, best_own, heat, spread, mass = statistics
+            total, weight, rest = 0.0, 0.0, 0.0
+            if lists is not None:
+                alone: tl.constexpr = shards is None
+                total, weight, rest = _list_sums(z, lists, row, label, top, alone, LABELS)
+                if shards is not None:
+                    total = tl.load(shards.totals + row)
+            own_share, pull = _row_weights(targets, row, rest)
+            below = (best_own - top) * z.sharpness
+            log_prob = _log_probability(others, below)
+            total_e = others + tl.exp(below)
+            log_sum = tl.log(total_e)
+            lse = top * z.sharpness + log_sum
+            entropy = log_sum - heat * z.sharpness / total_e
+            if results is not None:
+                loss = -own_share * log_prob + pull * (weight * log_sum - total * z.sharpness)
+                if targets.share is not None:
+                    loss += targets.share * (mass * log_sum - spread * z.sharpness)
+                tl.store(results.loss + row, loss + targets.z_loss * lse * lse)
+                tl.store(results.log_prob + row, log_prob)
+                tl.store(results.lse + row, lse)
+                tl.store(results.predicted + row, predicted)
+                if results.entropy is not None:
+                    tl.store(results.entropy + row, entropy)
+            if upstream is not None:
+                sums = own_share, pull, weight, mass, lse
+                along_own, along_lse, dentropy, of_label, uniform = _along(
+                    upstream, targets, row, sums
+                )
+                at_own = along_lse - dentropy * (log_prob + entropy)  # 1 - p as others / total_e
+                at_own = (at_own * tl.exp(below) - along_own * others) / total_e
+                scale = (along_own + along_lse) / total_e
+                terms = top, scale, dentropy / total_e, entropy - log_sum, uniform
+                HEATED_GRADIENT: tl.constexpr = upstream.dentropy is not None
+                stash = stash_ptr
+                if lists is not None:
+                    stash += tl.program_id(0) * wide(longest)
+                _write_gradient(
+                    z,
+                    targets,
+                    lists,
+                    row,
+                    label,
+                    terms,
+                    of_label,
+                    out_ptr,
+                    stash,
+                    HEATED_GRADIENT,
+                    LABELS,
+                    BLOCK,
+                )
+                if targets.share is not None:
+                    at_own -= uniform * class_weights(targets, tl.maximum(own, 0), own >= 0)
+                dz = raw_gradient(z, at_own, raw_own).to(dlogits_ptr.dtype.element_ty)
+                tl.store(out_ptr + tl.maximum(own, 0), dz, mask=own >= 0)
+
+
+@helper
+def _logit_gradient(z, targets, x, columns, mask, terms, HEATED: tl.constexpr):
+    """The gradient of logits (over the temperature) other than the own label's, before lists."""
+    top, scale, heated, offset, uniform = terms
+    dy = scale
+    if HEATED:  # log p + entropy; where x is -inf, p is 0
+        dy = scale - heated * (tl.maximum((x - top) * z.sharpness, -1e4) + offset)
+    dy = dy * exponential(x, top, z.sharpness)
+    if targets.share is not None:
+        dy -= uniform * class_weights(targets, columns, mask)
+    return dy
+
+
+@helper
+def _write_piece(
+    z,
+    targets,
+    row,
+    at,
+    terms,
+    out_ptr,
+    ENDS: tl.constexpr,
+    HEATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    x, raw, columns = load_row(z, row, at, ENDS, BLOCK)
+    dy = _logit_gradient(z, targets, x, columns, columns < z.V, terms, HEATED)
+    dz = raw_gradient(z, dy, raw).to(out_ptr.dtype.element_ty)
+    if ENDS:
+        tl.store(out_ptr + columns, dz, mask=columns < z.stride)
     else:
-        top, scale, at_own, _ = _row_gradient(
-            row, wide(rows), statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing
-        )
-        y, raw = _load_logits(z, row, columns, mask)
-        dy = tl.where(columns == own, at_own, scale * tl.exp(y - top))
-        dz = uncapped_gradient(dy, raw, z.softcap)
-        tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + columns, dz)
 
 
-@kernel
-def _bag_gradient_kernel(
-    z,  # `Logits`
-    bags,  # `Bags`, the labels sorted within each bag
-    target_ptr,  # int64 [n]
-    index_ptr,  # int64 [n]
-    statistics_ptr,  # fp32 [5, n]
-    dloss_ptr,  # fp32 [n]
-    dlog_prob_ptr,  # fp32 [n]
-    dlse_ptr,  # fp32 [n]
-    dlogits_ptr,  # [n, V]
-    rows,  # n
-    smoothing,
+@helper
+def _write_gradient(
+    z,
+    targets,
+    lists,
+    row,
+    label,
+    terms,
+    of_label,
+    out_ptr,
+    stash_ptr,
+    HEATED: tl.constexpr,
+    LABELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(D3) overwrites the gradient at the labels of one row's bag: each once, rounded once."""
-    row = tl.program_id(0).to(tl.int64)
-    own = tl.load(target_ptr + row)
-    bag = tl.load(index_ptr + row)
-    if (own != IGNORED) & (bag >= 0):
-        top, scale, _, pull = _row_gradient(
-            row, wide(rows), statistics_ptr, dloss_ptr, dlog_prob_ptr, dlse_ptr, smoothing
-        )
-        stop = tl.load(bags.offsets + bag + 1)
-        for at in range(tl.load(bags.offsets + bag), stop, BLOCK):
-            i = at + tl.arange(0, BLOCK)
-            label = tl.load(bags.labels + i, mask=i < stop, other=own)
-            copies = tl.load(bags.copies + i, mask=i < stop, other=0.0)
-            here = (label != own) & (label >= 0) & (label < z.V) & (copies > 0.0)
-            y, raw = _load_logits(z, row, label, here)
-            dy = scale * tl.exp(y - top) - pull * copies
-            dz = uncapped_gradient(dy, raw, z.softcap)
-            out_ptr = dlogits_ptr + row * z.V + label
-            tl.store(out_ptr, dz.to(dlogits_ptr.dtype.element_ty), mask=here)
+    """One row's gradient but at its own label. That of a list's labels is made before their logits
+    are overwritten, kept in the stash, and written last: each once, rounded once."""
+    start, stop = wide(0), wide(0)
+    if lists is not None:
+        which = tl.load(lists.index + row)
+        if which >= 0:
+            start, stop = tl.load(lists.offsets + which), tl.load(lists.offsets + which + 1)
+        for at in range(start, stop, LABELS):
+            i = at + tl.arange(0, LABELS)
+            y = tl.load(lists.labels + i, mask=i < stop, other=label)
+            here = (y != label) & (y >= 0) & (y < z.V)
+            w = tl.load(lists.weights + i, mask=here, other=0.0)
+            x, raw = load_logits(z, row, y, here)
+            dy = _logit_gradient(z, targets, x, y, here, terms, HEATED) - of_label * w
+            tl.store(stash_ptr + i - start, raw_gradient(z, dy, raw), mask=here)
+    tl.debug_barrier()  # all have read before any writes
+    whole = z.V // BLOCK * BLOCK
+    for at in tl.range(0, whole, BLOCK, num_stages=STAGES):
+        _write_piece(z, targets, row, at, terms, out_ptr, False, HEATED, BLOCK)
+    if whole < z.V:
+        _write_piece(z, targets, row, whole, terms, out_ptr, True, HEATED, BLOCK)
+    tl.debug_barrier()
+    if lists is not None:
+        for at in range(start, stop, LABELS):
+            i = at + tl.arange(0, LABELS)
+            y = tl.load(lists.labels + i, mask=i < stop, other=label)
+            here = (y != label) & (y >= 0) & (y < z.V)
+            w = tl.load(lists.weights + i, mask=here, other=0.0)
+            dz = tl.load(stash_ptr + i - start, mask=here, other=0.0)
+            tl.store(out_ptr + y, dz.to(out_ptr.dtype.element_ty), mask=here & (w > 0.0))

@@ -1,23 +1,21 @@
 """Linear cross entropy on Triton (CUDA, ROCm): chunks, GEMMs, launches.
 
-One chunk of rows at a time has its logits in memory, in fp32; torch does the GEMMs:
+One chunk of rows at a time has its logits in memory, in the operands' dtype unless
+`set_logit_dtype` says otherwise; torch does the GEMMs:
 
-    logits = h U^T                        GEMM, fp32 output
-    _partial_kernel, _combine_kernel      top, others, own of each row
-    _bag_kernel                           mean over the bag's other labels
-    _finish_kernel                        loss, log p(w), lse                       (forward)
-    _gradient_kernel, _bag_gradient_kernel, GEMMs dh = dz U and dU += dz^T h        (backward)
+    logits = h U^T                        GEMM
+    _row_kernel                           each row's results, and its gradient in the logits' place
+    dh = dz U and dU = dz^T h             GEMMs
 
-`backward` recomputes logits and statistics: four GEMMs for a trained weight, three for a frozen
-one. `forward_with_gradients` needs one fewer; it is for an op that knows the upstream gradient up
-to a factor. Smoothing reads the bag's labels in the logits: |Y| of V per row.
+`backward` recomputes the logits: four GEMMs for a trained weight, three for a frozen one.
+`forward_with_gradients` needs one fewer; it is for an op that knows the upstream gradient up to a
+factor.
 
 The host never waits for the device, so it never learns which rows are ignored: the kernels skip
 them, the GEMMs do not. Callers with many ignored rows gather the counted ones first.
 
-With a process group every rank has some rows of the weight. A rank's statistics look like those of
-one block of the vocabulary, so the kernel that combines blocks combines ranks too. There the host
-waits once, for the sizes of the shards.
+With a process group every rank has some rows of the weight; `_statistics_kernel` reads them, and
+`_row_kernel` combines what all ranks found. There the host waits once, for the sizes of the shards.
 """
 
 from collections.abc import Iterator
@@ -29,28 +27,38 @@ import torch.distributed as dist
 import triton
 from torch import Tensor
 
+from groundkern import tiles
+from groundkern.logit_kernels import Logits, largest, scale
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import triton_kernels as kernels
-from groundkern.ops.linear_cross_entropy.triton_kernels import IGNORED, MEAN, Bags, Logits
-from groundkern.row_blocks import logit_chunks
-from groundkern.tiles import INTERPRETED
+from groundkern.ops.linear_cross_entropy.triton_kernels import IGNORED, Lists
+from groundkern.row_blocks import logit_chunks, logit_dtype
+from groundkern.row_kernels import Shards
+from groundkern.tiles import INTERPRETED, processors
 
 
 @dataclass(frozen=True)
 class Tiles:
-    columns: int  # vocabulary entries of one program
-    labels: int  # of a bag, per step
-    rows: int  # of one program of `_finish_kernel`
-    warps: int  # of the programs over columns; the others use Triton's default
+    columns: int  # vocabulary entries per step of a row's program
+    loaded: int  # the same for a row that reads or sums more than its logits
+    labels: int  # of a list, per step
+    warps: int  # of a row's program; the others use Triton's default
 
 
-# Untuned first guess for every device: no measurement stands behind it.
-TILES = Tiles(columns=8192, labels=128, rows=128, warps=8)
+# Untuned first guess for every device: no measurement stands behind it. A step of 8192 entries in
+# 16 bits is 16 KiB, three of which are loaded while one is computed: 48 KiB for each processor,
+# where 23 KiB of loads in flight fill an H200's memory at a latency of 0.7 us. With 16 warps a
+# thread has 16 of the entries; 32 spill, and so do 16 with a bias, class weights or an entropy.
+TILES = Tiles(columns=8192, loaded=4096, labels=128, warps=16)
+SMALL_TILES = Tiles(columns=4096, loaded=2048, labels=128, warps=16)  # of `tiles.small` devices
+
+# A trained head's gradient is summed over at most so many chunks in its own dtype: each adds one
+# rounding to half the last place. Over more it is summed in fp32, which takes three times the room.
+NARROW_SUMS = 4
 
 
 def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why Triton cannot serve this call, in one sentence; None if it can."""
-    return "its kernels are being rewritten"
     hidden = inputs.hidden
     if hidden.dtype == torch.float64:
         return "the kernels sum in fp32, which is too narrow for fp64"
@@ -61,125 +69,49 @@ def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     return None
 
 
-def _sorted_bags(bags: Bags) -> Bags:
-    """ce.Labels sorted within each bag, and how often the bag has each: 0 at later copies."""
-    at = torch.arange(len(bags.labels), device=bags.labels.device)
-    bag = torch.searchsorted(bags.offsets[1:].contiguous(), at, right=True)
-    labels, order = bags.labels.sort(stable=True)
-    bag, by_bag = bag[order].sort(stable=True)
-    labels = labels[by_bag]
-    first = torch.ones_like(labels, dtype=torch.bool)
-    first[1:] = (labels[1:] != labels[:-1]) | (bag[1:] != bag[:-1])
-    run = first.cumsum(0)
-    copies = torch.searchsorted(run, run, right=True) - at
-    return Bags(labels, (copies * first).float(), bags.offsets)
+def _sorted_lists(labels: ce.Labels, first: Tensor | int) -> Lists | None:
+    """The lists with their labels sorted and each label's copies together at one of them."""
+    _, _, ids, weights, offsets, index, _ = labels
+    if ids is None:
+        return None
+    at = torch.arange(len(ids), device=ids.device)
+    of = torch.searchsorted(offsets[1:].contiguous(), at, right=True)
+    ids, order = ids.sort(stable=True)
+    of, by_list = of[order].sort(stable=True)
+    ids, order = ids[by_list], order[by_list]
+    new = torch.ones_like(ids, dtype=torch.bool)
+    new[1:] = (ids[1:] != ids[:-1]) | (of[1:] != of[:-1])
+    run = new.cumsum(0)
+    end = torch.searchsorted(run, run, right=True)
+    copies = ((end - at) * new).float()
+    if weights is None:
+        sums, copies = copies, None
+    else:
+        # Whole numbers of 2^-40: their sums are exact, whatever the order.
+        units = (weights[order].double() * 2.0**40).long()
+        total = torch.nn.functional.pad(units.cumsum(0), (1, 0))
+        sums = ((total[end] - total[at]).double() * 2.0**-40 * new).float()
+    return Lists(ids - first, sums, copies, offsets.contiguous(), index.contiguous())
 
 
-class _Chunk(NamedTuple):
-    """Some rows with their logits in memory."""
+class _Shard(NamedTuple):
+    """This rank's part of the vocabulary."""
 
-    rows: slice
-    hidden: Tensor  # [n, D]
-    logits: Tensor  # [n, V] fp32, before bias and softcap
-    own: Tensor  # [n] int64: the label's column, or IGNORED
-    statistics: Tensor  # [5, n] fp32
-    predicted: Tensor  # [n] int64
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What all chunks share."""
-
-    inputs: ce.Inputs
-    options: ce.Options
-    own: Tensor  # int64 [N]: columns of this rank's weight
-    bags: Bags | None
-    index: Tensor | None  # int64 [N] from row to bag
     group: dist.ProcessGroup | None
-    first: Tensor | int  # id of this rank's first row of the weight
+    first: int  # id of its first row
     widest: int  # rows of the weight on the rank that has most
+    vocabulary: int  # rows of all
 
     @classmethod
-    def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
-        (hidden, weight, bias), (target, ids, offsets, index) = inputs, labels
-        group, first, widest = None, 0, weight.shape[0]
-        if options.group:
-            group = dist.distributed_c10d._resolve_process_group(options.group)
-            rows = torch.full((1,), weight.shape[0], dtype=torch.int64, device=weight.device)
-            shards = _gather(rows, group)
-            first = shards[: dist.get_rank(group)].sum()
-            widest = int(shards.max())  # a sync: all ranks must cut the rows alike
-        bags = None
-        if ids is not None and options.smoothing > 0:
-            bags = Bags((ids - first).contiguous(), None, offsets.contiguous())
-        own = (target - first).masked_fill(target == options.ignore_index, IGNORED.value)
-        index = None if bags is None else index.contiguous()
-        inputs = ce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
-        return cls(inputs, options, own, bags, index, group, first, widest)
-
-    @property
-    def blocks(self) -> int:
-        """Of the vocabulary."""
-        return triton.cdiv(self.inputs.weight.shape[0], TILES.columns)
-
-    def logits(self, x: Tensor) -> Logits:
-        softcap, vocabulary = self.options.softcap or None, self.inputs.weight.shape[0]
-        return Logits(x, self.inputs.bias, softcap, vocabulary)
-
-    def chunks(self, bytes_per_logit: int) -> Iterator[_Chunk]:
-        """ce.Rows a chunk at a time; the next chunk's logits overwrite the last one's."""
-        hidden, weight, _ = self.inputs
-        pieces = logit_chunks(len(self.own), self.widest, bytes_per_logit)
-        height = pieces[0].stop if pieces else 0
-        buffer = _empty(hidden, height, weight.shape[0])
-        for rows in pieces:
-            own = self.own[rows]
-            logits = buffer[: len(own)]
-            _matmul(hidden[rows], weight.t(), out=logits)
-            statistics, predicted = self._statistics(logits, own)
-            chunk = _Chunk(rows, hidden[rows], logits, own, statistics, predicted)
-            self._read_bags(chunk)
-            yield chunk
-
-    def _statistics(self, logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        n, blocks = len(own), self.blocks
-        parts, ids = _empty(logits, 3, n, blocks), own.new_empty(n, blocks)
-        kernels._partial_kernel[n * blocks,](
-            self.logits(logits),
-            own,
-            parts,
-            ids,
-            n,
-            blocks,
-            BLOCK=TILES.columns,
-            num_warps=TILES.warps,
-        )
-        statistics, predicted = _combine(parts, ids, own)
-        if self.group is None:
-            return statistics, predicted
-        parts = _gather(statistics[:3], self.group).permute(1, 2, 0).contiguous()
-        ids = _gather(predicted + self.first, self.group).t().contiguous()
-        return _combine(parts, ids, own)
-
-    def _read_bags(self, chunk: _Chunk) -> None:
-        if self.bags is None:
-            return
-        n = len(chunk.own)
-        kernels._bag_kernel[n,](
-            self.logits(chunk.logits),
-            self.bags,
-            chunk.own,
-            self.index[chunk.rows],
-            chunk.statistics,
-            n,
-            BLOCK=TILES.labels,
-        )
-        if self.group is not None:
-            dist.all_reduce(chunk.statistics[MEAN.value], group=self.group)
-
-
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.float32)
+    def of(cls, weight: Tensor, group: str) -> "_Shard":
+        rows = weight.shape[0]
+        if not group:
+            return cls(None, 0, rows, rows)
+        process_group = dist.distributed_c10d._resolve_process_group(group)
+        own = torch.full((1,), rows, dtype=torch.int64, device=weight.device)
+        # A sync: all ranks must cut the rows alike.
+        sizes = _gather(own, process_group)[:, 0].tolist()
+        return cls(process_group, sum(sizes[: process_group.rank()]), max(sizes), sum(sizes))
 
 
 def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -189,33 +121,185 @@ def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return torch.stack(parts)
 
 
-def _combine(parts: Tensor, ids: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Statistics [5, n] and likeliest id [n] from parts [3, n, P] and ids [n, P]."""
-    n, count = ids.shape
-    statistics, predicted = _empty(parts, 5, n), torch.empty_like(own)
-    kernels._combine_kernel[n,](
-        parts, ids, own, statistics, predicted, n, count, BLOCK=triton.next_power_of_2(count)
-    )
-    return statistics, predicted
+@dataclass(frozen=True)
+class _Problem:
+    """What all chunks share."""
+
+    inputs: ce.Inputs
+    labels: ce.Labels
+    options: ce.Options
+    shard: _Shard
+    columns: Tensor  # int64 [N]: of the rows' own labels in this rank's weight, or IGNORED
+    lists: Lists | None
+
+    @classmethod
+    def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
+        hidden, weight, bias = inputs
+        shard = _Shard.of(weight, options.group)
+        target = labels.target
+        columns = (target - shard.first).masked_fill(target == options.ignore_index, IGNORED.value)
+        inputs = ce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
+        return cls(inputs, labels, options, shard, columns, _sorted_lists(labels, shard.first))
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.hidden.device
+
+    @property
+    def tiles(self) -> Tiles:
+        return SMALL_TILES if tiles.small(self.device) else TILES
+
+    def chunks(self, gradients: bool) -> list[slice]:
+        """Rows whose logits (and their gradient, where it has memory of its own) are in memory at a
+        time."""
+        hidden = self.inputs.hidden
+        size = logit_dtype(hidden.dtype).itemsize
+        if gradients and size != hidden.element_size():
+            size += hidden.element_size()
+        own = None if self.shard.group is None else 132  # all ranks must cut alike
+        return logit_chunks(
+            len(self.columns),
+            self.shard.widest,
+            size,
+            dim=hidden.shape[1],
+            processors=own or processors(self.device),
+        )
+
+    def logits(self, pieces: list[slice]) -> Iterator[tuple[slice, Logits]]:
+        """Of one chunk after the other, which overwrite each other. The rows of a chunk begin at
+        multiples of 128 bytes, so that they are loaded in wide pieces."""
+        hidden, weight, bias = self.inputs
+        vocabulary, softcap = weight.shape[0], self.options.softcap or None
+        stride = -(-vocabulary // 64) * 64
+        tallest = pieces[0].stop if pieces else 0
+        buffer = hidden.new_empty(tallest, stride, dtype=logit_dtype(hidden.dtype))
+        for rows in pieces:
+            x = buffer[: rows.stop - rows.start]
+            _matmul(hidden[rows], weight.t(), out=x[:, :vocabulary])
+            sharpness = 1.0 / self.options.temperature
+            yield rows, Logits(x, bias, softcap, sharpness, stride, vocabulary)
+
+    def targets(self, rows: slice) -> kernels.Targets:
+        labels, options, first = self.labels, self.options, self.shard.first
+        smoothed = options.label_smoothing > 0
+        c = labels.class_weight
+        if c is not None:
+            c = c[first : first + self.inputs.weight.shape[0]]
+        return kernels.Targets(
+            self.columns[rows],
+            None if labels.own is None else labels.own[rows],
+            c,
+            options.smoothing if options.smoothing > 0 else None,
+            1.0 - options.label_smoothing,
+            options.label_smoothing / self.shard.vocabulary if smoothed else None,
+            options.z_loss,
+        )
+
+    def run(
+        self,
+        rows: slice,
+        z: Logits,
+        results: kernels.Results | None,
+        upstream: kernels.Upstream | None,
+        dlogits: Tensor | None,
+    ) -> None:
+        """The rows' results, and the gradient of their logits in `dlogits`, which may be z's."""
+        targets, lists, n = self.targets(rows), self.lists, rows.stop - rows.start
+        if lists is not None:
+            lists = lists._replace(index=lists.index[rows])
+        shards = None
+        if self.shard.group is not None:
+            shards = self._shards(z, targets, lists)
+        programs = min(n, processors(self.device))
+        longest, stash = 0, None
+        if lists is not None and upstream is not None:
+            longest = len(lists.labels)
+            if self.options.smoothing == 0:  # every row has a list of its own, all of one length
+                longest //= max(1, len(self.columns))
+            stash = _floats(z.x, programs, longest)
+        kernels._row_kernel[programs,](
+            z,
+            targets,
+            lists,
+            shards,
+            results,
+            upstream,
+            dlogits,
+            stash,
+            longest,
+            n,
+            HEATED=self.options.entropy,
+            RANKS=1 if shards is None else triton.next_power_of_2(shards.ranks),
+            LABELS=self.tiles.labels,
+            BLOCK=self._columns(z),
+            num_warps=self.tiles.warps,
+        )
+
+    def _columns(self, z: Logits) -> int:
+        options = self.options
+        more = options.entropy or options.label_smoothing > 0 or options.softcap > 0
+        most = self.tiles.loaded if more or z.bias is not None else self.tiles.columns
+        return min(most, triton.next_power_of_2(z.V))
+
+    def _shards(self, z: Logits, targets: kernels.Targets, lists: Lists | None) -> Shards:
+        """What every rank's shard of the vocabulary holds."""
+        group, n = self.shard.group, len(targets.column)
+        parts, ids = _floats(z.x, 6, n), torch.empty_like(targets.column)
+        programs = min(n, processors(self.device))
+        kernels._statistics_kernel[programs,](
+            z,
+            targets,
+            parts,
+            ids,
+            n,
+            HEATED=self.options.entropy,
+            BLOCK=self._columns(z),
+            num_warps=self.tiles.warps,
+        )
+        every = _gather(parts, group), _gather(ids + self.shard.first, group)
+        shards = Shards(*every, None, dist.get_world_size(group))
+        if lists is None:
+            return shards
+        totals, ranks = _floats(z.x, n), triton.next_power_of_2(shards.ranks)
+        kernels._list_kernel[n,](
+            z, targets, lists, shards, totals, n, RANKS=ranks, BLOCK=self.tiles.labels
+        )
+        dist.all_reduce(totals, group=group)
+        return shards._replace(totals=totals)
+
+    def top(self, z: Logits, n: int) -> tuple[Tensor, Tensor]:
+        """The largest logits [n, K] over the temperature, and their ids."""
+        count, group = self.options.top_k, self.shard.group
+        values, ids = largest(z, n, count)
+        ids = torch.where(ids >= 0, ids + self.shard.first, ids)
+        if group is None:
+            return values, ids
+        values, ids = (_gather(x, group).transpose(0, 1).flatten(1) for x in (values, ids))
+        values, order = values.sort(dim=1, descending=True, stable=True)  # ranks have ids in order
+        return values[:, :count], ids.gather(1, order[:, :count])
+
+
+def _floats(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """out (+)= a @ b, summed and written in fp32 whatever the operands' dtype."""
-    if a.dtype == torch.float32 or not a.is_cuda:
-        a, b = a.float(), b.float()  # an upcast only under the interpreter
-        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    elif add:
-        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    """out (+)= a @ b, summed in fp32 and rounded once to out's dtype: the operands', or fp32."""
+    wide = {"out_dtype": out.dtype} if out.dtype != a.dtype else {}
+    if wide and not a.is_cuda:  # under the interpreter: torch has it on CUDA alone
+        a, b, wide = a.float(), b.float(), {}
+    if add:
+        torch.addmm(out, a, b, out=out, **wide)
     else:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
+        torch.mm(a, b, out=out, **wide)
 
 
 def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
     problem = _Problem.of(inputs, labels, options)
     results = _Results(problem)
-    for chunk in problem.chunks(4):
-        results.add(chunk)
-    return results.rows
+    for rows, z in problem.logits(problem.chunks(gradients=False)):
+        problem.run(rows, z, results.of(rows, z), None, None)
+    return results.finish()
 
 
 def forward_with_gradients(
@@ -227,18 +311,16 @@ def forward_with_gradients(
     dhidden holds the gradient of each row's own loss.
     """
     problem, (row_factor, train_weight) = _Problem.of(inputs, labels, options), ahead
-    results, gradients = _Results(problem), _Summed(problem, ce.Head(train_weight, None))
-    wide = _empty(inputs.hidden, len(labels.target))
-    dloss = torch.ones_like(wide) if row_factor is None else row_factor.to(wide.dtype)
-    zero = torch.zeros_like(wide)
-    upstream = ce.Upstream(dloss.contiguous(), zero, zero)
-    for chunk in problem.chunks(4 + inputs.hidden.element_size()):
-        results.add(chunk)
-        gradients.add(chunk, upstream)
-    rows = results.rows
-    if row_factor is not None:
-        rows = rows._replace(loss=(rows.loss * dloss).sum())
-    return rows, gradients.finish()
+    results, pieces = _Results(problem), problem.chunks(gradients=True)
+    gradients = _Gradients(problem, ce.Head(train_weight, None), len(pieces))
+    dloss = None if row_factor is None else row_factor.float().contiguous()
+    upstream = kernels.Upstream(dloss, None, None, None)
+    for rows, z in problem.logits(pieces):
+        gradients.add(rows, z, results.of(rows, z), upstream)
+    every = results.finish()
+    if dloss is not None:
+        every = every._replace(loss=(every.loss * dloss).sum())
+    return every, gradients.finish()
 
 
 def backward(
@@ -246,101 +328,92 @@ def backward(
 ) -> ce.Gradients:
     """dweight is added to `weight_grad` instead of returned if that is given."""
     problem = _Problem.of(inputs, labels, options)
-    gradients = _Summed(problem, head)
-    for chunk in problem.chunks(4 + inputs.hidden.element_size()):
-        gradients.add(chunk, upstream)
+    pieces = problem.chunks(gradients=True)
+    gradients = _Gradients(problem, head, len(pieces))
+    for rows, z in problem.logits(pieces):
+        gradients.add(rows, z, None, kernels.Upstream(*upstream))
     return gradients.finish()
+
+
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient times a number, in place."""
+    scale(gradient, factor)
+    return gradient
 
 
 class _Results:
     """`Rows`, filled chunk by chunk."""
 
     def __init__(self, problem: _Problem) -> None:
-        self.problem, own = problem, problem.own
-        floats = [_empty(problem.inputs.hidden, len(own)) for _ in range(3)]
-        self.rows = ce.Rows(*floats, torch.empty_like(own))
+        self.problem, (hidden, *_), columns = problem, problem.inputs, problem.columns
+        count, options = len(columns), problem.options
+        floats = [_floats(hidden, count) for _ in range(3 + options.entropy)]
+        entropy = floats[3] if options.entropy else None
+        self.rows = kernels.Results(*floats[:3], entropy, torch.empty_like(columns))
+        self.top = None
+        if options.top_k > 0:
+            self.top = (
+                _floats(hidden, count, options.top_k),
+                columns.new_empty(count, options.top_k),
+            )
 
-    def add(self, chunk: _Chunk) -> None:
-        n = len(chunk.own)
-        kernels._finish_kernel[triton.cdiv(n, TILES.rows),](
-            chunk.own,
-            chunk.statistics,
-            *[x[chunk.rows] for x in self.rows[:3]],
-            n,
-            self.problem.options.smoothing,
-            BLOCK=TILES.rows,
-        )
-        self.rows.predicted[chunk.rows] = chunk.predicted
+    def of(self, rows: slice, z: Logits) -> kernels.Results:
+        """Where a chunk's results go; its likeliest labels are read here, before its logits are
+        overwritten."""
+        if self.top is not None:
+            for x, part in zip(self.top, self.problem.top(z, len(z.x)), strict=True):
+                x[rows] = part
+        return kernels.Results(*(None if x is None else x[rows] for x in self.rows))
+
+    def finish(self) -> ce.Rows:
+        if self.top is None:
+            return ce.Rows(*self.rows, None, None)
+        (values, ids), counted = self.top, self.problem.columns != IGNORED.value
+        ids = torch.where(counted[:, None], ids, -1)
+        values = torch.where(counted[:, None], values - self.rows.lse[:, None], 0.0)
+        return ce.Rows(*self.rows, ids, values)
 
 
-class _Summed:
+class _Gradients:
     """dhidden, filled chunk by chunk, and dweight and dbias, summed over chunks."""
 
-    def __init__(self, problem: _Problem, head: ce.Head) -> None:
+    def __init__(self, problem: _Problem, head: ce.Head, chunks: int) -> None:
+        hidden, weight, bias = problem.inputs
         self.problem, (self.train_weight, self.weight_grad) = problem, head
-        self.bags = None if problem.bags is None else _sorted_bags(problem.bags)
-        self.dhidden = _empty(problem.inputs.hidden, *problem.inputs.hidden.shape)
-        self.dweight: Tensor | None = None
-        self.dbias: Tensor | None = None
-        self.buffer: Tensor | None = None
-
-    def add(self, chunk: _Chunk, upstream: ce.Upstream) -> None:
-        hidden, weight, bias = self.problem.inputs
-        if self.buffer is None:  # the first chunk is the tallest
-            self.buffer = hidden.new_empty(chunk.logits.shape)
-        dlogits = self.buffer[: len(chunk.own)]
-        self._logit_gradient(chunk, ce.Upstream(*(x[chunk.rows] for x in upstream)), out=dlogits)
-        _matmul(dlogits, weight, out=self.dhidden[chunk.rows])
-        if self.weight_grad is not None:
-            _matmul(dlogits.t(), chunk.hidden, out=self.weight_grad, add=True)
-        elif self.train_weight and len(chunk.own) == len(self.problem.own):  # the only chunk
-            self.dweight = dlogits.t() @ chunk.hidden
-        elif self.train_weight:
-            add = self.dweight is not None
-            if not add:
-                self.dweight = _empty(weight, *weight.shape)
-            _matmul(dlogits.t(), chunk.hidden, out=self.dweight, add=add)
+        summed = torch.float32 if problem.shard.group is not None else hidden.dtype  # over ranks
+        self.dhidden = hidden.new_empty(hidden.shape, dtype=summed)
+        self.dweight, self.dbias, self.buffer = head.weight_grad, None, None
+        if head.weight_grad is None and head.train_weight:
+            dtype = weight.dtype if chunks <= NARROW_SUMS else torch.float32
+            make = weight.new_empty if chunks > 0 else weight.new_zeros
+            self.dweight = make(weight.shape, dtype=dtype)
         if bias is not None:
-            part = dlogits.sum(0, dtype=torch.float32)
-            self.dbias = part if self.dbias is None else self.dbias + part
+            self.dbias = bias.new_zeros(bias.shape, dtype=torch.float32)
 
-    def _logit_gradient(self, chunk: _Chunk, upstream: ce.Upstream, out: Tensor) -> None:
-        """out [n, V] in the operands' dtype: the gradient of h U^T; the logits are not changed."""
-        problem, n, blocks = self.problem, len(chunk.own), self.problem.blocks
-        z, smoothing = problem.logits(chunk.logits), problem.options.smoothing
-        kernels._gradient_kernel[n * blocks,](
-            z,
-            chunk.own,
-            chunk.statistics,
-            *upstream,
-            out,
-            n,
-            blocks,
-            smoothing,
-            BLOCK=TILES.columns,
-            num_warps=TILES.warps,
-        )
-        if self.bags is not None:
-            kernels._bag_gradient_kernel[n,](
-                z,
-                self.bags,
-                chunk.own,
-                problem.index[chunk.rows],
-                chunk.statistics,
-                *upstream,
-                out,
-                n,
-                smoothing,
-                BLOCK=TILES.labels,
-            )
+    def add(
+        self, rows: slice, z: Logits, results: kernels.Results | None, above: kernels.Upstream
+    ) -> None:
+        hidden, weight, _ = self.problem.inputs
+        dlogits = z.x
+        if dlogits.dtype != hidden.dtype:
+            if self.buffer is None:  # the first chunk is the tallest
+                self.buffer = hidden.new_empty(dlogits.shape)
+            dlogits = self.buffer[: len(z.x)]
+        upstream = kernels.Upstream(*(None if x is None else x[rows] for x in above))
+        self.problem.run(rows, z, results, upstream, dlogits)
+        dlogits = dlogits[:, : z.V]
+        _matmul(dlogits, weight, out=self.dhidden[rows])
+        if self.dweight is not None:
+            add = self.weight_grad is not None or rows.start > 0
+            _matmul(dlogits.t(), hidden[rows], out=self.dweight, add=add)
+        if self.dbias is not None:
+            self.dbias += dlogits.sum(0, dtype=torch.float32)
 
     def finish(self) -> ce.Gradients:
         (hidden, weight, bias), dweight, dbias = self.problem.inputs, self.dweight, self.dbias
-        if self.problem.group is not None:
-            dist.all_reduce(self.dhidden, group=self.problem.group)
-        if self.train_weight and self.weight_grad is None:
-            dweight = torch.zeros_like(weight) if dweight is None else dweight
-            dweight = dweight.to(weight.dtype)
-        if bias is not None:
-            dbias = (torch.zeros_like(bias) if dbias is None else dbias).to(bias.dtype)
+        if self.problem.shard.group is not None:
+            dist.all_reduce(self.dhidden, group=self.problem.shard.group)
+        dweight = None if self.weight_grad is not None or dweight is None else dweight
+        dweight = None if dweight is None else dweight.to(weight.dtype)
+        dbias = None if bias is None else dbias.to(bias.dtype)
         return ce.Gradients(self.dhidden.to(hidden.dtype), dweight, dbias)
