@@ -12,7 +12,6 @@ from groundkern import (
     LabelBags,
     available_backends,
     linear_cross_entropy,
-    linear_log_prob,
     row_blocks,
 )
 from groundkern.ops.linear_cross_entropy import cases, reference
@@ -258,24 +257,31 @@ def test_kept_logits_serve_every_backward() -> None:
         assert all(torch.equal(a, b) for a, b in zip(kept, alone, strict=True))
 
 
-SHARDS = [40, 57]  # of a vocabulary of 97: uneven on purpose
+SHARDS = [40, 1, 56]  # of a vocabulary of 97: uneven on purpose, labels and lists on all of them
+SHARDED = ("everything", "all_at_once", "soft_all_at_once", "entropy", "one_of_each_shard")
+
+
+def _sharded_call(name: str, dtype: torch.dtype):
+    if name != "one_of_each_shard":
+        return cases.CASES[name](dtype, CPU)
+    target = torch.tensor([0, 39, 40, 41, 96, -100, 40, 1])  # the ends of each shard
+    call = cases.call(dtype, CPU, label_smoothing=0.2, top_k=3, reduction="none")
+    return replace(call, options={**call.options, "target": target})
 
 
 def _one_rank(rank: int, store: str, dtype: torch.dtype, backend: str, results) -> None:
     torch.set_num_threads(1)
-    row_blocks.LOGIT_BYTES = 4 * 3 * max(SHARDS)  # the smaller shard would fit four rows
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    call = cases.CASES["everything"](dtype, CPU)
+    row_blocks.LOGIT_BYTES = 4 * 3 * max(SHARDS)  # the smaller shards would fit more rows
+    world = len(SHARDS)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     first = sum(SHARDS[:rank])
     shard = slice(first, first + SHARDS[rank])
-    inputs = {n: x if n == "hidden" else x[shard].clone() for n, x in call.inputs.items()}
-    options = {"group": dist.group.WORLD, "backend": backend}
-    sharded = replace(call, inputs=inputs, options={**call.options, **options}, differentiable=1)
-    outputs, gradients = differentiate(sharded)
-    log_prob = linear_log_prob(
-        inputs["hidden"], inputs["weight"], call.options["target"], **options
-    )
-    results[rank] = [x.detach() for x in (*outputs, *gradients, *log_prob)]
+    for name in SHARDED:
+        call = _sharded_call(name, dtype)
+        inputs = {n: x if n == "hidden" else x[shard].clone() for n, x in call.inputs.items()}
+        options = {**call.options, "group": dist.group.WORLD, "backend": backend}
+        outputs, gradients = differentiate(replace(call, inputs=inputs, options=options))
+        results[name, rank] = [x.detach() for x in (*outputs, *gradients)]
     dist.destroy_process_group()
 
 
@@ -286,18 +292,19 @@ def test_a_sharded_vocabulary_equals_one_process(backend: str, dtype, tmp_path) 
     if reason := available_backends()[backend]:
         pytest.skip(reason)
     with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_one_rank, (str(tmp_path / "store"), dtype, backend, results), nprocs=2)
-        ranks = [results[0], results[1]]
-    call = _call("everything", dtype)
-    outputs, (dh, dw, db) = differentiate(call)
-    log_prob = linear_log_prob(
-        call.inputs["hidden"], call.inputs["weight"], call.options["target"], backend="reference"
-    )
-    for rank, (dw_part, db_part) in enumerate(zip(dw.split(SHARDS), db.split(SHARDS), strict=True)):
-        expected = [*outputs, dh, dw_part, db_part, *log_prob]
-        for a, b in zip(ranks[rank], expected, strict=True):
-            torch.testing.assert_close(a, b)
+        shared = manager.dict()
+        arguments = (str(tmp_path / "store"), dtype, backend, shared)
+        mp.spawn(_one_rank, arguments, nprocs=len(SHARDS))
+        results = dict(shared)
+    for name in SHARDED:
+        call = _sharded_call(name, dtype)
+        call = replace(call, options={**call.options, "backend": "reference"})
+        outputs, (dh, *parameters) = differentiate(call)
+        parts = [x.split(SHARDS) for x in parameters]
+        for rank in range(len(SHARDS)):
+            expected = [*outputs, dh, *(part[rank] for part in parts)]
+            for a, b in zip(results[name, rank], expected, strict=True):
+                torch.testing.assert_close(a, b, msg=lambda m, n=name, r=rank: f"{n} {r}: {m}")
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
