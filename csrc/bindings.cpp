@@ -228,13 +228,18 @@ LinearCrossEntropy::Labels take_labels(Arguments& given, const int64_t* target, 
   if (ids.has_value() != offsets.has_value() || ids.has_value() != index.has_value()) {
     fail("ids", "ids, offsets and index together", "one without the others");
   }
+  const auto weights = given.optional_view("weights");
+  if (weights && !ids) fail("weights", "weights of given ids", "weights without ids");
+  labels.own = given.optional_array<const float>("own", N);
+  labels.class_weight = given.optional_array<const float>("class_weight", V);
   if (!ids) return labels;
   labels.ids = array<const int64_t>("ids", *ids, ANY);
   labels.offsets = array<const int64_t>("offsets", *offsets, ANY);
   labels.index = array<const int64_t>("index", *index, N);
   const int64_t T = std::get<2>(*ids)[0], G = std::get<2>(*offsets)[0] - 1;
   if (G < 0) fail("offsets", "at least one offset", "none");
-  labels.bags = G;
+  if (weights) labels.weights = array<const float>("weights", *weights, T);
+  labels.lists = G;
   for (int64_t g = 0; g <= G; ++g) {
     const int64_t offset = labels.offsets[g], last = g == 0 ? 0 : labels.offsets[g - 1];
     check_range("offsets", g, offset, last, g == 0 ? 0 : T);
@@ -245,28 +250,60 @@ LinearCrossEntropy::Labels take_labels(Arguments& given, const int64_t* target, 
   return labels;
 }
 
-// hidden [N, D] and weight [V, D], or neither: then another library multiplies. Returns the logits.
-void* take_head(Arguments& given, LinearCrossEntropy::Inputs& inputs) {
-  const View logits = given.view("logits");
-  inputs.dtype = dtype_among("logits", logits, 2, "float32 (0) or bfloat16 (1)");
+// hidden [N, D] and weight [V, D], or neither: then another library multiplies, and leaves its
+// logits. Ours leave logits or scores.
+void take_head(Arguments& given, LinearCrossEntropy& op) {
+  LinearCrossEntropy::Inputs& inputs = op.inputs;
+  const auto logits = given.optional_view("logits"), scores = given.optional_view("scores");
   const auto hidden = given.optional_view("hidden"), weight = given.optional_view("weight");
   if (hidden.has_value() != weight.has_value()) {
     fail("weight", "hidden and weight together", "one without the other");
   }
-  const int64_t entries = weight ? padded(inputs.V) : inputs.V;
-  const auto rows = output<2>("logits", logits, inputs.dtype, {entries, padded(inputs.N)});
-  if (!weight) return rows.data;
+  if (!weight && !logits) fail("logits", "logits or a weight", "neither");
+  if (weight && logits.has_value() == scores.has_value()) {
+    fail("logits", "with a weight either logits or scores", "both or neither");
+  }
+  const std::string name = weight ? "weight" : "logits";
+  inputs.dtype = dtype_among(name, weight ? *weight : *logits, 2, "float32 (0) or bfloat16 (1)");
+  const std::vector<int64_t> shape{weight ? padded(inputs.V) : inputs.V, padded(inputs.N)};
+  if (logits) op.saved.logits = output<2>("logits", *logits, inputs.dtype, shape).data;
+  if (scores) {
+    op.saved.scores =
+        static_cast<float*>(output<2>("scores", *scores, Dtype::float32, shape).data);
+  }
+  if (!weight) return;
   if (inputs.dtype == Dtype::bfloat16 && !has_matrix_product(Dtype::bfloat16)) {
     fail("weight", "float32 (0) on a CPU that does not multiply bfloat16", "bfloat16 (1)");
   }
   inputs.weight = tensor<2>("weight", *weight, inputs.dtype, {inputs.V, ANY});
   inputs.D = inputs.weight.size[1];
   inputs.hidden = tensor<2>("hidden", *hidden, inputs.dtype, {inputs.N, inputs.D});
-  return rows.data;
 }
 
 float* take_floats(Arguments& given, const std::string& name, const std::vector<int64_t>& shape) {
   return static_cast<float*>(given.output<2>(name, Dtype::float32, shape).data);
+}
+
+LinearCrossEntropy::Options take_loss_options(Arguments& given) {
+  const double smoothing = given.take<double>("smoothing");
+  if (!(smoothing >= 0 && smoothing < 1)) {
+    fail("smoothing", "a share in [0, 1)", std::to_string(smoothing));
+  }
+  const double label_smoothing = given.take<double>("label_smoothing");
+  if (!(label_smoothing >= 0 && label_smoothing <= 1)) {
+    fail("label_smoothing", "a share in [0, 1]", std::to_string(label_smoothing));
+  }
+  const double z_loss = given.take<double>("z_loss");
+  if (!(z_loss >= 0 && std::isfinite(z_loss))) {
+    fail("z_loss", "a finite factor >= 0", std::to_string(z_loss));
+  }
+  const double temperature = given.take<double>("temperature");
+  if (!(temperature > 0 && std::isfinite(temperature))) {
+    fail("temperature", "a positive finite number", std::to_string(temperature));
+  }
+  return {static_cast<float>(smoothing),   take_softcap(given),
+          static_cast<float>(temperature), static_cast<float>(label_smoothing),
+          static_cast<float>(z_loss),      take_threads(given)};
 }
 
 LinearCrossEntropy take_linear_cross_entropy(Arguments& given) {
@@ -276,21 +313,18 @@ LinearCrossEntropy take_linear_cross_entropy(Arguments& given) {
   if (inputs.V < 1 || inputs.V > MAX_SIZE) {
     fail("vocabulary", "1 to 2^31 - 1", std::to_string(inputs.V));
   }
-  const double smoothing = given.take<double>("smoothing");
-  if (!(smoothing >= 0 && smoothing < 1)) {
-    fail("smoothing", "a share in [0, 1)", std::to_string(smoothing));
-  }
-  op.options = {static_cast<float>(smoothing), take_softcap(given), take_threads(given)};
+  op.options = take_loss_options(given);
   const auto target = tensor<1>("target", given.view("target"), Dtype::int64, {ANY});
   inputs.N = target.size[0];
-  op.saved.logits = take_head(given, inputs);
+  take_head(given, op);
   op.labels = take_labels(given, static_cast<const int64_t*>(target.data), inputs.N, inputs.V);
   const int64_t width = padded(inputs.N), blocks = (inputs.V + ENTRIES - 1) / ENTRIES;
   op.saved.tops = take_floats(given, "tops", {blocks, width});
   op.saved.terms = take_floats(given, "terms", {ROW_TERMS, width});
   const auto slopes = given.optional_view("slopes");
-  if (slopes.has_value() != (op.labels.ids != nullptr && op.options.softcap > 0.0f)) {
-    fail("slopes", "slopes exactly for bags with a softcap", "another choice");
+  const bool capped = op.labels.ids != nullptr && op.options.softcap > 0.0f;
+  if (slopes.has_value() != (capped && op.saved.scores == nullptr)) {
+    fail("slopes", "slopes exactly for ids with a softcap and without scores", "another choice");
   }
   if (slopes) {
     const auto rows = output<2>("slopes", *slopes, Dtype::float32, {inputs.N, op.labels.longest});
@@ -303,9 +337,24 @@ void forward_linear_cross_entropy(Arguments& given) {
   LinearCrossEntropy op = take_linear_cross_entropy(given);
   const int64_t N = op.inputs.N;
   op.inputs.bias = given.optional_array<const float>("bias", op.inputs.V);
-  const LinearCrossEntropy::Results to{
-      given.array<float>("loss", N), given.array<float>("log_prob", N),
-      given.array<float>("lse", N), given.array<int64_t>("predicted", N)};
+  LinearCrossEntropy::Results to{};
+  to.loss = given.array<float>("loss", N);
+  to.log_prob = given.array<float>("log_prob", N);
+  to.lse = given.array<float>("lse", N);
+  to.entropy = given.optional_array<float>("entropy", N);
+  to.predicted = given.array<int64_t>("predicted", N);
+  const auto ids = given.optional_view("top_ids"), values = given.optional_view("top_log_probs");
+  if (ids.has_value() != values.has_value()) {
+    fail("top_ids", "top_ids and top_log_probs together", "one without the other");
+  }
+  if (ids) {
+    const auto likeliest = output<2>("top_ids", *ids, Dtype::int64, {N, ANY});
+    to.k = likeliest.size[1];
+    if (to.k < 1 || to.k > MOST_TOP) fail("top_ids", "1 to 32 columns", std::to_string(to.k));
+    to.top_ids = static_cast<int64_t*>(likeliest.data);
+    const auto rows = output<2>("top_log_probs", *values, Dtype::float32, {N, to.k});
+    to.top_log_probs = static_cast<float*>(rows.data);
+  }
   given.run([&] { linear_cross_entropy_forward(op, to); });
 }
 
@@ -343,7 +392,12 @@ void backward_linear_cross_entropy(Arguments& given) {
   const int64_t N = op.inputs.N;
   const LinearCrossEntropy::Upstream from{given.optional_array<const float>("dloss", N),
                                           given.optional_array<const float>("dlog_prob", N),
-                                          given.optional_array<const float>("dlse", N)};
+                                          given.optional_array<const float>("dlse", N),
+                                          given.optional_array<const float>("dentropy", N)};
+  const bool spread = op.options.label_smoothing > 0.0f && op.options.softcap > 0.0f;
+  if ((from.dentropy != nullptr || spread) && op.saved.scores == nullptr) {
+    fail("scores", "scores for dentropy, and for label_smoothing with a softcap", "None");
+  }
   const LinearCrossEntropy::Gradients to = take_gradients(given, op);
   given.run([&] { linear_cross_entropy_backward(op, from, to); });
 }

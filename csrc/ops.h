@@ -126,11 +126,14 @@ void attention_map_backward(const AttentionMap& op, const float* upstream,
                             const AttentionMap::Gradients& to);
 
 constexpr int64_t ENTRIES = 128;  // vocabulary entries in a block
-enum RowTerm : int { TOP, TARGET_LESS_TOP, OTHERS, ROW_TERMS };
+constexpr int64_t MOST_TOP = 32;  // likeliest entries that a row may ask for
+enum RowTerm : int { TOP, TARGET_LESS_TOP, OTHERS, ENTROPY, ROW_TERMS };
 
 // A chunk of counted rows against a head. The forward leaves exponentials in `logits`, from which,
-// with tops, terms and slopes, the backward makes the gradients. Without weight the matrix products
-// are another library's, and the forward reads its logits there, as [V, N padded].
+// with tops, terms and slopes, the backward makes the gradients. Where these do not suffice, for
+// the entropy's gradient and for label smoothing under a softcap, it leaves the scores z.
+// Without weight the matrix products are another library's, and the forward reads its logits in
+// `logits`, as [V, N padded].
 struct LinearCrossEntropy {
   struct Inputs {
     Dtype dtype;  // float32 or bfloat16: of logits, hidden and weight
@@ -140,34 +143,46 @@ struct LinearCrossEntropy {
     const float* bias;  // [V] or null; the forward's alone
   };
   struct Labels {
-    const int64_t* target;   // [N], in [0, V)
-    const int64_t* ids;      // [T] labels in [0, V); null: no bags
-    const int64_t* offsets;  // [G + 1]: bag g is ids[offsets[g] .. offsets[g + 1])
-    const int64_t* index;    // [N]: the bag of row n, -1 for none
-    int64_t bags;            // G
-    int64_t longest;         // labels in the longest bag
+    const int64_t* target;      // [N], in [0, V)
+    const float* own;           // [N]: what the target weighs; null: 1
+    const int64_t* ids;         // [T] labels in [0, V); null: no lists
+    const float* weights;       // [T]: what each of them weighs; null: 1
+    const int64_t* offsets;     // [G + 1]: list g is ids[offsets[g] .. offsets[g + 1])
+    const int64_t* index;       // [N]: the list of row n, -1 for none
+    int64_t lists;              // G
+    int64_t longest;            // labels in the longest list
+    const float* class_weight;  // [V]: what label smoothing weighs each entry with; null: 1
   };
   struct Saved {
-    void* logits;   // [V, N], both padded
+    void* logits;   // [V, N], both padded; null if scores are kept and the products are ours
+    float* scores;  // the same, z less the block's top; may be the logits; null: not kept
     float* tops;    // [blocks, N padded]: the largest z of ENTRIES vocabulary entries
     float* terms;   // [ROW_TERMS, N padded]
-    float* slopes;  // [N, longest]: dz / dlogit at the bag's labels; null: 1
+    float* slopes;  // [N, longest]: dz / dlogit at the list's labels; null: 1
   };
   struct Options {
-    float smoothing;
-    float softcap;  // 0: none
+    float smoothing;  // the share of a list as a whole; 0: each of its labels weighs by itself
+    float softcap;    // 0: none
+    float temperature;
+    float label_smoothing;
+    float z_loss;
     int threads;
   };
   struct Results {
-    float* loss;         // [N]
-    float* log_prob;     // [N]
-    float* lse;          // [N]
-    int64_t* predicted;  // [N]
+    float* loss;           // [N]
+    float* log_prob;       // [N]
+    float* lse;            // [N]
+    float* entropy;        // [N] or null
+    int64_t* predicted;    // [N]
+    int64_t* top_ids;      // [N, k]; -1 after the last entry
+    float* top_log_probs;  // [N, k]; -inf there
+    int64_t k;             // 0: no top_ids, no top_log_probs
   };
   struct Upstream {
     const float* dloss;      // [N], null: 0
     const float* dlog_prob;  // [N], null: 0
     const float* dlse;       // [N], null: 0
+    const float* dentropy;   // [N], null: 0
   };
   struct Gradients {
     void* dlogits;      // [V, N padded], may be the logits; without weight, and then nothing else

@@ -59,6 +59,21 @@ def cross_entropy(dtype: torch.dtype, own: bool, softcap: float) -> list[Tensor]
     return [x for x in (*results, x["dlogits"], x["dbias"]) if x is not None]
 
 
+def every_term(dtype: torch.dtype, own: bool, scores: bool, softcap: float) -> list[Tensor]:
+    """Of cross entropy. Without scores there is no gradient of the entropy."""
+    x = test_head_bindings.with_everything(test_head_bindings.problem(dtype))
+    if not scores:
+        x["dentropy"] = None
+    x = test_head_bindings.with_buffers(x, softcap, own, scores)
+    options = {"softcap": softcap, **test_head_bindings.EVERYTHING}
+    results = []
+    for direction, names in test_head_bindings.WRITTEN.items():
+        test_head_bindings.call(direction, x, **options)
+        results += [x[name] for name in names]
+    results += [x[name] for name in (*test_head_bindings.ASKED, "dlogits", "dbias")]
+    return [x for x in results if x is not None]
+
+
 CALLS = {
     f"{function.__name__}-{dtype}-{arguments}": (function, dtype, arguments)
     for function, dtypes, variants in (
@@ -70,6 +85,8 @@ CALLS = {
         ),
         (cross_entropy, DTYPES[:1], [(o, c) for o in (False, True) for c in (0.0, 1.5)]),
         (cross_entropy, DTYPES[1:2], [(False, 0.0), (False, 1.5)]),
+        (every_term, DTYPES[:1], [(True, True, 1.5), (False, True, 0.0), (True, False, 0.0)]),
+        (every_term, DTYPES[1:2], [(False, True, 1.5), (False, False, 0.0)]),
     )
     for dtype in dtypes
     for arguments in variants

@@ -2,61 +2,35 @@
 // entries in blocks of ENTRIES.
 #pragma once
 
+#include "lists.h"
 #include "panels.h"
 
 namespace groundkern {
 
-// The bags with their labels sorted, so that those in a block of vocabulary entries are contiguous.
-class Bags {
- public:
-  Bags(const LinearCrossEntropy::Labels& given, int64_t V)
-      : given(given), per_bag((V + ENTRIES - 1) / ENTRIES) {
-    if (given.ids == nullptr) return;
-    labels.assign(given.ids, given.ids + given.offsets[given.bags]);
-    blocks.assign(given.bags * per_bag, false);
-    for (int64_t g = 0; g < given.bags; ++g) {
-      std::sort(labels.begin() + given.offsets[g], labels.begin() + given.offsets[g + 1]);
-      for (int64_t i = given.offsets[g]; i < given.offsets[g + 1]; ++i) {
-        blocks[g * per_bag + labels[i] / ENTRIES] = true;
-      }
-    }
-  }
-
-  // Calls visit(label, place in the bag, low, high) for every label in a block of a bag that the
-  // rows [low, high) of [first, last) have.
-  template <class Visit>
-  void among(int64_t first, int64_t last, int64_t block, const Visit& visit) const {
-    if (given.ids == nullptr) return;
-    for (int64_t low = first, high; low < last; low = high) {
-      const int64_t g = given.index[low];
-      for (high = low + 1; high < last && given.index[high] == g;) ++high;
-      if (g < 0 || !blocks[g * per_bag + block]) continue;
-      const int64_t* const begin = labels.data() + given.offsets[g];
-      const int64_t* const end = labels.data() + given.offsets[g + 1];
-      const int64_t* i = std::lower_bound(begin, end, block * ENTRIES);
-      for (; i != end && *i < (block + 1) * ENTRIES; ++i) visit(*i, i - begin, low, high);
-    }
-  }
-
-  // The number of labels in row n's bag other than its target.
-  int64_t count(int64_t n) const {
-    if (given.ids == nullptr || given.index[n] < 0) return 0;
-    const auto first = labels.begin() + given.offsets[given.index[n]];
-    const auto last = labels.begin() + given.offsets[given.index[n] + 1];
-    const auto [low, high] = std::equal_range(first, last, given.target[n]);
-    return (last - first) - (high - low);
-  }
-
- private:
-  const LinearCrossEntropy::Labels& given;
-  const int64_t per_bag;
-  std::vector<int64_t> labels;
-  std::vector<bool> blocks;  // [bags, per_bag]: whether the bag has a label in the block
-};
-
-inline float cap_slope(float z, float softcap) {
-  return softcap > 0.0f ? 1.0f - (z / softcap) * (z / softcap) : 1.0f;
+inline float cap_slope(float z, float cap) {
+  return cap > 0.0f ? 1.0f - (z / cap) * (z / cap) : 1.0f;
 }
+
+// log p(w) and log sum_y exp(z_y - top), from others = sum_{y != w} exp(z_y - top) and from
+// target = z_w - top: neither cancels as p -> 1.
+inline float target_log_prob(float others, float target) {
+  if (others == 0.0f) return 0.0f;               // but not if it is NaN
+  const float odds = std::log(others) - target;  // log of (1 - p) / p
+  return -(std::max(odds, 0.0f) + std::log1p(std::exp(-std::fabs(odds))));
+}
+inline double log_of_sum(double others, float target) {
+  return target == 0.0f ? std::log1p(others) : std::log(others + std::exp(double{target}));
+}
+
+// The weights t_y of a row's loss sum_y t_y (lse - z_y), where a label counts once for each time
+// that it is listed.
+struct RowWeights {
+  double own;     // of the target, apart from what label smoothing spreads over all entries
+  double label;   // of a label of the list whose own weight is 1
+  double list;    // of the list
+  double entry;   // of a vocabulary entry whose class weighs 1
+  double spread;  // of all entries
+};
 
 template <class T>
 const LaneRows<T>& lane_rows_of(const Isa& isa) {
@@ -76,10 +50,13 @@ struct Head {
   const Isa& isa = groundkern::chosen_isa();
   const LaneRows<T>& lane_rows = lane_rows_of<T>(isa);
   const Products<T> products{isa};
-  const Bags bags{op.labels, op.inputs.V};
+  const Lists lists{op.labels, op.inputs.N, op.inputs.V};
   const int64_t N = op.inputs.N, V = op.inputs.V, D = op.inputs.D, width = padded(N);
   const int64_t panels = width / LANES, blocks = (V + ENTRIES - 1) / ENTRIES;
   const bool own = op.inputs.weight.data != nullptr;  // whether the products are ours
+  const int64_t stride = own ? LANES : width;         // from an entry's logits to the next
+  const float cap = op.options.softcap / op.options.temperature;  // |z| < cap; 0: none
+  const double classes = class_sum(0, V);
 
   explicit Head(const LinearCrossEntropy& op) : op(op) {}
 
@@ -89,12 +66,14 @@ struct Head {
     return useful_threads(tasks, work * static_cast<double>(V) * width, op.options.threads);
   }
 
-  // A block's logits of a panel of rows. With our own products the logits are paired panels
-  // [V, LANES]; else [V, width], as another library's product writes them.
+  // A block's logits, or scores, of a panel of rows start at this element. With our own products
+  // they are paired panels [V, LANES]; else [V, width], as another library's product writes them.
+  int64_t place(int64_t block, int64_t panel) const {
+    return own ? (panel * padded(V) + block * ENTRIES) * LANES
+               : block * ENTRIES * width + panel * LANES;
+  }
   T* logits(int64_t block, int64_t panel) const {
-    T* const data = static_cast<T*>(op.saved.logits);
-    if (own) return data + (panel * padded(V) + block * ENTRIES) * LANES;
-    return data + block * ENTRIES * width + panel * LANES;
+    return static_cast<T*>(op.saved.logits) + place(block, panel);
   }
 
   // scores [entries, LANES] = a block's logits times factor [LANES].
@@ -104,7 +83,7 @@ struct Head {
       isa.widen(reinterpret_cast<const uint32_t*>(from), padded(count(block)), factor, scores);
     } else {
       const int64_t rows = own ? padded(count(block)) : count(block);
-      lane_rows.read(from, own ? LANES : width, rows, factor, scores);
+      lane_rows.read(from, stride, rows, factor, scores);
     }
   }
 
@@ -115,6 +94,33 @@ struct Head {
     } else {
       lane_rows.write(scores, padded(count(block)), LANES, to);
     }
+  }
+
+  bool smooths() const { return op.options.label_smoothing > 0.0f; }
+
+  // The class weights from an entry on; null: 1.
+  const float* class_weight(int64_t entry) const {
+    return op.labels.class_weight == nullptr ? nullptr : op.labels.class_weight + entry;
+  }
+
+  // The sum of the class weights of some entries.
+  double class_sum(int64_t first, int64_t count) const {
+    const float* const weight = class_weight(first);
+    if (!smooths() || weight == nullptr) return static_cast<double>(count);
+    double sum = 0.0;
+    for (int64_t y = 0; y < count; ++y) sum += weight[y];
+    return sum;
+  }
+
+  RowWeights weights(int64_t n) const {
+    const Lists::Rest rest = lists.rest(n);
+    const double b = rest.count > 0 ? op.options.smoothing : 0.0;
+    const double share = op.options.smoothing > 0.0f ? b / std::max<int64_t>(rest.count, 1) : 1.0;
+    const double smoothing = op.options.label_smoothing, kept = 1.0 - smoothing;
+    const double alpha = op.labels.own == nullptr ? 1.0 : op.labels.own[n];
+    const double entry = smoothing / static_cast<double>(V);
+    return {kept * alpha * (1.0 - b), kept * share, kept * share * rest.weight, entry,
+            entry * classes};
   }
 };
 

@@ -77,6 +77,16 @@ struct LaneRows {
   void (*write)(const float* scores, int64_t rows, int64_t stride, T* x);
 };
 
+// A block's kept scores, and what each of its rows makes of them: the gradient of the logit at x is
+// the softcap's slope times exp(x) (factor + entropy x) - spread weight.
+struct KeptScores {
+  const float* x;  // z less top
+  int64_t stride;  // from an entry to the next
+  const float *top, *factor, *entropy, *spread;  // [LANES]
+  const float* weight;                           // [entries]; null: 1
+  float softcap;                                 // 0: none
+};
+
 struct Isa {
   const char* name;
   bool dots_bfloat16;
@@ -135,9 +145,24 @@ struct Isa {
   void (*top_entries)(float* scores, int64_t entries, const float* bias, float softcap, float* top,
                       int32_t* entry);
   // scores -> exp(scores - norm [LANES]) times the slope of the softcap; sum [LANES] without the
-  // slope.
+  // slope. This, `exponentials`, `moments` and `less_norm` take a multiple of 32 entries, and
+  // sum in the same order.
   void (*capped_exponentials)(float* scores, int64_t entries, const float* norm, float softcap,
                               float* sum);
+  // scores -> softcap(scores + bias [entries]) / temperature, where bias may be null.
+  void (*temper)(float* scores, int64_t entries, const float* bias, float softcap,
+                 float temperature);
+  // With x = scores - norm [LANES]: sum [LANES] of exp(x) x, of 0 where the exponential is 0.
+  void (*moments)(const float* scores, int64_t entries, const float* norm, float* sum);
+  // sum [LANES] of x weight [entries], of 0 where the weight is 0; a null weight is 1.
+  void (*weighted_sums)(const float* scores, int64_t entries, const float* norm,
+                        const float* weight, float* sum);
+  // scores -> x; sum [LANES] of exp(x).
+  void (*less_norm)(float* scores, int64_t entries, const float* norm, float* sum);
+  // scores -= spread [LANES] weight [entries]; a null weight is 1.
+  void (*subtract_spread)(float* scores, int64_t entries, const float* spread, const float* weight);
+  // to [entries, LANES] = the gradient of the logits.
+  void (*score_gradient)(const KeptScores& of, int64_t entries, float* to);
 
   LaneRows<float> lane_rows;
   LaneRows<bfloat16> lane_rows_bfloat16;

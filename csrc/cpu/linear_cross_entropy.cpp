@@ -1,14 +1,17 @@
 // linear_cross_entropy on the CPU, forward. Logits are transposed: 32 rows in the lanes of a panel,
 // the vocabulary entries one below the other.
 //
-//   z = softcap(weight hidden + bias),  top = max_y z_y,  others = sum_{y != w} exp(z_y - top)
-//   log p(w) = -log(1 + others / exp(z_w - top)),  lse = top + log(others + exp(z_w - top))
-//   loss = -(1 - b) log p(w) - b mean_{y in Y, y != w} (z_y - lse)                          (D3)
+//   z = softcap(weight hidden + bias) / temperature,  top = max_y z_y
+//   others = sum_{y != w} exp(z_y - top),  sum = others + exp(z_w - top)
+//   log p(w) = -log(1 + others / exp(z_w - top)),  lse = top + log(sum)
+//   loss = -t_w log p(w) + sum_{y != w} t_y (lse - z_y) + z_loss lse^2                     (D3)
+//   entropy = log(sum) - sum_y p_y (z_y - top)
 //
 // A task computes the logits of a block of vocabulary entries in fp32 and stores exp(z - the
 // block's top). The backward multiplies these by one factor per row to get the gradient, except at
-// the target and the labels of the bag.
+// the target and the labels of the row's list.
 #include "head.h"
+#include "top_entries.h"
 
 namespace groundkern {
 namespace {
@@ -16,36 +19,53 @@ namespace {
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 constexpr double WORK = 32;  // multiply-adds that take as long as a logit without its product
 
+// What the blocks of a panel's row add up to.
+struct Sums {
+  float top = NOTHING;
+  int64_t predicted = 0;
+  double others = 0.0;  // of exp(z - top), without the target, as in the next
+  double moment = 0.0;  // of exp(z - top) (z - top)
+  double list = 0.0;    // of the weights of the list's labels times z
+  double spread = 0.0;  // of the class weights of all entries times (z - top)
+};
+
 template <class T>
 struct Forward : Head<T> {
   using Base = Head<T>;
-  using Base::bags, Base::blocks, Base::D, Base::isa, Base::N, Base::op, Base::own, Base::panels,
+  using Base::blocks, Base::D, Base::isa, Base::lists, Base::N, Base::op, Base::own, Base::panels,
       Base::PER_UNIT, Base::width;
 
+  const LinearCrossEntropy::Results& to;
   const int64_t depth = own ? (D + PER_UNIT - 1) / PER_UNIT * PER_UNIT : 0;
   const int threads = Base::threads(blocks, WORK + static_cast<double>(depth));
   const Buffer<T> hidden{depth * width};              // [depth, N]: the transpose in paired panels
   const Buffer<T> copies{threads * ENTRIES * depth};  // rows of weight, padded
   const Buffer<float> scratch{threads * ENTRIES * LANES};
-  // [blocks, width]: a block's sum of exp(z - its top) without the target, the first entry that has
-  // its top, and the sum of z over the row's bag.
-  const Buffer<float> others{blocks * width};
+  // [blocks, width]: the first entry that has the block's top; with that top, the sums of `Sums`
+  // over the block; and where they are asked for, else without elements.
   const Buffer<int32_t> entry{blocks * width};
-  const Buffer<double> bag{op.labels.ids == nullptr ? 0 : blocks * width};
+  const Buffer<float> others{blocks * width};
+  const Buffer<float> moment{to.entropy == nullptr ? 0 : blocks * width};
+  const Buffer<float> spread{Base::smooths() ? blocks * width : 0};
+  const Buffer<double> list{op.labels.ids == nullptr ? 0 : blocks * width};
+  const TopEntries likeliest{threads, width, to.k};
 
-  using Base::Base;
+  Forward(const LinearCrossEntropy& op_, const LinearCrossEntropy::Results& to)
+      : Base(op_), to(to) {}
 
-  void run(const LinearCrossEntropy::Results& to) const {
+  void run() const {
     parallel_for(own ? panels : 0, threads, [&](int64_t panel, int) { pack(panel); });
     parallel_for(blocks, threads, [&](int64_t b, int thread) {
       T* const copy = copies.data() + thread * ENTRIES * depth;
       const T* const weight = own ? rows_of_weight(b, copy) : nullptr;
-      const int64_t stride = weight == copy ? depth : op.inputs.weight.stride[0];
+      const int64_t from_row_to_row = weight == copy ? depth : op.inputs.weight.stride[0];
       for (int64_t panel = 0; panel < panels; ++panel) {
-        block(b, panel, weight, stride, scratch.data() + thread * ENTRIES * LANES);
+        float* const scores = scratch.data() + thread * ENTRIES * LANES;
+        multiply(b, panel, weight, from_row_to_row, scores);
+        block(b, panel, thread, scores);
       }
     });
-    parallel_for(panels, threads, [&](int64_t panel, int) { finish(panel, to); });
+    parallel_for(panels, threads, [&](int64_t panel, int) { finish(panel); });
   }
 
   void pack(int64_t panel) const {
@@ -71,24 +91,44 @@ struct Forward : Head<T> {
     return copy;
   }
 
-  void block(int64_t b, int64_t panel, const T* weight, int64_t stride, float* scores) const {
-    const int64_t first = b * ENTRIES, count = Base::count(b), at = b * width + panel * LANES;
+  // scores [count, LANES] = the logits without their bias.
+  void multiply(int64_t b, int64_t panel, const T* weight, int64_t from_row_to_row,
+                float* scores) const {
+    const int64_t count = Base::count(b);
     if (own) {
       const int64_t lanes = Base::lanes(panel) > HALF ? LANES : HALF;
       for (int64_t y = 0; y < count; ++y) {
         std::fill(scores + y * LANES + lanes, scores + (y + 1) * LANES, 0.0f);
       }
-      Base::products.rows(whole_tiles(count), lanes, depth, weight, stride,
+      Base::products.rows(whole_tiles(count), lanes, depth, weight, from_row_to_row,
                           {hidden.data() + panel * depth * LANES, depth}, {scores, ENTRIES});
     } else {
       float ones[LANES];
       std::fill(ones, ones + LANES, 1.0f);
       Base::read(b, panel, ones, scores);
     }
-    const float* const bias = op.inputs.bias == nullptr ? nullptr : op.inputs.bias + first;
-    isa.top_entries(scores, count, bias, op.options.softcap, op.saved.tops + at, entry.data() + at);
+  }
+
+  void block(int64_t b, int64_t panel, int thread, float* scores) const {
+    const int64_t first = b * ENTRIES, count = Base::count(b), at = b * width + panel * LANES;
+    const float* bias = op.inputs.bias == nullptr ? nullptr : op.inputs.bias + first;
+    float* const tops = op.saved.tops + at;
+    if (op.options.temperature == 1.0f) {
+      isa.top_entries(scores, count, bias, op.options.softcap, tops, entry.data() + at);
+    } else {
+      isa.temper(scores, count, bias, op.options.softcap, op.options.temperature);
+      isa.top_entries(scores, count, nullptr, 0.0f, tops, entry.data() + at);
+    }
     std::fill(scores + count * LANES, scores + padded(count) * LANES, NOTHING);
-    if (op.labels.ids != nullptr) add_bags(b, panel, scores);
+    if (to.k > 0) {
+      likeliest.add(thread, panel * LANES, Base::lanes(panel), first, count, scores, tops);
+    }
+    if (op.labels.ids != nullptr) add_lists(b, panel, scores);
+    float norm[LANES];
+    for (int64_t l = 0; l < LANES; ++l) norm[l] = tops[l] == NOTHING ? 0.0f : tops[l];
+    if (Base::smooths()) {
+      isa.weighted_sums(scores, count, norm, Base::class_weight(first), spread.data() + at);
+    }
     for (int64_t l = 0; l < Base::lanes(panel); ++l) {  // take the target out of the block
       const int64_t n = panel * LANES + l, w = op.labels.target[n] - first;
       if (w < 0 || w >= count) continue;
@@ -96,14 +136,23 @@ struct Forward : Head<T> {
       op.saved.terms[TARGET_LESS_TOP * width + n] = scores[w * LANES + l];
       scores[w * LANES + l] = NOTHING;
     }
-    float norm[LANES];
-    for (int64_t l = 0; l < LANES; ++l) {
-      norm[l] = op.saved.tops[at + l] == NOTHING ? 0.0f : op.saved.tops[at + l];
+    if (to.entropy != nullptr) isa.moments(scores, padded(count), norm, moment.data() + at);
+    save(b, panel, norm, scores);
+  }
+
+  // Sums the exponentials, and stores them or the scores.
+  void save(int64_t b, int64_t panel, const float* norm, float* scores) const {
+    const int64_t count = Base::count(b);
+    float* const sum = others.data() + b * width + panel * LANES;
+    if (op.saved.scores != nullptr) {
+      isa.less_norm(scores, padded(count), norm, sum);
+      float* const kept = op.saved.scores + Base::place(b, panel);
+      return isa.lane_rows.write(scores, own ? padded(count) : count, Base::stride, kept);
     }
     if (op.options.softcap > 0.0f) {
-      isa.capped_exponentials(scores, padded(count), norm, op.options.softcap, others.data() + at);
+      isa.capped_exponentials(scores, padded(count), norm, Base::cap, sum);
     } else {
-      isa.exponentials(scores, padded(count), norm, others.data() + at, scores);
+      isa.exponentials(scores, padded(count), norm, sum, scores);
     }
     T* const logits = Base::logits(b, panel);
     if (own) {
@@ -113,74 +162,96 @@ struct Forward : Head<T> {
     }
   }
 
-  void add_bags(int64_t b, int64_t panel, const float* z) const {
+  void add_lists(int64_t b, int64_t panel, const float* z) const {
     const int64_t row = panel * LANES;
-    double* const sum = bag.data() + b * width + row;
+    double* const sum = list.data() + b * width + row;
     std::fill(sum, sum + LANES, 0.0);
-    bags.among(row, row + Base::lanes(panel), b,
-               [&](int64_t label, int64_t i, int64_t low, int64_t high) {
-                 const float* const of_label = z + (label - b * ENTRIES) * LANES;
-                 for (int64_t n = low; n < high; ++n) {
-                   if (label != op.labels.target[n]) sum[n - row] += of_label[n - row];
-                   if (op.saved.slopes == nullptr) continue;
-                   op.saved.slopes[n * op.labels.longest + i] =
-                       cap_slope(of_label[n - row], op.options.softcap);
-                 }
-               });
+    lists.among(row, row + Base::lanes(panel), b,
+                [&](const Lists::Label& label, int64_t i, int64_t low, int64_t high) {
+                  const float* const of_label = z + (label.id - b * ENTRIES) * LANES;
+                  for (int64_t n = low; n < high; ++n) {
+                    if (label.id != op.labels.target[n]) {
+                      sum[n - row] += double{label.weight} * of_label[n - row];
+                    }
+                    if (op.saved.slopes == nullptr) continue;
+                    op.saved.slopes[n * op.labels.longest + i] =
+                        cap_slope(of_label[n - row], Base::cap);
+                  }
+                });
   }
 
   // Combines the blocks, for the rows of a panel.
-  void finish(int64_t panel, const LinearCrossEntropy::Results& to) const {
-    float top[LANES];
-    int64_t predicted[LANES] = {};
-    double sum[LANES] = {}, of_bag[LANES] = {};
-    std::fill(top, top + LANES, NOTHING);
+  void finish(int64_t panel) const {
+    Sums sums[LANES];
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * width + panel * LANES;
       for (int64_t l = 0; l < LANES; ++l) {
-        if (op.saved.tops[at + l] > top[l]) {
-          top[l] = op.saved.tops[at + l];
-          predicted[l] = b * ENTRIES + entry.data()[at + l];
+        if (op.saved.tops[at + l] > sums[l].top) {
+          sums[l].top = op.saved.tops[at + l];
+          sums[l].predicted = b * ENTRIES + entry.data()[at + l];
         }
       }
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t at = b * width + panel * LANES;
+      const double classes = Base::smooths() ? Base::class_sum(b * ENTRIES, Base::count(b)) : 0.0;
       for (int64_t l = 0; l < LANES; ++l) {
-        const float below = op.saved.tops[at + l] == top[l] ? 0.0f : op.saved.tops[at + l] - top[l];
-        sum[l] += others.data()[at + l] * exponential(below);
+        const float own_top = op.saved.tops[at + l];
+        const float below = own_top == sums[l].top ? 0.0f : own_top - sums[l].top;
+        const float share = exponential(below), other = others.data()[at + l];
+        sums[l].others += other * share;
+        if (to.entropy != nullptr && share != 0.0f) {
+          sums[l].moment += double{share} * (moment.data()[at + l] + double{other} * below);
+        }
+        if (op.labels.ids != nullptr) sums[l].list += list.data()[at + l];
+        if (classes != 0.0) sums[l].spread += spread.data()[at + l] + classes * below;
       }
-      for (int64_t l = 0; l < LANES && op.labels.ids != nullptr; ++l)
-        of_bag[l] += bag.data()[at + l];
     }
-    for (int64_t l = 0; l < Base::lanes(panel); ++l) {
-      const int64_t n = panel * LANES + l;
-      to.predicted[n] = predicted[l];
-      finish(n, top[l], static_cast<float>(sum[l]), of_bag[l], to);
-    }
+    for (int64_t l = 0; l < Base::lanes(panel); ++l) finish(panel * LANES + l, sums[l]);
   }
 
-  void finish(int64_t n, float top, float others, double of_bag,
-              const LinearCrossEntropy::Results& to) const {
+  void finish(int64_t n, const Sums& sums) const {
+    const float top = sums.top, others = static_cast<float>(sums.others);
     const float target = op.saved.terms[TARGET_LESS_TOP * width + n] - top;
-    const float log_sum = std::log(others + std::exp(target));
-    float log_prob = 0.0f;
-    if (others != 0.0f) {                            // also if it is NaN
-      const float odds = std::log(others) - target;  // log of (1 - p) / p
-      log_prob = -(std::max(odds, 0.0f) + std::log1p(std::exp(-std::fabs(odds))));
-    }
-    float loss = -log_prob;
-    const int64_t labels = bags.count(n);
-    if (labels > 0) {
-      const double mean = of_bag / static_cast<double>(labels) - top - log_sum;
-      loss = (1.0f - op.options.smoothing) * loss - op.options.smoothing * static_cast<float>(mean);
+    const double log_sum = log_of_sum(sums.others, target), lse = top + log_sum;
+    const float log_prob = target_log_prob(others, target);
+    double entropy = 0.0;
+    if (to.entropy != nullptr) {
+      const double share = std::exp(double{target}), moment = share == 0.0 ? 0.0 : share * target;
+      entropy = log_sum - (sums.moment + moment) / (sums.others + share);
+      to.entropy[n] = static_cast<float>(entropy);
     }
     op.saved.terms[TOP * width + n] = top;
     op.saved.terms[TARGET_LESS_TOP * width + n] = target;
     op.saved.terms[OTHERS * width + n] = others;
-    to.loss[n] = loss;
+    op.saved.terms[ENTROPY * width + n] = static_cast<float>(entropy);
+    to.loss[n] = static_cast<float>(loss(n, sums, log_prob, log_sum));
     to.log_prob[n] = log_prob;
-    to.lse[n] = top + log_sum;
+    to.lse[n] = static_cast<float>(lse);
+    to.predicted[n] = sums.predicted;
+    if (to.k > 0) write_likeliest(n, top, log_prob, log_sum);
+  }
+
+  double loss(int64_t n, const Sums& sums, float log_prob, double log_sum) const {
+    const RowWeights t = Base::weights(n);
+    double loss = t.own == 0.0 ? 0.0 : -t.own * log_prob;
+    if (t.list != 0.0) {
+      const double weight = t.list / t.label;  // of its labels
+      loss += t.label * (weight * (log_sum + sums.top) - sums.list);
+    }
+    if (t.spread != 0.0) loss += t.spread * log_sum - t.entry * sums.spread;
+    const double lse = sums.top + log_sum, z_loss = op.options.z_loss;
+    return z_loss > 0.0 ? loss + z_loss * lse * lse : loss;
+  }
+
+  void write_likeliest(int64_t n, float top, float log_prob, double log_sum) const {
+    const TopEntries::Entry* const best = likeliest.merged(n);
+    for (int64_t i = 0; i < to.k; ++i) {
+      const bool there = best[i].id < Base::V;
+      to.top_ids[n * to.k + i] = there ? best[i].id : -1;
+      const float other = static_cast<float>((best[i].score - top) - log_sum);
+      to.top_log_probs[n * to.k + i] = best[i].id == op.labels.target[n] ? log_prob : other;
+    }
   }
 };
 
@@ -189,9 +260,9 @@ struct Forward : Head<T> {
 void linear_cross_entropy_forward(const LinearCrossEntropy& op,
                                   const LinearCrossEntropy::Results& to) {
   if (op.inputs.dtype == Dtype::bfloat16) {
-    Forward<bfloat16>(op).run(to);
+    Forward<bfloat16>(op, to).run();
   } else {
-    Forward<float>(op).run(to);
+    Forward<float>(op, to).run();
   }
 }
 

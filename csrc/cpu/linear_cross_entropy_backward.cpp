@@ -43,7 +43,7 @@ struct Tiles {
 template <class T>
 struct Backward : Head<T> {
   using Base = Head<T>;
-  using Base::bags, Base::blocks, Base::D, Base::isa, Base::N, Base::op, Base::own, Base::panels,
+  using Base::blocks, Base::D, Base::isa, Base::lists, Base::N, Base::op, Base::own, Base::panels,
       Base::PER_UNIT, Base::products, Base::V, Base::width;
 
   const LinearCrossEntropy::Gradients& to;
@@ -55,30 +55,50 @@ struct Backward : Head<T> {
   const Buffer<T> dlogits{own ? slice * width : 0};               // [slice, N] paired
   const Buffer<T> rows{trained ? threads * ENTRIES * width : 0};  // [ENTRIES, width]: one block's
   const Buffer<float> scratch{threads * ENTRIES * LANES};
-  // [width], of every row: the factor of exp(z - top), the gradient at the target, and what each
-  // label of the bag subtracts.
-  std::vector<float> factor, target, label;
+  // [width], of every row, with x = z - top and e = exp(x): the gradient of an entry's logit is the
+  // softcap's slope times e (factor + entropy x) - spread c, where c is the weight of the entry's
+  // class. A label of the row's list subtracts `label` times its weight. `target`: the whole
+  // gradient of the target's logit, which is not a difference of numbers close to each other.
+  std::vector<float> factor, entropy, spread, label, target;
 
   Backward(const LinearCrossEntropy& op_, const LinearCrossEntropy::Upstream& from,
            const LinearCrossEntropy::Gradients& to)
-      : Base(op_), to(to), factor(width), target(width), label(width) {
+      : Base(op_), to(to), factor(width), entropy(width), spread(width), label(width),
+        target(width) {
     for (int64_t n = 0; n < N; ++n) terms(n, from);
   }
 
   void terms(int64_t n, const LinearCrossEntropy::Upstream& from) {
-    const float dloss = from.dloss != nullptr ? from.dloss[n] : 0.0f;
-    const float dlog_prob = from.dlog_prob != nullptr ? from.dlog_prob[n] : 0.0f;
-    const float dlse = from.dlse != nullptr ? from.dlse[n] : 0.0f;
+    const double dloss = from.dloss != nullptr ? from.dloss[n] : 0.0;
+    const double dlog_prob = from.dlog_prob != nullptr ? from.dlog_prob[n] : 0.0;
+    const double dlse = from.dlse != nullptr ? from.dlse[n] : 0.0;
+    const double dentropy = from.dentropy != nullptr ? from.dentropy[n] : 0.0;
+    const float top = op.saved.terms[TOP * width + n];
     const float z_target = op.saved.terms[TARGET_LESS_TOP * width + n];
-    const float others = op.saved.terms[OTHERS * width + n], own_share = std::exp(z_target);
-    const float sum = others + own_share;
-    const int64_t labels = bags.count(n);
-    const float b = labels > 0 ? op.options.smoothing : 0.0f;
-    factor[n] = (dloss - dlog_prob + dlse) / sum;
-    const float rest = (dlog_prob - dloss * (1.0f - b)) * (others / sum);
-    target[n] = (rest + (dloss * b + dlse) * (own_share / sum)) *
-                cap_slope(z_target + op.saved.terms[TOP * width + n], op.options.softcap);
-    label[n] = labels > 0 ? dloss * b / static_cast<float>(labels) : 0.0f;
+    const float others = op.saved.terms[OTHERS * width + n];
+    const double H = op.saved.terms[ENTROPY * width + n];
+    const double own_share = std::exp(double{z_target}), sum = others + own_share;
+    const double log_sum = log_of_sum(others, z_target), temperature = op.options.temperature;
+    const double z_loss = op.options.z_loss;
+    const double squared = z_loss > 0.0 ? 2.0 * z_loss * (top + log_sum) : 0.0;
+    const RowWeights t = Base::weights(n);
+
+    double all = dloss * (t.own + t.list + t.spread + squared) - dlog_prob + dlse;
+    double rest = dloss * (t.list + t.spread + squared) + dlse;  // at the target
+    if (dentropy != 0.0) {
+      all += dentropy * (log_sum - H);
+      rest -= dentropy * (double{target_log_prob(others, z_target)} + H);
+    }
+    factor[n] = static_cast<float>(all / sum / temperature);
+    entropy[n] = static_cast<float>(-dentropy / sum / temperature);
+    label[n] = static_cast<float>(dloss * t.label / temperature);
+    spread[n] = static_cast<float>(dloss * t.entry / temperature);
+
+    const float* const c = Base::class_weight(op.labels.target[n]);
+    double at_target = (dlog_prob - dloss * t.own) * (others / sum);
+    if (own_share != 0.0) at_target += rest * (own_share / sum);
+    if (t.entry != 0.0) at_target -= dloss * t.entry * (c == nullptr ? 1.0 : *c);
+    target[n] = static_cast<float>(at_target / temperature) * cap_slope(z_target + top, Base::cap);
   }
 
   void run() const {
@@ -127,25 +147,24 @@ struct Backward : Head<T> {
 
   void block(int64_t b, int64_t panel, float* scores, T* gradient) const {
     const int64_t first = b * ENTRIES, count = Base::count(b), lanes = Base::lanes(panel);
-    float factors[LANES] = {};
-    for (int64_t l = 0; l < lanes; ++l) {
-      const int64_t n = panel * LANES + l;
-      const float own_top = op.saved.tops[b * width + n], top = op.saved.terms[TOP * width + n];
-      factors[l] = factor[n] * exponential(own_top == top ? 0.0f : own_top - top);
+    if (op.saved.scores != nullptr) {
+      from_scores(b, panel, scores);
+    } else {
+      from_exponentials(b, panel, scores);
     }
-    Base::read(b, panel, factors, scores);
     const int64_t row = panel * LANES;
     for (int64_t l = 0; l < lanes; ++l) {
       const int64_t w = op.labels.target[row + l] - first;
       if (w >= 0 && w < count) scores[w * LANES + l] = target[row + l];
     }
-    bags.among(row, row + lanes, b, [&](int64_t y, int64_t i, int64_t low, int64_t high) {
-      for (int64_t n = low; n < high; ++n) {
-        const float slope =
-            op.saved.slopes == nullptr ? 1.0f : op.saved.slopes[n * op.labels.longest + i];
-        if (y != op.labels.target[n]) scores[(y - first) * LANES + n - row] -= label[n] * slope;
-      }
-    });
+    lists.among(row, row + lanes, b,
+                [&](const Lists::Label& of, int64_t i, int64_t low, int64_t high) {
+                  for (int64_t n = low; n < high; ++n) {
+                    if (of.id == op.labels.target[n]) continue;
+                    const float share = label[n] * of.weight * slope(b, of.id, n, i);
+                    scores[(of.id - first) * LANES + n - row] -= share;
+                  }
+                });
     for (int64_t y = 0; y < count && lanes < LANES; ++y) {  // empty lanes may hold anything
       std::fill(scores + y * LANES + lanes, scores + (y + 1) * LANES, 0.0f);
     }
@@ -161,6 +180,51 @@ struct Backward : Head<T> {
     }
     Base::pair(b, scores, paired(b, panel));
     if (trained) Base::lane_rows.write(scores, padded(count), width, gradient + panel * LANES);
+  }
+
+  // scores [count, LANES] = the gradient of a block's logits, apart from targets and lists.
+  void from_exponentials(int64_t b, int64_t panel, float* scores) const {
+    float factors[LANES] = {};
+    for (int64_t l = 0; l < Base::lanes(panel); ++l) {
+      const int64_t n = panel * LANES + l;
+      factors[l] = factor[n] * exponential(below(b, n));
+    }
+    Base::read(b, panel, factors, scores);
+    if (!Base::smooths()) return;
+    isa.subtract_spread(scores, Base::count(b), spread.data() + panel * LANES,
+                        Base::class_weight(b * ENTRIES));
+  }
+
+  void from_scores(int64_t b, int64_t panel, float* scores) const {
+    const int64_t count = Base::count(b), row = panel * LANES;
+    float factors[LANES] = {}, of_entropy[LANES] = {};
+    for (int64_t l = 0; l < Base::lanes(panel); ++l) {
+      const int64_t n = row + l;
+      const float share = exponential(below(b, n));
+      if (share == 0.0f) continue;
+      factors[l] = share * (factor[n] + entropy[n] * below(b, n));
+      of_entropy[l] = share * entropy[n];
+    }
+    isa.score_gradient({op.saved.scores + Base::place(b, panel), Base::stride,
+                        op.saved.tops + b * width + row, factors, of_entropy, spread.data() + row,
+                        Base::class_weight(b * ENTRIES), Base::cap},
+                       count, scores);
+    std::fill(scores + count * LANES, scores + padded(count) * LANES, 0.0f);
+  }
+
+  // The block's top less the row's.
+  float below(int64_t b, int64_t n) const {
+    const float own_top = op.saved.tops[b * width + n], top = op.saved.terms[TOP * width + n];
+    return own_top == top ? 0.0f : own_top - top;
+  }
+
+  // The softcap's slope at label i of row n's list, whose id is y.
+  float slope(int64_t b, int64_t y, int64_t n, int64_t i) const {
+    if (op.saved.slopes != nullptr) return op.saved.slopes[n * op.labels.longest + i];
+    if (op.saved.scores == nullptr) return 1.0f;
+    const float* const kept = op.saved.scores + Base::place(b, n / LANES);
+    const float x = kept[(y - b * ENTRIES) * Base::stride + n % LANES];
+    return cap_slope(x + op.saved.tops[b * width + n], Base::cap);
   }
 
   // Columns [d, d + LANES) of dweight, in the rows of a block.

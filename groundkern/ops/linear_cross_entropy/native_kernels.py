@@ -6,7 +6,7 @@ csrc/cpu/linear_cross_entropy*.cpp do all of it if the matrix products are our o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,6 @@ LOGIT_BYTES = 64 * 2**20
 
 def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why native cannot serve this call, in one sentence; None if it can."""
-    return "its kernels are being rewritten"
     reason = native.unsupported(*inputs[:2])
     if reason is None and group is not None:
         return "the native kernels do not shard the vocabulary over a process group"
@@ -49,6 +48,21 @@ def _chunk_bytes(rows: int, vocabulary: int, per_logit: int) -> int:
     return 4 * _statistics(rows, vocabulary) + per_logit * _padded(rows) * _padded(vocabulary)
 
 
+def _logit_bytes(dtype: torch.dtype, scores: bool) -> int:
+    """Bytes that a chunk takes per logit, of products in this dtype. With `scores` they are fp32,
+    in the logits' place, but beside bf16 logits of another library's product."""
+    if not scores:
+        return dtype.itemsize
+    beside = dtype != torch.float32 and not native.multiplies(dtype)
+    return 4 + (dtype.itemsize if beside else 0)
+
+
+def _keeps_scores(options: ce.Options, entropy_grad: bool) -> bool:
+    """Whether the backward needs the scores: exponentials alone do not tell the entropy's gradient,
+    nor the softcap's slope where the exponential is 0."""
+    return entropy_grad or (options.label_smoothing > 0 and options.softcap > 0)
+
+
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:
     """bf16 where this CPU multiplies it, else fp32: torch multiplies fp16 40 times slower."""
     fast = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -63,14 +77,14 @@ class _Counted:
     hidden: Tensor  # [n, D]
     weight: Tensor  # [V, D]
     bias: Tensor | None  # fp32 [V]
-    labels: dict[str, Tensor | None]  # target, ids, offsets and index, as _C names them
-    results: dict[str, Tensor]  # loss, log_prob, lse and predicted [n]
-    smoothing: float
-    softcap: float
+    labels: dict[str, Tensor | None]  # of these rows, as _C names them
+    results: ce.Rows  # of these rows
+    options: ce.Options
+    scores: bool  # whether chunks keep scores, see `_keeps_scores`
 
     def chunks(self) -> Iterator[_Chunk]:
         """Fill the results a chunk at a time; one buffer serves all."""
-        vocabulary, per_logit = len(self.weight), self.weight.element_size()
+        vocabulary, per_logit = len(self.weight), _logit_bytes(self.weight.dtype, self.scores)
         parts = logit_chunks(len(self.rows), vocabulary, per_logit, LOGIT_BYTES)
         tallest = parts[0].stop if parts else 0
         buffer = buffers.empty(_chunk_bytes(tallest, vocabulary, per_logit), dtype=torch.uint8)
@@ -88,9 +102,16 @@ class _Counted:
 
     def all_rows(self, target: Tensor) -> ce.Rows:
         """The results among all rows."""
-        *floats, predicted = self.results.values()
         like = target.new_empty(target.shape, dtype=torch.float32)
-        return ce.Rows(*(self.spread(x, like) for x in floats), self.spread(predicted, target, -1))
+        every = {}
+        for name, x in self.results._asdict().items():
+            if x is None:
+                every[name] = None
+            elif x.is_floating_point():
+                every[name] = self.spread(x, like)
+            else:
+                every[name] = self.spread(x, target, -1)
+        return ce.Rows(**every)
 
 
 class _Chunk:
@@ -105,26 +126,38 @@ class _Chunk:
         count, vocabulary = len(self.hidden), len(of.weight)
         width, tall = _padded(count), _padded(vocabulary) if self.own else vocabulary
         statistics = buffer.view(torch.float32)[: _statistics(count, vocabulary)].view(-1, width)
-        logits = buffer[4 * statistics.numel() :].view(self.hidden.dtype)[: tall * width]
-        self.logits = logits.view(tall, width)
-        self.used = statistics.nbytes + logits.nbytes
+        self.used = statistics.nbytes
+
+        def plane(dtype: torch.dtype) -> Tensor:
+            taken = buffer[self.used :].view(dtype)[: tall * width].view(tall, width)
+            self.used += taken.nbytes
+            return taken
+
+        dtype = self.hidden.dtype
+        scores = plane(torch.float32) if of.scores else None
+        self.logits = scores if scores is not None and dtype == torch.float32 else None
+        if self.logits is None and not (self.own and of.scores):
+            self.logits = plane(dtype)
         labels = dict(of.labels)
-        for name in ("target", "index"):
+        for name in ("target", "own", "index"):
             labels[name] = None if labels[name] is None else labels[name][rows]
         head = {"hidden": self.hidden, "weight": of.weight}
         self.tensors = {
-            "logits": self.logits,
+            "logits": None if self.own and of.scores else self.logits,
+            "scores": scores,
             "tops": statistics[_C.terms :],
             "terms": statistics[: _C.terms],
             "slopes": self.slopes(labels["offsets"]),
             **labels,
             **(head if self.own else dict.fromkeys(head)),
         }
-        self.options = {"vocabulary": vocabulary, "smoothing": of.smoothing, "softcap": of.softcap}
+        named = ("smoothing", "label_smoothing", "z_loss", "softcap", "temperature")
+        options = {name: getattr(of.options, name) for name in named}
+        self.options = {"vocabulary": vocabulary, **options}
 
     def slopes(self, offsets: Tensor | None) -> Tensor | None:
-        """Room for the softcap's slope at the labels of each row's bag."""
-        if offsets is None or self.of.softcap == 0:
+        """Room for the softcap's slope at the labels of each row's list."""
+        if offsets is None or self.of.options.softcap == 0 or self.of.scores:
             return None
         longest = max(offsets.diff().tolist(), default=0)
         return torch.empty(len(self.hidden), longest)
@@ -137,13 +170,14 @@ class _Chunk:
             count = len(self.hidden)
             torch.mm(self.of.weight, self.hidden.t(), out=self.logits[:, :count])
             self.logits[:, count:] = 0
-        results = {name: x[self.rows] for name, x in self.of.results.items()}
+        every = self.of.results._asdict()
+        results = {name: None if x is None else x[self.rows] for name, x in every.items()}
         tensors = {**self.tensors, **results, "bias": self.of.bias}
         native.call(_C.linear_cross_entropy_forward, tensors, **self.options)
 
     def backward(
         self,
-        upstream: Sequence[Tensor],
+        upstream: ce.Upstream,
         dhidden: Tensor,
         dweight: Tensor | None,
         dbias: Tensor | None,
@@ -152,8 +186,8 @@ class _Chunk:
         """Fill this chunk's rows of dhidden; fill dweight, or add to it; add to dbias."""
         from groundkern import _C
 
-        names = ce.Upstream._fields
-        given = dict.fromkeys(names) | {k: x[self.rows] for k, x in zip(names, upstream)}
+        above = upstream._asdict()
+        given = {name: None if x is None else x[self.rows] for name, x in above.items()}
         to = {"dhidden": dhidden[self.rows], "dweight": dweight, "dbias": dbias}
         dlogits = None
         if not self.own:
@@ -175,23 +209,38 @@ class _Chunk:
             dweight.copy_(dweight + product if add else product)
 
 
-def _count(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> _Counted:
+def _count(
+    inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, entropy_grad: bool = False
+) -> _Counted:
     hidden, weight, bias = inputs
-    target, ids, offsets, index = labels
-    rows = (target != options.ignore_index).nonzero()[:, 0]
-    if len(rows) < len(target):
-        hidden, target = hidden.index_select(0, rows), target[rows]
-        index = None if index is None else index[rows]
+    rows = (labels.target != options.ignore_index).nonzero()[:, 0]
+    named = labels._asdict()
+    if options.smoothing == 0 and labels.weights is None:  # a bag's labels have no share
+        named |= dict.fromkeys(("ids", "weights", "offsets", "index"))
+    if options.label_smoothing == 0:
+        named["class_weight"] = None
+    if len(rows) < len(labels.target):
+        hidden = hidden.index_select(0, rows)
+        for name in ("target", "own", "index"):
+            named[name] = None if named[name] is None else named[name][rows]
+    named = {name: None if x is None else x.contiguous() for name, x in named.items()}
     dtype = _product_dtype(hidden.dtype)
-    labels = ce.Labels(target, ids, offsets, index)
-    if options.smoothing == 0:
-        labels = ce.Labels(target, None, None, None)
-    named = {name: None if x is None else x.contiguous() for name, x in labels._asdict().items()}
-    results = {name: torch.empty(len(rows)) for name in ("loss", "log_prob", "lse")}
-    results["predicted"] = torch.empty(len(rows), dtype=torch.int64)
     hidden, weight = (native.rows_contiguous(x.to(dtype)) for x in (hidden, weight))
     bias = None if bias is None else bias.float().contiguous()
-    return _Counted(rows, hidden, weight, bias, named, results, options.smoothing, options.softcap)
+    results, scores = _results(len(rows), options), _keeps_scores(options, entropy_grad)
+    return _Counted(rows, hidden, weight, bias, named, results, options, scores)
+
+
+def _results(rows: int, options: ce.Options) -> ce.Rows:
+    """Room for them."""
+    top = (rows, options.top_k)
+    return ce.Rows(
+        *(torch.empty(rows) for _ in range(3)),
+        torch.empty(rows) if options.entropy else None,
+        torch.empty(rows, dtype=torch.int64),
+        torch.empty(top, dtype=torch.int64) if options.top_k > 0 else None,
+        torch.empty(top) if options.top_k > 0 else None,
+    )
 
 
 def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
@@ -201,25 +250,29 @@ def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Row
     return counted.all_rows(labels.target)
 
 
-def saves_logits(inputs: ce.Inputs) -> bool:
+def saves_logits(inputs: ce.Inputs, options: ce.Options) -> bool:
     """Whether the logits of all rows, counted or not, fit one chunk."""
     hidden, weight, _ = inputs
     per_logit = 2 if hidden.dtype == torch.bfloat16 else 4
+    if _keeps_scores(options, options.entropy):
+        per_logit = _logit_bytes(_product_dtype(hidden.dtype), scores=True)
     return hidden.shape[0] * weight.shape[0] * per_logit <= (logit_budget() or LOGIT_BYTES)
 
 
-def saved_bytes(inputs: ce.Inputs) -> int:
+def saved_bytes(inputs: ce.Inputs, options: ce.Options) -> int:
     """What `forward_saving` saves: room for all rows, of which the counted ones use their part."""
     hidden, weight, _ = inputs
-    return _chunk_bytes(hidden.shape[0], weight.shape[0], _product_dtype(hidden.dtype).itemsize)
+    scores = _keeps_scores(options, options.entropy)
+    per_logit = _logit_bytes(_product_dtype(hidden.dtype), scores)
+    return _chunk_bytes(hidden.shape[0], weight.shape[0], per_logit)
 
 
 def forward_saving(
     inputs: ce.Inputs, labels: ce.Labels, options: ce.Options
 ) -> tuple[ce.Rows, Tensor]:
     """`forward`, and the bytes that let `backward` do without its first matrix product."""
-    counted = _count(inputs, labels, options)
-    saved = buffers.empty(saved_bytes(inputs), dtype=torch.uint8)
+    counted = _count(inputs, labels, options, entropy_grad=options.entropy)
+    saved = buffers.empty(saved_bytes(inputs, options), dtype=torch.uint8)
     used = 0
     if len(counted.rows) > 0:
         chunk = _Chunk(counted, slice(0, len(counted.rows)), saved, saved=True)
@@ -230,7 +283,7 @@ def forward_saving(
 
 
 def _gradients(
-    counted: _Counted, chunks: Iterable[_Chunk], upstream: Sequence[Tensor], head: ce.Head
+    counted: _Counted, chunks: Iterable[_Chunk], upstream: ce.Upstream, head: ce.Head
 ) -> ce.Gradients:
     """dhidden [n, D], dweight and dbias of the counted rows: two products, three with dweight.
 
@@ -274,8 +327,9 @@ def forward_with_gradients(
     """
     counted, (row_factor, train_weight) = _count(inputs, labels, options), ahead
     rows = counted.rows
-    upstream = torch.ones(len(rows)) if row_factor is None else row_factor[rows]
-    gradients = _gradients(counted, counted.chunks(), [upstream], ce.Head(train_weight, None))
+    dloss = torch.ones(len(rows)) if row_factor is None else row_factor[rows]
+    upstream, head = ce.Upstream(dloss, None, None, None), ce.Head(train_weight, None)
+    gradients = _gradients(counted, counted.chunks(), upstream, head)
     results = counted.all_rows(labels.target)
     if row_factor is not None:
         results = results._replace(loss=(results.loss * row_factor).sum())
@@ -299,8 +353,13 @@ def backward(
 
     saved: by `forward_saving`.
     """
-    counted = _count(inputs, labels, options)
-    above = [x[counted.rows] for x in upstream]
+    # Saved is what `forward_saving` keeps; else scores are kept where a gradient needs them.
+    entropy_grad = upstream.dentropy is not None and bool(upstream.dentropy.any())
+    kept = options.entropy if saved is not None else entropy_grad
+    counted = _count(inputs, labels, options, entropy_grad=kept)
+    if not entropy_grad:
+        upstream = upstream._replace(dentropy=None)
+    above = ce.Upstream(*(None if x is None else x[counted.rows] for x in upstream))
     chunks = counted.chunks()
     if saved is not None:
         whole = slice(0, len(counted.rows))
