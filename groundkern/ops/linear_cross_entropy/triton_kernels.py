@@ -15,11 +15,9 @@ from groundkern.row_kernels import STAGES, class_weights, combined, row_statisti
 from groundkern.tile_kernels import wide
 from groundkern.tiles import helper, kernel
 
-IGNORED = tl.constexpr(-(2**62))  # `own` of an ignored row
-
 
 class Lists(NamedTuple):
-    """Labels sorted within each list, as columns of the logits."""
+    """Labels sorted within each list."""
 
     labels: Tensor  # int64 [T]
     weights: Tensor  # fp32 [T]: of all copies of a label at one of them, 0 at the others
@@ -31,7 +29,9 @@ class Lists(NamedTuple):
 class Targets(NamedTuple):
     """What a row's loss is made of (see `reference`); absent numbers are None."""
 
-    column: Tensor  # int64 [n]: of the own label, outside [0, V) on another rank, or IGNORED
+    label: Tensor  # int64 [n], the own one
+    ignore_index: int
+    first: int  # the label of this shard's first column
     own: Tensor | None  # fp32 [n]
     class_weight: Tensor | None  # fp32 [V]
     smoothing: float | None
@@ -68,9 +68,10 @@ def _optional(ptr, at, otherwise):
 
 
 @helper
-def _column(z, label):
+def _column(z, targets, label):
     """The label's column in this shard, or -1."""
-    return tl.where((label >= 0) & (label < z.V), label, -1).to(tl.int32)
+    column = label - targets.first
+    return tl.where((column >= 0) & (column < z.V), column, -1).to(tl.int32)
 
 
 @kernel
@@ -87,9 +88,9 @@ def _statistics_kernel(
     stride = wide(rows)
     for n in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
         row = wide(n)
-        label = tl.load(targets.column + row)
-        if label != IGNORED:
-            own = _column(z, label)
+        label = tl.load(targets.label + row)
+        if label != targets.ignore_index:
+            own = _column(z, targets, label)
             of_own, _, before = blank(z, row, tl.maximum(own, 0), own >= 0)
             statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
             for i in tl.static_range(6):
@@ -100,7 +101,7 @@ def _statistics_kernel(
 
 
 @helper
-def _list_sums(z, lists, row, own, top, READ: tl.constexpr, BLOCK: tl.constexpr):
+def _list_sums(z, targets, lists, row, own, top, READ: tl.constexpr, BLOCK: tl.constexpr):
     """Of the labels of the row's list other than its own: the sum of weight times x - top over
     those in this shard (if READ), that of the weights, and how many there are."""
     total, weight = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
@@ -119,8 +120,9 @@ def _list_sums(z, lists, row, own, top, READ: tl.constexpr, BLOCK: tl.constexpr)
                 copies = tl.load(lists.copies + i, mask=other, other=0.0)
             rest += copies
             if READ:
-                here = other & (label >= 0) & (label < z.V)
-                x = load_logits(z, row, label, here)[0]
+                column = _column(z, targets, label)
+                here = other & (column >= 0)
+                x = load_logits(z, row, tl.maximum(column, 0), here)[0]
                 total += tl.where(here, w * (x - top), 0.0)
     return tl.sum(total, 0), tl.sum(weight, 0), tl.sum(rest, 0)
 
@@ -138,11 +140,11 @@ def _list_kernel(
 ):
     """What this shard adds to the lists' totals."""
     row = tl.program_id(0).to(tl.int64)
-    own = tl.load(targets.column + row)
+    label = tl.load(targets.label + row)
     total = 0.0
-    if own != IGNORED:
+    if label != targets.ignore_index:
         statistics = combined(z, shards, row, wide(rows), RANKS)[0]
-        total = _list_sums(z, lists, row, own, statistics[0], True, BLOCK)[0]
+        total = _list_sums(z, targets, lists, row, label, statistics[0], True, BLOCK)[0]
     tl.store(totals_ptr + row, total)
 
 
@@ -222,14 +224,14 @@ def _row_kernel(
     """Results and gradient of each row."""
     for n in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
         row = wide(n)
-        label = tl.load(targets.column + row)
+        label = tl.load(targets.label + row)
         out_ptr = dlogits_ptr
         if upstream is not None:
             out_ptr += row * z.stride
-        if label == IGNORED:
+        if label == targets.ignore_index:
             _ignored(z, row, results, out_ptr, BLOCK)
         else:
-            own = _column(z, label)
+            own = _column(z, targets, label)
             of_own, raw_own, _ = blank(z, row, tl.maximum(own, 0), own >= 0)
             if shards is None:
                 statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
@@ -239,7 +241,7 @@ def _row_kernel(
             total, weight, rest = 0.0, 0.0, 0.0
             if lists is not None:
                 alone: tl.constexpr = shards is None
-                total, weight, rest = _list_sums(z, lists, row, label, top, alone, LABELS)
+                total, weight, rest = _list_sums(z, targets, lists, row, label, top, alone, LABELS)
                 if shards is not None:
                     total = tl.load(shards.totals + row)
             own_share, pull = _row_weights(targets, row, rest)
@@ -351,10 +353,11 @@ def _write_gradient(
         for at in range(start, stop, LABELS):
             i = at + tl.arange(0, LABELS)
             y = tl.load(lists.labels + i, mask=i < stop, other=label)
-            here = (y != label) & (y >= 0) & (y < z.V)
+            column = _column(z, targets, y)
+            here = (y != label) & (column >= 0)
             w = tl.load(lists.weights + i, mask=here, other=0.0)
-            x, raw = load_logits(z, row, y, here)
-            dy = _logit_gradient(z, targets, x, y, here, terms, HEATED) - of_label * w
+            x, raw = load_logits(z, row, tl.maximum(column, 0), here)
+            dy = _logit_gradient(z, targets, x, column, here, terms, HEATED) - of_label * w
             tl.store(stash_ptr + i - start, raw_gradient(z, dy, raw), mask=here)
     tl.debug_barrier()  # all have read before any writes
     whole = z.V // BLOCK * BLOCK
@@ -367,7 +370,8 @@ def _write_gradient(
         for at in range(start, stop, LABELS):
             i = at + tl.arange(0, LABELS)
             y = tl.load(lists.labels + i, mask=i < stop, other=label)
-            here = (y != label) & (y >= 0) & (y < z.V)
+            column = _column(z, targets, y)
+            here = (y != label) & (column >= 0)
             w = tl.load(lists.weights + i, mask=here, other=0.0)
             dz = tl.load(stash_ptr + i - start, mask=here, other=0.0)
-            tl.store(out_ptr + y, dz.to(out_ptr.dtype.element_ty), mask=here & (w > 0.0))
+            tl.store(out_ptr + column, dz.to(out_ptr.dtype.element_ty), mask=here & (w > 0.0))

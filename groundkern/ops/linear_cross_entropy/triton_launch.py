@@ -31,7 +31,7 @@ from groundkern import tiles
 from groundkern.logit_kernels import Logits, largest, scale
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import triton_kernels as kernels
-from groundkern.ops.linear_cross_entropy.triton_kernels import IGNORED, Lists
+from groundkern.ops.linear_cross_entropy.triton_kernels import Lists
 from groundkern.row_blocks import logit_chunks, logit_dtype
 from groundkern.row_kernels import Shards
 from groundkern.tiles import INTERPRETED, processors
@@ -69,7 +69,7 @@ def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     return None
 
 
-def _sorted_lists(labels: ce.Labels, first: Tensor | int) -> Lists | None:
+def _sorted_lists(labels: ce.Labels) -> Lists | None:
     """The lists with their labels sorted and each label's copies together at one of them."""
     _, _, ids, weights, offsets, index, _ = labels
     if ids is None:
@@ -91,7 +91,7 @@ def _sorted_lists(labels: ce.Labels, first: Tensor | int) -> Lists | None:
         units = (weights[order].double() * 2.0**40).long()
         total = torch.nn.functional.pad(units.cumsum(0), (1, 0))
         sums = ((total[end] - total[at]).double() * 2.0**-40 * new).float()
-    return Lists(ids - first, sums, copies, offsets.contiguous(), index.contiguous())
+    return Lists(ids, sums, copies, offsets.contiguous(), index.contiguous())
 
 
 class _Shard(NamedTuple):
@@ -129,17 +129,15 @@ class _Problem:
     labels: ce.Labels
     options: ce.Options
     shard: _Shard
-    columns: Tensor  # int64 [N]: of the rows' own labels in this rank's weight, or IGNORED
     lists: Lists | None
 
     @classmethod
     def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
         hidden, weight, bias = inputs
         shard = _Shard.of(weight, options.group)
-        target = labels.target
-        columns = (target - shard.first).masked_fill(target == options.ignore_index, IGNORED.value)
+        labels = labels._replace(target=labels.target.contiguous())
         inputs = ce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
-        return cls(inputs, labels, options, shard, columns, _sorted_lists(labels, shard.first))
+        return cls(inputs, labels, options, shard, _sorted_lists(labels))
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +156,7 @@ class _Problem:
             size += hidden.element_size()
         own = None if self.shard.group is None else 132  # all ranks must cut alike
         return logit_chunks(
-            len(self.columns),
+            len(self.labels.target),
             self.shard.widest,
             size,
             dim=hidden.shape[1],
@@ -186,7 +184,9 @@ class _Problem:
         if c is not None:
             c = c[first : first + self.inputs.weight.shape[0]]
         return kernels.Targets(
-            self.columns[rows],
+            labels.target[rows],
+            options.ignore_index,
+            first,
             None if labels.own is None else labels.own[rows],
             c,
             options.smoothing if options.smoothing > 0 else None,
@@ -215,7 +215,7 @@ class _Problem:
         if lists is not None and upstream is not None:
             longest = len(lists.labels)
             if self.options.smoothing == 0:  # every row has a list of its own, all of one length
-                longest //= max(1, len(self.columns))
+                longest //= max(1, len(self.labels.target))
             stash = _floats(z.x, programs, longest)
         kernels._row_kernel[programs,](
             z,
@@ -243,8 +243,8 @@ class _Problem:
 
     def _shards(self, z: Logits, targets: kernels.Targets, lists: Lists | None) -> Shards:
         """What every rank's shard of the vocabulary holds."""
-        group, n = self.shard.group, len(targets.column)
-        parts, ids = _floats(z.x, 6, n), torch.empty_like(targets.column)
+        group, n = self.shard.group, len(targets.label)
+        parts, ids = _floats(z.x, 6, n), torch.empty_like(targets.label)
         programs = min(n, processors(self.device))
         kernels._statistics_kernel[programs,](
             z,
@@ -345,17 +345,15 @@ class _Results:
     """`Rows`, filled chunk by chunk."""
 
     def __init__(self, problem: _Problem) -> None:
-        self.problem, (hidden, *_), columns = problem, problem.inputs, problem.columns
-        count, options = len(columns), problem.options
+        self.problem, (hidden, *_) = problem, problem.inputs
+        target, options = problem.labels.target, problem.options
+        count, top_k = len(target), options.top_k
         floats = [_floats(hidden, count) for _ in range(3 + options.entropy)]
         entropy = floats[3] if options.entropy else None
-        self.rows = kernels.Results(*floats[:3], entropy, torch.empty_like(columns))
+        self.rows = kernels.Results(*floats[:3], entropy, torch.empty_like(target))
         self.top = None
-        if options.top_k > 0:
-            self.top = (
-                _floats(hidden, count, options.top_k),
-                columns.new_empty(count, options.top_k),
-            )
+        if top_k > 0:
+            self.top = _floats(hidden, count, top_k), target.new_empty(count, top_k)
 
     def of(self, rows: slice, z: Logits) -> kernels.Results:
         """Where a chunk's results go; its likeliest labels are read here, before its logits are
@@ -368,7 +366,8 @@ class _Results:
     def finish(self) -> ce.Rows:
         if self.top is None:
             return ce.Rows(*self.rows, None, None)
-        (values, ids), counted = self.top, self.problem.columns != IGNORED.value
+        (values, ids), problem = self.top, self.problem
+        counted = problem.labels.target != problem.options.ignore_index
         ids = torch.where(counted[:, None], ids, -1)
         values = torch.where(counted[:, None], values - self.rows.lse[:, None], 0.0)
         return ce.Rows(*self.rows, ids, values)
