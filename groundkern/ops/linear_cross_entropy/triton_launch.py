@@ -76,21 +76,18 @@ def _sorted_lists(labels: ce.Labels) -> Lists | None:
         return None
     at = torch.arange(len(ids), device=ids.device)
     of = torch.searchsorted(offsets[1:].contiguous(), at, right=True)
-    ids, order = ids.sort(stable=True)
-    of, by_list = of[order].sort(stable=True)
-    ids, order = ids[by_list], order[by_list]
-    new = torch.ones_like(ids, dtype=torch.bool)
-    new[1:] = (ids[1:] != ids[:-1]) | (of[1:] != of[:-1])
-    run = new.cumsum(0)
-    end = torch.searchsorted(run, run, right=True)
-    copies = ((end - at) * new).float()
+    # The list above the label; a label beyond 32 bits, which is none, may not reach another list.
+    key, order = (of * 2**32 + ids.clamp(-1, 2**31)).sort()
+    begin, end = (torch.searchsorted(key, key, right=right) for right in (False, True))
+    copies = ((end - begin) * (at == begin)).float()
     if weights is None:
         sums, copies = copies, None
     else:
         # Whole numbers of 2^-40: their sums are exact, whatever the order.
         units = (weights[order].double() * 2.0**40).long()
         total = torch.nn.functional.pad(units.cumsum(0), (1, 0))
-        sums = ((total[end] - total[at]).double() * 2.0**-40 * new).float()
+        sums = ((total[end] - total[begin]).double() * 2.0**-40 * (at == begin)).float()
+    ids = key & 0xFFFFFFFF
     return Lists(ids, sums, copies, offsets.contiguous(), index.contiguous())
 
 
