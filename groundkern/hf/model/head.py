@@ -64,7 +64,7 @@ def score_rows(
         return _scores_of_logits(head(hidden), target, smoothing, softcap)
 
     def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, log_prob, _, predicted = linear_cross_entropy(
+        scores = linear_cross_entropy(
             x,
             head.weight,
             target,
@@ -76,7 +76,7 @@ def score_rows(
             softcap=softcap,
             backend=backend,
         )
-        return loss, log_prob, predicted
+        return scores.loss, scores.log_prob, scores.predicted
 
     with _forward_replaced(head, fused):
         return RowScores(*head(hidden))

@@ -115,10 +115,10 @@ def linear_cross_entropy(
     shares = smoothing, label_smoothing, z_loss
     options = _options(*shares, softcap, temperature, ignore_index, group, entropy, top_k)
     shape = _shape(target)
-    if row_weight is not None and row_weight.shape != shape:
-        checks.fail("row_weight", f"target's shape {list(shape)}", list(row_weight.shape))
     operands = Inputs(hidden, weight, bias), target, bags, class_weight
     inputs, labels, name = _prepare(*operands, options, group, weight_grad, backend)
+    if row_weight is not None and row_weight.shape != shape:
+        checks.fail("row_weight", f"target's shape {list(shape)}", list(row_weight.shape))
     hard = isinstance(target, Tensor)
     factor = _row_factor(labels, row_weight, reduction, ignore_index, hard, inputs.hidden.dtype)
     arguments = (*inputs, *labels, *options)
