@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.tile_kernels import capped, uncapped_gradient, wide
+from groundkern.tile_kernels import capped, wide
 from groundkern.tiles import helper, kernel, processors
 
 LOWEST = tl.constexpr(-(2**63))
@@ -73,12 +73,6 @@ def blank(z, row, column, inside):
 def exponential(x, top, sharpness):
     """exp((x - top) sharpness): the difference first, so that nothing common to both is rounded."""
     return tl.exp2((x - top) * (sharpness * 1.4426950408889634))
-
-
-@helper
-def raw_gradient(z, dy, raw):
-    """The gradient at the raw logit from that at the capped logit over the temperature."""
-    return uncapped_gradient(dy, raw, z.softcap) * z.sharpness
 
 
 @helper

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.logit_kernels import blank, exponential, load_logits, load_row, raw_gradient
+from groundkern.logit_kernels import blank, exponential, load_logits, load_row
 from groundkern.row_kernels import STAGES, class_weights, combined, row_statistics
-from groundkern.tile_kernels import wide
+from groundkern.tile_kernels import uncapped_gradient, wide
 from groundkern.tiles import helper, kernel
 
 
@@ -189,9 +189,10 @@ def _ignored(z, row, results, out_ptr, BLOCK: tl.constexpr):
 
 
 @helper
-def _along(upstream, targets, row, sums):
-    """What one row's gradient is made of: along -log p of the own label, along lse, along the
-    entropy; that of a list's label of weight 1, and of every label of class weight 1."""
+def _along(upstream, targets, row, sums, sharpness):
+    """What one row's gradient over the temperature is made of: along -log p of the own label, along
+    lse, along the entropy; that of a list's label of weight 1; that of every label of class weight
+    1."""
     own_share, pull, weight, mass, lse = sums
     dloss = _optional(upstream.dloss, row, 1.0)
     own = own_share * dloss - _optional(upstream.dlog_prob, row, 0.0)
@@ -201,7 +202,9 @@ def _along(upstream, targets, row, sums):
     if targets.share is not None:
         uniform = dloss * targets.share
         of_lse += uniform * mass
-    return own, of_lse, _optional(upstream.dentropy, row, 0.0), dloss * pull, uniform
+    of_entropy = _optional(upstream.dentropy, row, 0.0)
+    s = sharpness
+    return own * s, of_lse * s, of_entropy * s, dloss * pull * s, uniform * s
 
 
 @kernel
@@ -264,7 +267,7 @@ def _row_kernel(
             if upstream is not None:
                 sums = own_share, pull, weight, mass, lse
                 along_own, along_lse, dentropy, of_label, uniform = _along(
-                    upstream, targets, row, sums
+                    upstream, targets, row, sums, z.sharpness
                 )
                 at_own = along_lse - dentropy * (log_prob + entropy)  # 1 - p as others / total_e
                 at_own = (at_own * tl.exp(below) - along_own * others) / total_e
@@ -290,13 +293,13 @@ def _row_kernel(
                 )
                 if targets.share is not None:
                     at_own -= uniform * class_weights(targets, tl.maximum(own, 0), own >= 0)
-                dz = raw_gradient(z, at_own, raw_own).to(dlogits_ptr.dtype.element_ty)
+                dz = uncapped_gradient(at_own, raw_own, z.softcap).to(dlogits_ptr.dtype.element_ty)
                 tl.store(out_ptr + tl.maximum(own, 0), dz, mask=own >= 0)
 
 
 @helper
 def _logit_gradient(z, targets, x, columns, mask, terms, HEATED: tl.constexpr):
-    """The gradient of logits (over the temperature) other than the own label's, before lists."""
+    """The gradient of capped logits other than the own label's, before lists."""
     top, scale, heated, offset, uniform = terms
     dy = scale
     if HEATED:  # log p + entropy; where x is -inf, p is 0
@@ -321,7 +324,7 @@ def _write_piece(
 ):
     x, raw, columns = load_row(z, row, at, ENDS, BLOCK)
     dy = _logit_gradient(z, targets, x, columns, columns < z.V, terms, HEATED)
-    dz = raw_gradient(z, dy, raw).to(out_ptr.dtype.element_ty)
+    dz = uncapped_gradient(dy, raw, z.softcap).to(out_ptr.dtype.element_ty)
     if ENDS:
         tl.store(out_ptr + columns, dz, mask=columns < z.stride)
     else:
@@ -358,7 +361,7 @@ def _write_gradient(
             w = tl.load(lists.weights + i, mask=here, other=0.0)
             x, raw = load_logits(z, row, tl.maximum(column, 0), here)
             dy = _logit_gradient(z, targets, x, column, here, terms, HEATED) - of_label * w
-            tl.store(stash_ptr + i - start, raw_gradient(z, dy, raw), mask=here)
+            tl.store(stash_ptr + i - start, uncapped_gradient(dy, raw, z.softcap), mask=here)
     tl.debug_barrier()  # all have read before any writes
     whole = z.V // BLOCK * BLOCK
     for at in tl.range(0, whole, BLOCK, num_stages=STAGES):
