@@ -1,4 +1,4 @@
-"""python -m benchmarks.expected: what attention should take on an H200, computed and not measured.
+"""python -m benchmarks.expected: what the ops should take on an H200, computed and not measured.
 
 From what each kernel reads, writes and multiplies (costs/passes.py, with the tiles of the code) and
 the assumptions below. `--write` puts the table into docs/gpu.md, `--check` fails if another one is
@@ -15,7 +15,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from benchmarks import problems
-from benchmarks.costs import floors, passes
+from benchmarks.costs import floors, loss_times, passes
+from benchmarks.costs.cross_entropy_engine import Head
+from benchmarks.costs.loss_times import LossTime
 from benchmarks.costs.passes import Pass
 
 ROOT = Path(__file__).parents[1]
@@ -39,11 +41,13 @@ class Card:
     forward: float = 0.44  # share of that rate that Triton reaches in a forward
     backward: float = 0.35  # and in a backward
     merge: float = 42.0  # KB a microsecond that one program reads of others' sums
+    clock: float = 1.7  # GHz under load
+    issue: float = 0.6  # share of the clocks in which the loss's row kernel issues an instruction
     cuda_forward: float = 0.94  # share of that rate that a CUDA / CuTe kernel reaches
     cuda_backward: float = 0.65
 
 
-HOPED = {"memory": 0.95, "forward": 0.60, "backward": 0.50, "merge": 112.0}
+HOPED = {"memory": 0.95, "forward": 0.60, "backward": 0.50, "merge": 112.0, "issue": 0.8}
 WHY = {
     "bandwidth": "TB/s, of a copy",
     "rate": "TFLOP/s, of a large bf16 matrix product",
@@ -55,6 +59,8 @@ WHY = {
     "backward": "of that rate, in Triton: a guess, a fifth below the forward",
     "merge": "KB/us, one program from the L2 cache: a processor's share of 5.5 TB/s, or 64 bytes a "
     "clock: a guess",
+    "clock": "GHz of a processor under load: a guess",
+    "issue": "of the clocks, in which the loss's row kernel issues an instruction: a guess",
     "cuda_forward": "of that rate, in CUDA / CuTe: FlashAttention-3's 75 % of 989",
     "cuda_backward": "of that rate, in CUDA / CuTe: a guess",
 }
@@ -197,6 +203,39 @@ def _share(careful: list[Expected], hoped: list[Expected], card: Card) -> str:
     return "\n".join(textwrap.wrap(sentence, 100, break_on_hyphens=False)) + "\n"
 
 
+def _loss_time(head: Head, card: Card) -> LossTime:
+    counts = json.loads(COUNTS.read_text(encoding="utf-8"))[f"gpu/loss {loss_times.name(head)}"]
+    kernels = sum(n for kind, n in counts.items() if kind.endswith((" triton", " torch")))
+    assumed = loss_times.Assumed(
+        bandwidth=card.bandwidth * 1e12,
+        rate=card.rate * 1e12,
+        launch=card.graph_us * 1e-6,
+        memory=card.memory,
+        clock=card.clock * 1e9,
+        issue=card.issue,
+    )
+    return loss_times.loss_time(head, kernels, assumed)
+
+
+LOSS_HEAD = (
+    "| rows x hidden x vocabulary | products, ms | chunks | ours, ms | row kernel, us | bound by |"
+    " other kernels, us | of the products |"
+)
+
+
+def loss_table(card: Card) -> str:
+    """Expected times of a loss's step beside those of its products alone."""
+    better = replace(card, **HOPED)
+    rows = [LOSS_HEAD, "|---" * (LOSS_HEAD.count("|") - 1) + "|"]
+    for head in loss_times.SHAPES:
+        x, y = _loss_time(head, card), _loss_time(head, better)
+        cells = [loss_times.name(head), f"{1e3 * x.products:.2f}", str(len(head.chunks))]
+        cells += [f"{1e3 * y.total:.2f} to {1e3 * x.total:.2f}", _span(1e6 * y.rows, 1e6 * x.rows)]
+        cells += [x.bound, f"{1e6 * x.launches:.0f}", f"{y.ratio:.3f}x to {x.ratio:.3f}x"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
 def text(card: Card) -> str:
     """The tables as Markdown."""
     better = replace(card, **HOPED)
@@ -211,7 +250,10 @@ def text(card: Card) -> str:
     for f in fields(card):
         values = f"{getattr(card, f.name):g} | {getattr(better, f.name):g}"
         assumed.append(f"| `{f.name}` | {values} | {WHY[f.name]} |")
-    return "\n".join([*rows, "", _share(careful, hoped, card), KERNELS, *assumed]) + "\n"
+    return (
+        "\n".join([*rows, "", _share(careful, hoped, card), loss_table(card), KERNELS, *assumed])
+        + "\n"
+    )
 
 
 def rewritten(page: str, card: Card) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.costs import loss_times
 from groundkern import available_backends
 
 if (reason := available_backends()["triton"]) is not None:
@@ -52,9 +53,7 @@ print(json.dumps(found))
 """
     found = run(program)
     of_one_row = {name for label, name, _ in found if "rows=1 " in f"{label} "}
-    row_kernels = {"partial_kernel", "combine_kernel", "bag_kernel", "finish_kernel"}
-    row_kernels |= {"gradient_kernel", "bag_gradient_kernel"}
-    assert row_kernels | {"forward_kernel", "map_kernel", "backward_dkv_kernel"} <= of_one_row
+    assert {"row_kernel", "forward_kernel", "map_kernel", "backward_dkv_kernel"} <= of_one_row
     assert len(of_one_row) >= 10
 
     def kinds(special: str, kernel: str, argument: str, target: str = "sm_90") -> set[str]:
@@ -79,9 +78,11 @@ print(json.dumps(found))
     assert kinds("over 2 GiB sets", "forward_kernel", "x.k.b") == {"i64 D"}
     # Chunks of one row begin at any row, so their alignment differs.
     chunks = {
-        specialised["sm_90"]["loss_ptr"]
+        specialised["sm_90"]["results.loss"]
         for label, name, specialised in found
-        if name == "finish_kernel" and label.endswith("rows=1 a chunk")
+        if name == "row_kernel"
+        and "results.loss" in specialised["sm_90"]
+        and label.endswith("rows=1 a chunk")
     }
     assert len(chunks) == 2
 
@@ -102,8 +103,8 @@ class Driver:
     def get_current_stream(self, device): return 0
 
 sizes = calls.Sizes(rows=3, vocabulary=33)
-run = lambda: calls.linear_cross_entropy(sizes, True, True, 30.0, budget=1)
-launches = [x for x in recorded("", run) if x.name in ("combine_kernel", "finish_kernel")]
+run = lambda: calls.linear_cross_entropy(sizes, True, "bags", 30.0, budget=1)
+launches = [x for x in recorded("", run) if x.name == "row_kernel"]
 errors = [x for x in (compiling.compiled(y, "sm_90", False)["failure"] for y in launches) if x]
 driver.set_active(Driver())
 hits = []
@@ -116,6 +117,29 @@ print(json.dumps([errors, len(launches), hits]))
     assert errors == []
     assert launches > len(hits) >= 2  # both compile equal ones once
     assert all(hits)
+
+
+def test_the_loss_has_the_instructions_that_its_expected_time_counts(tmp_path: Path) -> None:
+    """The two loops over a row of the vocabulary are the innermost with exponentials."""
+    program = """
+import json
+from functools import partial
+from benchmarks.aot import calls, compiling
+from benchmarks.aot.reading.code import loops
+from benchmarks.aot.recorder import recorded, triton
+
+target = compiling.TARGETS["sm_90"]
+run = partial(calls.linear_cross_entropy, calls.Sizes(), False, "", 0.0)
+*_, launch = (x for x in recorded("", run) if x.name == "row_kernel" and not x.small)
+source, options = launch.source(target.gpu)
+code = compiling.instructions(triton.compile(source, target=target.gpu, options=options))
+found = loops(code)
+inner = [x for x in found if not any(y < x for y in found)]
+exponential = [x for x in inner if any(code[at].opcode.startswith("MUFU") for at in x)]
+print(json.dumps([sum(code[at].opcode != "NOP" for at in x) for x in exponential]))
+"""
+    counted = run(program, TRITON_CACHE_DIR=str(tmp_path))
+    assert counted == pytest.approx(list(loss_times.INSTRUCTIONS.values()), rel=0.03)
 
 
 GEMM = """

@@ -6,8 +6,17 @@ from itertools import accumulate
 import pytest
 import torch
 
-from benchmarks.costs.cross_entropy_engine import Head, extra_bytes, flops, moved_bytes
+from benchmarks.costs.cross_entropy_engine import (
+    NARROW_SUMS,
+    Head,
+    busy,
+    extra_bytes,
+    flops,
+    moved_bytes,
+    waves,
+)
 from groundkern import available_backends, linear_cross_entropy, row_blocks
+from groundkern.row_blocks import logit_chunks
 from tests.allocations import allocations
 
 
@@ -17,19 +26,40 @@ def test_three_matmuls_or_two() -> None:
 
 
 def test_bytes_of_one_chunk_by_hand() -> None:
-    """W read twice and dW written; logits written and read, read again for 2-byte gradients that
-    are written and read twice."""
+    """W read twice and dW written; a logit written by its product, read and overwritten by the row
+    kernel, read by two products, all in 2 bytes."""
     head = Head(137, 2048, 151936)
     states = 137 * 2048
-    by_hand = 3 * 2 * 2048 * 151936 + (8 + 4 + 3 * 2) * 137 * 151936
-    by_hand += (2 + 2) * states + (4 + 4 + 2) * states  # h read twice; dh summed, read, cast
+    by_hand = 3 * 2 * 2048 * 151936 + 5 * 2 * 137 * 151936
+    by_hand += 3 * 2 * states  # h read twice, dh written
     assert moved_bytes(head) == by_hand
 
 
 def test_more_chunks_move_more() -> None:
-    few, many = Head(1024, 3584, 152064), Head(1536, 3584, 152064)
+    few, many = Head(3400, 3584, 152064), Head(3600, 3584, 152064)
     assert [len(h.chunks) for h in (few, many)] == [1, 2]
-    assert moved_bytes(many) > 1.5 * moved_bytes(few)
+    assert moved_bytes(many) > 1.2 * moved_bytes(few)
+
+
+def test_nothing_is_as_large_as_the_weight_but_its_gradient() -> None:
+    """4096 rows are one chunk of 1 GiB; up to four chunks are summed in the weight's dtype."""
+    for rows, chunks in ((4096, 1), (8192, 2), (16384, 4)):
+        head = Head(rows, 4096, 128256)
+        assert len(head.chunks) == chunks
+        weight = 2 * 4096 * 128256
+        assert extra_bytes(head) <= row_blocks.LOGIT_BYTES + weight + 2 * rows * 4096
+    assert Head(32768, 4096, 128256).summed == 4
+
+
+def test_heights_are_chosen_by_the_waves_of_dhidden() -> None:
+    """At 1366 rows a chunk, three chunks of dh [1366, 4096] take two rounds of the processors each;
+    four of 1024 take one."""
+    chunks = logit_chunks(4096, 128256, 2, 1400 * 128256 * 2, dim=4096)
+    assert [c.stop - c.start for c in chunks] == [1024] * 4
+    assert sum(waves(c.stop - c.start, 4096) for c in chunks) == 4
+    assert 3 * waves(1366, 4096) == 6
+    assert busy(2048, 4096) == pytest.approx(256 / 264)
+    assert len(logit_chunks(4096, 128256, 2, 1400 * 128256 * 2)) == 3, "without, as few as fit"
 
 
 def test_memory_is_the_budget_and_the_gradients_whatever_the_rows() -> None:
@@ -65,3 +95,10 @@ def test_memory_matches_a_measurement(rows, dim, words, budget, trained, tmp_pat
     step()
     peak = max(accumulate(allocations(step, tmp_path)))
     assert peak == pytest.approx(extra_bytes(head), rel=0.05)
+
+
+@pytest.mark.skipif(available_backends()["triton"] is not None, reason="needs the triton package")
+def test_the_model_sums_as_the_launcher_does() -> None:
+    from groundkern.ops.linear_cross_entropy import triton_launch
+
+    assert NARROW_SUMS == triton_launch.NARROW_SUMS

@@ -2,11 +2,12 @@
 a line counted by hand."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import expected, problems
-from benchmarks.costs import floors, passes
+from benchmarks.costs import floors, loss_times, passes
 from benchmarks.gpu import calls
 from benchmarks.gpu.devices import dry_runs
 from benchmarks.launches.noting import Launch
@@ -67,3 +68,19 @@ def test_what_takes_longer_is_what_bounds() -> None:
     assert bounds["side attention, 256 rows, 128k keys", "full"] == "matrix"
     slow = expected.Card(graph_us=1000.0)
     assert {x.bound for x in expected.lines(slow) if "32k" in x.case} == {"latency"}
+
+
+def test_a_loss_by_hand() -> None:
+    """4096 x 4096 x 128256: 1.05 GB of logits in one chunk, each read and overwritten once; three
+    products of 4.3 TFLOP whose tiles fill the last of their rounds by 97 to 100 %."""
+    (head,) = (x for x in loss_times.SHAPES if x.rows == 4096)
+    assumed = loss_times.Assumed(4e12, 800e12, 0.0, memory=0.5, clock=1e9, issue=1.0)
+    time = loss_times.loss_time(head, 10, assumed)
+    assert time.products == time.ours
+    assert time.products == pytest.approx(3 * 2 * 4096 * 4096 * 128_256 / 800e12, rel=0.03)
+    assert time.bound == "memory"
+    assert time.rows == pytest.approx(2 * 2 * 4096 * 128_256 / 2e12)
+    slow = loss_times.loss_time(head, 10, replace(assumed, issue=0.1))
+    assert slow.bound == "issue"
+    instructions = sum(loss_times.INSTRUCTIONS.values()) / 16
+    assert slow.rows == pytest.approx(32 * 128_256 * instructions / 128 / 0.1e9)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import groundkern as gk
+from benchmarks.costs import loss_times
 from benchmarks.launches.recording import GPU
 from groundkern.ops.cases import Call
 
@@ -53,9 +54,18 @@ def _maps(function: Callable, over: str, sets: bool = False, **options) -> Call:
 
 
 def _loss(
-    rows: int, function: Callable = gk.linear_cross_entropy, trained: bool = True, **options
+    rows: int,
+    function: Callable = gk.linear_cross_entropy,
+    trained: bool = True,
+    vocabulary: int = VOCABULARY,
+    dim: int = HIDDEN,
+    **options,
 ) -> Call:
-    inputs = {"hidden": _floats(rows, HIDDEN), "weight": _floats(VOCABULARY, HIDDEN)}
+    inputs = {"hidden": _floats(rows, dim), "weight": _floats(vocabulary, dim)}
+    if options.pop("soft", False):
+        ids, shape = _integers(rows, 8, dtype=torch.int64), (rows, 8)
+        options["target"] = gk.SoftTargets(ids, _floats(*shape, dtype=torch.float32))
+        return Call(function, inputs, options)
     if "smoothing" in options:
         sizes = (LABELS, IMAGES + 1, rows)
         options["bags"] = gk.LabelBags(*(_integers(n, dtype=torch.int64) for n in sizes))
@@ -110,7 +120,18 @@ CASES: dict[str, Callable[[], Call]] = {
         _loss, 512, trained=False, smoothing=0.3
     ),
     "linear_cross_entropy 8192 rows": partial(_loss, 8192),
+    "linear_cross_entropy 512 rows soft targets": partial(_loss, 512, soft=True),
+    "linear_cross_entropy 512 rows with the rest": partial(
+        _loss, 512, label_smoothing=0.1, z_loss=1e-4, temperature=0.7, entropy=True, top_k=8
+    ),
     "linear_log_prob 512 rows": partial(_loss, 512, gk.linear_log_prob),
+    "linear_log_prob 512 rows entropy": partial(_loss, 512, gk.linear_log_prob, entropy=True),
+    **{
+        f"loss {loss_times.name(x)}": partial(
+            _loss, x.rows, trained=x.trained, vocabulary=x.vocabulary, dim=x.dim
+        )
+        for x in loss_times.SHAPES
+    },
     "QueryRows.take": _take,
     "QueryRows.causal": _causal,
     "KeySets.regions": _regions,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.costs import loss_times
 from benchmarks.launches.cases import CASES
 from benchmarks.launches.kernels import torch_kernels
 from benchmarks.launches.recording import Recorder, recording
@@ -64,4 +65,6 @@ def counts() -> dict[str, dict[str, int]]:
             for way, found in count(make).items()
             for kind, kernels in found._asdict().items()
         }
+    for name, of_shape in loss_times.counted():
+        table[f"gpu/loss {name}"] |= of_shape
     return table

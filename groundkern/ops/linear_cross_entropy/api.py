@@ -203,8 +203,8 @@ def linear_log_prob(
     None])[..., 0]`.
 
     Args:
-        hidden, weight, target, bias, softcap, temperature, ignore_index, entropy, top_k, group,
-            backend: as in `linear_cross_entropy`.
+        hidden, weight, target, bias, softcap, temperature: as in `linear_cross_entropy`.
+        ignore_index, entropy, top_k, group, backend: as there.
 
     Returns:
         LogProb(log_prob, lse, predicted, entropy, top_ids, top_log_probs); log_prob, lse and
