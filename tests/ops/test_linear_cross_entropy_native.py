@@ -25,10 +25,10 @@ TERMS = {"temperature": 0.7, "z_loss": 0.02, "label_smoothing": 0.2, "softcap": 
 
 @pytest.fixture(params=[True, False], ids=["our_products", "products_of_torch"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the matrix products are our own, whatever is faster on this CPU."""
+    """Whether the matrix products, all in fp32, are our own, whatever is faster on this CPU."""
     ours = request.param
-    fp32 = ours, FP32  # not every CPU multiplies bf16
-    monkeypatch.setattr("groundkern.native.multiplies", lambda dtype: (True, dtype) == fp32)
+    monkeypatch.setattr("groundkern.native.multiplies", lambda dtype: ours)
+    monkeypatch.setattr(f"{KERNELS}._product_dtype", lambda dtype: FP32)
     return ours
 
 
@@ -158,6 +158,26 @@ def test_chunks_change_nothing(name: str, rows: int, products: bool, monkeypatch
     expected = differentiate(call, backend="native")
     monkeypatch.setattr(f"{KERNELS}.LOGIT_BYTES", rows * 129 * 4)
     _same(call, expected)
+
+
+@each_call
+@pytest.mark.parametrize("rows", [9, 1000])
+def test_bf16_products_of_torch(name: str, rows: int, monkeypatch) -> None:
+    """As on a CPU on which they are the fastest: scores are kept beside bf16 logits, whose rounding
+    is all that tells the results from those of fp32 products."""
+    monkeypatch.setattr(f"{KERNELS}.LOGIT_BYTES", rows * 129 * 6)
+    call = CALLS[name]()
+    call = replace(call, inputs={n: x.to(BF16) for n, x in call.inputs.items()})
+    results = []
+    for dtype in (BF16, FP32):
+        monkeypatch.setattr("groundkern.native.multiplies", lambda dtype: False)
+        monkeypatch.setattr(f"{KERNELS}._product_dtype", lambda _, dtype=dtype: dtype)
+        results.append(differentiate(call, backend="native"))
+    (got, gradients), (expected, wanted) = results
+    for a, b in zip(got, expected, strict=True):
+        assert not a.is_floating_point() or (a - b).abs().max() <= 0.02 * b.abs().max()
+    for a, b in zip(gradients, wanted, strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()
 
 
 @each_call
