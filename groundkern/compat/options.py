@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from groundkern import checks
+from groundkern.precision import accumulation_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -46,7 +47,7 @@ def check_head(names: tuple[str, str, str, str], hidden, weight, target, bias) -
 
 
 def check_class_weight(name: str, weight: Tensor | None, classes: int) -> Tensor | None:
-    """Class weights [V] of any floating dtype, as groundkern wants them: fp32 [V]."""
+    """Class weights [V] of any floating dtype, as groundkern wants them: fp32 (fp64)."""
     if weight is None:
         return None
     checks.tensor(name, weight, "V", {"V": classes})
@@ -54,7 +55,7 @@ def check_class_weight(name: str, weight: Tensor | None, classes: int) -> Tensor
         checks.fail(name, "a floating-point tensor", weight.dtype, TypeError)
     if weight.requires_grad and torch.is_grad_enabled():
         checks.fail(name, "a tensor without gradient, such as its detach()", "one that requires it")
-    return weight.float()
+    return weight.to(accumulation_dtype(weight.dtype))
 
 
 def nan_if_zero(loss: Tensor, divisor: Tensor) -> Tensor:

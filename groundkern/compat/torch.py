@@ -6,6 +6,7 @@ from torch import Tensor
 from groundkern import checks
 from groundkern.compat import options as common
 from groundkern.ops.linear_cross_entropy import api
+from groundkern.precision import accumulation_dtype
 from groundkern.selection import SoftTargets
 
 _OPTIONS = getattr(torch.nn, "LinearCrossEntropyOptions", None)  # since torch 2.13
@@ -34,8 +35,8 @@ def linear_cross_entropy(
         linear_weight: [C, D], or [C, d_1, ..., d_K, D] for a loss at each of d_1 x ... x d_K
             places, which costs a call for each.
         target: int64 [N] or [], with places [N, d_1, ..., d_K]; or probabilities [N, C],
-            [C], [N, C, d_1, ..., d_K], which are rounded to fp32. Probabilities are as large as the
-            logits: where few of them are not 0, `groundkern.SoftTargets` is cheaper.
+            [C], [N, C, d_1, ..., d_K]. These are as large as the logits: where few of them are not 0,
+            `groundkern.SoftTargets` is cheaper.
         linear_bias: [C] or [C, d_1, ..., d_K].
         weight: float [C], what each class counts for.
         reduction: "mean" divides by the sum of `weight[target]` over the rows that count (by N
@@ -120,14 +121,16 @@ def _check_target(target: Tensor, soft: bool, shape: tuple[int, ...], ignore_ind
 def _soft(probabilities: Tensor) -> SoftTargets:
     """[..., C] of every class."""
     ids = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    return SoftTargets(ids.expand(probabilities.shape), probabilities.detach().float())
+    return SoftTargets(ids.expand(probabilities.shape), _wide(probabilities.detach()))
 
 
 def _at_places(input, linear_weight, linear_bias, target, soft, shared) -> Tensor:
-    """The loss of each row at each place, [N, d_1, ..., d_K]: a head for each place."""
+    """The loss of each row at each place, [N, d_1, ..., d_K]: a head for each place. At least in
+    fp32, or the sum of the places' gradients would be rounded at each."""
     places, count = linear_weight.shape[1:-1], input.shape[0]
+    input, linear_weight = (_wide(x) for x in (input, linear_weight))
     heads = linear_weight.flatten(1, -2)  # [C, K, D]
-    biases = None if linear_bias is None else linear_bias.flatten(1)  # [C, K]
+    biases = None if linear_bias is None else _wide(linear_bias).flatten(1)  # [C, K]
     targets = target.reshape(count, -1, places.numel())  # [N, C or 1, K]
     losses = []
     for k in range(places.numel()):
@@ -137,6 +140,10 @@ def _at_places(input, linear_weight, linear_bias, target, soft, shared) -> Tenso
         call = api.linear_cross_entropy(input, heads[:, k].contiguous(), labels, **head, **shared)
         losses.append(call.loss)
     return torch.stack(losses, 1).view(count, *places)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(accumulation_dtype(x.dtype))
 
 
 def _divisor(target, soft: bool, class_weight, ignore_index: int, classes: int) -> Tensor:
