@@ -311,14 +311,15 @@ class SoftTargets(_Tensors):
     Args:
         ids: int64 [..., K], in any order; one that is listed twice counts with the sum. An id equal
             to the call's `ignore_index` is padding; a row of nothing else is ignored.
-        probabilities: fp32 [..., K], >= 0; they need not sum to 1. No gradient.
+        probabilities: fp32 (fp64) [..., K], >= 0; they need not sum to 1. No gradient.
     """
 
     ids: Tensor
     probabilities: Tensor
 
     def __post_init__(self) -> None:
-        for f, dtype in (("ids", torch.int64), ("probabilities", torch.float32)):
+        floats = (torch.float32, torch.float64)
+        for f, dtype in (("ids", torch.int64), ("probabilities", floats)):
             x, device = getattr(self, f), self.ids.device
             checks.tensor(f"target.{f}", x.flatten(), f, {}, dtype=dtype, device=device)
         wanted = f"the ids' shape {list(self.ids.shape)}, [..., K]"

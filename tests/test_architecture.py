@@ -151,7 +151,7 @@ def role(module: str) -> str | None:
             return "hf data"
         case ["hf", *_]:
             return "hf"
-        case [] | ["losses" | "maps" | "metrics"]:
+        case [] | ["losses" | "maps" | "metrics"] | ["compat", *_]:
             return "public"
         case ["ops", "cases"]:
             return "cases"
@@ -211,6 +211,7 @@ def test_imports_follow_the_arrows() -> None:
         ("tests.skeleton.triton_kernels", "import transformers"),
         ("groundkern.losses", "from groundkern.ops.a import op"),
         ("groundkern.maps", "from transformers import AutoConfig"),
+        ("groundkern.compat.a", "from groundkern.ops.a.op import forward"),
         ("groundkern.checks", "import groundkern.hf.model.attach"),
         ("groundkern.hf.model.attach", "from groundkern.ops.a.op import forward"),
         (

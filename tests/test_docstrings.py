@@ -17,6 +17,7 @@ import groundkern
 from groundkern import checks, hf
 
 PUBLIC_MODULES = ("losses", "lse", "maps", "metrics")
+ADAPTERS = ("torch", "liger", "cut_cross_entropy")  # of groundkern.compat
 # What serves no method of a paper.
 NO_SOURCE = {"groundkern.losses.mean_rows", "groundkern.hf.objectives.Objectives"}
 SOURCED_FUNCTIONS = ("groundkern.losses", "groundkern.metrics", "groundkern.ops")
@@ -142,6 +143,8 @@ def missing(name: str, value: Callable) -> list[str]:
 PUBLIC = members("groundkern", groundkern.__all__) | members("groundkern.hf", hf.__all__)
 for _module in PUBLIC_MODULES:
     PUBLIC |= defined_in(f"groundkern.{_module}")
+for _module in ADAPTERS:
+    PUBLIC |= defined_in(f"groundkern.compat.{_module}")
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))

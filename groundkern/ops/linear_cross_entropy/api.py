@@ -82,7 +82,7 @@ def linear_cross_entropy(
         smoothing: b of (D3): the share spread over the bag without the row's own label. Rows
             without a bag, or whose bag holds nothing else, are not smoothed.
         label_smoothing: the share in [0, 1] spread over the whole vocabulary, as torch's.
-        class_weight: fp32 [V] (with `group` of the whole vocabulary, on every rank), what each
+        class_weight: fp32 (fp64) [V] (with `group` of the whole vocabulary, on every rank), what each
             label's -log p counts for; no gradient.
         z_loss: adds `z_loss * lse**2` to each row's loss.
         row_weight: [...] float, multiplies each row's loss; no gradient.
@@ -282,12 +282,15 @@ def _prepare(
         checks.tensor("weight_grad", weight_grad, "V D", sizes, dtype=float32, device=device)
     if class_weight is not None:
         whole = sizes if group is None else {}  # with a group of all shards
-        checks.tensor("class_weight", class_weight, "V", whole, dtype=float32, device=device)
+        either = (float32, torch.float64)
+        checks.tensor("class_weight", class_weight, "V", whole, dtype=either, device=device)
+        class_weight = class_weight.to(accumulation_dtype(hidden.dtype))
     if isinstance(target, SoftTargets):
         checks.require(bags is None, "bags", "None where the target is SoftTargets", "bags")
         listed = target.ids
         checks.tensor("target.ids", listed.flatten(), "ids", {}, device=device)
-        labels = _soft_labels(target, class_weight, options)
+        wide = accumulation_dtype(hidden.dtype)
+        labels = _soft_labels(target.ids, target.probabilities.to(wide), class_weight, options)
     else:
         listed = target.reshape(-1)
         checks.tensor("target", listed, "N", sizes, dtype=torch.int64, device=device)
@@ -315,10 +318,12 @@ def _own_labels(
     return Labels(target, own, *lists, _everywhere(class_weight, options))
 
 
-def _soft_labels(target: SoftTargets, class_weight: Tensor | None, options: Options) -> Labels:
+def _soft_labels(
+    ids: Tensor, probabilities: Tensor, class_weight: Tensor | None, options: Options
+) -> Labels:
     """A row's own label is the likeliest of its list."""
-    rows, count = target.ids.shape[:-1].numel(), target.ids.shape[-1]
-    ids, given = (x.reshape(rows, count) for x in (target.ids, target.probabilities))
+    rows, count = ids.shape[:-1].numel(), ids.shape[-1]
+    ids, given = (x.reshape(rows, count) for x in (ids, probabilities))
     if count == 0:
         ignored = ids.new_full((rows,), options.ignore_index)
         return Labels(ignored, None, None, None, None, None, None)
