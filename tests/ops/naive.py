@@ -179,6 +179,10 @@ def _chosen(z, log_p, of_rows, top_k) -> tuple[Tensor, ...]:
     ids = z.detach().argsort(dim=1, descending=True, stable=True)[:, : max(1, top_k)]
     ids = torch.where(kept[:, None], ids, -1)
     top = torch.where(kept[:, None], log_p.detach().gather(1, ids.clamp(min=0)), 0.0)
+    missing = (0, top_k - ids.shape[1]) if top_k > ids.shape[1] else (0, 0)
+    ids = torch.nn.functional.pad(ids, missing, value=-1)
+    top = torch.nn.functional.pad(top, missing, value=-torch.inf)
+    top = torch.where(kept[:, None], top, 0.0)
     return *floats, ids[:, 0], ids[:, :top_k], top[:, :top_k]
 
 
@@ -218,7 +222,7 @@ def linear_cross_entropy(
         counts = [1.0 for labels in of_rows if labels]
         if class_weight is not None and isinstance(target, Tensor):
             counts = [float(class_weight[labels[0][0]]) for labels in of_rows if labels]
-        loss = loss.sum() / (sum(counts) if counts else 1)
+        loss = loss.sum() / (sum(counts) or 1)
     statistics = [x.detach().view(shape) for x in (log_prob, lse, predicted)]
     if entropy:
         statistics.append(h.detach().view(shape))

@@ -82,13 +82,13 @@ def linear_cross_entropy(
         smoothing: b of (D3): the share spread over the bag without the row's own label. Rows
             without a bag, or whose bag holds nothing else, are not smoothed.
         label_smoothing: the share in [0, 1] spread over the whole vocabulary, as torch's.
-        class_weight: fp32 (fp64) [V] (with `group` of the whole vocabulary, on every rank), what each
-            label's -log p counts for; no gradient.
+        class_weight: fp32 (fp64) [V] (with `group` of the whole vocabulary, on every rank), what
+            each label's -log p counts for; no gradient.
         z_loss: adds `z_loss * lse**2` to each row's loss.
         row_weight: [...] float, multiplies each row's loss; no gradient.
         reduction: "mean" divides the weighted sum by the number of rows that count, with
-            class_weight and one target a row by the sum of `class_weight[target]` over them (0 when
-            there is none), "sum", or "none".
+            class_weight and one target a row by the sum of `class_weight[target]` over them (by 1
+            if that is 0), "sum", or "none".
         ignore_index: the target that marks an ignored row.
         entropy: whether each row's entropy is returned (differentiable in `linear_log_prob`).
         top_k: how many of the likeliest labels are returned, 0 to 32.
@@ -176,7 +176,7 @@ def _row_factor(
         counted = target != ignore_index
         if hard and labels.own is not None:  # class weights
             total = torch.where(counted, labels.own, 0.0).sum().to(wide)
-            factor = factor / torch.where(counted.any(), total, 1.0)
+            factor = factor / torch.where(total > 0, total, 1.0)
         else:
             factor = factor / counted.sum().clamp(min=1)
     return factor

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--first", type=int, default=0, help="number of the first call")
     p.add_argument("--only", type=int, help="this call alone, with what was drawn")
-    p.add_argument("--op", choices=("side", "map", "contribution", "kl"))
+    p.add_argument("--op", choices=("side", "map", "contribution", "kl", "loss"))
     p.add_argument("--backend", default="triton")
     p.add_argument("--jobs", type=int, default=1)
     p.add_argument("--twice", type=float, default=0.25, help="share of calls that run twice")
@@ -36,9 +36,9 @@ def _checked(numbers: range, jobs: int, one) -> Iterator[Checked]:
 
 
 def _describe(seed: int, number: int, op: str | None) -> None:
-    from tests.ops.random_calls import drawing
+    from tests.ops.random_calls import drawing, losses
 
-    drawn = drawing.draw(seed, number, op)
+    drawn = losses.draw(seed, number) if op == "loss" else drawing.draw(seed, number, op)
     print(f"{drawn.kind} {drawn.dtype}, trained: {', '.join(drawn.trained)}")
     for name, value in drawn.notes.items():
         print(f"  {name}: {value}")

@@ -191,7 +191,8 @@ def _zeros(drawn: Drawn, got: Answer, selected: Selected) -> list[str]:
     return found
 
 
-def _same_bits(first: Answer, second: Answer) -> list[str]:
+def same_bits(first: Answer, second: Answer) -> list[str]:
+    """A sentence if two runs differ in a bit."""
     pairs = [*zip(first.results, second.results, strict=True)]
     pairs += [(x, second.gradients[name]) for name, x in first.gradients.items()]
     same = all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in pairs)
@@ -207,5 +208,5 @@ def wrong(drawn: Drawn, backend: str, *, twice: bool = True) -> list[str]:
         return [f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"]
     found = _close(drawn, got, selected) + _zeros(drawn, got, selected)
     if twice:
-        found += _same_bits(got, ours(drawn, backend))
+        found += same_bits(got, ours(drawn, backend))
     return found

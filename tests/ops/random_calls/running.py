@@ -18,15 +18,16 @@ class Checked:
 
 def check(number: int, *, seed: int, op: str | None, backend: str, twice: float) -> Checked:
     """Draw call `number` and check it."""
-    from tests.ops.random_calls import checking, drawing
+    from tests.ops.random_calls import checking, drawing, losses
 
     begun = time.perf_counter()
+    of_loss = op == "loss"
     try:
-        drawn = drawing.draw(seed, number, op)
+        drawn = losses.draw(seed, number) if of_loss else drawing.draw(seed, number, op)
     except Exception as error:
         return Checked(number, "drawing", "", "", [f"{type(error).__name__}: {error}"], 0.0)
     again = drawing.Dice(seed + 1, number).chance(twice)
-    sentences = checking.wrong(drawn, backend, twice=again)
+    sentences = (losses if of_loss else checking).wrong(drawn, backend, twice=again)
     dtype = str(drawn.dtype).removeprefix("torch.")
     seconds = time.perf_counter() - begun
     return Checked(number, drawn.op, dtype, drawn.kind, sentences, seconds)
