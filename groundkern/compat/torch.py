@@ -35,8 +35,8 @@ def linear_cross_entropy(
         linear_weight: [C, D], or [C, d_1, ..., d_K, D] for a loss at each of d_1 x ... x d_K
             places, which costs a call for each.
         target: int64 [N] or [], with places [N, d_1, ..., d_K]; or probabilities [N, C],
-            [C], [N, C, d_1, ..., d_K]. These are as large as the logits: where few of them are not 0,
-            `groundkern.SoftTargets` is cheaper.
+            [C], [N, C, d_1, ..., d_K]. These are as large as the logits: where few of them are not
+            0, `groundkern.SoftTargets` is cheaper.
         linear_bias: [C] or [C, d_1, ..., d_K].
         weight: float [C], what each class counts for.
         reduction: "mean" divides by the sum of `weight[target]` over the rows that count (by N
