@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,7 @@ class Tally:
     seconds: float = 0.0
 
     def run(self, case: Case, backend: str, full: bool) -> None:
+        """Add one case."""
         start = time.monotonic()
         with served_by(backend) as served:
             try:
@@ -31,6 +32,13 @@ class Tally:
         self.seconds += time.monotonic() - start
         self.cases += 1
         self.served.update(served)
+
+
+def _cut(case: Case, most: int | None) -> Case:
+    v = case.values
+    if most is None or "T" not in v or v["B"] * v["T"] <= most:
+        return case
+    return replace(case, values={**v, "T": max(1, most // v["B"])})
 
 
 def table(tallies: dict[str, Tally]) -> str:
@@ -50,6 +58,7 @@ def main() -> int:
     parser.add_argument("--backend", default="native", choices=("native", "reference", "triton"))
     parser.add_argument("--suite", default="", help="only suites whose name has this in it")
     parser.add_argument("--small", action="store_true", help="the sizes that CI runs")
+    parser.add_argument("--most-rows", type=int, help="cut Liger's larger batches to so many rows")
     arguments = parser.parse_args()
     tallies: dict[str, Tally] = {}
     for suite, test, cases in suites.by_test():
@@ -58,6 +67,7 @@ def main() -> int:
         tally, before = tallies.setdefault(suite, Tally()), time.monotonic()
         known = len(tally.failures)
         for case in cases:
+            case = _cut(case, arguments.most_rows)
             tally.run(case, arguments.backend, not arguments.small)
         failed = tally.failures[known:]
         seconds = time.monotonic() - before
