@@ -61,8 +61,8 @@ TRITON_CALLS = {
     "attention_map/contribution_columns",
     "attention_map/kl_visible_mean",
 }
-# An op with many values at its edges is tried on a scalar loss, on a loss per row whose gradient has
-# an op of its own, and on strides.
+# Of an op with many cases these are tried: a scalar loss, one per row whose gradient has an op of
+# its own, and strides.
 TRIED_OF = {"linear_kl": {"linear_kl/forward", "linear_kl/everything", "linear_kl/strided"}}
 SERVED_DTYPES = [
     pytest.param(case, backend, dtype, id=f"{dtype}-{case}-{backend}")

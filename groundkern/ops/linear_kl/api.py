@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from groundkern import backends, checks
-from groundkern.ops.linear_kl import Inputs, Options, Rows, op
+from groundkern.ops.linear_kl import Inputs, Options, op
 from groundkern.precision import accumulation_dtype, autocast
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
-"""Linear KL on the CPU: torch's matrix products over chunks of the counted rows, and closed forms of
-loss and gradient in between, on so few rows at a time that they stay in the cache.
-"""
+"""Linear KL on the CPU: torch's matrix products over chunks of the counted rows, and in between
+closed forms of loss and gradient, on so few rows at a time that they stay in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`groundkern::linear_kl` and its backward: opaque to torch.compile, one implementation per backend.
+"""`groundkern::linear_kl` and its backward: opaque to torch.compile, one implementation per
+backend.
 
 `linear_kl_with_gradients` computes the gradients in the forward, from the same logits; its backward
 only scales them. For that the upstream gradient must be known up to a factor: one for all rows, or

@@ -71,7 +71,15 @@ def _compared(a, b, beta, KIND: tl.constexpr):
 
 @helper
 def _norms(
-    top, others, own, teacher_top, teacher_others, teacher_own, at, beta, KIND: tl.constexpr
+    top,
+    others,
+    own,
+    teacher_top,
+    teacher_others,
+    teacher_own,
+    at,
+    beta,
+    KIND: tl.constexpr,
 ):
     """top and log-sum-exp beyond it, of the student and of the teacher; and at the student's
     likeliest entry the log-ratio, and s - t from the others' shares. `at`: the teacher's logit
