@@ -9,6 +9,7 @@ from groundkern.ops.linear_cross_entropy.api import (
     linear_cross_entropy,
     linear_log_prob,
 )
+from groundkern.ops.linear_kl.api import linear_kl
 from groundkern.ops.side_attention.api import SideAttention, side_attention
 from groundkern.row_blocks import logit_budget, logit_dtype, set_logit_budget, set_logit_dtype
 from groundkern.selection import KeySets, LabelBags, QueryRows, SoftTargets
@@ -28,6 +29,7 @@ __all__ = [
     "attention_map",
     "available_backends",
     "linear_cross_entropy",
+    "linear_kl",
     "linear_log_prob",
     "logit_budget",
     "logit_dtype",

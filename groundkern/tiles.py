@@ -24,6 +24,7 @@ kernel = triton.jit(
     # One number a program is read from these; a chunk of rows begins anywhere in them.
     do_not_specialize_on_alignment=(
         *("target_ptr", "index_ptr", "dloss_ptr", "dlog_prob_ptr", "dlse_ptr"),
+        *("counted_ptr", "kl_ptr"),
     ),
 )
 

@@ -72,7 +72,7 @@ ARROWS = {
     "package": set(),
 }
 AOT_IMPORTS = ("", ".backends.compiler", ".compiler", ".compiler.compiler", ".runtime.jit")
-AOT_OPS = ("attention_map", "linear_cross_entropy", "side_attention")
+AOT_OPS = ("attention_map", "linear_cross_entropy", "linear_kl", "side_attention")
 LAYER_OPS = ("attention_map", "side_attention")
 EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
@@ -148,6 +148,8 @@ def role(module: str) -> str | None:
         case ["tiles"]:
             return "tiles"
         case [leaf] if leaf.endswith("_kernels"):
+            return "tiles"
+        case ["head_kernels"]:
             return "tiles"
         case ["hf", "data", *_]:
             return "hf data"

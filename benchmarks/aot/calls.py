@@ -13,9 +13,11 @@ from groundkern import row_blocks
 from groundkern.calls import Call
 from groundkern.ops import attention_map as maps
 from groundkern.ops import linear_cross_entropy as loss
+from groundkern.ops import linear_kl as kl
 from groundkern.ops import side_attention as side
 from groundkern.ops.attention_map import triton_launch as attention_map_launch
 from groundkern.ops.linear_cross_entropy import triton_launch as linear_cross_entropy_launch
+from groundkern.ops.linear_kl import triton_launch as linear_kl_launch
 from groundkern.ops.side_attention import triton_launch as side_attention_launch
 from groundkern.selection import KeySets, QueryRows, Selection
 
@@ -24,6 +26,7 @@ __all__ = [
     "Sizes",
     "attention_map",
     "linear_cross_entropy",
+    "linear_kl",
     "recorded",
     "side_attention",
 ]
@@ -194,3 +197,39 @@ def linear_cross_entropy(
     finally:
         row_blocks.set_logit_budget(before)
         row_blocks.set_logit_dtype(None)
+
+
+def linear_kl(
+    sizes: Sizes,
+    kind: str,
+    bias: bool,
+    mask: bool,
+    softcap: float,
+    *,
+    trained: bool = True,
+    budget: int | None = None,
+) -> None:
+    """Forward, backward, and the forward that makes the gradients; of a teacher with hidden states
+    of twice the size.
+
+    budget: bytes, for `set_logit_budget`.
+    """
+    n, v = sizes.rows, sizes.vocabulary
+    heads = []
+    for dim in (sizes.hidden, 2 * sizes.hidden):
+        heads += [sizes.empty(m, dim, dtype=sizes.dtype) for m in (n, v)]
+        heads.append(sizes.empty(v, dtype=sizes.dtype) if bias else None)
+    rows = kl.Rows(sizes.empty(n, dtype=torch.bool) if mask else None)
+    options = kl.Options(kind, 0.5, 2.0, softcap, softcap, "")
+    arguments, dloss = (kl.Inputs(*heads), rows, options), sizes.empty(n)
+    before = row_blocks.logit_budget()
+    row_blocks.set_logit_budget(budget)
+    try:
+        op = linear_kl_launch
+        op.forward(*arguments)
+        op.backward(kl.Upstream(dloss), *arguments, trained)
+        _, gradients = op.forward_with_gradients(*arguments, kl.Ahead(dloss, trained))
+        op.scaled(gradients.dhidden, dloss[0])
+        op.scaled(gradients.dhidden, dloss)
+    finally:
+        row_blocks.set_logit_budget(before)

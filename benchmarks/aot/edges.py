@@ -17,6 +17,7 @@ from benchmarks.aot.calls import (
     Sizes,
     attention_map,
     linear_cross_entropy,
+    linear_kl,
     recorded,
     side_attention,
 )
@@ -89,6 +90,7 @@ def edges(subset: bool) -> Iterator[LabelledLaunch]:
             run = partial(attention_map, sizes, *call, 0.0)
             yield from recorded(f"attention_map {name} {' '.join(call)}", run, edge=True)
     yield from _linear_cross_entropy()
+    yield from _linear_kl()
 
 
 def _present(subset: bool) -> Iterator[LabelledLaunch]:
@@ -139,3 +141,22 @@ def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
     for head in ("frozen", "added"):
         run = partial(linear_cross_entropy, Sizes(), *bags, head=head)
         yield from recorded(f"{op} head={head}", run, edge=True)
+
+
+def _linear_kl() -> Iterator[LabelledLaunch]:
+    """Rows, chunks of one row, vocabularies, alignment; kinds and optional inputs."""
+    op, plain = "linear_kl bfloat16", ("js", False, True, 0.0)  # kind, bias, mask, softcap
+    for rows in (1, 7):
+        run = partial(linear_kl, Sizes(rows=rows), *plain)
+        yield from recorded(f"{op} rows={rows}", run, edge=True)
+    run = partial(linear_kl, Sizes(rows=3), *plain, budget=1)
+    yield from recorded(f"{op} rows=1 a chunk", run, edge=True)
+    for vocabulary in (1, 33, 151_937):
+        run = partial(linear_kl, Sizes(vocabulary=vocabulary), *plain)
+        yield from recorded(f"{op} vocabulary={vocabulary}", run, edge=True)
+    run = partial(linear_kl, Sizes(layout="unaligned"), "forward", True, False, 0.0)
+    yield from recorded(f"{op} unaligned bias", run, edge=True)
+    for kind, softcap in product(("forward", "reverse", "js"), (0.0, 30.0)):
+        given = " bias softcap" * (softcap > 0)
+        run = partial(linear_kl, Sizes(), kind, softcap > 0, softcap == 0, softcap)
+        yield from recorded(f"{op} {kind}{given}", run, edge=True)

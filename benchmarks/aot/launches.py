@@ -16,6 +16,7 @@ from benchmarks.aot.calls import (
     Sizes,
     attention_map,
     linear_cross_entropy,
+    linear_kl,
     recorded,
     side_attention,
 )
@@ -45,6 +46,8 @@ def launches(subset: bool) -> Iterator[LabelledLaunch]:
             sizes = Sizes(dtype=dtype)
             run = partial(linear_cross_entropy, sizes, bias, "bags", softcap)
             yield from recorded(f"linear_cross_entropy {sizes.name} softcap={softcap}", run)
+            run = partial(linear_kl, sizes, "js", bias, True, softcap)
+            yield from recorded(f"linear_kl {sizes.name} softcap={softcap}", run)
     yield from edges(subset)
 
 
@@ -92,6 +95,7 @@ def _step(sizes: Sizes) -> Iterator[LabelledLaunch]:
     runs = [partial(side_attention, sizes, True, lse, 0.0) for lse in (False, True)]
     runs += [partial(attention_map, sizes, *call, 0.0) for call in MAPS]
     runs += [partial(linear_cross_entropy, sizes, False, "bags", 0.0)]
+    runs += [partial(linear_kl, sizes, "js", False, True, 0.0)]
     for run in runs:
         yield from (launch for launch in recorded("", run) if not launch.small)
 

@@ -73,6 +73,15 @@ def _loss(
     return Call(function, inputs, options, fixed=() if trained else ("weight",))
 
 
+def _kl(rows: int, kind: str, trained: bool = True, **options) -> Call:
+    heads = {"hidden": (rows, HIDDEN), "weight": (VOCABULARY, HIDDEN)}
+    heads |= {f"teacher_{name}": (n, 2 * HIDDEN) for name, (n, _) in heads.items()}
+    inputs = {name: _floats(*shape) for name, shape in heads.items()}
+    fixed = ("teacher_hidden", "teacher_weight", *(() if trained else ("weight",)))
+    options |= {"kind": kind, "mask": _integers(rows, dtype=torch.bool)}
+    return Call(gk.linear_kl, inputs, options, fixed)
+
+
 def _take() -> Call:
     inputs = {"x": _floats(BATCH, HEADS, KEYS, DIM)}
     return Call(gk.QueryRows.take, inputs, {"self": _rows()})
@@ -132,6 +141,9 @@ CASES: dict[str, Callable[[], Call]] = {
         )
         for x in loss_times.SHAPES
     },
+    "linear_kl forward 512 rows": partial(_kl, 512, "forward"),
+    "linear_kl js 512 rows per row": partial(_kl, 512, "js", reduction="none"),
+    "linear_kl js 512 rows frozen": partial(_kl, 512, "js", trained=False),
     "QueryRows.take": _take,
     "QueryRows.causal": _causal,
     "KeySets.regions": _regions,

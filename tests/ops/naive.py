@@ -251,3 +251,54 @@ def linear_log_prob(
 def log_prob_and_entropy(*operands, **options):
     log_prob, lse, predicted, h, *top = linear_log_prob(*operands, entropy=True, **options)
     return log_prob, lse, h, predicted, *top
+
+
+def linear_kl(
+    hidden,
+    weight,
+    teacher_hidden,
+    teacher_weight,
+    *,
+    bias=None,
+    teacher_bias=None,
+    kind="forward",
+    beta=0.5,
+    temperature=1.0,
+    softcap=None,
+    teacher_softcap=None,
+    mask=None,
+    row_weight=None,
+    reduction="mean",
+):
+    def log_probs(h, w, b, cap):
+        if hidden.dtype == torch.float64:  # the truth, of a teacher that stays in its dtype
+            h, w, b = (None if x is None else x.double() for x in (h, w, b))
+        z = torch.nn.functional.linear(h, w, b)
+        z = z if z.dtype == torch.float64 else z.float()
+        return ((z if cap is None else cap * torch.tanh(z / cap)) / temperature).log_softmax(-1)
+
+    def kl(p, q):
+        """Of log-probabilities; an entry that p leaves out adds nothing."""
+        none = p == -torch.inf
+        terms = torch.nn.functional.kl_div(
+            q.masked_fill(none, 0.0), p.masked_fill(none, 0.0), reduction="none", log_target=True
+        )
+        return terms.masked_fill(none, 0.0).sum(-1)
+
+    student = log_probs(hidden, weight, bias, softcap)
+    teacher = log_probs(teacher_hidden, teacher_weight, teacher_bias, teacher_softcap).detach()
+    if kind == "forward":
+        loss = kl(teacher, student)
+    elif kind == "reverse":
+        loss = kl(student, teacher)
+    else:
+        m = beta * teacher.exp() + (1 - beta) * student.exp()
+        m = torch.where(m > 0, m, 1.0).log()  # what neither has adds nothing
+        loss = beta * kl(teacher, m) + (1 - beta) * kl(student, m)
+    counted = torch.ones(loss.shape, dtype=torch.bool) if mask is None else mask
+    loss = torch.where(counted.to(loss.device), loss, 0.0)
+    if row_weight is not None:
+        loss = loss * row_weight.to(loss.dtype)
+    if reduction == "none":
+        return (loss,)
+    return (loss.sum() / (max(1, int(counted.sum())) if reduction == "mean" else 1),)

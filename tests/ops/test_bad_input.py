@@ -11,6 +11,7 @@ from groundkern import KeySets, QueryRows
 from groundkern.kept import nothing_kept
 from groundkern.ops.attention_map import cases as attention_map_cases
 from groundkern.ops.linear_cross_entropy import cases as linear_cross_entropy_cases
+from groundkern.ops.linear_kl import cases as linear_kl_cases
 from groundkern.ops.side_attention import cases as side_attention_cases
 from tests.ops.test_contract import CPU
 
@@ -18,6 +19,7 @@ SIDE = side_attention_cases.CASES["regions"](torch.float32, CPU)
 KL = attention_map_cases.CASES["kl_visible_mean_sets_weights"](torch.float32, CPU)
 CONTRIBUTION = attention_map_cases.CASES["contribution_visible"](torch.float32, CPU)
 LOSS = linear_cross_entropy_cases.CASES["everything"](torch.float32, CPU)
+DISTILLED = linear_kl_cases.CASES["everything"](torch.float32, CPU)
 
 _ROWS = SIDE.options["rows"]
 _FAR = QueryRows(_ROWS.sequence, _ROWS.position, _ROWS.start, _ROWS.stop + 1)
@@ -63,6 +65,19 @@ BAD = {
     "reduction": (LOSS, {"reduction": "max"}, ValueError, r"`reduction`: expected 'mean', 'sum' or 'none', got max"),
     "smoothing": (LOSS, {"smoothing": 1.0}, ValueError, r"`smoothing`: expected a share in \[0, 1\), got 1.0"),
     "weight grad": (LOSS, {"weight_grad": torch.zeros(97, 24).bfloat16()}, TypeError, r"`weight_grad`: expected torch.float32"),
+    "teacher rows": (DISTILLED, {"teacher_hidden": torch.zeros(6, 40)}, ValueError, r"`teacher_hidden`: expected hidden's leading shape \[7\], got \[6\]"),
+    "teacher dim": (DISTILLED, {"teacher_weight": torch.zeros(97, 24)}, ValueError, r"`teacher_weight`: expected shape \[V=97, Dt=40\], got \[97, 24\]"),
+    "teacher vocabulary": (DISTILLED, {"teacher_weight": torch.zeros(96, 40)}, ValueError, r"`teacher_weight`: expected shape \[V=97, Dt=40\], got \[96, 40\]"),
+    "teacher dtype": (DISTILLED, {"teacher_weight": torch.zeros(97, 40).bfloat16()}, TypeError, r"`teacher_weight`: expected torch.float32, got torch.bfloat16"),
+    "student bias": (DISTILLED, {"bias": torch.zeros(96)}, ValueError, r"`bias`: expected shape \[V=97\], got \[96\]"),
+    "kind": (DISTILLED, {"kind": "tv"}, ValueError, r"`kind`: expected 'forward', 'reverse' or 'js', got 'tv'"),
+    "beta": (DISTILLED, {"beta": 1.0}, ValueError, r"`beta`: expected a share in \(0, 1\), got 1.0"),
+    "temperature": (DISTILLED, {"temperature": 0.0}, ValueError, r"`temperature`: expected a positive finite number, got 0.0"),
+    "teacher softcap": (DISTILLED, {"teacher_softcap": -1.0}, ValueError, r"`teacher_softcap`: expected a positive finite number or None"),
+    "mask shape": (DISTILLED, {"mask": torch.ones(6, dtype=torch.bool)}, ValueError, r"`mask`: expected hidden's leading shape \[7\], got \[6\]"),
+    "mask dtype": (DISTILLED, {"mask": torch.ones(7)}, TypeError, r"`mask`: expected torch.bool, got torch.float32"),
+    "kl row weight": (DISTILLED, {"row_weight": torch.ones(6)}, ValueError, r"`row_weight`: expected hidden's leading shape \[7\], got \[6\]"),
+    "kl reduction": (DISTILLED, {"reduction": "batchmean"}, ValueError, r"`reduction`: expected 'mean', 'sum' or 'none', got batchmean"),
 }  # fmt: skip
 
 

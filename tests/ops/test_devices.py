@@ -18,6 +18,7 @@ OPS = {  # case -> the ops it calls
     "attention_map/map_visible_sets_weights": ("attention_map", "attention_map_backward"),
     "attention_map/kl_visible_mean": ("attention_map", "attention_map_backward"),
     "linear_cross_entropy/everything": ("linear_cross_entropy", "linear_cross_entropy_backward"),
+    "linear_kl/everything": ("linear_kl", "linear_kl_backward"),
 }
 PROGRAM = '''
 import importlib, sys
@@ -49,7 +50,7 @@ calls = []
 for place in sys.argv[1:]:
     op, case = place.split("/")
     module = importlib.import_module(f"groundkern.ops.{op}.cases")
-    if op != "linear_cross_entropy":  # the reference gets the plan that Triton is given below
+    if not op.startswith("linear_"):  # the reference gets the plan that Triton is given below
         name, launched["plan"] = "plan", []
         registered = importlib.import_module(f"groundkern.ops.{op}.op")
         registered.plan = lambda _, *given, op=registered: op.kernels("triton").plan(*given)
