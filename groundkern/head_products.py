@@ -1,5 +1,5 @@
-"""What the Triton launchers of the ops on a head share without knowing Triton: matrix products with
-fp32 results, and a vocabulary that is sharded over a process group."""
+"""What the launchers of the ops on a head share: matrix products summed in fp32, and a vocabulary
+that is sharded over a process group."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """out (+)= a @ b, summed and written in fp32 whatever the operands' dtype."""
-    if a.dtype == torch.float32 or not a.is_cuda:
-        a, b = a.float(), b.float()  # an upcast only under the interpreter
-        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-    elif add:
-        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    """out (+)= a @ b, summed in fp32 and rounded once to out's dtype: the operands', or fp32."""
+    wide = {"out_dtype": out.dtype} if out.dtype != a.dtype else {}
+    if wide and not a.is_cuda:  # under the interpreter: torch has it on CUDA alone
+        a, b, wide = a.float(), b.float(), {}
+    if add:
+        torch.addmm(out, a, b, out=out, **wide)
     else:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
+        torch.mm(a, b, out=out, **wide)
 
 
 def gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -30,17 +30,20 @@ class Shard(NamedTuple):
     """This rank's rows of a head's weight among those of a group."""
 
     group: dist.ProcessGroup | None
-    first: Tensor | int  # id of the first row
+    first: int  # id of the first row
+    rows: int
     widest: int  # rows of the weight on the rank that has most
+    vocabulary: int  # rows of all
 
     @classmethod
     def of(cls, weight: Tensor, group: str) -> "Shard":
         """group: its name, "": none."""
+        rows = weight.shape[0]
         if not group:
-            return cls(None, 0, weight.shape[0])
+            return cls(None, 0, rows, rows, rows)
         process_group = dist.distributed_c10d._resolve_process_group(group)
-        rows = torch.full((1,), weight.shape[0], dtype=torch.int64, device=weight.device)
-        shards = gathered(rows, process_group)
-        first = shards[: dist.get_rank(process_group)].sum()
+        own = torch.full((1,), rows, dtype=torch.int64, device=weight.device)
         # A sync: all ranks must cut the rows alike.
-        return cls(process_group, first, int(shards.max()))
+        sizes = gathered(own, process_group)[:, 0].tolist()
+        before = sizes[: dist.get_rank(process_group)]
+        return cls(process_group, sum(before), rows, max(sizes), sum(sizes))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.logit_kernels import exponential, load_row
+from groundkern.head_kernels import exponential, load_row
 from groundkern.tiles import helper
 
 # Rows of the statistics [6, n].

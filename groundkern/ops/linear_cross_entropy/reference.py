@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from groundkern.head_products import Shard, gathered
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import BLOCK_ELEMENTS, vjp
@@ -65,16 +66,12 @@ class _Shard:
         index = torch.nn.functional.pad(index, missing, value=-1)
         if self.group is None:
             return values, index
-        parts = _gather(values, self.group), _gather(index, self.group)
-        values, index = (torch.cat(x, 1) for x in parts)  # in the order of ranks, hence of ids
+        parts = gathered(values, self.group), gathered(index, self.group)
+        values, index = (
+            x.transpose(0, 1).flatten(1) for x in parts
+        )  # in the order of ranks, hence of ids
         values, order = values.sort(dim=1, descending=True, stable=True)
         return values[:, :count], index.gather(1, order[:, :count])
-
-
-def _gather(x: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return parts
 
 
 class _GroupSum(torch.autograd.Function):
@@ -92,13 +89,8 @@ class _GroupSum(torch.autograd.Function):
 
 
 def _shard(weight: Tensor, group: str) -> _Shard:
-    rows = weight.shape[0]
-    if not group:
-        return _Shard(0, rows, rows, None)
-    process_group = dist.distributed_c10d._resolve_process_group(group)
-    sizes = [int(x) for x in _gather(torch.tensor([rows], device=weight.device), process_group)]
-    before = sizes[: dist.get_rank(process_group)]
-    return _Shard(sum(before), rows, sum(sizes), process_group)
+    shard = Shard.of(weight, group)
+    return _Shard(shard.first, shard.rows, shard.vocabulary, shard.group)
 
 
 def _logits(inputs: ce.Inputs, options: ce.Options) -> Tensor:

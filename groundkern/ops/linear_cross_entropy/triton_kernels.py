@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
-from groundkern.logit_kernels import blank, exponential, load_logits, load_row
+from groundkern.head_kernels import blank, exponential, load_logits, load_row
 from groundkern.row_kernels import STAGES, class_weights, combined, row_statistics
 from groundkern.tile_kernels import uncapped_gradient, wide
 from groundkern.tiles import helper, kernel

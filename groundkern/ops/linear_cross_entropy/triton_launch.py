@@ -20,15 +20,15 @@ With a process group every rank has some rows of the weight; `_statistics_kernel
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import triton
 from torch import Tensor
 
-from groundkern import tiles
-from groundkern.logit_kernels import Logits, largest, scale
+from groundkern import head_kernels, tiles
+from groundkern.head_kernels import Logits, largest
+from groundkern.head_products import Shard, gathered, matmul
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import triton_kernels as kernels
 from groundkern.ops.linear_cross_entropy.triton_kernels import Lists
@@ -55,6 +55,8 @@ SMALL_TILES = Tiles(columns=4096, loaded=2048, labels=128, warps=16)  # of `tile
 # A trained head's gradient is summed over at most so many chunks in its own dtype: each adds one
 # rounding to half the last place. Over more it is summed in fp32, which takes three times the room.
 NARROW_SUMS = 4
+
+scaled = head_kernels.scaled
 
 
 def unsupported(inputs: ce.Inputs, group: object) -> str | None:
@@ -91,33 +93,6 @@ def _sorted_lists(labels: ce.Labels) -> Lists | None:
     return Lists(ids, sums, copies, offsets.contiguous(), index.contiguous())
 
 
-class _Shard(NamedTuple):
-    """This rank's part of the vocabulary."""
-
-    group: dist.ProcessGroup | None
-    first: int  # id of its first row
-    widest: int  # rows of the weight on the rank that has most
-    vocabulary: int  # rows of all
-
-    @classmethod
-    def of(cls, weight: Tensor, group: str) -> "_Shard":
-        rows = weight.shape[0]
-        if not group:
-            return cls(None, 0, rows, rows)
-        process_group = dist.distributed_c10d._resolve_process_group(group)
-        own = torch.full((1,), rows, dtype=torch.int64, device=weight.device)
-        # A sync: all ranks must cut the rows alike.
-        sizes = _gather(own, process_group)[:, 0].tolist()
-        return cls(process_group, sum(sizes[: process_group.rank()]), max(sizes), sum(sizes))
-
-
-def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[ranks, *x.shape]."""
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.stack(parts)
-
-
 @dataclass(frozen=True)
 class _Problem:
     """What all chunks share."""
@@ -125,13 +100,13 @@ class _Problem:
     inputs: ce.Inputs
     labels: ce.Labels
     options: ce.Options
-    shard: _Shard
+    shard: Shard
     lists: Lists | None
 
     @classmethod
     def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
         hidden, weight, bias = inputs
-        shard = _Shard.of(weight, options.group)
+        shard = Shard.of(weight, options.group)
         labels = labels._replace(target=labels.target.contiguous())
         inputs = ce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
         return cls(inputs, labels, options, shard, _sorted_lists(labels))
@@ -170,7 +145,7 @@ class _Problem:
         buffer = hidden.new_empty(tallest, stride, dtype=logit_dtype(hidden.dtype))
         for rows in pieces:
             x = buffer[: rows.stop - rows.start]
-            _matmul(hidden[rows], weight.t(), out=x[:, :vocabulary])
+            matmul(hidden[rows], weight.t(), out=x[:, :vocabulary])
             sharpness = 1.0 / self.options.temperature
             yield rows, Logits(x, bias, softcap, sharpness, stride, vocabulary)
 
@@ -253,7 +228,7 @@ class _Problem:
             BLOCK=self._columns(z),
             num_warps=self.tiles.warps,
         )
-        every = _gather(parts, group), _gather(ids + self.shard.first, group)
+        every = gathered(parts, group), gathered(ids + self.shard.first, group)
         shards = Shards(*every, None, dist.get_world_size(group))
         if lists is None:
             return shards
@@ -271,24 +246,13 @@ class _Problem:
         ids = torch.where(ids >= 0, ids + self.shard.first, ids)
         if group is None:
             return values, ids
-        values, ids = (_gather(x, group).transpose(0, 1).flatten(1) for x in (values, ids))
+        values, ids = (gathered(x, group).transpose(0, 1).flatten(1) for x in (values, ids))
         values, order = values.sort(dim=1, descending=True, stable=True)  # ranks have ids in order
         return values[:, :count], ids.gather(1, order[:, :count])
 
 
 def _floats(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def _matmul(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """out (+)= a @ b, summed in fp32 and rounded once to out's dtype: the operands', or fp32."""
-    wide = {"out_dtype": out.dtype} if out.dtype != a.dtype else {}
-    if wide and not a.is_cuda:  # under the interpreter: torch has it on CUDA alone
-        a, b, wide = a.float(), b.float(), {}
-    if add:
-        torch.addmm(out, a, b, out=out, **wide)
-    else:
-        torch.mm(a, b, out=out, **wide)
 
 
 def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Rows:
@@ -330,12 +294,6 @@ def backward(
     for rows, z in problem.logits(pieces):
         gradients.add(rows, z, None, kernels.Upstream(*upstream))
     return gradients.finish()
-
-
-def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient times a number, in place."""
-    scale(gradient, factor)
-    return gradient
 
 
 class _Results:
@@ -398,10 +356,10 @@ class _Gradients:
         upstream = kernels.Upstream(*(None if x is None else x[rows] for x in above))
         self.problem.run(rows, z, results, upstream, dlogits)
         dlogits = dlogits[:, : z.V]
-        _matmul(dlogits, weight, out=self.dhidden[rows])
+        matmul(dlogits, weight, out=self.dhidden[rows])
         if self.dweight is not None:
             add = self.weight_grad is not None or rows.start > 0
-            _matmul(dlogits.t(), hidden[rows], out=self.dweight, add=add)
+            matmul(dlogits.t(), hidden[rows], out=self.dweight, add=add)
         if self.dbias is not None:
             self.dbias += dlogits.sum(0, dtype=torch.float32)
 

@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groundkern.head_kernels import Logits, scale_in_place
+from groundkern import head_kernels
+from groundkern.head_kernels import Logits
 from groundkern.head_products import Shard, gathered, matmul
 from groundkern.ops import linear_kl as kl
 from groundkern.ops.linear_kl import triton_kernels as kernels
@@ -38,9 +39,8 @@ class Tiles(NamedTuple):
 
 # Untuned first guess for every device: no measurement stands behind it.
 TILES = Tiles(columns=2048, warps=8)
+scaled = head_kernels.scaled
 KINDS = {"forward": kernels.FORWARD, "reverse": kernels.REVERSE, "js": kernels.JS}
-
-scaled = scale_in_place
 
 
 def unsupported(inputs: kl.Inputs, group: object) -> str | None:
@@ -101,8 +101,8 @@ class _Problem:
                 counted = self.counted[rows].view(torch.uint8)
             matmul(hidden, of.weight.t(), out=student)
             matmul(of.teacher_hidden[rows], of.teacher_weight.t(), out=teacher)
-            z = Logits(student, of.bias, caps[0], vocabulary)
-            t = Logits(teacher, of.teacher_bias, caps[1], vocabulary)
+            z = Logits(student, of.bias, caps[0], 1.0, vocabulary, vocabulary)
+            t = Logits(teacher, of.teacher_bias, caps[1], 1.0, vocabulary, vocabulary)
             yield _Chunk(rows, hidden, z, t, counted)
 
     def compare(
