@@ -127,9 +127,10 @@ def combined(z, shards, row, stride, BLOCK: tl.constexpr):
     masses = tl.load(at_ptr + MASS * stride, mask=mask, other=0.0)
     ids = tl.load(shards.ids + rank * stride + row, mask=mask, other=2**62)
     top = tl.max(tops, 0)
-    moved = tl.where(mask, tops - top, 0.0)
+    some = tops > float("-inf")  # of this shard's logits
+    moved = tl.where(some, tops - top, 0.0)
     shrunk = exponential(moved, 0.0, z.sharpness)
-    sums = others + exponential(owns, tl.where(mask, tops, 0.0), z.sharpness)
+    sums = others + exponential(owns, tl.where(some, tops, 0.0), z.sharpness)
     heat = tl.sum((heats + sums * moved) * shrunk, 0)
     spread = tl.sum(spreads + masses * moved, 0)
     predicted = tl.min(tl.where(mask & (tops == top), ids, 2**62), 0)
