@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -206,13 +208,13 @@ def linear_kl(
     mask: bool,
     softcap: float,
     *,
-    trained: bool = True,
+    sharded: bool = False,
     budget: int | None = None,
 ) -> None:
     """Forward, backward, and the forward that makes the gradients; of a teacher with hidden states
     of twice the size.
 
-    budget: bytes, for `set_logit_budget`.
+    sharded: as on one rank of a group. budget: bytes, for `set_logit_budget`.
     """
     n, v = sizes.rows, sizes.vocabulary
     heads = []
@@ -222,14 +224,20 @@ def linear_kl(
     rows = kl.Rows(sizes.empty(n, dtype=torch.bool) if mask else None)
     options = kl.Options(kind, 0.5, 2.0, softcap, softcap, "")
     arguments, dloss = (kl.Inputs(*heads), rows, options), sizes.empty(n)
-    before = row_blocks.logit_budget()
+    before, op = row_blocks.logit_budget(), linear_kl_launch
     row_blocks.set_logit_budget(budget)
-    try:
-        op = linear_kl_launch
+    with ExitStack() as stack:
+        stack.callback(row_blocks.set_logit_budget, before)
+        if sharded:
+            shard = op.Shard(object(), 0, v)
+            for owner, name, stand_in in (
+                (op.Shard, "of", lambda *_: shard),
+                (op, "gathered", lambda x, _: x[None]),
+                (torch.distributed, "all_reduce", lambda *_, **__: None),
+            ):
+                stack.enter_context(mock.patch.object(owner, name, stand_in))
         op.forward(*arguments)
-        op.backward(kl.Upstream(dloss), *arguments, trained)
-        _, gradients = op.forward_with_gradients(*arguments, kl.Ahead(dloss, trained))
+        op.backward(kl.Upstream(dloss), *arguments, True)
+        _, gradients = op.forward_with_gradients(*arguments, kl.Ahead(dloss, False))
         op.scaled(gradients.dhidden, dloss[0])
         op.scaled(gradients.dhidden, dloss)
-    finally:
-        row_blocks.set_logit_budget(before)

@@ -160,3 +160,5 @@ def _linear_kl() -> Iterator[LabelledLaunch]:
         given = " bias softcap" * (softcap > 0)
         run = partial(linear_kl, Sizes(), kind, softcap > 0, softcap == 0, softcap)
         yield from recorded(f"{op} {kind}{given}", run, edge=True)
+    run = partial(linear_kl, Sizes(), *plain, sharded=True)
+    yield from recorded(f"{op} sharded", run, edge=True)
