@@ -117,7 +117,8 @@ def linear_cross_entropy(
     names = ("return_lse", "accum_e_fp32", "accum_c_fp32", "filter_e_grad", "filter_c_grad")
     for name, flag in zip(names, flags):
         common.check_flag(name, flag)
-    common.check_head(("e", "c", "targets", "bias"), e, c, targets, bias)
+    common.check_head(("e", "c", "bias"), e, c, bias)
+    common.check_labels("targets", targets, "e", e)
     e, targets = _shifted(e, targets, shift)
     group = None
     if vocab_parallel_options is not None:

@@ -1,4 +1,5 @@
-"""Liger-Kernel 0.8.2: `LigerFusedLinearCrossEntropyLoss` and its function."""
+"""Liger-Kernel 0.8.2: `LigerFusedLinearCrossEntropyLoss`, `LigerFusedLinearJSD`, and their
+functions."""
 
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from groundkern import checks
 from groundkern.compat import options as common
 from groundkern.ops.linear_cross_entropy import api
+from groundkern.ops.linear_kl.api import linear_kl
 
 
 class CrossEntropyOutput(NamedTuple):
@@ -73,7 +75,8 @@ def liger_fused_linear_cross_entropy(
     wanted = return_z_loss, return_token_accuracy, return_predicted_tokens
     _check_options(label_smoothing, reduction, softcap, accum_dtype, lse_square_scale)
     _check_flags(use_token_scaling, *wanted)
-    common.check_head(("input", "weight", "target", "bias"), input, weight, target, bias)
+    common.check_head(("input", "weight", "bias"), input, weight, bias)
+    common.check_labels("target", target, "input", input)
     class_weight = common.check_class_weight("ce_weight", ce_weight, weight.shape[0])
     counted = target != ignore_index
     count = counted.sum().clamp(min=1)
@@ -163,6 +166,108 @@ class LigerFusedLinearCrossEntropyLoss(torch.nn.Module):
             self.return_token_accuracy,
             self.return_predicted_tokens,
         )
+
+
+def liger_fused_linear_jsd(
+    student_input: Tensor,
+    student_weight: Tensor,
+    teacher_input: Tensor,
+    teacher_weight: Tensor,
+    shift_labels: Tensor | None = None,
+    jsd_beta: float = 0.5,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    accum_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Divergence of a student's head from a teacher's, as Liger's function of that name; logits are
+    never stored. `groundkern.linear_kl` has its equations.
+
+    Args:
+        student_input: [N, D]. fp32, bf16, fp16.
+        student_weight: [V, D].
+        teacher_input: [N, Dt]; no gradient.
+        teacher_weight: [V, Dt]; no gradient.
+        shift_labels: int64 [N], of which only `ignore_index` is looked for; None: every row counts.
+        jsd_beta: b in [0, 1] of b KL(teacher || m) + (1 - b) KL(student || m) with the mixture
+            m = b teacher + (1 - b) student; 0 is KL(teacher || student), 1 KL(student || teacher).
+        ignore_index: the label that marks an ignored row.
+        temperature: what both heads' logits are divided by.
+        accum_dtype: what Liger accumulates gradients of the weight in. No effect: fp32 always.
+
+    Returns:
+        fp32 scalar: the mean over the rows that count, 0 where there is none.
+
+    Raises:
+        ValueError: shapes that do not match; a number outside its range.
+        TypeError: dtypes that do not match.
+    """
+    _check_jsd(jsd_beta, temperature, accum_dtype)
+    common.check_head(("student_input", "student_weight", ""), student_input, student_weight, None)
+    if shift_labels is not None:
+        common.check_labels("shift_labels", shift_labels, "student_input", student_input)
+    sizes = {"N": student_input.shape[0], "V": student_weight.shape[0]}
+    checks.tensor("teacher_input", teacher_input, "N Dt", sizes)
+    checks.tensor("teacher_weight", teacher_weight, "V Dt", sizes)
+    return linear_kl(
+        student_input,
+        student_weight,
+        teacher_input,
+        teacher_weight,
+        kind={0.0: "forward", 1.0: "reverse"}.get(jsd_beta, "js"),
+        beta=jsd_beta if 0.0 < jsd_beta < 1.0 else 0.5,
+        temperature=temperature,
+        mask=None if shift_labels is None else shift_labels != ignore_index,
+    )
+
+
+class LigerFusedLinearJSD(torch.nn.Module):
+    """`liger_fused_linear_jsd` as a module that holds its options.
+
+    Args:
+        jsd_beta, ignore_index, temperature: as in `liger_fused_linear_jsd`.
+        accum_dtype: no effect.
+    """
+
+    def __init__(
+        self,
+        jsd_beta: float = 0.5,
+        ignore_index: int = -100,
+        temperature: float = 1.0,
+        accum_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_jsd(jsd_beta, temperature, accum_dtype)
+        self.jsd_beta = jsd_beta
+        self.temperature = temperature
+        self.ignore_index = ignore_index
+        self.accum_dtype = accum_dtype
+
+    def forward(
+        self,
+        student_input: Tensor,
+        student_weight: Tensor,
+        teacher_input: Tensor,
+        teacher_weight: Tensor,
+        shift_labels: Tensor | None,
+    ) -> Tensor:
+        return liger_fused_linear_jsd(
+            student_input,
+            student_weight,
+            teacher_input,
+            teacher_weight,
+            shift_labels,
+            self.jsd_beta,
+            self.ignore_index,
+            self.temperature,
+            self.accum_dtype,
+        )
+
+
+def _check_jsd(jsd_beta, temperature, accum_dtype) -> None:
+    common.check_share("jsd_beta", jsd_beta)
+    good = 0.0 < temperature < float("inf")
+    checks.require(good, "temperature", "a positive finite number", temperature)
+    common.check_float_dtype("accum_dtype", accum_dtype)
 
 
 def _check_options(label_smoothing, reduction, softcap, accum_dtype, lse_square_scale) -> None:

@@ -29,21 +29,25 @@ def check_float_dtype(name: str, x: object) -> None:
         checks.fail(name, "None or a floating-point torch.dtype", repr(x), TypeError)
 
 
-def check_head(names: tuple[str, str, str, str], hidden, weight, target, bias) -> None:
-    """Hold a call's [..., D], [V, D], [...] and [V] to each other, under the caller's names."""
-    for name, x in zip(names, (hidden, weight, target, bias)):
-        if not (isinstance(x, Tensor) or (x is None and name == names[3])):
-            checks.fail(name, "a tensor", type(x).__name__, TypeError)
+def check_head(names: tuple[str, str, str], hidden, weight, bias) -> None:
+    """Hold a call's [..., D], [V, D] and [V] or None to each other, under the caller's names."""
+    if not isinstance(hidden, Tensor):
+        checks.fail(names[0], "a tensor [..., D]", type(hidden).__name__, TypeError)
     checks.require(hidden.dim() > 0, names[0], "shape [..., D]", list(hidden.shape))
     sizes = {"D": hidden.shape[-1]}
     same = None if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
     checks.tensor(names[1], weight, "V D", sizes, dtype=same, device=hidden.device)
-    wanted = f"{names[0]}'s leading shape {list(hidden.shape[:-1])}"
-    checks.require(target.shape == hidden.shape[:-1], names[2], wanted, list(target.shape))
-    if target.dtype != torch.int64:
-        checks.fail(names[2], "torch.int64", target.dtype, TypeError)
     if bias is not None:
-        checks.tensor(names[3], bias, "V", sizes, dtype=same, device=hidden.device)
+        checks.tensor(names[2], bias, "V", sizes, dtype=same, device=hidden.device)
+
+
+def check_labels(name: str, labels: object, of: str, hidden: Tensor) -> None:
+    """Labels int64 [...] of hidden [..., D], whose name is `of`."""
+    shape = list(hidden.shape[:-1])
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        checks.fail(name, "a tensor of torch.int64", getattr(labels, "dtype", labels), TypeError)
+    wanted = f"{of}'s leading shape {shape}"
+    checks.require(list(labels.shape) == shape, name, wanted, list(labels.shape))
 
 
 def check_class_weight(name: str, weight: Tensor | None, classes: int) -> Tensor | None:

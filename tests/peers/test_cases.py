@@ -59,6 +59,7 @@ def test_every_suite_has_all_its_cases() -> None:
         "Liger fused linear cross entropy": 141,
         "Liger cross entropy": 185,
         "Liger fused linear scaled cross entropy": 7,
+        "Liger fused linear JSD": 58,
         "cut-cross-entropy": 2931,
         "cut-cross-entropy, sharded": 20,
         "QuACK linear cross entropy": 110,

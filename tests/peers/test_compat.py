@@ -109,6 +109,25 @@ def test_what_cannot_be_done_is_refused_by_name(call, options: dict, name: str) 
         call(**{**arguments, **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"jsd_beta": 1.1}, "jsd_beta"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"accum_dtype": 32}, "accum_dtype"),
+        ({"shift_labels": TARGET[:5]}, "shift_labels"),
+        ({"shift_labels": TARGET.float()}, "shift_labels"),
+        ({"student_weight": W[:, :7]}, "student_weight"),
+        ({"teacher_input": X[:5]}, "teacher_input"),
+        ({"teacher_weight": W[:10]}, "teacher_weight"),
+    ],
+)
+def test_what_ligers_divergence_refuses(options: dict, name: str) -> None:
+    arguments = {"student_input": X, "student_weight": W, "teacher_input": X, "teacher_weight": W}
+    with pytest.raises((ValueError, TypeError), match=f"^`{name}`: expected .*, got "):
+        liger.liger_fused_linear_jsd(**{**arguments, **options})
+
+
 @pytest.mark.parametrize("module", [liger.LigerFusedLinearCrossEntropyLoss])
 @pytest.mark.parametrize("options", [{"reduction": "x"}, {"softcap": 0.0}, {"accum_dtype": 32}])
 def test_a_module_refuses_when_it_is_made(module, options: dict) -> None:

@@ -16,7 +16,7 @@ from tests.sources import ROOT
 
 TEXT = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n(.*?)```", TEXT, re.DOTALL)
-TRL, SFT, GRPO = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+TRL, SFT, GRPO, GKD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("diff", DIFFS)
@@ -74,6 +74,16 @@ def test_grpo() -> None:
     entropy, counted = -(log_p.exp() * log_p).sum(-1), labels != -100
     plain = -((objective + 0.01 * entropy) * counted).sum() / counted.sum()
     _assert_same(_run(GRPO, "grpo_loss")(hidden, head, *arguments), plain, hidden, head)
+
+
+@pytest.mark.parametrize("beta", [0, 0.3, 1])
+def test_gkd(beta: float) -> None:
+    hidden, head, labels = _problem()
+    teacher = torch.randn(2, 5, 6), torch.randn(13, 6)
+    z, teacher_z = (F.linear(*x).flatten(0, 1) for x in ((hidden, head), teacher))
+    plain = truth.generalized_jsd(z, teacher_z, labels.flatten(), beta, 0.7, -100)
+    loss = _run(GKD, "gkd_loss")(hidden, head, *teacher, labels, beta, 0.7)
+    _assert_same(loss, plain, hidden, head)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
