@@ -144,13 +144,14 @@ def _scale_kernel(
     BLOCK: tl.constexpr,
 ):
     """x times the factor, in place; nothing is moved if one number is 1."""
-    factor = 0.0
+    of_all = 0.0
     if not PER_ROW:
-        factor = tl.load(factor_ptr).to(tl.float32)
-    if factor != 1.0:
+        of_all = tl.load(factor_ptr).to(tl.float32)
+    if of_all != 1.0:
         step = wide(tl.num_programs(0)) * BLOCK
         for at in tl.range(wide(tl.program_id(0)) * BLOCK, wide(count), step):
             i = tl.multiple_of(at, BLOCK) + tl.arange(0, BLOCK)
+            factor = of_all
             if PER_ROW:
                 factor = tl.load(factor_ptr + i // columns, mask=i < count, other=0.0)
             x = tl.load(x_ptr + i, mask=i < count, other=0.0).to(tl.float32)

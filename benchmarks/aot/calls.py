@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from unittest import mock
@@ -147,6 +148,21 @@ def attention_map(
     attention_map_launch.backward(above, inputs, maps.Saved(*outputs[1:]), call)
 
 
+@contextmanager
+def _one_of_a_group(op, vocabulary: int) -> Iterator[None]:
+    """A launcher's calls run as on one rank of a process group, which nobody else is in."""
+    shard = op.Shard(object(), 0, vocabulary, vocabulary, vocabulary)
+    with ExitStack() as stack:
+        for owner, name, stand_in in (
+            (op.Shard, "of", lambda *_: shard),
+            (op, "gathered", lambda x, _: x[None]),
+            (torch.distributed, "all_reduce", lambda *_, **__: None),
+            (torch.distributed, "get_world_size", lambda *_: 2),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        yield
+
+
 def linear_cross_entropy(
     sizes: Sizes,
     bias: bool,
@@ -155,6 +171,7 @@ def linear_cross_entropy(
     *,
     head: str = "trained",
     everything: bool = False,
+    sharded: bool = False,
     budget: int | None = None,
     logits: torch.dtype | None = None,
 ) -> None:
@@ -162,7 +179,8 @@ def linear_cross_entropy(
 
     lists: "bags", "soft" targets of 8 labels a row, or "".
     head: "trained", "frozen", or "added": its gradient is added to one that is there.
-    everything: label smoothing, class weights, entropy and top-k too.
+    everything: label smoothing, class weights, entropy and top-k too. sharded: as on one rank of a
+    group.
     budget, logits: for `set_logit_budget` and `set_logit_dtype`.
     """
     n, v = sizes.rows, sizes.vocabulary
@@ -186,19 +204,20 @@ def linear_cross_entropy(
     options = loss.Options(smoothing, 0.1 * everything, 0.0, *shared)
     arguments, trained = (inputs, labels, options), head != "frozen"
     grad = sizes.empty(v, sizes.hidden) if head == "added" else None
-    before = row_blocks.logit_budget()
+    before, op = row_blocks.logit_budget(), linear_cross_entropy_launch
     row_blocks.set_logit_budget(budget)
     row_blocks.set_logit_dtype(logits)
-    try:
-        op = linear_cross_entropy_launch
+    with ExitStack() as stack:
+        stack.callback(row_blocks.set_logit_budget, before)
+        stack.callback(row_blocks.set_logit_dtype, None)
+        if sharded:
+            stack.enter_context(_one_of_a_group(op, v))
         op.forward(*arguments)
         op.backward(upstream, *arguments, loss.Head(trained, grad))
-        op.forward_with_gradients(*arguments, loss.Ahead(None, trained))
         op.forward_with_gradients(*arguments, loss.Ahead(upstream.dloss, trained))
+        if not trained:  # of a frozen head, row by row
+            op.forward_with_gradients(*arguments, loss.Ahead(None, trained))
         op.scaled(sizes.empty(v, sizes.hidden, dtype=sizes.dtype), sizes.empty(1)[0])
-    finally:
-        row_blocks.set_logit_budget(before)
-        row_blocks.set_logit_dtype(None)
 
 
 def linear_kl(
@@ -229,13 +248,7 @@ def linear_kl(
     with ExitStack() as stack:
         stack.callback(row_blocks.set_logit_budget, before)
         if sharded:
-            shard = op.Shard(object(), 0, v)
-            for owner, name, stand_in in (
-                (op.Shard, "of", lambda *_: shard),
-                (op, "gathered", lambda x, _: x[None]),
-                (torch.distributed, "all_reduce", lambda *_, **__: None),
-            ):
-                stack.enter_context(mock.patch.object(owner, name, stand_in))
+            stack.enter_context(_one_of_a_group(op, v))
         op.forward(*arguments)
         op.backward(kl.Upstream(dloss), *arguments, True)
         _, gradients = op.forward_with_gradients(*arguments, kl.Ahead(dloss, False))

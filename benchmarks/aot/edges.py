@@ -89,8 +89,8 @@ def edges(subset: bool) -> Iterator[LabelledLaunch]:
         for call in MAPS[: 2 if subset else None]:
             run = partial(attention_map, sizes, *call, 0.0)
             yield from recorded(f"attention_map {name} {' '.join(call)}", run, edge=True)
-    yield from _linear_cross_entropy()
-    yield from _linear_kl()
+    yield from _linear_cross_entropy(subset)
+    yield from _linear_kl(subset)
 
 
 def _present(subset: bool) -> Iterator[LabelledLaunch]:
@@ -112,51 +112,64 @@ def _present(subset: bool) -> Iterator[LabelledLaunch]:
             yield from recorded(label + " signed" * (not rectify), run, edge=True)
 
 
-def _linear_cross_entropy() -> Iterator[LabelledLaunch]:
-    """Rows, chunks of one row, vocabularies, alignment; optional inputs; the head's gradient."""
+# (bias, lists, softcap), and what else is asked of the loss; the first are the subset's.
+LOSSES: dict[str, tuple[tuple[bool, str, float], dict[str, object]]] = {
+    "plain": ((False, "", 0.0), {}),
+    "bias bags softcap": ((True, "bags", 30.0), {}),
+    "soft everything softcap": ((False, "soft", 30.0), {"everything": True}),
+    "soft logits=float32": ((False, "soft", 0.0), {"logits": torch.float32}),
+    "bags head=frozen": ((False, "bags", 0.0), {"head": "frozen"}),
+    "bags everything sharded": ((False, "bags", 0.0), {"everything": True, "sharded": True}),
+    "bags everything": ((False, "bags", 0.0), {"everything": True}),
+    "bias everything": ((True, "", 0.0), {"everything": True}),
+    "soft softcap": ((False, "soft", 30.0), {}),
+    "soft sharded": ((False, "soft", 30.0), {"sharded": True}),
+    "bias": ((True, "", 0.0), {}),
+    "softcap": ((False, "", 30.0), {}),
+    "bags softcap": ((False, "bags", 30.0), {}),
+    "bags head=added": ((False, "bags", 0.0), {"head": "added"}),
+}
+OF_SUBSET = 6
+KL_KINDS = ("forward", "reverse", "js")
+
+
+def _linear_cross_entropy(subset: bool) -> Iterator[LabelledLaunch]:
+    """Rows, chunks of one row, vocabularies, alignment; what may be asked."""
     op = "linear_cross_entropy bfloat16"
-    bags = (False, "bags", 0.0)  # bias, lists, softcap
-    for rows in (1, 7, 16):
+    bags = (False, "bags", 0.0)
+    for rows in (1,) if subset else (1, 7, 16):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags)
         yield from recorded(f"{op} rows={rows}", run, edge=True)
     # One row per chunk; then three rows in chunks of two, so that the last chunk has one.
     for rows, budget, what in ((3, 1, "rows=1 a chunk"), (3, 151_936 * 4, "rows=1 last chunk")):
         run = partial(linear_cross_entropy, Sizes(rows=rows), *bags, budget=budget)
         yield from recorded(f"{op} {what}", run, edge=True)
-    for vocabulary in (1, 33, 8192, 151_937):
-        for rows in (64, 1):
+    for vocabulary in (1, 151_937) if subset else (1, 33, 8192, 151_937):
+        for rows in (1,) if subset else (64, 1):
             run = partial(linear_cross_entropy, Sizes(rows=rows, vocabulary=vocabulary), *bags)
             yield from recorded(f"{op} vocabulary={vocabulary} rows={rows}", run, edge=True)
     run = partial(linear_cross_entropy, Sizes(layout="unaligned"), True, "bags", 0.0)
     yield from recorded(f"{op} unaligned bias", run, edge=True)
-    for bias, lists, softcap in product((False, True), ("", "bags"), (0.0, 30.0)):
-        given = " bias" * bias + f" {lists}" * bool(lists) + " softcap" * (softcap > 0)
-        run = partial(linear_cross_entropy, Sizes(), bias, lists, softcap)
-        yield from recorded(f"{op}{given or ' plain'}", run, edge=True)
-    for lists, softcap in product(("soft", "bags"), (0.0, 30.0)):
-        run = partial(linear_cross_entropy, Sizes(), False, lists, softcap, everything=True)
-        yield from recorded(f"{op} {lists} everything softcap={softcap}", run, edge=True)
-    run = partial(linear_cross_entropy, Sizes(), False, "soft", 0.0, logits=torch.float32)
-    yield from recorded(f"{op} soft logits=float32", run, edge=True)
-    for head in ("frozen", "added"):
-        run = partial(linear_cross_entropy, Sizes(), *bags, head=head)
-        yield from recorded(f"{op} head={head}", run, edge=True)
+    for name, (given, asked) in list(LOSSES.items())[: OF_SUBSET if subset else None]:
+        run = partial(linear_cross_entropy, Sizes(), *given, **asked)
+        yield from recorded(f"{op} {name}", run, edge=True)
 
 
-def _linear_kl() -> Iterator[LabelledLaunch]:
+def _linear_kl(subset: bool) -> Iterator[LabelledLaunch]:
     """Rows, chunks of one row, vocabularies, alignment; kinds and optional inputs."""
     op, plain = "linear_kl bfloat16", ("js", False, True, 0.0)  # kind, bias, mask, softcap
-    for rows in (1, 7):
+    for rows in (1,) if subset else (1, 7):
         run = partial(linear_kl, Sizes(rows=rows), *plain)
         yield from recorded(f"{op} rows={rows}", run, edge=True)
     run = partial(linear_kl, Sizes(rows=3), *plain, budget=1)
     yield from recorded(f"{op} rows=1 a chunk", run, edge=True)
-    for vocabulary in (1, 33, 151_937):
+    for vocabulary in (1, 151_937) if subset else (1, 33, 151_937):
         run = partial(linear_kl, Sizes(vocabulary=vocabulary), *plain)
         yield from recorded(f"{op} vocabulary={vocabulary}", run, edge=True)
     run = partial(linear_kl, Sizes(layout="unaligned"), "forward", True, False, 0.0)
     yield from recorded(f"{op} unaligned bias", run, edge=True)
-    for kind, softcap in product(("forward", "reverse", "js"), (0.0, 30.0)):
+    kinds = (("forward", 0.0), ("reverse", 30.0), ("js", 0.0))
+    for kind, softcap in kinds if subset else product(KL_KINDS, (0.0, 30.0)):
         given = " bias softcap" * (softcap > 0)
         run = partial(linear_kl, Sizes(), kind, softcap > 0, softcap == 0, softcap)
         yield from recorded(f"{op} {kind}{given}", run, edge=True)

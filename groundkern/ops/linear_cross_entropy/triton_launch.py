@@ -42,7 +42,7 @@ class Tiles:
     columns: int  # vocabulary entries per step of a row's program
     loaded: int  # the same for a row that reads or sums more than its logits
     labels: int  # of a list, per step
-    warps: int  # of a row's program; the others use Triton's default
+    warps: int  # of a row's program, but of a short row; the others use Triton's default
 
 
 # Untuned first guess for every device: no measurement stands behind it. A step of 8192 entries in
@@ -203,15 +203,16 @@ class _Problem:
             HEATED=self.options.entropy,
             RANKS=1 if shards is None else triton.next_power_of_2(shards.ranks),
             LABELS=self.tiles.labels,
-            BLOCK=self._columns(z),
-            num_warps=self.tiles.warps,
+            **self._constants(z),
         )
 
-    def _columns(self, z: Logits) -> int:
-        options = self.options
+    def _constants(self, z: Logits) -> dict[str, int]:
+        """Of a kernel in which a program has a row."""
+        options, tiles = self.options, self.tiles
         more = options.entropy or options.label_smoothing > 0 or options.softcap > 0
-        most = self.tiles.loaded if more or z.bias is not None else self.tiles.columns
-        return min(most, triton.next_power_of_2(z.V))
+        most = tiles.loaded if more or z.bias is not None else tiles.columns
+        columns = min(most, triton.next_power_of_2(z.V))
+        return {"BLOCK": columns, "num_warps": tiles.warps if columns == most else 4}
 
     def _shards(self, z: Logits, targets: kernels.Targets, lists: Lists | None) -> Shards:
         """What every rank's shard of the vocabulary holds."""
@@ -225,8 +226,7 @@ class _Problem:
             ids,
             n,
             HEATED=self.options.entropy,
-            BLOCK=self._columns(z),
-            num_warps=self.tiles.warps,
+            **self._constants(z),
         )
         every = gathered(parts, group), gathered(ids + self.shard.first, group)
         shards = Shards(*every, None, dist.get_world_size(group))
