@@ -14,7 +14,7 @@ from groundkern.ops import linear_kl as kl
 from groundkern.row_blocks import logit_chunks
 
 LOGIT_BYTES = 64 * 2**20  # of both heads, alive at a time, if no budget is set
-CACHED = 2**17  # logits of one head that the closed forms work on at once: 512 KiB in fp32
+CACHED = 2**19  # logits of one head that the closed forms work on at once: 2 MiB in fp32
 
 
 def unsupported(inputs: kl.Inputs, group: object) -> str | None:
