@@ -25,12 +25,12 @@ STAGES = tl.constexpr(4)  # pieces of a row: three are loaded while one is compu
 
 
 class Shards(NamedTuple):
-    """Of every rank; `Lists` totals are summed over ranks."""
+    """Of every rank; totals of lists are summed over ranks. Without parts there is one shard."""
 
-    parts: Tensor  # fp32 [ranks, 6, n]
-    ids: Tensor  # int64 [ranks, n]
-    totals: Tensor | None  # fp32 [n]
-    ranks: int
+    parts: Tensor | None = None  # fp32 [ranks, 6, n]
+    ids: Tensor | None = None  # int64 [ranks, n]
+    totals: Tensor | None = None  # fp32 [n]
+    ranks: int = 1
 
 
 @helper

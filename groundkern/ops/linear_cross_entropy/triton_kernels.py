@@ -17,13 +17,19 @@ from groundkern.tiles import helper, kernel
 
 
 class Lists(NamedTuple):
-    """Labels sorted within each list."""
+    """Labels sorted within each list; all None: there are no lists.
 
-    labels: Tensor  # int64 [T]
-    weights: Tensor  # fp32 [T]: of all copies of a label at one of them, 0 at the others
-    copies: Tensor | None  # fp32 [T], how many there are, likewise; None: the weights
-    offsets: Tensor  # int64 [G + 1]
-    index: Tensor  # int64 [n] from row to list, -1: none
+    (Triton 3.6.0 cannot compare a tuple with None in it with None, so that absent groups of
+    arguments are tuples of None here.)
+    """
+
+    labels: Tensor | None = None  # int64 [T]
+    weights: Tensor | None = (
+        None  # fp32 [T]: of all copies of a label at one of them, 0 at the others
+    )
+    copies: Tensor | None = None  # fp32 [T], how many there are, likewise; None: the weights
+    offsets: Tensor | None = None  # int64 [G + 1]
+    index: Tensor | None = None  # int64 [n] from row to list, -1: none
 
 
 class Targets(NamedTuple):
@@ -41,22 +47,22 @@ class Targets(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Each [n]."""
+    """Each [n]; all None: not wanted."""
 
-    loss: Tensor
-    log_prob: Tensor
-    lse: Tensor
-    entropy: Tensor | None
-    predicted: Tensor
+    loss: Tensor | None = None
+    log_prob: Tensor | None = None
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 class Upstream(NamedTuple):
     """Each fp32 [n]; None: 0, of dloss 1."""
 
-    dloss: Tensor | None
-    dlog_prob: Tensor | None
-    dlse: Tensor | None
-    dentropy: Tensor | None
+    dloss: Tensor | None = None
+    dlog_prob: Tensor | None = None
+    dlse: Tensor | None = None
+    dentropy: Tensor | None = None
 
 
 @helper
@@ -173,19 +179,20 @@ def _row_weights(targets, row, rest):
 
 
 @helper
-def _ignored(z, row, results, out_ptr, BLOCK: tl.constexpr):
-    if results is not None:
+def _ignored(z, row, results, dlogits_ptr, BLOCK: tl.constexpr):
+    """The results and the gradient of a row that does not count."""
+    if results.loss is not None:
         tl.store(results.loss + row, 0.0)
         tl.store(results.log_prob + row, 0.0)
         tl.store(results.lse + row, 0.0)
         tl.store(results.predicted + row, tl.full((), -1, tl.int64))
         if results.entropy is not None:
             tl.store(results.entropy + row, 0.0)
-    if out_ptr is not None:
+    if dlogits_ptr is not None:
         for at in range(0, z.V, BLOCK):
             columns = at + tl.arange(0, BLOCK)
-            zeros = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
-            tl.store(out_ptr + columns, zeros, mask=columns < z.stride)
+            zeros = tl.zeros((BLOCK,), dlogits_ptr.dtype.element_ty)
+            tl.store(dlogits_ptr + row * z.stride + columns, zeros, mask=columns < z.stride)
 
 
 @helper
@@ -211,11 +218,11 @@ def _along(upstream, targets, row, sums, sharpness):
 def _row_kernel(
     z,  # `Logits`
     targets,  # `Targets`
-    lists,  # `Lists` or None
-    shards,  # `Shards` or None: there is one
-    results,  # `Results` or None
-    upstream,  # `Upstream` or None: no gradient
-    dlogits_ptr,  # [n, stride], may be the logits; None without upstream
+    lists,  # `Lists`
+    shards,  # `Shards`
+    results,  # `Results`
+    upstream,  # `Upstream`
+    dlogits_ptr,  # [n, stride], may be the logits; None: no gradient
     stash_ptr,  # fp32 [programs, longest list], with lists and upstream
     longest,
     rows,  # n
@@ -228,24 +235,21 @@ def _row_kernel(
     for n in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=1):
         row = wide(n)
         label = tl.load(targets.label + row)
-        out_ptr = dlogits_ptr
-        if upstream is not None:
-            out_ptr += row * z.stride
         if label == targets.ignore_index:
-            _ignored(z, row, results, out_ptr, BLOCK)
+            _ignored(z, row, results, dlogits_ptr, BLOCK)
         else:
             own = _column(z, targets, label)
             of_own, raw_own, _ = blank(z, row, tl.maximum(own, 0), own >= 0)
-            if shards is None:
+            if shards.parts is None:
                 statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
             else:
                 statistics, predicted = combined(z, shards, row, wide(rows), RANKS)
             top, others, best_own, heat, spread, mass = statistics
             total, weight, rest = 0.0, 0.0, 0.0
-            if lists is not None:
-                alone: tl.constexpr = shards is None
+            if lists.labels is not None:
+                alone: tl.constexpr = shards.parts is None
                 total, weight, rest = _list_sums(z, targets, lists, row, label, top, alone, LABELS)
-                if shards is not None:
+                if shards.parts is not None:
                     total = tl.load(shards.totals + row)
             own_share, pull = _row_weights(targets, row, rest)
             below = (best_own - top) * z.sharpness
@@ -254,7 +258,7 @@ def _row_kernel(
             log_sum = tl.log(total_e)
             lse = top * z.sharpness + log_sum
             entropy = log_sum - heat * z.sharpness / total_e
-            if results is not None:
+            if results.loss is not None:
                 loss = -own_share * log_prob + pull * (weight * log_sum - total * z.sharpness)
                 if targets.share is not None:
                     loss += targets.share * (mass * log_sum - spread * z.sharpness)
@@ -264,7 +268,7 @@ def _row_kernel(
                 tl.store(results.predicted + row, predicted)
                 if results.entropy is not None:
                     tl.store(results.entropy + row, entropy)
-            if upstream is not None:
+            if dlogits_ptr is not None:
                 sums = own_share, pull, weight, mass, lse
                 along_own, along_lse, dentropy, of_label, uniform = _along(
                     upstream, targets, row, sums, z.sharpness
@@ -273,10 +277,7 @@ def _row_kernel(
                 at_own = (at_own * tl.exp(below) - along_own * others) / total_e
                 scale = (along_own + along_lse) / total_e
                 terms = top, scale, dentropy / total_e, entropy - log_sum, uniform
-                HEATED_GRADIENT: tl.constexpr = upstream.dentropy is not None
-                stash = stash_ptr
-                if lists is not None:
-                    stash += tl.program_id(0) * wide(longest)
+                out_ptr = dlogits_ptr + row * z.stride
                 _write_gradient(
                     z,
                     targets,
@@ -286,8 +287,9 @@ def _row_kernel(
                     terms,
                     of_label,
                     out_ptr,
-                    stash,
-                    HEATED_GRADIENT,
+                    stash_ptr,
+                    longest,
+                    upstream.dentropy is not None,
                     LABELS,
                     BLOCK,
                 )
@@ -342,6 +344,7 @@ def _write_gradient(
     of_label,
     out_ptr,
     stash_ptr,
+    longest,
     HEATED: tl.constexpr,
     LABELS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -349,7 +352,8 @@ def _write_gradient(
     """One row's gradient but at its own label. That of a list's labels is made before their logits
     are overwritten, kept in the stash, and written last: each once, rounded once."""
     start, stop = wide(0), wide(0)
-    if lists is not None:
+    if lists.labels is not None:
+        stash_ptr += tl.program_id(0) * wide(longest)
         which = tl.load(lists.index + row)
         if which >= 0:
             start, stop = tl.load(lists.offsets + which), tl.load(lists.offsets + which + 1)
@@ -369,7 +373,7 @@ def _write_gradient(
     if whole < z.V:
         _write_piece(z, targets, row, whole, terms, out_ptr, True, HEATED, BLOCK)
     tl.debug_barrier()
-    if lists is not None:
+    if lists.labels is not None:
         for at in range(start, stop, LABELS):
             i = at + tl.arange(0, LABELS)
             y = tl.load(lists.labels + i, mask=i < stop, other=label)

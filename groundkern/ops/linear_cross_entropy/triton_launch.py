@@ -71,11 +71,11 @@ def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     return None
 
 
-def _sorted_lists(labels: ce.Labels) -> Lists | None:
+def _sorted_lists(labels: ce.Labels) -> Lists:
     """The lists with their labels sorted and each label's copies together at one of them."""
     _, _, ids, weights, offsets, index, _ = labels
     if ids is None:
-        return None
+        return Lists()
     at = torch.arange(len(ids), device=ids.device)
     of = torch.searchsorted(offsets[1:].contiguous(), at, right=True)
     # The list above the label; a label beyond 32 bits, which is none, may not reach another list.
@@ -101,7 +101,7 @@ class _Problem:
     labels: ce.Labels
     options: ce.Options
     shard: Shard
-    lists: Lists | None
+    lists: Lists
 
     @classmethod
     def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
@@ -171,20 +171,20 @@ class _Problem:
         self,
         rows: slice,
         z: Logits,
-        results: kernels.Results | None,
-        upstream: kernels.Upstream | None,
+        results: kernels.Results,
+        upstream: kernels.Upstream,
         dlogits: Tensor | None,
     ) -> None:
         """The rows' results, and the gradient of their logits in `dlogits`, which may be z's."""
         targets, lists, n = self.targets(rows), self.lists, rows.stop - rows.start
-        if lists is not None:
+        if lists.labels is not None:
             lists = lists._replace(index=lists.index[rows])
-        shards = None
+        shards = Shards()
         if self.shard.group is not None:
             shards = self._shards(z, targets, lists)
         programs = min(n, processors(self.device))
         longest, stash = 0, None
-        if lists is not None and upstream is not None:
+        if lists.labels is not None and dlogits is not None:
             longest = len(lists.labels)
             if self.options.smoothing == 0:  # every row has a list of its own, all of one length
                 longest //= max(1, len(self.labels.target))
@@ -201,7 +201,7 @@ class _Problem:
             longest,
             n,
             HEATED=self.options.entropy,
-            RANKS=1 if shards is None else triton.next_power_of_2(shards.ranks),
+            RANKS=triton.next_power_of_2(shards.ranks),
             LABELS=self.tiles.labels,
             **self._constants(z),
         )
@@ -214,7 +214,7 @@ class _Problem:
         columns = min(most, triton.next_power_of_2(z.V))
         return {"BLOCK": columns, "num_warps": tiles.warps if columns == most else 4}
 
-    def _shards(self, z: Logits, targets: kernels.Targets, lists: Lists | None) -> Shards:
+    def _shards(self, z: Logits, targets: kernels.Targets, lists: Lists) -> Shards:
         """What every rank's shard of the vocabulary holds."""
         group, n = self.shard.group, len(targets.label)
         parts, ids = _floats(z.x, 6, n), torch.empty_like(targets.label)
@@ -230,7 +230,7 @@ class _Problem:
         )
         every = gathered(parts, group), gathered(ids + self.shard.first, group)
         shards = Shards(*every, None, dist.get_world_size(group))
-        if lists is None:
+        if lists.labels is None:
             return shards
         totals, ranks = _floats(z.x, n), triton.next_power_of_2(shards.ranks)
         kernels._list_kernel[n,](
@@ -259,7 +259,7 @@ def forward(inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> ce.Row
     problem = _Problem.of(inputs, labels, options)
     results = _Results(problem)
     for rows, z in problem.logits(problem.chunks(gradients=False)):
-        problem.run(rows, z, results.of(rows, z), None, None)
+        problem.run(rows, z, results.of(rows, z), kernels.Upstream(), None)
     return results.finish()
 
 
@@ -275,7 +275,7 @@ def forward_with_gradients(
     results, pieces = _Results(problem), problem.chunks(gradients=True)
     gradients = _Gradients(problem, ce.Head(train_weight, None), len(pieces))
     dloss = None if row_factor is None else row_factor.float().contiguous()
-    upstream = kernels.Upstream(dloss, None, None, None)
+    upstream = kernels.Upstream(dloss)
     for rows, z in problem.logits(pieces):
         gradients.add(rows, z, results.of(rows, z), upstream)
     every = results.finish()
@@ -292,7 +292,7 @@ def backward(
     pieces = problem.chunks(gradients=True)
     gradients = _Gradients(problem, head, len(pieces))
     for rows, z in problem.logits(pieces):
-        gradients.add(rows, z, None, kernels.Upstream(*upstream))
+        gradients.add(rows, z, kernels.Results(), kernels.Upstream(*upstream))
     return gradients.finish()
 
 
@@ -345,7 +345,7 @@ class _Gradients:
             self.dbias = bias.new_zeros(bias.shape, dtype=torch.float32)
 
     def add(
-        self, rows: slice, z: Logits, results: kernels.Results | None, above: kernels.Upstream
+        self, rows: slice, z: Logits, results: kernels.Results, above: kernels.Upstream
     ) -> None:
         hidden, weight, _ = self.problem.inputs
         dlogits = z.x

@@ -38,7 +38,7 @@ class Tiles(NamedTuple):
 
 
 # Untuned first guess for every device: no measurement stands behind it.
-TILES = Tiles(columns=2048, warps=8)
+TILES = Tiles(columns=1024, warps=4)
 scaled = head_kernels.scaled
 KINDS = {"forward": kernels.FORWARD, "reverse": kernels.REVERSE, "js": kernels.JS}
 
