@@ -1,8 +1,8 @@
-"""How well a map over visual tokens finds its target: one number per row.
+"""How well a map over visual tokens finds its target, one number per row; hits of labels.
 
-Every metric reads `scores` [N, C], a bool `target` [N, C] and optionally a bool `valid` [N, C]
-(columns that exist; the others are ignored), and returns [N] fp32. **A row for which a metric is
-not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
+Every metric but `label_hits` reads `scores` [N, C], a bool `target` [N, C] and optionally a bool
+`valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32. **A row for which
+a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
 """
 
 from __future__ import annotations
@@ -149,3 +149,26 @@ def mass_on_target(scores: Tensor, target: Tensor, valid: Tensor | None = None) 
     scores, target, valid = _columns(scores, target, valid)
     on_target, everywhere = _sums(scores, target, valid)
     return (on_target / everywhere).masked_fill(~target.any(-1), _NAN).float()
+
+
+def label_hits(top_ids: Tensor, target: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """How many rows have their target among the k likeliest labels, for each k: the counts of top-k
+    accuracies, which are divided by `(target != ignore_index).sum()`.
+
+    Args:
+        top_ids: int64 [..., K], `top_ids` of `linear_cross_entropy`, or its `predicted[..., None]`.
+        target: int64 [...].
+        ignore_index: marks rows that count for nothing.
+
+    Returns:
+        int64 [K]: the hits among the first 1, 2, ... K.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    shape = list(top_ids.shape[:-1])
+    got = list(target.shape)
+    require(top_ids.dim() > 0 and shape == got, "target", f"top_ids' shape {shape}", got)
+    counted = (target != ignore_index)[..., None]
+    hits = (top_ids == target[..., None]) & counted
+    return hits.reshape(-1, top_ids.shape[-1]).sum(0).cumsum(0)

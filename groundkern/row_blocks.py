@@ -156,8 +156,8 @@ def logit_chunks(
     Args:
         bytes_per_logit: all that is held for one logit, its gradient included.
         budget: bytes of a chunk if none is set; default LOGIT_BYTES.
-        dim: columns of hidden. If given, the number of chunks is that of the fewest waves of the
-            products [rows of a chunk, dim] over a GPU's `processors`.
+        dim: columns of hidden. If given, there may be up to a third more chunks than fit, if the
+            products [rows of a chunk, dim] then take fewer waves over a GPU's `processors`.
     """
     size = _logit_budget or budget or LOGIT_BYTES
     limit = max(1, size // (max(1, vocabulary) * bytes_per_logit))
@@ -169,7 +169,7 @@ def logit_chunks(
             tiles = (-(-height // 128) * -(-dim // 256) for height in heights)
             return sum(-(-count // processors) for count in tiles)
 
-        fewest = min(range(fewest, min(rows, 2 * fewest) + 1), key=waves)  # the first of the best
+        fewest = min(range(fewest, fewest + fewest // 3 + 1), key=waves)  # the first of the best
     return _even(rows, fewest, limit)
 
 

@@ -19,7 +19,11 @@ from groundkern import checks, hf
 PUBLIC_MODULES = ("losses", "lse", "maps", "metrics")
 ADAPTERS = ("torch", "liger", "cut_cross_entropy")  # of groundkern.compat
 # What serves no method of a paper.
-NO_SOURCE = {"groundkern.losses.mean_rows", "groundkern.hf.objectives.Objectives"}
+NO_SOURCE = {
+    "groundkern.losses.mean_rows",
+    "groundkern.metrics.label_hits",
+    "groundkern.hf.objectives.Objectives",
+}
 SOURCED_FUNCTIONS = ("groundkern.losses", "groundkern.metrics", "groundkern.ops")
 SOURCED_CLASSES = ("groundkern.hf.objectives",)
 CHECKS = {"fail", "require", "tensor", "finite_positive"}  # of groundkern.checks

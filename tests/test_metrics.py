@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import groundkern
 from groundkern.metrics import (
     argmax_in_target,
     attention_ratio,
+    label_hits,
     mass_on_target,
     peak_in_mask,
     roc_auc,
@@ -122,3 +124,20 @@ def test_bad_input_and_no_rows(metric):
     mask = torch.ones(1, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"`valid`: expected shape \[1, 3\]"):
         metric(torch.zeros(1, 3), mask, mask[:, :2])
+
+
+def test_hits_of_labels_are_counts_of_top_k_accuracy() -> None:
+    weight, hidden = torch.randn(50, 8), torch.randn(3, 40, 8)
+    target = torch.randint(50, (3, 40))
+    target[1, ::3] = -100
+    result = groundkern.linear_cross_entropy(hidden, weight, target, top_k=7)
+    ranks = (hidden @ weight.T).argsort(-1, descending=True)
+    counted = target != -100
+    place = (ranks == target[..., None]).int().argmax(-1)[counted]
+    expected = torch.stack([(place < k).sum() for k in range(1, 8)])
+    assert torch.equal(label_hits(result.top_ids, target), expected)
+    first = label_hits(result.predicted[..., None], target)
+    assert torch.equal(first, expected[:1])
+    assert label_hits(torch.zeros(0, 2, dtype=torch.int64), target[:0, 0]).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="`target`: expected top_ids' shape"):
+        label_hits(result.top_ids, target[0])
