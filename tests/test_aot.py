@@ -84,7 +84,7 @@ print(json.dumps(found))
         and "results.loss" in specialised["sm_90"]
         and label.endswith("rows=1 a chunk")
     }
-    assert len(chunks) == 2
+    assert chunks - {"constexpr None"} == {"*fp32 ", "*fp32 D"}  # the backward has no results
 
 
 def test_a_launch_compiles_to_what_the_runtime_would_take(tmp_path: Path) -> None:

@@ -61,9 +61,21 @@ TRITON_CALLS = {
     "attention_map/contribution_columns",
     "attention_map/kl_visible_mean",
 }
-# Of an op with many cases these are tried: a scalar loss, one per row whose gradient has an op of
-# its own, and strides.
-TRIED_OF = {"linear_kl": {"linear_kl/forward", "linear_kl/everything", "linear_kl/strided"}}
+# Of an op with many cases these are tried: scalar losses, losses per row whose gradient has an op of
+# its own, every option at once, strides, nothing.
+TRIED = {
+    "linear_cross_entropy": {
+        *("mean", "everything", "log_prob", "leading_shape", "strided", "no_rows", "one_entry"),
+        *("all_at_once", "soft_targets", "soft_all_at_once", "entropy"),
+    },
+    "linear_kl": {"forward", "everything", "strided"},
+}
+
+
+def _tried(op: str, name: str) -> bool:
+    return op not in TRIED or name in TRIED[op]
+
+
 SERVED_DTYPES = [
     pytest.param(case, backend, dtype, id=f"{dtype}-{case}-{backend}")
     for case, backend in SERVED
@@ -75,11 +87,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 each_served = pytest.mark.parametrize(("case", "backend"), SERVED)
 each_tried = pytest.mark.parametrize(
     ("case", "backend"),
-    [
-        (c, b)
-        for c, b in SERVED
-        if (b != "triton" or c in TRITON_CALLS) and c in TRIED_OF.get(c.split("/")[0], {c})
-    ],
+    [(c, b) for c, b in SERVED if (b != "triton" or c in TRITON_CALLS) and _tried(*c.split("/"))],
 )
 
 

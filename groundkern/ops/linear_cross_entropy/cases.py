@@ -185,7 +185,7 @@ CASES: dict[str, Callable[[torch.dtype, torch.device], Call]] = {
     "class_weight": lambda t, d: call(t, d, class_weight=_class_weight(d)),
     "weighted_smoothing": _weighted,
     "weighted_bags": lambda t, d: call(
-        t, d, bags=bags(d), smoothing=0.4, class_weight=_class_weight(d), reduction="sum"
+        t, d, bags=bags(d), smoothing=0.4, class_weight=_class_weight(d), reduction="none"
     ),
     "temperature": lambda t, d: call(t, d, temperature=0.5, z_loss=0.1, reduction="none"),
     "soft_targets": _soft,
