@@ -61,8 +61,8 @@ TRITON_CALLS = {
     "attention_map/contribution_columns",
     "attention_map/kl_visible_mean",
 }
-# Of an op with many cases these are tried: scalar losses, losses per row whose gradient has an op of
-# its own, every option at once, strides, nothing.
+# Of an op with many cases these are tried: scalar losses, losses per row whose gradient has an op
+# of its own, every option at once, strides, nothing.
 TRIED = {
     "linear_cross_entropy": {
         *("mean", "everything", "log_prob", "leading_shape", "strided", "no_rows", "one_entry"),
