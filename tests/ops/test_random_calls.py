@@ -4,9 +4,10 @@
 import pytest
 import torch
 
+from groundkern import available_backends
 from groundkern.ops.attention_map import reference as map_reference
 from groundkern.ops.side_attention import reference as side_reference
-from tests.ops.random_calls import checking, drawing
+from tests.ops.random_calls import checking, drawing, losses
 from tests.ops.random_calls.__main__ import main
 
 SEED = 2026
@@ -18,6 +19,16 @@ def test_triton_on_random_calls(first: int) -> None:
     for number in range(first, first + 6):
         drawn = drawing.draw(SEED, number, small=True)
         found = checking.wrong(drawn, "triton", twice=number % 3 == 0)
+        assert not found, f"call {number}: {found}, {drawn.kind} {drawn.notes}"
+
+
+@pytest.mark.parametrize("backend", ["triton", "native"])
+def test_the_loss_on_random_calls(backend: str) -> None:
+    if reason := available_backends()[backend]:
+        pytest.skip(reason)
+    for number in range(12):
+        drawn = losses.draw(SEED, number, small=True)
+        found = losses.wrong(drawn, backend, twice=number % 3 == 0)
         assert not found, f"call {number}: {found}, {drawn.kind} {drawn.notes}"
 
 

@@ -199,6 +199,16 @@ def _logits(drawn: Drawn) -> Tensor:
     return (z if cap is None else cap * torch.tanh(z / cap)) / options["temperature"]
 
 
+def _terms(drawn: Drawn, total: Tensor) -> float:
+    """How much larger than a reduced loss what it is the sum of is: rows of either sign cancel."""
+    if drawn.op != "loss" or total.dim() or not drawn.notes["rows"]:
+        return 1.0
+    options = {**drawn.call.options, "reduction": "none"}
+    inputs = {n: x.double() for n, x in drawn.call.inputs.items()}
+    rows = naive.linear_cross_entropy(**inputs, **options)[0]
+    return max(1.0, float(rows.abs().sum() / (1 + rows.sum().abs())))
+
+
 def _likeliest(name: str, ids: Tensor, logits: Tensor, apart: float) -> str:
     """The k-th id has a logit no further than `apart` from the k-th largest."""
     if not ids.numel():
@@ -244,7 +254,8 @@ def wrong(drawn: Drawn, backend: str, *, twice: bool = True) -> list[str]:
     for i, (o, p, t) in enumerate(zip(got.results, budget.results, truth.results, strict=True)):
         name = f"result {i}"
         if o.is_floating_point():
-            found.append(_close(name, o, p, t, VALUES, besides + rounded))
+            terms = _terms(drawn, t) if i == 0 else 1.0
+            found.append(_close(name, o, p, t, VALUES, (besides + rounded) * terms))
         else:
             found.append(_likeliest(name, o, logits, rounded + 100 * besides))
     other = {"hidden": "weight", "weight": "hidden"}
