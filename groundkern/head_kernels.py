@@ -9,11 +9,21 @@ import triton.language as tl
 from torch import Tensor
 
 from groundkern.tile_kernels import capped, wide
-from groundkern.tiles import helper, kernel, processors
+from groundkern.tiles import INTERPRETED, helper, kernel, processors
 
 LOWEST = tl.constexpr(-(2**63))
 RANKED = 1024  # vocabulary entries per step of `_top_kernel`
 SCALED = 4096  # numbers per step of `_scale_kernel`
+
+
+def unsupported(*hidden: Tensor) -> str | None:
+    """Why Triton cannot serve heads of these states, in one sentence; None if it can."""
+    kind = hidden[0].device.type
+    if any(x.dtype == torch.float64 for x in hidden):
+        return "the kernels sum in fp32, which is too narrow for fp64"
+    if kind == "cpu" and not INTERPRETED:
+        return "on CPU tensors the kernels run only under TRITON_INTERPRET=1"
+    return None if kind in ("cpu", "cuda") else f"there is no kernel for {kind} tensors"
 
 
 class Logits(NamedTuple):

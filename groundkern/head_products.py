@@ -47,3 +47,30 @@ class Shard(NamedTuple):
         sizes = gathered(own, process_group)[:, 0].tolist()
         before = sizes[: dist.get_rank(process_group)]
         return cls(process_group, sum(before), rows, max(sizes), sum(sizes))
+
+
+class _GroupSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup, shared: bool) -> Tensor:
+        ctx.group, ctx.shared = group, shared
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        if ctx.shared:
+            upstream = upstream.clone()
+            dist.all_reduce(upstream, group=ctx.group)
+        return upstream, None, None
+
+
+def group_sum(x: Tensor, group: dist.ProcessGroup | None, *, shared: bool = False) -> Tensor:
+    """The sum over a group's ranks, each of which holds the whole loss.
+
+    Args:
+        group: None: x itself.
+        shared: whether each part's entries are computed from the sum, so that its gradient is
+            summed too; that of a part of the loss passes through.
+    """
+    return x if group is None else _GroupSum.apply(x, group, shared)

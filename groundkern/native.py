@@ -39,6 +39,13 @@ def unsupported(*operands: Tensor | None) -> str | None:
     return None
 
 
+def unsupported_output_head(group: object, *tensors: Tensor | None) -> str | None:
+    """The same for an op on an output head, whose vocabulary a process group may shard."""
+    if group is not None:
+        return "the native kernels do not shard the vocabulary over a process group"
+    return unsupported(*tensors)
+
+
 def unsupported_heads(*operands: Tensor | None) -> str | None:
     """`unsupported`, for operands whose last dimension is a head dimension."""
     reason = unsupported(*operands)

@@ -107,7 +107,6 @@ EXCEPTIONS = {
     ("tests.ops.test_linear_kl", "groundkern.ops.linear_kl.op"),
     # calls the op itself, with labels that the public function refuses
     ("tests.ops.test_linear_cross_entropy_triton", "groundkern.ops.linear_cross_entropy"),
-    ("tests.test_cross_entropy_engine", "groundkern.ops.linear_cross_entropy.triton_launch"),
     *(("tests.ops.test_calls", f"groundkern.ops.{op}.op") for op in LAYER_OPS),
     ("tests.ops.test_plan", "groundkern.plan_kernels"),
     ("tests.ops.test_plan", "groundkern.tiles"),

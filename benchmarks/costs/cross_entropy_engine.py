@@ -7,11 +7,11 @@ implementation needs at least is in floors.py.
 
 from dataclasses import dataclass
 
+from groundkern.head_gradients import NARROW_SUMS
 from groundkern.row_blocks import logit_chunks
 
 PROCESSORS = 132  # of an H100 or H200
 TILE = (128, 256)  # rows and columns that one processor makes at a time in a large product
-NARROW_SUMS = 4  # chunks over which dU is summed in its own dtype, as triton_launch has it
 
 
 @dataclass(frozen=True)

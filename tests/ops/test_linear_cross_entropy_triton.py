@@ -8,11 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from groundkern import LabelBags, available_backends, linear_cross_entropy, row_blocks
+from groundkern import (
+    LabelBags,
+    available_backends,
+    head_gradients,
+    linear_cross_entropy,
+    row_blocks,
+    set_logit_dtype,
+)
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import cases
 from groundkern.row_blocks import logit_chunks
-from tests.ops.test_contract import CPU, differentiate
+from tests.closeness import GRADIENTS, assert_close
+from tests.ops import naive
+from tests.ops.test_contract import CPU, differentiate, hold, oracle
 
 pytestmark = pytest.mark.skipif(
     available_backends()["triton"] is not None, reason="needs the triton package"
@@ -178,3 +187,71 @@ except ValueError as error:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert "only under TRITON_INTERPRET=1" in result.stdout
+
+
+@pytest.mark.parametrize("case", ["everything", "soft_all_at_once"])
+def test_fp32_logits_of_16_bit_operands(case: str, monkeypatch) -> None:
+    """Nearer to the truth than logits of 16 bits, the gradient in memory of its own."""
+    call = _call(case, dtype=torch.bfloat16)
+    truth, _ = oracle(call, torch.float64)
+    narrow = differentiate(call)[0]
+    shapes = []
+    plain = row_blocks.logit_chunks
+    module = "groundkern.ops.linear_cross_entropy.triton_launch.logit_chunks"
+    monkeypatch.setattr(module, lambda *x, **y: shapes.append(x) or plain(*x, **y))
+    set_logit_dtype(torch.float32)
+    try:
+        results, gradients = differentiate(call)
+        hold(call, "triton", torch.bfloat16)
+    finally:
+        set_logit_dtype(None)
+    assert shapes[0][2] == (4 if call.options["reduction"] == "none" else 6), "bytes of a logit"
+    lse = [float((x[2].double() - truth[2]).abs().max()) for x in (results, narrow)]
+    assert lse[0] < 0.02 * lse[1]
+    assert all(g.dtype == torch.bfloat16 for g in gradients)
+
+
+def test_logits_come_in_the_operands_dtype_or_fp32() -> None:
+    with pytest.raises(ValueError, match=r"`dtype`: expected torch\.float32 or None"):
+        set_logit_dtype(torch.float16)
+
+
+@pytest.mark.parametrize("chunks", [1, 4, 5])
+def test_a_gradient_of_some_chunks_is_summed_in_its_dtype(chunks: int, monkeypatch) -> None:
+    """Up to four; of more the sum is fp32. Either way within the rule."""
+    rows, vocabulary, dim = 40, 97, 24
+    hidden, weight = torch.randn(rows, dim).bfloat16(), torch.randn(vocabulary, dim).bfloat16()
+    target = torch.randint(vocabulary, (rows,))
+    options = {"target": target, "row_weight": torch.randn(rows), "reduction": "sum"}
+    call = replace(_call("mean"), inputs={"hidden": hidden, "weight": weight}, options=options)
+    monkeypatch.setattr(row_blocks, "LOGIT_BYTES", 2 * vocabulary * (rows // chunks))
+    sums, plain = [], head_gradients.matmul
+
+    def spy(a, b, out, *, add=False):
+        if out.shape == weight.shape:
+            sums.append(out.dtype)
+        plain(a, b, out=out, add=add)
+
+    monkeypatch.setattr(head_gradients, "matmul", spy)
+    hold(call, "triton", torch.bfloat16)
+    assert sums == [torch.bfloat16 if chunks <= 4 else torch.float32] * chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("factor", [1.0, -0.7])
+def test_a_second_backward_makes_the_gradients_again(factor: float, dtype) -> None:
+    """The first scales those of the forward where they are; both are within the rule."""
+
+    def gradients(function, dtype, times: int = 1, **options) -> list[tuple[torch.Tensor, ...]]:
+        inputs = {n: x.to(dtype).requires_grad_() for n, x in call.inputs.items()}
+        loss = function(**inputs, **options)[0] * factor
+        leaves = list(inputs.values())
+        return [torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(times)]
+
+    call = _call("smoothed", dtype=dtype)
+    plain = {n: x for n, x in call.options.items() if n != "backend"}
+    (truth,) = gradients(naive.linear_cross_entropy, torch.float64, **plain)
+    (near,) = gradients(naive.linear_cross_entropy, dtype, **plain)
+    for ours in gradients(linear_cross_entropy, dtype, 2, **call.options):
+        for name, *of_input in zip(call.inputs, ours, near, truth, strict=True):
+            assert_close(f"d{name}", *of_input, GRADIENTS)

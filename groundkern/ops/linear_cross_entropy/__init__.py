@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from groundkern.head_gradients import Ahead as Ahead
+from groundkern.head_gradients import Gradients as Gradients
+
 MOST_TOP = 32  # of `Options.top_k`
 
 
@@ -70,18 +73,3 @@ class Head(NamedTuple):
 
     train_weight: bool
     weight_grad: Tensor | None  # fp32 [V, D], to add dweight to instead of returning it
-
-
-class Ahead(NamedTuple):
-    """What a forward that computes the gradients too must know of them."""
-
-    row_factor: Tensor | None  # [N]: the loss is sum_n row_factor_n L_n; None: L [N]
-    train_weight: bool
-
-
-class Gradients(NamedTuple):
-    """None for an absent bias, a frozen weight, and a gradient added to a buffer."""
-
-    dhidden: Tensor  # [N, D]
-    dweight: Tensor | None  # [V, D]
-    dbias: Tensor | None  # [V]

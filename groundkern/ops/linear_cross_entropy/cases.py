@@ -157,6 +157,29 @@ def _strided(dtype, device) -> Call:
     return replace(c, inputs={"hidden": hidden, "weight": weight})
 
 
+def _stepped(x):
+    """The same values, every second one of a longer tensor."""
+    return torch.stack([x, x.clone().fill_(1)], -1).flatten(-2)[..., ::2]
+
+
+def _strided_labels(dtype, device) -> Call:
+    """Nothing but hidden and weight is contiguous."""
+    c = _all_at_once(dtype, device)
+    tensors = {n: _stepped(x) for n, x in c.options.items() if isinstance(x, torch.Tensor)}
+    label_bags = LabelBags(*(_stepped(x) for x in bags(device).tensors()))
+    return replace(
+        c,
+        inputs={**c.inputs, "bias": _stepped(c.inputs["bias"])},
+        options={**c.options, **tensors, "bags": label_bags},
+    )
+
+
+def _strided_soft_targets(dtype, device) -> Call:
+    c, soft = _soft_all_at_once(dtype, device), soft_targets(device)
+    target = SoftTargets(_stepped(soft.ids), soft.probabilities.t().contiguous().t())
+    return replace(c, options={**c.options, "target": target})
+
+
 def _all_ignored(dtype, device) -> Call:
     c = call(dtype, device)
     return replace(c, options={**c.options, "target": torch.full((8,), -100, device=device)})
@@ -194,6 +217,8 @@ CASES: dict[str, Callable[[torch.dtype, torch.device], Call]] = {
     "all_at_once": _all_at_once,
     "soft_all_at_once": _soft_all_at_once,
     "entropy": _entropy,
+    "strided_labels": _strided_labels,
+    "strided_soft_targets": _strided_soft_targets,
     "all_ignored": _all_ignored,
     "no_rows": _no_rows,
     "one_entry": lambda t, d: replace(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from groundkern import buffers, native
+from groundkern.head_gradients import multiplied
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.row_blocks import logit_budget, logit_chunks
 
@@ -21,13 +22,12 @@ from groundkern.row_blocks import logit_budget, logit_chunks
 # head's gradient is summed in fp32.
 LOGIT_BYTES = 64 * 2**20
 
+scaled = multiplied
+
 
 def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why native cannot serve this call, in one sentence; None if it can."""
-    reason = native.unsupported(*inputs[:2])
-    if reason is None and group is not None:
-        return "the native kernels do not shard the vocabulary over a process group"
-    return reason
+    return native.unsupported_output_head(group, *inputs[:2])
 
 
 def _padded(rows: int) -> int:
@@ -334,11 +334,6 @@ def forward_with_gradients(
     if row_factor is not None:
         results = results._replace(loss=(results.loss * row_factor).sum())
     return results, _returned(counted, gradients, inputs, train_weight)
-
-
-def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient * factor in gradient's dtype."""
-    return torch.mul(gradient, factor, out=buffers.empty(*gradient.shape, dtype=gradient.dtype))
 
 
 def backward(

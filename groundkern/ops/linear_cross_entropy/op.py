@@ -11,7 +11,6 @@ forward saved: `save`, for a backend that `saves_logits`.
 An absent gradient travels as an empty tensor, because an op's outputs cannot be None.
 """
 
-from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.op_body import empty_like, grouped, in_body, op_body, regroup, schema
+from groundkern.head_gradients import fakes, present, scaled
+from groundkern.op_body import grouped, op_body, regroup, schema
 from groundkern.ops.linear_cross_entropy import (
     Ahead,
     Head,
@@ -75,7 +75,7 @@ def linear_cross_entropy(inputs, labels, options, how, backend) -> tuple[Tensor,
     else:
         rows = kernels(backend).forward(inputs, labels, options)
         saved = _nothing_saved(inputs.hidden)
-    return *_present(rows, inputs.hidden), saved
+    return *present(rows, inputs.hidden), saved
 
 
 @linear_cross_entropy.register_fake
@@ -98,12 +98,7 @@ def _fake_rows(inputs: Inputs, labels: Labels, options: Options) -> tuple[Tensor
         ids(count, top) if top > 0 else None,
         floats(count, top) if top > 0 else None,
     )
-    return _present(rows, inputs.hidden)
-
-
-def _present(results: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """An op's outputs cannot be None: an absent one is empty."""
-    return tuple(like.new_empty(0) if x is None else x for x in results)
+    return present(rows, inputs.hidden)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -129,22 +124,13 @@ def linear_cross_entropy_backward(
     arguments = (upstream, inputs, labels, options, Head(saved.train_weight, weight_grad))
     known = {"saved": saved.logits} if saved.logits.numel() > 0 else {}
     gradients = kernels(backend).backward(*arguments, **known)
-    return _present(gradients, inputs.hidden)
+    return present(gradients, inputs.hidden)
 
 
 @linear_cross_entropy_backward.register_fake
 @grouped(Upstream, Inputs, Labels, Options, _Saved)
 def _(upstream, inputs, labels, options, saved, weight_grad, backend):
-    return _fake_gradients(inputs, saved.train_weight and weight_grad is None)
-
-
-def _fake_gradients(inputs: Inputs, train_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, weight, bias = inputs
-    return (
-        empty_like(hidden),
-        weight.new_empty(weight.shape) if train_weight else hidden.new_empty(0),
-        hidden.new_empty(0) if bias is None else bias.new_empty(bias.shape),
-    )
+    return fakes(*inputs, saved.train_weight and weight_grad is None)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -203,7 +189,7 @@ def linear_cross_entropy_with_gradients(
     """The fields of `Rows`, where the loss is a scalar with row_factor, and those of `Gradients`:
     of that loss, or per row of each row's own."""
     rows, gradients = kernels(backend).forward_with_gradients(inputs, labels, options, ahead)
-    return _present((*rows, *gradients), inputs.hidden)
+    return present((*rows, *gradients), inputs.hidden)
 
 
 @linear_cross_entropy_with_gradients.register_fake
@@ -212,7 +198,7 @@ def _(inputs, labels, options, ahead, backend):
     loss, *rest = _fake_rows(inputs, labels, options)
     if ahead.row_factor is not None:
         loss = loss.new_empty(())
-    return loss, *rest, *_fake_gradients(inputs, ahead.train_weight)
+    return loss, *rest, *fakes(*inputs, ahead.train_weight)
 
 
 def _store_gradients(ctx, inputs, output) -> None:
@@ -242,26 +228,12 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
         )
     else:
         used = (True, train_weight, train_bias)
-        scaled = partial(_scaled, backend=ctx.backend)
-        gradients = [scaled(x, dloss) if y else x for x, y in zip(gradients, used, strict=True)]
+        product = kernels(ctx.backend).scaled
+        pairs = zip(gradients, used, strict=True)
+        gradients = [scaled(x, dloss, product) if y else x for x, y in pairs]
     dhidden, dweight, dbias = gradients
     returned = dhidden, dweight if train_weight else None, dbias if train_bias else None
     return *returned, *[None] * (len(ctx.needs_input_grad) - 3)
-
-
-def _scaled(gradient: Tensor, dloss: Tensor, backend: str) -> Tensor:
-    """gradient * dloss; itself if dloss is 1, as for a loss used by itself."""
-    eager = type(dloss) is Tensor  # not traced
-    visible = eager and dloss.device.type == "cpu"  # no sync
-    if visible and dloss.dim() == 0 and float(dloss) == 1.0:
-        return gradient
-    factor = dloss[:, None] if dloss.dim() == 1 else dloss
-    if visible and backend == "native":
-        return kernels(backend).scaled(gradient, factor)
-    if eager and backend == "triton" and dloss.dim() == 0:
-        with in_body(gradient.device):
-            return kernels(backend).scaled(gradient, factor)
-    return (gradient * factor).to(gradient.dtype)
 
 
 linear_cross_entropy_with_gradients.register_autograd(

@@ -21,7 +21,7 @@ With a process group the vocabulary is sharded over its ranks in rank order; eve
 rows and gets the same results.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -30,10 +30,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groundkern.head_products import Shard, gathered
+from groundkern.head_gradients import by_autograd
+from groundkern.head_products import Shard, gathered, group_sum
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.precision import accumulation_dtype
-from groundkern.row_blocks import BLOCK_ELEMENTS, vjp
+from groundkern.row_blocks import BLOCK_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _Shard:
         return local.clamp(0, max(self.rows - 1, 0)), (local >= 0) & (local < self.rows)
 
     def sum(self, x: Tensor) -> Tensor:
-        return x if self.group is None else _GroupSum.apply(x, self.group)
+        return group_sum(x, self.group)
 
     def top(self, z: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The largest logits [n, count] and their ids over the whole vocabulary, without gradient;
@@ -72,20 +73,6 @@ class _Shard:
         )  # in the order of ranks, hence of ids
         values, order = values.sort(dim=1, descending=True, stable=True)
         return values[:, :count], index.gather(1, order[:, :count])
-
-
-class _GroupSum(torch.autograd.Function):
-    """All-reduced sum; every rank holds the whole loss, so the gradient passes through."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor):
-        return upstream, None
 
 
 def _shard(weight: Tensor, group: str) -> _Shard:
@@ -231,31 +218,7 @@ def backward(
     upstream: ce.Upstream, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options, head: ce.Head
 ) -> ce.Gradients:
     """By autograd on the blocks; dweight is added to `weight_grad` instead if that is given."""
-    (hidden, weight, bias), (train_weight, weight_grad) = inputs, head
-    wide = accumulation_dtype(hidden.dtype)
-    dhidden = hidden.new_zeros(hidden.shape, dtype=wide)
-    sums = [weight_grad, None if bias is None else bias.new_zeros(bias.shape, dtype=wide)]
-    if train_weight and weight_grad is None:
-        sums[0] = weight.new_zeros(weight.shape, dtype=wide)
-    shard = _shard(weight, options.group)
-    w, b = (None if x is None else x.to(wide) for x in (weight, bias))
-    for rows, block in _blocks(inputs, labels, options, shard):
-        above = [x[rows] for x in upstream if x is not None]
-        h = hidden[rows].to(wide)
-        if sums[0] is None:
-            frozen = partial(_with_weight, block, w)
-            dhidden[rows], db = vjp(frozen, [h, b], above)
-        else:
-            dhidden[rows], dw, db = vjp(block, [h, w, b], above)
-            sums[0] += dw
-        if db is not None:
-            sums[1] += db
-    if shard.group is not None:
-        dist.all_reduce(dhidden, group=shard.group)
-    dweight = None if weight_grad is not None or sums[0] is None else sums[0].to(weight.dtype)
-    dbias = None if bias is None else sums[1].to(bias.dtype)
-    return ce.Gradients(dhidden.to(hidden.dtype), dweight, dbias)
-
-
-def _with_weight(block: Callable, weight: Tensor, hidden: Tensor, bias: Tensor | None):
-    return block(hidden, weight, bias)
+    shard = _shard(inputs.weight, options.group)
+    blocks = _blocks(inputs, labels, options, shard)
+    above = [x for x in upstream if x is not None]
+    return by_autograd(blocks, above, *inputs, **head._asdict(), group=shard.group)

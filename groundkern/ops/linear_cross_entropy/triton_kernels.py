@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from groundkern.head_kernels import blank, exponential, load_logits, load_row
-from groundkern.row_kernels import STAGES, class_weights, combined, row_statistics
+from groundkern.head_statistics_kernels import STAGES, class_weights, combined, row_statistics
 from groundkern.tile_kernels import uncapped_gradient, wide
 from groundkern.tiles import helper, kernel
 
@@ -41,7 +41,7 @@ class Targets(NamedTuple):
     own: Tensor | None  # fp32 [n]
     class_weight: Tensor | None  # fp32 [V]
     smoothing: float | None
-    kept: float  # 1 - label_smoothing
+    unsmoothed: float  # 1 - label_smoothing
     share: float | None  # label_smoothing / the whole vocabulary
     z_loss: float
 
@@ -87,7 +87,7 @@ def _statistics_kernel(
     parts_ptr,  # fp32 [6, n]
     ids_ptr,  # int64 [n]
     rows,  # n
-    HEATED: tl.constexpr,
+    ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The statistics of each row over this rank's shard of the vocabulary."""
@@ -98,12 +98,22 @@ def _statistics_kernel(
         if label != targets.ignore_index:
             own = _column(z, targets, label)
             of_own, _, before = blank(z, row, tl.maximum(own, 0), own >= 0)
-            statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
+            statistics, predicted = row_statistics(z, targets, row, own, of_own, ENTROPY, BLOCK)
             for i in tl.static_range(6):
                 tl.store(parts_ptr + i * stride + row, statistics[i])
             tl.store(ids_ptr + row, predicted)
             tl.debug_barrier()
             tl.store(z.x + row * z.stride + tl.maximum(own, 0), before, mask=own >= 0)
+
+
+@helper
+def _listed(z, targets, lists, at, stop, label, BLOCK: tl.constexpr):
+    """Some labels of a list: their places, columns in this shard, which of them are not the row's
+    own, and weights of these."""
+    i = at + tl.arange(0, BLOCK)
+    y = tl.load(lists.labels + i, mask=i < stop, other=label)
+    other = y != label
+    return i, _column(z, targets, y), other, tl.load(lists.weights + i, mask=other, other=0.0)
 
 
 @helper
@@ -116,17 +126,13 @@ def _list_sums(z, targets, lists, row, own, top, READ: tl.constexpr, BLOCK: tl.c
     if which >= 0:
         stop = tl.load(lists.offsets + which + 1)
         for at in range(tl.load(lists.offsets + which), stop, BLOCK):
-            i = at + tl.arange(0, BLOCK)
-            label = tl.load(lists.labels + i, mask=i < stop, other=own)
-            other = label != own
-            w = tl.load(lists.weights + i, mask=other, other=0.0)
+            i, column, other, w = _listed(z, targets, lists, at, stop, own, BLOCK)
             weight += w
             copies = w
             if lists.copies is not None:
                 copies = tl.load(lists.copies + i, mask=other, other=0.0)
             rest += copies
             if READ:
-                column = _column(z, targets, label)
                 here = other & (column >= 0)
                 x = load_logits(z, row, tl.maximum(column, 0), here)[0]
                 total += tl.where(here, w * (x - top), 0.0)
@@ -170,11 +176,11 @@ def _log_probability(others, own):
 @helper
 def _row_weights(targets, row, rest):
     """What -log p counts for: of the own label, and of a list's label of weight 1."""
-    of_own = targets.kept * _optional(targets.own, row, 1.0)
-    pull = targets.kept
+    of_own = targets.unsmoothed * _optional(targets.own, row, 1.0)
+    pull = targets.unsmoothed
     if targets.smoothing is not None:
         of_own = tl.where(rest > 0.0, (1.0 - targets.smoothing) * of_own, of_own)
-        pull = targets.kept * targets.smoothing / tl.maximum(rest, 1.0)
+        pull = targets.unsmoothed * targets.smoothing / tl.maximum(rest, 1.0)
     return of_own, pull
 
 
@@ -226,7 +232,7 @@ def _row_kernel(
     stash_ptr,  # fp32 [programs, longest list], with lists and upstream
     longest,
     rows,  # n
-    HEATED: tl.constexpr,
+    ENTROPY: tl.constexpr,
     RANKS: tl.constexpr,
     LABELS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -241,10 +247,10 @@ def _row_kernel(
             own = _column(z, targets, label)
             of_own, raw_own, _ = blank(z, row, tl.maximum(own, 0), own >= 0)
             if shards.parts is None:
-                statistics, predicted = row_statistics(z, targets, row, own, of_own, HEATED, BLOCK)
+                statistics, predicted = row_statistics(z, targets, row, own, of_own, ENTROPY, BLOCK)
             else:
                 statistics, predicted = combined(z, shards, row, wide(rows), RANKS)
-            top, others, best_own, heat, spread, mass = statistics
+            top, others, best_own, moment, weighted, mass = statistics
             total, weight, rest = 0.0, 0.0, 0.0
             if lists.labels is not None:
                 alone: tl.constexpr = shards.parts is None
@@ -257,11 +263,11 @@ def _row_kernel(
             total_e = others + tl.exp(below)
             log_sum = tl.log(total_e)
             lse = top * z.sharpness + log_sum
-            entropy = log_sum - heat * z.sharpness / total_e
+            entropy = log_sum - moment * z.sharpness / total_e
             if results.loss is not None:
                 loss = -own_share * log_prob + pull * (weight * log_sum - total * z.sharpness)
                 if targets.share is not None:
-                    loss += targets.share * (mass * log_sum - spread * z.sharpness)
+                    loss += targets.share * (mass * log_sum - weighted * z.sharpness)
                 tl.store(results.loss + row, loss + targets.z_loss * lse * lse)
                 tl.store(results.log_prob + row, log_prob)
                 tl.store(results.lse + row, lse)
@@ -300,12 +306,12 @@ def _row_kernel(
 
 
 @helper
-def _logit_gradient(z, targets, x, columns, mask, terms, HEATED: tl.constexpr):
+def _logit_gradient(z, targets, x, columns, mask, terms, ENTROPY: tl.constexpr):
     """The gradient of capped logits other than the own label's, before lists."""
-    top, scale, heated, offset, uniform = terms
+    top, scale, of_entropy, offset, uniform = terms
     dy = scale
-    if HEATED:  # log p + entropy; where x is -inf, p is 0
-        dy = scale - heated * (tl.maximum((x - top) * z.sharpness, -1e4) + offset)
+    if ENTROPY:  # log p + entropy; where x is -inf, p is 0
+        dy = scale - of_entropy * (tl.maximum((x - top) * z.sharpness, -1e4) + offset)
     dy = dy * exponential(x, top, z.sharpness)
     if targets.share is not None:
         dy -= uniform * class_weights(targets, columns, mask)
@@ -321,11 +327,11 @@ def _write_piece(
     terms,
     out_ptr,
     ENDS: tl.constexpr,
-    HEATED: tl.constexpr,
+    ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     x, raw, columns = load_row(z, row, at, ENDS, BLOCK)
-    dy = _logit_gradient(z, targets, x, columns, columns < z.V, terms, HEATED)
+    dy = _logit_gradient(z, targets, x, columns, columns < z.V, terms, ENTROPY)
     dz = uncapped_gradient(dy, raw, z.softcap).to(out_ptr.dtype.element_ty)
     if ENDS:
         tl.store(out_ptr + columns, dz, mask=columns < z.stride)
@@ -345,7 +351,7 @@ def _write_gradient(
     out_ptr,
     stash_ptr,
     longest,
-    HEATED: tl.constexpr,
+    ENTROPY: tl.constexpr,
     LABELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -358,27 +364,21 @@ def _write_gradient(
         if which >= 0:
             start, stop = tl.load(lists.offsets + which), tl.load(lists.offsets + which + 1)
         for at in range(start, stop, LABELS):
-            i = at + tl.arange(0, LABELS)
-            y = tl.load(lists.labels + i, mask=i < stop, other=label)
-            column = _column(z, targets, y)
-            here = (y != label) & (column >= 0)
-            w = tl.load(lists.weights + i, mask=here, other=0.0)
+            i, column, other, w = _listed(z, targets, lists, at, stop, label, LABELS)
+            here = other & (column >= 0)
             x, raw = load_logits(z, row, tl.maximum(column, 0), here)
-            dy = _logit_gradient(z, targets, x, column, here, terms, HEATED) - of_label * w
+            dy = _logit_gradient(z, targets, x, column, here, terms, ENTROPY) - of_label * w
             tl.store(stash_ptr + i - start, uncapped_gradient(dy, raw, z.softcap), mask=here)
     tl.debug_barrier()  # all have read before any writes
     whole = z.V // BLOCK * BLOCK
     for at in tl.range(0, whole, BLOCK, num_stages=STAGES):
-        _write_piece(z, targets, row, at, terms, out_ptr, False, HEATED, BLOCK)
+        _write_piece(z, targets, row, at, terms, out_ptr, False, ENTROPY, BLOCK)
     if whole < z.V:
-        _write_piece(z, targets, row, whole, terms, out_ptr, True, HEATED, BLOCK)
+        _write_piece(z, targets, row, whole, terms, out_ptr, True, ENTROPY, BLOCK)
     tl.debug_barrier()
     if lists.labels is not None:
         for at in range(start, stop, LABELS):
-            i = at + tl.arange(0, LABELS)
-            y = tl.load(lists.labels + i, mask=i < stop, other=label)
-            column = _column(z, targets, y)
-            here = (y != label) & (column >= 0)
-            w = tl.load(lists.weights + i, mask=here, other=0.0)
+            i, column, other, w = _listed(z, targets, lists, at, stop, label, LABELS)
+            here = other & (column >= 0)
             dz = tl.load(stash_ptr + i - start, mask=here, other=0.0)
             tl.store(out_ptr + column, dz.to(out_ptr.dtype.element_ty), mask=here & (w > 0.0))

@@ -27,14 +27,15 @@ import triton
 from torch import Tensor
 
 from groundkern import head_kernels, tiles
+from groundkern.head_gradients import Summed
 from groundkern.head_kernels import Logits, largest
 from groundkern.head_products import Shard, gathered, matmul
+from groundkern.head_statistics_kernels import Shards
 from groundkern.ops import linear_cross_entropy as ce
 from groundkern.ops.linear_cross_entropy import triton_kernels as kernels
 from groundkern.ops.linear_cross_entropy.triton_kernels import Lists
 from groundkern.row_blocks import logit_chunks, logit_dtype
-from groundkern.row_kernels import Shards
-from groundkern.tiles import INTERPRETED, processors
+from groundkern.tiles import processors
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,12 @@ class Tiles:
 TILES = Tiles(columns=8192, loaded=4096, labels=128, warps=16)
 SMALL_TILES = Tiles(columns=4096, loaded=2048, labels=128, warps=16)  # of `tiles.small` devices
 
-# A trained head's gradient is summed over at most so many chunks in its own dtype: each adds one
-# rounding to half the last place. Over more it is summed in fp32, which takes three times the room.
-NARROW_SUMS = 4
-
 scaled = head_kernels.scaled
 
 
 def unsupported(inputs: ce.Inputs, group: object) -> str | None:
     """Why Triton cannot serve this call, in one sentence; None if it can."""
-    hidden = inputs.hidden
-    if hidden.dtype == torch.float64:
-        return "the kernels sum in fp32, which is too narrow for fp64"
-    if hidden.device.type == "cpu" and not INTERPRETED:
-        return "on CPU tensors the kernels run only under TRITON_INTERPRET=1"
-    if hidden.device.type not in ("cpu", "cuda"):
-        return f"there is no kernel for {hidden.device.type} tensors"
-    return None
+    return head_kernels.unsupported(inputs.hidden)
 
 
 def _sorted_lists(labels: ce.Labels) -> Lists:
@@ -77,7 +67,7 @@ def _sorted_lists(labels: ce.Labels) -> Lists:
     if ids is None:
         return Lists()
     at = torch.arange(len(ids), device=ids.device)
-    of = torch.searchsorted(offsets[1:].contiguous(), at, right=True)
+    of = torch.searchsorted(offsets[1:], at, right=True)
     # The list above the label; a label beyond 32 bits, which is none, may not reach another list.
     key, order = (of * 2**32 + ids.clamp(-1, 2**31)).sort()
     begin, end = (torch.searchsorted(key, key, right=right) for right in (False, True))
@@ -90,7 +80,7 @@ def _sorted_lists(labels: ce.Labels) -> Lists:
         total = torch.nn.functional.pad(units.cumsum(0), (1, 0))
         sums = ((total[end] - total[begin]).double() * 2.0**-40 * (at == begin)).float()
     ids = key & 0xFFFFFFFF
-    return Lists(ids, sums, copies, offsets.contiguous(), index.contiguous())
+    return Lists(ids, sums, copies, offsets, index)
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ class _Problem:
     def of(cls, inputs: ce.Inputs, labels: ce.Labels, options: ce.Options) -> "_Problem":
         hidden, weight, bias = inputs
         shard = Shard.of(weight, options.group)
-        labels = labels._replace(target=labels.target.contiguous())
+        labels = ce.Labels(*(None if x is None else x.contiguous() for x in labels))
         inputs = ce.Inputs(hidden, weight, None if bias is None else bias.contiguous())
         return cls(inputs, labels, options, shard, _sorted_lists(labels))
 
@@ -200,7 +190,7 @@ class _Problem:
             stash,
             longest,
             n,
-            HEATED=self.options.entropy,
+            ENTROPY=self.options.entropy,
             RANKS=triton.next_power_of_2(shards.ranks),
             LABELS=self.tiles.labels,
             **self._constants(z),
@@ -225,7 +215,7 @@ class _Problem:
             parts,
             ids,
             n,
-            HEATED=self.options.entropy,
+            ENTROPY=self.options.entropy,
             **self._constants(z),
         )
         every = gathered(parts, group), gathered(ids + self.shard.first, group)
@@ -281,7 +271,7 @@ def forward_with_gradients(
     every = results.finish()
     if dloss is not None:
         every = every._replace(loss=(every.loss * dloss).sum())
-    return every, gradients.finish()
+    return every, gradients.sums.finish()
 
 
 def backward(
@@ -293,7 +283,7 @@ def backward(
     gradients = _Gradients(problem, head, len(pieces))
     for rows, z in problem.logits(pieces):
         gradients.add(rows, z, kernels.Results(), kernels.Upstream(*upstream))
-    return gradients.finish()
+    return gradients.sums.finish()
 
 
 class _Results:
@@ -329,45 +319,21 @@ class _Results:
 
 
 class _Gradients:
-    """dhidden, filled chunk by chunk, and dweight and dbias, summed over chunks."""
+    """What `Summed` sums, chunk by chunk."""
 
     def __init__(self, problem: _Problem, head: ce.Head, chunks: int) -> None:
-        hidden, weight, bias = problem.inputs
-        self.problem, (self.train_weight, self.weight_grad) = problem, head
-        summed = torch.float32 if problem.shard.group is not None else hidden.dtype  # over ranks
-        self.dhidden = hidden.new_empty(hidden.shape, dtype=summed)
-        self.dweight, self.dbias, self.buffer = head.weight_grad, None, None
-        if head.weight_grad is None and head.train_weight:
-            dtype = weight.dtype if chunks <= NARROW_SUMS else torch.float32
-            make = weight.new_empty if chunks > 0 else weight.new_zeros
-            self.dweight = make(weight.shape, dtype=dtype)
-        if bias is not None:
-            self.dbias = bias.new_zeros(bias.shape, dtype=torch.float32)
+        self.problem, group = problem, problem.shard.group
+        self.sums = Summed(*problem.inputs, **head._asdict(), chunks=chunks, group=group)
+        self.buffer: Tensor | None = None
 
     def add(
         self, rows: slice, z: Logits, results: kernels.Results, above: kernels.Upstream
     ) -> None:
-        hidden, weight, _ = self.problem.inputs
-        dlogits = z.x
+        hidden, dlogits = self.problem.inputs.hidden, z.x
         if dlogits.dtype != hidden.dtype:
             if self.buffer is None:  # the first chunk is the tallest
                 self.buffer = hidden.new_empty(dlogits.shape)
             dlogits = self.buffer[: len(z.x)]
         upstream = kernels.Upstream(*(None if x is None else x[rows] for x in above))
         self.problem.run(rows, z, results, upstream, dlogits)
-        dlogits = dlogits[:, : z.V]
-        matmul(dlogits, weight, out=self.dhidden[rows])
-        if self.dweight is not None:
-            add = self.weight_grad is not None or rows.start > 0
-            matmul(dlogits.t(), hidden[rows], out=self.dweight, add=add)
-        if self.dbias is not None:
-            self.dbias += dlogits.sum(0, dtype=torch.float32)
-
-    def finish(self) -> ce.Gradients:
-        (hidden, weight, bias), dweight, dbias = self.problem.inputs, self.dweight, self.dbias
-        if self.problem.shard.group is not None:
-            dist.all_reduce(self.dhidden, group=self.problem.shard.group)
-        dweight = None if self.weight_grad is not None or dweight is None else dweight
-        dweight = None if dweight is None else dweight.to(weight.dtype)
-        dbias = None if bias is None else dbias.to(bias.dtype)
-        return ce.Gradients(self.dhidden.to(hidden.dtype), dweight, dbias)
+        self.sums.add(rows, hidden[rows], dlogits[:, : z.V])

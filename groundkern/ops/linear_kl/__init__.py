@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from groundkern.head_gradients import Ahead as Ahead
+from groundkern.head_gradients import Gradients as Gradients
+
 
 class Inputs(NamedTuple):
     """The student's head and the teacher's, which gets no gradient; their dtypes may differ."""
@@ -31,18 +34,3 @@ class Options(NamedTuple):
 
 class Upstream(NamedTuple):
     dloss: Tensor  # fp32 [N]
-
-
-class Ahead(NamedTuple):
-    """What a forward that computes the gradients too must know of them."""
-
-    row_factor: Tensor | None  # [N]: the loss is sum_n row_factor_n L_n; None: L [N]
-    train_weight: bool
-
-
-class Gradients(NamedTuple):
-    """None for an absent bias and a frozen weight."""
-
-    dhidden: Tensor  # [N, D]
-    dweight: Tensor | None  # [V, D]
-    dbias: Tensor | None  # [V]

@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 from groundkern import buffers, native
+from groundkern.head_gradients import multiplied
 from groundkern.ops import linear_kl as kl
 from groundkern.row_blocks import logit_chunks
 
 LOGIT_BYTES = 64 * 2**20  # of both heads, alive at a time, if no budget is set
+scaled = multiplied
 CACHED = 2**19  # logits of one head that the closed forms work on at once: 2 MiB in fp32
 
 
 def unsupported(inputs: kl.Inputs, group: object) -> str | None:
     """Why native cannot serve this call, in one sentence; None if it can."""
-    reason = native.unsupported(*inputs)
-    if reason is None and group is not None:
-        return "the native kernels do not shard the vocabulary over a process group"
-    return reason
+    return native.unsupported_output_head(group, *inputs)
 
 
 @dataclass(frozen=True)
@@ -241,13 +240,6 @@ def forward_with_gradients(
     if factor is not None:
         return (loss * upstream).sum(), gradients
     return _loss_of_all(counted, loss, inputs.hidden), gradients
-
-
-def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient times a scalar, or times one number a row, in place; itself if the scalar is 1."""
-    if factor.dim() == 0 and float(factor) == 1.0:
-        return gradient
-    return gradient.mul_(factor[:, None] if factor.dim() == 1 else factor)
 
 
 def backward(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from groundkern.op_body import empty_like, grouped, op_body, regroup, schema
+from groundkern.head_gradients import fakes, present, scaled
+from groundkern.op_body import grouped, op_body, regroup, schema
 from groundkern.ops.linear_kl import Ahead, Inputs, Options, Rows, Upstream
 from groundkern.precision import accumulation_dtype
 
@@ -72,22 +73,13 @@ def _losses(hidden: Tensor, *shape: int) -> Tensor:
 def linear_kl_backward(upstream, inputs, rows, options, trained, backend) -> tuple[Tensor, ...]:
     arguments = (upstream, inputs, rows, options, trained.train_weight)
     gradients = kernels(backend).backward(*arguments)
-    return tuple(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
+    return present(gradients, inputs.hidden)
 
 
 @linear_kl_backward.register_fake
 @grouped(Upstream, Inputs, Rows, Options, _Trained)
 def _(upstream, inputs, rows, options, trained, backend):
-    return _fake_gradients(inputs, trained.train_weight)
-
-
-def _fake_gradients(inputs: Inputs, train_weight: bool) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, weight, bias = inputs[:3]
-    return (
-        empty_like(hidden),
-        weight.new_empty(weight.shape) if train_weight else hidden.new_empty(0),
-        hidden.new_empty(0) if bias is None else bias.new_empty(bias.shape),
-    )
+    return fakes(*inputs[:3], trained.train_weight)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -132,7 +124,7 @@ def linear_kl_with_gradients(inputs, rows, options, ahead, backend) -> tuple[Ten
     """The loss, a scalar with row_factor and [N] without, and the fields of `Gradients`: of that
     loss, or per row of each row's own."""
     loss, gradients = kernels(backend).forward_with_gradients(inputs, rows, options, ahead)
-    return loss, *(inputs.hidden.new_empty(0) if x is None else x for x in gradients)
+    return loss, *present(gradients, inputs.hidden)
 
 
 @linear_kl_with_gradients.register_fake
@@ -141,7 +133,7 @@ def _(inputs, rows, options, ahead, backend):
     loss = _losses(inputs.hidden)
     if ahead.row_factor is not None:
         loss = loss.new_empty(())
-    return loss, *_fake_gradients(inputs, ahead.train_weight)
+    return loss, *fakes(*inputs[:3], ahead.train_weight)
 
 
 def _store_gradients(ctx, inputs, output) -> None:
@@ -164,17 +156,9 @@ def _scale_gradients(ctx, dloss: Tensor, *_):
     else:
         used = (True, ctx.train_weight, ctx.needs_input_grad[2])
         pairs = zip(gradients, used, strict=True)
-        gradients = [_scaled(x, dloss, ctx.backend) if y else x for x, y in pairs]
+        product = kernels(ctx.backend).scaled
+        gradients = [scaled(x, dloss, product) if y else x for x, y in pairs]
     return _returned(ctx, gradients, ctx.train_weight)
-
-
-def _scaled(gradient: Tensor, dloss: Tensor, backend: str) -> Tensor:
-    """gradient * dloss, in place if nothing traces it; no pass if dloss is 1, as for a loss used by
-    itself."""
-    if type(dloss) is not Tensor or type(gradient) is not Tensor:
-        factor = dloss[:, None] if dloss.dim() == 1 else dloss
-        return (gradient * factor).to(gradient.dtype)
-    return kernels(backend).scaled(gradient, dloss)
 
 
 linear_kl_with_gradients.register_autograd(_scale_gradients, setup_context=_store_gradients)

@@ -24,10 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from groundkern.head_products import gathered
+from groundkern.head_gradients import by_autograd
+from groundkern.head_products import gathered, group_sum
 from groundkern.ops import linear_kl as kl
 from groundkern.precision import accumulation_dtype
-from groundkern.row_blocks import BLOCK_ELEMENTS, vjp
+from groundkern.row_blocks import BLOCK_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class _Shard:
 
     def sum(self, x: Tensor) -> Tensor:
         """Over all parts, for results that every rank holds."""
-        return x if self.group is None else _GroupSum.apply(x, self.group, False)
+        return group_sum(x, self.group)
 
     def shared(self, x: Tensor) -> Tensor:
         """Over all parts, for what each part's entries are computed from."""
-        return x if self.group is None else _GroupSum.apply(x, self.group, True)
+        return group_sum(x, self.group, shared=True)
 
     def likeliest(self, z: Tensor) -> Tensor:
         """bool [n, V]: the first largest logit of each row over the whole vocabulary."""
@@ -52,25 +53,6 @@ class _Shard:
             return own
         here = gathered(value, self.group).max(0).indices == dist.get_rank(self.group)
         return own & here[:, None]
-
-
-class _GroupSum(torch.autograd.Function):
-    """All-reduced sum. Every rank holds the whole loss: the gradient of what is part of the loss
-    passes through, and that of what the parts are computed from is summed too."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup, shared: bool) -> Tensor:
-        ctx.group, ctx.shared = group, shared
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx, upstream: Tensor):
-        if ctx.shared:
-            upstream = upstream.clone()
-            dist.all_reduce(upstream, group=ctx.group)
-        return upstream, None, None
 
 
 def _log_probs(hidden, weight, bias, softcap: float, temperature: float, shard: _Shard) -> Tensor:
@@ -147,27 +129,6 @@ def backward(
     train_weight: bool,
 ) -> kl.Gradients:
     """By autograd on the blocks."""
-    hidden, weight, bias = inputs[:3]
-    wide = accumulation_dtype(hidden.dtype)
-    dhidden = hidden.new_zeros(hidden.shape, dtype=wide)
-    w, b = (None if x is None else x.to(wide) for x in (weight, bias))
-    dweight = w.new_zeros(w.shape) if train_weight else None
-    dbias = None if bias is None else b.new_zeros(b.shape)
     shard = _shard(options.group)
-    for some, block in _blocks(inputs, rows, options, shard):
-        h, above = hidden[some].to(wide), [upstream.dloss[some]]
-        if train_weight:
-            dhidden[some], dw, db = vjp(block, [h, w, b], above)
-            dweight += dw
-        else:
-            dhidden[some], db = vjp(partial(_with_weight, block, w), [h, b], above)
-        if db is not None:
-            dbias += db
-    if shard.group is not None:
-        dist.all_reduce(dhidden, group=shard.group)
-    given = (dhidden, hidden), (dweight, weight), (dbias, bias)
-    return kl.Gradients(*(None if x is None else x.to(like.dtype) for x, like in given))
-
-
-def _with_weight(block: Callable, weight: Tensor, hidden: Tensor, bias: Tensor | None):
-    return block(hidden, weight, bias)
+    blocks = _blocks(inputs, rows, options, shard)
+    return by_autograd(blocks, upstream, *inputs[:3], train_weight=train_weight, group=shard.group)

@@ -24,12 +24,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from groundkern import head_kernels
+from groundkern.head_gradients import Summed
 from groundkern.head_kernels import Logits
 from groundkern.head_products import Shard, gathered, matmul
 from groundkern.ops import linear_kl as kl
 from groundkern.ops.linear_kl import triton_kernels as kernels
 from groundkern.row_blocks import logit_chunks
-from groundkern.tiles import INTERPRETED
 
 
 class Tiles(NamedTuple):
@@ -45,14 +45,7 @@ KINDS = {"forward": kernels.FORWARD, "reverse": kernels.REVERSE, "js": kernels.J
 
 def unsupported(inputs: kl.Inputs, group: object) -> str | None:
     """Why Triton cannot serve this call, in one sentence; None if it can."""
-    device = inputs.hidden.device
-    if torch.float64 in (inputs.hidden.dtype, inputs.teacher_hidden.dtype):
-        return "the kernels sum in fp32, which is too narrow for fp64"
-    if device.type == "cpu" and not INTERPRETED:
-        return "on CPU tensors the kernels run only under TRITON_INTERPRET=1"
-    if device.type not in ("cpu", "cuda"):
-        return f"there is no kernel for {device.type} tensors"
-    return None
+    return head_kernels.unsupported(inputs.hidden, inputs.teacher_hidden)
 
 
 class _Chunk(NamedTuple):
@@ -86,10 +79,13 @@ class _Problem:
         kind = KINDS[self.options.kind]
         return {"KIND": kind, "BLOCK": TILES.columns, "num_warps": TILES.warps}
 
-    def chunks(self, bytes_per_logit: int) -> Iterator[_Chunk]:
-        """Rows a chunk at a time; the next chunk's logits overwrite the last one's."""
+    def pieces(self, bytes_per_logit: int) -> list[slice]:
+        """Rows whose logits are in memory at a time."""
+        return logit_chunks(len(self.inputs.hidden), self.shard.widest, bytes_per_logit)
+
+    def chunks(self, pieces: list[slice]) -> Iterator[_Chunk]:
+        """One after the other; the next chunk's logits overwrite the last one's."""
         of = self.inputs
-        pieces = logit_chunks(len(of.hidden), self.shard.widest, bytes_per_logit)
         height, vocabulary = pieces[0].stop if pieces else 0, of.weight.shape[0]
         room = [_empty(of.hidden, height, vocabulary) for _ in range(2)]
         caps = (self.options.softcap or None, self.options.teacher_softcap or None)
@@ -162,7 +158,7 @@ def forward(inputs: kl.Inputs, rows: kl.Rows, options: kl.Options) -> Tensor:
     """Loss [N]."""
     problem = _Problem.of(inputs, rows, options)
     loss = _empty(inputs.hidden, len(inputs.hidden))
-    for chunk in problem.chunks(8):
+    for chunk in problem.chunks(problem.pieces(8)):
         problem.compare(chunk, loss, loss)
     return loss
 
@@ -200,30 +196,15 @@ def _gradients(
     options: kl.Options,
     train_weight: bool,
 ) -> tuple[Tensor, kl.Gradients]:
-    """Loss [N], and the gradients against upstream [N]: dhidden filled chunk by chunk, dweight
-    summed over chunks in fp32, or written once if there is one."""
-    problem, (hidden, weight, bias) = _Problem.of(inputs, rows, options), inputs[:3]
-    loss, dhidden = _empty(hidden, len(hidden)), _empty(hidden, *hidden.shape)
-    dweight = dbias = out = None
-    for chunk in problem.chunks(8 + hidden.element_size()):
+    """Loss [N], and the gradients against upstream [N]."""
+    problem, hidden = _Problem.of(inputs, rows, options), inputs.hidden
+    loss, out = _empty(hidden, len(hidden)), None
+    pieces, group = problem.pieces(8 + hidden.element_size()), problem.shard.group
+    sums = Summed(*inputs[:3], train_weight=train_weight, chunks=len(pieces), group=group)
+    for chunk in problem.chunks(pieces):
         if out is None:  # the first chunk is the tallest
             out = hidden.new_empty(chunk.student.x.shape)
         dlogits = out[: len(chunk.hidden)]
         problem.compare(chunk, loss, upstream, dlogits)
-        matmul(dlogits, weight, out=dhidden[chunk.rows])
-        if train_weight and len(dlogits) == len(hidden):  # the only chunk
-            dweight = dlogits.t() @ chunk.hidden
-        elif train_weight:
-            add = dweight is not None
-            dweight = dweight if add else _empty(weight, *weight.shape)
-            matmul(dlogits.t(), chunk.hidden, out=dweight, add=add)
-        if bias is not None:
-            part = dlogits.sum(0, dtype=torch.float32)
-            dbias = part if dbias is None else dbias + part
-    if problem.shard.group is not None:
-        dist.all_reduce(dhidden, group=problem.shard.group)
-    if train_weight:
-        dweight = weight.new_zeros(weight.shape) if dweight is None else dweight.to(weight.dtype)
-    if bias is not None:
-        dbias = bias.new_zeros(bias.shape) if dbias is None else dbias.to(bias.dtype)
-    return loss, kl.Gradients(dhidden.to(hidden.dtype), dweight, dbias)
+        sums.add(chunk.rows, chunk.hidden, dlogits)
+    return loss, sums.finish()

@@ -94,6 +94,15 @@ def _options(dice: Dice, rows: int, vocabulary: int, ignored: int) -> dict[str, 
     return options
 
 
+def _laid_out(dice: Dice, x: object) -> object:
+    """Tensors, also those of a value type, in some layout."""
+    if isinstance(x, Tensor):
+        return laid_out(dice, x, 0.6)[0]
+    if isinstance(x, gk.LabelBags | gk.SoftTargets):
+        return type(x)(*(laid_out(dice, y, 0.6)[0] for y in x.tensors()))
+    return x
+
+
 def draw(seed: int, number: int, op: str | None = None, *, small: bool = False) -> Drawn:
     """Call `number`. small: for a few seconds of the interpreter."""
     dice = Dice(seed, number)
@@ -124,6 +133,7 @@ def draw(seed: int, number: int, op: str | None = None, *, small: bool = False) 
     options["top_k"] = dice.weighed({0: 3, 1: 0.5, dice.within(2, 32): 1})
     if op == "loss":
         options |= _options(dice, rows, vocabulary, ignored)
+    options = {n: _laid_out(dice, x) for n, x in options.items()}
     trained = tuple(n for n in inputs if dice.chance(0.75)) or ("hidden",)
     upstream = [dice.normal(rows) for _ in range(3)]
     if op == "loss":
@@ -257,7 +267,7 @@ def wrong(drawn: Drawn, backend: str, *, twice: bool = True) -> list[str]:
             terms = _terms(drawn, t) if i == 0 else 1.0
             found.append(_close(name, o, p, t, VALUES, (besides + rounded) * terms))
         else:
-            found.append(_likeliest(name, o, logits, rounded + 100 * besides))
+            found.append(_likeliest(name, o, logits, rounded + 8 * besides))
     other = {"hidden": "weight", "weight": "hidden"}
     for name, t in truth.gradients.items():
         operand = drawn.call.inputs.get(other.get(name, ""), torch.ones(1))
