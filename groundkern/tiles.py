@@ -65,11 +65,16 @@ def unsupported(*tensors: Tensor | None) -> str | None:
     return None
 
 
+def at_most(registers: int) -> dict[str, int]:
+    """The launch option for so many registers a thread, told to NVIDIA's assembler, which otherwise
+    spills a few bytes for the sake of occupancy."""
+    return {} if torch.version.hip is not None or INTERPRETED else {"maxnreg": registers}
+
+
 class Tile(NamedTuple):
     """block_m flat (row, head) pairs by block_n keys.
 
-    registers: at most so many a thread, told to NVIDIA's assembler, which otherwise spills a few
-    bytes for the sake of occupancy; None: its choice.
+    registers: as in `at_most`; None: the assembler's choice.
     """
 
     block_m: int
@@ -83,9 +88,7 @@ class Tile(NamedTuple):
         """Block sizes and launch options."""
         blocks = {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
         options = {"num_warps": self.warps, "num_stages": self.stages}
-        if self.registers is not None and torch.version.hip is None and not INTERPRETED:
-            options["maxnreg"] = self.registers
-        return blocks | options
+        return blocks | options | ({} if self.registers is None else at_most(self.registers))
 
 
 class Launcher:

@@ -41,7 +41,7 @@ from groundkern.tiles import processors
 @dataclass(frozen=True)
 class Tiles:
     columns: int  # vocabulary entries per step of a row's program
-    loaded: int  # the same for a row that reads or sums more than its logits
+    least: int  # the same for a row that reads or sums much besides its logits
     labels: int  # of a list, per step
     warps: int  # of a row's program, but of a short row; the others use Triton's default
 
@@ -49,9 +49,10 @@ class Tiles:
 # Untuned first guess for every device: no measurement stands behind it. A step of 8192 entries in
 # 16 bits is 16 KiB, three of which are loaded while one is computed: 48 KiB for each processor,
 # where 23 KiB of loads in flight fill an H200's memory at a latency of 0.7 us. With 16 warps a
-# thread has 16 of the entries; 32 spill, and so do 16 with a bias, class weights or an entropy.
-TILES = Tiles(columns=8192, loaded=4096, labels=128, warps=16)
-SMALL_TILES = Tiles(columns=4096, loaded=2048, labels=128, warps=16)  # of `tiles.small` devices
+# thread has 16 of the entries; 32 spill, and fewer fit beside a bias, an entropy, a softcap, a
+# share for every label: each of these halves the step.
+TILES = Tiles(columns=8192, least=2048, labels=128, warps=16)
+SMALL_TILES = Tiles(columns=4096, least=1024, labels=128, warps=16)  # of `tiles.small` devices
 
 scaled = head_kernels.scaled
 
@@ -198,11 +199,12 @@ class _Problem:
 
     def _constants(self, z: Logits) -> dict[str, int]:
         """Of a kernel in which a program has a row."""
-        options, tiles = self.options, self.tiles
-        more = options.entropy or options.label_smoothing > 0 or options.softcap > 0
-        most = tiles.loaded if more or z.bias is not None else tiles.columns
+        options, of_device = self.options, self.tiles
+        more = options.entropy, options.label_smoothing > 0, options.softcap > 0, z.bias is not None
+        most = max(of_device.least, of_device.columns >> sum(more))
         columns = min(most, triton.next_power_of_2(z.V))
-        return {"BLOCK": columns, "num_warps": tiles.warps if columns == most else 4}
+        warps = of_device.warps if columns == most else 4
+        return {"BLOCK": columns, "num_warps": warps, **tiles.at_most(128)}
 
     def _shards(self, z: Logits, targets: kernels.Targets, lists: Lists) -> Shards:
         """What every rank's shard of the vocabulary holds."""

@@ -30,6 +30,7 @@ from groundkern.head_products import Shard, gathered, matmul
 from groundkern.ops import linear_kl as kl
 from groundkern.ops.linear_kl import triton_kernels as kernels
 from groundkern.row_blocks import logit_chunks
+from groundkern.tiles import at_most
 
 
 class Tiles(NamedTuple):
@@ -77,7 +78,8 @@ class _Problem:
     @property
     def constants(self) -> dict[str, object]:
         kind = KINDS[self.options.kind]
-        return {"KIND": kind, "BLOCK": TILES.columns, "num_warps": TILES.warps}
+        options = {"num_warps": TILES.warps, **at_most(128)}
+        return {"KIND": kind, "BLOCK": TILES.columns, **options}
 
     def pieces(self, bytes_per_logit: int) -> list[slice]:
         """Rows whose logits are in memory at a time."""
