@@ -103,14 +103,20 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
 
 def _guarded(run: Callable[[], int | None]) -> int:
     """Runs; a stop or a data error becomes one sentence and an exit status."""
+    from trainer.durable import StorageError
     from trainer.images import SampleError
     from trainer.stopping import Stopped, StopSignals
 
     try:
         with StopSignals().installed():
             return run() or 0
-    except SampleError as error:
+    except (SampleError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a file that went away or cannot be read or written
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except (ValueError, TypeError) as error:
         if not str(error).startswith("`"):  # groundkern's own errors are sentences for the user

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from trainer import durable
 from trainer import run_folder as folder
 from trainer.command_line import Places, merged, parse_flags, read_yaml
 from trainer.config import Config, validate
@@ -47,10 +48,10 @@ def demo(output: Path, overrides: list[str], *, samples: int = SAMPLES) -> Path:
     print("Plain SFT:")
     train(plain)
     print("Grounded:")
-    before = folder.read_json(plain.training.output / folder.BEFORE)
+    before = durable.read_json(plain.training.output / folder.BEFORE)
     report = train(grounded, before=before)
     evaluations = [
-        folder.read_json(config.training.output / folder.AFTER)["tasks"]
+        durable.read_json(config.training.output / folder.AFTER)["tasks"]
         for config in (plain, grounded)
     ]
     show(checks(*evaluations))
@@ -59,11 +60,11 @@ def demo(output: Path, overrides: list[str], *, samples: int = SAMPLES) -> Path:
 
 def _make_data(data: Path, samples: int) -> None:
     made = {"samples": samples, "groundkern": folder.versions()["groundkern"]}
-    if (data / MADE).exists() and folder.read_json(data / MADE) == made:
+    if (data / MADE).exists() and durable.read_json(data / MADE) == made:
         print(f"Using the data in {data}.")
         return
     make_demo(data, samples=samples)
-    folder.write_json(data / MADE, made)
+    durable.write_json(data / MADE, made)
 
 
 def demo_configs(output: Path, overrides: list[str]) -> tuple[Config, Config]:

@@ -12,6 +12,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from groundkern.hf.data.example import GroundedExample
+from trainer import durable
 from trainer.images import MAX_PIXELS, SampleError
 from trainer.sample import Sample, parse_sample
 
@@ -114,6 +116,11 @@ class JsonLinesDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the file, in hex."""
+        return durable.digest(self.path)
 
     def __getitem__(self, index: int) -> GroundedExample:
         if not -len(self) <= index < len(self):

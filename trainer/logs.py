@@ -12,24 +12,37 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from groundkern.hf import GroundingTrainer
+from trainer import checkpoints, durable
 from trainer.collating import COUNTS
 from trainer.config import Config
 from trainer.dataset import BadSample
 from trainer.progress import progress
-from trainer.run_folder import METRICS, loss_terms, write_checkpoint_record
+from trainer.run_folder import METRICS, loss_terms
 
 
 class CountingTrainer(GroundingTrainer):
-    """`GroundingTrainer` that adds up the counts of the batches it trains on.
+    """`GroundingTrainer` that counts what it trains on and whose checkpoints are whole or absent.
 
     Args:
-        counts: what it adds to.
+        config: the run's settings.
+        train_digest: sha256 of the training file.
+        counts: what the counts of batches are added to.
         bad: the list that samples left out of a batch are added to.
     """
 
-    def __init__(self, *args: Any, counts: Counter, bad: list[BadSample], **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        config: Config,
+        train_digest: str,
+        counts: Counter,
+        bad: list[BadSample],
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
+        self._saving: Path | None = None
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
@@ -38,12 +51,29 @@ class CountingTrainer(GroundingTrainer):
         self.bad.extend(bad for bad in counts["bad"] if bad not in self.bad)
         return super()._prepare_inputs(inputs)
 
+    def _save_checkpoint(self, model, trial) -> None:
+        output, name = self.config.training.output, f"checkpoint-{self.state.global_step}"
+        with checkpoints.aside(output, name) as folder:
+            self._saving = folder.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._saving = None
+            checkpoints.seal(
+                folder, self.config, train_digest=self.train_digest, counts=self.counts
+            )
+            durable.sync_file(output / METRICS)  # its rows up to here belong to the checkpoint
+        checkpoints.rotate(output, self.config.training.keep, best=self.state.best_global_step)
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self._saving or super()._get_output_dir(trial))
+
 
 class RunLog(TrainerCallback):
-    """Progress bar, log lines, metrics.jsonl, and the record that completes a checkpoint."""
+    """Progress bar, log lines and metrics.jsonl."""
 
-    def __init__(self, config: Config, counts: Counter):
-        self.config, self.counts = config, counts
+    def __init__(self, config: Config):
+        self.config = config
         self._bar: tqdm | None = None
         self._logged, self._since = 0, 0.0
 
@@ -65,16 +95,11 @@ class RunLog(TrainerCallback):
         samples = steps * args.train_batch_size * args.gradient_accumulation_steps
         row = {"step": state.global_step, "steps": steps, **logs}
         row["samples_per_second"] = round(samples / max(seconds, 1e-9), 2)
-        with (self.config.training.output / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        durable.append_line(self.config.training.output / METRICS, json.dumps(durable.finite(row)))
         losses = "  ".join(f"{name} {row[name]:.4g}" for name in loss_terms([row]))
         rate = f"{row['samples_per_second']:.3g} samples/s"
         self._bar.write(f"step {row['step']}  {losses}  lr {row['learning_rate']:.3g}  {rate}")
         self._logged, self._since = state.global_step, time.monotonic()
-
-    def on_save(self, args, state, control, **kwargs):
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_checkpoint_record(checkpoint, self.config, self.counts)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._bar.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from trainer import durable
 from trainer import run_folder as folder
 from trainer.pictures import SERIES, full_scale, heat_picture, loss_curves
 
@@ -75,9 +76,9 @@ def load_run(output: Path) -> Run:
     Raises:
         FileNotFoundError: the folder holds no record of a finished run.
     """
-    record = folder.read_json(output / folder.RECORD)
+    record = durable.read_json(output / folder.RECORD)
     before, after = (
-        folder.read_json(output / name) if (output / name).exists() else None
+        durable.read_json(output / name) if (output / name).exists() else None
         for name in (folder.BEFORE, folder.AFTER)
     )
     return Run(run_name(record["config"]), record, folder.read_metrics(output), before, after)
@@ -120,7 +121,7 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
         )
     )
     path = output / folder.REPORT
-    path.write_text(page, encoding="utf-8")
+    durable.write_text(path, page)
     return path
 
 

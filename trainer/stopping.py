@@ -21,12 +21,13 @@ class Stopped(Exception):
 class StopSignals(TrainerCallback):
     """Turns the first SIGTERM or SIGINT during training into "finish this step and save".
 
-    A signal outside training, or a second one, raises `Stopped` at once.
+    A signal outside training, or a second one, raises `Stopped` at once. One more while the program
+    unwinds from that ends it on the spot: it may hang in what it cleans up.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._training = False
+        self._training = self._unwinding = False
         self._process = os.getpid()
 
     @contextmanager
@@ -44,12 +45,15 @@ class StopSignals(TrainerCallback):
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
+        if self._unwinding:
+            os._exit(128 + number)
         if not self._training or self.number:
+            self._unwinding = True
             raise Stopped(number)
         self.number = number
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._training = True
+        self._training, self._unwinding = True, False
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.number:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from groundkern.hf import GroundingCollator
+from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
@@ -39,23 +40,20 @@ def train(config: Config, *, before: dict | None = None) -> Path:
     Raises:
         ConfigError: settings that do not fit what is on disk.
         SampleError: no usable sample, or a bad one if bad samples stop the run.
+        StorageError: a file could not be written; every whole checkpoint is still there.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
     """
-    checkpoint = folder.find_checkpoint(config)
     output = config.training.output
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"`training.output`: {output}: {error.strerror}") from None
     beside = config.evaluation.compare
     if beside and not (beside / folder.RECORD).exists():
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
     disable_progress_bar()  # of loading and saving; this program has its own
-    with StopSignals().installed() as stop:
+    with folder.held(output), StopSignals().installed() as stop:
+        checkpoints.clean(output)
         try:
-            return _Run(config, checkpoint, stop).finish(before)
+            return _Run(config, checkpoints.find(config), stop).finish(before)
         except Stopped as stopped:
-            stopped.saved = str(next(reversed(folder.checkpoints(output)), ""))
+            stopped.saved = str(next(reversed(checkpoints.listed(output)), ""))
             raise
 
 
@@ -64,21 +62,24 @@ class _Run:
         self.config, self.checkpoint, self.stop = config, checkpoint, stop
         self.output, self.started = config.training.output, time.monotonic()
         self.train_set = _data_set(config, config.data.train)
+        if checkpoint is not None:
+            checkpoints.refuse_other_data(checkpoint, config, self.train_set.digest)
         self.test_set = _data_set(config, config.data.test) if config.data.test else None
         self.model, self.processor = load_model(config)
-        self.counts = folder.read_counts(checkpoint) if checkpoint else Counter()
+        self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
 
     def finish(self, before: dict | None) -> Path:
         """Evaluates, trains, saves, evaluates again and reports."""
         trainer = self._trainer()
+        self._begin()
         if self.checkpoint is None:
-            folder.keep_metrics(self.output, 0)
             self._evaluate("before", before)
         self._train(trainer)
-        trainer.save_model(str(self.output / folder.MODEL))
-        self.processor.save_pretrained(self.output / folder.MODEL)
+        with checkpoints.aside(self.output, folder.MODEL) as model:
+            trainer.save_model(str(model))
+            self.processor.save_pretrained(model)
         self._evaluate("after", None)
-        folder.write_json(self.output / folder.RECORD, self._record())
+        durable.write_json(self.output / folder.RECORD, self._record())
         return write_report(self.output, self.config.evaluation.compare)
 
     def _trainer(self) -> CountingTrainer:
@@ -88,7 +89,9 @@ class _Run:
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
             data_collator=self._collator(),
-            callbacks=[self.stop, RunLog(self.config, self.counts)],
+            callbacks=[self.stop, RunLog(self.config)],
+            config=self.config,
+            train_digest=self.train_set.digest,
             counts=self.counts,
             bad=self.train_set.bad,
         )
@@ -106,17 +109,23 @@ class _Run:
         )
         return RobustCollator(collator, data.on_bad_sample)
 
+    def _begin(self) -> None:
+        """Puts away what is of another line than the steps to come."""
+        step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+        away = checkpoints.roll_back(self.output, self.checkpoint)
+        folder.keep_metrics(self.output, step)
+        if self.checkpoint is not None:
+            print(f"Continuing from {self.checkpoint}, step {step}.")
+        if away is not None:
+            print(f"What {self.output} held beyond it is now in {away}.")
+
     def _train(self, trainer: CountingTrainer) -> None:
         if self.checkpoint is None:
             trainer.train()
-        else:
-            state = TrainerState.load_from_json(str(self.checkpoint / "trainer_state.json"))
-            folder.keep_metrics(self.output, state.global_step)
-            print(f"Continuing from {self.checkpoint}, step {state.global_step}.")
-            if state.global_step < trainer.args.max_steps:
-                trainer.train(resume_from_checkpoint=str(self.checkpoint))
-            else:  # the Trainer would train one more step
-                trainer._load_from_checkpoint(str(self.checkpoint))
+        elif checkpoints.step_of(self.checkpoint) < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(self.checkpoint))
+        else:  # the Trainer would train one more step
+            trainer._load_from_checkpoint(str(self.checkpoint))
         if self.stop.number:
             raise Stopped(self.stop.number)
 
@@ -125,7 +134,7 @@ class _Run:
             return
         if known is None:
             known = self._measure(f"evaluating {when}")
-        folder.write_json(self.output / f"evaluation-{when}.json", known)
+        durable.write_json(self.output / f"evaluation-{when}.json", known)
 
     def _measure(self, title: str) -> dict[str, Any]:
         settings, bf16 = self.config.evaluation, self.config.training.bf16
@@ -223,7 +232,6 @@ def _arguments(config: Config, samples: int) -> TrainingArguments:
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # a NaN loss must be seen
         save_steps=settings.save_every,
-        save_total_limit=settings.keep,
         report_to="none",
         disable_tqdm=True,  # RunLog has the bar
         remove_unused_columns=False,

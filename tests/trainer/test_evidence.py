@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from groundkern.hf.data.concepts import composites
+from trainer import durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.config import ConfigError
@@ -88,7 +89,7 @@ def test_tables_hold_mean_and_spread(finished):
         rows = list(csv.DictReader(file))
     assert [row["mean"] for row in rows] == ["0.3", "0.7"]
     assert rows[1]["values"] == "0.5 0.9"
-    assert folder.read_json(plan.output / "evidence.json") == results
+    assert durable.read_json(plan.output / "evidence.json") == results
     assert tables.plot(plan, results).read_bytes()[:4] == b"\x89PNG"
 
 

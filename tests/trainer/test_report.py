@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import report
+from trainer import durable, report
 from trainer import run_folder as folder
 from trainer.pictures import full_scale, heat_picture, loss_curves
 
@@ -119,9 +119,9 @@ def write_run(output: Path, *, grounded: bool, ratio: float) -> Path:
         figures["word_baseline"] = 0.125
     after = {"tasks": {"pointing": figures}, "heat_maps": [entry()]}
     before = {"tasks": {"pointing": {**figures, "attention_ratio": 1.0}}, "heat_maps": [entry()]}
-    folder.write_json(output / folder.RECORD, record)
-    folder.write_json(output / folder.AFTER, after)
-    folder.write_json(output / folder.BEFORE, before)
+    durable.write_json(output / folder.RECORD, record)
+    durable.write_json(output / folder.AFTER, after)
+    durable.write_json(output / folder.BEFORE, before)
     return output
 
 
@@ -172,9 +172,9 @@ def test_a_run_without_held_out_data_still_reports(runs):
 
 
 def test_other_settings_are_not_called_the_same(runs):
-    record = folder.read_json(runs[1] / folder.RECORD)
+    record = durable.read_json(runs[1] / folder.RECORD)
     record["config"]["training"]["seed"] = 1
-    folder.write_json(runs[1] / folder.RECORD, record)
+    durable.write_json(runs[1] / folder.RECORD, record)
     said = report.sentences(report.load_run(runs[0]), report.load_run(runs[1]))
     assert "with other settings" in said[1]
 

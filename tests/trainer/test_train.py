@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, TrainerControl
 
 from groundkern.hf import DvSft, GroundingCollator, Klal, Smam, attach, load_processor
 from tests.hf.tiny import tiny_qwen_model, tiny_qwen_processor
+from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.collating import COUNTS, RobustCollator
@@ -115,7 +116,7 @@ def test_artifacts(data, finished):
     assert terms[0] == "loss"
     assert {"text", "word", "map_kl", "smam_grounding", "smam_cross_entropy"} < set(terms)
     assert rows[-1]["map_kl"] < rows[0]["map_kl"]
-    record = folder.read_json(finished / folder.RECORD)
+    record = durable.read_json(finished / folder.RECORD)
     assert record["steps"] == STEPS
     assert record["samples"] == {"train": 9, "test": 4}
     assert record["bad_samples"]["train"] == {"count": 0, "first": []}
@@ -137,7 +138,7 @@ def test_the_saved_model_is_the_trained_one(data, finished):
 
 
 def test_evaluation_before_is_that_of_the_start(finished):
-    before, after = (folder.read_json(finished / n) for n in (folder.BEFORE, folder.AFTER))
+    before, after = (durable.read_json(finished / n) for n in (folder.BEFORE, folder.AFTER))
     figures = before["tasks"]["pointing"], after["tasks"]["pointing"]
     assert figures[0]["samples"] == figures[1]["samples"] == 4
     assert figures[0]["answer_loss"] > figures[1]["answer_loss"]
@@ -167,7 +168,7 @@ def test_stopping_saves_and_continuing_gives_the_same_losses(data, finished, tmp
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 143
-    (saved,) = folder.checkpoints(output)
+    (saved,) = checkpoints.listed(output)
     stopped_at = int(saved.name.rpartition("-")[2])
     assert 1 <= stopped_at < STEPS
     assert f"Stopped by SIGTERM: saved in {saved}" in err
@@ -176,10 +177,10 @@ def test_stopping_saves_and_continuing_gives_the_same_losses(data, finished, tmp
     train(wanted)
     assert losses(output) == losses(finished)
     for name in (folder.RECORD, folder.AFTER):
-        ours, theirs = (folder.read_json(o / name) for o in (output, finished))
+        ours, theirs = (durable.read_json(o / name) for o in (output, finished))
         for key in ("supervision", "tasks"):
             assert ours.get(key) == theirs.get(key)
-    assert folder.read_json(output / folder.RECORD)["continued_from"] == str(saved)
+    assert durable.read_json(output / folder.RECORD)["continued_from"] == str(saved)
 
 
 def test_signals_outside_training_and_second_ones_stop_at_once():
@@ -218,7 +219,7 @@ def test_other_settings_or_never_do_not_touch_a_finished_run(data, finished):
 
 
 def test_continuing_from_a_named_checkpoint_may_change_settings(data, finished, tmp_path):
-    (checkpoint,) = folder.checkpoints(finished)
+    (checkpoint,) = checkpoints.listed(finished)
     changed = {"resume": str(checkpoint), "steps": STEPS + 1, "learning_rate": 1e-4}
     wanted = config(
         data, tmp_path, training=changed, data={"test": None}, objectives={"klal": None}
@@ -239,11 +240,11 @@ def test_lora_saves_an_adapter_leaves_vision_alone_and_continues(data, tmp_path)
     adapter = safe_open(tmp_path / folder.MODEL / "adapter_model.safetensors", "pt")
     assert any("q_proj" in name for name in adapter.keys())  # noqa: SIM118
     assert not any("visual" in name for name in adapter.keys())  # noqa: SIM118
-    record = folder.read_json(tmp_path / folder.RECORD)
+    record = durable.read_json(tmp_path / folder.RECORD)
     assert record["trained_parameters"] < record["parameters"] / 2
 
     again = tmp_path / "again"
-    training = {**training, "resume": str(folder.checkpoints(tmp_path)[0])}
+    training = {**training, "resume": str(checkpoints.listed(tmp_path)[0])}
     train(config(data, again, training=training, **changed))
     assert losses(again) == losses(tmp_path)[1:]
 
@@ -252,7 +253,7 @@ def test_autocast_checkpointing_and_worker_processes(data, tmp_path):
     training = {"steps": 1, "bf16": True, "workers": 1}
     model = {"gradient_checkpointing": True, "freeze_vision": True}
     train(config(data, tmp_path, model=model, training=training, data={"test": None}))
-    record = folder.read_json(tmp_path / folder.RECORD)
+    record = durable.read_json(tmp_path / folder.RECORD)
     assert record["supervision"]["samples"] == 4
     assert record["trained_parameters"] < record["parameters"]
 
@@ -269,7 +270,7 @@ def test_bad_samples_are_counted_or_stop_the_run(data, tmp_path, capsys):
     settings = {"steps": None, "epochs": 1}
     wanted = config(data, tmp_path / "run", data=changed, training=settings)
     train(wanted)
-    record = folder.read_json(tmp_path / "run" / folder.RECORD)
+    record = durable.read_json(tmp_path / "run" / folder.RECORD)
     assert record["steps"] == 3  # 10 samples in batches of 2, two batches a step
     for counted in record["bad_samples"].values():
         assert counted["count"] == 2

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import durable
 from trainer import run_folder as folder
 from trainer.config import Config, ConfigError, validate
 from trainer.prepare.maps.tasks import TASKS, stream
@@ -130,7 +131,7 @@ def draw(plan: Plan) -> None:
     for task in plan.tasks:
         target = plan.output / "data" / task
         if (target / MADE).exists():
-            if folder.read_json(target / MADE) != plan.drawn:
+            if durable.read_json(target / MADE) != plan.drawn:
                 raise ConfigError(f"{target} holds other drawings; choose another --output")
             continue
         (target / "images").mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ def draw(plan: Plan) -> None:
                         record = {**with_phrases(sample), "images": [name]}
                         lines.write(json.dumps(record) + "\n")
                         bar.update()
-        folder.write_json(target / MADE, plan.drawn)
+        durable.write_json(target / MADE, plan.drawn)
 
 
 def with_phrases(sample: dict) -> dict:
@@ -196,12 +197,12 @@ def make_models(plan: Plan) -> None:
         target = plan.output / "data" / f"model-{seed}"
         made = {"seed": seed, **{k: plan.drawn[k] for k in ("groundkern", "size", "difficulty")}}
         if (target / MADE).exists():
-            if folder.read_json(target / MADE) != made:
+            if durable.read_json(target / MADE) != made:
                 raise ConfigError(f"{target} was made for other settings; choose another --output")
             continue
         texts = texts or [*corpus(), *_texts(plan)]
         save_model(target, texts, seed=seed)
-        folder.write_json(target / MADE, made)
+        durable.write_json(target / MADE, made)
 
 
 def _texts(plan: Plan) -> list[str]:
@@ -260,16 +261,16 @@ def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:
     output = config.training.output
     settings = {"config": config.model_dump(mode="json"), "drawn": plan.drawn}
     if (output / RESULT).exists():
-        found = folder.read_json(output / RESULT)
+        found = durable.read_json(output / RESULT)
         if found["settings"] != settings:
             raise ConfigError(f"{output} holds a run of other settings; choose another --output")
         return found
     from trainer.train import train
 
     train(config, before=_before(plan, task, seed))
-    after = folder.read_json(output / folder.AFTER)
+    after = durable.read_json(output / folder.AFTER)
     (figures,) = after["tasks"].values()
-    record = folder.read_json(output / folder.RECORD)
+    record = durable.read_json(output / folder.RECORD)
     result = {
         "task": task,
         "method": method,
@@ -278,7 +279,7 @@ def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:
         "seconds": record["seconds"],
         "settings": settings,
     }
-    folder.write_json(output / RESULT, result)
+    durable.write_json(output / RESULT, result)
     for path in (*output.glob("checkpoint-*"), output / folder.MODEL):  # of 80 runs they add up
         shutil.rmtree(path, ignore_errors=True)
     return result
@@ -287,4 +288,4 @@ def run(plan: Plan, task: str, method: str, seed: int) -> dict[str, Any]:
 def _before(plan: Plan, task: str, seed: int) -> dict | None:
     """The untrained model's figures, from the plain run of the same task and seed."""
     path = plan.output / "runs" / task / "plain" / str(seed) / folder.BEFORE
-    return folder.read_json(path) if path.exists() else None
+    return durable.read_json(path) if path.exists() else None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from trainer import durable
 from trainer import run_folder as folder
 from trainer.config import ConfigError
 from trainer.evidence.runs import FIGURES, Plan, most_frequent
@@ -50,16 +52,17 @@ def write_tables(plan: Plan, results: Sequence[dict[str, Any]], command: str) ->
         The path of the Markdown table.
     """
     table = cells(results)
-    folder.write_json(plan.output / "evidence.json", list(results))
-    with (plan.output / "evidence.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "method", "metric", "mean", "spread", "seeds", "values"])
-        for cell in table:
-            values = " ".join(f"{value:.6g}" for value in cell.values)
-            row = (f"{cell.mean:.6g}", f"{cell.spread:.6g}", len(cell.values), values)
-            writer.writerow([cell.task, cell.method, cell.metric, *row])
+    durable.write_json(plan.output / "evidence.json", list(results))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["task", "method", "metric", "mean", "spread", "seeds", "values"])
+    for cell in table:
+        values = " ".join(f"{value:.6g}" for value in cell.values)
+        row = (f"{cell.mean:.6g}", f"{cell.spread:.6g}", len(cell.values), values)
+        writer.writerow([cell.task, cell.method, cell.metric, *row])
+    durable.write_text(plan.output / "evidence.csv", text.getvalue())
     path = plan.output / "evidence.md"
-    path.write_text(markdown(plan, table, command), encoding="utf-8")
+    durable.write_text(path, markdown(plan, table, command))
     return path
 
 

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks every line, shows some, and says where the page is."""
+    from trainer import durable
     from trainer.config import ConfigError
     from trainer.dataset import JsonLinesDataset
     from trainer.inspection.cards import card
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     output = arguments.output or arguments.data.with_suffix(".inspect.html")
-    output.write_text(page, encoding="utf-8", errors="replace")
+    durable.write_text(output, page, errors="replace")
     print(f"{len(dataset):,} samples, {len(dataset.bad):,} bad; {len(cards):,} shown: {output}")
     return 0
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.config import ConfigError, differences
+from trainer.durable import read_json, write_json
 from trainer.prepare.sources import Item
-from trainer.run_folder import read_json, write_json
 
 SAVE_EVERY = 2.0  # seconds between records
 

@@ -1,0 +1,292 @@
+"""Checkpoints that are whole or not there: saved aside, sealed with hashes, renamed, verified.
+
+A checkpoint is written under `saving/`, which is always disposable. Its record comes last and holds
+the size and sha256 of every other file; then everything is flushed and renamed to `checkpoint-N` in
+one step. Nothing older is removed before that. A checkpoint that does not agree with its record is
+never taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from trainer import durable
+from trainer.config import Config, ConfigError, differences
+from trainer.progress import progress
+from trainer.run_folder import METRICS, RECORD
+
+logger = logging.getLogger(__name__)
+
+SAVING, ABANDONED = "saving", "abandoned"
+# What may change when an interrupted run is continued: none of it changes the losses.
+FREE_TO_CHANGE = (
+    "training.resume",
+    "training.save_every",
+    "training.keep",
+    "training.workers",
+    "evaluation.",
+)
+_SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar
+
+
+@contextmanager
+def aside(output: Path, name: str) -> Iterator[Path]:
+    """A new folder that is flushed and becomes `output/name` if the block ends without an error.
+
+    Raises:
+        StorageError: it could not be written; what was at `output/name` is as it was.
+    """
+    partial = output / SAVING / name
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        durable.sync_tree(partial)
+        durable.replace_folder(partial, output / name)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        raise durable.cannot_write(output / name, error) from error
+
+
+def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter) -> None:
+    """Write the record of a checkpoint, the last of its files.
+
+    Args:
+        checkpoint: the folder, with everything else in it.
+        config: the run's settings.
+        train_digest: sha256 of the training file.
+        counts: supervision found and lost so far.
+    """
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(_threads()) as pool:
+        hashes = list(pool.map(durable.digest, files))
+    record = {
+        "config": config.model_dump(mode="json"),
+        "train_sha256": train_digest,
+        "supervision": dict(counts),
+        "files": {
+            path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": found}
+            for path, found in zip(files, hashes, strict=True)
+        },
+    }
+    durable.write_json(checkpoint / RECORD, {**record, "sha256": _own_digest(record)})
+
+
+def fault(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole, in words; None if every file is as it was saved."""
+    try:
+        record = durable.read_json(checkpoint / RECORD)
+    except FileNotFoundError:
+        return f"it has no {RECORD}"
+    except (OSError, ValueError) as error:
+        return f"{RECORD} cannot be read ({error})"
+    if not isinstance(record, dict) or "files" not in record:
+        return f"{RECORD} has no hashes of its files"
+    if record.pop("sha256", None) != _own_digest(record):
+        return f"{RECORD} was changed"
+    files = record["files"]
+    for name, saved in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != saved["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes of {saved['bytes']:,}"
+    return _changed(checkpoint, {name: saved["sha256"] for name, saved in files.items()})
+
+
+def _changed(checkpoint: Path, hashes: dict[str, str]) -> str | None:
+    """Which file no longer has its hash, in words."""
+    total = sum((checkpoint / name).stat().st_size for name in hashes)
+    with (
+        progress(
+            f"check {checkpoint.name}", total=total, unit="B", shown=total >= _SHOWN_FROM
+        ) as bar,
+        ThreadPoolExecutor(_threads()) as pool,
+    ):
+        try:
+            found = pool.map(lambda name: durable.digest(checkpoint / name, bar.update), hashes)
+            for name, now in zip(hashes, found, strict=True):
+                if now != hashes[name]:
+                    return f"{name} was changed"
+        except OSError as error:
+            return f"{error.filename} cannot be read ({error.strerror})"
+    return None
+
+
+def listed(output: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, whole or not."""
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output.glob("*"))
+    found = [(int(number[1]), path) for number, path in named if number and path.is_dir()]
+    return [path for _, path in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint has taken."""
+    return durable.read_json(checkpoint / "trainer_state.json")["global_step"]
+
+
+def read_counts(checkpoint: Path) -> Counter:
+    """Supervision found and lost until a checkpoint."""
+    return Counter(durable.read_json(checkpoint / RECORD)["supervision"])
+
+
+def find(config: Config) -> Path | None:
+    """The checkpoint that `training.resume` asks for, None for a fresh start.
+
+    Raises:
+        ConfigError: no such checkpoint, no whole one, one in the way of `never`, or one of other
+            settings.
+    """
+    output, resume = config.training.output, config.training.resume
+    found = listed(output)
+    if resume == "never":
+        if found:
+            raise ConfigError(
+                f"`training.resume`: never, but {output} holds checkpoints of an earlier run; "
+                "choose another training.output or remove them"
+            )
+        return None
+    if resume == "auto":
+        taken = _newest_whole(found, output)
+        if taken is not None:
+            _refuse_other_settings(taken, config)
+        return taken
+    named = Path(resume)
+    if not named.is_dir():
+        raise ConfigError(f"`training.resume`: expected auto, never or a checkpoint, got {resume}")
+    if reason := fault(named):
+        raise ConfigError(f"`training.resume`: expected a whole checkpoint, got {named}: {reason}")
+    return named
+
+
+def _newest_whole(found: list[Path], output: Path) -> Path | None:
+    for checkpoint in reversed(found):
+        reason = fault(checkpoint)
+        if reason is None:
+            return checkpoint
+        logger.warning("%s is damaged and is passed over: %s", checkpoint, reason)
+    if found:
+        raise ConfigError(
+            f"`training.resume`: auto, but no checkpoint in {output} is whole; choose another "
+            "training.output to start anew"
+        )
+    return None
+
+
+def _refuse_other_settings(checkpoint: Path, config: Config) -> None:
+    saved = Config.model_validate(
+        durable.read_json(checkpoint / RECORD)["config"]
+    )  # with new fields
+    old, new = (each.model_dump(mode="json") for each in (saved, config))
+    if changed := differences(old, new, ignore=FREE_TO_CHANGE):
+        raise _of_other(checkpoint, "; ".join(changed))
+
+
+def refuse_other_data(checkpoint: Path, config: Config, train_digest: str) -> None:
+    """Refuse to continue by itself on another training file; a named checkpoint may.
+
+    Raises:
+        ConfigError: the training file's content is not the checkpoint's.
+    """
+    saved = durable.read_json(checkpoint / RECORD)["train_sha256"]
+    if config.training.resume == "auto" and saved != train_digest:
+        raise _of_other(checkpoint, f"the contents of {config.data.train}")
+
+
+def _of_other(checkpoint: Path, changed: str) -> ConfigError:
+    return ConfigError(
+        f"{checkpoint} was trained with other settings ({changed}); choose another "
+        f"training.output, or continue from it with --training.resume {checkpoint}"
+    )
+
+
+def roll_back(output: Path, start: Path | None) -> Path | None:
+    """Move away what a run that starts from `start` leaves behind: it is of another line.
+
+    That is every checkpoint that is not `start` or older in the same folder, and the metrics with
+    them. They are never removed.
+
+    Args:
+        output: the run's folder.
+        start: the checkpoint it continues from; None: from the beginning.
+
+    Returns:
+        The folder they were moved to; None if there was nothing to move.
+
+    Raises:
+        StorageError: they could not be moved.
+    """
+    found, own = listed(output), start is not None and start.resolve().parent == output.resolve()
+    kept = [path for path in found if own and _number(path) <= _number(start)]
+    left = [path for path in found if path not in kept]
+    if not left and (own or start is None or not (output / METRICS).exists()):
+        return None
+    before = [int(path.name) for path in (output / ABANDONED).glob("*") if path.name.isdigit()]
+    target = output / ABANDONED / str(max(before, default=0) + 1)
+    try:
+        target.mkdir(parents=True)
+        durable.sync_folder(output)
+        durable.sync_folder(target.parent)
+        if (output / METRICS).exists():
+            durable.write_bytes(target / METRICS, (output / METRICS).read_bytes())
+        for path in reversed(left):  # the newest first: what is left is always a line of one run
+            durable.move(path, target / path.name)
+    except OSError as error:
+        raise durable.cannot_write(target, error) from error
+    return target
+
+
+def rotate(output: Path, keep: int, *, best: int | None = None) -> None:
+    """Remove the oldest checkpoints, when a newer one is whole.
+
+    Args:
+        output: the run's folder; its newest checkpoint was just saved.
+        keep: how many of the newest stay.
+        best: the step of one that stays besides.
+
+    Raises:
+        StorageError: one could not be removed.
+    """
+    old = [path for path in listed(output)[:-keep] if _number(path) != best]
+    saving = output / SAVING
+    for path in old:
+        gone = saving / f"removed-{path.name}"  # so that half of it is never taken for a checkpoint
+        try:
+            saving.mkdir(exist_ok=True)
+            durable.move(path, gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise durable.cannot_write(path, error) from error
+
+
+def clean(output: Path) -> None:
+    """Remove what an earlier process left half written. Only the holder of the lock may."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(output / SAVING)
+    for partial in output.glob(f"*{durable.PARTIAL}"):
+        partial.unlink()
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _own_digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(durable.finite(record), sort_keys=True).encode()).hexdigest()
+
+
+def _threads() -> int:
+    return min(8, os.cpu_count() or 1)

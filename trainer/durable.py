@@ -1,0 +1,180 @@
+"""Files and folders that are whole or absent, even after a crash: so a run writes all of them.
+
+A file is written aside under another name, flushed to the disk (`fsync`) and renamed; then the
+folder is flushed, since a rename is an entry of the folder. A reader sees the old one or the new
+one, never half of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"  # what a file is called until it is whole
+_BLOCK = 2**20
+
+
+class StorageError(Exception):
+    """The disk refused; the message is one sentence for the user."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, and its folder if that is missing.
+
+    Raises:
+        StorageError: the disk is full, say; what was at `path` is as it was.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """`write_bytes` of a text in UTF-8.
+
+    Args:
+        path, text: the file and what it will hold.
+        errors: as `str.encode` takes it.
+    """
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` of a value as strict JSON: a number that is not finite becomes null."""
+    write_text(
+        path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line by one write, and take a part of it back if the disk did not take it all.
+
+    The line is flushed by the next `sync_file`.
+
+    Raises:
+        StorageError: the file is as it was, or ends in a line without its end, which readers skip.
+    """
+    content = line.encode("utf-8") + b"\n"
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            try:
+                written = file.write(content)
+                while written < len(content):  # full, or a short write that another completes
+                    written += file.write(content[written:])
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), before)
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def finite(value: Any) -> Any:
+    """Nested plain values with None for every number that is not finite; JSON has none."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder, durably; nothing may be at `target`."""
+    os.rename(source, target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a flushed folder in the place of another, which is removed (or back, if that fails)."""
+    old = source.with_name(f"replaced-{source.name}")
+    there = target.exists()
+    if there:
+        os.rename(target, old)
+    try:
+        os.rename(source, target)
+    except OSError:
+        if there:
+            os.rename(old, target)
+        raise
+    sync_folder(target.parent)
+    sync_folder(source.parent)
+    if there:
+        shutil.rmtree(old)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk, if the file is there."""
+    if path.exists():
+        _sync(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the names in a folder to the disk."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        _sync(path)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below a folder, every name, and the folder itself."""
+    for path, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(path) / name)
+        sync_folder(Path(path))
+
+
+def digest(path: Path, told: Callable[[int], Any] | None = None) -> str:
+    """The sha256 of a file's content, in hex.
+
+    Args:
+        path: the file.
+        told: called with the bytes read since it was called last.
+    """
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+            if told is not None:
+                told(len(block))
+    return found.hexdigest()
+
+
+def cannot_write(path: Path, error: Exception) -> StorageError:
+    """The error to raise where something could not be written, with the room that is left."""
+    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    with suppress(OSError):
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        reason += f" ({shutil.disk_usage(there).free:,} bytes free)"
+    return StorageError(f"{path} cannot be written: {reason}")
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
