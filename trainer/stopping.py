@@ -1,4 +1,9 @@
-"""SIGTERM and Ctrl-C: during training finish the step and save; at any other time stop at once."""
+"""SIGTERM and Ctrl-C: during training finish the step and save; at any other time stop at once.
+
+A second signal ends the process on the spot. That loses nothing that is on disk, since files are
+whole or absent at any moment; an exception instead would be raised somewhere in a destructor or in
+a lock of other code, which drops it or prints a traceback.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +26,12 @@ class Stopped(Exception):
 class StopSignals(TrainerCallback):
     """Turns the first SIGTERM or SIGINT during training into "finish this step and save".
 
-    A signal outside training, or a second one, raises `Stopped` at once. One more while the program
-    unwinds from that ends it on the spot: it may hang in what it cleans up.
+    A signal outside training raises `Stopped`. A second one ends the process.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._training = self._unwinding = False
+        self._training = False
         self._process = os.getpid()
 
     @contextmanager
@@ -45,15 +49,16 @@ class StopSignals(TrainerCallback):
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if self._unwinding:
+        if self.number:
+            _say("Stopped at once: the same command continues from the newest checkpoint.")
             os._exit(128 + number)
-        if not self._training or self.number:
-            self._unwinding = True
-            raise Stopped(number)
         self.number = number
+        if not self._training:
+            raise Stopped(number)
+        _say("Stopping after this step, which is saved; once more stops at once, without that.")
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._training, self._unwinding = True, False
+        self._training = True
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.number:
@@ -62,3 +67,8 @@ class StopSignals(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._training = False
+
+
+def _say(sentence: str) -> None:
+    """Writes to stderr from a signal handler, where print might find its buffer in use."""
+    os.write(2, f"\n{sentence}\n".encode())

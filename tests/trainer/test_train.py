@@ -6,31 +6,27 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, TrainerControl
 
 from groundkern.hf import DvSft, GroundingCollator, Klal, Smam, attach, load_processor
-from tests.hf.tiny import tiny_qwen_model, tiny_qwen_processor
+from tests.trainer.tiny_run import STEPS, config, losses, make_data, run
 from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.collating import COUNTS, RobustCollator
-from trainer.config import Config, ConfigError, validate
+from trainer.config import Config, ConfigError
 from trainer.dataset import JsonLinesDataset
 from trainer.images import SampleError
 from trainer.stopping import Stopped, StopSignals
 from trainer.train import train
-
-ROOT = Path(__file__).parents[2]
-STEPS = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,57 +38,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def sample(folder: Path, i: int) -> dict:
-    """A red square on a 3 x 3 grid, with one word written beside it."""
-    row, column = divmod(i % 9, 3)
-    box = [28 * column, 28 * row, 28 * column + 28, 28 * row + 28]
-    image = Image.new("RGB", (84, 84), "white")
-    ImageDraw.Draw(image).rectangle(box, fill="red")
-    image.save(folder / f"{i}.png")
-    asked = [{"type": "image"}, {"type": "text", "text": "Where is the red patch?"}]
-    answer = f"row {row} column {column}"
-    return {
-        "task": "pointing",
-        "images": [f"{i}.png"],
-        "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ],
-        "regions": [{"text": answer, "box": box}],
-        "words": [{"text": "red", "box": [0, 0, 27, 27]}, {"text": "the", "box": [29, 0, 55, 27]}],
-    }
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    where = tmp_path_factory.mktemp("data")
-    samples = [sample(where, i) for i in range(13)]
-    for name, part in (("train", samples[:9]), ("test", samples[9:])):
-        (where / f"{name}.jsonl").write_text("".join(json.dumps(s) + "\n" for s in part))
-    tiny_qwen_model().save_pretrained(where / "model")
-    tiny_qwen_processor().save_pretrained(where / "model")
-    return where
-
-
-def config(where: Path, output: Path, **changed: dict) -> Config:
-    values = {
-        "model": {"path": str(where / "model")},
-        "data": {"train": str(where / "train.jsonl"), "test": str(where / "test.jsonl")},
-        "objectives": {"smam": {}, "dv_sft": {}, "klal": {}},
-        "training": {
-            "output": str(output),
-            "steps": STEPS,
-            "batch_size": 2,
-            "accumulation": 2,
-            "learning_rate": 1e-3,
-            "save_every": 100,
-            "log_every": 1,
-        },
-        "evaluation": {"heatmaps": 1},
-    }
-    for section, fields in changed.items():
-        values[section] = {**values.get(section, {}), **fields}
-    return validate(values, where=lambda loc: "test")
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +49,6 @@ def finished(data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("finished")
     train(config(data, output))
     return output
-
-
-def losses(output: Path) -> list[dict]:
-    timeless = ("samples_per_second", "steps")
-    rows = folder.read_metrics(output)
-    return [{k: v for k, v in row.items() if k not in timeless} for row in rows]
 
 
 def test_artifacts(data, finished):
@@ -148,13 +90,6 @@ def test_evaluation_before_is_that_of_the_start(finished):
     assert len(before["heat_maps"][0]["attention"]) == 9
 
 
-def run(words: list[str], **options) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "trainer", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
-
-
 def test_stopping_saves_and_continuing_gives_the_same_losses(data, finished, tmp_path):
     output = tmp_path / "run"
     settings = tmp_path / "config.json"  # JSON is YAML
@@ -183,13 +118,18 @@ def test_stopping_saves_and_continuing_gives_the_same_losses(data, finished, tmp
     assert durable.read_json(output / folder.RECORD)["continued_from"] == str(saved)
 
 
-def test_signals_outside_training_and_second_ones_stop_at_once():
+def test_signals_outside_training_and_second_ones_stop_at_once(monkeypatch, capfd):
     old = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     control = TrainerControl()
-    with StopSignals().installed() as stop:
+    with StopSignals().installed():
         with pytest.raises(Stopped) as stopped:
             signal.raise_signal(signal.SIGTERM)
         assert stopped.value.number == signal.SIGTERM
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGINT)
+        assert left.value.code == 128 + signal.SIGINT
+    with StopSignals().installed() as stop:
         stop.on_train_begin(None, None, control)
         stop.on_step_end(None, None, control)
         assert not control.should_training_stop
@@ -197,8 +137,10 @@ def test_signals_outside_training_and_second_ones_stop_at_once():
         stop.on_step_end(None, None, control)
         assert control.should_training_stop
         assert control.should_save
-        with pytest.raises(Stopped):
-            signal.raise_signal(signal.SIGINT)
+        assert "after this step, which is saved" in capfd.readouterr().err
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGTERM)
+        assert left.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is old
 
 
