@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from trainer import durable
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 SAVING, ABANDONED = "saving", "abandoned"
 # What may change when an interrupted run is continued: none of it changes the losses.
 FREE_TO_CHANGE = (
+    "training.output",
     "training.resume",
     "training.save_every",
     "training.keep",
@@ -89,14 +91,14 @@ def fault(checkpoint: Path) -> str | None:
     """Why a checkpoint is not whole, in words; None if every file is as it was saved."""
     try:
         record = durable.read_json(checkpoint / RECORD)
+        if not isinstance(record, dict) or "files" not in record:
+            return f"{RECORD} has no hashes of its files"
+        if record.pop("sha256", None) != _own_digest(record):
+            return f"{RECORD} was changed"
     except FileNotFoundError:
         return f"it has no {RECORD}"
-    except (OSError, ValueError) as error:
-        return f"{RECORD} cannot be read ({error})"
-    if not isinstance(record, dict) or "files" not in record:
-        return f"{RECORD} has no hashes of its files"
-    if record.pop("sha256", None) != _own_digest(record):
-        return f"{RECORD} was changed"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{RECORD} cannot be read ({type(error).__name__})"
     files = record["files"]
     for name, saved in files.items():
         path = checkpoint / name
@@ -187,9 +189,11 @@ def _newest_whole(found: list[Path], output: Path) -> Path | None:
 
 
 def _refuse_other_settings(checkpoint: Path, config: Config) -> None:
-    saved = Config.model_validate(
-        durable.read_json(checkpoint / RECORD)["config"]
-    )  # with new fields
+    try:  # fields added since have their defaults
+        saved = Config.model_validate(durable.read_json(checkpoint / RECORD)["config"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise _of_other(checkpoint, f"`{where}` of another version of groundkern") from None
     old, new = (each.model_dump(mode="json") for each in (saved, config))
     if changed := differences(old, new, ignore=FREE_TO_CHANGE):
         raise _of_other(checkpoint, "; ".join(changed))
@@ -244,6 +248,8 @@ def roll_back(output: Path, start: Path | None) -> Path | None:
             durable.write_bytes(target / METRICS, (output / METRICS).read_bytes())
         for path in reversed(left):  # the newest first: what is left is always a line of one run
             durable.move(path, target / path.name)
+        if not own:
+            durable.write_text(output / METRICS, "")
     except OSError as error:
         raise durable.cannot_write(target, error) from error
     return target

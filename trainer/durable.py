@@ -165,7 +165,7 @@ def digest(path: Path, told: Callable[[int], Any] | None = None) -> str:
 
 def cannot_write(path: Path, error: Exception) -> StorageError:
     """The error to raise where something could not be written, with the room that is left."""
-    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    reason = getattr(error, "strerror", None) or f"not all of it was written ({error})"
     with suppress(OSError):
         there = next(folder for folder in (path, *path.parents) if folder.exists())
         reason += f" ({shutil.disk_usage(there).free:,} bytes free)"

@@ -79,6 +79,7 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         start = state.global_step
+        state.compute_steps(args, state.max_steps)  # a checkpoint's are those of its own settings
         self._bar = progress("training", total=state.max_steps, unit="step", done=start)
         self._logged, self._since = start, time.monotonic()
 
@@ -101,5 +102,7 @@ class RunLog(TrainerCallback):
         self._bar.write(f"step {row['step']}  {losses}  lr {row['learning_rate']:.3g}  {rate}")
         self._logged, self._since = state.global_step, time.monotonic()
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self._bar.close()
+    def close(self) -> None:
+        """Ends the bar, however training ended."""
+        if self._bar is not None:
+            self._bar.close()

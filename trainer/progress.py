@@ -18,6 +18,13 @@ class _Lines(tqdm):
         self.fp.flush()
         return True
 
+    def close(self) -> None:
+        if not self.disable:
+            if self.last_print_t >= self.start_t + self.delay:  # it has said something before
+                self.display()
+            self.disable = True  # tqdm's own would add an empty line
+            self._decr_instances(self)
+
     def clear(self, nolock: bool = False) -> None:
         """There is nothing to clear."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,6 +20,8 @@ try:
     import fcntl
 except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None
+
+logger = logging.getLogger(__name__)
 
 METRICS, RECORD, REPORT, MODEL = "metrics.jsonl", "groundkern.json", "report.html", "model"
 LOCK = "run.lock"
@@ -35,25 +38,33 @@ def held(output: Path) -> Iterator[None]:
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = (output / LOCK).open("a+", encoding="utf-8")
+        lock = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ConfigError(f"`training.output`: {output}: {error.strerror}") from None
-    with lock:
-        try:  # a lock of the process: data workers, which outlive a killed one, do not have it
-            if fcntl is not None:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = " ".join(lock.read().split()) or "another process"
-            raise ConfigError(
-                f"`training.output`: expected a folder that no other run uses, got {output}, held "
-                f"by {holder}"
-            ) from None
-        lock.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        lock.flush()
+    try:
+        _claim(lock, output)
         yield
+    finally:
+        with suppress(OSError):
+            os.close(lock)
+
+
+def _claim(lock: int, output: Path) -> None:
+    """Lock an open file for this process, and say so in it."""
+    try:  # a lock of the process: data workers, which outlive a killed one, do not have it
+        if fcntl is not None:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+        raise ConfigError(
+            f"`training.output`: expected a folder that no other run uses, got {output}, held "
+            f"by {holder}"
+        ) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    with suppress(OSError):  # it is held all the same
+        os.truncate(lock, 0)
+        text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+        os.write(lock, text.encode())
 
 
 def read_metrics(output: Path) -> list[dict]:
@@ -61,8 +72,18 @@ def read_metrics(output: Path) -> list[dict]:
     path = output / METRICS
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines]
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        else:
+            logger.warning("%s:%d is no row of metrics and is left out", path, number)
+    return rows
 
 
 def loss_terms(rows: list[dict]) -> list[str]:

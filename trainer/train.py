@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class _Run:
     def __init__(self, config: Config, checkpoint: Path | None, stop: StopSignals):
         self.config, self.checkpoint, self.stop = config, checkpoint, stop
         self.output, self.started = config.training.output, time.monotonic()
+        self.log = RunLog(config)
         self.train_set = _data_set(config, config.data.train)
         if checkpoint is not None:
             checkpoints.refuse_other_data(checkpoint, config, self.train_set.digest)
@@ -89,7 +91,7 @@ class _Run:
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
             data_collator=self._collator(),
-            callbacks=[self.stop, RunLog(self.config)],
+            callbacks=[self.stop, self.log],
             config=self.config,
             train_digest=self.train_set.digest,
             counts=self.counts,
@@ -120,12 +122,13 @@ class _Run:
             print(f"What {self.output} held beyond it is now in {away}.")
 
     def _train(self, trainer: CountingTrainer) -> None:
-        if self.checkpoint is None:
-            trainer.train()
-        elif checkpoints.step_of(self.checkpoint) < trainer.args.max_steps:
-            trainer.train(resume_from_checkpoint=str(self.checkpoint))
-        else:  # the Trainer would train one more step
-            trainer._load_from_checkpoint(str(self.checkpoint))
+        with closing(self.log):
+            if self.checkpoint is None:
+                trainer.train()
+            elif checkpoints.step_of(self.checkpoint) < trainer.args.max_steps:
+                trainer.train(resume_from_checkpoint=str(self.checkpoint))
+            else:  # the Trainer would train one more step
+                trainer._load_from_checkpoint(str(self.checkpoint))
         if self.stop.number:
             raise Stopped(self.stop.number)
 
