@@ -66,6 +66,9 @@ class Data(Section):
         None, "tokens a sample may have; text is cut, never images"
     )
     max_pixels: Positive = setting(100_000_000, "pixels an image may have")
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.2, "share of the samples that may be bad, with skip, before the run stops"
+    )
 
 
 class Supervision(Section):
