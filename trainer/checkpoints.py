@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 SAVING, ABANDONED = "saving", "abandoned"
 # What may change when an interrupted run is continued: none of it changes the losses.
 FREE_TO_CHANGE = (
+    "data.max_bad_fraction",
     "training.output",
     "training.resume",
     "training.save_every",

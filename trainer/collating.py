@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import Any, Literal
 
 from groundkern.hf import GroundedExample, GroundingCollator
 from groundkern.hf.data.batch import without_rows
-from trainer.dataset import BadSample
+from trainer.bad_samples import BadSample, BadSamples
+from trainer.dataset import JsonLinesDataset
 from trainer.images import SampleError
 
 COUNTS = "counts"
-
-logger = logging.getLogger(__name__)
 
 
 class RobustCollator:
     """`GroundingCollator` for long runs: skips bad samples, and sends counts with each batch.
 
     A sample may pass every check of the data set and still not fit the model (its images alone
-    exceed `max_length`, say). With "skip" the batch goes without it; if nothing is left, an earlier
+    exceed `max_length`, say). With "skip" the batch goes without it; if nothing is left, another
     batch is used instead, with nothing to learn. With "stop" it raises.
 
-    A batch carries `COUNTS`: {"supervision": found and lost, "bad": samples left out}, so that the
-    numbers are right with worker processes and prefetching.
+    A batch carries `COUNTS`: {"supervision": found and lost, "bad": samples left out of it, by this
+    collator or by the data set}, so that the numbers are right with worker processes and
+    prefetching.
 
     Args:
         collator: does the work.
         on_bad_sample: "skip" or "stop".
+        dataset: where the samples come from; its `bad` is used, and one of its samples where a
+            process has no batch yet to use instead.
 
     Attributes:
         bad: the samples that this process left out.
 
     Raises:
-        SampleError: a bad sample, with "stop" or when no batch was good before.
+        SampleError: a bad sample, with "stop" or when no batch is good; too many bad ones.
     """
 
-    def __init__(self, collator: GroundingCollator, on_bad_sample: Literal["skip", "stop"]):
-        self.collator, self.on_bad_sample = collator, on_bad_sample
-        self.bad: list[BadSample] = []
+    def __init__(
+        self,
+        collator: GroundingCollator,
+        on_bad_sample: Literal["skip", "stop"],
+        dataset: JsonLinesDataset | None = None,
+    ):
+        self.collator, self.on_bad_sample, self.dataset = collator, on_bad_sample, dataset
+        self.bad = BadSamples() if dataset is None else dataset.bad
         self._good: dict[str, Any] | None = None
 
     def __call__(self, examples: list[GroundedExample]) -> dict[str, Any]:
@@ -55,24 +61,44 @@ class RobustCollator:
             self._good = batch
         after = self.collator.counts
         found = {name: n - before[name] for name, n in after.items() if n != before[name]}
+        bad += [late for late in self.bad.take() if late not in bad]
         return {**batch, COUNTS: {"supervision": found, "bad": bad}}
 
-    def _without_bad(self, examples: list[GroundedExample], counts: Counter) -> tuple[dict, list]:
+    def _without_bad(
+        self, examples: list[GroundedExample], counts: Counter
+    ) -> tuple[dict[str, Any], list[BadSample]]:
         good, bad = [], []
         for example in examples:
-            try:
-                self.collator([example])
+            if (found := self._problem(example)) is None:
                 good.append(example)
-            except ValueError as error:
-                if example.name not in str(error):
-                    raise
-                bad.append(BadSample(example.name, str(error)))
-                if bad[-1] not in self.bad:
-                    self.bad.append(bad[-1])
-                    logger.warning("bad sample skipped: %s", error)
+            else:
+                bad.append(found)
+                self.bad.add(found)
         self.collator.counts = Counter(counts)
         if good:
             return self.collator(good), bad
         if self._good is None:
-            raise SampleError(bad[0].reason)
+            self._good = self._another(bad[0])
+            self.collator.counts = Counter(counts)
         return without_rows(self._good), bad
+
+    def _another(self, bad: BadSample) -> dict[str, Any]:
+        """A batch of any sample of the data set that has none of its problems."""
+        for index in range(len(self.dataset or ())):
+            example = self.dataset[index]
+            if (found := self._problem(example)) is None:
+                return self.collator([example])
+            self.bad.add(found)
+        raise SampleError(f"{bad.where}: {bad.reason}")
+
+    def _problem(self, example: GroundedExample) -> BadSample | None:
+        """Why a sample cannot be used, None if it can."""
+        try:
+            self.collator([example])
+        except ValueError as error:
+            if example.name in str(error):
+                return BadSample(example.name, str(error).replace(f"{example.name}: ", "", 1))
+            if str(error).startswith("`"):  # a sentence for the user, which a worker would lose
+                raise SampleError(str(error)) from error
+            raise
+        return None

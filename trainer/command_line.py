@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from trainer.config import Config, ConfigError, Loc, unknown_field, validate
+from trainer.settings_file import parse_yaml, read_yaml
+from trainer.wording import cut, short
 
 _NULL = "default: null (undefined)"  # what pydantic-settings says of a section that is off
 SHORT_FLAGS = {"data.on_bad_sample": "on-bad-sample"}
@@ -66,33 +67,6 @@ class Places:
         return f"{self._path}:{self._lines[loc]}" if loc else str(self._path)
 
 
-def read_yaml(path: Path) -> tuple[dict, dict[Loc, int]]:
-    """The mapping in a YAML file, loaded safely, and the line of each of its fields by path.
-
-    Raises:
-        ConfigError: not readable, not YAML, or no mapping.
-    """
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        values = loader.construct_document(node) if node is not None else None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    return values, dict(_lines(node))
-
-
-def _lines(node: yaml.MappingNode, above: Loc = ()) -> Iterator[tuple[Loc, int]]:
-    for key, value in node.value:
-        loc = (*above, key.value)
-        yield loc, key.start_mark.line + 1
-        if isinstance(value, yaml.MappingNode):
-            yield from _lines(value, loc)
-
-
 def parse_flags(words: list[str]) -> dict[str, Any]:
     """The nested values of command line words; texts, which pydantic converts later.
 
@@ -104,7 +78,7 @@ def parse_flags(words: list[str]) -> dict[str, Any]:
         source(args=[_json(word) for word in words])
         return source()
     except SettingsError as error:  # not a list or a mapping
-        raise ConfigError(f"command line: {error}") from None
+        raise ConfigError(f"command line: {cut(str(error))}") from None
 
 
 def merged(values: dict, over: dict) -> dict:
@@ -144,7 +118,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
         name = (error.argument_name or "").removeprefix("--")
         raise ConfigError(f"command line: `{name}`: expected a value, got none") from None
     if rest and not rest[0].startswith("--"):
-        raise ConfigError(f"command line: expected --section.field, got {rest[0]!r}")
+        raise ConfigError(f"command line: expected --section.field, got {short(rest[0])}")
     if rest:
         raise ConfigError(f"command line: {unknown_field(rest[0][2:].partition('=')[0])}")
     for name, value in vars(found).items():
@@ -159,9 +133,9 @@ def _json(word: str) -> str:
     if not value.startswith(("[", "{")):
         return word
     try:
-        return f"{flag}{equals}{json.dumps(yaml.safe_load(value))}"
-    except (yaml.YAMLError, TypeError):
-        raise ConfigError(f"command line: expected a YAML value, got {value!r}") from None
+        return f"{flag}{equals}{json.dumps(parse_yaml(value, 'command line')[0])}"
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise ConfigError(f"command line: expected a YAML value, got {short(value)}") from None
 
 
 def add_look(commands: Any) -> argparse.ArgumentParser:

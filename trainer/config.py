@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern import hf
+from trainer.wording import VALUE, cut, short
 
 Loc = tuple[str | int, ...]  # a field's path from the root
 Positive = Annotated[int, Field(gt=0)]
@@ -23,6 +24,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 class ConfigError(Exception):
     """A setting that cannot be used; the message is one sentence for the user."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(message))
 
 
 class Section(BaseModel):
@@ -66,6 +70,9 @@ class Data(Section):
         None, "tokens a sample may have; text is cut, never images"
     )
     max_pixels: Positive = setting(100_000_000, "pixels an image may have")
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.2, "share of the samples that may be bad, with skip, before the run stops"
+    )
 
 
 class Supervision(Section):
@@ -219,11 +226,12 @@ def show(value: Any) -> str:
 def unknown_field(name: str) -> str:
     """The sentence about a name that is no field, with the closest one that is."""
     known = field_names()
+    name = name[:1000]  # comparing takes time that grows with its square
     same_end = [other for other in known if other.endswith("." + name.rpartition(".")[2])]
     cutoff = 0.0 if same_end else 0.5
     close = difflib.get_close_matches(name, same_end or known, n=1, cutoff=cutoff)
     hint = f"did you mean `{close[0]}`?" if close else "--help lists all fields"
-    return f"`{name}`: no such field; {hint}"
+    return f"`{cut(name, VALUE)}`: no such field; {hint}"
 
 
 def field_names() -> list[str]:
@@ -253,7 +261,7 @@ def _sentence(first: Any, problems: list) -> str:
             text = f"`{name}.{inner[1]}`: {inner[2]}" if inner else f"`{name}`: {said}"
         case _:
             wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
-            text = f"`{name}`: expected {wanted}, got {first['input']!r}"
+            text = f"`{name}`: expected {wanted}, got {short(first['input'])}"
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"
 
 

@@ -1,49 +1,48 @@
 """A JSON-lines file as a map-style data set: checked up front, images loaded late.
 
-In memory there are 16 bytes a sample (where its line starts, which line it is) and its task, since
-parsed samples of a large file would not fit into every worker process. So an item reads and parses
-its line again when it is asked for, which costs a small part of decoding its images.
+In memory there are 48 bytes a sample (`trainer.data_index`), since parsed samples of a large file
+would not fit into every worker process. So an item reads and parses its line again when it is asked
+for, which costs a small part of decoding its images; a line whose bytes are not those that were
+checked stops the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import sys
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from groundkern.hf.data.example import GroundedExample
-from trainer import durable
-from trainer.images import MAX_PIXELS, SampleError
-from trainer.sample import Sample, parse_sample
+from trainer import data_index
+from trainer.bad_samples import BadSample, BadSamples
+from trainer.data_index import COUNTS, Checked, Found, Index, Line, Rules, check_length
+from trainer.images import MAX_PIXELS, DataChanged, SampleError
+from trainer.progress import progress
+from trainer.sample import Sample
+
+__all__ = ["MAX_LINE", "BadSample", "JsonLinesDataset", "check_length", "read_lines"]
 
 logger = logging.getLogger(__name__)
 
 MAX_LINE = 16 * 2**20  # bytes
-SHOWN = 20  # bad samples that are logged one by one
+_BLOCK = 2**20
 
 
-@dataclass(frozen=True)
-class BadSample:
-    """A line that cannot be used: `file:line`, and why."""
-
-    where: str
-    reason: str
-
-
-def read_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[tuple[int, int, bytes]]:
+def read_lines(
+    path: Path, max_line: int = MAX_LINE, told: Callable[[bytes], Any] | None = None
+) -> Iterator[Line]:
     """The lines of a file that are not blank, with at most `max_line` bytes of one in memory.
 
     Args:
         path: the file.
         max_line: bytes of a line that are read; what is beyond is skipped.
+        told: called with all the bytes of the file, piece by piece.
 
     Yields:
         Number from 1, offset in bytes, and at most `max_line` + 1 bytes of the line.
@@ -52,32 +51,26 @@ def read_lines(path: Path, max_line: int = MAX_LINE) -> Iterator[tuple[int, int,
         number = offset = 0
         while line := file.readline(max_line + 1):
             number += 1
-            rest = line
+            rest, size = line, len(line)
+            if told is not None:
+                told(line)
             while not rest.endswith(b"\n") and (rest := file.readline(2**16)):
-                pass
+                size += len(rest)
+                if told is not None:
+                    told(rest)
             if line.strip():
                 yield number, offset, line
-            offset = file.tell()
-
-
-def check_length(line: bytes, where: str, max_line: int = MAX_LINE) -> None:
-    """Refuse a line that `read_lines` had to cut.
-
-    Raises:
-        SampleError: a line of more than `max_line` bytes.
-    """
-    if len(line) > max_line:
-        raise SampleError(f"{where}: expected a line of at most {max_line} bytes, got more")
+            offset += size
 
 
 class JsonLinesDataset(Dataset):
     """The usable samples of a JSON-lines file (docs/data-format.md), in the file's order.
 
     Items are `GroundedExample`. Building the data set reads every line and every image's header
-    once, under a progress bar. Pixels are decoded only in `dataset[i]`. An image that turns out to
-    be corrupt only then raises with "stop"; with "skip" it is reported, added to `bad`, and the
-    next sample that can be decoded replaces it, so that batches keep their size. (In a worker
-    process `bad` is the worker's own.)
+    once, under a progress bar, or what an earlier start kept of that. Pixels are decoded only in
+    `dataset[i]`. An image that turns out to be corrupt only then raises with "stop"; with "skip" it
+    is reported, added to `bad`, and the next sample that can be decoded replaces it, so that
+    batches keep their size. (In a worker process `bad` is the worker's own.)
 
     Args:
         path: JSON-lines file, UTF-8; blank lines are skipped.
@@ -85,13 +78,18 @@ class JsonLinesDataset(Dataset):
         on_bad_sample: "skip" reports bad samples and goes on, "stop" raises at the first.
         max_pixels: width x height that an image may have.
         max_line: bytes that a line may have; of a longer one only these are ever in memory.
+        max_bad_fraction: of all samples that may be bad, at the start and later.
+        cache: a folder that keeps what was found, for the next start; None: nothing is kept.
+        processes: that check the lines; None: by the size of the file and of the machine.
 
     Attributes:
         tasks: the task of each usable sample.
+        counts: by name of `data_index.COUNTS`, how many each usable sample has: [N] uint32.
+        digest: sha256 of the file's bytes as they were checked, in hex.
         bad: the samples left out.
 
     Raises:
-        SampleError: with "stop", the first bad sample.
+        SampleError: with "stop", the first bad sample; too many of them.
         OSError: the file cannot be read.
     """
 
@@ -103,24 +101,33 @@ class JsonLinesDataset(Dataset):
         on_bad_sample: Literal["skip", "stop"] = "skip",
         max_pixels: int = MAX_PIXELS,
         max_line: int = MAX_LINE,
+        max_bad_fraction: float = 1.0,
+        cache: Path | None = None,
+        processes: int | None = None,
     ) -> None:
         if on_bad_sample not in ("skip", "stop"):
             raise ValueError(f"`on_bad_sample`: expected skip or stop, got {on_bad_sample!r}")
         self.path = Path(path)
         self.root = Path(root) if root is not None else self.path.parent
         self.on_bad_sample, self.max_pixels, self.max_line = on_bad_sample, max_pixels, max_line
-        self.bad: list[BadSample] = []
-        self.tasks: list[str] = []
-        self._offsets, self._numbers = array("Q"), array("Q")
-        self._check()
+        self.bad = BadSamples(max_bad_fraction)
+        self._rules = Rules(self.path.name, self.root, max_pixels, max_line)
+        index = self._kept(cache, processes) if cache else None
+        if index is None:
+            index = self._checked(processes)
+            if cache:
+                data_index.keep(self._place(cache), index, self._rules.key())
+        self.digest, self._good = index.digest, index.good
+        self.tasks = [index.tasks[task] for task in index.good["task"]]
+        self.counts = {name: index.good[name] for name in COUNTS}
+        self.bad.total = len(self) + len(self.bad)
+        self.bad.take()
+        if self.bad:
+            logger.warning("%s: skipped %d of %d samples", self.path, len(self.bad), self.bad.total)
+        self.bad.check()
 
     def __len__(self) -> int:
-        return len(self._offsets)
-
-    @cached_property
-    def digest(self) -> str:
-        """The sha256 of the file, in hex."""
-        return durable.digest(self.path)
+        return len(self._good)
 
     def __getitem__(self, index: int) -> GroundedExample:
         if not -len(self) <= index < len(self):
@@ -128,52 +135,103 @@ class JsonLinesDataset(Dataset):
         for step in range(len(self)):
             try:
                 return self.sample((index + step) % len(self)).load()
+            except DataChanged:
+                raise
             except SampleError as error:
-                self._report(error)
+                found = error
+            self._report(found)
         raise SampleError(f"{self.path}: expected images that can be decoded, got none")
 
     def sample(self, index: int) -> Sample:
-        """The sample without its pixels."""
+        """The sample without its pixels.
+
+        Raises:
+            DataChanged: its line is not the one that was checked.
+            SampleError: an image is not what it was.
+        """
+        entry = self._good[index]
+        offset, number = int(entry["offset"]), int(entry["number"])
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                line = file.readline(self.max_line + 1)
+        except OSError as error:
+            raise DataChanged(
+                f"{self.path}: expected the file that was checked at the start, got an error: "
+                f"{error.strerror}"
+            ) from None
+        if data_index.line_hash(line) != int(entry["hash"]):
+            raise DataChanged(
+                f"{self.path.name}:{number}: expected the line that was checked at the start, got "
+                "another one; the file was written or replaced while it was in use"
+            )
+        return self._rules.parse(line, number)
+
+    def _place(self, cache: Path) -> Path:
+        return data_index.kept_at(cache, self.path)
+
+    def _checked(self, processes: int | None) -> Index:
+        """The index, from every line."""
+        digest, size = hashlib.sha256(), self.path.stat().st_size
+        lines = read_lines(self.path, self.max_line, digest.update)
+        checked = Checked(self._report)
+        with progress(f"check {self.path.name}", total=size, unit="B") as bar:
+            for found in self._collect(checked, lines, size, processes):
+                bar.update(min(found.reached, size) - bar.n)
+                bar.set_postfix(samples=checked.good, bad=len(self.bad), refresh=False)
+            bar.update(size - bar.n)
+        return checked.index(digest.hexdigest())
+
+    def _kept(self, cache: Path, processes: int | None) -> Index | None:
+        """The index that an earlier start kept of the same bytes, its bad lines checked again."""
+        place = self._place(cache)
+        if not place.exists():
+            return None
+        digest = self._digest()
+        index = data_index.kept(place, self._rules.key(), digest)
+        if index is None or not len(index.bad):
+            return index
+        again = Checked(self._report)
+        lines, count = self._lines(index.bad), len(index.bad)
+        size = self.path.stat().st_size * count // (count + len(index.good))
+        with progress(f"check {self.path.name} again", total=count, unit="sample") as bar:
+            for found in self._collect(again, lines, size, processes):
+                bar.update(found.lines)
+        if not again.good:
+            return index
+        index = data_index.joined(index, again.index(digest))
+        data_index.keep(place, index, self._rules.key())
+        return index
+
+    def _lines(self, places: np.ndarray) -> Iterator[Line]:
         with self.path.open("rb") as file:
-            file.seek(self._offsets[index])
-            return self._parse(file.readline(self.max_line + 1), self._numbers[index])
+            for number, offset in places.tolist():
+                file.seek(offset)
+                yield number, offset, file.readline(self.max_line + 1)
 
-    def _check(self) -> None:
-        with tqdm(
-            total=self.path.stat().st_size,
-            desc=f"check {self.path.name}",
-            unit="B",
-            unit_scale=True,
-            disable=None,  # unless on a terminal
-        ) as bar:
-            for number, offset, line in read_lines(self.path, self.max_line):
-                try:
-                    sample = self._parse(line, number)
-                except SampleError as error:
-                    self._report(error)
-                else:
-                    self._offsets.append(offset)
-                    self._numbers.append(number)
-                    self.tasks.append(sys.intern(sample.task))
-                bar.update(offset + len(line) - bar.n)
-                bar.set_postfix(samples=len(self), bad=len(self.bad), refresh=False)
-            bar.update(bar.total - bar.n)
-        if self.bad:
-            total = len(self) + len(self.bad)
-            logger.warning("%s: skipped %d of %d samples", self.path, len(self.bad), total)
+    def _digest(self) -> str:
+        found = hashlib.sha256()
+        total = self.path.stat().st_size
+        with (
+            progress(f"read {self.path.name}", total=total, unit="B") as bar,
+            self.path.open("rb", buffering=0) as file,
+        ):
+            while block := file.read(_BLOCK):
+                found.update(block)
+                bar.update(len(block))
+        return found.hexdigest()
 
-    def _parse(self, line: bytes, number: int) -> Sample:
-        where = f"{self.path.name}:{number}"
-        check_length(line, where, self.max_line)
-        return parse_sample(line, root=self.root, where=where, max_pixels=self.max_pixels)
+    def _collect(
+        self, checked: Checked, lines: Iterator[Line], size: int, processes: int | None
+    ) -> Iterator[Found]:
+        """Checks lines, adds what is found, and yields it."""
+        with closing(data_index.check_all(self._rules, lines, size, processes)) as parts:
+            for found in parts:
+                checked.add(found)
+                yield found
 
     def _report(self, error: SampleError) -> None:
         if self.on_bad_sample == "stop":
             raise error
         where, _, reason = str(error).partition(": ")
-        bad = BadSample(where, reason)
-        if bad in self.bad[-SHOWN:]:
-            return
-        self.bad.append(bad)
-        if len(self.bad) <= SHOWN:
-            logger.warning("bad sample skipped: %s", error)
+        self.bad.add(BadSample(where, reason))

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import time
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainer.wording import cut
+
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200  # image processors refuse longer strips
+PER_PIXEL = 12  # bytes that a pixel takes at most while it is decoded, as it is in most formats
+DECODERS = {"JPEG2000": 25, "WEBP": 17}  # take more; all measured with Pillow 13
+STRIP = 2**20  # pixels that are converted at a time
+SETTLED = 2 * 10**9  # nanoseconds after which a file's time says whether it was written again
 ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap width and height
 
 
 class SampleError(ValueError):
     """A sample that cannot be used: the message names its line, the field, what was wanted, what
-    came."""
+    came.
+
+    A DataLoader makes an error of a worker process anew, of a text that has the worker's traceback
+    before the message: the message alone is kept.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if message.startswith("Caught ") and "DataLoader worker process" in message:
+            message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
+        super().__init__(cut(message))
+
+
+class DataChanged(SampleError):
+    """The data file is not what was checked when the run started: never skipped."""
 
 
 def wrong(where: str, field: str, wanted: str, got: object) -> SampleError:
@@ -34,6 +57,8 @@ def confined(path: str, root: Path, *, where: str, field: str) -> Path:
     Raises:
         SampleError: absolute, leaves the root, or is no file.
     """
+    if plain := _plain_file(path, root):
+        return plain
     if not path or Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
         raise wrong(where, field, "a relative path inside the data root", repr(path))
     try:
@@ -48,6 +73,29 @@ def confined(path: str, root: Path, *, where: str, field: str) -> Path:
     return real
 
 
+def _plain_file(path: str, root: Path) -> Path | None:
+    """The real path of a file that is below the root and not behind a link, the usual case, with
+    as little work as that takes; None in all other cases, good or bad."""
+    parts = path.split("/")
+    if os.sep != "/" or "\0" in path or not {"", ".", ".."}.isdisjoint(parts):
+        return None
+    found = _real_root(os.path.abspath(root))
+    try:
+        for part in parts:
+            found = f"{found}/{part}"
+            mode = os.lstat(found).st_mode
+            if stat.S_ISLNK(mode):
+                return None
+    except (OSError, ValueError):
+        return None
+    return Path(found) if stat.S_ISREG(mode) else None
+
+
+@lru_cache(maxsize=16)
+def _real_root(root: str) -> str:
+    return os.path.realpath(root).removesuffix("/")
+
+
 def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: str) -> tuple:
     """Width and height in pixels after EXIF rotation, read from the header alone.
 
@@ -57,20 +105,49 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: s
         where, field: what starts the error message.
 
     Raises:
-        SampleError: not an image, more than `max_pixels`, or a strip 200 times as long as wide.
+        SampleError: not an image, more than `max_pixels` or than 12 bytes for each of these while
+            it is decoded, or a strip 200 times as long as wide.
     """
-    with _opened(path, where, field) as image:
-        width, height = image.size
-        # not PngImageFile's own getexif, which would decode the pixels
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height, turned, kind = _header(path, where, field)
     if width * height > max_pixels:
         raise wrong(
             where, field, f"at most {max_pixels} pixels", f"{width} x {height} in {path.name!r}"
         )
+    wanted, needed = PER_PIXEL * max_pixels, DECODERS.get(kind, PER_PIXEL) * width * height
+    if needed > wanted:
+        got = f"{needed} for the {kind} of {width} x {height} in {path.name!r}"
+        raise wrong(where, field, f"at most {wanted} bytes while it is decoded", got)
     if max(width, height) > MAX_ASPECT * min(width, height):
         wanted = f"a longer side of at most {MAX_ASPECT} times the shorter"
         raise wrong(where, field, wanted, f"{width} x {height} in {path.name!r}")
     return (height, width) if turned else (width, height)
+
+
+def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
+    """Width and height as stored, whether EXIF swaps them, and the format."""
+    try:
+        found = path.stat()
+    except OSError:
+        known = None
+    else:
+        known = (str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+        if time.time_ns() - found.st_mtime_ns < SETTLED:  # another write could leave the same time
+            known = None
+    if known in _headers:
+        return _headers[known]
+    with _opened(path, where, field) as image:
+        width, height = image.size
+        # not PngImageFile's own getexif, which would decode the pixels
+        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
+        found = width, height, turned, image.format
+    if known is not None:
+        if len(_headers) >= 1024:
+            _headers.clear()
+        _headers[known] = found
+    return found
+
+
+_headers: dict[tuple, tuple[int, int, bool, str]] = {}  # several samples often share an image
 
 
 def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Image.Image:
@@ -87,7 +164,8 @@ def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Im
     try:
         with _opened(path, where, field) as image:
             image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
     except SampleError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
@@ -113,13 +191,29 @@ def _opened(path: Path, where: str, field: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey comes as I;16 or I
-        pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"mode {image.mode} with values beyond 16 bits")
-        image = Image.fromarray((pixels >> 8).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
+    """8-bit RGB: the image itself, or a new one and no further copy of the whole."""
+    grey = image.mode.startswith("I")  # 16-bit grey comes as I;16 or I
+    if image.mode == "F":
+        raise ValueError("mode F with values beyond 16 bits")
+    if not grey and not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    width, height = image.size
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows)))
+        rgb.paste(_upper_bits(strip) if grey else _over_white(strip), (0, top))
+    return rgb
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"mode {image.mode} with values beyond 16 bits")
+    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     paper = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(paper, image).convert("RGB")

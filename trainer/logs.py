@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from groundkern.hf import GroundingTrainer
 from trainer import checkpoints, durable
+from trainer.bad_samples import BadSamples
 from trainer.collating import COUNTS
 from trainer.config import Config
-from trainer.dataset import BadSample
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
 
@@ -36,7 +36,7 @@ class CountingTrainer(GroundingTrainer):
         config: Config,
         train_digest: str,
         counts: Counter,
-        bad: list[BadSample],
+        bad: BadSamples,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -48,7 +48,7 @@ class CountingTrainer(GroundingTrainer):
         inputs = dict(inputs)
         counts = inputs.pop(COUNTS)
         self.counts.update(counts["supervision"])
-        self.bad.extend(bad for bad in counts["bad"] if bad not in self.bad)
+        self.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial) -> None:

@@ -8,6 +8,8 @@ coordinates in fractions of the EXIF-rotated image, and needs no further check.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word, message_text
 from trainer.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
+from trainer.wording import VALUE, cut, short
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Index = Annotated[int, Field(strict=True, ge=0)]
@@ -24,6 +27,7 @@ Size = tuple[int, int]
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
 PLACES = ("box", "points", "polygon", "polyline")
 SLACK = 1e-6  # of the image: a coordinate this far outside is a rounding error
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON in UTF-8 can spell one, half or whole
 
 
 class StrictModel(BaseModel):
@@ -144,7 +148,9 @@ def parse_sample(
     Raises:
         SampleError: one sentence: line, field, wanted, got.
     """
-    record = _validated(line if isinstance(line, dict) else decode_line(line, where), where)
+    value = line if isinstance(line, dict) else decode_line(line, where)
+    unicode = isinstance(line, bytes) and not _SURROGATE.search(line)
+    record = _validated(value, where, unicode=unicode)
     messages = [_chat_message(message) for message in record.messages]
     _check_messages(record, messages, where)
     images, sizes = [], []
@@ -201,7 +207,7 @@ class _Resolver:
 
     def word(self, word: WordRecord, field: str) -> Word:
         if not word.text.strip():
-            raise self._wrong(f"{field}.text", "a word", repr(word.text))
+            raise self._wrong(f"{field}.text", "a word", short(word.text))
         image = self._image(word, field)
         return Word(word.text, self._box(word.box, word, image, f"{field}.box"), image)
 
@@ -212,8 +218,8 @@ class _Resolver:
         text = self.texts[turn]
         at = text.find(phrase.subject, start, stop)
         if at < 0:
-            wanted = f"words of the phrase {text[start:stop]!r}"
-            raise self._wrong(f"{field}.subject", wanted, repr(phrase.subject))
+            wanted = f"words of the phrase {short(text[start:stop])}"
+            raise self._wrong(f"{field}.subject", wanted, short(phrase.subject))
         return Phrase(turn, start, stop, (at, at + len(phrase.subject)))
 
     def _span(self, span: SpanRecord, field: str) -> tuple[int, int, int]:
@@ -229,10 +235,12 @@ class _Resolver:
                 wanted = f"0 <= start < stop <= {len(answer)}, the answer's characters"
                 raise self._wrong(f"{field}.char_span", wanted, list(span.char_span))
         else:
-            start = self._find(span, answer, turn, field)
+            start = -1 if span.occurrence else answer.find(span.text)
+            if start < 0:
+                start = self._find(span, answer, turn, field)
             stop = start + len(span.text)
         if not answer[start:stop].strip():
-            wanted = f"a span of visible characters of {answer!r}"
+            wanted = f"a span of visible characters of {short(answer)}"
             raise self._wrong(field, wanted, f"{start}:{stop}")
         return turn, start, stop
 
@@ -240,7 +248,7 @@ class _Resolver:
         """Where the named occurrence of the span's text begins."""
         starts = [i for i in range(len(answer)) if answer.startswith(span.text, i)]
         if not starts:
-            wanted = f"text that occurs in message {turn}, {_short(answer)}"
+            wanted = f"text that occurs in message {turn}, {short(answer)}"
             raise self._wrong(f"{field}.text", wanted, repr(span.text))
         if span.occurrence >= len(starts):
             wanted = f"less than {len(starts)}, as often as {span.text!r} is in message {turn}"
@@ -271,6 +279,10 @@ class _Resolver:
         x0, y0, x1, y1 = box
         if place.order == "xywh":
             x1, y1 = x0 + x1, y0 + y1
+        width, height = self._whole(place.coord, image)
+        left, top, right, bottom = x0 / width, y0 / height, x1 / width, y1 / height
+        if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:  # nothing to clamp or to say
+            return left, top, right, bottom
         wanted = "positive width and height" if place.order == "xywh" else "x0 < x1, y0 < y1"
         if not (x0 < x1 and y0 < y1):
             raise self._wrong(field, wanted, list(box))
@@ -281,12 +293,18 @@ class _Resolver:
 
     def _points(self, points: list, coord: str, image: int, field: str, got=None) -> tuple:
         """The points as fractions of the image; `got` is what the error shows, if not `points`."""
-        width, height = {"pixel": self.sizes[image], "per_mille": (1000, 1000)}.get(coord, (1, 1))
+        width, height = self._whole(coord, image)
         fractions = [(x / width, y / height) for x, y in points]
         if any(not -SLACK <= value <= 1 + SLACK for point in fractions for value in point):
             wanted = f"{coord} coordinates within image {image}, {width} x {height}"
             raise self._wrong(field, wanted, list(got or points))
         return tuple((min(1.0, max(0.0, x)), min(1.0, max(0.0, y))) for x, y in fractions)
+
+    def _whole(self, coord: str, image: int) -> Size:
+        """Width and height of an image in a kind of coordinates."""
+        if coord == "pixel":
+            return self.sizes[image]
+        return (1000, 1000) if coord == "per_mille" else (1, 1)
 
     def _wrong(self, field: str, wanted: str, got: object) -> SampleError:
         return wrong(self.where, field, wanted, got)
@@ -300,25 +318,40 @@ def decode_line(line: str | bytes, where: str) -> dict[str, Any]:
         where: what starts an error message.
 
     Raises:
-        SampleError: not UTF-8, not JSON, not an object.
+        SampleError: not UTF-8, not JSON, not an object, or a name twice in one object.
     """
+    twice: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice.append(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        return made
+
+    text = line
     try:
-        value = json.loads(line.decode("utf-8-sig") if isinstance(line, bytes) else line)
+        if isinstance(line, bytes):
+            text = line.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=once)
     except UnicodeDecodeError as error:
         got = f"{error.reason} at byte {error.start}"
         raise SampleError(f"{where}: expected UTF-8 text, got {got}") from None
     except (ValueError, RecursionError) as error:
         raise SampleError(f"{where}: expected a JSON object, got invalid JSON ({error})") from None
+    if twice:
+        raise wrong(where, cut(twice[0], VALUE), "a name once in an object", "it twice")
     if not isinstance(value, dict):
-        raise SampleError(f"{where}: expected a JSON object, got {_short(value)}")
+        raise SampleError(f"{where}: expected a JSON object, got {short(value)}")
     return value
 
 
-def _validated(value: dict[str, Any], where: str) -> SampleRecord:
+def _validated(value: dict[str, Any], where: str, *, unicode: bool) -> SampleRecord:
+    """The record of a value; `unicode` says that no text in it can have half a surrogate pair."""
     if "videos" in value:
         raise wrong(where, "videos", "images and text only", "videos, which are not supported yet")
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+        if not unicode:
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
         return SampleRecord.model_validate(value)
     except UnicodeEncodeError:
         raise SampleError(f"{where}: expected Unicode text, got half a surrogate pair") from None
@@ -327,8 +360,8 @@ def _validated(value: dict[str, Any], where: str) -> SampleRecord:
     field = ""
     for part in problem["loc"]:
         if part not in ("str", "list[PartRecord]"):  # the alternatives of `content`
-            field += f"[{part}]" if isinstance(part, int) else f".{part}"
-    got = _short(problem["input"])
+            field += f"[{part}]" if isinstance(part, int) else f".{cut(part, VALUE)}"
+    got = short(problem["input"])
     match problem["type"]:
         case "missing":
             wanted, got = "a value", "nothing"
@@ -374,8 +407,3 @@ def _chat_message(message: MessageRecord) -> dict[str, Any]:
         for part in message.content
     ]
     return {"role": message.role, "content": parts}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

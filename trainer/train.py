@@ -26,6 +26,7 @@ from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
+from trainer.supervised import SupervisionWatch, check_supervision
 
 
 def train(config: Config, *, before: dict | None = None) -> Path:
@@ -69,6 +70,7 @@ class _Run:
         self.test_set = _data_set(config, config.data.test) if config.data.test else None
         self.model, self.processor = load_model(config)
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
+        check_supervision(config, self.train_set, self._collator(self.train_set))
 
     def finish(self, before: dict | None) -> Path:
         """Evaluates, trains, saves, evaluates again and reports."""
@@ -90,8 +92,12 @@ class _Run:
             model=self.model,
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
-            data_collator=self._collator(),
-            callbacks=[self.stop, self.log],
+            data_collator=self._collator(self.train_set),
+            callbacks=[
+                self.stop,
+                self.log,
+                SupervisionWatch(self.config, self.train_set, self.counts),
+            ],
             config=self.config,
             train_digest=self.train_set.digest,
             counts=self.counts,
@@ -100,7 +106,7 @@ class _Run:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _collator(self, **options: Any) -> RobustCollator:
+    def _collator(self, samples: JsonLinesDataset, **options: Any) -> RobustCollator:
         settings, data = self.config.supervision.model_dump() | options, self.config.data
         collator = GroundingCollator(
             self.processor,
@@ -109,7 +115,7 @@ class _Run:
             lens=self.config.objectives.logit_lens is not None,
             **settings,
         )
-        return RobustCollator(collator, data.on_bad_sample)
+        return RobustCollator(collator, data.on_bad_sample, samples)
 
     def _begin(self) -> None:
         """Puts away what is of another line than the steps to come."""
@@ -144,7 +150,11 @@ class _Run:
         tasks = self.test_set.tasks
         # every run is measured against the same target map, whatever map it was trained towards
         collator = self._collator(
-            map_kind="neighbours", map_levels=TARGET_LEVELS, map_rows="last", empty_region="skip"
+            self.test_set,
+            map_kind="neighbours",
+            map_levels=TARGET_LEVELS,
+            map_rows="last",
+            empty_region="skip",
         )
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         figures = evaluate(
@@ -159,7 +169,6 @@ class _Run:
         )
         shown = pick(tasks, settings.heatmaps) if settings.heatmaps else {}
         maps = heat_maps(self.model, self.processor, collator, shown, self.test_set, bf16=bf16)
-        self.test_set.bad.extend(bad for bad in collator.bad if bad not in self.test_set.bad)
         return {"tasks": figures, "heat_maps": maps}
 
     def _record(self) -> dict[str, Any]:
@@ -200,6 +209,8 @@ def _data_set(config: Config, path: Path) -> JsonLinesDataset:
         root=data.root or path.parent,
         on_bad_sample=data.on_bad_sample,
         max_pixels=data.max_pixels,
+        max_bad_fraction=data.max_bad_fraction,
+        cache=config.training.output,
     )
     if len(found) == 0:
         raise SampleError(f"{path}: no usable sample among {len(found.bad)}")

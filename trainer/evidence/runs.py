@@ -178,8 +178,9 @@ def most_frequent(plan: Plan, task: str) -> float:
     """The share of held-out answers that always saying the most frequent one gets right."""
     answers = Counter()
     path = plan.output / "data" / task / "test.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        answers[json.loads(line)["messages"][-1]["content"]] += 1
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            answers[json.loads(line)["messages"][-1]["content"]] += 1
     return max(answers.values()) / answers.total()
 
 

@@ -1,0 +1,78 @@
+"""The samples that a run goes without: each once, told once, and up to a share of all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch.utils.data import get_worker_info
+
+from trainer.images import SampleError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 20  # bad samples that are logged one by one
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that cannot be used: `file:line`, and why."""
+
+    where: str
+    reason: str
+
+
+class BadSamples(list):
+    """`BadSample`s in the order in which they were found, none twice.
+
+    A worker process of a DataLoader has its own, says nothing, and sends what it found with its
+    batches (`take`); the main process adds that to its own and tells the user.
+
+    Args:
+        max_fraction: of all samples that may be bad.
+
+    Attributes:
+        total: samples of the file, good and bad; 0 until that is known, and nothing is too many.
+    """
+
+    def __init__(self, max_fraction: float = 1.0) -> None:
+        super().__init__()
+        self.max_fraction, self.total = max_fraction, 0
+        self._known: set[str] = set()
+        self._news: list[BadSample] = []
+
+    def add(self, bad: BadSample) -> None:
+        """Add one that is not known yet.
+
+        Raises:
+            SampleError: these are too many.
+        """
+        if bad.where in self._known:
+            return
+        self._known.add(bad.where)
+        self.append(bad)
+        self._news.append(bad)
+        if len(self) <= SHOWN and get_worker_info() is None:
+            logger.warning("bad sample skipped: %s: %s", bad.where, bad.reason)
+        self.check()
+
+    def add_all(self, found: Iterable[BadSample]) -> None:
+        """Add several."""
+        for bad in found:
+            self.add(bad)
+
+    def take(self) -> list[BadSample]:
+        """Those added since this was called last."""
+        news, self._news = self._news, []
+        return news
+
+    def check(self) -> None:
+        """Raise `SampleError` if there are more than `max_fraction` allows."""
+        if self.total and len(self) > self.max_fraction * self.total:
+            first = self[0]
+            raise SampleError(
+                f"{first.where.partition(':')[0]}: expected at most {self.max_fraction:g} of the "
+                f"samples to be bad (`data.max_bad_fraction`), got {len(self):,} of "
+                f"{self.total:,}; the first: {first.where}: {first.reason}"
+            )

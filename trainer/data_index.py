@@ -1,0 +1,331 @@
+"""The index of a JSON-lines file: where its samples are, what they carry, which lines are bad.
+
+It is made by parsing every line and reading every image's header, in several processes, and kept in
+a file that a later start reads instead. What a kept index says of a sample is true as long as the
+data file has the same bytes and the rules of the format are the same; both are part of its key. A
+line that was bad is checked again, since an image may have been repaired. A line that was good is
+checked again when it is loaded, as every line is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pydantic
+
+from groundkern.hf.data import example
+from groundkern.hf.data.example import message_text
+from trainer import durable, images, sample
+from trainer.images import SampleError
+from trainer.sample import Sample, parse_sample
+
+logger = logging.getLogger(__name__)
+
+COUNTS = ("regions", "words", "phrases", "answers", "answers_empty")
+ENTRY = np.dtype(
+    [("offset", "<u8"), ("number", "<u8"), ("hash", "<u8"), ("task", "<u4")]
+    + [(name, "<u4") for name in COUNTS]
+)  # one sample: where its line starts, which line, its bytes' hash, which task, how many of each
+LINES, BYTES = 256, 2**20  # of the data file that a process checks at a time
+SMALL = 4 * 2**20  # bytes of a file that is checked without further processes
+AHEAD = 4  # batches waiting for each process
+_MAGIC = b"groundkern index 1\n"
+
+Line = tuple[int, int, bytes]  # number from 1, offset in bytes, content
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides, beside its bytes, whether a line is good.
+
+    Args:
+        name: the data file's, which starts every message.
+        root: the folder of the images.
+        max_pixels, max_line: limits of an image and of a line.
+    """
+
+    name: str
+    root: Path
+    max_pixels: int
+    max_line: int
+
+    def parse(self, line: bytes, number: int) -> Sample:
+        """The sample of a line.
+
+        Raises:
+            SampleError: a bad one.
+        """
+        where = f"{self.name}:{number}"
+        check_length(line, where, self.max_line)
+        return parse_sample(line, root=self.root, where=where, max_pixels=self.max_pixels)
+
+    def key(self) -> dict[str, Any]:
+        """Plain values that differ where a verdict could; the code of the format counts as one."""
+        code = hashlib.sha256()
+        for module in (sample, images, example):
+            code.update(Path(module.__file__).read_bytes())
+        return {
+            "root": os.path.realpath(self.root),
+            "max_pixels": self.max_pixels,
+            "max_line": self.max_line,
+            "format": code.hexdigest(),
+            "pillow": PIL.__version__,
+            "pydantic": pydantic.VERSION,
+        }
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of a data file.
+
+    Args:
+        digest: sha256 of the file, in hex.
+        good: [N] of `ENTRY`, in the order of the file.
+        tasks: the names that `good["task"]` counts.
+        bad: int64 [M, 2], number and offset of each line that is not good.
+    """
+
+    digest: str
+    good: np.ndarray
+    tasks: list[str]
+    bad: np.ndarray
+
+
+def joined(index: Index, again: Index) -> Index:
+    """An index with the verdicts of `again` on all of its bad lines."""
+    tasks = {task: i for i, task in enumerate(index.tasks)}
+    for task in again.tasks:
+        tasks.setdefault(task, len(tasks))
+    found = again.good.copy()
+    found["task"] = np.array([tasks[task] for task in again.tasks])[found["task"]]
+    good = np.concatenate([index.good, found])
+    return Index(index.digest, good[np.argsort(good["number"])], list(tasks), again.bad)
+
+
+def check_length(line: bytes, where: str, max_line: int) -> None:
+    """Refuse a line that had to be cut when it was read.
+
+    Raises:
+        SampleError: a line of more than `max_line` bytes.
+    """
+    if len(line) > max_line:
+        raise SampleError(f"{where}: expected a line of at most {max_line} bytes, got more")
+
+
+def line_hash(line: bytes) -> int:
+    """64 bits of a hash of a line without its end."""
+    return int.from_bytes(hashlib.blake2b(line.rstrip(b"\r\n"), digest_size=8).digest(), "little")
+
+
+class Checked:
+    """Collects verdicts on lines into an `Index`, in the order in which they come.
+
+    Args:
+        bad: called with each error.
+    """
+
+    def __init__(self, bad: Callable[[SampleError], Any]) -> None:
+        self._bad = bad
+        self._good: list[bytes] = []
+        self._tasks: dict[str, int] = {}
+        self._places: list[tuple[int, int]] = []
+        self.good = 0
+
+    def add(self, found: Found) -> None:
+        """Add what a process found in a batch of lines."""
+        for number, offset, reason in found.bad:
+            self._places.append((number, offset))
+            self._bad(SampleError(reason))
+        entries = np.frombuffer(found.good, ENTRY).copy()
+        for task in found.tasks:
+            self._tasks.setdefault(task, len(self._tasks))
+        numbers = np.array([self._tasks[task] for task in found.tasks], ENTRY["task"])
+        entries["task"] = numbers[entries["task"]] if len(entries) else 0
+        self._good.append(entries.tobytes())
+        self.good += len(entries)
+
+    def index(self, digest: str) -> Index:
+        """The index of all that was added."""
+        good = np.frombuffer(b"".join(self._good), ENTRY)
+        bad = np.array(self._places, np.int64).reshape(-1, 2)
+        return Index(digest, good, list(self._tasks), bad)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a process found in a batch of lines.
+
+    Args:
+        lines: how many.
+        reached: the offset behind the last one.
+        good: entries of the good ones, as bytes.
+        tasks: the names that their `task` counts.
+        bad: number, offset and reason of the others.
+    """
+
+    lines: int
+    reached: int
+    good: bytes
+    tasks: list[str]
+    bad: list[tuple[int, int, str]]
+
+
+def check_lines(rules: Rules, lines: list[Line]) -> Found:
+    """The verdicts on some lines."""
+    good, tasks, bad = [], {}, []
+    for number, offset, line in lines:
+        try:
+            made = rules.parse(line, number)
+        except SampleError as error:
+            bad.append((number, offset, str(error)))
+            continue
+        answers = [message_text(m) for m in made.messages if m["role"] == "assistant"]
+        empty = sum(not answer.strip() for answer in answers)
+        task = tasks.setdefault(made.task, len(tasks))
+        counts = (len(made.regions), len(made.words), len(made.phrases), len(answers), empty)
+        good.append((offset, number, line_hash(line), task, *counts))
+    reached = lines[-1][1] + len(lines[-1][2])
+    return Found(len(lines), reached, np.array(good, ENTRY).tobytes(), list(tasks), bad)
+
+
+def check_all(
+    rules: Rules, lines: Iterable[Line], size: int, processes: int | None = None
+) -> Iterator[Found]:
+    """The verdicts on many lines, batch by batch in their order; by several processes if many.
+
+    Args:
+        rules: of the format.
+        lines: number, offset and content of each.
+        size: bytes of all of them, roughly.
+        processes: to use; None: by `size` and the cores of this machine.
+
+    Yields:
+        What was found.
+
+    Raises:
+        SampleError: a process was killed.
+    """
+    if processes is None:
+        processes = min(_cores(), size // SMALL + 1) if _forks() else 1
+    if processes <= 1 or size <= SMALL:
+        yield from (check_lines(rules, batch) for batch in _batches(lines))
+        return
+    pool = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("fork"), _begin_process, (rules,)
+    )
+    waiting: deque = deque()
+    try:
+        for batch in _batches(lines):
+            waiting.append(pool.submit(_in_process, batch))
+            if len(waiting) >= AHEAD * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise SampleError(
+            f"{rules.name}: a process that checks it was killed (out of memory?)"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    batch, size = [], 0
+    for line in lines:
+        batch.append(line)
+        size += len(line[2])
+        if len(batch) >= LINES or size >= BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _forks() -> bool:
+    """Whether a process costs little here: one that does not fork imports everything anew."""
+    return "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+
+
+_rules: Rules | None = None
+
+
+def _begin_process(rules: Rules) -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    global _rules
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _rules = rules
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _in_process(batch: list[Line]) -> Found:
+    return check_lines(_rules, batch)
+
+
+def kept_at(folder: Path, path: Path) -> Path:
+    """Where the index of a data file is kept in a folder."""
+    place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:12]
+    return folder / "index" / f"{path.name[:80]}-{place}.index"
+
+
+def keep(file: Path, index: Index, key: dict[str, Any]) -> None:
+    """Write an index; a disk that refuses costs a sentence and, next time, another check."""
+    good, bad = index.good.tobytes(), index.bad.astype("<i8").tobytes()
+    head = {"key": key, "digest": index.digest, "tasks": index.tasks}
+    head |= {"good": len(index.good), "bad": len(index.bad)}
+    body = json.dumps(head).encode() + b"\n" + good + bad
+    try:
+        durable.write_bytes(file, _MAGIC + hashlib.sha256(body).digest() + body)
+    except durable.StorageError as error:
+        logger.warning("%s (the data will be checked again at the next start)", error)
+
+
+def kept(file: Path, key: dict[str, Any], digest: str) -> Index | None:
+    """A kept index; None if there is none for this key and this digest, or a damaged one."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("%s cannot be read (%s): the data is checked again", file, error.strerror)
+        return None
+    start = len(_MAGIC) + 32
+    body = memoryview(content)[start:]
+    if content[:start] != _MAGIC + hashlib.sha256(body).digest():
+        logger.warning("%s is damaged: the data is checked again", file)
+        return None
+    end = content.index(b"\n", start) + 1
+    head = json.loads(content[start:end])
+    if head["key"] != key or head["digest"] != digest:
+        return None
+    good = np.frombuffer(content, ENTRY, head["good"], end)
+    bad = np.frombuffer(content, "<i8", 2 * head["bad"], end + good.nbytes)
+    return Index(digest, good, head["tasks"], bad.reshape(-1, 2))

@@ -1,0 +1,188 @@
+"""Whether there is anything to learn: of the answers, and for each objective that is on.
+
+A loss without rows is 0, and a run of zeros looks like a good one. So the training file is asked at
+the start, from the counts of its index and by a look at a few samples as the model will see them,
+and the batches are asked while the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import TrainerCallback
+
+from trainer.collating import RobustCollator
+from trainer.config import Config, ConfigError
+from trainer.dataset import JsonLinesDataset
+from trainer.images import SampleError
+
+logger = logging.getLogger(__name__)
+
+NEEDS = {
+    "smam": ("regions", "side_rows"),
+    "klal": ("regions", "map_rows"),
+    "margins": ("regions", "map_rows"),
+    "logit_lens": ("regions", "lens_rows"),
+    "dv_sft": ("words", "word_rows"),
+    "hist": ("phrases", "phrase_rows"),
+}
+"""What a sample must carry for an objective, and the collator's count of what comes of it."""
+
+LOOKS = 32  # samples that are collated at the start
+SECONDS = 10.0  # that this may take
+PATIENCE = 10_000  # samples without one trained token after which a run stops
+
+
+def check_supervision(
+    config: Config, dataset: JsonLinesDataset, collator: RobustCollator, *, looks: int = LOOKS
+) -> None:
+    """Refuse a run that has nothing to learn, warn of one that has less than it may seem.
+
+    Args:
+        config: the run's settings.
+        dataset: the training samples.
+        collator: makes their batches; what it counts is not to be used any further.
+        looks: samples to collate, evenly spaced over the file.
+
+    Raises:
+        ConfigError: an objective is on and no sample has what it needs; `max_length` cuts all.
+        SampleError: every answer is empty.
+    """
+    on = [name for name in NEEDS if getattr(config.objectives, name) is not None]
+    _check_file(on, dataset)
+    _check_looks(on, config, dataset, collator, looks)
+
+
+def _check_file(on: Sequence[str], dataset: JsonLinesDataset) -> None:
+    """What the index counted in the whole file."""
+    name, total = dataset.path.name, len(dataset)
+    answers, empty = (int(dataset.counts[key].sum()) for key in ("answers", "answers_empty"))
+    if empty == answers:
+        raise SampleError(f"{name}: expected answers to train on, got {empty:,} that are all empty")
+    if empty:
+        logger.warning(
+            "%s: %s of %s answers are empty: only their end of turn is trained",
+            name,
+            f"{empty:,}",
+            f"{answers:,}",
+        )
+    for field in dict.fromkeys(NEEDS[each][0] for each in on):
+        served = [each for each in on if NEEDS[each][0] == field]
+        having = int(np.count_nonzero(dataset.counts[field]))
+        if not having:
+            raise ConfigError(
+                f"`objectives.{served[0]}`: expected samples with {field} in {name}, got none "
+                f"among {total:,}"
+            )
+        if having < total:
+            logger.warning(
+                "%s: %s of %s samples have %s: the others teach nothing to %s",
+                name,
+                f"{having:,}",
+                f"{total:,}",
+                field,
+                ", ".join(served),
+            )
+
+
+def _check_looks(
+    on: Sequence[str],
+    config: Config,
+    dataset: JsonLinesDataset,
+    collator: RobustCollator,
+    looks: int,
+) -> None:
+    """What comes of some samples when they are collated: certain if these are all."""
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(looks, len(dataset))).round())
+    until, seen = time.monotonic() + SECONDS, []
+    for index in chosen.astype(int).tolist():
+        if time.monotonic() > until:
+            break
+        example = dataset[index]
+        try:
+            collator.collator([example])
+        except ValueError:  # it will be reported, or stop the run, when its turn comes
+            continue
+        seen.append(index)
+    if not seen:
+        return
+    found, certain = collator.collator.counts, len(seen) == len(dataset)
+    of = f"all {len(seen):,} samples" if certain else f"{len(seen):,} of {len(dataset):,} samples"
+    if not found["text_rows"]:
+        _say(_nothing_left(config, found, of), certain=certain)
+    elif found["answers_truncated"]:
+        logger.warning(
+            "`data.max_length`: %s leaves nothing of %s of %s answers of %s",
+            config.data.max_length,
+            f"{found['answers_truncated']:,}",
+            f"{found['answers']:,}",
+            of,
+        )
+    for name in on:
+        field, rows = NEEDS[name]
+        if not found[rows] and dataset.counts[field][seen].any():
+            _say(
+                f"`objectives.{name}`: expected {field} that can be used, got none of {of}"
+                f"{_lost(found, field)}",
+                certain=certain,
+            )
+
+
+def _say(sentence: str, *, certain: bool) -> None:
+    if certain:
+        raise ConfigError(sentence)
+    logger.warning("%s", sentence)
+
+
+def _nothing_left(config: Config, found: Counter, of: str) -> str:
+    limit = config.data.max_length
+    if limit is not None and found["samples_truncated"]:
+        return (
+            f"`data.max_length`: expected room for answers, got {limit}, which cuts those of {of}"
+        )
+    return f"`data.train`: expected answers with tokens to train, got none of {of}"
+
+
+def _lost(found: Counter, field: str) -> str:
+    """The collator's counts of what a field lost, in parentheses."""
+    kinds = {"regions": ("regions_", "side_rows_", "map_rows_")}.get(field, (f"{field}_",))
+    lost = [f"{name} {n:,}" for name, n in sorted(found.items()) if n and name.startswith(kinds)]
+    return f" ({', '.join(lost)})" if lost else ""
+
+
+class SupervisionWatch(TrainerCallback):
+    """Stops a run that has learned nothing: from no answer, or nothing for an objective.
+
+    Args:
+        config: the run's settings.
+        dataset: the training samples.
+        counts: of the batches trained on so far.
+
+    Raises:
+        SampleError: from the step at which that is certain.
+    """
+
+    def __init__(self, config: Config, dataset: JsonLinesDataset, counts: Counter) -> None:
+        self._config, self._dataset, self._counts = config, dataset, counts
+        self._done = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._done:
+            return
+        seen, counts = self._counts["samples"], self._counts
+        whole = seen >= len(self._dataset)
+        last = state.global_step >= state.max_steps
+        if not counts["text_rows"] and (whole or last or seen >= PATIENCE):
+            raise SampleError(_nothing_left(self._config, counts, f"{seen:,} samples trained on"))
+        if whole:
+            self._done = True
+            for name, (field, rows) in NEEDS.items():
+                if getattr(self._config.objectives, name) is not None and not counts[rows]:
+                    raise SampleError(
+                        f"`objectives.{name}`: expected {field} that can be used, got none of "
+                        f"{seen:,} samples trained on{_lost(counts, field)}"
+                    )
