@@ -18,6 +18,7 @@ from groundkern.hf.objectives import Objectives
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
 
 WORD_COUNTS = {"labelled": "word", "visual": "visual", "image": "labelled_image"}
+HIST_COUNTS = {"phrase": "phrase", "subject": "subject", "composition": "composite"}
 
 Scores = dict[str, RowScores]
 Parts = dict[str, Tensor]
@@ -53,10 +54,12 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
 
 
 class PartRule(NamedTuple):
-    """How a part enters the loss: its factor, and which of COUNTS its sum is divided by."""
+    """How a part enters the loss: its factor, which of COUNTS its sum is divided by, and which
+    counts the rows without which it says nothing."""
 
     weight: float
     count: str
+    rows: str
 
 
 def part_rules(objectives: Objectives) -> dict[str, PartRule]:
@@ -68,23 +71,24 @@ def part_rules(objectives: Objectives) -> dict[str, PartRule]:
     Returns:
         The rule of every part, by its name in `GroundedOutput.parts`.
     """
-    rules = {"text": PartRule(1.0, "text")}
+    rules = {"text": PartRule(1.0, "text", "text")}
     if (dv_sft := objectives.dv_sft) is not None:
-        rules["word"] = PartRule(dv_sft.weight, WORD_COUNTS[dv_sft.average])
+        rules["word"] = PartRule(dv_sft.weight, WORD_COUNTS[dv_sft.average], "word")
     if (smam := objectives.smam) is not None:
         weights = {"smam_grounding": smam.gamma, "smam_cross_entropy": smam.alpha}
         for name, weight in weights.items():
-            rules[name] = PartRule(smam.weight * weight, smam.divide_by)
+            rules[name] = PartRule(smam.weight * weight, smam.divide_by, "aligned")
     if (klal := objectives.klal) is not None:
-        rules["map_kl"] = PartRule(klal.weight, "map")
+        rules["map_kl"] = PartRule(klal.weight, "map", "map")
     if (lens := objectives.logit_lens) is not None:
-        rules["lens_raise"] = PartRule(lens.raise_weight, "raise")
-        rules["lens_suppress"] = PartRule(lens.suppress_weight, "suppress")
+        rules["lens_raise"] = PartRule(lens.raise_weight, "raise", "raise")
+        rules["lens_suppress"] = PartRule(lens.suppress_weight, "suppress", "suppress")
     if (hist := objectives.hist) is not None:
-        counts = {"phrase": "phrase", "subject": "subject", "composition": "composite"}
-        rules |= {name: PartRule(getattr(hist, name), count) for name, count in counts.items()}
+        for name, count in HIST_COUNTS.items():
+            rules[name] = PartRule(getattr(hist, name), count, count)
     if (margin := objectives.margins) is not None:
-        rules |= {name: PartRule(margin.weight, "map") for name in ("margin_mean", "margin_max")}
+        for name in ("margin_mean", "margin_max"):
+            rules[name] = PartRule(margin.weight, "map", "map")
     return rules
 
 

@@ -26,9 +26,15 @@ def held_out_names(objectives: Objectives) -> list[str]:
         objectives: what is attached.
 
     Returns:
-        The loss, its parts, those of SMAM, DV-SFT and KLAL if they are not attached, accuracies.
+        The loss, its parts, those of SMAM, DV-SFT and KLAL if they are not attached, accuracies;
+        without terms of GradCAM maps, which need gradients.
     """
-    return ["loss", *part_rules(all_terms(objectives)), *ACCURACIES]
+    parts = part_rules(all_terms(objectives))
+    if "hist" in objectives.gradcam:
+        del parts["composition"]
+    if "margins" in objectives.gradcam:
+        del parts["margin_mean"], parts["margin_max"]
+    return ["loss", *parts, *ACCURACIES]
 
 
 class HeldOutMeans:
@@ -46,7 +52,8 @@ class HeldOutMeans:
         self._names = (*self._rules, *ACCURACIES)
         self.batches = 0  # grounded ones
         kind = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(2, len(self._names), dtype=kind, device=device)  # values, counts
+        # values, what they are divided by, and rows
+        self._sums = torch.zeros(3, len(self._names), dtype=kind, device=device)
 
     def add(self, batch: Mapping[str, Tensor], output: GroundedOutput) -> None:
         """Adds a grounded batch.
@@ -59,8 +66,10 @@ class HeldOutMeans:
         counts = dict(zip(COUNTS, row_counts(batch).to(self._sums).unbind(), strict=True))
         found = {}
         for name, part in output.parts.items():
-            count = counts[self._rules[name].count]
-            found[name] = (torch.where(count > 0, part.to(count) * count, 0.0), count)
+            rule = self._rules[name]
+            count = counts[rule.count]
+            value = torch.where(count > 0, part.to(count) * count, 0.0)
+            found[name] = (value, count, counts[rule.rows])
         position = batch["gk_text_position"]
         target = tokens_after(batch["input_ids"], position)
         found[TEXT] = _hits(output.text_predicted, target, position)
@@ -77,13 +86,13 @@ class HeldOutMeans:
             loss: the model's own.
         """
         count = (batch["labels"][:, 1:] != -100).sum().to(self._sums)
-        self._add({"text": (torch.where(count > 0, loss.detach().to(count) * count, 0.0), count)})
+        value = torch.where(count > 0, loss.detach().to(count) * count, 0.0)
+        self._add({"text": (value, count, count)})
 
-    def _add(self, found: dict[str, tuple[Tensor, Tensor]]) -> None:
-        nothing = self._sums.new_zeros(())
-        pairs = [found.get(name, (nothing, nothing)) for name in self._names]
-        values, counts = zip(*pairs, strict=True)
-        self._sums += torch.stack((torch.stack(values), torch.stack(counts)))
+    def _add(self, found: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+        nothing = (self._sums.new_zeros(()),) * 3
+        columns = [torch.stack(found.get(name, nothing)) for name in self._names]
+        self._sums += torch.stack(columns, 1)
 
     def means(self, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
         """The mean of every part and accuracy that has a row, and the loss.
@@ -95,19 +104,16 @@ class HeldOutMeans:
             Figures by name; the loss is the weighted sum of the parts that have rows.
         """
         sums = self._sums if gather is None else gather(self._sums[None]).sum(0)
-        values, counts = sums.tolist()
-        means = {
-            name: value / count
-            for name, value, count in zip(self._names, values, counts, strict=True)
-            if count
-        }
+        columns = zip(self._names, *sums.tolist(), strict=True)
+        means = {name: value / count for name, value, count, rows in columns if rows}
         weighted = [self._weights[name] * means[name] for name in self._weights if name in means]
         return {"loss": sum(weighted), **means} if weighted else means
 
 
-def _hits(predicted: Tensor, target: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+def _hits(predicted: Tensor, target: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = position >= 0
-    return ((predicted == target) & rows).sum(), rows.sum()
+    count = rows.sum().double()
+    return ((predicted == target) & rows).sum().double(), count, count
 
 
 def without_repeats(batch: Mapping[str, Tensor], real: int) -> dict[str, Tensor]:

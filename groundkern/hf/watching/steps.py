@@ -143,7 +143,8 @@ class StepWatch(TrainerCallback):
         norm = torch.as_tensor(norm, device=args.device)
         scaler = getattr(trainer.accelerator, "scaler", None)
         scale = None if scaler is None else scaler._scale
-        if scaler is not None and scale is None:
+        scaled = scaler is not None or (trainer.is_deepspeed_enabled and args.fp16)
+        if scaled and scale is None:  # a first scale, or DeepSpeed's own
             scale = norm.new_tensor(float("inf"))
         skip = self.finite.step(norm, state.global_step + 1, scale)
         if scaler is None and not trainer.is_deepspeed_enabled:

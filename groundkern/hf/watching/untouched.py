@@ -19,13 +19,13 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
         device: the accelerator in use, or the CPU.
     """
     module = None if device.type == "cpu" else torch.get_device_module(device)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     own = module.get_rng_state(device) if module is not None else None
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
         if module is not None:
             module.set_rng_state(own, device)
