@@ -103,6 +103,7 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
 
 def _guarded(run: Callable[[], int | None]) -> int:
     """Runs; a stop or a data error becomes one sentence and an exit status."""
+    from groundkern.hf import DivergedError
     from trainer.durable import StorageError
     from trainer.images import SampleError
     from trainer.stopping import Stopped, StopSignals
@@ -110,7 +111,7 @@ def _guarded(run: Callable[[], int | None]) -> int:
     try:
         with StopSignals().installed():
             return run() or 0
-    except (SampleError, StorageError) as error:
+    except (DivergedError, SampleError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a file that went away or cannot be read or written

@@ -40,6 +40,9 @@ FREE_TO_CHANGE = (
     "training.save_every",
     "training.keep",
     "training.workers",
+    "training.report_to",
+    "training.term_norms_every",
+    "training.max_nonfinite",
     "evaluation.",
 )
 _SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar

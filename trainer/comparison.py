@@ -106,7 +106,7 @@ def _wanted(task: str, left: dict, right: dict) -> list[tuple[str, str, str, int
     """(metric, name, what is wanted, +1 above or -1 below, the limit) of one task's checks."""
     frequent = right.get("word_baseline", 0.0)
     words = f"above {frequent:.3f}, always guessing the most frequent"
-    peak, loss = left.get("peak_in_mask", 0.0), 1.05 * left["answer_loss"]
+    peak, loss = left.get("peak_in_mask", 0.0), 1.05 * left.get("answer_loss", 0.0)
     wanted = [
         ("peak_in_mask", "contribution peak on the target", "above plain SFT", 1, peak),
         ("word_accuracy", "visual label accuracy", words, 1, frequent),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,12 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern import hf
+from groundkern.hf.watching.held_out import held_out_names
 from trainer.wording import VALUE, cut, short
 
 Loc = tuple[str | int, ...]  # a field's path from the root
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+# Every number has both ends, so that what is infinite, NaN or absurd is refused by its name.
+MOST = 10**9
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 
 
 class ConfigError(Exception):
@@ -39,7 +43,7 @@ def setting(default: Any = ..., text: str = "") -> Any:
 
 
 class Lora(Section):
-    r: Positive = setting(16, "rank")
+    r: Annotated[int, Field(gt=0, le=2**16)] = setting(16, "rank")
     alpha: Positive = setting(32, "scale numerator: adapters count alpha / r")
     dropout: Fraction = setting(0.0, "dropout on the adapter input")
     target_modules: list[str] = setting(
@@ -78,7 +82,7 @@ class Data(Section):
 class Supervision(Section):
     leading_space: bool = setting(True, "label = first token of the word with a leading space")
     max_label_tokens: Positive = setting(3, "drop words of more tokens")
-    max_word_patches: Annotated[float, Field(gt=0)] = setting(
+    max_word_patches: Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)] = setting(
         3.0, "drop words taller than this many visual tokens"
     )
     on_shared_token: Literal["drop", "last", "largest"] = setting(
@@ -102,6 +106,15 @@ class Supervision(Section):
     lens_outside: NonNegative | None = setting(
         1.0, "logit lens: visual tokens off an object for each on it (null: all)"
     )
+
+    @model_validator(mode="after")
+    def _target_is_highest(self) -> Supervision:
+        target, *others = self.map_levels
+        if target <= 0 or target < max(others):
+            levels = list(self.map_levels)
+            wanted = "a level above 0 for the target, and none above it"
+            raise ValueError(f"`map_levels`: expected {wanted}, got {levels}")
+        return self
 
 
 def _validated(kind: type) -> type:
@@ -141,35 +154,64 @@ class Objectives(Section):
 class Training(Section):
     output: Path = setting(text="folder of checkpoints, model, metrics and report")
     steps: Positive | None = setting(None, "optimizer steps (or give epochs)")
-    epochs: Annotated[float, Field(gt=0)] | None = setting(None, "passes over the training data")
+    epochs: Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)] | None = setting(
+        None, "passes over the training data"
+    )
     batch_size: Positive = setting(8, "samples in a forward pass")
     accumulation: Positive = setting(1, "forward passes in an optimizer step")
-    learning_rate: Annotated[float, Field(gt=0)] = setting(1e-5, "peak learning rate of AdamW")
+    learning_rate: Annotated[float, Field(ge=1e-12, le=1, allow_inf_nan=False)] = setting(
+        1e-5, "peak learning rate of AdamW"
+    )
     warmup: NonNegative = setting(0.03, "warm-up: a fraction of the steps if < 1, else steps")
     scheduler: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "learning rate after the warm-up"
     )
-    weight_decay: NonNegative = setting(0.0, "weight decay of AdamW")
+    weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = setting(
+        0.0, "weight decay of AdamW"
+    )
     max_grad_norm: NonNegative = setting(1.0, "gradient clipping (0: none)")
-    seed: int = setting(0, "seed of data order, adapters and dropout")
+    max_nonfinite: Positive = setting(
+        3, "steps in a row with a NaN or infinite loss or gradient that end the run"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = setting(
+        0, "seed of data order, adapters and dropout"
+    )
     bf16: bool = setting(False, "bfloat16 autocast")
-    workers: Annotated[int, Field(ge=0)] = setting(0, "processes that load images")
+    fp16: bool = setting(False, "float16 autocast with a scaled loss (GPU only)")
+    workers: Annotated[int, Field(ge=0, le=1024)] = setting(0, "processes that load images")
     save_every: Positive = setting(500, "steps between checkpoints")
     keep: Positive = setting(2, "checkpoints to keep")
     log_every: Positive = setting(10, "steps between log lines")
+    term_norms_every: Positive | None = setting(
+        None, "steps between gradient norms of each term (a forward and backward each; null: never)"
+    )
+    report_to: list[str] = setting(
+        [], "trackers that get every log line: tensorboard, wandb, mlflow, ... (transformers')"
+    )
     resume: str = setting("auto", "auto: newest checkpoint in output; never; or a checkpoint path")
 
     @model_validator(mode="after")
-    def _one_length(self) -> Training:
+    def _fits_together(self) -> Training:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give one of steps and epochs")
+        if self.bf16 and self.fp16:
+            raise ValueError("give one of bf16 and fp16")
         return self
 
 
 class Evaluation(Section):
     samples: Positive | None = setting(256, "held-out samples of each task (null: all)")
     batch_size: Positive = setting(16, "samples in a forward pass")
-    heatmaps: Annotated[int, Field(ge=0)] = setting(4, "pictures of each task in the report")
+    heatmaps: Count = setting(4, "pictures of each task in the report")
+    every: Positive | None = setting(
+        None, "steps between evaluations of the held-out loss while training (null: none)"
+    )
+    best: str | None = setting(
+        None, "held-out figure whose best checkpoint becomes the model: loss, text, map_kl, ..."
+    )
+    patience: Positive | None = setting(
+        None, "evaluations without a better figure that end training (null: never)"
+    )
     compare: Path | None = setting(
         None, "output folder of another run, e.g. plain SFT, to show beside this one"
     )
@@ -196,11 +238,33 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
     """
     required = {name: {} for name, field in Config.model_fields.items() if field.is_required()}
     try:
-        return Config.model_validate(required | {k: v for k, v in values.items() if v is not None})
+        config = Config.model_validate(
+            required | {k: v for k, v in values.items() if v is not None}
+        )
     except ValidationError as error:
         problems = error.errors(include_url=False)
         first = min(problems, key=lambda problem: problem["type"] == "missing")
         raise ConfigError(f"{where(first['loc'])}: {_sentence(first, problems)}") from None
+    for name, sentence in _conflicts(config):
+        raise ConfigError(f"{where(tuple(name.split('.')))}: `{name}`: {sentence}")
+    return config
+
+
+def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """(field, sentence) of settings that need others."""
+    training, evaluation = config.training, config.evaluation
+    if training.fp16 and config.model.dtype != "float32":
+        yield "training.fp16", f"expected model.dtype float32 beside it, got {config.model.dtype}"
+    if evaluation.every is not None and config.data.test is None:
+        yield "evaluation.every", "expected data.test beside it, got none"
+    if evaluation.best is not None:
+        if evaluation.every is None:
+            yield "evaluation.best", "expected evaluation.every beside it, got none"
+        names = held_out_names(hf.Objectives(**dict(config.objectives)))
+        if evaluation.best not in names:
+            yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
+    if evaluation.patience is not None and evaluation.best is None:
+        yield "evaluation.patience", "expected evaluation.best beside it, got none"
 
 
 def differences(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:

@@ -64,7 +64,7 @@ def evaluate(
     *,
     digits: Tensor,
     batch_size: int,
-    bf16: bool = False,
+    autocast: torch.dtype | None = None,
     title: str = "evaluating",
 ) -> dict[str, dict[str, float]]:
     """Metrics of each task (named at the head of this file).
@@ -76,7 +76,7 @@ def evaluate(
         dataset: map-style data set of `GroundedExample`.
         digits: bool [V], token ids that consist of digits (`digit_tokens`).
         batch_size: samples in a forward pass.
-        bf16: bfloat16 autocast.
+        autocast: the dtype that the model runs in; None: its weights' own.
         title: what the progress bar says.
 
     Returns:
@@ -90,7 +90,7 @@ def evaluate(
             for start in range(0, len(indices), batch_size):
                 examples = [dataset[i] for i in indices[start : start + batch_size]]
                 batch = to_device(collator(examples), model.device)
-                output, maps, contributions = read(model, batch, bf16=bf16)
+                output, maps, contributions = read(model, batch, autocast=autocast)
                 add_answers(tally, batch, output, digits)
                 if maps is not None:
                     add_attention(tally, batch, maps)
@@ -106,10 +106,10 @@ def evaluate(
 
 @torch.no_grad()
 def read(
-    model: torch.nn.Module, batch: dict, *, bf16: bool
+    model: torch.nn.Module, batch: dict, *, autocast: torch.dtype | None
 ) -> tuple[Any, Tensor | None, Tensor | None]:
     """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None if no row needs them."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
         aligned = batch["gk_side_position"].shape[1] > 0
         output = model(**batch, gk_record=("maps", "contributions") if aligned else "maps")
     contributions = output.contributions if aligned else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,12 +23,22 @@ def heat_maps(
     tasks: dict[str, list[int]],
     dataset: Any,
     *,
-    bf16: bool = False,
+    limit: int,
+    autocast: torch.dtype | None = None,
 ) -> list[dict]:
-    """One entry for each picked sample that has regions, of an attached model in evaluation mode.
+    """An entry for each of the first samples that have a map to show.
+
+    A sample without regions, without an image, or whose answer is empty or cut has none: the next
+    one takes its place.
 
     Args:
-        tasks: indices of the samples to show, by task.
+        model: attached, in evaluation mode.
+        processor: the model's.
+        collator: examples to a batch.
+        tasks: indices of the samples to choose from, by task.
+        dataset: a `JsonLinesDataset`.
+        limit: entries of a task.
+        autocast: the dtype that the model runs in; None: its weights' own.
 
     Returns:
         Dicts of plain values: task, name, question, answer, image (a data URI), size (width,
@@ -35,16 +47,30 @@ def heat_maps(
     """
     entries = []
     for task, indices in tasks.items():
-        for index in indices:
-            example = dataset[index]
-            batch = collator([example])
-            tables = image_geometry(processor, model.config, [example.images], batch)
-            batch = to_device(batch, model.device)
-            _, maps, contributions = read(model, batch, bf16=bf16)
-            if maps is not None:
-                entry = _entry(example, batch, tables[0], maps, contributions)
-                entries.append({"task": task, **entry})
+        found = _entries(model, processor, collator, indices, dataset, autocast)
+        entries += [{"task": task, **entry} for entry in islice(found, limit)]
     return entries
+
+
+def _entries(
+    model: torch.nn.Module,
+    processor: Any,
+    collator: Any,
+    indices: list[int],
+    dataset: Any,
+    autocast: torch.dtype | None,
+) -> Iterator[dict]:
+    for index in indices:
+        if not dataset.sample(index).regions:  # known without decoding an image
+            continue
+        example = dataset[index]
+        batch = collator([example])
+        if not bool((batch["gk_map_position"] >= 0).any()):
+            continue
+        tables = image_geometry(processor, model.config, [example.images], batch)
+        batch = to_device(batch, model.device)
+        _, maps, contributions = read(model, batch, autocast=autocast)
+        yield _entry(example, batch, tables[0], maps, contributions)
 
 
 def _entry(

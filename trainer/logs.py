@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,9 @@ from trainer.collating import COUNTS
 from trainer.config import Config
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
+from trainer.watching import best_step
+
+logger = logging.getLogger(__name__)
 
 
 class CountingTrainer(GroundingTrainer):
@@ -47,11 +51,15 @@ class CountingTrainer(GroundingTrainer):
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
         counts = inputs.pop(COUNTS)
-        self.counts.update(counts["supervision"])
-        self.bad.add_all(counts["bad"])
+        if self.model.training:  # not what is held out
+            self.counts.update(counts["supervision"])
+            self.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
 
     def _save_checkpoint(self, model, trial) -> None:
+        if not self.may_save():
+            logger.warning("no checkpoint at step %d: not finite", self.state.global_step)
+            return
         output, name = self.config.training.output, f"checkpoint-{self.state.global_step}"
         with checkpoints.aside(output, name) as folder:
             self._saving = folder.parent
@@ -63,7 +71,9 @@ class CountingTrainer(GroundingTrainer):
                 folder, self.config, train_digest=self.train_digest, counts=self.counts
             )
             durable.sync_file(output / METRICS)  # its rows up to here belong to the checkpoint
-        checkpoints.rotate(output, self.config.training.keep, best=self.state.best_global_step)
+        there = {checkpoints.step_of(path) for path in checkpoints.listed(output)}
+        best = best_step(self.state, self.config.evaluation, there)
+        checkpoints.rotate(output, self.config.training.keep, best=best)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._saving or super()._get_output_dir(trial))
@@ -101,6 +111,9 @@ class RunLog(TrainerCallback):
         rate = f"{row['samples_per_second']:.3g} samples/s"
         self._bar.write(f"step {row['step']}  {losses}  lr {row['learning_rate']:.3g}  {rate}")
         self._logged, self._since = state.global_step, time.monotonic()
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self._since += metrics.get("eval_runtime", 0.0)  # samples_per_second is of training
 
     def close(self) -> None:
         """Ends the bar, however training ended."""

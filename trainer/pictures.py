@@ -114,9 +114,11 @@ def _inside(corners: list[float], size: tuple[int, int]) -> list[float]:
 def loss_curves(runs: dict[str, list[dict]], term: str) -> str:
     """Inline SVG of one logged term over the steps, one line per run that has it.
 
+    The same term on held-out samples is dashed.
+
     Args:
         runs: rows of metrics.jsonl by the run's name, in drawing order.
-        term: a key of the rows.
+        term: a key of the rows, without `eval_`.
     """
     settings = {"svg.fonttype": "none", "svg.hashsalt": term, "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
@@ -124,10 +126,11 @@ def loss_curves(runs: dict[str, list[dict]], term: str) -> str:
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for (name, rows), colour in zip(runs.items(), SERIES):
-            points = [(row["step"], row[term]) for row in rows if row.get(term) is not None]
-            if points:
-                marker = "o" if len(points) == 1 else None
-                axes.plot(*zip(*points), color=colour, linewidth=1.8, label=name, marker=marker)
+            for key, line in ((term, "-"), (f"eval_{term}", "--")):
+                points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+                if points:
+                    how = {"marker": "o" if len(points) == 1 else None, "linestyle": line}
+                    axes.plot(*zip(*points), color=colour, linewidth=1.8, label=name, **how)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(colors=_TEXT, labelsize=8, length=0)

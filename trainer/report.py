@@ -104,7 +104,8 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
     series = {run.name: run.metrics}
     if other is not None:
         series[_apart(other, run)] = other.metrics
-    terms = folder.loss_terms(run.metrics)
+    terms = [*folder.loss_terms(run.metrics), *folder.other_terms(run.metrics)]
+    held_out = any(name.startswith("eval_") for row in run.metrics for name in row)
     page = (
         environment()
         .get_template("report.html")
@@ -115,7 +116,8 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
             columns=[name for name, _ in columns(run, other)],
             tables=tables(run, other),
             colours=dict(zip(series, SERIES)),
-            curves=[(TERMS.get(term, term), loss_curves(series, term)) for term in terms],
+            curves=[(_curve_title(term), loss_curves(series, term)) for term in terms],
+            held_out=held_out,
             pictures=pictures(columns(run, other)),
             versions=run.record["versions"],
         )
@@ -123,6 +125,12 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
     path = output / folder.REPORT
     durable.write_text(path, page)
     return path
+
+
+def _curve_title(term: str) -> str:
+    norm = term.removeprefix("grad_norm_")
+    title = TERMS.get(norm, norm.replace("_", " "))
+    return title if norm == term else f"gradient norm, {title}"
 
 
 def columns(run: Run, other: Run | None) -> list[tuple[str, dict]]:
@@ -205,6 +213,11 @@ def sentences(run: Run, other: Run | None) -> list[str]:
         )
     if record["continued_from"]:
         told.append(f"The run was continued from {Path(record['continued_from']).name}.")
+    if record.get("best"):
+        told.append(
+            f"The model is that of step {record['best']['step']:,}, which had the best "
+            f"{record['best']['metric']} on held-out samples: {record['best']['value']:.4g}."
+        )
     if run.after is None:
         told.append("There was no held-out data, so nothing was evaluated.")
     return told

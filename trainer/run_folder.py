@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 METRICS, RECORD, REPORT, MODEL = "metrics.jsonl", "groundkern.json", "report.html", "model"
 LOCK = "run.lock"
 BEFORE, AFTER = "evaluation-before.json", "evaluation-after.json"
-_NOT_LOSSES = ("step", "steps", "epoch", "grad_norm", "learning_rate", "samples_per_second")
+_NOT_LOSSES = ("step", "steps", "epoch", "learning_rate", "samples_per_second", "nonfinite_steps")
+_NOT_LOSSES_BEGIN = ("grad_norm", "eval_")
 
 
 @contextmanager
@@ -88,8 +89,17 @@ def read_metrics(output: Path) -> list[dict]:
 
 def loss_terms(rows: list[dict]) -> list[str]:
     """The logged losses: the total, the text loss, then the others in the order they appear."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _NOT_LOSSES)
+    every = dict.fromkeys(name for row in rows for name in row)
+    names = [n for n in every if n not in _NOT_LOSSES and not n.startswith(_NOT_LOSSES_BEGIN)]
     return sorted(names, key=lambda name: ("loss", "text", name).index(name))
+
+
+def other_terms(rows: list[dict]) -> list[str]:
+    """What is logged besides: figures of held-out samples alone, and norms of terms' gradients."""
+    every = dict.fromkeys(name for row in rows for name in row)
+    held_out = [n.removeprefix("eval_") for n in every if n.startswith("eval_")]
+    norms = [n for n in every if n.startswith("grad_norm_")]
+    return [n for n in (*held_out, *norms) if n not in loss_terms(rows)]
 
 
 def keep_metrics(output: Path, step: int) -> None:

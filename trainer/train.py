@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from groundkern.hf import GroundingCollator
-from trainer import checkpoints, durable
+from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
 from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
@@ -64,6 +65,9 @@ class _Run:
         self.config, self.checkpoint, self.stop = config, checkpoint, stop
         self.output, self.started = config.training.output, time.monotonic()
         self.log = RunLog(config)
+        watching.refuse_trackers(config.training.report_to)
+        watching.refuse_fp16(config)
+        self.best: dict[str, Any] | None = None  # the checkpoint that became the model
         self.train_set = _data_set(config, config.data.train)
         if checkpoint is not None:
             checkpoints.refuse_other_data(checkpoint, config, self.train_set.digest)
@@ -79,6 +83,7 @@ class _Run:
         if self.checkpoint is None:
             self._evaluate("before", before)
         self._train(trainer)
+        self._take_best(trainer)
         with checkpoints.aside(self.output, folder.MODEL) as model:
             trainer.save_model(str(model))
             self.processor.save_pretrained(model)
@@ -92,12 +97,16 @@ class _Run:
             model=self.model,
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
+            eval_dataset=self._held_out(),
             data_collator=self._collator(self.train_set),
             callbacks=[
                 self.stop,
                 self.log,
                 SupervisionWatch(self.config, self.train_set, self.counts),
+                watching.Watching(self.config),
             ],
+            max_nonfinite=self.config.training.max_nonfinite,
+            term_norms_every=self.config.training.term_norms_every,
             config=self.config,
             train_digest=self.train_set.digest,
             counts=self.counts,
@@ -105,6 +114,11 @@ class _Run:
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _held_out(self) -> Dataset | None:
+        if self.test_set is None:
+            return None
+        return watching.held_out_set(self.test_set.tasks, self.test_set, self.config)
 
     def _collator(self, samples: JsonLinesDataset, **options: Any) -> RobustCollator:
         settings, data = self.config.supervision.model_dump() | options, self.config.data
@@ -131,12 +145,20 @@ class _Run:
         with closing(self.log):
             if self.checkpoint is None:
                 trainer.train()
-            elif checkpoints.step_of(self.checkpoint) < trainer.args.max_steps:
+            elif not watching.finished(self.checkpoint, self.config, trainer.args.max_steps):
                 trainer.train(resume_from_checkpoint=str(self.checkpoint))
             else:  # the Trainer would train one more step
                 trainer._load_from_checkpoint(str(self.checkpoint))
         if self.stop.number:
             raise Stopped(self.stop.number)
+
+    def _take_best(self, trainer: CountingTrainer) -> None:
+        """Puts the weights of the best checkpoint in the place of the last ones."""
+        found = {checkpoints.step_of(path): path for path in checkpoints.listed(self.output)}
+        self.best = watching.best_of(found, self.config.evaluation)
+        if self.best is not None:
+            trainer._load_from_checkpoint(self.best["checkpoint"])
+            print("The best {metric}, {value:.4g}, is of step {step}.".format(**self.best))
 
     def _evaluate(self, when: str, known: dict | None) -> None:
         if self.test_set is None:
@@ -146,8 +168,8 @@ class _Run:
         durable.write_json(self.output / f"evaluation-{when}.json", known)
 
     def _measure(self, title: str) -> dict[str, Any]:
-        settings, bf16 = self.config.evaluation, self.config.training.bf16
-        tasks = self.test_set.tasks
+        settings, autocast = self.config.evaluation, watching.autocast_type(self.config)
+        picked = pick(self.test_set.tasks, settings.samples)
         # every run is measured against the same target map, whatever map it was trained towards
         collator = self._collator(
             self.test_set,
@@ -160,19 +182,27 @@ class _Run:
         figures = evaluate(
             self.model,
             collator,
-            pick(tasks, settings.samples),
+            picked,
             self.test_set,
             digits=digit_tokens(self.processor.tokenizer, vocabulary),
             batch_size=settings.batch_size,
-            bf16=bf16,
+            autocast=autocast,
             title=title,
         )
-        shown = pick(tasks, settings.heatmaps) if settings.heatmaps else {}
-        maps = heat_maps(self.model, self.processor, collator, shown, self.test_set, bf16=bf16)
+        maps = heat_maps(
+            self.model,
+            self.processor,
+            collator,
+            picked,
+            self.test_set,
+            limit=settings.heatmaps,
+            autocast=autocast,
+        )
         return {"tasks": figures, "heat_maps": maps}
 
     def _record(self) -> dict[str, Any]:
         rows = folder.read_metrics(self.output)
+        trained = [row for row in rows if "loss" in row]
         parameters = list(self.model.parameters())
         sets = {"train": self.train_set, "test": self.test_set}
         return {
@@ -182,6 +212,7 @@ class _Run:
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "steps": rows[-1]["step"] if rows else 0,
+            "best": self.best,
             "seconds": round(time.monotonic() - self.started, 1),
             "continued_from": str(self.checkpoint) if self.checkpoint else None,
             "samples": {name: len(data) for name, data in sets.items() if data is not None},
@@ -194,9 +225,7 @@ class _Run:
                 if data is not None
             },
             "supervision": dict(self.counts),
-            "final_losses": {name: rows[-1].get(name) for name in folder.loss_terms(rows)}
-            if rows
-            else {},
+            "final_losses": {name: trained[-1].get(name) for name in folder.loss_terms(trained)},
         }
 
 
@@ -240,13 +269,18 @@ def _arguments(config: Config, samples: int) -> TrainingArguments:
         seed=settings.seed,
         data_seed=settings.seed,
         bf16=settings.bf16,
+        fp16=settings.fp16,
+        eval_strategy="no" if config.evaluation.every is None else "steps",
+        eval_steps=config.evaluation.every,
+        per_device_eval_batch_size=config.evaluation.batch_size,
+        prediction_loss_only=True,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # a NaN loss must be seen
         save_steps=settings.save_every,
-        report_to="none",
+        report_to=settings.report_to or "none",
         disable_tqdm=True,  # RunLog has the bar
         remove_unused_columns=False,
         **(checkpointing if config.model.gradient_checkpointing else {}),

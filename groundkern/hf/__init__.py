@@ -10,8 +10,11 @@ from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
+from groundkern.hf.watching.finite import DivergedError
+from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
 
 __all__ = [
+    "DivergedError",
     "DoctorReport",
     "DvSft",
     "GroundedExample",
@@ -32,7 +35,9 @@ __all__ = [
     "detach",
     "doctor",
     "image_geometry",
+    "load_beside_adapter",
     "load_processor",
     "objectives_of",
     "row_counts",
+    "save_beside_adapter",
 ]

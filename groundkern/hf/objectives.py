@@ -10,6 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from groundkern.checks import fail, require
 
+LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
 Maps = Literal["attention", "gradcam"]
 Layers = tuple[int, ...] | None
 
@@ -24,9 +25,10 @@ class _Checked:
             if get_origin(kind) is Literal and value not in get_args(kind):
                 fail(name, " or ".join(get_args(kind)), value)
             if kind is float:
-                require(0.0 <= value < float("inf"), name, "a finite number >= 0", value)
+                require(0.0 <= value <= LARGEST, name, f"a number in [0, {LARGEST:g}]", value)
             if kind == Layers and value is not None:
                 ascending = bool(value) and list(value) == sorted(set(value))
+                ascending = ascending and value[0] >= 0 and value[-1] < MOST_LAYERS
                 wanted = "distinct layer numbers in ascending order, or None"
                 require(ascending, name, wanted, value)
 

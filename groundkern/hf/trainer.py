@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
-from groundkern.hf.model.head_weight import saved_head_weight
+from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.watching.checkpoints import Checkpoints
+from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
+from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.steps import StepWatch
+from groundkern.hf.watching.untouched import random_states_kept
 
 logger = logging.getLogger(__name__)
 
 ROWS = "gk_text_position"  # a batch without it is an ordinary one
 
 
-class GroundingMixin:
+class GroundingMixin(Checkpoints):
     """What a subclass of transformers' Trainer needs to train an attached model.
 
         class GroundingSFTTrainer(GroundingMixin, SFTTrainer): ...
@@ -29,16 +35,24 @@ class GroundingMixin:
     Batches are those of `GroundingCollator`. Denominators are counted over the whole accumulated
     batch (and over all ranks), so that accumulation does not change the loss. Each log line has
     every part of the loss under its name in `GroundedOutput.parts`, averaged over the steps since
-    the line before. On the first batch with rows, `doctor` checks the wiring. A batch without `gk_`
-    tensors is passed on to the next class.
+    the line before. An evaluation has the mean of every part over its rows of the whole held-out
+    set (`eval_map_kl`, ...). On the first batch with rows, `doctor` checks the wiring. A batch
+    without `gk_` tensors is passed on to the next class.
+
+    A step whose gradient is not finite is not taken, so that weights never become NaN; too many in
+    a row end the run, and no checkpoint is written that is not finite.
 
     Args:
         model: an attached model; also one wrapped in PEFT.
         args: `TrainingArguments` or what the next class expects.
         rest, kwargs: as the next class expects them.
         examine: run `doctor` on the first batch that has rows.
+        max_nonfinite: so many steps in a row whose loss or gradient is not finite end the run.
+        term_norms_every: steps between log lines that have the norm of each term's own gradient as
+            `grad_norm_map_kl`, ...; each costs a forward and a backward more. None: never.
 
     Raises:
+        DivergedError: while training, when the loss or gradients stay NaN or infinite.
         ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
             fused cross entropy, DataParallel, or context, sequence or tensor parallelism; in
             training, images on some ranks only while weights are sharded.
@@ -46,16 +60,29 @@ class GroundingMixin:
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, model=None, args=None, *rest, examine: bool = True, **kwargs) -> None:
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        *rest,
+        examine: bool = True,
+        max_nonfinite: int = 3,
+        term_norms_every: int | None = None,
+        **kwargs,
+    ) -> None:
         refuse_parallel(getattr(args, "parallelism_config", None))
+        require(max_nonfinite > 0, "max_nonfinite", "a number of steps above 0", max_nonfinite)
         super().__init__(model, args, *rest, **kwargs)
         objectives_of(self._unwrapped(self.model))
         self._refuse_unsupported()
+        train_head_weight(self._unwrapped(self.model))
         self.args.remove_unused_columns = False
+        self.args.logging_nan_inf_filter = False  # it asks the device at every micro-batch
         self.model_accepts_loss_kwargs = True
         self._examine = examine
-        self._parts: dict[str, Tensor] = {}
-        self._parts_since = 0  # the step at which the sums in _parts began
+        self._held_out: HeldOutMeans | None = None  # of the evaluation that is running
+        self.watch = StepWatch(self, max_nonfinite, term_norms_every)
+        self.add_callback(self.watch)
 
     def _refuse_unsupported(self) -> None:
         args = self.args
@@ -72,6 +99,7 @@ class GroundingMixin:
             wanted = "one process per GPU (torchrun or accelerate launch)"
             fail("n_gpu", wanted, f"DataParallel over {args.n_gpu}")
         refuse_parallel(getattr(self.accelerator, "parallelism_config", None))
+        self._refuse_unsaved()
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model)
@@ -99,6 +127,7 @@ class GroundingMixin:
             totals = self.accelerator.gather(totals[None]).sum(0)
         for batch in batches:
             batch["gk_totals"] = totals
+        self.watch.batches = batches
         return batches, totals[0]
 
     def _refuse_uneven_images(self, batches: list[dict]) -> None:
@@ -123,15 +152,15 @@ class GroundingMixin:
         if self._examine and model.training:
             self._examine_batch(model, inputs)
         if ROWS not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if model.training:
+                self.watch.finite.add("loss", found[0] if return_outputs else found)
+            return found
         loss, outputs = Trainer.compute_loss(
             self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if model.training and isinstance(outputs, GroundedOutput):
-            if not self._parts:
-                self._parts_since = self.state.global_step
-            for name, part in outputs.parts.items():
-                self._parts[name] = self._parts.get(name, 0.0) + part
+            self.watch.add(outputs.parts)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -143,47 +172,89 @@ class GroundingMixin:
         Returns:
             (loss, None, None): there are no logits to return.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._without_repeats(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
+            loss, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
+        if self._held_out is not None:
+            if isinstance(outputs, GroundedOutput):
+                self._held_out.add(inputs, outputs)
+            elif "labels" in inputs:
+                self._held_out.add_plain(inputs, loss)
         return loss.detach(), None, None
+
+    def _without_repeats(self, inputs: dict) -> dict:
+        """Without the samples by which accelerate fills the last batch up, so that ranks are even.
+
+        It repeats the first ones; `remainder` of the samples that all ranks hold are new.
+        """
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        size = len(inputs["input_ids"])
+        return without_repeats(inputs, max(0, state.remainder - self.args.process_index * size))
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Evaluate as transformers' Trainer does; training goes on as if it had not happened.
+
+        Args:
+            eval_dataset, ignore_keys, metric_key_prefix: as in transformers' Trainer.
+
+        Returns:
+            The figures, with the mean of every part over all of its rows.
+        """
+        kept = random_states_kept(self.args.device) if self.is_in_train else nullcontext()
+        with kept:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, dataloader, description, *rest, metric_key_prefix="eval", **kwargs):
+        """The Trainer's loop; its loss gives way to exact means if batches have `gk_` tensors.
+
+        Args:
+            dataloader, description, rest, metric_key_prefix, kwargs: as in transformers' Trainer.
+
+        Returns:
+            EvalLoopOutput.
+        """
+        kwargs["metric_key_prefix"] = metric_key_prefix
+        objectives = objectives_of(self._unwrapped(self.model))
+        held_out = self._held_out = HeldOutMeans(objectives, self.args.device)
+        try:
+            output = super().evaluation_loop(dataloader, description, *rest, **kwargs)
+        finally:
+            self._held_out = None
+        if held_out.batches:
+            several = self.args.world_size > 1
+            means = held_out.means(self.accelerator.gather if several else None)
+            output.metrics.update({f"{metric_key_prefix}_{k}": x for k, x in means.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the parts of the loss beside the training loss.
 
         Args:
             logs, start_time: as in transformers' Trainer.
+
+        Raises:
+            DivergedError: too many steps in a row were not finite.
         """
-        if "loss" in logs and self._parts:
-            logs.update(self._mean_parts())
+        verdict = None
+        if "loss" in logs:
+            logs.update(self.watch.logged())
+            verdict = self.watch.verdict()
+            if verdict.total > self.watch.told:
+                logs["nonfinite_steps"] = verdict.total - self.watch.told
+                self.watch.told = verdict.total
         super().log(logs, start_time)
+        history = self.state.log_history
+        if history:  # trainer_state.json is strict JSON
+            history[-1] = finite_or_none(history[-1])
+        if verdict is not None:
+            self.watch.stop_if_reached(verdict)
 
-    def _mean_parts(self) -> dict[str, float]:
-        """The mean of each part over the steps since the last log: one reduction, one sync."""
-        names = sorted(self._parts)
-        values = torch.stack([self._parts[name] for name in names])
-        if self.args.world_size > 1:  # each rank has its share of the global mean, or its own mean
-            ranks = self.accelerator.gather(values[None])
-            values = ranks.sum(0) if self.args.average_tokens_across_devices else ranks.mean(0)
-        values = values / max(1, self.state.global_step - self._parts_since)
-        self._parts = {}
-        return dict(zip(names, values.tolist(), strict=True))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Load a checkpoint's weights under the names that `from_pretrained` maps them to.
-
-        The Trainer's own loading does not rename keys and skips those it does not find: of
-        Qwen2.5-VL's saved weights it would load the head and nothing else.
-        """
-        target = self._unwrapped(model or self.model)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or not isinstance(target, PreTrainedModel):  # adapters load as PEFT loads them
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = type(target).from_pretrained(
-            resume_from_checkpoint, dtype=target.dtype, use_safetensors=True
-        )
-        target.load_state_dict(saved.state_dict() | saved_head_weight(resume_from_checkpoint))
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm, which says whether the step may be taken."""
+        self.watch.norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.watch.norm
 
     def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""

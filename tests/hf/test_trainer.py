@@ -96,15 +96,31 @@ def accelerate_launch(config: str) -> tuple[str, ...]:
 
 
 def test_two_ranks_equal_one(whole, tmp_path):
+    """The terms' gradients too, and the held-out means, though ranks hold two samples twice."""
     run("-m", "tests.hf.training", str(tmp_path), launcher=accelerate_launch("ddp"))
-    assert_same_run((json.loads((tmp_path / "log.json").read_text()), None), whole, steps=2)
+    found = json.loads((tmp_path / "log.json").read_text())
+    assert_same_run((found["log"], None), whole, steps=2)
+    model = attached_model()
+    alone = make_trainer(model, tmp_path, max_steps=2, term_norms_every=1)
+    alone.train()
+    for ours, theirs in zip(found["log"][:2], alone.state.log_history, strict=False):
+        for name in (f"grad_norm_{part}" for part in PARTS):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    held_out = alone.evaluate()
+    for name in ("loss", *PARTS, "token_accuracy", "word_accuracy"):
+        wanted = pytest.approx(held_out[f"eval_{name}"], rel=1e-4)
+        assert found["held_out"][f"eval_{name}"] == wanted, name
+    kept = json.loads((tmp_path / "checkpoint-1" / "groundkern_trainer.json").read_text())
+    assert kept["nonfinite"] == [0, 0, 0]
+    detach(model)
 
 
 def test_two_ranks_of_zero3_equal_one(whole, tmp_path):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     words = ("-m", "tests.hf.training", str(tmp_path))
     run(*words, launcher=accelerate_launch("zero3"), DS_ACCELERATOR="cpu")
-    assert_same_run((json.loads((tmp_path / "log.json").read_text()), None), whole, steps=2)
+    found = json.loads((tmp_path / "log.json").read_text())
+    assert_same_run((found["log"], None), whole, steps=2)
 
 
 def test_bf16_through_accelerate(whole, tmp_path):

@@ -43,7 +43,9 @@ def arguments(folder: Path, **overrides) -> TrainingArguments:
     return TrainingArguments(**settings(folder, **overrides))
 
 
-def make_trainer(model, folder: Path, *, examine: bool = True, **overrides) -> GroundingTrainer:
+def make_trainer(
+    model, folder: Path, *, examine: bool = True, term_norms_every: int | None = None, **overrides
+) -> GroundingTrainer:
     """A trainer of an attached model on the four samples of its family."""
     return GroundingTrainer(
         model,
@@ -52,6 +54,7 @@ def make_trainer(model, folder: Path, *, examine: bool = True, **overrides) -> G
         eval_dataset=list(SAMPLES["qwen"]),
         data_collator=lambda samples: make_batch(model, tuple(samples)),
         examine=examine,
+        term_norms_every=term_norms_every,
     )
 
 
@@ -70,8 +73,18 @@ def train(folder: Path, **overrides) -> tuple[list[dict], dict[str, torch.Tensor
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    log, parameters = train(folder, per_device_train_batch_size=2, max_steps=2)
+    trainer = make_trainer(
+        attached_model(),
+        folder,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=3,  # two ranks hold six, of four samples
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        term_norms_every=1,
+    )
+    trainer.train()
+    found = {"log": trainer.state.log_history, "held_out": trainer.evaluate()}
     if torch.distributed.get_rank() == 0:
-        (folder / "log.json").write_text(json.dumps(log))
-        torch.save({k: p.detach() for k, p in parameters.items()}, folder / "parameters.pt")
+        (folder / "log.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()

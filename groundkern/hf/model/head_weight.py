@@ -1,7 +1,8 @@
 """KLAL's learnable head weights: one parameter [layers, heads] on the attached model.
 
-It is saved with the model's own weights under its name, which `from_pretrained` passes over, and
-`detach` removes it, so that nothing is left at inference.
+It is saved with the model's own weights under its name, which `from_pretrained` passes over, or
+beside an adapter (`groundkern.hf.watching.saved`), and `detach` removes it, so that nothing is left
+at inference.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from groundkern.hf.model.support import base_model
 from groundkern.hf.objectives import Klal
 
 HEAD_WEIGHT = "groundkern_head_weight"
@@ -31,6 +33,13 @@ def set_head_weight(model: nn.Module, klal: Klal | None) -> None:
         shape = config.num_hidden_layers, config.num_attention_heads
         logits = torch.zeros(shape, device=next(model.parameters()).device)
         model.register_parameter(HEAD_WEIGHT, nn.Parameter(logits))
+
+
+def train_head_weight(model: nn.Module) -> None:
+    """Let the parameter train where it is: PEFT freezes it in a model that was attached before."""
+    weight = getattr(base_model(model), HEAD_WEIGHT, None)
+    if weight is not None:
+        weight.requires_grad_(True)
 
 
 def head_weight_of(model: nn.Module, klal: Klal) -> Tensor | None:

@@ -32,6 +32,7 @@ class Request:
         inputs: what is left for the model's body.
         denominators: fp32 [len(COUNTS)], by which sums over rows of each kind are divided.
         records: what to record, some of RECORDS.
+        part: the one part that the loss consists of; None: all that are attached.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Request:
     inputs: dict
     denominators: Tensor
     records: frozenset[str]
+    part: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Request:
@@ -59,6 +61,7 @@ class Request:
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
         records = _records(inputs.pop("gk_record", None), training=model.training)
+        part = inputs.pop("gk_part", None)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
         input_ids = inputs.get("input_ids")
         if input_ids is None:
@@ -71,9 +74,9 @@ class Request:
         if inputs.get("token_type_ids") is not None:
             _refuse_image_rows(batch, input_ids, image_token_of(model))
         _refuse_packing(inputs, inputs.get("attention_mask"))
-        terms = attached if model.training else _all_terms(attached)
+        terms = attached if model.training else all_terms(attached)
         denominators = _denominators(batch, totals, items)
-        return cls(model, attached, terms, batch, inputs, denominators, records)
+        return cls(model, attached, terms, batch, inputs, denominators, records, part)
 
     @property
     def input_ids(self) -> Tensor:
@@ -193,8 +196,16 @@ def image_token_of(model: nn.Module) -> int | None:
     return getattr(model.config, "image_token_id", None)
 
 
-def _all_terms(attached: Objectives) -> Objectives:
-    """SMAM, DV-SFT and KLAL, so that models trained differently compare, and what is attached."""
+def all_terms(attached: Objectives) -> Objectives:
+    """What is computed in evaluation: SMAM, DV-SFT and KLAL, so that models trained differently
+    compare, and what is attached.
+
+    Args:
+        attached: the objectives that make the loss.
+
+    Returns:
+        The objectives, those three with their defaults if they are not attached.
+    """
     return Objectives(
         attached.smam or Smam(),
         attached.dv_sft or DvSft(),

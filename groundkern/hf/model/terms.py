@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,11 @@ from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import word_images
+from groundkern.hf.objectives import Objectives
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
+
+WORD_COUNTS = {"labelled": "word", "visual": "visual", "image": "labelled_image"}
+HIST_COUNTS = {"phrase": "phrase", "subject": "subject", "composition": "composite"}
 
 Scores = dict[str, RowScores]
 Parts = dict[str, Tensor]
@@ -27,7 +33,8 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
         scores: of the rows that each term scores, by name.
 
     Returns:
-        fp32 scalar, and scalars by name: each without its weight, divided by its denominator.
+        fp32 scalar, and scalars by name: each without its weight, divided by its denominator. If
+        the request names one part, the scalar is that part alone with its weight.
     """
     text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
     loss, parts = text, {"text": text}
@@ -40,7 +47,49 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
     learned = getattr(request.model, HEAD_WEIGHT, None)
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
+    if request.part is not None:
+        part = parts.get(request.part, text.detach() * 0.0)
+        loss = part_rules(request.attached)[request.part].weight * part
     return loss, parts
+
+
+class PartRule(NamedTuple):
+    """How a part enters the loss: its factor, which of COUNTS its sum is divided by, and which
+    counts the rows without which it says nothing."""
+
+    weight: float
+    count: str
+    rows: str
+
+
+def part_rules(objectives: Objectives) -> dict[str, PartRule]:
+    """How the parts of the loss add up: it is the sum of `weight * part`.
+
+    Args:
+        objectives: what is computed.
+
+    Returns:
+        The rule of every part, by its name in `GroundedOutput.parts`.
+    """
+    rules = {"text": PartRule(1.0, "text", "text")}
+    if (dv_sft := objectives.dv_sft) is not None:
+        rules["word"] = PartRule(dv_sft.weight, WORD_COUNTS[dv_sft.average], "word")
+    if (smam := objectives.smam) is not None:
+        weights = {"smam_grounding": smam.gamma, "smam_cross_entropy": smam.alpha}
+        for name, weight in weights.items():
+            rules[name] = PartRule(smam.weight * weight, smam.divide_by, "aligned")
+    if (klal := objectives.klal) is not None:
+        rules["map_kl"] = PartRule(klal.weight, "map", "map")
+    if (lens := objectives.logit_lens) is not None:
+        rules["lens_raise"] = PartRule(lens.raise_weight, "raise", "raise")
+        rules["lens_suppress"] = PartRule(lens.suppress_weight, "suppress", "suppress")
+    if (hist := objectives.hist) is not None:
+        for name, count in HIST_COUNTS.items():
+            rules[name] = PartRule(getattr(hist, name), count, count)
+    if (margin := objectives.margins) is not None:
+        for name in ("margin_mean", "margin_max"):
+            rules[name] = PartRule(margin.weight, "map", "map")
+    return rules
 
 
 def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
@@ -53,10 +102,9 @@ def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor,
         labelled = rows.new_zeros(bags + 1)
         labelled.index_add_(0, place.flatten(), torch.ones_like(rows).flatten())
         rows = rows * (1.0 / labelled[place].clamp(min=1))
-        word = mean_rows(rows, image >= 0, denominator=request.denominator("labelled_image"))
+        word = mean_rows(rows, image >= 0, denominator=request.denominator(WORD_COUNTS["image"]))
     else:
-        count = {"labelled": "word", "visual": "visual"}[dv_sft.average]
-        word = mean_rows(rows, denominator=request.denominator(count))
+        word = mean_rows(rows, denominator=request.denominator(WORD_COUNTS[dv_sft.average]))
     return dv_sft.weight * word, {"word": word}
 
 

@@ -1,0 +1,1 @@
+"""What `GroundingMixin` watches in a run: finite steps, held-out means, the terms' gradients."""

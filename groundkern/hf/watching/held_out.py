@@ -1,0 +1,139 @@
+"""Exact means over a held-out set: every term over its own rows, whatever the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from groundkern.hf.data.batch import COUNTS, row_counts, without_rows
+from groundkern.hf.model.request import all_terms
+from groundkern.hf.model.rows import tokens_after
+from groundkern.hf.model.terms import part_rules
+from groundkern.hf.objectives import Objectives
+from groundkern.hf.output import GroundedOutput
+
+TEXT, WORD = "token_accuracy", "word_accuracy"
+ACCURACIES = (TEXT, WORD)
+"""Held-out figures that are better when they are higher; all others are losses."""
+
+
+def held_out_names(objectives: Objectives) -> list[str]:
+    """The figures that an evaluation may have, without `eval_`.
+
+    Args:
+        objectives: what is attached.
+
+    Returns:
+        The loss, its parts, those of SMAM, DV-SFT and KLAL if they are not attached, accuracies;
+        without terms of GradCAM maps, which need gradients.
+    """
+    parts = part_rules(all_terms(objectives))
+    if "hist" in objectives.gradcam:
+        del parts["composition"]
+    if "margins" in objectives.gradcam:
+        del parts["margin_mean"], parts["margin_max"]
+    return ["loss", *parts, *ACCURACIES]
+
+
+class HeldOutMeans:
+    """Adds up what batches of an evaluation measured, and divides once.
+
+    Args:
+        objectives: what is attached; their weights make the loss.
+        device: where the sums are kept.
+    """
+
+    def __init__(self, objectives: Objectives, device: torch.device) -> None:
+        own = part_rules(objectives)
+        self._weights = {name: rule.weight for name, rule in own.items()}
+        self._rules = part_rules(all_terms(objectives))
+        self._names = (*self._rules, *ACCURACIES)
+        self.batches = 0  # grounded ones
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        # values, what they are divided by, and rows
+        self._sums = torch.zeros(3, len(self._names), dtype=kind, device=device)
+
+    def add(self, batch: Mapping[str, Tensor], output: GroundedOutput) -> None:
+        """Adds a grounded batch.
+
+        Args:
+            batch: what the model was given.
+            output: what it returned, its parts divided by the batch's own counts.
+        """
+        self.batches += 1
+        counts = dict(zip(COUNTS, row_counts(batch).to(self._sums).unbind(), strict=True))
+        found = {}
+        for name, part in output.parts.items():
+            rule = self._rules[name]
+            count = counts[rule.count]
+            value = torch.where(count > 0, part.to(count) * count, 0.0)
+            found[name] = (value, count, counts[rule.rows])
+        position = batch["gk_text_position"]
+        target = tokens_after(batch["input_ids"], position)
+        found[TEXT] = _hits(output.text_predicted, target, position)
+        if output.word_predicted is not None and "gk_word_position" in batch:
+            position = batch["gk_word_position"]
+            found[WORD] = _hits(output.word_predicted, batch["gk_word_label"], position)
+        self._add(found)
+
+    def add_plain(self, batch: Mapping[str, Tensor], loss: Tensor) -> None:
+        """Adds a batch without rows, whose loss is the mean over its trained tokens.
+
+        Args:
+            batch: with labels.
+            loss: the model's own.
+        """
+        count = (batch["labels"][:, 1:] != -100).sum().to(self._sums)
+        value = torch.where(count > 0, loss.detach().to(count) * count, 0.0)
+        self._add({"text": (value, count, count)})
+
+    def _add(self, found: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+        nothing = (self._sums.new_zeros(()),) * 3
+        columns = [torch.stack(found.get(name, nothing)) for name in self._names]
+        self._sums += torch.stack(columns, 1)
+
+    def means(self, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """The mean of every part and accuracy that has a row, and the loss.
+
+        Args:
+            gather: of accelerate, with several ranks.
+
+        Returns:
+            Figures by name; the loss is the weighted sum of the parts that have rows.
+        """
+        sums = self._sums if gather is None else gather(self._sums[None]).sum(0)
+        columns = zip(self._names, *sums.tolist(), strict=True)
+        means = {name: value / count for name, value, count, rows in columns if rows}
+        weighted = [self._weights[name] * means[name] for name in self._weights if name in means]
+        return {"loss": sum(weighted), **means} if weighted else means
+
+
+def _hits(predicted: Tensor, target: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = position >= 0
+    count = rows.sum().double()
+    return ((predicted == target) & rows).sum().double(), count, count
+
+
+def without_repeats(batch: Mapping[str, Tensor], real: int) -> dict[str, Tensor]:
+    """A batch whose last samples only fill it up: they keep their inputs and teach nothing.
+
+    Args:
+        batch: with or without `gk_` tensors.
+        real: how many of its first samples count.
+
+    Returns:
+        The batch, in the shapes it had.
+    """
+    size = len(batch["input_ids"])
+    if real >= size:
+        return dict(batch)
+    if "labels" not in batch:
+        return dict(batch)
+    blank = without_rows(batch)
+    made = dict(batch)
+    for name, x in blank.items():
+        if x is not batch[name]:
+            made[name] = torch.cat((batch[name][:real], x[real:]))
+    return made
