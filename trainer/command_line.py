@@ -133,7 +133,8 @@ def _json(word: str) -> str:
     if not value.startswith(("[", "{")):
         return word
     try:
-        return f"{flag}{equals}{json.dumps(parse_yaml(value, 'command line')[0])}"
+        found, _ = parse_yaml(value, lambda line: "command line")
+        return f"{flag}{equals}{json.dumps(found)}"
     except (yaml.YAMLError, TypeError, ValueError):
         raise ConfigError(f"command line: expected a YAML value, got {short(value)}") from None
 

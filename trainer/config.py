@@ -317,7 +317,7 @@ def _sentence(first: Any, problems: list) -> str:
         case "missing":
             missing = (".".join(map(str, problem["loc"])) for problem in problems)
             return f"{', '.join(f'`{each}`' for each in missing)}: required, but not given"
-        case "extra_forbidden" | "unexpected_keyword_argument":
+        case "extra_forbidden" | "unexpected_keyword_argument" | "invalid_key":
             text = unknown_field(name)
         case "value_error":  # of a validator of ours: it may name the field within its section
             said = str(first["ctx"]["error"])

@@ -157,8 +157,8 @@ class JsonLinesDataset(Dataset):
                 line = file.readline(self.max_line + 1)
         except OSError as error:
             raise DataChanged(
-                f"{self.path}: expected the file that was checked at the start, got an error: "
-                f"{error.strerror}"
+                f"{self.path}: expected the file that was checked at the start, got none that can "
+                f"be read ({error.strerror})"
             ) from None
         if data_index.line_hash(line) != int(entry["hash"]):
             raise DataChanged(

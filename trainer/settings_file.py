@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[Loc, int]]:
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{path}: {WANTED} of at most {MAX_BYTES:,} bytes, got more")
     try:
-        values, node = parse_yaml(text, str(path))
+        values, node = parse_yaml(text, lambda line: f"{path}:{line}")
     except (yaml.YAMLError, ValueError) as error:  # a date or a number that is none
         reason = cut(" ".join(str(error).split()), 300)
         raise ConfigError(f"{path}: not valid YAML ({reason})") from None
@@ -43,12 +43,12 @@ def read_yaml(path: Path) -> tuple[dict, dict[Loc, int]]:
     return values, dict(_lines(node))
 
 
-def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+def parse_yaml(text: str, where: Callable[[int], str]) -> tuple[Any, yaml.Node | None]:
     """The plain value that a YAML text holds, and the nodes it was made of.
 
     Args:
         text: YAML.
-        where: what starts an error message.
+        where: what starts an error message about a line, counted from 1.
 
     Raises:
         ConfigError: a name twice in one mapping; nested deeply; aliases that multiply.
@@ -62,17 +62,18 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         _check(node, where)
         return loader.construct_document(node), node
     except RecursionError:
-        raise ConfigError(f"{where}: {WANTED} of {MAX_DEPTH} levels, got more") from None
+        line = where(loader.line + 1)
+        raise ConfigError(f"{line}: {WANTED} of at most {MAX_DEPTH} levels, got more") from None
     finally:
         loader.dispose()
 
 
-def _check(root: yaml.Node, where: str) -> None:
+def _check(root: yaml.Node, where: Callable[[int], str]) -> None:
     """Bounds what a document can become, and refuses a name that a mapping has twice."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, depth: int) -> int:
-        line = f"{where}:{node.start_mark.line + 1}"
+        line = where(node.start_mark.line + 1)
         if depth > MAX_DEPTH:
             raise ConfigError(f"{line}: {WANTED} of at most {MAX_DEPTH} levels, got more")
         if id(node) in sizes and not sizes[id(node)]:  # inside itself
@@ -91,7 +92,7 @@ def _check(root: yaml.Node, where: str) -> None:
     size(root, 1)
 
 
-def _check_names(node: yaml.MappingNode, where: str) -> None:
+def _check_names(node: yaml.MappingNode, where: Callable[[int], str]) -> None:
     seen: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -99,7 +100,7 @@ def _check_names(node: yaml.MappingNode, where: str) -> None:
         line, name = key.start_mark.line + 1, (key.tag, key.value)
         if name in seen:
             raise ConfigError(
-                f"{where}:{line}: `{cut(key.value, VALUE)}`: expected a name once in a section, "
+                f"{where(line)}: `{cut(key.value, VALUE)}`: expected a name once in a section, "
                 f"got it twice, first in line {seen[name]}"
             )
         seen[name] = line

@@ -141,9 +141,7 @@ def _say(sentence: str, *, certain: bool) -> None:
 def _nothing_left(config: Config, found: Counter, of: str) -> str:
     limit = config.data.max_length
     if limit is not None and found["samples_truncated"]:
-        return (
-            f"`data.max_length`: expected room for answers, got {limit}, which cuts those of {of}"
-        )
+        return f"`data.max_length`: expected room for answers, got {limit}: it cuts those of {of}"
     return f"`data.train`: expected answers with tokens to train, got none of {of}"
 
 
