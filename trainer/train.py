@@ -154,11 +154,12 @@ class _Run:
 
     def _take_best(self, trainer: CountingTrainer) -> None:
         """Puts the weights of the best checkpoint in the place of the last ones."""
-        found = {checkpoints.step_of(path): path for path in checkpoints.listed(self.output)}
-        self.best = watching.best_of(found, self.config.evaluation)
+        self.best = watching.best_of(self.output, self.config.evaluation)
         if self.best is not None:
             trainer._load_from_checkpoint(self.best["checkpoint"])
             print("The best {metric}, {value:.4g}, is of step {step}.".format(**self.best))
+        best = None if self.best is None else self.best["step"]
+        checkpoints.rotate(self.output, self.config.training.keep, best=best)
 
     def _evaluate(self, when: str, known: dict | None) -> None:
         if self.test_set is None:
