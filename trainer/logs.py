@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from groundkern.hf import GroundingTrainer
 from trainer import checkpoints, durable
 from trainer.bad_samples import BadSamples
-from trainer.collating import COUNTS
+from trainer.collating import COUNTS, RobustCollator
 from trainer.config import Config
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
@@ -29,6 +29,7 @@ class CountingTrainer(GroundingTrainer):
         train_digest: sha256 of the training file.
         counts: what the counts of batches are added to.
         bad: the list that samples left out of a batch are added to.
+        held_out: the collator of evaluations while training; None: there are none.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class CountingTrainer(GroundingTrainer):
         train_digest: str,
         counts: Counter,
         bad: BadSamples,
+        held_out: RobustCollator | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
         self._saving: Path | None = None
@@ -51,7 +54,16 @@ class CountingTrainer(GroundingTrainer):
         if self.model.training:  # not what is held out
             self.counts.update(counts["supervision"])
             self.bad.add_all(counts["bad"])
+        else:
+            self.held_out.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        own, self.data_collator = self.data_collator, self.held_out or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = own
 
     def _write_checkpoint(self, model, trial) -> None:
         """Save aside; older ones go first, down to `keep`: the newest of them has proved good.

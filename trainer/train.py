@@ -98,6 +98,7 @@ class _Run:
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
             eval_dataset=self._held_out(),
+            held_out=None if self.test_set is None else self._collator(self.test_set),
             data_collator=self._collator(self.train_set),
             callbacks=[
                 self.stop,
