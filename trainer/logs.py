@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,13 +14,11 @@ from transformers import TrainerCallback
 from groundkern.hf import GroundingTrainer
 from trainer import checkpoints, durable
 from trainer.bad_samples import BadSamples
-from trainer.collating import COUNTS
+from trainer.collating import COUNTS, RobustCollator
 from trainer.config import Config
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
-from trainer.watching import best_step
-
-logger = logging.getLogger(__name__)
+from trainer.watching import best_step, steps_there
 
 
 class CountingTrainer(GroundingTrainer):
@@ -32,6 +29,7 @@ class CountingTrainer(GroundingTrainer):
         train_digest: sha256 of the training file.
         counts: what the counts of batches are added to.
         bad: the list that samples left out of a batch are added to.
+        held_out: the collator of evaluations while training; None: there are none.
     """
 
     def __init__(
@@ -41,9 +39,11 @@ class CountingTrainer(GroundingTrainer):
         train_digest: str,
         counts: Counter,
         bad: BadSamples,
+        held_out: RobustCollator | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
         self._saving: Path | None = None
@@ -54,26 +54,36 @@ class CountingTrainer(GroundingTrainer):
         if self.model.training:  # not what is held out
             self.counts.update(counts["supervision"])
             self.bad.add_all(counts["bad"])
+        else:
+            self.held_out.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        if not self.may_save():
-            logger.warning("no checkpoint at step %d: not finite", self.state.global_step)
-            return
+    def get_eval_dataloader(self, eval_dataset=None):
+        own, self.data_collator = self.data_collator, self.held_out or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = own
+
+    def _write_checkpoint(self, model, trial) -> None:
+        """Save aside; older ones go first, down to `keep`: the newest of them has proved good.
+
+        What a step made of the weights shows in the next one, so a run never holds just the
+        checkpoint that it wrote last.
+        """
         output, name = self.config.training.output, f"checkpoint-{self.state.global_step}"
+        best = best_step(self.state, self.config.evaluation, steps_there(output))
+        checkpoints.rotate(output, self.config.training.keep, best=best)
         with checkpoints.aside(output, name) as folder:
             self._saving = folder.parent
             try:
-                super()._save_checkpoint(model, trial)
+                super()._write_checkpoint(model, trial)
             finally:
                 self._saving = None
             checkpoints.seal(
                 folder, self.config, train_digest=self.train_digest, counts=self.counts
             )
             durable.sync_file(output / METRICS)  # its rows up to here belong to the checkpoint
-        there = {checkpoints.step_of(path) for path in checkpoints.listed(output)}
-        best = best_step(self.state, self.config.evaluation, there)
-        checkpoints.rotate(output, self.config.training.keep, best=best)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._saving or super()._get_output_dir(trial))

@@ -98,6 +98,7 @@ class _Run:
             args=_arguments(self.config, len(self.train_set)),
             train_dataset=self.train_set,
             eval_dataset=self._held_out(),
+            held_out=None if self.test_set is None else self._collator(self.test_set),
             data_collator=self._collator(self.train_set),
             callbacks=[
                 self.stop,
@@ -154,11 +155,12 @@ class _Run:
 
     def _take_best(self, trainer: CountingTrainer) -> None:
         """Puts the weights of the best checkpoint in the place of the last ones."""
-        found = {checkpoints.step_of(path): path for path in checkpoints.listed(self.output)}
-        self.best = watching.best_of(found, self.config.evaluation)
+        self.best = watching.best_of(self.output, self.config.evaluation)
         if self.best is not None:
             trainer._load_from_checkpoint(self.best["checkpoint"])
             print("The best {metric}, {value:.4g}, is of step {step}.".format(**self.best))
+        best = None if self.best is None else self.best["step"]
+        checkpoints.rotate(self.output, self.config.training.keep, best=best)
 
     def _evaluate(self, when: str, known: dict | None) -> None:
         if self.test_set is None:

@@ -7,6 +7,7 @@ Trainer's state alone, so that a run that was killed and continued decides as if
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,8 @@ from trainer import checkpoints, durable
 from trainer.config import Config, ConfigError, Evaluation
 from trainer.evaluate import pick
 from trainer.run_folder import METRICS
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "eval_"
 TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -129,8 +132,8 @@ class Watching(TrainerCallback):
                 f"`evaluation.best`: expected a figure of {self.config.data.test} ({known}), "
                 f"got {settings.best}, which has no row there"
             )
-        there = {checkpoints.step_of(path) for path in checkpoints.listed(path.parent)}
-        if best_step(state, settings, {*there, state.global_step}) == state.global_step:
+        there = {*steps_there(path.parent), state.global_step}
+        if best_step(state, settings, there) == state.global_step:
             control.should_save = True
         if out_of_patience(state, settings):
             tqdm.write(f"Stopping: no better {settings.best} in {settings.patience} evaluations.")
@@ -196,21 +199,33 @@ def load_state(checkpoint: Path) -> TrainerState:
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
-def best_of(found: dict[int, Path], settings: Evaluation) -> dict[str, Any] | None:
-    """The best of a run's checkpoints.
+def steps_there(output: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, whole or not.
 
     Args:
-        found: the checkpoints by step.
+        output: the run's folder.
+    """
+    return {int(path.name.rpartition("-")[2]): path for path in checkpoints.listed(output)}
+
+
+def best_of(output: Path, settings: Evaluation) -> dict[str, Any] | None:
+    """The best of a run's checkpoints that are whole.
+
+    Args:
+        output: the run's folder, whose newest checkpoint is its own.
         settings: of the run.
 
     Returns:
         Its step, metric, value and folder; None if there is none or none was asked for.
     """
-    if settings.best is None or not found:
+    there = steps_there(output)
+    if settings.best is None or not there:
         return None
-    state = load_state(found[max(found)])
-    step = best_step(state, settings, found)
-    if step is None:
-        return None
-    value = evaluations(state, settings.best)[step]
-    return {"step": step, "metric": settings.best, "value": value, "checkpoint": str(found[step])}
+    state = load_state(there[max(there)])
+    while (step := best_step(state, settings, there)) is not None:
+        path = there.pop(step)
+        if (reason := checkpoints.fault(path)) is None:
+            value = evaluations(state, settings.best)[step]
+            return {"step": step, "metric": settings.best, "value": value, "checkpoint": str(path)}
+        logger.warning("%s, the best one, is damaged and is passed over: %s", path, reason)
+    return None

@@ -193,18 +193,18 @@ class GroundingMixin(Checkpoints):
         size = len(inputs["input_ids"])
         return without_repeats(inputs, max(0, state.remainder - self.args.process_index * size))
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
         """Evaluate as transformers' Trainer does; training goes on as if it had not happened.
 
         Args:
-            eval_dataset, ignore_keys, metric_key_prefix: as in transformers' Trainer.
+            eval_dataset, ignore_keys, metric_key_prefix, kwargs: as the next class expects them.
 
         Returns:
             The figures, with the mean of every part over all of its rows.
         """
         kept = random_states_kept(self.args.device) if self.is_in_train else nullcontext()
         with kept:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
 
     def evaluation_loop(self, dataloader, description, *rest, metric_key_prefix="eval", **kwargs):
         """The Trainer's loop; its loss gives way to exact means if batches have `gk_` tensors.

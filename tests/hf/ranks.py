@@ -19,7 +19,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from groundkern.hf import DvSft, Klal, Smam, attach, doctor, row_counts
+from groundkern.hf import (
+    DvSft,
+    Klal,
+    Smam,
+    attach,
+    doctor,
+    load_beside_adapter,
+    row_counts,
+    save_beside_adapter,
+)
+from groundkern.hf.watching.finite import gradient_norm, skip_step, step_taken
 from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, Sample, make_batch
 from tests.hf.tiny import tiny_qwen_model
@@ -145,6 +155,35 @@ def zero3(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
 STRATEGIES = {"ddp": ddp, "fsdp2": fsdp2, "zero3": zero3}
 
 
+def sharded_adapter(folder: Path) -> dict[str, Tensor]:
+    """Learned head weights beside an adapter under FSDP2: saved whole, put back on every rank, and
+    left alone by a step whose gradient is NaN."""
+    model = get_peft_model(tiny_qwen_model(), LoraConfig(r=2, target_modules=LINEARS))
+    attach(model, klal=Klal(head_weight="learned")).train()
+    weight = bare(model).groundkern_head_weight
+    with torch.no_grad():
+        weight.copy_(torch.arange(weight.numel()).view_as(weight))
+    for layer in bare(model).get_decoder().layers:
+        fully_shard(layer)
+    fully_shard(model)
+    save_beside_adapter(model, folder, write=dist.get_rank() == 0)
+    dist.barrier()
+    weight = bare(model).groundkern_head_weight
+    assert isinstance(weight, DTensor)
+    with torch.no_grad():
+        weight.zero_()
+    load_beside_adapter(model, folder)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.1, fused=True)
+    (model(**make_batch(bare(model), (FIRST,))).loss * float("nan")).backward()
+    skip = ~gradient_norm(trained).isfinite()
+    skip_step(optimizer, skip)
+    optimizer.step()
+    step_taken(optimizer)
+    return {"weight": weight.full_tensor().detach(), "skipped": skip}
+
+
 def examine(model: nn.Module, batch: dict) -> None:
     """Run doctor if every rank has rows to measure."""
     counts = row_counts(batch)
@@ -175,6 +214,10 @@ def main(folder: Path, strategies: list[str]) -> None:
         results = {name: on_ranks(CASES[name], strategy) for name in sorted(names)}
         if dist.get_rank() == 0:
             torch.save(results, folder / f"{strategy}.pt")
+    if "fsdp2" in strategies:
+        result = sharded_adapter(folder)
+        if dist.get_rank() == 0:
+            torch.save(result, folder / "adapter.pt")
     dist.barrier()
     dist.destroy_process_group()
     # Results are on disk. Seen once on a loaded machine: std::terminate, "without an active

@@ -14,7 +14,7 @@ from tests.hf.ranks import CASES, LEFT_OUT, one_process
 def ddp_and_fsdp2(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("ranks")
     run("-m", "tests.hf.ranks", str(folder), "ddp", "fsdp2")
-    return {name: torch.load(folder / f"{name}.pt") for name in ("ddp", "fsdp2")}
+    return {name: torch.load(folder / f"{name}.pt") for name in ("ddp", "fsdp2", "adapter")}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,13 @@ def assert_equal(results: dict, alone: dict, strategy: str) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_equal_one_process(ddp_and_fsdp2, alone, strategy):
     assert_equal(ddp_and_fsdp2, alone, strategy)
+
+
+def test_learned_head_weights_beside_a_sharded_adapter_are_saved(ddp_and_fsdp2):
+    found = ddp_and_fsdp2["adapter"]
+    weight = found["weight"]
+    assert torch.equal(weight.flatten(), torch.arange(weight.numel(), dtype=weight.dtype))
+    assert bool(found["skipped"])
 
 
 def test_two_ranks_of_zero3_equal_one_process(zero3, alone):

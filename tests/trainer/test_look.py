@@ -88,6 +88,7 @@ def test_the_models_own_answer_is_explained(folder, capsys):
         (("--layers", "0-3"), "expected numbers below 3"),
         (("--layers", "last"), "expected numbers as"),
         (("--answer", "Yes", "--token", "9"), "--token"),
+        (("--answer", ""), "--answer: expected a token at least, got ''"),
     ],
 )
 def test_bad_arguments_are_one_sentence(folder, capsys, more, message):

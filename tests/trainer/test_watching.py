@@ -177,7 +177,7 @@ def test_watched_run_through_a_crash_is_the_run_without_one(data, tmp_path, figu
         best = record["best"]
         assert (best["step"], best["metric"], best["value"]) == (2, "text", 1.0)
         assert record["final_losses"]["loss"] == rows[-2]["loss"]
-        assert record["supervision"]["samples"] == 12  # none of the held-out ones
+        assert record["supervision"]["samples"] == 11  # 9 and 2; none of those held out
         for name in ("adapter_model.safetensors", "groundkern_trained.safetensors"):
             model = load_file(output / folder.MODEL / name)
             saved = load_file(output / "checkpoint-2" / name)
@@ -203,6 +203,15 @@ def test_patience_ends_the_run_for_good(data, tmp_path, figures):
     assert durable.read_json(tmp_path / folder.RECORD)["best"]["step"] == 2
     train(settings)
     assert losses(tmp_path) == rows
+
+
+def test_a_damaged_best_checkpoint_gives_way_to_the_next(data, tmp_path, figures):
+    figures.update({1: 1.0, 2: 2.0, 3: 3.0})
+    training = {"keep": 3, "save_every": 1, "steps": 3, "term_norms_every": None}
+    settings = watched(data, tmp_path, training=training, evaluation={"every": 1})
+    train(settings, before=NOTHING)
+    (tmp_path / "checkpoint-1" / "adapter_model.safetensors").write_bytes(b"")
+    assert watching.best_of(tmp_path, settings.evaluation)["step"] == 2
 
 
 def state_of(figures: dict[int, float | None], name: str = "eval_loss") -> TrainerState:
@@ -247,8 +256,9 @@ def test_nan_ends_with_1_and_leaves_a_good_checkpoint(data, tmp_path, capsys, mo
         "error: `loss`: expected finite values, got NaN or infinity in `map_kl`"
     )
     assert " at steps 4 to 5; " in error
-    (kept,) = checkpoints.listed(run)
-    assert kept.name == "checkpoint-3"
+    proved, kept = checkpoints.listed(run)  # step 4 says what step 3 made of the weights
+    assert (proved.name, kept.name) == ("checkpoint-2", "checkpoint-3")
+    assert checkpoints.fault(proved) is None
     assert checkpoints.fault(kept) is None
     assert not (run / folder.REPORT).exists()
 

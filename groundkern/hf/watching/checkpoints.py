@@ -48,10 +48,14 @@ class Checkpoints:
     def _save_checkpoint(self, model, trial) -> None:
         """Save unless what would be saved is not finite."""
         if self.may_save():
-            super()._save_checkpoint(model, trial)
+            self._write_checkpoint(model, trial)
         else:
             step = self.state.global_step
             logger.warning("no checkpoint at step %d: loss, gradient or weights not finite", step)
+
+    def _write_checkpoint(self, model, trial) -> None:
+        """Save, as the Trainer does; subclasses say where and how."""
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         """Save the model, and what its adapters do not hold."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from groundkern.hf.data.batch import COUNTS, row_counts, without_rows
+from groundkern.hf.data.batch import COUNTS, FIELDS, row_counts
 from groundkern.hf.model.request import all_terms
 from groundkern.hf.model.rows import tokens_after
 from groundkern.hf.model.terms import part_rules
@@ -126,14 +126,13 @@ def without_repeats(batch: Mapping[str, Tensor], real: int) -> dict[str, Tensor]
     Returns:
         The batch, in the shapes it had.
     """
-    size = len(batch["input_ids"])
-    if real >= size:
-        return dict(batch)
-    if "labels" not in batch:
-        return dict(batch)
-    blank = without_rows(batch)
     made = dict(batch)
-    for name, x in blank.items():
-        if x is not batch[name]:
-            made[name] = torch.cat((batch[name][:real], x[real:]))
+    if "labels" in batch:
+        made["labels"] = batch["labels"].clone()
+        made["labels"][real:] = -100
+    for name, spec in FIELDS.items():
+        key = f"gk_{name}"
+        if key in batch and (spec.supervises or name == "image"):  # visual tokens count too
+            made[key] = batch[key].clone()
+            made[key][real:] = spec.padding
     return made

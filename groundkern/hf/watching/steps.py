@@ -123,8 +123,8 @@ class StepWatch(TrainerCallback):
         several = args.world_size > 1
         scaler = getattr(trainer.accelerator, "scaler", None)
         batches = [
-            {k: x for k, x in trainer._prepare_input(batch).items() if isinstance(x, Tensor)}
-            for batch in batches
+            {k: x for k, x in trainer._prepare_input(batch).items() if not isinstance(x, dict)}
+            for batch in batches  # without the counts that a collator may add
         ]
         self._norms = term_norms(
             trainer.model.train(),
