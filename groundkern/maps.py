@@ -143,9 +143,11 @@ def contains(rects: Tensor, points: Coordinates) -> Tensor:
     rects, points = _rows("rects", rects, 4), _rows("points", points, 2)
     low, high, p = rects[None, :, :2], rects[None, :, 2:], points[:, None]
     solid = _area(rects) > 0
-    half_open = ((low <= p) & (p < high)).all(-1) & solid
-    closed = ((low <= p) & (p <= high)).all(-1) & solid
-    return torch.where(half_open.any(-1, keepdim=True), half_open, closed)
+    held = ((low <= p) & (p <= high)).all(-1) & solid
+    for axis in (0, 1):  # one at a time: the last edge in y may cross a shared edge in x
+        half_open = held & (p < high)[..., axis]
+        held = torch.where(half_open.any(-1, keepdim=True), half_open, held)
+    return held
 
 
 def polyline_length(rects: Tensor, polyline: Coordinates) -> Tensor:
