@@ -106,7 +106,8 @@ def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
     b = a.roll(-1, 0)  # edges a -> b, [k, 2]
     x0, y0, x1, y1 = rects[:, :, None].unbind(1)  # [n, 1]
     (ax, ay), (bx, by) = a.unbind(1), b.unbind(1)  # [k]
-    run = torch.where(ax == bx, 1.0, bx - ax)
+    upright = (bx - ax).abs() < 1e-100  # a smaller run overflows in the slope
+    run = torch.where(upright, 1.0, bx - ax)
     slope = (by - ay) / run
     left = torch.minimum(torch.maximum(ax, x0), x1)  # [n, k] the edge between the rectangle's sides
     right = torch.minimum(torch.maximum(bx, x0), x1)
@@ -120,7 +121,7 @@ def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
     flat = rise.abs() < 1e-9
     middle = torch.minimum(torch.maximum((ya + yb) / 2, y0), y1) - y0
     height = torch.where(flat, middle, (integral(yb) - integral(ya)) / torch.where(flat, 1.0, rise))
-    covered = torch.where(ax == bx, 0.0, height * (right - left)).sum(-1).abs()
+    covered = torch.where(upright, 0.0, height * (right - left)).sum(-1).abs()
     return _share(covered, rects)
 
 
@@ -143,9 +144,11 @@ def contains(rects: Tensor, points: Coordinates) -> Tensor:
     rects, points = _rows("rects", rects, 4), _rows("points", points, 2)
     low, high, p = rects[None, :, :2], rects[None, :, 2:], points[:, None]
     solid = _area(rects) > 0
-    half_open = ((low <= p) & (p < high)).all(-1) & solid
-    closed = ((low <= p) & (p <= high)).all(-1) & solid
-    return torch.where(half_open.any(-1, keepdim=True), half_open, closed)
+    held = ((low <= p) & (p <= high)).all(-1) & solid
+    for axis in (0, 1):  # one at a time: the last edge in y may cross a shared edge in x
+        half_open = held & (p < high)[..., axis]
+        held = torch.where(half_open.any(-1, keepdim=True), half_open, held)
+    return held
 
 
 def polyline_length(rects: Tensor, polyline: Coordinates) -> Tensor:

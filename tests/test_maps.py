@@ -256,3 +256,16 @@ def test_bad_shapes_are_named():
         maps.overlap(patch_grid(2, 2), [(0, 0, 1)])
     with pytest.raises(ValueError, match="`levels`"):
         maps.target_map(patch_grid(2, 2), levels=(0.0, 0.5, 0.1))
+
+
+@pytest.mark.parametrize("point", [(0.5, 1.0), (1.0, 0.5), (0.5, 0.5), (1.0, 1.0), (0.0, 1.0)])
+def test_a_point_on_the_last_edge_and_a_shared_one_lies_in_one_rectangle(point):
+    held = maps.contains(maps.patch_grid(2, 2), [point])[0]
+    x, y = (min(1, int(value * 2)) for value in point)  # the right or lower, or the last
+    assert held.nonzero()[:, 0].tolist() == [y * 2 + x]
+
+
+def test_a_polygon_with_an_edge_that_is_almost_upright_has_its_area():
+    triangle = [[0.0, 0.0], [1.0, 0.0], [1e-320, 1.0]]
+    covered = maps.polygon_overlap(maps.patch_grid(2, 2), triangle)
+    assert float(covered.sum()) / 4 == pytest.approx(0.5)

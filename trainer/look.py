@@ -115,6 +115,8 @@ def parse_layers(text: str | None, count: int) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
+            if not 0 <= int(last or first) < count:  # before a range of any length is made
+                raise ConfigError(f"--layers: expected numbers below {count}, got {text!r}")
             found.update(range(int(first), int(last or first) + 1))
     except ValueError:
         raise ConfigError(f"--layers: expected numbers as 0,8,15-20, got {text!r}") from None

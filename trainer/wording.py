@@ -24,7 +24,10 @@ def cut(text: str, limit: int = MESSAGE) -> str:
     """A text on one line, with its end left out if it is longer than `limit` characters."""
     if len(text) > limit:
         text = text[: limit - 3] + "..."
-    return text if text.isprintable() else "".join(map(_visible, text))
+    if text.isprintable():
+        return text
+    text = "".join(map(_visible, text))  # escapes are longer
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _visible(character: str) -> str:

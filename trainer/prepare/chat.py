@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import ConfigError
 from trainer.prepare.pipeline import write_image as write_bytes
+from trainer.prepare.reading import plain_json
 
 if TYPE_CHECKING:
     import argparse
@@ -99,17 +100,10 @@ def ask(settings: ChatSettings, messages: list[dict[str, Any]]) -> str:
         RefusedRequest: the endpoint cannot answer this request, or cut its answer short.
         EndpointError: it cannot be reached, or refuses everything.
     """
-    request = {
-        "model": settings.model,
-        "messages": messages,
-        "temperature": settings.temperature,
-    }
-    text = json.dumps(request, sort_keys=True).encode()
-    digest = hashlib.sha256(text).hexdigest()
-    path = settings.cache / digest[:2] / f"{digest}.json"
-    if path.is_file():
-        return json.loads(path.read_bytes())["answer"]
-    answer, usage = _complete(settings, request)
+    path = answer_path(settings, messages)
+    if (answer := _cached(path)) is not None:
+        return answer
+    answer, usage = _complete(settings, _request(settings, messages))
     _count(settings.cache, usage)
     if answer is None:
         raise RefusedRequest("the model gave no whole answer (cut short, filtered, or empty)")
@@ -117,13 +111,45 @@ def ask(settings: ChatSettings, messages: list[dict[str, Any]]) -> str:
     return answer
 
 
+def answer_path(settings: ChatSettings, messages: list[dict[str, Any]]) -> Path:
+    """The file of a chat's answer in the cache."""
+    text = json.dumps(_request(settings, messages), sort_keys=True).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    return settings.cache / digest[:2] / f"{digest}.json"
+
+
+def _request(settings: ChatSettings, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "model": settings.model,
+        "messages": messages,
+        "temperature": settings.temperature,
+    }
+
+
+def _cached(path: Path) -> str | None:
+    """The answer in a file of the cache; None: it is not there, or the file is damaged."""
+    try:
+        answer = plain_json(path.read_bytes())["answer"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    return answer if isinstance(answer, str) and answer else None
+
+
 def usage_so_far(folder: Path) -> dict[str, int]:
-    """Requests answered by the endpoint, and tokens of them, since the cache folder was made."""
+    """Requests answered by the endpoint, and tokens of them, since the cache folder was made.
+
+    A line that was cut off (the machine stopped, the disk was full) is not counted.
+    """
     total = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
     path = folder / USAGE
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        for name, number in json.loads(line).items():
-            total[name] += number
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            counted = plain_json(line).items()
+        except (ValueError, AttributeError):
+            continue
+        for name, number in counted:
+            if name in total and type(number) is int and number >= 0:
+                total[name] += number
     return total
 
 

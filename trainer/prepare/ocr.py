@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
@@ -21,6 +20,7 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.images import SampleError, load_rgb, wrong
+from trainer.prepare.reading import split_lines
 
 T = TypeVar("T")
 ENGINES = ("tesseract", "paddle")
@@ -173,15 +173,27 @@ def _tesseract(settings: OcrSettings) -> Callable[[Image.Image], list[tuple]]:
 
 
 def _tsv_words(text: str) -> Iterator[tuple]:
+    """(text, box, confidence, line) of the words in tesseract's table.
+
+    Raises:
+        SampleError: a row that is not one of tesseract's.
+    """
     lines: dict[tuple, int] = {}
-    rows = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-    for row in rows:
-        if row["level"] == "5":
-            line = (row["block_num"], row["par_num"], row["line_num"])
+    head, *rows = split_lines(text) or [""]
+    names = head.split("\t")
+    for line in rows:
+        cells = line.split("\t")
+        row = dict(zip(names, cells))
+        if row.get("level") != "5":
+            continue
+        try:
+            place = (row["block_num"], row["par_num"], row["line_num"])
             x, y, width, height = (int(row[name]) for name in ("left", "top", "width", "height"))
-            box = (x, y, x + width, y + height)
             confidence = min(1.0, max(0.0, float(row["conf"]) / 100))
-            yield row["text"], box, confidence, lines.setdefault(line, len(lines))
+            box = (x, y, x + width, y + height)
+            yield row["text"], box, confidence, lines.setdefault(place, len(lines))
+        except (KeyError, ValueError):
+            raise SampleError(f"tesseract printed no row of a word: {line[:200]!r}") from None
 
 
 def _paddle(settings: OcrSettings) -> Callable[[Image.Image], list[tuple]]:

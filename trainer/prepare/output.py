@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.config import ConfigError, differences
-from trainer.durable import read_json, write_json
+from trainer.durable import write_json
+from trainer.prepare.reading import plain_json
 from trainer.prepare.sources import Item
 
 SAVE_EVERY = 2.0  # seconds between records
@@ -130,7 +132,10 @@ class Output:
     def _read(self) -> dict[str, Any] | None:
         if not self.record.exists():
             return None
-        state = read_json(self.record)
+        try:
+            state = _checked(plain_json(self.record.read_bytes()))
+        except (OSError, ValueError) as error:
+            self._refuse(f"{self.record.name} is damaged ({error})")
         self._compare(state["settings"])
         for name in ("inputs", "samples", "rejected", "finished"):
             setattr(self, name, state[name])
@@ -177,6 +182,26 @@ class Output:
         for path in (self.rejects, self.path):
             if _partial(path).exists():
                 os.replace(_partial(path), path)
+
+
+def _checked(state: Any) -> dict[str, Any]:
+    """A record's values, known to be what `Output._state` wrote.
+
+    Raises:
+        ValueError: something else.
+    """
+    kinds = {"settings": dict, "counts": dict, "bytes": list, "finished": bool}
+    for name, kind in kinds.items():
+        found = state.get(name) if isinstance(state, dict) else None
+        if not isinstance(found, kind):
+            raise ValueError(f"expected `{name}` in it, got {found!r:.60}")
+    numbers = [state.get(name) for name in ("inputs", "samples", "rejected")] + state["bytes"]
+    if len(state["bytes"]) != 2 or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+        raise ValueError(f"expected counts of inputs and bytes, got {numbers!r:.60}")
+    counts = state["counts"].values()
+    if not all(type(n) in (int, float) and math.isfinite(n) for n in counts):
+        raise ValueError("expected numbers as `counts`, got something else")
+    return state
 
 
 def _partial(path: Path) -> Path:

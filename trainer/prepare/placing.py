@@ -186,8 +186,11 @@ def size_of(path: str, root: Path, where: str) -> Size:
 def first_there(root: Path, candidates: Sequence[str]) -> str:
     """The first of the paths that is a file below the root; the first of all if none is."""
     for candidate in candidates:
-        if (root / candidate).is_file():
-            return candidate
+        try:
+            if (root / candidate).is_file():
+                return candidate
+        except (OSError, ValueError):  # a name that is too long, or has a null character
+            continue
     return candidates[0]
 
 

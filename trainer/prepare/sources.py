@@ -13,7 +13,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from trainer.config import ConfigError
 from trainer.dataset import MAX_LINE, check_length, read_lines
 from trainer.images import SampleError, wrong
 from trainer.sample import decode_line
+from trainer.wording import cut
 
 TABLES = (".parquet", ".arrow")
 ROWS = 16  # of a table in memory at once
+LONGEST_PLACE = 300  # characters of `Item.where`
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,10 @@ def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path])
 
     def items() -> Iterator[Item]:
         for index, (where, value) in enumerate(read()):
+            where = cut(where, LONGEST_PLACE)
             if isinstance(value, Unusable):
-                yield Item(index, where, None, value.original, f"{where}: {value.reason}")
+                problem = cut(f"{where}: {value.reason}")
+                yield Item(index, where, None, value.original, problem)
             else:
                 yield Item(index, where, value)
 
@@ -171,6 +174,9 @@ def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path])
 
 def members(record: Any, name: str, wanted: str, where: str) -> Iterator[tuple[str, Any]]:
     """(where, element) of the list that a record has under `name`; without one, `Unusable`."""
+    if isinstance(record, Unusable):
+        yield where, record
+        return
     found = record.get(name) if isinstance(record, dict) else None
     if isinstance(found, list):
         yield from ((f"{where}.{name}[{i}]", element) for i, element in enumerate(found))
@@ -199,7 +205,7 @@ def hugging_face(path: Path, *, split: str | None = None) -> Source:
             found = datasets.Dataset.from_file(str(path))
         else:
             found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: expected a Hugging Face data set ({reason})") from None
     name = path.name
@@ -215,15 +221,36 @@ def hugging_face(path: Path, *, split: str | None = None) -> Source:
             tables = found.iter_batches(ROWS)
         else:
             tables = found.with_format("arrow").iter(ROWS)
-        numbers = count()
-        for table in tables:
-            for row in table.to_pylist():
-                yield f"{name}[{next(numbers)}]", row
+        yield from table_rows(tables, name, total)
 
     total = found.metadata.num_rows if isinstance(found, ParquetFile) else len(found)
     parts = sorted(path.rglob("*.arrow")) if path.is_dir() else [path]
     identity = {"data_set": name, "rows": total, "files": [_identity(part) for part in parts]}
     return values(rows, total=total, identity=identity)
+
+
+def table_rows(tables: Iterable[Any], name: str, total: int) -> Iterator[tuple[str, Any]]:
+    """(`name[row]`, row) of Arrow tables or batches.
+
+    Raises:
+        SampleError: a damaged file, or one with other than `total` rows; says at which row.
+    """
+    number = 0
+    tables = iter(tables)
+    while True:
+        try:
+            rows = next(tables).to_pylist()
+        except StopIteration:
+            break
+        except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+            why = cut(" ".join(str(error).split()), 300)
+            wanted = "expected a row that can be read"
+            raise SampleError(f"{name}[{number}]: {wanted} ({why})") from None
+        for row in rows:
+            yield f"{name}[{number}]", row
+            number += 1
+    if number != total:
+        raise SampleError(f"{name}: expected {total} rows, got {number}")
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import field_of, first_there
 from trainer.prepare.reading import json_array
-from trainer.prepare.sources import Item, Source, listed
+from trainer.prepare.sources import Item, Source, Unusable, listed
 from trainer.records import chat_sample
 
 PHRASING = None
@@ -41,7 +41,8 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
         for file in files:
             kind = file.stem.rpartition("_")[2]
             for i, record in enumerate(json_array(file)):
-                yield f"{file.name}[{i}]", (kind, record)
+                bad = isinstance(record, Unusable)
+                yield f"{file.name}[{i}]", record if bad else (kind, record)
 
     return listed(read, files), options.images or folder
 

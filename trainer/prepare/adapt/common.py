@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.images import ORIENTATION, wrong
 from trainer.prepare.arguments import named
 from trainer.prepare.placing import Phrasing
-from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed
+from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows
 
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
 _ROWS = 16  # of a Parquet file in memory at a time
@@ -104,18 +104,15 @@ def _parquet(files: list[Path]) -> Source:
         raise ConfigError(f"{files[0]}: needs the package pyarrow (pip install pyarrow)") from None
     try:
         total = sum(ParquetFile(file).metadata.num_rows for file in files)
-    except (OSError, ArrowException) as error:
+    except (OSError, ValueError, ArrowException) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"{files[0].parent}: expected Parquet files ({why})") from None
 
     def read() -> Iterator[tuple[str, Any]]:
         for file in files:
-            number = 0
             table = ParquetFile(file, pre_buffer=False)  # else all of the file ends up in memory
-            for batch in table.iter_batches(batch_size=_ROWS):
-                for row in batch.to_pylist():
-                    yield f"{file.name}[{number}]", row
-                    number += 1
+            batches = table.iter_batches(batch_size=_ROWS)
+            yield from table_rows(batches, file.name, table.metadata.num_rows)
 
     return replace(listed(read, files), total=total)
 
@@ -148,7 +145,7 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
             turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
     except Image.DecompressionBombError as error:
         raise wrong(item.where, "image", "an image of ordinary size", str(error)) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except Exception:  # Pillow's readers raise nearly anything on a damaged file
         raise wrong(item.where, "image", "an image", f"{len(data)} bytes of none") from None
     if kind not in _EXTENSIONS:
         raise wrong(item.where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)

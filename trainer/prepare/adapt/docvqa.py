@@ -16,7 +16,6 @@ references of their results.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +26,7 @@ from trainer.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import Frame, field_of, first_there, numbers
-from trainer.prepare.reading import json_array
+from trainer.prepare.reading import json_array, plain_json
 from trainer.prepare.sources import Item, Source, listed
 from trainer.records import chat_sample
 
@@ -82,8 +81,8 @@ def _words(folder: Path, page: str, where: str, overhang: float) -> tuple[list[d
     try:
         if file.stat().st_size > MAX_LINE:
             raise SampleError(f"{where}: expected at most {MAX_LINE} bytes in {file.name}")
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = plain_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise SampleError(f"{where}: expected the OCR file {file.name} ({error})") from None
     words, outside = [], 0
     for field, text, frame, values, order in _found_words(found, f"{where}: {file.name}", overhang):

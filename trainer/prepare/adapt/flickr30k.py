@@ -25,6 +25,7 @@ from trainer.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, size_of
+from trainer.prepare.reading import split_lines
 from trainer.prepare.sources import Item, Source, Unusable, digest, listed
 
 PHRASING = (Phrasing("Describe this image.", "{caption}"), ("caption",))
@@ -48,7 +49,10 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
         chosen = options.data / f"{options.split}.txt"
         if not chosen.is_file():
             raise ConfigError(f"{chosen}: expected a list of images, which is not there")
-        names = chosen.read_text(encoding="utf-8").split()
+        try:
+            names = [line.strip() for line in split_lines(_text(chosen)) if line.strip()]
+        except SampleError as error:
+            raise ConfigError(f"{chosen}: {error}") from None
 
     def read() -> Iterator[tuple[str, Any]]:
         for name in names:
@@ -57,7 +61,7 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
                 yield chosen.name, Unusable(name, f"expected the name of an image, got {name!r}")
                 continue
             try:
-                lines = _text(file).splitlines()
+                lines = split_lines(_text(file))
             except SampleError as error:
                 yield file.name, Unusable(name, str(error))
                 continue
@@ -74,7 +78,7 @@ def _text(file: Path) -> str:
     try:
         if file.stat().st_size > _LARGEST:
             raise SampleError(f"expected at most {_LARGEST} bytes in {file.name}")
-        return file.read_text(encoding="utf-8-sig")
+        return file.read_bytes().decode("utf-8-sig")  # not as text, whose lines end at \r too
     except OSError as error:
         raise SampleError(f"expected {file.name} to be there ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -46,7 +46,8 @@ class Grid:
         if text is None:
             return None
         height, _, width = text.partition("x")
-        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        plain = all(side.isdecimal() and len(side) < 10 and int(side) for side in (height, width))
+        if not plain:
             raise ConfigError(f"maps: `--grid`: expected HEIGHTxWIDTH, such as 16x16, got {text!r}")
         if int(height) * int(width) > 1 << 20:
             raise ConfigError(f"maps: `--grid`: expected at most {1 << 20} tokens, got {text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.dataset import MAX_LINE
-from trainer.prepare.reading import Table, json_array
+from trainer.prepare.reading import Table, json_array, plain_json, split_lines
 from trainer.prepare.sources import Unusable
 
 Records = Iterator[tuple[str, Any]]
@@ -38,6 +37,9 @@ def coco(data: Path, root: Path) -> tuple[Reader, list[Path]]:
                 labels.add(record.get("id"), record.get("name"))
         for i, record in enumerate(json_array(data, "annotations")):
             field = f"annotations[{i}]"
+            if isinstance(record, Unusable):
+                yield f"{data.name}: {field}", record
+                continue
             if not isinstance(record, dict):
                 yield f"{data.name}: {field}", Unusable(record, "expected an object")
                 continue
@@ -53,7 +55,7 @@ def coco(data: Path, root: Path) -> tuple[Reader, list[Path]]:
             for place in places if isinstance(places, list) else ():
                 groups.add([name[0], label[0]], place)
         for (image, label), places in groups.groups():
-            where = f"{data.name}: {image!r} {label!r}"
+            where = f"{data.name}: {image!r:.100} {label!r:.100}"
             yield where, {"image": image, "label": label, "places": places}
 
     return read, [data]
@@ -94,12 +96,12 @@ def labelme(data: Path, root: Path) -> tuple[Reader, list[Path]]:
             try:
                 if file.stat().st_size > MAX_LINE:
                     raise ValueError(f"more than {MAX_LINE} bytes")
-                found = json.loads(file.read_text(encoding="utf-8-sig"))
+                found = plain_json(file.read_bytes())
                 shapes, image = found["shapes"], found["imagePath"].replace("\\", "/")
                 image = os.path.relpath(file.parent / image, root)
                 if not isinstance(shapes, list):
                     raise TypeError("`shapes` is no list")
-            except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as e:
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
                 reason = f"expected LabelMe's JSON with shapes and imagePath, got {e!r}"
                 yield name, Unusable(name, reason)
                 continue
@@ -147,7 +149,10 @@ def yolo(data: Path, root: Path) -> tuple[Reader, list[Path]]:
     files = [file for file in sorted(data.rglob("*.txt")) if file != classes]
     if not (classes.is_file() and files):
         raise ConfigError(f"{data}: expected a folder of YOLO's .txt files with classes.txt")
-    labels = classes.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        labels = split_lines(classes.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{classes}: expected a list of names in UTF-8 ({error})") from None
 
     def read() -> Records:
         known = Image.registered_extensions()
@@ -156,7 +161,7 @@ def yolo(data: Path, root: Path) -> tuple[Reader, list[Path]]:
             stem = os.path.splitext(name)[0]
             image = next((stem + e for e in known if (root / (stem + e)).is_file()), f"{stem}.jpg")
             groups: dict[str, list[dict]] = {}
-            with file.open(encoding="utf-8-sig", errors="replace") as lines:
+            with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
                 for number, line in enumerate(lines, start=1):
                     if not line.strip():
                         continue

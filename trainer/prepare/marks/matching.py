@@ -123,7 +123,12 @@ class PrintedText:
         for start, stop in sorted(by_span, key=lambda span: (span[0] - span[1], span[0])):
             if not all(free[start:stop]):
                 continue
-            free[start:stop] = [False] * (stop - start)
+            first, last = start, stop
+            while first and words[first - 1].stop > words[start].start:  # "㍿" is four tokens
+                first -= 1
+            while last < len(words) and words[last].start < words[stop - 1].stop:
+                last += 1
+            free[first:last] = [False] * (last - first)
             best = min(found.rank for found in by_span[start, stop])
             equal = [found for found in by_span[start, stop] if found.rank == best]
             if len(equal) > 1 and ambiguous == "drop":

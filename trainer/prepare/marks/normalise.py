@@ -17,6 +17,14 @@ _SAME = str.maketrans(
 )
 _CURRENCY = "".join(c for c in map(chr, range(0x3000)) if unicodedata.category(c) == "Sc")
 _CONFUSED = str.maketrans("il|o", "1110")  # letters that OCR reads for digits
+# Letters that are no accents and yet part of the letter before them: the vowels and finals of
+# Hangul, and vowel signs of Indic scripts, where a text is written in the normal form D.
+_JOINING = re.compile(
+    "[\u1161-\u1175\u11a8-\u11c2\u09be\u09d7\u0b3e\u0b56\u0b57\u0bbe\u0bd7\u0cc2\u0cd5\u0cd6\u0d3e"
+    "\u0d57\u0dcf\u0ddf\u102e\u1b35\U00011127\U0001133e\U00011357\U000113b8\U000113bb\U000113c2"
+    "\U000113c5\U000113c7-\U000113c9\U000114b0\U000114ba\U000114bd\U000115af\U0001611e-\U00016120"
+    "\U00011930\U00016d63\U00016d67\U00016d68]"
+)
 _NO_SPACES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _NUMBER = r"\d+\u2044\d+|\d{1,3}(?:[ '\u2019]\d{3})+(?:[.,]\d+)?(?!\d)|\d+(?:[.,]\d+)*"
 _TOKEN = re.compile(
@@ -129,6 +137,6 @@ def _folded(text: str) -> tuple[str, list[int]]:
 
 
 def _cluster_end(text: str, stop: int) -> int:
-    while stop < len(text) and unicodedata.combining(text[stop]):
+    while stop < len(text) and (unicodedata.combining(text[stop]) or _JOINING.match(text[stop])):
         stop += 1
     return stop
