@@ -57,9 +57,9 @@ def ending(kind: str, op: str, ended: Ended, output: Path, wanted: Wanted) -> li
         return [f"traceback: {sentence(ended.printed)}"]
     if ended.status:
         clear = sentence(ended.printed).startswith(_LAST_LINES)
-        return (
-            [] if clear else [f"status {ended.status} without a sentence: {ended.printed[-300:]}"]
-        )
+        if clear:
+            return []
+        return [f"status {ended.status} without a sentence: {ended.printed[-300:]}"]
     found = [f"status 0, but {problem}" for problem in incomplete(output, wanted)]
     if kind != "short" and op not in _IGNORING_IS_FINE and "rror" not in ended.printed:
         found.append(f"{kind} at {op} and not a word about it")

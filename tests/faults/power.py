@@ -255,7 +255,7 @@ def _surviving(changes: list[Change], kind: str, dice: random.Random) -> list[Ch
 
 def _bytes(node: Node, kind: str, dice: random.Random) -> bytes:
     old, new = node.synced, node.held
-    same = len(os.path.commonprefix([old, new]))
+    same = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
     choices = {
         "power: no bytes": old,
         "power: nothing": old,

@@ -14,7 +14,7 @@ from tests.faults.client import Ended, Server
 
 TIMES = "samples_per_second"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-KEEP_ALL = ("--training.keep", "null")
+KEEP_ALL = ("--training.keep", "100")
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def watch(folder: Path, before: Before, after: After) -> None:
             names = (os.fsdecode(path), os.fsdecode(other))
             call = Call(op.decode(), *names, fd, held, size, offset, flags)
             answer = before(call)
-            if answer == GO or answer == SHORT:
+            if answer in (GO, SHORT):
                 pending.append(call)
             return answer
         except BaseException:  # it cannot pass through C, and nothing after it can be trusted

@@ -12,6 +12,7 @@ ASIDE = ".aside"
 _TIMES = re.compile(rb'("(?:samples_per_second|seconds)": )[-+.e\d]+')
 _TIMED = ("metrics.jsonl", "groundkern.json")
 _PAGE = "report.html"
+_LOCK = "run.lock"  # says who held it, and since when
 
 
 def aside(root: Path) -> None:
@@ -61,8 +62,8 @@ def digest_of(files: dict[str, bytes | None]) -> str:
         if content is not None:
             if name.endswith(_TIMED):
                 content = _TIMES.sub(rb"\1", content)
-            if name.endswith(_PAGE):
-                content = content[-10:]
+            if name.endswith((_PAGE, _LOCK)):
+                content = content[-10:] if name.endswith(_PAGE) else b""
             found.update(b"%d\0" % len(content) + content)
     return found.hexdigest()
 
