@@ -34,8 +34,6 @@ def main(words: list[str] | None = None) -> int:
         for name in arguments.scenario or chosen:
             _walk(Walk(server, chosen[name], results), arguments)
     print(table(results))
-    for failure in results.failures:
-        print(f"\nFAILED {failure}")
     tried, failed = sum(results.tried.values()), sum(results.failed.values())
     minutes = (time.monotonic() - started) / 60
     print(
@@ -79,12 +77,20 @@ def _walk(walk: Walk, arguments: argparse.Namespace) -> None:
         picked = [fault for fault in faults if chosen(*fault)]
         count = -1
         with progress(f"{walk.name}: {title}", total=len(picked), unit="fault") as bar:
-            run(set(picked), _telling(bar, walk.results))
+            run(set(picked), _telling(bar, walk.results, arguments.point is not None))
 
 
-def _telling(bar, results: Results) -> Callable[[], None]:
+def _telling(bar, results: Results, printing: bool) -> Callable[[], None]:
+    told = len(results.failures)
+
     def tell() -> None:
-        bar.set_postfix(failed=len(results.failures), refresh=False)
+        nonlocal told
+        for failure in results.failures[told:]:
+            bar.write(f"FAILED {failure}")
+            if printing:
+                bar.write(failure.printed)
+        told = len(results.failures)
+        bar.set_postfix(failed=told, refresh=False)
         bar.update()
 
     return tell

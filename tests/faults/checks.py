@@ -31,6 +31,7 @@ class Recovery:
     problems: tuple[str, ...]
     step: int
     follows: str
+    printed: str
 
 
 def sentence(printed: str) -> str:
@@ -115,7 +116,9 @@ def recovery(ended: Ended, before: list[str], output: Path, wanted: Wanted) -> R
     step = int(taken[2]) if taken else 0
     if ended.status or "Traceback" in ended.printed:
         text = sentence(ended.printed)
-        return Recovery((f"cannot go on, status {ended.status}: {text}",), step, "neither")
+        return Recovery(
+            (f"cannot go on, status {ended.status}: {text}",), step, "neither", ended.printed
+        )
     found = []
     newer = [int(n) for n in re.findall(r"^checkpoint-(\d+)/$", "\n".join(before), re.M)]
     for n in newer:
@@ -133,7 +136,7 @@ def recovery(ended: Ended, before: list[str], output: Path, wanted: Wanted) -> R
     extra = [name for name in names if name not in wanted.names]
     tops = sorted({name.split("/")[0] for name in extra})
     found += [f"left behind: {extra[0]}" for top in tops if not _named(top, extra, ended.printed)]
-    return Recovery(tuple(found), step, follows)
+    return Recovery(tuple(found), step, follows, ended.printed)
 
 
 def enough(found: Recovery, scenario: Scenario, saved: list[int], printed: str) -> list[str]:

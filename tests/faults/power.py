@@ -60,10 +60,12 @@ class Node:
     Args:
         held: its bytes, or the nodes of its names.
         synced: the same as of the last fsync.
+        versions: what of a file may be there after a power failure, once it was worked out.
     """
 
     held: bytes | dict[str, Node]
     synced: bytes | dict[str, Node]
+    versions: tuple[bytes, ...] = ()
 
     @property
     def is_folder(self) -> bool:
@@ -254,18 +256,22 @@ def _surviving(changes: list[Change], kind: str, dice: random.Random) -> list[Ch
 
 
 def _bytes(node: Node, kind: str, dice: random.Random) -> bytes:
+    if node.synced is node.held:
+        return node.held
+    old, new, zeros, part = _versions(node)
+    if kind == "power: random":
+        return dice.choice([old, new, zeros, part])
+    return {"power: zeros": zeros, "power: old names": new}.get(kind, old)
+
+
+def _versions(node: Node) -> tuple[bytes, ...]:
+    """Synced bytes, new ones, new ones that are zeros, and the first half of the new ones."""
     old, new = node.synced, node.held
-    same = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
-    choices = {
-        "power: no bytes": old,
-        "power: nothing": old,
-        "power: zeros": new[:same] + bytes(len(new) - same),
-        "power: old names": new,
-    }
-    if kind in choices:
-        return choices[kind]
-    part = new[: same + (len(new) - same) // 2]
-    return dice.choice([old, new, choices["power: zeros"], part])
+    if node.versions[:1] != (old,) or node.versions[1] is not new:
+        same = len(old) if new.startswith(old) else 0
+        zeros = new[:same] + bytes(len(new) - same)
+        node.versions = (old, new, zeros, new[: (same + len(new)) // 2])
+    return node.versions
 
 
 def states(base: Path, root: Path, log: list[Logged], seed: int) -> Iterator[State]:

@@ -243,13 +243,17 @@ def main() -> None:
     listener.bind(address)
     listener.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listener.settimeout(2)
+    client = os.getppid()
     print("ready", flush=True)
-    while True:
-        connected, _ = listener.accept()
+    while os.getppid() == client:
+        try:
+            connected, _ = listener.accept()
+        except TimeoutError:
+            continue
+        connected.settimeout(None)
         channel = Channel(connected)
         request = channel.receive()
-        if request is None or request["mode"] == "end":
-            return
         if os.fork() == 0:
             listener.close()
             run(request, channel)

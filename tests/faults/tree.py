@@ -47,7 +47,10 @@ def names(folder: Path) -> list[str]:
 
 
 def digest(folder: Path) -> str:
-    """A hash of names and contents; of times only that they are there, of the page its end."""
+    """A hash (of this process: bytes keep theirs) of names and contents.
+
+    Of times it only counts that they are there, of the page its end.
+    """
     files = {
         name: None if name[-1] == "/" else (folder / name).read_bytes() for name in names(folder)
     }
@@ -56,16 +59,15 @@ def digest(folder: Path) -> str:
 
 def digest_of(files: dict[str, bytes | None]) -> str:
     """`digest` of a folder that is not on the disk: contents by path, None for a folder."""
-    found = hashlib.blake2b(digest_size=16)
+    found = []
     for name, content in sorted(files.items()):
-        found.update(name.encode() + b"\0")
         if content is not None:
             if name.endswith(_TIMED):
                 content = _TIMES.sub(rb"\1", content)
             if name.endswith((_PAGE, _LOCK)):
                 content = content[-10:] if name.endswith(_PAGE) else b""
-            found.update(b"%d\0" % len(content) + content)
-    return found.hexdigest()
+        found.append((name, content if content is None else hash(content)))
+    return hash_of(repr(found).encode())
 
 
 def hash_of(content: bytes) -> str:

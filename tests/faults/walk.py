@@ -39,6 +39,7 @@ class Failure:
     kind: str
     call: str
     problem: str
+    printed: str
 
     def __str__(self) -> str:
         again = f'--scenario "{self.scenario}" --point {self.number} --kind "{self.kind}"'
@@ -87,7 +88,8 @@ class Walk:
         self.name = scenario.name
         self.wanted: Wanted = reference(server, scenario)
         self._recovered: dict[str, Recovery] = {}
-        self._logged: list[Logged] = []
+        self._states: list[State] = []
+        self._printed = ""
 
     def points(self) -> dict[Fault, Point]:
         """Every fault that can happen, and its call, without letting any happen."""
@@ -101,7 +103,7 @@ class Walk:
         """Every folder that a power failure can leave."""
         return [
             (state.number, state.kind, phase(state.path, state.saved))
-            for state in self._states(seed)
+            for state in self._after_power_failures(seed)
         ]
 
     def faults(self, chosen: set[Fault], tell: Callable[[], None]) -> None:
@@ -125,7 +127,7 @@ class Walk:
             tell: called after each.
             seed: as for `power_points`.
         """
-        for state in self._states(seed):
+        for state in self._after_power_failures(seed):
             part = phase(state.path, state.saved)
             if (state.number, state.kind, part) in chosen:
                 state.write(self.server.root)
@@ -134,10 +136,10 @@ class Walk:
                 self._add(state.number, state.kind, f"after {state.op} {state.path}", part, found)
                 tell()
 
-    def _states(self, seed: int) -> Iterator[State]:
-        if not self._logged:
-            self._logged = self._log()
-        return states(self.wanted.base, self.server.root, self._logged, seed)
+    def _after_power_failures(self, seed: int) -> list[State]:
+        if not self._states:
+            self._states = list(states(self.wanted.base, self.server.root, self._log(), seed))
+        return self._states
 
     def _log(self) -> list[Logged]:
         tree.replace(self.server.root, self.wanted.base)
@@ -167,6 +169,7 @@ class Walk:
             self._recovered[state] = recovery(ended, before, self.server.output, self.wanted)
             self.results.states += 1
         found = self._recovered[state]
+        self._printed = f"{printed}\n--- the same command again ---\n{found.printed}"
         return [*found.problems, *enough(found, self.scenario, saved, printed)]
 
     def _floor(self, saved: list[int]) -> int:
@@ -177,5 +180,6 @@ class Walk:
         self.results.tried[where] += 1
         if problems:
             self.results.failed[where] += 1
-            failure = Failure(self.scenario.name, number, kind, call, "; ".join(problems))
+            said = "; ".join(problems)
+            failure = Failure(self.scenario.name, number, kind, call, said, self._printed)
             self.results.failures.append(failure)
