@@ -14,7 +14,7 @@ from tests.faults.scenarios import Scenario, Wanted, rows_of, steps_of, weights_
 
 _CONTINUING = re.compile(r"Continuing from \S*checkpoint-(\d+), step (\d+)")
 _SAVED = re.compile(r"Stopped by SIGTERM: saved in \S*checkpoint-(\d+)")
-_LAST_LINES = ("error: ", "Stopped by ")
+_SENTENCES = ("error: ", "Stopped by ")
 _IGNORING_IS_FINE = ("open", "mkdir", "unlink", "rmdir", "link", "symlink")
 
 
@@ -34,10 +34,9 @@ class Recovery:
     printed: str
 
 
-def sentence(printed: str) -> str:
-    """The last line that was printed."""
-    lines = [line.strip() for line in re.split(r"[\r\n]", printed) if line.strip()]
-    return lines[-1] if lines else ""
+def lines(printed: str) -> list[str]:
+    """The lines that were printed, without blank ones."""
+    return [line.strip() for line in re.split(r"[\r\n]", printed) if line.strip()]
 
 
 def ending(kind: str, op: str, ended: Ended, output: Path, wanted: Wanted) -> list[str]:
@@ -55,10 +54,12 @@ def ending(kind: str, op: str, ended: Ended, output: Path, wanted: Wanted) -> li
     if ended.status < 0:
         return [f"ended by signal {-ended.status}{' (it hung)' if ended.status == -14 else ''}"]
     if "Traceback" in ended.printed:
-        return [f"traceback: {sentence(ended.printed)}"]
+        raised = [
+            line for line in lines(ended.printed) if re.match(r"[\w.]+(Error|Exception)", line)
+        ]
+        return [f"traceback: {raised[-1:]}"]
     if ended.status:
-        clear = sentence(ended.printed).startswith(_LAST_LINES)
-        if clear:
+        if sum(line.startswith(_SENTENCES) for line in lines(ended.printed)) == 1:
             return []
         return [f"status {ended.status} without a sentence: {ended.printed[-300:]}"]
     found = [f"status 0, but {problem}" for problem in incomplete(output, wanted)]
@@ -115,10 +116,9 @@ def recovery(ended: Ended, before: list[str], output: Path, wanted: Wanted) -> R
     taken = _CONTINUING.search(ended.printed)
     step = int(taken[2]) if taken else 0
     if ended.status or "Traceback" in ended.printed:
-        text = sentence(ended.printed)
-        return Recovery(
-            (f"cannot go on, status {ended.status}: {text}",), step, "neither", ended.printed
-        )
+        said = [line for line in lines(ended.printed) if line.startswith(_SENTENCES)]
+        problem = f"cannot go on, status {ended.status}: {said or lines(ended.printed)[-1:]}"
+        return Recovery((problem,), step, "neither", ended.printed)
     found = []
     newer = [int(n) for n in re.findall(r"^checkpoint-(\d+)/$", "\n".join(before), re.M)]
     for n in newer:
