@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,19 @@ KILLED = -signal.SIGKILL
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit status (negative: a signal) and what it printed."""
+    """How a run ended.
+
+    Args:
+        status: its exit status; negative: a signal.
+        printed: what it printed.
+        folder: `tree.digest` of the root when it was about to load the model.
+        known: it stopped there, since this was asked for.
+    """
 
     status: int
     printed: str
+    folder: str = ""
+    known: bool = False
 
 
 class Server:
@@ -57,18 +66,24 @@ class Server:
         self._process.wait()
         self._process.stdout.close()
 
-    def run(self, words: list[str], **options: Any) -> Ended:
+    def run(self, words: list[str], *, known: Container[str] = (), **options: Any) -> Ended:
         """A run without faults.
 
         Args:
             words: settings added to those of the config.
+            known: digests of folders with which a run need not go on: how is known.
             options: `stop_at`, `other_from`, `log` with `mode="log"`.
         """
-        printed = self.place / "printed"
+        printed, folder, stopped = self.place / "printed", "", False
         with self._ask(words, errors=str(printed), **{"mode": "plain", **options}) as asked:
             message = asked.receive()
+            if message is not None and "folder" in message:
+                folder = message["folder"]
+                stopped = folder in known
+                asked.send(known=stopped)
+                message = asked.receive()
         status = KILLED if message is None else message["status"]
-        return Ended(status, printed.read_text(errors="replace"))
+        return Ended(status, printed.read_text(errors="replace"), folder, stopped)
 
     def walk(self, words: list[str], **options: Any) -> Iterator[Point]:
         """The calls of a run, each before it is made; it is made when the next one is asked for.

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from tests.faults import shim
+from tests.faults import shim, tree
 from tests.faults.materials import make
 from tests.faults.plan import Fault, kinds
 
@@ -160,6 +160,30 @@ def before_step(step: int, act: Any) -> None:
     CallbackHandler.on_step_begin = on_step_begin
 
 
+def before_loading(act: Any) -> None:
+    """Call `act()` when the folder has been read and tidied, before the model is loaded."""
+    from trainer import train
+
+    plain = train.load_model
+
+    def load_model(config):
+        act()
+        return plain(config)
+
+    train.load_model = load_model
+
+
+def _stop_if_known(channel: Channel, root: Path) -> None:
+    """What a run does from here on follows from the folder: once is enough for each."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    channel.send(folder=tree.digest(root))
+    answer = channel.receive()
+    if answer is None or answer["known"]:
+        channel.send(status=0)
+        os._exit(0)
+
+
 def another_machine(model: torch.nn.Module) -> None:
     """Stands for whatever makes the same command give other bits: what follows can be told apart
     from what a checkpoint before it leads to."""
@@ -179,6 +203,8 @@ def run(request: dict[str, Any], channel: Channel) -> None:
     if request.get("other_from"):
         before_step(request["other_from"], another_machine)
     hooks = None
+    if request["mode"] == "plain":
+        before_loading(lambda: _stop_if_known(channel, Path(request["root"])))
     if request["mode"] == "walk":
         hooks = Walked(channel, Path(request["root"]), request["child_errors"])
         on_saved(hooks.saved.append)
