@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.faults import tree
 from tests.faults.checks import (
@@ -13,6 +13,7 @@ from tests.faults.checks import (
     artifacts,
     ending,
     enough,
+    passed_over,
     recovery,
 )
 from tests.faults.client import Point, Server
@@ -48,12 +49,19 @@ class Failure:
 
 @dataclass
 class Results:
-    """Counts by (scenario and phase, kind), and the failures."""
+    """Counts by (scenario and phase, kind), and the failures.
+
+    Args:
+        tried, failed: faults.
+        states: different folders that faults left, in each of which the run was started again.
+        continued: different folders among them once the run had tidied up, each run to its end.
+    """
 
     tried: Counter = field(default_factory=Counter)
     failed: Counter = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     states: int = 0
+    continued: int = 0
 
 
 Fault = tuple[int, str, str]  # the number of a call, the kind, the phase
@@ -87,7 +95,8 @@ class Walk:
         self.server, self.scenario, self.results = server, scenario, results
         self.name = scenario.name
         self.wanted: Wanted = reference(server, scenario)
-        self._recovered: dict[str, Recovery] = {}
+        self._recovered: dict[str, Recovery] = {}  # by the folder that the fault left
+        self._continued: dict[str, Recovery] = {}  # by the folder when the model was loaded
         self._states: list[State] = []
         self._printed = ""
 
@@ -165,12 +174,24 @@ class Walk:
         state = tree.digest(self.server.root)
         if state not in self._recovered:
             before = tree.names(self.server.output) if self.server.output.exists() else []
-            ended = self.server.run([*self.scenario.again])
-            self._recovered[state] = recovery(ended, before, self.server.output, self.wanted)
+            self._recovered[state] = self._recover(before)
             self.results.states += 1
         found = self._recovered[state]
         self._printed = f"{printed}\n--- the same command again ---\n{found.printed}"
         return [*found.problems, *enough(found, self.scenario, saved, printed)]
+
+    def _recover(self, before: list[str]) -> Recovery:
+        """The run is made to its end unless an earlier one had the same folder to load from."""
+        ended = self.server.run([*self.scenario.again], known=self._continued)
+        if ended.known:
+            found = self._continued[ended.folder]
+            missed = passed_over(ended.printed + found.printed, before, found.step)
+            return replace(found, problems=(*found.problems, *missed))
+        found = recovery(ended, before, self.server.output, self.wanted)
+        if ended.folder:
+            self._continued[ended.folder] = found
+            self.results.continued += 1
+        return found
 
     def _floor(self, saved: list[int]) -> int:
         return max(saved, default=self.scenario.saved_before)
