@@ -38,8 +38,8 @@ def main(words: list[str] | None = None) -> int:
     minutes = (time.monotonic() - started) / 60
     print(
         f"\n{tried} faults tried, {tried - failed} survived, {failed} not; "
-        f"{results.states} different folders started from, of which {results.continued} differ once "
-        f"tidied; {minutes:.1f} minutes"
+        f"{results.states} different folders started from, {results.continued} of them "
+        f"different once tidied; {minutes:.1f} minutes"
     )
     return int(failed > 0)
 

@@ -54,9 +54,7 @@ def ending(kind: str, op: str, ended: Ended, output: Path, wanted: Wanted) -> li
     if ended.status < 0:
         return [f"ended by signal {-ended.status}{' (it hung)' if ended.status == -14 else ''}"]
     if "Traceback" in ended.printed:
-        raised = [
-            line for line in lines(ended.printed) if re.match(r"[\w.]+(Error|Exception)", line)
-        ]
+        raised = [line for line in lines(ended.printed) if re.match(r"[\w.]+Error", line)]
         return [f"traceback: {raised[-1:]}"]
     if ended.status:
         if sum(line.startswith(_SENTENCES) for line in lines(ended.printed)) == 1:
@@ -104,6 +102,22 @@ def artifacts(output: Path, wanted: Wanted, steps: int) -> list[str]:
     return [*found, f"metrics.jsonl lost rows up to step {steps}: {_summary(output)}"]
 
 
+def passed_over(printed: str, before: list[str], step: int) -> list[str]:
+    """The checkpoints that a run left for an older one without saying so.
+
+    Args:
+        printed: by the run.
+        before: the paths that it found.
+        step: of the one that it took.
+    """
+    newer = [int(n) for n in re.findall(r"^checkpoint-(\d+)/$", "\n".join(before), re.M)]
+    return [
+        f"checkpoint-{n} passed over without a word"
+        for n in newer
+        if n > step and f"checkpoint-{n}" not in printed and "abandoned" not in printed
+    ]
+
+
 def recovery(ended: Ended, before: list[str], output: Path, wanted: Wanted) -> Recovery:
     """Judge the run after a fault.
 
@@ -119,11 +133,7 @@ def recovery(ended: Ended, before: list[str], output: Path, wanted: Wanted) -> R
         said = [line for line in lines(ended.printed) if line.startswith(_SENTENCES)]
         problem = f"cannot go on, status {ended.status}: {said or lines(ended.printed)[-1:]}"
         return Recovery((problem,), step, "neither", ended.printed)
-    found = []
-    newer = [int(n) for n in re.findall(r"^checkpoint-(\d+)/$", "\n".join(before), re.M)]
-    for n in newer:
-        if n > step and f"checkpoint-{n}" not in ended.printed:
-            found.append(f"checkpoint-{n} passed over without a word")
+    found = passed_over(ended.printed, before, step)
     rows = rows_of(output)
     follows = "new" if rows == wanted.rows else "old" if rows == wanted.old_rows else "neither"
     if follows == "neither":
