@@ -163,7 +163,7 @@ class Walk:
     def _try(self, point: Point, kind: str) -> None:
         output = self.server.output
         for ended in point.meet(kind):
-            found = ending(kind, point.op, ended, output, self.wanted)
+            found = ending(kind, point.op, point.path, ended, output, self.wanted)
             found += artifacts(output, self.wanted, self._floor(point.saved))
             found += self._check_recovery(point.saved, ended.printed)
         call = f"{point.op} {point.path} {point.other}".strip()
