@@ -10,7 +10,15 @@ from pathlib import Path
 from tests.faults import tree
 from tests.faults.client import KILLED, Ended
 from tests.faults.plan import KILLS
-from tests.faults.scenarios import Scenario, Wanted, rows_of, steps_of, weights_of
+from tests.faults.scenarios import (
+    ABANDONED,
+    Scenario,
+    Wanted,
+    checkpoint_weights,
+    rows_of,
+    steps_of,
+    weights_of,
+)
 
 _CONTINUING = re.compile(r"Continuing from \S*checkpoint-(\d+), step (\d+)")
 _SAVED = re.compile(r"Stopped by SIGTERM: saved in \S*checkpoint-(\d+)")
@@ -77,8 +85,18 @@ def incomplete(output: Path, wanted: Wanted) -> list[str]:
         found.append(f"metrics.jsonl differs: {_summary(output)}")
     if weights_of(output) != wanted.weights:
         found.append("the final weights differ")
-    missing = set(wanted.names) - set(tree.names(output))
+    missing = set(expected(wanted)) - set(tree.names(output))
     return found + ([f"missing: {sorted(missing)[:3]}"] if missing else [])
+
+
+def expected(wanted: Wanted) -> list[str]:
+    """The paths that every finished run has; what is given up is looked for by its content."""
+    return [name for name in wanted.names if not name.startswith(ABANDONED)]
+
+
+def _told_of(name: str, wanted: Wanted) -> bool:
+    """Whether it is in a folder that the run without a fault leaves too, for the user to remove."""
+    return name.startswith(ABANDONED) and ABANDONED in wanted.names
 
 
 def artifacts(output: Path, wanted: Wanted, steps: int) -> list[str]:
@@ -146,8 +164,10 @@ def recovery(ended: Ended, before: list[str], output: Path, wanted: Wanted) -> R
     names = tree.names(output)
     if follows == "new" and weights_of(output) != wanted.weights:
         found.append("the final weights differ")
-    found += [f"missing: {name}" for name in wanted.names if name not in names][:3]
-    extra = [name for name in names if name not in wanted.names]
+    found += [f"missing: {name}" for name in expected(wanted) if name not in names][:3]
+    lost = set(wanted.given_up) - set(checkpoint_weights(output))
+    found += [f"a checkpoint that the rollback gave up is gone: {sorted(lost)}"] if lost else []
+    extra = [name for name in names if name not in wanted.names and not _told_of(name, wanted)]
     tops = sorted({name.split("/")[0] for name in extra})
     found += [f"left behind: {extra[0]}" for top in tops if not _named(top, extra, ended.printed)]
     return Recovery(tuple(found), step, follows, ended.printed)
@@ -164,6 +184,8 @@ def enough(found: Recovery, scenario: Scenario, saved: list[int], printed: str) 
     """
     told = _SAVED.search(printed)
     steps = [*saved, *([int(told[1])] if told else [])]
+    if "--training.resume" in scenario.again:  # it is told where to continue
+        steps = []
     needed = max(steps, default=scenario.saved_before)
     if steps and found.follows == "old":
         return ["went back to the checkpoints that the rollback gave up"]

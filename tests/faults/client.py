@@ -72,7 +72,7 @@ class Server:
         Args:
             words: settings added to those of the config.
             known: digests of folders with which a run need not go on: how is known.
-            options: `stop_at`, `other_from`, `log` with `mode="log"`.
+            options: `stop_at`, `other_from`, `sabotage`; `log` with `mode="log"`.
         """
         printed, folder, stopped = self.place / "printed", "", False
         with self._ask(words, errors=str(printed), **{"mode": "plain", **options}) as asked:
@@ -90,7 +90,7 @@ class Server:
 
         Args:
             words: settings added to those of the config.
-            options: `stop_at`, `other_from`.
+            options: `stop_at`, `other_from`, `sabotage`.
 
         Raises:
             RuntimeError: another thread of the run wrote into the folder, unseen.

@@ -31,7 +31,7 @@ def make(folder: Path) -> None:
         "log_every": 1,
     }
     config = {
-        "model": {"path": str(folder / "model")},
+        "model": {"path": str(folder / "model"), "freeze_vision": True},  # fewer states to write
         "data": {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")},
         "objectives": {"smam": {}},
         "training": training,

@@ -25,6 +25,7 @@ from pathlib import Path
 from tests.faults import tree
 from tests.faults.shim import Call
 
+WRITTEN = "written"  # not a failure: the folder as the process sees it
 KINDS = ("power: no bytes", "power: zeros", "power: nothing", "power: old names", "power: random")
 
 
@@ -192,7 +193,7 @@ class Disk:
         self.changes = [change for change in self.changes if change.settles is not node]
 
     def files(self, kind: str, dice: random.Random) -> dict[str, bytes | None]:
-        """The folder after a power failure now, by one of `KINDS`."""
+        """The folder after a power failure now, by one of `KINDS`; or as it is now, `WRITTEN`."""
         names = {id(node): dict(node.synced) for node in _folders(self.top, self.changes)}
         for change in _surviving(self.changes, kind, dice):
             folder, name = change.old or (None, "")
@@ -236,6 +237,7 @@ def _folders(top: Node, changes: list[Change]) -> list[Node]:
     """Every folder that may be in a state: held, synced or given up since."""
     found: dict[int, Node] = {}
     waiting = [top, *(change.node for change in changes)]
+    waiting += [at[0] for change in changes for at in (change.old, change.new) if at]
     while waiting:
         node = waiting.pop()
         if node.is_folder and id(node) not in found:
@@ -261,7 +263,7 @@ def _bytes(node: Node, kind: str, dice: random.Random) -> bytes:
     old, new, zeros, part = _versions(node)
     if kind == "power: random":
         return dice.choice([old, new, zeros, part])
-    return {"power: zeros": zeros, "power: old names": new}.get(kind, old)
+    return {"power: zeros": zeros, "power: old names": new, WRITTEN: new}.get(kind, old)
 
 
 def _versions(node: Node) -> tuple[bytes, ...]:

@@ -14,6 +14,7 @@ from tests.faults.client import Ended, Server
 
 TIMES = "samples_per_second"
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+ABANDONED = "abandoned/"
 KEEP_ALL = ("--training.keep", "100")
 
 
@@ -50,6 +51,7 @@ class Wanted:
             saved nothing of its own.
         weights: hash of the final model.
         names: every path in the output folder.
+        given_up: hashes of the weights of checkpoints that a rollback must not lose.
         base: a copy of the folder before the run.
     """
 
@@ -57,6 +59,7 @@ class Wanted:
     old_rows: list[dict] | None
     weights: str
     names: list[str]
+    given_up: tuple[str, ...]
     base: Path
 
 
@@ -71,6 +74,12 @@ def weights_of(output: Path) -> str:
     """A hash of the final model's weights; empty if there are none."""
     found = [output / "model" / name for name in WEIGHTS if (output / "model" / name).exists()]
     return tree.hash_of(found[0].read_bytes()) if found else ""
+
+
+def checkpoint_weights(output: Path) -> tuple[str, ...]:
+    """Hashes of the weights of every checkpoint, wherever it was moved to."""
+    found = [path for name in WEIGHTS for path in output.glob(f"**/checkpoint-*/{name}")]
+    return tuple(sorted(tree.hash_of(path.read_bytes()) for path in found))
 
 
 def steps_of(output: Path) -> list[int]:
@@ -90,14 +99,17 @@ def reference(server: Server, scenario: Scenario) -> Wanted:
     scenario.prepare(server)
     base = server.place / f"base of {scenario.name}"
     tree.replace(base, server.root)
-    old_rows = rows_of(server.output) if scenario.name.startswith("rollback") else None
+    rollback = scenario.name.startswith("rollback")
+    old_rows = rows_of(server.output) if rollback else None
+    given_up = checkpoint_weights(server.output) if rollback else ()
     ended = server.run([*scenario.words], **scenario.options)
     if ended.status != scenario.status:
         raise RuntimeError(f"{scenario.name}: ended with {ended.status}:\n{ended.printed}")
     if ended.status:
         _succeed(server.run([*scenario.again]))
     output = server.output
-    return Wanted(rows_of(output), old_rows, weights_of(output), tree.names(output), base)
+    names = tree.names(output)
+    return Wanted(rows_of(output), old_rows, weights_of(output), names, given_up, base)
 
 
 def _succeed(ended: Ended) -> None:

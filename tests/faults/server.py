@@ -191,6 +191,28 @@ def another_machine(model: torch.nn.Module) -> None:
         next(p for p in model.parameters() if p.requires_grad).add_(1e-2)
 
 
+def sabotage(what: str) -> None:
+    """Make a run careless, to see that the walk finds it.
+
+    Args:
+        what: "no flushes": nothing is ever synced. "in place": files are written under their own
+            names. "no hashes": checkpoints are taken as they are.
+    """
+    from trainer import checkpoints, durable
+
+    def write_in_place(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    match what:
+        case "no flushes":
+            os.fsync = lambda fd: None
+        case "in place":
+            durable.write_bytes = write_in_place
+        case "no hashes":
+            checkpoints.fault = lambda checkpoint: None
+
+
 def run(request: dict[str, Any], channel: Channel) -> None:
     """Be one run, and end this process with its status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -202,6 +224,8 @@ def run(request: dict[str, Any], channel: Channel) -> None:
         before_step(request["stop_at"], lambda _: signal.raise_signal(signal.SIGTERM))
     if request.get("other_from"):
         before_step(request["other_from"], another_machine)
+    if request.get("sabotage"):
+        sabotage(request["sabotage"])
     hooks = None
     if request["mode"] == "plain":
         before_loading(lambda: _stop_if_known(channel, Path(request["root"])))

@@ -147,10 +147,11 @@ class Walk:
 
     def _after_power_failures(self, seed: int) -> list[State]:
         if not self._states:
-            self._states = list(states(self.wanted.base, self.server.root, self._log(), seed))
+            self._states = list(states(self.wanted.base, self.server.root, self.log(), seed))
         return self._states
 
-    def _log(self) -> list[Logged]:
+    def log(self) -> list[Logged]:
+        """The calls of the run without a fault, whose folder is left as it is."""
         tree.replace(self.server.root, self.wanted.base)
         log = self.server.place / "log"
         self.server.run([*self.scenario.words], mode="log", log=str(log), **self.scenario.options)
