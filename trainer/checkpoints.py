@@ -45,6 +45,7 @@ FREE_TO_CHANGE = (
     "training.max_nonfinite",
     "evaluation.",
 )
+_OF_THE_DISK = (OSError, RuntimeError, SafetensorError)
 _SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar
 
 
@@ -62,7 +63,10 @@ def aside(output: Path, name: str) -> Iterator[Path]:
         yield partial
         durable.sync_tree(partial)
         durable.replace_folder(partial, output / name)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
+    except Exception as error:
+        # torch.save raises a RuntimeError, and tokenizers nothing but an Exception
+        if not isinstance(error, _OF_THE_DISK) and type(error) is not Exception:
+            raise
         shutil.rmtree(partial, ignore_errors=True)
         raise durable.cannot_write(output / name, error) from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.trainer.tiny_run import STEPS, config, losses, make_data, run
 from trainer import checkpoints, durable
@@ -23,6 +24,7 @@ from trainer.config import ConfigError
 from trainer.durable import StorageError
 from trainer.logs import CountingTrainer
 from trainer.progress import progress
+from trainer.stopping import Stopped
 from trainer.train import train
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
@@ -206,6 +208,27 @@ def test_other_data_of_the_same_size_is_not_continued_on(data, output, tmp_path)
     settings_file.write_text(json.dumps(wanted))
     assert other.stat().st_size == (data / "train.jsonl").stat().st_size
     assert main(["train", "--config", str(settings_file)]) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "full"), RuntimeError("torch"), SafetensorError("full"), Exception("tokenizers")],
+)
+def test_what_cannot_be_saved_leaves_what_was_there(tmp_path, error):
+    (tmp_path / "model").mkdir()
+    refused = pytest.raises(StorageError, match=r"model cannot be written: .* bytes free")
+    with refused, checkpoints.aside(tmp_path, "model") as folder:
+        (folder / "half").write_text("x")
+        raise error
+    assert [path.name for path in (tmp_path / "model").iterdir()] == []
+    assert list((tmp_path / checkpoints.SAVING).iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [Stopped(2), KeyError("a bug"), Killed()])
+def test_what_is_no_fault_of_the_disk_is_not_called_one(tmp_path, error):
+    with pytest.raises(type(error)), checkpoints.aside(tmp_path, "model"):
+        raise error
+    assert not (tmp_path / "model").exists()
 
 
 FULL = {  # what is called for which path; torch.save's error is of another kind
