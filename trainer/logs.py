@@ -95,13 +95,15 @@ class RunLog(TrainerCallback):
     def __init__(self, config: Config):
         self.config = config
         self._bar: tqdm | None = None
-        self._logged, self._since = 0, 0.0
+        self._logged, self._began, self._since = 0, 0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         start = state.global_step
         state.compute_steps(args, state.max_steps)  # a checkpoint's are those of its own settings
         self._bar = progress("training", total=state.max_steps, unit="step", done=start)
-        self._logged, self._since = start, time.monotonic()
+        logged = [row["step"] for row in state.log_history if "loss" in row]
+        self._logged = max(logged, default=0)  # a checkpoint's: its open line goes on
+        self._began, self._since = start, time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
         self._bar.update(state.global_step - self._bar.n)
@@ -113,7 +115,8 @@ class RunLog(TrainerCallback):
         if "loss" not in logs:  # the summary at the end of training
             return
         steps, seconds = state.global_step - self._logged, time.monotonic() - self._since
-        samples = steps * args.train_batch_size * args.gradient_accumulation_steps
+        timed = state.global_step - max(self._logged, self._began)
+        samples = timed * args.train_batch_size * args.gradient_accumulation_steps
         row = {"step": state.global_step, "steps": steps, **logs}
         row["samples_per_second"] = round(samples / max(seconds, 1e-9), 2)
         durable.append_line(self.config.training.output / METRICS, json.dumps(durable.finite(row)))

@@ -161,6 +161,8 @@ def test_watched_run_through_a_crash_is_the_run_without_one(data, tmp_path, figu
     train(watched(data, broken))
 
     assert losses(broken) == losses(whole)
+    steps = [[row.get("steps") for row in folder.read_metrics(o)] for o in (broken, whole)]
+    assert steps[0] == steps[1]
     rows = losses(whole)
     assert [row["step"] for row in rows] == [2, 4, 5, 6, 6]
     held_out = [row for row in rows if "eval_loss" in row]
