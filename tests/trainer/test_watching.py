@@ -207,13 +207,18 @@ def test_patience_ends_the_run_for_good(data, tmp_path, figures):
     assert losses(tmp_path) == rows
 
 
-def test_a_damaged_best_checkpoint_gives_way_to_the_next(data, tmp_path, figures):
-    figures.update({1: 1.0, 2: 2.0, 3: 3.0})
-    training = {"keep": 3, "save_every": 1, "steps": 3, "term_norms_every": None}
-    settings = watched(data, tmp_path, training=training, evaluation={"every": 1})
-    train(settings, before=NOTHING)
-    (tmp_path / "checkpoint-1" / "adapter_model.safetensors").write_bytes(b"")
-    assert watching.best_of(tmp_path, settings.evaluation)["step"] == 2
+def test_a_damaged_best_checkpoint_gives_way_to_the_next(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    state_of({1: 1.0, 2: 2.0, 3: 3.0}).save_to_json(
+        str(tmp_path / "checkpoint-3/trainer_state.json")
+    )
+    damaged = {"checkpoint-1": "optimizer.pt was changed"}
+    monkeypatch.setattr(checkpoints, "fault", lambda path: damaged.get(path.name))
+    found = watching.best_of(tmp_path, Evaluation(best="loss", every=1))
+    assert found["step"] == 2
+    assert found["value"] == 2.0
+    assert watching.best_of(tmp_path, Evaluation()) is None
 
 
 def state_of(figures: dict[int, float | None], name: str = "eval_loss") -> TrainerState:
