@@ -7,9 +7,11 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer import checkpoints, run_folder
+from trainer import checkpoints, data_index, run_folder
 from trainer.command_line import load_config
 from trainer.config import Config
 from trainer.prepare.output import Output
@@ -45,6 +47,25 @@ def check_checkpoint(data: bytes) -> bool:
     counts = checkpoints.read_counts(found)
     expect(isinstance(counts, Counter), "counts", counts)
     return True
+
+
+def check_index(data: bytes) -> bool:
+    """The kept index of a data file: as it was written, or none."""
+    found = data_index.kept(written("kept.index", data), {"root": "r"}, "0" * 64)
+    if found is None:
+        return False
+    expect(data == _seed_of_index(), "nothing but what was written", data[:80])
+    expect(found.good["number"].tolist() == [1, 3] and found.tasks == ["a"], "the rows", found)
+    return True
+
+
+@cache
+def _seed_of_index() -> bytes:
+    good = np.zeros(2, data_index.ENTRY)
+    good["number"] = 1, 3
+    index = data_index.Index("0" * 64, good, ["a"], np.array([[2, 70]]))
+    data_index.keep(folder() / "kept.index", index, {"root": "r"})
+    return (folder() / "kept.index").read_bytes()
 
 
 def check_output(data: bytes) -> bool:
@@ -85,6 +106,7 @@ TARGETS = (
     Target("metrics", check_metrics, METRICS, "jsonl", ("step", "loss"), 1),
     Target("checkpoint", check_checkpoint, {"record": _seed_of_checkpoint()}, "json", ("config",),
            0.3),
+    Target("index", check_index, {"two": _seed_of_index()}, "bytes"),
     Target("prepare_record", check_output, {"record": _seed_of_output()}, "json",
            ("bytes", "inputs", "settings"), 0.5),
 )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.fuzz.scratch import SIZES, doubled, images, lines_of, written
 from tests.fuzz.target import Target, expect
+from trainer.dataset import JsonLinesDataset
 from trainer.prepare.sources import json_lines
 from trainer.sample import Sample, parse_sample
 
@@ -171,11 +172,29 @@ def check_lines(data: bytes) -> bool:
     return all(item.problem is None for item in items)
 
 
+def check_data_set(data: bytes) -> bool:
+    """A training file: each line is a sample or bad, and each sample is its line's."""
+    path = written("data/train.jsonl", data)
+    found = JsonLinesDataset(path, root=images(), max_line=1 << 14, processes=1)
+    wanted = list(lines_of(data))
+    counted = len(found) + len(found.bad)
+    expect(counted == len(wanted), f"{len(wanted)} samples and bad ones", counted)
+    for i in range(len(found)):
+        sample = found.sample(i)
+        number = int(sample.where.rpartition(":")[2])
+        line = data.split(b"\n")[number - 1]
+        expect(sample == parse_sample(line, root=images(), where=sample.where), "its line's", i)
+        same = len(sample.regions) == found.counts["regions"][i] and sample.task == found.tasks[i]
+        expect(same, "its counts and task", i)
+    return len(found) > 0
+
+
 LINES = {
     "three": b"\n".join((SEEDS["box"], SEEDS["words"], SEEDS["text"])) + b"\n",
     "ids": b'{"id": 1}\n{"id": "1"}\r\n\n{"id": [1, {"a": null}]}',
 }
 TARGETS = (
     Target("sample", check_sample, SEEDS, "json", PIECES, share=3),
+    Target("data_set", check_data_set, LINES, "jsonl", PIECES),
     Target("json_lines", check_lines, LINES, "jsonl", (*PIECES, "id"), share=2),
 )
