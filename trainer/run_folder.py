@@ -73,7 +73,7 @@ def read_metrics(output: Path) -> list[dict]:
     path = output / METRICS
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, _ = path.read_bytes().decode("utf-8", "replace").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -189,7 +189,10 @@ def test_a_damaged_record_of_a_command_is_refused_in_a_sentence(tmp_path, damage
         out.finish()
 
 
-@pytest.mark.parametrize("change", [{"bytes": [-1, 0]}, {"bytes": [0.0, 0]}, {"inputs": "1"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"bytes": [-1, 0]}, {"bytes": [0.0, 0]}, {"inputs": "1"}, {"counts": {"words": 10**400}}],
+)
 def test_a_record_with_impossible_counts_is_refused(tmp_path, change):
     path = tmp_path / "out.jsonl"
     with Output(path, {"command": "words"}) as out:

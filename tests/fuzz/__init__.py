@@ -1,0 +1,1 @@
+"""Fuzzing of everything that parses: `python -m tests.fuzz --help`, and CONTRIBUTING.md."""

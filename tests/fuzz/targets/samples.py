@@ -1,0 +1,200 @@
+"""Canonical samples: what is accepted is resolved rightly and is the same once more."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+from tests.fuzz.scratch import SIZES, doubled, images, lines_of, written
+from tests.fuzz.target import Target, expect
+from trainer.dataset import JsonLinesDataset
+from trainer.prepare.sources import json_lines
+from trainer.sample import Sample, parse_sample
+
+WHERE = "train.jsonl:7"
+ANSWER = "The red patch, the blue patch and 65 % e\u0301."
+
+
+def _record(**more: Any) -> bytes:
+    question = [{"type": "image"}, {"type": "text", "text": "Where?"}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": ANSWER}]
+    return json.dumps({"images": ["a.png"], "messages": messages, **more}).encode()
+
+
+BOX = {"text": "red patch", "box": [1, 2, 20, 10.5]}
+SEEDS = {
+    "box": _record(regions=[BOX], task="boxes"),
+    "occurrence": _record(regions=[{"text": "patch", "occurrence": 1, "points": [[3, 4], [5, 6]]}]),
+    "polygon": _record(regions=[{"char_span": [4, 7], "polygon": [[0, 0], [9, 0], [9, 9]]}]),
+    "polyline": _record(
+        regions=[{"char_span": [0, 3], "polyline": [[0, 0], [0.5, 1]], "coord": "unit"}]
+    ),
+    "xywh": _record(
+        regions=[{"text": "65 %", "box": [0, 0, 500, 1000], "coord": "per_mille", "order": "xywh"}]
+    ),
+    "words": _record(words=[{"text": "coal", "box": [0, 0, 4, 5]}]),
+    "phrases": _record(
+        phrases=[{"text": "The red patch, the"}, {"text": "red patch", "subject": "patch"}]
+    ),
+    "accents": _record(regions=[{"text": "e\u0301", "box": [1, 1, 3, 3]}]),
+    "two": json.dumps(
+        {
+            "images": ["a.png", "turned.jpg"],
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "What?"},
+                {"role": "assistant", "content": [{"type": "text", "text": "a"}] * 2},
+                {"role": "user", "content": "And?"},
+                {"role": "assistant", "content": "b"},
+            ],
+            "regions": [{"turn": 4, "text": "b", "image": 1, "box": [0, 0, 24, 36]}],
+        }
+    ).encode(),
+    "text": b'{"messages": [{"role": "assistant", "content": "hi"}]}',
+}
+PIECES = ("images", "messages", "regions", "words", "phrases", "role", "content", "text", "box")
+PIECES += ("turn", "image", "occurrence", "char_span", "points", "polygon", "polyline", "subject")
+PIECES += ("assistant", "user", "system", "pixel", "unit", "per_mille", "xyxy", "xywh", "coord")
+
+
+def check_sample(data: bytes) -> bool:
+    """Parses a line; an accepted one is resolved to what it says and stable."""
+    sample = parse_sample(data, root=images(), where=WHERE)
+    name = doubled(data)
+    expect(name is None, "a refusal of an object with a name twice", name)
+    record = json.loads(data.decode("utf-8-sig"))
+    _resolved(sample, record)
+    again = parse_sample(canonical(sample), root=images(), where=WHERE)
+    expect(again == sample, "the same sample when its normal form is read", sample, again)
+    return True
+
+
+def _resolved(sample: Sample, record: dict) -> None:
+    for size, path in zip(sample.sizes, sample.images, strict=True):
+        expect(SIZES.get(path.name, size) == size, "the image's size", size)
+    texts = [text_of(message) for message in sample.messages]
+    for kind in ("regions", "phrases"):
+        found = getattr(sample, kind)
+        for span, said in zip(found, record.get(kind, []), strict=True):
+            text = texts[span.turn][span.start : span.stop]
+            expect(bool(text.strip()), "a span of visible characters", span)
+            expect(sample.messages[span.turn]["role"] == "assistant", "a turn of the model", span)
+            if said.get("text") is not None:
+                same = _plain(text) == _plain(said["text"])
+                expect(same, f"the span of {said['text']!r}", text)
+            if said.get("char_span") is not None:
+                expect([span.start, span.stop] == said["char_span"], "the span given", span)
+    for region in sample.regions:
+        kinds = (region.boxes, region.points, region.polygons, region.polylines)
+        expect(sum(map(bool, kinds)) == 1, "one kind of place", region)
+        lines = [*region.polygons, *region.polylines, region.points]
+        corners = [point for line in lines for point in line]
+        expect(all(0 <= v <= 1 for point in corners for v in point), "points inside", region)
+    for box in [box for region in sample.regions for box in region.boxes] + [
+        word.box for word in sample.words
+    ]:
+        x0, y0, x1, y1 = box
+        expect(0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, "a box with an area, inside", box)
+    for phrase in sample.phrases:
+        if phrase.subject is not None:
+            low, high = phrase.subject
+            expect(phrase.start <= low < high <= phrase.stop, "a subject in its phrase", phrase)
+    expect(all(word.text.strip() for word in sample.words), "words that are not blank", sample)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def text_of(message: dict) -> str:
+    """A message's text, as spans count it."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
+
+
+def canonical(sample: Sample) -> dict:
+    """A sample as a record again: spans in characters, places in fractions."""
+    root = images().resolve()
+    places = {"boxes": "box", "points": "points", "polygons": "polygon", "polylines": "polyline"}
+    regions = []
+    for region in sample.regions:
+        record: dict[str, Any] = {"char_span": [region.start, region.stop], "turn": region.turn}
+        for many, one in places.items():
+            for value in (getattr(region, many),) if many == "points" else getattr(region, many):
+                if value:
+                    record[one] = list(value)
+        regions.append({**record, "image": region.image, "coord": "unit"})
+    phrases = []
+    for phrase in sample.phrases:
+        record = {"char_span": [phrase.start, phrase.stop], "turn": phrase.turn}
+        if phrase.subject is not None:
+            text = text_of(sample.messages[phrase.turn])
+            record["subject"] = text[slice(*phrase.subject)]
+        phrases.append(record)
+    words = [
+        {"text": word.text, "box": list(word.box), "image": word.image, "coord": "unit"}
+        for word in sample.words
+    ]
+    return {
+        "task": sample.task,
+        "images": [str(path.relative_to(root)) for path in sample.images],
+        "messages": sample.messages,
+        "regions": regions,
+        "words": words,
+        "phrases": phrases,
+    }
+
+
+def check_lines(data: bytes) -> bool:
+    """Every line that is not blank is an item or a problem, and each id is there once."""
+    path = written("lines/in.jsonl", data)
+    source = json_lines(path, max_line=1 << 14)
+    items = list(source.read())
+    expect(len(items) == source.total, "as many items as announced", len(items), source.total)
+    wanted = list(lines_of(data))
+    expect(len(items) == len(wanted), f"{len(wanted)} lines", len(items))
+    ids = []
+    for item, line in zip(items, wanted, strict=True):
+        if item.problem is not None:
+            from tests.fuzz.target import sentence
+
+            sentence(item.problem)
+            continue
+        expect(isinstance(item.value, dict), "an object", item.value)
+        expect(item.value == json.loads(line.decode("utf-8-sig")), "the line's value", line)
+        expect(doubled(line) is None, "a refusal of a name that is there twice", line)
+        if "id" in item.value:
+            ids.append(ascii(item.value["id"]))
+    expect(len(ids) == len(set(ids)), "ids that differ", ids)
+    return all(item.problem is None for item in items)
+
+
+def check_data_set(data: bytes) -> bool:
+    """A training file: each line is a sample or bad, and each sample is its line's."""
+    path = written("data/train.jsonl", data)
+    found = JsonLinesDataset(path, root=images(), max_line=1 << 14, processes=1)
+    wanted = list(lines_of(data))
+    counted = len(found) + len(found.bad)
+    expect(counted == len(wanted), f"{len(wanted)} samples and bad ones", counted)
+    for i in range(len(found)):
+        sample = found.sample(i)
+        number = int(sample.where.rpartition(":")[2])
+        line = data.split(b"\n")[number - 1]
+        expect(sample == parse_sample(line, root=images(), where=sample.where), "its line's", i)
+        same = len(sample.regions) == found.counts["regions"][i] and sample.task == found.tasks[i]
+        expect(same, "its counts and task", i)
+    return len(found) > 0
+
+
+LINES = {
+    "three": b"\n".join((SEEDS["box"], SEEDS["words"], SEEDS["text"])) + b"\n",
+    "ids": b'{"id": 1}\n{"id": "1"}\r\n\n{"id": [1, {"a": null}]}',
+}
+TARGETS = (
+    Target("sample", check_sample, SEEDS, "json", PIECES, share=3),
+    Target("data_set", check_data_set, LINES, "jsonl", PIECES),
+    Target("json_lines", check_lines, LINES, "jsonl", (*PIECES, "id"), share=2),
+)
