@@ -9,13 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from groundkern.hf import GroundingTrainer
 from trainer import checkpoints, durable
 from trainer.bad_samples import BadSamples
-from trainer.collating import COUNTS
+from trainer.collating import COUNTS, RobustCollator
 from trainer.config import Config
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
@@ -32,6 +33,7 @@ class CountingTrainer(GroundingTrainer):
         train_digest: sha256 of the training file.
         counts: what the counts of batches are added to.
         bad: the list that samples left out of a batch are added to.
+        held_out: the collator of the evaluation during training, with a list of its own.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class CountingTrainer(GroundingTrainer):
         train_digest: str,
         counts: Counter,
         bad: BadSamples,
+        held_out: RobustCollator | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
         self._saving: Path | None = None
@@ -54,7 +58,16 @@ class CountingTrainer(GroundingTrainer):
         if self.model.training:  # not what is held out
             self.counts.update(counts["supervision"])
             self.bad.add_all(counts["bad"])
+        elif self.held_out is not None:
+            self.held_out.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        own, self.data_collator = self.data_collator, self.held_out or self.data_collator
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = own
 
     def _save_checkpoint(self, model, trial) -> None:
         if not self.may_save():
