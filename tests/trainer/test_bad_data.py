@@ -411,3 +411,19 @@ def test_17_strips_are_converted_as_the_whole_was(tmp_path, monkeypatch):
                 rgba = image.convert("RGBA")
                 white = Image.new("RGBA", rgba.size, "white")
                 assert found[0] == Image.alpha_composite(white, rgba).convert("RGB").tobytes()
+
+
+def test_8_what_is_bad_among_held_out_samples_is_not_counted_as_trained_on(data, tmp_path):
+    """The evaluation during training has its own collator and its own list."""
+    Image.new("RGB", (224, 224)).save(data / "huge.png")
+    lines = (data / "test.jsonl").read_text().split("\n")[:4]
+    huge = {**json.loads(lines[0]), "images": ["huge.png"], "regions": [], "words": []}
+    (tmp_path / "held.jsonl").write_text("\n".join([*lines, json.dumps(huge)]))
+    options = {"test": str(tmp_path / "held.jsonl"), "root": str(data), "max_length": 60}
+    training = {"steps": 1, "accumulation": 1}
+    evaluation = {"every": 1, "heatmaps": 0, "batch_size": 5}
+    wanted = config(data, tmp_path / "run", **PLAIN, data=options, training=training)
+    train(wanted.model_copy(update={"evaluation": wanted.evaluation.model_copy(update=evaluation)}))
+    bad = durable.read_json(tmp_path / "run" / folder.RECORD)["bad_samples"]
+    assert bad["train"]["count"] == 0
+    assert [each["where"] for each in bad["test"]["first"]] == ["held.jsonl:5"]
