@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -30,11 +29,7 @@ class CountingTrainer(GroundingTrainer):
         train_digest: sha256 of the training file.
         counts: what the counts of batches are added to.
         bad: the list that samples left out of a batch are added to.
-<<<<<<< HEAD
         held_out: the collator of evaluations while training; None: there are none.
-=======
-        held_out: the collator of the evaluation during training, with a list of its own.
->>>>>>> 041a05aeba0e1b7fea532ab0778cd8f7c0bf22c4
     """
 
     def __init__(
@@ -59,8 +54,7 @@ class CountingTrainer(GroundingTrainer):
         if self.model.training:  # not what is held out
             self.counts.update(counts["supervision"])
             self.bad.add_all(counts["bad"])
-<<<<<<< HEAD
-        else:
+        elif self.held_out is not None:
             self.held_out.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
 
@@ -77,23 +71,6 @@ class CountingTrainer(GroundingTrainer):
         What a step made of the weights shows in the next one, so a run never holds just the
         checkpoint that it wrote last.
         """
-=======
-        elif self.held_out is not None:
-            self.held_out.bad.add_all(counts["bad"])
-        return super()._prepare_inputs(inputs)
-
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        own, self.data_collator = self.data_collator, self.held_out or self.data_collator
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = own
-
-    def _save_checkpoint(self, model, trial) -> None:
-        if not self.may_save():
-            logger.warning("no checkpoint at step %d: not finite", self.state.global_step)
-            return
->>>>>>> 041a05aeba0e1b7fea532ab0778cd8f7c0bf22c4
         output, name = self.config.training.output, f"checkpoint-{self.state.global_step}"
         best = best_step(self.state, self.config.evaluation, steps_there(output))
         checkpoints.rotate(output, self.config.training.keep, best=best)

@@ -112,7 +112,6 @@ class _Run:
             train_digest=self.train_set.digest,
             counts=self.counts,
             bad=self.train_set.bad,
-            held_out=self._collator(self.test_set) if self.test_set is not None else None,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
