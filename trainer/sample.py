@@ -286,7 +286,8 @@ class _Resolver:
         if place.order == "xywh":
             x1, y1 = x0 + x1, y0 + y1
         width, height = self._whole(place.coord, image)
-        left, top, right, bottom = x0 / width, y0 / height, x1 / width, y1 / height
+        left, top = x0 / width + 0.0, y0 / height + 0.0  # as a clamp does it: no -0.0
+        right, bottom = x1 / width, y1 / height
         if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:  # nothing to clamp or to say
             return left, top, right, bottom
         wanted = "positive width and height" if place.order == "xywh" else "x0 < x1, y0 < y1"
