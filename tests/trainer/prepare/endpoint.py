@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import forkserver
 
 KEY = "sk-a-key-that-must-not-be-seen"
 
@@ -68,6 +69,7 @@ def serving(reply: Callable[[dict], object], monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+    forkserver._forkserver._stop()  # one that an earlier test began has the environment of then
     try:
         yield server
     finally:
