@@ -90,8 +90,11 @@ def incomplete(output: Path, wanted: Wanted) -> list[str]:
 
 
 def expected(wanted: Wanted) -> list[str]:
-    """The paths that every finished run has; what is given up is looked for by its content."""
-    return [name for name in wanted.names if not name.startswith(ABANDONED)]
+    """The paths that every finished run has.
+
+    The index is a cache; what a rollback gives up is looked for by its content.
+    """
+    return [name for name in wanted.names if not name.startswith((ABANDONED, "index/"))]
 
 
 def _told_of(name: str, wanted: Wanted) -> bool:
