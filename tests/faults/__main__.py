@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _walk(walk: Walk, arguments: argparse.Namespace) -> None:
-    seed = arguments.seed
+    seed, at = arguments.seed, None if arguments.point is None else {arguments.point}
     start = random.Random(seed).randrange(arguments.every)
     count = -1
 
@@ -71,7 +71,7 @@ def _walk(walk: Walk, arguments: argparse.Namespace) -> None:
 
     for title, faults, run in (
         ("faults", walk.points(), walk.faults),
-        ("power failures", walk.power_points(seed), walk.power_failures),
+        ("power failures", walk.power_points(seed, at), walk.power_failures),
     ):
         count = -1
         picked = [fault for fault in faults if chosen(*fault)]

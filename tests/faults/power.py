@@ -290,7 +290,7 @@ def states(
         seed: of what is chosen at random.
         at: the numbers of the calls to stop after; None: each.
     """
-    disk, dice = Disk(base, root), random.Random(seed)
+    disk = Disk(base, root)
     saved: list[int] = []
     seen: set[tuple] = set()
     number = 0
@@ -301,7 +301,7 @@ def states(
         number += 1
         disk.apply(logged)
         for kind in KINDS if at is None or number in at else ():
-            files = disk.files(kind, dice)
+            files = disk.files(kind, random.Random(f"{seed} {number} {kind}"))
             key = (tuple(saved), tree.digest_of(files))
             if key not in seen:
                 seen.add(key)

@@ -23,11 +23,14 @@ from tests.faults.scenarios import Scenario, Wanted, reference
 # What a path is part of, by how it begins below the output folder.
 _PHASES = (
     (r"metrics\.jsonl", "metrics"),
-    (r"checkpoint-|saving|.*checkpoint", "save"),
-    (r"model", "final model"),
+    (r"(saving/(replaced-)?)?model", "final model"),
+    (r"abandoned", "rollback"),
+    (r"checkpoint-|saving", "save"),
     (r"evaluation-", "evaluation"),
     (r"groundkern\.json", "record"),
     (r"report\.html", "report"),
+    (r"index", "index"),
+    (r"run\.lock", "lock"),
 )
 
 
