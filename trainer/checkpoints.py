@@ -267,7 +267,7 @@ def rotate(output: Path, keep: int, *, best: int | None = None) -> None:
     """Remove the oldest checkpoints, when a newer one is whole.
 
     Args:
-        output: the run's folder; its newest checkpoint was just saved.
+        output: the run's folder; its newest checkpoint was just saved or found whole.
         keep: how many of the newest stay.
         best: the step of one that stays besides.
 

@@ -127,6 +127,14 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(old)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, and flush the name of each that is new."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(new):
+        sync_folder(folder.parent)
+
+
 def sync_file(path: Path) -> None:
     """Flush a file's content to the disk, if the file is there."""
     if path.exists():

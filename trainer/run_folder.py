@@ -38,7 +38,7 @@ def held(output: Path) -> Iterator[None]:
         ConfigError: another process holds it, or it cannot be made.
     """
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(output)
         lock = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ConfigError(f"`training.output`: {output}: {error.strerror}") from None

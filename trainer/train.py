@@ -141,6 +141,10 @@ class _Run:
             print(f"Continuing from {self.checkpoint}, step {step}.")
         if away is not None:
             print(f"What {self.output} held beyond it is now in {away}.")
+        if self.checkpoint is not None:  # a run may have ended before it removed what is too old
+            state, there = watching.load_state(self.checkpoint), watching.steps_there(self.output)
+            best = watching.best_step(state, self.config.evaluation, there)
+            checkpoints.rotate(self.output, self.config.training.keep, best=best)
 
     def _train(self, trainer: CountingTrainer) -> None:
         with closing(self.log):

@@ -24,9 +24,9 @@ _CONTINUING = re.compile(r"Continuing from \S*checkpoint-(\d+), step (\d+)")
 _SAVED = re.compile(r"Stopped by SIGTERM: saved in \S*checkpoint-(\d+)")
 _SENTENCES = ("error: ", "Stopped by ")
 # Where an error loses nothing that another call does not promise: a file's bytes are safe when it
-# is flushed and renamed; what the lock file says about its holder only helps.
+# is flushed and renamed; what the lock file says about its holder only helps; the index is a cache.
 _MAY_IGNORE = ("open", "close", "mkdir", "unlink", "rmdir", "link", "symlink")
-_LOCK = "run/run.lock"
+_ONLY_HELP = ("run/run.lock", "run/index")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def ending(kind: str, op: str, path: str, ended: Ended, output: Path, wanted: Wa
             return []
         return [f"status {ended.status} without a sentence: {ended.printed[-300:]}"]
     found = [f"status 0, but {problem}" for problem in incomplete(output, wanted)]
-    loses = kind != "short" and op not in _MAY_IGNORE and path != _LOCK
+    loses = kind != "short" and op not in _MAY_IGNORE and not path.startswith(_ONLY_HELP)
     if loses and "rror" not in ended.printed:
         found.append(f"{kind} at {op} and not a word about it")
     return found
@@ -90,8 +90,11 @@ def incomplete(output: Path, wanted: Wanted) -> list[str]:
 
 
 def expected(wanted: Wanted) -> list[str]:
-    """The paths that every finished run has; what is given up is looked for by its content."""
-    return [name for name in wanted.names if not name.startswith(ABANDONED)]
+    """The paths that every finished run has.
+
+    The index is a cache; what a rollback gives up is looked for by its content.
+    """
+    return [name for name in wanted.names if not name.startswith((ABANDONED, "index/"))]
 
 
 def _told_of(name: str, wanted: Wanted) -> bool:

@@ -18,7 +18,7 @@ import os
 import pickle
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def read_log(path: Path) -> Iterator[Logged]:
             yield Logged(*rest) if what == "call" else Logged(saved=rest[0])
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """A file or a folder.
 
@@ -73,7 +73,7 @@ class Node:
         return isinstance(self.held, dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Change:
     """An unsynced change of names: `node` appears in `to` and its old name goes.
 
@@ -187,10 +187,12 @@ class Disk:
         if not node.is_folder:
             node.synced = node.held
             return
-        for change in self.changes:
-            if change.settles is node:
-                _make(change, held=False)
-        self.changes = [change for change in self.changes if change.settles is not node]
+        for change in [change for change in self.changes if change.settles is node]:
+            _make(change, held=False)
+            before = self.changes[: self.changes.index(change)]
+            # that it came to its old name no longer matters: it has left that
+            before = [one for one in before if change.old is None or one.new != change.old]
+            self.changes = before + self.changes[self.changes.index(change) + 1 :]
 
     def files(self, kind: str, dice: random.Random) -> dict[str, bytes | None]:
         """The folder after a power failure now, by one of `KINDS`; or as it is now, `WRITTEN`."""
@@ -276,7 +278,9 @@ def _versions(node: Node) -> tuple[bytes, ...]:
     return node.versions
 
 
-def states(base: Path, root: Path, log: list[Logged], seed: int) -> Iterator[State]:
+def states(
+    base: Path, root: Path, log: list[Logged], seed: int, at: Container[int] | None = None
+) -> Iterator[State]:
     """The folders that a power failure may leave after each call.
 
     Args:
@@ -284,8 +288,9 @@ def states(base: Path, root: Path, log: list[Logged], seed: int) -> Iterator[Sta
         root: the folder that the calls name.
         log: the run.
         seed: of what is chosen at random.
+        at: the numbers of the calls to stop after; None: each.
     """
-    disk, dice = Disk(base, root), random.Random(seed)
+    disk = Disk(base, root)
     saved: list[int] = []
     seen: set[tuple] = set()
     number = 0
@@ -295,8 +300,8 @@ def states(base: Path, root: Path, log: list[Logged], seed: int) -> Iterator[Sta
             continue
         number += 1
         disk.apply(logged)
-        for kind in KINDS:
-            files = disk.files(kind, dice)
+        for kind in KINDS if at is None or number in at else ():
+            files = disk.files(kind, random.Random(f"{seed} {number} {kind}"))
             key = (tuple(saved), tree.digest_of(files))
             if key not in seen:
                 seen.add(key)

@@ -152,6 +152,7 @@ def scenarios(server: Server) -> dict[str, Scenario]:
     """All of them by name."""
     first = ("--training.resume", str(server.output / "checkpoint-1"))
     lora = ("--model.lora.r", "2", "--objectives.klal.head_weight", "learned")
+    best = ("--evaluation.every", "1", "--evaluation.best", "loss")
     found = (
         Scenario("fresh", _nothing),
         Scenario(
@@ -175,5 +176,6 @@ def scenarios(server: Server) -> dict[str, Scenario]:
         Scenario("damaged", _damaged, words=KEEP_ALL, again=KEEP_ALL, saved_before=2),
         Scenario("left over", _left_over, saved_before=1),
         Scenario("adapter", _nothing, words=lora, again=lora),
+        Scenario("best", _nothing, words=best, again=best),
     )
     return {scenario.name: scenario for scenario in found}

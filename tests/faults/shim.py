@@ -58,6 +58,7 @@ _HOOK = ctypes.CFUNCTYPE(
 _kept: list[object] = []  # what C still calls must not be collected
 
 
+@cache
 def reason_not_to() -> str:
     """Why the shim cannot be used here; empty if it can."""
     if sys.platform != "linux" or os.uname().machine not in ("x86_64", "aarch64"):

@@ -84,6 +84,13 @@ def test_a_removed_folder_may_be_back_in_part(base):
         assert {"a": b"old", **left} in found
 
 
+def test_a_folder_that_moved_does_not_come_back_where_it_was_made(base):
+    log = [call("mkdir", "saving"), call("fsync"), call("mkdir", "saving/x")]
+    log += [call("rename", "saving/x", "x"), call("fsync"), call("fsync", "saving")]
+    whole = {"a": b"old", "saving": None, "x": None}
+    assert all(files == whole for files in all_of(after(base, log)))
+
+
 def test_a_failed_call_changes_nothing(base):
     disk = Disk(base, ROOT)
     failed = call("rename", "a", "b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 
 from tests.faults import tree
@@ -23,11 +23,14 @@ from tests.faults.scenarios import Scenario, Wanted, reference
 # What a path is part of, by how it begins below the output folder.
 _PHASES = (
     (r"metrics\.jsonl", "metrics"),
-    (r"checkpoint-|saving|.*checkpoint", "save"),
-    (r"model", "final model"),
+    (r"(saving/(replaced-)?)?model", "final model"),
+    (r"abandoned", "rollback"),
+    (r"checkpoint-|saving", "save"),
     (r"evaluation-", "evaluation"),
     (r"groundkern\.json", "record"),
     (r"report\.html", "report"),
+    (r"index", "index"),
+    (r"run\.lock", "lock"),
 )
 
 
@@ -108,47 +111,45 @@ class Walk:
             for kind in point.kinds
         }
 
-    def power_points(self, seed: int) -> list[Fault]:
-        """Every folder that a power failure can leave."""
-        return [
-            (state.number, state.kind, phase(state.path, state.saved))
-            for state in self._after_power_failures(seed)
-        ]
+    def power_points(self, seed: int, at: Container[int] | None = None) -> list[Fault]:
+        """Every folder that a power failure can leave.
 
-    def faults(self, chosen: set[Fault], tell: Callable[[], None]) -> None:
+        Args:
+            seed: of what is chosen at random.
+            at: the numbers of the calls to stop after; None: each.
+        """
+        log, base = self.log(), self.wanted.base
+        self._states = list(states(base, self.server.root, log, seed, at))
+        return [(s.number, s.kind, phase(s.path, s.saved)) for s in self._states]
+
+    def faults(self, chosen: Callable[[Fault], bool], tell: Callable[[], None]) -> None:
         """Let each chosen fault happen, and check.
 
         Args:
-            chosen: of `points`.
+            chosen: says which of `points`.
             tell: called after each.
         """
         for point in self._walked():
             for kind in point.kinds:
-                if (point.number, kind, phase(point.path, point.saved)) in chosen:
+                if chosen((point.number, kind, phase(point.path, point.saved))):
                     self._try(point, kind)
                     tell()
 
-    def power_failures(self, chosen: set[Fault], tell: Callable[[], None], seed: int) -> None:
+    def power_failures(self, chosen: Callable[[Fault], bool], tell: Callable[[], None]) -> None:
         """Check each chosen folder that a power failure can leave.
 
         Args:
-            chosen: of `power_points`.
+            chosen: says which of the last `power_points`.
             tell: called after each.
-            seed: as for `power_points`.
         """
-        for state in self._after_power_failures(seed):
+        for state in self._states:
             part = phase(state.path, state.saved)
-            if (state.number, state.kind, part) in chosen:
+            if chosen((state.number, state.kind, part)):
                 state.write(self.server.root)
                 found = artifacts(self.server.output, self.wanted, self._floor(state.saved))
                 found += self._check_recovery(state.saved, "")
                 self._add(state.number, state.kind, f"after {state.op} {state.path}", part, found)
                 tell()
-
-    def _after_power_failures(self, seed: int) -> list[State]:
-        if not self._states:
-            self._states = list(states(self.wanted.base, self.server.root, self.log(), seed))
-        return self._states
 
     def log(self) -> list[Logged]:
         """The calls of the run without a fault, whose folder is left as it is."""
