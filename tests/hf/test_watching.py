@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -20,6 +21,16 @@ from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.tiny import tiny_qwen_model
 from tests.hf.training import PARTS, arguments, attached_model, make_trainer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Each training collects garbage first, which looks at all that pytest has loaded."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 QWEN = SAMPLES["qwen"]
 LORA = LoraConfig(r=2, target_modules=r".*language_model.*\.q_proj", lora_dropout=0.5)
@@ -89,7 +100,7 @@ def _bare(model):
 # ---- item 7: NaN and infinity ----
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd", "adafactor"])
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
 def test_a_step_with_a_nan_gradient_is_not_taken(tmp_path, poison, optim):
     """Also not by momentum or weight decay: bit for bit the weights of the step before."""
     poison.add(2)
@@ -185,10 +196,9 @@ def test_an_overflow_that_a_grad_scaler_mends_does_not_count_and_is_saved(tmp_pa
 # ---- a checkpoint within a log window ----
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_log_line_whose_steps_a_restart_interrupts_is_the_same(tmp_path, accumulation):
+def test_a_log_line_whose_steps_a_restart_interrupts_is_the_same(tmp_path):
     settings = {"max_steps": 3, "logging_steps": 3, "save_strategy": "steps", "save_steps": 2}
-    settings["gradient_accumulation_steps"] = accumulation
+    settings["gradient_accumulation_steps"] = 2
     whole = run(tmp_path, **settings)
     checkpoint = str(tmp_path / "checkpoint-2")
     again = run(tmp_path / "again", resume=checkpoint, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from functools import reduce
 from pathlib import Path
@@ -33,7 +34,10 @@ from trainer.watching import Watching, best_step, out_of_patience
 def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.collect()  # each training collects again, which looks at all that pytest has loaded
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
