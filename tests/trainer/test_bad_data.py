@@ -120,7 +120,7 @@ def test_8_lines_added_behind_change_nothing(write):
     assert [dataset[i].messages[1]["content"][-1] for i in range(len(dataset))] == list("012")
 
 
-@pytest.mark.parametrize(("change", "workers"), [(delete, 0), (delete, 2), (replace, 2)])
+@pytest.mark.parametrize(("change", "workers"), [(delete, 0), (replace, 2)])
 def test_8_17_a_file_that_changes_while_training_ends_the_run_with_1(
     data, tmp_path, capsys, monkeypatch, change, workers
 ):
