@@ -88,6 +88,12 @@ class Supervision(Section):
     on_shared_token: Literal["drop", "last", "largest"] = setting(
         "drop", "which word labels a visual token that two words share"
     )
+    byte_fragments: Literal["drop", "keep"] = setting(
+        "drop", "words and concepts whose first token is a part of a character"
+    )
+    allowed_tokens: tuple[str, ...] = setting(
+        (), "special tokens that messages may hold, e.g. <|box_start|>; others are refused"
+    )
     map_kind: Literal["neighbours", "gaussian", "uniform", "overlap"] = setting(
         "neighbours", "shape of the target map"
     )

@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word, message_text
+from groundkern.hf.data.example import (
+    USABLE_TEXT,
+    GroundedExample,
+    Phrase,
+    Region,
+    Word,
+    message_text,
+    unusable,
+)
+from trainer.finding import difference, occurrences
 from trainer.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
 from trainer.wording import VALUE, cut, short
 
@@ -215,12 +224,12 @@ class _Resolver:
         turn, start, stop = self._span(phrase, field)
         if phrase.subject is None:
             return Phrase(turn, start, stop)
-        text = self.texts[turn]
-        at = text.find(phrase.subject, start, stop)
-        if at < 0:
-            wanted = f"words of the phrase {short(text[start:stop])}"
-            raise self._wrong(f"{field}.subject", wanted, short(phrase.subject))
-        return Phrase(turn, start, stop, (at, at + len(phrase.subject)))
+        text = self.texts[turn][start:stop]
+        found = occurrences(phrase.subject, text)
+        if not found:
+            wanted = f"words of the phrase {short(text)}"
+            raise self._wrong(f"{field}.subject", wanted, _unfound(phrase.subject, text))
+        return Phrase(turn, start, stop, (start + found[0][0], start + found[0][1]))
 
     def _span(self, span: SpanRecord, field: str) -> tuple[int, int, int]:
         """(turn, start, stop) of the answer's characters that `span` names."""
@@ -235,25 +244,22 @@ class _Resolver:
                 wanted = f"0 <= start < stop <= {len(answer)}, the answer's characters"
                 raise self._wrong(f"{field}.char_span", wanted, list(span.char_span))
         else:
-            start = -1 if span.occurrence else answer.find(span.text)
-            if start < 0:
-                start = self._find(span, answer, turn, field)
-            stop = start + len(span.text)
+            start, stop = self._find(span, answer, turn, field)
         if not answer[start:stop].strip():
             wanted = f"a span of visible characters of {short(answer)}"
             raise self._wrong(field, wanted, f"{start}:{stop}")
         return turn, start, stop
 
-    def _find(self, span: SpanRecord, answer: str, turn: int, field: str) -> int:
-        """Where the named occurrence of the span's text begins."""
-        starts = [i for i in range(len(answer)) if answer.startswith(span.text, i)]
-        if not starts:
+    def _find(self, span: SpanRecord, answer: str, turn: int, field: str) -> tuple[int, int]:
+        """(start, stop) of the named occurrence of the span's text."""
+        found = occurrences(span.text, answer)
+        if not found:
             wanted = f"text that occurs in message {turn}, {short(answer)}"
-            raise self._wrong(f"{field}.text", wanted, repr(span.text))
-        if span.occurrence >= len(starts):
-            wanted = f"less than {len(starts)}, as often as {span.text!r} is in message {turn}"
+            raise self._wrong(f"{field}.text", wanted, _unfound(span.text, answer))
+        if span.occurrence >= len(found):
+            wanted = f"less than {len(found)}, as often as {short(span.text)} is in message {turn}"
             raise self._wrong(f"{field}.occurrence", wanted, span.occurrence)
-        return starts[span.occurrence]
+        return found[span.occurrence]
 
     def _turn(self, span: SpanRecord, field: str) -> int:
         if span.turn is None and len(self.answers) > 1:
@@ -394,6 +400,8 @@ def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where:
         if written:
             wanted = 'images as parts, {"type": "image"}'
             raise wrong(where, f"messages[{i}].content", wanted, f"the text {written[0]}")
+        if character := unusable(text):
+            raise wrong(where, f"messages[{i}].content", USABLE_TEXT, character)
     count = len(record.images)
     if slots not in (0, count):
         raise wrong(where, "messages", f"{count} image parts, one for each image, or none", slots)
@@ -407,3 +415,8 @@ def _chat_message(message: MessageRecord) -> dict[str, Any]:
         for part in message.content
     ]
     return {"role": message.role, "content": parts}
+
+
+def _unfound(text: str, answer: str) -> str:
+    why = difference(text, answer)
+    return f"{short(text)}: {why}" if why else short(text)

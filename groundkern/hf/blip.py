@@ -20,6 +20,8 @@ from groundkern import attention_contribution
 from groundkern.checks import fail, require
 from groundkern.hf.data.concepts import composites
 from groundkern.hf.data.example import GroundedExample, message_text
+from groundkern.hf.data.pictures import upright_rgb
+from groundkern.hf.data.texts import TextRules
 from groundkern.losses import composition, contrastive, mean_rows
 from groundkern.selection import QueryRows
 
@@ -79,23 +81,28 @@ def blip_hist_batch(processor: Any, examples: Sequence[GroundedExample]) -> dict
         `composite` int64 [K, 3], numbers of a phrase and its two parts.
 
     Raises:
-        ValueError: a sample with another number of images, or no phrase in the whole batch.
+        ValueError: a sample with another number of images or one that cannot be used, a phrase with
+            a special token of the tokenizer, or no phrase in the whole batch.
     """
     texts: dict[str, list[tuple[int, str]]] = {"phrase": [], "subject": []}
     three: list[list[int]] = []
+    images: list[Any] = []
+    rules = TextRules(processor.tokenizer)
     for number, example in enumerate(examples):
         example.check()
         name = example.name or "example"
         require(len(example.images) == 1, f"{name}: images", "one image", len(example.images))
+        images.append(upright_rgb(example.images[0], f"{name}: images[0]"))
         first = len(texts["phrase"])
         three += [[first + i for i in found] for found in composites(example.phrases)]
-        for phrase in example.phrases:
+        for index, phrase in enumerate(example.phrases):
             text = message_text(example.messages[phrase.turn])
+            if token := rules.special(text[phrase.start : phrase.stop]):
+                fail(f"{name}: phrases[{index}]", "text without special tokens", repr(token))
             texts["phrase"].append((number, text[phrase.start : phrase.stop].strip()))
             if phrase.subject is not None:
                 texts["subject"].append((number, text[slice(*phrase.subject)].strip()))
     require(bool(texts["phrase"]), "examples", "at least one phrase", "none")
-    images = [example.images[0] for example in examples]
     batch = {"pixel_values": processor.image_processor(images, return_tensors="pt").pixel_values}
     for kind, found in texts.items():
         batch |= _tokens(processor.tokenizer, kind, found)

@@ -75,7 +75,7 @@ def test_words_that_share_a_token(mode, wanted, lost):
 
 def test_a_blank_first_token_is_no_label():
     words = [Word("\u4f60", (0, 0, 0.1, 0.1), 0)]  # " " + three bytes in this tokenizer
-    collator = make_collator(max_label_tokens=8)
+    collator = make_collator(max_label_tokens=8, byte_fragments="keep")
     labels, _ = _labels(collator, words)
     assert collator.processor.tokenizer(" \u4f60")["input_ids"][0] == (
         collator.processor.tokenizer.convert_tokens_to_ids("Ġ")

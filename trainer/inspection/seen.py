@@ -17,6 +17,8 @@ LOST = {
     "side_rows_without_region": "aligned tokens without a visible region",
     "side_rows_on_image": "aligned tokens right behind an image",
     "words_dropped_blank": "words without a token",
+    "words_dropped_special": "words that are a special token",
+    "words_dropped_fragment": "words that begin with a part of a character",
     "words_dropped_long": "words of too many tokens",
     "words_dropped_tall": "words too tall",
     "words_dropped_outside": "words on no visual token",

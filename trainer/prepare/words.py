@@ -200,6 +200,7 @@ def _labeler(rules: Rules) -> Any:
 
 LOSSES = {
     "words_unsure": "below --min-confidence",
+    "words_dropped_fragment": "that begin with a part of a character",
     "words_dropped_long": "of too many tokens",
     "words_dropped_tall": "too tall",
     "words_shared_token": "on a visual token with another",

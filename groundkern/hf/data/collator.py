@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
+from groundkern.hf.data.pictures import with_rgb_images
 from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
 from groundkern.hf.data.spans import Chat, TokenSpans, find_expansions, render_chat
+from groundkern.hf.data.texts import TextRules
 from groundkern.hf.data.words import LABEL_BAGS, WordLabeler, word_rows
 
 # what the processor returns per token, and the value that pads it (None: the tokenizer's)
@@ -38,19 +41,25 @@ class GroundingCollator:
     False; a width is 0 if no sample of the batch has such rows.
 
     `counts` (a Counter) adds up what was found and what was lost: `samples`, `samples_truncated`,
-    `tokens_truncated`, `text_rows`; `regions`, `regions_truncated` (some of its text was cut),
-    `regions_outside` (on no visual token); `side_rows`, `side_rows_without_region`,
-    `side_rows_on_image` (the row would be an image token); `map_rows`, `map_rows_truncated`,
-    `map_rows_without_target`; `phrases`, `phrases_truncated`, `phrase_rows`, `subject_rows`,
-    `composites`; `lens_rows`, `lens_rows_inside`; `words`, `word_rows`, `words_dropped_blank`,
-    `words_dropped_long`, `words_dropped_tall`, `words_dropped_outside`, `words_shared_token`. A
-    worker process of a DataLoader counts for itself.
+    `tokens_truncated`, `text_rows`; `answers`, `answers_empty` (no visible text, so that only the
+    end of the turn is trained), `answers_truncated` (nothing of its text is left); `regions`,
+    `regions_truncated` (some of its text was cut), `regions_outside` (on no visual token);
+    `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
+    `map_rows`, `map_rows_truncated`, `map_rows_without_target`; `phrases`, `phrases_truncated`,
+    `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`,
+    `lens_dropped_fragment` (and `_blank`, `_special`); `words`, `word_rows`, `words_dropped_blank`,
+    `words_dropped_special`, `words_dropped_fragment`, `words_dropped_long`, `words_dropped_tall`,
+    `words_dropped_outside`, `words_shared_token`. A worker process of a DataLoader counts for
+    itself.
 
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
         config: the model's config.
         max_length: tokens per sequence at most; text is cut from the end, images never are.
-        leading_space, max_label_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
+        leading_space, max_label_tokens, max_word_patches, on_shared_token, byte_fragments: see
+            `WordLabeler`.
+        allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
+            Qwen2-VL's "<|box_start|>".
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
         map_kind, map_levels: see `groundkern.maps.target_map`.
         map_rows: "last", "predictor", "answer" or "phrase" (`regions.map_rows`).
@@ -76,6 +85,8 @@ class GroundingCollator:
         max_label_tokens: int = 3,
         max_word_patches: float = 3,
         on_shared_token: str = "drop",
+        byte_fragments: str = "drop",
+        allowed_tokens: Sequence[str] = (),
         map_kind: str = "neighbours",
         label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
@@ -104,12 +115,19 @@ class GroundingCollator:
         self.map_rows, self.empty_region, self.label_bag = map_rows, empty_region, label_bag
         self.lens, self.lens_outside = lens, lens_outside
         self.counts: Counter[str] = Counter()
+        self._allowed = tuple(allowed_tokens)
+        self._rules = TextRules(tokenizer, allowed=self._allowed)
         self._labeler = WordLabeler(
-            tokenizer, leading_space, max_label_tokens, max_word_patches, on_shared_token
+            tokenizer,
+            leading_space,
+            max_label_tokens,
+            max_word_patches,
+            on_shared_token,
+            byte_fragments,
+            self._rules,
         )
-        self._special = frozenset(
-            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-        )
+        self._template: Any = None  # the one whose tokens `_rules` know
+        self._is_blank: dict[int, bool] = {}
 
     def __call__(self, examples: Sequence[GroundedExample]) -> dict[str, Tensor]:
         """Make a batch.
@@ -126,9 +144,11 @@ class GroundingCollator:
         require(len(examples) > 0, "examples", "at least one", "none")
         for example in examples:
             example.check()
+        examples = [with_rgb_images(example, _name(example)) for example in examples]
         chats = [
             render_chat(self.processor, example.chat(), _name(example)) for example in examples
         ]
+        self._check_texts(examples, chats)
         features = self._process(examples, [chat.text for chat in chats])
         offsets = features.pop("offset_mapping")
         replaced = features.pop("text_replacement_offsets", None) or [None] * len(examples)
@@ -141,8 +161,9 @@ class GroundingCollator:
             tokens = [int((table[:, 0] == image).sum()) for image in range(len(example.images))]
             placeholder = self.processor.image_token
             expansions = find_expansions(chat.text, placeholder, tokens, replaced[b])
-            spans = TokenSpans(offsets[b], expansions)
-            layouts.append(self._layout(example, chat, spans, per_token["input_ids"][b], table))
+            ids = per_token["input_ids"][b]
+            spans = TokenSpans(offsets[b], expansions, partial(self._blank, ids))
+            layouts.append(self._layout(example, chat, spans, ids, table))
         samples = [self._fields(layout) for layout in layouts]
         left = self.processor.tokenizer.padding_side == "left"
         return {
@@ -151,14 +172,31 @@ class GroundingCollator:
             **pad_fields(samples, [len(layout.ids) for layout in layouts], left=left),
         }
 
-    def _process(self, examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
-        """One call of the processor: lists per token, arrays per image."""
-        for example, text in zip(examples, texts):
-            found, wanted = text.count(self.processor.image_token), len(example.images)
+    def _check_texts(self, examples: Sequence[GroundedExample], chats: Sequence[Chat]) -> None:
+        """Refuse messages that hold more than text, above all more placeholders than images."""
+        template = self.processor.chat_template
+        if template != self._template:
+            self._rules = TextRules(self.processor.tokenizer, self.processor, self._allowed)
+            self._labeler.use(self._rules)
+            self._template = template
+        for example, chat in zip(examples, chats, strict=True):
+            found, wanted = chat.text.count(self.processor.image_token), len(example.images)
             what = (
                 f"{wanted} times {self.processor.image_token!r} in the rendered chat, one per image"
             )
             require(found == wanted, f"{_name(example)}: messages", what, found)
+            self._rules.check(example, _name(example))
+
+    def _blank(self, ids: list[int], token: int) -> bool:
+        """Whether a token of a sequence is white space alone."""
+        index = ids[token]
+        if index not in self._is_blank:
+            text = self.processor.tokenizer.decode([index])
+            self._is_blank[index] = not text.replace("\u2581", " ").strip()  # SentencePiece's space
+        return self._is_blank[index]
+
+    def _process(self, examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
+        """One call of the processor: lists per token, arrays per image."""
         bos = self.processor.tokenizer.bos_token
         options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
 
@@ -187,9 +225,9 @@ class GroundingCollator:
         self, example: GroundedExample, chat: Chat, spans: TokenSpans, ids: list[int], table: Tensor
     ) -> Layout:
         """One sequence, cut to `max_length`."""
-        name, image_token = _name(example), self.config.image_token_id
+        name, image_token, special = _name(example), self.config.image_token_id, self._rules.ids
         self._check_ids(f"{name}: messages", ids)
-        stays = tokens_that_stay(ids, spans.images, self._special, self.max_length, name)
+        stays = tokens_that_stay(ids, spans.images, special, self.max_length, name)
         self.counts["samples"] += 1
         self.counts["samples_truncated"] += len(stays) < len(ids)
         self.counts["tokens_truncated"] += len(ids) - len(stays)
@@ -198,12 +236,12 @@ class GroundingCollator:
         if len(visual) != len(table):
             wanted = f"{len(table)} visual tokens by the processor's settings"
             fail(f"{name}: images", wanted, len(visual))
-        return Layout(example, chat, spans, stays, ids, self._special, visual, table)
+        return Layout(example, chat, spans, stays, ids, special, visual, table)
 
     def _fields(self, layout: Layout) -> SampleFields:
         """What one sequence supervises."""
         counts, labeler = self.counts, self._labeler
-        text = [p - 1 for p in trained_positions(layout)]
+        text = [p - 1 for p in trained_positions(layout, counts)]
         counts["text_rows"] += len(text)
         image = torch.full((len(layout.ids),), -1)
         image[layout.visual] = layout.table[:, 0].long()
@@ -216,7 +254,7 @@ class GroundingCollator:
         fields |= map_rows(layout, self.map_kind, self.map_levels, counts, self.map_rows)
         fields |= phrase_rows(layout, counts)
         if self.lens:
-            fields |= lens_rows(layout, masks, labeler.first_token, self.lens_outside, counts)
+            fields |= lens_rows(layout, masks, labeler.encode, self.lens_outside, counts)
         return fields
 
     def _check_ids(self, where: str, ids: list[int]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from groundkern.hf.data.example import Phrase, message_text
 from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields
+from groundkern.hf.data.words import Encoded
 
 
 def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
@@ -36,14 +37,15 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
     rows: list[tuple[int, int, int]] = []
     numbers: dict[int, int] = {}  # of the phrases that were not cut
     for index, phrase in enumerate(layout.example.phrases):
-        positions = layout.text_positions(phrase)
+        positions = layout.text_positions(phrase, f"phrases[{index}]")
         if None in positions or not positions:
             continue
         number = numbers[index] = len(numbers)
         subject: set[int | None] = set()
         if phrase.subject is not None:
             start, stop = phrase.subject
-            subject.update(layout.text_positions(replace(phrase, start=start, stop=stop)))
+            own = replace(phrase, start=start, stop=stop)
+            subject.update(layout.text_positions(own, f"phrases[{index}].subject"))
         rows += [(p - 1, number, int(p in subject)) for p in positions]
     whole = [three for three in composites(layout.example.phrases) if numbers.keys() >= set(three)]
     counts["phrases"] += len(layout.example.phrases)
@@ -86,7 +88,7 @@ def _contains(whole: Phrase, part: Phrase) -> bool:
 def lens_rows(
     layout: Layout,
     masks: list[Tensor],
-    label_of: Callable[[str], int | None],
+    encode: Callable[[str], Encoded],
     outside: float | None,
     counts: Counter,
 ) -> SampleFields:
@@ -97,10 +99,11 @@ def lens_rows(
     Args:
         layout: the sequence.
         masks: of `region_masks`.
-        label_of: returns the token id of a text, or None if it has none.
+        encode: of `WordLabeler`.
         outside: how many tokens off the object there are for each on it, evenly spaced over the
             image; None: all.
-        counts: adds to `lens_rows`, `lens_rows_inside`.
+        counts: adds to `lens_rows`, `lens_rows_inside` and `lens_dropped_...`: regions whose
+            concept has no label.
 
     Returns:
         `lens_position`, `lens_label`, `lens_inside`.
@@ -110,9 +113,11 @@ def lens_rows(
     concepts: dict[tuple[int, int], Tensor] = {}
     for region, mask in zip(layout.example.regions, masks):
         message = layout.example.messages[region.turn]
-        label = label_of(message_text(message)[region.start : region.stop])
-        if label is not None and mask.any():
-            key = region.image, label
+        ids, unusable = encode(message_text(message)[region.start : region.stop])
+        if unusable:
+            counts[f"lens_dropped_{unusable}"] += 1
+        elif mask.any():
+            key = region.image, ids[0]
             concepts[key] = concepts[key] | mask if key in concepts else mask
     rows: list[tuple[int, int, int]] = []
     for (image, label), mask in sorted(concepts.items(), key=lambda item: item[0]):

@@ -7,10 +7,11 @@ message.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from groundkern.checks import require
+from groundkern.checks import fail, require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Polygon = tuple[Point, ...]
+
+USABLE_TEXT = "text without NUL, half surrogate pairs, U+FDD0 and U+FDD1"
+# halves of surrogate pairs are no Unicode; between the two noncharacters texts are followed through
+# the chat template
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNUSABLE = re.compile("[\0\ud800-\udfff\ufdd0\ufdd1]")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class GroundedExample:
     """One training sample.
 
     Args:
-        images: PIL images, already rotated as their EXIF data asks, in the order of their
-            placeholders.
+        images: PIL images, in the order of their placeholders; the collator turns those that were
+            opened and not touched since as their EXIF data asks (`pictures.upright_rgb`).
         messages: Hugging Face chat messages; `content` is a string or a list of
             `{"type": "image"}` and `{"type": "text", "text": ...}` parts. The text of a message is
             the concatenation of its text parts. If no message has an image part, all images
@@ -140,6 +147,8 @@ class GroundedExample:
             long = all(len(p) >= 2 for p in region.polylines)
             require(long, where, "polylines of 2 points or more", "fewer")
         for index, word in enumerate(self.words):
+            usable = isinstance(word.text, str) and _SURROGATE.search(word.text) is None
+            require(usable, f"{name}: words[{index}].text", "Unicode text", repr(word.text))
             self._check_place(f"{name}: words[{index}]", word.image, (word.box,))
         for index, phrase in enumerate(self.phrases):
             self._check_span(f"{name}: phrases[{index}]", phrase)
@@ -150,8 +159,11 @@ class GroundedExample:
             where = f"{name}: messages[{index}]"
             require("role" in message, where, "a role", sorted(message))
             for part in _parts(message):
-                kind = part.get("type")
+                kind, text = part.get("type"), part.get("text")
                 require(kind in ("text", "image"), where, "text and image parts", kind)
+                written = kind == "image" or isinstance(text, str)
+                require(written, where, "text parts with a text", type(text).__name__)
+                _check_text(where, text or "")
         parts = [part["type"] for message in self.chat() for part in message["content"]]
         found, count = parts.count("image"), len(self.images)
         require(found == count, f"{name}: messages", f"one image part per image, {count}", found)
@@ -181,6 +193,17 @@ def message_text(message: dict[str, Any]) -> str:
         message: a chat message, its content a string or a list of parts.
     """
     return "".join(part["text"] for part in _parts(message) if part.get("type") == "text")
+
+
+def unusable(text: str) -> str | None:
+    """The first character of `text` that no text may hold, as `U+0000`; None if there is none."""
+    found = _UNUSABLE.search(text)
+    return None if found is None else f"U+{ord(found[0]):04X}"
+
+
+def _check_text(where: str, text: str) -> None:
+    if character := unusable(text):
+        fail(where, USABLE_TEXT, character)
 
 
 def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:

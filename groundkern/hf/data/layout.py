@@ -5,11 +5,13 @@ Visual tokens and the special tokens around them always stay; text is cut from t
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from groundkern.checks import require
+from groundkern.checks import fail, require
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, message_text
 from groundkern.hf.data.spans import Chat, TokenSpans
 
@@ -24,7 +26,7 @@ class Layout:
         spans: finds the tokens, before truncation, of characters of the rendered text.
         stays: the tokens that stay, as ascending positions before truncation.
         ids: their token ids.
-        special: the ids of special tokens.
+        special: the ids of special tokens, and of those that the template closes turns with.
         visual: int64 [C] positions of the visual tokens.
         table: fp64 [C, 5] of `image_geometry`.
     """
@@ -38,6 +40,9 @@ class Layout:
     visual: Tensor
     table: Tensor
     _position: dict[int, int] = field(init=False, repr=False)
+    _known: dict[tuple[int, int, int], list[int | None]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         self._position = {before: now for now, before in enumerate(self.stays)}
@@ -53,19 +58,76 @@ class Layout:
         """
         return [self._position.get(token) for token in self.spans.tokens(start, stop)]
 
-    def text_positions(self, span: Region | Phrase) -> list[int | None]:
+    def position(self, token: int) -> int | None:
+        """Where a token is after truncation; None: cut off."""
+        return self._position.get(token)
+
+    def text_positions(self, span: Region | Phrase, field: str) -> list[int | None]:
         """The tokens of a region's or phrase's text, without the white space at its ends.
 
         Args:
             span: characters `start:stop` of message `turn`.
+            field: what error messages call it, for example `regions[0]`.
 
         Returns:
             Ascending positions; None for a token that was cut off.
+
+        Raises:
+            ValueError: the tokenizer drops the text, or has one token for characters in it and
+                beside it; the message names the example and the field.
         """
+        key = span.turn, span.start, span.stop
+        if (known := self._known.get(key)) is not None:
+            return known
         text = message_text(self.example.messages[span.turn])[span.start : span.stop]
         start = span.start + len(text) - len(text.lstrip())
-        found = self.chat.turns[span.turn].find(start, start + len(text.strip()))
-        return [p for characters in found for p in self.positions(*characters)]
+        positions: list[int | None] = []
+        for low, high in self.chat.turns[span.turn].find(start, start + len(text.strip())):
+            tokens, before, behind = self.spans.words(low, high)
+            if before or behind:
+                lost = _lost(self.chat.text, low, high, before, behind)
+                if lost is not None:
+                    name = self.example.name or "example"
+                    fail(f"{name}: {field}", "text with tokens of its own", lost)
+            positions += [self._position.get(token) for token in tokens]
+        self._known[key] = positions
+        return positions
+
+    def last_position(self, turn: int) -> int | None:
+        """The last token of an answer's text; None if it was cut off.
+
+        Args:
+            turn: the index of an assistant message that has visible text.
+        """
+        message = self.chat.turns[turn]
+        tokens = self.spans.tokens(message.pieces[0].at, message.tail[0])
+        return self._position.get(tokens[-1])
+
+
+def _lost(chat: str, start: int, stop: int, before: int, behind: int) -> str | None:
+    """What is wrong with the text `start:stop` of a chat, whose ends its tokens do not cover."""
+    text = repr(chat[start:stop])
+    if before == stop - start:
+        return f"{text}, of which the tokenizer keeps nothing"
+    if before and _joins(chat[start - 1 : start], chat[start]):
+        return f"{text}, which begins within a character"
+    uncovered = range(stop - behind, stop)
+    lost = [i for i in uncovered if not (_unseen(chat[i]) or _joins(chat[i - 1], chat[i]))]
+    return f"{text}, whose {chat[lost[0]]!r} has none" if lost else None
+
+
+def _unseen(character: str) -> bool:
+    """Whether a character is white space, a control or a format character."""
+    return unicodedata.category(character)[0] in "CZ"
+
+
+def _joins(before: str, after: str) -> bool:
+    """Whether a character belongs to the one before it: a combining mark, or what NFKC composes,
+    such as halfwidth kana and their voicing marks."""
+    if unicodedata.category(after)[0] == "M":
+        return True
+    apart = unicodedata.normalize("NFKC", before) + unicodedata.normalize("NFKC", after)
+    return unicodedata.normalize("NFKC", before + after) != apart
 
 
 def tokens_that_stay(
@@ -102,22 +164,35 @@ def tokens_that_stay(
     return sorted([*stays, *text[:room]])
 
 
-def trained_positions(layout: Layout) -> list[int]:
+def trained_positions(layout: Layout, counts: Counter) -> list[int]:
     """The tokens to learn: every assistant text, and what closes its turn.
 
-    What the template puts behind the text is learned up to its first special token. A template that
-    closes a turn without one (the hub's LLaVA-1.5) does not teach the model to stop.
+    What the template puts behind the text is learned up to its first special token, behind an empty
+    text too. A template that closes a turn without one (the hub's LLaVA-1.5) does not teach the
+    model to stop.
 
     Args:
         layout: the sequence.
+        counts: adds to `answers`, `answers_empty`, `answers_truncated`.
 
     Returns:
-        Ascending positions. The first token of a sequence is none of them: no row predicts it.
+        Ascending positions. The first token of a sequence is none of them: no row predicts it; nor
+        is one of an image within an answer.
     """
     trained: set[int] = set()
-    for turn in layout.chat.turns.values():
-        body = layout.positions(turn.pieces[0].at, turn.tail[0])
-        trained.update(p for p in body if p is not None)
+    for index, message in enumerate(layout.example.messages):
+        if message["role"] != "assistant":
+            continue
+        counts["answers"] += 1
+        visible = message_text(message).strip() != ""
+        counts["answers_empty"] += not visible
+        turn = layout.chat.turns.get(index)
+        if turn is None:  # empty, and a template that writes no empty answers
+            continue
+        body = layout.positions(turn.pieces[0].at, turn.tail[0]) if visible else []
+        left = [p for p in body if p is not None]
+        counts["answers_truncated"] += visible and not left
+        trained.update(left)
         closing: list[int] = []
         for p in layout.positions(*turn.tail):
             if p is None:
@@ -126,4 +201,7 @@ def trained_positions(layout: Layout) -> list[int]:
             if layout.ids[p] in layout.special:
                 trained.update(closing)
                 break
+    for image in layout.spans.images:
+        if image and layout.position(image[0]) in trained:  # in the middle of an answer
+            trained.difference_update(map(layout.position, image))
     return sorted(trained - {0})

@@ -60,7 +60,7 @@ def side_rows(
     """
     aligned: dict[int, dict[int, None]] = {}  # regions of each token
     for index, region in enumerate(layout.example.regions):
-        positions = layout.text_positions(region)
+        positions = layout.text_positions(region, f"regions[{index}]")
         counts["regions_truncated"] += None in positions
         for p in positions:
             if p is not None:
@@ -139,13 +139,13 @@ def _map_positions(
     if which == "phrase":
         shown: dict[int | None, list[Region]] = {}
         for region in regions:
-            for position in layout.text_positions(region):
+            for position in layout.text_positions(region, "regions"):
                 shown.setdefault(position, []).append(region)
         return sorted(shown.items(), key=lambda item: (item[0] is None, item[0]))
     start, end = layout.chat.turns[turn].pieces[0].at, layout.chat.turns[turn].tail[0]
     if which == "answer":
         return [(position, regions) for position in layout.positions(start, end)]
-    last = layout.positions(end - 1, end)[-1]
+    last = layout.last_position(turn)
     return [(last - 1 if which == "predictor" and last is not None else last, regions)]
 
 

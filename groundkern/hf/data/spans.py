@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 from groundkern.checks import fail
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: never part of a text
+
+_Insides = dict[int, list[tuple[int, str]]]  # (where it begins, text) of each message's texts
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class Chat:
 
     Args:
         text: all of it, one placeholder per image.
-        turns: its assistant messages that have a text, by the message's index.
+        turns: its assistant messages by the message's index; one without visible text has a piece
+            without characters, if the template renders it like any other.
     """
 
     text: str
@@ -77,7 +81,7 @@ def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, st
     """The message with markers around each text, and (where it begins, text) without the markers.
 
     White space at the ends of a text stays outside: a template that strips texts then strips the
-    marked one alike.
+    marked one alike. A message without visible text has its markers behind its last text.
     """
     parts, insides, at = [], [], 0
     for part in message["content"]:
@@ -91,6 +95,12 @@ def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, st
         else:
             parts.append(part)
         at += len(part.get("text", ""))
+    if not insides:
+        texts = [i for i, part in enumerate(parts) if part["type"] == "text"]
+        last = texts[-1] if texts else len(parts)
+        before = parts[last]["text"] if texts else ""
+        parts[last : last + 1] = [{"type": "text", "text": before + _BEGIN + _END}]
+        insides.append((at, ""))
     return {**message, "content": parts}, insides
 
 
@@ -113,32 +123,51 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
     def render(chat: list[dict[str, Any]]) -> str:
         return processor.apply_chat_template(chat, tokenize=False)
 
-    insides: dict[int, list[tuple[int, str]]] = {}
+    insides: _Insides = {}
     marked = list(messages)
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
             marked[index], insides[index] = _marked(message)
-    rendered = re.split(f"[{_BEGIN}{_END}]", render(marked))  # every second piece was marked
-    text = "".join(rendered)
+    plain = render(messages)
+    pieces = re.split(f"[{_BEGIN}{_END}]", render(marked))  # every second piece was marked
+    if not _as_they_are(pieces, insides, plain):
+        for index in [i for i, inside in insides.items() if not inside[0][1]]:
+            marked[index] = messages[index]  # a template that treats empty answers otherwise
+            del insides[index]
+        pieces = re.split(f"[{_BEGIN}{_END}]", render(marked))
+        if not _as_they_are(pieces, insides, plain):
+            wanted = "a chat template that renders assistant texts as they are"
+            fail(f"{name}: messages", wanted, repr("".join(pieces)))
+    return Chat(plain, _turns(pieces, insides, marked, render))
+
+
+def _as_they_are(pieces: list[str], insides: _Insides, plain: str) -> bool:
+    """Whether the marked texts came out whole, in order, and left the rest as it is without."""
     cores = [core for inside in insides.values() for _, core in inside]
-    if rendered[1::2] != cores or text != render(messages):
-        wanted = "a chat template that renders assistant texts as they are"
-        fail(f"{name}: messages", wanted, repr(text))
+    return pieces[1::2] == cores and "".join(pieces) == plain
+
+
+def _turns(
+    rendered: list[str],
+    insides: _Insides,
+    marked: list[dict[str, Any]],
+    render: Callable[[list[dict[str, Any]]], str],
+) -> dict[int, Turn]:
+    """Where the assistant texts are in the rendered chat, whose every second piece is one."""
+    text = "".join(rendered)
     begins = accumulate(map(len, rendered), initial=0)
     begins = islice(begins, 1, None, 2)
     turns = {}
     for index, inside in insides.items():
         pieces = [Piece(start, start + len(core), next(begins)) for start, core in inside]
-        if not pieces:
-            continue
         end = pieces[-1].at + len(inside[-1][1])
         rest = text[end:]
-        if index + 1 < len(messages):  # only what this message itself puts behind its text
+        if index + 1 < len(marked):  # only what this message itself puts behind its text
             own = render(marked[: index + 1]).rpartition(_END)[2]
             shared = takewhile(lambda pair: pair[0] == pair[1], zip(own, rest))
             rest = rest[: len(list(shared))]
         turns[index] = Turn(tuple(pieces), (end, end + len(rest)))
-    return Chat(text, turns)
+    return turns
 
 
 class Expansion(NamedTuple):
@@ -179,18 +208,42 @@ def find_expansions(
     return found
 
 
+class Words(NamedTuple):
+    """The tokens of visible text, and how far they cover it.
+
+    A tokenizer that normalises text drops characters, or gives several as one token with the
+    offsets of the first ("e" and a combining accent) or of the last ("..." as an ellipsis).
+
+    Args:
+        tokens: positions before truncation.
+        before, behind: how many characters at the text's start and end no token's offsets cover;
+            all of them twice without any token.
+    """
+
+    tokens: range
+    before: int
+    behind: int
+
+
 class TokenSpans:
     """The tokens of one sequence by characters of the rendered chat.
 
     Args:
         offsets: the tokenizer's (start, stop) per token in the text with expanded placeholders.
         expansions: of `find_expansions`.
+        blank: whether the token at a position is white space alone; None: nobody knows.
 
     Attributes:
         images: the tokens that each image became, with those between its tiles.
     """
 
-    def __init__(self, offsets: list[tuple[int, int]], expansions: list[Expansion]) -> None:
+    def __init__(
+        self,
+        offsets: list[tuple[int, int]],
+        expansions: list[Expansion],
+        blank: Callable[[int], bool] | None = None,
+    ) -> None:
+        self._blank = blank
         self._places = [e.stop for e in expansions]
         self._gained = [0, *(e.new_stop - e.stop for e in expansions)]
         self._starts: list[int] = []
@@ -209,8 +262,34 @@ class TokenSpans:
         Args:
             start, stop: its characters.
         """
-        gained = self._gained[bisect_right(self._places, start)]
-        return self._overlapping(start + gained, stop + gained)
+        return self._overlapping(self._expanded(start), self._expanded(stop))
+
+    def words(self, start: int, stop: int) -> Words:
+        """Find the tokens of visible text, without the spaces that a tokenizer puts around it.
+
+        Llama's in front of the first word, and BERT's around every Chinese character, have the
+        offsets of a visible one.
+
+        Args:
+            start, stop: characters of the rendered chat, visible at both ends.
+        """
+        starts, stops = self._starts, self._stops
+        start, stop = self._expanded(start), self._expanded(stop)
+        found = self._overlapping(start, stop)
+        if not found:
+            return Words(found, stop - start, stop - start)
+        low, high = found.start, found.stop
+        before, behind = max(0, starts[low] - start), max(0, stop - stops[high - 1])
+        if self._blank is not None:
+            while low + 1 < high and starts[low] == starts[low + 1] and self._blank(low):
+                low += 1
+            while low + 1 < high and stops[high - 1] == stops[high - 2] and self._blank(high - 1):
+                high -= 1
+        return Words(range(low, high), before, behind)
+
+    def _expanded(self, character: int) -> int:
+        """A character of the rendered chat in the text with expanded placeholders."""
+        return character + self._gained[bisect_right(self._places, character)]
 
     def _overlapping(self, start: int, stop: int) -> range:
         low = bisect_right(self._stops, start)

@@ -1,0 +1,97 @@
+"""From whatever Pillow opened to upright 8-bit RGB, the same for every family's processor.
+
+Left to themselves, image processors show the stored pixels of a photograph that says "turn me",
+uncover what lies under transparent pixels, and make 16-bit grey white.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from groundkern.checks import fail, require
+from groundkern.hf.data.example import GroundedExample
+
+ORIENTATION = 0x0112  # EXIF tag; 2 to 8 ask for a turn or a mirror image
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error)
+
+
+def with_rgb_images(example: GroundedExample, name: str) -> GroundedExample:
+    """The example with images that processors take as they are.
+
+    Args:
+        example: images as Pillow opened or made them.
+        name: what error messages call it.
+
+    Returns:
+        The same example if all its images are upright 8-bit RGB already.
+
+    Raises:
+        ValueError: see `upright_rgb`; the message names the example and the image.
+    """
+    images = tuple(
+        upright_rgb(image, f"{name}: images[{index}]") for index, image in enumerate(example.images)
+    )
+    same = all(new is old for new, old in zip(images, example.images, strict=True))
+    return example if same else replace(example, images=images)
+
+
+def upright_rgb(image: Any, where: str) -> Image.Image:
+    """An image in 8-bit RGB, turned as its EXIF data asks, transparent pixels over white.
+
+    An image as it was opened is turned. One that was derived from it (`convert`, `resize`,
+    `rotate`) and kept the request is refused: nothing tells whether its pixels are turned already.
+    Of several frames it is the current one.
+
+    Args:
+        image: a PIL image of any mode whose range is known.
+        where: what error messages call it.
+
+    Returns:
+        The image itself if it is upright 8-bit RGB.
+
+    Raises:
+        ValueError: not a PIL image, one that cannot be decoded, without pixels, with values beyond
+            16 bits, or with a request to turn that may have been met.
+    """
+    if not isinstance(image, Image.Image):
+        fail(where, "a PIL image", f"{type(image).__module__}.{type(image).__qualname__}")
+    try:
+        image.load()  # TIFF is turned by Pillow here, and then no longer asks for it
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except _UNREADABLE as error:
+        fail(where, "an image that can be decoded", f"its error: {error}")
+    require(
+        min(image.size) > 0, where, "an image with pixels", "one of {} x {}".format(*image.size)
+    )
+    if orientation in range(2, 9):
+        if not isinstance(image, ImageFile.ImageFile):
+            wanted = (
+                "an image without an EXIF orientation, by which it may have been turned already "
+                "(PIL.ImageOps.exif_transpose turns an opened one and drops it)"
+            )
+            fail(where, wanted, f"orientation {orientation}")
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    try:
+        return _to_rgb(image)
+    except ValueError as error:
+        fail(where, "an image that has an 8-bit RGB form", f"mode {image.mode} ({error})")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey comes as I;16 or I
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("values beyond 16 bits")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image).convert("RGB")
