@@ -13,8 +13,8 @@ from tests.fuzz.running import CORPUS, Failure, attempt, corpus, drawn
 from tests.fuzz.target import Target, Wrong, sentence
 from tests.fuzz.targets import targets
 
-INPUTS = 15  # of a target of share 1
-MOST = 300  # of any target
+INPUTS = 10  # of a target of share 1
+MOST = 200  # of any target
 
 
 @pytest.mark.parametrize("name", targets())

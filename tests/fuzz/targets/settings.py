@@ -117,7 +117,7 @@ OPTIONS = {
 }
 SEEDS = _seeds()
 FLAG_PIECES = [f"--{name}" for name in field_names()]
-FLAG_PIECES += ["=", "\n", "null", "{", "[1, 2]", "{a: [b", "[" * 3000]
+FLAG_PIECES += ["=", "\n", "null", "{", "[1, 2]", "{a: [b", "[" * 100]
 OPTION_PIECES = ("{label}", "{box}", "-", "x", "9" * 5000, "1e309", "nan", "0-99999999999")
 TARGETS = (
     Target("yaml", check_yaml, SEEDS, "text", PIECES, share=0.3),
