@@ -81,9 +81,9 @@ def run_look(arguments: Namespace) -> Path:
     answer = arguments.answer
     if answer is None:
         answer = generate(model, processor, image, arguments.prompt, arguments.max_new_tokens)
-    looks = look(model, processor, image, arguments.prompt, answer)
-    if not looks.tokens:
+    if not answer.strip():
         raise ConfigError(f"--answer: expected a token at least, got {answer!r}")
+    looks = look(model, processor, image, arguments.prompt, answer)
     tokens = arguments.token or list(range(len(looks.tokens)))
     if not all(0 <= token < len(looks.tokens) for token in tokens):
         raise ConfigError(f"--token: expected numbers below {len(looks.tokens)}, got {tokens}")
