@@ -104,8 +104,8 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
 def _guarded(run: Callable[[], int | None]) -> int:
     """Runs; a stop or a data error becomes one sentence and an exit status."""
     from groundkern.hf import DivergedError
+    from trainer.data.images import SampleError
     from trainer.durable import StorageError
-    from trainer.images import SampleError
     from trainer.stopping import Stopped, StopSignals
 
     try:

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from groundkern.hf import GroundingTrainer
 from trainer import checkpoints, durable
-from trainer.bad_samples import BadSamples
-from trainer.collating import COUNTS, RobustCollator
 from trainer.config import Config
+from trainer.data.bad_samples import BadSamples
+from trainer.data.collating import COUNTS, RobustCollator
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
 from trainer.watching import best_step, steps_there

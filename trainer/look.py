@@ -27,8 +27,8 @@ from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geometry
 from groundkern.maps import inside
 from trainer.config import ConfigError
+from trainer.data.images import image_size, load_rgb
 from trainer.evaluate import to_device
-from trainer.images import image_size, load_rgb
 from trainer.loading import open_model
 from trainer.pictures import full_scale, heated, outline
 

@@ -17,17 +17,17 @@ from transformers.utils.logging import disable_progress_bar
 from groundkern.hf import GroundingCollator
 from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
-from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
-from trainer.dataset import JsonLinesDataset
+from trainer.data.collating import RobustCollator
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.images import SampleError
+from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.evaluate import TARGET_LEVELS, digit_tokens, evaluate, pick
 from trainer.heatmaps import heat_maps
-from trainer.images import SampleError
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
-from trainer.supervised import SupervisionWatch, check_supervision
 
 
 def train(config: Config, *, before: dict | None = None) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from trainer.images import ORIENTATION
+from trainer.data.images import ORIENTATION
 
 SIZES = {"a.png": (40, 30), "turned.jpg": (24, 36)}  # after EXIF rotation
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.dataset import JsonLinesDataset
+from trainer.data.dataset import JsonLinesDataset
 from trainer.run_folder import machine
 
 FILES = 500  # images that the samples share

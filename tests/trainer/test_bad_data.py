@@ -19,12 +19,12 @@ from tests.trainer.tiny_run import ROOT, config, make_data
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
-from trainer.bad_samples import BadSample, BadSamples
-from trainer.collating import COUNTS, RobustCollator
-from trainer.dataset import JsonLinesDataset
-from trainer.images import DataChanged, SampleError, image_size, load_rgb
+from trainer.data.bad_samples import BadSample, BadSamples
+from trainer.data.collating import COUNTS, RobustCollator
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.images import DataChanged, SampleError, image_size, load_rgb
+from trainer.data.sample import parse_sample
 from trainer.logs import CountingTrainer
-from trainer.sample import parse_sample
 from trainer.train import train
 
 PLAIN = {"objectives": {"smam": None, "dv_sft": None, "klal": None}}
@@ -345,7 +345,7 @@ def test_14_nothing_of_the_trainer_splits_at_other_characters():
 PEAK = """
 import sys
 from pathlib import Path
-from trainer.images import image_size, load_rgb
+from trainer.data.images import image_size, load_rgb
 path = Path(sys.argv[1])
 size = image_size(path, where="x", field="y")
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -403,7 +403,7 @@ def test_17_strips_are_converted_as_the_whole_was(tmp_path, monkeypatch):
     for path in sorted(tmp_path.iterdir()):
         found = []
         for strip in (10**6, 60, 1):
-            monkeypatch.setattr("trainer.images.STRIP", strip)
+            monkeypatch.setattr("trainer.data.images.STRIP", strip)
             found.append(load_rgb(path, (23, 37), where="x", field="y").tobytes())
         assert found[0] == found[1] == found[2]
         with Image.open(path) as image:

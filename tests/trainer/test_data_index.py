@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import data_index, durable
-from trainer.data_index import Rules
-from trainer.dataset import JsonLinesDataset
-from trainer.images import SampleError
+from trainer import durable
+from trainer.data import index as data_index
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.images import SampleError
+from trainer.data.index import Rules
 
 
 def line(answer: str, image: str = "a.png", **more) -> bytes:

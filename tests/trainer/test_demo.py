@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from groundkern.hf.data.processor import load_processor
-from trainer.dataset import JsonLinesDataset
+from trainer.data.dataset import JsonLinesDataset
 from trainer.demo import generate as demo
 from trainer.demo.__main__ import main
 from trainer.drawing import texts

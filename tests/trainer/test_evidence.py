@@ -13,9 +13,9 @@ from trainer import durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.config import ConfigError
+from trainer.data.sample import parse_sample
 from trainer.evidence import runs, tables
 from trainer.prepare.maps.tasks import TASKS
-from trainer.sample import parse_sample
 
 FIELDS = {"grid_patch": {"regions", "phrases"}, "line_tracing": {"regions", "words"}}
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.finding import cuts, difference, occurrences
-from trainer.images import SampleError
-from trainer.sample import parse_sample
+from trainer.data.finding import cuts, difference, occurrences
+from trainer.data.images import SampleError
+from trainer.data.sample import parse_sample
 
 
 @pytest.mark.parametrize(

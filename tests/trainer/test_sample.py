@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
-from trainer.images import SampleError
-from trainer.sample import PhraseRecord, RegionRecord, SampleRecord, WordRecord, parse_sample
+from trainer.data.images import SampleError
+from trainer.data.sample import PhraseRecord, RegionRecord, SampleRecord, WordRecord, parse_sample
 
 WIDTH, HEIGHT = 40, 20
 ANSWER = "the cat sat on the mat"

@@ -9,9 +9,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from groundkern.hf.data.example import Region, message_text
-from trainer.images import SampleError
+from trainer.data.images import SampleError
+from trainer.data.sample import Sample
 from trainer.inspection.views import Shape, View, framed
-from trainer.sample import Sample
 
 if TYPE_CHECKING:
     from trainer.inspection.seen import SeenByModel

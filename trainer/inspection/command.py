@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.dataset import JsonLinesDataset
-    from trainer.sample import Sample
+    from trainer.data.dataset import JsonLinesDataset
+    from trainer.data.sample import Sample
 
 HELP = "show samples with their regions, words and tokens in an HTML page"
 WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks every line, shows some, and says where the page is."""
     from trainer import durable
     from trainer.config import ConfigError
-    from trainer.dataset import JsonLinesDataset
+    from trainer.data.dataset import JsonLinesDataset
     from trainer.inspection.cards import card
     from trainer.report import environment
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.images import SampleError, load_rgb, wrong
+from trainer.data.images import SampleError, load_rgb, wrong
 from trainer.prepare.reading import split_lines
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:
     """The words of an image in reading order.
 
     Args:
-        image: 8-bit RGB, of `trainer.images.load_rgb`.
+        image: 8-bit RGB, of `trainer.data.images.load_rgb`.
         settings: engine and options; an engine is started once per process.
 
     Raises:

@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from trainer.images import MAX_PIXELS, SampleError
+from trainer.data.images import MAX_PIXELS, SampleError
+from trainer.data.sample import parse_sample
 from trainer.prepare.output import Output
 from trainer.prepare.sources import Item, Source
 from trainer.progress import progress
-from trainer.sample import parse_sample
 from trainer.stopping import Stopped
 
 AHEAD = 4  # inputs in work or waiting to be written, for each worker

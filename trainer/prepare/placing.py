@@ -9,7 +9,7 @@ from string import Formatter
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.images import SampleError, confined, image_size, wrong
+from trainer.data.images import SampleError, confined, image_size, wrong
 from trainer.records import chat_sample
 
 Size = tuple[int, int]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.dataset import MAX_LINE
-from trainer.images import SampleError
+from trainer.data.dataset import MAX_LINE
+from trainer.data.images import SampleError
 from trainer.prepare.sources import Unusable
 from trainer.wording import cut
 

@@ -166,7 +166,7 @@ class Render:
         return Made(samples, images, counts)
 
     def _texts(self, item: Item) -> tuple[str, str, str | None]:
-        from trainer.images import wrong
+        from trainer.data.images import wrong
 
         text, question, answer = (_field(item.value, name) for name in self.fields)
         found = zip(self.fields, (text, question, answer))
@@ -180,8 +180,8 @@ class Render:
         return text, question or self.question, answer
 
     def _words(self, item: Item, text: str, face: Face) -> list[str]:
+        from trainer.data.images import wrong
         from trainer.drawing.pages import undrawable, visible
-        from trainer.images import wrong
 
         words = visible(text)
         if not words:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 from trainer.prepare.arguments import settings_of
 from trainer.prepare.chat import (
     FREE_TO_CHANGE,

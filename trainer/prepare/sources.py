@@ -19,9 +19,9 @@ from typing import Any
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.dataset import MAX_LINE, check_length, read_lines
-from trainer.images import SampleError, wrong
-from trainer.sample import decode_line
+from trainer.data.dataset import MAX_LINE, check_length, read_lines
+from trainer.data.images import SampleError, wrong
+from trainer.data.sample import decode_line
 from trainer.wording import cut
 
 TABLES = (".parquet", ".arrow")
@@ -188,7 +188,7 @@ def hugging_face(path: Path, *, split: str | None = None) -> Source:
     """Rows of a `save_to_disk` folder, a Parquet file or an Arrow file, read a few at a time.
 
     Images are not decoded: they come as `{"bytes": ..., "path": ...}`, so that the checks of
-    `trainer.images` apply to them. Rows are called `name[row]`. Nothing is copied to a cache.
+    `trainer.data.images` apply to them. Rows are called `name[row]`. Nothing is copied to a cache.
 
     Raises:
         ConfigError: not a data set, no such split, or `datasets` is not installed.

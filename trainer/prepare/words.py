@@ -116,10 +116,10 @@ class ReadWords:
     min_confidence: float = 0.5
 
     def __call__(self, item: Item) -> Made:
-        from trainer.images import confined, image_size
+        from trainer.data.images import confined, image_size
+        from trainer.data.sample import parse_sample
         from trainer.prepare.pipeline import LeftOut, Made
         from trainer.records import chat_sample
-        from trainer.sample import parse_sample
 
         counts: Counter[str] = Counter()
         if isinstance(item.value, str):
@@ -163,7 +163,7 @@ class ReadWords:
             counts["words_written"] += len(words)
             return words
         from groundkern.hf import Word
-        from trainer.images import SampleError
+        from trainer.data.images import SampleError
         from trainer.prepare.grid import visual_grid
 
         placed = []

@@ -11,7 +11,7 @@ import torch
 
 from groundkern import maps
 from tests.fuzz.target import Target, expect
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 from trainer.prepare.placing import Frame, per_mille
 
 GRID = (3, 4)  # rows, columns

@@ -8,7 +8,7 @@ import unicodedata
 from typing import Any
 
 from tests.fuzz.target import Target, expect
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
 from trainer.prepare.marks.labeller import BadMarks, parse_marks
 from trainer.prepare.marks.matching import PrintedText

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 from tests.fuzz.target import Target, expect
-from trainer.images import SampleError
+from trainer.data.images import SampleError
+from trainer.data.sample import parse_sample
 from trainer.prepare.phrases.composites import composites, records
 from trainer.prepare.phrases.others import BadPhrases, parse_phrases
 from trainer.prepare.phrases.rules import NounPhrase, noun_phrases
-from trainer.sample import parse_sample
 
 
 def _spans(text: str, phrases: list[NounPhrase]) -> None:

@@ -9,7 +9,7 @@ from PIL import Image, features
 
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer.images import ORIENTATION, SampleError, confined, image_size, load_rgb
+from trainer.data.images import ORIENTATION, SampleError, confined, image_size, load_rgb
 from trainer.prepare.adapt.common import Options, embedded
 from trainer.prepare.sources import Item
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer import checkpoints, data_index, run_folder
+from trainer import checkpoints, run_folder
 from trainer.command_line import load_config
 from trainer.config import Config
+from trainer.data import index as data_index
 from trainer.prepare.output import Output
 
 SETTINGS = {"command": "words", "input": {"file": "a.jsonl", "bytes": 3}}

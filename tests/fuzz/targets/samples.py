@@ -8,9 +8,9 @@ from typing import Any
 
 from tests.fuzz.scratch import SIZES, doubled, images, lines_of, written
 from tests.fuzz.target import Target, expect
-from trainer.dataset import JsonLinesDataset
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.sample import Sample, parse_sample
 from trainer.prepare.sources import json_lines
-from trainer.sample import Sample, parse_sample
 
 WHERE = "train.jsonl:7"
 ANSWER = "The red patch, the blue patch and 65 % e\u0301."

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.prepare.reading_samples import picture, prepared, said, write
-from trainer.sample import parse_sample
+from trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 200, 100
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.trainer.prepare.reading_samples import picture, prepared, said, write
-from trainer.dataset import JsonLinesDataset
-from trainer.sample import parse_sample
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.sample import parse_sample
 
 
 def adapt(out, dataset, data, *words):

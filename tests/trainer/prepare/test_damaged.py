@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 from trainer.prepare import chat
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.adapt.work import Adapt

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.hf.tiny import tiny_llava_model, tiny_llava_processor
 from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
-from trainer.dataset import JsonLinesDataset
+from trainer.data.dataset import JsonLinesDataset
 from trainer.inspection.cards import card
 from trainer.inspection.command import oddities
 from trainer.inspection.seen import SeenByModel

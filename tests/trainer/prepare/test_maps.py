@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.prepare.reading_samples import lines, picture, prepared, said, write
-from trainer.dataset import JsonLinesDataset
+from trainer.data.dataset import JsonLinesDataset
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.adapt.work import Adapt
 from trainer.prepare.maps.annotated import Annotate

@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw
 
 from benchmarks.preparing.charts import draw_chart, measure_charts
 from trainer.__main__ import main
+from trainer.data.sample import parse_sample
 from trainer.prepare.marks.frames import without_lines
 from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.marks.normalise import tokens, value
 from trainer.prepare.ocr import OcrSettings
-from trainer.sample import parse_sample
 
 
 def row(text, x, y, height=10.0, image=0):

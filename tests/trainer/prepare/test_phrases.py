@@ -11,12 +11,12 @@ from benchmarks.preparing import phrases as evaluate
 from tests.trainer.prepare.endpoint import serving
 from trainer.__main__ import main
 from trainer.config import ConfigError
+from trainer.data.sample import parse_sample
 from trainer.prepare.phrases import others
 from trainer.prepare.phrases.command import Finder, chosen
 from trainer.prepare.phrases.composites import composites, records
 from trainer.prepare.phrases.others import BadPhrases, parse_phrases
 from trainer.prepare.phrases.rules import NounPhrase, noun_phrases
-from trainer.sample import parse_sample
 
 CAPTIONS = Path(__file__).parent / "data" / "captions.jsonl"
 SAMPLED = "a the red dog dogs and , of 's 12 % . runs"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 from trainer.prepare.output import Output
 from trainer.prepare.pipeline import LeftOut, Made, prepare
 from trainer.prepare.sources import open_source, values

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from trainer.config import ConfigError
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 from trainer.prepare.reading import Table, json_array, plain_pickle
 
 

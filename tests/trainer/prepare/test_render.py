@@ -15,13 +15,13 @@ from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of
 from trainer.__main__ import main
 from trainer.config import ConfigError
+from trainer.data.sample import parse_sample
 from trainer.drawing.pages import Face, Placed, load_font, set_lines, undrawable, visible
 from trainer.drawing.texts import texts
 from trainer.prepare.grid import visual_grid
 from trainer.prepare.pipeline import prepare
 from trainer.prepare.render import Render
 from trainer.prepare.sources import values
-from trainer.sample import parse_sample
 
 ALICE = " ".join(texts()[0][:150])
 

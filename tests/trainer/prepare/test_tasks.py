@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from trainer.data.sample import SampleRecord, parse_sample
 from trainer.drawing.scenes import RED
 from trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, crossings, stream
-from trainer.sample import SampleRecord, parse_sample
 
 FEW = range(12)
 

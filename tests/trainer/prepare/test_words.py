@@ -18,13 +18,13 @@ from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
+from trainer.data.images import SampleError
+from trainer.data.sample import parse_sample
 from trainer.drawing.texts import texts
-from trainer.images import SampleError
 from trainer.prepare import ocr
 from trainer.prepare.grid import visual_grid
 from trainer.prepare.ocr import OcrSettings, read_words
 from trainer.prepare.words import ReadWords, Rules
-from trainer.sample import parse_sample
 
 needs_tesseract = pytest.mark.skipif(
     shutil.which("tesseract") is None, reason="the program tesseract is not installed"

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.images import ORIENTATION, wrong
+from trainer.data.images import ORIENTATION, wrong
 from trainer.prepare.arguments import named
 from trainer.prepare.placing import Phrasing
 from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows

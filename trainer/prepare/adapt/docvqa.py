@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.dataset import MAX_LINE
-from trainer.images import SampleError, wrong
+from trainer.data.dataset import MAX_LINE
+from trainer.data.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import Frame, field_of, first_there, numbers

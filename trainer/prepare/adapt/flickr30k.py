@@ -21,7 +21,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from trainer.config import ConfigError
-from trainer.images import SampleError, wrong
+from trainer.data.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, size_of

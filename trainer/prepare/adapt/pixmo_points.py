@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from trainer.config import ConfigError
-from trainer.images import confined, wrong
+from trainer.data.images import confined, wrong
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, size_of

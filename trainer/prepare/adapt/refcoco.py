@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.images import wrong
+from trainer.data.images import wrong
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, field_of, per_mille, size_of

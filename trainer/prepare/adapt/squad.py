@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.images import wrong
+from trainer.data.images import wrong
 from trainer.prepare.adapt.common import Options, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import field_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
-from trainer.images import wrong
+from trainer.data.images import wrong
 from trainer.prepare.maps.grid import Grid
 from trainer.prepare.maps.readers import READERS
 from trainer.prepare.pipeline import Made

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from groundkern import maps
 from trainer.config import ConfigError
-from trainer.sample import Sample, parse_sample
+from trainer.data.sample import Sample, parse_sample
 
 _TILE = 280  # pixels of one sample in a preview
 _HEAT = np.array([235.0, 60.0, 20.0])

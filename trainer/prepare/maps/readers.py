@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from trainer.config import ConfigError
-from trainer.dataset import MAX_LINE
+from trainer.data.dataset import MAX_LINE
 from trainer.prepare.reading import Table, json_array, plain_json, split_lines
 from trainer.prepare.sources import Unusable
 

@@ -18,13 +18,13 @@ from trainer.prepare.arguments import add_choice, add_common, add_reading, add_s
 from trainer.prepare.chat import add_chat_arguments
 
 if TYPE_CHECKING:
+    from trainer.data.sample import Sample
     from trainer.prepare.marks.grouping import PrintedWord
     from trainer.prepare.marks.labeller import LabellerSettings
     from trainer.prepare.marks.matching import Match
     from trainer.prepare.ocr import OcrSettings
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
-    from trainer.sample import Sample
 
 HELP = "link words of answers to the text in the image they speak of (SMAM)"
 TITLES = {
@@ -114,9 +114,9 @@ class MarkSamples:
     keep_lines: bool = False
 
     def __call__(self, item: Item) -> Made:
+        from trainer.data.sample import parse_sample
         from trainer.prepare.marks.matching import PrintedText
         from trainer.prepare.pipeline import Made
-        from trainer.sample import parse_sample
 
         sample = parse_sample(item.value, root=self.root, where=item.where)
         if not sample.images:
@@ -166,7 +166,7 @@ class MarkSamples:
     def _matches(
         self, item: Item, sample: Sample, printed: Any, turn: int, answer: str, counts: Counter
     ) -> list[Match]:
-        from trainer.images import SampleError
+        from trainer.data.images import SampleError
 
         if self.labeller is None:
             return printed.matches(answer, self.ambiguous)

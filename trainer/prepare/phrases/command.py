@@ -110,11 +110,11 @@ class ListPhrases:
 
     def __call__(self, item: Item) -> Made:
         from groundkern.hf.data.example import message_text
-        from trainer.images import SampleError
+        from trainer.data.images import SampleError
+        from trainer.data.sample import parse_sample
         from trainer.prepare.chat import RefusedRequest
         from trainer.prepare.phrases.others import BadPhrases
         from trainer.prepare.pipeline import Made
-        from trainer.sample import parse_sample
 
         sample = parse_sample(item.value, root=self.root, where=item.where)
         if sample.phrases and not self.replace:

@@ -25,8 +25,8 @@ from groundkern.hf.data.example import (
     message_text,
     unusable,
 )
-from trainer.finding import difference, occurrences
-from trainer.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
+from trainer.data.finding import difference, occurrences
+from trainer.data.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
 from trainer.wording import VALUE, cut, short
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import get_worker_info
 
-from trainer.images import SampleError
+from trainer.data.images import SampleError
 
 logger = logging.getLogger(__name__)
 

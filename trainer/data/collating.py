@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from groundkern.hf import GroundedExample, GroundingCollator
 from groundkern.hf.data.batch import without_rows
-from trainer.bad_samples import BadSample, BadSamples
-from trainer.dataset import JsonLinesDataset
-from trainer.images import SampleError
+from trainer.data.bad_samples import BadSample, BadSamples
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.images import SampleError
 
 COUNTS = "counts"
 

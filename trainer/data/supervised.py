@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import TrainerCallback
 
-from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
-from trainer.dataset import JsonLinesDataset
-from trainer.images import SampleError
+from trainer.data.collating import RobustCollator
+from trainer.data.dataset import JsonLinesDataset
+from trainer.data.images import SampleError
 
 logger = logging.getLogger(__name__)
 

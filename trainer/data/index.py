@@ -32,9 +32,10 @@ import pydantic
 
 from groundkern.hf.data import example
 from groundkern.hf.data.example import message_text
-from trainer import durable, images, sample
-from trainer.images import SampleError
-from trainer.sample import Sample, parse_sample
+from trainer import durable
+from trainer.data import images, sample
+from trainer.data.images import SampleError
+from trainer.data.sample import Sample, parse_sample
 
 logger = logging.getLogger(__name__)
 

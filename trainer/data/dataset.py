@@ -1,6 +1,6 @@
 """A JSON-lines file as a map-style data set: checked up front, images loaded late.
 
-In memory there are 48 bytes a sample (`trainer.data_index`), since parsed samples of a large file
+In memory there are 48 bytes a sample (`trainer.data.index`), since parsed samples of a large file
 would not fit into every worker process. So an item reads and parses its line again when it is asked
 for, which costs a small part of decoding its images; a line whose bytes are not those that were
 checked stops the run.
@@ -19,12 +19,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from groundkern.hf.data.example import GroundedExample
-from trainer import data_index
-from trainer.bad_samples import BadSample, BadSamples
-from trainer.data_index import COUNTS, Checked, Found, Index, Line, Rules, check_length
-from trainer.images import MAX_PIXELS, DataChanged, SampleError
+from trainer.data import index as data_index
+from trainer.data.bad_samples import BadSample, BadSamples
+from trainer.data.images import MAX_PIXELS, DataChanged, SampleError
+from trainer.data.index import COUNTS, Checked, Found, Index, Line, Rules, check_length
+from trainer.data.sample import Sample
 from trainer.progress import progress
-from trainer.sample import Sample
 
 __all__ = ["MAX_LINE", "BadSample", "JsonLinesDataset", "check_length", "read_lines"]
 

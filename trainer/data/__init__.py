@@ -1,0 +1,1 @@
+"""From a JSON-lines file and a folder of images to checked samples and batches."""
