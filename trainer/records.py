@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trainer.finding import occurrences
+
+
+def span_of(answer: str, start: int, stop: int) -> dict[str, Any]:
+    """The fields of a record that name characters of an answer: by its text, where that can.
+
+    A text that ends before its last accent cannot; it is named by its characters.
+    """
+    found = occurrences(answer[start:stop], answer)
+    if (start, stop) not in found:
+        return {"char_span": [start, stop]}
+    number = found.index((start, stop))
+    return {"text": answer[start:stop], **({"occurrence": number} if number else {})}
+
 
 def chat_sample(
     images: Sequence[str],

@@ -33,7 +33,7 @@ def _resolved(text: str, phrases: list[NounPhrase]) -> None:
         parsed = parse_sample(sample, root=None, where="text")
     except SampleError as error:
         unfit = any(part in text for part in ("<", "\ud800")) or any(
-            "\ud800" <= c <= "\udfff" or c in "\ufdd0\ufdd1" for c in text
+            "\ud800" <= c <= "\udfff" or c in "\0\ufdd0\ufdd1" for c in text
         )
         expect(unfit, "a text that is refused for itself", error)
         return

@@ -28,6 +28,7 @@ from trainer.prepare.output import Output
 from trainer.prepare.placing import first_there
 from trainer.prepare.reading import json_array, plain_json, split_lines
 from trainer.prepare.sources import Item, Unusable, members
+from trainer.sample import parse_sample
 from trainer.wording import MESSAGE, cut
 
 # Everything but \n and \r\n at which str.splitlines cuts, and \r, at which text files do.
@@ -291,3 +292,16 @@ def test_long_labels_do_not_make_long_places(photo):
 
     source, _, _ = prepared(arguments, None)
     assert all(len(item.where) <= 300 for item in source.read())
+
+
+def test_phrases_of_a_text_with_accents_apart_keep_them():
+    from trainer.prepare.phrases.composites import records
+    from trainer.prepare.phrases.rules import noun_phrases
+
+    text = unicodedata.normalize("NFD", "A caf\u00e9 and a caf\u00e9s owner and e")
+    made = records(text, noun_phrases(text))
+    sample = {"messages": [{"role": "assistant", "content": text}], "phrases": made}
+    found = parse_sample(sample, root=Path(), where="x").phrases
+    assert text[found[-2].start : found[-2].stop] == unicodedata.normalize(
+        "NFD", "a caf\u00e9s owner"
+    )

@@ -197,11 +197,9 @@ def _text(message: dict[str, Any]) -> str:
 
 def _records(match: Match, answer: str, turn: int, sample: Sample) -> list[dict[str, Any]]:
     """One canonical region for each place; turn and image only if there are several."""
-    text = answer[match.start : match.stop]
-    record: dict[str, Any] = {"text": text}
-    occurrence = sum(answer.startswith(text, i) for i in range(match.start))
-    if occurrence:
-        record["occurrence"] = occurrence
+    from trainer.records import span_of
+
+    record = span_of(answer, match.start, match.stop)
     if sum(message["role"] == "assistant" for message in sample.messages) > 1:
         record["turn"] = turn
     several = len(sample.images) > 1

@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from trainer.prepare.phrases.rules import NounPhrase
+from trainer.records import span_of
 
 _JOINT = re.compile(r"\s*(,|,?\s*(?:and|&))\s*", re.IGNORECASE)
 _LAST = re.compile(r"and|&", re.IGNORECASE)
@@ -52,11 +53,7 @@ def records(text: str, phrases: list[NounPhrase], turn: int | None = None) -> li
     spans += [(start, stop, None) for start, stop in composites(text, phrases)]
     made = []
     for start, stop, head in sorted(spans, key=lambda span: (span[0], -span[1])):
-        words = text[start:stop]
-        record: dict[str, Any] = {"text": words}
-        occurrence = sum(text.startswith(words, i) for i in range(start))
-        if occurrence:
-            record["occurrence"] = occurrence
+        record = span_of(text, start, stop)
         if turn is not None:
             record["turn"] = turn
         if head is not None:
