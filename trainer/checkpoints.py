@@ -92,6 +92,7 @@ def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter
             for path, found in zip(files, hashes, strict=True)
         },
     }
+    record = durable.finite(record)
     durable.write_json(checkpoint / RECORD, {**record, "sha256": _own_digest(record)})
 
 
@@ -299,7 +300,7 @@ def _number(checkpoint: Path) -> int:
 
 
 def _own_digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(durable.finite(record), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _threads() -> int:

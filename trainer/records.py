@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.finding import occurrences
+from trainer.data.finding import occurrences
 
 
 def span_of(answer: str, start: int, stop: int) -> dict[str, Any]:

@@ -310,6 +310,14 @@ def test_a_record_of_anything_is_a_damaged_one(output, content):
     assert folder.RECORD in checkpoints.fault(output / "checkpoint-6")
 
 
+def test_a_number_that_json_has_not_is_no_part_of_a_record(output):
+    path = output / "checkpoint-6" / folder.RECORD
+    text = path.read_text()
+    assert '"patience": null' in text
+    path.write_text(text.replace('"patience": null', '"patience": Infinity'))
+    assert checkpoints.fault(path.parent) == f"{folder.RECORD} was changed"
+
+
 def test_a_record_of_another_version_is_refused_by_name(data, output):
     path = output / "checkpoint-6" / folder.RECORD
     record = durable.read_json(path)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError
+from trainer.data.sample import parse_sample
 from trainer.prepare import chat
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.adapt.work import Adapt
@@ -28,7 +29,6 @@ from trainer.prepare.output import Output
 from trainer.prepare.placing import first_there
 from trainer.prepare.reading import json_array, plain_json, split_lines
 from trainer.prepare.sources import Item, Unusable, members
-from trainer.sample import parse_sample
 from trainer.wording import MESSAGE, cut
 
 # Everything but \n and \r\n at which str.splitlines cuts, and \r, at which text files do.
