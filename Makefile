@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
+# make demo | test | long | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
 # the oldest Triton we support) | sanitize: each installs what it needs into .venv first, once.
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/gpu.md).
 PYTHON ?= python3
@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PINNED := $(PY) -m pip install --quiet -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint bench aot aot-oldest gpu rehearse sanitize
+.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -19,6 +19,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# What `make test` leaves out: guards on counts and instructions, compilers, rehearsals, long walks.
+long: $(INSTALLED)
+	$(PY) -m pytest $(PYTEST_ARGS) -m long
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -34,7 +38,7 @@ gpu:
 
 # The same without a GPU: every step on a stand-in device, with failures injected.
 rehearse: $(INSTALLED)
-	$(PY) -m pytest -v tests/test_gpu_rehearsal.py
+	$(PY) -m pytest -v -m "long or not long" tests/test_gpu_rehearsal.py
 
 aot: $(INSTALLED)
 	$(PY) -m benchmarks.aot $(AOT_ARGS)

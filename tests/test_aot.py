@@ -87,6 +87,7 @@ print(json.dumps(found))
     assert chunks - {"constexpr None"} == {"*fp32 ", "*fp32 D"}  # the backward has no results
 
 
+@pytest.mark.long
 def test_a_launch_compiles_to_what_the_runtime_would_take(tmp_path: Path) -> None:
     """The runtime, asked to compile the same launch for the same GPU, finds it in the cache."""
     program = """

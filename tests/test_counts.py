@@ -30,12 +30,14 @@ def committed(kind: str) -> dict[str, dict[str, int]]:
     return {n: x for n, x in counts.committed().items() if kinds[n] == kind}
 
 
+@pytest.mark.long
 @native
 def test_no_call_costs_more_than_the_committed_counts() -> None:
     worse, _ = counts.changes(counts.now(), committed(""))
     assert not worse
 
 
+@pytest.mark.long
 @native
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind (Debian: valgrind)")
 def test_no_kernel_takes_more_instructions_than_committed() -> None:

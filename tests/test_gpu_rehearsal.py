@@ -51,6 +51,7 @@ def _of(found: list[lines.Line], event: str, step: str) -> list[lines.Line]:
     return [x for x in found if x["event"] == event and x["step"] == step]
 
 
+@pytest.mark.long
 def test_every_step_ends_whatever_the_others_do(rehearsal) -> None:
     done, _, found = rehearsal
     ended = {x["step"]: x["status"] for x in found if x["event"] == "end"}
@@ -61,6 +62,7 @@ def test_every_step_ends_whatever_the_others_do(rehearsal) -> None:
     assert "things went wrong" in done.stdout
 
 
+@pytest.mark.long
 def test_a_failure_costs_its_case_and_no_other(rehearsal) -> None:
     _, _, found = rehearsal
     errors = {(x["step"], x["kind"]) for x in found if x["event"] == "error"}
@@ -79,6 +81,7 @@ def test_a_failure_costs_its_case_and_no_other(rehearsal) -> None:
     assert [restarts[x] for x in ("ceilings", "smoke", "replay", "loss")] == [0, 1, 1, 1]
 
 
+@pytest.mark.long
 def test_nan_is_found_and_the_rest_is_measured(rehearsal) -> None:
     _, _, found = rehearsal
     (checked,) = _of(found, "smoke", "smoke")  # the other case crashed
@@ -88,6 +91,7 @@ def test_nan_is_found_and_the_rest_is_measured(rehearsal) -> None:
     assert _of(found, "kernel", "replay"), "kernel by kernel"
 
 
+@pytest.mark.long
 def test_every_test_is_on_record_with_its_traceback(rehearsal) -> None:
     _, _, found = rehearsal
     for step in ("tests", "tests_large"):
@@ -99,6 +103,7 @@ def test_every_test_is_on_record_with_its_traceback(rehearsal) -> None:
     assert crashed, "a worker that dies is told, and another one goes on"
 
 
+@pytest.mark.long
 def test_few_files_come_back(rehearsal) -> None:
     _, out, _ = rehearsal
     files = [x for x in out.rglob("*") if x.is_file()]
@@ -108,12 +113,14 @@ def test_few_files_come_back(rehearsal) -> None:
     assert "Timeout (0:00:" in log, "and of one that hung"
 
 
+@pytest.mark.long
 def test_it_says_that_it_was_rehearsed(rehearsal) -> None:
     _, _, found = rehearsal
     assert found[0]["event"] == "run"
     assert found[0]["rehearsed"] is True
 
 
+@pytest.mark.long
 def test_the_table_of_minutes(rehearsal) -> None:
     _, _, found = rehearsal
     text = timeline.table(found)

@@ -242,6 +242,7 @@ else:
 """
 
 
+@pytest.mark.long
 def test_what_is_compiled_ahead_is_what_is_launched(tmp_path) -> None:
     """Otherwise a card would compile everything again, one by one. On CPU tensors, for whose
     addresses and strides Triton specialises as it does for a GPU's."""

@@ -92,6 +92,7 @@ def test_a_run_that_flushes_nothing_is_found(server):
     assert "and step 0 was taken" in failure.problem or "cannot go on" in failure.problem
 
 
+@pytest.mark.long
 def test_a_run_that_writes_in_place_is_found(server):
     walk = start(server, "fresh", sabotage="in place")
     walk.faults(lambda fault: fault[1:] == ("kill inside", "report"), nothing)

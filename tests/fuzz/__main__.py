@@ -60,8 +60,6 @@ def main(words: list[str] | None = None) -> int:
         for target in chosen:
             print(f"{target.name:20} {', '.join(target.seeds)}")
         return 0
-    logging.disable()  # what is passed over is told as often as it is
-    limit_memory()
     if args.guided:
         from tests.fuzz.guided import run_guided
 
@@ -146,4 +144,6 @@ def table(tallies: dict[str, Tally]) -> str:
 
 
 if __name__ == "__main__":
+    logging.disable()  # what is passed over is told as often as it is
+    limit_memory()
     sys.exit(main())

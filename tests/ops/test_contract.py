@@ -61,6 +61,7 @@ TRITON_CALLS = {
     "attention_map/contribution_columns",
     "attention_map/kl_visible_mean",
 }
+LONG = {"attention_map/map_visible_sets_weights", "attention_map/contribution_columns"}  # of these
 # Of an op with many cases these are tried: scalar losses, losses per row whose gradient has an op
 # of its own, every option at once, strides, nothing.
 TRIED = {
@@ -87,7 +88,11 @@ each_case = pytest.mark.parametrize("case", CASES)
 each_served = pytest.mark.parametrize(("case", "backend"), SERVED)
 each_tried = pytest.mark.parametrize(
     ("case", "backend"),
-    [(c, b) for c, b in SERVED if (b != "triton" or c in TRITON_CALLS) and _tried(*c.split("/"))],
+    [
+        pytest.param(c, b, marks=[pytest.mark.long] if b == "triton" and c in LONG else [])
+        for c, b in SERVED
+        if (b != "triton" or c in TRITON_CALLS) and _tried(*c.split("/"))
+    ],
 )
 
 

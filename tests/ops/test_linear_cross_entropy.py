@@ -286,7 +286,12 @@ def _one_rank(rank: int, store: str, dtype: torch.dtype, backend: str, results) 
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype"), [("reference", torch.float64), ("triton", torch.float32)], ids=str
+    ("backend", "dtype"),
+    [
+        ("reference", torch.float64),
+        pytest.param("triton", torch.float32, marks=pytest.mark.long),
+    ],
+    ids=str,
 )
 def test_a_sharded_vocabulary_equals_one_process(backend: str, dtype, tmp_path) -> None:
     if reason := available_backends()[backend]:
