@@ -202,6 +202,7 @@ print(memory.of_contestants(found, torch.device("cpu"))["ones"])
     assert 0.9 * touched < int(result.stdout) < 1.5 * touched
 
 
+@pytest.mark.long
 def test_memory_in_a_fresh_process() -> None:
     peaks = memory.in_fresh_process(QUICK[0], "full", backends=["auto"], compiled=False)
     timed = {r["contestant"] for r in measured(QUICK[0]) if r["status"] == "timed"}

@@ -121,6 +121,7 @@ def test_wheel_with_an_unusable_compiler(checkout: Path, tmp_path: Path) -> None
     assert "groundkern/_C.py" in wheel_names(checkout)
 
 
+@pytest.mark.long
 @needs_gxx
 def test_wheel_with_a_compiler(checkout: Path, wrapper: Path, tmp_path: Path) -> None:
     """The extension replaces an earlier build's stand-in and imports; its flags are portable."""

@@ -190,6 +190,7 @@ print(sorted({"cubin", "ptx", "ttgir"} & set(kernel.asm)))
 """
 
 
+@pytest.mark.long
 def test_sizes_make_no_other_kernels_and_tiles_do(tmp_path) -> None:
     """In a process of its own: Triton is imported here without its interpreter."""
     env = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -33,6 +33,7 @@ def run(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_cases_are_timed_written_and_compared(tmp_path) -> None:
     paths = [tmp_path / "before.json", tmp_path / "now.json"]
     words = ["--shape", "quick", "--dtype", "float32", "--mode", "forward", "--threads", "1"]

@@ -28,6 +28,7 @@ def rows(tmp_path_factory):
     return results.read(folder / "s.csv")
 
 
+@pytest.mark.long
 def test_every_contestant_agrees_and_is_measured(rows):
     assert [r["contestant"] for r in rows] == list(training_step.NAMES)
     assert {r["status"] for r in rows} == {"timed"}
@@ -37,6 +38,7 @@ def test_every_contestant_agrees_and_is_measured(rows):
     assert all(r["processor"] and r["date"] and r["commit"] for r in rows)
 
 
+@pytest.mark.long
 def test_memory_is_measured_in_a_process_of_its_own(rows):
     if not training_step.memory.RESET.exists():
         pytest.skip("no /proc on this system")

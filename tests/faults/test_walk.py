@@ -83,6 +83,7 @@ def test_power_failures_are_survived(walk):
     assert sum(walk.results.tried.values()) == tried + 4
 
 
+@pytest.mark.long
 def test_a_run_that_flushes_nothing_is_found(server):
     walk = start(server, "fresh", sabotage="no flushes")
     last = sum(logged.call is not None for logged in walk.log())

@@ -101,6 +101,7 @@ def _sharded(rank: int, store: str, results) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_a_head_sharded_as_a_dtensor(tmp_path) -> None:
     """Gathered, or as its local rows, it gives on both ranks what one process computes; a DTensor
     itself is refused, and the message says what to do."""

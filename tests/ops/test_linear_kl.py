@@ -286,6 +286,7 @@ def _one_rank(rank: int, store: str, found) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_a_sharded_vocabulary_equals_one_process(tmp_path) -> None:
     with mp.Manager() as manager:
         found = manager.dict()
