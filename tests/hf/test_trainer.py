@@ -95,6 +95,7 @@ def accelerate_launch(config: str) -> tuple[str, ...]:
     return (*launch, "--config_file", f"examples/accelerate/{config}.yaml")
 
 
+@pytest.mark.long
 def test_two_ranks_equal_one(whole, tmp_path):
     """The terms' gradients too, and the held-out means, though ranks hold two samples twice."""
     run("-m", "tests.hf.training", str(tmp_path), launcher=accelerate_launch("ddp"))
