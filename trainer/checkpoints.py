@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from groundkern.hf.watching.saved import finite_or_none
 from trainer import durable
 from trainer.config import Config, ConfigError, differences
 from trainer.progress import progress
@@ -92,7 +93,7 @@ def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter
             for path, found in zip(files, hashes, strict=True)
         },
     }
-    record = durable.finite(record)
+    record = finite_or_none(record)
     durable.write_json(checkpoint / RECORD, {**record, "sha256": _own_digest(record)})
 
 

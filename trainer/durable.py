@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from groundkern.hf.watching.saved import finite_or_none
 
 PARTIAL = ".partial"  # what a file is called until it is whole
 _BLOCK = 2**20
@@ -59,7 +60,8 @@ def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` of a value as strict JSON: a number that is not finite becomes null."""
     write_text(
-        path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        path,
+        json.dumps(finite_or_none(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
     )
 
 
@@ -90,15 +92,6 @@ def append_line(path: Path, line: str) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def finite(value: Any) -> Any:
-    """Nested plain values with None for every number that is not finite; JSON has none."""
-    if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def move(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from groundkern.hf import GroundingTrainer
+from groundkern.hf.watching.saved import finite_or_none
 from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSamples
@@ -119,7 +120,7 @@ class RunLog(TrainerCallback):
         samples = timed * args.train_batch_size * args.gradient_accumulation_steps
         row = {"step": state.global_step, "steps": steps, **logs}
         row["samples_per_second"] = round(samples / max(seconds, 1e-9), 2)
-        durable.append_line(self.config.training.output / METRICS, json.dumps(durable.finite(row)))
+        durable.append_line(self.config.training.output / METRICS, json.dumps(finite_or_none(row)))
         losses = "  ".join(f"{name} {row[name]:.4g}" for name in loss_terms([row]))
         rate = f"{row['samples_per_second']:.3g} samples/s"
         self._bar.write(f"step {row['step']}  {losses}  lr {row['learning_rate']:.3g}  {rate}")

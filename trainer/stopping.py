@@ -50,7 +50,7 @@ class StopSignals(TrainerCallback):
                 os._exit(128 + number)
             return
         if self.number:
-            _say("Stopped at once: the same command continues from the newest checkpoint.")
+            _say("Stopped at once: nothing that is on disk is lost.")
             os._exit(128 + number)
         self.number = number
         if not self._training:

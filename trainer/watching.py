@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from groundkern.hf.watching.held_out import ACCURACIES
+from groundkern.hf.watching.saved import finite_or_none
 from trainer import checkpoints, durable
 from trainer.config import Config, ConfigError, Evaluation
 from trainer.evaluate import pick
@@ -121,7 +122,7 @@ class Watching(TrainerCallback):
             held_out.pop(PREFIX + name, None)
         row = {"step": state.global_step, **held_out}
         path = self.config.training.output / METRICS
-        durable.append_line(path, json.dumps(durable.finite(row)))
+        durable.append_line(path, json.dumps(finite_or_none(row)))
         figures = "  ".join(f"{name.removeprefix(PREFIX)} {x:.4g}" for name, x in held_out.items())
         tqdm.write(f"step {state.global_step} held out  {figures}")
         if settings.best is None:

@@ -14,15 +14,12 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from trainer import durable
 from trainer.data import images, sample
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample, parse_sample
+from trainer.workers import follow_parent
 
 logger = logging.getLogger(__name__)
 
@@ -274,17 +272,9 @@ _rules: Rules | None = None
 
 
 def _begin_process(rules: Rules) -> None:
-    """Leave Ctrl-C to the parent, and end with it."""
     global _rules
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     _rules = rules
-
-
-def _end_with_parent() -> None:
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _in_process(batch: list[Line]) -> Found:

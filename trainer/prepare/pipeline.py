@@ -8,7 +8,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from trainer.prepare.output import Output
 from trainer.prepare.sources import Item, Source
 from trainer.progress import progress
 from trainer.stopping import Stopped
+from trainer.workers import follow_parent
 
 AHEAD = 4  # inputs in work or waiting to be written, for each worker
 
@@ -241,17 +241,9 @@ def _begin_worker(step: Step) -> None:
     global _step
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
     _step = step
-
-
-def _end_with_parent() -> None:
-    """Ends a worker whose parent was killed; it would wait for work forever."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _in_worker(item: Item) -> Done | Rejected:
