@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,15 @@ def sentence(message: str) -> None:
         message.encode()
     except UnicodeEncodeError:
         raise Wrong(f"a message that cannot be printed: {message[:200]!r}") from None
+
+
+def json_object(data: bytes) -> dict:
+    """The JSON object in an input; an empty one if it holds something else."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def expect(holds: bool, what: str, *got: object) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText
 
 from groundkern.hf import GroundingCollator, load_processor
-from tests.trainer.tiny_run import ROOT, config, make_data
+from tests.trainer.tiny_run import ROOT, config
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
@@ -48,11 +48,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import SafetensorError
 
-from tests.trainer.tiny_run import STEPS, config, losses, make_data, run
+from tests.trainer.tiny_run import STEPS, config, losses, run
 from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
@@ -34,17 +33,7 @@ class Killed(BaseException):
     """In place of SIGKILL: nothing catches it."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

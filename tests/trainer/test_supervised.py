@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForImageTextToText, TrainerControl, TrainerState
 
 from groundkern.hf import GroundingCollator, load_processor
-from tests.trainer.tiny_run import config, make_data
+from tests.trainer.tiny_run import config
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data import supervised
@@ -21,11 +20,6 @@ from trainer.data.images import SampleError
 from trainer.data.supervised import NEEDS, SupervisionWatch, check_supervision
 
 OFF = {"smam": None, "dv_sft": None, "klal": None}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, TrainerControl
 
 from groundkern.hf import DvSft, GroundingCollator, Klal, Smam, attach, load_processor
-from tests.trainer.tiny_run import STEPS, config, losses, make_data, run
+from tests.trainer.tiny_run import STEPS, config, losses, run
 from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
@@ -28,19 +28,7 @@ from trainer.data.images import SampleError
 from trainer.stopping import Stopped, StopSignals
 from trainer.train import train
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As the subprocess: another number of threads may round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

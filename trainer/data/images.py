@@ -9,18 +9,16 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from groundkern.hf.data.pictures import ORIENTATION, to_rgb
 from trainer.wording import cut
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200  # image processors refuse longer strips
 PER_PIXEL = 12  # bytes that a pixel takes at most while it is decoded, as it is in most formats
 DECODERS = {"JPEG2000": 25, "WEBP": 17}  # take more; all measured with Pillow 13
-STRIP = 2**20  # pixels that are converted at a time
 SETTLED = 2 * 10**9  # nanoseconds after which a file's time says whether it was written again
-ORIENTATION = 0x0112  # EXIF tag; its values 5 to 8 swap width and height
 
 
 class SampleError(ValueError):
@@ -137,8 +135,13 @@ def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
         return _headers[known]
     with _opened(path, where, field) as image:
         width, height = image.size
-        # not PngImageFile's own getexif, which would decode the pixels
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
+        # values 5 to 8 swap the sides; not PngImageFile's own getexif, which would decode pixels
+        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (
+            5,
+            6,
+            7,
+            8,
+        )  # they swap width and height
         found = width, height, turned, image.format
     if known is not None:
         if len(_headers) >= 1024:
@@ -165,7 +168,7 @@ def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Im
         with _opened(path, where, field) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
     except SampleError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
@@ -188,32 +191,3 @@ def _opened(path: Path, where: str, field: str) -> Image.Image:
         raise wrong(where, field, "an image in a known format", got) from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise wrong(where, field, "a readable image", f"{path.name!r} ({error})") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: the image itself, or a new one and no further copy of the whole."""
-    grey = image.mode.startswith("I")  # 16-bit grey comes as I;16 or I
-    if image.mode == "F":
-        raise ValueError("mode F with values beyond 16 bits")
-    if not grey and not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    width, height = image.size
-    rgb = Image.new("RGB", image.size)
-    rows = max(1, STRIP // width)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(height, top + rows)))
-        rgb.paste(_upper_bits(strip) if grey else _over_white(strip), (0, top))
-    return rgb
-
-
-def _upper_bits(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError(f"mode {image.mode} with values beyond 16 bits")
-    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    image = image.convert("RGBA")
-    paper = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(paper, image).convert("RGB")

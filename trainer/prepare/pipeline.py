@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 from collections import deque

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 from groundkern.checks import fail, require
 from groundkern.hf.data.example import GroundedExample
 
+STRIP = 2**20  # pixels that are converted at a time
 ORIENTATION = 0x0112  # EXIF tag; 2 to 8 ask for a turn or a mirror image
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error)
 
@@ -79,19 +80,45 @@ def upright_rgb(image: Any, where: str) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     try:
-        return _to_rgb(image)
+        return to_rgb(image)
     except ValueError as error:
-        fail(where, "an image that has an 8-bit RGB form", f"mode {image.mode} ({error})")
+        fail(where, "an image that has an 8-bit RGB form", error)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey comes as I;16 or I
-        pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("values beyond 16 bits")
-        image = Image.fromarray((pixels >> 8).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB with transparent pixels over white; 16-bit grey keeps its upper bits.
+
+    Args:
+        image: decoded and upright.
+
+    Returns:
+        The image itself, or a new one, made with no further copy of the whole.
+
+    Raises:
+        ValueError: values whose range is not known.
+    """
+    grey = image.mode.startswith("I")  # 16-bit grey comes as I;16 or I
+    if image.mode == "F":
+        raise ValueError("mode F with values beyond 16 bits")
+    if not grey and not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    width, height = image.size
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows)))
+        rgb.paste(_upper_bits(strip) if grey else _over_white(strip), (0, top))
+    return rgb
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"mode {image.mode} with values beyond 16 bits")
+    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     paper = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(paper, image).convert("RGB")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from groundkern import maps
-from tests.fuzz.target import Target, expect
+from tests.fuzz.target import Target, expect, json_object
 from trainer.data.images import SampleError
 from trainer.prepare.placing import Frame, per_mille
 
@@ -20,7 +20,7 @@ NEAR = 1e-9
 
 def check_frame(data: bytes) -> bool:
     """A box in three orders is one box; it is inside, and cut only where it stuck out."""
-    found = _object(data)
+    found = json_object(data)
     width, height = (_side(found.get(name)) for name in ("width", "height"))
     overhang = found.get("overhang")
     if not isinstance(overhang, float) or not 0 <= overhang < 10:
@@ -51,7 +51,7 @@ def check_frame(data: bytes) -> bool:
 
 def check_places(data: bytes) -> bool:
     """Shapes in the unit square: the shares of a grid's cells add up to their areas and lengths."""
-    found = _object(data)
+    found = json_object(data)
     rects = maps.patch_grid(*GRID)
     cell = 1 / (GRID[0] * GRID[1])
     taken = 0
@@ -87,14 +87,6 @@ def check_places(data: bytes) -> bool:
         expect(long - 1e-6 <= got <= 2 * long + 1e-6, f"{long} to twice that", got, line)
         taken += 1
     return taken > 0
-
-
-def _object(data: bytes) -> dict:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _side(value: Any) -> float:

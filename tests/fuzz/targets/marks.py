@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
-from tests.fuzz.target import Target, expect
+from tests.fuzz.target import Target, expect, json_object
 from trainer.data.images import SampleError
 from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
 from trainer.prepare.marks.labeller import BadMarks, parse_marks
@@ -65,7 +65,7 @@ def _words(entries: Any) -> list[PrintedWord] | None:
 
 def check_matching(data: bytes) -> bool:
     """Phrases of an answer that are printed: spans in order, boxes of words, nothing twice."""
-    found = _object(data)
+    found = json_object(data)
     words, answer = _words(found.get("words")), found.get("answer")
     if words is None or not isinstance(answer, str) or len(answer) > 2000 or len(words) > 60:
         return False
@@ -100,17 +100,9 @@ def _around(box: tuple, boxes: list[tuple]) -> bool:
     return edges == box
 
 
-def _object(data: bytes) -> dict:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def check_reply(data: bytes) -> bool:
     """A reply with marks: what is taken is the answer, and marks written anew come back."""
-    found = _object(data)
+    found = json_object(data)
     reply, answer = found.get("reply"), found.get("answer")
     if not isinstance(reply, str) or not isinstance(answer, str):
         return False
@@ -142,7 +134,7 @@ def check_tsv(data: bytes) -> bool:
 
 def check_paddle(data: bytes) -> bool:
     """PaddleOCR's pieces of a printed line joined to words: all of them, in order."""
-    found = _object(data)
+    found = json_object(data)
     printed, pieces = found.get("printed"), found.get("pieces")
     if not isinstance(printed, str) or not isinstance(pieces, list):
         return False
