@@ -398,7 +398,7 @@ def test_17_strips_are_converted_as_the_whole_was(tmp_path, monkeypatch):
     for path in sorted(tmp_path.iterdir()):
         found = []
         for strip in (10**6, 60, 1):
-            monkeypatch.setattr("trainer.data.images.STRIP", strip)
+            monkeypatch.setattr("groundkern.hf.data.pictures.STRIP", strip)
             found.append(load_rgb(path, (23, 37), where="x", field="y").tobytes())
         assert found[0] == found[1] == found[2]
         with Image.open(path) as image:
