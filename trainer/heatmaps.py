@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, image_geometry
-from trainer.evaluate import own_columns, read, to_device
+from trainer.evaluation.held_out import own_columns, read, to_device
 from trainer.pictures import data_uri
 
 THUMBNAIL = 560  # pixels of the longer side in the report

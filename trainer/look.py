@@ -28,7 +28,7 @@ from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geom
 from groundkern.maps import inside
 from trainer.config import ConfigError
 from trainer.data.images import image_size, load_rgb
-from trainer.evaluate import to_device
+from trainer.evaluation.held_out import to_device
 from trainer.loading import open_model
 from trainer.pictures import full_scale, heated, outline
 

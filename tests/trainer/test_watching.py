@@ -23,7 +23,7 @@ from trainer.__main__ import main
 from trainer.config import Config, ConfigError, Evaluation, field_names, validate
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
-from trainer.evaluate import TARGET_LEVELS, digit_tokens, evaluate
+from trainer.evaluation.held_out import TARGET_LEVELS, digit_tokens, evaluate
 from trainer.heatmaps import heat_maps
 from trainer.loading import open_model
 from trainer.train import train

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from groundkern.maps import FIXED_POINT_ONE
-from trainer import evaluate as ev
+from trainer.evaluation import held_out as ev
 
 
 def batch() -> dict:
