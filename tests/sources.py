@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,24 +46,30 @@ def imported(source: str, known: set[str]) -> Iterator[str]:
     `from a import b` is an import of `a.b` if that is one of the known modules, else of `a`. A
     relative import comes as it is written: absolute ones are the rule.
     """
-    tree = ast.parse(source)
-    statements = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
-    for node in ast.walk(tree):
+    for base, name in _import_statements(source):
+        full = f"{base}.{name}"
+        yield full if name and (full in known or full == "groundkern._C") else base
+
+
+@cache
+def _import_statements(source: str) -> tuple[tuple[str, str], ...]:
+    """(module, name imported from it or "") of a source, in its order."""
+    nodes = list(ast.walk(ast.parse(source)))
+    statements = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    found = []
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            for alias in node.names:
-                full = f"{base}.{alias.name}"
-                yield full if full in known or full == "groundkern._C" else base
-        elif isinstance(node, ast.Call) and node.args:
-            function = ast.unparse(node.func).rpartition(".")[2]
-            name = node.args[0]
-            by_name = function == "import_module" or (
-                function == "importorskip" and node not in statements
-            )
-            if by_name and isinstance(name, ast.Constant):
-                yield name.value
+            found += [(base, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if function == "import_module" or (
+                function == "importorskip" and id(node) not in statements
+            ):
+                found.append((node.args[0].value, ""))
+    return tuple(found)
 
 
 Graph = Mapping[str, set[str]]

@@ -145,6 +145,7 @@ def test_wheel_with_a_compiler(checkout: Path, wrapper: Path, tmp_path: Path) ->
         assert not any(flag.startswith("-march") or "torch" in flag for flag in flags)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     shutil.which(AARCH64) is None, reason=f"compiles for aarch64 with {AARCH64}, which is not here"
 )

@@ -69,13 +69,15 @@ def test_memory_is_the_budget_and_the_gradients_whatever_the_rows() -> None:
 
 
 @pytest.mark.skipif(available_backends()["triton"] is not None, reason="needs the triton package")
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("trained", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("rows", "dim", "words", "budget"),
     [
-        (48, 16, 9000, 2**30),  # one chunk, logits the larger part
+        # one chunk, logits the larger part
+        pytest.param(48, 16, 9000, 2**30, marks=pytest.mark.long),
         (48, 16, 9000, 2**20),  # four
-        (6, 64, 9000, 2**30),  # a few rows: the weight's gradient is all there is
+        # a few rows: the weight's gradient is all there is
+        pytest.param(6, 64, 9000, 2**30, marks=pytest.mark.long),
         (64, 128, 3000, 2**19),  # wide states in three chunks
     ],
 )

@@ -59,6 +59,7 @@ with device.stand_in():
 """
 
 
+@pytest.mark.long
 def test_what_is_launched_again() -> None:
     pytest.importorskip("triton", reason="needs the triton package")
     result = subprocess.run(

@@ -1,7 +1,9 @@
 """What every op must do on every backend here: right results, and working with torch's tools."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +63,6 @@ TRITON_CALLS = {
     "attention_map/contribution_columns",
     "attention_map/kl_visible_mean",
 }
-LONG = {"attention_map/map_visible_sets_weights", "attention_map/contribution_columns"}  # of these
 # Of an op with many cases these are tried: scalar losses, losses per row whose gradient has an op
 # of its own, every option at once, strides, nothing.
 TRIED = {
@@ -73,8 +74,30 @@ TRIED = {
 }
 
 
-def _tried(op: str, name: str) -> bool:
-    return op not in TRIED or name in TRIED[op]
+# Of the tried ones `make test` tries these, on every backend or on native alone; `make long` the
+# rest. What torch's tools see of a call differs by its options and its empty sizes.
+ON_EVERY_BACKEND = {
+    *("side_attention/main_statistics", "attention_map/kl_visible_mean"),
+    *("linear_cross_entropy/everything", "linear_kl/everything"),
+}
+ON_NATIVE = {
+    "side_attention": {"regions", "underflow", "softcap", "no_rows", "no_sets", "strided"},
+    "attention_map": {
+        *("map_strided", "map_visible_lse", "map_trained_lse", "map_columns_sets_weights"),
+        *("contribution_visible_rectified", "contribution_no_columns", "map_no_rows"),
+        *("kl_visible_mean_sets_weights", "kl_columns_each", "kl_trained_lse", "kl_no_rows"),
+    },
+    **TRIED,
+}
+
+
+def _tried() -> Iterator[Any]:
+    for case, backend in SERVED:
+        op, name = case.split("/")
+        if (backend == "triton" and case not in TRITON_CALLS) or name not in TRIED.get(op, {name}):
+            continue
+        short = case in ON_EVERY_BACKEND or (backend == "native" and name in ON_NATIVE[op])
+        yield pytest.param(case, backend, marks=[] if short else [pytest.mark.long])
 
 
 SERVED_DTYPES = [
@@ -85,15 +108,7 @@ SERVED_DTYPES = [
 ]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_case = pytest.mark.parametrize("case", CASES)
-each_served = pytest.mark.parametrize(("case", "backend"), SERVED)
-each_tried = pytest.mark.parametrize(
-    ("case", "backend"),
-    [
-        pytest.param(c, b, marks=[pytest.mark.long] if b == "triton" and c in LONG else [])
-        for c, b in SERVED
-        if (b != "triton" or c in TRITON_CALLS) and _tried(*c.split("/"))
-    ],
-)
+each_tried = pytest.mark.parametrize(("case", "backend"), list(_tried()))
 
 
 @each_backend
@@ -259,7 +274,13 @@ def test_compiled_equals_eager(case: str, backend: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-@each_served
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        pytest.param(c, b, marks=[pytest.mark.long] if b == "triton" and n % 2 else [])
+        for n, (c, b) in enumerate(sorted(SERVED, key=lambda served: served[1]))
+    ],  # in Triton's interpreter every other case
+)
 def test_same_bits_in_dirty_memory(case: str, backend: str) -> None:
     """New memory is filled with NaN, so that a read before the first write shows."""
     call = make(case, torch.float32, backend)
