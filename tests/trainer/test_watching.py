@@ -24,6 +24,7 @@ from trainer.config import Config, ConfigError, Evaluation, field_names, validat
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.evaluation.held_out import TARGET_LEVELS, digit_tokens, evaluate
+from trainer.evaluation.tally import sampled
 from trainer.heatmaps import heat_maps
 from trainer.loading import open_model
 from trainer.train import train
@@ -75,6 +76,8 @@ def test_heat_maps_pass_over_samples_without_a_map(data, objectives):
         figures = evaluate(model, collator, every, tests, digits=digits, batch_size=size)
         assert figures["pointing"]["samples"] == 8
         assert figures["pointing"]["attention_ratio"] > 0
+        counts = sampled(figures["pointing"], "attention_ratio").counts  # whatever the batches
+        assert counts.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     entries = heat_maps(model, processor, collator, every, tests, limit=2)
     assert [entry["name"] for entry in entries] == ["test.jsonl:5", "test.jsonl:6"]
     assert len(entries[0]["attention"]) == 9
@@ -84,6 +87,7 @@ def test_heat_maps_pass_over_samples_without_a_map(data, objectives):
     cut = RobustCollator(cut, "skip")
     assert heat_maps(model, processor, cut, every, tests, limit=2) == []
     figures = evaluate(model, cut, {"": [4]}, tests, digits=digits, batch_size=1)[""]
+    assert figures.pop("per_sample")["sums"].keys() == {"word_accuracy", "word_baseline"}
     assert figures.keys() == {"samples", "word_accuracy", "word_baseline"}
     detach(model)
 

@@ -20,8 +20,7 @@ that a metric needs does not have it:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,31 +28,14 @@ from torch import Tensor
 
 from groundkern import metrics
 from groundkern.maps import FIXED_POINT_ONE
+from trainer.data.collating import COUNTS
+from trainer.evaluation.tally import Tally, row_of
 from trainer.progress import progress
 
 TARGET_LEVELS = (1.0, 0.5, 1e-3)
 """`map_levels` that `evaluate` expects: the highest value marks the target itself."""
 
 _ON_TARGET = 0.999 * FIXED_POINT_ONE
-
-
-class Tally:
-    """Running means by name; undefined (NaN) values are left out."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
-
-    def add(self, name: str, values: Tensor) -> None:
-        """Adds values [N] of any real or bool dtype."""
-        values = values.double()
-        values = values[~values.isnan()]
-        self._sums[name] += float(values.sum())
-        self._counts[name] += values.numel()
-
-    def means(self) -> dict[str, float]:
-        """The mean of every name that has a value."""
-        return {name: self._sums[name] / n for name, n in self._counts.items() if n}
 
 
 def evaluate(
@@ -66,7 +48,7 @@ def evaluate(
     batch_size: int,
     autocast: torch.dtype | None = None,
     title: str = "evaluating",
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Metrics of each task (named at the head of this file).
 
     Args:
@@ -80,27 +62,28 @@ def evaluate(
         title: what the progress bar says.
 
     Returns:
-        {task: {"samples": count, metric: mean}}.
+        {task: {"samples": count, metric: mean, "per_sample": what `tally` makes of the samples}}.
     """
     model.eval()  # an attached model then computes every reading, whatever it is trained on
     results = {}
     with progress(title, total=sum(map(len, tasks.values())), unit="sample") as bar:
         for task, indices in tasks.items():
-            tally, labels = Tally(), Counter()
+            tally = Tally(len(indices))
             for start in range(0, len(indices), batch_size):
                 examples = [dataset[i] for i in indices[start : start + batch_size]]
-                batch = to_device(collator(examples), model.device)
+                collated = collator(examples)
+                kept = [start + row for row in rows_of(examples, collated)]
+                tally.begin(kept, (example.name for example in examples))
+                batch = to_device(collated, model.device)
                 output, maps, contributions = read(model, batch, autocast=autocast)
                 add_answers(tally, batch, output, digits)
                 if maps is not None:
                     add_attention(tally, batch, maps)
                 if contributions is not None:
                     add_contributions(tally, batch, contributions)
-                add_words(tally, batch, output.word_predicted, labels)
+                add_words(tally, batch, output.word_predicted)
                 bar.update(len(examples))
-            results[task] = {"samples": len(indices), **tally.means()}
-            if labels:
-                results[task]["word_baseline"] = max(labels.values()) / labels.total()
+            results[task] = tally.figures(getattr(dataset, "digest", ""))
     return results
 
 
@@ -121,22 +104,23 @@ def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor) -> None:
     position = batch["gk_text_position"].long()
     rows = position >= 0
     target = batch["labels"].gather(1, (position + 1).clamp_min(0))[rows]  # row t predicts t + 1
-    right = output.text_predicted[rows] == target
-    tally.add("answer_loss", -output.text_log_prob[rows])
-    tally.add("token_accuracy", right)
-    wrong = torch.zeros_like(rows).masked_scatter(rows, ~right)
-    tally.add("answer_accuracy", ~wrong.any(1)[rows.any(1)])
-    tally.add("number_accuracy", right[digits.to(target.device)[target]])
+    right, row = output.text_predicted[rows] == target, row_of(rows)
+    tally.add("answer_loss", -output.text_log_prob[rows], row)
+    tally.add("token_accuracy", right, row)
+    wrong, answered = torch.zeros_like(rows).masked_scatter(rows, ~right), rows.any(1)
+    tally.add("answer_accuracy", ~wrong.any(1)[answered], torch.nonzero(answered)[:, 0])
+    number = digits.to(target.device)[target]
+    tally.add("number_accuracy", right[number], row[number])
 
 
 def add_attention(tally: Tally, batch: dict, maps: Tensor) -> None:
     """attention_ratio, attention_mass and attention_argmax of the map rows [B, Rm, C]."""
     rows = batch["gk_map_position"] >= 0
     scores, target = maps[rows], batch["gk_map_target"][rows] >= _ON_TARGET
-    valid = own_columns(batch)[rows]
-    tally.add("attention_ratio", metrics.attention_ratio(scores, target, valid))
-    tally.add("attention_mass", metrics.mass_on_target(scores, target, valid))
-    tally.add("attention_argmax", metrics.argmax_in_target(scores, target, valid))
+    valid, row = own_columns(batch)[rows], row_of(rows)
+    tally.add("attention_ratio", metrics.attention_ratio(scores, target, valid), row)
+    tally.add("attention_mass", metrics.mass_on_target(scores, target, valid), row)
+    tally.add("attention_argmax", metrics.argmax_in_target(scores, target, valid), row)
 
 
 def add_contributions(tally: Tally, batch: dict, contributions: Tensor) -> None:
@@ -144,16 +128,26 @@ def add_contributions(tally: Tally, batch: dict, contributions: Tensor) -> None:
     rows = batch["gk_side_position"] >= 0
     scores, target = contributions[rows], region_columns(batch)[rows]
     valid = (batch["gk_map_columns"] >= 0)[:, None].expand_as(contributions)[rows]
-    tally.add("peak_in_mask", metrics.peak_in_mask(scores, target, valid))
-    tally.add("roc_auc", metrics.roc_auc(scores, target, valid))
+    tally.add("peak_in_mask", metrics.peak_in_mask(scores, target, valid), row_of(rows))
+    tally.add("roc_auc", metrics.roc_auc(scores, target, valid), row_of(rows))
 
 
-def add_words(tally: Tally, batch: dict, predicted: Tensor, labels: Counter) -> None:
-    """word_accuracy of the labelled visual tokens [B, Rw], whose labels are counted."""
+def add_words(tally: Tally, batch: dict, predicted: Tensor) -> None:
+    """word_accuracy and word_baseline of the labelled visual tokens [B, Rw]."""
     rows = batch["gk_word_position"] >= 0
     label = batch["gk_word_label"][rows]
-    tally.add("word_accuracy", predicted[rows] == label)
-    labels.update(label.tolist())
+    tally.add_words(predicted[rows] == label, label, row_of(rows))
+
+
+def rows_of(examples: Sequence[Any], batch: dict) -> list[int]:
+    """Which example each row of a batch is; a collator that skips bad ones has named them.
+
+    Where none was good, the rows are a stand-in's, which has nothing to learn: all are 0 here.
+    """
+    bad = {found.where for found in batch.get(COUNTS, {}).get("bad", ())}
+    kept = [row for row, example in enumerate(examples) if example.name not in bad]
+    rows = len(batch["labels"])
+    return kept if len(kept) == rows else [0] * rows
 
 
 def own_columns(batch: dict) -> Tensor:
