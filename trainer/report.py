@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import durable
 from trainer import run_folder as folder
+from trainer.evaluation.tally import PER_SAMPLE, interval_of, paired_of
 from trainer.pictures import SERIES, full_scale, heat_picture, loss_curves
 
 # key, what the reader sees, printf format, +1 if higher is better, -1 if lower
@@ -33,6 +35,7 @@ OBJECTIVES = {
     "margins": "margins",
     "logit_lens": "logit lens",
 }
+CHANCE, ENOUGH = 0.05, 20  # what a column must stay below, and the samples it must have, to be best
 TERMS = {
     "loss": "total loss",
     "text": "text",
@@ -62,11 +65,25 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A figure and its 95 % interval, which is empty if the record does not tell."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
-    """One metric of one task; a cell is None if its column does not have it."""
+    """One metric of one task; a cell is None if its column does not have it.
+
+    Args:
+        label: what the reader sees.
+        cells: one for each column.
+        best: the column that is better than every other beyond chance; None: none is.
+    """
 
     label: str
-    cells: list[str | None]
+    cells: list[Cell | None]
     best: int | None
 
 
@@ -114,6 +131,7 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
             other=other,
             sentences=sentences(run, other),
             columns=[name for name, _ in columns(run, other)],
+            compared=how_compared(run, other),
             tables=tables(run, other),
             colours=dict(zip(series, SERIES)),
             curves=[(_curve_title(term), loss_curves(series, term)) for term in terms],
@@ -156,16 +174,62 @@ def _title(task: str, evaluations: list[dict]) -> str:
 
 def _rows(task: str, evaluations: list[dict]):
     for key, label, form, better in FIGURES:
-        values = [tasks.get(task, {}).get(key) for tasks in evaluations]
+        figures = [tasks.get(task, {}) for tasks in evaluations]
+        values = [one.get(key) for one in figures]
         if any(value is not None for value in values):
             if key == "word_accuracy":
-                baseline = evaluations[-1].get(task, {}).get("word_baseline")
+                baseline = figures[-1].get("word_baseline")
                 label += "" if baseline is None else f" (most frequent label: {form % baseline})"
-            there = [(better * value, i) for i, value in enumerate(values) if value is not None]
-            cells = [None if value is None else form % value for value in values]
-            best = max(there)[1]
-            alone = cells.count(cells[best]) == 1
-            yield Row(label, cells, best if alone and len(there) > 1 else None)
+            cells = [
+                None if value is None else Cell(form % value, _interval(one, key, form))
+                for value, one in zip(values, figures)
+            ]
+            yield Row(label, cells, _best(figures, key, better))
+
+
+def _interval(figures: dict, key: str, form: str) -> str:
+    found = interval_of(figures, key)
+    if found is None or not (isfinite(found.low) and isfinite(found.high)):
+        return ""
+    return f"[{form % found.low}, {form % found.high}]"
+
+
+def _best(figures: list[dict], key: str, better: int) -> int | None:
+    """The column that beats the best of the others on the same samples beyond chance."""
+    there = [(better * one[key], i) for i, one in enumerate(figures) if one.get(key) is not None]
+    if len(there) < 2:
+        return None
+    (_, best), (_, second), *_ = sorted(there, reverse=True)
+    compared = paired_of(figures[second], figures[best], key)
+    if compared is None:
+        return None
+    difference, samples = compared
+    beyond = difference.p_value < CHANCE and better * difference.value > 0
+    return best if beyond and samples >= ENOUGH else None
+
+
+def how_compared(run: Run, other: Run | None) -> str:
+    """How the held-out figures' columns are compared, in sentences; empty if there are none."""
+    evaluations = [evaluation["tasks"] for _, evaluation in columns(run, other)]
+    kept = [PER_SAMPLE in one for tasks in evaluations for one in tasks.values()]
+    if not kept:
+        return ""
+    if not all(kept):
+        return (
+            "Some of these records are of a version that kept means only: their figures have no "
+            "interval, and nothing is marked as better than them."
+        )
+    told = "In brackets: the 95 % interval of a figure, from drawing the samples again."
+    if len(evaluations) < 2:
+        return told
+    of = [{task: one[PER_SAMPLE]["of"] for task, one in tasks.items()} for tasks in evaluations]
+    if any(one != of[0] for one in of):
+        return told + " The columns are of different samples: none is marked as better."
+    return (
+        f"{told} A figure is green where it is better than the best of the others on the same "
+        f"samples, paired one by one, with p < {CHANCE} and at least {ENOUGH} samples; of twenty "
+        "rows without any difference, about one is green by chance."
+    )
 
 
 def pictures(evaluated: list[tuple[str, dict]]) -> list[dict]:

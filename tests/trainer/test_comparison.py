@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.trainer.test_report import task_figures
 from trainer import comparison
 from trainer import run_folder as folder
 from trainer.__main__ import main
@@ -50,6 +51,82 @@ def test_checks_hold_just_above_the_limit_and_not_just_below():
     assert len(outcome(above)) == 6
 
 
+SAMPLES = 60
+
+
+def both(left: float, right: float, samples: int = SAMPLES) -> list[comparison.Check]:
+    """Checks of a contribution peak that is right in a share of the samples."""
+    sides = [
+        {"page": task_figures({"peak_in_mask": [float(i < x * samples) for i in range(samples)]})}
+        for x in (left, right)
+    ]
+    return checks(*sides)
+
+
+def test_a_check_holds_only_beyond_its_interval():
+    (near,), (far,), (wrong,) = both(0.5, 0.52), both(0.5, 0.8), both(0.5, 0.4)
+    assert (near.verdict, near.holds) == ("not sure", False)
+    assert near.beyond.low <= 0 < near.beyond.value
+    assert (far.verdict, far.holds) == ("yes", True)
+    assert 0 < far.beyond.low < far.beyond.value < far.beyond.high
+    assert (wrong.verdict, wrong.holds) == ("no", False)
+
+
+def test_a_check_on_a_quarter_of_four_samples_does_not_hold():
+    (few,) = both(0.0, 0.25, samples=4)
+    assert (few.plain, few.grounded, few.verdict) == (0.0, 0.25, "not sure")
+    (all_of_four,) = both(0.0, 1.0, samples=4)
+    assert all_of_four.verdict == "not sure"
+
+
+def test_every_limit_is_tested_on_the_samples_themselves():
+    half = [float(i % 2) for i in range(SAMPLES)]
+    noise = [(-1) ** i / 20 for i in range(SAMPLES)]
+    plain = {"answer_loss": [1 + x for x in noise], "number_accuracy": [0.2 + x for x in noise]}
+    right = {
+        "answer_loss": [1.04 + x for x in noise],  # 1 % of the plain one below the limit
+        "number_accuracy": [0.41 + 2 * x for x in noise],  # twice the plain one, sample by sample
+        "attention_ratio": [10.1 + x for x in noise],
+        "word_accuracy": half,
+        "word_baseline": [0.1] * SAMPLES,
+    }
+    rest = dict.fromkeys(("attention_ratio", "word_accuracy"), [0.0] * SAMPLES)
+    sides = checks_of(plain | rest, right)
+    assert all(check.verdict == "yes" for check in sides), sides
+    beyond = {check.what.partition(": ")[2]: check.beyond.value for check in sides}
+    assert beyond == pytest.approx(
+        {
+            "visual label accuracy": 0.4,
+            "answer loss": 0.01,
+            "accuracy per coordinate": 0.01,
+            "attention ratio": 0.1,
+        }
+    )
+    worse = {"answer_loss": [1.06 + x for x in noise], "attention_ratio": [9.9 + x for x in noise]}
+    sides = checks_of(plain | rest, right | worse)
+    missed = [check.what for check in sides if check.verdict == "no"]
+    assert missed == ["pointing: answer loss", "pointing: attention ratio"]
+
+
+def checks_of(*sides: dict) -> list[comparison.Check]:
+    return checks(*({"pointing": task_figures(side)} for side in sides))
+
+
+def test_a_loss_that_is_no_number_does_not_hold():
+    (check,) = checks({"page": {"answer_loss": 1.0}}, {"page": {"answer_loss": None}})
+    assert check.verdict == "no"
+
+
+def test_the_outcome_tells_what_fails_from_what_may_be_chance(capsys):
+    comparison.show([*both(0.5, 0.8), *both(0.5, 0.52)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 hold. not beyond chance: page: contribution peak on the target." in said
+    comparison.show(both(0.5, 0.4))
+    assert "0 of 1 hold. not: page: contribution peak" in capsys.readouterr().out
+    comparison.show(both(0.5, 0.8))
+    assert "All 1 hold." in capsys.readouterr().out
+
+
 def test_the_two_runs_differ_in_objectives_only(tmp_path):
     plain, grounded = demo_configs(tmp_path, ["--training.steps=7"])
     left, right = (config.model_dump(mode="json") for config in (plain, grounded))
@@ -66,7 +143,7 @@ def test_demo_from_nothing_to_report(tmp_path, monkeypatch, capsys):
 
     def make_small(data, *, samples):
         made.append(samples)
-        generate(data, samples=samples, test={"pointing": 2, "page": 2, "chart": 2})
+        generate(data, samples=samples, held_out={"pointing": 2, "page": 2, "chart": 2})
         save_model(data / "model", corpus(seed=0))
 
     monkeypatch.setattr(comparison, "make_demo", make_small)

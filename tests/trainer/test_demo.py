@@ -22,9 +22,9 @@ FEW = {"pointing": 6, "page": 3, "chart": 3}
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(demo.TEST, "pointing", 6)
-        patch.setitem(demo.TEST, "page", 3)
-        patch.setitem(demo.TEST, "chart", 3)
+        patch.setitem(demo.HELD_OUT, "pointing", 6)
+        patch.setitem(demo.HELD_OUT, "page", 3)
+        patch.setitem(demo.HELD_OUT, "chart", 3)
         main([str(folder), "--samples", "24", "--seed", "3"])
     return folder
 
@@ -33,31 +33,76 @@ def read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_every_sample_passes_the_checks_of_users_data(folder, split):
     dataset = JsonLinesDataset(folder / f"{split}.jsonl", on_bad_sample="stop")
-    assert len(dataset) == {"train": 24, "test": 12}[split]
+    assert len(dataset) == {"train": 24, "dev": 12, "test": 12}[split]
     for i in range(len(dataset)):
         example = dataset[i]
         assert example.regions
         assert (dataset.tasks[i] == "pointing") == (not example.words)
-    counts = {"train": (9, 6, 9), "test": (6, 3, 3)}[split]
+    counts = {"train": (9, 6, 9), "dev": (6, 3, 3), "test": (6, 3, 3)}[split]
     assert tuple(dataset.tasks.count(task) for task in demo.TASKS) == counts
 
 
 def test_same_seed_same_files_other_seed_others(folder, tmp_path):
     for seed in (3, 4):
-        demo.generate(tmp_path / str(seed), samples=24, seed=seed, test=FEW)
-    names = ["train.jsonl", "test.jsonl", *(f"images/train-{i:05d}.png" for i in range(24))]
+        demo.generate(tmp_path / str(seed), samples=24, seed=seed, held_out=FEW)
+    names = [
+        "train.jsonl",
+        "dev.jsonl",
+        "test.jsonl",
+        *(f"images/train-{i:05d}.png" for i in range(24)),
+    ]
     same = [(folder / n).read_bytes() == (tmp_path / "3" / n).read_bytes() for n in names]
     assert all(same)
     assert (folder / names[0]).read_bytes() != (tmp_path / "4" / names[0]).read_bytes()
 
 
-def test_test_samples_are_not_the_training_samples(folder):
-    train = {(folder / f"images/train-{i:05d}.png").read_bytes() for i in range(24)}
-    test = {(folder / f"images/test-{i:05d}.png").read_bytes() for i in range(12)}
-    assert not train & test
+def content(folder, split: str) -> list:
+    """What is on each picture of a split: the words of pages and charts, the pixels of grids."""
+    dataset, found = JsonLinesDataset(folder / f"{split}.jsonl"), []
+    for i, sample in enumerate(read(folder / f"{split}.jsonl")):
+        words = tuple(word["text"] for word in sample["words"])
+        found.append(words or np.asarray(dataset[i].images[0]).tobytes())
+    return found
+
+
+def test_train_dev_and_test_share_no_page_chart_or_drawing(folder):
+    train, dev, test = (content(folder, split) for split in ("train", "dev", "test"))
+    assert not set(train) & {*dev, *test}
+    assert not set(dev) & set(test)
+    assert len(set(test)) == len(test)
+
+
+def test_many_pages_of_few_passages_are_still_of_other_passages(tmp_path):
+    """558 passages in all: drawn without a look at the others, nearly every one would repeat."""
+    turns = {"page": 1, "pointing": 0, "chart": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "SHARES", turns)
+        demo.generate(tmp_path, samples=50, held_out={"page": 40})
+    train, dev, test = (
+        [tuple(word["text"] for word in sample["words"]) for sample in read(tmp_path / name)]
+        for name in ("train.jsonl", "dev.jsonl", "test.jsonl")
+    )
+    assert not set(train) & {*dev, *test}
+    assert not set(dev) & set(test)
+    assert len(set(test)) == len(test) == 40
+
+
+def test_dev_holds_the_samples_that_settings_were_chosen_on(tmp_path):
+    demo.generate(tmp_path, samples=1, held_out=FEW)
+    for i, sample in enumerate(read(tmp_path / "dev.jsonl")):
+        picture, _ = demo.TASKS[sample["task"]](random.Random(f"0 test {i}"))  # as they were drawn
+        drawn = JsonLinesDataset(tmp_path / "dev.jsonl")[i].images[0]
+        assert np.array_equal(np.asarray(drawn), np.asarray(picture.image))
+
+
+def test_more_held_out_samples_than_there_are_is_said(tmp_path, monkeypatch):
+    one = demo.pointing(random.Random(0))
+    monkeypatch.setitem(demo.TASKS, "pointing", lambda rng: one)
+    with pytest.raises(ValueError, match="`held_out`: expected fewer samples of pointing"):
+        demo.generate(tmp_path, samples=1, held_out={"pointing": 1})
 
 
 def test_pointing_names_the_red_patch(folder):

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainer import durable, report
 from trainer import run_folder as folder
+from trainer.evaluation.tally import PER_SAMPLE, Tally
 from trainer.pictures import full_scale, heat_picture, loss_curves
 
+SAMPLES = 40
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
@@ -80,6 +83,16 @@ def entry(**values) -> dict:
     return {**found, **values}
 
 
+def task_figures(values: dict[str, list[float]], data: str = "d") -> dict:
+    """A task's figures as `evaluate` returns them, of one value for each sample."""
+    (samples,) = {len(one) for one in values.values()}
+    tally = Tally(samples)
+    tally.begin(range(samples), map(str, range(samples)))
+    for name, one in values.items():
+        tally.add(name, torch.tensor(one, dtype=torch.float64), torch.arange(samples))
+    return tally.figures(data)
+
+
 def write_run(output: Path, *, grounded: bool, ratio: float) -> Path:
     output.mkdir()
     terms = {"loss": 2.0, "text": 1.5} | ({"map_kl": 0.5} if grounded else {})
@@ -114,11 +127,18 @@ def write_run(output: Path, *, grounded: bool, ratio: float) -> Path:
         "supervision": {"regions": 5, "words_dropped_long": 2},
         "final_losses": {"loss": 0.1},
     }
-    figures = {"samples": 8, "answer_loss": 1.0, "attention_ratio": ratio, "word_accuracy": 0.5}
-    if grounded:
-        figures["word_baseline"] = 0.125
-    after = {"tasks": {"pointing": figures}, "heat_maps": [entry()]}
-    before = {"tasks": {"pointing": {**figures, "attention_ratio": 1.0}}, "heat_maps": [entry()]}
+    spread = [(-1) ** i / 2 for i in range(SAMPLES)]
+
+    def figures(ratio: float) -> dict:
+        found = {
+            "answer_loss": [1.0 + x for x in spread],
+            "attention_ratio": [ratio + x for x in spread],
+            "word_accuracy": [0.5 + x for x in spread],
+        }
+        return task_figures(found | ({"word_baseline": [0.125] * SAMPLES} if grounded else {}))
+
+    after = {"tasks": {"pointing": figures(ratio)}, "heat_maps": [entry()]}
+    before = {"tasks": {"pointing": figures(1.0)}, "heat_maps": [entry()]}
     durable.write_json(output / folder.RECORD, record)
     durable.write_json(output / folder.AFTER, after)
     durable.write_json(output / folder.BEFORE, before)
@@ -179,12 +199,94 @@ def test_other_settings_are_not_called_the_same(runs):
     assert "with other settings" in said[1]
 
 
+def rows(*columns: dict[str, list[float]], **options) -> list[report.Row]:
+    evaluations = [{"t": task_figures(column, **options)} for column in columns]
+    return list(report._rows("t", evaluations))
+
+
 def test_best_is_the_better_not_the_larger():
-    evaluations = [{"t": {"samples": 1, "answer_loss": x, "roc_auc": x}} for x in (0.2, 0.3)]
-    loss, auc = list(report._rows("t", evaluations))
+    low, high = ({"answer_loss": [x] * 30, "roc_auc": [x] * 30} for x in (0.2, 0.3))
+    loss, auc = rows(low, high)
     assert (loss.best, auc.best) == (0, 1)
-    tie = list(report._rows("t", [evaluations[0]] * 2))
-    assert [row.best for row in tie] == [None, None]
+    assert [row.best for row in rows(low, low)] == [None, None]
+
+
+def test_a_quarter_of_four_samples_is_not_better_than_none():
+    """.250 against .000 of four samples."""
+    none, one = [0.0] * 4, [1.0, 0.0, 0.0, 0.0]
+    (row,) = rows({"answer_accuracy": none}, {"answer_accuracy": one})
+    assert [cell.value for cell in row.cells] == ["0.000", "0.250"]
+    assert row.best is None
+    assert row.cells[0].interval == "[0.000, 0.490]"  # Wilson's, of 0 of 4
+
+
+def test_few_samples_are_never_enough_however_far_apart():
+    for samples, best in ((report.ENOUGH - 1, None), (report.ENOUGH, 1)):
+        right, wrong = {"answer_accuracy": [1.0] * samples}, {"answer_accuracy": [0.0] * samples}
+        (row,) = rows(wrong, right)
+        assert row.best == best
+
+
+def test_the_best_must_beat_the_best_of_the_others_and_not_the_worst():
+    columns = [[0.0] * 100, [1.0] * 60 + [0.0] * 40, [1.0] * 62 + [0.0] * 38]
+    (row,) = rows(*({"answer_accuracy": column} for column in columns))
+    assert row.best is None
+    columns[2] = [1.0] * 70 + [0.0] * 30
+    (row,) = rows(*({"answer_accuracy": column} for column in columns))
+    assert row.best == 2
+
+
+def test_pairing_finds_what_the_intervals_of_each_side_cannot():
+    hard = np.random.default_rng(0).normal(size=60)  # samples differ more than the runs do
+    (row,) = rows({"answer_loss": list(hard + 5)}, {"answer_loss": list(hard + 4.9)})
+    lows = [float(cell.interval.strip("[]").split(", ")[0]) for cell in row.cells]
+    assert lows[0] < float(row.cells[1].value)  # each lies in the other's interval
+    assert row.best == 1
+
+
+def test_other_samples_are_not_paired(runs):
+    evaluations = [
+        {"t": task_figures({"answer_accuracy": [x] * 30}, data)} for x, data in ((0, "a"), (1, "b"))
+    ]
+    (row,) = report._rows("t", evaluations)
+    assert row.best is None
+    after = durable.read_json(runs[1] / folder.AFTER)
+    after["tasks"]["pointing"][PER_SAMPLE]["of"] = "others"
+    durable.write_json(runs[1] / folder.AFTER, after)
+    page = Page(report.write_report(*runs).read_text(encoding="utf-8"))
+    assert "The columns are of different samples" in " ".join(page.text)
+    assert page.values("td", "class") == []
+
+
+def test_the_page_says_how_and_shows_an_interval_beside_each_figure(runs):
+    page = Page(report.write_report(*runs).read_text(encoding="utf-8"))
+    words = " ".join(" ".join(page.text).split())
+    assert "95 % interval" in words
+    assert "on the same samples, paired one by one, with p < 0.05" in words
+    assert page.values("span", "class").count("interval") == 9  # three figures, three columns
+
+
+def test_records_that_kept_means_only_still_report_without_intervals(runs):
+    for run in runs:
+        for name in (folder.BEFORE, folder.AFTER):
+            record = durable.read_json(run / name)
+            del record["tasks"]["pointing"][PER_SAMPLE]
+            durable.write_json(run / name, record)
+    page = Page(report.write_report(*runs).read_text(encoding="utf-8"))
+    assert "12.00" in page.text
+    assert "kept means only" in " ".join(page.text)
+    assert page.values("td", "class") == []
+    assert "interval" not in page.values("span", "class")
+
+
+def test_a_metric_that_one_side_lacks_or_that_is_not_finite_has_no_best():
+    (row,) = rows({"roc_auc": [0.5] * 30}, {"answer_loss": [1.0] * 30})[1:]
+    assert (row.cells[1], row.best) == (None, None)
+    evaluations = [{"t": task_figures({"answer_loss": [x] * 30})} for x in (float("inf"), 2.0)]
+    evaluations = json.loads(json.dumps(durable.finite_or_none(evaluations)))  # as it is kept
+    (row,) = report._rows("t", evaluations)
+    assert row.cells[0] is None
+    assert row.cells[1].interval == "[2.000, 2.000]"
 
 
 def test_heat_lies_where_the_value_is():

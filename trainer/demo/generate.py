@@ -1,9 +1,15 @@
-"""Write the demo's data: rendered images and {train,test}.jsonl, the same for the same seed."""
+"""Write the demo's data: images and {train,dev,test}.jsonl, the same for the same seed.
+
+`dev` is what settings are chosen on; its samples are those that the demo's tasks and weights were
+chosen on. `test` is for the figures that are told, and nothing was chosen by it. No page, chart or
+grid is in two of the three.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Hashable
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +22,9 @@ SIDE = 5  # patches of a pointing grid
 LINES = 6  # of a page
 BARS = 5  # of a chart
 SHARES = {"pointing": 3, "page": 2, "chart": 3}  # of every eight training samples
-TEST = {"pointing": 512, "page": 128, "chart": 128}
+HELD_OUT = {"pointing": 512, "page": 128, "chart": 128}  # samples of dev, and of test
+SEEDS = {"train": "train", "dev": "test", "test": "final test"}  # dev was called test once
+_TRIES = 1000  # to draw something new
 
 
 def corpus(*, seed: int = 0, samples: int = 100) -> list[str]:
@@ -70,30 +78,53 @@ def chart(rng: random.Random) -> tuple[Picture, dict]:
 TASKS = {"pointing": pointing, "page": page, "chart": chart}
 
 
-def generate(folder: Path, *, samples: int, seed: int = 0, test: dict[str, int] = TEST) -> None:
-    """Write `samples` training samples and the test samples of each task under `folder`.
+def generate(
+    folder: Path, *, samples: int, seed: int = 0, held_out: dict[str, int] = HELD_OUT
+) -> None:
+    """Write `samples` training samples and the held-out samples of each task under `folder`.
 
     Args:
-        folder: gets images/, train.jsonl and test.jsonl; made if missing.
+        folder: gets images/ and {train,dev,test}.jsonl; made if missing.
         samples: how many training samples, all tasks together, in a shuffled order.
         seed: the same seed gives the same files.
-        test: how many held-out samples of each task.
+        held_out: how many samples of each task dev has, and test as many.
+
+    Raises:
+        ValueError: more held-out samples than there are different ones.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     turns = [task for task, share in SHARES.items() for _ in range(share)]
     train = [turns[i % len(turns)] for i in range(samples)]
     random.Random(seed).shuffle(train)
-    held_out = [task for task, count in test.items() for _ in range(count)]
+    held = [task for task, count in held_out.items() for _ in range(count)]
+    taken: set[Hashable] = set()  # what is on the pictures drawn before
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress:
-        for split, tasks in (("train", train), ("test", held_out)):
-            bar = progress.add_task(f"render {split}", total=len(tasks))
+        for split, tasks in (("dev", held), ("test", held), ("train", train)):
+            bar, avoid = progress.add_task(f"render {split}", total=len(tasks)), set(taken)
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for i, task in enumerate(tasks):
-                    picture, sample = TASKS[task](random.Random(f"{seed} {split} {i}"))
+                    picture, sample = _new(task, f"{seed} {SEEDS[split]} {i}", avoid)
+                    taken.add(shown(picture))
+                    if split == "test":  # no two of these are of one picture
+                        avoid.add(shown(picture))
                     name = f"images/{split}-{i:05d}.png"
                     picture.image.save(folder / name)
                     sample["images"] = [name]
                     sample["words"] = [{"text": text, "box": box} for text, box in picture.words]
                     file.write(json.dumps(sample) + "\n")
                     progress.advance(bar)
+
+
+def shown(picture: Picture) -> Hashable:
+    """What is on a picture, whatever its colours and its mark: its words, or else its pixels."""
+    return tuple(text for text, _ in picture.words) or picture.image.tobytes()
+
+
+def _new(task: str, seed: str, avoid: set[Hashable]) -> tuple[Picture, dict]:
+    for number in range(_TRIES):
+        again = f" again {number}" if number else ""
+        picture, sample = TASKS[task](random.Random(seed + again))
+        if shown(picture) not in avoid:
+            return picture, sample
+    raise ValueError(f"`held_out`: expected fewer samples of {task}: there are no more to draw")

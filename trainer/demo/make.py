@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.demo.generate import SHARES, TEST, corpus, generate
+from trainer.demo.generate import HELD_OUT, SHARES, corpus, generate
 
 SAMPLES = 4800
 
 
 def make_demo(folder: Path, *, samples: int = SAMPLES, seed: int = 0) -> None:
-    """Write {train,test}.jsonl, images/ and model/ under a folder and say what was made.
+    """Write {train,dev,test}.jsonl, images/ and model/ under a folder and say what was made.
 
     Args:
         folder: made if missing; files of an earlier call are replaced.
@@ -25,7 +25,8 @@ def make_demo(folder: Path, *, samples: int = SAMPLES, seed: int = 0) -> None:
     from trainer.demo.model import save_model  # after the quick part: transformers takes seconds
 
     parameters = save_model(folder / "model", corpus(seed=seed), seed=seed)
-    held_out = ", ".join(f"{count} {task}" for task, count in TEST.items())
+    held_out = ", ".join(f"{count} {task}" for task, count in HELD_OUT.items())
     print(f"{folder}/train.jsonl  {samples} samples of the tasks {', '.join(SHARES)}")
-    print(f"{folder}/test.jsonl   {held_out}")
+    print(f"{folder}/dev.jsonl    {held_out}: to choose settings on")
+    print(f"{folder}/test.jsonl   {held_out}: to look at last")
     print(f"{folder}/model        Qwen2.5-VL architecture, {parameters:,} parameters, untrained")

@@ -71,7 +71,7 @@ class Tally:
     def by_sample(self) -> dict[str, Sampled]:
         """Sums and counts of every metric that has a value, `word_baseline` among them."""
         found = {name: one for name, one in self._found.items() if one.counts.any()}
-        if "word_accuracy" in found:
+        if self._labels and "word_accuracy" in found:
             at, labels = (np.concatenate(part) for part in zip(*self._labels))
             seen, first, count = np.unique(labels, return_index=True, return_counts=True)
             most = count == count.max()
