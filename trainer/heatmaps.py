@@ -7,13 +7,14 @@ from itertools import islice
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, image_geometry
 from trainer.evaluation.held_out import own_columns, read, to_device
-from trainer.pictures import data_uri
+from trainer.pictures import page_uri
 
-THUMBNAIL = 560  # pixels of the longer side in the report
+KEPT = 1_200_000  # pixels of a picture, whatever its shape: the text of a receipt stays readable
 
 
 def heat_maps(
@@ -87,13 +88,11 @@ def _entry(
     turn = min((region.turn for region in regions), default=0)
     regions = [region for region in regions if region.turn == turn]
     picture = example.images[image].convert("RGB")
-    thumbnail = picture.copy()
-    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     entry = {
         "name": example.name,
         "question": _text(example.messages[turn - 1]),
         "answer": _text(example.messages[turn]),
-        "image": data_uri(thumbnail),
+        "image": page_uri(kept(picture), quality=92),
         "size": picture.size,
         "boxes": [box for region in regions for box in region.boxes],
         "points": [point for region in regions for point in region.points],
@@ -108,6 +107,15 @@ def _entry(
         contribution = contributions[0, rows].float().mean(0)[: len(table)].cpu()
         entry["contribution"] = _rounded(contribution[columns])
     return entry
+
+
+def kept(picture: Image.Image) -> Image.Image:
+    """The picture, made smaller if it has more than `KEPT` pixels."""
+    scale = (KEPT / (picture.width * picture.height)) ** 0.5
+    if scale >= 1:
+        return picture
+    smaller = tuple(max(1, round(side * scale)) for side in picture.size)
+    return picture.resize(smaller, Image.LANCZOS)
 
 
 def _text(message: dict) -> str:

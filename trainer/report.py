@@ -12,7 +12,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.evaluation.tally import PER_SAMPLE, interval_of, paired_of
-from trainer.pictures import SERIES, full_scale, heat_picture, loss_curves
+from trainer.pictures import (
+    SERIES,
+    close_up,
+    colour_scale,
+    full_scale,
+    heat_picture,
+    loss_curves,
+)
 
 # key, what the reader sees, printf format, +1 if higher is better, -1 if lower
 FIGURES = (
@@ -137,6 +144,7 @@ def write_report(output: Path, beside: Path | None = None) -> Path:
             curves=[(_curve_title(term), loss_curves(series, term)) for term in terms],
             held_out=held_out,
             pictures=pictures(columns(run, other)),
+            scale=colour_scale(),
             versions=run.record["versions"],
         )
     )
@@ -247,11 +255,17 @@ def pictures(evaluated: list[tuple[str, dict]]) -> list[dict]:
                 if kind in found.get(name, {})
             ]
             top = full_scale([one[kind] for _, one in there])
-            panels = [(heading, heat_picture(one, one[kind], top)) for heading, one in there]
+            panels = [(heading, _views(one, one[kind], top)) for heading, one in there]
             if panels:
-                maps.append((title, panels))
-        shown.append({**entry, "target": heat_picture(entry, None), "maps": maps})
+                maps.append((title, f"{top:.2g}", panels))
+        shown.append({**entry, "target": _views(entry, None), "maps": maps})
     return shown
+
+
+def _views(entry: dict, values: list[float] | None, top: float = 1.0) -> list[str]:
+    """The whole picture and, if it is drawn smaller than it is, the target's surroundings."""
+    close = close_up(entry, values, top)
+    return [*([close] if close else []), heat_picture(entry, values, top)]
 
 
 def sentences(run: Run, other: Run | None) -> list[str]:
