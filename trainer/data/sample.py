@@ -91,6 +91,8 @@ class SampleRecord(StrictModel):
     regions: list[RegionRecord] = []
     words: list[WordRecord] = []
     phrases: list[PhraseRecord] = []
+    answers: list[Text] = []
+    metrics: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Sample:
         sizes: (width, height) of each image after EXIF rotation, in pixels.
         messages: Hugging Face chat messages.
         regions, words, phrases: in fractions of the rotated images.
+        answers: other right forms of the last answer, for evaluation.
+        metrics: the names of metrics that the sample asks for.
     """
 
     where: str
@@ -114,6 +118,8 @@ class Sample:
     regions: tuple[Region, ...]
     words: tuple[Word, ...]
     phrases: tuple[Phrase, ...]
+    answers: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     def load(self) -> GroundedExample:
         """Decode the images.
@@ -177,6 +183,8 @@ def parse_sample(
         regions=tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions)),
         words=tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(record.words)),
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
+        answers=tuple(record.answers),
+        metrics=tuple(record.metrics),
     )
 
 
