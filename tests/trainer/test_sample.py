@@ -74,6 +74,8 @@ def test_everything_at_once(root):
         ],
         words=[{"text": "exit", "box": [30, 10, 10, 10], "order": "xywh"}],
         phrases=[{"text": "the mat", "subject": "mat"}, {"text": "the cat"}],
+        answers=["a cat on a mat"],
+        metrics=["anls"],
     )
     sample = parse(json.dumps(value).encode(), root)
     assert sample.task == "demo"
@@ -86,6 +88,7 @@ def test_everything_at_once(root):
     )
     assert sample.words == (Word("exit", (0.75, 0.5, 1.0, 1.0), 0),)
     assert sample.phrases == (Phrase(1, 15, 22, (19, 22)), Phrase(1, 0, 7, None))
+    assert (sample.answers, sample.metrics) == (("a cat on a mat",), ("anls",))
     example = sample.load()
     assert example.name == "data.jsonl:7"
     assert example.regions == sample.regions
@@ -241,6 +244,9 @@ def test_region_without_an_image(root):
         ({"words": [{"text": "a", "box": [0, 0, 9, 21]}]}, "`words[0].box`: expected pixel"),
         ({"phrases": [{"text": "the cat", "subject": "mat"}]}, "subject`: expected words of"),
         ({"phrases": [{"text": "a dog"}]}, "`phrases[0].text`: expected text that occurs"),
+        ({"answers": ["a", ""]}, "`answers[1]`: expected"),
+        ({"answers": "a"}, "`answers`: expected a valid list, got 'a'"),
+        ({"metrics": [1]}, "`metrics[0]`: expected a valid string, got 1"),
         ({"videos": ["a.mp4"]}, "`videos`: expected images and text only, got videos"),
         ({"image": "a.png"}, "`image`: expected a field of the format"),
         ({"messages": []}, "`messages`: expected"),
@@ -433,7 +439,7 @@ def test_examples_of_the_documentation_are_valid():
     blocks = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
     samples = [json.loads(block) for block in blocks if "messages" in block]
     lines = [block.splitlines() for block in blocks if "messages" not in block]
-    assert len(samples) == 4
+    assert len(samples) == 5
     assert [len(each) for each in lines] == [3, 2, 1]
     for sample in samples:
         SampleRecord.model_validate(sample)

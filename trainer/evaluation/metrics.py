@@ -7,6 +7,7 @@ it counts as many characters or words as it has, for coordinates as many as ther
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -122,15 +123,24 @@ def coord_of(gold: Gold) -> Coord:
 def default_metrics(gold: Gold) -> tuple[str, ...]:
     """Names of the metrics that a sample gets when nobody asks for others.
 
-    The sample's own `metrics`, else those of its task (`TASK_METRICS`, by the longest name that the
-    task begins with), else by what its answer is: boxes, points, a table, a number, several numbers
-    in up to 5 words, up to 5 words, or a longer text. Those that do not fit the sample are left out.
+    The sample's own `metrics`, else those of its task (`TASK_METRICS`; `refcoco_val` is a
+    `refcoco`), else by what its answer is: boxes, points, a table, a number, several numbers in up
+    to 5 words, up to 5 words, or a longer text. Those that do not fit the sample are left out, and
+    those of boxes and points where the gold answer writes none: what is asked then is something
+    else, such as a count.
     """
     names = gold.metrics
     if not names:
-        tasks = [task for task in TASK_METRICS if gold.task.startswith(task)]
+        tasks = [task for task in TASK_METRICS if re.match(rf"{task}(?![a-z])", gold.task)]
         names = TASK_METRICS[max(tasks, key=len)] if tasks else _by_answer(gold)
-    return tuple(name for name in names if METRICS[name].fits(gold)) or ("exact_match",)
+    return tuple(name for name in names if _by_default(METRICS[name], gold)) or ("exact_match",)
+
+
+def _by_default(metric: Metric, gold: Gold) -> bool:
+    written = gold.answers[0]
+    if metric.needs in ("boxes", "places") and not gold.metrics:
+        return bool(_boxes_in(written, gold) or _points_in(written, gold)) and not number(written)
+    return metric.fits(gold)
 
 
 def task_metrics(golds: Iterable[Gold]) -> tuple[str, ...]:
@@ -145,9 +155,10 @@ def task_metrics(golds: Iterable[Gold]) -> tuple[str, ...]:
 
 def _by_answer(gold: Gold) -> tuple[str, ...]:
     answer = gold.answers[0]
-    if _boxes_in(answer, gold):
+    marked = any(mark in answer for mark in "[(<{")  # bare numbers may count anything
+    if marked and _boxes_in(answer, gold):
         return _BOXES
-    if _points_in(answer, gold) and not number(answer):
+    if ("<" in answer or answer.lstrip()[:1] in tuple("[({`")) and _points_in(answer, gold):
         return _POINTS
     if _has_table(gold):
         return ("table_f1", "number_set_similarity")
@@ -367,11 +378,12 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "infographicvqa": ("anls", "exact_match"),
     "squad": ("squad_match", "token_f1"),
     "refcoco": _BOXES,
+    "refcocog": _BOXES,
     "pixmo_points": ("exact_match", *_POINTS),
     "grid_patch": ("exact_match", "coordinates"),
     "pointing": ("exact_match", "coordinates"),
-    "page": ("exact_match", "anls", "cer"),
-    "chart": _CHARTS,
+    "page": _READING,
+    "chart": ("exact_match", "anls"),
     "line_intersection": ("exact_match",),
     "line_tracing": ("exact_match",),
     "word_page": _READING,

@@ -7,6 +7,8 @@ import unicodedata
 from typing import NamedTuple
 
 _MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"))
+_SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
+_SUBSCRIPT = re.compile("[\u2080-\u2089]")
 _LONGEST = 64  # characters of a number; more is text
 # Digits in groups of three (of two and a last three, as in India), or without groups.
 _GROUPED = (
@@ -24,8 +26,14 @@ class Number(NamedTuple):
 
 
 def tidy(text: str) -> str:
-    """Compatible forms as one (NFKC), every minus as "-", runs of white space as one space."""
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_MINUS).split())
+    """Compatible forms as one (NFKC), every minus as "-", runs of white space as one space.
+
+    Of a superscript digit NFKC makes an ordinary one, and of 10\u00b2 102; here it is 10^2.
+    """
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(lambda match: f"^{match[0]}", text)
+        text = unicodedata.normalize("NFKC", text).translate(_MINUS)
+    return " ".join(text.split())
 
 
 def number(text: str) -> Number | None:
@@ -37,7 +45,7 @@ def number(text: str) -> Number | None:
     nothing (`3,5`), words of magnitude (`5 million`, `5k`), fractions, powers (`10\u00b2`), units,
     NaN and infinity are text.
     """
-    if len(text) > _LONGEST or any(map(_raised, text)):
+    if len(text) > _LONGEST or _SUBSCRIPT.search(text):
         return None
     text = tidy(text).lower()
     sign, text = _sign(text)
@@ -65,11 +73,6 @@ def number(text: str) -> Number | None:
 def is_year(text: str) -> bool:
     """Whether a text is a year: four digits from 1500 to 2099 and nothing else."""
     return _YEAR.fullmatch(tidy(text)) is not None
-
-
-def _raised(character: str) -> bool:
-    """Whether it is a superscript or subscript, of which NFKC makes an ordinary digit."""
-    return unicodedata.decomposition(character).startswith(("<super>", "<sub>"))
 
 
 def _sign(text: str) -> tuple[str | None, str]:

@@ -127,6 +127,7 @@ def test_docvqa_with_the_words_of_its_ocr(tmp_path):
     status, (sample,), rejected = adapt(tmp_path, "docvqa", *words)
     assert (status, rejected) == (0, [])
     assert said(sample) == ("Total?", "41.80")
+    assert sample["answers"] == ["41.8"]
     assert sample["words"] == [
         {"text": "Total", "box": [0.1, 0.1, 0.2, 0.2], "coord": "unit"},
         {"text": "41.80", "box": [0.25, 0.1, 0.5, 0.25], "coord": "unit"},
@@ -204,6 +205,14 @@ def test_squad_is_text_with_the_passage_first(tmp_path):
         },
         {"role": "assistant", "content": "41.80"},
     ]
+
+
+def test_other_answers_are_kept_once_for_evaluation(tmp_path):
+    several = [{"text": text, "answer_start": 13} for text in ("41.80", " 41.80 ", "EUR", "EUR")]
+    questions = [{"answers": several}, {"answers": several[:2]}, {"answers": [*several, 7, {}]}]
+    status, samples, rejected = adapt(tmp_path, "squad", squad(tmp_path, *questions))
+    assert (status, rejected) == (0, [])
+    assert [sample.get("answers") for sample in samples] == [["EUR"], None, ["EUR"]]
 
 
 def test_squad_without_an_answer_and_with_a_wrong_one(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,19 @@ def _parquet(files: list[Path]) -> Source:
             yield from table_rows(batches, file.name, table.metadata.num_rows)
 
     return replace(listed(read, files), total=total)
+
+
+def other_answers(sample: dict[str, Any], texts: Iterable[Any]) -> dict[str, Any]:
+    """The sample with those of `texts` that its answer is not, for evaluation.
+
+    Args:
+        sample: of one answer; `answers` is added if there are any.
+        texts: right answers as a data set has them; what is no text is passed over.
+    """
+    said = sample["messages"][-1]["content"]
+    found = dict.fromkeys(text.strip() for text in texts if isinstance(text, str))
+    others = [text for text in found if text and text != said]
+    return {**sample, "answers": others} if others else sample
 
 
 @dataclass(frozen=True)

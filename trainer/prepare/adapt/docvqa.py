@@ -3,7 +3,7 @@
 On disk: `{"data": [{"questionId", "question", "image" or "image_local_name", "answers": [...]}]}`;
 DocVQA's `image` is `documents/<page>.png` below the folder of the file or `--images`. The Hugging
 Face sets (lmms-lab) have the same fields with the image inside. The test split has no answers. The
-first answer is used; the others are spellings of it.
+first answer is trained; the others, spellings of it, are `answers` for evaluation.
 
 With `--ocr` the words of each page become `words`. DocVQA's files `<page>.json` have
 `recognitionResults[0]` with `width`, `height` and words with a `boundingBox` of four corners x, y
@@ -23,7 +23,7 @@ from typing import Any
 from trainer.config import ConfigError
 from trainer.data.dataset import MAX_LINE
 from trainer.data.images import SampleError, wrong
-from trainer.prepare.adapt.common import Options, embedded, tables
+from trainer.prepare.adapt.common import Options, embedded, other_answers, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import Frame, field_of, first_there, numbers
 from trainer.prepare.reading import json_array, plain_json
@@ -48,7 +48,7 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
 
 
 def convert(item: Item, options: Options) -> Made:
-    """One question, its first answer, and with `--ocr` the page's words."""
+    """One question, its first answer and the others, and with `--ocr` the page's words."""
     row, where, pictures = item.value, item.where, {}
     question = field_of(row, "question", str, where).strip()
     answers = row.get("answers")
@@ -67,6 +67,7 @@ def convert(item: Item, options: Options) -> Made:
         name = field_of(row, field, str, where)
         image = first_there(options.root, [name, PurePosixPath(name).name])
     sample = chat_sample([image], question, answers[0].strip(), task=task)
+    sample = other_answers(sample, answers)
     counts: dict[str, float] = {}
     if options.ocr is not None:
         words, outside = _words(options.ocr, PurePosixPath(image).stem, where, options.overhang)

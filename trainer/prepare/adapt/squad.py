@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.images import wrong
-from trainer.prepare.adapt.common import Options, tables
+from trainer.prepare.adapt.common import Options, other_answers, tables
 from trainer.prepare.pipeline import LeftOut, Made
 from trainer.prepare.placing import field_of
 from trainer.prepare.reading import json_array
@@ -51,7 +51,7 @@ def _questions(article: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def convert(item: Item, options: Options) -> Made:
-    """One question with its passage before it, and the first answer."""
+    """One question with its passage before it, the first answer, and the others."""
     context = field_of(item.value, "context", str, item.where)
     question = field_of(item.value, "question", str, item.where)
     found = item.value.get("answers")
@@ -75,4 +75,6 @@ def convert(item: Item, options: Options) -> Made:
         answer = options.unanswerable
     parts = [{"type": "text", "text": context}, {"type": "text", "text": f"\n\n{question}"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-    return Made([{"task": "squad", "messages": messages}])
+    sample = {"task": "squad", "messages": messages}
+    others = (each.get("text") for each in found if isinstance(each, dict))
+    return Made([other_answers(sample, others)])
