@@ -19,10 +19,12 @@ SHARES = {
     **dict.fromkeys(("join", "json_lines"), 18),
     **dict.fromkeys(("json_array", "metrics", "cached_answer", "tokens"), 8),
     **dict.fromkeys(("pickle", "embedded", "image", "prepare_record", "noun_phrases"), 5),
+    "answers": 3,
     **dict.fromkeys(("flickr30k", "labelme", "yolo", "places", "matching"), 2),
 }
 
 MODULES = (
+    "answers",
     "samples",
     "settings",
     "files",

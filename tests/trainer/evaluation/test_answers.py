@@ -69,7 +69,9 @@ def test_pix2struct_s_own_cases():
         ("105.1", "100", 0),
         ("100", "105", 1),  # of the gold 105: 4.8 %
         ("100", "95", 0),  # of the gold 95: 5.3 %, of the prediction 5 %
-        ("0.945", "0.9", 1),  # 5 %, whatever the rounding of 0.9
+        ("0.315", "0.3", 1),  # 5 %, though 0.315 - 0.3 is more than 0.05 x 0.3 in binary
+        ("0.285", "0.3", 1),
+        ("0.31501", "0.3", 0),
         ("-95", "-100", 1),
         ("95", "-100", 0),
         ("\u2212100", "-100", 1),  # minus sign of mathematics
@@ -149,6 +151,7 @@ def test_one_percent_sign_may_be_the_title_s(predicted, gold):
         ("yes.", "yes", 0, 1),
         ("[1, 2]", "[1, 3]", 0, 0.5),
         ("1_000", "1000", 1, 0),
+        ("0.315", "0.3", 0, 1),  # rounding
         *((word, word, 0, 1) for word in NO_NUMBERS),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +41,14 @@ def test_names_and_tasks():
         "cer_plain",
         "wer_plain",
     }
+
+
+def test_every_metric_is_in_the_documentation():
+    page = Path(__file__).parents[3].joinpath("docs", "metrics.md").read_text(encoding="utf-8")
+    rows = [
+        line.split("|")[1] for line in page.partition("## Where")[0].splitlines() if "|" in line
+    ]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(METRICS)
 
 
 @pytest.mark.parametrize(
