@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect` and `evidence`."""
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `evaluate` and `evidence`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
+from trainer.evaluate import command as evaluation
 from trainer.evidence import command as evidence
 from trainer.inspection import command as inspection
 from trainer.prepare.command import add_commands
@@ -30,7 +31,7 @@ def main(words: list[str] | None = None) -> int:
     if overrides and arguments.command not in ("train", "demo"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments.command != "evaluate":
             raise ConfigError(
                 "python -m trainer is one process; with several, use groundkern.hf.GroundingTrainer"
             )
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
     add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
     add_look(commands).set_defaults(run=_look)
-    tools = (("inspect", inspection), ("evidence", evidence))
+    tools = (("inspect", inspection), ("evaluate", evaluation), ("evidence", evidence))
     for name, tool in tools:
         added = commands.add_parser(name, help=tool.HELP, allow_abbrev=False)
         tool.add_arguments(added)
@@ -106,12 +107,13 @@ def _guarded(run: Callable[[], int | None]) -> int:
     from groundkern.hf import DivergedError
     from trainer.data.images import SampleError
     from trainer.durable import StorageError
+    from trainer.evaluate.ranks import RankError
     from trainer.stopping import Stopped, StopSignals
 
     try:
         with StopSignals().installed():
             return run() or 0
-    except (DivergedError, SampleError, StorageError) as error:
+    except (DivergedError, RankError, SampleError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a file that went away or cannot be read or written

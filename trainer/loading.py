@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from transformers import AutoModelForImageTextToText, set_seed
 
 from groundkern.hf import attach, load_processor
 from trainer.config import Config, ConfigError, Lora
+from trainer.wording import cut
 
+ADAPTER = "adapter_config.json"
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")
 
 
@@ -39,13 +42,16 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
     return model, processor
 
 
-def open_model(path: str, *, attn_implementation: str, dtype: str) -> tuple[torch.nn.Module, Any]:
+def open_model(
+    path: str, *, attn_implementation: str, dtype: str, processor: str | None = None
+) -> tuple[torch.nn.Module, Any]:
     """Load a model and its processor.
 
     Args:
         path: a model folder or hub name.
         attn_implementation: as in transformers.
         dtype: the name of a torch dtype.
+        processor: the folder or hub name of the processor; None: the model's.
 
     Raises:
         ConfigError: the model or the processor cannot be loaded.
@@ -53,7 +59,7 @@ def open_model(path: str, *, attn_implementation: str, dtype: str) -> tuple[torc
     if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
         raise ConfigError(f"`model.path`: expected a model folder, got {path} (not there)")
     try:
-        processor = load_processor(path)
+        loaded = load_processor(processor or path)
         model = AutoModelForImageTextToText.from_pretrained(
             path,
             attn_implementation=attn_implementation,
@@ -63,7 +69,35 @@ def open_model(path: str, *, attn_implementation: str, dtype: str) -> tuple[torc
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"`model.path`: {path} cannot be loaded: {reason}") from None
-    return model, processor
+    return model, loaded
+
+
+def open_adapter(model: torch.nn.Module, path: Path) -> torch.nn.Module:
+    """Put a PEFT adapter on a model.
+
+    Args:
+        model: of `open_model`.
+        path: the adapter's folder.
+
+    Returns:
+        The PEFT model around `model`.
+
+    Raises:
+        ConfigError: not an adapter, one of another model, or one that changes no weights.
+    """
+    if not (path / ADAPTER).is_file():
+        raise ConfigError(f"`adapter`: expected a folder with {ADAPTER}, got {path}")
+    from peft import PeftConfig, PeftModel
+
+    try:
+        if PeftConfig.from_pretrained(str(path)).is_prompt_learning:
+            raise ConfigError(f"`adapter`: expected one inside the weights, got prompts in {path}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(path))
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, UserWarning) as error:
+        reason = cut(" ".join(str(error).split()), 300)
+        raise ConfigError(f"`adapter`: {path} does not fit the model: {reason}") from None
 
 
 def attach_objectives(model: torch.nn.Module, config: Config) -> None:

@@ -31,8 +31,12 @@ _NOT_LOSSES_BEGIN = ("grad_norm", "eval_")
 
 
 @contextmanager
-def held(output: Path) -> Iterator[None]:
+def held(output: Path, *, named: str = "`training.output`") -> Iterator[None]:
     """Holds a run's folder, which is made if it is missing, until the block or the process ends.
+
+    Args:
+        output: the folder.
+        named: the setting that names it, for the errors.
 
     Raises:
         ConfigError: another process holds it, or it cannot be made.
@@ -41,16 +45,16 @@ def held(output: Path) -> Iterator[None]:
         durable.make_folder(output)
         lock = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ConfigError(f"`training.output`: {output}: {error.strerror}") from None
+        raise ConfigError(f"{named}: {output}: {error.strerror}") from None
     try:
-        _claim(lock, output)
+        _claim(lock, output, named)
         yield
     finally:
         with suppress(OSError):
             os.close(lock)
 
 
-def _claim(lock: int, output: Path) -> None:
+def _claim(lock: int, output: Path, named: str) -> None:
     """Lock an open file for this process, and say so in it."""
     try:  # a lock of the process: data workers, which outlive a killed one, do not have it
         if fcntl is not None:
@@ -58,8 +62,7 @@ def _claim(lock: int, output: Path) -> None:
     except OSError:
         holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
         raise ConfigError(
-            f"`training.output`: expected a folder that no other run uses, got {output}, held "
-            f"by {holder}"
+            f"{named}: expected a folder that no other run uses, got {output}, held by {holder}"
         ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     with suppress(OSError):  # it is held all the same

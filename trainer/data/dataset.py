@@ -85,6 +85,7 @@ class JsonLinesDataset(Dataset):
     Attributes:
         tasks: the task of each usable sample.
         counts: by name of `data_index.COUNTS`, how many each usable sample has: [N] uint32.
+        hashes: 64 bits of a hash of each usable sample's line: [N] uint64.
         digest: sha256 of the file's bytes as they were checked, in hex.
         bad: the samples left out.
 
@@ -120,6 +121,7 @@ class JsonLinesDataset(Dataset):
         self.digest, self._good = index.digest, index.good
         self.tasks = [index.tasks[task] for task in index.good["task"]]
         self.counts = {name: index.good[name] for name in COUNTS}
+        self.hashes = index.good["hash"]
         self.bad.total = len(self) + len(self.bad)
         self.bad.take()
         if self.bad:

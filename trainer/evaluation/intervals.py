@@ -7,11 +7,13 @@ are what is drawn again, never the values within one, which depend on each other
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.stats import DegenerateDataWarning
 
 _JACKKNIFE = 2000  # samples up to which the bootstrap is corrected for bias and skew (BCa)
 _NUMBERS = 2**24  # drawn at a time
@@ -134,7 +136,8 @@ def _p_value(sides: tuple[NDArray, ...], resamples: int, seed: int) -> float:
 
 def _bootstrap(samples, statistic, confidence, resamples, seed) -> tuple[float, float]:
     size = len(samples[0])
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # BCa is then not taken
         drawn = stats.bootstrap(
             samples,
             statistic,

@@ -1,0 +1,1 @@
+"""`python -m trainer evaluate`: a model's own answers, scored, compared and shown."""

@@ -1,0 +1,90 @@
+"""What of a sample the model is asked: the chat before the last assistant turn, which is the gold.
+
+Earlier assistant turns stay in the chat as they are written in the data; a user turn behind the
+last assistant's has no gold and is left out, with its images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from groundkern.hf.data.example import GroundedExample, message_text
+from groundkern.hf.data.texts import TextRules
+from trainer.data.images import SampleError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chat that ends where the model has to answer.
+
+    Args:
+        text: the chat as the model's template renders it.
+        images: PIL images, in the order of their placeholders.
+        name: what error messages call the sample.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...]
+    name: str
+
+
+class Asking:
+    """Makes questions for one model.
+
+    Args:
+        processor: the model's.
+        allowed: special tokens that messages may hold as text.
+
+    Raises:
+        ValueError: `allowed` names what is no special token.
+    """
+
+    def __init__(self, processor: Any, allowed: tuple[str, ...] = ()) -> None:
+        self._processor = processor
+        self._rules = TextRules(processor.tokenizer, processor, allowed)
+        self._all = TextRules(processor.tokenizer, processor)
+
+    def question(self, example: GroundedExample) -> Question:
+        """The question of a sample.
+
+        Raises:
+            SampleError: nothing is asked before the answer, a text that holds a special token, or a
+                chat that the template does not take.
+        """
+        last = last_answer(example.messages)
+        asked = GroundedExample(example.images, example.chat()[:last], name=example.name)
+        if not any(message["role"] == "user" for message in asked.messages):
+            raise SampleError(f"{example.name}: expected a question before the answer, got none")
+        shown = sum(part["type"] == "image" for m in asked.messages for part in m["content"])
+        try:
+            self._rules.check(asked, example.name)
+            text = self._processor.apply_chat_template(
+                asked.messages, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a chat template raises whatever its author wrote
+            reason = str(error).replace("`", "").removeprefix(f"{example.name}: ")
+            raise SampleError(f"{example.name}: {reason}") from None
+        return Question(text, example.images[:shown], example.name)
+
+    def plain(self, text: str) -> str:
+        """A text without what the tokenizer reads as special tokens, and without outer spaces."""
+        while token := self._all.special(text):
+            if token not in text:  # found in a normalised form alone
+                break
+            text = text.replace(token, "")
+        return text.strip()
+
+
+def last_answer(messages: list[dict[str, Any]]) -> int:
+    """The index of the last assistant message, whose text is the gold."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+
+
+def asked_text(messages: list[dict[str, Any]]) -> str:
+    """What the user asked last before the answer, for people to read."""
+    before = messages[: last_answer(messages)]
+    users = [message_text(message) for message in before if message["role"] == "user"]
+    return users[-1] if users else ""
