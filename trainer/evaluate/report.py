@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,17 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.data.sample import Sample
 from trainer.evaluate.figures import ALL, by_task
 from trainer.evaluate.rows import Row
 from trainer.evaluate.scoring import Scoring
-from trainer.heatmaps import heat_maps
-from trainer.pictures import data_uri, full_scale, heat_picture
 from trainer.report import environment
 
-THUMBNAIL = 560  # pixels of the longer side
 WIDTH = 120  # columns of the table where there is no terminal
 SHOWN = 600  # characters of a text
 
@@ -132,89 +126,43 @@ def failures(rows: Sequence[Row], scoring: Scoring, most: int) -> dict[str, list
     return found
 
 
-class Page:
-    """The page of an evaluation.
+def page(
+    evaluation: dict[str, Any], worst: dict[str, list[Row]], draw: Callable[[Row], Sequence]
+) -> str:
+    """The report's HTML.
 
     Args:
         evaluation: as it is written to evaluation.json.
-        dataset: the samples.
-        processor: the model's; None without heat maps.
-        grounding: of `Grounding`, or None.
+        worst: of `failures`.
+        draw: the pictures of a sample, (data URI, caption) each.
     """
-
-    def __init__(
-        self, evaluation: dict[str, Any], dataset: JsonLinesDataset, processor: Any, grounding: Any
-    ) -> None:
-        self._evaluation, self._dataset = evaluation, dataset
-        self._processor, self._grounding = processor, grounding
-
-    def render(self, worst: dict[str, list[Row]]) -> str:
-        """The page's HTML, with the worst samples of each task as pictures."""
-        return (
-            environment()
-            .get_template("evaluate.html")
-            .render(
-                evaluation=self._evaluation,
-                sentences=sentences(self._evaluation),
-                tables=tables(self._evaluation),
-                counts={t or "no task": x["samples"] for t, x in self._evaluation["tasks"].items()},
-                failures={task or "no task": self._cards(rows) for task, rows in worst.items()},
-            )
-        )
-
-    def _cards(self, rows: list[Row]) -> list[dict[str, Any]]:
-        looks = self._looks([row["sample"] for row in rows])
-        return [self._card(row, looks.get(row["where"])) for row in rows]
-
-    def _looks(self, indices: list[int]) -> dict[str, dict[str, Any]]:
-        """The heat map of each sample that has one."""
-        if self._grounding is None:
-            return {}
-        entries = heat_maps(
-            self._grounding.model,
-            self._processor,
-            self._grounding.collator,
-            {"": [i for i in indices if self._dataset.counts["regions"][i]]},
-            self._dataset,
-            limit=len(indices),
-        )
-        return {entry["name"]: entry for entry in entries}
-
-    def _card(self, row: Row, look: dict[str, Any] | None) -> dict[str, Any]:
-        about = self._evaluation["metrics"]
-        pictures = []
-        if look is not None:
-            pictures.append((heat_picture(look, None), "the region"))
-            for name, title in (("attention", "attention"), ("contribution", "contributions")):
-                if name in look:
-                    top = full_scale([look[name]])
-                    pictures.append((heat_picture(look, look[name], top), title))
-        else:
-            pictures = _images(self._dataset.sample(row["sample"]))
-        scored = [
-            (about[name]["title"], number(total / count))
-            for name, (total, count) in row["figures"].items()
-            if count > 0 and not about[name]["teacher_forced"]
-        ]
-        return {
-            "where": row["where"],
-            "question": row["question"][:SHOWN],
-            "gold": " | ".join(row["gold"])[:SHOWN],
-            "prediction": row["prediction"][:SHOWN],
-            "ended": row["ended"],
-            "scored": scored,
-            "pictures": pictures,
-        }
+    cards = {
+        task or "no task": [_card(evaluation, row, draw(row)) for row in rows]
+        for task, rows in worst.items()
+    }
+    template = environment().get_template("evaluate.html")
+    return template.render(
+        evaluation=evaluation,
+        sentences=sentences(evaluation),
+        tables=tables(evaluation),
+        counts={task or "no task": x["samples"] for task, x in evaluation["tasks"].items()},
+        failures=cards,
+    )
 
 
-def _images(sample: Sample) -> list[tuple[str, str]]:
-    try:
-        images = sample.load().images
-    except SampleError as error:
-        return [("", str(error))]
-    found = []
-    for at, image in enumerate(images):
-        small = image.copy()
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        found.append((data_uri(small), f"image {at + 1}" if len(images) > 1 else ""))
-    return found
+def _card(evaluation: dict[str, Any], row: Row, pictures: Sequence) -> dict[str, Any]:
+    about = evaluation["metrics"]
+    scored = [
+        (about[name]["title"], number(total / count))
+        for name, (total, count) in row["figures"].items()
+        if count > 0 and not about[name]["teacher_forced"]
+    ]
+    return {
+        "where": row["where"],
+        "question": row["question"][:SHOWN],
+        "gold": " | ".join(row["gold"])[:SHOWN],
+        "prediction": row.get("raw", row["prediction"])[:SHOWN],
+        "ended": row["ended"],
+        "scored": scored,
+        "pictures": pictures,
+    }

@@ -10,8 +10,9 @@ from trainer import durable
 from trainer.config import ConfigError
 from trainer.data.dataset import JsonLinesDataset
 from trainer.evaluate import figures as counting
+from trainer.evaluate.pictures import Pictures
 from trainer.evaluate.questions import asked_text
-from trainer.evaluate.report import Page, failures, print_table
+from trainer.evaluate.report import failures, page, print_table
 from trainer.evaluate.rows import Row, is_prediction, line_of, read_rows
 from trainer.evaluate.scoring import Scoring, about
 from trainer.progress import progress
@@ -89,8 +90,8 @@ class Results:
         durable.write_json(output / EVALUATION, found)
         print_table(found)
         worst = failures(rows, scoring, self.arguments.failures)
-        page = Page(found, self.dataset, processor, grounding)
-        durable.write_text(output / REPORT, page.render(worst), errors="replace")
+        pictures = Pictures(self.dataset, scoring, processor, grounding)
+        durable.write_text(output / REPORT, page(found, worst, pictures.of), errors="replace")
         return output / REPORT
 
     def _scored(self, scoring: Scoring) -> list[Row]:

@@ -185,7 +185,9 @@ class _Evaluation:
             raise ConfigError(f"--allowed-tokens: {error}") from None
         answerer = Answerer(model, processor, max_new_tokens=self.arguments.max_new_tokens)
         size, mine = self.arguments.batch_size, self._share(todo)
-        self._keep(ANSWERS, mine, work.answers(self.samples, mine, size, asking, answerer))
+        ahead = self.device.type != "cpu"  # on a CPU it would take the model's cores
+        batches = work.answers(self.samples, mine, size, asking, answerer, ahead=ahead)
+        self._keep(ANSWERS, mine, batches)
 
     def _measure(self, indices: list[int], model: Any, processor: Any) -> None:
         """Measures where the model looks; `refused` says why not."""
@@ -209,7 +211,9 @@ class _Evaluation:
             return
         self.grounding = grounding
         size, mine = self.arguments.batch_size, self._share(indices)
-        self._keep(FIGURES, mine, work.figures(self.samples, mine, size, self.grounding))
+        ahead = self.device.type != "cpu"
+        batches = work.figures(self.samples, mine, size, self.grounding, ahead=ahead)
+        self._keep(FIGURES, mine, batches)
 
     def _examples(self, indices: list[int]) -> Iterator[Any]:
         """Those of some samples that can be loaded, the same in every process."""

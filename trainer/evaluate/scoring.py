@@ -9,7 +9,8 @@ from typing import NamedTuple
 from trainer.config import ConfigError
 from trainer.data.sample import Sample
 from trainer.evaluate.rows import Row
-from trainer.evaluation.metrics import METRICS, Gold, gold_of, task_metrics
+from trainer.evaluation.metrics import METRICS, Gold, gold_of, gold_places, task_metrics
+from trainer.evaluation.places import Box, Point
 
 LOOKING = {
     "answer_loss": ("answer loss", False),
@@ -25,6 +26,21 @@ LOOKING = {
 }
 """Teacher-forced figures: {name: (title, whether higher is better)}."""
 _PLACES = ("boxes", "places")  # what special tokens may stand for
+
+
+class Marks(NamedTuple):
+    """Places of an image in its fractions: boxes, points, polygons."""
+
+    boxes: Sequence[Box] = ()
+    points: Sequence[Point] = ()
+    polygons: Sequence[Sequence[Point]] = ()
+
+
+class Marked(NamedTuple):
+    """What is right of a sample's first image, and where the answer points to."""
+
+    right: Marks
+    answered: Marks
 
 
 class About(NamedTuple):
@@ -102,6 +118,16 @@ class Scoring:
                 score = metric.score(row["prediction"], plain)
             found[name] = [float(score.sum), float(score.count)]
         return found
+
+    def marks(self, row: Row) -> Marked:
+        """The places of a prepared sample; of its answer those that a metric has read."""
+        gold = self._golds[row["sample"]]
+        right, answered = gold_places(gold), Marks()
+        if any(METRICS[name].needs in _PLACES for name in self._by_task[gold.task]):
+            said = replace(gold, answers=(row.get("raw", row["prediction"]),), regions=())
+            found = gold_places(said)
+            answered = Marks(found.boxes, found.points)
+        return Marked(Marks(right.boxes, right.points, right.polygons), answered)
 
     def badness(self, row: Row) -> float | None:
         """How bad an answer is by the first metric it has; None if it is perfect or has none."""

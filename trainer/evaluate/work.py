@@ -7,7 +7,8 @@ with its error, and the samples beside it are not harmed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,15 +84,81 @@ class Samples:
         return found
 
 
+class Batch(NamedTuple):
+    """A batch for the model, and the rows of the samples that are not in it.
+
+    Args:
+        inputs: keyword inputs of the model, on the CPU; None: no sample is left.
+        golds: {sample: what is right}, in the order of the inputs; {sample: []} where no one asks.
+        rows: of those that cannot be used.
+    """
+
+    inputs: Any
+    golds: dict[int, list[str]]
+    rows: list[Row]
+
+
 def answers(
-    samples: Samples, indices: Sequence[int], size: int, asking: Asking, answerer: Answerer
+    samples: Samples,
+    indices: Sequence[int],
+    size: int,
+    asking: Asking,
+    answerer: Answerer,
+    *,
+    ahead: bool = False,
 ) -> Iterator[list[Row]]:
     """The rows of the model's own answers, batch by batch.
+
+    Args:
+        samples, indices, size: what is asked, and how many of them at once.
+        asking, answerer: of the model.
+        ahead: prepare the next batch in a thread while the model writes.
 
     Raises:
         SampleError: a bad sample, if these stop the evaluation.
         ConfigError: a batch does not fit in memory.
     """
+    batches = _questions(samples, indices, size, asking, answerer)
+    for inputs, golds, rows in _ahead(batches) if ahead else batches:
+        if inputs is not None:
+            with _Memory():
+                written = answerer.answer(inputs)
+            for (index, gold), answer in zip(golds.items(), written, strict=True):
+                said = {"prediction": asking.plain(answer.text), "gold": gold}
+                if answer.raw.strip() != said["prediction"]:
+                    said["raw"] = answer.raw
+                how = {"tokens": answer.tokens, "ended": answer.ended}
+                rows.append(samples.row(index, **said, **how))
+        yield rows
+
+
+def figures(
+    samples: Samples,
+    indices: Sequence[int],
+    size: int,
+    grounding: Grounding,
+    *,
+    ahead: bool = False,
+) -> Iterator[list[Row]]:
+    """The rows of the teacher-forced figures, batch by batch; arguments as for `answers`.
+
+    Raises:
+        SampleError: a bad sample, if these stop the evaluation.
+        ConfigError: a batch does not fit in memory.
+    """
+    batches = _examples(samples, indices, size, grounding)
+    for inputs, golds, rows in _ahead(batches) if ahead else batches:
+        if inputs is not None:
+            with _Memory():
+                measured = grounding.measure(inputs)
+            for index, found in zip(golds, measured, strict=True):
+                rows.append(samples.row(index, figures=found))
+        yield rows
+
+
+def _questions(
+    samples: Samples, indices: Sequence[int], size: int, asking: Asking, answerer: Answerer
+) -> Iterator[Batch]:
     for batch, rows in samples.batches(indices, size):
         questions: dict[int, Question] = {}
         golds: dict[int, list[str]] = {}
@@ -104,36 +171,25 @@ def answers(
             except SampleError as error:
                 rows.append(samples.bad(index, error))
         inputs = _together(samples, questions, answerer.inputs, rows)
-        if inputs is not None:
-            with _Memory():
-                written = answerer.answer(inputs)
-            for index, answer in zip(questions, written, strict=True):
-                said = {"prediction": asking.plain(answer.text), "gold": golds[index]}
-                if answer.raw.strip() != said["prediction"]:
-                    said["raw"] = answer.raw
-                how = {"tokens": answer.tokens, "ended": answer.ended}
-                rows.append(samples.row(index, **said, **how))
-        yield rows
+        yield Batch(inputs, {index: golds[index] for index in questions}, rows)
 
 
-def figures(
+def _examples(
     samples: Samples, indices: Sequence[int], size: int, grounding: Grounding
-) -> Iterator[list[Row]]:
-    """The rows of the teacher-forced figures, batch by batch.
-
-    Raises:
-        SampleError: a bad sample, if these stop the evaluation.
-        ConfigError: a batch does not fit in memory.
-    """
+) -> Iterator[Batch]:
     for batch, rows in samples.batches(indices, size):
         examples: dict[int, GroundedExample] = samples.loaded(batch, rows)
         inputs = _together(samples, examples, grounding.inputs, rows)
-        if inputs is not None:
-            with _Memory():
-                measured = grounding.measure(inputs)
-            for index, found in zip(examples, measured, strict=True):
-                rows.append(samples.row(index, figures=found))
-        yield rows
+        yield Batch(inputs, {index: [] for index in examples}, rows)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each next one prepared in a thread while the last is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _together(

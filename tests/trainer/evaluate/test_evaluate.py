@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.evaluate.small import make, predictions, result, run, samples, write
+from tests.trainer.evaluate.small import make, predictions, result, run, said, samples, write
+from trainer.evaluate import work
 from trainer.evaluate.generating import Answerer
 from trainer.evaluate.models import Named
 
@@ -99,8 +100,8 @@ def test_the_folder_holds_the_whole_evaluation(whole):
     page = (whole / "report.html").read_text()
     assert "http" not in page
     assert page.count('<div class="sample">') == 8
-    # with a region: its image, attention and contributions; else the images of the sample
-    assert page.count("data:image/png;base64,") == 4 * 3 + 2 + 1 + 0 + 2
+    assert page.count("data:image/jpeg;base64,") == 4 + 2 + 1 + 0 + 2  # the samples' images
+    assert page.count("data:image/png;base64,") == 4 * 2  # attention and contributions
     assert page.count('<input type="checkbox"') == 2
 
 
@@ -119,11 +120,11 @@ def test_no_warning_is_printed(where, tmp_path, capfd, recwarn):
     assert not [w for w in recwarn if "generation" in str(w.message)]
 
 
-def test_nothing_is_asked_twice(where, whole, asked):
-    before = (whole / "predictions.jsonl").read_bytes()
-    assert run(where, whole, full=True) == 0
+def test_nothing_is_asked_twice(where, whole, tmp_path, asked):
+    copied(whole, tmp_path)
+    assert run(where, tmp_path) == 0
     assert asked == []
-    assert (whole / "predictions.jsonl").read_bytes() == before
+    assert answers(tmp_path) == answers(whole)
 
 
 def test_fewer_samples_can_become_more(where, whole, asked, tmp_path):
@@ -287,7 +288,7 @@ def test_bad_samples_are_told_and_harm_no_other(where, whole, tmp_path, capsys):
     rows = samples()
     rows[1]["images"] = ["broken.png"]
     rows[6]["messages"][0] = user_with_special()
-    rows.append({"messages": [{"role": "assistant", "content": "Unasked."}]})
+    rows.append({"messages": [said("Unasked.")]})
     rows.append({"images": ["none.png"], "messages": samples()[0]["messages"]})
     good = (where / "0.png").read_bytes()
     (where / "broken.png").write_bytes(good[: len(good) - 40])
@@ -310,6 +311,18 @@ def user_with_special() -> dict:
     return {"role": "user", "content": "It ends <|im_end|> here."}
 
 
+def test_batches_prepared_in_a_thread_are_the_same(where, whole, tmp_path, monkeypatch):
+    def ahead(*given, original=work.answers, **options):
+        return original(*given, ahead=True)
+
+    monkeypatch.setattr(work, "answers", ahead)
+    assert run(where, tmp_path, "--samples", "2") == 0
+    assert answers(tmp_path) == [answers(whole)[i] for i in (0, 1, 4, 5)]
+    data = write(where / "unasked.jsonl", [{"messages": [said("Unasked.")]}])
+    more = ("--data", str(data), "--on-bad-sample", "stop")
+    assert run(where, tmp_path / "stop", *more) == 1  # an error of the thread comes through
+
+
 def test_a_mended_image_is_asked_again(where, tmp_path, asked):
     data = write(where / "mend.jsonl", [{**samples()[0], "images": ["mend.png"]}, samples()[1]])
     good = (where / "0.png").read_bytes()
@@ -323,14 +336,18 @@ def test_a_mended_image_is_asked_again(where, tmp_path, asked):
     assert asked == [1, 1]
 
 
-def test_a_model_that_cannot_be_attached_is_evaluated_without(where, tmp_path, monkeypatch, capsys):
+def test_a_model_that_cannot_be_attached_is_evaluated_without(
+    where, whole, tmp_path, monkeypatch, capsys
+):
     from trainer.evaluate import grounding
 
     def refuse(model):
         raise ValueError("`model`: expected attention that is known, got another")
 
     monkeypatch.setattr(grounding, "attach", refuse)
-    assert run(where, tmp_path, full=True) == 0
+    copied(whole, tmp_path)
+    (tmp_path / "parts" / "figures-0.jsonl").unlink()
+    assert run(where, tmp_path, "--failures", "1", full=True) == 0
     assert "expected attention that is known" in result(tmp_path)["grounding_refused"]
     assert "Where it looks is not measured: `model`" in capsys.readouterr().out
     assert "attention_ratio" not in result(tmp_path)["tasks"]["pointing"]["figures"]
@@ -368,7 +385,7 @@ def test_an_output_that_is_no_folder_or_in_use(where, whole, capsys, tmp_path):
 
 def test_intervals_of_a_single_sample_are_not_invented(where, tmp_path):
     data = write(where / "one.jsonl", samples()[:1])
-    assert run(where, tmp_path, "--data", str(data), full=True) == 0
+    assert run(where, tmp_path, "--data", str(data), "--failures", "0", full=True) == 0
     ratio = result(tmp_path)["tasks"]["pointing"]["figures"]["attention_ratio"]
     assert ratio["low"] is None and ratio["high"] is None
     assert math.isfinite(ratio["value"])

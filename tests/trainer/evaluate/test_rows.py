@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.evaluate.metrics_table import table, written
 from trainer.durable import StorageError
 from trainer.evaluate import figures
 from trainer.evaluate.rows import Rows, identity, is_answer, is_prediction, newest, read_rows
@@ -125,7 +124,3 @@ def test_a_difference_is_this_less_the_other_where_both_have_values():
     assert gap["value"] == pytest.approx(9 / 11)
     assert gap["p_value"] == pytest.approx(2 / 2**9)  # McNemar, nine better and none worse
     assert 0 < gap["low"] < gap["value"] < gap["high"] <= 1
-
-
-def test_the_page_lists_every_metric():
-    assert written() == table(), "python -m tests.trainer.evaluate.metrics_table writes it"
