@@ -34,7 +34,9 @@ def desk(tmp_path_factory):
 def curve(desk, state, method="dv_sft", **options):
     chosen = METHODS[method]
     model = models.build(desk.processor(), QUICK.model, seed=0)
-    return loop.Curve(QUICK, chosen, 0, model, desk.train(chosen, 0), desk.test(), state, **options)
+    return loop.Curve(
+        QUICK, chosen, 0, model, desk.train(chosen, 0), desk.test(), state, {"a": 1}, **options
+    )
 
 
 def test_a_killed_curve_continues_with_the_same_bits(desk, tmp_path, monkeypatch):
@@ -59,6 +61,9 @@ def test_a_killed_curve_continues_with_the_same_bits(desk, tmp_path, monkeypatch
     assert again.run(3)["points"] == made["points"]
     for left, right in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(left, right)
+    again.settings = {"a": 2}
+    with pytest.raises(ConfigError, match="other settings"):
+        again.run(3)
     start = models.build(desk.processor(), QUICK.model, seed=0)
     pairs = zip(whole.model.parameters(), start.parameters(), strict=True)
     assert any(not torch.equal(left, right) for left, right in pairs)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
+from trainer import run_folder as folder
+from trainer.evidence.plan import Preset
 from trainer.evidence.presets import PRESETS, chosen
 
 HELP = "fine-tune with and without each method on drawn tasks: answers right against steps"
@@ -35,26 +38,34 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs what is not done, and writes the tables after every curve and the picture last."""
     import torch
 
-    from trainer.evidence.runs import Desk
     from trainer.evidence.tables import plot, put_on_page, stored, write_tables
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     preset = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
     output, command = arguments.output, _command(arguments)
-    runs = list(preset.runs())
-    desks: dict[str, Desk] = {}
     table = write_tables(output, preset, command)
-    for number, (study, method, seed) in enumerate(runs, start=1):
-        desk = desks.setdefault(study.name, Desk(output, study))
-        if arguments.tables or desk.finished(method, seed):
-            continue
-        print(f"Curve {number} of {len(runs)}: {study.name}, {method}, seed {seed}", flush=True)
-        desk.curve(method, seed)
-        table = write_tables(output, preset, command)
+    if not arguments.tables:
+        with folder.held(output):
+            for _ in _curves(output, preset):
+                table = write_tables(output, preset, command)
     picture = plot(output, preset, stored(output, preset))
     if arguments.page is not None:
         put_on_page(arguments.page, output)
     print(f"Table: {table}\nPicture: {picture}")
+
+
+def _curves(output: Path, preset: Preset) -> Iterator[None]:
+    """Makes every curve that is not done, and yields after each."""
+    from trainer.evidence.runs import Desk
+
+    runs = list(preset.runs())
+    desks: dict[str, Desk] = {}
+    for number, (study, method, seed) in enumerate(runs, start=1):
+        desk = desks.setdefault(study.name, Desk(output, study))
+        if not desk.finished(method, seed):
+            print(f"Curve {number} of {len(runs)}: {study.name}, {method}, seed {seed}", flush=True)
+            desk.curve(method, seed)
+            yield
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -26,7 +26,7 @@ from trainer.evidence.plan import Drawings
 from trainer.prepare.maps.tasks import stream
 from trainer.progress import progress
 
-LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
+MAP_LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
 MADE = "made.json"
 _PIECE = 256  # drawings a call of the collator
 Whole = dict[str, Tensor]
@@ -110,18 +110,21 @@ def _stacked(pieces: list[Tensor], name: str, pad: int) -> Tensor:
     return out
 
 
-def rows(whole: Whole, index: Tensor, position: Tensor) -> dict[str, Tensor]:
+def rows(
+    whole: Whole, index: Tensor, position: Tensor, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """The batch of some drawings.
 
     Args:
         whole: of `collate`.
         index: int64 [B].
         position: [3, N, S], the rotary positions of every drawing's tokens.
+        device: where the batch goes.
     """
     batch = {name: values[index] for name, values in whole.items()}
     batch["pixel_values"] = batch["pixel_values"].flatten(0, 1).float()
     batch["position_ids"] = position[:, index]
-    return batch
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
 def kept(path: Path, make: Callable[[], Whole]) -> Whole:

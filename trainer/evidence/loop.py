@@ -21,6 +21,7 @@ from groundkern import metrics
 from groundkern.hf import DvSft, Hist, Klal, Smam, attach, row_counts
 from groundkern.maps import FIXED_POINT_ONE
 from trainer import durable
+from trainer.config import ConfigError
 from trainer.evidence.drawings import Whole, rows
 from trainer.evidence.plan import Method, Study
 
@@ -39,6 +40,7 @@ class Curve:
         model: at its start, without objectives.
         train, test: `drawings.Whole` of the method and of the held-out drawings.
         state: the file of weights, optimizer and points while it is not done.
+        settings: kept in that file, which is of another curve if it has others.
         ends: the accuracy at which it ends early (for a pretrained start), or None.
     """
 
@@ -49,6 +51,7 @@ class Curve:
     train: Whole
     test: Whole
     state: Path
+    settings: dict[str, Any]
     ends: float | None = None
 
     def run(self, steps: int) -> dict[str, Any]:
@@ -57,6 +60,9 @@ class Curve:
         Returns:
             {"points": a list of {"step", "accuracy", "loss", ...}, "seconds", "at_end": figures of
             where the trained model looks}.
+
+        Raises:
+            ConfigError: what is kept is of other settings.
         """
         study, model = self.study, self.model
         attach(model, **{k: KINDS[k](**v) for k, v in self.method.objectives.items()})
@@ -98,7 +104,7 @@ class Curve:
         study, model = self.study, self.model
         model.train()
         index = picked(len(self.train["input_ids"]), study.batch_size, step, self.seed)
-        batch = rows(self.train, index, position)
+        batch = rows(self.train, index, position, model.device)
         model(**batch, gk_totals=row_counts(batch)).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         for group in optimizer.param_groups:
@@ -109,13 +115,16 @@ class Curve:
     def _save(self, optimizer, step: int, points: list, seconds: float) -> None:
         buffer = io.BytesIO()
         state = {"model": self.model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({**state, "step": step, "points": points, "seconds": seconds}, buffer)
+        state |= {"settings": self.settings, "step": step, "points": points, "seconds": seconds}
+        torch.save(state, buffer)
         durable.write_bytes(self.state, buffer.getvalue())
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict], float]:
         if not self.state.exists():
             return 0, [], 0.0
-        kept = torch.load(self.state, weights_only=True)
+        kept = torch.load(self.state, weights_only=True, map_location=self.model.device)
+        if kept["settings"] != self.settings:
+            raise ConfigError(f"{self.state} is of other settings; choose another --output")
         self.model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         return kept["step"], kept["points"], kept["seconds"]
@@ -146,7 +155,7 @@ def answers(model: nn.Module, whole: Whole, position: Tensor) -> dict[str, float
     model.eval()
     right, loss, tokens = 0, 0.0, 0
     for index in torch.arange(len(whole["input_ids"])).split(_BATCH):
-        batch = rows(whole, index, position)
+        batch = rows(whole, index, position, model.device)
         output = model(**batch)
         there = batch["gk_text_position"] >= 0
         target = batch["labels"].gather(1, (batch["gk_text_position"].long() + 1).clamp_min(0))
@@ -167,7 +176,7 @@ def where_it_looks(model: nn.Module, whole: Whole, position: Tensor) -> dict[str
     model.eval()
     found: dict[str, list[Tensor]] = {}
     for index in torch.arange(len(whole["input_ids"])).split(_BATCH):
-        batch = rows(whole, index, position)
+        batch = rows(whole, index, position, model.device)
         output = model(**batch, gk_record="maps")
         there = batch["gk_map_position"] >= 0
         target = batch["gk_map_target"][there] >= 0.999 * FIXED_POINT_ONE

@@ -14,7 +14,7 @@ from trainer import durable
 from trainer.config import ConfigError
 from trainer.demo.generate import corpus
 from trainer.evidence import models
-from trainer.evidence.drawings import CONTROLS, LEVELS, Whole, collate, draw, kept
+from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, collate, draw, kept
 from trainer.evidence.loop import Curve
 from trainer.evidence.plan import METHODS, Method, Study
 
@@ -70,7 +70,7 @@ class Desk:
         model = self._model(seed)
         training = Curve(
             self.study, chosen, seed, model, self.train(chosen, seed), self.test(),
-            path.with_suffix(".pt"),
+            path.with_suffix(".pt"), settings,
         )  # fmt: skip
         made = training.run(self.study.steps)
         result = {"settings": settings, "steps": self.study.steps, **made}
@@ -101,7 +101,7 @@ class Desk:
 
     def _collator(self, map_rows: str) -> GroundingCollator:
         config = models.build(self.processor(), self.study.model, seed=0).config
-        return GroundingCollator(self.processor(), config, map_levels=LEVELS, map_rows=map_rows)
+        return GroundingCollator(self.processor(), config, map_levels=MAP_LEVELS, map_rows=map_rows)
 
     def processor(self) -> Any:
         """With a tokenizer of the demo's texts and of the task's."""
@@ -115,7 +115,7 @@ class Desk:
         model = models.build(self.processor(), self.study.model, seed=seed)
         if self.study.start == "plain":
             model.load_state_dict(self._start(seed))
-        return model
+        return model.to(_device())
 
     def _start(self, seed: int) -> dict[str, torch.Tensor]:
         """The weights of a plain run that was stopped between chance and saturation.
@@ -123,14 +123,16 @@ class Desk:
         Raises:
             ConfigError: the plain run did not get there.
         """
-        study, method = self.study, METHODS["plain"]
+        study, method, order = self.study, METHODS["plain"], seed + 10_000  # no order of a run
         path = self.output / "starts" / study.name / f"{seed}.json"
-        state = path.with_suffix(".pt")
-        if not path.exists():
-            # other drawings' order than the runs that start here, so that none repeats its steps
-            model = models.build(self.processor(), study.model, seed=seed)
+        state, settings = path.with_suffix(".pt"), study.settings("plain", seed)
+        if path.exists():
+            if durable.read_json(path)["settings"] != settings:
+                raise ConfigError(f"{path} is of other settings; choose another --output")
+        else:
+            model = models.build(self.processor(), study.model, seed=seed).to(_device())
             curve = Curve(
-                study, method, seed + 10_000, model, self.train(method, seed), self.test(), state,
+                study, method, order, model, self.train(method, seed), self.test(), state, settings,
                 ends=study.start_at,
             )  # fmt: skip
             made = curve.run(study.steps)
@@ -139,8 +141,13 @@ class Desk:
                     f"{study.name}: expected plain training to reach {study.start_at} within "
                     f"{study.steps} steps, got {made['points'][-1]['accuracy']:.3f}"
                 )
-            durable.write_json(path, {**made, "parameters": model.num_parameters()})
-        return torch.load(state, weights_only=True)["model"]
+            durable.write_json(path, {"settings": settings, **made})
+        return torch.load(state, weights_only=True, map_location="cpu")["model"]
+
+
+def _device() -> torch.device:
+    there = torch.accelerator.current_accelerator(check_available=True)
+    return there or torch.device("cpu")
 
 
 @cache
