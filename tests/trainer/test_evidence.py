@@ -1,136 +1,332 @@
-"""The evidence: what applies, tables of known runs, a tiny run that is not made twice."""
+"""The study: curves that continue bit for bit, controls that are wrong on purpose, known tables."""
 
 from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
-from groundkern.hf.data.concepts import composites
+from groundkern.maps import FIXED_POINT_ONE
 from trainer import durable
-from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
-from trainer.evidence import runs, tables
-from trainer.prepare.maps.tasks import TASKS
+from trainer.evidence import drawings, figures, loop, models, presets, tables
+from trainer.evidence.plan import METHODS, Drawings, Preset, Study
+from trainer.evidence.runs import Desk
 
-FIELDS = {"grid_patch": {"regions", "phrases"}, "line_tracing": {"regions", "words"}}
+(QUICK,) = presets.QUICK.studies
 
 
-def test_methods_run_where_their_supervision_is(monkeypatch):
-    monkeypatch.setattr(runs, "fields_of", lambda plan, task: FIELDS[task])
-    plan = runs.Plan(Path("x"), tasks=tuple(FIELDS), methods=("klal", "dv_sft", "hist", "all"))
-    assert plan.pairs() == [
-        ("grid_patch", "plain"),
-        ("grid_patch", "klal"),
-        ("grid_patch", "hist"),
-        ("grid_patch", "all"),
-        ("line_tracing", "plain"),
-        ("line_tracing", "klal"),
-        ("line_tracing", "dv_sft"),
-        ("line_tracing", "all"),
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """The quick study with its drawings made."""
+    made = Desk(tmp_path_factory.mktemp("study"), QUICK)
+    made.train(METHODS["plain"], 0), made.test()
+    return made
+
+
+def curve(desk, state, method="dv_sft", **options):
+    chosen = METHODS[method]
+    model = models.build(desk.processor(), QUICK.model, seed=0)
+    return loop.Curve(
+        QUICK, chosen, 0, model, desk.train(chosen, 0), desk.test(), state, {"a": 1}, **options
+    )
+
+
+def test_a_killed_curve_continues_with_the_same_bits(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_WAIT", -1.0)
+    whole = curve(desk, tmp_path / "whole.pt")
+    made = whole.run(3)
+    assert [point["step"] for point in made["points"]] == [0, 1, 2, 3]
+
+    killed, answers, asked = curve(desk, tmp_path / "killed.pt"), loop.answers, []
+
+    def dies(*args):
+        asked.append(args)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return answers(*args)
+
+    monkeypatch.setattr(loop, "answers", dies)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run(3)
+    monkeypatch.setattr(loop, "answers", answers)
+    again = curve(desk, tmp_path / "killed.pt")
+    assert again.run(3)["points"] == made["points"]
+    for left, right in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    again.settings = {"a": 2}
+    with pytest.raises(ConfigError, match="other settings"):
+        again.run(3)
+    start = models.build(desk.processor(), QUICK.model, seed=0)
+    pairs = zip(whole.model.parameters(), start.parameters(), strict=True)
+    assert any(not torch.equal(left, right) for left, right in pairs)
+
+
+def test_a_start_ends_between_chance_and_saturation(desk, tmp_path, monkeypatch):
+    values = iter([0.0, 0.2, 0.55, 0.9])
+    monkeypatch.setattr(loop, "answers", lambda *_: {"accuracy": next(values), "loss": 1.0})
+    made = curve(desk, tmp_path / "start.pt", "plain", ends=0.5).run(3)
+    assert [point["accuracy"] for point in made["points"]] == [0.0, 0.2, 0.55]
+
+
+def test_what_starts_from_plain_training_has_its_weights(desk, monkeypatch):
+    study = replace(QUICK, start="plain", start_at=0.0)
+    own = Desk(desk.output, study)
+    path = desk.output / "starts" / study.name / "0.json"
+    model = own._model(0)
+    assert durable.read_json(path)["points"][-1]["step"] == 0
+    fresh = models.build(own.processor(), study.model, seed=0)
+    assert torch.equal(model.lm_head.weight, fresh.lm_head.weight)
+    with pytest.raises(ConfigError, match=r"expected plain training to reach 0\.9 within 3"):
+        Desk(desk.output, replace(study, name="never", start_at=0.9))._model(0)
+
+
+def test_an_epoch_has_every_drawing_once_in_an_order_of_its_own():
+    epochs = [
+        torch.cat([loop.picked(12, 4, step, seed) for step in range(e, e + 3)])
+        for seed, e in ((0, 0), (0, 3), (1, 0))
     ]
-    everything = runs.run_config(plan, "line_tracing", "all", 0).objectives
-    assert everything.hist is None
-    assert everything.dv_sft is not None
-    eager = runs.run_config(plan, "grid_patch", "hist_gradcam", 0)
-    assert eager.model.attn_implementation == "eager"
+    for order in epochs:
+        assert order.sort().values.tolist() == list(range(12))
+    assert len({tuple(order.tolist()) for order in epochs}) == 3
+    assert len(loop.picked(3, 4, 5, 0)) == 3  # fewer drawings than a batch has
 
 
-@pytest.mark.parametrize("task", ["grid_patch", "word_page"])
-def test_answers_of_two_parts_get_phrases_and_their_composite(task, tmp_path):
-    for seed in range(20):
-        image, sample = TASKS[task](seed, size=224, difficulty="easy")
-        image.save(tmp_path / "a.png")
-        record = {**runs.with_phrases(sample), "images": ["a.png"]}
-        found = parse_sample(record, root=tmp_path, where="here").phrases
-        answer = sample["messages"][-1]["content"]
-        if len(answer.split()) < 2:
-            assert not found
+def test_rows_of_the_whole_are_what_the_collator_makes(desk):
+    folder, index = desk.folder, torch.tensor([3, 0])
+    records = drawings.draw(folder, QUICK.drawings, "train", QUICK.samples)
+    examples = [parse_sample(records[i], root=folder, where="x").load() for i in index]
+    wanted = desk._collator("predictor")(examples)
+    whole = desk.train(METHODS["plain"], 0)
+    model = models.build(desk.processor(), QUICK.model, seed=0)
+    found = drawings.rows(whole, index, loop.positions(model, whole))
+    assert found.keys() - {"position_ids"} == wanted.keys()
+    for name, values in wanted.items():
+        if name == "pixel_values":
+            assert torch.allclose(found[name], values, atol=2e-3)
             continue
-        assert composites(found) == [(0, 1, 2)]
-        halves = [answer[p.start : p.stop] for p in found[1:]]
-        assert " ".join(halves) == answer
-        assert [answer[slice(*p.subject)] for p in found[1:]] == [h.split()[0] for h in halves]
+        inside = found[name][tuple(map(slice, values.shape))]
+        assert torch.equal(inside, values), name
+    model.eval()
+    with torch.no_grad():
+        losses = [
+            float(model(**{k: v for k, v in batch.items() if k[:3] != "gk_"}).loss)
+            for batch in (wanted, found)
+        ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_patches_are_embedded_as_the_convolution_does(desk):
+    model = models.build(desk.processor(), "quick", seed=0)
+    embed, pixels = model.model.visual.patch_embed, torch.randn(8, 3 * models.PATCH**2)
+    assert torch.allclose(embed(pixels), type(embed).forward(embed, pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize("control", ["shuffled regions", "uniform map"])
+def test_controls_of_maps_are_wrong_in_every_drawing(desk, control):
+    whole = desk.train(METHODS["plain"], 0)
+    changed = drawings.CONTROLS[control](whole, 0)
+    before, after = whole["gk_map_target"], changed["gk_map_target"]
+    assert torch.equal(before < 0, after < 0)
+    if control == "uniform map":
+        assert set(after[after >= 0].tolist()) == {FIXED_POINT_ONE}
+        return
+    given = [tuple(map(tuple, target.tolist())) for target in before]
+    taken = [given.index(tuple(map(tuple, target.tolist()))) for target in after]
+    assert sorted(map(str, after[:, 0].tolist())) == sorted(map(str, before[:, 0].tolist()))
+    distinct = len(set(given)) == len(given)
+    moved = [i != j for i, j in enumerate(taken)]
+    assert all(moved) if distinct else any(moved)
+    assert changed.keys() == whole.keys()
+
+
+def test_a_drawing_without_a_target_keeps_none():
+    target = torch.tensor([[[5, 1]], [[-1, -1]], [[1, 5]], [[3, 3]]])
+    position = torch.tensor([[4], [-1], [4], [4]])
+    whole = {"gk_map_target": target, "gk_map_position": position}
+    changed = drawings.shuffled_regions(whole, 0)["gk_map_target"]
+    assert changed[1].tolist() == [[-1, -1]]
+    for i in (0, 2, 3):
+        assert changed[i].tolist() != target[i].tolist()
+    assert sorted(changed.tolist()) == sorted(target.tolist())
+
+
+def test_shuffled_words_are_others_and_so_are_their_bags(desk):
+    whole = desk.train(METHODS["plain"], 0)
+    changed = drawings.shuffled_words(whole, 0)
+    before, after = whole["gk_word_label"], changed["gk_word_label"]
+    there = before >= 0
+    assert there.any()
+    assert torch.equal(there, after >= 0)
+    assert sorted(before[there].tolist()) == sorted(after[there].tolist())
+    assert (before != after)[there].float().mean() > 0.8  # a word may come twice
+    for labels, bag in zip(after, changed["gk_word_bag"], strict=True):
+        assert set(bag[bag >= 0].tolist()) == set(labels[labels >= 0].tolist())
+
+
+def test_no_permutation_leaves_anything_in_its_place():
+    for seed in range(20):
+        assert (drawings._derangement(7, seed) != torch.arange(7)).all()
+
+
+def points(*accuracies, every=10):
+    return [{"step": i * every, "accuracy": a, "loss": 1.0} for i, a in enumerate(accuracies)]
+
+
+def test_figures_of_curves_by_hand():
+    curves = {
+        "plain": {0: points(0, 0.2, 0.4, 0.6), 1: points(0, 0.1, 0.2, 0.3)},
+        "klal": {0: points(0, 0.95), 1: points(0, 0.5, 0.9, 0.8)},  # the first ended, saturated
+    }
+    stored = {m: {s: {"points": p, "at_end": {"x": s}} for s, p in seeds.items()}
+              for m, seeds in curves.items()}  # fmt: skip
+    plain, klal = figures.table(stored, 30, ("plain", "klal", "smam"))
+    assert (plain.halfway.value, plain.final.value) == (pytest.approx(0.15), pytest.approx(0.45))
+    assert plain.gain is None
+    assert (plain.reached[0].steps.value, plain.reached[0].seeds) == (30, 1)
+    assert (plain.reached[1].steps.value, plain.reached[1].seeds) == (30, 0)
+    assert (klal.reached[0].steps.value, klal.reached[0].seeds) == (10, 2)
+    assert (klal.reached[1].steps.value, klal.reached[1].seeds) == (15, 2)
+    assert klal.final.value == pytest.approx(0.875)
+    assert klal.gain.value == pytest.approx(0.425)
+    assert klal.sooner.value == 20
+    assert klal.at_end == {"x": 0.5}
+    assert figures.steps_to(points(0, 0.2, 0.6), 0.5, 15) is None
 
 
 @pytest.fixture
 def finished(tmp_path):
-    """A plan and the results of two seeds of two methods."""
-    plan = runs.Plan(tmp_path, tasks=("grid_patch",), seeds=2)
-    held_out = tmp_path / "data" / "grid_patch" / "test.jsonl"
-    held_out.parent.mkdir(parents=True)
-    answers = ["row 1 column 1", "row 1 column 1", "row 2 column 1", "row 4 column 3"]
+    """Two seeds of plain and one of KLAL, as files."""
+    study = Study("pages", Drawings("word_page"), ("plain", "klal"), steps=20, every=10)
+    for method, seed, accuracies in (("plain", 0, (0, 0.5)), ("plain", 1, (0, 0.3)),
+                                     ("klal", 0, (0, 0.9, 0.95))):  # fmt: skip
+        at_end = {"attention_mass": 0.25}
+        durable.write_json(
+            tmp_path / "curves" / "pages" / method / f"{seed}.json",
+            {"points": points(*accuracies), "at_end": at_end, "seconds": 1.0, "steps": 20},
+        )
+    answers = ["a b", "a b", "c", "d e"]
     lines = [json.dumps({"messages": [{"role": "assistant", "content": a}]}) for a in answers]
-    held_out.write_text("\n".join(lines))
-    accuracy = {("plain", 0): 0.25, ("plain", 1): 0.35, ("klal", 0): 0.5, ("klal", 1): 0.9}
-    results = [
-        {
-            "task": "grid_patch",
-            "method": method,
-            "seed": seed,
-            "figures": {"answer_accuracy": value, "samples": 4},
-        }
-        for (method, seed), value in accuracy.items()
-    ]
-    return plan, results
+    durable.write_text(study.folder(tmp_path) / "test.jsonl", "\n".join(lines))
+    return tmp_path, Preset("x", (study,), seeds=2)
 
 
-def test_tables_hold_mean_and_spread(finished):
-    plan, results = finished
-    text = tables.write_tables(plan, results, "python -m trainer evidence").read_text()
-    assert "| plain | 0.300 ± 0.071 |" in text
-    assert "| klal | 0.700 ± 0.283 |" in text
-    assert "Always the most frequent answer: 0.500 right." in text
-    with (plan.output / "evidence.csv").open() as file:
+def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_path):
+    output, preset = finished
+    tables.write_tables(output, preset, "x")
+    tables.plot(output, preset, tables.stored(output, preset))
+    page = tmp_path / "docs" / "page.md"
+    durable.write_text(page, f"above\n{tables.MARKS[0]}\nold\n{tables.MARKS[1]}\nbelow\n")
+    for _ in range(2):
+        tables.put_on_page(page, output)
+        above, table, below = page.read_text().partition((output / "evidence.md").read_text())
+        assert (above, below) == (f"above\n{tables.MARKS[0]}\n", f"{tables.MARKS[1]}\nbelow\n")
+        assert "| plain |" in table
+    kept = page.parent / "figures"
+    assert sorted(path.name for path in kept.iterdir()) == ["evidence.json", "evidence.png"]
+    durable.write_text(page, "no marks")
+    with pytest.raises(ConfigError, match="expected a file with the marks"):
+        tables.put_on_page(page, output)
+
+
+def test_the_page_in_docs_is_what_its_stored_curves_make():
+    page = Path(__file__).parents[2] / "docs" / "evidence.md"
+    kept = durable.read_json(page.parent / "figures" / tables.JSON)
+    made = tables.markdown(presets.CPU, tables.expanded(kept["curves"]), kept)
+    _, _, rest = page.read_text(encoding="utf-8").partition(tables.MARKS[0] + "\n")
+    assert rest.partition(tables.MARKS[1])[0] == made
+
+
+def test_tables_come_from_stored_curves(finished):
+    output, preset = finished
+    text = tables.write_tables(output, preset, "python -m trainer evidence").read_text()
+    assert "3 of 4 curves are done" in text
+    assert "Always the same answer gets 0.500 right." in text
+    assert "| plain | 2 | 0.400 | 0.400 | ≥ 15 (1 of 2) |" in text  # two seeds: no interval
+    assert "≥ 15 (1 of 2) | never (0 of 2) |" in text
+    assert "| KLAL, `predictor` | 1 | 0.900 | 0.950 | 10 (1 of 1) | 10 (1 of 1) | +0.450 |" in text
+    with (output / "evidence.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["mean"] for row in rows] == ["0.3", "0.7"]
-    assert rows[1]["values"] == "0.5 0.9"
-    assert durable.read_json(plan.output / "evidence.json") == results
-    assert tables.plot(plan, results).read_bytes()[:4] == b"\x89PNG"
+    assert len(rows) == 7
+    curves = tables.stored(output, preset)
+    compact = durable.read_json(output / "evidence.json")
+    assert tables.expanded(compact["curves"])["pages"]["klal"][0]["points"][-1]["accuracy"] == 0.95
+    assert tables.markdown(preset, tables.expanded(compact["curves"]), compact) == text
+    assert all(len(line) <= 100 or line[0] == "|" for line in text.splitlines())
+    assert tables.plot(output, preset, curves).read_bytes()[:4] == b"\x89PNG"
+    longer = replace(preset, studies=(replace(preset.studies[0], steps=30),))
+    assert tables.stored(output, longer) == {}  # they do not have as many steps
 
 
-def test_a_single_seed_has_no_spread(finished):
-    plan, results = finished
-    assert "| klal | 0.500 |" in tables.markdown(plan, tables.cells(results[2:3]), "")
+def test_the_most_valuable_curves_are_made_first():
+    a = Study("a", Drawings("word_page"), ("plain", "dv_sft", "klal"))
+    b = Study("b", Drawings("line_tracing"), ("plain", "klal"))
+    runs = [(study.name, method, seed) for study, method, seed in Preset("x", (a, b), 2).runs()]
+    assert runs[:4] == [("a", m, s) for s in (0, 1) for m in ("plain", "dv_sft")]
+    assert runs[4:8] == [("b", m, s) for s in (0, 1) for m in ("plain", "klal")]
+    assert runs[8:] == [("a", "klal", 0), ("a", "klal", 1)]
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=str)
+def test_presets_name_what_there_is(preset):
+    names = [study.name for study in preset.studies]
+    assert len(set(names)) == len(names)
+    for study in preset.studies:
+        assert study.methods[0] == "plain"
+        assert set(study.methods) <= METHODS.keys()
+        next(drawings.stream(study.drawings.task, count=1, **study.drawings.arguments()))
+        assert study.drawings.task in study.described()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("study", presets.CPU.studies, ids=lambda study: study.name)
+def test_every_method_takes_a_step_of_its_own_on_its_task(study, tmp_path, monkeypatch):
+    small = {"samples": 12, "held_out": 6, "batch_size": 4, "steps": 1, "every": 1}
+    own, trained = Desk(tmp_path, replace(study, **small, model="quick", start="scratch")), []
+    make = own._model
+    monkeypatch.setattr(own, "_model", lambda seed: trained.append(make(seed)) or trained[-1])
+    for method in study.methods:
+        own.curve(method, 0)
+    weights = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in trained]
+    for (one, left), (other, right) in combinations(zip(study.methods, weights, strict=True), 2):
+        assert not torch.equal(left, right), (one, other)
 
 
 def test_bad_settings_are_one_sentence(tmp_path, capsys):
-    start = ["evidence", "--output", str(tmp_path)]
-    for words in (["--tasks", "maze"], ["--methods", "magic"], ["--steps", "0"]):
+    start = ["evidence", "--output", str(tmp_path), "--preset", "quick"]
+    for words in (["--studies", "maze"], ["--methods", "magic"], ["--seeds", "0"]):
         assert main([*start, *words]) == 2
         assert f"`{words[0][2:]}`: expected" in capsys.readouterr().err
 
 
-def test_a_run_is_made_once_and_never_mixed_with_others(tmp_path, monkeypatch, capsys):
-    words = "--seeds 1 --steps 2 --batch-size 4 --samples 8 --test 4 --size 112"
-    words = ["evidence", "--output", str(tmp_path), *words.split(), "--tasks", "grid_patch"]
-    assert main([*words, "--methods", "klal"]) == 0
-    text = (tmp_path / "evidence.md").read_text()
-    assert "| plain |" in text
-    assert "| klal |" in text
-    assert (tmp_path / "evidence.png").exists()
-    output = tmp_path / "runs" / "grid_patch" / "klal" / "0"
-    assert not (output / folder.MODEL).exists()
-    assert not list(output.glob("checkpoint-*"))
-    (tmp_path / "evidence.md").unlink()
+def test_a_curve_is_made_once_and_never_mixed_with_others(desk, monkeypatch, capsys):
+    words = ["evidence", "--output", str(desk.output), "--preset", "quick"]
+    assert main(words) == 0
+    text = (desk.output / "evidence.md").read_text()
+    assert "3 of 3 curves are done" in text
+    assert "| control: DV-SFT, another drawing's words |" in text
+    assert (desk.output / "evidence.png").exists()
+    assert not list((desk.output / "curves").rglob("*.pt"))
+    (desk.output / "evidence.md").unlink()
 
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("trainer.train.train", never)
-    assert main([*words, "--methods", "klal"]) == 0
-    assert (tmp_path / "evidence.md").read_text() == text
+    monkeypatch.setattr(loop.Curve, "run", never)
+    assert main(words) == 0
+    assert (desk.output / "evidence.md").read_text() == text
+    (desk.output / "evidence.md").unlink()
+    assert main([*words, "--tables"]) == 0
+    assert "3 of 3" in (desk.output / "evidence.md").read_text()
     with pytest.raises(ConfigError, match="other settings"):
-        runs.run(
-            runs.Plan(tmp_path, ("grid_patch",), ("klal",), 1, 3, 4, samples=8, test=4, size=112),
-            "grid_patch",
-            "klal",
-            0,
-        )
+        Desk(desk.output, replace(QUICK, batch_size=2)).curve("plain", 0)
+    with pytest.raises(ConfigError, match="other drawings"):
+        Desk(desk.output, replace(QUICK, held_out=7)).test()
     capsys.readouterr()
-    assert main([*words, "--methods", "klal", "--samples", "9"]) == 2
-    assert "other drawings" in capsys.readouterr().err

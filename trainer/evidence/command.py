@@ -1,70 +1,81 @@
-"""`python -m trainer evidence --output DIR`: every run that is not done yet, then the tables."""
+"""`python -m trainer evidence --output DIR`: every curve that is not done yet, then the tables."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from trainer.evidence.runs import METHODS, Plan, draw, make_models
-from trainer.evidence.runs import run as run_one
-from trainer.prepare.maps.tasks import DIFFICULTIES, TASKS
+from trainer import run_folder as folder
+from trainer.evidence.plan import Preset
+from trainer.evidence.presets import PRESETS, chosen
 
-HELP = "train plain and by every method on drawn tasks, and table the held-out figures"
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Plan)}
+HELP = "fine-tune with and without each method on drawn tasks: answers right against steps"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the sub-command."""
     parser.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
-    for name, text in (
-        ("seeds", "runs of each task and method"),
-        ("steps", "optimizer steps of every run"),
-        ("batch_size", "samples in a step"),
-        ("samples", "training drawings of each task"),
-        ("test", "held-out drawings of each task"),
-        ("size", "pixels of a drawing's side"),
-    ):
-        flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(
-            flag, type=int, default=DEFAULTS[name], help=f"{text} ({DEFAULTS[name]})"
-        )
     parser.add_argument(
-        "--difficulty", choices=DIFFICULTIES, default=DEFAULTS["difficulty"], help="of the drawings"
+        "--preset", choices=PRESETS, default="cpu", help="how large, see docs/evidence.md (cpu)"
     )
-    for name, known in (("tasks", TASKS), ("methods", METHODS)):
-        text = f"some of {', '.join(known)} (all)"
-        parser.add_argument(f"--{name}", nargs="+", default=tuple(known), metavar="NAME", help=text)
+    parser.add_argument(
+        "--studies", nargs="+", metavar="NAME", help="only these, by the names of their tables"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="only these, and plain: klal, dv_sft, ..."
+    )
+    parser.add_argument("--seeds", type=int, help="runs of each method (the preset's)")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="a Markdown page that gets the tables and picture"
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="train nothing: the tables of the curves there are"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws, runs what is not done, and writes the tables after every run and the picture last."""
+    """Runs what is not done, and writes the tables after every curve and the picture last."""
     import torch
 
-    from trainer.evidence.tables import plot, write_tables
+    from trainer.evidence.tables import plot, put_on_page, stored, write_tables
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
-    values = {name: getattr(arguments, name) for name in DEFAULTS}
-    plan = Plan(**{**values, "tasks": tuple(values["tasks"]), "methods": tuple(values["methods"])})
-    draw(plan)
-    make_models(plan)
-    pairs = plan.pairs()
-    todo = [(task, method, seed) for seed in range(plan.seeds) for task, method in pairs]
-    results: list[dict[str, Any]] = []
-    for number, (task, method, seed) in enumerate(todo, start=1):
-        print(f"Run {number} of {len(todo)}: {task}, {method}, seed {seed}", flush=True)
-        results.append(run_one(plan, task, method, seed))
-        table = write_tables(plan, results, _command(plan))
-    print(f"Table: {table}\nPicture: {plot(plan, results)}")
+    preset = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
+    output, command = arguments.output, _command(arguments)
+    table = write_tables(output, preset, command)
+    if not arguments.tables:
+        with folder.held(output):
+            for _ in _curves(output, preset):
+                table = write_tables(output, preset, command)
+    picture = plot(output, preset, stored(output, preset))
+    if arguments.page is not None:
+        put_on_page(arguments.page, output)
+    print(f"Table: {table}\nPicture: {picture}")
 
 
-def _command(plan: Plan) -> str:
-    """The command line of a plan, without the folder."""
+def _curves(output: Path, preset: Preset) -> Iterator[None]:
+    """Makes every curve that is not done, and yields after each."""
+    from trainer.evidence.runs import Desk
+
+    runs = list(preset.runs())
+    desks: dict[str, Desk] = {}
+    for number, (study, method, seed) in enumerate(runs, start=1):
+        desk = desks.setdefault(study.name, Desk(output, study))
+        if not desk.finished(method, seed):
+            print(f"Curve {number} of {len(runs)}: {study.name}, {method}, seed {seed}", flush=True)
+            desk.curve(method, seed)
+            yield
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line, without the folder."""
     words = ["python -m trainer evidence --output DIR"]
-    for name, default in DEFAULTS.items():
-        value = getattr(plan, name)
-        if name != "output" and value != default:
-            shown = " ".join(value) if isinstance(value, tuple) else value
-            words.append(f"--{name.replace('_', '-')} {shown}")
+    if arguments.preset != "cpu":
+        words.append(f"--preset {arguments.preset}")
+    for name in ("studies", "methods"):
+        if value := getattr(arguments, name):
+            words.append(f"--{name} {' '.join(value)}")
+    if arguments.seeds is not None:
+        words.append(f"--seeds {arguments.seeds}")
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""Runs to a table: mean and spread over seeds, in Markdown, CSV and one picture."""
+"""Stored curves to evidence.md, evidence.csv, evidence.json and evidence.png."""
 
 from __future__ import annotations
 
@@ -7,101 +7,209 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, NamedTuple
+from textwrap import wrap
+from typing import Any
 
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.config import ConfigError
-from trainer.evidence.runs import FIGURES, Plan, most_frequent
+from trainer.evaluation.intervals import Interval
+from trainer.evidence.drawings import most_frequent
+from trainer.evidence.figures import Curves, Reached, Row, accuracy_at, table
+from trainer.evidence.plan import LEVELS, METHODS, Preset, Study
+
+JSON, PICTURE = "evidence.json", "evidence.png"
+MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
+WIDTH = 100
+COLUMNS = """
+Held-out answers right, mean over seeds with 95 % intervals from three seeds on (bootstrap over
+seeds; Wilson's where every seed has 0 or 1). Steps to an accuracy are restricted means: a seed that
+does not get there counts with all its steps, so that a mean (≥) of which some seeds fell short is a
+lower bound. The gain is against plain on the same seeds; its p-value switches the two sides of
+seeds at random, so that five seeds cannot give less than .06.
+""".strip()
+_WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
+_FEW = 3  # seeds below which an interval over seeds says nothing
+_LOOKS = (  # figure of the end of a curve, its name in a table
+    ("attention_argmax", "attention peak on target"),
+    ("attention_mass", "attention on target"),
+    ("word_accuracy", "visual labels right"),
+)
 
 
-class Cell(NamedTuple):
-    """A figure of one task and method over its seeds."""
-
-    task: str
-    method: str
-    metric: str
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return mean(self.values)
-
-    @property
-    def spread(self) -> float:
-        """Sample standard deviation; NaN of a single seed."""
-        return stdev(self.values) if len(self.values) > 1 else math.nan
+def stored(output: Path, preset: Preset) -> dict[str, Curves]:
+    """The curves of a preset that are done, by study, method and seed."""
+    found: dict[str, Curves] = {}
+    for study, method, seed in preset.runs():
+        path = output / "curves" / study.name / method / f"{seed}.json"
+        if path.exists():
+            curve = durable.read_json(path)
+            if curve["steps"] >= study.steps:
+                found.setdefault(study.name, {}).setdefault(method, {})[seed] = curve
+    return found
 
 
-def cells(results: Sequence[dict[str, Any]]) -> list[Cell]:
-    """The figures of all runs, in the order of tasks, methods and `FIGURES`."""
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for result in results:
-        for metric, _ in FIGURES:
-            if metric in result["figures"]:
-                key = result["task"], result["method"], metric
-                found.setdefault(key, []).append(result["figures"][metric])
-    return [Cell(*key, tuple(values)) for key, values in found.items()]
-
-
-def write_tables(plan: Plan, results: Sequence[dict[str, Any]], command: str) -> Path:
-    """Write evidence.json, evidence.csv and evidence.md under the output folder.
+def write_tables(output: Path, preset: Preset, command: str) -> Path:
+    """Write evidence.json, evidence.csv and evidence.md from the curves that are done.
 
     Returns:
-        The path of the Markdown table.
+        The path of the Markdown tables.
     """
-    table = cells(results)
-    durable.write_json(plan.output / "evidence.json", list(results))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["task", "method", "metric", "mean", "spread", "seeds", "values"])
-    for cell in table:
-        values = " ".join(f"{value:.6g}" for value in cell.values)
-        row = (f"{cell.mean:.6g}", f"{cell.spread:.6g}", len(cell.values), values)
-        writer.writerow([cell.task, cell.method, cell.metric, *row])
-    durable.write_text(plan.output / "evidence.csv", text.getvalue())
-    path = plan.output / "evidence.md"
-    durable.write_text(path, markdown(plan, table, command))
+    curves = stored(output, preset)
+    meta = {
+        "command": command,
+        "machine": folder.machine(),
+        "versions": folder.versions(),
+        "runs": len(list(preset.runs())),
+        "guess": {s.name: most_frequent(s.folder(output)) for s in preset.studies},
+    }
+    durable.write_json(output / JSON, {**meta, "curves": _compact(curves)})
+    durable.write_text(output / "evidence.csv", _csv(preset, curves))
+    path = output / "evidence.md"
+    durable.write_text(path, markdown(preset, curves, meta))
     return path
 
 
-def markdown(plan: Plan, table: Sequence[Cell], command: str) -> str:
-    """A heading, the conditions and one table for each task."""
-    versions = ", ".join(f"{name} {number}" for name, number in folder.versions().items())
-    lines = [
-        "# Plain fine-tuning against grounding methods, at equal steps",
-        "",
-        f"`{command}`: {plan.steps} steps of {plan.batch_size}, {plan.samples} training and "
-        f"{plan.test} held-out drawings of {plan.size} px ({plan.difficulty}) a task, "
-        f"{plan.seeds} seed(s). {folder.machine()}; {versions}.",
-        "",
-        "Held-out figures, mean ± standard deviation over seeds. An answer is right when every one "
-        "of its tokens, its end included, is the most likely one, which is what greedy decoding "
-        "writes. Methods run with the demo's settings, not tuned on these tasks.",
-    ]
-    for task in dict.fromkeys(cell.task for cell in table):
-        own = [cell for cell in table if cell.task == task]
-        metrics = [(m, title) for m, title in FIGURES if any(c.metric == m for c in own)]
-        guess = most_frequent(plan, task)
-        lines += ["", f"## {task}", ""]
-        lines += [f"Always the most frequent answer: {guess:.3f} right.", ""]
-        lines += ["| method | " + " | ".join(title for _, title in metrics) + " |"]
-        lines += ["|---|" + "---|" * len(metrics)]
-        for method in dict.fromkeys(cell.method for cell in own):
-            shown = {cell.metric: _shown(cell) for cell in own if cell.method == method}
-            row = " | ".join(shown.get(metric, "") for metric, _ in metrics)
-            lines.append(f"| {method} | {row} |")
+def _compact(curves: dict[str, Curves]) -> dict[str, Any]:
+    return {
+        study: {
+            method: {
+                str(seed): {
+                    "points": [[p["step"], round(p["accuracy"], 5), round(p["loss"], 5)]
+                               for p in curve["points"]],
+                    "at_end": {k: round(v, 5) for k, v in curve["at_end"].items()},
+                    "seconds": curve["seconds"],
+                    "steps": curve["steps"],
+                }
+                for seed, curve in seeds.items()
+            }
+            for method, seeds in methods.items()
+        }
+        for study, methods in curves.items()
+    }  # fmt: skip
+
+
+def expanded(compact: dict[str, Any]) -> dict[str, Curves]:
+    """The curves of an evidence.json."""
+    names = ("step", "accuracy", "loss")
+    return {
+        study: {
+            method: {
+                int(seed): {**c, "points": [dict(zip(names, p, strict=True)) for p in c["points"]]}
+                for seed, c in seeds.items()
+            }
+            for method, seeds in methods.items()
+        }
+        for study, methods in compact.items()
+    }
+
+
+def markdown(preset: Preset, curves: dict[str, Curves], meta: dict[str, Any]) -> str:
+    """One table for each study that has curves, and what its columns are."""
+    versions = ", ".join(f"{name} {number}" for name, number in meta["versions"].items())
+    done = sum(len(seeds) for methods in curves.values() for seeds in methods.values())
+    made = (
+        f"`{meta['command']}`: {done} of {meta['runs']} curves are done. {meta['machine']}; "
+        f"{versions}."
+    )
+    lines = [*wrap(made, WIDTH, **_WHOLE_WORDS), "", *wrap(COLUMNS, WIDTH, **_WHOLE_WORDS)]
+    for study in preset.studies:
+        if study.name in curves:
+            lines += ["", *_section(study, curves[study.name], meta["guess"][study.name])]
     return "\n".join(lines) + "\n"
 
 
-def _shown(cell: Cell) -> str:
-    spread = f" ± {cell.spread:.3f}" if len(cell.values) > 1 else ""
-    return f"{cell.mean:.3f}{spread}"
+def put_on_page(page: Path, output: Path) -> None:
+    """Put evidence.md between the marks of a page, and picture and curves in figures/ beside it.
+
+    Raises:
+        ConfigError: a page that is not there or has no such marks.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, _, rest = text.partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise ConfigError(
+            f"`page`: expected a file with the marks {' and '.join(MARKS)}, got {page}"
+        )
+    table = (output / "evidence.md").read_text(encoding="utf-8")
+    durable.write_text(page, f"{before}{MARKS[0]}\n{table}{MARKS[1]}{after}")
+    for name in (JSON, PICTURE):
+        durable.write_bytes(page.parent / "figures" / name, (output / name).read_bytes())
 
 
-def plot(plan: Plan, results: Sequence[dict[str, Any]]) -> Path:
-    """evidence.png: a panel for each task and figure, a dot for each seed, mean and spread.
+def _section(study: Study, curves: Curves, guess: float | None) -> list[str]:
+    rows = table(curves, study.steps, study.methods)
+    looks = [(n, title) for n, title in _LOOKS if any(n in row.at_end for row in rows)]
+    half = study.steps // 2
+    heads = [
+        "method",
+        "seeds",
+        f"right at {half}",
+        f"right at {study.steps}",
+        *(f"steps to {level:g}" for level in LEVELS),
+        f"gain at {study.steps}",
+        *(title for _, title in looks),
+    ]
+    chance = "" if guess is None else f" Always the same answer gets {guess:.3f} right."
+    lines = [f"## {study.name}", "", *wrap(study.described() + chance, WIDTH, **_WHOLE_WORDS), ""]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [
+            METHODS[row.method].title,
+            str(row.seeds),
+            _of(row.halfway, row.seeds),
+            _of(row.final, row.seeds),
+        ]
+        cells += [_steps(found) for found in row.reached]
+        cells += [_gain(row), *(_number(row.at_end.get(name)) for name, _ in looks)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _of(found: Interval, seeds: int) -> str:
+    if seeds < _FEW or math.isnan(found.low):
+        return f"{found.value:.3f}"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _steps(found: Reached) -> str:
+    if not found.seeds:
+        return f"never (0 of {found.of})"
+    known = not math.isnan(found.steps.low) and found.seeds == found.of >= _FEW
+    spread = f" [{found.steps.low:.0f}, {found.steps.high:.0f}]" if known else ""
+    bound = "" if found.seeds == found.of else "≥ "
+    return f"{bound}{found.steps.value:.0f}{spread} ({found.seeds} of {found.of})"
+
+
+def _gain(row: Row) -> str:
+    if row.gain is None:
+        return ""
+    if row.seeds < _FEW or math.isnan(row.gain.low):
+        return f"{row.gain.value:+.3f}"
+    value, low, high, p_value = row.gain
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}], p = {p_value:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _csv(preset: Preset, curves: dict[str, Curves]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["study", "method", "seed", "step", "accuracy", "loss"])
+    for study in preset.studies:
+        for method, seeds in curves.get(study.name, {}).items():
+            for seed, curve in sorted(seeds.items()):
+                for point in curve["points"]:
+                    values = (point["step"], f"{point['accuracy']:.5g}", f"{point['loss']:.5g}")
+                    writer.writerow([study.name, method, seed, *values])
+    return text.getvalue()
+
+
+def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
+    """evidence.png: answers right against steps, a panel for each study, every seed a thin line.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -113,33 +221,36 @@ def plot(plan: Plan, results: Sequence[dict[str, Any]]) -> Path:
         raise ConfigError(
             "evidence: the picture needs matplotlib: pip install matplotlib"
         ) from None
-    table = cells(results)
-    tasks = list(dict.fromkeys(cell.task for cell in table))
-    metrics = [(m, title) for m, title in FIGURES if any(c.metric == m for c in table)]
-    figure = Figure(figsize=(3.4 * len(metrics), 2.6 * len(tasks)), layout="constrained")
+    shown = [study for study in preset.studies if study.name in curves]
+    across = min(3, max(1, len(shown)))
+    down = max(1, -(-len(shown) // across))
+    figure = Figure(figsize=(4.6 * across, 3.4 * down), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(tasks), len(metrics), squeeze=False)
-    for row, task in zip(axes, tasks, strict=True):
-        for axis, (metric, title) in zip(row, metrics, strict=True):
-            own = [cell for cell in table if (cell.task, cell.metric) == (task, metric)]
-            if not own:
-                axis.set_axis_off()
-                continue
-            _panel(axis, own)
-            if metric == "answer_accuracy":
-                axis.axvline(most_frequent(plan, task), color="0.6", linestyle=":")
-            axis.set_title(f"{task}: {title}", fontsize=8)
-    path = plan.output / "evidence.png"
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    for axis, study in zip(axes, shown, strict=False):
+        _panel(axis, study, curves[study.name])
+    path = output / PICTURE
     figure.savefig(path, dpi=110)
     return path
 
 
-def _panel(axis: Any, own: Sequence[Cell]) -> None:
-    for place, cell in enumerate(own):
-        colour = "0.35" if cell.method == "plain" else "C0"
-        spread = 0.0 if math.isnan(cell.spread) else cell.spread
-        axis.barh(place, cell.mean, xerr=spread, color=colour, alpha=0.45, ecolor=colour)
-        axis.plot(cell.values, [place] * len(cell.values), ".", color=colour)
-    axis.set_yticks(range(len(own)), [cell.method for cell in own], fontsize=7)
-    axis.tick_params(axis="x", labelsize=7)
-    axis.invert_yaxis()
+def _panel(axis: Any, study: Study, curves: Curves) -> None:
+    names: Sequence[str] = [name for name in study.methods if curves.get(name)]
+    steps = list(range(0, study.steps + 1, study.every))
+    for number, name in enumerate(names):
+        colour = "0.3" if name == "plain" else f"C{number - 1}"
+        style = "--" if METHODS[name].control else "-"
+        lines = [[accuracy_at(c["points"], s) for s in steps] for c in curves[name].values()]
+        for line in lines:
+            axis.plot(steps, line, style, color=colour, alpha=0.25, linewidth=0.8)
+        middle = [sum(values) / len(values) for values in zip(*lines, strict=True)]
+        label = f"{METHODS[name].title} ({len(lines)})".replace("`", "")
+        axis.plot(steps, middle, style, color=colour, linewidth=2, label=label)
+    axis.set_title(study.name, fontsize=9)
+    axis.set_xlabel("steps", fontsize=8)
+    axis.set_ylabel("held-out answers right", fontsize=8)
+    axis.set_ylim(-0.03, 1.03)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=6, loc="best")

@@ -165,9 +165,46 @@ def test_words_of_a_page_say_nothing_of_each_other():
     assert len(set(words)) > 300
 
 
+@pytest.mark.parametrize("seed", FEW)
+def test_the_two_objects_are_there_exactly_if_the_answer_is_yes(seed):
+    """By their colours in the pixels; a missing one's colour and shape are still in the drawing."""
+    difficulty = DIFFICULTIES[seed % 3]
+    pixels, sample, answer = drawn("two_objects", seed, size=240, difficulty=difficulty)
+    plans = []
+    task = TASKS["two_objects"]
+    recording = type(task)(task.name, _recording(task.plan, plans), task.draw, task.settings)
+    recording(seed, size=240, difficulty=difficulty)
+    shown, both = plans[-1]["shown"], answer.split(":")[0]
+    parts = [answer[slice(*phrase["char_span"])] for phrase in sample["phrases"]]
+    assert parts == [both, *both.split(" and ")]
+    found = {answer[slice(*region["char_span"])] for region in sample["regions"]}
+    for part, phrase in zip(parts[1:], sample["phrases"][1:], strict=True):
+        _, colour, shape = part.split()
+        assert phrase["subject"] == shape
+        assert ((colour, shape) in shown) == (part in found)
+        assert colour in {c for c, _ in shown}
+        assert shape in {s for _, s in shown}
+    assert answer == f"{both}: {'yes' if found == set(parts[1:]) else 'no'}"
+    strongest = {"red": 0, "green": 1, "blue": 2}
+    for region in sample["regions"]:
+        x0, y0, x1, y1 = region["box"]
+        middle = pixels[(y0 + 2 * y1) // 3, (x0 + x1) // 2]
+        colour = answer[slice(*region["char_span"])].split()[1]
+        assert middle.argmax() == strongest[colour]
+
+
+def test_half_of_the_two_objects_are_there_and_a_page_has_few_words_if_asked():
+    answers = [s["messages"][1]["content"] for _, s in stream("two_objects", count=200, size=64)]
+    assert 75 < sum(answer.endswith("yes") for answer in answers) < 125
+    pages = stream("word_page", count=40, size=112, cell=28, vocabulary=7)
+    assert len({word["text"] for _, page in pages for word in page["words"]}) == 7
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("two_objects", {"objects": 2}, "`objects`: expected 3 to 9, got 2"),
+        ("two_objects", {"side": 90}, "`side`: expected 2 to 28, got 90"),
         ("grid_patch", {"split": "dev"}, "`split`: expected one of train, val, test, got 'dev'"),
         ("grid_patch", {"difficulty": "x"}, "`difficulty`: expected one of easy, medium, hard"),
         ("grid_patch", {"lines": 3}, "`setting`: expected one of side, got 'lines'"),

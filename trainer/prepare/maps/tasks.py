@@ -1,4 +1,4 @@
-"""KLAL's three synthetic tasks and DV-SFT's pages of words without context, drawn on demand.
+"""KLAL's three synthetic tasks, DV-SFT's pages of words without context and HIST's two objects.
 
 A drawing is planned first and drawn afterwards. The plan holds everything that an answer or a
 target depends on; its hash decides whether it belongs to the training, validation or test split,
@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 from PIL import Image, ImageDraw
 
@@ -30,6 +30,7 @@ DIFFICULTIES = ("easy", "medium", "hard")
 SCALE = 4  # lines are drawn this many times larger and averaged down
 SMALLEST, LARGEST = 64, 4096  # pixels of an image's side
 _TRIES = 10_000  # plans drawn in search of one of a rare split
+_ALL = 10**6  # words: more than there are
 _RED, _BLUE, _INK = (210, 40, 40), (40, 70, 210), (40, 40, 40)
 
 Pair = tuple[float, float]
@@ -268,11 +269,13 @@ def _vocabulary(cell: int, columns: int) -> tuple[str, ...]:
     return tuple(sorted(w for w in words if w.isalpha() and pen.cells(w) <= columns))
 
 
-def _plan_page(rng: random.Random, size: int, *, cell: int) -> dict:
+def _plan_page(rng: random.Random, size: int, *, cell: int, vocabulary: int = _ALL) -> dict:
     """Words drawn at random, so that none can be guessed from the others."""
     _limit("cell", cell, 14, size // 2)
     columns = size // cell
-    shown = rng.choices(_vocabulary(cell, columns), k=columns * columns)
+    known = _vocabulary(cell, columns)
+    known = known[:: max(1, len(known) // vocabulary)][:vocabulary]
+    shown = rng.choices(known, k=columns * columns)
     return {"cell": cell, "columns": columns, "words": shown, "line": rng.randrange(columns)}
 
 
@@ -287,6 +290,62 @@ def _draw_page(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     words = [{"text": text, "box": list(box)} for text, box in picture.words]
     return picture.image, chat_sample(
         [], question, answer, task="word_page", regions=regions, words=words
+    )
+
+
+# Is there a red circle and a blue square?
+
+
+_COLOURS = {"red": _RED, "blue": _BLUE, "green": (40, 150, 70)}
+_SHAPES = ("circle", "square", "triangle")
+
+
+def _plan_objects(rng: random.Random, size: int, *, objects: int, side: int) -> dict:
+    """Objects in cells of a grid; half of the questions ask for a pair of which one is missing.
+
+    The colours and the shapes of a missing pair are all there, so that colours alone or shapes
+    alone do not answer.
+    """
+    _limit("side", side, 2, size // 16)
+    _limit("objects", objects, 3, side * side)
+    (a, b), (s, t) = rng.sample(sorted(_COLOURS), 2), rng.sample(_SHAPES, 2)
+    there = rng.random() < 0.5
+    shown = [(a, s), (b, t)] if there else [(a, s), (a, t), (b, s)]
+    others = [pair for pair in product(sorted(_COLOURS), _SHAPES) if there or pair != (b, t)]
+    shown += rng.choices(others, k=objects - len(shown))
+    asked = [(a, s), (b, t)]
+    rng.shuffle(asked)
+    cells = rng.sample(range(side * side), objects)
+    return {"size": size, "side": side, "asked": asked, "shown": shown, "cells": cells}
+
+
+def _draw_objects(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    cell = plan["size"] // plan["side"]
+    image = Image.new("RGB", (cell * plan["side"],) * 2, "white")
+    draw, boxes = ImageDraw.Draw(image), {}
+    for (colour, shape), place in zip(plan["shown"], plan["cells"], strict=True):
+        row, column = divmod(place, plan["side"])
+        side = rng.randint(cell // 2, cell - 4)
+        x, y = (at * cell + rng.randint(2, cell - 2 - side) for at in (column, row))
+        box, fill = [x, y, x + side, y + side], _COLOURS[colour]
+        match shape:
+            case "circle":
+                draw.ellipse(box, fill)
+            case "square":
+                draw.rectangle(box, fill)
+            case "triangle":
+                draw.polygon([(x, y + side), (x + side, y + side), (x + side / 2, y)], fill)
+        boxes.setdefault((colour, shape), []).append(box)
+    names = [f"a {colour} {shape}" for colour, shape in plan["asked"]]
+    both = " and ".join(names)
+    spans = [[0, len(names[0])], [len(both) - len(names[1]), len(both)]]
+    answer = f"{both}: {'yes' if all(pair in boxes for pair in plan['asked']) else 'no'}"
+    pairs = list(zip(plan["asked"], spans, strict=True))
+    regions = [{"char_span": span, "box": box} for p, span in pairs for box in boxes.get(p, ())]
+    phrases = [{"char_span": [0, len(both)]}]
+    phrases += [{"char_span": span, "subject": shape} for (_, shape), span in pairs]
+    return image, chat_sample(
+        [], f"Is there {both}?", answer, task="two_objects", regions=regions, phrases=phrases
     )
 
 
@@ -315,6 +374,15 @@ _TRACING = {
     "medium": {"lines": 4, "steps": 4},
     "hard": {"lines": 6, "steps": 8},
 }
+_OBJECTS = {
+    "easy": {"objects": 3, "side": 2},
+    "medium": {"objects": 5, "side": 3},
+    "hard": {"objects": 8, "side": 4},
+}
+_PAGES = {  # at most so many different words: all of them
+    difficulty: {**cell, "vocabulary": _ALL}
+    for difficulty, cell in _by_difficulty("cell", 56, 28, 20).items()
+}
 TASKS: dict[str, Task] = {
     "line_intersection": Task(
         "line_intersection",
@@ -324,5 +392,6 @@ TASKS: dict[str, Task] = {
     ),
     "line_tracing": Task("line_tracing", _plan_tracing, _draw_tracing, _TRACING),
     "grid_patch": Task("grid_patch", _plan_grid, _draw_grid, _by_difficulty("side", 4, 8, 16)),
-    "word_page": Task("word_page", _plan_page, _draw_page, _by_difficulty("cell", 56, 28, 20)),
+    "word_page": Task("word_page", _plan_page, _draw_page, _PAGES),
+    "two_objects": Task("two_objects", _plan_objects, _draw_objects, _OBJECTS),
 }

@@ -1,0 +1,182 @@
+"""A task's drawings as one padded batch, made once: a step of training only picks its rows.
+
+Drawing, decoding, tokenizing and image processing cost three times a step of a model this small.
+So each drawing goes through the collator once, all of them together, and what that returned lies in
+one file, for every seed and every method of the task.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from groundkern.hf import GroundedExample, GroundingCollator
+from groundkern.maps import FIXED_POINT_ONE
+from trainer import durable
+from trainer.config import ConfigError
+from trainer.data.sample import parse_sample
+from trainer.evidence.plan import Drawings
+from trainer.prepare.maps.tasks import stream
+from trainer.progress import progress
+
+MAP_LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
+MADE = "made.json"
+_PIECE = 256  # drawings a call of the collator
+Whole = dict[str, Tensor]
+"""A padded batch of every drawing: tensors [N, ...], `pixel_values` [N, patches, values]."""
+
+
+def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]:
+    """The records of a split, drawn if they are not there yet; `images` are files of `folder`.
+
+    Raises:
+        ConfigError: drawings of other settings in the way.
+    """
+    path, made = folder / f"{split}.jsonl", {"count": count, **drawings.settings()}
+    if path.exists():
+        if durable.read_json(folder / f"{split}-{MADE}") != made:
+            raise ConfigError(f"{folder} holds other drawings; choose another --output")
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    records = []
+    with progress(f"drawing {drawings.task}, {split}", total=count, unit="drawing") as bar:
+        drawn = stream(drawings.task, count=count, split=split, **drawings.arguments())
+        for number, (image, record) in enumerate(drawn):
+            record["images"] = [f"images/{split}-{number:05d}.png"]
+            image.save(folder / record["images"][0])
+            records.append(shortened(record))
+            bar.update()
+    durable.write_json(folder / f"{split}-{MADE}", made)
+    durable.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+
+def most_frequent(folder: Path) -> float | None:
+    """The share of held-out answers that always giving the same one gets right; None: not drawn."""
+    path = folder / "test.jsonl"
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    answers = Counter(json.loads(line)["messages"][-1]["content"] for line in lines)
+    return max(answers.values()) / answers.total()
+
+
+def shortened(record: dict) -> dict:
+    """The record with no more of its question than what differs between drawings.
+
+    A constant question says nothing, and its ten tokens are a fifth of what a model computes.
+    """
+    part = record["messages"][0]["content"][-1]
+    letter = re.search(r"from ([A-Z]) lead", part["text"])
+    colours = re.search(r"Is there a (.*)\?", part["text"])
+    part["text"] = letter[1] if letter else colours[1] if colours else "?"
+    return record
+
+
+def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> Whole:
+    """All the records as one batch."""
+    examples: list[GroundedExample] = []
+    for number, record in enumerate(records):
+        examples.append(parse_sample(record, root=folder, where=f"drawing {number}").load())
+    pieces = []
+    with progress("collating", total=len(examples), unit="drawing") as bar:
+        for start in range(0, len(examples), _PIECE):
+            piece = collator(examples[start : start + _PIECE])
+            rows = len(piece["input_ids"])
+            piece["pixel_values"] = piece["pixel_values"].unflatten(0, (rows, -1)).half()
+            pieces.append(piece)
+            bar.update(rows)
+    pad = collator.processor.tokenizer.pad_token_id
+    return {name: _stacked([p[name] for p in pieces], name, pad) for name in pieces[0]}
+
+
+def _stacked(pieces: list[Tensor], name: str, pad: int) -> Tensor:
+    """[N, ...]: pieces of any widths, padded as the collator pads them."""
+    fill = {"input_ids": pad, "labels": -100, "attention_mask": 0, "mm_token_type_ids": 0}
+    value = 0 if pieces[0].dtype == torch.bool else fill.get(name, -1)
+    shape = [max(sizes) for sizes in zip(*(p.shape for p in pieces), strict=True)]
+    out = pieces[0].new_full((sum(map(len, pieces)), *shape[1:]), value)
+    start = 0
+    for piece in pieces:
+        out[(slice(start, start + len(piece)), *map(slice, piece.shape[1:]))] = piece
+        start += len(piece)
+    return out
+
+
+def rows(
+    whole: Whole, index: Tensor, position: Tensor, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """The batch of some drawings.
+
+    Args:
+        whole: of `collate`.
+        index: int64 [B].
+        position: [3, N, S], the rotary positions of every drawing's tokens.
+        device: where the batch goes.
+    """
+    batch = {name: values[index] for name, values in whole.items()}
+    batch["pixel_values"] = batch["pixel_values"].flatten(0, 1).float()
+    batch["position_ids"] = position[:, index]
+    return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def kept(path: Path, make: Callable[[], Whole]) -> Whole:
+    """The batch in a file, which is made and written if it is not there."""
+    if path.exists():
+        return torch.load(path, weights_only=True, mmap=True)
+    whole, buffer = make(), io.BytesIO()
+    torch.save(whole, buffer)
+    durable.write_bytes(path, buffer.getvalue())
+    return whole
+
+
+def shuffled_regions(whole: Whole, seed: int) -> Whole:
+    """Every target map is that of another drawing: a control, which must not help."""
+    target = whole["gk_map_target"]  # [N, R, C]
+    index = (whole["gk_map_position"] >= 0).any(1).nonzero()[:, 0]
+    changed = target.clone()
+    first = target[index][:, :1]  # one drawing, one target: rows of an answer share it
+    given = first[_derangement(len(index), seed)].expand(-1, target.shape[1], -1)
+    there = whole["gk_map_position"][index] >= 0
+    changed[index] = torch.where(there[..., None], given, target[index])
+    return {**whole, "gk_map_target": changed}
+
+
+def uniform_map(whole: Whole, seed: int) -> Whole:
+    """Every target map is the same over all visual tokens: a control, which must not help."""
+    target = whole["gk_map_target"]
+    return {**whole, "gk_map_target": torch.where(target >= 0, FIXED_POINT_ONE, target)}
+
+
+def shuffled_words(whole: Whole, seed: int) -> Whole:
+    """Every visual label is one of another drawing's: a control, which must not help."""
+    label = whole["gk_word_label"]  # [N, R]
+    there = label >= 0
+    changed, bag = label.clone(), torch.full_like(whole["gk_word_bag"], -1)
+    changed[there] = label[there][_derangement(int(there.sum()), seed)]
+    for own, labels, given in zip(bag, changed, there, strict=True):
+        distinct = labels[given].unique()
+        own[0, : len(distinct)] = distinct[: own.shape[1]]
+    return {**whole, "gk_word_label": changed, "gk_word_bag": bag}
+
+
+def _derangement(count: int, seed: int) -> Tensor:
+    """A permutation [count] that leaves nothing in its place, unless there is only one."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    moved = torch.empty_like(order)
+    moved[order] = order.roll(1)
+    return moved
+
+
+CONTROLS: dict[str, Callable[[Whole, int], Whole]] = {
+    "shuffled regions": shuffled_regions,
+    "uniform map": uniform_map,
+    "shuffled words": shuffled_words,
+}

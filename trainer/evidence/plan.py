@@ -1,0 +1,154 @@
+"""What is compared with what: tasks with their drawings, methods with their settings, presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+LEVELS = (0.5, 0.9)  # answer accuracies whose steps are counted
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Args:
+        objectives: their settings, as in the trainer's config.
+        map_rows: of the collator.
+        control: None, or what is made wrong on purpose (`drawings.CONTROLS`).
+        title: in tables.
+    """
+
+    title: str
+    objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
+    map_rows: str = "predictor"
+    control: str | None = None
+
+
+_WORDS = {"dv_sft": {"weight": 0.5}}  # 0.002 is for a model that can already read
+_MAPS: dict[str, dict] = {"klal": {}}
+_SMAM = {"smam": {"alpha": 1.0, "gamma": 0.5}}  # an untrained model learns from the region first
+METHODS = {
+    "plain": Method("plain"),
+    "klal_last": Method("KLAL, `last`", _MAPS, "last"),
+    "klal": Method("KLAL, `predictor`", _MAPS),
+    "klal_answer": Method("KLAL, `answer`", _MAPS, "answer"),
+    "dv_sft": Method("DV-SFT", _WORDS),
+    "klal_dv_sft": Method("KLAL, `predictor` + DV-SFT", _MAPS | _WORDS),
+    "klal_last_dv_sft": Method("KLAL, `last` + DV-SFT", _MAPS | _WORDS, "last"),
+    "smam": Method("SMAM", _SMAM),
+    "hist": Method("HIST", {"hist": {"maps": "attention"}}),
+    "klal_elsewhere": Method(
+        "control: KLAL, another drawing's region", _MAPS, control="shuffled regions"
+    ),
+    "klal_uniform": Method("control: KLAL, uniform map", _MAPS, control="uniform map"),
+    "klal_elsewhere_dv_sft": Method(
+        "control: KLAL, another drawing's region + DV-SFT",
+        _MAPS | _WORDS,
+        control="shuffled regions",
+    ),
+    "dv_sft_elsewhere": Method(
+        "control: DV-SFT, another drawing's words", _WORDS, control="shuffled words"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Drawings of a task: its name, pixels of a side, difficulty and own settings."""
+
+    task: str
+    size: int = 70
+    difficulty: str = "easy"
+    own: tuple[tuple[str, int], ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `trainer.prepare.maps.tasks.stream`."""
+        return {"size": self.size, "difficulty": self.difficulty, **dict(self.own)}
+
+    def settings(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"task": self.task, **self.arguments()}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One task: how it is drawn and trained, and the methods that are compared on it.
+
+    Args:
+        name: of its folder and table.
+        drawings: what is drawn.
+        methods: names of METHODS, in the order in which they are run; "plain" is one of them.
+        samples, held_out: drawings to train on and to hold out.
+        steps, batch_size, learning_rate: of every run; the rate is constant after `warmup` steps.
+        every: steps between two points of a curve.
+        model: one of `models.SIZES`.
+        start: train from "scratch", or from a "plain" run of the same task that was stopped when
+            its held-out accuracy was first at least `start_at`.
+    """
+
+    name: str
+    drawings: Drawings
+    methods: tuple[str, ...]
+    samples: int = 8000
+    held_out: int = 256
+    steps: int = 2000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 20
+    every: int = 50
+    model: str = "1m"
+    start: str = "scratch"
+    start_at: float = 0.5
+
+    def settings(self, method: str, seed: int) -> dict[str, Any]:
+        """Everything that a curve depends on but the number of its steps, as JSON has it."""
+        own = {k: v for k, v in asdict(self).items() if k not in ("methods", "steps", "drawings")}
+        chosen = asdict(METHODS[method])
+        del chosen["title"]
+        return {**own, "drawings": self.drawings.settings(), "method": chosen, "seed": seed}
+
+    def folder(self, output: Path) -> Path:
+        """Where its drawings are."""
+        own = self.drawings
+        settings = (own.difficulty, own.size, *(value for _, value in sorted(own.own)))
+        return output / "data" / "-".join(map(str, (own.task, *settings, self.samples)))
+
+    def described(self) -> str:
+        """One sentence for people."""
+        own = self.drawings
+        details = "".join(f", {name.replace('_', ' ')} {value}" for name, value in own.own)
+        start = "weights at random"
+        if self.start == "plain":
+            start = f"plain training of the task until {self.start_at:.2f} of answers are right"
+        return (
+            f"{own.task}, drawings of {own.size} px ({own.difficulty}{details}): "
+            f"{self.samples:,} to train on, {self.held_out} held out; {self.steps:,} steps of "
+            f"{self.batch_size}, AdamW {self.learning_rate:g}; model {self.model}, "
+            f"starting from {start}."
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one command runs: studies, and how many seeds of each method."""
+
+    name: str
+    studies: tuple[Study, ...]
+    seeds: int = 5
+
+    def runs(self) -> Iterator[tuple[Study, str, int]]:
+        """(study, method, seed) in the order of value.
+
+        First every study's plain runs beside its first method, then its other methods.
+        """
+        longest = max(len(study.methods) for study in self.studies)
+        for number in range(1, longest):
+            for study in self.studies:
+                methods = study.methods[number : number + 1]
+                if number == 1:
+                    methods = study.methods[:2]
+                for seed in range(self.seeds):
+                    yield from ((study, method, seed) for method in methods)

@@ -1,0 +1,107 @@
+"""Which task goes with which methods, and how large: `cpu`, `gpu` (never run yet) and `quick`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainer.config import ConfigError
+from trainer.evidence.plan import METHODS, Drawings, Preset, Study
+
+_PAGES = Drawings("word_page", own=(("cell", 28), ("vocabulary", 100)))
+_WORD_PAGES = Study(
+    "word_pages",
+    _PAGES,
+    ("plain", "dv_sft", "dv_sft_elsewhere", "klal"),
+    samples=3000,
+    held_out=200,
+    steps=500,
+)
+_TRACING = Study(
+    "line_tracing",
+    Drawings("line_tracing"),
+    (
+        "plain",
+        "klal_dv_sft",
+        "klal_elsewhere_dv_sft",
+        "klal_last_dv_sft",
+        "klal",
+        "dv_sft",
+        "klal_last",
+    ),
+    samples=4000,
+    steps=2000,
+)
+_INTERSECTION = Study(  # answers of one token: `answer` would be `last`
+    "line_intersection",
+    Drawings("line_intersection"),
+    ("plain", "klal", "klal_elsewhere", "klal_last", "klal_uniform"),
+    samples=4000,
+    steps=2000,
+)
+_OBJECTS = Study(
+    "two_objects",
+    Drawings("two_objects"),
+    ("plain", "hist", "klal", "smam", "klal_elsewhere"),
+    samples=4000,
+    steps=1000,
+)
+_GRID = Study(
+    "grid_patch",
+    Drawings("grid_patch", own=(("side", 5),)),
+    ("plain", "klal", "klal_last", "klal_answer", "klal_uniform"),
+    samples=3000,
+    steps=400,
+    every=20,
+    start="plain",
+    start_at=0.3,
+)
+_LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
+_LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
+CPU = Preset("cpu", (_WORD_PAGES, _TRACING, _INTERSECTION, _GRID, _OBJECTS, _LESS_DATA, _LARGER))
+GPU = Preset(  # sized on paper for four minutes of an H100, and never run
+    "gpu",
+    tuple(replace(study, model="10m", batch_size=64) for study in (_WORD_PAGES, _TRACING)),
+    seeds=2,
+)
+QUICK = Preset(  # for tests: nothing is learnt
+    "quick",
+    (
+        replace(
+            _WORD_PAGES,
+            methods=("plain", "dv_sft", "dv_sft_elsewhere"),
+            samples=12,
+            held_out=6,
+            batch_size=4,
+            steps=3,
+            every=1,
+            model="quick",
+        ),
+    ),
+    seeds=1,
+)
+PRESETS = {preset.name: preset for preset in (CPU, GPU, QUICK)}
+
+
+def chosen(
+    name: str, studies: list[str] | None, methods: list[str] | None, seeds: int | None
+) -> Preset:
+    """A preset, or a part of it.
+
+    Raises:
+        ConfigError: a study or method that it does not have.
+    """
+    preset = PRESETS[name]
+    known = {study.name: study for study in preset.studies}
+    for value in studies or ():
+        if value not in known:
+            raise ConfigError(f"`studies`: expected some of {', '.join(known)}, got {value}")
+    for value in methods or ():
+        if value not in METHODS:
+            raise ConfigError(f"`methods`: expected some of {', '.join(METHODS)}, got {value}")
+    if seeds is not None and seeds < 1:
+        raise ConfigError(f"`seeds`: expected a positive number, got {seeds}")
+    picked = [known[value] for value in studies] if studies else preset.studies
+    if methods:
+        wanted = {"plain", *methods}
+        picked = [replace(s, methods=tuple(m for m in s.methods if m in wanted)) for s in picked]
+    return replace(preset, studies=tuple(picked), seeds=seeds or preset.seeds)
