@@ -15,6 +15,13 @@ def test_shares_get_wilson_s_interval_which_is_wide_at_0_of_4():
     assert high > 0.4
 
 
+def test_shares_of_several_values_that_are_all_0_or_all_1_are_as_wide_as_their_samples():
+    counts = [2, 3, 2, 4]
+    assert interval([0, 0, 0, 0], counts) == interval([0, 0, 0, 0])
+    assert interval(counts, counts) == interval([1, 1, 1, 1])
+    assert interval([0, 1, 0, 0], counts).high < 1  # anything between is the bootstrap's
+
+
 def test_a_quarter_against_none_of_four_samples_is_no_difference():
     found = paired([0, 0, 0, 0], [0, 1, 0, 0])
     assert found.value == 0.25

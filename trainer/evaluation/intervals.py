@@ -47,7 +47,8 @@ def interval(
     """The mean over samples with its confidence interval.
 
     Shares of right and wrong samples (one value of 0 or 1 each) get Wilson's interval, which is
-    honest about 0 of 4; everything else the bootstrap's.
+    honest about 0 of 4, and so do shares of several values a sample that are all 0 or all 1, from
+    which the bootstrap would draw nothing else; everything else gets the bootstrap's.
 
     Args:
         sums: [N] float, the sum of each sample's values.
@@ -64,8 +65,9 @@ def interval(
     if not len(sums):
         return Interval(np.nan, np.nan, np.nan)
     value = float(_ratio(sums, counts))
-    if _binary(sums, counts):
-        test = stats.binomtest(int(sums.sum()), len(sums))
+    if _binary(sums, counts) or not sums.any() or np.array_equal(sums, counts):
+        right = round(value * len(sums))  # samples, however many values one has
+        test = stats.binomtest(right, len(sums))
         return Interval(value, *map(float, test.proportion_ci(confidence, method="wilson")))
     if len(sums) == 1:
         return Interval(value, np.nan, np.nan)
