@@ -138,6 +138,13 @@ def test_the_two_runs_differ_in_objectives_only(tmp_path):
     assert on == {"smam", "dv_sft", "klal"}
 
 
+def test_figures_are_of_the_test_set_unless_settings_are_being_chosen(tmp_path):
+    for config in demo_configs(tmp_path, []):
+        assert config.data.test == tmp_path / "data" / "test.jsonl"
+    for config in demo_configs(tmp_path, [f"--data.test={tmp_path}/data/dev.jsonl"]):
+        assert config.data.test == tmp_path / "data" / "dev.jsonl"
+
+
 def test_demo_from_nothing_to_report(tmp_path, monkeypatch, capsys):
     made = []
 
