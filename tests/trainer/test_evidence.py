@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainer.data.sample import parse_sample
 from trainer.evidence import drawings, figures, loop, models, presets, tables
 from trainer.evidence.plan import METHODS, Drawings, Preset, Study
 from trainer.evidence.runs import Desk
+from trainer.stopping import Stopped
 
 (QUICK,) = presets.QUICK.studies
 
@@ -329,4 +331,12 @@ def test_a_curve_is_made_once_and_never_mixed_with_others(desk, monkeypatch, cap
         Desk(desk.output, replace(QUICK, batch_size=2)).curve("plain", 0)
     with pytest.raises(ConfigError, match="other drawings"):
         Desk(desk.output, replace(QUICK, held_out=7)).test()
+    (desk.output / "curves" / "word_pages" / "plain" / "0.json").unlink()
+
+    def stopped(*args, **kwargs):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Curve, "run", stopped)
     capsys.readouterr()
+    assert main(words) == 128 + signal.SIGTERM
+    assert f"saved in {desk.output}; the same command continues" in capsys.readouterr().err

@@ -35,10 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs what is not done, and writes the tables after every curve and the picture last."""
+    """Runs what is not done, and writes the tables after every curve and the picture last.
+
+    Raises:
+        ConfigError: another process uses the output, or it holds curves of other settings.
+        Stopped: Ctrl-C or SIGTERM; the same command continues.
+    """
     import torch
 
     from trainer.evidence.tables import plot, put_on_page, stored, write_tables
+    from trainer.stopping import Stopped
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     preset = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
@@ -46,8 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
     table = write_tables(output, preset, command)
     if not arguments.tables:
         with folder.held(output):
-            for _ in _curves(output, preset):
-                table = write_tables(output, preset, command)
+            try:
+                for _ in _curves(output, preset):
+                    table = write_tables(output, preset, command)
+            except Stopped as stopped:
+                stopped.saved = str(output)
+                raise
     picture = plot(output, preset, stored(output, preset))
     if arguments.page is not None:
         put_on_page(arguments.page, output)

@@ -25,18 +25,16 @@ _TRACING = Study(
         "klal_elsewhere_dv_sft",
         "klal_last_dv_sft",
         "klal",
-        "dv_sft",
-        "klal_last",
     ),
-    samples=4000,
-    steps=2000,
+    samples=6000,
+    steps=2500,
 )
 _INTERSECTION = Study(  # answers of one token: `answer` would be `last`
     "line_intersection",
     Drawings("line_intersection"),
-    ("plain", "klal", "klal_elsewhere", "klal_last", "klal_uniform"),
-    samples=4000,
-    steps=2000,
+    ("plain", "klal", "klal_elsewhere", "klal_last"),
+    samples=6000,
+    steps=2500,
 )
 _OBJECTS = Study(
     "two_objects",
@@ -58,9 +56,19 @@ _GRID = Study(
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
 CPU = Preset("cpu", (_WORD_PAGES, _TRACING, _INTERSECTION, _GRID, _OBJECTS, _LESS_DATA, _LARGER))
-GPU = Preset(  # sized on paper for four minutes of an H100, and never run
+GPU = Preset(  # never run: sized for four minutes of an H100 if a step takes 40 ms there
     "gpu",
-    tuple(replace(study, model="10m", batch_size=64) for study in (_WORD_PAGES, _TRACING)),
+    (
+        replace(_WORD_PAGES, model="10m", batch_size=64, methods=("plain", "dv_sft")),
+        replace(
+            _TRACING,
+            model="10m",
+            batch_size=64,
+            samples=3000,
+            steps=750,
+            methods=("plain", "klal_dv_sft"),
+        ),
+    ),
     seeds=2,
 )
 QUICK = Preset(  # for tests: nothing is learnt
