@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +11,10 @@ from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.evaluate.scoring import Marks, Scoring
 from trainer.heatmaps import heat_maps
-from trainer.pictures import full_scale, heat_picture, outline
+from trainer.pictures import close_up, full_scale, heat_picture, outline, page_uri
 
-SIDE = 560  # pixels of the longer side
+AREA = 300_000  # pixels of a picture, whatever its shape
+LARGER = 3.0  # times at most that a small image is enlarged
 _ANSWERED = (232, 89, 12)
 _REACH = 4.0  # of the image's sides: how far off a box is still drawn
 
@@ -58,7 +57,7 @@ class Pictures:
             if marks is not None:
                 outline(small, _entry(marks.right))
                 _mark(small, marks.answered)
-            found.append(Picture(_jpeg(small), caption))
+            found.append(Picture(page_uri(small), caption))
         return found + self._heat(row["sample"])
 
     def _heat(self, index: int) -> list[Picture]:
@@ -66,17 +65,21 @@ class Pictures:
             return []
         collator, model = self._grounding.collator, self._grounding.model
         entries = heat_maps(model, self._processor, collator, {"": [index]}, self._dataset, limit=1)
-        return [
-            Picture(heat_picture(entry, entry[kind], full_scale([entry[kind]])), title)
-            for entry in entries
-            for kind, title in (("attention", "attention"), ("contribution", "contributions"))
-            if kind in entry
-        ]
+        found = []
+        for entry in entries:
+            for kind in ("attention", "contribution"):
+                if kind in entry:
+                    values, top = entry[kind], full_scale([entry[kind]])
+                    title = f"{kind}, 0 to {top:.2g}"
+                    found.append(Picture(heat_picture(entry, values, top), title))
+                    if close := close_up(entry, values, top):
+                        found.append(Picture(close, f"{title}, around the region"))
+        return found
 
 
 def _small(image: Image.Image) -> Image.Image:
-    """The image enlarged or shrunk to SIDE."""
-    scale = SIDE / max(image.size)
+    """The image enlarged or shrunk to about AREA."""
+    scale = min(LARGER, (AREA / (image.width * image.height)) ** 0.5)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.LANCZOS)
 
@@ -102,9 +105,3 @@ def _mark(image: Image.Image, marks: Marks) -> None:
             x, y = x * width, y * height
             draw.line([x - 9, y - 9, x + 9, y + 9], fill=_ANSWERED, width=4)
             draw.line([x - 9, y + 9, x + 9, y - 9], fill=_ANSWERED, width=4)
-
-
-def _jpeg(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

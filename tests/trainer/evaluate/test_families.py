@@ -13,8 +13,6 @@ from trainer.evaluate.generating import Answerer, stop_tokens
 from trainer.evaluate.grounding import Grounding
 from trainer.evaluate.questions import Asking
 
-QUICK = ("qwen2_5_vl",)
-
 
 def examples() -> list[GroundedExample]:
     """One image, two of other sizes, none, several turns: no two prompts are of one length."""
@@ -35,12 +33,8 @@ def examples() -> list[GroundedExample]:
     ]
 
 
-def families() -> list:
-    long = pytest.mark.long
-    return [name if name in QUICK else pytest.param(name, marks=long) for name in FAMILIES]
-
-
-@pytest.mark.parametrize("name", families())
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
 def test_batches_answer_as_single_questions_do(name):
     built = FAMILIES[name]
     model, processor = built.model(), built.processor()

@@ -7,9 +7,11 @@ import json
 import pytest
 
 from tests.trainer.evaluate.small import make, predictions, result, run
+from tests.trainer.tiny_run import config, make_data
 from trainer.config import ConfigError
 from trainer.evaluate.models import named
 from trainer.run_folder import RECORD
+from trainer.train import train
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,19 @@ def test_runs_and_checkpoints_are_found(tmp_path):
     (run / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
     found = named(str(run), None)
     assert (found.weights, found.adapter) == ("base", run / "model")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4, "dropout": 0.0}])
+def test_a_run_and_its_checkpoint_answer_alike(tmp_path, lora):
+    """The output of a run, its model and its last checkpoint are the same weights."""
+    data = make_data(tmp_path)
+    model = {"lora": lora} if lora else {}
+    training = {"save_every": 3, "steps": 3}
+    train(config(data, tmp_path / "run", model=model, training=training))
+    said = []
+    for at, name in enumerate(("run", "run/model", "run/checkpoint-3")):
+        more = ("--model", str(tmp_path / name), "--samples", "2")
+        assert run(tmp_path, tmp_path / f"out{at}", *more) == 0
+        said.append([row["prediction"] for row in predictions(tmp_path / f"out{at}")])
+    assert said[0] == said[1] == said[2]
