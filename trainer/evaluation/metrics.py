@@ -66,7 +66,7 @@ class Metric:
         needs: what the gold has to have: "answer", any text; "number", whole numbers in it;
             "table", a table of two rows and columns; "boxes", boxes in the text or the regions;
             "places", regions, or points or boxes in the text.
-        score: predicted text and gold to a `Score`; raises for no text.
+        score: predicted text and gold to a `Score`; never raises, whatever the text.
     """
 
     name: str
