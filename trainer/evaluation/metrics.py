@@ -139,7 +139,7 @@ def default_metrics(gold: Gold) -> tuple[str, ...]:
 def _by_default(metric: Metric, gold: Gold) -> bool:
     written = gold.answers[0]
     if metric.needs in ("boxes", "places") and not gold.metrics:
-        return bool(_boxes_in(written, gold) or _points_in(written, gold)) and not number(written)
+        return bool(_boxes_in(written, gold) or _points_in(written, gold))
     return metric.fits(gold)
 
 
