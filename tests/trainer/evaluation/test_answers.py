@@ -308,6 +308,7 @@ def test_what_normalised_match_keeps_apart(predicted, gold):
         ("3 5", "row 3 column 5", (2, 2)),
         ("row 1 row 3 column 5", "row 3 column 5", (1, 2)),  # the first "row" counts
         ("row 13 column 5", "row 3 column 5", (1, 2)),
+        ("row 1 column 5", "row 10 column 5", (1, 2)),
         ("(3, 5)", "(3, 5)", (2, 2)),
         ("(3,-5)", "(3, -5)", (2, 2)),
         ("3.5", "35", (0, 1)),
