@@ -66,7 +66,7 @@ class Metric:
         needs: what the gold has to have: "answer", any text; "number", whole numbers in it;
             "table", a table of two rows and columns; "boxes", boxes in the text or the regions;
             "places", regions, or points or boxes in the text.
-        score: predicted text and gold to a `Score`; raises for no text.
+        score: predicted text and gold to a `Score`; never raises, whatever the text.
     """
 
     name: str
@@ -139,7 +139,7 @@ def default_metrics(gold: Gold) -> tuple[str, ...]:
 def _by_default(metric: Metric, gold: Gold) -> bool:
     written = gold.answers[0]
     if metric.needs in ("boxes", "places") and not gold.metrics:
-        return bool(_boxes_in(written, gold) or _points_in(written, gold)) and not number(written)
+        return bool(_boxes_in(written, gold) or _points_in(written, gold))
     return metric.fits(gold)
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 _MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"))
 _SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
-_SUBSCRIPT = re.compile("[\u2080-\u2089]")
 _LONGEST = 64  # characters of a number; more is text
 # Digits in groups of three (of two and a last three, as in India), or without groups.
 _GROUPED = (
@@ -45,7 +44,7 @@ def number(text: str) -> Number | None:
     nothing (`3,5`), words of magnitude (`5 million`, `5k`), fractions, powers (`10\u00b2`), units,
     NaN and infinity are text.
     """
-    if len(text) > _LONGEST or _SUBSCRIPT.search(text):
+    if len(text) > _LONGEST:
         return None
     text = tidy(text).lower()
     sign, text = _sign(text)

@@ -77,6 +77,9 @@ def test_every_metric_is_in_the_documentation():
         ("", "[1, 2, 3, 4]", ("box_accuracy", "box_iou", "centre_accuracy")),
         ("", "(1, 2)", ("pointing_accuracy", "pointing_f1")),
         ("", "| a | b |\n|---|---|\n| 1 | 2 |", ("table_f1", "number_set_similarity")),
+        ("", "12, 15", ("exact_match", "coordinates")),  # bare numbers may count anything
+        ("", "1, 2, 3, 4", ("exact_match", "coordinates")),
+        ("", "as figures (3, 5) of this page show", ("exact_match", "token_f1", "cer", "wer")),
         ("", "12.5 %", ("exact_match", "relaxed_accuracy")),
         ("pages", "Paris", ("exact_match", "normalised_match", "anls")),
         ("", "row 3 column 5", ("exact_match", "coordinates")),

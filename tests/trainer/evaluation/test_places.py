@@ -122,6 +122,7 @@ def test_cogvlm_s_boxes_with_leading_zeros_and_semicolons():
         "<loc_1><loc_2><loc_3>",
         "<patch_index_0001>",
         "<box>(1,2),(3)</box>",
+        "<box>(1234567890,2),(9999999999999,99999999999999)</box>",
         "<|box_start|><|box_end|>",
         '{"bbox_2d": [1, 2, 3]}',
         "12, 15, 18 and 20",

@@ -75,6 +75,7 @@ def test_plain_text_has_neither_case_nor_punctuation_nor_ligatures():
 
 def test_of_several_golds_the_one_with_the_lowest_rate():
     assert cer("abd", ["x", "abc", "abdefgh"]) == (1, 3)
+    assert cer("ab", ["a", "abcd"]) == (2, 4)  # more edits, and a lower rate
     assert cer("a", []) == (0, 0)
 
 

@@ -77,6 +77,7 @@ def test_titles_corners_and_pipes_of_cells():
     assert parse_table(" | a | b\n1 | 2 | 3").headers == ("", "a", "b")
     assert parse_table("a | b\nx|y | 2").rows == (("x|y", "2"),)
     assert parse_table("| a | b |\n|---|---|\n| x\\|y | 2 |").rows == (("x|y", "2"),)
+    assert parse_table("| a | b |\n| 1 | x\\|").rows == (("1", "x|"),)  # no pipe at the end
     assert parse_table("") == Table(None, (), ())
     assert parse_table("no table") == Table(None, ("no table",), ())
 
