@@ -16,7 +16,7 @@ from trainer.evaluate.rows import Row
 from trainer.evaluate.scoring import Scoring
 from trainer.report import environment
 
-WIDTH = 120  # columns of the table where there is no terminal
+WIDTH = 132  # columns of the table where there is no terminal
 SHOWN = 600  # characters of a text
 
 
@@ -68,7 +68,7 @@ def _row(about: Any, figure: dict[str, Any], gap: dict[str, Any]) -> dict[str, A
         "difference": f"{number(gap['value'], '+')} ({span(gap['low'], gap['high'], '+')})"
         if told
         else "",
-        "p": f"{gap['p_value']:.3f}" if told else "",
+        "p": ("<0.001" if gap["p_value"] < 0.001 else f"{gap['p_value']:.3f}") if told else "",
         "paired": gap.get("samples", 0),
         "verdict": ("better" if better else "worse") if sure else "",
     }

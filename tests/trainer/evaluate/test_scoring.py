@@ -8,6 +8,7 @@ from PIL import Image
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
 from trainer.evaluate.pictures import _mark
+from trainer.evaluate.report import tables
 from trainer.evaluate.rows import identity
 from trainer.evaluate.scoring import Marks, Scoring, about, check_names
 
@@ -87,3 +88,27 @@ def test_answers_far_off_the_image_are_not_drawn():
     assert len(image.getcolors()) == 1
     _mark(image, Marks(boxes=[(0.1, 0.1, 0.5, 0.9)], points=[(0.5, 0.5)]))
     assert len(image.getcolors()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "p_value", "verdict", "shown"),
+    [
+        ("exact_match", 0.25, 0.0004, "better", "<0.001"),
+        ("exact_match", -0.25, 0.04, "worse", "0.040"),
+        ("cer", -0.25, 0.04, "better", "0.040"),
+        ("cer", 0.05, 0.4, "", "0.400"),
+    ],
+)
+def test_a_difference_is_coloured_beyond_its_interval_alone(name, value, p_value, verdict, shown):
+    figure = {"value": 0.5, "low": 0.4, "high": float("nan"), "samples": 9}
+    gap = {"of": 0.5, "other": 0.5 - value, "value": value, "p_value": p_value, "samples": 9}
+    gap |= {"low": value - 0.1, "high": value + 0.1}
+    evaluation = {
+        "metrics": {name: about(name)._asdict()},
+        "tasks": {"t": {"samples": 9, "figures": {name: figure}}},
+        "compared": {"tasks": {"t": {name: gap}}},
+    }
+    ((task, (row,)),) = tables(evaluation)
+    assert (task, row["verdict"], row["p"]) == ("t", verdict, shown)
+    assert row["interval"] == "–"
+    assert row["difference"].startswith(f"{value:+.3f} (")
