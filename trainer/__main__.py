@@ -12,7 +12,7 @@ from pathlib import Path
 from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
 from trainer.demo.make import SAMPLES
-from trainer.evaluate import command as evaluation
+from trainer.evaluation import command as evaluation
 from trainer.evidence import command as evidence
 from trainer.inspection import command as inspection
 from trainer.prepare.command import add_commands
@@ -108,7 +108,7 @@ def _guarded(run: Callable[[], int | None]) -> int:
     from groundkern.hf import DivergedError
     from trainer.data.images import SampleError
     from trainer.durable import StorageError
-    from trainer.evaluate.ranks import RankError
+    from trainer.evaluation.ranks import RankError
     from trainer.stopping import Stopped, StopSignals
 
     try:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, image_geometry
-from trainer.evaluation.held_out import own_columns, read, to_device
+from trainer.metrics.held_out import own_columns, read, to_device
 from trainer.pictures import page_uri
 
 KEPT = 1_200_000  # pixels of a picture, whatever its shape: the text of a receipt stays readable

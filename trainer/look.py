@@ -28,8 +28,8 @@ from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geom
 from groundkern.maps import inside
 from trainer.config import ConfigError
 from trainer.data.images import image_size, load_rgb
-from trainer.evaluation.held_out import to_device
 from trainer.loading import open_model
+from trainer.metrics.held_out import to_device
 from trainer.pictures import full_scale, heated, outline
 
 MAPS = ("attention", "gradcam", "contribution")

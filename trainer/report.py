@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import durable
 from trainer import run_folder as folder
-from trainer.evaluation.tally import PER_SAMPLE, interval_of, paired_of
+from trainer.metrics.tally import PER_SAMPLE, interval_of, paired_of
 from trainer.pictures import (
     SERIES,
     close_up,

@@ -22,10 +22,10 @@ from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.supervised import SupervisionWatch, check_supervision
-from trainer.evaluation.held_out import TARGET_LEVELS, digit_tokens, evaluate, pick
 from trainer.heatmaps import heat_maps
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
+from trainer.metrics.held_out import TARGET_LEVELS, digit_tokens, evaluate, pick
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 

@@ -23,7 +23,7 @@ from groundkern.hf.watching.held_out import ACCURACIES
 from groundkern.hf.watching.saved import finite_or_none
 from trainer import checkpoints, durable
 from trainer.config import Config, ConfigError, Evaluation
-from trainer.evaluation.held_out import pick
+from trainer.metrics.held_out import pick
 from trainer.run_folder import METRICS
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 from tests.trainer.test_pictures import entry, receipt_entry
 from trainer import durable, report
 from trainer import run_folder as folder
-from trainer.evaluation.tally import PER_SAMPLE, Tally
+from trainer.metrics.tally import PER_SAMPLE, Tally
 
 SAMPLES = 40
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -23,10 +23,10 @@ from trainer.__main__ import main
 from trainer.config import Config, ConfigError, Evaluation, field_names, validate
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
-from trainer.evaluation.held_out import TARGET_LEVELS, digit_tokens, evaluate
-from trainer.evaluation.tally import sampled
 from trainer.heatmaps import heat_maps
 from trainer.loading import open_model
+from trainer.metrics.held_out import TARGET_LEVELS, digit_tokens, evaluate
+from trainer.metrics.tally import sampled
 from trainer.train import train
 from trainer.watching import Watching, best_step, out_of_patience
 

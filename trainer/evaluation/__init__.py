@@ -1,1 +1,1 @@
-"""How good a model is on held-out samples, and how sure that is."""
+"""`python -m trainer evaluate`: a model's own answers, scored, compared and shown."""

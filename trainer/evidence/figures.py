@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trainer.evaluation.intervals import Difference, Interval, interval, paired
 from trainer.evidence.plan import LEVELS
+from trainer.metrics.intervals import Difference, Interval, interval, paired
 
 Points = Sequence[dict[str, float]]
 Curves = dict[str, dict[int, dict[str, Any]]]

@@ -13,10 +13,10 @@ from typing import Any
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.config import ConfigError
-from trainer.evaluation.intervals import Interval
 from trainer.evidence.drawings import most_frequent
 from trainer.evidence.figures import Curves, Reached, Row, accuracy_at, table
 from trainer.evidence.plan import LEVELS, METHODS, Preset, Study
+from trainer.metrics.intervals import Interval
 
 JSON, PICTURE = "evidence.json", "evidence.png"
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")

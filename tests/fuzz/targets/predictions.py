@@ -6,8 +6,8 @@ import json
 
 from tests.fuzz.scratch import written
 from tests.fuzz.target import Target, expect
-from trainer.evaluate import figures
-from trainer.evaluate.rows import identity, is_answer, is_prediction, newest, read_rows
+from trainer.evaluation import figures
+from trainer.evaluation.rows import identity, is_answer, is_prediction, newest, read_rows
 
 LINES = [identity(n) for n in range(3)]
 

@@ -1,0 +1,139 @@
+"""The metrics of an answer that a sample gets, and what people read about each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from trainer.config import ConfigError
+from trainer.data.sample import Sample
+from trainer.evaluation.rows import Row
+from trainer.metrics.places import Box, Point
+from trainer.metrics.registry import METRICS, Gold, gold_of, gold_places, task_metrics
+
+LOOKING = {
+    "answer_loss": ("answer loss", False),
+    "token_accuracy": ("answer tokens right", True),
+    "answer_accuracy": ("answers right, teacher forced", True),
+    "number_accuracy": ("digits right", True),
+    "attention_ratio": ("attention ratio", True),
+    "attention_mass": ("attention mass", True),
+    "attention_argmax": ("attention peak in region", True),
+    "peak_in_mask": ("contribution peak in region", True),
+    "roc_auc": ("contribution AUC", True),
+    "gradcam_peak": ("GradCAM peak in region", True),
+}
+"""Teacher-forced figures: {name: (title, whether higher is better)}."""
+_PLACES = ("boxes", "places")  # what special tokens may stand for
+
+
+class Marks(NamedTuple):
+    """Places of an image in its fractions: boxes, points, polygons."""
+
+    boxes: Sequence[Box] = ()
+    points: Sequence[Point] = ()
+    polygons: Sequence[Sequence[Point]] = ()
+
+
+class Marked(NamedTuple):
+    """What is right of a sample's first image, and where the answer points to."""
+
+    right: Marks
+    answered: Marks
+
+
+class About(NamedTuple):
+    """What people read about a metric."""
+
+    title: str
+    higher_is_better: bool
+    teacher_forced: bool
+    source: str
+
+
+def about(name: str) -> About:
+    """What people read about a metric of answers, or a teacher-forced figure."""
+    if name in LOOKING:
+        title, higher = LOOKING[name]
+        return About(title, higher, True, "")
+    metric = METRICS[name]
+    return About(metric.title, metric.higher_is_better, False, metric.source)
+
+
+def check_names(names: Sequence[str] | None) -> None:
+    """Refuse what is no metric.
+
+    Raises:
+        ConfigError: a name that is not in METRICS.
+    """
+    for name in names or ():
+        if name not in METRICS:
+            raise ConfigError(f"--metrics: expected some of {', '.join(METRICS)}, got {name}")
+
+
+class Scoring:
+    """Scores answers by the metrics asked for, or by those of each sample's task.
+
+    Args:
+        names: of METRICS; None: of each sample's task.
+        coord: what the numbers of boxes count whose notation does not say so; None: as the gold's.
+    """
+
+    def __init__(self, names: Sequence[str] | None, coord: str | None) -> None:
+        self._names = tuple(dict.fromkeys(names)) if names else None
+        self._coord = coord
+        self._golds: dict[int, Gold] = {}
+        self._by_task: dict[str, tuple[str, ...]] = {}
+
+    def prepare(self, samples: Sequence[tuple[int, Sample]]) -> None:
+        """Takes note of all samples, whose tasks decide by which metrics each is measured.
+
+        Args:
+            samples: (index, sample) of each that was answered.
+        """
+        tasks: dict[str, list[Gold]] = {}
+        for index, sample in samples:
+            gold = self._golds[index] = gold_of(sample, coord=self._coord)
+            tasks.setdefault(sample.task, []).append(gold)
+        for task, golds in tasks.items():
+            self._by_task[task] = self._names or task_metrics(golds)
+
+    def score(self, row: Row) -> dict[str, list[float]]:
+        """{metric: [sum, count]} of the answer of a prepared sample, by the metrics that fit it.
+
+        Boxes and points are read in the text with its special tokens, of which some notations are
+        made; everything else in the text without.
+        """
+        gold = self._golds[row["sample"]]
+        plain = replace(gold, answers=tuple(dict.fromkeys(row["gold"])))
+        found = {}
+        for name in self._by_task[gold.task]:
+            metric = METRICS[name]
+            if not metric.fits(gold):
+                continue
+            if metric.needs in _PLACES:
+                score = metric.score(row.get("raw", row["prediction"]), gold)
+            else:
+                score = metric.score(row["prediction"], plain)
+            found[name] = [float(score.sum), float(score.count)]
+        return found
+
+    def marks(self, row: Row) -> Marked:
+        """The places of a prepared sample; of its answer those that a metric has read."""
+        gold = self._golds[row["sample"]]
+        right, answered = gold_places(gold), Marks()
+        if any(METRICS[name].needs in _PLACES for name in self._by_task[gold.task]):
+            said = replace(gold, answers=(row.get("raw", row["prediction"]),), regions=())
+            found = gold_places(said)
+            answered = Marks(found.boxes, found.points)
+        return Marked(Marks(right.boxes, right.points, right.polygons), answered)
+
+    def badness(self, row: Row) -> float | None:
+        """How bad an answer is by the first metric it has; None if it is perfect or has none."""
+        for name in self._by_task[row["task"]]:
+            total, count = row["figures"].get(name, (0, 0))
+            if count > 0:
+                bad = 1 - total / count if METRICS[name].higher_is_better else total / count
+                return bad if bad > 0 else None
+        return None

@@ -1,0 +1,392 @@
+"""Every metric of an answer by name, what it needs of a sample, and which ones a sample gets.
+
+`METRICS[name].score(predicted, gold)` is a `Score`, a sum and a count: the figure of a data set is
+the sum of the sums over that of the counts. For most metrics a sample counts once; for error rates
+it counts as many characters or words as it has, for coordinates as many as there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from groundkern.hf.data.example import Region, message_text
+from trainer.data.images import wrong
+from trainer.data.sample import Sample
+from trainer.metrics import answers, boxes, reading, tables
+from trainer.metrics.boxes import Places
+from trainer.metrics.numbers import number
+from trainer.metrics.places import SCALES, Box, Coord, Point, Size, parse_boxes, parse_points
+
+_SAME_BOX = 0.9  # IoU of a box in the answer with its region in the right coordinates: rounding
+
+
+class Score(NamedTuple):
+    """What a sample adds to a figure: the sum of its values, and how many values that are."""
+
+    sum: float
+    count: float
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What a metric may know of a sample.
+
+    Args:
+        answers: the right answers; one of them will do.
+        task: the sample's label.
+        size: (width, height) of its first image as the model saw it, in pixels; None: no image.
+        regions: of this answer, in fractions of the image.
+        metrics: names that the sample asks for itself.
+        coord: what the numbers of boxes and points count where their notation does not say so.
+    """
+
+    answers: tuple[str, ...]
+    task: str = ""
+    size: Size | None = None
+    regions: tuple[Region, ...] = ()
+    metrics: tuple[str, ...] = ()
+    coord: Coord = "per_mille"
+
+
+Needs = Literal["answer", "number", "table", "boxes", "places"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one answer.
+
+    Args:
+        name: as in `METRICS`.
+        title: what a report calls it.
+        higher_is_better: False for error rates.
+        source: the paper or program that it comes from.
+        needs: what the gold has to have: "answer", any text; "number", whole numbers in it;
+            "table", a table of two rows and columns; "boxes", boxes in the text or the regions;
+            "places", regions, or points or boxes in the text.
+        score: predicted text and gold to a `Score`; never raises, whatever the text.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    source: str
+    needs: Needs
+    score: Callable[[str, Gold], Score]
+
+    def fits(self, gold: Gold) -> bool:
+        """Whether the gold has what the metric needs; without it scores mean nothing."""
+        return _HAS[self.needs](gold)
+
+
+def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = None) -> Gold:
+    """What the metrics may know of one of a sample's answers.
+
+    Args:
+        sample: checked.
+        turn: the index of an assistant message; None: the last.
+        coord: of boxes and points in texts; None: those in which the boxes of the gold answer are
+            its regions, else thousandths.
+
+    Raises:
+        SampleError: the sample's `metrics` has a name that is not in `METRICS`.
+    """
+    for i, name in enumerate(sample.metrics):
+        if name not in METRICS:
+            raise wrong(sample.where, f"metrics[{i}]", f"one of {', '.join(METRICS)}", repr(name))
+    said = [i for i, message in enumerate(sample.messages) if message["role"] == "assistant"]
+    turn = said[-1] if turn is None else turn
+    others = sample.answers if turn == said[-1] else ()
+    texts = (message_text(sample.messages[turn]), *others)
+    gold = Gold(
+        answers=tuple(dict.fromkeys(texts)),
+        task=sample.task,
+        size=sample.sizes[0] if sample.sizes else None,
+        regions=tuple(r for r in sample.regions if r.turn == turn and r.image == 0),
+        metrics=sample.metrics,
+    )
+    return replace(gold, coord=coord or coord_of(gold))
+
+
+def coord_of(gold: Gold) -> Coord:
+    """The coordinates in which the boxes of the gold answer are its regions; else per_mille."""
+    regions = [box for region in gold.regions for box in region.boxes]
+    if regions:
+        for coord in ("per_mille", "pixel", "unit", "percent"):
+            if boxes.box_iou(_boxes_in(gold.answers[0], gold, coord), regions) >= _SAME_BOX:
+                return coord
+    return "per_mille"
+
+
+def default_metrics(gold: Gold) -> tuple[str, ...]:
+    """Names of the metrics that a sample gets when nobody asks for others.
+
+    The sample's own `metrics`, else those of its task (`TASK_METRICS`; `refcoco_val` is a
+    `refcoco`), else by what its answer is: boxes, points, a table, a number, several numbers in up
+    to 5 words, up to 5 words, or a longer text. Those that do not fit the sample are left out, and
+    those of boxes and points where the gold answer writes none: what is asked then is something
+    else, such as a count.
+    """
+    names = gold.metrics
+    if not names:
+        tasks = [task for task in TASK_METRICS if re.match(rf"{task}(?![a-z])", gold.task)]
+        names = TASK_METRICS[max(tasks, key=len)] if tasks else _by_answer(gold)
+    return tuple(name for name in names if _by_default(METRICS[name], gold)) or ("exact_match",)
+
+
+def _by_default(metric: Metric, gold: Gold) -> bool:
+    written = gold.answers[0]
+    if metric.needs in ("boxes", "places") and not gold.metrics:
+        return bool(_boxes_in(written, gold) or _points_in(written, gold))
+    return metric.fits(gold)
+
+
+def task_metrics(golds: Iterable[Gold]) -> tuple[str, ...]:
+    """What any of a task's samples gets by `default_metrics`, in the order of `METRICS`.
+
+    Its samples are all measured by these, each by those that fit it, so that a figure is not of the
+    numbers, say, among its answers.
+    """
+    found = {name for gold in golds for name in default_metrics(gold)}
+    return tuple(name for name in METRICS if name in found)
+
+
+def _by_answer(gold: Gold) -> tuple[str, ...]:
+    answer = gold.answers[0]
+    marked = any(mark in answer for mark in "[(<{")  # bare numbers may count anything
+    if marked and _boxes_in(answer, gold):
+        return _BOXES
+    if ("<" in answer or answer.lstrip()[:1] in tuple("[({`")) and _points_in(answer, gold):
+        return _POINTS
+    if _has_table(gold):
+        return ("table_f1", "number_set_similarity")
+    if number(answer):
+        return ("exact_match", "relaxed_accuracy")
+    if len(answer.split()) <= 5 and answers.coordinates("", answer)[1] > 1:
+        return ("exact_match", "coordinates")
+    if len(answer.split()) <= 5:
+        return ("exact_match", "normalised_match", "anls")
+    return ("exact_match", "token_f1", "cer", "wer")
+
+
+def _boxes_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Box]:
+    return parse_boxes(text, **_units(gold, coord))
+
+
+def _points_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Point]:
+    return parse_points(text, **_units(gold, coord))
+
+
+def _units(gold: Gold, coord: Coord | None) -> dict:
+    """Pixels of an image of unknown size are compared as they are: IoU has no unit."""
+    coord = coord or gold.coord
+    known = coord in SCALES or gold.size is not None
+    return {"coord": coord if known else "unit", "size": gold.size}
+
+
+def gold_boxes(gold: Gold) -> list[Box]:
+    """The boxes of the first gold answer, or if it has none of the regions, in fractions."""
+    written = _boxes_in(gold.answers[0], gold)
+    return written or [box for region in gold.regions for box in region.boxes]
+
+
+def gold_places(gold: Gold) -> Places:
+    """The boxes, polygons and points of the regions; without any those of the first answer."""
+    places = Places(
+        boxes=[box for region in gold.regions for box in region.boxes],
+        polygons=[corners for region in gold.regions for corners in region.polygons],
+        points=[point for region in gold.regions for point in region.points],
+    )
+    if len(places):
+        return places
+    written = _boxes_in(gold.answers[0], gold)
+    return Places(boxes=written, points=() if written else _points_in(gold.answers[0], gold))
+
+
+def predicted_points(predicted: str, gold: Gold) -> list[Point]:
+    """The points of a text, or the centres of its boxes."""
+    points = _points_in(predicted, gold)
+    return points or [boxes.centre(box) for box in _boxes_in(predicted, gold)]
+
+
+def _of_answers(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
+    return lambda predicted, gold: Score(metric(predicted, gold.answers), 1.0)
+
+
+def _of_counts(metric: Callable[..., tuple[float, float]], **options) -> Callable:
+    return lambda predicted, gold: Score(*metric(predicted, gold.answers, **options))
+
+
+def _of_boxes(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
+    def score(predicted: str, gold: Gold) -> Score:
+        return Score(metric(_boxes_in(predicted, gold), gold_boxes(gold)), 1.0)
+
+    return score
+
+
+def _of_points(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
+    def score(predicted: str, gold: Gold) -> Score:
+        return Score(metric(predicted_points(predicted, gold), gold_places(gold)), 1.0)
+
+    return score
+
+
+def _has_table(gold: Gold) -> bool:
+    table = tables.parse_table(gold.answers[0])
+    return len(table.headers) > 1 and any(len(row) > 1 for row in table.rows)
+
+
+_HAS: dict[str, Callable[[Gold], bool]] = {
+    "answer": lambda gold: True,
+    "number": lambda gold: any(answers.coordinates("", text)[1] for text in gold.answers),
+    "table": _has_table,
+    "boxes": lambda gold: bool(gold_boxes(gold)),
+    "places": lambda gold: len(gold_places(gold)) > 0,
+}
+
+_ALL = (
+    Metric("exact_match", "exact match", True, "", "answer", _of_answers(answers.exact_match)),
+    Metric(
+        "normalised_match",
+        "match but for case, punctuation, articles",
+        True,
+        "arXiv 1505.00468 (VQA)",
+        "answer",
+        _of_answers(answers.normalised_match),
+    ),
+    Metric(
+        "relaxed_accuracy",
+        "relaxed accuracy, years exact",
+        True,
+        "arXiv 2203.10244 (ChartQA)",
+        "answer",
+        _of_answers(answers.relaxed_accuracy),
+    ),
+    Metric(
+        "relaxed_accuracy_pix2struct",
+        "relaxed accuracy as pix2struct's code",
+        True,
+        "arXiv 2210.03347 (Pix2Struct)",
+        "answer",
+        _of_answers(answers.relaxed_accuracy_pix2struct),
+    ),
+    Metric("anls", "ANLS", True, "arXiv 1907.00490", "answer", _of_answers(answers.anls)),
+    Metric(
+        "squad_match",
+        "exact match of SQuAD",
+        True,
+        "arXiv 1606.05250 (SQuAD)",
+        "answer",
+        _of_answers(answers.squad_match),
+    ),
+    Metric(
+        "token_f1",
+        "F1 of words",
+        True,
+        "arXiv 1606.05250 (SQuAD)",
+        "answer",
+        _of_answers(answers.token_f1),
+    ),
+    Metric(
+        "coordinates",
+        "accuracy per coordinate",
+        True,
+        "arXiv 2511.12738 (KLAL)",
+        "number",
+        _of_counts(answers.coordinates),
+    ),
+    Metric(
+        "table_f1",
+        "RMS-F1 of tables",
+        True,
+        "arXiv 2212.10505 (DePlot)",
+        "table",
+        _of_answers(tables.table_f1),
+    ),
+    Metric(
+        "number_set_similarity",
+        "RNSS of tables",
+        True,
+        "arXiv 2203.10244 (ChartQA)",
+        "table",
+        _of_answers(tables.number_set_similarity),
+    ),
+    Metric(
+        "box_accuracy",
+        "IoU@.5",
+        True,
+        "arXiv 1511.02283 (RefCOCOg)",
+        "boxes",
+        _of_boxes(boxes.box_accuracy),
+    ),
+    Metric("box_iou", "mean IoU", True, "", "boxes", _of_boxes(boxes.box_iou)),
+    Metric(
+        "centre_accuracy",
+        "centre of the box in the gold box",
+        True,
+        "arXiv 2401.10935 (ScreenSpot)",
+        "boxes",
+        _of_boxes(boxes.centre_accuracy),
+    ),
+    Metric(
+        "pointing_accuracy",
+        "first point in the place",
+        True,
+        "arXiv 1608.00507 (pointing game)",
+        "places",
+        _of_points(boxes.pointing_accuracy),
+    ),
+    Metric(
+        "pointing_f1",
+        "F1 of points",
+        True,
+        "arXiv 2409.17146 (PixMo)",
+        "places",
+        _of_points(boxes.pointing_f1),
+    ),
+    Metric("cer", "character error rate", False, "jiwer", "answer", _of_counts(reading.cer)),
+    Metric("wer", "word error rate", False, "jiwer", "answer", _of_counts(reading.wer)),
+    Metric(
+        "cer_plain",
+        "character error rate without case and punctuation",
+        False,
+        "jiwer",
+        "answer",
+        _of_counts(reading.cer, normalise=reading.plain),
+    ),
+    Metric(
+        "wer_plain",
+        "word error rate without case and punctuation",
+        False,
+        "jiwer",
+        "answer",
+        _of_counts(reading.wer, normalise=reading.plain),
+    ),
+)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+_BOXES = ("box_accuracy", "box_iou", "centre_accuracy")
+_POINTS = ("pointing_accuracy", "pointing_f1")
+_READING = ("exact_match", "cer", "wer")
+_CHARTS = ("relaxed_accuracy", "relaxed_accuracy_pix2struct")
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "chartqa": _CHARTS,
+    "chart_to_table": ("table_f1", "number_set_similarity"),
+    "docvqa": ("anls", "exact_match"),
+    "infographicvqa": ("anls", "exact_match"),
+    "squad": ("squad_match", "token_f1"),
+    "refcoco": _BOXES,
+    "refcocog": _BOXES,
+    "pixmo_points": ("exact_match", *_POINTS),
+    "grid_patch": ("exact_match", "coordinates"),
+    "pointing": ("exact_match", "coordinates"),
+    "page": _READING,
+    "chart": ("exact_match", "anls"),
+    "line_intersection": ("exact_match",),
+    "line_tracing": ("exact_match",),
+    "word_page": _READING,
+    "ocr": _READING,
+    "text_page": _READING,
+}
