@@ -203,6 +203,16 @@ def test_figures_of_curves_by_hand():
     assert figures.steps_to(points(0, 0.2, 0.6), 0.5, 15) is None
 
 
+@pytest.mark.parametrize(
+    ("right", "p_value"),
+    [([1, 1, 1, 1, 1], 2 / 32), ([1, 1, 1, 1, -1], 12 / 32), ([0, 0, 0, 0, 0], 1.0), ([1], 1.0)],
+)
+def test_the_p_value_over_seeds_is_exact(right, p_value):
+    found = figures.over_seeds([0.0] * len(right), right)
+    assert found.p_value == p_value
+    assert found.value == pytest.approx(sum(right) / len(right))
+
+
 @pytest.fixture
 def finished(tmp_path):
     """Two seeds of plain and one of KLAL, as files."""

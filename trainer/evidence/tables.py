@@ -25,8 +25,8 @@ COLUMNS = """
 Held-out answers right, mean over seeds with 95 % intervals from three seeds on (bootstrap over
 seeds; Wilson's where every seed has 0 or 1). Steps to an accuracy are restricted means: a seed that
 does not get there counts with all its steps, so that a mean (≥) of which some seeds fell short is a
-lower bound. The gain is against plain on the same seeds; its p-value switches the two sides of
-seeds at random, so that five seeds cannot give less than .06.
+lower bound. The gain is against plain on the same seeds; its p-value counts every switch of the
+two sides of seeds (exact), so that five seeds cannot give less than .06.
 """.strip()
 _WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 _FEW = 3  # seeds below which an interval over seeds says nothing
