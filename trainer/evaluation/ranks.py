@@ -87,7 +87,7 @@ class Ranks:
                 device = torch.device(device.type, self.local)
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             raise ConfigError(f"--device: {wanted} cannot be used: {reason}") from None
         return device
 

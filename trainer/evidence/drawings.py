@@ -43,7 +43,7 @@ def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]
     if path.exists():
         if durable.read_json(folder / f"{split}-{MADE}") != made:
             raise ConfigError(f"{folder} holds other drawings; choose another --output")
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return _records(path)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     records = []
     with progress(f"drawing {drawings.task}, {split}", total=count, unit="drawing") as bar:
@@ -63,9 +63,13 @@ def most_frequent(folder: Path) -> float | None:
     path = folder / "test.jsonl"
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    answers = Counter(json.loads(line)["messages"][-1]["content"] for line in lines)
+    answers = Counter(record["messages"][-1]["content"] for record in _records(path))
     return max(answers.values()) / answers.total()
+
+
+def _records(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def shortened(record: dict) -> dict:
