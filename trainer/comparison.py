@@ -17,9 +17,8 @@ from trainer.command_line import Places, merged, parse_flags, read_yaml
 from trainer.config import Config, validate
 from trainer.demo.generate import SEEDS
 from trainer.demo.make import SAMPLES, make_demo
-from trainer.metrics.intervals import Interval
+from trainer.metrics.intervals import ENOUGH, Interval
 from trainer.metrics.tally import interval_of, paired_of, sampled
-from trainer.report import ENOUGH
 from trainer.train import train
 
 MADE = "made.json"  # in the data folder, written last

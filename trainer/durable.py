@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from groundkern.hf.watching.saved import finite_or_none
+
+logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial"  # what a file is called until it is whole
 _BLOCK = 2**20
@@ -92,6 +95,32 @@ def append_line(path: Path, line: str) -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_rows(path: Path, fits: Callable[[dict[str, Any]], bool], what: str) -> list[dict]:
+    """The rows of a JSON-lines file that is appended to, in its order; none if there is no file.
+
+    A last line that was cut off is no row. A whole one that is none is left out with a warning.
+
+    Args:
+        path: the file.
+        fits: whether an object has a row's fields.
+        what: what a row is called in the warning.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().decode("utf-8", "replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and fits(row):
+            rows.append(row)
+        else:
+            logger.warning("%s:%d is no %s and is left out", path, number, what)
+    return rows
 
 
 def move(source: Path, target: Path) -> None:

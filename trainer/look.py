@@ -28,6 +28,8 @@ from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geom
 from groundkern.maps import inside
 from trainer.config import ConfigError
 from trainer.data.images import image_size, load_rgb
+from trainer.evaluation.generating import Answerer
+from trainer.evaluation.questions import Question
 from trainer.loading import open_model
 from trainer.metrics.held_out import to_device
 from trainer.pictures import full_scale, heated, outline
@@ -125,7 +127,6 @@ def parse_layers(text: str | None, count: int) -> list[int]:
     return sorted(found)
 
 
-@torch.no_grad()
 def generate(
     model: torch.nn.Module, processor: Any, image: Image.Image, prompt: str, max_new_tokens: int
 ) -> str:
@@ -133,15 +134,14 @@ def generate(
 
     Raises:
         ConfigError: it says nothing.
+        SampleError: the processor does not take the question.
     """
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     chat = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=[[image]], return_tensors="pt")
-    inputs = to_device(inputs, model.device)
-    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = tokens[0, inputs["input_ids"].shape[1] :]
-    answer = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    answerer = Answerer(model, processor, max_new_tokens=max_new_tokens)
+    question = Question(text, (image,), "--prompt")
+    answer = answerer.answer(answerer.inputs([question]))[0].text.strip()
     if not answer:
         raise ConfigError("--answer: the model's own answer is empty; give one")
     return answer

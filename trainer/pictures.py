@@ -46,10 +46,13 @@ def heat_picture(entry: dict, values: Sequence[float] | None, top: float = 1.0) 
             draws the target on the image as it is.
         top: the value drawn darkest, of `full_scale`.
     """
-    image = _from_data_uri(entry["image"])
+    return page_uri(_drawn(whole(_from_data_uri(entry["image"])), entry, values, top))
+
+
+def whole(image: Image.Image) -> Image.Image:
+    """An image as large as a page shows a whole one: of about one area, whatever its shape."""
     scale = min(_ENLARGED, (_WHOLE / (image.width * image.height)) ** 0.5)
-    image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.LANCZOS)
-    return page_uri(_drawn(image, entry, values, top))
+    return image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.LANCZOS)
 
 
 def close_up(entry: dict, values: Sequence[float] | None, top: float = 1.0) -> str | None:

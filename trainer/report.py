@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import durable
 from trainer import run_folder as folder
+from trainer.metrics.intervals import CHANCE, ENOUGH, beyond_chance
 from trainer.metrics.tally import PER_SAMPLE, interval_of, paired_of
 from trainer.pictures import (
     SERIES,
@@ -42,7 +43,6 @@ OBJECTIVES = {
     "margins": "margins",
     "logit_lens": "logit lens",
 }
-CHANCE, ENOUGH = 0.05, 20  # what a column must stay below, and the samples it must have, to be best
 TERMS = {
     "loss": "total loss",
     "text": "text",
@@ -212,8 +212,8 @@ def _best(figures: list[dict], key: str, better: int) -> int | None:
     if compared is None:
         return None
     difference, samples = compared
-    beyond = difference.p_value < CHANCE and better * difference.value > 0
-    return best if beyond and samples >= ENOUGH else None
+    beyond = beyond_chance(difference, samples) and better * difference.value > 0
+    return best if beyond else None
 
 
 def how_compared(run: Run, other: Run | None) -> str:

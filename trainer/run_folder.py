@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import socket
@@ -20,8 +19,6 @@ try:
     import fcntl
 except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None
-
-logger = logging.getLogger(__name__)
 
 METRICS, RECORD, REPORT, MODEL = "metrics.jsonl", "groundkern.json", "report.html", "model"
 LOCK = "run.lock"
@@ -73,21 +70,9 @@ def _claim(lock: int, output: Path, named: str) -> None:
 
 def read_metrics(output: Path) -> list[dict]:
     """The rows of metrics.jsonl, without a last one that was cut off; none if there is no file."""
-    path = output / METRICS
-    if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().decode("utf-8", "replace").split("\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-        else:
-            logger.warning("%s:%d is no row of metrics and is left out", path, number)
-    return rows
+    return durable.read_rows(
+        output / METRICS, lambda row: isinstance(row.get("step"), int), "row of metrics"
+    )
 
 
 def loss_terms(rows: list[dict]) -> list[str]:

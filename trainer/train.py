@@ -25,7 +25,7 @@ from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.heatmaps import heat_maps
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
-from trainer.metrics.held_out import TARGET_LEVELS, digit_tokens, evaluate, pick
+from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, pick
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 
@@ -176,14 +176,7 @@ class _Run:
     def _measure(self, title: str) -> dict[str, Any]:
         settings, autocast = self.config.evaluation, watching.autocast_type(self.config)
         picked = pick(self.test_set.tasks, settings.samples)
-        # every run is measured against the same target map, whatever map it was trained towards
-        collator = self._collator(
-            self.test_set,
-            map_kind="neighbours",
-            map_levels=TARGET_LEVELS,
-            map_rows="last",
-            empty_region="skip",
-        )
+        collator = self._collator(self.test_set, **MEASURED)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         figures = evaluate(
             self.model,

@@ -25,7 +25,7 @@ from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.heatmaps import heat_maps
 from trainer.loading import open_model
-from trainer.metrics.held_out import TARGET_LEVELS, digit_tokens, evaluate
+from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate
 from trainer.metrics.tally import sampled
 from trainer.train import train
 from trainer.watching import Watching, best_step, out_of_patience
@@ -69,7 +69,7 @@ def test_heat_maps_pass_over_samples_without_a_map(data, objectives):
     attach(model, **objectives)
     tests = JsonLinesDataset(data / "test.jsonl")
     every = {"pointing": list(range(len(tests)))}
-    given = {"map_levels": TARGET_LEVELS, "map_rows": "last"}
+    given = {"map_levels": MEASURED["map_levels"], "map_rows": "last"}
     collator = RobustCollator(GroundingCollator(processor, model.config, **given), "skip")
     digits = digit_tokens(processor.tokenizer, model.config.get_text_config().vocab_size)
     for size in (1, 8) if objectives else (8,):  # alone and beside samples that have maps

@@ -136,12 +136,7 @@ def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
     with _opened(path, where, field) as image:
         width, height = image.size
         # values 5 to 8 swap the sides; not PngImageFile's own getexif, which would decode pixels
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (
-            5,
-            6,
-            7,
-            8,
-        )  # they swap width and height
+        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
         found = width, height, turned, image.format
     if known is not None:
         if len(_headers) >= 1024:

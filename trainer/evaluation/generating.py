@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from groundkern.hf.data.processor import text_options
 from groundkern.hf.data.spans import render_chat
 from trainer.data.images import SampleError
 from trainer.evaluation.questions import Question
@@ -81,8 +82,6 @@ class Answerer:
         tokenizer = self.processor.tokenizer
         texts = [question.text for question in questions]
         images = [list(question.images) for question in questions]
-        bos = tokenizer.bos_token
-        options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
         side, tokenizer.padding_side = tokenizer.padding_side, "left"
         try:
             made = self.processor(
@@ -90,7 +89,7 @@ class Answerer:
                 images=images if any(images) else None,
                 padding=True,
                 return_tensors="pt",
-                **options,
+                **text_options(self.processor, texts[0]),
             )
         finally:
             tokenizer.padding_side = side

@@ -11,7 +11,7 @@ from torch import Tensor
 from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach, doctor
 from trainer.metrics import held_out
-from trainer.metrics.held_out import TARGET_LEVELS, digit_tokens, to_device
+from trainer.metrics.held_out import MEASURED, digit_tokens, to_device
 from trainer.metrics.tally import Tally, row_of
 
 Figures = dict[str, list[float]]  # name: [sum, count]
@@ -41,11 +41,8 @@ class Grounding:
         self.collator = GroundingCollator(
             processor,
             model.config,
-            map_kind="neighbours",
-            map_levels=TARGET_LEVELS,
-            map_rows="last",
-            empty_region="skip",
             allowed_tokens=allowed,
+            **MEASURED,
         )
         self._records = ("maps", "contributions", *(["gradcam"] if gradcam else []))
         self.model = attach(model).eval()

@@ -11,10 +11,8 @@ from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.evaluation.scoring import Marks, Scoring
 from trainer.heatmaps import heat_maps
-from trainer.pictures import close_up, full_scale, heat_picture, outline, page_uri
+from trainer.pictures import close_up, full_scale, heat_picture, outline, page_uri, whole
 
-AREA = 300_000  # pixels of a picture, whatever its shape
-LARGER = 3.0  # times at most that a small image is enlarged
 _ANSWERED = (232, 89, 12)
 _REACH = 4.0  # of the image's sides: how far off a box is still drawn
 
@@ -51,13 +49,13 @@ class Pictures:
             return [Picture("", str(error))]
         found = []
         for at, image in enumerate(images):
-            small = _small(image)
+            shown = whole(image)
             marks = self._scoring.marks(row) if at == 0 else None
             caption = f"image {at + 1}" if len(images) > 1 else ""
             if marks is not None:
-                outline(small, _entry(marks.right))
-                _mark(small, marks.answered)
-            found.append(Picture(page_uri(small), caption))
+                outline(shown, _entry(marks.right))
+                _mark(shown, marks.answered)
+            found.append(Picture(page_uri(shown), caption))
         return found + self._heat(row["sample"])
 
     def _heat(self, index: int) -> list[Picture]:
@@ -75,13 +73,6 @@ class Pictures:
                     if close := close_up(entry, values, top):
                         found.append(Picture(close, f"{title}, around the region"))
         return found
-
-
-def _small(image: Image.Image) -> Image.Image:
-    """The image enlarged or shrunk to about AREA."""
-    scale = min(LARGER, (AREA / (image.width * image.height)) ** 0.5)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _entry(marks: Marks) -> dict[str, Sequence]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from trainer.evaluation.figures import ALL, by_task
 from trainer.evaluation.rows import Row
 from trainer.evaluation.scoring import Scoring
+from trainer.metrics.intervals import CHANCE, ENOUGH, Difference, beyond_chance
 from trainer.report import environment
 
 WIDTH = 132  # columns of the table where there is no terminal
@@ -56,7 +57,7 @@ def tables(evaluation: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]
 
 def _row(about: Any, figure: dict[str, Any], gap: dict[str, Any]) -> dict[str, Any]:
     told = "value" in gap
-    sure = told and (gap["low"] > 0 or gap["high"] < 0)
+    sure = told and beyond_chance(Difference(*map(gap.get, Difference._fields)), gap["samples"])
     better = sure and (gap["value"] > 0) == about["higher_is_better"]
     return {
         "title": about["title"],
@@ -147,6 +148,8 @@ def page(
         tables=tables(evaluation),
         counts={task or "no task": x["samples"] for task, x in evaluation["tasks"].items()},
         failures=cards,
+        chance=CHANCE,
+        enough=ENOUGH,
     )
 
 

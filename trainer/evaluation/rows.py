@@ -7,7 +7,6 @@ a line that does not have a row's fields, or whose sample is another one now.
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 
 from groundkern.hf.watching.saved import finite_or_none
 from trainer import durable
-
-logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _HASH = re.compile("[0-9a-f]{16}")
@@ -33,22 +30,9 @@ def read_rows(path: Path, fits: Callable[[Row], bool]) -> list[Row]:
 
     Args:
         path: the file.
-        fits: whether an object has a row's fields; what it raises for is left out too.
+        fits: whether an object has a row's own fields.
     """
-    if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict) and _has_sample(row) and fits(row):
-            rows.append(row)
-        else:
-            logger.warning("%s:%d is no row of a sample and is left out", path, number)
-    return rows
+    return durable.read_rows(path, lambda row: _has_sample(row) and fits(row), "row of a sample")
 
 
 def is_answer(row: Row) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from groundkern import metrics
-from groundkern.hf import DvSft, Hist, Klal, Smam, attach, row_counts
-from groundkern.maps import FIXED_POINT_ONE
+from groundkern.hf import attach, row_counts
 from trainer import durable
-from trainer.config import ConfigError
+from trainer.config import ConfigError, Objectives
 from trainer.evidence.drawings import Whole, rows
 from trainer.evidence.plan import Method, Study
+from trainer.metrics import held_out
+from trainer.metrics.tally import Tally
 
-KINDS = {"smam": Smam, "dv_sft": DvSft, "klal": Klal, "hist": Hist}
 SATURATED, PATIENCE = 0.99, 3  # a curve ends after so many points of at least so much
+LOOKS = ("attention_mass", "attention_argmax", "word_accuracy")  # of the end of a curve
 _WAIT = 30.0  # seconds between two saved states
 _BATCH = 64  # of an evaluation
 
@@ -65,7 +66,7 @@ class Curve:
             ConfigError: what is kept is of other settings.
         """
         study, model = self.study, self.model
-        attach(model, **{k: KINDS[k](**v) for k, v in self.method.objectives.items()})
+        attach(model, **dict(Objectives(**self.method.objectives)))
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=study.learning_rate, weight_decay=0.01, fused=True
         )
@@ -152,17 +153,11 @@ def answers(model: nn.Module, whole: Whole, position: Tensor) -> dict[str, float
     An answer is right if each of its tokens, its end included, is the likeliest after those before
     it, so that greedy decoding writes exactly it.
     """
-    model.eval()
-    right, loss, tokens = 0, 0.0, 0
-    for index in torch.arange(len(whole["input_ids"])).split(_BATCH):
-        batch = rows(whole, index, position, model.device)
-        output = model(**batch)
-        there = batch["gk_text_position"] >= 0
-        target = batch["labels"].gather(1, (batch["gk_text_position"].long() + 1).clamp_min(0))
-        right += int(((output.text_predicted == target) | ~there).all(1).sum())
-        loss -= float(output.text_log_prob[there].sum())
-        tokens += int(there.sum())
-    return {"accuracy": right / len(whole["input_ids"]), "loss": loss / tokens}
+    tally = Tally(len(whole["input_ids"]))
+    for batch, output in _read(model, whole, position, tally):
+        held_out.add_answers(tally, batch, output)
+    found = tally.figures()
+    return {"accuracy": found["answer_accuracy"], "loss": found["answer_loss"]}
 
 
 @torch.no_grad()
@@ -173,23 +168,21 @@ def where_it_looks(model: nn.Module, whole: Whole, position: Tensor) -> dict[str
         "attention_mass" and "attention_argmax" on the target, "word_accuracy": of those that the
         drawings have.
     """
+    tally = Tally(len(whole["input_ids"]))
+    for batch, output in _read(model, whole, position, tally, gk_record="maps"):
+        if output.maps is not None:
+            held_out.add_attention(tally, batch, output.maps)
+        held_out.add_words(tally, batch, output.word_predicted)
+    found = tally.figures()
+    return {name: found[name] for name in LOOKS if name in found}
+
+
+def _read(
+    model: nn.Module, whole: Whole, position: Tensor, tally: Tally, **options: Any
+) -> Iterator[tuple[dict[str, Tensor], Any]]:
+    """(batch, output) of all drawings in turn, whose rows the tally is told."""
     model.eval()
-    found: dict[str, list[Tensor]] = {}
     for index in torch.arange(len(whole["input_ids"])).split(_BATCH):
-        batch = rows(whole, index, position, model.device)
-        output = model(**batch, gk_record="maps")
-        there = batch["gk_map_position"] >= 0
-        target = batch["gk_map_target"][there] >= 0.999 * FIXED_POINT_ONE
-        valid = (batch["gk_map_columns"] >= 0)[:, None].expand(-1, there.shape[1], -1)[there]
-        if len(target):
-            for name, measure in (
-                ("attention_mass", metrics.mass_on_target),
-                ("attention_argmax", metrics.argmax_in_target),
-            ):
-                found.setdefault(name, []).append(measure(output.maps[there], target, valid))
-        labelled = batch["gk_word_position"] >= 0
-        if labelled.any():
-            same = output.word_predicted[labelled] == batch["gk_word_label"][labelled]
-            found.setdefault("word_accuracy", []).append(same)
-    means = {name: torch.cat(values).double().nanmean() for name, values in found.items()}
-    return {name: float(value) for name, value in means.items()}
+        batch = rows(whole, index, position)
+        tally.begin(index.tolist(), ())
+        yield batch, model(**batch, **options)

@@ -32,8 +32,14 @@ from trainer.data.collating import COUNTS
 from trainer.metrics.tally import Tally, row_of
 from trainer.progress import progress
 
-TARGET_LEVELS = (1.0, 0.5, 1e-3)
-"""`map_levels` that `evaluate` expects: the highest value marks the target itself."""
+MEASURED = {
+    "map_kind": "neighbours",
+    "map_levels": (1.0, 0.5, 1e-3),
+    "map_rows": "last",
+    "empty_region": "skip",
+}
+"""Options of the collator that `evaluate` expects. Every model is measured against the same target
+map, whatever map it was trained towards; the highest level marks the target itself."""
 
 _ON_TARGET = 0.999 * FIXED_POINT_ONE
 
@@ -53,7 +59,7 @@ def evaluate(
 
     Args:
         model: attached, on its device; left in evaluation mode.
-        collator: examples to a batch; its target maps use `TARGET_LEVELS`.
+        collator: examples to a batch; with the options `MEASURED`.
         tasks: sample indices of each task.
         dataset: map-style data set of `GroundedExample`.
         digits: bool [V], token ids that consist of digits (`digit_tokens`).
@@ -99,8 +105,11 @@ def read(
     return output, output.maps, contributions
 
 
-def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor) -> None:
-    """answer_loss and the accuracies of tokens, answers and numbers in the answer rows [B, Rt]."""
+def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor | None = None) -> None:
+    """answer_loss and the accuracies of tokens, answers and numbers in the answer rows [B, Rt].
+
+    digits: of `digit_tokens`; None: no accuracy of numbers.
+    """
     position = batch["gk_text_position"].long()
     rows = position >= 0
     target = batch["labels"].gather(1, (position + 1).clamp_min(0))[rows]  # row t predicts t + 1
@@ -109,8 +118,9 @@ def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor) -> None:
     tally.add("token_accuracy", right, row)
     wrong, answered = torch.zeros_like(rows).masked_scatter(rows, ~right), rows.any(1)
     tally.add("answer_accuracy", ~wrong.any(1)[answered], torch.nonzero(answered)[:, 0])
-    number = digits.to(target.device)[target]
-    tally.add("number_accuracy", right[number], row[number])
+    if digits is not None:
+        number = digits.to(target.device)[target]
+        tally.add("number_accuracy", right[number], row[number])
 
 
 def add_attention(tally: Tally, batch: dict, maps: Tensor) -> None:

@@ -19,6 +19,9 @@ _JACKKNIFE = 2000  # samples up to which the bootstrap is corrected for bias and
 _NUMBERS = 2**24  # drawn at a time
 
 
+CHANCE, ENOUGH = 0.05, 20  # a p value below, and samples from which, a difference is told as one
+
+
 class Interval(NamedTuple):
     """A figure and its interval; NaN bounds: a single sample, or none, tells nothing."""
 
@@ -34,6 +37,16 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
+
+
+def beyond_chance(difference: Difference, samples: int) -> bool:
+    """Whether a difference may be shown as better or worse.
+
+    It takes `ENOUGH` samples, p < `CHANCE` and an interval without 0. One alone is too little: 4 of
+    4 right against 0 of 4 have an interval from 1 to 1, and p = .125.
+    """
+    apart = difference.low > 0 or difference.high < 0
+    return apart and difference.p_value < CHANCE and samples >= ENOUGH
 
 
 def interval(

@@ -23,6 +23,7 @@ from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
 from groundkern.hf.data.pictures import with_rgb_images
+from groundkern.hf.data.processor import text_options
 from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
 from groundkern.hf.data.spans import Chat, TokenSpans, find_expansions, render_chat
 from groundkern.hf.data.texts import TextRules
@@ -197,8 +198,7 @@ class GroundingCollator:
 
     def _process(self, examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
         """One call of the processor: lists per token, arrays per image."""
-        bos = self.processor.tokenizer.bos_token
-        options = {"add_special_tokens": False} if bos and texts[0].startswith(bos) else {}
+        options = text_options(self.processor, texts[0])
 
         def run(examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
             images = [list(example.images) for example in examples]

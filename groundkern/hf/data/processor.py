@@ -67,6 +67,20 @@ def _video_optional(init: FunctionType) -> FunctionType | None:
     return FunctionType(init.__code__, init.__globals__, init.__name__, defaults, init.__closure__)
 
 
+def text_options(processor: ProcessorMixin, text: str) -> dict[str, bool]:
+    """How a rendered chat is given to a processor: without a second first token.
+
+    Args:
+        processor: of a model.
+        text: a chat as the processor's template renders it.
+
+    Returns:
+        Keyword arguments of the processor.
+    """
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+
+
 def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
     """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
 

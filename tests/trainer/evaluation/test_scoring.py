@@ -91,17 +91,23 @@ def test_answers_far_off_the_image_are_not_drawn():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "p_value", "verdict", "shown"),
+    ("name", "value", "p_value", "samples", "verdict", "shown"),
     [
-        ("exact_match", 0.25, 0.0004, "better", "<0.001"),
-        ("exact_match", -0.25, 0.04, "worse", "0.040"),
-        ("cer", -0.25, 0.04, "better", "0.040"),
-        ("cer", 0.05, 0.4, "", "0.400"),
+        ("exact_match", 0.25, 0.0004, 20, "better", "<0.001"),
+        ("exact_match", -0.25, 0.04, 20, "worse", "0.040"),
+        ("cer", -0.25, 0.04, 90, "better", "0.040"),
+        ("cer", 0.05, 0.4, 90, "", "0.400"),  # its interval has 0
+        ("cer", 0.05, 0.04, 90, "", "0.040"),
+        ("exact_match", 1.0, 0.125, 4, "", "0.125"),  # 4 of 4 against 0 of 4
+        ("exact_match", 0.25, 0.06, 90, "", "0.060"),
+        ("exact_match", 0.25, 0.04, 19, "", "0.040"),
     ],
 )
-def test_a_difference_is_coloured_beyond_its_interval_alone(name, value, p_value, verdict, shown):
+def test_a_difference_is_coloured_beyond_chance_alone(
+    name, value, p_value, samples, verdict, shown
+):
     figure = {"value": 0.5, "low": 0.4, "high": float("nan"), "samples": 9}
-    gap = {"of": 0.5, "other": 0.5 - value, "value": value, "p_value": p_value, "samples": 9}
+    gap = {"of": 0.5, "other": 0.5 - value, "value": value, "p_value": p_value, "samples": samples}
     gap |= {"low": value - 0.1, "high": value + 0.1}
     evaluation = {
         "metrics": {name: about(name)._asdict()},
