@@ -51,6 +51,37 @@ def held(output: Path, *, named: str = "`training.output`") -> Iterator[None]:
             os.close(lock)
 
 
+@contextmanager
+def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Tells processes that make the files of one folder which of them makes this one.
+
+    Args:
+        path: the file to be made; the lock is beside it and goes with the block.
+        wait: for a process that makes it now.
+
+    Yields:
+        True if the file is this process's to make, until the block or the process ends. It may
+        have been made meanwhile.
+    """
+    durable.make_folder(path.parent)
+    name = path.with_name(f"{path.name}.lock")
+    lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:  # while it is held: who waits for it then looks for the file itself
+            with suppress(OSError):
+                name.unlink()
+    finally:
+        os.close(lock)
+
+
 def _claim(lock: int, output: Path, named: str) -> None:
     """Lock an open file for this process, and say so in it."""
     try:  # a lock of the process: data workers, which outlive a killed one, do not have it

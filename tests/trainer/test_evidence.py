@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 from dataclasses import replace
 from itertools import combinations
@@ -13,11 +14,11 @@ import pytest
 import torch
 
 from groundkern.maps import FIXED_POINT_ONE
-from trainer import durable
+from trainer import durable, run_folder
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
-from trainer.evidence import drawings, figures, loop, models, presets, tables
+from trainer.evidence import curves, drawings, figures, loop, models, presets, tables
 from trainer.evidence.plan import METHODS, Drawings, Preset, Study
 from trainer.evidence.runs import Desk
 from trainer.stopping import Stopped
@@ -183,12 +184,12 @@ def points(*accuracies, every=10):
 
 
 def test_figures_of_curves_by_hand():
-    curves = {
+    values = {
         "plain": {0: points(0, 0.2, 0.4, 0.6), 1: points(0, 0.1, 0.2, 0.3)},
         "klal": {0: points(0, 0.95), 1: points(0, 0.5, 0.9, 0.8)},  # the first ended, saturated
     }
     stored = {m: {s: {"points": p, "at_end": {"x": s}} for s, p in seeds.items()}
-              for m, seeds in curves.items()}  # fmt: skip
+              for m, seeds in values.items()}  # fmt: skip
     plain, klal = figures.table(stored, 30, ("plain", "klal", "smam"))
     assert (plain.halfway.value, plain.final.value) == (pytest.approx(0.15), pytest.approx(0.45))
     assert plain.gain is None
@@ -222,7 +223,13 @@ def finished(tmp_path):
         at_end = {"attention_mass": 0.25}
         durable.write_json(
             tmp_path / "curves" / "pages" / method / f"{seed}.json",
-            {"points": points(*accuracies), "at_end": at_end, "seconds": 1.0, "steps": 20},
+            {
+                "settings": study.settings(method, seed),
+                "points": points(*accuracies),
+                "at_end": at_end,
+                "seconds": 1.0,
+                "steps": 20,
+            },
         )
     answers = ["a b", "a b", "c", "d e"]
     lines = [json.dumps({"messages": [{"role": "assistant", "content": a}]}) for a in answers]
@@ -233,7 +240,7 @@ def finished(tmp_path):
 def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_path):
     output, preset = finished
     tables.write_tables(output, preset, "x")
-    tables.plot(output, preset, tables.stored(output, preset))
+    tables.plot(output, preset, curves.stored(output, preset))
     page = tmp_path / "docs" / "page.md"
     durable.write_text(page, f"above\n{tables.MARKS[0]}\nold\n{tables.MARKS[1]}\nbelow\n")
     for _ in range(2):
@@ -248,10 +255,43 @@ def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_p
         tables.put_on_page(page, output)
 
 
+def test_a_study_goes_on_from_the_curves_of_a_page(finished, tmp_path):
+    output, preset = finished
+    tables.write_tables(output, preset, "x")
+    page = tmp_path / "docs" / "page.md"
+    known = page.parent / "figures" / curves.JSON
+    durable.write_bytes(known, (output / curves.JSON).read_bytes())
+    elsewhere = tmp_path / "elsewhere"
+    (study,) = preset.studies
+    durable.write_json(curves.path_of(elsewhere, "pages", "plain", 1), {"steps": 25, "mine": 1})
+    assert curves.take(page, elsewhere, preset) == 2  # never one that is there
+    assert curves.take(page, elsewhere, preset) == 0
+    assert durable.read_json(curves.path_of(elsewhere, "pages", "plain", 1))["mine"] == 1
+    for method in ("plain", "klal"):
+        assert Desk(elsewhere, study).finished(method, 0)
+        path = curves.path_of(elsewhere, "pages", method, 0)
+        kept = durable.read_json(path)
+        assert kept == durable.read_json(curves.path_of(output, "pages", method, 0))
+    for other in (replace(study, batch_size=2), replace(study, steps=30)):
+        assert curves.take(page, tmp_path / "x", replace(preset, studies=(other,))) == 0
+    assert curves.take(tmp_path / "none.md", tmp_path / "x", preset) == 0
+
+
+def test_the_docs_have_curves_of_the_settings_there_are():
+    """A change of a setting must not leave its study's old curves in the page."""
+    kept = durable.read_json(Path(__file__).parents[2] / "docs" / "figures" / curves.JSON)["curves"]
+    studies = {study.name: study for study in presets.CPU.studies}
+    for name, methods in curves.expanded(kept).items():
+        for method, seeds in methods.items():
+            for seed, curve in seeds.items():
+                wanted = curves.digest(studies[name].settings(method, seed))
+                assert curve["settings"] == wanted, (name, method, seed)
+
+
 def test_the_page_in_docs_is_what_its_stored_curves_make():
     page = Path(__file__).parents[2] / "docs" / "evidence.md"
-    kept = durable.read_json(page.parent / "figures" / tables.JSON)
-    made = tables.markdown(presets.CPU, tables.expanded(kept["curves"]), kept)
+    kept = durable.read_json(page.parent / "figures" / curves.JSON)
+    made = tables.markdown(presets.CPU, curves.expanded(kept["curves"]), kept)
     _, _, rest = page.read_text(encoding="utf-8").partition(tables.MARKS[0] + "\n")
     assert rest.partition(tables.MARKS[1])[0] == made
 
@@ -267,14 +307,13 @@ def test_tables_come_from_stored_curves(finished):
     with (output / "evidence.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
-    curves = tables.stored(output, preset)
     compact = durable.read_json(output / "evidence.json")
-    assert tables.expanded(compact["curves"])["pages"]["klal"][0]["points"][-1]["accuracy"] == 0.95
-    assert tables.markdown(preset, tables.expanded(compact["curves"]), compact) == text
+    assert curves.expanded(compact["curves"])["pages"]["klal"][0]["points"][-1]["accuracy"] == 0.95
+    assert tables.markdown(preset, curves.expanded(compact["curves"]), compact) == text
     assert all(len(line) <= 100 or line[0] == "|" for line in text.splitlines())
-    assert tables.plot(output, preset, curves).read_bytes()[:4] == b"\x89PNG"
+    assert tables.plot(output, preset, curves.stored(output, preset)).read_bytes()[:4] == b"\x89PNG"
     longer = replace(preset, studies=(replace(preset.studies[0], steps=30),))
-    assert tables.stored(output, longer) == {}  # they do not have as many steps
+    assert curves.stored(output, longer) == {}  # they do not have as many steps
 
 
 def test_the_most_valuable_curves_are_made_first():
@@ -339,6 +378,7 @@ def test_a_curve_is_made_once_and_never_mixed_with_others(desk, monkeypatch, cap
     assert "3 of 3" in (desk.output / "evidence.md").read_text()
     with pytest.raises(ConfigError, match="other settings"):
         Desk(desk.output, replace(QUICK, batch_size=2)).curve("plain", 0)
+    assert not list(desk.output.rglob("*.lock"))
     with pytest.raises(ConfigError, match="other drawings"):
         Desk(desk.output, replace(QUICK, held_out=7)).test()
     (desk.output / "curves" / "word_pages" / "plain" / "0.json").unlink()
@@ -350,3 +390,32 @@ def test_a_curve_is_made_once_and_never_mixed_with_others(desk, monkeypatch, cap
     capsys.readouterr()
     assert main(words) == 128 + signal.SIGTERM
     assert f"saved in {desk.output}; the same command continues" in capsys.readouterr().err
+
+
+def test_one_of_two_processes_makes_a_file_and_the_other_may_wait(tmp_path):
+    path = tmp_path / "deep" / "0.json"
+
+    def in_a_child(wait):
+        """1 if a child may make the file, 0 if not; it reads what is there while it may."""
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            with run_folder.claimed(path, wait=wait) as own:
+                os.write(write, f"{own:d} {path.exists():d}".encode())
+            os._exit(0)
+        os.close(write)
+        return child, read
+
+    with run_folder.claimed(path) as own:
+        assert own
+        child, read = in_a_child(wait=False)
+        assert os.read(read, 9) == b"0 0"
+        os.waitpid(child, 0)
+        waiting, heard = in_a_child(wait=True)
+        durable.write_text(path, "made")
+    assert os.read(heard, 9) == b"1 1"
+    os.waitpid(waiting, 0)
+    child, read = in_a_child(wait=False)
+    assert os.read(read, 9) == b"1 1"
+    os.waitpid(child, 0)
+    assert [p.name for p in path.parent.iterdir()] == ["0.json"]

@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, help="runs of each method (the preset's)")
     parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="a Markdown page that gets the tables and picture"
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="a Markdown page that gets tables, picture and curves; its curves are not made again",
     )
     parser.add_argument(
         "--tables", action="store_true", help="train nothing: the tables of the curves there are"
@@ -37,27 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs what is not done, and writes the tables after every curve and the picture last.
 
+    The same command may be started once for every core: each process makes curves that no other
+    one makes.
+
     Raises:
-        ConfigError: another process uses the output, or it holds curves of other settings.
+        ConfigError: the output holds curves of other settings.
         Stopped: Ctrl-C or SIGTERM; the same command continues.
     """
     import torch
 
-    from trainer.evidence.tables import plot, put_on_page, stored, write_tables
+    from trainer.evidence.curves import stored, take
+    from trainer.evidence.tables import plot, put_on_page, write_tables
     from trainer.stopping import Stopped
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     preset = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
     output, command = arguments.output, _command(arguments)
+    if arguments.page is not None and (taken := take(arguments.page, output, preset)):
+        print(f"{taken} curves of {arguments.page} are taken as they are")
     table = write_tables(output, preset, command)
     if not arguments.tables:
-        with folder.held(output):
-            try:
-                for _ in _curves(output, preset):
-                    table = write_tables(output, preset, command)
-            except Stopped as stopped:
-                stopped.saved = str(output)
-                raise
+        try:
+            for _ in _curves(output, preset):
+                table = write_tables(output, preset, command)
+        except Stopped as stopped:
+            stopped.saved = str(output)
+            raise
     picture = plot(output, preset, stored(output, preset))
     if arguments.page is not None:
         put_on_page(arguments.page, output)
@@ -65,17 +73,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _curves(output: Path, preset: Preset) -> Iterator[None]:
-    """Makes every curve that is not done, and yields after each."""
+    """Makes every curve that is not done and no other process makes, and yields after each."""
     from trainer.evidence.runs import Desk
 
-    runs = list(preset.runs())
+    runs, others = list(preset.runs()), 0
     desks: dict[str, Desk] = {}
     for number, (study, method, seed) in enumerate(runs, start=1):
         desk = desks.setdefault(study.name, Desk(output, study))
-        if not desk.finished(method, seed):
-            print(f"Curve {number} of {len(runs)}: {study.name}, {method}, seed {seed}", flush=True)
-            desk.curve(method, seed)
-            yield
+        with folder.claimed(desk.path(method, seed)) as own:
+            others += not own
+            if own and not desk.finished(method, seed):
+                where = f"{study.name}, {method}, seed {seed}"
+                print(f"Curve {number} of {len(runs)}: {where}", flush=True)
+                desk.curve(method, seed)
+                yield
+    if others:
+        print(f"{others} curves are being made by other processes; --tables shows them later")
 
 
 def _command(arguments: argparse.Namespace) -> str:

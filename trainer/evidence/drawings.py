@@ -80,7 +80,9 @@ def shortened(record: dict) -> dict:
     part = record["messages"][0]["content"][-1]
     letter = re.search(r"from ([A-Z]) lead", part["text"])
     colours = re.search(r"Is there a (.*)\?", part["text"])
-    part["text"] = letter[1] if letter else colours[1] if colours else "?"
+    key = re.search(r'beside "(.*)"', part["text"])
+    found = letter or colours or key
+    part["text"] = found[1] if found else "?"
     return record
 
 

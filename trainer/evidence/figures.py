@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from trainer.evidence.curves import Curves
 from trainer.evidence.plan import LEVELS
 from trainer.metrics.intervals import Difference, Interval, interval, paired
 
 Points = Sequence[dict[str, float]]
-Curves = dict[str, dict[int, dict[str, Any]]]
-"""{method: {seed: a stored curve}} of one study."""
 
 
 class Reached(NamedTuple):

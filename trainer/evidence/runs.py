@@ -14,9 +14,11 @@ from trainer import durable
 from trainer.config import ConfigError
 from trainer.demo.generate import corpus
 from trainer.evidence import models
+from trainer.evidence.curves import path_of
 from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, collate, draw, kept
 from trainer.evidence.loop import Curve
 from trainer.evidence.plan import METHODS, Method, Study
+from trainer.run_folder import claimed
 
 _TOKENIZED = 400  # drawings whose texts a task's tokenizer is trained on, after the demo's texts
 _HELD_OUT_ROWS = "predictor"  # of every model's held-out attention, whatever it was trained on
@@ -41,7 +43,7 @@ class Desk:
 
     def path(self, method: str, seed: int) -> Path:
         """The file of a curve."""
-        return self.output / "curves" / self.study.name / method / f"{seed}.json"
+        return path_of(self.output, self.study.name, method, seed)
 
     def finished(self, method: str, seed: int) -> bool:
         """Whether a curve is there, to as many steps or more.
@@ -92,12 +94,16 @@ class Desk:
     def _whole(self, split: str, map_rows: str) -> Whole:
         key = (split, map_rows)
         if key not in self._wholes:
-            count = self.study.samples if split == "train" else self.study.held_out
-            records = draw(self.folder, self.study.drawings, split, count)
-            path = self.folder / f"{split}-{map_rows}.pt"
-            collator = self._collator(map_rows)
-            self._wholes[key] = kept(path, lambda: collate(self.folder, records, collator))
+            path, collator = self.folder / f"{split}-{map_rows}.pt", self._collator(map_rows)
+            records = self._records(split)
+            with claimed(path, wait=True):
+                self._wholes[key] = kept(path, lambda: collate(self.folder, records, collator))
         return self._wholes[key]
+
+    def _records(self, split: str) -> list[dict]:
+        count = self.study.samples if split == "train" else self.study.held_out
+        with claimed(self.folder / f"{split}.jsonl", wait=True):
+            return draw(self.folder, self.study.drawings, split, count)
 
     def _collator(self, map_rows: str) -> GroundingCollator:
         config = models.build(self.processor(), self.study.model, seed=0).config
@@ -106,25 +112,25 @@ class Desk:
     def processor(self) -> Any:
         """With a tokenizer of the demo's texts and of the task's."""
         if self._processor is None:
-            records = draw(self.folder, self.study.drawings, "train", self.study.samples)
-            texts = [part for r in records[:_TOKENIZED] for part in _texts(r)]
+            texts = [part for r in self._records("train")[:_TOKENIZED] for part in _texts(r)]
             self._processor = models.build_processor([*_demo_texts(), *texts])
         return self._processor
 
     def _model(self, seed: int) -> torch.nn.Module:
         model = models.build(self.processor(), self.study.model, seed=seed)
         if self.study.start == "plain":
-            model.load_state_dict(self._start(seed))
+            path = self.output / "starts" / self.study.name / f"{seed}.json"
+            with claimed(path, wait=True):
+                model.load_state_dict(self._start(path, seed))
         return model.to(_device())
 
-    def _start(self, seed: int) -> dict[str, torch.Tensor]:
+    def _start(self, path: Path, seed: int) -> dict[str, torch.Tensor]:
         """The weights of a plain run that was stopped between chance and saturation.
 
         Raises:
             ConfigError: the plain run did not get there.
         """
         study, method, order = self.study, METHODS["plain"], seed + 10_000  # no order of a run
-        path = self.output / "starts" / study.name / f"{seed}.json"
         state, settings = path.with_suffix(".pt"), study.settings("plain", seed)
         if path.exists():
             if durable.read_json(path)["settings"] != settings:

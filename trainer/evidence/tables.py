@@ -13,12 +13,13 @@ from typing import Any
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.config import ConfigError
+from trainer.evidence.curves import JSON, Curves, compact, stored
 from trainer.evidence.drawings import most_frequent
-from trainer.evidence.figures import Curves, Reached, Row, accuracy_at, table
+from trainer.evidence.figures import Reached, Row, accuracy_at, table
 from trainer.evidence.plan import LEVELS, METHODS, Preset, Study
 from trainer.metrics.intervals import Interval
 
-JSON, PICTURE = "evidence.json", "evidence.png"
+PICTURE = "evidence.png"
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
 WIDTH = 100
 COLUMNS = """
@@ -37,18 +38,6 @@ _LOOKS = (  # figure of the end of a curve, its name in a table
 )
 
 
-def stored(output: Path, preset: Preset) -> dict[str, Curves]:
-    """The curves of a preset that are done, by study, method and seed."""
-    found: dict[str, Curves] = {}
-    for study, method, seed in preset.runs():
-        path = output / "curves" / study.name / method / f"{seed}.json"
-        if path.exists():
-            curve = durable.read_json(path)
-            if curve["steps"] >= study.steps:
-                found.setdefault(study.name, {}).setdefault(method, {})[seed] = curve
-    return found
-
-
 def write_tables(output: Path, preset: Preset, command: str) -> Path:
     """Write evidence.json, evidence.csv and evidence.md from the curves that are done.
 
@@ -63,45 +52,11 @@ def write_tables(output: Path, preset: Preset, command: str) -> Path:
         "runs": len(list(preset.runs())),
         "guess": {s.name: most_frequent(s.folder(output)) for s in preset.studies},
     }
-    durable.write_json(output / JSON, {**meta, "curves": _compact(curves)})
+    durable.write_json(output / JSON, {**meta, "curves": compact(curves)})
     durable.write_text(output / "evidence.csv", _csv(preset, curves))
     path = output / "evidence.md"
     durable.write_text(path, markdown(preset, curves, meta))
     return path
-
-
-def _compact(curves: dict[str, Curves]) -> dict[str, Any]:
-    return {
-        study: {
-            method: {
-                str(seed): {
-                    "points": [[p["step"], round(p["accuracy"], 5), round(p["loss"], 5)]
-                               for p in curve["points"]],
-                    "at_end": {k: round(v, 5) for k, v in curve["at_end"].items()},
-                    "seconds": curve["seconds"],
-                    "steps": curve["steps"],
-                }
-                for seed, curve in seeds.items()
-            }
-            for method, seeds in methods.items()
-        }
-        for study, methods in curves.items()
-    }  # fmt: skip
-
-
-def expanded(compact: dict[str, Any]) -> dict[str, Curves]:
-    """The curves of an evidence.json."""
-    names = ("step", "accuracy", "loss")
-    return {
-        study: {
-            method: {
-                int(seed): {**c, "points": [dict(zip(names, p, strict=True)) for p in c["points"]]}
-                for seed, c in seeds.items()
-            }
-            for method, seeds in methods.items()
-        }
-        for study, methods in compact.items()
-    }
 
 
 def markdown(preset: Preset, curves: dict[str, Curves], meta: dict[str, Any]) -> str:

@@ -1,0 +1,104 @@
+"""Where curves are kept: a file each while a study runs, and all in evidence.json beside a page.
+
+The page's file is in the repository. So a study that stopped on one machine goes on at another one
+from the curves that were committed, and a page is made again without training anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer import durable
+from trainer.evidence.plan import Preset
+
+JSON = "evidence.json"
+_POINT = ("step", "accuracy", "loss")
+Curves = dict[str, dict[int, dict[str, Any]]]
+"""{method: {seed: a stored curve}} of one study."""
+
+
+def path_of(output: Path, study: str, method: str, seed: int) -> Path:
+    """The file of a curve."""
+    return output / "curves" / study / method / f"{seed}.json"
+
+
+def stored(output: Path, preset: Preset) -> dict[str, Curves]:
+    """The curves of a preset that are done, by study, method and seed."""
+    found: dict[str, Curves] = {}
+    for study, method, seed in preset.runs():
+        path = path_of(output, study.name, method, seed)
+        if path.exists():
+            curve = durable.read_json(path)
+            if curve["steps"] >= study.steps:
+                found.setdefault(study.name, {}).setdefault(method, {})[seed] = curve
+    return found
+
+
+def compact(curves: dict[str, Curves]) -> dict[str, Any]:
+    """The curves as evidence.json has them: points as lists, settings as their digest."""
+    return {
+        study: {
+            method: {str(seed): _short(curve) for seed, curve in seeds.items()}
+            for method, seeds in methods.items()
+        }
+        for study, methods in curves.items()
+    }
+
+
+def expanded(kept: dict[str, Any]) -> dict[str, Curves]:
+    """The curves of an evidence.json, of which the settings are the digest."""
+    return {
+        study: {
+            method: {int(seed): _long(curve) for seed, curve in seeds.items()}
+            for method, seeds in methods.items()
+        }
+        for study, methods in kept.items()
+    }
+
+
+def take(page: Path, output: Path, preset: Preset) -> int:
+    """Write the page's curves into the output's files, those of the same settings that it lacks.
+
+    Args:
+        page: its figures/evidence.json is read if there is one.
+        output: the study's folder.
+        preset: which curves.
+
+    Returns:
+        How many were written.
+    """
+    known = page.parent / "figures" / JSON
+    found = expanded(durable.read_json(known)["curves"]) if known.is_file() else {}
+    taken = 0
+    for study, method, seed in preset.runs():
+        curve = found.get(study.name, {}).get(method, {}).get(seed)
+        path, settings = path_of(output, study.name, method, seed), study.settings(method, seed)
+        fits = curve is not None and curve["settings"] == digest(settings)
+        if fits and curve["steps"] >= study.steps and not path.exists():
+            durable.write_json(path, {**curve, "settings": settings})
+            taken += 1
+    return taken
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """16 hexadecimal digits that differ where settings do."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _short(curve: dict[str, Any]) -> dict[str, Any]:
+    points = [[p["step"], round(p["accuracy"], 5), round(p["loss"], 5)] for p in curve["points"]]
+    return {
+        "settings": digest(curve["settings"]),
+        "steps": curve["steps"],
+        "points": points,
+        "at_end": {name: round(value, 5) for name, value in curve["at_end"].items()},
+        "seconds": curve["seconds"],
+    }
+
+
+def _long(curve: dict[str, Any]) -> dict[str, Any]:
+    return {**curve, "points": [dict(zip(_POINT, p, strict=True)) for p in curve["points"]]}
