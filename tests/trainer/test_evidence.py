@@ -18,7 +18,7 @@ from trainer import durable, run_folder
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
-from trainer.evidence import curves, drawings, figures, loop, models, presets, tables
+from trainer.evidence import curves, drawings, figures, loop, models, presets, runs, tables
 from trainer.evidence.plan import METHODS, Drawings, Preset, Study
 from trainer.evidence.runs import Desk
 from trainer.stopping import Stopped
@@ -87,6 +87,7 @@ def test_what_starts_from_plain_training_has_its_weights(desk, monkeypatch):
     assert durable.read_json(path)["points"][-1]["step"] == 0
     fresh = models.build(own.processor(), study.model, seed=0)
     assert torch.equal(model.lm_head.weight, fresh.lm_head.weight)
+    monkeypatch.setattr(runs, "_START_STEPS", 3)
     with pytest.raises(ConfigError, match=r"expected plain training to reach 0\.9 within 3"):
         Desk(desk.output, replace(study, name="never", start_at=0.9))._model(0)
 
@@ -153,8 +154,12 @@ def test_controls_of_maps_are_wrong_in_every_drawing(desk, control):
 def test_a_drawing_without_a_target_keeps_none():
     target = torch.tensor([[[5, 1]], [[-1, -1]], [[1, 5]], [[3, 3]]])
     position = torch.tensor([[4], [-1], [4], [4]])
-    whole = {"gk_map_target": target, "gk_map_position": position}
-    changed = drawings.shuffled_regions(whole, 0)["gk_map_target"]
+    inside = torch.tensor([[[1, 0], [1, 0]], [[0, 0], [0, 0]], [[0, 1], [0, 0]]]).bool()
+    whole = {"gk_map_target": target, "gk_map_position": position, "gk_side_inside": inside}
+    both = drawings.shuffled_regions(whole, 0)
+    wanted = [[[0, 1], [0, 1]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]]  # as many sets as it had
+    assert both["gk_side_inside"].int().tolist() == wanted
+    changed = both["gk_map_target"]
     assert changed[1].tolist() == [[-1, -1]]
     for i in (0, 2, 3):
         assert changed[i].tolist() != target[i].tolist()
@@ -319,10 +324,10 @@ def test_tables_come_from_stored_curves(finished):
 def test_the_most_valuable_curves_are_made_first():
     a = Study("a", Drawings("word_page"), ("plain", "dv_sft", "klal"))
     b = Study("b", Drawings("line_tracing"), ("plain", "klal"))
-    runs = [(study.name, method, seed) for study, method, seed in Preset("x", (a, b), 2).runs()]
-    assert runs[:4] == [("a", m, s) for s in (0, 1) for m in ("plain", "dv_sft")]
-    assert runs[4:8] == [("b", m, s) for s in (0, 1) for m in ("plain", "klal")]
-    assert runs[8:] == [("a", "klal", 0), ("a", "klal", 1)]
+    order = [(study.name, method, seed) for study, method, seed in Preset("x", (a, b), 2).runs()]
+    assert order[:4] == [("a", m, s) for s in (0, 1) for m in ("plain", "dv_sft")]
+    assert order[4:8] == [("b", m, s) for s in (0, 1) for m in ("plain", "klal")]
+    assert order[8:] == [("a", "klal", 0), ("a", "klal", 1)]
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=str)

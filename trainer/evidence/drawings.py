@@ -80,10 +80,18 @@ def shortened(record: dict) -> dict:
     part = record["messages"][0]["content"][-1]
     letter = re.search(r"from ([A-Z]) lead", part["text"])
     colours = re.search(r"Is there a (.*)\?", part["text"])
-    key = re.search(r'beside "(.*)"', part["text"])
+    key = re.search(r"the word( .*)\?", part["text"])
     found = letter or colours or key
     part["text"] = found[1] if found else "?"
     return record
+
+
+def read_aloud(record: dict) -> dict:
+    """The record as a text: its words in the order of the page stand where the image stood."""
+    question, answer = (dict(message) for message in record["messages"])
+    page = "".join(f" {word['text']}" for word in record["words"])
+    question["content"] = f"{page}\n{question['content'][-1]['text']}"
+    return {"images": [], "messages": [question, answer]}
 
 
 def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> Whole:
@@ -96,7 +104,8 @@ def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> W
         for start in range(0, len(examples), _PIECE):
             piece = collator(examples[start : start + _PIECE])
             rows = len(piece["input_ids"])
-            piece["pixel_values"] = piece["pixel_values"].unflatten(0, (rows, -1)).half()
+            if "pixel_values" in piece:
+                piece["pixel_values"] = piece["pixel_values"].unflatten(0, (rows, -1)).half()
             pieces.append(piece)
             bar.update(rows)
     pad = collator.processor.tokenizer.pad_token_id
@@ -128,7 +137,8 @@ def rows(
         device: where the batch goes.
     """
     batch = {name: values[index] for name, values in whole.items()}
-    batch["pixel_values"] = batch["pixel_values"].flatten(0, 1).float()
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].flatten(0, 1).float()
     batch["position_ids"] = position[:, index]
     return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
@@ -144,15 +154,26 @@ def kept(path: Path, make: Callable[[], Whole]) -> Whole:
 
 
 def shuffled_regions(whole: Whole, seed: int) -> Whole:
-    """Every target map is that of another drawing: a control, which must not help."""
-    target = whole["gk_map_target"]  # [N, R, C]
-    index = (whole["gk_map_position"] >= 0).any(1).nonzero()[:, 0]
-    changed = target.clone()
-    first = target[index][:, :1]  # one drawing, one target: rows of an answer share it
-    given = first[_derangement(len(index), seed)].expand(-1, target.shape[1], -1)
-    there = whole["gk_map_position"][index] >= 0
-    changed[index] = torch.where(there[..., None], given, target[index])
-    return {**whole, "gk_map_target": changed}
+    """Every target map and region is that of another drawing: a control, which must not help."""
+    target, inside = whole["gk_map_target"], whole["gk_side_inside"]  # [N, R, C], [N, G, S]
+    maps = _of_another(target, whole["gk_map_position"] >= 0, seed)
+    return {
+        **whole,
+        "gk_map_target": maps,
+        "gk_side_inside": _of_another(inside, inside.any(-1), seed),
+    }
+
+
+def _of_another(values: Tensor, there: Tensor, seed: int) -> Tensor:
+    """The rows that are `there` [N, R] of `values` [N, R, ...], each another drawing's first row.
+
+    Rows of a drawing share a target: they belong to one answer.
+    """
+    index = there.any(1).nonzero()[:, 0]
+    own, changed = values[index], values.clone()
+    given = own[:, :1][_derangement(len(index), seed)].expand_as(own)
+    changed[index] = torch.where(there[index][..., None], given, own)
+    return changed
 
 
 def uniform_map(whole: Whole, seed: int) -> Whole:

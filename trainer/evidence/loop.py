@@ -142,7 +142,7 @@ def picked(count: int, batch: int, step: int, seed: int) -> Tensor:
 def positions(model: nn.Module, whole: Whole) -> Tensor:
     """int64 [3, N, S]: rotary positions, which the model would find again in every step."""
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-    found, _ = model.model.get_rope_index(**{name: whole[name] for name in names})
+    found, _ = model.model.get_rope_index(**{name: whole.get(name) for name in names})
     return found
 
 

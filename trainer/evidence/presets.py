@@ -11,10 +11,18 @@ _PAGES = Drawings("word_page", own=(("cell", 28), ("vocabulary", 100)))
 _WORD_PAGES = Study(
     "word_pages",
     _PAGES,
-    ("plain", "dv_sft", "dv_sft_elsewhere", "klal"),
+    (
+        "plain",
+        "dv_sft",
+        "klal",
+        "smam_dv_sft",
+        "smam",
+        "dv_sft_elsewhere",
+        "klal_elsewhere",
+    ),
     samples=3000,
     held_out=200,
-    steps=500,
+    steps=1500,
 )
 _TRACING = Study(
     "line_tracing",
@@ -46,16 +54,29 @@ _OBJECTS = Study(
 _GRID = Study(
     "grid_patch",
     Drawings("grid_patch", own=(("side", 5),)),
-    ("plain", "klal", "klal_last", "klal_answer", "klal_uniform"),
+    ("plain", "klal", "klal_last", "klal_answer", "klal_elsewhere", "klal_uniform"),
     samples=3000,
-    steps=400,
+    steps=600,
     every=20,
-    start="plain",
-    start_at=0.3,
+)
+_GRID_STARTED = replace(
+    _GRID, name="grid_patch_started", methods=("plain", "klal"), start="plain", start_at=0.3
 )
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
-CPU = Preset("cpu", (_WORD_PAGES, _TRACING, _INTERSECTION, _GRID, _OBJECTS, _LESS_DATA, _LARGER))
+CPU = Preset(
+    "cpu",
+    (
+        _WORD_PAGES,
+        _TRACING,
+        _GRID,
+        _INTERSECTION,
+        _OBJECTS,
+        _GRID_STARTED,
+        _LESS_DATA,
+        _LARGER,
+    ),
+)
 GPU = Preset(  # never run: sized for four minutes of an H100 if a step takes 40 ms there
     "gpu",
     (

@@ -15,12 +15,13 @@ from trainer.config import ConfigError
 from trainer.demo.generate import corpus
 from trainer.evidence import models
 from trainer.evidence.curves import path_of
-from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, collate, draw, kept
+from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, collate, draw, kept, read_aloud
 from trainer.evidence.loop import Curve
 from trainer.evidence.plan import METHODS, Method, Study
 from trainer.run_folder import claimed
 
 _TOKENIZED = 400  # drawings whose texts a task's tokenizer is trained on, after the demo's texts
+_START_STEPS = 10_000  # at most, until a start is as good as it should be
 _HELD_OUT_ROWS = "predictor"  # of every model's held-out attention, whatever it was trained on
 
 
@@ -91,11 +92,13 @@ class Desk:
         """The held-out drawings, the same for every method."""
         return self._whole("test", _HELD_OUT_ROWS)
 
-    def _whole(self, split: str, map_rows: str) -> Whole:
-        key = (split, map_rows)
+    def _whole(self, split: str, map_rows: str, *, text: bool = False) -> Whole:
+        key = (split, "text" if text else map_rows)
         if key not in self._wholes:
-            path, collator = self.folder / f"{split}-{map_rows}.pt", self._collator(map_rows)
+            path, collator = self.folder / f"{'-'.join(key)}.pt", self._collator(map_rows)
             records = self._records(split)
+            if text:
+                records = [read_aloud(record) for record in records]
             with claimed(path, wait=True):
                 self._wholes[key] = kept(path, lambda: collate(self.folder, records, collator))
         return self._wholes[key]
@@ -118,14 +121,17 @@ class Desk:
 
     def _model(self, seed: int) -> torch.nn.Module:
         model = models.build(self.processor(), self.study.model, seed=seed)
-        if self.study.start == "plain":
+        if self.study.start != "scratch":
             path = self.output / "starts" / self.study.name / f"{seed}.json"
             with claimed(path, wait=True):
-                model.load_state_dict(self._start(path, seed))
+                start = self._start(path, seed)
+            if self.study.start == "text":  # what sees stays as it is: at random
+                start = {k: v for k, v in start.items() if not k.startswith("model.visual.")}
+            model.load_state_dict(start, strict=self.study.start == "plain")
         return model.to(_device())
 
     def _start(self, path: Path, seed: int) -> dict[str, torch.Tensor]:
-        """The weights of a plain run that was stopped between chance and saturation.
+        """The weights of a plain run, on drawings or on their text, that was stopped on its way.
 
         Raises:
             ConfigError: the plain run did not get there.
@@ -137,15 +143,16 @@ class Desk:
                 raise ConfigError(f"{path} is of other settings; choose another --output")
         else:
             model = models.build(self.processor(), study.model, seed=seed).to(_device())
+            text = study.start == "text"
+            wholes = [self._whole(split, "predictor", text=text) for split in ("train", "test")]
             curve = Curve(
-                study, method, order, model, self.train(method, seed), self.test(), state, settings,
-                ends=study.start_at,
-            )  # fmt: skip
-            made = curve.run(study.steps)
+                study, method, order, model, *wholes, state, settings, ends=study.start_at
+            )
+            made = curve.run(_START_STEPS)
             if not curve.ended(made["points"]):
                 raise ConfigError(
                     f"{study.name}: expected plain training to reach {study.start_at} within "
-                    f"{study.steps} steps, got {made['points'][-1]['accuracy']:.3f}"
+                    f"{_START_STEPS} steps, got {made['points'][-1]['accuracy']:.3f}"
                 )
             durable.write_json(path, {"settings": settings, **made})
         return torch.load(state, weights_only=True, map_location="cpu")["model"]

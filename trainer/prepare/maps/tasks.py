@@ -321,7 +321,7 @@ def _draw_pairs(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     key, value = plan["rows"][plan["asked"]]
     words = [{"text": text, "box": list(box)} for text, box in picture.words]
     regions = [{"text": value, "box": words[2 * plan["asked"] + 1]["box"]}]
-    question = f'Which word stands beside "{key}"?'
+    question = f"Which word stands beside the word {key}?"
     return picture.image, chat_sample(
         [], question, value, task="key_value", regions=regions, words=words
     )
