@@ -76,25 +76,6 @@ def word_page(
     return Picture(image, tuple(drawn), boxes)
 
 
-def key_values(
-    rows: list[tuple[str, str]], rng: random.Random, *, columns: int, cell: int = CELL
-) -> Picture:
-    """Draw a key and its value on each line: one ends in the middle, the other at the right edge.
-
-    Colours as in `word_page`; `words` holds key and value of each line in turn.
-    """
-    ink, paper = dark_and_light(rng)
-    image = Image.new("RGB", (columns * cell, len(rows) * cell), paper)
-    draw, pen = ImageDraw.Draw(image), face(cell)
-    ends = [columns // 2 * cell - MARGIN, columns * cell - MARGIN]
-    words = [
-        (text, pen.draw(draw, text, end, number * cell, fill=ink))
-        for number, row in enumerate(rows)
-        for text, end in zip(row, ends, strict=True)
-    ]
-    return Picture(image, tuple(words))
-
-
 def bar_chart(
     rows: list[tuple[str, str]],
     rng: random.Random,

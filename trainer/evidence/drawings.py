@@ -80,17 +80,21 @@ def shortened(record: dict) -> dict:
     part = record["messages"][0]["content"][-1]
     letter = re.search(r"from ([A-Z]) lead", part["text"])
     colours = re.search(r"Is there a (.*)\?", part["text"])
-    key = re.search(r"the word( .*)\?", part["text"])
-    found = letter or colours or key
-    part["text"] = found[1] if found else "?"
+    part["text"] = letter[1] if letter else colours[1] if colours else "?"
     return record
 
 
-def read_aloud(record: dict) -> dict:
-    """The record as a text: its words in the order of the page stand where the image stood."""
+def as_text(record: dict) -> dict:
+    """A page without its image: its words in order, the highlighted ones between asterisks."""
+    (line,) = record["regions"]
+    _, top, _, bottom = line["box"]
+    words = [word["text"] for word in record["words"]]
+    middles = [(word["box"][1] + word["box"][3]) / 2 for word in record["words"]]
+    marked = [number for number, middle in enumerate(middles) if top <= middle <= bottom]
+    words.insert(marked[-1] + 1, "*")
+    words.insert(marked[0], "*")
     question, answer = (dict(message) for message in record["messages"])
-    page = "".join(f" {word['text']}" for word in record["words"])
-    question["content"] = f"{page}\n{question['content'][-1]['text']}"
+    question["content"] = f" {' '.join(words)}\n{question['content'][-1]['text']}"
     return {"images": [], "messages": [question, answer]}
 
 

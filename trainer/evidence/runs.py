@@ -15,7 +15,7 @@ from trainer.config import ConfigError
 from trainer.demo.generate import corpus
 from trainer.evidence import models
 from trainer.evidence.curves import path_of
-from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, collate, draw, kept, read_aloud
+from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, as_text, collate, draw, kept
 from trainer.evidence.loop import Curve
 from trainer.evidence.plan import METHODS, Method, Study
 from trainer.run_folder import claimed
@@ -98,7 +98,7 @@ class Desk:
             path, collator = self.folder / f"{'-'.join(key)}.pt", self._collator(map_rows)
             records = self._records(split)
             if text:
-                records = [read_aloud(record) for record in records]
+                records = [as_text(record) for record in records]
             with claimed(path, wait=True):
                 self._wholes[key] = kept(path, lambda: collate(self.folder, records, collator))
         return self._wholes[key]

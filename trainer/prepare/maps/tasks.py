@@ -21,7 +21,6 @@ from itertools import pairwise, product
 from PIL import Image, ImageDraw
 
 from trainer.drawing.scenes import face, font, patch_grid
-from trainer.drawing.scenes import key_values as draw_pairs
 from trainer.drawing.scenes import word_page as draw_word_page
 from trainer.drawing.texts import texts
 from trainer.records import chat_sample
@@ -270,17 +269,12 @@ def _vocabulary(cell: int, columns: int) -> tuple[str, ...]:
     return tuple(sorted(w for w in words if w.isalpha() and pen.cells(w) <= columns))
 
 
-def _chosen(cell: int, columns: int, vocabulary: int) -> tuple[str, ...]:
-    """At most so many of them, from all of the alphabet."""
-    known = _vocabulary(cell, columns)
-    return known[:: max(1, len(known) // vocabulary)][:vocabulary]
-
-
 def _plan_page(rng: random.Random, size: int, *, cell: int, vocabulary: int = _ALL) -> dict:
     """Words drawn at random, so that none can be guessed from the others."""
     _limit("cell", cell, 14, size // 2)
     columns = size // cell
-    known = _chosen(cell, columns, vocabulary)
+    known = _vocabulary(cell, columns)
+    known = known[:: max(1, len(known) // vocabulary)][:vocabulary]
     shown = rng.choices(known, k=columns * columns)
     return {"cell": cell, "columns": columns, "words": shown, "line": rng.randrange(columns)}
 
@@ -296,34 +290,6 @@ def _draw_page(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     words = [{"text": text, "box": list(box)} for text, box in picture.words]
     return picture.image, chat_sample(
         [], question, answer, task="word_page", regions=regions, words=words
-    )
-
-
-# What stands beside a word?
-
-
-def _plan_pairs(
-    rng: random.Random, size: int, *, cell: int, columns: int, vocabulary: int = _ALL
-) -> dict:
-    """Rows of a key and its value, as many as fit; no word is twice on a page."""
-    _limit("cell", cell, 14, size // 2)
-    _limit("columns", columns, 2, LARGEST // cell)
-    known = _chosen(cell, columns // 2, vocabulary)
-    rows = size // cell
-    _limit("vocabulary", len(known), 2 * rows, _ALL)
-    words = rng.sample(known, 2 * rows)
-    rows = list(zip(words[:rows], words[rows:], strict=True))
-    return {"cell": cell, "columns": columns, "rows": rows, "asked": rng.randrange(len(rows))}
-
-
-def _draw_pairs(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
-    picture = draw_pairs(plan["rows"], rng, columns=plan["columns"], cell=plan["cell"])
-    key, value = plan["rows"][plan["asked"]]
-    words = [{"text": text, "box": list(box)} for text, box in picture.words]
-    regions = [{"text": value, "box": words[2 * plan["asked"] + 1]["box"]}]
-    question = f"Which word stands beside the word {key}?"
-    return picture.image, chat_sample(
-        [], question, value, task="key_value", regions=regions, words=words
     )
 
 
@@ -417,7 +383,6 @@ _PAGES = {  # at most so many different words: all of them
     difficulty: {**cell, "vocabulary": _ALL}
     for difficulty, cell in _by_difficulty("cell", 56, 28, 20).items()
 }
-_PAIRS = {d: {**settings, "columns": 4} for d, settings in _PAGES.items()}
 TASKS: dict[str, Task] = {
     "line_intersection": Task(
         "line_intersection",
@@ -428,6 +393,5 @@ TASKS: dict[str, Task] = {
     "line_tracing": Task("line_tracing", _plan_tracing, _draw_tracing, _TRACING),
     "grid_patch": Task("grid_patch", _plan_grid, _draw_grid, _by_difficulty("side", 4, 8, 16)),
     "word_page": Task("word_page", _plan_page, _draw_page, _PAGES),
-    "key_value": Task("key_value", _plan_pairs, _draw_pairs, _PAIRS),
     "two_objects": Task("two_objects", _plan_objects, _draw_objects, _OBJECTS),
 }
