@@ -9,8 +9,9 @@ from typing import NamedTuple
 from trainer.config import ConfigError
 from trainer.data.sample import Sample
 from trainer.evaluation.rows import Row
+from trainer.metrics.golds import Gold, gold_places
 from trainer.metrics.places import Box, Point
-from trainer.metrics.registry import METRICS, Gold, gold_of, gold_places, task_metrics
+from trainer.metrics.registry import METRICS, gold_of, task_metrics
 
 LOOKING = {
     "answer_loss": ("answer loss", False),

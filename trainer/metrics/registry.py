@@ -12,15 +12,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from groundkern.hf.data.example import Region, message_text
+from groundkern.hf.data.example import message_text
 from trainer.data.images import wrong
 from trainer.data.sample import Sample
 from trainer.metrics import answers, boxes, reading, tables
-from trainer.metrics.boxes import Places
+from trainer.metrics.golds import (
+    Gold,
+    boxes_in,
+    coord_of,
+    gold_boxes,
+    gold_places,
+    points_in,
+    predicted_points,
+)
 from trainer.metrics.numbers import number
-from trainer.metrics.places import SCALES, Box, Coord, Point, Size, parse_boxes, parse_points
-
-_SAME_BOX = 0.9  # IoU of a box in the answer with its region in the right coordinates: rounding
+from trainer.metrics.places import Coord
 
 
 class Score(NamedTuple):
@@ -28,27 +34,6 @@ class Score(NamedTuple):
 
     sum: float
     count: float
-
-
-@dataclass(frozen=True)
-class Gold:
-    """What a metric may know of a sample.
-
-    Args:
-        answers: the right answers; one of them will do.
-        task: the sample's label.
-        size: (width, height) of its first image as the model saw it, in pixels; None: no image.
-        regions: of this answer, in fractions of the image.
-        metrics: names that the sample asks for itself.
-        coord: what the numbers of boxes and points count where their notation does not say so.
-    """
-
-    answers: tuple[str, ...]
-    task: str = ""
-    size: Size | None = None
-    regions: tuple[Region, ...] = ()
-    metrics: tuple[str, ...] = ()
-    coord: Coord = "per_mille"
 
 
 Needs = Literal["answer", "number", "table", "boxes", "places"]
@@ -110,16 +95,6 @@ def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = No
     return replace(gold, coord=coord or coord_of(gold))
 
 
-def coord_of(gold: Gold) -> Coord:
-    """The coordinates in which the boxes of the gold answer are its regions; else per_mille."""
-    regions = [box for region in gold.regions for box in region.boxes]
-    if regions:
-        for coord in ("per_mille", "pixel", "unit", "percent"):
-            if boxes.box_iou(_boxes_in(gold.answers[0], gold, coord), regions) >= _SAME_BOX:
-                return coord
-    return "per_mille"
-
-
 def default_metrics(gold: Gold) -> tuple[str, ...]:
     """Names of the metrics that a sample gets when nobody asks for others.
 
@@ -139,7 +114,7 @@ def default_metrics(gold: Gold) -> tuple[str, ...]:
 def _by_default(metric: Metric, gold: Gold) -> bool:
     written = gold.answers[0]
     if metric.needs in ("boxes", "places") and not gold.metrics:
-        return bool(_boxes_in(written, gold) or _points_in(written, gold))
+        return bool(boxes_in(written, gold) or points_in(written, gold))
     return metric.fits(gold)
 
 
@@ -156,9 +131,9 @@ def task_metrics(golds: Iterable[Gold]) -> tuple[str, ...]:
 def _by_answer(gold: Gold) -> tuple[str, ...]:
     answer = gold.answers[0]
     marked = any(mark in answer for mark in "[(<{")  # bare numbers may count anything
-    if marked and _boxes_in(answer, gold):
+    if marked and boxes_in(answer, gold):
         return _BOXES
-    if ("<" in answer or answer.lstrip()[:1] in tuple("[({`")) and _points_in(answer, gold):
+    if ("<" in answer or answer.lstrip()[:1] in tuple("[({`")) and points_in(answer, gold):
         return _POINTS
     if _has_table(gold):
         return ("table_f1", "number_set_similarity")
@@ -171,46 +146,6 @@ def _by_answer(gold: Gold) -> tuple[str, ...]:
     return ("exact_match", "token_f1", "cer", "wer")
 
 
-def _boxes_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Box]:
-    return parse_boxes(text, **_units(gold, coord))
-
-
-def _points_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Point]:
-    return parse_points(text, **_units(gold, coord))
-
-
-def _units(gold: Gold, coord: Coord | None) -> dict:
-    """Pixels of an image of unknown size are compared as they are: IoU has no unit."""
-    coord = coord or gold.coord
-    known = coord in SCALES or gold.size is not None
-    return {"coord": coord if known else "unit", "size": gold.size}
-
-
-def gold_boxes(gold: Gold) -> list[Box]:
-    """The boxes of the first gold answer, or if it has none of the regions, in fractions."""
-    written = _boxes_in(gold.answers[0], gold)
-    return written or [box for region in gold.regions for box in region.boxes]
-
-
-def gold_places(gold: Gold) -> Places:
-    """The boxes, polygons and points of the regions; without any those of the first answer."""
-    places = Places(
-        boxes=[box for region in gold.regions for box in region.boxes],
-        polygons=[corners for region in gold.regions for corners in region.polygons],
-        points=[point for region in gold.regions for point in region.points],
-    )
-    if len(places):
-        return places
-    written = _boxes_in(gold.answers[0], gold)
-    return Places(boxes=written, points=() if written else _points_in(gold.answers[0], gold))
-
-
-def predicted_points(predicted: str, gold: Gold) -> list[Point]:
-    """The points of a text, or the centres of its boxes."""
-    points = _points_in(predicted, gold)
-    return points or [boxes.centre(box) for box in _boxes_in(predicted, gold)]
-
-
 def _of_answers(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
     return lambda predicted, gold: Score(metric(predicted, gold.answers), 1.0)
 
@@ -221,7 +156,7 @@ def _of_counts(metric: Callable[..., tuple[float, float]], **options) -> Callabl
 
 def _of_boxes(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
     def score(predicted: str, gold: Gold) -> Score:
-        return Score(metric(_boxes_in(predicted, gold), gold_boxes(gold)), 1.0)
+        return Score(metric(boxes_in(predicted, gold), gold_boxes(gold)), 1.0)
 
     return score
 

@@ -13,11 +13,10 @@ from PIL import Image
 from groundkern.hf.data.example import Region
 from trainer.data.images import SampleError
 from trainer.data.sample import parse_sample
+from trainer.metrics.golds import Gold, coord_of
 from trainer.metrics.registry import (
     METRICS,
     TASK_METRICS,
-    Gold,
-    coord_of,
     default_metrics,
     gold_of,
     task_metrics,
