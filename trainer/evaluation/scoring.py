@@ -107,7 +107,7 @@ class Scoring:
         made; everything else in the text without.
         """
         gold = self._golds[row["sample"]]
-        plain = replace(gold, answers=tuple(dict.fromkeys(row["gold"])))
+        plain = _plain(gold, row["gold"])
         found = {}
         for name in self._by_task[gold.task]:
             metric = METRICS[name]
@@ -138,3 +138,10 @@ class Scoring:
                 bad = 1 - total / count if METRICS[name].higher_is_better else total / count
                 return bad if bad > 0 else None
         return None
+
+
+def _plain(gold: Gold, texts: Sequence[str]) -> Gold:
+    """A gold whose answers are these texts, which are its own without special tokens."""
+    by_answer = dict(zip(gold.answers, texts))
+    votes = tuple(by_answer.get(vote, vote) for vote in gold.votes)
+    return replace(gold, answers=tuple(dict.fromkeys(texts)), votes=votes)

@@ -9,6 +9,7 @@ from trainer.metrics import boxes
 from trainer.metrics.boxes import Places
 from trainer.metrics.places import SCALES, Box, Coord, Point, Size, parse_boxes, parse_points
 
+_COORDS: tuple[Coord, ...] = ("per_mille", "pixel", "resized", "unit", "percent")
 _SAME_BOX = 0.9  # IoU of a box in the answer with its region in the right coordinates: rounding
 
 
@@ -17,45 +18,60 @@ class Gold:
     """What a metric may know of a sample.
 
     Args:
-        answers: the right answers; one of them will do.
+        answers: the right answers, each once; one of them will do.
+        votes: the sample's `answers` as it has them: each as often as someone gave it.
         task: the sample's label.
-        size: (width, height) of its first image as the model saw it, in pixels; None: no image.
+        size: (width, height) of its first image in the data, in pixels; None: no image.
+        resized: the same of what the processor made of the whole image; None: unknown.
         regions: of this answer, in fractions of the image.
         metrics: names that the sample asks for itself.
-        coord: what the numbers of boxes and points count where their notation does not say so.
+        coord: what the numbers of boxes and points in the answers count where their notation does
+            not say so.
+        said: the same of predictions; None: as in the answers.
     """
 
     answers: tuple[str, ...]
+    votes: tuple[str, ...] = ()
     task: str = ""
     size: Size | None = None
+    resized: Size | None = None
     regions: tuple[Region, ...] = ()
     metrics: tuple[str, ...] = ()
     coord: Coord = "per_mille"
+    said: Coord | None = None
 
 
-def coord_of(gold: Gold) -> Coord:
-    """The coordinates in which the boxes of the gold answer are its regions; else per_mille."""
+def coord_of(gold: Gold, otherwise: Coord = "per_mille") -> Coord:
+    """The coordinates in which the boxes of the gold answer are its regions.
+
+    Those that fit best, of equals the first of thousandths, pixels, pixels of the resized image,
+    fractions and percent; `otherwise` if none fits or there are no regions.
+    """
     regions = [box for region in gold.regions for box in region.boxes]
-    if regions:
-        for coord in ("per_mille", "pixel", "unit", "percent"):
-            if boxes.box_iou(boxes_in(gold.answers[0], gold, coord), regions) >= _SAME_BOX:
-                return coord
-    return "per_mille"
+    if not regions:
+        return otherwise
+    fits = {c: boxes.box_iou(boxes_in(gold.answers[0], gold, c), regions) for c in _COORDS}
+    found = max(_COORDS, key=fits.__getitem__)
+    return found if fits[found] >= _SAME_BOX else otherwise
 
 
 def boxes_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Box]:
+    """The boxes in a text about a gold's image; `coord` is that of its answers if not given."""
     return parse_boxes(text, **_units(gold, coord))
 
 
 def points_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Point]:
+    """The points in a text, as `boxes_in`."""
     return parse_points(text, **_units(gold, coord))
 
 
 def _units(gold: Gold, coord: Coord | None) -> dict:
     """Pixels of an image of unknown size are compared as they are: IoU has no unit."""
     coord = coord or gold.coord
-    known = coord in SCALES or gold.size is not None
-    return {"coord": coord if known else "unit", "size": gold.size}
+    if coord in SCALES:
+        return {"coord": coord}
+    size = gold.resized if coord == "resized" else gold.size
+    return {"coord": "unit"} if size is None else {"coord": "pixel", "size": size}
 
 
 def gold_boxes(gold: Gold) -> list[Box]:
@@ -77,7 +93,12 @@ def gold_places(gold: Gold) -> Places:
     return Places(boxes=written, points=() if written else points_in(gold.answers[0], gold))
 
 
+def predicted_boxes(predicted: str, gold: Gold) -> list[Box]:
+    """The boxes of what a model wrote."""
+    return boxes_in(predicted, gold, gold.said)
+
+
 def predicted_points(predicted: str, gold: Gold) -> list[Point]:
-    """The points of a text, or the centres of its boxes."""
-    points = points_in(predicted, gold)
-    return points or [boxes.centre(box) for box in boxes_in(predicted, gold)]
+    """The points of what a model wrote, or the centres of its boxes."""
+    points = points_in(predicted, gold, gold.said)
+    return points or [boxes.centre(box) for box in predicted_boxes(predicted, gold)]

@@ -29,7 +29,7 @@ from typing import Literal
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
-Coord = Literal["pixel", "unit", "per_mille", "percent"]
+Coord = Literal["pixel", "resized", "unit", "per_mille", "percent"]
 
 SCALES = {"unit": 1.0, "percent": 100.0, "per_mille": 1000.0}
 _N = r"\s*([-+]?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20}))\s*"

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from groundkern.hf.data.example import message_text
 from trainer.data.images import wrong
 from trainer.data.sample import Sample
-from trainer.metrics import answers, boxes, reading, tables
+from trainer.metrics import answers, boxes, reading, tables, vqa
 from trainer.metrics.golds import (
     Gold,
     boxes_in,
@@ -36,7 +36,7 @@ class Score(NamedTuple):
     count: float
 
 
-Needs = Literal["answer", "number", "table", "boxes", "places"]
+Needs = Literal["answer", "votes", "number", "table", "boxes", "places"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Metric:
         title: what a report calls it.
         higher_is_better: False for error rates.
         source: the paper or program that it comes from.
-        needs: what the gold has to have: "answer", any text; "number", whole numbers in it;
-            "table", a table of two rows and columns; "boxes", boxes in the text or the regions;
-            "places", regions, or points or boxes in the text.
+        needs: what the gold has to have: "answer", any text; "votes", answers of four people or
+            more; "number", whole numbers in it; "table", a table of two rows and columns; "boxes",
+            boxes in the text or the regions; "places", regions, or points or boxes in the text.
         score: predicted text and gold to a `Score`; never raises, whatever the text.
     """
 
@@ -87,6 +87,7 @@ def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = No
     texts = (message_text(sample.messages[turn]), *others)
     gold = Gold(
         answers=tuple(dict.fromkeys(texts)),
+        votes=tuple(others),
         task=sample.task,
         size=sample.sizes[0] if sample.sizes else None,
         regions=tuple(r for r in sample.regions if r.turn == turn and r.image == 0),
@@ -150,6 +151,10 @@ def _of_answers(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
     return lambda predicted, gold: Score(metric(predicted, gold.answers), 1.0)
 
 
+def _of_votes(predicted: str, gold: Gold) -> Score:
+    return Score(vqa.vqa_accuracy(predicted, gold.votes), 1.0)
+
+
 def _of_counts(metric: Callable[..., tuple[float, float]], **options) -> Callable:
     return lambda predicted, gold: Score(*metric(predicted, gold.answers, **options))
 
@@ -175,6 +180,7 @@ def _has_table(gold: Gold) -> bool:
 
 _HAS: dict[str, Callable[[Gold], bool]] = {
     "answer": lambda gold: True,
+    "votes": lambda gold: len(gold.votes) >= vqa.ENOUGH_VOTES,
     "number": lambda gold: any(answers.coordinates("", text)[1] for text in gold.answers),
     "table": _has_table,
     "boxes": lambda gold: bool(gold_boxes(gold)),
@@ -190,6 +196,14 @@ _ALL = (
         "arXiv 1505.00468 (VQA)",
         "answer",
         _of_answers(answers.normalised_match),
+    ),
+    Metric(
+        "vqa_accuracy",
+        "VQA accuracy",
+        True,
+        "arXiv 1505.00468 (VQA)",
+        "votes",
+        _of_votes,
     ),
     Metric(
         "relaxed_accuracy",
@@ -223,6 +237,22 @@ _ALL = (
         "arXiv 1606.05250 (SQuAD)",
         "answer",
         _of_answers(answers.token_f1),
+    ),
+    Metric(
+        "contains",
+        "the gold is in the answer",
+        True,
+        "arXiv 2305.07895 (OCRBench)",
+        "answer",
+        _of_answers(answers.contains),
+    ),
+    Metric(
+        "contains_formula",
+        "the gold is in the answer, without white space",
+        True,
+        "arXiv 2305.07895 (OCRBench)",
+        "answer",
+        _of_answers(answers.contains_formula),
     ),
     Metric(
         "coordinates",
@@ -312,6 +342,8 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "docvqa": ("anls", "exact_match"),
     "infographicvqa": ("anls", "exact_match"),
     "squad": ("squad_match", "token_f1"),
+    "textvqa": ("vqa_accuracy",),
+    "vqav2": ("vqa_accuracy",),
     "refcoco": _BOXES,
     "refcocog": _BOXES,
     "pixmo_points": ("exact_match", *_POINTS),
