@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from groundkern.hf.data.example import Region
 from trainer.metrics import boxes
 from trainer.metrics.boxes import Places
 from trainer.metrics.places import SCALES, Box, Coord, Point, Size, parse_boxes, parse_points
 
-_COORDS: tuple[Coord, ...] = ("per_mille", "pixel", "resized", "unit", "percent")
+Units = Coord | Literal["resized"]
+"""What the numbers of boxes and points count. Of "pixel" it is pixels of the image in the data, of
+"resized" pixels of what the processor made of the whole image, as Qwen2.5-VL writes them."""
+
+_UNITS: tuple[Units, ...] = ("per_mille", "pixel", "resized", "unit", "percent")
 _SAME_BOX = 0.9  # IoU of a box in the answer with its region in the right coordinates: rounding
 
 
@@ -37,35 +42,37 @@ class Gold:
     resized: Size | None = None
     regions: tuple[Region, ...] = ()
     metrics: tuple[str, ...] = ()
-    coord: Coord = "per_mille"
-    said: Coord | None = None
+    coord: Units = "per_mille"
+    said: Units | None = None
 
 
-def coord_of(gold: Gold, otherwise: Coord = "per_mille") -> Coord:
+def coord_of(gold: Gold, otherwise: Units = "per_mille") -> Units:
     """The coordinates in which the boxes of the gold answer are its regions.
 
     Those that fit best, of equals the first of thousandths, pixels, pixels of the resized image,
-    fractions and percent; `otherwise` if none fits or there are no regions.
+    fractions, percent; `otherwise` if none fits or there are no regions.
     """
     regions = [box for region in gold.regions for box in region.boxes]
+    unknown = {"pixel": gold.size is None, "resized": gold.resized is None}
+    units = [coord for coord in _UNITS if not unknown.get(coord)]
     if not regions:
         return otherwise
-    fits = {c: boxes.box_iou(boxes_in(gold.answers[0], gold, c), regions) for c in _COORDS}
-    found = max(_COORDS, key=fits.__getitem__)
+    fits = {c: boxes.box_iou(boxes_in(gold.answers[0], gold, c), regions) for c in units}
+    found = max(units, key=fits.__getitem__)
     return found if fits[found] >= _SAME_BOX else otherwise
 
 
-def boxes_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Box]:
+def boxes_in(text: str, gold: Gold, coord: Units | None = None) -> list[Box]:
     """The boxes in a text about a gold's image; `coord` is that of its answers if not given."""
     return parse_boxes(text, **_units(gold, coord))
 
 
-def points_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Point]:
+def points_in(text: str, gold: Gold, coord: Units | None = None) -> list[Point]:
     """The points in a text, as `boxes_in`."""
     return parse_points(text, **_units(gold, coord))
 
 
-def _units(gold: Gold, coord: Coord | None) -> dict:
+def _units(gold: Gold, coord: Units | None) -> dict:
     """Pixels of an image of unknown size are compared as they are: IoU has no unit."""
     coord = coord or gold.coord
     if coord in SCALES:

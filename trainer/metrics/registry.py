@@ -18,15 +18,17 @@ from trainer.data.sample import Sample
 from trainer.metrics import answers, boxes, reading, tables, vqa
 from trainer.metrics.golds import (
     Gold,
+    Units,
     boxes_in,
     coord_of,
     gold_boxes,
     gold_places,
     points_in,
+    predicted_boxes,
     predicted_points,
 )
 from trainer.metrics.numbers import number
-from trainer.metrics.places import Coord
+from trainer.metrics.places import Size
 
 
 class Score(NamedTuple):
@@ -66,14 +68,22 @@ class Metric:
         return _HAS[self.needs](gold)
 
 
-def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = None) -> Gold:
+def gold_of(
+    sample: Sample,
+    *,
+    turn: int | None = None,
+    coord: Units | None = None,
+    resized: Size | None = None,
+) -> Gold:
     """What the metrics may know of one of a sample's answers.
 
     Args:
         sample: checked.
         turn: the index of an assistant message; None: the last.
-        coord: of boxes and points in texts; None: those in which the boxes of the gold answer are
-            its regions, else thousandths.
+        coord: of boxes and points in predictions; None: as in the gold answer. That has those in
+            which its boxes are its regions; where nothing tells, `coord`, but thousandths for
+            "resized", since data is seldom in the pixels of one processor.
+        resized: (width, height) of what the processor makes of the first image; None: unknown.
 
     Raises:
         SampleError: the sample's `metrics` has a name that is not in `METRICS`.
@@ -90,10 +100,13 @@ def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = No
         votes=tuple(others),
         task=sample.task,
         size=sample.sizes[0] if sample.sizes else None,
+        resized=resized,
         regions=tuple(r for r in sample.regions if r.turn == turn and r.image == 0),
         metrics=sample.metrics,
+        said=coord,
     )
-    return replace(gold, coord=coord or coord_of(gold))
+    otherwise = "per_mille" if coord in (None, "resized") else coord
+    return replace(gold, coord=coord_of(gold, otherwise))
 
 
 def default_metrics(gold: Gold) -> tuple[str, ...]:
@@ -161,7 +174,7 @@ def _of_counts(metric: Callable[..., tuple[float, float]], **options) -> Callabl
 
 def _of_boxes(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
     def score(predicted: str, gold: Gold) -> Score:
-        return Score(metric(boxes_in(predicted, gold), gold_boxes(gold)), 1.0)
+        return Score(metric(predicted_boxes(predicted, gold), gold_boxes(gold)), 1.0)
 
     return score
 
