@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 HELP = "let a model answer held-out samples, score the answers and compare them"
-COORDS = ("pixel", "unit", "per_mille", "percent")
+COORDS = ("pixel", "resized", "unit", "per_mille", "percent")
 DTYPES = ("float32", "bfloat16", "float16")
 
 

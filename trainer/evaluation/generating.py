@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +79,30 @@ class Answerer:
         written = self.model.generate(**moved)[:, inputs["input_ids"].shape[1] :]
         return [self._read(row) for row in written.tolist()]
 
+    def resized(
+        self, questions: Sequence[Question], inputs: dict[str, torch.Tensor]
+    ) -> list[tuple[int, int] | None]:
+        """(width, height) of what the processor made of each question's first image, in pixels.
+
+        Args:
+            questions: what `inputs` was made of.
+            inputs: of `self.inputs`.
+
+        Returns:
+            None where there is no image, and for processors that do not report the grid of the
+            whole image (`image_grid_thw`, of Qwen's families).
+        """
+        grids, patch = inputs.get("image_grid_thw"), _patch_size(self.processor)
+        if grids is None or patch is None:
+            return [None] * len(questions)
+        ends = accumulate(len(question.images) for question in questions)
+        first = [end - len(question.images) for end, question in zip(ends, questions)]
+        sizes = [(patch * columns, patch * rows) for _, rows, columns in grids.tolist()]
+        return [
+            sizes[at] if question.images else None
+            for at, question in zip(first, questions, strict=True)
+        ]
+
     def _processed(self, questions: Sequence[Question]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         texts = [question.text for question in questions]
@@ -102,6 +127,11 @@ class Answerer:
         read = self.processor.tokenizer.decode
         text, raw = read(said, skip_special_tokens=True), read([i for i in said if i != pads])
         return Answer(text, raw, len(ids) if at is None else at + 1, at is not None)
+
+
+def _patch_size(processor: Any) -> int | None:
+    found = getattr(getattr(processor, "image_processor", None), "patch_size", None)
+    return found if isinstance(found, int) else None
 
 
 def stop_tokens(model: torch.nn.Module, processor: Any) -> list[int]:

@@ -98,7 +98,7 @@ class Results:
         """A row of each answered sample with what was asked, what is right, and all figures."""
         answered = [i for i in self.picked if "prediction" in self.answers.get(i, {})]
         samples = [(index, self.dataset.sample(index)) for index in answered]
-        scoring.prepare(samples)
+        scoring.prepare(samples, self.answers)
         rows = []
         with progress("scoring", total=len(samples), unit="sample") as bar:
             for index, sample in samples:

@@ -45,6 +45,7 @@ def is_answer(row: Row) -> bool:
         and _texts(row.get("gold"))
         and _whole(row.get("tokens"))
         and isinstance(row.get("ended"), bool)
+        and _size(row.get("resized", [1, 1]))
     )
 
 
@@ -132,6 +133,11 @@ def _has_sample(row: Row) -> bool:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _size(value: Any) -> bool:
+    pair = isinstance(value, list) and len(value) == 2
+    return pair and all(_whole(side) and side > 0 for side in value)
 
 
 def _whole(value: Any) -> bool:

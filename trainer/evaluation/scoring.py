@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from trainer.config import ConfigError
 from trainer.data.sample import Sample
 from trainer.evaluation.rows import Row
+from trainer.metrics.golds import Gold, Units, gold_places, predicted_boxes, predicted_points
 from trainer.metrics.places import Box, Point
-from trainer.metrics.registry import METRICS, Gold, gold_of, gold_places, task_metrics
+from trainer.metrics.registry import METRICS, gold_of, task_metrics
 
 LOOKING = {
     "answer_loss": ("answer loss", False),
@@ -25,6 +27,7 @@ LOOKING = {
     "gradcam_peak": ("GradCAM peak in region", True),
 }
 """Teacher-forced figures: {name: (title, whether higher is better)}."""
+_NONE: Mapping[int, Row] = MappingProxyType({})
 _PLACES = ("boxes", "places")  # what special tokens may stand for
 
 
@@ -77,24 +80,38 @@ class Scoring:
 
     Args:
         names: of METRICS; None: of each sample's task.
-        coord: what the numbers of boxes count whose notation does not say so; None: as the gold's.
+        coord: what the numbers of boxes in answers count whose notation does not say so; None: as
+            those of the gold.
     """
 
-    def __init__(self, names: Sequence[str] | None, coord: str | None) -> None:
+    def __init__(self, names: Sequence[str] | None, coord: Units | None) -> None:
         self._names = tuple(dict.fromkeys(names)) if names else None
         self._coord = coord
         self._golds: dict[int, Gold] = {}
         self._by_task: dict[str, tuple[str, ...]] = {}
 
-    def prepare(self, samples: Sequence[tuple[int, Sample]]) -> None:
+    def prepare(
+        self, samples: Sequence[tuple[int, Sample]], answers: Mapping[int, Row] = _NONE
+    ) -> None:
         """Takes note of all samples, whose tasks decide by which metrics each is measured.
 
         Args:
             samples: (index, sample) of each that was answered.
+            answers: their rows, which say what size of image the model saw.
+
+        Raises:
+            ConfigError: boxes shall count pixels of the resized image, whose size is not known.
         """
         tasks: dict[str, list[Gold]] = {}
         for index, sample in samples:
-            gold = self._golds[index] = gold_of(sample, coord=self._coord)
+            resized = answers.get(index, {}).get("resized")
+            if self._coord == "resized" and sample.images and resized is None:
+                raise ConfigError(
+                    "--coord: expected answers of a model whose processor stretches whole images "
+                    f"and says to which size (Qwen's), for resized, got none for {sample.where}"
+                )
+            size = None if resized is None else tuple(resized)
+            gold = self._golds[index] = gold_of(sample, coord=self._coord, resized=size)
             tasks.setdefault(sample.task, []).append(gold)
         for task, golds in tasks.items():
             self._by_task[task] = self._names or task_metrics(golds)
@@ -106,7 +123,7 @@ class Scoring:
         made; everything else in the text without.
         """
         gold = self._golds[row["sample"]]
-        plain = replace(gold, answers=tuple(dict.fromkeys(row["gold"])))
+        plain = _plain(gold, row["gold"])
         found = {}
         for name in self._by_task[gold.task]:
             metric = METRICS[name]
@@ -124,9 +141,9 @@ class Scoring:
         gold = self._golds[row["sample"]]
         right, answered = gold_places(gold), Marks()
         if any(METRICS[name].needs in _PLACES for name in self._by_task[gold.task]):
-            said = replace(gold, answers=(row.get("raw", row["prediction"]),), regions=())
-            found = gold_places(said)
-            answered = Marks(found.boxes, found.points)
+            text = row.get("raw", row["prediction"])
+            found = predicted_boxes(text, gold)
+            answered = Marks(found, () if found else predicted_points(text, gold))
         return Marked(Marks(right.boxes, right.points, right.polygons), answered)
 
     def badness(self, row: Row) -> float | None:
@@ -137,3 +154,10 @@ class Scoring:
                 bad = 1 - total / count if METRICS[name].higher_is_better else total / count
                 return bad if bad > 0 else None
         return None
+
+
+def _plain(gold: Gold, texts: Sequence[str]) -> Gold:
+    """A gold whose answers are these texts, which are its own without special tokens."""
+    by_answer = dict(zip(gold.answers, texts))
+    votes = tuple(by_answer.get(vote, vote) for vote in gold.votes)
+    return replace(gold, answers=tuple(dict.fromkeys(texts)), votes=votes)

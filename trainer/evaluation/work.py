@@ -6,8 +6,9 @@ with its error, and the samples beside it are not harmed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from trainer.evaluation.generating import Answerer
 from trainer.evaluation.grounding import Grounding
 from trainer.evaluation.questions import Asking, Question
 from trainer.evaluation.rows import Row, identity
+from trainer.metrics.places import Size
 from trainer.metrics.registry import gold_of
 
 WINDOW = 32  # batches whose samples are put in the order of their length
@@ -91,11 +93,13 @@ class Batch(NamedTuple):
         inputs: keyword inputs of the model, on the CPU; None: no sample is left.
         golds: {sample: what is right}, in the order of the inputs; {sample: []} where no one asks.
         rows: of those that cannot be used.
+        resized: {sample: (width, height) of what the processor made of its first image}.
     """
 
     inputs: Any
     golds: dict[int, list[str]]
     rows: list[Row]
+    resized: Mapping[int, Size] = MappingProxyType({})
 
 
 def answers(
@@ -119,7 +123,7 @@ def answers(
         ConfigError: a batch does not fit in memory.
     """
     batches = _questions(samples, indices, size, asking, answerer)
-    for inputs, golds, rows in _ahead(batches) if ahead else batches:
+    for inputs, golds, rows, resized in _ahead(batches) if ahead else batches:
         if inputs is not None:
             with _Memory():
                 written = answerer.answer(inputs)
@@ -127,6 +131,8 @@ def answers(
                 said = {"prediction": asking.plain(answer.text), "gold": gold}
                 if answer.raw.strip() != said["prediction"]:
                     said["raw"] = answer.raw
+                if index in resized:
+                    said["resized"] = list(resized[index])
                 how = {"tokens": answer.tokens, "ended": answer.ended}
                 rows.append(samples.row(index, **said, **how))
         yield rows
@@ -147,7 +153,7 @@ def figures(
         ConfigError: a batch does not fit in memory.
     """
     batches = _examples(samples, indices, size, grounding)
-    for inputs, golds, rows in _ahead(batches) if ahead else batches:
+    for inputs, golds, rows, _ in _ahead(batches) if ahead else batches:
         if inputs is not None:
             with _Memory():
                 measured = grounding.measure(inputs)
@@ -171,7 +177,9 @@ def _questions(
             except SampleError as error:
                 rows.append(samples.bad(index, error))
         inputs = _together(samples, questions, answerer.inputs, rows)
-        yield Batch(inputs, {index: golds[index] for index in questions}, rows)
+        sizes = answerer.resized([*questions.values()], inputs) if questions else ()
+        resized = {index: size for index, size in zip(questions, sizes) if size is not None}
+        yield Batch(inputs, {index: golds[index] for index in questions}, rows, resized)
 
 
 def _examples(

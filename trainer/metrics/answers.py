@@ -160,6 +160,35 @@ def exact_match(predicted: str, gold: Golds) -> float:
     return best(lambda p, g: p.strip() == g.strip(), predicted, gold)
 
 
+def contains(predicted: str, gold: Golds) -> float:
+    """Whether the gold stands anywhere in the prediction, case and line breaks aside.
+
+    It rewards long answers: one that lists everything is right. So a sample has to ask for it. An
+    empty gold, which OCRBench does not have, wants an empty prediction.
+
+    Source: Liu et al., OCRBench, arXiv 2305.07895, evaluation code.
+    """
+
+    def plain(text: str) -> str:
+        return text.lower().strip().replace("\n", " ")
+
+    return best(lambda p, g: _within(plain(p), plain(g)), predicted, gold)
+
+
+def contains_formula(predicted: str, gold: Golds) -> float:
+    """Whether the gold stands anywhere in the prediction, white space aside; case counts.
+
+    OCRBench's rule for handwritten formulas (HME100k). An empty gold wants an empty prediction.
+
+    Source: Liu et al., OCRBench, arXiv 2305.07895, evaluation code.
+    """
+    return best(lambda p, g: _within("".join(p.split()), "".join(g.split())), predicted, gold)
+
+
+def _within(predicted: str, gold: str) -> bool:
+    return gold in predicted if gold else not predicted
+
+
 def normalised_match(predicted: str, gold: Golds) -> float:
     """Whether the texts are the same but for case, punctuation, articles and number words.
 
@@ -185,8 +214,13 @@ def normalise(text: str) -> str:
     """
     text = _WITHIN_WORDS.sub("", _GROUPS.sub("", tidy(text).casefold()))
     kept = (c if _belongs(text, i) else " " for i, c in enumerate(text))
-    words = (_SPOKEN.get(word, word) for word in "".join(kept).split())
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
+    return " ".join(without_articles("".join(kept).split()))
+
+
+def without_articles(words: Sequence[str]) -> list[str]:
+    """Words in lower case without articles, "none" and "zero" to "ten" as digits."""
+    spoken = (_SPOKEN.get(word, word) for word in words)
+    return [word for word in spoken if word not in ("a", "an", "the")]
 
 
 def _belongs(text: str, i: int) -> bool:

@@ -13,7 +13,7 @@ does in a data file (docs/data-format.md), and the caller has to know it.
 | `<loc_52>` four times, x0 y0 x1 y1 | middles of 1000 bins | Florence-2 |
 | `<patch_index_0044><patch_index_0863>` | cells of a 32 x 32 grid | Kosmos-2 |
 | `"box_2d": [y0, x0, y1, x1]` | thousandths | Gemini, Gemma 3 |
-| `"bbox_2d": [x0, y0, x1, y1]`, `"bbox"`, `"box"` | `coord` | Qwen2.5-VL (pixel), Qwen3-VL |
+| `"bbox_2d": [x0, y0, x1, y1]`, `"bbox"`, `"box"` | `coord` | Qwen2.5-VL (pixels of the resized image), Qwen3-VL |
 | `[x0, y0, x1, y1]`, `[[...]]`, `(...)`, `(x0,y0),(x1,y1)`, four bare numbers | `coord` | the rest |
 | `<point x="61.5" y="40.4">`, `<points x1= y1= x2= y2=>` | percent | Molmo, PixMo |
 | `<points coords="1 1 105 205 2 300 400">` | thousandths | Molmo 2 |
@@ -50,7 +50,7 @@ def parse_boxes(text: str, *, coord: Coord = "per_mille", size: Size | None = No
             boxes without area or with their corners swapped.
         coord: what the numbers of notations count that do not say so: "pixel", "unit", "per_mille"
             or "percent".
-        size: (width, height) in pixels of the image as the model saw it; "pixel" needs it.
+        size: (width, height) of the image whose pixels are counted; "pixel" needs it.
 
     Returns:
         (x0, y0, x1, y1) each; may exceed 0 to 1.

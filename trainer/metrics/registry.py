@@ -12,15 +12,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from groundkern.hf.data.example import Region, message_text
+from groundkern.hf.data.example import message_text
 from trainer.data.images import wrong
 from trainer.data.sample import Sample
-from trainer.metrics import answers, boxes, reading, tables
-from trainer.metrics.boxes import Places
+from trainer.metrics import answers, boxes, reading, tables, vqa
+from trainer.metrics.golds import (
+    Gold,
+    Units,
+    boxes_in,
+    coord_of,
+    gold_boxes,
+    gold_places,
+    points_in,
+    predicted_boxes,
+    predicted_points,
+)
 from trainer.metrics.numbers import number
-from trainer.metrics.places import SCALES, Box, Coord, Point, Size, parse_boxes, parse_points
-
-_SAME_BOX = 0.9  # IoU of a box in the answer with its region in the right coordinates: rounding
+from trainer.metrics.places import Size
 
 
 class Score(NamedTuple):
@@ -30,28 +38,7 @@ class Score(NamedTuple):
     count: float
 
 
-@dataclass(frozen=True)
-class Gold:
-    """What a metric may know of a sample.
-
-    Args:
-        answers: the right answers; one of them will do.
-        task: the sample's label.
-        size: (width, height) of its first image as the model saw it, in pixels; None: no image.
-        regions: of this answer, in fractions of the image.
-        metrics: names that the sample asks for itself.
-        coord: what the numbers of boxes and points count where their notation does not say so.
-    """
-
-    answers: tuple[str, ...]
-    task: str = ""
-    size: Size | None = None
-    regions: tuple[Region, ...] = ()
-    metrics: tuple[str, ...] = ()
-    coord: Coord = "per_mille"
-
-
-Needs = Literal["answer", "number", "table", "boxes", "places"]
+Needs = Literal["answer", "votes", "number", "table", "boxes", "places"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +50,9 @@ class Metric:
         title: what a report calls it.
         higher_is_better: False for error rates.
         source: the paper or program that it comes from.
-        needs: what the gold has to have: "answer", any text; "number", whole numbers in it;
-            "table", a table of two rows and columns; "boxes", boxes in the text or the regions;
-            "places", regions, or points or boxes in the text.
+        needs: what the gold has to have: "answer", any text; "votes", answers of four people or
+            more; "number", whole numbers in it; "table", a table of two rows and columns; "boxes",
+            boxes in the text or the regions; "places", regions, or points or boxes in the text.
         score: predicted text and gold to a `Score`; never raises, whatever the text.
     """
 
@@ -81,14 +68,22 @@ class Metric:
         return _HAS[self.needs](gold)
 
 
-def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = None) -> Gold:
+def gold_of(
+    sample: Sample,
+    *,
+    turn: int | None = None,
+    coord: Units | None = None,
+    resized: Size | None = None,
+) -> Gold:
     """What the metrics may know of one of a sample's answers.
 
     Args:
         sample: checked.
         turn: the index of an assistant message; None: the last.
-        coord: of boxes and points in texts; None: those in which the boxes of the gold answer are
-            its regions, else thousandths.
+        coord: of boxes and points in predictions; None: as in the gold answer. That has those in
+            which its boxes are its regions; where nothing tells, `coord`, but thousandths for
+            "resized", since data is seldom in the pixels of one processor.
+        resized: (width, height) of what the processor makes of the first image; None: unknown.
 
     Raises:
         SampleError: the sample's `metrics` has a name that is not in `METRICS`.
@@ -102,22 +97,16 @@ def gold_of(sample: Sample, *, turn: int | None = None, coord: Coord | None = No
     texts = (message_text(sample.messages[turn]), *others)
     gold = Gold(
         answers=tuple(dict.fromkeys(texts)),
+        votes=tuple(others),
         task=sample.task,
         size=sample.sizes[0] if sample.sizes else None,
+        resized=resized,
         regions=tuple(r for r in sample.regions if r.turn == turn and r.image == 0),
         metrics=sample.metrics,
+        said=coord,
     )
-    return replace(gold, coord=coord or coord_of(gold))
-
-
-def coord_of(gold: Gold) -> Coord:
-    """The coordinates in which the boxes of the gold answer are its regions; else per_mille."""
-    regions = [box for region in gold.regions for box in region.boxes]
-    if regions:
-        for coord in ("per_mille", "pixel", "unit", "percent"):
-            if boxes.box_iou(_boxes_in(gold.answers[0], gold, coord), regions) >= _SAME_BOX:
-                return coord
-    return "per_mille"
+    otherwise = "per_mille" if coord in (None, "resized") else coord
+    return replace(gold, coord=coord_of(gold, otherwise))
 
 
 def default_metrics(gold: Gold) -> tuple[str, ...]:
@@ -139,7 +128,7 @@ def default_metrics(gold: Gold) -> tuple[str, ...]:
 def _by_default(metric: Metric, gold: Gold) -> bool:
     written = gold.answers[0]
     if metric.needs in ("boxes", "places") and not gold.metrics:
-        return bool(_boxes_in(written, gold) or _points_in(written, gold))
+        return bool(boxes_in(written, gold) or points_in(written, gold))
     return metric.fits(gold)
 
 
@@ -156,9 +145,9 @@ def task_metrics(golds: Iterable[Gold]) -> tuple[str, ...]:
 def _by_answer(gold: Gold) -> tuple[str, ...]:
     answer = gold.answers[0]
     marked = any(mark in answer for mark in "[(<{")  # bare numbers may count anything
-    if marked and _boxes_in(answer, gold):
+    if marked and boxes_in(answer, gold):
         return _BOXES
-    if ("<" in answer or answer.lstrip()[:1] in tuple("[({`")) and _points_in(answer, gold):
+    if ("<" in answer or answer.lstrip()[:1] in tuple("[({`")) and points_in(answer, gold):
         return _POINTS
     if _has_table(gold):
         return ("table_f1", "number_set_similarity")
@@ -171,48 +160,12 @@ def _by_answer(gold: Gold) -> tuple[str, ...]:
     return ("exact_match", "token_f1", "cer", "wer")
 
 
-def _boxes_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Box]:
-    return parse_boxes(text, **_units(gold, coord))
-
-
-def _points_in(text: str, gold: Gold, coord: Coord | None = None) -> list[Point]:
-    return parse_points(text, **_units(gold, coord))
-
-
-def _units(gold: Gold, coord: Coord | None) -> dict:
-    """Pixels of an image of unknown size are compared as they are: IoU has no unit."""
-    coord = coord or gold.coord
-    known = coord in SCALES or gold.size is not None
-    return {"coord": coord if known else "unit", "size": gold.size}
-
-
-def gold_boxes(gold: Gold) -> list[Box]:
-    """The boxes of the first gold answer, or if it has none of the regions, in fractions."""
-    written = _boxes_in(gold.answers[0], gold)
-    return written or [box for region in gold.regions for box in region.boxes]
-
-
-def gold_places(gold: Gold) -> Places:
-    """The boxes, polygons and points of the regions; without any those of the first answer."""
-    places = Places(
-        boxes=[box for region in gold.regions for box in region.boxes],
-        polygons=[corners for region in gold.regions for corners in region.polygons],
-        points=[point for region in gold.regions for point in region.points],
-    )
-    if len(places):
-        return places
-    written = _boxes_in(gold.answers[0], gold)
-    return Places(boxes=written, points=() if written else _points_in(gold.answers[0], gold))
-
-
-def predicted_points(predicted: str, gold: Gold) -> list[Point]:
-    """The points of a text, or the centres of its boxes."""
-    points = _points_in(predicted, gold)
-    return points or [boxes.centre(box) for box in _boxes_in(predicted, gold)]
-
-
 def _of_answers(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
     return lambda predicted, gold: Score(metric(predicted, gold.answers), 1.0)
+
+
+def _of_votes(predicted: str, gold: Gold) -> Score:
+    return Score(vqa.vqa_accuracy(predicted, gold.votes), 1.0)
 
 
 def _of_counts(metric: Callable[..., tuple[float, float]], **options) -> Callable:
@@ -221,7 +174,7 @@ def _of_counts(metric: Callable[..., tuple[float, float]], **options) -> Callabl
 
 def _of_boxes(metric: Callable[..., float]) -> Callable[[str, Gold], Score]:
     def score(predicted: str, gold: Gold) -> Score:
-        return Score(metric(_boxes_in(predicted, gold), gold_boxes(gold)), 1.0)
+        return Score(metric(predicted_boxes(predicted, gold), gold_boxes(gold)), 1.0)
 
     return score
 
@@ -240,6 +193,7 @@ def _has_table(gold: Gold) -> bool:
 
 _HAS: dict[str, Callable[[Gold], bool]] = {
     "answer": lambda gold: True,
+    "votes": lambda gold: len(gold.votes) >= vqa.ENOUGH_VOTES,
     "number": lambda gold: any(answers.coordinates("", text)[1] for text in gold.answers),
     "table": _has_table,
     "boxes": lambda gold: bool(gold_boxes(gold)),
@@ -255,6 +209,14 @@ _ALL = (
         "arXiv 1505.00468 (VQA)",
         "answer",
         _of_answers(answers.normalised_match),
+    ),
+    Metric(
+        "vqa_accuracy",
+        "VQA accuracy",
+        True,
+        "arXiv 1505.00468 (VQA)",
+        "votes",
+        _of_votes,
     ),
     Metric(
         "relaxed_accuracy",
@@ -288,6 +250,22 @@ _ALL = (
         "arXiv 1606.05250 (SQuAD)",
         "answer",
         _of_answers(answers.token_f1),
+    ),
+    Metric(
+        "contains",
+        "the gold is in the answer",
+        True,
+        "arXiv 2305.07895 (OCRBench)",
+        "answer",
+        _of_answers(answers.contains),
+    ),
+    Metric(
+        "contains_formula",
+        "the gold is in the answer, without white space",
+        True,
+        "arXiv 2305.07895 (OCRBench)",
+        "answer",
+        _of_answers(answers.contains_formula),
     ),
     Metric(
         "coordinates",
@@ -377,6 +355,8 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "docvqa": ("anls", "exact_match"),
     "infographicvqa": ("anls", "exact_match"),
     "squad": ("squad_match", "token_f1"),
+    "textvqa": ("vqa_accuracy",),
+    "vqav2": ("vqa_accuracy",),
     "refcoco": _BOXES,
     "refcocog": _BOXES,
     "pixmo_points": ("exact_match", *_POINTS),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from groundkern.hf.data.example import Region
 from tests.fuzz.target import Target, expect
-from trainer.metrics.registry import METRICS, Gold, default_metrics
+from trainer.metrics.golds import Gold
+from trainer.metrics.registry import METRICS, default_metrics
 
 GOLDS = (
     Gold(("row 3 column 5", "3, 5"), size=(640, 480)),
     Gold(("year | a | b\n1999 | 1,200 | 5%",)),
-    Gold(("[100, 200, 500, 500]",), size=(640, 480)),
+    Gold(("red bus", "2", "don't"), ("red bus", "2", "2", "don't"), said="percent"),
+    Gold(("[100, 200, 500, 500]",), size=(640, 480), resized=(644, 476), said="resized"),
     Gold(
         ("2008",),
         size=(640, 480),

@@ -127,6 +127,15 @@ def test_nothing_is_asked_twice(where, whole, tmp_path, asked):
     assert answers(tmp_path) == answers(whole)
 
 
+def test_rows_say_to_which_size_the_processor_brought_the_image(where, whole, tmp_path, asked):
+    """These images are whole cells of 28 pixels already; a sample without one has no size."""
+    sizes = [row.get("resized") for row in predictions(whole)]
+    assert sizes == [[84, 56], [84, 84], [84, 56], [84, 84], [84, 56], [84, 56], None, [84, 84]]
+    copied(whole, tmp_path)
+    assert run(where, tmp_path, "--coord", "resized") == 0
+    assert asked == []
+
+
 def test_fewer_samples_can_become_more(where, whole, asked, tmp_path):
     assert run(where, tmp_path, "--samples", "1") == 0
     assert [row["sample"] for row in predictions(tmp_path)] == [0, 4]

@@ -51,6 +51,10 @@ def test_nothing_is_written_for_no_rows(tmp_path):
         {"tokens": "1"},
         {"ended": 1},
         {"raw": 3},
+        {"resized": 28},
+        {"resized": [28]},
+        {"resized": [28, 0]},
+        {"resized": [28.0, 56]},
         {"error": 3},
     ],
 )

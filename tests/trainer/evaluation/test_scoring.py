@@ -56,6 +56,16 @@ def test_several_golds_and_error_rates(tmp_path):
     assert found["cer"][0] == 0
 
 
+def test_votes_count_as_often_as_they_were_given_and_without_special_tokens(tmp_path):
+    scoring = Scoring(["vqa_accuracy", "exact_match"], None)
+    votes = ["four<|im_end|>"] * 2 + ["five"] * 8
+    scoring.prepare([(0, sample(tmp_path, "four", answers=votes))])
+    found = scoring.score({**row("four", ""), "gold": ["four", "four", "five"]})
+    assert found == {"vqa_accuracy": [pytest.approx(0.6), 1], "exact_match": [1, 1]}
+    with_token = scoring.score({**row("Five.", ""), "gold": ["four", "four", "five"]})
+    assert with_token["vqa_accuracy"] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("names", "figures", "bad"),
     [

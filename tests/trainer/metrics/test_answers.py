@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from trainer.metrics import answers
 from trainer.metrics.answers import (
     anls,
+    contains,
+    contains_formula,
     coordinates,
     exact_match,
     normalise,
@@ -24,6 +26,8 @@ METRICS = (
     relaxed_accuracy,
     relaxed_accuracy_pix2struct,
     anls,
+    contains,
+    contains_formula,
     exact_match,
     normalised_match,
     squad_match,
@@ -318,6 +322,32 @@ def test_what_normalised_match_keeps_apart(predicted, gold):
 )
 def test_coordinates(predicted, gold, value):
     assert coordinates(predicted, gold) == value
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "value"),
+    [
+        ("The word is CENTRE.", "centre", 1),
+        ("no", "north", 0),
+        ("north", "no", 1),  # as OCRBench has it: parts of words count
+        ("65 million\ntons", "million tons", 1),
+        ("65 million  tons", "million tons", 0),  # white space is not made one space
+        ("a", [" A ", "b"], 1),
+        ("c", ["a", "b"], 0),
+        ("a, b, c", "b", 1),  # whatever lists everything is right
+        ("anything", "", 0),
+        (" ", "", 1),
+        ("anything", [], 0),
+    ],
+)
+def test_the_gold_is_in_the_answer(predicted, gold, value):
+    assert contains(predicted, gold) == value
+
+
+def test_formulas_are_in_the_answer_whatever_their_spaces():
+    assert contains_formula("so it is x ^ { 2 }\n+ Y", "x^{2} +Y") == 1
+    assert contains_formula("x^{2}+y", "x^{2}+Y") == 0
+    assert contains_formula("x", "") == 0
 
 
 def test_coordinates_of_several_golds():

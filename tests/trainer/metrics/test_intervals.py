@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import product
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from trainer.metrics.intervals import interval, paired
+from trainer.metrics import intervals
+from trainer.metrics.intervals import beyond_chance, interval, paired
 
 
 def test_shares_get_wilson_s_interval_which_is_wide_at_0_of_4():
@@ -29,12 +34,116 @@ def test_a_quarter_against_none_of_four_samples_is_no_difference():
     assert found.p_value == 1.0
 
 
+@pytest.mark.parametrize(
+    ("both", "better", "worse", "neither", "low", "high"),
+    [
+        (36, 12, 2, 0, 0.0569, 0.3404),  # Newcombe 1998, table of examples, method 10
+        (18, 12, 2, 18, 0.0562, 0.3290),
+        (14, 5, 0, 22, 0.011, 0.226),  # Altman et al., Statistics with Confidence, table 6.2
+        (54, 0, 0, 0, -0.0664, 0.0664),
+    ],
+)
+def test_right_and_wrong_on_both_sides_get_newcombe_s_interval(
+    both, better, worse, neither, low, high
+):
+    parts = ((1, 1, both), (0, 1, better), (1, 0, worse), (0, 0, neither))
+    left, right = (
+        np.repeat([part[side] for part in parts], [n for *_, n in parts]) for side in (0, 1)
+    )
+    found = paired(left, right)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-4)
+    other = paired(right, left)
+    assert (other.low, other.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_none_against_all_is_as_wide_as_the_samples_are_few():
+    """The bootstrap draws nothing but 1, from 4 samples as from 4,000."""
+    few, many = (paired([0] * n, [1] * n) for n in (4, 4000))
+    end = 1 - interval([0] * 4).high
+    assert few == pytest.approx((1, 1 - np.sqrt(2) * (1 - end), 1, 0.125))
+    assert many.low > 0.99
+    assert not beyond_chance(few, 4)
+    assert beyond_chance(many, 4000)
+    # of several values a sample, it is the samples that count
+    assert paired([0] * 4, [2, 3, 2, 4], [2, 3, 2, 4]) == pytest.approx(few)
+    assert paired([0] * 4, [1] * 4, [3] * 4, [1] * 4) == pytest.approx(few)
+
+
+def test_the_same_on_both_sides_may_still_differ():
+    none = paired([0] * 4, [0] * 4)
+    assert none == pytest.approx((0, -interval([0] * 4).high, interval([0] * 4).high, 1))
+    half = paired([0, 1] * 20, [0, 1] * 20)
+    assert -0.1 < half.low < 0 < half.high < 0.1
+    assert half.p_value == 1
+
+
+def test_intervals_of_differences_of_shares_cover_the_truth():
+    random = np.random.default_rng(7)
+    inside = 0
+    for _ in range(300):
+        left = random.random(25) < 0.9
+        right = np.where(random.random(25) < 0.2, ~left, left)  # .74 on average
+        found = paired(left, right)
+        inside += found.low <= -0.16 <= found.high
+    assert 0.91 <= inside / 300 <= 1
+
+
 def test_mcnemar_counts_only_samples_that_changed():
     left, right = [1] * 50 + [0] * 10 + [1] * 2, [1] * 50 + [1] * 10 + [0] * 2
     found = paired(left, right)
     assert found.value == pytest.approx(8 / 62)
     assert found.p_value == pytest.approx(stats.binomtest(10, 12).pvalue)
     assert found.p_value < 0.05
+
+
+@pytest.mark.parametrize("size", [12, 500])
+def test_the_bootstrap_is_scipy_s_of_the_same_draws(size):
+    """BCa: bias by how many draws are lower, acceleration by leaving out each sample."""
+    random = np.random.default_rng(5)
+    counts = random.integers(1, 5, size)
+    sums = counts * random.exponential(size=size)
+    draws = intervals._drawn_totals(np.stack([sums, counts], 1), 2000, np.random.default_rng(0))
+    expected = stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis=-1: s.sum(axis) / n.sum(axis),
+        paired=True,
+        n_resamples=0,
+        bootstrap_result=SimpleNamespace(bootstrap_distribution=draws[:, 0] / draws[:, 1]),
+        method="BCa",
+    ).confidence_interval
+    assert interval(sums, counts)[1:] == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize("kinds", [3, 400])
+def test_draws_are_of_as_many_samples_with_replacement(kinds):
+    """By kinds of samples and one by one: each drawn total has the moments of a sum of draws."""
+    values = np.random.default_rng(6).random(kinds)[np.arange(400) % kinds]
+    both = np.stack([values, np.ones(400)], 1)
+    totals, count = intervals._drawn_totals(both, 4000, np.random.default_rng(0)).T
+    assert (count == 400).all()
+    spread = values.std() * 20  # of a total of 400
+    assert totals.mean() == pytest.approx(values.sum(), abs=4 * spread / np.sqrt(4000))
+    assert totals.std() == pytest.approx(spread, rel=0.05)
+    assert stats.kstest((totals - values.sum()) / spread, "norm").pvalue > 1e-3
+
+
+def test_the_memory_of_draws_is_bounded_and_their_parts_do_not_matter(monkeypatch):
+    random = np.random.default_rng(8)
+    left, right = random.random((2, 1000))
+    whole = paired(left, right)
+    monkeypatch.setattr(intervals, "_NUMBERS", 4096)
+    assert paired(left, right)[:3] == pytest.approx(whole[:3])
+    tracemalloc.start()
+    paired(left, right)
+    assert tracemalloc.get_traced_memory()[1] < 2**20  # 2,000 draws of 1,000 are 16 MB
+    tracemalloc.stop()
+
+
+def test_switching_sides_is_as_exact_as_counting_all_switches():
+    left, right = np.array([1.0, 2, 3, 4, 5]), np.array([1.5, 2.1, 3.4, 3.8, 6.1])
+    signs = np.array(list(product((-1, 1), repeat=5)))
+    exact = (np.abs(signs @ (right - left)) >= (right - left).sum() - 1e-9).mean()
+    assert paired(left, right, resamples=20_000).p_value == pytest.approx(exact, abs=0.01)
 
 
 def test_intervals_of_skewed_means_cover_the_truth():

@@ -13,11 +13,10 @@ from PIL import Image
 from groundkern.hf.data.example import Region
 from trainer.data.images import SampleError
 from trainer.data.sample import parse_sample
+from trainer.metrics.golds import Gold, coord_of
 from trainer.metrics.registry import (
     METRICS,
     TASK_METRICS,
-    Gold,
-    coord_of,
     default_metrics,
     gold_of,
     task_metrics,
@@ -195,6 +194,29 @@ def test_an_answer_that_is_given_twice_counts_once(sample):
     assert gold_of(sample("a", answers=["b", "a", "b"])).answers == ("a", "b")
 
 
+def test_votes_are_the_answers_as_often_as_they_were_given(sample):
+    votes = ["nokia"] * 3 + ["phone"] * 7
+    gold = gold_of(sample("Nokia", answers=votes))
+    assert gold.votes == tuple(votes)
+    assert gold.answers == ("Nokia", "nokia", "phone")
+    assert scored("vqa_accuracy", "Nokia", gold) == (pytest.approx(0.9), 1)
+    assert METRICS["vqa_accuracy"].fits(gold)
+    assert gold_of(sample("2", answers=votes), turn=1).votes == ()
+
+
+def test_vqa_accuracy_wants_the_answers_of_four_people():
+    votes = ("yes",) * 3
+    assert default_metrics(Gold(("yes",), votes, task="textvqa_val")) == ("exact_match",)
+    assert default_metrics(Gold(("yes",), (*votes, "no"), task="vqav2")) == ("vqa_accuracy",)
+
+
+def test_what_rewards_long_answers_is_never_measured_unless_asked_for():
+    asked = {name for names in TASK_METRICS.values() for name in names}
+    assert not asked & {"contains", "contains_formula"}
+    assert default_metrics(Gold(("a",), task="ocrbench")) != ("contains",)
+    assert default_metrics(Gold(("a",), metrics=("contains",))) == ("contains",)
+
+
 def test_an_unknown_metric_is_an_error_of_its_sample(sample):
     with pytest.raises(SampleError, match=r"a:1: `metrics\[1\]`: expected one of exact_match, .*"):
         gold_of(sample(metrics=["cer", "bleu"]))
@@ -213,7 +235,7 @@ texts = st.one_of(
 @given(texts, texts, st.booleans())
 def test_no_text_makes_a_metric_raise(predicted, answer, placed):
     regions = (BOX, POINTS) if placed else ()
-    gold = Gold((answer, "b"), size=(640, 480), regions=regions)
+    gold = Gold((answer, "b"), (answer,) * 4, size=(640, 480), regions=regions)
     for metric in METRICS.values():
         total, count = metric.score(predicted, gold)
         assert 0 <= total < float("inf")
