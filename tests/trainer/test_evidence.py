@@ -92,6 +92,31 @@ def test_what_starts_from_plain_training_has_its_weights(desk, monkeypatch):
         Desk(desk.output, replace(study, name="never", start_at=0.9))._model(0)
 
 
+def test_a_decoder_learns_pages_as_text_and_sees_at_random(desk, monkeypatch):
+    study = replace(QUICK, name="text", start="text", start_at=0.0)
+    own = Desk(desk.output, study)
+    whole = own._whole("train", "predictor", text=True)
+    assert "pixel_values" not in whole
+    decode, ids = own.processor().tokenizer.decode, whole["input_ids"]
+    for text, answer, record in zip(ids, whole["labels"], own._records("train"), strict=True):
+        words = [word["text"] for word in record["words"]]
+        page = decode(text).split("\n")[0].split(" * ")
+        said = record["messages"][-1]["content"]
+        assert said in (page[1], page[1].removesuffix(" *"))
+        assert " ".join(page).removesuffix(" *").split() == words
+        assert decode(answer[answer >= 0]) == f"{said}<|im_end|>"
+    taught = models.build(own.processor(), study.model, seed=5).state_dict()
+    monkeypatch.setattr(own, "_start", lambda path, seed: taught)
+    model, fresh = own._model(0), models.build(own.processor(), study.model, seed=0)
+    seen = {name: value for name, value in model.state_dict().items() if "visual" in name}
+    assert seen
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (fresh.state_dict() if name in seen else taught)[name]), name
+    monkeypatch.undo()
+    own._model(0)
+    assert durable.read_json(desk.output / "starts" / "text" / "0.json")["points"]
+
+
 def test_an_epoch_has_every_drawing_once_in_an_order_of_its_own():
     epochs = [
         torch.cat([loop.picked(12, 4, step, seed) for step in range(e, e + 3)])

@@ -89,8 +89,9 @@ class Study:
         steps, batch_size, learning_rate: of every run; the rate is constant after `warmup` steps.
         every: steps between two points of a curve.
         model: one of `models.SIZES`.
-        start: train from "scratch", or from a "plain" run of the same task that was stopped when
-            its held-out accuracy was first at least `start_at`.
+        start: train from "scratch"; from a "plain" run of the same task that was stopped when its
+            held-out accuracy was first at least `start_at`; or from the decoder of such a run on
+            the drawings as "text", with the part that sees at random.
     """
 
     name: str
@@ -124,9 +125,12 @@ class Study:
         """One sentence for people."""
         own = self.drawings
         details = "".join(f", {name.replace('_', ' ')} {value}" for name, value in own.own)
-        start = "weights at random"
-        if self.start == "plain":
-            start = f"plain training of the task until {self.start_at:.2f} of answers are right"
+        reached = f"until {self.start_at:.2f} of answers are right"
+        start = {
+            "scratch": "weights at random",
+            "plain": f"plain training of the task {reached}",
+            "text": f"a decoder trained on the pages as text {reached}; vision at random",
+        }[self.start]
         return (
             f"{own.task}, drawings of {own.size} px ({own.difficulty}{details}): "
             f"{self.samples:,} to train on, {self.held_out} held out; {self.steps:,} steps of "

@@ -62,6 +62,13 @@ _GRID = Study(
 _GRID_STARTED = replace(
     _GRID, name="grid_patch_started", methods=("plain", "klal"), start="plain", start_at=0.3
 )
+_TAUGHT = replace(  # DV-SFT's setting: a decoder that knows texts learns to see
+    _WORD_PAGES,
+    name="word_pages_text",
+    methods=("plain", "dv_sft"),
+    start="text",
+    start_at=0.95,
+)
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
 CPU = Preset(
@@ -71,6 +78,7 @@ CPU = Preset(
         _TRACING,
         _GRID,
         _INTERSECTION,
+        _TAUGHT,
         _OBJECTS,
         _GRID_STARTED,
         _LESS_DATA,
