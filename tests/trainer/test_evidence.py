@@ -279,7 +279,11 @@ def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_p
         assert (above, below) == (f"above\n{tables.MARKS[0]}\n", f"{tables.MARKS[1]}\nbelow\n")
         assert "| plain |" in table
     kept = page.parent / "figures"
-    assert sorted(path.name for path in kept.iterdir()) == ["evidence.json", "evidence.png"]
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "evidence.json",
+        "evidence.png",
+        "evidence_first.png",
+    ]
     durable.write_text(page, "no marks")
     with pytest.raises(ConfigError, match="expected a file with the marks"):
         tables.put_on_page(page, output)

@@ -19,9 +19,10 @@ from trainer.evidence.figures import Reached, Row, accuracy_at, table
 from trainer.evidence.plan import LEVELS, METHODS, Preset, Study
 from trainer.metrics.intervals import Interval
 
-PICTURE = "evidence.png"
+PICTURE, FIRST = "evidence.png", "evidence_first.png"
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
 WIDTH = 100
+_FIRST = 2  # studies of a preset in FIRST, which stands in the README
 COLUMNS = """
 Held-out answers right, mean over seeds with 95 % intervals from three seeds on (bootstrap over
 seeds; Wilson's where every seed has 0 or 1). Steps to an accuracy are restricted means: a seed that
@@ -75,7 +76,7 @@ def markdown(preset: Preset, curves: dict[str, Curves], meta: dict[str, Any]) ->
 
 
 def put_on_page(page: Path, output: Path) -> None:
-    """Put evidence.md between the marks of a page, and picture and curves in figures/ beside it.
+    """Put evidence.md between the marks of a page, and pictures and curves in figures/ beside it.
 
     Raises:
         ConfigError: a page that is not there or has no such marks.
@@ -89,7 +90,7 @@ def put_on_page(page: Path, output: Path) -> None:
         )
     table = (output / "evidence.md").read_text(encoding="utf-8")
     durable.write_text(page, f"{before}{MARKS[0]}\n{table}{MARKS[1]}{after}")
-    for name in (JSON, PICTURE):
+    for name in (JSON, PICTURE, FIRST):
         durable.write_bytes(page.parent / "figures" / name, (output / name).read_bytes())
 
 
@@ -164,7 +165,10 @@ def _csv(preset: Preset, curves: dict[str, Curves]) -> str:
 
 
 def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
-    """evidence.png: answers right against steps, a panel for each study, every seed a thin line.
+    """Answers right against steps, a panel for each study, every seed a thin line.
+
+    Returns:
+        The path of evidence.png; evidence_first.png beside it has the preset's first studies.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -176,19 +180,19 @@ def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
         raise ConfigError(
             "evidence: the picture needs matplotlib: pip install matplotlib"
         ) from None
-    shown = [study for study in preset.studies if study.name in curves]
-    across = min(3, max(1, len(shown)))
-    down = max(1, -(-len(shown) // across))
-    figure = Figure(figsize=(4.6 * across, 3.4 * down), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(down, across, squeeze=False).flatten()
-    for axis in axes[len(shown) :]:
-        axis.set_axis_off()
-    for axis, study in zip(axes, shown, strict=False):
-        _panel(axis, study, curves[study.name])
-    path = output / PICTURE
-    figure.savefig(path, dpi=110)
-    return path
+    for name, studies in ((PICTURE, preset.studies), (FIRST, preset.studies[:_FIRST])):
+        shown = [study for study in studies if study.name in curves]
+        across = min(3, max(1, len(shown)))
+        down = max(1, -(-len(shown) // across))
+        figure = Figure(figsize=(4.6 * across, 3.4 * down), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(down, across, squeeze=False).flatten()
+        for axis in axes[len(shown) :]:
+            axis.set_axis_off()
+        for axis, study in zip(axes, shown, strict=False):
+            _panel(axis, study, curves[study.name])
+        figure.savefig(output / name, dpi=110)
+    return output / PICTURE
 
 
 def _panel(axis: Any, study: Study, curves: Curves) -> None:
