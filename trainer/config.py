@@ -101,7 +101,9 @@ class Supervision(Section):
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
     map_rows: Literal["last", "predictor", "answer", "phrase"] = setting(
-        "last", "rows with a target map: the answer's last token, the row before it, or all"
+        "predictor",
+        "rows with a target map: the one that predicts the answer's last token, that token's own, "
+        "or those of the whole answer or of a region's text",
     )
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"

@@ -190,6 +190,7 @@ def _every_token(batch: dict) -> dict:
         "gk_side_set": nothing - 1,
         "gk_side_inside": torch.zeros(1, 0, batch["input_ids"].shape[1], dtype=torch.bool),
         "gk_map_position": rows,
+        "gk_map_token_position": torch.where(rows >= 0, rows + 1, -1),
         "gk_map_image": nothing,
         "gk_map_target": columns[:, None].expand(-1, rows.shape[1], -1) * 0,
     }

@@ -131,6 +131,7 @@ def sample(shape: Shape, length: int, rows: Rows, device: torch.device) -> dict[
         "gk_word_label": label,
         "gk_word_bag": bag[None, None],
         "gk_map_position": answer[None, : rows.map].int(),
+        "gk_map_token_position": answer[None, : rows.map].int(),
         "gk_map_image": torch.zeros(1, rows.map, dtype=torch.int32),
         "gk_map_target": target,
         "gk_map_columns": columns[None].int(),

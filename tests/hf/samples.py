@@ -164,6 +164,9 @@ def _encode(sample: Sample, image_token: int) -> tuple[Tensor, SampleFields]:
         "word_label": [w for _, w in sample.words],
         "word_bag": bag,
         "map_position": [length - k for k, _ in sample.maps],
+        "map_token_position": [  # of every other row the next one's
+            length - k + (n % 2 and k > 1) for n, (k, _) in enumerate(sample.maps)
+        ],
         "map_image": [number for _, number in sample.maps],
         "map_target": target,
         "map_columns": columns,

@@ -22,6 +22,7 @@ SAMPLES = (
         "word_bag": [[7, 9], []],
         "map_columns": torch.tensor([1, 2, 3]),
         "map_position": [3],
+        "map_token_position": [3],
         "map_image": [0],
         "map_target": [torch.tensor([5, 6, 0])],
         "phrase_composite": [[0, 1, 2]],

@@ -55,7 +55,12 @@ def test_side_sets_hold_the_union_of_regions_on_a_token():
     assert collator.counts["side_rows"] == 4
 
 
-def test_map_rows_are_the_last_content_token_of_each_answer_and_image():
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [({}, [b" patch", b" patch", b"ow"]), ({"map_rows": "last"}, [b".", b".", b" 2"])],
+    ids=["default", "last"],
+)
+def test_map_rows_are_at_the_last_content_token_of_each_answer_and_image(options, wanted):
     answers = ["The red patch.", "row 2 "]
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "image"}]},
@@ -69,11 +74,11 @@ def test_map_rows_are_the_last_content_token_of_each_answer_and_image():
         make_region(answers[0], "patch", image=1, boxes=((0, 0, 1, 0.3),)),
         make_region(answers[1], "2", image=1, turn=3, boxes=(), points=((0.9, 0.9),)),
     )
-    collator = make_collator()
+    collator = make_collator(**options)
     batch = collator([GroundedExample((IMAGE, SMALL), messages, regions)])
     assert live(batch["gk_map_image"][0]) == [0, 1, 1]
     pieces = token_bytes(collator, batch, 0, live(batch["gk_map_position"][0]))
-    assert pieces == [b".", b".", b" 2"]
+    assert pieces == wanted
     columns = batch["gk_map_columns"][0].long()
     assert (columns.diff() > 0).all()
     assert batch["gk_image"][0][columns].tolist() == [0] * 20 + [1] * 6
@@ -104,7 +109,7 @@ def test_a_traced_line_is_a_target_map_and_a_side_set():
 
 
 def test_a_map_row_is_the_very_last_token_of_a_character_of_several():
-    collator = make_collator()
+    collator = make_collator(map_rows="last")
     batch = collator([make_example("red 🙂", [make_region("red 🙂", "red")])])
     (row,) = live(batch["gk_map_position"][0])
     assert token_bytes(collator, batch, 0, [row]) == ["🙂".encode()[-1:]]
@@ -123,21 +128,24 @@ def test_what_a_row_cannot_see_is_no_supervision_for_it():
     assert collator.counts["map_rows_without_target"] == 1
 
 
-def test_a_side_row_that_is_an_image_token_is_refused_and_counted():
+@pytest.mark.parametrize("answer", ["red patch", "r"])
+def test_rows_that_are_image_tokens_are_left_out_and_counted(answer):
     collator = make_collator("llava")
     collator.processor.chat_template = (
         "{% for message in messages %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endfor %}"
     )
-    content = [{"type": "image"}, {"type": "text", "text": "red patch"}]
-    example = GroundedExample(
-        (IMAGE,), [{"role": "assistant", "content": content}], (Region(0, 0, 9, 0, (EVERYWHERE,)),)
-    )
+    content = [{"type": "image"}, {"type": "text", "text": answer}]
+    region = Region(0, 0, len(answer), 0, (EVERYWHERE,))
+    example = GroundedExample((IMAGE,), [{"role": "assistant", "content": content}], (region,))
     batch = collator([example])
-    visual = set(live(batch["gk_map_columns"][0]))
+    visual = set(batch["gk_image"][0].ge(0).nonzero()[:, 0].tolist())
     assert collator.counts["side_rows_on_image"] == 1
     assert not visual & set(live(batch["gk_side_position"][0]))
+    alone = answer == "r"  # its map's row is the token before it, the image's last
+    assert (collator.counts["map_rows_on_image"], collator.counts["map_rows"]) == (alone, not alone)
+    assert not visual & set(live(batch["gk_map_position"][0]))
     assert max(visual) in live(batch["gk_text_position"][0])  # the text row stays
 
 

@@ -79,15 +79,16 @@ def test_composition_equals_double_autograd(eager, samples, layers, side):
 
 
 def test_margins_equal_double_autograd(eager, samples):
-    """Each map row explains its own token, at the row before it."""
+    """Each map row explains the token of its target, at the row before that."""
     batch = double(make_batch(eager, samples[:2]))
+    assert (batch["gk_map_token_position"] != batch["gk_map_position"]).any()
     del batch["gk_text_position"]
     ours = attach(eager, margins=Margins(maps="gradcam", scale="sum")).train()(**batch)
     found = gradients(eager, ours.loss)
     mean, most = [], []
     for b, sample in enumerate(run_samples(eager, batch)):
         log_probs = sample.log_probs(sample.main)
-        for r, t in enumerate(sample.positions("map")):
+        for r, t in enumerate(sample.positions("map_token")):
             own = sample.image[sample.image >= 0] == batch["gk_map_image"][b, r]
             attention = naive_maps(sample, log_probs, [t - 1], (0, 1, 2))[0][own]
             target = batch["gk_map_target"][b, r, : len(own)][own]

@@ -242,6 +242,7 @@ def test_a_map_row_on_an_image_that_sees_itself_is_refused():
         "token_type_ids": types,
         "gk_image": types - 1,
         "gk_map_position": torch.tensor([[9]]),
+        "gk_map_token_position": torch.tensor([[9]]),
         "gk_map_image": torch.tensor([[0]]),
         "gk_map_target": torch.ones(1, 1, 4, dtype=torch.int32),
         "gk_map_columns": torch.arange(2, 6)[None],

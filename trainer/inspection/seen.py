@@ -16,6 +16,7 @@ LOST = {
     "regions_outside": "regions on no visual token",
     "side_rows_without_region": "aligned tokens without a visible region",
     "side_rows_on_image": "aligned tokens right behind an image",
+    "map_rows_on_image": "answers right behind an image",
     "words_dropped_blank": "words without a token",
     "words_dropped_special": "words that are a special token",
     "words_dropped_fragment": "words that begin with a part of a character",

@@ -35,7 +35,7 @@ from trainer.progress import progress
 MEASURED = {
     "map_kind": "neighbours",
     "map_levels": (1.0, 0.5, 1e-3),
-    "map_rows": "last",
+    "map_rows": "predictor",
     "empty_region": "skip",
 }
 """Options of the collator that `evaluate` expects. Every model is measured against the same target

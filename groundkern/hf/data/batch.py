@@ -81,6 +81,9 @@ FIELDS = {
     "word_label": Field("B Rw", "token id", "the label of a visual token"),
     "word_bag": Field("B I Y", "token id", "the labels of each image"),
     "map_position": Field("B Rm", "position", "KLAL: rows with a target map"),
+    "map_token_position": Field(
+        "B Rm", "position", "the token that the target belongs to: the row's own or the next"
+    ),
     "map_image": Field("B Rm", "number", "the image of the sample that the target is on"),
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),

@@ -46,7 +46,8 @@ class GroundingCollator:
     end of the turn is trained), `answers_truncated` (nothing of its text is left); `regions`,
     `regions_truncated` (some of its text was cut), `regions_outside` (on no visual token);
     `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
-    `map_rows`, `map_rows_truncated`, `map_rows_without_target`; `phrases`, `phrases_truncated`,
+    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
+    `phrases_truncated`,
     `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`,
     `lens_dropped_fragment` (and `_blank`, `_special`); `words`, `word_rows`, `words_dropped_blank`,
     `words_dropped_special`, `words_dropped_fragment`, `words_dropped_long`, `words_dropped_tall`,
@@ -63,7 +64,7 @@ class GroundingCollator:
             Qwen2-VL's "<|box_start|>".
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
         map_kind, map_levels: see `groundkern.maps.target_map`.
-        map_rows: "last", "predictor", "answer" or "phrase" (`regions.map_rows`).
+        map_rows: "predictor", "last", "answer" or "phrase" (`regions.map_rows`).
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
             sees "language" tokens alone.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.
@@ -91,7 +92,7 @@ class GroundingCollator:
         map_kind: str = "neighbours",
         label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
-        map_rows: str = "last",
+        map_rows: str = "predictor",
         empty_region: str = "skip",
         lens: bool = False,
         lens_outside: float | None = 1.0,

@@ -93,7 +93,7 @@ def map_rows(
     kind: str,
     levels: tuple[float, float, float],
     counts: Counter,
-    which: str = "last",
+    which: str = "predictor",
 ) -> SampleFields:
     """KLAL: rows for each answer and image that regions connect, with a target over the image.
 
@@ -101,23 +101,27 @@ def map_rows(
         layout: the sequence.
         kind, levels: see `groundkern.maps.target_map`.
         counts: adds to `map_rows`, `map_rows_...`.
-        which: the answer's "last" content token (its own row), the row that predicts it
-            ("predictor"), every token of the "answer", or every token of a region's text
+        which: the row that predicts the answer's last content token ("predictor"), that token's
+            own row ("last"), every token of the "answer", or every token of a region's text
             ("phrase"), which has that region's target alone.
 
     Returns:
-        `map_position`, `map_image`, `map_target` in fixed point.
+        `map_position`, `map_token_position`, `map_image`, `map_target` in fixed point.
 
     Source: (K1) to (K3).
     """
     connected: dict[tuple[int, int], list[Region]] = {}
     for region in layout.example.regions:
         connected.setdefault((region.turn, region.image), []).append(region)
-    rows = []
+    rows, visual = [], set(layout.visual.tolist())
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
-        for position, shown in _map_positions(layout, turn, regions, which):
+        for token, shown in _map_tokens(layout, turn, regions, which):
+            position = token - 1 if token is not None and which == "predictor" else token
             if position is None:
                 counts["map_rows_truncated"] += 1
+                continue
+            if position in visual:  # an answer right behind an image
+                counts["map_rows_on_image"] += 1
                 continue
             own = (layout.table[:, 0] == image) & (layout.visual <= position)
             shapes = _shapes(shown)
@@ -127,15 +131,16 @@ def map_rows(
                 continue
             full = torch.zeros(len(layout.visual))
             full[own] = target
-            rows.append((position, image, maps.quantise(full)))
+            rows.append((position, token, image, maps.quantise(full)))
     counts["map_rows"] += len(rows)
-    return dict(zip(("map_position", "map_image", "map_target"), zip(*rows)))
+    names = ("map_position", "map_token_position", "map_image", "map_target")
+    return dict(zip(names, zip(*rows)))
 
 
-def _map_positions(
+def _map_tokens(
     layout: Layout, turn: int, regions: list[Region], which: str
 ) -> list[tuple[int | None, list[Region]]]:
-    """The rows of one answer and the regions that each looks at; None: cut off."""
+    """The tokens of one answer that have a row, and the regions of each; None: cut off."""
     if which == "phrase":
         shown: dict[int | None, list[Region]] = {}
         for region in regions:
@@ -145,8 +150,7 @@ def _map_positions(
     start, end = layout.chat.turns[turn].pieces[0].at, layout.chat.turns[turn].tail[0]
     if which == "answer":
         return [(position, regions) for position in layout.positions(start, end)]
-    last = layout.last_position(turn)
-    return [(last - 1 if which == "predictor" and last is not None else last, regions)]
+    return [(layout.last_position(turn), regions)]
 
 
 def _shapes(regions: list[Region]) -> dict[str, list]:

@@ -216,14 +216,14 @@ def _margins(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor
 
 def _margin_maps(request: Request, body: BodyOutput) -> Tensor | None:
     """[B, Rm, C]: the differentiable map of every map row."""
-    position, reading = request.batch.map_position, body.readings.margin_map
+    token, reading = request.batch.map_token_position, body.readings.margin_map
     if request.terms.margins.maps == "gradcam" and body.gradcam is not None:
-        number = torch.arange(position.shape[1], device=position.device)
-        before = torch.where(position > 0, position - 1, -1)  # predicts the row's token
+        number = torch.arange(token.shape[1], device=token.device)
+        before = torch.where(token > 0, token - 1, -1)  # predicts it
         group = torch.where(before >= 0, number, -1)
         groups, layers = len(number), request.terms.margins.layers
         return gradcam_maps(request, body.gradcam, before, group, groups=groups, layers=layers)
-    return None if reading is None else reading.mean().unflatten(0, position.shape)
+    return None if reading is None else reading.mean().unflatten(0, token.shape)
 
 
 # By the names of `Objectives`, in the order in which the loss is summed.

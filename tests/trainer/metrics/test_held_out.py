@@ -37,6 +37,7 @@ def batch() -> dict:
         "gk_word_position": torch.tensor([[1, 2], [2, -1]], dtype=torch.int32),
         "gk_word_label": torch.tensor([[7, 8], [7, -1]]),
         "gk_map_position": torch.tensor([[7], [5]], dtype=torch.int32),
+        "gk_map_token_position": torch.tensor([[7], [5]], dtype=torch.int32),
         "gk_map_image": torch.tensor([[1], [0]], dtype=torch.int32),
         "gk_map_target": torch.tensor([[[0, 0, one, half]], [[one, half, -1, -1]]]).int(),
         "gk_map_columns": torch.tensor([[1, 2, 3, 4], [1, 2, -1, -1]], dtype=torch.int32),
