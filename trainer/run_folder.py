@@ -61,25 +61,49 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
     Yields:
         True if the file is this process's to make, until the block or the process ends. It may
-        have been made meanwhile.
+        have been made meanwhile. On Windows always True: every process makes all files.
+
+    Raises:
+        StorageError: the disk has no locks, or the folder cannot be written.
     """
-    durable.make_folder(path.parent)
+    if fcntl is None:
+        yield True
+        return
     name = path.with_name(f"{path.name}.lock")
-    lock = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            if fcntl is not None:
-                fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            yield False
-            return
-        try:
-            yield True
-        finally:  # while it is held: who waits for it then looks for the file itself
-            with suppress(OSError):
-                name.unlink()
+        durable.make_folder(path.parent)
+        lock = _locked(name, wait)
+    except OSError as error:
+        raise durable.cannot_write(name, error) from error
+    if lock is None:
+        yield False
+        return
+    try:
+        yield True
     finally:
+        with suppress(OSError):
+            name.unlink()
         os.close(lock)
+
+
+def _locked(name: Path, wait: bool) -> int | None:
+    """A lock file, open and locked; None if another process holds it.
+
+    Who held it before has removed it: who waited for that one makes another, which all others see.
+    """
+    while True:
+        lock, there = os.open(name, os.O_RDWR | os.O_CREAT, 0o666), False
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with suppress(FileNotFoundError):
+                there = os.path.samestat(os.fstat(lock), os.stat(name))
+        except (BlockingIOError, PermissionError):
+            return None
+        finally:
+            if not there:
+                os.close(lock)
+        if there:
+            return lock
 
 
 def _claim(lock: int, output: Path, named: str) -> None:

@@ -49,26 +49,31 @@ def run(arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from trainer.evidence.curves import stored, take
+    from trainer.evidence.curves import JSON, stored, take
     from trainer.evidence.tables import plot, put_on_page, write_tables
     from trainer.stopping import Stopped
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     preset = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
     output, command = arguments.output, _command(arguments)
-    if arguments.page is not None and (taken := take(arguments.page, output, preset)):
-        print(f"{taken} curves of {arguments.page} are taken as they are")
-    table = write_tables(output, preset, command)
+    tables = output / JSON  # what all processes write: one at a time
+    with folder.claimed(tables, wait=True):
+        if arguments.page is not None and (taken := take(arguments.page, output, preset)):
+            print(f"{taken} curves of {arguments.page} are taken as they are")
+        table = write_tables(output, preset, command)
     if not arguments.tables:
         try:
             for _ in _curves(output, preset):
-                table = write_tables(output, preset, command)
+                with folder.claimed(tables, wait=True):
+                    write_tables(output, preset, command)
         except Stopped as stopped:
             stopped.saved = str(output)
             raise
-    picture = plot(output, preset, stored(output, preset))
-    if arguments.page is not None:
-        put_on_page(arguments.page, output)
+    with folder.claimed(tables, wait=True):
+        write_tables(output, preset, command)  # with the last curves of other processes
+        picture = plot(output, preset, stored(output, preset))
+        if arguments.page is not None:
+            put_on_page(arguments.page, output)
     print(f"Table: {table}\nPicture: {picture}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer import durable
 from trainer.evidence.plan import Preset
+from trainer.run_folder import claimed
 
 JSON = "evidence.json"
 _POINT = ("step", "accuracy", "loss")
@@ -76,10 +77,13 @@ def take(page: Path, output: Path, preset: Preset) -> int:
     for study, method, seed in preset.runs():
         curve = found.get(study.name, {}).get(method, {}).get(seed)
         path, settings = path_of(output, study.name, method, seed), study.settings(method, seed)
-        fits = curve is not None and curve["settings"] == digest(settings)
-        if fits and curve["steps"] >= study.steps and not path.exists():
-            durable.write_json(path, {**curve, "settings": settings})
-            taken += 1
+        fits = curve is not None and curve.get("settings") == digest(settings)
+        if not fits or curve["steps"] < study.steps:
+            continue
+        with claimed(path) as own:
+            if own and not path.exists():
+                durable.write_json(path, {**curve, "settings": settings})
+                taken += 1
     return taken
 
 

@@ -191,7 +191,9 @@ def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
             axis.set_axis_off()
         for axis, study in zip(axes, shown, strict=False):
             _panel(axis, study, curves[study.name])
-        figure.savefig(output / name, dpi=110)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=110)
+        durable.write_bytes(output / name, picture.getvalue())
     return output / PICTURE
 
 

@@ -1,0 +1,55 @@
+"""Which of several processes makes a file: one of them, also when others stop or wait."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import pytest
+
+from tests.trainer.claiming import claims, over
+from trainer import durable, run_folder
+
+
+def test_one_of_two_processes_makes_a_file_and_the_other_may_wait(tmp_path):
+    path = tmp_path / "deep" / "0.json"
+    with run_folder.claimed(path) as own:
+        assert own
+        child, told, end = claims(path)
+        assert os.read(told, 9) == b"0 0"
+        over(child, end)
+        waiting, heard, go = claims(path, wait=True)
+        durable.write_text(path, "made")
+    assert os.read(heard, 9) == b"1 1"
+    over(waiting, go)
+    child, told, end = claims(path)
+    assert os.read(told, 9) == b"1 1"
+    over(child, end)
+    assert [p.name for p in path.parent.iterdir()] == ["0.json"]
+
+
+def test_who_waited_for_one_that_stopped_has_the_file_to_itself(tmp_path):
+    """The first removes the lock file for which the second waits; the third must not make its own
+    beside it."""
+    path = tmp_path / "0.json"
+    with run_folder.claimed(path):
+        waiting, heard, go = claims(path, wait=True)
+        time.sleep(0.2)  # until it waits
+    assert os.read(heard, 9) == b"1 0"
+    child, told, end = claims(path)
+    assert os.read(told, 9) == b"0 0"
+    over(child, end)
+    over(waiting, go)
+    with run_folder.claimed(path) as own:
+        assert own
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_locks_is_no_other_process(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", none)
+    with pytest.raises(durable.StorageError, match="No locks"), run_folder.claimed(tmp_path / "x"):
+        pass
