@@ -60,7 +60,7 @@ def test_side_sets_hold_the_union_of_regions_on_a_token():
     [({}, [b" patch", b" patch", b"ow"]), ({"map_rows": "last"}, [b".", b".", b" 2"])],
     ids=["default", "last"],
 )
-def test_map_rows_are_at_the_last_content_token_of_each_answer_and_image(options, wanted):
+def test_map_rows_belong_to_the_last_content_token_of_each_answer_and_image(options, wanted):
     answers = ["The red patch.", "row 2 "]
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "image"}]},
@@ -79,6 +79,8 @@ def test_map_rows_are_at_the_last_content_token_of_each_answer_and_image(options
     assert live(batch["gk_map_image"][0]) == [0, 1, 1]
     pieces = token_bytes(collator, batch, 0, live(batch["gk_map_position"][0]))
     assert pieces == wanted
+    tokens = live(batch["gk_map_token_position"][0])
+    assert token_bytes(collator, batch, 0, tokens) == [b".", b".", b" 2"]
     columns = batch["gk_map_columns"][0].long()
     assert (columns.diff() > 0).all()
     assert batch["gk_image"][0][columns].tolist() == [0] * 20 + [1] * 6
@@ -106,6 +108,31 @@ def test_a_traced_line_is_a_target_map_and_a_side_set():
     assert batch["gk_side_inside"][0, 0, columns].nonzero()[:, 0].tolist() == [
         *(0, 1, 2, 3, 4, 9, 14, 19)
     ]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_row_of_a_one_token_answer_is_the_last_of_the_question(side):
+    """In each turn, beside a longer sample, and where nothing else of the answer is left."""
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]},
+        {"role": "assistant", "content": "7"},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": "4"},
+    ]
+    regions = (make_region("7", "7"), make_region("4", "4", turn=3))
+    example = GroundedExample((IMAGE,), messages, regions)
+    longer = make_example("The red patch. " * 20, images=())
+    length = make_collator()([example])["input_ids"].shape[1]
+    cuts = {None: 2, length - 2: 2, length - 3: 1}  # "<|im_end|>\n" and then the answer go
+    for limit, rows in cuts.items():
+        collator = make_collator(side=side, max_length=limit)
+        batch = collator([longer, example])
+        at, tokens = (live(batch[f"gk_map{x}_position"][1]) for x in ("", "_token"))
+        assert [row + 1 for row in at] == tokens
+        assert token_bytes(collator, batch, 1, tokens) == [b"7", b"4"][:rows]
+        assert batch["labels"][1][at].tolist() == [-100] * rows  # it is no token of the answer
+        assert set(at) <= set(live(batch["gk_text_position"][1]))  # and it predicts one
+        assert collator.counts["map_rows_truncated"] == 2 - rows
 
 
 def test_a_map_row_is_the_very_last_token_of_a_character_of_several():
@@ -193,7 +220,7 @@ def test_padding_sides_and_neighbours_change_nothing_but_positions(family):
         assert batch["attention_mask"][1, window].all()
         for key in ("input_ids", "labels", "gk_image"):
             assert batch[key][1, window].tolist() == alone[key][0].tolist(), key
-        for key in ("text", "side", "word", "map"):
+        for key in ("text", "side", "word", "map", "map_token"):
             key = f"gk_{key}_position"
             assert [p - shift for p in live(batch[key][1])] == live(alone[key][0]), key
         assert [p - shift for p in live(batch["gk_map_columns"][1])] == live(

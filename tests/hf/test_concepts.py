@@ -119,6 +119,9 @@ def test_map_rows_are_the_ones_asked_for(which, pieces):
     batch = collator([make_example(ANSWER, regions)])
     found = token_bytes(collator, batch, 0, live(batch["gk_map_position"][0]))
     assert [piece.strip().decode() for piece in found] == pieces
+    tokens = live(batch["gk_map_token_position"][0])
+    after = which == "predictor"  # else the row is the token's own
+    assert tokens == [row + after for row in live(batch["gk_map_position"][0])]
     peaks = [
         row.eq(row.max()).nonzero()[:, 0].tolist()
         for row in batch["gk_map_target"][0][: len(found)]

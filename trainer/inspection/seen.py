@@ -60,7 +60,8 @@ class Seen:
     """One sample, seen.
 
     Attributes:
-        tokens: (text, kind, title) of each trained token; kind "aligned" if a region supervises it.
+        tokens: (text, kind, title) of each trained token; kind "aligned" if a region supervises it,
+            "map" if the row that predicts it has a target map.
         warnings: what of the supervision is lost, in words.
     """
 
@@ -117,18 +118,18 @@ class Seen:
     def _tokens(self, batch: dict[str, Tensor]) -> list[tuple[str, str, str]]:
         rows = zip(batch["gk_side_position"][0].tolist(), batch["gk_side_set"][0].tolist())
         sets = {position + 1: number for position, number in rows if position >= 0}
-        maps = {position for position in batch["gk_map_position"][0].tolist() if position >= 0}
+        targets = {token for token in batch["gk_map_token_position"][0].tolist() if token >= 0}
         found = []
         for position, label in enumerate(batch["labels"][0].tolist()):
             if label < 0:
                 continue
             title = f"token {position}, id {label}"
-            kind = "map" if position in maps else ""
+            kind = "map" if position in targets else ""
             if position in sets:
                 covered = int(batch["gk_side_inside"][0, sets[position]].sum())
                 kind, title = f"aligned {kind}", f"{title}: region of {covered} visual tokens"
-            if position in maps:
-                title += "; this row has the target map"
+            if position in targets:
+                title += "; the row that predicts it has the target map"
             found.append((self._text(label), kind, title))
         return found
 
