@@ -14,7 +14,8 @@ from trainer.evaluation.pictures import Pictures
 from trainer.evaluation.questions import asked_text
 from trainer.evaluation.report import failures, page, print_table
 from trainer.evaluation.rows import Row, is_prediction, line_of, read_rows
-from trainer.evaluation.scoring import Scoring, about
+from trainer.evaluation.scoring import LOOKING, Scoring, about
+from trainer.metrics.held_out import how_measured
 from trainer.progress import progress
 
 PREDICTIONS, EVALUATION, REPORT = "predictions.jsonl", "evaluation.json", "report.html"
@@ -22,6 +23,8 @@ PREDICTIONS, EVALUATION, REPORT = "predictions.jsonl", "evaluation.json", "repor
 
 def read_other(path: Path | None, output: Path) -> list[Row] | None:
     """The predictions of the evaluation that `--compare` names.
+
+    If another version measured where its model looks by another rule, they come without that.
 
     Raises:
         ConfigError: it is no finished evaluation, or this one.
@@ -39,7 +42,20 @@ def read_other(path: Path | None, output: Path) -> list[Row] | None:
     rows = read_rows(found, is_prediction)
     if not rows:
         raise ConfigError(f"--compare: expected rows of samples in {found}, got none")
+    if _measured(path) == how_measured():
+        return rows
+    print(f"Where {path} looks is not compared: it was measured by another rule.")
+    for row in rows:
+        row["figures"] = {n: pair for n, pair in row["figures"].items() if n not in LOOKING}
     return rows
+
+
+def _measured(path: Path) -> Any:
+    """How an evaluation measured where its model looks; None if it does not tell."""
+    try:
+        return durable.read_json(path / EVALUATION)["settings"]["measured"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
 class Results:

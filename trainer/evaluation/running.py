@@ -25,7 +25,7 @@ from trainer.evaluation.ranks import Ranks, joined
 from trainer.evaluation.results import Results, read_other
 from trainer.evaluation.rows import Row, Rows, identity
 from trainer.evaluation.scoring import check_names
-from trainer.metrics.held_out import pick
+from trainer.metrics.held_out import how_measured, pick
 from trainer.progress import progress
 from trainer.stopping import Stopped
 
@@ -125,7 +125,7 @@ class _Evaluation:
         return found
 
     def _agree(self) -> None:
-        """Records what the answers depend on, or refuses answers of other settings."""
+        """Records what answers and figures depend on, or refuses those of other settings."""
         options = self.arguments
         now = {
             "model": self.named.identity(),
@@ -134,6 +134,7 @@ class _Evaluation:
             "dtype": self.dtype,
             "attn_implementation": options.attn_implementation,
             "allowed_tokens": sorted(options.allowed_tokens),
+            "measured": how_measured(),
         }
         self.settings = now
         path = self.output / PARTS / SETTINGS

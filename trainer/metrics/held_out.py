@@ -9,9 +9,9 @@ that a metric needs does not have it:
   these answers would write.
 - `number_accuracy`: top-1 accuracy of the answer tokens that consist of digits only. Where an
   answer is a row and a column, this is the accuracy per coordinate.
-- `attention_ratio`, `attention_mass`, `attention_argmax`: the attention map of the answer's last
-  token (mean of layers and heads, normalised over the visual tokens) against the visual tokens of
-  the region.
+- `attention_ratio`, `attention_mass`, `attention_argmax`: the attention map of the row that
+  predicts the answer's last token (mean of layers and heads, normalised over the visual tokens)
+  against the visual tokens of the region.
 - `peak_in_mask`, `roc_auc`: logit contributions of the visual tokens to each aligned answer token
   against its region.
 - `word_accuracy`, `word_baseline`: top-1 accuracy of the visual labels, and that of always guessing
@@ -39,7 +39,8 @@ MEASURED = {
     "empty_region": "skip",
 }
 """Options of the collator that `evaluate` expects. Every model is measured against the same target
-map, whatever map it was trained towards; the highest level marks the target itself."""
+map, whatever map it was trained towards; the highest level marks the target itself. Figures made
+with others are not put beside these (`how_measured`)."""
 
 _ON_TARGET = 0.999 * FIXED_POINT_ONE
 
@@ -103,6 +104,11 @@ def read(
         output = model(**batch, gk_record=("maps", "contributions") if aligned else "maps")
     contributions = output.contributions if aligned else None
     return output, output.maps, contributions
+
+
+def how_measured() -> dict[str, Any]:
+    """`MEASURED` as JSON has it, to be kept beside figures."""
+    return {**MEASURED, "map_levels": [*MEASURED["map_levels"]]}
 
 
 def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor | None = None) -> None:

@@ -283,6 +283,31 @@ def test_a_model_against_itself_differs_by_nothing(where, whole, tmp_path, capsy
     assert "<th>difference</th>" in (tmp_path / "report.html").read_text()
 
 
+def test_figures_measured_by_another_rule_are_never_put_beside(where, whole, tmp_path, capsys):
+    """Whether in the same folder, or in one to compare with: there the answers still count."""
+    copied(whole, tmp_path / "here")
+    settings = tmp_path / "here" / "parts" / "settings.json"
+    before = json.loads(settings.read_text())
+    assert before["measured"].pop("map_rows") == "predictor"
+    settings.write_text(json.dumps(before))
+    assert run(where, tmp_path / "here") == 2
+    assert "(measured.map_rows: null -> predictor)" in capsys.readouterr().err
+
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(whole / "predictions.jsonl", other)
+    found = result(whole)
+    found["settings"]["measured"]["map_rows"] = "last"
+    (other / "evaluation.json").write_text(json.dumps(found))
+    copied(whole, tmp_path / "again")
+    for beside, looks in ((whole, True), (other, False)):
+        assert run(where, tmp_path / "again", "--compare", str(beside), full=True) == 0
+        names = result(tmp_path / "again")["compared"]["tasks"]["pointing"]
+        assert "exact_match" in names
+        assert ("attention_ratio" in names, "answer_loss" in names) == (looks, looks)
+        assert ("measured by another rule" in capsys.readouterr().out) != looks
+
+
 def test_samples_that_only_one_has_are_counted(where, whole, tmp_path, capsys):
     fewer = write(where / "fewer.jsonl", [*samples()[2:6], {**samples()[0], "task": "new"}])
     assert run(where, tmp_path, "--data", str(fewer), "--compare", str(whole)) == 0
