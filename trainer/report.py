@@ -35,6 +35,7 @@ FIGURES = (
     ("roc_auc", "contribution ROC-AUC", "%.3f", 1),
     ("word_accuracy", "visual label accuracy", "%.3f", 1),
 )
+LOOKS = ("attention_ratio", "attention_mass", "attention_argmax", "peak_in_mask", "roc_auc")
 OBJECTIVES = {
     "smam": "SMAM",
     "dv_sft": "DV-SFT",
@@ -160,12 +161,26 @@ def _curve_title(term: str) -> str:
 
 
 def columns(run: Run, other: Run | None) -> list[tuple[str, dict]]:
-    """(heading, evaluation) of every column: before, the run beside, this run."""
+    """(heading, evaluation) of every column: before, the run beside, this run.
+
+    One that another version measured by another rule comes without where its model looks.
+    """
     found = [("before training", run.before)]
     if other is not None:
         found.append((_apart(other, run), other.after))
     found.append((run.name, run.after))
-    return [(name, evaluation) for name, evaluation in found if evaluation is not None]
+    there = [(name, evaluation) for name, evaluation in found if evaluation is not None]
+    return [(name, _alike(evaluation, there[-1][1])) for name, evaluation in there]
+
+
+def _alike(evaluation: dict, last: dict) -> dict:
+    if evaluation.get("measured") == last.get("measured"):
+        return evaluation
+    tasks = {
+        task: {name: value for name, value in figures.items() if name not in LOOKS}
+        for task, figures in evaluation["tasks"].items()
+    }
+    return {**evaluation, "tasks": tasks, "heat_maps": []}
 
 
 def tables(run: Run, other: Run | None) -> dict[str, list[Row]]:
@@ -218,7 +233,8 @@ def _best(figures: list[dict], key: str, better: int) -> int | None:
 
 def how_compared(run: Run, other: Run | None) -> str:
     """How the held-out figures' columns are compared, in sentences; empty if there are none."""
-    evaluations = [evaluation["tasks"] for _, evaluation in columns(run, other)]
+    shown = [evaluation for _, evaluation in columns(run, other)]
+    evaluations = [evaluation["tasks"] for evaluation in shown]
     kept = [PER_SAMPLE in one for tasks in evaluations for one in tasks.values()]
     if not kept:
         return ""
@@ -230,6 +246,8 @@ def how_compared(run: Run, other: Run | None) -> str:
     told = "In brackets: the 95 % interval of a figure, from drawing the samples again."
     if len(evaluations) < 2:
         return told
+    if any(one.get("measured") != shown[-1].get("measured") for one in shown):
+        told += " Where a model looks is left out where it was measured by another rule."
     of = [{task: one[PER_SAMPLE]["of"] for task, one in tasks.items()} for tasks in evaluations]
     if any(one != of[0] for one in of):
         return told + " The columns are of different samples: none is marked as better."

@@ -25,7 +25,7 @@ from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.heatmaps import heat_maps
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
-from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, pick
+from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 
@@ -197,7 +197,7 @@ class _Run:
             limit=settings.heatmaps,
             autocast=autocast,
         )
-        return {"tasks": figures, "heat_maps": maps}
+        return {"tasks": figures, "heat_maps": maps, "measured": how_measured()}
 
     def _record(self) -> dict[str, Any]:
         rows = folder.read_metrics(self.output)

@@ -225,6 +225,21 @@ def test_other_samples_are_not_paired(runs):
     assert page.values("td", "class") == []
 
 
+def test_where_a_model_looks_by_another_rule_is_not_put_beside(runs):
+    """Before training and beside it is of a version that kept no rule; the answers still count."""
+    after = durable.read_json(runs[0] / folder.AFTER)
+    durable.write_json(runs[0] / folder.AFTER, {**after, "measured": {"map_rows": "predictor"}})
+    page = Page(report.write_report(*runs).read_text(encoding="utf-8"))
+    assert "measured by another rule" in " ".join(page.text)
+    (table,) = report.tables(*map(report.load_run, runs)).values()
+    labels = {row.label: row for row in table}
+    ratio = labels["attention ratio (1 = looks anywhere)"]
+    assert [cell and cell.value for cell in ratio.cells] == [None, None, "12.00"]
+    assert all(labels["answer loss"].cells)
+    assert "attention, before training" not in page.values("img", "alt")
+    assert "attention, KLAL" in page.values("img", "alt")
+
+
 def test_the_page_says_how_and_shows_an_interval_beside_each_figure(runs):
     page = Page(report.write_report(*runs).read_text(encoding="utf-8"))
     words = " ".join(" ".join(page.text).split())
