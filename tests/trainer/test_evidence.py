@@ -148,6 +148,15 @@ def test_rows_of_the_whole_are_what_the_collator_makes(desk):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_drawings_that_an_older_version_collated_are_collated_again(desk, tmp_path):
+    whole, path = desk.test(), tmp_path / "test.pt"
+    older = {name: values for name, values in whole.items() if name != "gk_map_token_position"}
+    torch.save(older, path)
+    for make in (lambda: dict(whole), None):  # once
+        found = drawings.kept(path, make)
+        assert found["gk_map_token_position"].equal(whole["gk_map_token_position"])
+
+
 def test_patches_are_embedded_as_the_convolution_does(desk):
     model = models.build(desk.processor(), "quick", seed=0)
     embed, pixels = model.model.visual.patch_embed, torch.randn(8, 3 * models.PATCH**2)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, GroundingCollator
+from groundkern.hf.data.batch import FIELDS
 from groundkern.maps import FIXED_POINT_ONE
 from trainer import durable
 from trainer.config import ConfigError
@@ -148,9 +149,14 @@ def rows(
 
 
 def kept(path: Path, make: Callable[[], Whole]) -> Whole:
-    """The batch in a file, which is made and written if it is not there."""
+    """The batch in a file, which is made and written if it is not there.
+
+    So is one of an older version, whose collator did not make every tensor that a model is given.
+    """
     if path.exists():
-        return torch.load(path, weights_only=True, mmap=True)
+        found = torch.load(path, weights_only=True, mmap=True)
+        if all(f"gk_{name}" in found for name in FIELDS):
+            return found
     whole, buffer = make(), io.BytesIO()
     torch.save(whole, buffer)
     durable.write_bytes(path, buffer.getvalue())
