@@ -69,7 +69,7 @@ def test_heat_maps_pass_over_samples_without_a_map(data, objectives):
     attach(model, **objectives)
     tests = JsonLinesDataset(data / "test.jsonl")
     every = {"pointing": list(range(len(tests)))}
-    given = {"map_levels": MEASURED["map_levels"], "map_rows": "last"}
+    given = MEASURED
     collator = RobustCollator(GroundingCollator(processor, model.config, **given), "skip")
     digits = digit_tokens(processor.tokenizer, model.config.get_text_config().vocab_size)
     for size in (1, 8) if objectives else (8,):  # alone and beside samples that have maps

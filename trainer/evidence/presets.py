@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainer.config import ConfigError
-from trainer.evidence.plan import METHODS, Drawings, Preset, Study
+from trainer.evidence.plan import Drawings, Preset, Study
 
 _PAGES = Drawings("word_page", own=(("cell", 28), ("vocabulary", 100)))
 _WORD_PAGES = Study(
@@ -125,19 +125,20 @@ def chosen(
     """A preset, or a part of it.
 
     Raises:
-        ConfigError: a study or method that it does not have.
+        ConfigError: a study that it does not have, or a method that none of the studies has.
     """
     preset = PRESETS[name]
     known = {study.name: study for study in preset.studies}
     for value in studies or ():
         if value not in known:
             raise ConfigError(f"`studies`: expected some of {', '.join(known)}, got {value}")
+    picked = [known[value] for value in studies] if studies else preset.studies
+    compared = dict.fromkeys(method for study in picked for method in study.methods)
     for value in methods or ():
-        if value not in METHODS:
-            raise ConfigError(f"`methods`: expected some of {', '.join(METHODS)}, got {value}")
+        if value not in compared:
+            raise ConfigError(f"`methods`: expected some of {', '.join(compared)}, got {value}")
     if seeds is not None and seeds < 1:
         raise ConfigError(f"`seeds`: expected a positive number, got {seeds}")
-    picked = [known[value] for value in studies] if studies else preset.studies
     if methods:
         wanted = {"plain", *methods}
         picked = [replace(s, methods=tuple(m for m in s.methods if m in wanted)) for s in picked]
