@@ -45,12 +45,12 @@ def finished(tmp_path):
 
 def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_path):
     output, preset = finished
-    tables.write_tables(output, preset, "x")
+    tables.write_tables(output, preset)
     tables.plot(output, preset, curves.stored(output, preset))
     page = tmp_path / "docs" / "page.md"
     durable.write_text(page, f"above\n{tables.MARKS[0]}\nold\n{tables.MARKS[1]}\nbelow\n")
     for _ in range(2):
-        tables.put_on_page(page, output)
+        tables.put_on_page(page, output, preset)
         above, table, below = page.read_text().partition((output / "evidence.md").read_text())
         assert (above, below) == (f"above\n{tables.MARKS[0]}\n", f"{tables.MARKS[1]}\nbelow\n")
         assert "| plain |" in table
@@ -62,14 +62,14 @@ def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_p
     ]
     durable.write_text(page, "no marks")
     with pytest.raises(ConfigError, match="expected a file with the marks"):
-        tables.put_on_page(page, output)
+        tables.put_on_page(page, output, preset)
 
 
 def test_a_study_goes_on_from_the_curves_of_a_page(finished, tmp_path):
     output, preset = finished
-    tables.write_tables(output, preset, "x")
+    tables.write_tables(output, preset)
     page = tmp_path / "docs" / "page.md"
-    known = page.parent / "figures" / curves.JSON
+    known = curves.beside(page)
     durable.write_bytes(known, (output / curves.JSON).read_bytes())
     elsewhere = tmp_path / "elsewhere"
     (study,) = preset.studies
@@ -89,6 +89,9 @@ def test_a_study_goes_on_from_the_curves_of_a_page(finished, tmp_path):
     for other in (replace(study, batch_size=2), replace(study, steps=30)):
         assert curves.take(page, tmp_path / "x", replace(preset, studies=(other,))) == 0
     assert curves.take(tmp_path / "none.md", tmp_path / "x", preset) == 0
+    assert curves.take(page, tmp_path / "new", preset) == 3
+    tables.write_tables(tmp_path / "new", preset)  # what drawings said is known without them
+    assert durable.read_json(tmp_path / "new" / curves.JSON)["guess"] == {"pages": 0.5}
     older = durable.read_json(known)
     for curve in (c for methods in older["curves"]["pages"].values() for c in methods.values()):
         del curve["settings"]
@@ -100,7 +103,7 @@ def test_one_process_at_a_time_writes_what_all_write(finished, tmp_path, monkeyp
     output, preset = finished
     page, lock = tmp_path / "docs" / "page.md", output / f"{curves.JSON}.lock"
     durable.write_text(page, "".join(tables.MARKS))
-    monkeypatch.setitem(presets.PRESETS, "cpu", preset)
+    monkeypatch.setitem(presets.PRESETS, "cpu", replace(preset, name="cpu"))
     write, held = durable.write_bytes, {}
 
     def watched(path, content):
@@ -113,6 +116,24 @@ def test_one_process_at_a_time_writes_what_all_write(finished, tmp_path, monkeyp
     assert all(held.pop(name) for name in (*written, tables.FIRST))
     assert not held
     assert not lock.exists()
+
+
+def test_a_part_of_a_preset_leaves_the_rest_of_the_page(finished, tmp_path, monkeypatch, capsys):
+    output, preset = finished
+    monkeypatch.setitem(presets.PRESETS, "cpu", replace(preset, name="cpu"))
+    monkeypatch.setitem(presets.PRESETS, "gpu", replace(preset, name="gpu"))
+    page = tmp_path / "docs" / "page.md"
+    durable.write_text(page, "".join(tables.MARKS))
+    words = ["evidence", "--tables", "--page", str(page), "--output"]
+    assert main([*words, str(output)]) == 0
+    written = page.read_text()
+    part = ["--methods", "klal", "--seeds", "1", "--studies", "pages"]
+    assert main([*words, str(tmp_path / "new"), *part]) == 0
+    assert page.read_text() == written
+    assert "3 of 4 curves are done" in written
+    assert main([*words, str(output), "--preset", "gpu"]) == 2
+    assert "expected one of --preset gpu, got one of cpu" in capsys.readouterr().err
+    assert page.read_text() == written
 
 
 def test_the_docs_have_curves_of_the_settings_there_are():
@@ -136,7 +157,7 @@ def test_the_page_in_docs_is_what_its_stored_curves_make():
 
 def test_tables_come_from_stored_curves(finished):
     output, preset = finished
-    text = tables.write_tables(output, preset, "python -m trainer evidence").read_text()
+    text = tables.write_tables(output, preset).read_text()
     assert "3 of 4 curves are done" in text
     assert "Always the same answer gets 0.500 right." in text
     assert "| plain | 2 | 0.400 | 0.400 | ≥ 15 (1 of 2) |" in text  # two seeds: no interval

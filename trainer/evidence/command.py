@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from trainer import run_folder as folder
@@ -38,42 +39,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs what is not done, and writes the tables after every curve and the picture last.
+    """Runs what is not done, and writes the tables after every curve and the pictures last.
 
-    The same command may be started once for every core: each process makes curves that no other
-    one makes.
+    Tables and page are always of the whole preset, whatever part of it is run. The same command may
+    be started once for every core: each process makes curves that no other one makes.
 
     Raises:
-        ConfigError: the output holds curves of other settings.
+        ConfigError: the output holds curves of other settings, or the page those of another preset.
         Stopped: Ctrl-C or SIGTERM; the same command continues.
     """
     import torch
 
     from trainer.evidence.curves import JSON, stored, take
-    from trainer.evidence.tables import plot, put_on_page, write_tables
+    from trainer.evidence.tables import check_page, plot, put_on_page, write_tables
     from trainer.stopping import Stopped
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
-    preset = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
-    output, command = arguments.output, _command(arguments)
+    picked = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
+    preset = PRESETS[arguments.preset]
+    preset = replace(preset, seeds=max(preset.seeds, picked.seeds))
+    output = arguments.output
+    if arguments.page is not None:
+        check_page(arguments.page, preset)
     tables = output / JSON  # what all processes write: one at a time
     with folder.claimed(tables, wait=True):
         if arguments.page is not None and (taken := take(arguments.page, output, preset)):
             print(f"{taken} curves of {arguments.page} are taken as they are")
-        table = write_tables(output, preset, command)
+        table = write_tables(output, preset)
     if not arguments.tables:
         try:
-            for _ in _curves(output, preset):
+            for _ in _curves(output, picked):
                 with folder.claimed(tables, wait=True):
-                    write_tables(output, preset, command)
+                    write_tables(output, preset)
         except Stopped as stopped:
             stopped.saved = str(output)
             raise
     with folder.claimed(tables, wait=True):
-        write_tables(output, preset, command)  # with the last curves of other processes
+        write_tables(output, preset)  # with the last curves of other processes
         picture = plot(output, preset, stored(output, preset))
         if arguments.page is not None:
-            put_on_page(arguments.page, output)
+            put_on_page(arguments.page, output, preset)
     print(f"Table: {table}\nPicture: {picture}")
 
 
@@ -94,16 +99,3 @@ def _curves(output: Path, preset: Preset) -> Iterator[None]:
                 yield
     if others:
         print(f"{others} curves are being made by other processes; --tables shows them later")
-
-
-def _command(arguments: argparse.Namespace) -> str:
-    """The command line, without the folder."""
-    words = ["python -m trainer evidence --output DIR"]
-    if arguments.preset != "cpu":
-        words.append(f"--preset {arguments.preset}")
-    for name in ("studies", "methods"):
-        if value := getattr(arguments, name):
-            words.append(f"--{name} {' '.join(value)}")
-    if arguments.seeds is not None:
-        words.append(f"--seeds {arguments.seeds}")
-    return " ".join(words)

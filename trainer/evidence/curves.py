@@ -60,28 +60,38 @@ def expanded(kept: dict[str, Any]) -> dict[str, Curves]:
     }
 
 
+def beside(page: Path) -> Path:
+    """The evidence.json of a page."""
+    return page.parent / "figures" / JSON
+
+
 def take(page: Path, output: Path, preset: Preset) -> int:
     """Write the page's curves into the output's files, those of the same settings that it lacks.
 
+    A new output gets the page's evidence.json too, which knows more than the curves.
+
     Args:
-        page: its figures/evidence.json is read if there is one.
+        page: its evidence.json is read if there is one.
         output: the study's folder.
         preset: which curves.
 
     Returns:
         How many were written.
     """
-    known = page.parent / "figures" / JSON
-    found = expanded(durable.read_json(known)["curves"]) if known.is_file() else {}
-    taken = 0
+    known, own = beside(page), output / JSON
+    if not known.is_file():
+        return 0
+    if not own.exists():
+        durable.write_bytes(own, known.read_bytes())
+    found, taken = expanded(durable.read_json(known)["curves"]), 0
     for study, method, seed in preset.runs():
         curve = found.get(study.name, {}).get(method, {}).get(seed)
         path, settings = path_of(output, study.name, method, seed), study.settings(method, seed)
         fits = curve is not None and curve.get("settings") == digest(settings)
         if not fits or curve["steps"] < study.steps:
             continue
-        with claimed(path) as own:
-            if own and not path.exists():
+        with claimed(path) as free:
+            if free and not path.exists():
                 durable.write_json(path, {**curve, "settings": settings})
                 taken += 1
     return taken

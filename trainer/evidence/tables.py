@@ -13,7 +13,7 @@ from typing import Any
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.config import ConfigError
-from trainer.evidence.curves import JSON, Curves, compact, stored
+from trainer.evidence.curves import JSON, Curves, beside, compact, stored
 from trainer.evidence.drawings import most_frequent
 from trainer.evidence.figures import Reached, Row, accuracy_at, table
 from trainer.evidence.plan import LEVELS, METHODS, Preset, Study
@@ -39,7 +39,7 @@ _LOOKS = (  # figure of the end of a curve, its name in a table
 )
 
 
-def write_tables(output: Path, preset: Preset, command: str) -> Path:
+def write_tables(output: Path, preset: Preset) -> Path:
     """Write evidence.json, evidence.csv and evidence.md from the curves that are done.
 
     Returns:
@@ -47,11 +47,11 @@ def write_tables(output: Path, preset: Preset, command: str) -> Path:
     """
     curves = stored(output, preset)
     meta = {
-        "command": command,
+        "preset": preset.name,
         "machine": folder.machine(),
         "versions": folder.versions(),
         "runs": len(list(preset.runs())),
-        "guess": {s.name: most_frequent(s.folder(output)) for s in preset.studies},
+        "guess": _guesses(output, preset),
     }
     durable.write_json(output / JSON, {**meta, "curves": compact(curves)})
     durable.write_text(output / "evidence.csv", _csv(preset, curves))
@@ -60,14 +60,23 @@ def write_tables(output: Path, preset: Preset, command: str) -> Path:
     return path
 
 
+def _guesses(output: Path, preset: Preset) -> dict[str, float | None]:
+    """By study, of its drawings; where these are elsewhere, what is known since then."""
+    known = {}
+    if (output / JSON).is_file():
+        known = durable.read_json(output / JSON)["guess"]
+    found = {study.name: most_frequent(study.folder(output)) for study in preset.studies}
+    return {name: known.get(name) if value is None else value for name, value in found.items()}
+
+
 def markdown(preset: Preset, curves: dict[str, Curves], meta: dict[str, Any]) -> str:
     """One table for each study that has curves, and what its columns are."""
     versions = ", ".join(f"{name} {number}" for name, number in meta["versions"].items())
     done = sum(len(seeds) for methods in curves.values() for seeds in methods.values())
-    made = (
-        f"`{meta['command']}`: {done} of {meta['runs']} curves are done. {meta['machine']}; "
-        f"{versions}."
-    )
+    command = "python -m trainer evidence --output DIR"
+    if preset.name != "cpu":
+        command += f" --preset {preset.name}"
+    made = f"`{command}`: {done} of {meta['runs']} curves are done. {meta['machine']}; {versions}."
     lines = [*wrap(made, WIDTH, **_WHOLE_WORDS), "", *wrap(COLUMNS, WIDTH, **_WHOLE_WORDS)]
     for study in preset.studies:
         if study.name in curves:
@@ -75,11 +84,11 @@ def markdown(preset: Preset, curves: dict[str, Curves], meta: dict[str, Any]) ->
     return "\n".join(lines) + "\n"
 
 
-def put_on_page(page: Path, output: Path) -> None:
-    """Put evidence.md between the marks of a page, and pictures and curves in figures/ beside it.
+def check_page(page: Path, preset: Preset) -> tuple[str, str]:
+    """What stands before and behind the marks of a page.
 
     Raises:
-        ConfigError: a page that is not there or has no such marks.
+        ConfigError: a page that is not there, has no such marks, or has another preset's curves.
     """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, _, rest = text.partition(MARKS[0])
@@ -88,6 +97,20 @@ def put_on_page(page: Path, output: Path) -> None:
         raise ConfigError(
             f"`page`: expected a file with the marks {' and '.join(MARKS)}, got {page}"
         )
+    known = beside(page)
+    name = durable.read_json(known).get("preset") if known.is_file() else None
+    if name not in (None, preset.name):
+        raise ConfigError(f"`page`: expected one of --preset {preset.name}, got one of {name}")
+    return before, after
+
+
+def put_on_page(page: Path, output: Path, preset: Preset) -> None:
+    """Put evidence.md between the marks of a page, and pictures and curves in figures/ beside it.
+
+    Raises:
+        ConfigError: see `check_page`.
+    """
+    before, after = check_page(page, preset)
     table = (output / "evidence.md").read_text(encoding="utf-8")
     durable.write_text(page, f"{before}{MARKS[0]}\n{table}{MARKS[1]}{after}")
     for name in (JSON, PICTURE, FIRST):
