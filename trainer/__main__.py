@@ -33,8 +33,8 @@ def main(words: list[str] | None = None) -> int:
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments.command != "evaluate":
             raise ConfigError(
-                f"python -m trainer {arguments.command} does not run under torchrun; evaluate does, "
-                "and training by groundkern.hf.GroundingTrainer"
+                f"python -m trainer {arguments.command} does not run under torchrun; evaluate "
+                "does, and training by groundkern.hf.GroundingTrainer"
             )
         if arguments.command == "train":
             if arguments.config is None and not overrides:

@@ -52,6 +52,11 @@ BAD = {
     "concept out of the vocabulary": ("gk_lens_label", lambda x, b: x + 10**6, "gk_lens_label"),
     "part of the lens rows": ("gk_lens_inside", lambda x, b: None, "gk_lens_inside"),
     "counts of another kind": ("gk_totals", lambda x, b: torch.ones(3), "gk_totals"),
+    "a target of a token two on": (
+        "gk_map_token_position",
+        lambda x, b: torch.where(x >= 0, b["gk_map_position"] - 2, x),
+        "gk_map_token_position.*or the next.*2 away",
+    ),
     "float positions": ("gk_map_position", lambda x, b: x.float(), "gk_map_position"),
     "integer mask": ("gk_side_inside", lambda x, b: x.int(), "gk_side_inside"),
     "another width": ("gk_map_image", lambda x, b: x[:, :1], "gk_map_image"),
@@ -249,5 +254,11 @@ def test_a_map_row_on_an_image_that_sees_itself_is_refused():
     }
     assert model(**batch).parts["map_kl"] > 0
     with pytest.raises(ValueError, match=r"gk_map_position.*sees its whole image"):
-        model(**{**batch, "gk_map_position": torch.tensor([[4]])})
+        model(
+            **{
+                **batch,
+                "gk_map_position": torch.tensor([[4]]),
+                "gk_map_token_position": torch.tensor([[5]]),
+            }
+        )
     detach(model)

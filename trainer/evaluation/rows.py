@@ -54,6 +54,12 @@ def is_measured(row: Row) -> bool:
     return isinstance(row["error"], str) if "error" in row else are_figures(row.get("figures"))
 
 
+def lacks_gradcam(row: Row) -> bool:
+    """Whether it was measured what the answer's tokens owe to the region, and GradCAM was not."""
+    figures = row.get("figures", {})
+    return "peak_in_mask" in figures and "gradcam_peak" not in figures
+
+
 def is_prediction(row: Row) -> bool:
     """Whether a row is one of a finished evaluation's predictions."""
     return (

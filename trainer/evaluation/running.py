@@ -88,7 +88,7 @@ class _Evaluation:
         answered, measured = self._read(ANSWERS), self._read(FIGURES)
         self.ranks.wait("the first question")  # none writes while another still reads
         model = processor = None
-        todo, to_measure = self._open(answered), self._regions(self._open(measured))
+        todo, to_measure = self._open(answered), self._regions(self._open(self._whole(measured)))
         if todo or to_measure or self._pictures():
             model, processor = self._load()
         if todo:
@@ -160,6 +160,13 @@ class _Evaluation:
     def _open(self, done: dict[int, Row]) -> list[int]:
         """The samples without a row, or with an error, which may have been mended."""
         return [i for i in self.picked if i not in done or "error" in done[i]]
+
+    def _whole(self, measured: dict[int, Row]) -> dict[int, Row]:
+        """The rows that have all figures asked for: GradCAM may be asked for later."""
+        if not self.arguments.gradcam:
+            return measured
+        lacks = {i for i, row in measured.items() if rowing.lacks_gradcam(row)}
+        return {i: row for i, row in measured.items() if i not in lacks}
 
     def _regions(self, indices: list[int]) -> list[int]:
         """Those of the samples that it can be measured on where the model looks."""

@@ -156,8 +156,8 @@ class GroundedBatch:
             vocabulary: the number of token ids.
 
         Raises:
-            ValueError: a row outside its sequence, an aligned row that is an image token, a set or
-                label that does not exist.
+            ValueError: a row outside its sequence, an aligned row that is an image token, a map row
+                whose token is neither its own nor the next, a set or label that does not exist.
         """
         if not checks.values_visible(*(getattr(self, name) for name in FIELDS)):
             return
@@ -174,6 +174,11 @@ class GroundedBatch:
             checks.fail(
                 "gk_side_position", "rows of text tokens", "a row that is an image token itself"
             )
+        row, own = self.map_position, self.map_token_position
+        apart = (own - row)[(row >= 0) | (own >= 0)]
+        if bool(((apart < 0) | (apart > 1)).any()):
+            wanted = "the token of each row of gk_map_position or the next"
+            checks.fail("gk_map_token_position", wanted, f"one {int(apart.abs().max())} away")
 
     @cached_property
     def counts(self) -> Tensor:

@@ -79,14 +79,14 @@ def words(where: Path, output: Path, *more: str, full: bool = False) -> list[str
     Args:
         where: of `make`.
         output: of the evaluation.
-        more: flags with values, which replace what stands here.
+        more: flags with values, which replace what stands here; one without a value comes last.
         full: with the figures of where it looks, and with pictures.
     """
     given = {"--model": where / "model", "--data": where / "test.jsonl", "--output": output}
     given |= {"--max-new-tokens": TOKENS, "--batch-size": 3, "--device": "cpu"}
     given |= {} if full else {"--failures": 0}
-    given |= dict(zip(more[::2], more[1::2], strict=True))
-    last = () if full else ("--no-grounding",)
+    given |= dict(zip(more[::2], more[1::2]))
+    last = (*more[len(more) // 2 * 2 :], *(() if full else ("--no-grounding",)))
     return ["evaluate", *(str(word) for pair in given.items() for word in pair), *last]
 
 

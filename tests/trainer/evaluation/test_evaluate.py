@@ -127,6 +127,17 @@ def test_nothing_is_asked_twice(where, whole, tmp_path, asked):
     assert answers(tmp_path) == answers(whole)
 
 
+def test_gradcam_may_be_asked_for_later(where, whole, tmp_path, asked):
+    copied(whole, tmp_path)
+    assert run(where, tmp_path, "--failures", "0", "--gradcam", full=True) == 0
+    assert asked == []
+    before = result(whole)["tasks"]["pointing"]["figures"]
+    now = result(tmp_path)["tasks"]["pointing"]["figures"]
+    assert now.keys() == before.keys() | {"gradcam_peak"}
+    for name in ("attention_ratio", "peak_in_mask", "roc_auc"):
+        assert now[name]["value"] == pytest.approx(before[name]["value"], rel=1e-5)
+
+
 def test_rows_say_to_which_size_the_processor_brought_the_image(where, whole, tmp_path, asked):
     """These images are whole cells of 28 pixels already; a sample without one has no size."""
     sizes = [row.get("resized") for row in predictions(whole)]
@@ -224,7 +235,7 @@ def test_other_data_and_another_model_are_refused(where, whole, capsys, tmp_path
     copy.mkdir()
     for file in (where / "model").iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    assert run(where, whole, "--model", str(copy)) == 0  # the same model elsewhere
+    assert run(where, whole, "--model", str(copy), full=True) == 0  # the same model elsewhere
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
