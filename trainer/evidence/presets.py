@@ -30,9 +30,10 @@ _TRACING = Study(
     (
         "plain",
         "klal_dv_sft",
+        "klal",
+        "dv_sft",
         "klal_elsewhere_dv_sft",
         "klal_last_dv_sft",
-        "klal",
     ),
     samples=6000,
     steps=2500,
