@@ -207,7 +207,7 @@ def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
         shown = [study for study in studies if study.name in curves]
         across = min(3, max(1, len(shown)))
         down = max(1, -(-len(shown) // across))
-        figure = Figure(figsize=(4.6 * across, 3.4 * down), layout="constrained")
+        figure = Figure(figsize=(5.2 * across, 4.2 * down), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(down, across, squeeze=False).flatten()
         for axis in axes[len(shown) :]:
@@ -237,4 +237,4 @@ def _panel(axis: Any, study: Study, curves: Curves) -> None:
     axis.set_ylabel("held-out answers right", fontsize=8)
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelsize=7)
-    axis.legend(fontsize=6, loc="best")
+    axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
