@@ -72,7 +72,10 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
     name = path.with_name(f"{path.name}.lock")
     try:
         durable.make_folder(path.parent)
-        lock = _locked(name, wait)
+        lock = _locked(name)
+        if lock is None and wait:
+            print(f"Waiting for another process, which makes {path}", flush=True)
+            lock = _locked(name, wait=True)
     except OSError as error:
         raise durable.cannot_write(name, error) from error
     if lock is None:
@@ -86,7 +89,7 @@ def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
         os.close(lock)
 
 
-def _locked(name: Path, wait: bool) -> int | None:
+def _locked(name: Path, *, wait: bool = False) -> int | None:
     """A lock file, open and locked; None if another process holds it.
 
     Who held it before has removed it: who waited for that one makes another, which all others see.
