@@ -81,7 +81,9 @@ def shortened(record: dict) -> dict:
     part = record["messages"][0]["content"][-1]
     letter = re.search(r"from ([A-Z]) lead", part["text"])
     colours = re.search(r"Is there a (.*)\?", part["text"])
-    part["text"] = letter[1] if letter else colours[1] if colours else "?"
+    line = re.search(r"Read line (\d+)", part["text"])
+    found = letter or colours or line
+    part["text"] = found[1] if found else "?"
     return record
 
 

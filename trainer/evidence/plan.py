@@ -40,6 +40,9 @@ METHODS = {
     "klal_last_dv_sft": Method("KLAL, `last` + DV-SFT", _MAPS | _WORDS, "last"),
     "smam": Method("SMAM", _SMAM),
     "smam_dv_sft": Method("SMAM + DV-SFT", _SMAM | _WORDS),
+    "smam_elsewhere": Method(
+        "control: SMAM, another drawing's region", _SMAM, control="shuffled regions"
+    ),
     "hist": Method("HIST", {"hist": {"maps": "attention"}}),
     "klal_elsewhere": Method(
         "control: KLAL, another drawing's region", _MAPS, control="shuffled regions"
@@ -87,8 +90,10 @@ class Study:
         every: steps between two points of a curve.
         model: one of `models.SIZES`.
         start: train from "scratch"; from a "plain" run of the same task that was stopped when its
-            held-out accuracy was first at least `start_at`; or from the decoder of such a run on
-            the drawings as "text", with the part that sees at random.
+            held-out accuracy was first at least `start_at`; from the decoder of such a run on the
+            drawings as "text", with the part that sees at random; or from a "reader", a DV-SFT run
+            on the drawings `first`, stopped likewise.
+        first: what a reader has learnt to read; None for other starts.
     """
 
     name: str
@@ -104,10 +109,13 @@ class Study:
     model: str = "1m"
     start: str = "scratch"
     start_at: float = 0.5
+    first: Drawings | None = None
 
     def settings(self, method: str, seed: int) -> dict[str, Any]:
         """Everything that a curve depends on but the number of its steps, as JSON has it."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("methods", "steps", "drawings")}
+        others = ("methods", "steps", "drawings", "first")
+        own = {k: v for k, v in asdict(self).items() if k not in others}
+        own |= {"first": self.first.settings()} if self.first else {}
         chosen = asdict(METHODS[method])
         del chosen["title"]
         return {**own, "drawings": self.drawings.settings(), "method": chosen, "seed": seed}
@@ -126,6 +134,7 @@ class Study:
         start = {
             "scratch": "weights at random",
             "plain": f"plain training of the task {reached}",
+            "reader": f"DV-SFT on {self.first.task if self.first else ''} {reached}",
             "text": f"a decoder trained on the pages as text {reached}; vision at random",
         }[self.start]
         return (

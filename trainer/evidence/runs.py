@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -130,29 +130,36 @@ class Desk:
             model.load_state_dict(start, strict=self.study.start == "plain")
         return model.to(_device())
 
+    def _first(self) -> Desk:
+        """The drawings that a reader has learnt to read, for this study's processor."""
+        desk = Desk(self.output, replace(self.study, drawings=self.study.first, first=None))
+        desk.folder, desk._processor = self.folder / "first", self.processor()
+        return desk
+
     def _start(self, path: Path, seed: int) -> dict[str, torch.Tensor]:
-        """The weights of a plain run, on drawings or on their text, that was stopped on its way.
+        """The weights of an earlier run that was stopped on its way: see `Study.start`.
 
         Raises:
-            ConfigError: the plain run did not get there.
+            ConfigError: it did not get there.
         """
-        study, method, order = self.study, METHODS["plain"], seed + 10_000  # no order of a run
+        study, order = self.study, seed + 10_000  # no order of a run
+        method = METHODS["dv_sft" if study.start == "reader" else "plain"]
         state, settings = path.with_suffix(".pt"), study.settings("plain", seed)
         if path.exists():
             if durable.read_json(path)["settings"] != settings:
                 raise ConfigError(f"{path} is of other settings; choose another --output")
         else:
             model = models.build(self.processor(), study.model, seed=seed).to(_device())
-            text = study.start == "text"
-            wholes = [self._whole(split, "predictor", text=text) for split in ("train", "test")]
+            desk, text = self._first() if study.first else self, study.start == "text"
+            wholes = [desk._whole(split, "predictor", text=text) for split in ("train", "test")]
             curve = Curve(
                 study, method, order, model, *wholes, state, settings, ends=study.start_at
             )
             made = curve.run(_START_STEPS)
             if not curve.ended(made["points"]):
+                wanted = f"{method.title} training to reach {study.start_at}"
                 raise ConfigError(
-                    f"{study.name}: expected plain training to reach {study.start_at} within "
-                    f"{_START_STEPS} steps, got {made['points'][-1]['accuracy']:.3f}"
+                    f"{study.name}: expected {wanted} within {_START_STEPS} steps, got {made['points'][-1]['accuracy']:.3f}"
                 )
             durable.write_json(path, {"settings": settings, **made})
         return torch.load(state, weights_only=True, map_location="cpu")["model"]

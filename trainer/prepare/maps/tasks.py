@@ -1,4 +1,4 @@
-"""KLAL's three synthetic tasks, DV-SFT's pages of words without context and HIST's two objects.
+"""KLAL's synthetic tasks, pages of words without context (DV-SFT), and HIST's two objects.
 
 A drawing is planned first and drawn afterwards. The plan holds everything that an answer or a
 target depends on; its hash decides whether it belongs to the training, validation or test split,
@@ -280,17 +280,24 @@ def _plan_page(rng: random.Random, size: int, *, cell: int, vocabulary: int = _A
 
 
 def _draw_page(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
-    columns, line = plan["columns"], plan["line"]
+    return _read_line(plan, rng, "word_page", "Read the highlighted line.", marked=plan["line"])
+
+
+def _draw_asked(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    return _read_line(plan, rng, "asked_line", f"Read line {plan['line'] + 1}.", marked=None)
+
+
+def _read_line(
+    plan: dict, rng: random.Random, task: str, question: str, *, marked: int | None
+) -> tuple[Image.Image, dict]:
+    columns = plan["columns"]
     picture = draw_word_page(
-        plan["words"], rng, columns=columns, rows=columns, marked=line, cell=plan["cell"]
+        plan["words"], rng, columns=columns, rows=columns, marked=marked, cell=plan["cell"]
     )
-    answer, box = picture.boxes[line]
+    answer, box = picture.boxes[plan["line"]]
     regions = [{"text": answer, "box": list(box)}]
-    question = "Read the highlighted line."
     words = [{"text": text, "box": list(box)} for text, box in picture.words]
-    return picture.image, chat_sample(
-        [], question, answer, task="word_page", regions=regions, words=words
-    )
+    return picture.image, chat_sample([], question, answer, task=task, regions=regions, words=words)
 
 
 # Is there a red circle and a blue square?
@@ -393,5 +400,6 @@ TASKS: dict[str, Task] = {
     "line_tracing": Task("line_tracing", _plan_tracing, _draw_tracing, _TRACING),
     "grid_patch": Task("grid_patch", _plan_grid, _draw_grid, _by_difficulty("side", 4, 8, 16)),
     "word_page": Task("word_page", _plan_page, _draw_page, _PAGES),
+    "asked_line": Task("asked_line", _plan_page, _draw_asked, _PAGES),
     "two_objects": Task("two_objects", _plan_objects, _draw_objects, _OBJECTS),
 }
