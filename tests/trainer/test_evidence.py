@@ -113,6 +113,29 @@ def test_a_decoder_learns_pages_as_text_and_sees_at_random(desk, monkeypatch):
     assert durable.read_json(desk.output / "starts" / "text" / "0.json")["points"]
 
 
+def test_a_reader_has_learnt_other_drawings_by_dv_sft(desk, monkeypatch):
+    own = Drawings("asked_line", own=QUICK.drawings.own)
+    study = replace(QUICK, name="asked", drawings=own, start="reader", first=QUICK.drawings)
+    reader, trained = Desk(desk.output, replace(study, start_at=0.0)), []
+    make = loop.Curve.run
+    monkeypatch.setattr(loop.Curve, "run", lambda self, n: trained.append(self) or make(self, n))
+    model = reader._model(0)
+    (curve,) = trained
+    assert curve.method is METHODS["dv_sft"]
+    assert torch.equal(model.lm_head.weight, curve.model.lm_head.weight)
+    decode, folder = reader.processor().tokenizer.decode, reader.folder / "first"
+    highlighted = drawings.draw(folder, study.first, "train", study.samples)
+    for record, labels in zip(highlighted, curve.train["labels"], strict=True):
+        assert record["task"] == "word_page"
+        said = record["messages"][-1]["content"]
+        assert decode(labels[labels >= 0]) == f"{said}<|im_end|>"
+    asked = reader._records("train")
+    assert {record["messages"][0]["content"][-1]["text"] for record in asked} == {"1", "2"}
+    assert study.settings("plain", 0)["first"] == study.first.settings()
+    assert "first" not in QUICK.settings("plain", 0)
+    assert "DV-SFT on word_page until" in study.described()
+
+
 def test_an_epoch_has_every_drawing_once_in_an_order_of_its_own():
     epochs = [
         torch.cat([loop.picked(12, 4, step, seed) for step in range(e, e + 3)])

@@ -157,9 +157,10 @@ class Desk:
             )
             made = curve.run(_START_STEPS)
             if not curve.ended(made["points"]):
-                wanted = f"{method.title} training to reach {study.start_at}"
+                accuracy = made["points"][-1]["accuracy"]
                 raise ConfigError(
-                    f"{study.name}: expected {wanted} within {_START_STEPS} steps, got {made['points'][-1]['accuracy']:.3f}"
+                    f"{study.name}: expected {method.title} training to reach {study.start_at} "
+                    f"within {_START_STEPS} steps, got {accuracy:.3f}"
                 )
             durable.write_json(path, {"settings": settings, **made})
         return torch.load(state, weights_only=True, map_location="cpu")["model"]

@@ -156,6 +156,23 @@ def test_words_end_in_cells_of_their_own_and_make_up_the_lines(cell):
     assert " ".join(w["text"] for w in sample["words"] if w["box"][1] // cell == line) == answer
 
 
+def test_the_line_asked_for_is_the_one_of_its_number_and_none_is_highlighted():
+    asked = set()
+    for seed in range(12):
+        pixels, sample, answer = drawn("asked_line", seed, size=112, cell=28)
+        (region,) = sample["regions"]
+        number = int(sample["messages"][0]["content"][-1]["text"].removeprefix("Read line ")[:-1])
+        lines: dict[int, list[str]] = {}
+        for word in sample["words"]:
+            lines.setdefault(int(word["box"][1] // 28), []).append(word["text"])
+        assert " ".join(lines[number - 1]) == answer == region["text"]
+        assert int(region["box"][1] // 28) == number - 1
+        corners = pixels[::28, 0]  # above and left of every line's ink
+        assert (corners == corners[0]).all()
+        asked.add(number)
+    assert asked == {1, 2, 3, 4}
+
+
 def test_words_of_a_page_say_nothing_of_each_other():
     """Drawn independently: over many pages, neighbours repeat as often as chance has it."""
     rng = random.Random(0)
