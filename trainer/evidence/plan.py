@@ -40,9 +40,6 @@ METHODS = {
     "klal_last_dv_sft": Method("KLAL, `last` + DV-SFT", _MAPS | _WORDS, "last"),
     "smam": Method("SMAM", _SMAM),
     "smam_dv_sft": Method("SMAM + DV-SFT", _SMAM | _WORDS),
-    "smam_elsewhere": Method(
-        "control: SMAM, another drawing's region", _SMAM, control="shuffled regions"
-    ),
     "hist": Method("HIST", {"hist": {"maps": "attention"}}),
     "klal_elsewhere": Method(
         "control: KLAL, another drawing's region", _MAPS, control="shuffled regions"

@@ -73,7 +73,7 @@ _TAUGHT = replace(  # DV-SFT's setting: a decoder that knows texts learns to see
 _ASKED = Study(  # a model that can read learns where: as SMAM and KLAL find theirs
     "asked_line",
     Drawings("asked_line", size=84, own=(("cell", 28), ("vocabulary", 100))),
-    ("plain", "smam", "klal", "smam_elsewhere", "klal_elsewhere"),
+    ("plain", "klal", "smam", "klal_elsewhere"),
     samples=3000,
     held_out=200,
     steps=600,
