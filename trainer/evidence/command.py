@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page",
         type=Path,
         metavar="FILE",
-        help="a Markdown page that gets tables, picture and curves; its curves are not made again",
+        help="a Markdown page that gets tables, pictures and curves; its curves are not made again",
     )
     parser.add_argument(
         "--tables", action="store_true", help="train nothing: the tables of the curves there are"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,12 @@ def stored(output: Path, preset: Preset) -> dict[str, Curves]:
 
 def compact(curves: dict[str, Curves]) -> dict[str, Any]:
     """The curves as evidence.json has them: points as lists, settings as their digest."""
-    return {
-        study: {
-            method: {str(seed): _short(curve) for seed, curve in seeds.items()}
-            for method, seeds in methods.items()
-        }
-        for study, methods in curves.items()
-    }
+    return _each(curves, str, _short)
 
 
 def expanded(kept: dict[str, Any]) -> dict[str, Curves]:
     """The curves of an evidence.json, of which the settings are the digest."""
-    return {
-        study: {
-            method: {int(seed): _long(curve) for seed, curve in seeds.items()}
-            for method, seeds in methods.items()
-        }
-        for study, methods in kept.items()
-    }
+    return _each(kept, int, _long)
 
 
 def beside(page: Path) -> Path:
@@ -101,6 +90,16 @@ def digest(settings: dict[str, Any]) -> str:
     """16 hexadecimal digits that differ where settings do."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _each(curves: dict[str, Any], seed_as: Callable, curve_as: Callable) -> dict[str, Any]:
+    return {
+        study: {
+            method: {seed_as(seed): curve_as(curve) for seed, curve in seeds.items()}
+            for method, seeds in methods.items()
+        }
+        for study, methods in curves.items()
+    }
 
 
 def _short(curve: dict[str, Any]) -> dict[str, Any]:

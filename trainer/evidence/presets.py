@@ -70,17 +70,16 @@ _TAUGHT = replace(  # DV-SFT's setting: a decoder that knows texts learns to see
     start="text",
     start_at=0.95,
 )
-_ASKED = Study(  # a model that can read learns where: as SMAM and KLAL find theirs
-    "asked_line",
-    Drawings("asked_line", size=84, own=(("cell", 28), ("vocabulary", 100))),
-    ("plain", "klal", "smam", "klal_elsewhere"),
-    samples=3000,
-    held_out=200,
+_ASKED = replace(  # a model that can read learns where: as SMAM and KLAL find theirs
+    _WORD_PAGES,
+    name="asked_line",
+    drawings=replace(_PAGES, task="asked_line", size=84),
+    methods=("plain", "klal", "smam", "klal_elsewhere"),
     steps=600,
     every=20,
     start="reader",
     start_at=0.8,
-    first=Drawings("word_page", size=84, own=(("cell", 28), ("vocabulary", 100))),
+    first=replace(_PAGES, size=84),
 )
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))

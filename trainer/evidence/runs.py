@@ -127,7 +127,7 @@ class Desk:
                 start = self._start(path, seed)
             if self.study.start == "text":  # what sees stays as it is: at random
                 start = {k: v for k, v in start.items() if not k.startswith("model.visual.")}
-            model.load_state_dict(start, strict=self.study.start == "plain")
+            model.load_state_dict(start, strict=self.study.start != "text")
         return model.to(_device())
 
     def _first(self) -> Desk:

@@ -73,26 +73,31 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def words(where: Path, output: Path, *more: str, full: bool = False) -> list[str]:
+def words(
+    where: Path, output: Path, *more: str, full: bool = False, flags: tuple[str, ...] = ()
+) -> list[str]:
     """The command line of an evaluation of the tiny model, in fp32 on the CPU.
 
     Args:
         where: of `make`.
         output: of the evaluation.
-        more: flags with values, which replace what stands here; one without a value comes last.
+        more: options with values, which replace what stands here.
         full: with the figures of where it looks, and with pictures.
+        flags: options without values.
     """
     given = {"--model": where / "model", "--data": where / "test.jsonl", "--output": output}
     given |= {"--max-new-tokens": TOKENS, "--batch-size": 3, "--device": "cpu"}
     given |= {} if full else {"--failures": 0}
-    given |= dict(zip(more[::2], more[1::2]))
-    last = (*more[len(more) // 2 * 2 :], *(() if full else ("--no-grounding",)))
+    given |= dict(zip(more[::2], more[1::2], strict=True))
+    last = flags if full else (*flags, "--no-grounding")
     return ["evaluate", *(str(word) for pair in given.items() for word in pair), *last]
 
 
-def run(where: Path, output: Path, *more: str, full: bool = False) -> int:
+def run(
+    where: Path, output: Path, *more: str, full: bool = False, flags: tuple[str, ...] = ()
+) -> int:
     """The exit status of the command."""
-    return main(words(where, output, *more, full=full))
+    return main(words(where, output, *more, full=full, flags=flags))
 
 
 def predictions(output: Path) -> list[dict]:

@@ -129,7 +129,7 @@ def test_nothing_is_asked_twice(where, whole, tmp_path, asked):
 
 def test_gradcam_may_be_asked_for_later(where, whole, tmp_path, asked):
     copied(whole, tmp_path)
-    assert run(where, tmp_path, "--failures", "0", "--gradcam", full=True) == 0
+    assert run(where, tmp_path, "--failures", "0", full=True, flags=("--gradcam",)) == 0
     assert asked == []
     before = result(whole)["tasks"]["pointing"]["figures"]
     now = result(tmp_path)["tasks"]["pointing"]["figures"]
