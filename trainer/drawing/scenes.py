@@ -82,27 +82,31 @@ def bar_chart(
     *,
     columns: int = 8,
     marked: int | None = None,
+    cell: int = CELL,
 ) -> Picture:
-    """Horizontal bars, one cell high: the category's name, its bar, its value.
+    """Horizontal bars, one cell of `cell` pixels high: the category's name, its bar, its value.
 
     `rows` are (category, value as printed in the table); row `marked`, from 0, is highlighted.
     `boxes` holds one entry a category: the box around its name, bar and value.
     """
     hue = tuple(rng.randrange(60, 190) for _ in range(3))
-    image = Image.new("RGB", (columns * CELL, len(rows) * CELL), (255, 255, 255))
+    image = Image.new("RGB", (columns * cell, len(rows) * cell), (255, 255, 255))
     draw = ImageDraw.Draw(image)
-    _highlight(draw, marked, image.width)
+    _highlight(draw, marked, image.width, cell)
+    pen = face(cell)
     words: list[tuple[str, Box]] = []
     boxes: list[tuple[str, Box]] = []
-    axis, longest = 3 * CELL, (columns - 5) * CELL
+    gap = cell * 3 // 14  # above and below a bar
+    axis, longest = 3 * cell, (columns - 5) * cell
     top = max(float(value) for _, value in rows)
     for i, (category, value) in enumerate(rows):
-        name = face().draw(draw, category, axis - MARGIN, i * CELL, fill=(0, 0, 0))
-        bar = (axis, i * CELL + 6, axis + max(2, longest * float(value) / top), (i + 1) * CELL - 6)
+        name = pen.draw(draw, category, axis - MARGIN, i * cell, fill=(0, 0, 0))
+        end = axis + max(2, longest * float(value) / top)
+        bar = (axis, i * cell + gap, end, (i + 1) * cell - gap)
         draw.rectangle((bar[0], bar[1], bar[2] - 1, bar[3] - 1), fill=hue)
-        room = draw.textlength(value, font=font(13)) + 2 * MARGIN
-        end = -(-(bar[2] + room) // CELL) * CELL - MARGIN
-        label = face().draw(draw, value, end, i * CELL, fill=(0, 0, 0))
+        room = draw.textlength(value, font=pen.font) + 2 * MARGIN
+        end = -(-(bar[2] + room) // cell) * cell - MARGIN
+        label = pen.draw(draw, value, end, i * cell, fill=(0, 0, 0))
         words += [(category, name), (value, label)]
         boxes += [(category, _around([("", name), ("", bar), ("", label)]))]
     return Picture(image, tuple(words), tuple(boxes))

@@ -29,6 +29,10 @@ from trainer.progress import progress
 
 MAP_LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
 MADE = "made.json"
+_ASKED = (  # what a question asks for, where that differs between drawings
+    r"(Read line |Is there |Point to |the value of |is longer, |the line from )"
+    r"(?P<what>.*?)([.?]| lead)"
+)
 _PIECE = 256  # drawings a call of the collator
 Whole = dict[str, Tensor]
 """A padded batch of every drawing: tensors [N, ...], `pixel_values` [N, patches, values]."""
@@ -79,11 +83,8 @@ def shortened(record: dict) -> dict:
     A constant question says nothing, and its ten tokens are a fifth of what a model computes.
     """
     part = record["messages"][0]["content"][-1]
-    letter = re.search(r"from ([A-Z]) lead", part["text"])
-    colours = re.search(r"Is there a (.*)\?", part["text"])
-    line = re.search(r"Read line (\d+)", part["text"])
-    found = letter or colours or line
-    part["text"] = found[1] if found else "?"
+    found = re.search(_ASKED, part["text"])
+    part["text"] = found["what"] if found else "?"
     return record
 
 

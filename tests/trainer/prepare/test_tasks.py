@@ -8,7 +8,8 @@ import pytest
 
 from trainer.data.sample import SampleRecord, parse_sample
 from trainer.drawing.scenes import RED
-from trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, crossings, stream
+from trainer.prepare.maps.drawn.lines import crossings
+from trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, stream
 
 FEW = range(12)
 
@@ -217,9 +218,72 @@ def test_half_of_the_two_objects_are_there_and_a_page_has_few_words_if_asked():
     assert len({word["text"] for _, page in pages for word in page["words"]}) == 7
 
 
+@pytest.mark.parametrize("seed", FEW)
+def test_pointing_gives_the_middle_of_each_objects_cell(seed):
+    """In percent of the image; by the pixels there, and no other object of its kind."""
+    asked = 1 + seed % 2
+    own = {"objects": 6, "side": 4, "asked": asked}
+    pixels, sample, answer = drawn("pointing", seed, size=160, **own)
+    names, places = answer.split(": ")
+    assert sample["messages"][0]["content"][-1]["text"] == f"Point to {names}."
+    parts = names.split(" and ")
+    assert len(parts) == len(places.split(", ")) == asked
+    spans = [answer[slice(*phrase["char_span"])] for phrase in sample["phrases"]]
+    assert spans == ([names, *parts] if asked == 2 else parts)
+    strongest = {"red": 0, "green": 1, "blue": 2}
+    for number, (part, place) in enumerate(zip(parts, places.split(", "), strict=True)):
+        column, row = (int(value) * 160 // 100 // 40 for value in place.split())
+        for region, value in zip(sample["regions"][2 * number :], place.split(), strict=False):
+            assert answer[slice(*region["char_span"])] == value
+            x0, y0, x1, y1 = region["box"]
+            assert (x0 // 40, y0 // 40, (x1 - 1) // 40, (y1 - 1) // 40) == (column, row) * 2
+        _, colour, shape = part.split()
+        cell = pixels[row * 40 : row * 40 + 40, column * 40 : column * 40 + 40]
+        ink = (cell != 255).any(-1)
+        assert (cell[ink].argmax(-1) == strongest[colour]).all()
+        side = x1 + 1 - x0
+        filled = {"circle": 0.785, "square": 1.0, "triangle": 0.5}[shape]
+        assert abs(ink.sum() / side**2 - filled) < 0.06
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_chart_says_the_value_of_the_bar_and_bars_are_as_long_as_their_values(asked):
+    firsts = set()
+    for seed in range(8):
+        pixels, sample, answer = drawn("bar_chart", seed, size=280, bars=4, names=9, asked=asked)
+        words = [word["text"] for word in sample["words"]]
+        shown = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        question = sample["messages"][0]["content"][-1]["text"]
+        if asked == 1:
+            name = question.removeprefix("What is the value of ")[:-1]
+            assert answer == str(shown[name])
+            named = [name]
+        else:
+            named = question.removeprefix("Which is longer, ")[:-1].split(" or ")
+            longer = max(named, key=shown.get)
+            first, second = named
+            assert answer == f"{first} {shown[first]}, {second} {shown[second]}: {longer}"
+            firsts.add(longer == first)
+        boxes = [word["box"] for word in sample["words"]]
+        for region, name in zip(sample["regions"], named, strict=True):
+            assert answer[slice(*region["char_span"])] == str(shown[name])
+            assert region["box"] == boxes[words.index(name) + 1]
+        hue = pixels[14::28, 3 * 28 + 1]  # the middle of each bar, at the axis
+        assert (hue == hue[0]).all()
+        lengths = [(row[3 * 28 :] == hue[0]).all(-1).sum() for row in pixels[14::28]]
+        longest = max(shown.values())
+        for length, value in zip(lengths, shown.values(), strict=True):
+            assert abs(length - max(2, 5 * 28 * value / longest)) <= 1
+    assert asked == 1 or firsts == {True, False}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("pointing", {"objects": 1, "asked": 2}, "`objects`: expected 2 to 25, got 1"),
+        ("pointing", {"asked": 3}, "`asked`: expected 1 to 2, got 3"),
+        ("bar_chart", {"bars": 1, "asked": 2}, "`bars`: expected 2 to 44, got 1"),
+        ("bar_chart", {"names": 2}, "`names`: expected 5 to"),
         ("two_objects", {"objects": 2}, "`objects`: expected 3 to 9, got 2"),
         ("two_objects", {"side": 90}, "`side`: expected 2 to 28, got 90"),
         ("grid_patch", {"split": "dev"}, "`split`: expected one of train, val, test, got 'dev'"),

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         nargs="+",
-        help="line_intersection, line_tracing, grid_patch, word_page, asked_line, two_objects; "
-        "--count of each",
+        help="line_intersection, line_tracing, grid_patch, word_page, asked_line, two_objects, "
+        "pointing, bar_chart; --count of each",
     )
     parser.add_argument("--count", type=int, default=1000, help="drawings of each task")
     parser.add_argument("--seed", type=int, default=0, help="of the drawings")
