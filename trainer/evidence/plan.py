@@ -39,6 +39,9 @@ METHODS = {
     "klal_dv_sft": Method("KLAL, `predictor` + DV-SFT", _MAPS | _WORDS),
     "klal_last_dv_sft": Method("KLAL, `last` + DV-SFT", _MAPS | _WORDS, "last"),
     "smam": Method("SMAM", _SMAM),
+    "smam_elsewhere": Method(
+        "control: SMAM, another drawing's region", _SMAM, control="shuffled regions"
+    ),
     "smam_dv_sft": Method("SMAM + DV-SFT", _SMAM | _WORDS),
     "hist": Method("HIST", {"hist": {"maps": "attention"}}),
     "klal_elsewhere": Method(

@@ -81,6 +81,13 @@ _ASKED = replace(  # a model that can read learns where: as SMAM and KLAL find t
     start_at=0.8,
     first=replace(_PAGES, size=84),
 )
+_FEW_WORDS = replace(  # of which a model begins to read by itself, sooner or later
+    _WORD_PAGES,
+    name="word_pages_20",
+    drawings=replace(_PAGES, own=(("cell", 28), ("vocabulary", 20))),
+    methods=("plain", "smam", "klal", "dv_sft", "smam_elsewhere"),
+    steps=1000,
+)
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
 CPU = Preset(
@@ -89,6 +96,7 @@ CPU = Preset(
         _WORD_PAGES,
         _TRACING,
         _GRID,
+        _FEW_WORDS,
         _INTERSECTION,
         _TAUGHT,
         _ASKED,
