@@ -100,10 +100,12 @@ class Supervision(Section):
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
-    map_rows: Literal["last", "predictor", "answer", "phrase"] = setting(
+    map_rows: Literal[
+        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase"
+    ] = setting(
         "predictor",
-        "rows with a target map: the one that predicts the answer's last token, that token's own, "
-        "or those of the whole answer or of a region's text",
+        "rows with a target map: those that predict the answer's last token, the whole answer or a "
+        "region's text, or those tokens' own",
     )
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"

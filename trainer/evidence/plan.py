@@ -35,6 +35,7 @@ METHODS = {
     "klal_last": Method("KLAL, `last`", _MAPS, "last"),
     "klal": Method("KLAL, `predictor`", _MAPS),
     "klal_answer": Method("KLAL, `answer`", _MAPS, "answer"),
+    "klal_phrase": Method("KLAL, `phrase_predictor`", _MAPS, "phrase_predictor"),
     "dv_sft": Method("DV-SFT", _WORDS),
     "klal_dv_sft": Method("KLAL, `predictor` + DV-SFT", _MAPS | _WORDS),
     "klal_last_dv_sft": Method("KLAL, `last` + DV-SFT", _MAPS | _WORDS, "last"),

@@ -64,7 +64,7 @@ class GroundingCollator:
             Qwen2-VL's "<|box_start|>".
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
         map_kind, map_levels: see `groundkern.maps.target_map`.
-        map_rows: "predictor", "last", "answer" or "phrase" (`regions.map_rows`).
+        map_rows: one of `regions.MAP_ROWS` (`regions.map_rows`).
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
             sees "language" tokens alone.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.

@@ -16,7 +16,8 @@ from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields
 
 EMPTY_REGION = ("skip", "language")
-MAP_ROWS = ("last", "predictor", "answer", "phrase")
+_PREDICTORS = {"predictor": "last", "answer_predictor": "answer", "phrase_predictor": "phrase"}
+MAP_ROWS = ("last", "answer", "phrase", *_PREDICTORS)
 
 
 def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
@@ -101,9 +102,10 @@ def map_rows(
         layout: the sequence.
         kind, levels: see `groundkern.maps.target_map`.
         counts: adds to `map_rows`, `map_rows_...`.
-        which: the row that predicts the answer's last content token ("predictor"), that token's
-            own row ("last"), every token of the "answer", or every token of a region's text
-            ("phrase"), which has that region's target alone.
+        which: the own row of the answer's "last" content token, of every token of the "answer", or
+            of every token of a region's text ("phrase"), which has that region's target alone; or
+            the rows that predict those tokens: "predictor" (of the last), "answer_predictor" and
+            "phrase_predictor", whose rows are those of `side_rows`.
 
     Returns:
         `map_position`, `map_token_position`, `map_image`, `map_target` in fixed point.
@@ -115,11 +117,11 @@ def map_rows(
         connected.setdefault((region.turn, region.image), []).append(region)
     rows, visual = [], set(layout.visual.tolist())
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
-        for token, shown in _map_tokens(layout, turn, regions, which):
-            position = token - 1 if token is not None and which == "predictor" else token
-            if position is None:
+        for token, shown in _map_tokens(layout, turn, regions, _PREDICTORS.get(which, which)):
+            if token is None:
                 counts["map_rows_truncated"] += 1
                 continue
+            position = token - (which in _PREDICTORS)
             if position in visual:  # an answer right behind an image
                 counts["map_rows_on_image"] += 1
                 continue
