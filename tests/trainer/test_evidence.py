@@ -15,7 +15,7 @@ from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
 from trainer.evidence import drawings, figures, loop, models, presets, runs
-from trainer.evidence.plan import METHODS, Drawings, Preset, Study
+from trainer.evidence.plan import METHODS, TEACHERS, Drawings, Preset, Study
 from trainer.evidence.runs import Desk
 from trainer.stopping import Stopped
 
@@ -113,15 +113,16 @@ def test_a_decoder_learns_pages_as_text_and_sees_at_random(desk, monkeypatch):
     assert durable.read_json(desk.output / "starts" / "text" / "0.json")["points"]
 
 
-def test_a_reader_has_learnt_other_drawings_by_dv_sft(desk, monkeypatch):
+@pytest.mark.parametrize(("start", "teacher"), TEACHERS.items())
+def test_a_reader_or_pointer_has_learnt_other_drawings(desk, monkeypatch, start, teacher):
     own = Drawings("asked_line", own=QUICK.drawings.own)
-    study = replace(QUICK, name="asked", drawings=own, start="reader", first=QUICK.drawings)
+    study = replace(QUICK, name=start, drawings=own, start=start, first=QUICK.drawings)
     reader, trained = Desk(desk.output, replace(study, start_at=0.0)), []
     make = loop.Curve.run
     monkeypatch.setattr(loop.Curve, "run", lambda self, n: trained.append(self) or make(self, n))
     model = reader._model(0)
     (curve,) = trained
-    assert curve.method is METHODS["dv_sft"]
+    assert curve.method is METHODS[teacher]
     assert torch.equal(model.lm_head.weight, curve.model.lm_head.weight)
     decode, folder = reader.processor().tokenizer.decode, reader.folder / "first"
     highlighted = drawings.draw(folder, study.first, "train", study.samples)
@@ -133,7 +134,7 @@ def test_a_reader_has_learnt_other_drawings_by_dv_sft(desk, monkeypatch):
     assert {record["messages"][0]["content"][-1]["text"] for record in asked} == {"1", "2"}
     assert study.settings("plain", 0)["first"] == study.first.settings()
     assert "first" not in QUICK.settings("plain", 0)
-    assert "DV-SFT on word_page until" in study.described()
+    assert f"{METHODS[teacher].title.split(',')[0]} on word_page (easy" in study.described()
 
 
 def test_an_epoch_has_every_drawing_once_in_an_order_of_its_own():

@@ -89,16 +89,21 @@ def shortened(record: dict) -> dict:
 
 
 def as_text(record: dict) -> dict:
-    """A page without its image: its words in order, the highlighted ones between asterisks."""
-    (line,) = record["regions"]
-    _, top, _, bottom = line["box"]
+    """A page without its image: its words in order, and those asked for between asterisks.
+
+    Where the question says what it asks for, none are between asterisks.
+    """
     words = [word["text"] for word in record["words"]]
-    middles = [(word["box"][1] + word["box"][3]) / 2 for word in record["words"]]
-    marked = [number for number, middle in enumerate(middles) if top <= middle <= bottom]
-    words.insert(marked[-1] + 1, "*")
-    words.insert(marked[0], "*")
     question, answer = (dict(message) for message in record["messages"])
-    question["content"] = f" {' '.join(words)}\n{question['content'][-1]['text']}"
+    asked = question["content"][-1]["text"]
+    if asked == "?":
+        (line,) = record["regions"]
+        _, top, _, bottom = line["box"]
+        middles = [(word["box"][1] + word["box"][3]) / 2 for word in record["words"]]
+        marked = [number for number, middle in enumerate(middles) if top <= middle <= bottom]
+        words.insert(marked[-1] + 1, "*")
+        words.insert(marked[0], "*")
+    question["content"] = f" {' '.join(words)}\n{asked}"
     return {"images": [], "messages": [question, answer]}
 
 

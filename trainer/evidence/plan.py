@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+TEACHERS = {"reader": "dv_sft", "pointer": "klal_phrase"}  # of a start, if not plain
 LEVELS = (0.5, 0.9)  # answer accuracies whose steps are counted
 
 
@@ -73,6 +74,10 @@ class Drawings:
         """The keyword arguments of `trainer.prepare.maps.tasks.stream`."""
         return {"size": self.size, "difficulty": self.difficulty, **dict(self.own)}
 
+    def details(self) -> str:
+        """Difficulty and own settings, for people."""
+        return ", ".join((self.difficulty, *(f"{name} {value}" for name, value in self.own)))
+
     def settings(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"task": self.task, **self.arguments()}
@@ -92,9 +97,9 @@ class Study:
         model: one of `models.SIZES`.
         start: train from "scratch"; from a "plain" run of the same task that was stopped when its
             held-out accuracy was first at least `start_at`; from the decoder of such a run on the
-            drawings as "text", with the part that sees at random; or from a "reader", a DV-SFT run
-            on the drawings `first`, stopped likewise.
-        first: what a reader has learnt to read; None for other starts.
+            drawings as "text", with the part that sees at random; or from a "reader" (a DV-SFT run)
+            or a "pointer" (a KLAL run) on the drawings `first`, stopped likewise.
+        first: what a reader or pointer has learnt; None for other starts.
     """
 
     name: str
@@ -130,16 +135,19 @@ class Study:
     def described(self) -> str:
         """One sentence for people."""
         own = self.drawings
-        details = "".join(f", {name.replace('_', ' ')} {value}" for name, value in own.own)
+        details, first = own.details(), ""
+        if self.first:
+            first = f"{self.first.task} ({self.first.details()})"
         reached = f"until {self.start_at:.2f} of answers are right"
         start = {
             "scratch": "weights at random",
             "plain": f"plain training of the task {reached}",
-            "reader": f"DV-SFT on {self.first.task if self.first else ''} {reached}",
+            "reader": f"DV-SFT on {first} {reached}",
+            "pointer": f"KLAL on {first} {reached}",
             "text": f"a decoder trained on the pages as text {reached}; vision at random",
         }[self.start]
         return (
-            f"{own.task}, drawings of {own.size} px ({own.difficulty}{details}): "
+            f"{own.task}, drawings of {own.size} px ({details}): "
             f"{self.samples:,} to train on, {self.held_out} held out; {self.steps:,} steps of "
             f"{self.batch_size}, AdamW {self.learning_rate:g}; model {self.model}, "
             f"starting from {start}."

@@ -17,7 +17,7 @@ from trainer.evidence import models
 from trainer.evidence.curves import path_of
 from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, as_text, collate, draw, kept
 from trainer.evidence.loop import Curve
-from trainer.evidence.plan import METHODS, Method, Study
+from trainer.evidence.plan import METHODS, TEACHERS, Method, Study
 from trainer.run_folder import claimed
 
 _TOKENIZED = 400  # drawings whose texts a task's tokenizer is trained on, after the demo's texts
@@ -143,7 +143,7 @@ class Desk:
             ConfigError: it did not get there.
         """
         study, order = self.study, seed + 10_000  # no order of a run
-        method = METHODS["dv_sft" if study.start == "reader" else "plain"]
+        method = METHODS[TEACHERS.get(study.start, "plain")]
         state, settings = path.with_suffix(".pt"), study.settings("plain", seed)
         if path.exists():
             if durable.read_json(path)["settings"] != settings:
@@ -151,7 +151,7 @@ class Desk:
         else:
             model = models.build(self.processor(), study.model, seed=seed).to(_device())
             desk, text = self._first() if study.first else self, study.start == "text"
-            wholes = [desk._whole(split, "predictor", text=text) for split in ("train", "test")]
+            wholes = [desk._whole(split, method.map_rows, text=text) for split in ("train", "test")]
             curve = Curve(
                 study, method, order, model, *wholes, state, settings, ends=study.start_at
             )

@@ -284,6 +284,7 @@ def test_a_chart_says_the_value_of_the_bar_and_bars_are_as_long_as_their_values(
         ("pointing", {"asked": 3}, "`asked`: expected 1 to 2, got 3"),
         ("bar_chart", {"bars": 1, "asked": 2}, "`bars`: expected 2 to 44, got 1"),
         ("bar_chart", {"names": 2}, "`names`: expected 5 to"),
+        ("bar_chart", {"largest": 100}, "`largest`: expected 5 to 99, got 100"),
         ("two_objects", {"objects": 2}, "`objects`: expected 3 to 9, got 2"),
         ("two_objects", {"side": 90}, "`side`: expected 2 to 28, got 90"),
         ("grid_patch", {"split": "dev"}, "`split`: expected one of train, val, test, got 'dev'"),

@@ -130,8 +130,8 @@ _POINTING = {
     }.items()
 }
 _CHARTS = {
-    difficulty: {"bars": bars, "names": pages.ALL_WORDS, "asked": 1 if difficulty == "easy" else 2}
-    for difficulty, bars in zip(DIFFICULTIES, (3, 5, 8), strict=True)
+    difficulty: {"bars": bars, "asked": asked, "largest": 99, "names": pages.ALL_WORDS}
+    for difficulty, bars, asked in zip(DIFFICULTIES, (3, 5, 8), (1, 2, 2), strict=True)
 }
 _PAGES = {  # at most so many different words: all of them
     difficulty: {**cell, "vocabulary": pages.ALL_WORDS}

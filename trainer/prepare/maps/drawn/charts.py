@@ -15,14 +15,17 @@ _NAME = 3  # cells of a bar's name
 _FEWEST = 6  # cells of a row: name, bar and value
 
 
-def plan_chart(rng: random.Random, size: int, *, bars: int, names: int, asked: int) -> dict:
-    """Bars of distinct names and values."""
+def plan_chart(
+    rng: random.Random, size: int, *, bars: int, names: int, largest: int, asked: int
+) -> dict:
+    """Bars of distinct names and values, which are from 1 to `largest`."""
     limit("asked", asked, 1, 2)
-    limit("bars", bars, asked, min(99, size // 10))
+    limit("bars", bars, asked, size // 10)
     limit("names", names, bars, ALL_WORDS)
+    limit("largest", largest, bars, 99)
     cell = min(CELL, size // max(_FEWEST, bars))
     known = vocabulary_of(cell, _NAME, names)
-    shown = list(zip(rng.sample(known, bars), rng.sample(range(1, 100), bars), strict=True))
+    shown = list(zip(rng.sample(known, bars), rng.sample(range(1, largest + 1), bars), strict=True))
     return {
         "cell": cell,
         "columns": size // cell,
