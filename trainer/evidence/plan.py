@@ -31,6 +31,7 @@ class Method:
 _WORDS = {"dv_sft": {"weight": 0.5}}  # 0.002 is for a model that can already read
 _MAPS: dict[str, dict] = {"klal": {}}
 _SMAM = {"smam": {"alpha": 1.0, "gamma": 0.5}}  # an untrained model learns from the region first
+_PHRASES = {"hist": {"maps": "attention"}}
 METHODS = {
     "plain": Method("plain"),
     "klal_last": Method("KLAL, `last`", _MAPS, "last"),
@@ -45,11 +46,20 @@ METHODS = {
         "control: SMAM, another drawing's region", _SMAM, control="shuffled regions"
     ),
     "smam_dv_sft": Method("SMAM + DV-SFT", _SMAM | _WORDS),
-    "hist": Method("HIST", {"hist": {"maps": "attention"}}),
+    "hist": Method("HIST", _PHRASES),
+    "klal_phrase_hist": Method(
+        "KLAL, `phrase_predictor` + HIST", _MAPS | _PHRASES, "phrase_predictor"
+    ),
     "klal_elsewhere": Method(
         "control: KLAL, another drawing's region", _MAPS, control="shuffled regions"
     ),
     "klal_uniform": Method("control: KLAL, uniform map", _MAPS, control="uniform map"),
+    "klal_phrase_elsewhere": Method(
+        "control: KLAL, `phrase_predictor`, another drawing's region",
+        _MAPS,
+        "phrase_predictor",
+        "shuffled regions",
+    ),
     "klal_elsewhere_dv_sft": Method(
         "control: KLAL, another drawing's region + DV-SFT",
         _MAPS | _WORDS,

@@ -53,6 +53,25 @@ _OBJECTS = Study(
     samples=4000,
     steps=1000,
 )
+_POINT = Drawings("pointing", own=(("asked", 1), ("objects", 2), ("side", 3)))
+_POINTING = Study(  # two numbers of an object: each has its row
+    "pointing",
+    _POINT,
+    ("plain", "klal_phrase", "klal", "klal_phrase_elsewhere", "smam"),
+    samples=4000,
+    steps=2000,
+)
+_POINTING_TWO = replace(  # HIST's composition, of a model that knows its parts
+    _POINTING,
+    name="pointing_two",
+    drawings=replace(_POINT, own=(("asked", 2), ("objects", 3), ("side", 3))),
+    methods=("plain", "hist", "klal_phrase", "klal_phrase_hist", "smam"),
+    steps=1000,
+    every=25,
+    start="pointer",
+    start_at=0.8,
+    first=_POINT,
+)
 _GRID = Study(
     "grid_patch",
     Drawings("grid_patch", own=(("side", 5),)),
@@ -109,6 +128,8 @@ CPU = Preset(
         _INTERSECTION,
         _TAUGHT,
         _ASKED,
+        _POINTING,
+        _POINTING_TWO,
         _OBJECTS,
         _GRID_STARTED,
         _LESS_DATA,
