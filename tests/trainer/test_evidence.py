@@ -307,6 +307,31 @@ def test_every_method_takes_a_step_of_its_own_on_its_task(study, tmp_path, monke
         assert not torch.equal(left, right), (one, other)
 
 
+def test_a_study_may_have_seeds_of_its_own(monkeypatch):
+    several = replace(QUICK, methods=("plain", "dv_sft"), seeds=3)
+    preset = Preset("x", (several, replace(several, name="other", seeds=None)), seeds=2)
+    assert [seed for study, _, seed in preset.runs() if study is several] == [0, 0, 1, 1, 2, 2]
+    assert len(list(preset.runs())) == 6 + 4
+    assert several.settings("plain", 0) == QUICK.settings("plain", 0)
+    monkeypatch.setitem(presets.PRESETS, "x", preset)
+    assert len(list(presets.chosen("x", None, None, 1).runs())) == 4
+    assert len(list(presets.chosen("x", None, ["dv_sft"], None).runs())) == 10
+
+
+def test_a_drawing_as_text_has_its_words_and_marks_what_no_question_asks_for():
+    def record(asked):
+        words = [{"text": text, "box": [0, y, 9, y + 9]} for text, y in zip("abc", (0, 10, 20))]
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}
+        answer = {"role": "assistant", "content": "b"}
+        regions = [{"text": "b", "box": [0, 9, 9, 20]}]
+        return {"words": words, "regions": regions, "messages": [question, answer]}
+
+    for asked, text in (("?", " a * b * c\n?"), ("b", " a b c\nb")):
+        found = drawings.as_text(record(asked))
+        assert found["images"] == []
+        assert [message["content"] for message in found["messages"]] == [text, "b"]
+
+
 def test_bad_settings_are_one_sentence(tmp_path, capsys):
     start = ["evidence", "--output", str(tmp_path), "--preset", "quick"]
     unused = ["--methods", "smam"]  # by no study of this preset

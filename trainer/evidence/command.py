@@ -57,7 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     picked = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
     preset = PRESETS[arguments.preset]
-    preset = replace(preset, seeds=max(preset.seeds, picked.seeds))
+    wanted = arguments.seeds or 0
+    studies = (replace(s, seeds=max(preset.seeds_of(s), wanted)) for s in preset.studies)
+    preset = replace(preset, studies=tuple(studies))
     output = arguments.output
     if arguments.page is not None:
         check_page(arguments.page, preset)

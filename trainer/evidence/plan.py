@@ -110,6 +110,7 @@ class Study:
             drawings as "text", with the part that sees at random; or from a "reader" (a DV-SFT run)
             or a "pointer" (a KLAL run) on the drawings `first`, stopped likewise.
         first: what a reader or pointer has learnt; None for other starts.
+        seeds: runs of each method; None: as many as the preset has.
     """
 
     name: str
@@ -126,10 +127,11 @@ class Study:
     start: str = "scratch"
     start_at: float = 0.5
     first: Drawings | None = None
+    seeds: int | None = None
 
     def settings(self, method: str, seed: int) -> dict[str, Any]:
         """Everything that a curve depends on but the number of its steps, as JSON has it."""
-        others = ("methods", "steps", "drawings", "first")
+        others = ("methods", "steps", "drawings", "first", "seeds")
         own = {k: v for k, v in asdict(self).items() if k not in others}
         own |= {"first": self.first.settings()} if self.first else {}
         chosen = asdict(METHODS[method])
@@ -172,6 +174,10 @@ class Preset:
     studies: tuple[Study, ...]
     seeds: int = 5
 
+    def seeds_of(self, study: Study) -> int:
+        """How many seeds of each method a study has."""
+        return study.seeds or self.seeds
+
     def runs(self) -> Iterator[tuple[Study, str, int]]:
         """(study, method, seed) in the order of value.
 
@@ -183,5 +189,5 @@ class Preset:
                 methods = study.methods[number : number + 1]
                 if number == 1:
                     methods = study.methods[:2]
-                for seed in range(self.seeds):
+                for seed in range(self.seeds_of(study)):
                     yield from ((study, method, seed) for method in methods)

@@ -115,6 +115,7 @@ _FEW_WORDS = replace(  # of which a model begins to read by itself, sooner or la
     drawings=replace(_PAGES, own=(("cell", 28), ("vocabulary", 20))),
     methods=("plain", "smam", "klal", "dv_sft", "smam_elsewhere"),
     steps=1000,
+    seeds=10,  # where each is lucky or not
 )
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
@@ -193,4 +194,6 @@ def chosen(
     if methods:
         wanted = {"plain", *methods}
         picked = [replace(s, methods=tuple(m for m in s.methods if m in wanted)) for s in picked]
-    return replace(preset, studies=tuple(picked), seeds=seeds or preset.seeds)
+    if seeds:
+        picked = [replace(study, seeds=seeds) for study in picked]
+    return replace(preset, studies=tuple(picked))
