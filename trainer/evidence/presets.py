@@ -118,6 +118,12 @@ _FEW_WORDS = replace(  # of which a model begins to read by itself, sooner or la
     seeds=10,  # where each is lucky or not
 )
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
+_FINER = replace(  # the same pages at one and a half times the resolution
+    _WORD_PAGES,
+    name="word_pages_84",
+    drawings=replace(_PAGES, size=84, own=(("cell", 42), ("vocabulary", 100))),
+    methods=("plain", "dv_sft", "klal"),
+)
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
 CPU = Preset(
     "cpu",
@@ -134,6 +140,7 @@ CPU = Preset(
         _OBJECTS,
         _GRID_STARTED,
         _LESS_DATA,
+        _FINER,
         _LARGER,
     ),
 )
