@@ -124,6 +124,12 @@ _FINER = replace(  # the same pages at one and a half times the resolution
     drawings=replace(_PAGES, size=84, own=(("cell", 42), ("vocabulary", 100))),
     methods=("plain", "dv_sft", "klal"),
 )
+_FOUR_LINES = replace(  # four times as much to read
+    _WORD_PAGES,
+    name="word_pages_112",
+    drawings=replace(_PAGES, size=112),
+    methods=("plain", "dv_sft"),
+)
 _LARGER = replace(_WORD_PAGES, name="word_pages_3m", model="3m", methods=("plain", "dv_sft"))
 CPU = Preset(
     "cpu",
@@ -140,6 +146,7 @@ CPU = Preset(
         _OBJECTS,
         _GRID_STARTED,
         _LESS_DATA,
+        _FOUR_LINES,
         _FINER,
         _LARGER,
     ),
