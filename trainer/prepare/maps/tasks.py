@@ -131,7 +131,7 @@ _POINTING = {
 }
 _CHARTS = {
     difficulty: {"bars": bars, "asked": asked, "largest": 99, "names": pages.ALL_WORDS}
-    for difficulty, bars, asked in zip(DIFFICULTIES, (3, 5, 8), (1, 2, 2), strict=True)
+    for difficulty, bars, asked in zip(DIFFICULTIES, (3, 5, 8), (1, 2, 3), strict=True)
 }
 _PAGES = {  # at most so many different words: all of them
     difficulty: {**cell, "vocabulary": pages.ALL_WORDS}

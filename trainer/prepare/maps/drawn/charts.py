@@ -1,4 +1,4 @@
-"""Read a bar chart: the value of a bar by its name, or which of two bars is longer."""
+"""Read a bar chart: the values of bars by their names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def plan_chart(
     rng: random.Random, size: int, *, bars: int, names: int, largest: int, asked: int
 ) -> dict:
     """Bars of distinct names and values, which are from 1 to `largest`."""
-    limit("asked", asked, 1, 2)
-    limit("bars", bars, asked, size // 10)
+    limit("bars", bars, 1, size // 10)
+    limit("asked", asked, 1, bars)
     limit("names", names, bars, ALL_WORDS)
     limit("largest", largest, bars, 99)
     cell = min(CELL, size // max(_FEWEST, bars))
@@ -35,27 +35,21 @@ def plan_chart(
 
 
 def draw_chart(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
-    """The answer to a question of two bars says both values before it compares them."""
+    """The answer is the value of the bar; if several are asked for, with their names."""
     rows = [(name, str(value)) for name, value in plan["shown"]]
     picture = bar_chart(rows, rng, columns=plan["columns"], cell=plan["cell"])
-    asked = [plan["shown"][bar] for bar in plan["asked"]]
-    if len(asked) == 1:
-        ((name, value),) = asked
-        question, answer = f"What is the value of {name}?", str(value)
-        named = [(answer, 0, plan["asked"][0])]
-    else:
-        (first, a), (second, b) = asked
-        question = f"Which is longer, {first} or {second}?"
-        answer = f"{first} {a}, {second} {b}: {first if a > b else second}"
-        named = [
-            (str(a), len(first) + 1, plan["asked"][0]),
-            (str(b), answer.index(":") - len(str(b)), plan["asked"][1]),
-        ]
-    regions = []
-    for text, start, bar in named:
+    answer, regions, several = "", [], len(plan["asked"]) > 1
+    for bar in plan["asked"]:
+        name, value = rows[bar]
+        answer += (", " if answer else "") + (f"{name} " if several else "")
         box = picture.words[2 * bar + 1][1]  # of the printed value
-        regions.append({"char_span": [start, start + len(text)], "box": list(box)})
+        span = [len(answer), len(answer) + len(value)]
+        regions.append({"char_span": span, "box": list(box)})
+        answer += value
+    *others, last = (rows[bar][0] for bar in plan["asked"])
+    asked = f"s of {', '.join(others)} and {last}" if several else f" of {last}"
     words = [{"text": text, "box": list(box)} for text, box in picture.words]
+    question = f"What {'are' if several else 'is'} the value{asked}?"
     return picture.image, chat_sample(
         [], question, answer, task="bar_chart", regions=regions, words=words
     )
