@@ -117,15 +117,6 @@ _FEW_WORDS = replace(  # of which a model begins to read by itself, sooner or la
     steps=1000,
     seeds=10,  # where each is lucky or not
 )
-_CHART = Study(  # a decoder that looks values up in a text learns to see them
-    "bar_chart_text",
-    Drawings("bar_chart", size=168, own=(("asked", 2), ("bars", 3), ("largest", 9), ("names", 8))),
-    ("plain", "dv_sft", "smam", "smam_dv_sft", "klal_phrase"),
-    samples=4000,
-    steps=1500,
-    start="text",
-    start_at=0.8,
-)
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _FINER = replace(  # the same pages at one and a half times the resolution
     _WORD_PAGES,
@@ -152,7 +143,6 @@ CPU = Preset(
         _ASKED,
         _POINTING,
         _POINTING_TWO,
-        _CHART,
         _OBJECTS,
         _GRID_STARTED,
         _LESS_DATA,
