@@ -83,13 +83,15 @@ def bar_chart(
     columns: int = 8,
     marked: int | None = None,
     cell: int = CELL,
+    hues: list[Color] | None = None,
 ) -> Picture:
     """Horizontal bars, one cell of `cell` pixels high: the category's name, its bar, its value.
 
     `rows` are (category, value as printed in the table); row `marked`, from 0, is highlighted.
-    `boxes` holds one entry a category: the box around its name, bar and value.
+    `boxes` holds one entry a category: the box around its name, bar and value. With a colour for
+    each bar (`hues`) they have no names, and no room for them.
     """
-    hue = tuple(rng.randrange(60, 190) for _ in range(3))
+    hue = tuple(rng.randrange(60, 190) for _ in range(3)) if hues is None else None
     image = Image.new("RGB", (columns * cell, len(rows) * cell), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     _highlight(draw, marked, image.width, cell)
@@ -97,18 +99,22 @@ def bar_chart(
     words: list[tuple[str, Box]] = []
     boxes: list[tuple[str, Box]] = []
     gap = cell * 3 // 14  # above and below a bar
-    axis, longest = 3 * cell, (columns - 5) * cell
+    axis = 3 * cell if hues is None else 0
+    longest = (columns - 2) * cell - axis
     top = max(float(value) for _, value in rows)
     for i, (category, value) in enumerate(rows):
-        name = pen.draw(draw, category, axis - MARGIN, i * cell, fill=(0, 0, 0))
         end = axis + max(2, longest * float(value) / top)
         bar = (axis, i * cell + gap, end, (i + 1) * cell - gap)
-        draw.rectangle((bar[0], bar[1], bar[2] - 1, bar[3] - 1), fill=hue)
+        draw.rectangle((bar[0], bar[1], bar[2] - 1, bar[3] - 1), fill=hue or hues[i])
         room = draw.textlength(value, font=pen.font) + 2 * MARGIN
         end = -(-(bar[2] + room) // cell) * cell - MARGIN
         label = pen.draw(draw, value, end, i * cell, fill=(0, 0, 0))
-        words += [(category, name), (value, label)]
-        boxes += [(category, _around([("", name), ("", bar), ("", label)]))]
+        drawn = [("", bar), (value, label)]
+        if hues is None:
+            name = pen.draw(draw, category, axis - MARGIN, i * cell, fill=(0, 0, 0))
+            drawn.insert(0, (category, name))
+        words += [word for word in drawn if word[0]]
+        boxes += [(category, _around(drawn))]
     return Picture(image, tuple(words), tuple(boxes))
 
 

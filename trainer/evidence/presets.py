@@ -117,6 +117,13 @@ _FEW_WORDS = replace(  # of which a model begins to read by itself, sooner or la
     steps=1000,
     seeds=10,  # where each is lucky or not
 )
+_BARS = Study(  # SMAM's charts: which bar, and what is printed beside it
+    "coloured_bars",
+    Drawings("coloured_bars", size=84),
+    ("plain", "smam", "klal", "dv_sft", "smam_elsewhere"),
+    samples=4000,
+    steps=1500,
+)
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _FINER = replace(  # the same pages at one and a half times the resolution
     _WORD_PAGES,
@@ -143,6 +150,7 @@ CPU = Preset(
         _ASKED,
         _POINTING,
         _POINTING_TWO,
+        _BARS,
         _OBJECTS,
         _GRID_STARTED,
         _LESS_DATA,

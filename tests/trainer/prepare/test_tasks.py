@@ -270,9 +270,32 @@ def test_a_chart_says_the_values_asked_for_and_bars_are_as_long_as_they_are(aske
             assert abs(length - max(2, 5 * 28 * value / longest)) <= 1
 
 
+def test_the_value_of_a_coloured_bar_is_printed_beside_it():
+    hues = set()
+    for seed in range(12):
+        pixels, sample, answer = drawn("coloured_bars", seed, size=84, bars=3)
+        question = sample["messages"][0]["content"][-1]["text"]
+        colour = question.removeprefix("What is the value of the ").removesuffix(" bar?")
+        (region,) = sample["regions"]
+        row = int(region["box"][1] // 28)
+        assert answer[slice(*region["char_span"])] == answer == sample["words"][row]["text"]
+        assert sample["words"][row]["box"] == region["box"]
+        middle = pixels[14::28, 1]
+        assert len({tuple(hue) for hue in middle}) == len(sample["words"]) == 3
+        hues.add((colour, tuple(middle[row])))
+        values = [int(word["text"]) for word in sample["words"]]
+        lengths = [(line == line[1]).all(-1)[:56].sum() for line in pixels[14::28]]
+        longest = max(values)
+        for length, value in zip(lengths, values, strict=True):
+            assert abs(length - max(2, 28 * value / longest)) <= 1
+    assert len(hues) == len({colour for colour, _ in hues}) == len({hue for _, hue in hues}) > 3
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("coloured_bars", {"bars": 7}, "`bars`: expected 1 to 6, got 7"),
+        ("coloured_bars", {"largest": 2}, "`largest`: expected 4 to 99, got 2"),
         ("pointing", {"objects": 1, "asked": 2}, "`objects`: expected 2 to 25, got 1"),
         ("pointing", {"asked": 3}, "`asked`: expected 1 to 2, got 3"),
         ("bar_chart", {"bars": 2, "asked": 3}, "`asked`: expected 1 to 2, got 3"),

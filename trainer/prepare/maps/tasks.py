@@ -133,6 +133,10 @@ _CHARTS = {
     difficulty: {"bars": bars, "asked": asked, "largest": 99, "names": pages.ALL_WORDS}
     for difficulty, bars, asked in zip(DIFFICULTIES, (3, 5, 8), (1, 2, 3), strict=True)
 }
+_COLOURED = {
+    difficulty: {"bars": bars, "largest": largest}
+    for difficulty, bars, largest in zip(DIFFICULTIES, (3, 4, 6), (9, 99, 99), strict=True)
+}
 _PAGES = {  # at most so many different words: all of them
     difficulty: {**cell, "vocabulary": pages.ALL_WORDS}
     for difficulty, cell in _by_difficulty("cell", 56, 28, 20).items()
@@ -153,4 +157,5 @@ TASKS: dict[str, Task] = {
     "two_objects": Task("two_objects", objects.plan_objects, objects.draw_objects, _OBJECTS),
     "pointing": Task("pointing", objects.plan_pointing, objects.draw_pointing, _POINTING),
     "bar_chart": Task("bar_chart", charts.plan_chart, charts.draw_chart, _CHARTS),
+    "coloured_bars": Task("coloured_bars", charts.plan_colours, charts.draw_colours, _COLOURED),
 }

@@ -1,4 +1,4 @@
-"""Read a bar chart: the values of bars by their names."""
+"""Read a bar chart: the values of bars by their names, or of one by its colour."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ import random
 
 from PIL import Image
 
+from trainer.drawing.pages import Color
 from trainer.drawing.scenes import CELL, bar_chart
 from trainer.prepare.maps.drawn.limits import limit
 from trainer.prepare.maps.drawn.pages import ALL_WORDS, vocabulary_of
 from trainer.records import chat_sample
 
+_HUES: dict[str, Color] = {
+    "red": (210, 40, 40),
+    "blue": (40, 70, 210),
+    "green": (40, 150, 70),
+    "orange": (240, 140, 30),
+    "purple": (140, 60, 170),
+    "grey": (130, 130, 130),
+}
 _NAME = 3  # cells of a bar's name
 _FEWEST = 6  # cells of a row: name, bar and value
 
@@ -52,4 +61,27 @@ def draw_chart(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     question = f"What {'are' if several else 'is'} the value{asked}?"
     return picture.image, chat_sample(
         [], question, answer, task="bar_chart", regions=regions, words=words
+    )
+
+
+def plan_colours(rng: random.Random, size: int, *, bars: int, largest: int) -> dict:
+    """Bars of distinct colours and values, which are from 1 to `largest`."""
+    limit("bars", bars, 1, min(len(_HUES), size // 14))
+    limit("largest", largest, bars, 99)
+    cell = min(CELL, size // max(3, bars))
+    values = rng.sample(range(1, largest + 1), bars)
+    shown = list(zip(rng.sample(sorted(_HUES), bars), values, strict=True))
+    return {"cell": cell, "columns": size // cell, "shown": shown, "asked": rng.randrange(bars)}
+
+
+def draw_colours(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
+    rows, asked = [(colour, str(value)) for colour, value in plan["shown"]], plan["asked"]
+    hues = [_HUES[colour] for colour, _ in rows]
+    picture = bar_chart(rows, rng, columns=plan["columns"], cell=plan["cell"], hues=hues)
+    colour, answer = rows[asked]
+    regions = [{"char_span": [0, len(answer)], "box": list(picture.words[asked][1])}]
+    words = [{"text": text, "box": list(box)} for text, box in picture.words]
+    question = f"What is the value of the {colour} bar?"
+    return picture.image, chat_sample(
+        [], question, answer, task="coloured_bars", regions=regions, words=words
     )
