@@ -42,6 +42,7 @@ METHODS = {
     "klal_dv_sft": Method("KLAL, `predictor` + DV-SFT", _MAPS | _WORDS),
     "klal_last_dv_sft": Method("KLAL, `last` + DV-SFT", _MAPS | _WORDS, "last"),
     "smam": Method("SMAM", _SMAM),
+    "klal_smam": Method("KLAL, `predictor` + SMAM", _MAPS | _SMAM),
     "smam_elsewhere": Method(
         "control: SMAM, another drawing's region", _SMAM, control="shuffled regions"
     ),

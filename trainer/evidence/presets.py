@@ -120,7 +120,7 @@ _FEW_WORDS = replace(  # of which a model begins to read by itself, sooner or la
 _BARS = Study(  # SMAM's charts: which bar, and what is printed beside it
     "coloured_bars",
     Drawings("coloured_bars", size=84),
-    ("plain", "smam", "klal", "dv_sft", "smam_elsewhere"),
+    ("plain", "smam", "klal_smam", "klal_dv_sft", "klal", "dv_sft", "smam_elsewhere"),
     samples=4000,
     steps=1500,
 )
