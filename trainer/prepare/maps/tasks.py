@@ -1,4 +1,4 @@
-"""KLAL's synthetic tasks, pages of words without context (DV-SFT), and HIST's two objects.
+"""Drawn tasks: KLAL's synthetic ones, DV-SFT's pages of words, HIST's two objects, bar charts.
 
 A drawing is planned first and drawn afterwards. The plan holds everything that an answer or a
 target depends on; its hash decides whether it belongs to the training, validation or test split,
@@ -107,55 +107,35 @@ def _bucket(plan: dict) -> int:
     return int.from_bytes(digest[:8], "big") % 100
 
 
-def _by_difficulty(name: str, *values: int) -> dict[str, dict[str, int]]:
-    return {which: {name: value} for which, value in zip(DIFFICULTIES, values, strict=True)}
+def _by_difficulty(settings: dict[str, tuple[int, int, int]]) -> dict[str, dict[str, int]]:
+    return {
+        difficulty: {name: values[number] for name, values in settings.items()}
+        for number, difficulty in enumerate(DIFFICULTIES)
+    }
 
 
-_TRACING = {
-    "easy": {"lines": 3, "steps": 2},
-    "medium": {"lines": 4, "steps": 4},
-    "hard": {"lines": 6, "steps": 8},
-}
-_OBJECTS = {
-    "easy": {"objects": 3, "side": 2},
-    "medium": {"objects": 5, "side": 3},
-    "hard": {"objects": 8, "side": 4},
-}
-_POINTING = {
-    difficulty: {**own, "asked": 2}
-    for difficulty, own in {
-        "easy": {"objects": 4, "side": 3},
-        "medium": {"objects": 8, "side": 5},
-        "hard": {"objects": 16, "side": 8},
-    }.items()
-}
-_CHARTS = {
-    difficulty: {"bars": bars, "asked": asked, "largest": 99, "names": pages.ALL_WORDS}
-    for difficulty, bars, asked in zip(DIFFICULTIES, (3, 5, 8), (1, 2, 3), strict=True)
-}
-_COLOURED = {
-    difficulty: {"bars": bars, "largest": largest}
-    for difficulty, bars, largest in zip(DIFFICULTIES, (3, 4, 6), (9, 99, 99), strict=True)
-}
-_PAGES = {  # at most so many different words: all of them
-    difficulty: {**cell, "vocabulary": pages.ALL_WORDS}
-    for difficulty, cell in _by_difficulty("cell", 56, 28, 20).items()
-}
+_ANY = (pages.ALL_WORDS,) * 3
+_INTERSECTION = _by_difficulty({"segments": (2, 4, 6)})
+_TRACING = _by_difficulty({"lines": (3, 4, 6), "steps": (2, 4, 8)})
+_GRID = _by_difficulty({"side": (4, 8, 16)})
+_PAGE = _by_difficulty({"cell": (56, 28, 20), "vocabulary": _ANY})
+_OBJECTS = _by_difficulty({"objects": (3, 5, 8), "side": (2, 3, 4)})
+_POINTING = _by_difficulty({"objects": (4, 8, 16), "side": (3, 5, 8), "asked": (2, 2, 2)})
+_CHART = _by_difficulty(
+    {"bars": (3, 5, 8), "asked": (1, 2, 3), "largest": (99, 99, 99), "names": _ANY}
+)
+_COLOURS = _by_difficulty({"bars": (3, 4, 6), "largest": (9, 99, 99)})
 TASKS: dict[str, Task] = {
-    "line_intersection": Task(
-        "line_intersection",
-        lines.plan_intersection,
-        lines.draw_intersection,
-        _by_difficulty("segments", 2, 4, 6),
-    ),
-    "line_tracing": Task("line_tracing", lines.plan_tracing, lines.draw_tracing, _TRACING),
-    "grid_patch": Task(
-        "grid_patch", grids.plan_grid, grids.draw_grid, _by_difficulty("side", 4, 8, 16)
-    ),
-    "word_page": Task("word_page", pages.plan_page, pages.draw_page, _PAGES),
-    "asked_line": Task("asked_line", pages.plan_page, pages.draw_asked, _PAGES),
-    "two_objects": Task("two_objects", objects.plan_objects, objects.draw_objects, _OBJECTS),
-    "pointing": Task("pointing", objects.plan_pointing, objects.draw_pointing, _POINTING),
-    "bar_chart": Task("bar_chart", charts.plan_chart, charts.draw_chart, _CHARTS),
-    "coloured_bars": Task("coloured_bars", charts.plan_colours, charts.draw_colours, _COLOURED),
+    task.name: task
+    for task in (
+        Task("line_intersection", lines.plan_intersection, lines.draw_intersection, _INTERSECTION),
+        Task("line_tracing", lines.plan_tracing, lines.draw_tracing, _TRACING),
+        Task("grid_patch", grids.plan_grid, grids.draw_grid, _GRID),
+        Task("word_page", pages.plan_page, pages.draw_page, _PAGE),
+        Task("asked_line", pages.plan_page, pages.draw_asked, _PAGE),
+        Task("two_objects", objects.plan_objects, objects.draw_objects, _OBJECTS),
+        Task("pointing", objects.plan_pointing, objects.draw_pointing, _POINTING),
+        Task("bar_chart", charts.plan_chart, charts.draw_chart, _CHART),
+        Task("coloured_bars", charts.plan_colours, charts.draw_colours, _COLOURS),
+    )
 }

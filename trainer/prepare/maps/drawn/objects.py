@@ -35,16 +35,14 @@ def plan_objects(rng: random.Random, size: int, *, objects: int, side: int) -> d
 
 def draw_objects(plan: dict, rng: random.Random) -> tuple[Image.Image, dict]:
     image, boxes = _drawn(plan, rng)
-    names = _named(plan["asked"])
-    both = " and ".join(names)
-    spans = [[0, len(names[0])], [len(both) - len(names[1]), len(both)]]
+    both, phrases = " and ".join(_named(plan["asked"])), _phrases(plan["asked"])
+    spans = [phrase["char_span"] for phrase in phrases[1:]]
     answer = f"{both}: {'yes' if all(pair in boxes for pair in plan['asked']) else 'no'}"
     pairs = list(zip(plan["asked"], spans, strict=True))
     regions = [{"char_span": span, "box": box} for p, span in pairs for box in boxes.get(p, ())]
     return image, chat_sample(
-        [], f"Is there {both}?", answer, task="two_objects", regions=regions,
-        phrases=_phrases(plan["asked"]),
-    )  # fmt: skip
+        [], f"Is there {both}?", answer, task="two_objects", regions=regions, phrases=phrases
+    )
 
 
 def plan_pointing(rng: random.Random, size: int, *, objects: int, side: int, asked: int) -> dict:
