@@ -318,6 +318,27 @@ def test_a_study_may_have_seeds_of_its_own(monkeypatch):
     assert len(list(presets.chosen("x", None, ["dv_sft"], None).runs())) == 10
 
 
+@pytest.mark.parametrize(
+    ("question", "short"),
+    [
+        ("Read the highlighted line.", "?"),
+        ("Where is the red patch?", "?"),
+        ("How many times do the red line and the blue line cross?", "?"),
+        ("Which number does the line from C lead to?", "C"),
+        ("Read line 3.", "3"),
+        ("Is there a red circle and a blue square?", "red circle and a blue square"),
+        ("Point to a red circle and a blue square.", "a red circle and a blue square"),
+        ("What is the value of Alice?", "Alice"),
+        ("What are the values of Alice and few?", "Alice and few"),
+        ("What is the value of the red bar?", "red"),
+    ],
+)
+def test_a_question_keeps_what_differs_between_drawings(question, short):
+    """Curves of the page were made with these: another text would be another task."""
+    record = {"messages": [{"content": [{"type": "image"}, {"type": "text", "text": question}]}]}
+    assert drawings.shortened(record)["messages"][0]["content"][-1]["text"] == short
+
+
 def test_a_drawing_as_text_has_its_words_and_marks_what_no_question_asks_for():
     def record(asked):
         words = [{"text": text, "box": [0, y, 9, y + 9]} for text, y in zip("abc", (0, 10, 20))]

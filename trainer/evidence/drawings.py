@@ -30,7 +30,7 @@ from trainer.progress import progress
 MAP_LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
 MADE = "made.json"
 _ASKED = (  # what a question asks for, where that differs between drawings
-    r"(Read line |Is there |Point to |the values? of (the )?|the line from )"
+    r"(Read line |Is there a |Point to |the values? of (the )?|the line from )"
     r"(?P<what>.*?)([.?]| lead| bar)"
 )
 _PIECE = 256  # drawings a call of the collator
