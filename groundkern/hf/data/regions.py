@@ -158,5 +158,5 @@ def _map_tokens(
 def _shapes(regions: list[Region]) -> dict[str, list]:
     return {
         kind: [shape for region in regions for shape in getattr(region, kind)]
-        for kind in ("boxes", "points", "polygons", "polylines")
+        for kind in ("boxes", "points", "polygons", "polylines", "rasters")
     }
