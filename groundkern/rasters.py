@@ -95,8 +95,11 @@ def covered(values: Tensor, rects: Tensor) -> Tensor:
     column, row = column.long(), row.long()
     needed = torch.cat([row, row + 1]).unique()
     above = torch.zeros(len(needed), width + 1, dtype=torch.float64)  # [k, width + 1]
+    mask = values.dtype == torch.bool
+    # a count of pixels in a column is exact in fp32, and half as dear
+    values, dtype = (values.view(torch.uint8), torch.float32) if mask else (values, torch.float64)
     for k, (start, stop) in enumerate(zip(needed[:-1].tolist(), needed[1:].tolist())):
-        above[k + 1, 1:] = values[start:stop].sum(0, dtype=torch.float64)
+        above[k + 1, 1:] = values[start:stop].sum(0, dtype=dtype)
     above = above.cumsum(0).cumsum(1)  # what lies above a needed row and left of a column
     at = torch.searchsorted(needed, row)  # the row below it is the next one
 

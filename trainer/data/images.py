@@ -121,6 +121,15 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: s
     return (height, width) if turned else (width, height)
 
 
+def image_format(path: Path, *, where: str, field: str) -> str:
+    """The format of an image file by its header, in Pillow's words.
+
+    Raises:
+        SampleError: not an image in a known format.
+    """
+    return _header(path, where, field)[3]
+
+
 def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
     """Width and height as stored, whether EXIF swaps them, and the format."""
     try:

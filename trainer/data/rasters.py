@@ -19,7 +19,7 @@ from PIL import ImageOps
 
 from groundkern.hf.data.example import Region
 from groundkern.rasters import Raster
-from trainer.data.images import SampleError, confined, image_size, opened, wrong
+from trainer.data.images import SampleError, confined, image_format, image_size, opened, wrong
 from trainer.data.run_lengths import decoded, read_counts, size_of_runs
 from trainer.wording import short
 
@@ -225,8 +225,7 @@ def with_rasters(
 def _png(path: str, place: Place) -> tuple[Path, tuple[int, int]]:
     """The file and its (width, height), upright."""
     found = confined(path, place.root, where=place.where, field=place.field)
-    with opened(found, place.where, place.field) as image:
-        kind = image.format
+    kind = image_format(found, where=place.where, field=place.field)
     if kind != "PNG":
         raise place.wrong("a PNG", f"{kind} in {found.name!r}")
     limit = {"max_pixels": place.max_pixels, "where": place.where, "field": place.field}
