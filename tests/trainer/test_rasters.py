@@ -203,7 +203,7 @@ RUNS = {"size": [20, 40], "counts": [0, 800]}
         ({"mask": "many.png"}, "expected at most 9999 pixels, got 500 x 250 in 'many.png'"),
         ({"mask": "across.png"}, "a mask of the ratio of its image, 40 x 20, got 20 x 40"),
         ({"mask_value": 3, "box": [0, 0, 9, 9]}, "mask_value`: expected a label image as `mask`"),
-        ({"mask": RUNS, "mask_value": 1}, "mask_value`: expected a label image as `mask`"),
+        ({"mask": RUNS, "mask_value": 1}, "expected a label image for `mask_value`, got run"),
         ({"mask": "labels.png", "mask_value": True}, "mask_value`: expected a valid integer"),
         ({"mask": {"size": [20, 40]}}, "expected a path, or run lengths"),
         ({"mask": {**RUNS, "size": [20, 40.0]}}, "mask.size`: expected [height, width] in pixels"),

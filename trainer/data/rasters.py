@@ -29,8 +29,8 @@ Pictures = dict[Path, NDArray]  # decoded already: regions often share a label i
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a region's raster is said to be.
+class RasterField:
+    """The field of a record that names a raster, and what the raster has to cover.
 
     Args:
         picture: (width, height) of the upright image that it covers.
@@ -65,25 +65,24 @@ class MaskFile:
 
     path: Path
     value: int | None
-    field: str
+    place: RasterField
 
-    def load(self, where: str, pictures: Pictures) -> Raster:
+    def load(self, pictures: Pictures) -> Raster:
         """Raises `SampleError` if it cannot be decoded, or if nothing is inside."""
         if self.path not in pictures:
-            pictures[self.path] = _pixels(self.path, where, self.field)
+            pictures[self.path] = _pixels(self.path, self.place)
         pixels = pictures[self.path]
         if self.value is None:
             inside = pixels != 0
             inside = inside.any(2) if inside.ndim == 3 else inside
         elif pixels.ndim == 3:
             wanted = "a grey or palette image, whose pixels are numbers, for `mask_value`"
-            raise wrong(where, self.field, wanted, "one in colours")
+            raise self.place.wrong(wanted, "one in colours")
         else:
             inside = pixels == self.value
         if not inside.any():
             what = "that is not 0" if self.value is None else f"of the value {self.value}"
-            wanted = f"a mask with a pixel {what}"
-            raise wrong(where, self.field, wanted, f"none in {self.path.name!r}")
+            raise self.place.wrong(f"a mask with a pixel {what}", f"none in {self.path.name!r}")
         return Raster(torch.from_numpy(inside))
 
 
@@ -94,9 +93,8 @@ class Runs:
     height: int
     width: int
     runs: bytes
-    field: str
 
-    def load(self, where: str, pictures: Pictures) -> Raster:
+    def load(self, pictures: Pictures) -> Raster:
         """The mask."""
         runs = np.frombuffer(self.runs, np.int64)
         return Raster(torch.from_numpy(decoded(runs, self.height, self.width)))
@@ -107,20 +105,20 @@ class HeatFile:
     """A grey PNG or a `.npy`."""
 
     path: Path
-    field: str
+    place: RasterField
 
-    def load(self, where: str, pictures: Pictures) -> Raster:
+    def load(self, pictures: Pictures) -> Raster:
         """Raises `SampleError` if it cannot be decoded, or holds what is no heat."""
         if self.path.suffix == ".npy":
-            values = np.asarray(_mapped(self.path, where, self.field))
+            values = np.asarray(_mapped(self.path, self.place))
         else:
-            values = _pixels(self.path, where, self.field, grey=True)
+            values = _pixels(self.path, self.place, grey=True)
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high < float("inf")):  # not a number is neither
             got = f"{low} to {high} in {self.path.name!r}"
-            raise wrong(where, self.field, "a heat of finite numbers >= 0", got)
+            raise self.place.wrong("a heat of finite numbers >= 0", got)
         if high == 0:
-            raise wrong(where, self.field, "a heat with a number above 0", "zeros")
+            raise self.place.wrong("a heat with a number above 0", "zeros")
         scaled = np.empty(values.shape, np.float32)  # divided first, since float64 may not fit
         return Raster(torch.from_numpy(np.divide(values, high, out=scaled, casting="same_kind")))
 
@@ -165,22 +163,34 @@ def find_rasters(
     found: list[tuple[int, Stored]] = []
     for index, (record, region) in enumerate(zip(records, regions, strict=True)):
         name = f"regions[{index}]"
-        if record.mask_value is not None and not isinstance(record.mask, str):
+        if record.mask_value is not None and record.mask is None:
             raise wrong(where, f"{name}.mask_value", "a label image as `mask`", "none")
         if record.mask is not None:
-            place = Place(sizes[region.image], root, max_pixels, where, f"{name}.mask")
-            found.append((index, _find_mask(record.mask, record.mask_value, place)))
+            place = RasterField(sizes[region.image], root, max_pixels, where, f"{name}.mask")
+            found.append((index, find_mask(record.mask, record.mask_value, place)))
         if record.heat is not None:
-            place = Place(sizes[region.image], root, max_pixels, where, f"{name}.heat")
-            found.append((index, _find_heat(record.heat, place)))
+            place = RasterField(sizes[region.image], root, max_pixels, where, f"{name}.heat")
+            found.append((index, find_heat(record.heat, place)))
     return tuple(found)
 
 
-def _find_mask(mask: Any, value: int | None, place: Place) -> MaskFile | Runs:
+def find_mask(mask: Any, value: int | None, place: RasterField) -> MaskFile | Runs:
+    """A mask whose header, or whose run lengths, are right.
+
+    Args:
+        mask: of a record: a path, or run lengths.
+        value: of a label image's pixels that are inside; None: all but 0.
+        place: what it covers.
+
+    Raises:
+        SampleError: as `find_rasters`.
+    """
     if isinstance(mask, str):
         path, size = _png(mask, place)
         place.fits(size, "mask", square=False)
-        return MaskFile(path, value, place.field)
+        return MaskFile(path, value, place)
+    if value is not None:
+        raise place.wrong("a label image for `mask_value`", "run lengths")
     height, width = size_of_runs(mask, where=place.where, field=place.field)
     if height * width > place.max_pixels:
         raise place.wrong(f"at most {place.max_pixels} pixels", f"{width} x {height}")
@@ -189,40 +199,44 @@ def _find_mask(mask: Any, value: int | None, place: Place) -> MaskFile | Runs:
     runs = read_counts(mask["counts"], height * width, where=place.where, field=field)
     if not runs[1::2].any():
         raise place.wrong("a mask with a pixel inside", "none")
-    return Runs(height, width, runs.tobytes(), place.field)
+    return Runs(height, width, runs.tobytes())
 
 
-def _find_heat(path: str, place: Place) -> HeatFile:
+def find_heat(path: str, place: RasterField) -> HeatFile:
+    """A heat whose header is right.
+
+    Raises:
+        SampleError: as `find_rasters`.
+    """
     if path.endswith(".npy"):
         found = confined(path, place.root, where=place.where, field=place.field)
-        height, width = _mapped(found, place.where, place.field, place.max_pixels).shape
+        height, width = _mapped(found, place).shape
         size = (width, height)
     else:
         found, size = _png(path, place)
     place.fits(size, "heat", square=True)
-    return HeatFile(found, place.field)
+    return HeatFile(found, place)
 
 
 def with_rasters(
-    regions: Sequence[Region], rasters: Sequence[tuple[int, Stored]], where: str
+    regions: Sequence[Region], rasters: Sequence[tuple[int, Stored]]
 ) -> tuple[Region, ...]:
     """Decode rasters and put each into its region.
 
     Args:
         regions: of a sample.
         rasters: (index of the region, where its raster is).
-        where: what starts an error message.
 
     Raises:
         SampleError: one that cannot be decoded, or that has nothing inside.
     """
     made, pictures = list(regions), {}
     for index, stored in rasters:
-        made[index] = replace(made[index], rasters=(stored.load(where, pictures),))
+        made[index] = replace(made[index], rasters=(stored.load(pictures),))
     return tuple(made)
 
 
-def _png(path: str, place: Place) -> tuple[Path, tuple[int, int]]:
+def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
     """The file and its (width, height), upright."""
     found = confined(path, place.root, where=place.where, field=place.field)
     kind = image_format(found, where=place.where, field=place.field)
@@ -232,39 +246,38 @@ def _png(path: str, place: Place) -> tuple[Path, tuple[int, int]]:
     return found, image_size(found, **limit)
 
 
-def _pixels(path: Path, where: str, field: str, *, grey: bool = False) -> NDArray:
+def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
     """The numbers of a PNG, upright: [height, width], or [height, width, 3] of colours."""
     try:
-        with opened(path, where, field) as image:
+        with opened(path, place.where, place.field) as image:
             if grey and image.mode not in _GREY:
-                raise wrong(where, field, "a grey PNG", f"mode {image.mode} in {path.name!r}")
+                raise place.wrong("a grey PNG", f"mode {image.mode} in {path.name!r}")
             step = _STEP.get(str(image.tile[0][3]), 1) if image.tile else 1
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode in ("LA", "RGBA", "PA"):
                 if image.getextrema()[-1][0] < 255:
                     wanted = "an image without transparent pixels, which may mean in or out"
-                    raise wrong(where, field, wanted, f"some in {path.name!r}")
+                    raise place.wrong(wanted, f"some in {path.name!r}")
                 image = image.convert("L" if image.mode == "LA" else "RGB")
             return np.asarray(image) // step if step > 1 else np.asarray(image)
     except SampleError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        got = f"{path.name!r} ({error})"
-        raise wrong(where, field, "an image that can be decoded", got) from None
+        raise place.wrong("an image that can be decoded", f"{path.name!r} ({error})") from None
 
 
-def _mapped(path: Path, where: str, field: str, max_pixels: int | None = None) -> NDArray:
+def _mapped(path: Path, place: RasterField) -> NDArray:
     """The array of a `.npy` as its header declares it, none of it read yet."""
     try:
         found = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a header is Python's own notation, and may be anything
         got = f"{path.name!r} ({short(str(error))})"
-        raise wrong(where, field, "a .npy of plain numbers", got) from None
+        raise place.wrong("a .npy of plain numbers", got) from None
     if found.ndim != 2 or found.dtype.kind not in "buif" or found.dtype.itemsize > 8:
         got = f"{found.dtype} {list(found.shape)} in {path.name!r}"
-        raise wrong(where, field, "numbers [height, width], of at most 8 bytes each", got)
-    if not found.size or (max_pixels is not None and found.size > max_pixels):
+        raise place.wrong("numbers [height, width], of at most 8 bytes each", got)
+    if not 0 < found.size <= place.max_pixels:
         got = f"{found.shape[1]} x {found.shape[0]} in {path.name!r}"
-        raise wrong(where, field, f"1 to {max_pixels} numbers", got)
+        raise place.wrong(f"1 to {place.max_pixels} numbers", got)
     return found

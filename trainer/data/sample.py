@@ -144,7 +144,7 @@ class Sample:
         return GroundedExample(
             images=tuple(pictures),
             messages=self.messages,
-            regions=with_rasters(self.regions, self.rasters, self.where),
+            regions=with_rasters(self.regions, self.rasters),
             words=self.words,
             phrases=self.phrases,
             name=self.where,
