@@ -114,6 +114,7 @@ def raster(root, **place):
         {"mask": "deep.png"},
         {"mask": "deep.png", "mask_value": 700},
         {"mask": "blue.png"},
+        {"mask": "blue.png", "mask_value": 255 << 16},
         {"mask": "opaque.png"},
         {"mask": "turned.png"},
         {"mask": run_lengths.encoded(inside())},
@@ -252,7 +253,7 @@ def test_bad_rasters_are_found_before_a_pixel_is_read(root, place, message):
     [
         ({"mask": "empty.png"}, "a mask with a pixel that is not 0, got none in 'empty.png'"),
         ({"mask": "labels.png", "mask_value": 9}, "with a pixel of the value 9, got none in 'la"),
-        ({"mask": "blue.png", "mask_value": 9}, "whose pixels are numbers, for `mask_value`"),
+        ({"mask": "blue.png", "mask_value": 255}, "with a pixel of the value 255, got none in 'b"),
         ({"mask": "clear.png"}, "without transparent pixels, which may mean in or out"),
         ({"mask": "cut.png"}, "`regions[0].mask`: expected an image that can be decoded"),
         ({"heat": "blue.png"}, "expected a grey PNG, got mode RGB in 'blue.png'"),

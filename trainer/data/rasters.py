@@ -72,14 +72,7 @@ class MaskFile:
         if self.path not in pictures:
             pictures[self.path] = _pixels(self.path, self.place)
         pixels = pictures[self.path]
-        if self.value is None:
-            inside = pixels != 0
-            inside = inside.any(2) if inside.ndim == 3 else inside
-        elif pixels.ndim == 3:
-            wanted = "a grey or palette image, whose pixels are numbers, for `mask_value`"
-            raise self.place.wrong(wanted, "one in colours")
-        else:
-            inside = pixels == self.value
+        inside = pixels != 0 if self.value is None else pixels == self.value
         if not inside.any():
             what = "that is not 0" if self.value is None else f"of the value {self.value}"
             raise self.place.wrong(f"a mask with a pixel {what}", f"none in {self.path.name!r}")
@@ -247,7 +240,7 @@ def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
 
 
 def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
-    """The numbers of a PNG, upright: [height, width], or [height, width, 3] of colours."""
+    """The numbers of a PNG's pixels, upright: [height, width]."""
     try:
         with opened(path, place.where, place.field) as image:
             if grey and image.mode not in _GREY:
@@ -260,7 +253,10 @@ def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
                     wanted = "an image without transparent pixels, which may mean in or out"
                     raise place.wrong(wanted, f"some in {path.name!r}")
                 image = image.convert("L" if image.mode == "LA" else "RGB")
-            return np.asarray(image) // step if step > 1 else np.asarray(image)
+            pixels = np.asarray(image)
+            if pixels.ndim == 3:  # red + 256 green + 65536 blue, as COCO's panoptic ids
+                pixels = np.dot(pixels, np.array([1, 1 << 8, 1 << 16], np.uint32))
+            return pixels // step if step > 1 else pixels
     except SampleError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
