@@ -16,7 +16,7 @@ from PIL import Image
 
 from groundkern.rasters import Raster
 from trainer.__main__ import main
-from trainer.inspection.overlays import COVER, overlay
+from trainer.inspection.overlays import COVER, HEAT, overlay
 from trainer.outlines import FINE, outlines
 from trainer.pictures import outline
 
@@ -97,7 +97,7 @@ def test_a_heat_covers_by_its_value():
     alpha = opened(overlay(Raster(ramp * 9), "#1c7ed6"))[..., 3].astype(int)
     row = alpha[10][alpha[10] < 255]
     assert (np.diff(row) >= 0).all()
-    assert row[-1] == round(COVER * 255)
+    assert row[-1] == round(HEAT * 255)
     assert (alpha[10] == 255).sum() in (1, 2, 3, 4, 5, 6)  # the line at half
 
 

@@ -10,7 +10,7 @@ from trainer.outlines import cropped, outlines
 from trainer.pictures import data_uri
 
 LEAST, MOST = 240, 800  # pixels of the longer side
-COVER = 0.45  # of the image that shows through no more, where a mask is inside or a heat highest
+COVER, HEAT = 0.45, 0.8  # how much of the image a mask hides, and a heat where it is highest
 
 
 def overlay(raster: Raster, color: str) -> str:
@@ -26,7 +26,8 @@ def overlay(raster: Raster, color: str) -> str:
     (x0, y0, x1, y1), values = cropped(raster, MOST)
     times = max(1, LEAST // max(values.shape))
     values = values.repeat(times, 0).repeat(times, 1)
-    alpha = Image.fromarray(np.uint8(np.rint(values * COVER * 255)))
+    hidden = HEAT * values**0.75 if raster.heat else COVER * values
+    alpha = Image.fromarray(np.uint8(np.rint(hidden * 255)))
     draw, (width, height) = ImageDraw.Draw(alpha), alpha.size
     for line in outlines(raster):
         corners = [
