@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from groundkern.areas import covered
 from groundkern.checks import fail, require
-from groundkern.rasters import Raster, covered
+from groundkern.rasters import Raster
 
 FIXED_POINT_ONE = 1 << 20
 """The integer that `quantise` stores for a map's maximum."""
@@ -131,7 +132,7 @@ def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
 def raster_overlap(rects: Tensor, raster: Raster) -> Tensor:
     """Share of each rectangle that a mask covers; of a heat, its mean there over its maximum.
 
-    Exact, whether or not the edges of rectangles fall on those of pixels (`rasters.covered`).
+    Exact, whether or not the edges of rectangles fall on those of pixels (`areas.covered`).
 
     Args:
         rects: [n, 4] float (x0, y0, x1, y1), in fractions of the image.

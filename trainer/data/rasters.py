@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
@@ -76,7 +75,7 @@ class MaskFile:
         if not inside.any():
             what = "that is not 0" if self.value is None else f"of the value {self.value}"
             raise self.place.wrong(f"a mask with a pixel {what}", f"none in {self.path.name!r}")
-        return Raster(torch.from_numpy(inside))
+        return _raster(inside)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Runs:
     def load(self, pictures: Pictures) -> Raster:
         """The mask."""
         runs = np.frombuffer(self.runs, np.int64)
-        return Raster(torch.from_numpy(decoded(runs, self.height, self.width)))
+        return _raster(decoded(runs, self.height, self.width))
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class HeatFile:
         if high == 0:
             raise self.place.wrong("a heat with a number above 0", "zeros")
         scaled = np.empty(values.shape, np.float32)  # divided first, since float64 may not fit
-        return Raster(torch.from_numpy(np.divide(values, high, out=scaled, casting="same_kind")))
+        return _raster(np.divide(values, high, out=scaled, casting="same_kind"))
 
 
 Stored = MaskFile | Runs | HeatFile
@@ -227,6 +226,12 @@ def with_rasters(
     for index, stored in rasters:
         made[index] = replace(made[index], rasters=(stored.load(pictures),))
     return tuple(made)
+
+
+def _raster(values: NDArray) -> Raster:
+    import torch  # here: a data file is checked without
+
+    return Raster(torch.from_numpy(values))
 
 
 def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
