@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -157,6 +159,30 @@ def test_a_mask_is_over_the_image_as_people_see_it(tmp_path, orientation):
     seen = np.asarray(example.images[0])[..., 0] > 0
     for region in example.regions:
         assert np.array_equal(region.rasters[0].values.numpy(), seen)
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits a pixel, which Pillow reads but does not write."""
+    height, width = values.shape
+    rows = b""
+    for row in values.tolist():
+        written = "".join(f"{value:0{bits}b}" for value in row)
+        written += "0" * (-len(written) % 8)
+        rows += bytes([0, *(int(written[i : i + 8], 2) for i in range(0, len(written), 8))])
+    made = b"\x89PNG\r\n\x1a\n"
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        made += struct.pack(">I", len(data)) + kind + data
+        made += struct.pack(">I", zlib.crc32(kind + data))
+    return made
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_are_the_numbers_that_were_written(root, bits):
+    """Pillow multiplies grey of 2 and 4 bits up to 255."""
+    (root / "few.png").write_bytes(grey_png(inside().astype(int), bits))
+    assert np.array_equal(raster(root, mask="few.png", mask_value=1).values.numpy(), inside())
+    assert np.array_equal(raster(root, heat="few.png").values.numpy(), np.float32(inside()))
 
 
 def test_a_label_image_without_a_value_is_all_of_its_labels(root):
