@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.trainer.prepare.reading_samples import lines, picture, prepared, said
 from trainer.data.dataset import JsonLinesDataset
