@@ -7,9 +7,10 @@ from functools import cache
 
 from PIL import Image, features
 
+from groundkern.hf.data.pictures import ORIENTATION
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer.data.images import ORIENTATION, SampleError, confined, image_size, load_rgb
+from trainer.data.images import SampleError, confined, image_size, load_rgb
 from trainer.prepare.adapt.common import Options, embedded
 from trainer.prepare.sources import Item
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import io
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from trainer.config import ConfigError
-from trainer.data.images import ORIENTATION, wrong
+from trainer.data.images import header_size, opened, wrong
 from trainer.prepare.arguments import named
 from trainer.prepare.placing import Phrasing
 from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows
 
-_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
+_EXTENSIONS = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "HEIF": ".heic",
+    "AVIF": ".avif",
+}
 _ROWS = 16  # of a Parquet file in memory at a time
 
 
@@ -149,18 +155,10 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise wrong(item.where, "image", "the bytes of an image in the row", repr(image)[:80])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data))
-            kind, (width, height) = opened.format, opened.size
-            # not PngImageFile's own getexif, which would decode the pixels
-            turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
-    except Image.DecompressionBombError as error:
-        raise wrong(item.where, "image", "an image of ordinary size", str(error)) from None
-    except Exception:  # Pillow's readers raise nearly anything on a damaged file
-        raise wrong(item.where, "image", "an image", f"{len(data)} bytes of none") from None
+    name, place = f"{len(data)} bytes", {"where": item.where, "field": "image"}
+    with opened(io.BytesIO(data), name, **place) as picture:
+        kind, size = picture.format, header_size(picture, name, **place)
     if kind not in _EXTENSIONS:
         raise wrong(item.where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
     name = f"{options.folder}/{item.index:08d}{_EXTENSIONS[kind]}"
-    return Embedded(name, (height, width) if turned else (width, height), {name: data})
+    return Embedded(name, size, {name: data})
