@@ -223,7 +223,7 @@ def opened(file: Path | IO[bytes], name: str, *, where: str, field: str) -> Imag
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file)
+            image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise wrong(where, field, "an image of ordinary size", f"{name!r} ({error})") from None
     except UnidentifiedImageError:
@@ -234,6 +234,10 @@ def opened(file: Path | IO[bytes], name: str, *, where: str, field: str) -> Imag
         raise wrong(where, field, "an image in a known format", got) from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise wrong(where, field, "a readable image", f"{name!r} ({error})") from None
+    if image.format == "EPS":  # a program that Pillow would hand to Ghostscript, if it is there
+        image.close()
+        raise wrong(where, field, "an image in a known format", f"{name!r}, {ADVICE['EPS']}")
+    return image
 
 
 def header_size(image: Image.Image, name: str, where: str, field: str) -> tuple[int, int]:

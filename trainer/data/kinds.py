@@ -20,6 +20,8 @@ _BEGINNINGS = (
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
     (b"AT&TFORM", "DjVu"),
+    (b"%!PS", "EPS"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
 )
 _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -29,6 +31,7 @@ PICTURES = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WebP", "JPEG 2000", "PSD", "AV
 ADVICE = {
     "PDF": "a PDF, whose pages `python -m trainer prepare words FILE.pdf` makes into images",
     "SVG": "an SVG, which is a drawing and has to be rendered to pixels first",
+    "EPS": "an EPS, which is a drawing and has to be rendered to pixels first",
     "HEIC": "a HEIC image, which needs the package pillow-heif (pip install pillow-heif)",
     "AVIF": "an AVIF image, which needs a Pillow that was built with AVIF",
     "JPEG XL": "a JPEG XL image, which has to be converted to PNG or JPEG first",

@@ -22,7 +22,7 @@ from trainer.prepare.documents import Page, chosen_pages, page_frames
 from trainer.prepare.sources import Item, Source, digest
 
 # Extensions that Pillow knows of files that hold no picture, or pages.
-_NOT_PICTURES = {".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".iim"}
+_NOT_PICTURES = {".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".iim"}
 _MAY_HAVE_PAGES = {".tif", ".tiff"}
 _LITTER = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db"}
 NAMED = 3  # files of each reason that the summary names

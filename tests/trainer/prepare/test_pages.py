@@ -300,6 +300,8 @@ def test_a_format_that_pillow_does_not_open_is_named(tmp_path, monkeypatch):
     )
     (tmp_path / "a.png").write_text("<svg></svg>")
     assert "an SVG, which is a drawing and has to be rendered" in refused(tmp_path / "a.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.eps")  # Ghostscript would run what is in it
+    assert "an EPS, which is a drawing and has to be rendered" in refused(tmp_path / "a.eps")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     monkeypatch.setattr(Image, "ID", [each for each in Image.ID if each != "HEIF"])
