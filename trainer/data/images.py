@@ -19,7 +19,12 @@ from trainer.wording import cut
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200  # image processors refuse longer strips
 PER_PIXEL = 12  # bytes that a pixel takes at most while it is decoded, as it is in most formats
-DECODERS = {"JPEG2000": 25, "WEBP": 17}  # take more; all measured with Pillow 13
+DECODERS = {
+    "JPEG2000": 25,
+    "WEBP": 17,
+    "AVIF": 16,
+    "HEIF": 13,
+}  # take more; measured with Pillow 13
 SETTLED = 2 * 10**9  # nanoseconds after which a file's time says whether it was written again
 
 
