@@ -249,3 +249,39 @@ def test_spacy_without_its_model_is_said_and_auto_does_without():
     with pytest.raises(ConfigError, match=r"--by spacy|--spacy-model"):
         chosen("spacy", "no_such_model")
     assert chosen("auto", "no_such_model") == "rules"
+
+
+TRAINED = """
+A DET 1 det|man NOUN 2 nsubj|wears VERB 2 ROOT|a DET 4 det|hat NOUN 2 dobj|. PUNCT 2 punct
+The DET 1 det|dog NOUN 2 nsubj|sees VERB 2 ROOT|the DET 4 det|cat NOUN 2 dobj|. PUNCT 2 punct
+She PRON 1 nsubj|holds VERB 1 ROOT|a DET 4 det|red ADJ 4 amod|ball NOUN 1 dobj|. PUNCT 1 punct
+A DET 2 det|red ADJ 2 amod|bus NOUN 3 nsubj|passes VERB 3 ROOT|it PRON 3 dobj|. PUNCT 3 punct
+"""
+
+
+def test_a_pipeline_trained_here_flows_through_the_command(tmp_path):
+    """A parser and its parts of speech, learnt by heart in a few seconds."""
+    spacy = pytest.importorskip("spacy", reason="needs the package spacy")
+    from spacy.training import Example
+
+    nlp = spacy.blank("en")
+    nlp.add_pipe("morphologizer")
+    nlp.add_pipe("parser", config={"min_action_freq": 1})
+    examples = []
+    for line in TRAINED.strip().split("\n"):
+        words, pos, heads, deps = zip(*(word.split() for word in line.split("|")))
+        parse = {"words": words, "pos": pos, "heads": list(map(int, heads)), "deps": deps}
+        examples.append(Example.from_dict(nlp.make_doc(" ".join(words)), parse))
+    nlp.initialize(lambda: examples)
+    for _ in range(40):
+        nlp.update(examples)
+    nlp.to_disk(tmp_path / "tiny")
+    others.spacy_model.cache_clear()
+    command = write(tmp_path, "A man wears a hat .", "She holds a red ball .", "犬と猫がいる")
+    assert main([*command, "--by", "spacy", "--spacy-model", str(tmp_path / "tiny")]) == 0
+    made = json.loads((tmp_path / "out.jsonl").read_text())
+    assert [(p["turn"], p["text"], p["subject"]) for p in made["phrases"]] == [
+        (0, "A man", "man"),
+        (0, "a hat", "hat"),
+        (1, "a red ball", "ball"),
+    ]
