@@ -50,7 +50,7 @@ class PassedOver:
     def told(self) -> list[str]:
         """A line for each reason."""
         return [
-            f"passed over: {number:,} {reason} ({', '.join(first)}{', ...' * (number > NAMED)})"
+            f"passed over, {reason}: {number:,} ({', '.join(first)}{', ...' * (number > NAMED)})"
             for reason, (number, first) in sorted(self.found.items())
         ]
 
@@ -180,7 +180,7 @@ def _files(path: Path, output: Path, passed_over: PassedOver) -> Iterator[tuple[
     own = output.parent.resolve()
 
     def unreadable(error: OSError) -> None:
-        passed_over.add("folders that cannot be read", os.path.relpath(error.filename, path))
+        passed_over.add("folder that cannot be read", os.path.relpath(error.filename, path))
 
     for place, folders, files in os.walk(path, onerror=unreadable):
         for name in list(folders):
@@ -206,11 +206,11 @@ def _files(path: Path, output: Path, passed_over: PassedOver) -> Iterator[tuple[
 
 def _hidden(name: str) -> str | None:
     hidden = name.startswith(".") or name in _LITTER
-    return "hidden files and folders" if hidden else None
+    return "hidden" if hidden else None
 
 
 def _linked(place: str, name: str) -> str | None:
-    return "linked folders" if os.path.islink(os.path.join(place, name)) else None
+    return "linked folder" if os.path.islink(os.path.join(place, name)) else None
 
 
 def _made_before(place: str, name: str) -> str | None:
@@ -218,7 +218,7 @@ def _made_before(place: str, name: str) -> str | None:
     stem = name.removesuffix("_pages")
     records = (f"{stem}{ending}.prepare.json" for ending in (".jsonl", ".json", ""))
     made = stem != name and any(os.path.exists(os.path.join(place, each)) for each in records)
-    return "folders of pages made before" if made else None
+    return "folder of pages made before" if made else None
 
 
 def _judged(file: Path, root: Path) -> tuple[str | None, str]:
@@ -227,17 +227,17 @@ def _judged(file: Path, root: Path) -> tuple[str | None, str]:
         return None, reason
     try:
         if file.is_symlink() and not file.resolve().is_relative_to(root):
-            return None, "links that lead out of the folder"
+            return None, "link that leads out of the folder"
         if not stat.S_ISREG(file.stat().st_mode):
-            return None, "pipes, sockets and devices"
+            return None, "pipe, socket or device"
         kind = _kind(file)
     except (OSError, RuntimeError):  # a link to nothing, links in a circle, not permitted
-        return None, "files that cannot be read"
+        return None, "file that cannot be read"
     if kind in (*PICTURES, *DOCUMENTS, "image"):
         return kind, ""
     if kind is not None:
-        return None, f"files, each {ADVICE[kind]}"
-    return None, f"files without an image: {file.suffix.lower() or 'no extension'}"
+        return None, ADVICE[kind]
+    return None, f"no image, {file.suffix.lower() or 'without extension'}"
 
 
 def _kind(file: Path) -> str | None:

@@ -221,7 +221,7 @@ def test_a_folder_with_hostile_files(tmp_path, seen):
     assert [entry["where"] for entry in rejected] == ["bomb.png", "b\udcffd.png"]
     assert "expected UTF-8 text" in rejected[1]["reason"]
     assert found.passed_over.told() == [
-        "passed over: 1 links that lead out of the folder (link.png)"
+        "passed over, link that leads out of the folder: 1 (link.png)"
     ]
 
 

@@ -187,7 +187,7 @@ def test_what_was_made_is_no_input_of_the_next_run(tmp_path):
     assert again.passed_over.told() == []
     other = find_pictures(tmp_path / "in", output=tmp_path / "in" / "y.jsonl")
     assert other.source.total == 5
-    assert other.passed_over.found["folders of pages made before"] == (1, ["x_pages"])
+    assert other.passed_over.found["folder of pages made before"] == (1, ["x_pages"])
 
 
 def test_workers_can_be_handed_the_work_and_a_page(tmp_path):
@@ -242,18 +242,18 @@ def test_every_file_of_a_folder_is_an_input_or_counted(tmp_path):
         [],
     )
     counts = {reason: number for reason, (number, _) in found.passed_over.found.items()}
-    svg = "files, each an SVG, which is a drawing and has to be rendered to pixels first"
+    svg = "an SVG, which is a drawing and has to be rendered to pixels first"
     assert counts == {
-        "hidden files and folders": 5,
-        "files without an image: .txt": 2,
-        "files without an image: .json": 1,
-        "files without an image: no extension": 1,
+        "hidden": 5,
+        "no image, .txt": 2,
+        "no image, .json": 1,
+        "no image, without extension": 1,
         svg: 1,
-        "files, each a video; the trainer takes images": 1,
-        "links that lead out of the folder": 1,
-        "files that cannot be read": 1,
-        "linked folders": 1,
-        "pipes, sockets and devices": 1,
+        "a video; the trainer takes images": 1,
+        "link that leads out of the folder": 1,
+        "file that cannot be read": 1,
+        "linked folder": 1,
+        "pipe, socket or device": 1,
     }
     record = json.loads((tmp_path / "out.jsonl.prepare.json").read_text())
     assert record["passed_over"][svg] == {"count": 1, "first": ["plan.svg"]}
@@ -264,12 +264,14 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "shut").mkdir(mode=0)
     found = find_pictures(tmp_path, output=tmp_path / "out.jsonl")
-    assert found.passed_over.found["folders that cannot be read"] == (1, ["shut"])
+    assert found.passed_over.found["folder that cannot be read"] == (1, ["shut"])
 
 
 def test_a_folder_without_images_says_what_is_there(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ConfigError, match=r"got one without; passed over: 1 files .*\.txt \(a\.t"):
+    with pytest.raises(
+        ConfigError, match=r"without; passed over, no image, \.txt: 1 \(a\.t"
+    ):
         find_pictures(tmp_path, output=tmp_path / "out.jsonl")
 
 
