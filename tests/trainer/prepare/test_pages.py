@@ -269,9 +269,7 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path):
 
 def test_a_folder_without_images_says_what_is_there(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(
-        ConfigError, match=r"without; passed over, no image, \.txt: 1 \(a\.t"
-    ):
+    with pytest.raises(ConfigError, match=r"without; passed over, no image, \.txt: 1 \(a\.t"):
         find_pictures(tmp_path, output=tmp_path / "out.jsonl")
 
 
