@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainer.data.images import ORIENTATION
+from groundkern.hf.data.pictures import ORIENTATION
 
 SIZES = {"a.png": (40, 30), "turned.jpg": (24, 36)}  # after EXIF rotation
 

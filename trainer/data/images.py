@@ -8,16 +8,23 @@ import time
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from groundkern.hf.data.pictures import ORIENTATION, to_rgb
+from groundkern.hf.data.pictures import to_rgb, upright_size
+from trainer.data.kinds import ADVICE, HEAD, kind_of
 from trainer.wording import cut
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 200  # image processors refuse longer strips
 PER_PIXEL = 12  # bytes that a pixel takes at most while it is decoded, as it is in most formats
-DECODERS = {"JPEG2000": 25, "WEBP": 17}  # take more; all measured with Pillow 13
+DECODERS = {
+    "JPEG2000": 25,
+    "WEBP": 17,
+    "AVIF": 16,
+    "HEIF": 13,
+}  # take more; measured with Pillow 13
 SETTLED = 2 * 10**9  # nanoseconds after which a file's time says whether it was written again
 
 
@@ -106,32 +113,54 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: s
         SampleError: not an image, more than `max_pixels` or than 12 bytes for each of these while
             it is decoded, or a strip 200 times as long as wide.
     """
-    width, height, turned, kind = _header(path, where, field)
+    size, kind = _header(path, where, field)
+    check_size(size, kind, path.name, max_pixels=max_pixels, where=where, field=field)
+    return size
+
+
+def check_size(
+    size: tuple[int, int],
+    kind: str | None,
+    name: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    where: str,
+    field: str,
+) -> None:
+    """Refuses an image by its header if it is too large or too narrow.
+
+    Args:
+        size: width and height.
+        kind: Pillow's name of the format.
+        name: of the file.
+        max_pixels, where, field: see `image_size`.
+
+    Raises:
+        SampleError: see `image_size`.
+    """
+    width, height = size
     if width * height > max_pixels:
-        raise wrong(
-            where, field, f"at most {max_pixels} pixels", f"{width} x {height} in {path.name!r}"
-        )
+        raise wrong(where, field, f"at most {max_pixels} pixels", f"{width} x {height} in {name!r}")
     wanted, needed = PER_PIXEL * max_pixels, DECODERS.get(kind, PER_PIXEL) * width * height
     if needed > wanted:
-        got = f"{needed} for the {kind} of {width} x {height} in {path.name!r}"
+        got = f"{needed} for the {kind} of {width} x {height} in {name!r}"
         raise wrong(where, field, f"at most {wanted} bytes while it is decoded", got)
     if max(width, height) > MAX_ASPECT * min(width, height):
         wanted = f"a longer side of at most {MAX_ASPECT} times the shorter"
-        raise wrong(where, field, wanted, f"{width} x {height} in {path.name!r}")
-    return (height, width) if turned else (width, height)
+        raise wrong(where, field, wanted, f"{width} x {height} in {name!r}")
 
 
-def image_format(path: Path, *, where: str, field: str) -> str:
+def image_format(path: Path, *, where: str, field: str) -> str | None:
     """The format of an image file by its header, in Pillow's words.
 
     Raises:
         SampleError: not an image in a known format.
     """
-    return _header(path, where, field)[3]
+    return _header(path, where, field)[1]
 
 
-def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
-    """Width and height as stored, whether EXIF swaps them, and the format."""
+def _header(path: Path, where: str, field: str) -> tuple[tuple[int, int], str | None]:
+    """Width and height after EXIF rotation, and the format."""
     try:
         found = path.stat()
     except OSError:
@@ -142,11 +171,8 @@ def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
             known = None
     if known in _headers:
         return _headers[known]
-    with opened(path, where, field) as image:
-        width, height = image.size
-        # values 5 to 8 swap the sides; not PngImageFile's own getexif, which would decode pixels
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
-        found = width, height, turned, image.format
+    with opened(path, path.name, where=where, field=field) as image:
+        found = header_size(image, path.name, where, field), image.format
     if known is not None:
         if len(_headers) >= 1024:
             _headers.clear()
@@ -154,7 +180,9 @@ def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
     return found
 
 
-_headers: dict[tuple, tuple[int, int, bool, str]] = {}  # several samples often share an image
+_headers: dict[
+    tuple, tuple[tuple[int, int], str | None]
+] = {}  # several samples often share an image
 
 
 def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Image.Image:
@@ -168,35 +196,93 @@ def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Im
     Raises:
         SampleError: corrupt, truncated, of a depth that has no known range, or of another size.
     """
-    try:
-        with opened(path, where, field) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = to_rgb(image)
-    except SampleError:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        got = f"{path.name!r} ({error})"
-        raise wrong(where, field, "an image that can be decoded", got) from None
+    with opened(path, path.name, where=where, field=field) as image:
+        rgb = decoded(image, path.name, where=where, field=field)
     if rgb.size != size:
         raise wrong(where, field, f"{size[0]} x {size[1]} pixels", f"{rgb.size[0]} x {rgb.size[1]}")
     return rgb
 
 
-def opened(path: Path, where: str, field: str) -> Image.Image:
-    """An image file whose header was read, no pixels.
+def decoded(image: Image.Image, name: str, *, where: str, field: str) -> Image.Image:
+    """8-bit RGB of an image that was opened; see `load_rgb`.
+
+    Args:
+        image: of `opened`, its size checked.
+        name: of the file.
+        where, field: what starts the error message.
 
     Raises:
-        SampleError: not an image in a known format, or one of a size that is an attack.
+        SampleError: corrupt, truncated, or of a depth that has no known range.
+    """
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        got = f"{name!r} ({error})"
+        raise wrong(where, field, "an image that can be decoded", got) from None
+
+
+def opened(file: Path | IO[bytes], name: str, *, where: str, field: str) -> Image.Image:
+    """An image whose header was read and nothing else; HEIC too if pillow-heif is installed.
+
+    Args:
+        file: path, or a seekable file of bytes.
+        name: of the file.
+        where, field: what starts the error message.
+
+    Raises:
+        SampleError: not an image that can be opened; says what it is and what it needs.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            image = Image.open(file)
     except Image.DecompressionBombError as error:
-        raise wrong(where, field, "an image of ordinary size", f"{path.name!r} ({error})") from None
+        raise wrong(where, field, "an image of ordinary size", f"{name!r} ({error})") from None
     except UnidentifiedImageError:
-        got = f"{path.name!r}, which is not one"
+        kind = kind_of(_head(file))
+        if kind == "HEIC" and _opens_heic():
+            return opened(file, name, where=where, field=field)
+        got = f"{name!r}, {ADVICE.get(kind, 'which is not one')}"
         raise wrong(where, field, "an image in a known format", got) from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        raise wrong(where, field, "a readable image", f"{path.name!r} ({error})") from None
+        raise wrong(where, field, "a readable image", f"{name!r} ({error})") from None
+    if image.format == "EPS":  # a program that Pillow would hand to Ghostscript, if it is there
+        image.close()
+        raise wrong(where, field, "an image in a known format", f"{name!r}, {ADVICE['EPS']}")
+    return image
+
+
+def header_size(image: Image.Image, name: str, where: str, field: str) -> tuple[int, int]:
+    """`groundkern.hf.data.pictures.upright_size` of an image that may be damaged.
+
+    Raises:
+        SampleError: its EXIF data cannot be read.
+    """
+    try:
+        return upright_size(image)
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise wrong(where, field, "a readable image", f"{name!r} ({error})") from None
+
+
+def _head(file: Path | IO[bytes]) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return stream.read(HEAD)
+    file.seek(0)
+    head = file.read(HEAD)
+    file.seek(0)
+    return head
+
+
+def _opens_heic() -> bool:
+    """Lets Pillow open HEIC from now on; False if that is not installed or was so already."""
+    if "HEIF" in Image.OPEN:
+        return False
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(thumbnails=False)
+    return True

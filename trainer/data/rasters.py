@@ -247,7 +247,7 @@ def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
 def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
     """The numbers of a PNG's pixels, upright: [height, width]."""
     try:
-        with opened(path, place.where, place.field) as image:
+        with opened(path, path.name, where=place.where, field=place.field) as image:
             if grey and image.mode not in _GREY:
                 raise place.wrong("a grey PNG", f"mode {image.mode} in {path.name!r}")
             step = _STEP.get(str(image.tile[0][3]), 1) if image.tile else 1

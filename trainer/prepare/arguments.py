@@ -63,6 +63,15 @@ def add_reading(
     return ocr
 
 
+def add_pages(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dpi` and `--pages`, of documents."""
+    group = parser.add_argument_group("pages of PDF and TIFF files")
+    group.add_argument(
+        "--dpi", type=positive(float), default=150.0, help="dots per inch of a rendered PDF page"
+    )
+    group.add_argument("--pages", help="which of each document, such as 1-3,7 (default: all)")
+
+
 def add_places(
     parser: argparse.ArgumentParser, *, question: str | None, answer: str | None, own: str
 ) -> None:

@@ -36,6 +36,7 @@ class Output:
         inputs: how many inputs are done.
         samples, rejected: how many lines were written.
         counts: what the command counted.
+        passed_over: see `trainer.prepare.sources.Source`; in the record, if there is any.
         finished: nothing is left to do.
 
     Raises:
@@ -48,6 +49,7 @@ class Output:
         self.record = path.with_name(path.name + ".prepare.json")
         self.inputs = self.samples = self.rejected = 0
         self.counts: Counter[str] = Counter()
+        self.passed_over: Mapping[str, Any] = {}
         self.finished = False
         self._files: list[IO[bytes]] = []
         self._saved = time.monotonic()
@@ -170,8 +172,10 @@ class Output:
     def _state(self) -> dict[str, Any]:
         names = ("settings", "inputs", "samples", "rejected", "finished")
         state = {name: getattr(self, name) for name in names}
+        passed_over = {"passed_over": dict(self.passed_over)} if self.passed_over else {}
         return {
             **state,
+            **passed_over,
             "counts": dict(self.counts),
             "bytes": [file.tell() for file in self._files],
         }

@@ -100,6 +100,7 @@ def prepare(
     with Output(output, {**settings, "input": source.identity}, overwrite=overwrite) as out:
         if out.finished:
             return out
+        out.passed_over = source.passed_over
         items = islice(source.read(), out.inputs, None)
         try:
             bar = progress(settings["command"], total=source.total, unit=unit, done=out.inputs)

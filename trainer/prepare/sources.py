@@ -1,4 +1,4 @@
-"""What a prepare command reads: JSON lines, a folder of images, a Hugging Face data set, values.
+"""What a prepare command reads: JSON lines, a Hugging Face data set, values.
 
 JSON lines are streamed here and not with `datasets.load_dataset("json")`, which infers one schema
 for all rows (a region with `points` gives every other region a null `points`), stops the whole load
@@ -9,14 +9,11 @@ its own formats are the input: a folder of `save_to_disk`, Parquet and Arrow fil
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.data.dataset import MAX_LINE, check_length, read_lines
@@ -58,11 +55,13 @@ class Source:
         read: starts a fresh pass over the items.
         total: how many there are, None if that is not known.
         identity: plain values that differ when the inputs do; a continued run compares them.
+        passed_over: what is no input, by the reason why; for the record.
     """
 
     read: Callable[[], Iterator[Item]]
     total: int | None
     identity: dict[str, Any]
+    passed_over: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,24 +129,6 @@ def json_lines(path: Path, *, max_line: int = MAX_LINE, unique: str | None = "id
 
     total = sum(1 for _ in read_lines(path, max_line))
     return Source(read, total, _identity(path))
-
-
-def image_folder(path: Path) -> Source:
-    """The images of a folder and its subfolders by name; `value` is the path relative to it.
-
-    Every file whose extension Pillow knows counts as an image; what it holds is checked later.
-    """
-    known = Image.registered_extensions()
-    names = sorted(
-        os.path.relpath(os.path.join(folder, name), path)
-        for folder, _, files in os.walk(path)
-        for name in files
-        if os.path.splitext(name)[1].lower() in known
-    )
-    if not names:
-        raise ConfigError(f"{path}: expected a folder with images, got one without")
-    identity = {"folder": path.name, "names": digest(names)}
-    return values(lambda: zip(names, names), total=len(names), identity=identity)
 
 
 def values(

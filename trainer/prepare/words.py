@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.prepare.arguments import (
     add_choice,
     add_common,
+    add_pages,
     add_reading,
     add_samples,
     named,
@@ -33,7 +34,7 @@ HELP = "read the words of images by OCR and label the visual tokens they end on 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `prepare words`."""
-    add_samples(parser, "samples (JSON lines) or a folder of images")
+    add_samples(parser, "samples (JSON lines), a folder of images and PDFs, or one of these")
     parser.add_argument(
         "--model",
         type=Path,
@@ -66,18 +67,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--question", default="Read the text.", help="asked of each image of a folder"
     )
+    add_pages(parser)
     add_common(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, labels, writes, and prints the statistics."""
+    from trainer.prepare.documents import OnPages
+    from trainer.prepare.listing import find_pictures, holds_pictures
     from trainer.prepare.ocr import OcrSettings, check_engine
     from trainer.prepare.running import run_work
-    from trainer.prepare.sources import image_folder, open_source
+    from trainer.prepare.sources import open_source
 
-    folder = arguments.input.is_dir()
-    source = image_folder(arguments.input) if folder else open_source(arguments.input)
-    root = arguments.root or (arguments.input if folder else arguments.input.parent)
+    pictures = None
+    if holds_pictures(arguments.input):
+        pictures = find_pictures(arguments.input, **named(arguments, "output", "root", "pages"))
+        source, root, unit = pictures.source, pictures.root, "image"
+    else:
+        source, unit = open_source(arguments.input), "sample"
+        root = arguments.root or arguments.input.parent
     ocr = OcrSettings.of(arguments)
     check_engine(ocr)
     rules = None
@@ -88,8 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         options = ("leading_space", "max_label_tokens", "max_word_patches", "on_shared_token")
         rules = Rules(arguments.model, **named(arguments, *options))
     work = ReadWords(root, ocr, rules, **named(arguments, "min_confidence", "replace", "question"))
-    out = run_work(arguments, source, work, root=root, unit="image" if folder else "sample")
-    for line in statistics(out):
+    out = run_work(arguments, source, OnPages(work, root, arguments.dpi), root=root, unit=unit)
+    for line in [*(pictures.passed_over.told() if pictures else ()), *statistics(out)]:
         print(line)
     return 0
 

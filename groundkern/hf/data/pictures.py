@@ -6,9 +6,10 @@ uncover what lies under transparent pixels, and make 16-bit grey white.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -18,6 +19,13 @@ from groundkern.messages import fail, require
 
 STRIP = 2**20  # pixels that are converted at a time
 ORIENTATION = 0x0112  # EXIF tag; 2 to 8 ask for a turn or a mirror image
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SAYS_ORIENTATION = (b"eXIf", b"iTXt")
+_XMP_ORIENTATION = re.compile(
+    rb'XML:com\.adobe\.xmp\0.*?tiff:Orientation(?:="|>)([0-9])', re.DOTALL
+)
+_LONGEST_CHUNK = 2**20  # bytes of a PNG chunk that are looked at
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error)
 
 
@@ -83,6 +91,47 @@ def upright_rgb(image: Any, where: str) -> Image.Image:
         return to_rgb(image)
     except ValueError as error:
         fail(where, "an image that has an 8-bit RGB form", error)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image that was opened and not decoded, once it is turned as it asks.
+
+    Args:
+        image: of `PIL.Image.open`; stays undecoded. Open it anew to decode it: Pillow keeps what it
+            has read of the EXIF data, which in a PNG may go on behind the pixels.
+    """
+    width, height = image.size
+    if image.format == "TIFF":  # some versions of Pillow turn its `size` on opening, some do not
+        width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+    # not PngImageFile's own getexif, which would decode the pixels
+    orientation = Image.Image.getexif(image).get(ORIENTATION)
+    if orientation is None and image.format == "PNG":
+        orientation = _behind_the_pixels(image.fp)
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def _behind_the_pixels(file: IO[bytes]) -> int | None:
+    """The orientation that a PNG names after its pixels, where Pillow's header does not reach."""
+    before, found = file.tell(), None
+    try:
+        file.seek(len(_PNG))
+        while found is None and len(head := file.read(8)) == 8:
+            size, name = struct.unpack(">I4s", head)
+            data = file.read(size) if name in _SAYS_ORIENTATION and size < _LONGEST_CHUNK else b""
+            file.seek(size - len(data) + 4, 1)
+            if name == b"eXIf":
+                exif = Image.Exif()
+                exif.load(data)
+                found = exif.get(ORIENTATION)
+            elif data.startswith(b"XML:com.adobe.xmp\0") and (
+                said := _XMP_ORIENTATION.search(data)
+            ):
+                found = int(said[1])
+    except _UNREADABLE:
+        return None  # decoding will say what is wrong with it
+    finally:
+        file.seek(before)
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 from functools import cache
+from importlib.util import find_spec
 
 from PIL import Image, features
 
+from groundkern.hf.data.pictures import ORIENTATION
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer.data.images import ORIENTATION, SampleError, confined, image_size, load_rgb
+from tests.trainer.prepare.papers import pdf, with_picture
+from trainer.data.images import SampleError, confined, image_size, load_rgb
+from trainer.data.kinds import HEAD, kind_of
 from trainer.prepare.adapt.common import Options, embedded
+from trainer.prepare.documents import Page, page_frames, page_image
 from trainer.prepare.sources import Item
 
 MOST = 1 << 20  # pixels
@@ -73,6 +78,26 @@ def check_embedded(data: bytes) -> bool:
     return True
 
 
+def check_pages(data: bytes) -> bool:
+    """Every page of a document is an RGB image of bounded size, or refused."""
+    file = written("pictures/p.doc", data)
+    kind = "PDF" if kind_of(data[:HEAD]) == "PDF" else "TIFF"
+    for number, frame in enumerate(page_frames(file, kind, where="x:1")[:3], start=1):
+        image = page_image(Page(file, kind, number, frame, ""), 20, where="x:1")
+        expect(image.mode == "RGB" and min(image.size) > 0, "an RGB image", image)
+    return True
+
+
+def _documents() -> dict[str, bytes]:
+    found = {"two.tiff": _encoded(Image.new("RGB", (9, 5)), "TIFF", **_SECOND)}
+    if find_spec("pypdfium2"):
+        found |= {"two.pdf": pdf(["a", "b"]), "picture.pdf": with_picture((20, 20))}
+    return found
+
+
+_SECOND = {"save_all": True, "append_images": [Image.new("L", (5, 9))]}
+
+
 def check_path(data: bytes) -> bool:
     """A path of a sample never leaves the data root."""
     text = data.decode("utf-8", "surrogateescape")
@@ -86,5 +111,6 @@ PATHS = {"plain": b"a.png", "below": b"VG_100K/7.jpg", "out": b"../a.png"}
 TARGETS = (
     Target("image", check_image, _pictures(), "bytes", share=2),
     Target("embedded", check_embedded, _in_tables(), "bytes", share=1),
+    Target("pages", check_pages, _documents(), "bytes", share=0.5),
     Target("path", check_path, PATHS, "text", ("..", "/", "./", "a.png", "\0"), 2, (SampleError,)),
 )

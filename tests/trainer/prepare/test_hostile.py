@@ -18,9 +18,10 @@ from PIL import Image
 
 from tests.trainer.prepare.records import lines_of, sample
 from trainer.prepare import ocr
+from trainer.prepare.listing import find_pictures
 from trainer.prepare.ocr import OcrSettings
 from trainer.prepare.pipeline import Made, prepare
-from trainer.prepare.sources import image_folder, json_lines
+from trainer.prepare.sources import json_lines
 from trainer.prepare.words import ReadWords
 
 BOX = (1, 1, 5, 5)
@@ -214,10 +215,14 @@ def test_a_folder_with_hostile_files(tmp_path, seen):
     (tmp_path / "bomb.png").write_bytes(png_header(60_000, 60_000))
     os.symlink("/etc/hostname", tmp_path / "link.png")
     (tmp_path / os.fsdecode(b"b\xffd.png")).write_bytes((tmp_path / "good one.png").read_bytes())
-    made, rejected = run(tmp_path, image_folder(tmp_path))
+    found = find_pictures(tmp_path, output=tmp_path / "out.jsonl")
+    made, rejected = run(tmp_path, found.source)
     assert [record["images"] for record in made] == [["good one.png"]]
-    assert [entry["where"] for entry in rejected] == ["bomb.png", "b\udcffd.png", "link.png"]
+    assert [entry["where"] for entry in rejected] == ["bomb.png", "b\udcffd.png"]
     assert "expected UTF-8 text" in rejected[1]["reason"]
+    assert found.passed_over.told() == [
+        "passed over, link that leads out of the folder: 1 (link.png)"
+    ]
 
 
 def only_text(item) -> Made:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import io
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from trainer.config import ConfigError
-from trainer.data.images import ORIENTATION, wrong
+from trainer.data.images import header_size, opened, wrong
 from trainer.prepare.arguments import named
 from trainer.prepare.placing import Phrasing
 from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows
 
-_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif"}
+_EXTENSIONS = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "TIFF": ".tif",
+    "HEIF": ".heic",
+    "AVIF": ".avif",
+}
 _ROWS = 16  # of a Parquet file in memory at a time
 
 
@@ -158,18 +164,10 @@ def encoded(data: bytes, stem: str, where: str) -> Embedded:
     Raises:
         SampleError: not the bytes of an image, or of a format that the trainer does not read.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data))
-            kind, (width, height) = opened.format, opened.size
-            # not PngImageFile's own getexif, which would decode the pixels
-            turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
-    except Image.DecompressionBombError as error:
-        raise wrong(where, "image", "an image of ordinary size", str(error)) from None
-    except Exception:  # Pillow's readers raise nearly anything on a damaged file
-        raise wrong(where, "image", "an image", f"{len(data)} bytes of none") from None
+    name, place = f"{len(data)} bytes", {"where": where, "field": "image"}
+    with opened(io.BytesIO(data), name, **place) as picture:
+        kind, size = picture.format, header_size(picture, name, **place)
     if kind not in _EXTENSIONS:
         raise wrong(where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
     name = f"{stem}{_EXTENSIONS[kind]}"
-    return Embedded(name, (height, width) if turned else (width, height), {name: data})
+    return Embedded(name, size, {name: data})

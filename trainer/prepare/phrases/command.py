@@ -27,6 +27,8 @@ TITLES = {
     "phrases": "phrases",
     "composites": "composites",
 }
+REFUSED = "answers_not_read_"  # starts the counts of answers in a script that is not read
+FOREIGN = "answers_in_"  # and those of answers that look like another language than English
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +64,19 @@ def run(arguments: argparse.Namespace) -> int:
     finder = Finder(arguments.by, arguments.spacy_model, chat, arguments.attempts)
     work = ListPhrases(root, finder, arguments.replace)
     print(f"Phrases by {arguments.by}")
-    return run_asking(arguments, source, work, root=root, chat=chat, titles=TITLES)
+    return run_asking(arguments, source, work, root=root, chat=chat, titles=titles(finder))
+
+
+def titles(finder: Finder) -> dict[str, str]:
+    """What the counts are called, those of languages included."""
+    from trainer.prepare.phrases.language import LANGUAGES, OTHER, SCRIPTS
+
+    told = dict(TITLES)
+    for name in (*SCRIPTS, OTHER):
+        told[REFUSED + name] = f"answers left without phrases: {finder.refusal(name)}"
+    for name in LANGUAGES:
+        told[FOREIGN + name] = f"answers that look {name}: {finder.by} knows English"
+    return told
 
 
 def chosen(by: str, model: str) -> str:
@@ -86,6 +100,25 @@ class Finder:
     spacy_model: str = "en_core_web_sm"
     chat: ChatSettings | None = None
     attempts: int = 2
+
+    def unread(self, text: str) -> str | None:
+        """The script of a text that this finder does not know, such as "Japanese"; else None."""
+        from trainer.prepare.phrases.language import reads, script_of
+        from trainer.prepare.phrases.others import spacy_model
+
+        if self.by == "model":
+            return None
+        script = script_of(text)
+        known = "en" if self.by == "rules" else spacy_model(self.spacy_model).lang
+        return None if reads(known, script) else script or "Latin"
+
+    def refusal(self, script: str) -> str:
+        """Why texts of a script get no phrases, and what would give them some."""
+        knows = "English" if self.by == "rules" else f"what {self.spacy_model} was made for"
+        return (
+            f"`{self.by}` knows {knows}, these are {script} "
+            "(--by spacy with a --spacy-model for it, or --by model)"
+        )
 
     def __call__(self, text: str, turn: int | None = None) -> list[dict[str, Any]]:
         from trainer.prepare.phrases.composites import records
@@ -113,6 +146,7 @@ class ListPhrases:
         from trainer.data.images import SampleError
         from trainer.data.sample import parse_sample
         from trainer.prepare.chat import RefusedRequest
+        from trainer.prepare.phrases.language import language_of
         from trainer.prepare.phrases.others import BadPhrases
         from trainer.prepare.pipeline import Made
 
@@ -121,13 +155,19 @@ class ListPhrases:
             return Made([item.value], counts={"samples_with_phrases_before": 1})
         turns = [i for i, m in enumerate(sample.messages) if m["role"] == "assistant"]
         phrases = []
+        counts: Counter[str] = Counter()
         for turn in turns:
             text = message_text(sample.messages[turn])
+            if script := self.finder.unread(text):
+                counts[REFUSED + script] += 1
+                continue
+            if self.finder.by == "rules" and (language := language_of(text)):
+                counts[FOREIGN + language] += 1
             try:
                 phrases += self.finder(text, turn if len(turns) > 1 else None)
             except (BadPhrases, RefusedRequest) as error:
                 raise SampleError(f"{item.where}: `messages[{turn}]`: {error}") from None
         composite = sum("subject" not in phrase for phrase in phrases)
-        counts: Counter[str] = Counter(phrases=len(phrases) - composite, composites=composite)
+        counts.update(phrases=len(phrases) - composite, composites=composite)
         counts["samples_with_phrases" if phrases else "samples_without_phrases"] += 1
         return Made([{**item.value, "phrases": phrases}], counts=counts)

@@ -13,13 +13,14 @@ from trainer.records import span_of
 
 _JOINT = re.compile(r"\s*(,|,?\s*(?:and|&))\s*", re.IGNORECASE)
 _LAST = re.compile(r"and|&", re.IGNORECASE)
+_ONE = re.compile(r"['\u2019]s(?!\w)|\s+(?:is|was|has|does)(?!\w)", re.IGNORECASE)
 
 
 def composites(text: str, phrases: list[NounPhrase]) -> list[tuple[int, int]]:
     """Spans of `text` in which phrases are joined by commas and a last "and", and by nothing else.
 
     Two phrases with ", and" between them make no composite: they are two clauses more often than a
-    pair.
+    pair. Nor do those before the verb of a single thing ("a sunny day and the dog is barking").
     """
     found: list[tuple[int, int]] = []
     first = 0
@@ -33,7 +34,8 @@ def composites(text: str, phrases: list[NounPhrase]) -> list[tuple[int, int]]:
             last += 1
             if _LAST.search(joints[-1]):
                 break
-        if joints and _LAST.search(joints[-1]) and not (len(joints) == 1 and "," in joints[0]):
+        clauses = (len(joints) == 1 and "," in joints[0]) or _ONE.match(text, phrases[last].stop)
+        if joints and _LAST.search(joints[-1]) and not clauses:
             found.append((phrases[first].start, phrases[last].stop))
         first = last + 1
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.prepare.chat import ChatSettings, ask
-from trainer.prepare.phrases.rules import NounPhrase
+from trainer.prepare.phrases.rules import NounPhrase, is_date
 
 SPACY_MODEL = "en_core_web_sm"
 _QUANTITY = re.compile(r"(?:an? |the )?(?:lot|lots|couple|number|bunch|dozens|plenty)", re.I)
@@ -34,11 +34,18 @@ def spacy_phrases(text: str, model: str = SPACY_MODEL) -> list[NounPhrase]:
         ConfigError: spaCy or the model is not installed.
     """
     found: list[NounPhrase] = []
-    for chunk in spacy_model(model)(text).noun_chunks:
+    nlp = spacy_model(model)
+    try:
+        chunks = list(nlp(text).noun_chunks)
+    except (NotImplementedError, ValueError) as error:  # E894; no parse for this text
+        why = " ".join(str(error).split())
+        wanted = f"noun chunks of {model!r}, a pipeline for {nlp.lang!r}"
+        raise BadPhrases(f"expected {wanted}, got an error ({why})") from None
+    for chunk in chunks:
         head = chunk.root
         place = len(chunk) == 1 and chunk.text.lower() in _PLACES
         number = head.pos_ == "NUM" and not re.search(r"[%$\u20ac\u00a3\u00a5]", chunk.text)
-        if head.pos_ == "PRON" or place or number:
+        if head.pos_ == "PRON" or place or number or is_date(chunk.text):
             continue
         start = chunk.start_char
         joined = found and re.fullmatch(r"\s+of\s+", text[found[-1].stop : start])
