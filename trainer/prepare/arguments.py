@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ENGINES = ("auto", "rapid", "tesseract", "paddle")
+
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (
     "command",
@@ -41,12 +43,11 @@ def add_reading(
     title: str,
     *,
     page_mode: int,
-    scale: float,
     min_confidence: float,
 ) -> Any:
     """Adds a group with how OCR reads an image; returns the group."""
     ocr = parser.add_argument_group(title)
-    add_choice(ocr, "--engine", ("tesseract", "paddle"), "OCR")
+    add_choice(ocr, "--engine", ENGINES, "OCR; auto: RapidOCR where installed, else tesseract")
     ocr.add_argument("--language", help="as the engine names it (default: English)")
     ocr.add_argument(
         "--page-mode",
@@ -55,7 +56,9 @@ def add_reading(
         help="tesseract: 3 whole pages, 11 scattered words",
     )
     ocr.add_argument(
-        "--scale", type=positive(float), default=scale, help="enlarge images before reading"
+        "--scale",
+        type=positive(float),
+        help="enlarge images before reading (default: as the engine reads best)",
     )
     ocr.add_argument(
         "--min-confidence", type=float, default=min_confidence, help="drop words read below it"

@@ -23,7 +23,7 @@ from trainer.prepare.arguments import (
 )
 
 if TYPE_CHECKING:
-    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.output import Output
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="model folder: keeps only words that label a visual token of its processor",
     )
-    add_reading(parser, "reading", page_mode=3, scale=2.0, min_confidence=0.5)
+    add_reading(parser, "reading", page_mode=3, min_confidence=0.5)
     rules = parser.add_argument_group("labelling, with --model")
     rules.add_argument(
         "--max-label-tokens", type=positive(int), default=3, help="drop words of more tokens"
@@ -71,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, labels, writes, and prints the statistics."""
-    from trainer.prepare.ocr import OcrSettings, check_engine
+    from trainer.prepare.ocr.reading import check_engine
+    from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.running import run_work
     from trainer.prepare.sources import image_folder, open_source
 
@@ -145,7 +146,7 @@ class ReadWords:
 
     def _read(self, item: Item, paths: list[Path], sizes: list, counts: Counter) -> list[dict]:
         """Word records of all images, in reading order."""
-        from trainer.prepare.ocr import read_words, use_image
+        from trainer.prepare.ocr.reading import read_words, use_image
 
         found = []
         for index, (path, size) in enumerate(zip(paths, sizes)):
