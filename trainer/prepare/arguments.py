@@ -42,7 +42,6 @@ def add_reading(
     parser: argparse.ArgumentParser,
     title: str,
     *,
-    page_mode: int,
     min_confidence: float,
 ) -> Any:
     """Adds a group with how OCR reads an image; returns the group."""
@@ -52,8 +51,7 @@ def add_reading(
     ocr.add_argument(
         "--page-mode",
         type=int,
-        default=page_mode,
-        help="tesseract: 3 whole pages, 11 scattered words",
+        help="tesseract: 3 whole pages, 11 scattered words (default: what reads more)",
     )
     ocr.add_argument(
         "--scale",
@@ -62,6 +60,12 @@ def add_reading(
     )
     ocr.add_argument(
         "--min-confidence", type=float, default=min_confidence, help="drop words read below it"
+    )
+    ocr.add_argument(
+        "--no-rotation",
+        dest="rotation",
+        action="store_false",
+        help="take every page as upright",
     )
     return ocr
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.prepare.records import lines_of, sample
+from tests.trainer.prepare.records import lines_of, readings, sample
 from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.settings import OcrSettings, OcrWord
+from trainer.prepare.ocr.settings import OcrWord
 from trainer.prepare.pipeline import Made, prepare
 from trainer.prepare.sources import image_folder, json_lines
 from trainer.prepare.words import ReadWords
@@ -43,7 +43,7 @@ def run(path: Path, source=None, **options):
     """(output lines, rejected lines); every input is in one of them."""
     source = source or json_lines(path)
     root = path if path.is_dir() else path.parent
-    work = ReadWords(root, OcrSettings(scale=1.0))
+    work = ReadWords(root, readings(root))
     output = root / "out.jsonl"
     out = prepare(source, work, output=output, settings={"command": "words"}, root=root, **options)
     rejected = lines_of(out.rejects) if out.rejects.exists() else []

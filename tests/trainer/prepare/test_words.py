@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from groundkern.hf.data.words import WordLabeler
-from tests.trainer.prepare.records import lines_of, sample
+from tests.trainer.prepare.records import lines_of, readings, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.images import SampleError
@@ -45,7 +45,7 @@ def read(write, *records, **options):
     from trainer.prepare.sources import json_lines
 
     path = write(*records)
-    work = ReadWords(path.parent, OcrSettings(scale=1.0), **options)
+    work = ReadWords(path.parent, readings(path.parent), **options)
     output = path.parent / "out.jsonl"
     out = prepare(json_lines(path), work, output=output, settings={"command": "words"})
     return out, lines_of(output)

@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
     add_choice(parser, "--by", ("text", "model"), "equal text, or ask an endpoint")
     parser.add_argument("--replace", action="store_true", help="mark samples that have regions too")
-    ocr = add_reading(
-        parser, "reading, for samples without words", page_mode=11, min_confidence=0.3
-    )
+    ocr = add_reading(parser, "reading, for samples without words", min_confidence=0.3)
     ocr.add_argument(
         "--keep-lines", action="store_true", help="read with frames, axes and bars in the image"
     )

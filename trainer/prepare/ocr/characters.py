@@ -6,7 +6,6 @@ between words. The line's own picture has them: columns without ink.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -14,12 +13,15 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from trainer.prepare.ocr.scripts import ALONE
 from trainer.prepare.ocr.settings import Box
 
-GAP = 0.28  # of the letters' height: a column gap this wide parts two words
+# Without a space in the text, two letters belong to two words if a strip without ink between them
+# is `WIDE` letter heights wide; or `GAP`, and they stand `STEP` times as far apart as is usual in
+# their line. Found on the development halves of FUNSD and SROIE (benchmarks/preparing/pages.py).
+GAP, STEP, WIDE = 0.25, 1.6, 0.6
 RULE = 0.7  # of a line's width: a row with more ink is a printed rule, not letters
-# Scripts written without spaces, with their punctuation: a character is a word. Hangul has spaces.
-ALONE = re.compile("[\u3001-\u30ff\u3190-\u9fff\uf900-\ufaff\uff01-\uff65\U00020000-\U0003ffff]")
+MARGIN = 0.08  # of a line's letters' height, left around a word's ink as people draw boxes
 
 Letter = tuple[int, str]  # place in the line's text, character
 
@@ -86,20 +88,21 @@ def line_words(
         letters: its characters without the spaces, each with its place in the printed text.
         centres: where each stands, in pixels of the cut.
     """
-    filled = crop.ink.any(axis=0)
     rows = np.flatnonzero(crop.ink.any(axis=1))
     size = rows[-1] - rows[0] + 1 if len(rows) else crop.height
-    gaps = _gaps(filled)
+    gaps = _gaps(crop.ink.any(axis=0))
+    usual = float(np.median(np.diff(centres))) if len(centres) > 1 else 0.0
     begin, part = 0.0, [letters[0]]
     for (before, after), (left, right) in zip(pairwise(letters), pairwise(centres)):
-        gap = _widest(gaps, left, right)
-        parted = after[0] > before[0] + 1 or (gap is not None and gap[1] - gap[0] > GAP * size)
+        low, high = _widest(gaps, left, right)
+        far = GAP * size if right - left > STEP * usual else WIDE * size
+        parted = after[0] > before[0] + 1 or high - low > far
         if parted or ALONE.match(before[1]) or ALONE.match(after[1]):
-            middle = (left + right) / 2 if gap is None else (gap[0] + gap[1]) / 2
-            yield part, crop.box(*_tight(crop, begin, middle))
+            middle = (low + high) / 2
+            yield part, crop.box(*_tight(crop, begin, middle, MARGIN * size))
             begin, part = middle, []
         part.append(after)
-    yield part, crop.box(*_tight(crop, begin, crop.width))
+    yield part, crop.box(*_tight(crop, begin, crop.width, MARGIN * size))
 
 
 def _gaps(filled: np.ndarray) -> np.ndarray:
@@ -108,20 +111,26 @@ def _gaps(filled: np.ndarray) -> np.ndarray:
     return np.stack([np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)], axis=1)
 
 
-def _widest(gaps: np.ndarray, left: float, right: float) -> tuple[int, int] | None:
-    """The widest gap whose middle lies between two letters' centres."""
+def _widest(gaps: np.ndarray, left: float, right: float) -> tuple[float, float]:
+    """The widest gap whose middle lies between two letters' centres; an empty one if there is
+    none."""
     middles = gaps.sum(axis=1) / 2
     between = gaps[(left < middles) & (middles < right)]
     if not len(between):
-        return None
-    return tuple(between[np.argmax(between[:, 1] - between[:, 0])])
+        return (left + right) / 2, (left + right) / 2
+    low, high = between[np.argmax(between[:, 1] - between[:, 0])]
+    return float(low), float(high)
 
 
-def _tight(crop: Crop, begin: float, end: float) -> tuple[float, float, float, float]:
+def _tight(
+    crop: Crop, begin: float, end: float, margin: float
+) -> tuple[float, float, float, float]:
     """The box around the ink between two columns; all of the height where there is none."""
     first, last = int(begin), max(int(begin) + 1, int(np.ceil(end)))
     ink = crop.ink[:, first:last]
     columns, rows = np.flatnonzero(ink.any(axis=0)), np.flatnonzero(ink.any(axis=1))
     if not len(rows):
         return begin, 0, end, crop.height
-    return first + columns[0], rows[0], first + columns[-1] + 1, rows[-1] + 1
+    left, right = first + columns[0] - margin, first + columns[-1] + 1 + margin
+    top, bottom = rows[0] - margin, rows[-1] + 1 + margin
+    return max(0, left), max(0, top), min(crop.width, right), min(crop.height, bottom)

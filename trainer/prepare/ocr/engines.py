@@ -36,6 +36,16 @@ def best_scale(settings: OcrSettings, size: tuple[int, int]) -> float:
     return min(most, max(least, side / max(size)))
 
 
+def tells_turn(settings: OcrSettings) -> bool:
+    """Whether the engine's words say how they stand (`OcrWord.turn`)."""
+    return _module(settings).TELLS_TURN
+
+
+def version(settings: OcrSettings) -> str:
+    """The engine's name and version, by which readings are told apart."""
+    return f"{chosen(settings)} {_module(settings).version()}"
+
+
 def _module(settings: OcrSettings):
     match chosen(settings):
         case "rapid":

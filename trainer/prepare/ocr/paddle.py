@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from trainer.config import ConfigError
+from trainer.prepare.ocr.scripts import ALONE
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
 
+TELLS_TURN = False
 SIZES = (0.0, 2000, 1.0)  # least scale, longer side that is aimed at, largest scale
 
 
@@ -57,6 +59,11 @@ def reader(settings: OcrSettings) -> Reader:
     return read
 
 
+def version() -> str:
+    """Of the package."""
+    return importlib.metadata.version("paddleocr")
+
+
 def joined(printed: str, pieces: Sequence[str], regions: Sequence) -> Iterator[tuple[str, tuple]]:
     """The words of a line: PaddleOCR splits at punctuation, people at white space.
 
@@ -74,7 +81,7 @@ def joined(printed: str, pieces: Sequence[str], regions: Sequence) -> Iterator[t
             start = printed.find(text, at)
             touches = start == at
             at = at if start < 0 else start + len(text)
-            joins = len(text) > 1 or unicodedata.east_asian_width(text) not in "WF"
+            joins = len(text) > 1 or not ALONE.match(text)
             if words and words[-1][2] and joins and touches:
                 before, other, _ = words.pop()
                 text, box = (

@@ -6,6 +6,7 @@ character. `trainer.prepare.ocr.characters` makes words of these.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trainer.config import ConfigError
 from trainer.prepare.ocr.characters import Crop, line_words
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
 
+TELLS_TURN = True  # its words say how they stand
 # Least scale, pixels of the longer side that is aimed at, largest scale.
 SIZES = (0.0, 2000, 2.0)
 SMALLEST = 64  # pixels of the shorter side; a strip gets a margin
@@ -53,6 +55,11 @@ def reader(settings: OcrSettings) -> Reader:
         return list(_in_reading_order([_words(*line) for line in lines]))
 
     return read
+
+
+def version() -> str:
+    """Of the package."""
+    return importlib.metadata.version("rapidocr")
 
 
 def _engine(language: str) -> Any:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from trainer.data.images import SampleError, load_rgb, wrong
 from trainer.prepare.ocr import engines
+from trainer.prepare.ocr.cache import Readings
+from trainer.prepare.ocr.rotation import read_upright
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord
 
 T = TypeVar("T")
@@ -52,7 +54,12 @@ def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:
         size = tuple(max(1, round(side * scale)) for side in image.size)
         large = image.resize(size, Image.Resampling.LANCZOS)
     words = []
-    for word in engines.engine(settings)(large):
+    read = engines.engine(settings)
+    if settings.rotation:
+        found = read_upright(large, read, tells=engines.tells_turn(settings))
+    else:
+        found = read(large)
+    for word in found:
         edges = [
             edge * side / full for edge, side, full in zip(word.box, image.size * 2, large.size * 2)
         ]
@@ -63,6 +70,34 @@ def read_words(image: Image.Image, settings: OcrSettings) -> list[OcrWord]:
             box = (round(x0, 2), round(y0, 2), round(x1, 2), round(y1, 2))
             words.append(word._replace(text=word.text.strip(), box=box))
     return words
+
+
+def readings_of(
+    path: Path,
+    size: tuple[int, int],
+    readings: Readings,
+    *,
+    prepare: Callable[[Image.Image], Image.Image] | None = None,
+    where: str,
+    field: str,
+) -> tuple[list[OcrWord], bool]:
+    """The words of an image of a sample, and whether they were read before.
+
+    Args:
+        path, size: of the image.
+        readings: where they are kept, and how images are read.
+        prepare: what is done to the decoded image before (`Readings.drawn` says so in a word).
+        where, field: what starts the error message.
+
+    Raises:
+        SampleError: not decoded, or the engine fails on it.
+        OSError: readings cannot be kept.
+    """
+
+    def read(image: Image.Image) -> list[OcrWord]:
+        return read_words(prepare(image) if prepare else image, readings.settings)
+
+    return readings.words(path, lambda: use_image(read, path, size, where=where, field=field))
 
 
 def check_engine(settings: OcrSettings) -> None:

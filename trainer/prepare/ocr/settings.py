@@ -47,17 +47,26 @@ class OcrSettings:
         language: as the engine names it ("eng+deu" for tesseract, "german" for the others); None:
             English, with rapid also Chinese and Japanese.
         page_mode: tesseract's page segmentation mode: 3 finds the layout by itself, 6 takes the
-            image as one block of text, 11 looks for words anywhere.
+            image as one block of text, 11 looks for words anywhere; None: 3 or 11, whichever
+            reads more.
         scale: images are enlarged by this factor before reading, never beyond `LARGEST`;
             None: as the engine reads best.
+        rotation: pages that are turned by 90, 180 or 270 degrees are found and read upright.
     """
 
     engine: str = "auto"
     language: str | None = None
-    page_mode: int = 3
+    page_mode: int | None = None
     scale: float | None = None
+    rotation: bool = True
 
     @classmethod
     def of(cls, arguments: Namespace) -> OcrSettings:
         """The settings that `trainer.prepare.arguments.add_reading` declares."""
-        return cls(arguments.engine, arguments.language, arguments.page_mode, arguments.scale)
+        return cls(
+            arguments.engine,
+            arguments.language,
+            arguments.page_mode,
+            arguments.scale,
+            arguments.rotation,
+        )

@@ -12,12 +12,15 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError
+from trainer.prepare.ocr.quality import worth
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
 from trainer.prepare.reading import split_lines
 
+TELLS_TURN = False
 # Least scale, pixels of the longer side that is aimed at, largest scale: it wants letters 20 to 40
 # pixels high.
 SIZES = (1.0, 2400, 3.0)
+MODES = (3, 11)  # a page with columns and paragraphs; words anywhere, as on forms and receipts
 SECONDS = 300  # that it may take for one image
 
 
@@ -40,28 +43,38 @@ def reader(settings: OcrSettings) -> Reader:
     missing = [name for name in language.split("+") if name not in listed.split()[1:]]
     if missing:
         raise ConfigError(f"tesseract has no data for the language {missing[0]!r}")
-    command = [program, "stdin", "stdout", "-l", language, "--psm", str(settings.page_mode), "tsv"]
-    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # one core per process
+    modes = MODES if settings.page_mode is None else (settings.page_mode,)
 
     def read(image: Image.Image) -> list[OcrWord]:
         buffer = io.BytesIO()
         image.save(buffer, "PPM")
-        try:
-            done = subprocess.run(
-                command,
-                input=buffer.getvalue(),
-                capture_output=True,
-                env=environment,
-                timeout=SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            raise SampleError(f"tesseract took more than {SECONDS} s") from None
-        if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())
-            raise SampleError(f"tesseract failed: {said[-200:]}")
-        return list(tsv_words(done.stdout.decode("utf-8", "replace")))
+        readings = []
+        for mode in modes:
+            command = [program, "stdin", "stdout", "-l", language, "--psm", str(mode), "tsv"]
+            readings.append(list(tsv_words(_printed(command, buffer.getvalue()))))
+        return max(readings, key=worth)
 
     return read
+
+
+def version() -> str:
+    """As the program prints it."""
+    said = subprocess.run([shutil.which("tesseract") or "", "--version"], capture_output=True)
+    return said.stdout.decode(errors="replace").partition("\n")[0]
+
+
+def _printed(command: list[str], image: bytes) -> str:
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}  # one core per process
+    try:
+        done = subprocess.run(
+            command, input=image, capture_output=True, env=environment, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise SampleError(f"tesseract took more than {SECONDS} s") from None
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise SampleError(f"tesseract failed: {said[-200:]}")
+    return done.stdout.decode("utf-8", "replace")
 
 
 def tsv_words(text: str) -> Iterator[OcrWord]:
