@@ -1,15 +1,15 @@
 """How well words are read on real pages: FUNSD's forms and SROIE's receipts.
 
 `python -m benchmarks.preparing.pages FOLDER --format funsd` prints recall and precision of the
-words, twice: of the texts alone, and of texts that also stand where they should. FOLDER is the data
+words, of the texts alone and of texts that also stand where they should. FOLDER is the data
 set as it is distributed; nothing of it is in this repository.
 
-What is compared are runs of letters and digits (of any script), lower-cased: FUNSD's annotators cut
-"466-5087" in two and engines do not, so both sides are cut, a box in proportion to the number of
-characters. `--whole` compares words as they are, lower-cased and without what is no letter or
-digit. Words without any are left out on both sides.
+Two things are compared. Runs of letters and digits (of any script), lower-cased: FUNSD's annotators
+cut "466-5087" in two and engines do not, so both sides are cut, a box in proportion to the number
+of characters. And words as they are, lower-cased and without what is no letter or digit. Words
+without any are left out on both sides.
 
-The words of a page are a multiset: of a text that stands three times and is read twice, two are
+The texts of a page are a multiset: of one that stands three times and is read twice, two are
 found. With place, a read word goes to the true word of the same text whose box it overlaps most,
 each true word once, and counts if the intersection over union is 0.5 or more.
 
@@ -26,14 +26,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from trainer.data.images import image_size, load_rgb
 from trainer.prepare.arguments import ENGINES
+from trainer.prepare.ocr.quality import MIN_KEPT, complaint
 from trainer.prepare.ocr.reading import read_words
-from trainer.prepare.ocr.rotation import turned
+from trainer.prepare.ocr.rotation import common_turn, turned
 from trainer.prepare.ocr.settings import Box, OcrSettings
 from trainer.prepare.reading import split_lines
 
@@ -55,36 +56,55 @@ class Page(NamedTuple):
 
 
 @dataclass
-class Score:
-    """Words of all pages: true ones, read ones, and of these the right ones, without and with
-    their place."""
+class Tally:
+    """True words, read words, and of these the right ones, without and with their place."""
 
-    whole: bool = False
-    pages: int = 0
     true: int = 0
     read: int = 0
     right: int = 0
     placed: int = 0
-    seconds: float = 0.0  # of CPU
 
     def add(self, true: Sequence[TrueWord], read: Sequence[TrueWord]) -> None:
-        """Counts a page."""
-        true, read = _comparable(true, self.whole), _comparable(read, self.whole)
+        """Counts the words of a page, as they are compared."""
         common = Counter(word.text for word in true) & Counter(word.text for word in read)
-        self.pages += 1
         self.true += len(true)
         self.read += len(read)
         self.right += common.total()
         self.placed += _placed(true, read)
 
+    def lines(self, title: str) -> list[str]:
+        """Recall and precision, without and with place."""
+        return [
+            f"{name:>21}: recall {right / max(1, self.true):.3f}  "
+            f"precision {right / max(1, self.read):.3f}"
+            for name, right in ((title, self.right), (f"{title} in place", self.placed))
+        ]
+
+
+@dataclass
+class Score:
+    """Of all pages: runs of letters and digits, whole words, CPU seconds, pages that were turned
+    and those whose words mostly fell away."""
+
+    runs: Tally = field(default_factory=Tally)
+    whole: Tally = field(default_factory=Tally)
+    pages: int = 0
+    seconds: float = 0.0
+    turned: int = 0
+    rejected: int = 0
+
+    def add(self, true: Sequence[TrueWord], read: Sequence[TrueWord]) -> None:
+        """Counts a page."""
+        self.pages += 1
+        self.runs.add(runs(true), runs(read))
+        self.whole.add(whole(true), whole(read))
+
     def lines(self) -> list[str]:
         """What is printed."""
-        told = [f"{self.pages} pages, {self.true:,} words, {self.read:,} read"]
-        for name, right in (("words", self.right), ("words in place", self.placed)):
-            recall, precision = right / max(1, self.true), right / max(1, self.read)
-            told.append(f"{name:>15}: recall {recall:.3f}  precision {precision:.3f}")
-        told.append(f"{self.seconds / max(1, self.pages):.2f} s of CPU a page")
-        return told
+        counted = f"{self.pages} pages, {self.runs.true:,} runs, {self.runs.read:,} read; "
+        counted += f"{self.turned} pages turned, {self.rejected} would be rejected"
+        took = f"{self.seconds / max(1, self.pages):.2f} s of CPU a page"
+        return [counted, *self.runs.lines("runs"), *self.whole.lines("words"), took]
 
 
 def funsd(folder: Path) -> Iterator[Page]:
@@ -125,7 +145,6 @@ def evaluate(
     *,
     min_confidence: float,
     turn: int = 0,
-    whole: bool = False,
 ) -> Score:
     """Reads the pages and counts.
 
@@ -134,9 +153,8 @@ def evaluate(
         settings: how.
         min_confidence: words below it are not counted as read.
         turn: degrees, clockwise, by which the images are turned before; their words turn too.
-        whole: compare whole words, not their runs of letters and digits.
     """
-    score = Score(whole)
+    score = Score()
     for page in pages:
         size = image_size(page.image, where=page.image.name, field="image")
         image = load_rgb(page.image, size, where=page.image.name, field="image")
@@ -144,6 +162,9 @@ def evaluate(
         began = _cpu()
         found = read_words(image, settings)
         score.seconds += _cpu() - began
+        score.turned += bool(common_turn(found))
+        bad = complaint(found, min_confidence=min_confidence, min_kept=MIN_KEPT)
+        score.rejected += bad is not None
         read = [
             TrueWord(word.text, word.box) for word in found if word.confidence >= min_confidence
         ]
@@ -152,16 +173,16 @@ def evaluate(
     return score
 
 
-def _comparable(words: Sequence[TrueWord], whole: bool) -> list[TrueWord]:
-    """The words as they are compared; see the module's docstring."""
-    if whole:
-        kept = ["".join(char for char in word.text.lower() if char.isalnum()) for word in words]
-        return [word._replace(text=text) for word, text in zip(words, kept) if text]
-    return [
-        part._replace(text=part.text.lower())
-        for word in words
-        for part in _cut(word.text, word.box, RUN)
-    ]
+def runs(words: Sequence[TrueWord]) -> list[TrueWord]:
+    """Runs of letters and digits, lower-cased, each with its share of its word's box."""
+    parts = (part for word in words for part in _cut(word.text, word.box, RUN))
+    return [part._replace(text=part.text.lower()) for part in parts]
+
+
+def whole(words: Sequence[TrueWord]) -> list[TrueWord]:
+    """Words, lower-cased and without what is no letter or digit."""
+    kept = ["".join(char for char in word.text.lower() if char.isalnum()) for word in words]
+    return [word._replace(text=text) for word, text in zip(words, kept) if text]
 
 
 def _placed(true: Sequence[TrueWord], read: Sequence[TrueWord]) -> int:
@@ -223,7 +244,6 @@ def main() -> int:
     parser.add_argument("--min-confidence", type=float, default=0.5)
     parser.add_argument("--half", choices=("held", "dev", "both"), default="held")
     parser.add_argument("--turn", type=int, choices=(0, 90, 180, 270), default=0)
-    parser.add_argument("--whole", action="store_true", help="compare words, not runs of letters")
     parser.add_argument("--limit", type=int, help="pages, spread over the half")
     arguments = parser.parse_args()
     pages = list(FORMATS[arguments.format](arguments.folder))

@@ -163,7 +163,7 @@ def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
     module = types.ModuleType("paddleocr")
     module.PaddleOCR = PaddleOCR
     monkeypatch.setitem(sys.modules, "paddleocr", module)
-    settings = OcrSettings("paddle")
+    settings = OcrSettings("paddle", rotation=False)
     words = read_words(Image.new("RGB", (200, 40)), settings)
     assert [word.text for word in words] == ["Total:", "1,234", "(net)", "中", "文"]
     assert words[1].box == (70, 0, 110, 10)
@@ -173,7 +173,9 @@ def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_told_and_the_same_command_continues(write, found, monkeypatch, capsys, number):
-    path = write(*(sample(str(n)) for n in range(4)))
+    path = write(*(sample(str(n), image=f"{n}.png") for n in range(4)))
+    for n in range(4):
+        Image.new("RGB", (56, 56), (n, n, n)).save(path.parent / f"{n}.png")
     read = []
 
     def engine(image):

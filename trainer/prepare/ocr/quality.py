@@ -8,6 +8,7 @@ from trainer.prepare.ocr.scripts import ALONE
 from trainer.prepare.ocr.settings import OcrWord
 
 SURE = 0.5  # confidence from which a word counts
+MIN_KEPT = 0.4  # share of the words that must not fall away
 MIN_WORDS = 5  # a reading of fewer words is not judged
 
 

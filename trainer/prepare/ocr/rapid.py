@@ -119,7 +119,7 @@ def _models(language: str) -> dict[str, Any]:
 
 def _upside_down(found: tuple[str, float], engine: Any) -> bool:
     label, score = found
-    return "180" in label and score > engine.cfg.Cls.cls_thresh
+    return bool("180" in label and score > engine.cfg.Cls.cls_thresh)
 
 
 def _words(
