@@ -27,7 +27,8 @@ from PIL import Image
 from trainer.prepare.marks.frames import without_lines
 from trainer.prepare.marks.grouping import Box, PrintedWord
 from trainer.prepare.marks.matching import PrintedText
-from trainer.prepare.ocr import OcrSettings, read_words
+from trainer.prepare.ocr.reading import read_words
+from trainer.prepare.ocr.settings import OcrSettings
 
 _CATEGORIES = (
     ["Germany", "France", "Spain", "United Kingdom", "South Korea", "Brazil", "New Zealand"],
@@ -300,7 +301,7 @@ def main() -> int:
     parser.description = "Precision and recall of marks on charts drawn from known tables."
     parser.add_argument("--count", type=int, default=200, help="charts")
     parser.add_argument("--seed", type=int, default=0, help="of the first chart")
-    parser.add_argument("--ocr", choices=("drawn", "tesseract", "paddle"), default="drawn")
+    parser.add_argument("--ocr", choices=("drawn", "rapid", "tesseract", "paddle"), default="drawn")
     parser.add_argument("--ambiguous", choices=("union", "drop"), default="union")
     parser.add_argument("--scales", choices=("last", "keep", "drop"), default="last")
     parser.add_argument("--show", type=Path, help="folder for the charts")
@@ -313,7 +314,7 @@ def main() -> int:
             draw_chart(seed).image.save(arguments.show / f"{seed}.png")
     ocr = None
     if arguments.ocr != "drawn":
-        ocr = OcrSettings(engine=arguments.ocr, page_mode=11, scale=3.0)
+        ocr = OcrSettings(engine=arguments.ocr, page_mode=11)
     wrong: list[str] = []
     score = measure_charts(
         seeds, ocr, ambiguous=arguments.ambiguous, scales=arguments.scales, wrong=wrong

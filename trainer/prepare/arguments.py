@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ENGINES = ("auto", "rapid", "tesseract", "paddle")
+
 # Arguments that decide how, not what: a rerun may change them.
 FREE_TO_CHANGE = (
     "command",
@@ -40,25 +42,30 @@ def add_reading(
     parser: argparse.ArgumentParser,
     title: str,
     *,
-    page_mode: int,
-    scale: float,
     min_confidence: float,
 ) -> Any:
     """Adds a group with how OCR reads an image; returns the group."""
     ocr = parser.add_argument_group(title)
-    add_choice(ocr, "--engine", ("tesseract", "paddle"), "OCR")
+    add_choice(ocr, "--engine", ENGINES, "OCR; auto: RapidOCR where installed, else tesseract")
     ocr.add_argument("--language", help="as the engine names it (default: English)")
     ocr.add_argument(
         "--page-mode",
         type=int,
-        default=page_mode,
-        help="tesseract: 3 whole pages, 11 scattered words",
+        help="tesseract: 3 whole pages, 11 scattered words (default: what reads more)",
     )
     ocr.add_argument(
-        "--scale", type=positive(float), default=scale, help="enlarge images before reading"
+        "--scale",
+        type=positive(float),
+        help="enlarge images before reading (default: as the engine reads best)",
     )
     ocr.add_argument(
         "--min-confidence", type=float, default=min_confidence, help="drop words read below it"
+    )
+    ocr.add_argument(
+        "--no-rotation",
+        dest="rotation",
+        action="store_false",
+        help="take every page as upright",
     )
     return ocr
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from trainer.prepare.arguments import (
 )
 
 if TYPE_CHECKING:
-    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.ocr.cache import Readings
     from trainer.prepare.output import Output
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
@@ -40,7 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="model folder: keeps only words that label a visual token of its processor",
     )
-    add_reading(parser, "reading", page_mode=3, scale=2.0, min_confidence=0.5)
+    reading = add_reading(parser, "reading", min_confidence=0.5)
+    reading.add_argument(
+        "--min-kept",
+        type=float,
+        default=0.4,
+        help="reject an image of whose words a smaller share is sure and more than a letter",
+    )
     rules = parser.add_argument_group("labelling, with --model")
     rules.add_argument(
         "--max-label-tokens", type=positive(int), default=3, help="drop words of more tokens"
@@ -75,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, labels, writes, and prints the statistics."""
     from trainer.prepare.documents import OnPages
     from trainer.prepare.listing import find_pictures, holds_pictures
-    from trainer.prepare.ocr import OcrSettings, check_engine
+    from trainer.prepare.ocr.cache import Readings
+    from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.running import run_work
     from trainer.prepare.sources import open_source
 
@@ -86,8 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         source, unit = open_source(arguments.input), "sample"
         root = arguments.root or arguments.input.parent
-    ocr = OcrSettings.of(arguments)
-    check_engine(ocr)
+    readings = Readings.beside(arguments.output, OcrSettings.of(arguments))
     rules = None
     if arguments.model is not None:
         from trainer.prepare.grid import visual_grid
@@ -95,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         visual_grid(arguments.model)
         options = ("leading_space", "max_label_tokens", "max_word_patches", "on_shared_token")
         rules = Rules(arguments.model, **named(arguments, *options))
-    work = ReadWords(root, ocr, rules, **named(arguments, "min_confidence", "replace", "question"))
+    options = ("min_confidence", "min_kept", "replace", "question")
+    work = ReadWords(root, readings, rules, **named(arguments, *options))
     out = run_work(arguments, source, OnPages(work, root, arguments.dpi), root=root, unit=unit)
     for line in [*(pictures.passed_over.told() if pictures else ()), *statistics(out)]:
         print(line)
@@ -118,15 +125,17 @@ class ReadWords:
     """Adds `words` to a sample, or makes a sample of an image path; see `add_arguments`."""
 
     root: Path
-    ocr: OcrSettings
+    readings: Readings
     rules: Rules | None = None
     question: str = "Read the text."
     replace: bool = False
     min_confidence: float = 0.5
+    min_kept: float = 0.4
 
     def __call__(self, item: Item) -> Made:
         from trainer.data.images import confined, image_size
         from trainer.data.sample import parse_sample
+        from trainer.prepare.ocr.scripts import joined_text
         from trainer.prepare.pipeline import LeftOut, Made
         from trainer.records import chat_sample
 
@@ -137,7 +146,7 @@ class ReadWords:
             words = self._read(item, paths, sizes, counts)
             if not words:
                 raise LeftOut(f"{item.where}: expected words to answer with, got none")
-            text = " ".join(word["text"] for word in words)
+            text = joined_text(word["text"] for word in words)
             record = chat_sample([item.value], self.question, text)
         else:
             sample = parse_sample(item.value, root=self.root, where=item.where)
@@ -153,12 +162,21 @@ class ReadWords:
 
     def _read(self, item: Item, paths: list[Path], sizes: list, counts: Counter) -> list[dict]:
         """Word records of all images, in reading order."""
-        from trainer.prepare.ocr import read_words, use_image
+        from trainer.data.images import wrong
+        from trainer.prepare.ocr.quality import complaint
+        from trainer.prepare.ocr.reading import readings_of
+        from trainer.prepare.ocr.rotation import common_turn
+        from trainer.prepare.pipeline import LeftOut
 
         found = []
         for index, (path, size) in enumerate(zip(paths, sizes)):
-            read = partial(read_words, settings=self.ocr)
-            words = use_image(read, path, size, where=item.where, field=f"images[{index}]")
+            place = {"where": item.where, "field": f"images[{index}]"}
+            words, before = readings_of(path, size, self.readings, **place)
+            counts["images_read_before" if before else "images_read"] += 1
+            counts["images_turned"] += bool(common_turn(words))
+            options = {"min_confidence": self.min_confidence, "min_kept": self.min_kept}
+            if bad := complaint(words, **options):
+                raise LeftOut(str(wrong(**place, wanted="a page of words", got=bad)))
             counts["words_read"] += len(words)
             sure = [word for word in words if word.confidence >= self.min_confidence]
             counts["words_unsure"] += len(words) - len(sure)
@@ -207,6 +225,11 @@ def _labeler(rules: Rules) -> Any:
     )
 
 
+IMAGES = {
+    "images_read": "images read",
+    "images_read_before": "images of samples that share a reading made before",
+    "images_turned": "images lie on a side or on their head; their words were read upright",
+}
 LOSSES = {
     "words_unsure": "below --min-confidence",
     "words_dropped_fragment": "that begin with a part of a character",
@@ -227,6 +250,7 @@ def statistics(out: Output) -> list[str]:
         told.append(f"{without:,} samples have no image and are as they were")
     if not samples:
         return told
+    told += [f"{counts[name]:,} {what}" for name, what in IMAGES.items() if counts[name]]
     lost = ", ".join(f"{counts[name]:,} {why}" for name, why in LOSSES.items() if counts[name])
     written = counts["words_written"]
     told.append(

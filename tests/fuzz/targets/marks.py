@@ -13,7 +13,8 @@ from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, sca
 from trainer.prepare.marks.labeller import BadMarks, parse_marks
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.marks.normalise import tokens, unconfused, value
-from trainer.prepare.ocr import _joined, _tsv_words
+from trainer.prepare.ocr.paddle import joined
+from trainer.prepare.ocr.tesseract import tsv_words
 
 
 def check_tokens(data: bytes) -> bool:
@@ -124,7 +125,7 @@ def check_reply(data: bytes) -> bool:
 
 def check_tsv(data: bytes) -> bool:
     """Tesseract's table: words with boxes and confidences, or one sentence."""
-    for text, box, confidence, line in _tsv_words(data.decode("utf-8", "replace")):
+    for text, box, confidence, line, _ in tsv_words(data.decode("utf-8", "replace")):
         expect(isinstance(text, str), "a text", text)
         expect("\t" not in text and "\n" not in text, "a cell of a line", text)
         expect(len(box) == 4 and all(isinstance(edge, int) for edge in box), "a box", box)
@@ -140,7 +141,7 @@ def check_paddle(data: bytes) -> bool:
         return False
     pieces = [piece for piece in pieces if isinstance(piece, str)]
     regions = [[[i, 0], [i + 1, 0], [i + 1, 2], [i, 2]] for i in range(len(pieces))]
-    words = list(_joined(printed, pieces, regions))
+    words = list(joined(printed, pieces, regions))
     got = "".join(text for text, _ in words)
     expect(got == "".join("".join(pieces).split()), "the pieces' characters", got)
     for text, (x0, y0, x1, y1) in words:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from trainer.prepare.ocr.cache import Readings
+from trainer.prepare.ocr.settings import OcrSettings
+
 
 def sample(answer: str = "yes", image: str | None = "a.png", **more) -> dict:
     """A canonical sample."""
@@ -15,3 +18,9 @@ def sample(answer: str = "yes", image: str | None = "a.png", **more) -> dict:
 def lines_of(path: Path) -> list[dict]:
     """The objects of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def readings(folder: Path) -> Readings:
+    """Readings of images as they are stored, kept in the folder."""
+    settings = OcrSettings(scale=1.0, rotation=False)
+    return Readings(folder / "out.jsonl.readings", settings, "a test's engine")

@@ -25,7 +25,7 @@ from trainer.prepare.maps.grid import Grid
 from trainer.prepare.marks.grouping import PrintedWord
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.marks.normalise import _JOINING, tokens
-from trainer.prepare.ocr import _tsv_words
+from trainer.prepare.ocr.tesseract import tsv_words
 from trainer.prepare.output import Output
 from trainer.prepare.placing import first_there
 from trainer.prepare.reading import json_array, plain_json, split_lines
@@ -84,14 +84,14 @@ def test_split_lines_keeps_everything_but_the_ends(text):
 def test_only_newlines_end_a_row_of_tesseract(end):
     head = "level\tblock_num\tpar_num\tline_num\tleft\ttop\twidth\theight\tconf\ttext"
     text = f"{head}\n5\t1\t1\t1\t1\t2\t3\t4\t90\tco{end}al\n"
-    assert list(_tsv_words(text)) == [(f"co{end}al", (1, 2, 4, 6), 0.9, 0)]
+    assert list(tsv_words(text)) == [(f"co{end}al", (1, 2, 4, 6), 0.9, 0, 0)]
 
 
 @pytest.mark.parametrize("row", ["5\t1", "5\t1\t1\t1\tx\t2\t3\t4\t90\tcoal", "5" + "\t1" * 8])
 def test_a_damaged_row_of_tesseract_is_one_sentence(row):
     head = "level\tblock_num\tpar_num\tline_num\tleft\ttop\twidth\theight\tconf\ttext"
     with pytest.raises(SampleError, match="tesseract printed no row of a word"):
-        list(_tsv_words(f"{head}\n{row}\n"))
+        list(tsv_words(f"{head}\n{row}\n"))
 
 
 # Names that an object has twice, and files that end early

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.prepare.records import lines_of, sample
-from trainer.prepare import ocr
+from tests.trainer.prepare.records import lines_of, readings, sample
 from trainer.prepare.listing import find_pictures
-from trainer.prepare.ocr import OcrSettings
+from trainer.prepare.ocr import engines
+from trainer.prepare.ocr.settings import OcrWord
 from trainer.prepare.pipeline import Made, prepare
 from trainer.prepare.sources import json_lines
 from trainer.prepare.words import ReadWords
@@ -34,9 +34,9 @@ def seen(monkeypatch) -> list[Image.Image]:
 
     def read(image):
         images.append(image)
-        return [("word", BOX, 1.0, 0)]
+        return [OcrWord("word", BOX, 1.0, 0)]
 
-    monkeypatch.setattr(ocr, "_engine", lambda settings: read)
+    monkeypatch.setattr(engines, "engine", lambda settings: read)
     return images
 
 
@@ -44,7 +44,7 @@ def run(path: Path, source=None, **options):
     """(output lines, rejected lines); every input is in one of them."""
     source = source or json_lines(path)
     root = path if path.is_dir() else path.parent
-    work = ReadWords(root, OcrSettings())
+    work = ReadWords(root, readings(root))
     output = root / "out.jsonl"
     out = prepare(source, work, output=output, settings={"command": "words"}, root=root, **options)
     rejected = lines_of(out.rejects) if out.rejects.exists() else []

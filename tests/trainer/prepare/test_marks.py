@@ -15,7 +15,7 @@ from trainer.prepare.marks.frames import without_lines
 from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.marks.normalise import tokens, value
-from trainer.prepare.ocr import OcrSettings
+from trainer.prepare.ocr.settings import OcrSettings
 
 
 def row(text, x, y, height=10.0, image=0):
@@ -232,7 +232,7 @@ def test_links_on_charts_with_the_words_as_drawn():
 
 @pytest.mark.skipif(shutil.which("tesseract") is None, reason="needs tesseract (tesseract-ocr)")
 def test_links_on_charts_read_by_tesseract():
-    score = measure_charts(range(5000, 5004), OcrSettings(page_mode=11, scale=3.0))
+    score = measure_charts(range(5000, 5004), OcrSettings("tesseract", page_mode=11, scale=3.0))
     assert score.links["true"] >= 15
     assert score.precision >= 0.9 and score.recall >= 0.75  # few charts: not the figure reported
 

@@ -15,15 +15,16 @@ import pytest
 from PIL import Image
 
 from groundkern.hf.data.words import WordLabeler
-from tests.trainer.prepare.records import lines_of, sample
+from tests.trainer.prepare.records import lines_of, readings, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.images import SampleError
 from trainer.data.sample import parse_sample
 from trainer.drawing.texts import texts
-from trainer.prepare import ocr
 from trainer.prepare.grid import visual_grid
-from trainer.prepare.ocr import OcrSettings, read_words
+from trainer.prepare.ocr import engines
+from trainer.prepare.ocr.reading import check_engine, read_words
+from trainer.prepare.ocr.settings import OcrSettings, OcrWord
 from trainer.prepare.words import ReadWords, Rules
 
 needs_tesseract = pytest.mark.skipif(
@@ -35,7 +36,7 @@ needs_tesseract = pytest.mark.skipif(
 def found(monkeypatch):
     """An engine that reads what the test says: (text, box, confidence, line) tuples."""
     words: list[tuple] = []
-    monkeypatch.setattr(ocr, "_engine", lambda settings: lambda image: words)
+    monkeypatch.setattr(engines, "engine", lambda settings: lambda image: words)
     return words
 
 
@@ -44,14 +45,14 @@ def read(write, *records, **options):
     from trainer.prepare.sources import json_lines
 
     path = write(*records)
-    work = ReadWords(path.parent, OcrSettings(), **options)
+    work = ReadWords(path.parent, readings(path.parent), **options)
     output = path.parent / "out.jsonl"
     out = prepare(json_lines(path), work, output=output, settings={"command": "words"})
     return out, lines_of(output)
 
 
 def test_words_are_added_above_the_confidence(write, found):
-    found += [("Total", (1, 2, 30, 12), 0.9, 0), ("~", (40, 2, 44, 12), 0.2, 0)]
+    found += [OcrWord("Total", (1, 2, 30, 12), 0.9, 0), OcrWord("~", (40, 2, 44, 12), 0.2, 0)]
     out, (made,) = read(write, sample(task="t"))
     assert made == sample(task="t", words=[{"text": "Total", "box": [1.0, 2.0, 30.0, 12.0]}])
     assert out.counts["words_unsure"] == 1
@@ -59,18 +60,18 @@ def test_words_are_added_above_the_confidence(write, found):
 
 def test_boxes_are_kept_within_the_image_and_empty_ones_dropped(found):
     found += [
-        (" a ", (-3, 0, 200, 20), 1.0, 0),
-        ("b", (5, 5, 5, 9), 1.0, 0),
-        (" ", (1, 1, 2, 2), 1.0, 1),
+        OcrWord(" a ", (-3, 0, 200, 20), 1.0, 0),
+        OcrWord("b", (5, 5, 5, 9), 1.0, 0),
+        OcrWord(" ", (1, 1, 2, 2), 1.0, 1),
     ]
     (word,) = read_words(Image.new("RGB", (100, 50)), OcrSettings(scale=2))
-    assert word == ("a", (0.0, 0.0, 100.0, 10.0), 1.0, 0)
+    assert word == ("a", (0.0, 0.0, 100.0, 10.0), 1.0, 0, 0)
 
 
 def test_large_images_are_not_enlarged_beyond_a_limit(monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        ocr, "_engine", lambda settings: lambda image: sizes.append(image.size) or []
+        engines, "engine", lambda settings: lambda image: sizes.append(image.size) or []
     )
     for size in ((300, 100), (3000, 100), (5000, 100)):
         read_words(Image.new("RGB", size), OcrSettings(scale=2))
@@ -78,7 +79,7 @@ def test_large_images_are_not_enlarged_beyond_a_limit(monkeypatch):
 
 
 def test_several_images_and_words_that_were_there(write, found):
-    found.append(("one", (0, 0, 28, 28), 1.0, 0))
+    found.append(OcrWord("one", (0, 0, 28, 28), 1.0, 0))
     two = {**sample(), "images": ["a.png", "a.png"]}
     old = sample(words=[{"text": "old", "box": [0, 0, 5, 5]}])
     out, made = read(write, two, old, sample(image=None))
@@ -92,11 +93,11 @@ def test_several_images_and_words_that_were_there(write, found):
 def test_only_words_that_label_a_visual_token_with_a_model(write, found, model):
     """The papers' rules: bottom-right corner, tokens, height, shared visual tokens."""
     found += [
-        ("the", (0, 0, 28, 20), 1.0, 0),  # shares its token with the next
-        ("of", (2, 2, 20, 20), 1.0, 0),
-        ("and", (30, 2, 50, 20), 1.0, 0),
-        ("Zqxjvkwbz", (2, 30, 20, 50), 1.0, 1),  # many tokens
-        ("to", (30, 30, 50, 50), 1.0, 1),
+        OcrWord("the", (0, 0, 28, 20), 1.0, 0),  # shares its token with the next
+        OcrWord("of", (2, 2, 20, 20), 1.0, 0),
+        OcrWord("and", (30, 2, 50, 20), 1.0, 0),
+        OcrWord("Zqxjvkwbz", (2, 30, 20, 50), 1.0, 1),  # many tokens
+        OcrWord("to", (30, 30, 50, 50), 1.0, 1),
     ]
     out, (made,) = read(write, sample(), rules=Rules(model))
     assert [word["text"] for word in made["words"]] == ["and", "to"]
@@ -117,7 +118,7 @@ def test_an_image_that_the_model_or_the_engine_refuses_is_rejected(
     def fail(image):
         raise SampleError("tesseract failed: no reason")
 
-    monkeypatch.setattr(ocr, "_engine", lambda settings: fail)
+    monkeypatch.setattr(engines, "engine", lambda settings: fail)
     out, made = read(write, sample())
     assert made == []
     (rejected,) = lines_of(out.rejects)
@@ -129,7 +130,7 @@ def test_an_image_that_the_model_or_the_engine_refuses_is_rejected(
 def test_missing_engines_are_one_sentence(monkeypatch, write, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="tesseract is not installed"):
-        ocr.check_engine(OcrSettings(language="none"))
+        check_engine(OcrSettings("tesseract", language="none"))
     monkeypatch.setitem(sys.modules, "paddleocr", None)
     assert (
         main(["prepare", "words", str(write(sample())), "--output", "x", "--engine", "paddle"]) == 2
@@ -162,7 +163,7 @@ def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
     module = types.ModuleType("paddleocr")
     module.PaddleOCR = PaddleOCR
     monkeypatch.setitem(sys.modules, "paddleocr", module)
-    settings = OcrSettings("paddle")
+    settings = OcrSettings("paddle", rotation=False)
     words = read_words(Image.new("RGB", (200, 40)), settings)
     assert [word.text for word in words] == ["Total:", "1,234", "(net)", "中", "文"]
     assert words[1].box == (70, 0, 110, 10)
@@ -172,16 +173,18 @@ def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_told_and_the_same_command_continues(write, found, monkeypatch, capsys, number):
-    path = write(*(sample(str(n)) for n in range(4)))
+    path = write(*(sample(str(n), image=f"{n}.png") for n in range(4)))
+    for n in range(4):
+        Image.new("RGB", (56, 56), (n, n, n)).save(path.parent / f"{n}.png")
     read = []
 
     def engine(image):
         read.append(image)
         if len(read) == 3:
             os.kill(os.getpid(), number)
-        return [("word", (1, 1, 5, 5), 1.0, 0)]
+        return [OcrWord("word", (1, 1, 5, 5), 1.0, 0)]
 
-    monkeypatch.setattr(ocr, "_engine", lambda settings: engine)
+    monkeypatch.setattr(engines, "engine", lambda settings: engine)
     output = path.parent / "out.jsonl"
     words = ["prepare", "words", str(path), "--output", str(output), "--workers", "1"]
     assert main(words) == 128 + number
@@ -207,7 +210,7 @@ def test_a_full_disk_is_one_sentence(write, found, monkeypatch, capsys):
 @needs_tesseract
 def test_a_language_without_data_is_one_sentence():
     with pytest.raises(ConfigError, match="no data for the language 'tlh'"):
-        ocr.check_engine(OcrSettings(language="eng+tlh"))
+        check_engine(OcrSettings("tesseract", language="eng+tlh"))
 
 
 def labels(path, grid) -> list[set]:

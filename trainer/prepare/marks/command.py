@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.prepare.marks.grouping import PrintedWord
     from trainer.prepare.marks.labeller import LabellerSettings
     from trainer.prepare.marks.matching import Match
-    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
 
@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_samples(parser)
     add_choice(parser, "--by", ("text", "model"), "equal text, or ask an endpoint")
     parser.add_argument("--replace", action="store_true", help="mark samples that have regions too")
-    ocr = add_reading(
-        parser, "reading, for samples without words", page_mode=11, scale=3.0, min_confidence=0.3
-    )
+    ocr = add_reading(parser, "reading, for samples without words", min_confidence=0.3)
     ocr.add_argument(
         "--keep-lines", action="store_true", help="read with frames, axes and bars in the image"
     )
@@ -80,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Marks, writes, and prints the counts."""
     from trainer.prepare.chat import chat_settings
     from trainer.prepare.marks.labeller import LabellerSettings
-    from trainer.prepare.ocr import OcrSettings
+    from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.running import run_asking
     from trainer.prepare.sources import open_source
 
@@ -143,7 +141,7 @@ class MarkSamples:
         """The sample's own words, or what OCR reads, in pixels."""
         from trainer.prepare.marks.frames import without_lines
         from trainer.prepare.marks.grouping import PrintedWord
-        from trainer.prepare.ocr import read_words
+        from trainer.prepare.ocr.reading import read_words
 
         def read(image: Any) -> list:
             return read_words(image if self.keep_lines else without_lines(image), self.ocr)
@@ -183,7 +181,7 @@ class MarkSamples:
 
 
 def _use(use: Any, item: Item, sample: Sample, index: int) -> Any:
-    from trainer.prepare.ocr import use_image
+    from trainer.prepare.ocr.reading import use_image
 
     path, size = sample.images[index], sample.sizes[index]
     return use_image(use, path, size, where=item.where, field=f"images[{index}]")

@@ -1,0 +1,1 @@
+"""Words with box and confidence from images: engines, turned pages, pages not worth keeping."""

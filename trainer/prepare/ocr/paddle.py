@@ -1,0 +1,92 @@
+"""PaddleOCR 3 with its word boxes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from trainer.config import ConfigError
+from trainer.prepare.ocr.scripts import ALONE
+from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
+
+TELLS_TURN = False
+SIZES = (0.0, 2000, 1.0)  # least scale, longer side that is aimed at, largest scale
+
+
+def reader(settings: OcrSettings) -> Reader:
+    """Reads images with PaddleOCR. The confidence of a word is that of its line.
+
+    Args:
+        settings: its `language` chooses the models.
+
+    Raises:
+        ConfigError: the packages are not installed.
+    """
+    try:
+        from paddleocr import PaddleOCR
+    except ImportError:
+        raise ConfigError(
+            "PaddleOCR is not installed (pip install paddleocr paddlepaddle)"
+        ) from None
+    engine = PaddleOCR(
+        lang=settings.language or "en",
+        return_word_box=True,
+        use_doc_orientation_classify=False,
+        use_doc_unwarping=False,  # both would move the words
+        use_textline_orientation=False,
+    )
+
+    def read(image: Image.Image) -> list[OcrWord]:
+        try:
+            (found,) = engine.predict(np.asarray(image)[..., ::-1].copy())  # BGR, as OpenCV reads
+        except KeyError as error:  # PaddleX up to 3.3 on an image without text
+            if "text_word_region" in str(error):
+                return []
+            raise
+        lines = zip(
+            found["rec_texts"], found["rec_scores"], found["text_word"], found["text_word_region"]
+        )
+        return [
+            OcrWord(text, box, float(score), number)
+            for number, (printed, score, pieces, regions) in enumerate(lines)
+            for text, box in joined(printed, pieces, regions)
+        ]
+
+    return read
+
+
+def version() -> str:
+    """Of the package."""
+    return importlib.metadata.version("paddleocr")
+
+
+def joined(printed: str, pieces: Sequence[str], regions: Sequence) -> Iterator[tuple[str, tuple]]:
+    """The words of a line: PaddleOCR splits at punctuation, people at white space.
+
+    Pieces follow one another in the printed line; a run of symbols is one piece, spaces included.
+    Wide characters (Chinese, say) come one by one and stay so.
+    """
+    words: list[tuple[str, tuple, bool]] = []  # text, box, whether the next piece may join
+    at = 0
+    for piece, region in zip(pieces, regions):
+        xs, ys = zip(*region)
+        left, step = min(xs), (max(xs) - min(xs)) / max(1, len(piece))
+        for part in re.finditer(r"\S+", piece):
+            text = part.group()
+            box = (left + step * part.start(), min(ys), left + step * part.end(), max(ys))
+            start = printed.find(text, at)
+            touches = start == at
+            at = at if start < 0 else start + len(text)
+            joins = len(text) > 1 or not ALONE.match(text)
+            if words and words[-1][2] and joins and touches:
+                before, other, _ = words.pop()
+                text, box = (
+                    before + text,
+                    (*map(min, other[:2], box[:2]), *map(max, other[2:], box[2:])),
+                )
+            words.append((text, box, joins))
+    return ((text, box) for text, box, _ in words)
