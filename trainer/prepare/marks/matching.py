@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -152,7 +152,10 @@ class PrintedText:
                 elif ambiguous == "drop":
                     counts["ambiguous_dropped"] += 1
                     continue
-            matches.append(_match(answer, spoken, found))
+            match = _match(answer, spoken, found)
+            if matches and match.start < matches[-1].stop:  # the same punctuation touches both
+                match = replace(match, start=matches[-1].stop)
+            matches.append(match)
         return matches
 
     def holds(self, phrase: str) -> bool:
@@ -275,10 +278,11 @@ def _printed(block: list[Line]) -> list[_Printed]:
         for i, (token, first, last) in enumerate(inside):
             x0, y0, x1, y1 = union([word.box for word in line.words[first:last]])
             if y1 - y0 < x1 - x0:  # a word that holds other tokens too is cut
-                if i and inside[i - 1][2] > first:
-                    x0 = line.across(token.outer[0])
-                if i + 1 < len(inside) and inside[i + 1][1] < last:
-                    x1 = line.across(token.outer[1])
+                left, right = line.across(token.outer[0]), line.across(token.outer[1])
+                if i and inside[i - 1][2] > first and left < x1:
+                    x0 = max(x0, left)
+                if i + 1 < len(inside) and inside[i + 1][1] < last and right > x0:
+                    x1 = min(x1, right)
             opens = i == 0 and n not in goes_on
             closes = i == len(inside) - 1 and n + 1 not in goes_on
             found.append(_Printed(token, line, (x0, y0, x1, y1), opens, closes))
