@@ -12,11 +12,9 @@ import argparse
 import os
 import random
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,10 +22,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from trainer.prepare.marks.frames import without_lines
+from benchmarks.preparing.links import Link, Score
+from trainer.prepare.marks.frames import read_chart
 from trainer.prepare.marks.grouping import Box, PrintedWord
 from trainer.prepare.marks.matching import PrintedText
-from trainer.prepare.ocr.reading import read_words
 from trainer.prepare.ocr.settings import OcrSettings
 
 _CATEGORIES = (
@@ -50,14 +48,6 @@ _STYLES = {  # as printed; as an answer may say it
     "dollars": ("${:,.2f}", ("${:,.2f}", "{:.2f}")),
 }
 _SPOKEN_RANGE = {"thousands": (800, 9999), "plain": (5, 999), "counts": (1, 40), "decimal": (1, 60)}
-
-
-class Link(NamedTuple):
-    """Characters `start:stop` of the answer are printed in `box` (one of its lines)."""
-
-    start: int
-    stop: int
-    box: Box
 
 
 @dataclass(frozen=True)
@@ -213,81 +203,46 @@ def _around(words: list[PrintedWord]) -> Box:
 
 
 @dataclass
-class Score:
+class ChartScore(Score):
     """What came out of some charts.
 
     Attributes:
-        links: how many were "found", of these "false"; how many are "true", of these "missing".
         ocr_seconds, match_seconds: CPU seconds.
     """
 
-    links: Counter[str] = field(default_factory=Counter)
     charts: int = 0
     ocr_seconds: float = 0.0
     match_seconds: float = 0.0
-
-    @property
-    def precision(self) -> float:
-        return 1 - self.links["false"] / max(1, self.links["found"])
-
-    @property
-    def recall(self) -> float:
-        return 1 - self.links["missing"] / max(1, self.links["true"])
 
 
 def measure_charts(
     seeds: Iterator[int] | range,
     ocr: OcrSettings | None,
     *,
-    ambiguous: str = "union",
+    ambiguous: str = "drop",
     scales: str = "last",
-    wrong: list[str] | None = None,
-) -> Score:
+) -> ChartScore:
     """Draws a chart for each seed, labels it, and counts links.
-
-    A found link is right if a true one has the same words (with or without their sign) and each of
-    the two boxes holds the other's middle.
 
     Args:
         seeds: of `draw_chart`.
         ocr: how to read; None uses the words as they were drawn.
         ambiguous, scales: options of `PrintedText`.
-        wrong: gets a sentence for each false and each missing link.
     """
-    score = Score()
+    score = ChartScore()
     for seed in seeds:
         chart = draw_chart(seed)
         words, began = list(chart.words), _cpu()
         if ocr is not None:
-            found = read_words(without_lines(chart.image), ocr)
+            found = read_chart(chart.image, ocr)
             words = [PrintedWord(word.text, word.box) for word in found if word.confidence >= 0.3]
         read = _cpu()
         matches = PrintedText(words, scales=scales).matches(chart.answer, ambiguous)
         score.ocr_seconds += read - began
         score.match_seconds += _cpu() - read
-        found = [Link(m.start, m.stop, place.box) for m in matches for place in m.places]
-        left = [link for link in chart.links if not any(_agree(link, each) for each in found)]
-        false = [link for link in found if not any(_agree(each, link) for each in chart.links)]
         score.charts += 1
-        score.links.update(found=len(found), true=len(chart.links))
-        score.links.update(false=len(false), missing=len(left))
-        for kind, links in (("missing", left), ("false", false)):
-            for link in links if wrong is not None else ():
-                wrong.append(f"{seed}: {kind} {chart.answer[link.start : link.stop]!r} {link.box}")
+        score.add(chart.answer, chart.links, matches, str(seed))
     return score
-
-
-def _agree(true: Link, found: Link) -> bool:
-    shared = min(true.stop, found.stop) - max(true.start, found.start)
-    outside = max(true.start, found.start) - min(true.start, found.start)
-    outside += max(true.stop, found.stop) - min(true.stop, found.stop)
-    signs = 8 if shared > 0 else 0  # " percent", which a match may leave out
-    return shared > 0 and outside <= signs and _within(true.box, found.box)
-
-
-def _within(a: Box, b: Box) -> bool:
-    holds = lambda p, q: p[0] <= (q[0] + q[2]) / 2 <= p[2] and p[1] <= (q[1] + q[3]) / 2 <= p[3]  # noqa: E731
-    return holds(a, b) and holds(b, a)
 
 
 def _cpu() -> float:
@@ -302,7 +257,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=200, help="charts")
     parser.add_argument("--seed", type=int, default=0, help="of the first chart")
     parser.add_argument("--ocr", choices=("drawn", "rapid", "tesseract", "paddle"), default="drawn")
-    parser.add_argument("--ambiguous", choices=("union", "drop"), default="union")
+    parser.add_argument("--ambiguous", choices=("drop", "union"), default="drop")
     parser.add_argument("--scales", choices=("last", "keep", "drop"), default="last")
     parser.add_argument("--show", type=Path, help="folder for the charts")
     parser.add_argument("--wrong", action="store_true", help="print every wrong link")
@@ -315,20 +270,12 @@ def main() -> int:
     ocr = None
     if arguments.ocr != "drawn":
         ocr = OcrSettings(engine=arguments.ocr, page_mode=11)
-    wrong: list[str] = []
-    score = measure_charts(
-        seeds, ocr, ambiguous=arguments.ambiguous, scales=arguments.scales, wrong=wrong
-    )
-    print(
-        f"precision {score.precision:.1%}, recall {score.recall:.1%} ({score.charts} charts, ",
-        end="",
-    )
-    links = score.links
-    print(f"{links['false']} of {links['found']} links false, ", end="")
-    print(f"{links['missing']} of {links['true']} missing)")
+    score = measure_charts(seeds, ocr, ambiguous=arguments.ambiguous, scales=arguments.scales)
+    print(f"{score.charts} charts: {score}")
     print(f"{score.charts / max(score.match_seconds, 1e-9):.0f} images/s per core matched", end="")
     print(f", {score.charts / score.ocr_seconds:.2f} read" if ocr else "")
-    print("\n".join(wrong) if arguments.wrong else "", end="")
+    if arguments.wrong:
+        print("\n".join(score.wrong))
     return 0
 
 

@@ -95,10 +95,11 @@ def check_matching(data: bytes) -> bool:
 
 
 def _around(box: tuple, boxes: list[tuple]) -> bool:
-    held = [b for b in boxes if box[0] <= b[0] and box[1] <= b[1] and b[2] <= box[2]]
-    held = [b for b in held if b[3] <= box[3]]
-    edges = tuple(f(b[i] for b in held) for i, f in enumerate((min, min, max, max))) if held else ()
-    return edges == box
+    """Whether a box begins and ends in words: one that holds other tokens too is cut."""
+    x0, y0, x1, y1 = box
+    across = any(b[0] <= x0 < b[2] for b in boxes) and any(b[0] < x1 <= b[2] for b in boxes)
+    upright = any(b[1] == y0 for b in boxes) and any(b[3] == y1 for b in boxes)
+    return across and upright and x0 < x1
 
 
 def check_reply(data: bytes) -> bool:

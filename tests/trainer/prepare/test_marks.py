@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from trainer.prepare.marks.frames import without_lines
 from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.marks.normalise import tokens, value
+from trainer.prepare.marks.roles import Role, roles_of
 from trainer.prepare.ocr.settings import OcrSettings
 
 
@@ -155,9 +157,12 @@ def test_a_sign_decides_between_equal_numbers_and_belongs_to_the_span():
 
 def test_several_places_are_a_union_or_dropped():
     printed = PrintedText(row("12", 0, 0) + row("12", 0, 50))
-    assert found(printed, "It is 12.") == {"12": [(0, 0, 12, 10), (0, 50, 12, 60)]}
-    assert printed.matches("It is 12.")[0].ambiguous
-    assert found(printed, "It is 12.", ambiguous="drop") == {}
+    both = found(printed, "It is 12.", ambiguous="union")
+    assert both == {"12": [(0, 0, 12, 10), (0, 50, 12, 60)]}
+    assert printed.matches("It is 12.", "union")[0].ambiguous
+    counts = Counter()
+    assert printed.matches("It is 12.", counts=counts) == []
+    assert counts == {"ambiguous_dropped": 1}
 
 
 def test_articles_and_function_words_mark_nothing():
@@ -178,7 +183,146 @@ def test_axis_ticks_come_last():
     assert found(PrintedText(ticks + bar), "It is 100.") == {"100": [bar[0].box]}
     assert found(PrintedText(ticks + bar), "It is 150.") == {"150": [ticks[2].box]}
     assert found(PrintedText(ticks + bar, scales="drop"), "It is 150.") == {}
-    assert len(found(PrintedText(ticks + bar, scales="keep"), "It is 100.")["100"]) == 2
+    kept = PrintedText(ticks + bar, scales="keep")
+    assert len(found(kept, "It is 100.", ambiguous="union")["100"]) == 2
+
+
+def test_cells_of_a_table_are_no_ticks():
+    """Linear by chance, but with the row's name on their left."""
+    words = [
+        w for n in (0, 1, 2, 3) for w in row(f"Row{n}", 0, 30 * n) + row(str(7 - n), 60, 30 * n)
+    ]
+    assert scale_numbers(lines_of(words)) == set()
+    uneven = [
+        PrintedWord(n, (x, 0, x + 24, 10)) for n, x in (("87.4", 0), ("85.9", 60), ("85", 97))
+    ]
+    assert scale_numbers(lines_of(uneven)) == set()
+
+
+CHART = (
+    row("Share of wine and tea by country", 0, 0, 16)
+    + row("Percent of people in each country who drink it", 0, 26)
+    + row("Wine", 90, 50) + row("Tea", 160, 50)
+    + row("Spain", 0, 70) + row("20.00", 90, 70) + row("31", 160, 70)
+    + row("France", 0, 100) + row("25", 90, 100) + row("20.00", 160, 100)
+    + row("South Korea", 0, 130) + row("12", 90, 130) + row("44", 160, 130)
+    + row("0", 90, 160) + row("50", 140, 160) + row("100", 190, 160)
+    + row("Share of people", 100, 174)
+    + row("Note: people of 18 years in 44 towns drink tea", 0, 220)
+    + row("Source: a survey of 2019", 0, 234)
+    + [PrintedWord("Countries", (-20, 60, -10, 114))]
+)  # fmt: skip
+
+
+def test_each_line_of_a_chart_has_a_role():
+    lines = lines_of(CHART)
+    roles = roles_of(blocks_of(lines), scale_numbers(lines))
+    told = {role: {line.text for line in lines if roles[id(line)] == role} for role in Role}
+    assert told == {
+        Role.TITLE: {"Share of wine and tea by country"},
+        Role.SUBTITLE: {"Percent of people in each country who drink it"},
+        Role.LEGEND: {"Wine", "Tea"},
+        Role.CELL: {"Spain", "France", "South Korea", "20.00", "25", "12", "31", "44"},
+        Role.TICK: {"0", "50", "100"},
+        Role.AXIS_TITLE: {"Share of people", "Countries"},
+        Role.NOTE: {
+            "Note: people of 18 years in 44 towns drink tea",
+            "Source: a survey of 2019",
+        },
+    }
+
+
+def test_a_word_of_a_title_alone_marks_nothing():
+    counts = Counter()
+    answer = "The share of people in 2019 is 25, a percent of 18 countries."
+    assert set(found(PrintedText(CHART), answer, counts=counts)) == {"share of people", "25"}
+    assert counts["general_dropped"] == 4  # 2019 and 18 of the notes; percent, countries
+    year = row("Cost by year, 2019", 0, 0, 16) + row("A", 0, 40) + row("12", 40, 40)
+    assert set(found(PrintedText(year), "The cost in 2019 is 12.")) == {"2019", "12"}
+
+
+def test_a_label_comes_before_a_longer_text_of_a_title():
+    places = found(PrintedText(CHART), "Wine and tea cost 31 and 44.")
+    assert places["Wine"] == [(90, 50, 114, 60)] and places["tea"] == [(160, 50, 178, 60)]
+    words = row("Sales in South Korea", 0, 0, 16) + row("Korea", 0, 40) + row("7", 50, 40)
+    assert "South Korea" in found(PrintedText(words), "In South Korea it is 7.")
+
+
+def test_a_row_or_a_column_decides_between_equal_cells():
+    printed = PrintedText(CHART)
+    assert found(printed, "It is 20.00.") == {}
+    for answer, question, x in (
+        ("It is 20.00 in Spain.", "", 90),
+        ("In France it is 20.00.", "", 160),
+        ("Tea has 20.00.", "", 160),
+        ("It is 20.00.", "How much wine do they drink?", 90),
+    ):
+        places = found(printed, answer, question=question)["20.00"]
+        assert [box[0] for box in places] == [x]
+    counts = Counter()
+    assert "20.00" not in found(printed, "Spain and France have 20.00.", counts=counts)
+    assert counts["ambiguous_dropped"] == 1
+
+
+def test_a_bar_is_below_its_value_and_a_slanted_label_ends_at_it():
+    bars = row("7", 40, 0) + row("7", 100, 20) + row("9", 160, 10)
+    level = row("Jan", 34, 90) + row("Feb", 94, 90) + row("Mar", 154, 90)
+    assert found(PrintedText(bars + level), "It is 7 in Feb.")["7"] == [(100, 20, 106, 30)]
+    slanted = [
+        PrintedWord(text, (x - 40, 90, x + 5, 130))
+        for text, x in (("January", 40), ("February", 100), ("March", 160))
+    ]
+    assert found(PrintedText(bars + slanted), "It is 7 in January.")["7"] == [(40, 0, 46, 10)]
+
+
+def test_the_unit_of_another_amount_marks_nothing():
+    words = row("Spain", 0, 0) + row("19.7 million t", 60, 0)
+    assert found(PrintedText(words), "It is 1.6 million t more.") == {}
+    assert set(found(PrintedText(words), "It is 19.7 million t.")) == {"19.7 million t"}
+
+
+def test_punctuation_decides_and_belongs_to_the_phrase():
+    words = row("65", 0, 0) + row("65+", 0, 50) + row("-12", 0, 100) + row("12", 0, 150)
+    printed = PrintedText(words)
+    assert found(printed, "The group 65+ is old.") == {"65+": [(0, 50, 18, 60)]}
+    assert found(printed, "It is 65.") == {"65": [(0, 0, 12, 10)]}
+    assert found(printed, "From -12 to 12.") == {
+        "-12": [(0, 100, 18, 110)],
+        "12": [(0, 150, 12, 160)],
+    }
+    letters = PrintedText(row("A.", 0, 0) + row("A", 0, 50))
+    assert found(letters, "Group A. is it") == {"A.": [(0, 0, 12, 10)]}
+    assert found(letters, "Group A is it") == {"A": [(0, 50, 6, 60)]}
+    percent = PrintedText(row("12%", 0, 0) + row("12", 0, 50))
+    assert found(percent, "It is 12%.") == {"12%": [(0, 0, 18, 10)]}
+
+
+def test_an_ampersand_is_and():
+    words = row("Rich & poor people", 0, 0)
+    assert set(found(PrintedText(words), "For rich and poor people.")) == {"rich and poor people"}
+
+
+def test_numbers_that_ocr_cuts_and_words_it_does_not():
+    cut = [
+        PrintedWord("20", (0, 0, 12, 10), line=0),
+        PrintedWord("18", (15, 0, 27, 10), line=0),
+        PrintedWord("2019", (60, 0, 84, 10), line=0),
+    ]
+    assert [line.text for line in lines_of(cut)] == ["2018", "2019"]
+    whole = PrintedText([PrintedWord("4.5%(2015)", (0, 0, 100, 10))])
+    assert found(whole, "It is 4.5%.") == {"4.5%": [(0, 0, 40, 10)]}
+
+
+def test_words_of_a_line_on_its_side_or_slanted_are_a_line():
+    side = [
+        PrintedWord("Units", (0, 60, 10, 100), line=0),
+        PrintedWord("sold", (0, 20, 10, 52), line=0),
+    ]
+    slanted = [
+        PrintedWord("May", (50, 80, 70, 100), line=1),
+        PrintedWord("2018", (68, 56, 92, 78), line=1),
+    ]
+    assert {line.text for line in lines_of(side + slanted)} == {"Units sold", "May 2018"}
 
 
 def test_years_of_a_category_axis_are_no_ticks():

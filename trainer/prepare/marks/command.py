@@ -34,6 +34,9 @@ TITLES = {
     "samples_without_images": "samples left as they were: they have no image",
     "phrases": "phrases linked",
     "ambiguous": "of them printed in several places",
+    "ambiguous_decided": "of them in one of several places, by their row or column",
+    "ambiguous_dropped": "phrases dropped: in several places, and no row or column decides",
+    "general_dropped": "words dropped: only a title, an axis title or a note holds them",
     "regions": "regions written",
     "marks_dropped": "marks of the model dropped: the phrase is not the text of its regions",
 }
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replace", action="store_true", help="mark samples that have regions too")
     ocr = add_reading(parser, "reading, for samples without words", min_confidence=0.3)
     ocr.add_argument(
-        "--keep-lines", action="store_true", help="read with frames, axes and bars in the image"
+        "--keep-lines", action="store_true", help="tesseract: read with frames, axes and bars"
     )
     ocr.add_argument("--read-again", action="store_true", help="read samples that have words too")
     text = parser.add_argument_group("text")
@@ -54,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_choice(
         text,
         "--ambiguous",
-        ("union", "drop"),
-        "a text that stands in several places: all of them, or none",
+        ("drop", "union"),
+        "a text in several places, if no row or column decides: none of them, or all",
     )
     add_choice(
         text,
@@ -105,7 +108,7 @@ class MarkSamples:
     labeller: LabellerSettings | None = None
     min_confidence: float = 0.3
     gap: float = 0.8
-    ambiguous: str = "union"
+    ambiguous: str = "drop"
     scales: str = "last"
     replace: bool = False
     read_again: bool = False
@@ -139,12 +142,11 @@ class MarkSamples:
 
     def _words(self, item: Item, sample: Sample) -> list[PrintedWord]:
         """The sample's own words, or what OCR reads, in pixels."""
-        from trainer.prepare.marks.frames import without_lines
+        from trainer.prepare.marks.frames import read_chart
         from trainer.prepare.marks.grouping import PrintedWord
-        from trainer.prepare.ocr.reading import read_words
 
         def read(image: Any) -> list:
-            return read_words(image if self.keep_lines else without_lines(image), self.ocr)
+            return read_chart(image, self.ocr, keep_lines=self.keep_lines)
 
         if sample.words and not self.read_again:
             found = []
@@ -155,7 +157,7 @@ class MarkSamples:
                 found.append(PrintedWord(word.text, box, word.image))
             return found
         return [
-            PrintedWord(word.text, word.box, index)
+            PrintedWord(word.text, word.box, index, word.line)
             for index in range(len(sample.images))
             for word in _use(read, item, sample, index)
             if word.confidence >= self.min_confidence
@@ -167,17 +169,22 @@ class MarkSamples:
         from trainer.data.images import SampleError
 
         if self.labeller is None:
-            return printed.matches(answer, self.ambiguous)
+            question = _asked(sample, turn)
+            return printed.matches(answer, self.ambiguous, question=question, counts=counts)
         from trainer.prepare.chat import RefusedRequest
         from trainer.prepare.marks.labeller import BadMarks, label
 
         images = [_use(lambda image: image, item, sample, i) for i in range(len(sample.images))]
-        asked = [_text(m) for m in sample.messages[:turn] if m["role"] == "user"]
-        question = asked[-1] if asked else ""
+        question = _asked(sample, turn)
         try:
             return label(images, printed, question, answer, self.labeller, counts)
         except (BadMarks, RefusedRequest) as error:
             raise SampleError(f"{item.where}: `messages[{turn}]`: {error}") from None
+
+
+def _asked(sample: Sample, turn: int) -> str:
+    asked = [_text(message) for message in sample.messages[:turn] if message["role"] == "user"]
+    return asked[-1] if asked else ""
 
 
 def _use(use: Any, item: Item, sample: Sample, index: int) -> Any:

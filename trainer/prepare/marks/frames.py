@@ -1,6 +1,7 @@
 """Frames, axes, grid lines and bars, erased before a chart is read.
 
-OCR engines treat what a frame encloses as a picture and skip the short labels in it.
+Tesseract treats what a frame encloses as a picture and skips the short labels in it; RapidOCR
+does not, and loses letters that are erased with a line.
 """
 
 from __future__ import annotations
@@ -8,9 +9,28 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from trainer.prepare.ocr.engines import chosen
+from trainer.prepare.ocr.reading import read_words
+from trainer.prepare.ocr.settings import OcrSettings, OcrWord
+
 CONTRAST = 24  # of 255, by which ink differs from the paper
 SHARE = 12  # a run is long from 1 / SHARE of the image's longer side
 STUB = 80  # what touches a long line is erased too, up to 1 / STUB of the longer side
+
+
+def read_chart(image: Image.Image, ocr: OcrSettings, *, keep_lines: bool = False) -> list[OcrWord]:
+    """The words of a chart, of which tesseract gets a copy without lines.
+
+    Args:
+        image: 8-bit RGB.
+        ocr: how to read.
+        keep_lines: tesseract gets the image as it is.
+
+    Raises:
+        SampleError, ConfigError: as `trainer.prepare.ocr.reading.read_words`.
+    """
+    erase = not keep_lines and chosen(ocr) == "tesseract"
+    return read_words(without_lines(image) if erase else image, ocr)
 
 
 def without_lines(image: Image.Image) -> Image.Image:

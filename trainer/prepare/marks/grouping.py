@@ -11,22 +11,32 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from trainer.prepare.marks.normalise import Token, tokens
 
 Box = tuple[float, float, float, float]
 GAP = 0.8  # between words of a line, in letter heights; a space is 0.3 to 0.6
+SIZES = 2.0  # of lines of a block: one without tall letters ("over") is half as high as others
 LEADING = 0.9  # between lines of a block, in letter heights
 
 
 @dataclass(frozen=True)
 class PrintedWord:
-    """A word printed in image `image`; `box` is x0, y0, x1, y1 in pixels."""
+    """A word printed in image `image`.
+
+    Args:
+        text: as it was read.
+        box: x0, y0, x1, y1 in pixels.
+        image: the image's index.
+        line: words of one printed line share it, in reading order; None: not known.
+    """
 
     text: str
     box: Box
     image: int = 0
+    line: int | None = None
 
     @property
     def height(self) -> float:
@@ -62,6 +72,28 @@ class Line:
             for token in tokens(self.text)
         ]
 
+    def across(self, at: int) -> float:
+        """Where character `at` of the text begins, in pixels, if letters are equally wide."""
+        start = 0
+        for word in self.words:
+            if at <= start + len(word.text):
+                share = max(0, at - start) / len(word.text)
+                return word.box[0] + share * (word.box[2] - word.box[0])
+            start += len(word.text) + 1
+        return self.box[2]
+
+
+def is_on_its_side(line: Line) -> bool:
+    """Whether a line runs from bottom to top or from top to bottom, as titles of y axes do."""
+    x0, y0, x1, y1 = line.box
+    return len(line.text) > 2 and y1 - y0 > 1.5 * (x1 - x0)
+
+
+def is_slanted(text: Line | PrintedWord) -> bool:
+    """Whether a text climbs, as long labels of bars do: then its box is about a square."""
+    x0, y0, x1, y1 = text.box
+    return len(text.text) > 3 and 0.7 * (x1 - x0) < y1 - y0 <= 1.5 * (x1 - x0)
+
 
 def union(boxes: list[Box]) -> Box:
     """The smallest box around all of `boxes`."""
@@ -74,13 +106,13 @@ def lines_of(words: list[PrintedWord], gap: float = GAP) -> list[Line]:
 
     Two words join if they overlap in height by half, are of similar size, and are at most `gap`
     letter heights apart. Two numbers side by side are two labels, unless they read as the digit
-    groups of one ("1 234").
+    groups of one ("1 234"). Words that OCR read as one line which is not level are a line too.
     """
     by_image = defaultdict(list)
     for word in words:
         if word.text.strip():
             by_image[word.image].append(word)
-    return [line for each in by_image.values() for line in _lines_of_image(each, gap)]
+    return [line for each in by_image.values() for line in _lines_of_image(_joined(each), gap)]
 
 
 def blocks_of(lines: list[Line]) -> list[list[Line]]:
@@ -112,22 +144,35 @@ def blocks_of(lines: list[Line]) -> list[list[Line]]:
     return blocks
 
 
+def continued(block: list[Line]) -> set[int]:
+    """The places in a block of lines that go on with the label above: "energy" below "Renewable".
+
+    Labels stacked closely are one block too, so a line counts only if it begins in lower case and
+    the block does not.
+    """
+    lower = [line.text.lstrip("\"'(")[:1].islower() for line in block]
+    return {i for i, each in enumerate(lower) if each and not lower[0]}
+
+
 def scale_numbers(lines: list[Line]) -> set[Line]:
     """The lines that are ticks of an axis: numbers whose values are linear in their positions.
 
-    Three or more in a row or column. Years are categories more often than a scale, and are left
-    out, as is everything that is not a number alone.
+    Three or more in a row, or in a column with nothing to its left. Years are categories more often
+    than a scale, and are left out, as is everything that is not a number alone.
     """
     numbers = []
     for line in lines:
         found = line.tokens()
         if len(found) == 1 and found[0][0].number and re.fullmatch(r"-?[\d.]+", found[0][0].key):
             numbers.append((line, float(found[0][0].key)))
-    if all(1900 <= number <= 2100 and number % 1 == 0 for _, number in numbers):
-        return set()
+    level = [line for line in lines if not is_on_its_side(line)]
     ticks = set()
     for along in (0, 1):  # a row, whose x counts; a column, whose y counts
         for aligned in _aligned(numbers, 1 - along):
+            if all(1900 <= number <= 2100 and number % 1 == 0 for _, number in aligned):
+                continue
+            if along == 1 and _has_left(aligned, level):
+                continue
             aligned.sort(key=lambda item: item[0].box[along] + item[0].box[along + 2])
             for triple in zip(aligned, aligned[1:], aligned[2:]):
                 if _linear([((x.box[along] + x.box[along + 2]) / 2, y) for x, y in triple]):
@@ -135,8 +180,40 @@ def scale_numbers(lines: list[Line]) -> set[Line]:
     return ticks
 
 
+def _has_left(column: list, lines: list[Line]) -> bool:
+    """Whether most numbers of a column have text on their left, as cells of a table do."""
+    edge = min(line.box[0] for line, _ in column)
+    beside = [line.box for line in lines if line.box[2] <= edge]
+    with_left = sum(
+        any(box[1] < (line.box[1] + line.box[3]) / 2 < box[3] for box in beside)
+        for line, _ in column
+    )
+    return with_left > len(column) / 2
+
+
+def _joined(words: list[PrintedWord]) -> list[PrintedWord]:
+    """The words, with numbers whole that OCR has cut at a gap within one line ("20", "18")."""
+    found: list[PrintedWord] = []
+    for word in words:
+        last = found[-1] if found else None
+        if last is not None and last.line is not None and last.line == word.line:
+            apart = word.box[0] - last.box[2]
+            digits = re.fullmatch(r"\D?[\d.,]*[\d.,]", last.text) and re.match(
+                r"[\d.,%]", word.text
+            )
+            if digits and apart <= 0.65 * min(last.height, word.height):
+                found[-1] = replace(
+                    last, text=last.text + word.text, box=union([last.box, word.box])
+                )
+                continue
+        found.append(word)
+    return found
+
+
 def _lines_of_image(words: list[PrintedWord], gap: float) -> list[Line]:
-    words = sorted(words, key=lambda word: word.box[0])
+    turned = _turned_lines(words)
+    inside = {id(word) for line in turned for word in line.words}
+    words = sorted((word for word in words if id(word) not in inside), key=lambda w: w.box[0])
     starts = [word.box[0] for word in words]
     following: dict[int, int] = {}
     taken: set[int] = set()
@@ -149,7 +226,7 @@ def _lines_of_image(words: list[PrintedWord], gap: float) -> list[Line]:
                 following[i] = j
                 taken.add(j)
                 break
-    found = []
+    found = turned
     for first in sorted(set(range(len(words))) - taken, key=lambda i: words[i].box[1]):
         chain = [first]
         while chain[-1] in following:
@@ -163,11 +240,31 @@ def _lines_of_image(words: list[PrintedWord], gap: float) -> list[Line]:
     return found
 
 
+def _turned_lines(words: list[PrintedWord]) -> list[Line]:
+    """Lines of OCR whose words do not stand side by side: on their side, or slanted."""
+    by_line = defaultdict(list)
+    for word in words:
+        if word.line is not None:
+            by_line[word.line].append(word)
+    return [
+        Line(tuple(run))
+        for run in by_line.values()
+        if len(run) > 1 and not any(_level(a, b) for a, b in pairwise(run))
+    ]
+
+
+def _level(left: PrintedWord, right: PrintedWord) -> bool:
+    overlap = min(left.box[3], right.box[3]) - max(left.box[1], right.box[1])
+    return overlap >= 0.5 * min(left.height, right.height)
+
+
 def _side_by_side(left: PrintedWord, right: PrintedWord, gap: float) -> bool:
     tall, short = max(left.height, right.height), min(left.height, right.height)
     overlap = min(left.box[3], right.box[3]) - max(left.box[1], right.box[1])
     apart = right.box[0] - left.box[2]
     if tall > 2.2 * short or overlap < 0.5 * short or not -0.3 * tall <= apart <= gap * tall:
+        return False
+    if is_slanted(left) and is_slanted(right):
         return False
     both = all(re.fullmatch(r"[\W_]*\d[\d.,%\W]*", word.text) for word in (left, right))
     if not both:
@@ -179,9 +276,9 @@ def _side_by_side(left: PrintedWord, right: PrintedWord, gap: float) -> bool:
 def _stacked(upper: Line, lower: Line) -> bool:
     a, b = upper.box, lower.box
     heights = a[3] - a[1], b[3] - b[1]
-    if upper.image != lower.image or max(heights) > 1.5 * min(heights):
+    if upper.image != lower.image or max(heights) > SIZES * min(heights):
         return False
-    if not -0.5 * min(heights) <= b[1] - a[3] <= LEADING * max(heights):
+    if b[1] - a[3] < -0.5 * min(heights) or b[3] - a[3] > (1 + LEADING) * max(heights):
         return False
     overlap = min(a[2], b[2]) - max(a[0], b[0])
     return _shift(upper, lower) <= max(heights) and overlap > 0
@@ -213,8 +310,13 @@ def _aligned(numbers: list, across: int) -> list[list]:
 
 
 def _linear(points: list[tuple[float, float]]) -> bool:
+    """Whether steps in value are as steps in position, in a ratio of small whole numbers."""
     (x0, y0), (x1, y1), (x2, y2) = points
-    if not x0 < x1 < x2 or y0 == y1:
+    if not x0 < x1 < x2 or y1 == y2:
         return False
-    expected = y0 + (y1 - y0) * (x2 - x0) / (x1 - x0)
-    return abs(expected - y2) <= 0.04 * abs(y2 - y0)
+    apart, step = (x1 - x0) / (x2 - x1), (y1 - y0) / (y2 - y1)
+    return any(
+        abs(step - m / n) <= 1e-6 and abs(apart - m / n) <= 0.12 * m / n
+        for m in range(1, 4)
+        for n in range(1, 4)
+    )

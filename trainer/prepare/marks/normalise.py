@@ -1,9 +1,9 @@
 """Text as tokens that compare equal when people would call it the same text.
 
-Unicode NFKC, case, punctuation, quotes and accents typed as two characters do not count; numbers
-count by value ("1,234" = "1234", "12.0" = "12"); percent and currency signs are kept beside the
-number, so that "45%" can prefer "45%" over "45". Scripts written without spaces are cut into
-single characters.
+Unicode NFKC, case, punctuation, quotes and accents typed as two characters do not count, and "&"
+is "and"; numbers count by value ("1,234" = "1234", "12.0" = "12"); percent and currency signs are
+kept beside the number, so that "45%" can prefer "45%" over "45". Scripts written without spaces
+are cut into single characters.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _TOKEN = re.compile(
     rf"(?P<digits>{_NUMBER}|[.,]\d+)(?![^\W_{_NO_SPACES}])"
     rf"(?:\s?(?P<after>%|[{_CURRENCY}]|per\s?cent\b))?)"
     rf"|(?P<single>[{_NO_SPACES}])"
+    rf"|(?P<ampersand>&)"
     rf"|(?P<possessive>(?<=\w)'s\b)"
     rf"|(?P<word>[^\W_{_NO_SPACES}]+(?:['.][^\W\d_{_NO_SPACES}]+)*?(?='s\b)"
     rf"|[^\W_{_NO_SPACES}]+(?:['.][^\W_{_NO_SPACES}]+)*)"
@@ -65,15 +66,32 @@ def tokens(text: str) -> list[Token]:
     folded, origin = _folded(text)
     found = []
     for match in _TOKEN.finditer(folded):
-        kind = match.lastgroup if match.lastgroup in ("single", "possessive") else None
+        kind = match.lastgroup if match.lastgroup in ("single", "possessive", "ampersand") else None
         if match["number"] is not None:
             found.append(_number(match, text, origin))
             continue
         start, stop = origin[match.start()], origin[match.end() - 1] + 1
         stop = max(stop, _cluster_end(text, stop))
         key = match[0] if kind else match["word"].replace("'", "").replace(".", "")
+        key = "and" if key == "&" else key
         found.append(Token(key, "", start, stop, (start, stop), text[start:stop], False))
     return found
+
+
+def edges(text: str, first: Token, last: Token, *, sentence: bool) -> tuple[str, str]:
+    """The punctuation that touches tokens of `text`, before and after them.
+
+    Args:
+        text: the tokens' text.
+        first, last: the tokens at both ends.
+        sentence: whether a full stop at the end of a sentence is left out.
+    """
+    lead = re.search(r"[^\w\s]*$", text[: first.outer[0]])[0]
+    trail = re.match(r"[^\w\s]*", text[last.outer[1] :])[0]
+    after = text[last.outer[1] + len(trail) :]
+    if sentence and trail.endswith(".") and re.match(r"\s*$|\s+[^\W\d_a-z]", after):
+        trail = trail[:-1]
+    return lead, trail
 
 
 def unconfused(key: str) -> str | None:
