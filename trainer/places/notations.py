@@ -135,6 +135,10 @@ _FLORENCE = matched(
 _MOLMO = matched(
     rf"(?P<item><points?\s[^<>]{{0,20000}}>(?P<label>[^<]{{0,{LONGEST}}})</points?>)", html.unescape
 )
+_FIRST, _LAST = (
+    r"(?<![\])],)(?<![\])], )",
+    r"(?!\s{0,9},\s{0,9}[\[(])",
+)  # two of two: a third is no box
 _PIXELS = ("bbox_2d", "bbox", "box", "bounding_box")
 
 BOXES = (
@@ -158,8 +162,8 @@ BOXES = (
         "list",
         listed(
             rf"(?<=[\[(;]){FOUR}(?=[\]);])"
-            rf"|\({TWO}\)\s{{0,20}},?\s{{0,20}}\({TWO}\)"
-            rf"|\[{TWO}\]\s{{0,20}},\s{{0,20}}\[{TWO}\]"
+            rf"|{_FIRST}\({TWO}\)\s{{0,20}},?\s{{0,20}}\({TWO}\){_LAST}"
+            rf"|{_FIRST}\[{TWO}\]\s{{0,20}},\s{{0,20}}\[{TWO}\]{_LAST}"
         ),
     ),
     Notation("numbers", bare(4), plain=True),

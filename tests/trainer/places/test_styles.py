@@ -144,7 +144,7 @@ def test_what_is_written_is_read_and_written_alike(name, data):
     shapes = [boxes()] if style.box else []
     shapes += [points] if style.point else []
     labels = plain if data.draw(st.booleans()) else st.none()
-    if name not in ("florence2", "paligemma"):  # where a label ends with the next place
+    if name != "florence2":  # where all that stands before a place is its label
         labels = st.one_of(st.none(), plain)
     each = st.builds(Place, st.one_of(shapes), labels)
     places = data.draw(st.lists(each, min_size=1, max_size=4))
@@ -156,7 +156,7 @@ def test_what_is_written_is_read_and_written_alike(name, data):
         assert again.label == (label if style.has_labels else None)
         assert len(again.numbers) == len(place.numbers)
         for i, (mine, theirs) in enumerate(zip(place.numbers, again.numbers, strict=True)):
-            assert abs(mine - theirs) <= 1.5 / steps[i % 2] + 1e-9  # a box keeps a step of width
+            assert abs(mine - theirs) <= 2 / steps[i % 2] + 1e-9  # a box keeps a step of width
         if len(again.numbers) == 4:
             x0, y0, x1, y1 = again.numbers
             assert x0 < x1
