@@ -87,10 +87,10 @@ class BoxSettings:
         if name == "none":
             return cls(None, None, arguments.tie)
         unit = coord or (None if name == "auto" else STYLES[name].unit)
-        if unit == "resized" and writer is not None and writer.rules.unit != "resized":
+        if style == "auto" and unit == "resized" and writer.rules.unit != "resized":
             raise ConfigError(
-                "`--box-style`: expected a style in pixels of the same --model, or none, for boxes "
-                f"in pixels of its processor, got {writer.style}"
+                "`--box-style`: expected a style by its name, and --model the one whose pixels the "
+                f"boxes count, got auto of {arguments.model}, which writes {writer.style}"
             )
         option = "--coord resized" if coord else f"--boxes {name}"
         reading = Reading(
@@ -166,10 +166,9 @@ class BoxSettings:
                     for name in counts:
                         first.setdefault(name, where)
         said = [kinds.warning("--coord")]
-        told = {"boxes_unknown"} if said[0] else set()
-        said += [
-            f"{where}: {finding.TITLES[name]}" for name, where in first.items() if name not in told
-        ]
+        if said[0]:  # which says the same with a reason
+            first.pop("boxes_unknown", None)
+        said += [f"{where}: the first of {finding.TITLES[name]}" for name, where in first.items()]
         return [sentence for sentence in said if sentence]
 
     def _spans(self, found: Found) -> list[Span]:
