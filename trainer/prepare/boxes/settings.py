@@ -142,9 +142,7 @@ class BoxSettings:
                         tied[name] = [_moved(span, turn, answers, changed) for span in spans]
         return {**record, "messages": messages, **tied}, {k: n for k, n in counts.items() if n}
 
-    def warnings(
-        self, records: Iterable[tuple[Mapping[str, Any], Sequence[Size], str]]
-    ) -> list[str]:
+    def warnings(self, records: Iterable[Sized]) -> list[str]:
         """What a look at the first records of a file says against what is read here.
 
         Args:
