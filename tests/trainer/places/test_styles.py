@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.hf.tiny import tiny_qwen_processor
+from tests.sources import ROOT
 from trainer.config import ConfigError
 from trainer.places.layouts import Place
 from trainer.places.of_model import style_named, style_of
 from trainer.places.styles import STYLES, Style
-from trainer.places.units import Extent, extent
+from trainer.places.units import Extent, Resized, extent
+from trainer.places.writing import Writer
 
 SIZE = (640, 480)
 CAT, DOG = Place((0.1, 0.2, 0.5, 0.5), "the cat"), Place((0.0, 0.0, 1.0, 1.0), "the cat")
@@ -264,3 +270,16 @@ def test_names_of_styles_are_checked():
         style_named("qwen9", None)
     with pytest.raises(ConfigError, match="auto`: expected --model"):
         style_named("auto", None)
+
+
+def test_the_table_of_the_documentation_is_what_is_written(tmp_path):
+    tiny_qwen_processor().save_pretrained(tmp_path)
+    resized = replace(Resized.of(tmp_path), least=56 * 56, most=28 * 28 * 1280)  # Qwen2.5-VL's
+    page = (ROOT / "docs" / "boxes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| `(.+?)` \|", page, re.MULTILINE)
+    said = {name: text.replace("\\|", "|") for name, text in rows if name in STYLES}
+    assert list(said) == list(STYLES)
+    for name, text in said.items():
+        place = CAT if STYLES[name].box else Place((0.3, 0.35), CAT.label)
+        writer = Writer(name, resized if STYLES[name].unit == "resized" else None)
+        assert writer.write([place], SIZE).text == text
