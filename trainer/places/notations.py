@@ -120,6 +120,11 @@ _BOX = (r"(?:<box>|<\|box_start\|>)", r"(?:</box>|<\|box_end\|>)")
 _REF = (r"(?:<ref>|<\|object_ref_start\|>)", r"(?:</ref>|<\|object_ref_end\|>)")
 _DET, _DET_REF = (r"<\|det\|>", r"<\|/det\|>"), (r"<\|ref\|>", r"<\|/ref\|>")
 _TAGS = matched(f"(?P<item>{between(*_REF)}{several(*_BOX)})")
+references = matched(
+    rf"(?P<item>(?:<ref>|<\|object_ref_start\|>|<\|ref\|>|<phrase>)(?P<label>[^<]{{1,{LONGEST}}})"
+    r"(?:</ref>|<\|object_ref_end\|>|<\|/ref\|>|</phrase>))"
+)
+"""Labels in the tags of any family, with a box or without."""
 _PATCHES = r"(?:<patch_index_\d{4}>){2}"
 _KOSMOS = matched(
     f"(?P<item>{between('<phrase>', '</phrase>')}<object>{_PATCHES}"

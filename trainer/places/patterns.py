@@ -226,9 +226,9 @@ def key(*names: str) -> str:
 
 
 def between(opening: str, closing: str) -> str:
-    """A label between tags that are not in it."""
+    """A label between tags that are not in it, or none."""
     inner = rf"(?P<label>(?:(?!{opening}|{closing}).){{1,{LONGEST}}})"
-    return f"(?:{opening}{inner}{closing}\\s{{0,9}})"
+    return f"(?:{opening}{inner}{closing}\\s{{0,9}})?"
 
 
 def several(opening: str, closing: str) -> str:

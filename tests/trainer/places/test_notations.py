@@ -24,7 +24,8 @@ CAT = "the cat"
             CAT,
             (0, 82),
         ),
-        ("click <|box_start|>(1,2),(3,4)<|box_end|>", "(1,2),(3,4)", None, (19, 30)),
+        ("click <|box_start|>(1,2),(3,4)<|box_end|>", "(1,2),(3,4)", None, (6, 41)),
+        ("<box>[[1, 2, 3, 4]]</box>", "[1, 2, 3, 4]", None, (0, 25)),
         (f"<|ref|>{CAT}<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>.", "[1, 2, 3, 4]", CAT, (0, 51)),
         (f"<phrase> {CAT}</phrase><object>" + "<patch_index_0000>"
          "<patch_index_0033></object>", "<patch_index_0000><patch_index_0033>", CAT, (0, 78)),

@@ -213,6 +213,30 @@ def test_questions_are_written_too_and_parts_keep_their_places():
     assert (counts, ties) == ({"boxes_rewritten": 1}, [])
 
 
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        ("internvl", "Is <ref>a dog</ref> at <box>[[0, 0, 1000, 500]]</box>?"),
+        ("qwen3", 'Is a dog at [{"bbox_2d": [0, 0, 1000, 500]}]?'),
+        ("per_mille", "Is a dog at [0, 0, 1000, 500]?"),
+        ("qwen2", "Is <|object_ref_start|>a dog<|object_ref_end|> at "
+         "<|box_start|>(0,0),(1000,500)<|box_end|>?"),
+    ],
+)  # fmt: skip
+def test_references_without_a_box_and_boxes_without_a_label(style, text):
+    given = QWEN2.partition("<|box_start|>")[0] + " at <|box_start|>(0,0),(1000,500)<|box_end|>?"
+    found, _, ties = made(chat(f"Is {given}", regions=[{"text": "a dog", "box": DOG}]), style=style)
+    assert answer(found) == text
+    assert ties[0] == ("a dog", DOG)
+
+
+def test_a_message_is_written_anew_as_a_whole_or_not():
+    text = "<ref>a</ref><box>[[100, 200, 500, 800]]</box> <ref>b</ref><box>[[5, 2, 1, 8]]</box>"
+    found, counts, ties = made(chat(text), style="qwen3")
+    assert answer(found) == text
+    assert (counts["boxes_kept"], counts["boxes_inverted"], len(ties)) == (2, 1, 2)
+
+
 def test_json_becomes_tags_without_its_list_and_fence():
     found, _, ties = made(chat(f"Here:\n{JSON}\nDone."), Reading("qwen2.5", "pixel"), "internvl")
     assert answer(found) == 'Here:\n<ref>a "dog"</ref><box>[[100, 200, 500, 800]]</box>\nDone.'

@@ -117,11 +117,13 @@ class BoxSettings:
         messages = [dict(message) for message in record["messages"]]
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         tied = {name: list(record[name]) for name in ("regions", "phrases") if name in record}
-        for turn, message in enumerate(messages):
-            if message["role"] not in ("user", "assistant"):
-                continue
-            text = message_text(message)
-            found = self.reading.find(text, sizes, where, counts)
+        found_in = {
+            turn: self.reading.find(message_text(message), sizes, where, counts)
+            for turn, message in enumerate(messages)
+            if message["role"] in ("user", "assistant")
+        }
+        for turn, found in found_in.items():
+            message, text = messages[turn], message_text(messages[turn])
             if turn in answers and found:
                 there = {_words(region, answers) for region in tied.get("regions", ())}
                 added = [
@@ -134,7 +136,7 @@ class BoxSettings:
                     tied["regions"] = [*tied.get("regions", ()), *added]
                 counts["boxes_read"] += sum(each.numbers is not None for each in found)
                 counts["regions"] += len(added)
-            if self.writer is not None and found:
+            if self.writer is not None and any(found_in.values()):
                 changed = rewrite(text, found, sizes, self.writer, counts)
                 if changed.edits:
                     message["content"] = _with(message["content"], changed)
