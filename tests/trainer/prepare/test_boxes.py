@@ -255,6 +255,7 @@ def test_json_of_the_same_keys_keeps_everything_but_its_numbers():
     ("text", "style"),
     [
         (QWEN2, "molmo"),  # which has no boxes
+        ('<point x=1 y=3 "box_2d":[1,2,3,4]></point>', "per_mille"),  # one within the other
         ("<ref>a</ref><box>[[500, 200, 100, 800]]</box>", "qwen3"),  # no place
         ('[{"box_2d": [200, 100, 800, 500], "label": "a</ref>"}]', "internvl"),
     ],

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from trainer.places.notations import references
@@ -104,12 +105,13 @@ def rewrite(
         counts: gets what `TITLES` names.
     """
     made = [_edits(text, group, sizes, writer) for group in _groups(text, found)]
-    if any(each is None for each in made):
+    edits = sorted(edit for each in made for edit in each or ())
+    nested = any(edit.stop > behind.start for edit, behind in pairwise(edits))
+    if nested or any(each is None for each in made):
         counts["boxes_kept"] += len(found)
         return Rewritten(text, ())
     if found:
         counts["boxes_rewritten"] += len(found)
-    edits = [edit for each in made for edit in each]
     edits += _references(text, edits, writer)
     changed = [edit for edit in edits if edit.text != text[edit.start : edit.stop]]
     return Rewritten(text, tuple(sorted(changed)))
