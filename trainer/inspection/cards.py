@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from groundkern.hf.data.example import Region, message_text
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample
+from trainer.inspection.overlays import overlay
 from trainer.inspection.views import Shape, View, framed
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def card(sample: Sample, model: SeenByModel | None) -> Card:
         ]
         view.regions = [
             shape
-            for region in sample.regions
+            for region in example.regions
             if region.image == index
             for shape in _shapes(region, numbers, sample, view)
         ]
@@ -76,6 +77,9 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View) -> Iterat
         yield Shape(color, title, number, box=view.box(box))
     for point in region.points:
         yield Shape(color, title, number, point=view.point(*point))
+    for raster in region.rasters:
+        box = view.box(raster.bounds())
+        yield Shape(color, title, number, box=box, overlay=overlay(raster, color))
     there_and_back = ((*line, *reversed(line)) for line in region.polylines)
     for polygon in (*region.polygons, *there_and_back):
         yield Shape(color, title, number, polygon=[view.point(*corner) for corner in polygon])

@@ -26,6 +26,7 @@ class Shape:
     box: Rect | None = None
     point: tuple[float, float] | None = None
     polygon: list[tuple[float, float]] | None = None
+    overlay: str | None = None  # of a mask or heat: a data URI over the box
 
 
 @dataclass

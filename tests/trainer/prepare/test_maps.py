@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -67,6 +68,22 @@ def test_every_convention_comes_out_in_pixel_edges(root, given, wanted):
     assert region["char_span"] == [0, 3]
 
 
+def test_masks_and_heats_are_passed_on(root, capsys):
+    runs = {"size": [10, 20], "counts": [0, 100, 100]}
+    np.save(root / "img" / "heat.npy", np.eye(4))
+    Image.new("L", (WIDTH, HEIGHT), 3).save(root / "img" / "labels.png")
+    given = [{"mask": runs}, {"heat": "heat.npy"}, {"mask": "labels.png", "mask_value": 3}]
+    whole = record(given[2])
+    samples, rejected = places(root, record(*given, {"points": [[1, 1]]}), whole, grid="2x4")
+    assert rejected == []
+    assert samples[0]["regions"] == [{"char_span": [0, 3], **place} for place in given] + [
+        {"char_span": [0, 3], "points": [[1, 1]]}
+    ]
+    assert "8.0  tokens on the target" in capsys.readouterr().out
+    (loaded,) = [JsonLinesDataset(root / "out.jsonl", root=root / "img")[0]]
+    assert [len(region.rasters) for region in loaded.regions] == [1, 1, 1, 0]
+
+
 def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
     given = [{"box": [0, 0, 100, 50]}, {"box": [100, 50, 200, 100]}, {"points": [[1, 1], [2, 2]]}]
     options = {"question": "Find the {label}.", "answer": "At {box} are {count} {{dogs}}."}
@@ -110,6 +127,19 @@ def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
         (record({"box": [0, 0, 9, 9], "coord": "cm"}), "`places[0].coord`: expected one of pixel"),
         (record({"box": [0, 0, 9, 9], "coord": []}), "`places[0].coord`: expected one of pixel"),
         (record({"box": [0, 0, 9, 9], "order": []}), "expected xyxy, xywh or cxcywh"),
+        (record({"mask": {"size": [1, 2], "counts": [2]}}), "expected a mask with a pixel inside"),
+        (
+            record({"mask": {"size": [8, 4], "counts": [0, 32]}}),
+            "`places[0].mask`: expected a mask",
+        ),
+        (record({"mask": "a.png", "mask_value": 3}), "expected a mask with a pixel of the value 3"),
+        (record({"mask": "a.png", "mask_value": "3"}), "expected a number of a label image, of a"),
+        (record({"heat": 3}), "`places[0].heat`: expected the path of a grey PNG or a .npy, got 3"),
+        (
+            record({"heat": "a.png"}),
+            "`places[0].heat`: expected a grey PNG, got mode RGB in",
+        ),
+        (record({"heat": "b.npy", "mask": "a.png"}), "got mask and heat"),
         (record(3), "`places[0]`: expected an object, got 3"),
         (record(), "`places`: expected at least one, got none"),
         ({"image": "a.png", "label": "x", "places": "none"}, "`places`: expected a list"),

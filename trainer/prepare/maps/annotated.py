@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from groundkern.rasters import Raster
 from trainer.config import ConfigError
-from trainer.data.images import SampleError, wrong
+from trainer.data.images import MAX_PIXELS, SampleError, wrong
+from trainer.data.rasters import RasterField, find_heat, find_mask
 from trainer.places.kinds import LOOKED_AT, Kinds
 from trainer.places.units import Resized, extent, resized_if_any
 from trainer.places.writing import PER_MILLE, Writer
@@ -25,6 +28,7 @@ from trainer.prepare.placing import Frame, Phrasing, field_of, numbers, size_of
 from trainer.prepare.sources import Item, Source, listed, open_source
 
 KNOWN = ("label", "count", "box", "point")
+RASTERS = ("mask", "heat")
 PLACES = {"box": 1, "points": 1, "polygon": 3, "polyline": 2}  # least points, of lists
 UNITS = ("pixel", "unit", "percent", "per_mille", "resized")
 
@@ -34,7 +38,8 @@ class Annotate:
     """Makes a sample of `{"image", "label", "places": [...]}`.
 
     A place is one of box, points, polygon and polyline, with `coord` (of `UNITS`) and, for boxes,
-    `order` (xyxy, xywh, cxcywh), and `field`, what errors call it.
+    `order` (xyxy, xywh, cxcywh), or a mask (with `mask_value`) or heat as docs/data-format.md has
+    them; and `field`, what errors call it.
     """
 
     phrasing: Phrasing
@@ -52,17 +57,18 @@ class Annotate:
         if not places:
             raise wrong(where, "places", "at least one", "none")
         size = size_of(image, self.root, where)
-        made, counts = [], {"regions": len(places), "boxes_cut": 0}
+        made, rasters, counts = [], [], {"regions": len(places), "boxes_cut": 0}
         for i, place in enumerate(places):
             part, cut = self._place(place, f"places[{i}]", size, where)
             made.append(part)
+            rasters += self._rasters(part, place.get("field", f"places[{i}]"), size, where)
             counts["boxes_cut"] += cut
         values = {"label": label, "count": str(_things(made))}
         sample = self.phrasing.sample(
             "places", image, values, made, size=size, writer=self.writer, where=where
         )
         if self.grid is not None:
-            counts.update(self.grid.counts(sample, size))
+            counts.update(self.grid.counts(sample, size, rasters))
         return Made([sample], {}, counts)
 
     def _place(
@@ -72,10 +78,13 @@ class Annotate:
         if not isinstance(place, dict):
             raise wrong(where, field, "an object", repr(place)[:80])
         field = place.get("field", field)
-        given = [kind for kind in PLACES if place.get(kind) is not None]
+        known = (*PLACES, *RASTERS)
+        given = [kind for kind in known if place.get(kind) is not None]
         if len(given) != 1:
-            raise wrong(where, field, f"one of {', '.join(PLACES)}", " and ".join(given) or "none")
+            raise wrong(where, field, f"one of {', '.join(known)}", " and ".join(given) or "none")
         coord, kind = place.get("coord", "pixel"), given[0]
+        if kind in RASTERS:
+            return {name: place[name] for name in (kind, "mask_value") if name in place}, 0
         if coord not in UNITS:
             raise wrong(where, f"{field}.coord", f"one of {', '.join(UNITS)}", repr(coord)[:80])
         if coord == "resized" and self.resized is None:
@@ -103,6 +112,23 @@ class Annotate:
             points.append([x * scale[0], y * scale[1]])
             moved += cut
         return {kind: points}, moved
+
+    def _rasters(
+        self, part: dict[str, Any], field: str, size: tuple[int, int], where: str
+    ) -> list[Raster]:
+        """The mask or heat of a part of a region, decoded: one with nothing inside is an error."""
+        kind = next((name for name in RASTERS if name in part), None)
+        if kind is None:
+            return []
+        value = part.get("mask_value")
+        if value is not None and (type(value) is not int or kind == "heat"):
+            wanted = "a number of a label image, of a mask"
+            raise wrong(where, f"{field}.mask_value", wanted, repr(value)[:80])
+        place = RasterField(size, self.root, MAX_PIXELS, where, f"{field}.{kind}")
+        if kind == "heat" and not isinstance(part["heat"], str):
+            raise place.wrong("the path of a grey PNG or a .npy", repr(part["heat"])[:80])
+        find = partial(find_mask, value=value) if kind == "mask" else find_heat
+        return [find(part[kind], place=place).load({})]
 
 
 def _things(places: list[dict]) -> int:
