@@ -28,13 +28,12 @@ from trainer.prepare.placing import (
     field_of,
     first_there,
     numbers,
-    per_mille,
     size_of,
 )
 from trainer.prepare.reading import json_array
 from trainer.prepare.sources import Item, Source, Unusable, listed
 
-PHRASING = (Phrasing("{instruction}", "{box}"), ("instruction", "box"))
+PHRASING = (Phrasing("{instruction}", "{box}"), ("instruction", "box", "point"))
 _LISTS = ("elements", "element")
 
 
@@ -93,7 +92,13 @@ def convert(item: Item, options: Options) -> Made:
         box = [value * side for value, side in zip(unit, size * 2, strict=True)]
     else:
         box, cut = Frame(*size, options.overhang, where).box(given, "bbox", order="xywh")
-    values = {"instruction": instruction, "box": per_mille(box, size)}
-    phrasing = options.phrasing(PHRASING[0])
-    sample = phrasing.sample("screenspot", image, values, [{"box": box}])
+    sample = options.phrasing(PHRASING[0]).sample(
+        "screenspot",
+        image,
+        {"instruction": instruction},
+        [{"box": box}],
+        size=size,
+        writer=options.writer,
+        where=where,
+    )
     return Made([sample], pictures, {"regions": 1, **cut})

@@ -19,11 +19,11 @@ from typing import Any
 
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, per_mille, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, size_of
 from trainer.prepare.reading import json_array
 from trainer.prepare.sources import Item, Source, Unusable, listed, members
 
-PHRASING = (Phrasing("Describe a part of this image.", "{label}"), ("label", "box"))
+PHRASING = (Phrasing("Describe a part of this image.", "{label}"), ("label", "box", "point"))
 
 
 def inputs(options: Options) -> tuple[Source, Path | None]:
@@ -75,6 +75,13 @@ def convert(item: Item, options: Options) -> Made:
         box, cut = frame.box(values, "region", order="xywh")
         places.append({"box": box})
         moved += len(cut)
-    said = {"label": phrase, "box": " ".join(per_mille(place["box"], size) for place in places)}
-    sample = options.phrasing(PHRASING[0]).sample("visual_genome", image, said, places)
+    sample = options.phrasing(PHRASING[0]).sample(
+        "visual_genome",
+        image,
+        {"label": phrase},
+        places,
+        size=size,
+        writer=options.writer,
+        where=where,
+    )
     return Made([sample], {}, {"regions": len(places), "boxes_cut": moved})

@@ -8,47 +8,54 @@ examples.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from groundkern.rasters import Raster
 from trainer.config import ConfigError
-from trainer.data.images import MAX_PIXELS, wrong
+from trainer.data.images import MAX_PIXELS, SampleError, wrong
 from trainer.data.rasters import RasterField, find_heat, find_mask
+from trainer.places.kinds import LOOKED_AT, Kinds
+from trainer.places.units import Resized, extent, resized_if_any
+from trainer.places.writing import PER_MILLE, Writer
 from trainer.prepare.arguments import named
 from trainer.prepare.maps.formats.common import Options
 from trainer.prepare.maps.formats.shapes import clipped
 from trainer.prepare.maps.grid import Grid
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, numbers, per_mille, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, numbers, size_of
 from trainer.prepare.sources import Item, Source, listed, open_source
 
-KNOWN = ("label", "count", "box")
+KNOWN = ("label", "count", "box", "point")
 RASTERS = ("mask", "heat")
 PLACES = {"box": 1, "points": 1, "polygon": 3, "polyline": 2}  # least points, of lists
-UNITS = {"pixel": None, "unit": (1, 1), "percent": (100, 100), "per_mille": (1000, 1000)}
+UNITS = ("pixel", "unit", "percent", "per_mille", "resized")
 
 
 @dataclass(frozen=True)
 class Annotate:
     """Makes a sample of `{"image", "label", "places": [...]}`.
 
-    A place is one of box, points, polygon and polyline, with `coord` (pixel, unit, percent,
-    per_mille) and, for boxes, `order` (xyxy, xywh, cxcywh), or a mask (with `mask_value`) or heat
-    as docs/data-format.md has them. It may have `field` (what errors call it), `group` (places of
-    one group count as one thing), `clip` (a convex polygon may stick out of the image, and is cut
-    at its edge) and `notes` (texts that are counted). `size` of a record is the (width, height)
-    that was annotated: an image of another means other pixels.
+    A place is one of box, points, polygon and polyline, with `coord` (of `UNITS`) and, for boxes,
+    `order` (xyxy, xywh, cxcywh), or a mask (with `mask_value`) or heat as docs/data-format.md has
+    them. It may have `field` (what errors call it), `group` (places of one group count as one
+    thing), `clip` (a convex polygon may stick out of the image, and is cut at its edge) and `notes`
+    (texts that are counted). `size` of a record is the (width, height) that was annotated: an image
+    of another means other pixels.
     """
 
     phrasing: Phrasing
     overhang: float
     root: Path
     grid: Grid | None
+    writer: Writer = PER_MILLE
+    resized: Resized | None = None
 
     def __call__(self, item: Item) -> Made:
         where = item.where
@@ -71,10 +78,10 @@ class Annotate:
             counts["boxes_cut"] += cut
             counts.update(f"noted: {note}" for note in _notes(place))
         count = _things(made, [place.get("group") for place in places])
-        values = {"label": label, "count": str(count), "box": _boxes(made, size)}
-        if "{box}" in self.phrasing.question + self.phrasing.answer and not values["box"]:
-            raise wrong(where, "places", "a box, for {box}", "none")
-        sample = self.phrasing.sample("places", image, values, made)
+        values = {"label": label, "count": str(count)}
+        sample = self.phrasing.sample(
+            "places", image, values, made, size=size, writer=self.writer, where=where
+        )
         if self.grid is not None:
             counts.update(self.grid.counts(sample, size, rasters))
         return Made([sample], {}, counts)
@@ -93,9 +100,16 @@ class Annotate:
         coord, kind = place.get("coord", "pixel"), given[0]
         if kind in RASTERS:
             return {name: place[name] for name in (kind, "mask_value") if name in place}, 0
-        if coord not in list(UNITS):
+        if coord not in UNITS:
             raise wrong(where, f"{field}.coord", f"one of {', '.join(UNITS)}", repr(coord)[:80])
-        frame = Frame(*(UNITS[coord] or size), self.overhang, where)
+        if coord == "resized" and self.resized is None:
+            wanted = "a unit, or --model, whose processor resizes images"
+            raise wrong(where, f"{field}.coord", wanted, "resized without one")
+        try:
+            sides = extent(coord, size, self.resized).sides
+        except ValueError as error:
+            raise SampleError(f"{where}: {error}") from None
+        frame = Frame(*sides, self.overhang, where)
         scale = (size[0] / frame.width, size[1] / frame.height)
         values = place[kind]
         if kind == "box":
@@ -155,10 +169,6 @@ def _notes(place: dict) -> list[str]:
     return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
-def _boxes(places: list[dict], size: tuple[int, int]) -> str:
-    return " ".join(per_mille(place["box"], size) for place in places if "box" in place)
-
-
 def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, Annotate, Path]:
     """The inputs, the work and the data root of `prepare maps DATA`.
 
@@ -175,9 +185,14 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
         raise ConfigError(f"maps: `--images`: expected a folder, got {options.root}")
     if options.names is not None and not options.names.is_file():
         raise ConfigError(f"maps: `--names`: expected a file, got {options.names}")
-    phrasing = Phrasing(arguments.question, arguments.answer).check(KNOWN)
+    writer = Writer.of(arguments.box_style or PER_MILLE.style, arguments.model)
+    phrasing = Phrasing(arguments.question, arguments.answer).check(KNOWN, writer)
     source, root = sourced(arguments.format, options)
-    return source, Annotate(phrasing, arguments.overhang, root, grid), root
+    resized = None
+    if arguments.format == "lines":
+        resized = None if arguments.model is None else resized_if_any(arguments.model)
+        show_kinds(source, root)
+    return source, Annotate(phrasing, arguments.overhang, root, grid, writer, resized), root
 
 
 def sourced(format: str, options: Options) -> tuple[Source, Path]:
@@ -190,3 +205,37 @@ def sourced(format: str, options: Options) -> tuple[Source, Path]:
         return open_source(options.data, unique=None), options.root
     found = import_module(f"trainer.prepare.maps.formats.{format}").opened(options)
     return listed(found.read, found.files), found.root
+
+
+def show_kinds(source: Source, root: Path) -> None:
+    """Says so if the first places of a file do not look like what their `coord` says they count."""
+    kinds: dict[str, Kinds] = {}
+    for item in islice(source.read(), LOOKED_AT):
+        record = item.value if isinstance(item.value, dict) else {}
+        places = record.get("places")
+        for place in places if isinstance(places, list) else ():
+            try:
+                coord, numbers = _numbers(place, item.where)
+                size = size_of(field_of(record, "image", str, item.where), root, item.where)
+            except SampleError:
+                continue  # the work says so
+            kinds.setdefault(coord, Kinds(coord)).add(numbers, size, item.where)
+    for each in kinds.values():
+        if (sentence := each.warning("`coord`")) is not None:
+            print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _numbers(place: Any, where: str) -> tuple[str, tuple[float, ...]]:
+    """(unit, edges) of a place whose box has edges; others say less.
+
+    Raises:
+        SampleError: no such place.
+    """
+    box = place.get("box") if isinstance(place, dict) else None
+    if (
+        box is None
+        or place.get("order", "xyxy") != "xyxy"
+        or place.get("coord") not in (None, *UNITS)
+    ):
+        raise SampleError(where)
+    return place.get("coord") or "pixel", tuple(numbers(box, 4, where, "box"))
