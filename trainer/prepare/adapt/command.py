@@ -9,6 +9,8 @@ from trainer.prepare.arguments import add_choice, add_common, add_places
 
 HELP = "public data sets, in the formats their users have on disk, to samples"
 DATA_SETS = {
+    "chat": "files of other fine-tuning programs: LLaVA and Qwen conversations, messages of OpenAI, "
+    "LLaMA-Factory and TRL, ms-swift; told by what is in them",
     "chartqa": "ChartQA: the original folder, or a Hugging Face data set",
     "docvqa": "DocVQA: the original JSON, or a Hugging Face data set",
     "flickr30k": "Flickr30k Entities: the folder of Annotations and Sentences",
@@ -35,6 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="squad: the answer to questions without one; default: skip them",
     )
+    parser.add_argument(
+        "--image-root",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="chat: further folders that images may be in, for absolute paths",
+    )
+    parser.add_argument(
+        "--take-chosen", action="store_true", help="chat: of preferences, the chosen answers"
+    )
     add_choice(parser, "--points-in", ("percent", "pixel"), "pixmo_points: unit of the points")
     add_common(parser)
 
@@ -50,5 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
     source, root = work.inputs()
     out = run_work(arguments, source, work.rooted(root), root=root)
     words = {"words": "words", "words_outside": "words of the OCR outside their image, left out"}
-    show_counts(out.counts, TITLES | words)
+    unread = {"fields_unread": "fields of messages that nothing here reads (names, times, ...)"}
+    show_counts(out.counts, TITLES | words | unread)
     return 0

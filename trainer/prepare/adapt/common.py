@@ -30,6 +30,9 @@ class Options:
         data: file or folder of the annotations.
         images: folder of the images, if given.
         split, question, answer, ocr, unanswerable, points_in, overhang: as on the command line.
+        image_roots: further folders that images may be in, for absolute paths.
+        take_chosen: of preferences, the chosen answers.
+        output: folder of the output.
         folder: beside the output, for images that come inside a table.
         root: see `trainer.prepare.adapt.work`; set once the inputs are open.
     """
@@ -43,6 +46,9 @@ class Options:
     unanswerable: str | None = None
     points_in: str = "percent"
     overhang: float = 0.01
+    image_roots: tuple[Path, ...] = ()
+    take_chosen: bool = False
+    output: Path = Path()
     folder: str = "images"
     root: Path | None = None
 
@@ -53,15 +59,18 @@ class Options:
         Raises:
             ConfigError: a folder that is not there, or an overhang below 0.
         """
-        for name in ("data", "images", "ocr"):
-            path = getattr(arguments, name)
+        paths = [(name, getattr(arguments, name)) for name in ("data", "images", "ocr")]
+        paths += [("--image-root", path) for path in arguments.image_root]
+        for name, path in paths:
             if path is not None and not (path.exists() if name == "data" else path.is_dir()):
                 raise ConfigError(f"adapt: `{name}`: expected what is there, got {path}")
         if not arguments.overhang >= 0:
             raise ConfigError(f"adapt: `--overhang`: expected at least 0, got {arguments.overhang}")
         names = ("data", "images", "split", "question", "answer", "ocr", "unanswerable")
-        given = named(arguments, *names, "points_in", "overhang")
-        return cls(**given, folder=f"{arguments.output.stem}_images")
+        given = named(arguments, *names, "points_in", "overhang", "take_chosen")
+        folder = f"{arguments.output.stem}_images"
+        roots = tuple(arguments.image_root)
+        return cls(**given, image_roots=roots, output=arguments.output.parent, folder=folder)
 
     def phrasing(self, default: Phrasing) -> Phrasing:
         """The question and answer asked for, else the data set's own."""
@@ -149,6 +158,21 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise wrong(item.where, "image", "the bytes of an image in the row", repr(image)[:80])
+    extension, size = encoded(data, item.where, "image")
+    name = f"{options.folder}/{item.index:08d}{extension}"
+    return Embedded(name, size, {name: data})
+
+
+def encoded(data: bytes, where: str, field: str) -> tuple[str, tuple[int, int]]:
+    """(file extension, (width, height) after EXIF rotation) of an encoded image.
+
+    Args:
+        data: its bytes.
+        where, field: what starts an error message.
+
+    Raises:
+        SampleError: not those of an image.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -157,10 +181,9 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
             # not PngImageFile's own getexif, which would decode the pixels
             turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
     except Image.DecompressionBombError as error:
-        raise wrong(item.where, "image", "an image of ordinary size", str(error)) from None
+        raise wrong(where, field, "an image of ordinary size", str(error)) from None
     except Exception:  # Pillow's readers raise nearly anything on a damaged file
-        raise wrong(item.where, "image", "an image", f"{len(data)} bytes of none") from None
+        raise wrong(where, field, "an image", f"{len(data)} bytes of none") from None
     if kind not in _EXTENSIONS:
-        raise wrong(item.where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
-    name = f"{options.folder}/{item.index:08d}{_EXTENSIONS[kind]}"
-    return Embedded(name, (height, width) if turned else (width, height), {name: data})
+        raise wrong(where, field, f"one of {', '.join(_EXTENSIONS)}", kind)
+    return _EXTENSIONS[kind], (height, width) if turned else (width, height)

@@ -48,5 +48,6 @@ class Adapt:
         return self._adapter().convert(item, self.options)
 
     def _adapter(self) -> Any:
-        module = "docvqa" if self.dataset == "infographicvqa" else self.dataset
+        elsewhere = {"infographicvqa": "docvqa", "chat": "chat.adapter"}
+        module = elsewhere.get(self.dataset, self.dataset)
         return import_module(f"trainer.prepare.adapt.{module}")

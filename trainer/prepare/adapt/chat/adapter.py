@@ -1,0 +1,215 @@
+"""Files of other fine-tuning programs: what is in a record says which dialect it is of.
+
+Read are messages (role, content), conversations (from, value), TRL's prompt and completion,
+ms-swift's query and response with `objects`, and Alpaca's instruction and output, as JSON arrays,
+JSON lines, Parquet, Arrow and folders of `datasets`. The first records say whether a file is one;
+each record is then read by its own shape, since files mix.
+
+Images are in parts of messages, or in a field of the record with `<image>` in the texts, or before
+everything. Every other field of a record is kept in `meta`. What cannot be kept (videos, structured
+tool calls, reasoning apart from the answer) rejects the record.
+
+Source: docs of LLaVA, Qwen-VL, LLaMA-Factory, ms-swift, TRL, axolotl, verl and OpenAI's API.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError
+from trainer.data.images import SampleError, wrong
+from trainer.prepare.adapt.chat import recognise
+from trainer.prepare.adapt.chat.dialects import Dialect, chosen, dialect_of
+from trainer.prepare.adapt.chat.files import open_records
+from trainer.prepare.adapt.chat.objects import placed
+from trainer.prepare.adapt.chat.pictures import (
+    FIELDS,
+    Picture,
+    common_root,
+    folders,
+    is_file,
+    picture,
+    references,
+)
+from trainer.prepare.adapt.chat.turns import Slot, Turn, turn_of
+from trainer.prepare.adapt.common import Options
+from trainer.prepare.pipeline import Made
+from trainer.prepare.reading import plain_json
+from trainer.prepare.sources import Item, Source
+from trainer.wording import short
+
+PHRASING = None
+FIRST = 256  # records that say what a file is
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
+SYSTEM = ("system", "system_prompt")
+READ = {*FIELDS, *SYSTEM, *OTHER_MEDIA, "tools", "objects", "mask_history"}
+
+
+def inputs(options: Options) -> tuple[Source, Path | None]:
+    """The records of a file.
+
+    Raises:
+        ConfigError: no record among the first is of a known dialect, or they are preferences and
+            `take_chosen` is off.
+    """
+    source = open_records(options)
+    records = [item.value for item in islice(source.read(), FIRST) if item.problem is None]
+    kind = recognise.kind_of(records)
+    if kind == "preference" and not options.take_chosen:
+        raise ConfigError(
+            f"{options.data}: a preference file (answers compared or judged); --take-chosen trains "
+            "on the better ones"
+        )
+    if kind == "other":
+        raise ConfigError(f"{options.data}: {recognise.looks_like(records)}")
+    return source, _root(records, options)
+
+
+def convert(item: Item, options: Options) -> Made:
+    """One conversation."""
+    where = item.where
+    record = item.value
+    if isinstance(record, dict):
+        record = chosen(record, where, take=options.take_chosen)
+    dialect = dialect_of(record)
+    if dialect is None:
+        raise SampleError(f"{where}: expected a chat, got {recognise.looks_like([record])}")
+    for name in OTHER_MEDIA:
+        if record.get(name):
+            raise wrong(where, name, "images and text only", name)
+    turns = _framed(dialect.read(record, where), record, where)
+    pictures = _pictures(turns, references(record, where), item, options)
+    counts = {"fields_unread": sum(turn.unread for turn in turns)}
+    regions: list[dict[str, Any]] = []
+    if record.get("objects"):
+        sizes = [found.size for found in pictures]
+        turns, regions, found = placed(turns, record["objects"], sizes, options.overhang, where)
+        counts |= found
+    sample = {
+        **_kept(record, dialect, where),
+        "images": [found.path for found in pictures],
+        "messages": [_message(turn) for turn in turns],
+    }
+    if regions:
+        sample["regions"] = [*sample.get("regions", ()), *regions]
+    written = {found.path: found.data for found in pictures if found.data is not None}
+    counts = {name: n for name, n in counts.items() if n}
+    return Made([boxes(sample)], written, counts)
+
+
+def boxes(sample: dict[str, Any]) -> dict[str, Any]:
+    """The sample with a region for each box that its answers write."""
+    return sample
+
+
+def _framed(turns: list[Turn], record: Mapping[str, Any], where: str) -> list[Turn]:
+    """The turns behind the record's system prompt; of `mask_history` the last answer is trained."""
+    system = next((record[name] for name in SYSTEM if record.get(name)), None)
+    if system is not None and not (turns and turns[0].role == "system"):
+        turns = [turn_of("system", system, f"{where}: system"), *turns]
+    if record.get("mask_history"):
+        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        for i in answers[:-1]:
+            turns[i] = replace(turns[i], train=False)
+    return turns
+
+
+def _pictures(
+    turns: Sequence[Turn], given: list[Any], item: Item, options: Options
+) -> list[Picture]:
+    """The images in the order of their slots, or in the record's order if there are no slots."""
+    slots = [piece for turn in turns for piece in turn.pieces if isinstance(piece, Slot)]
+    waiting = sum(slot.reference is None for slot in slots)
+    if slots and waiting != len(given):
+        wanted = f"{len(given)} placeholders, one for each of the record's images"
+        raise wrong(item.where, "messages", wanted, waiting)
+    rest = iter(given)
+    named = [next(rest) if s.reference is None else s.reference for s in slots] if slots else given
+    return [picture(ref, f"images[{i}]", i, item, options) for i, ref in enumerate(named)]
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    context = {} if turn.train else {"train": False}
+    texts = [piece for piece in turn.pieces if isinstance(piece, str)]
+    if len(texts) == len(turn.pieces):
+        return {"role": turn.role, "content": "".join(texts), **context}
+    parts = [
+        {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image"}
+        for piece in turn.pieces
+    ]
+    return {"role": turn.role, "content": parts, **context}
+
+
+def _kept(record: Mapping[str, Any], dialect: Dialect, where: str) -> dict[str, Any]:
+    """The fields of a sample beside its chat: id, task, tools, supervision, and the rest as meta."""
+    kept: dict[str, Any] = {}
+    if isinstance(record.get("id"), str | int) and not isinstance(record["id"], bool):
+        kept["id"] = record["id"]
+    if isinstance(record.get("task"), str):
+        kept["task"] = record["task"]
+    answers = record.get("answers")
+    if answers and isinstance(answers, list) and all(a and isinstance(a, str) for a in answers):
+        kept["answers"] = answers
+    for name in recognise.SUPERVISION:
+        if record.get(name) and dialect.needs == ("messages",):
+            kept[name] = record[name]
+    if record.get("tools"):
+        kept["tools"] = _tools(record["tools"], where)
+    meta = dict(record["meta"]) if isinstance(record.get("meta"), dict) else {}
+    read = {*kept, *READ, *dialect.needs, *dialect.also}
+    for name, value in record.items():
+        if name not in read and value is not None and _plain(value):
+            if name != "meta" or not isinstance(value, dict):
+                meta[name] = value
+    return {**kept, **({"meta": meta} if meta else {})}
+
+
+def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
+    """JSON schemas of functions, each an object or the text of one."""
+    try:
+        tools = plain_json(tools) if isinstance(tools, str) else tools
+        found = [plain_json(t) if isinstance(t, str) else t for t in tools]
+    except (TypeError, ValueError) as error:
+        raise wrong(where, "tools", "a list of JSON schemas", short(str(error))) from None
+    for i, tool in enumerate(found):
+        if not isinstance(tool, dict):
+            raise wrong(where, f"tools[{i}]", "an object", short(tool))
+    return found
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is one that JSON can hold."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _root(records: Sequence[Any], options: Options) -> Path:
+    """The folder that all image paths of the samples start from: the deepest that holds what the
+    first records need, the folders of files and the output of images that are inside records."""
+    files = held = False
+    for record in records:
+        for reference in _references(record, options):
+            files |= is_file(reference)
+            held |= not is_file(reference)
+    own = [options.output] if held or not files else []
+    return common_root([*(folders(options) if files else []), *own])
+
+
+def _references(record: Any, options: Options) -> list[Any]:
+    """What a record's images refer to; none of a record that cannot be used."""
+    try:
+        record = chosen(record, "", take=options.take_chosen)
+        dialect = dialect_of(record)
+        turns = dialect.read(record, "") if dialect is not None else []
+        slots = [piece.reference for t in turns for piece in t.pieces if isinstance(piece, Slot)]
+        return [*references(record, ""), *(slot for slot in slots if slot is not None)]
+    except (SampleError, AttributeError):
+        return []
