@@ -9,8 +9,8 @@ from trainer.prepare.arguments import add_choice, add_common, add_places
 
 HELP = "public data sets, in the formats their users have on disk, to samples"
 DATA_SETS = {
-    "chat": "files of other fine-tuning programs: LLaVA and Qwen conversations, messages of OpenAI, "
-    "LLaMA-Factory and TRL, ms-swift; told by what is in them",
+    "chat": "Chats: files of other fine-tuning programs (LLaVA, Qwen, OpenAI, LLaMA-Factory, TRL, "
+    "ms-swift, ...), told by what is in them",
     "chartqa": "ChartQA: the original folder, or a Hugging Face data set",
     "docvqa": "DocVQA: the original JSON, or a Hugging Face data set",
     "flickr30k": "Flickr30k Entities: the folder of Annotations and Sentences",

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ from trainer.config import ConfigError
 from trainer.data.images import SampleError, wrong
 from trainer.prepare.adapt.chat import recognise
 from trainer.prepare.adapt.chat.dialects import Dialect, chosen, dialect_of
-from trainer.prepare.adapt.chat.files import open_records
+from trainer.prepare.adapt.chat.files import first_records, open_records
 from trainer.prepare.adapt.chat.objects import placed
 from trainer.prepare.adapt.chat.pictures import (
     FIELDS,
     Picture,
     common_root,
-    folders,
-    is_file,
+    folder_of,
     picture,
     references,
 )
@@ -44,7 +42,6 @@ from trainer.prepare.sources import Item, Source
 from trainer.wording import short
 
 PHRASING = None
-FIRST = 256  # records that say what a file is
 OTHER_MEDIA = ("video", "videos", "audio", "audios")
 SYSTEM = ("system", "system_prompt")
 READ = {*FIELDS, *SYSTEM, *OTHER_MEDIA, "tools", "objects", "mask_history"}
@@ -57,17 +54,16 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
         ConfigError: no record among the first is of a known dialect, or they are preferences and
             `take_chosen` is off.
     """
-    source = open_records(options)
-    records = [item.value for item in islice(source.read(), FIRST) if item.problem is None]
+    records = first_records(options)
     kind = recognise.kind_of(records)
     if kind == "preference" and not options.take_chosen:
         raise ConfigError(
-            f"{options.data}: a preference file (answers compared or judged); --take-chosen trains "
-            "on the better ones"
+            f"{options.data}: a preference file (answers compared or judged); `prepare adapt chat "
+            "--take-chosen` makes samples of the better ones"
         )
     if kind == "other":
         raise ConfigError(f"{options.data}: {recognise.looks_like(records)}")
-    return source, _root(records, options)
+    return open_records(options), _root(records, options)
 
 
 def convert(item: Item, options: Options) -> Made:
@@ -163,9 +159,9 @@ def _kept(record: Mapping[str, Any], dialect: Dialect, where: str) -> dict[str, 
     meta = dict(record["meta"]) if isinstance(record.get("meta"), dict) else {}
     read = {*kept, *READ, *dialect.needs, *dialect.also}
     for name, value in record.items():
-        if name not in read and value is not None and _plain(value):
-            if name != "meta" or not isinstance(value, dict):
-                meta[name] = value
+        merged = name == "meta" and isinstance(value, dict)
+        if name not in read and value is not None and not merged and _plain(value):
+            meta[name] = value
     return {**kept, **({"meta": meta} if meta else {})}
 
 
@@ -192,15 +188,14 @@ def _plain(value: Any) -> bool:
 
 
 def _root(records: Sequence[Any], options: Options) -> Path:
-    """The folder that all image paths of the samples start from: the deepest that holds what the
-    first records need, the folders of files and the output of images that are inside records."""
-    files = held = False
+    """The folder that all image paths of the samples start from: the deepest that holds the
+    `image_roots` and what the first records need, the folders of their files, and the output's of
+    images that are inside records."""
+    needed: dict[Path, None] = {}
     for record in records:
         for reference in _references(record, options):
-            files |= is_file(reference)
-            held |= not is_file(reference)
-    own = [options.output] if held or not files else []
-    return common_root([*(folders(options) if files else []), *own])
+            needed[folder_of(reference, options) or options.output] = None
+    return common_root([*options.image_roots, *needed] or [options.output])
 
 
 def _references(record: Any, options: Options) -> list[Any]:

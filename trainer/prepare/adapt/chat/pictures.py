@@ -45,9 +45,16 @@ def references(record: dict[str, Any], where: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def is_file(reference: Any) -> bool:
-    """Whether a reference names a file and does not hold the image."""
-    return isinstance(_inside(reference), str) and not _data_of(_inside(reference))
+def folder_of(reference: Any, options: Options) -> Path | None:
+    """The allowed folder that the file of a reference is in, the first one if it is in none; None
+    for a reference that holds the image."""
+    found = _inside(reference)
+    if not isinstance(found, str) or _data_of(found) is not None:
+        return None
+    try:
+        return _file(found, options, "", "")[0]
+    except SampleError:
+        return _folders(options)[0]
 
 
 def picture(reference: Any, field: str, number: int, item: Item, options: Options) -> Picture:
@@ -74,13 +81,14 @@ def picture(reference: Any, field: str, number: int, item: Item, options: Option
         raise wrong(item.where, field, "an image or its path", short(found))
     if re.match(r"(?i)(https?|ftp|s3|gs|hdfs|oss)://", found):
         raise wrong(item.where, field, "a file (the network is never used)", short(found))
-    file = _file(found, options, item.where, field)
+    folder, part = _file(found, options, item.where, field)
+    file = folder / part
     size = image_size(file, where=item.where, field=field)
     return Picture(_below_root(file, options, item.where, field), size)
 
 
-def folders(options: Options) -> list[Path]:
-    """The folders that images may be in, the first one that relative paths start from."""
+def _folders(options: Options) -> list[Path]:
+    """The folders that images may be in; relative paths start from each, in this order."""
     own = options.data if options.data.is_dir() else options.data.parent
     return [Path(os.path.abspath(f)) for f in (options.images or own, *options.image_roots)]
 
@@ -110,11 +118,11 @@ def _decoded(data: str, where: str, field: str) -> bytes:
         raise wrong(where, field, "an image in base64", f"{short(data, 40)} ({error})") from None
 
 
-def _file(name: str, options: Options, where: str, field: str) -> Path:
-    """The file of a path, below one of the allowed folders; links out of them are refused."""
+def _file(name: str, options: Options, where: str, field: str) -> tuple[Path, str]:
+    """(an allowed folder, the path of a file below it); links out of the folder are refused."""
     if name.startswith("file:"):
         name = unquote(name.removeprefix("file:").removeprefix("//").removeprefix("localhost"))
-    allowed = folders(options)
+    allowed = _folders(options)
     if "\\" in name and not os.path.exists(allowed[0] / name):
         name = name.replace("\\", "/")
     inside = [(folder, _relative(name, folder)) for folder in allowed]
@@ -126,7 +134,7 @@ def _file(name: str, options: Options, where: str, field: str) -> Path:
     for folder, part in inside:
         try:
             confined(part, folder, where=where, field=field)
-            return folder / PurePosixPath(part)
+            return folder, part
         except SampleError as error:
             problem = problem or error
     raise problem

@@ -36,6 +36,22 @@ def kind_of(records: Sequence[Any]) -> Kind:
     return "canonical" if plain else "other"
 
 
+def is_canonical(records: Sequence[Any]) -> bool:
+    """Whether JSON lines are taken as they are: so are those of no known dialect, whose errors then
+    say what docs/data-format.md wants.
+
+    Args:
+        records: see `kind_of`.
+    """
+    return kind_of(records) in ("canonical", "other")
+
+
+def titles(records: Sequence[Any]) -> list[str]:
+    """The dialects of records, each once, in the order in which they come."""
+    found = (dialect_of(record) for record in records)
+    return list(dict.fromkeys(dialect.title for dialect in found if dialect is not None))
+
+
 def looks_like(records: Sequence[Any]) -> str:
     """One sentence on records that are of no dialect.
 
