@@ -142,7 +142,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 
 def _kept(record: Mapping[str, Any], dialect: Dialect, where: str) -> dict[str, Any]:
-    """The fields of a sample beside its chat: id, task, tools, supervision, and the rest as meta."""
+    """The fields of a sample beside its chat: id, task, tools, supervision; the rest is `meta`."""
     kept: dict[str, Any] = {}
     if isinstance(record.get("id"), str | int) and not isinstance(record["id"], bool):
         kept["id"] = record["id"]

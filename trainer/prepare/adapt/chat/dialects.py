@@ -80,7 +80,7 @@ def chosen(record: dict[str, Any], where: str, *, take: bool) -> dict[str, Any]:
         return {**made, "conversations": [*record["conversations"], better]}
     if "prompt" in record and not _whole(better):
         return {**made, "completion": better}
-    return {**made, "messages": better}
+    return {**{k: v for k, v in made.items() if k != "prompt"}, "messages": better}
 
 
 def _whole(better: Any) -> bool:

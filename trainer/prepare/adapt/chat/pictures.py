@@ -18,6 +18,7 @@ from trainer.prepare.adapt.common import Options, encoded
 from trainer.prepare.sources import Item
 from trainer.wording import short
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 FIELDS = ("images", "image", "image_path", "image_paths")
 # how JPEG, PNG, GIF, WebP and TIFF begin in base64
 _BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkq|TU0AK)[A-Za-z0-9+/\s]{60,}={0,2}\s*")
@@ -77,7 +78,7 @@ def picture(reference: Any, field: str, number: int, item: Item, options: Option
         extension, size = encoded(found, item.where, field)
         name = f"{options.folder}/{item.index:08d}_{number}{extension}"
         return Picture(_below_root(options.output / name, options, item.where, field), size, found)
-    if not isinstance(found, str) or not found or re.search("[\ud800-\udfff]", found):
+    if not isinstance(found, str) or not found:
         raise wrong(item.where, field, "an image or its path", short(found))
     if re.match(r"(?i)(https?|ftp|s3|gs|hdfs|oss)://", found):
         raise wrong(item.where, field, "a file (the network is never used)", short(found))
@@ -120,6 +121,8 @@ def _decoded(data: str, where: str, field: str) -> bytes:
 
 def _file(name: str, options: Options, where: str, field: str) -> tuple[Path, str]:
     """(an allowed folder, the path of a file below it); links out of the folder are refused."""
+    if _SURROGATE.search(name):
+        raise wrong(where, field, "a path in Unicode", short(name))
     if name.startswith("file:"):
         name = unquote(name.removeprefix("file:").removeprefix("//").removeprefix("localhost"))
     allowed = _folders(options)
