@@ -91,8 +91,9 @@ def convert(item: Item, options: Options) -> Made:
         "images": [found.path for found in pictures],
         "messages": [_message(turn) for turn in turns],
     }
-    if regions:
-        sample["regions"] = [*sample.get("regions", ()), *regions]
+    if regions and isinstance(given := sample.get("regions", []), list):
+        sample["regions"] = [*given, *regions]
+        counts["regions"] = len(sample["regions"])
     written = {found.path: found.data for found in pictures if found.data is not None}
     counts = {name: n for name, n in counts.items() if n}
     return Made([boxes(sample)], written, counts)

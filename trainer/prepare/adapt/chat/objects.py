@@ -74,7 +74,6 @@ def placed(
         if turn.role == "assistant":
             text = "".join(piece for piece in turn.pieces if isinstance(piece, str))
             regions += [{"turn": number, **region} for region in _regions(text, marks)]
-    counts["regions"] = len(regions)
     return made, regions, {name: n for name, n in counts.items() if n}
 
 
