@@ -1,0 +1,68 @@
+"""Writes boxes of an image of some size in a style, whatever that style's numbers count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import ConfigError
+from trainer.places.of_model import style_named
+from trainer.places.styles import STYLES, Place, Style, Written
+from trainer.places.units import Resized, Size, extent
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes places in a style.
+
+    Args:
+        style: by its name in `STYLES`, so that a worker process can be sent this.
+        resized: of the model whose processor decides the pixels; None: the style needs none.
+    """
+
+    style: str = "per_mille"
+    resized: Resized | None = None
+
+    @classmethod
+    def of(cls, name: str, model: str | Path | None) -> Writer:
+        """The writer of `--box-style` and `--model`.
+
+        Raises:
+            ConfigError: an unknown style or model, or a style that needs a model and has none.
+        """
+        style = style_named(name, model)
+        return cls(style.name, resized_of(style.unit, model, f"--box-style {style.name}"))
+
+    @property
+    def rules(self) -> Style:
+        """The style itself."""
+        return STYLES[self.style]
+
+    def write(self, places: Sequence[Place], size: Size) -> Written:
+        """Places in fractions of an image of (width, height) as the style writes them.
+
+        Raises:
+            ValueError: the style has no such places, or cannot hold a label.
+            SampleError: the processor refuses an image of this size.
+        """
+        style = self.rules
+        if style.unit == "square":
+            square = extent("square", size, None)
+            places = [place._replace(numbers=square.numbers(place.numbers)) for place in places]
+        if style.unit == "resized" and self.resized is not None:
+            size = self.resized(size)
+        return style.write(places, size)
+
+
+def resized_of(unit: str | None, model: str | Path | None, option: str) -> Resized | None:
+    """The resize that a unit needs; None for all but "resized".
+
+    Raises:
+        ConfigError: the unit needs a model and there is none, or one without such a processor.
+    """
+    if unit != "resized":
+        return None
+    if model is None:
+        raise ConfigError(f"`{option}`: expected --model, whose processor decides the pixels")
+    return Resized.of(model)
