@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trainer.places.notations import BOXES, POINTS, Scale, sound
+from trainer.places.notations import BOXES, POINTS, sound
+from trainer.places.patterns import Scale
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]

@@ -25,8 +25,8 @@ def style_of(model: str | Path) -> Style:
         raise ConfigError(f"`--model`: expected a model folder, got {model} ({error})") from None
     if not isinstance(kind, str) or kind not in _OF_FAMILY:
         raise ConfigError(
-            f"`--box-style`: expected one of {', '.join(STYLES)} by its name, since it is not known "
-            f"how {kind!r:.80} of {model} writes boxes"
+            f"`--box-style`: expected one of {', '.join(STYLES)}, since it is not known how "
+            f"{kind!r:.80} of {model} writes boxes"
         )
     return _OF_FAMILY[kind]
 

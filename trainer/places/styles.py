@@ -9,43 +9,26 @@ Sources: the model cards and processors of the families; docs/boxes.md has an ex
 
 from __future__ import annotations
 
-import html
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import ceil, floor
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from trainer.places.notations import CELLS, Mark, Numbers, Span, marks_in
+from trainer.places.layouts import (
+    Layout,
+    Place,
+    Written,
+    coords,
+    json_list,
+    label_behind,
+    lists,
+    points,
+    tags,
+)
+from trainer.places.notations import Mark, marks_in
+from trainer.places.patterns import CELLS, Numbers
 
 Size = tuple[int, int]
-
-
-class Place(NamedTuple):
-    """A box (x0, y0, x1, y1) or a point (x, y) in fractions of the image, and its label."""
-
-    numbers: Numbers
-    label: str | None = None
-
-
-class Part(NamedTuple):
-    """Where a place's numbers and its label stand in what was written."""
-
-    numbers: Span
-    label: Span | None
-
-
-class Written(NamedTuple):
-    """A text, and the parts of it that belong to each place."""
-
-    text: str
-    parts: tuple[Part, ...]
-
-
-Texts = Sequence[tuple[str, Place]]
-"""The numbers of each place as text."""
-Layout = Callable[[Texts], Written]
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class Style:
         box, point: the numbers of a place with `{0}` for x0 or x, `{1}` for y0 or y, `{2}` for x1
             and `{3}` for y1 (`#`: the number of the place); None: the style has none.
         layout: what is written around them.
-        unit: of numbers that the notation leaves open: "resized", "pixel", "unit" or "per_mille".
+        unit: what its numbers count (`units.UNITS`), if the notation does not say so.
         number: a tick as it is written.
         families: values of `model_type` in config.json of the models that write so.
         has_labels: whether a label is a part of what is written.
@@ -166,158 +149,44 @@ class Style:
         return form.format(*map(self.number, ticks))
 
 
-class _Draft:
-    """A text that grows, and knows where its parts are."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def add(self, text: str) -> Span:
-        start, self.text = len(self.text), self.text + text
-        return start, len(self.text)
-
-
-def _tags(
-    ref: tuple[str, str],
-    tag: tuple[str, str],
-    joiner: str | None = None,
-    between: str = ", ",
-) -> Layout:
-    """A label in tags, then its boxes in tags: all in one pair with `joiner`, or one each."""
-
-    inner = tag[1] + tag[0] if joiner is None else joiner
-
-    def layout(places: Texts) -> Written:
-        draft, parts = _Draft(), []
-        for label, texts in _by_label(places):
-            draft.add(between if draft.text else "")
-            span = None
-            if label is not None:
-                draft.add(ref[0])
-                span = draft.add(label)
-                draft.add(ref[1])
-            draft.add(tag[0])
-            for i, text in enumerate(texts):
-                draft.add(inner if i else "")
-                parts.append(Part(draft.add(text), span))
-            draft.add(tag[1])
-        return Written(draft.text, tuple(parts))
-
-    return layout
-
-
-def _label_behind(places: Texts) -> Written:
-    """PaliGemma: numbers, label; numbers, label."""
-    draft, parts = _Draft(), []
-    for text, place in places:
-        draft.add(" ; " if draft.text else "")
-        numbers, span = draft.add(text), None
-        if place.label is not None:
-            draft.add(" ")
-            span = draft.add(place.label)
-        parts.append(Part(numbers, span))
-    return Written(draft.text, tuple(parts))
-
-
-def _json(box: str, point: str) -> Layout:
-    """A list of objects, as json.dumps writes it."""
-
-    def layout(places: Texts) -> Written:
-        draft, parts = _Draft(), []
-        draft.add("[")
-        for text, place in places:
-            draft.add(", " if parts else "")
-            draft.add(f'{{"{box if len(place.numbers) == 4 else point}": ')
-            numbers, span = draft.add(text), None
-            if place.label is not None:
-                draft.add(', "label": "')
-                span = draft.add(json.dumps(place.label, ensure_ascii=False)[1:-1])
-                draft.add('"')
-            draft.add("}")
-            parts.append(Part(numbers, span))
-        draft.add("]")
-        return Written(draft.text, tuple(parts))
-
-    return layout
-
-
-def _points(places: Texts) -> Written:
-    """Molmo: a tag with the points of a label, and the label in it and in `alt`."""
-    draft, parts = _Draft(), []
-    for label, texts in _by_label(places):
-        name, alone = ("point", True) if len(texts) == 1 else ("points", False)
-        draft.add(f"{' ' if draft.text else ''}<{name}")
-        spans = []
-        for i, text in enumerate(texts, start=1):
-            draft.add(" ")
-            spans.append(draft.add(text.replace("#", "" if alone else str(i))))
-            draft.add('"')
-        draft.add("" if label is None else f' alt="{html.escape(label)}"')
-        draft.add(">")
-        span = None if label is None else draft.add(html.escape(label, quote=False))
-        draft.add(f"</{name}>")
-        parts += [Part(numbers, span) for numbers in spans]
-    return Written(draft.text, tuple(parts))
-
-
-def _coords(places: Texts) -> Written:
-    """Molmo 2: the first image's number, then number, x, y of each point of a label."""
-    draft, parts = _Draft(), []
-    for label, texts in _by_label(places):
-        draft.add(f'{" " if draft.text else ""}<points coords="1')
-        spans = []
-        for i, text in enumerate(texts, start=1):
-            draft.add(" ")
-            spans.append(draft.add(text.replace("#", str(i))))
-        draft.add('">')
-        span = None if label is None else draft.add(html.escape(label, quote=False))
-        draft.add("</points>")
-        parts += [Part(numbers, span) for numbers in spans]
-    return Written(draft.text, tuple(parts))
-
-
-def _lists(places: Texts) -> Written:
-    """The numbers alone."""
-    draft, parts = _Draft(), []
-    for text, _ in places:
-        draft.add(" " if parts else "")
-        parts.append(Part(draft.add(text), None))
-    return Written(draft.text, tuple(parts))
-
-
-def _by_label(places: Texts) -> Iterator[tuple[str | None, list[str]]]:
-    """The texts of places that follow each other under one label."""
-    for label, pairs in groupby(places, key=lambda pair: pair[1].label):
-        yield label, [text for text, _ in pairs]
-
-
 _MILLE = Grid(1000)
 _LIST, _PAIR = "[{0}, {1}, {2}, {3}]", "[{0}, {1}]"
 _CORNERS, _POINT = "({0},{1}),({2},{3})", "({0},{1})"
-_QWEN_JSON = _json("bbox_2d", "point_2d")
+_QWEN_JSON = json_list("bbox_2d", "point_2d")
 _BBOX = ("bbox_2d", "point_2d")
 _ROWS = (
-    Style("per_mille", ("list",), _MILLE, _LIST, _PAIR, _lists, unit="per_mille", has_labels=False),
+    Style("per_mille", ("list",), _MILLE, _LIST, _PAIR, lists, unit="per_mille", has_labels=False),
     Style(
         "unit",
         ("list",),
         _MILLE,
         _LIST,
         _PAIR,
-        _lists,
+        lists,
         unit="unit",
         has_labels=False,
         number=lambda tick: tick / 1000,
-        families=("llava", "llava_next", "llava_onevision", "vipllava"),
     ),
-    Style("pixel", ("list",), Grid(None), _LIST, _PAIR, _lists, unit="pixel", has_labels=False),
+    Style(
+        "llava",
+        ("list",),
+        Grid(100),
+        _LIST,
+        _PAIR,
+        lists,
+        unit="square",
+        has_labels=False,
+        number=lambda tick: tick / 100,
+        families=("llava",),
+    ),
+    Style("pixel", ("list",), Grid(None), _LIST, _PAIR, lists, unit="pixel", has_labels=False),
     Style(
         "qwen",
         ("box",),
         _MILLE,
         _CORNERS,
         _POINT,
-        _tags(("<ref>", "</ref>"), ("<box>", "</box>")),
+        tags(("<ref>", "</ref>"), ("<box>", "</box>")),
         families=("qwen",),
     ),
     Style(
@@ -326,7 +195,7 @@ _ROWS = (
         _MILLE,
         _CORNERS,
         _POINT,
-        _tags(("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>")),
+        tags(("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>")),
         families=("qwen2_vl",),
     ),
     Style(
@@ -355,7 +224,7 @@ _ROWS = (
         _MILLE,
         _LIST,
         None,
-        _tags(("<ref>", "</ref>"), ("<box>[", "]</box>"), ", "),
+        tags(("<ref>", "</ref>"), ("<box>[", "]</box>"), ", "),
         families=("internvl", "internvl_chat"),
     ),
     Style(
@@ -364,7 +233,7 @@ _ROWS = (
         _MILLE,
         "{0} {1} {2} {3}",
         None,
-        _tags(("<ref>", "</ref>"), ("<box>", "</box>")),
+        tags(("<ref>", "</ref>"), ("<box>", "</box>")),
         families=("minicpmv",),
     ),
     Style(
@@ -373,7 +242,7 @@ _ROWS = (
         Grid(1024, 1023),
         "<loc{1:04}><loc{0:04}><loc{3:04}><loc{2:04}>",
         None,
-        _label_behind,
+        label_behind,
         families=("paligemma",),
     ),
     Style(
@@ -382,7 +251,7 @@ _ROWS = (
         Grid(1000, 999, "inside"),
         "<loc_{0}><loc_{1}><loc_{2}><loc_{3}>",
         None,
-        _tags(("", ""), ("", ""), "", ""),
+        tags(("", ""), ("", ""), "", ""),
         families=("florence2",),
     ),
     Style(
@@ -391,7 +260,7 @@ _ROWS = (
         Grid(CELLS, CELLS - 1, "cells"),
         "<patch_index_{0:04}><patch_index_{1:04}>",
         None,
-        _tags(
+        tags(
             ("<phrase>", "</phrase>"), ("<object>", "</object>"), "</delimiter_of_multi_objects/>"
         ),
         families=("kosmos-2", "kosmos-2.5"),
@@ -402,7 +271,7 @@ _ROWS = (
         Grid(999),
         _LIST,
         None,
-        _tags(("<|ref|>", "<|/ref|>"), ("<|det|>[", "]<|/det|>"), ", "),
+        tags(("<|ref|>", "<|/ref|>"), ("<|det|>[", "]<|/det|>"), ", "),
         families=("deepseek_vl_v2", "deepseek_ocr2"),
     ),
     Style(
@@ -411,7 +280,7 @@ _ROWS = (
         _MILLE,
         "[{1}, {0}, {3}, {2}]",
         "[{1}, {0}]",
-        _json("box_2d", "point"),
+        json_list("box_2d", "point"),
         families=("gemma3", "gemma3n", "gemma4"),
     ),
     Style(
@@ -420,11 +289,11 @@ _ROWS = (
         _MILLE,
         None,
         'x#="{0}" y#="{1}',
-        _points,
+        points,
         number=lambda tick: tick / 10,
         families=("molmo",),
     ),
-    Style("molmo2", ("molmo2",), _MILLE, None, "# {0:03} {1:03}", _coords, families=("molmo2",)),
+    Style("molmo2", ("molmo2",), _MILLE, None, "# {0:03} {1:03}", coords, families=("molmo2",)),
 )
 STYLES = {style.name: style for style in _ROWS}
 """Every style by its name; the first is the default of templates."""

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError
-from trainer.places.notations import Numbers
+from trainer.places.patterns import Numbers
 from trainer.wording import cut
 
 Size = tuple[int, int]

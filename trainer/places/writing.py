@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config import ConfigError
+from trainer.places.layouts import Place, Written
 from trainer.places.of_model import style_named
-from trainer.places.styles import STYLES, Place, Style, Written
+from trainer.places.styles import STYLES, Style
 from trainer.places.units import Resized, Size, extent
 
 
