@@ -124,7 +124,7 @@ class Style:
             else Place(place.numbers)
             for place in places
         ]
-        written = self.layout([(self._text(place, size), place) for place in named])
+        written = self.layout([(self.numbers(place, size), place) for place in named])
         read = [(mark.span, mark.label and mark.label.text) for mark in self.read(written.text)]
         for i, (place, part) in enumerate(zip(named, written.parts, strict=True)):
             if read[i : i + 1] != [(part.numbers, place.label)] or len(read) != len(named):
@@ -137,7 +137,12 @@ class Style:
         """The places of a text in this style's notation."""
         return marks_in(text, only=self.notations)
 
-    def _text(self, place: Place, size: Size | None) -> str:
+    def numbers(self, place: Place, size: Size | None = None) -> str:
+        """The numbers of a place alone, as they stand between the tags.
+
+        Raises:
+            ValueError: the style has no boxes, or no points.
+        """
         form = self.box if len(place.numbers) == 4 else self.point
         if form is None:
             what = "points" if self.box is None else "boxes"

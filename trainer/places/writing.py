@@ -47,13 +47,21 @@ class Writer:
             ValueError: the style has no such places, or cannot hold a label.
             SampleError: the processor refuses an image of this size.
         """
-        style = self.rules
-        if style.unit == "square":
-            square = extent("square", size, None)
-            places = [place._replace(numbers=square.numbers(place.numbers)) for place in places]
-        if style.unit == "resized" and self.resized is not None:
-            size = self.resized(size)
-        return style.write(places, size)
+        counted = [self._counted(place, size) for place in places]
+        return self.rules.write(counted, self._pixels(size))
+
+    def numbers(self, place: Place, size: Size) -> str:
+        """The numbers alone of a place in fractions of an image; raises as `write`."""
+        return self.rules.numbers(self._counted(place, size), self._pixels(size))
+
+    def _counted(self, place: Place, size: Size) -> Place:
+        """In fractions of what the style's grid divides."""
+        if self.rules.unit != "square":
+            return place
+        return place._replace(numbers=extent("square", size, None).numbers(place.numbers))
+
+    def _pixels(self, size: Size) -> Size:
+        return size if self.resized is None else self.resized(size)
 
 
 def resized_of(unit: str | None, model: str | Path | None, option: str) -> Resized | None:

@@ -88,6 +88,27 @@ def add_places(
     )
 
 
+def add_style(parser: Any, *, default: str, text: str) -> None:
+    """Adds `--box-style` and `--model`, whose family says what "auto" is.
+
+    Args:
+        parser: gets them.
+        default: what the style is if none is named, in words.
+        text: what is written in it.
+    """
+    parser.add_argument(
+        "--box-style",
+        metavar="STYLE",
+        help=f"how {text}: per_mille, qwen2.5, internvl, ... (docs/boxes.md), auto for that of "
+        f"--model; default: {default}",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder of the model that the samples are for, for styles and pixels of its processor",
+    )
+
+
 def add_choice(
     parser: Any, flag: str, choices: tuple[str, ...], text: str, *, default: str | None = None
 ) -> None:
