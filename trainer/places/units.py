@@ -84,6 +84,14 @@ class Resized:
         return found[1], found[0]
 
 
+def resized_if_any(model: str | Path) -> Resized | None:
+    """`Resized.of` a model; None for one whose processor does not resize images so."""
+    try:
+        return Resized.of(model)
+    except ConfigError:
+        return None
+
+
 class Extent(NamedTuple):
     """Where an image is in the numbers of its boxes: its left top corner, and its sides."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from trainer.config import ConfigError
-from trainer.places.layouts import Place, Written
+from trainer.places.layouts import Part, Place, Written
 from trainer.places.of_model import style_named
 from trainer.places.styles import STYLES, Style
 from trainer.places.units import Resized, Size, extent
@@ -50,6 +51,23 @@ class Writer:
         counted = [self._counted(place, size) for place in places]
         return self.rules.write(counted, self._pixels(size))
 
+    def spoken(self, places: Sequence[Place], size: Size) -> Written:
+        """As `write`, within a text: if the style has no labels they stand before the numbers."""
+        if self.rules.has_labels:
+            return self.write(places, size)
+        text, parts = "", []
+        for label, group in groupby(places, key=lambda place: place.label):
+            text += ", " if text else ""
+            span = None
+            if label is not None:
+                span = len(text), len(text) + len(label)
+                text += f"{label} "
+            made = self.write(list(group), size)
+            for part in made.parts:
+                parts.append(Part((part.numbers[0] + len(text), part.numbers[1] + len(text)), span))
+            text += made.text
+        return Written(text, tuple(parts))
+
     def numbers(self, place: Place, size: Size) -> str:
         """The numbers alone of a place in fractions of an image; raises as `write`."""
         return self.rules.numbers(self._counted(place, size), self._pixels(size))
@@ -75,3 +93,7 @@ def resized_of(unit: str | None, model: str | Path | None, option: str) -> Resiz
     if model is None:
         raise ConfigError(f"`{option}`: expected --model, whose processor decides the pixels")
     return Resized.of(model)
+
+
+PER_MILLE = Writer()
+"""What is written if nothing else is asked for: lists in thousandths."""

@@ -66,7 +66,8 @@ def add_reading(
 def add_places(
     parser: argparse.ArgumentParser, *, question: str | None, answer: str | None, own: str
 ) -> None:
-    """Adds `--images`, `--question`, `--answer` and `--overhang` of samples made of annotations.
+    """Adds `--images`, `--question`, `--answer`, `--overhang`, `--box-style` and `--model` of
+    samples made of annotations.
 
     Args:
         parser: gets them.
@@ -86,6 +87,7 @@ def add_places(
         default=0.01,
         help="share of an image's side by which a box may stick out, to be cut at its edge",
     )
+    add_style(parser, default="per_mille", text="{box} and {point} are written")
 
 
 def add_style(parser: Any, *, default: str, text: str) -> None:

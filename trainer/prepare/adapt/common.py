@@ -14,6 +14,7 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.data.images import ORIENTATION, wrong
+from trainer.places.writing import PER_MILLE, Writer
 from trainer.prepare.arguments import named
 from trainer.prepare.placing import Phrasing
 from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows
@@ -30,6 +31,7 @@ class Options:
         data: file or folder of the annotations.
         images: folder of the images, if given.
         split, question, answer, ocr, unanswerable, points_in, overhang: as on the command line.
+        writer: of `{box}` and `{point}`, by `--box-style` and `--model`.
         folder: beside the output, for images that come inside a table.
         root: see `trainer.prepare.adapt.work`; set once the inputs are open.
     """
@@ -43,6 +45,7 @@ class Options:
     unanswerable: str | None = None
     points_in: str = "percent"
     overhang: float = 0.01
+    writer: Writer = PER_MILLE
     folder: str = "images"
     root: Path | None = None
 
@@ -61,7 +64,8 @@ class Options:
             raise ConfigError(f"adapt: `--overhang`: expected at least 0, got {arguments.overhang}")
         names = ("data", "images", "split", "question", "answer", "ocr", "unanswerable")
         given = named(arguments, *names, "points_in", "overhang")
-        return cls(**given, folder=f"{arguments.output.stem}_images")
+        writer = Writer.of(arguments.box_style or PER_MILLE.style, arguments.model)
+        return cls(**given, writer=writer, folder=f"{arguments.output.stem}_images")
 
     def phrasing(self, default: Phrasing) -> Phrasing:
         """The question and answer asked for, else the data set's own."""

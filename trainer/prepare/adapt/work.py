@@ -38,7 +38,7 @@ class Adapt:
                 raise ConfigError(f"adapt: {self.dataset} has questions and answers of its own")
         else:
             default, known = adapter.PHRASING
-            self.options.phrasing(default).check(known)
+            self.options.phrasing(default).check(known, self.options.writer)
         return adapter.inputs(self.options)
 
     def rooted(self, root: Path | None) -> Adapt:

@@ -6,10 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
 
-from trainer.places.layouts import Part, Place, Written
 from trainer.places.patterns import Span
 from trainer.places.units import Size
 from trainer.places.writing import Writer
@@ -140,7 +138,7 @@ def _edits(
         return None
     start, stop = _whole(text, group)
     try:
-        made = _written([each.place for each in group], size, writer)
+        made = writer.spoken([each.place for each in group], size)
     except ValueError:
         return None
     moves = []
@@ -169,22 +167,3 @@ def _whole(text: str, group: list[Found]) -> Span:
     if before[1] and behind[2] and (listed or not (before[2] or behind[1])):
         start, stop = start - len(before[1]), stop + len(behind[2])
     return start, stop
-
-
-def _written(places: list[Place], size: Size, writer: Writer) -> Written:
-    """The places with their labels, which stand before the numbers if the style has none."""
-    if writer.rules.has_labels:
-        return writer.write(places, size)
-    text, parts = "", []
-    for label, group in groupby(places, key=lambda place: place.label):
-        text += ", " if text else ""
-        span = None
-        if label is not None:
-            span = len(text), len(text) + len(label)
-            text += f"{label} "
-        made = writer.write(list(group), size)
-        for part in made.parts:
-            numbers = part.numbers[0] + len(text), part.numbers[1] + len(text)
-            parts.append(Part(numbers, span))
-        text += made.text
-    return Written(text, tuple(parts))
