@@ -7,6 +7,7 @@ used as it is; of a file that changed since it is made anew.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from trainer.prepare.adapt.common import Options
 from trainer.prepare.adapt.work import Adapt
 from trainer.prepare.output import Output, made_with, rejected_lines
 from trainer.prepare.pipeline import prepare
+
+logger = logging.getLogger(__name__)
 
 SMALL = 64 * 2**20  # bytes of a file that one process converts
 
@@ -83,11 +86,16 @@ def bring(
         "root": None if root is None else os.path.abspath(root),
         "image_roots": [os.path.abspath(each) for each in image_roots],
         "max_pixels": max_pixels,
+        "boxes": options.boxes.reading.notation,
     }
+    work = work.rooted(images)
     known = made_with(output, {**settings, "input": source.identity})
+    if shown and not known:
+        for sentence in work.warnings(source):
+            logger.warning("%s", sentence)
     out = prepare(
         source,
-        work.rooted(images),
+        work,
         output=output,
         settings=settings,
         root=images,

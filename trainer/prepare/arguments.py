@@ -66,7 +66,8 @@ def add_reading(
 def add_places(
     parser: argparse.ArgumentParser, *, question: str | None, answer: str | None, own: str
 ) -> None:
-    """Adds `--images`, `--question`, `--answer` and `--overhang` of samples made of annotations.
+    """Adds `--images`, `--question`, `--answer`, `--overhang`, `--box-style` and `--model` of
+    samples made of annotations.
 
     Args:
         parser: gets them.
@@ -85,6 +86,28 @@ def add_places(
         type=float,
         default=0.01,
         help="share of an image's side by which a box may stick out, to be cut at its edge",
+    )
+    add_style(parser, default="per_mille", text="{box} and {point} are written")
+
+
+def add_style(parser: Any, *, default: str, text: str) -> None:
+    """Adds `--box-style` and `--model`, whose family says what "auto" is.
+
+    Args:
+        parser: gets them.
+        default: what the style is if none is named, in words.
+        text: what is written in it.
+    """
+    parser.add_argument(
+        "--box-style",
+        metavar="STYLE",
+        help=f"how {text}: per_mille, qwen2.5, internvl, ... (docs/boxes.md), auto for that of "
+        f"--model; default: {default}",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder of the model that the samples are for, for styles and pixels of its processor",
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError, confined, image_size, wrong
+from trainer.places.layouts import Place
+from trainer.places.writing import PER_MILLE, Writer
 from trainer.records import chat_sample
 
 Size = tuple[int, int]
@@ -21,11 +23,25 @@ TITLES = {
 
 
 @dataclass(frozen=True)
+class Tied:
+    """A value of an answer whose parts belong to places of their own.
+
+    Args:
+        text: the value.
+        regions: places with their `char_span` in the text.
+    """
+
+    text: str
+    regions: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Phrasing:
     """A question and an answer with places for values, such as `Where is the {label}?`.
 
     The value of the answer's first `{...}` is tied to the place; an answer without one is
-    tied as a whole.
+    tied as a whole. `{box}` and `{point}` are the places as a `Writer` writes them, each tied to
+    its own numbers. In an answer without `{label}` they have the label too, if the style has any.
 
     Args:
         question, answer: texts; `{{` and `}}` are braces.
@@ -34,11 +50,11 @@ class Phrasing:
     question: str
     answer: str
 
-    def check(self, known: Sequence[str]) -> Phrasing:
-        """This phrasing, known to use nothing but the named values.
+    def check(self, known: Sequence[str], writer: Writer = PER_MILLE) -> Phrasing:
+        """This phrasing, known to use nothing but the named values, and what the writer has.
 
         Raises:
-            ConfigError: another name, or a stray brace.
+            ConfigError: another name, a stray brace, or boxes or points that the style has not.
         """
         for option, text in (("question", self.question), ("answer", self.answer)):
             try:
@@ -49,35 +65,114 @@ class Phrasing:
                 if name is not None and (name not in known or form or turned):
                     values = ", ".join(f"{{{value}}}" for value in known)
                     raise ConfigError(f"`--{option}`: expected {values}, got {{{name}}}")
+                if name in ("box", "point") and getattr(writer.rules, name) is None:
+                    wanted = f"a style that has {{{name}}}"
+                    raise ConfigError(f"`--box-style`: expected {wanted}, got {writer.style}")
         if not self.answer:
             raise ConfigError("`--answer`: expected a text, got none")
         return self
 
     def sample(
-        self, task: str, image: str, values: Mapping[str, str], places: Sequence[Mapping[str, Any]]
+        self,
+        task: str,
+        image: str,
+        values: Mapping[str, str | Tied],
+        places: Sequence[Mapping[str, Any]],
+        *,
+        size: Size | None = None,
+        writer: Writer = PER_MILLE,
+        where: str = "",
     ) -> dict[str, Any]:
         """A record of docs/data-format.md.
 
         Args:
             task: the record's label.
             image: its path, relative to the data root.
-            values: what the names in braces stand for.
-            places: the parts of regions that say where.
+            values: what the names in braces stand for, but `{box}` and `{point}`.
+            places: the parts of regions that say where, in pixels or with `coord` "unit".
+            size: (width, height) of the image; `{box}` and `{point}` need it.
+            writer: of these two.
+            where: what starts an error message.
+
+        Raises:
+            SampleError: no place for `{box}` or `{point}`, or a label that the style cannot hold.
         """
-        answer, span = self.filled(values)
-        question = self.question.format_map(values)
-        regions = [{"char_span": span, **place} for place in places]
+        asked, answered = dict(values), dict(values)
+        for text, said in ((self.question, asked), (self.answer, answered)):
+            names = _names(text)
+            label = said.get("label") if said is answered and "label" not in names else None
+            for name in {"box", "point"} & set(names):
+                said[name] = written(name, places, size, writer, label, where)
+        answer, span = self.filled(answered)
+        first = next((answered[name] for name in _names(self.answer)), None)
+        parts = first.regions if isinstance(first, Tied) else ()
+        regions = [
+            {**part, "char_span": [at + span[0] for at in part["char_span"]]} for part in parts
+        ]
+        own = [{k: v for k, v in part.items() if k != "char_span"} for part in parts]
+        regions += [{"char_span": span, **place} for place in places if place not in own]
+        question = self.question.format_map(_texts(asked))
         return chat_sample([image], question, answer, task=task, regions=regions)
 
-    def filled(self, values: Mapping[str, str]) -> tuple[str, list[int]]:
+    def filled(self, values: Mapping[str, str | Tied]) -> tuple[str, list[int]]:
         """The answer, and the span in it that is tied to the place."""
-        answer, span = "", None
+        answer, span, texts = "", None, _texts(values)
         for literal, name, _, _ in Formatter().parse(self.answer):
             answer += literal
             if name is not None:
-                start, answer = len(answer), answer + values[name]
+                start, answer = len(answer), answer + texts[name]
                 span = span or [start, len(answer)]
         return answer, span or [0, len(answer)]
+
+
+def _names(text: str) -> list[str]:
+    """The names in braces, in order."""
+    return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+
+
+def _texts(values: Mapping[str, str | Tied]) -> dict[str, str]:
+    return {name: v.text if isinstance(v, Tied) else v for name, v in values.items()}
+
+
+def written(
+    kind: str,
+    places: Sequence[Mapping[str, Any]],
+    size: Size,
+    writer: Writer,
+    label: str | None,
+    where: str,
+) -> Tied:
+    """Boxes as a style writes them, or points: those of the places, and the middles of boxes.
+
+    Args:
+        kind: "box" or "point".
+        places, size, writer, where: as of `Phrasing.sample`.
+        label: what the style ties them to; None: nothing.
+
+    Raises:
+        SampleError: there are none, or the style cannot hold the label.
+    """
+    found: list[tuple[Place, Mapping[str, Any]]] = []
+    for place in places:
+        sides = (1, 1) if place.get("coord") == "unit" else size
+        box = place.get("box")
+        shapes = [box] if box is not None else []
+        if kind == "point":
+            middles = [[(x0 + x1) / 2, (y0 + y1) / 2] for x0, y0, x1, y1 in shapes]
+            shapes = [*middles, *place.get("points", ())]
+        for shape in shapes:
+            numbers = tuple(value / sides[i % 2] for i, value in enumerate(shape))
+            found.append((Place(numbers, label), place))
+    if not found:
+        raise wrong(where, "places", f"a {kind}, for {{{kind}}}", "none")
+    try:
+        made = writer.write([each for each, _ in found], size)
+    except ValueError as error:
+        raise SampleError(f"{where}: `label`: {error}") from None
+    regions = []
+    for part, (_, place) in zip(made.parts, found, strict=True):
+        regions += [{"char_span": list(span), **place} for span in part if span is not None]
+    return Tied(made.text, tuple(regions))
 
 
 @dataclass(frozen=True)

@@ -271,3 +271,54 @@ def test_nothing_is_left_of_an_image_whose_record_is_rejected(tmp_path):
     assert "phrases[0]" in lost["reason"]
     assert [path.name for path in (tmp_path / "made" / "out_images").iterdir()] == []
     assert json.loads(json.dumps(lost["original"])) == bad
+
+
+# boxes that answers write
+
+
+def test_boxes_in_answers_become_regions(tmp_path, capsys):
+    picture(tmp_path / "a.png", 200, 100)
+    box, label = "[20, 10, 40, 20]", '"label": "dog"'
+    answer = f'[{{"bbox_2d": {box}, {label}}}]'
+    turns = [{"from": "human", "value": "<image>\nFind it."}, {"from": "gpt", "value": answer}]
+    record = {"image": "a.png", "conversations": turns}
+    status, (sample,), _ = run(tmp_path, record, words=("--coord", "pixel"))
+    assert status == 0
+    assert places(sample) == [("dog", [20, 10, 40, 20]), (box, [20, 10, 40, 20])]
+    capsys.readouterr()
+
+    status, (sample,), _ = run(tmp_path, record, out="unsaid.jsonl")
+    assert (status, places(sample)) == (0, [])
+    assert "warning: data.json[0]: numbers of 1 boxes" in capsys.readouterr().err
+
+    written = ("--coord", "pixel", "--box-style", "internvl")
+    status, (sample,), _ = run(tmp_path, record, words=written, out="written.jsonl")
+    assert status == 0
+    said = "<ref>dog</ref><box>[[100, 100, 200, 200]]</box>"
+    assert sample["messages"][-1]["content"] == said
+    assert {words for words, _ in places(sample)} == {"dog", "[100, 100, 200, 200]"}
+    assert all(place == [20, 10, 40, 20] for _, place in places(sample))
+
+    status, (sample,), _ = run(tmp_path, record, words=("--boxes", "none"), out="none.jsonl")
+    assert (status, sample["messages"][-1]["content"], places(sample)) == (0, answer, [])
+
+
+def test_objects_are_written_in_a_style(tmp_path):
+    picture(tmp_path / "a.png", 200, 100)
+    boxes = {"ref": ["dog"], "bbox": [[20, 10, 40, 20]]}
+    records = [
+        grounded("<image>Find.", "<ref-object><bbox>", **boxes),
+        grounded("<image>Find.", '{"bbox_2d": <bbox>, "label": "<ref-object>"}', **boxes),
+        grounded("<image>Click.", "<bbox>", bbox=[[20, 10]]),
+    ]
+    words = ("--box-style", "internvl")
+    status, samples, (lost,) = run(tmp_path, *records, words=words)
+    assert status == 0
+    said = [sample["messages"][-1]["content"] for sample in samples]
+    numbers = "[100, 100, 200, 200]"
+    assert said[0] == f"dog<box>[{numbers}]</box>"
+    assert said[1].startswith('{"bbox_2d": ') and said[1].endswith(', "label": "dog"}')
+    for sample in samples:
+        found = dict(places(sample))
+        assert found["dog"] == found[numbers] == [20, 10, 40, 20]
+    assert "`objects.bbox[0]`: expected what the style internvl can write" in lost["reason"]

@@ -73,8 +73,15 @@ def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
     (sample,), _ = places(root, record(*given), **options)
     answer = "At [0, 0, 500, 500] [500, 500, 1000, 1000] are 4 {dogs}."
     assert said(sample) == ("Find the dog.", answer)
-    assert {answer[slice(*r["char_span"])] for r in sample["regions"]} == {answer[3:42]}
-    assert len(sample["regions"]) == 3
+    assert (
+        [answer[slice(*r["char_span"])] for r in sample["regions"]]
+        == [
+            "[0, 0, 500, 500]",  # each box's own numbers
+            "[500, 500, 1000, 1000]",
+            answer[3:42],  # of the points, which are not in {box}, the whole of it
+        ]
+    )
+    assert [r.get("box") for r in sample["regions"]] == [[0, 0, 100, 50], [100, 50, 200, 100], None]
     dataset = JsonLinesDataset(root / "out.jsonl", root=root / "img", on_bad_sample="stop")
     assert len(dataset[0].regions) == 3
 
@@ -269,7 +276,10 @@ def test_drawings_are_the_same_again_and_a_finished_run_is_left_alone(tmp_path):
         (("IN", "--overhang", "-1"), "`--overhang`: expected at least 0"),
         (("IN", "--overhang", "nan"), "`--overhang`: expected at least 0"),
         (("IN", "--images", "none"), "`--images`: expected a folder"),
-        (("IN", "--question", "{x}"), "`--question`: expected {label}, {count}, {box}, got {x}"),
+        (
+            ("IN", "--question", "{x}"),
+            "`--question`: expected {label}, {count}, {box}, {point}, got",
+        ),
         (("IN", "--answer", "{label!r}"), "`--answer`: expected {label}"),
         (("IN", "--answer", "{"), "`--answer`: expected a text"),
         (("IN", "--answer", ""), "`--answer`: expected a text, got none"),

@@ -6,7 +6,7 @@ import argparse
 import io
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.data.images import ORIENTATION, wrong
+from trainer.places.writing import PER_MILLE, Writer
 from trainer.prepare.arguments import named
+from trainer.prepare.boxes.settings import BoxSettings
 from trainer.prepare.placing import Phrasing
 from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows
 
@@ -30,8 +32,10 @@ class Options:
         data: file or folder of the annotations.
         images: folder of the images, if given.
         split, question, answer, ocr, unanswerable, points_in, overhang: as on the command line.
+        writer: of `{box}` and `{point}`, by `--box-style` and `--model`.
         image_roots: further folders that images may be in, for absolute paths.
         take_chosen: of preferences, the chosen answers.
+        boxes: what becomes of boxes that answers of chats write.
         output: folder of the output.
         folder: beside the output, for images that come inside a table.
         root: see `trainer.prepare.adapt.work`; set once the inputs are open.
@@ -46,8 +50,10 @@ class Options:
     unanswerable: str | None = None
     points_in: str = "percent"
     overhang: float = 0.01
+    writer: Writer = PER_MILLE
     image_roots: tuple[Path, ...] = ()
     take_chosen: bool = False
+    boxes: BoxSettings = field(default_factory=BoxSettings)
     output: Path = Path()
     folder: str = "images"
     root: Path | None = None
@@ -68,9 +74,16 @@ class Options:
             raise ConfigError(f"adapt: `--overhang`: expected at least 0, got {arguments.overhang}")
         names = ("data", "images", "split", "question", "answer", "ocr", "unanswerable")
         given = named(arguments, *names, "points_in", "overhang", "take_chosen")
-        folder = f"{arguments.output.stem}_images"
-        roots = tuple(arguments.image_root)
-        return cls(**given, image_roots=roots, output=arguments.output.parent, folder=folder)
+        chat = arguments.dataset == "chat"  # its answers are there, and keep their style
+        style = None if chat else arguments.box_style
+        return cls(
+            **given,
+            writer=Writer.of(style or PER_MILLE.style, arguments.model),
+            image_roots=tuple(arguments.image_root),
+            boxes=BoxSettings.of(arguments) if chat else BoxSettings(),
+            output=arguments.output.parent,
+            folder=f"{arguments.output.stem}_images",
+        )
 
     def phrasing(self, default: Phrasing) -> Phrasing:
         """The question and answer asked for, else the data set's own."""

@@ -22,13 +22,15 @@ from xml.etree import ElementTree
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError, wrong
+from trainer.places.layouts import Place
+from trainer.places.units import extent
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, size_of
 from trainer.prepare.reading import split_lines
 from trainer.prepare.sources import Item, Source, Unusable, digest, listed
 
-PHRASING = (Phrasing("Describe this image.", "{caption}"), ("caption",))
+PHRASING = (Phrasing("Describe this image.", "{caption}"), ("caption", "grounded"))
 _PHRASE = re.compile(r"\[/EN#(\w+)((?:/\w+)+) ([^\[\]]+)\]")
 _LARGEST = 1 << 22  # bytes of a caption or annotation file
 
@@ -40,8 +42,13 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
         raise ConfigError(f"{options.data}: expected the folders Sentences and Annotations")
     if options.images is None:
         raise ConfigError("adapt: flickr30k needs --images, the folder of its photographs")
-    if "{caption}" not in options.phrasing(PHRASING[0]).answer:
-        raise ConfigError("`--answer`: expected {caption} in it")
+    phrasing = options.phrasing(PHRASING[0])
+    if len(re.findall(r"\{(?:caption|grounded)\}", phrasing.answer)) != 1:
+        raise ConfigError("`--answer`: expected {caption} or {grounded} in it, once")
+    if "{grounded}" in phrasing.question:
+        raise ConfigError("`--question`: expected {caption} at most, got {grounded}, the answer's")
+    if "{grounded}" in phrasing.answer and options.writer.rules.box is None:
+        raise ConfigError(f"`--box-style`: expected one with boxes, got {options.writer.style}")
     if options.split is None:
         names = sorted(path.stem for path in sentences.glob("*.txt"))
         chosen = sentences
@@ -91,20 +98,58 @@ def convert(item: Item, options: Options) -> Made:
     image = f"{name}.jpg"
     frame = Frame(*size_of(image, options.root, where), options.overhang, where)
     caption, phrases = _marked(line, where)
-    boxes = _boxes(Path(annotations, f"{name}.xml"), where)
+    boxes: dict[str, list[list[float]]] = {}
+    counts = {"regions": 0, "boxes_cut": 0}
+    annotated = _boxes(Path(annotations, f"{name}.xml"), where)
+    for chain in dict.fromkeys(chain for chain, _, _ in phrases):
+        for field, edges in annotated.get(chain, ()):
+            box, cut = frame.box(edges, field)
+            boxes.setdefault(chain, []).append(box)
+            counts["boxes_cut"] += cut.get("boxes_cut", 0)
     phrasing, values = options.phrasing(PHRASING[0]), {"caption": caption}
+    numbers: list[tuple[list[int], list[float]]] = []
+    if "{grounded}" in phrasing.answer:
+        values["grounded"], phrases, numbers = _grounded(caption, phrases, boxes, frame, options)
     record = phrasing.sample("flickr30k", image, values, [])
     shift = phrasing.filled(values)[1][0]
-    spans = [(chain, [start + shift, stop + shift]) for chain, start, stop in phrases]
-    counts = {"regions": 0, "boxes_cut": 0}
-    for chain, span in spans:
-        for field, values in boxes.get(chain, ()):
-            box, cut = frame.box(values, field)
-            record["regions"].append({"char_span": span, "box": box})
-            counts["boxes_cut"] += cut.get("boxes_cut", 0)
+    tied = [([start, stop], box) for chain, start, stop in phrases for box in boxes.get(chain, ())]
+    record["regions"] = [
+        {"char_span": [at + shift for at in span], "box": box} for span, box in [*tied, *numbers]
+    ]
     counts["regions"] = len(record["regions"])
-    record["phrases"] = [{"char_span": span} for _, span in spans]
+    record["phrases"] = [{"char_span": [start + shift, stop + shift]} for _, start, stop in phrases]
     return Made([record], {}, counts)
+
+
+def _grounded(
+    caption: str,
+    phrases: list[tuple[str, int, int]],
+    boxes: dict[str, list[list[float]]],
+    frame: Frame,
+    options: Options,
+) -> tuple[str, list[tuple[str, int, int]], list[tuple[list[int], list[float]]]]:
+    """(caption with each phrase's boxes in the style, its phrases, the spans of the numbers and
+    their boxes)."""
+    size = (int(frame.width), int(frame.height))
+    text, moved, numbers, at = "", [], [], 0
+    for chain, start, stop in phrases:
+        text, at, words = text + caption[at:start], stop, caption[start:stop]
+        found = boxes.get(chain, ())
+        here, span = len(text), (0, len(words))
+        if found:
+            places = [Place(extent("pixel", size, None).fractions(box), words) for box in found]
+            try:
+                made = options.writer.spoken(places, size)
+            except ValueError as error:
+                raise SampleError(f"{frame.where}: {error}") from None
+            span = made.parts[0].label
+            numbers += [
+                ([here + part.numbers[0], here + part.numbers[1]], box)
+                for part, box in zip(made.parts, found, strict=True)
+            ]
+        moved.append((chain, here + span[0], here + span[1]))
+        text += made.text if found else words
+    return text + caption[at:], moved, numbers
 
 
 def _marked(line: str, where: str) -> tuple[str, list[tuple[str, int, int]]]:

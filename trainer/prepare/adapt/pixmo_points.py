@@ -25,7 +25,7 @@ from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, size_of
 from trainer.prepare.sources import Item, Source
 
-PHRASING = (Phrasing("How many are there: {label}?", "{count}"), ("label", "count"))
+PHRASING = (Phrasing("How many are there: {label}?", "{count}"), ("label", "count", "point"))
 _EXTENSIONS = ("", ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif")
 
 
@@ -58,7 +58,9 @@ def convert(item: Item, options: Options) -> Made:
     places = [{"points": inside, "coord": "unit"}] if inside else []
     values = {"label": label, "count": str(len(inside))}
     phrasing = options.phrasing(PHRASING[0])
-    sample = phrasing.sample("pixmo_points", image, values, places)
+    sample = phrasing.sample(
+        "pixmo_points", image, values, places, size=size, writer=options.writer, where=where
+    )
     return Made([sample], pictures, {"regions": len(places), "boxes_cut": moved})
 
 

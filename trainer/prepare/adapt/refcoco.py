@@ -23,11 +23,11 @@ from trainer.config import ConfigError
 from trainer.data.images import wrong
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, per_mille, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, size_of
 from trainer.prepare.reading import Table, json_array, plain_pickle
 from trainer.prepare.sources import Item, Source, Unusable, listed
 
-PHRASING = (Phrasing("Where is {label}?", "{box}"), ("label", "box"))
+PHRASING = (Phrasing("Where is {label}?", "{box}"), ("label", "box", "point"))
 
 
 def inputs(options: Options) -> tuple[Source, Path | None]:
@@ -112,7 +112,14 @@ def convert(item: Item, options: Options) -> Made:
     for label in labels:
         if not isinstance(label, str) or not label.strip():
             raise wrong(where, "sentence", "a text", repr(label)[:80])
-        values = {"label": label.strip(), "box": per_mille(box, size)}
-        phrasing = options.phrasing(PHRASING[0])
-        samples.append(phrasing.sample("refcoco", image, values, [{"box": box}]))
+        sample = options.phrasing(PHRASING[0]).sample(
+            "refcoco",
+            image,
+            {"label": label.strip()},
+            [{"box": box}],
+            size=size,
+            writer=options.writer,
+            where=where,
+        )
+        samples.append(sample)
     return Made(samples, pictures, {"regions": len(samples), **counts})

@@ -18,11 +18,11 @@ from typing import Any
 
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, per_mille, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, size_of
 from trainer.prepare.reading import json_array
 from trainer.prepare.sources import Item, Source, Unusable, listed, members
 
-PHRASING = (Phrasing("Describe a part of this image.", "{label}"), ("label", "box"))
+PHRASING = (Phrasing("Describe a part of this image.", "{label}"), ("label", "box", "point"))
 
 
 def inputs(options: Options) -> tuple[Source, Path | None]:
@@ -51,6 +51,13 @@ def convert(item: Item, options: Options) -> Made:
     size = size_of(image, options.root, where)
     values = [region.get(name) for name in ("x", "y", "width", "height")]
     box, counts = Frame(*size, options.overhang, where).box(values, "region", order="xywh")
-    said = {"label": phrase, "box": per_mille(box, size)}
-    sample = options.phrasing(PHRASING[0]).sample("visual_genome", image, said, [{"box": box}])
+    sample = options.phrasing(PHRASING[0]).sample(
+        "visual_genome",
+        image,
+        {"label": phrase},
+        [{"box": box}],
+        size=size,
+        writer=options.writer,
+        where=where,
+    )
     return Made([sample], {}, {"regions": 1, **counts})

@@ -38,8 +38,17 @@ class Adapt:
                 raise ConfigError(f"adapt: {self.dataset} has questions and answers of its own")
         else:
             default, known = adapter.PHRASING
-            self.options.phrasing(default).check(known)
+            self.options.phrasing(default).check(known, self.options.writer)
         return adapter.inputs(self.options)
+
+    def warnings(self, source: Source) -> list[str]:
+        """What the first inputs say against the options, one sentence each.
+
+        Args:
+            source: of `inputs`; this has been `rooted` since.
+        """
+        adapter = self._adapter()
+        return adapter.warnings(source, self.options) if hasattr(adapter, "warnings") else []
 
     def rooted(self, root: Path | None) -> Adapt:
         return replace(self, options=replace(self.options, root=root))

@@ -15,17 +15,20 @@ Source: docs of LLaVA, Qwen-VL, LLaMA-Factory, ms-swift, TRL, axolotl, verl and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError, wrong
+from trainer.places.writing import PER_MILLE
 from trainer.prepare.adapt.chat import recognise
 from trainer.prepare.adapt.chat.dialects import Dialect, chosen, dialect_of
-from trainer.prepare.adapt.chat.files import first_records, open_records
-from trainer.prepare.adapt.chat.objects import placed
+from trainer.prepare.adapt.chat.files import FIRST, first_records, open_records
+from trainer.prepare.adapt.chat.objects import Sheet, placed
 from trainer.prepare.adapt.chat.pictures import (
     FIELDS,
     Picture,
@@ -36,6 +39,7 @@ from trainer.prepare.adapt.chat.pictures import (
 )
 from trainer.prepare.adapt.chat.turns import Slot, Turn, turn_of
 from trainer.prepare.adapt.common import Options
+from trainer.prepare.boxes.settings import Sized
 from trainer.prepare.pipeline import Made
 from trainer.prepare.reading import plain_json
 from trainer.prepare.sources import Item, Source
@@ -67,7 +71,36 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
 
 
 def convert(item: Item, options: Options) -> Made:
-    """One conversation."""
+    """One conversation, with a region for each box that its answers write.
+
+    One that has regions or phrases of its own, or ms-swift's objects, keeps these and no others.
+    """
+    sample, pictures, counts = _sample(item, options)
+    if not {"regions", "phrases"} & sample.keys():
+        sizes = [found.size for found in pictures]
+        sample, found = options.boxes(sample, sizes, item.where)
+        counts |= found
+    if isinstance(regions := sample.get("regions"), list):
+        counts["regions"] = len(regions)
+    written = {found.path: found.data for found in pictures if found.data is not None}
+    return Made([sample], written, {name: n for name, n in counts.items() if n})
+
+
+def warnings(source: Source, options: Options) -> list[str]:
+    """What boxes in the first records say against how they are read, one sentence each."""
+
+    def looked_at() -> Iterator[Sized]:
+        for item in islice(source.read(), FIRST):
+            with suppress(SampleError):
+                if item.problem is None:
+                    sample, pictures, _ = _sample(item, options)
+                    yield sample, [found.size for found in pictures], item.where
+
+    return options.boxes.warnings(looked_at())
+
+
+def _sample(item: Item, options: Options) -> tuple[dict[str, Any], list[Picture], dict[str, int]]:
+    """(a canonical record, its images, counts) of a record as it is."""
     where = item.where
     record = item.value
     if isinstance(record, dict):
@@ -84,7 +117,9 @@ def convert(item: Item, options: Options) -> Made:
     regions: list[dict[str, Any]] = []
     if record.get("objects"):
         sizes = [found.size for found in pictures]
-        turns, regions, found = placed(turns, record["objects"], sizes, options.overhang, where)
+        writer = options.boxes.writer or PER_MILLE
+        frame = Sheet(sizes, options.overhang, writer, where)
+        turns, regions, found = placed(turns, record["objects"], frame)
         counts |= found
     sample = {
         **_kept(record, dialect, where),
@@ -93,15 +128,7 @@ def convert(item: Item, options: Options) -> Made:
     }
     if regions and isinstance(given := sample.get("regions", []), list):
         sample["regions"] = [*given, *regions]
-        counts["regions"] = len(sample["regions"])
-    written = {found.path: found.data for found in pictures if found.data is not None}
-    counts = {name: n for name, n in counts.items() if n}
-    return Made([boxes(sample)], written, counts)
-
-
-def boxes(sample: dict[str, Any]) -> dict[str, Any]:
-    """The sample with a region for each box that its answers write."""
-    return sample
+    return sample, pictures, counts
 
 
 def _framed(turns: list[Turn], record: Mapping[str, Any], where: str) -> list[Turn]:

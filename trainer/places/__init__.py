@@ -1,0 +1,1 @@
+"""Boxes and points that a text writes: read, written, and what their numbers count."""
