@@ -1,21 +1,16 @@
 """Grounding supervision of vision-language models at the price of plain fine-tuning."""
 
-from groundkern import losses, lse, maps, metrics
-from groundkern.backends import available_backends
-from groundkern.ops.attention_map.api import attention_contribution, attention_kl, attention_map
-from groundkern.ops.linear_cross_entropy.api import (
-    CrossEntropy,
-    LogProb,
-    linear_cross_entropy,
-    linear_log_prob,
-)
-from groundkern.ops.linear_kl.api import linear_kl
-from groundkern.ops.side_attention.api import SideAttention, side_attention
-from groundkern.row_blocks import logit_budget, logit_dtype, set_logit_budget, set_logit_dtype
-from groundkern.selection import KeySets, LabelBags, QueryRows, SoftTargets
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundkern import losses, lse, maps, metrics
+    from groundkern.public import *
 
 __version__ = "0.1.0"
-
+SUBMODULES = ("losses", "lse", "maps", "metrics")
 __all__ = [
     "CrossEntropy",
     "KeySets",
@@ -41,3 +36,19 @@ __all__ = [
     "set_logit_dtype",
     "side_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is named, once: the package alone does not cost the seconds of torch."""
+    if name in SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from groundkern import public
+
+    globals()[name] = getattr(public, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,27 +1,18 @@
-"""One form for bad input: the argument's name, what was wanted, what came.
+"""What arguments have to be; errors have the one form of `groundkern.messages`.
 
 Metadata (shapes, dtypes, devices) is always checked. Values are checked where looking at them is
 free of a device sync: on CPU, or anywhere under GROUNDKERN_VALIDATE=1.
 """
 
 import os
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from groundkern.messages import fail as fail
+from groundkern.messages import require as require
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def fail(name: str, wanted: str, got: object, kind: type[Exception] = ValueError) -> NoReturn:
-    """Raise `kind` in the one message form of the library."""
-    raise kind(f"`{name}`: expected {wanted}, got {got}")
-
-
-def require(condition: bool, name: str, wanted: str, got: object) -> None:
-    """Raise `ValueError` in the one message form unless `condition` holds."""
-    if not condition:
-        fail(name, wanted, got)
 
 
 def tensor(

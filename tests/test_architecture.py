@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 
+import groundkern
+import groundkern.hf
 from tests.sources import (
     PACKAGES,
     ROOT,
@@ -155,7 +159,7 @@ def role(module: str) -> str | None:
             return "hf data"
         case ["hf", *_]:
             return "hf"
-        case [] | ["losses" | "maps" | "metrics"] | ["compat", *_]:
+        case [] | ["losses" | "maps" | "metrics" | "public"] | ["compat", *_]:
             return "public"
         case ["ops", "cases"]:
             return "cases"
@@ -296,6 +300,20 @@ def test_a_circle_of_packages_is_found() -> None:
     assert circles(between_children(graph, "a.right")) == []
 
 
+@pytest.mark.parametrize("package", [groundkern, groundkern.hf])
+def test_what_a_package_offers_is_what_its_public_module_has(package: ModuleType) -> None:
+    submodules = getattr(package, "SUBMODULES", ())
+    public = import_module(f"{package.__name__}.public")
+    assert sorted([*public.__all__, *submodules]) == package.__all__
+    assert all(getattr(package, name) is getattr(public, name) for name in public.__all__)
+    assert [getattr(package, name).__name__ for name in submodules] == [
+        f"{package.__name__}.{name}" for name in submodules
+    ]
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="nothing_such"):
+        _ = package.nothing_such
+
+
 def test_import_groundkern_is_light() -> None:
     """Neither the import nor a reference call loads transformers, a kernel or the extension.
 
@@ -303,9 +321,11 @@ def test_import_groundkern_is_light() -> None:
     """
     program = """
 import sys
+import groundkern, groundkern.hf
+early = {"torch", "transformers"} & set(sys.modules)
 import torch
 before = set(sys.modules)
-import groundkern
+groundkern.side_attention
 imported = set(sys.modules) - before
 zero = torch.zeros(1, dtype=torch.int32)
 rows = groundkern.QueryRows.causal(zero, zero)
@@ -315,7 +335,7 @@ called = set(sys.modules) - before
 heavy = {"transformers", "groundkern._C", "PIL", "trainer"}
 ours = {m for m in called if m.startswith("groundkern.")}
 kernels = {m for m in ours if m.endswith(("_kernels", "_launch"))}
-print(sorted(heavy & called | kernels | {"triton"} & imported))
+print(sorted(early | heavy & called | kernels | {"triton"} & imported))
 """
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,4 +1,8 @@
-"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `evaluate` and `evidence`."""
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `evaluate` and `evidence`.
+
+Only the chosen command is imported: torch and transformers take seconds, and most commands need
+neither, or not at once.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,20 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from trainer.command_line import add_look, help_text, load_config
 from trainer.config import ConfigError
-from trainer.demo.make import SAMPLES
-from trainer.evaluation import command as evaluation
-from trainer.evidence import command as evidence
-from trainer.inspection import command as inspection
-from trainer.prepare.command import add_commands
 
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
+_TOOLS = {
+    "inspect": "trainer.inspection.command",
+    "evaluate": "trainer.evaluation.command",
+    "evidence": "trainer.evidence.command",
+}
+_COMMANDS = ("train", "demo", "prepare", "look", *_TOOLS)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -26,7 +32,8 @@ def main(words: list[str] | None = None) -> int:
     0: done. 1: the data or the model stopped the run. 2: bad settings. 130, 143: stopped by Ctrl-C
     or SIGTERM.
     """
-    parser = _parser()
+    words = sys.argv[1:] if words is None else words
+    parser = _parser(words)
     arguments, overrides = parser.parse_known_args(words)
     if overrides and arguments.command not in ("train", "demo"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -48,33 +55,61 @@ def main(words: list[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the command that `words` choose; of all commands if they choose none."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
         description="Fine-tune a vision-language model with grounding supervision.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    settings = {
-        "allow_abbrev": False,
-        "epilog": f"{_FIELDS}\n{help_text()}",
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-    train = commands.add_parser("train", help="run what a YAML file describes", **settings)
-    train.add_argument("--config", type=Path, help="YAML file of settings")
-    demo = commands.add_parser(
-        "demo", help="make data and a tiny model, train plain and grounded, compare", **settings
-    )
-    demo.add_argument("--output", type=Path, required=True, help="folder for everything it makes")
-    demo.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
-    add_commands(commands.add_parser("prepare", help="make samples from images and texts"))
-    add_look(commands).set_defaults(run=_look)
-    tools = (("inspect", inspection), ("evaluate", evaluation), ("evidence", evidence))
-    for name, tool in tools:
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name in _COMMANDS:
+        if chosen in (None, name):
+            _add(name, commands)
+        else:
+            commands.add_parser(name)  # an error names all
+    return parser
+
+
+def _add(name: str, commands: Any) -> None:
+    """Adds one command with its arguments."""
+    if name in _TOOLS:
+        tool = import_module(_TOOLS[name])
         added = commands.add_parser(name, help=tool.HELP, allow_abbrev=False)
         tool.add_arguments(added)
         added.set_defaults(run=tool.run)
-    return parser
+    elif name == "prepare":
+        from trainer.prepare.command import add_commands
+
+        add_commands(commands.add_parser(name, help="make samples from images and texts"))
+    elif name == "look":
+        from trainer.command_line import add_look
+
+        add_look(commands).set_defaults(run=_look)
+    else:
+        from trainer.command_line import help_text
+
+        texts = {
+            "train": "run what a YAML file describes",
+            "demo": "make data and a tiny model, train plain and grounded, compare",
+        }
+        added = commands.add_parser(
+            name,
+            help=texts[name],
+            allow_abbrev=False,
+            epilog=f"{_FIELDS}\n{help_text()}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == "train":
+            added.add_argument("--config", type=Path, help="YAML file of settings")
+            return
+        from trainer.demo.make import SAMPLES
+
+        added.add_argument(
+            "--output", type=Path, required=True, help="folder for everything it makes"
+        )
+        added.add_argument("--samples", type=int, default=SAMPLES, help="training samples to make")
 
 
 def _look(arguments: argparse.Namespace) -> None:
@@ -84,6 +119,8 @@ def _look(arguments: argparse.Namespace) -> None:
 
 
 def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:
+    from trainer.command_line import load_config
+
     config = load_config(config_file, overrides)
 
     def run() -> None:
@@ -105,10 +142,10 @@ def _demo(output: Path, samples: int, overrides: list[str]) -> Callable[[], None
 
 def _guarded(run: Callable[[], int | None]) -> int:
     """Runs; a stop or a data error becomes one sentence and an exit status."""
-    from groundkern.hf import DivergedError
+    from groundkern.hf.watching.plain import DivergedError
     from trainer.data.images import SampleError
     from trainer.durable import StorageError
-    from trainer.evaluation.ranks import RankError
+    from trainer.evaluation.errors import RankError
     from trainer.stopping import Stopped, StopSignals
 
     try:

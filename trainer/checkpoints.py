@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
 from trainer.config import Config, ConfigError, differences
 from trainer.progress import progress

@@ -13,8 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from groundkern import hf
-from groundkern.hf.watching.held_out import held_out_names
+from groundkern.hf import objectives as methods
 from trainer.wording import VALUE, cut, short
 
 Loc = tuple[str | int, ...]  # a field's path from the root
@@ -151,9 +150,15 @@ def _described(kind: type) -> dict[str, str]:
     return {name: " ".join(text.split()).rstrip(".") for name, text in found}
 
 
-Smam, DvSft, Klal, Hist, Margins, LogitLens = map(
-    _validated, (hf.Smam, hf.DvSft, hf.Klal, hf.Hist, hf.Margins, hf.LogitLens)
+_METHODS = (
+    methods.Smam,
+    methods.DvSft,
+    methods.Klal,
+    methods.Hist,
+    methods.Margins,
+    methods.LogitLens,
 )
+Smam, DvSft, Klal, Hist, Margins, LogitLens = map(_validated, _METHODS)
 
 
 class Objectives(Section):
@@ -276,7 +281,9 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     if evaluation.best is not None:
         if evaluation.every is None:
             yield "evaluation.best", "expected evaluation.every beside it, got none"
-        names = held_out_names(hf.Objectives(**dict(config.objectives)))
+        from groundkern.hf.watching.held_out import held_out_names  # imports torch
+
+        names = held_out_names(methods.Objectives(**dict(config.objectives)))
         if evaluation.best not in names:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
     if evaluation.patience is not None and evaluation.best is None:

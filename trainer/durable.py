@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.plain import finite_or_none
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from groundkern.hf import GroundingTrainer
-from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.plain import finite_or_none
 from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSamples

@@ -7,8 +7,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.metrics.intervals import CHANCE, ENOUGH, beyond_chance
@@ -21,6 +19,7 @@ from trainer.pictures import (
     heat_picture,
     loss_curves,
 )
+from trainer.templating import environment
 
 # key, what the reader sees, printf format, +1 if higher is better, -1 if lower
 FIGURES = (
@@ -321,14 +320,3 @@ def sentences(run: Run, other: Run | None) -> list[str]:
 
 def _apart(other: Run, run: Run) -> str:
     return other.name if other.name != run.name else f"{other.name} (other run)"
-
-
-def environment() -> Environment:
-    """The page templates; text is escaped, and an unknown name is an error."""
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

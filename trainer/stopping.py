@@ -12,8 +12,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers import TrainerCallback
-
 
 class Stopped(Exception):
     """Signal `number` asked the program to stop; `saved` is its newest checkpoint, or empty."""
@@ -23,15 +21,18 @@ class Stopped(Exception):
         self.number, self.saved = number, saved
 
 
-class StopSignals(TrainerCallback):
-    """Turns the first SIGTERM or SIGINT during training into "finish this step and save".
+class StopSignals:
+    """Turns the first SIGTERM or SIGINT into `Stopped`, and a second one into the process's end.
 
-    A signal outside training raises `Stopped`. A second one ends the process.
+    Attributes:
+        number: of the signal that came; 0: none.
+        training: a first signal is only noted in `number`, and a step is finished first
+            (`trainer.last_step`).
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._training = False
+        self.training = False
         self._process = os.getpid()
 
     @contextmanager
@@ -53,20 +54,9 @@ class StopSignals(TrainerCallback):
             _say("Stopped at once: nothing that is on disk is lost.")
             os._exit(128 + number)
         self.number = number
-        if not self._training:
+        if not self.training:
             raise Stopped(number)
         _say("Stopping after this step, which is saved; once more stops at once, without that.")
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._training = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.number:
-            control.should_log = control.should_save = control.should_training_stop = True
-        return control
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._training = False
 
 
 def _say(sentence: str) -> None:

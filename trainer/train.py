@@ -24,6 +24,7 @@ from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.heatmaps import heat_maps
+from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
@@ -103,7 +104,7 @@ class _Run:
             held_out=None if self.test_set is None else self._collator(self.test_set),
             data_collator=self._collator(self.train_set),
             callbacks=[
-                self.stop,
+                LastStep(self.stop),
                 self.log,
                 SupervisionWatch(self.config, self.train_set, self.counts),
                 watching.Watching(self.config),

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from groundkern.hf.watching.held_out import ACCURACIES
-from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.plain import finite_or_none
 from trainer import checkpoints, durable
 from trainer.config import Config, ConfigError, Evaluation
 from trainer.metrics.held_out import pick

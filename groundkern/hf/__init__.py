@@ -1,17 +1,11 @@
 """groundkern for transformers models: attach, collate, train."""
 
-from groundkern.hf.data.batch import row_counts
-from groundkern.hf.data.collator import GroundingCollator
-from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
-from groundkern.hf.data.geometry import image_geometry
-from groundkern.hf.data.processor import load_processor
-from groundkern.hf.model.attach import attach, detach, objectives_of
-from groundkern.hf.model.doctor import DoctorReport, doctor
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
-from groundkern.hf.output import GroundedOutput
-from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
-from groundkern.hf.watching.finite import DivergedError
-from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from groundkern.hf.public import *
 
 __all__ = [
     "DivergedError",
@@ -41,3 +35,17 @@ __all__ = [
     "row_counts",
     "save_beside_adapter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is named, once: the package alone does not cost the seconds of transformers."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from groundkern.hf import public
+
+    globals()[name] = getattr(public, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

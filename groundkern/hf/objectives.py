@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from groundkern.checks import fail, require
+from groundkern.messages import fail, require
 
 LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
 Maps = Literal["attention", "gradcam"]

@@ -18,7 +18,7 @@ from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
 from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
-from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.plain import finite_or_none
 from groundkern.hf.watching.steps import StepWatch
 from groundkern.hf.watching.untouched import random_states_kept
 

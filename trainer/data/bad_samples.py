@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from torch.utils.data import get_worker_info
 
 from trainer.data.images import SampleError
 
@@ -53,7 +52,7 @@ class BadSamples(list):
         self._known.add(bad.where)
         self.append(bad)
         self._news.append(bad)
-        if len(self) <= SHOWN and get_worker_info() is None:
+        if len(self) <= SHOWN and not _in_loader_process():
             logger.warning("bad sample skipped: %s: %s", bad.where, bad.reason)
         self.check()
 
@@ -76,3 +75,9 @@ class BadSamples(list):
                 f"samples to be bad (`data.max_bad_fraction`), got {len(self):,} of "
                 f"{self.total:,}; the first: {first.where}: {first.reason}"
             )
+
+
+def _in_loader_process() -> bool:
+    """Whether this is a worker of a DataLoader; where torch is not imported it is none."""
+    data = sys.modules.get("torch.utils.data")
+    return data is not None and data.get_worker_info() is not None

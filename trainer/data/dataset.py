@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from groundkern.hf.data.example import GroundedExample
 from trainer.data import index as data_index
@@ -63,7 +62,7 @@ def read_lines(
             offset += size
 
 
-class JsonLinesDataset(Dataset):
+class JsonLinesDataset:
     """The usable samples of a JSON-lines file (docs/data-format.md), in the file's order.
 
     Items are `GroundedExample`. Building the data set reads every line and every image's header

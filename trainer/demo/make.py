@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.demo.generate import HELD_OUT, SHARES, corpus, generate
-
 SAMPLES = 4800
 
 
@@ -20,6 +18,8 @@ def make_demo(folder: Path, *, samples: int = SAMPLES, seed: int = 0) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
+    from trainer.demo.generate import HELD_OUT, SHARES, corpus, generate
+
     generate(folder, samples=samples, seed=seed)
 
     from trainer.demo.model import save_model  # after the quick part: transformers takes seconds

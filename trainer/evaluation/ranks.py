@@ -13,12 +13,9 @@ import torch
 import torch.distributed as dist
 
 from trainer.config import ConfigError
+from trainer.evaluation.errors import RankError
 
 _PAUSE = 0.02  # seconds between looks at whether all are there
-
-
-class RankError(Exception):
-    """Another process ended or did not come; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from trainer.evaluation.figures import ALL, by_task
 from trainer.evaluation.rows import Row
 from trainer.evaluation.scoring import Scoring
 from trainer.metrics.intervals import CHANCE, ENOUGH, Difference, beyond_chance
-from trainer.report import environment
+from trainer.templating import environment
 
 WIDTH = 132  # columns of the table where there is no terminal
 SHOWN = 600  # characters of a text

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from groundkern.hf.watching.saved import finite_or_none
+from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
 
 Row = dict[str, Any]

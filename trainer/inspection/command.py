@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.config import ConfigError
     from trainer.data.dataset import JsonLinesDataset
     from trainer.inspection.cards import card
-    from trainer.report import environment
+    from trainer.templating import environment
 
     if not arguments.data.exists():
         raise ConfigError(f"{arguments.data}: expected a JSON-lines file, which is not there")

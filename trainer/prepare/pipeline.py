@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -238,10 +239,10 @@ _step: Step | None = None
 def _begin_worker(step: Step) -> None:
     """Leaves Ctrl-C to the parent, ends with the parent, and uses one core."""
     global _step
-    import torch
-
     follow_parent()
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what the work may import later reads it
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
     _step = step
 
 

@@ -71,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, labels, writes, and prints the statistics."""
-    from trainer.prepare.grid import visual_grid
     from trainer.prepare.ocr import OcrSettings, check_engine
     from trainer.prepare.running import run_work
     from trainer.prepare.sources import image_folder, open_source
@@ -83,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_engine(ocr)
     rules = None
     if arguments.model is not None:
+        from trainer.prepare.grid import visual_grid
+
         visual_grid(arguments.model)
         options = ("leading_space", "max_label_tokens", "max_word_patches", "on_shared_token")
         rules = Rules(arguments.model, **named(arguments, *options))

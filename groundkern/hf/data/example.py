@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from groundkern.checks import fail, require
+from groundkern.messages import fail, require
 
 if TYPE_CHECKING:
     from PIL import Image

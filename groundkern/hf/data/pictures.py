@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from groundkern.checks import fail, require
 from groundkern.hf.data.example import GroundedExample
+from groundkern.messages import fail, require
 
 STRIP = 2**20  # pixels that are converted at a time
 ORIENTATION = 0x0112  # EXIF tag; 2 to 8 ask for a turn or a mirror image

@@ -10,10 +10,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-class DivergedError(FloatingPointError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
-
-
 class Verdict(NamedTuple):
     """What the steps came to.
 

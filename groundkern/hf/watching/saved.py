@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from groundkern.checks import fail
 from groundkern.hf.model.support import base_model
+from groundkern.hf.watching.plain import finite_or_none
 
 BESIDE = "groundkern_trained.safetensors"
 """Trained parameters and running statistics that an adapter's own file does not hold."""
@@ -140,23 +140,3 @@ def read_state(folder: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(folder, STATE)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def finite_or_none(value: Any) -> Any:
-    """Plain values as strict JSON can hold them: None for NaN and infinities.
-
-    Args:
-        value: dicts, lists, numbers, strings.
-    """
-    if isinstance(value, dict):
-        return {name: finite_or_none(x) for name, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_or_none(x) for x in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def number(value: float | None) -> float:
-    """A float as `finite_or_none` left it."""
-    return math.nan if value is None else value

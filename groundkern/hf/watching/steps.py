@@ -10,14 +10,13 @@ from transformers import TrainerCallback
 
 from groundkern.checks import fail, require
 from groundkern.hf.watching.finite import (
-    DivergedError,
     FiniteSteps,
     Verdict,
     gradient_norm,
     skip_step,
     step_taken,
 )
-from groundkern.hf.watching.saved import number
+from groundkern.hf.watching.plain import DivergedError, number
 from groundkern.hf.watching.term_norms import summed_over_ranks, term_norms
 
 

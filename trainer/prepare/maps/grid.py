@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from groundkern import maps
 from trainer.config import ConfigError
 from trainer.data.sample import Sample, parse_sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TILE = 280  # pixels of one sample in a preview
 _HEAT = np.array([235.0, 60.0, 20.0])
@@ -55,6 +56,8 @@ class Grid:
 
     def target(self, shapes: Mapping[str, list]) -> Tensor:
         """The target map of shapes in fractions of the image: fp32 [height * width]."""
+        from groundkern import maps
+
         return maps.target_map(maps.patch_grid(self.height, self.width), kind=self.kind, **shapes)
 
     def counts(self, record: Mapping, size: tuple[int, int]) -> dict[str, float]:
@@ -66,6 +69,8 @@ class Grid:
                     shapes.setdefault(kind, []).extend(_fractions(region[name], name, size))
         if not shapes:
             return {}
+        from groundkern import maps
+
         rects = maps.patch_grid(self.height, self.width)
         on = maps.inside(rects, **shapes)
         mass = float(self.target(shapes)[on].sum())
@@ -113,7 +118,7 @@ def _tile(sample: Sample, grid: Grid) -> Image.Image:
     regions = [region for region in sample.regions if region.image == number]
     shapes = {k: [s for region in regions for s in getattr(region, k)] for k in _KINDS.values()}
     target = grid.target(shapes).reshape(grid.height, grid.width)
-    heat = Image.fromarray((target / target.max().clamp_min(1e-30) * 255).to(torch.uint8).numpy())
+    heat = Image.fromarray((target / target.max().clamp_min(1e-30) * 255).byte().numpy())
     image = sample.load().images[number]
     scale = _TILE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)

@@ -1,0 +1,43 @@
+"""The functions and classes of `groundkern.hf`, which imports them when they are first used."""
+
+from groundkern.hf.data.batch import row_counts
+from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
+from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.processor import load_processor
+from groundkern.hf.model.attach import attach, detach, objectives_of
+from groundkern.hf.model.doctor import DoctorReport, doctor
+from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
+from groundkern.hf.output import GroundedOutput
+from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
+from groundkern.hf.watching.plain import DivergedError
+from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
+
+__all__ = [
+    "DivergedError",
+    "DoctorReport",
+    "DvSft",
+    "GroundedExample",
+    "GroundedOutput",
+    "GroundingCollator",
+    "GroundingMixin",
+    "GroundingTrainer",
+    "Hist",
+    "Klal",
+    "LogitLens",
+    "Margins",
+    "Objectives",
+    "Phrase",
+    "Region",
+    "Smam",
+    "Word",
+    "attach",
+    "detach",
+    "doctor",
+    "image_geometry",
+    "load_beside_adapter",
+    "load_processor",
+    "objectives_of",
+    "row_counts",
+    "save_beside_adapter",
+]
