@@ -8,7 +8,7 @@ from trainer.places.patterns import Numbers
 from trainer.places.units import UNITS, Size
 
 LOOKED_AT = 1000  # records from which a file is judged before the work begins
-_SLACK = 1.01  # of a side: a box that sticks out a little is no evidence
+_SLACK = 1.01  # a box that sticks out a little is no evidence
 
 # What the numbers may be said to count (None: nobody said), and what they may look like then.
 _CONSISTENT: dict[str | None, tuple[str, ...]] = {
@@ -20,6 +20,7 @@ _CONSISTENT: dict[str | None, tuple[str, ...]] = {
     "square": ("unit",),
     None: (),
 }
+_MOST = {"per_mille": 1000.0, "percent": 100.0, "unit": 1.0, "square": 1.0}
 
 
 @dataclass
@@ -74,9 +75,11 @@ class Kinds:
         if not self.seen:
             return None
         unit, why, where = self.likely()
-        if unit in _CONSISTENT[self.unit]:
+        within = self._most <= _SLACK * _MOST.get(self.unit, float("inf"))
+        if within and unit in _CONSISTENT[self.unit]:
             return None
         counted = f"numbers of {self.seen:,} boxes or points {why}"
-        taken = f"taken for {UNITS[self.unit]}" if self.unit else "not used, since nothing says"
-        taken = taken if self.unit else "what they count is not said, so that they are not used"
+        taken = "what they count is not said, so that they are not used"
+        if self.unit is not None:
+            taken = f"taken for {UNITS[self.unit]}"
         return f"{where}: {counted}: probably {UNITS[unit]} ({option} {unit}); {taken}"

@@ -120,6 +120,11 @@ _BOX = (r"(?:<box>|<\|box_start\|>)", r"(?:</box>|<\|box_end\|>)")
 _REF = (r"(?:<ref>|<\|object_ref_start\|>)", r"(?:</ref>|<\|object_ref_end\|>)")
 _DET, _DET_REF = (r"<\|det\|>", r"<\|/det\|>"), (r"<\|ref\|>", r"<\|/ref\|>")
 _TAGS = matched(f"(?P<item>{between(*_REF)}{several(*_BOX)})")
+references = matched(
+    rf"(?P<item>(?:<ref>|<\|object_ref_start\|>|<\|ref\|>|<phrase>)(?P<label>[^<]{{1,{LONGEST}}})"
+    r"(?:</ref>|<\|object_ref_end\|>|<\|/ref\|>|</phrase>))"
+)
+"""Labels in the tags of any family, with a box or without."""
 _PATCHES = r"(?:<patch_index_\d{4}>){2}"
 _KOSMOS = matched(
     f"(?P<item>{between('<phrase>', '</phrase>')}<object>{_PATCHES}"
@@ -135,6 +140,10 @@ _FLORENCE = matched(
 _MOLMO = matched(
     rf"(?P<item><points?\s[^<>]{{0,20000}}>(?P<label>[^<]{{0,{LONGEST}}})</points?>)", html.unescape
 )
+_FIRST, _LAST = (
+    r"(?<![\])],)(?<![\])], )",
+    r"(?!\s{0,9},\s{0,9}[\[(])",
+)  # two of two: a third is no box
 _PIXELS = ("bbox_2d", "bbox", "box", "bounding_box")
 
 BOXES = (
@@ -158,8 +167,8 @@ BOXES = (
         "list",
         listed(
             rf"(?<=[\[(;]){FOUR}(?=[\]);])"
-            rf"|\({TWO}\)\s{{0,20}},?\s{{0,20}}\({TWO}\)"
-            rf"|\[{TWO}\]\s{{0,20}},\s{{0,20}}\[{TWO}\]"
+            rf"|{_FIRST}\({TWO}\)\s{{0,20}},?\s{{0,20}}\({TWO}\){_LAST}"
+            rf"|{_FIRST}\[{TWO}\]\s{{0,20}},\s{{0,20}}\[{TWO}\]{_LAST}"
         ),
     ),
     Notation("numbers", bare(4), plain=True),

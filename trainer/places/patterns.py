@@ -24,7 +24,7 @@ FOUR = ",".join([ONE] * 4)
 TWO = f"{ONE},{ONE}"
 _NUMBER = re.compile(r"(?<![\d.])[-+]?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20})(?![\d.])")
 _STRING = r'"(?:[^"\\\n]|\\.){0,1000}"|' + r"'(?:[^'\\\n]|\\.){0,1000}'"
-_VALUE = rf"(?:{_STRING}|\[[^\[\]{{}}\"]{{0,400}}\]|[-+.\w]{{1,40}})"
+_VALUE = rf"(?:{_STRING}|\[[^\[\]{{}}]{{0,400}}\]|[-+.\w]{{1,40}})"
 _COLON = r"\s{0,20}:\s{0,20}"
 _PAIR = re.compile(rf"[\"']([\w -]{{1,40}})[\"']{_COLON}({_VALUE})")
 _SOME_PAIR = rf"[\"'][\w -]{{1,40}}[\"']{_COLON}{_VALUE}"
@@ -226,9 +226,9 @@ def key(*names: str) -> str:
 
 
 def between(opening: str, closing: str) -> str:
-    """A label between tags that are not in it."""
+    """A label between tags that are not in it, or none."""
     inner = rf"(?P<label>(?:(?!{opening}|{closing}).){{1,{LONGEST}}})"
-    return f"(?:{opening}{inner}{closing}\\s{{0,9}})"
+    return f"(?:{opening}{inner}{closing}\\s{{0,9}})?"
 
 
 def several(opening: str, closing: str) -> str:

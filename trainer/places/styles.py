@@ -82,6 +82,7 @@ class Style:
         number: a tick as it is written.
         families: values of `model_type` in config.json of the models that write so.
         has_labels: whether a label is a part of what is written.
+        ref: tags around words that are spoken of without a box; none in most families.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Style:
     number: Callable[[int], object] = int
     families: tuple[str, ...] = ()
     has_labels: bool = True
+    ref: tuple[str, str] = ("", "")
 
     @property
     def in_pixels(self) -> bool:
@@ -155,6 +157,8 @@ class Style:
 
 
 _MILLE = Grid(1000)
+_REF, _OBJECT = ("<ref>", "</ref>"), ("<|object_ref_start|>", "<|object_ref_end|>")
+_PHRASE, _DET_REF = ("<phrase>", "</phrase>"), ("<|ref|>", "<|/ref|>")
 _LIST, _PAIR = "[{0}, {1}, {2}, {3}]", "[{0}, {1}]"
 _CORNERS, _POINT = "({0},{1}),({2},{3})", "({0},{1})"
 _QWEN_JSON = json_list("bbox_2d", "point_2d")
@@ -191,8 +195,9 @@ _ROWS = (
         _MILLE,
         _CORNERS,
         _POINT,
-        tags(("<ref>", "</ref>"), ("<box>", "</box>")),
+        tags(_REF, ("<box>", "</box>")),
         families=("qwen",),
+        ref=_REF,
     ),
     Style(
         "qwen2",
@@ -200,8 +205,9 @@ _ROWS = (
         _MILLE,
         _CORNERS,
         _POINT,
-        tags(("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>")),
+        tags(_OBJECT, ("<|box_start|>", "<|box_end|>")),
         families=("qwen2_vl",),
+        ref=_OBJECT,
     ),
     Style(
         "qwen2.5",
@@ -229,8 +235,9 @@ _ROWS = (
         _MILLE,
         _LIST,
         None,
-        tags(("<ref>", "</ref>"), ("<box>[", "]</box>"), ", "),
+        tags(_REF, ("<box>[", "]</box>"), ", "),
         families=("internvl", "internvl_chat"),
+        ref=_REF,
     ),
     Style(
         "minicpm",
@@ -238,8 +245,9 @@ _ROWS = (
         _MILLE,
         "{0} {1} {2} {3}",
         None,
-        tags(("<ref>", "</ref>"), ("<box>", "</box>")),
+        tags(_REF, ("<box>", "</box>")),
         families=("minicpmv",),
+        ref=_REF,
     ),
     Style(
         "paligemma",
@@ -269,6 +277,7 @@ _ROWS = (
             ("<phrase>", "</phrase>"), ("<object>", "</object>"), "</delimiter_of_multi_objects/>"
         ),
         families=("kosmos-2", "kosmos-2.5"),
+        ref=_PHRASE,
     ),
     Style(
         "deepseek",
@@ -276,8 +285,9 @@ _ROWS = (
         Grid(999),
         _LIST,
         None,
-        tags(("<|ref|>", "<|/ref|>"), ("<|det|>[", "]<|/det|>"), ", "),
+        tags(_DET_REF, ("<|det|>[", "]<|/det|>"), ", "),
         families=("deepseek_vl_v2", "deepseek_ocr2"),
+        ref=_DET_REF,
     ),
     Style(
         "gemini",

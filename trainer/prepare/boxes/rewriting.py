@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from trainer.places.notations import references
 from trainer.places.patterns import Span
 from trainer.places.units import Size
 from trainer.places.writing import Writer
@@ -91,7 +92,9 @@ class Rewritten:
 def rewrite(
     text: str, found: Sequence[Found], sizes: Sequence[Size], writer: Writer, counts: Counter
 ) -> Rewritten:
-    """The text with its places in the writer's style.
+    """The text with its places in the writer's style; as it is, if one of them cannot be.
+
+    References without a box, as in a question, get the style's tags too, or lose theirs.
 
     Args:
         text: of a message.
@@ -100,12 +103,31 @@ def rewrite(
         writer: of the style.
         counts: gets what `TITLES` names.
     """
-    edits: list[Edit] = []
-    for group in _groups(text, found):
-        made = _edits(text, group, sizes, writer)
-        counts["boxes_kept" if made is None else "boxes_rewritten"] += len(group)
-        edits += [edit for edit in made or () if edit.text != text[edit.start : edit.stop]]
-    return Rewritten(text, tuple(edits))
+    made = [_edits(text, group, sizes, writer) for group in _groups(text, found)]
+    if any(each is None for each in made):
+        counts["boxes_kept"] += len(found)
+        return Rewritten(text, ())
+    if found:
+        counts["boxes_rewritten"] += len(found)
+    edits = [edit for each in made for edit in each]
+    edits += _references(text, edits, writer)
+    changed = [edit for edit in edits if edit.text != text[edit.start : edit.stop]]
+    return Rewritten(text, tuple(sorted(changed)))
+
+
+def _references(text: str, edits: list[Edit], writer: Writer) -> list[Edit]:
+    """What becomes of references that are in none of the edits."""
+    made = []
+    for item in references(text):
+        if item.label is not None and all(
+            item.stop <= edit.start or edit.stop <= item.start for edit in edits
+        ):
+            opening, closing = writer.rules.ref
+            start, stop = item.label[:2]
+            words = (len(opening), len(opening) + stop - start)
+            new = f"{opening}{text[start:stop]}{closing}"
+            made.append(Edit(item.start, item.stop, new, (((start, stop), words),)))
+    return made
 
 
 def _groups(text: str, found: Sequence[Found]) -> list[list[Found]]:

@@ -87,10 +87,10 @@ class BoxSettings:
         if name == "none":
             return cls(None, None, arguments.tie)
         unit = coord or (None if name == "auto" else STYLES[name].unit)
-        if unit == "resized" and writer is not None and writer.rules.unit != "resized":
+        if style == "auto" and unit == "resized" and writer.rules.unit != "resized":
             raise ConfigError(
-                "`--box-style`: expected a style in pixels of the same --model, or none, for boxes "
-                f"in pixels of its processor, got {writer.style}"
+                "`--box-style`: expected a style by its name, and --model the one whose pixels the "
+                f"boxes count, got auto of {arguments.model}, which writes {writer.style}"
             )
         option = "--coord resized" if coord else f"--boxes {name}"
         reading = Reading(
@@ -117,11 +117,13 @@ class BoxSettings:
         messages = [dict(message) for message in record["messages"]]
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         tied = {name: list(record[name]) for name in ("regions", "phrases") if name in record}
-        for turn, message in enumerate(messages):
-            if message["role"] not in ("user", "assistant"):
-                continue
-            text = message_text(message)
-            found = self.reading.find(text, sizes, where, counts)
+        found_in = {
+            turn: self.reading.find(message_text(message), sizes, where, counts)
+            for turn, message in enumerate(messages)
+            if message["role"] in ("user", "assistant")
+        }
+        for turn, found in found_in.items():
+            message, text = messages[turn], message_text(messages[turn])
             if turn in answers and found:
                 there = {_words(region, answers) for region in tied.get("regions", ())}
                 added = [
@@ -134,7 +136,7 @@ class BoxSettings:
                     tied["regions"] = [*tied.get("regions", ()), *added]
                 counts["boxes_read"] += sum(each.numbers is not None for each in found)
                 counts["regions"] += len(added)
-            if self.writer is not None and found:
+            if self.writer is not None and any(found_in.values()):
                 changed = rewrite(text, found, sizes, self.writer, counts)
                 if changed.edits:
                     message["content"] = _with(message["content"], changed)
@@ -142,9 +144,7 @@ class BoxSettings:
                         tied[name] = [_moved(span, turn, answers, changed) for span in spans]
         return {**record, "messages": messages, **tied}, {k: n for k, n in counts.items() if n}
 
-    def warnings(
-        self, records: Iterable[tuple[Mapping[str, Any], Sequence[Size], str]]
-    ) -> list[str]:
+    def warnings(self, records: Iterable[Sized]) -> list[str]:
         """What a look at the first records of a file says against what is read here.
 
         Args:
@@ -166,10 +166,9 @@ class BoxSettings:
                     for name in counts:
                         first.setdefault(name, where)
         said = [kinds.warning("--coord")]
-        told = {"boxes_unknown"} if said[0] else set()
-        said += [
-            f"{where}: {finding.TITLES[name]}" for name, where in first.items() if name not in told
-        ]
+        if said[0]:  # which says the same with a reason
+            first.pop("boxes_unknown", None)
+        said += [f"{where}: the first of {finding.TITLES[name]}" for name, where in first.items()]
         return [sentence for sentence in said if sentence]
 
     def _spans(self, found: Found) -> list[Span]:
