@@ -246,9 +246,9 @@ UNUSABLE = {
     "no messages": ({"messages": 5}, "`messages`: expected a list of messages, got 5"),
     "no chat": (
         {"question": "a", "answer": "b"},
-        "expected a chat, got a list of objects with question, answer; expected one of: messages",
+        "expected a chat of a known kind, got an object with question, answer",
     ),
-    "value": (5, "expected a chat, got a list of values such as 5"),
+    "value": (5, "expected a chat of a known kind, got 5"),
 }
 
 

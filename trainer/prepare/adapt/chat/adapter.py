@@ -107,7 +107,9 @@ def _sample(item: Item, options: Options) -> tuple[dict[str, Any], list[Picture]
         record = chosen(record, where, take=options.take_chosen)
     dialect = dialect_of(record)
     if dialect is None:
-        raise SampleError(f"{where}: expected a chat, got {recognise.looks_like([record])}")
+        known = isinstance(record, dict)
+        got = f"an object with {recognise.fields_of(record)}" if known else short(record)
+        raise SampleError(f"{where}: expected a chat of a known kind, got {got}")
     for name in OTHER_MEDIA:
         if record.get(name):
             raise wrong(where, name, "images and text only", name)

@@ -58,15 +58,19 @@ def looks_like(records: Sequence[Any]) -> str:
     Args:
         records: the first of a file.
     """
-    titles = "; ".join(dialect.title for dialect in DIALECTS)
+    wanted = "expected one of: " + "; ".join(dialect.title for dialect in DIALECTS)
     if not records:
-        return f"no record that can be read; expected one of: {titles}"
+        return f"no record that can be read; {wanted}"
     first = next((record for record in records if isinstance(record, dict)), None)
     if first is None:
-        return f"a list of values such as {short(records[0])}; expected one of: {titles}"
-    names = [cut(str(name), 40) for name, value in first.items() if value is not None]
-    fields = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no fields"
-    return f"a list of objects with {fields}; expected one of: {titles}"
+        return f"a list of values such as {short(records[0])}; {wanted}"
+    return f"a list of objects with {fields_of(first)}; {wanted}"
+
+
+def fields_of(record: dict[str, Any]) -> str:
+    """The names of a record's fields that have a value, the first few."""
+    names = [cut(str(name), 40) for name, value in record.items() if value is not None]
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no fields"
 
 
 def _is_foreign(record: dict[str, Any]) -> bool:

@@ -146,7 +146,7 @@ def _trained(message: dict[str, Any], role: str, where: str) -> bool:
                 raise wrong(where, name, "only answers to train on", f"1 for a message of {role}")
             said[bool(value)] = name
     if len(said) > 1:
-        names = " and ".join(said.values())
+        names = " and ".join(dict.fromkeys(said.values()))
         raise wrong(where, names, "one answer on whether the turn is trained", "two")
     return said.keys() != {False} or role != "assistant"
 
