@@ -233,4 +233,4 @@ def between(opening: str, closing: str) -> str:
 
 def several(opening: str, closing: str) -> str:
     """Boxes between tags, one pair after another."""
-    return rf"(?:{opening}[^<]{{0,1000}}(?:{closing}|$)\s{{0,2}}){{1,100}}(?<!\s)"
+    return rf"(?:{opening}[^<]{{0,1000}}{closing}\s{{0,2}}){{1,100}}(?<!\s)"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from trainer.config import ConfigError
-from trainer.data.images import SampleError
 from trainer.places.patterns import Numbers
 from trainer.wording import cut
 
@@ -74,14 +73,10 @@ class Resized:
         """(width, height) of an image of this (width, height).
 
         Raises:
-            SampleError: the processor refuses such an image.
+            ValueError: the processor refuses such an image.
         """
-        width, height = size
-        try:
-            found = self.resize(height, width, self.factor, self.least, self.most)
-        except ValueError as error:
-            raise SampleError(f"the processor does not take {width} x {height} ({error})") from None
-        return found[1], found[0]
+        height, width = self.resize(size[1], size[0], self.factor, self.least, self.most)
+        return width, height
 
 
 def resized_if_any(model: str | Path) -> Resized | None:
@@ -116,7 +111,7 @@ def extent(unit: str, size: Size, resized: Resized | None) -> Extent:
         resized: of the model; "resized" needs it.
 
     Raises:
-        SampleError: the processor refuses such an image.
+        ValueError: the processor refuses such an image.
     """
     if unit in _SCALES:
         return Extent((0.0, 0.0), (_SCALES[unit],) * 2)

@@ -45,8 +45,8 @@ class Writer:
         """Places in fractions of an image of (width, height) as the style writes them.
 
         Raises:
-            ValueError: the style has no such places, or cannot hold a label.
-            SampleError: the processor refuses an image of this size.
+            ValueError: the style has no such places or cannot hold a label, or the processor
+                refuses an image of this size.
         """
         counted = [self._counted(place, size) for place in places]
         return self.rules.write(counted, self._pixels(size))

@@ -150,7 +150,8 @@ def written(
         label: what the style ties them to; None: nothing.
 
     Raises:
-        SampleError: there are none, or the style cannot hold the label.
+        SampleError: there are none, the style cannot hold the label, or the processor refuses
+            the image.
     """
     found: list[tuple[Place, Mapping[str, Any]]] = []
     for place in places:
@@ -168,7 +169,7 @@ def written(
     try:
         made = writer.write([each for each, _ in found], size)
     except ValueError as error:
-        raise SampleError(f"{where}: `label`: {error}") from None
+        raise SampleError(f"{where}: {error}") from None
     regions = []
     for part, (_, place) in zip(made.parts, found, strict=True):
         regions += [{"char_span": list(span), **place} for span in part if span is not None]

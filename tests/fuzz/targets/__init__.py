@@ -25,6 +25,7 @@ SHARES = {
 
 MODULES = (
     "answers",
+    "boxes",
     "samples",
     "settings",
     "files",

@@ -10,7 +10,6 @@ from PIL import Image
 
 from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 from trainer.config import ConfigError
-from trainer.data.images import SampleError
 from trainer.places.kinds import Kinds
 from trainer.places.layouts import Place
 from trainer.places.units import Resized, extent
@@ -42,8 +41,8 @@ def test_a_resize_can_be_sent_to_other_processes(qwen):
     assert pickle.loads(pickle.dumps(resized)) == resized
 
 
-def test_an_image_that_the_processor_refuses_is_a_bad_sample(qwen):
-    with pytest.raises(SampleError, match="does not take 1 x 300"):
+def test_an_image_that_the_processor_refuses_is_an_error(qwen):
+    with pytest.raises(ValueError, match="aspect ratio must be smaller than 200, got 300"):
         Resized.of(qwen)((1, 300))
 
 

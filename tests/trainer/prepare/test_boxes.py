@@ -340,6 +340,16 @@ def test_pixels_of_the_processor_become_pixels_of_the_image(qwen):
     assert answer(found) == text
 
 
+def test_an_image_that_the_processor_refuses_has_no_place(qwen):
+    text = '[{"bbox_2d": [0, 0, 9, 9], "label": "dog"}]'
+    work = BoxSettings.of(arguments("--boxes", "qwen2.5", "--model", qwen))
+    assert work(chat(text), [(1, 300)], "a:1") == (chat(text), {"boxes_outside": 1})
+    work = BoxSettings.of(arguments("--box-style", "auto", "--model", qwen))
+    tags = chat("<ref>dog</ref><box>[[0, 0, 9, 9]]</box>")
+    found, counts = work(tags, [(1, 300)], "a:1")
+    assert (answer(found), counts["boxes_kept"]) == (answer(tags), 1)
+
+
 def test_settings_of_the_command_line(qwen, tmp_path):
     other = str(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
@@ -438,7 +448,7 @@ def test_templates_refuse_what_a_style_has_not(root, capsys):
     assert "`places`: expected a box, for {box}, got none" in rejected["reason"]
     words = ("--answer", "{box}", "--box-style", "internvl", "--overwrite")
     (rejected,) = placed(root, {"box": DOG}, *words, label="a</ref>")
-    assert "`label`: expected a label that internvl can hold, got 'a</ref>'" in rejected["reason"]
+    assert rejected["reason"] == "expected a label that internvl can hold, got 'a</ref>'"
 
 
 def test_lines_may_count_pixels_of_the_processor(root, qwen):

@@ -117,6 +117,6 @@ class Reading:
                 whole = extent(self.unit, size, self.resized)
             frame, given = Frame(1, 1, self.overhang, where), list(whole.fractions(mark.numbers))
             inside = frame.box(given, "box")[0] if mark.is_box else frame.point(given, "point")[0]
-        except SampleError:
+        except (SampleError, ValueError):  # outside, or no image for the processor
             return None, "boxes_outside"
         return tuple(inside), None

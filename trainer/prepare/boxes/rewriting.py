@@ -154,12 +154,13 @@ def _edits(
     if len({each.image for each in group}) > 1:
         return None
     size = sizes[group[0].image]
-    if all(each.mark.key and each.mark.key in writer.rules.notations for each in group):
-        return [_numbers(each, size, writer) for each in group]
-    if any(each.mark.extra for each in group):
+    same = all(each.mark.key and each.mark.key in writer.rules.notations for each in group)
+    if any(each.mark.extra for each in group) and not same:
         return None
     start, stop = _whole(text, group)
     try:
+        if same:
+            return [_numbers(each, size, writer) for each in group]
         made = writer.spoken([each.place for each in group], size)
     except ValueError:
         return None

@@ -81,7 +81,11 @@ class Annotate:
         if coord == "resized" and self.resized is None:
             wanted = "a unit, or --model, whose processor resizes images"
             raise wrong(where, f"{field}.coord", wanted, "resized without one")
-        frame = Frame(*extent(coord, size, self.resized).sides, self.overhang, where)
+        try:
+            sides = extent(coord, size, self.resized).sides
+        except ValueError as error:
+            raise SampleError(f"{where}: {error}") from None
+        frame = Frame(*sides, self.overhang, where)
         scale = (size[0] / frame.width, size[1] / frame.height)
         values = place[kind]
         if kind == "box":
