@@ -63,10 +63,16 @@ class Model(Section):
 
 
 class Data(Section):
-    train: Path = setting(text="JSON-lines file of training samples")
-    test: Path | None = setting(None, "JSON-lines file of held-out samples")
+    train: Path = setting(
+        text="training samples: JSON lines (docs/data-format.md), or a file of another program "
+        "(docs/prepare-maps.md, `adapt chat`)"
+    )
+    test: Path | None = setting(None, "held-out samples, likewise")
     root: Path | None = setting(
         None, "folder image paths start from and stay in (null: the folder of the file)"
+    )
+    image_roots: list[Path] = setting(
+        [], "further folders that images of another program's file may be in, by absolute paths"
     )
     on_bad_sample: Literal["skip", "stop"] = setting("skip", "what a bad sample does to the run")
     max_length: Positive | None = setting(

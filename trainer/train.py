@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from groundkern.hf import GroundingCollator
 from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
+from trainer.bringing import bring
 from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
@@ -69,10 +70,11 @@ class _Run:
         watching.refuse_trackers(config.training.report_to)
         watching.refuse_fp16(config)
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
-        self.train_set = _data_set(config, config.data.train)
+        self.train_set = _data_set(config, "train", config.data.train)
         if checkpoint is not None:
             checkpoints.refuse_other_data(checkpoint, config, self.train_set.digest)
-        self.test_set = _data_set(config, config.data.test) if config.data.test else None
+        test = config.data.test
+        self.test_set = _data_set(config, "test", test) if test else None
         self.model, self.processor = load_model(config)
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
         check_supervision(config, self.train_set, self._collator(self.train_set))
@@ -229,13 +231,22 @@ class _Run:
         }
 
 
-def _data_set(config: Config, path: Path) -> JsonLinesDataset:
+def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
     data = config.data
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"`data`: expected a JSON-lines file, got {path} (not there)")
-    found = JsonLinesDataset(
+    brought = bring(
         path,
-        root=data.root or path.parent,
+        root=data.root,
+        folder=config.training.output / "data" / which,
+        image_roots=data.image_roots,
+        on_bad_sample=data.on_bad_sample,
+        max_pixels=data.max_pixels,
+    )
+    found = JsonLinesDataset(
+        brought.path,
+        root=brought.root,
+        lost=brought.lost,
         on_bad_sample=data.on_bad_sample,
         max_pixels=data.max_pixels,
         max_bad_fraction=data.max_bad_fraction,

@@ -23,6 +23,7 @@ run("prepare", "maps", "--task", "grid_patch", "--count", "2", *made, drawn)
 run("prepare", "phrases", drawn, "--by", "rules", *made, f"{folder}/phrases.jsonl")
 run("prepare", "marks", drawn, *made, f"{folder}/marks.jsonl")
 run("inspect", drawn, "--output", f"{folder}/page.html")
+run("prepare", "adapt", "chat", drawn, *made, f"{folder}/chat.jsonl")
 """
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,7 @@ class JsonLinesDataset:
         max_bad_fraction: of all samples that may be bad, at the start and later.
         cache: a folder that keeps what was found, for the next start; None: nothing is kept.
         processes: that check the lines; None: by the size of the file and of the machine.
+        lost: samples that were left out when the file was made; they count as bad ones.
 
     Attributes:
         tasks: the task of each usable sample.
@@ -104,6 +105,7 @@ class JsonLinesDataset:
         max_bad_fraction: float = 1.0,
         cache: Path | None = None,
         processes: int | None = None,
+        lost: Iterable[BadSample] = (),
     ) -> None:
         if on_bad_sample not in ("skip", "stop"):
             raise ValueError(f"`on_bad_sample`: expected skip or stop, got {on_bad_sample!r}")
@@ -111,6 +113,8 @@ class JsonLinesDataset:
         self.root = Path(root) if root is not None else self.path.parent
         self.on_bad_sample, self.max_pixels, self.max_line = on_bad_sample, max_pixels, max_line
         self.bad = BadSamples(max_bad_fraction)
+        for bad in lost:
+            self.bad.add(bad)
         self._rules = Rules(self.path.name, self.root, max_pixels, max_line)
         index = self._kept(cache, processes) if cache else None
         if index is None:

@@ -28,7 +28,7 @@ import PIL
 import pydantic
 
 from groundkern.hf.data import example
-from groundkern.hf.data.example import message_text
+from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
 from trainer.data import images, rasters, run_lengths, sample
 from trainer.data.images import SampleError
@@ -195,7 +195,7 @@ def check_lines(rules: Rules, lines: list[Line]) -> Found:
         except SampleError as error:
             bad.append((number, offset, str(error)))
             continue
-        answers = [message_text(m) for m in made.messages if m["role"] == "assistant"]
+        answers = [message_text(m) for m in made.messages if is_trained(m)]
         empty = sum(not answer.strip() for answer in answers)
         task = tasks.setdefault(made.task, len(tasks))
         counts = (len(made.regions), len(made.words), len(made.phrases), len(answers), empty)

@@ -22,6 +22,7 @@ from groundkern.hf.data.example import (
     Phrase,
     Region,
     Word,
+    is_trained,
     message_text,
     unusable,
 )
@@ -52,8 +53,9 @@ class PartRecord(StrictModel):
 
 
 class MessageRecord(StrictModel):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str | list[PartRecord]
+    train: Annotated[bool, Field(strict=True)] = True
 
 
 class SpanRecord(StrictModel):
@@ -89,9 +91,12 @@ class PhraseRecord(SpanRecord):
 
 
 class SampleRecord(StrictModel):
+    id: str | Annotated[int, Field(strict=True)] | None = None
+    meta: dict[str, Any] = {}
     task: str = ""
     images: list[str] = []
     messages: Annotated[list[MessageRecord], Field(min_length=1)]
+    tools: list[dict[str, Any]] = []
     regions: list[RegionRecord] = []
     words: list[WordRecord] = []
     phrases: list[PhraseRecord] = []
@@ -101,7 +106,7 @@ class SampleRecord(StrictModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked sample; its pixels are still on disk.
+    """A checked sample; its pixels are still on disk. Its `id` and `meta` stay in the file.
 
     Args:
         where: what error messages call it, for example `train.jsonl:17`.
@@ -109,6 +114,7 @@ class Sample:
         images: real paths, inside the data root.
         sizes: (width, height) of each image after EXIF rotation, in pixels.
         messages: Hugging Face chat messages.
+        tools: JSON schemas of functions.
         regions, words, phrases: in fractions of the rotated images.
         answers: other right forms of the last answer, for evaluation.
         metrics: the names of metrics that the sample asks for.
@@ -126,6 +132,7 @@ class Sample:
     answers: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     rasters: tuple[tuple[int, Stored], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     def load(self) -> GroundedExample:
         """Decode the images and rasters.
@@ -147,6 +154,7 @@ class Sample:
             regions=with_rasters(self.regions, self.rasters),
             words=self.words,
             phrases=self.phrases,
+            tools=self.tools,
             name=self.where,
             checked=True,
         )
@@ -194,6 +202,7 @@ def parse_sample(
         answers=tuple(record.answers),
         metrics=tuple(record.metrics),
         rasters=find_rasters(record.regions, regions, sizes, **limits),
+        tools=tuple(record.tools),
     )
 
 
@@ -402,11 +411,15 @@ def _validated(value: dict[str, Any], where: str, *, unicode: bool) -> SampleRec
 
 def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where: str) -> None:
     """Roles, and image placeholders against images."""
-    if not any(message.role == "assistant" for message in record.messages):
+    if not any(map(is_trained, messages)):
         raise wrong(where, "messages", "at least one assistant message to train on", "none")
+    if character := unusable(json.dumps(record.tools, ensure_ascii=False)):
+        raise wrong(where, "tools", USABLE_TEXT, character)
     slots = 0
     for i, message in enumerate(record.messages):
         parts = [] if isinstance(message.content, str) else message.content
+        if not message.train and message.role != "assistant":
+            raise wrong(where, f"messages[{i}].train", "it of assistant messages", message.role)
         here = sum(part.type == "image" for part in parts)
         slots += here
         if here and message.role != "user":
@@ -428,13 +441,14 @@ def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where:
 
 
 def _chat_message(message: MessageRecord) -> dict[str, Any]:
-    if isinstance(message.content, str):
-        return {"role": message.role, "content": message.content}
-    parts = [
-        {"type": "text", "text": part.text} if part.type == "text" else {"type": "image"}
-        for part in message.content
-    ]
-    return {"role": message.role, "content": parts}
+    content: str | list[dict[str, str]] = message.content
+    if isinstance(content, list):
+        content = [
+            {"type": "text", "text": part.text} if part.type == "text" else {"type": "image"}
+            for part in message.content
+        ]
+    context = {} if message.train else {"train": False}
+    return {"role": message.role, "content": content, **context}
 
 
 def _unfound(text: str, answer: str) -> str:

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer import durable
 from trainer import run_folder as folder
+from trainer.bringing import bring
 from trainer.config import ConfigError
 from trainer.config import differences as changed
 from trainer.data.dataset import JsonLinesDataset
@@ -112,11 +113,19 @@ class _Evaluation:
 
     def _data(self) -> JsonLinesDataset:
         path = self.arguments.data
-        if not path.is_file():
+        if not path.exists():
             raise ConfigError(f"--data: expected a JSON-lines file, got {path} (not there)")
-        found = JsonLinesDataset(
+        brought = bring(
             path,
-            root=self.arguments.root or path.parent,
+            root=self.arguments.root,
+            folder=self.output / "data",
+            on_bad_sample=self.arguments.on_bad_sample,
+            shown=self.ranks.first,
+        )
+        found = JsonLinesDataset(
+            brought.path,
+            root=brought.root,
+            lost=brought.lost,
             on_bad_sample=self.arguments.on_bad_sample,
             cache=self.output,
         )

@@ -36,19 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Checks every line, shows some, and says where the page is."""
     from trainer import durable
+    from trainer.bringing import bring
     from trainer.config import ConfigError
     from trainer.data.dataset import JsonLinesDataset
     from trainer.inspection.cards import card
     from trainer.templating import environment
 
-    if not arguments.data.is_file():
+    if not arguments.data.exists():
         raise ConfigError(f"{arguments.data}: expected a JSON-lines file, which is not there")
+    output = arguments.output or arguments.data.with_suffix(".inspect.html")
+    brought = bring(arguments.data, root=arguments.root, folder=output.with_suffix(""))
     model = None
     if arguments.model is not None:
         from trainer.inspection.seen import SeenByModel
 
         model = SeenByModel(arguments.model)
-    dataset = JsonLinesDataset(arguments.data, root=arguments.root)
+    dataset = JsonLinesDataset(brought.path, root=brought.root, lost=brought.lost)
     summary = summarise(dataset)
     shown = range(min(arguments.samples, len(dataset)))
     if arguments.seed is not None:
@@ -66,7 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
             counts={k: n for k, n in model.counts.items() if n} if model is not None else {},
         )
     )
-    output = arguments.output or arguments.data.with_suffix(".inspect.html")
     durable.write_text(output, page, errors="replace")
     print(f"{len(dataset):,} samples, {len(dataset.bad):,} bad; {len(cards):,} shown: {output}")
     return 0

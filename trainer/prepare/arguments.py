@@ -155,8 +155,14 @@ def named(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides the output, as plain values: the arguments but `FREE_TO_CHANGE`."""
     deciding = {k: v for k, v in vars(arguments).items() if k not in FREE_TO_CHANGE}
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in deciding.items()}
+    plain = {k: _plain(v) for k, v in deciding.items()}
     return {"command": arguments.prepare_command, **plain}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _cores() -> int:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -187,6 +187,36 @@ class Output:
         for path in (self.rejects, self.path):
             if _partial(path).exists():
                 os.replace(_partial(path), path)
+
+
+def made_with(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether there is an output, begun or finished, of these settings.
+
+    Args:
+        path: its JSON-lines file.
+        settings: see `Output`.
+    """
+    try:
+        state = _checked(plain_json(path.with_name(path.name + ".prepare.json").read_bytes()))
+    except (OSError, ValueError):
+        return False
+    there = path.exists() or not state["finished"] or _partial(path).exists()
+    return there and not differences(state["settings"], json.loads(json.dumps(settings)))
+
+
+def rejected_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(where, reason) of each input that a finished output could not use.
+
+    Args:
+        path: its JSON-lines file.
+    """
+    rejects = path.with_name(path.name + ".rejected.jsonl")
+    if not rejects.exists():
+        return
+    with rejects.open("rb") as file:
+        for line in file:
+            entry = json.loads(line)
+            yield entry["where"], entry["reason"]
 
 
 def _checked(state: Any) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def check_data_set(name: str, data: bytes, *, inside: str = "", **options: Any) 
     path = folder() / place / inside if inside else folder() / place
     if options.get("ocr"):
         options["ocr"] = folder() / place / "ocr"
-    asked = Options(path, images=images(), folder="made", overhang=0.05, **options)
+    output = folder() / place
+    asked = Options(path, images=images(), output=output, folder="made", overhang=0.05, **options)
     if not path.exists():
         return False
     work = Adapt(name, asked)
@@ -150,8 +151,14 @@ def _charts(files: dict) -> int | None:
     return len(found) if isinstance(found, list) else None
 
 
+def _chats(files: dict) -> int | None:
+    found = files.get("data.json")
+    return len(found) if isinstance(found, list) else None
+
+
 COUNTS: dict[str, Callable[[dict], int | None]] = {
     "chartqa": _charts,
+    "chat": _chats,
     "docvqa": _questions,
     "flickr30k": _captions,
     "refcoco": _expressions,
@@ -234,6 +241,40 @@ ENTITIES = [
 ]  # fmt: skip
 QUAD = {"x1": 1, "y1": 2, "x2": 9, "y2": 2, "x3": 9, "y3": 9, "x4": 1, "y4": 9}
 PRICE = {"category": "total.total_price", "group_id": 3, "words": [{"text": "9", "quad": QUAD}]}
+ASKED = {"role": "user", "content": "<image>Where is <ref-object>?"}
+CHATS = [
+    {
+        "id": 1,
+        "image": "a.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nA?"},
+            {"from": "gpt", "value": "B", "weight": 0},
+            {"from": "gpt", "value": "C", "loss": True},
+        ],
+    },
+    {
+        "messages": [ASKED, {"role": "assistant", "content": "<bbox>"}],
+        "images": ["a.png"],
+        "objects": {"ref": ["it"], "bbox": [[1, 2, 9, 9.5]], "bbox_type": "real", "image_id": [0]},
+    },
+    {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{PIXELS}"}},
+                    {"type": "text", "text": "A?"},
+                ],
+            },
+            {"role": "assistant", "content": "B"},
+        ],
+        "tools": "[]",
+    },
+    {"prompt": "A?", "completion": [{"role": "assistant", "content": "B"}], "images": [PIXELS]},
+    {"query": "A?", "response": "B", "history": [["a", "b"]], "system": "C"},
+    {"instruction": "A?", "input": "", "output": "B", "image": {"path": "turned.jpg"}},
+    {"conversation": [{"human": "A?", "assistant": "B"}]},
+]
 TARGETS = (
     _target("funsd", {"one": packed(**{"annotations/a.json": {"form": ENTITIES}})}, share=0.5),
     _target("sroie", {"one": packed(**{"box/a.csv": "1,1,9,1,9,9,1,9,TOTAL 5.00\n",
@@ -246,6 +287,11 @@ TARGETS = (
         {"imgname": "a.png", "query": "What?", "label": "5"},
         {"imgname": "a.png", "query": "Which?", "label": ["a", 2.5]},
     ]})}, inside="val_human.json"),
+    _target("chat", {
+        "dialects": packed(**{"data.json": CHATS}),
+        "lines": packed(**{"data.json": "".join(json.dumps(c) + "\n" for c in CHATS)}),
+        "chosen": packed(**{"data.json": [{"prompt": "a", "chosen": "b", "rejected": "c"}]}),
+    }, inside="data.json", share=1.5, take_chosen=True),
     _target("docvqa", {
         "read": packed(**{"data.json": {"data": [QUESTION]}, "ocr/a.json": OCR}),
         "textract": packed(**{"data.json": [QUESTION], "ocr/a.json": TEXTRACT}),

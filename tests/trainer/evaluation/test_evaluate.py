@@ -434,3 +434,15 @@ def test_intervals_of_a_single_sample_are_not_invented(where, tmp_path):
     ratio = result(tmp_path)["tasks"]["pointing"]["figures"]["attention_ratio"]
     assert ratio["low"] is None and ratio["high"] is None
     assert math.isfinite(ratio["value"])
+
+
+def test_a_file_of_another_program_is_asked_the_same(where, whole, tmp_path):
+    data = tmp_path / "test.json"
+    data.write_text(json.dumps(samples()))
+    words = ("--data", data, "--root", where, "--samples", "1")
+    assert run(where, tmp_path / "out", *words) == 0
+    first = predictions(whole)
+    assert [row["prediction"] for row in predictions(tmp_path / "out")] == [
+        first[0]["prediction"],
+        first[4]["prediction"],
+    ]

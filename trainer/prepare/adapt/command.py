@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from trainer.prepare.arguments import add_choice, add_common, add_places
+from trainer.prepare.boxes import settings as boxes
 
 HELP = "public data sets, in the formats their users have on disk, to samples"
 DATA_SETS = {
+    "chat": "Chats: files of other fine-tuning programs (LLaVA, Qwen, OpenAI, LLaMA-Factory, TRL, "
+    "ms-swift, ...), told by what is in them",
     "chartqa": "ChartQA: the original folder, or a Hugging Face data set",
     "cord": "CORD: the original folder, or a Hugging Face data set",
     "docvqa": "DocVQA: the original JSON, or a Hugging Face data set",
@@ -40,6 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="squad: the answer to questions without one; default: skip them",
     )
+    parser.add_argument(
+        "--image-root",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="chat: further folders that images may be in, for absolute paths",
+    )
+    parser.add_argument(
+        "--take-chosen", action="store_true", help="chat: of preferences, the chosen answers"
+    )
+    boxes.add_arguments(parser.add_argument_group("chat: boxes in messages"))
     add_choice(parser, "--points-in", ("percent", "pixel"), "pixmo_points: unit of the points")
     add_common(parser)
 
@@ -53,7 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     work = Adapt(arguments.dataset, Options.of(arguments))
     source, root = work.inputs()
+    for sentence in work.rooted(root).warnings(source):
+        print(f"warning: {sentence}", file=sys.stderr)
     out = run_work(arguments, source, work.rooted(root), root=root)
     words = {"words": "words", "words_outside": "words of the OCR outside their image, left out"}
-    show_counts(out.counts, TITLES | words)
+    unread = {"fields_unread": "fields of messages that nothing here reads (names, times, ...)"}
+    show_counts(out.counts, TITLES | boxes.TITLES | words | unread)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from trainer.config import ConfigError
 from trainer.data.images import header_size, opened, wrong
 from trainer.places.writing import PER_MILLE, Writer
 from trainer.prepare.arguments import named
+from trainer.prepare.boxes.settings import BoxSettings
 from trainer.prepare.placing import Phrasing
 from trainer.prepare.sources import TABLES, Item, Source, hugging_face, listed, table_rows
 
@@ -38,6 +39,10 @@ class Options:
         images: folder of the images, if given.
         split, question, answer, ocr, unanswerable, points_in, overhang: as on the command line.
         writer: of `{box}` and `{point}`, by `--box-style` and `--model`.
+        image_roots: further folders that images may be in, for absolute paths.
+        take_chosen: of preferences, the chosen answers.
+        boxes: what becomes of boxes that answers of chats write.
+        output: folder of the output.
         folder: beside the output, for images that come inside a table.
         root: see `trainer.prepare.adapt.work`; set once the inputs are open.
     """
@@ -52,6 +57,10 @@ class Options:
     points_in: str = "percent"
     overhang: float = 0.01
     writer: Writer = PER_MILLE
+    image_roots: tuple[Path, ...] = ()
+    take_chosen: bool = False
+    boxes: BoxSettings = field(default_factory=BoxSettings)
+    output: Path = Path()
     folder: str = "images"
     root: Path | None = None
 
@@ -62,16 +71,25 @@ class Options:
         Raises:
             ConfigError: a folder that is not there, or an overhang below 0.
         """
-        for name in ("data", "images", "ocr"):
-            path = getattr(arguments, name)
+        paths = [(name, getattr(arguments, name)) for name in ("data", "images", "ocr")]
+        paths += [("--image-root", path) for path in arguments.image_root]
+        for name, path in paths:
             if path is not None and not (path.exists() if name == "data" else path.is_dir()):
                 raise ConfigError(f"adapt: `{name}`: expected what is there, got {path}")
         if not arguments.overhang >= 0:
             raise ConfigError(f"adapt: `--overhang`: expected at least 0, got {arguments.overhang}")
         names = ("data", "images", "split", "question", "answer", "ocr", "unanswerable")
-        given = named(arguments, *names, "points_in", "overhang")
-        writer = Writer.of(arguments.box_style or PER_MILLE.style, arguments.model)
-        return cls(**given, writer=writer, folder=f"{arguments.output.stem}_images")
+        given = named(arguments, *names, "points_in", "overhang", "take_chosen")
+        chat = arguments.dataset == "chat"  # its answers are there, and keep their style
+        style = None if chat else arguments.box_style
+        return cls(
+            **given,
+            writer=Writer.of(style or PER_MILLE.style, arguments.model),
+            image_roots=tuple(arguments.image_root),
+            boxes=BoxSettings.of(arguments) if chat else BoxSettings(),
+            output=arguments.output.parent,
+            folder=f"{arguments.output.stem}_images",
+        )
 
     def phrasing(self, default: Phrasing) -> Phrasing:
         """The question and answer asked for, else the data set's own."""
@@ -159,19 +177,24 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise wrong(item.where, "image", "the bytes of an image in the row", repr(image)[:80])
-    return encoded(data, f"{options.folder}/{item.index:08d}", item.where)
+    extension, size = encoded(data, item.where, "image")
+    name = f"{options.folder}/{item.index:08d}{extension}"
+    return Embedded(name, size, {name: data})
 
 
-def encoded(data: bytes, stem: str, where: str) -> Embedded:
-    """An encoded image, to be written under `stem` and the extension of its format.
+def encoded(data: bytes, where: str, field: str) -> tuple[str, tuple[int, int]]:
+    """(file extension, (width, height) after EXIF rotation) of an encoded image.
+
+    Args:
+        data: its bytes.
+        where, field: what starts an error message.
 
     Raises:
-        SampleError: not the bytes of an image, or of a format that the trainer does not read.
+        SampleError: not those of an image.
     """
-    name, place = f"{len(data)} bytes", {"where": where, "field": "image"}
+    name, place = f"{len(data)} bytes", {"where": where, "field": field}
     with opened(io.BytesIO(data), name, **place) as picture:
         kind, size = picture.format, header_size(picture, name, **place)
     if kind not in _EXTENSIONS:
-        raise wrong(where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
-    name = f"{stem}{_EXTENSIONS[kind]}"
-    return Embedded(name, size, {name: data})
+        raise wrong(where, field, f"one of {', '.join(_EXTENSIONS)}", kind)
+    return _EXTENSIONS[kind], size

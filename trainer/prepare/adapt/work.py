@@ -41,6 +41,15 @@ class Adapt:
             self.options.phrasing(default).check(known, self.options.writer)
         return adapter.inputs(self.options)
 
+    def warnings(self, source: Source) -> list[str]:
+        """What the first inputs say against the options, one sentence each.
+
+        Args:
+            source: of `inputs`; this has been `rooted` since.
+        """
+        adapter = self._adapter()
+        return adapter.warnings(source, self.options) if hasattr(adapter, "warnings") else []
+
     def rooted(self, root: Path | None) -> Adapt:
         return replace(self, options=replace(self.options, root=root))
 
@@ -48,5 +57,6 @@ class Adapt:
         return self._adapter().convert(item, self.options)
 
     def _adapter(self) -> Any:
-        module = "docvqa" if self.dataset == "infographicvqa" else self.dataset
+        elsewhere = {"infographicvqa": "docvqa", "chat": "chat.adapter"}
+        module = elsewhere.get(self.dataset, self.dataset)
         return import_module(f"trainer.prepare.adapt.{module}")

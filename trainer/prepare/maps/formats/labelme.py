@@ -130,7 +130,7 @@ def _beside(found: dict, image: str, options: Options, where: str) -> str:
     else:
         data = confined(image, options.root, where=where, field="imagePath").read_bytes()
     stem = f"{options.output.stem}_images/{hashlib.sha256(data).hexdigest()[:16]}"
-    path = encoded(data, stem, where).path
+    path = stem + encoded(data, where, "imageData")[0]
     if not (options.output.parent / path).exists():
         write_image(options.output.parent / path, data)
     return path
