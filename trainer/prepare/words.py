@@ -173,7 +173,7 @@ class ReadWords:
             place = {"where": item.where, "field": f"images[{index}]"}
             words, before = readings_of(path, size, self.readings, **place)
             counts["images_read_before" if before else "images_read"] += 1
-            counts["images_turned"] += bool(common_turn(words))
+            counts["images_turned"] += not before and common_turn(words) != 0
             options = {"min_confidence": self.min_confidence, "min_kept": self.min_kept}
             if bad := complaint(words, **options):
                 raise LeftOut(str(wrong(**place, wanted="a page of words", got=bad)))

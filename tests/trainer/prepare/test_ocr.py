@@ -79,6 +79,7 @@ def test_a_turned_page_is_read_upright(lies, tells):
 def test_most_letters_say_how_a_page_lies():
     assert common_turn([word("side", turn=90), word("of a page")]) == 0
     assert common_turn([word("watermark", turn=90), word("two")]) == 90
+    assert common_turn([word(each, turn=270) for each in "\u5929\u5730\u7384"]) == 0
     assert common_turn([]) == 0
 
 

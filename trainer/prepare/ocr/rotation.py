@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from trainer.prepare.ocr.quality import letters, worth
+from trainer.prepare.ocr.scripts import ALONE
 from trainer.prepare.ocr.settings import Box, OcrWord, Reader
 
 TURNS = (90, 180, 270)  # degrees, clockwise, that bring a page upright
@@ -48,10 +49,15 @@ def read_upright(image: Image.Image, read: Reader, *, tells: bool) -> list[OcrWo
 
 
 def common_turn(words: Sequence[OcrWord]) -> int:
-    """The turn that most letters need."""
+    """The turn that most letters need.
+
+    Chinese and Japanese are also written downwards: their lines do not say that a page lies on its
+    side.
+    """
     turns: Counter[int] = Counter()
     for word in words:
-        turns[word.turn] += letters([word])
+        downwards = word.turn in (90, 270) and ALONE.match(word.text)
+        turns[0 if downwards else word.turn] += letters([word])
     return max(turns, key=lambda turn: (turns[turn], turn == 0), default=0)
 
 
