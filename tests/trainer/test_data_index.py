@@ -73,7 +73,7 @@ def test_several_processes_find_what_one_does(path):
 
 def test_large_files_are_checked_by_several_processes_and_small_ones_are_not(path, monkeypatch):
     monkeypatch.setattr(data_index, "SMALL", path.stat().st_size // 2)
-    monkeypatch.setattr(data_index, "_cores", lambda: 2)
+    monkeypatch.setattr(data_index, "cores", lambda: 2)
     numbers = parsed(monkeypatch)
     large = JsonLinesDataset(path)
     assert numbers == []

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from groundkern.hf.data.example import (
@@ -121,8 +123,11 @@ class Sample:
     answers: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
 
-    def load(self) -> GroundedExample:
+    def load(self, decode: Callable[..., Image.Image] = load_rgb) -> GroundedExample:
         """Decode the images.
+
+        Args:
+            decode: in the place of `load_rgb`, with its arguments.
 
         Returns:
             The sample as the collator takes it, with no further check of spans and places.
@@ -132,7 +137,7 @@ class Sample:
         """
         pairs = enumerate(zip(self.images, self.sizes, strict=True))
         pictures = [
-            load_rgb(path, size, where=self.where, field=f"images[{i}]")
+            decode(path, size, where=self.where, field=f"images[{i}]")
             for i, (path, size) in pairs
         ]
         return GroundedExample(
