@@ -137,8 +137,7 @@ class Sample:
         """
         pairs = enumerate(zip(self.images, self.sizes, strict=True))
         pictures = [
-            decode(path, size, where=self.where, field=f"images[{i}]")
-            for i, (path, size) in pairs
+            decode(path, size, where=self.where, field=f"images[{i}]") for i, (path, size) in pairs
         ]
         return GroundedExample(
             images=tuple(pictures),

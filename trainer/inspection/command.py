@@ -100,7 +100,9 @@ def candidates(dataset: JsonLinesDataset, arguments: argparse.Namespace) -> Sequ
 
         for task in arguments.task:
             if task not in (known := sorted(set(dataset.tasks))):
-                raise ConfigError(f"inspect: `--task`: expected one of {short(known)}, got {task!r}")
+                raise ConfigError(
+                    f"inspect: `--task`: expected one of {short(known)}, got {task!r}"
+                )
         indices = [index for index in indices if dataset.tasks[index] in arguments.task]
     if arguments.seed is not None:
         chosen = len(indices) if arguments.warnings else min(arguments.samples, len(indices))
@@ -146,18 +148,13 @@ def _fill(pages: Pages, show: Show, indices: Sequence[int], count: int) -> tuple
 def _status(dataset: JsonLinesDataset, drawn: int, failed: int) -> int:
     """1, with a sentence, if nothing of the file or of what is shown can be used."""
     if len(dataset) == 0:
-        first = f"; the first: {dataset.bad[0].where}: {dataset.bad[0].reason}" if dataset.bad else ""
-        print(
-            f"error: {dataset.path}: expected samples, got {len(dataset.bad):,} lines that cannot "
-            f"be used (images from {dataset.root}){first}",
-            file=sys.stderr,
-        )
+        why = f"expected samples, got {len(dataset.bad):,} lines that cannot be used"
+        if dataset.bad:
+            why += f"; the first: {dataset.bad[0].where}: {dataset.bad[0].reason}"
     elif failed and failed == drawn:
-        print(
-            f"error: {dataset.path}: expected samples that can be shown, got {failed:,} of "
-            f"{drawn:,} that cannot (images from {dataset.root}); the page says why",
-            file=sys.stderr,
-        )
+        why = f"expected samples that can be shown, got {failed:,} of {drawn:,} that cannot"
+        why += "; the page says why"
     else:
         return 0
+    print(f"error: {dataset.path}: {why} (images from {dataset.root})", file=sys.stderr)
     return 1

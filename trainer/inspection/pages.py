@@ -96,10 +96,10 @@ class Pages:
         path = self._path(len(self.pages) + 1)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            cards = self._open.enter_context(tempfile.TemporaryFile(dir=path.parent))
+            unnamed = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
         except OSError as error:
             raise durable.cannot_write(path, error) from error
-        self.pages.append(Page(path, cards, [], set()))
+        self.pages.append(Page(path, self._open.enter_context(unnamed), [], set()))
         return self.pages[-1]
 
     def _path(self, number: int) -> Path:

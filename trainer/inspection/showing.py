@@ -17,6 +17,7 @@ from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.inspection.cards import card
 from trainer.inspection.recent import Recent
+from trainer.inspection.views import edges
 from trainer.templating import environment
 from trainer.workers import cores, follow_parent, forks
 
@@ -87,7 +88,7 @@ class Show:
 
     @cached_property
     def _macros(self) -> tuple[Callable, Callable]:
-        module = environment().get_template("inspect_card.html").module
+        module = environment().get_template("inspect_card.html", globals={"edges": edges}).module
         return module.card, module.picture
 
 

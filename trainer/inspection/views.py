@@ -6,8 +6,10 @@ import base64
 import io
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 
+from markupsafe import Markup
 from PIL import Image
 
 from trainer.inspection.captions import Caption
@@ -15,7 +17,7 @@ from trainer.inspection.captions import Caption
 MOST = 3_000_000  # pixels of a picture on the page: the small print of a scanned page is readable
 LEGIBLE = 500  # smaller images are shown by so many times their size that stays below this
 EXACT = 100_000  # pixels up to which a picture is PNG; a larger one is, if it has few colours
-COLOURS = 256
+COLOURS = 16
 
 Rect = tuple[float, float, float, float]
 Size = tuple[int, int]
@@ -60,7 +62,7 @@ class View:
     words: list[Shape] = field(default_factory=list)
     regions: list[Shape] = field(default_factory=list)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What the picture is called on the page, which holds one that is shown twice once."""
         return f"p{blake2b(self.uri.encode(), digest_size=8).hexdigest()}"
@@ -133,6 +135,11 @@ def data_uri(picture: Image.Image) -> str:
         kind = "jpeg"
         picture.save(buffer, "JPEG", quality=85, subsampling=0)  # thin coloured lines stay sharp
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def edges(box: Rect) -> Markup:
+    """A box as the attributes of a `rect`."""
+    return Markup('x="{}" y="{}" width="{}" height="{}"'.format(*box))
 
 
 def _outer(whole: Size, frame: Rect) -> tuple[int, int, int, int]:
