@@ -27,7 +27,7 @@ import PIL
 import pydantic
 
 from groundkern.hf.data import example
-from groundkern.hf.data.example import message_text
+from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
 from trainer.data import images, sample
 from trainer.data.images import SampleError
@@ -204,7 +204,7 @@ def check_lines(rules: Rules, lines: list[Line]) -> Found:
 
 def _counts(made: Sample) -> tuple[int, ...]:
     """How many of each of `COUNTS` a sample has."""
-    answers = [message_text(m) for m in made.messages if m["role"] == "assistant"]
+    answers = [message_text(m) for m in made.messages if is_trained(m)]
     empty = sum(not answer.strip() for answer in answers)
     boxes = (region.boxes for region in made.regions)
     wide = sum(any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in each) for each in boxes)

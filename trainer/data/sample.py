@@ -24,6 +24,7 @@ from groundkern.hf.data.example import (
     Phrase,
     Region,
     Word,
+    is_trained,
     message_text,
     unusable,
 )
@@ -53,8 +54,9 @@ class PartRecord(StrictModel):
 
 
 class MessageRecord(StrictModel):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str | list[PartRecord]
+    train: Annotated[bool, Field(strict=True)] = True
 
 
 class SpanRecord(StrictModel):
@@ -87,9 +89,12 @@ class PhraseRecord(SpanRecord):
 
 
 class SampleRecord(StrictModel):
+    id: str | Annotated[int, Field(strict=True)] | None = None
+    meta: dict[str, Any] = {}
     task: str = ""
     images: list[str] = []
     messages: Annotated[list[MessageRecord], Field(min_length=1)]
+    tools: list[dict[str, Any]] = []
     regions: list[RegionRecord] = []
     words: list[WordRecord] = []
     phrases: list[PhraseRecord] = []
@@ -99,7 +104,7 @@ class SampleRecord(StrictModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked sample; its pixels are still on disk.
+    """A checked sample; its pixels are still on disk. Its `id` and `meta` stay in the file.
 
     Args:
         where: what error messages call it, for example `train.jsonl:17`.
@@ -107,6 +112,7 @@ class Sample:
         images: real paths, inside the data root.
         sizes: (width, height) of each image after EXIF rotation, in pixels.
         messages: Hugging Face chat messages.
+        tools: JSON schemas of functions.
         regions, words, phrases: in fractions of the rotated images.
         answers: other right forms of the last answer, for evaluation.
         metrics: the names of metrics that the sample asks for.
@@ -122,6 +128,7 @@ class Sample:
     phrases: tuple[Phrase, ...]
     answers: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     def load(self, decode: Callable[..., Image.Image] = load_rgb) -> GroundedExample:
         """Decode the images.
@@ -145,6 +152,7 @@ class Sample:
             regions=self.regions,
             words=self.words,
             phrases=self.phrases,
+            tools=self.tools,
             name=self.where,
             checked=True,
         )
@@ -189,6 +197,7 @@ def parse_sample(
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
         answers=tuple(record.answers),
         metrics=tuple(record.metrics),
+        tools=tuple(record.tools),
     )
 
 
@@ -395,11 +404,15 @@ def _validated(value: dict[str, Any], where: str, *, unicode: bool) -> SampleRec
 
 def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where: str) -> None:
     """Roles, and image placeholders against images."""
-    if not any(message.role == "assistant" for message in record.messages):
+    if not any(map(is_trained, messages)):
         raise wrong(where, "messages", "at least one assistant message to train on", "none")
+    if character := unusable(json.dumps(record.tools, ensure_ascii=False)):
+        raise wrong(where, "tools", USABLE_TEXT, character)
     slots = 0
     for i, message in enumerate(record.messages):
         parts = [] if isinstance(message.content, str) else message.content
+        if not message.train and message.role != "assistant":
+            raise wrong(where, f"messages[{i}].train", "it of assistant messages", message.role)
         here = sum(part.type == "image" for part in parts)
         slots += here
         if here and message.role != "user":
@@ -421,13 +434,14 @@ def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where:
 
 
 def _chat_message(message: MessageRecord) -> dict[str, Any]:
-    if isinstance(message.content, str):
-        return {"role": message.role, "content": message.content}
-    parts = [
-        {"type": "text", "text": part.text} if part.type == "text" else {"type": "image"}
-        for part in message.content
-    ]
-    return {"role": message.role, "content": parts}
+    content: str | list[dict[str, str]] = message.content
+    if isinstance(content, list):
+        content = [
+            {"type": "text", "text": part.text} if part.type == "text" else {"type": "image"}
+            for part in message.content
+        ]
+    context = {} if message.train else {"train": False}
+    return {"role": message.role, "content": content, **context}
 
 
 def _unfound(text: str, answer: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from groundkern.hf.data.example import GroundedExample, message_text
+from groundkern.hf.data.example import GroundedExample, is_trained, message_text
 from groundkern.hf.data.texts import TextRules
 from trainer.data.images import SampleError
 
@@ -55,14 +55,17 @@ class Asking:
                 chat that the template does not take.
         """
         last = last_answer(example.messages)
-        asked = GroundedExample(example.images, example.chat()[:last], name=example.name)
+        asked = GroundedExample(
+            example.images, example.chat()[:last], tools=example.tools, name=example.name
+        )
         if not any(message["role"] == "user" for message in asked.messages):
             raise SampleError(f"{example.name}: expected a question before the answer, got none")
         shown = sum(part["type"] == "image" for m in asked.messages for part in m["content"])
         try:
             self._rules.check(asked, example.name)
+            options = {"tools": list(asked.tools)} if asked.tools else {}
             text = self._processor.apply_chat_template(
-                asked.messages, add_generation_prompt=True, tokenize=False
+                asked.messages, add_generation_prompt=True, tokenize=False, **options
             )
         except Exception as error:  # a chat template raises whatever its author wrote
             reason = str(error).replace("`", "").removeprefix(f"{example.name}: ")
@@ -79,8 +82,8 @@ class Asking:
 
 
 def last_answer(messages: list[dict[str, Any]]) -> int:
-    """The index of the last assistant message, whose text is the gold."""
-    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    """The index of the last assistant message that is no mere context; its text is the gold."""
+    return max(i for i, message in enumerate(messages) if is_trained(message))
 
 
 def asked_text(messages: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from groundkern.hf.data.example import message_text
+from groundkern.hf.data.example import is_trained, message_text
 from trainer.data.images import wrong
 from trainer.data.sample import Sample
 from trainer.metrics import answers, boxes, reading, tables, vqa
@@ -79,7 +79,7 @@ def gold_of(
 
     Args:
         sample: checked.
-        turn: the index of an assistant message; None: the last.
+        turn: the index of an assistant message; None: the last that is trained.
         coord: of boxes and points in predictions; None: as in the gold answer. That has those in
             which its boxes are its regions; where nothing tells, `coord`, but thousandths for
             "resized", since data is seldom in the pixels of one processor.
@@ -91,7 +91,7 @@ def gold_of(
     for i, name in enumerate(sample.metrics):
         if name not in METRICS:
             raise wrong(sample.where, f"metrics[{i}]", f"one of {', '.join(METRICS)}", repr(name))
-    said = [i for i, message in enumerate(sample.messages) if message["role"] == "assistant"]
+    said = [i for i, message in enumerate(sample.messages) if is_trained(message)]
     turn = said[-1] if turn is None else turn
     others = sample.answers if turn == said[-1] else ()
     texts = (message_text(sample.messages[turn]), *others)

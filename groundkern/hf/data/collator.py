@@ -37,13 +37,15 @@ class GroundingCollator:
     """Turns `GroundedExample`s into the batch that an attached model takes.
 
     The batch holds what the processor returns, `labels` (not shifted, -100: not trained; every
-    assistant text and the special token that ends its turn are), and all the `gk_` tensors of
+    assistant text and the special token that ends its turn are, but of `"train": False`), and all the `gk_` tensors of
     `GroundedBatch`, as docs/data-format.md lists them. Integers are padded with -1, bool with
     False; a width is 0 if no sample of the batch has such rows.
 
     `counts` (a Counter) adds up what was found and what was lost: `samples`, `samples_truncated`,
     `tokens_truncated`, `text_rows`; `answers`, `answers_empty` (no visible text, so that only the
-    end of the turn is trained), `answers_truncated` (nothing of its text is left); `regions`,
+    end of the turn is trained), `answers_truncated` (nothing of its text is left),
+    `answers_untrained` (context: `"train": False`, as their `regions_untrained` and
+    `phrases_untrained`); `regions`,
     `regions_truncated` (some of its text was cut), `regions_outside` (on no visual token);
     `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
     `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
@@ -148,7 +150,8 @@ class GroundingCollator:
             example.check()
         examples = [with_rgb_images(example, _name(example)) for example in examples]
         chats = [
-            render_chat(self.processor, example.chat(), _name(example)) for example in examples
+            render_chat(self.processor, example.chat(), _name(example), example.tools)
+            for example in examples
         ]
         self._check_texts(examples, chats)
         features = self._process(examples, [chat.text for chat in chats])

@@ -27,7 +27,8 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
 
     Args:
         layout: the sequence.
-        counts: adds to `phrases`, `phrases_truncated`, `phrase_rows`, `subject_rows`, `composites`.
+        counts: adds to `phrases`, `phrases_truncated`, `phrases_untrained`, `phrase_rows`,
+            `subject_rows`, `composites`.
 
     Returns:
         `phrase_position`, `phrase_number`, `phrase_subject`, `phrase_composite`.
@@ -36,9 +37,14 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
     """
     rows: list[tuple[int, int, int]] = []
     numbers: dict[int, int] = {}  # of the phrases that were not cut
+    cut = 0
     for index, phrase in enumerate(layout.example.phrases):
+        if not layout.trains(phrase):
+            counts["phrases_untrained"] += 1
+            continue
         positions = layout.text_positions(phrase, f"phrases[{index}]")
         if None in positions or not positions:
+            cut += 1
             continue
         number = numbers[index] = len(numbers)
         subject: set[int | None] = set()
@@ -49,7 +55,7 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
         rows += [(p - 1, number, int(p in subject)) for p in positions]
     whole = [three for three in composites(layout.example.phrases) if numbers.keys() >= set(three)]
     counts["phrases"] += len(layout.example.phrases)
-    counts["phrases_truncated"] += len(layout.example.phrases) - len(numbers)
+    counts["phrases_truncated"] += cut
     counts["phrase_rows"] += len(rows)
     counts["subject_rows"] += sum(on_subject for _, _, on_subject in rows)
     counts["composites"] += len(whole)
@@ -112,6 +118,8 @@ def lens_rows(
     """
     concepts: dict[tuple[int, int], Tensor] = {}
     for region, mask in zip(layout.example.regions, masks):
+        if not layout.trains(region):
+            continue
         message = layout.example.messages[region.turn]
         ids, unusable = encode(message_text(message)[region.start : region.stop])
         if unusable:

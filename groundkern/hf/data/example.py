@@ -92,10 +92,12 @@ class GroundedExample:
         messages: Hugging Face chat messages; `content` is a string or a list of
             `{"type": "image"}` and `{"type": "text", "text": ...}` parts. The text of a message is
             the concatenation of its text parts. If no message has an image part, all images
-            precede the text of the first user message.
+            precede the text of the first user message. An assistant message with `"train": False`
+            is context: nothing is learned from it, nor from regions and phrases of its text.
         regions: text spans and the places they speak of (SMAM, KLAL, margins, logit lens).
         words: words and their boxes (DV-SFT).
         phrases: phrases and their subjects (HIST).
+        tools: JSON schemas of functions, for the chat template.
         name: what error messages call this sample, for example `train.jsonl:17`.
         checked: whoever made it has checked its spans and places already.
     """
@@ -105,6 +107,7 @@ class GroundedExample:
     regions: tuple[Region, ...] = ()
     words: tuple[Word, ...] = ()
     phrases: tuple[Phrase, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
     name: str = ""
     checked: bool = field(default=False, repr=False, compare=False)
 
@@ -115,6 +118,8 @@ class GroundedExample:
             New messages; those of the example stay as they are.
         """
         messages = [{**message, "content": _parts(message)} for message in self.messages]
+        for message in messages:
+            message.pop("train", None)
         if not any(part["type"] == "image" for message in messages for part in message["content"]):
             users = (message for message in messages if message["role"] == "user")
             if (first := next(users, None)) is not None:
@@ -193,6 +198,15 @@ def message_text(message: dict[str, Any]) -> str:
         message: a chat message, its content a string or a list of parts.
     """
     return "".join(part["text"] for part in _parts(message) if part.get("type") == "text")
+
+
+def is_trained(message: dict[str, Any]) -> bool:
+    """Whether a message is an assistant's that is learned from.
+
+    Args:
+        message: a chat message.
+    """
+    return message["role"] == "assistant" and message.get("train", True)
 
 
 def unusable(text: str) -> str | None:

@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.example import GroundedExample, Phrase, Region, message_text
+from groundkern.hf.data.example import (
+    GroundedExample,
+    Phrase,
+    Region,
+    is_trained,
+    message_text,
+)
 from groundkern.hf.data.spans import Chat, TokenSpans
 
 
@@ -61,6 +67,10 @@ class Layout:
     def position(self, token: int) -> int | None:
         """Where a token is after truncation; None: cut off."""
         return self._position.get(token)
+
+    def trains(self, span: Region | Phrase) -> bool:
+        """Whether the answer that a region or phrase is of is learned from."""
+        return is_trained(self.example.messages[span.turn])
 
     def text_positions(self, span: Region | Phrase, field: str) -> list[int | None]:
         """The tokens of a region's or phrase's text, without the white space at its ends.
@@ -165,7 +175,7 @@ def tokens_that_stay(
 
 
 def trained_positions(layout: Layout, counts: Counter) -> list[int]:
-    """The tokens to learn: every assistant text, and what closes its turn.
+    """The tokens to learn: every assistant text but those of context, and what closes its turn.
 
     What the template puts behind the text is learned up to its first special token, behind an empty
     text too. A template that closes a turn without one (the hub's LLaVA-1.5) does not teach the
@@ -173,7 +183,7 @@ def trained_positions(layout: Layout, counts: Counter) -> list[int]:
 
     Args:
         layout: the sequence.
-        counts: adds to `answers`, `answers_empty`, `answers_truncated`.
+        counts: adds to `answers`, `answers_empty`, `answers_truncated`, `answers_untrained`.
 
     Returns:
         Ascending positions. The first token of a sequence is none of them: no row predicts it; nor
@@ -181,7 +191,9 @@ def trained_positions(layout: Layout, counts: Counter) -> list[int]:
     """
     trained: set[int] = set()
     for index, message in enumerate(layout.example.messages):
-        if message["role"] != "assistant":
+        if not is_trained(message):
+            if message["role"] == "assistant":
+                counts["answers_untrained"] += 1
             continue
         counts["answers"] += 1
         visible = message_text(message).strip() != ""

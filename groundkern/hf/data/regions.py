@@ -25,7 +25,7 @@ def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
 
     Args:
         layout: the sequence.
-        counts: adds to `regions` and `regions_outside`.
+        counts: adds to `regions`, `regions_outside` and `regions_untrained`.
 
     Returns:
         bool [C] for each region of the example.
@@ -36,6 +36,8 @@ def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
         mask = torch.zeros(len(layout.visual), dtype=torch.bool)
         mask[own] = maps.inside(layout.table[own, 1:], **_shapes([region]))
         counts["regions"] += 1
+        if not layout.trains(region):
+            counts["regions_untrained"] += 1
         counts["regions_outside"] += not mask.any()
         masks.append(mask)
     return masks
@@ -61,6 +63,8 @@ def side_rows(
     """
     aligned: dict[int, dict[int, None]] = {}  # regions of each token
     for index, region in enumerate(layout.example.regions):
+        if not layout.trains(region):
+            continue
         positions = layout.text_positions(region, f"regions[{index}]")
         counts["regions_truncated"] += None in positions
         for p in positions:
@@ -113,7 +117,7 @@ def map_rows(
     Source: (K1) to (K3).
     """
     connected: dict[tuple[int, int], list[Region]] = {}
-    for region in layout.example.regions:
+    for region in filter(layout.trains, layout.example.regions):
         connected.setdefault((region.turn, region.image), []).append(region)
     rows, visual = [], set(layout.visual.tolist())
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):

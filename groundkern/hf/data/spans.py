@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple
 
 from groundkern.checks import fail
+from groundkern.hf.data.example import message_text
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: never part of a text
 
@@ -104,24 +105,32 @@ def _marked(message: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[int, st
     return {**message, "content": parts}, insides
 
 
-def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Chat:
+def render_chat(
+    processor: Any,
+    messages: list[dict[str, Any]],
+    name: str,
+    tools: Sequence[dict[str, Any]] = (),
+) -> Chat:
     """Render a chat and find the assistant texts in the result.
 
     Args:
         processor: has the chat template.
         messages: of `GroundedExample.chat`.
         name: the sample's name for error messages.
+        tools: JSON schemas of functions that the template is to name.
 
     Returns:
         The chat as the template renders it, without markers.
 
     Raises:
         ValueError: the template drops or rewrites an assistant text, so that its characters cannot
-            be followed.
+            be followed, or it drops what a tool said or the tools.
     """
 
     def render(chat: list[dict[str, Any]]) -> str:
-        return processor.apply_chat_template(chat, tokenize=False)
+        return processor.apply_chat_template(chat, tokenize=False, **options)
+
+    options = {"tools": list(tools)} if tools else {}
 
     insides: _Insides = {}
     marked = list(messages)
@@ -129,6 +138,7 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
         if message["role"] == "assistant":
             marked[index], insides[index] = _marked(message)
     plain = render(messages)
+    _check_tools(processor, messages, tools, plain, name)
     pieces = re.split(f"[{_BEGIN}{_END}]", render(marked))  # every second piece was marked
     if not _as_they_are(pieces, insides, plain):
         for index in [i for i, inside in insides.items() if not inside[0][1]]:
@@ -139,6 +149,22 @@ def render_chat(processor: Any, messages: list[dict[str, Any]], name: str) -> Ch
             wanted = "a chat template that renders assistant texts as they are"
             fail(f"{name}: messages", wanted, repr("".join(pieces)))
     return Chat(plain, _turns(pieces, insides, marked, render))
+
+
+def _check_tools(
+    processor: Any,
+    messages: list[dict[str, Any]],
+    tools: Sequence[dict[str, Any]],
+    plain: str,
+    name: str,
+) -> None:
+    """Refuse a template that leaves out what it does not know: tools, or what one of them said."""
+    if tools and processor.apply_chat_template(messages, tokenize=False) == plain:
+        fail(f"{name}: tools", "a chat template that names tools", "one that leaves them out")
+    for index, message in enumerate(messages):
+        if message["role"] == "tool" and message_text(message).strip() not in plain:
+            wanted = "a chat template that takes messages of a tool as they are"
+            fail(f"{name}: messages[{index}]", wanted, "one that does not")
 
 
 def _as_they_are(pieces: list[str], insides: _Insides, plain: str) -> bool:

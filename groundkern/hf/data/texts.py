@@ -12,6 +12,7 @@ them in answers. They stay, unless the chat template itself puts them around mes
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -104,7 +105,7 @@ class TextRules:
         """Refuse an example whose messages hold more than text.
 
         Args:
-            example: its messages are looked at, with all fields that are a text.
+            example: its messages are looked at, with all fields that are a text, and its tools.
             name: what error messages call it.
 
         Raises:
@@ -114,13 +115,18 @@ class TextRules:
         for index, message in enumerate(example.messages):
             others = [v for k, v in message.items() if k != "content" and isinstance(v, str)]
             for text in (message_text(message), *others):
-                if token := self.special(text):
-                    wanted = "text without special tokens (`allowed_tokens` lets some through)"
-                    fail(f"{name}: messages[{index}]", wanted, repr(token))
-                if (self._removes or self._drops) and (character := self._lost(text)):
-                    code = f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip()
-                    wanted = "text without characters that the tokenizer leaves out"
-                    fail(f"{name}: messages[{index}]", wanted, code)
+                self._check_text(text, f"{name}: messages[{index}]")
+        for index, tool in enumerate(example.tools):
+            self._check_text(json.dumps(tool, ensure_ascii=False), f"{name}: tools[{index}]")
+
+    def _check_text(self, text: str, where: str) -> None:
+        if token := self.special(text):
+            wanted = "text without special tokens (`allowed_tokens` lets some through)"
+            fail(where, wanted, repr(token))
+        if (self._removes or self._drops) and (character := self._lost(text)):
+            code = f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip()
+            wanted = "text without characters that the tokenizer leaves out"
+            fail(where, wanted, code)
 
     def _lost(self, text: str) -> str | None:
         """A character of the text that has no token, so that offsets behind it are wrong."""
