@@ -17,7 +17,7 @@ ADVANCE = 0.61  # of the font size: a monospaced character
 LINE = 1.2  # of the font size: a line
 PAD = 0.2  # of the font size: free on either side
 LONGEST = 28  # characters of a caption
-SMALLEST = 7.0  # units: a font below is not readable on a picture that is not enlarged
+SMALLEST = 9.0  # units: smaller is not readable on a picture that is not enlarged
 OF_SIDE = 1 / 70  # of the longer side: 12 pixels where a picture is shown 850 pixels high
 
 
