@@ -21,6 +21,13 @@ from trainer.sheet import fitted
 ANSWER = "The red patch is in row 2."
 
 
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Pictures that are drawn quickly."""
+    monkeypatch.setattr(looking, "WHOLE", 60_000)
+    monkeypatch.setattr(looking, "OF_ROW", 20_000)
+
+
 @pytest.fixture(scope="module")
 def image() -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (97, 150, 3), dtype=np.uint8)
@@ -70,11 +77,17 @@ def test_command_writes_a_picture_and_a_table(folder, capsys):
     assert "against the region" in printed
     with Image.open(folder / "o.png") as picture:
         assert picture.format == "PNG"
-        assert picture.height > 3 * 250  # the sum and two layers
+        assert picture.height > 3 * 130  # the sum and two layers
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
     assert run(folder, "--answer", ANSWER) == 0
     assert "against the region" not in capsys.readouterr().out
-    assert Image.open(folder / "o.png").width > 3 * 1000  # 150 pixels wide, enlarged
+    assert Image.open(folder / "o.png").size < (3 * 360, 300)
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not_lost():
+    assert looking.enlarged(Image.new("RGB", (56, 28)), 700_000).size == (1183, 592)
+    assert looking.enlarged(Image.new("RGB", (463, 1013)), 700_000).size == (566, 1238)
+    assert looking.enlarged(Image.new("RGB", (4000, 8)), 700_000).size == (2400, 5)
 
 
 def test_the_models_own_answer_is_explained(folder, capsys):
@@ -120,14 +133,12 @@ def test_regions_and_layers_are_read():
     ("size", "answer"),
     [((40, 3000), "a $100 answer " * 80), ((463, 1013), "Yes"), ((3000, 40), "答" * 900)],
 )
-def test_no_text_is_over_another_or_a_picture(size, answer, monkeypatch):
+def test_no_text_is_over_another_or_a_picture(size, answer):
     """Strips, receipts and icons, whatever the model says; the pictures are drawn 1:1."""
     rects = torch.tensor([[0, 0, 0.5, 1.0], [0.5, 0, 1.0, 1.0]])
     maps = {name: torch.rand(1, 3, 2) - 0.2 for name in looking.MAPS}
     looks = looking.Looks([answer], torch.zeros(1), rects, maps)
     image, boxes = Image.new("RGB", size, "white"), [(0.1, 0.1, 0.4, 0.4)]
-    monkeypatch.setattr(looking, "WHOLE", 100_000)
-    monkeypatch.setattr(looking, "OF_ROW", 20_000)
     for per_layer in (False, True):
         sheet = looking.draw(looks, image, [0], [0, 1, 2], boxes, per_layer=per_layer)
         pictures, (width, height) = (4 if per_layer else 1), sheet.size

@@ -175,9 +175,9 @@ class Render:
         from trainer.data.images import wrong
         from trainer.prepare.passages import Passage, passage_of
 
-        if isinstance(item.value, dict) and "messages" in item.value:
-            return passage_of(item)
         text, question, answer = (_field(item.value, name) for name in self.fields)
+        if text is None and isinstance(item.value, dict) and "messages" in item.value:
+            return passage_of(item)
         found = zip(self.fields, (text, question, answer))
         for name, value in found:
             if value is not None and not isinstance(value, str):
