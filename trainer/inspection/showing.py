@@ -144,10 +144,11 @@ _show: Show | None = None
 
 def _begin_process(show: Show) -> None:
     global _show
-    import torch
-
     follow_parent()
-    torch.set_num_threads(1)
+    if show.model is not None:
+        import torch
+
+        torch.set_num_threads(1)
     _show = show
 
 
