@@ -21,6 +21,7 @@ from trainer.templating import environment
 
 MOST = 40_000_000  # bytes of cards and pictures on a page
 BLOCK = 2**20
+MARK = b'<meta name="generator" content="groundkern inspect">'
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Pages:
             pieces = template.generate(pages=self.pages, number=number, body=body, **values)
             durable.write_pieces(page.path, (p.encode("utf-8", "replace") for p in pieces))
         number = len(self.pages) + 1
-        while (old := self._path(number)).is_file():
+        while _is_page(old := self._path(number)):
             old.unlink()
             number += 1
         return [page.path for page in self.pages]
@@ -104,6 +105,14 @@ class Pages:
 
     def _path(self, number: int) -> Path:
         return self.output if number == 1 else self.output.with_suffix(f".{number}.html")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page that this module wrote, and nobody else's."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK in file.read(BLOCK)
 
 
 def _blocks(cards: IO[bytes]) -> Iterator[Markup]:

@@ -11,8 +11,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from groundkern.hf import GroundingCollator
 from tests.hf.tiny import tiny_llava_model, tiny_llava_processor
 from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
@@ -25,6 +27,7 @@ from trainer.inspection.seen import SeenByModel
 from trainer.inspection.showing import Show, shown
 from trainer.inspection.summary import oddities, summarise
 from trainer.inspection.views import data_uri, drawn, framed
+from trainer.prepare.grid import visual_grid
 
 CORNER = [28, 28, 56, 56]  # the last of the 2 x 2 visual tokens of a.png
 
@@ -333,13 +336,13 @@ def test_large_pages_are_split_and_link_to_each_other(write, monkeypatch, capsys
     monkeypatch.setattr(paging.Pages.__init__, "__defaults__", (9_000,))
     path = write(*(sample(f"answer {n}") for n in range(12)))
     folder, name = path.parent, "data.inspect"
-    stale = folder / f"{name}.4.html"
-    (folder / f"{name}.3.html").write_text("of an earlier run")
-    stale.write_text("of an earlier run")
+    for number, text in ((3, paging.MARK), (4, paging.MARK), (5, b"somebody else's")):
+        (folder / f"{name}.{number}.html").write_bytes(text)
     first = page(path)
     assert "12 shown" in (said := capsys.readouterr().out) and "and 1 more pages" in said
     second = (folder / f"{name}.2.html").read_text(encoding="utf-8")
-    assert sorted(file.name for file in folder.glob("*.html")) == [f"{name}.2.html", f"{name}.html"]
+    names = sorted(file.name for file in folder.glob("*.html"))
+    assert names == [f"{name}.2.html", f"{name}.5.html", f"{name}.html"]
     found = [Nesting(html) for html in (first, second)]
     assert found[0].links == [f"{name}.2.html"] * 2
     assert found[1].links == [f"{name}.html"]
@@ -359,3 +362,18 @@ def test_processes_show_what_one_does(write, model):
     assert one == two
     assert len(one) == 7
     assert [piece.counts["word_rows"] for piece in two] == [1] * 7
+
+
+def test_cheap_pixels_change_nothing_else(write, model, tmp_path):
+    """What the page tells is training's own: only `pixel_values` differ, and not in their shape."""
+    words = [{"text": "the", "box": [2, 2, 20, 20]}]
+    path = write(sample("Alice was tired", "noise.png", words=words))
+    noise = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    example = JsonLinesDataset(path)[0]
+    grid, seen = visual_grid(model), SeenByModel(model)
+    trained = GroundingCollator(grid.processor, grid.config)([example])
+    shown = GroundingCollator(seen.processor, seen.config)([example])
+    assert {name: x.shape for name, x in trained.items()} == {n: x.shape for n, x in shown.items()}
+    differ = [name for name, x in trained.items() if not torch.equal(x, shown[name])]
+    assert differ == ["pixel_values"]
