@@ -1,10 +1,11 @@
-"""Target maps: which visual tokens a box, point, polygon or polyline falls on, and how strongly.
+"""Target maps: which visual tokens a box, point, line, polygon or mask falls on, how strongly.
 
 A visual token is a rectangle `(x0, y0, x1, y1)` of the image and a map is one number per rectangle,
 so a plain grid (`patch_grid`), a center-cropped one and a pyramid of tiles are treated alike.
 Rectangles and shapes share one coordinate system, any unit (`groundkern.hf` uses fractions of the
-original image). A rectangle without area, such as (-1, -1, -1, -1), is a token without a place:
-nothing falls on it. Areas are exact and computed in fp64.
+original image; beside rasters, which cover the unit square, it must be these). A rectangle without
+area, such as (-1, -1, -1, -1), is a token without a place: nothing falls on it. Areas are exact and
+computed in fp64.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from groundkern.areas import covered
 from groundkern.checks import fail, require
+from groundkern.rasters import Raster
 
 FIXED_POINT_ONE = 1 << 20
 """The integer that `quantise` stores for a map's maximum."""
@@ -32,6 +35,7 @@ class _Shapes(NamedTuple):
     points: Coordinates  # [m, 2]
     polygons: Sequence[Coordinates]  # of [k, 2]
     polylines: Sequence[Coordinates]  # of [k, 2]
+    rasters: Sequence[Raster]
 
 
 def patch_grid(height: int, width: int) -> Tensor:
@@ -125,6 +129,27 @@ def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
     return _share(covered, rects)
 
 
+def raster_overlap(rects: Tensor, raster: Raster) -> Tensor:
+    """Share of each rectangle that a mask covers; of a heat, its mean there over its maximum.
+
+    Exact, whether or not the edges of rectangles fall on those of pixels (`areas.covered`).
+
+    Args:
+        rects: [n, 4] float (x0, y0, x1, y1), in fractions of the image.
+        raster: a mask or a heat over the whole image.
+
+    Returns:
+        [n] fp64 in [0, 1].
+
+    Raises:
+        ValueError: another shape than [*, 4].
+    """
+    rects = _rows("rects", rects, 4)
+    solid = (_area(rects) > 0)[:, None]
+    inside = covered(raster.values, torch.where(solid, rects, 0.0))
+    return _share(inside / float(raster.values.max()), rects)
+
+
 def contains(rects: Tensor, points: Coordinates) -> Tensor:
     """Which rectangle each point lies in.
 
@@ -188,6 +213,7 @@ def _shares(rects: Tensor, shapes: _Shapes) -> Tensor:
     parts = [overlap(rects, shapes.boxes), contains(rects, shapes.points).double()]
     parts += [polygon_overlap(rects, polygon)[None] for polygon in shapes.polygons]
     parts += [polyline_length(rects, line)[None].clamp_max(1) for line in shapes.polylines]
+    parts += [raster_overlap(rects, raster)[None] for raster in shapes.rasters]
     return torch.cat(parts)
 
 
@@ -207,6 +233,7 @@ def inside(
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
+    rasters: Sequence[Raster] = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
 
@@ -219,6 +246,7 @@ def inside(
         boxes: [m, 4] float (x0, y0, x1, y1).
         points: [m, 2] float (x, y).
         polygons, polylines: sequences of [k, 2] float (x, y).
+        rasters: masks, and heats, which are a mask where they have half of their maximum or more.
 
     Returns:
         [n] bool.
@@ -227,7 +255,8 @@ def inside(
         ValueError: rectangles or shapes of another width.
     """
     rects = _rows("rects", rects, 4)
-    return _clearly(_shares(rects, _Shapes(boxes, points, polygons, polylines)))
+    masks = [raster.mask() for raster in rasters]
+    return _clearly(_shares(rects, _Shapes(boxes, points, polygons, polylines, masks)))
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:
@@ -249,6 +278,7 @@ def _gaussian(rects: Tensor, shapes: _Shapes) -> Tensor:
     for polygon in shapes.polygons:
         corners = _rows("polygon", polygon, 2)
         bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
+    bounds += [_rows("bounds", [mask.bounds()], 4) for mask in shapes.rasters]
     bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
     low, high = rects[:, :2], rects[:, 2:]
     sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2)
@@ -280,6 +310,7 @@ def target_map(
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
+    rasters: Sequence[Raster] = (),
 ) -> Tensor:
     """The distribution over visual tokens of a map that looks at the union of the shapes.
 
@@ -289,9 +320,13 @@ def target_map(
             touch these, and the rest. "uniform": a on the target, c elsewhere. "overlap": the share
             of the token that is covered (along a polyline: the length that runs through it, at most
             1), 0 elsewhere. "gaussian": a bell over each shape, its standard deviation half the
-            shape's width and height and at least half a token; around a polyline half a token.
+            shape's width and height and at least half a token; around a polyline half a token; of a
+            mask it is that of the box around it.
         levels: the triple (a, b, c), each >= 0 and a > 0.
         boxes, points, polygons, polylines: as in `inside`.
+        rasters: masks, shapes like the others; and heats, which are the target themselves, of
+            whatever kind: a token has the heat's mean over it. Beside shapes a heat's maximum
+            counts as much as being on a shape, and the larger of the two values is taken.
 
     Returns:
         [n] fp32, sums to 1; all zero if the shapes fall on no token.
@@ -308,11 +343,21 @@ def target_map(
         "three numbers >= 0",
         levels,
     )
-    shapes = _Shapes(boxes, points, polygons, polylines)
+    masks = [raster for raster in rasters if not raster.heat]
+    heats = [raster for raster in rasters if raster.heat]
+    values = _by_kind(rects, kind, levels, _Shapes(boxes, points, polygons, polylines, masks))
+    most = levels[0] if kind in ("neighbours", "uniform") else 1.0
+    for heat in heats:
+        values = torch.maximum(values, most * raster_overlap(rects, heat))
+    return (values / values.sum().clamp_min(1e-300)).float()
+
+
+def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: _Shapes) -> Tensor:
+    """[n] fp64: a target map that is not normalised; zeros if the shapes fall on no token."""
     shares = _shares(rects, shapes)
     target = _clearly(shares)
     if not target.any():
-        return torch.zeros(rects.shape[0])
+        return torch.zeros(rects.shape[0], dtype=torch.float64)
     if kind in ("neighbours", "uniform"):
         values = torch.full((rects.shape[0],), levels[2], dtype=torch.float64)
         if kind == "neighbours":
@@ -325,7 +370,7 @@ def target_map(
         values = _gaussian(rects, shapes)
     else:
         fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
-    return (values / values.sum()).float()
+    return values
 
 
 def quantise(target: Tensor) -> Tensor:

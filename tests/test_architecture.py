@@ -159,7 +159,7 @@ def role(module: str) -> str | None:
             return "hf data"
         case ["hf", *_]:
             return "hf"
-        case [] | ["losses" | "maps" | "metrics" | "public"] | ["compat", *_]:
+        case [] | ["losses" | "maps" | "metrics" | "public" | "rasters"] | ["compat", *_]:
             return "public"
         case ["ops", "cases"]:
             return "cases"

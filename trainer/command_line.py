@@ -168,6 +168,25 @@ def add_look(commands: Any) -> argparse.ArgumentParser:
     look.add_argument(
         "--coord", choices=("pixel", "unit", "per_mille"), default="pixel", help="of --region"
     )
+    look.add_argument(
+        "--mask",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="PNG",
+        help="pixels that the answer speaks of, for the metrics; may be repeated",
+    )
+    look.add_argument(
+        "--mask-value", type=int, help="of the pixels of --mask that are inside; default: not 0"
+    )
+    look.add_argument(
+        "--heat",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="grey PNG or .npy: inside is what is at least half as hot as its hottest pixel",
+    )
     look.add_argument("--layers", help="layers that count, for example 0,8,15-20; default: all")
     look.add_argument("--per-layer", action="store_true", help="one row of pictures per layer too")
     look.add_argument("--output", type=Path, default=Path("look.png"), help="PNG to write")

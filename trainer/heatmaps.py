@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.hf import GroundedExample, image_geometry
+from groundkern.hf import GroundedExample, Region, image_geometry
 from trainer.metrics.held_out import own_columns, read, to_device
+from trainer.outlines import outlines
 from trainer.pictures import page_uri
 
 KEPT = 1_200_000  # pixels of a picture, whatever its shape: the text of a receipt stays readable
@@ -43,7 +44,8 @@ def heat_maps(
 
     Returns:
         Dicts of plain values: task, name, question, answer, image (a data URI), size (width,
-        height), boxes, points, polygons and polylines (fractions), rects [n][4] (fractions),
+        height), boxes, points, polygons and polylines (fractions; of masks their outlines), rects
+        [n][4] (fractions),
         attention [n] and, if the answer has aligned tokens, contribution [n].
     """
     entries = []
@@ -97,7 +99,7 @@ def _entry(
         "boxes": [box for region in regions for box in region.boxes],
         "points": [point for region in regions for point in region.points],
         "polygons": [polygon for region in regions for polygon in region.polygons],
-        "polylines": [line for region in regions for line in region.polylines],
+        "polylines": [line for region in regions for line in _lines(region)],
         "rects": _rounded(table[columns][:, 1:]),
         "attention": _rounded(maps[0, 0, : len(table)].cpu()[columns]),
     }
@@ -107,6 +109,10 @@ def _entry(
         contribution = contributions[0, rows].float().mean(0)[: len(table)].cpu()
         entry["contribution"] = _rounded(contribution[columns])
     return entry
+
+
+def _lines(region: Region) -> list:
+    return [*region.polylines, *(line for r in region.rasters for line in outlines(r))]
 
 
 def kept(picture: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from torch import Tensor
 from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geometry
 from groundkern.maps import inside
+from groundkern.rasters import Raster
 from trainer import durable
 from trainer.config import ConfigError
-from trainer.data.images import image_size, load_rgb
+from trainer.data.images import MAX_PIXELS, image_size, load_rgb
+from trainer.data.rasters import RasterField, find_heat, find_mask
 from trainer.evaluation.generating import Answerer
 from trainer.evaluation.questions import Question
 from trainer.loading import open_model
 from trainer.metrics.held_out import to_device
+from trainer.outlines import outlines
 from trainer.pictures import full_scale, heated, outline
 from trainer.sheet import Sheet
 
@@ -63,6 +66,25 @@ class Looks:
         return chosen.mean(0) if name == "attention" else chosen.sum(0)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the answer speaks of: boxes, and masks and heats over the whole image."""
+
+    boxes: list[Box] = field(default_factory=list)
+    rasters: list[Raster] = field(default_factory=list)
+
+    def on(self, rects: Tensor) -> Tensor | None:
+        """bool [C]: the visual tokens it covers; None if nothing was given."""
+        if not self.boxes and not self.rasters:
+            return None
+        return inside(rects, boxes=self.boxes, rasters=self.rasters)
+
+    def drawn(self) -> dict[str, list]:
+        """Its shapes as `pictures.outline` takes them."""
+        lines = [line for raster in self.rasters for line in outlines(raster)]
+        return {"boxes": self.boxes, "points": [], "polygons": [], "polylines": lines}
+
+
 def run_look(arguments: Namespace) -> Path:
     """Run the command: print the table, write the picture.
 
@@ -80,6 +102,7 @@ def run_look(arguments: Namespace) -> Path:
     size = image_size(arguments.image[0], where=where, field="image")
     image = load_rgb(arguments.image[0], size, where=where, field="image")
     boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
+    target = Target(boxes, rasters_of(arguments, size))
     model, processor = open_model(
         arguments.model, attn_implementation="sdpa", dtype=arguments.dtype
     )
@@ -94,8 +117,9 @@ def run_look(arguments: Namespace) -> Path:
     tokens = arguments.token or list(range(len(looks.tokens)))
     if not all(0 <= token < len(looks.tokens) for token in tokens):
         raise ConfigError(f"--token: expected numbers below {len(looks.tokens)}, got {tokens}")
-    Console().print(table_of(looks, layers, boxes))
-    sheet = draw(looks, image, tokens, layers, boxes, per_layer=arguments.per_layer)
+    on = target.on(looks.rects)
+    Console().print(table_of(looks, layers, on))
+    sheet = draw(looks, image, tokens, layers, on, target.drawn(), per_layer=arguments.per_layer)
     buffer = io.BytesIO()
     sheet.image.save(buffer, "PNG")
     durable.write_bytes(arguments.output, buffer.getvalue())
@@ -113,6 +137,27 @@ def parse_box(text: str, coord: str, size: tuple[int, int]) -> Box:
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise ConfigError(f"--region: expected a {coord} box within the image, got {text!r}")
     return x0, y0, x1, y1
+
+
+def rasters_of(arguments: Namespace, size: tuple[int, int]) -> list[Raster]:
+    """The files of `--mask` and `--heat`.
+
+    Raises:
+        ConfigError: a `--mask-value` without a mask.
+        SampleError: a file that is no such raster, or none of this image.
+    """
+    if arguments.mask_value is not None and not arguments.mask:
+        raise ConfigError("--mask-value: expected a --mask whose pixels it picks, got none")
+    masks = [
+        find_mask(path.resolve().name, arguments.mask_value, _field(path, "mask", size))
+        for path in arguments.mask
+    ]
+    heats = [find_heat(path.resolve().name, _field(path, "heat", size)) for path in arguments.heat]
+    return [stored.load({}) for stored in (*masks, *heats)]
+
+
+def _field(path: Path, field: str, size: tuple[int, int]) -> RasterField:
+    return RasterField(size, path.resolve().parent, MAX_PIXELS, f"{path}", field)
 
 
 def parse_layers(text: str | None, count: int) -> list[int]:
@@ -202,9 +247,9 @@ def _every_token(batch: dict) -> dict:
     }
 
 
-def scores(values: Tensor, name: str, rects: Tensor, boxes: list[Box]) -> dict[str, float]:
-    """How well a map [C] finds the boxes; the ratio is for maps that are never negative."""
-    target = inside(rects, boxes=boxes)[None]
+def scores(values: Tensor, name: str, on: Tensor) -> dict[str, float]:
+    """How well a map [C] finds the tokens `on`; the ratio is for maps that are never negative."""
+    target = on[None]
     found = {
         "peak": metrics.peak_in_mask(values[None], target),
         "AUC": metrics.roc_auc(values[None], target),
@@ -214,12 +259,12 @@ def scores(values: Tensor, name: str, rects: Tensor, boxes: list[Box]) -> dict[s
     return {key: float(value) for key, value in found.items()}
 
 
-def table_of(looks: Looks, layers: list[int], boxes: list[Box]) -> Table:
+def table_of(looks: Looks, layers: list[int], on: Tensor | None) -> Table:
     """One line per answer token: its probability, the image's part of its logit, the metrics."""
     table = Table(box=SIMPLE_HEAD, padding=0)
     for head in ("", "token", "prob", "image"):
         table.add_column(f"\n{head}", no_wrap=True, max_width=14)
-    if boxes:
+    if on is not None:
         table.caption = "A: attention, G: GradCAM, C: contribution, against the region"
         for name in MAPS:
             heads = ("peak", "AUC") if name == "contribution" else ("peak", "AUC", "ratio")
@@ -229,8 +274,8 @@ def table_of(looks: Looks, layers: list[int], boxes: list[Box]) -> Table:
     for n, token in enumerate(looks.tokens):
         share = looks.over("contribution", [n], layers).sum()
         cells = [str(n), escape(repr(token)), f"{looks.log_prob[n].exp():.2f}", f"{share:+.2f}"]
-        for name in MAPS if boxes else ():
-            found = scores(looks.over(name, [n], layers), name, looks.rects, boxes)
+        for name in MAPS if on is not None else ():
+            found = scores(looks.over(name, [n], layers), name, on)
             cells += [f"{value:.2f}" for value in found.values()]
         table.add_row(*cells)
     return table
@@ -241,23 +286,24 @@ def draw(
     image: Image.Image,
     tokens: list[int],
     layers: list[int],
-    boxes: list[Box],
+    on: Tensor | None,
+    target: dict[str, list],
     *,
     per_layer: bool,
 ) -> Sheet:
-    """The three maps over the image, with the boxes; `per_layer` adds a row for each layer."""
+    """The three maps over the image, with the target; `per_layer` adds a row for each layer."""
     rows = [layers, *([layer] for layer in layers if per_layer)]
     shown = enlarged(image, OF_ROW if per_layer else WHOLE)
     said = "".join(looks.tokens[token] for token in tokens)
-    sheet = Sheet(shown.size, len(MAPS), len(rows), title=said, lines=2 if boxes else 1)
+    lines = 1 if on is None else 2
+    sheet = Sheet(shown.size, len(MAPS), len(rows), title=said, lines=lines)
     for row, chosen in enumerate(rows):
         for column, name in enumerate(MAPS):
             values = looks.over(name, tokens, chosen)
             top = full_scale([values.abs().tolist()])
             picture = heated(shown, looks.rects.tolist(), values.numpy(), top)
-            outline(picture, {"boxes": boxes, "points": [], "polygons": [], "polylines": []})
-            caption = _caption(name, chosen, layers, values, looks, boxes)
-            sheet.add(picture, caption, row, column)
+            outline(picture, target)
+            sheet.add(picture, _caption(name, chosen, layers, values, on), row, column)
     return sheet
 
 
@@ -268,13 +314,13 @@ def enlarged(image: Image.Image, area: int) -> Image.Image:
 
 
 def _caption(
-    name: str, chosen: list[int], layers: list[int], values: Tensor, looks: Looks, boxes: list[Box]
+    name: str, chosen: list[int], layers: list[int], values: Tensor, on: Tensor | None
 ) -> list[str]:
     number = f"{len(layers)} layers" if chosen is layers else f"layer {chosen[0]}"
     caption = [f"{name}, {number}"]
     if name == "contribution":
         caption[0] += f", {values.sum():+.2f}"
-    if boxes:
-        found = scores(values, name, looks.rects, boxes)
+    if on is not None:
+        found = scores(values, name, on)
         caption.append("  ".join(f"{key} {value:.2f}" for key, value in found.items()))
     return caption

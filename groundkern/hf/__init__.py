@@ -22,6 +22,7 @@ __all__ = [
     "Margins",
     "Objectives",
     "Phrase",
+    "Raster",
     "Region",
     "Smam",
     "Word",

@@ -12,6 +12,7 @@ from groundkern.hf.output import GroundedOutput
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError
 from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
+from groundkern.rasters import Raster
 
 __all__ = [
     "DivergedError",
@@ -28,6 +29,7 @@ __all__ = [
     "Margins",
     "Objectives",
     "Phrase",
+    "Raster",
     "Region",
     "Smam",
     "Word",

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from trainer.data.images import ORIENTATION
@@ -30,13 +31,17 @@ def folder() -> Path:
 
 @cache
 def images() -> Path:
-    """A data root with the images of `SIZES`, and in VG_100K, png and documents some of them."""
+    """A data root with the images of `SIZES`, and in VG_100K, png and documents some of them; a
+    mask and a heat of a.png."""
     root = folder() / "images"
     for name in ("VG_100K", "png", "documents"):
         (root / name).mkdir(parents=True)
     picture = Image.new("RGB", SIZES["a.png"], "white")
     for name in ("a.png", "png/a.png", "documents/a.png", "a.jpg", "VG_100K/7.jpg"):
         picture.save(root / name)
+    labels = np.arange(40 * 30, dtype=np.uint8).reshape(30, 40) % 3
+    Image.fromarray(labels).save(root / "labels.png")
+    np.save(root / "heat.npy", labels * 0.5)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.new("RGB", (36, 24), "white").save(root / "turned.jpg", exif=exif)

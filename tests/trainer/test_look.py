@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from groundkern.hf import detach
+from groundkern.maps import patch_grid
 from tests.hf.families import FAMILIES
 from trainer import look as looking
 from trainer.__main__ import main
@@ -70,7 +72,9 @@ def test_maps_are_those_of_the_collated_rows(image):
 
 
 def test_command_writes_a_picture_and_a_table(folder, capsys):
+    np.save(folder / "heat.npy", np.eye(6))
     shown = ("--answer", ANSWER, "--region", "10,10,60,50", "--layers", "0,2", "--per-layer")
+    shown += ("--heat", str(folder / "heat.npy"))
     assert run(folder, *shown, "--token", "1") == 0
     printed = capsys.readouterr().out
     assert "' red'" in printed
@@ -90,6 +94,22 @@ def test_small_images_are_enlarged_and_large_ones_are_not_lost():
     assert looking.enlarged(Image.new("RGB", (4000, 8)), 700_000).size == (2400, 5)
 
 
+def test_a_mask_and_a_heat_of_a_box_are_the_box(tmp_path):
+    inside = np.zeros((97, 150), np.uint8)
+    inside[10:50, 10:60] = 5
+    Image.fromarray(inside).save(tmp_path / "mask.png")
+    np.save(tmp_path / "heat.npy", inside)
+    rects, boxes = patch_grid(7, 9), [(10 / 150, 10 / 97, 60 / 150, 50 / 97)]
+    wanted = looking.Target(boxes).on(rects)
+    for mask, heat, value in ((["mask.png"], [], 5), ([], ["heat.npy"], None)):
+        masks, heats = ([tmp_path / name for name in names] for names in (mask, heat))
+        given = Namespace(mask=masks, heat=heats, mask_value=value)
+        target = looking.Target([], looking.rasters_of(given, (150, 97)))
+        assert torch.equal(target.on(rects), wanted)
+        assert len(target.drawn()["polylines"]) == 1
+    assert looking.Target().on(rects) is None
+
+
 def test_the_models_own_answer_is_explained(folder, capsys):
     assert run(folder, "--max-new-tokens", "4") == 0
     assert "Picture:" in capsys.readouterr().out
@@ -101,6 +121,7 @@ def test_the_models_own_answer_is_explained(folder, capsys):
         (("--region", "10,10,60"), "expected X0,Y0,X1,Y1"),
         (("--region", "10,10,600,50"), "a pixel box within the image"),
         (("--region", "0,0,2,1", "--coord", "unit"), "a unit box within the image"),
+        (("--mask-value", "3"), "--mask-value: expected a --mask whose pixels it picks, got none"),
         (("--layers", "0-3"), "expected numbers below 3"),
         (("--layers", "last"), "expected numbers as"),
         (("--answer", "Yes", "--token", "9"), "--token"),
@@ -118,6 +139,14 @@ def test_missing_images_and_models(folder, capsys):
     assert "none.png" in capsys.readouterr().err
     assert run(folder, "--model", str(folder / "none")) == 2
     assert "`model.path`" in capsys.readouterr().err
+
+
+def test_a_mask_of_another_image_is_one_sentence(folder, capsys):
+    Image.new("L", (97, 150), 1).save(folder / "turned.png")
+    assert run(folder, "--mask", str(folder / "turned.png")) == 1
+    assert "`mask`: expected a mask of the ratio of its image, 150 x 97" in capsys.readouterr().err
+    assert run(folder, "--heat", str(folder / "none.npy")) == 1
+    assert "'none.npy', which is not there" in capsys.readouterr().err
 
 
 def test_regions_and_layers_are_read():
@@ -138,9 +167,10 @@ def test_no_text_is_over_another_or_a_picture(size, answer):
     rects = torch.tensor([[0, 0, 0.5, 1.0], [0.5, 0, 1.0, 1.0]])
     maps = {name: torch.rand(1, 3, 2) - 0.2 for name in looking.MAPS}
     looks = looking.Looks([answer], torch.zeros(1), rects, maps)
-    image, boxes = Image.new("RGB", size, "white"), [(0.1, 0.1, 0.4, 0.4)]
+    image, target = Image.new("RGB", size, "white"), looking.Target([(0.1, 0.1, 0.4, 0.4)])
+    drawn = target.on(rects), target.drawn()
     for per_layer in (False, True):
-        sheet = looking.draw(looks, image, [0], [0, 1, 2], boxes, per_layer=per_layer)
+        sheet = looking.draw(looks, image, [0], [0, 1, 2], *drawn, per_layer=per_layer)
         pictures, (width, height) = (4 if per_layer else 1), sheet.size
         assert len(sheet.texts) >= 6 * pictures + 1
         for one, other in combinations(sheet.texts, 2):

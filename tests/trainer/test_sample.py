@@ -202,11 +202,11 @@ def test_what_the_parser_accepts_passes_the_own_check_of_an_example(root, box, s
         ({"text": None, "char_span": [3, 4]}, "`regions[0]`: expected a span of visible char"),
         ({"text": " "}, "expected a span of visible characters of 'the cat sat on the mat', got 3"),
         ({"box": [-1e-6, 0, -1e-7, 9], "coord": "pixel"}, "`regions[0].box`: expected x0 < x1"),
-        ({"points": [[1, 1]]}, "one of box, points, polygon and polyline, got box and points"),
+        ({"points": [[1, 1]]}, "polyline, mask and heat, got box and points"),
         ({"box": None, "polyline": [[1, 1]]}, "regions[0].polyline"),
         ({"box": None, "polyline": [[1, 1], [1, 1]]}, "expected a line with a length"),
         ({"box": None, "polyline": [[1, 1], [41, 1]]}, "within image 0, 40 x 20"),
-        ({"box": None}, "one of box, points, polygon and polyline, got none"),
+        ({"box": None}, "polyline, mask and heat, got none"),
         ({"box": None, "points": [[1, 21]]}, "`regions[0].points`: expected pixel coordinates"),
         ({"box": None, "points": []}, "`regions[0].points`: expected"),
         ({"box": None, "polygon": [[0, 0], [1, 1]]}, "`regions[0].polygon`: expected"),
@@ -440,7 +440,7 @@ def test_examples_of_the_documentation_are_valid():
     samples = [json.loads(block) for block in blocks if "messages" in block]
     lines = [block.splitlines() for block in blocks if "messages" not in block]
     assert len(samples) == 5
-    assert [len(each) for each in lines] == [3, 2, 1]
+    assert [len(each) for each in lines] == [6, 2, 1]
     for sample in samples:
         SampleRecord.model_validate(sample)
     for kind, each in zip([RegionRecord, WordRecord, PhraseRecord], lines):

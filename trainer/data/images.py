@@ -121,6 +121,15 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS, where: str, field: s
     return (height, width) if turned else (width, height)
 
 
+def image_format(path: Path, *, where: str, field: str) -> str:
+    """The format of an image file by its header, in Pillow's words.
+
+    Raises:
+        SampleError: not an image in a known format.
+    """
+    return _header(path, where, field)[3]
+
+
 def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
     """Width and height as stored, whether EXIF swaps them, and the format."""
     try:
@@ -133,7 +142,7 @@ def _header(path: Path, where: str, field: str) -> tuple[int, int, bool, str]:
             known = None
     if known in _headers:
         return _headers[known]
-    with _opened(path, where, field) as image:
+    with opened(path, where, field) as image:
         width, height = image.size
         # values 5 to 8 swap the sides; not PngImageFile's own getexif, which would decode pixels
         turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
@@ -160,7 +169,7 @@ def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Im
         SampleError: corrupt, truncated, of a depth that has no known range, or of another size.
     """
     try:
-        with _opened(path, where, field) as image:
+        with opened(path, where, field) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image)
@@ -174,7 +183,12 @@ def load_rgb(path: Path, size: tuple[int, int], *, where: str, field: str) -> Im
     return rgb
 
 
-def _opened(path: Path, where: str, field: str) -> Image.Image:
+def opened(path: Path, where: str, field: str) -> Image.Image:
+    """An image file whose header was read, no pixels.
+
+    Raises:
+        SampleError: not an image in a known format, or one of a size that is an attack.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

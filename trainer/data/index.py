@@ -29,7 +29,7 @@ import pydantic
 from groundkern.hf.data import example
 from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
-from trainer.data import images, sample
+from trainer.data import images, rasters, run_lengths, sample
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample, parse_sample
 from trainer.workers import cores, follow_parent, forks
@@ -79,7 +79,7 @@ class Rules:
     def key(self) -> dict[str, Any]:
         """Plain values that differ where a verdict could; the code of the format counts as one."""
         code = hashlib.sha256()
-        for module in (sample, images, example):
+        for module in (sample, images, rasters, run_lengths, example):
             code.update(Path(module.__file__).read_bytes())
         return {
             "root": os.path.realpath(self.root),

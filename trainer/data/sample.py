@@ -30,6 +30,7 @@ from groundkern.hf.data.example import (
 )
 from trainer.data.finding import difference, occurrences
 from trainer.data.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
+from trainer.data.rasters import Stored, find_rasters, with_rasters
 from trainer.wording import VALUE, cut, short
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -37,7 +38,7 @@ Index = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Size = tuple[int, int]
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
-PLACES = ("box", "points", "polygon", "polyline")
+PLACES = ("box", "points", "polygon", "polyline", "mask", "heat")
 SLACK = 1e-6  # of the image: a coordinate this far outside is a rounding error
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON in UTF-8 can spell one, half or whole
 
@@ -77,6 +78,9 @@ class RegionRecord(SpanRecord, PlaceRecord):
     points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
     polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
     polyline: Annotated[list[tuple[Number, Number]], Field(min_length=2)] | None = None
+    mask: Any = None  # a path or run lengths: `find_rasters` looks at it
+    mask_value: Index | None = None
+    heat: Text | None = None
 
 
 class WordRecord(PlaceRecord):
@@ -116,6 +120,7 @@ class Sample:
         regions, words, phrases: in fractions of the rotated images.
         answers: other right forms of the last answer, for evaluation.
         metrics: the names of metrics that the sample asks for.
+        rasters: the index of a region and where its mask or heat is, which `load` puts into it.
     """
 
     where: str
@@ -129,9 +134,10 @@ class Sample:
     answers: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    rasters: tuple[tuple[int, Stored], ...] = ()
 
     def load(self, decode: Callable[..., Image.Image] = load_rgb) -> GroundedExample:
-        """Decode the images.
+        """Decode the images and rasters.
 
         Args:
             decode: in the place of `load_rgb`, with its arguments.
@@ -140,7 +146,7 @@ class Sample:
             The sample as the collator takes it, with no further check of spans and places.
 
         Raises:
-            SampleError: an image is corrupt, truncated, or no longer what its header said.
+            SampleError: an image or a raster is corrupt, truncated, empty, or not what it was.
         """
         pairs = enumerate(zip(self.images, self.sizes, strict=True))
         pictures = [
@@ -149,7 +155,7 @@ class Sample:
         return GroundedExample(
             images=tuple(pictures),
             messages=self.messages,
-            regions=self.regions,
+            regions=with_rasters(self.regions, self.rasters),
             words=self.words,
             phrases=self.phrases,
             tools=self.tools,
@@ -186,18 +192,21 @@ def parse_sample(
         size = image_size(images[-1], max_pixels=max_pixels, where=where, field=f"images[{i}]")
         sizes.append(size)
     resolve = _Resolver(messages, tuple(sizes), where)
+    regions = tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions))
+    limits = {"root": root, "max_pixels": max_pixels, "where": where}
     return Sample(
         where=where,
         task=record.task,
         images=tuple(images),
         sizes=tuple(sizes),
         messages=messages,
-        regions=tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions)),
+        regions=regions,
         words=tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(record.words)),
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
         answers=tuple(record.answers),
         metrics=tuple(record.metrics),
         tools=tuple(record.tools),
+        rasters=find_rasters(record.regions, regions, sizes, **limits),
     )
 
 
@@ -220,6 +229,8 @@ class _Resolver:
         if region.box is not None:
             box = self._box(region.box, region, image, f"{field}.box")
             return Region(turn, start, stop, image, boxes=(box,))
+        if given[0] in ("mask", "heat"):
+            return Region(turn, start, stop, image)
         field = f"{field}.{given[0]}"
         if region.points is not None:
             points = self._points(region.points, region.coord, image, field)

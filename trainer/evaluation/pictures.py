@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image, ImageDraw
 
+from groundkern.rasters import Raster
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.evaluation.scoring import Marks, Scoring
 from trainer.heatmaps import heat_maps
+from trainer.outlines import outlines
 from trainer.pictures import close_up, full_scale, heat_picture, outline, page_uri, whole
 
 _ANSWERED = (232, 89, 12)
@@ -76,11 +79,12 @@ class Pictures:
 
 
 def _entry(marks: Marks) -> dict[str, Sequence]:
+    masks = [Raster(torch.from_numpy(mask)) for mask in marks.masks]
     return {
         "boxes": marks.boxes,
         "points": marks.points,
         "polygons": marks.polygons,
-        "polylines": (),
+        "polylines": [line for raster in masks for line in outlines(raster)],
     }
 
 

@@ -7,6 +7,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.config import ConfigError
 from trainer.data.sample import Sample
 from trainer.evaluation.rows import Row
@@ -32,11 +35,12 @@ _PLACES = ("boxes", "places")  # what special tokens may stand for
 
 
 class Marks(NamedTuple):
-    """Places of an image in its fractions: boxes, points, polygons."""
+    """Places of an image in its fractions: boxes, points, polygons; masks of all of it."""
 
     boxes: Sequence[Box] = ()
     points: Sequence[Point] = ()
     polygons: Sequence[Sequence[Point]] = ()
+    masks: Sequence[NDArray[np.bool_]] = ()
 
 
 class Marked(NamedTuple):
@@ -144,7 +148,7 @@ class Scoring:
             text = row.get("raw", row["prediction"])
             found = predicted_boxes(text, gold)
             answered = Marks(found, () if found else predicted_points(text, gold))
-        return Marked(Marks(right.boxes, right.points, right.polygons), answered)
+        return Marked(Marks(right.boxes, right.points, right.polygons, right.masks), answered)
 
     def badness(self, row: Row) -> float | None:
         """How bad an answer is by the first metric it has; None if it is perfect or has none."""

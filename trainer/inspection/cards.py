@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from groundkern.hf.data.example import Region, message_text
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample
 from trainer.inspection.captions import Room, touches
+from trainer.inspection.overlays import overlay
 from trainer.inspection.recent import Recent
 from trainer.inspection.views import Shape, View, data_uri, drawn, framed
 
@@ -53,7 +54,7 @@ def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
         view = framed(image.size) if seen is None else seen.view(index)
         key = (path, view.frame, view.seen)
         view.uri = recent.encode(key, partial(_uri, image, view))
-        _draw(view, index, sample, numbers)
+        _draw(view, index, replace(sample, regions=example.regions), numbers)
         made.views.append(view)
     if seen is not None:
         made.tokens, made.warnings = seen.tokens, seen.warnings
@@ -92,6 +93,9 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View) -> Iterat
         yield Shape(color, title, number, box=view.box(box))
     for point in region.points:
         yield Shape(color, title, number, point=view.point(*point))
+    for raster in region.rasters:
+        box = view.box(raster.bounds())
+        yield Shape(color, title, number, box=box, overlay=overlay(raster, color))
     there_and_back = ((*line, *reversed(line)) for line in region.polylines)
     for polygon in (*region.polygons, *there_and_back):
         yield Shape(color, title, number, polygon=[view.point(*corner) for corner in polygon])

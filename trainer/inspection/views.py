@@ -34,6 +34,7 @@ class Shape:
     point: tuple[float, float] | None = None
     polygon: list[tuple[float, float]] | None = None
     caption: Caption | None = None
+    overlay: str | None = None  # of a mask or heat: a data URI over the box
 
     def around(self) -> Rect:
         """The box that holds it: x, y, width, height."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from groundkern.hf.data.example import Region
+from trainer.data.rasters import Stored
 from trainer.metrics import boxes
 from trainer.metrics.boxes import Places
 from trainer.metrics.places import SCALES, Box, Coord, Point, Size, parse_boxes, parse_points
@@ -29,6 +30,7 @@ class Gold:
         size: (width, height) of its first image in the data, in pixels; None: no image.
         resized: the same of what the processor made of the whole image; None: unknown.
         regions: of this answer, in fractions of the image.
+        rasters: where the masks and heats of these are.
         metrics: names that the sample asks for itself.
         coord: what the numbers of boxes and points in the answers count where their notation does
             not say so.
@@ -41,6 +43,7 @@ class Gold:
     size: Size | None = None
     resized: Size | None = None
     regions: tuple[Region, ...] = ()
+    rasters: tuple[Stored, ...] = ()
     metrics: tuple[str, ...] = ()
     coord: Units = "per_mille"
     said: Units | None = None
@@ -88,10 +91,14 @@ def gold_boxes(gold: Gold) -> list[Box]:
 
 
 def gold_places(gold: Gold) -> Places:
-    """The boxes, polygons and points of the regions; without any those of the first answer."""
+    """The boxes, polygons, masks and points of the regions; without any those of the first answer.
+
+    Masks are decoded, heats a mask where they have half of their maximum.
+    """
     places = Places(
         boxes=[box for region in gold.regions for box in region.boxes],
         polygons=[corners for region in gold.regions for corners in region.polygons],
+        masks=[stored.load({}).mask().values.numpy() for stored in gold.rasters],
         points=[point for region in gold.regions for point in region.points],
     )
     if len(places):

@@ -95,13 +95,15 @@ def gold_of(
     turn = said[-1] if turn is None else turn
     others = sample.answers if turn == said[-1] else ()
     texts = (message_text(sample.messages[turn]), *others)
+    here = [i for i, r in enumerate(sample.regions) if r.turn == turn and r.image == 0]
     gold = Gold(
         answers=tuple(dict.fromkeys(texts)),
         votes=tuple(others),
         task=sample.task,
         size=sample.sizes[0] if sample.sizes else None,
         resized=resized,
-        regions=tuple(r for r in sample.regions if r.turn == turn and r.image == 0),
+        regions=tuple(sample.regions[i] for i in here),
+        rasters=tuple(stored for i, stored in sample.rasters if i in here),
         metrics=sample.metrics,
         said=coord,
     )
@@ -197,7 +199,7 @@ _HAS: dict[str, Callable[[Gold], bool]] = {
     "number": lambda gold: any(answers.coordinates("", text)[1] for text in gold.answers),
     "table": _has_table,
     "boxes": lambda gold: bool(gold_boxes(gold)),
-    "places": lambda gold: len(gold_places(gold)) > 0,
+    "places": lambda gold: bool(gold.rasters) or len(gold_places(gold)) > 0,
 }
 
 _ALL = (

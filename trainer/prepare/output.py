@@ -78,6 +78,8 @@ class Output:
         entry = {"where": item.where, "reason": reason.removeprefix(f"{item.where}: ")}
         original = item.value if item.original is None else item.original
         self._files[1].write(_line({**entry, "original": original}))
+        if item.kind is not None:
+            self.counts[f"passed over: {item.kind}"] += 1
         self.rejected += 1
         self._advance()
 

@@ -197,7 +197,7 @@ def in_order(
     """Each item with what became of it, in order, at most `AHEAD` x workers ahead."""
     if workers <= 1:
         for item in items:
-            yield item, Rejected(item.problem) if item.problem else step(_bare(item))
+            yield item, _unused(item) if item.problem else step(_bare(item))
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, step.work.__module__])
@@ -217,7 +217,7 @@ def in_order(
 def _next(waiting: deque) -> tuple[Item, Done | Rejected]:
     item, future = waiting.popleft()
     if future is None:
-        return item, Rejected(item.problem)
+        return item, _unused(item)
     try:
         return item, future.result()
     except RecursionError:
@@ -227,6 +227,10 @@ def _next(waiting: deque) -> tuple[Item, Done | Rejected]:
             f"{item.where}: a worker process died on it or on one of the {len(waiting)} after it "
             "(out of memory?); what was done before is kept"
         ) from None
+
+
+def _unused(item: Item) -> Rejected:
+    return Rejected(item.problem, left_out=item.kind is not None)
 
 
 def _bare(item: Item) -> Item:

@@ -81,7 +81,8 @@ def run_asking(
 
 
 def show_counts(counts: Mapping[str, float], titles: Mapping[str, str]) -> None:
-    """Prints the counts that have a title, aligned."""
-    for name, title in titles.items():
+    """Prints the counts that have a title, aligned, then what was noted or passed over."""
+    passed = {name: name for name in counts if name.startswith(("noted: ", "passed over: "))}
+    for name, title in {**titles, **passed}.items():
         if name in counts:
             print(f"{counts[name]:>12,}  {title}")

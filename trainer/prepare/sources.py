@@ -39,6 +39,7 @@ class Item:
         value: the record, or whatever else the command reads.
         original: what goes to the rejected file if it cannot be used; None: `value`.
         problem: why it cannot be used, found while reading; starts with `where`.
+        kind: see `Unusable`.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Item:
     value: Any
     original: Any = None
     problem: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Something in a source that is not an input, and why."""
+    """Something in a source that is not an input, and why.
+
+    Args:
+        original: goes to the rejected file.
+        reason: one sentence.
+        kind: of things that are passed over by intent, such as crowds: counted under this name,
+            and never what stops a run. None: the source is at fault.
+    """
 
     original: Any
     reason: str
+    kind: str | None = None
 
 
 def open_source(path: Path, *, split: str | None = None, unique: str | None = "id") -> Source:
@@ -165,7 +175,7 @@ def listed(read: Callable[[], Iterable[tuple[str, Any]]], files: Sequence[Path])
             where = cut(where, LONGEST_PLACE)
             if isinstance(value, Unusable):
                 problem = cut(f"{where}: {value.reason}")
-                yield Item(index, where, None, value.original, problem)
+                yield Item(index, where, None, value.original, problem, value.kind)
             else:
                 yield Item(index, where, value)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from groundkern.messages import fail, require
+from groundkern.rasters import Raster
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,6 +40,7 @@ class Region:
         points: (x, y).
         polygons: corners, three or more each.
         polylines: points of a line that is traced, two or more each.
+        rasters: masks and heat-maps, each stretched over the whole image.
     """
 
     turn: int
@@ -49,6 +51,7 @@ class Region:
     points: tuple[Point, ...] = ()
     polygons: tuple[Polygon, ...] = ()
     polylines: tuple[Polygon, ...] = ()
+    rasters: tuple[Raster, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class GroundedExample:
             require(long, where, "polygons of 3 points or more", "fewer")
             long = all(len(p) >= 2 for p in region.polylines)
             require(long, where, "polylines of 2 points or more", "fewer")
+            checked = all(isinstance(raster, Raster) for raster in region.rasters)
+            require(checked, f"{where}.rasters", "each a `Raster`", "something else")
         for index, word in enumerate(self.words):
             usable = isinstance(word.text, str) and _SURROGATE.search(word.text) is None
             require(usable, f"{name}: words[{index}].text", "Unicode text", repr(word.text))

@@ -120,6 +120,7 @@ def map_rows(
     for region in filter(layout.trains, layout.example.regions):
         connected.setdefault((region.turn, region.image), []).append(region)
     rows, visual = [], set(layout.visual.tolist())
+    targets: dict[tuple[int, ...], Tensor] = {}
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
         for token, shown in _map_tokens(layout, turn, regions, _PREDICTORS.get(which, which)):
             if token is None:
@@ -130,14 +131,15 @@ def map_rows(
                 counts["map_rows_on_image"] += 1
                 continue
             own = (layout.table[:, 0] == image) & (layout.visual <= position)
-            shapes = _shapes(shown)
-            target = maps.target_map(layout.table[own, 1:], kind=kind, levels=levels, **shapes)
-            if not target.any():
+            known = *map(id, shown), int(own.sum())  # rows of an answer see the same tokens
+            if known not in targets:
+                rects, target = layout.table[own, 1:], torch.zeros(len(layout.visual))
+                target[own] = maps.target_map(rects, kind=kind, levels=levels, **_shapes(shown))
+                targets[known] = maps.quantise(target)
+            if not targets[known].any():
                 counts["map_rows_without_target"] += 1
                 continue
-            full = torch.zeros(len(layout.visual))
-            full[own] = target
-            rows.append((position, token, image, maps.quantise(full)))
+            rows.append((position, token, image, targets[known]))
     counts["map_rows"] += len(rows)
     names = ("map_position", "map_token_position", "map_image", "map_target")
     return dict(zip(names, zip(*rows)))
@@ -162,5 +164,5 @@ def _map_tokens(
 def _shapes(regions: list[Region]) -> dict[str, list]:
     return {
         kind: [shape for region in regions for shape in getattr(region, kind)]
-        for kind in ("boxes", "points", "polygons", "polylines")
+        for kind in ("boxes", "points", "polygons", "polylines", "rasters")
     }

@@ -18,7 +18,7 @@ SHARES = {
     "squad_rows": 30,
     **dict.fromkeys(("join", "json_lines"), 18),
     **dict.fromkeys(("json_array", "metrics", "cached_answer", "tokens", "answers"), 8),
-    **dict.fromkeys(("pickle", "embedded", "image", "prepare_record", "noun_phrases"), 5),
+    **dict.fromkeys(("pickle", "embedded", "image", "raster", "prepare_record", "noun_phrases"), 5),
     "answers": 3,
     **dict.fromkeys(("flickr30k", "labelme", "yolo", "places", "matching"), 2),
 }
@@ -37,6 +37,7 @@ MODULES = (
     "geometry",
     "records",
     "pictures",
+    "rasters",
     "predictions",
 )
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tests.fuzz.scratch import SIZES, doubled, images, lines_of, written
 from tests.fuzz.target import Target, expect
 from trainer.data.dataset import JsonLinesDataset
+from trainer.data.images import SampleError
+from trainer.data.rasters import HeatFile, Runs, Stored
 from trainer.data.sample import Sample, parse_sample
 from trainer.prepare.sources import json_lines
 
@@ -30,6 +36,10 @@ SEEDS = {
     "polyline": _record(
         regions=[{"char_span": [0, 3], "polyline": [[0, 0], [0.5, 1]], "coord": "unit"}]
     ),
+    "mask": _record(regions=[{"char_span": [0, 3], "mask": "labels.png", "mask_value": 2}]),
+    "runs": _record(regions=[{"text": "red", "mask": {"size": [3, 4], "counts": [5, 4, 3]}}]),
+    "packed": _record(regions=[{"text": "red", "mask": {"size": [3, 4], "counts": "1232O"}}]),
+    "heat": _record(regions=[{"text": "red patch", "heat": "heat.npy"}]),
     "xywh": _record(
         regions=[{"text": "65 %", "box": [0, 0, 500, 1000], "coord": "per_mille", "order": "xywh"}]
     ),
@@ -55,6 +65,7 @@ SEEDS = {
 }
 PIECES = ("images", "messages", "regions", "words", "phrases", "role", "content", "text", "box")
 PIECES += ("turn", "image", "occurrence", "char_span", "points", "polygon", "polyline", "subject")
+PIECES += ("mask", "mask_value", "heat", "size", "counts", "a.png", "labels.png", "heat.npy")
 PIECES += ("assistant", "user", "system", "pixel", "unit", "per_mille", "xyxy", "xywh", "coord")
 
 
@@ -85,9 +96,12 @@ def _resolved(sample: Sample, record: dict) -> None:
                 expect(same, f"the span of {said['text']!r}", text)
             if said.get("char_span") is not None:
                 expect([span.start, span.stop] == said["char_span"], "the span given", span)
-    for region in sample.regions:
+    rasters = [index for index, _ in sample.rasters]
+    expect(len(rasters) == len(set(rasters)), "one raster for a region", rasters)
+    for index, region in enumerate(sample.regions):
         kinds = (region.boxes, region.points, region.polygons, region.polylines)
-        expect(sum(map(bool, kinds)) == 1, "one kind of place", region)
+        wanted = 0 if index in rasters else 1
+        expect(sum(map(bool, kinds)) == wanted, "one kind of place", region)
         lines = [*region.polygons, *region.polylines, region.points]
         corners = [point for line in lines for point in line]
         expect(all(0 <= v <= 1 for point in corners for v in point), "points inside", region)
@@ -119,9 +133,10 @@ def canonical(sample: Sample) -> dict:
     """A sample as a record again: spans in characters, places in fractions."""
     root = images().resolve()
     places = {"boxes": "box", "points": "points", "polygons": "polygon", "polylines": "polyline"}
-    regions = []
-    for region in sample.regions:
+    regions, rasters = [], {index: _raster(stored, root) for index, stored in sample.rasters}
+    for index, region in enumerate(sample.regions):
         record: dict[str, Any] = {"char_span": [region.start, region.stop], "turn": region.turn}
+        record.update(rasters.get(index, {}))
         for many, one in places.items():
             for value in (getattr(region, many),) if many == "points" else getattr(region, many):
                 if value:
@@ -146,6 +161,20 @@ def canonical(sample: Sample) -> dict:
         "words": words,
         "phrases": phrases,
     }
+
+
+def _raster(stored: Stored, root: Path) -> dict[str, Any]:
+    """A mask or heat as a record has it; decoded too, which is refused in a sentence at worst."""
+    with suppress(SampleError):
+        values = stored.load({}).values
+        expect(values.dim() == 2 and bool(values.any()), "something inside", values.shape)
+    if isinstance(stored, Runs):
+        counts = np.frombuffer(stored.runs, np.int64).tolist()
+        return {"mask": {"size": [stored.height, stored.width], "counts": counts}}
+    path = str(stored.path.relative_to(root))
+    if isinstance(stored, HeatFile):
+        return {"heat": path}
+    return {"mask": path, "mask_value": stored.value}
 
 
 def check_lines(data: bytes) -> bool:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
-from trainer.evaluation.pictures import _mark
+from trainer.evaluation.pictures import _entry, _mark
 from trainer.evaluation.report import tables
 from trainer.evaluation.rows import identity
 from trainer.evaluation.scoring import Marks, Scoring, about, check_names
@@ -39,6 +39,20 @@ def test_boxes_are_read_with_special_tokens_and_texts_without(tmp_path):
     marks = scoring.marks(near)
     assert marks.right.boxes == [(0.1, 0.2, 0.3, 0.4)]
     assert marks.answered.boxes == [(0.1, 0.2, 0.3, 0.39)]
+
+
+def test_masks_are_marked_and_outlined(tmp_path):
+    region = {"text": "four", "mask": {"size": [20, 40], "counts": [200, 400, 200]}}
+    scoring = Scoring(["pointing_accuracy"], None)
+    scoring.prepare([(0, sample(tmp_path, "four", regions=[region]))])
+    point = row('{"point_2d": [500, 100]}', "four", task="")
+    assert scoring.score(point) == {"pointing_accuracy": [1, 1]}
+    marks = scoring.marks(point)
+    (mask,) = marks.right.masks
+    assert mask[:, 10:30].all()
+    assert mask.sum() == 400
+    (line,) = _entry(marks.right)["polylines"]
+    assert {x for x, _ in line} == {0.25, 0.75} | {x for x, _ in line if 0.25 < x < 0.75}
 
 
 def test_a_metric_that_does_not_fit_leaves_the_sample_out(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from PIL import Image
 from groundkern.hf.data.example import Region
 from trainer.data.images import SampleError
 from trainer.data.sample import parse_sample
-from trainer.metrics.golds import Gold, coord_of
+from trainer.metrics.golds import Gold, coord_of, gold_places
 from trainer.metrics.registry import (
     METRICS,
     TASK_METRICS,
@@ -188,6 +189,23 @@ def test_the_gold_of_a_sample(sample):
     first = gold_of(sample(regions=[region], answers=["there"]), turn=1)
     assert first.answers == ("2",)
     assert first.regions == ()
+
+
+def test_masks_and_heats_are_places_that_are_pointed_at(sample, tmp_path):
+    left = np.zeros((48, 64), bool)
+    left[:, :16] = True
+    np.save(tmp_path / "heat.npy", np.fliplr(left) * 5.0)
+    Image.fromarray(np.uint8(left)).save(tmp_path / "left.png")
+    where = {"text": "there", "turn": 3}
+    regions = [{**where, "mask": "left.png"}, {**where, "heat": "heat.npy"}]
+    regions.append({"text": "2", "turn": 1, "mask": {"size": [1, 1], "counts": [0, 1]}})
+    gold = gold_of(sample("there", regions=regions, metrics=["pointing_accuracy", "pointing_f1"]))
+    assert default_metrics(gold) == ("pointing_accuracy", "pointing_f1")
+    assert len(gold_places(gold)) == len(gold.rasters) == 2
+    assert METRICS["pointing_accuracy"].score('{"point_2d": [100, 500]}', gold) == (1, 1)
+    assert METRICS["pointing_accuracy"].score('{"point_2d": [500, 500]}', gold) == (0, 1)
+    points = '[{"point_2d": [900, 500]}, {"point_2d": [100, 900]}, {"point_2d": [500, 500]}]'
+    assert METRICS["pointing_f1"].score(points, gold) == (2 * 2 / (3 + 2), 1)
 
 
 def test_an_answer_that_is_given_twice_counts_once(sample):

@@ -19,8 +19,9 @@ from trainer.prepare import chat
 from trainer.prepare.adapt.common import Options, embedded, tables
 from trainer.prepare.adapt.work import Adapt
 from trainer.prepare.chat import ChatSettings, ask, usage_so_far
+from trainer.prepare.maps.formats import coco, yolo
+from trainer.prepare.maps.formats.common import Options as Read
 from trainer.prepare.maps.grid import Grid
-from trainer.prepare.maps.readers import coco, yolo
 from trainer.prepare.marks.grouping import PrintedWord
 from trainer.prepare.marks.matching import PrintedText
 from trainer.prepare.marks.normalise import _JOINING, tokens
@@ -60,7 +61,7 @@ def test_only_newlines_end_a_caption_of_flickr30k(photo, end):
 def test_only_newlines_end_a_line_of_yolo(photo, end):
     (photo / "classes.txt").write_bytes(f"a{end}cat\r\ndog\n".encode())
     (photo / "a.txt").write_bytes(f"1 0.5 0.5{end}0.2 0.2\r\n0 0.5 0.5 0.2 0.2\n".encode())
-    found = [value for _, value in yolo(photo, photo)[0]()]
+    found = [value for _, value in yolo.opened(Read(photo)).read()]
     assert [value["label"] for value in found] == ["dog", f"a{end}cat"]
 
 
@@ -68,7 +69,7 @@ def test_classes_of_yolo_that_are_no_text_are_refused(photo):
     (photo / "classes.txt").write_bytes(b"cat\xff\n")
     (photo / "a.txt").write_bytes(b"0 0.5 0.5 0.2 0.2\n")
     with pytest.raises(ConfigError, match=r"classes\.txt: expected a list of names in UTF-8"):
-        yolo(photo, photo)
+        yolo.opened(Read(photo))
 
 
 @pytest.mark.parametrize("text", ["", "a", "a\n", "a\r\nb", "\n\n", "a\u2028b\x1cc\rd\ne"])
@@ -133,7 +134,7 @@ def test_annotations_of_coco_with_a_name_twice_are_refused_by_name(photo):
         '{"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 5, "name": "cat"}],'
         '"annotations": [{"image_id": 1, "category_id": 5, "bbox": [1, 1, 2, 2], "bbox": []}]}'
     )
-    ((where, value),) = coco(path, photo)[0]()
+    ((where, value),) = coco.opened(Read(path)).read()
     assert where == "instances.json: annotations[0]"
     assert value.reason == "`bbox`: expected each name once, got it twice"
 
@@ -286,7 +287,16 @@ def test_long_labels_do_not_make_long_places(photo):
     (photo / "classes.txt").write_text("cat " * 5000)
     (photo / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     arguments = Namespace(
-        data=photo, images=None, overhang=0.01, question="{label}?", answer="{count}", format="yolo"
+        data=photo,
+        images=None,
+        overhang=0.01,
+        question="{label}?",
+        answer="{count}",
+        format="yolo",
+        prefer="box",
+        split=None,
+        names=None,
+        output=photo / "out.jsonl",
     )
     from trainer.prepare.maps.annotated import prepared
 

@@ -4,10 +4,11 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.prepare.reading_samples import lines, picture, prepared, said, write
+from tests.trainer.prepare.reading_samples import lines, picture, prepared, said
 from trainer.data.dataset import JsonLinesDataset
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.adapt.work import Adapt
@@ -67,6 +68,22 @@ def test_every_convention_comes_out_in_pixel_edges(root, given, wanted):
     assert region["char_span"] == [0, 3]
 
 
+def test_masks_and_heats_are_passed_on(root, capsys):
+    runs = {"size": [10, 20], "counts": [0, 100, 100]}
+    np.save(root / "img" / "heat.npy", np.eye(4))
+    Image.new("L", (WIDTH, HEIGHT), 3).save(root / "img" / "labels.png")
+    given = [{"mask": runs}, {"heat": "heat.npy"}, {"mask": "labels.png", "mask_value": 3}]
+    whole = record(given[2])
+    samples, rejected = places(root, record(*given, {"points": [[1, 1]]}), whole, grid="2x4")
+    assert rejected == []
+    assert samples[0]["regions"] == [{"char_span": [0, 3], **place} for place in given] + [
+        {"char_span": [0, 3], "points": [[1, 1]]}
+    ]
+    assert "8.0  tokens on the target" in capsys.readouterr().out
+    (loaded,) = [JsonLinesDataset(root / "out.jsonl", root=root / "img")[0]]
+    assert [len(region.rasters) for region in loaded.regions] == [1, 1, 1, 0]
+
+
 def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
     given = [{"box": [0, 0, 100, 50]}, {"box": [100, 50, 200, 100]}, {"points": [[1, 1], [2, 2]]}]
     options = {"question": "Find the {label}.", "answer": "At {box} are {count} {{dogs}}."}
@@ -103,6 +120,19 @@ def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
         (record({"box": [0, 0, 9, 9], "coord": "cm"}), "`places[0].coord`: expected one of pixel"),
         (record({"box": [0, 0, 9, 9], "coord": []}), "`places[0].coord`: expected one of pixel"),
         (record({"box": [0, 0, 9, 9], "order": []}), "expected xyxy, xywh or cxcywh"),
+        (record({"mask": {"size": [1, 2], "counts": [2]}}), "expected a mask with a pixel inside"),
+        (
+            record({"mask": {"size": [8, 4], "counts": [0, 32]}}),
+            "`places[0].mask`: expected a mask",
+        ),
+        (record({"mask": "a.png", "mask_value": 3}), "expected a mask with a pixel of the value 3"),
+        (record({"mask": "a.png", "mask_value": "3"}), "expected a number of a label image, of a"),
+        (record({"heat": 3}), "`places[0].heat`: expected the path of a grey PNG or a .npy, got 3"),
+        (
+            record({"heat": "a.png"}),
+            "`places[0].heat`: expected a grey PNG, got mode RGB in",
+        ),
+        (record({"heat": "b.npy", "mask": "a.png"}), "got mask and heat"),
         (record(3), "`places[0]`: expected an object, got 3"),
         (record(), "`places`: expected at least one, got none"),
         ({"image": "a.png", "label": "x", "places": "none"}, "`places`: expected a list"),
@@ -125,115 +155,6 @@ def test_a_bad_record_is_rejected_with_its_line_and_the_rest_goes_on(root, bad, 
     assert message in lost["reason"]
     if isinstance(bad, dict):
         assert json.dumps(lost["original"]) == json.dumps(bad)
-
-
-def test_coco_boxes_polygons_and_what_is_wrong_with_some(root, capsys):
-    good = {"image_id": 1, "category_id": 18}
-    bad = [
-        {**good, "segmentation": {"counts": [1], "size": [1, 1]}},
-        {**good, "image_id": 9, "bbox": [0, 0, 1, 1]},
-        {**good, "category_id": 9, "bbox": [0, 0, 1, 1]},
-        7,
-        good,
-        {**good, "segmentation": [[1, 2, 3]]},
-    ]
-    data = {
-        "annotations": [
-            {**good, "bbox": [10, 20, 30, 40]},
-            {
-                **good,
-                "category_id": 1,
-                "segmentation": [[0, 0, 8, 0, 8, 8], [20, 20, 30, 20, 30, 30]],
-            },
-            {**good, "bbox": [100, 50, 100.5, 50]},
-            *bad,
-            {**good, "category_id": 3, "bbox": [0, 0, float("nan"), 3]},
-        ],
-        "images": [{"id": 1, "file_name": "a.png"}, None],
-        "categories": [
-            {"id": 18, "name": "dog"},
-            {"id": 1, "name": "person"},
-            {"id": 3, "name": "car"},
-        ],
-    }
-    path = write(root / "instances.json", data)
-    words = ("maps", path, "--format", "coco", "--images", root / "img", "--grid", "4x8")
-    status, samples, rejected = prepared(root / "out.jsonl", *words, "--preview", "2")
-    assert status == 0
-    assert [said(sample)[1] for sample in samples] == ["dog", "person"]
-    assert [r["box"] for r in samples[0]["regions"]] == [[10, 20, 40, 60], [100, 50, 200, 100]]
-    assert samples[1]["regions"][1]["polygon"] == [[20, 20], [30, 20], [30, 30]]
-    reasons = {each["where"]: each["reason"] for each in rejected}
-    assert [f"instances.json: annotations[{i}]" in reasons for i in range(3, 9)] == [True] * 6
-    assert "run lengths" in reasons["instances.json: annotations[3]"]
-    assert "`image_id`: expected a known one, got 9" in reasons["instances.json: annotations[4]"]
-    car = reasons["instances.json: 'a.png' 'car'"]
-    assert car.startswith("`annotations[9].box`: expected 4 finite numbers")
-    assert Image.open(root / "out.preview.png").size[0] > 500
-    printed = capsys.readouterr().out
-    assert "2  target maps" in printed
-    assert "1  boxes that stuck out" in printed
-    # of tokens of 25 x 25 pixels: 10-40 x 20-60 is on 2 x 3, the other box on 4 x 2, the triangles
-    # on 1 and on 3, of which one is the same: (14 + 3) / 2
-    assert "8.5  tokens on the target" in printed
-
-
-def test_labelme_shapes(root):
-    shapes = [
-        {"label": "dog", "shape_type": "rectangle", "points": [[60, 30], [20, 10]]},
-        {"label": "way", "shape_type": "linestrip", "points": [[0, 0], [10, 10], [20, 0]]},
-        {"label": "dog", "shape_type": "polygon", "points": [[0, 0], [9, 0], [0, 9]]},
-        {"label": "tip", "shape_type": "point", "points": [[5, 6]]},
-        {"label": "dog", "shape_type": "circle", "points": [[5, 6], [7, 8]]},
-        {"label": None, "shape_type": "point", "points": [[5, 6]]},
-        {"label": "x", "shape_type": [[]], "points": [[5, 6]]},
-        {"label": "out", "shape_type": "point", "points": [[500, 6]]},
-    ]
-    write(root / "img" / "a.json", {"imagePath": "a.png", "shapes": shapes, "version": "5"})
-    write(root / "img" / "b.json", {"shapes": []})
-    (root / "img" / "c.json").write_text("{")
-    status, samples, rejected = prepared(
-        root / "out.jsonl", "maps", root / "img", "--format", "labelme"
-    )
-    assert status == 0
-    found = {said(sample)[1]: sample["regions"] for sample in samples}
-    assert set(found) == {"dog", "way", "tip"}
-    assert found["dog"][0]["box"] == [20, 10, 60, 30]
-    assert found["dog"][1]["polygon"] == [[0, 0], [9, 0], [0, 9]]
-    assert found["way"][0]["polyline"] == [[0, 0], [10, 10], [20, 0]]
-    assert found["tip"][0]["points"] == [[5, 6]]
-    wheres = {each["where"]: each["reason"] for each in rejected}
-    assert set(wheres) == {
-        *(
-            "a.json: shapes[4]",
-            "a.json: shapes[5]",
-            "a.json: shapes[6]",
-            "a.json: 'out'",
-            "b.json",
-            "c.json",
-        )
-    }
-    assert "got 'circle'" in wheres["a.json: shapes[4]"]
-
-
-def test_yolo_boxes_are_centred_fractions(root):
-    text = "0 0.5 0.5 0.2 0.4\n1 0 0 0.5 0 0.5 0.5\n\n7 0 0 1 1\n0 x 0 0 0\n0 0.5 0.5\n"
-    text += "0 nan 0 1 1\n" + "9" * 5000 + " 0 0 1 1\n"
-    labels = root / "labels"
-    labels.mkdir()
-    (labels / "a.txt").write_text(text)
-    (labels / "classes.txt").write_text("dog\ncat\n")
-    words = ("maps", labels, "--format", "yolo", "--images", root / "img")
-    status, samples, rejected = prepared(root / "out.jsonl", *words)
-    assert status == 0
-    assert [said(sample)[1] for sample in samples] == ["cat"]
-    assert samples[0]["regions"][0]["polygon"] == [[0, 0], [100, 0], [100, 50]]
-    wheres = [each["where"] for each in rejected]
-    assert wheres == ["a.txt:4", "a.txt:5", "a.txt:6", "a.txt:8", "a.txt: 'dog'"]
-    assert "`line 7.box`: expected 4 finite numbers" in rejected[4]["reason"]
-    (labels / "a.txt").write_text(text.replace("0 nan 0 1 1\n", ""))
-    _, samples, _ = prepared(root / "again.jsonl", *words)
-    assert samples[0]["regions"][0]["box"] == pytest.approx([80, 30, 120, 70])
 
 
 def test_drawings_are_the_same_again_and_a_finished_run_is_left_alone(tmp_path):

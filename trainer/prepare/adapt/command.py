@@ -10,13 +10,18 @@ from trainer.prepare.arguments import add_choice, add_common, add_places
 HELP = "public data sets, in the formats their users have on disk, to samples"
 DATA_SETS = {
     "chartqa": "ChartQA: the original folder, or a Hugging Face data set",
+    "cord": "CORD: the original folder, or a Hugging Face data set",
     "docvqa": "DocVQA: the original JSON, or a Hugging Face data set",
     "flickr30k": "Flickr30k Entities: the folder of Annotations and Sentences",
+    "funsd": "FUNSD: the folder of training_data and testing_data",
     "infographicvqa": "InfographicVQA: the original JSON, or a Hugging Face data set",
     "pixmo_points": "PixMo-Points: the Hugging Face data set and a folder of its images by SHA-256",
     "refcoco": "RefCOCO, RefCOCO+, RefCOCOg: refs(...).p and instances.json, or Hugging Face",
+    "screenspot": "ScreenSpot, OS-Atlas, SeeClick, ShowUI: JSON lists, or a Hugging Face data set",
+    "sroie": "SROIE: the folder of img, box and key",
     "squad": "SQuAD 1 and 2, text only: the original JSON, or a Hugging Face data set",
-    "visual_genome": "Visual Genome: region_descriptions.json",
+    "visual_genome": "Visual Genome: region_descriptions.json or objects.json",
+    "xfund": "XFUND: its JSON files, one a language and split",
 }
 
 

@@ -149,6 +149,15 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise wrong(item.where, "image", "the bytes of an image in the row", repr(image)[:80])
+    return encoded(data, f"{options.folder}/{item.index:08d}", item.where)
+
+
+def encoded(data: bytes, stem: str, where: str) -> Embedded:
+    """An encoded image, to be written under `stem` and the extension of its format.
+
+    Raises:
+        SampleError: not the bytes of an image, or of a format that the trainer does not read.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -157,10 +166,10 @@ def embedded(row: dict, item: Item, options: Options) -> Embedded:
             # not PngImageFile's own getexif, which would decode the pixels
             turned = Image.Image.getexif(opened).get(ORIENTATION, 1) in (5, 6, 7, 8)
     except Image.DecompressionBombError as error:
-        raise wrong(item.where, "image", "an image of ordinary size", str(error)) from None
+        raise wrong(where, "image", "an image of ordinary size", str(error)) from None
     except Exception:  # Pillow's readers raise nearly anything on a damaged file
-        raise wrong(item.where, "image", "an image", f"{len(data)} bytes of none") from None
+        raise wrong(where, "image", "an image", f"{len(data)} bytes of none") from None
     if kind not in _EXTENSIONS:
-        raise wrong(item.where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
-    name = f"{options.folder}/{item.index:08d}{_EXTENSIONS[kind]}"
+        raise wrong(where, "image", f"one of {', '.join(_EXTENSIONS)}", kind)
+    name = f"{stem}{_EXTENSIONS[kind]}"
     return Embedded(name, (height, width) if turned else (width, height), {name: data})

@@ -18,11 +18,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options
+from trainer.prepare.markup import plain_xml
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, size_of
 from trainer.prepare.reading import split_lines
@@ -126,11 +126,8 @@ def _marked(line: str, where: str) -> tuple[str, list[tuple[str, int, int]]]:
 def _boxes(file: Path, where: str) -> dict[str, list[tuple[str, list[float]]]]:
     """(field, edges in pixels) of each chain's boxes."""
     try:
-        text = _text(file)
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise SampleError(f"expected no document type in {file.name}")
-        root = ElementTree.fromstring(text)
-    except (SampleError, ElementTree.ParseError, ValueError) as error:
+        root = plain_xml(_text(file))
+    except ValueError as error:
         raise SampleError(f"{where}: {file.name}: {error}") from None
     found: dict[str, list[tuple[str, list[float]]]] = {}
     for i, thing in enumerate(root.findall("object")):

@@ -1,25 +1,34 @@
 """Outside annotations to samples: an image and a label become a question and its places.
 
 All places of one label in one image belong to one sample (their union), because the question names
-the label alone. What each format holds is said at its reader; docs/prepare-maps.md has examples.
+the label alone. What each format holds is said in its module of `formats`; docs/prepare-maps.md has
+examples.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from groundkern.rasters import Raster
 from trainer.config import ConfigError
-from trainer.data.images import wrong
+from trainer.data.images import MAX_PIXELS, wrong
+from trainer.data.rasters import RasterField, find_heat, find_mask
+from trainer.prepare.arguments import named
+from trainer.prepare.maps.formats.common import Options
+from trainer.prepare.maps.formats.shapes import clipped
 from trainer.prepare.maps.grid import Grid
-from trainer.prepare.maps.readers import READERS
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, per_mille, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, numbers, per_mille, size_of
 from trainer.prepare.sources import Item, Source, listed, open_source
 
 KNOWN = ("label", "count", "box")
+RASTERS = ("mask", "heat")
 PLACES = {"box": 1, "points": 1, "polygon": 3, "polyline": 2}  # least points, of lists
 UNITS = {"pixel": None, "unit": (1, 1), "percent": (100, 100), "per_mille": (1000, 1000)}
 
@@ -29,7 +38,11 @@ class Annotate:
     """Makes a sample of `{"image", "label", "places": [...]}`.
 
     A place is one of box, points, polygon and polyline, with `coord` (pixel, unit, percent,
-    per_mille) and, for boxes, `order` (xyxy, xywh, cxcywh), and `field`, what errors call it.
+    per_mille) and, for boxes, `order` (xyxy, xywh, cxcywh), or a mask (with `mask_value`) or heat
+    as docs/data-format.md has them. It may have `field` (what errors call it), `group` (places of
+    one group count as one thing), `clip` (a convex polygon may stick out of the image, and is cut
+    at its edge) and `notes` (texts that are counted). `size` of a record is the (width, height)
+    that was annotated: an image of another means other pixels.
     """
 
     phrasing: Phrasing
@@ -45,17 +58,25 @@ class Annotate:
         if not places:
             raise wrong(where, "places", "at least one", "none")
         size = size_of(image, self.root, where)
-        made, counts = [], {"regions": len(places), "boxes_cut": 0}
+        if (given := item.value.get("size")) is not None:
+            across, down = numbers(given, 2, where, "size")
+            if (across, down) != size:
+                wanted = f"an image of {across} x {down}, as annotated"
+                raise wrong(where, "size", wanted, f"{size[0]} x {size[1]}")
+        made, rasters, counts = [], [], Counter({"regions": len(places), "boxes_cut": 0})
         for i, place in enumerate(places):
             part, cut = self._place(place, f"places[{i}]", size, where)
             made.append(part)
+            rasters += self._rasters(part, place.get("field", f"places[{i}]"), size, where)
             counts["boxes_cut"] += cut
-        values = {"label": label, "count": str(_things(made)), "box": _boxes(made, size)}
+            counts.update(f"noted: {note}" for note in _notes(place))
+        count = _things(made, [place.get("group") for place in places])
+        values = {"label": label, "count": str(count), "box": _boxes(made, size)}
         if "{box}" in self.phrasing.question + self.phrasing.answer and not values["box"]:
             raise wrong(where, "places", "a box, for {box}", "none")
         sample = self.phrasing.sample("places", image, values, made)
         if self.grid is not None:
-            counts.update(self.grid.counts(sample, size))
+            counts.update(self.grid.counts(sample, size, rasters))
         return Made([sample], {}, counts)
 
     def _place(
@@ -65,10 +86,13 @@ class Annotate:
         if not isinstance(place, dict):
             raise wrong(where, field, "an object", repr(place)[:80])
         field = place.get("field", field)
-        given = [kind for kind in PLACES if place.get(kind) is not None]
+        known = (*PLACES, *RASTERS)
+        given = [kind for kind in known if place.get(kind) is not None]
         if len(given) != 1:
-            raise wrong(where, field, f"one of {', '.join(PLACES)}", " and ".join(given) or "none")
+            raise wrong(where, field, f"one of {', '.join(known)}", " and ".join(given) or "none")
         coord, kind = place.get("coord", "pixel"), given[0]
+        if kind in RASTERS:
+            return {name: place[name] for name in (kind, "mask_value") if name in place}, 0
         if coord not in list(UNITS):
             raise wrong(where, f"{field}.coord", f"one of {', '.join(UNITS)}", repr(coord)[:80])
         frame = Frame(*(UNITS[coord] or size), self.overhang, where)
@@ -84,16 +108,51 @@ class Annotate:
             wanted = f"a list of {PLACES[kind]} points or more"
             raise wrong(where, f"{field}.{kind}", wanted, repr(values)[:80])
         points, moved = [], 0
+        if place.get("clip"):
+            values, moved = self._clipped(values, frame, f"{field}.{kind}")
         for i, value in enumerate(values):
             (x, y), cut = frame.point(value, f"{field}.{kind}[{i}]")
             points.append([x * scale[0], y * scale[1]])
             moved += cut
         return {kind: points}, moved
 
+    def _clipped(self, points: list, frame: Frame, field: str) -> tuple[list, int]:
+        """(the part within the image, whether anything was cut off) of a convex polygon."""
+        points = [numbers(point, 2, frame.where, field) for point in points]
+        inside = clipped(points, frame.width, frame.height)
+        if len(inside) < 3:
+            raise wrong(frame.where, field, "a shape that overlaps the image", repr(points)[:80])
+        return inside, int(inside != points)
 
-def _things(places: list[dict]) -> int:
-    """How many things there are: each point is one, and each box, polygon and line."""
-    return sum(len(place.get("points", [None])) for place in places)
+    def _rasters(
+        self, part: dict[str, Any], field: str, size: tuple[int, int], where: str
+    ) -> list[Raster]:
+        """The mask or heat of a part of a region, decoded: one with nothing inside is an error."""
+        kind = next((name for name in RASTERS if name in part), None)
+        if kind is None:
+            return []
+        value = part.get("mask_value")
+        if value is not None and (type(value) is not int or kind == "heat"):
+            wanted = "a number of a label image, of a mask"
+            raise wrong(where, f"{field}.mask_value", wanted, repr(value)[:80])
+        place = RasterField(size, self.root, MAX_PIXELS, where, f"{field}.{kind}")
+        if kind == "heat" and not isinstance(part["heat"], str):
+            raise place.wrong("the path of a grey PNG or a .npy", repr(part["heat"])[:80])
+        find = partial(find_mask, value=value) if kind == "mask" else find_heat
+        return [find(part[kind], place=place).load({})]
+
+
+def _things(places: list[dict], groups: list) -> int:
+    """How many things there are: each point is one, each group, and each other place."""
+    alone = [place for place, group in zip(places, groups, strict=True) if group is None]
+    several = {str(group) for group in groups if group is not None}
+    return len(several) + sum(len(place.get("points", [None])) for place in alone)
+
+
+def _notes(place: dict) -> list[str]:
+    """The texts that a format counts; lines of a user have none."""
+    notes = place.get("notes")
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def _boxes(places: list[dict], size: tuple[int, int]) -> str:
@@ -111,12 +170,23 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
         raise ConfigError(f"{data}: expected annotations, which are not there")
     if not arguments.overhang >= 0:
         raise ConfigError(f"maps: `--overhang`: expected at least 0, got {arguments.overhang}")
-    root = arguments.images or (data if data.is_dir() else data.parent)
-    if not root.is_dir():
-        raise ConfigError(f"maps: `--images`: expected a folder, got {root}")
+    options = Options(data, **named(arguments, "images", "prefer", "split", "names", "output"))
+    if not options.root.is_dir():
+        raise ConfigError(f"maps: `--images`: expected a folder, got {options.root}")
+    if options.names is not None and not options.names.is_file():
+        raise ConfigError(f"maps: `--names`: expected a file, got {options.names}")
     phrasing = Phrasing(arguments.question, arguments.answer).check(KNOWN)
-    if arguments.format == "lines":
-        source = open_source(data, unique=None)
-    else:
-        source = listed(*READERS[arguments.format](data, root))
+    source, root = sourced(arguments.format, options)
     return source, Annotate(phrasing, arguments.overhang, root, grid), root
+
+
+def sourced(format: str, options: Options) -> tuple[Source, Path]:
+    """The records of annotations, and the folder that their image paths start from.
+
+    Raises:
+        ConfigError: what is there is not of the format.
+    """
+    if format == "lines":
+        return open_source(options.data, unique=None), options.root
+    found = import_module(f"trainer.prepare.maps.formats.{format}").opened(options)
+    return listed(found.read, found.files), found.root

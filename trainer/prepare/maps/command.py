@@ -22,10 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_choice(
         parser,
         "--format",
-        ("coco", "labelme", "yolo", "lines"),
+        ("coco", "voc", "labelme", "labelstudio", "cvat", "yolo", "lines"),
         "of the annotations (docs/prepare-maps.md)",
         default="lines",
     )
+    add_choice(parser, "--prefer", ("box", "mask"), "coco, voc: the place of what has both")
+    parser.add_argument("--names", type=Path, help="coco results: file of images and categories")
     add_places(parser, question="Where is the {label}?", answer="{label}", own="")
     parser.add_argument(
         "--task",
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=1000, help="drawings of each task")
     parser.add_argument("--seed", type=int, default=0, help="of the drawings")
     parser.add_argument(
-        "--split", default="train", help="train, val or test: no drawing is in two of them"
+        "--split",
+        help="drawings: train (default), val or test, no drawing is in two of them; voc: a list of "
+        "ImageSets/Main; cvat: a subset; default: all",
     )
     parser.add_argument("--size", type=int, default=448, help="pixels of a drawing's side")
     parser.add_argument("--difficulty", default="medium", help="easy, medium or hard")
@@ -81,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         source, work = drawing.prepared(arguments, grid)
     else:
         source, work, root = annotated.prepared(arguments, grid)
-    out = run_work(arguments, source, work, root=root, unit="image")
+    out = run_work(arguments, source, work, root=root, unit="record" if root else "image")
     show_counts(out.counts, PLACED | TITLES)
     if grid is not None:
         show_maps(out.counts)

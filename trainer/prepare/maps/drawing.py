@@ -48,7 +48,7 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
     settings = {"size": arguments.size, "difficulty": arguments.difficulty}
     work = Draw(
         arguments.seed,
-        arguments.split,
+        arguments.split or "train",
         settings,
         own,
         grid,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
+from groundkern.rasters import Raster
 from trainer.config import ConfigError
 from trainer.data.sample import Sample, parse_sample
 
@@ -60,9 +61,12 @@ class Grid:
 
         return maps.target_map(maps.patch_grid(self.height, self.width), kind=self.kind, **shapes)
 
-    def counts(self, record: Mapping, size: tuple[int, int]) -> dict[str, float]:
-        """What `show_maps` adds up, of a record whose places are pixel edges of one image."""
-        shapes: dict[str, list] = {}
+    def counts(
+        self, record: Mapping, size: tuple[int, int], rasters: Sequence[Raster] = ()
+    ) -> dict[str, float]:
+        """What `show_maps` adds up, of a record whose places are pixel edges of one image; its
+        masks and heats are `rasters`."""
+        shapes: dict[str, list] = {"rasters": list(rasters)} if rasters else {}
         for region in record["regions"]:
             for name, kind in _KINDS.items():
                 if name in region:
@@ -114,12 +118,14 @@ def preview(path: Path, root: Path, grid: Grid, *, count: int) -> Path:
 
 def _tile(sample: Sample, grid: Grid) -> Image.Image:
     """One sample: the image of its first region, pale, with the map over it and the answer."""
+    example = sample.load()
     number = sample.regions[0].image
-    regions = [region for region in sample.regions if region.image == number]
-    shapes = {k: [s for region in regions for s in getattr(region, k)] for k in _KINDS.values()}
+    regions = [region for region in example.regions if region.image == number]
+    kinds = (*_KINDS.values(), "rasters")
+    shapes = {k: [s for region in regions for s in getattr(region, k)] for k in kinds}
     target = grid.target(shapes).reshape(grid.height, grid.width)
     heat = Image.fromarray((target / target.max().clamp_min(1e-30) * 255).byte().numpy())
-    image = sample.load().images[number]
+    image = example.images[number]
     scale = _TILE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     pixels = np.asarray(image.resize(size)).astype(float)

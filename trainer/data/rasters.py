@@ -1,0 +1,284 @@
+"""Masks and heat-maps of regions: found and checked by their headers, decoded with the images.
+
+A mask is a PNG or COCO's run lengths, a heat a grey PNG or a `.npy` (docs/data-format.md). All are
+stretched over the whole upright image, so their sides must have its ratio; a heat may also be
+square, as a model's grid of patches is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageOps
+
+from groundkern.hf.data.example import Region
+from groundkern.rasters import Raster
+from trainer.data.images import SampleError, confined, image_format, image_size, opened, wrong
+from trainer.data.run_lengths import decoded, read_counts, size_of_runs
+from trainer.wording import short
+
+_GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
+_STEP = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey of 2 and 4 bits
+Pictures = dict[Path, NDArray]  # decoded already: regions often share a label image
+
+
+@dataclass(frozen=True)
+class RasterField:
+    """The field of a record that names a raster, and what the raster has to cover.
+
+    Args:
+        picture: (width, height) of the upright image that it covers.
+        root: the folder that paths start from.
+        max_pixels: width x height that a raster may have.
+        where, field: what starts an error message.
+    """
+
+    picture: tuple[int, int]
+    root: Path
+    max_pixels: int
+    where: str
+    field: str
+
+    def wrong(self, wanted: str, got: object) -> SampleError:
+        """An error about it."""
+        return wrong(self.where, self.field, wanted, got)
+
+    def fits(self, size: tuple[int, int], what: str, *, square: bool) -> None:
+        """Refuse sides (width, height) that are not the image's, but for a pixel's rounding."""
+        (w, h), (width, height) = size, self.picture
+        smaller = abs(w / width - h / height) <= 1 / width + 1 / height
+        larger = abs(width / w - height / h) <= 1 / w + 1 / h
+        if not (smaller or larger or (square and w == h)):
+            wanted = f"a {what} of the ratio of its image, {width} x {height}"
+            raise self.wrong(wanted + " (or a square one)" * square, f"{w} x {h}")
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A PNG; inside is `value`, or if that is None whatever is not 0."""
+
+    path: Path
+    value: int | None
+    place: RasterField
+
+    def load(self, pictures: Pictures) -> Raster:
+        """Raises `SampleError` if it cannot be decoded, or if nothing is inside."""
+        if self.path not in pictures:
+            pictures[self.path] = _pixels(self.path, self.place)
+        pixels = pictures[self.path]
+        inside = pixels != 0 if self.value is None else pixels == self.value
+        if not inside.any():
+            what = "that is not 0" if self.value is None else f"of the value {self.value}"
+            raise self.place.wrong(f"a mask with a pixel {what}", f"none in {self.path.name!r}")
+        return _raster(inside)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Run lengths, as the bytes of int64."""
+
+    height: int
+    width: int
+    runs: bytes
+
+    def load(self, pictures: Pictures) -> Raster:
+        """The mask."""
+        runs = np.frombuffer(self.runs, np.int64)
+        return _raster(decoded(runs, self.height, self.width))
+
+
+@dataclass(frozen=True)
+class HeatFile:
+    """A grey PNG or a `.npy`."""
+
+    path: Path
+    place: RasterField
+
+    def load(self, pictures: Pictures) -> Raster:
+        """Raises `SampleError` if it cannot be decoded, or holds what is no heat."""
+        if self.path.suffix == ".npy":
+            values = np.asarray(_mapped(self.path, self.place))
+        else:
+            values = _pixels(self.path, self.place, grey=True)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high < float("inf")):  # not a number is neither
+            got = f"{low} to {high} in {self.path.name!r}"
+            raise self.place.wrong("a heat of finite numbers >= 0", got)
+        if high == 0:
+            raise self.place.wrong("a heat with a number above 0", "zeros")
+        scaled = np.empty(values.shape, np.float32)  # divided first, since float64 may not fit
+        return _raster(np.divide(values, high, out=scaled, casting="same_kind"))
+
+
+Stored = MaskFile | Runs | HeatFile
+
+
+class Record(Protocol):
+    """What a region's record says of its raster."""
+
+    mask: Any
+    mask_value: int | None
+    heat: str | None
+
+
+def find_rasters(
+    records: Sequence[Record],
+    regions: Sequence[Region],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    root: Path,
+    max_pixels: int,
+    where: str,
+) -> tuple[tuple[int, Stored], ...]:
+    """The masks and heats of a sample, whose headers or run lengths are right.
+
+    Args:
+        records: of regions.
+        regions: these, resolved.
+        sizes: (width, height) of each upright image.
+        root: the folder that paths start from and may not leave.
+        max_pixels: width x height that a raster may have.
+        where: what starts an error message.
+
+    Returns:
+        (index of the region, where its raster is) of each that has one.
+
+    Raises:
+        SampleError: not found, another format, too many pixels, another ratio than its image, a
+            mask with nothing inside, or a `mask_value` without a label image.
+    """
+    found: list[tuple[int, Stored]] = []
+    for index, (record, region) in enumerate(zip(records, regions, strict=True)):
+        name = f"regions[{index}]"
+        if record.mask_value is not None and record.mask is None:
+            raise wrong(where, f"{name}.mask_value", "a label image as `mask`", "none")
+        if record.mask is not None:
+            place = RasterField(sizes[region.image], root, max_pixels, where, f"{name}.mask")
+            found.append((index, find_mask(record.mask, record.mask_value, place)))
+        if record.heat is not None:
+            place = RasterField(sizes[region.image], root, max_pixels, where, f"{name}.heat")
+            found.append((index, find_heat(record.heat, place)))
+    return tuple(found)
+
+
+def find_mask(mask: Any, value: int | None, place: RasterField) -> MaskFile | Runs:
+    """A mask whose header, or whose run lengths, are right.
+
+    Args:
+        mask: of a record: a path, or run lengths.
+        value: of a label image's pixels that are inside; None: all but 0.
+        place: what it covers.
+
+    Raises:
+        SampleError: as `find_rasters`.
+    """
+    if isinstance(mask, str):
+        path, size = _png(mask, place)
+        place.fits(size, "mask", square=False)
+        return MaskFile(path, value, place)
+    if value is not None:
+        raise place.wrong("a label image for `mask_value`", "run lengths")
+    height, width = size_of_runs(mask, where=place.where, field=place.field)
+    if height * width > place.max_pixels:
+        raise place.wrong(f"at most {place.max_pixels} pixels", f"{width} x {height}")
+    place.fits((width, height), "mask", square=False)
+    field = f"{place.field}.counts"
+    runs = read_counts(mask["counts"], height * width, where=place.where, field=field)
+    if not runs[1::2].any():
+        raise place.wrong("a mask with a pixel inside", "none")
+    return Runs(height, width, runs.tobytes())
+
+
+def find_heat(path: str, place: RasterField) -> HeatFile:
+    """A heat whose header is right.
+
+    Raises:
+        SampleError: as `find_rasters`.
+    """
+    if path.endswith(".npy"):
+        found = confined(path, place.root, where=place.where, field=place.field)
+        height, width = _mapped(found, place).shape
+        size = (width, height)
+    else:
+        found, size = _png(path, place)
+    place.fits(size, "heat", square=True)
+    return HeatFile(found, place)
+
+
+def with_rasters(
+    regions: Sequence[Region], rasters: Sequence[tuple[int, Stored]]
+) -> tuple[Region, ...]:
+    """Decode rasters and put each into its region.
+
+    Args:
+        regions: of a sample.
+        rasters: (index of the region, where its raster is).
+
+    Raises:
+        SampleError: one that cannot be decoded, or that has nothing inside.
+    """
+    made, pictures = list(regions), {}
+    for index, stored in rasters:
+        made[index] = replace(made[index], rasters=(stored.load(pictures),))
+    return tuple(made)
+
+
+def _raster(values: NDArray) -> Raster:
+    import torch  # here: a data file is checked without
+
+    return Raster(torch.from_numpy(values))
+
+
+def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
+    """The file and its (width, height), upright."""
+    found = confined(path, place.root, where=place.where, field=place.field)
+    kind = image_format(found, where=place.where, field=place.field)
+    if kind != "PNG":
+        raise place.wrong("a PNG", f"{kind} in {found.name!r}")
+    limit = {"max_pixels": place.max_pixels, "where": place.where, "field": place.field}
+    return found, image_size(found, **limit)
+
+
+def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
+    """The numbers of a PNG's pixels, upright: [height, width]."""
+    try:
+        with opened(path, place.where, place.field) as image:
+            if grey and image.mode not in _GREY:
+                raise place.wrong("a grey PNG", f"mode {image.mode} in {path.name!r}")
+            step = _STEP.get(str(image.tile[0][3]), 1) if image.tile else 1
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("LA", "RGBA", "PA"):
+                if image.getextrema()[-1][0] < 255:
+                    wanted = "an image without transparent pixels, which may mean in or out"
+                    raise place.wrong(wanted, f"some in {path.name!r}")
+                image = image.convert("L" if image.mode == "LA" else "RGB")
+            pixels = np.asarray(image)
+            if pixels.ndim == 3:  # red + 256 green + 65536 blue, as COCO's panoptic ids
+                pixels = np.dot(pixels, np.array([1, 1 << 8, 1 << 16], np.uint32))
+            return pixels // step if step > 1 else pixels
+    except SampleError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise place.wrong("an image that can be decoded", f"{path.name!r} ({error})") from None
+
+
+def _mapped(path: Path, place: RasterField) -> NDArray:
+    """The array of a `.npy` as its header declares it, none of it read yet."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a header is Python's own notation, and may be anything
+        got = f"{path.name!r} ({short(str(error))})"
+        raise place.wrong("a .npy of plain numbers", got) from None
+    if found.ndim != 2 or found.dtype.kind not in "buif" or found.dtype.itemsize > 8:
+        got = f"{found.dtype} {list(found.shape)} in {path.name!r}"
+        raise place.wrong("numbers [height, width], of at most 8 bytes each", got)
+    if not 0 < found.size <= place.max_pixels:
+        got = f"{found.shape[1]} x {found.shape[0]} in {path.name!r}"
+        raise place.wrong(f"1 to {place.max_pixels} numbers", got)
+    return found
