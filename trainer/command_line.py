@@ -149,7 +149,7 @@ def add_look(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     look.add_argument("--model", required=True, help="folder of a model with its processor")
-    look.add_argument("--image", type=Path, required=True, help="image file")
+    look.add_argument("--image", type=Path, nargs="+", required=True, help="image file, one")
     look.add_argument("--prompt", required=True, help="what the user asks")
     look.add_argument("--answer", help="the answer to explain; default: the model's own, greedy")
     look.add_argument(

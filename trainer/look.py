@@ -7,15 +7,13 @@ Three maps of every answer token, each read at the row that predicts it: attenti
 
 from __future__ import annotations
 
+import io
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,6 +25,7 @@ from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geometry
 from groundkern.maps import inside
 from groundkern.rasters import Raster
+from trainer import durable
 from trainer.config import ConfigError
 from trainer.data.images import MAX_PIXELS, image_size, load_rgb
 from trainer.data.rasters import RasterField, find_heat, find_mask
@@ -36,10 +35,12 @@ from trainer.loading import open_model
 from trainer.metrics.held_out import to_device
 from trainer.outlines import outlines
 from trainer.pictures import full_scale, heated, outline
+from trainer.sheet import Sheet
 
 MAPS = ("attention", "gradcam", "contribution")
 SCALES = {"pixel": None, "unit": 1.0, "per_mille": 1000.0}
-SIDE = 420  # pixels of the longer side of a panel
+WHOLE, OF_ROW = 700_000, 130_000  # pixels of a picture: of a few, and where each layer has three
+LONGEST = 2400  # pixels of its longer side
 Box = tuple[float, float, float, float]
 
 
@@ -93,9 +94,13 @@ def run_look(arguments: Namespace) -> Path:
     Raises:
         ConfigError, SampleError: bad arguments, a model or an image that cannot be loaded.
     """
-    where = f"{arguments.image}"
-    size = image_size(arguments.image, where=where, field="image")
-    image = load_rgb(arguments.image, size, where=where, field="image")
+    if len(arguments.image) > 1:
+        raise ConfigError(
+            f"--image: expected one image, got {len(arguments.image)}; maps are drawn over one"
+        )
+    where = f"{arguments.image[0]}"
+    size = image_size(arguments.image[0], where=where, field="image")
+    image = load_rgb(arguments.image[0], size, where=where, field="image")
     boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
     target = Target(boxes, rasters_of(arguments, size))
     model, processor = open_model(
@@ -114,9 +119,10 @@ def run_look(arguments: Namespace) -> Path:
         raise ConfigError(f"--token: expected numbers below {len(looks.tokens)}, got {tokens}")
     on = target.on(looks.rects)
     Console().print(table_of(looks, layers, on))
-    figure = draw(looks, image, tokens, layers, on, target.drawn(), per_layer=arguments.per_layer)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output, format="png", dpi=100)
+    sheet = draw(looks, image, tokens, layers, on, target.drawn(), per_layer=arguments.per_layer)
+    buffer = io.BytesIO()
+    sheet.image.save(buffer, "PNG")
+    durable.write_bytes(arguments.output, buffer.getvalue())
     return arguments.output
 
 
@@ -284,39 +290,37 @@ def draw(
     target: dict[str, list],
     *,
     per_layer: bool,
-) -> Figure:
+) -> Sheet:
     """The three maps over the image, with the target; `per_layer` adds a row for each layer."""
     rows = [layers, *([layer] for layer in layers if per_layer)]
-    scale = SIDE / max(image.size)
-    small = image.resize(tuple(max(1, round(n * scale)) for n in image.size), Image.LANCZOS)
-    width, height = small.size
-    size = (len(MAPS) * (width / 100 + 0.2), len(rows) * (height / 100 + 0.45) + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    said = "".join(looks.tokens[token] for token in tokens).strip()
-    figure.suptitle(said.replace("$", r"\$"), fontsize=12, wrap=True)
-    grid = figure.subplots(len(rows), len(MAPS), squeeze=False)
-    for axes, chosen in zip(grid, rows):
-        for panel, name in zip(axes, MAPS):
+    shown = enlarged(image, OF_ROW if per_layer else WHOLE)
+    said = "".join(looks.tokens[token] for token in tokens)
+    lines = 1 if on is None else 2
+    sheet = Sheet(shown.size, len(MAPS), len(rows), title=said, lines=lines)
+    for row, chosen in enumerate(rows):
+        for column, name in enumerate(MAPS):
             values = looks.over(name, tokens, chosen)
-            picture = heated(
-                small, looks.rects.tolist(), values.numpy(), full_scale([values.abs().tolist()])
-            )
+            top = full_scale([values.abs().tolist()])
+            picture = heated(shown, looks.rects.tolist(), values.numpy(), top)
             outline(picture, target)
-            panel.imshow(np.asarray(picture))
-            panel.set_axis_off()
-            panel.set_title(_title(name, chosen, layers, values, on), fontsize=9)
-    return figure
+            sheet.add(picture, _caption(name, chosen, layers, values, on), row, column)
+    return sheet
 
 
-def _title(
+def enlarged(image: Image.Image, area: int) -> Image.Image:
+    """The image at about `area` pixels, larger or smaller than it is."""
+    scale = min((area / (image.width * image.height)) ** 0.5, LONGEST / max(image.size))
+    return image.resize(tuple(max(1, round(n * scale)) for n in image.size), Image.LANCZOS)
+
+
+def _caption(
     name: str, chosen: list[int], layers: list[int], values: Tensor, on: Tensor | None
-) -> str:
+) -> list[str]:
     number = f"{len(layers)} layers" if chosen is layers else f"layer {chosen[0]}"
-    title = f"{name}, {number}"
+    caption = [f"{name}, {number}"]
     if name == "contribution":
-        title += f", {values.sum():+.2f}"
+        caption[0] += f", {values.sum():+.2f}"
     if on is not None:
         found = scores(values, name, on)
-        title += "\n" + "  ".join(f"{key} {value:.2f}" for key, value in found.items())
-    return title
+        caption.append("  ".join(f"{key} {value:.2f}" for key, value in found.items()))
+    return caption

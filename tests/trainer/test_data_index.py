@@ -73,7 +73,7 @@ def test_several_processes_find_what_one_does(path):
 
 def test_large_files_are_checked_by_several_processes_and_small_ones_are_not(path, monkeypatch):
     monkeypatch.setattr(data_index, "SMALL", path.stat().st_size // 2)
-    monkeypatch.setattr(data_index, "_cores", lambda: 2)
+    monkeypatch.setattr(data_index, "cores", lambda: 2)
     numbers = parsed(monkeypatch)
     large = JsonLinesDataset(path)
     assert numbers == []
@@ -87,16 +87,22 @@ def test_large_files_are_checked_by_several_processes_and_small_ones_are_not(pat
 def test_counts_of_each_sample(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     place = {"text": "two", "box": [0, 0, 4, 4]}
-    full = line("one two", regions=[place] * 3, words=[place] * 2, phrases=[{"text": "one"}])
+    wide = {"text": "two", "box": [0, 0, 8, 5]}
+    full = line(
+        "one two", regions=[place, place, wide], words=[place] * 2, phrases=[{"text": "one"}]
+    )
     several = {"messages": [{"role": "assistant", "content": text} for text in ("a", "", " \n")]}
     (tmp_path / "d.jsonl").write_bytes(full + b"\n" + json.dumps(several).encode())
     counts = JsonLinesDataset(tmp_path / "d.jsonl").counts
     assert {name: values.tolist() for name, values in counts.items()} == {
+        "images": [1, 0],
         "regions": [3, 0],
         "words": [2, 0],
         "phrases": [1, 0],
         "answers": [1, 3],
         "answers_empty": [0, 2],
+        "regions_wide": [1, 0],
+        "words_twice": [1, 0],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -15,9 +16,18 @@ from tests.hf.families import FAMILIES
 from trainer import look as looking
 from trainer.__main__ import main
 from trainer.config import ConfigError
-from trainer.pictures import heated
+from trainer.drawing.pages import load_font
+from trainer.pictures import heated, outline
+from trainer.sheet import fitted
 
 ANSWER = "The red patch is in row 2."
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Pictures that are drawn quickly."""
+    monkeypatch.setattr(looking, "WHOLE", 60_000)
+    monkeypatch.setattr(looking, "OF_ROW", 20_000)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +81,17 @@ def test_command_writes_a_picture_and_a_table(folder, capsys):
     assert "against the region" in printed
     with Image.open(folder / "o.png") as picture:
         assert picture.format == "PNG"
-        assert picture.height > 3 * 200  # the sum and two layers
+        assert picture.height > 3 * 130  # the sum and two layers
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000
-    without = Image.open(folder / "o.png").size
     assert run(folder, "--answer", ANSWER) == 0
     assert "against the region" not in capsys.readouterr().out
-    assert Image.open(folder / "o.png").height < without[1]
+    assert Image.open(folder / "o.png").size < (3 * 360, 300)
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not_lost():
+    assert looking.enlarged(Image.new("RGB", (56, 28)), 700_000).size == (1183, 592)
+    assert looking.enlarged(Image.new("RGB", (463, 1013)), 700_000).size == (566, 1238)
+    assert looking.enlarged(Image.new("RGB", (4000, 8)), 700_000).size == (2400, 5)
 
 
 def test_a_mask_and_a_heat_of_a_box_are_the_box(tmp_path):
@@ -111,6 +126,7 @@ def test_the_models_own_answer_is_explained(folder, capsys):
         (("--layers", "last"), "expected numbers as"),
         (("--answer", "Yes", "--token", "9"), "--token"),
         (("--answer", ""), "--answer: expected a token at least, got ''"),
+        (("--image", "a.png", "b.png"), "--image: expected one image, got 2"),
     ],
 )
 def test_bad_arguments_are_one_sentence(folder, capsys, more, message):
@@ -140,6 +156,56 @@ def test_regions_and_layers_are_read():
     assert looking.parse_layers(None, 2) == [0, 1]
     with pytest.raises(ConfigError):
         looking.parse_layers("2-1", 5)
+
+
+@pytest.mark.parametrize(
+    ("size", "answer"),
+    [((40, 3000), "a $100 answer " * 80), ((463, 1013), "Yes"), ((3000, 40), "答" * 900)],
+)
+def test_no_text_is_over_another_or_a_picture(size, answer):
+    """Strips, receipts and icons, whatever the model says; the pictures are drawn 1:1."""
+    rects = torch.tensor([[0, 0, 0.5, 1.0], [0.5, 0, 1.0, 1.0]])
+    maps = {name: torch.rand(1, 3, 2) - 0.2 for name in looking.MAPS}
+    looks = looking.Looks([answer], torch.zeros(1), rects, maps)
+    image, target = Image.new("RGB", size, "white"), looking.Target([(0.1, 0.1, 0.4, 0.4)])
+    drawn = target.on(rects), target.drawn()
+    for per_layer in (False, True):
+        sheet = looking.draw(looks, image, [0], [0, 1, 2], *drawn, per_layer=per_layer)
+        pictures, (width, height) = (4 if per_layer else 1), sheet.size
+        assert len(sheet.texts) >= 6 * pictures + 1
+        for one, other in combinations(sheet.texts, 2):
+            apart = one[2] <= other[0] or other[2] <= one[0]
+            assert apart or one[3] <= other[1] or other[3] <= one[1]
+        for x0, y0, x1, y1 in sheet.texts:
+            assert min(x0, y0) >= 0
+            assert x1 <= sheet.image.width
+            assert y0 < y1 <= sheet.image.height
+        assert max(width, height) <= looking.LONGEST
+        last = max(y1 for *_, y1 in sheet.texts)
+        assert sheet.image.height - last - height >= 0
+        colours = np.asarray(sheet.image.crop((0, last, sheet.image.width, last + height)))
+        assert (colours != 255).any()  # a picture, and no text
+
+
+def test_a_title_that_is_too_long_ends_in_an_ellipsis():
+    font = load_font("DejaVu Sans", 20)
+    assert fitted("Yes, it is.", font, 400, 3) == ["Yes, it is."]
+    assert fitted("one two three", font, font.getlength("one two "), 3) == ["one two", "three"]
+    lines = fitted("word " * 90, font, 300, 3)
+    assert len(lines) == 3
+    assert lines[-1].endswith("word…")
+    assert all(font.getlength(line) <= 300 for line in lines)
+    assert fitted("W" * 30, font, font.getlength("W" * 10), 5) == ["W" * 10] * 3
+    assert fitted(" ", font, 300, 3) == []
+
+
+@pytest.mark.parametrize("colour", ["white", "black", (0, 150, 255), (120, 120, 120), "red"])
+def test_a_region_s_outline_is_seen_on_any_ground(colour):
+    image = Image.new("RGB", (100, 100), colour)
+    ground = np.asarray(image)[0, 0].astype(int)
+    outline(image, {"boxes": [(0.3, 0.3, 0.7, 0.7)], "points": [], "polygons": [], "polylines": []})
+    line = np.asarray(image)[50, :50].astype(int)  # from outside to inside, over one edge
+    assert (np.abs(line - ground).max(-1) > 100).sum() >= 2
 
 
 def test_overlapping_views_add_up_and_signs_have_colours():

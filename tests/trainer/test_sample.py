@@ -12,7 +12,8 @@ from PIL import Image
 
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from trainer.data.images import SampleError
-from trainer.data.sample import PhraseRecord, RegionRecord, SampleRecord, WordRecord, parse_sample
+from trainer.data.record import PhraseRecord, RegionRecord, SampleRecord, WordRecord
+from trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 40, 20
 ANSWER = "the cat sat on the mat"

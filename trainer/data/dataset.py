@@ -1,6 +1,6 @@
 """A JSON-lines file as a map-style data set: checked up front, images loaded late.
 
-In memory there are 48 bytes a sample (`trainer.data.index`), since parsed samples of a large file
+In memory there are 60 bytes a sample (`trainer.data.index`), since parsed samples of a large file
 would not fit into every worker process. So an item reads and parses its line again when it is asked
 for, which costs a small part of decoding its images; a line whose bytes are not those that were
 checked stops the run.
@@ -85,6 +85,7 @@ class JsonLinesDataset:
     Attributes:
         tasks: the task of each usable sample.
         counts: by name of `data_index.COUNTS`, how many each usable sample has: [N] uint32.
+        lines: the line number, from 1, of each usable sample: [N] uint64.
         hashes: 64 bits of a hash of each usable sample's line: [N] uint64.
         digest: sha256 of the file's bytes as they were checked, in hex.
         bad: the samples left out.
@@ -124,7 +125,7 @@ class JsonLinesDataset:
         self.digest, self._good = index.digest, index.good
         self.tasks = [index.tasks[task] for task in index.good["task"]]
         self.counts = {name: index.good[name] for name in COUNTS}
-        self.hashes = index.good["hash"]
+        self.lines, self.hashes = index.good["number"], index.good["hash"]
         self.bad.total = len(self) + len(self.bad)
         self.bad.take()
         if self.bad:

@@ -14,7 +14,6 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -30,14 +29,16 @@ import pydantic
 from groundkern.hf.data import example
 from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
-from trainer.data import images, rasters, run_lengths, sample
+from trainer.data import images, kinds, rasters, record, run_lengths, sample
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample, parse_sample
-from trainer.workers import follow_parent
+from trainer.workers import cores, follow_parent, forks
 
 logger = logging.getLogger(__name__)
 
-COUNTS = ("regions", "words", "phrases", "answers", "answers_empty")
+COUNTS = ("images", "regions", "words", "phrases", "answers", "answers_empty")
+COUNTS += ("regions_wide", "words_twice")
+WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
 ENTRY = np.dtype(
     [("offset", "<u8"), ("number", "<u8"), ("hash", "<u8"), ("task", "<u4")]
     + [(name, "<u4") for name in COUNTS]
@@ -45,7 +46,7 @@ ENTRY = np.dtype(
 LINES, BYTES = 256, 2**20  # of the data file that a process checks at a time
 SMALL = 4 * 2**20  # bytes of a file that is checked without further processes
 AHEAD = 4  # batches waiting for each process
-_MAGIC = b"groundkern index 1\n"
+_MAGIC = b"groundkern index 2\n"
 
 Line = tuple[int, int, bytes]  # number from 1, offset in bytes, content
 
@@ -78,7 +79,7 @@ class Rules:
     def key(self) -> dict[str, Any]:
         """Plain values that differ where a verdict could; the code of the format counts as one."""
         code = hashlib.sha256()
-        for module in (sample, images, rasters, run_lengths, example):
+        for module in (record, sample, images, kinds, rasters, run_lengths, example):
             code.update(Path(module.__file__).read_bytes())
         return {
             "root": os.path.realpath(self.root),
@@ -195,13 +196,21 @@ def check_lines(rules: Rules, lines: list[Line]) -> Found:
         except SampleError as error:
             bad.append((number, offset, str(error)))
             continue
-        answers = [message_text(m) for m in made.messages if is_trained(m)]
-        empty = sum(not answer.strip() for answer in answers)
         task = tasks.setdefault(made.task, len(tasks))
-        counts = (len(made.regions), len(made.words), len(made.phrases), len(answers), empty)
-        good.append((offset, number, line_hash(line), task, *counts))
+        good.append((offset, number, line_hash(line), task, *_counts(made)))
     reached = lines[-1][1] + len(lines[-1][2])
     return Found(len(lines), reached, np.array(good, ENTRY).tobytes(), list(tasks), bad)
+
+
+def _counts(made: Sample) -> tuple[int, ...]:
+    """How many of each of `COUNTS` a sample has."""
+    answers = [message_text(m) for m in made.messages if is_trained(m)]
+    empty = sum(not answer.strip() for answer in answers)
+    boxes = (region.boxes for region in made.regions)
+    wide = sum(any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in each) for each in boxes)
+    twice = len(made.words) - len(set(made.words))
+    carried = (made.images, made.regions, made.words, made.phrases, answers)
+    return *map(len, carried), empty, wide, twice
 
 
 def check_all(
@@ -222,7 +231,7 @@ def check_all(
         SampleError: a process was killed.
     """
     if processes is None:
-        processes = min(_cores(), size // SMALL + 1) if _forks() else 1
+        processes = min(cores(), size // SMALL + 1) if forks() else 1
     if processes <= 1 or size <= SMALL:
         yield from (check_lines(rules, batch) for batch in _batches(lines))
         return
@@ -255,17 +264,6 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _forks() -> bool:
-    """Whether a process costs little here: one that does not fork imports everything anew."""
-    return "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
 
 
 _rules: Rules | None = None

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from PIL import Image
+from pydantic import ValidationError
 
 from groundkern.hf.data.example import (
     USABLE_TEXT,
@@ -29,79 +31,22 @@ from groundkern.hf.data.example import (
 from trainer.data.finding import difference, occurrences
 from trainer.data.images import MAX_PIXELS, SampleError, confined, image_size, load_rgb, wrong
 from trainer.data.rasters import Stored, find_rasters, with_rasters
+from trainer.data.record import (
+    MessageRecord,
+    PhraseRecord,
+    PlaceRecord,
+    RegionRecord,
+    SampleRecord,
+    SpanRecord,
+    WordRecord,
+)
 from trainer.wording import VALUE, cut, short
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Index = Annotated[int, Field(strict=True, ge=0)]
-Text = Annotated[str, Field(min_length=1)]
 Size = tuple[int, int]
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
 PLACES = ("box", "points", "polygon", "polyline", "mask", "heat")
 SLACK = 1e-6  # of the image: a coordinate this far outside is a rounding error
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON in UTF-8 can spell one, half or whole
-
-
-class StrictModel(BaseModel):
-    """Refuses unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PartRecord(StrictModel):
-    type: Literal["image", "text"]
-    text: str = ""
-
-
-class MessageRecord(StrictModel):
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | list[PartRecord]
-    train: Annotated[bool, Field(strict=True)] = True
-
-
-class SpanRecord(StrictModel):
-    text: Text | None = None
-    occurrence: Index = 0
-    char_span: tuple[Index, Index] | None = None
-    turn: Index | None = None
-
-
-class PlaceRecord(StrictModel):
-    image: Index | None = None
-    coord: Literal["pixel", "unit", "per_mille"] = "pixel"
-    order: Literal["xyxy", "xywh"] = "xyxy"
-
-
-class RegionRecord(SpanRecord, PlaceRecord):
-    box: tuple[Number, Number, Number, Number] | None = None
-    points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
-    polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
-    polyline: Annotated[list[tuple[Number, Number]], Field(min_length=2)] | None = None
-    mask: Any = None  # a path or run lengths: `find_rasters` looks at it
-    mask_value: Index | None = None
-    heat: Text | None = None
-
-
-class WordRecord(PlaceRecord):
-    text: Text
-    box: tuple[Number, Number, Number, Number]
-
-
-class PhraseRecord(SpanRecord):
-    subject: Text | None = None
-
-
-class SampleRecord(StrictModel):
-    id: str | Annotated[int, Field(strict=True)] | None = None
-    meta: dict[str, Any] = {}
-    task: str = ""
-    images: list[str] = []
-    messages: Annotated[list[MessageRecord], Field(min_length=1)]
-    tools: list[dict[str, Any]] = []
-    regions: list[RegionRecord] = []
-    words: list[WordRecord] = []
-    phrases: list[PhraseRecord] = []
-    answers: list[Text] = []
-    metrics: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -131,11 +76,14 @@ class Sample:
     phrases: tuple[Phrase, ...]
     answers: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
-    rasters: tuple[tuple[int, Stored], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    rasters: tuple[tuple[int, Stored], ...] = ()
 
-    def load(self) -> GroundedExample:
+    def load(self, decode: Callable[..., Image.Image] = load_rgb) -> GroundedExample:
         """Decode the images and rasters.
+
+        Args:
+            decode: in the place of `load_rgb`, with its arguments.
 
         Returns:
             The sample as the collator takes it, with no further check of spans and places.
@@ -145,8 +93,7 @@ class Sample:
         """
         pairs = enumerate(zip(self.images, self.sizes, strict=True))
         pictures = [
-            load_rgb(path, size, where=self.where, field=f"images[{i}]")
-            for i, (path, size) in pairs
+            decode(path, size, where=self.where, field=f"images[{i}]") for i, (path, size) in pairs
         ]
         return GroundedExample(
             images=tuple(pictures),
@@ -201,8 +148,8 @@ def parse_sample(
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
         answers=tuple(record.answers),
         metrics=tuple(record.metrics),
-        rasters=find_rasters(record.regions, regions, sizes, **limits),
         tools=tuple(record.tools),
+        rasters=find_rasters(record.regions, regions, sizes, **limits),
     )
 
 

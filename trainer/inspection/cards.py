@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from groundkern.hf.data.example import Region, message_text
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample
+from trainer.inspection.captions import Room, touches
 from trainer.inspection.overlays import overlay
-from trainer.inspection.views import Shape, View, framed
+from trainer.inspection.recent import Recent
+from trainer.inspection.views import Shape, View, data_uri, drawn, framed
 
 if TYPE_CHECKING:
     from trainer.inspection.seen import SeenByModel
 
 COLORS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5", "#c2255c", "#0c8599", "#e67700", "#5f3dc4")
+Pieces = list[tuple[str, str, str]]  # text, color, title
 
 
 @dataclass
@@ -26,46 +31,57 @@ class Card:
 
     where: str
     task: str
-    messages: list[tuple[str, list[tuple[str, str, str]]]]  # role, (text, color, title) pieces
+    messages: list[tuple[str, Pieces]]  # by role
     views: list[View] = field(default_factory=list)
     tokens: list[tuple[str, str, str]] = field(default_factory=list)  # text, class, title
     warnings: list[str] = field(default_factory=list)
+    failed: bool = False  # its images cannot be decoded, or it does not fit the model
 
 
-def card(sample: Sample, model: SeenByModel | None) -> Card:
+def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
     """What the page shows of a sample; one whose images cannot be decoded shows why."""
-
     spans = dict.fromkeys((r.turn, r.start, r.stop) for r in sample.regions)
     numbers = {span: number for number, span in enumerate(spans, start=1)}
     made = Card(sample.where, sample.task, _messages(sample, numbers))
     try:
-        example = sample.load()
+        example = sample.load(recent.decode)
         seen = model.see(example) if model is not None else None
     except (SampleError, ValueError) as error:
         made.warnings.append(str(error))
+        made.failed = True
         return made
-    for index, image in enumerate(example.images):
-        view = framed(image) if seen is None else seen.view(index)
-        view.words = [
-            Shape("", word.text, box=view.box(word.box))
-            for word in sample.words
-            if word.image == index
-        ]
-        view.regions = [
-            shape
-            for region in example.regions
-            if region.image == index
-            for shape in _shapes(region, numbers, sample, view)
-        ]
-        starts: Counter = Counter()
-        for shape in view.regions:
-            start = shape.box[:2] if shape.box else shape.point or shape.polygon[0]
-            shape.shift = starts[start]
-            starts[start] += 12
+    for index, (path, image) in enumerate(zip(sample.images, example.images)):
+        view = framed(image.size) if seen is None else seen.view(index)
+        key = (path, view.frame, view.seen)
+        view.uri = recent.encode(key, partial(_uri, image, view))
+        _draw(view, index, replace(sample, regions=example.regions), numbers)
         made.views.append(view)
     if seen is not None:
         made.tokens, made.warnings = seen.tokens, seen.warnings
     return made
+
+
+def _uri(image: Image.Image, view: View) -> str:
+    return data_uri(drawn(image, view))
+
+
+def _draw(view: View, index: int, sample: Sample, numbers: dict) -> None:
+    """Regions and words of an image, with captions; a region's number comes before any word."""
+    view.words = [
+        Shape("", word.text, box=view.box(word.box)) for word in sample.words if word.image == index
+    ]
+    view.regions = [
+        shape
+        for region in sample.regions
+        if region.image == index
+        for shape in _shapes(region, numbers, sample, view)
+    ]
+    room = Room(view.width, view.height)
+    paper = (0.0, 0.0, view.width, view.height)
+    for shape in (*view.regions, *view.words):
+        if touches(shape.around(), paper):  # not where the processor crops it away
+            shape.caption = room.take(str(shape.number or shape.title), shape.around())
+    view.font, view.hidden = room.font, room.hidden
 
 
 def _shapes(region: Region, numbers: dict, sample: Sample, view: View) -> Iterator[Shape]:
@@ -85,7 +101,7 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View) -> Iterat
         yield Shape(color, title, number, polygon=[view.point(*corner) for corner in polygon])
 
 
-def _messages(sample: Sample, numbers: dict) -> list[tuple[str, list[tuple[str, str, str]]]]:
+def _messages(sample: Sample, numbers: dict) -> list[tuple[str, Pieces]]:
     """Role and pieces of each message; the pieces of a region's span have its color and number."""
     shown = []
     for turn, message in enumerate(sample.messages):

@@ -1,4 +1,4 @@
-"""`python -m trainer inspect DATA`: samples as one self-contained page, as the model will see them.
+"""`python -m trainer inspect DATA`: samples as self-contained pages, as the model will see them.
 
 With a model folder, the visual tokens, the labelled ones, the aligned text tokens and the counts
 are those of `GroundingCollator`, that is of training. Without, the page shows the original images.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trainer.data.dataset import JsonLinesDataset
-    from trainer.data.sample import Sample
+    from trainer.inspection.pages import Pages
+    from trainer.inspection.showing import Show
 
 HELP = "show samples with their regions, words and tokens in an HTML page"
-WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,19 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="HTML file (default: DATA.inspect.html)")
     parser.add_argument("--samples", type=int, default=24, help="how many to show")
     parser.add_argument("--seed", type=int, help="show a random choice, not the first ones")
+    which = parser.add_argument_group("which samples")
+    which.add_argument("--task", nargs="+", help="only those of these tasks")
+    which.add_argument("--where", nargs="+", help="only these lines, for example train.jsonl:17")
+    which.add_argument("--warnings", action="store_true", help="only those with a warning")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks every line, shows some, and says where the page is."""
-    from trainer import durable
+    """Checks every line, shows some, and says where the page is.
+
+    Returns:
+        The exit status: 1 if no sample of the file, or none of those shown, can be used.
+    """
     from trainer.bringing import bring
     from trainer.config import ConfigError
     from trainer.data.dataset import JsonLinesDataset
-    from trainer.inspection.cards import card
-    from trainer.templating import environment
+    from trainer.inspection.pages import Pages
+    from trainer.inspection.showing import Show
+    from trainer.inspection.summary import oddities, summarise
 
     if not arguments.data.exists():
         raise ConfigError(f"{arguments.data}: expected a JSON-lines file, which is not there")
+    if arguments.samples < 1:
+        raise ConfigError(f"inspect: `--samples`: expected 1 or more, got {arguments.samples}")
     output = arguments.output or arguments.data.with_suffix(".inspect.html")
     brought = bring(arguments.data, root=arguments.root, folder=output.with_suffix(""))
     model = None
@@ -52,79 +64,99 @@ def run(arguments: argparse.Namespace) -> int:
 
         model = SeenByModel(arguments.model)
     dataset = JsonLinesDataset(brought.path, root=brought.root, lost=brought.lost)
-    summary = summarise(dataset)
-    shown = range(min(arguments.samples, len(dataset)))
-    if arguments.seed is not None:
-        shown = sorted(random.Random(arguments.seed).sample(range(len(dataset)), len(shown)))
-    cards = [card(dataset.sample(index), model) for index in shown]
-    page = (
-        environment()
-        .get_template("inspect.html")
-        .render(
-            name=arguments.data.name,
-            model=arguments.model.name if arguments.model is not None else None,
-            summary=summary,
-            bad=dataset.bad,
-            cards=cards,
-            counts={k: n for k, n in model.counts.items() if n} if model is not None else {},
-        )
+    indices = candidates(dataset, arguments)
+    odd = oddities(dataset)
+    with Pages(output) as pages:
+        show = Show(dataset, odd, model, only_warned=arguments.warnings)
+        drawn, failed, counts = _fill(pages, show, indices, arguments.samples)
+        values = {
+            "name": arguments.data.name,
+            "model": arguments.model.name if arguments.model is not None else None,
+            "summary": summarise(dataset, odd),
+            "bad": dataset.bad,
+            "shown": drawn,
+            "counts": {name: n for name, n in counts.items() if n},
+        }
+        paths = pages.write(values)
+    print(
+        f"{len(dataset):,} samples, {len(dataset.bad):,} bad; {drawn:,} shown: {output}"
+        f"{f' and {len(paths) - 1:,} more pages' if len(paths) > 1 else ''} "
+        f"(images from {dataset.root})"
     )
-    durable.write_text(output, page, errors="replace")
-    print(f"{len(dataset):,} samples, {len(dataset.bad):,} bad; {len(cards):,} shown: {output}")
-    return 0
+    return _status(dataset, drawn, failed)
 
 
-@dataclass
-class Summary:
-    """Counts over the whole file, and sentences about what looks wrong."""
+def candidates(dataset: JsonLinesDataset, arguments: argparse.Namespace) -> Sequence[int]:
+    """The samples to choose from, by --task and --where, in the order in which they are shown.
 
-    counts: dict[str, int]
-    tasks: dict[str, int]
-    warnings: list[str]
+    Raises:
+        ConfigError: a task that no sample has, or a line that is not there.
+        SampleError: a line that cannot be used.
+    """
+    indices: Sequence[int] = range(len(dataset))
+    if arguments.where is not None:
+        indices = sorted({_index_of(where, dataset) for where in arguments.where})
+    if arguments.task is not None:
+        from trainer.config import ConfigError
+        from trainer.wording import short
+
+        for task in arguments.task:
+            if task not in (known := sorted(set(dataset.tasks))):
+                raise ConfigError(
+                    f"inspect: `--task`: expected one of {short(known)}, got {task!r}"
+                )
+        indices = [index for index in indices if dataset.tasks[index] in arguments.task]
+    if arguments.seed is not None:
+        chosen = len(indices) if arguments.warnings else min(arguments.samples, len(indices))
+        indices = random.Random(arguments.seed).sample(indices, chosen)
+        return indices if arguments.warnings else sorted(indices)
+    return indices
 
 
-def summarise(dataset: JsonLinesDataset) -> Summary:
-    """One pass over all usable samples; pixels are not read."""
+def _index_of(where: str, dataset: JsonLinesDataset) -> int:
+    """The sample that `train.jsonl:17` or `17` names."""
+    from trainer.config import ConfigError
+    from trainer.data.images import SampleError
+
+    file, _, number = where.rpartition(":")
+    if file not in ("", dataset.path.name, str(dataset.path)) or not number.isdecimal():
+        wanted = f"lines as {dataset.path.name}:17"
+        raise ConfigError(f"inspect: `--where`: expected {wanted}, got {where!r}")
+    at = int(dataset.lines.searchsorted(int(number)))
+    if at < len(dataset) and dataset.lines[at] == int(number):
+        return at
+    name = f"{dataset.path.name}:{number}"
+    for bad in dataset.bad:
+        if bad.where == name:
+            raise SampleError(f"{name}: {bad.reason} (images from {dataset.root})")
+    raise ConfigError(f"inspect: `--where`: expected a line with a sample, got {where!r}")
+
+
+def _fill(pages: Pages, show: Show, indices: Sequence[int], count: int) -> tuple[int, int, Counter]:
+    """Adds samples to the pages: how many, how many of them failed, what their supervision is."""
+    from trainer.inspection.showing import shown
     from trainer.progress import progress
 
-    counts: Counter[str] = Counter()
-    odd: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    with progress("count", total=len(dataset), unit="sample") as bar:
-        for index in range(len(dataset)):
-            sample = dataset.sample(index)
-            counts["images"] += len(sample.images)
-            counts["regions"] += len(sample.regions)
-            counts["words"] += len(sample.words)
-            counts["phrases"] += len(sample.phrases)
-            for kind in ("regions", "words", "phrases"):
-                counts[f"samples with {kind}"] += bool(getattr(sample, kind))
-            for why in oddities(sample):
-                odd[why] += 1
-                first.setdefault(why, sample.where)
+    drawn, failed, counts = 0, 0, Counter()
+    with progress("show", total=min(count, len(indices)), unit="sample") as bar:
+        for piece in shown(show, indices, count):
+            pages.add(piece)
+            counts.update(piece.counts)
+            drawn, failed = drawn + 1, failed + piece.failed
             bar.update()
-    warnings = [f"{why}: {n:,} (first: {first[why]})" for why, n in odd.most_common()]
-    if dataset.bad:
-        warnings.insert(0, f"lines that cannot be used: {len(dataset.bad):,} (listed below)")
-    tasks = dict(Counter(dataset.tasks).most_common())
-    return Summary({"samples": len(dataset), **counts}, tasks, warnings)
+    return drawn, failed, counts
 
 
-def oddities(sample: Sample) -> list[str]:
-    """What a sample may have but is rarely meant, each as "samples ..."."""
-    from groundkern.hf.data.example import message_text
-
-    found = []
-    if not (sample.regions or sample.words or sample.phrases):
-        found.append("samples without supervision")
-    if sample.regions and not sample.images:
-        found.append("samples with regions and no image")
-    texts = [message_text(m) for m in sample.messages if m["role"] == "assistant"]
-    if not all(text.strip() for text in texts):
-        found.append("samples with an empty answer")
-    boxes = [box for region in sample.regions for box in region.boxes]
-    if any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in boxes):
-        found.append("samples with a region box over more than half of its image")
-    if len(set(sample.words)) < len(sample.words):
-        found.append("samples with the same word in the same box twice")
-    return found
+def _status(dataset: JsonLinesDataset, drawn: int, failed: int) -> int:
+    """1, with a sentence, if nothing of the file or of what is shown can be used."""
+    if len(dataset) == 0:
+        why = f"expected samples, got {len(dataset.bad):,} lines that cannot be used"
+        if dataset.bad:
+            why += f"; the first: {dataset.bad[0].where}: {dataset.bad[0].reason}"
+    elif failed and failed == drawn:
+        why = f"expected samples that can be shown, got {failed:,} of {drawn:,} that cannot"
+        why += "; the page says why"
+    else:
+        return 0
+    print(f"error: {dataset.path}: {why} (images from {dataset.root})", file=sys.stderr)
+    return 1

@@ -17,6 +17,7 @@ from trainer.prepare.arguments import add_common, named, positive
 
 if TYPE_CHECKING:
     from trainer.drawing.pages import Face, Placed
+    from trainer.prepare.passages import Passage
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
 
@@ -28,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `prepare render`."""
     parser.add_argument("input", type=Path, help="JSON lines, Parquet, Arrow or a saved data set")
     parser.add_argument("--split", help="of a saved data set that has several")
-    fields = parser.add_argument_group("fields of a record; a.b is b of a, the first of a list")
+    fields = parser.add_argument_group(
+        "fields of a record that is no sample; a.b is b of a, the first of a list"
+    )
     fields.add_argument("--text-field", default="text", help="what is drawn")
     fields.add_argument("--question-field", default="question", help="what is asked, if there")
     fields.add_argument("--answer-field", default="answer", help="the answer, if there")
@@ -130,13 +133,14 @@ class Render:
 
     def __call__(self, item: Item) -> Made:
         from trainer.drawing.pages import Face, load_font, set_lines
+        from trainer.prepare.passages import Word
         from trainer.prepare.pipeline import LeftOut, Made
-        from trainer.records import chat_sample
 
-        text, question, answer = self._texts(item)
+        passage = self._passage(item)
+        text, answer = passage.text, passage.answer
         rng = random.Random(f"{self.seed} {item.index}")
         face = Face(load_font(rng.choice(self.fonts), self.font_size), self.cell)
-        words = self._words(item, text, face)
+        spans, words = self._words(item, text, face)
         self._check_perplexity(item, text)
         columns, rows = self.grid
         lines = list(set_lines(words, face, columns))
@@ -147,28 +151,33 @@ class Render:
         samples, images = [], {}
         counts = {"pages": len(pages), "words_drawn": 0, "words_broken": 0, "visual_tokens": 0}
         colors = self._colors(rng)
+        whole = iter([span for span, word in zip(spans, words) if face.cells(word) <= columns])
         for first in range(0, len(pages), self.max_pages):
             shown = pages[first : first + self.max_pages]
-            names, found = [], []
+            names, found, placed = [], [], []
             for number, page in enumerate(shown):
                 image, drawn = self._draw(page, face, colors)
                 names.append(self._name(item.index, first + number))
                 images[names[-1]] = image
                 several = {"image": number} if len(shown) > 1 else {}
                 found += [{"text": t, "box": b, **several} for t, b in drawn]
+                placed += [Word(*span, b, number) for (_, b), span in zip(drawn, whole)]
                 counts["visual_tokens"] += image.width * image.height // self.cell**2
             counts["words_drawn"] += len(found)
             counts["words_broken"] += sum(
-                not placed.whole for page in shown for line in page for placed in line
+                not piece.whole for page in shown for line in page for piece in line
             )
             read = _text_of(shown) if answer is None else answer
-            samples.append(chat_sample(names, question, read, words=found))
+            samples.append(passage.asked(names, read, found, placed))
         return Made(samples, images, counts)
 
-    def _texts(self, item: Item) -> tuple[str, str, str | None]:
+    def _passage(self, item: Item) -> Passage:
         from trainer.data.images import wrong
+        from trainer.prepare.passages import Passage, passage_of
 
         text, question, answer = (_field(item.value, name) for name in self.fields)
+        if text is None and isinstance(item.value, dict) and "messages" in item.value:
+            return passage_of(item)
         found = zip(self.fields, (text, question, answer))
         for name, value in found:
             if value is not None and not isinstance(value, str):
@@ -177,19 +186,22 @@ class Render:
             raise wrong(item.where, self.fields[0], "a text to draw", "none")
         if (answer is None or not answer.strip()) and question is not None:
             raise wrong(item.where, self.fields[2], "an answer to the question", "none")
-        return text, question or self.question, answer
+        return Passage(text, question or self.question, answer)
 
-    def _words(self, item: Item, text: str, face: Face) -> list[str]:
+    def _words(self, item: Item, text: str, face: Face) -> tuple[list[tuple[int, int]], list[str]]:
+        """The places of the visible words in the text, and what is drawn of each."""
         from trainer.data.images import wrong
         from trainer.drawing.pages import undrawable, visible
+        from trainer.prepare.passages import stretches
 
+        spans = [span for span in stretches(text) if visible(text[slice(*span)])]
         words = visible(text)
         if not words:
             raise wrong(item.where, self.fields[0], "visible words", "none")
         for word in words:
             if why := undrawable(word, face.font):
                 raise wrong(item.where, self.fields[0], "characters that can be drawn", why)
-        return words
+        return spans, words
 
     def _check_perplexity(self, item: Item, text: str) -> None:
         if self.max_perplexity is None:

@@ -195,6 +195,7 @@ def squad(root, *questions):
 def test_squad_is_text_with_the_passage_first(tmp_path):
     status, (sample,), rejected = adapt(tmp_path, "squad", squad(tmp_path, {}))
     assert (status, rejected) == (0, [])
+    assert (sample["id"], sample["meta"]) == ("1", {"answer_start": 13})
     assert sample["messages"] == [
         {
             "role": "user",

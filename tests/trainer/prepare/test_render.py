@@ -128,6 +128,100 @@ def test_fields_inside_fields(tmp_path):
     assert made["messages"][1]["content"] == "red"
 
 
+def passage(text: str, answer: str, **more) -> dict:
+    """A text-only sample, as `adapt squad` makes it."""
+    parts = [{"type": "text", "text": text}, {"type": "text", "text": "\n\nWho?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **more}
+
+
+def test_squad_s_samples_become_pages_with_the_answer_s_words_as_regions(tmp_path):
+    """`adapt squad` and `render`, one after the other; of two 41.80 the right one is the region."""
+    context = "Not 41.80 but a total of (41.80 euros)."
+    answers = [{"text": "41.80 euros", "answer_start": 26}, {"text": "41.80", "answer_start": 4}]
+    question = {"id": "q7", "question": "How much?", "answers": answers}
+    article = {"title": "t", "paragraphs": [{"context": context, "qas": [question]}]}
+    raw, texts, pages = (tmp_path / name for name in ("squad.json", "s.jsonl", "pages.jsonl"))
+    raw.write_text(json.dumps({"data": [article]}))
+    one = ("--workers", "1")
+    assert main(["prepare", "adapt", "squad", str(raw), "--output", str(texts), *one]) == 0
+    assert main(["prepare", "render", str(texts), "--output", str(pages), *one]) == 0
+    (made,) = lines_of(pages)
+    words = made.pop("words")
+    assert [word["text"] for word in words] == context.split()
+    assert made == {
+        "id": "q7",
+        "meta": {"answer_start": 26},
+        "task": "squad",
+        "answers": ["41.80"],
+        "images": ["pages/0000/0000000-0.png"],
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": "How much?"}],
+            },
+            {"role": "assistant", "content": "41.80 euros"},
+        ],
+        "regions": [
+            {"text": "41.80", "box": words[6]["box"]},
+            {"text": "euros", "box": words[7]["box"]},
+        ],
+    }
+
+
+def test_a_sample_keeps_what_it_has_beside_its_passage(tmp_path):
+    """Other turns, metrics, and a place on the second page; without a place no region."""
+    known = passage(ALICE, ALICE.split()[-1], meta={"answer_start": ALICE.rindex(" ") + 1})
+    known["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    known["messages"] += [
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    known["metrics"] = ["squad_match"]
+    unknown = passage("Mars is red.", "red", answers=["Red"])
+    options = {"grid": (10, 6), "max_pages": 9}
+    _, (first, second) = render(tmp_path, known, unknown, **options)
+    assert [message["role"] for message in first["messages"]] == [
+        *("system", "user", "assistant", "user", "assistant")
+    ]
+    last = len(first["images"]) - 1
+    place = {"turn": 2, "image": last, "box": first["words"][-1]["box"]}
+    assert first["regions"] == [{"text": ALICE.split()[-1], **place}]
+    assert first["metrics"] == ["squad_match"]
+    assert second["answers"] == ["Red"]
+    assert "regions" not in second
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (passage("Mars", "red", meta={"answer_start": 1}), "'red' at character 1 of the passage"),
+        (passage("Mars", "red", meta={"answer_start": -1}), "'red' at character -1"),
+        (passage(" ", "red"), "a passage and a question, got an empty one"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            "`messages`: expected a user message of two texts, a passage and a question about it",
+        ),
+        ({"messages": 3}, "`messages`: expected a valid list"),
+        (passage("Mars", "red", images=["a.png"]), "a sample without images, got ['a.png']"),
+    ],
+)
+def test_samples_that_have_no_passage_say_why(tmp_path, record, reason):
+    out, made = render(tmp_path, record)
+    assert made == []
+    (rejected,) = lines_of(out.rejects)
+    assert reason in rejected["reason"]
+
+
+def test_an_answer_s_word_that_is_broken_is_no_region(tmp_path):
+    word = "Donaudampfschifffahrtsgesellschaft"
+    text = f"Die {word} fährt\u200b gern"
+    options = {"grid": (5, 9)}
+    sample = passage(text, f"{word} fährt", meta={"answer_start": 4})
+    _, (made,) = render(tmp_path, sample, **options)
+    assert made["regions"] == [{"text": "fährt", "box": made["words"][1]["box"]}]
+
+
 def test_same_seed_same_bytes_dark_or_light(tmp_path):
     pages = {}
     for name, options in {"a": {}, "b": {}, "c": {"seed": 1}, "d": {"light_on_dark": 1.0}}.items():

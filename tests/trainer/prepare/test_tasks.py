@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.data.sample import SampleRecord, parse_sample
+from trainer.data.record import SampleRecord
+from trainer.data.sample import parse_sample
 from trainer.drawing.scenes import RED
 from trainer.prepare.maps.drawn.lines import crossings
 from trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, stream

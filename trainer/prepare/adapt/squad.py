@@ -1,5 +1,7 @@
 """SQuAD 1.1 and 2.0: questions about a passage, as text (`prepare render` draws it as pages).
 
+A sample has the question's id, and as `meta` where in the passage the answer begins.
+
 On disk: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers":
 [{"text", "answer_start"}], "is_impossible"}]}]}]}`, or Hugging Face rows of `context`, `question`
 and `answers {"text": [...], "answer_start": [...]}`. `answer_start` counts characters of the
@@ -62,6 +64,9 @@ def convert(item: Item, options: Options) -> Made:
         found = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
     if not isinstance(found, list):
         raise wrong(item.where, "answers", "a list", repr(found)[:80])
+    kept: dict[str, Any] = {}
+    if isinstance(name := item.value.get("id"), str):
+        kept["id"] = name
     if found:
         answer = field_of(found[0], "text", str, f"{item.where}.answers[0]")
         start = field_of(found[0], "answer_start", int, f"{item.where}.answers[0]")
@@ -69,12 +74,13 @@ def convert(item: Item, options: Options) -> Made:
         if there != answer:
             wanted = f"{answer!r} at character {start} of the context"
             raise wrong(item.where, "answers[0].answer_start", wanted, repr(there))
+        kept["meta"] = {"answer_start": start}
     elif options.unanswerable is None:
         raise LeftOut(f"{item.where}: expected an answer, got a question without one")
     else:
         answer = options.unanswerable
     parts = [{"type": "text", "text": context}, {"type": "text", "text": f"\n\n{question}"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-    sample = {"task": "squad", "messages": messages}
+    sample = {**kept, "task": "squad", "messages": messages}
     others = (each.get("text") for each in found if isinstance(each, dict))
     return Made([other_answers(sample, others)])

@@ -1,0 +1,74 @@
+"""What a line of a data file may say (docs/data-format.md): fields and their types."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class StrictModel(BaseModel):
+    """Refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PartRecord(StrictModel):
+    type: Literal["image", "text"]
+    text: str = ""
+
+
+class MessageRecord(StrictModel):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[PartRecord]
+    train: Annotated[bool, Field(strict=True)] = True
+
+
+class SpanRecord(StrictModel):
+    text: Text | None = None
+    occurrence: Index = 0
+    char_span: tuple[Index, Index] | None = None
+    turn: Index | None = None
+
+
+class PlaceRecord(StrictModel):
+    image: Index | None = None
+    coord: Literal["pixel", "unit", "per_mille"] = "pixel"
+    order: Literal["xyxy", "xywh"] = "xyxy"
+
+
+class RegionRecord(SpanRecord, PlaceRecord):
+    box: tuple[Number, Number, Number, Number] | None = None
+    points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
+    polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
+    polyline: Annotated[list[tuple[Number, Number]], Field(min_length=2)] | None = None
+    mask: Any = None  # a path or run lengths: `find_rasters` looks at it
+    mask_value: Index | None = None
+    heat: Text | None = None
+
+
+class WordRecord(PlaceRecord):
+    text: Text
+    box: tuple[Number, Number, Number, Number]
+
+
+class PhraseRecord(SpanRecord):
+    subject: Text | None = None
+
+
+class SampleRecord(StrictModel):
+    id: str | Annotated[int, Field(strict=True)] | None = None
+    meta: dict[str, Any] = {}
+    task: str = ""
+    images: list[str] = []
+    messages: Annotated[list[MessageRecord], Field(min_length=1)]
+    tools: list[dict[str, Any]] = []
+    regions: list[RegionRecord] = []
+    words: list[WordRecord] = []
+    phrases: list[PhraseRecord] = []
+    answers: list[Text] = []
+    metrics: list[str] = []
