@@ -100,9 +100,9 @@ class GroundedExample:
         regions: text spans and the places they speak of (SMAM, KLAL, margins, logit lens).
         words: words and their boxes (DV-SFT).
         phrases: phrases and their subjects (HIST).
-        tools: JSON schemas of functions, for the chat template.
         name: what error messages call this sample, for example `train.jsonl:17`.
         checked: whoever made it has checked its spans and places already.
+        tools: JSON schemas of functions, for the chat template.
     """
 
     images: tuple[Image.Image, ...]
@@ -110,9 +110,9 @@ class GroundedExample:
     regions: tuple[Region, ...] = ()
     words: tuple[Word, ...] = ()
     phrases: tuple[Phrase, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
     name: str = ""
     checked: bool = field(default=False, repr=False, compare=False)
+    tools: tuple[dict[str, Any], ...] = ()
 
     def chat(self) -> list[dict[str, Any]]:
         """The messages in one form: content is a list of parts, with one image part per image.

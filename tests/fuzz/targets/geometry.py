@@ -12,7 +12,9 @@ import torch
 from groundkern import maps
 from tests.fuzz.target import Target, expect, json_object
 from trainer.data.images import SampleError
-from trainer.prepare.placing import Frame, per_mille
+from trainer.places.layouts import Place
+from trainer.places.writing import PER_MILLE
+from trainer.prepare.placing import Frame
 
 GRID = (3, 4)  # rows, columns
 NEAR = 1e-9
@@ -44,7 +46,8 @@ def check_frame(data: bytes) -> bool:
     expect(bool(counts) == (list(map(float, raw)) != box), "a count of what was cut", counts)
     again, none = frame.box([x0, y0, x1, y1], "bbox")
     expect(again == box and not none, "the same box when read again", again)
-    text = json.loads(per_mille(box, (width, height)))
+    place = Place(tuple(v / side for v, side in zip(box, (width, height) * 2, strict=True)))
+    text = json.loads(PER_MILLE.write([place], (1, 1)).text)
     expect(all(0 <= v <= 1000 for v in text), "thousandths", text)
     return True
 

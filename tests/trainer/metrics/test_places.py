@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.metrics.places import parse_boxes, parse_points
+from trainer.places.layouts import Place
+from trainer.places.writing import PER_MILLE
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -92,10 +94,8 @@ def test_notations_whose_numbers_the_caller_has_to_know(text):
 
 
 def test_prepare_s_own_boxes_come_back():
-    from trainer.prepare.placing import per_mille
-
-    text = f"{per_mille((64, 96, 320, 240), (640, 480))} {per_mille((0, 0, 640, 480), (640, 480))}"
-    assert parse_boxes(text) == [(0.1, 0.2, 0.5, 0.5), (0, 0, 1, 1)]
+    boxes = [(0.1, 0.2, 0.5, 0.5), (0.0, 0.0, 1.0, 1.0)]
+    assert parse_boxes(PER_MILLE.write([Place(box) for box in boxes], (640, 480)).text) == boxes
 
 
 def test_cogvlm_s_boxes_with_leading_zeros_and_semicolons():

@@ -93,7 +93,7 @@ def test_what_is_no_image_below_an_allowed_folder(tmp_path):
         "link.png": "a link to",
         "c.png": "which is not there",
         "text.png": "expected an image in a known format",
-        "data:image/png;base64,AAAA": "expected an image, got 3 bytes of none",
+        "data:image/png;base64,AAAA": "expected an image in a known format, got '3 bytes'",
         "data:image/png;base64,?": "expected an image in base64",
         "": "expected an image or its path, got ''",
         "\ud800.png": "expected a path in Unicode",

@@ -296,6 +296,8 @@ def test_long_labels_do_not_make_long_places(photo):
         prefer="box",
         split=None,
         names=None,
+        box_style=None,
+        model=None,
         output=photo / "out.jsonl",
     )
     from trainer.prepare.maps.annotated import prepared

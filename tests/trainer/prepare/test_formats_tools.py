@@ -131,7 +131,9 @@ def test_images_within_labelme_s_files_are_written_beside_the_output(root):
         assert path.startswith("out_images/")
         assert Image.open(root / path).size == size
     assert lost["where"] == "bad.json"
-    assert lost["reason"] == "`image`: expected an image, got 3 bytes of none"
+    assert lost["reason"] == (
+        "`imageData`: expected an image in a known format, got '3 bytes', which is not one"
+    )
 
 
 def test_ellipses_are_as_near_as_their_module_says():
