@@ -125,6 +125,10 @@ RECORDS: dict[str, tuple[dict, dict]] = {
          "completion": [ANSWER]},
         ONE,
     ),
+    "trl_prompt_with_answers": (
+        {"prompt": [HELLO, HI, HELLO], "completion": [ANSWER]},
+        {"images": [], "messages": [HELLO, {**HI, "train": False}, HELLO, ANSWER]},
+    ),
     "trl_texts": ({"prompt": "Hello?", "completion": "Hi."}, PLAIN),
     "swift_query": (
         {"query": "<image>What is it?", "response": "A cat.", "images": ["a.png"],
