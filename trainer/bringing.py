@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.config import ConfigError
 from trainer.data.bad_samples import BadSample
 from trainer.data.images import MAX_PIXELS
 from trainer.prepare.adapt.chat import recognise
-from trainer.prepare.adapt.chat.files import first_records, is_lines
+from trainer.prepare.adapt.chat.files import first_records, is_lines, unlike_json
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.adapt.work import Adapt
+from trainer.prepare.boxes.settings import BoxSettings
 from trainer.prepare.output import Output, made_with, rejected_lines
 from trainer.prepare.pipeline import prepare
 
@@ -49,6 +51,7 @@ def bring(
     root: Path | None,
     folder: Path,
     image_roots: Sequence[Path] = (),
+    boxes: Callable[[], BoxSettings] = BoxSettings,
     on_bad_sample: Literal["skip", "stop"] = "skip",
     max_pixels: int = MAX_PIXELS,
     shown: bool = True,
@@ -60,12 +63,14 @@ def bring(
         root: the folder of the images; None: the file's.
         folder: for what is made of a file of another format.
         image_roots: further folders that absolute paths of images in such a file may lead to.
+        boxes: makes the settings of boxes in answers of such a file, which may need a model.
         on_bad_sample: "stop" raises at the first record that cannot be used.
         max_pixels: that an image may have.
         shown: say what the file was read as.
 
     Raises:
-        ConfigError: a file of no known format, or of preferences.
+        ConfigError: a file of no known format, or of preferences; settings of boxes that do not
+            fit.
         SampleError: with "stop", the first bad record; a damaged file.
     """
     output = folder / f"{path.stem}.jsonl"
@@ -78,7 +83,10 @@ def bring(
     )
     records = first_records(options)
     if path.is_file() and is_lines(path) and recognise.is_canonical(records):
+        if not records and (what := unlike_json(path)) is not None:
+            raise ConfigError(f"{path}: {what}")
         return Brought(path, root or path.parent)
+    options = replace(options, boxes=boxes())
     work = Adapt("chat", options)
     source, images = work.inputs()
     settings: dict[str, Any] = {
@@ -86,7 +94,7 @@ def bring(
         "root": None if root is None else os.path.abspath(root),
         "image_roots": [os.path.abspath(each) for each in image_roots],
         "max_pixels": max_pixels,
-        "boxes": options.boxes.reading.notation,
+        "boxes": options.boxes.identity,
     }
     work = work.rooted(images)
     known = made_with(output, {**settings, "input": source.identity})

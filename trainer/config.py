@@ -74,6 +74,12 @@ class Data(Section):
     image_roots: list[Path] = setting(
         [], "further folders that images of another program's file may be in, by absolute paths"
     )
+    boxes: str = setting(
+        "auto", "boxes in answers of another program's file: auto, none, or a style (docs/boxes.md)"
+    )
+    coord: Literal["pixel", "resized", "unit", "per_mille", "percent", "square"] | None = setting(
+        None, "what numbers of these count that do not say so (docs/boxes.md)"
+    )
     on_bad_sample: Literal["skip", "stop"] = setting("skip", "what a bad sample does to the run")
     max_length: Positive | None = setting(
         None, "tokens a sample may have; text is cut, never images"

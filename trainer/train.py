@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
+from trainer.prepare.boxes.settings import BoxSettings
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 
@@ -240,6 +242,9 @@ def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
         root=data.root,
         folder=config.training.output / "data" / which,
         image_roots=data.image_roots,
+        boxes=partial(
+            BoxSettings.read_as, data.boxes, data.coord, config.model.path, prefix="--data."
+        ),
         on_bad_sample=data.on_bad_sample,
         max_pixels=data.max_pixels,
     )

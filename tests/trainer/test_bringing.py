@@ -3,8 +3,10 @@ as if `prepare adapt chat` had been run before."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from trainer.__main__ import main
 from trainer.bringing import bring
 from trainer.config import ConfigError
 from trainer.data.images import SampleError
+from trainer.prepare.boxes.settings import BoxSettings
 from trainer.train import train
 
 QUESTION = {"role": "user", "content": "What is it?"}
@@ -25,10 +28,8 @@ ANSWER = {"role": "assistant", "content": "A cat."}
 PLAIN = {"messages": [QUESTION, ANSWER]}
 GROUNDED = {"images": ["a.png"], **PLAIN, "regions": [{"text": "cat", "box": [1, 2, 3, 4]}]}
 MISSPELT = {**PLAIN, "regoins": []}
-LLAVA = {
-    "image": "a.png",
-    "conversations": [{"from": "human", "value": "<image>\nWho?"}, {"from": "gpt", "value": "I."}],
-}
+ASKED = {"from": "human", "value": "<image>\nWho?"}
+LLAVA = {"image": "a.png", "conversations": [ASKED, {"from": "gpt", "value": "I."}]}
 CANONICAL = {
     "plain": [PLAIN],
     "grounded": [GROUNDED],
@@ -128,9 +129,63 @@ def test_absolute_paths_below_an_allowed_folder(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     (lost,) = bring(path, root=images, folder=tmp_path / "one").lost
-    assert "--image-root allows others" in lost.reason
+    assert "--image-root or data.image_roots allows others" in lost.reason
     found = bring(path, root=images, folder=tmp_path / "two", image_roots=[tmp_path])
     assert (found.root, found.lost) == (tmp_path, ())
+
+
+def test_images_below_a_folder_above_the_file(tmp_path):
+    inner = tmp_path / "data"
+    inner.mkdir()
+    path = written(inner / "data.json", [{**LLAVA, "image": "data/a.png"}])
+    (lost,) = bring(path, root=None, folder=tmp_path / "one").lost
+    assert lost.reason.endswith(
+        f"not there, but below {tmp_path}: name that with --images, --root or data.root"
+    )
+    assert bring(path, root=tmp_path, folder=tmp_path / "two").lost == ()
+    path = written(inner / "more.json", [{**LLAVA, "image": "../a.png"}])
+    shutil.copy(inner / "a.png", tmp_path)
+    (lost,) = bring(path, root=None, folder=tmp_path / "one").lost
+    assert "name that with" not in lost.reason
+
+
+def test_boxes_are_read_as_the_command_says(tmp_path, caplog):
+    said = {"from": "gpt", "value": '[{"bbox_2d": [2, 1, 10, 5], "label": "cat"}]'}
+    path = written(tmp_path / "data.json", [{**LLAVA, "conversations": [ASKED, said]}])
+    made = tmp_path / "made"
+
+    def regions(name: str, coord: str | None) -> list:
+        boxes = partial(BoxSettings.read_as, name, coord, None, prefix="--data.")
+        (line,) = bring(path, root=None, folder=made, boxes=boxes).path.open()
+        return [region["box"] for region in json.loads(line).get("regions", [])]
+
+    assert regions("auto", None) == []
+    assert "probably pixels of the image (--data.coord pixel)" in caplog.text
+    assert regions("auto", "pixel") == [[2, 1, 10, 5]] * 2
+    assert regions("qwen3", None) == [[0.04, 0.01, 0.2, 0.05]] * 2
+    with pytest.raises(ConfigError, match=r"`--data.boxes`: expected one of auto, none, .* 'x'"):
+        regions("x", None)
+    with pytest.raises(ConfigError, match=r"`--data.boxes qwen2.5`: expected --model"):
+        regions("qwen2.5", None)
+
+
+OTHERS = {
+    "a.csv": (b"image,question\na.png,Who?\n", "a file that begins with 'image,question'"),
+    "a.json.gz": (gzip.compress(b"[]"), "a gzip archive, which has to be unpacked first"),
+    "a.json": ("[{}]".encode("utf-16"), "a text in UTF-16, which has to be saved as UTF-8"),
+    "a.jsonl": (json.dumps(LLAVA, indent=1).encode(), "an object over several lines, the first"),
+    "a.png": (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_json_is_named(tmp_path, name):
+    data, what = OTHERS[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=f"{name}: expected a JSON array, .*, got {what}"):
+        bring(path, root=None, folder=tmp_path / "made")
+    assert main(["prepare", "adapt", "chat", str(path), "--output", str(tmp_path / "b.jsonl")]) == 2
 
 
 def foreign(line: str) -> dict:

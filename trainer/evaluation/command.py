@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from trainer.prepare.boxes.settings import IMAGE_ROOT, add_boxes
+
 HELP = "let a model answer held-out samples, score the answers and compare them"
 COORDS = ("pixel", "resized", "unit", "per_mille", "percent")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -18,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adapter", help="folder of a PEFT adapter of that model")
     add("--data", type=Path, required=True, help="JSON-lines file of samples")
     add("--root", type=Path, help="folder image paths start from (default: that of --data)")
+    add("--image-root", nargs="+", type=Path, default=[], metavar="DIR", help=IMAGE_ROOT)
     add("--output", type=Path, required=True, help="folder for everything it makes")
     add("--compare", type=Path, help="output of another evaluation of the same samples")
     add("--metrics", nargs="+", metavar="NAME", help="of the answers (default: by task)")
     add("--coord", choices=COORDS, help="of boxes in answers that do not say (as in the golds)")
+    add_boxes(parser)
     add("--samples", type=_positive, help="of each task at most, the first ones (all)")
     add("--batch-size", type=_positive, default=8, help="questions answered at once (8)")
     add("--max-new-tokens", type=_positive, default=128, help="of an answer at most (128)")

@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from trainer.evaluation.results import Results, read_other
 from trainer.evaluation.rows import Row, Rows, identity
 from trainer.evaluation.scoring import check_names
 from trainer.metrics.held_out import how_measured, pick
+from trainer.prepare.boxes.settings import BoxSettings
 from trainer.progress import progress
 from trainer.stopping import Stopped
 
@@ -119,6 +121,13 @@ class _Evaluation:
             path,
             root=self.arguments.root,
             folder=self.output / "data",
+            image_roots=self.arguments.image_root,
+            boxes=partial(
+                BoxSettings.read_as,
+                self.arguments.boxes,
+                self.arguments.coord,
+                self.named.processor,
+            ),
             on_bad_sample=self.arguments.on_bad_sample,
             shown=self.ranks.first,
         )

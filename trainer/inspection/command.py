@@ -10,8 +10,11 @@ import argparse
 import random
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from trainer.prepare.boxes import settings as boxes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, help="folder image paths start from (default: its own)"
     )
+    parser.add_argument(
+        "--image-root", nargs="+", type=Path, default=[], metavar="DIR", help=boxes.IMAGE_ROOT
+    )
+    boxes.add_boxes(parser)
+    boxes.add_coord(parser)
     parser.add_argument("--model", type=Path, help="model folder, whose processor's view is shown")
     parser.add_argument("--output", type=Path, help="HTML file (default: DATA.inspect.html)")
     parser.add_argument("--samples", type=int, default=24, help="how many to show")
@@ -57,7 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.samples < 1:
         raise ConfigError(f"inspect: `--samples`: expected 1 or more, got {arguments.samples}")
     output = arguments.output or arguments.data.with_suffix(".inspect.html")
-    brought = bring(arguments.data, root=arguments.root, folder=output.with_suffix(""))
+    brought = bring(
+        arguments.data,
+        root=arguments.root,
+        folder=output.with_suffix(""),
+        image_roots=arguments.image_root,
+        boxes=partial(boxes.BoxSettings.read_as, arguments.boxes, arguments.coord, arguments.model),
+    )
     model = None
     if arguments.model is not None:
         from trainer.inspection.seen import SeenByModel

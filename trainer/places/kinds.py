@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.places.patterns import Numbers
@@ -66,11 +67,12 @@ class Kinds:
             return "per_mille", why, self._where["larger"]
         return "pixel", "lie within their images", self.first
 
-    def warning(self, option: str) -> str | None:
+    def warning(self, option: str, spelling: Mapping[str, str] | None = None) -> str | None:
         """One sentence if the numbers do not look like their unit, or nobody said it.
 
         Args:
             option: how a user says it, such as `--coord`.
+            spelling: its values, by the units that it can say; default: by their own names.
         """
         if not self.seen:
             return None
@@ -78,8 +80,14 @@ class Kinds:
         within = self._most <= _SLACK * _MOST.get(self.unit, float("inf"))
         if within and unit in _CONSISTENT[self.unit]:
             return None
+        if spelling is not None and unit not in spelling:
+            return None
+        said = (spelling or {}).get(unit, unit)
         counted = f"numbers of {self.seen:,} boxes or points {why}"
         taken = "what they count is not said, so that they are not used"
         if self.unit is not None:
             taken = f"taken for {UNITS[self.unit]}"
-        return f"{where}: {counted}: probably {UNITS[unit]} ({option} {unit}); {taken}"
+        likely = f"probably {UNITS[unit]} ({option} {said})"
+        if self.unit is None and unit == "pixel":
+            likely += f", or {UNITS['resized']} ({option} resized)"
+        return f"{where}: {counted}: {likely}; {taken}"

@@ -125,6 +125,10 @@ RECORDS: dict[str, tuple[dict, dict]] = {
          "completion": [ANSWER]},
         ONE,
     ),
+    "trl_prompt_with_answers": (
+        {"prompt": [HELLO, HI, HELLO], "completion": [ANSWER]},
+        {"images": [], "messages": [HELLO, {**HI, "train": False}, HELLO, ANSWER]},
+    ),
     "trl_texts": ({"prompt": "Hello?", "completion": "Hi."}, PLAIN),
     "swift_query": (
         {"query": "<image>What is it?", "response": "A cat.", "images": ["a.png"],
@@ -214,6 +218,11 @@ UNUSABLE = {
     "calls": (changed(tool_calls=[{"id": 1}]), "`tool_calls`: expected answers as text"),
     "thinks": (changed(reasoning_content="So."), "`reasoning_content`: expected answers as text"),
     "ranges": (changed(train_detail=[{}]), "`train_detail`: expected answers as text"),
+    "no content": (changed(content=None), "messages[1].content: expected a text or a list of "),
+    "another name": (
+        {"messages": [HELLO, {"role": "assistant", "text": "Hi."}]},
+        "messages[1].content: expected a text or a list of parts, got none",
+    ),
     "role": (changed(role="narrator"), "messages[1]: `role`: expected one of system, developer"),
     "part": (
         changed(content=[{"type": "reasoning", "value": "So."}]),
@@ -262,6 +271,16 @@ def test_what_cannot_be_used_says_why(tmp_path):
         assert reasons[name]["where"] == f"data.json[{i}]"
 
 
+class Twice(dict):
+    """An object that has a name twice, once it is JSON."""
+
+    def __init__(self) -> None:
+        super().__init__(a=1)
+
+    def items(self):
+        return [("a", 1), ("a", 2)]
+
+
 def test_a_file_that_is_no_chat_says_what_it_looks_like(tmp_path, capsys):
     for records, sentence in (
         ([{"question": "a", "answer": "b", "image_path": "c", "split": None}],
@@ -270,6 +289,7 @@ def test_a_file_that_is_no_chat_says_what_it_looks_like(tmp_path, capsys):
         (["a", "b"], "data.json: a list of values such as 'a'; expected one of: "),
         ([{}], "data.json: a list of objects with no fields; expected one of: "),
         ([], "data.json: no record that can be read; expected one of: "),
+        ([Twice()], "that can be read (the first: data.json[0]: `a`: expected each name once"),
     ):  # fmt: skip
         assert run(tmp_path, *records)[0] == 2
         assert sentence in capsys.readouterr().err

@@ -87,8 +87,8 @@ def test_what_is_no_image_below_an_allowed_folder(tmp_path):
     unusable = {
         "https://example.com/a.png": "expected a file (the network is never used)",
         "s3://bucket/a.png": "the network is never used",
-        str(hidden): f"expected a path below {own} (--image-root allows others), got",
-        hidden.as_uri(): "(--image-root allows others)",
+        str(hidden): f"expected a path below {own} (--image-root or data.image_roots allows ",
+        hidden.as_uri(): "data.image_roots allows others)",
         "../other/b.png": "expected a relative path inside the data root",
         "link.png": "a link to",
         "c.png": "which is not there",
@@ -177,6 +177,23 @@ def places(sample: dict) -> list[tuple]:
         (answer[slice(*region["char_span"])], region.get("box", region.get("points")))
         for region in sample.get("regions", [])
     ]
+
+
+def test_objects_whose_numbers_may_count_something_else(tmp_path, capsys):
+    picture(tmp_path / "a.png", 200, 100)
+    small = grounded("<image>Where?", "<bbox>", bbox=[[0.1, 0.1, 0.5, 0.5]])
+    as_text = {**small, "objects": json.dumps(small["objects"])}
+    status, samples, _ = run(tmp_path, small, as_text)
+    assert (status, samples[0]) == (0, samples[1])
+    told = capsys.readouterr().err
+    assert told.startswith("warning: data.json[0]: numbers of 2 boxes or points never leave [0, 1]")
+    assert "(objects.bbox_type norm1); taken for pixels of the image" in told
+    assert told.count("warning") == 1  # not of the texts that stand for them
+
+    plain = grounded("<image>Where?", "<bbox>", bbox=[[20, 10, 40, 20]])
+    said = {**small, "objects": {**small["objects"], "bbox_type": "real"}}
+    assert run(tmp_path, plain, said, words=("--overwrite",))[0] == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_objects_become_texts_and_regions(tmp_path):

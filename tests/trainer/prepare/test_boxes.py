@@ -378,6 +378,14 @@ def test_a_file_is_judged_before_the_work_begins():
     large = [(chat("[100, 200, 500, 800]"), [(3000, 2000)], f"a.json:{i}") for i in range(3)]
     (told,) = BoxSettings(Reading("auto", "pixel")).warnings(large)
     assert "probably thousandths" in told
+    tagged = [(chat("<box>(0.1,0.2),(0.5,0.8)</box>"), [SIZE], "a.json:4")]
+    (told,) = BoxSettings().warnings(tagged)
+    assert "never leave [0, 1]: probably fractions" in told
+    assert "(--boxes STYLE --coord unit); taken for thousandths" in told
+    assert BoxSettings.read_as("qwen", "unit", None).warnings(tagged) == []
+    small = [(chat('{"bbox_2d": [10, 20, 50, 80]}'), [SIZE], "a.json:5")]
+    (told,) = BoxSettings(prefix="--data.").warnings(small)
+    assert "(--data.coord pixel), or pixels of what the model's processor makes of the" in told
     bad = [(chat("<box>[[5, 2, 1, 8]]</box>"), [SIZE], "a.json:7")]
     (told,) = BoxSettings().warnings(bad)
     assert told == (

@@ -87,13 +87,23 @@ class Reading:
             found.append(Found(mark, numbers, image))
         return found
 
-    def look(self, text: str, sizes: Sequence[Size], where: str, kinds: Kinds) -> None:
-        """Shows `kinds` the numbers of a text that do not say themselves what they count."""
+    def look(
+        self, text: str, sizes: Sequence[Size], where: str, kinds: Kinds, thousandths: Kinds
+    ) -> None:
+        """Shows the numbers of a text to `kinds`, those of notations in thousandths to another."""
         only = () if self.notation == "auto" else STYLES[self.notation].notations
         for mark in marks_in(text, only=only):
             image, problem = self._image(mark, sizes)
-            if problem is None and mark.whole is None and sound(mark):
+            if problem is not None or not sound(mark):
+                continue
+            if not self._spoken(mark):
                 kinds.add(mark.numbers, sizes[image], where)
+            elif mark.whole == (1000.0, 1000.0):
+                thousandths.add(mark.numbers, sizes[image], where)
+
+    def _spoken(self, mark: Mark) -> bool:
+        """Whether the notation says what a mark's numbers count, and nobody says otherwise."""
+        return mark.whole is not None and (self.coord is None or self.notation == "auto")
 
     def _image(self, mark: Mark, sizes: Sequence[Size]) -> tuple[int, str | None]:
         """(the image of a mark, or what keeps it from being known)."""
@@ -107,7 +117,7 @@ class Reading:
         """(the numbers in fractions of the image, or what is wrong with them)."""
         if not sound(mark):
             return None, "boxes_inverted"
-        spoken = mark.whole is not None and (self.coord is None or self.notation == "auto")
+        spoken = self._spoken(mark)
         if not spoken and self.unit is None:
             return None, "boxes_unknown"
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from groundkern.hf.data.example import message_text
@@ -24,29 +25,40 @@ from trainer.prepare.boxes.rewriting import Rewritten, rewrite
 TITLES = {**finding.TITLES, **rewriting.TITLES}
 Sized = tuple[Mapping[str, Any], Sequence[Size], str]
 """A canonical record, the sizes of its images, and what it is called."""
+IMAGE_ROOT = "further folders that images of another program's file may be in, by absolute paths"
 TIES = ("both", "label", "numbers")
 
 
 def add_arguments(parser: Any) -> None:
     """Adds `--boxes`, `--coord` and `--tie`; `--box-style` and `--model` are `add_style`'s."""
+    add_boxes(parser)
+    add_coord(parser)
     parser.add_argument(
-        "--boxes",
-        default="auto",
-        metavar="STYLE",
-        help="boxes in answers that become regions: auto (whatever says itself what its numbers "
-        f"count, and lists if --coord is given), none, or one of {', '.join(STYLES)}",
+        "--tie",
+        choices=TIES,
+        default=TIES[0],
+        help="what of an answer is tied to a box in it: its label and its numbers, or one of them",
     )
+
+
+def add_coord(parser: Any) -> None:
+    """Adds `--coord`."""
     parser.add_argument(
         "--coord",
         choices=tuple(UNITS),
         help="what numbers of boxes in answers count that do not say so: "
         + "; ".join(f"{name}: {text}" for name, text in UNITS.items()),
     )
+
+
+def add_boxes(parser: Any) -> None:
+    """Adds `--boxes`."""
     parser.add_argument(
-        "--tie",
-        choices=TIES,
-        default=TIES[0],
-        help="what of an answer is tied to a box in it: its label and its numbers, or one of them",
+        "--boxes",
+        default="auto",
+        metavar="STYLE",
+        help="boxes in answers that become regions: auto (whatever says itself what its numbers "
+        f"count, and lists if --coord is given), none, or one of {', '.join(STYLES)}",
     )
 
 
@@ -59,11 +71,53 @@ class BoxSettings:
         writer: the style that they are written in; None: as they are.
         tie: "label", "numbers" or "both": what of an answer is tied to a place; the numbers if it
             has no label.
+        prefix: of the options in warnings: `--coord`, `--data.coord`.
     """
 
     reading: Reading | None = field(default_factory=Reading)
     writer: Writer | None = None
     tie: str = "both"
+    prefix: str = "--"
+
+    @classmethod
+    def read_as(
+        cls,
+        name: str,
+        coord: str | None,
+        model: str | Path | None,
+        *,
+        overhang: float = 0.01,
+        prefix: str = "--",
+    ) -> BoxSettings:
+        """The settings of `--boxes` and `--coord`, with everything else as it is by default.
+
+        Args:
+            name: "auto", "none" or a style.
+            coord: of `UNITS`, or None.
+            model: the folder of the model whose processor decides what resized pixels are.
+            overhang: see `Reading`.
+            prefix: see above.
+
+        Raises:
+            ConfigError: an unknown style, or no model where one is needed.
+        """
+        if name not in ("auto", "none", *STYLES):
+            known = ", ".join(("auto", "none", *STYLES))
+            raise ConfigError(f"`{prefix}boxes`: expected one of {known}, got {name!r:.80}")
+        if name == "none":
+            return cls(None, prefix=prefix)
+        option = f"{prefix}coord resized" if coord else f"{prefix}boxes {name}"
+        reading = Reading(name, coord, resized_of(_unit(name, coord), model, option), overhang)
+        return cls(reading, prefix=prefix)
+
+    @property
+    def identity(self) -> list[Any]:
+        """Plain values that differ when boxes are read in another way."""
+        if self.reading is None:
+            return []
+        resized = self.reading.resized
+        pixels = resized and [resized.factor, resized.least, resized.most]
+        return [self.reading.notation, self.reading.coord, pixels]
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> BoxSettings:
@@ -73,30 +127,22 @@ class BoxSettings:
             ConfigError: an unknown style, no model where one is needed, options that contradict
                 each other.
         """
-        name, coord, style = arguments.boxes, arguments.coord, arguments.box_style
-        if name not in ("auto", "none", *STYLES):
-            known = ", ".join(("auto", "none", *STYLES))
-            raise ConfigError(f"`--boxes`: expected one of {known}, got {name!r:.80}")
-        writer = None
+        name, coord = arguments.boxes, arguments.coord
+        style, model, writer = arguments.box_style, arguments.model, None
         if style not in (None, "keep"):
             if name == "none":
                 raise ConfigError(
                     "`--box-style`: expected none with --boxes none, which reads none"
                 )
-            writer = Writer.of(style, arguments.model)
-        if name == "none":
-            return cls(None, None, arguments.tie)
-        unit = coord or (None if name == "auto" else STYLES[name].unit)
-        if style == "auto" and unit == "resized" and writer.rules.unit != "resized":
-            raise ConfigError(
-                "`--box-style`: expected a style by its name, and --model the one whose pixels the "
-                f"boxes count, got auto of {arguments.model}, which writes {writer.style}"
-            )
-        option = "--coord resized" if coord else f"--boxes {name}"
-        reading = Reading(
-            name, coord, resized_of(unit, arguments.model, option), arguments.overhang
-        )
-        return cls(reading, writer, arguments.tie)
+            writer = Writer.of(style, model)
+            resized = _unit(name, coord) == "resized"
+            if style == "auto" and resized and writer.rules.unit != "resized":
+                raise ConfigError(
+                    "`--box-style`: expected a style by its name, and --model the one whose pixels "
+                    f"the boxes count, got auto of {model}, which writes {writer.style}"
+                )
+        read = cls.read_as(name, coord, model, overhang=arguments.overhang)
+        return replace(read, writer=writer, tie=arguments.tie)
 
     def __call__(
         self, record: Mapping[str, Any], sizes: Sequence[Size], where: str
@@ -156,16 +202,17 @@ class BoxSettings:
         """
         if self.reading is None:
             return []
-        kinds, first = Kinds(self.reading.unit), {}
+        kinds, thousandths, first = Kinds(self.reading.unit), Kinds("per_mille"), {}
         for record, sizes, where in islice(records, LOOKED_AT):
             for message in record["messages"]:
                 if message["role"] in ("user", "assistant"):
                     text, counts = message_text(message), Counter()
-                    self.reading.look(text, sizes, where, kinds)
+                    self.reading.look(text, sizes, where, kinds, thousandths)
                     self.reading.find(text, sizes, where, counts)
                     for name in counts:
                         first.setdefault(name, where)
-        said = [kinds.warning("--coord")]
+        coord = f"{self.prefix}coord"
+        said = [kinds.warning(coord), thousandths.warning(f"{self.prefix}boxes STYLE {coord}")]
         if said[0]:  # which says the same with a reason
             first.pop("boxes_unknown", None)
         said += [f"{where}: the first of {finding.TITLES[name]}" for name, where in first.items()]
@@ -180,6 +227,11 @@ class BoxSettings:
             return [found.mark.span]
         words = (label.start, label.stop)
         return [words] if self.tie == "label" else [words, found.mark.span]
+
+
+def _unit(name: str, coord: str | None) -> str | None:
+    """What numbers count that do not say so, by `--boxes` and `--coord`."""
+    return coord or (STYLES[name].unit if name in STYLES else None)
 
 
 def _place(found: Found, turn: int, answers: list[int], sizes: Sequence[Size]) -> dict[str, Any]:

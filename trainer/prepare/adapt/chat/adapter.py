@@ -15,7 +15,7 @@ Source: docs of LLaVA, Qwen-VL, LLaMA-Factory, ms-swift, TRL, axolotl, verl and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -24,11 +24,12 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.data.images import SampleError, wrong
+from trainer.places.kinds import LOOKED_AT, Kinds
 from trainer.places.writing import PER_MILLE
 from trainer.prepare.adapt.chat import recognise
 from trainer.prepare.adapt.chat.dialects import Dialect, chosen, dialect_of
-from trainer.prepare.adapt.chat.files import FIRST, first_records, open_records
-from trainer.prepare.adapt.chat.objects import Sheet, placed
+from trainer.prepare.adapt.chat.files import first_records, open_records, unlike_json
+from trainer.prepare.adapt.chat.objects import Sheet, look, objects_of, placed
 from trainer.prepare.adapt.chat.pictures import (
     FIELDS,
     Picture,
@@ -66,7 +67,7 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
             "--take-chosen` makes samples of the better ones"
         )
     if kind == "other":
-        raise ConfigError(f"{options.data}: {recognise.looks_like(records)}")
+        raise ConfigError(f"{options.data}: {_unlike(records, options)}")
     return open_records(options), _root(records, options)
 
 
@@ -89,14 +90,18 @@ def convert(item: Item, options: Options) -> Made:
 def warnings(source: Source, options: Options) -> list[str]:
     """What boxes in the first records say against how they are read, one sentence each."""
 
-    def looked_at() -> Iterator[Sized]:
-        for item in islice(source.read(), FIRST):
-            with suppress(SampleError):
-                if item.problem is None:
-                    sample, pictures, _ = _sample(item, options)
-                    yield sample, [found.size for found in pictures], item.where
-
-    return options.boxes.warnings(looked_at())
+    unsaid = Kinds("pixel")  # what ms-swift's boxes are without `bbox_type`
+    looked_at: list[Sized] = []
+    for item in islice(source.read(), LOOKED_AT):
+        with suppress(SampleError):
+            if item.problem is None:
+                sample, pictures, _ = _sample(item, options)
+                sizes = [found.size for found in pictures]
+                look(item.value.get("objects"), sizes, item.where, unsaid)
+                if not {"regions", "phrases"} & sample.keys():
+                    looked_at.append((sample, sizes, item.where))
+    said = unsaid.warning("objects.bbox_type", {"unit": "norm1", "per_mille": "norm1000"})
+    return [*options.boxes.warnings(looked_at), *([said] if said else [])]
 
 
 def _sample(item: Item, options: Options) -> tuple[dict[str, Any], list[Picture], dict[str, int]]:
@@ -121,7 +126,7 @@ def _sample(item: Item, options: Options) -> tuple[dict[str, Any], list[Picture]
         sizes = [found.size for found in pictures]
         writer = options.boxes.writer or PER_MILLE
         frame = Sheet(sizes, options.overhang, writer, where)
-        turns, regions, found = placed(turns, record["objects"], frame)
+        turns, regions, found = placed(turns, objects_of(record["objects"], where), frame)
         counts |= found
     sample = {
         **_kept(record, dialect, where),
@@ -209,12 +214,20 @@ def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a value is one that JSON can hold."""
+    """Whether a value is one that JSON can hold: no bytes, and no NaN, which an empty cell is."""
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return False
     return True
+
+
+def _unlike(records: list[Any], options: Options) -> str:
+    """One sentence on a file that is no chat."""
+    if records or options.data.is_dir():
+        return recognise.looks_like(records)
+    problem = next((item.problem for item in open_records(options).read()), None)
+    return unlike_json(options.data) or recognise.looks_like(records, problem)
 
 
 def _root(records: Sequence[Any], options: Options) -> Path:

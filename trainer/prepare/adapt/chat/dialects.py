@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.data.images import SampleError, wrong
@@ -119,7 +119,7 @@ def _listed(found: Any, where: str, name: str) -> list[Turn]:
 
 
 def _completion(record: dict[str, Any], where: str) -> list[Turn]:
-    """TRL's prompt and completion, each a text or a list of messages."""
+    """TRL's prompt and completion, each a text or a list of messages; the completion is trained."""
     turns = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         found = record[name]
@@ -127,6 +127,8 @@ def _completion(record: dict[str, Any], where: str) -> list[Turn]:
             turns.append(turn_of(role, found, f"{where}: {name}"))
         else:
             turns += _listed(found, where, name)
+        if name == "prompt":
+            turns = [replace(turn, train=turn.role != "assistant") for turn in turns]
     return turns
 
 

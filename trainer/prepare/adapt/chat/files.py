@@ -11,14 +11,26 @@ from typing import Any
 from trainer.config import ConfigError
 from trainer.data.dataset import MAX_LINE, read_lines
 from trainer.data.images import SampleError
+from trainer.data.kinds import ADVICE, HEAD, kind_of
 from trainer.data.sample import decode_line
 from trainer.prepare.adapt.chat.dialects import dialect_of, is_preference
 from trainer.prepare.adapt.common import Options, tables
 from trainer.prepare.reading import json_array
 from trainer.prepare.sources import TABLES, Source, json_lines, listed
+from trainer.wording import short
 
 KEYS = ("data", "annotations", "samples", "train")  # that a file may have its array under
 FIRST, BYTES = 256, 4 * 2**20  # records, and about as many bytes, that say what a file is
+PACKED = (
+    (b"\x1f\x8b", "a gzip archive, which has to be unpacked first"),
+    (b"PK\3\4", "a zip archive, which has to be unpacked first"),
+    (b"BZh", "a bzip2 archive, which has to be unpacked first"),
+    (b"\xfd7zXZ", "an xz archive, which has to be unpacked first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive, which has to be unpacked first"),
+    (b"PAR1", "Parquet, whose name has to end with .parquet"),
+    (b"\xff\xfe", "a text in UTF-16, which has to be saved as UTF-8 first"),
+    (b"\xfe\xff", "a text in UTF-16, which has to be saved as UTF-8 first"),
+)
 LONG, MANY = 1000, 100  # characters of a text and parts of a list that are looked at for that
 
 
@@ -67,6 +79,28 @@ def is_lines(path: Path) -> bool:
     if begin == "[":  # an array on a line of its own with more behind it is a bad line
         return len(list(islice(read_lines(path, BYTES), 2))) == 2 and _value(path) is not None
     return begin != "{" or _key(path) is None
+
+
+def unlike_json(path: Path) -> str | None:
+    """What a file without a readable record is instead of JSON; None: it is JSON, but damaged, or
+    it is empty.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    begin = _begin(path)
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    kind = next((kind for start, kind in PACKED if head.startswith(start)), None)
+    if kind is None and (known := kind_of(head)) is not None:
+        kind = ADVICE.get(known, f"a {known} image")
+    line = head.strip().partition(b"\n")[0].rstrip()
+    shown = short(line[:80].decode("utf-8", "replace"))
+    if kind is None and begin not in ("", "{", "["):
+        kind = f"a file that begins with {shown}"
+    if kind is None and line.endswith((b"{", b"[", b",")) and _value(path) is None:
+        kind = f"an object over several lines, the first of them {shown}"
+    return kind and f"expected a JSON array, one JSON object a line, Parquet or Arrow, got {kind}"
 
 
 def _begin(path: Path) -> str:

@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.data.images import wrong
+from trainer.places.kinds import Kinds
 from trainer.places.layouts import Place
 from trainer.places.writing import Writer
 from trainer.prepare.adapt.chat.turns import Turn
 from trainer.prepare.placing import Frame, Size
+from trainer.prepare.reading import plain_json
 from trainer.wording import short
 
 _VALUE = re.compile(r'"\s*:\s*\Z')  # what stands before a value of JSON
@@ -68,14 +70,39 @@ class _Box:
     field: str
 
 
+def objects_of(found: Any, where: str) -> dict[str, Any]:
+    """A record's `objects`, which a column of a table may have as JSON.
+
+    Raises:
+        SampleError: something else.
+    """
+    try:
+        objects = plain_json(found) if isinstance(found, str) else found
+    except ValueError as error:
+        raise wrong(where, "objects", "an object with ref and bbox", error) from None
+    if not isinstance(objects, dict):
+        raise wrong(where, "objects", "an object with ref and bbox", short(objects))
+    return objects
+
+
+def look(found: Any, sizes: Sequence[Size], where: str, kinds: Kinds) -> None:
+    """Shows `kinds` the boxes of a record that could be used, if no `bbox_type` says what their
+    numbers count."""
+    objects = objects_of(found, where) if found else {}
+    if objects.get("bbox_type") is None:
+        images = objects.get("image_id")
+        for i, box in enumerate(_listed(objects, "bbox", where)):
+            kinds.add(box, sizes[images[i] if isinstance(images, list) else 0], where)
+
+
 def placed(
-    turns: Sequence[Turn], objects: Any, sheet: Sheet
+    turns: Sequence[Turn], objects: dict[str, Any], sheet: Sheet
 ) -> tuple[list[Turn], list[dict[str, Any]], dict[str, int]]:
     """Turns with texts for the placeholders, the answers' regions, and counts.
 
     Args:
         turns: of a record, in the order of its messages.
-        objects: of the record.
+        objects: see `objects_of`.
         sheet: its images, and how boxes are written.
 
     Raises:
@@ -83,8 +110,6 @@ def placed(
             the style cannot write.
     """
     where = sheet.where
-    if not isinstance(objects, dict):
-        raise wrong(where, "objects", "an object with ref and bbox", short(objects))
     texts = [piece for turn in turns for piece in turn.pieces if isinstance(piece, str)]
     refs, boxes = (_listed(objects, name, where) for name in ("ref", "bbox"))
     for name, found, holder in (("ref", refs, "<ref-object>"), ("bbox", boxes, "<bbox>")):

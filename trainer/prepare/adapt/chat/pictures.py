@@ -18,6 +18,8 @@ from trainer.prepare.adapt.common import Options, encoded
 from trainer.prepare.sources import Item
 from trainer.wording import short
 
+ROOT = "--images, --root or data.root"  # as prepare, inspect and evaluate, train call them
+ROOTS = "--image-root or data.image_roots"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 FIELDS = ("images", "image", "image_path", "image_paths")
 # how JPEG, PNG, GIF, WebP and TIFF begin in base64
@@ -131,7 +133,7 @@ def _file(name: str, options: Options, where: str, field: str) -> tuple[Path, st
     inside = [(folder, _relative(name, folder)) for folder in allowed]
     inside = [(folder, part) for folder, part in inside if part is not None]
     if not inside:
-        wanted = f"a path below {' or '.join(map(str, allowed))} (--image-root allows others)"
+        wanted = f"a path below {' or '.join(map(str, allowed))} ({ROOTS} allows others)"
         raise wrong(where, field, wanted, short(name))
     problem = None
     for folder, part in inside:
@@ -140,7 +142,18 @@ def _file(name: str, options: Options, where: str, field: str) -> tuple[Path, st
             return folder, part
         except SampleError as error:
             problem = problem or error
+    if (above := _above(name, options)) is not None:
+        raise SampleError(f"{problem}, but below {above}: name that with {ROOT}")
     raise problem
+
+
+def _above(name: str, options: Options) -> Path | None:
+    """The folder around the data's that a relative path starts from, as many files have them; None
+    if there is none. Nothing is read from there."""
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        return None
+    around = [f for f in Path(os.path.abspath(options.data)).parents if f not in _folders(options)]
+    return next((folder for folder in around if os.path.isfile(folder / name)), None)
 
 
 def _relative(name: str, folder: Path) -> str | None:
@@ -158,7 +171,7 @@ def _below_root(file: Path, options: Options, where: str, field: str) -> str:
     root = Path(os.path.abspath(options.root))
     path = Path(os.path.normpath(os.path.abspath(file)))
     if not path.is_relative_to(root):
-        wanted = f"images of one kind, all below {root} (name the folder above with --image-root)"
+        wanted = f"images of one kind, all below {root} (name the folder above with {ROOTS})"
         raise wrong(where, field, wanted, short(str(path)))
     return path.relative_to(root).as_posix()
 

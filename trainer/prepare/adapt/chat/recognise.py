@@ -52,15 +52,17 @@ def titles(records: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(dialect.title for dialect in found if dialect is not None))
 
 
-def looks_like(records: Sequence[Any]) -> str:
+def looks_like(records: Sequence[Any], problem: str | None = None) -> str:
     """One sentence on records that are of no dialect.
 
     Args:
         records: the first of a file.
+        problem: of its first record, if none can be read.
     """
     wanted = "expected one of: " + "; ".join(dialect.title for dialect in DIALECTS)
     if not records:
-        return f"no record that can be read; {wanted}"
+        said = f" (the first: {problem})" if problem else ""
+        return f"no record that can be read{said}; {wanted}"
     first = next((record for record in records if isinstance(record, dict)), None)
     if first is None:
         return f"a list of values such as {short(records[0])}; {wanted}"

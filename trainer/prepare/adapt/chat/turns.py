@@ -65,7 +65,7 @@ def split_text(text: str) -> Iterator[str | Slot]:
 
 
 def turn_of(role: str, content: Any, where: str, *, train: bool = True, unread: int = 0) -> Turn:
-    """The turn of a message's content: a text, a list of parts, or nothing.
+    """The turn of a message's content: a text or a list of parts.
 
     Args:
         role: of `ROLES`' values; an assistant's text is kept as it is, the others' may hold
@@ -75,9 +75,12 @@ def turn_of(role: str, content: Any, where: str, *, train: bool = True, unread: 
         train, unread: see `Turn`.
 
     Raises:
-        SampleError: a part that is neither text nor image.
+        SampleError: nothing, as of a field that has another name; a part that is neither text nor
+            image.
     """
-    parts = content if isinstance(content, list) else [] if content is None else [content]
+    if content is None:
+        raise SampleError(f"{where}: expected a text or a list of parts, got none")
+    parts = content if isinstance(content, list) else [content]
     pieces: list[str | Slot] = []
     for i, part in enumerate(parts):
         there = f"{where}[{i}]" if isinstance(content, list) else where
