@@ -124,12 +124,12 @@ def drawn(image: Image.Image, view: View) -> Image.Image:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as the page holds it: PNG if it is small or has few colours, else JPEG.
+    """A picture as the page holds it: PNG if it is small, translucent or has few colours, else JPEG.
 
     A scan or a photo takes a fifth of PNG as JPEG, and a fiftieth of the time.
     """
     buffer, size = io.BytesIO(), picture.width * picture.height
-    if size <= EXACT or picture.getcolors(COLOURS):
+    if size <= EXACT or picture.mode == "RGBA" or picture.getcolors(COLOURS):
         kind = "png"
         picture.save(buffer, "PNG")
     else:
