@@ -28,7 +28,7 @@ from trainer.progress import progress
 from trainer.stopping import Stopped
 from trainer.workers import follow_parent
 
-AHEAD = 4  # inputs in work or waiting to be written, for each worker
+AHEAD = 8  # inputs in work or waiting to be written, for each worker: one may be slow
 COMPRESS = 3  # of PNG: half the time of the default 6; a drawn page gets 4 % larger
 
 
