@@ -10,7 +10,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ class Face:
 
     def cells(self, text: str) -> int:
         """How many cells of a line the text needs."""
-        return int(-(-(self.font.getlength(text) + 2 * MARGIN) // self.cell))
+        return int(-(-(_length(self.font, text) + 2 * MARGIN) // self.cell))
 
     def draw(
         self, draw: ImageDraw.ImageDraw, text: str, right: float, top: float, *, fill: Color
@@ -71,10 +71,16 @@ class Face:
         """Draws so that the text ends at x = `right`, in a cell from y = `top`; its box."""
         ascent, descent = self.font.getmetrics()
         bottom = top + self.cell - (self.cell - ascent - descent) // 2 - descent
-        x = right - self.font.getlength(text)
+        x = right - _length(self.font, text)
         box = draw.textbbox((x, bottom), text, font=self.font, anchor="ls")
         draw.text((x, bottom), text, font=self.font, anchor="ls", fill=fill)
         return tuple(float(edge) for edge in box)
+
+
+@lru_cache(maxsize=4096)
+def _length(font: ImageFont.FreeTypeFont, text: str) -> float:
+    """Pixels; a word is asked for four times on its way to the page, and words come again."""
+    return font.getlength(text)
 
 
 def set_lines(words: Iterable[str], face: Face, columns: int) -> Iterator[list[Placed]]:

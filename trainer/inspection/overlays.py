@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from groundkern.rasters import Raster
+from trainer.inspection.views import data_uri
 from trainer.outlines import cropped, outlines
-from trainer.pictures import data_uri
 
 LEAST, MOST = 240, 800  # pixels of the longer side
 COVER, HEAT = 0.45, 0.8  # how much of the image a mask hides, and a heat where it is highest

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.hf import GroundedExample, GroundingCollator, image_geometry
+from groundkern.hf.data.collator import GroundingCollator  # not by way of hf: no Trainer here
+from groundkern.hf.data.example import GroundedExample
+from groundkern.hf.data.geometry import image_geometry
 from trainer.inspection.views import View, framed
 from trainer.prepare.grid import visual_grid
 

@@ -18,6 +18,8 @@ MOST = 3_000_000  # pixels of a picture on the page: the small print of a scanne
 LEGIBLE = 500  # smaller images are shown by so many times their size that stays below this
 EXACT = 100_000  # pixels up to which a picture is PNG; a larger one is, if it has few colours
 COLOURS = 16
+LARGER = Image.Resampling.BICUBIC
+SMALLER = Image.Resampling.HAMMING  # as sharp as bicubic there, for half of the time
 
 Rect = tuple[float, float, float, float]
 Size = tuple[int, int]
@@ -117,19 +119,20 @@ def drawn(image: Image.Image, view: View) -> Image.Image:
         edges = [edge * side for edge, side in zip(view.frame, image.size * 2)]
         inner = [edge - start for edge, start in zip(edges, outer[:2] * 2)]
         inner = [min(max(0.0, edge), side) for edge, side in zip(inner, size * 2)]
-        seen = seen.resize(view.seen, Image.Resampling.BICUBIC, tuple(inner))
+        smaller = view.seen[0] * view.seen[1] < size[0] * size[1]
+        seen = seen.resize(view.seen, SMALLER if smaller else LARGER, tuple(inner))
     if seen.width * seen.height > MOST:  # as `framed` says
-        seen = seen.resize((view.width, view.height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        seen = seen.resize((view.width, view.height), SMALLER, reducing_gap=2.0)
     return seen
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as the page holds it: PNG if it is small or has few colours, else JPEG.
+    """A picture as the page holds it: PNG if it is small, translucent or has few colours, else JPEG.
 
     A scan or a photo takes a fifth of PNG as JPEG, and a fiftieth of the time.
     """
     buffer, size = io.BytesIO(), picture.width * picture.height
-    if size <= EXACT or picture.getcolors(COLOURS):
+    if size <= EXACT or picture.mode == "RGBA" or picture.getcolors(COLOURS):
         kind = "png"
         picture.save(buffer, "PNG")
     else:

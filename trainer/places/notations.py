@@ -11,6 +11,7 @@ with its tags, the object of a JSON list.
 from __future__ import annotations
 
 import html
+import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -96,9 +97,10 @@ class Notation:
 
     def find(self, text: str) -> Iterator[Mark]:
         """The marks of a text in their order, also those whose corners are swapped."""
-        items = list(self.items(text)) if self.items is not None else []
+        places = list(self.places(text))
+        items = list(self.items(text)) if places and self.items is not None else []
         starts = [item.start for item in items]
-        for numbers, whole, (start, stop) in self.places(text):
+        for numbers, whole, (start, stop) in places:
             at = bisect_right(starts, start) - 1
             item = items[at] if at >= 0 and stop <= items[at].stop else Item(start, stop, None)
             image = None
@@ -193,6 +195,9 @@ POINTS = (
 """Notations of points, likewise."""
 
 
+_DIGIT = re.compile(r"\d")
+
+
 def sound(mark: Mark) -> bool:
     """Whether a mark is a point, or a box with its corners in order and an area."""
     if not mark.is_box:
@@ -212,6 +217,8 @@ def marks_in(text: str, *, only: Collection[str] = ()) -> list[Mark]:
         Of the first notation that the text has a box of, and of the first that it has a point of;
         swapped corners and boxes without an area too.
     """
+    if not _DIGIT.search(text):  # most turns of a chat
+        return []
     boxes = _first(BOXES, text, only)
     starts = [mark.span[0] for mark in boxes]
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
-from groundkern.hf import image_geometry, load_processor
+from groundkern.hf.data.geometry import image_geometry  # not by way of hf: no Trainer here
+from groundkern.hf.data.processor import load_processor
 from groundkern.maps import patch_grid
 from trainer.config import ConfigError
 

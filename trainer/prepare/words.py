@@ -189,7 +189,7 @@ class ReadWords:
         if self.rules is None:
             counts["words_written"] += len(words)
             return words
-        from groundkern.hf import Word
+        from groundkern.hf.data.example import Word
         from trainer.data.images import SampleError
         from trainer.prepare.grid import visual_grid
 

@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import time
+from itertools import pairwise
+from statistics import median
 
 import pytest
 from PIL import Image
@@ -66,6 +69,27 @@ def test_order_images_rejects_and_counts(tmp_path, workers):
         {"where": "n21", "reason": "too dull", "original": "left out"},
     ]
     assert not list(path.parent.rglob("*.partial"))
+
+
+def slow(item) -> Made:
+    """An engine that takes 50 ms; the sample says when it was busy, and in which process."""
+    began = time.monotonic()
+    time.sleep(0.05)
+    times = {"pid": os.getpid(), "began": began, "ended": time.monotonic()}
+    return Made([sample(item.value, meta=times)])
+
+
+def test_workers_are_busy(tmp_path):
+    path = tmp_path / "out.jsonl"
+    prepare(source(*map(str, range(32))), slow, output=path, settings=SETTINGS, workers=2)
+    spans: dict[int, list[tuple[float, float]]] = {}
+    for line in path.read_text().splitlines():
+        meta = json.loads(line)["meta"]
+        spans.setdefault(meta["pid"], []).append((meta["began"], meta["ended"]))
+    assert len(spans) == 2
+    for each in spans.values():
+        gaps = [behind[0] - before[1] for before, behind in pairwise(each)]
+        assert median(gaps) < 0.1 * 0.05  # of most: a loaded machine delays a few
 
 
 def test_a_bad_one_stops_if_asked_and_the_rerun_continues_behind_what_is_done(tmp_path):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 _SAME = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u2011": "-", "\u2019": "'"}
 )
+_BLANK = {number: " " for number in range(128) if chr(number).isspace()}
 _CURRENCY = "".join(c for c in map(chr, range(0x3000)) if unicodedata.category(c) == "Sc")
 _CONFUSED = str.maketrans("il|o", "1110")  # letters that OCR reads for digits
 # Letters that are no accents and yet part of the letter before them: the vowels and finals of
@@ -142,6 +143,8 @@ def _number(match: re.Match, text: str, origin: list[int]) -> Token:
 
 def _folded(text: str) -> tuple[str, list[int]]:
     """NFKC and casefold, cluster by cluster, and where in `text` each character comes from."""
+    if text.isascii():  # the usual case: nothing combines, nothing changes its length
+        return text.lower().translate(_BLANK), list(range(len(text)))
     folded, origin = [], []
     start = 0
     while start < len(text):

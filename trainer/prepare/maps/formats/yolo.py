@@ -40,6 +40,7 @@ KEYPOINTS = "poses whose key points were not used"
 _NAMES = ("classes.txt", "obj.names")
 _YAML = (".yaml", ".yml")
 _TWINS = {"labels": "images", "labelTxt": "images", "Annotations": "Images"}
+_USUAL = (".jpg", ".png", ".jpeg")  # endings of images, looked for before all others
 _LARGEST = 1 << 20  # bytes of a list of names
 
 
@@ -91,7 +92,7 @@ def _may_be(file: Path) -> bool:
 
 def _image(file: Path, folder: Path, root: Path) -> str:
     """The image of a text file: in the twin of its folder or beside it, or in `--images`."""
-    known = Image.registered_extensions()
+    known = dict.fromkeys([*_USUAL, *Image.registered_extensions()])
     base = root if file.is_relative_to(root) else folder
     parts = list(file.relative_to(base).with_suffix("").parts)
     stems = []
