@@ -190,6 +190,17 @@ def test_a_label_image_without_a_value_is_all_of_its_labels(root):
     assert np.array_equal(found, inside() | (np.arange(WIDTH) == 0))
 
 
+def test_the_border_that_voc_leaves_open_is_inside_only_by_its_number(root):
+    edge = np.arange(WIDTH) == 0
+    labels = Image.fromarray(np.uint8(np.where(edge, 255, inside() * 7)), "P")
+    for palette, void in (([224, 224, 192], True), ([255, 255, 255], False)):
+        labels.putpalette([0, 0, 0] * 255 + palette)
+        labels.save(root / "voc.png")
+        wanted = inside() if void else inside() | edge
+        assert np.array_equal(raster(root, mask="voc.png").values.numpy(), wanted)
+        assert raster(root, mask="voc.png", mask_value=255).values.sum() == HEIGHT
+
+
 def test_regions_of_one_label_image_have_their_own_masks(root):
     value = record(mask="labels.png", mask_value=7)
     value["regions"] += [{"text": "a", "mask": "labels.png", "mask_value": 3}]
@@ -226,7 +237,7 @@ RUNS = {"size": [20, 40], "counts": [0, 800]}
         ({"mask": "there.png"}, "got 'there.png', which is not there"),
         ({"mask": "../a.png"}, "expected a relative path inside the data root"),
         ({"mask": "mask.jpg"}, "expected a PNG, got JPEG in 'mask.jpg'"),
-        ({"mask": "text.npy"}, "expected an image in a known format"),
+        ({"mask": "int.npy"}, "expected a PNG or run lengths (a .npy is a `heat`), got 'int.npy'"),
         ({"mask": "many.png"}, "expected at most 9999 pixels, got 500 x 250 in 'many.png'"),
         ({"mask": "across.png"}, "a mask of the ratio of its image, 40 x 20, got 20 x 40"),
         ({"mask_value": 3, "box": [0, 0, 9, 9]}, "mask_value`: expected a label image as `mask`"),

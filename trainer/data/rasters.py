@@ -24,7 +24,10 @@ from trainer.wording import short
 
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _STEP = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey of 2 and 4 bits
-Pictures = dict[Path, NDArray]  # decoded already: regions often share a label image
+_VOID, _VOIDS_COLOUR = 255, [224, 224, 192]  # what VOC leaves open, in its palette
+
+# Decoded already, since regions often share a label image: its numbers, and the one that is void.
+Pictures = dict[Path, tuple[NDArray, int | None]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class RasterField:
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A PNG; inside is `value`, or if that is None whatever is not 0."""
+    """A PNG; inside is `value`, or if that is None whatever is not 0 and not void."""
 
     path: Path
     value: int | None
@@ -70,10 +73,15 @@ class MaskFile:
         """Raises `SampleError` if it cannot be decoded, or if nothing is inside."""
         if self.path not in pictures:
             pictures[self.path] = _pixels(self.path, self.place)
-        pixels = pictures[self.path]
-        inside = pixels != 0 if self.value is None else pixels == self.value
+        pixels, void = pictures[self.path]
+        what = f"of the value {self.value}"
+        if self.value is not None:
+            inside = pixels == self.value
+        elif void is None:
+            inside, what = pixels != 0, "that is not 0"
+        else:
+            inside, what = (pixels != 0) & (pixels != void), f"that is not 0 or {void}, VOC's void"
         if not inside.any():
-            what = "that is not 0" if self.value is None else f"of the value {self.value}"
             raise self.place.wrong(f"a mask with a pixel {what}", f"none in {self.path.name!r}")
         return _raster(inside)
 
@@ -104,7 +112,7 @@ class HeatFile:
         if self.path.suffix == ".npy":
             values = np.asarray(_mapped(self.path, self.place))
         else:
-            values = _pixels(self.path, self.place, grey=True)
+            values, _ = _pixels(self.path, self.place, grey=True)
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high < float("inf")):  # not a number is neither
             got = f"{low} to {high} in {self.path.name!r}"
@@ -178,6 +186,8 @@ def find_mask(mask: Any, value: int | None, place: RasterField) -> MaskFile | Ru
         SampleError: as `find_rasters`.
     """
     if isinstance(mask, str):
+        if mask.endswith(".npy"):
+            raise place.wrong("a PNG or run lengths (a .npy is a `heat`)", repr(mask)[:80])
         path, size = _png(mask, place)
         place.fits(size, "mask", square=False)
         return MaskFile(path, value, place)
@@ -244,14 +254,16 @@ def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
     return found, image_size(found, **limit)
 
 
-def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
-    """The numbers of a PNG's pixels, upright: [height, width]."""
+def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> tuple[NDArray, int | None]:
+    """The numbers of a PNG's pixels, upright: [height, width]; the one that is void, if any."""
     try:
         with opened(path, path.name, where=place.where, field=place.field) as image:
             if grey and image.mode not in _GREY:
                 raise place.wrong("a grey PNG", f"mode {image.mode} in {path.name!r}")
             step = _STEP.get(str(image.tile[0][3]), 1) if image.tile else 1
             image.load()
+            palette = image.getpalette() if image.mode == "P" else None
+            void = _VOID if palette and palette[3 * _VOID :] == _VOIDS_COLOUR else None
             image = ImageOps.exif_transpose(image)
             if image.mode in ("LA", "RGBA", "PA"):
                 if image.getextrema()[-1][0] < 255:
@@ -261,7 +273,7 @@ def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> NDArray:
             pixels = np.asarray(image)
             if pixels.ndim == 3:  # red + 256 green + 65536 blue, as COCO's panoptic ids
                 pixels = np.dot(pixels, np.array([1, 1 << 8, 1 << 16], np.uint32))
-            return pixels // step if step > 1 else pixels
+            return pixels // step if step > 1 else pixels, void
     except SampleError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file

@@ -164,9 +164,10 @@ def _fill(pages: Pages, show: Show, indices: Sequence[int], count: int) -> tuple
 def _status(dataset: JsonLinesDataset, drawn: int, failed: int) -> int:
     """1, with a sentence, if nothing of the file or of what is shown can be used."""
     if len(dataset) == 0:
-        why = f"expected samples, got {len(dataset.bad):,} lines that cannot be used"
+        why = "expected samples, got an empty file"
         if dataset.bad:
-            why += f"; the first: {dataset.bad[0].where}: {dataset.bad[0].reason}"
+            why = f"expected samples, got {len(dataset.bad):,} lines that cannot be used; the first"
+            why += f": {dataset.bad[0].where}: {dataset.bad[0].reason}"
     elif failed and failed == drawn:
         why = f"expected samples that can be shown, got {failed:,} of {drawn:,} that cannot"
         why += "; the page says why"

@@ -28,7 +28,8 @@ MAX_PAGES = 10_000  # of a document
 MAX_PAGE_PIXELS = 40_000_000  # of a rendered page: A0 at 150 dots per inch has 35 million
 POINT = 72  # units of a PDF in an inch
 _REDUCED = 0b101  # of a TIFF's NewSubfileType: a smaller copy of another page, or its mask
-_NEW_SUBFILE_TYPE = 254
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
+_REDUCED_BEFORE = 2  # of the SubfileType that TIFF 5 replaced, and scanners still write
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,20 @@ def page_frames(file: Path, kind: str, *, where: str) -> list[int]:
                 except Exception as error:  # Pillow's readers raise nearly anything
                     got = f"{file.name!r} ({error})"
                     raise wrong(where, "document", "a readable TIFF", got) from None
-                subfile = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
-                if not (isinstance(subfile, int) and subfile & _REDUCED):
+                if not _smaller(image):
                     frames.append(frame)
     if not 0 < len(frames) <= MAX_PAGES:
         got = "none" if not frames else "more"
         raise wrong(where, "document", f"1 to {MAX_PAGES} pages", got)
     return frames
+
+
+def _smaller(frame: Image.Image) -> bool:
+    """Whether a frame of a TIFF is a smaller copy of another, or its mask."""
+    subfile = frame.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
+    if frame.tag_v2.get(_SUBFILE_TYPE) == _REDUCED_BEFORE:
+        return True
+    return isinstance(subfile, int) and bool(subfile & _REDUCED)
 
 
 def page_image(page: Page, dpi: float, *, where: str) -> Image.Image:

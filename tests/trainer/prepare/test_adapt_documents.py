@@ -77,6 +77,24 @@ def test_funsd_questions_and_the_words_of_their_answers(tmp_path, capsys):
     assert [r["char_span"] for r in name["regions"]] == [[8, 11], [12, 14], [15, 23]]
 
 
+def test_questions_that_a_page_asks_several_times_are_passed_over(tmp_path, capsys):
+    form = [
+        entity(0, "question", word("Date:", 10), links=[(0, 3)]),
+        entity(1, "question", word(" DATE: ", 30), links=[(1, 4)]),
+        entity(2, "question", word("Name:", 50), links=[(2, 3)]),
+        entity(3, "answer", word("May", 70)),
+        entity(4, "answer", word("June", 90)),
+        entity(5, "question", word("name:", 120)),
+    ]
+    data = tmp_path / "data"
+    picture(data / "training_data" / "images" / "p.png", WIDTH, HEIGHT)
+    write(data / "training_data" / "annotations" / "p.json", {"form": form})
+    _, (sample,), rejected = adapt(tmp_path, "funsd", data)
+    assert said(sample) == ('What is filled in for "Name:"?', "May")
+    assert "to be asked once, got 2 times" in rejected[0]["reason"]
+    assert "2  passed over: questions that a page asks several times" in capsys.readouterr().out
+
+
 def test_xfund_files_by_split(tmp_path):
     picture(tmp_path / "x" / "zh_train_0.jpg", WIDTH, HEIGHT)
     form = [
@@ -269,6 +287,19 @@ def test_screenshots_that_are_wrong(tmp_path, capsys):
     assert (len(samples), len(rejected)) == (1, 7)
     assert "coordinates within 1 x 1" in rejected[0]["reason"] + rejected[1]["reason"]
     assert "1  passed over: images without annotations" in capsys.readouterr().out
+
+
+def test_instructions_of_several_elements_are_passed_over(tmp_path, capsys):
+    picture(tmp_path / "a.png", WIDTH, HEIGHT)
+    names = ("Read more", "Home", "Read more ")
+    elements = [
+        {"instruction": name, "bbox": [0.1, 0.1 * i, 0.3, 0.1 * i + 0.1]}
+        for i, name in enumerate(names)
+    ]
+    data = write(tmp_path / "d.json", [{"img_filename": "a.png", "elements": elements}])
+    _, (sample,), rejected = adapt(tmp_path, "screenspot", data)
+    assert (said(sample)[0], len(rejected)) == ("Home", 2)
+    assert "2  passed over: instructions that several elements have" in capsys.readouterr().out
 
 
 def test_objects_of_visual_genome_by_name(tmp_path):

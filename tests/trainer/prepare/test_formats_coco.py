@@ -117,6 +117,25 @@ def test_an_image_of_another_size_than_annotated_is_refused(root):
     assert lost["reason"] == "`size`: expected an image of 40 x 20, as annotated, got 20 x 10"
 
 
+def test_an_image_is_not_given_to_two_of_its_name(root):
+    names = ("left/a.png", "right/a.png", "moved/b.png")
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    box = {"category_id": 1, "bbox": [1, 1, 5, 5]}
+    places = [{**box, "image_id": i} for i in range(3)]
+    _, (sample,), rejected = coco(root, *places, images=images)
+    assert sample["images"] == ["b.png"]
+    assert [each["reason"].partition("got ")[2][:12] for each in rejected] == [
+        "'left/a.png'", "'right/a.png"
+    ]  # fmt: skip
+
+
+def test_polygons_of_annotations_without_an_id_are_things_of_their_own(root):
+    halves = [[0, 0, 4, 0, 4, 4], [6, 0, 9, 0, 9, 4]]
+    place = {"image_id": 1, "category_id": 1, "segmentation": halves}
+    _, (sample,), _ = coco(root, place, place, words=("--answer", "{count}"))
+    assert said(sample)[1] == "2"
+
+
 def test_segments_of_panoptic_files_are_annotations(root):
     segments = [
         {"id": 7, "category_id": 18, "bbox": [1, 1, 2, 2], "iscrowd": 0},

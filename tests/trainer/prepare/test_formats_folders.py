@@ -105,6 +105,19 @@ def test_voc_beside_its_images(tmp_path):
     assert sample["images"] == ["train/a.jpg"]
 
 
+def test_two_folders_with_the_same_names_keep_their_images(tmp_path):
+    for name, width in (("a", 200), ("b", 100), ("", 50)):
+        picture(tmp_path / "JPEGImages" / name / "1.jpg", width, 100)
+    for name in ("a", "b", "c"):
+        text = f"<annotation><filename>1.jpg</filename>{thing('dog', 1, 1, 9, 9)}</annotation>"
+        file = tmp_path / "Annotations" / name / "1.xml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    _, samples, (lost,) = made(tmp_path, "voc")
+    assert [s["images"] for s in samples] == [["JPEGImages/a/1.jpg"], ["JPEGImages/b/1.jpg"]]
+    assert "'JPEGImages/c/1.jpg', which is not there" in lost["reason"]
+
+
 # YOLO
 
 
@@ -207,3 +220,37 @@ def test_yolo_refuses_names_that_are_none(yolo, capsys, text, message):
     yolo("0 0.5 0.5 0.2 0.4\n", text)
     assert made(yolo.folder, "yolo", data=yolo.folder / "data.yaml")[0] == 2
     assert message in capsys.readouterr().err
+
+
+def test_yolo_refuses_lists_of_names_that_disagree(yolo, capsys):
+    yolo("0 0.5 0.5 0.2 0.4\n")
+    other = yolo.folder / "labels" / "classes.txt"
+    other.write_text("cat\ndog\n")
+    assert made(yolo.folder, "yolo", data=yolo.folder / "labels")[0] == 2
+    assert "expected one list of names, got" in capsys.readouterr().err
+    _, (sample,), _ = made(yolo.folder, "yolo", data=other)
+    assert said(sample)[1] == "cat"
+    other.write_text("dog\n")
+    assert made(yolo.folder, "yolo", data=yolo.folder / "labels")[0] == 0
+
+
+def test_dota_has_its_names_in_its_lines(tmp_path):
+    picture(tmp_path / "images" / "a.png", 200, 100)
+    (tmp_path / "labelTxt").mkdir()
+    (tmp_path / "labelTxt" / "a.txt").write_text("gsd:1\n10 10 30 20 20 40 0 30 ship 0\n")
+    _, (sample,), _ = made(tmp_path, "yolo")
+    assert (sample["images"], said(sample)[1]) == (["images/a.png"], "ship")
+
+
+def test_yolo_takes_no_image_of_another_folder_for_its_own(tmp_path):
+    (tmp_path / "classes.txt").write_text("dog\n")
+    picture(tmp_path / "img" / "a.png", 200, 100)
+    for part in ("train", "val"):
+        (tmp_path / "labels" / part).mkdir(parents=True)
+        (tmp_path / "labels" / part / "a.txt").write_text("0 0.5 0.5 0.2 0.4\n")
+    words = ("--images", tmp_path / "img")
+    _, samples, rejected = made(tmp_path, "yolo", *words)
+    assert (samples, len(rejected)) == ([], 3)  # the third: an image without annotations
+    (tmp_path / "labels" / "val" / "a.txt").unlink()
+    _, (sample,), _ = made(tmp_path, "yolo", *words)
+    assert sample["images"] == ["a.png"]

@@ -158,9 +158,10 @@ def test_tiff_pages_are_those_of_the_file_and_turned_one_by_one(tmp_path):
     assert [page.size for page in pages] == [PNG, PNG[::-1], PNG[::-1]]
 
 
-def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path):
+@pytest.mark.parametrize("tag", [{254: 1}, {254: 4}, {255: 2}])
+def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path, tag):
     frames = [Image.new("RGB", size, "red") for size in (PNG, (12, 8))]
-    frames[1].encoderinfo = {"tiffinfo": {254: 1}}
+    frames[1].encoderinfo = {"tiffinfo": tag}
     frames[0].save(tmp_path / "a.tif", "TIFF", save_all=True, append_images=frames[1:])
     assert page_frames(tmp_path / "a.tif", "TIFF", where="a.tif") == [0]
     made, _, _ = run(tmp_path, tmp_path / "out.jsonl")

@@ -24,8 +24,9 @@ from trainer.config import ConfigError
 from trainer.data.dataset import MAX_LINE
 from trainer.data.images import SampleError, wrong
 from trainer.prepare.adapt.common import Options, embedded, tables
+from trainer.prepare.namesakes import Images, Where
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, first_there, numbers, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, numbers, size_of
 from trainer.prepare.reading import plain_json
 from trainer.prepare.sources import Item, Source, Unusable, listed
 from trainer.records import chat_sample
@@ -66,6 +67,7 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
     root = options.images or options.data
 
     def read() -> Iterator[tuple[str, Any]]:
+        images = Images(root, lambda: (_where(file, root) for file in files))
         for file in files:
             name = os.path.relpath(file, options.data)
             try:
@@ -75,11 +77,17 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
             except (OSError, ValueError) as error:
                 yield name, Unusable(name, f"expected a receipt's JSON ({error})")
                 continue
-            stem = os.path.relpath(file.parent.parent / "image" / file.stem, root)
-            image = first_there(root, [s + e for s in (stem, file.stem) for e in (".png", ".jpg")])
+            image = images.find(_where(file, root))
             yield name, {"receipt": found, "path": image}
 
     return listed(read, files), root
+
+
+def _where(file: Path, root: Path) -> Where:
+    """Where a receipt's image lies beside its JSON, and by its name alone."""
+    beside = os.path.relpath(file.parent.parent / "image" / file.stem, root)
+    places, by_name = ([stem + end for end in (".png", ".jpg")] for stem in (beside, file.stem))
+    return Where(str(file), places, by_name)
 
 
 def convert(item: Item, options: Options) -> Made:

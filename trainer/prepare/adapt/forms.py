@@ -3,11 +3,13 @@
 An entity has `id`, `text`, `label` (question, answer, header, other), `box` [x0, y0, x1, y1] in
 pixels, `words` of `text` and `box`, and `linking`, pairs of ids. A question and the answers that it
 is linked to are one sample; each word of an answer is a region of its own. All words of the page
-are `words`.
+are `words`. What a page asks and answers several times ("Date:") is passed over, since the question
+alone does not say which of them is meant.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,14 +38,16 @@ def questions(entities: Any, image: str, where: str) -> Iterator[tuple[str, Any]
     known = {e["id"]: e for e in entities if isinstance(e.get("id"), int | str)}
     linked = _links(entities)
     words = [word for e in entities for word in _words(e)]
+    found = []
     for i, entity in enumerate(entities):
-        if entity.get("label") != "question":
-            continue
-        there = f"{where}[{i}]"
-        number = entity.get("id") if isinstance(entity.get("id"), int | str) else None
-        others = [known[other] for other in linked.get(number, ()) if other in known]
-        answers = [other for other in others if other.get("label") == "answer"]
-        said = [answer for answer in answers if _text(answer)]
+        if entity.get("label") == "question":
+            number = entity.get("id") if isinstance(entity.get("id"), int | str) else None
+            others = [known[other] for other in linked.get(number, ()) if other in known]
+            answers = [other for other in others if other.get("label") == "answer"]
+            said = [answer for answer in answers if _text(answer)]
+            found.append((f"{where}[{i}]", entity, others, answers, said))
+    times = Counter(_asked(entity) for _, entity, *_, said in found if said)
+    for there, entity, others, answers, said in found:
         if not _text(entity):
             kind, why = "questions without text", "`text`: expected a question, got none"
             yield there, Unusable(entity, why, kind)
@@ -51,6 +55,10 @@ def questions(entities: Any, image: str, where: str) -> Iterator[tuple[str, Any]
             kind = "questions with an empty answer" if answers else "questions without an answer"
             got = ", ".join(sorted({str(other.get("label"))[:20] for other in others})) or "nothing"
             yield there, Unusable(entity, f"`linking`: expected an answer, got {got}", kind)
+        elif (number := times[_asked(entity)]) > 1:
+            kind = "questions that a page asks several times"
+            why = f"`text`: expected {_text(entity)!r:.80} to be asked once, got {number} times"
+            yield there, Unusable(entity, why, kind)
         else:
             yield there, {"image": image, "question": entity, "answers": said, "words": words}
 
@@ -72,6 +80,11 @@ def _links(entities: list[dict]) -> dict[Any, list]:
 def _text(entity: dict) -> str:
     text = entity.get("text")
     return text.strip() if isinstance(text, str) else ""
+
+
+def _asked(entity: dict) -> str:
+    """A question without what does not tell it from another: spaces, and the case of letters."""
+    return " ".join(_text(entity).split()).casefold()
 
 
 def _words(entity: dict) -> list[dict]:

@@ -17,8 +17,8 @@ from trainer.config import ConfigError
 from trainer.data.dataset import MAX_LINE
 from trainer.prepare.adapt import forms
 from trainer.prepare.adapt.common import Options
+from trainer.prepare.namesakes import Images, Where
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import first_there
 from trainer.prepare.reading import plain_json
 from trainer.prepare.sources import Item, Source, Unusable, listed
 
@@ -40,6 +40,7 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
     root = options.images or data
 
     def read() -> Iterator[tuple[str, Any]]:
+        images = Images(root, lambda: (_where(os.path.relpath(file, data)) for file in files))
         for file in files:
             name = os.path.relpath(file, data)
             try:
@@ -50,12 +51,16 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
             except (OSError, ValueError, TypeError, KeyError) as error:
                 yield name, Unusable(name, f"expected JSON with a form, got {error!r}")
                 continue
-            beside = Path(name).parent.parent / "images" / file.stem
-            stems = [str(beside), file.stem, f"images/{file.stem}"]
-            image = first_there(root, [stem + ending for stem in stems for ending in _ENDINGS])
-            yield from forms.questions(form, image, name)
+            yield from forms.questions(form, images.find(_where(name)), name)
 
     return listed(read, files), root
+
+
+def _where(name: str) -> Where:
+    """Where a page's image lies beside its annotation, and by its name alone."""
+    folder, stem = Path(name).parent.parent, Path(name).stem
+    by_name = [each + ending for each in (stem, f"images/{stem}") for ending in _ENDINGS]
+    return Where(name, [f"{folder}/images/{stem}{ending}" for ending in _ENDINGS], by_name)
 
 
 def convert(item: Item, options: Options) -> Made:

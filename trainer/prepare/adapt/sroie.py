@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from trainer.config import ConfigError
 from trainer.prepare.adapt.common import Options
+from trainer.prepare.namesakes import Images, Where
 from trainer.prepare.pipeline import Made
 from trainer.prepare.placing import Frame, Phrasing, first_there, size_of
 from trainer.prepare.reading import plain_json, split_lines
@@ -50,13 +51,21 @@ def inputs(options: Options) -> tuple[Source, Path | None]:
     root = options.images or options.data
 
     def read() -> Iterator[tuple[str, Any]]:
+        images = Images(root, lambda: (_where(key, root) for key in keys))
         for key in keys:
-            yield from _values(key, options.data, root)
+            yield from _values(key, options.data, images.find(_where(key, root)))
 
     return listed(read, keys), root
 
 
-def _values(key: Path, data: Path, root: Path) -> Iterator[tuple[str, Any]]:
+def _where(key: Path, root: Path) -> Where:
+    """Where a receipt's image lies beside its values, and by its name alone."""
+    beside = os.path.relpath(key.parent.parent / "img" / key.stem, root)
+    places, by_name = ([stem + end for end in _ENDINGS] for stem in (beside, key.stem))
+    return Where(str(key), places, by_name)
+
+
+def _values(key: Path, data: Path, image: str) -> Iterator[tuple[str, Any]]:
     where, folder = os.path.relpath(key, data), key.parent.parent
     try:
         found = plain_json(_text(key))
@@ -67,8 +76,6 @@ def _values(key: Path, data: Path, root: Path) -> Iterator[tuple[str, Any]]:
     except (OSError, ValueError) as error:
         yield where, Unusable(where, f"expected a receipt's values and lines ({error})")
         return
-    beside = os.path.relpath(folder / "img" / key.stem, root)
-    image = first_there(root, [stem + e for stem in (beside, key.stem) for e in _ENDINGS])
     for name in FIELDS:
         value, there = found.get(name), f"{where}: {name}"
         if not isinstance(value, str) or not value.strip():

@@ -26,9 +26,8 @@ from trainer.prepare.maps.formats.common import (
     is_size,
     only_file,
     passed,
-    where_it_may_be,
 )
-from trainer.prepare.placing import first_there
+from trainer.prepare.namesakes import Images, Where, last_of, within
 from trainer.prepare.reading import Table, json_array
 from trainer.prepare.sources import Unusable
 
@@ -59,6 +58,7 @@ def opened(options: Options) -> Annotations:
             if isinstance(record, dict):
                 labels.add(record.get("id"), record.get("name"))
         placed = Table()
+        images = Images(options.root, lambda: _everyone(named))
         for i, record in enumerate(json_array(data, None if results else "annotations")):
             field = f"[{i}]" if results else f"annotations[{i}]"
             where = f"{data.name}{field}" if results else f"{data.name}: {field}"
@@ -70,10 +70,12 @@ def opened(options: Options) -> Annotations:
                 if isinstance(found, Unusable):
                     yield there, found
                     continue
+                thing = there.removeprefix(f"{data.name}: ")
+                group = {} if len(found[1]) == 1 else {"group": thing}
                 for place in found[1]:
-                    groups.add(found[0], {**place, "field": there.removeprefix(f"{data.name}: ")})
+                    groups.add(found[0], {**place, **group, "field": thing})
         for (image, label, size), places in groups.groups():
-            name = first_there(options.root, where_it_may_be(image, "images"))
+            name = images.find(_where(image))
             record = {"image": name, "label": label, "places": places}
             where = f"{data.name}: {image!r:.100} {label!r:.100}"
             yield where, {**record, "size": size} if is_size(size) else record
@@ -81,6 +83,17 @@ def opened(options: Options) -> Annotations:
             yield from _without(named, placed)
 
     return Annotations(read, list(dict.fromkeys([data, named])), options.root)
+
+
+def _everyone(file: Path) -> Iterator[Where]:
+    for record in json_array(file, "images"):
+        if isinstance(record, dict) and isinstance(name := record.get("file_name"), str):
+            yield _where(name)
+
+
+def _where(name: str) -> Where:
+    """Where an image lies by its path, and by its name alone."""
+    return Where(name, within(name, "images"), within(last_of(name), "images"))
 
 
 def _starts_with(file: Path, first: bytes) -> bool:
@@ -135,13 +148,11 @@ def places_of(record: dict, prefer: str) -> list[dict] | Unusable:
         return passed(record, UNPLACED, "expected a `bbox` or a `segmentation`, got neither")
     if shape is None or (box is not None and prefer == "box"):
         return [{"box": box, "order": "xywh"}]
-    thing = record.get("id")
     if isinstance(shape, dict):
         return [{"mask": {name: shape.get(name) for name in ("size", "counts")}}]
     if not isinstance(shape, list) or not all(map(_flat, shape)):
         return Unusable(record, "`segmentation`: expected lists of x, y, ... or run lengths")
-    group = {} if len(shape) == 1 else {"group": f"annotation {thing!r:.40}"}
-    return [{"polygon": _pairs(part), **group} for part in shape]
+    return [{"polygon": _pairs(part)} for part in shape]
 
 
 def _flat(part: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -73,7 +73,7 @@ def by_label(where: str, image: str, places: Iterable[Labelled], size: Any = Non
     """
     groups: dict[str, list[dict]] = {}
     for label, place in places:
-        groups.setdefault(label, []).append(place)
+        groups.setdefault(label.strip(), []).append(place)
     for label, found in groups.items():
         record = {"image": image, "label": label, "places": found}
         yield f"{where}: {label!r}", record if size is None else {**record, "size": size}
@@ -119,14 +119,6 @@ def image_files(root: Path) -> Iterator[str]:
         for name in sorted(files):
             if os.path.splitext(name)[1].lower() in known and not name.startswith("."):
                 yield os.path.relpath(os.path.join(folder, name), root)
-
-
-def where_it_may_be(path: str, *folders: str) -> list[str]:
-    """Where an image may lie below the root: as annotated, by its name alone, in `folders`."""
-    path = path.replace("\\", "/")
-    name = PurePosixPath(path).name
-    places = [path, *(f"{folder}/{path}" for folder in folders)]
-    return list(dict.fromkeys([*places, name, *(f"{folder}/{name}" for folder in folders)]))
 
 
 def passed(original: Any, kind: str, why: str) -> Unusable:

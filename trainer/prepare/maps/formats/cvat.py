@@ -11,6 +11,7 @@ Source: docs.cvat.ai, XML annotation format 1.1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -24,11 +25,11 @@ from trainer.prepare.maps.formats.common import (
     only_file,
     passed,
     unplaced,
-    where_it_may_be,
 )
 from trainer.prepare.maps.formats.masks import from_rows, pasted
 from trainer.prepare.maps.formats.shapes import corners, ellipse, turned
 from trainer.prepare.markup import xml_children
+from trainer.prepare.namesakes import Images, Where, last_of, within
 from trainer.prepare.placing import first_there
 from trainer.prepare.reading import Table
 from trainer.prepare.sources import Unusable
@@ -49,12 +50,13 @@ def opened(options: Options) -> Annotations:
 
     def read() -> Records:
         frames, size = Table(), None
+        images = Images(root, lambda: _everyone(data))
         for number, element in enumerate(xml_children(data)):
             if element.tag == "meta":
                 size = _size(element, "task/original_size/width", "task/original_size/height")
             elif element.tag == "image":
                 if options.split in (None, element.get("subset")):
-                    yield from _of_image(element, number, data.name, options)
+                    yield from _of_image(element, number, data.name, images)
             elif element.tag == "track":
                 yield from _of_track(element, number, data.name, size, frames)
         for (frame, label), places in frames.groups():
@@ -67,6 +69,20 @@ def opened(options: Options) -> Annotations:
     return Annotations(read, [data], root)
 
 
+def _everyone(file: Path) -> Iterator[Where]:
+    for element in xml_children(file):
+        if element.tag == "image" and element.get("name"):
+            yield _where(element)
+
+
+def _where(element: Element) -> Where:
+    """Where an image lies by its subset and name, and without its subset or folders."""
+    name = element.get("name") or ""
+    path = "/".join(filter(None, [element.get("subset"), name]))
+    short = [*within(name, "images"), *within(last_of(name), "images")]
+    return Where(path, within(path, "images")[::-1], short)
+
+
 def _size(element: Element, across: str, down: str) -> list[int] | None:
     """(width, height) that an element has as texts or, without a path, as attributes."""
     texts = [element.findtext(name) or element.get(name) or "" for name in (across, down)]
@@ -74,14 +90,13 @@ def _size(element: Element, across: str, down: str) -> list[int] | None:
     return size if is_size(size) else None
 
 
-def _of_image(element: Element, number: int, name: str, options: Options) -> Records:
+def _of_image(element: Element, number: int, name: str, images: Images) -> Records:
     where = f"{name}: image[{element.get('id', number)}]"
     image, size = element.get("name") or "", _size(element, "width", "height")
     if not image:
         yield where, Unusable(dict(element.attrib), "`name`: expected the name of an image")
         return
-    folders = ["images", *(f"images/{s}" for s in [element.get("subset")] if s)]
-    path = first_there(options.root, [f"{folders[-1]}/{image}", *where_it_may_be(image, *folders)])
+    path = images.find(_where(element))
     places: list[tuple[str, dict]] = []
     if not len(element):
         yield where, unplaced(image)

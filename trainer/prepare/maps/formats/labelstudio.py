@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -34,7 +34,8 @@ from trainer.prepare.maps.formats.common import (
 )
 from trainer.prepare.maps.formats.masks import from_brush, pasted
 from trainer.prepare.maps.formats.shapes import corners, ellipse, turned
-from trainer.prepare.placing import first_there, numbers
+from trainer.prepare.namesakes import Images, Where
+from trainer.prepare.placing import numbers
 from trainer.prepare.reading import json_array
 from trainer.prepare.sources import Unusable
 
@@ -52,18 +53,19 @@ def opened(options: Options) -> Annotations:
     data = only_file(options.data, ".json", "one JSON export of Label Studio")
 
     def read() -> Records:
+        images = Images(options.root, lambda: _everyone(data))
         for i, task in enumerate(json_array(data)):
             where = f"{data.name}[{i}]"
             if not isinstance(task, dict):
                 unusable = isinstance(task, Unusable)
                 yield where, task if unusable else Unusable(task, "expected a task, an object")
                 continue
-            yield from _records(task, where, options)
+            yield from _records(task, where, images)
 
     return Annotations(read, [data], options.root)
 
 
-def _records(task: dict, where: str, options: Options) -> Records:
+def _records(task: dict, where: str, images: Images) -> Records:
     image = _address(task.get("data", task))
     if image is None:
         wanted = "expected one field of the task that names an image"
@@ -75,7 +77,7 @@ def _records(task: dict, where: str, options: Options) -> Records:
     if not found:
         yield where, unplaced(image)
         return
-    name = first_there(options.root, _candidates(image))
+    name = images.find(_where(image))
     places: list[tuple[str, dict]] = []
     sizes = set()
     for there, result in found:
@@ -203,23 +205,27 @@ def _is_image(address: str) -> bool:
     return ending in Image.registered_extensions()
 
 
-def _candidates(address: str) -> list[str]:
-    """Where the image of an address may lie below the root."""
+def _everyone(data: Path) -> Iterator[Where]:
+    for task in json_array(data):
+        if isinstance(task, dict) and (address := _address(task.get("data", task))) is not None:
+            yield _where(address)
+
+
+def _where(address: str) -> Where:
+    """Where an image lies below the root by its address, and by the end of that."""
     try:
         parts = urlsplit(address)
         path = unquote(parts.path)
         asked = parse_qs(parts.query).get("d")
     except ValueError:
-        return [address[:300]]
+        return Where(address, [address[:300]], [])
     if path.endswith("/data/local-files/") and asked:
         path = asked[0]
     path = path.partition("/data/upload/")[2] or path
-    path = path.lstrip("/")
-    steps = path.split("/")
-    found = ["/".join(steps[i:]) for i in range(min(len(steps), 16))]
-    name = steps[-1]
-    plain = _UPLOADED.sub("", name)
-    found += [f"images/{name}", plain, f"images/{plain}"]
-    return list(dict.fromkeys(name for name in found if name and ".." not in name.split("/"))) or [
-        address[:300]
-    ]
+    steps = path.lstrip("/").split("/")
+    if ".." in steps or not steps[-1]:
+        return Where(address, [address[:300]], [])
+    plain = _UPLOADED.sub("", steps[-1])
+    ends = ["/".join(steps[i:]) for i in range(1, min(len(steps), 16))]
+    by_name = [*ends, f"images/{steps[-1]}", plain, f"images/{plain}"]
+    return Where(address, ["/".join(steps)], by_name)

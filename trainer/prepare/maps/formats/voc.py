@@ -27,14 +27,14 @@ from trainer.prepare.maps.formats.common import (
     files_of,
     is_size,
     unplaced,
-    where_it_may_be,
 )
 from trainer.prepare.markup import plain_xml
-from trainer.prepare.placing import first_there
+from trainer.prepare.namesakes import Images, Where, last_of, within
 from trainer.prepare.reading import split_lines
 from trainer.prepare.sources import Unusable
 
 _LARGEST = 1 << 22  # bytes of a file
+_ENDINGS = (".jpg", ".png", ".jpeg")
 _NOTED = ("difficult", "truncated")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -46,16 +46,34 @@ def opened(options: Options) -> Annotations:
         ConfigError: there are none, or no such list.
     """
     top = options.data.parent if options.data.name == "Annotations" else options.data
-    within = top / "Annotations" if (top / "Annotations").is_dir() else options.data
+    base = top / "Annotations" if (top / "Annotations").is_dir() else options.data
     root = options.images or (top if top.is_dir() else top.parent)
     if options.split is None:
-        files = files_of(within, ".xml", "Pascal VOC's XML files")
+        files = files_of(base, ".xml", "Pascal VOC's XML files")
     else:
-        files = _listed(top / "ImageSets" / "Main" / f"{options.split}.txt", within)
+        files = _listed(top / "ImageSets" / "Main" / f"{options.split}.txt", base)
+
+    def named(file: Path) -> str:
+        return os.path.relpath(file, top) if top.is_dir() else file.name
+
+    def folders(file: Path) -> list[str]:  # of its image: the twin of its own, and its own
+        inner = os.path.relpath(file.parent, base if base.is_dir() else base.parent)
+        beside = os.path.relpath(file.parent, root)
+        own = [f"JPEGImages/{inner}", inner, beside]
+        return [folder for folder in own if not folder.startswith("..")]
+
+    def where(file: Path, image: str) -> Where:
+        # some tools keep the name that an image had before it was renamed with its XML
+        same = [f"{file.stem}{ending}" for ending in _ENDINGS]
+        names = [image.replace("\\", "/"), *same]
+        paths = (f"{folder}/{name}" for name in names for folder in folders(file))
+        by_name = [path for name in names for path in within(last_of(name), "JPEGImages")]
+        return Where(named(file), list(map(os.path.normpath, paths)), by_name)
 
     def read() -> Records:
+        images = Images(root, lambda: (where(file, f"{file.stem}.jpg") for file in files))
         for file in files:
-            name = os.path.relpath(file, top) if top.is_dir() else file.name
+            name = named(file)
             try:
                 if file.stat().st_size > _LARGEST:
                     raise ValueError(f"expected at most {_LARGEST} bytes")
@@ -63,12 +81,14 @@ def opened(options: Options) -> Annotations:
             except (OSError, ValueError) as error:
                 yield name, Unusable(name, f"expected Pascal VOC's XML ({error})")
                 continue
-            yield from _records(found, file, name, root, options.prefer)
+            image = (found.findtext("filename") or "").strip() or f"{file.stem}.jpg"
+            image = images.find(where(file, image))
+            yield from _records(found, name, image, images, options.prefer)
 
     return Annotations(read, [file for file in files if file.is_file()], root)
 
 
-def _listed(chosen: Path, within: Path) -> list[Path]:
+def _listed(chosen: Path, base: Path) -> list[Path]:
     """The annotation files of an image set, whose lines are a name and perhaps a number."""
     try:
         lines = split_lines(chosen.read_bytes().decode("utf-8-sig"))
@@ -78,25 +98,19 @@ def _listed(chosen: Path, within: Path) -> list[Path]:
     bad = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if bad:
         raise ConfigError(f"{chosen}: expected names of images, got {bad[0]!r:.80}")
-    return [within / f"{name}.xml" for name in names]
+    return [base / f"{name}.xml" for name in names]
 
 
-def _records(found: Element, file: Path, name: str, root: Path, prefer: str) -> Records:
-    image = (found.findtext("filename") or "").strip() or f"{file.stem}.jpg"
+def _records(found: Element, name: str, image: str, images: Images, prefer: str) -> Records:
     sizes = [found.findtext(f"size/{side}") or "" for side in ("width", "height")]
     size = [int(text) if text.strip().isdecimal() and len(text) < 9 else 0 for text in sizes]
-    # some tools keep the name that an image had before it was renamed with its XML
-    same = [f"{file.stem}{ending}" for ending in (".jpg", ".png", ".jpeg")]
-    beside = os.path.relpath(file.parent, root)
-    folders = ("JPEGImages", *(() if beside.startswith("..") else (beside,)))
-    candidates = [c for n in (image, *same) for c in where_it_may_be(n, *folders)]
-    image = first_there(root, candidates)
     places: list[tuple[str, dict]] = []
     things = found.findall("object")
     if not things:
         yield name, unplaced(name)
-    masks = f"SegmentationObject/{Path(image).stem}.png"
-    with_masks = prefer == "mask" and (root / masks).is_file()
+    inner = os.path.splitext(image.removeprefix("JPEGImages/"))[0]
+    masks = f"SegmentationObject/{inner}.png"
+    with_masks = prefer == "mask" and images.there(masks)
     for number, thing in enumerate(things, start=1):
         for field, label, place in _places(thing, f"object[{number - 1}]"):
             if isinstance(place, Unusable) or not label:

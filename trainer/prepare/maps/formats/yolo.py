@@ -4,7 +4,8 @@ Four numbers are a box (centre, width, height); six and more are a polygon's cor
 corners of a turned box (OBB). A file of poses says `kpt_shape` in its `data.yaml`: box, then key
 points, of which only the box is used. DOTA's lines (eight pixels, a name, a difficulty) are read
 too. Names are those of `data.yaml`, `classes.txt` or `obj.names`, in the folder or in the two above
-it. Images lie beside their files, or in `images` where these are in `labels`.
+it; lists that disagree are an error, and DOTA's lines need none. Images lie beside their files, or
+in `images` where these are in `labels`.
 
 Source: docs.ultralytics.com, detection, segmentation, pose and OBB data sets; Darknet's obj.names;
 captain-whu.github.io/DOTA.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from trainer.prepare.maps.formats.common import (
     passed,
     unplaced,
 )
+from trainer.prepare.namesakes import Images, Where, within
 from trainer.prepare.reading import split_lines
 from trainer.prepare.sources import Unusable
 
@@ -50,7 +53,7 @@ class Classes:
 
     names: dict[int, str]
     keypoints: tuple[int, int] | None
-    file: Path
+    file: Path | None
 
 
 def opened(options: Options) -> Annotations:
@@ -61,10 +64,10 @@ def opened(options: Options) -> Annotations:
     """
     data = options.data
     folder = data if data.is_dir() else data.parent
-    classes = _classes(data, folder)
     files = [file for file in files_of(folder, ".txt", "YOLO's .txt files") if _may_be(file)]
     if not files:
         raise ConfigError(f"{folder}: expected YOLO's .txt files, got none")
+    classes = _classes(data, folder, files)
     root = options.images or folder
     if options.images is None:  # of a folder within `labels`, the images are beside that
         for parent in (folder, *folder.parents):
@@ -74,25 +77,25 @@ def opened(options: Options) -> Annotations:
 
     def read() -> Records:
         seen = set()
+        images = Images(root, lambda: (_where(file, folder, root) for file in files))
         for file in files:
             name = os.path.relpath(file, folder)
-            image = _image(file, folder, root)
+            image = images.find(_where(file, folder, root))
             seen.add(image)
             yield from _records(file, name, image, (root / image).is_file(), classes)
         for image in image_files(root):
             if image not in seen:
                 yield image, unplaced(image)
 
-    return Annotations(read, [classes.file, *files], root)
+    return Annotations(read, [*filter(None, [classes.file]), *files], root)
 
 
 def _may_be(file: Path) -> bool:
     return file.name not in _NAMES
 
 
-def _image(file: Path, folder: Path, root: Path) -> str:
-    """The image of a text file: in the twin of its folder or beside it, or in `--images`."""
-    known = dict.fromkeys([*_USUAL, *Image.registered_extensions()])
+def _where(file: Path, folder: Path, root: Path) -> Where:
+    """Where a text file's image lies: in the twin of its folder or beside it; by its name alone."""
     base = root if file.is_relative_to(root) else folder
     parts = list(file.relative_to(base).with_suffix("").parts)
     stems = []
@@ -101,9 +104,13 @@ def _image(file: Path, folder: Path, root: Path) -> str:
             twin = [*parts[:i], _TWINS[parts[i]], *parts[i + 1 :]]
             stems += ["/".join(twin), "/".join(parts[:i] + parts[i + 1 :])]
             break
-    stems += ["/".join(parts), parts[-1], f"images/{parts[-1]}"]
-    there = (stem + ending for stem in dict.fromkeys(stems) for ending in known)
-    return next((name for name in there if (root / name).is_file()), f"{stems[0]}.jpg")
+    stems += ["/".join(parts)]
+    known = dict.fromkeys([*_USUAL, *Image.registered_extensions()])
+    places, by_name = (
+        [stem + ending for stem in each for ending in known]
+        for each in (stems, within(parts[-1], "images"))
+    )
+    return Where(str(file), places, by_name)
 
 
 def _records(file: Path, name: str, image: str, there: bool, classes: Classes) -> Records:
@@ -132,7 +139,7 @@ def _place(line: str, classes: Classes, number: int) -> tuple[str, dict] | Unusa
     """(label, place) of a line, or what is wrong with it."""
     first, *rest = line.split()
     place: dict[str, Any] = {"field": f"line {number}"}
-    if len(rest) == 9 and not _number(rest[7]):
+    if _is_dota(line):
         return _oriented([first, *rest], place, line)
     known = classes.names
     if not first.isdecimal() or len(first) > 9 or int(first) not in known:
@@ -158,6 +165,11 @@ def _place(line: str, classes: Classes, number: int) -> tuple[str, dict] | Unusa
     return known[int(first)], place
 
 
+def _is_dota(line: str) -> bool:
+    words = line.split()
+    return len(words) == 10 and not _number(words[8])
+
+
 def _oriented(words: list[str], place: dict, line: str) -> tuple[str, dict] | Unusable:
     """DOTA's corners in pixels, a name and a difficulty."""
     try:
@@ -180,20 +192,30 @@ def _pairs(values: list) -> list[list]:
     return [list(pair) for pair in zip(values[::2], values[1::2], strict=True)]
 
 
-def _classes(data: Path, folder: Path) -> Classes:
+def _classes(data: Path, folder: Path, files: list[Path]) -> Classes:
     """The names of the classes.
 
     Raises:
-        ConfigError: no file has them, or what is there is no list of names.
+        ConfigError: no file has them, what is there is no list of names, or two differ.
     """
     if data.is_file():
         if data.name in _NAMES or data.suffix in _YAML:
             return _listed(data)
         raise ConfigError(f"{data}: expected a folder, data.yaml, or {' or '.join(_NAMES)}")
+    found: list[Classes] = []
     for place in (folder, *list(folder.resolve().parents)[:2]):
         for file in (*_described(place), *(place / name for name in _NAMES)):
             if file.is_file():
-                return _listed(file)
+                found.append(_listed(file))
+    for other in found[1:]:
+        if any(name != found[0].names.get(number, name) for number, name in other.names.items()):
+            got = f"{found[0].file} and {other.file} with others; name the one that is right"
+            raise ConfigError(f"{folder}: expected one list of names, got {got}")
+    if found:
+        return found[0]
+    with files[0].open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+        if any(map(_is_dota, islice(lines, 8))):
+            return Classes({}, None, None)
     wanted = f"data.yaml, {' or '.join(_NAMES)} with the names of YOLO's classes"
     raise ConfigError(f"{folder}: expected {wanted}")
 
