@@ -128,6 +128,38 @@ def test_a_bad_page_is_rejected_and_a_shared_image_read_once(write, monkeypatch,
     assert len(lines_of(output)) == 3
 
 
+@pytest.mark.parametrize(("name", "erased"), [("tesseract", True), ("rapid", False)])
+def test_marks_read_a_chart_once_for_all_its_samples(write, monkeypatch, capsys, name, erased):
+    """Tesseract's copy has no frame; a second run of other rules reads nothing."""
+    read = []
+
+    def engine(image):
+        read.append(image)
+        return [word("Spain", 0.9, (0, 0, 30, 10)), word("12", 0.4, (40, 0, 52, 10))]
+
+    monkeypatch.setattr(engines, "engine", lambda settings: engine)
+    monkeypatch.setattr(engines, "version", lambda settings: "fake 1")
+    path = write(sample("Spain."), sample("It is 12."), sample("It is 31."))
+    chart = Image.new("RGB", (200, 100), "white")
+    ImageDraw.Draw(chart).rectangle((5, 5, 190, 90), outline="black")
+    chart.save(path.parent / "a.png")
+    output = path.parent / "out.jsonl"
+    marks = ["prepare", "marks", str(path), "--output", str(output), "--workers", "1"]
+    marks += ["--engine", name, "--no-rotation", "--scale", "1"]
+    assert main(marks) == 0
+    (seen,) = read
+    assert (seen.getpixel((5, 50)) == (255, 255, 255)) == erased
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 images read 2 images whose reading was made before" in told
+    boxes = [[region["box"] for region in made["regions"]] for made in lines_of(output)]
+    assert boxes == [[[0, 0, 30, 10]], [[40, 0, 52, 10]], []]
+    assert main([*marks, "--min-confidence", "0.5", "--overwrite"]) == 0
+    assert [len(made["regions"]) for made in lines_of(output)] == [1, 0, 0]
+    assert len(read) == 1
+    assert main([*marks, "--keep-lines", "--overwrite"]) == 0
+    assert len(read) == 1 + erased  # tesseract's reading was of another picture
+
+
 def readings(folder: Path, language: str = "eng") -> Readings:
     return Readings(folder / "out.readings", OcrSettings(language=language), "fake 1")
 
