@@ -216,7 +216,7 @@ def test_words_of_a_line_by_the_ink_between_letters():
     quad = np.array([(100, 50), (220, 50), (220, 70), (100, 70)])
     letters, centres = list(enumerate("abcde")), [9, 21, 33, 74, 86]
 
-    def found(crop, letters=letters):
+    def found(crop, letters=letters, centres=centres):
         parts = characters.line_words(crop, letters, centres)
         return [("".join(char for _, char in part), tuple(np.round(box))) for part, box in parts]
 
@@ -233,6 +233,13 @@ def test_words_of_a_line_by_the_ink_between_letters():
     upended = characters.Crop(tall, pixels, False, 1.5)
     assert upended.turn == 270
     assert found(upended)[0] == ("abc", (54, 104, 66, 138))
+
+    # Thousands: the third gap is 0.8 letter heights wide, which parts letters and no digits.
+    near = characters.Crop(quad, np.delete(pixels, slice(40, 65), 1), False, 1.5)
+    for text, wanted in (("12345", ["12345"]), ("abcde", ["abc", "de"]), ("123de", ["123", "de"])):
+        parts = found(near, list(enumerate(text)), [9, 21, 33, 49, 61])
+        assert [text for text, _ in parts] == wanted
+    assert [text for text, _ in found(straight, list(enumerate("12345")))] == ["123", "45"]
 
 
 @pytest.mark.parametrize("engine", ["rapid", "tesseract"])
