@@ -276,6 +276,13 @@ def test_a_model_that_is_not_there_is_refused_by_name():
         engines.engine(OcrSettings("rapid", "klingon"))
 
 
+def test_small_images_are_enlarged_and_large_ones_reduced():
+    for engine, scales in (("rapid", [2, 1.5, 1, 0.5]), ("tesseract", [3, 2.4, 2400 / 1800, 1])):
+        sizes = [(400, 500), (1000, 800), (1800, 900), (3000, 4000)]
+        assert [engines.best_scale(OcrSettings(engine), size) for size in sizes] == scales
+    assert engines.best_scale(OcrSettings("rapid", scale=3.0), (1000, 2000)) == 2
+
+
 def test_auto_is_rapidocr_where_it_is_installed(monkeypatch):
     from trainer.prepare.ocr import rapid
 

@@ -16,7 +16,9 @@ from trainer.prepare.ocr.scripts import ALONE
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
 
 TELLS_TURN = False
-SIZES = (0.0, 2000, 1.0)  # least scale, longer side that is aimed at, largest scale
+# Longer sides, in pixels, to which smaller images are enlarged and larger ones reduced; the largest
+# scale.
+SIZES = (0, 2000, 1.0)
 
 
 def reader(settings: OcrSettings) -> Reader:
