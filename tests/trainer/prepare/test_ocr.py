@@ -128,6 +128,38 @@ def test_a_bad_page_is_rejected_and_a_shared_image_read_once(write, monkeypatch,
     assert len(lines_of(output)) == 3
 
 
+@pytest.mark.parametrize(("name", "erased"), [("tesseract", True), ("rapid", False)])
+def test_marks_read_a_chart_once_for_all_its_samples(write, monkeypatch, capsys, name, erased):
+    """Tesseract's copy has no frame; a second run of other rules reads nothing."""
+    read = []
+
+    def engine(image):
+        read.append(image)
+        return [word("Spain", 0.9, (0, 0, 30, 10)), word("12", 0.4, (40, 0, 52, 10))]
+
+    monkeypatch.setattr(engines, "engine", lambda settings: engine)
+    monkeypatch.setattr(engines, "version", lambda settings: "fake 1")
+    path = write(sample("Spain."), sample("It is 12."), sample("It is 31."))
+    chart = Image.new("RGB", (200, 100), "white")
+    ImageDraw.Draw(chart).rectangle((5, 5, 190, 90), outline="black")
+    chart.save(path.parent / "a.png")
+    output = path.parent / "out.jsonl"
+    marks = ["prepare", "marks", str(path), "--output", str(output), "--workers", "1"]
+    marks += ["--engine", name, "--no-rotation", "--scale", "1"]
+    assert main(marks) == 0
+    (seen,) = read
+    assert (seen.getpixel((5, 50)) == (255, 255, 255)) == erased
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 images read 2 images whose reading was made before" in told
+    boxes = [[region["box"] for region in made["regions"]] for made in lines_of(output)]
+    assert boxes == [[[0, 0, 30, 10]], [[40, 0, 52, 10]], []]
+    assert main([*marks, "--min-confidence", "0.5", "--overwrite"]) == 0
+    assert [len(made["regions"]) for made in lines_of(output)] == [1, 0, 0]
+    assert len(read) == 1
+    assert main([*marks, "--keep-lines", "--overwrite"]) == 0
+    assert len(read) == 1 + erased  # tesseract's reading was of another picture
+
+
 def readings(folder: Path, language: str = "eng") -> Readings:
     return Readings(folder / "out.readings", OcrSettings(language=language), "fake 1")
 
@@ -184,7 +216,7 @@ def test_words_of_a_line_by_the_ink_between_letters():
     quad = np.array([(100, 50), (220, 50), (220, 70), (100, 70)])
     letters, centres = list(enumerate("abcde")), [9, 21, 33, 74, 86]
 
-    def found(crop, letters=letters):
+    def found(crop, letters=letters, centres=centres):
         parts = characters.line_words(crop, letters, centres)
         return [("".join(char for _, char in part), tuple(np.round(box))) for part, box in parts]
 
@@ -201,6 +233,13 @@ def test_words_of_a_line_by_the_ink_between_letters():
     upended = characters.Crop(tall, pixels, False, 1.5)
     assert upended.turn == 270
     assert found(upended)[0] == ("abc", (54, 104, 66, 138))
+
+    # Thousands: the third gap is 0.8 letter heights wide, which parts letters and no digits.
+    near = characters.Crop(quad, np.delete(pixels, slice(40, 65), 1), False, 1.5)
+    for text, wanted in (("12345", ["12345"]), ("abcde", ["abc", "de"]), ("123de", ["123", "de"])):
+        parts = found(near, list(enumerate(text)), [9, 21, 33, 49, 61])
+        assert [text for text, _ in parts] == wanted
+    assert [text for text, _ in found(straight, list(enumerate("12345")))] == ["123", "45"]
 
 
 @pytest.mark.parametrize("engine", ["rapid", "tesseract"])
@@ -235,6 +274,13 @@ def test_a_model_that_is_not_there_is_refused_by_name():
         engines.engine(OcrSettings("rapid", "korean"))
     with pytest.raises(ConfigError, match="does not read the language 'klingon'"):
         engines.engine(OcrSettings("rapid", "klingon"))
+
+
+def test_small_images_are_enlarged_and_large_ones_reduced():
+    for engine, scales in (("rapid", [2, 1.5, 1, 0.5]), ("tesseract", [3, 2.4, 2400 / 1800, 1])):
+        sizes = [(400, 500), (1000, 800), (1800, 900), (3000, 4000)]
+        assert [engines.best_scale(OcrSettings(engine), size) for size in sizes] == scales
+    assert engines.best_scale(OcrSettings("rapid", scale=3.0), (1000, 2000)) == 2
 
 
 def test_auto_is_rapidocr_where_it_is_installed(monkeypatch):

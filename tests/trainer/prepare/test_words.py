@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -138,7 +139,44 @@ def test_missing_engines_are_one_sentence(monkeypatch, write, capsys):
     assert "PaddleOCR is not installed" in capsys.readouterr().err
 
 
-def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
+@pytest.fixture
+def paddle(monkeypatch, tmp_path):
+    """Puts a class in the place of PaddleOCR; the folder in which it would keep its models."""
+
+    def install(paddle_ocr: type) -> None:
+        paddle_ocr._get_ocr_model_names = lambda self, language, version: {
+            "en": ("detector", "recogniser")
+        }.get(language, (None, None))
+        package, cache = types.ModuleType("paddleocr"), types.ModuleType("paddlex.utils.cache")
+        package.PaddleOCR, cache.CACHE_DIR = paddle_ocr, str(tmp_path)
+        monkeypatch.setitem(sys.modules, "paddleocr", package)
+        monkeypatch.setitem(sys.modules, "paddlex", types.ModuleType("paddlex"))
+        monkeypatch.setitem(sys.modules, "paddlex.utils", types.ModuleType("paddlex.utils"))
+        monkeypatch.setitem(sys.modules, "paddlex.utils.cache", cache)
+        engines.engine.cache_clear()
+
+    yield install, tmp_path / "official_models"
+    engines.engine.cache_clear()
+
+
+def test_paddle_without_its_models_is_refused_before_it_fetches_them(paddle):
+    class PaddleOCR:
+        def __init__(self, **options):
+            raise AssertionError("it would go to the network")
+
+    install, models = paddle
+    install(PaddleOCR)
+    said = f"nothing is downloaded: the folder detector is wanted in {models}"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_engine(OcrSettings("paddle"))
+    (models / "detector").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="the folder recogniser is wanted in"):
+        check_engine(OcrSettings("paddle"))
+    with pytest.raises(ConfigError, match="PaddleOCR does not read the language 'klingon'"):
+        check_engine(OcrSettings("paddle", language="klingon"))
+
+
+def test_paddle_words_are_joined_to_what_people_call_words(paddle):
     """A line as PaddleX 3.7 returns it: split at punctuation, symbols with their spaces."""
     pieces = ["Total", ": ", "1", ",", "234", " (", "net", ")", "中", "文"]
     edges = [0, 50, 70, 80, 85, 110, 130, 160, 170, 180, 190]
@@ -153,16 +191,18 @@ def test_paddle_words_are_joined_to_what_people_call_words(monkeypatch):
     class PaddleOCR:
         def __init__(self, **options):
             assert options["return_word_box"]
-            assert options["lang"] == "en"
+            assert options["text_recognition_model_name"] == "recogniser"
+            assert options["text_recognition_model_dir"] == str(models / "recogniser")
 
         def predict(self, pixels):
             if pixels.shape[0] < 20:
                 raise KeyError("text_word_region")  # what it does on a blank image
             return [line]
 
-    module = types.ModuleType("paddleocr")
-    module.PaddleOCR = PaddleOCR
-    monkeypatch.setitem(sys.modules, "paddleocr", module)
+    install, models = paddle
+    install(PaddleOCR)
+    for name in ("detector", "recogniser"):
+        (models / name).mkdir(parents=True)
     settings = OcrSettings("paddle", rotation=False)
     words = read_words(Image.new("RGB", (200, 40)), settings)
     assert [word.text for word in words] == ["Total:", "1,234", "(net)", "中", "文"]

@@ -19,10 +19,10 @@ from trainer.prepare.chat import add_chat_arguments
 
 if TYPE_CHECKING:
     from trainer.data.sample import Sample
+    from trainer.prepare.marks.frames import ChartReadings
     from trainer.prepare.marks.grouping import PrintedWord
     from trainer.prepare.marks.labeller import LabellerSettings
     from trainer.prepare.marks.matching import Match
-    from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.pipeline import Made
     from trainer.prepare.sources import Item
 
@@ -32,6 +32,8 @@ TITLES = {
     "samples_unmarked": "samples in whose answers nothing was found",
     "samples_with_regions_before": "samples left as they were: they have regions",
     "samples_without_images": "samples left as they were: they have no image",
+    "images_read": "images read",
+    "images_read_before": "images whose reading was made before, for another sample or run",
     "phrases": "phrases linked",
     "ambiguous": "of them printed in several places",
     "ambiguous_decided": "of them in one of several places, by their row or column",
@@ -80,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Marks, writes, and prints the counts."""
     from trainer.prepare.chat import chat_settings
+    from trainer.prepare.marks.frames import ChartReadings
     from trainer.prepare.marks.labeller import LabellerSettings
     from trainer.prepare.ocr.settings import OcrSettings
     from trainer.prepare.running import run_asking
@@ -93,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         asking = ("attempts", "alpha", "max_side", "max_regions", "any_text")
         labeller = LabellerSettings(chat, **named(arguments, *asking))
     ocr = OcrSettings.of(arguments)
-    reading = ("min_confidence", "read_again", "keep_lines")
-    matching = ("gap", "ambiguous", "scales", "replace")
-    work = MarkSamples(root, ocr, labeller, **named(arguments, *reading, *matching))
+    readings = ChartReadings(arguments.output, ocr, arguments.keep_lines)
+    options = ("min_confidence", "read_again", "gap", "ambiguous", "scales", "replace")
+    work = MarkSamples(root, readings, labeller, **named(arguments, *options))
     return run_asking(arguments, source, work, root=root, chat=chat, titles=TITLES)
 
 
@@ -104,7 +107,7 @@ class MarkSamples:
     """Adds `regions` to a sample; see `add_arguments`."""
 
     root: Path
-    ocr: OcrSettings
+    readings: ChartReadings
     labeller: LabellerSettings | None = None
     min_confidence: float = 0.3
     gap: float = 0.8
@@ -112,7 +115,6 @@ class MarkSamples:
     scales: str = "last"
     replace: bool = False
     read_again: bool = False
-    keep_lines: bool = False
 
     def __call__(self, item: Item) -> Made:
         from trainer.data.sample import parse_sample
@@ -124,8 +126,9 @@ class MarkSamples:
             return Made([item.value], counts={"samples_without_images": 1})
         if sample.regions and not self.replace:
             return Made([item.value], counts={"samples_with_regions_before": 1})
-        printed = PrintedText(self._words(item, sample), gap=self.gap, scales=self.scales)
         counts: Counter[str] = Counter()
+        words = self._words(item, sample, counts)
+        printed = PrintedText(words, gap=self.gap, scales=self.scales)
         regions = []
         for turn, message in enumerate(sample.messages):
             if message["role"] != "assistant":
@@ -140,33 +143,33 @@ class MarkSamples:
         counts["samples_marked" if regions else "samples_unmarked"] += 1
         return Made([{**item.value, "regions": regions}], counts=counts)
 
-    def _words(self, item: Item, sample: Sample) -> list[PrintedWord]:
+    def _words(self, item: Item, sample: Sample, counts: Counter) -> list[PrintedWord]:
         """The sample's own words, or what OCR reads, in pixels."""
-        from trainer.prepare.marks.frames import read_chart
         from trainer.prepare.marks.grouping import PrintedWord
 
-        def read(image: Any) -> list:
-            return read_chart(image, self.ocr, keep_lines=self.keep_lines)
-
+        found = []
         if sample.words and not self.read_again:
-            found = []
             for word in sample.words:
                 x0, y0, x1, y1 = word.box
                 width, height = sample.sizes[word.image]
                 box = (x0 * width, y0 * height, x1 * width, y1 * height)
                 found.append(PrintedWord(word.text, box, word.image))
             return found
-        return [
-            PrintedWord(word.text, word.box, index, word.line)
-            for index in range(len(sample.images))
-            for word in _use(read, item, sample, index)
-            if word.confidence >= self.min_confidence
-        ]
+        for index, (path, size) in enumerate(zip(sample.images, sample.sizes)):
+            place = {"where": item.where, "field": f"images[{index}]"}
+            words, before = self.readings.words(path, size, **place)
+            counts["images_read_before" if before else "images_read"] += 1
+            found += [
+                PrintedWord(word.text, word.box, index, word.line)
+                for word in words
+                if word.confidence >= self.min_confidence
+            ]
+        return found
 
     def _matches(
         self, item: Item, sample: Sample, printed: Any, turn: int, answer: str, counts: Counter
     ) -> list[Match]:
-        from trainer.data.images import SampleError
+        from trainer.data.images import SampleError, load_rgb
 
         if self.labeller is None:
             question = _asked(sample, turn)
@@ -174,7 +177,10 @@ class MarkSamples:
         from trainer.prepare.chat import RefusedRequest
         from trainer.prepare.marks.labeller import BadMarks, label
 
-        images = [_use(lambda image: image, item, sample, i) for i in range(len(sample.images))]
+        images = [
+            load_rgb(path, size, where=item.where, field=f"images[{index}]")
+            for index, (path, size) in enumerate(zip(sample.images, sample.sizes))
+        ]
         question = _asked(sample, turn)
         try:
             return label(images, printed, question, answer, self.labeller, counts)
@@ -185,13 +191,6 @@ class MarkSamples:
 def _asked(sample: Sample, turn: int) -> str:
     asked = [_text(message) for message in sample.messages[:turn] if message["role"] == "user"]
     return asked[-1] if asked else ""
-
-
-def _use(use: Any, item: Item, sample: Sample, index: int) -> Any:
-    from trainer.prepare.ocr.reading import use_image
-
-    path, size = sample.images[index], sample.sizes[index]
-    return use_image(use, path, size, where=item.where, field=f"images[{index}]")
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -6,11 +6,16 @@ does not, and loses letters that are erased with a line.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
+from trainer.prepare.ocr.cache import Readings
 from trainer.prepare.ocr.engines import chosen
-from trainer.prepare.ocr.reading import read_words
+from trainer.prepare.ocr.reading import read_words, readings_of
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord
 
 CONTRAST = 24  # of 255, by which ink differs from the paper
@@ -29,8 +34,48 @@ def read_chart(image: Image.Image, ocr: OcrSettings, *, keep_lines: bool = False
     Raises:
         SampleError, ConfigError: as `trainer.prepare.ocr.reading.read_words`.
     """
-    erase = not keep_lines and chosen(ocr) == "tesseract"
-    return read_words(without_lines(image) if erase else image, ocr)
+    return read_words(image if keep_lines or not _erased(ocr) else without_lines(image), ocr)
+
+
+@dataclass(frozen=True)
+class ChartReadings:
+    """Charts read as `read_chart` does, each image once for all samples that show it.
+
+    Args:
+        output: of the command; readings are kept beside it.
+        ocr: how to read.
+        keep_lines: tesseract gets the image as it is.
+    """
+
+    output: Path
+    ocr: OcrSettings
+    keep_lines: bool = False
+
+    def words(
+        self, path: Path, size: tuple[int, int], *, where: str, field: str
+    ) -> tuple[list[OcrWord], bool]:
+        """The words of an image of a sample, and whether they were read before.
+
+        Args:
+            path, size: of the image.
+            where, field: what starts the error message.
+
+        Raises:
+            SampleError, OSError: as `trainer.prepare.ocr.reading.readings_of`.
+            ConfigError: the engine or its language is not installed. A command whose samples all
+                have words needs none, so this is found with the first image.
+        """
+        erase = not self.keep_lines and _erased(self.ocr)
+        readings = _beside(self.output, self.ocr, "without lines" if erase else "")
+        prepare = without_lines if erase else None
+        return readings_of(path, size, readings, prepare=prepare, where=where, field=field)
+
+
+_beside = cache(Readings.beside)  # once a process: it asks the engine for its version
+
+
+def _erased(ocr: OcrSettings) -> bool:
+    return chosen(ocr) == "tesseract"
 
 
 def without_lines(image: Image.Image) -> Image.Image:

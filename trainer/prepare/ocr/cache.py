@@ -21,7 +21,7 @@ from pathlib import Path
 from trainer.prepare.ocr import engines
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord
 
-VERSION = 1  # of how words are made of what engines find; another one reads again
+VERSION = 2  # of how words are made of what engines find; another one reads again
 WAIT = 60.0  # seconds for another process's write
 LOCKS = 2**20  # images are spread over so many
 

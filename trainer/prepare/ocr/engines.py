@@ -32,8 +32,8 @@ def best_scale(settings: OcrSettings, size: tuple[int, int]) -> float:
     """By how much an image is enlarged: as the settings say, or as the engine reads best."""
     if settings.scale is not None:
         return min(settings.scale, max(1.0, LARGEST / max(size)))
-    least, side, most = _module(settings).SIZES
-    return min(most, max(least, side / max(size)))
+    small, large, most = _module(settings).SIZES
+    return min(most, max(1.0, small / max(size)), large / max(size))
 
 
 def tells_turn(settings: OcrSettings) -> bool:

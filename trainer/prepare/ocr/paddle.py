@@ -1,10 +1,12 @@
-"""PaddleOCR 3 with its word boxes."""
+"""PaddleOCR 3 with its word boxes, and the models that are on this machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +16,9 @@ from trainer.prepare.ocr.scripts import ALONE
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
 
 TELLS_TURN = False
-SIZES = (0.0, 2000, 1.0)  # least scale, longer side that is aimed at, largest scale
+# Longer sides, in pixels, to which smaller images are enlarged and larger ones reduced; the largest
+# scale.
+SIZES = (0, 2000, 1.0)
 
 
 def reader(settings: OcrSettings) -> Reader:
@@ -24,21 +28,9 @@ def reader(settings: OcrSettings) -> Reader:
         settings: its `language` chooses the models.
 
     Raises:
-        ConfigError: the packages are not installed.
+        ConfigError: the packages or the models of the language are not installed.
     """
-    try:
-        from paddleocr import PaddleOCR
-    except ImportError:
-        raise ConfigError(
-            "PaddleOCR is not installed (pip install paddleocr paddlepaddle)"
-        ) from None
-    engine = PaddleOCR(
-        lang=settings.language or "en",
-        return_word_box=True,
-        use_doc_orientation_classify=False,
-        use_doc_unwarping=False,  # both would move the words
-        use_textline_orientation=False,
-    )
+    engine = _engine(settings.language or "en")
 
     def read(image: Image.Image) -> list[OcrWord]:
         try:
@@ -57,6 +49,37 @@ def reader(settings: OcrSettings) -> Reader:
         ]
 
     return read
+
+
+def _engine(language: str) -> Any:
+    """PaddleOCR with its models by name and folder: without these it would fetch them."""
+    try:
+        from paddleocr import PaddleOCR
+        from paddlex.utils.cache import CACHE_DIR
+    except ImportError:
+        raise ConfigError(
+            "PaddleOCR is not installed (pip install paddleocr paddlepaddle)"
+        ) from None
+    detector, recogniser = PaddleOCR._get_ocr_model_names(None, language, None)
+    if recogniser is None:
+        raise ConfigError(f"PaddleOCR does not read the language {language!r}")
+    models = Path(CACHE_DIR) / "official_models"
+    for name in (detector, recogniser):
+        if not (models / name).is_dir():
+            raise ConfigError(
+                f"PaddleOCR's model for the language {language!r} is not on this machine, and "
+                f"nothing is downloaded: the folder {name} is wanted in {models}"
+            )
+    return PaddleOCR(
+        text_detection_model_name=detector,
+        text_detection_model_dir=str(models / detector),
+        text_recognition_model_name=recogniser,
+        text_recognition_model_dir=str(models / recogniser),
+        return_word_box=True,
+        use_doc_orientation_classify=False,
+        use_doc_unwarping=False,  # both would move the words
+        use_textline_orientation=False,
+    )
 
 
 def version() -> str:

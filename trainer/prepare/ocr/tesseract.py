@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -17,9 +18,9 @@ from trainer.prepare.ocr.settings import OcrSettings, OcrWord, Reader
 from trainer.prepare.reading import split_lines
 
 TELLS_TURN = False
-# Least scale, pixels of the longer side that is aimed at, largest scale: it wants letters 20 to 40
-# pixels high.
-SIZES = (1.0, 2400, 3.0)
+# Longer sides, in pixels, to which smaller images are enlarged and larger ones reduced; the largest
+# scale: it wants letters 20 to 40 pixels high.
+SIZES = (2400, math.inf, 3.0)
 MODES = (3, 11)  # a page with columns and paragraphs; words anywhere, as on forms and receipts
 SECONDS = 300  # that it may take for one image
 
