@@ -24,6 +24,7 @@ from PIL import Image
 from trainer.config import ConfigError
 from trainer.prepare.maps.formats.common import (
     Annotations,
+    Files,
     Options,
     Records,
     by_label,
@@ -62,7 +63,8 @@ def opened(options: Options) -> Annotations:
     data = options.data
     folder = data if data.is_dir() else data.parent
     classes = _classes(data, folder)
-    files = [file for file in files_of(folder, ".txt", "YOLO's .txt files") if _may_be(file)]
+    found = files_of(folder, ".txt", "YOLO's .txt files").names
+    files = Files([name for name in found if os.path.basename(name) not in _NAMES])
     if not files:
         raise ConfigError(f"{folder}: expected YOLO's .txt files, got none")
     root = options.images or folder
@@ -83,11 +85,7 @@ def opened(options: Options) -> Annotations:
             if image not in seen:
                 yield image, unplaced(image)
 
-    return Annotations(read, [classes.file, *files], root)
-
-
-def _may_be(file: Path) -> bool:
-    return file.name not in _NAMES
+    return Annotations(read, Files([str(classes.file), *files.names]), root)
 
 
 def _image(file: Path, folder: Path, root: Path) -> str:
