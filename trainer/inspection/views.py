@@ -127,7 +127,7 @@ def drawn(image: Image.Image, view: View) -> Image.Image:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as the page holds it: PNG if it is small, translucent or of few colours, else JPEG.
+    """A picture as the page holds it: PNG if small, translucent or of few colours, else JPEG.
 
     A scan or a photo takes a fifth of PNG as JPEG, and a fiftieth of the time.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Annotations:
     """
 
     read: Callable[[], Records]
-    files: list[Path]
+    files: Sequence[Path]
     root: Path
 
 
@@ -79,21 +79,34 @@ def by_label(where: str, image: str, places: Iterable[Labelled], size: Any = Non
         yield f"{where}: {label!r}", record if size is None else {**record, "size": size}
 
 
-def files_of(data: Path, suffix: str, what: str) -> list[Path]:
-    """The file itself, or the folder's files of a suffix by name, hidden folders left out.
+class Files(Sequence):
+    """Paths kept as texts, since a `Path` takes a kilobyte and a data set may have a million.
+
+    Args:
+        names: the texts.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(self.names[index])
+
+
+def files_of(data: Path, suffix: str, what: str) -> Files:
+    """The file itself, or the folder's files of a suffix by name, hidden ones left out.
 
     Raises:
         ConfigError: there are none.
     """
-    found = [data] if data.is_file() else sorted(data.rglob(f"*{suffix}"))
-    found = [
-        file
-        for file in found
-        if file == data or not any(p.startswith(".") for p in file.relative_to(data).parts)
-    ]
+    found = [str(data)] if data.is_file() else _below(data, lambda name: name.endswith(suffix))
+    found = sorted(found, key=lambda name: name.replace(os.sep, "\0"))  # as Paths compare
     if not found:
         raise ConfigError(f"{data}: expected {what}, got none")
-    return found
+    return Files(found)
 
 
 def only_file(data: Path, suffix: str, what: str) -> Path:
@@ -114,11 +127,17 @@ def only_file(data: Path, suffix: str, what: str) -> Path:
 def image_files(root: Path) -> Iterator[str]:
     """The images below a folder by their extension, relative to it, hidden ones left out."""
     known = Image.registered_extensions()
+    for file in _below(root, lambda name: os.path.splitext(name)[1].lower() in known):
+        yield os.path.relpath(file, root)
+
+
+def _below(root: Path, wanted: Callable[[str], bool]) -> Iterator[str]:
+    """The files below a folder whose names are wanted, those of a folder before its folders'."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in known and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)
+            if wanted(name) and not name.startswith("."):
+                yield os.path.join(folder, name)
 
 
 def passed(original: Any, kind: str, why: str) -> Unusable:

@@ -21,6 +21,7 @@ from xml.etree.ElementTree import Element
 from trainer.config import ConfigError
 from trainer.prepare.maps.formats.common import (
     Annotations,
+    Files,
     Options,
     Records,
     by_label,
@@ -85,10 +86,10 @@ def opened(options: Options) -> Annotations:
             image = images.find(where(file, image))
             yield from _records(found, name, image, images, options.prefer)
 
-    return Annotations(read, [file for file in files if file.is_file()], root)
+    return Annotations(read, Files(list(filter(os.path.isfile, files.names))), root)
 
 
-def _listed(chosen: Path, base: Path) -> list[Path]:
+def _listed(chosen: Path, base: Path) -> Files:
     """The annotation files of an image set, whose lines are a name and perhaps a number."""
     try:
         lines = split_lines(chosen.read_bytes().decode("utf-8-sig"))
@@ -98,7 +99,7 @@ def _listed(chosen: Path, base: Path) -> list[Path]:
     bad = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if bad:
         raise ConfigError(f"{chosen}: expected names of images, got {bad[0]!r:.80}")
-    return [base / f"{name}.xml" for name in names]
+    return Files([str(base / f"{name}.xml") for name in names])
 
 
 def _records(found: Element, name: str, image: str, images: Images, prefer: str) -> Records:

@@ -26,6 +26,7 @@ from PIL import Image
 from trainer.config import ConfigError
 from trainer.prepare.maps.formats.common import (
     Annotations,
+    Files,
     Options,
     Records,
     by_label,
@@ -64,7 +65,8 @@ def opened(options: Options) -> Annotations:
     """
     data = options.data
     folder = data if data.is_dir() else data.parent
-    files = [file for file in files_of(folder, ".txt", "YOLO's .txt files") if _may_be(file)]
+    found = files_of(folder, ".txt", "YOLO's .txt files").names
+    files = Files([name for name in found if os.path.basename(name) not in _NAMES])
     if not files:
         raise ConfigError(f"{folder}: expected YOLO's .txt files, got none")
     classes = _classes(data, folder, files)
@@ -87,11 +89,8 @@ def opened(options: Options) -> Annotations:
             if image not in seen:
                 yield image, unplaced(image)
 
-    return Annotations(read, [*filter(None, [classes.file]), *files], root)
-
-
-def _may_be(file: Path) -> bool:
-    return file.name not in _NAMES
+    described = [] if classes.file is None else [str(classes.file)]
+    return Annotations(read, Files([*described, *files.names]), root)
 
 
 def _where(file: Path, folder: Path, root: Path) -> Where:
@@ -192,7 +191,7 @@ def _pairs(values: list) -> list[list]:
     return [list(pair) for pair in zip(values[::2], values[1::2], strict=True)]
 
 
-def _classes(data: Path, folder: Path, files: list[Path]) -> Classes:
+def _classes(data: Path, folder: Path, files: Files) -> Classes:
     """The names of the classes.
 
     Raises:
