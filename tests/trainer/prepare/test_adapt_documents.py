@@ -77,6 +77,17 @@ def test_funsd_questions_and_the_words_of_their_answers(tmp_path, capsys):
     assert [r["char_span"] for r in name["regions"]] == [[8, 11], [12, 14], [15, 23]]
 
 
+def test_answers_of_a_form_are_in_reading_order(tmp_path):
+    boxes = [[50, 42, 60, 52], [10, 60, 60, 70], [10, 40, 40, 50], [80, 38, 90, 48]]
+    answers = [{**entity(i, "answer", word(f"a{i}", 0)), "box": box} for i, box in enumerate(boxes)]
+    asked = entity(9, "question", word("Sizes:", 10), links=[(9, i) for i in range(4)])
+    data = tmp_path / "data"
+    picture(data / "training_data" / "images" / "p.png", WIDTH, HEIGHT)
+    write(data / "training_data" / "annotations" / "p.json", {"form": [asked, *answers]})
+    _, (sample,), _ = adapt(tmp_path, "funsd", data)
+    assert said(sample)[1] == "a2\na0\na3\na1"
+
+
 def test_questions_that_a_page_asks_several_times_are_passed_over(tmp_path, capsys):
     form = [
         entity(0, "question", word("Date:", 10), links=[(0, 3)]),

@@ -237,6 +237,20 @@ def test_squad_without_an_answer_and_with_a_wrong_one(tmp_path):
     assert said(sample)[1] == "It does not say."
 
 
+def test_squad_says_by_what_a_start_was_counted(tmp_path):
+    context = "\U0001f600\u00e9 pays 41.80"
+    answers = [{"text": "41.80", "answer_start": start} for start in (12, 9, 8, 10**30)]
+    questions = [{"id": str(i), "answers": [answer]} for i, answer in enumerate(answers)]
+    path = squad(tmp_path, *questions)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["data"][0]["paragraphs"][0]["context"] = context
+    _, (sample,), rejected = adapt(tmp_path, "squad", write(path, data))
+    assert sample["id"] == "2"
+    assert "there by bytes of UTF-8: count characters" in rejected[0]["reason"]
+    assert "there by units of UTF-16: count characters" in rejected[1]["reason"]
+    assert "there by" not in rejected[2]["reason"]
+
+
 @pytest.mark.parametrize(
     ("article", "where"),
     [

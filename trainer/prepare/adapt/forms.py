@@ -2,9 +2,9 @@
 
 An entity has `id`, `text`, `label` (question, answer, header, other), `box` [x0, y0, x1, y1] in
 pixels, `words` of `text` and `box`, and `linking`, pairs of ids. A question and the answers that it
-is linked to are one sample; each word of an answer is a region of its own. All words of the page
-are `words`. What a page asks and answers several times ("Date:") is passed over, since the question
-alone does not say which of them is meant.
+is linked to, in reading order, are one sample; each word of an answer is a region of its own. All
+words of the page are `words`. What a page asks and answers several times ("Date:") is passed over,
+since the question alone does not say which of them is meant.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from trainer.data.images import SampleError
 from trainer.prepare.adapt.common import Options
 from trainer.prepare.pipeline import Made
-from trainer.prepare.placing import Frame, Phrasing, field_of, size_of
+from trainer.prepare.placing import Frame, Phrasing, field_of, numbers, size_of
 from trainer.prepare.sources import Item, Unusable
 from trainer.records import chat_sample
 
@@ -92,13 +92,27 @@ def _words(entity: dict) -> list[dict]:
     return [w for w in words if isinstance(w, dict) and _text(w)] if isinstance(words, list) else []
 
 
+def _in_reading_order(answers: list[dict], where: str) -> list[dict]:
+    """Rows from top to bottom, each from left to right: files link answers in any order."""
+    if len(answers) < 2:
+        return answers
+    placed = [(numbers(e.get("box"), 4, where, "answer.box"), e) for e in answers]
+    rows: list[list[tuple[list[float], dict]]] = []
+    for box, entity in sorted(placed, key=lambda each: each[0][1]):
+        if rows and box[1] + box[3] < 2 * rows[-1][-1][0][3]:  # its middle is above the other's end
+            rows[-1].append((box, entity))
+        else:
+            rows.append([(box, entity)])
+    return [e for row in rows for _, e in sorted(row, key=lambda each: each[0][0])]
+
+
 def convert_question(item: Item, options: Options, task: str) -> Made:
     """One question; its regions are the words of its answers."""
     row, where = item.value, item.where
     size = size_of(row["image"], options.root, where)
     frame = Frame(*size, options.overhang, where)
     answer, parts = "", []
-    for entity in row["answers"]:
+    for entity in _in_reading_order(row["answers"], where):
         text = field_of(entity, "text", str, where).strip()
         start = len(answer) + len(BETWEEN) if answer else 0
         answer = answer + BETWEEN + text if answer else text

@@ -73,7 +73,8 @@ def convert(item: Item, options: Options) -> Made:
         there = context[start : start + len(answer)] if start >= 0 else ""
         if there != answer:
             wanted = f"{answer!r} at character {start} of the context"
-            raise wrong(item.where, "answers[0].answer_start", wanted, repr(there))
+            got = repr(there) + _counted(context, answer, start)
+            raise wrong(item.where, "answers[0].answer_start", wanted, got)
         kept["meta"] = {"answer_start": start}
     elif options.unanswerable is None:
         raise LeftOut(f"{item.where}: expected an answer, got a question without one")
@@ -84,3 +85,12 @@ def convert(item: Item, options: Options) -> Made:
     sample = {**kept, "task": "squad", "messages": messages}
     others = (each.get("text") for each in found if isinstance(each, dict))
     return Made([other_answers(sample, others)])
+
+
+def _counted(context: str, answer: str, start: int) -> str:
+    """What else a file may have counted, if the answer is there by that."""
+    for name, code, size in (("bytes of UTF-8", "utf-8", 1), ("units of UTF-16", "utf-16-le", 2)):
+        text = context.encode(code, "surrogatepass")
+        if start >= 0 and text.startswith(answer.encode(code, "surrogatepass"), start * size):
+            return f" (it is there by {name}: count characters)"
+    return ""
