@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.preparing.pages import Score, TrueWord
 from tests.trainer.prepare.records import lines_of, sample
 from trainer.__main__ import main
 from trainer.config import ConfigError
@@ -266,6 +267,20 @@ def test_an_engine_reads_a_drawn_page(engine, turn):
         covered[y0:y1, x0:x1] = True
     assert ink[covered].sum() >= 0.97 * ink.sum()
     assert json.loads(json.dumps(found)) == [[text, list(box), *rest] for text, box, *rest in found]
+
+
+def test_words_that_annotators_cut_at_punctuation_are_told():
+    """Right, cut at a hyphen, and joined although a space is printed."""
+    score = Score()
+    true = [("Fax", 0, 30), ("466-", 40, 70), ("5087", 70, 100), ("IS", 110, 120), ("ON", 125, 140)]
+    read = [("Fax", 0, 30), ("466-5087", 40, 100), ("ISON", 110, 140)]
+    score.add(
+        *([TrueWord(text, (x0, 0, x1, 10)) for text, x0, x1 in each] for each in (true, read))
+    )
+    assert (score.whole.true, score.whole.read, score.whole.right) == (5, 3, 1)
+    assert (score.runs.true, score.runs.read, score.runs.right) == (5, 4, 3)
+    assert score.parts == 2
+    assert "2 of 5 words are parts of a word that was read whole" in score.lines()
 
 
 def test_a_model_that_is_not_there_is_refused_by_name():
