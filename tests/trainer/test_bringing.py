@@ -39,7 +39,7 @@ CANONICAL = {
     "a placeholder as text": [{**GROUNDED, "messages": [PLACED, ANSWER]}],
     "lines that are no objects": [[1], 5, GROUNDED],
     "context": [{"messages": [QUESTION, {**ANSWER, "train": False}, QUESTION, ANSWER]}],
-    "a chat of no known kind": [{"question": "a", "answer": "b"}],
+    "a chat of no known kind": [{"caption": "a", "tags": "b"}],
     "parts": [{"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}],
 }
 FOREIGN = {
@@ -92,8 +92,8 @@ def test_an_array_of_canonical_samples_keeps_what_they_carry(tmp_path):
 
 
 def test_what_is_no_chat_is_one_sentence(tmp_path):
-    path = written(tmp_path / "data.json", [{"question": "a", "answer": "b"}], array=True)
-    with pytest.raises(ConfigError, match=r"data.json: a list of objects with question, answer; "):
+    path = written(tmp_path / "data.json", [{"caption": "a", "tags": "b"}], array=True)
+    with pytest.raises(ConfigError, match=r"data.json: a list of objects with caption, tags; "):
         bring(path, root=None, folder=tmp_path / "made")
     path = written(tmp_path / "data.jsonl", [{**PLAIN, "rejected_response": "no"}])
     with pytest.raises(

@@ -146,6 +146,10 @@ RECORDS: dict[str, tuple[dict, dict]] = {
          "images": ["a.png"], "history": []},
         {"images": ["a.png"], "messages": [user("What is it?\nBe brief."), SAID]},
     ),
+    "vqa": (
+        {"question_id": 7, "image": "a.png", "question": "What is it?", "answer": "A cat."},
+        {"images": ["a.png"], "messages": [user("What is it?"), SAID], "meta": {"question_id": 7}},
+    ),
     "columns": (  # how `datasets` keeps a list of objects, and texts of JSON
         {"messages": {"role": ["user", "assistant"], "content": ["Hello?", "Hi."]}}, PLAIN),
     "json_texts": ({"messages": json.dumps([HELLO, HI])}, PLAIN),
@@ -254,8 +258,8 @@ UNUSABLE = {
     "tool": ({"tools": [5], **changed()}, "`tools[0]`: expected an object, got 5"),
     "no messages": ({"messages": 5}, "`messages`: expected a list of messages, got 5"),
     "no chat": (
-        {"question": "a", "answer": "b"},
-        "expected a chat of a known kind, got an object with question, answer",
+        {"caption": "a", "tags": "b"},
+        "expected a chat of a known kind, got an object with caption, tags",
     ),
     "value": (5, "expected a chat of a known kind, got 5"),
 }
@@ -283,8 +287,8 @@ class Twice(dict):
 
 def test_a_file_that_is_no_chat_says_what_it_looks_like(tmp_path, capsys):
     for records, sentence in (
-        ([{"question": "a", "answer": "b", "image_path": "c", "split": None}],
-         "data.json: a list of objects with question, answer, image_path; expected one of: "
+        ([{"caption": "a", "tags": "b", "image_path": "c", "split": None}],
+         "data.json: a list of objects with caption, tags, image_path; expected one of: "
          "messages with role and content; conversations with from and value; "),
         (["a", "b"], "data.json: a list of values such as 'a'; expected one of: "),
         ([{}], "data.json: a list of objects with no fields; expected one of: "),

@@ -168,4 +168,5 @@ DIALECTS = (
         _pair("instruction", "output"),
         also=("input", "history"),
     ),
+    Dialect("question and answer", ("question", "answer"), _pair("question", "answer")),
 )
