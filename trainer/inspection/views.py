@@ -19,7 +19,7 @@ LEGIBLE = 500  # smaller images are shown by so many times their size that stays
 EXACT = 100_000  # pixels up to which a picture is PNG; a larger one is, if it has few colours
 COLOURS = 16
 LARGER = Image.Resampling.BICUBIC
-SMALLER = Image.Resampling.HAMMING  # as sharp as bicubic there, for half of the time
+SMALLER = Image.Resampling.HAMMING  # 0.6 of the time of bicubic, which is a little sharper
 
 Rect = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -29,7 +29,7 @@ from trainer.stopping import Stopped
 from trainer.workers import follow_parent
 
 AHEAD = 8  # inputs in work or waiting to be written, for each worker: one may be slow
-COMPRESS = 3  # of PNG: half the time of the default 6; a drawn page gets 4 % larger
+COMPRESS = 3  # of PNG: half the time of 6; a page of text gets 4 % larger, a drawn grid twice
 
 
 class LeftOut(SampleError):
