@@ -204,7 +204,7 @@ def test_drawings_are_the_same_again_and_a_finished_run_is_left_alone(tmp_path):
         (("IN", "--answer", "{label!r}"), "`--answer`: expected {label}"),
         (("IN", "--answer", "{"), "`--answer`: expected a text"),
         (("IN", "--answer", ""), "`--answer`: expected a text, got none"),
-        (("IN", "--format", "yolo"), "classes.txt"),
+        (("IN", "--format", "yolo"), "YOLO's .txt files"),
     ],
 )
 def test_bad_settings_are_one_sentence(root, capsys, words, message):
