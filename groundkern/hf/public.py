@@ -13,33 +13,3 @@ from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError
 from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
 from groundkern.rasters import Raster
-
-__all__ = [
-    "DivergedError",
-    "DoctorReport",
-    "DvSft",
-    "GroundedExample",
-    "GroundedOutput",
-    "GroundingCollator",
-    "GroundingMixin",
-    "GroundingTrainer",
-    "Hist",
-    "Klal",
-    "LogitLens",
-    "Margins",
-    "Objectives",
-    "Phrase",
-    "Raster",
-    "Region",
-    "Smam",
-    "Word",
-    "attach",
-    "detach",
-    "doctor",
-    "image_geometry",
-    "load_beside_adapter",
-    "load_processor",
-    "objectives_of",
-    "row_counts",
-    "save_beside_adapter",
-]

@@ -13,7 +13,7 @@ from typing import IO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from groundkern.hf.data.pictures import to_rgb, upright_size
-from trainer.data.kinds import ADVICE, HEAD, kind_of
+from trainer.data.file_kinds import ADVICE, HEAD, kind_of
 from trainer.wording import cut
 
 MAX_PIXELS = 100_000_000

@@ -12,13 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,10 @@ import pydantic
 from groundkern.hf.data import example
 from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
-from trainer.data import images, kinds, rasters, record, run_lengths, sample
+from trainer.data import file_kinds, images, rasters, record, run_lengths, sample
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample, parse_sample
-from trainer.workers import cores, follow_parent, forks
+from trainer.workers import cores, forked, forks
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ class Rules:
     def key(self) -> dict[str, Any]:
         """Plain values that differ where a verdict could; the code of the format counts as one."""
         code = hashlib.sha256()
-        for module in (record, sample, images, kinds, rasters, run_lengths, example):
+        for module in (record, sample, images, file_kinds, rasters, run_lengths, example):
             code.update(Path(module.__file__).read_bytes())
         return {
             "root": os.path.realpath(self.root),
@@ -235,23 +233,12 @@ def check_all(
     if processes <= 1 or size <= SMALL:
         yield from (check_lines(rules, batch) for batch in _batches(lines))
         return
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("fork"), _begin_process, (rules,)
-    )
-    waiting: deque = deque()
     try:
-        for batch in _batches(lines):
-            waiting.append(pool.submit(_in_process, batch))
-            if len(waiting) >= AHEAD * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from forked(partial(check_lines, rules), _batches(lines), processes, ahead=AHEAD)
     except BrokenProcessPool:
         raise SampleError(
             f"{rules.name}: a process that checks it was killed (out of memory?)"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
@@ -264,19 +251,6 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-_rules: Rules | None = None
-
-
-def _begin_process(rules: Rules) -> None:
-    global _rules
-    follow_parent()
-    _rules = rules
-
-
-def _in_process(batch: list[Line]) -> Found:
-    return check_lines(_rules, batch)
 
 
 def kept_at(folder: Path, path: Path) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +17,7 @@ from trainer.inspection.cards import card
 from trainer.inspection.recent import Recent
 from trainer.inspection.views import edges
 from trainer.templating import environment
-from trainer.workers import cores, follow_parent, forks
+from trainer.workers import cores, forked, forks
 
 if TYPE_CHECKING:
     from trainer.inspection.seen import SeenByModel
@@ -120,37 +118,13 @@ def shown(
 
 
 def _by_processes(show: Show, indices: Sequence[int], processes: int) -> Iterator[Shown]:
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("fork"), _begin_process, (show,)
-    )
-    waiting: deque = deque()
+    def chunk(start: int) -> list[Shown]:
+        return [show(index) for index in indices[start : start + CHUNK]]
+
     try:
-        for start in range(0, len(indices), CHUNK):
-            waiting.append(pool.submit(_in_process, list(indices[start : start + CHUNK])))
-            if len(waiting) >= AHEAD * processes:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        for pieces in forked(chunk, range(0, len(indices), CHUNK), processes, ahead=AHEAD):
+            yield from pieces
     except BrokenProcessPool:
         raise SampleError(
             f"{show.dataset.path.name}: a process that draws it was killed (out of memory?)"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_show: Show | None = None
-
-
-def _begin_process(show: Show) -> None:
-    global _show
-    follow_parent()
-    if show.model is not None:
-        import torch
-
-        torch.set_num_threads(1)
-    _show = show
-
-
-def _in_process(indices: list[int]) -> list[Shown]:
-    return [_show(index) for index in indices]

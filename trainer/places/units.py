@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from trainer.config import ConfigError
 from trainer.places.patterns import Numbers
 from trainer.wording import cut
 
 Size = tuple[int, int]
-Unit = Literal["pixel", "resized", "unit", "per_mille", "percent", "square"]
 
 UNITS: dict[str, str] = {
     "pixel": "pixels of the image",

@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from trainer.config import ConfigError
+from trainer.data.file_kinds import ADVICE, DOCUMENTS, HEAD, PICTURES, kind_of
 from trainer.data.images import SampleError
-from trainer.data.kinds import ADVICE, DOCUMENTS, HEAD, PICTURES, kind_of
 from trainer.prepare.documents import Page, chosen_pages, page_frames
 from trainer.prepare.sources import Item, Source, digest
 
@@ -241,7 +241,7 @@ def _judged(file: Path, root: Path) -> tuple[str | None, str]:
 
 
 def _kind(file: Path) -> str | None:
-    """The kind by extension ("image"), else by content; see `trainer.data.kinds.kind_of`."""
+    """The kind by extension ("image"), else by content; see `trainer.data.file_kinds.kind_of`."""
     extension = file.suffix.lower()
     if extension in _known() and extension not in _NOT_PICTURES | _MAY_HAVE_PAGES:
         return "image"

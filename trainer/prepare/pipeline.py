@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +25,7 @@ from trainer.prepare.output import Output
 from trainer.prepare.sources import Item, Source
 from trainer.progress import progress
 from trainer.stopping import Stopped
-from trainer.workers import follow_parent
+from trainer.workers import follow_parent, one_thread
 
 AHEAD = 8  # inputs in work or waiting to be written, for each worker: one may be slow
 COMPRESS = 3  # of PNG: half the time of 6; a page of text gets 4 % larger, a drawn grid twice
@@ -247,9 +246,7 @@ def _begin_worker(step: Step) -> None:
     """Leaves Ctrl-C to the parent, ends with the parent, and uses one core."""
     global _step
     follow_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"  # what the work may import later reads it
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
+    one_thread()
     _step = step
 
 

@@ -12,8 +12,8 @@ from groundkern.hf.data.pictures import ORIENTATION
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
 from tests.trainer.prepare.papers import pdf, with_picture
+from trainer.data.file_kinds import HEAD, kind_of
 from trainer.data.images import SampleError, confined, image_size, load_rgb
-from trainer.data.kinds import HEAD, kind_of
 from trainer.prepare.adapt.common import Options, embedded
 from trainer.prepare.documents import Page, page_frames, page_image
 from trainer.prepare.sources import Item

@@ -17,8 +17,8 @@ from groundkern.hf.data.pictures import ORIENTATION
 from tests.trainer.prepare.papers import pdf, with_picture
 from tests.trainer.prepare.records import lines_of
 from trainer.config import ConfigError
+from trainer.data.file_kinds import kind_of
 from trainer.data.images import SampleError, image_size
-from trainer.data.kinds import kind_of
 from trainer.prepare.documents import OnPages, Page, chosen_pages, page_frames, page_image
 from trainer.prepare.listing import find_pictures, holds_pictures
 from trainer.prepare.pipeline import Made, prepare

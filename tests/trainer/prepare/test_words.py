@@ -24,7 +24,7 @@ from trainer.data.sample import parse_sample
 from trainer.drawing.texts import texts
 from trainer.prepare.grid import visual_grid
 from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.reading import check_engine, read_words
+from trainer.prepare.ocr.reading import read_words
 from trainer.prepare.ocr.settings import OcrSettings, OcrWord
 from trainer.prepare.words import ReadWords, Rules
 
@@ -131,7 +131,7 @@ def test_an_image_that_the_model_or_the_engine_refuses_is_rejected(
 def test_missing_engines_are_one_sentence(monkeypatch, write, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="tesseract is not installed"):
-        check_engine(OcrSettings("tesseract", language="none"))
+        engines.engine(OcrSettings("tesseract", language="none"))
     monkeypatch.setitem(sys.modules, "paddleocr", None)
     assert (
         main(["prepare", "words", str(write(sample())), "--output", "x", "--engine", "paddle"]) == 2
@@ -168,12 +168,12 @@ def test_paddle_without_its_models_is_refused_before_it_fetches_them(paddle):
     install(PaddleOCR)
     said = f"nothing is downloaded: the folder detector is wanted in {models}"
     with pytest.raises(ConfigError, match=re.escape(said)):
-        check_engine(OcrSettings("paddle"))
+        engines.engine(OcrSettings("paddle"))
     (models / "detector").mkdir(parents=True)
     with pytest.raises(ConfigError, match="the folder recogniser is wanted in"):
-        check_engine(OcrSettings("paddle"))
+        engines.engine(OcrSettings("paddle"))
     with pytest.raises(ConfigError, match="PaddleOCR does not read the language 'klingon'"):
-        check_engine(OcrSettings("paddle", language="klingon"))
+        engines.engine(OcrSettings("paddle", language="klingon"))
 
 
 def test_paddle_words_are_joined_to_what_people_call_words(paddle):
@@ -250,7 +250,7 @@ def test_a_full_disk_is_one_sentence(write, found, monkeypatch, capsys):
 @needs_tesseract
 def test_a_language_without_data_is_one_sentence():
     with pytest.raises(ConfigError, match="no data for the language 'tlh'"):
-        check_engine(OcrSettings("tesseract", language="eng+tlh"))
+        engines.engine(OcrSettings("tesseract", language="eng+tlh"))
 
 
 def labels(path, grid) -> list[set]:

@@ -98,8 +98,3 @@ def readings_of(
         return read_words(prepare(image) if prepare else image, readings.settings)
 
     return readings.words(path, lambda: use_image(read, path, size, where=where, field=field))
-
-
-def check_engine(settings: OcrSettings) -> None:
-    """Raises `ConfigError` if the engine or its language is not installed."""
-    engines.engine(settings)

@@ -29,7 +29,7 @@ from trainer.places.writing import PER_MILLE
 from trainer.prepare.adapt.chat import recognise
 from trainer.prepare.adapt.chat.dialects import Dialect, chosen, dialect_of
 from trainer.prepare.adapt.chat.files import first_records, open_records, unlike_json
-from trainer.prepare.adapt.chat.objects import Sheet, look, objects_of, placed
+from trainer.prepare.adapt.chat.objects import Canvas, look, objects_of, placed
 from trainer.prepare.adapt.chat.pictures import (
     FIELDS,
     Picture,
@@ -125,7 +125,7 @@ def _sample(item: Item, options: Options) -> tuple[dict[str, Any], list[Picture]
     if record.get("objects"):
         sizes = [found.size for found in pictures]
         writer = options.boxes.writer or PER_MILLE
-        frame = Sheet(sizes, options.overhang, writer, where)
+        frame = Canvas(sizes, options.overhang, writer, where)
         turns, regions, found = placed(turns, objects_of(record["objects"], where), frame)
         counts |= found
     sample = {

@@ -10,8 +10,8 @@ from typing import Any
 
 from trainer.config import ConfigError
 from trainer.data.dataset import MAX_LINE, read_lines
+from trainer.data.file_kinds import ADVICE, HEAD, kind_of
 from trainer.data.images import SampleError
-from trainer.data.kinds import ADVICE, HEAD, kind_of
 from trainer.data.sample import decode_line
 from trainer.prepare.adapt.chat.dialects import dialect_of, is_preference
 from trainer.prepare.adapt.common import Options, tables

@@ -33,7 +33,7 @@ _REF_THEN_BOX = re.compile(rf'"{_FIELD}')
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Canvas:
     """What boxes are placed on and written with.
 
     Args:
@@ -96,20 +96,20 @@ def look(found: Any, sizes: Sequence[Size], where: str, kinds: Kinds) -> None:
 
 
 def placed(
-    turns: Sequence[Turn], objects: dict[str, Any], sheet: Sheet
+    turns: Sequence[Turn], objects: dict[str, Any], canvas: Canvas
 ) -> tuple[list[Turn], list[dict[str, Any]], dict[str, int]]:
     """Turns with texts for the placeholders, the answers' regions, and counts.
 
     Args:
         turns: of a record, in the order of its messages.
         objects: see `objects_of`.
-        sheet: its images, and how boxes are written.
+        canvas: its images, and how boxes are written.
 
     Raises:
         SampleError: other numbers of placeholders and objects, no such image, a bad box, one that
             the style cannot write.
     """
-    where = sheet.where
+    where = canvas.where
     texts = [piece for turn in turns for piece in turn.pieces if isinstance(piece, str)]
     refs, boxes = (_listed(objects, name, where) for name in ("ref", "bbox"))
     for name, found, holder in (("ref", refs, "<ref-object>"), ("bbox", boxes, "<bbox>")):
@@ -118,8 +118,8 @@ def placed(
             raise wrong(where, f"objects.{name}", f"{wanted}, one for each {holder}", len(found))
     if any(not isinstance(ref, str) for ref in refs):
         raise wrong(where, "objects.ref", "texts", short(refs))
-    found = [_place(box, i, objects, sheet) for i, box in enumerate(boxes)]
-    filling = _Filling(iter(refs), iter([box for box, _ in found]), sheet)
+    found = [_place(box, i, objects, canvas) for i, box in enumerate(boxes)]
+    filling = _Filling(iter(refs), iter([box for box, _ in found]), canvas)
     made, regions = [], []
     for number, turn in enumerate(turns):
         turn, marks = filling.turn(turn)
@@ -133,8 +133,8 @@ def placed(
 class _Filling:
     """Takes references and boxes one after another as placeholders come."""
 
-    def __init__(self, refs: Iterator[str], boxes: Iterator[_Box], sheet: Sheet) -> None:
-        self._refs, self._boxes, self._sheet = refs, boxes, sheet
+    def __init__(self, refs: Iterator[str], boxes: Iterator[_Box], canvas: Canvas) -> None:
+        self._refs, self._boxes, self._canvas = refs, boxes, canvas
 
     def turn(self, turn: Turn) -> tuple[Turn, list[_Mark]]:
         """The turn with texts for its placeholders, and where these are in its text."""
@@ -167,7 +167,7 @@ class _Filling:
 
     def _written(self, box: _Box, *, bare: bool) -> tuple[str, tuple[int, int]]:
         """(text, the span of the numbers in it) of a box, or of its numbers alone."""
-        writer, place = self._sheet.writer, Place(box.fractions)
+        writer, place = self._canvas.writer, Place(box.fractions)
         try:
             if bare:
                 text = writer.numbers(place, box.size)
@@ -175,7 +175,7 @@ class _Filling:
             written = writer.write([place], box.size)
         except ValueError as error:
             wanted = f"what the style {writer.style} can write"
-            raise wrong(self._sheet.where, box.field, wanted, error) from None
+            raise wrong(self._canvas.where, box.field, wanted, error) from None
         return written.text, written.parts[0].numbers
 
 
@@ -206,10 +206,10 @@ def _of_reference(text: str, marks: list[_Mark], i: int) -> list[dict[str, Any]]
     return [place for place in places if place is not None]
 
 
-def _place(box: Any, i: int, objects: dict, sheet: Sheet) -> tuple[_Box, int]:
+def _place(box: Any, i: int, objects: dict, canvas: Canvas) -> tuple[_Box, int]:
     """Box or point `i`, and how often it was cut at its image's edge."""
     kind, field = objects.get("bbox_type") or "real", f"objects.bbox[{i}]"
-    image_id, sizes, where = objects.get("image_id"), sheet.sizes, sheet.where
+    image_id, sizes, where = objects.get("image_id"), canvas.sizes, canvas.where
     image = image_id[i] if isinstance(image_id, list) and i < len(image_id) else 0
     if type(image) is not int or not 0 <= image < len(sizes):
         wanted = f"an index of the record's {len(sizes)} images"
@@ -217,7 +217,7 @@ def _place(box: Any, i: int, objects: dict, sheet: Sheet) -> tuple[_Box, int]:
     known = {"real": sizes[image], "norm1": (1, 1), "norm1000": (1000, 1000)}
     if not isinstance(kind, str) or kind not in known:
         raise wrong(where, "objects.bbox_type", f"one of {', '.join(known)}", short(kind))
-    frame = Frame(*known[kind], sheet.overhang, where)
+    frame = Frame(*known[kind], canvas.overhang, where)
     coord = {"real": {}, "norm1": {"coord": "unit"}, "norm1000": {"coord": "per_mille"}}[kind]
     if isinstance(box, list) and len(box) == 2:
         inside, cut = frame.point(box, field)
