@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from groundkern.hf import detach
 from tests.hf.collating import make_example, make_region
-from tests.hf.tiny import tiny_qwen_model, tiny_qwen_processor
 from trainer.command_line import parse_flags
 
 ROOT = Path(__file__).parents[1]

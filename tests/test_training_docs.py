@@ -18,11 +18,11 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.families.zoo.first import tiny_llava_model, tiny_qwen_model, tiny_qwen_processor
 from groundkern import KeySets, QueryRows, backends
 from groundkern.hf import DvSft, Klal, Smam, attach, detach
 from tests.hf.collating import make_example, make_region
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import tiny_llava_model, tiny_qwen_model, tiny_qwen_processor
 from tests.hf.training import attached_model, train
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from tokenizers import pre_tokenizers
 
+from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Region
-from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 IMAGE = Image.new("RGB", (140, 112), "white")  # Qwen: 4 rows of 5 tokens
 SMALL = Image.new("RGB", (56, 84), "white")  # Qwen: 3 rows of 2 tokens

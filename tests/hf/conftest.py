@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import transformers
 
+from benchmarks.families.zoo.first import tiny_llava_model, tiny_qwen_model
 from groundkern.hf import DvSft, Klal, Smam, detach
 from tests.hf.samples import SAMPLES
-from tests.hf.tiny import tiny_llava_model, tiny_qwen_model
 
 MODELS = {"qwen": tiny_qwen_model, "llava": tiny_llava_model}
 transformers.utils.logging.disable_progress_bar()

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import (
     DvSft,
     Klal,
@@ -32,7 +33,6 @@ from groundkern.hf import (
 from groundkern.hf.watching.finite import gradient_norm, skip_step, step_taken
 from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, Sample, make_batch
-from tests.hf.tiny import tiny_qwen_model
 
 LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)|.*lm_head"
 FIRST, SECOND, TEXT, FOURTH = SAMPLES["qwen"]  # TEXT has no image and trained text only

@@ -15,6 +15,8 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from benchmarks.families.zoo.first import tiny_llava_model
+from benchmarks.families.zoo.making import build_model
 from groundkern.hf import Smam, attach, detach, doctor
 from groundkern.hf.model.attribution import through_norm
 from groundkern.hf.model.head import logit_rule
@@ -22,7 +24,6 @@ from tests.hf.families import FAMILIES
 from tests.hf.residual import ResidualParts
 from tests.hf.rows import rows_of
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import build_model, tiny_llava_model
 
 TEXT = {
     "vocab_size": 96,

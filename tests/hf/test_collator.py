@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlavaConfig
 
+from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from groundkern.hf.data.batch import FIELDS
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Region, Word
@@ -27,7 +28,6 @@ from tests.hf.collating import (
     token_bytes,
 )
 from tests.hf.families import FAMILIES
-from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 
 def test_side_sets_hold_the_union_of_regions_on_a_token():

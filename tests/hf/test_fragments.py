@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.families.zoo.making import tiny_tokenizer
 from groundkern.hf import Word
 from groundkern.hf.data.words import WordLabeler
 from tests.hf.collating import live, make_collator, make_example, make_region
-from tests.hf.tiny import tiny_tokenizer
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # an emoji of five code points
 RARE = "\U00020bb7"  # 𠮷

@@ -9,10 +9,10 @@ import torch
 from packaging.version import Version
 from PIL import Image, ImageDraw
 
+from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from groundkern.hf.data import geometry
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.processor import pil_image_processor
-from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 QWEN, LLAVA = SimpleNamespace(model_type="qwen2_5_vl"), SimpleNamespace(model_type="llava")
 

@@ -13,12 +13,12 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.families.zoo.first import tiny_llava_processor
 from groundkern.hf import GroundingCollator, Phrase
 from groundkern.hf.data.regions import MAP_ROWS
 from groundkern.hf.data.spans import TokenSpans
 from tests.hf.charsmap import charsmap
 from tests.hf.collating import live, make_collator, make_config, make_example, make_region
-from tests.hf.tiny import tiny_llava_processor
 
 RULES = {"…": "...", "ﬁ": "fi", "Ａ": "A", "e\u0301": "é", "½": "1⁄2", "㍿": "株式会社"}
 RULES |= {"\u3000": " ", "\u00a0": " ", "ｶﾞ": "ガ", "\u200b": " ", "\x01": ""}

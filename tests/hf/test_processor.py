@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor, Qwen2_5_VLProcessor
 
+from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from groundkern.hf import load_processor
 from groundkern.hf.data.processor import without_video
 from tests.hf.conftest import MODELS
-from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 MAKE = {"qwen": tiny_qwen_processor, "llava": tiny_llava_processor}
 CLASS = {"qwen": Qwen2_5_VLProcessor, "llava": LlavaProcessor}

@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import attach, detach, doctor
 from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.naive import naive_forward
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import tiny_qwen_model
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj|down_proj)|.*lm_head"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from groundkern import maps
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import Raster, Region
@@ -13,7 +14,6 @@ from groundkern.hf.data.geometry import image_geometry
 from groundkern.maps import dequantise, patch_grid, target_map
 from tests.hf.collating import make_collator, make_config, make_example, make_region
 from tests.hf.families import FAMILIES
-from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
 
 ANSWER = "The red patch is in row 2"
 BOX = (0.2, 0.25, 0.55, 1.0)  # in an image of 140 x 112

@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.families.zoo.first import tiny_llava_processor
+from benchmarks.families.zoo.making import CORPUS
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Word
 from tests.hf import collating
@@ -21,7 +23,6 @@ from tests.hf.collating import (
     make_example,
     make_region,
 )
-from tests.hf.tiny import CORPUS, tiny_llava_processor
 
 PHRASES = {  # (phrase, occurrence) in an answer
     "The red patch is red, redder.": [("red", 0), ("red", 1), ("redder", 0)],

@@ -6,6 +6,8 @@ import pytest
 import torch
 from tokenizers import AddedToken, normalizers
 
+from benchmarks.families.zoo.first import tiny_qwen_processor
+from benchmarks.families.zoo.making import tiny_tokenizer
 from groundkern.hf import GroundedExample, GroundingCollator, Phrase, Word
 from groundkern.hf.data.texts import TextRules
 from tests.hf.collating import (
@@ -17,7 +19,6 @@ from tests.hf.collating import (
     make_region,
 )
 from tests.hf.families import FAMILIES
-from tests.hf.tiny import tiny_qwen_processor, tiny_tokenizer
 
 
 def _example(role, text, *, before="", behind=""):

@@ -10,10 +10,10 @@ import torch
 from accelerate import ParallelismConfig
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach, detach
 from tests.hf.launching import run
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import tiny_qwen_model
 from tests.hf.training import PARTS, arguments, attached_model, make_trainer, train
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.families.zoo.first import tiny_qwen_processor
 from groundkern.hf import GroundingMixin, detach
 from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import tiny_qwen_processor
 from tests.hf.training import PARTS, attached_model, settings, train
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (it needs Python 3.11)")

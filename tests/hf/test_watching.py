@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import DivergedError, GroundingTrainer, Klal, attach, detach, row_counts
 from groundkern.hf.data.batch import COUNTS
 from groundkern.hf.model import terms
@@ -19,7 +20,6 @@ from groundkern.hf.model.terms import part_rules
 from groundkern.hf.watching.term_norms import term_norms
 from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import tiny_qwen_model
 from tests.hf.training import PARTS, arguments, attached_model, make_trainer
 
 

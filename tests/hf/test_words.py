@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.families.zoo.first import tiny_qwen_processor
 from groundkern.hf import GroundingCollator
 from groundkern.hf.data.example import Word
 from tests.hf.collating import IMAGE, SMALL, live, make_collator, make_example
 from tests.hf.families import FAMILIES
-from tests.hf.tiny import tiny_qwen_processor
 
 
 def _labels(collator, words, images=(IMAGE,)):

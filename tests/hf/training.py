@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach, detach
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.tiny import tiny_qwen_model
 
 PARTS = ("text", "word", "smam_grounding", "smam_cross_entropy", "map_kl")
 

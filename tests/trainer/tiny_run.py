@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from tests.hf.tiny import tiny_qwen_model, tiny_qwen_processor
+from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from trainer import run_folder as folder
 from trainer.config import Config, validate
 

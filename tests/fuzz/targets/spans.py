@@ -14,11 +14,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.families.zoo.first import tiny_llava_processor
+from benchmarks.families.zoo.making import CORPUS
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, message_text
 from tests.fuzz.target import Target, expect, sentence
 from tests.hf.collating import PROCESSORS, live, make_config, token_bytes
-from tests.hf.tiny import CORPUS, tiny_llava_processor
 
 PICTURE = Image.new("RGB", (28, 28), "white")
 NAME = "train.jsonl:7"

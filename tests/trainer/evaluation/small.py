@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from tests.hf.tiny import tiny_qwen_model, tiny_qwen_processor
+from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from trainer.__main__ import main
 
 TOKENS = 6  # of an answer

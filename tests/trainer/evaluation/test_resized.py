@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from groundkern.hf import GroundedExample
-from tests.hf.tiny import (
+from benchmarks.families.zoo.first import (
     tiny_llava_model,
     tiny_llava_processor,
     tiny_qwen_model,
     tiny_qwen_processor,
 )
+from groundkern.hf import GroundedExample
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
 from trainer.evaluation.generating import Answerer

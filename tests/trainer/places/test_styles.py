@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.hf.tiny import tiny_qwen_processor
+from benchmarks.families.zoo.first import tiny_qwen_processor
 from tests.sources import ROOT
 from trainer.config import ConfigError
 from trainer.places.layouts import Place

@@ -8,7 +8,7 @@ import pickle
 import pytest
 from PIL import Image
 
-from tests.hf.tiny import tiny_llava_processor, tiny_qwen_processor
+from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from trainer.config import ConfigError
 from trainer.places.kinds import Kinds
 from trainer.places.layouts import Place

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.families.zoo.first import tiny_llava_model, tiny_llava_processor
 from groundkern.hf import GroundingCollator
-from tests.hf.tiny import tiny_llava_model, tiny_llava_processor
 from tests.trainer.prepare.records import sample
 from trainer.__main__ import main
 from trainer.data.dataset import JsonLinesDataset

@@ -1,27 +1,21 @@
-"""Tiny random Qwen2.5-VL and LLaVA-1.5 models with processors: no hub, no torchvision, seconds.
+"""What tiny random models and processors are made with: no hub, no torchvision, seconds.
 
 Weights are scaled up after initialisation: otherwise attention is flat and tests see nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-)
-
-from groundkern.hf.data.processor import pil_image_processor, without_video
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -64,6 +58,26 @@ LLAVA_TEMPLATE = (
 )
 
 
+TILE = 56  # pixels of a tile's side
+TILE_TEMPLATE = QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+
+
+class Unavailable(Exception):
+    """Why a family cannot be built with the installed packages, as one sentence."""
+
+
+def imported(name: str, why: str) -> ModuleType:
+    """A module that a family's processor needs.
+
+    Raises:
+        Unavailable: with `why`, if it cannot be imported.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise Unavailable(why) from error
+
+
 @cache
 def _trained_bpe() -> str:
     """A byte-level BPE of 512 entries trained on CORPUS, as JSON."""
@@ -93,32 +107,6 @@ def tiny_tokenizer(
     )
 
 
-def tiny_qwen_processor(*, padding_side: str = "right") -> Qwen2_5_VLProcessor:
-    """28 px to a visual token, 1 to 64 visual tokens to an image, no video part."""
-    return without_video(Qwen2_5_VLProcessor)(
-        image_processor=pil_image_processor("qwen2_vl", "Qwen2VL")(
-            min_pixels=28 * 28, max_pixels=64 * 28 * 28
-        ),
-        tokenizer=tiny_tokenizer(padding_side=padding_side),
-        chat_template=QWEN_TEMPLATE,
-    )
-
-
-def tiny_llava_processor(*, padding_side: str = "right") -> LlavaProcessor:
-    """Short edge to 56 px, centre crop to 56 x 56, 4 x 4 visual tokens."""
-    return LlavaProcessor(
-        image_processor=pil_image_processor("llava", "Llava")(
-            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}
-        ),
-        tokenizer=tiny_tokenizer(eos="<|endoftext|>", padding_side=padding_side),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template=LLAVA_TEMPLATE,
-    )
-
-
 def decoder_settings(tokenizer: PreTrainedTokenizerFast, **settings) -> dict:
     """A text config: hidden 64, 3 layers, 4 query heads on 2 key heads of 16."""
     return {
@@ -137,62 +125,6 @@ def decoder_settings(tokenizer: PreTrainedTokenizerFast, **settings) -> dict:
     }
 
 
-def tiny_qwen_model(
-    *, seed: int = 0, attention: str = "sdpa", tied: bool = False, **text
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2 decoder; `text` overrides its config."""
-    tokenizer = tiny_tokenizer()
-    token = tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-    settings = {"rope_parameters": rope, "tie_word_embeddings": tied, **text}
-    vision_config = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": [1],
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=decoder_settings(tokenizer, **settings),
-        vision_config=vision_config,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=tied,
-    )
-    return build_model(Qwen2_5_VLForConditionalGeneration, config, seed, attention)
-
-
-def tiny_llava_model(
-    *, seed: int = 0, attention: str = "sdpa", **text
-) -> LlavaForConditionalGeneration:
-    """A Llama decoder; CLIP on 56 x 56 images."""
-    tokenizer = tiny_tokenizer(eos="<|endoftext|>")
-    vision_config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
-        projection_dim=32,
-    )
-    config = LlavaConfig(
-        text_config=LlamaConfig(**decoder_settings(tokenizer, **text)),
-        vision_config=vision_config,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-        tie_word_embeddings=False,
-    )
-    return build_model(LlavaForConditionalGeneration, config, seed, attention)
-
-
 def build_model(model_class, config, seed: int, attention: str):
     """A model in eval mode with sharp attention, non-zero biases and uneven norms."""
     with torch.random.fork_rng(devices=[]):
@@ -205,3 +137,83 @@ def build_model(model_class, config, seed: int, attention: str):
                 else:
                     parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build a family's model (keywords: seed, attention, text settings) and processor.
+
+    Both raise `Unavailable` with the reason if the installed packages do not do. A family without
+    a processor that can be built has None.
+    """
+
+    model: Callable[..., Any]
+    processor: Callable[..., Any] | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Builds a family's model, as `tiny_qwen_model` does its own.
+
+    Args:
+        config: the name of the config's class in transformers.
+        tokenizer: makes the tokenizer.
+        image_token: the visual tokens' text.
+        text: settings of the decoder, `model_type` included.
+        vision: settings of the vision tower.
+        more: settings of the whole.
+    """
+
+    config: str
+    tokenizer: Callable[..., PreTrainedTokenizerFast]
+    image_token: str
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *, seed: int = 0, attention: str = "sdpa", **text) -> Any:
+        kind = getattr(transformers, self.config, None)
+        if kind is None:
+            raise Unavailable(f"transformers {transformers.__version__} has no {self.config}")
+        tokenizer = self.tokenizer()
+        token = tokenizer.convert_tokens_to_ids
+        ids = {k: token(v) if k.endswith("_token_id") else v for k, v in self.more.items()}
+        config = kind(
+            text_config=decoder_settings(tokenizer, **{"head_dim": 16, **self.text, **text}),
+            vision_config=self.vision,
+            image_token_id=token(self.image_token),
+            tie_word_embeddings=False,
+            **ids,
+        )
+        model_class = AutoModelForImageTextToText._model_mapping[kind]
+        return build_model(model_class, config, seed, attention)
+
+
+def tower(model_type: str, **settings) -> dict[str, Any]:
+    """A vision config: hidden 32, 2 layers, 56 x 56 pixels in patches of 14."""
+    return {
+        "model_type": model_type,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": TILE,
+        "patch_size": 14,
+        **settings,
+    }
+
+
+def tokenizer_with(**named: str) -> Callable[..., PreTrainedTokenizerFast]:
+    """Makes the tiny tokenizer with more special tokens, which a processor looks up by name."""
+
+    def make(padding_side: str = "right") -> PreTrainedTokenizerFast:
+        plain = tiny_tokenizer()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=plain.backend_tokenizer,
+            eos_token=plain.eos_token,
+            pad_token=plain.pad_token,
+            extra_special_tokens={**{t: t for t in plain.extra_special_tokens}, **named},
+            padding_side=padding_side,
+        )
+
+    return make

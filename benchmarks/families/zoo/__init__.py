@@ -1,0 +1,16 @@
+"""Tiny random models of transformers' vision-language families, with their real processors.
+
+One module to a way of laying images out; each has `FAMILIES`, by `config.model_type`.
+"""
+
+from __future__ import annotations
+
+from benchmarks.families.zoo import first, tiles
+from benchmarks.families.zoo.making import Family
+
+GROUPS = (first, tiles)
+
+
+def families() -> dict[str, Family]:
+    """Every family that can be built, by `config.model_type`."""
+    return {name: family for group in GROUPS for name, family in group.FAMILIES.items()}
