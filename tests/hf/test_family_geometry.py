@@ -1,9 +1,4 @@
-"""Where visual tokens are, in every family: paint a spot, see which of the model's tokens change.
-
-The real image processor runs on the painted image, and the model's own vision tower turns its
-pixels into visual tokens. Attention is taken out of the tower, so a token changes exactly when its
-own pixels do: tiles, global views, crops, pooling and newline tokens all show.
-"""
+"""Where visual tokens are, in every family: painted spots, and settings of the processors."""
 
 from __future__ import annotations
 
@@ -12,25 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from torch import nn
 
 from groundkern.hf.data.geometry import image_geometry
 from tests.hf.families import FAMILIES
+from tests.hf.painting import check, seeded, visual_tokens, without_attention
 
 SIZES = ((150, 97), (61, 170), (112, 112), (230, 60))
-SPOTS = 6  # painted per image
-OUTPUTS = ("out_proj", "proj", "projection_layer")  # of the vision towers' attention
-
-
-def without_attention(model: nn.Module) -> nn.Module:
-    """The model with vision attention that adds nothing."""
-    for name, module in model.named_modules():
-        is_output = name.rpartition(".")[2] in OUTPUTS and "att" in name.lower()
-        if is_output and isinstance(module, nn.Linear):
-            nn.init.zeros_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -38,64 +20,6 @@ def family(request):
     """A family's processor, and its model without vision attention."""
     built = FAMILIES[request.param]
     return built.processor(), without_attention(built.model())
-
-
-def process(processor, images: list[Image.Image]) -> dict:
-    """One sequence to an image."""
-    text = [processor.image_token] * len(images)
-    nested = [[image] for image in images]
-    return processor(text=text, images=nested, return_tensors="pt", padding=True)
-
-
-@torch.no_grad()
-def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
-    """[B, n, D]: what the model puts in the place of the image tokens."""
-    seen = []
-    layer = model.get_decoder().layers[0]
-    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    model(**batch)
-    hook.remove()
-    at = batch["input_ids"] == model.config.image_token_id
-    return seen[0][at].unflatten(0, (len(at), -1))
-
-
-def spots_on(rects: torch.Tensor, size, generator) -> tuple[list[int], list[list[int]]]:
-    """Some tokens, and the middle of each in pixels."""
-    tokens, spots = [], []
-    placed = (rects[:, 2] > rects[:, 0]).nonzero()[:, 0]
-    for token in placed[torch.randperm(len(placed), generator=generator)].tolist():
-        x0, y0, x1, y1 = rects[token].tolist()
-        w, h = x1 - x0, y1 - y0
-        spot = [round(x0 + 0.3 * w), round(y0 + 0.3 * h), round(x1 - 0.3 * w), round(y1 - 0.3 * h)]
-        outside = min(spot) < 0 or spot[2] > size[0] or spot[3] > size[1]  # on the padding
-        if not outside and len(spots) < SPOTS:
-            tokens.append(token)
-            spots.append(spot)
-    return tokens, spots
-
-
-def check(processor, model, size, generator, *, blur: float = 3.0) -> torch.Tensor:
-    """Compare the table of an image of `size` with what spots on it change; returns the table."""
-    blank = Image.new("RGB", size, "white")
-    (table,) = image_geometry(processor, model.config, [[blank]], process(processor, [blank]))
-    rects = table[:, 1:] * torch.tensor([*size, *size])
-    tokens, spots = spots_on(rects, size, generator)
-    assert tokens
-    images = [blank.copy() for _ in spots]
-    for image, spot in zip(images, spots):
-        ImageDraw.Draw(image).rectangle((*spot[:2], spot[2] - 1, spot[3] - 1), fill="black")
-    seen = visual_tokens(model, process(processor, [blank, *images]))
-    assert table.shape == (seen.shape[1], 5)
-    for token, spot, change in zip(tokens, spots, (seen[1:] - seen[0]).norm(dim=-1)):
-        low, high = torch.tensor(spot[:2]), torch.tensor(spot[2:])
-        near = ((rects[:, :2] - blur < high) & (rects[:, 2:] + blur > low)).all(1)  # resampling
-        assert change[~near].amax() <= 1e-4 * change.amax(), (size, spot)
-        assert change[token] > 0.1 * change.amax() > 0, (size, spot, token)
-    return table
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -19,7 +19,7 @@ from transformers import BatchFeature
 from groundkern.checks import fail, require
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
-from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.geometry import Geometry, image_geometry
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
 from groundkern.hf.data.pictures import with_rgb_images
@@ -71,6 +71,8 @@ class GroundingCollator:
             sees "language" tokens alone.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.
         lens_outside: visual tokens off an object for each on it; None: all.
+        geometry: of (images of each sample, what the processor returned), the places of their
+            visual tokens as `image_geometry` returns them; None: `image_geometry`.
 
     Raises:
         ValueError: a processor without what is needed, or an unknown option; in a call, a bad
@@ -98,6 +100,7 @@ class GroundingCollator:
         empty_region: str = "skip",
         lens: bool = False,
         lens_outside: float | None = 1.0,
+        geometry: Geometry | None = None,
     ) -> None:
         tokenizer = processor.tokenizer
         wanted = "a fast tokenizer, for its offsets"
@@ -118,6 +121,7 @@ class GroundingCollator:
         self.map_levels = map_levels
         self.map_rows, self.empty_region, self.label_bag = map_rows, empty_region, label_bag
         self.lens, self.lens_outside = lens, lens_outside
+        self.geometry = geometry or partial(image_geometry, processor, config)
         self.counts: Counter[str] = Counter()
         self._allowed = tuple(allowed_tokens)
         self._rules = TextRules(tokenizer, allowed=self._allowed)
@@ -157,9 +161,7 @@ class GroundingCollator:
         features = self._process(examples, [chat.text for chat in chats])
         offsets = features.pop("offset_mapping")
         replaced = features.pop("text_replacement_offsets", None) or [None] * len(examples)
-        tables = image_geometry(
-            self.processor, self.config, [example.images for example in examples], features
-        )
+        tables = self.geometry([example.images for example in examples], features)
         per_token = {key: features.pop(key) for key in _PER_TOKEN if key in features}
         layouts = []
         for b, (example, chat, table) in enumerate(zip(examples, chats, tables)):

@@ -2,7 +2,7 @@
 
 Each function returns the rectangles of one image's visual tokens in sequence order, as `geometry`
 describes them. What a processor decides from an image's size is computed by the processor's own
-rule; `tests/hf/test_family_geometry.py` paints pixels and sees which tokens change.
+rule; `tests/hf/painting.py` paints pixels and sees which tokens change.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.geometry.views import Size, Views, option
 from groundkern.maps import patch_grid
-
-Size = tuple[int, int]  # width, height in pixels
 
 
 def pan_and_scan(processor: Any, size: Size) -> Tensor:
@@ -108,6 +107,25 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
     return _tiles_and_whole(side, rows, columns)
 
 
+def internvl(processor: Any, size: Size) -> Tensor:
+    """InternVL: `closest_canvas` with tiles of `image_seq_length` tokens."""
+    return closest_canvas(processor, size, isqrt(processor.image_seq_length))
+
+
+def aya_vision(processor: Any, size: Size) -> Tensor:
+    """Aya Vision: `closest_canvas` with tiles of whole patches."""
+    return closest_canvas(processor, size, processor.img_size // processor.patch_size)
+
+
+def padded(views: Views) -> list[Tensor]:
+    """LLaVA-NeXT, LLaVA-OneVision: `padded_tiles` of every image."""
+    return [
+        padded_tiles(views.processor, views.config, image.size, alone=len(sample) == 1)
+        for sample in views.images
+        for image in sample
+    ]
+
+
 def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Tensor:
     """LLaVA-NeXT, LLaVA-OneVision: the whole image, then a grid of tiles without its padding.
 
@@ -150,23 +168,6 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
         )
     ends = newline.expand(len(grid), 1, 4)
     return torch.cat([patch_grid(side, side), torch.cat([grid, ends], 1).flatten(0, 1)])
-
-
-def option(processor: Any, name: str) -> Any:
-    """Look up a setting of image processing; the processor class's own default comes first.
-
-    Args:
-        processor: the family's.
-        name: the setting.
-
-    Returns:
-        Its value; None if neither the processor nor its image processor has it.
-    """
-    defaults = getattr(processor, "images_kwargs", None)
-    if defaults is None:  # before transformers 5.21 they are beside the class
-        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
-        defaults = defaults.get("images_kwargs", {})
-    return defaults.get(name, getattr(processor.image_processor, name, None))
 
 
 def _side(name: str, tokens: int) -> int:

@@ -1,0 +1,120 @@
+"""Where on the original image each visual token is, one table per processor family.
+
+A table row is `(image, x0, y0, x1, y1)`: the image's index within its sample and a rectangle in
+fractions of the original image. It is derived from the processor's own settings, so that a centre
+crop, a padded square, tiles (`tiling`) or another resolution need no care by the caller. A part of
+an image may have several tokens: one in a tile, one in the global view. A rectangle leaves [0, 1]
+if the processor pads, and is (-1, -1, -1, -1) for a visual token without a place (a class token, a
+newline).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor
+
+from groundkern.checks import fail, require
+from groundkern.hf.data.geometry import crops, grids, tiling
+from groundkern.hf.data.geometry.views import Rule, Views, of_each
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Family(NamedTuple):
+    """A family whose geometry is known.
+
+    Args:
+        rule: finds the places.
+        since: the transformers that it needs.
+    """
+
+    rule: Rule
+    since: str
+
+
+FAMILIES = {
+    "aya_vision": Family(of_each(tiling.aya_vision), "5.20"),
+    "gemma3": Family(of_each(tiling.pan_and_scan), "5.20"),
+    "idefics3": Family(of_each(tiling.split_tiles), "5.20"),
+    "internvl": Family(of_each(tiling.internvl), "5.20"),
+    "llava": Family(of_each(crops.cropped), "5.1"),
+    "llava_next": Family(tiling.padded, "5.1"),
+    "llava_onevision": Family(tiling.padded, "5.1"),
+    "qwen2_5_vl": Family(grids.stretched, "5.1"),
+    "qwen3_vl": Family(grids.stretched, "5.1"),
+    "smolvlm": Family(of_each(tiling.split_tiles), "5.20"),
+}
+"""Values of `config.model_type` whose image geometry is known.
+
+If an image becomes more than its visual tokens (markers, rows of tiles), the processor must report
+what it became: `text_replacement_offsets`.
+"""
+Geometry = Callable[[Sequence[Sequence["Image.Image"]], Mapping[str, Any]], list[Tensor]]
+"""`image_geometry` of one processor and config: (images, batch) -> fp64 [C, 5] of each sample."""
+TRANSFORMERS = Version(transformers.__version__)
+
+
+def check_family(kind: str) -> None:
+    """Refuse a family whose image geometry is not known with this transformers.
+
+    Args:
+        kind: the `config.model_type`.
+
+    Raises:
+        ValueError: an unknown family, or one whose processor reports enough only in a later
+            transformers.
+    """
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        fail("config.model_type", f"a family whose image geometry is known: {known}", repr(kind))
+    since = FAMILIES[kind].since
+    if Version(since) > TRANSFORMERS:
+        wanted = f"transformers >= {since}, whose processor tells what an image became"
+        fail("config.model_type", wanted, f"{kind!r} with transformers {TRANSFORMERS}")
+
+
+def image_geometry(
+    processor: Any,
+    config: Any,
+    images: Sequence[Sequence[Image.Image]],
+    batch: Mapping[str, Any],
+) -> list[Tensor]:
+    """The place of every visual token of every sample.
+
+    Args:
+        processor: the model's processor.
+        config: the model's config; its `model_type` names the family.
+        images: the original images of each sample.
+        batch: what the processor returned for all of them (Qwen: `image_grid_thw`).
+
+    Returns:
+        fp64 [C, 5] for each sample: `(image, x0, y0, x1, y1)` in fractions of the image, in the
+        order of the visual tokens in the sequence.
+
+    Raises:
+        ValueError: a family whose geometry is not known (`check_family`), or a grid that does not
+            fit the images.
+
+    Source: the image processors of transformers.
+    """
+    check_family(config.model_type)
+    views = Views(processor, config, images, batch)
+    tables = FAMILIES[config.model_type].rule(views)
+    wanted = sum(map(len, images))
+    require(len(tables) == wanted, "batch", f"visual tokens of {wanted} images", f"{len(tables)}")
+    tables = iter(tables)
+    return [_numbered([next(tables) for _ in sample]) for sample in images]
+
+
+def _numbered(tables: list[Tensor]) -> Tensor:
+    """Put each rectangle's image index in front: [n, 5]."""
+    numbered = [torch.zeros(0, 5, dtype=torch.float64)]
+    for image, rects in enumerate(tables):
+        numbered.append(torch.cat([rects.new_full((rects.shape[0], 1), image), rects], 1))
+    return torch.cat(numbered)

@@ -1,0 +1,64 @@
+"""What a rule of geometry is given, and settings of processors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+class Views(NamedTuple):
+    """The images of a batch, and how they were processed.
+
+    Args:
+        processor: the model's processor.
+        config: the model's config.
+        images: the original images of each sample.
+        batch: what the processor returned for all of them.
+    """
+
+    processor: Any
+    config: Any
+    images: Sequence[Sequence[Image.Image]]
+    batch: Mapping[str, Any]
+
+
+Rule = Callable[[Views], list[Tensor]]
+"""Returns fp64 [n, 4] (x0, y0, x1, y1) of every image, in their order."""
+
+
+def of_each(place: Callable[[Any, Size], Tensor]) -> Rule:
+    """The rule of a family whose visual tokens follow from each image's size alone.
+
+    Args:
+        place: of (processor, size) [n, 4].
+    """
+
+    def rule(views: Views) -> list[Tensor]:
+        sizes = (image.size for sample in views.images for image in sample)
+        return [place(views.processor, size) for size in sizes]
+
+    return rule
+
+
+def option(processor: Any, name: str) -> Any:
+    """Look up a setting of image processing; the processor class's own default comes first.
+
+    Args:
+        processor: the family's.
+        name: the setting.
+
+    Returns:
+        Its value; None if neither the processor nor its image processor has it.
+    """
+    defaults = getattr(processor, "images_kwargs", None)
+    if defaults is None:  # before transformers 5.21 they are beside the class
+        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
+        defaults = defaults.get("images_kwargs", {})
+    return defaults.get(name, getattr(processor.image_processor, name, None))
