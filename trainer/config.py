@@ -60,6 +60,9 @@ class Model(Section):
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     freeze_vision: bool = setting(False, "train the language model only")
     lora: Lora | None = setting(None, "train LoRA adapters instead of all weights")
+    image_options: dict[str, Any] = setting(
+        {}, "settings of the image processor, such as max_pixels, kept with the trained model"
+    )
 
 
 class Data(Section):

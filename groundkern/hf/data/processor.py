@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from copy import copy
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType
+from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
+
+from groundkern.checks import require
 
 
 def pil_image_processor(family: str, name: str) -> type[BaseImageProcessor]:
@@ -81,13 +86,64 @@ def text_options(processor: ProcessorMixin, text: str) -> dict[str, bool]:
     return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
 
 
-def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
+def with_image_options(processor: ProcessorMixin, options: Mapping[str, Any]) -> ProcessorMixin:
+    """The same processor with other settings of images, such as `max_pixels`.
+
+    They become settings of its image processor, so that calls, the geometry of visual tokens and
+    what is saved agree; an option that is given to one call is seen by that call alone.
+
+    Args:
+        processor: of a model.
+        options: keyword arguments of its image processor.
+
+    Returns:
+        A shallow copy with an image processor of its own.
+
+    Raises:
+        ValueError: a setting that the image processor does not have, or that the processor's class
+            fixes.
+    """
+    images = processor.image_processor
+    known = {*images.valid_kwargs.__annotations__, *images.to_dict()}
+    for name in options:
+        require(
+            name in known, f"image_options.{name}", f"a setting of {type(images).__name__}", "none"
+        )
+    fixed = getattr(processor, "images_kwargs", None)  # before transformers 5.21 beside the class
+    if fixed is None:
+        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
+        fixed = defaults.get("images_kwargs", {})
+    for name in options:
+        wanted = f"a setting that {type(processor).__name__} does not fix at {fixed.get(name)!r}"
+        require(name not in fixed, f"image_options.{name}", wanted, options[name])
+    replaced = copy(processor)
+    replaced.image_processor = type(images)(**{**_own_settings(images, options), **options})
+    return replaced
+
+
+def _own_settings(images: BaseImageProcessor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image processor is made of, without the size if the options bound it in pixels.
+
+    `min_pixels` and `max_pixels` become parts of `size`, whose other part stays.
+    """
+    settings = {k: v for k, v in images.to_dict().items() if k != "image_processor_type"}
+    size = settings.get("size") or {}
+    if {"min_pixels", "max_pixels"} & set(options) and "longest_edge" in size:
+        del settings["size"]
+        settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    return settings
+
+
+def load_processor(
+    path: str | os.PathLike, *, image_options: Mapping[str, Any] | None = None, **kwargs
+) -> ProcessorMixin:
     """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
 
     Video processors need torchvision; images and text do not, and groundkern supports no videos.
 
     Args:
         path: folder (or hub name) of a model with its processor, config.json included.
+        image_options: other settings of its images (`with_image_options`).
         **kwargs: options of `from_pretrained` (`revision`, `local_files_only`, ...).
 
     Returns:
@@ -99,11 +155,16 @@ def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
 
     Source: transformers' `AutoProcessor`.
     """
+    processor = _loaded(path, kwargs)
+    return with_image_options(processor, image_options) if image_options else processor
+
+
+def _loaded(path: str | os.PathLike, options: dict[str, Any]) -> ProcessorMixin:
     try:
-        return AutoProcessor.from_pretrained(path, **kwargs)
+        return AutoProcessor.from_pretrained(path, **options)
     except (ImportError, OSError, ValueError):
-        config = AutoConfig.from_pretrained(path, **kwargs)
+        config = AutoConfig.from_pretrained(path, **options)
         processor_class = PROCESSOR_MAPPING.get(type(config), None)
         if processor_class is None or "video_processor" not in processor_class.get_attributes():
             raise
-        return without_video(processor_class).from_pretrained(path, **kwargs)
+        return without_video(processor_class).from_pretrained(path, **options)

@@ -157,6 +157,9 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
     if onevision and not alone:
         return torch.cat([_on_padded_square(patch_grid(side, side), size), newline])
     pinpoints = processor.image_processor.image_grid_pinpoints
+    wanted = f"config.json's {config.image_grid_pinpoints}"
+    same = sorted(map(tuple, pinpoints)) == sorted(map(tuple, config.image_grid_pinpoints))
+    require(same, "image_grid_pinpoints of the processor", wanted, pinpoints)
     height, width = select_best_resolution(size[::-1], pinpoints)
     rows, columns = height // patch, width // patch
     grid = patch_grid(rows, columns).view(rows, columns, 4)
