@@ -5,10 +5,10 @@ One module to a way of laying images out; each has `FAMILIES`, by `config.model_
 
 from __future__ import annotations
 
-from benchmarks.families.zoo import first, tiles
+from benchmarks.families.zoo import first, qwens, tiles
 from benchmarks.families.zoo.making import Family
 
-GROUPS = (first, tiles)
+GROUPS = (first, tiles, qwens)
 
 
 def families() -> dict[str, Family]:

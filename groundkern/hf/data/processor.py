@@ -41,17 +41,41 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     """The same processor without its video part, under the same name, so that it saves alike.
 
     Args:
-        processor_class: a processor whose last modality argument may be `video_processor`.
+        processor_class: a processor of images, text and maybe videos or sound.
 
     Returns:
-        A subclass made from an image processor and a tokenizer alone; one for each class.
+        A subclass made from the other parts alone, one for each class; the class itself if it has
+        no video part.
     """
-    attributes = [name for name in processor_class.get_attributes() if name != "video_processor"]
-    members = {"get_attributes": classmethod(lambda cls: attributes), "__module__": __name__}
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+    members = {"__module__": __name__}
     init = _video_optional(processor_class.__init__)
     if init is not None:
         members |= {"__init__": init, "apply_chat_template": ProcessorMixin.apply_chat_template}
-    return type(processor_class.__name__, (processor_class,), members)
+    return type(processor_class.__name__, (processor_class, _WithoutVideo), members)
+
+
+class _WithoutVideo(ProcessorMixin):
+    """Stands between a processor class and `ProcessorMixin`, and leaves the video part out.
+
+    The part may be anywhere among the arguments: omni processors have it before the tokenizer.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        parts = dict(zip(super().get_attributes(), args)) | kwargs
+        parts.pop("video_processor", None)
+        super().__init__(**parts)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+    @classmethod
+    def from_args_and_dict(cls, args: list, processor_dict: dict, **kwargs) -> ProcessorMixin:
+        args = list(args)
+        args.insert(super().get_attributes().index("video_processor"), None)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
 
 def _video_optional(init: FunctionType) -> FunctionType | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -105,7 +106,9 @@ def logit_rule(model: nn.Module) -> LogitRule:
     if "logit_scale" in source:
         scale = config.logit_scale
     elif "logits_scaling" in source:
-        scale = 1.0 / config.logits_scaling
+        scale = config.logits_scaling
+        if not re.search(r"\* *[\w.]*logits_scaling", source):  # Granite divides, HyperCLOVAX does not
+            scale = 1.0 / scale
     if scale is not None and getattr(model.get_output_embeddings(), "bias", None) is not None:
         fail("model", "a head without bias where logits are scaled", type(model).__name__)
     return LogitRule(1.0 if scale is None else float(scale), softcap)
