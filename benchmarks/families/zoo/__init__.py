@@ -5,10 +5,10 @@ One module to a way of laying images out; each has `FAMILIES`, by `config.model_
 
 from __future__ import annotations
 
-from benchmarks.families.zoo import first, qwens, tiles
+from benchmarks.families.zoo import first, grids, qwens, tiles
 from benchmarks.families.zoo.making import Family
 
-GROUPS = (first, tiles, qwens)
+GROUPS = (first, tiles, qwens, grids)
 
 
 def families() -> dict[str, Family]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import transformers
-
 from benchmarks.families.zoo.making import (
     QWEN_TEMPLATE,
     Family,
     Model,
-    Unavailable,
+    named,
     tiny_tokenizer,
     tokenizer_with,
 )
@@ -69,24 +67,13 @@ def learned(model_type: str, **settings) -> dict[str, Any]:
     return vit(model_type, patch_size=16, num_position_embeddings=64, **settings)
 
 
-def named(name: str) -> type:
-    """A class of transformers.
-
-    Raises:
-        Unavailable: this transformers has none of that name.
-    """
-    found = getattr(transformers, name, None)
-    if found is None:
-        raise Unavailable(f"transformers {transformers.__version__} has no {name}")
-    return found
-
-
 def processor_of(
     name: str,
     tokenizer: Callable[..., Any] = tiny_tokenizer,
     template: str = QWEN_TEMPLATE,
     *,
     patch: int = 14,
+    frames: int = 2,
     ears: str = "",
 ) -> Callable[..., Any]:
     """Makes a family's processor around Qwen2-VL's images: 1 to 36 visual tokens to an image.
@@ -96,12 +83,14 @@ def processor_of(
         tokenizer: makes the tokenizer.
         template: the chat template.
         patch: pixels of a patch's side.
+        frames: how often an image is repeated along time.
         ears: the class of the sound part that the processor insists on; nothing uses it.
     """
 
     def processor(*, padding_side: str = "right", **images) -> Any:
         cell = (2 * patch) ** 2
-        settings = {"patch_size": patch, "min_pixels": cell, "max_pixels": 36 * cell, **images}
+        settings = {"patch_size": patch, "temporal_patch_size": frames}
+        settings |= {"min_pixels": cell, "max_pixels": 36 * cell, **images}
         parts = {"feature_extractor": named(ears)()} if ears else {}
         return without_video(named(name))(
             image_processor=pil_image_processor("qwen2_vl", "Qwen2VL")(**settings),
@@ -237,7 +226,7 @@ _dots_tokenizer = tokenizer_with(
     image_token="<|imgpad|>", video_token="<|video_pad|>", audio_token="<|audio_comp_pad|>"
 )
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
-# Latent attention without its indexer: full layers and a sliding one.
+# Latent attention: a sliding layer between two whose indexer picks keys.
 dots3_note_model = Model(
     "Dots3NoteConfig",
     _dots_tokenizer,
@@ -245,8 +234,10 @@ dots3_note_model = Model(
     {
         "model_type": "dots3_note_text",
         "num_key_value_heads": 4,
-        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-        "use_dsa": False,
+        "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
+        "index_topk": 16,
+        "index_head_dim": 16,
+        "index_n_heads": 2,
         "sliding_window": 24,
         "moe_intermediate_size": 32,
         "n_routed_experts": 4,
@@ -315,6 +306,7 @@ FAMILIES = {
             "Dots3NoteProcessor",
             _dots_tokenizer,
             QWEN_TEMPLATE.replace("<|image_pad|>", "<|imgpad|>"),
+            frames=1,
             ears="Dots3NoteFeatureExtractor",
         ),
     ),
