@@ -30,7 +30,13 @@ from groundkern.hf.data.texts import TextRules
 from groundkern.hf.data.words import LABEL_BAGS, WordLabeler, word_rows
 
 # what the processor returns per token, and the value that pads it (None: the tokenizer's)
-_PER_TOKEN = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
+_PER_TOKEN = {
+    "input_ids": None,
+    "attention_mask": 0,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
+}
 
 
 class GroundingCollator:
@@ -136,6 +142,7 @@ class GroundingCollator:
         )
         self._template: Any = None  # the one whose tokens `_rules` know
         self._is_blank: dict[int, bool] = {}
+        self._padding = False  # whether the processor takes sequences of one length alone
 
     def __call__(self, examples: Sequence[GroundedExample]) -> dict[str, Tensor]:
         """Make a batch.
@@ -211,21 +218,25 @@ class GroundingCollator:
             return self.processor(
                 images=images if any(images) else None,
                 text=texts,
-                padding=False,
+                padding=self._padding,
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
                 **options,
             ).data
 
         try:
-            return run(examples, texts)
+            features = run(examples, texts)
         except ValueError:  # such as an image too narrow for its family: whose is it?
             for example, text in zip(examples, texts):
                 try:
                     run([example], [text])
                 except ValueError as error:
                     fail(_name(example), "a sample that the processor takes", f"its error: {error}")
-            raise
+            if self._padding:
+                raise
+            self._padding = True  # each alone is fine: Ernie's makes an array of the sequences
+            features = run(examples, texts)
+        return _without_padding(features) if self._padding else features
 
     def _layout(
         self, example: GroundedExample, chat: Chat, spans: TokenSpans, ids: list[int], table: Tensor
@@ -290,6 +301,16 @@ class GroundingCollator:
                 labels[-1][p + 1] = layout.ids[p + 1]
         batch["labels"] = pad_tokens(labels, -100, left=left)
         return batch
+
+
+def _without_padding(features: dict[str, Any]) -> dict[str, Any]:
+    """The same with lists per token as long as each sequence."""
+    keep = [[i for i, real in enumerate(row) if real] for row in features["attention_mask"]]
+    cut = dict(features)
+    for key in ("offset_mapping", *_PER_TOKEN):
+        if key in cut:
+            cut[key] = [[row[i] for i in kept] for row, kept in zip(cut[key], keep)]
+    return cut
 
 
 def _name(example: GroundedExample) -> str:

@@ -97,7 +97,8 @@ def _video_optional(init: FunctionType) -> FunctionType | None:
 
 
 def text_options(processor: ProcessorMixin, text: str) -> dict[str, bool]:
-    """How a rendered chat is given to a processor: without a second first token.
+    """How a rendered chat is given to a processor: without a second first token, and so that it
+    returns the kind of each token if its model wants that.
 
     Args:
         processor: of a model.
@@ -106,8 +107,14 @@ def text_options(processor: ProcessorMixin, text: str) -> dict[str, bool]:
     Returns:
         Keyword arguments of the processor.
     """
+    options = {}
     bos = processor.tokenizer.bos_token
-    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+    if bos and text.startswith(bos):
+        options["add_special_tokens"] = False
+    # Cosmos3 Edge's processor names them and leaves them out
+    if "mm_token_type_ids" in getattr(processor, "model_input_names", ()):
+        options["return_mm_token_type_ids"] = True
+    return options
 
 
 def with_image_options(processor: ProcessorMixin, options: Mapping[str, Any]) -> ProcessorMixin:
