@@ -12,27 +12,37 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.processor import text_options
 
 SPOTS = 6  # painted per image
-OUTPUTS = ("out_proj", "proj", "projection_layer")  # of the vision towers' attention
+OUTPUTS = ("out_proj", "o_proj", "proj", "projection_layer")  # of the vision towers' attention
 
 
 def without_attention(model: nn.Module) -> nn.Module:
     """The model with vision attention that adds nothing."""
+    text = set(model.get_decoder().modules())
     for name, module in model.named_modules():
         is_output = name.rpartition(".")[2] in OUTPUTS and "att" in name.lower()
-        if is_output and isinstance(module, nn.Linear):
+        if is_output and isinstance(module, nn.Linear) and module not in text:
             nn.init.zeros_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
 
 
-def process(processor, images: list[Image.Image]) -> dict:
-    """One sequence to an image."""
-    text = [processor.image_token] * len(images)
-    nested = [[image] for image in images]
-    return processor(text=text, images=nested, return_tensors="pt", padding=True)
+def process(processor, images: list[Image.Image], *, each: int = 1) -> dict:
+    """One sequence to every `each` images, with text around and between them."""
+    part = {"type": "text", "text": "and"}
+    content = [part, *([{"type": "image"}, part] * each)]
+    text = processor.apply_chat_template([{"role": "user", "content": content}])
+    nested = [images[i : i + each] for i in range(0, len(images), each)]
+    return processor(
+        text=[text] * len(nested),
+        images=nested,
+        return_tensors="pt",
+        padding=True,
+        **text_options(processor, text),
+    )
 
 
 @torch.no_grad()
@@ -44,7 +54,7 @@ def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
     model(**batch)
     hook.remove()
     at = batch["input_ids"] == model.config.image_token_id
-    return seen[0][at].unflatten(0, (len(at), -1))
+    return seen[0][at].flatten(1).unflatten(0, (len(at), -1))  # some have several streams
 
 
 def spots_on(rects: torch.Tensor, size, generator) -> tuple[list[int], list[list[int]]]:

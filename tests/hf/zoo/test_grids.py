@@ -1,0 +1,141 @@
+"""Families that lay a grid over an image: places of tokens, batches, and what training does."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from benchmarks.families.examining import examined
+from benchmarks.families.zoo import grids, qwens
+from benchmarks.families.zoo.making import Unavailable
+from groundkern.hf import GroundedExample, GroundingCollator, Region
+from groundkern.hf.data.geometry import check_family, image_geometry
+from tests.hf.painting import check, process, seeded, visual_tokens, without_attention
+
+ZOO = qwens.FAMILIES | grids.FAMILIES
+SIZES = ((150, 97), (61, 170), (75, 52))
+# one for each image processor, kind of grid and need of the collator; the others are long
+QUICK = (
+    "qwen2_vl",
+    "qwen2_5_omni_thinker",
+    "dots3_note",
+    "glm4v",
+    "glm5_next",
+    "ernie4_5_vl_moe",
+    "video_llama_3",
+    "paddleocr_vl",
+    "hunyuan_vl",
+    "kimi_k25",
+    "cosmos3_edge",
+    "minimax_m3_vl",
+)
+NAMES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in ZOO]
+# refused for a layer that is not softmax attention over all keys
+MIXED = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "glm5_next", "dots3_note", "minimax_m3_vl")
+REFUSED_BY_DOCTOR = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "video_llama_3")
+
+
+def made(name: str, **settings):
+    """A family's processor and model."""
+    try:
+        check_family(name)
+        return ZOO[name].processor(**settings), ZOO[name].model()
+    except (ValueError, Unavailable) as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def family(request):
+    """A family's processor, and its model without vision attention."""
+    processor, model = made(request.param)
+    return processor, without_attention(model)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_tokens_change_where_the_table_says(family, size):
+    check(*family, size, seeded())
+
+
+def test_several_images_with_text_between(family):
+    """A spot on the second image changes its tokens alone, and where the table says."""
+    processor, model = family
+    first = Image.new("RGB", (150, 97), "white")
+    blank = Image.new("RGB", (100, 120), "white")
+    spotted = blank.copy()
+    ImageDraw.Draw(spotted).rectangle((60, 70, 79, 89), fill="black")
+    batch = process(processor, [first, blank, first, spotted], each=2)
+    tables = image_geometry(processor, model.config, [[first, blank], [first, spotted]], batch)
+    seen = visual_tokens(model, batch)
+    assert torch.equal(tables[0], tables[1])
+    assert len(tables[0]) == seen.shape[1]
+    (changed,) = ((seen[1] - seen[0]).norm(dim=-1) > 1e-3).nonzero(as_tuple=True)
+    image, x0, y0, x1, y1 = tables[0][changed].T
+    assert image.unique().tolist() == [1.0]
+    reach = 3.0  # pixels that resampling mixes
+    assert ((x0 * 100 < 80 + reach) & (x1 * 100 > 60 - reach)).all()
+    assert ((y0 * 120 < 90 + reach) & (y1 * 120 > 70 - reach)).all()
+    covered = (x1.clamp(max=0.8) - x0.clamp(min=0.6)) * (y1.clamp(max=0.75) - y0.clamp(min=0.5833))
+    assert covered.clamp(min=0).sum() > 0.9 * 0.2 * 0.1667
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_collated_samples_are_those_of_each_alone(family, side):
+    """A batch of sequences of several lengths, with one, two and no images and text around them."""
+    processor, model = family
+    processor.tokenizer.padding_side = side
+    collator = GroundingCollator(processor, model.config)
+    examples = [_example(), _example((61, 170), (150, 97)), _example((75, 52))]
+    together = collator(examples)
+    grown = together["attention_mask"].sum(1).tolist()
+    assert len(set(grown)) == 3
+    for row, example in enumerate(examples):
+        alone = collator([example])
+        real = together["attention_mask"][row].bool()
+        for name in collator_fields(alone):
+            assert torch.equal(together[name][row][real], alone[name][0]), name
+        image = together["gk_image"][row]
+        ids = together["input_ids"][row]
+        assert torch.equal(image >= 0, ids == model.config.image_token_id)
+        assert image[image >= 0].unique().tolist() == list(range(len(example.images)))
+    processor.tokenizer.padding_side = "right"
+
+
+def collator_fields(batch) -> list[str]:
+    """Names of the tensors with one entry per token."""
+    shape = batch["input_ids"].shape
+    return [name for name, x in batch.items() if x.shape == shape]
+
+
+def _example(*sizes) -> GroundedExample:
+    answer = "The red patch is in row 2."
+    images = tuple(Image.new("RGB", size, "white") for size in sizes)
+    parts = [{"type": "text", "text": "Read the word."}]
+    for _ in images:
+        parts += [{"type": "image"}, {"type": "text", "text": "Where is it?"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    start = answer.index("red patch")
+    regions = [
+        Region(1, start, start + 9, image, boxes=((0.0, 0.0, 0.5, 0.5),))
+        for image in range(len(images))
+    ]
+    return GroundedExample(images, chat, tuple(regions[-1:]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_works_with_the_family(name):
+    made(name)
+    build, found = examined(ZOO[name])
+    assert build == "ok"
+    assert found.collator == "ok"
+    sentences = [found.attach, found.doctor, *found.objectives.values()]
+    crashes = [sentence for sentence in sentences if re.match(r"\w+Error", sentence)]
+    assert not crashes, crashes
+    if name not in MIXED:
+        assert found.attach == "ok"
+        refused = [kind for kind, sentence in found.objectives.items() if sentence != "ok"]
+        assert refused == (["smam"] if name == "hunyuan_vl" else [])
+        if name not in (*REFUSED_BY_DOCTOR, "hunyuan_vl"):
+            assert found.doctor == "ok"
