@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import LlavaProcessor, Qwen2_5_VLProcessor
 
 from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
+from benchmarks.families.zoo.qwens import FAMILIES as QWENS
 from groundkern.hf import image_geometry, load_processor
 from groundkern.hf.data.processor import with_image_options, without_video
 from tests.hf.conftest import MODELS
@@ -45,6 +46,17 @@ def test_round_trip(family, tmp_path):
 def test_without_video_is_one_class_per_processor():
     assert without_video(Qwen2_5_VLProcessor) is without_video(Qwen2_5_VLProcessor)
     assert "video_processor" not in without_video(Qwen2_5_VLProcessor).get_attributes()
+
+
+def test_omni_processors_lose_the_part_before_their_tokenizer(tmp_path):
+    made = QWENS["qwen2_5_omni_thinker"].processor()
+    made.save_pretrained(tmp_path)
+    loaded = type(made).from_pretrained(tmp_path)
+    for processor in (made, loaded):
+        assert processor.get_attributes() == ["image_processor", "feature_extractor", "tokenizer"]
+        assert processor.tokenizer.is_fast
+        assert not hasattr(processor, "video_processor")
+    assert loaded.image_processor.size == made.image_processor.size
 
 
 def test_what_is_missing_is_the_error(tmp_path):

@@ -234,6 +234,7 @@ kimi_model = Model(
         "kv_lora_rank": 16,
         "qk_nope_head_dim": 8,
         "qk_rope_head_dim": 8,
+        "head_dim": 8,
         "v_head_dim": 16,
         "moe_intermediate_size": 32,
         "n_routed_experts": 4,
@@ -297,12 +298,8 @@ _glm4v_images = _pil("glm4v", "Glm4v")
 FAMILIES = {
     "glm4v": Family(glm4v_model, glm_processor("Glm4vProcessor", _glm4v_images)),
     "glm4v_moe": Family(glm4v_moe_model, glm_processor("Glm4vProcessor", _glm4v_images)),
-    "glm46v": Family(
-        glm46v_model, glm_processor("Glm46VProcessor", _pil("glm46v", "Glm46V"))
-    ),
-    "glm_ocr": Family(
-        glm_ocr_model, glm_processor("Glm46VProcessor", _pil("glm46v", "Glm46V"))
-    ),
+    "glm46v": Family(glm46v_model, glm_processor("Glm46VProcessor", _pil("glm46v", "Glm46V"))),
+    "glm_ocr": Family(glm_ocr_model, glm_processor("Glm46VProcessor", _pil("glm46v", "Glm46V"))),
     "glmga": Family(glmga_model, glm_processor("Glm46VProcessor", _pil("glmga", "Glmga"))),
     "glm5_next": Family(
         glm5_next_model,

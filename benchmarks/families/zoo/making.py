@@ -195,7 +195,9 @@ class Model:
             tie_word_embeddings=False,
             **ids,
         )
-        model_class = AutoModelForImageTextToText._model_mapping[kind]
+        model_class = AutoModelForImageTextToText._model_mapping.get(kind, None)
+        if model_class is None:
+            raise Unavailable(f"transformers {transformers.__version__} has no model for {kind}")
         return build_model(model_class, config, seed, attention)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from transformers import processing_utils
+
 from benchmarks.families.zoo.making import (
     QWEN_TEMPLATE,
     Family,
     Model,
+    Unavailable,
     named,
     tiny_tokenizer,
     tokenizer_with,
@@ -98,6 +101,18 @@ def processor_of(
             chat_template=template,
             **parts,
         )
+
+    return processor
+
+
+def omni_processor(name: str, patch: int = 14) -> Callable[..., Any]:
+    """Makes an omni model's processor, with ears that nothing uses."""
+    make = processor_of(name, _omni_tokenizer, patch=patch, ears="WhisperFeatureExtractor")
+
+    def processor(**settings: Any) -> Any:
+        if not hasattr(processing_utils, "OmniModalProcessorMixin"):
+            raise Unavailable("this transformers' omni processors need torchvision for videos")
+        return make(**settings)
 
     return processor
 
@@ -285,15 +300,9 @@ FAMILIES = {
     "qwen3_5": Family(qwen3_5_model, _qwen3),
     "qwen3_5_moe": Family(qwen3_5_moe_model, _qwen3),
     "qwen4_exp": Family(qwen4_exp_model, _qwen3),
-    "qwen2_5_omni_thinker": Family(
-        qwen2_5_omni_model,
-        processor_of("Qwen2_5OmniProcessor", _omni_tokenizer, ears="WhisperFeatureExtractor"),
-    ),
+    "qwen2_5_omni_thinker": Family(qwen2_5_omni_model, omni_processor("Qwen2_5OmniProcessor")),
     "qwen3_omni_moe_thinker": Family(
-        qwen3_omni_moe_model,
-        processor_of(
-            "Qwen3OmniMoeProcessor", _omni_tokenizer, patch=16, ears="WhisperFeatureExtractor"
-        ),
+        qwen3_omni_moe_model, omni_processor("Qwen3OmniMoeProcessor", patch=16)
     ),
     "exaone4_5": Family(exaone4_5_model, processor_of("Exaone4_5_Processor")),
     "hyperclovax_vision_v2": Family(

@@ -107,7 +107,9 @@ def logit_rule(model: nn.Module) -> LogitRule:
         scale = config.logit_scale
     elif "logits_scaling" in source:
         scale = config.logits_scaling
-        if not re.search(r"\* *[\w.]*logits_scaling", source):  # Granite divides, HyperCLOVAX does not
+        if not re.search(
+            r"\* *[\w.]*logits_scaling", source
+        ):  # Granite divides, HyperCLOVAX does not
             scale = 1.0 / scale
     if scale is not None and getattr(model.get_output_embeddings(), "bias", None) is not None:
         fail("model", "a head without bias where logits are scaled", type(model).__name__)

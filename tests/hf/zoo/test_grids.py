@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,58 @@ def family(request):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_tokens_change_where_the_table_says(family, size):
     check(*family, size, seeded())
+
+
+@pytest.mark.parametrize("size", [(31, 22), (420, 260), (23, 300)], ids=str)
+def test_glm5_enlarges_small_images_and_shrinks_large_ones(size):
+    """In the upper left corner of a grid: the rest of it is black, and beyond the image."""
+    processor, model = made("glm5_next")
+    table = check(processor, without_attention(model), size, seeded())
+    assert table[:, 3:].amax() >= 1.0
+
+
+# (950, 1256), (31, 639), (1, 1): visual tokens with every setting of the processor at its default
+COUNTS = {
+    "qwen2_vl": (1271, 23, 4),
+    "glm4v": (1530, 23, 9),
+    "glm5_next": (1530, 46, 16),
+    "ernie4_5_vl_moe": (1530, 23, 4),
+    "video_llama_3": (5084, 92, 16),
+    "paddleocr_vl": (1530, 252, 196),
+    "hunyuan_vl": (1211, 367, 274),
+    "cosmos3_edge": (1170, 74, 64),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_default_settings(name):
+    """The places cover all of an image once, whatever its shape."""
+    processor, model = made(name)
+    kind = type(processor.image_processor)
+    processor.image_processor = kind()
+    for size, count in zip([(950, 1256), (31, 639), (1, 1)], COUNTS[name]):
+        assert _covered(processor, model.config, size) == count
+    if name in ("qwen2_vl", "ernie4_5_vl_moe", "paddleocr_vl"):
+        processor.image_processor = kind(size={"shortest_edge": 784, "longest_edge": 20 * 784})
+        assert _covered(processor, model.config, (950, 1256)) == 15
+
+
+def _covered(processor, config, size) -> int:
+    """Visual tokens of an image, whose places add up to it."""
+    image = Image.new("RGB", size)
+    batch = process(processor, [image])
+    (table,) = image_geometry(processor, config, [[image]], batch)
+    assert len(table) == int((batch["input_ids"] == config.image_token_id).sum())
+    x0, y0, x1, y1 = table[table[:, 1] >= 0, 1:].clamp(0, 1).T
+    assert float(((x1 - x0) * (y1 - y0)).sum()) == pytest.approx(1.0)
+    return len(table)
+
+
+def test_too_narrow_an_image_is_named():
+    processor, model = made("qwen2_vl")
+    example = replace(_example((2, 500)), name="data.jsonl:7")
+    with pytest.raises(ValueError, match=r"data\.jsonl:7.*aspect ratio must be smaller than 200"):
+        GroundingCollator(processor, model.config)([_example((75, 52)), example])
 
 
 def test_several_images_with_text_between(family):
