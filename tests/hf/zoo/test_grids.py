@@ -37,7 +37,8 @@ QUICK = (
 NAMES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in ZOO]
 # refused for a layer that is not softmax attention over all keys
 MIXED = ("qwen3_5", "qwen3_5_moe", "qwen4_exp", "glm5_next", "dots3_note", "minimax_m3_vl")
-# doctor takes the rows of logits that these forwards do not leave out; HunYuan's RoPE is called dynamic
+# doctor asks for rows of logits that the first three forwards do not leave out; HunYuan's RoPE is
+# called dynamic, and is not
 REFUSED_BY_DOCTOR = (
     "qwen2_5_omni_thinker",
     "qwen3_omni_moe_thinker",
