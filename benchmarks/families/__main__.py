@@ -53,7 +53,7 @@ def _row(name: str, zoo: dict) -> Row:
 
 def _geometry(name: str) -> str:
     try:
-        check_family(name)
+        check_family(name.partition(":")[0])
     except ValueError as error:
         return str(error)
     return "table"

@@ -96,13 +96,13 @@ def examine(
         found.batch, found.collator = _tried(
             partial(_collated, found, processor, model, images, geometry)
         )
-    device = next(model.parameters()).device
-    batch = found.batch if found.batch is not None else text_batch(model)
-    inputs = {name: x.to(device) for name, x in batch.items()}
     _, found.attach = _tried(lambda: attach(model))
     if found.attach != OK:
         return found
     detach(model)
+    device = next(model.parameters()).device
+    batch = found.batch if found.batch is not None else text_batch(model)
+    inputs = {name: x.to(device) for name, x in batch.items()}
     found.report, found.doctor = _tried(partial(_doctored, model, inputs))
     if found.batch is not None:
         run = _backward if gradients else _forward

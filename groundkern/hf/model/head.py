@@ -111,6 +111,8 @@ def logit_rule(model: nn.Module) -> LogitRule:
             r"\* *[\w.]*logits_scaling", source
         ):  # Granite divides, HyperCLOVAX does not
             scale = 1.0 / scale
+    elif "output_multiplier" in source:
+        scale = config.output_multiplier
     if scale is not None and getattr(model.get_output_embeddings(), "bias", None) is not None:
         fail("model", "a head without bias where logits are scaled", type(model).__name__)
     return LogitRule(1.0 if scale is None else float(scale), softcap)
