@@ -21,6 +21,7 @@ __all__ = [
     "Klal",
     "LogitLens",
     "Margins",
+    "MeasuredGeometry",
     "Objectives",
     "Phrase",
     "Raster",

@@ -14,6 +14,7 @@ from groundkern.hf.measuring.owners import Owners
 from groundkern.hf.measuring.places import Places
 
 BORDER = 0.5  # pixels: the middle of no number is nearer to a side of the image
+BLURRED = 2 / 3  # of what its numbers are spread over: a token is then wrong by half its size
 RESAMPLED = 0.1  # of a resized pixel: filters are cut off at the sides of an image
 
 
@@ -129,7 +130,7 @@ def _sharing(
     own = _summed(token, owners.share, tokens)
     scale = (own / _summed(token, inside.double(), tokens)).nan_to_num(1, 1, 1).clamp_max(1).sqrt()
     (there,) = own.nonzero(as_tuple=True)
-    good = bool((scale[there] > 0.5).all())
+    good = bool((scale[there] >= BLURRED).all())
     require(good, "model", "visual tokens that each show a place", "tokens blurred by half their size")
-    blur = torch.stack([(1 - scale) * width / 2 for width in widths])[:, there].amax()
+    blur = torch.stack([(1 - scale) * width for width in widths])[:, there].amax()
     return scale, blur
