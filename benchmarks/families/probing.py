@@ -22,6 +22,7 @@ from benchmarks.families.zoo import families
 from benchmarks.families.zoo.making import Family, Unavailable
 from groundkern.hf import MeasuredGeometry, image_geometry
 from groundkern.hf.data.geometry import FAMILIES
+from groundkern.hf.measuring.places import processed
 
 Size = tuple[int, int]
 SIZES = ((150, 97), (61, 170))
@@ -129,17 +130,21 @@ def without_attention(model: nn.Module) -> Iterator[None]:
     decoder = set(model.get_decoder().modules())
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if "att" in name.rpartition(".")[2].lower() and module not in decoder:
+            last = name.rpartition(".")[2]
+            if "att" in last.lower() and "norm" not in last and module not in decoder:
                 stack.callback(module.register_forward_hook(nothing).remove)
         yield
 
 
 def tokens_of(model: nn.Module, processor: Any, image: Image.Image) -> Tensor:
-    """[C, D]: what the first layer of the decoder gets in the place of an image."""
-    batch = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")
+    """[C, D]: what the decoder gets in the place of an image."""
+    batch = processed(processor, [image])
     seen = []
-    layer = model.get_decoder().layers[0]
-    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(kwargs["inputs_embeds"])
+
+    hook = model.get_decoder().register_forward_pre_hook(see, with_kwargs=True)
     try:
         model(**batch)
     finally:
@@ -158,7 +163,7 @@ def compare(name: str, family: Family, size: Size, step: int) -> list[str]:
     pairs = {"measured - probe": (in_pixels(measured.places, size), probe)}
     if name in FAMILIES:
         image = Image.new("RGB", size)
-        batch = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")
+        batch = processed(processor, [image])
         (table,) = image_geometry(processor, model.config, [[image]], batch)
         table = in_pixels(table, size)
         pairs["table - probe"] = (table, probe)

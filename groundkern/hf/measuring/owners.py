@@ -9,7 +9,7 @@ Where the sizes differ too, it goes into several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from groundkern.checks import fail, require
 
 ALONE = 1e-3  # of a gradient: what it may differ by where a number goes into one token alone
+MIXERS = ("Attention", "ShortConv")  # in names of classes: what adds other patches to a patch
 MOST_SHARED = 64  # tokens that a number goes into, on average; above, tokens have no place
 
 
@@ -75,14 +76,14 @@ def owners_of(
         if not gradients.any:
             whole = _Gradients(_visual_tokens(model, inputs, image_token), list(pixels.values()))
             _refuse(whole.any)
-        return _owners(gradients, len(tokens), torch.cat([x.flatten() for x in picture.values()]))
+        return _owners(gradients, torch.cat([x.flatten() for x in picture.values()]))
 
 
 def _refuse(attending: bool) -> None:
     wanted = "visual tokens that each show a place of the image"
     if attending:
         fail("model", wanted, "a resampler: its tokens see pixels by attention alone")
-    fail("model", wanted, "none with a gradient of the pixels (discrete codes, or a cut graph)")
+    fail("model", wanted, "none with a gradient of the pixels (discrete codes, or pixels that enter elsewhere)")
 
 
 def _noise(
@@ -119,9 +120,15 @@ def _without_attention(model: nn.Module) -> Iterator[None]:
     decoder = set(model.get_decoder().modules())
     with ExitStack() as stack:
         for module in model.modules():
-            if module not in decoder and "Attention" in type(module).__name__:
+            if module not in decoder and _is_attention(module):
                 stack.callback(module.register_forward_hook(_nothing).remove)
         yield
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """The innermost of modules that are named so: Pixtral calls its whole blocks that."""
+    named = [any(mixer in type(part).__name__ for mixer in MIXERS) for part in module.modules()]
+    return named[0] and not any(named[1:])
 
 
 def _nothing(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -157,7 +164,7 @@ class _Gradients:
 
     def __init__(self, tokens: Tensor, pixels: list[Tensor]) -> None:
         generator = torch.Generator().manual_seed(1)
-        self._tokens, self._pixels = tokens, pixels
+        self._tokens, self._pixels, self.tokens = tokens, pixels, len(tokens)
         self._weights = torch.randn(tokens.shape, generator=generator).to(tokens)
         self.whole = self(torch.ones(len(tokens)))
         self.any = bool(self.whole.any())
@@ -173,10 +180,14 @@ class _Gradients:
         parts = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self._pixels)]
         return torch.cat([part.detach().flatten().float().cpu() for part in parts])
 
+    def split(self, numbers: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to each of the float tensors, as views."""
+        return numbers.split([x.numel() for x in self._pixels])
 
-def _owners(gradient: Callable[[Tensor], Tensor], tokens: int, picture: Tensor) -> Owners:
+
+def _owners(gradient: _Gradients, picture: Tensor) -> Owners:
     """Read the token of each number digit by digit, and those of shared ones token by token."""
-    whole = gradient.whole
+    whole, tokens = gradient.whole, gradient.tokens
     numbers = torch.arange(tokens)
     owner = torch.zeros(len(whole), dtype=torch.long)
     alone = picture & (whole != 0)
@@ -188,6 +199,7 @@ def _owners(gradient: Callable[[Tensor], Tensor], tokens: int, picture: Tensor) 
         touched = turned != 0
         shared = shared | touched if digit else touched
     shared = picture & (shared | (whole != 0)) & ~alone if tokens > 1 else torch.zeros_like(alone)
+    alone, shared = _of_clear_tensors(gradient, owner, alone, shared)
     (element,) = alone.nonzero(as_tuple=True)
     mine = Owners(owner[element], element, torch.ones(len(element)), tokens)
     if not bool(shared.any()):
@@ -195,7 +207,23 @@ def _owners(gradient: Callable[[Tensor], Tensor], tokens: int, picture: Tensor) 
     return _with_shared(mine, gradient, shared)
 
 
-def _with_shared(mine: Owners, gradient: Callable[[Tensor], Tensor], shared: Tensor) -> Owners:
+def _of_clear_tensors(
+    gradient: _Gradients, owner: Tensor, alone: Tensor, shared: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Leave out tensors whose numbers are shared if others show the same tokens without sharing.
+
+    A model may see an image twice, in patches and by convolutions that blur it.
+    """
+    kept = torch.zeros_like(alone)
+    for part, is_shared in zip(gradient.split(kept), gradient.split(shared)):
+        part.fill_(not bool(is_shared.any()))
+    served = torch.bincount(owner[alone & kept], minlength=gradient.tokens) > 0
+    if bool(gradient((~served).float()).any()):  # tokens that only the others show
+        return alone, shared
+    return alone & kept, shared & kept
+
+
+def _with_shared(mine: Owners, gradient: _Gradients, shared: Tensor) -> Owners:
     """Add the numbers that several tokens share, from one gradient for each token."""
     (element,) = shared.nonzero(as_tuple=True)
     total, parts, found = torch.zeros(len(element)), [], 0

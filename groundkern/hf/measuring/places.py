@@ -19,10 +19,11 @@ from torch import Tensor
 
 from groundkern.checks import require
 from groundkern.hf.data.geometry.views import Size
+from groundkern.hf.data.processor import text_options
 
 SLOPE = 2  # levels of brightness to a pixel; a resized picture is rounded to whole levels
 LEVELS = 255
-PICTURE = 1e-3  # of the largest change from black to white: below is padding
+PICTURE = 0.5  # of the largest change from black to white: what changes less is padding
 
 
 class Places(NamedTuple):
@@ -39,9 +40,15 @@ class Places(NamedTuple):
 
 
 def processed(processor: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """What the processor returns for one sample of some images and no other text."""
-    text = [processor.image_token * len(images)]
-    return dict(processor(text=text, images=[list(images)], return_tensors="pt"))
+    """What the processor returns for one sample: a question about some images."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "?"}]
+        chat = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(chat, tokenize=False)
+    else:
+        text = processor.image_token * len(images)
+    options = text_options(processor, text)
+    return dict(processor(text=[text], images=[list(images)], return_tensors="pt", **options))
 
 
 def places_of(
@@ -76,7 +83,7 @@ def places_of(
     wanted = LEVELS // 2 / LEVELS
     for name, image in shown.items():
         off = (grey[name] / ranges[name] - wanted)[image >= 0].abs()
-        good = off.numel() == 0 or float(off.amax()) < 2 / LEVELS
+        good = off.numel() == 0 or float(off.amax()) < 4 / LEVELS
         require(good, f"processor: {name}", "pixels linear in those of the image", "others")
     x = _positions(probe, shown, ranges, sizes, axis=0)
     y = _positions(probe, shown, ranges, sizes, axis=1)
