@@ -188,39 +188,31 @@ class _Gradients:
 def _owners(gradient: _Gradients, picture: Tensor) -> Owners:
     """Read the token of each number digit by digit, and those of shared ones token by token."""
     whole, tokens = gradient.whole, gradient.tokens
-    numbers = torch.arange(tokens)
-    owner = torch.zeros(len(whole), dtype=torch.long)
-    alone = picture & (whole != 0)
+    numbers, owner = torch.arange(tokens), torch.zeros(len(whole), dtype=torch.long)
+    alone, touched = whole != 0, whole != 0
     for digit in range(max(tokens - 1, 0).bit_length()):
-        has = numbers >> digit & 1
-        turned = gradient(1.0 - 2.0 * has)
+        turned = gradient(1.0 - 2.0 * (numbers >> digit & 1))
         owner += torch.where(turned * whole < 0, 1 << digit, 0)
         alone &= (turned.abs() - whole.abs()).abs() <= ALONE * whole.abs()
-        touched = turned != 0
-        shared = shared | touched if digit else touched
-    shared = picture & (shared | (whole != 0)) & ~alone if tokens > 1 else torch.zeros_like(alone)
-    alone, shared = _of_clear_tensors(gradient, owner, alone, shared)
-    (element,) = alone.nonzero(as_tuple=True)
+        touched |= turned != 0
+    kept = picture & _clear(gradient, owner, alone, touched & ~alone)
+    (element,) = (alone & kept).nonzero(as_tuple=True)
     mine = Owners(owner[element], element, torch.ones(len(element)), tokens)
-    if not bool(shared.any()):
-        return mine
-    return _with_shared(mine, gradient, shared)
+    shared = touched & ~alone & kept
+    return _with_shared(mine, gradient, shared) if bool(shared.any()) else mine
 
 
-def _of_clear_tensors(
-    gradient: _Gradients, owner: Tensor, alone: Tensor, shared: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Leave out tensors whose numbers are shared if others show the same tokens without sharing.
+def _clear(gradient: _Gradients, owner: Tensor, alone: Tensor, shared: Tensor) -> Tensor:
+    """The numbers of tensors without shared ones, if these show every token; else all numbers.
 
-    A model may see an image twice, in patches and by convolutions that blur it.
+    A model may see an image twice: in patches, and by convolutions that blur it.
     """
-    kept = torch.zeros_like(alone)
-    for part, is_shared in zip(gradient.split(kept), gradient.split(shared)):
+    clear = torch.zeros_like(alone)
+    for part, is_shared in zip(gradient.split(clear), gradient.split(shared)):
         part.fill_(not bool(is_shared.any()))
-    served = torch.bincount(owner[alone & kept], minlength=gradient.tokens) > 0
-    if bool(gradient((~served).float()).any()):  # tokens that only the others show
-        return alone, shared
-    return alone & kept, shared & kept
+    served = torch.bincount(owner[alone & clear], minlength=gradient.tokens) > 0
+    rest = gradient((~served).float()).any()  # tokens that only the others show
+    return torch.ones_like(clear) if bool(rest) else clear
 
 
 def _with_shared(mine: Owners, gradient: _Gradients, shared: Tensor) -> Owners:
