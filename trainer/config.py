@@ -83,6 +83,9 @@ class Data(Section):
     coord: Literal["pixel", "resized", "unit", "per_mille", "percent", "square"] | None = setting(
         None, "what numbers of these count that do not say so (docs/boxes.md)"
     )
+    geometry: Literal["auto", "table", "measured"] = setting(
+        "auto", "places of visual tokens: the family's table, or measured; auto: a table if any"
+    )
     on_bad_sample: Literal["skip", "stop"] = setting("skip", "what a bad sample does to the run")
     max_length: Positive | None = setting(
         None, "tokens a sample may have; text is cut, never images"

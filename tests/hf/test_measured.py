@@ -27,7 +27,7 @@ from groundkern.hf.measuring import measured as module
 from groundkern.hf.measuring.places import processed
 from tests.hf.families import FAMILIES
 
-SIZES = ((150, 97), (61, 170), (31, 399), (320, 250))
+SIZES = ((150, 97), (61, 170), (31, 399))
 
 
 @pytest.fixture(scope="module")

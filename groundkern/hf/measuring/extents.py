@@ -131,6 +131,8 @@ def _sharing(
     scale = (own / _summed(token, inside.double(), tokens)).nan_to_num(1, 1, 1).clamp_max(1).sqrt()
     (there,) = own.nonzero(as_tuple=True)
     good = bool((scale[there] >= BLURRED).all())
-    require(good, "model", "visual tokens that each show a place", "tokens blurred by half their size")
+    require(
+        good, "model", "visual tokens that each show a place", "tokens blurred by half their size"
+    )
     blur = torch.stack([(1 - scale) * width for width in widths])[:, there].amax()
     return scale, blur

@@ -83,7 +83,11 @@ def _refuse(attending: bool) -> None:
     wanted = "visual tokens that each show a place of the image"
     if attending:
         fail("model", wanted, "a resampler: its tokens see pixels by attention alone")
-    fail("model", wanted, "none with a gradient of the pixels (discrete codes, or pixels that enter elsewhere)")
+    fail(
+        "model",
+        wanted,
+        "none with a gradient of the pixels (discrete codes, or pixels that enter elsewhere)",
+    )
 
 
 def _noise(
