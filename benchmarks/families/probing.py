@@ -47,7 +47,7 @@ class Agreement(NamedTuple):
 
 
 def in_pixels(table: Tensor, size: Size) -> Tensor:
-    """A table of `image_geometry` as fp64 [C, 4], cut at the image's sides; -1: on no part of it."""
+    """A table of `image_geometry` as fp64 [C, 4], cut at the image's sides; -1: off it."""
     rects = table[:, 1:].clamp(0, 1) * torch.tensor([*size, *size])
     empty = ((rects[:, 2:] - rects[:, :2]) < 1e-6).any(1)
     return torch.where(empty[:, None], -1.0, rects)

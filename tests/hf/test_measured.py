@@ -63,7 +63,7 @@ def test_what_is_measured_is_what_the_table_says(name):
 def test_images_smaller_than_their_tokens_are_within_the_error(llava, size):
     found, error = compared(*llava, size)
     assert found.placed == found.tokens
-    assert found.worst <= error <= 1
+    assert found.worst <= error < 1.1
 
 
 def test_several_images_are_measured_together():
@@ -124,8 +124,7 @@ def test_blurred_tokens_are_refused(llava):
 
 def test_discrete_codes_are_refused(llava):
     model = copy.deepcopy(llava[0])
-    tower = model.model.vision_tower
-    tower.register_forward_hook(lambda _, args, out: type(out)(**{k: v for k, v in cut(out)}))
+    model.model.vision_tower.register_forward_hook(lambda _, args, out: type(out)(**dict(cut(out))))
     assert "discrete codes" in refused(model, llava[1])
 
 

@@ -39,7 +39,11 @@ class _Spread(NamedTuple):
 
 
 def table_of(
-    places: Mapping[str, Places], owners: Owners, sizes: Sequence[Size], error: float
+    places: Mapping[str, Places],
+    owners: Owners,
+    sizes: Sequence[Size],
+    runs: Sequence[int],
+    error: float,
 ) -> Table:
     """The rectangle of each visual token.
 
@@ -47,6 +51,7 @@ def table_of(
         places: of the numbers of each float tensor.
         owners: their tokens.
         sizes: (width, height) of each image, in pixels.
+        runs: the number of the run of neighbouring visual tokens that each token is in.
         error: pixels by which a place may be wrong.
 
     Returns:
@@ -58,36 +63,61 @@ def table_of(
     """
     image, x, y = (torch.cat([p.flatten() for p in part]) for part in zip(*places.values()))
     token, element = owners.token, owners.element
-    image = image[element].long()
-    number = _summed(token, image.double(), owners.tokens) / _count(token, owners.tokens)
-    there = _count(token, owners.tokens) > 0
-    whole = number.nan_to_num(-1).round()
-    apart = float((number.nan_to_num(-1) - whole).abs().amax()) < 1e-6
-    require(apart, "model", "visual tokens of one image each", "tokens that several images share")
+    number = _images(token, image[element].double(), owners.tokens)
+    there = number >= 0
     axes = [_spread(token, at[element].double(), owners) for at in (x, y)]
     pitch = [torch.where(one.pitch > 0, one.pitch, two.pitch) for one, two in (axes, axes[::-1])]
     widths = [(axis.width.square() + p.square()).sqrt() for axis, p in zip(axes, pitch)]
     scale, blur = _sharing(owners, axes, widths, (x[element], y[element]))
     edges = []
     for axis, width, side in zip(axes, widths, zip(*sizes)):
-        end = torch.tensor(side, dtype=torch.float64)[whole.clamp_min(0).long()]
+        end = torch.tensor(side, dtype=torch.float64)[number.clamp_min(0).long()]
         low, high = axis.middle - scale * width / 2, axis.middle + scale * width / 2
-        near = BORDER + error
-        low = torch.where(low <= near, 0.0, low)
-        high = torch.where(high >= end - near, end, high)
+        low = torch.where(low <= BORDER + error, 0.0, low)
+        high = torch.where(high >= end - BORDER - error, end, high)
         edges.append((low / end, high / end))
     (x0, x1), (y0, y1) = edges
-    table = torch.stack([whole, x0, y0, x1, y1], 1)
-    nowhere = torch.tensor([0.0, -1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
-    table = torch.where(there[:, None], table, nowhere)
-    resampled = float(torch.stack(pitch)[:, there].amax()) if bool(there.any()) else 0.0
+    table = torch.stack([number, x0, y0, x1, y1], 1)
+    table[~there] = torch.tensor([0.0, -1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
+    table[:, 0] = torch.tensor(_all_numbered(number.tolist(), runs, len(sizes)))
+    resampled = RESAMPLED * float(torch.stack(pitch)[:, there].amax())
     # tokens smaller than a pixel show the whole of an image's only pixel
     border = BORDER if min(map(min, sizes)) > 1 else 1.0
-    return Table(table, error + max(border, RESAMPLED * resampled) + float(blur))
+    return Table(table, error + max(border, resampled) + float(blur))
 
 
-def _count(token: Tensor, tokens: int) -> Tensor:
-    return torch.bincount(token, minlength=tokens).double()
+def _images(token: Tensor, image: Tensor, tokens: int) -> Tensor:
+    """fp64 [C]: the image that each token shows; -1: none."""
+    first = torch.full((tokens,), -1.0, dtype=torch.float64)
+    last = first.scatter_reduce(0, token, image, "amax", include_self=False)
+    first = first.scatter_reduce(0, token, image, "amin", include_self=False)
+    good = torch.equal(first, last)
+    require(good, "model", "visual tokens of one image each", "tokens that show several images")
+    return first
+
+
+def _all_numbered(numbers: list[float], runs: Sequence[int], images: int) -> list[float]:
+    """The images of all tokens: one without a place (-1) belongs to that of its neighbours."""
+    if images == 1:
+        return [0.0] * len(numbers)
+    before, after = _last_known(numbers, runs), _last_known(numbers[::-1], runs[::-1])[::-1]
+    found = []
+    for one, other, run in zip(before, after, runs):
+        near = {image for image, known in (one, other) if known == run} or {one[0], other[0]}
+        good = len(near - {-1.0}) == 1
+        wanted = "images whose visual tokens have text between them"
+        require(good, "processor", wanted, "a token without a place between two images")
+        found.append(max(near))
+    return found
+
+
+def _last_known(numbers: list[float], runs: Sequence[int]) -> list[tuple[float, int]]:
+    """The last image up to each token, and the run that it was in."""
+    found, last = [], (-1.0, -1)
+    for number, run in zip(numbers, runs):
+        last = (number, run) if number >= 0 else last
+        found.append(last)
+    return found
 
 
 def _summed(token: Tensor, values: Tensor, tokens: int) -> Tensor:
@@ -96,7 +126,7 @@ def _summed(token: Tensor, values: Tensor, tokens: int) -> Tensor:
 
 def _spread(token: Tensor, at: Tensor, owners: Owners) -> _Spread:
     """Numbers on a lattice of n columns: their variance over the square of their span tells n."""
-    count, tokens = _count(token, owners.tokens), owners.tokens
+    tokens = owners.tokens
     low = torch.full((tokens,), torch.inf, dtype=torch.float64)
     low = low.scatter_reduce(0, token, at, "amin")
     high = -torch.full_like(low, torch.inf).scatter_reduce(0, token, -at, "amin")

@@ -1,4 +1,4 @@
-"""Measured tables on disk: a safetensors file each, under a name that says what it was measured on."""
+"""Measured tables on disk: a safetensors file each, named by a hash of what it was measured on."""
 
 from __future__ import annotations
 

@@ -106,7 +106,9 @@ class MeasuredGeometry:
             batch, places, error = places_of(self._processor, sizes)
             picture = {name: place.image >= 0 for name, place in places.items()}
             owners = owners_of(self._model, batch, picture, self._image_token)
-            table = table_of(places, owners, sizes, error)
+            (at,) = (batch["input_ids"][0] == self._image_token).nonzero(as_tuple=True)
+            runs = (at - torch.arange(len(at))).tolist()
+            table = table_of(places, owners, sizes, runs, error)
         if self._kept:
             self._kept.keep(settings, sizes, table)
         return table

@@ -40,13 +40,13 @@ class Places(NamedTuple):
 
 
 def processed(processor: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """What the processor returns for one sample: a question about some images."""
+    """What the processor returns for one sample: some images, each with text behind it."""
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "?"}]
+        content = len(images) * [{"type": "image"}, {"type": "text", "text": "?"}]
         chat = [{"role": "user", "content": content}]
         text = processor.apply_chat_template(chat, tokenize=False)
     else:
-        text = processor.image_token * len(images)
+        text = f"{processor.image_token}?" * len(images)
     options = text_options(processor, text)
     return dict(processor(text=[text], images=[list(images)], return_tensors="pt", **options))
 
