@@ -26,7 +26,7 @@ def geometry_of(
     """The geometry of a model's visual tokens; says so in one line if it is measured.
 
     Args:
-        model: with PEFT's wrapper or without; one to be measured goes to the accelerator.
+        model: with PEFT's wrapper or without, on its device.
         processor: the model's.
         kind: "table" is that of the family, "measured" is measured; "auto": the table if there is
             one.
@@ -46,8 +46,6 @@ def geometry_of(
         measured = MeasuredGeometry(model, processor, cache=cache)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
     why = "as asked for" if kind == "measured" else f"{model.config.model_type!r} has no table"
     print(f"The places of visual tokens are measured on the model: {why}.", flush=True)
     return measured

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from groundkern.hf import GroundingCollator
+from groundkern.hf import GroundingCollator, MeasuredGeometry
 from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
 from trainer.bringing import bring
@@ -81,6 +81,8 @@ class _Run:
         self.model, self.processor = load_model(config)
         kept = self.output / FOLDER
         self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
+        if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
+            self.model.to(torch.accelerator.current_accelerator())  # as the Trainer does later
         if config.training.workers:
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()

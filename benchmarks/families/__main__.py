@@ -16,7 +16,6 @@ from benchmarks.families.examining import examined
 from benchmarks.families.table import Row, counted, markdown, write_csv
 from benchmarks.families.zoo import families
 from groundkern.hf import Examination
-from groundkern.hf.data.geometry import check_family
 
 
 def main(words: list[str] | None = None) -> int:
@@ -47,16 +46,7 @@ def main(words: list[str] | None = None) -> int:
 def _row(name: str, zoo: dict) -> Row:
     if name not in zoo:
         return Row(name, "no tiny model in the zoo", "", Examination())
-    build, found = examined(zoo[name])
-    return Row(name, build, _geometry(name), found)
-
-
-def _geometry(name: str) -> str:
-    try:
-        check_family(name.partition(":")[0])
-    except ValueError as error:
-        return str(error)
-    return "table"
+    return Row(name, *examined(zoo[name]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 HELP = "try everything that training does with a model, and say what works"
 EXAMPLE = (640, 480)  # pixels of the image that is drawn if none is given
@@ -59,7 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     model.to(arguments.device).eval()
     with progress("examine", total=1, unit="model") as bar:
-        found = examine(model, processor, images, gradients=arguments.gradients)
+        found = examine(
+            model,
+            processor,
+            images,
+            geometry=_geometry(model, processor),
+            gradients=arguments.gradients,
+        )
         bar.update()
     findings = Findings.of(arguments.model, model, found, dict(zip(names, images, strict=True)))
     for name, verdict in findings.lines():
@@ -67,3 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
     write(arguments.output, findings)
     print(f"Page: {arguments.output}")
     return 0 if found.trainable else 1
+
+
+def _geometry(model: Any, processor: Any) -> Any:
+    """Measured if the family has no table; None for one that cannot be measured, which `examine`
+    then says."""
+    from trainer.config import ConfigError
+    from trainer.geometry import geometry_of
+
+    try:
+        return geometry_of(model, processor)
+    except ConfigError:
+        return None
