@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from groundkern.checks import fail, require
 
 ALONE = 1e-3  # of a gradient: what it may differ by where a number goes into one token alone
+FAINT = 1e-6  # of the largest gradient: rounding, of convolutions by a Fourier transform
 MIXERS = ("Attention", "ShortConv")  # in names of classes: what adds other patches to a patch
 MOST_SHARED = 64  # tokens that a number goes into, on average; above, tokens have no place
 
@@ -170,7 +171,11 @@ class _Gradients:
         generator = torch.Generator().manual_seed(1)
         self._tokens, self._pixels, self.tokens = tokens, pixels, len(tokens)
         self._weights = torch.randn(tokens.shape, generator=generator).to(tokens)
+        self._faint = 0.0
         self.whole = self(torch.ones(len(tokens)))
+        finite = bool(torch.isfinite(self.whole).all())
+        require(finite, "model", "finite gradients of its visual tokens", "others")
+        self._faint = FAINT * float(self.whole.abs().amax())
         self.any = bool(self.whole.any())
 
     def __call__(self, signs: Tensor) -> Tensor:
@@ -182,7 +187,8 @@ class _Gradients:
             self._tokens, self._pixels, weights, retain_graph=True, allow_unused=True
         )
         parts = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self._pixels)]
-        return torch.cat([part.detach().flatten().float().cpu() for part in parts])
+        gradient = torch.cat([part.detach().flatten().float().cpu() for part in parts])
+        return torch.where(gradient.abs() <= self._faint, 0.0, gradient)
 
     def split(self, numbers: Tensor) -> tuple[Tensor, ...]:
         """What belongs to each of the float tensors, as views."""
