@@ -122,15 +122,16 @@ def test_blurred_tokens_are_refused(llava):
 
 def test_discrete_codes_are_refused(llava):
     model = copy.deepcopy(llava[0])
-    model.model.vision_tower.register_forward_hook(lambda _, args, out: type(out)(**dict(cut(out))))
+    model.model.vision_tower.register_forward_hook(
+        lambda _, args, out: type(out)(**{name: cut(value) for name, value in out.items()})
+    )
     assert "discrete codes" in refused(model, llava[1])
 
 
-def cut(output: Any):
-    for name, value in output.items():
-        if value is not None:
-            many = isinstance(value, tuple)
-            yield name, tuple(x.detach().round() for x in value) if many else value.detach().round()
+def cut(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(cut, value))
+    return value.detach().round() if isinstance(value, torch.Tensor) else value
 
 
 _idefics2_tokenizer = tokenizer_with(

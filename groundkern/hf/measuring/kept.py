@@ -22,12 +22,22 @@ FORMAT = 1  # of the files, and the way of measuring
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
-def settings_key(processor: Any, config: Any) -> str:
+def config_key(config: Any) -> str:
+    """A config without its text part as one text, which `settings_key` is given.
+
+    Args:
+        config: the model's.
+    """
+    model = {k: v for k, v in config.to_dict().items() if k not in ("text_config", "_name_or_path")}
+    return json.dumps(model, sort_keys=True, default=str)
+
+
+def settings_key(processor: Any, config: str) -> str:
     """A hash of what the places of visual tokens follow from, except for the images' sizes.
 
     Args:
         processor: the model's; its tokenizer and chat template do not matter.
-        config: the model's; its text part does not matter.
+        config: of `config_key`.
 
     Returns:
         Hexadecimal digits.
@@ -41,9 +51,8 @@ def settings_key(processor: Any, config: Any) -> str:
         elif hasattr(value, "to_dict"):
             parts[name] = [type(value).__name__, value.to_dict()]
     beside = getattr(processor, "valid_processor_kwargs", None)  # before transformers 5.21
-    model = {k: v for k, v in config.to_dict().items() if k not in ("text_config", "_name_or_path")}
     every = [FORMAT, transformers.__version__, type(processor).__name__]
-    every += [parts, getattr(beside, "_defaults", {}), model]
+    every += [parts, getattr(beside, "_defaults", {}), config]
     text = json.dumps(every, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 from groundkern.checks import fail, require
 from groundkern.hf.data.geometry.views import Size
 from groundkern.hf.measuring.extents import Table, table_of
-from groundkern.hf.measuring.kept import Kept, settings_key
+from groundkern.hf.measuring.kept import Kept, config_key, settings_key
 from groundkern.hf.measuring.owners import bare, owners_of
 from groundkern.hf.measuring.places import places_of
 
@@ -43,8 +43,9 @@ class MeasuredGeometry:
         self, model: nn.Module, processor: Any, *, cache: str | os.PathLike | None = None
     ) -> None:
         self._model: nn.Module | None = model
-        self._config, self._processor = bare(model).config, processor
-        token = getattr(self._config, "image_token_id", None)
+        self._processor, config = processor, bare(model).config
+        self._config = config_key(config)  # now: a Trainer changes settings that do not matter
+        token = getattr(config, "image_token_id", None)
         require(token is not None, "config.image_token_id", "the id of visual tokens", None)
         self._image_token: int = token
         self._kept = None if cache is None else Kept(cache)
