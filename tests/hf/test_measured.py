@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.families import probing
-from benchmarks.families.zoo.making import Model, tokenizer_with, tower
+from benchmarks.families.zoo import families
+from benchmarks.families.zoo.making import Model, Unavailable, tokenizer_with, tower
 from groundkern.hf import (
     GroundedExample,
     GroundingCollator,
@@ -22,6 +23,7 @@ from groundkern.hf import (
     attach,
     image_geometry,
 )
+from groundkern.hf.data.geometry import FAMILIES as TABLES
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.measuring import measured as module
 from groundkern.hf.measuring.places import processed
@@ -57,6 +59,19 @@ def test_what_is_measured_is_what_the_table_says(name):
         assert found.worst < 0.4 < error < 1.5, size  # pixels
         assert found.mean < 0.15, size
         assert found.overlap > 0.98, size
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(families().keys() & TABLES.keys() - FAMILIES.keys()))
+def test_every_table_of_the_zoo_is_what_is_measured(name):
+    try:
+        model, processor = families()[name].model(), families()[name].processor()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    for size in SIZES:
+        found, error = compared(model, processor, size)
+        assert found.placed == found.tokens > 0, size
+        assert found.worst <= error, size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 3)], ids=str)
