@@ -161,7 +161,7 @@ def compare(name: str, family: Family, size: Size, step: int) -> list[str]:
     probe = probed(model, processor, size, step=step)
     seconds = (middle - start, time.perf_counter() - middle)
     pairs = {"measured - probe": (in_pixels(measured.places, size), probe)}
-    if name in FAMILIES:
+    if model.config.model_type in FAMILIES:
         image = Image.new("RGB", size)
         batch = processed(processor, [image])
         (table,) = image_geometry(processor, model.config, [[image]], batch)
