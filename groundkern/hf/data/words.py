@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groundkern.checks import require
 from groundkern.hf.data.example import Word
-from groundkern.hf.data.labels import Label, WordEncoder, merged
+from groundkern.hf.data.labels import Encoded, Label, WordEncoder, merged
 from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields
 
@@ -76,9 +76,7 @@ class WordLabeler:
         encoded = [self.encoder.encode(word.text) for word in words]
         fit = []
         for i, each in enumerate(encoded):
-            most = self.max_number_tokens if each.number else self.max_tokens
-            why = each.unusable or ("long" if len(each.ids) > most else None)
-            if why:
+            if why := self.why_dropped(each):
                 counts[f"words_dropped_{why}"] += 1
             else:
                 fit.append(i)
@@ -105,6 +103,18 @@ class WordLabeler:
                 placed.append(WordLabel(token, labels, words[chosen[0]].image, tuple(chosen)))
         counts["word_rows"] += len(placed)
         return placed
+
+    def why_dropped(self, word: Encoded) -> str | None:
+        """Why a word labels no visual token, wherever it stands.
+
+        Args:
+            word: of the encoder.
+
+        Returns:
+            `Encoded.unusable`, or "long"; None: it may label one.
+        """
+        most = self.max_number_tokens if word.number else self.max_tokens
+        return word.unusable or ("long" if len(word.ids) > most else None)
 
     def _choose(self, sharing: list[int], words: Sequence[Word]) -> list[int]:
         if len(sharing) == 1:

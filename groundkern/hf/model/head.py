@@ -49,7 +49,7 @@ def score_rows(
     target: Tensor,
     *,
     smoothing: Smoothing,
-    several: Several | None,
+    several: Several | None = None,
     softcap: float | None,
     backend: str,
 ) -> RowScores:
