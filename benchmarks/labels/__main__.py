@@ -28,10 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.labels", description=__doc__)
     parser.add_argument("--words", type=int, default=5000, help="of a language at most")
     parser.add_argument("--only", nargs="+", choices=[*VOCABULARIES], help="these tokenizers")
+    parser.add_argument("--of", nargs="+", help="only these kinds of words, such as numbers")
     parser.add_argument("--number-label", choices=NUMBER_LABELS, default="several")
     parser.add_argument("--keep-punctuation", action="store_true", help="strip none")
     chosen = parser.parse_args(arguments)
-    options = {"number_label": chosen.number_label, "strip_punctuation": not chosen.keep_punctuation}
+    options = {
+        "number_label": chosen.number_label,
+        "strip_punctuation": not chosen.keep_punctuation,
+    }
     where = stamp(torch.device("cpu"))
     print(f"{where['date'][:10]}, {where['processor']}, Python {where['python']}, commit "
           f"{where['commit']}; " + ", ".join(filter(None, map(_version, PACKAGES))))  # fmt: skip
@@ -43,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         except Missing as missing:
             print(f"{name} left out: {missing}", file=sys.stderr)
             continue
-        for group, texts in groups(chosen.words):
+        for group, texts in groups(chosen.words, chosen.of):
             found = find(made, texts, **options)
             print(f"| {name} | {group} | {' | '.join(row(made, found))} |", flush=True)
             useless = found.useless.total() > 0.02 * found.kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.labels.texts import WORDS, numbers, words, wrapped
@@ -56,16 +57,20 @@ def find(tokenizer: Any, texts: Iterable[str], **options: Any) -> Found:
     return found
 
 
-def groups(count: int) -> Iterator[tuple[str, list[str]]]:
+def groups(count: int, only: Iterable[str] | None = None) -> Iterator[tuple[str, list[str]]]:
     """The kinds of words that are looked at.
 
     Args:
         count: words of a language at most.
+        only: these; None: all.
     """
-    yield "numbers", numbers(2000)
-    yield "in punctuation", wrapped(words("English", count))
-    for language in WORDS:
-        yield language, words(language, count)
+    kinds = {
+        "numbers": lambda: numbers(2000),
+        "in punctuation": lambda: wrapped(words("English", count)),
+        **{language: partial(words, language, count) for language in WORDS},
+    }
+    for kind in kinds if only is None else only:
+        yield kind, kinds[kind]()
 
 
 def row(tokenizer: Any, found: Found) -> list[str]:
@@ -80,7 +85,7 @@ def row(tokenizer: Any, found: Found) -> list[str]:
     useless += "".join(f", {count} {why}" for why, count in found.useless.most_common())
     most = "-"
     if found.labels:
-        (ids, count), = found.labels.most_common(1)
+        ((ids, count),) = found.labels.most_common(1)
         shown = " ".join(repr(tokenizer.decode([each])) for each in ids)
         most = f"`{shown}` {count / kept:.1%}"
     dropped = ", ".join(f"{count} {why}" for why, count in found.dropped.most_common()) or "-"

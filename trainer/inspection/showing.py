@@ -84,9 +84,7 @@ class Show:
             return Shown(made.where, "", {}, warned, made.failed, counts, labels)
         card_of, picture_of = self._macros
         pictures = {view.key: str(picture_of(view)) for view in made.views}
-        return Shown(
-            made.where, str(card_of(made)), pictures, warned, made.failed, counts, labels
-        )
+        return Shown(made.where, str(card_of(made)), pictures, warned, made.failed, counts, labels)
 
     def _found(self) -> tuple[Counter, Counter]:
         """What the model has seen so far: counts, and labels."""
