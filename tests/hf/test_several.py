@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from groundkern.hf import DvSft, Word, attach, row_counts
-from groundkern.hf.model.head import Several, Smoothing, score_rows, soft_targets
+from groundkern.hf.model.head import Several, score_rows, soft_targets
 from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.collating import live, make_collator, make_example
 from tests.hf.naive import naive_forward
