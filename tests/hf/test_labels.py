@@ -144,7 +144,7 @@ def test_the_table_of_real_words(made):
 
 @pytest.mark.parametrize("made", QUICK[:1], indirect=True)
 def test_qwen_by_hand(made):
-    """The cases of FIELD.md's section 3, which were trained as " (", " €", " -", "2" or bytes."""
+    """Cases that were trained as " (", " €", " -", "2" or bytes."""
     wanted = {
         "(see": {"see": 1},
         "€45": {"4": 1, "5": 1},

@@ -12,7 +12,7 @@ TEXT = {1: " ▁", 2: "red", 3: "7", 4: "grid"}.get
 
 
 def test_a_label_that_most_words_share_is_seen_at_once():
-    """FIELD.md's Llama: every word is the blank before it."""
+    """As with Llama's tokenizer: every word was the blank before it."""
     counts = Counter(words=100, words_dropped_long=10, words_useless_blank=80, word_rows=90)
     table = label_table(counts, Counter({(1,): 80, (2,): 10}), TEXT)
     assert table.counts == {
