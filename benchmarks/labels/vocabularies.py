@@ -197,7 +197,10 @@ def _trained_sentencepiece(_: Path) -> Any:
     )
     characters = "".join(WORDS["English"] + WORDS["Chinese"][::2]) + "0123456789.,-/%"
     trainer = trainers.BpeTrainer(
-        vocab_size=1500, initial_alphabet=sorted({*characters}), limit_alphabet=400
+        vocab_size=1500,
+        initial_alphabet=sorted({*characters}),
+        limit_alphabet=400,
+        show_progress=False,
     )
     made.train_from_iterator(_texts(), trainer)
     learnt = sorted(made.get_vocab().items(), key=lambda item: item[1])
@@ -214,7 +217,9 @@ def _trained_unigram(_: Path) -> Any:
     made.decoder = decoders.Metaspace(prepend_scheme="always")
     made.train_from_iterator(
         _texts(),
-        trainers.UnigramTrainer(vocab_size=2000, unk_token=UNKNOWN, special_tokens=[UNKNOWN]),
+        trainers.UnigramTrainer(
+            vocab_size=2000, unk_token=UNKNOWN, special_tokens=[UNKNOWN], show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=UNKNOWN)
 
