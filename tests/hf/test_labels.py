@@ -154,9 +154,10 @@ def test_qwen_by_hand(made):
         "公司": {"公司": 1},
         "饕餮": {"饕": 1},
         "𠮷野": {"𠮷": 1},
-        "ｶﾀｶﾅ": "fragment",
-        "１２": "fragment",
+        "ｶﾀｶﾅ": {"ｶ": 1},
+        "１２": {"１": 1, "２": 1},
         "Ⅳ": "fragment",
+        "٣٤": "fragment",
         "\ufeffTotal": {"Total": 1},
     }
     for text, labels in wanted.items():
