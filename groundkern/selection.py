@@ -312,10 +312,13 @@ class SoftTargets(_Tensors):
         ids: int64 [..., K], in any order; one that is listed twice counts with the sum. An id equal
             to the call's `ignore_index` is padding; a row of nothing else is ignored.
         probabilities: fp32 (fp64) [..., K], >= 0; they need not sum to 1. No gradient.
+        label: int64 [...], the id whose log-probability is returned, also if it is not listed;
+            None: each row's likeliest.
     """
 
     ids: Tensor
     probabilities: Tensor
+    label: Tensor | None = None
 
     def __post_init__(self) -> None:
         floats = (torch.float32, torch.float64)
@@ -326,6 +329,11 @@ class SoftTargets(_Tensors):
         got = list(self.probabilities.shape)
         same = self.ids.dim() > 0 and self.ids.shape == self.probabilities.shape
         checks.require(same, "target.probabilities", wanted, got)
+        if self.label is not None:
+            flat, device = self.label.flatten(), self.ids.device
+            checks.tensor("target.label", flat, "N", {}, dtype=torch.int64, device=device)
+            rows, got = self.ids.shape[:-1], list(self.label.shape)
+            checks.require(self.label.shape == rows, "target.label", f"shape {list(rows)}", got)
         if self.probabilities.requires_grad:
             wanted = "a tensor without gradient, such as its detach()"
             checks.fail("target.probabilities", wanted, "one that requires it")

@@ -102,8 +102,19 @@ class Supervision(Section):
     max_word_patches: Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)] = setting(
         3.0, "drop words taller than this many visual tokens"
     )
-    on_shared_token: Literal["drop", "last", "largest"] = setting(
-        "drop", "which word labels a visual token that two words share"
+    max_number_tokens: Positive = setting(
+        12, "drop numbers of more tokens (many tokenizers have one for each digit)"
+    )
+    number_label: Literal["several", "first", "last", "drop"] = setting(
+        "several",
+        "label of a number such as 1,234.5 or 2nd: all its tokens with digits or letters, weighted "
+        "by how many they show, the first or the last of them, or none",
+    )
+    strip_punctuation: bool = setting(
+        True, "label a word without the punctuation, signs and currencies around it"
+    )
+    on_shared_token: Literal["drop", "last", "largest", "several"] = setting(
+        "drop", "which word labels a visual token that two words share, or both with `several`"
     )
     byte_fragments: Literal["drop", "keep"] = setting(
         "drop", "words and concepts whose first token is a part of a character"

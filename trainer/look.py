@@ -238,7 +238,7 @@ def _every_token(batch: dict) -> dict:
     rows, columns = batch["gk_text_position"], batch["gk_map_columns"]
     nothing = torch.zeros_like(rows)
     return {
-        **{name: x for name, x in batch.items() if not name.startswith("gk_word")},
+        **{name: x for name, x in batch.items() if not name.startswith(("gk_word", "gk_several"))},
         "gk_side_position": rows,
         "gk_side_set": nothing - 1,
         "gk_side_inside": torch.zeros(1, 0, batch["input_ids"].shape[1], dtype=torch.bool),

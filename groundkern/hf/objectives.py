@@ -64,12 +64,12 @@ class DvSft(_Checked):
 
     Args:
         weight: lambda of (D4).
-        smoothing: b of (D3), in [0, 1).
+        smoothing: b of (D3) and (D5), in [0, 1).
         average: over the "labelled" visual tokens, over all "visual" tokens (the others count 0),
             or over each "image"'s own labelled tokens first and then over images.
 
     Source:
-        (D1)-(D4) of docs/methods.md.
+        (D1)-(D5) of docs/methods.md.
     """
 
     weight: float = 2e-3

@@ -25,7 +25,8 @@ class GroundedOutput(ModelOutput):
             out when gradients are off.
         text_log_prob, text_predicted: fp32 and int64 [B, Rt], log pi of the trained tokens, and the
             most probable token.
-        word_log_prob, word_predicted: the same of the labelled visual tokens, [B, Rw].
+        word_log_prob, word_predicted: the same of the labelled visual tokens, [B, Rw]; of several
+            labels the first, `gk_word_label`.
         side_log_prob: fp32 [B, Rs], log pi+ of the aligned answer tokens.
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers.

@@ -156,13 +156,17 @@ class _Sample:
         return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
     def word_losses(self, log_probs: Tensor, b: float) -> list[Tensor]:
-        """(D3) of each labelled visual token."""
+        """(D3) of each labelled visual token, (D5) if it has several labels."""
         losses = []
         labels = self.batch["gk_word_label"][self.b].tolist()
+        several = (self.batch[f"gk_several_{x}"][self.b].tolist() for x in ("label", "weight"))
+        several = [[(y, w) for y, w in zip(*row, strict=True) if y >= 0] for row in zip(*several)]
         for n, i in enumerate(self.positions("word")):
             bag = self.batch["gk_word_bag"][self.b, self.image[i]].tolist()
-            others = [y for y in bag if y >= 0 and y != labels[n]]
-            own, share = log_probs[i, labels[n]], b if others else 0.0
+            weights = several[n] or [(labels[n], 1)]
+            others = [y for y in bag if y >= 0 and y not in dict(weights)]
+            own = sum(w * log_probs[i, y] for y, w in weights) / sum(w for _, w in weights)
+            share = b if others else 0.0
             other = sum(log_probs[i, y] for y in others) / max(1, len(others))
             losses.append(-((1 - share) * own + share * other))
         return losses

@@ -93,7 +93,7 @@ def test_lens_rows_are_the_object_and_as_many_tokens_off_it():
         found[label, inside] += 1
         if inside:
             on.setdefault(label, set()).add(columns.index(position))
-    red, row = (collator._labeler.first_token(w) for w in ("red", "row"))
+    red, row = (collator._encoder.encode(w).labels[0].token for w in ("red", "row"))
     assert on == {red: {0, 19}, row: {0, 1, 2}}
     assert found == {(red, 1): 2, (red, 0): 2, (row, 1): 3, (row, 0): 3}
     everything = make_collator(lens=True, lens_outside=None)([make_example(ANSWER, regions)])

@@ -8,12 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.families.zoo.making import tiny_tokenizer
 from groundkern.hf import Word
-from groundkern.hf.data.words import WordLabeler
+from groundkern.hf.data.labels import WordEncoder
 from tests.hf.collating import live, make_collator, make_example, make_region
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # an emoji of five code points
 RARE = "\U00020bb7"  # 𠮷
-FRAGMENTS = ["你", RARE, "🙂", FAMILY, "你好 red", "é\u0301"]
+FRAGMENTS = ["你", RARE, "你好 red", "é\u0301"]
+EMOJI = ["🙂", FAMILY]
 
 
 def byte_level(*characters):
@@ -51,24 +52,32 @@ def byte_fallback(*known, prefix=True):
 
 
 def shown(tokenizer, text, **options):
-    labeler = WordLabeler(tokenizer, **options)
-    ids, unusable = labeler.encode(text)
-    return unusable or tokenizer.decode(ids[:1])
+    found = WordEncoder(tokenizer, **options).encode(text)
+    return found.unusable or tokenizer.decode([found.labels[0].token])
 
 
-@pytest.mark.parametrize("text", FRAGMENTS[:-1])
+@pytest.mark.parametrize("text", FRAGMENTS[:-1] + EMOJI)
 def test_a_fragment_of_a_byte_level_tokenizer_is_dropped_and_counted(text):
-    collator = make_collator(max_label_tokens=99)
+    options = {"max_label_tokens": 99, "strip_punctuation": text not in EMOJI}
+    collator = make_collator(**options)
     word = Word(text, (0, 0, 0.1, 0.1), 0)
     batch = collator([make_example(words=(word, Word("red", (0.5, 0.5, 0.6, 0.6), 0)))])
     assert collator.counts["words_dropped_fragment"] == 1
     assert collator.counts["words_dropped_long"] == 0
     labels = live(batch["gk_word_label"][0])
     assert tiny_tokenizer().convert_ids_to_tokens(labels) == ["Ġred"]
-    keeping = make_collator(max_label_tokens=99, byte_fragments="keep")
+    keeping = make_collator(**options, byte_fragments="keep")
     kept = live(keeping([make_example(words=(word,))])["gk_word_label"][0])
     assert tiny_tokenizer().decode(kept) == "\ufffd"
     assert keeping.counts["words_dropped_fragment"] == 0
+    assert keeping.counts["words_useless_fragment"] == 1
+
+
+@pytest.mark.parametrize("text", EMOJI)
+def test_an_emoji_goes_with_the_punctuation(text):
+    collator = make_collator()
+    collator([make_example(words=(Word(text, (0, 0, 0.1, 0.1), 0),))])
+    assert collator.counts["words_dropped_punctuation"] == 1
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -77,8 +86,10 @@ def test_a_fragment_of_sentencepiece_is_dropped(prefix):
     assert shown(tokenizer, "你a") == "你"  # not the blank in front, Llama's own
     assert shown(tokenizer, "éa") == "é"
     for text in (RARE, "好", FAMILY, "🙂a"):
-        assert shown(tokenizer, text) == "fragment", text
-        assert shown(tokenizer, text, byte_fragments="keep") == "\ufffd"
+        options = {"strip_punctuation": False}
+        assert shown(tokenizer, text, **options) == "fragment", text
+        assert shown(tokenizer, text, **options, byte_fragments="keep") == "\ufffd"
+    assert shown(tokenizer, "🙂a") == "a"
     assert shown(tokenizer, "x") == "x"  # a byte that is a whole character
     bare = byte_fallback(*"ab")
     bare.backend_tokenizer.decoder = decoders.Metaspace()  # shows <0xE5> as it is
@@ -102,10 +113,12 @@ def test_a_character_that_is_whole_without_the_space_is_a_label():
 def test_a_whole_character_before_a_fragment_is_no_fragment():
     """The first token of an emoji sequence may be an emoji by itself."""
     tokenizer = byte_level("\U0001f468", "a\u00e9")
-    assert shown(tokenizer, FAMILY) == "\U0001f468"
+    assert shown(tokenizer, FAMILY, strip_punctuation=False) == "\U0001f468"
     mixed = byte_level("a\u4f60")
     assert shown(mixed, "a\u4f61") == "a\ufffd"  # "a" and the first bytes of 佡: told apart by "a"
-    assert shown(tokenizer, "\ufffd") == "fragment"  # what OCR could not read
+    unread = "\ufffd"  # what OCR could not read
+    assert shown(tokenizer, unread, strip_punctuation=False) == "fragment"
+    assert shown(tokenizer, unread) == "punctuation"
 
 
 def test_a_concept_that_is_a_fragment_is_dropped_and_counted():

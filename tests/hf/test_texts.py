@@ -9,6 +9,7 @@ from tokenizers import AddedToken, normalizers
 from benchmarks.families.zoo.first import tiny_qwen_processor
 from benchmarks.families.zoo.making import tiny_tokenizer
 from groundkern.hf import GroundedExample, GroundingCollator, Phrase, Word
+from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.texts import TextRules
 from tests.hf.collating import (
     IMAGE,
@@ -69,8 +70,11 @@ def test_words_and_concepts_that_spell_a_special_token_are_text_in_every_family(
         batch = family([make_example(words=(word,))])
         (label,) = live(batch["gk_word_label"][0])
         assert label not in ids
-        assert token.startswith(tokenizer.decode([label]).strip())
-        assert family._labeler.first_token(token) == label  # of a concept too
+        assert token.strip("<|[]>/").startswith(tokenizer.decode([label]).strip())
+        assert family._encoder.encode(token).labels[0].token == label  # of a concept too
+        bare = WordEncoder(tokenizer, strip_punctuation=False).encode(token)
+        assert bare.labels[0].token not in ids
+        assert token.startswith(tokenizer.decode(bare.ids[:1]).strip())
 
 
 def test_an_end_of_turn_in_an_answer_is_never_trained():
@@ -126,8 +130,10 @@ def test_tokens_that_the_template_writes_around_messages_are_special_without_the
     for token in ("<|stop|>", "<|turn|>"):
         with pytest.raises(ValueError, match="special tokens"):
             collator([make_example(token)])
-        label = collator._labeler.encode(token)
-        assert label.unusable == "special"  # the tokenizer cannot be told to read it as text
+        label = WordEncoder(processor.tokenizer, strip_punctuation=False, rules=collator._rules)
+        # the tokenizer cannot be told to read it as text
+        assert label.encode(token).unusable == "special"
+        assert collator._encoder.encode(token).unusable is None  # without its brackets it is text
 
 
 def test_a_placeholder_of_another_family_is_text_where_nothing_reads_it():

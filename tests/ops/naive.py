@@ -168,11 +168,11 @@ def _label_weights(of_rows, like, bags, smoothing, label_smoothing, class_weight
     return t if class_weight is None else t * class_weight.to(t)
 
 
-def _chosen(z, log_p, of_rows, top_k) -> tuple[Tensor, ...]:
+def _chosen(z, log_p, of_rows, top_k, label=None) -> tuple[Tensor, ...]:
     """log p of the own label, lse, entropy, likeliest id, top ids and their log p."""
     kept = torch.tensor([bool(labels) for labels in of_rows], dtype=torch.bool, device=z.device)
     own = [max(labels, key=lambda x: x[1])[0] if labels else 0 for labels in of_rows]
-    own = torch.tensor(own, dtype=torch.int64, device=z.device)
+    own = torch.tensor(own, dtype=torch.int64, device=z.device) if label is None else label
     log_prob = log_p.gather(1, own[:, None])[:, 0]
     entropy = -(log_p.exp() * log_p).sum(-1)
     floats = [torch.where(kept, x, 0.0) for x in (log_prob, z.logsumexp(-1), entropy)]
@@ -210,7 +210,8 @@ def linear_cross_entropy(
     z, log_p = _log_softmax(rows, weight, bias, softcap, temperature)
     of_rows = _ids(target, ignore_index)
     t = _label_weights(of_rows, log_p, bags, smoothing, label_smoothing, class_weight)
-    log_prob, lse, h, predicted, ids, top = _chosen(z, log_p, of_rows, top_k)
+    label = getattr(target, "label", None)
+    log_prob, lse, h, predicted, ids, top = _chosen(z, log_p, of_rows, top_k, label)
     loss = -(t * log_p).sum(-1) + z_loss * lse**2
     if row_weight is not None:
         loss = loss * row_weight.reshape(-1).to(loss.dtype)

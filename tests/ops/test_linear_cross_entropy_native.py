@@ -222,6 +222,26 @@ def test_a_soft_target_of_one_label_is_a_target(products: bool) -> None:
     _same(hard, differentiate(hard, backend="native", target=soft), bitwise=True)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_log_probability_of_soft_targets_may_be_of_any_label(backend: str) -> None:
+    """The loss and its gradients stay; the label need not be listed."""
+    inputs = _inputs(33, 129, FP32)
+    soft, label = _soft(33, 129), torch.arange(33) * 3
+    soft.ids[4] = -100
+    options = {"reduction": "none", "backend": backend}
+    plain = linear_cross_entropy(**inputs, target=soft, **options)
+    found = linear_cross_entropy(**inputs, target=replace(soft, label=label), **options)
+    torch.testing.assert_close(found.loss, plain.loss, rtol=1e-5, atol=1e-6)
+    z = F.linear(inputs["hidden"], inputs["weight"], inputs.get("bias"))
+    wanted = z.log_softmax(1).gather(1, label[:, None])[:, 0]
+    wanted[(soft.ids == -100).all(1)] = 0.0
+    torch.testing.assert_close(found.log_prob, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"`target`: expected labels in \[0, 129\)"):
+        linear_cross_entropy(**inputs, target=replace(soft, label=label + 100), **options)
+    with pytest.raises(ValueError, match=r"`target.label`: expected shape \[33\]"):
+        replace(soft, label=label[:5])
+
+
 def test_soft_targets_of_many_labels_are_the_cross_entropy_of_torch(products: bool) -> None:
     """Every entry of the vocabulary has a probability, in another order in each row."""
     inputs = _inputs(9, 130, FP32)

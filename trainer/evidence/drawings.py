@@ -209,7 +209,8 @@ def shuffled_words(whole: Whole, seed: int) -> Whole:
     for own, labels, given in zip(bag, changed, there, strict=True):
         distinct = labels[given].unique()
         own[0, : len(distinct)] = distinct[: own.shape[1]]
-    return {**whole, "gk_word_label": changed, "gk_word_bag": bag}
+    alone = torch.full_like(whole["gk_several_label"], -1)
+    return {**whole, "gk_word_label": changed, "gk_word_bag": bag, "gk_several_label": alone}
 
 
 def _derangement(count: int, seed: int) -> Tensor:

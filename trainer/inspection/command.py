@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainer.bringing import bring
     from trainer.config import ConfigError
     from trainer.data.dataset import JsonLinesDataset
+    from trainer.inspection.labels import label_table
     from trainer.inspection.pages import Pages
     from trainer.inspection.showing import Show
     from trainer.inspection.summary import oddities, summarise
@@ -82,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     odd = oddities(dataset)
     with Pages(output) as pages:
         show = Show(dataset, odd, model, only_warned=arguments.warnings)
-        drawn, failed, counts = _fill(pages, show, indices, arguments.samples)
+        drawn, failed, counts, labels = _fill(pages, show, indices, arguments.samples)
+        table = None if model is None else label_table(counts, labels, model.text)
         values = {
             "name": arguments.data.name,
             "model": arguments.model.name if arguments.model is not None else None,
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             "bad": dataset.bad,
             "shown": drawn,
             "counts": {name: n for name, n in counts.items() if n},
+            "labels": table,
         }
         paths = pages.write(values)
     print(
@@ -97,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{f' and {len(paths) - 1:,} more pages' if len(paths) > 1 else ''} "
         f"(images from {dataset.root})"
     )
+    for warning in table.warnings if table is not None else ():
+        print(f"labels: {warning}")
     return _status(dataset, drawn, failed)
 
 
@@ -146,19 +151,23 @@ def _index_of(where: str, dataset: JsonLinesDataset) -> int:
     raise ConfigError(f"inspect: `--where`: expected a line with a sample, got {where!r}")
 
 
-def _fill(pages: Pages, show: Show, indices: Sequence[int], count: int) -> tuple[int, int, Counter]:
-    """Adds samples to the pages: how many, how many of them failed, what their supervision is."""
+def _fill(
+    pages: Pages, show: Show, indices: Sequence[int], count: int
+) -> tuple[int, int, Counter, Counter]:
+    """Adds samples to the pages: how many, how many of them failed, what their supervision and
+    their labels are."""
     from trainer.inspection.showing import shown
     from trainer.progress import progress
 
-    drawn, failed, counts = 0, 0, Counter()
+    drawn, failed, counts, labels = 0, 0, Counter(), Counter()
     with progress("show", total=min(count, len(indices)), unit="sample") as bar:
         for piece in shown(show, indices, count):
             pages.add(piece)
             counts.update(piece.counts)
+            labels.update(piece.labels)
             drawn, failed = drawn + 1, failed + piece.failed
             bar.update()
-    return drawn, failed, counts
+    return drawn, failed, counts, labels
 
 
 def _status(dataset: JsonLinesDataset, drawn: int, failed: int) -> int:

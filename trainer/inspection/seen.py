@@ -22,12 +22,19 @@ LOST = {
     "side_rows_on_image": "aligned tokens right behind an image",
     "map_rows_on_image": "answers right behind an image",
     "words_dropped_blank": "words without a token",
+    "words_dropped_punctuation": "words without a letter or digit",
     "words_dropped_special": "words that are a special token",
+    "words_dropped_unknown": "words that the tokenizer does not know",
     "words_dropped_fragment": "words that begin with a part of a character",
+    "words_dropped_number": "words that are numbers",
     "words_dropped_long": "words of too many tokens",
     "words_dropped_tall": "words too tall",
     "words_dropped_outside": "words on no visual token",
     "words_shared_token": "words on a visual token with another",
+    "words_useless_blank": "words whose label is a blank",
+    "words_useless_fragment": "words whose label is a part of a character",
+    "words_useless_punctuation": "words whose label is punctuation",
+    "words_useless_digit": "words whose label is one digit of a longer number",
 }
 
 
@@ -36,6 +43,9 @@ class SeenByModel:
 
     Args:
         path: model folder with config.json, processor and tokenizer.
+
+    Attributes:
+        labels: how many visual tokens of the samples seen have each label, or set of labels.
 
     Raises:
         ConfigError: they cannot be loaded.
@@ -46,6 +56,7 @@ class SeenByModel:
         self.processor, self.config = _without_pixels(grid.processor), grid.config
         self.cell = grid.cell
         self._collator = GroundingCollator(self.processor, self.config)
+        self.labels: Counter[tuple[int, ...]] = Counter()
 
     @property
     def counts(self) -> Counter:
@@ -57,13 +68,20 @@ class SeenByModel:
         before = Counter(self.counts)
         batch = self._collator([example])
         (table,) = self._collator.geometry([example.images], batch)
-        return Seen(self, example, batch, table, self.counts - before)
+        seen = Seen(self, example, batch, table, self.counts - before)
+        self.labels.update(seen.labels.values())
+        return seen
+
+    def text(self, token: int) -> str:
+        """What a token shows."""
+        return self.processor.tokenizer.decode([token])
 
 
 class Seen:
     """One sample, seen.
 
     Attributes:
+        labels: the label, or labels, of each visual token that has one.
         tokens: (text, kind, title) of each trained token; kind "aligned" if a region supervises it,
             "map" if the row that predicts it has a target map.
         warnings: what of the supervision is lost, in words.
@@ -80,11 +98,10 @@ class Seen:
         self._model, self._example, self._table = model, example, table
         self._columns = batch["gk_map_columns"][0].tolist()
         self._inside = batch["gk_side_inside"][0].any(0)[self._columns]  # [n]
-        self._labels = {
-            self._columns.index(position): label
-            for position, label in zip(
-                batch["gk_word_position"][0].tolist(), batch["gk_word_label"][0].tolist()
-            )
+        rows = ("word_position", "word_label", "several_label")
+        self.labels: dict[int, tuple[int, ...]] = {
+            self._columns.index(position): tuple(x for x in several if x >= 0) or (label,)
+            for position, label, several in zip(*(batch[f"gk_{x}"][0].tolist() for x in rows))
             if position >= 0
         }
         self.tokens = self._tokens(batch)
@@ -115,7 +132,9 @@ class Seen:
         view.grid = list(places.values())
         view.inside = [box for n, box in places.items() if self._inside[n]]
         view.labels = [
-            (box, self._text(self._labels[n])) for n, box in places.items() if n in self._labels
+            (box, " | ".join(map(self._model.text, self.labels[n])))
+            for n, box in places.items()
+            if n in self.labels
         ]
         return view
 
@@ -134,11 +153,8 @@ class Seen:
                 kind, title = f"aligned {kind}", f"{title}: region of {covered} visual tokens"
             if position in targets:
                 title += "; the row that predicts it has the target map"
-            found.append((self._text(label), kind, title))
+            found.append((self._model.text(label), kind, title))
         return found
-
-    def _text(self, token: int) -> str:
-        return self._model.processor.tokenizer.decode([token])
 
 
 def _without_pixels(processor: Any) -> Any:

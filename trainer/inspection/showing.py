@@ -38,6 +38,7 @@ class Shown:
         warned: something about it looks wrong.
         failed: it cannot be shown, and the card says why.
         counts: supervision found and lost in it.
+        labels: how many of its visual tokens have each label, or set of labels.
     """
 
     where: str
@@ -46,6 +47,7 @@ class Shown:
     warned: bool
     failed: bool
     counts: Counter
+    labels: Counter[tuple[int, ...]]
 
 
 class Show:
@@ -72,17 +74,23 @@ class Show:
 
     def __call__(self, index: int) -> Shown:
         """The piece of one sample; its html is empty if it is not wanted."""
-        before = Counter(self.model.counts) if self.model is not None else Counter()
+        before = self._found()
         made = card(self.dataset.sample(index), self.model, self._recent)
-        counts = self.model.counts - before if self.model is not None else before
+        counts, labels = (after - then for after, then in zip(self._found(), before))
         odd = [f"a sample {why}" for why, which in self.oddities.items() if which[index]]
         made.warnings = odd + made.warnings
         warned = bool(made.warnings)
         if self.only_warned and not warned:
-            return Shown(made.where, "", {}, warned, made.failed, counts)
+            return Shown(made.where, "", {}, warned, made.failed, counts, labels)
         card_of, picture_of = self._macros
         pictures = {view.key: str(picture_of(view)) for view in made.views}
-        return Shown(made.where, str(card_of(made)), pictures, warned, made.failed, counts)
+        return Shown(made.where, str(card_of(made)), pictures, warned, made.failed, counts, labels)
+
+    def _found(self) -> tuple[Counter, Counter]:
+        """What the model has seen so far: counts, and labels."""
+        if self.model is None:
+            return Counter(), Counter()
+        return Counter(self.model.counts), Counter(self.model.labels)
 
     @cached_property
     def _macros(self) -> tuple[Callable, Callable]:

@@ -149,7 +149,7 @@ def add_contributions(tally: Tally, batch: dict, contributions: Tensor) -> None:
 
 
 def add_words(tally: Tally, batch: dict, predicted: Tensor) -> None:
-    """word_accuracy and word_baseline of the labelled visual tokens [B, Rw]."""
+    """word_accuracy and word_baseline of the labelled visual tokens [B, Rw], by the first label."""
     rows = batch["gk_word_position"] >= 0
     label = batch["gk_word_label"][rows]
     tally.add_words(predicted[rows] == label, label, row_of(rows))

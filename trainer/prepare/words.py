@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,8 +60,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_choice(
         rules,
         "--on-shared-token",
-        ("drop", "last", "largest"),
-        "which of two words on one visual token stays",
+        ("drop", "last", "largest", "several"),
+        "which of two words on one visual token stays; both with `several`",
+    )
+    rules.add_argument(
+        "--max-number-tokens", type=positive(int), default=12, help="drop numbers of more tokens"
+    )
+    add_choice(
+        rules,
+        "--number-label",
+        ("several", "first", "last", "drop"),
+        "which tokens of a number are its label; `drop`: numbers label nothing",
+    )
+    rules.add_argument(
+        "--keep-punctuation",
+        dest="strip_punctuation",
+        action="store_false",
+        help="tokenise words with the punctuation around them",
     )
     rules.add_argument(
         "--no-leading-space",
@@ -99,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         from trainer.prepare.grid import visual_grid
 
         visual_grid(arguments.model)
-        options = ("leading_space", "max_label_tokens", "max_word_patches", "on_shared_token")
+        options = [field.name for field in fields(Rules) if field.name != "model"]
         rules = Rules(arguments.model, **named(arguments, *options))
     options = ("min_confidence", "min_kept", "replace", "question")
     work = ReadWords(root, readings, rules, **named(arguments, *options))
@@ -111,11 +126,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Rules:
-    """Which words label a visual token: a model folder, and the arguments of `WordLabeler`."""
+    """Which words label a visual token: a model folder, and the arguments of `WordEncoder` and
+    `WordLabeler`."""
 
     model: Path
     leading_space: bool = True
+    strip_punctuation: bool = True
+    number_label: str = "several"
     max_label_tokens: int = 3
+    max_number_tokens: int = 12
     max_word_patches: float = 3.0
     on_shared_token: str = "drop"
 
@@ -206,20 +225,27 @@ class ReadWords:
             raise SampleError(f"{item.where}: expected images the model takes ({error})") from None
         labels = _labeler(self.rules).place(placed, table, counts)
         counts["visual_tokens"] += len(table)
-        counts["words_written"] += len(labels)
-        counts["distinct_labels"] += len({(label.image, label.label) for label in labels})
-        return [words[index] for index in sorted(label.word for label in labels)]
+        written = sorted(index for label in labels for index in label.words)
+        counts["words_written"] += len(written)
+        counts["distinct_labels"] += len({(label.image, label.labels) for label in labels})
+        return [words[index] for index in written]
 
 
 @cache
 def _labeler(rules: Rules) -> Any:
+    from groundkern.hf.data.labels import WordEncoder
     from groundkern.hf.data.words import WordLabeler
     from trainer.prepare.grid import visual_grid
 
     return WordLabeler(
-        visual_grid(rules.model).processor.tokenizer,
-        rules.leading_space,
+        WordEncoder(
+            visual_grid(rules.model).processor.tokenizer,
+            leading_space=rules.leading_space,
+            strip_punctuation=rules.strip_punctuation,
+            number_label=rules.number_label,
+        ),
         rules.max_label_tokens,
+        rules.max_number_tokens,
         rules.max_word_patches,
         rules.on_shared_token,
     )
@@ -232,7 +258,12 @@ IMAGES = {
 }
 LOSSES = {
     "words_unsure": "below --min-confidence",
+    "words_dropped_blank": "without a token",
+    "words_dropped_punctuation": "without a letter or digit",
+    "words_dropped_special": "that are a special token",
+    "words_dropped_unknown": "that the tokenizer does not know",
     "words_dropped_fragment": "that begin with a part of a character",
+    "words_dropped_number": "that are numbers",
     "words_dropped_long": "of too many tokens",
     "words_dropped_tall": "too tall",
     "words_shared_token": "on a visual token with another",

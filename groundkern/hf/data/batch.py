@@ -80,6 +80,10 @@ FIELDS = {
     "word_position": Field("B Rw", "position", "DV-SFT: the labelled visual tokens themselves"),
     "word_label": Field("B Rw", "token id", "the label of a visual token"),
     "word_bag": Field("B I Y", "token id", "the labels of each image"),
+    "several_label": Field(
+        "B Rw L", "token id", "all labels of a visual token that has several; -1: one only"
+    ),
+    "several_weight": Field("B Rw L", "number", "what each of these counts for, above 0"),
     "map_position": Field("B Rm", "position", "KLAL: rows with a target map"),
     "map_token_position": Field(
         "B Rm", "position", "the token that the target belongs to: the row's own or the next"
@@ -101,7 +105,8 @@ FIELDS = {
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
 a sample, C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are rows, G sets of regions, Y
-labels of an image, K composites. A token of several phrases has a row for each.
+labels of an image, L labels of a visual token, K composites. A token of several phrases has a row
+for each.
 """
 
 
@@ -157,7 +162,8 @@ class GroundedBatch:
 
         Raises:
             ValueError: a row outside its sequence, an aligned row that is an image token, a map row
-                whose token is neither its own nor the next, a set or label that does not exist.
+                whose token is neither its own nor the next, a set or label that does not exist, a
+                label without a weight.
         """
         if not checks.values_visible(*(getattr(self, name) for name in FIELDS)):
             return
@@ -174,6 +180,10 @@ class GroundedBatch:
             checks.fail(
                 "gk_side_position", "rows of text tokens", "a row that is an image token itself"
             )
+        without = (self.several_label >= 0) & (self.several_weight <= 0)
+        if bool(without.any()):
+            got = int(self.several_weight[without].min())
+            checks.fail("gk_several_weight", "a number above 0 for each label", got)
         row, own = self.map_position, self.map_token_position
         apart = (own - row)[(row >= 0) | (own >= 0)]
         if bool(((apart < 0) | (apart > 1)).any()):

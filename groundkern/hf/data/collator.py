@@ -20,6 +20,7 @@ from groundkern.checks import fail, require
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry, image_geometry
+from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
 from groundkern.hf.data.pictures import with_rgb_images
@@ -63,18 +64,18 @@ class GroundingCollator:
     `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
     `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
     `phrases_truncated`,
-    `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`,
-    `lens_dropped_fragment` (and `_blank`, `_special`); `words`, `word_rows`, `words_dropped_blank`,
-    `words_dropped_special`, `words_dropped_fragment`, `words_dropped_long`, `words_dropped_tall`,
-    `words_dropped_outside`, `words_shared_token`. A worker process of a DataLoader counts for
-    itself.
+    `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`;
+    `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
+    `special`, `unknown`, `fragment`, `number`, `long`, `tall` or `outside`, and of those that have
+    a label `words_useless_` with `blank`, `fragment`, `punctuation` or `digit`;
+    `lens_dropped_` as words, with `digit`. A worker process of a DataLoader counts for itself.
 
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
         config: the model's config.
         max_length: tokens per sequence at most; text is cut from the end, images never are.
-        leading_space, max_label_tokens, max_word_patches, on_shared_token, byte_fragments: see
-            `WordLabeler`.
+        leading_space, byte_fragments, strip_punctuation, number_label: see `WordEncoder`.
+        max_label_tokens, max_number_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
             Qwen2-VL's "<|box_start|>".
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
@@ -105,6 +106,9 @@ class GroundingCollator:
         max_word_patches: float = 3,
         on_shared_token: str = "drop",
         byte_fragments: str = "drop",
+        strip_punctuation: bool = True,
+        number_label: str = "several",
+        max_number_tokens: int = 12,
         allowed_tokens: Sequence[str] = (),
         map_kind: str = "neighbours",
         label_bag: str = "distinct",
@@ -139,14 +143,16 @@ class GroundingCollator:
         self._marks_prefix = marks_prefix(processor)
         self._allowed = tuple(allowed_tokens)
         self._rules = TextRules(tokenizer, allowed=self._allowed)
-        self._labeler = WordLabeler(
+        self._encoder = WordEncoder(
             tokenizer,
-            leading_space,
-            max_label_tokens,
-            max_word_patches,
-            on_shared_token,
-            byte_fragments,
-            self._rules,
+            leading_space=leading_space,
+            byte_fragments=byte_fragments,
+            strip_punctuation=strip_punctuation,
+            number_label=number_label,
+            rules=self._rules,
+        )
+        self._labeler = WordLabeler(
+            self._encoder, max_label_tokens, max_number_tokens, max_word_patches, on_shared_token
         )
         self._template: Any = None  # the one whose tokens `_rules` know
         self._is_blank: dict[int, bool] = {}
@@ -205,7 +211,7 @@ class GroundingCollator:
         template = self.processor.chat_template
         if template != self._template:
             self._rules = TextRules(self.processor.tokenizer, self.processor, self._allowed)
-            self._labeler.use(self._rules)
+            self._encoder.use(self._rules)
             self._template = template
         for example, chat in zip(examples, chats, strict=True):
             found, wanted = chat.text.count(self.processor.image_token), len(example.images)
@@ -276,7 +282,7 @@ class GroundingCollator:
 
     def _fields(self, layout: Layout) -> SampleFields:
         """What one sequence supervises."""
-        counts, labeler = self.counts, self._labeler
+        counts = self.counts
         text = [p - 1 for p in trained_positions(layout, counts)]
         counts["text_rows"] += len(text)
         image = torch.full((len(layout.ids),), -1)
@@ -284,13 +290,14 @@ class GroundingCollator:
         masks = region_masks(layout, counts)
         fields = {"image": image, "text_position": text, "map_columns": layout.visual}
         fields |= side_rows(layout, masks, counts, self.empty_region)
-        words = labeler.place(layout.example.words, layout.table, counts)
-        self._check_ids(f"{_name(layout.example)}: words", [word.label for word in words])
+        words = self._labeler.place(layout.example.words, layout.table, counts)
+        ids = [label.token for word in words for label in word.labels]
+        self._check_ids(f"{_name(layout.example)}: words", ids)
         fields |= word_rows(layout, words, self.label_bag)
         fields |= map_rows(layout, self.map_kind, self.map_levels, counts, self.map_rows)
         fields |= phrase_rows(layout, counts)
         if self.lens:
-            fields |= lens_rows(layout, masks, labeler.encode, self.lens_outside, counts)
+            fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)
         return fields
 
     def _check_ids(self, where: str, ids: list[int]) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from groundkern.hf.data.example import Phrase, message_text
+from groundkern.hf.data.labels import Encoded
 from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields
-from groundkern.hf.data.words import Encoded
 
 
 def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
@@ -100,16 +100,16 @@ def lens_rows(
 ) -> SampleFields:
     """Logit lens: for each concept of an image, the visual tokens on its regions and some off them.
 
-    A concept is the first token of a region's text. Regions of the same concept are one object.
+    A concept is the first label of a region's text. Regions of the same concept are one object.
 
     Args:
         layout: the sequence.
         masks: of `region_masks`.
-        encode: of `WordLabeler`.
+        encode: of `WordEncoder`.
         outside: how many tokens off the object there are for each on it, evenly spaced over the
             image; None: all.
         counts: adds to `lens_rows`, `lens_rows_inside` and `lens_dropped_...`: regions whose
-            concept has no label.
+            concept has no label, or one digit of a longer number.
 
     Returns:
         `lens_position`, `lens_label`, `lens_inside`.
@@ -121,11 +121,11 @@ def lens_rows(
         if not layout.trains(region):
             continue
         message = layout.example.messages[region.turn]
-        ids, unusable = encode(message_text(message)[region.start : region.stop])
-        if unusable:
-            counts[f"lens_dropped_{unusable}"] += 1
+        found = encode(message_text(message)[region.start : region.stop])
+        if found.unusable or found.alone == "digit":
+            counts[f"lens_dropped_{found.unusable or found.alone}"] += 1
         elif mask.any():
-            key = region.image, ids[0]
+            key = region.image, found.labels[0].token
             concepts[key] = concepts[key] | mask if key in concepts else mask
     rows: list[tuple[int, int, int]] = []
     for (image, label), mask in sorted(concepts.items(), key=lambda item: item[0]):

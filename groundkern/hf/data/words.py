@@ -2,111 +2,63 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from groundkern.checks import require
 from groundkern.hf.data.example import Word
+from groundkern.hf.data.labels import Encoded, Label, WordEncoder, merged
 from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields
-from groundkern.hf.data.texts import TextRules
 
 LABEL_BAGS = ("distinct", "multiset")
-ON_SHARED_TOKEN = ("drop", "last", "largest")
-BYTE_FRAGMENTS = ("drop", "keep")
-
-# spaces, control and format characters: a word of nothing else shows nothing
-_FORMATS = {0xAD, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)}
-_INVISIBLE = "".join(
-    character
-    for character in map(chr, (*range(0x3100), 0xFEFF))
-    if character.isspace() or unicodedata.category(character) == "Cc" or ord(character) in _FORMATS
-)
-_BYTE_TOKEN = re.compile("<0x[89A-F][0-9A-F]>")  # SentencePiece: part of a character beyond ASCII
+ON_SHARED_TOKEN = ("drop", "last", "largest", "several")
 
 
 class WordLabel(NamedTuple):
-    """A word on the visual token that shows its end."""
+    """What the visual token that shows the end of a word, or of several, is to be read as."""
 
     token: int  # among the sample's visual tokens
-    label: int  # a token id
+    labels: tuple[Label, ...]  # distinct; the first is that of the first word
     image: int
-    word: int  # among the sample's words
+    words: tuple[int, ...]  # among the sample's words
 
 
-class Encoded(NamedTuple):
-    """A text as tokens, of which the first is its label.
-
-    Args:
-        ids: token ids, without white space in front.
-        unusable: why the first is no label: "blank" (there is none), "special" (a special token),
-            "fragment" (the first byte or bytes of a character); None: it is one.
-    """
-
-    ids: list[int]
-    unusable: str | None
-
-
-@dataclass
+@dataclass(frozen=True)
 class WordLabeler:
     """Puts each word on the visual token under its box's bottom-right corner.
 
     A word is text, also one that spells a special token of the tokenizer.
 
     Args:
-        tokenizer: turns a word into tokens; the first one is the label.
-        leading_space: tokenise the word with a space in front. If the first token then is white
-            space alone (Llama's, or a digit's in Qwen) or part of a character, the word is
-            tokenised without the space.
+        encoder: finds the labels of a word.
         max_tokens: words of more tokens are dropped.
+        max_number_tokens: of a number; many tokenizers have a token for each digit.
         max_patches: words taller than this many visual tokens are dropped.
         on_shared_token: of several words on one visual token, "drop" all, or label it with the
-            "last" one or with the one whose box is "largest".
-        byte_fragments: a word whose first token is only a part of its first character (a rare
-            Chinese one, an emoji) has a label that it shares with hundreds of others: "drop" it, or
-            "keep" it.
-        rules: what counts as a special token; None: what the tokenizer says.
+            "last" one, with the one whose box is "largest", or with "several": all of them.
 
     Raises:
-        ValueError: an unknown `on_shared_token` or `byte_fragments`.
+        ValueError: an unknown `on_shared_token`.
 
     Source: DV-SFT, arXiv 2605.26656 (image-to-label).
     """
 
-    tokenizer: Any
-    leading_space: bool = True
+    encoder: WordEncoder
     max_tokens: int = 3
+    max_number_tokens: int = 12
     max_patches: float = 3
     on_shared_token: str = "drop"
-    byte_fragments: str = "drop"
-    rules: TextRules | None = None
-    _known: dict[str, Encoded] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("on_shared_token", ON_SHARED_TOKEN),
-            ("byte_fragments", BYTE_FRAGMENTS),
-        ):
-            value = getattr(self, name)
-            require(value in known, name, " or ".join(map(repr, known)), repr(value))
-        if self.rules is None:
-            self.rules = TextRules(self.tokenizer)
-
-    def use(self, rules: TextRules) -> None:
-        """Go by other rules; what is known of words by the old ones is forgotten.
-
-        Args:
-            rules: what counts as a special token.
-        """
-        self.rules = rules
-        self._known.clear()
+        wanted = " or ".join(map(repr, ON_SHARED_TOKEN))
+        known = self.on_shared_token in ON_SHARED_TOKEN
+        require(known, "on_shared_token", wanted, repr(self.on_shared_token))
 
     def place(self, words: Sequence[Word], table: Tensor, counts: Counter) -> list[WordLabel]:
         """Find the visual token of each word.
@@ -114,17 +66,17 @@ class WordLabeler:
         Args:
             words: the sample's words.
             table: [C, 5] of `image_geometry`.
-            counts: adds to `words`, `word_rows`, `words_shared_token` and `words_dropped_...`.
+            counts: adds to `words`, `word_rows`, `words_shared_token`, `words_dropped_...`, and to
+                `words_useless_...` for those that have a label of `labels.why_useless`.
 
         Returns:
             Labels in the order of the visual tokens.
         """
         counts["words"] += len(words)
-        encoded = [self.encode(word.text) for word in words]
+        encoded = [self.encoder.encode(word.text) for word in words]
         fit = []
-        for i, (ids, unusable) in enumerate(encoded):
-            why = unusable or ("long" if len(ids) > self.max_tokens else None)
-            if why:
+        for i, each in enumerate(encoded):
+            if why := self.why_dropped(each):
                 counts[f"words_dropped_{why}"] += 1
             else:
                 fit.append(i)
@@ -143,32 +95,26 @@ class WordLabeler:
         for token, sharing in sorted(on_token.items()):
             chosen = self._choose(sharing, words)
             counts["words_shared_token"] += len(sharing) - len(chosen)
-            placed += [WordLabel(token, encoded[i].ids[0], words[i].image, i) for i in chosen]
+            for i in chosen:
+                if why := encoded[i].useless:
+                    counts[f"words_useless_{why}"] += 1
+            if chosen:
+                labels = merged([label for i in chosen for label in encoded[i].labels])
+                placed.append(WordLabel(token, labels, words[chosen[0]].image, tuple(chosen)))
         counts["word_rows"] += len(placed)
         return placed
 
-    def encode(self, text: str) -> Encoded:
-        """The tokens of a text.
+    def why_dropped(self, word: Encoded) -> str | None:
+        """Why a word labels no visual token, wherever it stands.
 
         Args:
-            text: a word or more.
-        """
-        text = text.strip(_INVISIBLE)
-        if text not in self._known:
-            self._known[text] = self._encoded(text)
-        return self._known[text]
-
-    def first_token(self, text: str) -> int | None:
-        """The label of a text.
-
-        Args:
-            text: a word or more.
+            word: of the encoder.
 
         Returns:
-            A token id; None if the text has no token that can be one.
+            `Encoded.unusable`, or "long"; None: it may label one.
         """
-        ids, unusable = self.encode(text)
-        return None if unusable else ids[0]
+        most = self.max_number_tokens if word.number else self.max_tokens
+        return word.unusable or ("long" if len(word.ids) > most else None)
 
     def _choose(self, sharing: list[int], words: Sequence[Word]) -> list[int]:
         if len(sharing) == 1:
@@ -178,38 +124,10 @@ class WordLabeler:
                 return []
             case "last":
                 return sharing[-1:]
-            case _:
+            case "largest":
                 return [max(sharing, key=lambda i: _area(words[i]))]
-
-    def _encoded(self, text: str) -> Encoded:
-        ids = self._ids(" " + text if self.leading_space and text else text)
-        shown = self._shown(ids)
-        if ids and (not shown or _is_fragment(shown)):
-            ids = self._ids(text)
-            shown = self._shown(ids)
-        while ids and not shown:  # a tokenizer that puts a space of its own in front
-            ids = ids[1:]
-            shown = self._shown(ids)
-        if not ids:
-            return Encoded(ids, "blank")
-        if ids[0] in self.rules.ids and self.rules.special(text):
-            return Encoded(ids, "special")
-        fragment = _is_fragment(shown) and self.byte_fragments == "drop"
-        return Encoded(ids, "fragment" if fragment else None)
-
-    def _ids(self, text: str) -> list[int]:
-        """Token ids of characters: a special token's letters count as such."""
-        more = {"split_special_tokens": True} if self.rules.special(text) else {}
-        return self.tokenizer(text, add_special_tokens=False, **more)["input_ids"]
-
-    def _shown(self, ids: list[int]) -> str:
-        """What the first token shows by itself."""
-        return self.tokenizer.decode(ids[:1]).strip(_INVISIBLE) if ids else ""
-
-
-def _is_fragment(shown: str) -> bool:
-    """Whether a token's text begins within a character: U+FFFD stands for incomplete bytes."""
-    return shown.startswith("\ufffd") or _BYTE_TOKEN.match(shown) is not None
+            case _:
+                return sharing
 
 
 def word_rows(layout: Layout, labels: Sequence[WordLabel], bag: str = "distinct") -> SampleFields:
@@ -221,16 +139,22 @@ def word_rows(layout: Layout, labels: Sequence[WordLabel], bag: str = "distinct"
         bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
 
     Returns:
-        `word_position`, `word_label`, `word_bag`.
+        `word_position`, `word_label`, `word_bag`, and `several_label` and `several_weight` of the
+        visual tokens that have more than one label.
 
-    Source: (D3).
+    Source: (D3), (D5).
     """
     collect = set if bag == "distinct" else list
-    images = range(len(layout.example.images))
+    bags: list[list[int]] = [[] for _ in layout.example.images]
+    for word in labels:
+        bags[word.image] += [label.token for label in word.labels]
+    several = [word.labels if len(word.labels) > 1 else () for word in labels]
     return {
-        "word_position": layout.visual[[w.token for w in labels]],
-        "word_label": [w.label for w in labels],
-        "word_bag": [sorted(collect(w.label for w in labels if w.image == i)) for i in images],
+        "word_position": layout.visual[[word.token for word in labels]],
+        "word_label": [word.labels[0].token for word in labels],
+        "word_bag": [sorted(collect(each)) for each in bags],
+        "several_label": [[label.token for label in each] for each in several],
+        "several_weight": [[label.weight for label in each] for each in several],
     }
 
 

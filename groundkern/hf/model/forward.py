@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.hf.model.body import BodyOutput, run_body
-from groundkern.hf.model.head import IGNORED, RowScores, Smoothing, score_rows
+from groundkern.hf.model.head import IGNORED, RowScores, Several, Smoothing, score_rows
 from groundkern.hf.model.records import records_of
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after, word_images
@@ -102,6 +102,7 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
         hidden,
         target,
         smoothing=Smoothing(request.batch.word_bag.flatten(0, 1), bag, share),
+        several=_several(request, groups),
         softcap=request.softcap,
         backend=request.terms.backend,
     )
@@ -111,3 +112,20 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
         name: RowScores(*(x.view(group.target.shape) for x in rows))
         for (name, group), rows in zip(groups.items(), split, strict=True)
     }
+
+
+def _several(request: Request, groups: dict[str, _Group]) -> Several | None:
+    """The labels of visual tokens that have more than one, among all rows; None: none has."""
+    batch = request.batch
+    if "word" not in groups or batch.several_label.shape[-1] == 0:
+        return None
+
+    def of_rows(x: Tensor) -> Tensor:
+        own = {"word": x.flatten(0, 1)}
+        rows = [
+            own[name] if name in own else x.new_full((group.target.numel(), x.shape[-1]), -1)
+            for name, group in groups.items()
+        ]
+        return torch.cat(rows)
+
+    return Several(of_rows(batch.several_label), of_rows(batch.several_weight))

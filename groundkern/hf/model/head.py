@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from groundkern import LabelBags, linear_cross_entropy
+from groundkern import LabelBags, SoftTargets, linear_cross_entropy
 from groundkern.checks import fail
 from groundkern.losses import word_cross_entropy
 
@@ -35,12 +35,21 @@ class Smoothing(NamedTuple):
     share: float
 
 
+class Several(NamedTuple):
+    """All labels of the rows that have more than one (D5): ids [N, L] padded with -1, and what each
+    counts for, integers above 0; a row without any has its target alone."""
+
+    ids: Tensor
+    weight: Tensor
+
+
 def score_rows(
     head: nn.Module,
     hidden: Tensor,
     target: Tensor,
     *,
     smoothing: Smoothing,
+    several: Several | None = None,
     softcap: float | None,
     backend: str,
 ) -> RowScores:
@@ -53,8 +62,9 @@ def score_rows(
     Args:
         head: the model's output embeddings.
         hidden: [N, D] last hidden states.
-        target: int64 [N]; -100 marks a row that is not counted.
+        target: int64 [N], whose log-probability is returned; -100 marks a row that is not counted.
         smoothing: the labels that share a part of each row's loss.
+        several: the labels of rows that have more than one; None: no row has.
         softcap: of the logits; None: off.
         backend: of `linear_cross_entropy`.
 
@@ -62,16 +72,22 @@ def score_rows(
         RowScores of [N] rows.
     """
     if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
-        return _scores_of_logits(head(hidden), target, smoothing, softcap)
+        return _scores_of_logits(head(hidden), target, smoothing, several, softcap)
+    labels: Tensor | SoftTargets = target
+    bags: LabelBags | None = None
+    if several is None:
+        bags = ragged_bags(smoothing.ids, smoothing.index)
+    else:
+        labels = soft_targets(target, smoothing, several)
 
     def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores = linear_cross_entropy(
             x,
             head.weight,
-            target,
+            labels,
             bias=head.bias,
-            bags=ragged_bags(smoothing.ids, smoothing.index),
-            smoothing=smoothing.share,
+            bags=bags,
+            smoothing=0.0 if bags is None else smoothing.share,
             reduction="none",
             ignore_index=IGNORED,
             softcap=softcap,
@@ -144,8 +160,53 @@ def ragged_bags(ids: Tensor, index: Tensor) -> LabelBags:
     return LabelBags(flat, offsets, index)
 
 
+def soft_targets(target: Tensor, smoothing: Smoothing, several: Several) -> SoftTargets:
+    """The labels of rows, and those of their images that share the loss, with probabilities.
+
+    Args:
+        target: int64 [N], -100 for a row that is not counted.
+        smoothing: (D2)'s bags and share.
+        several: the labels of rows that have more than one.
+
+    Returns:
+        [N, L + Y] ids, of which -100 is padding.
+
+    Source: (D5).
+    """
+    own, weight = several.ids.long(), several.weight.float()  # [N, L]
+    weight = torch.where(own >= 0, weight, 0.0)
+    alone = (weight.sum(1) <= 0)[:, None]
+    first = torch.arange(own.shape[1], device=own.device) == 0
+    own = torch.where(alone, torch.where(first, target[:, None], -1), own)
+    weight = torch.where(alone, first.float(), weight)
+    bag = own.new_empty((len(own), 0))
+    if smoothing.ids.numel():
+        bag = smoothing.ids.long()[smoothing.index.clamp(min=0)]  # [N, Y]
+        bag = torch.where((smoothing.index >= 0)[:, None], bag, -1)
+    for label in own.unbind(1):
+        bag = torch.where(bag == label[:, None], -1, bag)
+    others = (bag >= 0).sum(1, keepdim=True)
+    share = torch.where(others > 0, smoothing.share, 0.0)
+    probabilities = torch.cat(
+        (
+            (1 - share) * weight / weight.sum(1, keepdim=True),
+            (share / others.clamp(min=1)).expand(bag.shape),
+        ),
+        dim=1,
+    )
+    ids = torch.cat((own, bag), dim=1)
+    padding = (ids < 0) | (target == IGNORED)[:, None]
+    return SoftTargets(
+        ids.masked_fill(padding, IGNORED), probabilities.masked_fill(padding, 0.0), target
+    )
+
+
 def _scores_of_logits(
-    logits: Tensor, target: Tensor, smoothing: Smoothing, softcap: float | None
+    logits: Tensor,
+    target: Tensor,
+    smoothing: Smoothing,
+    several: Several | None,
+    softcap: float | None,
 ) -> RowScores:
     """The same scores in plain torch, from stored logits [N, V] of these rows only."""
     logits = soft_capped(logits.float(), softcap)
@@ -154,7 +215,10 @@ def _scores_of_logits(
     label = target.clamp(min=0)
     log_prob = log_probs.gather(1, label[:, None])[:, 0]
     loss = -log_prob
-    if smoothing.ids.numel():
+    if several is not None:
+        soft = soft_targets(target, smoothing, several)
+        loss = -(soft.probabilities * log_probs.gather(1, soft.ids.clamp(min=0))).sum(1)  # (D5)
+    elif smoothing.ids.numel():
         ids = smoothing.ids.long()[smoothing.index.clamp(min=0)]  # [N, Y]
         others = (ids >= 0) & (ids != label[:, None]) & (smoothing.index >= 0)[:, None]
         has_others = others.any(1)

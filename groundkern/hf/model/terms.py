@@ -93,7 +93,8 @@ def part_rules(objectives: Objectives) -> dict[str, PartRule]:
 
 
 def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
-    """(D3) over labelled tokens, over all visual ones, or image by image; weighted by (D4)."""
+    """(D3), of several labels (D5), over labelled tokens, over all visual ones, or image by image;
+    weighted by (D4)."""
     rows, dv_sft = scores["word"].loss, request.terms.dv_sft
     if dv_sft.average == "image":
         bags = len(request.batch.word_bag.flatten(0, 1))

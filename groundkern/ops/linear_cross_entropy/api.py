@@ -99,8 +99,8 @@ def linear_cross_entropy(
 
     Returns:
         CrossEntropy(loss, log_prob, lse, predicted, entropy, top_ids, top_log_probs). log_prob is
-        of the target (of soft ones, of the likeliest by `probabilities`). Ignored rows: 0, and -1
-        for ids.
+        of the target (of soft ones, of `label` or the likeliest by `probabilities`). Ignored rows:
+        0, and -1 for ids.
 
     Raises:
         ValueError: mismatched shapes; on CPU a target or label outside the vocabulary; an unknown
@@ -289,8 +289,9 @@ def _prepare(
         checks.require(bags is None, "bags", "None where the target is SoftTargets", "bags")
         listed = target.ids
         checks.tensor("target.ids", listed.flatten(), "ids", {}, device=device)
-        wide = accumulation_dtype(hidden.dtype)
-        labels = _soft_labels(target.ids, target.probabilities.to(wide), class_weight, options)
+        labels = _soft_labels(target, class_weight, options, accumulation_dtype(hidden.dtype))
+        if target.label is not None:
+            listed = torch.cat((listed.flatten(), labels.target))
     else:
         listed = target.reshape(-1)
         checks.tensor("target", listed, "N", sizes, dtype=torch.int64, device=device)
@@ -319,18 +320,22 @@ def _own_labels(
 
 
 def _soft_labels(
-    ids: Tensor, probabilities: Tensor, class_weight: Tensor | None, options: Options
+    target: SoftTargets, class_weight: Tensor | None, options: Options, dtype: torch.dtype
 ) -> Labels:
-    """A row's own label is the likeliest of its list."""
-    rows, count = ids.shape[:-1].numel(), ids.shape[-1]
-    ids, given = (x.reshape(rows, count) for x in (ids, probabilities))
+    """A row's own label is the given one, or the likeliest of its list."""
+    rows, count = target.ids.shape[:-1].numel(), target.ids.shape[-1]
+    ids, given = target.ids.reshape(rows, count), target.probabilities.reshape(rows, count)
     if count == 0:
         ignored = ids.new_full((rows,), options.ignore_index)
         return Labels(ignored, None, None, None, None, None, None)
-    padding = ids == options.ignore_index
+    given, padding = given.to(dtype), ids == options.ignore_index
     weights = given.masked_fill(padding, 0.0)
-    own = given.masked_fill(padding, -1.0).argmax(1, keepdim=True)
-    label = ids.gather(1, own)  # padding where there is nothing else
+    if target.label is None:
+        own = given.masked_fill(padding, -1.0).argmax(1, keepdim=True)
+        label = ids.gather(1, own)  # padding where there is nothing else
+    else:
+        label = target.label.reshape(rows, 1)
+        label = label.masked_fill(padding.all(1, keepdim=True), options.ignore_index)
     if class_weight is not None:
         weights = weights * _of(class_weight, ids)
     share = (weights * (ids == label)).sum(1)

@@ -174,6 +174,13 @@ def _strided_labels(dtype, device) -> Call:
     )
 
 
+def _soft_of_a_label(dtype, device) -> Call:
+    """Rows whose log-probability is of a label that is not their likeliest, or not listed."""
+    labels = [5, 1, 4, 10, 40, 11, 2, 0]
+    soft = replace(soft_targets(device), label=integers(labels, device, torch.int64))
+    return call(dtype, device, target=soft, reduction="none")
+
+
 def _strided_soft_targets(dtype, device) -> Call:
     c, soft = _soft_all_at_once(dtype, device), soft_targets(device)
     target = SoftTargets(_stepped(soft.ids), soft.probabilities.t().contiguous().t())
@@ -215,6 +222,7 @@ CASES: dict[str, Callable[[torch.dtype, torch.device], Call]] = {
     "soft_targets_of_rows": lambda t, d: _soft(t, d, reduction="none", label_smoothing=0.1),
     "top_k": lambda t, d: call(t, d, top_k=32, entropy=True),
     "all_at_once": _all_at_once,
+    "soft_of_a_label": _soft_of_a_label,
     "soft_all_at_once": _soft_all_at_once,
     "entropy": _entropy,
     "strided_labels": _strided_labels,

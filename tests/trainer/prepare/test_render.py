@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of
 from trainer.__main__ import main
@@ -54,11 +55,12 @@ def test_every_word_ends_in_a_visual_token_of_its_own(tmp_path, model):
     assert len(table) == (width // 28) * (height // 28) == out.counts["visual_tokens"]
     counts = Counter()
     tokenizer = visual_grid(model).processor.tokenizer
-    placed = WordLabeler(tokenizer, max_tokens=99).place(sample.words, table, counts)
+    labeler = WordLabeler(WordEncoder(tokenizer), max_tokens=99)
+    placed = labeler.place(sample.words, table, counts)
     assert len(placed) == len(sample.words)
     for label in placed:
         _, _, top, right, bottom = table[label.token].tolist()
-        x0, y0, x1, y1 = sample.words[label.word].box
+        x0, y0, x1, y1 = sample.words[label.words[0]].box
         assert top <= y0 and y1 <= bottom + 1e-9
         assert right - 6 / width <= x1 <= right + 1e-9
     pixels = np.asarray(Image.open(tmp_path / made["images"][0]).convert("RGB"), dtype=int)

@@ -15,6 +15,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
+from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.words import WordLabeler
 from tests.trainer.prepare.records import lines_of, readings, sample
 from trainer.__main__ import main
@@ -255,11 +256,11 @@ def test_a_language_without_data_is_one_sentence():
 
 def labels(path, grid) -> list[set]:
     """(visual token, label) pairs of each sample, by the rules of training."""
-    labeler, found = WordLabeler(grid.processor.tokenizer), []
+    labeler, found = WordLabeler(WordEncoder(grid.processor.tokenizer)), []
     for line in path.open("rb"):
         made = parse_sample(line, root=path.parent, where="")
         placed = labeler.place(made.words, grid.table(*made.sizes), Counter())
-        found.append({(label.token, label.label) for label in placed})
+        found.append({(label.token, label.labels) for label in placed})
     return found
 
 
