@@ -98,7 +98,7 @@ def examine(
         )
     device = next(model.parameters()).device
     batch = found.batch if found.batch is not None else text_batch(model)
-    inputs = {name: x.to(device) for name, x in batch.items()}
+    inputs = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in batch.items()}
     _, found.attach = _tried(lambda: attach(model))
     if found.attach != OK:
         return found

@@ -5,10 +5,10 @@ One module to a way of laying images out; each has `FAMILIES`, by `config.model_
 
 from __future__ import annotations
 
-from benchmarks.families.zoo import first, grids, qwens, tiles
+from benchmarks.families.zoo import first, grids, llavas, more_tiles, pages, qwens, tiles
 from benchmarks.families.zoo.making import Family
 
-GROUPS = (first, tiles, qwens, grids)
+GROUPS = (first, tiles, qwens, grids, llavas, more_tiles, pages)
 
 
 def families() -> dict[str, Family]:
