@@ -102,7 +102,7 @@ def examine(
     detach(model)
     device = next(model.parameters()).device
     batch = found.batch if found.batch is not None else text_batch(model)
-    inputs = {name: x.to(device) for name, x in batch.items()}
+    inputs = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in batch.items()}
     found.report, found.doctor = _tried(partial(_doctored, model, inputs))
     if found.batch is not None:
         run = _backward if gradients else _forward

@@ -12,9 +12,10 @@ from contextlib import suppress
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
+from transformers import BatchFeature
 
+from groundkern.hf.data.calling import call, rendered
 from groundkern.hf.data.geometry import image_geometry
-from groundkern.hf.data.processor import text_options
 
 SPOTS = 6  # painted per image
 
@@ -28,10 +29,14 @@ def without_attention(model: nn.Module) -> nn.Module:
     for its decoder's."""
     decoder = {id(module) for module in model.get_decoder().modules()}
     for module in model.modules():
-        mixes = type(module).__name__.endswith(("Attention", "ShortConv"))
-        if mixes and id(module) not in decoder:
+        around = any(map(_mixes, list(module.modules())[1:]))  # also adds what it was given
+        if _mixes(module) and not around and id(module) not in decoder:
             module.register_forward_hook(lambda module, args, output: _zeros(output))
     return model
+
+
+def _mixes(module: nn.Module) -> bool:
+    return type(module).__name__.endswith(("Attention", "ShortConv"))
 
 
 def _zeros(output):
@@ -44,30 +49,42 @@ def process(processor, images: list[Image.Image], *, each: int = 1) -> dict:
     """One sequence to every `each` images, with text around and between them."""
     part = {"type": "text", "text": "and"}
     content = [part, *([{"type": "image"}, part] * each)]
-    text = processor.apply_chat_template([{"role": "user", "content": content}])
+    text = rendered(processor, [{"role": "user", "content": content}])
     nested = [images[i : i + each] for i in range(0, len(images), each)]
-    return processor(
-        text=[text] * len(nested),
-        images=nested,
-        return_tensors="pt",
-        padding=True,
-        **text_options(processor, text),
-    )
+    features = call(processor, nested, [text] * len(nested), padding=True)
+    for per_character in ("offset_mapping", "text_replacement_offsets"):
+        features.pop(per_character, None)
+    lists = getattr(processor, "skip_tensor_conversion", None)
+    return BatchFeature(features).convert_to_tensors("pt", lists).data
 
 
 @torch.no_grad()
 def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
-    """[B, n, D]: what the model puts in the place of the image tokens; its decoder does not run."""
+    """[B, n, D]: what the model puts in the place of the image tokens; its layers do not run.
+
+    Read before the first layer, where Granite's features enter; or before the decoder, whose
+    layers may have several streams (Gemma3n).
+    """
     seen = []
 
-    def keep(module: nn.Module, args: tuple, inputs: dict) -> None:
+    def before_decoder(module: nn.Module, args: tuple, inputs: dict) -> None:
         seen.append(inputs["inputs_embeds"])
+
+    def before_layer(module: nn.Module, args: tuple, inputs: dict) -> None:
+        hidden = args[0] if args else inputs["hidden_states"]
+        if hidden.shape == seen[0].shape:
+            seen[0] = hidden
         raise _Reached
 
-    hook = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    decoder = model.get_decoder()
+    first = getattr(decoder, "model", decoder).layers[0]  # Nemotron-H's is a model with a head
+    places = {decoder: before_decoder, first: before_layer}
+    hooks = [m.register_forward_pre_hook(hook, with_kwargs=True) for m, hook in places.items()]
     with suppress(_Reached):
-        model(**batch)
-    hook.remove()
+        pixels = batch.get("pixel_values")
+        model(**batch if pixels is None else batch | {"pixel_values": pixels.to(model.dtype)})
+    for hook in hooks:
+        hook.remove()
     at = batch["input_ids"] == model.config.image_token_id
     return seen[0][at].flatten(1).unflatten(0, (len(at), -1))  # some have several streams
 
@@ -87,8 +104,21 @@ def spots_on(rects: torch.Tensor, size, generator) -> tuple[list[int], list[list
     return tokens, spots
 
 
-def check(processor, model, size, generator, *, blur: float = 3.0) -> torch.Tensor:
-    """Compare the table of an image of `size` with what spots on it change; returns the table."""
+def check(
+    processor, model, size, generator, *, blur: float = 3.0, reach: float = 0.0
+) -> torch.Tensor:
+    """Compare the table of an image of `size` with what spots on it change.
+
+    Args:
+        processor, model: a family's.
+        size: (width, height) in pixels.
+        generator: chooses the spots.
+        blur: pixels around a token's place that it may see by resampling.
+        reach: the same by convolutions, in sizes of the place.
+
+    Returns:
+        The table.
+    """
     blank = Image.new("RGB", size, "white")
     (table,) = image_geometry(processor, model.config, [[blank]], process(processor, [blank]))
     rects = table[:, 1:] * torch.tensor([*size, *size])
@@ -99,9 +129,10 @@ def check(processor, model, size, generator, *, blur: float = 3.0) -> torch.Tens
         ImageDraw.Draw(image).rectangle((*spot[:2], spot[2] - 1, spot[3] - 1), fill="black")
     seen = visual_tokens(model, process(processor, [blank, *images]))
     assert table.shape == (seen.shape[1], 5)
+    around = blur + reach * (rects[:, 2:] - rects[:, :2])
     for token, spot, change in zip(tokens, spots, (seen[1:] - seen[0]).norm(dim=-1)):
         low, high = torch.tensor(spot[:2]), torch.tensor(spot[2:])
-        near = ((rects[:, :2] - blur < high) & (rects[:, 2:] + blur > low)).all(1)  # resampling
+        near = ((rects[:, :2] - around < high) & (rects[:, 2:] + around > low)).all(1)
         assert (change[~near] <= 1e-4 * change.amax()).all(), (size, spot)
         assert change[token] > 0.1 * change.amax() > 0, (size, spot, token)
     return table

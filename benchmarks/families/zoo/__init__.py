@@ -6,10 +6,20 @@ family of a type has a name behind a colon: `llava:pixtral`.
 
 from __future__ import annotations
 
-from benchmarks.families.zoo import first, grids, qwens, rows, slices, tiles
+from benchmarks.families.zoo import (
+    first,
+    grids,
+    llavas,
+    more_tiles,
+    pages,
+    qwens,
+    rows,
+    slices,
+    tiles,
+)
 from benchmarks.families.zoo.making import Family
 
-GROUPS = (first, tiles, qwens, grids, rows, slices)
+GROUPS = (first, tiles, qwens, grids, llavas, more_tiles, pages, rows, slices)
 
 
 def families() -> dict[str, Family]:

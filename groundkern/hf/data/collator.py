@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.calling import call, laid_out, placeholder
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry, image_geometry
@@ -24,7 +25,7 @@ from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
 from groundkern.hf.data.pictures import with_rgb_images
-from groundkern.hf.data.processor import laid_out, marks_prefix, text_options
+from groundkern.hf.data.processor import marks_prefix
 from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
 from groundkern.hf.data.spans import (
     Chat,
@@ -133,6 +134,8 @@ class GroundingCollator:
             require(value in known, name, " or ".join(map(repr, known)), repr(value))
         self.processor = processor
         self.config = config
+        self._placeholder = placeholder(processor)
+        self._lists = getattr(processor, "skip_tensor_conversion", None)
         self.max_length = max_length
         self.map_kind = map_kind
         self.map_levels = map_levels
@@ -191,8 +194,7 @@ class GroundingCollator:
         layouts = []
         for b, (example, chat, table) in enumerate(zip(examples, chats, tables)):
             tokens = [int((table[:, 0] == image).sum()) for image in range(len(example.images))]
-            placeholder = self.processor.image_token
-            expansions = find_expansions(chat.text, placeholder, tokens, replaced[b])
+            expansions = find_expansions(chat.text, self._placeholder, tokens, replaced[b])
             ids = per_token["input_ids"][b]
             insertions = find_insertions(chat.text, laid[b], _name(example))
             spans = TokenSpans(offsets[b], expansions, partial(self._blank, ids), insertions)
@@ -202,7 +204,7 @@ class GroundingCollator:
         left = self.processor.tokenizer.padding_side == "left"
         return {
             **self._tokens(per_token, layouts, samples, left),
-            **BatchFeature(dict(features)).convert_to_tensors("pt"),
+            **BatchFeature(dict(features)).convert_to_tensors("pt", self._lists),
             **pad_fields(samples, [len(layout.ids) for layout in layouts], left=left),
         }
 
@@ -214,10 +216,8 @@ class GroundingCollator:
             self._encoder.use(self._rules)
             self._template = template
         for example, chat in zip(examples, chats, strict=True):
-            found, wanted = chat.text.count(self.processor.image_token), len(example.images)
-            what = (
-                f"{wanted} times {self.processor.image_token!r} in the rendered chat, one per image"
-            )
+            found, wanted = chat.text.count(self._placeholder), len(example.images)
+            what = f"{wanted} times {self._placeholder!r} in the rendered chat, one per image"
             require(found == wanted, f"{_name(example)}: messages", what, found)
             self._rules.check(example, _name(example))
 
@@ -231,32 +231,19 @@ class GroundingCollator:
 
     def _process(self, examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
         """One call of the processor: lists per token, arrays per image."""
-        options = text_options(self.processor, texts[0])
-
-        def run(examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
-            images = [list(example.images) for example in examples]
-            return self.processor(
-                images=images if any(images) else None,
-                text=texts,
-                padding=self._padding,
-                return_tensors=None,
-                return_offsets_mapping=True,
-                return_text_replacement_offsets=True,
-                **options,
-            ).data
-
+        images = [example.images for example in examples]
         try:
-            features = run(examples, texts)
+            features = call(self.processor, images, texts, padding=self._padding)
         except ValueError:  # such as an image too narrow for its family: whose is it?
             for example, text in zip(examples, texts):
                 try:
-                    run([example], [text])
+                    call(self.processor, [example.images], [text])
                 except ValueError as error:
                     fail(_name(example), "a sample that the processor takes", f"its error: {error}")
             if self._padding:
                 raise
             self._padding = True  # each alone is fine: Ernie's makes an array of the sequences
-            features = run(examples, texts)
+            features = call(self.processor, images, texts, padding=self._padding)
         return _without_padding(features) if self._padding else features
 
     def _layout(

@@ -128,22 +128,6 @@ def marks_prefix(processor: ProcessorMixin) -> bool:
     return "labels" in getattr(processor, "model_input_names", ())
 
 
-def laid_out(processor: ProcessorMixin, images: list[list[Any]], texts: list[str]) -> list[str]:
-    """The texts as a processor changes them before it replaces the images' placeholders.
-
-    PaliGemma's puts its first token behind the images and a line break at the end.
-
-    Args:
-        processor: of a model.
-        images: of each text.
-        texts: rendered chats.
-    """
-    own = getattr(type(processor), "prepare_inputs_layout", None)
-    if own is None or own is ProcessorMixin.prepare_inputs_layout:
-        return texts
-    return processor.prepare_inputs_layout(images=images if any(images) else None, text=texts)[1]
-
-
 def with_image_options(processor: ProcessorMixin, options: Mapping[str, Any]) -> ProcessorMixin:
     """The same processor with other settings of images, such as `max_pixels`.
 

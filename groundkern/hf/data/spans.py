@@ -17,6 +17,7 @@ from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple
 
 from groundkern.checks import fail
+from groundkern.hf.data.calling import rendered
 from groundkern.hf.data.example import message_text
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # Unicode noncharacters: never part of a text
@@ -129,9 +130,7 @@ def render_chat(
     """
 
     def render(chat: list[dict[str, Any]]) -> str:
-        return processor.apply_chat_template(chat, tokenize=False, **options)
-
-    options = {"tools": list(tools)} if tools else {}
+        return rendered(processor, chat, tools)
 
     insides: _Insides = {}
     marked = list(messages)
@@ -160,7 +159,7 @@ def _check_tools(
     name: str,
 ) -> None:
     """Refuse a template that leaves out what it does not know: tools, or what one of them said."""
-    if tools and processor.apply_chat_template(messages, tokenize=False) == plain:
+    if tools and rendered(processor, messages) == plain:
         fail(f"{name}: tools", "a chat template that names tools", "one that leaves them out")
     for index, message in enumerate(messages):
         if message["role"] == "tool" and message_text(message).strip() not in plain:

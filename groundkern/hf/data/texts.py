@@ -155,7 +155,8 @@ def _any_of(texts: Iterable[str]) -> re.Pattern | None:
 
 def _placeholders(processor: Any) -> set[str]:
     """The texts that the processor replaces by an image or a video."""
-    names = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    kinds = ("image_token", "image_placeholder_token", "video_token")
+    names = (getattr(processor, name, None) for name in kinds)
     return {name for name in names if isinstance(name, str) and name}
 
 

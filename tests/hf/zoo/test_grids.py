@@ -188,7 +188,7 @@ def _example(*sizes) -> GroundedExample:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_works_with_the_family(name):
     made(name)
-    build, found = examined(ZOO[name])
+    build, _, found = examined(ZOO[name])
     assert build == "ok"
     assert found.collator == "ok"
     sentences = [found.attach, found.doctor, *found.objectives.values()]

@@ -19,7 +19,15 @@ from packaging.version import Version
 from torch import Tensor
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.geometry import grids, resized, slices, tiling
+from groundkern.hf.data.geometry import (
+    canvases,
+    crops,
+    grids,
+    resized,
+    slices,
+    tiling,
+    windows,
+)
 from groundkern.hf.data.geometry.views import Rule, Views, of_each
 
 if TYPE_CHECKING:
@@ -40,11 +48,14 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "aya_vision": Family(of_each(tiling.aya_vision), "5.20"),
+    "cohere2_vision": Family(of_each(canvases.cohere2_vision), "5.20"),
+    "cohere_compass": Family(grids.stretched, "5.20"),
     "cosmos3_edge": Family(grids.stretched, "5.1"),
     "cosmos3_omni": Family(grids.stretched, "5.1"),
     "dots3_note": Family(grids.stretched, "5.1"),
     "ernie4_5_vl_moe": Family(grids.stretched, "5.1"),
     "exaone4_5": Family(grids.stretched, "5.1"),
+    "fast_vlm": Family(of_each(crops.convolved), "5.20"),
     "gemma3": Family(of_each(tiling.pan_and_scan), "5.20"),
     "gemma3n": Family(of_each(resized.square), "5.23"),
     "gemma4": Family(resized.pooled, "5.20"),
@@ -55,6 +66,9 @@ FAMILIES = {
     "glm5_next": Family(grids.cornered(grids.glm5_next), "5.1"),
     "glm_ocr": Family(grids.stretched, "5.1"),
     "glmga": Family(grids.stretched, "5.1"),
+    "got_ocr2": Family(canvases.got_ocr2, "5.20"),
+    "granite4_vision": Family(tiling.padded, "5.20"),
+    "granite_docling": Family(of_each(canvases.granite_docling), "5.20"),
     "hunyuan_vl": Family(grids.with_newlines, "5.1"),
     "hyperclovax_vision_v2": Family(grids.stretched, "5.1"),
     "idefics3": Family(of_each(tiling.split_tiles), "5.20"),
@@ -65,8 +79,10 @@ FAMILIES = {
     "lfm2_vl": Family(of_each(slices.tiles_and_whole), "5.20"),
     "lfm3_vl": Family(grids.stretched, "5.20"),
     "lighton_ocr": Family(resized.rows, "5.1"),
+    "llama4": Family(of_each(canvases.llama4), "5.20"),
     "llava": Family(resized.llava, "5.1"),
     "llava_next": Family(tiling.padded, "5.1"),
+    "llava_next_video": Family(tiling.padded, "5.1"),
     "llava_onevision": Family(tiling.padded, "5.1"),
     "minicpm_ocr": Family(slices.whole_and_slices, "5.20"),
     "minicpmv4_6": Family(slices.whole_and_slices, "5.20"),
@@ -74,10 +90,15 @@ FAMILIES = {
     "minimax_m3_vl": Family(grids.stretched, "5.20"),
     "mistral3": Family(resized.rows, "5.20"),
     "mistral_large4": Family(resized.rows, "5.20"),
+    "molmo2": Family(of_each(windows.molmo2), "5.20"),
     "muse_glimmer": Family(grids.stretched, "5.20"),
     "muse_spark": Family(grids.stretched, "5.20"),
+    "nemotron_h_omni": Family(grids.patches, "5.20"),
+    "ovis2": Family(of_each(canvases.ovis2), "5.20"),
     "paddleocr_vl": Family(grids.stretched, "5.1"),
     "paligemma": Family(of_each(resized.square), "5.20"),
+    "perception_lm": Family(of_each(canvases.perception_lm), "5.1"),
+    "qianfan_ocr": Family(of_each(tiling.internvl), "5.20"),
     "qwen2_5_omni_thinker": Family(grids.stretched, "5.1"),
     "qwen2_5_vl": Family(grids.stretched, "5.1"),
     "qwen2_vl": Family(grids.stretched, "5.1"),
@@ -89,7 +110,11 @@ FAMILIES = {
     "qwen4_exp": Family(grids.stretched, "5.1"),
     "shieldgemma2": Family(of_each(tiling.pan_and_scan), "5.20"),
     "smolvlm": Family(of_each(tiling.split_tiles), "5.20"),
+    "step3p7": Family(of_each(windows.step3p7), "5.20"),
+    "unlimited_ocr": Family(of_each(canvases.unlimited_ocr), "5.20"),
     "video_llama_3": Family(grids.stretched, "5.1"),
+    "video_llava": Family(of_each(crops.cropped), "5.1"),
+    "vipllava": Family(of_each(crops.cropped), "5.1"),
 }
 """Values of `config.model_type` whose image geometry is known.
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from groundkern.hf.data.geometry.cells import even, grid, strided
 from groundkern.hf.data.geometry.views import Size
-from groundkern.maps import patch_grid
 
 
 def cropped(processor: Any, size: Size) -> Tensor:
     """LLaVA: padded to a square, resized, cropped at the center (each optional), then patches."""
+    return _cropped(processor, size, lambda tokens, patch, pixels: even(tokens))
+
+
+def convolved(processor: Any, size: Size) -> Tensor:
+    """FastVLM: as LLaVA, but a token is the output of many convolutions of stride 2.
+
+    It sees far more than its place, which is all that is nearer to its middle than to another's.
+    """
+    return _cropped(processor, size, strided)
+
+
+def _cropped(processor: Any, size: Size, along: Callable[[int, float, float], Tensor]) -> Tensor:
+    """The tokens of a crop; `along` makes the cells of a side: (tokens, pixels of one, pixels)."""
     settings = processor.image_processor
     width, height = size
     side = max(width, height)
@@ -29,7 +42,9 @@ def cropped(processor: Any, size: Size) -> Tensor:
         offset = ((resized[0] - view[0]) // 2, (resized[1] - view[1]) // 2)
     patch = processor.patch_size
     columns, rows = view[0] // patch, view[1] // patch
-    pixels = patch_grid(rows, columns) * torch.tensor([columns, rows, columns, rows]) * patch
+    sides = (columns, rows)
+    cells = grid(*(along(tokens, patch, tokens * patch) for tokens in sides))
+    pixels = cells * torch.tensor([*sides, *sides]) * patch
 
     def per_axis(pair: tuple[float, float]) -> Tensor:
         return torch.tensor([*pair, *pair], dtype=torch.float64)

@@ -100,3 +100,10 @@ def _grids(views: Views) -> Iterator[tuple[int, int]]:
     for time, height, width in torch.as_tensor(grids).reshape(-1, 3).tolist():
         require(time == 1, "image_grid_thw", "still images (t = 1)", f"t = {time}")
         yield height // merge_size, width // merge_size
+
+
+def patches(views: Views) -> list[Tensor]:
+    """Nemotron-H-Omni: a grid of merged patches, its size from `image_grid_hw`."""
+    merge_size = round(1 / views.processor.image_processor.downsample_ratio)
+    grids = torch.as_tensor(views.batch.get("image_grid_hw", ())).reshape(-1, 2).tolist()
+    return [patch_grid(height // merge_size, width // merge_size) for height, width in grids]

@@ -7,8 +7,8 @@ rule; `tests/hf/painting.py` paints pixels and sees which tokens change.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from math import ceil, isqrt, sqrt
 from typing import Any
 
@@ -17,7 +17,15 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.geometry.views import Size, Views, option
+from groundkern.hf.data.geometry.cells import (
+    even,
+    grid,
+    placed,
+    repeated,
+    with_newlines,
+    without_place,
+)
+from groundkern.hf.data.geometry.views import Size, Views, option, own
 from groundkern.maps import patch_grid
 
 
@@ -33,7 +41,7 @@ def pan_and_scan(processor: Any, size: Size) -> Tensor:
 
     Source: transformers' `Gemma3ImageProcessor`.
     """
-    side = _side("image_seq_length", processor.image_seq_length)
+    side = square_side("image_seq_length", processor.image_seq_length)
     views = [patch_grid(side, side)]
     if option(processor, "do_pan_and_scan"):
         width, height = size
@@ -46,7 +54,8 @@ def pan_and_scan(processor: Any, size: Size) -> Tensor:
             along = index * crops[0].shape[2 if width >= height else 1]
             x0, y0 = (along, 0) if width >= height else (0, along)
             x1, y1 = x0 + crop.shape[2], y0 + crop.shape[1]
-            views.append(_placed(side, (x0 / width, y0 / height, x1 / width, y1 / height)))
+            view = (x0 / width, y0 / height, x1 / width, y1 / height)
+            views.append(placed(patch_grid(side, side), view))
     return torch.cat(views)
 
 
@@ -58,7 +67,7 @@ def split_tiles(processor: Any, size: Size) -> Tensor:
     Source: transformers' `Idefics3ImageProcessor`.
     """
     settings = processor.image_processor
-    side = _side("image_seq_len", processor.image_seq_len)
+    side = square_side("image_seq_len", processor.image_seq_len)
     if not option(processor, "do_image_splitting"):
         return patch_grid(side, side)
     tile = settings.max_image_size["longest_edge"]
@@ -69,16 +78,17 @@ def split_tiles(processor: Any, size: Size) -> Tensor:
     else:
         rows = ceil(height / tile)
         columns = ceil(int(rows * tile * (width / height)) / tile)
-    return _tiles_and_whole(side, rows, columns)
+    return tiles_and_whole(patch_grid(side, side), rows, columns)
 
 
-def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
+def closest_canvas(processor: Any, size: Size, side: int, cells: Tensor | None = None) -> Tensor:
     """InternVL, Aya Vision: stretched to the tiling of the closest ratio, then the whole image.
 
     Args:
         processor: with a GOT-OCR image processor.
         size: (width, height) of the original image, in pixels.
         side: visual tokens along a tile.
+        cells: [side², 4] of a tile's tokens in fractions of it; None: an even grid.
 
     Returns:
         fp64 [n, 4] (x0, y0, x1, y1), in fractions of the image.
@@ -88,23 +98,15 @@ def closest_canvas(processor: Any, size: Size, side: int) -> Tensor:
 
     Source: transformers' `GotOcr2ImageProcessor`.
     """
+    cells = patch_grid(side, side) if cells is None else cells
     settings = processor.image_processor
-    canvas = next(
-        (
-            sys.modules[kind.__module__].get_optimal_tiled_canvas
-            for kind in type(settings).__mro__
-            if hasattr(sys.modules[kind.__module__], "get_optimal_tiled_canvas")
-        ),
-        None,
-    )
-    if canvas is None:
-        fail("processor.image_processor", "GOT-OCR's tiling", type(settings).__name__)
+    canvas = own(settings, "get_optimal_tiled_canvas")
     most = option(processor, "max_patches")
     if not option(processor, "crop_to_patches") or most <= 1:
-        return patch_grid(side, side)
+        return cells
     tile = (settings.size["height"], settings.size["width"])
     columns, rows = canvas(size[::-1], tile, option(processor, "min_patches"), most)
-    return _tiles_and_whole(side, rows, columns)
+    return tiles_and_whole(cells, rows, columns)
 
 
 def internvl(processor: Any, size: Size) -> Tensor:
@@ -148,50 +150,74 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
     """
     vision = config.vision_config
     patch, tile = vision.patch_size, vision.image_size
-    side = tile // patch
+    rate = Fraction(getattr(processor, "downsample_rate", None) or 1)  # Granite 4 Vision's
+    side = int(tile // patch * rate)
     extra = getattr(processor, "num_additional_image_tokens", 0)
     if extra - (processor.vision_feature_select_strategy == "default" and extra > 0):
         fail("vision_feature_select_strategy", "'default', no class tokens", "'full'")
-    newline = torch.full((1, 4), -1.0, dtype=torch.float64)
-    covered = side * patch / tile  # of a view: what is left of less than a patch is not seen
-    whole = patch_grid(side, side) * covered
+    # patches that do not fill a tile leave its right and lower edge to nobody
+    along = even(side) * side * patch / float(tile * rate)
+    base = grid(along, along)
     onevision = config.model_type == "llava_onevision"
     if onevision and not alone:
-        return torch.cat([_on_padded_square(whole, size), newline])
+        return torch.cat([_on_padded_square(base, size), without_place(1)])
     pinpoints = processor.image_processor.image_grid_pinpoints
     wanted = f"config.json's {config.image_grid_pinpoints}"
     same = sorted(map(tuple, pinpoints)) == sorted(map(tuple, config.image_grid_pinpoints))
     require(same, "image_grid_pinpoints of the processor", wanted, pinpoints)
     height, width = select_best_resolution(size[::-1], pinpoints)
-    grid = _grid_of_tiles(whole, side, height // tile, width // tile)
-    grid = _in_original(grid, (width, height), size)
-    grid = _without_padding(grid, size)
+    x, y = repeated(along, width // tile), repeated(along, height // tile)
+    cells = grid(x, y).view(len(y), len(x), 4)
+    cells = _in_original(cells, (width, height), size)
+    cells = _without_padding(cells, size)
     if onevision:
-        grid = _at_most(
-            int(processor.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2, grid
-        )
-    ends = newline.expand(len(grid), 1, 4)
-    return torch.cat([whole, torch.cat([grid, ends], 1).flatten(0, 1)])
+        most = int(processor.vision_aspect_ratio.removeprefix("anyres_max_"))
+        cells = _at_most(most * side**2, cells)
+    return torch.cat([base, with_newlines(cells)])
 
 
-def _side(name: str, tokens: int) -> int:
+def square_side(name: str, tokens: int) -> int:
+    """Visual tokens along a square view.
+
+    Args:
+        name: the processor's setting, for errors.
+        tokens: of a view.
+
+    Raises:
+        ValueError: not a square number.
+    """
     require(isqrt(tokens) ** 2 == tokens, f"processor.{name}", "a square number", tokens)
     return isqrt(tokens)
 
 
-def _placed(side: int, view: tuple[float, float, float, float]) -> Tensor:
-    """The tokens of a square view that shows the rectangle `view` of the image."""
-    x0, y0, x1, y1 = view
-    size = torch.tensor([x1 - x0, y1 - y0] * 2, dtype=torch.float64)
-    return patch_grid(side, side) * size + torch.tensor([x0, y0] * 2, dtype=torch.float64)
+def tiles_of(cells: Tensor, rows: int, columns: int) -> Tensor:
+    """The tokens of tiles of one size over the image, row by row.
+
+    Args:
+        cells: [n, 4] of a tile, in fractions of it.
+        rows, columns: of tiles.
+
+    Returns:
+        fp64 [rows columns n, 4].
+    """
+    return torch.cat([placed(cells, tuple(view)) for view in patch_grid(rows, columns).tolist()])
 
 
-def _tiles_and_whole(side: int, rows: int, columns: int) -> Tensor:
-    whole = [patch_grid(side, side)]
+def tiles_and_whole(cells: Tensor, rows: int, columns: int, *, first: bool = False) -> Tensor:
+    """The tokens of tiles and of the whole image; of the latter alone if one tile would do.
+
+    Args:
+        cells: [n, 4] of a tile, in fractions of it, and of the view of the whole image.
+        rows, columns: of tiles.
+        first: the whole image comes before the tiles.
+
+    Returns:
+        fp64 [n or (rows columns + 1) n, 4].
+    """
     if rows * columns == 1:
-        return whole[0]
-    tiles = [_placed(side, tuple(view)) for view in patch_grid(rows, columns).tolist()]
-    return torch.cat(tiles + whole)
+        return cells
+    tiles = tiles_of(cells, rows, columns)
+    return torch.cat([cells, tiles] if first else [tiles, cells])
 
 
 def _longest_edge(size: Mapping[str, int], image: Size) -> Size:
@@ -214,21 +240,6 @@ def _longest_edge(size: Mapping[str, int], image: Size) -> Size:
         wide = width >= height
         width, height = (limit, int(limit / ratio)) if wide else (int(limit * ratio), limit)
     return max(width, 1), max(height, 1)
-
-
-def _grid_of_tiles(tile: Tensor, side: int, rows: int, columns: int) -> Tensor:
-    """[rows * side, columns * side, 4]: tiles beside one another, as fractions of all of them.
-
-    Args:
-        tile: [side * side, 4], a tile's tokens as fractions of it.
-        side: tokens along a tile.
-        rows, columns: of tiles.
-    """
-    across = torch.tensor([columns, rows, columns, rows], dtype=torch.float64)
-    at = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), -1)
-    at = at.flip(-1).repeat(1, 1, 2)[:, None, :, None]  # [rows, 1, columns, 1, 4]: x, y, x, y
-    placed = (at + tile.view(1, side, 1, side, 4)) / across
-    return placed.flatten(2, 3).flatten(0, 1)
 
 
 def _in_original(rects: Tensor, canvas: Size, size: Size) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
+
+from groundkern.checks import fail
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +31,11 @@ class Views(NamedTuple):
     images: Sequence[Sequence[Image.Image]]
     batch: Mapping[str, Any]
 
+    @property
+    def sizes(self) -> list[Size]:
+        """(width, height) of every image, in their order."""
+        return [image.size for sample in self.images for image in sample]
+
 
 Rule = Callable[[Views], list[Tensor]]
 """Returns fp64 [n, 4] (x0, y0, x1, y1) of every image, in their order."""
@@ -41,8 +49,7 @@ def of_each(place: Callable[[Any, Size], Tensor]) -> Rule:
     """
 
     def rule(views: Views) -> list[Tensor]:
-        sizes = (image.size for sample in views.images for image in sample)
-        return [place(views.processor, size) for size in sizes]
+        return [place(views.processor, size) for size in views.sizes]
 
     return rule
 
@@ -62,3 +69,20 @@ def option(processor: Any, name: str) -> Any:
         defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
         defaults = defaults.get("images_kwargs", {})
     return defaults.get(name, getattr(processor.image_processor, name, None))
+
+
+def own(settings: Any, name: str) -> Any:
+    """A function of the module in which an image processor's class stands.
+
+    Args:
+        settings: the image processor.
+        name: of the function.
+
+    Raises:
+        ValueError: none of its classes' modules has it.
+    """
+    modules = [sys.modules[kind.__module__] for kind in type(settings).__mro__]
+    found = [getattr(module, name) for module in modules if hasattr(module, name)]
+    if not found:
+        fail("processor.image_processor", f"one with `{name}`", type(settings).__name__)
+    return found[0]

@@ -1,0 +1,130 @@
+"""One call of any family's processor for a batch of rendered chats and their images.
+
+Most processors take the same arguments; what some do of their own is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.processing_utils import ProcessorMixin
+
+from groundkern.checks import fail
+from groundkern.hf.data.processor import text_options
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def placeholder(processor: Any) -> str:
+    """The text that a chat template writes once for each image, and the processor replaces.
+
+    Args:
+        processor: of a model.
+
+    Raises:
+        ValueError: a processor that replaces none (PP-Chart2Table, whose template writes every
+            visual token itself).
+    """
+    token = getattr(processor, "image_placeholder_token", None)  # Qianfan-OCR
+    token = token or getattr(processor, "image_token", None)
+    if not token:
+        wanted = "an image token, which the processor replaces by visual tokens"
+        fail("processor.image_token", wanted, token)
+    return token
+
+
+def rendered(
+    processor: Any, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+) -> str:
+    """A chat as its template renders it, with what the processor itself would put in front.
+
+    Args:
+        processor: has the chat template.
+        messages: the conversation.
+        tools: JSON schemas of functions that the template is to name.
+    """
+    options = {"tools": list(tools)} if tools else {}
+    text = processor.apply_chat_template(messages, tokenize=False, **options)
+    if _is(processor, "Molmo2Processor"):
+        tokenizer = processor.tokenizer
+        first = tokenizer.bos_token or tokenizer.eos_token
+        return text if text.startswith(first) else first + text
+    return text
+
+
+def call(
+    processor: Any,
+    images: Sequence[Sequence[Image.Image]],
+    texts: Sequence[str],
+    *,
+    padding: bool = False,
+) -> dict[str, Any]:
+    """Process a batch.
+
+    Args:
+        processor: of a model.
+        images: the images of each chat.
+        texts: the chats, as `rendered` makes them.
+        padding: make sequences of one length.
+
+    Returns:
+        What the processor returned: a list for each text of `input_ids`, of `offset_mapping` and of
+        what else runs along with them; tensors of the images; `text_replacement_offsets`, unless
+        this transformers has none.
+
+    Raises:
+        ValueError: the processor's own.
+    """
+    flat = [image for sample in images for image in sample]
+    lists: Any = [list(sample) for sample in images]
+    if _is(processor, "GotOcr2Processor"):  # a list in a list would be the pages of one image
+        lists = flat
+    ragged = _is(processor, "PerceptionLMProcessor")
+    features = processor(
+        images=lists if flat else None,
+        text=list(texts),
+        padding=padding,
+        return_offsets_mapping=True,
+        return_text_replacement_offsets=True,
+        text_kwargs={"return_tensors": None},  # LLaVA-NeXT-Video's default are tensors
+        images_kwargs={"return_tensors": None if ragged else "pt"},
+        **text_options(processor, texts[0]),
+    ).data
+    if ragged and flat:  # the model takes any number of tiles, its processor one for all images
+        features["pixel_values"] = torch.cat(list(features["pixel_values"]))[None]
+    if "text_replacement_offsets" not in features and hasattr(processor, "replace_image_token"):
+        features["text_replacement_offsets"] = _replaced(processor, features, texts, len(flat))
+    return features
+
+
+def laid_out(processor: Any, images: list[list[Any]], texts: list[str]) -> list[str]:
+    """The texts as a processor changes them before it replaces the images' placeholders.
+
+    PaliGemma's puts its first token behind the images and a line break at the end.
+
+    Args:
+        processor: of a model.
+        images: of each text.
+        texts: rendered chats.
+    """
+    own = getattr(type(processor), "prepare_inputs_layout", None)
+    if own is None or own is ProcessorMixin.prepare_inputs_layout:
+        return texts
+    if _is(processor, "GotOcr2Processor"):  # writes a text only where there is none
+        return texts
+    return processor.prepare_inputs_layout(images=images if any(images) else None, text=texts)[1]
+
+
+def _replaced(
+    processor: Any, features: Mapping[str, Any], texts: Sequence[str], images: int
+) -> list[list[dict[str, Any]]]:
+    """The same from a processor whose call does not report it, such as Nemotron-H-Omni's."""
+    replacements = [processor.replace_image_token(features, image) for image in range(images)]
+    return processor.get_text_with_replacements(list(texts), replacements)[1]
+
+
+def _is(processor: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(processor).__mro__)
