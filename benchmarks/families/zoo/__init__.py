@@ -6,10 +6,10 @@ family of a type has a name behind a colon: `llava:pixtral`.
 
 from __future__ import annotations
 
-from benchmarks.families.zoo import first, grids, qwens, rows, slices, tiles
+from benchmarks.families.zoo import first, grids, others, qwens, refused, rows, slices, tiles
 from benchmarks.families.zoo.making import Family
 
-GROUPS = (first, tiles, qwens, grids, rows, slices)
+GROUPS = (first, tiles, qwens, grids, rows, slices, others, refused)
 
 
 def families() -> dict[str, Family]:

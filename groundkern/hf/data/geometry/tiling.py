@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.geometry.views import Size, Views, option
+from groundkern.hf.data.geometry.views import Size, Views, option, square_side
 from groundkern.maps import patch_grid
 
 
@@ -33,7 +33,7 @@ def pan_and_scan(processor: Any, size: Size) -> Tensor:
 
     Source: transformers' `Gemma3ImageProcessor`.
     """
-    side = _side("image_seq_length", processor.image_seq_length)
+    side = square_side("image_seq_length", processor.image_seq_length)
     views = [patch_grid(side, side)]
     if option(processor, "do_pan_and_scan"):
         width, height = size
@@ -58,7 +58,7 @@ def split_tiles(processor: Any, size: Size) -> Tensor:
     Source: transformers' `Idefics3ImageProcessor`.
     """
     settings = processor.image_processor
-    side = _side("image_seq_len", processor.image_seq_len)
+    side = square_side("image_seq_len", processor.image_seq_len)
     if not option(processor, "do_image_splitting"):
         return patch_grid(side, side)
     tile = settings.max_image_size["longest_edge"]
@@ -172,11 +172,6 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
         )
     ends = newline.expand(len(grid), 1, 4)
     return torch.cat([whole, torch.cat([grid, ends], 1).flatten(0, 1)])
-
-
-def _side(name: str, tokens: int) -> int:
-    require(isqrt(tokens) ** 2 == tokens, f"processor.{name}", "a square number", tokens)
-    return isqrt(tokens)
 
 
 def _placed(side: int, view: tuple[float, float, float, float]) -> Tensor:

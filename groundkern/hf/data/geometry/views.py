@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
+
+from groundkern.checks import require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,3 +65,20 @@ def option(processor: Any, name: str) -> Any:
         defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
         defaults = defaults.get("images_kwargs", {})
     return defaults.get(name, getattr(processor.image_processor, name, None))
+
+
+def square_side(name: str, tokens: int) -> int:
+    """Tokens along a square of them.
+
+    Args:
+        name: the processor's setting that counts them.
+        tokens: how many there are.
+
+    Returns:
+        The square root.
+
+    Raises:
+        ValueError: they make no square.
+    """
+    require(isqrt(tokens) ** 2 == tokens, f"processor.{name}", "a square number", tokens)
+    return isqrt(tokens)
