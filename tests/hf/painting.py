@@ -45,7 +45,8 @@ def without_neighbours(model: nn.Module) -> nn.Module:
 
     A convolution of kernel k and stride s keeps the s taps of its cell: the middle one if s is 1.
     A group norm, which is over all places of an image, becomes one over the channels of a place.
-    Attention blocks among them add nothing. Biases go, beside which the taps that are left would be small.
+    Attention blocks among them add nothing. Biases go, beside which the taps that are left would be
+    small.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):

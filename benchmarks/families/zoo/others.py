@@ -204,6 +204,7 @@ def chameleon_processor(*, padding_side: str = "right", **images):
         image_seq_length=7 * 7,
     )
     processor.chat_template = TILE_TEMPLATE
+    processor.return_for_text_completion = True  # else it ends every chat with a separator
     return processor
 
 
