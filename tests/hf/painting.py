@@ -113,10 +113,14 @@ def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
     seen = []
 
     def keep(module: nn.Module, args: tuple, inputs: dict) -> None:
-        seen.append(inputs["inputs_embeds"])
+        seen.append(inputs["inputs_embeds"] if module is decoder else args[0])
         raise _Reached
 
-    hook = model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    decoder = model.get_decoder()
+    whole = decoder is model.base_model  # Chameleon's is the body, with its tower
+    hook = (decoder.layers[0] if whole else decoder).register_forward_pre_hook(
+        keep, with_kwargs=True
+    )
     with suppress(_Reached):
         model(**batch)
     hook.remove()
