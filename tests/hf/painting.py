@@ -45,6 +45,58 @@ def _zeros(output):
     return torch.zeros_like(output[0]), *output[1:]
 
 
+def without_neighbours(model: nn.Module) -> nn.Module:
+    """The model with convolutions that see nothing outside their own cell, and norms of one place.
+
+    A convolution of kernel k and stride s keeps the s taps of its cell: the middle one if s is 1.
+    A group norm, which is over all places of an image, becomes one over the channels of a place.
+    Attention blocks among them add nothing. Biases go, beside which the taps that are left would be
+    small.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            kept = torch.zeros(module.kernel_size[-2:])  # every frame of three dimensions
+            padding = module.padding if isinstance(module.padding, tuple) else (0, 0)
+            own = zip(module.kernel_size[-2:], module.stride[-2:], padding[-2:])
+            starts = ((pad if s > 1 else (k - 1) // 2, s) for k, s, pad in own)
+            kept[tuple(slice(start, start + s) for start, s in starts)] = 1.0
+            with torch.no_grad():
+                module.weight.mul_(kept * (kept.numel() / kept.sum()))
+                if module.bias is not None:
+                    module.bias.zero_()
+        elif isinstance(module, nn.GroupNorm):
+            module.forward = _norm_of_a_place
+        elif type(module).__name__.endswith(("AttnBlock", "AttentionBlock")):
+            last = module.proj_out if hasattr(module, "proj_out") else module.out_proj
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+    return model
+
+
+def _norm_of_a_place(x: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
+    return nn.functional.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+
+
+@torch.no_grad()
+def fit_codes(model: nn.Module, batch: dict) -> None:
+    """Give every look of a patch its code: of random codes one would be the nearest to all.
+
+    The first place of the batch has the look that most places have.
+    """
+    quantize, seen = model.base_model.vqmodel.quantize, []
+    hook = quantize.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(**batch)
+    hook.remove()
+    features = seen[0].movedim(-3, -1).flatten(0, -2)
+    distance = (features - features[0]).norm(dim=1)
+    step = 1e-3 * distance.amax()  # places that look alike differ by rounding
+    others = (features[distance > step] / step).round().unique(dim=0) * step
+    codes = quantize.embedding.weight
+    assert 0 < len(others) < len(codes)
+    codes[0] = features[0]
+    codes[1:] = others[torch.arange(len(codes) - 1) % len(others)]
+
+
 def process(processor, images: list[Image.Image], *, each: int = 1) -> dict:
     """One sequence to every `each` images, with text around and between them."""
     part = {"type": "text", "text": "and"}
@@ -68,11 +120,11 @@ def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
     seen = []
 
     def before_decoder(module: nn.Module, args: tuple, inputs: dict) -> None:
-        seen.append(inputs["inputs_embeds"])
+        seen.append(inputs.get("inputs_embeds"))  # none: it is the body, with its tower
 
     def before_layer(module: nn.Module, args: tuple, inputs: dict) -> None:
         hidden = args[0] if args else inputs["hidden_states"]
-        if hidden.shape == seen[0].shape:
+        if seen[0] is None or hidden.shape == seen[0].shape:
             seen[0] = hidden
         raise _Reached
 
@@ -127,7 +179,10 @@ def check(
     images = [blank.copy() for _ in spots]
     for image, spot in zip(images, spots):
         ImageDraw.Draw(image).rectangle((*spot[:2], spot[2] - 1, spot[3] - 1), fill="black")
-    seen = visual_tokens(model, process(processor, [blank, *images]))
+    batch = process(processor, [blank, *images])
+    if hasattr(model.base_model, "vocabulary_mapping"):  # images are codes of a vocabulary
+        fit_codes(model, batch)
+    seen = visual_tokens(model, batch)
     assert table.shape == (seen.shape[1], 5)
     around = blur + reach * (rects[:, 2:] - rects[:, :2])
     for token, spot, change in zip(tokens, spots, (seen[1:] - seen[0]).norm(dim=-1)):

@@ -11,15 +11,29 @@ from benchmarks.families.zoo import (
     grids,
     llavas,
     more_tiles,
+    others,
     pages,
     qwens,
+    refused,
     rows,
     slices,
     tiles,
 )
 from benchmarks.families.zoo.making import Family
 
-GROUPS = (first, tiles, qwens, grids, llavas, more_tiles, pages, rows, slices)
+GROUPS = (
+    first,
+    tiles,
+    qwens,
+    grids,
+    llavas,
+    more_tiles,
+    pages,
+    rows,
+    slices,
+    others,
+    refused,
+)
 
 
 def families() -> dict[str, Family]:

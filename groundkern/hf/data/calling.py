@@ -95,7 +95,7 @@ def call(
     ).data
     if ragged and flat:  # the model takes any number of tiles, its processor one for all images
         features["pixel_values"] = torch.cat(list(features["pixel_values"]))[None]
-    if "text_replacement_offsets" not in features and hasattr(processor, "replace_image_token"):
+    if "text_replacement_offsets" not in features and _own(processor, "replace_image_token"):
         features["text_replacement_offsets"] = _replaced(processor, features, texts, len(flat))
     return features
 
@@ -110,8 +110,7 @@ def laid_out(processor: Any, images: list[list[Any]], texts: list[str]) -> list[
         images: of each text.
         texts: rendered chats.
     """
-    own = getattr(type(processor), "prepare_inputs_layout", None)
-    if own is None or own is ProcessorMixin.prepare_inputs_layout:
+    if not _own(processor, "prepare_inputs_layout"):
         return texts
     if _is(processor, "GotOcr2Processor"):  # writes a text only where there is none
         return texts
@@ -128,3 +127,9 @@ def _replaced(
 
 def _is(processor: Any, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(processor).__mro__)
+
+
+def _own(processor: Any, name: str) -> bool:
+    """Whether a processor's class has a method of its own, not what all processors inherit."""
+    method = getattr(type(processor), name, None)
+    return method is not None and method is not getattr(ProcessorMixin, name, None)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 from groundkern.hf.model.attention import RUN, BodyRun, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
@@ -69,6 +69,8 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
 def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
     hidden = request.model.base_model(**inputs, use_cache=False, **{RUN: run})[0]
     run.finished = True
+    wanted, got = inputs["input_ids"].shape[1], hidden.shape[1]
+    require(got == wanted, "model", f"a hidden state for each of {wanted} tokens", got)
     if run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")

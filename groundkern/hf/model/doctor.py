@@ -106,11 +106,12 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
     measured = position[rows].unique()  # the model's own logits, at these positions only
     own = model(**inputs, logits_to_keep=measured).logits  # [B, K, V]
     place = torch.searchsorted(measured, position.clamp(min=0)).clamp(max=len(measured) - 1)
+    forbidden = torch.finfo(own.dtype).min  # Chameleon's codes of images
     own = own[torch.arange(len(own), device=own.device)[:, None], place][rows].float()
     free = model(**inputs, **_aligned_rows(position, inputs, alone=False), gk_record="logits")
     alone = model(**inputs, **_aligned_rows(position, inputs, alone=True), gk_record="logits")
 
-    largest = own.abs().max()
+    largest = own.masked_fill(own == forbidden, 0.0).abs().max()
     distances = (
         free.main_logits[rows] - own,
         free.side_logits[rows] - free.main_logits[rows],

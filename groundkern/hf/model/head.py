@@ -134,6 +134,38 @@ def logit_rule(model: nn.Module) -> LogitRule:
     return LogitRule(1.0 if scale is None else float(scale), softcap)
 
 
+class Forbidding(nn.Module):
+    """A head some of whose ids the model's forward forbids, by giving them the lowest logit.
+
+    Args:
+        head: the output embeddings.
+        ids: int64 [K], forbidden.
+    """
+
+    def __init__(self, head: nn.Module, ids: Tensor) -> None:
+        super().__init__()
+        self.head, self.ids = head, ids
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(x)
+        return logits.index_fill(-1, self.ids.to(x.device), torch.finfo(logits.dtype).min)
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The head as a model's own forward uses it: Chameleon's forbids the codes of images.
+
+    Args:
+        model: an attached model, without wrappers.
+
+    Returns:
+        Its output embeddings, alone or in `Forbidding`.
+    """
+    head = model.get_output_embeddings()
+    if "vocabulary_mapping.image_tokens" not in _forward_source(type(model)):
+        return head
+    return Forbidding(head, torch.tensor(model.base_model.vocabulary_mapping.image_tokens))
+
+
 @cache
 def _forward_source(model_class: type[nn.Module]) -> str:
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
-from groundkern.hf.model.head import logit_rule
+from groundkern.hf.model.head import head_of, logit_rule
 from groundkern.hf.model.rows import Rows
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 
@@ -83,10 +83,10 @@ class Request:
         """int64 [B, S]."""
         return self.inputs["input_ids"]
 
-    @property
+    @cached_property
     def head(self) -> nn.Module:
-        """The output embeddings."""
-        return self.model.get_output_embeddings()
+        """The output head, as the model's own forward uses it."""
+        return head_of(self.model)
 
     @property
     def softcap(self) -> float | None:

@@ -44,6 +44,32 @@ def text_attention(model: PreTrainedModel) -> list[nn.Module]:
     return sorted(found, key=lambda module: module.layer_idx)
 
 
+def refuse_without_decoder(model: PreTrainedModel) -> None:
+    """Raise for a model that is not a decoder below an output head.
+
+    Args:
+        model: a transformers model without wrappers.
+
+    Raises:
+        ValueError: no output head, cross-attention, a forward that is not a body and a head
+            (BLIP-2, Kosmos-2: `base_model` is the model itself), attention of its own (GIT).
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        wanted = "a decoder without cross-attention"
+        fail("model", wanted, f"{name}, which is an encoder and a decoder")
+    if model.get_output_embeddings() is None:
+        fail("model", "a model with an output head", f"{name}, which has none")
+    if model.base_model is model:
+        wanted = "a model whose forward is a body (`base_model`) and an output head"
+        fail("model", wanted, f"{name}, whose parts are wired otherwise")
+    if any("CrossAttention" in type(module).__name__ for module in model.get_decoder().modules()):
+        fail("model", "a decoder without cross-attention", name)
+    if not text_attention(model):
+        wanted = "a decoder whose attention goes through transformers' attention functions"
+        fail("model", wanted, f"{name}, whose own does not")
+
+
 def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
     """Raise for an architecture whose attention the ops do not compute.
 
@@ -52,16 +78,13 @@ def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
         objectives: what is to be trained.
 
     Raises:
-        ValueError: no output head, cross-attention, text that attends both ways, layers that are
+        ValueError: no decoder below an output head, text that attends both ways, layers that are
             not softmax attention, attention sinks, length-dependent RoPE with SMAM, a layer of an
             objective that does not exist, GradCAM with attention other than eager.
     """
+    refuse_without_decoder(model)
     name, config = type(model).__name__, model.config.get_text_config()
     modules = text_attention(model)
-    if model.get_output_embeddings() is None:
-        fail("model", "a model with an output head", f"{name}, which has none")
-    if model.config.is_encoder_decoder or getattr(config, "cross_attention_layers", None):
-        fail("model", "a decoder without cross-attention", name)
     both_ways = getattr(config, "use_bidirectional_attention", None)
     if both_ways not in (None, False, "vision"):
         fail("model", "causal attention between text tokens", f"{name}, which attends both ways")

@@ -215,7 +215,7 @@ def test_a_processor_without_a_video_part_in_its_middle_is_loaded_again(name, tm
 
 def test_why_two_families_have_no_batch():
     """Learned queries have no place; a template that writes every visual token has no image."""
-    with pytest.raises(ValueError, match="whose image geometry is known"):
+    with pytest.raises(ValueError, match="learned queries read its whole view"):
         check_family("deepseek_ocr2")
     try:
         processor = more_tiles.pp_chart2table_processor()

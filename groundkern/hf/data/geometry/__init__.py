@@ -48,14 +48,19 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "aya_vision": Family(of_each(tiling.aya_vision), "5.20"),
+    "chameleon": Family(of_each(crops.chameleon), "5.20"),
     "cohere2_vision": Family(of_each(canvases.cohere2_vision), "5.20"),
     "cohere_compass": Family(grids.stretched, "5.20"),
     "cosmos3_edge": Family(grids.stretched, "5.1"),
     "cosmos3_omni": Family(grids.stretched, "5.1"),
+    "deepseek_vl": Family(of_each(crops.padded_square), "5.1"),
+    "deepseek_vl_hybrid": Family(of_each(crops.padded_square), "5.1"),
     "dots3_note": Family(grids.stretched, "5.1"),
+    "emu3": Family(grids.stretched_rows, "5.20"),
     "ernie4_5_vl_moe": Family(grids.stretched, "5.1"),
     "exaone4_5": Family(grids.stretched, "5.1"),
     "fast_vlm": Family(of_each(crops.convolved), "5.20"),
+    "fuyu": Family(of_each(crops.raw_patches), "5.20"),
     "gemma3": Family(of_each(tiling.pan_and_scan), "5.20"),
     "gemma3n": Family(of_each(resized.square), "5.23"),
     "gemma4": Family(resized.pooled, "5.20"),
@@ -75,6 +80,7 @@ FAMILIES = {
     "inkling2": Family(of_each(resized.padded_cells), "5.20"),
     "inkling_mm_model": Family(of_each(resized.overlong_rows), "5.20"),
     "internvl": Family(of_each(tiling.internvl), "5.20"),
+    "janus": Family(of_each(crops.padded_square), "5.20"),
     "kimi_k25": Family(grids.cornered(grids.kimi_k25), "5.1"),
     "lfm2_vl": Family(of_each(slices.tiles_and_whole), "5.20"),
     "lfm3_vl": Family(grids.stretched, "5.20"),
@@ -121,6 +127,26 @@ FAMILIES = {
 If an image becomes more than its visual tokens (markers, rows of tiles), the processor must report
 what it became: `text_replacement_offsets`.
 """
+_RESAMPLER = "its resampler mixes the whole image into every visual token"
+_CROSS_ATTENTION = "its text sees the image by cross-attention, not as tokens"
+_ENCODER = "it is an encoder and a decoder, and its image is in the encoder"
+NO_PLACE = {
+    **dict.fromkeys(("aria", "idefics2"), _RESAMPLER),
+    **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _RESAMPLER),
+    **dict.fromkeys(("kosmos-2", "kosmos-2.5"), _RESAMPLER),
+    **dict.fromkeys(("blip", "idefics", "mllama"), _CROSS_ATTENTION),
+    **dict.fromkeys(("florence2", "pix2struct", "pp_formulanet", "udop"), _ENCODER),
+    "vision-encoder-decoder": _ENCODER,
+    "t5gemma2": _ENCODER,
+    "deepseek_ocr2": "learned queries read its whole view, as a resampler",
+    "diffusion_gemma": "its answers are not predicted token by token, but denoised in blocks",
+    "mistral4": "it is a text model",
+    "pi0": "its answers are a robot's actions",
+    "pp_chart2table": "its chat template writes every visual token, so no placeholder says where",
+    "git": "its image is put before the text inside the model, without tokens of the sequence",
+    "evolla": "it reads proteins, not images",
+}
+"""Values of `config.model_type` whose images cannot be supervised in principle, and why."""
 Geometry = Callable[[Sequence[Sequence["Image.Image"]], Mapping[str, Any]], list[Tensor]]
 """`image_geometry` of one processor and config: (images, batch) -> fp64 [C, 5] of each sample."""
 TRANSFORMERS = Version(transformers.__version__)
@@ -133,9 +159,12 @@ def check_family(kind: str) -> None:
         kind: the `config.model_type`.
 
     Raises:
-        ValueError: an unknown family, or one whose processor reports enough only in a later
-            transformers.
+        ValueError: a family whose images cannot be supervised (NO_PLACE says why), an unknown one,
+            or one whose processor reports enough only in a later transformers.
     """
+    if kind in NO_PLACE:
+        wanted = "a family whose answers see visual tokens with a place in the image"
+        fail("config.model_type", wanted, f"{kind!r}: {NO_PLACE[kind]}")
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
         fail("config.model_type", f"a family whose image geometry is known: {known}", repr(kind))

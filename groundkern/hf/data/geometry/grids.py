@@ -12,7 +12,7 @@ from math import floor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.geometry.views import Rule, Size, Views, option
@@ -91,6 +91,22 @@ def kimi_k25(processor: Any, size: Size, canvas: Size) -> Size:
     )
     require(whole == canvas[::-1], "image_grid_thw", f"(height, width) of {whole}", canvas[::-1])
     return filled[::-1]
+
+
+def stretched_rows(views: Views) -> list[Tensor]:
+    """Emu3: a grid of codes, its size from `image_sizes`; a token without a place ends each row."""
+    pixels, tables = views.processor.downsample_ratio, []
+    sizes = torch.as_tensor(views.batch.get("image_sizes", ())).reshape(-1, 2).tolist()
+    images = [image for sample in views.images for image in sample]
+    for (height, width), image in zip(sizes, images, strict=True):
+        # 3 pixels of height are taken for the channels
+        upright = (height - width) * (image.height - image.width) >= 0
+        wanted = f"the shape of an image of {image.width} x {image.height}"
+        require(upright, "image_sizes", wanted, f"{width} x {height}")
+        columns = width // pixels
+        grid = patch_grid(height // pixels, columns).unflatten(0, (-1, columns))
+        tables.append(nn.functional.pad(grid, (0, 0, 0, 1), value=-1.0).flatten(0, 1))
+    return tables
 
 
 def _grids(views: Views) -> Iterator[tuple[int, int]]:

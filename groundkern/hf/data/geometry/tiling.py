@@ -25,7 +25,7 @@ from groundkern.hf.data.geometry.cells import (
     with_newlines,
     without_place,
 )
-from groundkern.hf.data.geometry.views import Size, Views, option, own
+from groundkern.hf.data.geometry.views import Size, Views, option, own, square_side
 from groundkern.maps import patch_grid
 
 
@@ -174,20 +174,6 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
         most = int(processor.vision_aspect_ratio.removeprefix("anyres_max_"))
         cells = _at_most(most * side**2, cells)
     return torch.cat([base, with_newlines(cells)])
-
-
-def square_side(name: str, tokens: int) -> int:
-    """Visual tokens along a square view.
-
-    Args:
-        name: the processor's setting, for errors.
-        tokens: of a view.
-
-    Raises:
-        ValueError: not a square number.
-    """
-    require(isqrt(tokens) ** 2 == tokens, f"processor.{name}", "a square number", tokens)
-    return isqrt(tokens)
 
 
 def tiles_of(cells: Tensor, rows: int, columns: int) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,3 +87,20 @@ def own(settings: Any, name: str) -> Any:
     if not found:
         fail("processor.image_processor", f"one with `{name}`", type(settings).__name__)
     return found[0]
+
+
+def square_side(name: str, tokens: int) -> int:
+    """Tokens along a square of them.
+
+    Args:
+        name: the processor's setting that counts them.
+        tokens: how many there are.
+
+    Returns:
+        The square root.
+
+    Raises:
+        ValueError: they make no square.
+    """
+    require(isqrt(tokens) ** 2 == tokens, f"processor.{name}", "a square number", tokens)
+    return isqrt(tokens)
