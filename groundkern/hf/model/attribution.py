@@ -68,7 +68,9 @@ class SavedAttention:
             full_out.requires_grad_()
         out = full_out.detach()[rows.sequence.long(), self.position]
         q, k, v = (x.detach() for x in (rows.take(layer.q), layer.k, layer.v))
-        self.layers.append(SavedLayer(layer.module, q, k, v, out, full_out, rows, layer.options))
+        with torch.no_grad():
+            options = {**layer.options, "lse": layer.normaliser(self.rows)}
+        self.layers.append(SavedLayer(layer.module, q, k, v, out, full_out, rows, options))
 
 
 def contributions(

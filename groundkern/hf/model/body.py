@@ -13,6 +13,8 @@ from groundkern.checks import fail
 from groundkern.hf.model.attention import RUN, BodyRun, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
+from groundkern.hf.model.mixers import refuse_passed_over
+from groundkern.hf.model.prefix import side_token_type
 from groundkern.hf.model.readings import Readings, readings_of
 from groundkern.hf.model.request import Request, image_token_of
 from groundkern.hf.model.rows import side_sets
@@ -43,7 +45,8 @@ def run_body(request: Request) -> BodyOutput:
     inputs, side = request.inputs, None
     if request.side_tokens:
         side = SideRows(request.rows(batch.side_position), side_sets(batch))
-        inputs = append_side_tokens(inputs, batch.side_position, image_token_of(request.model))
+        token = image_token_of(request.model), side_token_type(request.model)
+        inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
     contributing = readings.saved is not None and "contributions" in request.records
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
@@ -69,7 +72,8 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
 def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
     hidden = request.model.base_model(**inputs, use_cache=False, **{RUN: run})[0]
     run.finished = True
-    if run.layers == 0:
+    refuse_passed_over(request.model, run)
+    if run.reads and run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
     return hidden if request.logit_scale == 1.0 else hidden * request.logit_scale

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from groundkern.checks import fail
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.request import NOT_FOR_THE_BODY, image_token_of
-from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
+from groundkern.hf.model.layers import text_attention
+from groundkern.hf.model.support import base_model, refuse_unsupported
 
 ROWS = 4  # measured per sample
 LOW_PRECISION = 0.05  # of max |logit|, in bf16 and fp16
@@ -58,7 +59,7 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     """
     base = base_model(model)
     refuse_unsupported(base, objectives_of(base))
-    for module in text_attention(base):
+    for module in text_attention(base).values():
         if getattr(module, "attention_dropout", 0.0):
             fail("attention_dropout", "0 (set it in the model's config)", module.attention_dropout)
     inputs = {

@@ -5,6 +5,8 @@ The rows of a batch are [B, R], padded with -1 (`GroundedBatch`); an op is given
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,18 @@ from groundkern.hf.data.batch import GroundedBatch
 from groundkern.selection import KeySets, QueryRows
 
 
+class Chunk(NamedTuple):
+    """Attention within chunks of so many tokens, counted from a sequence's first key (Llama 4)."""
+
+    size: int
+
+
+Window = int | Chunk | None
+"""How far back rows see: so many tokens with their own, to the start of a chunk, or everything."""
+
+
 class Rows:
-    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has.
+    """[B, R] positions as `QueryRows` of N = B x R, for each window that a layer has.
 
     Args:
         position: [B, R], padded with -1.
@@ -27,20 +39,27 @@ class Rows:
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.repeat_interleave(rows)
         self.rows = rows  # of each sequence
-        self._windows: dict[int | None, QueryRows] = {}
+        self._windows: dict[Window, QueryRows] = {}
 
-    def at(self, window: int | None) -> QueryRows:
+    def at(self, window: Window) -> QueryRows:
         """The rows of a layer, built once for each window.
 
         Args:
-            window: the layer's sliding window, in tokens; None: full attention.
+            window: the layer's.
 
         Returns:
             N = B x R rows.
         """
         if window not in self._windows:
+            start = self.start
+            if isinstance(window, Chunk):
+                start = start + (self.position - start) // window.size * window.size
             self._windows[window] = QueryRows.causal(
-                self.sequence, self.position, start=self.start, window=window, most=self.rows
+                self.sequence,
+                self.position,
+                start=start,
+                window=None if isinstance(window, Chunk) else window,
+                most=self.rows,
             )
         return self._windows[window]
 
