@@ -16,12 +16,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from groundkern.backends import NAMES
 from groundkern.checks import fail, require
-from groundkern.hf.model.attention import CHUNK, LAYER, grounded
+from groundkern.hf.model.attention import CHUNK, LAYER, RUN, grounded
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
 from groundkern.hf.model.layers import text_layers
 from groundkern.hf.model.mixers import unwrap_mixers, wrap_mixers
-from groundkern.hf.model.support import base_model, refuse_unsupported
+from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 
 ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
@@ -127,6 +127,7 @@ def detach(model: nn.Module) -> nn.Module:
         for mark in (LAYER, CHUNK):
             module.__dict__.pop(mark, None)
     unwrap_mixers(base)
+    base.__dict__.pop(FAILED, None)
     for key in [key for key, function in _wrapped.items() if base in function.users]:
         _unwrap(key, base)
     return model
@@ -157,7 +158,8 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
 
     def forward(self, *args, **kwargs):
         attachment = self.__dict__.get(ATTACHMENT)
-        if attachment is not None and any(name.startswith("gk_") for name in kwargs):
+        grounding = any(name.startswith("gk_") for name in kwargs) and RUN not in kwargs
+        if attachment is not None and grounding:
             names = list(inspect.signature(type(self).forward).parameters)[1:]
             inputs = {**dict(zip(names, args, strict=False)), **kwargs}
             return grounded_forward(self, attachment.objectives, inputs)

@@ -75,7 +75,7 @@ class Reading(Protocol):
 class SideRows:
     """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
 
-    def __init__(self, rows: Rows, allowed: KeySets) -> None:
+    def __init__(self, rows: Rows, allowed: KeySets | None) -> None:
         self.rows, self.allowed = rows, allowed
 
     def attend(self, layer: Layer) -> Tensor:

@@ -114,7 +114,7 @@ class Request:
     @cached_property
     def first_key(self) -> Tensor:
         """int32 [B]: the first key of each sequence that is not padding."""
-        return _first_keys(self.input_ids, self.inputs.get("attention_mask"))
+        return first_keys(self.inputs)
 
     def denominator(self, name: str) -> Tensor:
         """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""
@@ -138,13 +138,20 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
     return names
 
 
-def _first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """int32 [B]: the first attended key of each sequence (left padding).
+def first_keys(inputs: dict) -> Tensor:
+    """The first attended key of each sequence (left padding).
+
+    Args:
+        inputs: of the model's body.
+
+    Returns:
+        int32 [B].
 
     Raises:
         ValueError: a mask that is not [B, S], or (checked if that needs no sync) one with holes:
             documents packed by masks, or padding in the middle.
     """
+    input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask")
     if attention_mask is None:
         return input_ids.new_zeros(len(input_ids), dtype=torch.int32)
     checks.tensor(

@@ -53,7 +53,7 @@ class Rows:
         if window not in self._windows:
             start = self.start
             if isinstance(window, Chunk):
-                start = start + (self.position - start) // window.size * window.size
+                start = start + (self.position - start).clamp(min=0) // window.size * window.size
             self._windows[window] = QueryRows.causal(
                 self.sequence,
                 self.position,
