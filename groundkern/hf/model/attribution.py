@@ -20,9 +20,11 @@ from groundkern import attention_contribution
 from groundkern.checks import fail
 from groundkern.hf.model.attention import LAYER, BodyRun, Layer
 from groundkern.hf.model.head import unembedding
+from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.rows import Rows
 from groundkern.selection import QueryRows
 
+FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
 # A norm between an attention's output and the residual stream, and what tells that it is there.
 POST_NORMS = (
     ("post_self_attn_layernorm", "post_self_attn_layernorm"),
@@ -155,15 +157,18 @@ def _map(layer: SavedLayer, g: Tensor, columns: Tensor, *, rectify: bool) -> Ten
 
 def final_norm(model: nn.Module) -> nn.Module:
     """The norm before the output head."""
-    norm = getattr(model.get_decoder(), "norm", None)
+    decoder = text_decoder(model)
+    found = (getattr(decoder, name, None) for name in FINAL_NORMS)
+    norm = next((norm for norm in found if norm is not None), None)
     if norm is None:
-        fail("gk_record", "a decoder with a final `norm`", type(model.get_decoder()).__name__)
+        wanted = f"a decoder with a final norm named {', '.join(FINAL_NORMS)}"
+        fail("gk_record", wanted, type(decoder).__name__)
     return norm
 
 
 def _post_norm(model: nn.Module, attention: nn.Module) -> nn.Module | None:
     """The norm that an attention's output passes before it is added to the residual stream."""
-    layer = model.get_decoder().layers[attention.__dict__[LAYER]]
+    layer = text_decoder(model).layers[attention.__dict__[LAYER]]
     if hasattr(layer, "residual_multiplier"):
         fail("gk_record", "residual branches that are added as they are", type(layer).__name__)
     for name, sign in POST_NORMS:

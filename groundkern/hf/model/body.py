@@ -13,6 +13,7 @@ from groundkern.checks import fail
 from groundkern.hf.model.attention import RUN, BodyRun, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
+from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.mixers import refuse_passed_over
 from groundkern.hf.model.prefix import side_token_type
 from groundkern.hf.model.readings import Readings, readings_of
@@ -70,13 +71,31 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
 
 
 def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
-    hidden = request.model.base_model(**inputs, use_cache=False, **{RUN: run})[0]
+    model, keywords = request.model, {**inputs, "use_cache": False, RUN: run}
+    if model.base_model is not model:
+        hidden = model.base_model(**keywords)[0]
+    else:  # a model whose parts have no body in common (Llama 4): its head gets one token
+        first = torch.zeros(1, dtype=torch.int64, device=request.input_ids.device)
+        with _output_of(text_decoder(model)) as outputs:
+            model.forward(**keywords, logits_to_keep=first)
+        hidden = outputs[0]
     run.finished = True
     refuse_passed_over(request.model, run)
     if run.reads and run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
     return hidden if request.logit_scale == 1.0 else hidden * request.logit_scale
+
+
+@contextmanager
+def _output_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives the first output of every call of a module within the block."""
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 @contextmanager

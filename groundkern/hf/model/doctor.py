@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
-from groundkern.hf.data.batch import GroundedBatch
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.attention import SideRows
 from groundkern.hf.model.comparing import compared_attention
 from groundkern.hf.model.layers import text_attention
-from groundkern.hf.model.request import NOT_FOR_THE_BODY, first_keys, image_token_of
-from groundkern.hf.model.rows import Rows, side_sets
+from groundkern.hf.model.request import NOT_FOR_THE_BODY, Request, image_token_of
+from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.support import (
     FAILED,
     base_model,
@@ -139,10 +138,11 @@ def _examined(model: nn.Module, inputs: dict, position: Tensor, tolerance: float
                 raise
             base.__dict__[FAILED] = {"smam": str(error)}
     report = _measure(model, inputs, position, tolerance)
-    batch = GroundedBatch.pop(_aligned_rows(position, inputs, alone=True), inputs["input_ids"])
-    rows = Rows(batch.side_position, first_keys(inputs))
-    every = SideRows(rows, None)
-    compared = compared_attention(model, inputs, every, side_sets(batch), objectives.backend)
+    alone = {**inputs, **_aligned_rows(position, inputs, alone=True)}
+    request = Request.of(base, objectives, alone)
+    every = SideRows(request.rows(request.batch.side_position), None)
+    some = side_sets(request.batch)
+    compared = compared_attention(model, inputs, every, some, objectives.backend)
     if compared.off:
         found = {"side": max(compared.off), "control": max(compared.moved), "of": "attention"}
         report = replace(report, **found)
@@ -186,13 +186,14 @@ def _aligned_rows(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, T
 
 def _judge(name: str, report: DoctorReport) -> None:
     limit = report.tolerance
-    own, moved = "side logits", "the main ones"
+    logits, own, moved = "main logits with side tokens", "side logits", "the main ones"
     unit = "of the largest logit"
-    if report.of == "attention":
+    if report.of != "side tokens":
+        logits = "logits of the grounded forward"
         own, moved = "attention of rows by the ops", "the model's own"
         unit = "of the largest output"
     if not report.main <= limit:
-        wanted = f"{name}: main logits with side tokens within {limit} of those without"
+        wanted = f"{name}: {logits} within {limit} of the model's own"
         fail("model", wanted, f"{report.main:.2e} of the largest logit")
     if report.side is None:
         return

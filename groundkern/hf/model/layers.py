@@ -33,17 +33,33 @@ class TextLayer(NamedTuple):
         number: the decoder's own.
         kind: of the config; "attention" if it names none.
         attention: what the ops compute, if there is such a thing.
+        unread: why there is none.
         chunk: the tokens of a chunk, if attention stays inside of chunks.
         mixer: the recurrence or convolution, if there is one.
-        obstacle: why neither attention nor the mixer says what tokens see, if that is so.
+        obstacle: why side tokens cannot pass this layer; None: they can.
     """
 
     number: int
     kind: str
     attention: nn.Module | None
+    unread: str | None
     chunk: int | None
     mixer: nn.Module | None
     obstacle: str | None
+
+
+def text_decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that makes last hidden states of embeddings.
+
+    Args:
+        model: a transformers model without wrappers.
+
+    Returns:
+        Its text decoder, without an output head (Llama 4 calls one with a head its decoder).
+    """
+    decoder = model.get_decoder()
+    headed = getattr(decoder, "get_output_embeddings", lambda: None)() is not None
+    return decoder.model if headed and isinstance(decoder.model, nn.Module) else decoder
 
 
 def text_layers(model: PreTrainedModel) -> list[TextLayer]:
@@ -55,7 +71,7 @@ def text_layers(model: PreTrainedModel) -> list[TextLayer]:
     Returns:
         As many as the config has hidden layers, in order.
     """
-    config, decoder = model.config.get_text_config(), model.get_decoder()
+    config, decoder = model.config.get_text_config(), text_decoder(model)
     count = config.num_hidden_layers
     kinds = list(getattr(config, "layer_types", None) or ["attention"] * count)
     found: list[list[nn.Module]] = [[] for _ in range(count)]
@@ -72,20 +88,35 @@ def text_layers(model: PreTrainedModel) -> list[TextLayer]:
 def _text_layer(
     number: int, kind: str, found: list[nn.Module], holder: nn.Module | None, chunk: int | None
 ) -> TextLayer:
-    known = OLDER_NAMES.get(kind, kind)
-    attention = mixer = obstacle = None
+    known, attention, unread = OLDER_NAMES.get(kind, kind), None, kind
+    mixer = obstacle = None
     if known in SOFTMAX + BOTH:
-        attention, obstacle = _attention_of(found)
-    if known not in PER_TOKEN:
-        names = MIXERS if known in RECURRENT else ONLY_MIXERS
-        named = [getattr(holder, name, None) for name in names]
-        mixer = next((m for m in named if isinstance(m, nn.Module)), None)
-    if mixer is None and known in RECURRENT + BOTH:
-        obstacle = f"a {kind} layer without a mixer of the name {', '.join(MIXERS)}"
-    if known not in SOFTMAX + BOTH + RECURRENT + PER_TOKEN:
+        attention, unread = _attention_of(found)
+        obstacle = unread
+    elif known not in RECURRENT + PER_TOKEN:
         obstacle = kind
+    if known not in PER_TOKEN:
+        name, mixer = _mixer_of(holder, MIXERS if known in RECURRENT else ONLY_MIXERS)
+        if mixer is not None and not _hands_on_keywords(type(holder), name):
+            obstacle = f"{kind} whose layer does not hand its keywords to `{name}`"
+        if mixer is None and known in RECURRENT + BOTH:
+            obstacle = f"{kind} without a module named {', '.join(MIXERS)}"
     chunk = chunk if known == "chunked_attention" else None
-    return TextLayer(number, kind, attention, chunk, mixer, obstacle)
+    return TextLayer(number, kind, attention, unread, chunk, mixer, obstacle)
+
+
+def _mixer_of(
+    holder: nn.Module | None, names: tuple[str, ...]
+) -> tuple[str | None, nn.Module | None]:
+    """The first module of a layer that has one of these names."""
+    found = ((name, getattr(holder, name, None)) for name in names)
+    return next(((n, m) for n, m in found if isinstance(m, nn.Module)), (None, None))
+
+
+def _hands_on_keywords(layer_class: type[nn.Module], name: str) -> bool:
+    """Whether a layer's forward calls a module of its own with its own keywords."""
+    _, call, after = forward_source(layer_class).partition(f"self.{name}(")
+    return bool(call) and "**kwargs" in after.partition(")\n")[0]
 
 
 def _attention_of(found: list[nn.Module]) -> tuple[nn.Module | None, str | None]:

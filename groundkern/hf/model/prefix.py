@@ -42,6 +42,22 @@ def side_token_type(model: nn.Module) -> int:
     return CAUSAL_TYPE if is_prefix_lm(model) else 0
 
 
+def unbounded_rows(model: nn.Module, inputs: dict, position: Tensor) -> Tensor | None:
+    """Which rows see their whole prefix, past any sliding window.
+
+    Args:
+        model: the attached model, without wrappers.
+        inputs: of the model's body.
+        position: [B, R], padded with -1.
+
+    Returns:
+        bool [B, R]: the rows of the prefix; None if the model has none.
+    """
+    if not is_prefix_lm(model):
+        return None
+    return inputs["token_type_ids"].gather(1, position.clamp(min=0).long()) == 0
+
+
 def refuse_seeing_rows(
     model: nn.Module, batch: GroundedBatch, inputs: dict, image_token: int | None
 ) -> None:

@@ -14,7 +14,7 @@ from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
 from groundkern.hf.model.head import logit_rule
 from groundkern.hf.model.layers import text_attention
-from groundkern.hf.model.prefix import refuse_seeing_rows
+from groundkern.hf.model.prefix import refuse_seeing_rows, unbounded_rows
 from groundkern.hf.model.rows import Rows
 from groundkern.hf.model.support import evaluated
 from groundkern.hf.objectives import Objectives
@@ -114,7 +114,7 @@ class Request:
     @cached_property
     def first_key(self) -> Tensor:
         """int32 [B]: the first key of each sequence that is not padding."""
-        return first_keys(self.inputs)
+        return _first_keys(self.inputs)
 
     def denominator(self, name: str) -> Tensor:
         """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""
@@ -122,7 +122,7 @@ class Request:
 
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
-        return Rows(position, self.first_key)
+        return Rows(position, self.first_key, unbounded_rows(self.model, self.inputs, position))
 
 
 def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:
@@ -138,14 +138,8 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
     return names
 
 
-def first_keys(inputs: dict) -> Tensor:
-    """The first attended key of each sequence (left padding).
-
-    Args:
-        inputs: of the model's body.
-
-    Returns:
-        int32 [B].
+def _first_keys(inputs: dict) -> Tensor:
+    """int32 [B]: the first attended key of each sequence (left padding).
 
     Raises:
         ValueError: a mask that is not [B, S], or (checked if that needs no sync) one with holes:

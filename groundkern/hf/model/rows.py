@@ -30,14 +30,18 @@ class Rows:
     Args:
         position: [B, R], padded with -1.
         first_key: int32 [B], the first key of each sequence that is not padding.
+        unbounded: bool [B, R], rows that no window binds; None: there are none.
     """
 
-    def __init__(self, position: Tensor, first_key: Tensor) -> None:
+    def __init__(
+        self, position: Tensor, first_key: Tensor, unbounded: Tensor | None = None
+    ) -> None:
         batch, rows = position.shape
         sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
         self.sequence = sequence.repeat_interleave(rows)
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.repeat_interleave(rows)
+        self.unbounded = None if unbounded is None else unbounded.flatten()
         self.rows = rows  # of each sequence
         self._windows: dict[Window, QueryRows] = {}
 
@@ -51,17 +55,21 @@ class Rows:
             N = B x R rows.
         """
         if window not in self._windows:
-            start = self.start
-            if isinstance(window, Chunk):
-                start = start + (self.position - start).clamp(min=0) // window.size * window.size
             self._windows[window] = QueryRows.causal(
-                self.sequence,
-                self.position,
-                start=start,
-                window=None if isinstance(window, Chunk) else window,
-                most=self.rows,
+                self.sequence, self.position, start=self._start(window), most=self.rows
             )
         return self._windows[window]
+
+    def _start(self, window: Window) -> Tensor:
+        """int32 [N]: the first key that a row sees."""
+        if window is None:
+            return self.start
+        place = (self.position - self.start).clamp(min=0)
+        if isinstance(window, Chunk):
+            start = self.start + place // window.size * window.size
+        else:
+            start = self.start + (place + 1 - window).clamp(min=0)
+        return start if self.unbounded is None else torch.where(self.unbounded, self.start, start)
 
 
 def side_sets(batch: GroundedBatch) -> KeySets:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields, replace
+from inspect import signature
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from groundkern.checks import fail
-from groundkern.hf.model.layers import text_attention, text_layers
+from groundkern.hf.model.layers import text_attention, text_decoder, text_layers
 from groundkern.hf.model.prefix import is_prefix_lm
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 
@@ -135,6 +136,11 @@ def _refuse_model(model: PreTrainedModel) -> None:
     name, config = type(model).__name__, model.config.get_text_config()
     if model.get_output_embeddings() is None:
         fail("model", "a model with an output head", f"{name}, which has none")
+    if model.base_model is model:
+        takes = signature(type(model).forward).parameters
+        if text_decoder(model) is model or "logits_to_keep" not in takes:
+            got = f"{name}, which makes logits of every token"
+            fail("model", "a model whose body can be run without its head", got)
     if model.config.is_encoder_decoder or getattr(config, "cross_attention_layers", None):
         fail("model", "a decoder without cross-attention", name)
     both_ways = getattr(config, "use_bidirectional_attention", None)
@@ -156,8 +162,8 @@ def _refuse_smam(model: PreTrainedModel) -> None:
     obstacles = [layer for layer in text_layers(model) if layer.obstacle is not None]
     if obstacles:
         counted = Counter(layer.obstacle for layer in obstacles)
-        kinds = "; ".join(f"{kind} in {n} of them" for kind, n in counted.items())
-        wanted = "layers of softmax attention, recurrences or convolutions, which side tokens pass"
+        kinds = "; ".join(f"{n} layers of {kind}" for kind, n in counted.items())
+        wanted = "layers that side tokens can pass (softmax attention, recurrences, convolutions)"
         fail("smam", wanted, f"{type(model).__name__} with {kinds}")
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
@@ -167,7 +173,7 @@ def _refuse_smam(model: PreTrainedModel) -> None:
 def _refuse_maps(model: PreTrainedModel, name: str, how: Klal | Hist | Margins) -> None:
     layers, attention = text_layers(model), text_attention(model)
     if not attention:
-        kinds = ", ".join(sorted({layer.obstacle or layer.kind for layer in layers}))
+        kinds = ", ".join(sorted({layer.unread for layer in layers}))
         fail(name, "layers of softmax attention", f"{type(model).__name__} with {kinds}")
     chosen = how.layers or ()
     if chosen and chosen[-1] >= len(layers):
@@ -175,8 +181,8 @@ def _refuse_maps(model: PreTrainedModel, name: str, how: Klal | Hist | Margins) 
     for number in chosen:
         if number not in attention:
             readable = ", ".join(map(str, attention))
-            kind = layers[number].obstacle or layers[number].kind
-            fail(f"{name}.layers", f"layers of softmax attention ({readable})", f"{number}: {kind}")
+            wanted = f"layers of softmax attention ({readable})"
+            fail(f"{name}.layers", wanted, f"{number}, a layer of {layers[number].unread}")
     if getattr(how, "maps", None) == "gradcam":
         for module in attention.values():
             refuse_fused(module.config._attn_implementation)
