@@ -20,7 +20,7 @@ from groundkern import attention_contribution
 from groundkern.checks import fail
 from groundkern.hf.model.attention import LAYER, BodyRun, Layer
 from groundkern.hf.model.head import unembedding
-from groundkern.hf.model.layers import text_decoder
+from groundkern.hf.model.layers import forward_source, text_decoder
 from groundkern.hf.model.rows import Rows
 from groundkern.selection import QueryRows
 
@@ -43,6 +43,7 @@ class SavedLayer(NamedTuple):
     full_out: Tensor  # [B, S, Hq, Dv], in the graph if the run has one
     rows: QueryRows
     options: dict
+    projected: list[Tensor]  # [N, Hq * Dv], what the output projection got
 
 
 class SavedAttention:
@@ -72,7 +73,21 @@ class SavedAttention:
         q, k, v = (x.detach() for x in (rows.take(layer.q), layer.k, layer.v))
         with torch.no_grad():
             options = {**layer.options, "lse": layer.normaliser(self.rows)}
-        self.layers.append(SavedLayer(layer.module, q, k, v, out, full_out, rows, options))
+        projected = self._next_input(layer.module)
+        saved = SavedLayer(layer.module, q, k, v, out, full_out, rows, options, projected)
+        self.layers.append(saved)
+
+    def _next_input(self, attention: nn.Module) -> list[Tensor]:
+        """A list that receives the rows of the output projection's next input."""
+        found, projection = [], getattr(attention, "o_proj", None)
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            hook.remove()
+            found.append(args[0].detach()[self.rows.sequence.long(), self.position])
+
+        if projection is not None:
+            hook = projection.register_forward_pre_hook(keep)
+        return found
 
 
 def contributions(
@@ -98,7 +113,8 @@ def contributions(
         for an RMS norm.
 
     Raises:
-        ValueError: a final norm or a residual branch that is not of a known form, by name.
+        ValueError: a final norm, an output projection or a residual branch that is not of a known
+            form, by name.
 
     Source: (C1).
     """
@@ -106,12 +122,15 @@ def contributions(
     direction = through_norm(final_norm(model), normed, u)
     maps = []
     for layer in saved.layers:
-        projection, d = layer.module.o_proj, direction
+        if not layer.projected:
+            wanted = "attention with an output projection named o_proj"
+            fail("gk_record", wanted, type(layer.module).__name__)
+        projection, d, z = layer.module.o_proj, direction, layer.projected[0]
         norm = _post_norm(model, layer.module)
         if norm is not None:
-            branch = projection(layer.out.flatten(1)).detach()
+            branch = projection(z).detach()
             d = through_norm(norm, branch, direction)
-        g = pull_back(projection, d.to(layer.out.dtype), layer.out[0].numel())
+        g = pull_back(projection, d.to(layer.out.dtype), z.shape[1]) * _gate(layer)
         maps.append(_map(layer, g, columns, rectify=False))
     return torch.stack(maps, 1)
 
@@ -153,6 +172,17 @@ def _map(layer: SavedLayer, g: Tensor, columns: Tensor, *, rectify: bool) -> Ten
     options = {"over": "visible", "rectify": rectify, **layer.options}
     with torch.no_grad():
         return attention_contribution(layer.q, layer.k, layer.v, g, layer.rows, columns, **options)
+
+
+def _gate(layer: SavedLayer) -> Tensor | float:
+    """[N, Hq * Dv]: what a layer multiplies its attention by before the output projection."""
+    out, z = layer.out.flatten(1), layer.projected[0]
+    if torch.equal(out, z):
+        return 1.0
+    if z.shape != out.shape or "sigmoid" not in forward_source(type(layer.module)):
+        got = f"{type(layer.module).__name__}, which changes it in between"
+        fail("gk_record", "attention that the output projection gets as it is, or gated", got)
+    return torch.where(out == 0, 0.0, z / out)
 
 
 def final_norm(model: nn.Module) -> nn.Module:

@@ -65,6 +65,9 @@ class Request:
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
         records = _records(inputs.pop("gk_record", None), training=model.training)
+        if records & {"maps", "contributions", "gradcam"} and not text_attention(model):
+            got = f"{type(model).__name__}, which has none"
+            fail("gk_record", "a decoder with layers of softmax attention", got)
         part = inputs.pop("gk_part", None)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
         input_ids = inputs.get("input_ids")
