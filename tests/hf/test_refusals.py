@@ -194,7 +194,6 @@ def tiny_unsupported(name: str):
         "num_key_value_heads": 1,
         "pad_token_id": 0,
     }
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     match name:
         case "mllama":
             tower = {"hidden_size": 16, "attention_heads": 2, "vision_output_dim": 32}
