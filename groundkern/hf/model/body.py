@@ -46,7 +46,8 @@ def run_body(request: Request) -> BodyOutput:
     inputs, side = request.inputs, None
     if request.side_tokens:
         side = SideRows(request.rows(batch.side_position), side_sets(batch))
-        token = image_token_of(request.model), side_token_type(request.model)
+        pad = request.model.config.get_text_config().pad_token_id
+        token = image_token_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
     contributing = readings.saved is not None and "contributions" in request.records

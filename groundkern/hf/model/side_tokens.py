@@ -23,7 +23,11 @@ PER_TOKEN = (
 
 
 def append_side_tokens(
-    inputs: dict, position: Tensor, image_token: int | None, token_type: int = 0
+    inputs: dict,
+    position: Tensor,
+    image_token: int | None,
+    token_type: int = 0,
+    pad_token: int | None = None,
 ) -> dict:
     """The model's inputs with R side tokens at the end of every sequence.
 
@@ -36,6 +40,8 @@ def append_side_tokens(
             not used.
         image_token: the id of visual tokens, which a padding row's token must not have.
         token_type: the `token_type_ids` of side tokens.
+        pad_token: the id of padding, whose embedding may be zero: with no key to see a token would
+            stay zero, and the gradient of a root of its magnitude (Gemma3n) would be NaN.
 
     Returns:
         A new dict with S + R tokens per sequence.
@@ -53,7 +59,7 @@ def append_side_tokens(
         wanted = f"only {', '.join(PER_TOKEN)} to have one entry per token"
         fail(unknown[0], wanted, list(inputs[unknown[0]].shape))
     row = position.clamp(min=0).long()
-    filler = 1 if image_token == 0 else 0
+    filler = min({0, 1, 2} - {image_token, pad_token})
     extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filler)}
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if positions is not None:
