@@ -38,6 +38,7 @@ __all__ = [
     "objectives_of",
     "row_counts",
     "save_beside_adapter",
+    "supported_objectives",
 ]
 
 

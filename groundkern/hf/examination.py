@@ -20,6 +20,7 @@ from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import Geometry
 from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import DoctorReport, doctor
+from groundkern.hf.model.support import supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
 
 OK = "ok"
@@ -47,8 +48,9 @@ class Examination:
     Args:
         collator: the examples became a batch in which every visual token has its place or none.
         attach: the wiring takes the model, whatever the objective.
-        doctor: side tokens disturb nothing and see what they may, measured on the batch; on text
-            alone without a batch of images.
+        doctor: side tokens disturb nothing and see what they may (on a model without SMAM: the ops'
+            attention is the model's own), measured on the batch; on text alone without a batch of
+            images.
         objectives: by name: a loss with this objective alone is finite (and its gradient too, and
             not zero, if gradients were asked for).
         report: what `doctor` measured.
@@ -188,7 +190,8 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _doctored(model: nn.Module, inputs: dict[str, Tensor]) -> DoctorReport:
-    attach(model, smam=Smam())
+    passed = supported_objectives(model)["smam"] is None
+    attach(model, smam=Smam() if passed else None)
     try:
         return doctor(model, inputs)
     finally:

@@ -91,7 +91,8 @@ class Klal(_Checked):
             of the full rows, which weights a head by its visual mass; "visible" nothing: full-row
             probabilities, so that the loss also raises the visual mass.
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
-        layers: the decoder layers that count; null: all.
+        layers: the decoder layers that count, by the decoder's own numbers; null: all that are
+            softmax attention.
         divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).
         average_layers: one divergence of the map averaged over layers, instead of the mean of the
             layers' divergences.
@@ -141,7 +142,8 @@ class Hist(_Checked):
             keys.
         distance: "l2" (H3), "l1", "smooth_l1" or "kl" (`losses.composition`).
         detach_parts: only the composite's map learns in (H3).
-        layers: the decoder layers whose maps are averaged; null: all.
+        layers: the decoder layers whose maps are averaged, by the decoder's own numbers; null: all
+            that are softmax attention.
 
     Source:
         (H1)-(H4) of docs/methods.md.
@@ -171,7 +173,8 @@ class Margins(_Checked):
             resolution.
         inside: a visual token lies inside if its target is at least this share of the row's
             highest, in (0, 1].
-        layers: the decoder layers whose maps are averaged; null: all.
+        layers: the decoder layers whose maps are averaged, by the decoder's own numbers; null: all
+            that are softmax attention.
 
     Source:
         (A1), (A2) of docs/methods.md.
@@ -234,11 +237,7 @@ class Objectives:
         made = {"hist": self.hist, "margins": self.margins}
         return tuple(name for name, how in made.items() if how and how.maps == "gradcam")
 
-    def layers(self) -> dict[str, tuple[int, ...]]:
-        """The layer subsets that were asked for.
-
-        Returns:
-            Indices of layers by the objective's name; objectives on all layers are absent.
-        """
-        made = {"klal": self.klal, "hist": self.hist, "margins": self.margins}
-        return {name: how.layers for name, how in made.items() if how and how.layers}
+    @property
+    def read_attention(self) -> bool:
+        """Whether any of them needs more of the model than its last hidden states."""
+        return any(how is not None for how in (self.smam, self.klal, self.hist, self.margins))

@@ -91,15 +91,8 @@ SAMPLES = {
 
 def make_batch(model, samples: tuple[Sample, ...], *, side: str = "right") -> dict[str, Tensor]:
     """What a processor and collator would make of the samples, as keyword inputs of the model."""
-    qwen, left = hasattr(model.config, "vision_start_token_id"), side == "left"
-    encoded = [_encode(sample, model.config.image_token_id) for sample in samples]
-    ids = [token_ids for token_ids, _ in encoded]
-    batch = {
-        "input_ids": pad_tokens(ids, 0, left=left),
-        "attention_mask": pad_tokens([torch.ones_like(x) for x in ids], 0, left=left),
-        **pad_fields([fields for _, fields in encoded], [len(x) for x in ids], left=left),
-    }
-    batch["gk_word_bag"] = batch["gk_word_bag"].int()  # either integer type will do
+    qwen = hasattr(model.config, "vision_start_token_id")
+    batch = token_batch(model.config.image_token_id, samples, side=side)
     images = [(size, sample) for sample in samples for size in _images(sample)]
     if not images:
         return batch
@@ -117,6 +110,22 @@ def make_batch(model, samples: tuple[Sample, ...], *, side: str = "right") -> di
     }
 
 
+def token_batch(
+    image_token: int | None, samples: tuple[Sample, ...], *, side: str = "right"
+) -> dict[str, Tensor]:
+    """The samples without pixels; without an image token, visual tokens are like any others."""
+    left = side == "left"
+    encoded = [_encode(sample, image_token) for sample in samples]
+    ids = [token_ids for token_ids, _ in encoded]
+    batch = {
+        "input_ids": pad_tokens(ids, 0, left=left),
+        "attention_mask": pad_tokens([torch.ones_like(x) for x in ids], 0, left=left),
+        **pad_fields([fields for _, fields in encoded], [len(x) for x in ids], left=left),
+    }
+    batch["gk_word_bag"] = batch["gk_word_bag"].int()  # either integer type will do
+    return batch
+
+
 def _images(sample: Sample) -> list[tuple[int, int]]:
     return [piece for piece in sample.pieces if isinstance(piece, tuple)]
 
@@ -125,7 +134,7 @@ def _random(sample: Sample, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sample.seed))
 
 
-def _encode(sample: Sample, image_token: int) -> tuple[Tensor, SampleFields]:
+def _encode(sample: Sample, image_token: int | None) -> tuple[Tensor, SampleFields]:
     """One sample's token ids, and what it supervises."""
     image = []
     for piece in sample.pieces:
@@ -154,7 +163,9 @@ def _encode(sample: Sample, image_token: int) -> tuple[Tensor, SampleFields]:
         for number, (tokens, subject) in enumerate(sample.phrases)
         for k in tokens
     ]
-    return torch.where(image >= 0, image_token, ids), {
+    if image_token is not None:
+        ids = torch.where(image >= 0, image_token, ids)
+    return ids, {
         "image": image,
         "text_position": torch.arange(length - sample.answer - 1, length - 1),
         "side_position": [length - k - 1 for k, _ in sample.aligned],

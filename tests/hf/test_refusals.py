@@ -137,8 +137,10 @@ def test_models_that_are_not_supported_are_refused_by_name(qwen):
     with pytest.raises(ValueError, match="backend"):
         attach(qwen, backend="cudnn")
     qwen.model.language_model.layers[1].self_attn.sinks = nn.Parameter(torch.zeros(4))
-    with pytest.raises(ValueError, match="sinks"):
-        attach(qwen)
+    with pytest.raises(ValueError, match="1 layers of attention with sinks"):
+        attach(qwen, smam=Smam())
+    with pytest.raises(ValueError, match=r"softmax attention \(0, 2\), got 1, a layer of.*sinks"):
+        attach(qwen, klal=Klal(layers=(1,)))
 
 
 def test_mixers_and_length_dependent_rope_are_refused_by_name():
@@ -154,12 +156,16 @@ def test_mixers_and_length_dependent_rope_are_refused_by_name():
     with pytest.raises(ValueError, match="dynamic"):
         attach(model, smam=Smam())
     hybrid = MODELS["qwen"]()
-    hybrid.config.text_config.layer_types = ["full_attention", "linear_attention", "conv"]
-    with pytest.raises(ValueError, match="conv, linear_attention"):
-        attach(hybrid)
-    model.model.layers[1].self_attn = nn.Identity()
-    with pytest.raises(ValueError, match="1 attention modules"):
-        attach(model)
+    hybrid.config.text_config.layer_types = ["full_attention", "csa", "hca"]
+    with pytest.raises(ValueError, match="1 layers of csa; 1 layers of hca"):
+        attach(hybrid, smam=Smam())
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    for layer in model.model.layers:
+        layer.self_attn = nn.Identity()
+    for name, kind in (("smam", Smam), ("klal", Klal), ("margins", Margins)):
+        with pytest.raises(ValueError, match=f"{name}.*no attention modules"):
+            attach(model, **{name: kind()})
+    attach(model, dv_sft=DvSft())
 
 
 def test_values_are_not_read_if_that_costs_a_sync(qwen):
@@ -188,26 +194,7 @@ def tiny_unsupported(name: str):
         "num_key_value_heads": 1,
         "pad_token_id": 0,
     }
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    mixers = {"layer_types": ["linear_attention", "full_attention"]}
     match name:
-        case "gpt_oss":
-            more = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16}
-            config = transformers.GptOssConfig(**text, **more)
-            return transformers.GptOssForCausalLM(config)
-        case "lfm2_vl":
-            mixers = {"layer_types": ["conv", "full_attention"]}
-            tower = {**vision, "model_type": "siglip2_vision_model", "num_attention_heads": 2}
-            config = transformers.Lfm2VlConfig(
-                text_config={"model_type": "lfm2", **text, **mixers}, vision_config=tower
-            )
-            return transformers.Lfm2VlForConditionalGeneration(config)
-        case "qwen3_5":
-            tower = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32}
-            config = transformers.Qwen3_5Config(
-                text_config={**text, **mixers, "head_dim": 16}, vision_config=tower
-            )
-            return transformers.Qwen3_5ForConditionalGeneration(config)
         case "mllama":
             tower = {"hidden_size": 16, "attention_heads": 2, "vision_output_dim": 32}
             tower |= {"num_hidden_layers": 1, "num_global_layers": 1, "image_size": 28}
@@ -224,9 +211,6 @@ def tiny_unsupported(name: str):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("gpt_oss", "attention without sinks, got GptOssForCausalLM"),
-        ("lfm2_vl", "Lfm2VlForConditionalGeneration with conv"),
-        ("qwen3_5", "Qwen3_5ForConditionalGeneration with linear_attention"),
         ("mllama", "without cross-attention, got MllamaForConditionalGeneration"),
         ("both_ways", "Gemma3ForCausalLM, which attends both ways"),
     ],

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from groundkern.hf import Examination
+from groundkern.hf import DoctorReport, Examination
 from groundkern.hf.examination import OK
 from trainer import durable
 from trainer.pictures import page_uri, whole
@@ -126,12 +126,7 @@ class Findings:
             **{name: found.objectives.get(name, "") for name in list(STEPS)[3:]},
         }
         if found.report is not None:
-            report = found.report
-            sentences["doctor"] += (
-                f": main logits {report.main:.1e} and side logits {report.side:.1e} of the largest "
-                f"logit apart (allowed: {report.tolerance:.0e}), {report.control:.1e} if a row sees"
-                f" itself only; {report.rows} rows"
-            )
+            sentences["doctor"] += f": {_measured(found.report)}"
         verdicts = [(STEPS[name], *_verdict(said)) for name, said in sentences.items()]
         tables = found.tables or []
         drawn = [Drawn.of(n, i, t) for (n, i), t in zip(images.items(), tables)]
@@ -160,6 +155,19 @@ def _verdict(said: str) -> tuple[str, str]:
     if not said:
         return "not tried", "an earlier step failed"
     return (OK, said) if said.startswith(OK) else ("no", said)
+
+
+def _measured(report: DoctorReport) -> str:
+    """What `doctor` measured, as a sentence."""
+    told = f"main logits {report.main:.1e}"
+    if report.of == "side tokens":
+        told += f" and side logits {report.side:.1e}"
+    told += f" of the largest logit apart (allowed: {report.tolerance:.0e})"
+    if report.of == "attention":
+        told += f", attention by the ops {report.side:.1e} of the largest output"
+    if report.control is not None:
+        told += f", {report.control:.1e} if a row sees itself only"
+    return f"{told}; {report.rows} rows"
 
 
 def _attention(config: Any) -> str:

@@ -1,11 +1,13 @@
 """The model side of groundkern.hf: from `attach` to the losses of a batch.
 
-attach.py         puts objectives on a model; support.py refuses models that do not fit
-doctor.py         measures on a batch that the wiring fits
+attach.py         puts objectives on a model; support.py refuses those that do not fit it
+layers.py         what mixes tokens in each layer; prefix.py: tokens that see later keys
+doctor.py         measures on a batch that the wiring fits; comparing.py: attention, layer by layer
 request.py        what one forward is asked for: inputs, supervision, objectives, denominators
 forward.py        the grounded forward: body, head, terms, recordings
 body.py           one run of the body, with the tokens of side_tokens.py appended
 attention.py      the wrapped attention function: side tokens, and what is read in each layer
+mixers.py         recurrences and convolutions, which run on the main tokens alone
 rows.py           rows and key sets as the ops want them
 readings.py       attention maps, summed over layers; head_weight.py weights their heads
 gradcam.py        GradCAM maps for losses

@@ -16,10 +16,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from groundkern.backends import NAMES
 from groundkern.checks import fail, require
-from groundkern.hf.model.attention import LAYER, grounded
+from groundkern.hf.model.attention import CHUNK, LAYER, RUN, grounded
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
-from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
+from groundkern.hf.model.layers import text_layers
+from groundkern.hf.model.mixers import unwrap_mixers, wrap_mixers
+from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 
 ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
@@ -76,15 +78,18 @@ def attach(
 
     Raises:
         TypeError: not a transformers model.
-        ValueError: an unknown backend; an architecture that the wiring does not support, by name.
+        ValueError: an unknown backend; an objective that the wiring does not support on this
+            architecture, by name (`supported_objectives`).
     """
     base, backends = base_model(model), ("auto", *NAMES)
     require(backend in backends, "backend", " | ".join(backends), backend)
     objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
     refuse_unsupported(base, objectives)
-    for layer, module in enumerate(text_attention(base)):
-        module.__dict__[LAYER] = layer
-        _wrap(_function_of(module), base)
+    for layer in text_layers(base):
+        if layer.attention is not None:
+            layer.attention.__dict__.update({LAYER: layer.number, CHUNK: layer.chunk})
+            _wrap(_function_of(layer.attention), base)
+    wrap_mixers(base)
     previous = base.__dict__.get(ATTACHMENT)
     replaced = previous.replaced if previous else base.__dict__.get("forward")
     base.__dict__[ATTACHMENT] = Attachment(objectives, replaced)
@@ -118,8 +123,11 @@ def detach(model: nn.Module) -> nn.Module:
         del base.forward  # a forward that someone wrapped around ours stays, and passes through
         if attachment.replaced is not None:
             base.forward = attachment.replaced
-    for module in text_attention(base):
-        module.__dict__.pop(LAYER, None)
+    for module in base.modules():
+        for mark in (LAYER, CHUNK):
+            module.__dict__.pop(mark, None)
+    unwrap_mixers(base)
+    base.__dict__.pop(FAILED, None)
     for key in [key for key, function in _wrapped.items() if base in function.users]:
         _unwrap(key, base)
     return model
@@ -150,7 +158,8 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
 
     def forward(self, *args, **kwargs):
         attachment = self.__dict__.get(ATTACHMENT)
-        if attachment is not None and any(name.startswith("gk_") for name in kwargs):
+        grounding = any(name.startswith("gk_") for name in kwargs) and RUN not in kwargs
+        if attachment is not None and grounding:
             names = list(inspect.signature(type(self).forward).parameters)[1:]
             inputs = {**dict(zip(names, args, strict=False)), **kwargs}
             return grounded_forward(self, attachment.objectives, inputs)

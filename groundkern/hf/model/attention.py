@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from groundkern import side_attention
 from groundkern.checks import fail
-from groundkern.hf.model.rows import Rows
+from groundkern.hf.model.rows import Chunk, Rows, Window
 from groundkern.hf.model.taken import Places, Taken, take_beside
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
 from groundkern.selection import KeySets
 
-LAYER = "_groundkern_layer"  # in the __dict__ of text attention modules: the layer's number
+# In the __dict__ of text attention modules: the layer's number, and the tokens of its chunks if
+# attention stays inside of such.
+LAYER, CHUNK = "_groundkern_layer", "_groundkern_chunk"
 RUN = "gk_body_run"  # the keyword
 
 
@@ -35,16 +37,27 @@ class Layer(NamedTuple):
     k: Tensor  # [B, Hkv, S, D]
     v: Tensor  # [B, Hkv, S, Dv]
     out: Tensor  # [B, S, Hq, Dv]
-    window: int | None  # sliding window
+    window: Window  # how far back its rows see
     options: dict  # scale, softcap and backend of the ops
     taken: Taken  # [N, Hq, D] of `q`
     lse: Taken  # [N, Hq] of the main pass's log-sum-exp, if it is known
     masked: bool  # a mask hides keys from the main pass: `lse` may not be a normaliser
+    sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
 
     def queries(self, rows: Rows) -> Tensor:
         """[N, Hq, D] of some rows."""
         taken = self.taken.get(rows)
         return rows.at(self.window).take(self.q) if taken is None else taken
+
+    def normaliser(self, rows: Rows) -> Tensor | None:
+        """[N, Hq], differentiable: the log-sum-exp of rows and their sinks; None without sinks."""
+        if self.sinks is None:
+            return None
+        options = {**self.options, "lse": self.lse.get(rows)}
+        of_keys = side_attention(
+            self.queries(rows), self.k, self.v, rows.at(self.window), **options
+        ).lse
+        return torch.logaddexp(of_keys, self.sinks.to(of_keys.dtype))
 
 
 class Reading(Protocol):
@@ -62,14 +75,16 @@ class Reading(Protocol):
 class SideRows:
     """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
 
-    def __init__(self, rows: Rows, allowed: KeySets) -> None:
+    def __init__(self, rows: Rows, allowed: KeySets | None) -> None:
         self.rows, self.allowed = rows, allowed
 
     def attend(self, layer: Layer) -> Tensor:
         """[B, R, Hq, Dv]; the main pass's log-sum-exp is a shift, which may be anything."""
         rows, q, k = self.rows, layer.queries(self.rows), layer.k
         options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(rows)}
-        out = side_attention(q, k, layer.v, rows.at(layer.window), **options).out
+        out, lse = side_attention(q, k, layer.v, rows.at(layer.window), **options)
+        if layer.sinks is not None:  # the share of the keys beside the sink
+            out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]
         return out.view(len(k), rows.rows, *out.shape[1:])
 
 
@@ -89,9 +104,15 @@ class BodyRun:
         self.length, self.backend, self.readings, self.side = length, backend, readings, side
         self.grad_enabled = torch.is_grad_enabled()
         self.uses_lse = any(reading.uses_lse for reading in readings)
-        self.layers = 0  # that ran so far
+        self.layers = 0  # of softmax attention that ran so far
+        self.mixers = 0  # recurrences and convolutions that ran so far on the main tokens alone
         self.finished = False  # a layer that runs now is recomputed by checkpointing
         self._places: dict[tuple[Rows, ...], Places] = {}
+
+    @property
+    def reads(self) -> bool:
+        """Whether anything is read or computed in the layers."""
+        return self.side is not None or bool(self.readings)
 
     def places(self, number: int, total: int) -> Places | None:
         """Where the rows are that are taken from a layer of T tokens; None: there are none."""
@@ -129,7 +150,7 @@ def grounded(attention: Callable, implementation: str) -> Callable:
     @wraps(attention)
     def grounded_attention(module, query, key, value, attention_mask, **kwargs):
         run, number = kwargs.pop(RUN, None), module.__dict__.get(LAYER)
-        if run is None or number is None:
+        if run is None or number is None or not run.reads:
             return attention(module, query, key, value, attention_mask, **kwargs)
         _refuse(kwargs)
         if not run.finished:
@@ -141,7 +162,7 @@ def grounded(attention: Callable, implementation: str) -> Callable:
         positions = kwargs.get("position_ids")
         if positions is not None and length != total == positions.shape[-1]:
             kwargs["position_ids"] = positions[..., :length]
-        mask = _crop(attention_mask, length, total)
+        mask = crop(attention_mask, length, total)
         uses_lse = run.side is not None or (run.uses_lse and mask is None)
         watched = watchable and uses_lse and places is not None
         saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
@@ -153,8 +174,10 @@ def grounded(attention: Callable, implementation: str) -> Callable:
         lse = {} if lse is None else places.split(places.take(lse))
         scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
         options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-        window, masked = kwargs.get("sliding_window"), mask is not None
-        layer = Layer(number, module, q, k, v, out, window, options, taken, lse, masked)
+        chunk = module.__dict__.get(CHUNK)
+        window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
+        rest = options, taken, lse, mask is not None, kwargs.get("s_aux")
+        layer = Layer(number, module, q, k, v, out, window, *rest)
         for reading in run.readings:
             reading.read(run, layer)
         if run.side is not None:
@@ -168,13 +191,25 @@ def _refuse(kwargs: dict) -> None:
     """Refuse by name what the ops do not compute."""
     if kwargs.get("dropout"):
         fail("attention_dropout", "0 in training", kwargs["dropout"])
-    for name in ("s_aux", "position_bias", "head_mask"):
+    for name in ("sinks", "position_bias", "head_mask", "block_indices"):
         if kwargs.get(name) is not None:
-            fail(name, "softmax attention without sinks, biases or head masks", "a tensor")
+            fail(name, "softmax attention over all visible keys, without biases", "a tensor")
 
 
-def _crop(mask, length: int, total: int):
-    """The mask of the first `length` positions."""
+def crop(mask, length: int, total: int):
+    """The mask of the first `length` positions of T.
+
+    Args:
+        mask: [B, T] or [B, H, T, T] of an attention function or a mixer, or None.
+        length: S, the main tokens.
+        total: T, with the side tokens.
+
+    Returns:
+        The mask of the main tokens.
+
+    Raises:
+        ValueError: a mask of another form.
+    """
     if mask is None or length == total:
         return mask
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):  # FlexAttention's BlockMask

@@ -20,9 +20,11 @@ from groundkern import attention_contribution
 from groundkern.checks import fail
 from groundkern.hf.model.attention import LAYER, BodyRun, Layer
 from groundkern.hf.model.head import unembedding
+from groundkern.hf.model.layers import forward_source, text_decoder
 from groundkern.hf.model.rows import Rows
 from groundkern.selection import QueryRows
 
+FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
 # A norm between an attention's output and the residual stream, and what tells that it is there.
 POST_NORMS = (
     ("post_self_attn_layernorm", "post_self_attn_layernorm"),
@@ -41,6 +43,7 @@ class SavedLayer(NamedTuple):
     full_out: Tensor  # [B, S, Hq, Dv], in the graph if the run has one
     rows: QueryRows
     options: dict
+    projected: list[Tensor]  # [N, Hq * Dv], what the output projection got
 
 
 class SavedAttention:
@@ -68,7 +71,23 @@ class SavedAttention:
             full_out.requires_grad_()
         out = full_out.detach()[rows.sequence.long(), self.position]
         q, k, v = (x.detach() for x in (rows.take(layer.q), layer.k, layer.v))
-        self.layers.append(SavedLayer(layer.module, q, k, v, out, full_out, rows, layer.options))
+        with torch.no_grad():
+            options = {**layer.options, "lse": layer.normaliser(self.rows)}
+        projected = self._next_input(layer.module)
+        saved = SavedLayer(layer.module, q, k, v, out, full_out, rows, options, projected)
+        self.layers.append(saved)
+
+    def _next_input(self, attention: nn.Module) -> list[Tensor]:
+        """A list that receives the rows of the output projection's next input."""
+        found, projection = [], getattr(attention, "o_proj", None)
+
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            hook.remove()
+            found.append(args[0].detach()[self.rows.sequence.long(), self.position])
+
+        if projection is not None:
+            hook = projection.register_forward_pre_hook(keep)
+        return found
 
 
 def contributions(
@@ -94,7 +113,8 @@ def contributions(
         for an RMS norm.
 
     Raises:
-        ValueError: a final norm or a residual branch that is not of a known form, by name.
+        ValueError: a final norm, an output projection or a residual branch that is not of a known
+            form, by name.
 
     Source: (C1).
     """
@@ -102,12 +122,15 @@ def contributions(
     direction = through_norm(final_norm(model), normed, u)
     maps = []
     for layer in saved.layers:
-        projection, d = layer.module.o_proj, direction
+        if not layer.projected:
+            wanted = "attention with an output projection named o_proj"
+            fail("gk_record", wanted, type(layer.module).__name__)
+        projection, d, z = layer.module.o_proj, direction, layer.projected[0]
         norm = _post_norm(model, layer.module)
         if norm is not None:
-            branch = projection(layer.out.flatten(1)).detach()
+            branch = projection(z).detach()
             d = through_norm(norm, branch, direction)
-        g = pull_back(projection, d.to(layer.out.dtype), layer.out[0].numel())
+        g = pull_back(projection, d.to(layer.out.dtype), z.shape[1]) * _gate(layer)
         maps.append(_map(layer, g, columns, rectify=False))
     return torch.stack(maps, 1)
 
@@ -151,17 +174,31 @@ def _map(layer: SavedLayer, g: Tensor, columns: Tensor, *, rectify: bool) -> Ten
         return attention_contribution(layer.q, layer.k, layer.v, g, layer.rows, columns, **options)
 
 
+def _gate(layer: SavedLayer) -> Tensor | float:
+    """[N, Hq * Dv]: what a layer multiplies its attention by before the output projection."""
+    out, z = layer.out.flatten(1), layer.projected[0]
+    if torch.equal(out, z):
+        return 1.0
+    if z.shape != out.shape or "sigmoid" not in forward_source(type(layer.module)):
+        got = f"{type(layer.module).__name__}, which changes it in between"
+        fail("gk_record", "attention that the output projection gets as it is, or gated", got)
+    return torch.where(out == 0, 0.0, z / out)
+
+
 def final_norm(model: nn.Module) -> nn.Module:
     """The norm before the output head."""
-    norm = getattr(model.get_decoder(), "norm", None)
+    decoder = text_decoder(model)
+    found = (getattr(decoder, name, None) for name in FINAL_NORMS)
+    norm = next((norm for norm in found if norm is not None), None)
     if norm is None:
-        fail("gk_record", "a decoder with a final `norm`", type(model.get_decoder()).__name__)
+        wanted = f"a decoder with a final norm named {', '.join(FINAL_NORMS)}"
+        fail("gk_record", wanted, type(decoder).__name__)
     return norm
 
 
 def _post_norm(model: nn.Module, attention: nn.Module) -> nn.Module | None:
     """The norm that an attention's output passes before it is added to the residual stream."""
-    layer = model.get_decoder().layers[attention.__dict__[LAYER]]
+    layer = text_decoder(model).layers[attention.__dict__[LAYER]]
     if hasattr(layer, "residual_multiplier"):
         fail("gk_record", "residual branches that are added as they are", type(layer).__name__)
     for name, sign in POST_NORMS:

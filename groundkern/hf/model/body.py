@@ -13,6 +13,9 @@ from groundkern.checks import fail, require
 from groundkern.hf.model.attention import RUN, BodyRun, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
+from groundkern.hf.model.layers import text_decoder
+from groundkern.hf.model.mixers import refuse_passed_over
+from groundkern.hf.model.prefix import side_token_type
 from groundkern.hf.model.readings import Readings, readings_of
 from groundkern.hf.model.request import Request, image_token_of
 from groundkern.hf.model.rows import side_sets
@@ -43,7 +46,9 @@ def run_body(request: Request) -> BodyOutput:
     inputs, side = request.inputs, None
     if request.side_tokens:
         side = SideRows(request.rows(batch.side_position), side_sets(batch))
-        inputs = append_side_tokens(inputs, batch.side_position, image_token_of(request.model))
+        pad = request.model.config.get_text_config().pad_token_id
+        token = image_token_of(request.model), side_token_type(request.model), pad
+        inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
     contributing = readings.saved is not None and "contributions" in request.records
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
@@ -67,14 +72,33 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
 
 
 def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
-    hidden = request.model.base_model(**inputs, use_cache=False, **{RUN: run})[0]
+    model, keywords = request.model, {**inputs, "use_cache": False, RUN: run}
+    if model.base_model is not model:
+        hidden = model.base_model(**keywords)[0]
+    else:  # a model whose parts have no body in common (Llama 4): its head gets one token
+        first = torch.zeros(1, dtype=torch.int64, device=request.input_ids.device)
+        with _output_of(text_decoder(model)) as outputs:
+            model.forward(**keywords, logits_to_keep=first)
+        hidden = outputs[0]
     run.finished = True
+    refuse_passed_over(request.model, run)
     wanted, got = inputs["input_ids"].shape[1], hidden.shape[1]
     require(got == wanted, "model", f"a hidden state for each of {wanted} tokens", got)
-    if run.layers == 0:
+    if run.reads and run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
     return hidden if request.logit_scale == 1.0 else hidden * request.logit_scale
+
+
+@contextmanager
+def _output_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives the first output of every call of a module within the block."""
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 @contextmanager

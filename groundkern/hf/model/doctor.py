@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail
 from groundkern.hf.model.attach import objectives_of
-from groundkern.hf.model.request import NOT_FOR_THE_BODY, image_token_of
-from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
+from groundkern.hf.model.attention import SideRows
+from groundkern.hf.model.comparing import compared_attention
+from groundkern.hf.model.layers import text_attention
+from groundkern.hf.model.request import NOT_FOR_THE_BODY, Request, image_token_of
+from groundkern.hf.model.rows import side_sets
+from groundkern.hf.model.support import (
+    FAILED,
+    base_model,
+    refuse_unsupported,
+    supported_objectives,
+)
 
 ROWS = 4  # measured per sample
 LOW_PRECISION = 0.05  # of max |logit|, in bf16 and fp16
@@ -21,23 +30,33 @@ FULL_PRECISION = 1e-5
 class DoctorReport:
     """What doctor measured, as fractions of the largest logit.
 
+    On a model that does not support SMAM there are no side tokens: `side` and `control` are then
+    of the ops' attention, in the layer where it is worst, as fractions of that layer's largest
+    output; None if the ops compute no layer's attention.
+
     Args:
         rows: the number of rows measured.
         main: how far the main logits with side tokens are from those of the model's own forward.
         side: how far the side logits with every key allowed are from the main logits.
         control: how far the side logits move when a row may see itself only.
         tolerance: `main` and `side` are within it, `control` is above it.
+        of: "side tokens", "attention" or "logits": what was measured.
     """
 
     rows: int
     main: float
-    side: float
-    control: float
+    side: float | None
+    control: float | None
     tolerance: float
+    of: str = "side tokens"
 
 
 def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> DoctorReport:
     """Measure on a batch that side tokens do not disturb the model and see the keys they may see.
+
+    A model that does not support SMAM has no side tokens: then the ops' attention of the rows is
+    compared with the model's own in every layer that maps are read from. So it is if SMAM is not
+    attached and side tokens fail here, and evaluation leaves SMAM out from then on.
 
     Runs in eval mode without gradients, and restores the mode of every module. Every rank must call
     it.
@@ -57,8 +76,10 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
             supported; attention dropout; a batch without rows; a row that is an image token.
     """
     base = base_model(model)
-    refuse_unsupported(base, objectives_of(base))
-    for module in text_attention(base):
+    objectives = objectives_of(base)
+    base.__dict__.pop(FAILED, None)
+    refuse_unsupported(base, objectives)
+    for module in text_attention(base).values() if objectives.read_attention else ():
         if getattr(module, "attention_dropout", 0.0):
             fail("attention_dropout", "0 (set it in the model's config)", module.attention_dropout)
     inputs = {
@@ -73,12 +94,10 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     model.eval()
     try:
         with torch.no_grad():
-            report = _measure(model, inputs, position, tolerance)
+            return _examined(model, inputs, position, tolerance)
     finally:
         for module, training in modes:
             module.training = training
-    _judge(type(base).__name__, report)
-    return report
 
 
 def _measured_rows(model: nn.Module, batch: dict) -> Tensor:
@@ -101,7 +120,38 @@ def _tolerance(model: nn.Module, device: torch.device) -> float:
     return FULL_PRECISION if full and not torch.is_autocast_enabled(device.type) else LOW_PRECISION
 
 
+def _examined(model: nn.Module, inputs: dict, position: Tensor, tolerance: float) -> DoctorReport:
+    """The report of a model that passed, with side tokens if it supports them.
+
+    Raises:
+        ValueError: it fails.
+    """
+    base = base_model(model)
+    name, objectives = type(base).__name__, objectives_of(base)
+    if supported_objectives(base)["smam"] is None:
+        try:
+            report = _measure(model, inputs, position, tolerance)
+            _judge(name, report)
+            return report
+        except ValueError as error:
+            if objectives.smam is not None:
+                raise
+            base.__dict__[FAILED] = {"smam": str(error)}
+    report = _measure(model, inputs, position, tolerance)
+    alone = {**inputs, **_aligned_rows(position, inputs, alone=True)}
+    request = Request.of(base, objectives, alone)
+    every = SideRows(request.rows(request.batch.side_position), None)
+    some = side_sets(request.batch)
+    compared = compared_attention(model, inputs, every, some, objectives.backend)
+    if compared.off:
+        found = {"side": max(compared.off), "control": max(compared.moved), "of": "attention"}
+        report = replace(report, **found)
+    _judge(name, report)
+    return report
+
+
 def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float) -> DoctorReport:
+    """Logits of the rows; without side tokens there are no side logits."""
     rows = position >= 0
     measured = position[rows].unique()  # the model's own logits, at these positions only
     own = model(**inputs, logits_to_keep=measured).logits  # [B, K, V]
@@ -109,16 +159,15 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
     forbidden = torch.finfo(own.dtype).min  # Chameleon's codes of images
     own = own[torch.arange(len(own), device=own.device)[:, None], place][rows].float()
     free = model(**inputs, **_aligned_rows(position, inputs, alone=False), gk_record="logits")
-    alone = model(**inputs, **_aligned_rows(position, inputs, alone=True), gk_record="logits")
-
     largest = own.masked_fill(own == forbidden, 0.0).abs().max()
-    distances = (
-        free.main_logits[rows] - own,
-        free.side_logits[rows] - free.main_logits[rows],
-        alone.side_logits[rows] - alone.main_logits[rows],
-    )
-    main, side, control = (float(d.abs().max() / largest) for d in distances)
-    return DoctorReport(int(rows.sum()), main, side, control, tolerance)
+    main = float((free.main_logits[rows] - own).abs().max() / largest)
+    count = int(rows.sum())
+    if free.side_log_prob is None:
+        return DoctorReport(count, main, None, None, tolerance, "logits")
+    alone = model(**inputs, **_aligned_rows(position, inputs, alone=True), gk_record="logits")
+    moved = (x.side_logits[rows] - x.main_logits[rows] for x in (free, alone))
+    side, control = (float(d.abs().max() / largest) for d in moved)
+    return DoctorReport(count, main, side, control, tolerance)
 
 
 def _aligned_rows(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, Tensor]:
@@ -138,12 +187,20 @@ def _aligned_rows(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, T
 
 def _judge(name: str, report: DoctorReport) -> None:
     limit = report.tolerance
+    logits, own, moved = "main logits with side tokens", "side logits", "the main ones"
+    unit = "of the largest logit"
+    if report.of != "side tokens":
+        logits = "logits of the grounded forward"
+        own, moved = "attention of rows by the ops", "the model's own"
+        unit = "of the largest output"
     if not report.main <= limit:
-        wanted = f"{name}: main logits with side tokens within {limit} of those without"
+        wanted = f"{name}: {logits} within {limit} of the model's own"
         fail("model", wanted, f"{report.main:.2e} of the largest logit")
+    if report.side is None:
+        return
     if not report.side <= limit:
-        wanted = f"{name}: side logits with every key allowed within {limit} of the main ones"
-        fail("model", wanted, f"{report.side:.2e} of the largest logit")
+        wanted = f"{name}: {own} with every key allowed within {limit} of {moved}"
+        fail("model", wanted, f"{report.side:.2e} {unit}")
     if not report.control > limit:
-        wanted = f"{name}: side logits to move by more than {limit} when a row sees itself only"
-        fail("model", wanted, f"{report.control:.2e} of the largest logit")
+        wanted = f"{name}: {own} to move by more than {limit} when a row sees itself only"
+        fail("model", wanted, f"{report.control:.2e} {unit}")

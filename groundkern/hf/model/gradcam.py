@@ -54,17 +54,6 @@ def gradcam_terms(request: Request) -> tuple[str, ...]:
     return request.terms.gradcam if torch.is_grad_enabled() else ()
 
 
-def refuse_fused(attention: str) -> None:
-    """Raise unless attention is plain mathematics, which differentiates twice.
-
-    Raises:
-        ValueError: flash, sdpa or flex attention.
-    """
-    if attention != "eager":
-        wanted = "eager: GradCAM losses differentiate twice, which flash and sdpa attention cannot"
-        fail("attn_implementation", wanted, attention)
-
-
 def refuse_sharded(model: nn.Module) -> None:
     """Raise for weights that hooks gather: they are gone by the second derivative.
 
@@ -125,7 +114,8 @@ def gradcam_maps(
 def _contribution(rows: Rows, layer: Layer, g: Tensor, columns: Tensor) -> Tensor:
     at = rows.at(layer.window)
     g = at.take(g.transpose(1, 2)).to(layer.v.dtype)  # [N, H, D]
-    q, options = at.take(layer.q), {"over": "visible", "rectify": True, **layer.options}
+    options = {"over": "visible", "rectify": True, "lse": layer.normaliser(rows), **layer.options}
+    q = at.take(layer.q)
     return attention_contribution(q, layer.k, layer.v, g, at, columns, **options)
 
 

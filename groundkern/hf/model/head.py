@@ -118,7 +118,7 @@ def logit_rule(model: nn.Module) -> LogitRule:
     config, source = model.config.get_text_config(), _forward_source(type(model))
     softcap = scale = None
     if "final_logit_softcapping" in source:
-        softcap = config.final_logit_softcapping
+        softcap = getattr(config, "final_logit_softcapping", None)
     if "logit_scale" in source:
         scale = config.logit_scale
     elif "logits_scaling" in source:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.support import base_model
 from groundkern.hf.objectives import Klal
 
@@ -50,7 +51,7 @@ def head_weight_of(model: nn.Module, klal: Klal) -> Tensor | None:
     if not klal.average_layers:
         return logits.softmax(-1)
     counted = torch.zeros_like(logits, dtype=torch.bool)
-    counted[slice(None) if klal.layers is None else list(klal.layers)] = True
+    counted[list(klal.layers or text_attention(model))] = True
     return logits.masked_fill(~counted, -torch.inf).flatten().softmax(0).view_as(logits)
 
 

@@ -18,7 +18,7 @@ from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
 from groundkern.hf.model.request import Request
-from groundkern.hf.model.rows import Rows, map_sets
+from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
 from groundkern.losses import map_divergence
 from groundkern.selection import KeySets, QueryRows
@@ -39,9 +39,9 @@ class MapRows:
     columns: Tensor
     allowed: KeySets | None = None
     image: Tensor | None = None
-    _own: dict[int | None, Tensor] = field(default_factory=dict)
+    _own: dict[Window, Tensor] = field(default_factory=dict)
 
-    def own(self, window: int | None) -> Tensor:
+    def own(self, window: Window) -> Tensor:
         """bool [N, C]: the columns of its own image that a row sees; made once for each window."""
         if window not in self._own:
             self._own[window] = self._make_own(self.rows.at(window))
@@ -75,7 +75,7 @@ class _MapReading:
         # As the op names it: a mean that is renormalised later starts from full rows.
         self.over = "columns" if over == "columns" else "visible"
         self.uses_lse = self.over == "visible"
-        self.windows: Counter[int | None] = Counter()  # of the layers that counted so far
+        self.windows: Counter[Window] = Counter()  # of the layers that counted so far
 
     def rows_in(self, number: int) -> Rows | None:
         """The rows, in the layers that count."""
@@ -93,8 +93,11 @@ class _MapReading:
 
     def options(self, layer: Layer) -> dict:
         """The options of the op in this layer."""
-        exact = self.uses_lse and not layer.masked
-        lse = layer.lse.get(self.at.rows) if exact else None
+        lse = None
+        if self.uses_lse:
+            lse = layer.normaliser(self.at.rows)
+            if lse is None and not layer.masked:
+                lse = layer.lse.get(self.at.rows)
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         if self.head_weight is not None:
             options["head_weight"] = self.head_weight[layer.number]

@@ -13,8 +13,11 @@ from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
 from groundkern.hf.model.head import head_of, logit_rule
+from groundkern.hf.model.layers import text_attention
+from groundkern.hf.model.prefix import refuse_seeing_rows, unbounded_rows
 from groundkern.hf.model.rows import Rows
-from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
+from groundkern.hf.model.support import evaluated
+from groundkern.hf.objectives import Objectives
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
@@ -27,7 +30,8 @@ class Request:
     Args:
         model: the attached model itself, without wrappers.
         attached: the objectives that make the loss.
-        terms: the objectives to compute: the attached ones in training, all in evaluation.
+        terms: the objectives to compute: the attached ones in training; in evaluation all that
+            compare models, as far as this one supports them.
         batch: the batch's supervision.
         inputs: what is left for the model's body.
         denominators: fp32 [len(COUNTS)], by which sums over rows of each kind are divided.
@@ -61,6 +65,9 @@ class Request:
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
         records = _records(inputs.pop("gk_record", None), training=model.training)
+        if records & {"maps", "contributions", "gradcam"} and not text_attention(model):
+            got = f"{type(model).__name__}, which has none"
+            fail("gk_record", "a decoder with layers of softmax attention", got)
         part = inputs.pop("gk_part", None)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
         input_ids = inputs.get("input_ids")
@@ -71,10 +78,9 @@ class Request:
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
-        if inputs.get("token_type_ids") is not None:
-            _refuse_image_rows(batch, input_ids, image_token_of(model))
+        refuse_seeing_rows(model, batch, inputs, image_token_of(model))
         _refuse_packing(inputs, inputs.get("attention_mask"))
-        terms = attached if model.training else all_terms(attached)
+        terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)
         return cls(model, attached, terms, batch, inputs, denominators, records, part)
 
@@ -105,13 +111,13 @@ class Request:
 
     @property
     def layer_count(self) -> int:
-        """L, of the text decoder."""
-        return self.model.config.get_text_config().num_hidden_layers
+        """L, the layers of the text decoder whose attention can be read."""
+        return len(text_attention(self.model))
 
     @cached_property
     def first_key(self) -> Tensor:
         """int32 [B]: the first key of each sequence that is not padding."""
-        return _first_keys(self.input_ids, self.inputs.get("attention_mask"))
+        return _first_keys(self.inputs)
 
     def denominator(self, name: str) -> Tensor:
         """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""
@@ -119,7 +125,7 @@ class Request:
 
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
-        return Rows(position, self.first_key)
+        return Rows(position, self.first_key, unbounded_rows(self.model, self.inputs, position))
 
 
 def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:
@@ -135,27 +141,14 @@ def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset
     return names
 
 
-def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int | None) -> None:
-    """When image tokens see one another (Gemma3), their maps would need keys that come later.
-
-    Raises:
-        ValueError: a map row that is an image token (checked if that needs no sync).
-    """
-    position = batch.map_position
-    if checks.values_visible(position, input_ids):
-        token = input_ids.gather(1, position.clamp(min=0).long())
-        if bool(((token == image_token) & (position >= 0)).any()):
-            got = "a row that is an image token, which sees its whole image"
-            fail("gk_map_position", "rows of text tokens", got)
-
-
-def _first_keys(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _first_keys(inputs: dict) -> Tensor:
     """int32 [B]: the first attended key of each sequence (left padding).
 
     Raises:
         ValueError: a mask that is not [B, S], or (checked if that needs no sync) one with holes:
             documents packed by masks, or padding in the middle.
     """
+    input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask")
     if attention_mask is None:
         return input_ids.new_zeros(len(input_ids), dtype=torch.int32)
     checks.tensor(
@@ -194,27 +187,6 @@ def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
 def image_token_of(model: nn.Module) -> int | None:
     """The id that stands for a visual token."""
     return getattr(model.config, "image_token_id", None)
-
-
-def all_terms(attached: Objectives) -> Objectives:
-    """What is computed in evaluation: SMAM, DV-SFT and KLAL, so that models trained differently
-    compare, and what is attached.
-
-    Args:
-        attached: the objectives that make the loss.
-
-    Returns:
-        The objectives, those three with their defaults if they are not attached.
-    """
-    return Objectives(
-        attached.smam or Smam(),
-        attached.dv_sft or DvSft(),
-        attached.klal or Klal(),
-        attached.hist,
-        attached.margins,
-        attached.logit_lens,
-        attached.backend,
-    )
 
 
 def _denominators(

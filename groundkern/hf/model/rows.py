@@ -5,6 +5,8 @@ The rows of a batch are [B, R], padded with -1 (`GroundedBatch`); an op is given
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,37 +14,62 @@ from groundkern.hf.data.batch import GroundedBatch
 from groundkern.selection import KeySets, QueryRows
 
 
+class Chunk(NamedTuple):
+    """Attention within chunks of so many tokens, counted from a sequence's first key (Llama 4)."""
+
+    size: int
+
+
+Window = int | Chunk | None
+"""How far back rows see: so many tokens with their own, to the start of a chunk, or everything."""
+
+
 class Rows:
-    """[B, R] positions as `QueryRows` of N = B x R, for each sliding window that a layer has.
+    """[B, R] positions as `QueryRows` of N = B x R, for each window that a layer has.
 
     Args:
         position: [B, R], padded with -1.
         first_key: int32 [B], the first key of each sequence that is not padding.
+        unbounded: bool [B, R], rows that no window binds; None: there are none.
     """
 
-    def __init__(self, position: Tensor, first_key: Tensor) -> None:
+    def __init__(
+        self, position: Tensor, first_key: Tensor, unbounded: Tensor | None = None
+    ) -> None:
         batch, rows = position.shape
         sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
         self.sequence = sequence.repeat_interleave(rows)
         self.position = position.flatten().to(torch.int32)
         self.start = first_key.repeat_interleave(rows)
+        self.unbounded = None if unbounded is None else unbounded.flatten()
         self.rows = rows  # of each sequence
-        self._windows: dict[int | None, QueryRows] = {}
+        self._windows: dict[Window, QueryRows] = {}
 
-    def at(self, window: int | None) -> QueryRows:
+    def at(self, window: Window) -> QueryRows:
         """The rows of a layer, built once for each window.
 
         Args:
-            window: the layer's sliding window, in tokens; None: full attention.
+            window: the layer's.
 
         Returns:
             N = B x R rows.
         """
         if window not in self._windows:
             self._windows[window] = QueryRows.causal(
-                self.sequence, self.position, start=self.start, window=window, most=self.rows
+                self.sequence, self.position, start=self._start(window), most=self.rows
             )
         return self._windows[window]
+
+    def _start(self, window: Window) -> Tensor:
+        """int32 [N]: the first key that a row sees."""
+        if window is None:
+            return self.start
+        place = (self.position - self.start).clamp(min=0)
+        if isinstance(window, Chunk):
+            start = self.start + place // window.size * window.size
+        else:
+            start = self.start + (place + 1 - window).clamp(min=0)
+        return start if self.unbounded is None else torch.where(self.unbounded, self.start, start)
 
 
 def side_sets(batch: GroundedBatch) -> KeySets:

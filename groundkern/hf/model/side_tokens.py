@@ -22,7 +22,13 @@ PER_TOKEN = (
 )
 
 
-def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) -> dict:
+def append_side_tokens(
+    inputs: dict,
+    position: Tensor,
+    image_token: int | None,
+    token_type: int = 0,
+    pad_token: int | None = None,
+) -> dict:
     """The model's inputs with R side tokens at the end of every sequence.
 
     Positions that the model derives itself simply continue: a side token's own q, k and v are never
@@ -33,6 +39,9 @@ def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) 
         position: [B, R] rows, padded with -1; a padding row still gets a token, whose output is
             not used.
         image_token: the id of visual tokens, which a padding row's token must not have.
+        token_type: the `token_type_ids` of side tokens.
+        pad_token: the id of padding, whose embedding may be zero: with no key to see a token would
+            stay zero, and the gradient of a root of its magnitude (Gemma3n) would be NaN.
 
     Returns:
         A new dict with S + R tokens per sequence.
@@ -50,7 +59,7 @@ def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) 
         wanted = f"only {', '.join(PER_TOKEN)} to have one entry per token"
         fail(unknown[0], wanted, list(inputs[unknown[0]].shape))
     row = position.clamp(min=0).long()
-    filler = 1 if image_token == 0 else 0
+    filler = min({0, 1, 2} - {image_token, pad_token})
     extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filler)}
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if positions is not None:
@@ -60,9 +69,9 @@ def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) 
             mask = inputs["attention_mask"]
     if mask is not None:
         extra["attention_mask"] = torch.ones_like(row, dtype=mask.dtype)
-    for name in ("mm_token_type_ids", "token_type_ids"):
+    for name, value in (("mm_token_type_ids", 0), ("token_type_ids", token_type)):
         if inputs.get(name) is not None:
-            extra[name] = torch.zeros_like(row, dtype=inputs[name].dtype)
+            extra[name] = torch.full_like(row, value, dtype=inputs[name].dtype)
     experts = inputs.get("moe_mm_token_type_ids")  # Ernie: whose experts a token goes to
     if experts is not None:
         extra["moe_mm_token_type_ids"] = experts.gather(1, row)

@@ -1,17 +1,30 @@
-"""Which models the wiring supports, and the error for one that it does not."""
+"""Which objectives the wiring supports on a model, and the error for one that it does not.
+
+The text loss, DV-SFT and the logit lens read last hidden states: they fit every causal decoder.
+What reads attention maps needs the layers that it reads to be softmax attention. SMAM needs every
+layer to say what a side token sees.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields, replace
+from inspect import signature
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from groundkern.checks import fail
-from groundkern.hf.model.gradcam import refuse_fused
-from groundkern.hf.objectives import Objectives
+from groundkern.hf.data.geometry import NO_PLACE
+from groundkern.hf.model.layers import NO_MODULES, text_attention, text_decoder, text_layers
+from groundkern.hf.model.prefix import is_prefix_lm
+from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 
-ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 # Frequencies that depend on the length of the batch, which side tokens increase.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens())
+NAMES = tuple(field.name for field in fields(Objectives) if field.name != "backend")
+FAILED = "_groundkern_failed"  # in the __dict__ of a model: reasons by objective, from `doctor`
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -34,73 +47,179 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def text_attention(model: PreTrainedModel) -> list[nn.Module]:
-    """The attention modules of the text decoder in layer order, without the vision tower's."""
-    found = [
-        module
-        for module in model.get_decoder().modules()
-        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling")
-    ]
-    return sorted(found, key=lambda module: module.layer_idx)
+def supported_objectives(model: nn.Module) -> dict[str, str | None]:
+    """Which objectives a model can be trained with, by its architecture.
 
-
-def refuse_without_decoder(model: PreTrainedModel) -> None:
-    """Raise for a model that is not a decoder below an output head.
+    `doctor` measures on a batch what this reads off the model.
 
     Args:
-        model: a transformers model without wrappers.
+        model: a transformers model, bare or inside PEFT; it need not be attached.
+
+    Returns:
+        For "text" and each objective of `attach`: None, or the sentence with which `attach` refuses
+        its defaults.
 
     Raises:
-        ValueError: no output head, cross-attention, a forward that is not a body and a head
-            (BLIP-2, Kosmos-2: `base_model` is the model itself), attention of its own (GIT).
+        TypeError: not a transformers model.
     """
-    name = type(model).__name__
-    if model.config.is_encoder_decoder:
-        wanted = "a decoder without cross-attention"
-        fail("model", wanted, f"{name}, which is an encoder and a decoder")
-    if model.get_output_embeddings() is None:
-        fail("model", "a model with an output head", f"{name}, which has none")
-    if model.base_model is model:
-        wanted = "a model whose forward is a body (`base_model`) and an output head"
-        fail("model", wanted, f"{name}, whose parts are wired otherwise")
-    if any("CrossAttention" in type(module).__name__ for module in model.get_decoder().modules()):
-        fail("model", "a decoder without cross-attention", name)
-    if not text_attention(model):
-        wanted = "a decoder whose attention goes through transformers' attention functions"
-        fail("model", wanted, f"{name}, whose own does not")
+    base = base_model(model)
+    found = {"text": _reason(_refuse_model, base)}
+    for name in NAMES:
+        how = getattr(DEFAULTS, name)
+        found[name] = found["text"] or _reason(_refuse_objective, base, name, how)
+    return found
 
 
 def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
-    """Raise for an architecture whose attention the ops do not compute.
+    """Raise for what was asked for and cannot be trained on this model.
 
     Args:
         model: a transformers model without wrappers.
         objectives: what is to be trained.
 
     Raises:
-        ValueError: no decoder below an output head, text that attends both ways, layers that are
-            not softmax attention, attention sinks, length-dependent RoPE with SMAM, a layer of an
-            objective that does not exist, GradCAM with attention other than eager.
+        ValueError: no output head, cross-attention, text that attends both ways; for maps a layer
+            that is not softmax attention or does not exist, or GradCAM with attention other than
+            eager; for SMAM a layer that mixes tokens in a way that is not known, or RoPE that
+            depends on the length.
     """
-    refuse_without_decoder(model)
-    name, config = type(model).__name__, model.config.get_text_config()
-    modules = text_attention(model)
+    _refuse_model(model)
+    for name in NAMES:
+        if (how := getattr(objectives, name)) is not None:
+            _refuse_objective(model, name, how)
+
+
+def evaluated(model: PreTrainedModel, attached: Objectives) -> Objectives:
+    """What is computed in evaluation: what is attached, and SMAM, DV-SFT and KLAL with their
+    defaults, so that models trained differently compare; those that the model supports.
+
+    Args:
+        model: the attached model, without wrappers.
+        attached: the objectives that make the loss.
+
+    Returns:
+        The objectives.
+    """
+    found = all_terms(attached)
+    added = [name for name in ("smam", "klal") if getattr(attached, name) is None]
+    without = [n for n in added if _reason(_refuse_objective, model, n, getattr(found, n))]
+    return replace(found, **dict.fromkeys(without)) if without else found
+
+
+def all_terms(attached: Objectives) -> Objectives:
+    """What evaluation computes on a model that supports everything.
+
+    Args:
+        attached: the objectives that make the loss.
+
+    Returns:
+        The objectives, SMAM, DV-SFT and KLAL with their defaults if they are not attached.
+    """
+    return replace(
+        attached,
+        smam=attached.smam or Smam(),
+        dv_sft=attached.dv_sft or DvSft(),
+        klal=attached.klal or Klal(),
+    )
+
+
+def _reason(refuse, *args) -> str | None:
+    """The sentence with which `refuse` refuses."""
+    try:
+        refuse(*args)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _refuse_model(model: PreTrainedModel) -> None:
+    """Raise for a model that supports no objective."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        wanted = "a decoder without cross-attention"
+        fail("model", wanted, f"{name}, which is an encoder and a decoder")
+    if model.get_output_embeddings() is None:
+        fail("model", "a model with an output head", f"{name}, which has none")
+    if model.base_model is model:  # Llama 4, which can be run for one token's logits
+        takes = signature(type(model).forward).parameters
+        headed = text_decoder(model) is not model.get_decoder() and "logits_to_keep" in takes
+        if not headed or model.config.model_type in NO_PLACE:
+            wanted = "a model whose forward is a body (`base_model`) and an output head"
+            fail("model", wanted, f"{name}, whose parts are wired otherwise")
+    config, modules = model.config.get_text_config(), list(text_decoder(model).modules())
+    crossed = any("CrossAttention" in type(module).__name__ for module in modules)
+    if crossed or getattr(config, "cross_attention_layers", None):
+        fail("model", "a decoder without cross-attention", name)
+    unread = all(layer.unread == NO_MODULES for layer in text_layers(model))
+    if unread and any(type(module).__name__.endswith("Attention") for module in modules):
+        wanted = "a decoder whose attention goes through transformers' attention functions"
+        fail("model", wanted, f"{name}, whose own does not")
     both_ways = getattr(config, "use_bidirectional_attention", None)
-    if both_ways not in (None, False, "vision"):
+    if both_ways not in (None, False, "vision") and not is_prefix_lm(model):
         fail("model", "causal attention between text tokens", f"{name}, which attends both ways")
-    mixers = sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
-    if mixers or len(modules) != config.num_hidden_layers:
-        got = f"{name} with {', '.join(mixers) or f'{len(modules)} attention modules'}"
-        wanted = f"softmax attention in each of the {config.num_hidden_layers} layers"
-        fail("model", wanted, got)
-    if any(getattr(module, "sinks", None) is not None for module in modules):
-        fail("model", "attention without sinks", name)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if objectives.smam is not None and rope.get("rope_type") in LENGTH_DEPENDENT_ROPE:
-        fail("smam", "RoPE that does not depend on the length", rope["rope_type"])
-    for term, layers in objectives.layers().items():
-        if not 0 <= layers[0] <= layers[-1] < len(modules):
-            fail(f"{term}.layers", f"layers in [0, {len(modules)})", layers)
-    if objectives.gradcam:
-        for module in modules:
+
+
+def _refuse_objective(model: PreTrainedModel, name: str, how: object) -> None:
+    """Raise for an objective that the layers of a model do not support."""
+    if (failed := model.__dict__.get(FAILED, {}).get(name)) is not None:
+        raise ValueError(failed)
+    if name == "smam":
+        _refuse_smam(model)
+    elif name == "klal" or getattr(how, "maps", None) is not None:
+        _refuse_maps(model, name, how)
+
+
+def _refuse_smam(model: PreTrainedModel) -> None:
+    obstacles = [layer for layer in text_layers(model) if layer.obstacle is not None]
+    if obstacles:
+        counted = Counter(layer.obstacle for layer in obstacles)
+        kinds = "; ".join(f"{n} layers of {kind}" for kind, n in counted.items())
+        wanted = "layers that side tokens can pass (softmax attention, recurrences, convolutions)"
+        fail("smam", wanted, f"{type(model).__name__} with {kinds}")
+    found = [kind for kind in _rope_types(model) if kind in LENGTH_DEPENDENT_ROPE]
+    if found:
+        fail("smam", "RoPE that does not depend on the length", found[0])
+
+
+def _rope_types(model: PreTrainedModel) -> list[str]:
+    """How positions become frequencies, as the decoder's modules say or, without any, the config.
+
+    HunYuan's module makes fixed frequencies of a config that says "dynamic".
+    """
+    modules = text_decoder(model).modules()
+    kinds = [module.rope_type for module in modules if hasattr(module, "rope_type")]
+    if not kinds:
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        kinds = [rope.get("rope_type")]
+    return [
+        name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])
+    ]
+
+
+def _refuse_maps(model: PreTrainedModel, name: str, how: Klal | Hist | Margins) -> None:
+    layers, attention = text_layers(model), text_attention(model)
+    if not attention:
+        kinds = ", ".join(sorted({layer.unread for layer in layers}))
+        fail(name, "layers of softmax attention", f"{type(model).__name__} with {kinds}")
+    chosen = how.layers or ()
+    if chosen and chosen[-1] >= len(layers):
+        fail(f"{name}.layers", f"layers in [0, {len(layers)})", chosen)
+    for number in chosen:
+        if number not in attention:
+            readable = ", ".join(map(str, attention))
+            wanted = f"layers of softmax attention ({readable})"
+            fail(f"{name}.layers", wanted, f"{number}, a layer of {layers[number].unread}")
+    if getattr(how, "maps", None) == "gradcam":
+        for module in attention.values():
             refuse_fused(module.config._attn_implementation)
+
+
+def refuse_fused(attention: str) -> None:
+    """Raise unless attention is plain mathematics, which differentiates twice.
+
+    Raises:
+        ValueError: flash, sdpa or flex attention.
+    """
+    if attention != "eager":
+        wanted = "eager: GradCAM losses differentiate twice, which flash and sdpa attention cannot"
+        fail("attn_implementation", wanted, attention)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from groundkern.hf.data.batch import COUNTS, FIELDS, row_counts
-from groundkern.hf.model.request import all_terms
 from groundkern.hf.model.rows import tokens_after
+from groundkern.hf.model.support import all_terms
 from groundkern.hf.model.terms import part_rules
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput

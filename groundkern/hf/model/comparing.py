@@ -1,0 +1,63 @@
+"""Is the ops' attention of a few rows that of the model, in every layer that they compute?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from groundkern.hf.model.attention import RUN, BodyRun, Layer, SideRows
+from groundkern.selection import KeySets
+
+
+class ComparedAttention:
+    """A reading: attention of rows over all their keys and over a set, beside the main pass's.
+
+    Args:
+        every: the rows, with every key allowed.
+        some: the same rows with fewer keys.
+    """
+
+    uses_lse = False
+
+    def __init__(self, every: SideRows, some: SideRows) -> None:
+        self.every, self.some = every, some
+        self.off: list[float] = []  # of each layer: `every` against the main pass
+        self.moved: list[float] = []  # of each layer: `some` against the main pass
+
+    def rows_in(self, number: int) -> None:
+        """None: it takes them itself."""
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Compare one layer."""
+        rows = self.every.rows
+        counted = rows.position >= 0
+        sequence, position = rows.sequence.long(), rows.position.clamp(min=0).long()
+        main = layer.out[sequence, position][counted].float()  # [N, Hq, Dv]
+        found = (side.attend(layer).flatten(0, 1)[counted] for side in (self.every, self.some))
+        largest = main.abs().max()
+        off, moved = (float((x - main).abs().max() / largest) for x in found)
+        self.off.append(off)
+        self.moved.append(moved)
+
+
+@torch.no_grad()
+def compared_attention(
+    model: nn.Module, inputs: dict[str, Tensor], every: SideRows, some: KeySets, backend: str
+) -> ComparedAttention:
+    """Run a model's own forward and compare its attention with the ops'.
+
+    Args:
+        model: the attached model.
+        inputs: its own inputs.
+        every: the rows, with every key allowed.
+        some: fewer keys for each of them.
+        backend: of the ops.
+
+    Returns:
+        What was compared; of no layer if the ops compute none.
+    """
+    compared = ComparedAttention(every, SideRows(every.rows, some))
+    run = BodyRun(inputs["input_ids"].shape[1], backend, [compared])
+    one = torch.zeros(1, dtype=torch.int64, device=inputs["input_ids"].device)
+    model(**inputs, use_cache=False, logits_to_keep=one, **{RUN: run})
+    return compared

@@ -1,0 +1,108 @@
+"""Tokens that see later keys: the prefix of a prefix-LM, and image tokens that see their image.
+
+Rows of maps and side tokens are described by the keys up to their own place. A row that sees later
+ones is refused; hidden states of such tokens may be read (DV-SFT, the logit lens).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from groundkern import checks
+from groundkern.checks import fail
+from groundkern.hf.data.batch import GroundedBatch
+from groundkern.hf.model.layers import forward_source
+
+# Their masks let tokens of type 0 (image and prompt) see one another; others are causal.
+PREFIX_LMS = ("paligemma",)
+CAUSAL_TYPE = 1  # of their `token_type_ids`
+
+
+def is_prefix_lm(model: nn.Module) -> bool:
+    """Whether image and prompt attend both ways, by `token_type_ids`.
+
+    Args:
+        model: a transformers model without wrappers.
+
+    Returns:
+        True for PaliGemma.
+    """
+    return model.config.model_type in PREFIX_LMS
+
+
+def side_token_type(model: nn.Module) -> int:
+    """The `token_type_ids` of side tokens, of which no main token may become aware.
+
+    Args:
+        model: the attached model, without wrappers.
+
+    Returns:
+        The type of causal text.
+    """
+    return CAUSAL_TYPE if is_prefix_lm(model) else 0
+
+
+def unbounded_rows(model: nn.Module, inputs: dict, position: Tensor) -> Tensor | None:
+    """Which rows see their whole prefix, past any sliding window.
+
+    Args:
+        model: the attached model, without wrappers.
+        inputs: of the model's body.
+        position: [B, R], padded with -1.
+
+    Returns:
+        bool [B, R]: the rows of the prefix; None if the model has none.
+    """
+    if not is_prefix_lm(model):
+        return None
+    return inputs["token_type_ids"].gather(1, position.clamp(min=0).long()) == 0
+
+
+def refuse_seeing_rows(
+    model: nn.Module, batch: GroundedBatch, inputs: dict, image_token: int | None
+) -> None:
+    """Refuse rows that see later keys, where a causal description of them would be wrong.
+
+    Args:
+        model: the attached model, without wrappers.
+        batch: the batch's supervision.
+        inputs: what is left for the model's body.
+        image_token: the id of visual tokens.
+
+    Raises:
+        ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps or
+            phrases inside the prefix; a map row that is an image token (the last two are checked if
+            that needs no sync).
+    """
+    types = inputs.get("token_type_ids")
+    if is_prefix_lm(model):
+        if types is None:
+            wanted = "0 for image and prompt, 1 for the answer: without them all attend both ways"
+            fail("token_type_ids", wanted, "nothing")
+        _refuse_prefix_rows(batch, types, inputs.get("attention_mask"))
+    elif types is not None or "block_sequence_ids" in forward_source(type(model.base_model)):
+        _refuse_image_rows(batch, inputs["input_ids"], image_token)
+
+
+def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None) -> None:
+    if not checks.values_visible(types):
+        return
+    prefix = types == 0
+    if mask is not None:
+        prefix = prefix & mask.bool()
+    sees_later = prefix & prefix.roll(-1, 1)
+    sees_later[:, -1] = False
+    for name in ("text_position", "side_position", "map_position", "phrase_position"):
+        position = getattr(batch, name)
+        if bool((sees_later.gather(1, position.clamp(min=0).long()) & (position >= 0)).any()):
+            got = "a row inside the prefix, which sees later tokens (token_type_ids 0)"
+            fail(f"gk_{name}", "rows of the answer, or the one before it", got)
+
+
+def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int | None) -> None:
+    position = batch.map_position
+    if checks.values_visible(position, input_ids):
+        token = input_ids.gather(1, position.clamp(min=0).long())
+        if bool(((token == image_token) & (position >= 0)).any()):
+            got = "a row that is an image token, which sees its whole image"
+            fail("gk_map_position", "rows of text tokens", got)
