@@ -19,10 +19,10 @@ from groundkern.checks import fail, require
 from groundkern.hf.model.attention import LAYER, grounded
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
+from groundkern.hf.model.logit_rule import LogitRule, measured_rule
+from groundkern.hf.model.own_forward import ATTACHMENT
 from groundkern.hf.model.support import base_model, refuse_unsupported, text_attention
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
-
-ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Attachment:
 
     objectives: Objectives
     replaced: Callable | None  # the forward that was set on the instance before, if any
+    rule: LogitRule
 
 
 @dataclass
@@ -82,12 +83,13 @@ def attach(
     require(backend in backends, "backend", " | ".join(backends), backend)
     objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
     refuse_unsupported(base, objectives)
+    rule = measured_rule(base)
     for layer, module in enumerate(text_attention(base)):
         module.__dict__[LAYER] = layer
         _wrap(_function_of(module), base)
     previous = base.__dict__.get(ATTACHMENT)
     replaced = previous.replaced if previous else base.__dict__.get("forward")
-    base.__dict__[ATTACHMENT] = Attachment(objectives, replaced)
+    base.__dict__[ATTACHMENT] = Attachment(objectives, replaced, rule)
     set_head_weight(base, klal)
     if previous is None:
         base.forward = MethodType(_patched_forward(type(base)), base)

@@ -72,7 +72,8 @@ def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
     if run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
-    return hidden if request.logit_scale == 1.0 else hidden * request.logit_scale
+    scale = request.logit_rule.scale
+    return hidden if scale == 1.0 else hidden * scale
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
         hidden,
         target,
         smoothing=Smoothing(request.batch.word_bag.flatten(0, 1), bag, share),
-        softcap=request.softcap,
+        rule=request.logit_rule,
         backend=request.terms.backend,
     )
     sizes = [group.target.numel() for group in groups.values()]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from groundkern import LabelBags, linear_cross_entropy
-from groundkern.checks import fail
+from groundkern.hf.model.logit_rule import LogitRule
 from groundkern.losses import word_cross_entropy
 
 IGNORED = -100
@@ -40,7 +38,7 @@ def score_rows(
     target: Tensor,
     *,
     smoothing: Smoothing,
-    softcap: float | None,
+    rule: LogitRule,
     backend: str,
 ) -> RowScores:
     """Cross entropy of rows under the head.
@@ -54,69 +52,32 @@ def score_rows(
         hidden: [N, D] last hidden states.
         target: int64 [N]; -100 marks a row that is not counted.
         smoothing: the labels that share a part of each row's loss.
-        softcap: of the logits; None: off.
+        rule: what becomes of the logits; its scale is in `hidden` already.
         backend: of `linear_cross_entropy`.
 
     Returns:
         RowScores of [N] rows.
     """
     if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
-        return _scores_of_logits(head(hidden), target, smoothing, softcap)
+        return _scores_of_logits(rule.of(head(hidden).float()), target, smoothing)
 
     def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores = linear_cross_entropy(
             x,
             head.weight,
             target,
-            bias=head.bias,
+            bias=_offset_bias(head, rule),
             bags=ragged_bags(smoothing.ids, smoothing.index),
             smoothing=smoothing.share,
             reduction="none",
             ignore_index=IGNORED,
-            softcap=softcap,
+            softcap=rule.softcap,
             backend=backend,
         )
         return scores.loss, scores.log_prob, scores.predicted
 
     with _forward_replaced(head, fused):
         return RowScores(*head(hidden))
-
-
-class LogitRule(NamedTuple):
-    """What a model's forward does with its head's output: `softcap(logits * scale)`."""
-
-    scale: float
-    softcap: float | None
-
-
-def logit_rule(model: nn.Module) -> LogitRule:
-    """The logit post-processing of a model, read from its class's forward.
-
-    The config alone does not tell: Gemma3's vision model has no softcap and Aya Vision no scale,
-    although their text configs name one. `doctor` measures any other difference.
-
-    Raises:
-        ValueError: a scale on a head with a bias, a class without source.
-    """
-    config, source = model.config.get_text_config(), _forward_source(type(model))
-    softcap = scale = None
-    if "final_logit_softcapping" in source:
-        softcap = config.final_logit_softcapping
-    if "logit_scale" in source:
-        scale = config.logit_scale
-    elif "logits_scaling" in source:
-        scale = 1.0 / config.logits_scaling
-    if scale is not None and getattr(model.get_output_embeddings(), "bias", None) is not None:
-        fail("model", "a head without bias where logits are scaled", type(model).__name__)
-    return LogitRule(1.0 if scale is None else float(scale), softcap)
-
-
-@cache
-def _forward_source(model_class: type[nn.Module]) -> str:
-    try:
-        return inspect.getsource(inspect.unwrap(model_class.forward))
-    except OSError:  # a class typed into a prompt
-        fail("model", "a class whose forward has its source in a file", model_class.__name__)
 
 
 @contextmanager
@@ -137,11 +98,16 @@ def ragged_bags(ids: Tensor, index: Tensor) -> LabelBags:
     return LabelBags(flat, offsets, index)
 
 
-def _scores_of_logits(
-    logits: Tensor, target: Tensor, smoothing: Smoothing, softcap: float | None
-) -> RowScores:
+def _offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
+    """[V]: the head's bias and the rule's offset, which has no softcap."""
+    if rule.offset is None:
+        return head.bias
+    offset = rule.offset.to(head.weight.device, head.weight.dtype)
+    return offset if head.bias is None else head.bias + offset
+
+
+def _scores_of_logits(logits: Tensor, target: Tensor, smoothing: Smoothing) -> RowScores:
     """The same scores in plain torch, from stored logits [N, V] of these rows only."""
-    logits = soft_capped(logits.float(), softcap)
     log_probs = logits.log_softmax(-1)  # [N, V]
     counted = target != IGNORED
     label = target.clamp(min=0)
@@ -160,11 +126,6 @@ def _scores_of_logits(
         torch.where(counted, log_prob, zero).detach(),
         torch.where(counted, logits.argmax(-1), -1),
     )
-
-
-def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """`softcap * tanh(logits / softcap)`; None: the logits as they are."""
-    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def unembedding(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
-from groundkern.hf.model.head import logit_rule
+from groundkern.hf.model.logit_rule import LogitRule, logit_rule
 from groundkern.hf.model.rows import Rows
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
 
@@ -89,14 +89,9 @@ class Request:
         return self.model.get_output_embeddings()
 
     @property
-    def softcap(self) -> float | None:
-        """Of the logits, if the model's own forward applies one."""
-        return logit_rule(self.model).softcap
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor by which the model's own forward multiplies its logits."""
-        return logit_rule(self.model).scale
+    def logit_rule(self) -> LogitRule:
+        """What the model's own forward does around its head."""
+        return logit_rule(self.model)
 
     @property
     def side_tokens(self) -> int:
