@@ -11,7 +11,7 @@ from benchmarks.families.zoo.first import tiny_llava_model
 from groundkern.hf import Smam, attach, detach, doctor
 from groundkern.hf.model.attribution import through_norm
 from groundkern.hf.model.logit_rule import logit_rule
-from tests.hf.decoders import DECODERS, text_batch
+from tests.hf.decoders import DECODERS, every_key_a_column, text_batch
 from tests.hf.residual import ResidualParts
 from tests.hf.rows import rows_of
 from tests.hf.samples import SAMPLES, make_batch

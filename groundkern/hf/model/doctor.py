@@ -104,7 +104,7 @@ def _tolerance(model: nn.Module, device: torch.device) -> float:
 def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float) -> DoctorReport:
     rows = position >= 0
     measured = position[rows].unique()  # the model's own logits, at these positions only
-    own = model(**inputs, logits_to_keep=measured).logits  # [B, K, V]
+    own = _own_logits(model, inputs, measured)  # [B, K, V]
     place = torch.searchsorted(measured, position.clamp(min=0)).clamp(max=len(measured) - 1)
     own = own[torch.arange(len(own), device=own.device)[:, None], place][rows].float()
     free = model(**inputs, **_aligned_rows(position, inputs, alone=False), gk_record="logits")
@@ -118,6 +118,25 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
     )
     main, side, control = (float(d.abs().max() / largest) for d in distances)
     return DoctorReport(int(rows.sum()), main, side, control, tolerance)
+
+
+def _own_logits(model: nn.Module, inputs: dict, measured: Tensor) -> Tensor:
+    """[B, K, V]: the model's own logits at K positions; its head is not given any other.
+
+    Not every forward has `logits_to_keep` (Qwen's Omni thinkers, VideoLLaMA3).
+    """
+    length = inputs["input_ids"].shape[1]
+
+    def keep(_: nn.Module, args: tuple) -> tuple:
+        whole = args[0].dim() == 3 and args[0].shape[1] == length
+        return (args[0][:, measured], *args[1:]) if whole else args
+
+    handle = base_model(model).get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        logits = model(**inputs).logits
+    finally:
+        handle.remove()
+    return logits if logits.shape[1] == len(measured) else logits[:, measured]
 
 
 def _aligned_rows(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, Tensor]:
