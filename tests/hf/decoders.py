@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from transformers import (
     Cohere2Config,
     Cohere2ForCausalLM,
@@ -42,6 +43,20 @@ DECODERS = {
         GraniteForCausalLM, GraniteConfig(**TEXT, **MULTIPLIED), 0, "sdpa"
     ),
 }
+
+
+def build_moe(name: str, **settings):
+    """A tiny mixture of experts: four experts, two of them for a token.
+
+    Args:
+        name: of the class in transformers; its config's name begins alike.
+        settings: of the text config.
+    """
+    kind = getattr(transformers, name.replace("ForCausalLM", "Config"))
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    more = {"router_aux_loss_coef": 0.7, "output_router_logits": True, "moe_intermediate_size": 16}
+    config = kind(**{**TEXT, **experts, **more, **settings})
+    return build_model(getattr(transformers, name), config, 0, "sdpa")
 
 
 def text_batch() -> dict:

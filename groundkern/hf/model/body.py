@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from groundkern.checks import fail
 from groundkern.hf.model.attention import RUN, BodyRun, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
+from groundkern.hf.model.own_forward import body_inputs
 from groundkern.hf.model.readings import Readings, readings_of
 from groundkern.hf.model.request import Request, image_token_of
+from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
 
@@ -27,6 +29,7 @@ class BodyOutput(NamedTuple):
     readings: Readings
     normed: Tensor | None  # [B, S, D], the input of the final norm, for contributions
     gradcam: GradcamRun | None  # for GradCAM losses
+    router: Tensor | None  # the auxiliary loss of a mixture of experts, if it is on
 
 
 def run_body(request: Request) -> BodyOutput:
@@ -50,10 +53,11 @@ def run_body(request: Request) -> BodyOutput:
     run = BodyRun(length, request.terms.backend, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
     with norm_input as normed, graph:
-        hidden = _last_hidden(request, inputs, run)
+        hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
-    return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam)
+    router = router_loss(request, output, hidden)
+    return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)
 
 
 def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None) -> GradcamRun:
@@ -62,18 +66,20 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
     if explained is None:
         explained = SavedLayers()
         run = BodyRun(request.input_ids.shape[1], request.terms.backend, [explained])
-        hidden = _last_hidden(request, request.inputs, run)
+        hidden, _ = _run(request, request.inputs, run)
     return GradcamRun(hidden, explained.layers)
 
 
-def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
-    hidden = request.model.base_model(**inputs, use_cache=False, **{RUN: run})[0]
+def _run(request: Request, inputs: dict, run: BodyRun) -> tuple[Tensor, Any]:
+    """Last hidden states, times the logits' scale, and all that the body returned."""
+    args, kwargs = body_inputs(request.model, {**inputs, "use_cache": False})
+    output = request.model.base_model(*args, **kwargs, **{RUN: run})
     run.finished = True
     if run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
-    scale = request.logit_rule.scale
-    return hidden if scale == 1.0 else hidden * scale
+    hidden, scale = output[0], request.logit_rule.scale
+    return (hidden if scale == 1.0 else hidden * scale), output
 
 
 @contextmanager

@@ -8,13 +8,13 @@ read or guessed. No layer runs and no weight is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 
 ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
 
@@ -64,6 +64,36 @@ def run_own(
             stack.enter_context(_shadowed(model, "_loss_function", loss))
         stack.enter_context(_shadowed(model, "training", False))  # Liger's skip logits in training
         return own_forward(model)(**inputs)
+
+
+class _Reached(Exception):  # noqa: N818 (nothing is wrong)
+    """The body was called."""
+
+
+def body_inputs(model: nn.Module, inputs: dict) -> tuple[tuple, dict]:
+    """What a model's own forward hands to its body: some names are other ones there, some settings
+    come from the config, and older forwards put the images in themselves.
+
+    Args:
+        model: a transformers model without wrappers.
+        inputs: keywords of the forward.
+
+    Returns:
+        Arguments and keywords of `model.base_model`.
+
+    Raises:
+        ValueError: a forward that does not call its body.
+    """
+    found: list[tuple[tuple, dict]] = []
+
+    def body(*args: Any, **kwargs: Any) -> None:
+        found.append((args, kwargs))
+        raise _Reached
+
+    with suppress(_Reached):
+        run_own(model, inputs, body=body, head=model.get_output_embeddings())
+    require(len(found) == 1, "model", "a forward that calls its body", type(model).__name__)
+    return found[0]
 
 
 class _StandIn:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch
 from torch import Tensor
 
+from groundkern.hf.data.batch import COUNTS
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.gradcam import gradcam_maps, group_means
 from groundkern.hf.model.head import RowScores
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
+from groundkern.hf.model.router import ROUTER
 from groundkern.hf.model.rows import word_images
 from groundkern.hf.objectives import Objectives
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
@@ -44,6 +47,9 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
             parts |= found
             if getattr(request.attached, name) is not None:
                 loss = loss + weighted
+    if body.router is not None:
+        parts[ROUTER] = _router(request, body.router)
+        loss = loss + parts[ROUTER]
     learned = getattr(request.model, HEAD_WEIGHT, None)
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
@@ -69,9 +75,10 @@ def part_rules(objectives: Objectives) -> dict[str, PartRule]:
         objectives: what is computed.
 
     Returns:
-        The rule of every part, by its name in `GroundedOutput.parts`.
+        The rule of every part, by its name in `GroundedOutput.parts`; that of the routers too,
+        which only some models have.
     """
-    rules = {"text": PartRule(1.0, "text", "text")}
+    rules = {name: PartRule(1.0, "text", "text") for name in ("text", ROUTER)}
     if (dv_sft := objectives.dv_sft) is not None:
         rules["word"] = PartRule(dv_sft.weight, WORD_COUNTS[dv_sft.average], "word")
     if (smam := objectives.smam) is not None:
@@ -90,6 +97,13 @@ def part_rules(objectives: Objectives) -> dict[str, PartRule]:
         for name in ("margin_mean", "margin_max"):
             rules[name] = PartRule(margin.weight, "map", "map")
     return rules
+
+
+def _router(request: Request, loss: Tensor) -> Tensor:
+    """The routers' loss times this batch's share of the step's trained tokens, so that micro-batches
+    and ranks add up to a mean; a batch alone has all of it."""
+    total, own = request.denominator("text"), request.batch.counts[COUNTS.index("text")]
+    return loss.float() * torch.where(total > 0, own / total.clamp(min=1), 1.0)
 
 
 def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
