@@ -27,6 +27,7 @@ __all__ = [
     "Smam",
     "Word",
     "attach",
+    "compile_layers",
     "detach",
     "doctor",
     "image_geometry",

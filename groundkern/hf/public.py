@@ -6,6 +6,7 @@ from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.processor import load_processor
 from groundkern.hf.model.attach import attach, detach, objectives_of
+from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput

@@ -74,6 +74,16 @@ def text_batch() -> dict:
     }
 
 
+def padded_batch() -> dict:
+    """Two sequences, the second shorter, with side tokens."""
+    first = text_batch()
+    batch = {name: torch.cat((x, x)) for name, x in first.items()}
+    batch["input_ids"][1, 5:] = batch["input_ids"][1, 4].clone()
+    batch["attention_mask"][1, 10:] = 0
+    batch["gk_text_position"][1, 2] = -1
+    return batch
+
+
 def every_key_a_column(ids: torch.Tensor) -> dict:
     batch, length = ids.shape
     return {

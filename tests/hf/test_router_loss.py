@@ -12,7 +12,7 @@ from benchmarks.families.zoo.making import build_model
 from groundkern.hf import DvSft, Klal, Smam, attach, detach, row_counts
 from groundkern.hf.model.router import ROUTER
 from tests.hf.closeness import assert_same_gradients, gradients
-from tests.hf.decoders import TEXT, build_moe, text_batch
+from tests.hf.decoders import TEXT, build_moe, padded_batch, text_batch
 
 TERMS = {"smam": Smam(weight=0.7), "dv_sft": DvSft(), "klal": Klal()}
 EXPERTS = {
@@ -52,16 +52,6 @@ MODELS = {
     "qwen3_vl_moe": lambda: vision_moe("Qwen3VLMoeConfig"),
     "glm4v_moe": lambda: vision_moe("Glm4vMoeConfig"),
 }
-
-
-def padded_batch() -> dict:
-    """Two sequences, the second shorter, with side tokens."""
-    first = text_batch()
-    batch = {name: torch.cat((x, x)) for name, x in first.items()}
-    batch["input_ids"][1, 5:] = batch["input_ids"][1, 4].clone()
-    batch["attention_mask"][1, 10:] = 0
-    batch["gk_text_position"][1, 2] = -1
-    return batch
 
 
 def own(model, batch: dict):
