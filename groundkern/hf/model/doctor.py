@@ -59,8 +59,10 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     base = base_model(model)
     refuse_unsupported(base, objectives_of(base))
     for module in text_attention(base):
-        if getattr(module, "attention_dropout", 0.0):
-            fail("attention_dropout", "0 (set it in the model's config)", module.attention_dropout)
+        dropout = getattr(module, "attention_dropout", 0.0)
+        dropout = getattr(dropout, "p", dropout)  # Persimmon holds a module
+        if dropout:
+            fail("attention_dropout", "0 (set it in the model's config)", dropout)
     inputs = {
         name: x
         for name, x in batch.items()

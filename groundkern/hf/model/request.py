@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
+from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.model.logit_rule import LogitRule, logit_rule
 from groundkern.hf.model.rows import Rows
 from groundkern.hf.objectives import DvSft, Klal, Objectives, Smam
@@ -68,6 +69,9 @@ class Request:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
+        if image_token_of(model) is None and any("pixel_values" in name for name in inputs):
+            wanted = "the id of visual tokens (the processor's image_token_id) beside images"
+            fail("model.config.image_token_id", wanted, None)
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
@@ -187,8 +191,8 @@ def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
 
 
 def image_token_of(model: nn.Module) -> int | None:
-    """The id that stands for a visual token."""
-    return getattr(model.config, "image_token_id", None)
+    """The id that stands for a visual token; None for a text model."""
+    return image_token_id(model.config)
 
 
 def all_terms(attached: Objectives) -> Objectives:
