@@ -16,6 +16,7 @@ from tests.hf.residual import ResidualParts
 from tests.hf.rows import rows_of
 from tests.hf.samples import SAMPLES, make_batch
 
+
 @pytest.fixture(params=DECODERS)
 def decoder(request):
     model = attach(DECODERS[request.param](), smam=Smam())

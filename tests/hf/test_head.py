@@ -9,7 +9,6 @@ from torch import nn
 from groundkern.hf.model.head import Smoothing, ragged_bags, score_rows
 from groundkern.hf.model.logit_rule import BLOCKED, LogitRule
 
-
 PLAIN = LogitRule(1.0, None)
 
 
@@ -39,7 +38,9 @@ def test_any_head_scores_like_a_plain_one(softcap, bias):
         torch.manual_seed(3)
         head = kind(6, 13, bias=bias)
         x = hidden.clone().requires_grad_()
-        scores = score_rows(head, x, target, smoothing=smoothing, rule=LogitRule(1.0, softcap), backend="auto")
+        scores = score_rows(
+            head, x, target, smoothing=smoothing, rule=LogitRule(1.0, softcap), backend="auto"
+        )
         (scores.loss * upstream).sum().backward()
         results.append((*scores, x.grad, *(p.grad for p in head.parameters())))
     for plain, other in zip(*results, strict=True):

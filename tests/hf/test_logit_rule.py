@@ -94,7 +94,7 @@ def test_logits_that_cannot_be_repeated_are_refused(name):
 
     model = DECODERS["cohere2"]()
     model.__class__ = typed(Cohere2ForCausalLM, forward)
-    with pytest.raises(ValueError, match="`model`: expected (logits|a forward|a head)"):
+    with pytest.raises(ValueError, match=r"`model`: expected (logits|a forward|a head)"):
         attach(model)
 
 

@@ -59,8 +59,8 @@ def is_compiled(model: nn.Module) -> bool:
 def _parts(model: nn.Module) -> list[nn.Module]:
     """Attention, feed-forward and norms of every decoder layer.
 
-    Not the layers themselves: a compiled layer would hold its own checkpointing (transformers 5.23),
-    which cannot be traced around attention that runs eagerly.
+    Not the layers themselves: a compiled layer would hold its own checkpointing (transformers
+    5.23), which cannot be traced around attention that runs eagerly.
     """
     attention = set(text_attention(model))
     lists = [m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList)]

@@ -102,7 +102,8 @@ def _offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
     """[V]: the head's bias and the rule's offset, which has no softcap."""
     if rule.offset is None:
         return head.bias
-    offset = rule.offset.to(head.weight.device, head.weight.dtype)
+    dtype = head.weight.dtype  # in fp16 the offset would be infinite
+    offset = rule.offset.clamp(min=torch.finfo(dtype).min / 2).to(head.weight.device, dtype)
     return offset if head.bias is None else head.bias + offset
 
 

@@ -118,12 +118,13 @@ def _probe_hidden(rows: int, width: int) -> Tensor:
 
 def _factor(name: str, given: Tensor, found: Tensor) -> float:
     """By how much hidden states are multiplied before the head."""
-    if found.shape == given.shape:
-        ratio = found.detach().to("cpu", torch.float64) / given
-        factor = float(ratio.mean())
-        if bool(((ratio - factor).abs() <= 2**-8 * abs(factor)).all()) and factor:
-            return 1.0 if abs(factor - 1.0) < SAME else factor
-    fail("model", "a head on the last hidden states, times a number", name)
+    same = found.shape == given.shape
+    ratio = found.detach().to("cpu", torch.float64) / given if same else torch.zeros(1)
+    factor = float(ratio.mean())
+    even = bool(((ratio - factor).abs() <= 2**-8 * abs(factor)).all())
+    if not even or not factor:
+        fail("model", "a head on the last hidden states, times a number", name)
+    return 1.0 if abs(factor - 1.0) < SAME else factor
 
 
 def _curve(name: str, logits: Tensor, size: int) -> tuple[float, float | None, Tensor | None]:
@@ -139,9 +140,8 @@ def _curve(name: str, logits: Tensor, size: int) -> tuple[float, float | None, T
     scale = float(value[2]) if linear else float(value[1] / probes[1])
     scale = 1.0 if abs(scale - 1.0) < SAME else scale
     softcap = None if linear else float(value[-1])
-    if softcap is None or softcap > 0:
-        known = soft_capped(probes * scale, softcap)[:, None]
-        if bool(((rows - known).abs() <= SAME * known.abs()).all()):
-            offset = torch.where(blocked, BLOCKED, 0.0) if bool(blocked.any()) else None
-            return scale, softcap, offset
-    fail("model", wanted, name)
+    require(softcap is None or softcap > 0, "model", wanted, name)
+    known = soft_capped(probes * scale, softcap)[:, None]
+    require(bool(((rows - known).abs() <= SAME * known.abs()).all()), "model", wanted, name)
+    offset = torch.where(blocked, BLOCKED, 0.0) if bool(blocked.any()) else None
+    return scale, softcap, offset

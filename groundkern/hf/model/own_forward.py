@@ -66,7 +66,7 @@ def run_own(
         return own_forward(model)(**inputs)
 
 
-class _Reached(Exception):  # noqa: N818 (nothing is wrong)
+class _Reached(Exception):
     """The body was called."""
 
 
@@ -111,12 +111,16 @@ class _StandIn:
 
 def _place(model: nn.Module, module: nn.Module | None) -> tuple[nn.Module, str]:
     """The module that holds another, and the name under which it does."""
-    for owner in model.modules():
-        for name, child in owner.named_children():
-            if child is module:
-                return owner, name
-    wanted = "a forward that runs a body, then an output head"
-    fail("model", wanted, type(model).__name__)
+    places = (
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner.named_children()
+        if child is module
+    )
+    found = next(places, None)
+    if found is None:
+        fail("model", "a forward that runs a body, then an output head", type(model).__name__)
+    return found
 
 
 @contextmanager

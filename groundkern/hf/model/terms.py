@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch
 from torch import Tensor
 
 from groundkern.hf.data.batch import COUNTS
@@ -100,8 +99,8 @@ def part_rules(objectives: Objectives) -> dict[str, PartRule]:
 
 
 def _router(request: Request, loss: Tensor) -> Tensor:
-    """The routers' loss times this batch's share of the step's trained tokens, so that micro-batches
-    and ranks add up to a mean; a batch alone has all of it."""
+    """The routers' loss times this batch's share of the step's trained tokens, so that
+    micro-batches and ranks add up to a mean; a batch alone has all of it."""
     total, own = request.denominator("text"), request.batch.counts[COUNTS.index("text")]
     return loss.float() * torch.where(total > 0, own / total.clamp(min=1), 1.0)
 
