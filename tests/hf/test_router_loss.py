@@ -9,8 +9,10 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from benchmarks.families.zoo.making import build_model
-from groundkern.hf import DvSft, Klal, Smam, attach, detach, row_counts
+from groundkern.hf import DvSft, Klal, Smam, attach, detach, objectives_of, row_counts
 from groundkern.hf.model.router import ROUTER
+from groundkern.hf.watching.held_out import HeldOutMeans
+from groundkern.hf.watching.term_norms import term_norms
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.decoders import TEXT, build_moe, padded_batch, text_batch
 
@@ -101,6 +103,19 @@ def test_checkpointing_trains_the_routers_alike(model):
     attach(model)
     with pytest.raises(ValueError, match="drops the gradient of the routers"):
         model(**batch)
+
+
+def test_norms_and_held_out_means_have_it(model):
+    batch = padded_batch()
+    norms = term_norms(model, [batch])
+    assert norms[f"grad_norm_{ROUTER}"] > 0
+    with torch.no_grad():
+        output = model.eval()(**batch)
+    held_out = HeldOutMeans(objectives_of(model), torch.device("cpu"))
+    held_out.add(batch, output)
+    means = held_out.means()
+    assert means[ROUTER] == pytest.approx(float(output.parts[ROUTER]), rel=1e-6)
+    assert means["loss"] == pytest.approx(float(output.loss), rel=1e-5)
 
 
 def test_micro_batches_weigh_as_much_as_their_trained_tokens(model):

@@ -54,7 +54,7 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
         loss = loss + 0.0 * learned.sum()
     if request.part is not None:
         part = parts.get(request.part, text.detach() * 0.0)
-        loss = part_rules(request.attached)[request.part].weight * part
+        loss = part_rules(request.attached, routers=True)[request.part].weight * part
     return loss, parts
 
 
@@ -67,17 +67,18 @@ class PartRule(NamedTuple):
     rows: str
 
 
-def part_rules(objectives: Objectives) -> dict[str, PartRule]:
+def part_rules(objectives: Objectives, *, routers: bool = False) -> dict[str, PartRule]:
     """How the parts of the loss add up: it is the sum of `weight * part`.
 
     Args:
         objectives: what is computed.
+        routers: add the rule of the routers' loss, which only some models have.
 
     Returns:
-        The rule of every part, by its name in `GroundedOutput.parts`; that of the routers too,
-        which only some models have.
+        The rule of every part, by its name in `GroundedOutput.parts`.
     """
-    rules = {name: PartRule(1.0, "text", "text") for name in ("text", ROUTER)}
+    names = ("text", ROUTER) if routers else ("text",)
+    rules = {name: PartRule(1.0, "text", "text") for name in names}
     if (dv_sft := objectives.dv_sft) is not None:
         rules["word"] = PartRule(dv_sft.weight, WORD_COUNTS[dv_sft.average], "word")
     if (smam := objectives.smam) is not None:

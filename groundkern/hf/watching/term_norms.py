@@ -37,13 +37,13 @@ def term_norms(
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     norms = {}
-    found: set[str] = set()  # parts of the loss that the model has
+    known: set[str] = set()  # parts of the loss that the model has
     with buffers_kept(model):
-        for part in part_rules(objectives_of(model)):
-            if part == ROUTER and ROUTER not in found:
+        for part in part_rules(objectives_of(model), routers=True):
+            if part == ROUTER and ROUTER not in known:
                 continue
             with random_states_kept(device):
-                total = _gradient(model, batches, part, parameters, scale, found)
+                total = _gradient(model, batches, part, parameters, scale, known)
             if gather is not None:
                 total = [gather(gradient) for gradient in total]
             norm = torch.nn.utils.get_total_norm(total) / scale
@@ -57,14 +57,14 @@ def _gradient(
     part: str,
     parameters: list[nn.Parameter],
     scale: float,
-    found: set[str],
+    known: set[str],
 ) -> list[Tensor]:
-    """fp32 gradient of one part, summed over the micro-batches, by parameter; `found` learns which
+    """fp32 gradient of one part, summed over the micro-batches, by parameter; `known` learns which
     parts there are."""
     total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     for batch in batches:
         output = model(**batch, gk_part=part)
-        found.update(output.parts)
+        known.update(output.parts)
         loss = output.loss
         if not loss.requires_grad:
             continue
