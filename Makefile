@@ -1,5 +1,6 @@
 # make demo | test | long | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
-# the oldest Triton we support) | sanitize: each installs what it needs into .venv first, once.
+# the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
+# .venv first, once.
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PINNED := $(PY) -m pip install --quiet -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize
+.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -54,6 +55,28 @@ aot-oldest: $(INSTALLED) $(OLDEST)/.installed
 $(OLDEST)/.installed: | $(INSTALLED)
 	rm -rf $(OLDEST)
 	$(PY) -m pip install --quiet --no-deps --target $(OLDEST) triton==$(OLDEST_TRITON)
+	touch $@
+
+# The tests of the wiring with other versions of transformers, "newest" being what is published now:
+# each lies in a folder of its own ahead of .venv, with what it depends on.
+VERSIONS ?= 5.1.0 5.8.1 5.14.1 5.20.2 newest
+VERSION_TESTS := tests/hf/test_families.py tests/hf/test_family_geometry.py tests/hf/test_collator.py \
+	tests/hf/test_attach.py tests/hf/test_doctor.py tests/hf/test_examination.py \
+	tests/hf/test_processor.py tests/hf/zoo
+TRANSFORMERS := $(CURDIR)/build/transformers
+versions: $(VERSIONS:%=version-%)
+
+version-%: $(TRANSFORMERS)-%/.installed
+	PYTHONPATH=$(<D) $(PY) -c "import transformers; print('transformers', transformers.__version__)"
+	PYTHONPATH=$(<D) $(PY) -m pytest $(PYTEST_ARGS) -q -p no:cacheprovider $(VERSION_TESTS)
+
+.PRECIOUS: $(TRANSFORMERS)-%/.installed
+$(TRANSFORMERS)-%/.installed: | $(INSTALLED)
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	grep -v -E '^(transformers|tokenizers)==' constraints.txt > $(@D)/constraints.txt
+	$(PY) -m pip install --quiet --target $(@D) -c $(@D)/constraints.txt \
+		transformers$(if $(filter newest,$*),,==$*)
 	touch $@
 
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is

@@ -1,4 +1,5 @@
-"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `evaluate` and `evidence`.
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `doctor`, `evaluate`,
+`evidence`.
 
 Only the chosen command is imported: torch and transformers take seconds, and most commands need
 neither, or not at once.
@@ -20,6 +21,7 @@ from trainer.config import ConfigError
 _FIELDS = "Every field of the YAML file can also be given as --section.field VALUE:\n"
 _TOOLS = {
     "inspect": "trainer.inspection.command",
+    "doctor": "trainer.doctor.command",
     "evaluate": "trainer.evaluation.command",
     "evidence": "trainer.evidence.command",
 }

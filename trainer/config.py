@@ -60,6 +60,9 @@ class Model(Section):
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     freeze_vision: bool = setting(False, "train the language model only")
     lora: Lora | None = setting(None, "train LoRA adapters instead of all weights")
+    image_options: dict[str, Any] = setting(
+        {}, "settings of the image processor, such as max_pixels, kept with the trained model"
+    )
 
 
 class Data(Section):
@@ -79,6 +82,9 @@ class Data(Section):
     )
     coord: Literal["pixel", "resized", "unit", "per_mille", "percent", "square"] | None = setting(
         None, "what numbers of these count that do not say so (docs/boxes.md)"
+    )
+    geometry: Literal["auto", "table", "measured"] = setting(
+        "auto", "places of visual tokens: the family's table, or measured; auto: a table if any"
     )
     on_bad_sample: Literal["skip", "stop"] = setting("skip", "what a bad sample does to the run")
     max_length: Positive | None = setting(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.hf import GroundedExample, Region, image_geometry
+from groundkern.hf import GroundedExample, Region
 from trainer.metrics.held_out import own_columns, read, to_device
 from trainer.outlines import outlines
 from trainer.pictures import page_uri
@@ -20,7 +20,6 @@ KEPT = 1_200_000  # pixels of a picture, whatever its shape: the text of a recei
 
 def heat_maps(
     model: torch.nn.Module,
-    processor: Any,
     collator: Any,
     tasks: dict[str, list[int]],
     dataset: Any,
@@ -35,8 +34,7 @@ def heat_maps(
 
     Args:
         model: attached, in evaluation mode.
-        processor: the model's.
-        collator: examples to a batch.
+        collator: examples to a batch; its `geometry` says where visual tokens are.
         tasks: indices of the samples to choose from, by task.
         dataset: a `JsonLinesDataset`.
         limit: entries of a task.
@@ -50,14 +48,13 @@ def heat_maps(
     """
     entries = []
     for task, indices in tasks.items():
-        found = _entries(model, processor, collator, indices, dataset, autocast)
+        found = _entries(model, collator, indices, dataset, autocast)
         entries += [{"task": task, **entry} for entry in islice(found, limit)]
     return entries
 
 
 def _entries(
     model: torch.nn.Module,
-    processor: Any,
     collator: Any,
     indices: list[int],
     dataset: Any,
@@ -70,7 +67,7 @@ def _entries(
         batch = collator([example])
         if not bool((batch["gk_map_position"] >= 0).any()):
             continue
-        tables = image_geometry(processor, model.config, [example.images], batch)
+        tables = collator.geometry([example.images], batch)
         batch = to_device(batch, model.device)
         _, maps, contributions = read(model, batch, autocast=autocast)
         yield _entry(example, batch, tables[0], maps, contributions)

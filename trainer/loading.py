@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
     """
     settings = config.model
     model, processor = open_model(
-        settings.path, attn_implementation=settings.attn_implementation, dtype=settings.dtype
+        settings.path,
+        attn_implementation=settings.attn_implementation,
+        dtype=settings.dtype,
+        image_options=settings.image_options,
     )
     if settings.freeze_vision:
         for tower in _vision_towers(model):
@@ -43,7 +47,12 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
 
 
 def open_model(
-    path: str, *, attn_implementation: str, dtype: str, processor: str | None = None
+    path: str,
+    *,
+    attn_implementation: str,
+    dtype: str,
+    processor: str | None = None,
+    image_options: Mapping[str, Any] | None = None,
 ) -> tuple[torch.nn.Module, Any]:
     """Load a model and its processor.
 
@@ -52,6 +61,7 @@ def open_model(
         attn_implementation: as in transformers.
         dtype: the name of a torch dtype.
         processor: the folder or hub name of the processor; None: the model's.
+        image_options: other settings of its images (`load_processor`).
 
     Raises:
         ConfigError: the model or the processor cannot be loaded.
@@ -59,7 +69,7 @@ def open_model(
     if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
         raise ConfigError(f"`model.path`: expected a model folder, got {path} (not there)")
     try:
-        loaded = load_processor(processor or path)
+        loaded = load_processor(processor or path, image_options=image_options)
         model = AutoModelForImageTextToText.from_pretrained(
             path,
             attn_implementation=attn_implementation,

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from groundkern import metrics
-from groundkern.hf import GroundedExample, GroundingCollator, attach, image_geometry
+from groundkern.hf import GroundedExample, GroundingCollator, attach
 from groundkern.maps import inside
 from groundkern.rasters import Raster
 from trainer import durable
@@ -31,6 +31,7 @@ from trainer.data.images import MAX_PIXELS, image_size, load_rgb
 from trainer.data.rasters import RasterField, find_heat, find_mask
 from trainer.evaluation.generating import Answerer
 from trainer.evaluation.questions import Question
+from trainer.geometry import geometry_of
 from trainer.loading import open_model
 from trainer.metrics.held_out import to_device
 from trainer.outlines import outlines
@@ -215,8 +216,9 @@ def look(
     """
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     example = GroundedExample((image,), messages)
-    batch = GroundingCollator(processor, model.config)([example])
-    (table,) = image_geometry(processor, model.config, [example.images], batch)
+    geometry = geometry_of(model, processor)
+    batch = GroundingCollator(processor, model.config, geometry=geometry)([example])
+    (table,) = geometry([example.images], batch)
     batch = to_device(_every_token(batch), model.device)
     output = attach(model)(**batch, gk_record=("maps", "gradcam", "contributions", "layers"))
     placed = table[:, 3] > table[:, 1]

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from groundkern.hf import GroundingCollator
+from groundkern.hf import GroundingCollator, MeasuredGeometry
 from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
 from trainer.bringing import bring
@@ -24,6 +24,7 @@ from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.supervised import SupervisionWatch, check_supervision
+from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps
 from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
@@ -78,6 +79,12 @@ class _Run:
         test = config.data.test
         self.test_set = _data_set(config, "test", test) if test else None
         self.model, self.processor = load_model(config)
+        kept = self.output / FOLDER
+        self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
+        if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
+            self.model.to(torch.accelerator.current_accelerator())  # as the Trainer does later
+        if config.training.workers:
+            measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
         check_supervision(config, self.train_set, self._collator(self.train_set))
 
@@ -133,6 +140,7 @@ class _Run:
             self.model.config,
             max_length=data.max_length,
             lens=self.config.objectives.logit_lens is not None,
+            geometry=self.geometry,
             **settings,
         )
         return RobustCollator(collator, data.on_bad_sample, samples)
@@ -195,7 +203,6 @@ class _Run:
         )
         maps = heat_maps(
             self.model,
-            self.processor,
             collator,
             picked,
             self.test_set,

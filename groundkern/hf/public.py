@@ -5,6 +5,8 @@ from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.processor import load_processor
+from groundkern.hf.examination import Examination, examine
+from groundkern.hf.measuring.measured import MeasuredGeometry
 from groundkern.hf.model.attach import attach, detach, objectives_of
 from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.doctor import DoctorReport, doctor

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.processor import with_image_options
 from tests.hf.families import FAMILIES
 from tests.hf.painting import check, seeded, visual_tokens, without_attention
 
@@ -103,6 +105,25 @@ def test_onevision_gives_one_of_several_images_a_padded_square(build):
     (changed,) = (after - before).norm(dim=-1).nonzero(as_tuple=True)
     assert changed.tolist() == [17 + 5]  # row 1, column 1 of 4 x 4 on a square of 112 px
     assert table[22, 1:].tolist() == pytest.approx([0.25, 0.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("size", [(150, 97), (61, 170), (200, 190)], ids=str)
+def test_tiles_need_not_be_whole_patches(name, size):
+    """LLaVA-OneVision's 384 pixels are 27 patches of 14 and 6 pixels that no token shows."""
+    built = FAMILIES[name]
+    vision = {**built.model.vision, "image_size": 64}
+    pinned = [[64 * rows, 64 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+    more = {**built.model.more, "image_grid_pinpoints": pinned}
+    model = without_attention(replace(built.model, vision=vision, more=more)())
+    square = {"height": 64, "width": 64}
+    edges = {"llava_next": {"shortest_edge": 64}, "llava_onevision": square}
+    options = {"size": edges[name], "image_grid_pinpoints": pinned}
+    if name == "llava_next":
+        options["crop_size"] = square
+    processor = with_image_options(built.processor(), options)
+    table = check(processor, model, size, seeded())
+    assert table[15, 3:].tolist() == pytest.approx([56 / 64, 56 / 64])  # of the whole image
 
 
 def test_newlines_have_no_place(build):

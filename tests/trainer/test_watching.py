@@ -78,14 +78,14 @@ def test_heat_maps_pass_over_samples_without_a_map(data, objectives):
         assert figures["pointing"]["attention_ratio"] > 0
         counts = sampled(figures["pointing"], "attention_ratio").counts  # whatever the batches
         assert counts.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    entries = heat_maps(model, processor, collator, every, tests, limit=2)
+    entries = heat_maps(model, collator, every, tests, limit=2)
     assert [entry["name"] for entry in entries] == ["test.jsonl:5", "test.jsonl:6"]
     assert len(entries[0]["attention"]) == 9
-    assert heat_maps(model, processor, collator, {"": [0, 1, 2, 3]}, tests, limit=2) == []
+    assert heat_maps(model, collator, {"": [0, 1, 2, 3]}, tests, limit=2) == []
 
     cut = GroundingCollator(processor, model.config, max_length=24, **given)  # the answers are cut
     cut = RobustCollator(cut, "skip")
-    assert heat_maps(model, processor, cut, every, tests, limit=2) == []
+    assert heat_maps(model, cut, every, tests, limit=2) == []
     figures = evaluate(model, cut, {"": [4]}, tests, digits=digits, batch_size=1)[""]
     assert figures.pop("per_sample")["sums"].keys() == {"word_accuracy", "word_baseline"}
     assert figures.keys() == {"samples", "word_accuracy", "word_baseline"}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from groundkern.hf import GroundedExample, GroundingCollator
 from groundkern.hf.data.batch import without_rows
+from groundkern.hf.data.geometry import Geometry
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
@@ -47,6 +48,11 @@ class RobustCollator:
         self.collator, self.on_bad_sample, self.dataset = collator, on_bad_sample, dataset
         self.bad = BadSamples() if dataset is None else dataset.bad
         self._good: dict[str, Any] | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the collator: where visual tokens are."""
+        return self.collator.geometry
 
     def __call__(self, examples: list[GroundedExample]) -> dict[str, Any]:
         before, bad = Counter(self.collator.counts), []

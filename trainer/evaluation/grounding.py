@@ -10,6 +10,7 @@ from torch import Tensor
 
 from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach, doctor
+from trainer.geometry import geometry_of
 from trainer.metrics import held_out
 from trainer.metrics.held_out import MEASURED, digit_tokens, to_device
 from trainer.metrics.tally import Tally, row_of
@@ -42,6 +43,7 @@ class Grounding:
             processor,
             model.config,
             allowed_tokens=allowed,
+            geometry=geometry_of(model, processor),
             **MEASURED,
         )
         self._records = ("maps", "contributions", *(["gradcam"] if gradcam else []))

@@ -33,15 +33,11 @@ class Pictures:
     Args:
         dataset: the samples.
         scoring: knows what is right of each, and where an answer points to.
-        processor: the model's; None without heat maps.
         grounding: of `Grounding`, for heat maps, or None.
     """
 
-    def __init__(
-        self, dataset: JsonLinesDataset, scoring: Scoring, processor: Any, grounding: Any
-    ) -> None:
-        self._dataset, self._scoring = dataset, scoring
-        self._processor, self._grounding = processor, grounding
+    def __init__(self, dataset: JsonLinesDataset, scoring: Scoring, grounding: Any) -> None:
+        self._dataset, self._scoring, self._grounding = dataset, scoring, grounding
 
     def of(self, row: dict[str, Any]) -> list[Picture]:
         """The images of a sample, then the heat maps over the one that has a region."""
@@ -65,7 +61,7 @@ class Pictures:
         if self._grounding is None or not self._dataset.counts["regions"][index]:
             return []
         collator, model = self._grounding.collator, self._grounding.model
-        entries = heat_maps(model, self._processor, collator, {"": [index]}, self._dataset, limit=1)
+        entries = heat_maps(model, collator, {"": [index]}, self._dataset, limit=1)
         found = []
         for entry in entries:
             for kind in ("attention", "contribution"):

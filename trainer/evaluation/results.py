@@ -88,11 +88,10 @@ class Results:
         self.answers, self.figures, self.other = answers, figures, other
         self.refused, self.record = refused, record
 
-    def write(self, processor: Any, grounding: Any) -> Path:
+    def write(self, grounding: Any) -> Path:
         """Writes the files and prints the table.
 
         Args:
-            processor: the model's; None if the model was not needed.
             grounding: of `Grounding`, for heat maps; None: the report has none.
 
         Returns:
@@ -106,7 +105,7 @@ class Results:
         durable.write_json(output / EVALUATION, found)
         print_table(found)
         worst = failures(rows, scoring, self.arguments.failures)
-        pictures = Pictures(self.dataset, scoring, processor, grounding)
+        pictures = Pictures(self.dataset, scoring, grounding)
         durable.write_text(output / REPORT, page(found, worst, pictures.of), errors="replace")
         return output / REPORT
 

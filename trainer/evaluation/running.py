@@ -111,7 +111,7 @@ class _Evaluation:
             refused=self.refused,
             record=self._record(),
         )
-        return results.write(processor, self.grounding)
+        return results.write(self.grounding)
 
     def _data(self) -> JsonLinesDataset:
         path = self.arguments.data

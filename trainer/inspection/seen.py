@@ -13,7 +13,6 @@ from torch import Tensor
 
 from groundkern.hf.data.collator import GroundingCollator  # not by way of hf: no Trainer here
 from groundkern.hf.data.example import GroundedExample
-from groundkern.hf.data.geometry import image_geometry
 from trainer.inspection.views import View, framed
 from trainer.prepare.grid import visual_grid
 
@@ -57,7 +56,7 @@ class SeenByModel:
         """Raises `ValueError` for a sample that does not fit the model."""
         before = Counter(self.counts)
         batch = self._collator([example])
-        (table,) = image_geometry(self.processor, self.config, [example.images], batch)
+        (table,) = self._collator.geometry([example.images], batch)
         return Seen(self, example, batch, table, self.counts - before)
 
 

@@ -78,6 +78,18 @@ def imported(name: str, why: str) -> ModuleType:
         raise Unavailable(why) from error
 
 
+def named(name: str) -> type:
+    """A class of transformers.
+
+    Raises:
+        Unavailable: this transformers has none of that name.
+    """
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise Unavailable(f"transformers {transformers.__version__} has no {name}")
+    return found
+
+
 @cache
 def _trained_bpe() -> str:
     """A byte-level BPE of 512 entries trained on CORPUS, as JSON."""
@@ -172,9 +184,7 @@ class Model:
     more: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, *, seed: int = 0, attention: str = "sdpa", **text) -> Any:
-        kind = getattr(transformers, self.config, None)
-        if kind is None:
-            raise Unavailable(f"transformers {transformers.__version__} has no {self.config}")
+        kind = named(self.config)
         tokenizer = self.tokenizer()
         token = tokenizer.convert_tokens_to_ids
         ids = {k: token(v) if k.endswith("_token_id") else v for k, v in self.more.items()}
@@ -185,7 +195,9 @@ class Model:
             tie_word_embeddings=False,
             **ids,
         )
-        model_class = AutoModelForImageTextToText._model_mapping[kind]
+        model_class = AutoModelForImageTextToText._model_mapping.get(kind, None)
+        if model_class is None:
+            raise Unavailable(f"transformers {transformers.__version__} has no model for {kind}")
         return build_model(model_class, config, seed, attention)
 
 

@@ -24,14 +24,27 @@ from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
 from groundkern.hf.data.pictures import with_rgb_images
-from groundkern.hf.data.processor import text_options
+from groundkern.hf.data.processor import laid_out, marks_prefix, text_options
 from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
-from groundkern.hf.data.spans import Chat, TokenSpans, find_expansions, render_chat
+from groundkern.hf.data.spans import (
+    Chat,
+    Expansion,
+    TokenSpans,
+    find_expansions,
+    find_insertions,
+    render_chat,
+)
 from groundkern.hf.data.texts import TextRules
 from groundkern.hf.data.words import LABEL_BAGS, WordLabeler, word_rows
 
 # what the processor returns per token, and the value that pads it (None: the tokenizer's)
-_PER_TOKEN = {"input_ids": None, "attention_mask": 0, "token_type_ids": 0, "mm_token_type_ids": 0}
+_PER_TOKEN = {
+    "input_ids": None,
+    "attention_mask": 0,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
+}
 
 
 class GroundingCollator:
@@ -124,6 +137,7 @@ class GroundingCollator:
         self.lens, self.lens_outside = lens, lens_outside
         self.geometry = geometry or partial(image_geometry, processor, config)
         self.counts: Counter[str] = Counter()
+        self._marks_prefix = marks_prefix(processor)
         self._allowed = tuple(allowed_tokens)
         self._rules = TextRules(tokenizer, allowed=self._allowed)
         self._labeler = WordLabeler(
@@ -137,6 +151,7 @@ class GroundingCollator:
         )
         self._template: Any = None  # the one whose tokens `_rules` know
         self._is_blank: dict[int, bool] = {}
+        self._padding = self._marks_prefix  # it takes sequences of one length alone
 
     def __call__(self, examples: Sequence[GroundedExample]) -> dict[str, Tensor]:
         """Make a batch.
@@ -159,8 +174,12 @@ class GroundingCollator:
             for example in examples
         ]
         self._check_texts(examples, chats)
-        features = self._process(examples, [chat.text for chat in chats])
+        texts = [chat.text for chat in chats]
+        features = self._process(examples, texts)
+        laid = laid_out(self.processor, [list(example.images) for example in examples], texts)
         offsets = features.pop("offset_mapping")
+        wanted = f"one that makes {len(examples)} sequences of {len(examples)} chats"
+        require(len(offsets) == len(examples), "processor", wanted, len(offsets))
         replaced = features.pop("text_replacement_offsets", None) or [None] * len(examples)
         tables = self.geometry([example.images for example in examples], features)
         per_token = {key: features.pop(key) for key in _PER_TOKEN if key in features}
@@ -170,8 +189,10 @@ class GroundingCollator:
             placeholder = self.processor.image_token
             expansions = find_expansions(chat.text, placeholder, tokens, replaced[b])
             ids = per_token["input_ids"][b]
-            spans = TokenSpans(offsets[b], expansions, partial(self._blank, ids))
+            insertions = find_insertions(chat.text, laid[b], _name(example))
+            spans = TokenSpans(offsets[b], expansions, partial(self._blank, ids), insertions)
             layouts.append(self._layout(example, chat, spans, ids, table))
+            _check_end(laid[b], expansions, offsets[b], _name(example))
         samples = [self._fields(layout) for layout in layouts]
         left = self.processor.tokenizer.padding_side == "left"
         return {
@@ -218,21 +239,26 @@ class GroundingCollator:
             return self.processor(
                 images=images if any(images) else None,
                 text=texts,
-                padding=False,
+                padding=self._padding,
+                return_tensors=None,
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
                 **options,
             ).data
 
         try:
-            return run(examples, texts)
+            features = run(examples, texts)
         except ValueError:  # such as an image too narrow for its family: whose is it?
             for example, text in zip(examples, texts):
                 try:
                     run([example], [text])
                 except ValueError as error:
                     fail(_name(example), "a sample that the processor takes", f"its error: {error}")
-            raise
+            if self._padding:
+                raise
+            self._padding = True  # each alone is fine: Ernie's makes an array of the sequences
+            features = run(examples, texts)
+        return _without_padding(features) if self._padding else features
 
     def _layout(
         self, example: GroundedExample, chat: Chat, spans: TokenSpans, ids: list[int], table: Tensor
@@ -244,11 +270,15 @@ class GroundingCollator:
         self.counts["samples"] += 1
         self.counts["samples_truncated"] += len(stays) < len(ids)
         self.counts["tokens_truncated"] += len(ids) - len(stays)
-        ids = [ids[i] for i in stays]
+        all_ids, ids = ids, [ids[i] for i in stays]
         visual = torch.tensor([i for i, token in enumerate(ids) if token == image_token]).long()
         if len(visual) != len(table):
             wanted = f"{len(table)} visual tokens by the processor's settings"
             fail(f"{name}: images", wanted, len(visual))
+        for image, span in enumerate(spans.images):
+            there = sum(all_ids[i] == image_token for i in span)
+            tokens = int((table[:, 0] == image).sum())
+            require(there == tokens, f"{name}: images[{image}]", f"{tokens} visual tokens", there)
         return Layout(example, chat, spans, stays, ids, special, visual, table)
 
     def _fields(self, layout: Layout) -> SampleFields:
@@ -289,6 +319,8 @@ class GroundingCollator:
             fill = _PER_TOKEN[key]
             fill = self.processor.tokenizer.pad_token_id if fill is None else fill
             rows = [[row[i] for i in layout.stays] for row, layout in zip(values, layouts)]
+            if key == "token_type_ids" and self._marks_prefix:
+                rows = [_suffix(row, sample["text_position"]) for row, sample in zip(rows, samples)]
             batch[key] = pad_tokens(rows, fill, left=left)
         labels = []
         for layout, sample in zip(layouts, samples):
@@ -297,6 +329,33 @@ class GroundingCollator:
                 labels[-1][p + 1] = layout.ids[p + 1]
         batch["labels"] = pad_tokens(labels, -100, left=left)
         return batch
+
+
+def _without_padding(features: dict[str, Any]) -> dict[str, Any]:
+    """The same with lists per token as long as each sequence."""
+    keep = [[i for i, real in enumerate(row) if real] for row in features["attention_mask"]]
+    cut = dict(features)
+    for key in ("offset_mapping", *_PER_TOKEN):
+        if key in cut:
+            cut[key] = [[row[i] for i in kept] for row, kept in zip(cut[key], keep)]
+    cut.pop("labels", None)  # of PaliGemma's
+    return cut
+
+
+def _check_end(
+    laid: str, expansions: list[Expansion], offsets: list[tuple[int, int]], name: str
+) -> None:
+    """Refuse a processor that tokenised another text than the chat, as ShieldGemma2's does."""
+    gained = expansions[-1].new_stop - expansions[-1].stop if expansions else 0
+    behind = len(laid) + gained - max((stop for _, stop in offsets), default=0)
+    same = behind >= 0 and not laid[max(0, len(laid) - behind) :].strip()
+    require(same, f"{name}: processor", "one that tokenises the chats it is given", "another text")
+
+
+def _suffix(row: list[int], text_position: list[int]) -> list[int]:
+    """0 up to the first token to learn, 1 from there: it and all that follow see no later one."""
+    first = text_position[0] + 1 if text_position else len(row)
+    return [int(position >= first) for position in range(len(row))]
 
 
 def _name(example: GroundedExample) -> str:

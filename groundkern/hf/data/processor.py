@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from copy import copy
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType
+from typing import Any
 
 from transformers import AutoConfig, AutoProcessor, BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
+
+from groundkern.checks import require
 
 
 def pil_image_processor(family: str, name: str) -> type[BaseImageProcessor]:
@@ -36,17 +41,41 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     """The same processor without its video part, under the same name, so that it saves alike.
 
     Args:
-        processor_class: a processor whose last modality argument may be `video_processor`.
+        processor_class: a processor of images, text and maybe videos or sound.
 
     Returns:
-        A subclass made from an image processor and a tokenizer alone; one for each class.
+        A subclass made from the other parts alone, one for each class; the class itself if it has
+        no video part.
     """
-    attributes = [name for name in processor_class.get_attributes() if name != "video_processor"]
-    members = {"get_attributes": classmethod(lambda cls: attributes), "__module__": __name__}
+    if "video_processor" not in processor_class.get_attributes():
+        return processor_class
+    members = {"__module__": __name__}
     init = _video_optional(processor_class.__init__)
     if init is not None:
         members |= {"__init__": init, "apply_chat_template": ProcessorMixin.apply_chat_template}
-    return type(processor_class.__name__, (processor_class,), members)
+    return type(processor_class.__name__, (processor_class, _WithoutVideo), members)
+
+
+class _WithoutVideo(ProcessorMixin):
+    """Stands between a processor class and `ProcessorMixin`, and leaves the video part out.
+
+    The part may be anywhere among the arguments: omni processors have it before the tokenizer.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        parts = dict(zip(super().get_attributes(), args)) | kwargs
+        parts.pop("video_processor", None)
+        super().__init__(**parts)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+    @classmethod
+    def from_args_and_dict(cls, args: list, processor_dict: dict, **kwargs) -> ProcessorMixin:
+        args = list(args)
+        args.insert(super().get_attributes().index("video_processor"), None)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
 
 def _video_optional(init: FunctionType) -> FunctionType | None:
@@ -68,7 +97,8 @@ def _video_optional(init: FunctionType) -> FunctionType | None:
 
 
 def text_options(processor: ProcessorMixin, text: str) -> dict[str, bool]:
-    """How a rendered chat is given to a processor: without a second first token.
+    """How a rendered chat is given to a processor: without a second first token, and so that it
+    returns the kind of each token if its model wants that.
 
     Args:
         processor: of a model.
@@ -77,17 +107,101 @@ def text_options(processor: ProcessorMixin, text: str) -> dict[str, bool]:
     Returns:
         Keyword arguments of the processor.
     """
+    options = {}
     bos = processor.tokenizer.bos_token
-    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+    if bos and text.startswith(bos):
+        options["add_special_tokens"] = False
+    # Cosmos3 Edge's processor names them and leaves them out
+    if "mm_token_type_ids" in getattr(processor, "model_input_names", ()):
+        options["return_mm_token_type_ids"] = True
+    return options
 
 
-def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
+def marks_prefix(processor: ProcessorMixin) -> bool:
+    """Whether a processor tells a prefix, which sees itself whole, from a suffix to be learned.
+
+    PaliGemma's does, by `token_type_ids` and labels that it makes of a batch of one length.
+
+    Args:
+        processor: of a model.
+    """
+    return "labels" in getattr(processor, "model_input_names", ())
+
+
+def laid_out(processor: ProcessorMixin, images: list[list[Any]], texts: list[str]) -> list[str]:
+    """The texts as a processor changes them before it replaces the images' placeholders.
+
+    PaliGemma's puts its first token behind the images and a line break at the end.
+
+    Args:
+        processor: of a model.
+        images: of each text.
+        texts: rendered chats.
+    """
+    own = getattr(type(processor), "prepare_inputs_layout", None)
+    if own is None or own is ProcessorMixin.prepare_inputs_layout:
+        return texts
+    return processor.prepare_inputs_layout(images=images if any(images) else None, text=texts)[1]
+
+
+def with_image_options(processor: ProcessorMixin, options: Mapping[str, Any]) -> ProcessorMixin:
+    """The same processor with other settings of images, such as `max_pixels`.
+
+    They become settings of its image processor, so that calls, the geometry of visual tokens and
+    what is saved agree; an option that is given to one call is seen by that call alone.
+
+    Args:
+        processor: of a model.
+        options: keyword arguments of its image processor.
+
+    Returns:
+        A shallow copy with an image processor of its own.
+
+    Raises:
+        ValueError: a setting that the image processor does not have, or that the processor's class
+            fixes.
+    """
+    images = processor.image_processor
+    known = {*images.valid_kwargs.__annotations__, *images.to_dict()}
+    for name in options:
+        require(
+            name in known, f"image_options.{name}", f"a setting of {type(images).__name__}", "none"
+        )
+    fixed = getattr(processor, "images_kwargs", None)  # before transformers 5.21 beside the class
+    if fixed is None:
+        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
+        fixed = defaults.get("images_kwargs", {})
+    for name in options:
+        wanted = f"a setting that {type(processor).__name__} does not fix at {fixed.get(name)!r}"
+        require(name not in fixed, f"image_options.{name}", wanted, options[name])
+    replaced = copy(processor)
+    replaced.image_processor = type(images)(**{**_own_settings(images, options), **options})
+    return replaced
+
+
+def _own_settings(images: BaseImageProcessor, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image processor is made of, without the size if the options bound it in pixels.
+
+    `min_pixels` and `max_pixels` become parts of `size`, whose other part stays.
+    """
+    settings = {k: v for k, v in images.to_dict().items() if k != "image_processor_type"}
+    size = settings.get("size") or {}
+    if {"min_pixels", "max_pixels"} & set(options) and "longest_edge" in size:
+        del settings["size"]
+        settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    return settings
+
+
+def load_processor(
+    path: str | os.PathLike, *, image_options: Mapping[str, Any] | None = None, **kwargs
+) -> ProcessorMixin:
     """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
 
     Video processors need torchvision; images and text do not, and groundkern supports no videos.
 
     Args:
         path: folder (or hub name) of a model with its processor, config.json included.
+        image_options: other settings of its images (`with_image_options`).
         **kwargs: options of `from_pretrained` (`revision`, `local_files_only`, ...).
 
     Returns:
@@ -99,11 +213,16 @@ def load_processor(path: str | os.PathLike, **kwargs) -> ProcessorMixin:
 
     Source: transformers' `AutoProcessor`.
     """
+    processor = _loaded(path, kwargs)
+    return with_image_options(processor, image_options) if image_options else processor
+
+
+def _loaded(path: str | os.PathLike, options: dict[str, Any]) -> ProcessorMixin:
     try:
-        return AutoProcessor.from_pretrained(path, **kwargs)
+        return AutoProcessor.from_pretrained(path, **options)
     except (ImportError, OSError, ValueError):
-        config = AutoConfig.from_pretrained(path, **kwargs)
+        config = AutoConfig.from_pretrained(path, **options)
         processor_class = PROCESSOR_MAPPING.get(type(config), None)
         if processor_class is None or "video_processor" not in processor_class.get_attributes():
             raise
-        return without_video(processor_class).from_pretrained(path, **kwargs)
+        return without_video(processor_class).from_pretrained(path, **options)

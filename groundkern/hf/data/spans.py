@@ -12,6 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple
 
@@ -200,7 +201,7 @@ class Expansion(NamedTuple):
     """An image placeholder, and the characters that took its place.
 
     Args:
-        stop: the placeholder's end in the rendered chat.
+        stop: the placeholder's end in the rendered chat, with what the processor put into it.
         new_start, new_stop: the characters in the text with expanded placeholders.
     """
 
@@ -234,6 +235,44 @@ def find_expansions(
     return found
 
 
+class Insertion(NamedTuple):
+    """Characters that a processor puts into a rendered chat.
+
+    Args:
+        at: where, in the rendered chat.
+        length: how many.
+    """
+
+    at: int
+    length: int
+
+
+def find_insertions(text: str, laid: str, name: str) -> list[Insertion]:
+    """Find what a processor put into a rendered chat before it replaced the placeholders.
+
+    Args:
+        text: the rendered chat.
+        laid: the same with what was put in.
+        name: the sample's name for error messages.
+
+    Returns:
+        In their order.
+
+    Raises:
+        ValueError: more was changed than put in.
+    """
+    if text == laid:
+        return []
+    found = []
+    for what, start, stop, low, high in SequenceMatcher(None, text, laid, False).get_opcodes():
+        if what == "insert":
+            found.append(Insertion(start, high - low))
+        elif what != "equal":
+            wanted = "a processor that leaves the rendered chat whole"
+            fail(f"{name}: messages", wanted, f"{laid[low:high]!r} for {text[start:stop]!r}")
+    return found
+
+
 class Words(NamedTuple):
     """The tokens of visible text, and how far they cover it.
 
@@ -258,6 +297,7 @@ class TokenSpans:
         offsets: the tokenizer's (start, stop) per token in the text with expanded placeholders.
         expansions: of `find_expansions`.
         blank: whether the token at a position is white space alone; None: nobody knows.
+        insertions: of `find_insertions`.
 
     Attributes:
         images: the tokens that each image became, with those between its tiles.
@@ -268,8 +308,11 @@ class TokenSpans:
         offsets: list[tuple[int, int]],
         expansions: list[Expansion],
         blank: Callable[[int], bool] | None = None,
+        insertions: Sequence[Insertion] = (),
     ) -> None:
         self._blank = blank
+        self._inserted = [insertion.at for insertion in insertions]
+        self._lengths = [0, *accumulate(insertion.length for insertion in insertions)]
         self._places = [e.stop for e in expansions]
         self._gained = [0, *(e.new_stop - e.stop for e in expansions)]
         self._starts: list[int] = []
@@ -288,7 +331,7 @@ class TokenSpans:
         Args:
             start, stop: its characters.
         """
-        return self._overlapping(self._expanded(start), self._expanded(stop))
+        return self._overlapping(*self._expanded(start, stop))
 
     def words(self, start: int, stop: int) -> Words:
         """Find the tokens of visible text, without the spaces that a tokenizer puts around it.
@@ -300,7 +343,7 @@ class TokenSpans:
             start, stop: characters of the rendered chat, visible at both ends.
         """
         starts, stops = self._starts, self._stops
-        start, stop = self._expanded(start), self._expanded(stop)
+        start, stop = self._expanded(start, stop)
         found = self._overlapping(start, stop)
         if not found:
             return Words(found, stop - start, stop - start)
@@ -313,9 +356,15 @@ class TokenSpans:
                 high -= 1
         return Words(range(low, high), before, behind)
 
-    def _expanded(self, character: int) -> int:
-        """A character of the rendered chat in the text with expanded placeholders."""
-        return character + self._gained[bisect_right(self._places, character)]
+    def _expanded(self, start: int, stop: int) -> tuple[int, int]:
+        """A stretch of the rendered chat in the text with expanded placeholders; what was put in
+        at its ends is not part of it."""
+        start += self._lengths[bisect_right(self._inserted, start)]
+        stop += self._lengths[bisect_left(self._inserted, stop)]
+        places, gained = self._places, self._gained
+        return start + gained[bisect_right(places, start)], stop + gained[
+            bisect_right(places, stop)
+        ]
 
     def _overlapping(self, start: int, stop: int) -> range:
         low = bisect_right(self._stops, start)

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from groundkern.checks import fail
 
-PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids", "token_type_ids")
+PER_TOKEN = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "mm_token_type_ids",
+    "token_type_ids",
+    "moe_mm_token_type_ids",
+)
 
 
 def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) -> dict:
@@ -56,4 +63,7 @@ def append_side_tokens(inputs: dict, position: Tensor, image_token: int | None) 
     for name in ("mm_token_type_ids", "token_type_ids"):
         if inputs.get(name) is not None:
             extra[name] = torch.zeros_like(row, dtype=inputs[name].dtype)
+    experts = inputs.get("moe_mm_token_type_ids")  # Ernie: whose experts a token goes to
+    if experts is not None:
+        extra["moe_mm_token_type_ids"] = experts.gather(1, row)
     return {**inputs, **{name: torch.cat((inputs[name], x), -1) for name, x in extra.items()}}

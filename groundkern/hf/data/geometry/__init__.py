@@ -19,7 +19,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.geometry import crops, grids, tiling
+from groundkern.hf.data.geometry import grids, resized, slices, tiling
 from groundkern.hf.data.geometry.views import Rule, Views, of_each
 
 if TYPE_CHECKING:
@@ -40,15 +40,56 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "aya_vision": Family(of_each(tiling.aya_vision), "5.20"),
+    "cosmos3_edge": Family(grids.stretched, "5.1"),
+    "cosmos3_omni": Family(grids.stretched, "5.1"),
+    "dots3_note": Family(grids.stretched, "5.1"),
+    "ernie4_5_vl_moe": Family(grids.stretched, "5.1"),
+    "exaone4_5": Family(grids.stretched, "5.1"),
     "gemma3": Family(of_each(tiling.pan_and_scan), "5.20"),
+    "gemma3n": Family(of_each(resized.square), "5.23"),
+    "gemma4": Family(resized.pooled, "5.20"),
+    "gemma4_unified": Family(resized.merged, "5.20"),
+    "glm46v": Family(grids.stretched, "5.1"),
+    "glm4v": Family(grids.stretched, "5.1"),
+    "glm4v_moe": Family(grids.stretched, "5.1"),
+    "glm5_next": Family(grids.cornered(grids.glm5_next), "5.1"),
+    "glm_ocr": Family(grids.stretched, "5.1"),
+    "glmga": Family(grids.stretched, "5.1"),
+    "hunyuan_vl": Family(grids.with_newlines, "5.1"),
+    "hyperclovax_vision_v2": Family(grids.stretched, "5.1"),
     "idefics3": Family(of_each(tiling.split_tiles), "5.20"),
+    "inkling2": Family(of_each(resized.padded_cells), "5.20"),
+    "inkling_mm_model": Family(of_each(resized.overlong_rows), "5.20"),
     "internvl": Family(of_each(tiling.internvl), "5.20"),
-    "llava": Family(of_each(crops.cropped), "5.1"),
+    "kimi_k25": Family(grids.cornered(grids.kimi_k25), "5.1"),
+    "lfm2_vl": Family(of_each(slices.tiles_and_whole), "5.20"),
+    "lfm3_vl": Family(grids.stretched, "5.20"),
+    "lighton_ocr": Family(resized.rows, "5.1"),
+    "llava": Family(resized.llava, "5.1"),
     "llava_next": Family(tiling.padded, "5.1"),
     "llava_onevision": Family(tiling.padded, "5.1"),
+    "minicpm_ocr": Family(slices.whole_and_slices, "5.20"),
+    "minicpmv4_6": Family(slices.whole_and_slices, "5.20"),
+    "minicpmv4_7": Family(slices.whole_and_slices, "5.20"),
+    "minimax_m3_vl": Family(grids.stretched, "5.20"),
+    "mistral3": Family(resized.rows, "5.20"),
+    "mistral_large4": Family(resized.rows, "5.20"),
+    "muse_glimmer": Family(grids.stretched, "5.20"),
+    "muse_spark": Family(grids.stretched, "5.20"),
+    "paddleocr_vl": Family(grids.stretched, "5.1"),
+    "paligemma": Family(of_each(resized.square), "5.20"),
+    "qwen2_5_omni_thinker": Family(grids.stretched, "5.1"),
     "qwen2_5_vl": Family(grids.stretched, "5.1"),
+    "qwen2_vl": Family(grids.stretched, "5.1"),
+    "qwen3_5": Family(grids.stretched, "5.1"),
+    "qwen3_5_moe": Family(grids.stretched, "5.1"),
+    "qwen3_omni_moe_thinker": Family(grids.stretched, "5.1"),
     "qwen3_vl": Family(grids.stretched, "5.1"),
+    "qwen3_vl_moe": Family(grids.stretched, "5.1"),
+    "qwen4_exp": Family(grids.stretched, "5.1"),
+    "shieldgemma2": Family(of_each(tiling.pan_and_scan), "5.20"),
     "smolvlm": Family(of_each(tiling.split_tiles), "5.20"),
+    "video_llama_3": Family(grids.stretched, "5.1"),
 }
 """Values of `config.model_type` whose image geometry is known.
 

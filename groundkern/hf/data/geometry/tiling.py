@@ -153,13 +153,17 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
     if extra - (processor.vision_feature_select_strategy == "default" and extra > 0):
         fail("vision_feature_select_strategy", "'default', no class tokens", "'full'")
     newline = torch.full((1, 4), -1.0, dtype=torch.float64)
+    covered = side * patch / tile  # of a view: what is left of less than a patch is not seen
+    whole = patch_grid(side, side) * covered
     onevision = config.model_type == "llava_onevision"
     if onevision and not alone:
-        return torch.cat([_on_padded_square(patch_grid(side, side), size), newline])
+        return torch.cat([_on_padded_square(whole, size), newline])
     pinpoints = processor.image_processor.image_grid_pinpoints
+    wanted = f"config.json's {config.image_grid_pinpoints}"
+    same = sorted(map(tuple, pinpoints)) == sorted(map(tuple, config.image_grid_pinpoints))
+    require(same, "image_grid_pinpoints of the processor", wanted, pinpoints)
     height, width = select_best_resolution(size[::-1], pinpoints)
-    rows, columns = height // patch, width // patch
-    grid = patch_grid(rows, columns).view(rows, columns, 4)
+    grid = _grid_of_tiles(whole, side, height // tile, width // tile)
     grid = _in_original(grid, (width, height), size)
     grid = _without_padding(grid, size)
     if onevision:
@@ -167,7 +171,7 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
             int(processor.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2, grid
         )
     ends = newline.expand(len(grid), 1, 4)
-    return torch.cat([patch_grid(side, side), torch.cat([grid, ends], 1).flatten(0, 1)])
+    return torch.cat([whole, torch.cat([grid, ends], 1).flatten(0, 1)])
 
 
 def _side(name: str, tokens: int) -> int:
@@ -210,6 +214,21 @@ def _longest_edge(size: Mapping[str, int], image: Size) -> Size:
         wide = width >= height
         width, height = (limit, int(limit / ratio)) if wide else (int(limit * ratio), limit)
     return max(width, 1), max(height, 1)
+
+
+def _grid_of_tiles(tile: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    """[rows * side, columns * side, 4]: tiles beside one another, as fractions of all of them.
+
+    Args:
+        tile: [side * side, 4], a tile's tokens as fractions of it.
+        side: tokens along a tile.
+        rows, columns: of tiles.
+    """
+    across = torch.tensor([columns, rows, columns, rows], dtype=torch.float64)
+    at = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), -1)
+    at = at.flip(-1).repeat(1, 1, 2)[:, None, :, None]  # [rows, 1, columns, 1, 4]: x, y, x, y
+    placed = (at + tile.view(1, side, 1, side, 4)) / across
+    return placed.flatten(2, 3).flatten(0, 1)
 
 
 def _in_original(rects: Tensor, canvas: Size, size: Size) -> Tensor:

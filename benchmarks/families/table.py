@@ -1,0 +1,96 @@
+"""The table of all vision-language types of transformers: what was found on each, as files."""
+
+from __future__ import annotations
+
+import csv
+import platform
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+
+from benchmarks.timing.commit import commit
+from groundkern.hf import Examination
+from groundkern.hf.examination import OBJECTIVES, OK
+
+COLUMNS = ("model_type", "build", "geometry", "collator", "attach", "doctor", *OBJECTIVES)
+SHORT = 110  # characters of a reason in the table
+
+
+class Row(NamedTuple):
+    """One type.
+
+    Args:
+        name: its `model_type`.
+        build: "ok", or why no tiny model was made.
+        geometry: "table", "measured" or why there is none.
+        found: of `examine`.
+    """
+
+    name: str
+    build: str
+    geometry: str
+    found: Examination
+
+    def cells(self) -> list[str]:
+        """In the order of COLUMNS: "ok", the reason, or nothing for a step that was not reached."""
+        found = self.found
+        tried = [found.objectives.get(name, "") for name in OBJECTIVES]
+        steps = [found.collator, found.attach, found.doctor, *tried]
+        return [self.name, self.build, self.geometry, *steps]
+
+
+def counted(rows: Iterable[Row]) -> str:
+    """How many types there are, and how many can do what."""
+    rows = list(rows)
+    attached = sum(row.found.attach == OK for row in rows)
+    passed = sum(row.found.doctor == OK for row in rows)
+    trainable = sum(row.found.trainable for row in rows)
+    each = ", ".join(
+        f"{name} {sum(row.found.objectives.get(name) == OK for row in rows)}" for name in OBJECTIVES
+    )
+    return (
+        f"{len(rows)} types: {attached} can be attached, {passed} pass the doctor, {trainable} "
+        f"are trainable with images ({each})"
+    )
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Every reason in full."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(row.cells() for row in rows)
+
+
+def markdown(rows: Iterable[Row], command: str) -> str:
+    """The table for people: a mark to a step, and the first reason of those that failed."""
+    rows = list(rows)
+    today = datetime.now(timezone.utc).date().isoformat()
+    lines = [
+        "# Every vision-language type of transformers",
+        "",
+        f"{today}, commit {commit()}, transformers {transformers.__version__}, torch "
+        f"{torch.__version__}, {platform.machine()}; `{command}`.",
+        "Tiny random models of the real classes with their real processors; a step of every "
+        "objective is run",
+        "forwards and backwards.",
+        "",
+        f"{counted(rows)}.",
+        "",
+        f"| {' | '.join(COLUMNS[i] for i in (0, 2, 3, 4, 5, *range(6, len(COLUMNS))))} | why not |",
+        f"|{'---|' * len(COLUMNS)}",
+    ]
+    for row in rows:
+        cells = row.cells()
+        geometry = cells[2] if cells[2] in ("table", "measured") else "none"
+        marks = ["yes" if cell == OK else "" if not cell else "no" for cell in cells[3:]]
+        reasons = [cell for cell in (cells[1], *cells[3:], cells[2]) if cell and cell != OK]
+        reasons = [cell for cell in reasons if cell not in ("table", "measured")]
+        why = reasons[0].replace("|", "\\|") if reasons else ""
+        why = why if len(why) <= SHORT else why[: SHORT - 3] + "..."
+        lines.append(f"| `{row.name}` | {geometry} | {' | '.join(marks)} | {why} |")
+    return "\n".join(lines) + "\n"

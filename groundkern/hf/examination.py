@@ -1,0 +1,231 @@
+"""Everything that training does with a model, tried once: what works, and why the rest does not.
+
+One step does not stop another where it need not: a model whose images have no known geometry is
+still attached and examined on text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundkern.checks import require
+from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
+from groundkern.hf.data.geometry import Geometry
+from groundkern.hf.model.attach import attach, detach
+from groundkern.hf.model.doctor import DoctorReport, doctor
+from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
+
+OK = "ok"
+ANSWER = "The red patch is in row 2 of the chart."
+# each objective, and a part of the loss that it alone adds; no map meets a margin of 10
+OBJECTIVES = {
+    "smam": (Smam(), "smam_grounding"),
+    "dv_sft": (DvSft(), "word"),
+    "klal": (Klal(), "map_kl"),
+    "hist": (Hist(), "composition"),
+    "margins": (Margins(mean_margin=10.0), "margin_mean"),
+    "logit_lens": (LogitLens(), "lens_raise"),
+}
+ROWS = {
+    "gk_side_position": "aligned tokens",
+    "gk_word_position": "labelled visual tokens",
+    "gk_map_position": "map rows",
+}
+
+
+@dataclass
+class Examination:
+    """What was found, a sentence to a step: "ok", or why not; empty for one that was not reached.
+
+    Args:
+        collator: the examples became a batch in which every visual token has its place or none.
+        attach: the wiring takes the model, whatever the objective.
+        doctor: side tokens disturb nothing and see what they may, measured on the batch; on text
+            alone without a batch of images.
+        objectives: by name: a loss with this objective alone is finite (and its gradient too, and
+            not zero, if gradients were asked for).
+        report: what `doctor` measured.
+        tables: of each example, fp64 [C, 5] of its visual tokens' places; None without a batch.
+        batch: what the collator made; None if it did not.
+    """
+
+    collator: str = ""
+    attach: str = ""
+    doctor: str = ""
+    objectives: dict[str, str] = field(default_factory=dict)
+    report: DoctorReport | None = None
+    tables: list[Tensor] | None = None
+    batch: dict[str, Tensor] | None = None
+
+    @property
+    def trainable(self) -> bool:
+        """Whether images and at least one objective work."""
+        return self.collator == OK and OK in self.objectives.values()
+
+
+def examine(
+    model: nn.Module,
+    processor: Any | None,
+    images: Sequence[Any],
+    *,
+    geometry: Geometry | None = None,
+    gradients: bool = False,
+) -> Examination:
+    """Try what training does, each objective by itself.
+
+    Args:
+        model: a transformers model that is not attached, bare or inside PEFT.
+        processor: the model's; None: everything is tried on text alone.
+        images: PIL images, one to a sample.
+        geometry: as the collator takes it; None: the family's table.
+        gradients: run every objective backwards too. This needs memory for the gradients of all
+            parameters that are trained; those that were there are dropped.
+
+    Returns:
+        What was found. An exception of any step is its reason; none is raised.
+    """
+    found = Examination()
+    if processor is not None:
+        found.batch, found.collator = _tried(
+            partial(_collated, found, processor, model, images, geometry)
+        )
+    _, found.attach = _tried(lambda: attach(model))
+    if found.attach != OK:
+        return found
+    detach(model)
+    device = next(model.parameters()).device
+    batch = found.batch if found.batch is not None else text_batch(model)
+    inputs = {name: x.to(device) for name, x in batch.items()}
+    found.report, found.doctor = _tried(partial(_doctored, model, inputs))
+    if found.batch is not None:
+        run = _backward if gradients else _forward
+        for name in OBJECTIVES:
+            found.objectives[name] = _tried(partial(run, model, inputs, name))[1]
+    return found
+
+
+def _tried(make: Callable[[], Any]) -> tuple[Any, str]:
+    """What `make` returns and "ok", or None and the first line of its error."""
+    try:
+        return make(), OK
+    except Exception as error:  # whatever the code of a model raises is a finding
+        lines = str(error).strip().split("\n")
+        ours = isinstance(error, (ValueError, TypeError)) and lines[0].startswith("`")
+        return None, lines[0] if ours else f"{type(error).__name__}: {lines[0]}"
+
+
+def examples_of(images: Sequence[Any]) -> list[GroundedExample]:
+    """A sample for each image, with something of every kind of supervision.
+
+    Args:
+        images: PIL images.
+    """
+    made = []
+    spans = [("The red patch", (4, 7)), ("row 2", None), ("The red patch is in row 2", None)]
+    for number, image in enumerate(images):
+        start = ANSWER.index("red patch")
+        region = Region(1, start, start + len("red patch"), 0, boxes=((0.0, 0.0, 0.5, 0.5),))
+        words = [
+            Word(text, (x, y, x + 0.2, y + 0.1), 0)
+            for text, x, y in (("coal", 0.1, 0.1), ("chart", 0.6, 0.3), ("wife", 0.3, 0.8))
+        ]
+        phrases = [
+            Phrase(1, at := ANSWER.index(text), at + len(text), subject) for text, subject in spans
+        ]
+        question = {"role": "user", "content": "Where is the red patch?"}
+        chat = [question, {"role": "assistant", "content": ANSWER}]
+        sample = (region,), tuple(words), tuple(phrases)
+        made.append(GroundedExample((image,), chat, *sample, name=f"image {number}"))
+    return made
+
+
+def _collated(
+    found: Examination,
+    processor: Any,
+    model: nn.Module,
+    images: Sequence[Any],
+    geometry: Geometry | None,
+) -> dict[str, Tensor]:
+    """A batch; words of any height count, because a small image has large tokens."""
+    options = {"max_word_patches": 1e6, "lens": True, "geometry": geometry}
+    collator = GroundingCollator(processor, model.config, **options)
+    place, collator.geometry = collator.geometry, lambda *a: _keep(found, place(*a))
+    batch = collator(examples_of(images))
+    for rows, what in ROWS.items():
+        there = bool((batch[rows] >= 0).any())
+        require(there, "images", f"images on whose visual tokens there are {what}", "none")
+    return batch
+
+
+def _keep(found: Examination, tables: list[Tensor]) -> list[Tensor]:
+    found.tables = tables
+    return tables
+
+
+def text_batch(model: nn.Module) -> dict[str, Tensor]:
+    """Two sequences of text, the second shorter, with rows for `doctor`.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        Keyword inputs of the model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(20, min(vocabulary, 400), (2, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    rows = torch.tensor([[5, 8, 10], [4, 7, -1]], dtype=torch.int32)
+    return {"input_ids": ids, "attention_mask": mask, "gk_text_position": rows}
+
+
+def _doctored(model: nn.Module, inputs: dict[str, Tensor]) -> DoctorReport:
+    attach(model, smam=Smam())
+    try:
+        return doctor(model, inputs)
+    finally:
+        detach(model)
+
+
+def _forward(model: nn.Module, inputs: dict[str, Tensor], name: str) -> None:
+    """Raise unless an objective's part of the loss is finite."""
+    with torch.no_grad():
+        _loss_of(model, inputs, name)
+
+
+def _backward(model: nn.Module, inputs: dict[str, Tensor], name: str) -> None:
+    """Raise unless an objective's part and its gradient are finite, and the gradient not zero."""
+    model.zero_grad()
+    try:
+        _loss_of(model, inputs, name).backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        finite = all(bool(torch.isfinite(grad).all()) for grad in grads)
+        require(finite, name, "a finite gradient", "NaN or infinity")
+        nonzero = any(bool(grad.any()) for grad in grads)
+        require(nonzero, name, "a gradient", "zeros everywhere")
+    finally:
+        model.zero_grad()
+
+
+def _loss_of(model: nn.Module, inputs: dict[str, Tensor], name: str) -> Tensor:
+    """An objective's part of the loss, in training mode."""
+    objective, part = OBJECTIVES[name]
+    modes = [(module, module.training) for module in model.modules()]
+    attach(model, **{name: objective})
+    try:
+        model.train()
+        loss = model(**inputs, gk_part=part).loss
+    finally:
+        detach(model)
+        for module, training in modes:
+            module.training = training
+    require(bool(torch.isfinite(loss)), name, "a finite loss", loss.item())
+    return loss

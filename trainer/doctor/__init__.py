@@ -1,0 +1,1 @@
+"""`python -m trainer doctor`: what works with a model, tried on images, as a page."""
