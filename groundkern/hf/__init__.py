@@ -29,6 +29,7 @@ __all__ = [
     "Smam",
     "Word",
     "attach",
+    "compile_layers",
     "detach",
     "doctor",
     "examine",

@@ -20,9 +20,11 @@ class GroundedOutput(ModelOutput):
         loss: fp32 scalar, `text + sum of weight * part` over the attached objectives.
         parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word",
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
-            "lens_raise", "lens_suppress"), each without its weight and already divided by its
-            denominator: over an accumulated batch they add up to the mean. GradCAM terms are left
-            out when gradients are off.
+            "lens_raise", "lens_suppress"; "router_aux" of a mixture of experts with
+            `output_router_logits` on), each already divided by its denominator: over an accumulated
+            batch they add up to the mean. They are without their weights, except for "router_aux",
+            which includes the model's own coefficient. GradCAM terms are left out when gradients
+            are off.
         text_log_prob, text_predicted: fp32 and int64 [B, Rt], log pi of the trained tokens, and the
             most probable token.
         word_log_prob, word_predicted: the same of the labelled visual tokens, [B, Rw]; of several

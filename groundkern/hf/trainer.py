@@ -13,6 +13,7 @@ from transformers import Trainer
 from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.output import GroundedOutput
@@ -44,7 +45,8 @@ class GroundingMixin(Checkpoints):
 
     Args:
         model: an attached model; also one wrapped in PEFT.
-        args: `TrainingArguments` or what the next class expects.
+        args: `TrainingArguments` or what the next class expects; `torch_compile=True` compiles the
+            layers of the decoder (`compile_layers`).
         rest, kwargs: as the next class expects them.
         examine: run `doctor` on the first batch that has rows.
         max_nonfinite: so many steps in a row whose loss or gradient is not finite end the run.
@@ -72,10 +74,16 @@ class GroundingMixin(Checkpoints):
     ) -> None:
         refuse_parallel(getattr(args, "parallelism_config", None))
         require(max_nonfinite > 0, "max_nonfinite", "a number of steps above 0", max_nonfinite)
-        super().__init__(model, args, *rest, **kwargs)
+        if rest:
+            super().__init__(model, args, *rest, **kwargs)
+        else:  # by name: the next class may have other parameters first, as LLaMA-Factory's has
+            super().__init__(model=model, args=args, **kwargs)
         objectives_of(self._unwrapped(self.model))
         self._refuse_unsupported()
         train_head_weight(self._unwrapped(self.model))
+        if self.args.torch_compile:
+            backend, mode = self.args.torch_compile_backend, self.args.torch_compile_mode
+            compile_layers(self._unwrapped(self.model), backend=backend, mode=mode)
         self.args.remove_unused_columns = False
         self.args.logging_nan_inf_filter = False  # it asks the device at every micro-batch
         self.model_accepts_loss_kwargs = True
@@ -102,7 +110,7 @@ class GroundingMixin(Checkpoints):
         self._refuse_unsaved()
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(model)
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -264,7 +272,9 @@ class GroundingMixin(Checkpoints):
             return
         self._examine = False
         low = self.args.bf16 or self.args.fp16
-        report = doctor(self._unwrapped(model), inputs, tolerance=LOW_PRECISION if low else None)
+        tolerance = LOW_PRECISION if low else None
+        with torch.compiler.set_stance("force_eager"):  # three calls are not worth compiling for
+            report = doctor(self._unwrapped(model), inputs, tolerance=tolerance)
         logger.info("doctor: the wiring fits this model: %s", report)
 
 

@@ -6,79 +6,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import (
-    Cohere2Config,
-    Cohere2ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-)
 
 from benchmarks.families.zoo.first import tiny_llava_model
-from benchmarks.families.zoo.making import build_model
 from groundkern.hf import Smam, attach, detach, doctor
 from groundkern.hf.model.attribution import through_norm
-from groundkern.hf.model.head import logit_rule
-from tests.hf.families import FAMILIES
+from groundkern.hf.model.logit_rule import logit_rule
+from tests.hf.logit_decoders import DECODERS, every_key_a_column, text_batch
 from tests.hf.residual import ResidualParts
 from tests.hf.rows import rows_of
 from tests.hf.samples import SAMPLES, make_batch
-
-TEXT = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
-GEMMA = {
-    "query_pre_attn_scalar": 8,
-    "attn_logit_softcapping": 3.0,
-    "final_logit_softcapping": 5.0,
-    "sliding_window": 5,
-}
-MULTIPLIED = {"logits_scaling": 4.0, "residual_multiplier": 0.5}
-DECODERS = {
-    "gemma2": lambda: build_model(Gemma2ForCausalLM, Gemma2Config(**TEXT, **GEMMA), 0, "eager"),
-    "cohere2": lambda: build_model(
-        Cohere2ForCausalLM, Cohere2Config(**TEXT, logit_scale=0.25, sliding_window=5), 0, "sdpa"
-    ),
-    "granite": lambda: build_model(
-        GraniteForCausalLM, GraniteConfig(**TEXT, **MULTIPLIED), 0, "sdpa"
-    ),
-}
-
-
-def text_batch() -> dict:
-    """Rows 4 and 8 of 12 tokens; every key counts as a column."""
-    ids = torch.randint(2, 96, (1, 12), generator=torch.Generator().manual_seed(1))
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "gk_image": torch.zeros(1, 12, dtype=torch.int32),
-        "gk_text_position": torch.tensor([[4, 8, 10]]),
-        "gk_side_position": torch.tensor([[4, 8]]),
-        "gk_side_set": torch.full((1, 2), -1),
-        "gk_side_inside": torch.zeros(1, 0, 12, dtype=torch.bool),
-        **every_key_a_column(ids),
-    }
-
-
-def every_key_a_column(ids: torch.Tensor) -> dict:
-    batch, length = ids.shape
-    return {
-        "gk_map_position": torch.full((batch, 0), -1),
-        "gk_map_token_position": torch.full((batch, 0), -1),
-        "gk_map_image": torch.full((batch, 0), -1),
-        "gk_map_target": torch.zeros(batch, 0, length, dtype=torch.int32),
-        "gk_map_columns": torch.arange(length, dtype=torch.int32).expand(batch, -1),
-    }
 
 
 @pytest.fixture(params=DECODERS)
@@ -98,21 +34,6 @@ def test_logits_are_processed_as_the_models_own_forward_does(decoder):
     token = batch["input_ids"][:, [5, 9, 11]]
     wanted = rows_of(plain, batch["gk_text_position"]).log_softmax(-1).gather(2, token[..., None])
     torch.testing.assert_close(ours.text_log_prob, wanted[..., 0], rtol=1e-5, atol=1e-5)
-
-
-def test_the_rule_comes_from_the_forward_and_not_from_the_config():
-    rules = {name: logit_rule(make()) for name, make in DECODERS.items()}
-    assert rules == {"gemma2": (1.0, 5.0), "cohere2": (0.25, None), "granite": (0.25, None)}
-    assert logit_rule(FAMILIES["aya_vision"].model()) == (1.0, None)  # its text config has 0.25
-    biased = DECODERS["cohere2"]()
-    biased.lm_head.bias = nn.Parameter(torch.zeros(96))
-    with pytest.raises(ValueError, match="a head without bias where logits are scaled"):
-        logit_rule(biased)
-    names = {"Base": Cohere2ForCausalLM}
-    exec("class Typed(Base):\n    def forward(self, input_ids=None): ...", names)
-    biased.__class__ = names["Typed"]
-    with pytest.raises(ValueError, match="source in a file, got Typed"):
-        logit_rule(biased)
 
 
 @torch.no_grad()

@@ -205,10 +205,10 @@ def test_pixels_that_say_nothing_of_a_place_are_refused(llava, monkeypatch):
 
 
 def test_a_model_without_image_tokens_is_refused(llava):
-    model = copy.deepcopy(llava[0])
-    model.config.image_token_id = None
+    model, processor = copy.deepcopy(llava[0]), copy.copy(llava[1])
+    model.config.image_token_id = processor.image_token_id = None
     with pytest.raises(ValueError, match="image_token_id"):
-        MeasuredGeometry(model, llava[1])
+        MeasuredGeometry(model, processor)
 
 
 def lora(model: nn.Module) -> nn.Module:

@@ -129,7 +129,7 @@ def test_models_that_are_not_supported_are_refused_by_name(qwen):
     tiny = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
     with pytest.raises(ValueError, match="T5ForConditionalGeneration"):
         attach(T5ForConditionalGeneration(T5Config(**tiny, d_kv=8, decoder_start_token_id=0)))
-    with pytest.raises(TypeError, match="before DDP, FSDP or compile"):
+    with pytest.raises(TypeError, match="before DDP or FSDP"):
         attach(nn.DataParallel(qwen))
     for name, kind in (("klal", Klal), ("hist", Hist), ("margins", Margins)):
         with pytest.raises(ValueError, match=rf"{name}\.layers"):

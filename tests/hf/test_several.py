@@ -8,6 +8,7 @@ from torch import nn
 
 from groundkern.hf import DvSft, Word, attach, row_counts
 from groundkern.hf.model.head import Several, score_rows, soft_targets
+from groundkern.hf.model.logit_rule import LogitRule
 from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.collating import live, make_collator, make_example
 from tests.hf.naive import naive_forward
@@ -54,7 +55,8 @@ def test_rows_equal_the_naive_ones(kind, softcap, share):
     wanted = naive_rows(head, x, target, smoothing, SEVERAL, softcap)
     inputs = (x, *head.parameters())
     expected = torch.autograd.grad((wanted * upstream).sum(), inputs)
-    options = {"smoothing": smoothing, "several": SEVERAL, "softcap": softcap, "backend": "auto"}
+    rule = LogitRule(1.0, softcap)
+    options = {"smoothing": smoothing, "several": SEVERAL, "rule": rule, "backend": "auto"}
     scores = score_rows(head, x, target, **options)
     torch.testing.assert_close(scores.loss, wanted, rtol=1e-5, atol=1e-6)
     found = torch.autograd.grad((scores.loss * upstream).sum(), inputs)

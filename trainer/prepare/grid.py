@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from groundkern.hf.data.geometry import image_geometry  # not by way of hf: no Trainer here
+from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.data.processor import load_processor
 from groundkern.maps import patch_grid
 from trainer.config import ConfigError
@@ -68,7 +69,8 @@ class VisualGrid:
         text = self.processor.image_token * len(images)
         batch = self.processor(images=images, text=[text], padding=False)
         table = image_geometry(self.processor, self.config, [images], batch)[0]
-        tokens = sum(token == self.config.image_token_id for token in batch["input_ids"][0])
+        visual = image_token_id(self.config, self.processor)
+        tokens = sum(token == visual for token in batch["input_ids"][0])
         if tokens != len(table):
             raise ValueError(f"{tokens} visual tokens where the geometry has {len(table)}")
         return table

@@ -157,7 +157,7 @@ class GroundedBatch:
 
         Args:
             input_ids: [B, S].
-            image_token: the token id of visual tokens.
+            image_token: the token id of visual tokens; None: a text model.
             vocabulary: the number of token ids.
 
         Raises:

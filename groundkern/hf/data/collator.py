@@ -21,6 +21,7 @@ from groundkern.hf.data.calling import call, laid_out, placeholder
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry, image_geometry
+from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
@@ -208,6 +209,12 @@ class GroundingCollator:
             **pad_fields(samples, [len(layout.ids) for layout in layouts], left=left),
         }
 
+    def _image_token(self) -> int:
+        found = image_token_id(self.config, self.processor)
+        wanted = "the id of visual tokens (set it on the model's config too)"
+        require(found is not None, "config.image_token_id", wanted, None)
+        return found
+
     def _check_texts(self, examples: Sequence[GroundedExample], chats: Sequence[Chat]) -> None:
         """Refuse messages that hold more than text, above all more placeholders than images."""
         template = self.processor.chat_template
@@ -250,7 +257,7 @@ class GroundingCollator:
         self, example: GroundedExample, chat: Chat, spans: TokenSpans, ids: list[int], table: Tensor
     ) -> Layout:
         """One sequence, cut to `max_length`."""
-        name, image_token, special = _name(example), self.config.image_token_id, self._rules.ids
+        name, image_token, special = _name(example), self._image_token(), self._rules.ids
         self._check_ids(f"{name}: messages", ids)
         stays = tokens_that_stay(ids, spans.images, special, self.max_length, name)
         self.counts["samples"] += 1

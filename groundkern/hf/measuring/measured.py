@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.geometry.views import Size
+from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.measuring.extents import Table, table_of
 from groundkern.hf.measuring.kept import Kept, config_key, settings_key
 from groundkern.hf.measuring.owners import bare, owners_of
@@ -45,7 +46,7 @@ class MeasuredGeometry:
         self._model: nn.Module | None = model
         self._processor, config = processor, bare(model).config
         self._config = config_key(config)  # now: a Trainer changes settings that do not matter
-        token = getattr(config, "image_token_id", None)
+        token = image_token_id(config, processor)
         require(token is not None, "config.image_token_id", "the id of visual tokens", None)
         self._image_token: int = token
         self._kept = None if cache is None else Kept(cache)

@@ -10,6 +10,7 @@ from functools import cache
 from types import MethodType
 from weakref import WeakSet
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -17,14 +18,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from groundkern.backends import NAMES
 from groundkern.checks import fail, require
 from groundkern.hf.model.attention import CHUNK, LAYER, RUN, grounded
+from groundkern.hf.model.compiled import compile_layers, is_compiled
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
 from groundkern.hf.model.layers import text_layers
+from groundkern.hf.model.logit_rule import LogitRule, measured_rule
 from groundkern.hf.model.mixers import unwrap_mixers, wrap_mixers
+from groundkern.hf.model.own_forward import ATTACHMENT
 from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
-
-ATTACHMENT = "_groundkern"  # in the __dict__ of an attached model
+from groundkern.hf.output import GroundedOutput
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Attachment:
 
     objectives: Objectives
     replaced: Callable | None  # the forward that was set on the instance before, if any
+    rule: LogitRule
 
 
 @dataclass
@@ -64,7 +68,8 @@ def attach(
     """Let `model(**batch)` compute grounding losses when the batch carries `gk_` tensors.
 
     Without them the model behaves as before: generation, saving and ordinary training are
-    untouched. Works before or after PEFT; attach before wrapping for DDP, FSDP or compile.
+    untouched. Works before or after PEFT and `torch.compile`, which compiles the decoder's layers
+    (`compile_layers`); attach before wrapping for DDP or FSDP.
     Attaching again replaces the objectives.
 
     Args:
@@ -85,6 +90,7 @@ def attach(
     require(backend in backends, "backend", " | ".join(backends), backend)
     objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
     refuse_unsupported(base, objectives)
+    rule = measured_rule(base)
     for layer in text_layers(base):
         if layer.attention is not None:
             layer.attention.__dict__.update({LAYER: layer.number, CHUNK: layer.chunk})
@@ -92,7 +98,7 @@ def attach(
     wrap_mixers(base)
     previous = base.__dict__.get(ATTACHMENT)
     replaced = previous.replaced if previous else base.__dict__.get("forward")
-    base.__dict__[ATTACHMENT] = Attachment(objectives, replaced)
+    base.__dict__[ATTACHMENT] = Attachment(objectives, replaced, rule)
     set_head_weight(base, klal)
     if previous is None:
         base.forward = MethodType(_patched_forward(type(base)), base)
@@ -160,9 +166,8 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
         attachment = self.__dict__.get(ATTACHMENT)
         grounding = any(name.startswith("gk_") for name in kwargs) and RUN not in kwargs
         if attachment is not None and grounding:
-            names = list(inspect.signature(type(self).forward).parameters)[1:]
-            inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-            return grounded_forward(self, attachment.objectives, inputs)
+            compiling = torch.compiler.is_compiling()
+            return _grounded_forward(self, attachment.objectives, args, kwargs, compiling)
         replaced = attachment.replaced if attachment is not None else None
         if replaced is not None:
             return replaced(*args, **kwargs)
@@ -170,6 +175,18 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
 
     forward.__signature__ = inspect.signature(model_class.forward)
     return forward
+
+
+@torch.compiler.disable
+def _grounded_forward(
+    model: PreTrainedModel, objectives: Objectives, args: tuple, kwargs: dict, compiling: bool
+) -> GroundedOutput:
+    """`grounded_forward`, eagerly; a compiled model's layers are compiled instead."""
+    if compiling and not is_compiled(model):
+        compile_layers(model)
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+    return grounded_forward(model, objectives, inputs)
 
 
 def _function_of(module: nn.Module) -> Key:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -145,46 +145,62 @@ def grounded(attention: Callable, implementation: str) -> Callable:
     Returns:
         The wrapper.
     """
-    watchable = implementation in WATCHED
 
     @wraps(attention)
     def grounded_attention(module, query, key, value, attention_mask, **kwargs):
-        run, number = kwargs.pop(RUN, None), module.__dict__.get(LAYER)
-        if run is None or number is None or not run.reads:
+        run = kwargs.pop(RUN, None)
+        if run is None:
             return attention(module, query, key, value, attention_mask, **kwargs)
-        _refuse(kwargs)
-        if not run.finished:
-            run.layers += 1
-        length, total = run.length, query.shape[2]
-        # torch.compile fuses what taking rows together spares, and has no graph to read
-        places = None if torch.compiler.is_compiling() else run.places(number, total)
-        q, k, v, taken = take_beside(query, key, value, length, places)
-        positions = kwargs.get("position_ids")
-        if positions is not None and length != total == positions.shape[-1]:
-            kwargs["position_ids"] = positions[..., :length]
-        mask = crop(attention_mask, length, total)
-        uses_lse = run.side is not None or (run.uses_lse and mask is None)
-        watched = watchable and uses_lse and places is not None
-        saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
-        with Watch() if watched and not saved else nullcontext() as watch:
-            out, weights = attention(module, q, k, v, mask, **kwargs)
-        lse = None if watch is None else watch.lse(q)
-        if saved:
-            lse = lse_of_graph(out, q)
-        lse = {} if lse is None else places.split(places.take(lse))
-        scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
-        options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-        chunk = module.__dict__.get(CHUNK)
-        window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
-        rest = options, taken, lse, mask is not None, kwargs.get("s_aux")
-        layer = Layer(number, module, q, k, v, out, window, *rest)
-        for reading in run.readings:
-            reading.read(run, layer)
-        if run.side is not None:
-            out = torch.cat((out, run.side.attend(layer).to(out.dtype)), 1)
-        return out, weights
+        tensors = query, key, value, attention_mask
+        return _attend(attention, implementation, run, module, tensors, kwargs)
 
     return grounded_attention
+
+
+@torch.compiler.disable  # compiled layers stop here: the run's books would be traced in every layer
+def _attend(
+    attention: Callable,
+    implementation: str,
+    run: BodyRun,
+    module: nn.Module,
+    tensors: tuple[Tensor, Tensor, Tensor, Any],  # query, key, value and the mask
+    kwargs: dict,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention of one layer and of its side tokens; every reading of the run reads it."""
+    query, key, value, attention_mask = tensors
+    number = module.__dict__.get(LAYER)
+    if number is None or not run.reads:  # of a vision tower that hands the keyword on
+        return attention(module, *tensors, **kwargs)
+    _refuse(kwargs)
+    if not run.finished:
+        run.layers += 1
+    length, total = run.length, query.shape[2]
+    places = run.places(number, total)
+    q, k, v, taken = take_beside(query, key, value, length, places)
+    positions = kwargs.get("position_ids")
+    if positions is not None and length != total == positions.shape[-1]:
+        kwargs["position_ids"] = positions[..., :length]
+    mask = crop(attention_mask, length, total)
+    uses_lse = run.side is not None or (run.uses_lse and mask is None)
+    watched = implementation in WATCHED and uses_lse and places is not None
+    saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
+    with Watch() if watched and not saved else nullcontext() as watch:
+        out, weights = attention(module, q, k, v, mask, **kwargs)
+    lse = None if watch is None else watch.lse(q)
+    if saved:
+        lse = lse_of_graph(out, q)
+    lse = {} if lse is None else places.split(places.take(lse))
+    scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+    options = {"scale": scale, "softcap": softcap, "backend": run.backend}
+    chunk = module.__dict__.get(CHUNK)
+    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
+    rest = options, taken, lse, mask is not None, kwargs.get("s_aux")
+    layer = Layer(number, module, q, k, v, out, window, *rest)
+    for reading in run.readings:
+        reading.read(run, layer)
+    if run.side is not None:
+        out = torch.cat((out, run.side.attend(layer).to(out.dtype)), 1)
+    return out, weights
 
 
 def _refuse(kwargs: dict) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from groundkern.checks import fail, require
 from groundkern.hf.model.attention import RUN, BodyRun, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
-from groundkern.hf.model.layers import text_decoder
+from groundkern.hf.model.layers import body_of
 from groundkern.hf.model.mixers import refuse_passed_over
+from groundkern.hf.model.own_forward import body_inputs
 from groundkern.hf.model.prefix import side_token_type
 from groundkern.hf.model.readings import Readings, readings_of
 from groundkern.hf.model.request import Request, image_token_of
+from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
 
@@ -30,6 +32,7 @@ class BodyOutput(NamedTuple):
     readings: Readings
     normed: Tensor | None  # [B, S, D], the input of the final norm, for contributions
     gradcam: GradcamRun | None  # for GradCAM losses
+    router: Tensor | None  # the auxiliary loss of a mixture of experts, if it is on
 
 
 def run_body(request: Request) -> BodyOutput:
@@ -55,10 +58,11 @@ def run_body(request: Request) -> BodyOutput:
     run = BodyRun(length, request.terms.backend, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
     with norm_input as normed, graph:
-        hidden = _last_hidden(request, inputs, run)
+        hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
-    return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam)
+    router = router_loss(request, output, hidden)
+    return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)
 
 
 def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None) -> GradcamRun:
@@ -67,38 +71,23 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
     if explained is None:
         explained = SavedLayers()
         run = BodyRun(request.input_ids.shape[1], request.terms.backend, [explained])
-        hidden = _last_hidden(request, request.inputs, run)
+        hidden, _ = _run(request, request.inputs, run)
     return GradcamRun(hidden, explained.layers)
 
 
-def _last_hidden(request: Request, inputs: dict, run: BodyRun) -> Tensor:
-    model, keywords = request.model, {**inputs, "use_cache": False, RUN: run}
-    if model.base_model is not model:
-        hidden = model.base_model(**keywords)[0]
-    else:  # a model whose parts have no body in common (Llama 4): its head gets one token
-        first = torch.zeros(1, dtype=torch.int64, device=request.input_ids.device)
-        with _output_of(text_decoder(model)) as outputs:
-            model.forward(**keywords, logits_to_keep=first)
-        hidden = outputs[0]
+def _run(request: Request, inputs: dict, run: BodyRun) -> tuple[Tensor, Any]:
+    """Last hidden states, times the logits' scale, and all that the body returned."""
+    args, kwargs = body_inputs(request.model, {**inputs, "use_cache": False})
+    output = body_of(request.model)(*args, **kwargs, **{RUN: run})
     run.finished = True
-    refuse_passed_over(request.model, run)
-    wanted, got = inputs["input_ids"].shape[1], hidden.shape[1]
-    require(got == wanted, "model", f"a hidden state for each of {wanted} tokens", got)
     if run.reads and run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")
-    return hidden if request.logit_scale == 1.0 else hidden * request.logit_scale
-
-
-@contextmanager
-def _output_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that receives the first output of every call of a module within the block."""
-    outputs: list[Tensor] = []
-    hook = module.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
-    try:
-        yield outputs
-    finally:
-        hook.remove()
+    refuse_passed_over(request.model, run)
+    hidden, scale = output[0], request.logit_rule.scale
+    wanted, got = inputs["input_ids"].shape[1], hidden.shape[1]
+    require(got == wanted, "model", f"a hidden state for each of {wanted} tokens", got)
+    return (hidden if scale == 1.0 else hidden * scale), output
 
 
 @contextmanager

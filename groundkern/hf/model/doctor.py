@@ -12,6 +12,7 @@ from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.attention import SideRows
 from groundkern.hf.model.comparing import compared_attention
 from groundkern.hf.model.layers import text_attention
+from groundkern.hf.model.logit_rule import logit_rule
 from groundkern.hf.model.request import NOT_FOR_THE_BODY, Request, image_token_of
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.support import (
@@ -80,8 +81,10 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     base.__dict__.pop(FAILED, None)
     refuse_unsupported(base, objectives)
     for module in text_attention(base).values() if objectives.read_attention else ():
-        if getattr(module, "attention_dropout", 0.0):
-            fail("attention_dropout", "0 (set it in the model's config)", module.attention_dropout)
+        dropout = getattr(module, "attention_dropout", 0.0)
+        dropout = getattr(dropout, "p", dropout)  # Persimmon holds a module
+        if dropout:
+            fail("attention_dropout", "0 (set it in the model's config)", dropout)
     inputs = {
         name: x
         for name, x in batch.items()
@@ -154,20 +157,42 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
     """Logits of the rows; without side tokens there are no side logits."""
     rows = position >= 0
     measured = position[rows].unique()  # the model's own logits, at these positions only
-    own = model(**inputs, logits_to_keep=measured).logits  # [B, K, V]
+    own = _own_logits(model, inputs, measured)  # [B, K, V]
     place = torch.searchsorted(measured, position.clamp(min=0)).clamp(max=len(measured) - 1)
-    forbidden = torch.finfo(own.dtype).min  # Chameleon's codes of images
     own = own[torch.arange(len(own), device=own.device)[:, None], place][rows].float()
+    kept, offset = slice(None), logit_rule(base_model(model)).offset
+    if offset is not None:  # ids that are left out have no logit to compare
+        kept = (offset == 0).to(own.device)
+        own = own[:, kept[: own.shape[1]]]
     free = model(**inputs, **_aligned_rows(position, inputs, alone=False), gk_record="logits")
-    largest = own.masked_fill(own == forbidden, 0.0).abs().max()
-    main = float((free.main_logits[rows] - own).abs().max() / largest)
+    largest = own.abs().max()
+    main = float((free.main_logits[rows][:, kept] - own).abs().max() / largest)
     count = int(rows.sum())
     if free.side_log_prob is None:
         return DoctorReport(count, main, None, None, tolerance, "logits")
     alone = model(**inputs, **_aligned_rows(position, inputs, alone=True), gk_record="logits")
-    moved = (x.side_logits[rows] - x.main_logits[rows] for x in (free, alone))
+    moved = ((x.side_logits - x.main_logits)[rows][:, kept] for x in (free, alone))
     side, control = (float(d.abs().max() / largest) for d in moved)
     return DoctorReport(count, main, side, control, tolerance)
+
+
+def _own_logits(model: nn.Module, inputs: dict, measured: Tensor) -> Tensor:
+    """[B, K, V]: the model's own logits at K positions; its head is not given any other.
+
+    Not every forward has `logits_to_keep` (Qwen's Omni thinkers, VideoLLaMA3).
+    """
+    length = inputs["input_ids"].shape[1]
+
+    def keep(_: nn.Module, args: tuple) -> tuple:
+        whole = args[0].dim() == 3 and args[0].shape[1] == length
+        return (args[0][:, measured], *args[1:]) if whole else args
+
+    handle = base_model(model).get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        logits = model(**inputs).logits
+    finally:
+        handle.remove()
+    return logits if logits.shape[1] == len(measured) else logits[:, measured]
 
 
 def _aligned_rows(position: Tensor, inputs: dict, *, alone: bool) -> dict[str, Tensor]:

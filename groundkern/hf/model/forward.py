@@ -103,7 +103,7 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
         target,
         smoothing=Smoothing(request.batch.word_bag.flatten(0, 1), bag, share),
         several=_several(request, groups),
-        softcap=request.softcap,
+        rule=request.logit_rule,
         backend=request.terms.backend,
     )
     sizes = [group.target.numel() for group in groups.values()]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from groundkern import attention_contribution
 from groundkern.checks import fail
 from groundkern.hf.model.attention import BodyRun, Layer
-from groundkern.hf.model.head import soft_capped
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, take_rows, tokens_after
 
@@ -123,7 +122,7 @@ def _log_prob(request: Request, hidden: Tensor, position: Tensor) -> Tensor:
     """[B, R]: of the tokens that the rows predict, in operations that differentiate twice."""
     logits = request.head(take_rows(hidden, position))
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    log_probs = soft_capped(logits, request.softcap).log_softmax(-1)
+    log_probs = request.logit_rule.of(logits).log_softmax(-1)
     target = tokens_after(request.input_ids, position).clamp(min=0)
     return log_probs.gather(-1, target[..., None])[..., 0]
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from groundkern import LabelBags, SoftTargets, linear_cross_entropy
-from groundkern.checks import fail
+from groundkern.hf.model.logit_rule import LogitRule
 from groundkern.losses import word_cross_entropy
 
 IGNORED = -100
@@ -50,7 +47,7 @@ def score_rows(
     *,
     smoothing: Smoothing,
     several: Several | None = None,
-    softcap: float | None,
+    rule: LogitRule,
     backend: str,
 ) -> RowScores:
     """Cross entropy of rows under the head.
@@ -65,14 +62,14 @@ def score_rows(
         target: int64 [N], whose log-probability is returned; -100 marks a row that is not counted.
         smoothing: the labels that share a part of each row's loss.
         several: the labels of rows that have more than one; None: no row has.
-        softcap: of the logits; None: off.
+        rule: what becomes of the logits; its scale is in `hidden` already.
         backend: of `linear_cross_entropy`.
 
     Returns:
         RowScores of [N] rows.
     """
     if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
-        return _scores_of_logits(head(hidden), target, smoothing, several, softcap)
+        return _scores_of_logits(rule.of(head(hidden).float()), target, smoothing, several)
     labels: Tensor | SoftTargets = target
     bags: LabelBags | None = None
     if several is None:
@@ -85,93 +82,18 @@ def score_rows(
             x,
             head.weight,
             labels,
-            bias=head.bias,
+            bias=_offset_bias(head, rule),
             bags=bags,
             smoothing=0.0 if bags is None else smoothing.share,
             reduction="none",
             ignore_index=IGNORED,
-            softcap=softcap,
+            softcap=rule.softcap,
             backend=backend,
         )
         return scores.loss, scores.log_prob, scores.predicted
 
     with _forward_replaced(head, fused):
         return RowScores(*head(hidden))
-
-
-class LogitRule(NamedTuple):
-    """What a model's forward does with its head's output: `softcap(logits * scale)`."""
-
-    scale: float
-    softcap: float | None
-
-
-def logit_rule(model: nn.Module) -> LogitRule:
-    """The logit post-processing of a model, read from its class's forward.
-
-    The config alone does not tell: Gemma3's vision model has no softcap and Aya Vision no scale,
-    although their text configs name one. `doctor` measures any other difference.
-
-    Raises:
-        ValueError: a scale on a head with a bias, a class without source.
-    """
-    config, source = model.config.get_text_config(), _forward_source(type(model))
-    softcap = scale = None
-    if "final_logit_softcapping" in source:
-        softcap = getattr(config, "final_logit_softcapping", None)
-    if "logit_scale" in source:
-        scale = config.logit_scale
-    elif "logits_scaling" in source:
-        scale = config.logits_scaling
-        if not re.search(
-            r"\* *[\w.]*logits_scaling", source
-        ):  # Granite divides, HyperCLOVAX does not
-            scale = 1.0 / scale
-    elif "output_multiplier" in source:
-        scale = config.output_multiplier
-    if scale is not None and getattr(model.get_output_embeddings(), "bias", None) is not None:
-        fail("model", "a head without bias where logits are scaled", type(model).__name__)
-    return LogitRule(1.0 if scale is None else float(scale), softcap)
-
-
-class Forbidding(nn.Module):
-    """A head some of whose ids the model's forward forbids, by giving them the lowest logit.
-
-    Args:
-        head: the output embeddings.
-        ids: int64 [K], forbidden.
-    """
-
-    def __init__(self, head: nn.Module, ids: Tensor) -> None:
-        super().__init__()
-        self.head, self.ids = head, ids
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.head(x)
-        return logits.index_fill(-1, self.ids.to(x.device), torch.finfo(logits.dtype).min)
-
-
-def head_of(model: nn.Module) -> nn.Module:
-    """The head as a model's own forward uses it: Chameleon's forbids the codes of images.
-
-    Args:
-        model: an attached model, without wrappers.
-
-    Returns:
-        Its output embeddings, alone or in `Forbidding`.
-    """
-    head = model.get_output_embeddings()
-    if "vocabulary_mapping.image_tokens" not in _forward_source(type(model)):
-        return head
-    return Forbidding(head, torch.tensor(model.base_model.vocabulary_mapping.image_tokens))
-
-
-@cache
-def _forward_source(model_class: type[nn.Module]) -> str:
-    try:
-        return inspect.getsource(inspect.unwrap(model_class.forward))
-    except OSError:  # a class typed into a prompt
-        fail("model", "a class whose forward has its source in a file", model_class.__name__)
 
 
 @contextmanager
@@ -233,15 +155,19 @@ def soft_targets(target: Tensor, smoothing: Smoothing, several: Several) -> Soft
     )
 
 
+def _offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
+    """[V]: the head's bias and the rule's offset, which has no softcap."""
+    if rule.offset is None:
+        return head.bias
+    dtype = head.weight.dtype  # in fp16 the offset would be infinite
+    offset = rule.offset.clamp(min=torch.finfo(dtype).min / 2).to(head.weight.device, dtype)
+    return offset if head.bias is None else head.bias + offset
+
+
 def _scores_of_logits(
-    logits: Tensor,
-    target: Tensor,
-    smoothing: Smoothing,
-    several: Several | None,
-    softcap: float | None,
+    logits: Tensor, target: Tensor, smoothing: Smoothing, several: Several | None
 ) -> RowScores:
     """The same scores in plain torch, from stored logits [N, V] of these rows only."""
-    logits = soft_capped(logits.float(), softcap)
     log_probs = logits.log_softmax(-1)  # [N, V]
     counted = target != IGNORED
     label = target.clamp(min=0)
@@ -263,11 +189,6 @@ def _scores_of_logits(
         torch.where(counted, log_prob, zero).detach(),
         torch.where(counted, logits.argmax(-1), -1),
     )
-
-
-def soft_capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """`softcap * tanh(logits / softcap)`; None: the logits as they are."""
-    return logits if softcap is None else softcap * (logits / softcap).tanh()
 
 
 def unembedding(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:

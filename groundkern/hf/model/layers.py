@@ -63,6 +63,18 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
     return decoder.model if headed and isinstance(decoder.model, nn.Module) else decoder
 
 
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The module that a model's own forward runs before its output head.
+
+    Args:
+        model: a transformers model without wrappers.
+
+    Returns:
+        Its body; its text decoder where the parts have no body in common (Llama 4).
+    """
+    return text_decoder(model) if model.base_model is model else model.base_model
+
+
 def text_layers(model: PreTrainedModel) -> list[TextLayer]:
     """The layers of a model's text decoder.
 

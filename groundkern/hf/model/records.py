@@ -8,7 +8,6 @@ from torch import Tensor
 
 from groundkern.hf.model.attribution import contributions, gradcam
 from groundkern.hf.model.body import BodyOutput
-from groundkern.hf.model.head import soft_capped
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after
 
@@ -57,10 +56,10 @@ def _attribution(request: Request, body: BodyOutput, name: str) -> Tensor:
         rows = (take_rows(body.normed, position), take_rows(body.hidden, position), target)
         normed, hidden, target = (x.flatten(0, 1) for x in rows)
         maps = contributions(request.model, saved, normed, hidden, target, columns)
-        maps = maps * request.logit_scale
+        maps = maps * request.logit_rule.scale
     maps = maps.view(shape)
     return maps if "layers" in request.records else maps.sum(2)
 
 
 def _logits(request: Request, hidden: Tensor) -> Tensor:
-    return soft_capped(request.head(hidden).detach().float(), request.softcap)
+    return request.logit_rule.of(request.head(hidden).detach().float())

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
-from groundkern.hf.model.head import head_of, logit_rule
+from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.model.layers import text_attention
+from groundkern.hf.model.logit_rule import LogitRule, logit_rule
 from groundkern.hf.model.prefix import refuse_seeing_rows, unbounded_rows
 from groundkern.hf.model.rows import Rows
 from groundkern.hf.model.support import evaluated
@@ -75,6 +76,9 @@ class Request:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
+        if image_token_of(model) is None and any("pixel_values" in name for name in inputs):
+            wanted = "the id of visual tokens (the processor's image_token_id) beside images"
+            fail("model.config.image_token_id", wanted, None)
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
@@ -89,20 +93,15 @@ class Request:
         """int64 [B, S]."""
         return self.inputs["input_ids"]
 
-    @cached_property
+    @property
     def head(self) -> nn.Module:
-        """The output head, as the model's own forward uses it."""
-        return head_of(self.model)
+        """The output embeddings."""
+        return self.model.get_output_embeddings()
 
     @property
-    def softcap(self) -> float | None:
-        """Of the logits, if the model's own forward applies one."""
-        return logit_rule(self.model).softcap
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor by which the model's own forward multiplies its logits."""
-        return logit_rule(self.model).scale
+    def logit_rule(self) -> LogitRule:
+        """What the model's own forward does around its head."""
+        return logit_rule(self.model)
 
     @property
     def side_tokens(self) -> int:
@@ -185,8 +184,8 @@ def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
 
 
 def image_token_of(model: nn.Module) -> int | None:
-    """The id that stands for a visual token."""
-    return getattr(model.config, "image_token_id", None)
+    """The id that stands for a visual token; None for a text model."""
+    return image_token_id(model.config)
 
 
 def _denominators(

@@ -28,21 +28,22 @@ FAILED = "_groundkern_failed"  # in the __dict__ of a model: reasons by objectiv
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, without PEFT around it.
+    """The transformers model itself, without PEFT or `torch.compile` around it.
 
     Args:
-        model: a transformers model, bare or inside PEFT.
+        model: a transformers model, bare, inside PEFT or compiled.
 
     Returns:
-        The model that PEFT wraps, or `model`.
+        The model that is wrapped, or `model`.
 
     Raises:
         TypeError: anything else (a model wrapped for distribution: attach first, wrap afterwards).
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel):
-        wanted = "a transformers model, bare or inside PEFT (attach before DDP, FSDP or compile)"
+        wanted = "a transformers model, bare or inside PEFT (attach before DDP or FSDP)"
         fail("model", wanted, type(model).__name__, TypeError)
     return model
 

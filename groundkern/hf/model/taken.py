@@ -97,8 +97,7 @@ def take_beside(
         places: of the rows; None: there are none.
 
     Returns:
-        Three [B, H, S, D], and [N, Hq, D] of each selection. torch.compile, which fuses what this
-        spares, gets an empty dict.
+        Three [B, H, S, D], and [N, Hq, D] of each selection.
     """
     alone = length == query.shape[2]
     if places is None or not (torch.is_grad_enabled() and query.requires_grad):

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from groundkern.hf.data.batch import COUNTS
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.gradcam import gradcam_maps, group_means
 from groundkern.hf.model.head import RowScores
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
+from groundkern.hf.model.router import ROUTER
 from groundkern.hf.model.rows import word_images
 from groundkern.hf.objectives import Objectives
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
@@ -44,12 +46,15 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
             parts |= found
             if getattr(request.attached, name) is not None:
                 loss = loss + weighted
+    if body.router is not None:
+        parts[ROUTER] = _router(request, body.router)
+        loss = loss + parts[ROUTER]
     learned = getattr(request.model, HEAD_WEIGHT, None)
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
     if request.part is not None:
         part = parts.get(request.part, text.detach() * 0.0)
-        loss = part_rules(request.attached)[request.part].weight * part
+        loss = part_rules(request.attached, routers=True)[request.part].weight * part
     return loss, parts
 
 
@@ -62,16 +67,18 @@ class PartRule(NamedTuple):
     rows: str
 
 
-def part_rules(objectives: Objectives) -> dict[str, PartRule]:
+def part_rules(objectives: Objectives, *, routers: bool = False) -> dict[str, PartRule]:
     """How the parts of the loss add up: it is the sum of `weight * part`.
 
     Args:
         objectives: what is computed.
+        routers: add the rule of the routers' loss, which only some models have.
 
     Returns:
         The rule of every part, by its name in `GroundedOutput.parts`.
     """
-    rules = {"text": PartRule(1.0, "text", "text")}
+    names = ("text", ROUTER) if routers else ("text",)
+    rules = {name: PartRule(1.0, "text", "text") for name in names}
     if (dv_sft := objectives.dv_sft) is not None:
         rules["word"] = PartRule(dv_sft.weight, WORD_COUNTS[dv_sft.average], "word")
     if (smam := objectives.smam) is not None:
@@ -90,6 +97,13 @@ def part_rules(objectives: Objectives) -> dict[str, PartRule]:
         for name in ("margin_mean", "margin_max"):
             rules[name] = PartRule(margin.weight, "map", "map")
     return rules
+
+
+def _router(request: Request, loss: Tensor) -> Tensor:
+    """The routers' loss times this batch's share of the step's trained tokens, so that
+    micro-batches and ranks add up to a mean; a batch alone has all of it."""
+    total, own = request.denominator("text"), request.batch.counts[COUNTS.index("text")]
+    return loss.float() * torch.where(total > 0, own / total.clamp(min=1), 1.0)
 
 
 def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:

@@ -46,9 +46,9 @@ class HeldOutMeans:
     """
 
     def __init__(self, objectives: Objectives, device: torch.device) -> None:
-        own = part_rules(objectives)
+        own = part_rules(objectives, routers=True)
         self._weights = {name: rule.weight for name, rule in own.items()}
-        self._rules = part_rules(all_terms(objectives))
+        self._rules = part_rules(all_terms(objectives), routers=True)
         self._names = (*self._rules, *ACCURACIES)
         self.batches = 0  # grounded ones
         kind = torch.float32 if device.type == "mps" else torch.float64

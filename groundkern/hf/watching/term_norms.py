@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.router import ROUTER
 from groundkern.hf.model.terms import part_rules
 from groundkern.hf.watching.untouched import buffers_kept, random_states_kept
 
@@ -36,10 +37,13 @@ def term_norms(
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     norms = {}
+    known: set[str] = set()  # parts of the loss that the model has
     with buffers_kept(model):
-        for part in part_rules(objectives_of(model)):
+        for part in part_rules(objectives_of(model), routers=True):
+            if part == ROUTER and ROUTER not in known:
+                continue
             with random_states_kept(device):
-                total = _gradient(model, batches, part, parameters, scale)
+                total = _gradient(model, batches, part, parameters, scale, known)
             if gather is not None:
                 total = [gather(gradient) for gradient in total]
             norm = torch.nn.utils.get_total_norm(total) / scale
@@ -53,11 +57,15 @@ def _gradient(
     part: str,
     parameters: list[nn.Parameter],
     scale: float,
+    known: set[str],
 ) -> list[Tensor]:
-    """fp32 gradient of one part, summed over the micro-batches, by parameter."""
+    """fp32 gradient of one part, summed over the micro-batches, by parameter; `known` learns which
+    parts there are."""
     total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     for batch in batches:
-        loss = model(**batch, gk_part=part).loss
+        output = model(**batch, gk_part=part)
+        known.update(output.parts)
+        loss = output.loss
         if not loss.requires_grad:
             continue
         found = torch.autograd.grad(loss * scale, parameters, allow_unused=True)

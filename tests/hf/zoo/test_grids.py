@@ -14,7 +14,7 @@ from benchmarks.families.zoo import grids, qwens
 from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import GroundedExample, GroundingCollator, Region
 from groundkern.hf.data.geometry import check_family, image_geometry
-from groundkern.hf.model.head import logit_rule
+from groundkern.hf.model.logit_rule import logit_rule
 from tests.hf.painting import check, process, seeded, visual_tokens, without_attention
 
 ZOO = qwens.FAMILIES | grids.FAMILIES
