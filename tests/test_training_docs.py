@@ -21,13 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.families.zoo.first import tiny_llava_model, tiny_qwen_model, tiny_qwen_processor
 from groundkern import KeySets, QueryRows, backends
 from groundkern.hf import DvSft, Klal, Smam, attach, detach
+from groundkern.hf.model.compiled import is_compiled
 from tests.hf.collating import make_example, make_region
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import attached_model, train
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-ATTACH, TRAINER, TRL, LOOP, COMPILED, GRAPHED = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ATTACH, TRAINER, TRL, LOOP, COMPILED, LAYERS, GRAPHED = BLOCKS
 
 
 @pytest.fixture
@@ -51,6 +53,12 @@ def test_the_trainer_runs(names):
     log = names["trainer"].state.log_history
     assert log[-1]["train_loss"] > 0
     assert names["trainer"].state.global_step == 2
+
+
+def test_layers_are_compiled(names):
+    assert not is_compiled(names["model"])
+    exec(LAYERS, names)
+    assert is_compiled(names["model"])
 
 
 def test_sft_trainer_runs(names):

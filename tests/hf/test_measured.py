@@ -228,9 +228,9 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_models_of_all_kinds_are_measured_and_left_as_they_were(llava, variant):
+    (wanted,) = MeasuredGeometry(*llava).measure([[(150, 97)]])  # transformers sets hooks once
     model = VARIANTS[variant](copy.deepcopy(llava[0]))
     next(model.modules()).training = True  # of one module alone
-    (wanted,) = MeasuredGeometry(*llava).measure([[(150, 97)]])
 
     def state() -> list:
         modules = list(model.modules())

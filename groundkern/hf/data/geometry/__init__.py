@@ -166,8 +166,8 @@ def check_family(kind: str) -> None:
         wanted = "a family whose answers see visual tokens with a place in the image"
         fail("config.model_type", wanted, f"{kind!r}: {NO_PLACE[kind]}")
     if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        fail("config.model_type", f"a family whose image geometry is known: {known}", repr(kind))
+        wanted = "a family whose image geometry is known (docs/families.md)"
+        fail("config.model_type", wanted, f"{kind!r}, which `MeasuredGeometry` may measure")
     since = FAMILIES[kind].since
     if Version(since) > TRANSFORMERS:
         wanted = f"transformers >= {since}, whose processor tells what an image became"
