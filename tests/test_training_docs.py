@@ -133,7 +133,7 @@ def test_a_decoder_layer_compiles():
     for compiled in (False, True):
         if compiled:
             layer = model.model.language_model.layers[0]
-            layer.compile(fullgraph=True, backend="aot_eager")
+            layer.compile(backend="aot_eager")
         model.zero_grad()
         loss = model(**_llava_batch(model)).loss
         loss.backward()

@@ -33,7 +33,7 @@ def test_a_model_without_a_table_is_measured(capsys):
     )
     with pytest.raises(ConfigError, match=r"`data\.geometry`: .*a_new_family"):
         geometry_of(model, processor, "table")
-    model.config.image_token_id = None
+    model.config.image_token_id = processor.image_token_id = None
     with pytest.raises(ConfigError, match="image_token_id"):
         geometry_of(model, processor)
 
