@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from packaging.version import Version
 from PIL import Image, ImageDraw
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
 from groundkern.hf.data import geometry
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.processor import pil_image_processor
 
+ROOT = Path(__file__).parents[2]
 QWEN, LLAVA = SimpleNamespace(model_type="qwen2_5_vl"), SimpleNamespace(model_type="llava")
 
 
@@ -139,6 +144,15 @@ def _refused(family: str) -> bool:
     except ValueError:
         return True
     return False
+
+
+def test_every_type_of_transformers_has_a_table_or_a_reason():
+    """Of the transformers that is installed; a newer one brings more types."""
+    known = {*geometry.FAMILIES, *geometry.NO_PLACE}
+    assert set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) <= known
+    assert not geometry.FAMILIES.keys() & geometry.NO_PLACE.keys()
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    assert [name for name in geometry.FAMILIES if f"`{name}`" not in page] == []
 
 
 def test_unknown_families_videos_and_missing_grids_are_refused():
