@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from groundkern.checks import require
 from groundkern.hf.data.collator import GroundingCollator
@@ -20,11 +21,13 @@ from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import Geometry
 from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import DoctorReport, doctor
-from groundkern.hf.model.support import supported_objectives
+from groundkern.hf.model.prefix import CAUSAL_TYPE, is_prefix_lm
+from groundkern.hf.model.support import base_model, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
 
 OK = "ok"
 ANSWER = "The red patch is in row 2 of the chart."
+REGION = "red patch"
 # each objective, and a part of the loss that it alone adds; no map meets a margin of 10
 OBJECTIVES = {
     "smam": (Smam(), "smam_grounding"),
@@ -132,8 +135,8 @@ def examples_of(images: Sequence[Any]) -> list[GroundedExample]:
     made = []
     spans = [("The red patch", (4, 7)), ("row 2", None), ("The red patch is in row 2", None)]
     for number, image in enumerate(images):
-        start = ANSWER.index("red patch")
-        region = Region(1, start, start + len("red patch"), 0, boxes=((0.0, 0.0, 0.5, 0.5),))
+        start = ANSWER.index(REGION)
+        region = Region(1, start, start + len(REGION), 0, boxes=((0.0, 0.0, 0.5, 0.5),))
         words = [
             Word(text, (x, y, x + 0.2, y + 0.1), 0)
             for text, x, y in (("coal", 0.1, 0.1), ("chart", 0.6, 0.3), ("wife", 0.3, 0.8))
@@ -163,7 +166,17 @@ def _collated(
     for rows, what in ROWS.items():
         there = bool((batch[rows] >= 0).any())
         require(there, "images", f"images on whose visual tokens there are {what}", "none")
+    for ids, side in zip(batch["input_ids"], batch["gk_side_position"].tolist(), strict=True):
+        aligned = [row + 1 for row in side if row >= 0]
+        _require_region_text(processor.tokenizer.decode(ids[aligned]))
     return batch
+
+
+def _require_region_text(found: str) -> None:
+    """Raise unless aligned tokens say the region's text; one may reach beyond it in the answer."""
+    text, whole, region = ("".join(x.split()).casefold() for x in (found, ANSWER, REGION))
+    wanted = f"the tokens of {REGION!r} as aligned ones"
+    require(region in text and text in whole, "gk_side_position", wanted, repr(found))
 
 
 def _keep(found: Examination, tables: list[Tensor]) -> list[Tensor]:
@@ -186,7 +199,10 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     rows = torch.tensor([[5, 8, 10], [4, 7, -1]], dtype=torch.int32)
-    return {"input_ids": ids, "attention_mask": mask, "gk_text_position": rows}
+    batch = {"input_ids": ids, "attention_mask": mask, "gk_text_position": rows}
+    if is_prefix_lm(base_model(model)):
+        batch["token_type_ids"] = torch.full_like(ids, CAUSAL_TYPE)
+    return batch
 
 
 def _doctored(model: nn.Module, inputs: dict[str, Tensor]) -> DoctorReport:
@@ -225,6 +241,9 @@ def _loss_of(model: nn.Module, inputs: dict[str, Tensor], name: str) -> Tensor:
     attach(model, **{name: objective})
     try:
         model.train()
+        for module, _ in modes:
+            if isinstance(module, _BatchNorm):  # its running means would move
+                module.eval()
         loss = model(**inputs, gk_part=part).loss
     finally:
         detach(model)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.families.examining import images
 from benchmarks.families.zoo.first import tiny_llava_model, tiny_llava_processor
 from groundkern.hf import GroundingCollator, examine
-from groundkern.hf.examination import OBJECTIVES, OK, examples_of
+from groundkern.hf.examination import OBJECTIVES, OK, _loss_of, examples_of, text_batch
 from groundkern.hf.model.attach import ATTACHMENT
 
 
@@ -84,3 +85,28 @@ def test_the_samples_have_everything():
     example.check()
     text = example.messages[1]["content"]
     assert [text[p.start : p.stop] for p in example.phrases][2].startswith("The red patch is")
+
+
+def test_rows_of_other_text_are_found(model, monkeypatch):
+    """A tokenizer whose offsets are wrong puts every row a token further."""
+    make = GroundingCollator.__call__
+
+    def moved(self, examples):
+        batch = make(self, examples)
+        rows = batch["gk_side_position"]
+        batch["gk_side_position"] = torch.where(rows >= 0, rows + 1, rows)
+        return batch
+
+    monkeypatch.setattr(GroundingCollator, "__call__", moved)
+    model.config.is_encoder_decoder = True  # nothing but the collator is tried
+    found = examine(model, tiny_llava_processor(), images())
+    assert "`gk_side_position`: expected the tokens of 'red patch'" in found.collator
+
+
+def test_running_means_stay(model):
+    norm = nn.BatchNorm1d(model.config.get_text_config().hidden_size)
+    model.get_decoder().norm.register_forward_hook(lambda _, __, out: norm(out.mT).mT)
+    model.get_decoder().norm.after = norm
+    _loss_of(model, text_batch(model), "klal")
+    assert norm.num_batches_tracked == 0
+    assert not norm.running_mean.any()

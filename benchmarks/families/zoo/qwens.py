@@ -253,7 +253,7 @@ dots3_note_model = Model(
         "index_topk": 16,
         "index_head_dim": 16,
         "index_n_heads": 2,
-        "sliding_window": 24,
+        "sliding_window": 32,
         "moe_intermediate_size": 32,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,

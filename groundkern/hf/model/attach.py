@@ -22,10 +22,10 @@ from groundkern.hf.model.compiled import compile_layers, is_compiled
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
 from groundkern.hf.model.layers import text_layers
-from groundkern.hf.model.logit_rule import LogitRule, measured_rule
+from groundkern.hf.model.logit_rule import LogitRule, measured_rule, refuse_other_losses
 from groundkern.hf.model.mixers import unwrap_mixers, wrap_mixers
 from groundkern.hf.model.own_forward import ATTACHMENT
-from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported
+from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported, warn_of_windows
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 
@@ -91,12 +91,19 @@ def attach(
     objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
     refuse_unsupported(base, objectives)
     rule = measured_rule(base)
-    for layer in text_layers(base):
-        if layer.attention is not None:
-            layer.attention.__dict__.update({LAYER: layer.number, CHUNK: layer.chunk})
-            _wrap(_function_of(layer.attention), base)
-    wrap_mixers(base)
+    refuse_other_losses(base)
+    warn_of_windows(base, objectives)
     previous = base.__dict__.get(ATTACHMENT)
+    try:
+        for layer in text_layers(base):
+            if layer.attention is not None:
+                layer.attention.__dict__.update({LAYER: layer.number, CHUNK: layer.chunk})
+                _wrap(_function_of(layer.attention), base)
+        wrap_mixers(base)
+    except Exception:
+        if previous is None:
+            _unmark(base)
+        raise
     replaced = previous.replaced if previous else base.__dict__.get("forward")
     base.__dict__[ATTACHMENT] = Attachment(objectives, replaced, rule)
     set_head_weight(base, klal)
@@ -129,14 +136,19 @@ def detach(model: nn.Module) -> nn.Module:
         del base.forward  # a forward that someone wrapped around ours stays, and passes through
         if attachment.replaced is not None:
             base.forward = attachment.replaced
-    for module in base.modules():
+    _unmark(base)
+    return model
+
+
+def _unmark(model: PreTrainedModel) -> None:
+    """Undo what `attach` does to the modules of a model and to its attention functions."""
+    for module in model.modules():
         for mark in (LAYER, CHUNK):
             module.__dict__.pop(mark, None)
-    unwrap_mixers(base)
-    base.__dict__.pop(FAILED, None)
-    for key in [key for key, function in _wrapped.items() if base in function.users]:
-        _unwrap(key, base)
-    return model
+    unwrap_mixers(model)
+    model.__dict__.pop(FAILED, None)
+    for key in [key for key, function in _wrapped.items() if model in function.users]:
+        _unwrap(key, model)
 
 
 def objectives_of(model: nn.Module) -> Objectives:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 SOFTMAX = ("full_attention", "sliding_attention", "chunked_attention")
 RECURRENT = ("linear_attention", "conv")
 BOTH = ("hybrid", "hybrid_sliding")  # attention beside a recurrence, in one layer
+WINDOWED = {"sliding_attention", "chunked_attention", "hybrid_sliding"}
 PER_TOKEN = ("moe", "mlp")  # nothing mixes tokens
 OLDER_NAMES = {
     "attention": "full_attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -76,28 +77,15 @@ class _Output:
 
 def measured_rule(model: nn.Module) -> LogitRule:
     """A new measurement, as in `logit_rule`."""
-    name, config = type(model).__name__, model.config.get_text_config()
-    head = model.get_output_embeddings()
-    hidden = _probe_hidden(len(PROBES), config.hidden_size)
-    size = getattr(head, "out_features", None) or config.vocab_size
-    probes = torch.tensor(PROBES, dtype=torch.float64)[None, :, None].expand(1, -1, size)
-    seen: list[Tensor] = []  # what reached the head
-
-    def stand_in(x: Tensor) -> Tensor:
-        seen.append(x)
-        return probes.clone()
-
-    device = next(model.parameters()).device
-    ids = torch.zeros(1, len(PROBES), dtype=torch.int64)
-    ids = ids if device.type == "meta" else ids.to(device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    name, head = type(model).__name__, model.get_output_embeddings()
+    size = _head_size(model)
     wanted = "a forward that runs its body, then its head on the last hidden states"
+    seen: list[Tensor] = []  # what reached the head
     try:
-        with torch.no_grad():
-            output = run_own(model, inputs, body=lambda *_, **__: _Output(hidden), head=stand_in)
+        output = _run_on_probes(model, seen)
     except Exception as error:  # whatever a class or a patch raises
         fail("model", wanted, f"{name}: {type(error).__name__}: {error}")
-    logits = getattr(output, "logits", None)
+    hidden, logits = _probe_hidden(model), getattr(output, "logits", None)
     require(len(seen) == 1 and isinstance(logits, Tensor), "model", wanted, name)
     before, (after, softcap, offset) = _factor(name, hidden, seen[0]), _curve(name, logits, size)
     if after != 1.0 and getattr(head, "bias", None) is not None:
@@ -107,8 +95,69 @@ def measured_rule(model: nn.Module) -> LogitRule:
     return LogitRule(before * after, softcap, offset)
 
 
-def _probe_hidden(rows: int, width: int) -> Tensor:
-    """[1, rows, width] of powers of two, exact in any dtype; a norm would change rows unevenly."""
+def refuse_other_losses(model: nn.Module) -> None:
+    """Refuse a forward that makes more of its logits than its text loss, which training with rows
+    would leave out: Bamba's z-loss.
+
+    Args:
+        model: a transformers model without wrappers, whose logit rule was measured.
+
+    Raises:
+        ValueError: a loss that is not 0 where the text loss is.
+    """
+    device = torch.device("cpu") if _device(model).type == "meta" else _device(model)
+    calls: list[Tensor] = []
+
+    def nothing(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(torch.zeros((), device=device))
+        return calls[0]
+
+    try:
+        loss = _run_on_probes(model, [], nothing).loss
+    except Exception:  # losses that cannot be run so are refused where they are on (router.py)
+        return
+    if calls and isinstance(loss, Tensor) and bool(loss != 0):
+        wanted = "a loss of next tokens, and of routers, alone (set others to 0 in its config)"
+        fail("model", wanted, f"{type(model).__name__}, which adds another")
+
+
+def _run_on_probes(
+    model: nn.Module, seen: list[Tensor], loss: Callable[..., Tensor] | None = None
+) -> Any:
+    """A forward's output where its head returns PROBES; `seen` receives what reached the head.
+    With labels if there is a loss to be called."""
+    probes = torch.tensor(PROBES, dtype=torch.float64)[None, :, None]
+    probes = probes.expand(1, -1, _head_size(model))
+
+    def stand_in(x: Tensor) -> Tensor:
+        seen.append(x)
+        return probes.clone()
+
+    hidden, device = _probe_hidden(model), _device(model)
+    ids = torch.zeros(1, len(PROBES), dtype=torch.int64)
+    ids = ids if device.type == "meta" else ids.to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    if loss is not None:
+        inputs["labels"] = ids
+    with torch.no_grad():
+        return run_own(
+            model, inputs, body=lambda *_, **__: _Output(hidden), head=stand_in, loss=loss
+        )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _head_size(model: nn.Module) -> int:
+    """V, the logits of a token."""
+    head = model.get_output_embeddings()
+    return getattr(head, "out_features", None) or model.config.get_text_config().vocab_size
+
+
+def _probe_hidden(model: nn.Module) -> Tensor:
+    """[1, rows, D] of powers of two, exact in any dtype; a norm would change rows unevenly."""
+    rows, width = len(PROBES), model.config.get_text_config().hidden_size
     generator = torch.Generator().manual_seed(0)
     power = torch.randint(0, 3, (1, rows, width), generator=generator)
     sign = torch.randint(0, 2, (1, rows, width), generator=generator) * 2 - 1

@@ -79,6 +79,11 @@ class Request:
         if image_token_of(model) is None and any("pixel_values" in name for name in inputs):
             wanted = "the id of visual tokens (the processor's image_token_id) beside images"
             fail("model.config.image_token_id", wanted, None)
+        for name in inputs:  # Granite-Docling's `router_labels`
+            if name.endswith("_labels"):
+                fail(
+                    name, "nothing beside gk_ inputs: its loss is not computed with them", "labels"
+                )
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)

@@ -39,7 +39,7 @@ def router_loss(request: Request, output: Any, hidden: Tensor) -> Tensor | None:
             checkpointing); router logits that are not per token.
     """
     logits = getattr(output, "router_logits", None)
-    if logits is None:
+    if not isinstance(logits, tuple):  # Granite-Docling's is one of images, and no experts'
         return None
     _refuse_lost_graph(request, logits, hidden)
     own = copy.copy(output)

@@ -7,6 +7,7 @@ layer to say what a side token sees.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import fields, replace
 from inspect import signature
@@ -16,7 +17,13 @@ from transformers import PreTrainedModel
 
 from groundkern.checks import fail
 from groundkern.hf.data.geometry import NO_PLACE
-from groundkern.hf.model.layers import NO_MODULES, text_attention, text_decoder, text_layers
+from groundkern.hf.model.layers import (
+    NO_MODULES,
+    WINDOWED,
+    text_attention,
+    text_decoder,
+    text_layers,
+)
 from groundkern.hf.model.prefix import is_prefix_lm
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 
@@ -79,15 +86,34 @@ def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
         objectives: what is to be trained.
 
     Raises:
-        ValueError: no output head, cross-attention, text that attends both ways; for maps a layer
-            that is not softmax attention or does not exist, or GradCAM with attention other than
-            eager; for SMAM a layer that mixes tokens in a way that is not known, or RoPE that
-            depends on the length.
+        ValueError: no output head, cross-attention, tokens of a second input that are predicted,
+            text that attends both ways; for maps a layer that is not softmax attention or does not
+            exist, or GradCAM with attention other than eager; for SMAM a layer that mixes tokens in
+            a way that is not known, or RoPE that depends on the length.
     """
     _refuse_model(model)
     for name in NAMES:
         if (how := getattr(objectives, name)) is not None:
             _refuse_objective(model, name, how)
+
+
+def warn_of_windows(model: PreTrainedModel, objectives: Objectives) -> None:
+    """Warn of maps that are read only in layers with a window: far from its image a row has none,
+    and adds 0 to the loss.
+
+    Args:
+        model: a transformers model without wrappers that supports the objectives.
+        objectives: what is to be trained.
+    """
+    layers = text_layers(model)
+    for name in ("klal", "hist", "margins"):
+        if (how := getattr(objectives, name)) is None:
+            continue
+        kinds = {layers[number].kind for number in how.layers or text_attention(model)}
+        if kinds <= WINDOWED:
+            seen = f"`{name}` reads {' and '.join(sorted(kinds))} alone of {type(model).__name__}"
+            rest = "a row whose image is outside of that window adds nothing to the loss"
+            warnings.warn(f"{seen}: {rest}", stacklevel=3)
 
 
 def evaluated(model: PreTrainedModel, attached: Objectives) -> Objectives:
@@ -141,12 +167,15 @@ def _refuse_model(model: PreTrainedModel) -> None:
         fail("model", wanted, f"{name}, which is an encoder and a decoder")
     if model.get_output_embeddings() is None:
         fail("model", "a model with an output head", f"{name}, which has none")
+    takes = signature(type(model).forward).parameters
     if model.base_model is model:  # Llama 4, which can be run for one token's logits
-        takes = signature(type(model).forward).parameters
         headed = text_decoder(model) is not model.get_decoder() and "logits_to_keep" in takes
         if not headed or model.config.model_type in NO_PLACE:
             wanted = "a model whose forward is a body (`base_model`) and an output head"
             fail("model", wanted, f"{name}, whose parts are wired otherwise")
+    if "decoder_input_ids" in takes:  # block diffusion, whose config does not say it
+        wanted = "a decoder that reads `input_ids` and predicts their next tokens"
+        fail("model", wanted, f"{name}, which predicts `decoder_input_ids`")
     config, modules = model.config.get_text_config(), list(text_decoder(model).modules())
     crossed = any("CrossAttention" in type(module).__name__ for module in modules)
     if crossed or getattr(config, "cross_attention_layers", None):

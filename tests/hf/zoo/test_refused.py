@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.families.examining import examined
-from benchmarks.families.zoo import refused
+from benchmarks.families.zoo import families, refused
 from groundkern.hf import DvSft, attach
 from groundkern.hf.data.geometry import FAMILIES, NO_PLACE, check_family
 from groundkern.hf.examination import OK
@@ -62,3 +62,9 @@ def test_a_body_with_other_positions_is_refused():
     layer.register_forward_hook(lambda _, __, out: torch.cat((out[:, :3], out), 1))
     with pytest.raises(ValueError, match="a hidden state for each of 12 tokens"):
         run_body(request)
+
+
+def test_block_diffusion_is_refused():
+    """Its config says neither that it is an encoder and a decoder nor what it predicts."""
+    _, _, found = examined(families()["diffusion_gemma"])
+    assert found.attach.startswith("`model`: expected a decoder that reads `input_ids` and predicts")
