@@ -1,4 +1,4 @@
-"""What a model's own forward adds to its text loss, beside its experts' routers: refused by name."""
+"""What a model's own forward adds to its text loss beside its routers' is refused by name."""
 
 from __future__ import annotations
 
