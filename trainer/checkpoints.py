@@ -47,7 +47,9 @@ FREE_TO_CHANGE = (
     "evaluation.",
 )
 # What a record has that knows today's labels of words; older ones were the word's first token.
-_LABELS = "supervision.number_label", "supervision.strip_punctuation", "supervision.max_number_tokens"
+_LABELS = tuple(
+    f"supervision.{name}" for name in ("number_label", "strip_punctuation", "max_number_tokens")
+)
 _OF_THE_DISK = (OSError, RuntimeError, SafetensorError)
 _SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar
 

@@ -326,7 +326,7 @@ def test_a_record_of_another_version_is_refused_by_name(data, output):
 
 
 def test_labels_of_an_older_version_do_not_change_silently(data, output, caplog):
-    """Its records have no `number_label`; what was trained on such labels does not go on by itself."""
+    """Its records have no `number_label`; a run that trained on labels does not go on by itself."""
     newest = output / "checkpoint-6"
     with recorded(newest) as record:
         for name in ("number_label", "strip_punctuation", "max_number_tokens"):
