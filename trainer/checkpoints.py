@@ -46,6 +46,10 @@ FREE_TO_CHANGE = (
     "training.max_nonfinite",
     "evaluation.",
 )
+# What a record has that knows today's labels of words; older ones were the word's first token.
+_LABELS = tuple(
+    f"supervision.{name}" for name in ("number_label", "strip_punctuation", "max_number_tokens")
+)
 _OF_THE_DISK = (OSError, RuntimeError, SafetensorError)
 _SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar
 
@@ -181,6 +185,8 @@ def find(config: Config) -> Path | None:
         raise ConfigError(f"`training.resume`: expected auto, never or a checkpoint, got {resume}")
     if reason := fault(named):
         raise ConfigError(f"`training.resume`: expected a whole checkpoint, got {named}: {reason}")
+    if _has_old_labels(durable.read_json(named / RECORD)["config"]):
+        _warn_of_labels(named)
     return named
 
 
@@ -199,14 +205,35 @@ def _newest_whole(found: list[Path], output: Path) -> Path | None:
 
 
 def _refuse_other_settings(checkpoint: Path, config: Config) -> None:
+    record = durable.read_json(checkpoint / RECORD)["config"]
     try:  # fields added since have their defaults
-        saved = Config.model_validate(durable.read_json(checkpoint / RECORD)["config"])
+        saved = Config.model_validate(record)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise _of_other(checkpoint, f"`{where}` of another version of groundkern") from None
     old, new = (each.model_dump(mode="json") for each in (saved, config))
-    if changed := differences(old, new, ignore=FREE_TO_CHANGE):
+    relabelled = _has_old_labels(record)
+    changed = differences(old, new, ignore=FREE_TO_CHANGE + (_LABELS if relabelled else ()))
+    if relabelled and (saved.objectives.dv_sft or saved.objectives.logit_lens):
+        changed.append("labels of words by another version of groundkern")
+    if changed:
         raise _of_other(checkpoint, "; ".join(changed))
+    if relabelled:
+        _warn_of_labels(checkpoint)
+
+
+def _has_old_labels(config: dict) -> bool:
+    """Whether saved settings are from before numbers had several labels: no setting of today gives
+    quite the same labels."""
+    return "number_label" not in config["supervision"]
+
+
+def _warn_of_labels(checkpoint: Path) -> None:
+    logger.warning(
+        "%s is of another version of groundkern: labels of words are made otherwise from here on, "
+        "and word figures before and after do not compare",
+        checkpoint,
+    )
 
 
 def refuse_other_data(checkpoint: Path, config: Config, train_digest: str) -> None:

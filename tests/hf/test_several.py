@@ -9,6 +9,8 @@ from torch import nn
 from groundkern.hf import DvSft, Word, attach, row_counts
 from groundkern.hf.model.head import Several, score_rows, soft_targets
 from groundkern.hf.model.logit_rule import LogitRule
+from groundkern.hf.objectives import Objectives
+from groundkern.hf.watching.held_out import HeldOutMeans
 from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.collating import live, make_collator, make_example
 from tests.hf.naive import naive_forward
@@ -100,6 +102,24 @@ def test_a_model_equals_the_naive_forward(model, samples, terms, side):
     assert float(model(**without).parts["word"]) != float(ours.parts["word"])
     torch.testing.assert_close(model(**without).word_log_prob, ours.word_log_prob)
     assert torch.equal(row_counts(batch), row_counts(without))
+
+
+def test_any_of_the_labels_is_right_in_held_out_figures(qwen):
+    model, batch = attach(qwen, dv_sft=DvSft()).eval(), make_batch(qwen, SAMPLES["qwen"])
+    with torch.no_grad():
+        said = model(**batch).word_predicted
+    rows = batch["gk_word_position"] >= 0
+    first = torch.where(rows, (said + 1) % 300, -1)
+    batch["gk_word_label"] = first
+    batch["gk_several_label"] = torch.stack((first, torch.where(rows, said, -1)), -1)
+    batch["gk_several_label"][0] = -1  # one label, which is wrong
+    batch["gk_several_weight"] = torch.where(batch["gk_several_label"] >= 0, 1, -1).int()
+    means = HeldOutMeans(Objectives(dv_sft=DvSft()), torch.device("cpu"))
+    with torch.no_grad():
+        means.add(batch, model(**batch))
+    wanted = float(rows[1:].sum() / rows.sum())
+    assert 0 < wanted < 1
+    assert means.means()["word_accuracy"] == pytest.approx(wanted)
 
 
 def test_a_label_without_a_weight_is_refused(qwen):

@@ -307,14 +307,41 @@ def test_a_number_that_json_has_not_is_no_part_of_a_record(output):
     assert checkpoints.fault(path.parent) == f"{folder.RECORD} was changed"
 
 
-def test_a_record_of_another_version_is_refused_by_name(data, output):
-    path = output / "checkpoint-6" / folder.RECORD
-    record = durable.read_json(path)
-    record["config"]["training"]["gone"] = 1
+@contextmanager
+def recorded(checkpoint: Path) -> Iterator[dict]:
+    """The settings in a checkpoint's record, to be changed as another version would have them."""
+    record = durable.read_json(checkpoint / folder.RECORD)
+    yield record["config"]
     del record["sha256"]
-    durable.write_json(path, {**record, "sha256": checkpoints._own_digest(record)})
+    durable.write_json(
+        checkpoint / folder.RECORD, {**record, "sha256": checkpoints._own_digest(record)}
+    )
+
+
+def test_a_record_of_another_version_is_refused_by_name(data, output):
+    with recorded(output / "checkpoint-6") as record:
+        record["training"]["gone"] = 1
     with pytest.raises(ConfigError, match=r"`training.gone` of another version of groundkern"):
         checkpoints.find(settings(data, output))
+
+
+def test_labels_of_an_older_version_do_not_change_silently(data, output, caplog):
+    """Its records have no `number_label`; a run that trained on labels does not go on by itself."""
+    newest = output / "checkpoint-6"
+    with recorded(newest) as record:
+        for name in ("number_label", "strip_punctuation", "max_number_tokens"):
+            del record["supervision"][name]
+        del record["data"]["geometry"], record["model"]["image_options"]
+    with pytest.raises(ConfigError, match=r"\(labels of words by another version of groundkern\);"):
+        checkpoints.find(settings(data, output))
+    assert checkpoints.find(settings(data, output, resume=str(newest))) == newest
+    assert "labels of words are made otherwise from here on" in caplog.text
+    caplog.clear()
+    with recorded(newest) as record:
+        record["objectives"]["dv_sft"] = None
+    plain = config(data, output, objectives={"dv_sft": None}, data={"test": None})
+    assert checkpoints.find(plain) == newest
+    assert caplog.text.count("labels of words are made otherwise from here on") == 1
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path):

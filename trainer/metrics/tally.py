@@ -62,11 +62,13 @@ class Tally:
         np.add.at(found.sums, at, values[there].cpu().numpy())
         np.add.at(found.counts, at, 1)
 
-    def add_words(self, right: Tensor, labels: Tensor, rows: Tensor) -> None:
-        """Adds visual labels [N] of rows [N] of the batch, and whether each was predicted."""
-        self.add("word_accuracy", right, rows)
-        at = self._rows[rows.cpu().numpy()]
-        self._labels.append((at.astype(np.int32), labels.cpu().numpy().astype(np.int32)))
+    def add_words(self, predicted: Tensor, labels: Tensor, rows: Tensor) -> None:
+        """Adds what was predicted [N] of rows [N] of the batch, and the labels [N, L] that each may
+        have, below 0 where there is none."""
+        self.add("word_accuracy", (predicted[:, None] == labels).any(1), rows)
+        there = labels >= 0
+        at = self._rows[rows[:, None].expand_as(labels)[there].cpu().numpy()]
+        self._labels.append((at.astype(np.int32), labels[there].cpu().numpy().astype(np.int32)))
 
     def by_sample(self) -> dict[str, Sampled]:
         """Sums and counts of every metric that has a value, `word_baseline` among them."""

@@ -96,7 +96,7 @@ FIELDS = {
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
     "phrase_composite": Field("B K 3", "phrase", "a composite phrase and its two parts"),
     "lens_position": Field("B Rl", "position", "logit lens: the visual tokens themselves"),
-    "lens_label": Field("B Rl", "token id", "the first token of a concept"),
+    "lens_label": Field("B Rl", "token id", "the label of a concept"),
     "lens_inside": Field(
         "B Rl", "number", "1 if the visual token is on the concept's object, else 0"
     ),

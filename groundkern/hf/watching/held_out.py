@@ -74,8 +74,10 @@ class HeldOutMeans:
         target = tokens_after(batch["input_ids"], position)
         found[TEXT] = _hits(output.text_predicted, target, position)
         if output.word_predicted is not None and "gk_word_position" in batch:
-            position = batch["gk_word_position"]
-            found[WORD] = _hits(output.word_predicted, batch["gk_word_label"], position)
+            count = counts["word"]
+            right = (output.word_predicted[..., None] == word_labels(batch)).any(-1)
+            hits = (right & (batch["gk_word_position"] >= 0)).sum().to(count)
+            found[WORD] = (hits, count, count)
         self._add(found)
 
     def add_plain(self, batch: Mapping[str, Tensor], loss: Tensor) -> None:
@@ -108,6 +110,22 @@ class HeldOutMeans:
         means = {name: value / count for name, value, count, rows in columns if rows}
         weighted = [self._weights[name] * means[name] for name in self._weights if name in means]
         return {"loss": sum(weighted), **means} if weighted else means
+
+
+def word_labels(batch: Mapping[str, Tensor]) -> Tensor:
+    """What a labelled visual token may be read as: any of its labels (D5).
+
+    Args:
+        batch: with `gk_word_label`, and `gk_several_label` where tokens have several.
+
+    Returns:
+        int64 [B, Rw, L], at least one wide; -2 is padding, which is nothing that is predicted.
+    """
+    first = batch["gk_word_label"][..., None].long()
+    several = batch.get("gk_several_label", first[..., :0]).long()
+    alone = (several < 0).all(-1, keepdim=True)
+    found = torch.cat((torch.where(alone, first, -1), several), -1)
+    return found.masked_fill(found < 0, -2)
 
 
 def _hits(predicted: Tensor, target: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:

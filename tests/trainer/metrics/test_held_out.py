@@ -103,6 +103,18 @@ def test_words_count_labelled_tokens_only():
     assert found["word_baseline"].counts.tolist() == [2, 1]
 
 
+def test_any_label_of_a_number_is_right():
+    """The digits of 7,977 and of 89: 9 is predicted for both."""
+    given = batch()
+    given["gk_several_label"] = torch.tensor([[[7, 9], [8, 9]], [[-1, -1]] * 2])
+    predicted = torch.tensor([[9, 9], [9, -1]])
+    tally = tallied(ev.add_words, given, predicted)
+    found = tally.by_sample()
+    assert found["word_accuracy"].sums.tolist() == [2.0, 0.0]
+    assert found["word_accuracy"].counts.tolist() == [2, 1]
+    assert found["word_baseline"].sums.tolist() == [1.0, 1.0]  # 7 comes as often as 9, and first
+
+
 def test_a_batch_without_regions_gives_no_figure():
     empty = batch()
     for key, width in (("gk_side_position", 0), ("gk_side_set", 0), ("gk_word_position", 0)):
