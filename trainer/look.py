@@ -23,6 +23,7 @@ from torch import Tensor
 
 from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach
+from groundkern.hf.data.calling import rendered
 from groundkern.maps import inside
 from groundkern.rasters import Raster
 from trainer import durable
@@ -190,7 +191,7 @@ def generate(
     """
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     chat = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text = rendered(processor, chat, asks=True)
     answerer = Answerer(model, processor, max_new_tokens=max_new_tokens)
     question = Question(text, (image,), "--prompt")
     answer = answerer.answer(answerer.inputs([question]))[0].text.strip()
