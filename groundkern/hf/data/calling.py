@@ -91,12 +91,13 @@ def call(
     if _is(processor, "GotOcr2Processor"):  # a list in a list would be the pages of one image
         lists = flat
     ragged = _is(processor, "PerceptionLMProcessor")
-    features = processor(
+    found = processor(
         images=lists if flat else None,
         text=list(texts),
         images_kwargs={"return_tensors": None if ragged else "pt"},
         **_text_options(processor, texts[0], padding=padding),
-    ).data
+    )
+    features = dict(found)
     if ragged and flat:  # the model takes any number of tiles, its processor one for all images
         features["pixel_values"] = torch.cat(list(features["pixel_values"]))[None]
     if "text_replacement_offsets" not in features and _own(processor, "replace_image_token"):
