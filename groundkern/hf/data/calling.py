@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+REPORTS = "return_text_replacement_offsets" in TextKwargs.__annotations__
+"""Whether this transformers tells what an image's placeholder became; 5.1 does not."""
+
+
 def placeholder(processor: Any) -> str:
     """The text that a chat template writes once for each image, and the processor replaces.
 
@@ -168,7 +172,7 @@ def _text_options(processor: Any, text: str, *, padding: bool) -> dict[str, Any]
         "return_offsets_mapping": True,
         **text_options(processor, text),
     }
-    if "return_text_replacement_offsets" in TextKwargs.__annotations__:  # not in transformers 5.1
+    if REPORTS:
         options["return_text_replacement_offsets"] = True
     flat = {name: options.pop(name) for name in ProcessingKwargs.__annotations__ if name in options}
     return {"text_kwargs": options, **flat}

@@ -14,6 +14,7 @@ from benchmarks.families.examining import examined
 from benchmarks.families.zoo import others
 from benchmarks.families.zoo.making import Family, Unavailable
 from groundkern.hf import GroundingCollator, Smam, attach, detach
+from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry import check_family, image_geometry
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.examination import OBJECTIVES, OK
@@ -151,7 +152,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_settings_put_pixels_where_the_table_says(name, size):
     """The processors' own defaults, on a page, a line of text and a pixel."""
-    if name == "emu3" and size == (1, 1):
+    if size == (1, 1) and (name == "emu3" or not REPORTS):
         pytest.skip("transformers takes 1 x 1 x 3 for a picture of one channel")
     processor, (folder, kind, settings) = built(name), REAL[name]
     real = processor.processor if name == "fuyu" else processor

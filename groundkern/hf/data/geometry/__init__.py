@@ -119,7 +119,7 @@ FAMILIES = {
     "step3p7": Family(of_each(windows.step3p7), "5.20"),
     "unlimited_ocr": Family(of_each(canvases.unlimited_ocr), "5.20"),
     "video_llama_3": Family(grids.stretched, "5.1"),
-    "video_llava": Family(of_each(crops.cropped), "5.1"),
+    "video_llava": Family(of_each(crops.cropped), "5.20"),
     "vipllava": Family(of_each(crops.cropped), "5.1"),
 }
 """Values of `config.model_type` whose image geometry is known.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry.crops import cropped
 from groundkern.hf.data.geometry.views import Size, Views, of_each, option
 from groundkern.maps import patch_grid
@@ -79,8 +80,15 @@ def rows(views: Views) -> list[Tensor]:
 
 
 def llava(views: Views) -> list[Tensor]:
-    """LLaVA: `rows` if its processor is Pixtral's, else `crops.cropped`."""
+    """LLaVA: `rows` if its processor is Pixtral's, else `crops.cropped`.
+
+    Raises:
+        ValueError: Pixtral's in a transformers that does not tell where its break tokens are.
+    """
     pixtral = hasattr(views.processor, "image_break_token")
+    if pixtral and not REPORTS:
+        wanted = "transformers >= 5.20, whose processor tells what an image became"
+        fail("processor", wanted, f"{type(views.processor).__name__} in an older one")
     return (rows if pixtral else of_each(cropped))(views)
 
 
