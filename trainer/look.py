@@ -105,9 +105,7 @@ def run_look(arguments: Namespace) -> Path:
     image = load_rgb(arguments.image[0], size, where=where, field="image")
     boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
     target = Target(boxes, rasters_of(arguments, size))
-    model, processor = open_model(
-        arguments.model, attn_implementation="sdpa", dtype=arguments.dtype
-    )
+    model, processor = open_model(arguments.model, attn_implementation=None, dtype=arguments.dtype)
     model.to(arguments.device).eval()
     layers = parse_layers(arguments.layers, model.config.get_text_config().num_hidden_layers)
     answer = arguments.answer

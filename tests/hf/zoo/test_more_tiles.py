@@ -223,3 +223,11 @@ def test_why_two_families_have_no_batch():
         pytest.skip(str(error))
     with pytest.raises(ValueError, match=r"`processor\.image_token`: expected an image token"):
         GroundingCollator(processor, SimpleNamespace())
+
+
+def test_got_ocrs_tokens_are_those_that_its_convolutions_make_of_a_tile():
+    """256 of a processor saved without the setting, for a model of 1 x 1 of a tile's patches."""
+    processor, model = built("got_ocr2")
+    processor.num_image_tokens = 256
+    with pytest.raises(ValueError, match="expected 1 along a tile of 4 patches, got 16"):
+        image_geometry(processor, model.config, [[Image.new("RGB", (150, 97))]], {})

@@ -6,7 +6,7 @@ Pixtral's processor puts a break token after each row of cells, which is no visu
 
 from __future__ import annotations
 
-from math import ceil, floor, isqrt
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from groundkern.checks import fail, require
 from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry.crops import cropped
-from groundkern.hf.data.geometry.views import Size, Views, of_each, option
+from groundkern.hf.data.geometry.views import Size, Views, of_each, option, square_side
 from groundkern.maps import patch_grid
 
 
@@ -34,10 +34,7 @@ def square(processor: Any, size: Size) -> Tensor:
         ValueError: an image processor that crops, or a number of tokens that makes no square.
     """
     _check_uncropped(processor)
-    side = isqrt(processor.image_seq_length)
-    wanted = "a square number"
-    name = "processor.image_seq_length"
-    require(side**2 == processor.image_seq_length, name, wanted, processor.image_seq_length)
+    side = square_side("image_seq_length", processor.image_seq_length)
     return patch_grid(side, side)
 
 
