@@ -48,7 +48,7 @@ class Prepending:
     def apply_chat_template(self, _, *, tokenize):
         return self.image_token + "Where?"
 
-    def __call__(self, *, text, images, padding, **_):
+    def __call__(self, *, text, images, text_kwargs, **_):
         own = self.processor.image_processor = self.image_processor
         own.patchify_image = lambda image, patch_size: torch.from_numpy(
             type(own).patchify_image(own, image.numpy(), patch_size)
@@ -57,7 +57,7 @@ class Prepending:
             images, return_legacy_image_output=False, return_tensors="pt"
         )
         words = [text.replace(self.image_token, rows) for text, rows in zip(text, replaced)]
-        batch = self.tokenizer(words, padding=padding)
+        batch = self.tokenizer(words, padding=text_kwargs["padding"])
         return BatchFeature({**batch, "pixel_values": images["pixel_values"]})
 
 
