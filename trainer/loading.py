@@ -49,7 +49,7 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
 def open_model(
     path: str,
     *,
-    attn_implementation: str,
+    attn_implementation: str | None,
     dtype: str,
     processor: str | None = None,
     image_options: Mapping[str, Any] | None = None,
@@ -58,7 +58,7 @@ def open_model(
 
     Args:
         path: a model folder or hub name.
-        attn_implementation: as in transformers.
+        attn_implementation: as in transformers; None: what it chooses for the model.
         dtype: the name of a torch dtype.
         processor: the folder or hub name of the processor; None: the model's.
         image_options: other settings of its images (`load_processor`).

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from groundkern import metrics
 from groundkern.hf import GroundedExample, GroundingCollator, attach
+from groundkern.hf.data.calling import rendered
 from groundkern.maps import inside
 from groundkern.rasters import Raster
 from trainer import durable
@@ -104,9 +105,7 @@ def run_look(arguments: Namespace) -> Path:
     image = load_rgb(arguments.image[0], size, where=where, field="image")
     boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
     target = Target(boxes, rasters_of(arguments, size))
-    model, processor = open_model(
-        arguments.model, attn_implementation="sdpa", dtype=arguments.dtype
-    )
+    model, processor = open_model(arguments.model, attn_implementation=None, dtype=arguments.dtype)
     model.to(arguments.device).eval()
     layers = parse_layers(arguments.layers, model.config.get_text_config().num_hidden_layers)
     answer = arguments.answer
@@ -190,7 +189,7 @@ def generate(
     """
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     chat = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text = rendered(processor, chat, asks=True)
     answerer = Answerer(model, processor, max_new_tokens=max_new_tokens)
     question = Question(text, (image,), "--prompt")
     answer = answerer.answer(answerer.inputs([question]))[0].text.strip()

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from benchmarks.families.zoo import families
 from benchmarks.families.zoo.making import Family, Unavailable
 from groundkern.hf import MeasuredGeometry, image_geometry
+from groundkern.hf.data.calling import sample
 from groundkern.hf.data.geometry import FAMILIES
-from groundkern.hf.measuring.places import processed
 
 Size = tuple[int, int]
 SIZES = ((150, 97), (61, 170))
@@ -138,7 +138,7 @@ def without_attention(model: nn.Module) -> Iterator[None]:
 
 def tokens_of(model: nn.Module, processor: Any, image: Image.Image) -> Tensor:
     """[C, D]: what the decoder gets in the place of an image."""
-    batch = processed(processor, [image])
+    batch = sample(processor, [image])
     seen = []
 
     def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -163,7 +163,7 @@ def compare(name: str, family: Family, size: Size, step: int) -> list[str]:
     pairs = {"measured - probe": (in_pixels(measured.places, size), probe)}
     if model.config.model_type in FAMILIES:
         image = Image.new("RGB", size)
-        batch = processed(processor, [image])
+        batch = sample(processor, [image])
         (table,) = image_geometry(processor, model.config, [[image]], batch)
         table = in_pixels(table, size)
         pairs["table - probe"] = (table, probe)

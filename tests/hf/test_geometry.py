@@ -130,7 +130,7 @@ def test_families_of_later_transformers_are_refused_by_name(monkeypatch):
         image_geometry(None, SimpleNamespace(model_type="idefics3"), [[]], {})
     monkeypatch.setattr(geometry, "TRANSFORMERS", Version("5.1.0"))
     served = {name for name in geometry.FAMILIES if not _refused(name)}
-    llavas = {"llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava"}
+    llavas = {"llava", "llava_next", "llava_next_video", "llava_onevision"}
     assert {*llavas, "vipllava", "perception_lm", "qwen2_5_vl", "qwen3_vl"} <= served
     assert served.isdisjoint({"gemma3", "got_ocr2", "idefics3", "internvl", "molmo2", "ovis2"})
     newest = max(Version(family.since) for family in geometry.FAMILIES.values())

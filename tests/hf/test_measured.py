@@ -23,10 +23,10 @@ from groundkern.hf import (
     attach,
     image_geometry,
 )
+from groundkern.hf.data.calling import sample
 from groundkern.hf.data.geometry import FAMILIES as TABLES
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.measuring import measured as module
-from groundkern.hf.measuring.places import processed
 from tests.hf.families import FAMILIES
 
 # of the zoo, with a table: a name is a `model_type`, or one and a variant behind a colon
@@ -41,7 +41,7 @@ def llava() -> tuple[nn.Module, Any]:
 
 def tabled(model: nn.Module, processor: Any, *sizes: tuple[int, int]) -> torch.Tensor:
     images = [Image.new("RGB", size) for size in sizes]
-    (table,) = image_geometry(processor, model.config, [images], processed(processor, images))
+    (table,) = image_geometry(processor, model.config, [images], sample(processor, images))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
-from groundkern.hf.data.processor import text_options
+from groundkern.hf.data.calling import tensors
 from groundkern.hf.data.spans import render_chat
 from trainer.data.images import SampleError
 from trainer.evaluation.questions import Question
@@ -109,16 +109,9 @@ class Answerer:
         images = [list(question.images) for question in questions]
         side, tokenizer.padding_side = tokenizer.padding_side, "left"
         try:
-            made = self.processor(
-                text=texts,
-                images=images if any(images) else None,
-                padding=True,
-                return_tensors="pt",
-                **text_options(self.processor, texts[0]),
-            )
+            return tensors(self.processor, images, texts, padding=True)
         finally:
             tokenizer.padding_side = side
-        return {name: x for name, x in made.items() if isinstance(x, torch.Tensor)}
 
     def _read(self, ids: list[int]) -> Answer:
         at = next((i for i, token in enumerate(ids) if token in self.stops), None)

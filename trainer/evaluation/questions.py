@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from groundkern.hf.data.calling import rendered
 from groundkern.hf.data.example import GroundedExample, is_trained, message_text
 from groundkern.hf.data.texts import TextRules
 from trainer.data.images import SampleError
@@ -63,10 +64,7 @@ class Asking:
         shown = sum(part["type"] == "image" for m in asked.messages for part in m["content"])
         try:
             self._rules.check(asked, example.name)
-            options = {"tools": list(asked.tools)} if asked.tools else {}
-            text = self._processor.apply_chat_template(
-                asked.messages, add_generation_prompt=True, tokenize=False, **options
-            )
+            text = rendered(self._processor, asked.messages, asked.tools, asks=True)
         except Exception as error:  # a chat template raises whatever its author wrote
             reason = str(error).replace("`", "").removeprefix(f"{example.name}: ")
             raise SampleError(f"{example.name}: {reason}") from None

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
+from groundkern.hf.data.calling import sample
 from groundkern.hf.data.geometry import image_geometry  # not by way of hf: no Trainer here
 from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.data.processor import load_processor
@@ -66,11 +67,10 @@ class VisualGrid:
             ValueError: the processor does not take such an image.
         """
         images = [Image.new("RGB", size) for size in sizes]
-        text = self.processor.image_token * len(images)
-        batch = self.processor(images=images, text=[text], padding=False)
+        batch = sample(self.processor, images)
         table = image_geometry(self.processor, self.config, [images], batch)[0]
         visual = image_token_id(self.config, self.processor)
-        tokens = sum(token == visual for token in batch["input_ids"][0])
+        tokens = int((batch["input_ids"] == visual).sum())
         if tokens != len(table):
             raise ValueError(f"{tokens} visual tokens where the geometry has {len(table)}")
         return table

@@ -290,9 +290,10 @@ def ovis2_processor(*, padding_side: str = "right", **images):
 
 def _ovis2(**settings):
     """The model; its config names the markers by their ids, a list."""
-    ids = ovis_tokenizer().convert_tokens_to_ids([f"<{name}>" for name in _OVIS[:5]])
-    more = {**ovis2_model.more, "visual_indicator_token_ids": ids}
-    return replace(ovis2_model, more=more)(**settings)
+    tokenizer = ovis_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids([f"<{name}>" for name in _OVIS[:5]])
+    more = {"visual_indicator_token_ids": ids, "vocab_size": len(tokenizer)}
+    return replace(ovis2_model, more={**ovis2_model.more, **more})(**settings)
 
 
 FAMILIES = {

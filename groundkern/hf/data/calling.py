@@ -9,13 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.processing_utils import ProcessorMixin
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs
 
 from groundkern.checks import fail
 from groundkern.hf.data.processor import text_options
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+REPORTS = "return_text_replacement_offsets" in TextKwargs.__annotations__
+"""Whether this transformers tells what an image's placeholder became; 5.1 does not."""
 
 
 def placeholder(processor: Any) -> str:
@@ -37,7 +42,11 @@ def placeholder(processor: Any) -> str:
 
 
 def rendered(
-    processor: Any, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+    processor: Any,
+    messages: list[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
+    *,
+    asks: bool = False,
 ) -> str:
     """A chat as its template renders it, with what the processor itself would put in front.
 
@@ -45,8 +54,11 @@ def rendered(
         processor: has the chat template.
         messages: the conversation.
         tools: JSON schemas of functions that the template is to name.
+        asks: an answer is to follow, so that the template begins its turn.
     """
-    options = {"tools": list(tools)} if tools else {}
+    options: dict[str, Any] = {"tools": list(tools)} if tools else {}
+    if asks:
+        options["add_generation_prompt"] = True
     text = processor.apply_chat_template(messages, tokenize=False, **options)
     if _is(processor, "Molmo2Processor"):
         tokenizer = processor.tokenizer
@@ -83,21 +95,53 @@ def call(
     if _is(processor, "GotOcr2Processor"):  # a list in a list would be the pages of one image
         lists = flat
     ragged = _is(processor, "PerceptionLMProcessor")
-    features = processor(
+    found = processor(
         images=lists if flat else None,
         text=list(texts),
-        padding=padding,
-        return_offsets_mapping=True,
-        return_text_replacement_offsets=True,
-        text_kwargs={"return_tensors": None},  # LLaVA-NeXT-Video's default are tensors
         images_kwargs={"return_tensors": None if ragged else "pt"},
-        **text_options(processor, texts[0]),
-    ).data
+        **_text_options(processor, texts[0], padding=padding),
+    )
+    features = dict(found)
     if ragged and flat:  # the model takes any number of tiles, its processor one for all images
         features["pixel_values"] = torch.cat(list(features["pixel_values"]))[None]
     if "text_replacement_offsets" not in features and _own(processor, "replace_image_token"):
         features["text_replacement_offsets"] = _replaced(processor, features, texts, len(flat))
     return features
+
+
+def tensors(
+    processor: Any,
+    images: Sequence[Sequence[Image.Image]],
+    texts: Sequence[str],
+    *,
+    padding: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Process a batch for a model that is to see it without supervision.
+
+    Args, Raises: as `call`.
+
+    Returns:
+        Its keyword inputs, on the CPU.
+    """
+    features = call(processor, images, texts, padding=padding)
+    for name in ("offset_mapping", "text_replacement_offsets"):
+        features.pop(name, None)
+    lists = getattr(processor, "skip_tensor_conversion", None)
+    made = BatchFeature(features).convert_to_tensors("pt", lists)
+    return {name: x for name, x in made.items() if isinstance(x, torch.Tensor)}
+
+
+def sample(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    """Process one sample of some images, each with text behind it, which asks nothing.
+
+    Args, Returns, Raises: as `tensors`.
+    """
+    if getattr(processor, "chat_template", None):
+        content = len(images) * [{"type": "image"}, {"type": "text", "text": "?"}]
+        text = rendered(processor, [{"role": "user", "content": content}])
+    else:
+        text = f"{placeholder(processor)}?" * len(images)
+    return tensors(processor, [images], [text])
 
 
 def laid_out(processor: Any, images: list[list[Any]], texts: list[str]) -> list[str]:
@@ -115,6 +159,23 @@ def laid_out(processor: Any, images: list[list[Any]], texts: list[str]) -> list[
     if _is(processor, "GotOcr2Processor"):  # writes a text only where there is none
         return texts
     return processor.prepare_inputs_layout(images=images if any(images) else None, text=texts)[1]
+
+
+def _text_options(processor: Any, text: str, *, padding: bool) -> dict[str, Any]:
+    """All options of texts, each where this transformers looks for it.
+
+    Old ones drop flat options beside `text_kwargs`; newer ones want some of them flat.
+    """
+    options = {
+        "return_tensors": None,  # LLaVA-NeXT-Video's default are tensors
+        "padding": padding,
+        "return_offsets_mapping": True,
+        **text_options(processor, text),
+    }
+    if REPORTS:
+        options["return_text_replacement_offsets"] = True
+    flat = {name: options.pop(name) for name in ProcessingKwargs.__annotations__ if name in options}
+    return {"text_kwargs": options, **flat}
 
 
 def _replaced(

@@ -204,9 +204,12 @@ def load_processor(
 def _loaded(path: str | os.PathLike, options: dict[str, Any]) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(path, **options)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, ValueError) as error:
         config = AutoConfig.from_pretrained(path, **options)
         processor_class = PROCESSOR_MAPPING.get(type(config), None)
         if processor_class is None or "video_processor" not in processor_class.get_attributes():
             raise
-        return without_video(processor_class).from_pretrained(path, **options)
+        try:
+            return without_video(processor_class).from_pretrained(path, **options)
+        except AttributeError:  # MiniCPM-V's reads settings of its video part
+            raise error from None

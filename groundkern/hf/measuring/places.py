@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from groundkern.checks import require
+from groundkern.hf.data.calling import sample
 from groundkern.hf.data.geometry.views import Size
-from groundkern.hf.data.processor import text_options
 
 SLOPE = 2  # levels of brightness to a pixel; a resized picture is rounded to whole levels
 LEVELS = 255
@@ -37,18 +37,6 @@ class Places(NamedTuple):
     image: Tensor
     x: Tensor
     y: Tensor
-
-
-def processed(processor: Any, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """What the processor returns for one sample: some images, each with text behind it."""
-    if getattr(processor, "chat_template", None):
-        content = len(images) * [{"type": "image"}, {"type": "text", "text": "?"}]
-        chat = [{"role": "user", "content": content}]
-        text = processor.apply_chat_template(chat, tokenize=False)
-    else:
-        text = f"{processor.image_token}?" * len(images)
-    options = text_options(processor, text)
-    return dict(processor(text=[text], images=[list(images)], return_tensors="pt", **options))
 
 
 def places_of(
@@ -117,7 +105,7 @@ class _Probe:
 
     def _run(self, images: list[np.ndarray]) -> dict[str, Any]:
         rgb = [Image.fromarray(np.repeat(image[..., None], 3, 2)) for image in images]
-        return processed(self._processor, rgb)
+        return sample(self._processor, rgb)
 
 
 def _positions(

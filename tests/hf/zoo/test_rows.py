@@ -37,6 +37,8 @@ def served(name):
         check_family(name.partition(":")[0])
     except ValueError as error:
         pytest.skip(str(error))
+    if name == "llava:pixtral" and not calling.REPORTS:
+        pytest.skip("transformers >= 5.20 tells where Pixtral's break tokens are")
 
 
 @pytest.fixture(scope="module", params=ZOO)
@@ -103,10 +105,10 @@ def answered(pictures: int, answer: str) -> GroundedExample:
 def test_what_works(name):
     """Whether hybrids and prefixes are attached is for the tests of refusals to say."""
     family = (rows.FAMILIES | slices.FAMILIES)[name]
-    built(family.model)
     if family.processor is not None:
         served(name)
         built(family.processor)
+    built(family.model)
     build, _, found = examined(family)
     assert build == OK
     assert found.collator == (OK if family.processor is not None else "")
@@ -124,6 +126,7 @@ WHOLE = {
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_paligemma_marks_the_answer_as_what_follows_its_prefix(side):
     """Its processor puts in a first token and a line break, and makes labels of its own."""
+    served("paligemma")
     processor, model = rows.paligemma_processor(padding_side=side), rows.paligemma_model()
     samples = [answered(1, "The red patch."), answered(2, "It is the red patch in row 2, coal.")]
     batch = GroundingCollator(processor, model.config)(samples)
@@ -146,6 +149,7 @@ def test_paligemma_marks_the_answer_as_what_follows_its_prefix(side):
 
 def test_a_sample_beside_ones_with_images_may_have_none():
     """PaliGemma's processor then puts the first token into the middle of its text."""
+    served("paligemma")
     processor, model = rows.paligemma_processor(), rows.paligemma_model()
     plain = GroundedExample(
         (), [{"role": "user", "content": "How much coal?"}, {"role": "assistant", "content": "65."}]
@@ -156,6 +160,7 @@ def test_a_sample_beside_ones_with_images_may_have_none():
 
 
 def test_pixtrals_break_tokens_are_between_its_visual_tokens():
+    served("mistral3")
     processor = rows.FAMILIES["mistral3"].processor()
     config = rows.mistral3_model().config
     batch = GroundingCollator(processor, config)([answered(1, "The red patch.")])
@@ -189,6 +194,7 @@ class Wrapped:
 
 def test_a_placeholder_that_became_more_than_its_tokens_must_be_reported(monkeypatch):
     """Without a report it counts as repeated, which break tokens would shift."""
+    served("mistral3")
     monkeypatch.setattr(calling, "_replaced", lambda *_: None)
     plain = rows.FAMILIES["mistral3"].processor()
     processor = Wrapped(plain, lambda data: data.pop("text_replacement_offsets"))
@@ -199,6 +205,7 @@ def test_a_placeholder_that_became_more_than_its_tokens_must_be_reported(monkeyp
 
 def test_a_processor_that_writes_texts_of_its_own_is_refused():
     """ShieldGemma2's makes a prompt for each policy, and drops what it is given."""
+    served("shieldgemma2")
     plain = rows.gemma3_processor()
     for policies in ({"a": "None of it.", "b": "No."}, {"a": "None of it."}):
         processor = rows.known("ShieldGemma2Processor")(
@@ -216,6 +223,7 @@ def test_a_processor_that_writes_texts_of_its_own_is_refused():
 
 
 def test_what_does_not_fit_is_refused():
+    served("gemma4")
     image, config = Image.new("RGB", (150, 97)), SimpleNamespace(model_type="gemma4")
     gemma = SimpleNamespace(images_kwargs={"pooling_kernel_size": 3}, image_processor=None)
     grid = torch.cartesian_prod(torch.arange(4), torch.arange(6))

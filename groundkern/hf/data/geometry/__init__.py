@@ -74,7 +74,7 @@ FAMILIES = {
     "got_ocr2": Family(canvases.got_ocr2, "5.20"),
     "granite4_vision": Family(tiling.padded, "5.20"),
     "granite_docling": Family(of_each(canvases.granite_docling), "5.20"),
-    "hunyuan_vl": Family(grids.with_newlines, "5.1"),
+    "hunyuan_vl": Family(grids.hunyuan_vl, "5.1"),
     "hyperclovax_vision_v2": Family(grids.stretched, "5.1"),
     "idefics3": Family(of_each(tiling.split_tiles), "5.20"),
     "inkling2": Family(of_each(resized.padded_cells), "5.20"),
@@ -82,7 +82,7 @@ FAMILIES = {
     "internvl": Family(of_each(tiling.internvl), "5.20"),
     "janus": Family(of_each(crops.padded_square), "5.20"),
     "kimi_k25": Family(grids.cornered(grids.kimi_k25), "5.1"),
-    "lfm2_vl": Family(of_each(slices.tiles_and_whole), "5.20"),
+    "lfm2_vl": Family(of_each(slices.lfm2_vl), "5.20"),
     "lfm3_vl": Family(grids.stretched, "5.20"),
     "lighton_ocr": Family(resized.rows, "5.1"),
     "llama4": Family(of_each(canvases.llama4), "5.20"),
@@ -119,7 +119,7 @@ FAMILIES = {
     "step3p7": Family(of_each(windows.step3p7), "5.20"),
     "unlimited_ocr": Family(of_each(canvases.unlimited_ocr), "5.20"),
     "video_llama_3": Family(grids.stretched, "5.1"),
-    "video_llava": Family(of_each(crops.cropped), "5.1"),
+    "video_llava": Family(of_each(crops.cropped), "5.20"),
     "vipllava": Family(of_each(crops.cropped), "5.1"),
 }
 """Values of `config.model_type` whose image geometry is known.

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from transformers.image_utils import SizeDict
 
+from groundkern.checks import require
 from groundkern.hf.data.geometry.cells import (
+    centred,
     grid,
     placed,
     repeated,
@@ -22,11 +24,10 @@ from groundkern.hf.data.geometry.cells import (
 )
 from groundkern.hf.data.geometry.tiling import (
     closest_canvas,
-    square_side,
     tiles_and_whole,
     tiles_of,
 )
-from groundkern.hf.data.geometry.views import Size, Views, option, own
+from groundkern.hf.data.geometry.views import Size, Views, option, own, square_side
 from groundkern.maps import patch_grid
 
 
@@ -54,12 +55,17 @@ def got_ocr2(views: Views) -> list[Tensor]:
     Returns:
         As `cohere2_vision`, for every image.
 
+    Raises:
+        ValueError: a number of tokens that the model does not make of a tile.
+
     Source: transformers' `GotOcr2MultiModalProjector`.
     """
     processor = views.processor
     tokens = getattr(processor, "num_image_tokens", None) or option(processor, "num_image_tokens")
     side = square_side("num_image_tokens", tokens)
     patches = processor.image_processor.size["height"] // views.config.vision_config.patch_size
+    wanted = f"{ceil(patches / 4)} along a tile of {patches} patches"
+    require(side == ceil(patches / 4), "num_image_tokens", wanted, side)
     cells = strided(side, 4, patches)
     return [closest_canvas(processor, size, side, grid(cells, cells)) for size in views.sizes]
 
@@ -178,17 +184,10 @@ def unlimited_ocr(processor: Any, size: Size) -> Tensor:
         along = cells(tile)
         x, y = (repeated(along, n) for n in (columns, rows))
         views.append(with_newlines(grid(x, y).view(len(y), len(x), 4)))
-    shown = (0.0, 0.0, 1.0, 1.0)
-    if crops or side > option(processor, "maximum_pad_value"):
-        shown = _padded_square(size, side)
     along = cells(side)
-    whole = placed(grid(along, along), shown).view(len(along), len(along), 4)
+    whole = grid(along, along)
+    if crops or side > option(processor, "maximum_pad_value"):
+        width, height = (round(n * side / max(size)) for n in size)
+        whole = centred(whole, (side, side), (width, height))
+    whole = whole.view(len(along), len(along), 4)
     return torch.cat([*views, with_newlines(whole), without_place(1)])
-
-
-def _padded_square(size: Size, side: int) -> tuple[float, float, float, float]:
-    """What a square of `side` pixels shows of an image that was fitted into its middle."""
-    scale = side / max(size)
-    width, height = (round(n * scale) for n in size)
-    left, top = (side - width) // 2, (side - height) // 2
-    return -left / width, -top / height, (side - left) / width, (side - top) / height

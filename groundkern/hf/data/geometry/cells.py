@@ -93,6 +93,24 @@ def placed(cells: Tensor, view: tuple[float, float, float, float]) -> Tensor:
     return cells * size + torch.tensor([x0, y0] * 2, dtype=torch.float64)
 
 
+def centred(rects: Tensor, canvas: tuple[int, int], shown: tuple[int, int]) -> Tensor:
+    """Cells of a canvas with the whole image in its middle.
+
+    Args:
+        rects: [..., 4] in fractions of the canvas.
+        canvas: its (width, height) in pixels.
+        shown: (width, height) of the image on it; an odd pixel of padding is at the right or below.
+
+    Returns:
+        [..., 4] in fractions of the image.
+    """
+    before = [(whole - part) // 2 for whole, part in zip(canvas, shown)]
+    whole, offset, part = (
+        torch.tensor([*pair, *pair], dtype=torch.float64) for pair in (canvas, before, shown)
+    )
+    return (rects * whole - offset) / part
+
+
 def without_place(tokens: int) -> Tensor:
     """Tokens without a place, such as newlines: fp64 [tokens, 4] of -1."""
     return torch.full((tokens, 4), -1.0, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
-from groundkern.hf.data.geometry.cells import even, grid, strided
+from groundkern.hf.data.geometry.cells import centred, even, grid, strided, without_place
 from groundkern.hf.data.geometry.views import Size, square_side
 from groundkern.maps import patch_grid
 
@@ -37,7 +37,7 @@ def _llava(processor: Any, size: Size, along: Along) -> Tensor:
     extra = processor.num_additional_image_tokens - (
         processor.vision_feature_select_strategy == "default"
     )
-    return torch.cat([rects.new_full((max(extra, 0), 4), -1.0), rects])
+    return torch.cat([without_place(max(extra, 0)), rects])
 
 
 def chameleon(processor: Any, size: Size) -> Tensor:
@@ -57,10 +57,9 @@ def padded_square(processor: Any, size: Size) -> Tensor:
     if settings.do_resize:  # the hybrid's low resolution is made of the high one
         edge = getattr(settings, "high_res_size", settings.size)["height"]
         delta = edge / max(size)
-        resized = tuple(max(round(length * delta), settings.min_size) for length in size)
-    square = max(resized)
-    offset = torch.tensor([(square - length) // 2 for length in resized] * 2, dtype=torch.float64)
-    return (patch_grid(side, side) * square - offset) / torch.tensor([*resized, *resized])
+        width, height = (max(round(length * delta), settings.min_size) for length in size)
+        resized = width, height
+    return centred(patch_grid(side, side), (max(resized),) * 2, resized)
 
 
 def raw_patches(processor: Any, size: Size) -> Tensor:

@@ -6,16 +6,16 @@ and fill up the grid at the right and below (`cornered`).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from math import floor
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from groundkern.checks import fail, require
-from groundkern.hf.data.geometry.views import Rule, Size, Views, option
+from groundkern.checks import require
+from groundkern.hf.data.geometry.cells import with_newlines, without_place
+from groundkern.hf.data.geometry.views import Rule, Size, Views, option, own
 from groundkern.maps import patch_grid
 
 
@@ -24,15 +24,14 @@ def stretched(views: Views) -> list[Tensor]:
     return [patch_grid(rows, columns) for rows, columns in _grids(views)]
 
 
-def with_newlines(views: Views) -> list[Tensor]:
+def hunyuan_vl(views: Views) -> list[Tensor]:
     """HunYuan: as `stretched`, with a token at the end of each row and one before and after all."""
     around = int(views.processor.cat_extra_token)
     tables = []
     for rows, columns in _grids(views):
         table = patch_grid(rows, columns).unflatten(0, (rows, columns))
-        table = torch.cat([table, table.new_full((rows, 1, 4), -1.0)], 1).flatten(0, 1)
-        beside = table.new_full((around, 4), -1.0)
-        tables.append(torch.cat([beside, table, beside]))
+        beside = without_place(around)
+        tables.append(torch.cat([beside, with_newlines(table), beside]))
     return tables
 
 
@@ -45,8 +44,7 @@ def cornered(content: Callable[[Any, Size, Size], Size]) -> Rule:
 
     def rule(views: Views) -> list[Tensor]:
         side = option(views.processor, "patch_size") * views.processor.image_processor.merge_size
-        sizes = [image.size for sample in views.images for image in sample]
-        grids = list(_grids(views))
+        sizes, grids = views.sizes, list(_grids(views))
         require(len(grids) == len(sizes), "image_grid_thw", f"{len(sizes)} images", len(grids))
         tables = []
         for size, (rows, columns) in zip(sizes, grids):
@@ -78,10 +76,7 @@ def kimi_k25(processor: Any, size: Size, canvas: Size) -> Size:
         ValueError: another image processor.
     """
     settings = processor.image_processor
-    beside = sys.modules[type(settings).__module__]
-    if not hasattr(beside, "navit_resize"):
-        fail("processor.image_processor", "Kimi's navit_resize", type(settings).__name__)
-    filled, whole = beside.navit_resize(
+    filled, whole = own(settings, "navit_resize")(
         size[1],
         size[0],
         patch_size=option(processor, "patch_size"),
@@ -97,15 +92,14 @@ def stretched_rows(views: Views) -> list[Tensor]:
     """Emu3: a grid of codes, its size from `image_sizes`; a token without a place ends each row."""
     pixels, tables = views.processor.downsample_ratio, []
     sizes = torch.as_tensor(views.batch.get("image_sizes", ())).reshape(-1, 2).tolist()
-    images = [image for sample in views.images for image in sample]
-    for (height, width), image in zip(sizes, images, strict=True):
+    for (height, width), size in zip(sizes, views.sizes, strict=True):
         # 3 pixels of height are taken for the channels
-        upright = (height - width) * (image.height - image.width) >= 0
-        wanted = f"the shape of an image of {image.width} x {image.height}"
+        upright = (height - width) * (size[1] - size[0]) >= 0
+        wanted = f"the shape of an image of {size[0]} x {size[1]}"
         require(upright, "image_sizes", wanted, f"{width} x {height}")
         columns = width // pixels
         grid = patch_grid(height // pixels, columns).unflatten(0, (-1, columns))
-        tables.append(nn.functional.pad(grid, (0, 0, 0, 1), value=-1.0).flatten(0, 1))
+        tables.append(with_newlines(grid))
     return tables
 
 

@@ -6,7 +6,7 @@ Pixtral's processor puts a break token after each row of cells, which is no visu
 
 from __future__ import annotations
 
-from math import ceil, floor, isqrt
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry.crops import cropped
-from groundkern.hf.data.geometry.views import Size, Views, of_each, option
+from groundkern.hf.data.geometry.views import Size, Views, of_each, option, square_side
 from groundkern.maps import patch_grid
 
 
@@ -33,10 +34,7 @@ def square(processor: Any, size: Size) -> Tensor:
         ValueError: an image processor that crops, or a number of tokens that makes no square.
     """
     _check_uncropped(processor)
-    side = isqrt(processor.image_seq_length)
-    wanted = "a square number"
-    name = "processor.image_seq_length"
-    require(side**2 == processor.image_seq_length, name, wanted, processor.image_seq_length)
+    side = square_side("image_seq_length", processor.image_seq_length)
     return patch_grid(side, side)
 
 
@@ -79,8 +77,15 @@ def rows(views: Views) -> list[Tensor]:
 
 
 def llava(views: Views) -> list[Tensor]:
-    """LLaVA: `rows` if its processor is Pixtral's, else `crops.cropped`."""
+    """LLaVA: `rows` if its processor is Pixtral's, else `crops.cropped`.
+
+    Raises:
+        ValueError: Pixtral's in a transformers that does not tell where its break tokens are.
+    """
     pixtral = hasattr(views.processor, "image_break_token")
+    if pixtral and not REPORTS:
+        wanted = "transformers >= 5.20, whose processor tells what an image became"
+        fail("processor", wanted, f"{type(views.processor).__name__} in an older one")
     return (rows if pixtral else of_each(cropped))(views)
 
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
+from groundkern.hf.data.geometry.cells import placed
+from groundkern.hf.data.geometry.tiling import tiles_of
 from groundkern.hf.data.geometry.views import Size, Views, option
 from groundkern.maps import patch_grid
 
 
-def tiles_and_whole(processor: Any, size: Size) -> Tensor:
+def lfm2_vl(processor: Any, size: Size) -> Tensor:
     """LFM2-VL: square tiles of a large image row by row, then the whole; of a small one the whole.
 
     Args:
@@ -52,9 +54,8 @@ def tiles_and_whole(processor: Any, size: Size) -> Tensor:
     columns, rows, *_ = settings._get_grid_layout(height, width, **limits)
     tile = limits["tile_size"]
     require(tile % cell == 0, "processor.tile_size", f"a multiple of {cell}", tile)
-    grid = patch_grid(tile // cell, tile // cell)
-    tiles = [_within(view, grid) for view in patch_grid(rows, columns)]
-    return torch.cat([*tiles, whole] if option(processor, "use_thumbnail") else tiles)
+    tiles = tiles_of(patch_grid(tile // cell, tile // cell), rows, columns)
+    return torch.cat([tiles, whole]) if option(processor, "use_thumbnail") else tiles
 
 
 def whole_and_slices(views: Views) -> list[Tensor]:
@@ -77,17 +78,16 @@ def whole_and_slices(views: Views) -> list[Tensor]:
     found = np.asarray(views.batch.get("target_sizes", ())).reshape(-1, 2)
     sizes = iter(found.tolist())
     tables, used = [], 0
-    for image in (image for sample in views.images for image in sample):
+    for width, height in views.sizes:
         grid = None
         if option(processor, "slice_mode"):
-            grid = processor.image_processor.get_sliced_grid(image.size[::-1], *limits)
-        places = patch_grid(*grid) if grid is not None else []
+            grid = processor.image_processor.get_sliced_grid((height, width), *limits)
+        places = patch_grid(*grid).tolist() if grid is not None else []
         used += 1 + len(places)
         require(used <= len(found), "target_sizes", f"{used} views or more", len(found))
         whole = _patches(sizes, cell)
-        tables.append(
-            torch.cat([whole, *(_within(place, _patches(sizes, cell)) for place in places)])
-        )
+        parts = (placed(_patches(sizes, cell), tuple(place)) for place in places)
+        tables.append(torch.cat([whole, *parts]))
     require(used == len(found), "target_sizes", f"the {used} views of the images", len(found))
     return tables
 
@@ -98,9 +98,3 @@ def _patches(sizes: Iterator[list[int]], cell: int) -> Tensor:
     whole = height % cell == 0 and width % cell == 0
     require(whole, "target_sizes", f"multiples of {cell} patches", f"{height} x {width}")
     return patch_grid(height // cell, width // cell)
-
-
-def _within(view: Tensor, grid: Tensor) -> Tensor:
-    """A grid over the unit square -> over the rectangle `view` [4] of the image."""
-    low, high = view[:2], view[2:]
-    return grid * (high - low).repeat(2) + low.repeat(2)

@@ -18,6 +18,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.geometry.cells import (
+    centred,
     even,
     grid,
     placed,
@@ -160,7 +161,7 @@ def padded_tiles(processor: Any, config: Any, size: Size, *, alone: bool) -> Ten
     base = grid(along, along)
     onevision = config.model_type == "llava_onevision"
     if onevision and not alone:
-        return torch.cat([_on_padded_square(base, size), without_place(1)])
+        return torch.cat([centred(base, (max(size),) * 2, size), without_place(1)])
     pinpoints = processor.image_processor.image_grid_pinpoints
     wanted = f"config.json's {config.image_grid_pinpoints}"
     same = sorted(map(tuple, pinpoints)) == sorted(map(tuple, config.image_grid_pinpoints))
@@ -235,11 +236,7 @@ def _in_original(rects: Tensor, canvas: Size, size: Size) -> Tensor:
         resized = (canvas[0], min(ceil(size[1] * scale), canvas[1]))
     else:
         resized = (min(ceil(size[0] * scale), canvas[0]), canvas[1])
-    before = [(whole - part) // 2 for whole, part in zip(canvas, resized)]
-    whole, offset, part = (
-        torch.tensor([*pair, *pair], dtype=torch.float64) for pair in (canvas, before, resized)
-    )
-    return (rects * whole - offset) / part
+    return centred(rects, canvas, resized)
 
 
 def _without_padding(grid: Tensor, size: Size) -> Tensor:
@@ -263,11 +260,3 @@ def _at_most(tokens: int, grid: Tensor) -> Tensor:
     low, high = grid[0, 0, :2], grid[-1, -1, 2:]
     spread = patch_grid(rows, columns) * (high - low).repeat(2) + low.repeat(2)
     return spread.view(rows, columns, 4)
-
-
-def _on_padded_square(rects: Tensor, size: Size) -> Tensor:
-    """Fractions of a square with the image in its middle -> of the image."""
-    width, height = size
-    side = max(size)
-    offset = torch.tensor([(side - width) // 2, (side - height) // 2] * 2, dtype=torch.float64)
-    return (rects * side - offset) / torch.tensor([width, height] * 2, dtype=torch.float64)
