@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from benchmarks.families.examining import examined, images
+from benchmarks.families.seeing import process, visual_tokens, without_attention
 from benchmarks.families.zoo import llavas, lookups, more_tiles, pages
 from benchmarks.families.zoo.making import Unavailable, tiny_tokenizer
 from groundkern.hf import GroundingCollator
@@ -20,13 +21,7 @@ from groundkern.hf.data.calling import call, placeholder
 from groundkern.hf.data.geometry import FAMILIES, check_family, image_geometry
 from groundkern.hf.data.geometry.cells import pooled, strided
 from groundkern.hf.examination import examples_of
-from tests.hf.painting import (
-    check,
-    process,
-    seeded,
-    visual_tokens,
-    without_attention,
-)
+from tests.hf.painting import check, seeded
 
 ZOO = llavas.FAMILIES | more_tiles.FAMILIES | pages.FAMILIES
 # convolutions behind the tower: a token sees its neighbours' places too
