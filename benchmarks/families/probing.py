@@ -1,9 +1,10 @@
 """Where visual tokens are, by a slow probe that knows nothing of a model: edges step over an image.
 
-An image is black up to a column and white from there on. While the column steps from the left to
-the right, a visual token changes from the first step that its place begins at to the last one. The
-same along y. `python -m benchmarks.families.probing` compares the families' tables and the measured
-geometry with it.
+An image is red up to a column and cyan from there on (some models norm a patch's numbers, which
+makes black and white the same). While the column steps from the left to the right, a visual token
+changes from the first step that its place begins at to the last one. The same along y.
+`python -m benchmarks.families.probing` compares the families' tables and the measured geometry with
+it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from groundkern.hf.data.geometry import FAMILIES
 
 Size = tuple[int, int]
 SIZES = ((150, 97), (61, 170))
-STILL = 0.02  # of a token's change from white to black: what counts as none
+STILL = 0.02  # of a token's change from one colour to the other: what counts as none
 BLUR = 1.0  # pixels that resizing mixes, where no measured geometry says how many
 COLUMNS = ("type", "size", "places", "tokens", "agree %", "mean", "worst", "bar", "good")
 TOGETHER = 16  # images in a call of the model
@@ -118,7 +119,10 @@ def _tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     hook = quantize.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     tokens = visual_tokens(model, batch)
     hook.remove()
-    return torch.cat(seen).movedim(-3, -1).reshape(*tokens.shape[:2], -1)
+    features = torch.cat(seen).movedim(-3, -1)  # [B, ..., h, w, D]
+    ends = tokens.shape[1] // features.shape[-3] - features.shape[-2]  # tokens at the end of a row
+    padded = nn.functional.pad(features, (0, 0, 0, ends))
+    return padded.reshape(*tokens.shape[:2], -1)
 
 
 def _extent(tokens: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,9 +141,9 @@ def _extent(tokens: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _edge(size: Size, axis: int, where: int) -> Image.Image:
-    """White, and black up to a column (axis 0) or row (axis 1)."""
-    image = Image.new("RGB", size, "white")
-    image.paste("black", (0, 0, where, size[1]) if axis == 0 else (0, 0, size[0], where))
+    """Cyan, and red up to a column (axis 0) or row (axis 1)."""
+    image = Image.new("RGB", size, "cyan")
+    image.paste("red", (0, 0, where, size[1]) if axis == 0 else (0, 0, size[0], where))
     return image
 
 

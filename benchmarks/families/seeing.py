@@ -22,11 +22,16 @@ class _Reached(Exception):
 
 def without_attention(model: nn.Module) -> nn.Module:
     """The model with attention (and, in LFM3-VL, convolutions over patches) that adds nothing, but
-    for its decoder's."""
+    for its decoder's. What pools each token's own patches (Molmo2) takes their mean."""
     decoder = {id(module) for module in model.get_decoder().modules()}
-    for module in model.modules():
+    for name, module in model.named_modules():
         around = any(map(_mixes, list(module.modules())[1:]))  # also adds what it was given
-        if _mixes(module) and not around and id(module) not in decoder:
+        if not _mixes(module) or around or id(module) in decoder:
+            continue
+        if "pool" in name.rpartition(".")[2]:
+            for parameter in module.q_proj.parameters():
+                nn.init.zeros_(parameter)
+        else:
             module.register_forward_hook(lambda module, args, output: _zeros(output))
     return model
 
