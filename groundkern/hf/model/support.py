@@ -180,9 +180,6 @@ def _refuse_model(model: PreTrainedModel) -> None:
     crossed = any("CrossAttention" in type(module).__name__ for module in modules)
     if crossed or getattr(config, "cross_attention_layers", None):
         fail("model", "a decoder without cross-attention", name)
-    if "decoder_input_ids" in signature(type(model).forward).parameters:  # DiffusionGemma
-        wanted = "a decoder whose answer follows its prompt in one sequence"
-        fail("model", wanted, f"{name}, which writes it into another, `decoder_input_ids`")
     unread = all(layer.unread == NO_MODULES for layer in text_layers(model))
     if unread and any(type(module).__name__.endswith("Attention") for module in modules):
         wanted = "a decoder whose attention goes through transformers' attention functions"
