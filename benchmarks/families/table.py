@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from groundkern.hf import Examination
 from groundkern.hf.examination import OBJECTIVES, OK
 
 COLUMNS = ("model_type", "build", "geometry", "collator", "attach", "doctor", *OBJECTIVES)
+WIDTH = 100  # of a line of text
 SHORT = 110  # characters of a reason in the table
 
 
@@ -67,11 +69,12 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 
 def made_with(command: str) -> str:
-    """The line of a file that says how it was made."""
+    """The lines of a file that say how it was made."""
     today = datetime.now(timezone.utc).date().isoformat()
-    return (
+    return fill(
         f"{today}, commit {commit()}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, {platform.machine()}; `{command}`."
+        f"{torch.__version__}, {platform.machine()}; `{command}`.",
+        WIDTH,
     )
 
 
@@ -86,7 +89,7 @@ def markdown(rows: Iterable[Row], command: str) -> str:
         "objective is run",
         "forwards and backwards. Empty: not reached.",
         "",
-        f"{counted(rows)}.",
+        fill(f"{counted(rows)}.", WIDTH),
         "",
         f"| {' | '.join((COLUMNS[0], *COLUMNS[2:]))} | why not |",
         f"|{'---|' * len(COLUMNS)}",
