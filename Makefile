@@ -1,6 +1,7 @@
 # make demo | test | long | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
 # the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
 # .venv first, once.
+# make families (what works with each type of transformers) | families-test: with torchvision and timm.
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 PINNED := $(PY) -m pip install --quiet -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions
+.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions families families-test
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -77,6 +78,21 @@ $(TRANSFORMERS)-%/.installed: | $(INSTALLED)
 	grep -v -E '^(transformers|tokenizers)==' constraints.txt > $(@D)/constraints.txt
 	$(PY) -m pip install --quiet --target $(@D) -c $(@D)/constraints.txt \
 		transformers$(if $(filter newest,$*),,==$*)
+	touch $@
+
+# With torchvision and timm, beside .venv's torch for CPUs (benchmarks/families/torchvision_beside_cpu.py).
+TOWERS := $(CURDIR)/build/towers
+FAMILIES_ARGS ?= --csv $(TOWERS)/families.csv --markdown $(TOWERS)/families.md
+families: $(TOWERS)/.installed
+	PYTHONPATH=$(TOWERS) $(PY) -m benchmarks.families $(FAMILIES_ARGS)
+
+families-test: $(TOWERS)/.installed
+	PYTHONPATH=$(TOWERS) $(PY) -m pytest $(PYTEST_ARGS) -p benchmarks.families.torchvision_beside_cpu \
+		-p no:cacheprovider tests/hf/zoo
+
+$(TOWERS)/.installed: | $(INSTALLED)
+	rm -rf $(TOWERS)
+	$(PY) -m pip install --quiet --no-deps --target $(TOWERS) torchvision==0.28.0 timm==1.0.31
 	touch $@
 
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.families.zoo.making import Family
 from groundkern.hf import Examination, MeasuredGeometry, examine
-from groundkern.hf.data.geometry import Geometry, check_family
+from groundkern.hf.data.geometry import NO_PLACE, Geometry, check_family
 
 SIZES = ((150, 97), (61, 170))  # of the two images, in pixels
 
@@ -41,7 +41,7 @@ def _geometry(model: nn.Module, processor: Any | None) -> tuple[Geometry | None,
         return None, "table"
     except ValueError as error:
         reason = str(error)
-    if processor is None:
+    if processor is None or model.config.model_type in NO_PLACE:
         return None, reason
     try:
         measured = MeasuredGeometry(model, processor)

@@ -1,32 +1,43 @@
 """Where visual tokens are, by a slow probe that knows nothing of a model: edges step over an image.
 
-An image is black up to a column and white from there on. While the column steps from the left to
-the right, a visual token changes from the first step that its place begins at to the last one. The
-same along y. `python -m benchmarks.families.probing` compares the families' tables and the measured
-geometry with it.
+An image is red up to a column and cyan from there on (some models norm a patch's numbers, which
+makes black and white the same). While the column steps from the left to the right, a visual token
+changes from the first step that its place begins at to the last one. The same along y.
+`python -m benchmarks.families.probing` compares the families' tables and the measured geometry with
+it.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.families.seeing import (
+    process,
+    visual_tokens,
+    without_attention,
+    without_neighbours,
+)
+from benchmarks.families.table import made_with
 from benchmarks.families.zoo import families
-from benchmarks.families.zoo.making import Family, Unavailable
+from benchmarks.families.zoo.making import Family
 from groundkern.hf import MeasuredGeometry, image_geometry
-from groundkern.hf.data.calling import sample
 from groundkern.hf.data.geometry import FAMILIES
 
 Size = tuple[int, int]
 SIZES = ((150, 97), (61, 170))
-STILL = 0.02  # of a token's change from white to black: what counts as none
+STILL = 0.02  # of a token's change from one colour to the other: what counts as none
+BLUR = 1.0  # pixels that resizing mixes, where no measured geometry says how many
+COLUMNS = ("type", "size", "places", "tokens", "agree %", "mean", "worst", "bar", "good")
+TOGETHER = 16  # images in a call of the model
 
 
 class Agreement(NamedTuple):
@@ -74,7 +85,7 @@ def probed(model: nn.Module, processor: Any, size: Size, *, step: int) -> Tensor
     """The rectangle of each visual token of an image, by edges that step over it.
 
     Args:
-        model: without wrappers.
+        model: without wrappers; it loses what mixes places (`seeing`).
         processor: the model's.
         size: (width, height) of the image, in pixels.
         step: of the edges, in pixels.
@@ -83,17 +94,35 @@ def probed(model: nn.Module, processor: Any, size: Size, *, step: int) -> Tensor
         fp64 [C, 4] in pixels; -1 for a token that never changes. An edge is wrong by up to a step
         and what resizing blurs.
     """
+    without_neighbours(without_attention(model))
     axes = []
-    with without_attention(model), torch.no_grad():
-        for axis in (0, 1):
-            at = [*range(0, size[axis], step), size[axis]]
-            tokens = torch.stack(
-                [tokens_of(model, processor, _edge(size, axis, where)) for where in at]
-            )  # [steps, C, D]
-            axes.append(_extent(tokens.float(), torch.tensor(at).double()))
+    for axis in (0, 1):
+        at = [*range(0, size[axis], step), size[axis]]
+        edges = [_edge(size, axis, where) for where in at]
+        parts = [edges[i : i + TOGETHER] for i in range(0, len(edges), TOGETHER)]
+        tokens = torch.cat([_tokens(model, process(processor, part)) for part in parts])
+        axes.append(_extent(tokens.float(), torch.tensor(at).double()))
     (x0, x1), (y0, y1) = axes
     rects = torch.stack([x0, y0, x1, y1], 1)
     return torch.where((rects < 0).any(1, keepdim=True), -1.0, rects)
+
+
+def _tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """[B, C, D]: the visual tokens; of images that become codes of a vocabulary what they are from.
+
+    Codes change at once, however little their place does.
+    """
+    if not hasattr(model.base_model, "vocabulary_mapping"):
+        return visual_tokens(model, batch)
+    seen: list[Tensor] = []
+    quantize = model.base_model.vqmodel.quantize
+    hook = quantize.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    tokens = visual_tokens(model, batch)
+    hook.remove()
+    features = torch.cat(seen).movedim(-3, -1)  # [B, ..., h, w, D]
+    ends = tokens.shape[1] // features.shape[-3] - features.shape[-2]  # tokens at the end of a row
+    padded = nn.functional.pad(features, (0, 0, 0, ends))
+    return padded.reshape(*tokens.shape[:2], -1)
 
 
 def _extent(tokens: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,84 +141,103 @@ def _extent(tokens: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _edge(size: Size, axis: int, where: int) -> Image.Image:
-    """White, and black up to a column (axis 0) or row (axis 1)."""
-    image = Image.new("RGB", size, "white")
-    image.paste("black", (0, 0, where, size[1]) if axis == 0 else (0, 0, size[0], where))
+    """Cyan, and red up to a column (axis 0) or row (axis 1)."""
+    image = Image.new("RGB", size, "cyan")
+    image.paste("red", (0, 0, where, size[1]) if axis == 0 else (0, 0, size[0], where))
     return image
 
 
-@contextmanager
-def without_attention(model: nn.Module) -> Iterator[None]:
-    """What is named attention outside of the decoder adds nothing within the block."""
+class Probed(NamedTuple):
+    """What the table or the measured geometry of a family is, beside the probe.
 
-    def nothing(module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (torch.zeros_like(output[0]), *output[1:])
-        return torch.zeros_like(output)
+    Args:
+        kind: "table" or "measured".
+        found: the comparison with the probe.
+        bar: pixels by which an edge of the two may differ.
+    """
 
-    decoder = set(model.get_decoder().modules())
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            last = name.rpartition(".")[2]
-            if "att" in last.lower() and "norm" not in last and module not in decoder:
-                stack.callback(module.register_forward_hook(nothing).remove)
-        yield
+    kind: str
+    found: Agreement
+    bar: float
 
-
-def tokens_of(model: nn.Module, processor: Any, image: Image.Image) -> Tensor:
-    """[C, D]: what the decoder gets in the place of an image."""
-    batch = sample(processor, [image])
-    seen = []
-
-    def see(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append(kwargs["inputs_embeds"])
-
-    hook = model.get_decoder().register_forward_pre_hook(see, with_kwargs=True)
-    try:
-        model(**batch)
-    finally:
-        hook.remove()
-    return seen[0][batch["input_ids"] == model.config.image_token_id]
+    def cells(self) -> list[str]:
+        """In the order of COLUMNS, from the third on."""
+        found = self.found
+        same = found.placed == found.tokens
+        share = f"{100 * found.placed / max(found.tokens, 1):.4g}"
+        edges = [f"{found.mean:.2f}", f"{found.worst:.2f}", f"{self.bar:.2f}"]
+        good = "yes" if same and found.worst <= self.bar else "no"
+        return [self.kind, str(found.tokens), share, *edges, good]
 
 
-def compare(name: str, family: Family, size: Size, step: int) -> list[str]:
-    """Rows of the report: the table and the measured geometry against the probe, and each other."""
+def compare(family: Family, size: Size, step: int) -> list[Probed]:
+    """The table and the measured geometry of a family, each against the probe.
+
+    Raises:
+        Exception: a family that has neither; the reason.
+    """
     model, processor = family.model(), family.processor()
-    start = time.perf_counter()
-    (measured,) = MeasuredGeometry(model, processor).measure([[size]])
-    middle = time.perf_counter()
-    probe = probed(model, processor, size, step=step)
-    seconds = (middle - start, time.perf_counter() - middle)
-    pairs = {"measured - probe": (in_pixels(measured.places, size), probe)}
-    if model.config.model_type in FAMILIES:
+    known = model.config.model_type in FAMILIES
+    places, error = {}, BLUR
+    if known:
         image = Image.new("RGB", size)
-        batch = sample(processor, [image])
-        (table,) = image_geometry(processor, model.config, [[image]], batch)
-        table = in_pixels(table, size)
-        pairs["table - probe"] = (table, probe)
-        pairs["table - measured"] = (table, pairs["measured - probe"][0])
-    rows = []
-    for title, pair in pairs.items():
-        found = agreement(*pair)
-        rows.append(
-            f"{name:18}{size[0]:5} x {size[1]:<5}{title:18}{found.placed:4} of {found.tokens:<4}"
-            f"{found.worst:7.2f}{found.mean:7.2f}{found.overlap:7.3f}"
-        )
-    rows[0] += f"   +- {measured.error:.2f} px; {seconds[0]:.2f} s, probe {seconds[1]:.2f} s"
+        batch = process(processor, [image])
+        (places["table"],) = image_geometry(processor, model.config, [[image]], batch)
+    try:
+        (measured,) = MeasuredGeometry(model, processor).measure([[size]])
+        places["measured"], error = measured.places, measured.error
+    except Exception:  # whatever a family's code raises: then there is its table, if it has one
+        if not known:
+            raise
+    probe, bar = probed(model, processor, size, step=step), step / 2 + error
+    return [
+        Probed(kind, agreement(in_pixels(table, size), probe), bar)
+        for kind, table in places.items()
+    ]
+
+
+def rows_of(names: Iterable[str], sizes: Sequence[Size], step: int) -> list[str]:
+    """Compare families, print each and return the rows of a table in Markdown."""
+    zoo, rows = families(), []
+    for name, size in product(names, sizes):
+        try:
+            found = [result.cells() for result in compare(zoo[name], size, step)]
+        except Exception as error:  # whatever a family's code raises is a finding
+            found = [[str(error).split("\n")[0], *[""] * (len(COLUMNS) - 3)]]
+        for cells in found:
+            first = [f"`{name}`", f"{size[0]} x {size[1]}"]
+            rows.append(f"| {' | '.join(first + cells)} |")
+            print(rows[-1], flush=True)
     return rows
 
 
-def main(names: list[str], step: int = 2) -> None:
-    """Print the comparison of families, all that can be built unless some are named."""
-    print(f"{'family':18}{'size':13}{'':18}{'placed':12}{'worst':>7}{'mean':>7}{'IoU':>7}")
-    for name in names or sorted(families()):
-        for size in SIZES:
-            try:
-                family = families()[name]
-                print("\n".join(compare(name, family, size, step)), flush=True)
-            except (Unavailable, ValueError) as error:
-                print(f"{name:18}{size[0]:5} x {size[1]:<5}{error}")
+def _size(text: str) -> Size:
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def main(words: list[str] | None = None) -> int:
+    """Print the comparison of families, all that have a table unless some are named."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.families.probing")
+    parser.add_argument("types", nargs="*", help="families of the zoo (default: with a table)")
+    parser.add_argument("--sizes", nargs="+", type=_size, default=SIZES, help="such as 150x97")
+    parser.add_argument("--step", type=int, default=2, help="pixels between two edges")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
+    arguments = parser.parse_args(words)
+    zoo = families()
+    for name in arguments.types:
+        if name not in zoo:
+            parser.error(f"types: expected families of the zoo, got {name!r}")
+    tabled = [name for name in zoo if name.partition(":")[0] in FAMILIES]
+    rows = rows_of(sorted(arguments.types or tabled), arguments.sizes, arguments.step)
+    if arguments.markdown is not None:
+        given = sys.argv[1:] if words is None else words
+        command = " ".join(["python -m benchmarks.families.probing", *given])
+        head = ["# Places of visual tokens against a slow probe", "", made_with(command), ""]
+        head += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+        arguments.markdown.write_text("\n".join(head + rows) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

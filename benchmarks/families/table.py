@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from groundkern.hf import Examination
 from groundkern.hf.examination import OBJECTIVES, OK
 
 COLUMNS = ("model_type", "build", "geometry", "collator", "attach", "doctor", *OBJECTIVES)
+WIDTH = 100  # of a line of text
 SHORT = 110  # characters of a reason in the table
 
 
@@ -66,31 +68,45 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(row.cells() for row in rows)
 
 
-def markdown(rows: Iterable[Row], command: str) -> str:
-    """The table for people: a mark to a step, and the first reason of those that failed."""
-    rows = list(rows)
+def made_with(command: str) -> str:
+    """The lines of a file that say how it was made."""
     today = datetime.now(timezone.utc).date().isoformat()
+    return fill(
+        f"{today}, commit {commit()}, transformers {transformers.__version__}, torch "
+        f"{torch.__version__}, {platform.machine()}; `{command}`.",
+        WIDTH,
+    )
+
+
+def markdown(rows: Iterable[Row], command: str) -> str:
+    """The table for people, what works first: a mark to a step, and the first reason of a "no"."""
+    rows = sorted(rows, key=lambda row: (-row.cells().count(OK), row.name))
     lines = [
         "# Every vision-language type of transformers",
         "",
-        f"{today}, commit {commit()}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, {platform.machine()}; `{command}`.",
+        made_with(command),
         "Tiny random models of the real classes with their real processors; a step of every "
         "objective is run",
-        "forwards and backwards.",
+        "forwards and backwards. Empty: not reached.",
         "",
-        f"{counted(rows)}.",
+        fill(f"{counted(rows)}.", WIDTH),
         "",
-        f"| {' | '.join(COLUMNS[i] for i in (0, 2, 3, 4, 5, *range(6, len(COLUMNS))))} | why not |",
+        f"| {' | '.join((COLUMNS[0], *COLUMNS[2:]))} | why not |",
         f"|{'---|' * len(COLUMNS)}",
     ]
     for row in rows:
-        cells = row.cells()
-        geometry = cells[2] if cells[2] in ("table", "measured") else "none"
-        marks = ["yes" if cell == OK else "" if not cell else "no" for cell in cells[3:]]
-        reasons = [cell for cell in (cells[1], *cells[3:], cells[2]) if cell and cell != OK]
-        reasons = [cell for cell in reasons if cell not in ("table", "measured")]
-        why = reasons[0].replace("|", "\\|") if reasons else ""
-        why = why if len(why) <= SHORT else why[: SHORT - 3] + "..."
-        lines.append(f"| `{row.name}` | {geometry} | {' | '.join(marks)} | {why} |")
+        name, build, geometry, *steps = row.cells()
+        placed = geometry in ("table", "measured")
+        marks = ["yes" if cell == OK else "no" if cell else "" for cell in steps]
+        reasons = [build, *steps] if placed else [build, geometry, *steps]
+        why = next((_short(cell) for cell in reasons if cell not in (OK, "")), "")
+        cells = [f"`{name}`", geometry if placed else "none" if build == OK else "", *marks, why]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _short(reason: str) -> str:
+    """A reason without what is the same in all of them: what was got of what, at most SHORT."""
+    reason = reason.rpartition(", got ")[2] if reason.startswith("`config.model_type`") else reason
+    reason = reason.replace("|", "\\|")
+    return reason if len(reason) <= SHORT else reason[: SHORT - 3] + "..."

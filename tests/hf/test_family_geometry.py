@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.families.seeing import visual_tokens, without_attention
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.processor import with_image_options
 from tests.hf.families import FAMILIES
-from tests.hf.painting import check, seeded, visual_tokens, without_attention
+from tests.hf.painting import check, seeded
 
 SIZES = ((150, 97), (61, 170), (112, 112), (230, 60))
 

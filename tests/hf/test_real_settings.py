@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from benchmarks.families.seeing import process
 from groundkern.hf import image_geometry
 from groundkern.hf.data.processor import pil_image_processor, with_image_options
 from tests.hf.families import FAMILIES
-from tests.hf.painting import process
 
 SIZES = ((950, 1256), (31, 639), (1, 1), (3000, 2))
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]

@@ -55,7 +55,13 @@ def rendered(
         messages: the conversation.
         tools: JSON schemas of functions that the template is to name.
         asks: an answer is to follow, so that the template begins its turn.
+
+    Raises:
+        ValueError: a processor without a chat template.
     """
+    templated = getattr(processor, "chat_template", "") is not None
+    if not templated and not _own(processor, "apply_chat_template"):
+        fail("processor.chat_template", "a chat template, which renders the messages", None)
     options: dict[str, Any] = {"tools": list(tools)} if tools else {}
     if asks:
         options["add_generation_prompt"] = True

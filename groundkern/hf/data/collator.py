@@ -251,6 +251,9 @@ class GroundingCollator:
                 raise
             self._padding = True  # each alone is fine: Ernie's makes an array of the sequences
             features = call(self.processor, images, texts, padding=self._padding)
+        for key, x in features.items():  # Llama 4's images are bfloat16 whatever its model is
+            if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
+                features[key] = x.to(getattr(self.config, "dtype", None) or torch.float32)
         return _without_padding(features) if self._padding else features
 
     def _layout(

@@ -10,13 +10,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.families.examining import examined
+from benchmarks.families.seeing import process, visual_tokens, without_attention
 from benchmarks.families.zoo import grids, qwens
 from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import GroundedExample, GroundingCollator, Region
 from groundkern.hf.data.calling import REPORTS
 from groundkern.hf.data.geometry import check_family, image_geometry
 from groundkern.hf.model.logit_rule import logit_rule
-from tests.hf.painting import check, process, seeded, visual_tokens, without_attention
+from tests.hf.painting import check, seeded
 
 ZOO = qwens.FAMILIES | grids.FAMILIES
 SIZES = ((150, 97), (61, 170), (75, 52))

@@ -11,6 +11,13 @@ from PIL import Image, ImageDraw
 from transformers import BatchFeature
 
 from benchmarks.families.examining import examined
+from benchmarks.families.seeing import (
+    fit_codes,
+    process,
+    visual_tokens,
+    without_attention,
+    without_neighbours,
+)
 from benchmarks.families.zoo import others
 from benchmarks.families.zoo.making import Family, Unavailable
 from groundkern.hf import GroundingCollator, Smam, attach, detach
@@ -19,15 +26,7 @@ from groundkern.hf.data.geometry import check_family, image_geometry
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.examination import OBJECTIVES, OK
 from groundkern.hf.model.logit_rule import BLOCKED
-from tests.hf.painting import (
-    check,
-    fit_codes,
-    process,
-    seeded,
-    visual_tokens,
-    without_attention,
-    without_neighbours,
-)
+from tests.hf.painting import check, seeded
 from tests.hf.test_families import EXAMPLES
 
 SIZES = ((150, 97), (61, 170), (112, 112), (230, 60), (40, 40))
@@ -243,4 +242,4 @@ def test_fuyu_has_a_geometry_and_no_chats():
     processor = built("fuyu").processor
     build, _, found = examined(Family(others.fuyu_model, lambda: processor))
     assert (build, found.attach) == (OK, OK)
-    assert "does not have a chat template" in found.collator
+    assert found.collator.startswith("`processor.chat_template`: expected a chat template")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from benchmarks.families.examining import examined
+from benchmarks.families.seeing import visual_tokens, without_attention
 from benchmarks.families.zoo import rows, slices
 from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import GroundedExample, GroundingCollator, Region
@@ -17,7 +18,7 @@ from groundkern.hf.data.geometry import check_family, image_geometry
 from groundkern.hf.data.geometry.resized import overlong_rows, padded_cells
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.examination import OK
-from tests.hf.painting import check, seeded, visual_tokens, without_attention
+from tests.hf.painting import check, seeded
 
 ZOO = {name: f for name, f in (rows.FAMILIES | slices.FAMILIES).items() if f.processor is not None}
 SIZES = ((150, 97), (61, 170), (31, 40))  # ragged, tall, small
