@@ -24,7 +24,12 @@ TORCHVISION = "this family's only image processor in transformers needs torchvis
 
 def _pil(family: str, name: str) -> Callable[..., Any]:
     """The maker of a family's image processor that needs no torchvision."""
-    return lambda **settings: pil_image_processor(family, name)(**settings)
+
+    def make(**settings: Any) -> Any:
+        imported(f"transformers.models.{family}", f"this transformers has no {family}")
+        return pil_image_processor(family, name)(**settings)
+
+    return make
 
 
 def _torchvision(family: str, name: str) -> Callable[..., Any]:

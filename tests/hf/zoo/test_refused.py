@@ -66,5 +66,7 @@ def test_a_body_with_other_positions_is_refused():
 
 def test_block_diffusion_is_refused():
     """Its config says neither that it is an encoder and a decoder nor what it predicts."""
-    _, _, found = examined(families()["diffusion_gemma"])
+    build, _, found = examined(families()["diffusion_gemma"])
+    if build.startswith("Unavailable"):
+        pytest.skip(build)
     assert found.attach.startswith("`model`: expected a decoder that reads `input_ids`")
