@@ -21,6 +21,7 @@ from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import Geometry
 from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import DoctorReport, doctor
+from groundkern.hf.model.modes import modes_kept
 from groundkern.hf.model.prefix import CAUSAL_TYPE, is_prefix_lm
 from groundkern.hf.model.support import base_model, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
@@ -82,6 +83,7 @@ def examine(
     *,
     geometry: Geometry | None = None,
     gradients: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Examination:
     """Try what training does, each objective by itself.
 
@@ -92,16 +94,20 @@ def examine(
         geometry: as the collator takes it; None: the family's table.
         gradients: run every objective backwards too. This needs memory for the gradients of all
             parameters that are trained; those that were there are dropped.
+        tell: is called with the name of each step that was tried, as it ends; steps that cannot be
+            reached are not.
 
     Returns:
         What was found. An exception of any step is its reason; none is raised.
     """
-    found = Examination()
+    found, tell = Examination(), tell or (lambda name: None)
     if processor is not None:
         found.batch, found.collator = _tried(
             partial(_collated, found, processor, model, images, geometry)
         )
+        tell("collator")
     _, found.attach = _tried(lambda: attach(model))
+    tell("attach")
     if found.attach != OK:
         return found
     detach(model)
@@ -109,10 +115,12 @@ def examine(
     batch = found.batch if found.batch is not None else text_batch(model)
     inputs = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in batch.items()}
     found.report, found.doctor = _tried(partial(_doctored, model, inputs))
+    tell("doctor")
     if found.batch is not None:
         run = _backward if gradients else _forward
         for name in OBJECTIVES:
             found.objectives[name] = _tried(partial(run, model, inputs, name))[1]
+            tell(name)
     return found
 
 
@@ -237,17 +245,15 @@ def _backward(model: nn.Module, inputs: dict[str, Tensor], name: str) -> None:
 def _loss_of(model: nn.Module, inputs: dict[str, Tensor], name: str) -> Tensor:
     """An objective's part of the loss, in training mode."""
     objective, part = OBJECTIVES[name]
-    modes = [(module, module.training) for module in model.modules()]
     attach(model, **{name: objective})
     try:
-        model.train()
-        for module, _ in modes:
-            if isinstance(module, _BatchNorm):  # its running means would move
-                module.eval()
-        loss = model(**inputs, gk_part=part).loss
+        with modes_kept(model):
+            model.train()
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):  # its running means would move
+                    module.eval()
+            loss = model(**inputs, gk_part=part).loss
     finally:
         detach(model)
-        for module, training in modes:
-            module.training = training
     require(bool(torch.isfinite(loss)), name, "a finite loss", loss.item())
     return loss

@@ -1,4 +1,4 @@
-"""The families that every test of the wiring runs on; the whole zoo is tests/hf/test_zoo.py's."""
+"""The families that every test of the wiring runs on; the whole zoo has tests/hf/zoo/."""
 
 from __future__ import annotations
 

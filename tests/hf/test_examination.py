@@ -21,7 +21,9 @@ def model():
 def test_everything_works_and_nothing_stays(model):
     before = [parameter.clone() for parameter in model.parameters()]
     model.get_decoder().layers[0].train()
-    found = examine(model, tiny_llava_processor(), images(), gradients=True)
+    told = []
+    found = examine(model, tiny_llava_processor(), images(), gradients=True, tell=told.append)
+    assert told == ["collator", "attach", "doctor", *OBJECTIVES]
     assert (found.collator, found.attach, found.doctor) == (OK, OK, OK)
     assert found.objectives == dict.fromkeys(OBJECTIVES, OK)
     assert found.trainable

@@ -8,6 +8,8 @@ import transformers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from benchmarks.families.zoo import families
+from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import (
     DvSft,
     Hist,
@@ -245,4 +247,46 @@ def test_a_map_row_on_an_image_that_sees_itself_is_refused():
                 "gk_map_token_position": torch.tensor([[5]]),
             }
         )
+    detach(model)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "molmo2"])
+@pytest.mark.parametrize("rows", ["side", "map"])
+def test_rows_of_an_images_other_tokens_are_refused(name, rows):
+    """Molmo2's markers and line ends have the type of an image, and see every such token."""
+    try:
+        model = families()[name].model()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    attach(model, smam=Smam(), klal=Klal())
+    ids = torch.full((1, 12), 40)
+    types = torch.zeros(1, 12, dtype=torch.long)
+    types[0, 2:6] = 1  # none of which is the image token itself
+    none = torch.zeros(1, 0, dtype=torch.int32)
+    batch = {
+        "input_ids": ids,
+        "mm_token_type_ids": types,
+        "gk_image": types.int() - 1,
+        "gk_side_position": none,
+        "gk_side_set": none,
+        "gk_side_inside": torch.zeros(1, 0, 12, dtype=torch.bool),
+        "gk_map_position": none,
+        "gk_map_token_position": none,
+        "gk_map_image": none,
+        "gk_map_target": torch.ones(1, 0, 4, dtype=torch.int32),
+        "gk_map_columns": torch.arange(2, 6, dtype=torch.int32)[None],
+    }
+
+    def with_row(position: int) -> dict:
+        row = torch.tensor([[position]], dtype=torch.int32)
+        if rows == "side":
+            more = {"position": row, "set": torch.full_like(row, -1)}
+        else:
+            target = torch.ones(1, 1, 4, dtype=torch.int32)
+            more = {"position": row, "token_position": row, "image": 0 * row, "target": target}
+        return batch | {f"gk_{rows}_{key}": x for key, x in more.items()}
+
+    assert torch.isfinite(model(**with_row(9)).loss)
+    with pytest.raises(ValueError, match=rf"gk_{rows}_position.*sees its whole image"):
+        model(**with_row(4))
     detach(model)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from groundkern.hf import examine
     from trainer.data.images import image_size, load_rgb
-    from trainer.doctor.page import Findings, write
+    from trainer.doctor.page import STEPS, Findings, write
     from trainer.loading import open_model
     from trainer.progress import progress
 
@@ -59,15 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
     )
     model.to(arguments.device).eval()
-    with progress("examine", total=1, unit="model") as bar:
+    with progress("examine", total=len(STEPS), unit="step") as bar:
         found = examine(
             model,
             processor,
             images,
             geometry=_geometry(model, processor),
             gradients=arguments.gradients,
+            tell=lambda name: bar.update(),
         )
-        bar.update()
     findings = Findings.of(arguments.model, model, found, dict(zip(names, images, strict=True)))
     for name, verdict in findings.lines():
         print(f"{name:<12}{verdict}")

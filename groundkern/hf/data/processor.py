@@ -128,6 +128,19 @@ def marks_prefix(processor: ProcessorMixin) -> bool:
     return "labels" in getattr(processor, "model_input_names", ())
 
 
+def fixed_image_options(processor: ProcessorMixin) -> Mapping[str, Any]:
+    """The settings of images that a processor's class fixes, whatever its image processor says.
+
+    Args:
+        processor: of a model.
+    """
+    fixed = getattr(processor, "images_kwargs", None)
+    if fixed is None:  # before transformers 5.21 they are beside the class
+        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
+        fixed = defaults.get("images_kwargs", {})
+    return fixed
+
+
 def with_image_options(processor: ProcessorMixin, options: Mapping[str, Any]) -> ProcessorMixin:
     """The same processor with other settings of images, such as `max_pixels`.
 
@@ -151,10 +164,7 @@ def with_image_options(processor: ProcessorMixin, options: Mapping[str, Any]) ->
         require(
             name in known, f"image_options.{name}", f"a setting of {type(images).__name__}", "none"
         )
-    fixed = getattr(processor, "images_kwargs", None)  # before transformers 5.21 beside the class
-    if fixed is None:
-        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
-        fixed = defaults.get("images_kwargs", {})
+    fixed = fixed_image_options(processor)
     for name in options:
         wanted = f"a setting that {type(processor).__name__} does not fix at {fixed.get(name)!r}"
         require(name not in fixed, f"image_options.{name}", wanted, options[name])

@@ -15,8 +15,9 @@ from groundkern.hf.data.geometry.views import Size
 from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.measuring.extents import Table, table_of
 from groundkern.hf.measuring.kept import Kept, config_key, settings_key
-from groundkern.hf.measuring.owners import bare, owners_of
+from groundkern.hf.measuring.owners import owners_of
 from groundkern.hf.measuring.places import places_of
+from groundkern.hf.model.support import base_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +45,7 @@ class MeasuredGeometry:
         self, model: nn.Module, processor: Any, *, cache: str | os.PathLike | None = None
     ) -> None:
         self._model: nn.Module | None = model
-        self._processor, config = processor, bare(model).config
+        self._processor, config = processor, base_model(model).config
         self._config = config_key(config)  # now: a Trainer changes settings that do not matter
         token = image_token_id(config, processor)
         require(token is not None, "config.image_token_id", "the id of visual tokens", None)

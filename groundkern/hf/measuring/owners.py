@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail, require
+from groundkern.hf.model.modes import modes_kept
+from groundkern.hf.model.support import base_model
 
 ALONE = 1e-3  # of a gradient: what it may differ by where a number goes into one token alone
 FAINT = 1e-6  # of the largest gradient: rounding, of convolutions by a Fourier transform
@@ -44,11 +46,6 @@ class Owners(NamedTuple):
     tokens: int
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The transformers model without PEFT's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def owners_of(
     model: nn.Module, batch: Mapping[str, Any], picture: Mapping[str, Tensor], image_token: int
 ) -> Owners:
@@ -66,11 +63,12 @@ def owners_of(
     Raises:
         ValueError: tokens that have no place, with the reason.
     """
-    model = bare(model)
+    model = base_model(model)
     pixels = _noise(model, batch, picture)
     inputs = {k: x.to(model.device) if isinstance(x, Tensor) else x for k, x in batch.items()}
     inputs |= pixels
-    with _evaluated(model), torch.enable_grad():
+    with modes_kept(model), torch.enable_grad():
+        model.eval()
         with _without_attention(model):
             tokens = _visual_tokens(model, inputs, image_token)
         gradients = _Gradients(tokens, list(pixels.values()))
@@ -105,18 +103,6 @@ def _noise(
         x = torch.where(shown, noise, batch[name].float())
         made[name] = x.to(model.device, dtype).requires_grad_()
     return made
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; every module gets its own flag back."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 @contextmanager

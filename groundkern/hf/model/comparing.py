@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from groundkern.hf.model.attention import RUN, BodyRun, Layer, SideRows
+from groundkern.hf.model.support import base_model
 from groundkern.selection import KeySets
 
 
@@ -58,6 +62,30 @@ def compared_attention(
     """
     compared = ComparedAttention(every, SideRows(every.rows, some))
     run = BodyRun(inputs["input_ids"].shape[1], backend, [compared])
-    one = torch.zeros(1, dtype=torch.int64, device=inputs["input_ids"].device)
-    model(**inputs, use_cache=False, logits_to_keep=one, **{RUN: run})
+    first = torch.zeros(1, dtype=torch.int64, device=inputs["input_ids"].device)
+    with few_logits(model, inputs["input_ids"].shape[1], first):
+        model(**inputs, use_cache=False, **{RUN: run})
     return compared
+
+
+@contextmanager
+def few_logits(model: nn.Module, length: int, positions: Tensor) -> Iterator[None]:
+    """The head of a model is given some positions of a sequence and no others within the block.
+
+    Not every forward has `logits_to_keep` (Qwen's Omni thinkers, VideoLLaMA3).
+
+    Args:
+        model: bare or inside PEFT.
+        length: of the sequence; hidden states of other lengths are left alone.
+        positions: int64 [K].
+    """
+
+    def keep(_: nn.Module, args: tuple) -> tuple:
+        whole = args[0].dim() == 3 and args[0].shape[1] == length
+        return (args[0][:, positions], *args[1:]) if whole else args
+
+    handle = base_model(model).get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from groundkern.checks import fail
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.attention import SideRows
-from groundkern.hf.model.comparing import compared_attention
+from groundkern.hf.model.comparing import compared_attention, few_logits
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import logit_rule
+from groundkern.hf.model.modes import modes_kept
 from groundkern.hf.model.request import NOT_FOR_THE_BODY, Request, image_token_of
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.support import (
@@ -93,14 +94,9 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     position = _measured_rows(base, batch)
     if tolerance is None:
         tolerance = _tolerance(base, position.device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _examined(model, inputs, position, tolerance)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        return _examined(model, inputs, position, tolerance)
 
 
 def _measured_rows(model: nn.Module, batch: dict) -> Tensor:
@@ -177,21 +173,9 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
 
 
 def _own_logits(model: nn.Module, inputs: dict, measured: Tensor) -> Tensor:
-    """[B, K, V]: the model's own logits at K positions; its head is not given any other.
-
-    Not every forward has `logits_to_keep` (Qwen's Omni thinkers, VideoLLaMA3).
-    """
-    length = inputs["input_ids"].shape[1]
-
-    def keep(_: nn.Module, args: tuple) -> tuple:
-        whole = args[0].dim() == 3 and args[0].shape[1] == length
-        return (args[0][:, measured], *args[1:]) if whole else args
-
-    handle = base_model(model).get_output_embeddings().register_forward_pre_hook(keep)
-    try:
+    """[B, K, V]: the model's own logits at K positions."""
+    with few_logits(model, inputs["input_ids"].shape[1], measured):
         logits = model(**inputs).logits
-    finally:
-        handle.remove()
     return logits if logits.shape[1] == len(measured) else logits[:, measured]
 
 

@@ -71,8 +71,8 @@ def refuse_seeing_rows(
 
     Raises:
         ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps or
-            phrases inside the prefix; a map row that is an image token (the last two are checked if
-            that needs no sync).
+            phrases inside the prefix; a row of aligned tokens, maps or phrases that is of an image
+            (the last two are checked if that needs no sync).
     """
     types = inputs.get("token_type_ids")
     if is_prefix_lm(model):
@@ -81,7 +81,11 @@ def refuse_seeing_rows(
             fail("token_type_ids", wanted, "nothing")
         _refuse_prefix_rows(batch, types, inputs.get("attention_mask"))
     elif types is not None or "block_sequence_ids" in forward_source(type(model.base_model)):
-        _refuse_image_rows(batch, inputs["input_ids"], image_token)
+        of_image = inputs["input_ids"] == image_token
+        for kinds in (types, inputs.get("mm_token_type_ids")):
+            if kinds is not None:  # Molmo2's markers and line ends see later tokens too
+                of_image = of_image | (kinds == 1) | (kinds == 2)
+        _refuse_image_rows(batch, of_image)
 
 
 def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None) -> None:
@@ -99,10 +103,11 @@ def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None
             fail(f"gk_{name}", "rows of the answer, or the one before it", got)
 
 
-def _refuse_image_rows(batch: GroundedBatch, input_ids: Tensor, image_token: int | None) -> None:
-    position = batch.map_position
-    if checks.values_visible(position, input_ids):
-        token = input_ids.gather(1, position.clamp(min=0).long())
-        if bool(((token == image_token) & (position >= 0)).any()):
-            got = "a row that is an image token, which sees its whole image"
-            fail("gk_map_position", "rows of text tokens", got)
+def _refuse_image_rows(batch: GroundedBatch, of_image: Tensor) -> None:
+    for name in ("side_position", "map_position", "phrase_position"):
+        position = getattr(batch, name)
+        if not checks.values_visible(position, of_image):
+            continue
+        if bool((of_image.gather(1, position.clamp(min=0).long()) & (position >= 0)).any()):
+            got = "a row that is a token of an image, which sees its whole image"
+            fail(f"gk_{name}", "rows of text tokens", got)

@@ -210,7 +210,7 @@ def test_squares_without_padding_and_views_without_a_crop_are_refused():
 def test_a_system_prompt_that_the_processor_adds_moves_nothing_silently():
     processor = built("janus")
     processor.use_default_system_prompt = True
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="one that tokenises the chats it is given"):
         GroundingCollator(processor, others.FAMILIES["janus"].model().config)(EXAMPLES)
 
 

@@ -15,7 +15,7 @@ from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import GroundedExample, GroundingCollator, Region
 from groundkern.hf.data import calling
 from groundkern.hf.data.geometry import check_family, image_geometry
-from groundkern.hf.data.geometry.resized import overlong_rows, padded_cells
+from groundkern.hf.data.geometry.resized import inkling, inkling2
 from groundkern.hf.data.processor import pil_image_processor
 from groundkern.hf.examination import OK
 from tests.hf.painting import check, seeded
@@ -249,14 +249,14 @@ def test_cells_of_padding_lie_beside_the_image():
     """By hand, because the processors need torchvision: 100 x 50 pixels in cells of 20."""
     settings = SimpleNamespace(size={"height": 20}, rescale_image_frac=None)
     processor = SimpleNamespace(images_kwargs={}, image_processor=settings)
-    table = padded_cells(processor, (100, 50))
+    table = inkling2(processor, (100, 50))
     assert table.shape == (5 * 3, 4)
     assert table[-1].tolist() == pytest.approx([0.8, 0.8, 1.0, 1.2])
-    table = overlong_rows(processor, (100, 50))
+    table = inkling(processor, (100, 50))
     assert table.shape == (6 * 3, 4)
     assert table[5].tolist() == pytest.approx([1.0, 0.0, 1.2, 0.4])
     settings.rescale_image_frac, settings.rescale_image_max_upscaled_long_edge = 3.0, 190
-    table = overlong_rows(processor, (100, 50))  # 190 x 95
+    table = inkling(processor, (100, 50))  # 190 x 95
     assert table.shape == (10 * 5, 4)
     assert table[0].tolist() == pytest.approx([0.0, 0.0, 20 / 190, 20 / 95])
 

@@ -88,7 +88,7 @@ def kimi_k25(processor: Any, size: Size, canvas: Size) -> Size:
     return filled[::-1]
 
 
-def stretched_rows(views: Views) -> list[Tensor]:
+def emu3(views: Views) -> list[Tensor]:
     """Emu3: a grid of codes, its size from `image_sizes`; a token without a place ends each row."""
     pixels, tables = views.processor.downsample_ratio, []
     sizes = torch.as_tensor(views.batch.get("image_sizes", ())).reshape(-1, 2).tolist()
@@ -103,6 +103,13 @@ def stretched_rows(views: Views) -> list[Tensor]:
     return tables
 
 
+def nemotron_h_omni(views: Views) -> list[Tensor]:
+    """Nemotron-H-Omni: a grid of merged patches, its size from `image_grid_hw`."""
+    merge_size = round(1 / views.processor.image_processor.downsample_ratio)
+    grids = torch.as_tensor(views.batch.get("image_grid_hw", ())).reshape(-1, 2).tolist()
+    return [patch_grid(height // merge_size, width // merge_size) for height, width in grids]
+
+
 def _grids(views: Views) -> Iterator[tuple[int, int]]:
     """(rows, columns) of visual tokens of every image."""
     merge_size = views.processor.image_processor.merge_size
@@ -110,10 +117,3 @@ def _grids(views: Views) -> Iterator[tuple[int, int]]:
     for time, height, width in torch.as_tensor(grids).reshape(-1, 3).tolist():
         require(time == 1, "image_grid_thw", "still images (t = 1)", f"t = {time}")
         yield height // merge_size, width // merge_size
-
-
-def patches(views: Views) -> list[Tensor]:
-    """Nemotron-H-Omni: a grid of merged patches, its size from `image_grid_hw`."""
-    merge_size = round(1 / views.processor.image_processor.downsample_ratio)
-    grids = torch.as_tensor(views.batch.get("image_grid_hw", ())).reshape(-1, 2).tolist()
-    return [patch_grid(height // merge_size, width // merge_size) for height, width in grids]

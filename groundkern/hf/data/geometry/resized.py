@@ -38,7 +38,7 @@ def square(processor: Any, size: Size) -> Tensor:
     return patch_grid(side, side)
 
 
-def pooled(views: Views) -> list[Tensor]:
+def gemma4(views: Views) -> list[Tensor]:
     """Gemma4: pools of patches over the image, whose positions the processor tells.
 
     Returns:
@@ -50,8 +50,8 @@ def pooled(views: Views) -> list[Tensor]:
     return _positioned(views, option(views.processor, "pooling_kernel_size"))
 
 
-def merged(views: Views) -> list[Tensor]:
-    """Gemma4 unified: as `pooled`, but the processor has merged the patches of a pool."""
+def gemma4_unified(views: Views) -> list[Tensor]:
+    """Gemma4 unified: as `gemma4`, but the processor has merged the patches of a pool."""
     return _positioned(views, 1)
 
 
@@ -89,7 +89,7 @@ def llava(views: Views) -> list[Tensor]:
     return (rows if pixtral else of_each(cropped))(views)
 
 
-def padded_cells(processor: Any, size: Size) -> Tensor:
+def inkling2(processor: Any, size: Size) -> Tensor:
     """Inkling2: the image in its own resolution, padded at the right and bottom to whole cells.
 
     Args, Returns: as `square`.
@@ -99,8 +99,8 @@ def padded_cells(processor: Any, size: Size) -> Tensor:
     return _cells(ceil(height / cell), ceil(width / cell), cell, size)
 
 
-def overlong_rows(processor: Any, size: Size) -> Tensor:
-    """Inkling: `padded_cells` of the image scaled by a setting; a row always has padding.
+def inkling(processor: Any, size: Size) -> Tensor:
+    """Inkling: `inkling2` of the image scaled by a setting; a row always has padding.
 
     Where the image's width is a whole number of cells, its rows end in a cell of padding alone,
     which lies beside the image.

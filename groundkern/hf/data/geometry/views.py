@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.processor import fixed_image_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,11 +66,8 @@ def option(processor: Any, name: str) -> Any:
     Returns:
         Its value; None if neither the processor nor its image processor has it.
     """
-    defaults = getattr(processor, "images_kwargs", None)
-    if defaults is None:  # before transformers 5.21 they are beside the class
-        defaults = getattr(processor.valid_processor_kwargs, "_defaults", {})
-        defaults = defaults.get("images_kwargs", {})
-    return defaults.get(name, getattr(processor.image_processor, name, None))
+    found = getattr(processor.image_processor, name, None)
+    return fixed_image_options(processor).get(name, found)
 
 
 def own(settings: Any, name: str) -> Any:
