@@ -90,6 +90,15 @@ class Data(Section):
     max_length: Positive | None = setting(
         None, "tokens a sample may have; text is cut, never images"
     )
+    pack_to: Positive | None = setting(
+        None,
+        "put samples of a batch one behind the other into rows of so many tokens (docs/scale.md)",
+    )
+    group_by_length: bool = setting(False, "batches of samples of about the same length")
+    streaming: bool = setting(
+        False, "read samples as they come, for data that is not to be indexed"
+    )
+    shuffle_buffer: Positive = setting(1000, "samples among which streaming picks the next one")
     max_pixels: Positive = setting(100_000_000, "pixels an image may have")
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
         0.2, "share of the samples that may be bad, with skip, before the run stops"
@@ -231,6 +240,15 @@ class Training(Section):
     )
     report_to: list[str] = setting(
         [], "trackers that get every log line: tensorboard, wandb, mlflow, ... (transformers')"
+    )
+    strategy: Literal["ddp", "fsdp2", "zero3"] | None = setting(
+        None, "start `processes` by accelerate launch, which share the weights so (docs/scale.md)"
+    )
+    processes: Positive | None = setting(
+        None, "that `strategy` starts (null: one for each GPU of this machine)"
+    )
+    arguments: dict[str, Any] = setting(
+        {}, "further arguments of transformers' TrainingArguments, such as optim: adafactor"
     )
     resume: str = setting("auto", "auto: newest checkpoint in output; never; or a checkpoint path")
 

@@ -45,7 +45,7 @@ class Field(NamedTuple):
     @property
     def is_position(self) -> bool:
         """Whether the values are positions of tokens, which padding on the left moves."""
-        return self.values in ("predictor", "position", "column")
+        return VALUES[self.values].counts == "S"
 
     @property
     def supervises(self) -> bool:
@@ -54,25 +54,34 @@ class Field(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What the values of a field may be: -1 or in [0, below); below None: not looked at."""
+    """What the values of a field may be.
+
+    Args:
+        dtype: what the collator makes.
+        below: -1 or in [0, below); None: not looked at.
+        counts: what they count from the start of their sample, which moves when samples are packed
+            into one row: its tokens S, images I, sets G or phrases P; None: nothing.
+    """
 
     dtype: torch.dtype
     below: str | None = None
+    counts: str | None = None
 
 
 VALUES = {
-    "predictor": Values(torch.int32, "S-1"),  # the position of a token that predicts the next
-    "position": Values(torch.int32, "S"),  # of a token
-    "column": Values(torch.int32),  # a position, which the ops check
-    "set": Values(torch.int32, "G"),
-    "phrase": Values(torch.int32, "P"),
+    "predictor": Values(torch.int32, "S-1", "S"),  # the position of a token that predicts the next
+    "position": Values(torch.int32, "S", "S"),  # of a token
+    "column": Values(torch.int32, None, "S"),  # a position, which the ops check
+    "set": Values(torch.int32, "G", "G"),
+    "phrase": Values(torch.int32, "P", "P"),
+    "image": Values(torch.int32, None, "I"),
     "token id": Values(torch.int64, "V"),
     "number": Values(torch.int32),
     "bool": Values(torch.bool),
 }
 
 FIELDS = {
-    "image": Field("B S", "number", "which image of its sample a visual token belongs to"),
+    "image": Field("B S", "image", "which image of its sample a visual token belongs to"),
     "text_position": Field("B Rt", "predictor", "rows that predict a trained token"),
     "side_position": Field("B Rs", "predictor", "SMAM: rows that predict an aligned token"),
     "side_set": Field("B Rs", "set", "the row's set in `gk_side_inside`; -1: not restricted"),
@@ -88,11 +97,11 @@ FIELDS = {
     "map_token_position": Field(
         "B Rm", "position", "the token that the target belongs to: the row's own or the next"
     ),
-    "map_image": Field("B Rm", "number", "the image of the sample that the target is on"),
+    "map_image": Field("B Rm", "image", "the image of the sample that the target is on"),
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),
     "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
-    "phrase_number": Field("B Rp", "number", "which phrase of the sample, from 0"),
+    "phrase_number": Field("B Rp", "phrase", "which phrase of the sample, from 0"),
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
     "phrase_composite": Field("B K 3", "phrase", "a composite phrase and its two parts"),
     "lens_position": Field("B Rl", "position", "logit lens: the visual tokens themselves"),
