@@ -28,6 +28,7 @@ from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
 from trainer.config import Config, ConfigError, differences
 from trainer.progress import progress
+from trainer.ranks import Ranks, of_a_collective
 from trainer.run_folder import METRICS, RECORD
 
 logger = logging.getLogger(__name__)
@@ -55,25 +56,61 @@ _SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar
 
 
 @contextmanager
-def aside(output: Path, name: str) -> Iterator[Path]:
+def aside(output: Path, name: str, ranks: Ranks | None = None) -> Iterator[Path]:
     """A new folder that is flushed and becomes `output/name` if the block ends without an error.
 
+    Args:
+        output: of the run.
+        name: of the folder.
+        ranks: the processes that write into it, each of which calls this; the first one makes and
+            renames it. None: this one.
+
     Raises:
+        RankError: another process could not write its part.
         StorageError: it could not be written; what was at `output/name` is as it was.
     """
-    partial = output / SAVING / name
+    ranks, partial = ranks or Ranks(), output / SAVING / name
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        ranks.alone(lambda: _new(partial), f"the folder of {name}")
         yield partial
-        durable.sync_tree(partial)
-        durable.replace_folder(partial, output / name)
+        written_by_all(partial, ranks)
+        ranks.alone(lambda: _kept(partial, output / name), f"the new name of {name}")
     except Exception as error:
         # torch.save raises a RuntimeError, and tokenizers nothing but an Exception
         if not isinstance(error, _OF_THE_DISK) and type(error) is not Exception:
             raise
-        shutil.rmtree(partial, ignore_errors=True)
+        if of_a_collective(error):
+            raise
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise durable.cannot_write(output / name, error) from error
+
+
+def _new(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _kept(folder: Path, target: Path) -> None:
+    durable.sync_tree(folder)
+    durable.replace_folder(folder, target)
+
+
+def written_by_all(folder: Path, ranks: Ranks) -> None:
+    """Returns when every process has written its files into a folder, and flushed them.
+
+    Args:
+        folder: of `aside`.
+        ranks: the processes.
+
+    Raises:
+        RankError: another process could not.
+    """
+    if ranks.size == 1:  # `aside` flushes
+        return
+    ranks.wait(f"the last file of {folder.name}")  # none is written while folders are walked
+    durable.sync_tree(folder)
+    ranks.wait(f"the last flush of {folder.name}")
 
 
 def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter) -> None:
