@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
 from trainer.config import Config, ConfigError, differences
+from trainer.data.order import Course
 from trainer.progress import progress
 from trainer.ranks import Ranks, of_a_collective
 from trainer.run_folder import METRICS, RECORD
@@ -113,7 +115,14 @@ def written_by_all(folder: Path, ranks: Ranks) -> None:
     ranks.wait(f"the last flush of {folder.name}")
 
 
-def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter) -> None:
+def seal(
+    checkpoint: Path,
+    config: Config,
+    *,
+    train_digest: str,
+    counts: Counter,
+    position: dict[str, int] | None = None,
+) -> None:
     """Write the record of a checkpoint, the last of its files.
 
     Args:
@@ -121,6 +130,7 @@ def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter
         config: the run's settings.
         train_digest: sha256 of the training file.
         counts: supervision found and lost so far.
+        position: the samples of the data and those taken so far (`read_position`).
     """
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_threads()) as pool:
@@ -129,6 +139,7 @@ def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter
         "config": config.model_dump(mode="json"),
         "train_sha256": train_digest,
         "supervision": dict(counts),
+        "position": position,
         "files": {
             path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": found}
             for path, found in zip(files, hashes, strict=True)
@@ -194,6 +205,27 @@ def step_of(checkpoint: Path) -> int:
 def read_counts(checkpoint: Path) -> Counter:
     """Supervision found and lost until a checkpoint."""
     return Counter(durable.read_json(checkpoint / RECORD)["supervision"])
+
+
+def read_position(checkpoint: Path, train_digest: str, course: Course) -> Course:
+    """The course of a run that continues from a checkpoint: it goes on at its next sample.
+
+    Args:
+        checkpoint: its folder.
+        train_digest: sha256 of the run's training file.
+        course: of a run that starts anew.
+
+    Returns:
+        A course that stands where the checkpoint stands; on other data at its step.
+    """
+    record, step = durable.read_json(checkpoint / RECORD), step_of(checkpoint)
+    position = record.get("position")
+    if position is None:  # of one process
+        saved = record["config"]["training"]
+        old = Course(course.samples, saved["batch_size"], saved["accumulation"])
+        position = {"samples": course.samples, "taken": old.at(step)}
+    same = record["train_sha256"] == train_digest and position["samples"] == course.samples
+    return replace(course, step=step, taken=position["taken"] if same else course.at(step))
 
 
 def find(config: Config) -> Path | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.collating import COUNTS, RobustCollator
+from trainer.data.order import Course, Order
 from trainer.progress import progress
 from trainer.ranks import Ranks
 from trainer.run_folder import METRICS, loss_terms
@@ -32,6 +36,8 @@ class CountingTrainer(GroundingTrainer):
         counts: what the counts of batches are added to, those of all processes.
         bad: the list that samples left out of a batch are added to.
         held_out: the collator of evaluations while training; None: there are none.
+        course: how the steps go through the data.
+        last: samples after which there are only fillers; None: never.
         ranks: the processes of the run; None: this one.
     """
 
@@ -43,6 +49,8 @@ class CountingTrainer(GroundingTrainer):
         counts: Counter,
         bad: BadSamples,
         held_out: RobustCollator | None = None,
+        course: Course,
+        last: int | None = None,
         ranks: Ranks | None = None,
         **kwargs: Any,
     ):
@@ -50,7 +58,7 @@ class CountingTrainer(GroundingTrainer):
         self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
-        self.ranks = ranks or Ranks()
+        self.course, self.last, self.ranks = course, last, ranks or Ranks()
         self._late: list[BadSample] = []  # of batches since the processes met last
         self._seen: Counter = Counter()
         self._saving: Path | None = None
@@ -66,6 +74,24 @@ class CountingTrainer(GroundingTrainer):
         elif self.held_out is not None:
             self.held_out.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        if self.ranks.size > 1 or self.course.moved:
+            loader.set_sampler(Order(loader.get_sampler(), self.course, self.last))
+        if self.ranks.size > 1:
+            loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
+        return loader
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer does, with the epoch by the samples that were taken.
+
+        Args:
+            logs, start_time: as in transformers' Trainer.
+        """
+        if self.course.moved:
+            self.state.epoch = self.course.at(self.state.global_step) / self.course.samples
+        super().log(logs, start_time)
 
     def has_news(self) -> bool:
         """Whether this process left out samples that the others do not know of."""
@@ -92,9 +118,12 @@ class CountingTrainer(GroundingTrainer):
     def get_eval_dataloader(self, eval_dataset=None):
         own, self.data_collator = self.data_collator, self.held_out or self.data_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            loader = super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = own
+        if self.ranks.size > 1:
+            loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
+        return loader
 
     def _write_checkpoint(self, model, trial) -> None:
         """Save aside; older ones go first, down to `keep`: the newest of them has proved good.
@@ -115,13 +144,26 @@ class CountingTrainer(GroundingTrainer):
                 self._saving = None
             checkpoints.written_by_all(folder, self.ranks)
             if self.ranks.first:
+                taken = self.course.at(self.state.global_step)
                 checkpoints.seal(
-                    folder, self.config, train_digest=self.train_digest, counts=self.counts
+                    folder,
+                    self.config,
+                    train_digest=self.train_digest,
+                    counts=self.counts,
+                    position={"samples": self.course.samples, "taken": taken},
                 )
                 durable.sync_file(output / METRICS)  # its rows up to here belong to the checkpoint
 
     def _get_output_dir(self, trial) -> str:
         return str(self._saving or super()._get_output_dir(trial))
+
+
+def _own_group(then: Callable[[int], None] | None, worker: int) -> None:
+    """Begins a worker process, whose end the process that has it decides about."""
+    if hasattr(os, "setpgid"):  # torchrun signals groups of processes
+        os.setpgid(0, 0)
+    if then is not None:
+        then(worker)
 
 
 def same_bad_samples(bad: BadSamples, ranks: Ranks) -> None:

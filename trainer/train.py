@@ -23,6 +23,7 @@ from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
+from trainer.data.order import Course, Filled
 from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps
@@ -110,6 +111,7 @@ class _Run:
         if config.training.workers or ranks.size > 1:  # later a model may be in pieces
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
+        self.course = self._course()
         ranks.alone(self._check_supervision, "the look at the samples")
 
     def _data(self) -> tuple[JsonLinesDataset, JsonLinesDataset | None]:
@@ -119,6 +121,14 @@ class _Run:
         if self.checkpoint is not None:
             checkpoints.refuse_other_data(self.checkpoint, config, train_set.digest)
         return train_set, _data_set(config, "test", test) if test else None
+
+    def _course(self) -> Course:
+        settings = self.config.training
+        size = settings.batch_size * self.ranks.size
+        course = Course(len(self.train_set), size, settings.accumulation)
+        if self.checkpoint is None:
+            return course
+        return checkpoints.read_position(self.checkpoint, self.train_set.digest, course)
 
     def _check_supervision(self) -> None:
         check_supervision(self.config, self.train_set, self._collator(self.train_set))
@@ -145,10 +155,11 @@ class _Run:
 
     def _trainer(self) -> CountingTrainer:
         attach_objectives(self.model, self.config)
+        epochs = self.config.training.epochs
         trainer = CountingTrainer(
             model=self.model,
-            args=_arguments(self.config, len(self.train_set), self.ranks.size),
-            train_dataset=self.train_set,
+            args=_arguments(self.config, self.course),
+            train_dataset=Filled(self.train_set),
             eval_dataset=self._held_out(),
             held_out=None if self.test_set is None else self._collator(self.test_set),
             data_collator=self._collator(self.train_set),
@@ -163,6 +174,8 @@ class _Run:
             train_digest=self.train_set.digest,
             counts=self.counts,
             bad=self.train_set.bad,
+            course=self.course,
+            last=None if epochs is None else math.ceil(epochs * len(self.train_set)),
             ranks=self.ranks,
         )
         trainer.remove_callback(PrinterCallback)
@@ -195,6 +208,12 @@ class _Run:
         folder.keep_metrics(self.output, step)
         if self.checkpoint is not None:
             print(f"Continuing from {self.checkpoint}, step {step}.")
+            if self.course.moved:
+                at = self.course.taken / self.course.samples
+                print(
+                    f"A step now takes {self.course.size * self.course.accumulation} samples, "
+                    f"another number than before: it goes on at epoch {at:.4g} of the data."
+                )
         if away is not None:
             print(f"What {self.output} held beyond it is now in {away}.")
         if self.checkpoint is not None:  # a run may have ended before it removed what is too old
@@ -321,12 +340,9 @@ def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
     return found
 
 
-def _arguments(config: Config, samples: int, processes: int) -> TrainingArguments:
+def _arguments(config: Config, course: Course) -> TrainingArguments:
     settings = config.training
-    batches = math.ceil(samples / (settings.batch_size * processes))
-    steps = settings.steps or math.ceil(
-        settings.epochs * math.ceil(batches / settings.accumulation)
-    )
+    steps = settings.steps or course.until(settings.epochs)
     checkpointing = {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
