@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
@@ -175,7 +174,7 @@ class _Run:
             counts=self.counts,
             bad=self.train_set.bad,
             course=self.course,
-            last=None if epochs is None else math.ceil(epochs * len(self.train_set)),
+            last=None if epochs is None else self.course.end(epochs),
             ranks=self.ranks,
         )
         trainer.remove_callback(PrinterCallback)

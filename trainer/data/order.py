@@ -78,8 +78,11 @@ class Course:
         """The steps that so many epochs take."""
         if not self.moved:
             return math.ceil(epochs * self.steps)
-        wanted = round(epochs * self.samples)
-        return bisect_left(range(10**12), wanted, lo=self.step, key=self.at)
+        return bisect_left(range(10**12), self.end(epochs), lo=self.step, key=self.at)
+
+    def end(self, epochs: float) -> int:
+        """The samples that so many epochs take."""
+        return max(1, round(epochs * self.samples))
 
     def _regular(self, step: int) -> int:
         epoch, within = divmod(step, self.steps)
