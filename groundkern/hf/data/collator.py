@@ -1,8 +1,9 @@
-"""`GroundingCollator`: grounded examples in, one padded batch with labels and `gk_` tensors out.
+"""`GroundingCollator`: grounded examples in, one batch with labels and `gk_` tensors out.
 
-This file calls the processor once for the whole batch and lays out each sequence. What a sequence
-supervises comes from `regions` (SMAM, KLAL), `words` (DV-SFT) and `concepts` (HIST, logit lens);
-`padding` makes the batch.
+This file calls the processor (once for a padded batch, once for each sample of a packed one) and
+lays out each sequence. What a sequence supervises comes from `regions` (SMAM, KLAL), `words`
+(DV-SFT) and `concepts` (HIST, logit lens); `padding` makes the batch, of rows that `packing` and
+`merging` put together.
 """
 
 from __future__ import annotations
@@ -65,10 +66,14 @@ class GroundingCollator:
     The batch holds what the processor returns, `labels` (not shifted, -100: not trained; every
     assistant text and the special token that ends its turn are, but those with `"train": False`),
     and all the `gk_` tensors of `GroundedBatch`, as docs/data-format.md lists them. Integers are
-    padded with -1, bool with False; a width is 0 if no sample of the batch has such rows.
+    padded with -1, bool with False; a width is 0 if no sample of the batch has such rows. With
+    `pack_to` a row holds several samples: it has `position_ids` (`packing`) and no mask, is padded
+    on the right whatever the tokenizer does, and images are in the order of the rows.
 
     `counts` (a Counter) adds up what was found and what was lost: `samples`, `samples_truncated`,
-    `tokens_truncated`, `text_rows`; `answers`, `answers_empty` (no visible text, so that only the
+    `tokens_truncated`, `text_rows`; `tokens` that are not padding, `tokens_laid` (with the padding
+    of the batches as they were made), `tokens_padded` (as if each sample had a row of its own,
+    padded to the longest); `answers`, `answers_empty` (no visible text, so that only the
     end of the turn is trained), `answers_truncated` (nothing of its text is left),
     `answers_untrained` (context: `"train": False`, as their `regions_untrained` and
     `phrases_untrained`); `regions`, `regions_truncated` (some of its text was cut),
