@@ -69,7 +69,6 @@ class _Run:
     def __init__(self, config: Config, checkpoint: Path | None, stop: StopSignals):
         self.config, self.checkpoint, self.stop = config, checkpoint, stop
         self.output, self.started = config.training.output, time.monotonic()
-        self.log = RunLog(config)
         watching.refuse_trackers(config.training.report_to)
         watching.refuse_fp16(config)
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
@@ -86,6 +85,7 @@ class _Run:
         if config.training.workers:
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
+        self.log = RunLog(config, self.counts)
         check_supervision(config, self.train_set, self._collator(self.train_set))
 
     def finish(self, before: dict | None) -> Path:
@@ -139,6 +139,7 @@ class _Run:
             self.processor,
             self.model.config,
             max_length=data.max_length,
+            pack_to=data.pack_to if samples is self.train_set else None,
             lens=self.config.objectives.logit_lens is not None,
             geometry=self.geometry,
             **settings,
