@@ -68,9 +68,7 @@ def run_body(request: Request) -> BodyOutput:
     return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)
 
 
-def body_run(
-    request: Request, readings: list[Reading], side: SideRows | None = None
-) -> BodyRun:
+def body_run(request: Request, readings: list[Reading], side: SideRows | None = None) -> BodyRun:
     """A run of a request's batch.
 
     Whether masks keep packed documents apart is looked at if that needs no sync, and otherwise in

@@ -56,25 +56,26 @@ def model_positions(model: nn.Module, inputs: dict[str, Any], documents: Documen
     Raises:
         ValueError: audio in packed rows.
     """
-    given, compute = inputs["position_ids"], _own_function(model)
-    if compute is None or given.dim() == 3:
+    given, own = inputs["position_ids"], _own_function(model)
+    if own is None or given.dim() == 3:
         return given
     if inputs.get("feature_attention_mask") is not None:
         fail("feature_attention_mask", "no audio in packed rows", "audio")
     text = given.expand(inputs["input_ids"].shape)
     alone = documents.alone(inputs)
-    positions = _computed(compute, alone)
+    positions = _computed(*own, alone)
     if positions is None:  # no image in this batch
         return text.expand(1 + _axes(model), -1, -1)
-    own = torch.stack([documents.pack(axis) for axis in positions])
-    return torch.cat((text[None], own.to(text.dtype)))
+    packed = torch.stack([documents.pack(axis) for axis in positions])
+    return torch.cat((text[None], packed.to(text.dtype)))
 
 
-def _own_function(model: nn.Module) -> Callable[..., Any] | None:
-    """The method by which a model computes multimodal positions; None: it has none."""
-    owners = dict.fromkeys((body_of(model), model))
-    found = (getattr(owner, name, None) for name in COMPUTE for owner in owners)
-    return next((method for method in found if method is not None), None)
+def _own_function(model: nn.Module) -> tuple[nn.Module, Callable[..., Any]] | None:
+    """The method by which a model computes multimodal positions, and whose it is; None: it has
+    none."""
+    owners = body_of(model), model
+    found = ((owner, getattr(owner, name, None)) for name in COMPUTE for owner in owners)
+    return next((own for own in found if own[1] is not None), None)
 
 
 def _axes(model: nn.Module) -> int:
@@ -83,10 +84,11 @@ def _axes(model: nn.Module) -> int:
     return len(rope.get("mrope_section") or (0, 0, 0))
 
 
-def _computed(compute: Callable[..., Any], alone: dict[str, Any]) -> Tensor | None:
+def _computed(
+    owner: nn.Module, compute: Callable[..., Any], alone: dict[str, Any]
+) -> Tensor | None:
     """[axes, D, L]; None: the model would count tokens."""
-    owner, takes = compute.__self__, signature(compute).parameters.values()
-    named = [p for p in takes if p.kind is not p.VAR_KEYWORD]
+    named = [p for p in signature(compute).parameters.values() if p.kind is not p.VAR_KEYWORD]
     given = {p.name: alone.get(p.name) for p in named if p.name in alone or p.default is p.empty}
     kept = getattr(owner, STATE, None)
     try:
