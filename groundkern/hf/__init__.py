@@ -37,6 +37,7 @@ __all__ = [
     "load_beside_adapter",
     "load_processor",
     "objectives_of",
+    "packing_refusal",
     "row_counts",
     "save_beside_adapter",
     "supported_objectives",

@@ -10,7 +10,7 @@ from groundkern.hf.measuring.measured import MeasuredGeometry
 from groundkern.hf.model.attach import attach, detach, objectives_of
 from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.doctor import DoctorReport, doctor
-from groundkern.hf.model.support import supported_objectives
+from groundkern.hf.model.support import packing_refusal, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer

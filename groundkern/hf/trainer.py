@@ -199,6 +199,9 @@ class GroundingMixin(Checkpoints):
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return inputs
         size = len(inputs["input_ids"])
+        if "attention_mask" not in inputs and "position_ids" in inputs:  # not a sample to a row
+            wanted = "padded batches in an evaluation over several ranks"
+            fail("data_collator", wanted, "packed rows, some of which may be repeated")
         return without_repeats(inputs, max(0, state.remainder - self.args.process_index * size))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
