@@ -28,6 +28,7 @@ def made(
     processor: object | None = None,
     collator: object | None = None,
     wrapped: nn.Module | None = None,
+    deepspeed: bool = False,
 ) -> EvenRanks:
     """Of the first of two ranks, whose second tells `others`."""
     accelerator = SimpleNamespace(
@@ -39,7 +40,7 @@ def made(
         args=args,
         accelerator=accelerator,
         is_fsdp_enabled=sharded,
-        is_deepspeed_enabled=False,
+        is_deepspeed_enabled=deepspeed,
         model=model,
         model_wrapped=wrapped or model,
         processing_class=processor,
@@ -67,6 +68,8 @@ def test_images_are_where_another_rank_has_some(qwen, holder):
     assert first is batch
     assert has_images(second)
     assert "pixel_values" not in batch
+    trained = made(qwen, told((1, 1, 0, 0), (1, 1, 0, 0)), deepspeed=True, **place)
+    assert all(map(has_images, trained.step([batch, batch])))  # else it keeps older gradients
     one = torch.tensor([1, 1, 1, 0])
     assert has_images(made(qwen, one, **place).evaluated(batch))
 
@@ -124,8 +127,8 @@ def assert_same_log(found: list[dict], wanted: list[dict]) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
 def test_images_in_other_micro_batches_of_other_ranks(tmp_path, strategy):
-    """Checkpointed and trained whole; the second step has no image at all. DeepSpeed gives the
-    tower gradients of 0 then, with which AdamW goes on moving it, so it takes plain steps."""
+    """Checkpointed and trained whole; the second step has no image at all. Under DeepSpeed the
+    tower's gradients are 0 then, with which AdamW goes on moving it, so it takes plain steps."""
     optimizer = "sgd" if strategy == "zero3" else "adamw_torch"
     words = ["-m", "tests.hf.uneven", str(tmp_path), optimizer]
     if strategy == "fsdp2":

@@ -1,4 +1,4 @@
-"""An image for batches without one: the modules of a real forward, in order, and no other number."""
+"""An image for batches without one: a real forward's modules in order, and no other number."""
 
 from __future__ import annotations
 

@@ -6,22 +6,20 @@ parameter that it was not told to look for. A rank that calls fewer modules woul
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.idle_image import VIDEOS, IdleImage, has_images
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.layers import text_decoder
-
-if TYPE_CHECKING:
-    from groundkern.hf.trainer import GroundingMixin
 
 ROWS = "gk_text_position"  # a batch without it is an ordinary one
 SOUNDS = "input_features"
@@ -31,14 +29,16 @@ KINDS = ("batch", "rows", "images", "videos or sounds")  # what is told of a mic
 class EvenRanks:
     """Gives micro-batches without images an `IdleImage` where their rank must run the tower.
 
-    Under FSDP and DeepSpeed that is where another rank has images; under DDP where it looks for no
-    unused parameters (its setting, or gradient checkpointing) and the tower is trained.
+    Under FSDP and DeepSpeed that is where another rank has images. Everywhere it is where the tower
+    is trained and someone waits for its gradients: DDP, if it looks for no unused parameters (its
+    setting, or gradient checkpointing), and DeepSpeed, which takes those of an earlier step for
+    parameters that no micro-batch reached (0.19.8, ZeRO-3).
 
     Args:
         trainer: whose batches they are.
     """
 
-    def __init__(self, trainer: GroundingMixin) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._idle: IdleImage | None = None
         self._unseen: list[nn.Parameter] = []  # what no image of this step reaches
@@ -57,25 +57,15 @@ class EvenRanks:
                 or sounds on some ranks only; images on some ranks only and no processor to make
                 one.
         """
-        self._unseen = []
-        if self._trainer.args.world_size == 1:
+        trainer, self._unseen = self._trainer, []
+        if trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled:
             return batches
-        ranks = self._told(batches, self._trainer.args.gradient_accumulation_steps)
-        count = ranks[..., 0].sum(1)
-        wanted = "as many batches on every rank (accelerator_config.even_batches)"
-        require(bool((count == count[0]).all()), "train_dataset", wanted, count.tolist())
-        grounded = (ranks[:, : int(count[0]), 1] > 0).all(1)
-        wanted = "batches with gk_ tensors on every rank of a step or on none"
-        got = "a step with ordinary batches on some ranks only"
-        require(bool((grounded == grounded[0]).all()), ROWS, wanted, got)
-        if self._sharded:
-            return self._even(batches, ranks)
-        waits = self._waiting()
-        if waits and not bool(ranks[..., 2].any()):
+        ranks = self._told(batches, trainer.args.gradient_accumulation_steps)
+        self._refuse_uneven(ranks)
+        waits = self._waited_for()
+        if waits and not trainer.is_deepspeed_enabled and not bool(ranks[..., 2].any()):
             self._unseen = waits
-        if waits and not bool(ranks[..., 2].all()):
-            return [batch if has_images(batch) else self._idle_image()(batch) for batch in batches]
-        return batches
+        return self._with_images(batches, ranks, everywhere=bool(waits))
 
     def evaluated(self, batch: dict) -> dict:
         """A batch of an evaluation; every rank calls it.
@@ -84,7 +74,7 @@ class EvenRanks:
         """
         if self._trainer.args.world_size == 1 or not self._sharded:
             return batch
-        return self._even([batch], self._told([batch], 1))[0]
+        return self._with_images([batch], self._told([batch], 1))[0]
 
     def forget_unseen(self) -> None:
         """After the last backward of a step: parameters that DDP was given zeros for, because no
@@ -125,28 +115,47 @@ class EvenRanks:
         accelerator = self._trainer.accelerator
         return accelerator.gather(told.to(self._trainer.args.device)).cpu()
 
-    def _even(self, batches: list[dict], ranks: torch.Tensor) -> list[dict]:
+    def _refuse_uneven(self, ranks: torch.Tensor) -> None:
+        """Refuse what ranks have to have alike in a step, whatever they train with."""
+        count = ranks[..., 0].sum(1)
+        wanted = "as many batches on every rank (accelerator_config.even_batches)"
+        require(bool((count == count[0]).all()), "train_dataset", wanted, count.tolist())
+        grounded = (ranks[:, : int(count[0]), 1] > 0).all(1)
+        wanted = "batches with gk_ tensors on every rank of a step or on none"
+        got = "a step with ordinary batches on some ranks only"
+        require(bool((grounded == grounded[0]).all()), ROWS, wanted, got)
+
+    def _with_images(
+        self, batches: list[dict], ranks: torch.Tensor, *, everywhere: bool = False
+    ) -> list[dict]:
+        """Batches with images where another rank has some and weights are sharded, or everywhere.
+
+        Every rank makes the image if one needs it, so that an error of the processor's is told by
+        all.
+        """
         uneven = (ranks != ranks[:1]).any(0)  # [size, KINDS]
-        if bool(uneven[:, 3].any()):
+        if self._sharded and bool(uneven[:, 3].any()):
             wanted = "videos and sounds on every rank or on none, since weights are sharded"
             fail("batch", wanted, "a micro-batch with some on some ranks only")
-        if not bool(uneven[:, 2].any()):
+        count = int(ranks[0, :, 0].sum())
+        without = (ranks[:, :count, 2] == 0).any(0)  # [count], on some rank
+        needed = without if everywhere else uneven[:count, 2] & torch.tensor(self._sharded)
+        if not bool(needed.any()):
             return batches
         idle = self._idle_image()
-        gives = uneven[:, 2].tolist()
         return [
-            idle(batch) if give and not has_images(batch) else batch
-            for batch, give in zip(batches, gives, strict=False)
+            idle(batch) if need and not has_images(batch) else batch
+            for batch, need in zip(batches, needed.tolist(), strict=True)
         ]
 
-    def _waiting(self) -> list[nn.Parameter]:
-        """The trained parameters of the tower, if DDP waits for all gradients."""
-        model = self._trainer.model_wrapped
-        if not isinstance(model, DistributedDataParallel):
-            return []
-        if model.find_unused_parameters and not model.static_graph:
-            return []
-        return tower_parameters(self._trainer.accelerator.unwrap_model(model))
+    def _waited_for(self) -> list[nn.Parameter]:
+        """The trained parameters of the tower, if a step without their gradients would fail."""
+        trainer, model = self._trainer, self._trainer.model_wrapped
+        waits = trainer.is_deepspeed_enabled
+        if isinstance(model, DistributedDataParallel):
+            waits = model.static_graph or not model.find_unused_parameters
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        return tower_parameters(model) if waits else []
 
     def _idle_image(self) -> IdleImage:
         if self._idle is None:
@@ -181,7 +190,7 @@ def _refuse_statistics(model: nn.Module) -> None:
             fail(name, wanted, "none in a micro-batch, and training mode")
 
 
-def _processor(trainer: GroundingMixin) -> Any:
+def _processor(trainer: Trainer) -> Any:
     """The model's processor, as the trainer or its collator has it."""
     collator = trainer.data_collator
     inner = getattr(collator, "collator", None)
