@@ -65,7 +65,7 @@ class EvenRanks:
         waits = self._waited_for()
         if waits and not trainer.is_deepspeed_enabled and not bool(ranks[..., 2].any()):
             self._unseen = waits
-        return self._with_images(batches, ranks, everywhere=bool(waits))
+        return self._with_images(batches, ranks, training=True, everywhere=bool(waits))
 
     def evaluated(self, batch: dict) -> dict:
         """A batch of an evaluation; every rank calls it.
@@ -74,7 +74,7 @@ class EvenRanks:
         """
         if self._trainer.args.world_size == 1 or not self._sharded:
             return batch
-        return self._with_images([batch], self._told([batch], 1))[0]
+        return self._with_images([batch], self._told([batch], 1), training=False)[0]
 
     def forget_unseen(self) -> None:
         """After the last backward of a step: parameters that DDP was given zeros for, because no
@@ -126,7 +126,7 @@ class EvenRanks:
         require(bool((grounded == grounded[0]).all()), ROWS, wanted, got)
 
     def _with_images(
-        self, batches: list[dict], ranks: torch.Tensor, *, everywhere: bool = False
+        self, batches: list[dict], ranks: torch.Tensor, *, training: bool, everywhere: bool = False
     ) -> list[dict]:
         """Batches with images where another rank has some and weights are sharded, or everywhere.
 
@@ -142,6 +142,8 @@ class EvenRanks:
         needed = without if everywhere else uneven[:count, 2] & torch.tensor(self._sharded)
         if not bool(needed.any()):
             return batches
+        if training:
+            _refuse_statistics(self._trainer.model)
         idle = self._idle_image()
         return [
             idle(batch) if need and not has_images(batch) else batch
@@ -161,7 +163,6 @@ class EvenRanks:
         if self._idle is None:
             trainer = self._trainer
             model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-            _refuse_statistics(model)
             self._idle = IdleImage(_processor(trainer), model.config, sharded=self._sharded)
         return self._idle
 
@@ -183,11 +184,12 @@ def tower_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _refuse_statistics(model: nn.Module) -> None:
-    """Refuse layers whose running statistics an image of ours would move."""
+    """Refuse layers whose running statistics an image of ours would move; the Trainer puts every
+    module into training mode."""
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
-            wanted = "images on every rank, or eval mode, for its running statistics"
-            fail(name, wanted, "none in a micro-batch, and training mode")
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            wanted = "images in every micro-batch, which move the running statistics of this layer"
+            fail("pixel_values", wanted, f"a micro-batch without any, and {name!r}")
 
 
 def _processor(trainer: Trainer) -> Any:
