@@ -94,7 +94,9 @@ def test_running_statistics_are_not_moved(qwen):
     batch = make_batch(qwen, (TEXT,))
     others = told((1, 1, 1, 0), (1, 1, 0, 0))
     ranks = made(qwen, others, processor=tiny_qwen_processor())
-    with pytest.raises(ValueError, match="expected images in every micro-batch.*'model.visual.nor"):
+    with pytest.raises(
+        ValueError, match=r"expected images in every micro-batch.*'model\.visual\.nor"
+    ):
         ranks.step([batch, batch])
     other = made(qwen, torch.tensor([1, 1, 1, 0]), processor=tiny_qwen_processor())
     assert has_images(other.evaluated(batch))
@@ -130,7 +132,7 @@ def assert_same_log(found: list[dict], wanted: list[dict]) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
 def test_images_in_other_micro_batches_of_other_ranks(tmp_path, strategy):
     """Checkpointed and trained whole; the second step has no image at all. Under DeepSpeed the
-    tower's gradients are 0 then, with which AdamW goes on moving it, so it takes plain steps."""
+    tower's gradients are 0 then, with which AdamW goes on moving it: SGD without decay does not."""
     optimizer = "sgd" if strategy == "zero3" else "adamw_torch"
     words = ["-m", "tests.hf.uneven", str(tmp_path), optimizer]
     if strategy == "fsdp2":
@@ -139,4 +141,4 @@ def test_images_in_other_micro_batches_of_other_ranks(tmp_path, strategy):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     run(*words, launcher=accelerate_launch(strategy), DS_ACCELERATOR="cpu")
     found = json.loads((tmp_path / "log.json").read_text())
-    assert_same_log(found, train(tmp_path, optim=optimizer))
+    assert_same_log(found, train(tmp_path, optimizer))
