@@ -92,8 +92,8 @@ class Data(Section):
     )
     pack_to: Positive | None = setting(
         None,
-        "put samples of a batch one behind the other into rows of at most so many tokens; more than "
-        "any batch has, such as 1000000000: one row without padding (docs/scale.md)",
+        "put samples of a batch one behind the other into rows of at most so many tokens; more "
+        "than any batch has, such as 1000000000: one row without padding (docs/scale.md)",
     )
     group_by_length: bool = setting(False, "batches of samples of about the same length")
     streaming: bool = setting(
