@@ -26,6 +26,7 @@ from groundkern.hf.model.support import FAILED
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.conftest import MODELS
 from tests.hf.decoders import tiny_decoder
+from tests.hf.logit_decoders import build_moe
 from tests.hf.packed import packed_batch
 from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch, token_batch
@@ -126,9 +127,9 @@ def on_columns(maps: Tensor, batch: dict, rows: str) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["llama4", "gpt_oss", "gemma4", "gemma3n"])
+@pytest.mark.parametrize("name", ["llama4", "gemma4", "gemma3n"])
 def test_windows_and_chunks_of_text_decoders(name):
-    """Chunks count from a document's start, windows end there; sinks, shared keys, experts."""
+    """Chunks count from a document's start, windows end there; keys shared by layers."""
     model = tiny_decoder(name)
     reason = packing_refusal(model)
     if name == "llama4" and reason is not None:
@@ -156,10 +157,17 @@ def test_layers_that_carry_something_over_are_refused(name):
     detach(model)
 
 
+def test_a_decoder_that_makes_its_masks_without_positions_is_refused():
+    """gpt-oss up to transformers 5.23."""
+    model = attach(tiny_decoder("gpt_oss"))
+    packed = packed_batch(model, row_samples("qwen"))
+    with pytest.raises(ValueError, match=r"`packing`.*masks are made by position_ids"):
+        model(**packed)
+    detach(model)
+
+
 def test_routers_do_not_count_the_ends_of_rows():
-    model = tiny_decoder("gpt_oss")
-    model.config.output_router_logits, model.config.router_aux_loss_coef = True, 1.0
-    attach(model)
+    model = attach(build_moe("Qwen3MoeForCausalLM", vocab_size=512))
     rows = row_samples("qwen")
     padded = token_batch(None, tuple(x for row in rows for x in row))
     packed = packed_batch(model, rows)

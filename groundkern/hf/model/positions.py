@@ -70,6 +70,18 @@ def model_positions(model: nn.Module, inputs: dict[str, Any], documents: Documen
     return torch.cat((text[None], packed.to(text.dtype)))
 
 
+def takes_text_first(model: nn.Module) -> bool:
+    """Whether a decoder takes text positions beside multimodal ones, or has none of these.
+
+    Args:
+        model: a transformers model without wrappers.
+
+    Returns:
+        False for HunYuan-VL, whose decoder knows four axes and refuses a fifth.
+    """
+    return _own_function(model) is None or _axes(model) == 3
+
+
 def _own_function(model: nn.Module) -> tuple[nn.Module, Callable[..., Any]] | None:
     """The method by which a model computes multimodal positions, and whose it is; None: it has
     none."""

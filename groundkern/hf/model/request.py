@@ -19,6 +19,7 @@ from groundkern.hf.model.logit_rule import LogitRule, logit_rule
 from groundkern.hf.model.positions import model_positions, text_positions
 from groundkern.hf.model.prefix import refuse_seeing_rows, unbounded_rows
 from groundkern.hf.model.rows import Rows
+from groundkern.hf.model.side_tokens import filler
 from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 
@@ -93,6 +94,11 @@ class Request:
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
         inputs, documents = with_documents(model, inputs)
+        if documents is not None:
+            ends = documents.padding(input_ids, batch.text_position)
+            pad = model.config.get_text_config().pad_token_id
+            filled = filler(image_token_of(model), pad)
+            inputs["input_ids"] = torch.where(ends, filled, input_ids)
         refuse_seeing_rows(model, batch, inputs, image_token_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)

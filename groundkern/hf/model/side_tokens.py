@@ -41,8 +41,7 @@ def append_side_tokens(
             not used.
         image_token: the id of visual tokens, which a padding row's token must not have.
         token_type: the `token_type_ids` of side tokens.
-        pad_token: the id of padding, whose embedding may be zero: with no key to see a token would
-            stay zero, and the gradient of a root of its magnitude (Gemma3n) would be NaN.
+        pad_token: the id of padding.
 
     Returns:
         A new dict with S + R tokens per sequence.
@@ -60,8 +59,8 @@ def append_side_tokens(
         wanted = f"only {', '.join(PER_TOKEN)} to have one entry per token"
         fail(unknown[0], wanted, list(inputs[unknown[0]].shape))
     row = position.clamp(min=0).long()
-    filler = min({0, 1, 2} - {image_token, pad_token})
-    extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filler)}
+    filled = filler(image_token, pad_token)
+    extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filled)}
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if positions is not None:
         positions = positions.expand(*positions.shape[:-2], len(row), -1)
@@ -76,3 +75,14 @@ def append_side_tokens(
     if experts is not None:
         extra["moe_mm_token_type_ids"] = experts.gather(1, row)
     return {**inputs, **{name: torch.cat((inputs[name], x), -1) for name, x in extra.items()}}
+
+
+def filler(image_token: int | None, pad_token: int | None) -> int:
+    """The id of a token that nothing is learned from and that sees no other.
+
+    Args:
+        image_token: the id of visual tokens, which it must not have.
+        pad_token: the id of padding, whose embedding may be zero: with no key to see a token would
+            stay zero, and the gradient of a root of its magnitude (Gemma3n) would be NaN.
+    """
+    return min({0, 1, 2} - {image_token, pad_token})

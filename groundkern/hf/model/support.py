@@ -7,6 +7,7 @@ layer to say what a side token sees.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from dataclasses import fields, replace
@@ -23,16 +24,20 @@ from groundkern.hf.model.layers import (
     OLDER_NAMES,
     PER_TOKEN,
     WINDOWED,
+    forward_source,
     text_attention,
     text_decoder,
     text_layers,
 )
+from groundkern.hf.model.positions import takes_text_first
 from groundkern.hf.model.prefix import is_prefix_lm
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 
 # Frequencies that depend on the length of the batch, which side tokens increase.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens())
+# What a decoder's forward hands to transformers' makers of masks.
+_MASKS = re.compile(r"(?:mask_kwargs = \{|create_\w*mask\w*\()(.*?)\n\s*[})]", re.DOTALL)
 NAMES = tuple(field.name for field in fields(Objectives) if field.name != "backend")
 FAILED = "_groundkern_failed"  # in the __dict__ of a model: reasons by objective, from `doctor`
 
@@ -262,6 +267,11 @@ def _refuse_packing(model: PreTrainedModel) -> None:
         kinds = "; ".join(f"{n} layers of {kind}" for kind, n in Counter(passing).items())
         wanted = "layers that keep the documents of a row apart (softmax attention)"
         fail("packing", wanted, f"{name} with {kinds}")
+    if not takes_text_first(model):
+        fail("packing", "a decoder that takes text positions beside multimodal ones", name)
+    calls = _MASKS.findall(forward_source(type(text_decoder(model))))
+    if calls and not any("position_ids" in call for call in calls):
+        fail("packing", "a decoder whose masks are made by position_ids", name)
     chunked = any(layer.chunk is not None for layer in layers)
     if chunked and not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
         wanted = "a transformers that counts chunks from each document's start"
