@@ -244,7 +244,8 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(family):
     for name, part in parts.items():
         assert float(own_parts[name]) == pytest.approx(float(part), rel=1e-5), name
     assert own.keys() == wanted.keys()
+    noise = 1e-7 * max(float(gradient.abs().max()) for gradient in wanted.values())
     for name, gradient in wanted.items():
         if not name.endswith("k_proj.bias"):  # noise: softmax does not see it
             scale = float(gradient.abs().max())
-            torch.testing.assert_close(own[name], gradient, rtol=0, atol=2e-5 * scale + 1e-9)
+            torch.testing.assert_close(own[name], gradient, rtol=0, atol=1e-5 * scale + noise)
