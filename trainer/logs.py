@@ -185,7 +185,7 @@ class RunLog(TrainerCallback):
 
     Args:
         config: of the run.
-        counts: of the batches trained on so far.
+        counts: of the batches trained on so far, of all processes.
         writes: false in all processes of the run but the first.
     """
 

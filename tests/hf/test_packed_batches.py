@@ -7,7 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from groundkern.hf import Phrase, Word
+from benchmarks.families.zoo import first
+from groundkern.hf import (
+    DvSft,
+    GroundingCollator,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Phrase,
+    Smam,
+    Word,
+    attach,
+)
 from groundkern.hf.data.batch import without_rows
 from groundkern.hf.data.tokens import PER_TOKEN
 from tests.hf.collating import IMAGE, SMALL, make_collator, make_example, make_region
@@ -203,3 +215,37 @@ def test_a_feature_of_each_token_is_refused():
     own.__class__ = Indexing
     with pytest.raises(ValueError, match=r"`processor`: .* got 'indices' of each token"):
         collator([rich("one", IMAGE)])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+def test_losses_and_gradients_are_those_of_the_padded_batch(family):
+    model, processor = first.FAMILIES[family].model(), first.FAMILIES[family].processor()
+    attach(
+        model,
+        smam=Smam(),
+        dv_sft=DvSft(),
+        klal=Klal(),
+        hist=Hist(),
+        margins=Margins(mean_margin=10.0),
+        logit_lens=LogitLens(),
+    )
+    found = []
+    for pack_to in (None, 150):
+        batch = GroundingCollator(processor, model.config, lens=True, pack_to=pack_to)(mixed())
+        model.zero_grad()
+        output = model(**batch)
+        output.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((batch, output.parts, gradients))
+    (padded, parts, wanted), (packed, own_parts, own) = found
+    assert packed["input_ids"].shape[0] < padded["input_ids"].shape[0]
+    assert parts.keys() == own_parts.keys()
+    assert all(float(part) > 0 for part in parts.values()), parts
+    for name, part in parts.items():
+        assert float(own_parts[name]) == pytest.approx(float(part), rel=1e-5), name
+    assert own.keys() == wanted.keys()
+    noise = 1e-7 * max(float(gradient.abs().max()) for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        if not name.endswith("k_proj.bias"):  # noise: softmax does not see it
+            scale = float(gradient.abs().max())
+            torch.testing.assert_close(own[name], gradient, rtol=0, atol=1e-5 * scale + noise)

@@ -17,7 +17,7 @@ from tests.hf.meanings import meaning, meant_rows, supervised_rows
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.integers(60, 200))
 def test_rows_hold_every_document_once_and_no_more_than_they_can(lengths, capacity):
     rows = rows_of(lengths, capacity)
@@ -137,7 +137,7 @@ def _of_phrases(draw, rows):
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=5))
 def test_each_document_of_a_row_means_what_it_meant_alone(drawn):
     fields, lengths, images = map(list, zip(*drawn))
