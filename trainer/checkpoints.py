@@ -44,6 +44,7 @@ FREE_TO_CHANGE = (
     "training.save_every",
     "training.keep",
     "training.workers",
+    "training.processes",
     "training.report_to",
     "training.term_norms_every",
     "training.max_nonfinite",

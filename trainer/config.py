@@ -218,7 +218,7 @@ class Training(Section):
     epochs: Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)] | None = setting(
         None, "passes over the training data"
     )
-    batch_size: Positive = setting(8, "samples in a forward pass")
+    batch_size: Positive = setting(8, "samples in a forward pass of a process")
     accumulation: Positive = setting(1, "forward passes in an optimizer step")
     learning_rate: Annotated[float, Field(ge=1e-12, le=1, allow_inf_nan=False)] = setting(
         1e-5, "peak learning rate of AdamW"

@@ -58,7 +58,7 @@ class CountingTrainer(GroundingTrainer):
         self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
-        self.course, self.last, self.ranks = course, last, ranks or Ranks()
+        self.course, self.last, self.processes = course, last, ranks or Ranks()
         self._late: list[BadSample] = []  # of batches since the processes met last
         self._seen: Counter = Counter()
         self._saving: Path | None = None
@@ -69,7 +69,7 @@ class CountingTrainer(GroundingTrainer):
         if self.model.training:  # not what is held out
             self._seen.update(counts["supervision"])
             self._late += counts["bad"]
-            if self.ranks.size == 1:
+            if self.processes.size == 1:
                 self.exchange()
         elif self.held_out is not None:
             self.held_out.bad.add_all(counts["bad"])
@@ -77,9 +77,9 @@ class CountingTrainer(GroundingTrainer):
 
     def get_train_dataloader(self):
         loader = super().get_train_dataloader()
-        if self.ranks.size > 1 or self.course.moved:
+        if self.processes.size > 1 or self.course.moved:
             loader.set_sampler(Order(loader.get_sampler(), self.course, self.last))
-        if self.ranks.size > 1:
+        if self.processes.size > 1:
             loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
         return loader
 
@@ -104,7 +104,7 @@ class CountingTrainer(GroundingTrainer):
             SampleError: too many bad samples, in all of the processes alike.
         """
         seen, self._seen, late, self._late = self._seen, Counter(), self._late, []
-        for counts, bad in self.ranks.gathered((seen, late), "the end of a step"):
+        for counts, bad in self.processes.gathered((seen, late), "the end of a step"):
             self.counts.update(counts)
             self.bad.add_all(bad)
 
@@ -112,7 +112,7 @@ class CountingTrainer(GroundingTrainer):
         """As the Trainer does; the samples that were left out are then known to every process."""
         figures = super().evaluate(*args, **kwargs)
         if self.held_out is not None:
-            same_bad_samples(self.held_out.bad, self.ranks)
+            same_bad_samples(self.held_out.bad, self.processes)
         return figures
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -121,7 +121,7 @@ class CountingTrainer(GroundingTrainer):
             loader = super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = own
-        if self.ranks.size > 1:
+        if self.processes.size > 1:
             loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
         return loader
 
@@ -133,17 +133,17 @@ class CountingTrainer(GroundingTrainer):
         """
         output, name = self.config.training.output, f"checkpoint-{self.state.global_step}"
         self.exchange()
-        if self.ranks.first:
+        if self.processes.first:
             best = best_step(self.state, self.config.evaluation, steps_there(output))
             checkpoints.rotate(output, self.config.training.keep, best=best)
-        with checkpoints.aside(output, name, self.ranks) as folder:
+        with checkpoints.aside(output, name, self.processes) as folder:
             self._saving = folder.parent
             try:
                 super()._write_checkpoint(model, trial)
             finally:
                 self._saving = None
-            checkpoints.written_by_all(folder, self.ranks)
-            if self.ranks.first:
+            checkpoints.written_by_all(folder, self.processes)
+            if self.processes.first:
                 taken = self.course.at(self.state.global_step)
                 checkpoints.seal(
                     folder,
