@@ -101,6 +101,8 @@ REFUSED = {
 # Weights that change while gradients are still being made.
 _IN_BACKWARD = ("lomo", "adalomo")
 _CHECKPOINTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+_OF_TORCH = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop")
+_OF_TRANSFORMERS = ("every_n_layers", "offload")  # since 5.23
 _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -186,6 +188,8 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     for name in _CHECKPOINTING:
         if given.get(name) and not config.model.gradient_checkpointing:
             yield prefix + name, "expected model.gradient_checkpointing true beside it, got false"
+        elif said := _of_checkpointing(given.get(name), config):
+            yield prefix + name, said
     if all(given.get(name) for name in _CHECKPOINTING):
         yield prefix + _CHECKPOINTING[1], f"expected {_CHECKPOINTING[0]} alone, got both"
     for name in ("fsdp", "fsdp_config", "deepspeed"):
@@ -203,6 +207,25 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield f"{prefix}liger_kernel_config", f"expected {wanted}, got {liger or 'none'}"
 
 
+def _of_checkpointing(how: Any, config: Config) -> str | None:
+    """The sentence about keywords of checkpointing that cannot be used; None: they can."""
+    if how is None:
+        return None
+    if not isinstance(how, dict):
+        return f"expected a mapping, got {short(how)}"
+    known = {*_OF_TORCH, *(_OF_TRANSFORMERS if _CHECKPOINTING[0] in _fields() else ())}
+    if unknown := sorted(map(str, how.keys() - known)):
+        return f"expected some of {', '.join(sorted(known))}, got {cut(unknown[0], VALUE)}"
+    dropout = 0.0 if config.model.lora is None else config.model.lora.dropout
+    if not how.get("preserve_rng_state", True) and dropout:
+        return f"expected preserve_rng_state true beside model.lora.dropout, got {dropout}"
+    return None
+
+
+def _fields() -> set[str]:
+    return {field.name for field in dataclasses.fields(TrainingArguments)}
+
+
 def further(config: Config) -> dict[str, Any]:
     """What `training.arguments` adds to or changes of the arguments that our fields give.
 
@@ -211,9 +234,8 @@ def further(config: Config) -> dict[str, Any]:
     """
     given = dict(config.training.arguments)
     if config.model.gradient_checkpointing:
-        names = {field.name for field in dataclasses.fields(TrainingArguments)}
         asked = [given.pop(name, None) or {} for name in _CHECKPOINTING]
-        new = _CHECKPOINTING[0] in names  # transformers < 5.23 has the old names only
+        new = _CHECKPOINTING[0] in _fields()  # transformers < 5.23 has the old names only
         given["activation_checkpointing" if new else "gradient_checkpointing"] = True
         given[_CHECKPOINTING[not new]] = {"use_reentrant": False, **asked[0], **asked[1]}
     return given

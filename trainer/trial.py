@@ -52,6 +52,10 @@ def try_arguments(config: Config) -> None:
         except _OF_OPTIMIZERS as error:
             name = "training.arguments.lr_scheduler_type"
             raise ConfigError(f"`{name}`: {_said(args.lr_scheduler_type, error)}") from None
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        if (given.get(name) or {}).get("offload") and not torch.accelerator.is_available():
+            wanted = "a GPU, since activations are kept in pinned memory"
+            raise ConfigError(f"`training.arguments.{name}`: offload: expected {wanted}, got none")
     if given.get("use_liger_kernel"):
         from transformers.utils import is_liger_kernel_available
 

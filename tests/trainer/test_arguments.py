@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -97,6 +97,16 @@ def test_arguments_of_the_file_and_of_the_command_line(tmp_path):
         ({"lr_scheduler_type": "linear"}, ["--training.scheduler", "linear"], "left out beside it"),
         ({"lr_scheduler_type": "greedy"}, [], "expected evaluation.every beside greedy, got none"),
         ({"gradient_checkpointing_kwargs": {"offload": True}}, [], "gradient_checkpointing true"),
+        (
+            {"gradient_checkpointing_kwargs": {"offlod": True}},
+            ["--model.gradient_checkpointing", "true"],
+            "expected some of determinism_check, ",
+        ),
+        (
+            {"gradient_checkpointing_kwargs": {"preserve_rng_state": False}},
+            ["--model.gradient_checkpointing", "true", "--model.lora.dropout", "0.1"],
+            "expected preserve_rng_state true beside model.lora.dropout, got 0.1",
+        ),
         ({"deepspeed": "x.json"}, ["--training.strategy", "zero3"], "got zero3"),
         ({"dataloader_prefetch_factor": 2}, [], "expected training.workers above 0"),
         ({"use_liger_kernel": True}, [], "expected {fused_linear_cross_entropy: false}"),
@@ -184,7 +194,7 @@ ARGUMENTS = {
     "lr_scheduler_type": "polynomial",
     "lr_scheduler_kwargs": {"power": 2.0, "lr_end": 1e-5},
     "neftune_noise_alpha": 5,
-    "gradient_checkpointing_kwargs": {"offload": True},
+    "gradient_checkpointing_kwargs": {"preserve_rng_state": False},
     "run_name": "one",
 }
 
@@ -240,14 +250,21 @@ def first_losses(folder: Path, model=None, **options) -> list[dict]:
 
 @pytest.mark.parametrize("options", [{"offload": True}, {"every_n_layers": 2}])
 def test_offloaded_activations_give_the_same_losses(options, tmp_path):
-    """Of maps too, which are recorded inside of the layers."""
+    """Of maps too, which are recorded inside of the layers. A CPU has no pinned memory."""
     if "activation_checkpointing_kwargs" not in vars(TrainingArguments("x")):
         pytest.skip("transformers < 5.23")
     words = ["--model.gradient_checkpointing", "true"]
     words += ["--training.arguments.gradient_checkpointing_kwargs", str(options)]
     passed = further(load_config(None, [*NEEDED, *words]))
     assert passed["activation_checkpointing_kwargs"] == {"use_reentrant": False, **options}
-    assert first_losses(tmp_path, **passed) == first_losses(tmp_path)
+    whole = first_losses(tmp_path)
+    kept = Mock(side_effect=lambda **_: torch.autograd.graph.save_on_cpu(pin_memory=False))
+    with patch("transformers.modeling_utils.save_on_cpu", kept):
+        assert first_losses(tmp_path, **passed) == whole
+    assert kept.called == ("offload" in options)
+    if "offload" in options and not torch.accelerator.is_available():
+        with pytest.raises(ConfigError, match="expected a GPU, since activations are kept in pin"):
+            trial.try_arguments(load_config(None, [*NEEDED, *words]))
 
 
 def test_reentrant_checkpointing_is_refused_where_maps_are_recorded(tmp_path):
