@@ -277,9 +277,7 @@ def fits_table(
 def _states(name: str, row: Row, ranks: int) -> States:
     shape = SHAPES[name]
     adapters = None if row.lora is None else adapter_parameters(shape, row.lora)
-    return states(
-        shape, PRECISIONS[row.precision], row.strategy, ranks=ranks, adapters=adapters
-    )
+    return states(shape, PRECISIONS[row.precision], row.strategy, ranks=ranks, adapters=adapters)
 
 
 def _gb(count: float) -> str:

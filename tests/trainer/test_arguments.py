@@ -84,13 +84,13 @@ def test_arguments_of_the_file_and_of_the_command_line(tmp_path):
         ({"learning_rat": 1}, [], "did you mean `training.learning_rate`?"),
         ({"learning_rate": 1}, [], "give `training.learning_rate` instead"),
         ({"optim": "adafacto"}, [], "no such name, 'adafacto'; did you mean adafactor?"),
-        ({"optim": None}, [], "no such name, None; expected one of adamw_torch, "),
+        ({"optim": "Nothing"}, [], "no such name, 'Nothing'; expected one of adamw_torch, "),
         ({"lr_scheduler_type": "cosin"}, [], "no such name, 'cosin'; did you mean cosine?"),
         ({"optim": "lomo"}, [], "it steps in the backward pass"),
         ({"optim": "galore_adamw_layerwise"}, [], "it steps in the backward pass"),
         ({"neftune_noise_alpha": -1}, [], "expected a number above 0, got -1.0"),
         ({"neftune_noise_alpha": "x"}, [], "expected a valid number, got 'x'"),
-        ({"adam_beta1": ".inf"}, [], "expected a finite number, got inf"),
+        ({"adam_beta1": float("inf")}, [], "expected a finite number, got inf"),
         ({"label_smoothing_factor": 0.1}, [], "not supported: the text loss is not smoothed"),
         ({"auto_find_batch_size": True}, [], "count batches of training.batch_size"),
         ({"hub_model_id": "x"}, [], "a run sends nothing away"),
@@ -144,7 +144,13 @@ def test_an_optimizer_works_or_says_what_is_missing_before_the_data_is_read(name
 
 @pytest.mark.parametrize("name", [each.value for each in SchedulerType])
 def test_every_scheduler_is_tried(name):
-    words = ["--evaluation.every", "1", "--data.test", "x", "--training.arguments.lr_scheduler_type"]
+    words = [
+        "--evaluation.every",
+        "1",
+        "--data.test",
+        "x",
+        "--training.arguments.lr_scheduler_type",
+    ]
     kwargs = {"cosine_with_min_lr": {"min_lr": 1e-6}, "cosine_warmup_with_min_lr": {"min_lr": 1e-6}}
     kwargs |= {"warmup_stable_decay": {"num_decay_steps": 2}}
     words += [name, "--training.arguments.lr_scheduler_kwargs", str(kwargs.get(name))]
@@ -158,7 +164,9 @@ def test_every_scheduler_is_tried(name):
 
 
 def test_an_optimizer_s_argument_is_tried():
-    with pytest.raises(ConfigError, match=r"`training.arguments.optim`: adamw_torch.* cannot .*1.5"):
+    with pytest.raises(
+        ConfigError, match=r"`training.arguments.optim`: adamw_torch.* cannot .*1.5"
+    ):
         trial.try_arguments(given(adam_beta1=1.5))
     with pytest.raises(ConfigError, match="rmsprop cannot be used"):
         trial.try_arguments(given(optim="rmsprop", optim_args="alpha"))
