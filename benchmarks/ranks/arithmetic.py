@@ -3,7 +3,8 @@ benchmarks.ranks.arithmetic`.
 
 Activations are what autograd keeps of a Qwen2.5-VL decoder layer between forward and backward, one
 term for each tensor; `tests/test_arithmetic.py` compares them with what autograd really keeps.
-Weights, gradients and optimizer states are compared with two processes by `benchmarks.ranks.memory`.
+Weights, gradients and optimizer states are compared with those of two processes by
+`benchmarks.ranks.memory`.
 """
 
 from __future__ import annotations
