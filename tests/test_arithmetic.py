@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from benchmarks.ranks import arithmetic
-from benchmarks.ranks.memory import COUNTED, counted
+from benchmarks.ranks.memory import COUNTED, counted, table
 from benchmarks.training_step.model import SHAPES, Rows, build, sample
 from groundkern.hf import DvSft, Klal, Smam, attach
 
 ROOT = Path(__file__).parents[1]
+SCALE = ROOT / "docs" / "scale.md"
 TOKENS = 256
 # of each precision: the weights' dtype, and whether autocast is on
 KINDS = {
@@ -89,15 +90,17 @@ def test_two_processes_hold_what_the_arithmetic_says():
     (path,) = (ROOT / "benchmarks" / "results").glob("*-memory-per-rank.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["strategy"] for row in rows} == {"ddp", "fsdp2", "zero3"}
     for row in rows:
         expected = counted(row["strategy"], row["how"], row["shape"])._asdict()
         for name in COUNTED:
             assert int(row[f"{name}_by_arithmetic"]) == round(expected[name])
+            if row["strategy"] == "ddp":  # sharded ones are filled up to a multiple of the ranks
+                assert int(row[name]) == pytest.approx(expected[name], rel=1e-5)
+    assert "\n".join(table(rows)) in SCALE.read_text(encoding="utf-8")
 
 
 def test_the_tables_of_the_docs_are_generated():
-    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    text = SCALE.read_text(encoding="utf-8")
     names = ("qwen2.5-vl-7b", "qwen2.5-vl-72b")
-    for table in (arithmetic.states_table, arithmetic.lengths_table, arithmetic.fits_table):
-        assert "\n".join(table(names)) in text
+    for made in (arithmetic.states_table, arithmetic.lengths_table, arithmetic.fits_table):
+        assert "\n".join(made(names)) in text

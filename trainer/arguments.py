@@ -140,6 +140,8 @@ def _checked(name: str, value: Any) -> Any:
         case "lr_scheduler_type":
             _one_of(name, value, [each.value for each in SchedulerType])
     value = _typed(name, value, hints[name])
+    if name == "lr_scheduler_kwargs" and isinstance(value, dict):
+        value = {key: _number(x) for key, x in value.items()}
     if name == "neftune_noise_alpha" and value is not None and value <= 0:
         raise ValueError(f"`{name}`: expected a number above 0, got {value}")
     return value
@@ -161,6 +163,14 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if isinstance(found, float) and not math.isfinite(found):
         raise ValueError(f"`{name}`: expected a finite number, got {found}")
     return found
+
+
+def _number(value: Any) -> Any:
+    """The number that YAML takes for a text, such as 1e-6 without a point."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _one_of(name: str, value: Any, known: list[str]) -> None:

@@ -323,6 +323,29 @@ def test_side_tokens_start_from_the_noised_embeddings():
     torch.testing.assert_close(noisy.side_logits[rows], noisy.main_logits[rows], rtol=0, atol=1e-3)
 
 
+def test_weights_that_an_optimizer_averages_are_saved_as_they_are_evaluated(tmp_path):
+    """schedulefree's optimizers train other weights than those that count."""
+
+    class Averaging(torch.optim.SGD):
+        mode = "train"
+
+        def train(self) -> None:
+            self.mode = "train"
+
+        def eval(self) -> None:
+            self.mode = "eval"
+
+    model = attached_model()
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "examine": False}
+    trainer = make_trainer(model, tmp_path, **options)
+    optimizer = trainer.optimizer = Averaging(model.parameters(), lr=0.01)
+    modes = []
+    with patch.object(trainer, "_write_checkpoint", lambda *_: modes.append(optimizer.mode)):
+        trainer.train()
+    assert modes == ["eval", "eval"]
+    assert optimizer.mode == "eval"
+
+
 # ---- precision ----
 
 
