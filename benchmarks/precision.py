@@ -97,8 +97,8 @@ def losses(way: Way, *, steps: int, rate: float) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=1e-5)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rate", type=float, default=2.5e-5)
     arguments = parser.parse_args()
     print("| weights | optim | loss before | loss after |")
     print("|---|---|---|---|")
