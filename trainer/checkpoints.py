@@ -48,6 +48,16 @@ FREE_TO_CHANGE = (
     "training.report_to",
     "training.term_norms_every",
     "training.max_nonfinite",
+    "training.arguments.dataloader_",
+    "training.arguments.ddp_b",  # backend, bucket_cap_mb, broadcast_buffers
+    "training.arguments.ddp_timeout",
+    "training.arguments.include_num_input_tokens_seen",
+    "training.arguments.log",  # level, on_each_node, logging_first_step
+    "training.arguments.project",
+    "training.arguments.run_name",
+    "training.arguments.skip_memory_metrics",
+    "training.arguments.torch_empty_cache_steps",
+    "training.arguments.trackio_",
     "evaluation.",
 )
 # What a record has that knows today's labels of words; older ones were the word's first token.

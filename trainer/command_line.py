@@ -20,6 +20,7 @@ from trainer.settings_file import parse_yaml, read_yaml
 from trainer.wording import cut, short
 
 _NULL = "default: null (undefined)"  # what pydantic-settings says of a section that is off
+MAPPINGS = ("training.arguments", "model.image_options")  # fields with names of others
 SHORT_FLAGS = {"data.on_bad_sample": "on-bad-sample"}
 
 
@@ -75,7 +76,7 @@ def parse_flags(words: list[str]) -> dict[str, Any]:
     """
     source = _source()
     try:
-        source(args=[_json(word) for word in words])
+        source(args=[_json(word) for word in _within(words)])
         return source()
     except SettingsError as error:  # not a list or a mapping
         raise ConfigError(f"command line: {cut(str(error))}") from None
@@ -124,6 +125,30 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     for name, value in vars(found).items():
         if isinstance(value, list) and value[-1] == "null":  # else a list of one null
             setattr(found, name, "null")
+    return found
+
+
+def _within(words: list[str]) -> list[str]:
+    """The words with `--training.arguments.NAME VALUE` as `--training.arguments {NAME: VALUE}`."""
+    found: list[str] = []
+    pending = list(words)
+    while pending:
+        word = pending.pop(0)
+        flag, equals, value = word.partition("=")
+        field, _, name = flag.removeprefix("--").rpartition(".")
+        if not word.startswith("--") or field not in MAPPINGS:
+            found.append(word)
+            continue
+        if not equals and not pending:
+            raise ConfigError(f"command line: `{field}.{name}`: expected a value, got none")
+        value = value if equals else pending.pop(0)
+        try:
+            found += [f"--{field}", json.dumps({name: yaml.safe_load(value)})]
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+            wanted = "expected a YAML value"
+            raise ConfigError(
+                f"command line: {field}.{name}: {wanted}, got {short(value)}"
+            ) from None
     return found
 
 

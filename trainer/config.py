@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
@@ -260,6 +260,15 @@ class Training(Section):
     )
     resume: str = setting("auto", "auto: newest checkpoint in output; never; or a checkpoint path")
 
+    @field_validator("arguments")
+    @classmethod
+    def _known_arguments(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if not given:
+            return given
+        from trainer.arguments import checked  # imports torch
+
+        return checked(given)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Training:
         if (self.steps is None) == (self.epochs is None):
@@ -337,6 +346,10 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
+    if training.arguments:
+        from trainer.arguments import conflicts  # imports torch
+
+        yield from conflicts(config)
 
 
 def differences(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:

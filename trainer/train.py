@@ -15,8 +15,9 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from groundkern.hf import GroundingCollator, MeasuredGeometry
-from trainer import checkpoints, durable, watching
+from trainer import checkpoints, durable, trial, watching
 from trainer import run_folder as folder
+from trainer.arguments import further
 from trainer.bringing import bring
 from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
@@ -109,10 +110,12 @@ class _Run:
         self.output, self.started = config.training.output, time.monotonic()
         watching.refuse_trackers(config.training.report_to)
         watching.refuse_fp16(config)
+        trial.try_arguments(config)
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
         self.train_set, self.test_set = ranks.alone(self._data, "the check of the data")
         self.model, self.processor = load_model(config)
         self.vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        trial.refuse_no_target(self.model, config)
         kept = self.output / FOLDER
         self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
         if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
@@ -190,6 +193,7 @@ class _Run:
             ranks=self.ranks,
         )
         trainer.remove_callback(PrinterCallback)
+        trial.warn_of_lost_updates(self.model, trainer.args)
         last = LastStep(self.stop, self.ranks, trainer.has_news, trainer.exchange)
         handler = trainer.callback_handler.callbacks
         handler.insert(handler.index(self.log), last)  # the others act on what it exchanges
@@ -358,10 +362,7 @@ def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
 def _arguments(config: Config, course: Course) -> TrainingArguments:
     settings = config.training
     steps = settings.steps or course.until(settings.epochs)
-    checkpointing = {
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    }
+    given = further(config)
     arguments = TrainingArguments(
         output_dir=str(settings.output),
         max_steps=steps,
@@ -369,7 +370,7 @@ def _arguments(config: Config, course: Course) -> TrainingArguments:
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup,
-        lr_scheduler_type=settings.scheduler,
+        lr_scheduler_type=given.pop("lr_scheduler_type", settings.scheduler),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
@@ -382,14 +383,14 @@ def _arguments(config: Config, course: Course) -> TrainingArguments:
         prediction_loss_only=True,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=given.pop("dataloader_pin_memory", torch.cuda.is_available()),
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # a NaN loss must be seen
         save_steps=settings.save_every,
         report_to=settings.report_to or "none",
         disable_tqdm=True,  # RunLog has the bar
         remove_unused_columns=False,
-        **(checkpointing if config.model.gradient_checkpointing else {}),
+        **given,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: DataParallel cuts batches
     return arguments

@@ -29,8 +29,12 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def _resident(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
+def resident(field: str) -> int:
+    """Bytes of a field of /proc/self/status.
+
+    Args:
+        field: VmRSS, what is resident now; VmHWM, its peak since `RESET` was written.
+    """
     line = next(x for x in STATUS.read_text().splitlines() if x.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
@@ -39,9 +43,9 @@ def _of_cpu(run: Callable[[], object]) -> int:
     gc.collect()
     buffers.release()  # pooled buffers that this call uses count as its own
     RESET.write_text("5")
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     results = run()
-    peak = _resident("VmHWM") - before
+    peak = resident("VmHWM") - before
     del results
     return peak
 

@@ -32,7 +32,11 @@ SHAPES = {
     # the head is a third of the decoder, more than in any real one
     "small": Shape(256, 4, 4, 2, 688, 4096, 2, 64),
     "qwen2.5-vl-3b": Shape(2048, 36, 16, 2, 11008, 151936, 32, 1280, tied=True),
+    # as large as two processes of a CPU can hold with everything that training needs
+    "large": Shape(1024, 8, 16, 4, 2816, 32000, 2, 160),
     "qwen2.5-vl-7b": Shape(3584, 28, 28, 4, 18944, 152064, 32, 1280),
+    # the sizes that transformers' Qwen2_5_VLConfig has by itself
+    "qwen2.5-vl-72b": Shape(8192, 80, 64, 8, 29568, 152064, 32, 1280),
 }
 
 

@@ -47,6 +47,7 @@ class Checkpoints:
 
     def _save_checkpoint(self, model, trial) -> None:
         """Save unless what would be saved is not finite."""
+        averaged_weights(self.optimizer)
         if self.may_save():
             self._write_checkpoint(model, trial)
         else:
@@ -125,6 +126,15 @@ class Checkpoints:
         if getattr(plugin, "fsdp_version", 1) == 1 and beside:
             wanted = "fsdp_version: 2 where more than adapters trains"
             fail("fsdp_version", wanted, f"1, and {next(iter(beside))} trains")
+
+
+def averaged_weights(optimizer: object) -> None:
+    """Put the weights that count in the place of those that are trained, until the next step.
+
+    Args:
+        optimizer: one of schedulefree has both; any other is left alone.
+    """
+    getattr(optimizer, "eval", lambda: None)()
 
 
 def _load_whole(target: nn.Module, folder: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from groundkern.checks import fail, require
+from groundkern.hf.watching.checkpoints import averaged_weights
 from groundkern.hf.watching.finite import (
     FiniteSteps,
     Verdict,
@@ -160,6 +161,7 @@ class StepWatch(TrainerCallback):
         return control
 
     def on_train_end(self, args, state, control, **kwargs):
+        averaged_weights(self.trainer.optimizer)
         verdict = self.verdict()
         self.stop_if_reached(verdict)
         if verdict.streak:

@@ -1,0 +1,399 @@
+"""`training.arguments`: names and values checked at once, and everything that passes has its
+effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import sys
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from benchmarks.families.zoo.first import tiny_qwen_model
+from tests.hf.samples import SAMPLES, make_batch
+from tests.hf.training import attached_model, make_trainer
+from tests.trainer.tiny_run import config, losses
+from trainer import checkpoints, durable, trial
+from trainer import run_folder as folder
+from trainer.arguments import OURS, REFUSED, checked, further
+from trainer.command_line import load_config
+from trainer.config import ConfigError, field_names, validate
+from trainer.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# What goes through as it is. A name that transformers adds shows here as a failure: try it.
+# fmt: off
+PASSED = (
+    "activation_checkpointing_kwargs", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "average_tokens_across_devices", "dataloader_multiprocessing_context",
+    "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+    "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters",
+    "ddp_timeout", "debug", "deepspeed", "eval_delay", "fsdp", "fsdp_config", "full_determinism",
+    "gradient_checkpointing_kwargs", "include_num_input_tokens_seen", "liger_kernel_config",
+    "log_level", "log_level_replica", "log_on_each_node", "logging_first_step",
+    "lr_scheduler_kwargs", "lr_scheduler_type", "neftune_noise_alpha", "optim", "optim_args",
+    "optim_target_modules", "project", "run_name", "skip_memory_metrics", "tf32", "torch_compile",
+    "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "trackio_bucket_id",
+    "trackio_space_id", "trackio_static_space_id", "use_liger_kernel",
+)
+# fmt: on
+WITHOUT_PACKAGE = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+NEEDED = ["--model.path", "nowhere", "--data.train", "nothing", "--training.output", "out"]
+NEEDED += ["--training.steps", "4"]
+
+
+def given(**arguments):
+    """A config with these arguments, of paths that do not exist."""
+    words = [*NEEDED, "--training.arguments", str(arguments)]
+    return load_config(None, words)
+
+
+def test_every_argument_is_ours_or_refused_or_passes():
+    names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    hub = {name for name in names if name.startswith(("push_to_hub", "hub_"))}
+    known = [set(OURS) & names, set(REFUSED) & names, hub, set(PASSED)]
+    assert names - set().union(*known) == set()
+    assert sum(map(len, known)) == len(set().union(*known))
+    assert set(OURS.values()) <= set(field_names())
+
+
+def test_arguments_of_the_file_and_of_the_command_line(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("training: {arguments: {optim: sgd, adam_epsilon: 1e-6, adam_beta1: 0.5}}")
+    words = ["--training.arguments.optim", "adafactor", "--training.arguments.adam_beta1=0.7"]
+    found = load_config(file, [*NEEDED, *words]).training.arguments
+    assert found == {"optim": "adafactor", "adam_epsilon": 1e-6, "adam_beta1": 0.7}
+    words = ["--training.arguments", '{"optim": "rmsprop"}']
+    words += ["--training.arguments.optim_args", "alpha=0.9,eps=1e-6"]
+    found = load_config(None, [*NEEDED, *words]).training.arguments
+    assert found == {"optim": "rmsprop", "optim_args": "alpha=0.9,eps=1e-6"}
+    kwargs = ["--training.arguments.lr_scheduler_kwargs", "{power: 2}"]
+    found = load_config(None, [*NEEDED, *kwargs]).training.arguments
+    assert found == {"lr_scheduler_kwargs": {"power": 2}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "sentence"),
+    [
+        ({"optin": "sgd"}, [], "no such argument of TrainingArguments; did you mean `optim`?"),
+        ({"learning_rat": 1}, [], "did you mean `training.learning_rate`?"),
+        ({"learning_rate": 1}, [], "give `training.learning_rate` instead"),
+        ({"optim": "adafacto"}, [], "no such name, 'adafacto'; did you mean adafactor?"),
+        ({"optim": "Nothing"}, [], "no such name, 'Nothing'; expected one of adamw_torch, "),
+        ({"lr_scheduler_type": "cosin"}, [], "no such name, 'cosin'; did you mean cosine?"),
+        ({"optim": "lomo"}, [], "it steps in the backward pass"),
+        ({"optim": "galore_adamw_layerwise"}, [], "it steps in the backward pass"),
+        ({"neftune_noise_alpha": -1}, [], "expected a number above 0, got -1.0"),
+        ({"neftune_noise_alpha": "x"}, [], "expected a valid number, got 'x'"),
+        ({"adam_beta1": float("inf")}, [], "expected a finite number, got inf"),
+        ({"label_smoothing_factor": 0.1}, [], "not supported: the text loss is not smoothed"),
+        ({"auto_find_batch_size": True}, [], "count batches of training.batch_size"),
+        ({"hub_model_id": "x"}, [], "a run sends nothing away"),
+        ({"lr_scheduler_type": "linear"}, ["--training.scheduler", "linear"], "left out beside it"),
+        ({"lr_scheduler_type": "greedy"}, [], "expected evaluation.every beside greedy, got none"),
+        ({"gradient_checkpointing_kwargs": {"offload": True}}, [], "gradient_checkpointing true"),
+        (
+            {"gradient_checkpointing_kwargs": {"offlod": True}},
+            ["--model.gradient_checkpointing", "true"],
+            "expected some of determinism_check, ",
+        ),
+        (
+            {"gradient_checkpointing_kwargs": {"preserve_rng_state": False}},
+            ["--model.gradient_checkpointing", "true", "--model.lora.dropout", "0.1"],
+            "expected preserve_rng_state true beside model.lora.dropout, got 0.1",
+        ),
+        ({"deepspeed": "x.json"}, ["--training.strategy", "zero3"], "got zero3"),
+        ({"dataloader_prefetch_factor": 2}, [], "expected training.workers above 0"),
+        ({"use_liger_kernel": True}, [], "expected {fused_linear_cross_entropy: false}"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_is_read(arguments, words, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*NEEDED, *words, "--training.arguments", str(arguments)])
+    said = str(caught.value)
+    assert f"`training.arguments.{next(iter(arguments))}" in said or "liger" in said
+    assert sentence in said
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize("name", [each.value for each in OptimizerNames])
+def test_an_optimizer_works_or_says_what_is_missing(name):
+    """With bitsandbytes, torchao and others installed, theirs are tried too."""
+    arguments = {"optim": name, "optim_target_modules": ["q_proj"]}
+    try:
+        trial.try_arguments(given(**arguments))
+        said = None
+    except ConfigError as error:
+        said = str(error)
+    if said is None or name in WITHOUT_PACKAGE:
+        assert said is None
+    else:
+        assert f"{name} cannot be used: " in said or f"{name} is not supported: " in said
+        assert "\n" not in said
+
+
+def test_a_missing_package_ends_a_run_before_anything_is_read(tmp_path):
+    missing = given(optim="adamw_torch_xla").model_dump()
+    missing["training"]["output"] = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"adamw_torch_xla cannot be used: .*torch_xla"):
+        train(validate(missing, where=lambda loc: "test"))
+
+
+@pytest.mark.parametrize("name", [each.value for each in SchedulerType])
+def test_every_scheduler_is_tried(name):
+    words = [
+        "--evaluation.every",
+        "1",
+        "--data.test",
+        "x",
+        "--training.arguments.lr_scheduler_type",
+    ]
+    kwargs = {"cosine_with_min_lr": {"min_lr": 1e-6}, "cosine_warmup_with_min_lr": {"min_lr": 1e-6}}
+    kwargs |= {"warmup_stable_decay": {"num_decay_steps": 2}}
+    words += [name, "--training.arguments.lr_scheduler_kwargs", str(kwargs.get(name))]
+    if name not in kwargs:
+        words = words[:-2]
+    trial.try_arguments(load_config(None, [*NEEDED, *words]))
+    wrong = ["--training.arguments.lr_scheduler_kwargs", "{nothing_like_it: 1}"]
+    if name not in ("constant", "constant_with_warmup"):  # which take none
+        with pytest.raises(ConfigError, match=r"cannot be used: .*nothing_like_it"):
+            trial.try_arguments(load_config(None, [*NEEDED, *words, *wrong]))
+
+
+def test_an_optimizer_s_argument_is_tried():
+    with pytest.raises(
+        ConfigError, match=r"`training.arguments.optim`: adamw_torch.* cannot .*1.5"
+    ):
+        trial.try_arguments(given(adam_beta1=1.5))
+    with pytest.raises(ConfigError, match="rmsprop cannot be used"):
+        trial.try_arguments(given(optim="rmsprop", optim_args="alpha"))
+    with pytest.raises(ConfigError, match="torch_empty_cache_steps"):
+        trial.try_arguments(given(torch_empty_cache_steps=0))
+
+
+def test_trying_draws_no_random_number():
+    state = torch.get_rng_state()
+    trial.try_arguments(given(optim="adafactor"))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", WITHOUT_PACKAGE)
+def test_an_optimizer_trains(name, tmp_path):
+    """Each has steps of its own: none is quietly replaced by another."""
+    model = attached_model()
+    before = model.lm_head.weight.detach().clone()
+    options = {"learning_rate": 1e-3, **checked({"optim": name})}
+    trainer = make_trainer(model, tmp_path, max_steps=1, examine=False, **options)
+    trainer.train()
+    kind = type(trainer.optimizer.optimizer).__name__
+    assert kind.lower() == {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"}.get(name, name)
+    moved = float((model.lm_head.weight.detach() - before).abs().max())
+    assert 1e-6 < moved < 0.02
+
+
+# ---- a run from YAML to a continued checkpoint ----
+
+
+ARGUMENTS = {
+    "optim": "adafactor",
+    "lr_scheduler_type": "polynomial",
+    "lr_scheduler_kwargs": {"power": 2.0, "lr_end": 1e-5},
+    "neftune_noise_alpha": 5,
+    "gradient_checkpointing_kwargs": {"preserve_rng_state": False},
+    "run_name": "one",
+}
+
+
+def of_arguments(data: Path, output: Path, **arguments):
+    training = {"steps": 3, "save_every": 2, "arguments": ARGUMENTS | arguments}
+    return config(
+        data,
+        output,
+        data={"test": None},
+        model={"gradient_checkpointing": True},
+        training=training,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("arguments")
+    train(of_arguments(data, output))
+    return output
+
+
+def test_arguments_have_their_effect_and_are_in_the_record(data, trained):
+    rows = losses(trained)
+    # warm-up: 0.03 of 3 steps is one step
+    rates = [1e-5 + (1e-3 - 1e-5) * (1 - done / 2) ** 2 for done in range(3)]
+    assert [row["learning_rate"] for row in rows[1:]] == pytest.approx(rates[:2], rel=1e-6)
+    found = durable.read_json(trained / folder.RECORD)["config"]["training"]["arguments"]
+    assert found == ARGUMENTS
+
+
+def test_a_continued_run_has_the_same_losses_and_the_same_arguments(data, trained, tmp_path):
+    output = tmp_path / "again"
+    shutil.copytree(trained, output)
+    whole = losses(output)
+    shutil.rmtree(output / "checkpoint-3")
+    other = of_arguments(data, output, neftune_noise_alpha=6)
+    with pytest.raises(ConfigError, match=r"training.arguments.neftune_noise_alpha: 5.0 -> 6.0"):
+        train(other)
+    train(of_arguments(data, output, run_name="two", dataloader_pin_memory=False))
+    assert losses(output) == whole
+
+
+# ---- what the arguments do to the losses ----
+
+
+def first_losses(folder: Path, model=None, **options) -> list[dict]:
+    trainer = make_trainer(model or attached_model(), folder, max_steps=2, **options)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return [{k: v for k, v in row.items() if k != "epoch"} for row in rows]
+
+
+@pytest.mark.parametrize("options", [{"offload": True}, {"every_n_layers": 2}])
+def test_offloaded_activations_give_the_same_losses(options, tmp_path):
+    """Of maps too, which are recorded inside of the layers. A CPU has no pinned memory."""
+    if "activation_checkpointing_kwargs" not in vars(TrainingArguments("x")):
+        pytest.skip("transformers < 5.23")
+    words = ["--model.gradient_checkpointing", "true"]
+    words += ["--training.arguments.gradient_checkpointing_kwargs", str(options)]
+    passed = further(load_config(None, [*NEEDED, *words]))
+    assert passed["activation_checkpointing_kwargs"] == {"use_reentrant": False, **options}
+    whole = first_losses(tmp_path)
+    kept = Mock(side_effect=lambda **_: torch.autograd.graph.save_on_cpu(pin_memory=False))
+    with patch("transformers.modeling_utils.save_on_cpu", kept):
+        assert first_losses(tmp_path, **passed) == whole
+    assert kept.called == ("offload" in options)
+    if "offload" in options and not torch.accelerator.is_available():
+        with pytest.raises(ConfigError, match="expected a GPU, since activations are kept in pin"):
+            trial.try_arguments(load_config(None, [*NEEDED, *words]))
+
+
+def test_reentrant_checkpointing_is_refused_where_maps_are_recorded(tmp_path):
+    words = ["--model.gradient_checkpointing", "true"]
+    words += ["--training.arguments.gradient_checkpointing_kwargs", "{use_reentrant: true}"]
+    passed = further(load_config(None, [*NEEDED, *words]))
+    with pytest.raises(ValueError, match="reentrant"):
+        first_losses(tmp_path, **passed)
+
+
+def test_neftune_moves_the_embeddings_of_training_only(tmp_path):
+    quiet, noisy = first_losses(tmp_path), first_losses(tmp_path, neftune_noise_alpha=5.0)
+    assert quiet[0]["text"] != pytest.approx(noisy[0]["text"], rel=1e-4)
+    model = attached_model()
+    trainer = make_trainer(model, tmp_path, max_steps=1, neftune_noise_alpha=5.0)
+    held_out = []
+
+    def evaluate(*_):
+        held_out.append({k: v for k, v in trainer.evaluate().items() if "loss" in k or "map" in k})
+        held_out.append({k: v for k, v in trainer.evaluate().items() if "loss" in k or "map" in k})
+
+    with patch.object(trainer.watch, "on_step_begin", evaluate):
+        trainer.train()
+    assert held_out[0] == held_out[1]
+    plain = make_trainer(attached_model(), tmp_path).evaluate()
+    assert held_out[0] == {k: plain[k] for k in held_out[0]}
+    assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_side_tokens_start_from_the_noised_embeddings():
+    """With every key to see, a side token's logits are those of its row, whatever the noise."""
+    from transformers.integrations.neftune import activate_neftune
+
+    model = attached_model()
+    batch = make_batch(model, tuple(SAMPLES["qwen"]))
+    batch["gk_side_set"] = torch.full_like(batch["gk_side_set"], -1)
+    quiet = model.eval()(**batch, gk_record="logits")
+    activate_neftune(model, 5.0)
+    noisy = model.train()(**batch, gk_record="logits")
+    rows = batch["gk_side_position"] >= 0
+    assert not torch.allclose(noisy.main_logits[rows], quiet.main_logits[rows], rtol=1e-3)
+    torch.testing.assert_close(noisy.side_logits[rows], noisy.main_logits[rows], rtol=0, atol=1e-3)
+
+
+def test_weights_that_an_optimizer_averages_are_saved_as_they_are_evaluated(tmp_path):
+    """schedulefree's optimizers train other weights than those that count."""
+
+    class Averaging(torch.optim.SGD):
+        mode = "train"
+
+        def train(self) -> None:
+            self.mode = "train"
+
+        def eval(self) -> None:
+            self.mode = "eval"
+
+    model = attached_model()
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "examine": False}
+    trainer = make_trainer(model, tmp_path, **options)
+    optimizer = trainer.optimizer = Averaging(model.parameters(), lr=0.01)
+    modes = []
+    with patch.object(trainer, "_write_checkpoint", lambda *_: modes.append(optimizer.mode)):
+        trainer.train()
+    assert modes == ["eval", "eval"]
+    assert optimizer.mode == "eval"
+
+
+# ---- precision ----
+
+
+def bf16_arguments(folder: Path, **options) -> TrainingArguments:
+    return TrainingArguments(str(folder), use_cpu=True, **options)
+
+
+def test_lost_updates_are_warned_of(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    model = tiny_qwen_model()
+    args = bf16_arguments(tmp_path)
+    assert not trial.warn_of_lost_updates(model, args)
+    model = model.to(torch.bfloat16)
+    assert trial.warn_of_lost_updates(model, args)
+    assert "bfloat16 weights are trained without an fp32 copy: adamw_torch_fused" in caplog.text
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
+    assert trained == {torch.float32}
+    assert not trial.warn_of_lost_updates(adapted, args)
+
+
+def test_an_optimizer_that_rounds_at_random_keeps_small_updates(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    options = {"optim": "adamw_torch_8bit", "optim_args": "bf16_stochastic_round=True"}
+    model = tiny_qwen_model().to(torch.bfloat16)
+    assert not trial.warn_of_lost_updates(model, bf16_arguments(tmp_path, **options))
+    assert trial.warn_of_lost_updates(model, bf16_arguments(tmp_path, optim="adamw_torch_8bit"))
+
+
+def test_target_modules_are_looked_for_in_the_model():
+    model = tiny_qwen_model()
+    trial.refuse_no_target(model, given(optim_target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match=r"expected names of linear layers, such as .*, got"):
+        trial.refuse_no_target(model, given(optim_target_modules=["no_such"]))
+
+
+def test_no_arguments_import_nothing():
+    with patch.dict(sys.modules):
+        sys.modules.pop("trainer.arguments", None)
+        load_config(None, NEEDED)
+        assert "trainer.arguments" not in sys.modules
+
+
+def test_arguments_that_change_no_loss_may_change():
+    free = [name for name in checkpoints.FREE_TO_CHANGE if name.startswith("training.arguments.")]
+    passes = {f"training.arguments.{name}" for name in PASSED}
+    for beginning in free:
+        assert any(name.startswith(beginning) for name in passes), beginning
+    lossy = ("optim", "adam_", "lr_", "neftune", "average_", "full_", "tf32", "torch_compile")
+    for name in lossy:
+        assert not f"training.arguments.{name}".startswith(tuple(free))
