@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
@@ -65,10 +73,27 @@ class Model(Section):
     )
 
 
+class TrainFile(Section):
+    path: Path = setting(text="a file, as `data.train` can be one")
+    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = setting(
+        1.0, "times that an epoch takes its samples: 2 is twice, 0.5 another half each time"
+    )
+    root: Path | None = setting(None, "folder of its images (null: data.root)")
+
+
+_ONE, _SEVERAL = "<one>", "<several>"  # tags of the forms of `data.train`, in no message
+TrainFiles = Annotated[
+    Annotated[Path, Tag(_ONE)]
+    | Annotated[list[TrainFile], Field(min_length=1, max_length=1000), Tag(_SEVERAL)],
+    Discriminator(lambda value: _SEVERAL if isinstance(value, list) else _ONE),
+]
+
+
 class Data(Section):
-    train: Path = setting(
+    train: TrainFiles = setting(
         text="training samples: JSON lines (docs/data-format.md), or a file of another program "
-        "(docs/prepare-maps.md, `adapt chat`)"
+        "(docs/prepare-maps.md, `adapt chat`); or a list of files with weights, [{path: a.jsonl, "
+        "weight: 2}, ...]"
     )
     test: Path | None = setting(None, "held-out samples, likewise")
     root: Path | None = setting(
@@ -96,13 +121,20 @@ class Data(Section):
     )
     group_by_length: bool = setting(False, "batches of samples of about the same length")
     streaming: bool = setting(
-        False, "read samples as they come, for data that is not to be indexed"
+        False, "read samples as they come, for data that is not to be indexed: JSON lines or "
+        "Parquet; a path may be a folder or a pattern of such files (docs/bring-your-data.md)"
     )
     shuffle_buffer: Positive = setting(1000, "samples among which streaming picks the next one")
     max_pixels: Positive = setting(100_000_000, "pixels an image may have")
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
         0.2, "share of the samples that may be bad, with skip, before the run stops"
     )
+
+    @property
+    def train_files(self) -> list[TrainFile]:
+        """The training files, with their weights and the folders of their images."""
+        given = self.train if isinstance(self.train, list) else [TrainFile(path=self.train)]
+        return [each.model_copy(update={"root": each.root or self.root}) for each in given]
 
 
 class Supervision(Section):
@@ -304,7 +336,10 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
             required | {k: v for k, v in values.items() if v is not None}
         )
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        problems = [
+            {**each, "loc": tuple(x for x in each["loc"] if x not in (_ONE, _SEVERAL))}
+            for each in error.errors(include_url=False)
+        ]
         first = min(problems, key=lambda problem: problem["type"] == "missing")
         raise ConfigError(f"{where(first['loc'])}: {_sentence(first, problems)}") from None
     for name, sentence in _conflicts(config):
@@ -315,6 +350,9 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(field, sentence) of settings that need others."""
     training, evaluation = config.training, config.evaluation
+    if config.data.streaming and training.steps is None:
+        wanted = "training.steps in its place with data.streaming, whose length is not known"
+        yield "training.epochs", f"expected {wanted}, got {training.epochs:g}"
     if training.fp16 and config.model.dtype != "float32":
         yield "training.fp16", f"expected model.dtype float32 beside it, got {config.model.dtype}"
     if evaluation.every is not None and config.data.test is None:
@@ -387,6 +425,10 @@ def _sentence(first: Any, problems: list) -> str:
             said = str(first["ctx"]["error"])
             inner = re.fullmatch(r"`(\w+)`: (.*)", said)
             text = f"`{name}.{inner[1]}`: {inner[2]}" if inner else f"`{name}`: {said}"
+        case "path_type":
+            text = f"`{name}`: expected a path, got {short(first['input'])}"
+        case "too_short":
+            text = f"`{name}`: expected at least one, got none"
         case _:
             wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
             text = f"`{name}`: expected {wanted}, got {short(first['input'])}"
