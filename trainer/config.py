@@ -121,8 +121,9 @@ class Data(Section):
     )
     group_by_length: bool = setting(False, "batches of samples of about the same length")
     streaming: bool = setting(
-        False, "read samples as they come, for data that is not to be indexed: JSON lines or "
-        "Parquet; a path may be a folder or a pattern of such files (docs/bring-your-data.md)"
+        False,
+        "read samples as they come, for data that is not to be indexed: JSON lines or "
+        "Parquet; a path may be a folder or a pattern of such files (docs/bring-your-data.md)",
     )
     shuffle_buffer: Positive = setting(1000, "samples among which streaming picks the next one")
     max_pixels: Positive = setting(100_000_000, "pixels an image may have")

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -17,8 +18,12 @@ from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSamples
 from trainer.data.collating import COUNTS, RobustCollator
+from trainer.data.order import EpochSampler
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
+from trainer.streaming import position
+from trainer.streaming.batches import stream_batches
+from trainer.streaming.stream import SampleStream
 from trainer.watching import best_step, steps_there
 
 
@@ -27,10 +32,12 @@ class CountingTrainer(GroundingTrainer):
 
     Args:
         config: the run's settings.
-        train_digest: sha256 of the training file.
+        train_digest: sha256 of the training files.
         counts: what the counts of batches are added to.
         bad: the list that samples left out of a batch are added to.
         held_out: the collator of evaluations while training; None: there are none.
+        order: of the samples of an epoch; None: transformers' own.
+        stream_from: where a checkpoint was in a stream of training samples; None: the beginning.
     """
 
     def __init__(
@@ -41,23 +48,44 @@ class CountingTrainer(GroundingTrainer):
         counts: Counter,
         bad: BadSamples,
         held_out: RobustCollator | None = None,
+        order: EpochSampler | None = None,
+        stream_from: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
+        self.order = order
         self._saving: Path | None = None
+        self._position: position.Position | None = None
+        if isinstance(self.train_dataset, SampleStream):
+            stream, args = self.train_dataset, self.args
+            stream.rank, stream.ranks = args.process_index, args.world_size
+            stream.workers = args.dataloader_num_workers
+            self._position = position.Position(stream)
+            self._position.restore(stream_from)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
         counts = inputs.pop(COUNTS)
         if self.model.training:  # not what is held out
+            if self._position is not None:
+                self._position.note(counts["reader"])
+                self.bad.total += counts["read"]
             self.counts.update(counts["supervision"])
             self.bad.add_all(counts["bad"])
         elif self.held_out is not None:
             self.held_out.bad.add_all(counts["bad"])
         return super()._prepare_inputs(inputs)
+
+    def get_train_dataloader(self):
+        if self._position is not None:
+            return stream_batches(self.train_dataset, self.data_collator, self.args)
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.order or super()._get_train_sampler(train_dataset)
 
     def get_eval_dataloader(self, eval_dataset=None):
         own, self.data_collator = self.data_collator, self.held_out or self.data_collator
@@ -81,6 +109,9 @@ class CountingTrainer(GroundingTrainer):
                 super()._write_checkpoint(model, trial)
             finally:
                 self._saving = None
+            if self._position is not None:
+                places = position.merged(gather_object([self._position.saved()]))
+                durable.write_json(folder / position.FILE, places)
             checkpoints.seal(
                 folder, self.config, train_digest=self.train_digest, counts=self.counts
             )

@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 from groundkern.hf import GroundingCollator, MeasuredGeometry
 from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
-from trainer.bringing import bring
 from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
+from trainer.data.mixture import Mixture
+from trainer.data.order import EpochOrder
 from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps
@@ -30,9 +29,11 @@ from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
-from trainer.prepare.boxes.settings import BoxSettings
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
+from trainer.streaming.position import FILE as STREAM
+from trainer.streaming.stream import SampleStream
+from trainer.training_data import epoch_order, held_out_data, prepare_stream, training_data
 
 
 def train(config: Config, *, before: dict | None = None) -> Path:
@@ -73,17 +74,19 @@ class _Run:
         watching.refuse_trackers(config.training.report_to)
         watching.refuse_fp16(config)
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
-        self.train_set = _data_set(config, "train", config.data.train)
+        self.train_set = training_data(config)
         if checkpoint is not None:
             checkpoints.refuse_other_data(checkpoint, config, self.train_set.digest)
-        test = config.data.test
-        self.test_set = _data_set(config, "test", test) if test else None
+        self.test_set = held_out_data(config)
         self.model, self.processor = load_model(config)
         kept = self.output / FOLDER
         self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
         if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())  # as the Trainer does later
-        if config.training.workers:
+        if isinstance(self.train_set, SampleStream):
+            model = self.processor, self.model.config
+            prepare_stream(config, self.train_set, *model, self.geometry)
+        elif config.training.workers:
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
         check_supervision(config, self.train_set, self._collator(self.train_set))
@@ -105,9 +108,13 @@ class _Run:
 
     def _trainer(self) -> CountingTrainer:
         attach_objectives(self.model, self.config)
+        args, order = _arguments(self.config, self.train_set), None
+        if not isinstance(self.train_set, SampleStream):
+            model = self.processor, self.model.config
+            order = epoch_order(self.config, self.train_set, *model, args.world_size)
         trainer = CountingTrainer(
             model=self.model,
-            args=_arguments(self.config, len(self.train_set)),
+            args=args,
             train_dataset=self.train_set,
             eval_dataset=self._held_out(),
             held_out=None if self.test_set is None else self._collator(self.test_set),
@@ -117,6 +124,7 @@ class _Run:
                 self.log,
                 SupervisionWatch(self.config, self.train_set, self.counts),
                 watching.Watching(self.config),
+                EpochOrder(order),
             ],
             max_nonfinite=self.config.training.max_nonfinite,
             term_norms_every=self.config.training.term_norms_every,
@@ -124,16 +132,27 @@ class _Run:
             train_digest=self.train_set.digest,
             counts=self.counts,
             bad=self.train_set.bad,
+            order=order,
+            stream_from=self._stream_from(),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _stream_from(self) -> dict[str, Any] | None:
+        """Where the checkpoint was in a stream, if it was in this one."""
+        if self.checkpoint is None or not (self.checkpoint / STREAM).exists():
+            return None
+        same = checkpoints.same_data(self.checkpoint, self.train_set.digest)
+        return durable.read_json(self.checkpoint / STREAM) if same else None
 
     def _held_out(self) -> Dataset | None:
         if self.test_set is None:
             return None
         return watching.held_out_set(self.test_set.tasks, self.test_set, self.config)
 
-    def _collator(self, samples: JsonLinesDataset, **options: Any) -> RobustCollator:
+    def _collator(
+        self, samples: JsonLinesDataset | Mixture | SampleStream, **options: Any
+    ) -> RobustCollator:
         settings, data = self.config.supervision.model_dump() | options, self.config.data
         collator = GroundingCollator(
             self.processor,
@@ -226,7 +245,11 @@ class _Run:
             "best": self.best,
             "seconds": round(time.monotonic() - self.started, 1),
             "continued_from": str(self.checkpoint) if self.checkpoint else None,
-            "samples": {name: len(data) for name, data in sets.items() if data is not None},
+            "samples": {
+                name: data.bad.total if isinstance(data, SampleStream) else len(data)
+                for name, data in sets.items()
+                if data is not None
+            },
             "bad_samples": {
                 name: {
                     "count": len(data.bad),
@@ -240,41 +263,18 @@ class _Run:
         }
 
 
-def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
-    data = config.data
-    if not path.exists():
-        raise ConfigError(f"`data`: expected a JSON-lines file, got {path} (not there)")
-    brought = bring(
-        path,
-        root=data.root,
-        folder=config.training.output / "data" / which,
-        image_roots=data.image_roots,
-        boxes=partial(
-            BoxSettings.read_as, data.boxes, data.coord, config.model.path, prefix="--data."
-        ),
-        on_bad_sample=data.on_bad_sample,
-        max_pixels=data.max_pixels,
-    )
-    found = JsonLinesDataset(
-        brought.path,
-        root=brought.root,
-        lost=brought.lost,
-        on_bad_sample=data.on_bad_sample,
-        max_pixels=data.max_pixels,
-        max_bad_fraction=data.max_bad_fraction,
-        cache=config.training.output,
-    )
-    if len(found) == 0:
-        raise SampleError(f"{path}: no usable sample among {len(found.bad)}")
-    return found
-
-
-def _arguments(config: Config, samples: int) -> TrainingArguments:
+def _steps(config: Config, samples: JsonLinesDataset | Mixture) -> int:
+    """The steps of the epochs that the settings want."""
     settings = config.training
-    batches = math.ceil(samples / settings.batch_size)
-    steps = settings.steps or math.ceil(
-        settings.epochs * math.ceil(batches / settings.accumulation)
-    )
+    batches = math.ceil(samples.in_epoch / settings.batch_size)
+    return math.ceil(settings.epochs * math.ceil(batches / settings.accumulation))
+
+
+def _arguments(
+    config: Config, samples: JsonLinesDataset | Mixture | SampleStream
+) -> TrainingArguments:
+    settings = config.training
+    steps = settings.steps or _steps(config, samples)
     checkpointing = {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -300,6 +300,7 @@ def _arguments(config: Config, samples: int) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ignore_data_skip=config.data.streaming,  # a stream goes on by itself
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # a NaN loss must be seen
         save_steps=settings.save_every,

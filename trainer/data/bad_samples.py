@@ -78,14 +78,19 @@ class BadSamples(list):
         news, self._news = self._news, []
         return news
 
-    def check(self) -> None:
-        """Raise `SampleError` if there are more than `max_fraction` allows."""
-        if self.total > self.least and len(self) > self.max_fraction * self.total:
+    def check(self, total: int | None = None) -> None:
+        """Raise `SampleError` if there are more than `max_fraction` allows.
+
+        Args:
+            total: in the place of `self.total`.
+        """
+        total = self.total if total is None else total
+        if total > self.least and len(self) > self.max_fraction * total:
             first = self[0]
             raise SampleError(
                 f"{first.where.partition(':')[0]}: expected at most {self.max_fraction:g} of the "
                 f"samples to be bad (`data.max_bad_fraction`), got {len(self):,} of "
-                f"{self.total:,}; the first: {first.where}: {first.reason}"
+                f"{total:,}; the first: {first.where}: {first.reason}"
             )
 
 

@@ -151,6 +151,11 @@ class JsonLinesDataset:
     def __len__(self) -> int:
         return len(self._good)
 
+    @property
+    def in_epoch(self) -> int:
+        """The samples that an epoch takes: all."""
+        return len(self)
+
     def __getitem__(self, index: int) -> GroundedExample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")

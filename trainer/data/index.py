@@ -197,12 +197,12 @@ def check_lines(rules: Rules, lines: list[Line]) -> Found:
             bad.append((number, offset, str(error)))
             continue
         task = tasks.setdefault(made.task, len(tasks))
-        good.append((offset, number, line_hash(line), task, *_counts(made)))
+        good.append((offset, number, line_hash(line), task, *counts_of(made)))
     reached = lines[-1][1] + len(lines[-1][2])
     return Found(len(lines), reached, np.array(good, ENTRY).tobytes(), list(tasks), bad)
 
 
-def _counts(made: Sample) -> tuple[int, ...]:
+def counts_of(made: Sample) -> tuple[int, ...]:
     """How many of each of `COUNTS` a sample has."""
     answers = [message_text(m) for m in made.messages if is_trained(m)]
     empty = sum(not answer.strip() for answer in answers)

@@ -17,7 +17,8 @@ from groundkern.hf.data.image_token import image_token_id
 from trainer.data.sample import Sample
 
 LOOKS = 64  # samples whose text is tokenised
-STEP = 64  # pixels to which sizes are rounded where an image has to be processed to count its tokens
+AREA = 28 * 28  # pixels to a visual token, if a processor says nothing
+STEP = 64  # pixels to which sizes are rounded where an image is processed to count its tokens
 
 
 class Indexed(Protocol):
@@ -50,7 +51,10 @@ class LengthEstimate:
         told = hasattr(self._processor, "_get_num_multimodal_tokens")
         size = (width, height) if told else (_rounded(width), _rounded(height))
         if size not in self._images:
-            self._images[size] = self._told(*size) if told else self._made(*size)
+            try:
+                self._images[size] = self._told(*size) if told else self._made(*size)
+            except (AttributeError, IndexError, TypeError, ValueError):  # a processor of its own
+                self._images[size] = size[0] * size[1] // AREA
         return self._images[size]
 
     def of(self, sample: Sample) -> float:
@@ -76,7 +80,7 @@ class LengthEstimate:
     def _made(self, width: int, height: int) -> int:
         text, blank = self._processor.image_token, Image.new("RGB", (width, height))
         made = self._processor(text=[text], images=[[blank]])["input_ids"][0]
-        return sum(token == self._token for token in made)
+        return int(sum(token == self._token for token in made))
 
 
 def looked_at(data: Indexed) -> list[Sample]:

@@ -11,6 +11,7 @@ from groundkern.hf.data.example import GroundedExample
 from trainer.data.bad_samples import BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.index import COUNTS
+from trainer.data.order import how_many
 from trainer.data.sample import Sample
 
 
@@ -31,12 +32,19 @@ class Mixture:
         self.sizes = [len(part) for part in parts]
         self.name = ", ".join(part.name for part in parts)
         self.tasks = [task for part in parts for task in part.tasks]
-        self.counts = {name: np.concatenate([part.counts[name] for part in parts]) for name in COUNTS}
+        self.counts = {
+            name: np.concatenate([part.counts[name] for part in parts]) for name in COUNTS
+        }
         self.digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
         self.bad = BadSamples.joined([part.bad for part in parts], parts[0].bad.max_fraction)
         for part in parts:
             part.bad = self.bad
         self._starts = np.cumsum([0, *self.sizes[:-1]])
+
+    @property
+    def in_epoch(self) -> int:
+        """The samples that an epoch takes."""
+        return sum(map(how_many, self.sizes, self.weights))
 
     def __len__(self) -> int:
         return sum(self.sizes)

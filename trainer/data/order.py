@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -83,3 +84,18 @@ class EpochSampler(Sampler[int]):
             lengths = self._lengths[chosen].tolist()
             chosen = chosen[get_length_grouped_indices(lengths, self._group, generator=generator)]
         yield from chosen.tolist()
+
+
+class EpochOrder(TrainerCallback):
+    """Tells an order which epoch begins, a continued one too.
+
+    Args:
+        order: of the training samples; None: there is nothing to tell.
+    """
+
+    def __init__(self, order: EpochSampler | None) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self._order is not None:
+            self._order.epoch = int(state.epoch or 0)
