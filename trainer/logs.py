@@ -18,7 +18,7 @@ from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSamples
 from trainer.data.collating import COUNTS, RobustCollator
-from trainer.data.order import EpochSampler
+from trainer.data.epochs import EpochSampler
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
 from trainer.streaming import position

@@ -21,7 +21,7 @@ from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.mixture import Mixture
-from trainer.data.order import EpochOrder
+from trainer.data.epochs import EpochOrder
 from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps

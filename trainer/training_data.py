@@ -17,7 +17,7 @@ from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.lengths import LOOKS, LengthEstimate, looked_at
 from trainer.data.mixture import Mixture
-from trainer.data.order import EpochSampler
+from trainer.data.epochs import EpochSampler
 from trainer.prepare.boxes.settings import BoxSettings
 
 if TYPE_CHECKING:

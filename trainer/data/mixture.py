@@ -11,12 +11,12 @@ from groundkern.hf.data.example import GroundedExample
 from trainer.data.bad_samples import BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.index import COUNTS
-from trainer.data.order import how_many
+from trainer.data.epochs import how_many
 from trainer.data.sample import Sample
 
 
 class Mixture:
-    """The samples of several `JsonLinesDataset`s; `trainer.data.order` says what an epoch takes.
+    """The samples of several `JsonLinesDataset`s; `trainer.data.epochs` says what an epoch takes.
 
     Args:
         parts: the data sets.

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -41,8 +40,8 @@ def how_many(size: int, weight: float) -> int:
 class EpochSampler(Sampler[int]):
     """The indices of an epoch over data sets that lie one behind the other.
 
-    The same on every process and in every run: an epoch's order follows from the seed and from
-    `epoch` alone.
+    The same on every process and in every run: an epoch's order follows from the seed and
+    from its number alone.
 
     Args:
         sizes: samples of each data set.
@@ -51,8 +50,6 @@ class EpochSampler(Sampler[int]):
         lengths: of each sample, for batches of about the same length; None: any order.
         group: samples that should have about the same length: of one step, on all processes.
 
-    Attributes:
-        epoch: from 0; set before an epoch is iterated.
     """
 
     def __init__(
@@ -64,9 +61,13 @@ class EpochSampler(Sampler[int]):
         lengths: np.ndarray | None = None,
         group: int = 1,
     ) -> None:
-        self.epoch = 0
+        self._epoch = 0
         self._sizes, self._weights, self._seed = list(sizes), list(weights), seed
         self._lengths, self._group = lengths, group
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch comes next, from 0."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return sum(map(how_many, self._sizes, self._weights))
@@ -74,28 +75,13 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         starts = np.cumsum([0, *self._sizes[:-1]])
         parts = [
-            start + taken(size, weight, seed=(self._seed, i), epoch=self.epoch)
+            start + taken(size, weight, seed=(self._seed, i), epoch=self._epoch)
             for i, (start, size, weight) in enumerate(zip(starts, self._sizes, self._weights))
         ]
-        rng = np.random.default_rng([self._seed, len(self._sizes), self.epoch])
+        rng = np.random.default_rng([self._seed, len(self._sizes), self._epoch])
         chosen = rng.permutation(np.concatenate(parts))
         if self._lengths is not None:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             lengths = self._lengths[chosen].tolist()
             chosen = chosen[get_length_grouped_indices(lengths, self._group, generator=generator)]
         yield from chosen.tolist()
-
-
-class EpochOrder(TrainerCallback):
-    """Tells an order which epoch begins, a continued one too.
-
-    Args:
-        order: of the training samples; None: there is nothing to tell.
-    """
-
-    def __init__(self, order: EpochSampler | None) -> None:
-        self._order = order
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if self._order is not None:
-            self._order.epoch = int(state.epoch or 0)
