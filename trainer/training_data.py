@@ -8,20 +8,25 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from groundkern.hf import MeasuredGeometry
+from groundkern.hf.data.geometry import Geometry
 from trainer.bringing import bring
 from trainer.config import Config, ConfigError, TrainFile
 from trainer.data.dataset import JsonLinesDataset
+from trainer.data.epochs import EpochSampler
 from trainer.data.images import SampleError
 from trainer.data.lengths import LOOKS, LengthEstimate, looked_at
 from trainer.data.mixture import Mixture
-from trainer.data.epochs import EpochSampler
+from trainer.data.order import Course
 from trainer.prepare.boxes.settings import BoxSettings
+from trainer.ranks import Ranks
+from trainer.streaming.records import reader_of
+from trainer.streaming.shards import find_shards
+from trainer.streaming.stream import SampleStream, Source
 
-if TYPE_CHECKING:
-    from trainer.streaming.stream import SampleStream
+TrainingData = JsonLinesDataset | Mixture | SampleStream
 
 
 def held_out_data(config: Config) -> JsonLinesDataset | None:
@@ -35,7 +40,7 @@ def held_out_data(config: Config) -> JsonLinesDataset | None:
     return None if file is None else _data_set(config, file, Path("test"))
 
 
-def training_data(config: Config) -> JsonLinesDataset | Mixture | SampleStream:
+def training_data(config: Config) -> TrainingData:
     """The training samples.
 
     Raises:
@@ -61,17 +66,20 @@ def training_data(config: Config) -> JsonLinesDataset | Mixture | SampleStream:
 
 
 def epoch_order(
-    config: Config, data: JsonLinesDataset | Mixture, processor: Any, model_config: Any, ranks: int
+    config: Config,
+    data: JsonLinesDataset | Mixture,
+    course: Course,
+    processor: Any,
+    model_config: Any,
 ) -> EpochSampler | None:
     """The order of the samples of an epoch, if that is not transformers' own.
 
     Args:
         config: the run's settings.
         data: the training samples.
+        course: of the run through them.
         processor, model_config: the model's.
-        ranks: processes that train.
     """
-    settings = config.training
     if not config.data.group_by_length and not isinstance(data, Mixture):
         return None
     lengths = None
@@ -81,24 +89,37 @@ def epoch_order(
     return EpochSampler(
         data.sizes if mixed else [len(data)],
         data.weights if mixed else [1.0],
-        seed=settings.seed,
+        seed=config.training.seed,
         lengths=lengths,
-        group=settings.batch_size * settings.accumulation * ranks,
+        group=course.size * course.accumulation,
     )
 
 
 def prepare_stream(
-    config: Config, stream: SampleStream, processor: Any, model_config: Any, geometry: Any
+    config: Config,
+    stream: SampleStream,
+    geometry: Geometry,
+    ranks: Ranks,
+    processor: Any,
+    model_config: Any,
 ) -> None:
     """What a stream needs of the model: lengths of samples, and places that workers can find.
+
+    Args:
+        config: the run's settings.
+        stream: the training samples.
+        geometry: of visual tokens.
+        ranks: the processes of the run.
+        processor, model_config: the model's.
 
     Raises:
         ConfigError: places that are measured, which a worker process cannot do.
     """
-    if isinstance(geometry, MeasuredGeometry) and config.training.workers:
+    if isinstance(geometry, MeasuredGeometry) and (config.training.workers or ranks.size > 1):
         raise ConfigError(
-            "`training.workers`: expected 0 with data.streaming and a measured geometry, since the "
-            f"sizes of its images are not known ahead, got {config.training.workers}"
+            "`data.streaming`: expected one process and training.workers 0 with a geometry that is "
+            "measured, since the sizes of images are not known ahead, got "
+            f"{ranks.size} and {config.training.workers}"
         )
     if config.data.group_by_length:
         estimate = LengthEstimate(processor, model_config, stream.first(LOOKS))
@@ -136,10 +157,6 @@ def _data_set(
 
 
 def _stream(config: Config, files: list[TrainFile]) -> SampleStream:
-    from trainer.streaming.records import reader_of  # `datasets` takes a second to import
-    from trainer.streaming.shards import find_shards
-    from trainer.streaming.stream import SampleStream, Source
-
     data = config.data
     scratch = Path(tempfile.mkdtemp(prefix="groundkern-"))
     atexit.register(_remove, scratch, os.getpid())

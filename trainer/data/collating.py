@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 from groundkern.hf import GroundedExample, GroundingCollator
@@ -13,6 +14,7 @@ from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.mixture import Mixture
+from trainer.data.order import FillerExample
 from trainer.streaming.stream import SampleStream
 
 COUNTS = "counts"
@@ -71,12 +73,26 @@ class RobustCollator:
         if self._good is None:
             self._good = batch
         after = self.collator.counts
+        after = after - self._counted([x for x in examples if isinstance(x, FillerExample)])
         found = {name: n - before[name] for name, n in after.items() if n != before[name]}
         bad += [late for late in self.bad.take() if late not in bad]
         told = {"supervision": found, "bad": bad}
         if isinstance(self.dataset, SampleStream):
             told |= {"read": self.dataset.take_read(), "reader": self.dataset.place}
         return {**batch, COUNTS: told}
+
+    def _counted(self, fillers: list[GroundedExample]) -> Counter:
+        """What samples that only fill a batch up have been counted as."""
+        if not fillers:
+            return Counter()
+        kept, self.collator.counts = self.collator.counts, Counter()
+        try:
+            for filler in fillers:
+                with suppress(ValueError):  # a bad one has not been counted
+                    self.collator([filler])
+            return self.collator.counts
+        finally:
+            self.collator.counts = kept
 
     def _without_bad(
         self, examples: list[GroundedExample], counts: Counter

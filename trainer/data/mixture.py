@@ -10,8 +10,8 @@ import numpy as np
 from groundkern.hf.data.example import GroundedExample
 from trainer.data.bad_samples import BadSamples
 from trainer.data.dataset import JsonLinesDataset
-from trainer.data.index import COUNTS
 from trainer.data.epochs import how_many
+from trainer.data.index import COUNTS
 from trainer.data.sample import Sample
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.hf.launching import ROOT, TORCHRUN
 from tests.trainer.evaluation.small import make, predictions, result, run, words
 from trainer.__main__ import main
-from trainer.evaluation.ranks import Ranks
+from trainer.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have
 ALONE = {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}
