@@ -7,6 +7,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
 
 from trainer.config import ConfigError, validate
 from trainer.data.dataset import JsonLinesDataset
@@ -116,3 +118,21 @@ def test_what_is_no_file_or_weight_is_refused(train, sentence):
     with pytest.raises(ConfigError) as error:
         config(train)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_continues_in_a_later_epoch_takes_its_samples(processes):
+    def loader():
+        order = EpochSampler([4, 6], [2, 0.5], seed=1)
+        made = DataLoader(range(10), batch_size=2, sampler=order)
+        return prepare_data_loader(
+            made, num_processes=processes, process_index=0, put_on_device=False, even_batches=True
+        )
+
+    whole, continued = loader(), skip_first_batches(loader(), 1)
+    for each in (whole, continued):
+        each.set_epoch(3)
+    assert [b.tolist() for b in continued] == [b.tolist() for b in whole][1:]
+    order = EpochSampler([4, 6], [2, 0.5], seed=1)
+    order.set_epoch(3)
+    assert next(iter(whole)).tolist() == list(order)[:2]
