@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
@@ -61,13 +60,23 @@ def train(config: Config, *, before: dict | None = None) -> Path | None:
         StorageError: a file could not be written; every whole checkpoint is still there.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
     """
+    with joined(accelerator=True) as ranks:
+        return train_by(ranks, config, before)
+
+
+def train_by(ranks: Ranks, config: Config, before: dict | None = None) -> Path | None:
+    """`train` by processes that have met already.
+
+    Args:
+        ranks: all of them, each of which calls this.
+        config, before: as `train` takes them.
+    """
     output = config.training.output
     beside = config.evaluation.compare
     if beside and not (beside / folder.RECORD).exists():
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
     disable_progress_bar()  # of loading and saving; this program has its own
     with (
-        joined(accelerator=True) as ranks,
         ranks.heard_once(),
         StopSignals().installed() as stop,
         ExitStack() as stack,
@@ -191,7 +200,7 @@ class _Run:
             order=order,
             stream_from=self._stream_from(),
             course=self.course,
-            last=None if epochs is None else math.ceil(epochs * self.course.samples),
+            last=None if epochs is None else self.course.end(epochs),
             ranks=self.ranks,
         )
         trainer.remove_callback(PrinterCallback)

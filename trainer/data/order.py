@@ -78,8 +78,11 @@ class Course:
         """The steps that so many epochs take."""
         if not self.moved:
             return math.ceil(epochs * self.steps)
-        wanted = round(epochs * self.samples)
-        return bisect_left(range(10**12), wanted, lo=self.step, key=self.at)
+        return bisect_left(range(10**12), self.end(epochs), lo=self.step, key=self.at)
+
+    def end(self, epochs: float) -> int:
+        """The samples that so many epochs take."""
+        return max(1, round(epochs * self.samples))
 
     def _regular(self, step: int) -> int:
         epoch, within = divmod(step, self.steps)
@@ -126,10 +129,9 @@ class Order(Sampler):
             epoch, within, at = epoch + 1, 0, at + len(found)
 
     def _filled(self, samples: Iterator[int], length: int) -> Iterator[int]:
-        count = 0
-        for count, index in enumerate(islice(samples, length), 1):
-            yield index
-        yield from (Filler(i % self.course.samples) for i in range(length - count))
+        found = list(islice(samples, length))
+        yield from found
+        yield from (Filler(i % self.course.samples) for i in range(length - len(found)))
 
     def _samples(self, epoch: int) -> list[int]:
         if hasattr(self.order, "set_epoch"):
