@@ -164,7 +164,7 @@ def test_bad_records_are_left_out_told_once_and_too_many_stop(tmp_path, monkeypa
     stream = stream_of(path, tmp_path, max_bad_fraction=0.3)
     assert set(texts(stream, 9)) == set("012")
     assert [bad.where for bad in stream.bad] == ["a.jsonl:1"]
-    assert stream.take_read() >= 12 and stream.take_read() == 0
+    assert stream.take_read() >= 11 and stream.take_read() == 0
     path.write_text("no JSON\n" * 3 + json.dumps(record("a")))
     monkeypatch.setattr(streams, "LEAST", 2)
     with pytest.raises(SampleError, match="max_bad_fraction"):
@@ -175,9 +175,13 @@ def test_bad_records_are_left_out_told_once_and_too_many_stop(tmp_path, monkeypa
 
 def test_a_reader_without_records_and_a_file_of_bad_ones_end(tmp_path):
     stream = stream_of(write(tmp_path / "a.jsonl", ["long" * 50]), tmp_path)
-    stream.ranks, stream.rank = 2, 1
-    with pytest.raises(SampleError, match="expected records for each of 2 readers"):
-        next(iter(stream))
+    stream.ranks, ended = 2, []
+    for stream.rank in range(2):
+        try:
+            next(iter(stream))
+        except SampleError as error:
+            ended.append(str(error))
+    assert len(ended) == 1 and "expected records for each of 2 readers" in ended[0]
     (tmp_path / "b.jsonl").write_text('{"messages": []}\n' * 3)
     with pytest.raises(SampleError, match="expected a usable sample, got none"):
         next(iter(stream_of(tmp_path / "b.jsonl", tmp_path)))
@@ -202,6 +206,7 @@ def test_parquet_of_our_records_by_rows(tmp_path):
     rows[3]["regions"][0] |= {"occurrence": 0}  # a column that the others have as null
     for row in rows:
         row["images"] = ["i.png"]
+        row["messages"].insert(0, {"role": "user", "content": "?"})
     (tmp_path / "i.png").write_bytes(png())
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=4)
     stream = stream_of(tmp_path / "*.parquet", tmp_path)
