@@ -20,7 +20,7 @@ from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.collating import COUNTS, RobustCollator
-from trainer.data.epochs import EpochBegins, EpochSampler
+from trainer.data.epochs import EpochSampler
 from trainer.data.order import Course, Order
 from trainer.progress import progress
 from trainer.ranks import Ranks
@@ -101,7 +101,6 @@ class CountingTrainer(GroundingTrainer):
         loader = super().get_train_dataloader()
         if self.ranks.size > 1 or self.course.moved:
             loader.set_sampler(Order(loader.get_sampler(), self.course, self.last))
-        self.add_callback(EpochBegins(loader.get_sampler(), self.course.steps))
         if self.ranks.size > 1:
             loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
         return loader

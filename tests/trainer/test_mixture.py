@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
-from transformers import TrainerState
 
 from trainer.config import ConfigError, validate
 from trainer.data.dataset import JsonLinesDataset
-from trainer.data.epochs import EpochBegins, EpochSampler, taken
+from trainer.data.epochs import EpochSampler, taken
 from trainer.data.images import SampleError
 from trainer.data.mixture import Mixture
+from trainer.data.order import Course, Order
 
 
 def write(path, texts):
@@ -126,17 +126,18 @@ def test_a_run_that_continues_in_a_later_epoch_takes_its_samples(processes):
     def loader():
         order = EpochSampler([4, 6], [2, 0.5], seed=1)
         made = DataLoader(range(10), batch_size=2, sampler=order)
-        return prepare_data_loader(
-            made, num_processes=processes, process_index=0, put_on_device=False, even_batches=True
+        made = prepare_data_loader(
+            made, num_processes=processes, process_index=0, put_on_device=False
         )
+        if processes > 1:  # as `CountingTrainer` does
+            made.set_sampler(Order(made.get_sampler(), Course(11, 2 * processes, 1)))
+        return made
 
-    whole, start = loader(), loader()
-    sampler = start.get_sampler()
-    continued = skip_first_batches(start, 1)
+    whole, continued = loader(), skip_first_batches(loader(), 1)
     for each in (whole, continued):
         each.set_epoch(3)
-    EpochBegins(sampler, 5).on_epoch_begin(None, TrainerState(global_step=16), None)
-    assert [b.tolist() for b in continued] == [b.tolist() for b in whole][1:]
+    batches = [batch.tolist() for batch in whole]
+    assert [batch.tolist() for batch in continued] == batches[1:]
     order = EpochSampler([4, 6], [2, 0.5], seed=1)
     order.set_epoch(3)
-    assert next(iter(whole)).tolist() == list(order)[:2]
+    assert batches[0] == list(order)[:2]

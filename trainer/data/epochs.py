@@ -8,12 +8,10 @@ sample once, and with 2.5 two epochs take each five times.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -87,21 +85,3 @@ class EpochSampler(Sampler[int]):
             lengths = self._lengths[chosen].tolist()
             chosen = chosen[get_length_grouped_indices(lengths, self._group, generator=generator)]
         yield from chosen.tolist()
-
-
-class EpochBegins(TrainerCallback):
-    """Tells a sampler which epoch of the Trainer begins.
-
-    accelerate does too, but not through the two wrappers of a run that several processes continue.
-
-    Args:
-        sampler: of the training samples; one without `set_epoch` is told nothing.
-        steps: in an epoch.
-    """
-
-    def __init__(self, sampler: Any, steps: int) -> None:
-        self._sampler, self._steps = sampler, steps
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if hasattr(self._sampler, "set_epoch"):
-            self._sampler.set_epoch(state.global_step // self._steps)

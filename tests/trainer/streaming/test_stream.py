@@ -149,9 +149,10 @@ def test_other_readers_go_on_after_as_many_samples(tmp_path, caplog):
     position = Position(stream)
     for place in batches(stream, 0, 6)[1]:
         position.note(place)
-    stream.ranks, stream.workers = 2, 2
+    stream.ranks, stream.workers, position = 2, 2, position.saved()
+    position |= {"ranks": 1, "workers": 0}
     with caplog.at_level(logging.WARNING):
-        Position(stream).restore(merged([position.saved()]))
+        Position(stream).restore(merged([position]))
     assert stream.starts == {number: Place(0, 3) for number in range(4)}  # 11 records of 4 readers
     assert "4 readers (processes x workers) go on where 1 were" in caplog.text
     for stream.rank in range(2):
