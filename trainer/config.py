@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
+from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
 Loc = tuple[str | int, ...]  # a field's path from the root
@@ -71,22 +64,6 @@ class Model(Section):
     image_options: dict[str, Any] = setting(
         {}, "settings of the image processor, such as max_pixels, kept with the trained model"
     )
-
-
-class TrainFile(Section):
-    path: Path = setting(text="a file, as `data.train` can be one")
-    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = setting(
-        1.0, "times that an epoch takes its samples: 2 is twice, 0.5 another half each time"
-    )
-    root: Path | None = setting(None, "folder of its images (null: data.root)")
-
-
-_ONE, _SEVERAL = "<one>", "<several>"  # tags of the forms of `data.train`, in no message
-TrainFiles = Annotated[
-    Annotated[Path, Tag(_ONE)]
-    | Annotated[list[TrainFile], Field(min_length=1, max_length=1000), Tag(_SEVERAL)],
-    Discriminator(lambda value: _SEVERAL if isinstance(value, list) else _ONE),
-]
 
 
 class Data(Section):
@@ -345,10 +322,8 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
             required | {k: v for k, v in values.items() if v is not None}
         )
     except ValidationError as error:
-        problems = [
-            {**each, "loc": tuple(x for x in each["loc"] if x not in (_ONE, _SEVERAL))}
-            for each in error.errors(include_url=False)
-        ]
+        found = error.errors(include_url=False)
+        problems = [{**each, "loc": without_forms(each["loc"])} for each in found]
         first = min(problems, key=lambda problem: problem["type"] == "missing")
         raise ConfigError(f"{where(first['loc'])}: {_sentence(first, problems)}") from None
     for name, sentence in _conflicts(config):

@@ -13,7 +13,7 @@ from typing import Any
 from groundkern.hf import MeasuredGeometry
 from groundkern.hf.data.geometry import Geometry
 from trainer.bringing import bring
-from trainer.config import Config, ConfigError, TrainFile
+from trainer.config import Config, ConfigError
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.epochs import EpochSampler
 from trainer.data.images import SampleError
@@ -25,6 +25,7 @@ from trainer.ranks import Ranks
 from trainer.streaming.records import reader_of
 from trainer.streaming.shards import find_shards
 from trainer.streaming.stream import SampleStream, Source
+from trainer.train_files import TrainFile
 
 TrainingData = JsonLinesDataset | Mixture | SampleStream
 
