@@ -97,9 +97,10 @@ class CountingTrainer(GroundingTrainer):
 
     def get_train_dataloader(self):
         if self._position is not None:
-            return stream_batches(self.train_dataset, self.data_collator, self.args)
-        loader = super().get_train_dataloader()
-        if self.ranks.size > 1 or self.course.moved:
+            loader = stream_batches(self.train_dataset, self.data_collator, self.args)
+        else:
+            loader = super().get_train_dataloader()
+        if self._position is None and (self.ranks.size > 1 or self.course.moved):
             loader.set_sampler(Order(loader.get_sampler(), self.course, self.last))
         if self.ranks.size > 1:
             loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
