@@ -101,7 +101,8 @@ class CountingTrainer(GroundingTrainer):
         else:
             loader = super().get_train_dataloader()
         if self._position is None and (self.ranks.size > 1 or self.course.moved):
-            loader.set_sampler(Order(loader.get_sampler(), self.course, self.last))
+            order = self.order or loader.get_sampler()
+            loader.set_sampler(Order(order, self.course, self.last))
         if self.ranks.size > 1:
             loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
         return loader

@@ -130,7 +130,7 @@ def test_a_run_that_continues_in_a_later_epoch_takes_its_samples(processes):
             made, num_processes=processes, process_index=0, put_on_device=False
         )
         if processes > 1:  # as `CountingTrainer` does
-            made.set_sampler(Order(made.get_sampler(), Course(11, 2 * processes, 1)))
+            made.set_sampler(Order(order, Course(11, 2 * processes, 1)))
         return made
 
     whole, continued = loader(), skip_first_batches(loader(), 1)
