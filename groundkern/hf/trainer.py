@@ -90,7 +90,7 @@ class GroundingMixin(Checkpoints):
         self.model_accepts_loss_kwargs = True
         self._examine = examine
         self._held_out: HeldOutMeans | None = None  # of the evaluation that is running
-        self.ranks = EvenRanks(self)
+        self.even_ranks = EvenRanks(self)
         self.watch = StepWatch(self, max_nonfinite, term_norms_every)
         self.add_callback(self.watch)
 
@@ -123,7 +123,7 @@ class GroundingMixin(Checkpoints):
         Raises:
             ValueError: it ends sooner on some ranks, on every rank.
         """
-        return self.ranks.as_long(super().get_train_dataloader())
+        return self.even_ranks.as_long(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset=None):
         """The next class's loader, as long on every rank.
@@ -137,7 +137,7 @@ class GroundingMixin(Checkpoints):
         Raises:
             ValueError: it ends sooner on some ranks, on every rank.
         """
-        return self.ranks.as_long(super().get_eval_dataloader(eval_dataset))
+        return self.even_ranks.as_long(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -153,7 +153,7 @@ class GroundingMixin(Checkpoints):
         Raises:
             ValueError: what `EvenRanks.step` refuses.
         """
-        batches = self.ranks.step(list(islice(epoch_iterator, num_batches)))
+        batches = self.even_ranks.step(list(islice(epoch_iterator, num_batches)))
         batches, items = super().get_batch_samples(iter(batches), num_batches, device)
         if not batches or any(ROWS not in batch for batch in batches):
             return batches, items
@@ -197,7 +197,7 @@ class GroundingMixin(Checkpoints):
         Returns:
             (loss, None, None): there are no logits to return.
         """
-        inputs = self._prepare_inputs(self.ranks.evaluated(self._without_repeats(inputs)))
+        inputs = self._prepare_inputs(self.even_ranks.evaluated(self._without_repeats(inputs)))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
         if self._held_out is not None:
