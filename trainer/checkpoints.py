@@ -139,7 +139,7 @@ def seal(
     Args:
         checkpoint: the folder, with everything else in it.
         config: the run's settings.
-        train_digest: sha256 of the training file.
+        train_digest: sha256 of the training files (of a stream, of their sizes and ends).
         counts: supervision found and lost so far.
         position: the samples of the data and those taken so far (`read_position`).
     """
@@ -322,9 +322,14 @@ def refuse_other_data(checkpoint: Path, config: Config, train_digest: str) -> No
     Raises:
         ConfigError: the training file's content is not the checkpoint's.
     """
-    saved = durable.read_json(checkpoint / RECORD)["train_sha256"]
-    if config.training.resume == "auto" and saved != train_digest:
-        raise _of_other(checkpoint, f"the contents of {config.data.train}")
+    if config.training.resume == "auto" and not same_data(checkpoint, train_digest):
+        files = ", ".join(str(file.path) for file in config.data.train_files)
+        raise _of_other(checkpoint, f"the contents of {files}")
+
+
+def same_data(checkpoint: Path, train_digest: str) -> bool:
+    """Whether a checkpoint was trained on what has this hash."""
+    return durable.read_json(checkpoint / RECORD)["train_sha256"] == train_digest
 
 
 def _of_other(checkpoint: Path, changed: str) -> ConfigError:

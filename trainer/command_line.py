@@ -125,6 +125,8 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     for name, value in vars(found).items():
         if isinstance(value, list) and value[-1] == "null":  # else a list of one null
             setattr(found, name, "null")
+        elif name == "data.train" and isinstance(value, list) and not value[-1].startswith("["):
+            setattr(found, name, json.dumps(value[-1]))  # one path, which may have a comma
     return found
 
 

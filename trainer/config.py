@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
+from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
 Loc = tuple[str | int, ...]  # a field's path from the root
@@ -66,9 +67,10 @@ class Model(Section):
 
 
 class Data(Section):
-    train: Path = setting(
+    train: TrainFiles = setting(
         text="training samples: JSON lines (docs/data-format.md), or a file of another program "
-        "(docs/prepare-maps.md, `adapt chat`)"
+        "(docs/prepare-maps.md, `adapt chat`); or a list of files with weights, [{path: a.jsonl, "
+        "weight: 2}, ...]"
     )
     test: Path | None = setting(None, "held-out samples, likewise")
     root: Path | None = setting(
@@ -97,7 +99,9 @@ class Data(Section):
     )
     group_by_length: bool = setting(False, "batches of samples of about the same length")
     streaming: bool = setting(
-        False, "read samples as they come, for data that is not to be indexed"
+        False,
+        "read samples as they come, for data that is not to be indexed: JSON lines or "
+        "Parquet; a path may be a folder or a pattern of such files (docs/bring-your-data.md)",
     )
     shuffle_buffer: Positive = setting(1000, "samples among which streaming picks the next one")
     max_pixels: Positive = setting(100_000_000, "pixels an image may have")
@@ -111,6 +115,12 @@ class Data(Section):
             wanted = f"at most `data.pack_to`, which is {self.pack_to}"
             raise ValueError(f"`max_length`: expected {wanted}, got {self.max_length}")
         return self
+
+    @property
+    def train_files(self) -> list[TrainFile]:
+        """The training files, with their weights and the folders of their images."""
+        given = self.train if isinstance(self.train, list) else [TrainFile(path=self.train)]
+        return [each.model_copy(update={"root": each.root or self.root}) for each in given]
 
 
 class Supervision(Section):
@@ -321,7 +331,8 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
             required | {k: v for k, v in values.items() if v is not None}
         )
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        found = error.errors(include_url=False)
+        problems = [{**each, "loc": without_forms(each["loc"])} for each in found]
         first = min(problems, key=lambda problem: problem["type"] == "missing")
         raise ConfigError(f"{where(first['loc'])}: {_sentence(first, problems)}") from None
     for name, sentence in _conflicts(config):
@@ -332,6 +343,9 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(field, sentence) of settings that need others."""
     training, evaluation = config.training, config.evaluation
+    if config.data.streaming and training.steps is None:
+        wanted = "training.steps in its place with data.streaming, whose length is not known"
+        yield "training.epochs", f"expected {wanted}, got {training.epochs:g}"
     if training.fp16 and config.model.dtype != "float32":
         yield "training.fp16", f"expected model.dtype float32 beside it, got {config.model.dtype}"
     if evaluation.every is not None and config.data.test is None:
@@ -408,6 +422,10 @@ def _sentence(first: Any, problems: list) -> str:
             said = str(first["ctx"]["error"])
             inner = re.fullmatch(r"`(\w+)`: (.*)", said)
             text = f"`{name}.{inner[1]}`: {inner[2]}" if inner else f"`{name}`: {said}"
+        case "path_type":
+            text = f"`{name}`: expected a path, got {short(first['input'])}"
+        case "too_short":
+            text = f"`{name}`: expected at least one, got none"
         case _:
             wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
             text = f"`{name}`: expected {wanted}, got {short(first['input'])}"

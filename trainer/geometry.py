@@ -14,6 +14,7 @@ from groundkern.hf.data.geometry import Geometry, check_family
 from trainer.config import ConfigError
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import DataChanged, SampleError
+from trainer.data.mixture import Mixture
 from trainer.progress import progress
 
 Kind = Literal["auto", "table", "measured"]
@@ -51,7 +52,7 @@ def geometry_of(
     return measured
 
 
-def measure_ahead(geometry: Geometry, datasets: Sequence[JsonLinesDataset]) -> None:
+def measure_ahead(geometry: Geometry, datasets: Sequence[JsonLinesDataset | Mixture]) -> None:
     """Measure every size of image, for workers that have no model; nothing to do for a table.
 
     Args:

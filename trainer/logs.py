@@ -20,10 +20,14 @@ from trainer import checkpoints, durable
 from trainer.config import Config
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.collating import COUNTS, RobustCollator
+from trainer.data.epochs import EpochSampler
 from trainer.data.order import Course, Order
 from trainer.progress import progress
 from trainer.ranks import Ranks
 from trainer.run_folder import METRICS, loss_terms
+from trainer.streaming import position
+from trainer.streaming.batches import stream_batches
+from trainer.streaming.stream import SampleStream
 from trainer.watching import best_step, steps_there
 
 
@@ -32,10 +36,12 @@ class CountingTrainer(GroundingTrainer):
 
     Args:
         config: the run's settings.
-        train_digest: sha256 of the training file.
+        train_digest: sha256 of the training files.
         counts: what the counts of batches are added to, those of all processes.
         bad: the list that samples left out of a batch are added to.
         held_out: the collator of evaluations while training; None: there are none.
+        order: of the samples of an epoch; None: transformers' own.
+        stream_from: where a checkpoint was in a stream of training samples; None: the beginning.
         course: how the steps go through the data.
         last: samples after which there are only fillers; None: never.
         ranks: the processes of the run; None: this one.
@@ -49,6 +55,8 @@ class CountingTrainer(GroundingTrainer):
         counts: Counter,
         bad: BadSamples,
         held_out: RobustCollator | None = None,
+        order: EpochSampler | None = None,
+        stream_from: dict[str, Any] | None = None,
         course: Course,
         last: int | None = None,
         ranks: Ranks | None = None,
@@ -58,10 +66,19 @@ class CountingTrainer(GroundingTrainer):
         self.held_out = held_out
         self.config, self.train_digest = config, train_digest
         self.counts, self.bad = counts, bad
+        self.order = order
         self.course, self.last, self.processes = course, last, ranks or Ranks()
         self._late: list[BadSample] = []  # of batches since the processes met last
         self._seen: Counter = Counter()
+        self._read = 0  # records of a stream
         self._saving: Path | None = None
+        self._position: position.Position | None = None
+        if isinstance(self.train_dataset, SampleStream):
+            stream, args = self.train_dataset, self.args
+            stream.rank, stream.ranks = args.process_index, args.world_size
+            stream.workers = args.dataloader_num_workers
+            self._position = position.Position(stream)
+            self._position.restore(stream_from)
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = dict(inputs)
@@ -69,6 +86,9 @@ class CountingTrainer(GroundingTrainer):
         if self.model.training:  # not what is held out
             self._seen.update(counts["supervision"])
             self._late += counts["bad"]
+            if self._position is not None:
+                self._position.note(counts["reader"])
+                self._read += counts["read"]
             if self.processes.size == 1:
                 self.exchange()
         elif self.held_out is not None:
@@ -76,12 +96,19 @@ class CountingTrainer(GroundingTrainer):
         return super()._prepare_inputs(inputs)
 
     def get_train_dataloader(self):
-        loader = super().get_train_dataloader()
-        if self.processes.size > 1 or self.course.moved:
-            loader.set_sampler(Order(loader.get_sampler(), self.course, self.last))
+        if self._position is not None:
+            loader = stream_batches(self.train_dataset, self.data_collator, self.args)
+        else:
+            loader = super().get_train_dataloader()
+        if self._position is None and (self.processes.size > 1 or self.course.moved):
+            order = self.order or loader.get_sampler()
+            loader.set_sampler(Order(order, self.course, self.last))
         if self.processes.size > 1:
             loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
         return loader
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.order or super()._get_train_sampler(train_dataset)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer does, with the epoch by the samples that were taken.
@@ -89,6 +116,8 @@ class CountingTrainer(GroundingTrainer):
         Args:
             logs, start_time: as in transformers' Trainer.
         """
+        if self._position is not None:  # a stream has no epochs, and the Trainer begins anew
+            self.state.epoch = self.state.global_step / self.state.max_steps
         if self.course.moved:
             self.state.epoch = self.course.at(self.state.global_step) / self.course.samples
         super().log(logs, start_time)
@@ -104,8 +133,11 @@ class CountingTrainer(GroundingTrainer):
             SampleError: too many bad samples, in all of the processes alike.
         """
         seen, self._seen, late, self._late = self._seen, Counter(), self._late, []
-        for counts, bad in self.processes.gathered((seen, late), "the end of a step"):
+        read, self._read = self._read, 0
+        found = self.processes.gathered((seen, late, read), "the end of a step")
+        for counts, bad, records in found:
             self.counts.update(counts)
+            self.bad.total += records
             self.bad.add_all(bad)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -142,6 +174,7 @@ class CountingTrainer(GroundingTrainer):
                 super()._write_checkpoint(model, trial)
             finally:
                 self._saving = None
+            self._keep_position(folder)
             checkpoints.written_by_all(folder, self.processes)
             if self.processes.first:
                 taken = self.course.at(self.state.global_step)
@@ -153,6 +186,13 @@ class CountingTrainer(GroundingTrainer):
                     position={"samples": self.course.samples, "taken": taken},
                 )
                 durable.sync_file(output / METRICS)  # its rows up to here belong to the checkpoint
+
+    def _keep_position(self, folder: Path) -> None:
+        """Writes where the readers of all processes are in a stream."""
+        if self._position is not None:
+            parts = self.processes.gathered(self._position.saved(), "the places in the stream")
+            if self.processes.first:
+                durable.write_json(folder / position.FILE, position.merged(parts))
 
     def _get_output_dir(self, trial) -> str:
         return str(self._saving or super()._get_output_dir(trial))

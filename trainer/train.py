@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ from groundkern.hf import GroundingCollator, MeasuredGeometry
 from trainer import checkpoints, durable, trial, watching
 from trainer import run_folder as folder
 from trainer.arguments import further
-from trainer.bringing import bring
 from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
 from trainer.data.order import Course, Filled
 from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
@@ -31,10 +28,18 @@ from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog, same_bad_samples
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
-from trainer.prepare.boxes.settings import BoxSettings
 from trainer.ranks import Ranks, joined
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
+from trainer.streaming.position import FILE as STREAM
+from trainer.streaming.stream import SampleStream
+from trainer.training_data import (
+    TrainingData,
+    epoch_order,
+    held_out_data,
+    prepare_stream,
+    training_data,
+)
 
 
 def train(config: Config, *, before: dict | None = None) -> Path | None:
@@ -120,25 +125,30 @@ class _Run:
         self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
         if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())  # as the Trainer does later
-        if config.training.workers or ranks.size > 1:  # later a model may be in pieces
+        if isinstance(self.train_set, SampleStream):
+            model = self.processor, self.model.config
+            prepare_stream(config, self.train_set, self.geometry, ranks, *model)
+        elif config.training.workers or ranks.size > 1:  # later a model may be in pieces
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
         self.log = RunLog(config, self.counts, writes=ranks.first)
         self.course = self._course()
         ranks.alone(self._check_supervision, "the look at the samples")
 
-    def _data(self) -> tuple[JsonLinesDataset, JsonLinesDataset | None]:
+    def _data(self) -> tuple[TrainingData, JsonLinesDataset | None]:
         """Both data sets, checked by the first process and sent to the others as they are."""
-        config, test = self.config, self.config.data.test
-        train_set = _data_set(config, "train", config.data.train)
+        train_set = training_data(self.config)
         if self.checkpoint is not None:
-            checkpoints.refuse_other_data(self.checkpoint, config, train_set.digest)
-        return train_set, _data_set(config, "test", test) if test else None
+            checkpoints.refuse_other_data(self.checkpoint, self.config, train_set.digest)
+        return train_set, held_out_data(self.config)
 
     def _course(self) -> Course:
         settings = self.config.training
         size = settings.batch_size * self.ranks.size
-        course = Course(len(self.train_set), size, settings.accumulation)
+        if isinstance(self.train_set, SampleStream):  # has no epochs, and keeps its own position
+            samples = settings.steps * settings.accumulation * size
+            return Course(samples, size, settings.accumulation)
+        course = Course(self.train_set.in_epoch, size, settings.accumulation)
         if self.checkpoint is None:
             return course
         return checkpoints.read_position(self.checkpoint, self.train_set.digest, course)
@@ -169,11 +179,15 @@ class _Run:
 
     def _trainer(self) -> CountingTrainer:
         attach_objectives(self.model, self.config)
-        epochs = self.config.training.epochs
+        epochs, streamed = self.config.training.epochs, isinstance(self.train_set, SampleStream)
+        order = None
+        if not streamed:
+            model = self.processor, self.model.config
+            order = epoch_order(self.config, self.train_set, self.course, *model)
         trainer = CountingTrainer(
             model=self.model,
             args=_arguments(self.config, self.course),
-            train_dataset=Filled(self.train_set),
+            train_dataset=self.train_set if streamed else Filled(self.train_set),
             eval_dataset=self._held_out(),
             held_out=None if self.test_set is None else self._collator(self.test_set),
             data_collator=self._collator(self.train_set),
@@ -188,6 +202,8 @@ class _Run:
             train_digest=self.train_set.digest,
             counts=self.counts,
             bad=self.train_set.bad,
+            order=order,
+            stream_from=self._stream_from(),
             course=self.course,
             last=None if epochs is None else self.course.end(epochs),
             ranks=self.ranks,
@@ -199,12 +215,19 @@ class _Run:
         handler.insert(handler.index(self.log), last)  # the others act on what it exchanges
         return trainer
 
+    def _stream_from(self) -> dict[str, Any] | None:
+        """Where the checkpoint was in a stream, if it was in this one."""
+        if self.checkpoint is None or not (self.checkpoint / STREAM).exists():
+            return None
+        same = checkpoints.same_data(self.checkpoint, self.train_set.digest)
+        return durable.read_json(self.checkpoint / STREAM) if same else None
+
     def _held_out(self) -> Dataset | None:
         if self.test_set is None:
             return None
         return watching.held_out_set(self.test_set.tasks, self.test_set, self.config)
 
-    def _collator(self, samples: JsonLinesDataset, **options: Any) -> RobustCollator:
+    def _collator(self, samples: TrainingData, **options: Any) -> RobustCollator:
         settings, data = self.config.supervision.model_dump() | options, self.config.data
         collator = GroundingCollator(
             self.processor,
@@ -312,7 +335,11 @@ class _Run:
             "best": self.best,
             "seconds": round(time.monotonic() - self.started, 1),
             "continued_from": str(self.checkpoint) if self.checkpoint else None,
-            "samples": {name: len(data) for name, data in sets.items() if data is not None},
+            "samples": {
+                name: data.bad.total if isinstance(data, SampleStream) else len(data)
+                for name, data in sets.items()
+                if data is not None
+            },
             "bad_samples": {
                 name: {
                     "count": len(data.bad),
@@ -328,35 +355,6 @@ class _Run:
 
 def _size(parameter: torch.nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty one
-
-
-def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
-    data = config.data
-    if not path.exists():
-        raise ConfigError(f"`data`: expected a JSON-lines file, got {path} (not there)")
-    brought = bring(
-        path,
-        root=data.root,
-        folder=config.training.output / "data" / which,
-        image_roots=data.image_roots,
-        boxes=partial(
-            BoxSettings.read_as, data.boxes, data.coord, config.model.path, prefix="--data."
-        ),
-        on_bad_sample=data.on_bad_sample,
-        max_pixels=data.max_pixels,
-    )
-    found = JsonLinesDataset(
-        brought.path,
-        root=brought.root,
-        lost=brought.lost,
-        on_bad_sample=data.on_bad_sample,
-        max_pixels=data.max_pixels,
-        max_bad_fraction=data.max_bad_fraction,
-        cache=config.training.output,
-    )
-    if len(found) == 0:
-        raise SampleError(f"{path}: no usable sample among {len(found.bad)}")
-    return found
 
 
 def _arguments(config: Config, course: Course) -> TrainingArguments:
@@ -384,6 +382,7 @@ def _arguments(config: Config, course: Course) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=given.pop("dataloader_pin_memory", torch.cuda.is_available()),
+        ignore_data_skip=config.data.streaming,  # a stream goes on by itself
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,  # a NaN loss must be seen
         save_steps=settings.save_every,

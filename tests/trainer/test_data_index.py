@@ -103,6 +103,9 @@ def test_counts_of_each_sample(tmp_path):
         "answers_empty": [0, 2],
         "regions_wide": [1, 0],
         "words_twice": [1, 0],
+        "characters": [8, 3],
+        "width": [8, 0],
+        "height": [8, 0],
     }
 
 

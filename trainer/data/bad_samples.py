@@ -30,16 +30,28 @@ class BadSamples(list):
 
     Args:
         max_fraction: of all samples that may be bad.
+        least: samples that `total` must count before any share of them is too much.
 
     Attributes:
-        total: samples of the file, good and bad; 0 until that is known, and nothing is too many.
+        total: samples of the file, good and bad; 0 until that is known, and nothing is too many. Of
+            a stream, those that were read so far.
     """
 
-    def __init__(self, max_fraction: float = 1.0) -> None:
+    def __init__(self, max_fraction: float = 1.0, *, least: int = 0) -> None:
         super().__init__()
-        self.max_fraction, self.total = max_fraction, 0
+        self.max_fraction, self.least, self.total = max_fraction, least, 0
         self._known: set[str] = set()
         self._news: list[BadSample] = []
+
+    @classmethod
+    def joined(cls, parts: Iterable[BadSamples], max_fraction: float) -> BadSamples:
+        """Those of several files, whose totals are known, as one; they were told before."""
+        joint = cls(max_fraction)
+        for part in parts:
+            joint.extend(part)
+            joint.total += part.total
+        joint._known = {bad.where for bad in joint}
+        return joint
 
     def add(self, bad: BadSample) -> None:
         """Add one that is not known yet.
@@ -66,14 +78,19 @@ class BadSamples(list):
         news, self._news = self._news, []
         return news
 
-    def check(self) -> None:
-        """Raise `SampleError` if there are more than `max_fraction` allows."""
-        if self.total and len(self) > self.max_fraction * self.total:
+    def check(self, total: int | None = None) -> None:
+        """Raise `SampleError` if there are more than `max_fraction` allows.
+
+        Args:
+            total: in the place of `self.total`.
+        """
+        total = self.total if total is None else total
+        if total > self.least and len(self) > self.max_fraction * total:
             first = self[0]
             raise SampleError(
                 f"{first.where.partition(':')[0]}: expected at most {self.max_fraction:g} of the "
                 f"samples to be bad (`data.max_bad_fraction`), got {len(self):,} of "
-                f"{self.total:,}; the first: {first.where}: {first.reason}"
+                f"{total:,}; the first: {first.where}: {first.reason}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -12,9 +13,12 @@ from groundkern.hf.data.geometry import Geometry
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
+from trainer.data.mixture import Mixture
 from trainer.data.order import FillerExample
+from trainer.streaming.stream import SampleStream
 
 COUNTS = "counts"
+FIRST = 64  # samples of a stream that are tried for a batch to use instead
 
 
 class RobustCollator:
@@ -26,7 +30,8 @@ class RobustCollator:
 
     A batch carries `COUNTS`: {"supervision": found and lost, "bad": samples left out of it, by this
     collator or by the data set}, so that the numbers are right with worker processes and
-    prefetching.
+    prefetching. Of a stream it also has "read", the records that were read for it, and "reader",
+    which one gave it and where that stands.
 
     Args:
         collator: does the work.
@@ -45,7 +50,7 @@ class RobustCollator:
         self,
         collator: GroundingCollator,
         on_bad_sample: Literal["skip", "stop"],
-        dataset: JsonLinesDataset | None = None,
+        dataset: JsonLinesDataset | Mixture | SampleStream | None = None,
     ):
         self.collator, self.on_bad_sample, self.dataset = collator, on_bad_sample, dataset
         self.bad = BadSamples() if dataset is None else dataset.bad
@@ -71,7 +76,10 @@ class RobustCollator:
         after = after - self._counted([x for x in examples if isinstance(x, FillerExample)])
         found = {name: n - before[name] for name, n in after.items() if n != before[name]}
         bad += [late for late in self.bad.take() if late not in bad]
-        return {**batch, COUNTS: {"supervision": found, "bad": bad}}
+        told = {"supervision": found, "bad": bad}
+        if isinstance(self.dataset, SampleStream):
+            told |= {"read": self.dataset.take_read(), "reader": self.dataset.place}
+        return {**batch, COUNTS: told}
 
     def _counted(self, fillers: list[GroundedExample]) -> Counter:
         """What samples that only fill a batch up have been counted as."""
@@ -109,12 +117,18 @@ class RobustCollator:
 
     def _another(self, bad: BadSample) -> dict[str, Any]:
         """A batch of any sample of the data set that has none of its problems."""
-        for index in range(len(self.dataset or ())):
-            example = self.dataset[index]
+        for example in self._examples():
             if (found := self._problem(example)) is None:
                 return self.collator([example])
             self.bad.add(found)
         raise SampleError(f"{bad.where}: {bad.reason}")
+
+    def _examples(self) -> Iterator[GroundedExample]:
+        if isinstance(self.dataset, SampleStream):
+            loaded = map(self.dataset.load, self.dataset.first(FIRST))
+            yield from (example for example in loaded if example is not None)
+        elif self.dataset is not None:
+            yield from (self.dataset[index] for index in range(len(self.dataset)))
 
     def _problem(self, example: GroundedExample) -> BadSample | None:
         """Why a sample cannot be used, None if it can."""

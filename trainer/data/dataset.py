@@ -1,6 +1,6 @@
 """A JSON-lines file as a map-style data set: checked up front, images loaded late.
 
-In memory there are 60 bytes a sample (`trainer.data.index`), since parsed samples of a large file
+In memory there are 72 bytes a sample (`trainer.data.index`), since parsed samples of a large file
 would not fit into every worker process. So an item reads and parses its line again when it is asked
 for, which costs a small part of decoding its images; a line whose bytes are not those that were
 checked stops the run.
@@ -34,7 +34,12 @@ _BLOCK = 2**20
 
 
 def read_lines(
-    path: Path, max_line: int = MAX_LINE, told: Callable[[bytes], Any] | None = None
+    path: Path,
+    max_line: int = MAX_LINE,
+    told: Callable[[bytes], Any] | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[Line]:
     """The lines of a file that are not blank, with at most `max_line` bytes of one in memory.
 
@@ -42,13 +47,20 @@ def read_lines(
         path: the file.
         max_line: bytes of a line that are read; what is beyond is skipped.
         told: called with all the bytes of the file, piece by piece.
+        start, stop: offsets; only lines whose first byte is in between are read.
 
     Yields:
-        Number from 1, offset in bytes, and at most `max_line` + 1 bytes of the line.
+        Number from 1 (of those read), offset in bytes, and at most `max_line` + 1 bytes of the
+        line.
     """
     with path.open("rb") as file:
         number = offset = 0
-        while line := file.readline(max_line + 1):
+        if start:  # within a line, unless the byte before ends one
+            file.seek(start - 1)
+            while (rest := file.readline(2**16)) and not rest.endswith(b"\n"):
+                pass
+            offset = file.tell()
+        while (stop is None or offset < stop) and (line := file.readline(max_line + 1)):
             number += 1
             rest, size = line, len(line)
             if told is not None:
@@ -81,8 +93,10 @@ class JsonLinesDataset:
         cache: a folder that keeps what was found, for the next start; None: nothing is kept.
         processes: that check the lines; None: by the size of the file and of the machine.
         lost: samples that were left out when the file was made; they count as bad ones.
+        name: of the file in messages; None: without its folder.
 
     Attributes:
+        name: as given, or the file's.
         tasks: the task of each usable sample.
         counts: by name of `data_index.COUNTS`, how many each usable sample has: [N] uint32.
         lines: the line number, from 1, of each usable sample: [N] uint64.
@@ -107,16 +121,18 @@ class JsonLinesDataset:
         cache: Path | None = None,
         processes: int | None = None,
         lost: Iterable[BadSample] = (),
+        name: str | None = None,
     ) -> None:
         if on_bad_sample not in ("skip", "stop"):
             raise ValueError(f"`on_bad_sample`: expected skip or stop, got {on_bad_sample!r}")
         self.path = Path(path)
+        self.name = name or self.path.name
         self.root = Path(root) if root is not None else self.path.parent
         self.on_bad_sample, self.max_pixels, self.max_line = on_bad_sample, max_pixels, max_line
         self.bad = BadSamples(max_bad_fraction)
         for bad in lost:
             self.bad.add(bad)
-        self._rules = Rules(self.path.name, self.root, max_pixels, max_line)
+        self._rules = Rules(self.name, self.root, max_pixels, max_line)
         index = self._kept(cache, processes) if cache else None
         if index is None:
             index = self._checked(processes)
@@ -134,6 +150,11 @@ class JsonLinesDataset:
 
     def __len__(self) -> int:
         return len(self._good)
+
+    @property
+    def in_epoch(self) -> int:
+        """The samples that an epoch takes: all."""
+        return len(self)
 
     def __getitem__(self, index: int) -> GroundedExample:
         if not -len(self) <= index < len(self):
@@ -168,7 +189,7 @@ class JsonLinesDataset:
             ) from None
         if data_index.line_hash(line) != int(entry["hash"]):
             raise DataChanged(
-                f"{self.path.name}:{number}: expected the line that was checked at the start, got "
+                f"{self.name}:{number}: expected the line that was checked at the start, got "
                 "another one; the file was written or replaced while it was in use"
             )
         return self._rules.parse(line, number)

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 COUNTS = ("images", "regions", "words", "phrases", "answers", "answers_empty")
 COUNTS += ("regions_wide", "words_twice")
+COUNTS += ("characters", "width", "height")  # of all messages; of the largest image, in pixels
 WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
 ENTRY = np.dtype(
     [("offset", "<u8"), ("number", "<u8"), ("hash", "<u8"), ("task", "<u4")]
@@ -44,7 +45,8 @@ ENTRY = np.dtype(
 LINES, BYTES = 256, 2**20  # of the data file that a process checks at a time
 SMALL = 4 * 2**20  # bytes of a file that is checked without further processes
 AHEAD = 4  # batches waiting for each process
-_MAGIC = b"groundkern index 2\n"
+_FORMAT = b"groundkern index "
+_MAGIC = _FORMAT + b"3\n"
 
 Line = tuple[int, int, bytes]  # number from 1, offset in bytes, content
 
@@ -195,12 +197,12 @@ def check_lines(rules: Rules, lines: list[Line]) -> Found:
             bad.append((number, offset, str(error)))
             continue
         task = tasks.setdefault(made.task, len(tasks))
-        good.append((offset, number, line_hash(line), task, *_counts(made)))
+        good.append((offset, number, line_hash(line), task, *counts_of(made)))
     reached = lines[-1][1] + len(lines[-1][2])
     return Found(len(lines), reached, np.array(good, ENTRY).tobytes(), list(tasks), bad)
 
 
-def _counts(made: Sample) -> tuple[int, ...]:
+def counts_of(made: Sample) -> tuple[int, ...]:
     """How many of each of `COUNTS` a sample has."""
     answers = [message_text(m) for m in made.messages if is_trained(m)]
     empty = sum(not answer.strip() for answer in answers)
@@ -208,7 +210,9 @@ def _counts(made: Sample) -> tuple[int, ...]:
     wide = sum(any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in each) for each in boxes)
     twice = len(made.words) - len(set(made.words))
     carried = (made.images, made.regions, made.words, made.phrases, answers)
-    return *map(len, carried), empty, wide, twice
+    characters = sum(len(message_text(m)) for m in made.messages)
+    largest = max(made.sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    return *map(len, carried), empty, wide, twice, characters, *largest
 
 
 def check_all(
@@ -279,6 +283,8 @@ def kept(file: Path, key: dict[str, Any], digest: str) -> Index | None:
         return None
     except OSError as error:
         logger.warning("%s cannot be read (%s): the data is checked again", file, error.strerror)
+        return None
+    if content.startswith(_FORMAT) and not content.startswith(_MAGIC):  # of another version
         return None
     start = len(_MAGIC) + 32
     body = memoryview(content)[start:]

@@ -153,7 +153,7 @@ class Filled(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> GroundedExample:
-        example = self.data[int(index)]
+        example = self.data[int(index) % len(self)]  # an epoch may be longer than the data
         return _silent(example) if isinstance(index, Filler) else example
 
 

@@ -15,10 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import TrainerCallback
 
+from groundkern.hf import GroundedExample
 from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
+from trainer.data.index import COUNTS, counts_of
+from trainer.data.mixture import Mixture
+from trainer.streaming.stream import SampleStream
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +39,26 @@ NEEDS = {
 LOOKS = 32  # samples that are collated at the start
 SECONDS = 10.0  # that this may take
 PATIENCE = 10_000  # samples without one trained token after which a run stops
+Samples = JsonLinesDataset | Mixture | SampleStream
+
+
+class _First:
+    """The first samples of a stream, which the rest may be unlike."""
+
+    def __init__(self, stream: SampleStream, looks: int) -> None:
+        self.name, self._stream, self._samples = stream.name, stream, stream.first(looks)
+        found = np.array([counts_of(sample) for sample in self._samples]).reshape(-1, len(COUNTS))
+        self.counts = dict(zip(COUNTS, found.T, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> GroundedExample | None:
+        return self._stream.load(self._samples[index])
 
 
 def check_supervision(
-    config: Config, dataset: JsonLinesDataset, collator: RobustCollator, *, looks: int = LOOKS
+    config: Config, dataset: Samples, collator: RobustCollator, *, looks: int = LOOKS
 ) -> None:
     """Refuse a run that has nothing to learn, warn of one that has less than it may seem.
 
@@ -46,24 +66,30 @@ def check_supervision(
         config: the run's settings.
         dataset: the training samples.
         collator: makes their batches; what it counts is not to be used any further.
-        looks: samples to collate, evenly spaced over the file.
+        looks: samples to collate, evenly spaced over the file; of a stream, the first ones, of
+            which nothing is certain.
 
     Raises:
         ConfigError: an objective is on and no sample has what it needs; `max_length` cuts all.
-        SampleError: every answer is empty.
+        SampleError: every answer is empty; a stream without a usable sample.
     """
     on = [name for name in NEEDS if getattr(config.objectives, name) is not None]
-    _check_file(on, dataset)
-    _check_looks(on, config, dataset, collator, looks)
+    samples = _First(dataset, looks) if isinstance(dataset, SampleStream) else dataset
+    if not len(samples):
+        first = f"; the first: {bad[0].where}: {bad[0].reason}" if (bad := dataset.bad) else ""
+        raise SampleError(f"{dataset.name}: expected a usable sample, got none{first}")
+    _check_file(on, samples)
+    _check_looks(on, config, samples, collator, looks)
 
 
-def _check_file(on: Sequence[str], dataset: JsonLinesDataset) -> None:
+def _check_file(on: Sequence[str], dataset: JsonLinesDataset | Mixture | _First) -> None:
     """What the index counted in the whole file."""
-    name, total = dataset.path.name, len(dataset)
+    name, total, whole = dataset.name, len(dataset), not isinstance(dataset, _First)
     answers, empty = (int(dataset.counts[key].sum()) for key in ("answers", "answers_empty"))
     if empty == answers:
-        raise SampleError(f"{name}: expected answers to train on, got {empty:,} that are all empty")
-    if empty:
+        sentence = f"{name}: expected answers to train on, got {empty:,} that are all empty"
+        _say(sentence, certain=whole, error=SampleError)
+    elif empty:
         logger.warning(
             "%s: %s of %s answers are empty: only their end of turn is trained",
             name,
@@ -74,11 +100,12 @@ def _check_file(on: Sequence[str], dataset: JsonLinesDataset) -> None:
         served = [each for each in on if NEEDS[each][0] == field]
         having = int(np.count_nonzero(dataset.counts[field]))
         if not having:
-            raise ConfigError(
+            _say(
                 f"`objectives.{served[0]}`: expected samples with {field} in {name}, got none "
-                f"among {total:,}"
+                f"among {'' if whole else 'the first '}{total:,}",
+                certain=whole,
             )
-        if having < total:
+        elif having < total:
             logger.warning(
                 "%s: %s of %s samples have %s: the others teach nothing to %s",
                 name,
@@ -92,7 +119,7 @@ def _check_file(on: Sequence[str], dataset: JsonLinesDataset) -> None:
 def _check_looks(
     on: Sequence[str],
     config: Config,
-    dataset: JsonLinesDataset,
+    dataset: JsonLinesDataset | Mixture | _First,
     collator: RobustCollator,
     looks: int,
 ) -> None:
@@ -104,14 +131,18 @@ def _check_looks(
             break
         example = dataset[index]
         try:
+            if example is None:
+                continue
             collator.collator([example])
         except ValueError:  # it will be reported, or stop the run, when its turn comes
             continue
         seen.append(index)
     if not seen:
         return
-    found, certain = collator.collator.counts, len(seen) == len(dataset)
+    found, whole = collator.collator.counts, not isinstance(dataset, _First)
+    certain = whole and len(seen) == len(dataset)
     of = f"all {len(seen):,} samples" if certain else f"{len(seen):,} of {len(dataset):,} samples"
+    of = of if whole else f"the first {len(seen):,} samples"
     if not found["text_rows"]:
         _say(_nothing_left(config, found, of), certain=certain)
     elif found["answers_truncated"]:
@@ -132,9 +163,9 @@ def _check_looks(
             )
 
 
-def _say(sentence: str, *, certain: bool) -> None:
+def _say(sentence: str, *, certain: bool, error: type[Exception] = ConfigError) -> None:
     if certain:
-        raise ConfigError(sentence)
+        raise error(sentence)
     logger.warning("%s", sentence)
 
 
@@ -164,15 +195,16 @@ class SupervisionWatch(TrainerCallback):
         SampleError: from the step at which that is certain.
     """
 
-    def __init__(self, config: Config, dataset: JsonLinesDataset, counts: Counter) -> None:
-        self._config, self._dataset, self._counts = config, dataset, counts
+    def __init__(self, config: Config, dataset: Samples, counts: Counter) -> None:
+        self._config, self._counts = config, counts
+        self._enough = PATIENCE if isinstance(dataset, SampleStream) else len(dataset)
         self._done = False
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._done:
             return
         seen, counts = self._counts["samples"], self._counts
-        whole = seen >= len(self._dataset)
+        whole = seen >= self._enough
         last = state.global_step >= state.max_steps
         if not counts["text_rows"] and (whole or last or seen >= PATIENCE):
             raise SampleError(_nothing_left(self._config, counts, f"{seen:,} samples trained on"))
