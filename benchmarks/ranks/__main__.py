@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, Case, cases
-from benchmarks.ranks.launching import launcher, started, told
+from benchmarks.ranks.launching import end_on_sigterm, launcher, started, told
 from benchmarks.ranks.table import COLUMNS, TOLERANCE, Row, compared, lines_of, made_with, write_csv
 
 SILENCE = 180  # seconds without a result after which a case counts as hanging
@@ -37,6 +37,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--keep", type=Path, help="folder for what the processes print")
     options = parser.parse_args(words)
+    end_on_sigterm()
     wanted = cases(tuple(options.strategies), tuple(options.ranks), tuple(options.optimizers))
     wanted = [case for case in wanted if options.only in case.key]
     if not wanted:

@@ -1,4 +1,4 @@
-"""What is trained on several processes: every strategy with every kind of batch, model and share."""
+"""What is trained on several processes: each strategy with each kind of batch, model and share."""
 
 from __future__ import annotations
 

@@ -190,7 +190,9 @@ def judged(output: Path, whole: Path, *, exactly: bool) -> tuple[str, float]:
     if faults:
         return faults[0], math.nan
     figures = {"loss", *folder.loss_terms(wanted)}
-    apart = [abs(x[k] - y[k]) / max(abs(y[k]), 1e-30) for x, y in zip(rows, wanted) for k in figures]
+    apart = [
+        abs(x[k] - y[k]) / max(abs(y[k]), 1e-30) for x, y in zip(rows, wanted) for k in figures
+    ]
     weights, theirs = (load_file(x / folder.MODEL / "model.safetensors") for x in (output, whole))
     for name, x in theirs.items():
         apart.append(float((weights[name] - x).abs().max() / x.abs().max().clamp(min=1e-30)))

@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.ranks.cases import STRATEGIES
 from benchmarks.ranks.dying import MOMENTS
 from benchmarks.ranks.killing import Ended, continued, judged, make_data, newest_whole, trained
+from benchmarks.ranks.launching import end_on_sigterm
 from benchmarks.ranks.table import TOLERANCE, lines_of, made_with, write_csv
 
 RANKS = 2  # of the run that is killed
@@ -39,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--keep", type=Path, help="a new folder for the runs and what they print")
     options = parser.parse_args(words)
+    end_on_sigterm()
     if options.keep is not None and options.keep.exists():
         parser.error(f"--keep: expected a new folder, got {options.keep}, which is there")
     with tempfile.TemporaryDirectory(prefix="kills-") as made:

@@ -52,6 +52,11 @@ def started(words: list[str], mark: Path, output: Path) -> Iterator[subprocess.P
             process.wait()
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this program as an exception does, so that `started` ends what it started."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def marked(mark: Path) -> list[int]:
     """The processes, but for this one, on whose command lines a path stands.
 
@@ -76,4 +81,4 @@ def told(output: Path, lines: int = 3) -> str:
     """
     text = output.read_text(errors="replace").splitlines()
     named = [line.strip() for line in text if "Error" in line or line.startswith("error:")]
-    return " / ".join((named or text)[-lines:])
+    return " / ".join(named[-lines:])

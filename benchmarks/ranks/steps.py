@@ -1,6 +1,6 @@
 """A few steps of GroundingTrainer for each case that is named: what a launcher starts.
 
-    accelerate launch --config_file examples/accelerate/ddp.yaml -m benchmarks.ranks.steps DIR KEY ...
+    torchrun --nproc-per-node 2 -m benchmarks.ranks.steps DIR KEY ...
 
 Rank 0 leaves `KEY.pt` (log and final weights) in the folder; a rank that fails, `KEY.RANK.json`.
 """
