@@ -242,9 +242,9 @@ def _page(rows: list[tuple[str, ...]], command: str, options: argparse.Namespace
         "trainer's demo with SMAM, DV-SFT and KLAL, sdpa, forward and backward; medians of",
         f"{options.rounds} rounds that alternate. Log-normal: answers of {MEDIAN} words in the",
         f"median with sigma {SIGMA}, {MOST} at most. Tokens are those that are not padding, and",
-        "seconds are CPU time. `against padded` is the padded time over this one, in the same round;",
-        "`loss` the largest relative difference of a step's loss, `gradient` that of all steps'",
-        "gradient, as one vector; `collating` CPU time of a sample.",
+        "seconds are CPU time. `against padded` is the padded time over this one, of the same",
+        "round; `loss` the largest relative difference of a step's loss, `gradient` that of the",
+        "steps' gradients together, as one vector; `collating` CPU time of a sample.",
         "",
         *lines_of(COLUMNS, rows),
     ]
