@@ -41,7 +41,7 @@ def result(weight: float = 1.0, loss: float = 2.0) -> dict:
 
 
 @pytest.mark.parametrize(
-    "found, status",
+    ("found", "status"),
     [
         (result(), "equal"),
         (result(weight=1 + 5e-6, loss=2 - 1e-5), "equal"),
