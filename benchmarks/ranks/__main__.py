@@ -88,7 +88,7 @@ def _ran(left: list[Case], folder: Path, until: float) -> Iterator[tuple[Case, d
             for case in left:
                 yield case, {"kind": "failed", "error": "not begun: out of time (--minutes)"}
             return
-        output = folder / f"{left[0].key}.log"
+        output, first = folder / f"{left[0].key}.log", left[0]
         words = launcher(left[0].strategy, left[0].ranks)
         words += ["benchmarks.ranks.steps", str(folder), *(case.key for case in left)]
         with started(words, folder, output) as process:
@@ -103,7 +103,7 @@ def _ran(left: list[Case], folder: Path, until: float) -> Iterator[tuple[Case, d
                     break
                 seen = time.monotonic()
                 yield left.pop(0), found
-        if left:
+        if left and (left[0] == first or (folder / f"{left[0].key}.begun").exists()):
             silent = f"no result for {SILENCE} s: it hangs. "
             error = ("" if ended else silent) + told(output)
             found = _outcome(left[0], folder) or {"kind": "failed", "error": error}

@@ -140,8 +140,8 @@ def main(folder: Path, keys: list[str]) -> None:
     rank = int(os.environ.get("RANK", "0"))
     agreeing = None
     for key in keys:
-        if (rank == 0) and os.environ.get("WORLD_SIZE", "1") != "1":
-            print(f"# {key}", flush=True)
+        if rank == 0:
+            (folder / f"{key}.begun").touch()
         try:
             found = trained(parsed(key), folder)
         except Exception as error:  # whatever the machinery raises is a finding
