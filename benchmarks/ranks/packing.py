@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.ranks.table import TOLERANCE, lines_of, made_with, write_csv
 from groundkern.hf import (
@@ -197,7 +197,9 @@ def _prepared(
         alone = GroundingCollator(collate.processor, collate.config)
         lengths = [alone([example])["input_ids"].shape[1] for example in examples]
         generator = torch.Generator().manual_seed(0)
-        order = list(LengthGroupedSampler(options.batch_size, lengths=lengths, generator=generator))
+        order = get_length_grouped_indices(
+            lengths, options.batch_size, mega_batch_mult=options.steps, generator=generator
+        )
     begun = time.process_time()
     batches = [
         collate([examples[i] for i in order[at : at + options.batch_size]])
