@@ -23,10 +23,8 @@ def test_every_case_is_found_again_by_its_key():
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_the_second_rank_lacks_what_the_case_says_and_no_other_does(ranks):
-    for number in range(len(examples(ranks, "alike"))):
-        every, imageless, rowless = (
-            examples(ranks, share)[number] for share in ("alike", "imageless", "rowless")
-        )
+    made = zip(*(examples(ranks, share) for share in ("alike", "imageless", "rowless")))
+    for number, (every, imageless, rowless) in enumerate(made):
         odd = number // BATCH % ranks == ODD_ONE
         assert len(imageless.images) == (0 if odd else len(every.images))
         assert [e.messages[1]["train"] for e in (every, imageless)] == [True, True]

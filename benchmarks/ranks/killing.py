@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.ranks.launching import launcher, marked, started, told
+from benchmarks.ranks.table import relative
 from trainer import checkpoints, durable
 from trainer import run_folder as folder
 
@@ -189,13 +190,15 @@ def judged(output: Path, whole: Path, *, exactly: bool) -> tuple[str, float]:
     faults = [reason for x in checkpoints.listed(output) if (reason := checkpoints.fault(x))]
     if faults:
         return faults[0], math.nan
-    figures = {"loss", *folder.loss_terms(wanted)}
-    apart = [
-        abs(x[k] - y[k]) / max(abs(y[k]), 1e-30) for x, y in zip(rows, wanted) for k in figures
-    ]
+    terms = folder.loss_terms(wanted)
+    apart = [relative(x, y) for x, y in zip(_by_term(rows, terms), _by_term(wanted, terms))]
     weights, theirs = (load_file(x / folder.MODEL / "model.safetensors") for x in (output, whole))
-    for name, x in theirs.items():
-        apart.append(float((weights[name] - x).abs().max() / x.abs().max().clamp(min=1e-30)))
+    apart += [relative(weights[name], x) for name, x in theirs.items()]
     if exactly and not all(torch.equal(weights[name], x) for name, x in theirs.items()):
         return "weights of other bits", max(apart)
     return "whole", max(apart)
+
+
+def _by_term(rows: list[dict], names: list[str]) -> torch.Tensor:
+    """The logged losses of all steps, [terms, steps]."""
+    return torch.tensor([[row[name] for row in rows] for name in names], dtype=torch.float64)

@@ -39,7 +39,7 @@ from trainer.demo.make import make_demo
 from trainer.drawing.texts import texts
 from trainer.loading import open_model
 
-MEDIAN, SIGMA, MOST = 90, 0.9, 900  # words of an answer; the log-normal's median and sigma
+MEDIAN, SIGMA, MOST = 90, 0.9, 600  # words of an answer; the log-normal's median and sigma
 ONE_ROW = 10**9  # a row that every batch fits into
 KINDS = ("demo", "log-normal")
 COLUMNS = (
@@ -87,7 +87,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="batches")
     parser.add_argument("--batch-size", type=int, default=16, help="samples in each")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pack-to", nargs="+", type=int, default=[512, 1024, 2048, 4096])
+    parser.add_argument("--pack-to", nargs="+", type=int, default=[1024, 2048, 4096])
     parser.add_argument("--csv", type=Path, help="file for every figure")
     parser.add_argument("--markdown", type=Path, help="file for the page")
     options = parser.parse_args(words)

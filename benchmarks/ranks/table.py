@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -76,14 +77,10 @@ def compared(case: Case, found: dict, alone: dict) -> Row:
     missing |= found["weights"].keys() ^ alone["weights"].keys()
     if missing:
         return Row(case, "failed", reason=f"only one of both has {', '.join(sorted(missing)[:5])}")
-    losses = {
-        name: max(abs(x[name] - y[name]) for x, y in steps)
-        / max(max(abs(y[name]) for _, y in steps), 1e-30)
-        for name in names
-    }
-    weights = {name: _relative(found["weights"][name], x) for name, x in alone["weights"].items()}
+    losses = {name: relative(*_both(steps, name)) for name in names}
+    weights = {name: relative(found["weights"][name], x) for name, x in alone["weights"].items()}
     loss, weight = max(losses, key=losses.get), max(weights, key=weights.get)
-    same = losses[loss] <= TOLERANCE and weights[weight] <= TOLERANCE  # False of a NaN
+    same = losses[loss] <= TOLERANCE and weights[weight] <= TOLERANCE
     status = "equal" if same else "differs"
     update = _update(found["weights"], alone["weights"], alone["begun"])
     return Row(case, status, losses[loss], weights[weight], update, loss, weight)
@@ -95,9 +92,21 @@ def _figures(log: Sequence[dict]) -> list[dict]:
     return [{k: x for k, x in row.items() if k not in left_out} for row in log if "loss" in row]
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    largest = wanted.abs().max().clamp(min=1e-30)
-    return float((found.double() - wanted.double()).abs().max() / largest)
+def _both(steps: Sequence[tuple[dict, dict]], name: str) -> tuple[Tensor, Tensor]:
+    """A figure of all steps, of the one run and of the other."""
+    found = [[math.nan if each[name] is None else each[name] for each in step] for step in steps]
+    return torch.tensor(found, dtype=torch.float64).unbind(1)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest number wanted; infinite if one is NaN.
+
+    Args:
+        found, wanted: of one shape.
+    """
+    largest = wanted.double().abs().max().clamp(min=1e-30)
+    apart = float((found.double() - wanted.double()).abs().max() / largest)
+    return math.inf if math.isnan(apart) else apart
 
 
 def _update(found: dict, wanted: dict, begun: dict) -> float:
