@@ -18,13 +18,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from benchmarks.ranks.table import TOLERANCE, lines_of, made_with, write_csv
+from benchmarks.ranks.table import TOLERANCE, WIDTH, lines_of, made_with, write_csv
 from groundkern.hf import (
     DvSft,
     GroundedExample,
@@ -235,18 +236,21 @@ def _timed(model: nn.Module, prepared: Sequence[Prepared], rounds: int) -> list[
 
 
 def _page(rows: list[tuple[str, ...]], command: str, options: argparse.Namespace) -> str:
+    about = (
+        f"One thread; {options.steps} batches of {options.batch_size} samples, the model of the "
+        "trainer's demo with SMAM, DV-SFT and KLAL, sdpa, forward and backward; medians of "
+        f"{options.rounds} rounds that alternate. Log-normal: answers of {MEDIAN} words in the "
+        f"median with sigma {SIGMA}, {MOST} at most. Tokens are those that are not padding, and "
+        "seconds are CPU time. `against padded` is the padded time over this one, of the same "
+        "round; `loss` the largest relative difference of a step's loss, `gradient` that of the "
+        "steps' gradients together, as one vector; `collating` CPU time of a sample."
+    )
     lines = [
         "# Packed batches against padded ones",
         "",
         made_with(command),
         "",
-        f"One thread; {options.steps} batches of {options.batch_size} samples, the model of the",
-        "trainer's demo with SMAM, DV-SFT and KLAL, sdpa, forward and backward; medians of",
-        f"{options.rounds} rounds that alternate. Log-normal: answers of {MEDIAN} words in the",
-        f"median with sigma {SIGMA}, {MOST} at most. Tokens are those that are not padding, and",
-        "seconds are CPU time. `against padded` is the padded time over this one, of the same",
-        "round; `loss` the largest relative difference of a step's loss, `gradient` that of the",
-        "steps' gradients together, as one vector; `collating` CPU time of a sample.",
+        fill(about, WIDTH),
         "",
         *lines_of(COLUMNS, rows),
     ]
