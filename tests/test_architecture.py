@@ -60,6 +60,7 @@ ARROWS = {
     "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
     "benchmarks": {"shared", "public", "hf data", "hf", "cases", "benchmarks", "hugging face"},
     "preparing": {"public", "hf data", "hf", "trainer", "preparing"},
+    "ranks": {"public", "hf data", "hf", "trainer", "benchmarks", "ranks", "hugging face"},
     "tests": {
         "shared",
         "public",
@@ -70,6 +71,7 @@ ARROWS = {
         "trainer",
         "benchmarks",
         "preparing",
+        "ranks",
         "tests",
         "hugging face",
     },
@@ -142,6 +144,8 @@ def role(module: str) -> str | None:
         return "contract"
     if parts[:2] == ["benchmarks", "preparing"]:
         return "preparing"  # measures what the trainer prepares
+    if parts[:2] == ["benchmarks", "ranks"]:
+        return "ranks"  # measures runs of the trainer
     if top in ("triton", "trainer", "benchmarks", "tests"):
         return top
     if top != "groundkern":
