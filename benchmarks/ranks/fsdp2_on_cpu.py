@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 _original = AcceleratorState.__init__
 
@@ -24,6 +24,7 @@ def shard_on_cpu() -> None:
         _original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if not known and self.distributed_type == DistributedType.MULTI_CPU and fsdp_plugin:
             self.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = self.distributed_type
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin

@@ -18,6 +18,7 @@ from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
+from groundkern.hf.watching.finite import whole
 from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
 from groundkern.hf.watching.plain import finite_or_none
 from groundkern.hf.watching.steps import StepWatch
@@ -260,8 +261,8 @@ class GroundingMixin(Checkpoints):
             self.watch.stop_if_reached(verdict)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The norm, which says whether the step may be taken."""
-        self.watch.norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        """The norm, which says whether the step may be taken; whole, where gradients are sharded."""
+        self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 
     def _examine_batch(self, model: nn.Module, inputs: dict) -> None:

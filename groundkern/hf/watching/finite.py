@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -152,8 +152,16 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
         parameters: those without a gradient count nothing.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(torch.nn.utils.get_total_norm(gradients))
+
+
+def whole(x: Any) -> Any:
+    """A sharded tensor put together, on every rank; all ranks have to ask. Else what it was given.
+
+    Args:
+        x: a tensor, sharded or not, or anything else.
+    """
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
