@@ -261,7 +261,7 @@ class GroundingMixin(Checkpoints):
             self.watch.stop_if_reached(verdict)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The norm, which says whether the step may be taken; whole, where gradients are sharded."""
+        """The norm of the whole gradient, which says whether the step may be taken."""
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 

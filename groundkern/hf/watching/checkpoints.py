@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The part of `GroundingMixin` that writes and reads checkpoints."""
 
+    _groups: tuple | list = ()  # settings of the optimizer's groups; none if DeepSpeed made it
+
     def may_save(self) -> bool:
         """Whether a checkpoint of this moment would be a good one.
 

@@ -1,4 +1,4 @@
-"""The form of a checkpoint, by who sharded the weights, and reading FSDP's and ZeRO's as a whole."""
+"""The form of a checkpoint, by who sharded the weights; reading FSDP's and ZeRO's as a whole."""
 
 from __future__ import annotations
 

@@ -114,15 +114,16 @@ def mend(engine: Any, groups: list[Mapping[str, Any]]) -> None:
 
     Args:
         engine: DeepSpeed's, which loaded.
-        groups: the settings of the optimizer's groups as they were made.
+        groups: the settings of the optimizer's groups as they were made; empty: of one group.
     """
     engine._config.load_universal_checkpoint = False
     inner = engine.optimizer.optimizer
     for state in inner.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].clone()
-    for group, made in zip(inner.param_groups, groups, strict=True):
-        group.update(made)
+    if groups:
+        for group, made in zip(inner.param_groups, groups, strict=True):
+            group.update(made)
 
 
 @torch.no_grad()
