@@ -26,6 +26,7 @@ _TOOLS = {
     "evidence": "trainer.evidence.command",
 }
 _COMMANDS = ("train", "demo", "prepare", "look", *_TOOLS)
+_BY_SEVERAL = ("train", "evaluate", "evidence")  # that several processes may run together
 
 
 def main(words: list[str] | None = None) -> int:
@@ -40,10 +41,10 @@ def main(words: list[str] | None = None) -> int:
     if overrides and arguments.command not in ("train", "demo"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments.command != "evaluate":
+        if _several() and arguments.command not in _BY_SEVERAL:
             raise ConfigError(
-                f"python -m trainer {arguments.command} does not run under torchrun; evaluate "
-                "does, and training by groundkern.hf.GroundingTrainer"
+                f"python -m trainer {arguments.command} does not run under torchrun; "
+                f"{', '.join(_BY_SEVERAL)} do"
             )
         if arguments.command == "train":
             if arguments.config is None and not overrides:
@@ -53,8 +54,20 @@ def main(words: list[str] | None = None) -> int:
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
         return _guarded(lambda: arguments.run(arguments))
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(error, f"error: {error}")
         return 2
+
+
+def _several() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _say(error: BaseException, sentence: str) -> None:
+    """Prints what a command ends with: of several processes that end alike one does."""
+    alone = os.environ.get("LOCAL_RANK", "0") == "0"  # of those that have not met yet
+    if not getattr(error, "told", not alone):
+        print(sentence, file=sys.stderr)
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -128,7 +141,8 @@ def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]
     def run() -> None:
         from trainer.train import train
 
-        print(f"Report: {train(config)}")
+        if (report := train(config)) is not None:
+            print(f"Report: {report}")
 
     return run
 
@@ -147,32 +161,37 @@ def _guarded(run: Callable[[], int | None]) -> int:
     from groundkern.hf.watching.plain import DivergedError
     from trainer.data.images import SampleError
     from trainer.durable import StorageError
-    from trainer.evaluation.errors import RankError
+    from trainer.errors import RankError
     from trainer.stopping import Stopped, StopSignals
 
     try:
         with StopSignals().installed():
             return run() or 0
     except (DivergedError, RankError, SampleError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(error, f"error: {error}")
         return 1
     except OSError as error:  # a file that went away or cannot be read or written
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        _say(error, f"error: {error.filename}: {error.strerror}")
         return 1
     except (ValueError, TypeError) as error:
         if not str(error).startswith("`"):  # groundkern's own errors are sentences for the user
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _say(error, f"error: {error}")
         return 1
     except (Stopped, KeyboardInterrupt) as stop:
         number, saved = getattr(stop, "number", signal.SIGINT), getattr(stop, "saved", "")
         where = f"saved in {saved}; the same command continues from there"
         name = signal.Signals(number).name
-        print(f"Stopped by {name}: {where if saved else 'nothing was saved yet'}.", file=sys.stderr)
+        _say(stop, f"Stopped by {name}: {where if saved else 'nothing was saved yet'}.")
         return 128 + number
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status and _several():  # at once: the others notice, and torchrun takes this one's status
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from safetensors import SafetensorError
 from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
 from trainer.config import Config, ConfigError, differences
+from trainer.data.order import Course
 from trainer.progress import progress
+from trainer.ranks import Ranks, of_a_collective
 from trainer.run_folder import METRICS, RECORD
 
 logger = logging.getLogger(__name__)
@@ -55,28 +58,71 @@ _SHOWN_FROM = 2**30  # bytes of a checkpoint from which checking it has a bar
 
 
 @contextmanager
-def aside(output: Path, name: str) -> Iterator[Path]:
+def aside(output: Path, name: str, ranks: Ranks | None = None) -> Iterator[Path]:
     """A new folder that is flushed and becomes `output/name` if the block ends without an error.
 
+    Args:
+        output: of the run.
+        name: of the folder.
+        ranks: the processes that write into it, each of which calls this; the first one makes and
+            renames it. None: this one.
+
     Raises:
+        RankError: another process could not write its part.
         StorageError: it could not be written; what was at `output/name` is as it was.
     """
-    partial = output / SAVING / name
+    ranks, partial = ranks or Ranks(), output / SAVING / name
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        ranks.alone(lambda: _new(partial), f"the folder of {name}")
         yield partial
-        durable.sync_tree(partial)
-        durable.replace_folder(partial, output / name)
+        written_by_all(partial, ranks)
+        ranks.alone(lambda: _kept(partial, output / name), f"the new name of {name}")
     except Exception as error:
         # torch.save raises a RuntimeError, and tokenizers nothing but an Exception
         if not isinstance(error, _OF_THE_DISK) and type(error) is not Exception:
             raise
-        shutil.rmtree(partial, ignore_errors=True)
+        if of_a_collective(error):
+            raise
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
         raise durable.cannot_write(output / name, error) from error
 
 
-def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter) -> None:
+def _new(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _kept(folder: Path, target: Path) -> None:
+    durable.sync_tree(folder)
+    durable.replace_folder(folder, target)
+
+
+def written_by_all(folder: Path, ranks: Ranks) -> None:
+    """Returns when every process has written its files into a folder, and flushed them.
+
+    Args:
+        folder: of `aside`.
+        ranks: the processes.
+
+    Raises:
+        RankError: another process could not.
+    """
+    if ranks.size == 1:  # `aside` flushes
+        return
+    ranks.wait(f"the last file of {folder.name}")  # none is written while folders are walked
+    durable.sync_tree(folder)
+    ranks.wait(f"the last flush of {folder.name}")
+
+
+def seal(
+    checkpoint: Path,
+    config: Config,
+    *,
+    train_digest: str,
+    counts: Counter,
+    position: dict[str, int] | None = None,
+) -> None:
     """Write the record of a checkpoint, the last of its files.
 
     Args:
@@ -84,6 +130,7 @@ def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter
         config: the run's settings.
         train_digest: sha256 of the training file.
         counts: supervision found and lost so far.
+        position: the samples of the data and those taken so far (`read_position`).
     """
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_threads()) as pool:
@@ -92,6 +139,7 @@ def seal(checkpoint: Path, config: Config, *, train_digest: str, counts: Counter
         "config": config.model_dump(mode="json"),
         "train_sha256": train_digest,
         "supervision": dict(counts),
+        "position": position,
         "files": {
             path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": found}
             for path, found in zip(files, hashes, strict=True)
@@ -157,6 +205,27 @@ def step_of(checkpoint: Path) -> int:
 def read_counts(checkpoint: Path) -> Counter:
     """Supervision found and lost until a checkpoint."""
     return Counter(durable.read_json(checkpoint / RECORD)["supervision"])
+
+
+def read_position(checkpoint: Path, train_digest: str, course: Course) -> Course:
+    """The course of a run that continues from a checkpoint: it goes on at its next sample.
+
+    Args:
+        checkpoint: its folder.
+        train_digest: sha256 of the run's training file.
+        course: of a run that starts anew.
+
+    Returns:
+        A course that stands where the checkpoint stands; on other data at its step.
+    """
+    record, step = durable.read_json(checkpoint / RECORD), step_of(checkpoint)
+    position = record.get("position")
+    if position is None:  # of one process
+        saved = record["config"]["training"]
+        old = Course(course.samples, saved["batch_size"], saved["accumulation"])
+        position = {"samples": course.samples, "taken": old.at(step)}
+    same = record["train_sha256"] == train_digest and position["samples"] == course.samples
+    return replace(course, step=step, taken=position["taken"] if same else course.at(step))
 
 
 def find(config: Config) -> Path | None:

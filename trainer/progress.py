@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -36,6 +37,8 @@ class _Lines(tqdm):
 def progress(title: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> tqdm:
     """A bar on stderr: ten times a second on a terminal, a line every 30 seconds elsewhere.
 
+    Of several processes that torchrun started the first one has it.
+
     Args:
         title: what is being done.
         total, done: units in all, and those done before.
@@ -48,7 +51,7 @@ def progress(title: str, *, total: int, unit: str, done: int = 0, shown: bool = 
         "initial": done,
         "unit": unit,
         "unit_scale": unit == "B",
-        "disable": not shown,
+        "disable": not shown or os.environ.get("RANK", "0") != "0",
     }
     if sys.stderr.isatty():
         return tqdm(**common)

@@ -3,6 +3,9 @@
 A second signal ends the process on the spot. That loses nothing that is on disk, since files are
 whole or absent at any moment; an exception instead would be raised somewhere in a destructor or in
 a lock of other code, which drops it or prints a traceback.
+
+Of several processes that train together all stop after the same step (`agree`), whichever of them
+a signal reached first.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ from contextlib import contextmanager
 
 
 class Stopped(Exception):
-    """Signal `number` asked the program to stop; `saved` is its newest checkpoint, or empty."""
+    """Signal `number` asked the program to stop; `saved` is its newest checkpoint, or empty.
 
-    def __init__(self, number: int, saved: str = ""):
+    `agreed`: every process of the command stops at the same place.
+    """
+
+    def __init__(self, number: int, saved: str = "", agreed: bool = False):
         super().__init__(number)
-        self.number, self.saved = number, saved
+        self.number, self.saved, self.agreed = number, saved, agreed
 
 
 class StopSignals:
     """Turns the first SIGTERM or SIGINT into `Stopped`, and a second one into the process's end.
 
     Attributes:
-        number: of the signal that came; 0: none.
+        number: of the signal that came, to this process or to another of the command; 0: none.
         training: a first signal is only noted in `number`, and a step is finished first
             (`trainer.last_step`).
     """
@@ -33,6 +39,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.number = 0
         self.training = False
+        self._received = 0
         self._process = os.getpid()
 
     @contextmanager
@@ -45,18 +52,35 @@ class StopSignals:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
+    def agree(self, number: int) -> None:
+        """Stop as another process was asked to; the signal may still come to this one too.
+
+        Args:
+            number: of the signal; 0: none has asked.
+        """
+        self.number = self.number or number
+
     def _receive(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a forked worker: its parent decides about Ctrl-C
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if self.number:
+        self._received += 1
+        if self._received > 1:
             _say("Stopped at once: nothing that is on disk is lost.")
             os._exit(128 + number)
+        if self.number:  # the same stop, which reached another process first
+            return
         self.number = number
         if not self.training:
             raise Stopped(number)
-        _say("Stopping after this step, which is saved; once more stops at once, without that.")
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            _say("Stopping after this step, which is saved; once more stops at once, without that.")
+        elif os.environ.get("RANK") == "0":
+            _say(
+                "Stopping after this step, which is saved; torchrun ends what takes longer than "
+                "its --shutdown-timeout (30 seconds)."
+            )
 
 
 def _say(sentence: str) -> None:

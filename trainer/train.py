@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,30 +22,35 @@ from trainer.config import Config, ConfigError
 from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
+from trainer.data.order import Course, Filled
 from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps
 from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
-from trainer.logs import CountingTrainer, RunLog
+from trainer.logs import CountingTrainer, RunLog, same_bad_samples
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
 from trainer.prepare.boxes.settings import BoxSettings
+from trainer.ranks import Ranks, joined
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 
 
-def train(config: Config, *, before: dict | None = None) -> Path:
+def train(config: Config, *, before: dict | None = None) -> Path | None:
     """Runs (or continues) what a config describes and writes everything under its output folder.
+
+    Under `torchrun` every process calls it: all train and evaluate, the first one owns the files.
 
     Args:
         config: validated settings.
         before: an evaluation of the same starting weights on the same data, if there is one.
 
     Returns:
-        The path of the report.
+        The path of the report; None in all processes but the first.
 
     Raises:
         ConfigError: settings that do not fit what is on disk.
+        RankError: another process ended.
         SampleError: no usable sample, or a bad one if bad samples stop the run.
         StorageError: a file could not be written; every whole checkpoint is still there.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
@@ -56,67 +60,112 @@ def train(config: Config, *, before: dict | None = None) -> Path:
     if beside and not (beside / folder.RECORD).exists():
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
     disable_progress_bar()  # of loading and saving; this program has its own
-    with folder.held(output), StopSignals().installed() as stop:
-        checkpoints.clean(output)
+    with (
+        joined(accelerator=True) as ranks,
+        ranks.heard_once(),
+        StopSignals().installed() as stop,
+        ExitStack() as stack,
+    ):
+        start = ranks.alone(lambda: _start(config, stack), "the choice of the checkpoint")
+        _refuse_unseen(output)
         try:
-            return _Run(config, checkpoints.find(config), stop).finish(before)
+            return _Run(config, start, stop, ranks).finish(before)
         except Stopped as stopped:
+            if stopped.agreed:
+                ranks.wait("the end of the last step")
             stopped.saved = str(next(reversed(checkpoints.listed(output)), ""))
             raise
 
 
+def _start(config: Config, stack: ExitStack) -> Path | None:
+    """Holds the folder until the stack is closed, cleans it, and chooses the checkpoint."""
+    stack.enter_context(folder.held(config.training.output))
+    checkpoints.clean(config.training.output)
+    return checkpoints.find(config)
+
+
+def _refuse_unseen(output: Path) -> None:
+    """Refuses a folder that the first process holds and this one does not see."""
+    if not (output / folder.LOCK).exists():
+        raise ConfigError(
+            f"`training.output`: expected a folder that all machines share, got {output}, which "
+            "the first process holds and another one does not find"
+        )
+
+
 class _Run:
-    def __init__(self, config: Config, checkpoint: Path | None, stop: StopSignals):
-        self.config, self.checkpoint, self.stop = config, checkpoint, stop
+    def __init__(self, config: Config, checkpoint: Path | None, stop: StopSignals, ranks: Ranks):
+        self.config, self.checkpoint, self.stop, self.ranks = config, checkpoint, stop, ranks
         self.output, self.started = config.training.output, time.monotonic()
-        self.log = RunLog(config)
+        self.log = RunLog(config, writes=ranks.first)
         watching.refuse_trackers(config.training.report_to)
         watching.refuse_fp16(config)
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
-        self.train_set = _data_set(config, "train", config.data.train)
-        if checkpoint is not None:
-            checkpoints.refuse_other_data(checkpoint, config, self.train_set.digest)
-        test = config.data.test
-        self.test_set = _data_set(config, "test", test) if test else None
+        self.train_set, self.test_set = ranks.alone(self._data, "the check of the data")
         self.model, self.processor = load_model(config)
         kept = self.output / FOLDER
         self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
         if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())  # as the Trainer does later
-        if config.training.workers:
+        if config.training.workers or ranks.size > 1:  # later a model may be in pieces
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
-        check_supervision(config, self.train_set, self._collator(self.train_set))
+        self.course = self._course()
+        ranks.alone(self._check_supervision, "the look at the samples")
 
-    def finish(self, before: dict | None) -> Path:
+    def _data(self) -> tuple[JsonLinesDataset, JsonLinesDataset | None]:
+        """Both data sets, checked by the first process and sent to the others as they are."""
+        config, test = self.config, self.config.data.test
+        train_set = _data_set(config, "train", config.data.train)
+        if self.checkpoint is not None:
+            checkpoints.refuse_other_data(self.checkpoint, config, train_set.digest)
+        return train_set, _data_set(config, "test", test) if test else None
+
+    def _course(self) -> Course:
+        settings = self.config.training
+        size = settings.batch_size * self.ranks.size
+        course = Course(len(self.train_set), size, settings.accumulation)
+        if self.checkpoint is None:
+            return course
+        return checkpoints.read_position(self.checkpoint, self.train_set.digest, course)
+
+    def _check_supervision(self) -> None:
+        check_supervision(self.config, self.train_set, self._collator(self.train_set))
+
+    def finish(self, before: dict | None) -> Path | None:
         """Evaluates, trains, saves, evaluates again and reports."""
         trainer = self._trainer()
-        self._begin()
+        self.ranks.alone(self._begin, "the folder to be ready")
         if self.checkpoint is None:
             self._evaluate("before", before)
         self._train(trainer)
         self._take_best(trainer)
-        with checkpoints.aside(self.output, folder.MODEL) as model:
+        with checkpoints.aside(self.output, folder.MODEL, self.ranks) as model:
             trainer.save_model(str(model))
-            self.processor.save_pretrained(model)
+            if self.ranks.first:
+                self.processor.save_pretrained(model)
         self._evaluate("after", None)
+        report = self.ranks.alone(self._report, "the report")
+        return report if self.ranks.first else None
+
+    def _report(self) -> Path:
         durable.write_json(self.output / folder.RECORD, self._record())
         return write_report(self.output, self.config.evaluation.compare)
 
     def _trainer(self) -> CountingTrainer:
         attach_objectives(self.model, self.config)
+        epochs = self.config.training.epochs
         trainer = CountingTrainer(
             model=self.model,
-            args=_arguments(self.config, len(self.train_set)),
-            train_dataset=self.train_set,
+            args=_arguments(self.config, self.course),
+            train_dataset=Filled(self.train_set),
             eval_dataset=self._held_out(),
             held_out=None if self.test_set is None else self._collator(self.test_set),
             data_collator=self._collator(self.train_set),
             callbacks=[
-                LastStep(self.stop),
                 self.log,
                 SupervisionWatch(self.config, self.train_set, self.counts),
-                watching.Watching(self.config),
+                watching.Watching(self.config, self.ranks),
             ],
             max_nonfinite=self.config.training.max_nonfinite,
             term_norms_every=self.config.training.term_norms_every,
@@ -124,8 +173,14 @@ class _Run:
             train_digest=self.train_set.digest,
             counts=self.counts,
             bad=self.train_set.bad,
+            course=self.course,
+            last=None if epochs is None else self.course.end(epochs),
+            ranks=self.ranks,
         )
         trainer.remove_callback(PrinterCallback)
+        last = LastStep(self.stop, self.ranks, trainer.has_news, trainer.exchange)
+        handler = trainer.callback_handler.callbacks
+        handler.insert(handler.index(self.log), last)  # the others act on what it exchanges
         return trainer
 
     def _held_out(self) -> Dataset | None:
@@ -152,6 +207,12 @@ class _Run:
         folder.keep_metrics(self.output, step)
         if self.checkpoint is not None:
             print(f"Continuing from {self.checkpoint}, step {step}.")
+            if self.course.moved:
+                at = self.course.taken / self.course.samples
+                print(
+                    f"A step now takes {self.course.size * self.course.accumulation} samples, "
+                    f"another number than before: it goes on at epoch {at:.4g} of the data."
+                )
         if away is not None:
             print(f"What {self.output} held beyond it is now in {away}.")
         if self.checkpoint is not None:  # a run may have ended before it removed what is too old
@@ -168,23 +229,27 @@ class _Run:
             else:  # the Trainer would train one more step
                 trainer._load_from_checkpoint(str(self.checkpoint))
         if self.stop.number:
-            raise Stopped(self.stop.number)
+            raise Stopped(self.stop.number, agreed=True)
 
     def _take_best(self, trainer: CountingTrainer) -> None:
         """Puts the weights of the best checkpoint in the place of the last ones."""
-        self.best = watching.best_of(self.output, self.config.evaluation)
+        self.best = self.ranks.alone(
+            lambda: watching.best_of(self.output, self.config.evaluation), "the best checkpoint"
+        )
         if self.best is not None:
             trainer._load_from_checkpoint(self.best["checkpoint"])
             print("The best {metric}, {value:.4g}, is of step {step}.".format(**self.best))
         best = None if self.best is None else self.best["step"]
-        checkpoints.rotate(self.output, self.config.training.keep, best=best)
+        if self.ranks.first:
+            checkpoints.rotate(self.output, self.config.training.keep, best=best)
 
     def _evaluate(self, when: str, known: dict | None) -> None:
         if self.test_set is None:
             return
         if known is None:
             known = self._measure(f"evaluating {when}")
-        durable.write_json(self.output / f"evaluation-{when}.json", known)
+        if self.ranks.first:
+            durable.write_json(self.output / f"evaluation-{when}.json", known)
 
     def _measure(self, title: str) -> dict[str, Any]:
         settings, autocast = self.config.evaluation, watching.autocast_type(self.config)
@@ -200,15 +265,19 @@ class _Run:
             batch_size=settings.batch_size,
             autocast=autocast,
             title=title,
+            ranks=self.ranks,
         )
-        maps = heat_maps(
-            self.model,
-            collator,
-            picked,
-            self.test_set,
-            limit=settings.heatmaps,
-            autocast=autocast,
-        )
+        same_bad_samples(self.test_set.bad, self.ranks)
+        maps: list[dict] = []
+        if self.ranks.first:
+            maps = heat_maps(
+                self.model,
+                collator,
+                picked,
+                self.test_set,
+                limit=settings.heatmaps,
+                autocast=autocast,
+            )
         return {"tasks": figures, "heat_maps": maps, "measured": how_measured()}
 
     def _record(self) -> dict[str, Any]:
@@ -219,6 +288,7 @@ class _Run:
         return {
             "versions": folder.versions(),
             "machine": folder.machine(),
+            "processes": self.ranks.size,
             "config": self.config.model_dump(mode="json"),
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -269,12 +339,9 @@ def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:
     return found
 
 
-def _arguments(config: Config, samples: int) -> TrainingArguments:
+def _arguments(config: Config, course: Course) -> TrainingArguments:
     settings = config.training
-    batches = math.ceil(samples / settings.batch_size)
-    steps = settings.steps or math.ceil(
-        settings.epochs * math.ceil(batches / settings.accumulation)
-    )
+    steps = settings.steps or course.until(settings.epochs)
     checkpointing = {
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},

@@ -24,6 +24,7 @@ from groundkern.hf.watching.plain import finite_or_none
 from trainer import checkpoints, durable
 from trainer.config import Config, ConfigError, Evaluation
 from trainer.metrics.held_out import pick
+from trainer.ranks import Ranks
 from trainer.run_folder import METRICS
 
 logger = logging.getLogger(__name__)
@@ -105,10 +106,11 @@ class Watching(TrainerCallback):
 
     Args:
         config: of the run.
+        ranks: the processes of the run, which all decide alike; None: this one.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.config.evaluation.every is not None and state.global_step >= state.max_steps:
@@ -121,8 +123,9 @@ class Watching(TrainerCallback):
         for name in TIMES:
             held_out.pop(PREFIX + name, None)
         row = {"step": state.global_step, **held_out}
-        path = self.config.training.output / METRICS
-        durable.append_line(path, json.dumps(finite_or_none(row)))
+        output = self.config.training.output
+        if self.ranks.first:
+            durable.append_line(output / METRICS, json.dumps(finite_or_none(row)))
         figures = "  ".join(f"{name.removeprefix(PREFIX)} {x:.4g}" for name, x in held_out.items())
         tqdm.write(f"step {state.global_step} held out  {figures}")
         if settings.best is None:
@@ -133,7 +136,8 @@ class Watching(TrainerCallback):
                 f"`evaluation.best`: expected a figure of {self.config.data.test} ({known}), "
                 f"got {settings.best}, which has no row there"
             )
-        there = {*steps_there(path.parent), state.global_step}
+        there = self.ranks.alone(lambda: set(steps_there(output)), "the list of checkpoints")
+        there |= {state.global_step}
         if best_step(state, settings, there) == state.global_step:
             control.should_save = True
         if out_of_patience(state, settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any, Literal
 
 from groundkern.hf import GroundedExample, GroundingCollator
@@ -11,6 +12,7 @@ from groundkern.hf.data.geometry import Geometry
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
+from trainer.data.order import FillerExample
 
 COUNTS = "counts"
 
@@ -66,9 +68,23 @@ class RobustCollator:
         if self._good is None:
             self._good = batch
         after = self.collator.counts
+        after = after - self._counted([x for x in examples if isinstance(x, FillerExample)])
         found = {name: n - before[name] for name, n in after.items() if n != before[name]}
         bad += [late for late in self.bad.take() if late not in bad]
         return {**batch, COUNTS: {"supervision": found, "bad": bad}}
+
+    def _counted(self, fillers: list[GroundedExample]) -> Counter:
+        """What samples that only fill a batch up have been counted as."""
+        if not fillers:
+            return Counter()
+        kept, self.collator.counts = self.collator.counts, Counter()
+        try:
+            for filler in fillers:
+                with suppress(ValueError):  # a bad one has not been counted
+                    self.collator([filler])
+            return self.collator.counts
+        finally:
+            self.collator.counts = kept
 
     def _without_bad(
         self, examples: list[GroundedExample], counts: Counter

@@ -23,7 +23,7 @@ from trainer.data.images import DataChanged, SampleError
 from trainer.evaluation import rows as rowing
 from trainer.evaluation import work
 from trainer.evaluation.models import Named, named
-from trainer.evaluation.ranks import Ranks, joined
+from trainer.ranks import Ranks, joined
 from trainer.evaluation.results import Results, read_other
 from trainer.evaluation.rows import Row, Rows, identity
 from trainer.evaluation.scoring import check_names

@@ -6,10 +6,14 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import run_folder as folder
 from trainer.evidence.plan import Preset
 from trainer.evidence.presets import PRESETS, chosen
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
 
 HELP = "fine-tune with and without each method on drawn tasks: answers right against steps"
 
@@ -42,16 +46,25 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs what is not done, and writes the tables after every curve and the pictures last.
 
     Tables and page are always of the whole preset, whatever part of it is run. The same command may
-    be started once for every core: each process makes curves that no other one makes.
+    be started once for every core, or under `torchrun`: each process makes curves that no other one
+    makes. Under `torchrun` the first one writes the page, when the others are done.
 
     Raises:
         ConfigError: the output holds curves of other settings, or the page those of another preset.
+        RankError: another process ended.
         Stopped: Ctrl-C or SIGTERM; the same command continues.
     """
+    from trainer.ranks import joined
+
+    with joined(accelerator=True) as ranks:
+        _run(arguments, ranks)
+
+
+def _run(arguments: argparse.Namespace, ranks: Ranks) -> None:
     import torch
 
-    from trainer.evidence.curves import JSON, stored, take
-    from trainer.evidence.tables import check_page, plot, put_on_page, write_tables
+    from trainer.evidence.curves import JSON, take
+    from trainer.evidence.tables import check_page, write_tables
     from trainer.stopping import Stopped
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
@@ -61,13 +74,17 @@ def run(arguments: argparse.Namespace) -> None:
     studies = (replace(s, seeds=max(preset.seeds_of(s), wanted)) for s in preset.studies)
     preset = replace(preset, studies=tuple(studies))
     output = arguments.output
-    if arguments.page is not None:
-        check_page(arguments.page, preset)
     tables = output / JSON  # what all processes write: one at a time
-    with folder.claimed(tables, wait=True):
-        if arguments.page is not None and (taken := take(arguments.page, output, preset)):
-            print(f"{taken} curves of {arguments.page} are taken as they are")
-        table = write_tables(output, preset)
+
+    def begin() -> None:
+        if arguments.page is not None:
+            check_page(arguments.page, preset)
+        with folder.claimed(tables, wait=True):
+            if arguments.page is not None and (taken := take(arguments.page, output, preset)):
+                print(f"{taken} curves of {arguments.page} are taken as they are")
+            write_tables(output, preset)
+
+    ranks.alone(begin, "the curves of the page")
     if not arguments.tables:
         try:
             for _ in _curves(output, picked):
@@ -76,11 +93,20 @@ def run(arguments: argparse.Namespace) -> None:
         except Stopped as stopped:
             stopped.saved = str(output)
             raise
-    with folder.claimed(tables, wait=True):
-        write_tables(output, preset)  # with the last curves of other processes
+    ranks.wait("the last curve")
+    ranks.alone(lambda: _finish(output, preset, arguments.page), "the page")
+
+
+def _finish(output: Path, preset: Preset, page: Path | None) -> None:
+    """Writes tables, pictures and page with the last curves of all processes."""
+    from trainer.evidence.curves import JSON, stored
+    from trainer.evidence.tables import plot, put_on_page, write_tables
+
+    with folder.claimed(output / JSON, wait=True):
+        table = write_tables(output, preset)
         picture = plot(output, preset, stored(output, preset))
-        if arguments.page is not None:
-            put_on_page(arguments.page, output, preset)
+        if page is not None:
+            put_on_page(page, output, preset)
     print(f"Table: {table}\nPicture: {picture}")
 
 

@@ -33,6 +33,7 @@ from groundkern.maps import FIXED_POINT_ONE
 from trainer.data.collating import COUNTS
 from trainer.metrics.tally import Tally, row_of
 from trainer.progress import progress
+from trainer.ranks import Ranks
 
 MEASURED = {
     "map_kind": "neighbours",
@@ -57,8 +58,12 @@ def evaluate(
     batch_size: int,
     autocast: torch.dtype | None = None,
     title: str = "evaluating",
+    ranks: Ranks | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each task (named at the head of this file).
+
+    Several processes take the batches of one in turn. All call the model equally often, as sharded
+    weights need: one without a batch left takes its first one again, which counts nothing.
 
     Args:
         model: attached, on its device; left in evaluation mode.
@@ -69,31 +74,49 @@ def evaluate(
         batch_size: samples in a forward pass.
         autocast: the dtype that the model runs in; None: its weights' own.
         title: what the progress bar says.
+        ranks: the processes that evaluate together; None: this one.
 
     Returns:
-        {task: {"samples": count, metric: mean, "per_sample": what `tally` makes of the samples}}.
+        {task: {"samples": count, metric: mean, "per_sample": what `tally` makes of the samples}},
+        the same in every process.
     """
+    ranks = ranks or Ranks()
     model.eval()  # an attached model then computes every reading, whatever it is trained on
     results = {}
     with progress(title, total=sum(map(len, tasks.values())), unit="sample") as bar:
         for task, indices in tasks.items():
-            tally = Tally(len(indices))
-            for start in range(0, len(indices), batch_size):
+            tally, unused = Tally(len(indices)), Tally(len(indices))
+            starts = range(0, len(indices), batch_size)
+            for turn in range(0, len(starts), ranks.size):
+                mine = turn + ranks.rank
+                into, start = (tally, starts[mine]) if mine < len(starts) else (unused, 0)
                 examples = [dataset[i] for i in indices[start : start + batch_size]]
                 collated = collator(examples)
                 kept = [start + row for row in rows_of(examples, collated)]
-                tally.begin(kept, (example.name for example in examples))
-                batch = to_device(collated, model.device)
-                output, maps, contributions = read(model, batch, autocast=autocast)
-                add_answers(tally, batch, output, digits)
-                if maps is not None:
-                    add_attention(tally, batch, maps)
-                if contributions is not None:
-                    add_contributions(tally, batch, contributions)
-                add_words(tally, batch, output.word_predicted)
-                bar.update(len(examples))
-            results[task] = tally.figures(getattr(dataset, "digest", ""))
+                into.begin(kept, (example.name for example in examples), start)
+                _measure(model, collated, into, digits, autocast)
+                bar.update(min(len(indices), (turn + ranks.size) * batch_size) - turn * batch_size)
+            whole = Tally.joined(ranks.gathered(tally, f"the figures of {task}"))
+            results[task] = whole.figures(getattr(dataset, "digest", ""))
     return results
+
+
+def _measure(
+    model: torch.nn.Module,
+    collated: dict,
+    tally: Tally,
+    digits: Tensor,
+    autocast: torch.dtype | None,
+) -> None:
+    """Adds every metric of a batch."""
+    batch = to_device(collated, model.device)
+    output, maps, contributions = read(model, batch, autocast=autocast)
+    add_answers(tally, batch, output, digits)
+    if maps is not None:
+        add_attention(tally, batch, maps)
+    if contributions is not None:
+        add_contributions(tally, batch, contributions)
+    add_words(tally, batch, output.word_predicted)
 
 
 @torch.no_grad()

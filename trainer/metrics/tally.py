@@ -42,15 +42,22 @@ class Tally:
     def __init__(self, samples: int) -> None:
         self._samples = samples
         self._found: dict[str, Sampled] = {}
-        self._labels: list[tuple[NDArray, NDArray]] = []  # (sample, label) of labelled tokens
+        self._labels: list[tuple[int, NDArray, NDArray]] = []  # (batch, sample, label) of tokens
         self._rows = np.arange(samples)
-        self._names = hashlib.sha256()
+        self._batch = 0
+        self._names: list[tuple[int, bytes]] = []  # (batch, what was loaded for it)
 
-    def begin(self, rows: Sequence[int], names: Iterable[str]) -> None:
-        """Says which samples the rows of the next batch are, and what was loaded for it."""
+    def begin(self, rows: Sequence[int], names: Iterable[str], batch: int | None = None) -> None:
+        """Says which samples the rows of the next batch are, and what was loaded for it.
+
+        Args:
+            rows, names: of the batch.
+            batch: its number among those of all processes; None: the next one.
+        """
         self._rows = np.asarray(rows, dtype=np.int64)
-        for name in names:
-            self._names.update(name.encode("utf-8", "replace") + b"\n")
+        self._batch = self._batch + 1 if batch is None else batch
+        text = "".join(f"{name}\n" for name in names)
+        self._names.append((self._batch, text.encode("utf-8", "replace")))
 
     def add(self, name: str, values: Tensor, rows: Tensor) -> None:
         """Adds values [N] of any real or bool dtype, each of a row [N] of the batch."""
@@ -68,13 +75,36 @@ class Tally:
         self.add("word_accuracy", (predicted[:, None] == labels).any(1), rows)
         there = labels >= 0
         at = self._rows[rows[:, None].expand_as(labels)[there].cpu().numpy()]
-        self._labels.append((at.astype(np.int32), labels[there].cpu().numpy().astype(np.int32)))
+        found = labels[there].cpu().numpy().astype(np.int32)
+        self._labels.append((self._batch, at.astype(np.int32), found))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tally]) -> Tally:
+        """One tally of those of several processes, as if one had seen every batch in order.
+
+        Args:
+            parts: of the same samples, no batch in two of them.
+        """
+        first, *others = parts
+        for part in others:
+            for name, one in part._found.items():
+                own = first._found.setdefault(
+                    name, Sampled(np.zeros(first._samples), np.zeros(first._samples, np.int64))
+                )
+                np.add(own.sums, one.sums, out=own.sums)
+                np.add(own.counts, one.counts, out=own.counts)
+            first._labels += part._labels
+            first._names += part._names
+        first._labels.sort(key=lambda found: found[0])
+        first._names.sort(key=lambda found: found[0])
+        return first
 
     def by_sample(self) -> dict[str, Sampled]:
         """Sums and counts of every metric that has a value, `word_baseline` among them."""
         found = {name: one for name, one in self._found.items() if one.counts.any()}
         if self._labels and "word_accuracy" in found:
-            at, labels = (np.concatenate(part) for part in zip(*self._labels))
+            _, *parts = zip(*self._labels)
+            at, labels = map(np.concatenate, parts)
             seen, first, count = np.unique(labels, return_index=True, return_counts=True)
             most = count == count.max()
             frequent = seen[most][first[most].argmin()]
@@ -89,12 +119,12 @@ class Tally:
             data: what the samples' names belong to: the digest of their file.
         """
         found = self.by_sample()
-        self._names.update(data.encode())
+        names = b"".join(text for _, text in self._names) + data.encode()
         return {
             "samples": self._samples,
             **{name: float(one.sums.sum() / one.counts.sum()) for name, one in found.items()},
             PER_SAMPLE: {
-                "of": self._names.hexdigest()[:16],
+                "of": hashlib.sha256(names).hexdigest()[:16],
                 "sums": {name: _packed(one.sums) for name, one in found.items()},
                 "counts": {name: _packed(one.counts) for name, one in found.items()},
             },

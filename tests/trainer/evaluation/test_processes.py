@@ -12,7 +12,7 @@ import pytest
 from tests.hf.launching import ROOT, TORCHRUN
 from tests.trainer.evaluation.small import make, predictions, result, run, words
 from trainer.__main__ import main
-from trainer.evaluation.ranks import Ranks
+from trainer.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have
 ALONE = {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}
@@ -78,8 +78,8 @@ def test_a_process_that_dies_leaves_the_others_a_sentence(where, tmp_path):
 
 def test_other_commands_stay_with_one_process(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["evidence", "--output", "nowhere"]) == 2
-    assert "python -m trainer evidence does not run under torchrun" in capsys.readouterr().err
+    assert main(["demo", "--output", "nowhere"]) == 2
+    assert "python -m trainer demo does not run under torchrun" in capsys.readouterr().err
 
 
 def test_no_batch_is_taken_twice():

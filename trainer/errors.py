@@ -1,4 +1,4 @@
-"""What can end an evaluation beside its data."""
+"""What can end a command of several processes beside its data."""
 
 
 class RankError(Exception):
