@@ -47,6 +47,8 @@ FREE_TO_CHANGE = (
     "training.report_to",
     "training.term_norms_every",
     "training.max_nonfinite",
+    "training.strategy",
+    "training.processes",
     "evaluation.",
 )
 # What a record has that knows today's labels of words; older ones were the word's first token.

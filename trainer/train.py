@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from groundkern.hf import GroundingCollator, MeasuredGeometry
-from trainer import checkpoints, durable, watching
+from trainer import checkpoints, durable, launching, watching
 from trainer import run_folder as folder
 from trainer.bringing import bring
 from trainer.config import Config, ConfigError
@@ -59,6 +59,7 @@ def train(config: Config, *, before: dict | None = None) -> Path | None:
     beside = config.evaluation.compare
     if beside and not (beside / folder.RECORD).exists():
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
+    launching.check(config)
     disable_progress_bar()  # of loading and saving; this program has its own
     with (
         joined(accelerator=True) as ranks,
