@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from groundkern.hf.model.layers import text_layers
+from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.support import base_model
 
 
@@ -25,7 +25,8 @@ def fit_fsdp(plugin: Any, model: nn.Module) -> None:
     if plugin.transformer_cls_names_to_wrap is None:
         known = set(getattr(model, "_no_split_modules", None) or ())
         there = {type(module).__name__ for module in model.modules()}
-        layers = {type(layer.module).__name__ for layer in text_layers(base_model(model))}
+        layers = getattr(text_decoder(base_model(model)), "layers", ())
+        layers = {type(layer).__name__ for layer in layers}
         plugin.transformer_cls_names_to_wrap = sorted(layers | known & there)
     policy = plugin.mixed_precision_policy
     if policy is not None:
