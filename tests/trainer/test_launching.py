@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-import yaml
 
-from tests.trainer.tiny_run import ROOT, config, make_data
+from tests.trainer.tiny_run import config, make_data
 from trainer import launching
 from trainer.config import ConfigError
 

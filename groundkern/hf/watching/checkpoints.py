@@ -184,9 +184,12 @@ class Checkpoints:
             The optimizer.
         """
         made = super().create_optimizer(*args, **kwargs)
-        groups = inner_optimizer(self.optimizer).param_groups
         varied = ("params", "lr", "initial_lr")
-        self._groups = [{k: x for k, x in group.items() if k not in varied} for group in groups]
+        self._groups = [
+            {name: x for name, x in group.items() if name not in varied}
+            for group in inner_optimizer(self.optimizer).param_groups
+            if any(p.requires_grad for p in group["params"])  # DeepSpeed drops the others
+        ]
         return made
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
