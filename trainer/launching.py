@@ -57,7 +57,7 @@ def _run(command: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP"  # torchrun's --signals-to-handle
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
     handlers = {number: signal.signal(number, _hand_on) for number in _SIGNALS}
     try:

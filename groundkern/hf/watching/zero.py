@@ -166,7 +166,8 @@ def load_optimizer(
             continue
         optimizer.state[p] = {"step": torch.as_tensor(step, dtype=torch.float32).clone()}
         for moment in MOMENTS:
-            value = torch.load(parts / name / f"{moment}.pt", weights_only=False)["param"]
+            value = torch.load(parts / name / f"{moment}.pt", map_location="cpu", weights_only=True)
+            value = value["param"] if isinstance(value, dict) else value
             optimizer.state[p][moment] = value.view_as(p).to(p)
     for group in optimizer.param_groups:
         group["lr"] = rate
