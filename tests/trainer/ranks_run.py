@@ -25,7 +25,7 @@ SAVED, STOPPED_AT = 2, 3
 
 def settings(data: Path, output: Path, *, processes: int, **training) -> Config:
     """A run of six steps whose steps take eight samples with one process and with two."""
-    training = {"batch_size": 4 // processes, "save_every": 2, "keep": 3, **training}
+    training = {"batch_size": 4 // processes, "save_every": 2, "keep": 4, **training}
     evaluation = {"batch_size": 1, "every": 3, "best": "loss", "heatmaps": 1}
     return config(data, output, training=training, evaluation=evaluation)
 

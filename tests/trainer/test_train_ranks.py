@@ -125,13 +125,14 @@ def test_one_process_goes_on_at_the_next_sample_of_two(broken, two, tmp_path, ca
     given = settings(broken, tmp_path / "run", processes=2)  # its batches stay as they are
     train(given)
     assert "A step now takes 4 samples" in capsys.readouterr().out
-    taken = [
-        durable.read_json(path / folder.RECORD)["position"]["taken"]
+    taken = {
+        checkpoints.step_of(path): durable.read_json(path / folder.RECORD)["position"]["taken"]
         for path in checkpoints.listed(tmp_path / "run")
-    ]
-    assert taken == [9, 9 + 6, 9 + 6 + 6]  # the Trainer's epoch of 9 ends with a batch of its own
+    }
+    # steps of 2 x 2 samples, but for every third, which ends the Trainer's epoch of five batches
+    assert [taken[step] for step in (2, 4, 6)] == [9, 9 + 2 + 4, 9 + 2 + 4 + 4 + 2]
     counts = durable.read_json(tmp_path / "run" / folder.RECORD)["supervision"]
-    assert counts["samples"] == taken[-1]
+    assert counts["samples"] == taken[6]
 
 
 class Shuffled:
@@ -241,7 +242,7 @@ def processes(parent: int) -> dict[str, int]:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "number, whom", [(signal.SIGTERM, "torchrun"), (signal.SIGTERM, "1"), (signal.SIGKILL, "1")]
+    ("number", "whom"), [(signal.SIGTERM, "torchrun"), (signal.SIGTERM, "1"), (signal.SIGKILL, "1")]
 )
 def test_whatever_ends_one_ends_all_with_a_sentence(broken, tmp_path, number, whom):
     output = tmp_path / "run"
@@ -266,7 +267,7 @@ def test_whatever_ends_one_ends_all_with_a_sentence(broken, tmp_path, number, wh
 @pytest.mark.long
 def test_a_sample_that_stops_one_process_is_named_once(broken, tmp_path):
     started = launched(broken, tmp_path / "run", "--data.on_bad_sample", "stop")
-    out, err = started.communicate(timeout=300)
+    _, err = started.communicate(timeout=300)
     assert started.returncode == 1
     assert err.count("error: train.jsonl:6: ") == 1
     assert "another process ended and says why itself" in err
