@@ -243,9 +243,7 @@ def _connected(ranks: Ranks, accelerator: bool, collectives: float) -> Ranks:
                 dist.rendezvous("env://", timeout=timedelta(seconds=ranks.timeout))
             )
             limit = timedelta(seconds=collectives)
-            dist.init_process_group(
-                backend, store=store, rank=rank, world_size=size, timeout=limit
-            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=ranks.timeout))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -55,6 +55,17 @@ def train(config: Config, *, before: dict | None = None) -> Path | None:
         StorageError: a file could not be written; every whole checkpoint is still there.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
     """
+    with joined(accelerator=True) as ranks:
+        return train_by(ranks, config, before)
+
+
+def train_by(ranks: Ranks, config: Config, before: dict | None = None) -> Path | None:
+    """`train` by processes that have met already.
+
+    Args:
+        ranks: all of them, each of which calls this.
+        config, before: as `train` takes them.
+    """
     output = config.training.output
     beside = config.evaluation.compare
     if beside and not (beside / folder.RECORD).exists():
@@ -62,7 +73,6 @@ def train(config: Config, *, before: dict | None = None) -> Path | None:
     launching.check(config)
     disable_progress_bar()  # of loading and saving; this program has its own
     with (
-        joined(accelerator=True) as ranks,
         ranks.heard_once(),
         StopSignals().installed() as stop,
         ExitStack() as stack,
@@ -104,6 +114,7 @@ class _Run:
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
         self.train_set, self.test_set = ranks.alone(self._data, "the check of the data")
         self.model, self.processor = load_model(config)
+        self.vocabulary = self.model.get_output_embeddings().weight.shape[0]
         kept = self.output / FOLDER
         self.geometry = geometry_of(self.model, self.processor, config.data.geometry, cache=kept)
         if isinstance(self.geometry, MeasuredGeometry) and torch.accelerator.is_available():
@@ -136,6 +147,7 @@ class _Run:
     def finish(self, before: dict | None) -> Path | None:
         """Evaluates, trains, saves, evaluates again and reports."""
         trainer = self._trainer()
+        self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         self.ranks.alone(self._begin, "the folder to be ready")
         if self.checkpoint is None:
             self._evaluate("before", before)
@@ -256,13 +268,12 @@ class _Run:
         settings, autocast = self.config.evaluation, watching.autocast_type(self.config)
         picked = pick(self.test_set.tasks, settings.samples)
         collator = self._collator(self.test_set, **MEASURED)
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
         figures = evaluate(
             self.model,
             collator,
             picked,
             self.test_set,
-            digits=digit_tokens(self.processor.tokenizer, vocabulary),
+            digits=digit_tokens(self.processor.tokenizer, self.vocabulary),
             batch_size=settings.batch_size,
             autocast=autocast,
             title=title,
@@ -270,7 +281,7 @@ class _Run:
         )
         same_bad_samples(self.test_set.bad, self.ranks)
         maps: list[dict] = []
-        if self.ranks.first:
+        if self.ranks.first or self.sharded:  # then a forward pass takes all of them
             maps = heat_maps(
                 self.model,
                 collator,
@@ -291,8 +302,8 @@ class _Run:
             "machine": folder.machine(),
             "processes": self.ranks.size,
             "config": self.config.model_dump(mode="json"),
-            "parameters": sum(p.numel() for p in parameters),
-            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "parameters": sum(map(_size, parameters)),
+            "trained_parameters": sum(_size(p) for p in parameters if p.requires_grad),
             "steps": rows[-1]["step"] if rows else 0,
             "best": self.best,
             "seconds": round(time.monotonic() - self.started, 1),
@@ -309,6 +320,10 @@ class _Run:
             "supervision": dict(self.counts),
             "final_losses": {name: trained[-1].get(name) for name in folder.loss_terms(trained)},
         }
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty one
 
 
 def _data_set(config: Config, which: str, path: Path) -> JsonLinesDataset:

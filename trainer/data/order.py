@@ -129,10 +129,9 @@ class Order(Sampler):
             epoch, within, at = epoch + 1, 0, at + len(found)
 
     def _filled(self, samples: Iterator[int], length: int) -> Iterator[int]:
-        count = 0
-        for count, index in enumerate(islice(samples, length), 1):
-            yield index
-        yield from (Filler(i % self.course.samples) for i in range(length - count))
+        found = list(islice(samples, length))
+        yield from found
+        yield from (Filler(i % self.course.samples) for i in range(length - len(found)))
 
     def _samples(self, epoch: int) -> list[int]:
         if hasattr(self.order, "set_epoch"):

@@ -23,13 +23,13 @@ from trainer.data.images import DataChanged, SampleError
 from trainer.evaluation import rows as rowing
 from trainer.evaluation import work
 from trainer.evaluation.models import Named, named
-from trainer.ranks import Ranks, joined
 from trainer.evaluation.results import Results, read_other
 from trainer.evaluation.rows import Row, Rows, identity
 from trainer.evaluation.scoring import check_names
 from trainer.metrics.held_out import how_measured, pick
 from trainer.prepare.boxes.settings import BoxSettings
 from trainer.progress import progress
+from trainer.ranks import Ranks, joined
 from trainer.stopping import Stopped
 
 PARTS, SETTINGS = "parts", "settings.json"

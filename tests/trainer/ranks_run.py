@@ -1,0 +1,83 @@
+"""Runs of two processes, one after another in one launch, since starting costs more than they do:
+
+python -m torch.distributed.run --nproc-per-node 2 -m tests.trainer.ranks_run DATA FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from tests.trainer.tiny_run import config
+from trainer import checkpoints
+from trainer.config import Config, ConfigError
+from trainer.last_step import LastStep
+from trainer.ranks import Ranks, joined
+from trainer.stopping import Stopped
+from trainer.train import train_by
+
+SAVED, STOPPED_AT = 2, 3
+
+
+def settings(data: Path, output: Path, *, processes: int, **training) -> Config:
+    """A run of six steps whose steps take eight samples with one process and with two."""
+    training = {"batch_size": 4 // processes, "save_every": 2, "keep": 4, **training}
+    evaluation = {"batch_size": 1, "every": 3, "best": "loss", "heatmaps": 1}
+    return config(data, output, training=training, evaluation=evaluation)
+
+
+def half(output: Path, source: Path) -> None:
+    """A copy of a run as it was when it had saved its first checkpoint."""
+    shutil.copytree(source, output)
+    for path in checkpoints.listed(output)[1:]:
+        shutil.rmtree(path)
+
+
+def stopped(ranks: Ranks, given: Config) -> dict:
+    """A run of which the second process alone gets SIGTERM."""
+    ends = LastStep.on_step_end
+
+    def signalled(self, args, state, control, **kwargs):
+        if state.global_step == STOPPED_AT and not ranks.first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return ends(self, args, state, control, **kwargs)
+
+    LastStep.on_step_end = signalled
+    try:
+        train_by(ranks, given)
+    except Stopped as stop:
+        return {"number": stop.number, "saved": Path(stop.saved).name, "agreed": stop.agreed}
+    finally:
+        LastStep.on_step_end = ends
+    return {}
+
+
+def refused(ranks: Ranks, given: Config) -> str:
+    """Why a run is refused, which the first process alone finds out."""
+    try:
+        train_by(ranks, given)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def main(data: Path, folder: Path) -> None:
+    """All runs; what each process saw of them is in `FOLDER/RANK.json`."""
+    with joined() as ranks:
+        whole, resumed = folder / "whole", folder / "resumed"
+        train_by(ranks, settings(data, whole, processes=2))
+        ranks.alone(lambda: half(resumed, whole), "the copy")
+        train_by(ranks, settings(data, resumed, processes=2))
+        found = {
+            "stopped": stopped(ranks, settings(data, folder / "stopped", processes=2)),
+            "refused": refused(ranks, settings(data, whole, processes=2, resume="never")),
+        }
+        (folder / f"{ranks.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
