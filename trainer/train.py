@@ -281,7 +281,7 @@ class _Run:
         )
         same_bad_samples(self.test_set.bad, self.ranks)
         maps: list[dict] = []
-        if self.ranks.first or self.sharded:  # then a forward pass takes all of them
+        if self.ranks.first and not self.sharded:  # a map reads single modules, of whole weights
             maps = heat_maps(
                 self.model,
                 collator,
