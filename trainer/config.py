@@ -92,7 +92,8 @@ class Data(Section):
     )
     pack_to: Positive | None = setting(
         None,
-        "put samples of a batch one behind the other into rows of so many tokens (docs/scale.md)",
+        "put samples of a batch one behind the other into rows of at most so many tokens; more "
+        "than any batch has, such as 1000000000: one row without padding (docs/scale.md)",
     )
     group_by_length: bool = setting(False, "batches of samples of about the same length")
     streaming: bool = setting(
@@ -103,6 +104,13 @@ class Data(Section):
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
         0.2, "share of the samples that may be bad, with skip, before the run stops"
     )
+
+    @model_validator(mode="after")
+    def _rows_hold_samples(self) -> Data:
+        if self.pack_to is not None and (self.max_length or 0) > self.pack_to:
+            wanted = f"at most `data.pack_to`, which is {self.pack_to}"
+            raise ValueError(f"`max_length`: expected {wanted}, got {self.max_length}")
+        return self
 
 
 class Supervision(Section):

@@ -23,7 +23,10 @@ except ImportError:  # Windows: two runs in one folder are not noticed there
 METRICS, RECORD, REPORT, MODEL = "metrics.jsonl", "groundkern.json", "report.html", "model"
 LOCK = "run.lock"
 BEFORE, AFTER = "evaluation-before.json", "evaluation-after.json"
-_NOT_LOSSES = ("step", "steps", "epoch", "learning_rate", "samples_per_second", "nonfinite_steps")
+_NOT_LOSSES = (
+    *("step", "steps", "epoch", "learning_rate", "nonfinite_steps"),
+    *("samples_per_second", "tokens_per_second", "padding", "padding_unpacked"),
+)
 _NOT_LOSSES_BEGIN = ("grad_norm", "eval_")
 
 

@@ -108,7 +108,6 @@ class _Run:
     def __init__(self, config: Config, checkpoint: Path | None, stop: StopSignals, ranks: Ranks):
         self.config, self.checkpoint, self.stop, self.ranks = config, checkpoint, stop, ranks
         self.output, self.started = config.training.output, time.monotonic()
-        self.log = RunLog(config, writes=ranks.first)
         watching.refuse_trackers(config.training.report_to)
         watching.refuse_fp16(config)
         self.best: dict[str, Any] | None = None  # the checkpoint that became the model
@@ -122,6 +121,7 @@ class _Run:
         if config.training.workers or ranks.size > 1:  # later a model may be in pieces
             measure_ahead(self.geometry, [x for x in (self.train_set, self.test_set) if x])
         self.counts = checkpoints.read_counts(checkpoint) if checkpoint else Counter()
+        self.log = RunLog(config, self.counts, writes=ranks.first)
         self.course = self._course()
         ranks.alone(self._check_supervision, "the look at the samples")
 
@@ -207,6 +207,7 @@ class _Run:
             self.processor,
             self.model.config,
             max_length=data.max_length,
+            pack_to=data.pack_to if samples is self.train_set else None,
             lens=self.config.objectives.logit_lens is not None,
             geometry=self.geometry,
             **settings,

@@ -17,7 +17,16 @@ from benchmarks.timing.commit import commit
 from groundkern.hf import Examination
 from groundkern.hf.examination import OBJECTIVES, OK
 
-COLUMNS = ("model_type", "build", "geometry", "collator", "attach", "doctor", *OBJECTIVES)
+COLUMNS = (
+    "model_type",
+    "build",
+    "geometry",
+    "collator",
+    "attach",
+    "doctor",
+    *OBJECTIVES,
+    "packing",
+)
 WIDTH = 100  # of a line of text
 SHORT = 110  # characters of a reason in the table
 
@@ -41,7 +50,7 @@ class Row(NamedTuple):
         """In the order of COLUMNS: "ok", the reason, or nothing for a step that was not reached."""
         found = self.found
         tried = [found.objectives.get(name, "") for name in OBJECTIVES]
-        steps = [found.collator, found.attach, found.doctor, *tried]
+        steps = [found.collator, found.attach, found.doctor, *tried, found.packing]
         return [self.name, self.build, self.geometry, *steps]
 
 
@@ -54,9 +63,10 @@ def counted(rows: Iterable[Row]) -> str:
     each = ", ".join(
         f"{name} {sum(row.found.objectives.get(name) == OK for row in rows)}" for name in OBJECTIVES
     )
+    packed = sum(row.found.trainable and row.found.packing == OK for row in rows)
     return (
         f"{len(rows)} types: {attached} can be attached, {passed} pass the doctor, {trainable} "
-        f"are trainable with images ({each})"
+        f"are trainable with images ({each}), {packed} of them in packed rows"
     )
 
 

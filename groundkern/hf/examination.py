@@ -23,8 +23,9 @@ from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.modes import modes_kept
 from groundkern.hf.model.prefix import CAUSAL_TYPE, is_prefix_lm
-from groundkern.hf.model.support import base_model, supported_objectives
+from groundkern.hf.model.support import base_model, packing_refusal, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
+from groundkern.hf.packed import try_packing
 
 OK = "ok"
 ANSWER = "The red patch is in row 2 of the chart."
@@ -38,6 +39,7 @@ OBJECTIVES = {
     "margins": (Margins(mean_margin=10.0), "margin_mean"),
     "logit_lens": (LogitLens(), "lens_raise"),
 }
+OPTIONS = {"max_word_patches": 1e6, "lens": True}  # a small image has large tokens
 ROWS = {
     "gk_side_position": "aligned tokens",
     "gk_word_position": "labelled visual tokens",
@@ -57,6 +59,9 @@ class Examination:
             images.
         objectives: by name: a loss with this objective alone is finite (and its gradient too, and
             not zero, if gradients were asked for).
+        packing: samples in one row have the losses (and gradients, if these were asked for) that
+            they have padded, with all objectives that work; on text alone without a batch of images
+            `doctor` on a packed row.
         report: what `doctor` measured.
         tables: of each example, fp64 [C, 5] of its visual tokens' places; None without a batch.
         batch: what the collator made; None if it did not.
@@ -66,6 +71,7 @@ class Examination:
     attach: str = ""
     doctor: str = ""
     objectives: dict[str, str] = field(default_factory=dict)
+    packing: str = ""
     report: DoctorReport | None = None
     tables: list[Tensor] | None = None
     batch: dict[str, Tensor] | None = None
@@ -121,6 +127,11 @@ def examine(
         for name in OBJECTIVES:
             found.objectives[name] = _tried(partial(run, model, inputs, name))[1]
             tell(name)
+    batches = partial(_text_batches, model)
+    if found.batch is not None:
+        batches = partial(_image_batches, processor, model, images, geometry)
+    found.packing = _tried(partial(_packed, model, batches, found, gradients))[1]
+    tell("packing")
     return found
 
 
@@ -166,9 +177,8 @@ def _collated(
     images: Sequence[Any],
     geometry: Geometry | None,
 ) -> dict[str, Tensor]:
-    """A batch; words of any height count, because a small image has large tokens."""
-    options = {"max_word_patches": 1e6, "lens": True, "geometry": geometry}
-    collator = GroundingCollator(processor, model.config, **options)
+    """A batch in which there is something of every kind to learn."""
+    collator = GroundingCollator(processor, model.config, geometry=geometry, **OPTIONS)
     place, collator.geometry = collator.geometry, lambda *a: _keep(found, place(*a))
     batch = collator(examples_of(images))
     for rows, what in ROWS.items():
@@ -211,6 +221,45 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
     if is_prefix_lm(base_model(model)):
         batch["token_type_ids"] = torch.full_like(ids, CAUSAL_TYPE)
     return batch
+
+
+def _image_batches(
+    processor: Any, model: nn.Module, images: Sequence[Any], geometry: Geometry | None
+) -> tuple[dict, dict]:
+    """The images and the first again, padded, and in rows that hold two: one of them is filled."""
+    examples = examples_of([*images, images[0]])
+    options = {"geometry": geometry, **OPTIONS}
+    padded = GroundingCollator(processor, model.config, **options)(examples)
+    two = int(padded["attention_mask"].sum(1).topk(2).values.sum())
+    return padded, GroundingCollator(processor, model.config, pack_to=two, **options)(examples)
+
+
+def _text_batches(model: nn.Module) -> tuple[dict, dict]:
+    """`text_batch`, padded and in one row."""
+    padded = text_batch(model)
+    keep, rows = padded["attention_mask"].bool(), padded["gk_text_position"]
+    first = int(keep[0].sum())
+    moved = torch.where(rows[1] >= 0, rows[1] + first, -1)
+    place = keep.long().cumsum(1) - 1
+    packed = {name: x[keep][None] for name, x in padded.items() if x.shape == keep.shape}
+    del packed["attention_mask"]
+    rows = torch.cat((rows[0], moved))[None]
+    return padded, {**packed, "position_ids": place[keep][None], "gk_text_position": rows}
+
+
+def _packed(
+    model: nn.Module, batches: Callable[[], tuple[dict, dict]], found: Examination, gradients: bool
+) -> None:
+    """Raise unless packed rows have the losses of padded ones."""
+    if (reason := packing_refusal(model)) is not None:
+        raise ValueError(reason)
+    device = next(model.parameters()).device
+    padded, packed = (
+        {n: x.to(device) if isinstance(x, Tensor) else x for n, x in batch.items()}
+        for batch in batches()
+    )
+    works = {n: how for n, (how, _) in OBJECTIVES.items() if found.objectives.get(n) == OK}
+    try_packing(model, padded, packed, works, gradients=gradients)
 
 
 def _doctored(model: nn.Module, inputs: dict[str, Tensor]) -> DoctorReport:

@@ -4,13 +4,14 @@ from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.idle_image import IdleImage, has_images
 from groundkern.hf.data.processor import load_processor
 from groundkern.hf.examination import Examination, examine
 from groundkern.hf.measuring.measured import MeasuredGeometry
 from groundkern.hf.model.attach import attach, detach, objectives_of
 from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.doctor import DoctorReport, doctor
-from groundkern.hf.model.support import supported_objectives
+from groundkern.hf.model.support import packing_refusal, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer

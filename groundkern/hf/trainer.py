@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
+<<<<<<< HEAD
+=======
+from groundkern.hf.watching.even_ranks import ROWS, EvenRanks
+>>>>>>> 04abd7c1a3268165b1e9b5bea17ceb60369f731a
 from groundkern.hf.watching.finite import whole
 from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
 from groundkern.hf.watching.plain import finite_or_none
@@ -26,8 +31,6 @@ from groundkern.hf.watching.steps import StepWatch
 from groundkern.hf.watching.untouched import random_states_kept
 
 logger = logging.getLogger(__name__)
-
-ROWS = "gk_text_position"  # a batch without it is an ordinary one
 
 
 class GroundingMixin(Checkpoints):
@@ -59,7 +62,7 @@ class GroundingMixin(Checkpoints):
         DivergedError: while training, when the loss or gradients stay NaN or infinite.
         ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
             fused cross entropy, DataParallel, or context, sequence or tensor parallelism; in
-            training, images on some ranks only while weights are sharded.
+            training, what `EvenRanks` refuses.
     """
 
     loss_is_scaled_for_ga = True
@@ -93,6 +96,7 @@ class GroundingMixin(Checkpoints):
         self.model_accepts_loss_kwargs = True
         self._examine = examine
         self._held_out: HeldOutMeans | None = None  # of the evaluation that is running
+        self.ranks = EvenRanks(self)
         self.watch = StepWatch(self, max_nonfinite, term_norms_every)
         self.add_callback(self.watch)
 
@@ -116,6 +120,31 @@ class GroundingMixin(Checkpoints):
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
+    def get_train_dataloader(self):
+        """The next class's loader, as long on every rank.
+
+        Returns:
+            DataLoader.
+
+        Raises:
+            ValueError: it ends sooner on some ranks, on every rank.
+        """
+        return self.ranks.as_long(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The next class's loader, as long on every rank.
+
+        Args:
+            eval_dataset: as in transformers' Trainer.
+
+        Returns:
+            DataLoader.
+
+        Raises:
+            ValueError: it ends sooner on some ranks, on every rank.
+        """
+        return self.ranks.as_long(super().get_eval_dataloader(eval_dataset))
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
@@ -128,12 +157,12 @@ class GroundingMixin(Checkpoints):
             The batches, and the number of trained tokens in them: the text loss's denominator.
 
         Raises:
-            ValueError: images on some ranks only while weights are sharded.
+            ValueError: what `EvenRanks.step` refuses.
         """
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.ranks.step(list(islice(epoch_iterator, num_batches)))
+        batches, items = super().get_batch_samples(iter(batches), num_batches, device)
         if not batches or any(ROWS not in batch for batch in batches):
             return batches, items
-        self._refuse_uneven_images(batches)
         totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             totals = self.accelerator.gather(totals[None]).sum(0)
@@ -141,16 +170,6 @@ class GroundingMixin(Checkpoints):
             batch["gk_totals"] = totals
         self.watch.batches = batches
         return batches, totals[0]
-
-    def _refuse_uneven_images(self, batches: list[dict]) -> None:
-        """Every rank must call the same modules when their calls gather sharded weights."""
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            return
-        held = torch.tensor([any(map(_is_pixels, b)) for b in batches], device=self.args.device)
-        ranks = self.accelerator.gather(held[None].int())
-        if bool((ranks != ranks[:1]).any()):
-            wanted = "images on every rank or on none, since sharded weights are gathered by all"
-            fail("pixel_values", wanted, "a micro-batch with images on some ranks only")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The grounded loss; in training its parts are summed for the log.
@@ -184,7 +203,7 @@ class GroundingMixin(Checkpoints):
         Returns:
             (loss, None, None): there are no logits to return.
         """
-        inputs = self._without_repeats(self._prepare_inputs(inputs))
+        inputs = self._prepare_inputs(self.ranks.evaluated(self._without_repeats(inputs)))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, dict(inputs), return_outputs=True)
         if self._held_out is not None:
@@ -203,6 +222,9 @@ class GroundingMixin(Checkpoints):
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return inputs
         size = len(inputs["input_ids"])
+        if "attention_mask" not in inputs and "position_ids" in inputs:  # not a sample to a row
+            wanted = "padded batches in an evaluation over several ranks"
+            fail("data_collator", wanted, "packed rows, some of which may be repeated")
         return without_repeats(inputs, max(0, state.remainder - self.args.process_index * size))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
@@ -234,9 +256,9 @@ class GroundingMixin(Checkpoints):
             output = super().evaluation_loop(dataloader, description, *rest, **kwargs)
         finally:
             self._held_out = None
-        if held_out.batches:
-            several = self.args.world_size > 1
-            means = held_out.means(self.accelerator.gather if several else None)
+        gather = self.accelerator.gather if self.args.world_size > 1 else None
+        if held_out.measured(gather):
+            means = held_out.means(gather)
             output.metrics.update({f"{metric_key_prefix}_{k}": x for k, x in means.items()})
         return output
 
@@ -264,7 +286,11 @@ class GroundingMixin(Checkpoints):
             self.watch.stop_if_reached(verdict)
 
     def _get_grad_norm(self, model, grad_norm=None):
+<<<<<<< HEAD
         """The norm of the whole gradient, which says whether the step may be taken."""
+=======
+        """The norm, which says whether the step may be taken; whole, where gradients are sharded."""
+>>>>>>> 04abd7c1a3268165b1e9b5bea17ceb60369f731a
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 
@@ -304,7 +330,3 @@ def refuse_parallel(config: object | None) -> None:
         size = getattr(config, name, 1) or 1
         wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
         require(size == 1, f"parallelism_config.{name}", wanted, size)
-
-
-def _is_pixels(name: str) -> bool:
-    return name.startswith("pixel_values")

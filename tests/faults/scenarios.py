@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.faults import tree
 from tests.faults.client import Ended, Server
 
-TIMES = "samples_per_second"
+TIMES = ("samples_per_second", "tokens_per_second")
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 ABANDONED = "abandoned/"
 KEEP_ALL = ("--training.keep", "100")
@@ -67,7 +67,7 @@ def rows_of(output: Path) -> list[dict]:
     """The whole lines of metrics.jsonl without times."""
     path = output / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [{k: v for k, v in json.loads(line).items() if k != TIMES} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
 def weights_of(output: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ASIDE = ".aside"
 # Times, which differ from run to run and decide nothing.
-_TIMES = re.compile(rb'("(?:samples_per_second|seconds)": )[-+.e\d]+')
+_TIMES = re.compile(rb'("(?:samples_per_second|tokens_per_second|seconds)": )[-+.e\d]+')
 _TIMED = ("metrics.jsonl", "groundkern.json")
 _PAGE = "report.html"
 _LOCK = "run.lock"  # says who held it, and since when

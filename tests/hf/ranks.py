@@ -19,13 +19,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.families.zoo.first import tiny_qwen_model
+from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from groundkern.hf import (
     DvSft,
+    IdleImage,
     Klal,
     Smam,
     attach,
     doctor,
+    has_images,
     load_beside_adapter,
     row_counts,
     save_beside_adapter,
@@ -35,6 +37,7 @@ from tests.hf.methods import METHODS
 from tests.hf.samples import SAMPLES, Sample, make_batch
 
 LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)|.*lm_head"
+TOWER_TOO = r".*\.(q_proj|v_proj|qkv|up_proj)"
 FIRST, SECOND, TEXT, FOURTH = SAMPLES["qwen"]  # TEXT has no image and trained text only
 BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row at all
 
@@ -45,7 +48,7 @@ class Case:
 
     shares: tuple[tuple[Sample, ...], tuple[Sample, ...]]
     tied: bool = False
-    lora: bool = False
+    lora: str | None = None  # the modules with adapters
     checkpointed: bool = False
     frozen_vision: bool = False
     methods: str | None = None  # of METHODS; None: the first three
@@ -63,7 +66,7 @@ class Case:
             model.model.visual.requires_grad_(False)
         if self.lora:
             torch.manual_seed(3)
-            config = LoraConfig(r=3, target_modules=LINEARS, init_lora_weights=False)
+            config = LoraConfig(r=3, target_modules=self.lora, init_lora_weights=False)
             model = get_peft_model(model, config)
         if self.checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -75,17 +78,16 @@ CASES = {
     "uneven rows": Case(((FIRST, SECOND), (TEXT, FOURTH))),
     "a rank without rows": Case(((FIRST, SECOND, FOURTH), (BLANK,))),
     "tied and checkpointed": Case(((FIRST, SECOND), (TEXT, FOURTH)), tied=True, checkpointed=True),
-    "lora on the head too": Case(((FIRST, SECOND, FOURTH), (BLANK,)), lora=True),
+    "lora on the head too": Case(((FIRST, SECOND, FOURTH), (BLANK,)), lora=LINEARS),
     "frozen vision, a rank without images": Case(((FIRST, SECOND), (TEXT,)), frozen_vision=True),
+    "trained vision, a rank without images": Case(((FIRST, SECOND), (TEXT, TEXT))),
+    "the same, checkpointed": Case(((TEXT,), (FIRST, SECOND)), checkpointed=True),
+    "lora in the tower, a rank without images": Case(((FIRST, SECOND), (TEXT,)), lora=TOWER_TOO),
     "every method": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="attention"),
     "every method, GradCAM": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="gradcam"),
 }
-# When every module gathers its own weights, either every rank runs the vision tower or none does.
 # GradCAM losses are refused on sharded weights.
-LEFT_OUT = {
-    "fsdp2": {"every method, GradCAM"},
-    "zero3": {"frozen vision, a rank without images", "every method, GradCAM"},
-}
+LEFT_OUT = {"fsdp2": {"every method, GradCAM"}, "zero3": {"every method, GradCAM"}}
 
 
 def one_process(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
@@ -110,6 +112,11 @@ def on_ranks(case: Case, strategy: str) -> tuple[Tensor, dict[str, Tensor]]:
     batch = make_batch(bare(model), case.shares[dist.get_rank()])
     totals = row_counts(batch)
     dist.all_reduce(totals)
+    seen = torch.tensor(has_images(batch))
+    dist.all_reduce(seen, dist.ReduceOp.MAX)
+    needed = seen and not (strategy == "ddp" and case.frozen_vision)
+    if needed and not has_images(batch):
+        batch = IdleImage(tiny_qwen_processor(), bare(model).config)(batch)
     return STRATEGIES[strategy](model, {**batch, "gk_totals": totals})
 
 
@@ -120,7 +127,7 @@ def ddp(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
 
 def fsdp2(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     decoder, head = bare(model).get_decoder(), bare(model).get_output_embeddings()
-    for layer in decoder.layers:
+    for layer in (*bare(model).model.visual.blocks, *decoder.layers):
         fully_shard(layer)
     if head.weight is not decoder.embed_tokens.weight:
         fully_shard(head)

@@ -68,11 +68,11 @@ BAD = {
     "an unknown record": ("gk_record", lambda x, b: "attention", "gk_record"),
     "no token ids": ("input_ids", lambda x, b: None, "input_ids"),
     "a cache": ("past_key_values", lambda x, b: object(), "past_key_values"),
-    "packed by lengths": ("cu_seq_lens_q", lambda x, b: torch.tensor([0, 5]), "packing"),
+    "packed by lengths": ("cu_seq_lens_q", lambda x, b: torch.tensor([0, 5]), "packed documents"),
     "packed by positions": (
         "position_ids",
         lambda x, b: (torch.arange(b["input_ids"].shape[1]) % 9).expand(4, -1),
-        "packing",
+        "packed documents",
     ),
     "padding in the middle": (
         "attention_mask",

@@ -18,7 +18,9 @@ LENGTH = 6
 
 
 def _rows(*position: tuple[int, ...]) -> Rows:
-    return Rows(torch.tensor(position), torch.zeros(len(position), dtype=torch.int32))
+    return Rows(
+        torch.tensor(position), torch.zeros(torch.tensor(position).shape, dtype=torch.int32)
+    )
 
 
 # One place twice within a selection and once more in the other; a padding row.

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.families.zoo.first import tiny_qwen_processor
 from groundkern.hf import GroundingMixin, detach
+from tests.hf.packed import packed_batch
 from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import PARTS, attached_model, settings, train
@@ -60,6 +61,38 @@ def test_trains_as_grounding_trainer_does(wanted, tmp_path, options):
     found = dict(detach(trainer.model).named_parameters())
     for name, parameter in wanted[1].items():
         torch.testing.assert_close(found[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_rows_train_as_padded_ones(wanted, tmp_path):
+    def packed(model, samples):
+        return packed_batch(model, [samples[:2], samples[2:]])
+
+    trainer = make_sft_trainer(tmp_path, packed)
+    trainer.train()
+    for ours, theirs in zip(trainer.state.log_history[:3], wanted[0][:3], strict=True):
+        for name in ("loss", "grad_norm", *PARTS):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+    detach(trainer.model)
+
+
+def test_padding_free_batches_without_grounding_are_sft_trainers_own(tmp_path):
+    """One row of all texts, as TRL's collator lays them: the mixin leaves it alone."""
+    collate = trl.trainer.sft_trainer.DataCollatorForLanguageModeling(0, padding_free=True)
+
+    def plain(model, samples):
+        texts = [[30 + i] * (5 + i) for i in range(len(samples))]
+        batch = collate([{"input_ids": ids} for ids in texts])
+        assert "attention_mask" not in batch and batch["position_ids"].shape == (1, 26)
+        return batch
+
+    trainer = make_sft_trainer(tmp_path, plain, max_steps=1)
+    with torch.no_grad():
+        batch = plain(trainer.model, range(4))
+        own = trainer.model(**batch, use_cache=False).loss
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["loss"] == pytest.approx(float(own), rel=1e-4) and "text" not in log
+    detach(trainer.model)
 
 
 def test_batches_without_grounding_are_sft_trainers_own(tmp_path):

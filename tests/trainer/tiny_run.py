@@ -73,7 +73,7 @@ def config(where: Path, output: Path, **changed: dict) -> Config:
 
 def losses(output: Path) -> list[dict]:
     """The rows of a run's metrics without times."""
-    timeless = ("samples_per_second", "steps")
+    timeless = ("samples_per_second", "tokens_per_second", "steps")
     rows = folder.read_metrics(output)
     return [{k: v for k, v in row.items() if k not in timeless} for row in rows]
 

@@ -98,7 +98,10 @@ class RobustCollator:
                 self.bad.add(found)
         self.collator.counts = Counter(counts)
         if good:
-            return self.collator(good), bad
+            try:
+                return self.collator(good), bad
+            except ValueError as error:  # of samples that are good alone: no packing, say
+                raise SampleError(str(error)) from error
         if self._good is None:
             self._good = self._another(bad[0])
             self.collator.counts = Counter(counts)

@@ -27,6 +27,7 @@ STEPS = {
     "hist": "HIST",
     "margins": "Margins",
     "logit_lens": "Logit lens",
+    "packing": "Packed rows",
 }
 COLOURS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5")  # of tokens, by their size
 
@@ -123,7 +124,8 @@ class Findings:
             "collator": found.collator,
             "attach": found.attach,
             "doctor": found.doctor,
-            **{name: found.objectives.get(name, "") for name in list(STEPS)[3:]},
+            **{name: found.objectives.get(name, "") for name in list(STEPS)[3:-1]},
+            "packing": found.packing,
         }
         if found.report is not None:
             sentences["doctor"] += f": {_measured(found.report)}"

@@ -1,8 +1,9 @@
-"""`GroundingCollator`: grounded examples in, one padded batch with labels and `gk_` tensors out.
+"""`GroundingCollator`: grounded examples in, one batch with labels and `gk_` tensors out.
 
-This file calls the processor once for the whole batch and lays out each sequence. What a sequence
-supervises comes from `regions` (SMAM, KLAL), `words` (DV-SFT) and `concepts` (HIST, logit lens);
-`padding` makes the batch.
+This file calls the processor (once for a padded batch, once for each sample of a packed one) and
+lays out each sequence. What a sequence supervises comes from `regions` (SMAM, KLAL), `words`
+(DV-SFT) and `concepts` (HIST, logit lens); `padding` makes the batch, of rows that `packing` and
+`merging` put together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from groundkern.hf.data.geometry import Geometry, image_geometry
 from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
-from groundkern.hf.data.padding import SampleFields, pad_fields, pad_tokens
+from groundkern.hf.data.merging import check_merged, check_of_images, merge_features
+from groundkern.hf.data.packing import join_fields, join_tokens, rows_of
+from groundkern.hf.data.padding import SampleFields, pad_fields
 from groundkern.hf.data.pictures import with_rgb_images
 from groundkern.hf.data.processor import marks_prefix
 from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
@@ -37,16 +40,24 @@ from groundkern.hf.data.spans import (
     render_chat,
 )
 from groundkern.hf.data.texts import TextRules
+from groundkern.hf.data.tokens import (
+    PER_TOKEN,
+    TokenRows,
+    padded_tokens,
+    token_rows,
+    without_padding,
+)
 from groundkern.hf.data.words import LABEL_BAGS, WordLabeler, word_rows
 
-# what the processor returns per token, and the value that pads it (None: the tokenizer's)
-_PER_TOKEN = {
-    "input_ids": None,
-    "attention_mask": 0,
-    "token_type_ids": 0,
-    "mm_token_type_ids": 0,
-    "moe_mm_token_type_ids": 0,
-}
+
+class _Read(NamedTuple):
+    """What was read of some samples: of each, what runs along with its tokens, its layout and what
+    it supervises; and the tensors of all their images."""
+
+    tokens: TokenRows
+    layouts: list[Layout]
+    samples: list[SampleFields]
+    features: dict[str, Any]
 
 
 class GroundingCollator:
@@ -55,10 +66,14 @@ class GroundingCollator:
     The batch holds what the processor returns, `labels` (not shifted, -100: not trained; every
     assistant text and the special token that ends its turn are, but those with `"train": False`),
     and all the `gk_` tensors of `GroundedBatch`, as docs/data-format.md lists them. Integers are
-    padded with -1, bool with False; a width is 0 if no sample of the batch has such rows.
+    padded with -1, bool with False; a width is 0 if no sample of the batch has such rows. With
+    `pack_to` a row holds several samples: it has `position_ids` (`packing`) and no mask, is padded
+    on the right whatever the tokenizer does, and images are in the order of the rows.
 
     `counts` (a Counter) adds up what was found and what was lost: `samples`, `samples_truncated`,
-    `tokens_truncated`, `text_rows`; `answers`, `answers_empty` (no visible text, so that only the
+    `tokens_truncated`, `text_rows`; `tokens` that are not padding, `tokens_laid` (with the padding
+    of the batches as they were made), `tokens_padded` (as if each sample had a row of its own,
+    padded to the longest); `answers`, `answers_empty` (no visible text, so that only the
     end of the turn is trained), `answers_truncated` (nothing of its text is left),
     `answers_untrained` (context: `"train": False`, as their `regions_untrained` and
     `phrases_untrained`); `regions`, `regions_truncated` (some of its text was cut),
@@ -75,7 +90,10 @@ class GroundingCollator:
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
         config: the model's config.
-        max_length: tokens per sequence at most; text is cut from the end, images never are.
+        max_length: tokens per sample at most; text is cut from the end, images never are.
+        pack_to: put samples one behind the other into rows of at most so many tokens (`packing`);
+            None: each sample is a row, padded to the longest. A number that no batch reaches, such
+            as 1_000_000_000, makes one row without padding, which others call padding-free.
         leading_space, byte_fragments, strip_punctuation, number_label: see `WordEncoder`.
         max_label_tokens, max_number_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
@@ -103,6 +121,7 @@ class GroundingCollator:
         config: Any,
         *,
         max_length: int | None = None,
+        pack_to: int | None = None,
         leading_space: bool = True,
         max_label_tokens: int = 3,
         max_word_patches: float = 3,
@@ -127,6 +146,10 @@ class GroundingCollator:
         require(tokenizer.pad_token_id is not None, "processor.tokenizer", "a pad token", None)
         positive = max_length is None or max_length > 0
         require(positive, "max_length", "a positive number or None", max_length)
+        positive = pack_to is None or pack_to > 0
+        require(positive, "pack_to", "a positive number or None", pack_to)
+        cut = pack_to is None or max_length is None or max_length <= pack_to
+        require(cut, "max_length", f"at most pack_to, which is {pack_to}", max_length)
         for name, value, known in (
             ("label_bag", label_bag, LABEL_BAGS),
             ("map_rows", map_rows, MAP_ROWS),
@@ -137,7 +160,7 @@ class GroundingCollator:
         self.config = config
         self._placeholder = placeholder(processor)
         self._lists = getattr(processor, "skip_tensor_conversion", None)
-        self.max_length = max_length
+        self.max_length, self.pack_to = max_length, pack_to
         self.map_kind = map_kind
         self.map_levels = map_levels
         self.map_rows, self.empty_region, self.label_bag = map_rows, empty_region, label_bag
@@ -160,6 +183,7 @@ class GroundingCollator:
         )
         self._template: Any = None  # the one whose tokens `_rules` know
         self._is_blank: dict[int, bool] = {}
+        self._merges = False  # whether images of samples alone proved to be those of a batch
         self._padding = self._marks_prefix  # it takes sequences of one length alone
 
     def __call__(self, examples: Sequence[GroundedExample]) -> dict[str, Tensor]:
@@ -183,6 +207,12 @@ class GroundingCollator:
             for example in examples
         ]
         self._check_texts(examples, chats)
+        if self.pack_to is None:
+            return self._padded(self._read(examples, chats))
+        return self._packed([self._read([each], [chat]) for each, chat in zip(examples, chats)])
+
+    def _read(self, examples: Sequence[GroundedExample], chats: Sequence[Chat]) -> _Read:
+        """What one call of the processor says of some samples."""
         texts = [chat.text for chat in chats]
         features = self._process(examples, texts)
         laid = laid_out(self.processor, [list(example.images) for example in examples], texts)
@@ -191,7 +221,7 @@ class GroundingCollator:
         require(len(offsets) == len(examples), "processor", wanted, len(offsets))
         replaced = features.pop("text_replacement_offsets", None) or [None] * len(examples)
         tables = self.geometry([example.images for example in examples], features)
-        per_token = {key: features.pop(key) for key in _PER_TOKEN if key in features}
+        per_token = {key: features.pop(key) for key in PER_TOKEN if key in features}
         layouts = []
         for b, (example, chat, table) in enumerate(zip(examples, chats, tables)):
             tokens = [int((table[:, 0] == image).sum()) for image in range(len(example.images))]
@@ -202,12 +232,72 @@ class GroundingCollator:
             layouts.append(self._layout(example, chat, spans, ids, table))
             _check_end(laid[b], expansions, offsets[b], _name(example))
         samples = [self._fields(layout) for layout in layouts]
+        tokens = token_rows(per_token, layouts, samples, marks_prefix=self._marks_prefix)
+        images = self._tensors(features)
+        if self.pack_to is not None:
+            check_of_images(images, len(per_token["input_ids"][0]))
+        return _Read(tokens, layouts, samples, images)
+
+    def _tensors(self, features: dict[str, Any]) -> dict[str, Any]:
+        return dict(BatchFeature(dict(features)).convert_to_tensors("pt", self._lists))
+
+    def _padded(self, read: _Read) -> dict[str, Tensor]:
+        """Each sample in a row of its own."""
+        lengths = [len(layout.ids) for layout in read.layouts]
+        self._count_tokens(lengths, lengths)
         left = self.processor.tokenizer.padding_side == "left"
         return {
-            **self._tokens(per_token, layouts, samples, left),
-            **BatchFeature(dict(features)).convert_to_tensors("pt", self._lists),
-            **pad_fields(samples, [len(layout.ids) for layout in layouts], left=left),
+            **padded_tokens(read.tokens, self.processor.tokenizer.pad_token_id, left=left),
+            **read.features,
+            **pad_fields(read.samples, lengths, left=left),
         }
+
+    def _packed(self, reads: Sequence[_Read]) -> dict[str, Tensor]:
+        """Several samples in each row, and their images in the order of the rows."""
+        layouts = [layout for read in reads for layout in read.layouts]
+        lengths = [len(layout.ids) for layout in layouts]
+        for layout, length in zip(layouts, lengths):
+            where, wanted = f"{_name(layout.example)}: pack_to", f"at least its {length} tokens"
+            require(length <= self.pack_to, where, wanted, self.pack_to)
+        rows = rows_of(lengths, self.pack_to)
+        names = reads[0].tokens
+        tokens = join_tokens(
+            {name: [read.tokens[name][0] for read in reads] for name in names}, rows
+        )
+        fields = [
+            join_fields(
+                [reads[i].samples[0] for i in row],
+                [lengths[i] for i in row],
+                [len(layouts[i].example.images) for i in row],
+            )
+            for row in rows
+        ]
+        laid = [sum(lengths[i] for i in row) for row in rows]
+        self._count_tokens(lengths, laid)
+        return {
+            **padded_tokens(tokens, self.processor.tokenizer.pad_token_id, left=False),
+            **self._merged([reads[i] for row in rows for i in row]),
+            **pad_fields(fields, laid, left=False),
+        }
+
+    def _merged(self, reads: Sequence[_Read]) -> dict[str, Any]:
+        """The images of all samples, in their order."""
+        merged = merge_features(self.processor, [read.features for read in reads])
+        seen = [read.layouts[0] for read in reads if read.layouts[0].example.images]
+        if not self._merges and len(seen) > 1:  # proved once, on the first batch that can
+            called = self._process(
+                [layout.example for layout in seen], [layout.chat.text for layout in seen]
+            )
+            for name in ("offset_mapping", "text_replacement_offsets", *PER_TOKEN):
+                called.pop(name, None)
+            check_merged(self.processor, merged, self._tensors(called))
+            self._merges = True
+        return merged
+
+    def _count_tokens(self, lengths: list[int], laid: list[int]) -> None:
+        self.counts["tokens"] += sum(lengths)
+        self.counts["tokens_padded"] += len(lengths) * max(lengths)
+        self.counts["tokens_laid"] += len(laid) * max(laid)
 
     def _image_token(self) -> int:
         found = image_token_id(self.config, self.processor)
@@ -254,7 +344,7 @@ class GroundingCollator:
         for key, x in features.items():  # Llama 4's images are bfloat16 whatever its model is
             if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
                 features[key] = x.to(getattr(self.config, "dtype", None) or torch.float32)
-        return _without_padding(features) if self._padding else features
+        return without_padding(features) if self._padding else features
 
     def _layout(
         self, example: GroundedExample, chat: Chat, spans: TokenSpans, ids: list[int], table: Tensor
@@ -303,41 +393,6 @@ class GroundingCollator:
         beyond = [i for i in ids if i >= vocabulary]
         require(not beyond, where, wanted, max(beyond, default=None))
 
-    def _tokens(
-        self,
-        per_token: dict[str, list],
-        layouts: list[Layout],
-        samples: list[SampleFields],
-        left: bool,
-    ) -> dict[str, Tensor]:
-        """input_ids and what runs along with it, and labels: int64 [B, S]."""
-        batch = {}
-        for key, values in per_token.items():
-            fill = _PER_TOKEN[key]
-            fill = self.processor.tokenizer.pad_token_id if fill is None else fill
-            rows = [[row[i] for i in layout.stays] for row, layout in zip(values, layouts)]
-            if key == "token_type_ids" and self._marks_prefix:
-                rows = [_suffix(row, sample["text_position"]) for row, sample in zip(rows, samples)]
-            batch[key] = pad_tokens(rows, fill, left=left)
-        labels = []
-        for layout, sample in zip(layouts, samples):
-            labels.append([-100] * len(layout.ids))
-            for p in sample["text_position"]:
-                labels[-1][p + 1] = layout.ids[p + 1]
-        batch["labels"] = pad_tokens(labels, -100, left=left)
-        return batch
-
-
-def _without_padding(features: dict[str, Any]) -> dict[str, Any]:
-    """The same with lists per token as long as each sequence."""
-    keep = [[i for i, real in enumerate(row) if real] for row in features["attention_mask"]]
-    cut = dict(features)
-    for key in ("offset_mapping", *_PER_TOKEN):
-        if key in cut:
-            cut[key] = [[row[i] for i in kept] for row, kept in zip(cut[key], keep)]
-    cut.pop("labels", None)  # of PaliGemma's
-    return cut
-
 
 def _check_end(
     laid: str, expansions: list[Expansion], offsets: list[tuple[int, int]], name: str
@@ -347,12 +402,6 @@ def _check_end(
     behind = len(laid) + gained - max((stop for _, stop in offsets), default=0)
     same = behind >= 0 and not laid[max(0, len(laid) - behind) :].strip()
     require(same, f"{name}: processor", "one that tokenises the chats it is given", "another text")
-
-
-def _suffix(row: list[int], text_position: list[int]) -> list[int]:
-    """0 up to the first token to learn, 1 from there: it and all that follow see no later one."""
-    first = text_position[0] + 1 if text_position else len(row)
-    return [int(position >= first) for position in range(len(row))]
 
 
 def _name(example: GroundedExample) -> str:

@@ -10,10 +10,82 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from groundkern.hf.data.batch import FIELDS, VALUES
+from groundkern.hf.data.batch import FIELDS, VALUES, Field
 from groundkern.hf.data.padding import SampleFields
+from groundkern.hf.data.tokens import TokenRows
+
+
+def rows_of(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Share documents out to rows: the longest first, each into the fullest row that has room.
+
+    Then the rows are evened out: bisection finds a smaller capacity that takes no more rows, so
+    that less is padded. The same lengths always give the same rows.
+
+    Args:
+        lengths: the tokens of each document.
+        capacity: of a row; no document is longer.
+
+    Returns:
+        The documents of each row, ascending; rows are in the order of their first documents.
+
+    Source: best-fit decreasing; bisection as in MULTIFIT (Coffman, Garey and Johnson, 1978).
+    """
+    rows = _best_fit(lengths, capacity)
+    low = max(max(lengths), -(-sum(lengths) // len(rows)))
+    high = max(sum(lengths[i] for i in row) for row in rows)
+    while low < high:
+        middle = (low + high) // 2
+        evener = _best_fit(lengths, middle)
+        if len(evener) <= len(rows):
+            rows, high = evener, max(sum(lengths[i] for i in row) for row in evener)
+        else:
+            low = middle + 1
+    return sorted(map(sorted, rows))
+
+
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for document in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[document]
+        fits = [row for row in range(len(rows)) if room[row] >= length]
+        if fits:
+            row = min(fits, key=room.__getitem__)
+        else:
+            row = len(rows)
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(document)
+        room[row] -= length
+    return rows
+
+
+def join_tokens(documents: TokenRows, rows: Sequence[Sequence[int]]) -> TokenRows:
+    """What runs along with the tokens, row by row.
+
+    Args:
+        documents: by name, for each document, a value for each of its tokens.
+        rows: the documents of each row.
+
+    Returns:
+        By name, for each row, the values of all its documents; `position_ids`, which start again at
+        each document and at the padding behind the last; no `attention_mask`.
+    """
+    joined = {
+        name: [[x for i in row for x in values[i]] for row in rows]
+        for name, values in documents.items()
+        if name != "attention_mask"
+    }
+    lengths = [[len(documents["input_ids"][i]) for i in row] for row in rows]
+    longest = max(map(sum, lengths))
+    joined["position_ids"] = [
+        [position for length in (*own, longest - sum(own)) for position in range(length)]
+        for own in lengths
+    ]
+    return joined
 
 
 def join_fields(
@@ -52,25 +124,24 @@ def _moved(
 ) -> list:
     """The rows of one document's field, as they are in the whole row."""
     spec = FIELDS[name]
-    rows = values.tolist() if isinstance(values, Tensor) else [_plain(row) for row in values]
     first, *inner = spec.dims.split()[1:]
+    flat = isinstance(values, Tensor) and not inner
+    rows = values.tolist() if flat else list(values)
     if first in own and first != "C":  # a document without values has its places all the same
         rows += [[] if inner else spec.padding] * (own[first] - len(rows))
-    if (counts := VALUES[spec.values].counts) is not None:
-        rows = _shifted(rows, starts[counts])
     if inner and inner[0] in whole:  # [.., S] and [.., C]: a row among those of all documents
-        dim = inner[0]
-        before, behind = starts[dim], whole[dim] - starts[dim]
-        blank = [spec.padding]
-        rows = [blank * before + row + blank * (behind - len(row)) for row in rows]
-    return rows
+        return [_among(row, starts[inner[0]], whole[inner[0]], spec) for row in rows]
+    counts = VALUES[spec.values].counts
+    return rows if counts is None else _shifted(rows, starts[counts])
+
+
+def _among(row: Tensor | Sequence, start: int, length: int, spec: Field) -> Tensor:
+    out = torch.full((length,), spec.padding, dtype=spec.dtype)
+    out[start : start + len(row)] = torch.as_tensor(row, dtype=spec.dtype)
+    return out
 
 
 def _shifted(rows: list, by: int) -> list:
-    if rows and isinstance(rows[0], list):
-        return [_shifted(row, by) for row in rows]
+    if rows and isinstance(rows[0], (list, tuple)):
+        return [_shifted(list(row), by) for row in rows]
     return [value + by if value >= 0 else value for value in rows]
-
-
-def _plain(row: object) -> object:
-    return row.tolist() if isinstance(row, Tensor) else row

@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from groundkern.backends import NAMES
 from groundkern.checks import fail, require
 from groundkern.hf.model.attention import CHUNK, LAYER, RUN, grounded
+from groundkern.hf.model.body import APART
 from groundkern.hf.model.compiled import compile_layers, is_compiled
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
@@ -147,6 +148,7 @@ def _unmark(model: PreTrainedModel) -> None:
             module.__dict__.pop(mark, None)
     unwrap_mixers(model)
     model.__dict__.pop(FAILED, None)
+    model.__dict__.pop(APART, None)
     for key in [key for key, function in _wrapped.items() if model in function.users]:
         _unwrap(key, model)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from groundkern import side_attention
 from groundkern.checks import fail
+from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.rows import Chunk, Rows, Window
 from groundkern.hf.model.taken import Places, Taken, take_beside
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
@@ -96,18 +97,52 @@ class BodyRun:
         backend: of the ops.
         readings: what to read in every layer.
         side: the rows of the side tokens; None: there are none.
+        documents: those of the rows; None: a row is one.
+        guarded: look at every mask whether it keeps the documents apart.
     """
 
     def __init__(
-        self, length: int, backend: str, readings: Sequence[Reading], side: SideRows | None = None
+        self,
+        length: int,
+        backend: str,
+        readings: Sequence[Reading],
+        side: SideRows | None = None,
+        documents: Documents | None = None,
+        guarded: bool = False,
     ) -> None:
         self.length, self.backend, self.readings, self.side = length, backend, readings, side
+        self.documents, self.guarded = documents, guarded
         self.grad_enabled = torch.is_grad_enabled()
         self.uses_lse = any(reading.uses_lse for reading in readings)
         self.layers = 0  # of softmax attention that ran so far
         self.mixers = 0  # recurrences and convolutions that ran so far on the main tokens alone
         self.finished = False  # a layer that runs now is recomputed by checkpointing
         self._places: dict[tuple[Rows, ...], Places] = {}
+        self._apart: list[Any] = []  # masks that keep the documents apart
+
+    def keep_apart(self, implementation: str, mask: Any) -> dict[str, Any]:
+        """What an attention function is told of the documents, beside its mask.
+
+        Flash attention has no mask of documents; from positions it finds those of a single row.
+
+        Args:
+            implementation: the name of the attention function.
+            mask: of the main tokens.
+
+        Returns:
+            More keywords.
+
+        Raises:
+            ValueError: a mask that shows a token those of another document.
+        """
+        if self.documents is None:
+            return {}
+        if "flash" in implementation:
+            return {} if mask is not None else self.documents.lengths
+        if self.guarded and not any(mask is known for known in self._apart):
+            self.documents.refuse_leak(mask)
+            self._apart.append(mask)
+        return {}
 
     @property
     def reads(self) -> bool:
@@ -169,7 +204,11 @@ def _attend(
     """The attention of one layer and of its side tokens; every reading of the run reads it."""
     query, key, value, attention_mask = tensors
     number = module.__dict__.get(LAYER)
-    if number is None or not run.reads:  # of a vision tower that hands the keyword on
+    if number is None:  # of a vision tower that hands the keyword on
+        return attention(module, *tensors, **kwargs)
+    mask = crop(attention_mask, run.length, query.shape[2])
+    kwargs |= run.keep_apart(implementation, mask)
+    if not run.reads:
         return attention(module, *tensors, **kwargs)
     _refuse(kwargs)
     if not run.finished:
@@ -180,7 +219,6 @@ def _attend(
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
-    mask = crop(attention_mask, length, total)
     uses_lse = run.side is not None or (run.uses_lse and mask is None)
     watched = implementation in WATCHED and uses_lse and places is not None
     saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from groundkern import checks
 from groundkern.checks import fail, require
-from groundkern.hf.model.attention import RUN, BodyRun, SideRows
+from groundkern.hf.model.attention import RUN, BodyRun, Reading, SideRows
 from groundkern.hf.model.attribution import final_norm
 from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, refuse_sharded
 from groundkern.hf.model.layers import body_of
@@ -22,6 +23,8 @@ from groundkern.hf.model.request import Request, image_token_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
+
+APART = "_groundkern_apart"  # in the __dict__ of a model whose masks were seen to be right
 
 
 class BodyOutput(NamedTuple):
@@ -55,7 +58,7 @@ def run_body(request: Request) -> BodyOutput:
     readings = readings_of(request)
     contributing = readings.saved is not None and "contributions" in request.records
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
-    run = BodyRun(length, request.terms.backend, readings.all(), side)
+    run = body_run(request, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
     with norm_input as normed, graph:
         hidden, output = _run(request, inputs, run)
@@ -65,12 +68,28 @@ def run_body(request: Request) -> BodyOutput:
     return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)
 
 
+def body_run(request: Request, readings: list[Reading], side: SideRows | None = None) -> BodyRun:
+    """A run of a request's batch.
+
+    Whether masks keep packed documents apart is looked at if that needs no sync, and otherwise in
+    the first batch with several in a row.
+    """
+    known, documents = vars(request.model), request.documents
+    guarded = documents is not None and (
+        checks.values_visible(documents.new) or (APART not in known and documents.several)
+    )
+    if guarded:
+        known[APART] = True
+    length = request.input_ids.shape[1]
+    return BodyRun(length, request.terms.backend, readings, side, documents, guarded)
+
+
 def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None) -> GradcamRun:
     """The run that was made, if it saved its layers, or one more."""
     refuse_sharded(request.model)
     if explained is None:
         explained = SavedLayers()
-        run = BodyRun(request.input_ids.shape[1], request.terms.backend, [explained])
+        run = body_run(request, [explained])
         hidden, _ = _run(request, request.inputs, run)
     return GradcamRun(hidden, explained.layers)
 

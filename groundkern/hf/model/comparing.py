@@ -1,4 +1,6 @@
-"""Is the ops' attention of a few rows that of the model, in every layer that they compute?"""
+"""What doctor compares: the ops' attention of a few rows with the model's in every layer that they
+compute, and hidden states.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from groundkern.checks import require
 from groundkern.hf.model.attention import RUN, BodyRun, Layer, SideRows
 from groundkern.hf.model.support import base_model
 from groundkern.selection import KeySets
@@ -66,6 +69,30 @@ def compared_attention(
     with few_logits(model, inputs["input_ids"].shape[1], first):
         model(**inputs, use_cache=False, **{RUN: run})
     return compared
+
+
+@torch.no_grad()
+def last_hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """What a model's own forward gives to its head, of which one token's logits are made.
+
+    Args:
+        model: bare or inside PEFT.
+        inputs: its own inputs.
+
+    Returns:
+        [B, S, D].
+    """
+    length, seen = inputs["input_ids"].shape[1], []
+    head = base_model(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    first = torch.zeros(1, dtype=torch.int64, device=inputs["input_ids"].device)
+    try:
+        with few_logits(model, length, first):  # its hook comes after this one
+            model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    require(seen[0].shape[1] == length, "model", "a head that is given every token", len(seen))
+    return seen[0].float()
 
 
 @contextmanager

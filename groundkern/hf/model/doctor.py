@@ -1,4 +1,4 @@
-"""Does the wiring fit this model? Three measurements on its own batch, before any training."""
+"""Does the wiring fit this model? A few measurements on its own batch, before any training."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.attention import SideRows
-from groundkern.hf.model.comparing import compared_attention, few_logits
+from groundkern.hf.model.comparing import compared_attention, few_logits, last_hidden
+from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import logit_rule
 from groundkern.hf.model.modes import modes_kept
-from groundkern.hf.model.request import NOT_FOR_THE_BODY, Request, image_token_of
+from groundkern.hf.model.request import (
+    NOT_FOR_THE_BODY,
+    Request,
+    image_token_of,
+    with_documents,
+)
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.support import (
     FAILED,
@@ -43,6 +49,8 @@ class DoctorReport:
         control: how far the side logits move when a row may see itself only.
         tolerance: `main` and `side` are within it, `control` is above it.
         of: "side tokens", "attention" or "logits": what was measured.
+        packed: of packed rows, how far last hidden states are from those of every document alone,
+            as a fraction of the largest; None: the batch has a document to a row.
     """
 
     rows: int
@@ -51,6 +59,7 @@ class DoctorReport:
     control: float | None
     tolerance: float
     of: str = "side tokens"
+    packed: float | None = None
 
 
 def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> DoctorReport:
@@ -59,6 +68,9 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     A model that does not support SMAM has no side tokens: then the ops' attention of the rows is
     compared with the model's own in every layer that maps are read from. So it is if SMAM is not
     attached and side tokens fail here, and evaluation leaves SMAM out from then on.
+
+    On packed rows the model's own forward also runs each document alone. A model that fails this is
+    refused packed rows from then on.
 
     Runs in eval mode without gradients, and restores the mode of every module. Every rank must call
     it.
@@ -79,7 +91,10 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     """
     base = base_model(model)
     objectives = objectives_of(base)
-    base.__dict__.pop(FAILED, None)
+    failed = base.__dict__.setdefault(FAILED, {})
+    failed.pop("smam", None)
+    if batch.get("attention_mask") is None:
+        failed.pop("packing", None)
     refuse_unsupported(base, objectives)
     for module in text_attention(base).values() if objectives.read_attention else ():
         dropout = getattr(module, "attention_dropout", 0.0)
@@ -94,9 +109,15 @@ def doctor(model: nn.Module, batch: dict, *, tolerance: float | None = None) -> 
     position = _measured_rows(base, batch)
     if tolerance is None:
         tolerance = _tolerance(base, position.device)
+    inputs, documents = with_documents(base, inputs)
     with modes_kept(model), torch.no_grad():
         model.eval()
-        return _examined(model, inputs, position, tolerance)
+        packed = None
+        if documents is not None:
+            packed = _off_alone(model, inputs, documents)
+            _judge_packed(base, packed, tolerance)
+        report = _examined(model, inputs, position, tolerance)
+        return replace(report, packed=packed)
 
 
 def _measured_rows(model: nn.Module, batch: dict) -> Tensor:
@@ -135,7 +156,7 @@ def _examined(model: nn.Module, inputs: dict, position: Tensor, tolerance: float
         except ValueError as error:
             if objectives.smam is not None:
                 raise
-            base.__dict__[FAILED] = {"smam": str(error)}
+            base.__dict__.setdefault(FAILED, {})["smam"] = str(error)
     report = _measure(model, inputs, position, tolerance)
     alone = {**inputs, **_aligned_rows(position, inputs, alone=True)}
     request = Request.of(base, objectives, alone)
@@ -172,10 +193,29 @@ def _measure(model: nn.Module, inputs: dict, position: Tensor, tolerance: float)
     return DoctorReport(count, main, side, control, tolerance)
 
 
+def _off_alone(model: nn.Module, inputs: dict, documents: Documents) -> float:
+    """How far last hidden states of packed rows are from those of each document alone."""
+    packed = last_hidden(model, inputs)
+    alone = documents.pack(last_hidden(model, documents.alone(inputs)))
+    return float((packed - alone).abs().max() / alone.abs().max())
+
+
+def _judge_packed(model: nn.Module, off: float, tolerance: float) -> None:
+    name = type(model).__name__
+    wanted = (
+        f"{name}: hidden states of documents in a row within {tolerance} of those of each alone"
+    )
+    try:
+        require(off <= tolerance, "packing", wanted, f"{off:.2e} of the largest")
+    except ValueError as error:
+        model.__dict__.setdefault(FAILED, {})["packing"] = str(error)
+        raise
+
+
 def _own_logits(model: nn.Module, inputs: dict, measured: Tensor) -> Tensor:
     """[B, K, V]: the model's own logits at K positions."""
     with few_logits(model, inputs["input_ids"].shape[1], measured):
-        logits = model(**inputs).logits
+        logits = model(**inputs, use_cache=False).logits  # a cache makes packed rows one
     return logits if logits.shape[1] == len(measured) else logits[:, measured]
 
 

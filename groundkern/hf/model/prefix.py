@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail
 from groundkern.hf.data.batch import GroundedBatch
+from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.layers import forward_source
 
 # Their masks let tokens of type 0 (image and prompt) see one another; others are causal.
@@ -59,7 +60,11 @@ def unbounded_rows(model: nn.Module, inputs: dict, position: Tensor) -> Tensor |
 
 
 def refuse_seeing_rows(
-    model: nn.Module, batch: GroundedBatch, inputs: dict, image_token: int | None
+    model: nn.Module,
+    batch: GroundedBatch,
+    inputs: dict,
+    image_token: int | None,
+    documents: Documents | None,
 ) -> None:
     """Refuse rows that see later keys, where a causal description of them would be wrong.
 
@@ -68,11 +73,13 @@ def refuse_seeing_rows(
         batch: the batch's supervision.
         inputs: what is left for the model's body.
         image_token: the id of visual tokens.
+        documents: of packed rows.
 
     Raises:
         ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps or
-            phrases inside the prefix; a row of aligned tokens, maps or phrases that is of an image
-            (the last two are checked if that needs no sync).
+            phrases inside the prefix; a row of aligned tokens, maps or phrases that is of an image;
+            images of two documents side by side, which would be one (all but the first are checked
+            if that needs no sync).
     """
     types = inputs.get("token_type_ids")
     if is_prefix_lm(model):
@@ -86,6 +93,11 @@ def refuse_seeing_rows(
             if kinds is not None:  # Molmo2's markers and line ends see later tokens too
                 of_image = of_image | (kinds == 1) | (kinds == 2)
         _refuse_image_rows(batch, of_image)
+        if documents is not None and checks.values_visible(of_image):
+            beside = of_image[:, 1:] & of_image[:, :-1] & documents.new[:, 1:]
+            got = "an image at the end of one and the start of the next"
+            wanted = "documents whose images are apart, since tokens of an image see one another"
+            checks.require(not bool(beside.any()), "position_ids", wanted, got)
 
 
 def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None) -> None:

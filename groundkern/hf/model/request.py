@@ -13,11 +13,13 @@ from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, GroundedBatch
 from groundkern.hf.data.image_token import image_token_id
+from groundkern.hf.model.documents import FLASH_LENGTHS, Documents
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import LogitRule, logit_rule
+from groundkern.hf.model.positions import model_positions, text_positions
 from groundkern.hf.model.prefix import refuse_seeing_rows, unbounded_rows
 from groundkern.hf.model.rows import Rows
-from groundkern.hf.model.support import evaluated
+from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
@@ -37,6 +39,8 @@ class Request:
         inputs: what is left for the model's body.
         denominators: fp32 [len(COUNTS)], by which sums over rows of each kind are divided.
         records: what to record, some of RECORDS.
+        documents: those of its rows, if text positions came without an attention mask; None: a row
+            is one document.
         part: the one part that the loss consists of; None: all that are attached.
     """
 
@@ -47,6 +51,7 @@ class Request:
     inputs: dict
     denominators: Tensor
     records: frozenset[str]
+    documents: Documents | None = None
     part: str | None = None
 
     @classmethod
@@ -87,11 +92,11 @@ class Request:
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
-        refuse_seeing_rows(model, batch, inputs, image_token_of(model))
-        _refuse_packing(inputs, inputs.get("attention_mask"))
+        inputs, documents = with_documents(model, inputs)
+        refuse_seeing_rows(model, batch, inputs, image_token_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)
-        return cls(model, attached, terms, batch, inputs, denominators, records, part)
+        return cls(model, attached, terms, batch, inputs, denominators, records, documents, part)
 
     @property
     def input_ids(self) -> Tensor:
@@ -120,8 +125,10 @@ class Request:
 
     @cached_property
     def first_key(self) -> Tensor:
-        """int32 [B]: the first key of each sequence that is not padding."""
-        return _first_keys(self.inputs)
+        """int32 [B, S]: the first key that each token may see, were it not for windows."""
+        if self.documents is not None:
+            return self.documents.start.to(torch.int32)
+        return _first_keys(self.inputs)[:, None].expand(self.input_ids.shape)
 
     def denominator(self, name: str) -> Tensor:
         """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""
@@ -129,7 +136,8 @@ class Request:
 
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
-        return Rows(position, self.first_key, unbounded_rows(self.model, self.inputs, position))
+        first_key = self.first_key.gather(1, position.clamp(min=0).long())
+        return Rows(position, first_key, unbounded_rows(self.model, self.inputs, position))
 
 
 def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:
@@ -166,26 +174,55 @@ def _first_keys(inputs: dict) -> Tensor:
     return attended.int().argmax(1).to(torch.int32)
 
 
-def _refuse_packing(inputs: dict, attention_mask: Tensor | None) -> None:
-    """Refuse several documents in one sequence: side tokens and maps would see all of them.
+def with_documents(model: nn.Module, inputs: dict) -> tuple[dict, Documents | None]:
+    """Find the documents of packed rows, and give the model its own positions for each.
+
+    Args:
+        model: the attached model itself.
+        inputs: of its body, with `input_ids`.
+
+    Returns:
+        The inputs, and the documents; None: no text positions came without an attention mask.
+
+    Raises:
+        ValueError: packed rows that the model does not support; lengths without positions, or other
+            ones; (checked if that needs no sync) positions that start again beside a mask.
+    """
+    if inputs.get("cu_seqlens") is not None:
+        fail("cu_seqlens", "position_ids for packed documents", "a tensor")
+    text = text_positions(model, inputs)
+    if text is None:
+        _refuse_restarts(inputs)
+        return inputs, None
+    documents = Documents(text)
+    refuse_packing(model, documents)
+    documents.check_lengths(inputs)
+    positions = model_positions(model, inputs, documents)
+    rest = {name: x for name, x in inputs.items() if name not in (*FLASH_LENGTHS, "seq_idx")}
+    return {**rest, "position_ids": positions}, documents
+
+
+def _refuse_restarts(inputs: dict) -> None:
+    """Refuse several documents in a row that are not told by text positions alone.
 
     Raises:
         ValueError: FlashAttention's cumulative lengths, or (checked if that needs no sync)
             positions that start again.
     """
-    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx"):
+    wanted = "text positions of packed documents as position_ids, and no attention_mask"
+    for name in (*FLASH_LENGTHS, "seq_idx"):
         if inputs.get(name) is not None:
-            fail(name, "one document to a sequence (no packing)", "packed documents")
-    positions = inputs.get("position_ids")
+            fail(name, wanted, "packed documents without them")
+    positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     if positions is None or not checks.values_visible(positions):
         return
     # [B, S], or Qwen's [3 or 4, B, S] with time or text first
     text = positions if positions.dim() == 2 else positions[0]
     restarts = text.diff(dim=-1) < 0
-    if attention_mask is not None:
-        restarts = restarts & (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
+    if mask is not None:
+        restarts = restarts & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     if bool(restarts.any()):
-        fail("position_ids", "one document to a sequence (no packing)", "positions that restart")
+        fail("position_ids", wanted, "positions that restart")
 
 
 def image_token_of(model: nn.Module) -> int | None:

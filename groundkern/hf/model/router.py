@@ -45,6 +45,9 @@ def router_loss(request: Request, output: Any, hidden: Tensor) -> Tensor | None:
     own = copy.copy(output)
     own["router_logits"] = tuple(_main(x, request.input_ids, hidden.shape[1]) for x in logits)
     inputs = {name: request.inputs[name] for name in FOR_THE_TAIL if name in request.inputs}
+    if request.documents is not None:
+        ids, trained = request.input_ids, request.batch.text_position
+        inputs["attention_mask"] = (~request.documents.padding(ids, trained)).long()
     calls: list[Tensor] = []
 
     def nothing(*args: Any, **kwargs: Any) -> Tensor:

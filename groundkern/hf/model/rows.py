@@ -15,7 +15,7 @@ from groundkern.selection import KeySets, QueryRows
 
 
 class Chunk(NamedTuple):
-    """Attention within chunks of so many tokens, counted from a sequence's first key (Llama 4)."""
+    """Attention within chunks of so many tokens, counted from a row's first key (Llama 4)."""
 
     size: int
 
@@ -29,7 +29,8 @@ class Rows:
 
     Args:
         position: [B, R], padded with -1.
-        first_key: int32 [B], the first key of each sequence that is not padding.
+        first_key: int32 [B, R], the first key that each row may see: of its sequence, without the
+            padding, or of its document.
         unbounded: bool [B, R], rows that no window binds; None: there are none.
     """
 
@@ -40,7 +41,7 @@ class Rows:
         sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
         self.sequence = sequence.repeat_interleave(rows)
         self.position = position.flatten().to(torch.int32)
-        self.start = first_key.repeat_interleave(rows)
+        self.start = first_key.flatten()
         self.unbounded = None if unbounded is None else unbounded.flatten()
         self.rows = rows  # of each sequence
         self._windows: dict[Window, QueryRows] = {}

@@ -32,7 +32,8 @@ def append_side_tokens(
     """The model's inputs with R side tokens at the end of every sequence.
 
     Positions that the model derives itself simply continue: a side token's own q, k and v are never
-    used. Given positions are copied from the row.
+    used. Given positions are copied from the row. Without a mask they are read as packed documents:
+    the side tokens are then further ones, which change nothing between the main tokens.
 
     Args:
         inputs: keyword inputs of the body with `input_ids` [B, S].
@@ -63,10 +64,9 @@ def append_side_tokens(
     extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filler)}
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if positions is not None:
+        positions = positions.expand(*positions.shape[:-2], len(row), -1)
+        inputs = {**inputs, "position_ids": positions}
         extra["position_ids"] = positions.gather(-1, row.expand(*positions.shape[:-1], -1))
-        if mask is None:  # given positions without a mask would be read as packed documents
-            inputs = {**inputs, "attention_mask": torch.ones_like(input_ids)}
-            mask = inputs["attention_mask"]
     if mask is not None:
         extra["attention_mask"] = torch.ones_like(row, dtype=mask.dtype)
     for name, value in (("mm_token_type_ids", 0), ("token_type_ids", token_type)):

@@ -13,12 +13,15 @@ from dataclasses import fields, replace
 from inspect import signature
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from groundkern.checks import fail
 from groundkern.hf.data.geometry import NO_PLACE
+from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.layers import (
     NO_MODULES,
+    OLDER_NAMES,
+    PER_TOKEN,
     WINDOWED,
     text_attention,
     text_decoder,
@@ -76,6 +79,37 @@ def supported_objectives(model: nn.Module) -> dict[str, str | None]:
         how = getattr(DEFAULTS, name)
         found[name] = found["text"] or _reason(_refuse_objective, base, name, how)
     return found
+
+
+def packing_refusal(model: nn.Module) -> str | None:
+    """Whether a model can be given packed rows, by its architecture.
+
+    Args:
+        model: a transformers model, bare or inside PEFT; it need not be attached.
+
+    Returns:
+        None, or the sentence with which rows of several documents are refused.
+
+    Raises:
+        TypeError: not a transformers model.
+    """
+    base = base_model(model)
+    return _reason(_refuse_model, base) or _reason(_refuse_packing, base)
+
+
+def refuse_packing(model: PreTrainedModel, documents: Documents) -> None:
+    """Raise for several documents in a row of a model that cannot keep them apart.
+
+    Args:
+        model: the attached model, without wrappers.
+        documents: of a batch.
+
+    Raises:
+        ValueError: layers that carry something over from one document to the next.
+    """
+    reason = _reason(_refuse_packing, model)
+    if reason is not None and documents.several:
+        raise ValueError(reason)
 
 
 def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
@@ -209,6 +243,29 @@ def _refuse_smam(model: PreTrainedModel) -> None:
     found = [kind for kind in _rope_types(model) if kind in LENGTH_DEPENDENT_ROPE]
     if found:
         fail("smam", "RoPE that does not depend on the length", found[0])
+
+
+def _refuse_packing(model: PreTrainedModel) -> None:
+    """Raise for a model whose layers let documents of one row meet."""
+    name, layers = type(model).__name__, text_layers(model)
+    if (failed := model.__dict__.get(FAILED, {}).get("packing")) is not None:
+        raise ValueError(failed)
+    if is_prefix_lm(model):
+        fail("packing", "causal attention between text tokens", f"{name}, a prefix-LM")
+    passing = [
+        "a recurrence or convolution" if layer.mixer is not None else layer.unread
+        for layer in layers
+        if layer.mixer is not None
+        or (layer.attention is None and OLDER_NAMES.get(layer.kind, layer.kind) not in PER_TOKEN)
+    ]
+    if passing:
+        kinds = "; ".join(f"{n} layers of {kind}" for kind, n in Counter(passing).items())
+        wanted = "layers that keep the documents of a row apart (softmax attention)"
+        fail("packing", wanted, f"{name} with {kinds}")
+    chunked = any(layer.chunk is not None for layer in layers)
+    if chunked and not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
+        wanted = "a transformers that counts chunks from each document's start"
+        fail("packing", wanted, "an older one, which counts them from the row's")
 
 
 def _rope_types(model: PreTrainedModel) -> list[str]:

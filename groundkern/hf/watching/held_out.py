@@ -91,6 +91,15 @@ class HeldOutMeans:
         value = torch.where(count > 0, loss.detach().to(count) * count, 0.0)
         self._add({"text": (value, count, count)})
 
+    def measured(self, gather: Callable[[Tensor], Tensor] | None = None) -> bool:
+        """Whether any rank has seen a grounded batch.
+
+        Args:
+            gather: of accelerate, with several ranks.
+        """
+        batches = self._sums.new_tensor([self.batches])
+        return bool((batches if gather is None else gather(batches)).any())
+
     def _add(self, found: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
         nothing = (self._sums.new_zeros(()),) * 3
         columns = [torch.stack(found.get(name, nothing)) for name in self._names]

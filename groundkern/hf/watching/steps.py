@@ -136,6 +136,7 @@ class StepWatch(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
+        trainer.ranks.forget_unseen()
         norm, self.norm = self.norm, None
         if norm is None:
             norm = gradient_norm(trainer.model.parameters())

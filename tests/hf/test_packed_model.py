@@ -1,0 +1,307 @@
+"""Packed rows: losses, gradients and readings of every document as in the padded batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from groundkern.hf import (
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Smam,
+    attach,
+    detach,
+    doctor,
+    packing_refusal,
+)
+from groundkern.hf.model.attention import BodyRun
+from groundkern.hf.model.body import APART
+from groundkern.hf.model.documents import Documents
+from groundkern.hf.model.request import Request, with_documents
+from groundkern.hf.model.support import FAILED
+from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.conftest import MODELS
+from tests.hf.decoders import tiny_decoder
+from tests.hf.packed import packed_batch
+from tests.hf.rows import plain_inputs
+from tests.hf.samples import SAMPLES, make_batch, token_batch
+
+# every way of reading attention: over all keys, over columns, per head and layer mean
+OBJECTIVES = {
+    "all": {
+        "smam": Smam(weight=0.7, gamma=1.3),
+        "dv_sft": DvSft(weight=0.5, smoothing=0.2),
+        "klal": Klal(weight=0.8),
+        "hist": Hist(),
+        "margins": Margins(mean_margin=10.0),
+        "logit_lens": LogitLens(),
+    },
+    "visible": {
+        "klal": Klal(over="visible", head_weight="learned"),
+        "dv_sft": DvSft(average="image"),
+        "hist": Hist(over="visible"),
+    },
+    "gradcam": {"hist": Hist(maps="gradcam"), "margins": Margins(maps="gradcam", mean_margin=10.0)},
+}
+ROWS = ((0, 1), (3, 2))  # two documents to a row, the second row filled at its end
+
+
+def row_samples(family: str):
+    samples = SAMPLES[family]
+    return [tuple(samples[i] for i in row) for row in ROWS]
+
+
+def both(model, family: str) -> tuple[dict, dict]:
+    """The samples padded, and in rows."""
+    rows = row_samples(family)
+    packed = packed_batch(model, rows)
+    assert not bool(packed["position_ids"][:, -1].eq(packed["input_ids"].shape[1] - 1).any())
+    return make_batch(model, tuple(x for row in rows for x in row)), packed
+
+
+def assert_same(model, padded: dict, packed: dict) -> None:
+    wanted, ours = model(**padded), model(**packed)
+    assert wanted.parts.keys() == ours.parts.keys()
+    torch.testing.assert_close(ours.loss, wanted.loss, rtol=1e-5, atol=0)
+    for name, part in wanted.parts.items():
+        torch.testing.assert_close(ours.parts[name], part, rtol=2e-5, atol=1e-7)
+    assert_same_gradients(gradients(model, ours.loss), gradients(model, wanted.loss))
+
+
+@pytest.mark.parametrize("terms", OBJECTIVES)
+def test_losses_and_gradients_are_those_of_the_padded_batch(family, terms):
+    model = MODELS[family](attention="eager") if terms == "gradcam" else MODELS[family]()
+    attach(model, **OBJECTIVES[terms]).train()
+    assert_same(model, *both(model, family))
+    detach(model)
+
+
+def test_windows_end_at_the_start_of_a_document():
+    layers = ["full_attention", "sliding_attention", "sliding_attention"]
+    model = MODELS["qwen"](
+        layer_types=layers, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    )
+    attach(model, smam=Smam(), klal=Klal(), hist=Hist())
+    assert_same(model, *both(model, "qwen"))
+    detach(model)
+
+
+def test_readings_are_those_of_each_document(model, family):
+    """Maps, contributions, GradCAM and logits, on each row's own columns."""
+    attach(model, smam=Smam(), klal=Klal())
+    padded, packed = both(model, family)
+    recorded = ("maps", "contributions", "gradcam", "logits")
+    wanted, ours = (model(**x, gk_record=recorded) for x in (padded, packed))
+    for name, kind in (("maps", "map"), ("contributions", "side"), ("gradcam", "side")):
+        own, other = (
+            on_columns(getattr(output, name), batch, f"gk_{kind}_position")
+            for output, batch in ((wanted, padded), (ours, packed))
+        )
+        assert len(own) == len(other) > 0
+        for x, y in zip(own, other, strict=True):
+            torch.testing.assert_close(y, x, rtol=1e-4, atol=1e-5)
+    aligned = (x["gk_side_position"] >= 0 for x in (padded, packed))
+    own, other = (x.side_logits[k] for x, k in zip((wanted, ours), aligned, strict=True))
+    torch.testing.assert_close(other, own, rtol=1e-4, atol=1e-4)
+
+
+def on_columns(maps: Tensor, batch: dict, rows: str) -> list[Tensor]:
+    """Of each row, what is not 0 or outside its document."""
+    found = []
+    for b, positions in enumerate(batch[rows]):
+        columns = batch["gk_map_columns"][b]
+        for r, position in enumerate(positions.tolist()):
+            if position < 0:
+                continue
+            start = 0
+            if "position_ids" in batch:
+                start = position - int(batch["position_ids"][b, position])
+            seen = (columns >= start) & (columns <= position)
+            assert not bool(maps[b, r][~seen].any())
+            found.append(maps[b, r][seen])
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama4", "gpt_oss", "gemma4", "gemma3n"])
+def test_windows_and_chunks_of_text_decoders(name):
+    """Chunks count from a document's start, windows end there; sinks, shared keys, experts."""
+    model = tiny_decoder(name)
+    reason = packing_refusal(model)
+    if name == "llama4" and reason is not None:
+        assert "chunks" in reason  # transformers that does not count them so
+        return
+    attach(model, smam=Smam(weight=0.7), klal=Klal(weight=0.8))
+    rows = row_samples("qwen")
+    padded = token_batch(None, tuple(x for row in rows for x in row))
+    assert_same(model, padded, packed_batch(model, rows))
+    detach(model)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "falcon_h1", "minimax_m3"])
+def test_layers_that_carry_something_over_are_refused(name):
+    model = attach(tiny_decoder(name))
+    reason = packing_refusal(model)
+    assert reason.startswith("`packing`: expected layers that keep the documents of a row apart")
+    batch = packed_batch(model, row_samples("qwen"))
+    with pytest.raises(ValueError, match="`packing`"):
+        model(**batch)
+    one = {n: x[:, :9] if n in ("input_ids", "position_ids") else x for n, x in batch.items()}
+    rows = torch.tensor([[5, 7], [6, -1]])
+    one = {n: x for n, x in one.items() if not n.startswith("gk_")} | {"gk_text_position": rows}
+    assert bool(torch.isfinite(model(**one).loss))  # a document to a row
+    detach(model)
+
+
+def test_routers_do_not_count_the_ends_of_rows():
+    model = tiny_decoder("gpt_oss")
+    model.config.output_router_logits, model.config.router_aux_loss_coef = True, 1.0
+    attach(model)
+    rows = row_samples("qwen")
+    padded = token_batch(None, tuple(x for row in rows for x in row))
+    packed = packed_batch(model, rows)
+    assert float(model(**packed).parts["router_aux"]) > 0.1
+    assert_same(model, padded, packed)
+    detach(model)
+
+
+def test_doctor_compares_with_every_document_alone(qwen):
+    attach(qwen, smam=Smam())
+    _, packed = both(qwen, "qwen")
+    report = doctor(qwen, packed)
+    assert report.packed < 1e-5 and report.of == "side tokens"
+    assert doctor(qwen, make_batch(qwen, SAMPLES["qwen"])).packed is None
+    qwen.model.compute_3d_position_ids = lambda **inputs: None  # tokens in place of a grid
+    qwen.model.get_rope_index = None
+    with pytest.raises(ValueError, match=r"`packing`.*those of each document"):
+        doctor(qwen, packed)
+    assert "packing" in vars(qwen)[FAILED]
+    with pytest.raises(ValueError, match="`packing`"):
+        qwen(**packed)
+    assert "those of each document" in packing_refusal(qwen)
+    vars(qwen.model).pop("compute_3d_position_ids")
+    vars(qwen.model).pop("get_rope_index")
+    assert doctor(qwen, packed).packed < 1e-5
+    assert packing_refusal(qwen) is None
+
+
+def test_a_mask_that_lets_documents_meet_is_refused(model, family, monkeypatch):
+    """As a decoder would make it that does not look at positions."""
+    attach(model, klal=Klal())
+    _, packed = both(model, family)
+    monkeypatch.setattr(
+        "transformers.masking_utils.find_packed_sequence_indices", lambda positions: None
+    )
+    with pytest.raises(ValueError, match="documents of a packed row apart"):
+        model(**packed)
+    detach(model)
+    assert APART not in vars(model)
+
+
+REFUSED = {
+    "a mask": ("attention_mask", lambda b: torch.ones_like(b["input_ids"]), "packed documents"),
+    "lengths of others": (
+        "cu_seq_lens_q",
+        lambda b: torch.tensor([0, 7, b["input_ids"].numel()]),
+        "the documents of position_ids",
+    ),
+    "positions from 1": ("position_ids", lambda b: b["position_ids"] + 1, "count from 0"),
+    "lengths alone": ("position_ids", None, "packed documents without them"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_says_something_else_is_refused(qwen, case):
+    name, make, message = REFUSED[case]
+    attach(qwen)
+    _, batch = both(qwen, "qwen")
+    if make is None:
+        del batch[name]
+        batch["cu_seq_lens_q"] = torch.tensor([0, batch["input_ids"].numel()])
+    else:
+        batch[name] = make(batch)
+    with pytest.raises(ValueError, match=message):
+        qwen(**batch)
+
+
+def test_lengths_of_a_collator_and_given_positions_change_nothing(qwen):
+    """What TRL and DataCollatorWithFlattening add, and positions with text first."""
+    attach(qwen, smam=Smam())
+    _, packed = both(qwen, "qwen")
+    wanted = qwen(**packed).loss
+    inputs, documents = with_documents(qwen, plain_inputs(packed))
+    assert inputs["position_ids"].shape[0] == 4
+    assert bool((inputs["position_ids"][1:] != inputs["position_ids"][0]).any())
+    added = {**documents.lengths, "seq_idx": documents.number.int()}
+    assert torch.equal(qwen(**packed, **added).loss, wanted)
+    given = {**packed, "position_ids": inputs["position_ids"]}
+    assert torch.equal(qwen(**given).loss, wanted)
+
+
+def test_own_positions_leave_no_trace(qwen):
+    _, packed = both(qwen, "qwen")
+    qwen.model.rope_deltas = kept = torch.ones(4, 1)
+    with_documents(qwen, plain_inputs(packed))
+    assert qwen.model.rope_deltas is kept
+
+
+def test_flash_attention_is_given_the_documents(qwen):
+    """Its packed kernel's lengths, for rows laid end to end; other functions are given nothing."""
+    _, packed = both(qwen, "qwen")
+    documents = Documents(packed["position_ids"])
+    run = BodyRun(packed["input_ids"].shape[1], "auto", [], None, documents, True)
+    found = run.keep_apart("flash_attention_2", None)
+    ends = [len(x) for x in torch.split(documents.number.flatten(), documents.size[1])]
+    assert sum(ends) == int(found["cu_seq_lens_q"][-1])
+    lengths = found["cu_seq_lens_q"].diff().tolist()
+    assert lengths == documents.number.flatten().bincount().tolist()
+    assert max(lengths) <= found["max_length_q"] == packed["input_ids"].shape[1]
+    assert run.keep_apart("sdpa", documents_mask(documents)) == {}
+    with pytest.raises(ValueError, match="does not look at position_ids"):
+        run.keep_apart("sdpa", None)
+
+
+def documents_mask(documents: Documents) -> Tensor:
+    """bool [R, 1, S, S]: causal, inside of documents."""
+    same = documents.number[:, :, None] == documents.number[:, None]
+    return (same & torch.ones_like(same).tril())[:, None]
+
+
+def test_documents_alone_and_back():
+    positions = torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]])
+    documents = Documents(positions)
+    x = torch.arange(10).view(2, 5)
+    alone = documents.unpack(x, -1)
+    assert alone.tolist() == [[0, 1, 2, -1], [3, 4, -1, -1], [5, 6, 7, 8], [9, -1, -1, -1]]
+    assert torch.equal(documents.pack(alone), x)
+    assert documents.start.tolist() == [[0, 0, 0, 3, 3], [0, 0, 0, 0, 4]]
+    assert documents.several and not Documents(positions[1:, :4]).several
+    assert documents.lengths["cu_seq_lens_k"].tolist() == [0, 3, 5, 9, 10]
+
+
+def test_padding_is_a_last_document_of_one_token_that_is_not_trained():
+    documents = Documents(torch.tensor([[0, 1, 2, 0, 1], [0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]))
+    ids = torch.tensor([[5, 6, 7, 9, 9], [5, 6, 7, 9, 8], [9, 9, 9, 9, 9]])
+    none = torch.full((3, 1), -1)
+    filled = [[False] * 3 + [True] * 2, [False] * 5, [False] * 5]
+    assert documents.padding(ids, none).tolist() == filled
+    trained = torch.tensor([[3], [-1], [-1]])
+    assert not bool(documents.padding(ids, trained).any())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_costs_the_device_no_wait_without_multimodal_positions(packed, monkeypatch):
+    """What is read of values on a GPU: nothing, once the masks were seen to be right."""
+    model = attach(MODELS["llava"](), klal=Klal())
+    padded, rows = both(model, "llava")
+    vars(model)[APART] = True
+    monkeypatch.setattr("groundkern.checks.values_visible", lambda *tensors: False)
+    for name in ("several", "size", "lengths"):
+        wait = property(lambda self: pytest.fail("a wait"))
+        monkeypatch.setattr(Documents, name, wait)
+    request = Request.of(model, vars(model)["_groundkern"].objectives, rows if packed else padded)
+    assert (request.documents is not None) is packed
+    detach(model)
