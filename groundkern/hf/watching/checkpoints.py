@@ -210,6 +210,9 @@ class Checkpoints:
         with warnings.catch_warnings():  # that the optimizer has to be loaded too
             warnings.simplefilter("ignore")
             state = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True)
+            if saved == "DeepSpeed":  # it drops groups in which nothing trains
+                own = self.lr_scheduler.state_dict()
+                state |= {k: own[k] for k in ("base_lrs", "lr_lambdas", "_last_lr") if k in own}
             self.lr_scheduler.load_state_dict(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
