@@ -19,10 +19,7 @@ from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
-<<<<<<< HEAD
-=======
 from groundkern.hf.watching.even_ranks import ROWS, EvenRanks
->>>>>>> 04abd7c1a3268165b1e9b5bea17ceb60369f731a
 from groundkern.hf.watching.finite import whole
 from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
 from groundkern.hf.watching.plain import finite_or_none
@@ -286,11 +283,7 @@ class GroundingMixin(Checkpoints):
             self.watch.stop_if_reached(verdict)
 
     def _get_grad_norm(self, model, grad_norm=None):
-<<<<<<< HEAD
         """The norm of the whole gradient, which says whether the step may be taken."""
-=======
-        """The norm, which says whether the step may be taken; whole, where gradients are sharded."""
->>>>>>> 04abd7c1a3268165b1e9b5bea17ceb60369f731a
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 
