@@ -212,7 +212,7 @@ class Checkpoints:
             state = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True)
             if saved == "DeepSpeed":  # it drops groups in which nothing trains
                 own = self.lr_scheduler.state_dict()
-                state |= {k: own[k] for k in ("base_lrs", "lr_lambdas", "_last_lr") if k in own}
+                state |= {k: own[k] for k in ("base_lrs", "lr_lambdas") if k in own}
             self.lr_scheduler.load_state_dict(state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
