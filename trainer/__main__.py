@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
         if arguments.command == "train":
             if arguments.config is None and not overrides:
                 raise ConfigError("train: give --config FILE, or --help for the fields")
-            return _guarded(_train(arguments.config, overrides))
+            return _guarded(_train(arguments.config, overrides, words))
         if arguments.command == "demo":
             return _guarded(_demo(arguments.output, arguments.samples, overrides))
         return _guarded(lambda: arguments.run(arguments))
@@ -133,10 +133,15 @@ def _look(arguments: argparse.Namespace) -> None:
     print(f"Picture: {run_look(arguments)}")
 
 
-def _train(config_file: Path | None, overrides: list[str]) -> Callable[[], None]:
+def _train(
+    config_file: Path | None, overrides: list[str], words: list[str]
+) -> Callable[[], int | None]:
+    from trainer import launching
     from trainer.command_line import load_config
 
     config = load_config(config_file, overrides)
+    if launching.wanted(config):
+        return lambda: launching.launch(config, words)
 
     def run() -> None:
         from trainer.train import train

@@ -58,6 +58,8 @@ FREE_TO_CHANGE = (
     "training.arguments.skip_memory_metrics",
     "training.arguments.torch_empty_cache_steps",
     "training.arguments.trackio_",
+    "training.strategy",
+    "training.processes",
     "evaluation.",
 )
 # What a record has that knows today's labels of words; older ones were the word's first token.

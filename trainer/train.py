@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from groundkern.hf import GroundingCollator, MeasuredGeometry
-from trainer import checkpoints, durable, trial, watching
+from trainer import checkpoints, durable, launching, trial, watching
 from trainer import run_folder as folder
 from trainer.arguments import further
 from trainer.config import Config, ConfigError
@@ -76,6 +76,7 @@ def train_by(ranks: Ranks, config: Config, before: dict | None = None) -> Path |
     beside = config.evaluation.compare
     if beside and not (beside / folder.RECORD).exists():
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
+    launching.check(config)
     disable_progress_bar()  # of loading and saving; this program has its own
     with (
         ranks.heard_once(),
@@ -308,7 +309,7 @@ class _Run:
         )
         same_bad_samples(self.test_set.bad, self.ranks)
         maps: list[dict] = []
-        if self.ranks.first or self.sharded:  # then a forward pass takes all of them
+        if self.ranks.first and not self.sharded:  # a map reads single modules, of whole weights
             maps = heat_maps(
                 self.model,
                 collator,

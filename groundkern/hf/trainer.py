@@ -23,6 +23,7 @@ from groundkern.hf.watching.even_ranks import ROWS, EvenRanks
 from groundkern.hf.watching.finite import whole
 from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
 from groundkern.hf.watching.plain import finite_or_none
+from groundkern.hf.watching.sharding import fit_fsdp
 from groundkern.hf.watching.steps import StepWatch
 from groundkern.hf.watching.untouched import random_states_kept
 
@@ -85,6 +86,8 @@ class GroundingMixin(Checkpoints):
         if self.args.torch_compile:
             backend, mode = self.args.torch_compile_backend, self.args.torch_compile_mode
             compile_layers(self._unwrapped(self.model), backend=backend, mode=mode)
+        if self.is_fsdp_enabled:
+            fit_fsdp(self.accelerator.state.fsdp_plugin, self._unwrapped(self.model))
         self.args.remove_unused_columns = False
         self.args.logging_nan_inf_filter = False  # it asks the device at every micro-batch
         self.model_accepts_loss_kwargs = True
@@ -280,7 +283,7 @@ class GroundingMixin(Checkpoints):
             self.watch.stop_if_reached(verdict)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The norm, which says whether the step may be taken; whole if gradients are sharded."""
+        """The norm of the whole gradient, which says whether the step may be taken."""
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 

@@ -1,17 +1,40 @@
-"""Running a module of the tests as two CPU processes."""
+"""Running a module of the tests as several CPU processes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
     *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
 )
+DEEPSPEED = ROOT / "build" / "deepspeed"  # where make puts it, so that other tests do without
+
+
+def deepspeed() -> dict[str, str]:
+    """The environment of processes that import DeepSpeed; skips the test where there is none."""
+    if find_spec("deepspeed") is not None:
+        return {"DS_ACCELERATOR": "cpu"}
+    if not (DEEPSPEED / ".installed").exists():
+        pytest.skip("DeepSpeed is not installed")
+    ahead = {"PYTHONPATH": DEEPSPEED, "PATH": DEEPSPEED / "bin"}
+    paths = {name: f"{path}{os.pathsep}{os.environ.get(name, '')}" for name, path in ahead.items()}
+    return {"DS_ACCELERATOR": "cpu", **paths}
+
+
+def accelerate_launch(config: str, processes: int = 2) -> tuple[str, ...]:
+    """The launcher of `run` for a file of examples/accelerate; FSDP2 by its stand-in for CPUs."""
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
+    where = ("--config_file", f"examples/accelerate/{config}.yaml")
+    stand_in = ("-m", "benchmarks.ranks.fsdp2_on_cpu") if config == "fsdp2" else ("-m",)
+    return (*launch, *where, "--num_processes", str(processes), *stand_in)
 
 
 def run(*arguments: str, launcher: tuple[str, ...] = TORCHRUN, **environment: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.hf.closeness import assert_same_gradients
-from tests.hf.launching import run
+from tests.hf.launching import deepspeed, run
 from tests.hf.ranks import CASES, LEFT_OUT, one_process
 
 
@@ -19,9 +19,8 @@ def ddp_and_fsdp2(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def zero3(tmp_path_factory) -> dict:
-    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     folder = tmp_path_factory.mktemp("zero3")
-    run("-m", "tests.hf.ranks", str(folder), "zero3", DS_ACCELERATOR="cpu")
+    run("-m", "tests.hf.ranks", str(folder), "zero3", **deepspeed())
     return {"zero3": torch.load(folder / "zero3.pt")}
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
 
 from groundkern.checks import fail
 from groundkern.hf.model.head_weight import HEAD_WEIGHT, saved_head_weight
-from groundkern.hf.watching.finite import all_finite, optimizer_tensors
+from groundkern.hf.watching import formats, zero
+from groundkern.hf.watching.finite import all_finite, inner_optimizer, optimizer_tensors
 from groundkern.hf.watching.saved import (
     beside_adapter,
     load_beside_adapter,
@@ -25,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 class Checkpoints:
     """The part of `GroundingMixin` that writes and reads checkpoints."""
+
+    _groups: tuple | list = ()  # settings of the optimizer's groups; none if DeepSpeed made it
 
     def may_save(self) -> bool:
         """Whether a checkpoint of this moment would be a good one.
@@ -58,6 +70,25 @@ class Checkpoints:
         """Save, as the Trainer does; subclasses say where and how."""
         super()._save_checkpoint(model, trial)
 
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        """Save the model as `from_pretrained` reads it, whatever the checkpoints are like.
+
+        Args:
+            output_dir, _internal_call: as in transformers' Trainer.
+        """
+        folder = output_dir if output_dir is not None else self.args.output_dir
+        if self.is_deepspeed_enabled and self.deepspeed is None:  # nothing was trained
+            self._save(folder)
+            return
+        if self._shards() and not _internal_call:  # the Trainer would write nothing
+            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
+    def _shards(self) -> bool:
+        """Whether FSDP's checkpoints are in shards."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        return "SHARDED" in str(getattr(plugin, "state_dict_type", ""))
+
     def _save(self, output_dir=None, state_dict=None) -> None:
         """Save the model, and what its adapters do not hold."""
         super()._save(output_dir, state_dict)
@@ -84,27 +115,133 @@ class Checkpoints:
         super()._load_scaler(checkpoint)
         self.watch.resumed = read_state(checkpoint) if checkpoint is not None else {}
 
+    def _form(self) -> formats.Form:
+        if self.is_deepspeed_enabled:
+            return "DeepSpeed"
+        return "FSDP" if self.is_fsdp_enabled else "whole"
+
+    def train(self, resume_from_checkpoint=None, *rest, **kwargs):
+        """Train as transformers' Trainer does, also on from a checkpoint of other ranks.
+
+        Args:
+            resume_from_checkpoint, rest, kwargs: as in the next class.
+
+        Returns:
+            TrainOutput.
+
+        Raises:
+            ValueError: a checkpoint that this run cannot continue.
+        """
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if not folder:
+            return super().train(resume_from_checkpoint, *rest, **kwargs)
+        formats.refuse_other_form(folder, self._form())
+        if not self.is_deepspeed_enabled or zero.ranks_of(folder) == self.args.world_size:
+            return super().train(resume_from_checkpoint, *rest, **kwargs)
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin.zero_stage != 3:
+            wanted = f"{zero.ranks_of(folder)} ranks, which saved it, or zero_stage: 3"
+            fail("resume_from_checkpoint", wanted, f"{self.args.world_size}")
+        with self._converted(folder) as made:
+            zero.load_universal(plugin, on=True)
+            try:
+                return super().train(str(made), *rest, **kwargs)
+            finally:
+                zero.load_universal(plugin, on=False)
+
+    @contextmanager
+    def _converted(self, folder: str | os.PathLike) -> Iterator[Path]:
+        """DeepSpeed's universal form of a checkpoint, made by the first rank; removed at the end.
+
+        Raises:
+            ValueError: on every rank, if it cannot be converted.
+        """
+        made = Path(self.args.output_dir, f"{Path(folder).name}-universal")
+        first, said = self.args.process_index == 0, [None]
+        if first:
+            try:
+                zero.convert(folder, made)
+            except ValueError as error:
+                said = [error]
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(said)
+        if said[0] is not None:
+            raise said[0]
+        try:
+            yield made
+        finally:
+            if first:
+                shutil.rmtree(made, ignore_errors=True)
+
+    def create_optimizer(self, *args, **kwargs):
+        """As the Trainer does; the groups' settings are remembered for ZeRO.
+
+        Args:
+            args, kwargs: as in the next class.
+
+        Returns:
+            The optimizer.
+        """
+        made = super().create_optimizer(*args, **kwargs)
+        varied = ("params", "lr", "initial_lr")
+        self._groups = [
+            {name: x for name, x in group.items() if name not in varied}
+            for group in inner_optimizer(self.optimizer).param_groups
+            if any(p.requires_grad for p in group["params"])  # DeepSpeed drops the others
+        ]
+        return made
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Also of a checkpoint that FSDP or DeepSpeed wrote, into an optimizer that is whole."""
+        own, saved = self._form(), formats.form_of(checkpoint) if checkpoint else None
+        if saved in (None, own):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if own == "DeepSpeed" and self.deepspeed.load_universal_checkpoint():
+                zero.mend(self.deepspeed, self._groups)
+            return
+        optimizer = inner_optimizer(self.optimizer)
+        if saved == "FSDP":
+            formats.load_fsdp_optimizer(self.model, optimizer, checkpoint)
+        else:
+            with self._converted(checkpoint) as made:
+                zero.load_optimizer(self.model, optimizer, made)
+                self.accelerator.wait_for_everyone()
+        with warnings.catch_warnings():  # that the optimizer has to be loaded too
+            warnings.simplefilter("ignore")
+            state = torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True)
+            if saved == "DeepSpeed":  # it drops groups in which nothing trains
+                own = self.lr_scheduler.state_dict()
+                state |= {k: own[k] for k in ("base_lrs", "lr_lambdas") if k in own}
+            self.lr_scheduler.load_state_dict(state)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Load a checkpoint's weights under the names that `from_pretrained` maps them to.
 
         The Trainer's own loading does not rename keys and skips those it does not find: of
         Qwen2.5-VL's saved weights it would load the head and nothing else.
         """
+        folder, own = resume_from_checkpoint, self._form()
         target = self._unwrapped(model or self.model)
-        if self.is_deepspeed_enabled:  # its own format has every trained parameter
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif self.is_fsdp_enabled or not isinstance(target, PreTrainedModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            load_beside_adapter(target, resume_from_checkpoint)
+        formats.refuse_other_form(folder, own)
+        if own == "DeepSpeed":
+            first = self.args.process_index == 0
+            zero.put(target, folder, first=first)
+        elif own == "FSDP":
+            super()._load_from_checkpoint(folder, model)
+            load_beside_adapter(target, folder)
+        elif formats.form_of(folder) != own:
+            formats.load_weights(target, folder)
+        elif isinstance(target, PreTrainedModel):
+            _load_whole(target, folder)
         else:
-            _load_whole(target, resume_from_checkpoint)
+            super()._load_from_checkpoint(folder, model)
+            load_beside_adapter(target, folder)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint as a resumed run would."""
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _determine_best_metric(self, metrics, trial) -> bool:
         """As the Trainer does; without a finite value there is no best one."""

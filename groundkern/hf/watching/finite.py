@@ -124,7 +124,7 @@ def skip_step(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
         optimizer: torch's own or one wrapped by accelerate.
         skip: bool scalar.
     """
-    inner = _inner(optimizer)
+    inner = inner_optimizer(optimizer)
     parameters = [p for group in inner.param_groups for p in group["params"]]
     sharded = any(isinstance(p, DTensor) for p in parameters)
     if getattr(inner, "_step_supports_amp_scaling", False) and not sharded:
@@ -140,7 +140,7 @@ def step_taken(optimizer: torch.optim.Optimizer) -> None:
     Args:
         optimizer: as it was given to `skip_step`.
     """
-    inner = _inner(optimizer)
+    inner = inner_optimizer(optimizer)
     for name in ("grad_scale", "found_inf"):
         vars(inner).pop(name, None)
 
@@ -183,11 +183,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     Args:
         optimizer: torch's own or one wrapped by accelerate.
     """
-    states = _inner(optimizer).state.values()
+    states = inner_optimizer(optimizer).state.values()
     return [x for state in states for x in state.values() if isinstance(x, Tensor)]
 
 
-def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """torch's optimizer inside of those that wrap it.
+
+    Args:
+        optimizer: torch's own or one wrapped by accelerate.
+    """
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
     return optimizer

@@ -1,0 +1,111 @@
+"""training.strategy: what accelerate is told, what is refused, and how the processes end."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tests.trainer.tiny_run import config, make_data
+from trainer import launching
+from trainer.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Nothing launched this process, and it has no GPU."""
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+def launched(monkeypatch, **environment):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def settings(data, tmp_path, **training):
+    return config(data, tmp_path, training=training)
+
+
+def test_accelerate_is_told_processes_and_precision(alone, data, tmp_path):
+    found = launching.accelerate_settings(
+        settings(data, tmp_path, strategy="ddp", processes=3, bf16=True)
+    )
+    assert found["num_processes"] == 3
+    assert found["mixed_precision"] == "bf16"
+    assert found["distributed_type"] == "MULTI_GPU"
+
+
+def test_a_gpu_gives_the_number_of_processes_and_fsdp2(alone, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    found = launching.accelerate_settings(settings(data, tmp_path, strategy="fsdp2"))
+    assert found["num_processes"] == 4
+    assert found["fsdp_config"]["fsdp_version"] == 2
+    found = launching.accelerate_settings(settings(data, tmp_path, strategy="ddp"))
+    assert found["distributed_type"] == "MULTI_XPU"
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"strategy": "ddp"}, "`training.processes`: required"),
+        ({"strategy": "fsdp2", "processes": 2}, "expected ddp or zero3 where there is no GPU"),
+        ({"strategy": "zero3", "processes": 2}, "pip install deepspeed"),
+    ],
+)
+def test_what_cannot_be_launched_is_refused(alone, data, tmp_path, training, sentence, monkeypatch):
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=sentence):
+        launching.launch(settings(data, tmp_path / "out", **training), ["train"])
+    assert not (tmp_path / "out").exists()
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+@pytest.mark.parametrize(
+    ("training", "environment", "sentence"),
+    [
+        ({"strategy": "ddp"}, FSDP, "expected fsdp2, which launched this process, got ddp"),
+        ({"strategy": "fsdp2"}, {}, "expected ddp, which launched this process, got fsdp2"),
+        ({"strategy": "ddp", "processes": 3}, {}, "expected 2, which were launched, got 3"),
+        ({}, {**FSDP, "FSDP_VERSION": "1"}, "`fsdp_version`: expected 2"),
+        ({"processes": 2}, {}, "`training.processes`: expected training.strategy beside it"),
+    ],
+)
+def test_another_launcher_than_the_settings_name(
+    alone, data, tmp_path, monkeypatch, training, environment, sentence
+):
+    launched(monkeypatch, **environment)
+    found = settings(data, tmp_path, **training)
+    assert not launching.wanted(found)
+    with pytest.raises(ConfigError, match=sentence):
+        launching.check(found)
+
+
+def test_every_process_loads_the_weights_under_fsdp2(alone, data, tmp_path, monkeypatch):
+    """The model is evaluated before it is sharded: none may wait for the first one's weights."""
+    launched(monkeypatch, **FSDP, FSDP_CPU_RAM_EFFICIENT_LOADING="true")
+    found = settings(data, tmp_path, strategy="fsdp2", processes=2)
+    with pytest.raises(ConfigError, match=r"`data\.test`: expected none under FSDP2"):
+        launching.check(found)
+    launching.check(found.model_copy(update={"data": found.data.model_copy(update={"test": None})}))
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+def test_a_strategy_without_a_launcher_is_refused(alone, data, tmp_path):
+    """By the demo, and by a program that calls `train` itself."""
+    found = settings(data, tmp_path, strategy="ddp", processes=2)
+    assert launching.wanted(found)
+    with pytest.raises(ConfigError, match="which starts the processes"):
+        launching.check(found)
