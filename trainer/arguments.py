@@ -11,16 +11,13 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from trainer.wording import VALUE, cut, short
-
-if TYPE_CHECKING:
-    from trainer.config import Config
 
 OURS = {
     "output_dir": "training.output",
@@ -180,7 +177,7 @@ def _one_of(name: str, value: Any, known: list[str]) -> None:
         raise ValueError(f"`{name}`: no such name, {short(value)}; {hint}")
 
 
-def conflicts(config: Config) -> Iterator[tuple[str, str]]:
+def conflicts(config: BaseModel) -> Iterator[tuple[str, str]]:
     """(field, sentence) of arguments that need or exclude other settings.
 
     Args:
@@ -217,7 +214,7 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield f"{prefix}liger_kernel_config", f"expected {wanted}, got {liger or 'none'}"
 
 
-def _of_checkpointing(how: Any, config: Config) -> str | None:
+def _of_checkpointing(how: Any, config: BaseModel) -> str | None:
     """The sentence about keywords of checkpointing that cannot be used; None: they can."""
     if how is None:
         return None
@@ -236,7 +233,7 @@ def _fields() -> set[str]:
     return {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
-def further(config: Config) -> dict[str, Any]:
+def further(config: BaseModel) -> dict[str, Any]:
     """What `training.arguments` adds to or changes of the arguments that our fields give.
 
     Args:

@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 from groundkern.hf import GroundingTrainer
 from groundkern.hf.watching.plain import finite_or_none
 from trainer import checkpoints, durable
+from trainer.collating import COUNTS, RobustCollator
 from trainer.config import Config
 from trainer.data.bad_samples import BadSample, BadSamples
-from trainer.data.collating import COUNTS, RobustCollator
 from trainer.data.epochs import EpochSampler
 from trainer.data.order import Course, Order
 from trainer.progress import progress

@@ -17,11 +17,10 @@ from groundkern.hf import GroundingCollator, MeasuredGeometry
 from trainer import checkpoints, durable, launching, trial, watching
 from trainer import run_folder as folder
 from trainer.arguments import further
+from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
-from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.order import Course, Filled
-from trainer.data.supervised import SupervisionWatch, check_supervision
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps
 from trainer.last_step import LastStep
@@ -33,6 +32,7 @@ from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 from trainer.streaming.position import FILE as STREAM
 from trainer.streaming.stream import SampleStream
+from trainer.supervised import SupervisionWatch, check_supervision
 from trainer.training_data import (
     TrainingData,
     epoch_order,

@@ -19,8 +19,8 @@ from tests.trainer.tiny_run import ROOT, config
 from trainer import durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
+from trainer.collating import COUNTS, RobustCollator
 from trainer.data.bad_samples import BadSample, BadSamples
-from trainer.data.collating import COUNTS, RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import DataChanged, SampleError, image_size, load_rgb
 from trainer.data.sample import parse_sample

@@ -13,8 +13,8 @@ from groundkern.hf import GroundingCollator, load_processor
 from tests.trainer.tiny_run import config, sample
 from trainer import run_folder as folder
 from trainer.__main__ import main
+from trainer.collating import COUNTS, RobustCollator
 from trainer.config import ConfigError
-from trainer.data.collating import COUNTS, RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.train import train

@@ -11,13 +11,13 @@ from transformers import AutoModelForImageTextToText, TrainerControl, TrainerSta
 
 from groundkern.hf import GroundingCollator, load_processor
 from tests.trainer.tiny_run import config
+from trainer import supervised
 from trainer.__main__ import main
+from trainer.collating import RobustCollator
 from trainer.config import ConfigError
-from trainer.data import supervised
-from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
-from trainer.data.supervised import NEEDS, SupervisionWatch, check_supervision
+from trainer.supervised import NEEDS, SupervisionWatch, check_supervision
 
 OFF = {"smam": None, "dv_sft": None, "klal": None}
 

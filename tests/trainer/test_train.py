@@ -21,8 +21,8 @@ from tests.trainer.tiny_run import STEPS, config, losses, run
 from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
+from trainer.collating import COUNTS, RobustCollator
 from trainer.config import Config, ConfigError
-from trainer.data.collating import COUNTS, RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.last_step import LastStep

@@ -20,8 +20,8 @@ from tests.trainer.tiny_run import config, losses, make_data
 from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
 from trainer.__main__ import main
+from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError, Evaluation, field_names, validate
-from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.heatmaps import heat_maps
 from trainer.loading import open_model

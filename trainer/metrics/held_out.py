@@ -30,7 +30,7 @@ from torch import Tensor
 from groundkern import metrics
 from groundkern.hf.watching.held_out import word_labels
 from groundkern.maps import FIXED_POINT_ONE
-from trainer.data.collating import COUNTS
+from trainer.collating import COUNTS
 from trainer.metrics.tally import Tally, row_of
 from trainer.progress import progress
 from trainer.ranks import Ranks

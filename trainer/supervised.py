@@ -16,8 +16,8 @@ import numpy as np
 from transformers import TrainerCallback
 
 from groundkern.hf import GroundedExample
+from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
-from trainer.data.collating import RobustCollator
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.index import COUNTS, counts_of
