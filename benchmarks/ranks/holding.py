@@ -70,16 +70,23 @@ def local_bytes(tensors: Iterable[Tensor | None]) -> int:
 def of_deepspeed(engine: nn.Module) -> dict[str, int]:
     """Weights, gradients and optimizer states of a ZeRO-3 engine.
 
+    Beside its part of every weight a process has those that are too small to be shared out whole.
+    In fp32 the weights are their own master copies, and count once.
+
     Args:
         engine: DeepSpeed's, after a step.
     """
-    optimizer = engine.optimizer
+    optimizer, parameters = engine.optimizer, list(engine.module.parameters())
+    parts = [p.ds_tensor for p in parameters]
+    own = {x.untyped_storage().data_ptr() for x in parts}
+    master = optimizer.fp32_partitioned_groups_flat
+    master = [x for x in master if x.untyped_storage().data_ptr() not in own]
     states = optimizer.optimizer.state.values()
-    master = local_bytes(optimizer.fp32_partitioned_groups_flat)
     return {
-        "weights": local_bytes(p.ds_tensor for p in engine.module.parameters()),
+        "weights": local_bytes(parts) + local_bytes(parameters),
         "gradients": local_bytes([optimizer.grad_partitions_flat_buffer]),
-        "optimizer": master + local_bytes(x for state in states for x in state.values()),
+        "optimizer": local_bytes(master)
+        + local_bytes(x for state in states for x in state.values()),
     }
 
 
