@@ -87,7 +87,7 @@ def test_parameters_are_those_of_the_model():
 
 
 def test_two_processes_hold_what_the_arithmetic_says():
-    (path,) = (ROOT / "benchmarks" / "results").glob("*-memory-per-rank.csv")
+    (path,) = (ROOT / "benchmarks" / "results" / "ranks").glob("*-memory.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
