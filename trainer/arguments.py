@@ -60,6 +60,8 @@ OURS = {
 _BATCHES = "the record, the log and a continued run count batches of training.batch_size"
 _COMMAND = "`python -m trainer train` trains, evaluates and saves"
 _HELD_OUT = "held-out losses are exact means; there are no predictions to keep"
+_LAUNCHED = "training.strategy or accelerate's config file shards (docs/scale.md, Launching)"
+_LIGER = "Liger's kernels need a GPU and were not tried with these losses"
 _HUB = "a run sends nothing away; push the folder `model` when it is done"
 _SPLIT = "rows and keys must be on one rank"
 REFUSED = {
@@ -70,6 +72,8 @@ REFUSED = {
     "dataloader_drop_last": "every sample of a pass is trained on",
     "dataloader_in_order": "a continued run needs batches in their order",
     "ddp_static_graph": "which weights take part depends on what a batch holds",
+    "debug": "a NaN or infinite step is found and named anyway (training.max_nonfinite)",
+    "deepspeed": _LAUNCHED,
     "disable_tqdm": "the program has its own progress bar",
     "do_predict": _COMMAND,
     "do_train": _COMMAND,
@@ -79,10 +83,13 @@ REFUSED = {
     "eval_on_start": "evaluation-before.json is that evaluation",
     "eval_use_gather_object": _HELD_OUT,
     "fp16_full_eval": "evaluations run in the dtype that training.fp16 or model.dtype gives",
+    "fsdp": _LAUNCHED,
+    "fsdp_config": _LAUNCHED,
     "ignore_data_skip": "a continued run goes on where it stopped",
     "include_for_metrics": _HELD_OUT,
     "label_names": "the batch's `gk_` tensors are the labels",
     "label_smoothing_factor": "the text loss is not smoothed",
+    "liger_kernel_config": _LIGER,
     "local_rank": "torchrun and accelerate launch set it",
     "logging_nan_inf_filter": "a loss that is NaN must be seen",
     "parallelism_config": _SPLIT,
@@ -91,8 +98,10 @@ REFUSED = {
     "restore_callback_states_from_checkpoint": "callbacks find their state by themselves",
     "save_on_each_node": "rank 0 writes the checkpoints, whole or not at all",
     "save_only_model": "a run could not be continued",
+    "skip_memory_metrics": "its bytes would stand among held-out losses",
     "use_cache": "training keeps no cache",
     "use_cpu": "hide the GPUs instead: CUDA_VISIBLE_DEVICES=''",
+    "use_liger_kernel": _LIGER,
 }
 
 # Weights that change while gradients are still being made.
@@ -136,6 +145,8 @@ def _checked(name: str, value: Any) -> Any:
                 raise ValueError(f"`{name}`: {value} is not supported: {why}")
         case "lr_scheduler_type":
             _one_of(name, value, [each.value for each in SchedulerType])
+        case "include_num_input_tokens_seen" if not isinstance(value, bool):
+            _one_of(name, value, ["all", "non_padding", "no"])
     value = _typed(name, value, hints[name])
     if name == "lr_scheduler_kwargs" and isinstance(value, dict):
         value = {key: _number(x) for key, x in value.items()}
@@ -199,19 +210,14 @@ def conflicts(config: BaseModel) -> Iterator[tuple[str, str]]:
             yield prefix + name, said
     if all(given.get(name) for name in _CHECKPOINTING):
         yield prefix + _CHECKPOINTING[1], f"expected {_CHECKPOINTING[0]} alone, got both"
-    for name in ("fsdp", "fsdp_config", "deepspeed"):
-        if given.get(name) and training.strategy is not None:
-            wanted = "training.strategy left out beside it"
-            yield prefix + name, f"expected {wanted}, got {training.strategy}"
     for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if given.get(name) and training.workers == 0:
             yield prefix + name, "expected training.workers above 0 beside it, got 0"
     if given.get("eval_delay") and config.evaluation.every is None:
         yield f"{prefix}eval_delay", "expected evaluation.every beside it, got none"
-    liger = given.get("liger_kernel_config") or {}
-    if given.get("use_liger_kernel") and liger.get("fused_linear_cross_entropy", True):
-        wanted = "{fused_linear_cross_entropy: false}, since Liger's replaces the forward"
-        yield f"{prefix}liger_kernel_config", f"expected {wanted}, got {liger or 'none'}"
+    if given.get("include_num_input_tokens_seen") == "non_padding" and config.data.pack_to:
+        wanted = "all beside data.pack_to, whose rows have no attention mask"
+        yield f"{prefix}include_num_input_tokens_seen", f"expected {wanted}, got non_padding"
 
 
 def _of_checkpointing(how: Any, config: BaseModel) -> str | None:

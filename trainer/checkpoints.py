@@ -55,7 +55,6 @@ FREE_TO_CHANGE = (
     "training.arguments.log",  # level, on_each_node, logging_first_step
     "training.arguments.project",
     "training.arguments.run_name",
-    "training.arguments.skip_memory_metrics",
     "training.arguments.torch_empty_cache_steps",
     "training.arguments.trackio_",
     "training.strategy",

@@ -26,6 +26,7 @@ BEFORE, AFTER = "evaluation-before.json", "evaluation-after.json"
 _NOT_LOSSES = (
     *("step", "steps", "epoch", "learning_rate", "nonfinite_steps"),
     *("samples_per_second", "tokens_per_second", "padding", "padding_unpacked"),
+    *("num_input_tokens_seen", "train_tokens_per_second"),  # asked for by an argument
 )
 _NOT_LOSSES_BEGIN = ("grad_norm", "eval_")
 

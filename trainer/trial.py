@@ -56,13 +56,6 @@ def try_arguments(config: Config) -> None:
         if (given.get(name) or {}).get("offload") and not torch.accelerator.is_available():
             wanted = "a GPU, since activations are kept in pinned memory"
             raise ConfigError(f"`training.arguments.{name}`: offload: expected {wanted}, got none")
-    if given.get("use_liger_kernel"):
-        from transformers.utils import is_liger_kernel_available
-
-        if not is_liger_kernel_available():
-            raise ConfigError(
-                "`training.arguments.use_liger_kernel`: expected liger-kernel, got none"
-            )
 
 
 _OF_OPTIMIZERS = (ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError)
@@ -75,14 +68,12 @@ def _said(name: str, error: Exception) -> str:
 
 
 def _arguments(config: Config) -> TrainingArguments:
-    """TrainingArguments of what was given, without what starts processes or shards weights.
+    """TrainingArguments of what was given.
 
     Raises:
         ConfigError: TrainingArguments does not take it.
     """
     given = dict(config.training.arguments)
-    for name in ("fsdp", "fsdp_config", "deepspeed"):
-        given.pop(name, None)
     training, every = config.training, config.evaluation.every
     given.setdefault("lr_scheduler_type", training.scheduler)
     try:

@@ -21,6 +21,7 @@ from benchmarks.training_step.model import SHAPES, Shape, build
 GIB = 2**30
 SHARDED = ("fsdp2", "zero3")
 FP32 = 4
+DEEPSPEED = 12  # bytes of a weight's fp32 copy, which fp32 weights have too, and its two moments
 LENGTHS = (8192, 32768)
 RANKS = 8
 CARD = 80e9  # bytes, of which some are CUDA's own
@@ -110,13 +111,14 @@ def states(
     counted = parameters(shape)
     share = ranks if strategy in SHARDED else 1
     everything = counted.decoder + counted.vision
+    own = DEEPSPEED if strategy == "zero3" else None
     if adapters is None:
         weights = everything * precision.weight
         gradients = counted.decoder * precision.gradient
-        optimizer = counted.decoder * precision.optimizer
+        optimizer = counted.decoder * (own or precision.optimizer)
     else:
         weights = everything * precision.weight + adapters * FP32
-        gradients, optimizer = adapters * FP32, 2 * adapters * FP32
+        gradients, optimizer = adapters * FP32, adapters * (own or 2 * FP32)
     gathered = 0.0
     if strategy in SHARDED:  # a layer, the next one ahead of time, embeddings and head
         gathered = (2 * counted.layer + counted.ends) * precision.linear

@@ -70,8 +70,8 @@ def local_bytes(tensors: Iterable[Tensor | None]) -> int:
 def of_deepspeed(engine: nn.Module) -> dict[str, int]:
     """Weights, gradients and optimizer states of a ZeRO-3 engine.
 
-    Beside its part of every weight a process has those that are too small to be shared out whole.
-    In fp32 the weights are their own master copies, and count once.
+    Beside its part of every weight a process has those whole that are below DeepSpeed's threshold
+    (100,000 numbers). Master copies that are the weights themselves count once.
 
     Args:
         engine: DeepSpeed's, after a step.

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
+from transformers.integrations.neftune import activate_neftune
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -37,13 +39,12 @@ PASSED = (
     "average_tokens_across_devices", "dataloader_multiprocessing_context",
     "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters",
-    "ddp_timeout", "debug", "deepspeed", "eval_delay", "fsdp", "fsdp_config", "full_determinism",
-    "gradient_checkpointing_kwargs", "include_num_input_tokens_seen", "liger_kernel_config",
-    "log_level", "log_level_replica", "log_on_each_node", "logging_first_step",
-    "lr_scheduler_kwargs", "lr_scheduler_type", "neftune_noise_alpha", "optim", "optim_args",
-    "optim_target_modules", "project", "run_name", "skip_memory_metrics", "tf32", "torch_compile",
+    "ddp_timeout", "eval_delay", "full_determinism", "gradient_checkpointing_kwargs",
+    "include_num_input_tokens_seen", "log_level", "log_level_replica", "log_on_each_node",
+    "logging_first_step", "lr_scheduler_kwargs", "lr_scheduler_type", "neftune_noise_alpha",
+    "optim", "optim_args", "optim_target_modules", "project", "run_name", "tf32", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "trackio_bucket_id",
-    "trackio_space_id", "trackio_static_space_id", "use_liger_kernel",
+    "trackio_space_id", "trackio_static_space_id",
 )
 # fmt: on
 WITHOUT_PACKAGE = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
@@ -111,16 +112,26 @@ def test_arguments_of_the_file_and_of_the_command_line(tmp_path):
             ["--model.gradient_checkpointing", "true", "--model.lora.dropout", "0.1"],
             "expected preserve_rng_state true beside model.lora.dropout, got 0.1",
         ),
-        ({"deepspeed": "x.json"}, ["--training.strategy", "zero3"], "got zero3"),
+        ({"deepspeed": "x.json"}, [], "training.strategy or accelerate's config file shards"),
+        ({"fsdp": True}, [], "training.strategy or accelerate's config file shards"),
         ({"dataloader_prefetch_factor": 2}, [], "expected training.workers above 0"),
-        ({"use_liger_kernel": True}, [], "expected {fused_linear_cross_entropy: false}"),
+        ({"use_liger_kernel": True}, [], "Liger's kernels need a GPU"),
+        ({"debug": "underflow_overflow"}, [], "training.max_nonfinite"),
+        ({"skip_memory_metrics": False}, [], "would stand among held-out losses"),
+        ({"eval_delay": 2}, [], "expected evaluation.every beside it, got none"),
+        ({"include_num_input_tokens_seen": "real"}, [], "expected one of all, non_padding, no"),
+        (
+            {"include_num_input_tokens_seen": "non_padding"},
+            ["--data.pack_to", "512"],
+            "expected all beside data.pack_to",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_is_read(arguments, words, sentence):
     with pytest.raises(ConfigError) as caught:
         load_config(None, [*NEEDED, *words, "--training.arguments", str(arguments)])
     said = str(caught.value)
-    assert f"`training.arguments.{next(iter(arguments))}" in said or "liger" in said
+    assert f"`training.arguments.{next(iter(arguments))}" in said
     assert sentence in said
     assert len(said) < 1000
 
@@ -203,6 +214,7 @@ def test_an_optimizer_trains(name, tmp_path):
 # ---- a run from YAML to a continued checkpoint ----
 
 
+ABSOLUTE = {"threshold_mode": "abs"}
 ARGUMENTS = {
     "optim": "adafactor",
     "lr_scheduler_type": "polynomial",
@@ -252,6 +264,43 @@ def test_a_continued_run_has_the_same_losses_and_the_same_arguments(data, traine
     assert losses(output) == whole
 
 
+def test_arguments_about_evaluations_and_tokens(data, tmp_path):
+    """No held-out loss is better by 1e9, so that each after the first halves the learning rate."""
+    arguments = {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5, "threshold": 1e9} | ABSOLUTE,
+        "eval_delay": 2,
+        "include_num_input_tokens_seen": "non_padding",
+        "full_determinism": True,
+    }
+    training = {"steps": 4, "arguments": arguments}
+    try:
+        train(config(data, tmp_path, training=training, evaluation={"every": 1, "heatmaps": 0}))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    rows = folder.read_metrics(tmp_path)
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 3, 4]
+    trained = [row for row in rows if "loss" in row]
+    assert [row["learning_rate"] for row in trained] == [1e-3, 1e-3, 1e-3, 5e-4]
+    seen = [row["num_input_tokens_seen"] for row in trained]
+    real = Counter(durable.read_json(tmp_path / folder.RECORD)["supervision"])
+    assert seen[-1] == real["tokens"] < real["tokens_laid"]
+    assert sorted(seen) == seen
+    assert "num_input_tokens_seen" not in folder.loss_terms(rows)
+
+
+def test_the_greedy_scheduler_follows_the_held_out_loss(tmp_path):
+    kwargs = {"patience": 0, "factor": 0.5, "threshold": 1e9, "min_lr": 1e-6} | ABSOLUTE
+    options = {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": kwargs, "max_steps": 3}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "examine": False}
+    trainer = make_trainer(attached_model(), tmp_path, **options, **evaluated)
+    trainer.train()
+    rates = [x["learning_rate"] for x in trainer.state.log_history if "learning_rate" in x]
+    assert rates[0] == 0.05
+    assert rates[2] == 0.025
+
+
 # ---- what the arguments do to the losses ----
 
 
@@ -296,7 +345,7 @@ def test_neftune_moves_the_embeddings_of_training_only(tmp_path):
     trainer = make_trainer(model, tmp_path, max_steps=1, neftune_noise_alpha=5.0)
     held_out = []
 
-    def evaluate(*_):
+    def evaluate(*_, **__):
         held_out.append({k: v for k, v in trainer.evaluate().items() if "loss" in k or "map" in k})
         held_out.append({k: v for k, v in trainer.evaluate().items() if "loss" in k or "map" in k})
 
@@ -308,19 +357,23 @@ def test_neftune_moves_the_embeddings_of_training_only(tmp_path):
     assert not model.get_input_embeddings()._forward_hooks
 
 
-def test_side_tokens_start_from_the_noised_embeddings():
-    """With every key to see, a side token's logits are those of its row, whatever the noise."""
-    from transformers.integrations.neftune import activate_neftune
-
-    model = attached_model()
+def test_side_tokens_have_noise_of_their_own():
+    """As every token has, within the bound for the length of a row with its side tokens."""
+    model = attached_model().train()
     batch = make_batch(model, tuple(SAMPLES["qwen"]))
-    batch["gk_side_set"] = torch.full_like(batch["gk_side_set"], -1)
-    quiet = model.eval()(**batch, gk_record="logits")
+    embeddings, noised = model.get_input_embeddings(), []
     activate_neftune(model, 5.0)
-    noisy = model.train()(**batch, gk_record="logits")
-    rows = batch["gk_side_position"] >= 0
-    assert not torch.allclose(noisy.main_logits[rows], quiet.main_logits[rows], rtol=1e-3)
-    torch.testing.assert_close(noisy.side_logits[rows], noisy.main_logits[rows], rtol=0, atol=1e-3)
+    embeddings.register_forward_hook(lambda module, given, made: noised.append((*given, made)))
+    model(**batch)
+    ((ids, made),) = [x for x in noised if x[1].requires_grad]
+    length, side = batch["input_ids"].shape[1], batch["gk_side_position"].shape[1]
+    assert ids.shape[1] == length + side
+    noise = (made - embeddings.weight[ids]).detach()
+    bound = 5.0 / (noise.shape[1] * noise.shape[2]) ** 0.5
+    assert 0.9 * bound < noise.abs().max() < 1.001 * bound
+    row = batch["gk_side_position"][0, 0]
+    assert ids[0, row] == ids[0, length]
+    assert not torch.allclose(noise[0, row], noise[0, length], rtol=0.1)
 
 
 def test_weights_that_an_optimizer_averages_are_saved_as_they_are_evaluated(tmp_path):
