@@ -110,6 +110,7 @@ _CHECKPOINTING = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwa
 _OF_TORCH = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop")
 _OF_TRANSFORMERS = ("every_n_layers", "offload")  # since 5.23
 _BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
+GREEDY_LEAST = 1e-3  # transformers' default of min_lr; a rate below it never goes down
 
 
 def checked(values: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +204,11 @@ def conflicts(config: BaseModel) -> Iterator[tuple[str, str]]:
     if given.get("lr_scheduler_type") in _BY_EVALUATION and config.evaluation.every is None:
         wanted = f"evaluation.every beside {given['lr_scheduler_type']}"
         yield f"{prefix}lr_scheduler_type", f"expected {wanted}, got none"
+    if given.get("lr_scheduler_type") == "greedy":
+        least = (given.get("lr_scheduler_kwargs") or {}).get("min_lr", GREEDY_LEAST)
+        if isinstance(least, (int, float)) and least > training.learning_rate:
+            wanted = f"min_lr of at most training.learning_rate, {training.learning_rate:g}"
+            yield f"{prefix}lr_scheduler_kwargs", f"expected {wanted}, beside greedy, got {least:g}"
     for name in _CHECKPOINTING:
         if given.get(name) and not config.model.gradient_checkpointing:
             yield prefix + name, "expected model.gradient_checkpointing true beside it, got false"
