@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,13 @@ def kept(layers: int, precision: str, *, side: bool, checkpointed: bool) -> int:
     return sum(x.untyped_storage().nbytes() for x in found.values())
 
 
-@pytest.mark.parametrize("precision", KINDS)
+LONG = pytest.mark.long  # autocast has every term that the others have
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param(x, marks=[] if "autocast" in x else LONG) for x in KINDS],
+)
 def test_a_layer_s_activations(precision):
     three, two = (kept(n, precision, side=False, checkpointed=False) for n in (3, 2))
     shape, chosen = SHAPES["tiny"], arithmetic.PRECISIONS[precision]
@@ -90,12 +97,15 @@ def test_two_processes_hold_what_the_arithmetic_says():
     (path,) = (ROOT / "benchmarks" / "results" / "ranks").glob("*-memory.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    measured = {(row["strategy"], row["how"]) for row in rows}
+    assert measured >= set(product(("ddp", "fsdp2", "zero3"), ("full", "lora")))
     for row in rows:
         expected = counted(row["strategy"], row["how"], row["shape"])._asdict()
+        # FSDP fills its parts up to a multiple of the ranks; DeepSpeed leaves small weights whole
+        off = {"ddp": 1e-5, "fsdp2": 0.01, "zero3": 0.05}[row["strategy"]]
         for name in COUNTED:
             assert int(row[f"{name}_by_arithmetic"]) == round(expected[name])
-            if row["strategy"] == "ddp":  # sharded ones are filled up to a multiple of the ranks
-                assert int(row[name]) == pytest.approx(expected[name], rel=1e-5)
+            assert int(row[name]) == pytest.approx(expected[name], rel=off)
     assert "\n".join(table(rows)) in SCALE.read_text(encoding="utf-8")
 
 

@@ -1,5 +1,4 @@
-"""`training.arguments`: names and values checked at once, and everything that passes has its
-effect."""
+"""`training.arguments`: names and values checked at once, and tried before any work."""
 
 from __future__ import annotations
 
@@ -197,7 +196,13 @@ def test_trying_draws_no_random_number():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", WITHOUT_PACKAGE)
+QUICK = ("adafactor", "rmsprop")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[] if x in QUICK else pytest.mark.long) for x in WITHOUT_PACKAGE],
+)
 def test_an_optimizer_trains(name, tmp_path):
     """Each has steps of its own: none is quietly replaced by another."""
     model = attached_model()

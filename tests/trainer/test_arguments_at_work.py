@@ -107,6 +107,7 @@ def test_arguments_about_evaluations_and_tokens(data, tmp_path):
     assert "num_input_tokens_seen" not in folder.loss_terms(rows)
 
 
+@pytest.mark.long
 def test_the_greedy_scheduler_follows_the_held_out_loss(tmp_path):
     kwargs = {"patience": 0, "factor": 0.5, "threshold": 1e9, "min_lr": 1e-6} | ABSOLUTE
     options = {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": kwargs, "max_steps": 3}
@@ -127,7 +128,9 @@ def first_losses(folder: Path, model=None, **options) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "epoch"} for row in rows]
 
 
-@pytest.mark.parametrize("options", [{"offload": True}, {"every_n_layers": 2}])
+@pytest.mark.parametrize(
+    "options", [{"offload": True}, pytest.param({"every_n_layers": 2}, marks=pytest.mark.long)]
+)
 def test_offloaded_activations_give_the_same_losses(options, tmp_path):
     """Of maps too, which are recorded inside of the layers. A CPU has no pinned memory."""
     if "activation_checkpointing_kwargs" not in vars(TrainingArguments("x")):
