@@ -210,7 +210,9 @@ class _Run:
             ranks=self.ranks,
         )
         trainer.remove_callback(PrinterCallback)
-        trial.warn_of_lost_updates(self.model, trainer.args)
+        fsdp = trainer.is_fsdp_enabled and trainer.args.bf16
+        copied = trainer.is_deepspeed_enabled or fsdp
+        trial.warn_of_lost_updates(self.model, trainer.args, sharded=copied)
         last = LastStep(self.stop, self.ranks, trainer.has_news, trainer.exchange)
         handler = trainer.callback_handler.callbacks
         handler.insert(handler.index(self.log), last)  # the others act on what it exchanges

@@ -155,25 +155,25 @@ def refuse_no_target(model: nn.Module, config: Config) -> None:
         )
 
 
-def warn_of_lost_updates(model: nn.Module, args: TrainingArguments) -> bool:
+def warn_of_lost_updates(model: nn.Module, args: TrainingArguments, *, sharded: bool) -> bool:
     """Warn if bfloat16 weights are trained by an optimizer that rounds small updates away.
 
     Args:
         model: of the run.
         args: of its trainer.
+        sharded: by DeepSpeed, which keeps fp32 copies of the weights, or by FSDP under mixed
+            precision, for which accelerate makes the shards fp32.
 
     Returns:
-        Whether it warned. DeepSpeed keeps fp32 copies of the weights, and accelerate makes FSDP's
-        shards fp32 under mixed precision: there is nothing to warn of.
+        Whether it warned.
     """
     low = [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
-    sharded = bool(args.deepspeed_plugin) or (args.fsdp_plugin_args and args.bf16)
     if not low or sharded:
         return False
     kept = _moved(args, torch.bfloat16, STEPS) > STEPS * RATE / 2
     if not kept:
         logger.warning(
-            "%s bfloat16 weights are trained without an fp32 copy: %s rounds updates below 1/256 "
+            "%s bfloat16 weights are trained without an fp32 copy: %s rounds updates below 1/512 "
             "of a weight away; use model.dtype float32 with training.bf16, LoRA, or an optimizer "
             "that keeps them (docs/scale.md, Precision)",
             f"{sum(p.numel() for p in low):,}",
