@@ -212,7 +212,7 @@ class _Run:
         trainer.remove_callback(PrinterCallback)
         fsdp = trainer.is_fsdp_enabled and trainer.args.bf16
         copied = trainer.is_deepspeed_enabled or fsdp
-        trial.warn_of_lost_updates(self.model, trainer.args, sharded=copied)
+        trial.warn_of_lost_updates(self.model, trainer.args, fp32_copies=copied)
         last = LastStep(self.stop, self.ranks, trainer.has_news, trainer.exchange)
         handler = trainer.callback_handler.callbacks
         handler.insert(handler.index(self.log), last)  # the others act on what it exchanges

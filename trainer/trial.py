@@ -155,20 +155,20 @@ def refuse_no_target(model: nn.Module, config: Config) -> None:
         )
 
 
-def warn_of_lost_updates(model: nn.Module, args: TrainingArguments, *, sharded: bool) -> bool:
+def warn_of_lost_updates(model: nn.Module, args: TrainingArguments, *, fp32_copies: bool) -> bool:
     """Warn if bfloat16 weights are trained by an optimizer that rounds small updates away.
 
     Args:
         model: of the run.
         args: of its trainer.
-        sharded: by DeepSpeed, which keeps fp32 copies of the weights, or by FSDP under mixed
-            precision, for which accelerate makes the shards fp32.
+        fp32_copies: DeepSpeed keeps them of the weights, or FSDP has mixed precision, for which
+            accelerate makes the shards fp32.
 
     Returns:
         Whether it warned.
     """
     low = [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
-    if not low or sharded:
+    if not low or fp32_copies:
         return False
     kept = _moved(args, torch.bfloat16, STEPS) > STEPS * RATE / 2
     if not kept:

@@ -227,25 +227,27 @@ def test_lost_updates_are_warned_of(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     model = tiny_qwen_model()
     args = bf16_arguments(tmp_path)
-    assert not trial.warn_of_lost_updates(model, args, sharded=False)
+    assert not trial.warn_of_lost_updates(model, args, fp32_copies=False)
     model = model.to(torch.bfloat16)
-    assert not trial.warn_of_lost_updates(model, args, sharded=True)
+    assert not trial.warn_of_lost_updates(model, args, fp32_copies=True)
     assert not caplog.records
-    assert trial.warn_of_lost_updates(model, args, sharded=False)
+    assert trial.warn_of_lost_updates(model, args, fp32_copies=False)
     assert "bfloat16 weights are trained without an fp32 copy: adamw_torch_fused" in caplog.text
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
     assert trained == {torch.float32}
-    assert not trial.warn_of_lost_updates(adapted, args, sharded=False)
+    assert not trial.warn_of_lost_updates(adapted, args, fp32_copies=False)
 
 
 def test_an_optimizer_that_rounds_at_random_keeps_small_updates(tmp_path):
     pytest.importorskip("torchao", reason="torchao is not installed")
     options = {"optim": "adamw_torch_8bit", "optim_args": "bf16_stochastic_round=True"}
     model = tiny_qwen_model().to(torch.bfloat16)
-    assert not trial.warn_of_lost_updates(model, bf16_arguments(tmp_path, **options), sharded=False)
+    assert not trial.warn_of_lost_updates(
+        model, bf16_arguments(tmp_path, **options), fp32_copies=False
+    )
     assert trial.warn_of_lost_updates(
-        model, bf16_arguments(tmp_path, optim="adamw_torch_8bit"), sharded=False
+        model, bf16_arguments(tmp_path, optim="adamw_torch_8bit"), fp32_copies=False
     )
 
 
