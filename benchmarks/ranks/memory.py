@@ -33,7 +33,6 @@ CASES = (
     ("ddp", "lora"),
     ("fsdp2", "lora"),
     ("zero3", "lora"),
-    ("fsdp2", "checkpointed"),
 )
 COUNTED = ("weights", "gradients", "optimizer")
 FIELDS = ("strategy", "how", *COUNTED, "peak", *(f"{x}_by_arithmetic" for x in COUNTED))
