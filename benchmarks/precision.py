@@ -82,7 +82,7 @@ def losses(way: Way, *, steps: int, rate: float) -> tuple[float, float]:
     optimizer = kind([p for p in model.parameters() if p.requires_grad], **options)
     held_out = torch.randn(512, SIDE)
     wanted = held_out @ target.T
-    before = float((model(held_out.bfloat16()).float() - wanted).square().mean())
+    before = _error(model, held_out, wanted)
     with torch.compiler.set_stance("force_eager"):  # torchao compiles its step
         for _ in range(steps):
             x = torch.randn(BATCH, SIDE)
@@ -91,8 +91,12 @@ def losses(way: Way, *, steps: int, rate: float) -> tuple[float, float]:
             (y.float() - x @ target.T).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    after = float((model(held_out.bfloat16()).float() - wanted).square().mean())
-    return before, after
+    return before, _error(model, held_out, wanted)
+
+
+@torch.no_grad()
+def _error(model: nn.Module, x: Tensor, wanted: Tensor) -> float:
+    return float((model(x.bfloat16()).float() - wanted).square().mean())
 
 
 def main() -> None:
