@@ -101,7 +101,7 @@ def test_two_processes_hold_what_the_arithmetic_says():
     assert measured >= set(product(("ddp", "fsdp2", "zero3"), ("full", "lora")))
     for row in rows:
         expected = counted(row["strategy"], row["how"], row["shape"])._asdict()
-        # AdamW has a step count for each tensor; FSDP fills its parts up to a multiple of the ranks;
+        # AdamW counts steps for each tensor; FSDP fills its parts up to a multiple of the ranks;
         # DeepSpeed leaves small weights whole
         off = {"ddp": 1e-4, "fsdp2": 0.01, "zero3": 0.05}[row["strategy"]]
         for name in COUNTED:
