@@ -191,12 +191,12 @@ def test_a_model_that_doctor_found_wanting_is_refused_packed_rows(qwen, monkeypa
     with monkeypatch.context() as patch:
         makers = "transformers.masking_utils.find_packed_sequence_indices"
         patch.setattr(makers, lambda positions: None)
-        with pytest.raises(ValueError, match=r"`packing`.*those of each document"):
+        with pytest.raises(ValueError, match=r"`packing`.*those of each alone"):
             doctor(qwen, packed)
     assert "packing" in vars(qwen)[FAILED]
     with pytest.raises(ValueError, match="`packing`"):
         qwen(**packed)
-    assert "those of each document" in packing_refusal(qwen)
+    assert "those of each alone" in packing_refusal(qwen)
     assert doctor(qwen, packed).packed < 1e-5
     assert packing_refusal(qwen) is None
 
