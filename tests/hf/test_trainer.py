@@ -156,9 +156,7 @@ def test_rows_in_some_micro_batches_only_are_refused(tmp_path):
     trainer = make_trainer(model, tmp_path, max_steps=1)
     batch = make_batch(model, SAMPLES["qwen"])
     plain = {name: x for name, x in batch.items() if not name.startswith("gk_")}
-    with pytest.raises(
-        ValueError, match="in every micro-batch of a step or in none, got some in 1 of 2"
-    ):
+    with pytest.raises(ValueError, match="of a step or in none, got some in 1 of 2"):
         trainer.get_batch_samples(iter([batch, plain]), 2, torch.device("cpu"))
     detach(model)
 
@@ -166,7 +164,8 @@ def test_rows_in_some_micro_batches_only_are_refused(tmp_path):
 def test_plain_packed_batches_train_each_document_alone(tmp_path):
     model = attached_model()
     documents = [torch.arange(20, 30), torch.arange(40, 45)]
-    losses = [model(input_ids=x[None], labels=x[None]).loss * (len(x) - 1) for x in documents]
+    with torch.no_grad():
+        losses = [model(input_ids=x[None], labels=x[None]).loss * (len(x) - 1) for x in documents]
     trainer = make_trainer(model, tmp_path, max_steps=1)
     trainer.train_dataset = [{"input_ids": x.tolist()} for x in documents]
     trainer.data_collator = DataCollatorWithFlattening()
