@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from groundkern.checks import require
 from groundkern.hf.data.collator import GroundingCollator
@@ -21,7 +20,7 @@ from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import Geometry
 from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import DoctorReport, doctor
-from groundkern.hf.model.modes import modes_kept
+from groundkern.hf.model.modes import training_mode
 from groundkern.hf.model.prefix import CAUSAL_TYPE, is_prefix_lm
 from groundkern.hf.model.support import base_model, packing_refusal, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
@@ -296,11 +295,7 @@ def _loss_of(model: nn.Module, inputs: dict[str, Tensor], name: str) -> Tensor:
     objective, part = OBJECTIVES[name]
     attach(model, **{name: objective})
     try:
-        with modes_kept(model):
-            model.train()
-            for module in model.modules():
-                if isinstance(module, _BatchNorm):  # its running means would move
-                    module.eval()
+        with training_mode(model):
             loss = model(**inputs, gk_part=part).loss
     finally:
         detach(model)

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from groundkern.checks import require
 from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import doctor
-from groundkern.hf.model.modes import modes_kept
+from groundkern.hf.model.modes import training_mode
 
 NOISE = 10  # gradients may differ by so many times what hidden states may
 FLOOR = 0.05  # of the largest gradient: one below it that is zero in truth is noise
@@ -40,13 +39,8 @@ def try_packing(
     attach(model, **objectives)
     try:
         tolerance = doctor(model, dict(packed)).tolerance
-        with modes_kept(model):
-            model.train()
-            for module in model.modules():
-                if isinstance(module, _BatchNorm):  # its running means would move
-                    module.eval()
-            with torch.set_grad_enabled(gradients):
-                _compare(model, padded, packed, tolerance, gradients=gradients)
+        with training_mode(model), torch.set_grad_enabled(gradients):
+            _compare(model, padded, packed, tolerance, gradients=gradients)
     finally:
         model.zero_grad()
         detach(model)

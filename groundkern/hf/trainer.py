@@ -17,6 +17,8 @@ from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
+from groundkern.hf.model.positions import packed_inputs
+from groundkern.hf.model.support import base_model
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
 from groundkern.hf.watching.even_ranks import ROWS, EvenRanks
@@ -40,7 +42,8 @@ class GroundingMixin(Checkpoints):
     every part of the loss under its name in `GroundedOutput.parts`, averaged over the steps since
     the line before. An evaluation has the mean of every part over its rows of the whole held-out
     set (`eval_map_kl`, ...). On the first batch with rows, `doctor` checks the wiring. A batch
-    without `gk_` tensors is passed on to the next class.
+    without `gk_` tensors is passed on to the next class; packed rows without a cache and with the
+    model's own positions, without which transformers would let their documents meet.
 
     A step whose gradient is not finite is not taken, so that weights never become NaN; too many in
     a row end the run, and no checkpoint is written that is not finite.
@@ -154,12 +157,16 @@ class GroundingMixin(Checkpoints):
             The batches, and the number of trained tokens in them: the text loss's denominator.
 
         Raises:
-            ValueError: what `EvenRanks.step` refuses.
+            ValueError: what `EvenRanks.step` refuses; rows in some micro-batches only, which cannot
+                be averaged with the others.
         """
         batches = self.even_ranks.step(list(islice(epoch_iterator, num_batches)))
         batches, items = super().get_batch_samples(iter(batches), num_batches, device)
-        if not batches or any(ROWS not in batch for batch in batches):
+        grounded = [ROWS in batch for batch in batches]
+        if not any(grounded):
             return batches, items
+        wanted = "gk_ tensors in every micro-batch of a step or in none"
+        require(all(grounded), ROWS, wanted, f"some in {sum(grounded)} of {len(grounded)}")
         totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             totals = self.accelerator.gather(totals[None]).sum(0)
@@ -180,6 +187,7 @@ class GroundingMixin(Checkpoints):
         if self._examine and model.training:
             self._examine_batch(model, inputs)
         if ROWS not in inputs:
+            inputs = packed_inputs(base_model(self._unwrapped(model)), inputs)
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)

@@ -79,6 +79,7 @@ def test_images_are_where_another_rank_has_some(qwen, holder):
     [
         (told((1, 1, 0, 0), (0, 0, 0, 0)), r"`train_dataset`: expected as many batches .*\[2, 1\]"),
         (told((1, 1, 0, 0), (1, 0, 0, 0)), "`gk_text_position`: expected batches with gk_ tensors"),
+        (told((1, 0, 0, 0), (1, 1, 0, 0)), "`gk_text_position`.*a micro-batch with some on some"),
         (told((1, 1, 0, 1), (1, 1, 0, 0)), "`batch`: expected videos and sounds on every rank"),
         (told((1, 1, 1, 0), (1, 1, 0, 0)), "`processing_class`: expected the model's processor"),
     ],

@@ -155,6 +155,19 @@ def test_packed_rows_get_a_document_more():
     torch.testing.assert_close(llava(**idle).loss, alone, rtol=1e-5, atol=0)
 
 
+def test_packed_rows_whose_router_would_count_the_image_are_refused(qwen):
+    qwen.config.text_config.output_router_logits = True
+    idle = IdleImage(tiny_qwen_processor(), qwen.config)
+    ids, positions = torch.arange(20, 33)[None], torch.arange(13)[None]
+    assert has_images(idle({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    with pytest.raises(ValueError, match="`output_router_logits`: expected False for packed rows"):
+        idle({"input_ids": ids, "position_ids": positions})
+
+
+def test_an_input_that_is_none_is_no_image():
+    assert not has_images({"pixel_values": None, "input_ids": torch.ones(1, 4)})
+
+
 def test_positions_of_three_axes_and_a_batch_without_a_mask(qwen):
     idle = IdleImage(tiny_qwen_processor(), qwen.config)
     ids = torch.arange(20, 33)[None]

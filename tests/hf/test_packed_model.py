@@ -21,6 +21,7 @@ from groundkern.hf import (
 from groundkern.hf.model.attention import BodyRun
 from groundkern.hf.model.body import APART
 from groundkern.hf.model.documents import Documents
+from groundkern.hf.model.positions import packed_inputs
 from groundkern.hf.model.request import Request, with_documents
 from groundkern.hf.model.support import FAILED
 from tests.hf.closeness import assert_same_gradients, gradients
@@ -182,16 +183,20 @@ def test_doctor_compares_with_every_document_alone(qwen):
     report = doctor(qwen, packed)
     assert report.packed < 1e-5 and report.of == "side tokens"
     assert doctor(qwen, make_batch(qwen, SAMPLES["qwen"])).packed is None
-    qwen.model.compute_3d_position_ids = lambda **inputs: None  # tokens in place of a grid
-    qwen.model.get_rope_index = None
-    with pytest.raises(ValueError, match=r"`packing`.*those of each document"):
-        doctor(qwen, packed)
+
+
+def test_a_model_that_doctor_found_wanting_is_refused_packed_rows(qwen, monkeypatch):
+    attach(qwen, smam=Smam())
+    _, packed = both(qwen, "qwen")
+    with monkeypatch.context() as patch:
+        makers = "transformers.masking_utils.find_packed_sequence_indices"
+        patch.setattr(makers, lambda positions: None)
+        with pytest.raises(ValueError, match=r"`packing`.*those of each alone"):
+            doctor(qwen, packed)
     assert "packing" in vars(qwen)[FAILED]
     with pytest.raises(ValueError, match="`packing`"):
         qwen(**packed)
-    assert "those of each document" in packing_refusal(qwen)
-    vars(qwen.model).pop("compute_3d_position_ids")
-    vars(qwen.model).pop("get_rope_index")
+    assert "those of each alone" in packing_refusal(qwen)
     assert doctor(qwen, packed).packed < 1e-5
     assert packing_refusal(qwen) is None
 
@@ -205,8 +210,28 @@ def test_a_mask_that_lets_documents_meet_is_refused(model, family, monkeypatch):
     )
     with pytest.raises(ValueError, match="documents of a packed row apart"):
         model(**packed)
-    detach(model)
     assert APART not in vars(model)
+    monkeypatch.setattr("groundkern.checks.values_visible", lambda *tensors: False)  # on a GPU
+    for _ in range(2):
+        with pytest.raises(ValueError, match="documents of a packed row apart"):
+            model(**packed)
+
+
+def test_a_gpu_looks_at_masks_once_for_an_attention_function(qwen, monkeypatch):
+    attach(qwen, klal=Klal())
+    _, packed = both(qwen, "qwen")
+    monkeypatch.setattr("groundkern.checks.values_visible", lambda *tensors: False)
+    looks = []
+    monkeypatch.setattr(Documents, "refuse_leak", lambda self, mask: looks.append(mask))
+    one = {"input_ids": torch.arange(20, 26)[None], "position_ids": torch.arange(6)[None]}
+    qwen(**one, gk_text_position=torch.tensor([[2, 4]]))
+    assert not looks  # a row that is one document says nothing of others
+    for _ in range(2):
+        qwen(**packed)
+    assert len(looks) == 1
+    attach(qwen, klal=Klal())
+    qwen(**packed)
+    assert len(looks) == 2
 
 
 REFUSED = {
@@ -235,6 +260,39 @@ def test_what_says_something_else_is_refused(qwen, case):
         qwen(**batch)
 
 
+def test_a_document_of_one_token_beside_a_mask_is_refused(qwen):
+    attach(qwen)
+    batch = token_batch(None, (SAMPLES["qwen"][2],))
+    positions = torch.arange(-1, batch["input_ids"].shape[1] - 1).clamp(min=0)[None]
+    with pytest.raises(ValueError, match="positions that restart"):
+        qwen(**batch, position_ids=positions)
+    batch["attention_mask"][0, 0] = 0  # padding on the left
+    assert bool(torch.isfinite(qwen(**batch, position_ids=positions).loss))
+
+
+@pytest.mark.parametrize("name", ["gk_text_position", "gk_side_position", "gk_phrase_position"])
+def test_rows_that_predict_the_next_document_are_refused(model, family, name):
+    """As those of labels that were shifted after packing."""
+    attach(model, klal=Klal())
+    _, packed = both(model, family)
+    packed[name][0, 0] = Documents(packed["position_ids"]).new[0].nonzero()[1, 0] - 1
+    with pytest.raises(ValueError, match=f"`{name}`: expected rows that predict a token of their"):
+        model(**packed)
+
+
+def test_plain_packed_rows_are_kept_apart(model, family):
+    """A cache hides the documents from transformers, and so do text positions alone (Qwen)."""
+    attach(model)
+    padded, packed = (plain_inputs(x) for x in both(model, family))
+    keep = padded["attention_mask"].bool()
+    wanted = model(**padded).logits[keep]
+    ours = packed_inputs(model, packed)
+    documents = Documents(packed["position_ids"])
+    real = ~documents.padding(packed["input_ids"], torch.full((2, 1), -1))
+    torch.testing.assert_close(model(**ours).logits[real], wanted, rtol=1e-4, atol=1e-4)
+    assert packed_inputs(model, padded) is padded
+
+
 def test_lengths_of_a_collator_and_given_positions_change_nothing(qwen):
     """What TRL and DataCollatorWithFlattening add, and positions with text first."""
     attach(qwen, smam=Smam())
@@ -242,7 +300,9 @@ def test_lengths_of_a_collator_and_given_positions_change_nothing(qwen):
     wanted = qwen(**packed).loss
     inputs, documents = with_documents(qwen, plain_inputs(packed))
     assert inputs["position_ids"].shape[0] == 4
-    assert bool((inputs["position_ids"][1:] != inputs["position_ids"][0]).any())
+    moved = bool((inputs["position_ids"][1:] != inputs["position_ids"][0]).any())
+    older = not hasattr(qwen.model, "compute_3d_position_ids")  # looks for vision_start tokens
+    assert moved or older
     added = {**documents.lengths, "seq_idx": documents.number.int()}
     assert torch.equal(qwen(**packed, **added).loss, wanted)
     given = {**packed, "position_ids": inputs["position_ids"]}

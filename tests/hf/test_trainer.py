@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import ParallelismConfig
 from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorWithFlattening
 
 from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach, detach
@@ -146,6 +147,31 @@ def test_batches_without_grounding_train_plainly(tmp_path):
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
     assert "text" not in trainer.state.log_history[0]
+    detach(model)
+
+
+def test_rows_in_some_micro_batches_only_are_refused(tmp_path):
+    """Their terms would count as often as there are micro-batches."""
+    model = attached_model()
+    trainer = make_trainer(model, tmp_path, max_steps=1)
+    batch = make_batch(model, SAMPLES["qwen"])
+    plain = {name: x for name, x in batch.items() if not name.startswith("gk_")}
+    with pytest.raises(ValueError, match="of a step or in none, got some in 1 of 2"):
+        trainer.get_batch_samples(iter([batch, plain]), 2, torch.device("cpu"))
+    detach(model)
+
+
+def test_plain_packed_batches_train_each_document_alone(tmp_path):
+    model = attached_model()
+    documents = [torch.arange(20, 30), torch.arange(40, 45)]
+    with torch.no_grad():
+        losses = [model(input_ids=x[None], labels=x[None]).loss * (len(x) - 1) for x in documents]
+    trainer = make_trainer(model, tmp_path, max_steps=1)
+    trainer.train_dataset = [{"input_ids": x.tolist()} for x in documents]
+    trainer.data_collator = DataCollatorWithFlattening()
+    trainer.train()
+    wanted = float(sum(losses)) / 13
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
     detach(model)
 
 

@@ -51,7 +51,8 @@ def has_images(batch: Mapping[str, Any]) -> bool:
     Returns:
         True if it has pixels of images.
     """
-    return any(name.startswith(IMAGES) and name != VIDEOS for name in batch)
+    given = (name for name, x in batch.items() if x is not None)
+    return any(name.startswith(IMAGES) and name != VIDEOS for name in given)
 
 
 class IdleImage:
@@ -95,6 +96,8 @@ class IdleImage:
         filler = processor.tokenizer.pad_token_id
         self._filler = int(self._tokens[-1]) if filler is None else filler
         self._marks_prefix = marks_prefix(processor)
+        configs = config, config.get_text_config()
+        self._routes = any(getattr(each, "output_router_logits", False) for each in configs)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Add the image.
@@ -129,6 +132,9 @@ class IdleImage:
             fail("token_type_ids", "0 for image and prompt, 1 for the answer", "nothing")
         if "attention_mask" not in made and "position_ids" not in made:
             made["attention_mask"] = torch.ones_like(batch["input_ids"])
+        if self._routes and "attention_mask" not in made:
+            wanted = "False for packed rows without images: its loss would count the image"
+            fail("output_router_logits", wanted, True)
         for name in self._types:
             made.setdefault(name, torch.full_like(batch["input_ids"], TYPES[name]))
         return made

@@ -107,6 +107,7 @@ def attach(
         raise
     replaced = previous.replaced if previous else base.__dict__.get("forward")
     base.__dict__[ATTACHMENT] = Attachment(objectives, replaced, rule)
+    base.__dict__.pop(APART, None)  # perhaps another attention function, with other masks
     set_head_weight(base, klal)
     if previous is None:
         base.forward = MethodType(_patched_forward(type(base)), base)

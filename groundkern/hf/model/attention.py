@@ -127,7 +127,7 @@ class BodyRun:
 
         Args:
             implementation: the name of the attention function.
-            mask: of the main tokens.
+            mask: as the layer has it, side tokens included.
 
         Returns:
             More keywords.
@@ -207,7 +207,7 @@ def _attend(
     if number is None:  # of a vision tower that hands the keyword on
         return attention(module, *tensors, **kwargs)
     mask = crop(attention_mask, run.length, query.shape[2])
-    kwargs |= run.keep_apart(implementation, mask)
+    kwargs |= run.keep_apart(implementation, attention_mask)
     if not run.reads:
         return attention(module, *tensors, **kwargs)
     _refuse(kwargs)

@@ -78,8 +78,6 @@ def body_run(request: Request, readings: list[Reading], side: SideRows | None = 
     guarded = documents is not None and (
         checks.values_visible(documents.new) or (APART not in known and documents.several)
     )
-    if guarded:
-        known[APART] = True
     length = request.input_ids.shape[1]
     return BodyRun(length, request.terms.backend, readings, side, documents, guarded)
 
@@ -99,6 +97,8 @@ def _run(request: Request, inputs: dict, run: BodyRun) -> tuple[Tensor, Any]:
     args, kwargs = body_inputs(request.model, {**inputs, "use_cache": False})
     output = body_of(request.model)(*args, **kwargs, **{RUN: run})
     run.finished = True
+    if run.guarded and run.documents.several:  # every mask was looked at, and none refused
+        vars(request.model)[APART] = True
     if run.reads and run.layers == 0:
         wanted = "the attention function that attach wrapped"
         fail("attn_implementation", wanted, "one that was set afterwards: attach again")

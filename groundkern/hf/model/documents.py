@@ -145,8 +145,8 @@ class Documents:
         """Raise if a row's mask shows it keys of another document.
 
         Args:
-            mask: of the main tokens, as an attention function gets it: [R, 1 or H, S, S] of bool or
-                of numbers that are added; None: causal.
+            mask: as an attention function gets it: [R, 1 or H, T, T] of bool or of numbers that
+                are added; the first S are those of the rows; None: causal.
 
         Raises:
             ValueError: it does.
@@ -158,6 +158,8 @@ class Documents:
             return
         if not isinstance(mask, Tensor) or mask.dim() != 4:
             return  # FlexAttention's, which is made by the same function of keys and rows
+        length = self.new.shape[1]
+        mask = mask[:, :, :length, :length]
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         apart = self.number[:, :, None] != self.number[:, None, :]  # [R, S, S]
         if bool((seen.any(1) & apart).any()):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @contextmanager
@@ -21,3 +22,18 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode within the block, but for layers whose running statistics would move.
+
+    Args:
+        model: whose modules may be in different modes.
+    """
+    with modes_kept(model):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        yield

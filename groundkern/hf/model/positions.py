@@ -70,6 +70,26 @@ def model_positions(model: nn.Module, inputs: dict[str, Any], documents: Documen
     return torch.cat((text[None], packed.to(text.dtype)))
 
 
+def packed_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs with which a model's own forward keeps the documents of packed rows apart.
+
+    It looks for documents only without a cache, which some text configs switch on whatever the
+    Trainer says, and families with multimodal positions only in text positions beside these.
+
+    Args:
+        model: a transformers model without wrappers.
+        inputs: its keyword inputs.
+
+    Returns:
+        The same, unless text positions came without an attention mask.
+    """
+    text = text_positions(model, inputs) if "input_ids" in inputs else None
+    if text is None:
+        return inputs
+    positions = model_positions(model, inputs, Documents(text))
+    return {**inputs, "position_ids": positions, "use_cache": False}
+
+
 def takes_text_first(model: nn.Module) -> bool:
     """Whether a decoder takes text positions beside multimodal ones, or has none of these.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from groundkern import checks
 from groundkern.checks import fail, tensor
-from groundkern.hf.data.batch import COUNTS, GroundedBatch
+from groundkern.hf.data.batch import COUNTS, FIELDS, GroundedBatch
 from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.model.documents import FLASH_LENGTHS, Documents
 from groundkern.hf.model.layers import text_attention
@@ -99,6 +99,7 @@ class Request:
             pad = model.config.get_text_config().pad_token_id
             filled = filler(image_token_of(model), pad)
             inputs["input_ids"] = torch.where(ends, filled, input_ids)
+            _refuse_crossing(batch, documents)
         refuse_seeing_rows(model, batch, inputs, image_token_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)
@@ -208,6 +209,21 @@ def with_documents(model: nn.Module, inputs: dict) -> tuple[dict, Documents | No
     return {**rest, "position_ids": positions}, documents
 
 
+def _refuse_crossing(batch: GroundedBatch, documents: Documents) -> None:
+    """Refuse rows that would predict the first token of the next document.
+
+    Raises:
+        ValueError: (checked if that needs no sync) there is one.
+    """
+    if not checks.values_visible(documents.new):
+        return
+    ends = documents.new.roll(-1, 1)
+    for name in (name for name, spec in FIELDS.items() if spec.values == "predictor"):
+        position = getattr(batch, name)
+        if bool((ends.gather(1, position.clamp(min=0).long()) & (position >= 0)).any()):
+            fail(f"gk_{name}", "rows that predict a token of their own document", "a last token")
+
+
 def _refuse_restarts(inputs: dict) -> None:
     """Refuse several documents in a row that are not told by text positions alone.
 
@@ -225,6 +241,8 @@ def _refuse_restarts(inputs: dict) -> None:
     # [B, S], or Qwen's [3 or 4, B, S] with time or text first
     text = positions if positions.dim() == 2 else positions[0]
     restarts = text.diff(dim=-1) < 0
+    if positions.dim() == 2:  # behind a document of one token
+        restarts = restarts | ((text[:, 1:] == 0) & (text[:, :-1] == 0))
     if mask is not None:
         restarts = restarts & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     if bool(restarts.any()):

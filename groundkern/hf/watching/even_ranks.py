@@ -110,7 +110,8 @@ class EvenRanks:
         """int [ranks, size, KINDS]: what the micro-batches of all ranks are."""
         told = torch.zeros(1, size, len(KINDS), dtype=torch.int32)
         for row, batch in zip(told[0], batches, strict=False):
-            others = any(name.startswith((VIDEOS, SOUNDS)) for name in batch)
+            given = [name for name, x in batch.items() if x is not None]
+            others = any(name.startswith((VIDEOS, SOUNDS)) for name in given)
             row[:] = torch.tensor([1, ROWS in batch, has_images(batch), others])
         accelerator = self._trainer.accelerator
         return accelerator.gather(told.to(self._trainer.args.device)).cpu()
@@ -120,10 +121,9 @@ class EvenRanks:
         count = ranks[..., 0].sum(1)
         wanted = "as many batches on every rank (accelerator_config.even_batches)"
         require(bool((count == count[0]).all()), "train_dataset", wanted, count.tolist())
-        grounded = (ranks[:, : int(count[0]), 1] > 0).all(1)
-        wanted = "batches with gk_ tensors on every rank of a step or on none"
-        got = "a step with ordinary batches on some ranks only"
-        require(bool((grounded == grounded[0]).all()), ROWS, wanted, got)
+        wanted = "batches with gk_ tensors on every rank or on none"
+        got = "a micro-batch with some on some ranks only"
+        require(bool((ranks[..., 1] == ranks[:1, :, 1]).all()), ROWS, wanted, got)
 
     def _with_images(
         self, batches: list[dict], ranks: torch.Tensor, *, training: bool, everywhere: bool = False
