@@ -321,15 +321,19 @@ def test_flash_attention_is_given_the_documents(qwen):
     _, packed = both(qwen, "qwen")
     documents = Documents(packed["position_ids"])
     run = BodyRun(packed["input_ids"].shape[1], "auto", [], None, documents, True)
-    found = run.keep_apart("flash_attention_2", None)
+    assert run.main_mask("flash_attention_2", None, run.length) == (None, False)
+    found = run.flash_lengths("flash_attention_2", None)
     ends = [len(x) for x in torch.split(documents.number.flatten(), documents.size[1])]
     assert sum(ends) == int(found["cu_seq_lens_q"][-1])
     lengths = found["cu_seq_lens_q"].diff().tolist()
     assert lengths == documents.number.flatten().bincount().tolist()
     assert max(lengths) <= found["max_length_q"] == packed["input_ids"].shape[1]
-    assert run.keep_apart("sdpa", documents_mask(documents)) == {}
+    mask = documents_mask(documents)
+    assert run.flash_lengths("sdpa", mask) == {}
+    assert run.main_mask("sdpa", mask, run.length).plain
+    run = BodyRun(run.length, "auto", [], None, documents, True)
     with pytest.raises(ValueError, match="does not look at position_ids"):
-        run.keep_apart("sdpa", None)
+        run.main_mask("sdpa", None, run.length)
 
 
 def documents_mask(documents: Documents) -> Tensor:

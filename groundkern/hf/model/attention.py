@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from groundkern import side_attention
 from groundkern.checks import fail
+from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.rows import Chunk, Rows, Window
 from groundkern.hf.model.taken import Places, Taken, take_beside
@@ -89,6 +90,26 @@ class SideRows:
         return out.view(len(k), rows.rows, *out.shape[1:])
 
 
+class MainMask(NamedTuple):
+    """The mask of the main tokens, and what was found out about it."""
+
+    mask: Any  # [B, S], [B, 1 or H, S, S], or None
+    plain: bool  # documents are apart and causal, and it says nothing else
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether a token sees everything before it in its document, or all keys but a window's."""
+        return self.mask is None or self.plain
+
+
+class Main(NamedTuple):
+    """What attention of the main tokens came to."""
+
+    out: Tensor  # [B, S, Hq, Dv]
+    weights: Tensor | None  # of eager attention
+    lse: Tensor | None  # [B, Hq, S], if it was asked for and is known
+
+
 class BodyRun:
     """One run of the body as its attention layers see it.
 
@@ -118,31 +139,45 @@ class BodyRun:
         self.mixers = 0  # recurrences and convolutions that ran so far on the main tokens alone
         self.finished = False  # a layer that runs now is recomputed by checkpointing
         self._places: dict[tuple[Rows, ...], Places] = {}
-        self._apart: list[Any] = []  # masks that keep the documents apart
+        self._masks: list[tuple[Any, MainMask]] = []
 
-    def keep_apart(self, implementation: str, mask: Any) -> dict[str, Any]:
-        """What an attention function is told of the documents, beside its mask.
-
-        Flash attention has no mask of documents; from positions it finds those of a single row.
+    def main_mask(self, implementation: str, attention_mask: Any, total: int) -> MainMask:
+        """The mask of the main tokens, looked at once for all layers that share it.
 
         Args:
             implementation: the name of the attention function.
-            mask: as the layer has it, side tokens included.
-
-        Returns:
-            More keywords.
+            attention_mask: as that is given it.
+            total: T, with the side tokens.
 
         Raises:
-            ValueError: a mask that shows a token those of another document.
+            ValueError: a mask of another form, or one that shows a token those of another document.
         """
-        if self.documents is None:
-            return {}
-        if "flash" in implementation:
-            return {} if mask is not None else self.documents.lengths
-        if self.guarded and not any(mask is known for known in self._apart):
-            self.documents.refuse_leak(mask)
-            self._apart.append(mask)
-        return {}
+        for given, found in self._masks:
+            if given is attention_mask:
+                return found
+        mask, plain = crop(attention_mask, self.length, total), False
+        if self.guarded and "flash" not in implementation:  # which has no mask of documents
+            plain = self.documents.refuse_leak(mask)
+        found = MainMask(mask, plain)
+        self._masks.append((attention_mask, found))
+        return found
+
+    def flash_lengths(self, implementation: str, mask: Any) -> dict[str, Any]:
+        """The lengths of documents as keywords for flash attention.
+
+        From positions it would find those of a single row only.
+
+        Args:
+            implementation: the name of the attention function.
+            mask: of the main tokens.
+        """
+        packed = self.documents is not None and "flash" in implementation and mask is None
+        return self.documents.lengths if packed else {}
+
+    @property
+    def several(self) -> bool:
+        """Whether any row has several documents."""
+        return self.documents is not None and self.documents.several
 
     @property
     def reads(self) -> bool:
@@ -206,39 +241,74 @@ def _attend(
     number = module.__dict__.get(LAYER)
     if number is None:  # of a vision tower that hands the keyword on
         return attention(module, *tensors, **kwargs)
-    mask = crop(attention_mask, run.length, query.shape[2])
-    kwargs |= run.keep_apart(implementation, attention_mask)
-    if not run.reads:
+    if not run.reads and run.documents is None:
         return attention(module, *tensors, **kwargs)
-    _refuse(kwargs)
-    if not run.finished:
-        run.layers += 1
     length, total = run.length, query.shape[2]
+    mask = run.main_mask(implementation, attention_mask, total)
+    kwargs |= run.flash_lengths(implementation, mask.mask)
+    if run.reads:
+        _refuse(kwargs)
+        if not run.finished:
+            run.layers += 1
     places = run.places(number, total)
     q, k, v, taken = take_beside(query, key, value, length, places)
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
-    uses_lse = run.side is not None or (run.uses_lse and mask is None)
+    uses_lse = run.side is not None or (run.uses_lse and mask.shows_all)
     watched = implementation in WATCHED and uses_lse and places is not None
-    saved = watched and implementation == "sdpa" and graph_is_readable(q, k, v)
-    with Watch() if watched and not saved else nullcontext() as watch:
-        out, weights = attention(module, q, k, v, mask, **kwargs)
-    lse = None if watch is None else watch.lse(q)
-    if saved:
-        lse = lse_of_graph(out, q)
-    lse = {} if lse is None else places.split(places.take(lse))
+    if implementation == "sdpa" and isinstance(mask.mask, Tensor) and run.several:
+        main = _by_documents(attention, run, module, (q, k, v), mask, kwargs, watched)
+    else:
+        main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
+    lse = {} if main.lse is None else places.split(places.take(main.lse))
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = {"scale": scale, "softcap": softcap, "backend": run.backend}
     chunk = module.__dict__.get(CHUNK)
     window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
-    rest = options, taken, lse, mask is not None, kwargs.get("s_aux")
-    layer = Layer(number, module, q, k, v, out, window, *rest)
+    rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
+    layer = Layer(number, module, q, k, v, main.out, window, *rest)
     for reading in run.readings:
         reading.read(run, layer)
+    out = main.out
     if run.side is not None:
         out = torch.cat((out, run.side.attend(layer).to(out.dtype)), 1)
-    return out, weights
+    return out, main.weights
+
+
+def _by_rows(
+    attention: Callable,
+    implementation: str,
+    module: nn.Module,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    mask: Any,
+    kwargs: dict,
+    watched: bool,
+) -> Main:
+    """The attention function, called once."""
+    saved = watched and implementation == "sdpa" and graph_is_readable(*tensors)
+    with Watch() if watched and not saved else nullcontext() as watch:
+        out, weights = attention(module, *tensors, mask, **kwargs)
+    lse = None if watch is None else watch.lse(tensors[0])
+    return Main(out, weights, lse_of_graph(out, tensors[0]) if saved else lse)
+
+
+def _by_documents(
+    attention: Callable,
+    run: BodyRun,
+    module: nn.Module,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    mask: MainMask,
+    kwargs: dict,
+    watched: bool,
+) -> Main:
+    """The same for packed rows: torch's attention would compute whole rows with a mask."""
+    saved = watched and graph_is_readable(*tensors)
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    own = None if mask.plain and causal else mask.mask
+    out, lse = attend_apart(attention, module, tensors, own, run.documents, kwargs, saved=saved)
+    return Main(out, None, lse)
 
 
 def _refuse(kwargs: dict) -> None:

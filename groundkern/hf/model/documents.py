@@ -21,7 +21,8 @@ FLASH_LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k
 class Documents:
     """The documents of a batch of rows; padding behind the last one is one more.
 
-    Nothing here waits for the device but `size`, `several`, `lengths` and what uses them.
+    Nothing here waits for the device but `size`, `several`, `lengths`, `row_lengths` and what uses
+    them.
 
     Args:
         positions: integers [R, S], text positions.
@@ -52,6 +53,15 @@ class Documents:
     def several(self) -> bool:
         """Whether any row has more than one."""
         return bool(self.new[:, 1:].any())
+
+    @cached_property
+    def row_lengths(self) -> list[list[int]]:
+        """The tokens of each document, row by row."""
+        counts = self.new.sum(1).tolist()
+        first = self.new.flatten().nonzero()[:, 0]
+        ends = torch.cat((first[1:], first.new_tensor([self.new.numel()])))
+        lengths = iter((ends - first).tolist())
+        return [[next(lengths) for _ in range(count)] for count in counts]
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -141,12 +151,15 @@ class Documents:
             agree = given.shape == own.shape and bool((given == own).all())
             checks.require(agree, name, "the documents of position_ids", given.tolist())
 
-    def refuse_leak(self, mask: Any) -> None:
+    def refuse_leak(self, mask: Any) -> bool:
         """Raise if a row's mask shows it keys of another document.
 
         Args:
             mask: as an attention function gets it: [R, 1 or H, T, T] of bool or of numbers that
                 are added; the first S are those of the rows; None: causal.
+
+        Returns:
+            Whether the mask says that documents are apart and causal, and nothing else.
 
         Raises:
             ValueError: it does.
@@ -155,12 +168,15 @@ class Documents:
         if mask is None:
             if self.several:
                 fail("attention_mask", wanted, "none: the decoder does not look at position_ids")
-            return
+            return True
         if not isinstance(mask, Tensor) or mask.dim() != 4:
-            return  # FlexAttention's, which is made by the same function of keys and rows
+            return False  # FlexAttention's, which is made by the same function of keys and rows
         length = self.new.shape[1]
         mask = mask[:, :, :length, :length]
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         apart = self.number[:, :, None] != self.number[:, None, :]  # [R, S, S]
         if bool((seen.any(1) & apart).any()):
             fail("attention_mask", wanted, "one that shows a token those of another document")
+        place = torch.arange(mask.shape[-1], device=mask.device)
+        causal = ~apart & (place[:, None] >= place)  # [R, S, S]
+        return mask.dtype == torch.bool and bool((mask == causal[:, None]).all())
