@@ -176,11 +176,6 @@ def check(config: Config) -> None:
         )
     if own == "fsdp1":
         raise ConfigError("accelerate's `fsdp_version`: expected 2, got 1")
-    if own == "fsdp2" and config.data.test is not None:
-        raise ConfigError(
-            "`data.test`: expected none under FSDP2, whose final norm an evaluation cannot call by "
-            "itself; evaluate the model afterwards"
-        )
     if own == "fsdp2":  # else only the first process has weights until the model is sharded
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
