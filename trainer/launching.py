@@ -20,6 +20,7 @@ import yaml
 
 from trainer import durable
 from trainer.config import Config, ConfigError
+from trainer.stopping import SIGNALS_OF_TORCHRUN
 
 SETTINGS = "accelerate.yaml"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -57,7 +58,7 @@ def _run(command: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP"  # torchrun's --signals-to-handle
+    os.environ[SIGNALS_OF_TORCHRUN] = "SIGHUP"  # the others are handed on
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
     handlers = {number: signal.signal(number, _hand_on) for number in _SIGNALS}
     try:

@@ -29,7 +29,7 @@ from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog, same_bad_samples
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
-from trainer.ranks import Ranks, joined
+from trainer.ranks import COLLECTIVES, Ranks, joined
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 from trainer.streaming.position import FILE as STREAM
@@ -63,7 +63,8 @@ def train(config: Config, *, before: dict | None = None) -> Path | None:
         StorageError: a file could not be written; every whole checkpoint is still there.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
     """
-    with joined(accelerator=True) as ranks:
+    limit = config.training.arguments.get("ddp_timeout", COLLECTIVES)
+    with joined(accelerator=True, collectives=limit) as ranks:
         return train_by(ranks, config, before)
 
 

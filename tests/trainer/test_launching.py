@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import pytest
 import torch
 
-from tests.trainer.tiny_run import config, make_data
-from trainer import launching
+from tests.trainer.tiny_run import config, losses, make_data, run
+from trainer import checkpoints, launching
 from trainer.config import ConfigError
 
 
@@ -107,3 +109,39 @@ def test_a_strategy_without_a_launcher_is_refused(alone, data, tmp_path):
     assert launching.wanted(found)
     with pytest.raises(ConfigError, match="which starts the processes"):
         launching.check(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
+)
+def test_a_signal_to_the_launcher_is_every_process_s(data, tmp_path, number, times):
+    """The step is finished and saved; a second signal ends all at once."""
+    output = tmp_path / "run"
+    flags = {
+        "model.path": data / "model",
+        "data.train": data / "train.jsonl",
+        "training.output": output,
+        "training.steps": 500,
+        "training.log_every": 1,
+        "training.strategy": "ddp",
+        "training.processes": 2,
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    started = run(["train", *words])
+    until = time.monotonic() + 300
+    while len(losses(output) if output.exists() else []) < 3:
+        assert started.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    for _ in range(times):
+        started.send_signal(number)
+        time.sleep(0.01)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 128 + number
+    assert "Running: accelerate launch" in out
+    assert "Traceback" not in err
+    if times == 1:
+        assert err.count(f"Stopped by {number.name}: saved in") == 1
+        assert [checkpoints.fault(path) for path in checkpoints.listed(output)] == [None]
+    else:
+        assert "Stopped at once" in err
