@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,10 +61,15 @@ def _run(command: list[str]) -> int:
 
     os.environ[SIGNALS_OF_TORCHRUN] = "SIGHUP"  # the others are handed on
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
-    handlers = {number: signal.signal(number, _hand_on) for number in _SIGNALS}
+    handed: list[int] = []
+    hand_on = partial(_hand_on, handed)
+    handlers = {number: signal.signal(number, hand_on) for number in _SIGNALS}
     try:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
+        ended = {each.exitcode for each in error.failures.values()}
+        if handed and 128 + handed[-1] in ended:  # others may have missed the one that it ended
+            return 128 + handed[-1]
         _, failure = error.get_first_failure()
         if failure.exitcode > 0:
             return failure.exitcode
@@ -76,10 +82,11 @@ def _run(command: list[str]) -> int:
     return 0
 
 
-def _hand_on(number: int, frame: object) -> None:
+def _hand_on(handed: list[int], number: int, frame: object) -> None:
     """Each process is in a session of its own, where Ctrl-C does not reach it."""
     import psutil  # of accelerate
 
+    handed.append(number)
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             child.send_signal(number)
