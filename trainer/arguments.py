@@ -71,6 +71,7 @@ REFUSED = {
     "bf16_full_eval": "evaluations run in the dtype that training.bf16 or model.dtype gives",
     "dataloader_drop_last": "every sample of a pass is trained on",
     "dataloader_in_order": "a continued run needs batches in their order",
+    "ddp_backend": "gloo on CPUs, and on accelerators what torch takes for them",
     "ddp_static_graph": "which weights take part depends on what a batch holds",
     "debug": "a NaN or infinite step is found and named anyway (training.max_nonfinite)",
     "deepspeed": _LAUNCHED,
@@ -149,6 +150,8 @@ def _checked(name: str, value: Any) -> Any:
         case "include_num_input_tokens_seen" if not isinstance(value, bool):
             _one_of(name, value, ["all", "non_padding", "no"])
     value = _typed(name, value, hints[name])
+    if name == "ddp_timeout" and value <= 0:
+        raise ValueError(f"`{name}`: expected seconds above 0, got {value}")
     if name == "lr_scheduler_kwargs" and isinstance(value, dict):
         value = {key: _number(x) for key, x in value.items()}
     if name == "neftune_noise_alpha" and value is not None and value <= 0:

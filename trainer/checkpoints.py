@@ -49,7 +49,7 @@ FREE_TO_CHANGE = (
     "training.term_norms_every",
     "training.max_nonfinite",
     "training.arguments.dataloader_",
-    "training.arguments.ddp_b",  # backend, bucket_cap_mb, broadcast_buffers
+    "training.arguments.ddp_b",  # bucket_cap_mb, broadcast_buffers
     "training.arguments.ddp_timeout",
     "training.arguments.include_num_input_tokens_seen",
     "training.arguments.log",  # level, on_each_node, logging_first_step

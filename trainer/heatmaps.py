@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from groundkern.hf import GroundedExample, Region
-from trainer.metrics.held_out import own_columns, read, to_device
+from trainer.metrics.held_out import device_of, has_aligned, own_columns, read, to_device
 from trainer.outlines import outlines
 from trainer.pictures import page_uri
 
@@ -68,8 +68,9 @@ def _entries(
         if not bool((batch["gk_map_position"] >= 0).any()):
             continue
         tables = collator.geometry([example.images], batch)
-        batch = to_device(batch, model.device)
-        _, maps, contributions = read(model, batch, autocast=autocast)
+        batch = to_device(batch, device_of(model))
+        aligned = has_aligned(batch)
+        _, maps, contributions = read(model, batch, autocast=autocast, aligned=aligned)
         yield _entry(example, batch, tables[0], maps, contributions)
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 
 from trainer import durable
 from trainer.config import Config, ConfigError
+from trainer.stopping import SIGNALS_OF_TORCHRUN
 
 SETTINGS = "accelerate.yaml"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -57,12 +59,17 @@ def _run(command: list[str]) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP"  # torchrun's --signals-to-handle
+    os.environ[SIGNALS_OF_TORCHRUN] = "SIGHUP"  # the others are handed on
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak
-    handlers = {number: signal.signal(number, _hand_on) for number in _SIGNALS}
+    handed: list[int] = []
+    hand_on = partial(_hand_on, handed)
+    handlers = {number: signal.signal(number, hand_on) for number in _SIGNALS}
     try:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
+        ended = {each.exitcode for each in error.failures.values()}
+        if handed and 128 + handed[-1] in ended:  # others may have missed the one that it ended
+            return 128 + handed[-1]
         _, failure = error.get_first_failure()
         if failure.exitcode > 0:
             return failure.exitcode
@@ -75,10 +82,11 @@ def _run(command: list[str]) -> int:
     return 0
 
 
-def _hand_on(number: int, frame: object) -> None:
+def _hand_on(handed: list[int], number: int, frame: object) -> None:
     """Each process is in a session of its own, where Ctrl-C does not reach it."""
     import psutil  # of accelerate
 
+    handed.append(number)
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             child.send_signal(number)
@@ -176,11 +184,6 @@ def check(config: Config) -> None:
         )
     if own == "fsdp1":
         raise ConfigError("accelerate's `fsdp_version`: expected 2, got 1")
-    if own == "fsdp2" and config.data.test is not None:
-        raise ConfigError(
-            "`data.test`: expected none under FSDP2, whose final norm an evaluation cannot call by "
-            "itself; evaluate the model afterwards"
-        )
     if own == "fsdp2":  # else only the first process has weights until the model is sharded
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 

@@ -1,8 +1,8 @@
 """The processes of a command under `torchrun`: who does what, where they wait, how they end.
 
-A process whose work fails says so and ends; the others notice when they next need it, which takes
-seconds at most, and end with a sentence of their own (`RankError`). None waits for one that is
-gone.
+A process whose work fails says so and ends; one that is killed just ends. The others notice when
+they next need it, which takes seconds at most, and end with a sentence of their own (`RankError`).
+None waits for one that is gone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from trainer.stopping import Stopped
 
 T = TypeVar("T")
 DAYS = 30 * 86400.0  # seconds: a process waits as long as the others work
+COLLECTIVES = 1800.0  # seconds that a collective may take, as ddp_timeout has it
 _PAUSE = 0.02  # seconds between looks at whether all are there
 _FAILED = "groundkern/failed"  # in the store: a process has ended, and has said why
 
@@ -84,7 +85,7 @@ class Ranks:
                 time.sleep(_PAUSE)
             work.wait()
         except RuntimeError:
-            raise self._left(f" before {where},") from None
+            raise self._left(f" before {where}") from None
 
     def alone(self, make: Callable[[], T], where: str) -> T:
         """What the first process makes, in all of them; its error is theirs too.
@@ -190,7 +191,8 @@ class Ranks:
 
     def _left(self, before: str) -> RankError:
         return RankError(
-            f"{self}: another process ended{before} and says why itself; the same command continues"
+            f"{self}: another process ended{before} (its own message, if it had one, is above); "
+            "the same command continues"
         )
 
     def __str__(self) -> str:
@@ -199,7 +201,7 @@ class Ranks:
 
 @contextmanager
 def joined(
-    timeout: float = DAYS, *, accelerator: bool = False, collectives: float = 1800.0
+    timeout: float = DAYS, *, accelerator: bool = False, collectives: float = COLLECTIVES
 ) -> Iterator[Ranks]:
     """The processes that `torchrun` started, connected; a single one without it.
 

@@ -15,6 +15,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS_OF_TORCHRUN = "PET_SIGNALS_TO_HANDLE"
+"""The environment's name for torchrun's --signals-to-handle."""
+
 
 class Stopped(Exception):
     """Signal `number` asked the program to stop; `saved` is its newest checkpoint, or empty.
@@ -74,13 +77,21 @@ class StopSignals:
         self.number = number
         if not self.training:
             raise Stopped(number)
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            _say("Stopping after this step, which is saved; once more stops at once, without that.")
-        elif os.environ.get("RANK") == "0":
+        if os.environ.get("RANK", "0") != "0":
+            return
+        if self._torchrun_waits(number):
             _say(
                 "Stopping after this step, which is saved; torchrun ends what takes longer than "
                 "its --shutdown-timeout (30 seconds)."
             )
+        else:
+            _say("Stopping after this step, which is saved; once more stops at once, without that.")
+
+    def _torchrun_waits(self, number: int) -> bool:
+        """Whether a launcher ends the processes itself some time after such a signal to it."""
+        name = signal.Signals(number).name
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return several and name in os.environ.get(SIGNALS_OF_TORCHRUN, name)
 
 
 def _say(sentence: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from groundkern.hf import GroundingCollator, MeasuredGeometry
@@ -27,7 +29,7 @@ from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
 from trainer.logs import CountingTrainer, RunLog, same_bad_samples
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
-from trainer.ranks import Ranks, joined
+from trainer.ranks import COLLECTIVES, Ranks, joined
 from trainer.report import write_report
 from trainer.stopping import Stopped, StopSignals
 from trainer.streaming.position import FILE as STREAM
@@ -61,7 +63,8 @@ def train(config: Config, *, before: dict | None = None) -> Path | None:
         StorageError: a file could not be written; every whole checkpoint is still there.
         Stopped: SIGTERM or Ctrl-C; `saved` names the checkpoint that continues the run.
     """
-    with joined(accelerator=True) as ranks:
+    limit = config.training.arguments.get("ddp_timeout", COLLECTIVES)
+    with joined(accelerator=True, collectives=limit) as ranks:
         return train_by(ranks, config, before)
 
 
@@ -161,9 +164,14 @@ class _Run:
         """Evaluates, trains, saves, evaluates again and reports."""
         trainer = self._trainer()
         self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self.even = trainer.even_ranks.evaluated if self.sharded else None
         self.ranks.alone(self._begin, "the folder to be ready")
         if self.checkpoint is None:
-            self._evaluate("before", before)
+            evaluation = partial(self._evaluate, "before", before)
+            if self.sharded:  # in parts and on its devices, once training begins
+                trainer.callback_handler.callbacks.insert(0, _AtBeginning(evaluation))
+            else:
+                evaluation()
         self._train(trainer)
         self._take_best(trainer)
         with checkpoints.aside(self.output, folder.MODEL, self.ranks) as model:
@@ -308,10 +316,11 @@ class _Run:
             autocast=autocast,
             title=title,
             ranks=self.ranks,
+            even=self.even,
         )
         same_bad_samples(self.test_set.bad, self.ranks)
         maps: list[dict] = []
-        if self.ranks.first and not self.sharded:  # a map reads single modules, of whole weights
+        if self.ranks.first or self.sharded:  # sharded weights are gathered by all
             maps = heat_maps(
                 self.model,
                 collator,
@@ -354,6 +363,16 @@ class _Run:
             "supervision": dict(self.counts),
             "final_losses": {name: trained[-1].get(name) for name in folder.loss_terms(trained)},
         }
+
+
+class _AtBeginning(TrainerCallback):
+    """Does something when the model is ready for the first step, and no step is running yet."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._action()
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

@@ -126,6 +126,7 @@ def ddp(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def fsdp2(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    whole = recorded(model, batch)
     decoder, head = bare(model).get_decoder(), bare(model).get_output_embeddings()
     for layer in (*bare(model).model.visual.blocks, *decoder.layers):
         fully_shard(layer)
@@ -134,6 +135,7 @@ def fsdp2(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     fully_shard(model)
     assert isinstance(head.weight, DTensor)
     examine(model, batch)
+    torch.testing.assert_close(recorded(model, batch), whole, rtol=1e-4, atol=1e-5)
     loss = _backward(model, batch)
     return loss, {k: g.full_tensor() for k, g in grads(model).items()}
 
@@ -142,6 +144,7 @@ def zero3(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
+    whole = recorded(model, batch)
     trained = [p for p in model.parameters() if p.requires_grad]
     config = {
         "train_micro_batch_size_per_gpu": 1,
@@ -152,6 +155,7 @@ def zero3(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
     assert bare(model).get_output_embeddings().weight.numel() == 0  # sharded
     examine(model, batch)
+    torch.testing.assert_close(recorded(model, batch), whole, rtol=1e-4, atol=1e-5)
     loss = engine(**batch).loss * dist.get_world_size()
     engine.backward(loss)
     whole = {k: safe_get_full_grad(p) for k, p in model.named_parameters() if p.requires_grad}
@@ -189,6 +193,15 @@ def sharded_adapter(folder: Path) -> dict[str, Tensor]:
     optimizer.step()
     step_taken(optimizer)
     return {"weight": weight.full_tensor().detach(), "skipped": skip}
+
+
+@torch.no_grad()
+def recorded(model: nn.Module, batch: dict) -> list[Tensor]:
+    """What calls the head, the norms and the output projections by themselves."""
+    model.eval()
+    found = model(**batch, gk_record=("contributions", "logits"))
+    model.train()
+    return [found.contributions, found.main_logits, found.side_logits]
 
 
 def examine(model: nn.Module, batch: dict) -> None:

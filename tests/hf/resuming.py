@@ -23,7 +23,6 @@ from tests.hf.ranks import BLANK, FIRST, FOURTH, SECOND
 from tests.hf.training import make_trainer
 
 STOPPED, STEPS = 2, 4
-KINDS = ("full", "lora")
 
 
 def make_model(kind: str, seed: int = 0) -> nn.Module:

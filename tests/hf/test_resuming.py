@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.hf.launching import accelerate_launch, deepspeed, run
-from tests.hf.resuming import KINDS, make_model, trainer_of, weights
+from tests.hf.resuming import make_model, trainer_of, weights
 from tests.hf.resuming import run as run_alone
 
 FSDP2, SHARDED, ZERO3 = "fsdp2", "fsdp2 in shards", "zero3"
@@ -35,57 +35,60 @@ def assert_same(kind: str, folder: Path, wanted: Path, *, bits: bool) -> None:
         torch.testing.assert_close(found[name], x, msg=name, **tolerance)
 
 
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.long), "lora"])
+def kind(request) -> str:
+    """The quick one is LoRA, since most of its checkpoint is not in FSDP's own state."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """Runs of each kind by one process."""
+def alone(kind, tmp_path_factory) -> Path:
+    """A run by one process."""
     root = tmp_path_factory.mktemp("alone")
-    for kind in KINDS:
-        run_alone(make_model(kind), root / kind, world=1)
+    run_alone(make_model(kind), root / kind, world=1)
     return root
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    """Both kinds on two ranks of FSDP2, whole and from their second step on."""
+def shards(kind, tmp_path_factory) -> Path:
+    """A run on two ranks of FSDP2, whole and from its second step on."""
     root = tmp_path_factory.mktemp("shards")
-    launch(SHARDED, root, ",".join(KINDS), "two")
+    launch(SHARDED, root, kind, "two")
     return root
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_fsdp2_resumes_bit_by_bit_and_equals_one_process(shards, alone, kind):
     assert_same(kind, shards / kind / "two", alone / kind, bits=False)
     assert_same(kind, shards / kind / "two-again", shards / kind / "two", bits=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_process_goes_on_from_fsdp2(shards, alone, tmp_path, kind):
+def test_one_process_goes_on_from_fsdp2(shards, alone, kind, tmp_path):
     """Weights, the optimizer's state and what is beside an adapter, out of shards."""
     run_alone(make_model(kind, seed=9), tmp_path, world=1, start=shards / kind / "two")
     assert_same(kind, tmp_path, alone / kind, bits=False)
 
 
-def test_sharded_ranks_do_not_start_from_other_forms(alone, tmp_path, monkeypatch):
+def test_sharded_ranks_do_not_start_from_other_forms(alone, kind, tmp_path, monkeypatch):
     """Each rank says so; none waits for one that failed."""
-    trainer = trainer_of(make_model("full"), tmp_path, world=1)
+    trainer = trainer_of(make_model(kind), tmp_path, world=1)
     monkeypatch.setattr(trainer, "_form", lambda: "FSDP")
     with pytest.raises(ValueError, match=r"a checkpoint of FSDP.*got one of a run without"):
-        trainer.train(str(alone / "full" / "checkpoint-2"))
+        trainer.train(str(alone / kind / "checkpoint-2"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", [FSDP2, SHARDED, ZERO3])
-def test_every_strategy_resumes_on_any_number_of_ranks(alone, tmp_path, strategy):
-    launch(strategy, tmp_path, ",".join(KINDS), "two")
-    launch(strategy, tmp_path, ",".join(KINDS), "four", "two", processes=4)
-    for kind in KINDS:
-        home = tmp_path / kind
-        assert_same(kind, home / "two", alone / kind, bits=False)
-        assert_same(kind, home / "two-again", home / "two", bits=True)
-        assert_same(kind, home / "four", alone / kind, bits=False)
+def test_every_strategy_resumes_on_any_number_of_ranks(alone, kind, tmp_path, strategy):
+    launch(strategy, tmp_path, kind, "two")
+    launch(strategy, tmp_path, kind, "four", "two", processes=4)
+    home = tmp_path / kind
+    assert_same(kind, home / "two", alone / kind, bits=False)
+    assert_same(kind, home / "two-again", home / "two", bits=True)
+    assert_same(kind, home / "four", alone / kind, bits=False)
 
 
-@pytest.mark.parametrize("strategy", [ZERO3, pytest.param(FSDP2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", [ZERO3, FSDP2])
 def test_trainer_on_two_sharded_ranks_equals_one_process(tmp_path, strategy):
     """The log's parts, the held-out means and the refused term norms (tests.hf.training)."""
     from tests.hf.training import PARTS, attached_model, make_trainer

@@ -31,7 +31,7 @@ PASSED = (
     "activation_checkpointing_kwargs", "adam_beta1", "adam_beta2", "adam_epsilon",
     "average_tokens_across_devices", "dataloader_multiprocessing_context",
     "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-    "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters",
+    "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters",
     "ddp_timeout", "eval_delay", "full_determinism", "gradient_checkpointing_kwargs",
     "include_num_input_tokens_seen", "log_level", "log_level_replica", "log_on_each_node",
     "logging_first_step", "lr_scheduler_kwargs", "lr_scheduler_type", "neftune_noise_alpha",
@@ -92,6 +92,8 @@ def test_arguments_of_the_file_and_of_the_command_line(tmp_path):
         ({"label_smoothing_factor": 0.1}, [], "not supported: the text loss is not smoothed"),
         ({"auto_find_batch_size": True}, [], "count batches of training.batch_size"),
         ({"hub_model_id": "x"}, [], "a run sends nothing away"),
+        ({"ddp_backend": "gloo"}, [], "gloo on CPUs"),
+        ({"ddp_timeout": 0}, [], "expected seconds above 0, got 0"),
         ({"lr_scheduler_type": "linear"}, ["--training.scheduler", "linear"], "left out beside it"),
         ({"lr_scheduler_type": "greedy"}, [], "expected evaluation.every beside greedy, got none"),
         (
@@ -148,6 +150,21 @@ def test_an_optimizer_works_or_says_what_is_missing(name):
     else:
         assert f"{name} cannot be used: " in said or f"{name} is not supported: " in said
         assert "\n" not in said
+
+
+def test_the_timeout_is_that_of_the_processes(monkeypatch):
+    """They meet before the Trainer could say how long a collective may take."""
+    asked = []
+
+    def meet(**options):
+        asked.append(options["collectives"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.train.joined", meet)
+    for arguments in ({"ddp_timeout": 7}, {}):
+        with pytest.raises(KeyboardInterrupt):
+            train(given(**arguments))
+    assert asked == [7, TrainingArguments.ddp_timeout]
 
 
 def test_a_missing_package_ends_a_run_before_anything_is_read(tmp_path):

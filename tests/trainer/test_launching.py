@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import pytest
 import torch
 
-from tests.trainer.tiny_run import config, make_data
-from trainer import launching
+from tests.trainer.tiny_run import config, losses, make_data, run
+from trainer import checkpoints, launching
 from trainer.config import ConfigError
 
 
@@ -94,12 +96,10 @@ def test_another_launcher_than_the_settings_name(
 
 
 def test_every_process_loads_the_weights_under_fsdp2(alone, data, tmp_path, monkeypatch):
-    """The model is evaluated before it is sharded: none may wait for the first one's weights."""
+    """Places of visual tokens may be measured before it is sharded: every process has weights."""
     launched(monkeypatch, **FSDP, FSDP_CPU_RAM_EFFICIENT_LOADING="true")
     found = settings(data, tmp_path, strategy="fsdp2", processes=2)
-    with pytest.raises(ConfigError, match=r"`data\.test`: expected none under FSDP2"):
-        launching.check(found)
-    launching.check(found.model_copy(update={"data": found.data.model_copy(update={"test": None})}))
+    launching.check(found)
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
@@ -109,3 +109,38 @@ def test_a_strategy_without_a_launcher_is_refused(alone, data, tmp_path):
     assert launching.wanted(found)
     with pytest.raises(ConfigError, match="which starts the processes"):
         launching.check(found)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)]
+)
+def test_a_signal_to_the_launcher_is_every_process_s(data, tmp_path, numbers):
+    """The step is finished and saved; a second signal ends all at once."""
+    output = tmp_path / "run"
+    flags = {
+        "model.path": data / "model",
+        "data.train": data / "train.jsonl",
+        "training.output": output,
+        "training.steps": 500,
+        "training.log_every": 1,
+        "training.strategy": "ddp",
+        "training.processes": 2,
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    started = run(["train", *words])
+    until = time.monotonic() + 300
+    while len(losses(output) if output.exists() else []) < 3:
+        assert started.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    for number in numbers:
+        started.send_signal(number)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == 128 + numbers[-1]
+    assert "Running: accelerate launch" in out
+    assert "Traceback" not in err
+    if len(numbers) == 1:
+        assert err.count(f"Stopped by {numbers[0].name}: saved in") == 1
+        assert [checkpoints.fault(path) for path in checkpoints.listed(output)] == [None]
+    else:
+        assert "Stopped at once" in err

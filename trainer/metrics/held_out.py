@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from groundkern import metrics
+from groundkern.hf.model.sharded import sharded
 from groundkern.hf.watching.held_out import word_labels
 from groundkern.maps import FIXED_POINT_ONE
 from trainer.collating import COUNTS
@@ -59,6 +60,7 @@ def evaluate(
     autocast: torch.dtype | None = None,
     title: str = "evaluating",
     ranks: Ranks | None = None,
+    even: Callable[[dict], dict] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of each task (named at the head of this file).
 
@@ -75,6 +77,8 @@ def evaluate(
         autocast: the dtype that the model runs in; None: its weights' own.
         title: what the progress bar says.
         ranks: the processes that evaluate together; None: this one.
+        even: given where weights are sharded: makes of a batch one with which all processes call
+            the same modules (`EvenRanks.evaluated`).
 
     Returns:
         {task: {"samples": count, metric: mean, "per_sample": what `tally` makes of the samples}},
@@ -94,7 +98,10 @@ def evaluate(
                 collated = collator(examples)
                 kept = [start + row for row in rows_of(examples, collated)]
                 into.begin(kept, (example.name for example in examples), start)
-                _measure(model, collated, into, digits, autocast)
+                aligned = has_aligned(collated)
+                if even is not None:
+                    collated, aligned = even(collated), bool(max(ranks.highest([aligned])))
+                _measure(model, collated, into, digits, autocast, aligned)
                 bar.update(min(len(indices), (turn + ranks.size) * batch_size) - turn * batch_size)
             whole = Tally.joined(ranks.gathered(tally, f"the figures of {task}"))
             results[task] = whole.figures(getattr(dataset, "digest", ""))
@@ -107,10 +114,11 @@ def _measure(
     tally: Tally,
     digits: Tensor,
     autocast: torch.dtype | None,
+    aligned: bool,
 ) -> None:
     """Adds every metric of a batch."""
-    batch = to_device(collated, model.device)
-    output, maps, contributions = read(model, batch, autocast=autocast)
+    batch = to_device(collated, device_of(model))
+    output, maps, contributions = read(model, batch, autocast=autocast, aligned=aligned)
     add_answers(tally, batch, output, digits)
     if maps is not None:
         add_attention(tally, batch, maps)
@@ -121,14 +129,21 @@ def _measure(
 
 @torch.no_grad()
 def read(
-    model: torch.nn.Module, batch: dict, *, autocast: torch.dtype | None
+    model: torch.nn.Module, batch: dict, *, autocast: torch.dtype | None, aligned: bool
 ) -> tuple[Any, Tensor | None, Tensor | None]:
-    """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None if no row needs them."""
-    with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-        aligned = batch["gk_side_position"].shape[1] > 0
+    """(output, attention maps [B, Rm, C], contributions [B, Rs, C]); None if no row needs them.
+
+    aligned: whether a batch has aligned rows: this one, or on sharded weights that of any process.
+    """
+    with torch.autocast(device_of(model).type, autocast, enabled=autocast is not None):
         output = model(**batch, gk_record=("maps", "contributions") if aligned else "maps")
     contributions = output.contributions if aligned else None
     return output, output.maps, contributions
+
+
+def has_aligned(batch: dict) -> bool:
+    """Whether a batch has rows of aligned tokens."""
+    return batch["gk_side_position"].shape[1] > 0
 
 
 def how_measured() -> dict[str, Any]:
@@ -223,6 +238,13 @@ def pick(tasks: list[str], limit: int | None) -> dict[str, list[int]]:
         if limit is None or len(indices) < limit:
             indices.append(index)
     return picked
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model computes: parts of weights may lie in the host's memory."""
+    if torch.accelerator.is_available() and sharded(model):
+        return torch.accelerator.current_accelerator()
+    return model.device
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -11,6 +11,7 @@ post-norms, output projections and adapters are part of g.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from groundkern.hf.model.attention import LAYER, BodyRun, Layer
 from groundkern.hf.model.head import unembedding
 from groundkern.hf.model.layers import forward_source, text_decoder
 from groundkern.hf.model.rows import Rows
+from groundkern.hf.model.sharded import gathered
 from groundkern.selection import QueryRows
 
 FINAL_NORMS = ("norm", "embedding_norm", "norm_f")
@@ -118,8 +120,11 @@ def contributions(
 
     Source: (C1).
     """
-    u = unembedding(model.get_output_embeddings(), hidden, target)
-    direction = through_norm(final_norm(model), normed, u)
+    with gathered(model, model.get_output_embeddings()) as head:
+        u = unembedding(head, hidden, target)
+    norm = final_norm(model)
+    with gathered(model, norm) as call:
+        direction = through_norm(norm, normed, u, call)
     maps = []
     for layer in saved.layers:
         if not layer.projected:
@@ -127,10 +132,12 @@ def contributions(
             fail("gk_record", wanted, type(layer.module).__name__)
         projection, d, z = layer.module.o_proj, direction, layer.projected[0]
         norm = _post_norm(model, layer.module)
-        if norm is not None:
-            branch = projection(z).detach()
-            d = through_norm(norm, branch, direction)
-        g = pull_back(projection, d.to(layer.out.dtype), z.shape[1]) * _gate(layer)
+        with gathered(model, projection) as project:
+            if norm is not None:
+                branch = project(z).detach()
+                with gathered(model, norm) as call:
+                    d = through_norm(norm, branch, direction, call)
+            g = pull_back(project, d.to(layer.out.dtype), z.shape[1]) * _gate(layer)
         maps.append(_map(layer, g, columns, rectify=False))
     return torch.stack(maps, 1)
 
@@ -207,7 +214,9 @@ def _post_norm(model: nn.Module, attention: nn.Module) -> nn.Module | None:
     return None
 
 
-def through_norm(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
+def through_norm(
+    norm: nn.Module, x: Tensor, direction: Tensor, call: Callable | None = None
+) -> Tensor:
     """The direction before a norm, its statistic held at x: `norm(x) . direction = x . result + c`.
 
     The norm's weights are measured, not read, since families store them differently (Gemma's are
@@ -217,6 +226,7 @@ def through_norm(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
         norm: an RMS or layer norm.
         x: [N, D] its input.
         direction: [N, D] at its output.
+        call: what calls the norm where it is gathered; None: itself.
 
     Raises:
         ValueError: a module that is neither.
@@ -226,7 +236,7 @@ def through_norm(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
         x = x.detach()
         signs = torch.ones_like(x[:1])
         signs[:, 1::2] = -1.0  # mean 0, mean square 1
-        y = norm(torch.cat((signs, -signs, signs.abs(), x)).to(dtype)).float()
+        y = (call or norm)(torch.cat((signs, -signs, signs.abs(), x)).to(dtype)).float()
         eps = getattr(norm, "variance_epsilon", None)
         eps = getattr(norm, "eps", 0.0) if eps is None else eps
         bias = (y[0] + y[1]) / 2
@@ -242,7 +252,7 @@ def through_norm(norm: nn.Module, x: Tensor, direction: Tensor) -> Tensor:
         return d - d.mean(-1, keepdim=True) if centred else d
 
 
-def pull_back(projection: nn.Module, direction: Tensor, width: int) -> Tensor:
+def pull_back(projection: Callable, direction: Tensor, width: int) -> Tensor:
     """[N, D] -> [N, width]: W^T direction for any affine module (LoRA, bias, quantised weights)."""
     with torch.inference_mode(False), torch.enable_grad():
         direction = direction.detach().clone()

@@ -45,7 +45,7 @@ def run_body(request: Request) -> BodyOutput:
     then explains a second run without them.
 
     Raises:
-        ValueError: GradCAM losses of a model with sharded weights; a model whose attention function
+        ValueError: GradCAM of a model with sharded weights; a model whose attention function
             was replaced after `attach`.
     """
     batch, length = request.batch, request.input_ids.shape[1]
@@ -56,6 +56,8 @@ def run_body(request: Request) -> BodyOutput:
         token = image_token_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
+    if "gradcam" in request.records:
+        refuse_sharded(request.model)
     contributing = readings.saved is not None and "contributions" in request.records
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
     run = body_run(request, readings.all(), side)

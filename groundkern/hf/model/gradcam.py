@@ -19,6 +19,7 @@ from groundkern.checks import fail
 from groundkern.hf.model.attention import BodyRun, Layer
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, take_rows, tokens_after
+from groundkern.hf.model.sharded import sharded
 
 
 class SavedLayers:
@@ -54,13 +55,13 @@ def gradcam_terms(request: Request) -> tuple[str, ...]:
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Raise for weights that hooks gather: they are gone by the second derivative.
+    """Raise for weights that hooks gather: they are gone by the second backward pass.
 
     Raises:
         ValueError: FSDP or ZeRO-3.
     """
-    if any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters()):
-        wanted = "whole weights on every rank (one process, or DDP) with GradCAM losses"
+    if sharded(model):
+        wanted = "whole weights on every rank (one process, or DDP) with GradCAM"
         fail("model", wanted, "FSDP or ZeRO-3 shards")
 
 

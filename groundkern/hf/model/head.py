@@ -191,7 +191,7 @@ def _scores_of_logits(
     )
 
 
-def unembedding(head: nn.Module, hidden: Tensor, target: Tensor) -> Tensor:
+def unembedding(head: Callable, hidden: Tensor, target: Tensor) -> Tensor:
     """[N, D]: d logit[target] / d hidden, the head's row of each target for any affine head."""
     with torch.inference_mode(False), torch.enable_grad():
         x = hidden.detach().clone().requires_grad_()

@@ -227,8 +227,8 @@ class Readings:
 def readings_of(request: Request) -> Readings:
     """The readings that the terms and the recordings of a request use."""
     batch, terms, found = request.batch, request.terms, Readings()
-    if request.records & {"contributions", "gradcam"} and batch.side_position.shape[1]:
-        found.saved = SavedAttention(request.rows(batch.side_position))
+    if request.records & {"contributions", "gradcam"} and request.recorded_position.shape[1]:
+        found.saved = SavedAttention(request.rows(request.recorded_position))
     if gradcam_terms(request) and not request.side_tokens:
         found.explained = SavedLayers()
     if batch.map_columns.shape[1] == 0:

@@ -43,7 +43,7 @@ def _attribution(request: Request, body: BodyOutput, name: str) -> Tensor:
 
     Summed over layers; with "layers" [B, Rs, L, C].
     """
-    position, columns = request.batch.side_position, request.batch.map_columns.int()
+    position, columns = request.recorded_position, request.batch.map_columns.int()
     shape = (*position.shape, request.layer_count, columns.shape[1])
     saved, target = body.readings.saved, tokens_after(request.input_ids, position)
     if saved is None:
@@ -57,7 +57,7 @@ def _attribution(request: Request, body: BodyOutput, name: str) -> Tensor:
         normed, hidden, target = (x.flatten(0, 1) for x in rows)
         maps = contributions(request.model, saved, normed, hidden, target, columns)
         maps = maps * request.logit_rule.scale
-    maps = maps.view(shape)
+    maps = maps.view(shape)[:, : request.batch.side_position.shape[1]]
     return maps if "layers" in request.records else maps.sum(2)
 
 

@@ -19,6 +19,7 @@ from groundkern.hf.model.logit_rule import LogitRule, logit_rule
 from groundkern.hf.model.positions import model_positions, text_positions
 from groundkern.hf.model.prefix import refuse_seeing_rows, unbounded_rows
 from groundkern.hf.model.rows import Rows
+from groundkern.hf.model.sharded import sharded
 from groundkern.hf.model.side_tokens import filler
 from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
@@ -136,6 +137,18 @@ class Request:
         if self.documents is not None:
             return self.documents.start.to(torch.int32)
         return _first_keys(self.inputs)[:, None].expand(self.input_ids.shape)
+
+    @cached_property
+    def recorded_position(self) -> Tensor:
+        """[B, R] of the aligned rows whose contributions and GradCAM are recorded.
+
+        Ranks with parts of the weights gather them for the same modules, whether they have a row or
+        not: one without any takes padding for it.
+        """
+        position = self.batch.side_position
+        if position.shape[1] == 0 and sharded(self.model):
+            return position.new_full((len(position), 1), -1)
+        return position
 
     def denominator(self, name: str) -> Tensor:
         """The number that a sum over rows of a kind is divided by; `name` is one of COUNTS."""

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimi
 
 from groundkern.checks import fail
 from groundkern.hf.watching import zero
+from groundkern.hf.watching.saved import load_beside_adapter
 
 Form = Literal["whole", "FSDP", "DeepSpeed"]
 MODEL, OPTIMIZER = "pytorch_model_fsdp", "optimizer"  # as accelerate names them
@@ -58,10 +59,13 @@ def load_weights(model: nn.Module, folder: str | os.PathLike) -> None:
         folder: of the checkpoint.
 
     Raises:
-        ValueError: the checkpoint lacks a parameter that trains.
+        ValueError: the checkpoint lacks a parameter that trains, or has another one.
     """
-    saved = zero.weights(folder) if form_of(folder) == "DeepSpeed" else _fsdp(folder, MODEL)
-    put(model, saved)
+    if form_of(folder) == "DeepSpeed":
+        put(model, zero.weights(folder))
+    else:
+        put(model, _fsdp(folder, MODEL))
+        load_beside_adapter(model, folder)  # of adapters FSDP saves nothing else
 
 
 @torch.no_grad()
