@@ -1,6 +1,6 @@
 """Runs of two processes, one after another in one launch, since starting costs more than they do:
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.trainer.ranks_run DATA FOLDER
+python -m tests.hf.forked tests.trainer.ranks_run DATA FOLDER
 """
 
 from __future__ import annotations

@@ -442,7 +442,8 @@ def test_a_step_divided_otherwise_learns_the_same(data, saved, output):
     shutil.rmtree(output / "checkpoint-6")
     train(settings(data, output, batch_size=1, accumulation=4))
     for found, wanted in zip(losses(output), losses(saved), strict=True):
-        named = [name for name in wanted if not name.startswith("padding")]
+        # the Trainer's epochs count batches
+        named = [name for name in wanted if name != "epoch" and not name.startswith("padding")]
         assert len(named) > 5
         for name in named:
             assert found[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-5), name

@@ -1,6 +1,6 @@
 """Runs of two processes on streams and on a mixture, one after another in one launch:
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.trainer.streaming.ranks_run DATA FOLDER
+python -m tests.hf.forked tests.trainer.streaming.ranks_run DATA FOLDER
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def make_files(data: Path) -> None:
     for name, part in (("a", lines[:6]), ("b", lines[6:])):
         (data / f"{name}.jsonl").write_text("".join(part))
     rows = [json.loads(line) for line in lines]
+    for row in rows:  # a column has values of one type
+        answer = row["messages"][-1]
+        answer["content"] = [{"type": "text", "text": answer["content"]}]
     pq.write_table(pa.Table.from_pylist(rows), data / "train.parquet", row_group_size=4)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.hf.launching import run
+from tests.hf.launching import FORKED, run
 from tests.trainer.streaming.ranks_run import BATCH, make_files, settings
 from tests.trainer.tiny_run import STEPS, losses, make_data
 from trainer import checkpoints, durable
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 def two(data, tmp_path_factory):
     """The folder of what two processes made."""
     where = tmp_path_factory.mktemp("two")
-    run("-m", "tests.trainer.streaming.ranks_run", str(data), str(where))
+    run("tests.trainer.streaming.ranks_run", str(data), str(where), launcher=FORKED)
     return where
 
 
