@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, TrainerControl
+from transformers import AutoModelForImageTextToText, TrainerControl, TrainerState
 
 from groundkern.hf import DvSft, GroundingCollator, Klal, Smam, attach, load_processor
 from tests.trainer.tiny_run import STEPS, config, losses, run
