@@ -44,7 +44,6 @@ FREE_TO_CHANGE = (
     "training.save_every",
     "training.keep",
     "training.workers",
-    "training.processes",
     "training.report_to",
     "training.term_norms_every",
     "training.max_nonfinite",
@@ -61,6 +60,8 @@ FREE_TO_CHANGE = (
     "training.processes",
     "evaluation.",
 )
+# How a step's samples are divided: free while the step, on all processes, takes as many.
+_DIVISION = ("training.batch_size", "training.accumulation")
 # What a record has that knows today's labels of words; older ones were the word's first token.
 _LABELS = tuple(
     f"supervision.{name}" for name in ("number_label", "strip_punctuation", "max_number_tokens")
@@ -142,7 +143,8 @@ def seal(
         config: the run's settings.
         train_digest: sha256 of the training files (of a stream, of their sizes and ends).
         counts: supervision found and lost so far.
-        position: the samples of the data and those taken so far (`read_position`).
+        position: the samples of the data, those taken so far, and the processes that took them
+            (`read_position`).
     """
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_threads()) as pool:
@@ -240,8 +242,12 @@ def read_position(checkpoint: Path, train_digest: str, course: Course) -> Course
     return replace(course, step=step, taken=position["taken"] if same else course.at(step))
 
 
-def find(config: Config) -> Path | None:
+def find(config: Config, processes: int = 1) -> Path | None:
     """The checkpoint that `training.resume` asks for, None for a fresh start.
+
+    Args:
+        config: the run's settings.
+        processes: how many the run has.
 
     Raises:
         ConfigError: no such checkpoint, no whole one, one in the way of `never`, or one of other
@@ -259,7 +265,7 @@ def find(config: Config) -> Path | None:
     if resume == "auto":
         taken = _newest_whole(found, output)
         if taken is not None:
-            _refuse_other_settings(taken, config)
+            _refuse_other_settings(taken, config, processes)
         return taken
     named = Path(resume)
     if not named.is_dir():
@@ -285,8 +291,9 @@ def _newest_whole(found: list[Path], output: Path) -> Path | None:
     return None
 
 
-def _refuse_other_settings(checkpoint: Path, config: Config) -> None:
-    record = durable.read_json(checkpoint / RECORD)["config"]
+def _refuse_other_settings(checkpoint: Path, config: Config, processes: int) -> None:
+    whole = durable.read_json(checkpoint / RECORD)
+    record = whole["config"]
     try:  # fields added since have their defaults
         saved = Config.model_validate(record)
     except ValidationError as error:
@@ -294,13 +301,31 @@ def _refuse_other_settings(checkpoint: Path, config: Config) -> None:
         raise _of_other(checkpoint, f"`{where}` of another version of groundkern") from None
     old, new = (each.model_dump(mode="json") for each in (saved, config))
     relabelled = _has_old_labels(record)
-    changed = differences(old, new, ignore=FREE_TO_CHANGE + (_LABELS if relabelled else ()))
+    free = FREE_TO_CHANGE + (_LABELS if relabelled else ())
+    before, now = _in_step(saved, _processes(whole)), _in_step(config, processes)
+    divided = [] if before == now else [f"samples in a step: {before} -> {now}"]
+    # the batches of a stream say which of its samples have about the same length
+    if not divided and not (config.data.streaming and config.data.group_by_length):
+        free += _DIVISION
+    changed = differences(old, new, ignore=free)
+    if any(each.startswith(_DIVISION) for each in changed):
+        changed += divided  # more processes alone are no other settings
     if relabelled and (saved.objectives.dv_sft or saved.objectives.logit_lens):
         changed.append("labels of words by another version of groundkern")
     if changed:
         raise _of_other(checkpoint, "; ".join(changed))
     if relabelled:
         _warn_of_labels(checkpoint)
+
+
+def _processes(record: dict) -> int:
+    """The processes of the run that wrote a checkpoint's record; the oldest know of one only."""
+    return (record.get("position") or {}).get("processes", 1)
+
+
+def _in_step(config: Config, processes: int) -> int:
+    """The samples that a step takes, on all processes together."""
+    return config.training.batch_size * config.training.accumulation * processes
 
 
 def _has_old_labels(config: dict) -> bool:

@@ -388,12 +388,15 @@ def show(value: Any) -> str:
 
 def unknown_field(name: str) -> str:
     """The sentence about a name that is no field, with the closest one that is."""
-    known = field_names()
     name = name[:1000]  # comparing takes time that grows with its square
-    same_end = [other for other in known if other.endswith("." + name.rpartition(".")[2])]
+    of_file = re.match(r"data\.train\.\d+\.", name)
+    start = of_file[0] if of_file else ""
+    known = list(TrainFile.model_fields) if of_file else field_names()
+    rest = name.removeprefix(start)
+    same_end = [other for other in known if other.endswith("." + rest.rpartition(".")[2])]
     cutoff = 0.0 if same_end else 0.5
-    close = difflib.get_close_matches(name, same_end or known, n=1, cutoff=cutoff)
-    hint = f"did you mean `{close[0]}`?" if close else "--help lists all fields"
+    close = difflib.get_close_matches(rest, same_end or known, n=1, cutoff=cutoff)
+    hint = f"did you mean `{start}{close[0]}`?" if close else "--help lists all fields"
     return f"`{cut(name, VALUE)}`: no such field; {hint}"
 
 

@@ -96,6 +96,7 @@ class CountingTrainer(GroundingTrainer):
         return super()._prepare_inputs(inputs)
 
     def get_train_dataloader(self):
+        self._train_batch_size = self.args.train_batch_size  # not a checkpoint's
         if self._position is not None:
             loader = stream_batches(self.train_dataset, self.data_collator, self.args)
         else:
@@ -177,13 +178,17 @@ class CountingTrainer(GroundingTrainer):
             self._keep_position(folder)
             checkpoints.written_by_all(folder, self.processes)
             if self.processes.first:
-                taken = self.course.at(self.state.global_step)
+                position = {
+                    "samples": self.course.samples,
+                    "taken": self.course.at(self.state.global_step),
+                    "processes": self.processes.size,
+                }
                 checkpoints.seal(
                     folder,
                     self.config,
                     train_digest=self.train_digest,
                     counts=self.counts,
-                    position={"samples": self.course.samples, "taken": taken},
+                    position=position,
                 )
                 durable.sync_file(output / METRICS)  # its rows up to here belong to the checkpoint
 

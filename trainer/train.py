@@ -86,7 +86,7 @@ def train_by(ranks: Ranks, config: Config, before: dict | None = None) -> Path |
         StopSignals().installed() as stop,
         ExitStack() as stack,
     ):
-        start = ranks.alone(lambda: _start(config, stack), "the choice of the checkpoint")
+        start = ranks.alone(lambda: _start(config, stack, ranks), "the choice of the checkpoint")
         _refuse_unseen(output)
         try:
             return _Run(config, start, stop, ranks).finish(before)
@@ -97,11 +97,11 @@ def train_by(ranks: Ranks, config: Config, before: dict | None = None) -> Path |
             raise
 
 
-def _start(config: Config, stack: ExitStack) -> Path | None:
+def _start(config: Config, stack: ExitStack, ranks: Ranks) -> Path | None:
     """Holds the folder until the stack is closed, cleans it, and chooses the checkpoint."""
     stack.enter_context(folder.held(config.training.output))
     checkpoints.clean(config.training.output)
-    return checkpoints.find(config)
+    return checkpoints.find(config, ranks.size)
 
 
 def _refuse_unseen(output: Path) -> None:

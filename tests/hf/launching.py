@@ -15,6 +15,7 @@ TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
     *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
 )
+FORKED = (sys.executable, "-m", "tests.hf.forked")  # of a module: cheaper than torchrun
 DEEPSPEED = ROOT / "build" / "deepspeed"  # where make puts it, so that other tests do without
 
 

@@ -1,6 +1,6 @@
 """Runs of two processes, one after another in one launch, since starting costs more than they do:
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.trainer.ranks_run DATA FOLDER
+python -m tests.hf.forked tests.trainer.ranks_run DATA FOLDER
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SAVED, STOPPED_AT = 2, 3
 
 
 def settings(data: Path, output: Path, *, processes: int, **training) -> Config:
-    """A run of six steps whose steps take eight samples with one process and with two."""
-    training = {"batch_size": 4 // processes, "save_every": 2, "keep": 4, **training}
-    evaluation = {"batch_size": 1, "every": 3, "best": "loss", "heatmaps": 1}
-    return config(data, output, training=training, evaluation=evaluation)
+    """A run of four steps whose steps take eight samples with one process and with two."""
+    given = {"batch_size": 4 // processes, "steps": 4, "save_every": 2, "keep": 4}
+    evaluation = {"batch_size": 1, "every": 2, "best": "loss", "heatmaps": 1}
+    return config(data, output, training={**given, **training}, evaluation=evaluation)
 
 
 def half(output: Path, source: Path) -> None:
@@ -37,12 +37,12 @@ def half(output: Path, source: Path) -> None:
         shutil.rmtree(path)
 
 
-def stopped(ranks: Ranks, given: Config) -> dict:
-    """A run of which the second process alone gets SIGTERM."""
+def stopped(ranks: Ranks, given: Config, at: int = STOPPED_AT) -> dict:
+    """A run of which the second process alone gets SIGTERM, at a step."""
     ends = LastStep.on_step_end
 
     def signalled(self, args, state, control, **kwargs):
-        if state.global_step == STOPPED_AT and not ranks.first:
+        if state.global_step == at and not ranks.first:
             os.kill(os.getpid(), signal.SIGTERM)
         return ends(self, args, state, control, **kwargs)
 

@@ -425,3 +425,25 @@ def test_a_changed_save_every_holds_after_continuing(data, output):
     resume = str(output / "checkpoint-2")
     train(settings(data, output, resume=resume, save_every=1, keep=9))
     assert names(output) == [f"checkpoint-{step}" for step in (2, 3, 4, 5, 6)]
+
+
+def test_a_step_may_be_divided_otherwise_while_it_takes_as_many_samples(data, output):
+    newest = output / "checkpoint-6"
+    assert durable.read_json(newest / folder.RECORD)["position"]["processes"] == 1
+    for batch, accumulation, processes in ((4, 1, 1), (1, 4, 1), (1, 2, 2), (1, 1, 4)):
+        given = settings(data, output, batch_size=batch, accumulation=accumulation)
+        assert checkpoints.find(given, processes) == newest
+    with pytest.raises(ConfigError, match=r"batch_size: 2 -> 4; samples in a step: 4 -> 16\);"):
+        checkpoints.find(settings(data, output, batch_size=4), 2)
+    assert checkpoints.find(settings(data, output), 2) == newest  # a longer step, with a sentence
+
+
+def test_a_step_divided_otherwise_learns_the_same(data, saved, output):
+    shutil.rmtree(output / "checkpoint-6")
+    train(settings(data, output, batch_size=1, accumulation=4))
+    for found, wanted in zip(losses(output), losses(saved), strict=True):
+        # the Trainer's epochs count batches
+        named = [name for name in wanted if name != "epoch" and not name.startswith("padding")]
+        assert len(named) > 5
+        for name in named:
+            assert found[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-5), name

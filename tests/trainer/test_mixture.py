@@ -112,7 +112,8 @@ def test_forms_of_the_setting():
         ([], "`data.train`: expected at least one, got none"),
         (3, "`data.train`: expected a path, got 3"),
         ([{"path": "a", "weight": 0}], "`data.train.0.weight`: expected greater than 0, got 0"),
-        ([{"path": "a", "share": 1}], "`data.train.0.share`: no such field"),
+        ([{"path": "a", "share": 1}], "`data.train.0.share`: no such field; --help"),
+        ([{"path": "a", "wei": 1}], "no such field; did you mean `data.train.0.weight`?"),
     ],
 )
 def test_what_is_no_file_or_weight_is_refused(train, sentence):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, TrainerControl
+from transformers import AutoModelForImageTextToText, TrainerControl, TrainerState
 
 from groundkern.hf import DvSft, GroundingCollator, Klal, Smam, attach, load_processor
 from tests.trainer.tiny_run import STEPS, config, losses, run
@@ -26,6 +26,7 @@ from trainer.config import Config, ConfigError
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.last_step import LastStep
+from trainer.ranks import Ranks
 from trainer.stopping import Stopped, StopSignals
 from trainer.train import train
 
@@ -119,12 +120,13 @@ def test_signals_outside_training_and_second_ones_stop_at_once(monkeypatch, capf
             signal.raise_signal(signal.SIGINT)
         assert left.value.code == 128 + signal.SIGINT
     with StopSignals().installed() as stop:
-        last = LastStep(stop)
-        last.on_train_begin(None, None, control)
-        last.on_step_end(None, None, control)
+        last = LastStep(stop, Ranks(), news=lambda: False, exchange=lambda: None)
+        state = TrainerState(global_step=1, max_steps=9)
+        last.on_train_begin(None, state, control)
+        last.on_step_end(None, state, control)
         assert not control.should_training_stop
         signal.raise_signal(signal.SIGINT)
-        last.on_step_end(None, None, control)
+        last.on_step_end(None, state, control)
         assert control.should_training_stop
         assert control.should_save
         assert "after this step, which is saved" in capfd.readouterr().err

@@ -60,23 +60,30 @@ class Position:
         if saved is None:
             return
         places = {int(number): Place(*place) for number, place in saved["places"].items()}
-        readers = stream.ranks * max(1, stream.workers)
+        workers = max(1, stream.workers)
+        readers = stream.ranks * workers
         before = saved["ranks"] * max(1, saved["workers"])
-        if (saved["ranks"], max(1, saved["workers"])) == (stream.ranks, max(1, stream.workers)):
-            self._batches, self._places = saved["batches"], dict(places)
-            stream.starts, stream.turn = places, saved["batches"] % max(1, stream.workers)
+        if (saved["ranks"], max(1, saved["workers"])) == (stream.ranks, workers):
+            stream.starts, stream.turn = places, saved["batches"] % workers
+            self._batches, self._places = saved["batches"], self._own(places)
             return
         known = [places.get(number, Place()) for number in range(before)]
         epoch = min(place.epoch for place in known)
         there = [place.records for place in known if place.epoch == epoch]
         records = round(sum(there) / len(there) * before / readers)
         stream.starts = {number: Place(epoch, records) for number in range(readers)}
+        self._places = self._own(stream.starts)  # a reader may give nothing until the next save
         logger.warning(
             "data.streaming: %d readers (processes x workers) go on where %d were: after as many "
             "samples, in another order",
             readers,
             before,
         )
+
+    def _own(self, places: dict[int, Place]) -> dict[int, Place]:
+        """The places of this process's readers."""
+        workers, rank = max(1, self._stream.workers), self._stream.rank
+        return {n: place for n, place in places.items() if n // workers == rank}
 
 
 def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

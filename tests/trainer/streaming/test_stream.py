@@ -159,6 +159,24 @@ def test_other_readers_go_on_after_as_many_samples(tmp_path, caplog):
         assert len(texts(stream, 12)) == 12
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_that_goes_on_twice_keeps_every_place(tmp_path, ranks):
+    path = write(tmp_path / "a.jsonl", map(str, range(40)))
+    saved = {"ranks": ranks, "workers": 0, "batches": 3}
+    saved["places"] = {str(number): [0, 3, 1] for number in range(ranks)}
+    parts = []
+    for rank in range(2):
+        stream = stream_of(path, tmp_path)
+        stream.rank, stream.ranks = rank, 2
+        position = Position(stream)
+        position.restore(saved)
+        if rank == 0:  # the other one gives nothing before the next checkpoint
+            position.note((0, Place(0, 9, 1)))
+        parts.append(position.saved())
+    other = [0, 3, 1] if ranks == 2 else [0, 2, 0]
+    assert merged(parts)["places"] == {"0": [0, 9, 1], "1": other}
+
+
 def test_bad_records_are_left_out_told_once_and_too_many_stop(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text("no JSON\n" + "".join(json.dumps(record(str(i))) + "\n" for i in range(3)))
