@@ -176,22 +176,23 @@ def test_routers_do_not_count_the_ends_of_rows():
     detach(model)
 
 
-def test_doctor_compares_with_every_document_alone(qwen):
+def test_doctor_compares_with_every_document_alone(qwen, monkeypatch):
     attach(qwen, smam=Smam())
     _, packed = both(qwen, "qwen")
     report = doctor(qwen, packed)
     assert report.packed < 1e-5 and report.of == "side tokens"
     assert doctor(qwen, make_batch(qwen, SAMPLES["qwen"])).packed is None
-    qwen.model.compute_3d_position_ids = lambda **inputs: None  # tokens in place of a grid
-    qwen.model.get_rope_index = None
-    with pytest.raises(ValueError, match=r"`packing`.*those of each document"):
-        doctor(qwen, packed)
+    with monkeypatch.context() as patched:  # tokens are counted in place of a grid
+        patched.setattr(
+            "groundkern.hf.model.request.model_positions",
+            lambda model, inputs, documents: inputs["position_ids"].expand(4, -1, -1),
+        )
+        with pytest.raises(ValueError, match=r"`packing`.*those of each document"):
+            doctor(qwen, packed)
     assert "packing" in vars(qwen)[FAILED]
     with pytest.raises(ValueError, match="`packing`"):
         qwen(**packed)
     assert "those of each document" in packing_refusal(qwen)
-    vars(qwen.model).pop("compute_3d_position_ids")
-    vars(qwen.model).pop("get_rope_index")
     assert doctor(qwen, packed).packed < 1e-5
     assert packing_refusal(qwen) is None
 
