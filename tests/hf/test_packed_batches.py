@@ -263,6 +263,7 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(family):
     assert_same_but_for_noise(own, wanted)
 
 
+@pytest.mark.long
 def test_in_fp64_gradients_have_no_noise():
     """What is beyond 1e-5 of a gradient's largest entry in fp32 (2e-5 of the vision tower's first
     q_proj.bias, 7e-8 of the model's largest gradient) is rounding: in fp64 it is not there."""
