@@ -73,7 +73,8 @@ class RobustCollator:
         if self._good is None:
             self._good = batch
         after = self.collator.counts
-        after = after - self._counted([x for x in examples if isinstance(x, FillerExample)])
+        fillers = [x for x in examples if isinstance(x, FillerExample)]
+        after = after - self._counted(fillers, after - before)
         found = {name: n - before[name] for name, n in after.items() if n != before[name]}
         bad += [late for late in self.bad.take() if late not in bad]
         told = {"supervision": found, "bad": bad}
@@ -81,8 +82,16 @@ class RobustCollator:
             told |= {"read": self.dataset.take_read(), "reader": self.dataset.place}
         return {**batch, COUNTS: told}
 
-    def _counted(self, fillers: list[GroundedExample]) -> Counter:
-        """What samples that only fill a batch up have been counted as."""
+    def _counted(self, fillers: list[GroundedExample], found: Counter) -> Counter:
+        """What samples that only fill a batch up have been counted as.
+
+        What was laid for them is their rows, as wide as the batch; of packed rows it is the share
+        of their tokens.
+
+        Args:
+            fillers: of a batch.
+            found: the counts of the batch.
+        """
         if not fillers:
             return Counter()
         kept, self.collator.counts = self.collator.counts, Counter()
@@ -90,7 +99,14 @@ class RobustCollator:
             for filler in fillers:
                 with suppress(ValueError):  # a bad one has not been counted
                     self.collator([filler])
-            return self.collator.counts
+            own = self.collator.counts
+            packed = self.collator.pack_to is not None
+            for name, by in (
+                ("tokens_padded", "samples"),
+                ("tokens_laid", "tokens" if packed else "samples"),
+            ):
+                own[name] = found[name] * own[by] // max(found[by], 1)
+            return own
         finally:
             self.collator.counts = kept
 

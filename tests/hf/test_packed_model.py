@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,7 +76,17 @@ def assert_same(model, padded: dict, packed: dict) -> None:
     assert_same_gradients(gradients(model, ours.loss), gradients(model, wanted.loss))
 
 
-@pytest.mark.parametrize("terms", OBJECTIVES)
+# a family for each way of reading attention, the objectives together in both
+QUICK = (("qwen", "all"), ("llava", "all"), ("qwen", "visible"), ("llava", "gradcam"))
+
+
+@pytest.mark.parametrize(
+    ("family", "terms"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.long)
+        for case in product(MODELS, OBJECTIVES)
+    ],
+)
 def test_losses_and_gradients_are_those_of_the_padded_batch(family, terms):
     model = MODELS[family](attention="eager") if terms == "gradcam" else MODELS[family]()
     attach(model, **OBJECTIVES[terms]).train()
@@ -92,6 +104,7 @@ def test_windows_end_at_the_start_of_a_document():
     detach(model)
 
 
+@pytest.mark.parametrize("family", ["qwen", pytest.param("llava", marks=pytest.mark.long)])
 def test_readings_are_those_of_each_document(model, family):
     """Maps, contributions, GradCAM and logits, on each row's own columns."""
     attach(model, smam=Smam(), klal=Klal())
@@ -128,7 +141,9 @@ def on_columns(maps: Tensor, batch: dict, rows: str) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["llama4", "gemma4", "gemma3n"])
+@pytest.mark.parametrize(
+    "name", ["llama4", pytest.param("gemma4", marks=pytest.mark.long), "gemma3n"]
+)
 def test_windows_and_chunks_of_text_decoders(name):
     """Chunks count from a document's start, windows end there; keys shared by layers."""
     model = tiny_decoder(name)
@@ -177,7 +192,7 @@ def test_routers_do_not_count_the_ends_of_rows():
     detach(model)
 
 
-def test_doctor_compares_with_every_document_alone(qwen):
+def test_doctor_compares_with_every_document_alone(qwen, monkeypatch):
     attach(qwen, smam=Smam())
     _, packed = both(qwen, "qwen")
     report = doctor(qwen, packed)

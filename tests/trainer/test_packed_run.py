@@ -17,6 +17,7 @@ from trainer.collating import COUNTS, RobustCollator
 from trainer.config import ConfigError
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
+from trainer.data.order import Filled, Filler
 from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +80,25 @@ def test_samples_that_no_row_holds_are_left_out(data):
     assert "position_ids" in blank
     with pytest.raises(SampleError, match="`large: pack_to`"):
         RobustCollator(collator.collator, "stop")([_large(lines[3])])
+
+
+@pytest.mark.parametrize("pack_to", [None, 10**9])
+def test_samples_that_fill_a_batch_up_count_nowhere(data, uneven, pack_to):
+    """Neither their tokens nor what was laid for them."""
+    processor = load_processor(data / "model")
+    model = AutoModelForImageTextToText.from_pretrained(data / "model")
+    lines = Filled(JsonLinesDataset(uneven))
+    collator = GroundingCollator(processor, model.config, pack_to=pack_to)
+    robust = RobustCollator(collator, "skip", lines.data)
+    lengths = [robust([lines[i]])[COUNTS]["supervision"]["tokens"] for i in range(3)]
+    assert len({*lengths}) == 3  # the last is the longest
+    found = robust([lines[2], lines[Filler(0)], lines[Filler(1)]])[COUNTS]["supervision"]
+    assert (found["samples"], found["tokens"]) == (1, lengths[2])
+    assert found["tokens_laid"] == found["tokens_padded"] == lengths[2]
+    assert robust([lines[Filler(0)], lines[Filler(2)]])[COUNTS]["supervision"] == {}
+    found = robust([lines[0], lines[Filler(2)]])[COUNTS]["supervision"]
+    assert found["tokens_padded"] == lengths[2]  # the filler's row is as wide
+    assert found["tokens_laid"] == (lengths[2] if pack_to is None else lengths[0])
 
 
 def _large(example):

@@ -1,7 +1,6 @@
-"""Packed batches in every family: images are in the order of the rows, as one call makes them.
-
-Only configs of models are made, not their weights.
-"""
+"""Packed batches in every family: images are in the order of the rows, as one call makes them, and
+losses and gradients are those of the padded batch (`long`: for the former only configs of models
+are made, not their weights)."""
 
 from __future__ import annotations
 
@@ -10,15 +9,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.families.zoo import families
 from benchmarks.families.zoo.making import Unavailable
-from groundkern.hf import GroundingCollator
+from groundkern.hf import GroundingCollator, MeasuredGeometry, attach, packing_refusal
 from groundkern.hf.data import calling
 from groundkern.hf.data.geometry import check_family
 from groundkern.hf.data.packing import rows_of
 from groundkern.hf.data.tokens import PER_TOKEN
-from tests.hf.test_packed_batches import check_documents, rich
+from groundkern.hf.examination import OBJECTIVES, OPTIONS
+from groundkern.hf.model.support import supported_objectives
+from tests.hf.closeness import gradients
+from tests.hf.test_packed_batches import assert_same_but_for_noise, check_documents, rich
 from tests.hf.zoo.test_turns import NAMES, config_of
 
 SIZES = {
@@ -110,3 +113,55 @@ def same(one, other) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
+
+
+def trainable(name: str):
+    """A tiny model, its processor, and a geometry if it has no table; what is not there skips."""
+    family = families()[name]
+    try:
+        model, processor = family.model(), family.processor()
+        try:
+            check_family(name.partition(":")[0])
+            return model, processor, None
+        except ValueError:
+            geometry = MeasuredGeometry(model, processor)
+            geometry.measure([[(150, 97)]])
+            return model, processor, geometry
+    except (ValueError, Unavailable) as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_gradients_are_those_of_the_padded_batch(name):
+    """Every objective that the family supports, and samples that change their order."""
+    model, processor, geometry = trainable(name)
+    if name == "llava:pixtral" and not calling.REPORTS:
+        pytest.skip("transformers >= 5.20 tells where Pixtral's break tokens are")
+    options, samples = {"geometry": geometry, **OPTIONS}, examples(name)
+    padding = GroundingCollator(processor, model.config, **options)
+    capacity = reordering([padding([sample]) for sample in samples])
+    packing = GroundingCollator(processor, model.config, pack_to=capacity, **options)
+    if name == "molmo2":
+        with pytest.raises(ValueError, match="no packing"):
+            packing(samples)
+        return
+    reasons = supported_objectives(model)
+    terms = {term: how for term, how in OBJECTIVES.items() if reasons[term] is None}
+    attach(model, **{term: objective for term, (objective, _) in terms.items()}).train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):  # of single rows it would take statistics of their own
+            module.eval()
+    packed = packing(samples)
+    if packing_refusal(model) is not None:
+        with pytest.raises(ValueError, match="`packing`"):
+            model(**packed)
+        return
+    padded, ours = model(**padding(samples)), model(**packed)
+    assert padded.parts.keys() == ours.parts.keys()
+    for part in [part for _, part in terms.values()]:
+        assert float(padded.parts[part]) > 0, part
+    for part, loss in padded.parts.items():
+        assert float(ours.parts[part]) == pytest.approx(float(loss), rel=1e-5, abs=1e-7), part
+    wanted, own = gradients(model, padded.loss), gradients(model, ours.loss)
+    assert_same_but_for_noise(own, wanted)
