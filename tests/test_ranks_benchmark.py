@@ -60,16 +60,19 @@ def test_a_case_that_differs_is_not_equal(found, status):
 
 
 def test_only_what_a_benchmark_started_is_ended(tmp_path):
+    def until(count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(marked(tmp_path)) != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path)]
     with subprocess.Popen(sleeps) as other:  # names the folder, as `timeout` in front of it does
         try:
             with started(["bash", "-c", "sleep 60 & sleep 60; true"], tmp_path, tmp_path / "log"):
-                deadline = time.monotonic() + 10
-                while len(marked(tmp_path)) < 3 and time.monotonic() < deadline:
-                    time.sleep(0.01)
-                assert len(marked(tmp_path)) == 3
+                until(3)
                 assert other.pid not in marked(tmp_path)
-            assert not marked(tmp_path)
+            until(0)
             assert other.poll() is None
         finally:
             other.kill()
