@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from benchmarks.ranks import __main__ as ranks
 from benchmarks.ranks import kills, packing
 from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, cases, parsed
+from benchmarks.ranks.launching import marked, started
 from benchmarks.ranks.samples import BATCH, ODD_ONE, examples
 from benchmarks.ranks.table import compared
 
@@ -53,6 +57,25 @@ def result(weight: float = 1.0, loss: float = 2.0) -> dict:
 )
 def test_a_case_that_differs_is_not_equal(found, status):
     assert compared(CASES[0], found, result()).status == status
+
+
+def test_only_what_a_benchmark_started_is_ended(tmp_path):
+    def until(count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(marked(tmp_path)) != count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path)]
+    with subprocess.Popen(sleeps) as other:  # names the folder, as `timeout` in front of it does
+        try:
+            with started(["bash", "-c", "sleep 60 & sleep 60; true"], tmp_path, tmp_path / "log"):
+                until(3)
+                assert other.pid not in marked(tmp_path)
+            until(0)
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 @pytest.mark.long

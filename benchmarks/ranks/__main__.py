@@ -22,8 +22,6 @@ from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, Case, cases
 from benchmarks.ranks.launching import end_on_sigterm, launcher, started, told
 from benchmarks.ranks.table import COLUMNS, TOLERANCE, Row, compared, lines_of, made_with, write_csv
 
-SILENCE = 180  # seconds without a result after which a case counts as hanging
-
 
 def main(words: list[str] | None = None) -> int:
     """Print a line for each case and the counts; write the files that are asked for."""
@@ -33,6 +31,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=["sgd"])
     parser.add_argument("--only", default="", help="cases whose keys hold this, such as packed")
     parser.add_argument("--minutes", type=float, default=60, help="after these no case is begun")
+    silence = "seconds without a result after which a case counts as hanging"
+    parser.add_argument("--silence", type=float, default=180, help=silence)
     parser.add_argument("--csv", type=Path, help="file for every figure and reason")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     parser.add_argument("--keep", type=Path, help="folder for what the processes print")
@@ -46,7 +46,7 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ranks-") as made:
         folder = options.keep or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = list(_rows(wanted, folder, until))
+        rows = list(_rows(wanted, folder, until, options.silence))
     print(_counted(rows))
     command = " ".join(["python -m benchmarks.ranks", *(words or sys.argv[1:])])
     if options.csv is not None:
@@ -56,13 +56,13 @@ def main(words: list[str] | None = None) -> int:
     return int(any(row.case.optimizer == "sgd" and row.status != "equal" for row in rows))
 
 
-def _rows(wanted: list[Case], folder: Path, until: float) -> Iterator[Row]:
+def _rows(wanted: list[Case], folder: Path, until: float, silence: float) -> Iterator[Row]:
     """Each case's row, printed as it comes."""
     alone = list(dict.fromkeys(case.alone for case in wanted))
     print(f"{len(alone)} runs of one process, then {len(wanted)} cases", flush=True)
-    alone, number = dict(_ran(alone, folder, until)), 0
+    alone, number = dict(_ran(alone, folder, until, silence)), 0
     for _, group in groupby(wanted, key=lambda case: (case.optimizer, case.strategy, case.ranks)):
-        for case, found in _ran(list(group), folder, until):
+        for case, found in _ran(list(group), folder, until, silence):
             number += 1
             row = _row(case, found, alone[case.alone])
             cells = [cell for cell in row.cells() if cell]
@@ -78,7 +78,9 @@ def _row(case: Case, found: dict, alone: dict) -> Row:
     return compared(case, found, alone)
 
 
-def _ran(left: list[Case], folder: Path, until: float) -> Iterator[tuple[Case, dict]]:
+def _ran(
+    left: list[Case], folder: Path, until: float, silence: float
+) -> Iterator[tuple[Case, dict]]:
     """Cases of one launcher and what became of them; launched anew after one that broke off."""
     for case in left:
         for path in folder.glob(f"{case.key}.*"):
@@ -96,7 +98,7 @@ def _ran(left: list[Case], folder: Path, until: float) -> Iterator[tuple[Case, d
             while left:
                 ended = process.poll() is not None
                 found = _outcome(left[0], folder)
-                if found is None and not ended and time.monotonic() - seen < SILENCE:
+                if found is None and not ended and time.monotonic() - seen < silence:
                     time.sleep(0.1)
                     continue
                 if found is None:
@@ -104,7 +106,7 @@ def _ran(left: list[Case], folder: Path, until: float) -> Iterator[tuple[Case, d
                 seen = time.monotonic()
                 yield left.pop(0), found
         if left and (left[0] == first or (folder / f"{left[0].key}.begun").exists()):
-            silent = f"no result for {SILENCE} s: it hangs. "
+            silent = f"no result for {silence:g} s: it hangs. "
             error = ("" if ended else silent) + told(output)
             found = _outcome(left[0], folder) or {"kind": "failed", "error": error}
             yield left.pop(0), found

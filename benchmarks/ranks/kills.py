@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 from benchmarks.ranks.cases import STRATEGIES
@@ -35,6 +36,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS))
     parser.add_argument("--killed", nargs="+", choices=("0", "1"), default=["0", "1"])
     parser.add_argument("--continue-on", nargs="+", type=int, choices=(1, 2, 4), default=[1, 2, 4])
+    turn = "continue a killed run on one of these alone, the next on the next"
+    parser.add_argument("--in-turn", action="store_true", help=turn)
     parser.add_argument("--minutes", type=float, default=60, help="after these nothing is begun")
     parser.add_argument("--csv", type=Path, help="file for every figure")
     parser.add_argument("--markdown", type=Path, help="file for the table")
@@ -64,6 +67,8 @@ def _rows(options: argparse.Namespace, where: Path) -> Iterator[tuple[str, ...]]
     until = time.monotonic() + 60 * options.minutes
     data = where / "data"
     make_data(data)
+    every = options.continue_on
+    turns = cycle([[ranks] for ranks in every] if options.in_turn else [every])
     for strategy in options.strategies:
         whole = where / f"{strategy}-whole"
         ended = trained(strategy, RANKS, data, whole)
@@ -75,7 +80,7 @@ def _rows(options: argparse.Namespace, where: Path) -> Iterator[tuple[str, ...]]
                 if time.monotonic() > until:
                     yield (strategy, victim, MOMENTS[moment], "", "", "", "not begun", "", "")
                     continue
-                yield from _killed(strategy, victim, moment, data, whole, options.continue_on)
+                yield from _killed(strategy, victim, moment, data, whole, next(turns))
 
 
 def _killed(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = "benchmarks.ranks.fsdp2_on_cpu"
+MARK = "GROUNDKERN_BENCHMARK"  # in the environment of all processes that a benchmark starts
 
 
 def launcher(strategy: str | None, ranks: int) -> list[str]:
@@ -35,10 +36,11 @@ def started(words: list[str], mark: Path, output: Path) -> Iterator[subprocess.P
 
     Args:
         words: the command.
-        mark: a path that stands on the command lines of all processes that it starts.
+        mark: a path that tells the processes that it starts from all others.
         output: the file for what they print.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment[MARK] = str(mark)
     with output.open("w") as file:
         process = subprocess.Popen(
             words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
@@ -58,16 +60,16 @@ def end_on_sigterm() -> None:
 
 
 def marked(mark: Path) -> list[int]:
-    """The processes, but for this one, on whose command lines a path stands.
+    """The processes that were started with a mark.
 
     Args:
         mark: the path.
     """
-    found = []
+    entry, found = os.fsencode(f"{MARK}={mark}"), []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            words = (folder / "cmdline").read_bytes()  # empty when it has ended
-            if os.fsencode(mark) in words and int(folder.name) != os.getpid():
+            words = (folder / "environ").read_bytes()  # empty when it has ended
+            if entry in words.split(b"\0"):
                 found.append(int(folder.name))
     return found
 
