@@ -39,6 +39,8 @@ DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens())
 # What a decoder's forward hands to transformers' makers of masks.
 _MASKS = re.compile(r"(?:mask_kwargs = \{|create_\w*mask\w*\()(.*?)\n\s*[})]", re.DOTALL)
 NAMES = tuple(field.name for field in fields(Objectives) if field.name != "backend")
+# What forwards call that let the tokens of an image see one another
+_IMAGE_BLOCKS = ("block_sequence_ids", "token_type_ids_mask_function", "create_causal_mask_mapping")
 FAILED = "_groundkern_failed"  # in the __dict__ of a model: reasons by objective, from `doctor`
 
 
@@ -257,6 +259,11 @@ def _refuse_packing(model: PreTrainedModel) -> None:
         raise ValueError(failed)
     if is_prefix_lm(model):
         fail("packing", "causal attention between text tokens", f"{name}, a prefix-LM")
+    remapped = hasattr(masking_utils, "remap_positions_for_packed_sequence")
+    if remapped and any(n in forward_source(type(model.base_model)) for n in _IMAGE_BLOCKS):
+        # remapped positions are looked up among the row's blocks as if they were the row's own
+        wanted = "a decoder whose image tokens see no later ones"
+        fail("packing", wanted, f"{name}, whose masks misplace them in all but the first document")
     passing = [
         "a recurrence or convolution" if layer.mixer is not None else layer.unread
         for layer in layers
@@ -273,7 +280,7 @@ def _refuse_packing(model: PreTrainedModel) -> None:
     if calls and not any("position_ids" in call for call in calls):
         fail("packing", "a decoder whose masks are made by position_ids", name)
     chunked = any(layer.chunk is not None for layer in layers)
-    if chunked and not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
+    if chunked and not remapped:
         wanted = "a transformers that counts chunks from each document's start"
         fail("packing", wanted, "an older one, which counts them from the row's")
 
