@@ -225,12 +225,14 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
 def _image_batches(
     processor: Any, model: nn.Module, images: Sequence[Any], geometry: Geometry | None
 ) -> tuple[dict, dict]:
-    """The images and the first again, behind its question, padded, and in rows that hold two: one
-    of them is filled."""
+    """The images and the first again, padded, and in rows that hold two: one of them is filled.
+
+    The second image stands behind its question, so that the images of a row have different places.
+    """
     examples = examples_of([*images, images[0]])
-    question, *rest = examples[-1].messages
+    question, *rest = examples[1].messages
     parts = [{"type": "text", "text": question["content"]}, {"type": "image"}]
-    examples[-1] = replace(examples[-1], messages=[{**question, "content": parts}, *rest])
+    examples[1] = replace(examples[1], messages=[{**question, "content": parts}, *rest])
     options = {"geometry": geometry, **OPTIONS}
     padded = GroundingCollator(processor, model.config, **options)(examples)
     two = int(padded["attention_mask"].sum(1).topk(2).values.sum())
