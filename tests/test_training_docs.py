@@ -29,7 +29,7 @@ from tests.hf.training import attached_model, train
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-ATTACH, TRAINER, TRL, LOOP, COMPILED, LAYERS, GRAPHED = BLOCKS
+ATTACH, TRAINER, TRL, LOOP, IDLE, COMPILED, LAYERS, GRAPHED = BLOCKS
 
 
 @pytest.fixture
@@ -53,6 +53,15 @@ def test_the_trainer_runs(names):
     log = names["trainer"].state.log_history
     assert log[-1]["train_loss"] > 0
     assert names["trainer"].state.global_step == 2
+
+
+def test_an_idle_image_is_added(names):
+    exec(IDLE, names)
+    grounded = names["collate"](names["examples"])
+    text = {name: x for name, x in grounded.items() if name in ("input_ids", "attention_mask")}
+    text["input_ids"] = torch.full_like(text["input_ids"], 7)
+    assert names["evened"](grounded) is grounded and names["evened"](text) is text  # one process
+    assert names["has_images"](names["idle"](text))
 
 
 def test_layers_are_compiled(names):

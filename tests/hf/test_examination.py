@@ -23,10 +23,10 @@ def test_everything_works_and_nothing_stays(model):
     model.get_decoder().layers[0].train()
     told = []
     found = examine(model, tiny_llava_processor(), images(), gradients=True, tell=told.append)
-    assert told == ["collator", "attach", "doctor", *OBJECTIVES]
+    assert told == ["collator", "attach", "doctor", *OBJECTIVES, "packing"]
     assert (found.collator, found.attach, found.doctor) == (OK, OK, OK)
     assert found.objectives == dict.fromkeys(OBJECTIVES, OK)
-    assert found.trainable
+    assert found.trainable and found.packing == OK
     assert [len(table) for table in found.tables] == [16, 16]
     assert found.report.main == 0.0
     assert ATTACHMENT not in model.__dict__
@@ -64,7 +64,8 @@ def test_a_geometry_of_the_users_is_used(model):
         return tables
 
     assert examine(model, processor, images(), geometry=geometry).trainable
-    assert seen == [[image.size for image in images()]]
+    assert seen[0] == [image.size for image in images()]
+    assert len(seen) > 1  # packed rows ask it too
 
 
 def test_a_model_that_is_refused_says_why(model):

@@ -226,19 +226,3 @@ def test_splitting_a_sequence_over_ranks_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=rf"parallelism_config\.{name}"):
         trainer._refuse_unsupported()
     detach(model)
-
-
-def test_sharded_ranks_without_images_of_their_own_are_refused(tmp_path, monkeypatch):
-    """They would wait for each other in the vision tower's collectives."""
-    model = attached_model()
-    trainer = make_trainer(model, tmp_path)
-    images, text = ({"gk_text_position": torch.tensor([[1]])} for _ in range(2))
-    images["pixel_values"] = torch.zeros(1)
-    other_rank = torch.tensor([[1, 0]], dtype=torch.int32)
-    monkeypatch.setattr(trainer.accelerator, "gather", lambda held: torch.cat((held, other_rank)))
-    trainer._refuse_uneven_images([text, text])  # not sharded: ranks may differ
-    trainer.is_fsdp_enabled = True
-    trainer._refuse_uneven_images([images, text])
-    with pytest.raises(ValueError, match="images on every rank or on none"):
-        trainer._refuse_uneven_images([text, text])
-    detach(model)

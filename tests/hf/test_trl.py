@@ -76,7 +76,7 @@ def test_packed_rows_train_as_padded_ones(wanted, tmp_path):
 
 
 def test_padding_free_batches_without_grounding_are_sft_trainers_own(tmp_path):
-    """One row of all texts, as TRL's collator lays them: the mixin leaves it alone."""
+    """One row of all texts, as TRL's collator lays them: the mixin keeps them apart."""
     collate = trl.trainer.sft_trainer.DataCollatorForLanguageModeling(0, padding_free=True)
 
     def plain(model, samples):
@@ -86,12 +86,14 @@ def test_padding_free_batches_without_grounding_are_sft_trainers_own(tmp_path):
         return batch
 
     trainer = make_sft_trainer(tmp_path, plain, max_steps=1)
+    sums = []
     with torch.no_grad():
-        batch = plain(trainer.model, range(4))
-        own = trainer.model(**batch, use_cache=False).loss
+        for i in range(4):  # each text alone: one row would let them meet
+            ids = torch.tensor([[30 + i] * (5 + i)])
+            sums.append(trainer.model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1))
     trainer.train()
     log = trainer.state.log_history[0]
-    assert log["loss"] == pytest.approx(float(own), rel=1e-4) and "text" not in log
+    assert log["loss"] == pytest.approx(float(sum(sums)) / 22, rel=1e-4) and "text" not in log
     detach(trainer.model)
 
 
