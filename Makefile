@@ -41,8 +41,8 @@ bench: $(INSTALLED)
 
 $(DEEPSPEED)/.installed: | $(INSTALLED)
 	rm -rf $(@D)
-	DS_BUILD_OPS=0 $(PINNED) --no-build-isolation --no-deps --target $(@D) $(DEEPSPEED_WHEELS)
-	touch $@
+	DS_BUILD_OPS=0 $(PINNED) --no-build-isolation --no-deps --target $(@D) $(DEEPSPEED_WHEELS) && touch $@ || \
+		echo "DeepSpeed could not be installed: its tests will skip"
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU_ARGS)

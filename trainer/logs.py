@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -105,7 +106,7 @@ class CountingTrainer(GroundingTrainer):
             order = self.order or loader.get_sampler()
             loader.set_sampler(Order(order, self.course, self.last))
         if self.processes.size > 1:
-            loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
+            _in_own_groups(loader)
         return loader
 
     def _get_train_sampler(self, train_dataset=None):
@@ -155,7 +156,7 @@ class CountingTrainer(GroundingTrainer):
         finally:
             self.data_collator = own
         if self.processes.size > 1:
-            loader.worker_init_fn = partial(_own_group, loader.worker_init_fn)
+            _in_own_groups(loader)
         return loader
 
     def _write_checkpoint(self, model, trial) -> None:
@@ -203,9 +204,15 @@ class CountingTrainer(GroundingTrainer):
         return str(self._saving or super()._get_output_dir(trial))
 
 
+def _in_own_groups(loader: DataLoader) -> None:
+    """Lets the workers of a loader begin process groups: torchrun signals whole groups."""
+    inner = getattr(loader, "base_dataloader", loader)  # accelerate's passes on what it is asked
+    inner.worker_init_fn = partial(_own_group, inner.worker_init_fn)
+
+
 def _own_group(then: Callable[[int], None] | None, worker: int) -> None:
     """Begins a worker process, whose end the process that has it decides about."""
-    if hasattr(os, "setpgid"):  # torchrun signals groups of processes
+    if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     if then is not None:
         then(worker)
