@@ -18,6 +18,7 @@ from groundkern.hf import (
     attach,
     detach,
     doctor,
+    examine,
     packing_refusal,
 )
 from groundkern.hf.model.attention import BodyRun
@@ -156,6 +157,19 @@ def test_windows_and_chunks_of_text_decoders(name):
     padded = token_batch(None, tuple(x for row in rows for x in row))
     assert_same(model, padded, packed_batch(model, rows))
     detach(model)
+
+
+def test_image_tokens_that_see_one_another_are_refused(monkeypatch):
+    """Their masks look an image up among the row's tokens, at its place in the document; `examine`
+    finds that too."""
+    if not hasattr(masking_utils, "remap_positions_for_packed_sequence"):
+        pytest.skip("this transformers does not count from a document's start")
+    model = gemma3_model()
+    assert "see no later ones" in packing_refusal(model)
+    monkeypatch.setattr("groundkern.hf.model.support._IMAGE_BLOCKS", ())
+    assert packing_refusal(model) is None
+    found = examine(model, gemma3_processor(), [Image.new("RGB", (90, 60))] * 2)
+    assert "those of each alone" in found.packing
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "falcon_h1", "minimax_m3"])
