@@ -6,8 +6,11 @@ from itertools import product
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers import masking_utils
 
+from benchmarks.families.zoo.tiles import gemma3_model, gemma3_processor
 from groundkern.hf import (
     DvSft,
     Hist,
