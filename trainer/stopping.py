@@ -65,7 +65,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a forked worker: its parent decides about Ctrl-C
-            if number == signal.SIGTERM:
+            if number == signal.SIGTERM and not (_several() and _in_group_of_another()):
                 os._exit(128 + number)
             return
         self._received += 1
@@ -90,8 +90,18 @@ class StopSignals:
     def _torchrun_waits(self, number: int) -> bool:
         """Whether a launcher ends the processes itself some time after such a signal to it."""
         name = signal.Signals(number).name
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        return several and name in os.environ.get(SIGNALS_OF_TORCHRUN, name)
+        return _several() and name in os.environ.get(SIGNALS_OF_TORCHRUN, name)
+
+
+def _several() -> bool:
+    """Whether this process is one of several of the command."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _in_group_of_another() -> bool:
+    """Whether a signal to this process may be meant for its parent: torchrun signals whole groups,
+    and a worker that has just been forked has no group of its own yet (`trainer.logs`)."""
+    return hasattr(os, "getpgrp") and os.getpgrp() != os.getpid()
 
 
 def _say(sentence: str) -> None:
