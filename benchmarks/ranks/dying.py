@@ -63,7 +63,12 @@ def die_at(moment: str, rank: int, death: Path) -> None:
             renamed = "trainer.durable:replace_folder"
             _patch(renamed if rank == 0 else "trainer.logs:CountingTrainer._write_checkpoint", die)
         case "final":
-            _patch(_SAVE, before=lambda _, named: named.get("_internal_call") or _die(death))
+            _patch(_SAVE, before=lambda given, named: _of_a_checkpoint(given, named) or _die(death))
+
+
+def _of_a_checkpoint(given: tuple, named: dict) -> bool:
+    """Whether `Trainer.save_model(self, output_dir, _internal_call)` is called for a checkpoint."""
+    return bool(named.get("_internal_call") or any(given[2:]))
 
 
 def _hooked(out: Any, die: Callable) -> None:
