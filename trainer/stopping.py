@@ -100,7 +100,7 @@ def _several() -> bool:
 
 def _in_group_of_another() -> bool:
     """Whether a signal to this process may be meant for its parent: torchrun signals whole groups,
-    and a worker that has just been forked has no group of its own yet (`trainer.logs`)."""
+    and a worker that has just been forked has no group of its own yet (`trainer.counting`)."""
     return hasattr(os, "getpgrp") and os.getpgrp() != os.getpid()
 
 

@@ -21,13 +21,14 @@ from trainer import run_folder as folder
 from trainer.arguments import further
 from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
+from trainer.counting import CountingTrainer, same_bad_samples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.order import Course, Filled
 from trainer.geometry import FOLDER, geometry_of, measure_ahead
 from trainer.heatmaps import heat_maps
 from trainer.last_step import LastStep
 from trainer.loading import attach_objectives, load_model
-from trainer.logs import CountingTrainer, RunLog, same_bad_samples
+from trainer.logs import RunLog
 from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate, how_measured, pick
 from trainer.ranks import COLLECTIVES, Ranks, joined
 from trainer.report import write_report

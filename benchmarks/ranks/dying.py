@@ -61,7 +61,9 @@ def die_at(moment: str, rank: int, death: Path) -> None:
             _patch("transformers.trainer:Trainer._save_rng_state", before=die)
         case "written":
             renamed = "trainer.durable:replace_folder"
-            _patch(renamed if rank == 0 else "trainer.logs:CountingTrainer._write_checkpoint", die)
+            _patch(
+                renamed if rank == 0 else "trainer.counting:CountingTrainer._write_checkpoint", die
+            )
         case "final":
             _patch(_SAVE, before=lambda given, named: _of_a_checkpoint(given, named) or _die(death))
 

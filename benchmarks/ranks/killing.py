@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.ranks.launching import launcher, marked, started, told
 from benchmarks.ranks.table import relative
+from benchmarks.red_squares import red_square
 from trainer import checkpoints, durable
 from trainer import run_folder as folder
 
@@ -47,30 +47,14 @@ def make_data(where: Path) -> None:
         where: a new folder.
     """
     where.mkdir(parents=True)
-    lines = [json.dumps(_sample(where, number)) + "\n" for number in range(SAMPLES)]
+    word = {"text": "single", "box": [0, 0, 27, 27]}
+    lines = []
+    for number in range(SAMPLES):
+        drawn = red_square(where, number, 4, ending=" of the grid" * (number % 3))
+        lines.append(json.dumps({**drawn, "words": [word]}) + "\n")
     (where / "train.jsonl").write_text("".join(lines))
     tiny_qwen_model().save_pretrained(where / "model")
     tiny_qwen_processor().save_pretrained(where / "model")
-
-
-def _sample(where: Path, number: int) -> dict:
-    """A red square on a grid, and a word."""
-    row, column = divmod(number, 4)
-    box = [28 * column, 28 * row, 28 * column + 28, 28 * row + 28]
-    image = Image.new("RGB", (112, 112), "white")
-    ImageDraw.Draw(image).rectangle(box, fill="red")
-    image.save(where / f"{number}.png")
-    answer = f"row {row} column {column}" + " of the grid" * (number % 3)
-    asked = [{"type": "image"}, {"type": "text", "text": "Where is the red patch?"}]
-    return {
-        "images": [f"{number}.png"],
-        "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ],
-        "regions": [{"text": answer, "box": box}],
-        "words": [{"text": "single", "box": [0, 0, 27, 27]}],
-    }
 
 
 def words_of(data: Path, output: Path, ranks: int, more: tuple[str, ...]) -> list[str]:

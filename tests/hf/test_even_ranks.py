@@ -31,9 +31,12 @@ def made(
     deepspeed: bool = False,
 ) -> EvenRanks:
     """Of the first of two ranks, whose second tells `others`."""
+
+    def both(own: Tensor) -> Tensor:
+        return torch.cat((own, others.to(own.dtype).view_as(own)))
+
     accelerator = SimpleNamespace(
-        gather=lambda own: torch.cat((own, others.to(own.dtype).view_as(own))),
-        unwrap_model=lambda model, keep_torch_compile=False: model,
+        gather=both, unwrap_model=lambda model, keep_torch_compile=False: model
     )
     args = SimpleNamespace(world_size=2, device=torch.device("cpu"), gradient_accumulation_steps=2)
     trainer = SimpleNamespace(
@@ -46,7 +49,9 @@ def made(
         processing_class=processor,
         data_collator=collator,
     )
-    return EvenRanks(trainer)
+    ranks = EvenRanks(trainer)
+    ranks._gathered = both
+    return ranks
 
 
 def told(*batches: tuple[int, int, int, int]) -> Tensor:

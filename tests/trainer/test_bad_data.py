@@ -20,11 +20,11 @@ from trainer import durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.collating import COUNTS, RobustCollator
+from trainer.counting import CountingTrainer
 from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import DataChanged, SampleError, image_size, load_rgb
 from trainer.data.sample import parse_sample
-from trainer.logs import CountingTrainer
 from trainer.train import train
 
 PLAIN = {"objectives": {"smam": None, "dv_sft": None, "klal": None}}

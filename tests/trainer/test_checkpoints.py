@@ -20,8 +20,8 @@ from trainer import checkpoints, durable
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.config import ConfigError
+from trainer.counting import CountingTrainer
 from trainer.durable import StorageError
-from trainer.logs import CountingTrainer
 from trainer.progress import progress
 from trainer.stopping import Stopped
 from trainer.train import train

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
-
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
+from benchmarks.red_squares import red_square
 from trainer import run_folder as folder
 from trainer.config import Config, validate
 
@@ -19,24 +18,9 @@ STEPS = 6
 
 
 def sample(where: Path, i: int) -> dict:
-    """A red square on a 3 x 3 grid, with one word written beside it."""
-    row, column = divmod(i % 9, 3)
-    box = [28 * column, 28 * row, 28 * column + 28, 28 * row + 28]
-    image = Image.new("RGB", (84, 84), "white")
-    ImageDraw.Draw(image).rectangle(box, fill="red")
-    image.save(where / f"{i}.png")
-    asked = [{"type": "image"}, {"type": "text", "text": "Where is the red patch?"}]
-    answer = f"row {row} column {column}"
-    return {
-        "task": "pointing",
-        "images": [f"{i}.png"],
-        "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": answer},
-        ],
-        "regions": [{"text": answer, "box": box}],
-        "words": [{"text": "red", "box": [0, 0, 27, 27]}, {"text": "the", "box": [29, 0, 55, 27]}],
-    }
+    """A red square on a 3 x 3 grid, with two words written beside it."""
+    words = [{"text": "red", "box": [0, 0, 27, 27]}, {"text": "the", "box": [29, 0, 55, 27]}]
+    return {"task": "pointing", **red_square(where, i, 3), "words": words}
 
 
 def make_data(where: Path) -> Path:

@@ -68,6 +68,17 @@ class BadSamples(list):
             logger.warning("bad sample skipped: %s: %s", bad.where, bad.reason)
         self.check()
 
+    def report(self, error: SampleError, on_bad_sample: str) -> None:
+        """Add the sample that an error names, `where: reason`.
+
+        Raises:
+            SampleError: this one, with "stop"; these are too many.
+        """
+        if on_bad_sample == "stop":
+            raise error
+        where, _, reason = str(error).partition(": ")
+        self.add(BadSample(where, reason))
+
     def add_all(self, found: Iterable[BadSample]) -> None:
         """Add several."""
         for bad in found:

@@ -258,7 +258,4 @@ class JsonLinesDataset:
                 yield found
 
     def _report(self, error: SampleError) -> None:
-        if self.on_bad_sample == "stop":
-            raise error
-        where, _, reason = str(error).partition(": ")
-        self.bad.add(BadSample(where, reason))
+        self.bad.report(error, self.on_bad_sample)

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
 
 from groundkern.hf.data.example import GroundedExample
-from trainer.data.bad_samples import BadSample, BadSamples
+from trainer.data.bad_samples import BadSamples
 from trainer.data.images import DataChanged, SampleError
 from trainer.data.lengths import LengthEstimate
 from trainer.data.sample import Sample
@@ -213,10 +213,7 @@ class SampleStream(TorchIterableDataset):
             return None
 
     def _report(self, error: SampleError) -> None:
-        if self.on_bad_sample == "stop":
-            raise error
-        where, _, reason = str(error).partition(": ")
-        self.bad.add(BadSample(where, reason))
+        self.bad.report(error, self.on_bad_sample)
         self.bad.check(self._read)
 
     def _records(self, number: int, readers: int, start: Place) -> Iterator[tuple[int, int, Raw]]:

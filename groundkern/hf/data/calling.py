@@ -150,6 +150,21 @@ def sample(processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Ten
     return tensors(processor, [images], [text])
 
 
+def in_dtype_of(config: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Features of images in the dtype that a model takes: Llama 4's processor makes bfloat16
+    whatever its model is.
+
+    Args:
+        config: the model's.
+        features: what its processor returned.
+    """
+    dtype = getattr(config, "dtype", None) or torch.float32
+    return {
+        name: x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16 else x
+        for name, x in features.items()
+    }
+
+
 def laid_out(processor: Any, images: list[list[Any]], texts: list[str]) -> list[str]:
     """The texts as a processor changes them before it replaces the images' placeholders.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.calling import call, laid_out, placeholder
+from groundkern.hf.data.calling import call, in_dtype_of, laid_out, placeholder
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry, image_geometry
@@ -341,9 +341,7 @@ class GroundingCollator:
                 raise
             self._padding = True  # each alone is fine: Ernie's makes an array of the sequences
             features = call(self.processor, images, texts, padding=self._padding)
-        for key, x in features.items():  # Llama 4's images are bfloat16 whatever its model is
-            if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
-                features[key] = x.to(getattr(self.config, "dtype", None) or torch.float32)
+        features = in_dtype_of(self.config, features)
         return without_padding(features) if self._padding else features
 
     def _layout(

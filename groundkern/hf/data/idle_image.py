@@ -17,15 +17,14 @@ from torch.nn.functional import pad
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.batch import FIELDS
-from groundkern.hf.data.calling import sample
+from groundkern.hf.data.calling import in_dtype_of, sample
 from groundkern.hf.data.processor import marks_prefix
+from groundkern.hf.data.tokens import PER_TOKEN
 
 SIDE = 32  # pixels
 IMAGES = ("pixel_values", "image_patches")  # how names of pixels begin
 VIDEOS = "pixel_values_videos"
-# what pads the inputs with one entry per token; those of the second kind say what a token is
-SUPERVISION = {"attention_mask": 0, "labels": -100, "shift_labels": -100}
-TYPES = {"token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+LABELS = {"labels": -100, "shift_labels": -100}  # per token too, and what pads them
 LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")  # of documents, beside positions
 UNFIT = {"hunyuan_vl": "looks for images among attended tokens alone"}
 # These call modules once for each image, or others for an image in tiles.
@@ -84,15 +83,12 @@ class IdleImage:
         require(reason is None, "model", wanted, f"{kind}, which {reason}")
         # Something else in every place: some models take an image of one colour for none.
         image = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
-        self._image = sample(processor, [image])
+        self._image = in_dtype_of(config, sample(processor, [image]))
         self._image.pop("labels", None)  # of PaliGemma's
-        for name, x in self._image.items():  # Llama 4's pixels are bfloat16 whatever its model is
-            if x.dtype == torch.bfloat16:
-                self._image[name] = x.to(getattr(config, "dtype", None) or torch.float32)
-        self._tokens = self._image.pop("input_ids")[0]
-        types = (*SUPERVISION, *TYPES)
-        self._types = {name: self._image.pop(name)[0] for name in types if name in self._image}
-        self._types.pop("attention_mask", None)
+        found = {name: self._image.pop(name)[0] for name in PER_TOKEN if name in self._image}
+        found.pop("attention_mask", None)
+        self._tokens = found.pop("input_ids")
+        self._types = found
         filler = processor.tokenizer.pad_token_id
         self._filler = int(self._tokens[-1]) if filler is None else filler
         self._marks_prefix = marks_prefix(processor)
@@ -136,7 +132,7 @@ class IdleImage:
             wanted = "False for packed rows without images: its loss would count the image"
             fail("output_router_logits", wanted, True)
         for name in self._types:
-            made.setdefault(name, torch.full_like(batch["input_ids"], TYPES[name]))
+            made.setdefault(name, torch.full_like(batch["input_ids"], PER_TOKEN[name]))
         return made
 
 
@@ -155,7 +151,7 @@ def _longer(name: str, x: Any, ids: Tensor, more: int, filler: int) -> Any:
     if name == "position_ids":  # the new tokens are a document
         new = torch.arange(more, device=x.device, dtype=x.dtype)
         return torch.cat((x, new.expand(*x.shape[:-1], -1)), -1)
-    fills = {"input_ids": filler, **SUPERVISION, **TYPES}
+    fills = {**PER_TOKEN, "input_ids": filler, **LABELS}
     if name in fills:
         return pad(x, (0, more), value=fills[name]).clone()
     if name.startswith("gk_") and (spec := FIELDS.get(name[3:])):

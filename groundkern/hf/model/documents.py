@@ -7,6 +7,7 @@ position is not one more, another document begins: that is transformers' own rul
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -57,11 +58,11 @@ class Documents:
     @cached_property
     def row_lengths(self) -> list[list[int]]:
         """The tokens of each document, row by row."""
-        counts = self.new.sum(1).tolist()
-        first = self.new.flatten().nonzero()[:, 0]
-        ends = torch.cat((first[1:], first.new_tensor([self.new.numel()])))
-        lengths = iter((ends - first).tolist())
-        return [[next(lengths) for _ in range(count)] for count in counts]
+        rows, length = self.new.shape
+        starts: list[list[int]] = [[] for _ in range(rows)]
+        for row, start in self.new.nonzero().tolist():
+            starts[row].append(start)
+        return [[b - a for a, b in pairwise([*each, length])] for each in starts]
 
     @cached_property
     def size(self) -> tuple[int, int]:

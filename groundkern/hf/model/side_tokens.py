@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import fail
+from groundkern.hf.data.tokens import PER_TOKEN
 
-PER_TOKEN = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "mm_token_type_ids",
-    "token_type_ids",
-    "moe_mm_token_type_ids",
-)
+KNOWN = (*PER_TOKEN, "position_ids")  # inputs with one entry per token
 
 
 def append_side_tokens(
@@ -53,10 +47,10 @@ def append_side_tokens(
     unknown = [
         name
         for name, x in inputs.items()
-        if name not in PER_TOKEN and isinstance(x, Tensor) and x.shape[:2] == input_ids.shape
+        if name not in KNOWN and isinstance(x, Tensor) and x.shape[:2] == input_ids.shape
     ]
     if unknown:
-        wanted = f"only {', '.join(PER_TOKEN)} to have one entry per token"
+        wanted = f"only {', '.join(KNOWN)} to have one entry per token"
         fail(unknown[0], wanted, list(inputs[unknown[0]].shape))
     row = position.clamp(min=0).long()
     filled = filler(image_token, pad_token)

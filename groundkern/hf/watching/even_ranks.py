@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -41,6 +42,7 @@ class EvenRanks:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._idle: IdleImage | None = None
+        self._group: dist.ProcessGroup | None = None
         self._unseen: list[nn.Parameter] = []  # what no image of this step reaches
 
     def step(self, batches: list[dict]) -> list[dict]:
@@ -113,8 +115,18 @@ class EvenRanks:
             given = [name for name, x in batch.items() if x is not None]
             others = any(name.startswith((VIDEOS, SOUNDS)) for name in given)
             row[:] = torch.tensor([1, ROWS in batch, has_images(batch), others])
-        accelerator = self._trainer.accelerator
-        return accelerator.gather(told.to(self._trainer.args.device)).cpu()
+        return self._gathered(told)
+
+    def _gathered(self, told: torch.Tensor) -> torch.Tensor:
+        """What all ranks tell, by a group of CPUs: the device need not end its work for that."""
+        ranks = self._trainer.args.world_size
+        if ranks == 1:
+            return told
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        found = [torch.empty_like(told) for _ in range(ranks)]
+        dist.all_gather(found, told, group=self._group)
+        return torch.cat(found)
 
     def _refuse_uneven(self, ranks: torch.Tensor) -> None:
         """Refuse what ranks have to have alike in a step, whatever they train with."""

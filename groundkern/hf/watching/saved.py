@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from groundkern.checks import fail
 from groundkern.hf.model.support import base_model
+from groundkern.hf.watching.finite import whole
 from groundkern.hf.watching.plain import finite_or_none
 
 BESIDE = "groundkern_trained.safetensors"
@@ -77,10 +78,10 @@ def save_beside_adapter(
     """
     found = {}
     for name, x in beside_adapter(model).items():
-        whole = _named(state, name)
-        if whole is None:
-            whole = x.full_tensor() if isinstance(x, DTensor) else x
-        found[name] = whole.detach().cpu().contiguous().clone()
+        tensor = _named(state, name)
+        if tensor is None:
+            tensor = whole(x)
+        found[name] = tensor.detach().cpu().contiguous().clone()
     if found and write:
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(found, Path(folder) / BESIDE, metadata={"format": "pt"})

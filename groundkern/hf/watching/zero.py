@@ -142,6 +142,8 @@ def put(model: nn.Module, folder: str | os.PathLike, *, first: bool) -> None:
     saved = weights(folder) if first or whole else {}
     for name, p in trained:
         sharded = hasattr(p, "ds_id")
+        if name not in saved and (first or not sharded):
+            fail("resume_from_checkpoint", "every trained parameter", f"none named {name}")
         with GatheredParameters([p], modifier_rank=0, enabled=sharded):
             if first or not sharded:
                 p.copy_(saved[name])

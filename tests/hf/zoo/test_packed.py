@@ -22,7 +22,7 @@ from groundkern.hf.examination import OBJECTIVES, OPTIONS
 from groundkern.hf.model.support import supported_objectives
 from tests.hf.closeness import gradients
 from tests.hf.test_packed_batches import assert_same_but_for_noise, check_documents, rich
-from tests.hf.zoo.test_turns import NAMES, config_of
+from tests.hf.zoo.test_turns import NAMES, collating_parts
 
 SIZES = {
     "one": ((150, 97),),
@@ -76,13 +76,7 @@ def reordering(alone) -> int:
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in NAMES],
 )
 def test_images_are_those_of_one_call_in_the_order_of_the_rows(name, monkeypatch):
-    try:
-        check_family(name.partition(":")[0])
-        processor, config = families()[name].processor(), config_of(name, monkeypatch)
-    except (ValueError, Unavailable) as error:
-        pytest.skip(str(error))
-    if name == "llava:pixtral" and not calling.REPORTS:
-        pytest.skip("transformers >= 5.20 tells where Pixtral's break tokens are")
+    processor, config = collating_parts(name, monkeypatch)
     padding, samples = GroundingCollator(processor, config), examples(name)
     alone = [padding([sample]) for sample in samples]
     packing = GroundingCollator(processor, config, pack_to=reordering(alone))

@@ -94,15 +94,21 @@ def config_of(name: str, monkeypatch):
     return families()[name].model().config
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_answer_is_trained_and_its_words_are_the_rows(name, monkeypatch):
+def collating_parts(name, monkeypatch):
+    """The processor and the config of a family; skips where they cannot be used here."""
     try:
         check_family(name.partition(":")[0])
-        processor, config = families()[name].processor(), config_of(name, monkeypatch)
+        parts = families()[name].processor(), config_of(name, monkeypatch)
     except (ValueError, Unavailable) as error:
         pytest.skip(str(error))
     if name == "llava:pixtral" and not calling.REPORTS:
         pytest.skip("transformers >= 5.20 tells where Pixtral's break tokens are")
+    return parts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_is_trained_and_its_words_are_the_rows(name, monkeypatch):
+    processor, config = collating_parts(name, monkeypatch)
     collator = GroundingCollator(processor, config)
     tokenizer = processor.tokenizer
     special = "|".join(map(re.escape, sorted(tokenizer.all_special_tokens, key=len, reverse=True)))

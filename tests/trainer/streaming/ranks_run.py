@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tests.trainer.ranks_run import stopped
 from tests.trainer.tiny_run import config
 from trainer.config import Config
-from trainer.logs import CountingTrainer
+from trainer.counting import CountingTrainer
 from trainer.ranks import Ranks, joined
 from trainer.train import train_by
 
