@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from benchmarks.families.zoo.first import tiny_qwen_processor
 from groundkern.hf import has_images
 from groundkern.hf.watching.even_ranks import EvenRanks, tower_parameters
-from tests.hf.launching import run
+from tests.hf.launching import accelerate_launch, deepspeed, run
 from tests.hf.samples import SAMPLES, make_batch
-from tests.hf.test_trainer import accelerate_launch
 from tests.hf.uneven import train
 
 FIRST, _, TEXT, _ = SAMPLES["qwen"]
@@ -140,11 +139,8 @@ def test_images_in_other_micro_batches_of_other_ranks(tmp_path, strategy):
     """Checkpointed and trained whole; the second step has no image at all. Under DeepSpeed the
     tower's gradients are 0 then, with which AdamW goes on moving it: SGD without decay does not."""
     optimizer = "sgd" if strategy == "zero3" else "adamw_torch"
-    words = ["-m", "tests.hf.uneven", str(tmp_path), optimizer]
-    if strategy == "fsdp2":
-        words[1:2] = ["benchmarks.ranks.fsdp2_on_cpu", "tests.hf.uneven"]
-    if strategy == "zero3":
-        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    run(*words, launcher=accelerate_launch(strategy), DS_ACCELERATOR="cpu")
+    environment = deepspeed() if strategy == "zero3" else {}
+    words = ("tests.hf.uneven", str(tmp_path), optimizer)
+    run(*words, launcher=accelerate_launch(strategy), **environment)
     found = json.loads((tmp_path / "log.json").read_text())
     assert_same_log(found, train(tmp_path, optimizer))
