@@ -70,9 +70,7 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     tensors = {"query": query, "key": key, "value": value}
     options = {"is_causal": is_causal, "dropout_p": dropout_p, "scale": scale}
-    return torchs._templated_ring_attention(
-        mesh.get_group(), TOKENS, FORWARD, **tensors, **options
-    )
+    return torchs._templated_ring_attention(mesh.get_group(), TOKENS, FORWARD, **tensors, **options)
 
 
 def _backward(
