@@ -39,6 +39,7 @@ EACH = {
 }
 PER_LAYER = {"klal": Klal(over="renormalised", divergence="reverse_kl")}
 BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row
+SHORT = Sample(seed=8, pieces=(3,), answer=1)  # on more than three ranks some have no token
 LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)"
 
 
@@ -49,7 +50,7 @@ class Case:
     methods: dict
     order: str = "zigzag"
     side: str = "right"
-    rows: str = "padded"  # "packed", or "few": one sample has any
+    rows: str = "padded"  # "packed"; "few": one sample has any; "short": of three tokens
     attention: str = "sdpa"
     checkpointed: bool = False
     training: bool = True
@@ -76,7 +77,7 @@ class Case:
         samples = SAMPLES["qwen"]
         if self.rows == "packed":
             return packed_batch(model, [samples[:2], samples[2:]])
-        samples = (BLANK, samples[0]) if self.rows == "few" else samples
+        samples = {"few": (BLANK, samples[0]), "short": (SHORT,)}.get(self.rows, samples)
         return make_batch(model, samples, side=self.side)
 
 
@@ -88,6 +89,7 @@ CASES = {
     "padding on the left": Case(THREE, side="left"),
     "packed": Case(THREE, rows="packed", checkpointed=True),
     "few rows": Case(THREE, rows="few", order="contiguous"),
+    "short": Case(THREE, rows="short", order="contiguous"),
     "checkpointed": Case(THREE, checkpointed=True),
     "eager": Case(THREE, attention="eager"),
     "evaluation": Case(THREE, training=False),

@@ -46,7 +46,7 @@ def test_a_split_batch_is_the_whole_one(quick, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", (2, 3, 4))
+@pytest.mark.parametrize("processes", [2, 3, 4])
 def test_every_case_on_more_ranks(tmp_path, processes):
     assert_alike(compared(tmp_path, *CASES, processes=processes))
 

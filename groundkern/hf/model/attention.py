@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from groundkern import side_attention
+from groundkern import parallel, side_attention
 from groundkern.checks import fail
-from groundkern import parallel
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
