@@ -1,4 +1,5 @@
-"""A module of the tests as two CPU processes that import everything once, before they part:
+"""A module of the tests as CPU processes that import everything once, before they part: two, or
+as many as FORKED says.
 
 python -m tests.hf.forked MODULE WORDS
 
@@ -16,7 +17,7 @@ import sys
 
 from torch.multiprocessing import start_processes
 
-PROCESSES = 2
+PROCESSES = int(os.environ.get("FORKED", "2"))
 
 
 def _free_port() -> int:

@@ -20,6 +20,7 @@ from groundkern.checks import fail, require
 from groundkern.hf.model.attention import CHUNK, LAYER, RUN, grounded
 from groundkern.hf.model.body import APART
 from groundkern.hf.model.compiled import compile_layers, is_compiled
+from groundkern.hf.model.context import CONTEXT
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
 from groundkern.hf.model.layers import text_layers
@@ -148,8 +149,8 @@ def _unmark(model: PreTrainedModel) -> None:
         for mark in (LAYER, CHUNK):
             module.__dict__.pop(mark, None)
     unwrap_mixers(model)
-    model.__dict__.pop(FAILED, None)
-    model.__dict__.pop(APART, None)
+    for mark in (FAILED, APART, CONTEXT):
+        model.__dict__.pop(mark, None)
     for key in [key for key, function in _wrapped.items() if model in function.users]:
         _unwrap(key, model)
 

@@ -1,0 +1,166 @@
+"""Batches split over ranks against the same batches whole: a program that test_context.py runs.
+
+python -m tests.hf.forked tests.hf.context REPORT CASE CASE ...
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from benchmarks.families.zoo import families
+from groundkern.hf import (
+    DvSft,
+    GroundedOutput,
+    GroundingCollator,
+    Klal,
+    Smam,
+    attach,
+    context_parallel,
+    doctor,
+)
+from tests.hf.methods import METHODS
+from tests.hf.packed import packed_batch
+from tests.hf.samples import SAMPLES, Sample, make_batch
+from tests.hf.test_families import EXAMPLES
+
+THREE = {"smam": Smam(weight=0.7), "dv_sft": DvSft(weight=0.5), "klal": Klal(weight=0.8)}
+EACH = {
+    "smam": Smam(divide_by="aligned"),
+    "dv_sft": DvSft(weight=0.5, average="image"),
+    "klal": Klal(over="visible", heads="each", head_weight="learned"),
+}
+PER_LAYER = {"klal": Klal(over="renormalised", divergence="reverse_kl")}
+BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row
+SHORT = Sample(seed=8, pieces=(3,), answer=1)  # on more than three ranks some have no token
+LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its objectives, a batch, and how it is split."""
+
+    methods: dict
+    order: str = "zigzag"
+    side: str = "right"
+    rows: str = "padded"  # "packed"; "few": one sample has any; "short": of three tokens
+    attention: str = "sdpa"
+    checkpointed: bool = False
+    training: bool = True
+    lora: bool = False
+    family: str | None = None  # with its own processor; None: hand-made samples of Qwen2.5-VL
+
+    def model(self) -> nn.Module:
+        """Attached."""
+        model = families()[self.family or "qwen2_5_vl"].model(attention=self.attention)
+        attach(model, **self.methods)
+        if self.lora:
+            torch.manual_seed(3)
+            config = LoraConfig(r=3, target_modules=LINEARS, init_lora_weights=False)
+            model = get_peft_model(model, config)
+        if self.checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model.train(self.training)
+
+    def batch(self, model: nn.Module) -> dict[str, Tensor]:
+        """The same on every rank."""
+        if self.family is not None:
+            processor = families()[self.family].processor(padding_side=self.side)
+            return GroundingCollator(processor, model.config)(EXAMPLES)
+        samples = SAMPLES["qwen"]
+        if self.rows == "packed":
+            return packed_batch(model, [samples[:2], samples[2:]])
+        samples = {"few": (BLANK, samples[0]), "short": (SHORT,)}.get(self.rows, samples)
+        return make_batch(model, samples, side=self.side)
+
+
+CASES = {
+    "three": Case(THREE),
+    "all": Case(METHODS["attention"]),
+    "each head": Case(EACH, order="contiguous"),
+    "per layer": Case(PER_LAYER, order="striped"),
+    "padding on the left": Case(THREE, side="left"),
+    "packed": Case(THREE, rows="packed", checkpointed=True),
+    "few rows": Case(THREE, rows="few", order="contiguous"),
+    "short": Case(THREE, rows="short", order="contiguous"),
+    "checkpointed": Case(THREE, checkpointed=True),
+    "eager": Case(THREE, attention="eager"),
+    "evaluation": Case(THREE, training=False),
+    "adapters": Case(THREE, lora=True),
+}
+Step = tuple[GroundedOutput, dict[str, Tensor]]
+
+
+def step(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+    """The output of a step, and the gradients of all trained weights; zeros where none came."""
+    record = {} if model.training else {"gk_record": "maps"}
+    output = model(**dict(batch), **record)
+    output.loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    zero = torch.zeros_like
+    found = {name: zero(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
+    model.zero_grad()
+    return output, found
+
+
+def compared(case: Case) -> dict[str, float]:
+    """How far what a split batch comes to is from the whole, in shares of the largest."""
+    model = case.model()
+    batch = case.batch(model)
+    whole, wanted = step(model, batch)
+    context_parallel(model, dist.group.WORLD, order=case.order)
+    report = doctor(model, batch)
+    split, found = step(model, batch)
+    context_parallel(model, None)
+    for gradient in found.values():
+        dist.all_reduce(gradient)
+    off = {"doctor": max(report.main, report.side or 0.0), **_losses(split, whole)}
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    off["gradient"] = max(float((found[k] - g).abs().max()) for k, g in wanted.items()) / largest
+    return off
+
+
+def _losses(split: GroundedOutput, whole: GroundedOutput) -> dict[str, float]:
+    found = {"loss": _off(split.loss, whole.loss)}
+    found |= {name: _off(split.parts[name], part) for name, part in whole.parts.items()}
+    for name in ("text_log_prob", "side_log_prob", "word_log_prob", "maps"):
+        x, y = getattr(split, name), getattr(whole, name)
+        if y is not None and y.numel():
+            found[name] = _off(x, y)
+    found["predicted"] = float((whole.text_predicted != split.text_predicted).sum())
+    return found
+
+
+def _off(x: Tensor, y: Tensor) -> float:
+    return float((x - y).abs().max() / y.abs().max().clamp(min=1e-6))
+
+
+def tried(name: str) -> dict[str, float | str]:
+    """`compared`, or why a family cannot be split."""
+    case = CASES.get(name) or Case(METHODS["attention"], family=name)
+    try:
+        return compared(case)
+    except ValueError as error:
+        return {"refused": str(error)}
+
+
+def main(report: str, *names: str) -> None:
+    """Write what was compared as JSON."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {name: tried(name) for name in names}
+    if dist.get_rank() == 0:
+        Path(report).write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
