@@ -21,9 +21,12 @@ from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from groundkern.hf import attach, detach
 from groundkern.hf.model.engines.ulysses import UlyssesEngine
+from tests.hf.context import THREE, Case, compared
 from tests.hf.engines import FP64, Call, error, plain_call, refusals
 
+SEQUENCES = 4  # of a batch of whole models
 PLAIN = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
@@ -32,9 +35,16 @@ def without_compiling() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
-def registered(call: Call, batch: int = 2) -> Callable:
-    """The function that DeepSpeed registers for a model with a call's heads, as accelerate does."""
+def register(model: object, batch: int) -> None:
+    """Have DeepSpeed put its attention around the registry's, as accelerate does."""
     parallel_state_sp._release_sequence_parallel_groups()
+    UlyssesSPAttentionHF.register_with_transformers(
+        model, "sdpa", dist.get_world_size(), batch, disable_in_eval=True
+    )
+
+
+def registered(call: Call, batch: int = 2) -> Callable:
+    """The function that is registered for a model with a call's heads."""
     ALL_ATTENTION_FUNCTIONS["sdpa"] = PLAIN
     q, k, _ = call.tensors
     text = SimpleNamespace(
@@ -45,10 +55,7 @@ def registered(call: Call, batch: int = 2) -> Callable:
         num_hidden_layers=1,
     )
     config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda: text)
-    ranks = dist.get_world_size()
-    UlyssesSPAttentionHF.register_with_transformers(
-        SimpleNamespace(config=config), "sdpa", ranks, batch, disable_in_eval=True
-    )
+    register(SimpleNamespace(config=config), batch)
     return ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
@@ -65,8 +72,33 @@ def engine_of(call: Call, batch: int = 2) -> Callable:
     return run
 
 
+def first(model: nn.Module) -> None:
+    """DeepSpeed registers before the model is attached."""
+    detach(model)
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = PLAIN
+    register(model, SEQUENCES)
+    attach(model, **THREE)
+
+
+def last(model: nn.Module) -> None:
+    """It registers after that, as in a Trainer."""
+    register(model, SEQUENCES)
+
+
+def whole_models() -> dict[str, dict[str, float]]:
+    """Split batches beside whole ones, in either order of registering and attaching."""
+    found = {}
+    for prepare in (first, last):
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = PLAIN
+        checkpointed = prepare is last
+        case = Case(THREE, "contiguous", engine="ulysses", multiple=4, checkpointed=checkpointed)
+        found[prepare.__name__] = compared(case, prepare)
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = PLAIN
+    return found
+
+
 def main(out: str) -> None:
-    """Writes {"float64": error, ...}, and what is refused."""
+    """Writes {"float64": error, ...}, what is refused, and how far whole models are off."""
     without_compiling()
     deepspeed.init_distributed("gloo", verbose=False)
     torch.set_num_threads(1)
@@ -82,6 +114,7 @@ def main(out: str) -> None:
             error(call, engine)
         except ValueError as refusal:
             found["refused"][name] = str(refusal)
+    found["models"] = whole_models() if ranks == 2 else {}
     Path(out, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
