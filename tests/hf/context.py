@@ -113,6 +113,8 @@ def step(model: nn.Module, batch: dict[str, Tensor]) -> Step:
 def compared(case: Case) -> dict[str, float]:
     """How far what a split batch comes to is from the whole, in shares of the largest."""
     model = case.model()
+    context_parallel(model, dist.group.WORLD, order=case.order)  # refuses a family
+    context_parallel(model, None)
     batch = case.batch(model)
     whole, wanted = step(model, batch)
     context_parallel(model, dist.group.WORLD, order=case.order)
