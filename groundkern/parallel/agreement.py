@@ -60,13 +60,18 @@ def require_same(
 def call_words(
     function: str,
     inputs: Sequence[Tensor | None],
-    *options: float | str | bool | None,
+    *options: object,
 ) -> tuple:
-    """What has to be the same on all ranks, which else wait for messages that nobody sends."""
+    """What has to be the same on all ranks, which else wait for messages that nobody sends.
+
+    Args:
+        function: its name.
+        inputs: of which the dtypes count, and who requires grad.
+        options: hashable, and with a repr that is the same on all ranks.
+    """
     recording = torch.is_grad_enabled()
     seen = [
-        None if x is None else (str(x.dtype), *x.shape[-1:], x.requires_grad and recording)
-        for x in inputs
+        None if x is None else (str(x.dtype), x.requires_grad and recording) for x in inputs
     ]
     return function, *options, *seen
 

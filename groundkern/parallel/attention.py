@@ -199,7 +199,8 @@ def _agree(
     inputs: Sequence[Tensor | None],
     *options: float | str | bool | None,
 ) -> None:
-    words = call_words(function, inputs, inputs[0].shape[1], *options)
+    sizes = inputs[0].shape[1], *(x.shape[-1] for x in inputs if x is not None)
+    words = call_words(function, inputs, *sizes, *options)
     agree(rows.together, words, rows.shard.group, rows.owner.device)
 
 

@@ -200,7 +200,8 @@ def _agree(
     columns: Tensor,
     *options: float | str | bool | None,
 ) -> None:
-    words = call_words(f"{function} of heads", inputs, tuple(columns.shape), *options)
+    sizes = inputs[0].shape[-1], tuple(columns.shape)
+    words = call_words(f"{function} of heads", inputs, *sizes, *options)
     agree(rows.together, words, rows.group, rows.rows.sequence.device)
 
 
