@@ -70,9 +70,7 @@ def call_words(
         options: hashable, and with a repr that is the same on all ranks.
     """
     recording = torch.is_grad_enabled()
-    seen = [
-        None if x is None else (str(x.dtype), x.requires_grad and recording) for x in inputs
-    ]
+    seen = [None if x is None else (str(x.dtype), x.requires_grad and recording) for x in inputs]
     return function, *options, *seen
 
 

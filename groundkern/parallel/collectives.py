@@ -107,8 +107,12 @@ def greatest(x: Tensor, shard: Grouped) -> Tensor:
 
 def _packed(parts: Sequence[Tensor]) -> Tensor:
     """uint8 [rows, bytes of a row]."""
-    matrices = [x.detach().contiguous().reshape(len(x), x.shape[1:].numel()) for x in parts]
-    flat = [x.view(torch.uint8) for x in matrices]
+    flat = []
+    for x in parts:
+        matrix = x.detach().reshape(len(x), x.shape[1:].numel())
+        if matrix.stride() != (matrix.shape[1], 1):  # also of a single element, as views take it
+            matrix = matrix.clone(memory_format=torch.contiguous_format)
+        flat.append(matrix.view(torch.uint8))
     return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
 

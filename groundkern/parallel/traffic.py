@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -57,6 +57,8 @@ def traffic(
     query, value = heads * dim * size, heads * value_dim * size
     statistics = (ranks - 1) * all_rows * heads * wide
     their_gradient = _ring(all_rows * heads * wide, ranks)
+    names = get_args(Function)
+    checks.require(function in names, "function", " | ".join(names), repr(function))
     match function:
         case "side_attention":
             forward = away * query + others * (value + heads * wide)
@@ -66,12 +68,9 @@ def traffic(
         case "attention_contribution":
             sent = query + value
             return Traffic(away * sent + statistics, their_gradient + others * sent, 0)
-        case "attention_kl":
-            forward = away * query + statistics + others * wide
-            backward = away * wide + their_gradient + others * query
-            return Traffic(forward, backward, _ring(all_rows * wide, ranks))
-    names = "side_attention, attention_map, attention_contribution or attention_kl"
-    checks.fail("function", names, repr(function))
+    forward = away * query + statistics + others * wide  # a KL
+    backward = away * wide + their_gradient + others * query
+    return Traffic(forward, backward, _ring(all_rows * wide, ranks))
 
 
 def _ring(size: int, ranks: int) -> int:

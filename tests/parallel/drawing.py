@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -67,7 +68,7 @@ def sharding(draw: _Draw, length: int, ranks: int) -> Sharding:
     kind = draw.whole(0, 3)
     if kind == 0:  # pieces of any length, some of none
         cuts = [0, *sorted(draw.wholes(0, length, ranks - 1).tolist()), length]
-        return Sharding.contiguous([b - a for a, b in zip(cuts, cuts[1:])])
+        return Sharding.contiguous([b - a for a, b in pairwise(cuts)])
     if kind == 1:
         return Sharding.zigzag(length, ranks)
     if kind == 2:
