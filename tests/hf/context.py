@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.families.zoo import families
+from benchmarks.ranks.ring_on_cpu import ring_on_cpu
 from groundkern.hf import (
     DvSft,
     GroundedOutput,
@@ -56,6 +58,8 @@ class Case:
     training: bool = True
     lora: bool = False
     family: str | None = None  # with its own processor; None: hand-made samples of Qwen2.5-VL
+    engine: str = "gather"
+    multiple: int = 1  # of the length of a batch
 
     def model(self) -> nn.Module:
         """Attached."""
@@ -78,7 +82,14 @@ class Case:
         if self.rows == "packed":
             return packed_batch(model, [samples[:2], samples[2:]])
         samples = {"few": (BLANK, samples[0]), "short": (SHORT,)}.get(self.rows, samples)
-        return make_batch(model, samples, side=self.side)
+        batch = make_batch(model, samples, side=self.side)
+        missing = -batch["input_ids"].shape[1] % self.multiple
+        if missing:
+            longest = int(batch["attention_mask"].sum(1).argmax())
+            longer = replace(samples[longest], pieces=(missing, *samples[longest].pieces))
+            samples = (*samples[:longest], longer, *samples[longest + 1 :])
+            batch = make_batch(model, samples, side=self.side)
+        return batch
 
 
 CASES = {
@@ -94,6 +105,8 @@ CASES = {
     "eager": Case(THREE, attention="eager"),
     "evaluation": Case(THREE, training=False),
     "adapters": Case(THREE, lora=True),
+    "ring": Case(THREE, engine="ring", multiple=24),
+    "ring, checkpointed": Case(THREE, engine="ring", multiple=24, checkpointed=True),
 }
 Step = tuple[GroundedOutput, dict[str, Tensor]]
 
@@ -110,14 +123,20 @@ def step(model: nn.Module, batch: dict[str, Tensor]) -> Step:
     return output, found
 
 
-def compared(case: Case) -> dict[str, float]:
-    """How far what a split batch comes to is from the whole, in shares of the largest."""
+def compared(case: Case, prepare: Callable[[nn.Module], object] = id) -> dict[str, float]:
+    """How far what a split batch comes to is from the whole, in shares of the largest.
+
+    Args:
+        case: which.
+        prepare: is called with the model after the whole batch.
+    """
     model = case.model()
     context_parallel(model, dist.group.WORLD, order=case.order)  # refuses a family
     context_parallel(model, None)
     batch = case.batch(model)
     whole, wanted = step(model, batch)
-    context_parallel(model, dist.group.WORLD, order=case.order)
+    prepare(model)
+    context_parallel(model, dist.group.WORLD, order=case.order, engine=case.engine)
     report = doctor(model, batch)
     split, found = step(model, batch)
     context_parallel(model, None)
@@ -156,6 +175,7 @@ def tried(name: str) -> dict[str, float | str]:
 def main(report: str, *names: str) -> None:
     """Write what was compared as JSON."""
     torch.set_num_threads(1)
+    ring_on_cpu()
     dist.init_process_group("gloo")
     found = {name: tried(name) for name in names}
     if dist.get_rank() == 0:

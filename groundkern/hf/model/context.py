@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from groundkern import checks
 from groundkern.checks import require
 from groundkern.hf.model.engines import ENGINES, Engine
+from groundkern.hf.model.engines.ulysses import mark_whole
 from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.support import base_model, refuse_context
 from groundkern.parallel import Shard, Sharding
@@ -76,12 +77,14 @@ def context_parallel(
     """
     base = base_model(model)
     base.__dict__.pop(CONTEXT, None)
+    mark_whole(base, False)
     if group is None:
         return model
     require(order in ORDERS, "order", " or ".join(map(repr, ORDERS)), repr(order))
     require(engine in ENGINES, "engine", " or ".join(map(repr, ENGINES)), repr(engine))
     refuse_context(base)
     base.__dict__[CONTEXT] = Context(group, order, ENGINES[engine]())
+    mark_whole(base, engine == "ulysses")
     return model
 
 
