@@ -131,6 +131,8 @@ def compared(case: Case, prepare: Callable[[nn.Module], object] = id) -> dict[st
         prepare: is called with the model after the whole batch.
     """
     model = case.model()
+    context_parallel(model, dist.group.WORLD, order=case.order)  # refuses a family
+    context_parallel(model, None)
     batch = case.batch(model)
     whole, wanted = step(model, batch)
     prepare(model)
