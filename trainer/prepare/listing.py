@@ -19,6 +19,7 @@ from trainer.config import ConfigError
 from trainer.data.file_kinds import ADVICE, DOCUMENTS, HEAD, PICTURES, kind_of
 from trainer.data.images import SampleError
 from trainer.prepare.documents import Page, chosen_pages, page_frames
+from trainer.prepare.shards import is_shard_of
 from trainer.prepare.sources import Item, Source, digest
 
 # Extensions that Pillow knows of files that hold no picture, or pages.
@@ -194,7 +195,8 @@ def _files(path: Path, output: Path, passed_over: PassedOver) -> Iterator[tuple[
             if reason:
                 passed_over.add(reason, relative)
         for name in files:
-            if Path(place).resolve() == own and name.startswith(output.name):
+            ours = name.startswith(output.name) or is_shard_of(name, output)
+            if ours and Path(place).resolve() == own:
                 continue
             relative = os.path.relpath(os.path.join(place, name), path)
             kind, reason = _judged(Path(place) / name, real)
