@@ -5,6 +5,7 @@ Of a folder, everything that is passed over is counted by the reason why.
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -216,10 +217,15 @@ def _linked(place: str, name: str) -> str | None:
 
 
 def _made_before(place: str, name: str) -> str | None:
-    """Pages that another `prepare words` has made."""
+    """Pages that another `prepare words` has made, or one of its shards."""
     stem = name.removesuffix("_pages")
-    records = (f"{stem}{ending}.prepare.json" for ending in (".jsonl", ".json", ""))
-    made = stem != name and any(os.path.exists(os.path.join(place, each)) for each in records)
+    if stem == name:
+        return None
+    endings = (".jsonl.prepare.json", ".json.prepare.json", ".prepare.json")
+    made = any(os.path.exists(os.path.join(place, stem + ending)) for ending in endings)
+    if not made:
+        shards = glob.escape(stem) + "-?????-of-?????*.prepare.json"
+        made = any(Path(place).glob(shards))
     return "folder of pages made before" if made else None
 
 

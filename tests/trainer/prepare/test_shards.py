@@ -296,6 +296,12 @@ def test_a_folder_is_the_same_for_every_shard(tmp_path, monkeypatch):
     assert [item.where for item in after.source.read()] == ["a.png", "b.png", "c/a.png", "c/d.png"]
     assert after.source.identity == before.source.identity
     assert not after.source.passed_over
+    monkeypatch.undo()
+    write_image(tmp_path / "train_pages" / "a.pdf" / "0001.png", Image.new("L", (4, 4)))
+    others = find_pictures(tmp_path, output=tmp_path / "other.jsonl")
+    assert list(others.source.read()) == list(before.source.read())
+    passed = others.source.passed_over["folder of pages made before"]
+    assert passed == {"count": 1, "first": ["train_pages"]}
 
 
 def test_the_shards_are_training_data_in_their_order(tmp_path):
