@@ -8,6 +8,7 @@ the moment is in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -73,26 +74,27 @@ def target_map(
 
     Source: P of KLAL's (K3), in space and time.
     """
-    rest = levels[2] if kind in ("neighbours", "uniform") else 0.0
     placed = (rects[:, 2] > rects[:, 0]) & (rects[:, 3] > rects[:, 1])
-    values = torch.where(placed, rest, 0.0).double()
-    on_target = torch.zeros(len(rects), dtype=torch.bool)
+    values = torch.zeros(len(rects), dtype=torch.float64)
+    on_target, is_there = torch.zeros(2, len(rects), dtype=torch.bool)
     steps = _steps(times, moments)
     for own, shapes in steps:
-        if not shapes:
-            continue
-        found = maps.target_values(rects[own], kind=kind, levels=levels, **shapes)
-        if bool((found > 0).any()):
-            values[own] = found
-            on_target[own] = maps.inside(rects[own], **shapes)
-    if not bool(on_target.any()):
-        return torch.zeros(len(rects))
+        if shapes:
+            values[own] = maps.target_values(rects[own], kind=kind, levels=levels, **shapes)
+            is_there[own] = bool((values[own] > 0).any())
+            on_target[own] = maps.inside(rects[own], **_without_heats(shapes))
+    if bool(on_target.any()) and kind in ("neighbours", "uniform"):
+        values[placed & ~is_there] = levels[2]
     if kind == "neighbours":
-        for (own, _), (other, _) in zip([*steps, *steps[1:]], [*steps[1:], *steps]):
+        for (own, _), (other, _) in (*pairwise(steps), *pairwise(steps[::-1])):
             if torch.equal(rects[own], rects[other]):
                 beside = other[on_target[own]]
                 values[beside] = values[beside].clamp_min(levels[1])
-    return (values / values.sum()).float()
+    return (values / values.sum().clamp_min(1e-300)).float()
+
+
+def _without_heats(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+    return {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
 
 
 def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[str, list]]]:

@@ -12,7 +12,6 @@ from benchmarks.families.seeing import visual_tokens, without_attention
 from groundkern.hf import (
     DvSft,
     GroundingCollator,
-    IdleImage,
     Klal,
     Region,
     Smam,

@@ -6,9 +6,8 @@ elsewhere Qwen's is the demo's, and LLaVA's puts each frame through the family's
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -18,8 +17,8 @@ from transformers.video_utils import make_batched_metadata, make_batched_videos
 
 from benchmarks.families.zoo import llavas, qwens, tiles
 from benchmarks.families.zoo.lookups import pil_images
-from benchmarks.families.zoo.making import TILE, tiny_tokenizer
-from groundkern.hf import GroundedExample, Region, Video
+from benchmarks.families.zoo.making import TILE
+from groundkern.hf import GroundedExample, Video
 from tests.hf.families import FAMILIES as FIRST
 from trainer.demo.videos import PilVideoProcessor, with_pil_videos
 
@@ -39,7 +38,7 @@ NAMES = (*_QWENS, "llava_onevision", "llava_next_video")
 class _EachFrame(PilVideoProcessor):
     """Frames through an image processor, one after the other: [videos, frames, 3, H, W]."""
 
-    model_input_names = ["pixel_values_videos"]
+    model_input_names: ClassVar = ["pixel_values_videos"]
 
     def __init__(self, images: Any, **settings: Any) -> None:
         super().__init__()

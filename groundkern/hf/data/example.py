@@ -157,18 +157,19 @@ class GroundedExample:
     def check(self) -> None:
         """Check that nothing refers to what is not there.
 
-        Covers kinds of content parts, image parts per image and video parts per video; unless
-        `checked`, videos, turns, character spans, indices of images, coordinates and times too.
+        Covers kinds of content parts, image parts per image, video parts per video, frames and
+        their times; unless `checked`, turns, character spans, indices of images, coordinates and
+        times of regions too.
 
         Raises:
             ValueError: the message names this sample and the field.
         """
         name = self.name or "example"
         self._check_messages(name)
-        if self.checked:
-            return
         for index, video in enumerate(self.videos):
             video.check(f"{name}: videos[{index}]")
+        if self.checked:
+            return
         for index, region in enumerate(self.regions):
             where = f"{name}: regions[{index}]"
             self._check_span(where, region)

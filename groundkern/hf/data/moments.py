@@ -44,8 +44,9 @@ def _of_track(track: Track, video: Video, start: float, stop: float) -> list[Mom
     first, last = max(start, track[0][0]), track[-1][0]
     if first > last or first >= stop:
         return []
-    within = [t for t in video.times if first <= t < stop and t <= last]
-    if within:
-        return [Moment(t, {"boxes": (box_at(track, t),)}) for t in within]
+    frames = [video.times[i] for i in video.frames_within(start, stop)]
+    shown = [(time, box_at(track, time)) for time in frames]
+    if within := [(time, box) for time, box in shown if box is not None]:
+        return [Moment(time, {"boxes": (box,)}) for time, box in within]
     shapes = {"boxes": (box_at(track, first),)}
     return [Moment(video.times[i], shapes) for i in video.frames_within(first, min(stop, last))]

@@ -13,6 +13,9 @@ from groundkern.messages import require
 if TYPE_CHECKING:
     from PIL import Image
 
+SAME = 1e-3
+"""Seconds by which two times may differ that are the same: rates and times are often rounded."""
+
 Track = tuple[tuple[float, tuple[float, float, float, float]], ...]
 """(seconds, (x0, y0, x1, y1)) at some times, ascending. Between two of them the box moves straight;
 before the first and after the last there is nothing."""
@@ -77,10 +80,11 @@ class Video:
         Returns:
             Their indices; none if the time is before the first frame or after the last one ends.
         """
-        found = [i for i, time in enumerate(self.times) if start <= time < stop]
+        early, late = start - SAME, start + SAME
+        found = [i for i, time in enumerate(self.times) if early <= time < stop - SAME]
         steps = self.steps
-        if not found and steps[0] <= start < steps[-1]:
-            found = [bisect_right(self.times, start) - 1]
+        if not found and steps[0] <= late < steps[-1]:
+            found = [bisect_right(self.times, late) - 1]
         return found
 
 
@@ -92,8 +96,9 @@ def box_at(track: Track, time: float) -> tuple[float, float, float, float] | Non
         time: seconds of the video.
     """
     times = [at for at, _ in track]
-    if not times[0] <= time <= times[-1]:
+    if not times[0] - SAME <= time <= times[-1] + SAME:
         return None
+    time = min(max(time, times[0]), times[-1])
     before = max(bisect_right(times, time) - 1, 0)
     behind = min(before + 1, len(track) - 1)
     (t0, low), (t1, high) = track[before], track[behind]
