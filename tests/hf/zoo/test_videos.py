@@ -12,17 +12,19 @@ from benchmarks.families.seeing import visual_tokens, without_attention
 from groundkern.hf import (
     DvSft,
     GroundingCollator,
+    IdleImage,
     Klal,
     Region,
     Smam,
     Video,
     attach,
     doctor,
+    has_images,
 )
 from groundkern.hf.data.calling import call, rendered
 from groundkern.hf.data.geometry.videos import video_geometry
 from tests.hf import videos
-from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.closeness import assert_same_gradients, assert_same_losses, gradients
 from tests.hf.naive import naive_forward
 from tests.hf.painting import seeded, spots_on
 from tests.hf.videos import NAMES, asked, noise
@@ -57,7 +59,9 @@ def processed(processor, clips: list[Video]) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [(150, 97), (61, 170)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(150, 97), pytest.param((61, 170), marks=pytest.mark.long)], ids=str
+)
 def test_tokens_change_where_and_when_the_table_says(name, size):
     """A spot on one frame changes the tokens that are there then, and no others."""
     processor, model = videos.processor(name), without_attention(videos.model(name))
@@ -87,7 +91,12 @@ def test_tokens_change_where_and_when_the_table_says(name, size):
         assert change[token] > 0.1 * change.amax() > 0, spot
 
 
-@pytest.mark.parametrize("name", NAMES)
+def some(*quick: str) -> list:
+    """All families, of which those that are not `quick` are long."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", some("qwen3_vl"))
 def test_maps_are_the_models_own_attention(name):
     model = videos.model(name, attention="eager")
     batch = GroundingCollator(videos.processor(name), model.config)(examples())
@@ -95,7 +104,7 @@ def test_maps_are_the_models_own_attention(name):
     assert_maps_are_own(model, batch)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some("qwen2_5_vl"))
 def test_doctor_passes_and_packed_rows_are_padded_ones(name):
     """Positions of each document are the model's own, with the videos' seconds."""
     model, samples = attach(videos.model(name), klal=Klal(), smam=Smam()), examples()
@@ -111,16 +120,37 @@ def test_doctor_passes_and_packed_rows_are_padded_ones(name):
     losses = [model(**batch).loss for batch in (padded, packed)]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
     assert_same_gradients(*(gradients(model, loss) for loss in losses), share=1e-4)
+    if "second_per_grid_ts" in packed:  # they are looked at
+        other = packed | {"second_per_grid_ts": packed["second_per_grid_ts"] + 1}
+        assert not torch.equal(model(**other).loss, losses[1])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "qwen3_vl"])
+@pytest.mark.parametrize("name", [x for x in some("llava_onevision") if "qwen3_vl" not in str(x)])
 def test_losses_are_those_of_the_written_out_forward(name):
     """Side tokens see the visual tokens of their regions' places and times alone."""
     terms = {"smam": Smam(), "dv_sft": DvSft(), "klal": Klal()}
-    model = attach(videos.model(name, attention="eager"), **terms)
+    model = attach(videos.model(name), **terms)
     batch = GroundingCollator(videos.processor(name), model.config)(examples())
-    wanted = naive_forward(model, batch, **terms)
-    found = model(**batch)
-    for part, value in wanted.parts.items():
-        if part in found.parts:
-            torch.testing.assert_close(found.parts[part], value, rtol=1e-4, atol=1e-6)
+    assert_same_losses(model(**batch), naive_forward(model, batch, **terms))
+
+
+def test_rows_that_are_tokens_of_a_video_are_refused():
+    model = attach(videos.model("qwen2_5_vl"), smam=Smam())
+    batch = GroundingCollator(videos.processor("qwen2_5_vl"), model.config)(examples()[:1])
+    of_video = (batch["input_ids"][0] == model.config.video_token_id).nonzero()[3]
+    batch["gk_side_position"] = of_video.expand_as(batch["gk_side_position"]).int()
+    for run in (lambda: model(**batch), lambda: doctor(model, batch)):
+        with pytest.raises(ValueError, match="rows of text tokens"):
+            run()
+
+
+@pytest.mark.parametrize("pack_to", [None, 200])
+def test_an_idle_image_beside_videos_changes_nothing(pack_to):
+    processor = videos.processor("qwen2_5_vl")
+    model = attach(videos.model("qwen2_5_vl"), klal=Klal(), smam=Smam()).train()
+    batch = GroundingCollator(processor, model.config, pack_to=pack_to)(examples()[1::2])
+    assert not has_images(batch)
+    beside = IdleImage(processor, model.config)(batch)
+    losses = [model(**each).loss for each in (batch, beside)]
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    assert_same_gradients(*(gradients(model, loss) for loss in losses), share=1e-5)
