@@ -362,10 +362,14 @@ def target_values(
 ) -> Tensor:
     """`target_map` before it is divided by its sum.
 
-    Args, Raises: as `target_map`.
+    Args:
+        rects, kind, levels, boxes, points, polygons, polylines, rasters: as there.
 
     Returns:
         [n] fp64; all zero if the shapes fall on no token.
+
+    Raises:
+        ValueError: as there.
     """
     rects = _rows("rects", rects, 4)
     require(

@@ -147,10 +147,13 @@ class GroundedExample:
         return messages
 
     def place(self, region: Region) -> int:
-        """Which image of a batch a region is of: videos count behind the images.
+        """Which image of a batch a region is of.
 
         Args:
             region: one of this example.
+
+        Returns:
+            The index of its image, or of its video, which count behind the images.
         """
         return region.image if region.video is None else len(self.images) + region.video
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, FIELDS, GroundedBatch
-from groundkern.hf.data.image_token import visual_token_ids
+from groundkern.hf.data.image_token import image_token_id, visual_token_ids
 from groundkern.hf.model.documents import FLASH_LENGTHS, Documents
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import LogitRule, logit_rule
@@ -25,6 +25,7 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
+VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
 
@@ -83,9 +84,13 @@ class Request:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
-        if not visual_tokens_of(model) and any("pixel_values" in name for name in inputs):
+        pixels = any("pixel_values" in name and name != VIDEOS for name in inputs)
+        if pixels and image_token_id(model.config) is None:
             wanted = "the id of visual tokens (the processor's image_token_id) beside images"
             fail("model.config.image_token_id", wanted, None)
+        if VIDEOS in inputs and not visual_tokens_of(model):
+            wanted = "the id of visual tokens (the processor's video_token_id) beside videos"
+            fail("model.config.video_token_id", wanted, None)
         for name in inputs:  # Granite-Docling's `router_labels`
             if name.endswith("_labels"):
                 fail(
