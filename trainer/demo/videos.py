@@ -8,7 +8,7 @@ the same; where frames have to be resized, they are as close as PIL's bicubic is
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class PilVideoProcessor(ImageProcessingMixin):
     """
 
     valid_kwargs = VideosKwargs
-    model_input_names = ("pixel_values_videos", "video_grid_thw")
+    # a list: older transformers add others to it
+    model_input_names: ClassVar = ["pixel_values_videos", "video_grid_thw"]
     do_sample_frames = False
 
     def __init__(
