@@ -163,7 +163,11 @@ def role(module: str) -> str | None:
             return "hf data"
         case ["hf", *_]:
             return "hf"
-        case [] | ["losses" | "maps" | "metrics" | "public" | "rasters"] | ["compat", *_]:
+        case (
+            []
+            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["compat", *_]
+        ):
             return "public"
         case ["ops", "cases"]:
             return "cases"

@@ -16,7 +16,7 @@ import pytest
 import groundkern
 from groundkern import checks, hf
 
-PUBLIC_MODULES = ("losses", "lse", "maps", "metrics", "rasters")
+PUBLIC_MODULES = ("losses", "lse", "maps", "maps_in_time", "metrics", "rasters")
 ADAPTERS = ("torch", "liger", "cut_cross_entropy")  # of groundkern.compat
 # What serves no method of a paper.
 NO_SOURCE = {
