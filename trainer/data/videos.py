@@ -90,7 +90,9 @@ class StoredVideo:
         """How many frames are taken at most, as far as the header tells."""
         end = min(self.end, self.duration)
         found = len(_targets(self.start, end, self.rate, self.most))
-        return min(found, math.ceil((end - self.start) * self.fps) + 1) if self.fps else found
+        if self.fps and (end - self.start) * self.fps < found:
+            return int((end - self.start) * self.fps) + 1
+        return found
 
     def moment(self, frame: int, field: str) -> tuple[float, float]:
         """When a frame of the source is shown: seconds, the second exclusive.
@@ -235,20 +237,22 @@ class _Finding:
     field: str
 
     def video(self) -> StoredVideo:
-        path = confined(self.record.path, self.root, where=self.where, field=self.field, folder_too=True)
-        rate = self.record.fps or self.rules.fps
+        place = {"where": self.where, "field": self.field, "folder_too": True}
+        path, size = confined(self.record.path, self.root, **place), (0, 0)
         if path.is_dir():
-            frames, fps = self._frames(path), self.record.fps
-            rate, duration = self.rules.fps, len(frames) / fps
-            chosen = sampled(np.arange(len(frames)) / fps, *self._window(duration), rate, self._most)
-            size = self._size_of_all([frames[index] for index in chosen] or frames[:1])
+            frames, fps, rate = self._frames(path), self.record.fps, self.rules.fps
+            duration = len(frames) / fps
         else:
-            frames = ()
+            frames, rate = (), self.record.fps or self.rules.fps
             size, fps, duration = self._header(path)
-        start, end = self._window(duration)
         if duration > self.rules.max_seconds:
             wanted = f"at most {self.rules.max_seconds:g} seconds (`data.video_seconds`)"
             raise self._wrong("", wanted, f"{duration:.1f} in {path.name!r}")
+        start, end = self._window(duration)
+        if frames:
+            seconds = np.arange(len(frames)) / fps
+            chosen = sampled(seconds, start, min(end, duration), rate, self._most)
+            size = self._size_of_all([frames[index] for index in chosen] or frames[:1])
         return StoredVideo(
             path=path,
             size=size,
@@ -345,6 +349,6 @@ def check_end(end: float, duration: float, where: str, field: str) -> None:
 def _targets(start: float, end: float, rate: float | None, most: int) -> NDArray:
     """The times of which the frames are taken; as many as are allowed if there is no rate."""
     length = max(0.0, end - start)
-    count = most + 1 if rate is None else max(1, math.ceil(length * rate - EXACT))
+    count = most + 1 if rate is None else max(1, math.ceil(min(length * rate, most + 1) - EXACT))
     step = length / most if count > most else 1 / rate
     return start + np.arange(min(count, most)) * step
