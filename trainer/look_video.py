@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
@@ -85,10 +86,8 @@ class Clip:
         heats = {name: self._heats(looks, values) for name, values in over.items()}
         yield ".png", _encoded([self._sheet(heats, captions, said)], "PNG")
         frames = self._animated(heats, captions, said)
-        steps = self.video.steps
-        lengths = [
-            max(SHORTEST, round(1000 * (end - start))) for start, end in zip(steps, steps[1:])
-        ]
+        steps = pairwise(self.video.steps)
+        lengths = [max(SHORTEST, round(1000 * (end - start))) for start, end in steps]
         yield ".webp", _encoded(frames, "WEBP", duration=lengths, quality=80, method=2)
         yield ".gif", _encoded(frames, "GIF", duration=lengths)
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import argparse
 import math
 
-from trainer.data.videos import VideoRules
+from trainer.data.videos import RULES, VideoRules
 
 
 def add_videos(parser: argparse.ArgumentParser) -> None:
     """The options; by default what training takes by default."""
-    rules = VideoRules()
     parser.add_argument(
         "--video-fps",
         type=_rate,
-        default=rules.fps,
+        default=RULES.fps,
         metavar="N",
-        help=f"frames taken of a second of a video ({rules.fps:g}), as data.video_fps of the run",
+        help=f"frames taken of a second of a video ({RULES.fps:g}), as data.video_fps of the run",
     )
     parser.add_argument(
         "--video-frames",
         type=_count,
-        default=rules.frames,
+        default=RULES.frames,
         metavar="N",
-        help=f"frames taken of a video at most ({rules.frames}), as data.video_frames",
+        help=f"frames taken of a video at most ({RULES.frames}), as data.video_frames",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where, and in a video when, each visual token of a sample is, in the order of a batch's columns."""
+"""Where, and in a video when, each visual token of a sample is, in the order of the columns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class VisualPlaces(NamedTuple):
         return found & (self.times[:, 0] <= time) & (time < self.times[:, 1])
 
 
-def visual_places(collator: Any, example: GroundedExample, batch: dict[str, Tensor]) -> VisualPlaces:
+def visual_places(
+    collator: Any, example: GroundedExample, batch: dict[str, Tensor]
+) -> VisualPlaces:
     """The visual tokens of a sample that was collated alone.
 
     Args:

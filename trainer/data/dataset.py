@@ -23,7 +23,7 @@ from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.images import MAX_PIXELS, DataChanged, SampleError
 from trainer.data.index import COUNTS, Checked, Found, Index, Line, Rules, check_length
 from trainer.data.sample import Sample
-from trainer.data.videos import VideoRules
+from trainer.data.videos import RULES, VideoRules
 from trainer.progress import progress
 
 __all__ = ["MAX_LINE", "BadSample", "JsonLinesDataset", "check_length", "read_lines"]
@@ -119,7 +119,7 @@ class JsonLinesDataset:
         on_bad_sample: Literal["skip", "stop"] = "skip",
         max_pixels: int = MAX_PIXELS,
         max_line: int = MAX_LINE,
-        videos: VideoRules = VideoRules(),
+        videos: VideoRules = RULES,
         max_bad_fraction: float = 1.0,
         cache: Path | None = None,
         processes: int | None = None,

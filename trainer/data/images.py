@@ -51,9 +51,7 @@ def wrong(where: str, field: str, wanted: str, got: object) -> SampleError:
     return SampleError(f"{where}: `{field}`: expected {wanted}, got {got}")
 
 
-def confined(
-    path: str, root: Path, *, where: str, field: str, folder_too: bool = False
-) -> Path:
+def confined(path: str, root: Path, *, where: str, field: str, folder_too: bool = False) -> Path:
     """The real path of an image, checked to be a file inside the data root.
 
     Args:

@@ -28,11 +28,20 @@ import pydantic
 from groundkern.hf.data import example, video
 from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
-from trainer.data import file_kinds, images, rasters, record, resolving, run_lengths, sample
-from trainer.data import video_files, videos
+from trainer.data import (
+    file_kinds,
+    images,
+    rasters,
+    record,
+    resolving,
+    run_lengths,
+    sample,
+    video_files,
+    videos,
+)
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample, parse_sample
-from trainer.data.videos import VideoRules
+from trainer.data.videos import RULES, VideoRules
 from trainer.workers import cores, forked, forks
 
 logger = logging.getLogger(__name__)
@@ -72,7 +81,7 @@ class Rules:
     root: Path
     max_pixels: int
     max_line: int
-    videos: VideoRules = VideoRules()
+    videos: VideoRules = RULES
 
     def parse(self, line: bytes, number: int) -> Sample:
         """The sample of a line.

@@ -32,7 +32,7 @@ from trainer.data.images import MAX_PIXELS, SampleError, confined, image_size, l
 from trainer.data.rasters import Stored, find_rasters, with_rasters
 from trainer.data.record import MessageRecord, SampleRecord
 from trainer.data.resolving import Resolver, Size
-from trainer.data.videos import StoredVideo, VideoRules, find_videos
+from trainer.data.videos import RULES, StoredVideo, VideoRules, find_videos
 from trainer.wording import VALUE, cut, short
 
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
@@ -106,7 +106,7 @@ def parse_sample(
     root: Path,
     where: str,
     max_pixels: int = MAX_PIXELS,
-    videos: VideoRules = VideoRules(),
+    videos: VideoRules = RULES,
 ) -> Sample:
     """Check one sample and resolve its spans and coordinates; reads headers, no pixels.
 

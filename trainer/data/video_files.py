@@ -25,6 +25,7 @@ from trainer.data.images import SETTLED, SampleError, wrong
 
 # containers that hold their own frames: a playlist could name other files, or addresses
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+NAMES = "MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, Ogg or ASF"
 NEEDED = "PyAV, which decodes videos (pip install av), or a folder of frames"
 KEPT = 16  # videos of which the times are remembered
 _TURNS = {  # the upper left of a display matrix, by its signs: what makes the frame upright
@@ -204,9 +205,9 @@ class VideoFile:
             raise self.wrong("a video with a frame at least", f"none in {self._name}")
         seconds = (stamps - stamps[0]) * unit
         end = float((last - stamps[0]) * unit)
-        if end <= seconds[-1]:
-            step = 1 / float(average) if average else 1.0
-            end = float(seconds[-1]) + (float(seconds[-1] - seconds[-2]) if len(seconds) > 1 else step)
+        if end <= seconds[-1]:  # nobody says how long the last one is shown
+            steps = np.diff(seconds[-2:]) if average is None else [1 / float(average)]
+            end = float(seconds[-1]) + float(next(iter(steps), 1.0))
         return FrameTimes(seconds, end, stamps, np.array(sorted(keys.items()), np.int64))
 
     def _decode(
@@ -247,7 +248,9 @@ class VideoFile:
         a, b, _, c, d = struct.unpack_from("5i", matrix)
         signs = tuple((n > 0) - (n < 0) for n in (a, b, c, d))
         if signs not in _TURNS:
-            raise self.wrong("frames turned by quarters", f"{frame.rotation} degrees in {self._name}")
+            raise self.wrong(
+                "frames turned by quarters", f"{frame.rotation} degrees in {self._name}"
+            )
         return _TURNS[signs]
 
     @contextmanager
@@ -273,7 +276,7 @@ class VideoFile:
                 got = f"{self._name}, a {kind} image, which belongs into `images`"
             else:
                 got = f"{self._name} ({getattr(error, 'strerror', None) or error})"
-            raise self.wrong("a video that can be decoded", got) from None
+            raise self.wrong(f"a video that can be decoded ({NAMES})", got) from None
 
     def _stream(self, container: Any) -> Any:
         streams = [s for s in container.streams.video if not _is_cover(s)]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from groundkern.hf.data.video import Video
 from trainer.data.images import (
@@ -53,6 +52,9 @@ class VideoRules:
     max_pixels: int = 300_000_000
     max_bytes: int = 4_000_000_000
     max_seconds: float = 14_400.0
+
+
+RULES = VideoRules()  # where nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,7 @@ class StoredVideo:
         return wrong(self.where, self.field, wanted, got)
 
 
-def sampled(
-    seconds: NDArray, start: float, end: float, rate: float | None, most: int
-) -> list[int]:
+def sampled(seconds: NDArray, start: float, end: float, rate: float | None, most: int) -> list[int]:
     """Which frames of a video are taken: those shown at times that are evenly apart.
 
     Args:
@@ -311,7 +311,9 @@ class _Finding:
             if frame.is_symlink():
                 confined(
                     str(frame.relative_to(self.root.resolve())),
-                    self.root, where=self.where, field=self.field,
+                    self.root,
+                    where=self.where,
+                    field=self.field,
                 )
             found = image_size(frame, **limit)
             size = size or found

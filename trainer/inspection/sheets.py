@@ -51,7 +51,7 @@ def sheet_of(video: Video, number: int) -> tuple[View, list[Cell], Image.Image]:
         number: which video of the sample.
     """
     size = video.frames[0].size
-    scale = min(1.0, LONGEST / max(size))
+    scale = min(2.0, LONGEST / max(size))
     width, height = (max(1, round(side * scale)) for side in size)
     wide, high = width + GAP, height + STRIP + GAP
     columns = min(len(video.frames), max(1, WIDEST // wide), _square(len(video.frames), wide, high))
@@ -71,12 +71,13 @@ def sheet_of(video: Video, number: int) -> tuple[View, list[Cell], Image.Image]:
 
 
 def regions_at(region: Region, video: Video, cells: list[Cell]) -> Iterator[tuple[Cell, Region]]:
-    """The frames in which a region of a video holds, and its shapes in each."""
+    """Those of the frames in `cells` in which a region of a video holds, and its shapes there."""
     from groundkern.hf.data.moments import moments_of  # here: it is on torch
 
     there = {cell.time: cell for cell in cells}
     for moment in moments_of([region], video):
-        yield there[moment.time], replace(region, tracks=(), **moment.shapes)
+        if moment.time in there:
+            yield there[moment.time], replace(region, tracks=(), **moment.shapes)
 
 
 def _square(count: int, width: int, height: int) -> int:

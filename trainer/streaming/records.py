@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.data.dataset import MAX_LINE, check_length
 from trainer.data.sample import Sample, decode_line, parse_sample
-from trainer.data.videos import VideoRules
+from trainer.data.videos import RULES, VideoRules
 from trainer.prepare.adapt.chat import recognise
 from trainer.prepare.adapt.chat.files import first_records
 from trainer.prepare.adapt.common import Options
@@ -40,7 +40,7 @@ class RecordReader:
     max_pixels: int
     parquet: bool
     chat: Adapt | None = None
-    videos: VideoRules = VideoRules()
+    videos: VideoRules = RULES
 
     def sample(self, where: str, content: bytes) -> Sample:
         """The sample of a record, without its pixels.
@@ -89,7 +89,7 @@ def reader_of(
     image_roots: Sequence[Path],
     boxes: Callable[[], BoxSettings],
     max_pixels: int,
-    videos: VideoRules = VideoRules(),
+    videos: VideoRules = RULES,
     scratch: Path,
 ) -> RecordReader:
     """The reader of some files, by what their first records are.
