@@ -101,7 +101,9 @@ class VideoFile:
             SampleError: no video, one without frames, or one that cannot be decoded; what `check`
                 raises.
         """
-        return self._once(_headers, lambda: self._header(check))
+        found = self._once(_headers, lambda: self._header(check))
+        check(found.size)  # it may be known from a run of other limits
+        return found
 
     def times(self) -> FrameTimes:
         """When each frame is shown: all of the file is read and none of it decoded.
@@ -183,9 +185,11 @@ class VideoFile:
     def _read_times(self) -> FrameTimes:
         found, keys, last = set(), {}, 0
         with self._opened() as (container, stream):
-            unit, announced = float(stream.time_base), stream.frames
-            average = stream.average_rate
+            unit, average = float(stream.time_base), stream.average_rate
+            # an AVI counts those that repeat the frame before them too, which are no packets
+            announced = stream.frames if "mp4" in container.format.name else 0
             for packet in container.demux(stream):
+                announced -= packet.size > 0
                 if not packet.size or packet.is_discard:
                     continue
                 if packet.pts is None:
@@ -196,7 +200,6 @@ class VideoFile:
                 if keys:
                     found.add(packet.pts)
                     last = max(last, packet.pts + (packet.duration or 0))
-                announced -= 1
         if announced > 0:
             got = f"{announced} fewer in {self._name}, which is cut off or damaged"
             raise self.wrong("as many frames as the file says it has", got)
