@@ -152,7 +152,7 @@ def test_a_report_draws_the_frames(root, small):
     assert len(entry["rects"]) == len(entry["attention"]) == 48  # two frames to a token
     assert sum(entry["attention"]) == pytest.approx(2, abs=1e-3)
     assert len(entry["boxes"]) == 4
-    width, height = entry["size"]
+    width, _ = entry["size"]
     lefts = [round(x0 * width) for x0, *_ in entry["boxes"]]
     assert lefts == [6, 236 + 42, 6 + 84, 236 + 126]
     assert all(0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 for x0, y0, x1, y1 in entry["rects"])
