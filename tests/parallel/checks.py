@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from tests.parallel.comparing import (
 )
 from tests.parallel.drawing import Call
 from tests.parallel.random_calls import worst_errors
+from tests.sources import ROOT
 
 RANKS = 4
 
@@ -115,7 +117,7 @@ def edges() -> None:
 
 
 def a_map_that_underflows() -> None:
-    """KL of maps of exp(-100) and less, in fp32: the share of each rank's heads is found in log space."""
+    """KL of maps of exp(-100) and less, in fp32: shares of heads are found in log space."""
 
     def steep(call: Call) -> Call:
         return replace(
@@ -159,8 +161,8 @@ def one_result_is_enough() -> None:
     assert torch.equal(again.out, out) and not again.out.requires_grad
 
 
-def recomputed_and_compiled() -> None:
-    """Under checkpointing gradients are the same; torch.compile leaves the functions alone."""
+def recomputed() -> None:
+    """Under checkpointing gradients are the same."""
     rows = _five_rows()
     columns = rows.shard.columns(torch.arange(0, 20, 3, dtype=torch.int32).expand(2, -1))
     target = columns.take(torch.ones(5, 7), rows.rows)
@@ -176,6 +178,15 @@ def recomputed_and_compiled() -> None:
         run(*inputs).backward()
         found.append([x.grad for x in inputs])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def the_example() -> None:
+    """On two ranks as on one."""
+    group = group_of(2)
+    alone = [dist.new_group([rank]) for rank in range(RANKS)][dist.get_rank()]
+    if group is not None:
+        step = runpy.run_path(str(ROOT / "examples" / "context_parallel.py"))["step"]
+        torch.testing.assert_close(step(group), step(alone), rtol=1e-5, atol=1e-5)
 
 
 def what_is_remembered() -> None:
@@ -245,6 +256,24 @@ def calls_that_differ_are_refused() -> None:
     (dk,) = torch.autograd.grad(out.square().sum(), k, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         dk.sum().backward()
+
+
+def compiled() -> None:
+    """torch.compile leaves the functions as they are."""
+    rows = _five_rows()
+    q, k, v = _inputs(rows)
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (parallel.side_attention(rows.take(q * 2), k, v, rows).out * 3).sum()
+
+    expected = loss(q, k, v)
+    torch.testing.assert_close(torch.compile(loss, backend="aot_eager")(q, k, v), expected)
+
+
+def triton() -> None:
+    """The Triton kernels, in the interpreter where there is no GPU."""
+    found = worst_errors(range(9001, 9003), dist.group.WORLD, torch.float32, "triton")
+    assert max(found.values())[0] <= 1e-5, found
 
 
 def bytes_that_are_sent() -> None:
@@ -341,7 +370,8 @@ CHECKS = {
         edges,
         a_map_that_underflows,
         one_result_is_enough,
-        recomputed_and_compiled,
+        recomputed,
+        the_example,
         what_is_remembered,
         a_cross_entropy_over_ranks,
         what_is_refused,
@@ -349,3 +379,4 @@ CHECKS = {
         bytes_that_are_sent,
     )
 }
+LONG = {check.__name__: check for check in (compiled, triton)}
