@@ -56,18 +56,18 @@ def random_calls_in_fp64() -> None:
     for ranks in (2, 3, 4):
         group = group_of(ranks)
         if group is not None:
-            found = worst_errors(range(5000, 5006), group, torch.float64)
+            found = worst_errors(range(5000, 5003), group, torch.float64)
             assert max(found.values())[0] <= 1e-12, found
 
 
 def random_calls_in_fp32() -> None:
-    found = worst_errors(range(6000, 6003), dist.group.WORLD, torch.float32, "auto")
+    found = worst_errors(range(6000, 6002), dist.group.WORLD, torch.float32, "auto")
     assert max(found.values())[0] <= 1e-5, found
 
 
 def sixteen_bits() -> None:
     """No further from fp64 than one process in the same dtype, by the tests' one rule."""
-    for seed, dtype in ((71, torch.bfloat16), (72, torch.float16), (73, torch.bfloat16)):
+    for seed, dtype in ((71, torch.bfloat16), (72, torch.float16)):
         call = drawing.call(seed, 4)
         inputs = {n: getattr(call, n).to(dtype).double() for n in ("q", "k", "v", "g")}
         call = replace(call, head_weight=None, trained={*inputs}, **inputs)
@@ -111,7 +111,9 @@ def edges() -> None:
         {"columns": call.columns * 0 - 1},
         {"head_weight": torch.zeros(call.q.shape[1], dtype=torch.float64), "heads": "each"},
     ):
-        assert_exact(replace(call, **changed), world)
+        moved = {"sharding", "owner"} & {*changed}  # nothing to heads
+        splits = (split_keys,) if moved else (split_keys, split_heads)
+        assert_exact(replace(call, **changed), world, splits)
     assert_exact(some(lambda c: len(c.rows) == 0), world)
     assert_exact(some(lambda c: c.k.shape[2] == 1), world)
 
