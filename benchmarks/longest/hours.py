@@ -1,0 +1,1 @@
+SHAPES_OF_TABLE = ()
