@@ -50,9 +50,9 @@ def growing(shape: Shape, lengths: tuple[int, ...] = LENGTHS) -> list[Growing]:
         of("attention_kl's map", "fp32 [R, C] of a layer", "kept for its backward", 0, ROWS * FP32),
         of("own columns", "2 bool [R, C]", "of the row's image; that it sees", 0, 2 * ROWS),
         of("`gk_side_inside`", "bool [G, S]", "SMAM's sets", SETS * BOOLEAN),
-        of("visual or inside", "2 bool [G, S], for a moment", "packed to bits", 2 * SETS),
-        of("map rows' images", "bool [R, S], for a moment", "packed to bits", ROWS * BOOLEAN),
-        of("packing", "3 bytes x [G, S], for a moment", "8 before this was mended", 3 * SETS),
+        of(
+            "key sets in the making", "3 bool [G, S], for a moment", "then bits", (3 + 1 / 8) * SETS
+        ),
         of("bits", "2 int32 [G, S / 32]", "SMAM's and KLAL's key sets", (SETS + ROWS) / 8),
         of("`gk_image`, `gk_map_columns`", "int32 [S], int32 [C]", "the tokens", 4, 4),
     ]

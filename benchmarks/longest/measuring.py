@@ -115,7 +115,9 @@ def peak(setting: Setting) -> int:
     model = made(setting)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
-    step(model, optimizer, replace(setting, tokens=LEAST))  # makes the states, and sets up what is set up once
+    step(
+        model, optimizer, replace(setting, tokens=LEAST)
+    )  # makes the states, and sets up what is set up once
     highest = rise(lambda: step(model, optimizer, setting))
     kept = [x for state in optimizer.state.values() for x in state.values()]
     whole = [*model.parameters(), *kept]

@@ -170,7 +170,9 @@ def backward(setting: Setting) -> Moment:
     inner = setting.shape.heads * setting.head_dim
     gradients = (2 * inner + 2 * setting.shape.kv * setting.head_dim) * linear
     attention = (gradients + FP32 * inner) * length + 2 * state  # sums of dq are in fp32
-    attention += 8 * _scores(setting) if setting.keeps_maps else 0.0
+    if setting.keeps_maps:  # gradients of probabilities and of scores; added to those handed out
+        own = linear if setting.method == MAPS else 0
+        attention += (2 * FP32 - own) * _scores(setting)
     freed = _layer(setting)["feed-forward"] + 2 * state
     return {"temporaries": max(mlp, attention - freed)}
 

@@ -9,6 +9,7 @@ from benchmarks.training_step.model import GRID_WIDTH, Rows, Shape
 
 OURS, MAPS, EAGER, SDPA = "groundkern", "eager + output_attentions", "eager", "sdpa"
 METHODS = (OURS, SDPA, EAGER, MAPS)
+ROWS = Rows()
 SMALL = Shape(128, 4, 2, 1, 352, 4096, 2, 32)  # what is measured: 32,768 tokens fit 4 GB
 PATCHES = 4  # of a visual token
 PATCH = 1176  # numbers of a patch: 3 colours, 2 frames, 14 x 14 pixels
@@ -42,7 +43,7 @@ class Setting:
     tiled: bool = False
     lora: int | None = None
     vision: bool = False
-    rows: Rows = Rows()
+    rows: Rows = ROWS
     triton: bool = False
 
     @property
