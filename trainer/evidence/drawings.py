@@ -34,8 +34,9 @@ _ASKED = (  # what a question asks for, where that differs between drawings
     r"(?P<what>.*?)([.?]| lead| bar)"
 )
 _PIECE = 256  # drawings a call of the collator
+PIXELS = {"pixel_values", "pixel_values_videos"}
 Whole = dict[str, Tensor]
-"""A padded batch of every drawing: tensors [N, ...], `pixel_values` [N, patches, values]."""
+"""A padded batch of every drawing: tensors [N, ...], its PIXELS [N, patches, values]."""
 
 
 def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]:
@@ -53,9 +54,8 @@ def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]
     records = []
     with progress(f"drawing {drawings.task}, {split}", total=count, unit="drawing") as bar:
         drawn = stream(drawings.task, count=count, split=split, **drawings.arguments())
-        for number, (image, record) in enumerate(drawn):
-            record["images"] = [f"images/{split}-{number:05d}.png"]
-            image.save(folder / record["images"][0])
+        for number, (drawing, record) in enumerate(drawn):
+            record |= saved(drawing, folder, f"images/{split}-{number:05d}")
             records.append(shortened(record))
             bar.update()
     durable.write_json(folder / f"{split}-{MADE}", made)
@@ -117,8 +117,8 @@ def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> W
         for start in range(0, len(examples), _PIECE):
             piece = collator(examples[start : start + _PIECE])
             rows = len(piece["input_ids"])
-            if "pixel_values" in piece:
-                piece["pixel_values"] = piece["pixel_values"].unflatten(0, (rows, -1)).half()
+            for name in PIXELS & piece.keys():
+                piece[name] = piece[name].unflatten(0, (rows, -1)).half()
             pieces.append(piece)
             bar.update(rows)
     pad = collator.processor.tokenizer.pad_token_id
@@ -139,20 +139,21 @@ def _stacked(pieces: list[Tensor], name: str, pad: int) -> Tensor:
 
 
 def rows(
-    whole: Whole, index: Tensor, position: Tensor, device: torch.device | str = "cpu"
+    whole: Whole, index: Tensor, position: Tensor | None, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """The batch of some drawings.
 
     Args:
         whole: of `collate`.
         index: int64 [B].
-        position: [3, N, S], the rotary positions of every drawing's tokens.
+        position: [3, N, S], the rotary positions of every drawing's tokens; None: the model's own.
         device: where the batch goes.
     """
     batch = {name: values[index] for name, values in whole.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].flatten(0, 1).float()
-    batch["position_ids"] = position[:, index]
+    for name in PIXELS & batch.keys():
+        batch[name] = batch[name].flatten(0, 1).float()
+    if position is not None:
+        batch["position_ids"] = position[:, index]
     return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 
