@@ -41,6 +41,13 @@ class Video:
             last = self.times[-1] - self.times[-2]
         return (*self.times, self.times[-1] + last)
 
+    @property
+    def spacing(self) -> float:
+        """Seconds from one frame to the next, on average."""
+        steps = self.steps
+        frames = max(1, len(self.times) - 1)
+        return (steps[frames] - steps[0]) / frames
+
     def check(self, where: str) -> None:
         """Check frames and times.
 

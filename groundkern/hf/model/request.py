@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, FIELDS, GroundedBatch
-from groundkern.hf.data.image_token import image_token_id
+from groundkern.hf.data.image_token import visual_token_ids
 from groundkern.hf.model.documents import FLASH_LENGTHS, Documents
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import LogitRule, logit_rule
@@ -83,7 +83,7 @@ class Request:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
-        if image_token_of(model) is None and any("pixel_values" in name for name in inputs):
+        if not visual_tokens_of(model) and any("pixel_values" in name for name in inputs):
             wanted = "the id of visual tokens (the processor's image_token_id) beside images"
             fail("model.config.image_token_id", wanted, None)
         for name in inputs:  # Granite-Docling's `router_labels`
@@ -93,15 +93,15 @@ class Request:
                 )
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
-        batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        batch.check_values(input_ids, visual=visual_tokens_of(model), vocabulary=vocabulary)
         inputs, documents = with_documents(model, inputs)
         if documents is not None:
             ends = documents.padding(input_ids, batch.text_position)
             pad = model.config.get_text_config().pad_token_id
-            filled = filler(image_token_of(model), pad)
+            filled = filler(visual_tokens_of(model), pad)
             inputs["input_ids"] = torch.where(ends, filled, input_ids)
             _refuse_crossing(batch, documents)
-        refuse_seeing_rows(model, batch, inputs, image_token_of(model), documents)
+        refuse_seeing_rows(model, batch, inputs, visual_tokens_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)
         return cls(model, attached, terms, batch, inputs, denominators, records, documents, part)
@@ -262,9 +262,9 @@ def _refuse_restarts(inputs: dict) -> None:
         fail("position_ids", wanted, "positions that restart")
 
 
-def image_token_of(model: nn.Module) -> int | None:
-    """The id that stands for a visual token; None for a text model."""
-    return image_token_id(model.config)
+def visual_tokens_of(model: nn.Module) -> frozenset[int]:
+    """The ids that stand for visual tokens, of images and of videos; none for a text model."""
+    return visual_token_ids(model.config)
 
 
 def _denominators(
