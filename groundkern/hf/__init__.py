@@ -28,6 +28,7 @@ __all__ = [
     "Raster",
     "Region",
     "Smam",
+    "Video",
     "Word",
     "attach",
     "compile_layers",
@@ -43,6 +44,7 @@ __all__ = [
     "row_counts",
     "save_beside_adapter",
     "supported_objectives",
+    "video_geometry",
 ]
 
 

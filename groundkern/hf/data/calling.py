@@ -143,6 +143,7 @@ def tensors(
     processor: Any,
     images: Sequence[Sequence[Image.Image]],
     texts: Sequence[str],
+    videos: Sequence[Sequence[Video]] = (),
     *,
     padding: bool = False,
 ) -> dict[str, torch.Tensor]:
@@ -153,7 +154,7 @@ def tensors(
     Returns:
         Its keyword inputs, on the CPU.
     """
-    features = call(processor, images, texts, padding=padding)
+    features = call(processor, images, texts, videos, padding=padding)
     for name in ("offset_mapping", "text_replacement_offsets"):
         features.pop(name, None)
     lists = getattr(processor, "skip_tensor_conversion", None)
