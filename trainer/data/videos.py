@@ -322,7 +322,7 @@ class _Finding:
         if start >= duration:
             raise self._wrong(".start", f"a time below {duration:.3f} s", f"{start:g}")
         if end is None:
-            return start, math.inf
+            return start, duration
         if not start < end:
             raise self._wrong(".end", f"a time behind `start`, {start:g}", f"{end:g}")
         check_end(end, duration, self.where, f"{self.field}.end")

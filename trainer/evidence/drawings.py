@@ -24,13 +24,13 @@ from trainer import durable
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
 from trainer.evidence.plan import Drawings
-from trainer.prepare.maps.tasks import stream
+from trainer.prepare.maps.tasks import stored, stream
 from trainer.progress import progress
 
 MAP_LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
 MADE = "made.json"
 _ASKED = (  # what a question asks for, where that differs between drawings
-    r"(Read line |Is there a |Point to |the values? of (the )?|the line from )"
+    r"(Read line |Is there a |Point to |the values? of (the )?|the line from |patch at second )"
     r"(?P<what>.*?)([.?]| lead| bar)"
 )
 _PIECE = 256  # drawings a call of the collator
@@ -55,8 +55,11 @@ def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]
     with progress(f"drawing {drawings.task}, {split}", total=count, unit="drawing") as bar:
         drawn = stream(drawings.task, count=count, split=split, **drawings.arguments())
         for number, (drawing, record) in enumerate(drawn):
-            record |= saved(drawing, folder, f"images/{split}-{number:05d}")
-            records.append(shortened(record))
+            named, files = stored(drawing, f"images/{split}-{number:05d}")
+            for name, image in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                image.save(folder / name)
+            records.append(shortened(record | named))
             bar.update()
     durable.write_json(folder / f"{split}-{MADE}", made)
     durable.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
@@ -105,6 +108,26 @@ def as_text(record: dict) -> dict:
         words.insert(marked[0], "*")
     question["content"] = f" {' '.join(words)}\n{asked}"
     return {"images": [], "messages": [question, answer]}
+
+
+def _in_space(region: dict) -> dict:
+    """Where it is at the second that is asked for, in all of the clip."""
+    return {name: value for name, value in region.items() if name != "time"}
+
+
+def _in_time(region: dict) -> dict:
+    """The whole of the frame in which it is."""
+    return {name: value for name, value in region.items() if name != "box"}
+
+
+PARTS: dict[str, Callable[[dict], dict]] = {"space": _in_space, "time": _in_time}
+
+
+def told(records: list[dict], part: str | None) -> list[dict]:
+    """The records with one of PARTS of their regions; None: with all of them."""
+    if part is None:
+        return records
+    return [{**r, "regions": [PARTS[part](region) for region in r["regions"]]} for r in records]
 
 
 def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> Whole:

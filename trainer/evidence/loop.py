@@ -60,7 +60,7 @@ class Curve:
 
         Returns:
             {"points": a list of {"step", "accuracy", "loss", ...}, "seconds", "at_end": figures of
-            where the trained model looks}.
+            where the trained model looks}; of clips with "map" (`first_map`).
 
         Raises:
             ConfigError: what is kept is of other settings.
@@ -89,7 +89,8 @@ class Curve:
         spent += time.monotonic() - started
         self._save(optimizer, step, points, spent)
         looks = where_it_looks(model, self.test, position["test"])
-        return {"points": points, "seconds": round(spent, 1), "at_end": looks}
+        made = {"points": points, "seconds": round(spent, 1), "at_end": looks}
+        return made | {"map": first_map(model, self.test)} if "video_grid_thw" in text else made
 
     def ended(self, points: list[dict]) -> bool:
         """Whether the last points are as good as a curve gets, or as a start should be."""
@@ -185,6 +186,14 @@ def where_it_looks(
         held_out.add_words(tally, batch, output.word_predicted)
     found = tally.figures()
     return {name: found[name] for name in LOOKS if name in found}
+
+
+@torch.no_grad()
+def first_map(model: nn.Module, whole: Whole) -> list[float]:
+    """The attention map of the first held-out clip's answer, over its visual tokens in order."""
+    model.eval()
+    batch = rows(whole, torch.tensor([0]), None, model.device)
+    return [round(value, 5) for value in model(**batch, gk_record="maps").maps[0, 0].tolist()]
 
 
 def _read(

@@ -103,6 +103,22 @@ def stream(
         yield known[name](f"{seed} {split} {i}", split=split, **settings)
 
 
+def stored(drawing: Drawn, name: str) -> tuple[dict, dict[str, Image.Image]]:
+    """What a record calls a drawing, and the files that it then stands for.
+
+    Args:
+        drawing: an image, or the frames of a clip.
+        name: of its file or folder, without an ending.
+
+    Returns:
+        The record's `images` or `videos`, and images by the names of their files.
+    """
+    if isinstance(drawing, Image.Image):
+        return {"images": [f"{name}.png"]}, {f"{name}.png": drawing}
+    files = {f"{name}/{second}.png": frame for second, frame in enumerate(drawing)}
+    return {"videos": [{"path": name, "fps": 1}]}, files
+
+
 def one_of(name: str, value: object, known: object) -> None:
     """Raise the `ValueError` that names what there is, unless `value` is among the `known`."""
     if value not in known:

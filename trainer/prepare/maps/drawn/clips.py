@@ -106,17 +106,15 @@ def _clip(
     shape = (len(red), width, width)
     grey = noise.integers(-_SPREAD, _SPREAD + 1, (*shape, 1))
     pixels = _GREY + grey + noise.integers(-_TINT, _TINT + 1, (*shape, 3))
-    track = []
     for path, colour in zip([*others, red], [*plan["colours"], RED], strict=True):
         shade = np.array(colour) + noise.integers(-_TINT, _TINT + 1, 3)
         for second, number in enumerate(path):
             if number >= 0:
-                x0, y0, x1, y1 = box = _box(number, side, cell)
+                x0, y0, x1, y1 = _box(number, side, cell)
                 pixels[second, y0:y1, x0:x1] = shade
-                if path is red:  # drawn last
-                    track.append({"time": second, "box": box})
     frames = tuple(map(Image.fromarray, pixels.clip(0, 255).astype(np.uint8)))
-    region = {"text": answer, "video": 0, "time": [asked, asked + 1], "track": track}
+    box = _box(red[asked], side, cell)
+    region = {"text": answer, "video": 0, "time": [asked, asked + 1], "box": box}
     asking = [{"type": "video"}, {"type": "text", "text": question}]
     messages = [
         {"role": "user", "content": asking},
