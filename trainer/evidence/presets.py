@@ -129,7 +129,8 @@ _MOVING = Study(  # clips, in which a place has a time
     Drawings("moving_patch", size=42, own=(("others", 2), ("seconds", 6), ("side", 3))),
     ("plain", "klal", "klal_elsewhere", "klal_space", "klal_time"),
     samples=2000,
-    steps=1000,
+    steps=1500,
+    every=100,
     model="350k",
     seeds=3,
 )
