@@ -102,9 +102,7 @@ class Curve:
     def _sets(self) -> list[tuple[str, Whole]]:
         return [("train", self.train), ("test", self.test)]
 
-    def _step(
-        self, optimizer: torch.optim.Optimizer, step: int, position: Tensor | None
-    ) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, step: int, position: Tensor | None) -> None:
         study, model = self.study, self.model
         model.train()
         index = picked(len(self.train["input_ids"]), study.batch_size, step, self.seed)
@@ -170,9 +168,7 @@ def answers(model: nn.Module, whole: Whole, position: Tensor | None) -> dict[str
 
 
 @torch.no_grad()
-def where_it_looks(
-    model: nn.Module, whole: Whole, position: Tensor | None
-) -> dict[str, float]:
+def where_it_looks(model: nn.Module, whole: Whole, position: Tensor | None) -> dict[str, float]:
     """Attention of the row that predicts the answer, and the visual labels, of held-out drawings.
 
     Returns:
