@@ -1,6 +1,6 @@
-"""A module of the tests as two CPU processes that import everything once, before they part:
+"""A module of the tests as two CPU processes, or N, that import everything once, before they part:
 
-python -m tests.hf.forked MODULE WORDS
+python -m tests.hf.forked [N] MODULE WORDS
 
 For tests that are run often: torchrun has each process import torch and transformers anew, which
 costs more than a small run does.
@@ -16,8 +16,6 @@ import sys
 
 from torch.multiprocessing import start_processes
 
-PROCESSES = 2
-
 
 def _free_port() -> int:
     with socket.socket() as found:
@@ -31,13 +29,16 @@ def _run(rank: int, module: str, words: list[str]) -> None:
     runpy.run_module(module, run_name="__main__")
 
 
-def main(module: str, *words: str) -> None:
+def main(module: str, *words: str, processes: int = 2) -> None:
     """Runs the module in each process; fails if one of them does."""
     importlib.import_module(module)
-    os.environ |= {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "localhost"}
+    os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost"}
     os.environ["MASTER_PORT"] = str(_free_port())
-    start_processes(_run, (module, list(words)), nprocs=PROCESSES, start_method="fork")
+    start_processes(_run, (module, list(words)), nprocs=processes, start_method="fork")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1].isdigit():
+        main(*sys.argv[2:], processes=int(sys.argv[1]))
+    else:
+        main(*sys.argv[1:])
