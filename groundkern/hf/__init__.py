@@ -31,6 +31,7 @@ __all__ = [
     "Word",
     "attach",
     "compile_layers",
+    "context_parallel",
     "detach",
     "doctor",
     "examine",

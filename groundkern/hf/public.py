@@ -10,6 +10,7 @@ from groundkern.hf.examination import Examination, examine
 from groundkern.hf.measuring.measured import MeasuredGeometry
 from groundkern.hf.model.attach import attach, detach, objectives_of
 from groundkern.hf.model.compiled import compile_layers
+from groundkern.hf.model.context import context_parallel
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.support import packing_refusal, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from groundkern import side_attention
 from groundkern.checks import fail
+from groundkern import parallel
 from groundkern.hf.model.apart import attend_apart
+from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.rows import Chunk, Rows, Window
 from groundkern.hf.model.taken import Places, Taken, take_beside
@@ -47,9 +49,12 @@ class Layer(NamedTuple):
     sinks: Tensor | None  # [Hq], one more logit of each head that takes part in its softmax
 
     def queries(self, rows: Rows) -> Tensor:
-        """[N, Hq, D] of some rows."""
+        """[N, Hq, D] of some rows; of this rank's own."""
         taken = self.taken.get(rows)
-        return rows.at(self.window).take(self.q) if taken is None else taken
+        if taken is not None:
+            return taken
+        at = rows.at(self.window) if rows.shard is None else rows.sharded(self.window)
+        return at.take(self.q)
 
     def normaliser(self, rows: Rows) -> Tensor | None:
         """[N, Hq], differentiable: the log-sum-exp of rows and their sinks; None without sinks."""
@@ -77,11 +82,22 @@ class Reading(Protocol):
 class SideRows:
     """The aligned rows and the keys they may see: attention of the side tokens (S1)."""
 
-    def __init__(self, rows: Rows, allowed: KeySets | None) -> None:
-        self.rows, self.allowed = rows, allowed
+    def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
+        self.rows, self.allowed, self.split = rows, allowed, split
 
     def attend(self, layer: Layer) -> Tensor:
-        """[B, R, Hq, Dv]; the main pass's log-sum-exp is a shift, which may be anything."""
+        """[B, R, Hq, Dv] of the side tokens that are here."""
+        return self._attend_whole(layer) if self.split is None else self._attend_split(layer)
+
+    def _attend_split(self, layer: Layer) -> Tensor:
+        rows, own = self.rows, self.rows.sharded(layer.window)
+        options = {**layer.options, "allowed": self.allowed}
+        out = parallel.side_attention(layer.queries(rows), layer.k, layer.v, own, **options).out
+        whole = out.new_zeros(len(own), *out.shape[1:]).index_copy(0, own.own, out)
+        return self.split.side_slots(whole.view(-1, rows.rows, *out.shape[1:]))
+
+    def _attend_whole(self, layer: Layer) -> Tensor:
+        """The main pass's log-sum-exp is a shift, which may be anything."""
         rows, q, k = self.rows, layer.queries(self.rows), layer.k
         options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(rows)}
         out, lse = side_attention(q, k, layer.v, rows.at(layer.window), **options)
@@ -120,6 +136,9 @@ class BodyRun:
         side: the rows of the side tokens; None: there are none.
         documents: those of the rows; None: a row is one.
         guarded: look at every mask whether it keeps the documents apart.
+        split: of the tokens over ranks, of which `length` are here; None: all are.
+        first_key: int32 [B, S], the first key that each token of whole sequences may see, if they
+            are split.
     """
 
     def __init__(
@@ -130,9 +149,12 @@ class BodyRun:
         side: SideRows | None = None,
         documents: Documents | None = None,
         guarded: bool = False,
+        split: Split | None = None,
+        first_key: Tensor | None = None,
     ) -> None:
         self.length, self.backend, self.readings, self.side = length, backend, readings, side
         self.documents, self.guarded = documents, guarded
+        self.split, self.first_key = split, first_key
         self.grad_enabled = torch.is_grad_enabled()
         self.uses_lse = any(reading.uses_lse for reading in readings)
         self.layers = 0  # of softmax attention that ran so far
@@ -241,12 +263,15 @@ def _attend(
     number = module.__dict__.get(LAYER)
     if number is None:  # of a vision tower that hands the keyword on
         return attention(module, *tensors, **kwargs)
-    if not run.reads and run.documents is None:
+    if not run.reads and run.documents is None and run.split is None:
         return attention(module, *tensors, **kwargs)
     length, total = run.length, query.shape[2]
-    mask = run.main_mask(implementation, attention_mask, total)
-    kwargs |= run.flash_lengths(implementation, mask.mask)
-    if run.reads:
+    if run.split is None:
+        mask = run.main_mask(implementation, attention_mask, total)
+        kwargs |= run.flash_lengths(implementation, mask.mask)
+    else:
+        mask = MainMask(None, False)
+    if run.reads or run.split is not None:
         _refuse(kwargs)
         if not run.finished:
             run.layers += 1
@@ -256,16 +281,19 @@ def _attend(
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
     uses_lse = run.side is not None or (run.uses_lse and mask.shows_all)
+    uses_lse = uses_lse and run.split is None
     watched = implementation in WATCHED and uses_lse and places is not None
-    if implementation == "sdpa" and isinstance(mask.mask, Tensor) and run.several:
+    chunk = module.__dict__.get(CHUNK)
+    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
+    if run.split is not None:
+        main = _by_ranks(attention, run, module, (q, k, v), window, kwargs)
+    elif implementation == "sdpa" and isinstance(mask.mask, Tensor) and run.several:
         main = _by_documents(attention, run, module, (q, k, v), mask, kwargs, watched)
     else:
         main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
     lse = {} if main.lse is None else places.split(places.take(main.lse))
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = {"scale": scale, "softcap": softcap, "backend": run.backend}
-    chunk = module.__dict__.get(CHUNK)
-    window = kwargs.get("sliding_window") if chunk is None else Chunk(chunk)
     rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
     layer = Layer(number, module, q, k, v, main.out, window, *rest)
     for reading in run.readings:
@@ -309,6 +337,22 @@ def _by_documents(
     own = None if mask.plain and causal else mask.mask
     out, lse = attend_apart(attention, module, tensors, own, run.documents, kwargs, saved=saved)
     return Main(out, None, lse)
+
+
+def _by_ranks(
+    attention: Callable,
+    run: BodyRun,
+    module: nn.Module,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    window: Window,
+    kwargs: dict,
+) -> Main:
+    """The same where keys are on several ranks."""
+    if kwargs.get("s_aux") is not None:
+        fail("s_aux", "attention without sinks where a sequence is split over ranks", "a tensor")
+    split, engine = run.split, run.split.engine
+    out = engine(attention, module, *tensors, split.shard, run.first_key, window, kwargs)
+    return Main(out, None, None)
 
 
 def _refuse(kwargs: dict) -> None:

@@ -48,10 +48,11 @@ def run_body(request: Request) -> BodyOutput:
         ValueError: GradCAM of a model with sharded weights; a model whose attention function
             was replaced after `attach`.
     """
-    batch, length = request.batch, request.input_ids.shape[1]
+    batch, length, split = request.batch, request.tokens_here, request.split
     inputs, side = request.inputs, None
     if request.side_tokens:
-        side = SideRows(request.rows(batch.side_position), side_sets(batch))
+        allowed = side_sets(batch, request.shard)
+        side = SideRows(request.rows(batch.side_position), allowed, request.split)
         pad = request.model.config.get_text_config().pad_token_id
         token = image_token_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
@@ -65,6 +66,8 @@ def run_body(request: Request) -> BodyOutput:
     with norm_input as normed, graph:
         hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
+        if split is not None and side is not None:
+            side_hidden = split.all_side(side_hidden)
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
     router = router_loss(request, output, hidden)
     return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)
@@ -80,8 +83,10 @@ def body_run(request: Request, readings: list[Reading], side: SideRows | None = 
     guarded = documents is not None and (
         checks.values_visible(documents.new) or (APART not in known and documents.several)
     )
-    length = request.input_ids.shape[1]
-    return BodyRun(length, request.terms.backend, readings, side, documents, guarded)
+    whole = (request.tokens_here, request.terms.backend, readings, side, documents, guarded)
+    if request.split is None:
+        return BodyRun(*whole)
+    return BodyRun(*whole, request.split, request.first_key)
 
 
 def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None) -> GradcamRun:
@@ -97,7 +102,8 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
 def _run(request: Request, inputs: dict, run: BodyRun) -> tuple[Tensor, Any]:
     """Last hidden states, times the logits' scale, and all that the body returned."""
     args, kwargs = body_inputs(request.model, {**inputs, "use_cache": False})
-    output = body_of(request.model)(*args, **kwargs, **{RUN: run})
+    with nullcontext() if run.split is None else run.split.decoder(request.model):
+        output = body_of(request.model)(*args, **kwargs, **{RUN: run})
     run.finished = True
     if run.guarded and run.documents.several:  # every mask was looked at, and none refused
         vars(request.model)[APART] = True
@@ -107,6 +113,8 @@ def _run(request: Request, inputs: dict, run: BodyRun) -> tuple[Tensor, Any]:
     refuse_passed_over(request.model, run)
     hidden, scale = output[0], request.logit_rule.scale
     wanted, got = inputs["input_ids"].shape[1], hidden.shape[1]
+    if run.split is not None:
+        wanted = run.split.index.shape[1]
     require(got == wanted, "model", f"a hidden state for each of {wanted} tokens", got)
     return (hidden if scale == 1.0 else hidden * scale), output
 

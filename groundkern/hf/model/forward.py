@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.hf.model.body import BodyOutput, run_body
+from groundkern.hf.model.context import Split
 from groundkern.hf.model.head import IGNORED, RowScores, Several, Smoothing, score_rows
 from groundkern.hf.model.records import records_of
 from groundkern.hf.model.request import Request
@@ -15,6 +16,7 @@ from groundkern.hf.model.rows import take_rows, tokens_after, word_images
 from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
+from groundkern.parallel.collectives import all_sum
 
 
 def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
@@ -39,10 +41,14 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
     body = run_body(request)
     scores = _score(request, body)
     loss, parts = losses_of(request, body, scores)
+    parts = {name: part.detach() for name, part in parts.items()}
+    if request.split is not None:
+        loss, parts = _of_all_ranks(loss, parts, request.split)
+        scores = {name: _rows_of_all(rows, request.split) for name, rows in scores.items()}
     word, side = scores.get("word"), scores.get("side")
     return GroundedOutput(
         loss=loss,
-        parts={name: part.detach() for name, part in parts.items()},
+        parts=parts,
         text_log_prob=scores["text"].log_prob,
         text_predicted=scores["text"].predicted,
         word_log_prob=None if word is None else word.log_prob,
@@ -65,17 +71,22 @@ def _groups(request: Request, body: BodyOutput) -> dict[str, _Group]:
 
     "reference" is log pi of the aligned rows and "side" log pi+ of the same tokens.
     """
-    batch, terms = request.batch, request.terms
+    batch, terms, split = request.batch, request.terms, request.split
+
+    def here(position: Tensor) -> Tensor:
+        return position if split is None else split.local(position)
 
     def group(hidden: Tensor, target: Tensor, bag: Tensor | None = None) -> _Group:
         return _Group(hidden, target, torch.full_like(target, -1) if bag is None else bag)
 
     def next_tokens(position: Tensor) -> _Group:
-        return group(take_rows(body.hidden, position), tokens_after(request.input_ids, position))
+        at, target = here(position), tokens_after(request.input_ids, position)
+        return group(take_rows(body.hidden, at), torch.where(at >= 0, target, IGNORED))
 
     def labels(position: Tensor, label: Tensor, bag: Tensor | None = None) -> _Group:
-        label = torch.where(position >= 0, label.long(), IGNORED)
-        return group(take_rows(body.hidden, position), label, bag)
+        at = here(position)
+        label = torch.where(at >= 0, label.long(), IGNORED)
+        return group(take_rows(body.hidden, at), label, bag)
 
     found = {"text": next_tokens(batch.text_position)}
     if terms.dv_sft is not None:
@@ -112,6 +123,23 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
         name: RowScores(*(x.view(group.target.shape) for x in rows))
         for (name, group), rows in zip(groups.items(), split, strict=True)
     }
+
+
+def _of_all_ranks(loss: Tensor, parts: dict[str, Tensor], split: Split) -> tuple[Tensor, dict]:
+    """The loss with the value of all ranks and the gradient of this one's part, and the parts."""
+    with torch.no_grad():
+        known = torch.stack([loss.detach(), *parts.values()])
+        whole, *summed = all_sum(known, split.shard).unbind()
+    return loss + (whole - loss.detach()), dict(zip(parts, summed, strict=True))
+
+
+def _rows_of_all(rows: RowScores, split: Split) -> RowScores:
+    """Scores of the rows of all ranks, without a gradient; each has 0, 0 and -1 for others'."""
+    with torch.no_grad():
+        numbers = torch.stack((rows.loss.detach(), rows.log_prob))
+        loss, log_prob = all_sum(numbers, split.shard)
+        predicted = all_sum(rows.predicted + 1, split.shard) - 1
+    return RowScores(loss, log_prob, predicted)
 
 
 def _several(request: Request, groups: dict[str, _Group]) -> Several | None:

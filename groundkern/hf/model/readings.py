@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from groundkern import attention_kl, attention_map
+from groundkern import attention_kl, attention_map, parallel
 from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
@@ -21,7 +21,46 @@ from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
 from groundkern.losses import map_divergence
+from groundkern.parallel import Shard
+from groundkern.parallel.collectives import all_sum
 from groundkern.selection import KeySets, QueryRows
+
+
+@dataclass(frozen=True)
+class SplitColumns:
+    """The columns of maps that this rank holds.
+
+    Args:
+        shard: its part of the sequences.
+        columns: int32 [B, C_r], among its keys.
+        place: int64 [N, C_r], which of the row's C columns each is; C for padding.
+        whole: C.
+        allowed: the keys of each row's own image, of this rank's; None: every column is.
+    """
+
+    shard: Shard
+    columns: Tensor
+    place: Tensor
+    whole: int
+    allowed: KeySets | None = None
+
+    @classmethod
+    def of(
+        cls, shard: Shard, rows: Rows, columns: Tensor, allowed: KeySets | None
+    ) -> SplitColumns:
+        """Those of rows whose maps have `columns`, int32 [B, C] of whole sequences."""
+        local, whole = shard.columns(columns), columns.shape[1]
+        place = torch.where(local.place >= 0, local.place, whole)
+        return cls(shard, local.columns, place[rows.sequence.long()], whole, allowed)
+
+    def take(self, x: Tensor) -> Tensor:
+        """[N, C] -> [N, C_r]: of this rank's columns; 0 for padding."""
+        return torch.cat((x, x.new_zeros(len(x), 1)), 1).gather(1, self.place)
+
+    def all(self, x: Tensor) -> Tensor:
+        """[N, C_r] of each rank -> [N, C] on all."""
+        whole = x.new_zeros(len(x), self.whole + 1).scatter(1, self.place, x)
+        return all_sum(whole[:, : self.whole].contiguous(), self.shard)
 
 
 @dataclass(frozen=True)
@@ -33,12 +72,14 @@ class MapRows:
         columns: int32 [B, C].
         allowed: the keys of each row's own image; None: every column is.
         image: bool [N, C], the columns of each row's own image; None: every column is.
+        split: those that this rank holds; None: all.
     """
 
     rows: Rows
     columns: Tensor
     allowed: KeySets | None = None
     image: Tensor | None = None
+    split: SplitColumns | None = None
     _own: dict[Window, Tensor] = field(default_factory=dict)
 
     def own(self, window: Window) -> Tensor:
@@ -93,21 +134,30 @@ class _MapReading:
 
     def options(self, layer: Layer) -> dict:
         """The options of the op in this layer."""
+        head_weight = None if self.head_weight is None else self.head_weight[layer.number]
+        if self.at.split is not None:
+            options = {**layer.options, "allowed": self.at.split.allowed, "over": self.over}
+            return options | {"head_weight": head_weight}
         lse = None
         if self.uses_lse:
             lse = layer.normaliser(self.at.rows)
             if lse is None and not layer.masked:
                 lse = layer.lse.get(self.at.rows)
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
-        if self.head_weight is not None:
-            options["head_weight"] = self.head_weight[layer.number]
-        return options
+        return options | {"head_weight": head_weight}
 
     def map(self, layer: Layer) -> Tensor:
-        """[N, C] of one layer (K1), (K2)."""
+        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r]."""
         at, q = self.at, layer.queries(self.at.rows)
         options = self.options(layer)
+        if at.split is not None:
+            rows = at.rows.sharded(layer.window)
+            return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
         return attention_map(q, layer.k, at.rows.at(layer.window), at.columns, **options)
+
+    def all_columns(self, maps: Tensor) -> Tensor:
+        """[N, C] of what `map` returned."""
+        return maps if self.at.split is None else self.at.split.all(maps)
 
 
 class MapLoss(_MapReading):
@@ -116,16 +166,25 @@ class MapLoss(_MapReading):
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
         super().__init__(at, klal.layers, klal.over, head_weight)
         self.target, self.klal = target, klal  # [N, C]
+        self.target_here = target if at.split is None else at.split.take(target)
         self.losses = [torch.zeros(len(target), device=target.device)]  # [N] of each layer
 
     def of(self, layer: Layer) -> Tensor:
-        """[N] of one layer."""
-        at, target = self.at, self.target
+        """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
+        at, split = self.at, self.at.split
         if self.klal.from_maps:
-            return map_loss(self.map(layer), target, at.own(layer.window), self.klal)
-        q, rows = layer.queries(at.rows), at.rows.at(layer.window)
-        options = {**self.options(layer), "heads": self.klal.heads}
-        return attention_kl(q, layer.k, target, rows, at.columns, **options)
+            maps = self.all_columns(self.map(layer))
+            rows = map_loss(maps, self.target, at.own(layer.window), self.klal)
+            return rows if split is None else rows / split.shard.ranks
+        q, options = layer.queries(at.rows), {**self.options(layer), "heads": self.klal.heads}
+        if split is None:
+            rows = at.rows.at(layer.window)
+            return attention_kl(q, layer.k, self.target, rows, at.columns, **options)
+        rows = at.rows.sharded(layer.window)
+        own = parallel.attention_kl(
+            q, layer.k, self.target_here, rows, split.columns, **options
+        )  # [N_r]
+        return own.new_zeros(len(rows)).index_copy(0, rows.own, own)
 
     def add(self, loss: Tensor) -> None:
         """Add [N] of one layer."""
@@ -150,8 +209,9 @@ class MapSum(_MapReading):
         head_weight: Tensor | None = None,
     ) -> None:
         super().__init__(at, layers, over, head_weight)
-        shape = len(at.rows.position), at.columns.shape[1]
-        self.total = torch.zeros(shape, device=at.columns.device)
+        columns = at.columns if at.split is None else at.split.columns
+        shape = len(at.rows.position), columns.shape[1]
+        self.total = torch.zeros(shape, device=columns.device)  # of this rank's columns
 
     def of(self, layer: Layer) -> Tensor:
         """[N, C] of one layer."""
@@ -164,18 +224,20 @@ class MapSum(_MapReading):
     @property
     def seen(self) -> Tensor:
         """[N, C]: the layers in which a column is own."""
-        seen = torch.zeros(self.total.shape, device=self.total.device)
+        shape = len(self.total), self.at.columns.shape[1]
+        seen = torch.zeros(shape, device=self.total.device)
         for window, layers in self.windows.items():
             seen += layers * self.at.own(window)
         return seen
 
     def mean(self) -> Tensor:
         """[N, C]: over the layers in which the row sees anything of its image."""
+        total = self.all_columns(self.total)
         if self.head_weight is not None:
-            return self.total
+            return total
         seen = self.seen
         layers = seen.amax(1, keepdim=True) if seen.shape[1] else seen
-        return self.total / layers.clamp(min=1)
+        return total / layers.clamp(min=1)
 
 
 class RecordedMaps(_MapReading):
@@ -192,7 +254,7 @@ class RecordedMaps(_MapReading):
         """Add one layer."""
         if not run.finished:
             with torch.no_grad():
-                self.maps.append(self.map(layer))
+                self.maps.append(self.all_columns(self.map(layer)))
 
 
 def map_loss(attention: Tensor, target: Tensor, own: Tensor, klal: Klal) -> Tensor:
@@ -226,7 +288,7 @@ class Readings:
 
 def readings_of(request: Request) -> Readings:
     """The readings that the terms and the recordings of a request use."""
-    batch, terms, found = request.batch, request.terms, Readings()
+    batch, terms, shard, found = request.batch, request.terms, request.shard, Readings()
     if request.records & {"contributions", "gradcam"} and request.recorded_position.shape[1]:
         found.saved = SavedAttention(request.rows(request.recorded_position))
     if gradcam_terms(request) and not request.side_tokens:
@@ -248,7 +310,9 @@ def readings_of(request: Request) -> Readings:
     hist = terms.hist
     if hist is not None and hist.maps == "attention" and batch.phrase_composite.shape[1]:
         own_rows = torch.where(batch.phrase_position >= 0, batch.phrase_position + 1, -1)
-        at = MapRows(request.rows(own_rows), batch.map_columns.int())
+        rows, columns = request.rows(own_rows), batch.map_columns.int()
+        split = None if shard is None else SplitColumns.of(shard, rows, columns, None)
+        at = MapRows(rows, columns, split=split)
         found.phrase_map = MapSum(at, hist.layers, hist.over)
     return found
 
@@ -258,8 +322,12 @@ def map_rows_of(request: Request) -> MapRows:
     batch, columns = request.batch, request.batch.map_columns
     image = batch.image.gather(1, columns.clamp(min=0).long())  # [B, C]
     own = (image[:, None] == batch.map_image[..., None]) & (columns >= 0)[:, None]
-    rows = request.rows(batch.map_position)
-    return MapRows(rows, columns.int(), map_sets(batch), own.flatten(0, 1))
+    rows, columns, shard = request.rows(batch.map_position), columns.int(), request.shard
+    own = own.flatten(0, 1)
+    if shard is None:
+        return MapRows(rows, columns, map_sets(batch), own)
+    split = SplitColumns.of(shard, rows, columns, map_sets(batch, shard))
+    return MapRows(rows, columns, None, own, split)
 
 
 def map_target(request: Request) -> Tensor:

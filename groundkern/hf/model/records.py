@@ -10,6 +10,7 @@ from groundkern.hf.model.attribution import contributions, gradcam
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after
+from groundkern.parallel.collectives import all_sum
 
 
 def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:
@@ -21,9 +22,14 @@ def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:
         if name in wanted:
             found[name] = _attribution(request, body, name)
     if "logits" in wanted:
-        aligned = take_rows(body.hidden, request.batch.side_position)
-        found["main_logits"] = _logits(request, aligned)
+        position, split = request.batch.side_position, request.split
+        here = position if split is None else split.local(position)
+        found["main_logits"] = _logits(request, take_rows(body.hidden, here))
         found["side_logits"] = _logits(request, body.side_hidden)
+        if split is not None:
+            for name in ("main_logits", "side_logits"):
+                own = found[name].masked_fill((here < 0)[..., None], 0.0)
+                found[name] = all_sum(own, split.shard)
     return found
 
 

@@ -13,6 +13,7 @@ from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, FIELDS, GroundedBatch
 from groundkern.hf.data.image_token import image_token_id
+from groundkern.hf.model.context import Split, split_of
 from groundkern.hf.model.documents import FLASH_LENGTHS, Documents
 from groundkern.hf.model.layers import text_attention
 from groundkern.hf.model.logit_rule import LogitRule, logit_rule
@@ -23,6 +24,7 @@ from groundkern.hf.model.sharded import sharded
 from groundkern.hf.model.side_tokens import filler
 from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
+from groundkern.parallel import Shard
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
@@ -44,6 +46,7 @@ class Request:
         documents: those of its rows, if text positions came without an attention mask; None: a row
             is one document.
         part: the one part that the loss consists of; None: all that are attached.
+        split: of the tokens over the ranks of a group; None: they are whole.
     """
 
     model: nn.Module
@@ -55,6 +58,7 @@ class Request:
     records: frozenset[str]
     documents: Documents | None = None
     part: str | None = None
+    split: Split | None = None
 
     @classmethod
     def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Request:
@@ -104,7 +108,13 @@ class Request:
         refuse_seeing_rows(model, batch, inputs, image_token_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)
-        return cls(model, attached, terms, batch, inputs, denominators, records, documents, part)
+        aligned = batch.side_position if terms.smam is not None else batch.side_position[:, :0]
+        split = split_of(model, input_ids, aligned)
+        if split is not None and records & {"contributions", "gradcam"}:
+            got = "a sequence that is split over ranks"
+            fail("gk_record", "whole sequences for contributions and gradcam", got)
+        known = batch, inputs, denominators, records, documents, part, split
+        return cls(model, attached, terms, *known)
 
     @property
     def input_ids(self) -> Tensor:
@@ -130,6 +140,21 @@ class Request:
     def layer_count(self) -> int:
         """L, the layers of the text decoder whose attention can be read."""
         return len(text_attention(self.model))
+
+    @property
+    def tokens_here(self) -> int:
+        """S, or how many of its tokens this rank has."""
+        return self.input_ids.shape[1] if self.split is None else len(self.split.shard)
+
+    @property
+    def shard(self) -> Shard | None:
+        """This rank's part of the sequences; None: all of them."""
+        return None if self.split is None else self.split.shard
+
+    @property
+    def share(self) -> float:
+        """The part of a loss that every rank computes alike, so that all add up to it."""
+        return 1.0 if self.split is None else 1.0 / self.split.ranks
 
     @cached_property
     def first_key(self) -> Tensor:
@@ -157,7 +182,8 @@ class Request:
     def rows(self, position: Tensor) -> Rows:
         """[B, R] positions as query rows."""
         first_key = self.first_key.gather(1, position.clamp(min=0).long())
-        return Rows(position, first_key, unbounded_rows(self.model, self.inputs, position))
+        unbounded = unbounded_rows(self.model, self.inputs, position)
+        return Rows(position, first_key, unbounded, self.shard)
 
 
 def _records(wanted: str | Iterable[str] | None, *, training: bool) -> frozenset[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from groundkern.hf.data.batch import GroundedBatch
+from groundkern.parallel import Shard, ShardedRows
 from groundkern.selection import KeySets, QueryRows
 
 
@@ -32,10 +33,15 @@ class Rows:
         first_key: int32 [B, R], the first key that each row may see: of its sequence, without the
             padding, or of its document.
         unbounded: bool [B, R], rows that no window binds; None: there are none.
+        shard: this rank's part of the sequences; None: it has them whole.
     """
 
     def __init__(
-        self, position: Tensor, first_key: Tensor, unbounded: Tensor | None = None
+        self,
+        position: Tensor,
+        first_key: Tensor,
+        unbounded: Tensor | None = None,
+        shard: Shard | None = None,
     ) -> None:
         batch, rows = position.shape
         sequence = torch.arange(batch, dtype=torch.int32, device=position.device)
@@ -44,7 +50,9 @@ class Rows:
         self.start = first_key.flatten()
         self.unbounded = None if unbounded is None else unbounded.flatten()
         self.rows = rows  # of each sequence
+        self.shard = shard
         self._windows: dict[Window, QueryRows] = {}
+        self._sharded: dict[Window, ShardedRows] = {}
 
     def at(self, window: Window) -> QueryRows:
         """The rows of a layer, built once for each window.
@@ -61,6 +69,26 @@ class Rows:
             )
         return self._windows[window]
 
+    def sharded(self, window: Window) -> ShardedRows:
+        """The same where sequences are split over ranks.
+
+        Args:
+            window: the layer's.
+
+        Returns:
+            N rows, of which each rank owns some.
+        """
+        if window not in self._sharded:
+            self._sharded[window] = ShardedRows(self.at(window), self.shard)
+        return self._sharded[window]
+
+    def queries(self) -> tuple[Tensor, Tensor]:
+        """Where this rank has queries of the rows: sequence and position [N], of its own tokens."""
+        if self.shard is None:
+            return self.sequence, self.position
+        own = self.sharded(None).own
+        return self.sequence[own], self.shard.before(self.position[own].clamp(min=0))
+
     def _start(self, window: Window) -> Tensor:
         """int32 [N]: the first key that a row sees."""
         if window is None:
@@ -73,11 +101,12 @@ class Rows:
         return start if self.unbounded is None else torch.where(self.unbounded, self.start, start)
 
 
-def side_sets(batch: GroundedBatch) -> KeySets:
+def side_sets(batch: GroundedBatch, shard: Shard | None = None) -> KeySets:
     """What each aligned row may see: language tokens, and visual ones inside its regions.
 
     Args:
         batch: the batch, with Rs aligned rows.
+        shard: whose keys the sets are of; None: all.
 
     Returns:
         Key sets of B x Rs rows; -1 for a row that is not restricted.
@@ -88,22 +117,26 @@ def side_sets(batch: GroundedBatch) -> KeySets:
     sequence = torch.arange(sequences, device=batch.image.device)
     index = torch.where(batch.side_set >= 0, batch.side_set + sequence[:, None] * sets, -1)
     index = torch.where(batch.side_position >= 0, index, -1).flatten().to(torch.int32)
-    inside = batch.side_inside.reshape(sequences * sets, length)
-    return KeySets.regions(batch.image >= 0, inside, sequence.repeat_interleave(sets), index)
+    inside, visual = batch.side_inside.reshape(sequences * sets, length), batch.image >= 0
+    if shard is not None:
+        inside, visual = shard.take(inside), shard.take(visual)
+    return KeySets.regions(visual, inside, sequence.repeat_interleave(sets), index)
 
 
-def map_sets(batch: GroundedBatch) -> KeySets:
+def map_sets(batch: GroundedBatch, shard: Shard | None = None) -> KeySets:
     """The keys of each map row's own image.
 
     Args:
         batch: the batch, with Rm map rows.
+        shard: whose keys the sets are of; None: all.
 
     Returns:
         One key set for each of B x Rm rows.
 
     Source: (K1).
     """
-    same = batch.image[:, None, :] == batch.map_image[:, :, None]  # [B, Rm, S]
+    image = batch.image if shard is None else shard.take(batch.image)
+    same = image[:, None, :] == batch.map_image[:, :, None]  # [B, Rm, S]
     rows = same.flatten(0, 1)
     index = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
     return KeySets.from_bool(rows, index)

@@ -119,6 +119,40 @@ def refuse_packing(model: PreTrainedModel, documents: Documents) -> None:
         raise ValueError(reason)
 
 
+def refuse_context(model: PreTrainedModel) -> None:
+    """Raise for a model whose sequences cannot be split over ranks.
+
+    Args:
+        model: the attached model, without wrappers.
+
+    Raises:
+        ValueError: layers that are not softmax attention; tokens that see later ones; RoPE that
+            depends on the length; the auxiliary loss of a mixture of experts.
+    """
+    name = type(model).__name__
+    _refuse_model(model)
+    passing = [
+        "a recurrence or convolution" if layer.mixer is not None else layer.unread
+        for layer in text_layers(model)
+        if layer.mixer is not None
+        or (layer.attention is None and OLDER_NAMES.get(layer.kind, layer.kind) not in PER_TOKEN)
+    ]
+    if passing:
+        kinds = "; ".join(f"{n} layers of {kind}" for kind, n in Counter(passing).items())
+        wanted = "layers of softmax attention where a sequence is split over ranks"
+        fail("context_parallel", wanted, f"{name} with {kinds}")
+    source = forward_source(type(model.base_model))
+    if is_prefix_lm(model) or any(block in source for block in _IMAGE_BLOCKS):
+        wanted = "a decoder whose tokens see no later ones"
+        fail("context_parallel", wanted, f"{name}, whose image tokens do")
+    found = [kind for kind in _rope_types(model) if kind in LENGTH_DEPENDENT_ROPE]
+    if found:
+        fail("context_parallel", "RoPE that does not depend on the length", found[0])
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        wanted = "no auxiliary loss of routers, which is of all tokens together"
+        fail("output_router_logits", wanted, True)
+
+
 def refuse_unsupported(model: PreTrainedModel, objectives: Objectives) -> None:
     """Raise for what was asked for and cannot be trained on this model.
 

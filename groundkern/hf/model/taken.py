@@ -34,9 +34,10 @@ class Places:
 
     def __init__(self, selections: Sequence[Rows], total: int) -> None:
         self.selections, self.total = selections, total
-        self._sizes = [len(rows.position) for rows in selections]
-        self.sequence = torch.cat([rows.sequence for rows in selections]).long()
-        self.position = torch.cat([rows.position for rows in selections]).clamp(min=0).long()
+        places = [rows.queries() for rows in selections]
+        self._sizes = [len(sequence) for sequence, _ in places]
+        self.sequence = torch.cat([sequence for sequence, _ in places]).long()
+        self.position = torch.cat([position for _, position in places]).clamp(min=0).long()
         self._zeros: dict[tuple, Tensor] = {}
 
     def take(self, x: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def _klal(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
         kl = mean_rows(readings.kl.rows(), denominator=denominator)
     if readings.kl_map is not None:
         own = readings.kl_map.seen > 0
-        rows = map_loss(readings.kl_map.mean(), map_target(request), own, klal)
+        rows = map_loss(readings.kl_map.mean(), map_target(request), own, klal) * request.share
         kl = mean_rows(rows, denominator=denominator)
     return klal.weight * kl, {"map_kl": kl}  # (K4)
 
@@ -186,7 +186,8 @@ def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
         )
         counted = (three >= 0).all(-1)
         denominator = request.denominator("composite")
-        parts["composition"] = mean_rows(rows, counted, denominator=denominator)
+        mean = mean_rows(rows, counted, denominator=denominator)
+        parts["composition"] = request.share * mean
     elif how.maps == "attention":
         parts["composition"] = request.denominators.new_zeros(())
     return sum(getattr(how, name) * part for name, part in parts.items()), parts
@@ -225,7 +226,8 @@ def _margins(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor
         maps = maps / torch.where(unit > 0, unit, 1.0)
         inside = (target >= how.inside * target.amax(-1, keepdim=True)) & (target > 0)
     rows = margins(maps, inside, valid=own, mean_margin=how.mean_margin, max_margin=how.max_margin)
-    mean, most = (mean_rows(x, denominator=request.denominator("map")) for x in rows)
+    denominator = request.denominator("map")
+    mean, most = (request.share * mean_rows(x, denominator=denominator) for x in rows)
     return how.weight * (mean + most), {"margin_mean": mean, "margin_max": most}
 
 

@@ -1,0 +1,225 @@
+"""A sequence split over the ranks of a process group: who holds which tokens, and their way.
+
+Every rank of the group is given the same batch. Tower and embeddings run on all of it; the split
+is made where hidden states enter the text decoder, because the body of a vision-language model puts
+image features into them before. From there on a rank has its own tokens, then the side tokens of
+its own aligned rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from groundkern import checks
+from groundkern.checks import fail, require
+from groundkern.hf.model.engines import ENGINES, Engine
+from groundkern.hf.model.layers import text_decoder
+from groundkern.hf.model.support import base_model, refuse_context
+from groundkern.parallel import Shard, Sharding
+
+CONTEXT = "_groundkern_context"  # in the __dict__ of a model
+ORDERS: dict[str, Callable[[int, int], Sharding]] = {
+    "zigzag": Sharding.zigzag,
+    "contiguous": lambda length, ranks: Sharding.contiguous(
+        [len(piece) for piece in torch.arange(length).tensor_split(ranks)]
+    ),
+    "striped": Sharding.striped,
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `context_parallel` left on a model."""
+
+    group: dist.ProcessGroup
+    order: str
+    engine: Engine
+
+
+def context_parallel(
+    model: nn.Module,
+    group: dist.ProcessGroup | None,
+    *,
+    order: str = "zigzag",
+    engine: str = "gather",
+) -> nn.Module:
+    """Split the sequences of grounded batches over the ranks of a group.
+
+    All ranks of the group must be given the same batches. The loss has the value of the whole batch
+    on each of them, and the gradient of the rank's own part: gradients of weights are to be summed
+    over the group (DDP and FSDP average over their ranks: multiply the loss by that number).
+
+    Args:
+        model: an attached model, bare or inside PEFT.
+        group: whose ranks share each sequence; None: every rank has whole ones again.
+        order: which tokens a rank holds: "zigzag", "contiguous" or "striped"
+            (`groundkern.parallel.Sharding`).
+        engine: what computes attention of the main tokens, by its name in `engines.ENGINES`.
+
+    Returns:
+        The same `model`.
+
+    Raises:
+        TypeError: not a transformers model.
+        ValueError: an unknown order or engine; a model that cannot be split, with the reason.
+    """
+    base = base_model(model)
+    base.__dict__.pop(CONTEXT, None)
+    if group is None:
+        return model
+    require(order in ORDERS, "order", " or ".join(map(repr, ORDERS)), repr(order))
+    require(engine in ENGINES, "engine", " or ".join(map(repr, ENGINES)), repr(engine))
+    refuse_context(base)
+    base.__dict__[CONTEXT] = Context(group, order, ENGINES[engine](base, group))
+    return model
+
+
+class Split:
+    """How the tokens of one batch are split.
+
+    Args:
+        context: of the model.
+        input_ids: [B, S], the same on every rank.
+        side_position: [B, Rs], rows of side tokens, padded with -1.
+
+    Raises:
+        ValueError: (checked if that needs no sync) ranks with different batches.
+    """
+
+    def __init__(self, context: Context, input_ids: Tensor, side_position: Tensor) -> None:
+        self.engine = context.engine
+        if checks.values_visible(input_ids):
+            _refuse_different(input_ids, context.group)
+        ranks, length = dist.get_world_size(context.group), input_ids.shape[1]
+        sharding = ORDERS[context.order](length, ranks)
+        self.shard = Shard(sharding, context.group, device=input_ids.device)
+        owner = self.shard.owner[side_position.clamp(min=0).long()]
+        self._own = (owner == self.shard.rank) & (side_position >= 0)  # [B, Rs]
+        most = int(self._own.sum(1).max()) if self._own.numel() else 0
+        first = self._own.int().argsort(dim=1, descending=True, stable=True)
+        self.slots = first[:, :most]  # int64 [B, R_r], which of the Rs side tokens are here
+        self.found: dict[Any, Any] = {}  # what an engine keeps for the layers of this batch
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks share the batch."""
+        return self.shard.ranks
+
+    @cached_property
+    def index(self) -> Tensor:
+        """int64 [B, S_r + R_r]: this rank's tokens among S + Rs."""
+        main = self.shard.positions.expand(len(self.slots), -1)
+        return torch.cat((main, self.shard.length + self.slots), 1)
+
+    def local(self, position: Tensor) -> Tensor:
+        """Where rows of whole sequences are on this rank.
+
+        Args:
+            position: [B, R], padded with -1.
+
+        Returns:
+            [B, R]; -1 for padding and for rows of other ranks.
+        """
+        at = position.clamp(min=0).long()
+        own = (position >= 0) & (self.shard.owner[at] == self.shard.rank)
+        return torch.where(own, self.shard.before(at), -1)
+
+    def side_slots(self, x: Tensor) -> Tensor:
+        """[B, Rs, ...] -> [B, R_r, ...]: of the side tokens that are here."""
+        batch = torch.arange(len(x), device=x.device)[:, None]
+        return x[batch, self.slots]
+
+    def all_side(self, x: Tensor) -> Tensor:
+        """[B, R_r, D] -> [B, Rs, D]; what side tokens of other ranks have is not used."""
+        batch, rows = self._own.shape
+        index = self.slots[..., None].expand(*self.slots.shape, x.shape[-1])
+        return x.new_zeros(batch, rows, x.shape[-1]).scatter(1, index, x)
+
+    @contextmanager
+    def decoder(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within the block the text decoder of a model runs on this rank's tokens.
+
+        Args:
+            model: the attached model, without wrappers.
+        """
+        decoder = text_decoder(model)
+        names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+
+        def split(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            return (), self._inputs(given)
+
+        hook = decoder.register_forward_pre_hook(split, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _inputs(self, given: dict) -> dict:
+        """This rank's part of a decoder's keywords.
+
+        Raises:
+            ValueError: one with an entry for each token that is not known.
+        """
+        batch, total = len(self.slots), self.shard.length + self._own.shape[1]
+        found = dict(given)
+        for name, x in given.items():
+            if name == "position_ids" or not isinstance(x, Tensor) or x.dim() < 2:
+                continue
+            if x.shape[:2] == (batch, total):
+                found[name] = _entries(x, self.index)
+        positions = given.get("position_ids")
+        if positions is None:
+            found["position_ids"] = self.index
+        else:
+            whole = positions.expand(*positions.shape[:-2], batch, -1)
+            index = self.index.expand(*whole.shape[:-1], -1)
+            found["position_ids"] = whole.gather(-1, index)
+        if given.get("cache_position") is not None:
+            found["cache_position"] = None
+        deep, visual = given.get("deepstack_visual_embeds"), given.get("visual_pos_masks")
+        if deep is not None:  # Qwen3-VL's, an entry for each visual token
+            number = (visual.flatten().cumsum(0) - 1).view_as(visual)
+            chosen = _entries(number, self.index)[found["visual_pos_masks"]]
+            found["deepstack_visual_embeds"] = [x[chosen] for x in deep]
+        # A mask of four dimensions is handed on as it is; the engine has its own.
+        device = self.index.device
+        found["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        return found
+
+
+def split_of(model: PreTrainedModel, input_ids: Tensor, side_position: Tensor) -> Split | None:
+    """How a batch of a model is split; None: it is not.
+
+    Args, Raises: as `Split`.
+    """
+    context = model.__dict__.get(CONTEXT)
+    return None if context is None else Split(context, input_ids, side_position)
+
+
+def _entries(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, T, ...] at index [B, T_r], differentiably."""
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    return x[batch, index]
+
+
+def _refuse_different(input_ids: Tensor, group: dist.ProcessGroup) -> None:
+    """Raise, on every rank, unless all have the same tokens."""
+    place = torch.arange(1, input_ids.numel() + 1, device=input_ids.device)
+    digest = (input_ids.flatten().long() * place).sum()
+    own = torch.stack((digest, *torch.tensor(input_ids.shape, device=digest.device)))
+    ranks = own.new_empty(dist.get_world_size(group) * len(own))
+    dist.all_gather_into_tensor(ranks, own, group=group)
+    same = bool((ranks.view(-1, len(own)) == own).all())
+    if not same:
+        fail("input_ids", "the same batch on all ranks of a context group", "different ones")
