@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, GradientState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from transformers import TrainingArguments
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.ranks.cases import Case, parsed
-from benchmarks.ranks.samples import ACCUMULATION, BATCH, STEPS, examples
+from benchmarks.ranks.samples import ACCUMULATION, BATCH, examples
 from groundkern.hf import (
     DvSft,
     GroundingCollator,
@@ -85,6 +86,17 @@ def collator_of(case: Case, model: nn.Module) -> GroundingCollator:
     return GroundingCollator(tiny_qwen_processor(), config, lens=True, **packing)
 
 
+def parallelism_of(case: Case) -> ParallelismConfig | None:
+    """What accelerate is told of sequences that processes share; None: there are none.
+
+    Args:
+        case: says how many do.
+    """
+    if case.context == 1:
+        return None
+    return ParallelismConfig(cp_size=case.context, dp_shard_size=case.readers)
+
+
 def trained(case: Case, folder: Path) -> dict:
     """Train a case in this process, or in its share of the processes.
 
@@ -102,9 +114,9 @@ def trained(case: Case, folder: Path) -> dict:
         model,
         TrainingArguments(
             str(folder / "trainer"),
-            per_device_train_batch_size=BATCH * (1 if case.strategy else case.ranks),
+            per_device_train_batch_size=BATCH * (1 if case.strategy else case.readers),
             gradient_accumulation_steps=ACCUMULATION,
-            max_steps=STEPS,
+            max_steps=case.steps,
             learning_rate=LEARNING_RATES[case.optimizer],
             lr_scheduler_type="constant",
             optim=case.optimizer,
@@ -114,8 +126,11 @@ def trained(case: Case, folder: Path) -> dict:
             use_cpu=True,
             dataloader_pin_memory=False,
             disable_tqdm=True,
+            gradient_checkpointing=case.checkpointed,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            parallelism_config=parallelism_of(case),
         ),
-        train_dataset=examples(case.ranks, case.share),
+        train_dataset=examples(case.readers, case.share, case.steps),
         data_collator=collator_of(case, model),
     )
     trainer.train()
