@@ -1,12 +1,13 @@
 """Side attention and attention maps over keys that lie on several ranks.
 
-lse_n = log sum_r exp(lse_rn)                      lse_r of the keys of rank r alone
-out_n = sum_r exp(lse_rn - lse_n) out_rn
-KL_n  = sum_r w_rn (KL_rn + log w_rn)              w_r: the share of the target on rank r
+The normaliser of a map is merged over the ranks (P1); a column of a map is on one rank, and so
+(P3)  KL_n = sum_r P_rn (KL_rn + log P_rn)         P_rn: the share of the target that rank r has
+                                                   KL_r of that share alone, renormalised
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,18 +16,18 @@ from torch import Tensor
 from groundkern import attention_contribution as contribution_of
 from groundkern import attention_kl as kl_of
 from groundkern import attention_map as map_of
-from groundkern import checks
 from groundkern import side_attention as side_attention_of
 from groundkern.kept import kept
 from groundkern.ops.side_attention.api import SideAttention
-from groundkern.parallel.collectives import all_sum, gather_ranks
+from groundkern.parallel.collectives import summed
+from groundkern.parallel.merging import merged_attention, merged_lse
+from groundkern.parallel.normaliser import Over, log_sum_exp, own_columns
 from groundkern.parallel.rows import ShardedRows
-from groundkern.selection import KeySets, unpack_bits
-
-Over = Literal["visible", "columns"]
-LEAST_DIM = 16  # of values that kernels take
+from groundkern.precision import autocast
+from groundkern.selection import KeySets
 
 
+@torch.compiler.disable
 def side_attention(
     q: Tensor,
     k: Tensor,
@@ -56,13 +57,14 @@ def side_attention(
 
     Source: SMAM (CVPR 2026), equation (S1).
     """
+    q, k, v = autocast(q, k, v)
+    rows.agree(_call("side_attention", (q, k, v), scale, softcap))
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     out, lse = side_attention_of(rows.gather(q), k, v, rows.keys, allowed=allowed, **options)
-    lse, weight = _merged(lse, rows)
-    summed = rows.scatter_sum(weight[..., None] * out.to(lse.dtype))
-    return SideAttention(summed.to(out.dtype), lse[rows.own])
+    return SideAttention(*merged_attention(out, lse, rows.exchange))
 
 
+@torch.compiler.disable
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -95,12 +97,15 @@ def attention_map(
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2).
     """
+    q, k = autocast(q, k)
+    rows.agree(_call("attention_map", (q, k, head_weight), scale, softcap, over))
     q, options = rows.gather(q), {"scale": scale, "softcap": softcap, "backend": backend}
     lse = _normaliser(q, k, rows, columns, over, allowed, options)
     given = {**options, "over": "visible", "allowed": allowed, "lse": lse}
     return map_of(q, k, rows.keys, columns, head_weight=head_weight, **given)
 
 
+@torch.compiler.disable
 def attention_contribution(
     q: Tensor,
     k: Tensor,
@@ -132,6 +137,8 @@ def attention_contribution(
 
     Source: equation (C1).
     """
+    q, k, v, g = autocast(q, k, v, g)
+    rows.agree(_call("attention_contribution", (q, k, v, g), scale, softcap, over, rectify))
     q, g = rows.gather(q), rows.gather(g)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     lse = _normaliser(q, k, rows, columns, over, allowed, options)
@@ -139,6 +146,7 @@ def attention_contribution(
     return contribution_of(q, k, v, g, rows.keys, columns, **given)
 
 
+@torch.compiler.disable
 def attention_kl(
     q: Tensor,
     k: Tensor,
@@ -170,28 +178,34 @@ def attention_kl(
 
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
+    q, k = autocast(q, k)
+    rows.agree(_call("attention_kl", (q, k, head_weight), scale, softcap, over, heads))
     q, options = rows.gather(q), {"scale": scale, "softcap": softcap, "backend": backend}
     lse = _normaliser(q, k, rows, columns, over, allowed, options)
     given = {**options, "over": "visible", "allowed": allowed, "lse": lse, "heads": heads}
     kl = kl_of(q, k, target, rows.keys, columns, head_weight=head_weight, **given)  # [N]
-    share = _share(target, rows, columns, allowed)  # [N]
+    share = _share(target, rows, columns, allowed, lse.dtype)  # [N]
     factor: Tensor | float = 1.0
     if heads == "each" and head_weight is not None:
-        factor = head_weight.expand(lse.shape).masked_fill(lse.isinf(), 0.0).sum(1)
+        factor = head_weight.to(lse.dtype).expand(lse.shape).masked_fill(lse.isinf(), 0.0).sum(1)
     log_share = torch.where(share > 0, share, 1.0).log()
     return rows.scatter_sum(share * (kl + factor * log_share))
 
 
-def _merged(lse: Tensor, rows: ShardedRows) -> tuple[Tensor, Tensor]:
-    """lse [N, Hq] of all ranks' keys, and this rank's share of the mass, which is 0 in a row
-    without keys; both differentiable."""
-    all_lse = gather_ranks(lse, rows.shard)  # [ranks, N, Hq]
-    top = all_lse.detach().amax(0)
-    empty = top == -torch.inf
-    top = torch.where(empty, 0.0, top)
-    total = (all_lse - top).exp().sum(0)
-    merged = torch.where(empty, -torch.inf, top + torch.where(empty, 1.0, total).log())
-    return merged, (lse - torch.where(empty, 0.0, merged)).exp()
+def _call(
+    function: str,
+    inputs: Sequence[Tensor | None],
+    scale: float | None,
+    softcap: float | None,
+    *options: str | bool,
+) -> tuple:
+    """What has to be the same on all ranks, which else wait for messages that nobody sends."""
+    recording = torch.is_grad_enabled()
+    seen = [
+        None if x is None else (str(x.dtype), x.requires_grad and recording, *x.shape[-1:])
+        for x in inputs
+    ]
+    return function, scale, softcap, *options, inputs[0].shape[1], *seen
 
 
 def _normaliser(
@@ -204,52 +218,23 @@ def _normaliser(
     options: dict,
 ) -> Tensor:
     """[N, Hq]: the log-sum-exp over all ranks of the keys that `over` names."""
-    checks.require(over in ("visible", "columns"), "over", "'visible' or 'columns'", repr(over))
-    sets = None
-    if over == "columns":
-        others = columns, allowed
-
-        def make() -> KeySets:
-            return _column_sets(rows, columns, allowed, k.shape[2])
-
-        sets = kept(rows.keys, others, ("sets of columns", k.shape[2]), make)
-    v = k.detach()[..., : max(1, min(LEAST_DIM, k.shape[3]))]  # whose output nobody reads
-    lse = side_attention_of(q, k, v, rows.keys, allowed=sets, **options).lse
-    return _merged(lse, rows)[0]
+    lse = log_sum_exp(q, k, rows.keys, columns, over, allowed, options)
+    return merged_lse(lse, rows.exchange)
 
 
-def _column_sets(rows: ShardedRows, columns: Tensor, allowed: KeySets | None, keys: int) -> KeySets:
-    """The own columns of each row as a key set."""
-    there = torch.zeros(len(columns), keys + 1, dtype=torch.bool, device=columns.device)
-    there.scatter_(1, torch.where(columns >= 0, columns, keys).long(), True)
-    there = there[:, :keys]  # [B, S_r]
-    if allowed is None:
-        return KeySets.from_bool(there, rows.keys.sequence)
-    index = torch.arange(len(rows), dtype=torch.int32, device=columns.device)
-    return KeySets.from_bool(there[rows.keys.sequence.long()] & _member(allowed), index)
-
-
-def _member(allowed: KeySets) -> Tensor:
-    """bool [N, S_r]: the keys that the sets allow each row."""
-    if len(allowed.bits) == 0:
-        shape = len(allowed.index), allowed.keys
-        return torch.ones(shape, dtype=torch.bool, device=allowed.index.device)
-    member = unpack_bits(allowed.bits[allowed.index.clamp(min=0).long()], allowed.keys)
-    return member | (allowed.index < 0)[:, None]
-
-
-def _share(target: Tensor, rows: ShardedRows, columns: Tensor, allowed: KeySets | None) -> Tensor:
+def _share(
+    target: Tensor,
+    rows: ShardedRows,
+    columns: Tensor,
+    allowed: KeySets | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """[N]: how much of each row's target is on this rank's own columns; 0 without any."""
 
     def make() -> Tensor:
-        keys = rows.keys
-        at = columns[keys.sequence.long()]  # [N, C_r]
-        own = (at >= 0) & (at >= keys.start[:, None]) & (at < keys.stop[:, None])
-        if allowed is not None and at.numel():
-            own &= _member(allowed).gather(1, at.clamp(min=0).long())
-        wide = target.dtype if target.dtype == torch.float64 else torch.float32
-        mass = torch.where(own, target.detach().to(wide), 0.0).sum(1)
-        total = all_sum(mass, rows.shard)
+        own = own_columns(rows.keys, columns, allowed)
+        mass = torch.where(own, target.detach().to(dtype), 0.0).sum(1)
+        total = summed(mass, rows.shard)
         return mass / torch.where(total > 0, total, 1.0)
 
-    return kept(rows.keys, (columns, allowed, target), "share of the target", make)
+    return kept(rows.together, (columns, allowed, target), ("share of the target", dtype), make)

@@ -1,12 +1,14 @@
-"""What ranks send each other, differentiably: every backward is the other one's forward.
+"""What ranks send each other, differentiably: every backward is the adjoint of its forward.
 
 The loss is the sum over ranks, so what a rank's tensor became on other ranks is differentiated
 there, and the gradients meet on their way back. Every rank has to run the same calls in the same
-order, backward too.
+order, backward too. Rows are sent without padding, in their own dtype; sums are made in fp32 or
+fp64 where they arrive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,29 +16,33 @@ import torch.distributed as dist
 from torch import Tensor
 
 from groundkern.parallel.shards import Shard
+from groundkern.precision import accumulation_dtype
 
 
 class Exchange(NamedTuple):
-    """How N rows are laid out on the ranks: each sends as many as the rank that has the most."""
+    """How N rows lie on the ranks."""
 
-    group: dist.ProcessGroup | None
-    ranks: int
-    most: int  # rows of a rank
+    shard: Shard
+    counts: list[int]  # rows of each rank
     own: Tensor  # int64 [N_r], this rank's rows
-    place: Tensor  # int64 [N], of each row among ranks x most
+    order: Tensor  # int64 [N], the rows by rank
+    place: Tensor  # int64 [N], of each row in that order
 
     @classmethod
     def of(cls, owner: Tensor, shard: Shard) -> Exchange:
         """The exchange of rows with these owners, int64 [N]."""
-        counts = owner.bincount(minlength=shard.ranks)
-        most = int(counts.max())
+        counts = owner.bincount(minlength=shard.ranks).tolist()
         order = owner.argsort(stable=True)
-        first = counts.cumsum(0) - counts
-        number = torch.arange(len(owner), device=owner.device) - first[owner[order]]
-        place = torch.empty_like(owner)
-        place[order] = owner[order] * most + number
-        own = (owner == shard.rank).nonzero()[:, 0]
-        return cls(shard.group, shard.ranks, most, own, place)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        first = sum(counts[: shard.rank])
+        own = order[first : first + counts[shard.rank]]
+        return cls(shard, counts, own, order, place)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.order)
 
 
 def gather(x: Tensor, exchange: Exchange) -> Tensor:
@@ -49,31 +55,81 @@ def scatter_sum(x: Tensor, exchange: Exchange) -> Tensor:
     return _ScatterSum.apply(x, exchange)
 
 
-def gather_ranks(x: Tensor, shard: Shard) -> Tensor:
-    """[...] of each rank -> [ranks, ...] on all."""
-    return _GatherRanks.apply(x, shard)
-
-
 def all_sum(x: Tensor, shard: Shard) -> Tensor:
-    """The sum over ranks, on all."""
+    """The sum over ranks, on all, in x's dtype."""
     return _AllSum.apply(x, shard)
 
 
-def wide(x: Tensor) -> Tensor:
-    """What sums over ranks are made in: fp32, or fp64."""
-    return x if x.dtype == torch.float64 else x.float()
+def sent_to_all(parts: Sequence[Tensor], exchange: Exchange) -> list[Tensor]:
+    """[N_r, ...] of each rank -> [N, ...] on all, several tensors in one message."""
+    ranks, own = exchange.shard.ranks, exchange.counts[exchange.shard.rank]
+    message = _packed(parts).repeat(ranks, 1)
+    got = _exchanged(message, [own] * ranks, exchange.counts, exchange)
+    return _unpacked(got.index_select(0, exchange.place), parts)
+
+
+def sent_home(parts: Sequence[Tensor], exchange: Exchange) -> list[Tensor]:
+    """[N, ...] of each rank -> [ranks, N_r, ...] with the owners of the rows."""
+    ranks, own = exchange.shard.ranks, exchange.counts[exchange.shard.rank]
+    message = _packed(parts).index_select(0, exchange.order)
+    got = _exchanged(message, exchange.counts, [own] * ranks, exchange)
+    return [x.unflatten(0, (ranks, own)) for x in _unpacked(got, parts)]
+
+
+def from_all(x: Tensor, shard: Shard) -> Tensor:
+    """[...] of each rank -> [ranks, ...] on all."""
+    got = x.new_empty(shard.ranks, *x.shape)
+    if x.numel():
+        dist.all_gather(list(got), x.contiguous(), group=shard.group)
+    return got
+
+
+def summed(x: Tensor, shard: Shard) -> Tensor:
+    """The sum over ranks, on all; 16-bit floats are summed in fp32."""
+    wide = accumulation_dtype(x.dtype) if x.is_floating_point() else x.dtype
+    total = x.to(wide, copy=True).contiguous()
+    if total.numel():
+        dist.all_reduce(total, group=shard.group)
+    return total.to(x.dtype)
+
+
+def greatest(x: Tensor, shard: Shard) -> Tensor:
+    """The maximum over ranks, on all."""
+    top = x.clone(memory_format=torch.contiguous_format)
+    if top.numel():
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=shard.group)
+    return top
+
+
+def _packed(parts: Sequence[Tensor]) -> Tensor:
+    """uint8 [rows, bytes of a row]."""
+    matrices = [x.detach().contiguous().reshape(len(x), x.shape[1:].numel()) for x in parts]
+    flat = [x.view(torch.uint8) for x in matrices]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+
+def _unpacked(got: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """What was packed of tensors like `parts`, which may have another number of rows."""
+    found = got.split([x.shape[1:].numel() * x.element_size() for x in parts], 1)
+    return [
+        x.contiguous().view(like.dtype).reshape(len(x), *like.shape[1:])
+        for x, like in zip(found, parts, strict=True)
+    ]
+
+
+def _exchanged(message: Tensor, sent: list[int], got: list[int], exchange: Exchange) -> Tensor:
+    """Rows of a message to each rank, as many as `sent` says; `got` from each."""
+    here = message.new_empty(sum(got), message.shape[1])
+    if exchange.rows and message.shape[1]:
+        dist.all_to_all_single(here, message, got, sent, group=exchange.shard.group)
+    return here
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
-        sent = x.new_zeros(exchange.most, *x.shape[1:])
-        sent[: len(x)] = x
-        got = x.new_empty(exchange.ranks * exchange.most, *x.shape[1:])
-        if got.numel():
-            dist.all_gather_into_tensor(got, sent, group=exchange.group)
-        return got[exchange.place]
+        return sent_to_all([x], exchange)[0]
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -84,56 +140,19 @@ class _ScatterSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
-        summed = wide(x)
-        sent = summed.new_zeros(exchange.ranks * exchange.most, *x.shape[1:])
-        sent[exchange.place] = summed
-        got = summed.new_empty(exchange.most, *x.shape[1:])
-        if sent.numel():
-            dist.reduce_scatter_tensor(got, sent, group=exchange.group)
-        return got[: len(exchange.own)].to(x.dtype)
+        parts = sent_home([x], exchange)[0]  # [ranks, N_r, ...]
+        return parts.sum(0, dtype=accumulation_dtype(x.dtype)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         return _Gather.apply(gradient, ctx.exchange), None
 
 
-class _GatherRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, shard: Shard) -> Tensor:
-        ctx.shard = shard
-        got = x.new_empty(shard.ranks, *x.shape)
-        if x.numel():
-            dist.all_gather_into_tensor(got.flatten(), x.flatten(), group=shard.group)
-        return got
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        shard = ctx.shard
-        return _ScatterRanks.apply(gradient, shard), None
-
-
-class _ScatterRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, shard: Shard) -> Tensor:
-        ctx.shard = shard
-        summed = wide(x)
-        got = summed.new_empty(x.shape[1:])
-        if x.numel():
-            dist.reduce_scatter_tensor(got.flatten(), summed.flatten(), group=shard.group)
-        return got.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return _GatherRanks.apply(gradient, ctx.shard), None
-
-
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, shard: Shard) -> Tensor:
         ctx.shard = shard
-        total = x.clone()
-        dist.all_reduce(total, group=shard.group)
-        return total
+        return summed(x, shard)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from groundkern import checks
+from groundkern.kept import capturing, kept
+from groundkern.parallel.agreement import number, number_of, require_same
 from groundkern.parallel.collectives import Exchange, gather, scatter_sum
 from groundkern.parallel.shards import Shard
 from groundkern.selection import QueryRows
@@ -14,28 +19,39 @@ from groundkern.selection import QueryRows
 class ShardedRows:
     """N query rows of whole sequences, each owned by one rank; all ranks know all of them.
 
+    Made by all ranks of the group together, once a step: they compare what they were given, and
+    wait for the device. Its attribute `keys` has all N rows with the keys of this rank that each
+    sees, `own` the indices of this rank's rows, int64 [N_r].
+
     Args:
         rows: N rows in whole sequences; the same on every rank.
         shard: this rank's part of the sequences.
         owner: int64 [N], the rank that has the query of each row and gets its results; None: the
-            rank that holds its token (rank 0 for padding).
+            rank that holds its token (of padding: the first token).
 
     Raises:
-        ValueError: another number of owners.
+        ValueError: other rows, owners or shardings on other ranks (all ranks raise it); another
+            number of owners, ranks that do not exist, rows beyond the sequences.
     """
 
     def __init__(self, rows: QueryRows, shard: Shard, owner: Tensor | None = None) -> None:
         self.rows, self.shard = rows, shard
-        if owner is None:
-            real = rows.position >= 0
-            owner = torch.where(real, shard.owner[rows.position.clamp(min=0).long()], 0)
-        checks.tensor("owner", owner, "N", {"N": len(rows)}, dtype=torch.int64)
-        self.owner = owner
-        self.own = (owner == shard.rank).nonzero()[:, 0]  # int64 [N_r], this rank's
-        self.exchange = Exchange.of(owner, shard)
+        holder = _holders(rows, shard)
+        self.owner = holder if owner is None else owner
+        checks.tensor("owner", self.owner, "N", {"N": len(rows)}, dtype=torch.int64)
+        found = [number(x) for x in (*rows.tensors(), self.owner)]
+        wanted = "the same rows, owners and sharding on every rank of the group"
+        found.append(shard.number)
+        require_same("rows", wanted, found, shard.group, self.owner.device)
+        _check(rows, self.owner, shard)
+        elsewhere = (self.owner != holder) & (rows.position >= 0)
+        self._elsewhere = bool(elsewhere.any())
+        self.exchange = Exchange.of(self.owner, shard)
+        self.own = self.exchange.own
         start, stop = shard.before(rows.start), shard.before(rows.stop)
         self.keys = QueryRows(rows.sequence, rows.position, start, stop, rows.most)
-        """All N rows, with the keys of this rank that each sees."""
+        # Remembers only what ranks found together, so that all of them forget alike.
+        self.together = replace(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,13 +63,33 @@ class ShardedRows:
             x: [B, H, S_r, D] or [B, S_r, D].
 
         Returns:
-            [N_r, H, D] or [N_r, D].
+            [N_r, H, D] or [N_r, D]; a padding row has the values of any token.
+
+        Raises:
+            ValueError: x has another number of dimensions or tokens; rows whose owner is another
+                rank than their token's.
         """
-        sequence = self.rows.sequence[self.own].long()
-        place = self.shard.before(self.rows.position[self.own].clamp(min=0)).long()
-        if place.numel() and x.shape[-2] == 0:
-            checks.fail("x", "the tokens of this rank's rows", "none")
+        if x.dim() not in (3, 4) or x.shape[-2] != len(self.shard):
+            wanted = f"a tensor [B, H, S_r, D] or [B, S_r, D] of S_r = {len(self.shard)} tokens"
+            checks.fail("x", wanted, list(x.shape))
+        if self._elsewhere:
+            wanted = "rows that their token's rank owns: the queries of others were moved already"
+            checks.fail("rows", wanted, "an owner of its own")
+        sequence, place = self.places()
         return x[sequence, :, place] if x.dim() == 4 else x[sequence, place]
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Where `take` takes this rank's rows from, among its tokens.
+
+        Returns:
+            sequence and place, int64 [N_r] each.
+        """
+
+        def make() -> tuple[Tensor, Tensor]:
+            position = self.rows.position[self.own].clamp(min=0)
+            return self.rows.sequence[self.own].long(), self.shard.before(position).long()
+
+        return kept(self.keys, (), "places of own rows", make)
 
     def gather(self, x: Tensor) -> Tensor:
         """What ranks have of their rows, on all ranks.
@@ -63,7 +99,12 @@ class ShardedRows:
 
         Returns:
             [N, ...]; its gradients are summed over the ranks.
+
+        Raises:
+            ValueError: another number of rows.
         """
+        wanted = f"{len(self.own)} rows, which this rank owns"
+        checks.require(len(x) == len(self.own), "x", wanted, len(x))
         return gather(x, self.exchange)
 
     def scatter_sum(self, x: Tensor) -> Tensor:
@@ -74,5 +115,46 @@ class ShardedRows:
 
         Returns:
             [N_r, ...].
+
+        Raises:
+            ValueError: another number of rows.
         """
+        checks.require(len(x) == len(self), "x", f"{len(self)} rows", len(x))
         return scatter_sum(x, self.exchange)
+
+    def agree(self, words: Hashable) -> None:
+        """Refuse calls that differ between ranks, which would wait for one another; once a step.
+
+        Args:
+            words: what has to be the same on all ranks, with a repr.
+
+        Raises:
+            ValueError: on every rank, if others have other words.
+        """
+
+        def make() -> None:
+            wanted = f"the same on every rank of the group as here: {words}"
+            found, device = [number_of(words)], self.owner.device
+            require_same("call", wanted, found, self.shard.group, device)
+
+        if not capturing(self.owner):
+            kept(self.together, (), words, make)
+
+
+def _holders(rows: QueryRows, shard: Shard) -> Tensor:
+    """int64 [N]: the rank that holds each row's token; of padding, the first token."""
+    if shard.length == 0:
+        return torch.zeros_like(rows.position, dtype=torch.int64)
+    return shard.owner[rows.position.clamp(min=0, max=shard.length - 1).long()]
+
+
+def _check(rows: QueryRows, owner: Tensor, shard: Shard) -> None:
+    if len(rows) == 0:
+        return
+    checks.require(shard.length > 0, "rows", "none for sequences of no tokens", len(rows))
+    last = int(torch.maximum(rows.position + 1, rows.stop).max())
+    wanted = f"positions < {shard.length} and stops <= {shard.length}, the tokens of a sequence"
+    checks.require(last <= shard.length, "rows", wanted, f"a token or a stop at {last}")
+    low, high = int(owner.min()), int(owner.max())
+    there = low >= 0 and high < shard.ranks
+    checks.require(there, "owner", f"ranks in [0, {shard.ranks})", f"[{low}, {high}]")

@@ -63,6 +63,7 @@ CASES = {
     "checkpointed": Case(THREE, checkpointed=True),
     "eager": Case(THREE, attention="eager"),
     "evaluated": Case(THREE, training=False),
+    **{name: Case(ALL, family=name) for name in FAMILIES if name != "qwen2_5_vl"},
 }
 
 

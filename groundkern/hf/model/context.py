@@ -80,7 +80,7 @@ def context_parallel(
     require(order in ORDERS, "order", " or ".join(map(repr, ORDERS)), repr(order))
     require(engine in ENGINES, "engine", " or ".join(map(repr, ENGINES)), repr(engine))
     refuse_context(base)
-    base.__dict__[CONTEXT] = Context(group, order, ENGINES[engine](base, group))
+    base.__dict__[CONTEXT] = Context(group, order, ENGINES[engine]())
     return model
 
 

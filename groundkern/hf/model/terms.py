@@ -155,7 +155,7 @@ def _klal(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
 
 def _logit_lens(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
     """(L1) and (L2) over the rows on and off their concept's object."""
-    how, counted = request.terms.logit_lens, request.batch.lens_position >= 0
+    how, counted = request.terms.logit_lens, scores["lens"].predicted >= 0
     inside = request.batch.lens_inside > 0
     rows = logit_lens(-scores["lens"].loss, inside)
     on = mean_rows(rows, counted & inside, denominator=request.denominator("raise"))

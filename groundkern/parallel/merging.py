@@ -1,0 +1,87 @@
+"""Attention over the keys of several ranks, merged by the log-sum-exp of each.
+
+(P1)  lse_n = log sum_r exp(lse_rn)                     lse_r of the keys of rank r alone
+      w_rn  = exp(lse_rn - lse_n)                       the share of the mass that rank r has
+(P2)  out_n = sum_r w_rn out_rn
+
+Backward, with the gradients dout and dlse of the results:
+      d out_rn = w_rn dout_n
+      d lse_rn = w_rn (dlse_n + dout_n . (out_rn - out_n))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from groundkern.parallel.collectives import Exchange, from_all, sent_home, sent_to_all, summed
+
+
+def merged_attention(out: Tensor, lse: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
+    """Side attention [N, Hq, Dv], [N, Hq] over each rank's keys -> over all keys, of this rank's
+    rows [N_r, Hq, Dv], [N_r, Hq]."""
+    return _MergedAttention.apply(out, lse, exchange)
+
+
+def merged_lse(lse: Tensor, exchange: Exchange) -> Tensor:
+    """[N, Hq] of each rank's keys -> of all keys, on all ranks (P1)."""
+    return _MergedLse.apply(lse, exchange)
+
+
+def _log_sum_exp(lse: Tensor) -> Tensor:
+    """Over the first dimension; -inf where all are, NaN stays NaN."""
+    top = lse.amax(0)
+    top = torch.where(top == -torch.inf, 0.0, top)
+    return top + (lse - top).exp().sum(0).log()
+
+
+def _share(lse: Tensor, merged: Tensor) -> Tensor:
+    """w of (P1); 0 in a row without keys."""
+    return (lse - torch.where(merged == -torch.inf, 0.0, merged)).exp()
+
+
+class _MergedAttention(torch.autograd.Function):
+    """One backward for both results: it runs, and sends the same, whichever of them is used."""
+
+    @staticmethod
+    def forward(ctx, out: Tensor, lse: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
+        outs, lses = sent_home([out, lse], exchange)  # [ranks, N_r, Hq, Dv], [ranks, N_r, Hq]
+        merged = _log_sum_exp(lses)
+        exact = (_share(lses, merged)[..., None] * outs).sum(0)  # in lse's dtype
+        ctx.save_for_backward(out, lse, exact, merged)
+        ctx.exchange = exchange
+        ctx.set_materialize_grads(False)
+        return exact.to(out.dtype), merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout: Tensor | None, dlse: Tensor | None):
+        out, lse, exact, merged = ctx.saved_tensors
+        dout = exact.new_zeros(exact.shape, dtype=out.dtype) if dout is None else dout
+        dlse = torch.zeros_like(merged) if dlse is None else dlse
+        rest = dlse - (dout * exact).sum(-1)
+        dout, rest, merged = sent_to_all([dout, rest, merged], ctx.exchange)  # of all N rows
+        share = _share(lse, merged)
+        along = (dout * out.to(lse.dtype)).sum(-1)
+        none = share == 0  # a rank without keys of the row, which may be NaN upstream
+        d_out = (share[..., None] * dout).masked_fill(none[..., None], 0.0)
+        d_lse = (share * (along + rest)).masked_fill(none, 0.0)
+        return d_out.to(out.dtype), d_lse, None
+
+
+class _MergedLse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, lse: Tensor, exchange: Exchange) -> Tensor:
+        merged = _log_sum_exp(from_all(lse, exchange.shard))
+        ctx.save_for_backward(lse, merged)
+        ctx.exchange = exchange
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        lse, merged = ctx.saved_tensors
+        share = _share(lse, merged)
+        total = summed(gradient, ctx.exchange.shard)
+        return (share * total).masked_fill(share == 0, 0.0), None

@@ -1,0 +1,66 @@
+"""The log-sum-exp of the keys that a map is normalised over, and the columns that rows see."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from groundkern import checks, side_attention
+from groundkern.kept import kept
+from groundkern.selection import BITS, KeySets, QueryRows, pack_bits
+
+Over = Literal["visible", "columns"]
+LEAST_DIM = 16  # of values: a matrix product on a GPU takes no fewer columns
+
+
+def log_sum_exp(
+    q: Tensor,
+    k: Tensor,
+    rows: QueryRows,
+    columns: Tensor,
+    over: Over,
+    allowed: KeySets | None,
+    options: dict,
+) -> Tensor:
+    """[N, Hq]: over the visible keys, or over the row's own columns; differentiable.
+
+    Args:
+        q, k, rows, columns, over, allowed: as in `groundkern.attention_map`.
+        options: scale, softcap and backend.
+    """
+    checks.require(over in ("visible", "columns"), "over", "'visible' or 'columns'", repr(over))
+    sets = None
+    if over == "columns":
+        keys, others = k.shape[2], (columns, allowed)
+        name = "sets of columns", keys
+        sets = kept(rows, others, name, lambda: _column_sets(rows, columns, allowed, keys))
+    # Nobody reads the output, so its values are as narrow as they may be.
+    v = k.detach()[..., : max(1, min(LEAST_DIM, k.shape[3]))]
+    return side_attention(q, k, v, rows, allowed=sets, **options).lse
+
+
+def own_columns(rows: QueryRows, columns: Tensor, allowed: KeySets | None) -> Tensor:
+    """bool [N, C]: the columns that are a row's own, as in `groundkern.attention_map`."""
+    at = columns[rows.sequence.long()]  # [N, C]
+    own = (at >= 0) & (at >= rows.start[:, None]) & (at < rows.stop[:, None])
+    if allowed is None or len(allowed.bits) == 0 or at.numel() == 0:
+        return own
+    at = at.clamp(min=0).long()
+    words = allowed.bits[allowed.index.clamp(min=0).long()[:, None], at // BITS]  # [N, C]
+    member = (words >> (at % BITS).int()) & 1
+    return own & ((member > 0) | (allowed.index < 0)[:, None])
+
+
+def _column_sets(rows: QueryRows, columns: Tensor, allowed: KeySets | None, keys: int) -> KeySets:
+    """The columns as key sets: one for each sequence, or one for each row if these have sets."""
+    there = torch.zeros(len(columns), keys + 1, dtype=torch.bool, device=columns.device)
+    there.scatter_(1, torch.where(columns >= 0, columns, keys).long(), True)
+    bits = pack_bits(there[:, :keys])  # [B, W]
+    if allowed is None or len(allowed.bits) == 0:
+        return KeySets(bits, rows.sequence, keys)
+    of_rows = allowed.bits[allowed.index.clamp(min=0).long()]  # [N, W]
+    of_rows = torch.where((allowed.index < 0)[:, None], -1, of_rows)
+    index = torch.arange(len(rows), dtype=torch.int32, device=columns.device)
+    return KeySets(bits[rows.sequence.long()] & of_rows, index, keys)
