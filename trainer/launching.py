@@ -182,10 +182,43 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"`training.processes`: expected {world}, which were launched, got {training.processes}"
         )
+    if int(world) % training.context_parallel:
+        raise ConfigError(
+            f"`training.context_parallel`: expected a divisor of {world}, the number of processes, "
+            f"got {training.context_parallel}"
+        )
+    asked = _context_of_launcher()
+    if asked is not None and asked != training.context_parallel:
+        raise ConfigError(
+            f"`training.context_parallel`: expected {asked}, the cp_size of what launched this "
+            f"process, got {training.context_parallel}"
+        )
     if own == "fsdp1":
         raise ConfigError("accelerate's `fsdp_version`: expected 2, got 1")
     if own == "fsdp2":  # else only the first process has weights until the model is sharded
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def parallelism(config: Config, processes: int) -> Any | None:
+    """accelerate's `ParallelismConfig`; None: sequences are whole, or it has its settings already.
+
+    Args:
+        config: of the run.
+        processes: how many there are.
+    """
+    shared = config.training.context_parallel
+    if shared == 1 or _context_of_launcher() is not None:
+        return None
+    from accelerate import ParallelismConfig
+
+    return ParallelismConfig(cp_size=shared, dp_shard_size=processes // shared)
+
+
+def _context_of_launcher() -> int | None:
+    """The cp_size of accelerate's config file; None: it has no parallelism_config."""
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
+        return None
+    return int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
 
 
 def _launched() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import torch
@@ -15,7 +15,7 @@ from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.compiled import compile_layers
-from groundkern.hf.model.context import context_parallel
+from groundkern.hf.model.context import context_parallel, is_split
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.model.positions import packed_inputs
@@ -97,9 +97,11 @@ class GroundingMixin(Checkpoints):
         objectives_of(self._unwrapped(self.model))
         self._refuse_unsupported()
         self.context = ContextRanks.of(self.accelerator)
-        if self.context.group is not None:
-            way = {"order": context_order, "engine": context_engine}
-            context_parallel(self._unwrapped(self.model), self.context.group, **way)
+        if self.context.size == 1 and is_split(self._unwrapped(self.model)):
+            wanted = "one without context_parallel where parallelism_config has no cp_size"
+            fail("model", wanted, "one whose sequences a group of ranks shares")
+        self._split = {"order": context_order, "engine": context_engine}
+        context_parallel(self._unwrapped(self.model), self.context.group, **self._split)
         train_head_weight(self._unwrapped(self.model))
         if self.args.torch_compile:
             backend, mode = self.args.torch_compile_backend, self.args.torch_compile_mode
@@ -212,8 +214,12 @@ class GroundingMixin(Checkpoints):
         if self._examine and model.training:
             self._examine_batch(model, inputs)
         if ROWS not in inputs:
-            require(self.context.size == 1, ROWS, "gk_ tensors in every batch, of which alone "
-                    "sequences are split over ranks", "a batch without any")
+            require(
+                self.context.size == 1,
+                ROWS,
+                "gk_ tensors in every batch, of which alone sequences are split over ranks",
+                "a batch without any",
+            )
             inputs = packed_inputs(base_model(self._unwrapped(model)), inputs)
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if model.training:
@@ -227,6 +233,21 @@ class GroundingMixin(Checkpoints):
             if not self.args.average_tokens_across_devices:  # the others' gradients are a mean
                 loss = loss * self.context.size
         return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def whole_sequences(self) -> Iterator[None]:
+        """Within the block no ranks share sequences: each may give the model other batches.
+
+        Every rank enters and leaves it together with the others.
+        """
+        own, self.context = self.context, ContextRanks()
+        model = self._unwrapped(self.model)
+        context_parallel(model, None)
+        try:
+            yield
+        finally:
+            self.context = own
+            context_parallel(model, own.group, **self._split)
 
     def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict):
         """Batches stay whole: the model's forward splits them, with what they supervise."""

@@ -72,6 +72,7 @@ def test_what_cannot_be_launched_is_refused(alone, data, tmp_path, training, sen
     assert not (tmp_path / "out").exists()
 
 
+CONTEXT = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "4"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -83,6 +84,9 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"strategy": "ddp", "processes": 3}, {}, "expected 2, which were launched, got 3"),
         ({}, {**FSDP, "FSDP_VERSION": "1"}, "`fsdp_version`: expected 2"),
         ({"processes": 2}, {}, "`training.processes`: expected training.strategy beside it"),
+        ({"context_parallel": 3}, {}, "`training.context_parallel`: expected a divisor of 2"),
+        ({"context_parallel": 2}, CONTEXT, "expected 4, the cp_size of what launched this process"),
+        ({}, CONTEXT, "expected 4, the cp_size of what launched this process, got 1"),
     ],
 )
 def test_another_launcher_than_the_settings_name(
@@ -101,6 +105,32 @@ def test_every_process_loads_the_weights_under_fsdp2(alone, data, tmp_path, monk
     found = settings(data, tmp_path, strategy="fsdp2", processes=2)
     launching.check(found)
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+def test_accelerate_is_told_who_shares_sequences(alone, data, tmp_path, monkeypatch):
+    found = launching.parallelism(settings(data, tmp_path, context_parallel=2), 6)
+    assert (found.cp_size, found.dp_shard_size, found.total_size) == (2, 3, 6)
+    assert launching.parallelism(settings(data, tmp_path), 6) is None
+    launched(monkeypatch, **CONTEXT)  # whose file may also say how weights are replicated
+    assert launching.parallelism(settings(data, tmp_path, context_parallel=4), 8) is None
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (
+            {"strategy": "ddp", "processes": 4, "context_parallel": 3},
+            "`training.context_parallel`: expected a divisor of training.processes, which is 4",
+        ),
+        (
+            {"context_parallel": 2, "context_order": "striped", "context_engine": "ring"},
+            "`training.context_order`: expected zigzag with training.context_engine ring",
+        ),
+    ],
+)
+def test_contexts_that_do_not_fit_are_refused(data, tmp_path, training, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        settings(data, tmp_path, **training)
 
 
 def test_a_strategy_without_a_launcher_is_refused(alone, data, tmp_path):

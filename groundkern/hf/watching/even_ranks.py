@@ -127,7 +127,9 @@ class EvenRanks:
         self._compared = True
         ranks = self._gathered(told)
         shared = ranks[..., 4].view(-1, size, ranks.shape[1])
-        wanted = "the same batches on ranks that share sequences (accelerator_config.dispatch_batches "
+        wanted = (
+            "the same batches on ranks that share sequences (accelerator_config.dispatch_batches "
+        )
         wanted += "False, a sampler with the same seed on all)"
         require(bool((shared == shared[:, :1]).all()), "train_dataset", wanted, "different ones")
         return ranks
