@@ -107,7 +107,7 @@ def plain_batches(trainer: GroundingTrainer) -> None:
 
 RUNS = {
     "plain": ran,
-    "norms": partial(ran, term_norms_every=1),
+    "norms": partial(ran, term_norms_every=2),
     "mean": partial(ran, average_tokens_across_devices=False),
     "other": partial(refused, change=other_batches),
     "unsupervised": partial(refused, change=plain_batches),

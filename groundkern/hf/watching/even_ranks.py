@@ -127,11 +127,10 @@ class EvenRanks:
         self._compared = True
         ranks = self._gathered(told)
         shared = ranks[..., 4].view(-1, size, ranks.shape[1])
-        wanted = (
-            "the same batches on ranks that share sequences (accelerator_config.dispatch_batches "
-        )
-        wanted += "False, a sampler with the same seed on all)"
-        require(bool((shared == shared[:, :1]).all()), "train_dataset", wanted, "different ones")
+        wanted = "the same batches on ranks that share sequences (a sampler with one seed for all, "
+        wanted += "accelerator_config.dispatch_batches False)"
+        same = bool((shared == shared[:, :1]).all())
+        require(same, "train_dataset", wanted, "different ones")
         return ranks
 
     def _gathered(self, told: torch.Tensor) -> torch.Tensor:
