@@ -19,6 +19,7 @@ from groundkern import attention_map as map_of
 from groundkern import side_attention as side_attention_of
 from groundkern.kept import kept
 from groundkern.ops.side_attention.api import SideAttention
+from groundkern.parallel.agreement import agree, call_words
 from groundkern.parallel.collectives import summed
 from groundkern.parallel.merging import merged_attention, merged_lse
 from groundkern.parallel.normaliser import Over, log_sum_exp, own_columns
@@ -58,7 +59,7 @@ def side_attention(
     Source: SMAM (CVPR 2026), equation (S1).
     """
     q, k, v = autocast(q, k, v)
-    rows.agree(_call("side_attention", (q, k, v), scale, softcap))
+    _agree(rows, "side_attention", (q, k, v), scale, softcap)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     out, lse = side_attention_of(rows.gather(q), k, v, rows.keys, allowed=allowed, **options)
     return SideAttention(*merged_attention(out, lse, rows.exchange))
@@ -98,7 +99,7 @@ def attention_map(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K2).
     """
     q, k = autocast(q, k)
-    rows.agree(_call("attention_map", (q, k, head_weight), scale, softcap, over))
+    _agree(rows, "attention_map", (q, k, head_weight), scale, softcap, over)
     q, options = rows.gather(q), {"scale": scale, "softcap": softcap, "backend": backend}
     lse = _normaliser(q, k, rows, columns, over, allowed, options)
     given = {**options, "over": "visible", "allowed": allowed, "lse": lse}
@@ -138,7 +139,7 @@ def attention_contribution(
     Source: equation (C1).
     """
     q, k, v, g = autocast(q, k, v, g)
-    rows.agree(_call("attention_contribution", (q, k, v, g), scale, softcap, over, rectify))
+    _agree(rows, "attention_contribution", (q, k, v, g), scale, softcap, over, rectify)
     q, g = rows.gather(q), rows.gather(g)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     lse = _normaliser(q, k, rows, columns, over, allowed, options)
@@ -179,7 +180,7 @@ def attention_kl(
     Source: KLAL (arXiv 2511.12738), equations (K1)-(K3).
     """
     q, k = autocast(q, k)
-    rows.agree(_call("attention_kl", (q, k, head_weight), scale, softcap, over, heads))
+    _agree(rows, "attention_kl", (q, k, head_weight), scale, softcap, over, heads)
     q, options = rows.gather(q), {"scale": scale, "softcap": softcap, "backend": backend}
     lse = _normaliser(q, k, rows, columns, over, allowed, options)
     given = {**options, "over": "visible", "allowed": allowed, "lse": lse, "heads": heads}
@@ -192,20 +193,15 @@ def attention_kl(
     return rows.scatter_sum(share * (kl + factor * log_share))
 
 
-def _call(
+def _agree(
+    rows: ShardedRows,
     function: str,
     inputs: Sequence[Tensor | None],
-    scale: float | None,
-    softcap: float | None,
-    *options: str | bool,
-) -> tuple:
-    """What has to be the same on all ranks, which else wait for messages that nobody sends."""
-    recording = torch.is_grad_enabled()
-    seen = [
-        None if x is None else (str(x.dtype), x.requires_grad and recording, *x.shape[-1:])
-        for x in inputs
-    ]
-    return function, scale, softcap, *options, inputs[0].shape[1], *seen
+    *options: float | str | bool | None,
+) -> None:
+    sizes = inputs[0].shape[1], *(x.shape[-1] for x in inputs if x is not None)
+    words = call_words(function, inputs, *sizes, *options)
+    agree(rows.together, words, rows.shard.group, rows.owner.device)
 
 
 def _normaliser(

@@ -9,7 +9,7 @@ fp64 where they arrive.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from groundkern.parallel.shards import Shard
 from groundkern.precision import accumulation_dtype
+
+
+class Grouped(Protocol):
+    group: dist.ProcessGroup | None  # the ranks; None: all processes
 
 
 class Exchange(NamedTuple):
@@ -55,7 +59,7 @@ def scatter_sum(x: Tensor, exchange: Exchange) -> Tensor:
     return _ScatterSum.apply(x, exchange)
 
 
-def all_sum(x: Tensor, shard: Shard) -> Tensor:
+def all_sum(x: Tensor, shard: Grouped) -> Tensor:
     """The sum over ranks, on all, in x's dtype."""
     return _AllSum.apply(x, shard)
 
@@ -84,7 +88,7 @@ def from_all(x: Tensor, shard: Shard) -> Tensor:
     return got
 
 
-def summed(x: Tensor, shard: Shard) -> Tensor:
+def summed(x: Tensor, shard: Grouped) -> Tensor:
     """The sum over ranks, on all; 16-bit floats are summed in fp32."""
     wide = accumulation_dtype(x.dtype) if x.is_floating_point() else x.dtype
     total = x.to(wide, copy=True).contiguous()
@@ -93,7 +97,7 @@ def summed(x: Tensor, shard: Shard) -> Tensor:
     return total.to(x.dtype)
 
 
-def greatest(x: Tensor, shard: Shard) -> Tensor:
+def greatest(x: Tensor, shard: Grouped) -> Tensor:
     """The maximum over ranks, on all."""
     top = x.clone(memory_format=torch.contiguous_format)
     if top.numel():
@@ -103,8 +107,12 @@ def greatest(x: Tensor, shard: Shard) -> Tensor:
 
 def _packed(parts: Sequence[Tensor]) -> Tensor:
     """uint8 [rows, bytes of a row]."""
-    matrices = [x.detach().contiguous().reshape(len(x), x.shape[1:].numel()) for x in parts]
-    flat = [x.view(torch.uint8) for x in matrices]
+    flat = []
+    for x in parts:
+        matrix = x.detach().reshape(len(x), x.shape[1:].numel())
+        if matrix.stride() != (matrix.shape[1], 1):  # also of a single element, as views take it
+            matrix = matrix.clone(memory_format=torch.contiguous_format)
+        flat.append(matrix.view(torch.uint8))
     return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
 
@@ -150,7 +158,7 @@ class _ScatterSum(torch.autograd.Function):
 
 class _AllSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, shard: Shard) -> Tensor:
+    def forward(ctx, x: Tensor, shard: Grouped) -> Tensor:
         ctx.shard = shard
         return summed(x, shard)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from groundkern import checks
-from groundkern.kept import capturing, kept
-from groundkern.parallel.agreement import number, number_of, require_same
+from groundkern.kept import kept
+from groundkern.parallel.agreement import number, require_same
 from groundkern.parallel.collectives import Exchange, gather, scatter_sum
 from groundkern.parallel.shards import Shard
 from groundkern.selection import QueryRows
@@ -121,24 +120,6 @@ class ShardedRows:
         """
         checks.require(len(x) == len(self), "x", f"{len(self)} rows", len(x))
         return scatter_sum(x, self.exchange)
-
-    def agree(self, words: Hashable) -> None:
-        """Refuse calls that differ between ranks, which would wait for one another; once a step.
-
-        Args:
-            words: what has to be the same on all ranks, with a repr.
-
-        Raises:
-            ValueError: on every rank, if others have other words.
-        """
-
-        def make() -> None:
-            wanted = f"the same on every rank of the group as here: {words}"
-            found, device = [number_of(words)], self.owner.device
-            require_same("call", wanted, found, self.shard.group, device)
-
-        if not capturing(self.owner):
-            kept(self.together, (), words, make)
 
 
 def _holders(rows: QueryRows, shard: Shard) -> Tensor:

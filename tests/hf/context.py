@@ -1,29 +1,48 @@
-"""A batch split over ranks against the whole: a program that test_context.py runs.
+"""Batches split over ranks against the same batches whole: a program that test_context.py runs.
 
-python -m tests.hf.forked tests.hf.context FOLDER quick
+python -m tests.hf.forked tests.hf.context REPORT CASE CASE ...
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.families.zoo import first, tiles
-from groundkern.hf import DvSft, Klal, Smam, attach, context_parallel, doctor
+from benchmarks.families.zoo import families
+from benchmarks.ranks.ring_on_cpu import ring_on_cpu
+from groundkern.hf import (
+    DvSft,
+    GroundedOutput,
+    GroundingCollator,
+    Klal,
+    Smam,
+    attach,
+    context_parallel,
+    doctor,
+)
 from tests.hf.methods import METHODS
 from tests.hf.packed import packed_batch
-from tests.hf.samples import SAMPLES, make_batch
+from tests.hf.samples import SAMPLES, Sample, make_batch
+from tests.hf.test_families import EXAMPLES
 
-FAMILIES = first.FAMILIES | tiles.FAMILIES
-ALL = METHODS["attention"]
 THREE = {"smam": Smam(weight=0.7), "dv_sft": DvSft(weight=0.5), "klal": Klal(weight=0.8)}
-EACH = {"smam": Smam(divide_by="aligned"), "klal": Klal(over="visible", heads="each")}
-RENORMALISED = {"klal": Klal(over="renormalised", divergence="reverse_kl")}
+EACH = {
+    "smam": Smam(divide_by="aligned"),
+    "dv_sft": DvSft(weight=0.5, average="image"),
+    "klal": Klal(over="visible", heads="each", head_weight="learned"),
+}
+PER_LAYER = {"klal": Klal(over="renormalised", divergence="reverse_kl")}
+BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row
+SHORT = Sample(seed=8, pieces=(3,), answer=1)  # on more than three ranks some have no token
+LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)"
 
 
 @dataclass(frozen=True)
@@ -31,86 +50,139 @@ class Case:
     """A model, its objectives, a batch, and how it is split."""
 
     methods: dict
-    family: str = "qwen2_5_vl"
     order: str = "zigzag"
     side: str = "right"
-    packed: bool = False
+    rows: str = "padded"  # "packed"; "few": one sample has any; "short": of three tokens
     attention: str = "sdpa"
     checkpointed: bool = False
     training: bool = True
+    lora: bool = False
+    family: str | None = None  # with its own processor; None: hand-made samples of Qwen2.5-VL
+    engine: str = "gather"
+    multiple: int = 1  # of the length of a batch
 
     def model(self) -> nn.Module:
-        model = FAMILIES[self.family].model(attention=self.attention)
+        """Attached."""
+        model = families()[self.family or "qwen2_5_vl"].model(attention=self.attention)
         attach(model, **self.methods)
+        if self.lora:
+            torch.manual_seed(3)
+            config = LoraConfig(r=3, target_modules=LINEARS, init_lora_weights=False)
+            model = get_peft_model(model, config)
         if self.checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model.train(self.training)
 
     def batch(self, model: nn.Module) -> dict[str, Tensor]:
-        samples = SAMPLES["qwen" if hasattr(model.config, "vision_start_token_id") else "llava"]
-        if self.packed:
+        """The same on every rank."""
+        if self.family is not None:
+            processor = families()[self.family].processor(padding_side=self.side)
+            return GroundingCollator(processor, model.config)(EXAMPLES)
+        samples = SAMPLES["qwen"]
+        if self.rows == "packed":
             return packed_batch(model, [samples[:2], samples[2:]])
-        return make_batch(model, samples, side=self.side)
+        samples = {"few": (BLANK, samples[0]), "short": (SHORT,)}.get(self.rows, samples)
+        batch = make_batch(model, samples, side=self.side)
+        missing = -batch["input_ids"].shape[1] % self.multiple
+        if missing:
+            longest = int(batch["attention_mask"].sum(1).argmax())
+            longer = replace(samples[longest], pieces=(missing, *samples[longest].pieces))
+            samples = (*samples[:longest], longer, *samples[longest + 1 :])
+            batch = make_batch(model, samples, side=self.side)
+        return batch
 
 
 CASES = {
     "three": Case(THREE),
-    "all": Case(ALL),
-    "each, contiguous": Case(EACH, order="contiguous"),
-    "renormalised, striped": Case(RENORMALISED, order="striped"),
-    "left": Case(THREE, side="left"),
-    "packed": Case(THREE, packed=True),
+    "all": Case(METHODS["attention"]),
+    "each head": Case(EACH, order="contiguous"),
+    "per layer": Case(PER_LAYER, order="striped"),
+    "padding on the left": Case(THREE, side="left"),
+    "packed": Case(THREE, rows="packed", checkpointed=True),
+    "few rows": Case(THREE, rows="few", order="contiguous"),
+    "short": Case(THREE, rows="short", order="contiguous"),
     "checkpointed": Case(THREE, checkpointed=True),
     "eager": Case(THREE, attention="eager"),
-    "evaluated": Case(THREE, training=False),
-    **{name: Case(ALL, family=name) for name in FAMILIES if name != "qwen2_5_vl"},
+    "evaluation": Case(THREE, training=False),
+    "adapters": Case(THREE, lora=True),
+    "ring": Case(THREE, engine="ring", multiple=24),
+    "ring, checkpointed": Case(THREE, engine="ring", multiple=24, checkpointed=True),
 }
+Step = tuple[GroundedOutput, dict[str, Tensor]]
 
 
-def step(model: nn.Module, batch: dict[str, Tensor]):
-    """The output of a step, and the gradients of all weights."""
-    model.zero_grad()
-    output = model(**batch, **({} if model.training else {"gk_record": "maps"}))
+def step(model: nn.Module, batch: dict[str, Tensor]) -> Step:
+    """The output of a step, and the gradients of all trained weights; zeros where none came."""
+    record = {} if model.training else {"gk_record": "maps"}
+    output = model(**dict(batch), **record)
     output.loss.backward()
-    return output, {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    zero = torch.zeros_like
+    found = {name: zero(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
+    model.zero_grad()
+    return output, found
 
 
-def compared(case: Case) -> dict[str, float]:
-    """How far losses, rows and gradients of the split batch are from those of the whole."""
+def compared(case: Case, prepare: Callable[[nn.Module], object] = id) -> dict[str, float]:
+    """How far what a split batch comes to is from the whole, in shares of the largest.
+
+    Args:
+        case: which.
+        prepare: is called with the model after the whole batch.
+    """
     model = case.model()
-    batch = case.batch(model)
-    whole, wanted = step(model, dict(batch))
-    context_parallel(model, dist.group.WORLD, order=case.order)
-    report = doctor(model, batch)
-    split, found = step(model, dict(batch))
-    for name in wanted:
-        if name not in found:
-            found[name] = torch.zeros_like(wanted[name])
-        dist.all_reduce(found[name])
-    largest = max(float(g.abs().max()) for g in wanted.values())
-    gradient = max(float((found[k] - wanted[k]).abs().max()) for k in wanted) / largest
-    off = {"loss": float((split.loss - whole.loss).abs() / whole.loss.abs()), "gradient": gradient}
-    off |= {k: float((split.parts[k] - x).abs() / x.abs().clamp(min=1e-6)) for k, x in whole.parts.items()}
-    for name in ("text_log_prob", "side_log_prob", "word_log_prob", "maps"):
-        x, y = getattr(whole, name), getattr(split, name)
-        if x is not None and x.numel():
-            off[name] = float((x - y).abs().max() / x.abs().max())
-    off["predicted"] = float((whole.text_predicted != split.text_predicted).sum())
-    off["doctor"] = report.main + report.side
+    context_parallel(model, dist.group.WORLD, order=case.order)  # refuses a family
     context_parallel(model, None)
+    batch = case.batch(model)
+    whole, wanted = step(model, batch)
+    prepare(model)
+    context_parallel(model, dist.group.WORLD, order=case.order, engine=case.engine)
+    report = doctor(model, batch)
+    split, found = step(model, batch)
+    context_parallel(model, None)
+    for gradient in found.values():
+        dist.all_reduce(gradient)
+    off = {"doctor": max(report.main, report.side or 0.0), **_losses(split, whole)}
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    off["gradient"] = max(float((found[k] - g).abs().max()) for k, g in wanted.items()) / largest
     return off
 
 
-def main() -> None:
+def _losses(split: GroundedOutput, whole: GroundedOutput) -> dict[str, float]:
+    found = {"loss": _off(split.loss, whole.loss)}
+    found |= {name: _off(split.parts[name], part) for name, part in whole.parts.items()}
+    for name in ("text_log_prob", "side_log_prob", "word_log_prob", "maps"):
+        x, y = getattr(split, name), getattr(whole, name)
+        if y is not None and y.numel():
+            found[name] = _off(x, y)
+    found["predicted"] = float((whole.text_predicted != split.text_predicted).sum())
+    return found
+
+
+def _off(x: Tensor, y: Tensor) -> float:
+    return float((x - y).abs().max() / y.abs().max().clamp(min=1e-6))
+
+
+def tried(name: str) -> dict[str, float | str]:
+    """`compared`, or why a family cannot be split."""
+    case = CASES.get(name) or Case(METHODS["attention"], family=name)
+    try:
+        return compared(case)
+    except ValueError as error:
+        return {"refused": str(error)}
+
+
+def main(report: str, *names: str) -> None:
+    """Write what was compared as JSON."""
     torch.set_num_threads(1)
+    ring_on_cpu()
     dist.init_process_group("gloo")
-    names = sys.argv[1:] or CASES
-    for name in names:
-        off = compared(CASES[name])
-        if dist.get_rank() == 0:
-            print(name, {k: f"{x:.1e}" for k, x in off.items() if x > 1e-5}, f"gradient {off['gradient']:.1e} loss {off['loss']:.1e}", flush=True)
+    found = {name: tried(name) for name in names}
+    if dist.get_rank() == 0:
+        Path(report).write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

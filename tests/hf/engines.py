@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node 3 -m tests.hf.engines OUT CALLS
 
-Writes the largest error of each engine, over so many random calls, to OUT/RANK.json.
+Writes the largest error of each engine, over so many random calls of the one that takes any, and
+what engines refuse, to OUT/RANK.json. DeepSpeed's is in tests/hf/ulysses.py.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor.experimental._context_parallel import _attention as torchs
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from benchmarks.ranks.ring_on_cpu import ring_on_cpu
 from groundkern.hf.model.engines.gather import GatherEngine
+from groundkern.hf.model.engines.ring import RingEngine
 from groundkern.hf.model.rows import Chunk, Window
 from groundkern.parallel import Shard, Sharding
 
@@ -44,6 +48,12 @@ def eager_attention_forward(
 
 
 FUNCTIONS = {"sdpa": sdpa_attention_forward, "eager": eager_attention_forward}
+FUNCTIONS["flash_attention_2"] = sdpa_attention_forward  # refused by its name
+FP64 = torch.float64
+ORDERS = {
+    "zigzag": Sharding.zigzag,
+    "contiguous": lambda length, ranks: Sharding.contiguous([length // ranks] * ranks),
+}
 
 
 class Call(NamedTuple):
@@ -178,15 +188,71 @@ def error(call: Call, engine: Callable) -> float:
     return worst
 
 
+def plain_call(dtype: torch.dtype, ranks: int, group: int, order: str, key_heads: int = 2) -> Call:
+    """A call that torch's and DeepSpeed's engines take, with so many query heads for a key head."""
+    random = torch.Generator().manual_seed(group)
+    length, heads = 6 * ranks, key_heads * group
+    q, k, v = (
+        torch.randn(2, h, length, 8, generator=random, dtype=dtype)
+        for h in (heads, key_heads, key_heads)
+    )
+    upstream = torch.randn(2, length, heads, 8, generator=random, dtype=dtype)
+    sharding = ORDERS[order](length, ranks)
+    first_key = torch.zeros(2, length, dtype=torch.int32)
+    return Call((q, k, v), upstream, first_key, None, sharding, "sdpa", {"scaling": 0.3})
+
+
+def refusals(engine: Callable, call: Call) -> dict[str, str]:
+    """What an engine says to calls that differ from one it takes."""
+    length = call.first_key.shape[1]
+    ranks = call.sharding.ranks
+    others = {
+        "window": call._replace(window=3),
+        "documents": call._replace(first_key=call.first_key + 1),
+        "order": call._replace(sharding=Sharding.striped(length, ranks)),
+        "implementation": call._replace(implementation="flash_attention_2"),
+        "dropout": call._replace(kwargs={"dropout": 0.1}),
+        "causal": call._replace(kwargs={"is_causal": False}),
+    }
+    shorter = [x[:, :, 1:] for x in call.tensors]
+    others["length"] = call._replace(
+        tensors=tuple(shorter),
+        upstream=call.upstream[:, 1:],
+        first_key=call.first_key[:, 1:],
+        sharding=Sharding.zigzag(length - 1, ranks),
+    )
+    said = {}
+    for name, other in others.items():
+        try:
+            part(other, engine, Shard(other.sharding))
+        except ValueError as refusal:
+            said[name] = str(refusal)
+    return said
+
+
+def ring_error(dtype: torch.dtype, ranks: int) -> float:
+    """Of torch's ring, whose sums are made in the dtype of the call."""
+    was, torchs._cp_options.convert_to_f32 = torchs._cp_options.convert_to_f32, False
+    calls = (plain_call(dtype, ranks, group, "zigzag") for group in (1, 3))
+    worst = max(error(call, RingEngine()) for call in calls)
+    torchs._cp_options.convert_to_f32 = was
+    return worst
+
+
 def main(out: str, calls: str) -> None:
-    """Writes {"gather float64": error, ...}."""
+    """Writes {"gather float64": error, ...}, and what engines refuse."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    engine, found = GatherEngine(), {}
+    found: dict[str, object] = {"cpu": refusals(RingEngine(), plain_call(FP64, ranks, 1, "zigzag"))}
+    ring_on_cpu()
+    engine = GatherEngine()
     for dtype in (torch.float64, torch.float32):
         errors = [error(random_call(seed, dtype, ranks), engine) for seed in range(int(calls))]
         found[f"gather {dtype}"] = max(errors)
+        found[f"ring {dtype}"] = ring_error(dtype, ranks)
+    for name, engine in (("gather", GatherEngine()), ("ring", RingEngine())):
+        found[name] = refusals(engine, plain_call(FP64, ranks, 1, "zigzag"))
     Path(out, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

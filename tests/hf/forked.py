@@ -1,6 +1,7 @@
-"""A module of the tests as two CPU processes, or N, that import everything once, before they part:
+"""A module of the tests as CPU processes that import everything once, before they part: two, or
+as many as FORKED says.
 
-python -m tests.hf.forked [N] MODULE WORDS
+python -m tests.hf.forked MODULE WORDS
 
 For tests that are run often: torchrun has each process import torch and transformers anew, which
 costs more than a small run does.
@@ -16,6 +17,8 @@ import sys
 
 from torch.multiprocessing import start_processes
 
+PROCESSES = int(os.environ.get("FORKED", "2"))
+
 
 def _free_port() -> int:
     with socket.socket() as found:
@@ -29,16 +32,13 @@ def _run(rank: int, module: str, words: list[str]) -> None:
     runpy.run_module(module, run_name="__main__")
 
 
-def main(module: str, *words: str, processes: int = 2) -> None:
+def main(module: str, *words: str) -> None:
     """Runs the module in each process; fails if one of them does."""
     importlib.import_module(module)
-    os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost"}
+    os.environ |= {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "localhost"}
     os.environ["MASTER_PORT"] = str(_free_port())
-    start_processes(_run, (module, list(words)), nprocs=processes, start_method="fork")
+    start_processes(_run, (module, list(words)), nprocs=PROCESSES, start_method="fork")
 
 
 if __name__ == "__main__":
-    if sys.argv[1].isdigit():
-        main(*sys.argv[2:], processes=int(sys.argv[1]))
-    else:
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

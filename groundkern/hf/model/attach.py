@@ -20,6 +20,8 @@ from groundkern.checks import fail, require
 from groundkern.hf.model.attention import CHUNK, LAYER, RUN, grounded
 from groundkern.hf.model.body import APART
 from groundkern.hf.model.compiled import compile_layers, is_compiled
+from groundkern.hf.model.context import CONTEXT
+from groundkern.hf.model.engines.ulysses import ulysses_of
 from groundkern.hf.model.forward import grounded_forward
 from groundkern.hf.model.head_weight import set_head_weight
 from groundkern.hf.model.layers import text_layers
@@ -148,8 +150,8 @@ def _unmark(model: PreTrainedModel) -> None:
         for mark in (LAYER, CHUNK):
             module.__dict__.pop(mark, None)
     unwrap_mixers(model)
-    model.__dict__.pop(FAILED, None)
-    model.__dict__.pop(APART, None)
+    for mark in (FAILED, APART, CONTEXT):
+        model.__dict__.pop(mark, None)
     for key in [key for key, function in _wrapped.items() if model in function.users]:
         _unwrap(key, model)
 
@@ -199,6 +201,7 @@ def _grounded_forward(
     """`grounded_forward`, eagerly; a compiled model's layers are compiled instead."""
     if compiling and not is_compiled(model):
         compile_layers(model)
+    _wrap_ulysses(model)
     names = list(inspect.signature(type(model).forward).parameters)[1:]
     inputs = {**dict(zip(names, args, strict=False)), **kwargs}
     return grounded_forward(model, objectives, inputs)
@@ -226,6 +229,16 @@ def _wrap(key: Key, model: PreTrainedModel) -> None:
         function = _wrapped[key] = WrappedFunction(original, grounded(original, name), users)
         functions[name] = function.wrapper
     function.users.add(model)
+
+
+def _wrap_ulysses(model: PreTrainedModel) -> None:
+    """Wrap attention functions again that DeepSpeed put its own around since, as accelerate has it
+    do when a Trainer prepares a model: it would take a run's tokens apart."""
+    for key, function in list(_wrapped.items()):
+        place, name = key
+        now = _functions(place)[name]
+        if now is not function.wrapper and model in function.users and ulysses_of(now) is not None:
+            _wrap(key, model)
 
 
 def _unwrap(key: Key, model: PreTrainedModel) -> None:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from groundkern import side_attention
+from groundkern import parallel, side_attention
 from groundkern.checks import fail
-from groundkern import parallel
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
+from groundkern.hf.model.engines.ulysses import function_for
 from groundkern.hf.model.rows import Chunk, Rows, Window
 from groundkern.hf.model.taken import Places, Taken, take_beside
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
@@ -241,9 +241,9 @@ def grounded(attention: Callable, implementation: str) -> Callable:
     @wraps(attention)
     def grounded_attention(module, query, key, value, attention_mask, **kwargs):
         run = kwargs.pop(RUN, None)
-        if run is None:
-            return attention(module, query, key, value, attention_mask, **kwargs)
         tensors = query, key, value, attention_mask
+        if run is None:
+            return function_for(attention, module)(module, *tensors, **kwargs)
         return _attend(attention, implementation, run, module, tensors, kwargs)
 
     return grounded_attention
@@ -262,7 +262,7 @@ def _attend(
     query, key, value, attention_mask = tensors
     number = module.__dict__.get(LAYER)
     if number is None:  # of a vision tower that hands the keyword on
-        return attention(module, *tensors, **kwargs)
+        return function_for(attention, module)(module, *tensors, **kwargs)
     if not run.reads and run.documents is None and run.split is None:
         return attention(module, *tensors, **kwargs)
     length, total = run.length, query.shape[2]

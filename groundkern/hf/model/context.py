@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from groundkern import checks
-from groundkern.checks import fail, require
+from groundkern.checks import require
 from groundkern.hf.model.engines import ENGINES, Engine
+from groundkern.hf.model.engines.ulysses import mark_whole
 from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.support import base_model, refuse_context
 from groundkern.parallel import Shard, Sharding
+from groundkern.parallel.agreement import number, require_same
 
 CONTEXT = "_groundkern_context"  # in the __dict__ of a model
 ORDERS: dict[str, Callable[[int, int], Sharding]] = {
@@ -75,12 +77,14 @@ def context_parallel(
     """
     base = base_model(model)
     base.__dict__.pop(CONTEXT, None)
+    mark_whole(base, False)
     if group is None:
         return model
     require(order in ORDERS, "order", " or ".join(map(repr, ORDERS)), repr(order))
     require(engine in ENGINES, "engine", " or ".join(map(repr, ENGINES)), repr(engine))
     refuse_context(base)
     base.__dict__[CONTEXT] = Context(group, order, ENGINES[engine]())
+    mark_whole(base, engine == "ulysses")
     return model
 
 
@@ -108,7 +112,9 @@ class Split:
     def __init__(self, context: Context, input_ids: Tensor, side_position: Tensor) -> None:
         self.engine = context.engine
         if checks.values_visible(input_ids):
-            _refuse_different(input_ids, context.group)
+            wanted = "the same batch on all ranks of a context group"
+            digest = number(input_ids.flatten()), *input_ids.shape
+            require_same("input_ids", wanted, digest, context.group, input_ids.device)
         ranks, length = dist.get_world_size(context.group), input_ids.shape[1]
         sharding = ORDERS[context.order](length, ranks)
         self.shard = Shard(sharding, context.group, device=input_ids.device)
@@ -220,15 +226,3 @@ def _entries(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, ...] at index [B, T_r], differentiably."""
     batch = torch.arange(len(x), device=x.device)[:, None]
     return x[batch, index]
-
-
-def _refuse_different(input_ids: Tensor, group: dist.ProcessGroup) -> None:
-    """Raise, on every rank, unless all have the same tokens."""
-    place = torch.arange(1, input_ids.numel() + 1, device=input_ids.device)
-    digest = (input_ids.flatten().long() * place).sum()
-    own = torch.stack((digest, *torch.tensor(input_ids.shape, device=digest.device)))
-    ranks = own.new_empty(dist.get_world_size(group) * len(own))
-    dist.all_gather_into_tensor(ranks, own, group=group)
-    same = bool((ranks.view(-1, len(own)) == own).all())
-    if not same:
-        fail("input_ids", "the same batch on all ranks of a context group", "different ones")

@@ -110,9 +110,12 @@ class Request:
         denominators = _denominators(batch, totals, items)
         aligned = batch.side_position if terms.smam is not None else batch.side_position[:, :0]
         split = split_of(model, input_ids, aligned)
-        if split is not None and records & {"contributions", "gradcam"}:
+        if split is not None:
             got = "a sequence that is split over ranks"
-            fail("gk_record", "whole sequences for contributions and gradcam", got)
+            if records & {"contributions", "gradcam"}:
+                fail("gk_record", "whole sequences for contributions and gradcam", got)
+            if terms.gradcam:
+                fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
         known = batch, inputs, denominators, records, documents, part, split
         return cls(model, attached, terms, *known)
 

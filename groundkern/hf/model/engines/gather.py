@@ -1,12 +1,13 @@
 """Main attention with the keys and values of all ranks, by the model's own attention function.
 
-One all-gather of keys and values in every layer, one reduce-scatter of their gradients; queries
-stay. It runs on every device, and is what the other engines are compared with.
+In every layer one all-gather of keys and values, and one reduce-scatter of their gradients; queries
+stay. It runs on every device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from groundkern.checks import fail
 from groundkern.hf.model.engines.engine import implementation_of, refuse_call
 from groundkern.hf.model.engines.pieces import Form, Piece, Pieces
+from groundkern.hf.model.engines.tokens import Layout, all_tokens
 from groundkern.hf.model.rows import Window
 from groundkern.parallel import Shard
-from groundkern.parallel.collectives import gather
 
 NAME = "gather"
 MASKED = ("sdpa", "eager")  # implementations that take any mask as a tensor
@@ -27,6 +28,7 @@ class GatherEngine:
 
     def __init__(self) -> None:
         self._pieces = Pieces()
+        self._layouts: WeakKeyDictionary[Shard, Layout] = WeakKeyDictionary()
 
     def __call__(
         self,
@@ -53,8 +55,10 @@ class GatherEngine:
 
     def _gathered(self, k: Tensor, v: Tensor, shard: Shard) -> tuple[Tensor, Tensor]:
         """[B, Hkv, S, D] and [B, Hkv, S, Dv] of all ranks, in the order of the sequence."""
+        if shard not in self._layouts:
+            self._layouts[shard] = Layout.of(shard)
         both = torch.cat((k, v), -1).permute(2, 0, 1, 3)  # [S_r, B, Hkv, D + Dv]
-        whole = gather(both, self._pieces.exchange(shard)).permute(1, 2, 0, 3)
+        whole = all_tokens(both, self._layouts[shard]).permute(1, 2, 0, 3)
         return whole.split((k.shape[-1], v.shape[-1]), -1)
 
 

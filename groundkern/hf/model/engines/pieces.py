@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from groundkern.hf.model.rows import Rows, Window
 from groundkern.kept import versions
 from groundkern.parallel import Shard
-from groundkern.parallel.collectives import Exchange
 
 MOST_RUNS = 4  # with more, as the striped order has, one call with one mask takes less time
 
@@ -53,13 +51,6 @@ class Pieces:
 
     def __init__(self) -> None:
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._exchanges: WeakKeyDictionary[Shard, Exchange] = WeakKeyDictionary()
-
-    def exchange(self, shard: Shard) -> Exchange:
-        """How all tokens are gathered in their order."""
-        if shard not in self._exchanges:
-            self._exchanges[shard] = Exchange.of(shard.owner, shard)
-        return self._exchanges[shard]
 
     def of(self, shard: Shard, first_key: Tensor, window: Window, form: Form) -> list[Piece]:
         """The pieces of this rank.

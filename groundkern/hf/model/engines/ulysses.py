@@ -25,6 +25,7 @@ from groundkern.parallel import Shard, Sharding
 NAME = "ulysses"
 DEEPSPEED = "deepspeed.runtime.sequence_parallel.ulysses_sp"
 GROUPS = "num_key_value_groups"  # of an attention module
+WHOLE = "_groundkern_whole"  # in the __dict__ of modules that always see whole sequences
 
 
 class UlyssesEngine:
@@ -74,6 +75,39 @@ def ulysses_of(attention: Callable) -> nn.Module | None:
     if getattr(attention, "__module__", None) != DEEPSPEED:
         return None
     return inspect.getclosurevars(attention).nonlocals.get("uattn")
+
+
+def mark_whole(model: nn.Module, whole: bool) -> None:
+    """Say whether a model's attention sees whole sequences wherever no engine is asked.
+
+    DeepSpeed's function takes whatever comes for its ranks' parts of a sequence, also what a vision
+    tower computes and what comes without supervision; under `context_parallel` these are whole.
+
+    Args:
+        model: without wrappers.
+        whole: whether it is so.
+    """
+    for module in model.modules():
+        if whole:
+            module.__dict__[WHOLE] = True
+        else:
+            module.__dict__.pop(WHOLE, None)
+
+
+def function_for(attention: Callable, module: nn.Module) -> Callable:
+    """The function that computes attention for a module where no engine is asked.
+
+    Args:
+        attention: of transformers' registry, or the one that was wrapped.
+        module: that calls it.
+
+    Returns:
+        It, or what DeepSpeed put itself around.
+    """
+    if WHOLE not in module.__dict__:
+        return attention
+    ulysses = ulysses_of(attention)
+    return attention if ulysses is None else ulysses.attn
 
 
 def _equal(length: int, ranks: int) -> Sharding:
