@@ -1,7 +1,7 @@
 """Training whose ranks share each sequence (context parallelism): a program that test_contexts.py
 starts.
 
-python -m tests.hf.forked [N] tests.hf.contexts FOLDER SIZE NAMES
+FORKED=2 python -m tests.hf.forked tests.hf.contexts FOLDER SIZE NAMES
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ FSDP2 = {
 def launched(folder: Path, size: int, *names: str, ranks: int = 2, **environment: str) -> dict:
     """What the runs of `contexts` came to."""
     folder.mkdir()
-    words = (str(ranks), "tests.hf.contexts", str(folder), str(size), *names)
-    run(*words, launcher=FORKED, **environment)
+    words = ("tests.hf.contexts", str(folder), str(size), *names)
+    run(*words, launcher=FORKED, FORKED=str(ranks), **environment)
     return torch.load(folder / "found.pt")
 
 
