@@ -214,6 +214,16 @@ def parallelism(config: Config, processes: int) -> Any | None:
     return ParallelismConfig(cp_size=shared, dp_shard_size=processes // shared)
 
 
+def multiple(config: Config) -> int:
+    """What the length of a batch is a multiple of: the ring wants two equal pieces of a process.
+
+    Args:
+        config: of the run.
+    """
+    training = config.training
+    return 2 * training.context_parallel if training.context_engine == "ring" else 1
+
+
 def _context_of_launcher() -> int | None:
     """The cp_size of accelerate's config file; None: it has no parallelism_config."""
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":

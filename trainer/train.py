@@ -251,6 +251,7 @@ class _Run:
             self.model.config,
             max_length=data.max_length,
             pack_to=data.pack_to if samples is self.train_set else None,
+            pad_to_multiple_of=launching.multiple(self.config),
             lens=self.config.objectives.logit_lens is not None,
             geometry=self.geometry,
             **settings,
