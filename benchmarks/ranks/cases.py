@@ -30,6 +30,7 @@ class Case:
         context: processes that share each sequence.
         checkpointed: layers are computed again in the backward pass.
         steps: of the run.
+        ulysses: DeepSpeed's Ulysses computes attention of shared sequences.
     """
 
     strategy: str | None
@@ -41,6 +42,7 @@ class Case:
     context: int = 1
     checkpointed: bool = False
     steps: int = STEPS
+    ulysses: bool = False
 
     @property
     def key(self) -> str:
@@ -49,6 +51,7 @@ class Case:
         words = [self.strategy or "alone", str(self.ranks), batch, model, self.share]
         words.append(self.optimizer)
         words += [f"context{self.context}"] if self.context > 1 else []
+        words += ["ulysses"] if self.ulysses else []
         words += ["checkpointed"] if self.checkpointed else []
         words += [f"steps{self.steps}"] if self.steps != STEPS else []
         return "-".join(words)
@@ -61,7 +64,7 @@ class Case:
     @property
     def alone(self) -> Case:
         """One process on the same samples, padded."""
-        given = {"ranks": self.readers, "context": 1, "checkpointed": False}
+        given = {"ranks": self.readers, "context": 1, "checkpointed": False, "ulysses": False}
         return replace(self, strategy=None, packed=False, **given)
 
 
@@ -80,7 +83,8 @@ def parsed(key: str) -> Case:
         for word in more
         if word.startswith(name)
     }
-    return replace(case, checkpointed="checkpointed" in more, **numbers)
+    words = {name: name in more for name in ("checkpointed", "ulysses")}
+    return replace(case, **words, **numbers)
 
 
 def cases(
@@ -106,11 +110,15 @@ def context_cases(
     made = []
     for optimizer, strategy, n in product(optimizers, strategies, ranks):
         for context in (size for size in RANKS if size <= n):
+            plain = Case(strategy, n, False, False, "alike", optimizer, context)
             for packed, checkpointed in product((False, True), (False, True)):
-                plain = Case(strategy, n, packed, False, "alike", optimizer, context)
-                made.append(replace(plain, checkpointed=checkpointed, steps=CONTEXT_STEPS))
+                case = replace(plain, packed=packed, steps=CONTEXT_STEPS)
+                made.append(replace(case, checkpointed=checkpointed))
             adapters = replace(plain, lora=True, checkpointed=True)
             made += [replace(adapters, packed=packed) for packed in (False, True)]
+            if strategy == "zero3":
+                shared = replace(plain, ulysses=True, steps=CONTEXT_STEPS)
+                made += [replace(shared, checkpointed=value) for value in (False, True)]
             if n > context:
                 made += [replace(plain, share=share) for share in SHARES if share != "alike"]
     return made

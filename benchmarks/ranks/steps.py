@@ -83,7 +83,9 @@ def collator_of(case: Case, model: nn.Module) -> GroundingCollator:
     """
     packing = {"pack_to": PACK_TO} if case.packed else {}
     config = model.config if not case.lora else model.get_base_model().config
-    return GroundingCollator(tiny_qwen_processor(), config, lens=True, **packing)
+    multiple = case.context if case.ulysses else 1
+    options = {"lens": True, "pad_to_multiple_of": multiple, **packing}
+    return GroundingCollator(tiny_qwen_processor(), config, **options)
 
 
 def parallelism_of(case: Case) -> ParallelismConfig | None:
@@ -94,6 +96,8 @@ def parallelism_of(case: Case) -> ParallelismConfig | None:
     """
     if case.context == 1:
         return None
+    if case.ulysses:
+        return ParallelismConfig(sp_size=case.context, dp_shard_size=case.readers)
     return ParallelismConfig(cp_size=case.context, dp_shard_size=case.readers)
 
 

@@ -57,6 +57,7 @@ class Row(NamedTuple):
         case = self.case
         batch, model = "packed" if case.packed else "padded", "LoRA" if case.lora else "full"
         model += ", checkpointed" if case.checkpointed else ""
+        model += ", Ulysses" if case.ulysses else ""
         ranks = f"{case.readers} x {case.context}" if case.context > 1 else str(case.ranks)
         numbers = ["" if x is None else f"{x:.1e}" for x in self[2:5]]
         return [

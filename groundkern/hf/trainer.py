@@ -65,13 +65,14 @@ class GroundingMixin(Checkpoints):
         term_norms_every: steps between log lines that have the norm of each term's own gradient as
             `grad_norm_map_kl`, ...; each costs a forward and a backward more. None: never.
         context_order, context_engine: with a `cp_size` above 1 in accelerate's `ParallelismConfig`,
-            how sequences are split, and who computes attention (`context_parallel`).
+            how sequences are split, and who computes attention (`context_parallel`). With `sp_size`
+            that is DeepSpeed's Ulysses, which registers itself when training begins.
 
     Raises:
         DivergedError: while training, when the loss or gradients stay NaN or infinite.
         ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
-            fused cross entropy, DataParallel, or sequence or tensor parallelism of accelerate; in
-            training, what `EvenRanks` refuses, and under context parallelism plain batches.
+            fused cross entropy, DataParallel, or tensor parallelism; in training, what `EvenRanks`
+            refuses, and under context parallelism batches without `gk_` tensors.
     """
 
     loss_is_scaled_for_ga = True
@@ -101,6 +102,8 @@ class GroundingMixin(Checkpoints):
             wanted = "one without context_parallel where parallelism_config has no cp_size"
             fail("model", wanted, "one whose sequences a group of ranks shares")
         self._split = {"order": context_order, "engine": context_engine}
+        if self.context.ulysses:
+            self._split = {"order": "contiguous", "engine": "ulysses"}
         context_parallel(self._unwrapped(self.model), self.context.group, **self._split)
         train_head_weight(self._unwrapped(self.model))
         if self.args.torch_compile:
@@ -225,13 +228,18 @@ class GroundingMixin(Checkpoints):
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)
             return found
-        loss, outputs = Trainer.compute_loss(
-            self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        if self.context.ulysses:  # the Trainer would weight the parts of a batch that was cut
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            loss = outputs.loss * (self.args.world_size // self.context.size if shared else 1)
+        else:
+            loss, outputs = Trainer.compute_loss(
+                self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         if model.training and isinstance(outputs, GroundedOutput):
             self.watch.add(outputs.parts)
             if not self.args.average_tokens_across_devices:  # the others' gradients are a mean
-                loss = loss * self.context.size
+                loss = loss * self.context.averaged
         return (loss, outputs) if return_outputs else loss
 
     @contextmanager
@@ -263,7 +271,15 @@ class GroundingMixin(Checkpoints):
             The loss for the log, a mean over ranks: those that share sequences all have the whole.
         """
         loss = super().training_step(*args, **kwargs)
-        return loss / self.context.size if self.context.size > 1 else loss
+        return loss / self.context.averaged if self.context.averaged > 1 else loss
+
+    def get_sp_size(self) -> int:
+        """1: of a loader's batches none is cut into more."""
+        return 1
+
+    def get_cp_size(self) -> int:
+        """How many ranks share a sequence, by whichever engine."""
+        return self.context.size
 
     def floating_point_ops(self, inputs: dict) -> int:
         """This rank's share of what the Trainer counts for a batch.

@@ -1,7 +1,8 @@
 """The ranks of a Trainer that share each sequence: context parallelism by accelerate's settings.
 
 accelerate would cut batches itself, drop their masks, and shift labels; grounded batches are split
-in the model's forward. Here it is only told which ranks take the same batches.
+in the model's forward. Here it is only told which ranks take the same batches. Its `cp_size` says
+how many do; `sp_size` too, and that DeepSpeed computes attention (Ulysses).
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ class ContextRanks:
         size: how many share a sequence; they lie one behind the other.
         group: of these ranks, and of nothing else: other collectives never come between; None:
             sequences are whole.
+        ulysses: DeepSpeed computes attention; it adds up the gradients of these ranks, of which
+            DDP, FSDP and DeepSpeed alone take the mean.
     """
 
     size: int = 1
     group: dist.ProcessGroup | None = None
+    ulysses: bool = False
 
     @classmethod
     def of(cls, accelerator: Any) -> ContextRanks:
@@ -49,11 +53,17 @@ class ContextRanks:
         if size == 1:
             return cls()
         accelerator._prepare_cp = lambda *prepared: prepared  # it hooks masks away
+        accelerator.deepspeed_ulysses_dl_adapter = lambda loader, model: loader  # it cuts batches
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             _same_batches(accelerator, size)
         first = accelerator.process_index // size * size
         ranks = list(range(first, first + size))
-        return cls(size, dist.new_group(ranks, use_local_synchronization=True))
+        return cls(size, dist.new_group(ranks, use_local_synchronization=True), config.sp_size > 1)
+
+    @property
+    def averaged(self) -> int:
+        """Over how many ranks gradients are averaged that have to be added up."""
+        return 1 if self.ulysses else self.size
 
     def of_rank(self, rank: int) -> int:
         """Which of the groups that take different batches a rank belongs to.
@@ -78,7 +88,7 @@ def context_size(config: Any | None) -> int:
     Args:
         config: accelerate's `ParallelismConfig`; None: none.
     """
-    return getattr(config, "cp_size", 1) or 1
+    return max(getattr(config, name, 1) or 1 for name in ("cp_size", "sp_size"))
 
 
 def beside_ddp(config: Any | None) -> bool:
@@ -87,9 +97,12 @@ def beside_ddp(config: Any | None) -> bool:
     Args:
         config: accelerate's `ParallelismConfig`; None: none.
     """
-    shards = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # TrainingArguments sets them too
-    sharded = any(os.environ.get(name, "").lower() == "true" for name in shards)
-    return context_size(config) > 1 and not sharded
+    return context_size(config) > 1 and not (_uses("FSDP") or _uses("DEEPSPEED"))
+
+
+def _uses(engine: str) -> bool:
+    """What `accelerate launch` was told, or TrainingArguments, which tells it this way."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true"
 
 
 def tell_of_context(accelerator: Any, config: Any) -> None:
@@ -110,22 +123,20 @@ def tell_of_context(accelerator: Any, config: Any) -> None:
 
 
 def refuse_parallel(config: Any | None) -> None:
-    """Refuse what splits a layer over ranks, or sequences in a way that supervision cannot follow.
+    """Refuse what splits a layer over ranks, and what accelerate would not do.
 
     Args:
         config: accelerate's `ParallelismConfig`; None: none.
 
     Raises:
-        ValueError: a tensor or sequence parallel size above 1.
+        ValueError: a tensor parallel size above 1; a sequence parallel one without DeepSpeed.
     """
-    reasons = {
-        "tp_size": "1 (tensor parallelism is not supported: a layer has to be whole)",
-        "sp_size": "1, and cp_size with context_engine='ulysses' in its place, which splits the "
-        "sequence after the images are in it",
-    }
-    for name, wanted in reasons.items():
-        size = getattr(config, name, 1) or 1
-        require(size == 1, f"parallelism_config.{name}", wanted, size)
+    size = getattr(config, "sp_size", 1) or 1
+    wanted = "1 without DeepSpeed, whose Ulysses it is (cp_size is anyone's)"
+    require(size == 1 or _uses("DEEPSPEED"), "parallelism_config.sp_size", wanted, size)
+    size = getattr(config, "tp_size", 1) or 1
+    wanted = "1 (tensor parallelism is not supported: a layer has to be whole)"
+    require(size == 1, "parallelism_config.tp_size", wanted, size)
 
 
 def digest(batch: Mapping[str, Any], *, values: bool) -> int:
