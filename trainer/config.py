@@ -265,9 +265,7 @@ class Training(Section):
     processes: Positive | None = setting(
         None, "that `strategy` starts (null: one for each GPU of this machine)"
     )
-    context_parallel: Annotated[int, Field(gt=0, le=4096)] = setting(
-        1, "processes that share each sequence, for long ones (docs/scale.md)"
-    )
+    context_parallel: Positive = setting(1, "processes that share each sequence (docs/scale.md)")
     context_order: Literal["zigzag", "contiguous", "striped"] = setting(
         "zigzag", "which tokens of a sequence a process holds"
     )
@@ -355,13 +353,6 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     if config.data.streaming and training.steps is None:
         wanted = "training.steps in its place with data.streaming, whose length is not known"
         yield "training.epochs", f"expected {wanted}, got {training.epochs:g}"
-    shared = training.context_parallel
-    if training.processes is not None and training.processes % shared:
-        wanted = f"a divisor of training.processes, which is {training.processes}"
-        yield "training.context_parallel", f"expected {wanted}, got {shared}"
-    if training.context_engine == "ring" and training.context_order != "zigzag":
-        wanted = "zigzag with training.context_engine ring, torch's own order"
-        yield "training.context_order", f"expected {wanted}, got {training.context_order}"
     if training.fp16 and config.model.dtype != "float32":
         yield "training.fp16", f"expected model.dtype float32 beside it, got {config.model.dtype}"
     if evaluation.every is not None and config.data.test is None:

@@ -108,12 +108,14 @@ def accelerate_settings(config: Config) -> dict[str, Any]:
     processes = training.processes
     if processes is None and device is None:
         raise ConfigError("`training.processes`: required where there is no GPU, but not given")
+    processes = processes or torch.accelerator.device_count()
+    _check_context(config, processes)
     precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
     settings = {
         "compute_environment": "LOCAL_MACHINE",
         **_OF_STRATEGY[training.strategy],
         "num_machines": 1,
-        "num_processes": processes or torch.accelerator.device_count(),
+        "num_processes": processes,
         "main_process_port": 0,  # a free one
         "mixed_precision": precision,
     }
@@ -182,11 +184,7 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"`training.processes`: expected {world}, which were launched, got {training.processes}"
         )
-    if int(world) % training.context_parallel:
-        raise ConfigError(
-            f"`training.context_parallel`: expected a divisor of {world}, the number of processes, "
-            f"got {training.context_parallel}"
-        )
+    _check_context(config, int(world))
     asked = _context_of_launcher()
     if asked is not None and asked != training.context_parallel:
         raise ConfigError(
@@ -197,6 +195,21 @@ def check(config: Config) -> None:
         raise ConfigError("accelerate's `fsdp_version`: expected 2, got 1")
     if own == "fsdp2":  # else only the first process has weights until the model is sharded
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def _check_context(config: Config, processes: int) -> None:
+    """Refuse a context that so many processes cannot have."""
+    training = config.training
+    if processes % training.context_parallel:
+        raise ConfigError(
+            f"`training.context_parallel`: expected a divisor of {processes}, the number of "
+            f"processes, got {training.context_parallel}"
+        )
+    if training.context_engine == "ring" and training.context_order != "zigzag":
+        raise ConfigError(
+            "`training.context_order`: expected zigzag, torch's order, with "
+            f"training.context_engine ring, got {training.context_order}"
+        )
 
 
 def parallelism(config: Config, processes: int) -> Any | None:

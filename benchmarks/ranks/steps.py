@@ -11,7 +11,8 @@ import gc
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.ranks.cases import Case, parsed
@@ -101,6 +103,29 @@ def parallelism_of(case: Case) -> ParallelismConfig | None:
     return ParallelismConfig(cp_size=case.context, dp_shard_size=case.readers)
 
 
+def _without_compiling() -> None:
+    """On CPUs DeepSpeed would build an operator for shared memory, which takes minutes."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+@contextmanager
+def _ulysses() -> Iterator[None]:
+    """DeepSpeed's sequence parallelism, which Trainers start, as it was before when the block ends;
+    on CPUs accelerate leaves DeepSpeed without its processes."""
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp
+
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    deepspeed.init_distributed("gloo", verbose=False)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = plain
+        parallel_state_sp._release_sequence_parallel_groups()
+
+
 def trained(case: Case, folder: Path) -> dict:
     """Train a case in this process, or in its share of the processes.
 
@@ -137,7 +162,8 @@ def trained(case: Case, folder: Path) -> dict:
         train_dataset=examples(case.readers, case.share, case.steps),
         data_collator=collator_of(case, model),
     )
-    trainer.train()
+    with _ulysses() if case.ulysses else nullcontext():
+        trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     found = {"log": trainer.state.log_history, "begun": begun, "weights": _plain(weights)}
     if trainer.is_deepspeed_enabled:
@@ -158,6 +184,8 @@ def main(folder: Path, keys: list[str]) -> None:
     """
     rank = int(os.environ.get("RANK", "0"))
     agreeing = None
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        _without_compiling()
     for key in keys:
         if rank == 0:
             (folder / f"{key}.begun").touch()

@@ -246,7 +246,8 @@ class GroundingMixin(Checkpoints):
     def whole_sequences(self) -> Iterator[None]:
         """Within the block no ranks share sequences: each may give the model other batches.
 
-        Every rank enters and leaves it together with the others.
+        Yields:
+            None; every rank enters and leaves it.
         """
         own, self.context = self.context, ContextRanks()
         model = self._unwrapped(self.model)

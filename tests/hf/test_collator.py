@@ -444,19 +444,3 @@ def test_images_in_bfloat16_get_the_dtype_of_the_model(monkeypatch, dtype):
     monkeypatch.setattr(collating, "call", call)
     batch = GroundingCollator(processor, config)([_rich()])
     assert batch["pixel_values"].dtype == (dtype or torch.float32)
-
-
-@pytest.mark.parametrize("pack_to", [None, 1000])
-def test_a_multiple_adds_padding_on_the_right_and_nothing_else(pack_to):
-    examples = [make_example(), make_example("A much longer answer than that.")]
-    plain = make_collator(pack_to=pack_to)(examples)
-    collator = make_collator(side="left", pack_to=pack_to, pad_to_multiple_of=64)
-    padded, length = collator(examples), plain["input_ids"].shape[1]
-    assert padded["input_ids"].shape[1] == 64 * (length // 64 + 1)
-    assert collator.counts["tokens_laid"] == padded["input_ids"].numel()
-    for name, x in plain.items():
-        found = padded[name]
-        if found.shape != x.shape:
-            assert (found[..., length:] == found[..., -1:]).all()
-            found = found[..., :length]
-        assert torch.equal(found, x), name

@@ -57,12 +57,23 @@ def test_a_gpu_gives_the_number_of_processes_and_fsdp2(alone, data, tmp_path, mo
     assert found["distributed_type"] == "MULTI_XPU"
 
 
+RING = {"context_parallel": 2, "context_engine": "ring"}
+
+
 @pytest.mark.parametrize(
     ("training", "sentence"),
     [
         ({"strategy": "ddp"}, "`training.processes`: required"),
         ({"strategy": "fsdp2", "processes": 2}, "expected ddp or zero3 where there is no GPU"),
         ({"strategy": "zero3", "processes": 2}, "pip install deepspeed"),
+        (
+            {"strategy": "ddp", "processes": 4, "context_parallel": 3},
+            "`training.context_parallel`: expected a divisor of 4, the number of processes, got 3",
+        ),
+        (
+            {"strategy": "ddp", "processes": 2, "context_order": "striped", **RING},
+            "`training.context_order`: expected zigzag, torch's order",
+        ),
     ],
 )
 def test_what_cannot_be_launched_is_refused(alone, data, tmp_path, training, sentence, monkeypatch):
@@ -113,24 +124,6 @@ def test_accelerate_is_told_who_shares_sequences(alone, data, tmp_path, monkeypa
     assert launching.parallelism(settings(data, tmp_path), 6) is None
     launched(monkeypatch, **CONTEXT)  # whose file may also say how weights are replicated
     assert launching.parallelism(settings(data, tmp_path, context_parallel=4), 8) is None
-
-
-@pytest.mark.parametrize(
-    ("training", "sentence"),
-    [
-        (
-            {"strategy": "ddp", "processes": 4, "context_parallel": 3},
-            "`training.context_parallel`: expected a divisor of training.processes, which is 4",
-        ),
-        (
-            {"context_parallel": 2, "context_order": "striped", "context_engine": "ring"},
-            "`training.context_order`: expected zigzag with training.context_engine ring",
-        ),
-    ],
-)
-def test_contexts_that_do_not_fit_are_refused(data, tmp_path, training, sentence):
-    with pytest.raises(ConfigError, match=sentence):
-        settings(data, tmp_path, **training)
 
 
 def test_a_strategy_without_a_launcher_is_refused(alone, data, tmp_path):

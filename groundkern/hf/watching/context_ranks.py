@@ -57,8 +57,8 @@ class ContextRanks:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             _same_batches(accelerator, size)
         first = accelerator.process_index // size * size
-        ranks = list(range(first, first + size))
-        return cls(size, dist.new_group(ranks, use_local_synchronization=True), config.sp_size > 1)
+        ranks, ulysses = list(range(first, first + size)), (getattr(config, "sp_size", 1) or 1) > 1
+        return cls(size, dist.new_group(ranks, use_local_synchronization=True), ulysses)
 
     @property
     def averaged(self) -> int:
