@@ -9,15 +9,17 @@ PYTEST_ARGS ?= -n auto
 DEMO = -m trainer demo --output demo_run
 
 PY := $(VENV)/bin/python
+TOOLS := $(VENV)/.tools
 INSTALLED := $(VENV)/.installed
-PINNED := $(PY) -m pip install --quiet -c constraints.txt
+INSTALL := $(PY) -m pip install --quiet $(INSTALL_ARGS)
+PINNED := $(INSTALL) -c constraints.txt
 BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 # For the tests of ZeRO alone: accelerate imports DeepSpeed in every run that can (3 CPU seconds each).
 DEEPSPEED := $(CURDIR)/build/deepspeed
 DEEPSPEED_WHEELS := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
 
-.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions families families-test
+.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions families families-test ready
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -62,9 +64,9 @@ OLDEST_ARGS ?= --subset --check benchmarks/kernels.json
 aot-oldest: $(INSTALLED) $(OLDEST)/.installed
 	PYTHONPATH=$(OLDEST) $(PY) -m benchmarks.aot --triton $(OLDEST_TRITON) $(OLDEST_ARGS)
 
-$(OLDEST)/.installed: | $(INSTALLED)
+$(OLDEST)/.installed: | $(TOOLS)
 	rm -rf $(OLDEST)
-	$(PY) -m pip install --quiet --no-deps --target $(OLDEST) triton==$(OLDEST_TRITON)
+	$(INSTALL) --no-deps --target $(OLDEST) triton==$(OLDEST_TRITON)
 	touch $@
 
 # The tests of the wiring with other versions of transformers, "newest" being what is published now:
@@ -81,11 +83,11 @@ version-%: $(TRANSFORMERS)-%/.installed
 	PYTHONPATH=$(<D) $(PY) -m pytest $(PYTEST_ARGS) -q -p no:cacheprovider $(VERSION_TESTS)
 
 .PRECIOUS: $(TRANSFORMERS)-%/.installed
-$(TRANSFORMERS)-%/.installed: | $(INSTALLED)
+$(TRANSFORMERS)-%/.installed: | $(TOOLS)
 	rm -rf $(@D)
 	mkdir -p $(@D)
 	grep -v -E '^(transformers|tokenizers)==' constraints.txt > $(@D)/constraints.txt
-	$(PY) -m pip install --quiet --target $(@D) -c $(@D)/constraints.txt \
+	$(INSTALL) --target $(@D) -c $(@D)/constraints.txt \
 		transformers$(if $(filter newest,$*),,==$*)
 	touch $@
 
@@ -101,7 +103,7 @@ families-test: $(TOWERS)/.installed
 
 $(TOWERS)/.installed: | $(INSTALLED)
 	rm -rf $(TOWERS)
-	$(PY) -m pip install --quiet --no-deps --target $(TOWERS) torchvision==0.28.0 timm==1.0.31
+	$(INSTALL) --no-deps --target $(TOWERS) torchvision==0.28.0 timm==1.0.31
 	touch $@
 
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
@@ -110,16 +112,30 @@ $(TOWERS)/.installed: | $(INSTALLED)
 SANITIZED := $(CURDIR)/build/sanitized
 SANITIZE_TESTS := bindings head_bindings head_refusals map_bindings cpu_isa
 CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
-sanitize: $(INSTALLED)
-	GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet build --build-lib $(SANITIZED) --build-temp $(SANITIZED).o
+SANITIZED_SETUP := GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet
+SANITIZED_DIRS := --build-lib $(SANITIZED) --build-temp $(SANITIZED).o
+sanitize: $(INSTALLED) $(SANITIZED)/.objects
+	$(SANITIZED_SETUP) build $(SANITIZED_DIRS)
 	cd $(SANITIZED) && LD_PRELOAD="$(call CXX_LIBRARY,libasan.so) $(call CXX_LIBRARY,libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 GROUNDKERN_SANITIZE=1 $(abspath $(PY)) -m pytest -p no:cacheprovider \
 		-o pythonpath="$(SANITIZED) $(CURDIR)" $(addprefix $(CURDIR)/tests/test_,$(addsuffix .py,$(SANITIZE_TESTS)))
 
-# No build isolation: the extension is built with the pinned pybind11.
-$(INSTALLED): $(BUILD_INPUTS)
+# The C++ alone, which needs no torch: beside the installation it costs less time than after it.
+$(SANITIZED)/.objects: $(BUILD_INPUTS) | $(TOOLS)
+	$(SANITIZED_SETUP) build_ext $(SANITIZED_DIRS)
+	touch $@
+
+$(TOOLS): constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PINNED) setuptools wheel pybind11
+	touch $@
+
+# No build isolation: the extension is built with the pinned pybind11.
+$(INSTALLED): $(BUILD_INPUTS) | $(TOOLS)
 	$(PINNED) --no-build-isolation --editable '.[dev]'
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"
 	touch $@
+
+# What .ci/run needs; `make -j 2 ready` installs and builds side by side.
+ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)-newest/.installed \
+	$(SANITIZED)/.objects

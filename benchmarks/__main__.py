@@ -1,6 +1,6 @@
 """python -m benchmarks: our ops beside the floor, what people write today, and what they could
 install. python -m benchmarks training_step: whole steps of fine-tuning, with grounding and
-without."""
+without. python -m benchmarks longest: the longest sample that one device trains on."""
 
 import argparse
 import sys
@@ -107,6 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.training_step import step as training_step
 
         return training_step.main(arguments[1:])
+    if arguments[:1] == ["longest"]:
+        from benchmarks.longest import __main__ as longest
+
+        return longest.main(arguments[1:])
     args = parse(arguments)
     console = make_console()
     rows, _ = run(args, console)

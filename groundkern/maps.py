@@ -336,6 +336,41 @@ def target_map(
 
     Source: P of KLAL's (K3) (arXiv 2511.12738; the triple is open in the paper).
     """
+    values = target_values(
+        rects,
+        kind=kind,
+        levels=levels,
+        boxes=boxes,
+        points=points,
+        polygons=polygons,
+        polylines=polylines,
+        rasters=rasters,
+    )
+    return (values / values.sum().clamp_min(1e-300)).float()
+
+
+def target_values(
+    rects: Tensor,
+    *,
+    kind: str = "neighbours",
+    levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    boxes: Coordinates = (),
+    points: Coordinates = (),
+    polygons: Sequence[Coordinates] = (),
+    polylines: Sequence[Coordinates] = (),
+    rasters: Sequence[Raster] = (),
+) -> Tensor:
+    """`target_map` before it is divided by its sum.
+
+    Args:
+        rects, kind, levels, boxes, points, polygons, polylines, rasters: as there.
+
+    Returns:
+        [n] fp64; all zero if the shapes fall on no token.
+
+    Raises:
+        ValueError: as there.
+    """
     rects = _rows("rects", rects, 4)
     require(
         len(levels) == 3 and min(levels) >= 0 and levels[0] > 0,
@@ -349,7 +384,7 @@ def target_map(
     most = levels[0] if kind in ("neighbours", "uniform") else 1.0
     for heat in heats:
         values = torch.maximum(values, most * raster_overlap(rects, heat))
-    return (values / values.sum().clamp_min(1e-300)).float()
+    return values
 
 
 def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: _Shapes) -> Tensor:

@@ -12,6 +12,7 @@ from groundkern import checks
 from groundkern.kept import capturing, kept
 
 BITS = 32  # keys in one int32 of mask bits
+BYTE = 8  # keys in one of its bytes, the lowest first
 
 
 class _Tensors:
@@ -174,10 +175,12 @@ def pack_bits(allowed: Tensor) -> Tensor:
     """bool [G, S] -> int32 [G, ceil(S / 32)]: key j is bit j % 32 of element j // 32."""
     sets, keys = allowed.shape
     width = -(-keys // BITS)
-    bits = torch.nn.functional.pad(allowed, (0, width * BITS - keys))
-    bits = bits.view(sets, width, BITS).to(torch.int32)
-    shifts = torch.arange(BITS, dtype=torch.int32, device=allowed.device)
-    return (bits << shifts).sum(-1, dtype=torch.int32)
+    bits = torch.nn.functional.pad(allowed.contiguous(), (0, width * BITS - keys))
+    # byte by byte: as integers of 32 bits, a boolean would take eight bytes meanwhile
+    bits = bits.view(torch.uint8).view(sets, width, BITS // BYTE, BYTE)
+    shifts = torch.arange(BYTE, dtype=torch.uint8, device=allowed.device)
+    packed = (bits << shifts).sum(-1, dtype=torch.uint8)  # [G, ceil(S / 32), 4]
+    return packed.view(torch.int32).squeeze(-1)
 
 
 def unpack_bits(bits: Tensor, keys: int) -> Tensor:

@@ -55,15 +55,26 @@ ARROWS = {
     "api": {"shared", "contract", "reference", "op"},
     "cases": {"shared", "api", "cases"},
     "public": {"shared", "api", "public"},
+    "parallel": {"shared", "public", "parallel"},
     "hf data": {"shared", "public", "hf data", "hugging face"},
-    "hf": {"shared", "public", "hf data", "hf", "hugging face"},
+    "hf": {"shared", "public", "parallel", "hf data", "hf", "hugging face"},
     "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
-    "benchmarks": {"shared", "public", "hf data", "hf", "cases", "benchmarks", "hugging face"},
+    "benchmarks": {
+        "shared",
+        "public",
+        "parallel",
+        "hf data",
+        "hf",
+        "cases",
+        "benchmarks",
+        "hugging face",
+    },
     "preparing": {"public", "hf data", "hf", "trainer", "preparing"},
     "ranks": {"public", "hf data", "hf", "trainer", "benchmarks", "ranks", "hugging face"},
     "tests": {
         "shared",
         "public",
+        "parallel",
         "hf data",
         "hf",
         "cases",
@@ -163,8 +174,14 @@ def role(module: str) -> str | None:
             return "hf data"
         case ["hf", *_]:
             return "hf"
-        case [] | ["losses" | "maps" | "metrics" | "public" | "rasters"] | ["compat", *_]:
+        case (
+            []
+            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["compat", *_]
+        ):
             return "public"
+        case ["parallel", *_]:
+            return "parallel"
         case ["ops", "cases"]:
             return "cases"
         case ["ops", _, leaf]:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import groundkern
-from groundkern import checks, hf
+from groundkern import checks, hf, parallel
 
-PUBLIC_MODULES = ("losses", "lse", "maps", "metrics", "rasters")
+PUBLIC_MODULES = (
+    *("losses", "lse", "maps", "maps_in_time", "metrics", "parallel.heads", "rasters"),
+)
 ADAPTERS = ("torch", "liger", "cut_cross_entropy")  # of groundkern.compat
 # What serves no method of a paper.
 NO_SOURCE = {
@@ -145,6 +147,7 @@ def missing(name: str, value: Callable) -> list[str]:
 
 
 PUBLIC = members("groundkern", groundkern.__all__) | members("groundkern.hf", hf.__all__)
+PUBLIC |= members("groundkern.parallel", parallel.__all__)
 for _module in PUBLIC_MODULES:
     PUBLIC |= defined_in(f"groundkern.{_module}")
 for _module in ADAPTERS:

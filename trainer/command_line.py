@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from trainer.config import Config, ConfigError, Loc, unknown_field, validate
 from trainer.settings_file import parse_yaml, read_yaml
+from trainer.video_options import add_videos
 from trainer.wording import cut, short
 
 _NULL = "default: null (undefined)"  # what pydantic-settings says of a section that is off
@@ -176,7 +177,11 @@ def add_look(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     look.add_argument("--model", required=True, help="folder of a model with its processor")
-    look.add_argument("--image", type=Path, nargs="+", required=True, help="image file, one")
+    seen = look.add_mutually_exclusive_group(required=True)
+    seen.add_argument("--image", type=Path, nargs="+", help="image file, one")
+    seen.add_argument("--video", type=Path, help="video file, or folder of frames, as --video-fps")
+    add_videos(look)
+    look.add_argument("--time", metavar="T0,T1", help="seconds of the video that are the target")
     look.add_argument("--prompt", required=True, help="what the user asks")
     look.add_argument("--answer", help="the answer to explain; default: the model's own, greedy")
     look.add_argument(

@@ -24,6 +24,8 @@ Positive = Annotated[int, Field(gt=0, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Above = Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(gt=0, le=10**15)]
 
 
 class ConfigError(Exception):
@@ -104,7 +106,12 @@ class Data(Section):
         "Parquet; a path may be a folder or a pattern of such files (docs/bring-your-data.md)",
     )
     shuffle_buffer: Positive = setting(1000, "samples among which streaming picks the next one")
-    max_pixels: Positive = setting(100_000_000, "pixels an image may have")
+    max_pixels: Positive = setting(100_000_000, "pixels an image or a frame may have")
+    video_fps: Above | None = setting(2.0, "frames taken of a second of a video; null: all")
+    video_frames: Positive = setting(64, "frames taken of a video at most")
+    video_pixels: Positive = setting(300_000_000, "pixels of all frames taken for a sample")
+    video_bytes: Bytes = setting(4_000_000_000, "bytes the file of a video may have")
+    video_seconds: Above = setting(14_400.0, "seconds a video may last")
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
         0.2, "share of the samples that may be bad, with skip, before the run stops"
     )
@@ -126,9 +133,7 @@ class Data(Section):
 class Supervision(Section):
     leading_space: bool = setting(True, "label = first token of the word with a leading space")
     max_label_tokens: Positive = setting(3, "drop words of more tokens")
-    max_word_patches: Annotated[float, Field(gt=0, le=MOST, allow_inf_nan=False)] = setting(
-        3.0, "drop words taller than this many visual tokens"
-    )
+    max_word_patches: Above = setting(3.0, "drop words taller than this many visual tokens")
     max_number_tokens: Positive = setting(
         12, "drop numbers of more tokens (many tokenizers have one for each digit)"
     )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.hf import GroundedExample, Region
+from groundkern.hf import GroundedExample, Region, Video
+from trainer.inspection.sheets import Cell, regions_at, sheet_of
 from trainer.metrics.held_out import device_of, has_aligned, own_columns, read, to_device
 from trainer.outlines import outlines
 from trainer.pictures import page_uri
+from trainer.visual_places import VisualPlaces, visual_places
 
+FRAMES = 12  # of a video, at most, in its picture
 KEPT = 1_200_000  # pixels of a picture, whatever its shape: the text of a receipt stays readable
+Point = tuple[float, float]
 
 
 def heat_maps(
@@ -67,50 +72,93 @@ def _entries(
         batch = collator([example])
         if not bool((batch["gk_map_position"] >= 0).any()):
             continue
-        tables = collator.geometry([example.images], batch)
+        places = visual_places(collator, example, batch)
         batch = to_device(batch, device_of(model))
         aligned = has_aligned(batch)
         _, maps, contributions = read(model, batch, autocast=autocast, aligned=aligned)
-        yield _entry(example, batch, tables[0], maps, contributions)
+        yield _entry(example, batch, places, maps, contributions)
 
 
 def _entry(
     example: GroundedExample,
     batch: dict,
-    table: Tensor,
+    places: VisualPlaces,
     maps: Tensor,
     contributions: Tensor | None,
 ) -> dict:
-    image = int(batch["gk_map_image"][0, 0])
-    columns = own_columns(batch)[0, 0, : len(table)].cpu()  # the first map row's image
-    columns &= (table[:, 0] == image) & (table[:, 3] > table[:, 1])
-    regions = [region for region in example.regions if region.image == image]
+    number, count = int(batch["gk_map_image"][0, 0]), len(places.number)
+    columns = own_columns(batch)[0, 0, :count].cpu()  # the first map row's image
+    columns &= places.of(number)
+    regions = [region for region in example.regions if example.place(region) == number]
     turn = min((region.turn for region in regions), default=0)
     regions = [region for region in regions if region.turn == turn]
-    picture = example.images[image].convert("RGB")
+    if number < len(example.images):
+        picture = example.images[number].convert("RGB")
+        tokens, rects = columns.nonzero()[:, 0], places.rects[columns]
+        shapes = _shapes(regions)
+    else:
+        video = example.videos[number - len(example.images)]
+        picture, tokens, rects, shapes = _frames(video, columns, places, regions)
     entry = {
         "name": example.name,
         "question": _text(example.messages[turn - 1]),
         "answer": _text(example.messages[turn]),
         "image": page_uri(kept(picture), quality=92),
         "size": picture.size,
-        "boxes": [box for region in regions for box in region.boxes],
-        "points": [point for region in regions for point in region.points],
-        "polygons": [polygon for region in regions for polygon in region.polygons],
-        "polylines": [line for region in regions for line in _lines(region)],
-        "rects": _rounded(table[columns][:, 1:]),
-        "attention": _rounded(maps[0, 0, : len(table)].cpu()[columns]),
+        **shapes,
+        "rects": _rounded(rects),
+        "attention": _rounded(maps[0, 0, :count].cpu()[tokens]),
     }
     if contributions is not None:
         sets = batch["gk_side_set"][0]
         rows = sets == sets[0]  # the tokens of the first phrase
-        contribution = contributions[0, rows].float().mean(0)[: len(table)].cpu()
-        entry["contribution"] = _rounded(contribution[columns])
+        contribution = contributions[0, rows].float().mean(0)[:count].cpu()
+        entry["contribution"] = _rounded(contribution[tokens])
     return entry
 
 
-def _lines(region: Region) -> list:
-    return [*region.polylines, *(line for r in region.rasters for line in outlines(r))]
+def _frames(
+    video: Video, columns: Tensor, places: VisualPlaces, regions: list[Region]
+) -> tuple[Image.Image, Tensor, Tensor, dict]:
+    """Frames of a video as one picture; the tokens that each of them shows, one frame's after
+    another's; where each of these is in the picture; and the regions' shapes in it."""
+    chosen = np.linspace(0, len(video.frames) - 1, min(FRAMES, len(video.frames)))
+    chosen = chosen.round().astype(int).tolist()
+    frames, times = (tuple(each[i] for i in chosen) for each in (video.frames, video.times))
+    _, cells, picture = sheet_of(Video(frames, times, video.fps), 0)
+    width, height = picture.size
+    tokens, rects = [], []
+    for cell in cells:
+        lasts = (places.times[:, 0] <= cell.time) & (cell.time < places.times[:, 1])
+        tokens.append((columns & lasts).nonzero()[:, 0])
+        scale = torch.tensor([cell.width / width, cell.height / height] * 2, dtype=torch.float64)
+        start = torch.tensor([cell.left / width, cell.top / height] * 2, dtype=torch.float64)
+        rects.append(places.rects[tokens[-1]] * scale + start)
+
+    def within(cell: Cell) -> Callable[[Point], Point]:
+        def at(point: Point) -> Point:
+            x, y = cell.point(*point)
+            return x / width, y / height
+
+        return at
+
+    shown = [pair for region in regions for pair in regions_at(region, video, cells)]
+    shapes = _shapes([there for _, there in shown], [within(cell) for cell, _ in shown])
+    return picture, torch.cat(tokens), torch.cat(rects), shapes
+
+
+def _shapes(
+    regions: list[Region], places: list[Callable[[Point], Point]] | None = None
+) -> dict[str, list]:
+    """The shapes of regions; of each every point goes where its function of `places` puts it."""
+    found: dict[str, list] = {kind: [] for kind in ("boxes", "points", "polygons", "polylines")}
+    for region, at in zip(regions, places or [tuple] * len(regions), strict=True):
+        lines = [*region.polylines, *(line for r in region.rasters for line in outlines(r))]
+        found["boxes"] += [(*at(box[:2]), *at(box[2:])) for box in region.boxes]
+        found["points"] += map(at, region.points)
+        found["polygons"] += [tuple(map(at, polygon)) for polygon in region.polygons]
+        found["polylines"] += [tuple(map(at, line)) for line in lines]
+    return found
 
 
 def kept(picture: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""`python -m trainer look`: where a model looks when it answers, over the image, as a PNG.
+"""`python -m trainer look`: where a model looks when it answers, over an image or a video.
 
 Three maps of every answer token, each read at the row that predicts it: attention over the image
 (mean of heads and layers), GradCAM (attention times its rectified gradient) and logit contributions
@@ -8,6 +8,7 @@ Three maps of every answer token, each read at the row that predicts it: attenti
 from __future__ import annotations
 
 import io
+import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from groundkern import metrics
-from groundkern.hf import GroundedExample, GroundingCollator, attach
+from groundkern.hf import Video
 from groundkern.hf.data.calling import rendered
 from groundkern.maps import inside
 from groundkern.rasters import Raster
@@ -32,40 +32,18 @@ from trainer.data.images import MAX_PIXELS, image_size, load_rgb
 from trainer.data.rasters import RasterField, find_heat, find_mask
 from trainer.evaluation.generating import Answerer
 from trainer.evaluation.questions import Question
-from trainer.geometry import geometry_of
 from trainer.loading import open_model
-from trainer.metrics.held_out import to_device
+from trainer.look_video import Clip, clip_of
+from trainer.looks import MAPS, Looks, look, scores
 from trainer.outlines import outlines
 from trainer.pictures import full_scale, heated, outline
 from trainer.sheet import Sheet
+from trainer.video_options import rules_of
 
-MAPS = ("attention", "gradcam", "contribution")
 SCALES = {"pixel": None, "unit": 1.0, "per_mille": 1000.0}
 WHOLE, OF_ROW = 700_000, 130_000  # pixels of a picture: of a few, and where each layer has three
 LONGEST = 2400  # pixels of its longer side
 Box = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Looks:
-    """What a model looked at for each token of an answer.
-
-    Args:
-        tokens: the tokens' texts.
-        log_prob: [R] log probability of each.
-        rects: [C, 4] places of the visual tokens that have one, in fractions of the image.
-        maps: [R, L, C] by name of MAPS.
-    """
-
-    tokens: list[str]
-    log_prob: Tensor
-    rects: Tensor
-    maps: dict[str, Tensor]
-
-    def over(self, name: str, tokens: list[int], layers: list[int]) -> Tensor:
-        """[C]: mean over tokens; mean (attention) or sum (the others) over layers."""
-        chosen = self.maps[name][tokens][:, layers].mean(0)
-        return chosen.mean(0) if name == "attention" else chosen.sum(0)
 
 
 @dataclass(frozen=True)
@@ -96,34 +74,70 @@ def run_look(arguments: Namespace) -> Path:
     Raises:
         ConfigError, SampleError: bad arguments, a model or an image that cannot be loaded.
     """
-    if len(arguments.image) > 1:
-        raise ConfigError(
-            f"--image: expected one image, got {len(arguments.image)}; maps are drawn over one"
-        )
-    where = f"{arguments.image[0]}"
-    size = image_size(arguments.image[0], where=where, field="image")
-    image = load_rgb(arguments.image[0], size, where=where, field="image")
-    boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
-    target = Target(boxes, rasters_of(arguments, size))
+    seen, target = _clip(arguments) if arguments.video else _picture(arguments)
     model, processor = open_model(arguments.model, attn_implementation=None, dtype=arguments.dtype)
     model.to(arguments.device).eval()
     layers = parse_layers(arguments.layers, model.config.get_text_config().num_hidden_layers)
     answer = arguments.answer
     if answer is None:
-        answer = generate(model, processor, image, arguments.prompt, arguments.max_new_tokens)
+        answer = generate(model, processor, seen, arguments.prompt, arguments.max_new_tokens)
     if not answer.strip():
         raise ConfigError(f"--answer: expected a token at least, got {answer!r}")
-    looks = look(model, processor, image, arguments.prompt, answer)
+    looks = look(model, processor, seen, arguments.prompt, answer)
     tokens = arguments.token or list(range(len(looks.tokens)))
     if not all(0 <= token < len(looks.tokens) for token in tokens):
         raise ConfigError(f"--token: expected numbers below {len(looks.tokens)}, got {tokens}")
+    if isinstance(target, Clip):
+        on = target.on(looks)
+        Console().print(table_of(looks, layers, on))
+        for suffix, content in target.pictures(looks, tokens, layers, on):
+            durable.write_bytes(arguments.output.with_suffix(suffix), content)
+        return arguments.output.with_suffix(".png")
     on = target.on(looks.rects)
     Console().print(table_of(looks, layers, on))
-    sheet = draw(looks, image, tokens, layers, on, target.drawn(), per_layer=arguments.per_layer)
+    sheet = draw(looks, seen, tokens, layers, on, target.drawn(), per_layer=arguments.per_layer)
     buffer = io.BytesIO()
     sheet.image.save(buffer, "PNG")
     durable.write_bytes(arguments.output, buffer.getvalue())
     return arguments.output
+
+
+def _picture(arguments: Namespace) -> tuple[Image.Image, Target]:
+    """The image of `--image`, and the target on it."""
+    if len(arguments.image) > 1:
+        raise ConfigError(
+            f"--image: expected one image, got {len(arguments.image)}; maps are drawn over one"
+        )
+    if arguments.time is not None:
+        raise ConfigError("--time: expected a --video, whose seconds it means, got an image")
+    where = f"{arguments.image[0]}"
+    size = image_size(arguments.image[0], where=where, field="image")
+    image = load_rgb(arguments.image[0], size, where=where, field="image")
+    boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
+    return image, Target(boxes, rasters_of(arguments, size))
+
+
+def _clip(arguments: Namespace) -> tuple[Video, Clip]:
+    """The video of `--video`, and the target in it."""
+    if arguments.per_layer:
+        raise ConfigError("--per-layer: expected an --image, got a video, whose frames are rows")
+    video = clip_of(arguments.video, rules_of(arguments))
+    size = video.frames[0].size
+    boxes = [parse_box(text, arguments.coord, size) for text in arguments.region]
+    time = None if arguments.time is None else parse_time(arguments.time)
+    rasters = rasters_of(arguments, size)
+    return video, Clip(video, tuple(boxes), tuple(rasters), time)
+
+
+def parse_time(text: str) -> tuple[float, float]:
+    """A `--time` as seconds."""
+    try:
+        start, stop = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--time: expected T0,T1 in seconds, got {text!r}") from None
+    if not 0 <= start < stop < math.inf:
+        raise ConfigError(f"--time: expected 0 <= T0 < T1, got {text!r}")
+    return start, stop
 
 
 def parse_box(text: str, coord: str, size: tuple[int, int]) -> Box:
@@ -179,7 +193,11 @@ def parse_layers(text: str | None, count: int) -> list[int]:
 
 
 def generate(
-    model: torch.nn.Module, processor: Any, image: Image.Image, prompt: str, max_new_tokens: int
+    model: torch.nn.Module,
+    processor: Any,
+    seen: Image.Image | Video,
+    prompt: str,
+    max_new_tokens: int,
 ) -> str:
     """The model's own greedy answer.
 
@@ -187,77 +205,17 @@ def generate(
         ConfigError: it says nothing.
         SampleError: the processor does not take the question.
     """
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    kind = "video" if isinstance(seen, Video) else "image"
+    content = [{"type": kind}, {"type": "text", "text": prompt}]
     chat = [{"role": "user", "content": content}]
     text = rendered(processor, chat, asks=True)
     answerer = Answerer(model, processor, max_new_tokens=max_new_tokens)
-    question = Question(text, (image,), "--prompt")
+    shown = ((), "--prompt", (seen,)) if kind == "video" else ((seen,), "--prompt")
+    question = Question(text, *shown)
     answer = answerer.answer(answerer.inputs([question]))[0].text.strip()
     if not answer:
         raise ConfigError("--answer: the model's own answer is empty; give one")
     return answer
-
-
-@torch.no_grad()
-def look(
-    model: torch.nn.Module, processor: Any, image: Image.Image, prompt: str, answer: str
-) -> Looks:
-    """Read the maps of every token of an answer, in one run of the model.
-
-    Args:
-        model: in eval mode; gets attached.
-        processor: the model's.
-        image: RGB.
-        prompt, answer: what the user asks and the assistant says.
-
-    Raises:
-        ValueError: a family or a model that is not supported, by name.
-    """
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    example = GroundedExample((image,), messages)
-    geometry = geometry_of(model, processor)
-    batch = GroundingCollator(processor, model.config, geometry=geometry)([example])
-    (table,) = geometry([example.images], batch)
-    batch = to_device(_every_token(batch), model.device)
-    output = attach(model)(**batch, gk_record=("maps", "gradcam", "contributions", "layers"))
-    placed = table[:, 3] > table[:, 1]
-    found = (output.maps, output.gradcam, output.contributions)
-    rows = batch["gk_text_position"][0]
-    predicted = batch["input_ids"][0, rows.long() + 1]
-    return Looks(
-        [processor.tokenizer.decode([token]) for token in predicted.tolist()],
-        output.text_log_prob[0].float().cpu(),
-        table[placed][:, 1:],
-        {name: x[0].float().cpu()[..., placed] for name, x in zip(MAPS, found)},
-    )
-
-
-def _every_token(batch: dict) -> dict:
-    """The batch with a side row and a map row for each trained token."""
-    rows, columns = batch["gk_text_position"], batch["gk_map_columns"]
-    nothing = torch.zeros_like(rows)
-    return {
-        **{name: x for name, x in batch.items() if not name.startswith(("gk_word", "gk_several"))},
-        "gk_side_position": rows,
-        "gk_side_set": nothing - 1,
-        "gk_side_inside": torch.zeros(1, 0, batch["input_ids"].shape[1], dtype=torch.bool),
-        "gk_map_position": rows,
-        "gk_map_token_position": torch.where(rows >= 0, rows + 1, -1),
-        "gk_map_image": nothing,
-        "gk_map_target": columns[:, None].expand(-1, rows.shape[1], -1) * 0,
-    }
-
-
-def scores(values: Tensor, name: str, on: Tensor) -> dict[str, float]:
-    """How well a map [C] finds the tokens `on`; the ratio is for maps that are never negative."""
-    target = on[None]
-    found = {
-        "peak": metrics.peak_in_mask(values[None], target),
-        "AUC": metrics.roc_auc(values[None], target),
-    }
-    if name != "contribution":
-        found["ratio"] = metrics.attention_ratio(values[None], target)
-    return {key: float(value) for key, value in found.items()}
 
 
 def table_of(looks: Looks, layers: list[int], on: Tensor | None) -> Table:

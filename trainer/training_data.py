@@ -20,6 +20,7 @@ from trainer.data.images import SampleError
 from trainer.data.lengths import LOOKS, LengthEstimate, looked_at
 from trainer.data.mixture import Mixture
 from trainer.data.order import Course
+from trainer.data.videos import VideoRules
 from trainer.prepare.boxes.settings import BoxSettings
 from trainer.ranks import Ranks
 from trainer.streaming.records import reader_of
@@ -148,6 +149,7 @@ def _data_set(
         lost=brought.lost,
         on_bad_sample=data.on_bad_sample,
         max_pixels=data.max_pixels,
+        videos=video_rules(config),
         max_bad_fraction=data.max_bad_fraction,
         cache=config.training.output,
         name=name,
@@ -174,6 +176,7 @@ def _stream(config: Config, files: list[TrainFile]) -> SampleStream:
                 image_roots=data.image_roots,
                 boxes=_boxes(config),
                 max_pixels=data.max_pixels,
+                videos=video_rules(config),
                 scratch=scratch,
             ),
             file.weight,
@@ -192,6 +195,18 @@ def _stream(config: Config, files: list[TrainFile]) -> SampleStream:
         said = ", ".join(f"{file.path} {share:.1%}" for file, share in shares)
         print(f"Shares of the samples, by weights and about how many there are: {said}.")
     return stream
+
+
+def video_rules(config: Config) -> VideoRules:
+    """Which frames of videos a run takes, and what videos may be."""
+    data = config.data
+    return VideoRules(
+        fps=data.video_fps,
+        frames=data.video_frames,
+        max_pixels=data.video_pixels,
+        max_bytes=data.video_bytes,
+        max_seconds=data.video_seconds,
+    )
 
 
 def _boxes(config: Config) -> Any:

@@ -112,8 +112,9 @@ def process(processor, images: list[Image.Image], *, each: int = 1) -> dict:
 
 
 @torch.no_grad()
-def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
-    """[B, n, D]: what the model puts in the place of the image tokens; its layers do not run.
+def visual_tokens(model: nn.Module, batch: dict, token: int | None = None) -> torch.Tensor:
+    """[B, n, D]: what the model puts in the place of the tokens `token`, by default those of
+    images; its layers do not run.
 
     Read before the first layer, where Granite's features enter; or before the decoder, whose
     layers may have several streams (Gemma3n).
@@ -138,5 +139,5 @@ def visual_tokens(model: nn.Module, batch: dict) -> torch.Tensor:
         model(**batch if pixels is None else batch | {"pixel_values": pixels.to(model.dtype)})
     for hook in hooks:
         hook.remove()
-    at = batch["input_ids"] == model.config.image_token_id
+    at = batch["input_ids"] == (model.config.image_token_id if token is None else token)
     return seen[0][at].flatten(1).unflatten(0, (len(at), -1))  # some have several streams

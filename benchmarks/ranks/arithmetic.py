@@ -10,61 +10,25 @@ Weights, gradients and optimizer states are compared with those of two processes
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
-import torch
-
-from benchmarks.training_step.model import SHAPES, Shape, build
+from benchmarks.costs.training import (
+    FP32,
+    PRECISIONS,
+    Precision,
+    adapter_parameters,
+    layer_activations,
+    parameters,
+    plain_logits,
+)
+from benchmarks.training_step.model import SHAPES, Shape
 
 GIB = 2**30
 SHARDED = ("fsdp2", "zero3")
-FP32 = 4
 DEEPSPEED = 12  # bytes of a weight's fp32 copy, which fp32 weights have too, and its two moments
 LENGTHS = (8192, 32768)
 RANKS = 8
 CARD = 80e9  # bytes, of which some are CUDA's own
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Bytes of a number: of a weight, its gradient and its optimizer state; of what layers pass on
-    to each other, of what linear layers keep.
-
-    `copies`: autocast makes a copy of each weight that a linear layer multiplies with. `casts`: and
-    one of its input for every such layer.
-    """
-
-    weight: int
-    gradient: int
-    optimizer: int
-    stream: int
-    linear: int
-    copies: int = 0
-    casts: bool = False
-
-
-PRECISIONS = {
-    "float32": Precision(4, 4, 8, 4, 4),
-    "float32 + bf16 autocast": Precision(4, 4, 8, 4, 2, copies=2, casts=True),
-    "bfloat16": Precision(2, 2, 4, 2, 2),
-    "bfloat16, 8-bit optimizer": Precision(2, 2, 2, 2, 2),
-    "bfloat16 + fp32 master": Precision(2, 2, 12, 2, 2),  # DeepSpeed's
-}
-
-
-class Parameters(NamedTuple):
-    """Of the vision tower, of one decoder layer, and of embeddings and head together."""
-
-    vision: int
-    layer: int
-    ends: int
-    layers: int
-
-    @property
-    def decoder(self) -> int:
-        return self.layer * self.layers + self.ends
 
 
 class States(NamedTuple):
@@ -78,21 +42,6 @@ class States(NamedTuple):
     @property
     def total(self) -> float:
         return sum(self)
-
-
-@cache
-def parameters(shape: Shape) -> Parameters:
-    """Counted on a model without memory.
-
-    Args:
-        shape: of the model.
-    """
-    with torch.device("meta"):
-        model = build(shape, torch.device("meta"), torch.bfloat16)
-    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
-    layers = model.model.language_model.layers
-    vision, layer = count(model.model.visual), count(layers[0])
-    return Parameters(vision, layer, count(model) - vision - layer * len(layers), len(layers))
 
 
 def states(
@@ -127,25 +76,6 @@ def states(
     return States(weights / share, gradients / share, optimizer / share, gathered)
 
 
-def layer_activations(shape: Shape, precision: Precision, *, plain: bool = True) -> int:
-    """Bytes per token that autograd keeps of one decoder layer.
-
-    Args:
-        shape: of the model.
-        precision: of `PRECISIONS`.
-        plain: without side tokens, which keep the attention's output twice, alone and joined.
-    """
-    d = shape.hidden // shape.heads
-    inner, kv = shape.heads * d, shape.kv * d
-    norms = 2 * shape.hidden * (FP32 + precision.stream) + 2 * FP32  # input, normalised, 1 / rms
-    inputs = (5 if precision.casts else 2) * shape.hidden  # of q, k, v, and of gate and up
-    attention = 2 * inner + 2 * kv  # q, its output, k, v
-    feed_forward = 4 * shape.ffn  # gate, silu of it, up, their product
-    extra = 0 if plain else inner
-    kept = (inputs + attention + feed_forward + extra) * precision.linear
-    return norms + kept + FP32 * shape.heads  # log-sum-exp
-
-
 def activations(
     shape: Shape, precision: Precision, tokens: int, *, checkpointed: bool, side: int = 0
 ) -> int:
@@ -163,30 +93,6 @@ def activations(
     if not checkpointed:
         return shape.layers * layer
     return shape.layers * (tokens + side) * shape.hidden * precision.stream + layer
-
-
-def plain_logits(shape: Shape, tokens: int) -> int:
-    """Bytes of logits that training without groundkern or a fused loss keeps: 2 of their own dtype,
-    4 of their fp32 copy and 4 of its log-softmax.
-
-    Args:
-        shape: of the model.
-        tokens: of a process in one forward pass.
-    """
-    return tokens * shape.vocabulary * (2 + 4 + 4)
-
-
-def adapter_parameters(shape: Shape, rank: int) -> int:
-    """Parameters of LoRA on every linear layer of the decoder, the default of `model.lora`.
-
-    Args:
-        shape: of the model.
-        rank: of the adapters.
-    """
-    d = shape.hidden // shape.heads
-    inner, kv = shape.heads * d, shape.kv * d
-    ends = 2 * (shape.hidden + inner) + 2 * (shape.hidden + kv) + 3 * (shape.hidden + shape.ffn)
-    return rank * ends * shape.layers
 
 
 class Row(NamedTuple):

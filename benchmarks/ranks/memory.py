@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ranks.arithmetic import PRECISIONS, States, adapter_parameters, states
+from benchmarks.costs.training import PRECISIONS, adapter_parameters
+from benchmarks.ranks.arithmetic import States, states
 from benchmarks.timing.machine import stamp
 from benchmarks.timing.memory import ALLOCATOR
 from benchmarks.training_step.model import SHAPES

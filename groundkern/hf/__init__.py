@@ -28,6 +28,7 @@ __all__ = [
     "Raster",
     "Region",
     "Smam",
+    "Video",
     "Word",
     "attach",
     "compile_layers",
@@ -44,6 +45,7 @@ __all__ = [
     "row_counts",
     "save_beside_adapter",
     "supported_objectives",
+    "video_geometry",
 ]
 
 

@@ -14,6 +14,7 @@ from transformers import Trainer
 from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.model.attach import objectives_of
+from groundkern.hf.model.checkpointing import spare_frozen_parts
 from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.context import context_parallel, is_split
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
@@ -106,6 +107,8 @@ class GroundingMixin(Checkpoints):
             self._split = {"order": "contiguous", "engine": "ulysses"}
         context_parallel(self._unwrapped(self.model), self.context.group, **self._split)
         train_head_weight(self._unwrapped(self.model))
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            spare_frozen_parts(self._unwrapped(self.model), getattr(self.args, name, None))
         if self.args.torch_compile:
             backend, mode = self.args.torch_compile_backend, self.args.torch_compile_mode
             compile_layers(self._unwrapped(self.model), backend=backend, mode=mode)

@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from groundkern import SideAttention
 from groundkern import attention_contribution as contribution_of
 from groundkern import attention_kl as kl_of
 from groundkern import attention_map as map_of
 from groundkern import side_attention as side_attention_of
 from groundkern.kept import kept
-from groundkern.ops.side_attention.api import SideAttention
 from groundkern.parallel.agreement import agree, call_words
 from groundkern.parallel.collectives import summed
 from groundkern.parallel.merging import merged_attention, merged_lse

@@ -32,13 +32,15 @@ def folder() -> Path:
 @cache
 def images() -> Path:
     """A data root with the images of `SIZES`, and in VG_100K, png and documents some of them; a
-    mask and a heat of a.png."""
+    mask and a heat of a.png; and five frames of a video."""
     root = folder() / "images"
-    for name in ("VG_100K", "png", "documents"):
+    for name in ("VG_100K", "png", "documents", "clip"):
         (root / name).mkdir(parents=True)
     picture = Image.new("RGB", SIZES["a.png"], "white")
     for name in ("a.png", "png/a.png", "documents/a.png", "a.jpg", "VG_100K/7.jpg"):
         picture.save(root / name)
+    for number in range(5):
+        Image.new("RGB", (24, 16), "white").save(root / "clip" / f"{number}.png")
     labels = np.arange(40 * 30, dtype=np.uint8).reshape(30, 40) % 3
     Image.fromarray(labels).save(root / "labels.png")
     np.save(root / "heat.npy", labels * 0.5)

@@ -361,7 +361,8 @@ BAD = {
         ),
         "one image part per image, 2, got 1",
     ),
-    "video": (_message(0, [{"type": "video"}]), r"messages\[0\]`: .*got video"),
+    "sound": (_message(0, [{"type": "audio"}]), r"messages\[0\]`: .*got audio"),
+    "video": (_message(0, [{"type": "video"}]), "one video part per video, 0, got 1"),
     "literal placeholder": (_message(0, "<|image_pad|> Where?"), "1 times .*got 2"),
     "narrow image": (
         make_example(images=(Image.new("RGB", (900, 3)),), name="data.jsonl:8"),

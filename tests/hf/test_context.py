@@ -70,6 +70,8 @@ def test_what_is_not_known_is_refused_by_name():
     for name, wanted in (("order", "zigzag"), ("engine", "gather")):
         with pytest.raises(ValueError, match=f"`{name}`: expected .*{wanted}"):
             context_parallel(model, object(), **{name: "other"})
+    with pytest.raises(ValueError, match=r"`order`: expected 'contiguous' with .*'ulysses'"):
+        context_parallel(model, object(), engine="ulysses")
     with pytest.raises(TypeError, match="transformers model"):
         context_parallel(nn.Linear(2, 2), object())
     assert context_parallel(model, None) is model

@@ -8,10 +8,19 @@ import pytest
 import transformers
 
 from groundkern.hf import attach
-from groundkern.hf.data.image_token import image_token_id
+from groundkern.hf.data.image_token import image_token_id, video_token_id, visual_token_ids
 from groundkern.hf.model import request
-from tests.hf.collating import make_collator
+from tests.hf.collating import make_collator, make_example
 from tests.hf.samples import SAMPLES, make_batch
+
+
+def test_that_of_videos_is_found_beside_it():
+    assert video_token_id(SimpleNamespace(video_token_id=7)) == 7
+    assert video_token_id(SimpleNamespace(video_token_index=3)) == 3
+    assert video_token_id(SimpleNamespace(), SimpleNamespace(video_token_id=9)) == 9
+    assert video_token_id(SimpleNamespace(video_token_id=None)) is None
+    assert visual_token_ids(SimpleNamespace(image_token_id=5, video_token_id=7)) == {5, 7}
+    assert visual_token_ids(SimpleNamespace()) == set()
 
 
 def test_it_is_found_where_families_keep_it():
@@ -38,6 +47,7 @@ def test_a_collator_asks_the_processor_last():
     del collator.config.image_token_id
     collator.processor.image_token_id = None
     with pytest.raises(ValueError, match="the id of visual tokens"):
-        collator._image_token()
+        collator([make_example()])
     collator.processor.image_token_id = 9
-    assert collator._image_token() == 9
+    with pytest.raises(ValueError, match=r"ids=\[0\] and text=\[20\]|20 visual tokens"):
+        collator([make_example()])  # whose images have another id

@@ -154,4 +154,4 @@ def test_each_document_of_a_row_means_what_it_meant_alone(drawn):
         assert torch.equal(joined[name], x), name
     ids = torch.full((1, sum(lengths)), 3)
     batch = GroundedBatch.pop(dict(joined), ids)
-    batch.check_values(ids, image_token=None, vocabulary=501)
+    batch.check_values(ids, visual=(), vocabulary=501)

@@ -181,7 +181,7 @@ def test_values_are_not_read_if_that_costs_a_sync(qwen):
     assert side_sets(found).bits.is_meta
     assert map_sets(found).bits.is_meta
     assert ragged_bags(found.word_bag.flatten(0, 1), word_images(found).flatten()).ids.is_meta
-    side = append_side_tokens(request.inputs, found.side_position, 5)
+    side = append_side_tokens(request.inputs, found.side_position, {5})
     assert side["input_ids"].shape[1] == batch["input_ids"].shape[1] + 3
 
 

@@ -96,6 +96,7 @@ def test_counts_of_each_sample(tmp_path):
     counts = JsonLinesDataset(tmp_path / "d.jsonl").counts
     assert {name: values.tolist() for name, values in counts.items()} == {
         "images": [1, 0],
+        "videos": [0, 0],
         "regions": [3, 0],
         "words": [2, 0],
         "phrases": [1, 0],
@@ -106,6 +107,9 @@ def test_counts_of_each_sample(tmp_path):
         "characters": [8, 3],
         "width": [8, 0],
         "height": [8, 0],
+        "frames": [0, 0],
+        "frame_width": [0, 0],
+        "frame_height": [0, 0],
     }
 
 

@@ -111,7 +111,7 @@ def test_late_decode_failure_is_replaced_by_the_next_sample(write):
 
 def test_nothing_decodable_is_an_error_and_not_a_loop(write):
     dataset = JsonLinesDataset(write(line("one", image="cut.png")))
-    with pytest.raises(SampleError, match="expected images that can be decoded"):
+    with pytest.raises(SampleError, match="expected samples that can be decoded"):
         dataset[0]
 
 

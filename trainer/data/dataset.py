@@ -1,6 +1,6 @@
 """A JSON-lines file as a map-style data set: checked up front, images loaded late.
 
-In memory there are 72 bytes a sample (`trainer.data.index`), since parsed samples of a large file
+In memory there are 88 bytes a sample (`trainer.data.index`), since parsed samples of a large file
 would not fit into every worker process. So an item reads and parses its line again when it is asked
 for, which costs a small part of decoding its images; a line whose bytes are not those that were
 checked stops the run.
@@ -23,6 +23,7 @@ from trainer.data.bad_samples import BadSample, BadSamples
 from trainer.data.images import MAX_PIXELS, DataChanged, SampleError
 from trainer.data.index import COUNTS, Checked, Found, Index, Line, Rules, check_length
 from trainer.data.sample import Sample
+from trainer.data.videos import RULES, VideoRules
 from trainer.progress import progress
 
 __all__ = ["MAX_LINE", "BadSample", "JsonLinesDataset", "check_length", "read_lines"]
@@ -89,6 +90,7 @@ class JsonLinesDataset:
         on_bad_sample: "skip" reports bad samples and goes on, "stop" raises at the first.
         max_pixels: width x height that an image may have.
         max_line: bytes that a line may have; of a longer one only these are ever in memory.
+        videos: which frames of a video are taken, and what it may be.
         max_bad_fraction: of all samples that may be bad, at the start and later.
         cache: a folder that keeps what was found, for the next start; None: nothing is kept.
         processes: that check the lines; None: by the size of the file and of the machine.
@@ -117,6 +119,7 @@ class JsonLinesDataset:
         on_bad_sample: Literal["skip", "stop"] = "skip",
         max_pixels: int = MAX_PIXELS,
         max_line: int = MAX_LINE,
+        videos: VideoRules = RULES,
         max_bad_fraction: float = 1.0,
         cache: Path | None = None,
         processes: int | None = None,
@@ -132,7 +135,7 @@ class JsonLinesDataset:
         self.bad = BadSamples(max_bad_fraction)
         for bad in lost:
             self.bad.add(bad)
-        self._rules = Rules(self.name, self.root, max_pixels, max_line)
+        self._rules = Rules(self.name, self.root, max_pixels, max_line, videos)
         index = self._kept(cache, processes) if cache else None
         if index is None:
             index = self._checked(processes)
@@ -167,7 +170,7 @@ class JsonLinesDataset:
             except SampleError as error:
                 found = error
             self._report(found)
-        raise SampleError(f"{self.path}: expected images that can be decoded, got none")
+        raise SampleError(f"{self.path}: expected samples that can be decoded, got none")
 
     def sample(self, index: int) -> Sample:
         """The sample without its pixels.

@@ -36,7 +36,7 @@ ADVICE = {
     "AVIF": "an AVIF image, which needs a Pillow that was built with AVIF",
     "JPEG XL": "a JPEG XL image, which has to be converted to PNG or JPEG first",
     "DjVu": "a DjVu document, which has to be converted to PDF first",
-    "video": "a video; the trainer takes images",
+    "video": "a video, which belongs into `videos`",
 }
 
 

@@ -51,13 +51,14 @@ def wrong(where: str, field: str, wanted: str, got: object) -> SampleError:
     return SampleError(f"{where}: `{field}`: expected {wanted}, got {got}")
 
 
-def confined(path: str, root: Path, *, where: str, field: str) -> Path:
+def confined(path: str, root: Path, *, where: str, field: str, folder_too: bool = False) -> Path:
     """The real path of an image, checked to be a file inside the data root.
 
     Args:
         path: relative to `root`; symbolic links may not lead out of it.
         root: the data root.
         where, field: what starts the error message.
+        folder_too: of a video, which may be a folder.
 
     Raises:
         SampleError: absolute, leaves the root, or is no file.
@@ -70,11 +71,12 @@ def confined(path: str, root: Path, *, where: str, field: str) -> Path:
         real = (root / path).resolve()
         if not real.is_relative_to(root.resolve()):
             raise wrong(where, field, f"a path inside {root}", f"{path!r}, a link to {real}")
-        found = real.is_file()
+        found = real.is_file() or (folder_too and real.is_dir())
     except (OSError, RuntimeError) as error:  # name too long, links in a circle, not permitted
         raise wrong(where, field, "a readable file", f"{path!r} ({error})") from None
     if not found:
-        raise wrong(where, field, f"an image file under {root}", f"{path!r}, which is not there")
+        what = "a video file or a folder of frames" if folder_too else "an image file"
+        raise wrong(where, field, f"{what} under {root}", f"{path!r}, which is not there")
     return real
 
 

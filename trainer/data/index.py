@@ -15,8 +15,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,31 @@ import numpy as np
 import PIL
 import pydantic
 
-from groundkern.hf.data import example
+from groundkern.hf.data import example, video
 from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
-from trainer.data import file_kinds, images, rasters, record, run_lengths, sample
+from trainer.data import (
+    file_kinds,
+    images,
+    rasters,
+    record,
+    resolving,
+    run_lengths,
+    sample,
+    video_files,
+    videos,
+)
 from trainer.data.images import SampleError
 from trainer.data.sample import Sample, parse_sample
+from trainer.data.videos import RULES, VideoRules
 from trainer.workers import cores, forked, forks
 
 logger = logging.getLogger(__name__)
 
-COUNTS = ("images", "regions", "words", "phrases", "answers", "answers_empty")
+COUNTS = ("images", "videos", "regions", "words", "phrases", "answers", "answers_empty")
 COUNTS += ("regions_wide", "words_twice")
 COUNTS += ("characters", "width", "height")  # of all messages; of the largest image, in pixels
+COUNTS += ("frames", "frame_width", "frame_height")  # of all videos; of the largest of these
 WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
 ENTRY = np.dtype(
     [("offset", "<u8"), ("number", "<u8"), ("hash", "<u8"), ("task", "<u4")]
@@ -46,8 +59,10 @@ LINES, BYTES = 256, 2**20  # of the data file that a process checks at a time
 SMALL = 4 * 2**20  # bytes of a file that is checked without further processes
 AHEAD = 4  # batches waiting for each process
 _FORMAT = b"groundkern index "
-_MAGIC = _FORMAT + b"3\n"
+_MAGIC = _FORMAT + b"4\n"
 
+_CODE = (record, sample, resolving, images, file_kinds, rasters, run_lengths)  # of the format
+_CODE += (videos, video_files, example, video)
 Line = tuple[int, int, bytes]  # number from 1, offset in bytes, content
 
 
@@ -59,12 +74,14 @@ class Rules:
         name: the data file's, which starts every message.
         root: the folder of the images.
         max_pixels, max_line: limits of an image and of a line.
+        videos: which frames of a video are taken, and what it may be.
     """
 
     name: str
     root: Path
     max_pixels: int
     max_line: int
+    videos: VideoRules = RULES
 
     def parse(self, line: bytes, number: int) -> Sample:
         """The sample of a line.
@@ -74,19 +91,22 @@ class Rules:
         """
         where = f"{self.name}:{number}"
         check_length(line, where, self.max_line)
-        return parse_sample(line, root=self.root, where=where, max_pixels=self.max_pixels)
+        limits = {"max_pixels": self.max_pixels, "videos": self.videos}
+        return parse_sample(line, root=self.root, where=where, **limits)
 
     def key(self) -> dict[str, Any]:
         """Plain values that differ where a verdict could; the code of the format counts as one."""
         code = hashlib.sha256()
-        for module in (record, sample, images, file_kinds, rasters, run_lengths, example):
+        for module in _CODE:
             code.update(Path(module.__file__).read_bytes())
         return {
             "root": os.path.realpath(self.root),
             "max_pixels": self.max_pixels,
             "max_line": self.max_line,
+            "videos": asdict(self.videos),
             "format": code.hexdigest(),
             "pillow": PIL.__version__,
+            "av": _installed("av"),
             "pydantic": pydantic.VERSION,
         }
 
@@ -209,10 +229,23 @@ def counts_of(made: Sample) -> tuple[int, ...]:
     boxes = (region.boxes for region in made.regions)
     wide = sum(any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in each) for each in boxes)
     twice = len(made.words) - len(set(made.words))
-    carried = (made.images, made.regions, made.words, made.phrases, answers)
+    carried = (made.images, made.videos, made.regions, made.words, made.phrases, answers)
     characters = sum(len(message_text(m)) for m in made.messages)
-    largest = max(made.sizes, key=lambda size: size[0] * size[1], default=(0, 0))
-    return *map(len, carried), empty, wide, twice, characters, *largest
+    frames = sum(video.planned for video in made.videos)
+    films = [video.size for video in made.videos]
+    sides = (*_largest(made.sizes), frames, *_largest(films))
+    return *map(len, carried), empty, wide, twice, characters, *sides
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _largest(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
 
 
 def check_all(

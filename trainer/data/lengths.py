@@ -1,4 +1,4 @@
-"""About how many tokens a sample has, from its characters and the sizes of its images.
+"""About how many tokens a sample has, from its characters and the sizes of images and frames.
 
 For batches of samples of about the same length: no pixel is decoded and no text tokenised, but for
 a few that say how many characters a token has.
@@ -44,6 +44,8 @@ class LengthEstimate:
         texts = [_text(sample) for sample in samples]
         found = processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         self._per_character = sum(map(len, found)) / max(1, sum(map(len, texts))) or 0.25
+        videos = getattr(processor, "video_processor", None)
+        self._together = getattr(videos, "temporal_patch_size", None) or 1
         self._images: dict[tuple[int, int], int] = {}
 
     def image(self, width: int, height: int) -> int:
@@ -57,21 +59,30 @@ class LengthEstimate:
                 self._images[size] = size[0] * size[1] // AREA
         return self._images[size]
 
+    def video(self, frames: int, width: int, height: int) -> int:
+        """The visual tokens of a video: as many as images of its frames' size have."""
+        return -(-frames // self._together) * self.image(width, height)
+
     def of(self, sample: Sample) -> float:
         """The length of a sample."""
-        images = sum(self.image(*size) for size in sample.sizes)
-        return images + self._per_character * len(_text(sample))
+        visual = sum(self.image(*size) for size in sample.sizes)
+        visual += sum(self.video(video.planned, *video.size) for video in sample.videos)
+        return visual + self._per_character * len(_text(sample))
 
     def of_all(self, data: Indexed) -> np.ndarray:
         """The length of every sample of an indexed data set, fp64; all of a sample's images count
-        as its largest."""
+        as its largest, and so do the frames of its videos."""
         counts = data.counts
-        sizes, where = np.unique(
-            np.stack([counts["width"], counts["height"]], 1), axis=0, return_inverse=True
-        )
-        tokens = np.array([self.image(*size) if size[0] else 0 for size in sizes.tolist()])
-        images = counts["images"].astype(np.int64) * tokens[where.reshape(-1)]
-        return images + self._per_character * counts["characters"]
+        images = counts["images"] * self._of_sizes(counts["width"], counts["height"])
+        frames = self._of_sizes(counts["frame_width"], counts["frame_height"])
+        videos = -(-counts["frames"].astype(np.int64) // self._together) * frames
+        return images + videos + self._per_character * counts["characters"]
+
+    def _of_sizes(self, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """The visual tokens of an image of each size, int64; of none where that is 0."""
+        sizes, where = np.unique(np.stack([width, height], 1), axis=0, return_inverse=True)
+        tokens = [self.image(*size) if size[0] else 0 for size in sizes.tolist()]
+        return np.array(tokens, np.int64)[where.reshape(-1)]
 
     def _told(self, width: int, height: int) -> int:
         told = self._processor._get_num_multimodal_tokens(image_sizes=[[height, width]])

@@ -136,7 +136,6 @@ class Record(Protocol):
 
 def find_rasters(
     records: Sequence[Record],
-    regions: Sequence[Region],
     sizes: Sequence[tuple[int, int]],
     *,
     root: Path,
@@ -147,8 +146,7 @@ def find_rasters(
 
     Args:
         records: of regions.
-        regions: these, resolved.
-        sizes: (width, height) of each upright image.
+        sizes: (width, height) of the upright image, or of the video's frames, of each region.
         root: the folder that paths start from and may not leave.
         max_pixels: width x height that a raster may have.
         where: what starts an error message.
@@ -161,15 +159,15 @@ def find_rasters(
             mask with nothing inside, or a `mask_value` without a label image.
     """
     found: list[tuple[int, Stored]] = []
-    for index, (record, region) in enumerate(zip(records, regions, strict=True)):
+    for index, (record, size) in enumerate(zip(records, sizes, strict=True)):
         name = f"regions[{index}]"
         if record.mask_value is not None and record.mask is None:
             raise wrong(where, f"{name}.mask_value", "a label image as `mask`", "none")
         if record.mask is not None:
-            place = RasterField(sizes[region.image], root, max_pixels, where, f"{name}.mask")
+            place = RasterField(size, root, max_pixels, where, f"{name}.mask")
             found.append((index, find_mask(record.mask, record.mask_value, place)))
         if record.heat is not None:
-            place = RasterField(sizes[region.image], root, max_pixels, where, f"{name}.heat")
+            place = RasterField(size, root, max_pixels, where, f"{name}.heat")
             found.append((index, find_heat(record.heat, place)))
     return tuple(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Index = Annotated[int, Field(strict=True, ge=0)]
@@ -18,7 +18,7 @@ class StrictModel(BaseModel):
 
 
 class PartRecord(StrictModel):
-    type: Literal["image", "text"]
+    type: Literal["image", "video", "text"]
     text: str = ""
 
 
@@ -41,7 +41,16 @@ class PlaceRecord(StrictModel):
     order: Literal["xyxy", "xywh"] = "xyxy"
 
 
+class MomentRecord(StrictModel):
+    time: Annotated[Number, Field(ge=0)] | None = None
+    frame: Index | None = None
+    box: tuple[Number, Number, Number, Number]
+
+
 class RegionRecord(SpanRecord, PlaceRecord):
+    video: Index | None = None
+    time: tuple[Number, Number] | None = None
+    frame: Index | None = None
     box: tuple[Number, Number, Number, Number] | None = None
     points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
     polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
@@ -49,6 +58,7 @@ class RegionRecord(SpanRecord, PlaceRecord):
     mask: Any = None  # a path or run lengths: `find_rasters` looks at it
     mask_value: Index | None = None
     heat: Text | None = None
+    track: Annotated[list[MomentRecord], Field(min_length=2)] | None = None
 
 
 class WordRecord(PlaceRecord):
@@ -60,11 +70,24 @@ class PhraseRecord(SpanRecord):
     subject: Text | None = None
 
 
+class VideoRecord(StrictModel):
+    path: str
+    fps: Annotated[Number, Field(gt=0)] | None = None
+    frames: Annotated[int, Field(strict=True, ge=1)] | None = None
+    start: Annotated[Number, Field(ge=0)] | None = None
+    end: Annotated[Number, Field(gt=0)] | None = None
+
+
+def _named(video: Any) -> Any:
+    return {"path": video} if isinstance(video, str) else video
+
+
 class SampleRecord(StrictModel):
     id: str | Annotated[int, Field(strict=True)] | None = None
     meta: dict[str, Any] = {}
     task: str = ""
     images: list[str] = []
+    videos: list[Annotated[VideoRecord, BeforeValidator(_named)]] = []
     messages: Annotated[list[MessageRecord], Field(min_length=1)]
     tools: list[dict[str, Any]] = []
     regions: list[RegionRecord] = []

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from groundkern.hf.data.processor import pil_image_processor, without_video
+from trainer.demo.videos import PilVideoProcessor, with_pil_videos
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 PADS = ("<|image_pad|>", "<|video_pad|>")
@@ -28,6 +29,7 @@ TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -58,11 +60,18 @@ def build_tokenizer(corpus: Iterable[str], *, size: int = 2048) -> PreTrainedTok
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
-    """28 px to a visual token, up to 256 visual tokens to an image, no videos."""
-    images = pil_image_processor("qwen2_vl", "Qwen2VL")(
-        min_pixels=28 * 28, max_pixels=256 * 28 * 28
-    )
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, *, videos: bool = False
+) -> Qwen2_5_VLProcessor:
+    """28 px to a visual token, up to 256 visual tokens to an image; videos only if asked for.
+
+    Two frames of a video are one temporal patch, of as many visual tokens as an image has.
+    """
+    pixels = {"min_pixels": 28 * 28, "max_pixels": 256 * 28 * 28}
+    images = pil_image_processor("qwen2_vl", "Qwen2VL")(**pixels)
+    if videos:
+        parts = (images, tokenizer, PilVideoProcessor(**pixels))
+        return with_pil_videos(Qwen2_5_VLProcessor)(*parts, chat_template=TEMPLATE)
     return without_video(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=TEMPLATE)
 
 

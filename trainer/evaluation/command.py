@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from trainer.prepare.boxes.settings import IMAGE_ROOT, add_boxes
+from trainer.video_options import add_videos
 
 HELP = "let a model answer held-out samples, score the answers and compare them"
 COORDS = ("pixel", "resized", "unit", "per_mille", "percent")
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--metrics", nargs="+", metavar="NAME", help="of the answers (default: by task)")
     add("--coord", choices=COORDS, help="of boxes in answers that do not say (as in the golds)")
     add_boxes(parser)
+    add_videos(parser)
     add("--samples", type=_positive, help="of each task at most, the first ones (all)")
     add("--batch-size", type=_positive, default=8, help="questions answered at once (8)")
     add("--max-new-tokens", type=_positive, default=128, help="of an answer at most (128)")

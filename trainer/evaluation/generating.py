@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from groundkern.hf.data.calling import tensors
+from groundkern.hf.data.geometry.videos import check_videos
 from groundkern.hf.data.spans import render_chat
 from trainer.data.images import SampleError
 from trainer.evaluation.questions import Question
@@ -107,9 +108,11 @@ class Answerer:
         tokenizer = self.processor.tokenizer
         texts = [question.text for question in questions]
         images = [list(question.images) for question in questions]
+        videos = [list(question.videos) for question in questions]
+        check_videos(self.model.config.model_type, [each for own in videos for each in own])
         side, tokenizer.padding_side = tokenizer.padding_side, "left"
         try:
-            return tensors(self.processor, images, texts, padding=True)
+            return tensors(self.processor, images, texts, videos, padding=True)
         finally:
             tokenizer.padding_side = side
 

@@ -13,6 +13,7 @@ from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.evaluation.scoring import Marks, Scoring
 from trainer.heatmaps import heat_maps
+from trainer.inspection.sheets import sheet_of
 from trainer.outlines import outlines
 from trainer.pictures import close_up, full_scale, heat_picture, outline, page_uri, whole
 
@@ -40,21 +41,24 @@ class Pictures:
         self._dataset, self._scoring, self._grounding = dataset, scoring, grounding
 
     def of(self, row: dict[str, Any]) -> list[Picture]:
-        """The images of a sample, then the heat maps over the one that has a region."""
+        """The images and videos of a sample, then the heat maps over the one that has a region."""
         sample = self._dataset.sample(row["sample"])
         try:
-            images = sample.load().images
+            example = sample.load()
         except SampleError as error:  # it went away since
             return [Picture("", str(error))]
         found = []
-        for at, image in enumerate(images):
+        for at, image in enumerate(example.images):
             shown = whole(image)
             marks = self._scoring.marks(row) if at == 0 else None
-            caption = f"image {at + 1}" if len(images) > 1 else ""
+            caption = f"image {at + 1}" if len(example.images) > 1 else ""
             if marks is not None:
                 outline(shown, _entry(marks.right))
                 _mark(shown, marks.answered)
             found.append(Picture(page_uri(shown), caption))
+        for number, video in enumerate(example.videos):
+            view, _, sheet = sheet_of(video, number)
+            found.append(Picture(page_uri(sheet), view.caption))
         return found + self._heat(row["sample"])
 
     def _heat(self, index: int) -> list[Picture]:

@@ -1,11 +1,12 @@
 """What of a sample the model is asked: the chat before the last assistant turn, which is the gold.
 
 Earlier assistant turns stay in the chat as they are written in the data; a user turn behind the
-last assistant's has no gold and is left out, with its images.
+last assistant's has no gold and is left out, with its images and videos.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from groundkern.hf.data.calling import rendered
 from groundkern.hf.data.example import GroundedExample, is_trained, message_text
 from groundkern.hf.data.texts import TextRules
+from groundkern.hf.data.video import Video
 from trainer.data.images import SampleError
 
 
@@ -25,11 +27,13 @@ class Question:
         text: the chat as the model's template renders it.
         images: PIL images, in the order of their placeholders.
         name: what error messages call the sample.
+        videos: in the order of their placeholders.
     """
 
     text: str
     images: tuple[Image.Image, ...]
     name: str
+    videos: tuple[Video, ...] = ()
 
 
 class Asking:
@@ -57,18 +61,23 @@ class Asking:
         """
         last = last_answer(example.messages)
         asked = GroundedExample(
-            example.images, example.chat()[:last], tools=example.tools, name=example.name
+            example.images,
+            example.chat()[:last],
+            tools=example.tools,
+            name=example.name,
+            videos=example.videos,
         )
         if not any(message["role"] == "user" for message in asked.messages):
             raise SampleError(f"{example.name}: expected a question before the answer, got none")
-        shown = sum(part["type"] == "image" for m in asked.messages for part in m["content"])
+        parts = Counter(part["type"] for m in asked.messages for part in m["content"])
         try:
             self._rules.check(asked, example.name)
             text = rendered(self._processor, asked.messages, asked.tools, asks=True)
         except Exception as error:  # a chat template raises whatever its author wrote
             reason = str(error).replace("`", "").removeprefix(f"{example.name}: ")
             raise SampleError(f"{example.name}: {reason}") from None
-        return Question(text, example.images[:shown], example.name)
+        images, videos = example.images[: parts["image"]], example.videos[: parts["video"]]
+        return Question(text, images, example.name, videos)
 
     def plain(self, text: str) -> str:
         """A text without what the tokenizer reads as special tokens, and without outer spaces."""

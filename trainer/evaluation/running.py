@@ -31,6 +31,7 @@ from trainer.prepare.boxes.settings import BoxSettings
 from trainer.progress import progress
 from trainer.ranks import Ranks, joined
 from trainer.stopping import Stopped
+from trainer.video_options import rules_of
 
 PARTS, SETTINGS = "parts", "settings.json"
 ANSWERS, FIGURES = "answers", "figures"
@@ -136,6 +137,7 @@ class _Evaluation:
             root=brought.root,
             lost=brought.lost,
             on_bad_sample=self.arguments.on_bad_sample,
+            videos=rules_of(self.arguments),
             cache=self.output,
         )
         if len(found) == 0:
@@ -154,6 +156,8 @@ class _Evaluation:
             "allowed_tokens": sorted(options.allowed_tokens),
             "measured": how_measured(),
         }
+        if self.dataset.counts["videos"].any():
+            now["videos"] = {"fps": options.video_fps, "frames": options.video_frames}
         self.settings = now
         path = self.output / PARTS / SETTINGS
         if not any(path.stat().st_size for path in _parts(self.output, "*")):

@@ -234,4 +234,6 @@ class _Memory:
 def _length(sample: Sample) -> float:
     """About how many tokens a sample has."""
     letters = sum(len(message_text(message)) for message in sample.messages)
-    return sum(w * h for w, h in sample.sizes) / _PIXELS + letters / _LETTERS
+    pixels = sum(w * h for w, h in sample.sizes)
+    pixels += sum(v.size[0] * v.size[1] * v.planned for v in sample.videos)
+    return pixels / _PIXELS + letters / _LETTERS

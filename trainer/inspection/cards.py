@@ -1,4 +1,4 @@
-"""What the page shows of one sample: its chat with spans marked, and its images."""
+"""What the page shows of one sample: its chat with spans marked, its images and its videos."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trainer.data.sample import Sample
 from trainer.inspection.captions import Room, touches
 from trainer.inspection.overlays import overlay
 from trainer.inspection.recent import Recent
+from trainer.inspection.sheets import Cell, regions_at, sheet_of
 from trainer.inspection.views import Shape, View, data_uri, drawn, framed
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class Card:
     views: list[View] = field(default_factory=list)
     tokens: list[tuple[str, str, str]] = field(default_factory=list)  # text, class, title
     warnings: list[str] = field(default_factory=list)
-    failed: bool = False  # its images cannot be decoded, or it does not fit the model
+    failed: bool = False  # its images or videos cannot be decoded, or it does not fit the model
 
 
 def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
-    """What the page shows of a sample; one whose images cannot be decoded shows why."""
+    """What the page shows of a sample; one that cannot be decoded shows why."""
     spans = dict.fromkeys((r.turn, r.start, r.stop) for r in sample.regions)
     numbers = {span: number for number, span in enumerate(spans, start=1)}
     made = Card(sample.where, sample.task, _messages(sample, numbers))
@@ -55,6 +56,20 @@ def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
         key = (path, view.frame, view.seen)
         view.uri = recent.encode(key, partial(_uri, image, view))
         _draw(view, index, replace(sample, regions=example.regions), numbers)
+        made.views.append(view)
+    for number, video in enumerate(example.videos):
+        view, cells, picture = sheet_of(video, number)
+        view.uri = data_uri(picture)
+        regions = [region for region in example.regions if region.video == number]
+        view.regions = [
+            shape
+            for region in regions
+            for cell, there in regions_at(region, video, cells)
+            for shape in _shapes(there, numbers, sample, cell)
+        ]
+        if seen is not None:
+            seen.draw_video(view, number, cells)
+        _write_captions(view)
         made.views.append(view)
     if seen is not None:
         made.tokens, made.warnings = seen.tokens, seen.warnings
@@ -76,6 +91,11 @@ def _draw(view: View, index: int, sample: Sample, numbers: dict) -> None:
         if region.image == index
         for shape in _shapes(region, numbers, sample, view)
     ]
+    _write_captions(view)
+
+
+def _write_captions(view: View) -> None:
+    """Captions of the shapes of a view."""
     room = Room(view.width, view.height)
     paper = (0.0, 0.0, view.width, view.height)
     for shape in (*view.regions, *view.words):
@@ -84,7 +104,7 @@ def _draw(view: View, index: int, sample: Sample, numbers: dict) -> None:
     view.font, view.hidden = room.font, room.hidden
 
 
-def _shapes(region: Region, numbers: dict, sample: Sample, view: View) -> Iterator[Shape]:
+def _shapes(region: Region, numbers: dict, sample: Sample, view: View | Cell) -> Iterator[Shape]:
     span = (region.turn, region.start, region.stop)
     number = numbers[span]
     title = message_text(sample.messages[region.turn])[region.start : region.stop]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.prepare.boxes import settings as boxes
+from trainer.video_options import add_videos, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     boxes.add_boxes(parser)
     boxes.add_coord(parser)
+    add_videos(parser)
     parser.add_argument("--model", type=Path, help="model folder, whose processor's view is shown")
     parser.add_argument("--output", type=Path, help="HTML file (default: DATA.inspect.html)")
     parser.add_argument("--samples", type=int, default=24, help="how many to show")
@@ -78,7 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
         from trainer.inspection.seen import SeenByModel
 
         model = SeenByModel(arguments.model)
-    dataset = JsonLinesDataset(brought.path, root=brought.root, lost=brought.lost)
+    dataset = JsonLinesDataset(
+        brought.path, root=brought.root, lost=brought.lost, videos=rules_of(arguments)
+    )
     indices = candidates(dataset, arguments)
     odd = oddities(dataset)
     with Pages(output) as pages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from groundkern.hf.data.collator import GroundingCollator  # not by way of hf: no Trainer here
 from groundkern.hf.data.example import GroundedExample
+from trainer.inspection.sheets import Cell
 from trainer.inspection.views import View, framed
 from trainer.prepare.grid import visual_grid
+from trainer.visual_places import VisualPlaces, visual_places
 
 LOST = {
     "regions_outside": "regions on no visual token",
@@ -67,8 +70,8 @@ class SeenByModel:
         """Raises `ValueError` for a sample that does not fit the model."""
         before = Counter(self.counts)
         batch = self._collator([example])
-        (table,) = self._collator.geometry([example.images], batch)
-        seen = Seen(self, example, batch, table, self.counts - before)
+        places = visual_places(self._collator, example, batch)
+        seen = Seen(self, example, batch, places, self.counts - before)
         self.labels.update(seen.labels.values())
         return seen
 
@@ -92,10 +95,10 @@ class Seen:
         model: SeenByModel,
         example: GroundedExample,
         batch: dict[str, Tensor],
-        table: Tensor,
+        places: VisualPlaces,
         counts: Counter,
     ) -> None:
-        self._model, self._example, self._table = model, example, table
+        self._model, self._example, self._places = model, example, places
         self._columns = batch["gk_map_columns"][0].tolist()
         self._inside = batch["gk_side_inside"][0].any(0)[self._columns]  # [n]
         rows = ("word_position", "word_label", "several_label")
@@ -109,15 +112,11 @@ class Seen:
 
     def view(self, index: int) -> View:
         """Image `index` as the processor frames and resizes it, with its visual tokens."""
-        own = [
-            n
-            for n, (image, x0, _, x1, _) in enumerate(self._table.tolist())
-            if image == index and x0 < x1
-        ]
+        own = self._places.of(index).nonzero()[:, 0].tolist()
         whole = self._example.images[index].size
         if not own:
             return framed(whole, caption="no visual token")
-        rects = self._table[own, 1:]
+        rects = self._places.rects[own]
         frame = (*rects[:, :2].amin(0).tolist(), *rects[:, 2:].amax(0).tolist())
         steps = (rects[:, 2:] - rects[:, :2]).amin(0)
         sides = torch.tensor([frame[2] - frame[0], frame[3] - frame[1]], dtype=torch.float64)
@@ -128,15 +127,25 @@ class Seen:
             f"{columns} x {rows} visual tokens"
         )
         view = framed(whole, frame, size, caption)
-        places = {n: view.box(tuple(rect)) for n, rect in zip(own, rects.tolist())}
-        view.grid = list(places.values())
-        view.inside = [box for n, box in places.items() if self._inside[n]]
-        view.labels = [
+        self._draw(view, view, own)
+        return view
+
+    def draw_video(self, view: View, number: int, cells: Sequence[Cell]) -> None:
+        """Draw the visual tokens of a video on each frame that they show."""
+        for cell in cells:
+            own = self._places.of(len(self._example.images) + number, cell.time)
+            self._draw(view, cell, own.nonzero()[:, 0].tolist())
+
+    def _draw(self, view: View, canvas: View | Cell, own: list[int]) -> None:
+        rects = self._places.rects[own].tolist()
+        places = {n: canvas.box(tuple(rect)) for n, rect in zip(own, rects)}
+        view.grid += places.values()
+        view.inside += [box for n, box in places.items() if self._inside[n]]
+        view.labels += [
             (box, " | ".join(map(self._model.text, self.labels[n])))
             for n, box in places.items()
             if n in self.labels
         ]
-        return view
 
     def _tokens(self, batch: dict[str, Tensor]) -> list[tuple[str, str, str]]:
         rows = zip(batch["gk_side_position"][0].tolist(), batch["gk_side_set"][0].tolist())

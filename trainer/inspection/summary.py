@@ -29,7 +29,9 @@ def summarise(dataset: JsonLinesDataset, odd: dict[str, np.ndarray]) -> Summary:
         odd: of `oddities`.
     """
     counts = {"samples": len(dataset)}
-    for kind in ("images", "regions", "words", "phrases"):
+    for kind in ("images", "videos", "frames", "regions", "words", "phrases"):
+        if kind in ("videos", "frames") and not dataset.counts[kind].any():
+            continue
         counts[kind] = int(dataset.counts[kind].sum(dtype=np.int64))
     for kind in ("regions", "words", "phrases"):
         counts[f"samples with {kind}"] = int(np.count_nonzero(dataset.counts[kind]))

@@ -95,7 +95,8 @@ def gold_of(
     turn = said[-1] if turn is None else turn
     others = sample.answers if turn == said[-1] else ()
     texts = (message_text(sample.messages[turn]), *others)
-    here = [i for i, r in enumerate(sample.regions) if r.turn == turn and r.image == 0]
+    of_image = (i for i, r in enumerate(sample.regions) if r.video is None and r.image == 0)
+    here = [i for i in of_image if sample.regions[i].turn == turn]
     gold = Gold(
         answers=tuple(dict.fromkeys(texts)),
         votes=tuple(others),

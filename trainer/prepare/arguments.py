@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trainer.prepare.shards import add_shards
+
 ENGINES = ("auto", "rapid", "tesseract", "paddle")
 
 # Arguments that decide how, not what: a rerun may change them.
@@ -19,15 +21,18 @@ FREE_TO_CHANGE = (
     "workers",
     "on_bad_sample",
     "overwrite",
+    "shard",
+    "gather",
 )
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Adds `--output`, `--workers`, `--on-bad-sample` and `--overwrite`."""
+    """Adds `--output`, `--workers`, `--on-bad-sample`, `--overwrite`, `--shard` and `--gather`."""
     parser.add_argument("--output", type=Path, required=True, help="JSON-lines file to make")
     parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes")
     add_choice(parser, "--on-bad-sample", ("skip", "stop"), "reject it and go on, or stop")
     parser.add_argument("--overwrite", action="store_true", help="start again, whatever is there")
+    add_shards(parser)
 
 
 def add_samples(parser: argparse.ArgumentParser, what: str = "samples (JSON lines)") -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import ConfigError
 from trainer.prepare.pipeline import write_image as write_bytes
 from trainer.prepare.reading import plain_json
+from trainer.prepare.shards import own_output
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +81,8 @@ def chat_settings(arguments: argparse.Namespace) -> ChatSettings:
     """
     if not arguments.model:
         raise ConfigError("--model: expected the name of a model of the endpoint, got none")
-    folder = arguments.cache or arguments.output.with_name(arguments.output.name + ".cache")
+    output = own_output(arguments)
+    folder = arguments.cache or output.with_name(output.name + ".cache")
     settings = ChatSettings(
         arguments.model, folder, arguments.temperature, arguments.max_retries, arguments.timeout
     )

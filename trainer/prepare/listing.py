@@ -5,6 +5,7 @@ Of a folder, everything that is passed over is counted by the reason why.
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from trainer.config import ConfigError
 from trainer.data.file_kinds import ADVICE, DOCUMENTS, HEAD, PICTURES, kind_of
 from trainer.data.images import SampleError
 from trainer.prepare.documents import Page, chosen_pages, page_frames
+from trainer.prepare.shards import is_shard_of
 from trainer.prepare.sources import Item, Source, digest
 
 # Extensions that Pillow knows of files that hold no picture, or pages.
@@ -194,7 +196,8 @@ def _files(path: Path, output: Path, passed_over: PassedOver) -> Iterator[tuple[
             if reason:
                 passed_over.add(reason, relative)
         for name in files:
-            if Path(place).resolve() == own and name.startswith(output.name):
+            ours = name.startswith(output.name) or is_shard_of(name, output)
+            if ours and Path(place).resolve() == own:
                 continue
             relative = os.path.relpath(os.path.join(place, name), path)
             kind, reason = _judged(Path(place) / name, real)
@@ -214,10 +217,15 @@ def _linked(place: str, name: str) -> str | None:
 
 
 def _made_before(place: str, name: str) -> str | None:
-    """Pages that another `prepare words` has made."""
+    """Pages that another `prepare words` has made, or one of its shards."""
     stem = name.removesuffix("_pages")
-    records = (f"{stem}{ending}.prepare.json" for ending in (".jsonl", ".json", ""))
-    made = stem != name and any(os.path.exists(os.path.join(place, each)) for each in records)
+    if stem == name:
+        return None
+    endings = (".jsonl.prepare.json", ".json.prepare.json", ".prepare.json")
+    made = any(os.path.exists(os.path.join(place, stem + ending)) for ending in endings)
+    if not made:
+        shards = glob.escape(stem) + "-?????-of-?????*.prepare.json"
+        made = any(Path(place).glob(shards))
     return "folder of pages made before" if made else None
 
 

@@ -10,6 +10,7 @@ import base64
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from trainer.prepare.reading import plain_json
 from trainer.prepare.sources import Item
 
 SAVE_EVERY = 2.0  # seconds between records
+BLOCK = 2**20
 
 
 class Output:
@@ -85,6 +87,20 @@ class Output:
         self.rejected += 1
         self._advance()
 
+    def append(self, shard: Path) -> None:
+        """Adds all of a finished output: its samples, its rejected inputs, its counts."""
+        state = recorded(shard)
+        rejects = shard.with_name(shard.name + ".rejected.jsonl")
+        for path, file, size in zip((shard, rejects), self._files, state["bytes"]):
+            if size:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, file, BLOCK)
+        for name in ("inputs", "samples", "rejected"):
+            setattr(self, name, getattr(self, name) + state[name])
+        self.counts.update(state["counts"])
+        self._good = self._state()
+        self.save()
+
     def save(self) -> None:
         """Writes to disk, and records how far the files are complete: to the last whole input."""
         for file in self._files:
@@ -133,12 +149,12 @@ class Output:
             self.save()
 
     def _read(self) -> dict[str, Any] | None:
-        if not self.record.exists():
-            return None
         try:
-            state = _checked(plain_json(self.record.read_bytes()))
+            state = recorded(self.path)
         except (OSError, ValueError) as error:
             self._refuse(f"{self.record.name} is damaged ({error})")
+        if state is None:
+            return None
         self._compare(state["settings"])
         for name in ("inputs", "samples", "rejected", "finished"):
             setattr(self, name, state[name])
@@ -189,6 +205,19 @@ class Output:
                 os.replace(_partial(path), path)
 
 
+def recorded(path: Path) -> dict[str, Any] | None:
+    """What the record of an output says, begun or finished; None: it has none.
+
+    Args:
+        path: its JSON-lines file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is damaged.
+    """
+    record = path.with_name(path.name + ".prepare.json")
+    return _checked(plain_json(record.read_bytes())) if record.exists() else None
+
+
 def made_with(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether there is an output, begun or finished, of these settings.
 
@@ -197,8 +226,10 @@ def made_with(path: Path, settings: Mapping[str, Any]) -> bool:
         settings: see `Output`.
     """
     try:
-        state = _checked(plain_json(path.with_name(path.name + ".prepare.json").read_bytes()))
+        state = recorded(path)
     except (OSError, ValueError):
+        return False
+    if state is None:
         return False
     there = path.exists() or not state["finished"] or _partial(path).exists()
     return there and not differences(state["settings"], json.loads(json.dumps(settings)))

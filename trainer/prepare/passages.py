@@ -94,11 +94,12 @@ def passage_of(item: Item) -> Passage:
     """The passage of a canonical sample.
 
     Raises:
-        SampleError: no sample, one with images, or none of a passage and a question.
+        SampleError: no sample, one with images or videos, or none of a passage and a question.
     """
     record, where = item.value, item.where
-    if record.get("images"):
-        raise wrong(where, "images", "a sample without images", repr(record["images"])[:80])
+    for kind in ("images", "videos"):
+        if record.get(kind):
+            raise wrong(where, kind, f"a sample without {kind}", repr(record[kind])[:80])
     sample = parse_sample(record, root=Path(), where=where)
     contents = [m["content"] if m["role"] == "user" else "" for m in record["messages"]]
     turns = [i for i, parts in enumerate(contents) if isinstance(parts, list) and len(parts) > 1]

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,8 @@ from PIL import Image
 from trainer.data.images import MAX_PIXELS, SampleError
 from trainer.data.sample import parse_sample
 from trainer.prepare.output import Output
-from trainer.prepare.sources import Item, Source
+from trainer.prepare.shards import Shard
+from trainer.prepare.sources import Item, Source, counted
 from trainer.progress import progress
 from trainer.stopping import Stopped
 from trainer.workers import follow_parent, one_thread
@@ -67,6 +69,7 @@ def prepare(
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
     unit: str = "input",
+    shard: Shard | None = None,
 ) -> Output:
     """Runs `work` over the source and writes what it makes, or continues an earlier run.
 
@@ -86,6 +89,7 @@ def prepare(
         overwrite: start again, whatever is there.
         max_pixels: width x height that an image may have.
         unit: what the progress bar calls an input.
+        shard: of the inputs, into its own file beside `output`; default: all of them.
 
     Returns:
         The finished output.
@@ -93,17 +97,25 @@ def prepare(
     Raises:
         SampleError: with "stop", the first bad input; or a worker process died.
         Stopped: Ctrl-C or SIGTERM; what is done is saved.
-        ConfigError: the output belongs to other settings or inputs.
+        ConfigError: the output belongs to other settings or inputs, or there are more shards than
+            inputs.
         OSError: something cannot be written.
     """
     step = Step(work, root if root is not None else output.parent, max_pixels)
-    with Output(output, {**settings, "input": source.identity}, overwrite=overwrite) as out:
+    first, stop, path = 0, source.total, output
+    settings = {**settings, "input": source.identity}
+    if shard is not None:
+        part = shard.part(counted(source))
+        first, stop, path = part.start, part.stop, shard.output(output)
+        settings["shard"] = str(shard)
+    with Output(path, settings, overwrite=overwrite) as out:
         if out.finished:
             return out
         out.passed_over = source.passed_over
-        items = islice(source.read(), out.inputs, None)
+        items = islice(source.read(), first + out.inputs, None if shard is None else stop)
+        total = None if stop is None else stop - first
         try:
-            bar = progress(settings["command"], total=source.total, unit=unit, done=out.inputs)
+            bar = progress(settings["command"], total=total, unit=unit, done=out.inputs)
             with bar, closing(in_order(step, items, workers)) as results:
                 for item, done in results:
                     _keep(out, item, done, on_bad_sample)
@@ -187,9 +199,14 @@ def write_image(path: Path, image: Image.Image | bytes) -> Path:
         image.save(buffer, form, compress_level=COMPRESS)
         image = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(image)
-    os.replace(partial, path)
+    # another process, of another machine too, may be writing the same image
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.write_bytes(image)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return path
 
 

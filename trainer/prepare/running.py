@@ -16,6 +16,7 @@ from trainer.prepare.chat import (
     show_usage,
     usage_so_far,
 )
+from trainer.prepare.gathering import gather
 from trainer.prepare.output import Output
 from trainer.prepare.pipeline import Work, prepare
 from trainer.prepare.sources import Source
@@ -29,19 +30,24 @@ def run_work(
     root: Path | None = None,
     unit: str = "input",
 ) -> Output:
-    """`trainer.prepare.pipeline.prepare` with the common arguments, and a summary at its end."""
+    """`trainer.prepare.pipeline.prepare` with the common arguments, or `gather`, and a summary at
+    its end."""
+    common = {"output": arguments.output, "settings": settings_of(arguments)}
+    common["overwrite"] = arguments.overwrite
     try:
-        out = prepare(
-            source,
-            work,
-            output=arguments.output,
-            settings=settings_of(arguments),
-            root=root,
-            workers=arguments.workers,
-            on_bad_sample=arguments.on_bad_sample,
-            overwrite=arguments.overwrite,
-            unit=unit,
-        )
+        if arguments.gather is not None:
+            out = gather(source, shards=arguments.gather, **common)
+        else:
+            out = prepare(
+                source,
+                work,
+                root=root,
+                workers=arguments.workers,
+                on_bad_sample=arguments.on_bad_sample,
+                unit=unit,
+                shard=arguments.shard,
+                **common,
+            )
     except OSError as error:
         raise SampleError(f"{error}; the same command continues from what is done") from None
     print(f"{out.path}: {out.samples:,} samples of {out.inputs:,} {unit}s")

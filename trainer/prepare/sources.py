@@ -244,6 +244,11 @@ def table_rows(tables: Iterable[Any], name: str, total: int) -> Iterator[tuple[s
         raise SampleError(f"{name}: expected {total} rows, got {number}")
 
 
+def counted(source: Source) -> int:
+    """How many inputs a source has; one that does not know is read once."""
+    return sum(1 for _ in source.read()) if source.total is None else source.total
+
+
 def digest(parts: Iterable[str]) -> str:
     """A short hash of texts in their order."""
     found = hashlib.blake2b(digest_size=16)

@@ -22,6 +22,7 @@ from trainer.prepare.arguments import (
     named,
     positive,
 )
+from trainer.prepare.shards import own_output
 
 if TYPE_CHECKING:
     from trainer.prepare.ocr.cache import Readings
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         source, unit = open_source(arguments.input), "sample"
         root = arguments.root or arguments.input.parent
-    readings = Readings.beside(arguments.output, OcrSettings.of(arguments))
+    readings = Readings.beside(own_output(arguments), OcrSettings.of(arguments))
     rules = None
     if arguments.model is not None:
         from trainer.prepare.grid import visual_grid

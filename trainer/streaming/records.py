@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.data.dataset import MAX_LINE, check_length
 from trainer.data.sample import Sample, decode_line, parse_sample
+from trainer.data.videos import RULES, VideoRules
 from trainer.prepare.adapt.chat import recognise
 from trainer.prepare.adapt.chat.files import first_records
 from trainer.prepare.adapt.common import Options
@@ -32,12 +33,14 @@ class RecordReader:
         max_pixels: that an image may have.
         parquet: records are pickled rows; else lines of JSON.
         chat: the work on records of another program; None: they are of our format.
+        videos: which frames of a video are taken, and what it may be.
     """
 
     root: Path
     max_pixels: int
     parquet: bool
     chat: Adapt | None = None
+    videos: VideoRules = RULES
 
     def sample(self, where: str, content: bytes) -> Sample:
         """The sample of a record, without its pixels.
@@ -54,7 +57,8 @@ class RecordReader:
             value = self._adapted(where, value)
         elif self.parquet:
             value = _given(value)
-        return parse_sample(value, root=self.root, where=where, max_pixels=self.max_pixels)
+        limits = {"max_pixels": self.max_pixels, "videos": self.videos}
+        return parse_sample(value, root=self.root, where=where, **limits)
 
     def forget(self, sample: Sample) -> None:
         """Remove the files of images that were inside the sample's record."""
@@ -85,6 +89,7 @@ def reader_of(
     image_roots: Sequence[Path],
     boxes: Callable[[], BoxSettings],
     max_pixels: int,
+    videos: VideoRules = RULES,
     scratch: Path,
 ) -> RecordReader:
     """The reader of some files, by what their first records are.
@@ -93,6 +98,7 @@ def reader_of(
         shards: the files.
         root: the folder of their images; None: that of the files.
         image_roots, boxes, max_pixels: as of `trainer.bringing.bring`.
+        videos: which frames of a video are taken, and what it may be.
         scratch: a folder for images that are inside records, while these are used.
 
     Raises:
@@ -104,7 +110,7 @@ def reader_of(
     if not records and not shards.parquet:
         refuse_unlike_json(first)
     if recognise.is_canonical(records):
-        return RecordReader(images, max_pixels, shards.parquet)
+        return RecordReader(images, max_pixels, shards.parquet, videos=videos)
     work = Adapt("chat", replace(options, boxes=boxes()))
     _, folder = work.inputs()
     print(f"{first}: read as {' and '.join(recognise.titles(records))}, record by record")

@@ -6,7 +6,7 @@ follow from FIELDS and COUNT_RULES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from groundkern import checks
+from groundkern.hf.data.image_token import one_of
 
 INTEGERS = (torch.int32, torch.int64)
 
@@ -113,9 +114,9 @@ FIELDS = {
 """Every tensor of a batch by its name without `gk_`.
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
-a sample, C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are rows, G sets of regions, Y
-labels of an image, L labels of a visual token, K composites. A token of several phrases has a row
-for each.
+a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are
+rows, G sets of regions, Y labels of an image, L labels of a visual token, K composites. A token of
+several phrases has a row for each.
 """
 
 
@@ -161,12 +162,12 @@ class GroundedBatch:
             given[name] = input_ids.new_full(shape, FIELDS[name].padding, dtype=dtype)
         return cls(given)
 
-    def check_values(self, input_ids: Tensor, *, image_token: int | None, vocabulary: int) -> None:
+    def check_values(self, input_ids: Tensor, *, visual: Collection[int], vocabulary: int) -> None:
         """Look at the values if that needs no sync (`checks.values_visible`).
 
         Args:
             input_ids: [B, S].
-            image_token: the token id of visual tokens; None: a text model.
+            visual: the token ids of visual tokens; none: a text model.
             vocabulary: the number of token ids.
 
         Raises:
@@ -184,7 +185,7 @@ class GroundedBatch:
             if (below := VALUES[spec.values].below) is not None:
                 _check_range(f"gk_{name}", getattr(self, name), stops[below])
         token = input_ids.gather(1, self.side_position.clamp(min=0).long())
-        on_image = (token == image_token) & (self.side_position >= 0)
+        on_image = one_of(token, visual) & (self.side_position >= 0)
         if bool(on_image.any()):
             checks.fail(
                 "gk_side_position", "rows of text tokens", "a row that is an image token itself"

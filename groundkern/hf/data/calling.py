@@ -1,4 +1,4 @@
-"""One call of any family's processor for a batch of rendered chats and their images.
+"""One call of any family's processor for a batch of rendered chats, their images and videos.
 
 Most processors take the same arguments; what some do of their own is here and nowhere else.
 """
@@ -17,6 +17,8 @@ from groundkern.hf.data.processor import text_options
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from groundkern.hf.data.video import Video
 
 
 REPORTS = "return_text_replacement_offsets" in TextKwargs.__annotations__
@@ -38,6 +40,25 @@ def placeholder(processor: Any) -> str:
     if not token:
         wanted = "an image token, which the processor replaces by visual tokens"
         fail("processor.image_token", wanted, token)
+    return token
+
+
+def video_placeholder(processor: Any) -> str:
+    """The text that a chat template writes once for each video, and the processor replaces.
+
+    Args:
+        processor: of a model.
+
+    Raises:
+        ValueError: a processor without a video part, or that replaces none.
+    """
+    if getattr(processor, "video_processor", None) is None:
+        wanted = "a part for videos (transformers loads it where torchvision is installed)"
+        fail("processor.video_processor", wanted, "none")
+    token = getattr(processor, "video_token", None)
+    if not token:
+        wanted = "a video token, which the processor replaces by visual tokens"
+        fail("processor.video_token", wanted, token)
     return token
 
 
@@ -77,6 +98,7 @@ def call(
     processor: Any,
     images: Sequence[Sequence[Image.Image]],
     texts: Sequence[str],
+    videos: Sequence[Sequence[Video]] = (),
     *,
     padding: bool = False,
 ) -> dict[str, Any]:
@@ -86,12 +108,13 @@ def call(
         processor: of a model.
         images: the images of each chat.
         texts: the chats, as `rendered` makes them.
+        videos: the videos of each chat; none: no chat has any.
         padding: make sequences of one length.
 
     Returns:
         What the processor returned: a list for each text of `input_ids`, of `offset_mapping` and of
-        what else runs along with them; tensors of the images; `text_replacement_offsets`, unless
-        this transformers has none.
+        what else runs along with them; tensors of images and videos; `text_replacement_offsets`,
+        unless this transformers has none.
 
     Raises:
         ValueError: the processor's own.
@@ -105,6 +128,7 @@ def call(
         images=lists if flat else None,
         text=list(texts),
         images_kwargs={"return_tensors": None if ragged else "pt"},
+        **_video_options([video for sample in videos for video in sample]),
         **_text_options(processor, texts[0], padding=padding),
     )
     features = dict(found)
@@ -119,6 +143,7 @@ def tensors(
     processor: Any,
     images: Sequence[Sequence[Image.Image]],
     texts: Sequence[str],
+    videos: Sequence[Sequence[Video]] = (),
     *,
     padding: bool = False,
 ) -> dict[str, torch.Tensor]:
@@ -129,7 +154,7 @@ def tensors(
     Returns:
         Its keyword inputs, on the CPU.
     """
-    features = call(processor, images, texts, padding=padding)
+    features = call(processor, images, texts, videos, padding=padding)
     for name in ("offset_mapping", "text_replacement_offsets"):
         features.pop(name, None)
     lists = getattr(processor, "skip_tensor_conversion", None)
@@ -180,6 +205,36 @@ def laid_out(processor: Any, images: list[list[Any]], texts: list[str]) -> list[
     if _is(processor, "GotOcr2Processor"):  # writes a text only where there is none
         return texts
     return processor.prepare_inputs_layout(images=images if any(images) else None, text=texts)[1]
+
+
+def _video_options(videos: Sequence[Video]) -> dict[str, Any]:
+    """Videos as frames that were sampled already, and when."""
+    if not videos:
+        return {}
+    options = {
+        "return_tensors": "pt",
+        "do_sample_frames": False,
+        "video_metadata": [_metadata(video) for video in videos],
+    }
+    return {"videos": [list(video.frames) for video in videos], "videos_kwargs": options}
+
+
+def _metadata(video: Video) -> dict[str, Any]:
+    """As transformers wants it of sampled frames, whose indices count seconds here.
+
+    What processors make of it then is exact for frames at any times: Qwen3-VL's timestamps are
+    index / fps, and Qwen2.5-VL's frames per second are frames / total_num_frames x fps.
+    """
+    width, height = video.frames[0].size
+    duration = video.spacing * len(video.frames)
+    return {
+        "total_num_frames": duration,
+        "fps": 1.0,
+        "frames_indices": list(video.times),
+        "duration": duration,
+        "width": width,
+        "height": height,
+    }
 
 
 def _text_options(processor: Any, text: str, *, padding: bool) -> dict[str, Any]:

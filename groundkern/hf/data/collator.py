@@ -18,11 +18,18 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.calling import call, in_dtype_of, laid_out, placeholder
+from groundkern.hf.data.calling import (
+    call,
+    in_dtype_of,
+    laid_out,
+    placeholder,
+    video_placeholder,
+)
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry, image_geometry
-from groundkern.hf.data.image_token import image_token_id
+from groundkern.hf.data.geometry.videos import check_videos, video_geometry
+from groundkern.hf.data.image_token import image_token_id, video_token_id
 from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.merging import check_merged, check_of_images, merge_features
@@ -47,12 +54,15 @@ from groundkern.hf.data.tokens import (
     token_rows,
     without_padding,
 )
+from groundkern.hf.data.visual import VisualTables, check_spans, visual_tokens
 from groundkern.hf.data.words import LABEL_BAGS, WordLabeler, word_rows
+
+_VISUAL = ("images", "videos")  # of an example
 
 
 class _Read(NamedTuple):
     """What was read of some samples: of each, what runs along with its tokens, its layout and what
-    it supervises; and the tensors of all their images."""
+    it supervises; and the tensors of all their images and videos."""
 
     tokens: TokenRows
     layouts: list[Layout]
@@ -189,7 +199,7 @@ class GroundingCollator:
         )
         self._template: Any = None  # the one whose tokens `_rules` know
         self._is_blank: dict[int, bool] = {}
-        self._merges = False  # whether images of samples alone proved to be those of a batch
+        self._merges: set[str] = set()  # kinds that proved to be alike in samples and in a batch
         self._padding = self._marks_prefix  # it takes sequences of one length alone
 
     def __call__(self, examples: Sequence[GroundedExample]) -> dict[str, Tensor]:
@@ -207,6 +217,9 @@ class GroundingCollator:
         require(len(examples) > 0, "examples", "at least one", "none")
         for example in examples:
             example.check()
+        check_videos(
+            self.config.model_type, [video for example in examples for video in example.videos]
+        )
         examples = [with_rgb_images(example, _name(example)) for example in examples]
         chats = [
             render_chat(self.processor, example.chat(), _name(example), example.tools)
@@ -226,12 +239,14 @@ class GroundingCollator:
         wanted = f"one that makes {len(examples)} sequences of {len(examples)} chats"
         require(len(offsets) == len(examples), "processor", wanted, len(offsets))
         replaced = features.pop("text_replacement_offsets", None) or [None] * len(examples)
-        tables = self.geometry([example.images for example in examples], features)
+        tables = self._tables(examples, features)
         per_token = {key: features.pop(key) for key in PER_TOKEN if key in features}
         layouts = []
         for b, (example, chat, table) in enumerate(zip(examples, chats, tables)):
-            tokens = [int((table[:, 0] == image).sum()) for image in range(len(example.images))]
-            expansions = find_expansions(chat.text, self._placeholder, tokens, replaced[b])
+            tokens = {kind: table.tokens(kind) for kind in self._placeholders(example)}
+            expansions = find_expansions(
+                chat.text, self._placeholders(example), tokens, replaced[b]
+            )
             ids = per_token["input_ids"][b]
             insertions = find_insertions(chat.text, laid[b], _name(example))
             spans = TokenSpans(offsets[b], expansions, partial(self._blank, ids), insertions)
@@ -275,7 +290,7 @@ class GroundingCollator:
             join_fields(
                 [reads[i].samples[0] for i in row],
                 [lengths[i] for i in row],
-                [len(layouts[i].example.images) for i in row],
+                [sum(len(getattr(layouts[i].example, kind)) for kind in _VISUAL) for i in row],
             )
             for row in rows
         ]
@@ -289,17 +304,18 @@ class GroundingCollator:
         }
 
     def _merged(self, reads: Sequence[_Read]) -> dict[str, Any]:
-        """The images of all samples, in their order."""
+        """The images and videos of all samples, in their order."""
         merged = merge_features(self.processor, [read.features for read in reads])
-        seen = [read.layouts[0] for read in reads if read.layouts[0].example.images]
-        if not self._merges and len(seen) > 1:  # proved once, on the first batch that can
-            called = self._process(
-                [layout.example for layout in seen], [layout.chat.text for layout in seen]
-            )
+        layouts = [read.layouts[0] for read in reads]
+        of = {kind: [x for x in layouts if getattr(x.example, kind)] for kind in _VISUAL}
+        new = {kind for kind, seen in of.items() if len(seen) > 1} - self._merges
+        if new:  # proved once, on the first batch that can
+            seen = [x for x in layouts if any(getattr(x.example, kind) for kind in _VISUAL)]
+            called = self._process([x.example for x in seen], [x.chat.text for x in seen])
             for name in ("offset_mapping", "text_replacement_offsets", *PER_TOKEN):
                 called.pop(name, None)
             check_merged(self.processor, merged, self._tensors(called))
-            self._merges = True
+            self._merges |= new
         return merged
 
     def _count_tokens(self, lengths: list[int], laid: list[int]) -> None:
@@ -307,23 +323,46 @@ class GroundingCollator:
         self.counts["tokens_padded"] += len(lengths) * max(lengths)
         self.counts["tokens_laid"] += len(laid) * padded_length(laid, self.multiple)
 
-    def _image_token(self) -> int:
-        found = image_token_id(self.config, self.processor)
+    def _visual_token(self, example: GroundedExample) -> dict[str, int]:
+        """The ids of visual tokens by their kind."""
+        found = {"image": image_token_id(self.config, self.processor)}
+        if example.videos:
+            found["video"] = video_token_id(self.config, self.processor)
         wanted = "the id of visual tokens (set it on the model's config too)"
-        require(found is not None, "config.image_token_id", wanted, None)
+        for kind, index in found.items():
+            require(index is not None, f"config.{kind}_token_id", wanted, None)
         return found
 
+    def _placeholders(self, example: GroundedExample) -> dict[str, str]:
+        """What a chat template writes for an image, and for a video, by their kind."""
+        found = {"image": self._placeholder}
+        return found | {"video": video_placeholder(self.processor)} if example.videos else found
+
+    def _tables(
+        self, examples: Sequence[GroundedExample], features: dict[str, Any]
+    ) -> list[VisualTables]:
+        images = self.geometry([example.images for example in examples], features)
+        of = [example.videos for example in examples]
+        videos = video_geometry(self.processor, self.config, of, features)
+        return [
+            VisualTables(image, video, len(example.images), len(example.videos))
+            for example, image, video in zip(examples, images, videos, strict=True)
+        ]
+
     def _check_texts(self, examples: Sequence[GroundedExample], chats: Sequence[Chat]) -> None:
-        """Refuse messages that hold more than text, above all more placeholders than images."""
+        """Refuse messages that hold more than text, above all more placeholders than images and
+        videos."""
         template = self.processor.chat_template
         if template != self._template:
             self._rules = TextRules(self.processor.tokenizer, self.processor, self._allowed)
             self._encoder.use(self._rules)
             self._template = template
         for example, chat in zip(examples, chats, strict=True):
-            found, wanted = chat.text.count(self._placeholder), len(example.images)
-            what = f"{wanted} times {self._placeholder!r} in the rendered chat, one per image"
-            require(found == wanted, f"{_name(example)}: messages", what, found)
+            there = {"image": len(example.images), "video": len(example.videos)}
+            for kind, text in self._placeholders(example).items():
+                found, wanted = chat.text.count(text), there[kind]
+                what = f"{wanted} times {text!r} in the rendered chat, one per {kind}"
+                require(found == wanted, f"{_name(example)}: messages", what, found)
             self._rules.check(example, _name(example))
 
     def _blank(self, ids: list[int], token: int) -> bool:
@@ -335,43 +374,42 @@ class GroundingCollator:
         return self._is_blank[index]
 
     def _process(self, examples: Sequence[GroundedExample], texts: list[str]) -> dict[str, Any]:
-        """One call of the processor: lists per token, arrays per image."""
-        images = [example.images for example in examples]
+        """One call of the processor: lists per token, arrays per image and per video."""
+        seen = [example.images for example in examples], texts, [x.videos for x in examples]
         try:
-            features = call(self.processor, images, texts, padding=self._padding)
+            features = call(self.processor, *seen, padding=self._padding)
         except ValueError:  # such as an image too narrow for its family: whose is it?
             for example, text in zip(examples, texts):
                 try:
-                    call(self.processor, [example.images], [text])
+                    call(self.processor, [example.images], [text], [example.videos])
                 except ValueError as error:
                     fail(_name(example), "a sample that the processor takes", f"its error: {error}")
             if self._padding:
                 raise
             self._padding = True  # each alone is fine: Ernie's makes an array of the sequences
-            features = call(self.processor, images, texts, padding=self._padding)
+            features = call(self.processor, *seen, padding=self._padding)
         features = in_dtype_of(self.config, features)
         return without_padding(features) if self._padding else features
 
     def _layout(
-        self, example: GroundedExample, chat: Chat, spans: TokenSpans, ids: list[int], table: Tensor
+        self,
+        example: GroundedExample,
+        chat: Chat,
+        spans: TokenSpans,
+        ids: list[int],
+        tables: VisualTables,
     ) -> Layout:
         """One sequence, cut to `max_length`."""
-        name, image_token, special = _name(example), self._image_token(), self._rules.ids
+        name, token, special = _name(example), self._visual_token(example), self._rules.ids
         self._check_ids(f"{name}: messages", ids)
         stays = tokens_that_stay(ids, spans.images, special, self.max_length, name)
         self.counts["samples"] += 1
         self.counts["samples_truncated"] += len(stays) < len(ids)
         self.counts["tokens_truncated"] += len(ids) - len(stays)
         all_ids, ids = ids, [ids[i] for i in stays]
-        visual = torch.tensor([i for i, token in enumerate(ids) if token == image_token]).long()
-        if len(visual) != len(table):
-            wanted = f"{len(table)} visual tokens by the processor's settings"
-            fail(f"{name}: images", wanted, len(visual))
-        for image, span in enumerate(spans.images):
-            there = sum(all_ids[i] == image_token for i in span)
-            tokens = int((table[:, 0] == image).sum())
-            require(there == tokens, f"{name}: images[{image}]", f"{tokens} visual tokens", there)
-        return Layout(example, chat, spans, stays, ids, special, visual, table)
+        visual = visual_tokens(tables, ids, token, name)
+        check_spans(tables, spans, all_ids, token, name)
+        return Layout(example, chat, spans, stays, ids, special, *visual)
 
     def _fields(self, layout: Layout) -> SampleFields:
         """What one sequence supervises."""

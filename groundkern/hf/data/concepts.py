@@ -125,7 +125,7 @@ def lens_rows(
         if found.unusable or found.alone == "digit":
             counts[f"lens_dropped_{found.unusable or found.alone}"] += 1
         elif mask.any():
-            key = region.image, found.labels[0].token
+            key = layout.example.place(region), found.labels[0].token
             concepts[key] = concepts[key] | mask if key in concepts else mask
     rows: list[tuple[int, int, int]] = []
     for (image, label), mask in sorted(concepts.items(), key=lambda item: item[0]):

@@ -1,8 +1,8 @@
-"""What `GroundingCollator` turns into batches: images, a chat, and what is known about both.
+"""What `GroundingCollator` turns into batches: images, videos, a chat, and what is known of them.
 
-Every coordinate is a fraction of the EXIF-rotated original image: x to the right, y down, measured
-at pixel edges (the whole image is `(0, 0, 1, 1)`). Character spans index the text of one assistant
-message.
+Every coordinate is a fraction of the EXIF-rotated original image or of a video's frame: x to the
+right, y down, measured at pixel edges (the whole image is `(0, 0, 1, 1)`). Character spans index
+the text of one assistant message.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from groundkern.hf.data.video import Track, Video, check_time, check_tracks
 from groundkern.messages import fail, require
 from groundkern.rasters import Raster
 
@@ -32,15 +33,21 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff\ufdd0\ufdd1]")
 class Region:
     """Words of an answer and the places of an image they speak of, which is all of them together.
 
+    In a video, boxes, points, polygons, polylines and rasters hold in every frame of the region's
+    time; a region with a time and without a place is the whole of those frames.
+
     Args:
         turn: the index of an assistant message.
         start, stop: the characters of that message's text, `stop` exclusive.
-        image: the index of the image.
+        image: the index of the image; not looked at beside `video`.
         boxes: (x0, y0, x1, y1), in fractions of the image.
         points: (x, y).
         polygons: corners, three or more each.
         polylines: points of a line that is traced, two or more each.
         rasters: masks and heat-maps, each stretched over the whole image.
+        video: the index of the video, if the words speak of one.
+        time: seconds of the video, from the first up to the second; None: all of it.
+        tracks: boxes that move.
     """
 
     turn: int
@@ -52,6 +59,9 @@ class Region:
     polygons: tuple[Polygon, ...] = ()
     polylines: tuple[Polygon, ...] = ()
     rasters: tuple[Raster, ...] = ()
+    video: int | None = None
+    time: tuple[float, float] | None = None
+    tracks: tuple[Track, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,16 +103,18 @@ class GroundedExample:
         images: PIL images, in the order of their placeholders; the collator turns those that were
             opened and not touched since as their EXIF data asks (`pictures.upright_rgb`).
         messages: Hugging Face chat messages; `content` is a string or a list of
-            `{"type": "image"}` and `{"type": "text", "text": ...}` parts. The text of a message is
-            the concatenation of its text parts. If no message has an image part, all images
-            precede the text of the first user message. An assistant message with `"train": False`
-            is context: nothing is learned from it, nor from regions and phrases of its text.
+            `{"type": "image"}`, `{"type": "video"}` and `{"type": "text", "text": ...}` parts. The
+            text of a message is the concatenation of its text parts. If no message has an image
+            part, all images precede the text of the first user message, and so do all videos, if
+            none has a video part. An assistant message with `"train": False` is context: nothing
+            is learned from it, nor from regions and phrases of its text.
         regions: text spans and the places they speak of (SMAM, KLAL, margins, logit lens).
         words: words and their boxes (DV-SFT).
         phrases: phrases and their subjects (HIST).
         name: what error messages call this sample, for example `train.jsonl:17`.
         checked: whoever made it has checked its spans and places already.
         tools: JSON schemas of functions, for the chat template.
+        videos: in the order of their placeholders.
     """
 
     images: tuple[Image.Image, ...]
@@ -113,9 +125,11 @@ class GroundedExample:
     name: str = ""
     checked: bool = field(default=False, repr=False, compare=False)
     tools: tuple[dict[str, Any], ...] = ()
+    videos: tuple[Video, ...] = ()
 
     def chat(self) -> list[dict[str, Any]]:
-        """The messages in one form: content is a list of parts, with one image part per image.
+        """The messages in one form: content is a list of parts, with one image part per image and
+        one video part per video.
 
         Returns:
             New messages; those of the example stay as they are.
@@ -123,29 +137,46 @@ class GroundedExample:
         messages = [{**message, "content": _parts(message)} for message in self.messages]
         for message in messages:
             message.pop("train", None)
-        if not any(part["type"] == "image" for message in messages for part in message["content"]):
-            users = (message for message in messages if message["role"] == "user")
-            if (first := next(users, None)) is not None:
-                first["content"] = [{"type": "image"} for _ in self.images] + first["content"]
+        written = {part["type"] for message in messages for part in message["content"]}
+        counts = {"image": len(self.images), "video": len(self.videos)}
+        missing = (kind for kind in counts if kind not in written)
+        front = [{"type": kind} for kind in missing for _ in range(counts[kind])]
+        users = (message for message in messages if message["role"] == "user")
+        if (first := next(users, None)) is not None:
+            first["content"] = front + first["content"]
         return messages
+
+    def place(self, region: Region) -> int:
+        """Which image of a batch a region is of.
+
+        Args:
+            region: one of this example.
+
+        Returns:
+            The index of its image, or of its video, which count behind the images.
+        """
+        return region.image if region.video is None else len(self.images) + region.video
 
     def check(self) -> None:
         """Check that nothing refers to what is not there.
 
-        Covers kinds of content parts and image parts per image; unless `checked`, turns, character
-        spans, image indices and coordinates too.
+        Covers kinds of content parts, image parts per image, video parts per video, frames and
+        their times; unless `checked`, turns, character spans, indices of images, coordinates and
+        times of regions too.
 
         Raises:
             ValueError: the message names this sample and the field.
         """
         name = self.name or "example"
         self._check_messages(name)
+        for index, video in enumerate(self.videos):
+            video.check(f"{name}: videos[{index}]")
         if self.checked:
             return
         for index, region in enumerate(self.regions):
             where = f"{name}: regions[{index}]"
             self._check_span(where, region)
-            self._check_place(where, region.image, region.boxes)
+            self._check_region_place(where, region)
             lines = (*region.polygons, *region.polylines)
             corners = [*region.points, *(point for line in lines for point in line)]
             inside = all(map(_on_image, corners))
@@ -170,13 +201,15 @@ class GroundedExample:
             require("role" in message, where, "a role", sorted(message))
             for part in _parts(message):
                 kind, text = part.get("type"), part.get("text")
-                require(kind in ("text", "image"), where, "text and image parts", kind)
-                written = kind == "image" or isinstance(text, str)
+                known = kind in ("text", "image", "video")
+                require(known, where, "text, image and video parts", kind)
+                written = kind != "text" or isinstance(text, str)
                 require(written, where, "text parts with a text", type(text).__name__)
                 _check_text(where, text or "")
         parts = [part["type"] for message in self.chat() for part in message["content"]]
-        found, count = parts.count("image"), len(self.images)
-        require(found == count, f"{name}: messages", f"one image part per image, {count}", found)
+        for kind, count in (("image", len(self.images)), ("video", len(self.videos))):
+            found, wanted = parts.count(kind), f"one {kind} part per {kind}, {count}"
+            require(found == count, f"{name}: messages", wanted, found)
 
     def _check_span(self, where: str, span: Region | Phrase) -> None:
         known = 0 <= span.turn < len(self.messages)
@@ -188,12 +221,29 @@ class GroundedExample:
         wanted = f"a span of visible characters of {text!r}"
         require(bool(fits), where, wanted, f"{span.start}:{span.stop}")
 
+    def _check_region_place(self, where: str, region: Region) -> None:
+        if region.video is None:
+            for field, value in (("time", region.time), ("tracks", region.tracks or None)):
+                require(value is None, f"{where}.{field}", "a region of a video", "one of an image")
+            self._check_place(where, region.image, region.boxes)
+            return
+        known, wanted = 0 <= region.video < len(self.videos), f"below {len(self.videos)}"
+        require(known, f"{where}.video", wanted, region.video)
+        if region.time is not None:
+            check_time(f"{where}.time", region.time)
+        check_tracks(f"{where}.tracks", region.tracks)
+        _check_boxes(where, (*region.boxes, *(box for track in region.tracks for _, box in track)))
+
     def _check_place(self, where: str, image: int, boxes: tuple[Box, ...]) -> None:
         require(0 <= image < len(self.images), f"{where}.image", f"below {len(self.images)}", image)
-        for x0, y0, x1, y1 in boxes:
-            fits = x0 < x1 and y0 < y1 and _on_image((x0, y0)) and _on_image((x1, y1))
-            wanted = "a box within the image, 0 <= x0 < x1 <= 1, y alike"
-            require(fits, where, wanted, (x0, y0, x1, y1))
+        _check_boxes(where, boxes)
+
+
+def _check_boxes(where: str, boxes: tuple[Box, ...]) -> None:
+    for x0, y0, x1, y1 in boxes:
+        fits = x0 < x1 and y0 < y1 and _on_image((x0, y0)) and _on_image((x1, y1))
+        wanted = "a box within the image, 0 <= x0 < x1 <= 1, y alike"
+        require(fits, where, wanted, (x0, y0, x1, y1))
 
 
 def message_text(message: dict[str, Any]) -> str:
@@ -229,7 +279,10 @@ def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content") or ""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    return [{"type": "image"} if part.get("type") == "image" else part for part in content]
+    kinds = ({"type": part.get("type")} for part in content)
+    return [
+        kind if kind["type"] in ("image", "video") else part for kind, part in zip(kinds, content)
+    ]
 
 
 def _on_image(point: Point) -> bool:

@@ -34,7 +34,9 @@ class Layout:
         ids: their token ids.
         special: the ids of special tokens, and of those that the template closes turns with.
         visual: int64 [C] positions of the visual tokens.
-        table: fp64 [C, 5] of `image_geometry`.
+        table: fp64 [C, 5] of `image_geometry`; videos count behind the images.
+        times: fp64 [C, 2], the seconds of a video from which and up to which a visual token shows
+            it; -1: of an image, or without a place.
     """
 
     example: GroundedExample
@@ -45,6 +47,7 @@ class Layout:
     special: frozenset[int]
     visual: Tensor
     table: Tensor
+    times: Tensor
     _position: dict[int, int] = field(init=False, repr=False)
     _known: dict[tuple[int, int, int], list[int | None]] = field(
         default_factory=dict, init=False, repr=False
@@ -147,12 +150,13 @@ def tokens_that_stay(
     max_length: int | None,
     name: str,
 ) -> list[int]:
-    """Cut a sequence to `max_length`: images and the special tokens beside them stay, and as much
-    text as there is room for, from the start.
+    """Cut a sequence to `max_length`: images, videos and the special tokens beside them stay, and
+    as much text as there is room for, from the start.
 
     Args:
         ids: the sequence's token ids.
-        images: the tokens of each image, with those between its tiles (`TokenSpans.images`).
+        images: the tokens of each image or video, with those between its tiles or frames
+            (`TokenSpans.images`).
         special: the ids of special tokens.
         max_length: tokens at most; None: no limit.
         name: the sample's name, for errors.
@@ -161,7 +165,7 @@ def tokens_that_stay(
         Ascending positions in `ids`.
 
     Raises:
-        ValueError: the images alone are longer than `max_length`.
+        ValueError: images and videos alone are longer than `max_length`.
     """
     if max_length is None or len(ids) <= max_length:
         return list(range(len(ids)))

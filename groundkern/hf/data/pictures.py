@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
+from operator import is_
 from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from groundkern.hf.data.example import GroundedExample
+from groundkern.hf.data.video import Video
 from groundkern.messages import fail, require
 
 STRIP = 2**20  # pixels that are converted at a time
@@ -30,23 +33,34 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.e
 
 
 def with_rgb_images(example: GroundedExample, name: str) -> GroundedExample:
-    """The example with images that processors take as they are.
+    """The example with images and frames of videos that processors take as they are.
 
     Args:
         example: images as Pillow opened or made them.
         name: what error messages call it.
 
     Returns:
-        The same example if all its images are upright 8-bit RGB already.
+        The same example if all of them are upright 8-bit RGB already.
 
     Raises:
-        ValueError: see `upright_rgb`; the message names the example and the image.
+        ValueError: see `upright_rgb`; the message names the example and the image or frame.
     """
-    images = tuple(
-        upright_rgb(image, f"{name}: images[{index}]") for index, image in enumerate(example.images)
+    images = _upright(example.images, f"{name}: images")
+    videos = tuple(
+        _with_frames(video, f"{name}: videos[{index}]")
+        for index, video in enumerate(example.videos)
     )
-    same = all(new is old for new, old in zip(images, example.images, strict=True))
-    return example if same else replace(example, images=images)
+    same = all(map(is_, (*images, *videos), (*example.images, *example.videos)))
+    return example if same else replace(example, images=images, videos=videos)
+
+
+def _with_frames(video: Video, where: str) -> Video:
+    frames = _upright(video.frames, f"{where}.frames")
+    return video if all(map(is_, frames, video.frames)) else replace(video, frames=frames)
+
+
+def _upright(images: Sequence[Any], where: str) -> tuple[Image.Image, ...]:
+    return tuple(upright_rgb(image, f"{where}[{index}]") for index, image in enumerate(images))
 
 
 def upright_rgb(image: Any, where: str) -> Image.Image:

@@ -191,7 +191,7 @@ def load_processor(
 ) -> ProcessorMixin:
     """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
 
-    Video processors need torchvision; images and text do not, and groundkern supports no videos.
+    Video processors need torchvision; images and text do not. A sample with videos is refused then.
 
     Args:
         path: folder (or hub name) of a model with its processor, config.json included.

@@ -10,9 +10,10 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from groundkern import maps
+from groundkern import maps, maps_in_time
 from groundkern.hf.data.example import Region
 from groundkern.hf.data.layout import Layout
+from groundkern.hf.data.moments import SHAPES, moments_of
 from groundkern.hf.data.padding import SampleFields
 
 EMPTY_REGION = ("skip", "language")
@@ -32,9 +33,14 @@ def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
     """
     masks = []
     for region in layout.example.regions:
-        own = layout.table[:, 0] == region.image
+        own = layout.table[:, 0] == layout.example.place(region)
+        rects, times = layout.table[own, 1:], layout.times[own]
         mask = torch.zeros(len(layout.visual), dtype=torch.bool)
-        mask[own] = maps.inside(layout.table[own, 1:], **_shapes([region]))
+        if region.video is None:
+            mask[own] = maps.inside(rects, **_shapes([region]))
+        else:
+            moments = moments_of([region], layout.example.videos[region.video])
+            mask[own] = maps_in_time.inside(rects, times, moments)
         counts["regions"] += 1
         if not layout.trains(region):
             counts["regions_untrained"] += 1
@@ -100,7 +106,7 @@ def map_rows(
     counts: Counter,
     which: str = "predictor",
 ) -> SampleFields:
-    """KLAL: rows for each answer and image that regions connect, with a target over the image.
+    """KLAL: rows for each answer and image or video that regions connect, with a target over it.
 
     Args:
         layout: the sequence.
@@ -118,7 +124,8 @@ def map_rows(
     """
     connected: dict[tuple[int, int], list[Region]] = {}
     for region in filter(layout.trains, layout.example.regions):
-        connected.setdefault((region.turn, region.image), []).append(region)
+        place = layout.example.place(region)
+        connected.setdefault((region.turn, place), []).append(region)
     rows, visual = [], set(layout.visual.tolist())
     targets: dict[tuple[int, ...], Tensor] = {}
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
@@ -133,8 +140,8 @@ def map_rows(
             own = (layout.table[:, 0] == image) & (layout.visual <= position)
             known = *map(id, shown), int(own.sum())  # rows of an answer see the same tokens
             if known not in targets:
-                rects, target = layout.table[own, 1:], torch.zeros(len(layout.visual))
-                target[own] = maps.target_map(rects, kind=kind, levels=levels, **_shapes(shown))
+                target = torch.zeros(len(layout.visual))
+                target[own] = _target(layout, own, shown, kind, levels)
                 targets[known] = maps.quantise(target)
             if not targets[known].any():
                 counts["map_rows_without_target"] += 1
@@ -143,6 +150,18 @@ def map_rows(
     counts["map_rows"] += len(rows)
     names = ("map_position", "map_token_position", "map_image", "map_target")
     return dict(zip(names, zip(*rows)))
+
+
+def _target(
+    layout: Layout, own: Tensor, shown: list[Region], kind: str, levels: tuple[float, float, float]
+) -> Tensor:
+    """[n] fp32 over the visual tokens `own` of one image or video."""
+    rects, video = layout.table[own, 1:], shown[0].video
+    if video is None:
+        return maps.target_map(rects, kind=kind, levels=levels, **_shapes(shown))
+    moments = moments_of(shown, layout.example.videos[video])
+    times = layout.times[own]
+    return maps_in_time.target_map(rects, times, moments, kind=kind, levels=levels)
 
 
 def _map_tokens(
@@ -162,7 +181,4 @@ def _map_tokens(
 
 
 def _shapes(regions: list[Region]) -> dict[str, list]:
-    return {
-        kind: [shape for region in regions for shape in getattr(region, kind)]
-        for kind in ("boxes", "points", "polygons", "polylines", "rasters")
-    }
+    return {kind: [shape for r in regions for shape in getattr(r, kind)] for kind in SHAPES}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import accumulate, islice, takewhile
@@ -71,7 +71,7 @@ class Chat:
     """A rendered chat.
 
     Args:
-        text: all of it, one placeholder per image.
+        text: all of it, one placeholder per image and per video.
         turns: its assistant messages by the message's index; one without visible text has a piece
             without characters, if the template renders it like any other.
     """
@@ -197,27 +197,32 @@ def _turns(
 
 
 class Expansion(NamedTuple):
-    """An image placeholder, and the characters that took its place.
+    """A placeholder of an image or a video, and the characters that took its place.
 
     Args:
         stop: the placeholder's end in the rendered chat, with what the processor put into it.
         new_start, new_stop: the characters in the text with expanded placeholders.
+        kind: "image" or "video".
     """
 
     stop: int
     new_start: int
     new_stop: int
+    kind: str = "image"
 
 
 def find_expansions(
-    text: str, placeholder: str, tokens: list[int], replaced: list[dict[str, Any]] | None
+    text: str,
+    placeholders: Mapping[str, str],
+    tokens: Mapping[str, Sequence[int]],
+    replaced: list[dict[str, Any]] | None,
 ) -> list[Expansion]:
-    """Find what each image placeholder of a rendered chat became.
+    """Find what each placeholder of a rendered chat became.
 
     Args:
-        text: the rendered chat, one placeholder per image.
-        placeholder: the image token's text.
-        tokens: how many visual tokens each image has.
+        text: the rendered chat, one placeholder per image and per video.
+        placeholders: their texts by kind, "image" and perhaps "video".
+        tokens: by kind, how many visual tokens each has.
         replaced: the processor's own `text_replacement_offsets`; None, for a transformers without
             them: each placeholder was repeated once per visual token.
 
@@ -225,12 +230,16 @@ def find_expansions(
         One for each placeholder, in their order.
     """
     if replaced is not None:
-        return [Expansion(r["span"][1], *r["new_span"]) for r in replaced]
+        kinds = ("video" if r.get("type") == "video" else "image" for r in replaced)
+        return [Expansion(r["span"][1], *r["new_span"], kind) for r, kind in zip(replaced, kinds)]
     found, gained = [], 0
-    for match, count in zip(re.finditer(re.escape(placeholder), text), tokens):
-        start, length = match.start() + gained, count * len(placeholder)
-        found.append(Expansion(match.end(), start, start + length))
-        gained += length - len(placeholder)
+    counts = {kind: iter(each) for kind, each in tokens.items()}
+    either = "|".join(f"(?P<{kind}>{re.escape(text)})" for kind, text in placeholders.items())
+    for match in re.finditer(either, text):
+        count = next(counts[match.lastgroup])
+        start, length = match.start() + gained, count * len(match[0])
+        found.append(Expansion(match.end(), start, start + length, match.lastgroup))
+        gained += length - len(match[0])
     return found
 
 
@@ -299,7 +308,8 @@ class TokenSpans:
         insertions: of `find_insertions`.
 
     Attributes:
-        images: the tokens that each image became, with those between its tiles.
+        images: the tokens that each image or video became, with those between its tiles or frames.
+        kinds: of each, "image" or "video".
     """
 
     def __init__(
@@ -322,6 +332,7 @@ class TokenSpans:
             last = max(last, stop)
             self._starts.append(start)
             self._stops.append(last)
+        self.kinds = [e.kind for e in expansions]
         self.images = [self._overlapping(e.new_start, e.new_stop) for e in expansions]
 
     def tokens(self, start: int, stop: int) -> range:

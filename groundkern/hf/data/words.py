@@ -145,7 +145,8 @@ def word_rows(layout: Layout, labels: Sequence[WordLabel], bag: str = "distinct"
     Source: (D3), (D5).
     """
     collect = set if bag == "distinct" else list
-    bags: list[list[int]] = [[] for _ in layout.example.images]
+    example = layout.example
+    bags: list[list[int]] = [[] for _ in (*example.images, *example.videos)]
     for word in labels:
         bags[word.image] += [label.token for label in word.labels]
     several = [word.labels if len(word.labels) > 1 else () for word in labels]

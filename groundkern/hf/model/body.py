@@ -19,7 +19,7 @@ from groundkern.hf.model.mixers import refuse_passed_over
 from groundkern.hf.model.own_forward import body_inputs
 from groundkern.hf.model.prefix import side_token_type
 from groundkern.hf.model.readings import Readings, readings_of
-from groundkern.hf.model.request import Request, image_token_of
+from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
@@ -54,7 +54,7 @@ def run_body(request: Request) -> BodyOutput:
         allowed = side_sets(batch, request.shard)
         side = SideRows(request.rows(batch.side_position), allowed, request.split)
         pad = request.model.config.get_text_config().pad_token_id
-        token = image_token_of(request.model), side_token_type(request.model), pad
+        token = visual_tokens_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
     if "gradcam" in request.records:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from groundkern import checks
 from groundkern.checks import require
-from groundkern.hf.model.engines import ENGINES, Engine
+from groundkern.hf.model.engines import ENGINES, ORDER, Engine
 from groundkern.hf.model.engines.ulysses import mark_whole
 from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.support import base_model, refuse_context
@@ -66,7 +66,9 @@ def context_parallel(
         group: whose ranks share each sequence; None: every rank has whole ones again.
         order: which tokens a rank holds: "zigzag", "contiguous" or "striped"
             (`groundkern.parallel.Sharding`).
-        engine: what computes attention of the main tokens, by its name in `engines.ENGINES`.
+        engine: what computes attention of the main tokens: "gather" (keys and values come to every
+            rank), "ring" (torch's `context_parallel`, CUDA) or "ulysses" (DeepSpeed's, once it is
+            registered with transformers).
 
     Returns:
         The same `model`.
@@ -82,6 +84,8 @@ def context_parallel(
         return model
     require(order in ORDERS, "order", " or ".join(map(repr, ORDERS)), repr(order))
     require(engine in ENGINES, "engine", " or ".join(map(repr, ENGINES)), repr(engine))
+    only = ORDER.get(engine, order)
+    require(order == only, "order", f"{only!r} with the engine {engine!r}", repr(order))
     refuse_context(base)
     base.__dict__[CONTEXT] = Context(group, order, ENGINES[engine]())
     mark_whole(base, engine == "ulysses")

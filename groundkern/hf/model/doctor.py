@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.image_token import one_of
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.attention import SideRows
 from groundkern.hf.model.comparing import compared_attention, few_logits, last_hidden
@@ -18,7 +19,7 @@ from groundkern.hf.model.modes import modes_kept
 from groundkern.hf.model.request import (
     NOT_FOR_THE_BODY,
     Request,
-    image_token_of,
+    visual_tokens_of,
     with_documents,
 )
 from groundkern.hf.model.rows import side_sets
@@ -130,7 +131,7 @@ def _measured_rows(model: nn.Module, batch: dict) -> Tensor:
         fail("batch", "rows in gk_side_position or gk_text_position", "none")
     position = position[:, :ROWS].long()
     token = batch["input_ids"].gather(1, position.clamp(min=0))
-    if bool(((token == image_token_of(model)) & (position >= 0)).any()):
+    if bool((one_of(token, visual_tokens_of(model)) & (position >= 0)).any()):
         fail("gk_side_position", "rows of text tokens", "a row that is an image token itself")
     return position
 

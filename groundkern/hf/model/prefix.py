@@ -6,11 +6,14 @@ ones is refused; hidden states of such tokens may be read (DV-SFT, the logit len
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from groundkern import checks
 from groundkern.checks import fail
 from groundkern.hf.data.batch import GroundedBatch
+from groundkern.hf.data.image_token import one_of
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.layers import forward_source
 
@@ -63,7 +66,7 @@ def refuse_seeing_rows(
     model: nn.Module,
     batch: GroundedBatch,
     inputs: dict,
-    image_token: int | None,
+    visual: Collection[int],
     documents: Documents | None,
 ) -> None:
     """Refuse rows that see later keys, where a causal description of them would be wrong.
@@ -72,7 +75,7 @@ def refuse_seeing_rows(
         model: the attached model, without wrappers.
         batch: the batch's supervision.
         inputs: what is left for the model's body.
-        image_token: the id of visual tokens.
+        visual: the ids of visual tokens.
         documents: of packed rows.
 
     Raises:
@@ -88,7 +91,7 @@ def refuse_seeing_rows(
             fail("token_type_ids", wanted, "nothing")
         _refuse_prefix_rows(batch, types, inputs.get("attention_mask"))
     elif types is not None or "block_sequence_ids" in forward_source(type(model.base_model)):
-        of_image = inputs["input_ids"] == image_token
+        of_image = one_of(inputs["input_ids"], visual)
         for kinds in (types, inputs.get("mm_token_type_ids")):
             if kinds is not None:  # Molmo2's markers and line ends see later tokens too
                 of_image = of_image | (kinds == 1) | (kinds == 2)

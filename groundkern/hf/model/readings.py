@@ -294,4 +294,4 @@ def map_rows_of(request: Request) -> MapRows:
 
 def map_target(request: Request) -> Tensor:
     """[N, C] fp32 >= 0: the map rows' target, of any scale."""
-    return request.batch.map_target.flatten(0, 1).clamp(min=0).float()
+    return request.batch.map_target.flatten(0, 1).float().clamp_(min=0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from groundkern import checks
 from groundkern.checks import fail, tensor
 from groundkern.hf.data.batch import COUNTS, FIELDS, GroundedBatch
-from groundkern.hf.data.image_token import image_token_id
+from groundkern.hf.data.image_token import image_token_id, visual_token_ids
 from groundkern.hf.model.context import Split, split_of
 from groundkern.hf.model.documents import FLASH_LENGTHS, Documents
 from groundkern.hf.model.layers import text_attention
@@ -27,6 +27,7 @@ from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
+VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
 
@@ -87,9 +88,13 @@ class Request:
             fail("input_ids", "token ids, from which rows and side tokens are built", "nothing")
         if inputs.get("past_key_values") is not None:
             fail("past_key_values", "nothing beside gk_ inputs", "a cache")
-        if image_token_of(model) is None and any("pixel_values" in name for name in inputs):
+        pixels = any("pixel_values" in name and name != VIDEOS for name in inputs)
+        if pixels and image_token_id(model.config) is None:
             wanted = "the id of visual tokens (the processor's image_token_id) beside images"
             fail("model.config.image_token_id", wanted, None)
+        if VIDEOS in inputs and not visual_tokens_of(model):
+            wanted = "the id of visual tokens (the processor's video_token_id) beside videos"
+            fail("model.config.video_token_id", wanted, None)
         for name in inputs:  # Granite-Docling's `router_labels`
             if name.endswith("_labels"):
                 fail(
@@ -97,15 +102,15 @@ class Request:
                 )
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
-        batch.check_values(input_ids, image_token=image_token_of(model), vocabulary=vocabulary)
+        batch.check_values(input_ids, visual=visual_tokens_of(model), vocabulary=vocabulary)
         inputs, documents = with_documents(model, inputs)
         if documents is not None:
             ends = documents.padding(input_ids, batch.text_position)
             pad = model.config.get_text_config().pad_token_id
-            filled = filler(image_token_of(model), pad)
+            filled = filler(visual_tokens_of(model), pad)
             inputs["input_ids"] = torch.where(ends, filled, input_ids)
             _refuse_crossing(batch, documents)
-        refuse_seeing_rows(model, batch, inputs, image_token_of(model), documents)
+        refuse_seeing_rows(model, batch, inputs, visual_tokens_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
         denominators = _denominators(batch, totals, items)
         aligned = batch.side_position if terms.smam is not None else batch.side_position[:, :0]
@@ -291,9 +296,9 @@ def _refuse_restarts(inputs: dict) -> None:
         fail("position_ids", wanted, "positions that restart")
 
 
-def image_token_of(model: nn.Module) -> int | None:
-    """The id that stands for a visual token; None for a text model."""
-    return image_token_id(model.config)
+def visual_tokens_of(model: nn.Module) -> frozenset[int]:
+    """The ids that stand for visual tokens, of images and of videos; none for a text model."""
+    return visual_token_ids(model.config)
 
 
 def _denominators(

@@ -7,6 +7,8 @@ applies to it as to any other token.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ KNOWN = (*PER_TOKEN, "position_ids")  # inputs with one entry per token
 def append_side_tokens(
     inputs: dict,
     position: Tensor,
-    image_token: int | None,
+    visual: Collection[int],
     token_type: int = 0,
     pad_token: int | None = None,
 ) -> dict:
@@ -33,7 +35,7 @@ def append_side_tokens(
         inputs: keyword inputs of the body with `input_ids` [B, S].
         position: [B, R] rows, padded with -1; a padding row still gets a token, whose output is
             not used.
-        image_token: the id of visual tokens, which a padding row's token must not have.
+        visual: the ids of visual tokens, which a padding row's token must not have.
         token_type: the `token_type_ids` of side tokens.
         pad_token: the id of padding.
 
@@ -53,7 +55,7 @@ def append_side_tokens(
         wanted = f"only {', '.join(KNOWN)} to have one entry per token"
         fail(unknown[0], wanted, list(inputs[unknown[0]].shape))
     row = position.clamp(min=0).long()
-    filled = filler(image_token, pad_token)
+    filled = filler(visual, pad_token)
     extra = {"input_ids": torch.where(position >= 0, input_ids.gather(1, row), filled)}
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if positions is not None:
@@ -71,12 +73,12 @@ def append_side_tokens(
     return {**inputs, **{name: torch.cat((inputs[name], x), -1) for name, x in extra.items()}}
 
 
-def filler(image_token: int | None, pad_token: int | None) -> int:
+def filler(visual: Collection[int], pad_token: int | None) -> int:
     """The id of a token that nothing is learned from and that sees no other.
 
     Args:
-        image_token: the id of visual tokens, which it must not have.
+        visual: the ids of visual tokens, which it must not have.
         pad_token: the id of padding, whose embedding may be zero: with no key to see a token would
             stay zero, and the gradient of a root of its magnitude (Gemma3n) would be NaN.
     """
-    return min({0, 1, 2} - {image_token, pad_token})
+    return min({0, 1, 2, 3} - {*visual, pad_token})

@@ -20,7 +20,7 @@ SHARES = {
     **dict.fromkeys(("json_array", "metrics", "cached_answer", "tokens", "answers"), 8),
     **dict.fromkeys(("pickle", "embedded", "image", "raster", "prepare_record", "noun_phrases"), 5),
     "answers": 3,
-    **dict.fromkeys(("flickr30k", "labelme", "yolo", "places", "matching"), 2),
+    **dict.fromkeys(("clip", "flickr30k", "labelme", "yolo", "places", "matching"), 2),
 }
 
 MODULES = (
@@ -40,6 +40,7 @@ MODULES = (
     "pictures",
     "rasters",
     "predictions",
+    "clips",
 )
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from groundkern.hf.data.example import Region
 from tests.fuzz.scratch import SIZES, doubled, images, lines_of, written
 from tests.fuzz.target import Target, expect
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import SampleError
 from trainer.data.rasters import HeatFile, Runs, Stored
 from trainer.data.sample import Sample, parse_sample
+from trainer.data.videos import StoredVideo
 from trainer.prepare.sources import json_lines
 
 WHERE = "train.jsonl:7"
@@ -29,6 +33,7 @@ def _record(**more: Any) -> bytes:
 
 
 BOX = {"text": "red patch", "box": [1, 2, 20, 10.5]}
+BOX_ALONE = {"box": BOX["box"]}
 SEEDS = {
     "box": _record(regions=[BOX], task="boxes"),
     "occurrence": _record(regions=[{"text": "patch", "occurrence": 1, "points": [[3, 4], [5, 6]]}]),
@@ -61,11 +66,22 @@ SEEDS = {
             "regions": [{"turn": 4, "text": "b", "image": 1, "box": [0, 0, 24, 36]}],
         }
     ).encode(),
+    "video": _record(
+        videos=[{"path": "clip", "fps": 2, "frames": 3, "start": 0.5, "end": 2.5}],
+        regions=[
+            {"text": "red patch", "video": 0, "time": [0.5, 2], "box": [1, 2, 20, 10.5]},
+            {"text": "patch", "frame": 4, "points": [[0.5, 1]], "coord": "unit"},
+            {"text": "blue", "time": [0, 1.5]},
+            {"text": "red", "track": [{"time": 0, "box": BOX["box"]}, {"frame": 2, **BOX_ALONE}]},
+        ],
+    ),
     "text": b'{"messages": [{"role": "assistant", "content": "hi"}]}',
 }
 PIECES = ("images", "messages", "regions", "words", "phrases", "role", "content", "text", "box")
 PIECES += ("turn", "image", "occurrence", "char_span", "points", "polygon", "polyline", "subject")
 PIECES += ("mask", "mask_value", "heat", "size", "counts", "a.png", "labels.png", "heat.npy")
+PIECES += ("videos", "video", "clip", "path", "fps", "frames", "start", "end", "time", "frame")
+PIECES += ("track",)
 PIECES += ("assistant", "user", "system", "pixel", "unit", "per_mille", "xyxy", "xywh", "coord")
 
 
@@ -99,9 +115,10 @@ def _resolved(sample: Sample, record: dict) -> None:
     rasters = [index for index, _ in sample.rasters]
     expect(len(rasters) == len(set(rasters)), "one raster for a region", rasters)
     for index, region in enumerate(sample.regions):
-        kinds = (region.boxes, region.points, region.polygons, region.polylines)
-        wanted = 0 if index in rasters else 1
-        expect(sum(map(bool, kinds)) == wanted, "one kind of place", region)
+        kinds = (region.boxes, region.points, region.polygons, region.polylines, region.tracks)
+        wanted = {0} if index in rasters else {0, 1} if region.time is not None else {1}
+        expect(sum(map(bool, kinds)) in wanted, "one kind of place", region)
+        _in_time(sample, region)
         lines = [*region.polygons, *region.polylines, region.points]
         corners = [point for line in lines for point in line]
         expect(all(0 <= v <= 1 for point in corners for v in point), "points inside", region)
@@ -115,6 +132,21 @@ def _resolved(sample: Sample, record: dict) -> None:
             low, high = phrase.subject
             expect(phrase.start <= low < high <= phrase.stop, "a subject in its phrase", phrase)
     expect(all(word.text.strip() for word in sample.words), "words that are not blank", sample)
+
+
+def _in_time(sample: Sample, region: Region) -> None:
+    """A region is of an image or of a video, and of times that this has."""
+    if region.video is None:
+        expect(0 <= region.image < len(sample.images), "an image that is there", region)
+        expect(region.time is None and not region.tracks, "no times of an image", region)
+        return
+    video = sample.videos[region.video]
+    for start, stop in () if region.time is None else (region.time,):
+        expect(0 <= start < stop and start < video.duration, "a time of the video", region)
+    for track in region.tracks:
+        times = [time for time, _ in track]
+        expect(len(times) > 1 and times[0] >= 0, "a box at two times or more", region)
+        expect(all(a < b for a, b in pairwise(times)), "times that ascend", region)
 
 
 def _plain(text: str) -> str:
@@ -141,7 +173,12 @@ def canonical(sample: Sample) -> dict:
             for value in (getattr(region, many),) if many == "points" else getattr(region, many):
                 if value:
                     record[one] = list(value)
-        regions.append({**record, "image": region.image, "coord": "unit"})
+        for track in region.tracks:
+            record["track"] = [{"time": time, "box": list(box)} for time, box in track]
+        of = {"image": region.image} if region.video is None else {"video": region.video}
+        if region.time is not None:
+            of["time"] = list(region.time)
+        regions.append({**record, **of, "coord": "unit"})
     phrases = []
     for phrase in sample.phrases:
         record = {"char_span": [phrase.start, phrase.stop], "turn": phrase.turn}
@@ -156,11 +193,24 @@ def canonical(sample: Sample) -> dict:
     return {
         "task": sample.task,
         "images": [str(path.relative_to(root)) for path in sample.images],
+        "videos": [_video(video, root) for video in sample.videos],
         "messages": sample.messages,
         "regions": regions,
         "words": words,
         "phrases": phrases,
     }
+
+
+def _video(stored: StoredVideo, root: Path) -> dict[str, Any]:
+    """A folder of frames as a record has it; decoded too, if only to be refused in a sentence."""
+    with suppress(SampleError):
+        video = stored.load()
+        expect(0 < len(video.frames) <= stored.planned, "as many frames as planned", stored)
+        expect({frame.size for frame in video.frames} == {stored.size}, "one size", stored)
+        expect(all(stored.start - 1e-5 <= time for time in video.times), "none before", stored)
+    record = {"path": str(stored.path.relative_to(root)), "fps": stored.fps, "start": stored.start}
+    end = {} if stored.end == math.inf else {"end": stored.end}
+    return {**record, **end, "frames": stored.most}
 
 
 def _raster(stored: Stored, root: Path) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def test_maps_are_the_models_own_attention(name):
     if (reason := supported_objectives(model)["klal"]) is not None:
         pytest.skip(reason)
     batch = GroundingCollator(processor, model.config)(examples_of(images()))
+    assert_maps_are_own(model, batch)
+
+
+def assert_maps_are_own(model, batch) -> None:
+    """Of a model with eager attention, which reports it."""
     attach(model, klal=Klal())
     with torch.no_grad():
         maps = model(**batch, gk_record=("maps", "layers")).maps  # [B, R, L, C]

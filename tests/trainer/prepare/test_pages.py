@@ -250,7 +250,7 @@ def test_every_file_of_a_folder_is_an_input_or_counted(tmp_path):
         "no image, .json": 1,
         "no image, without extension": 1,
         svg: 1,
-        "a video; the trainer takes images": 1,
+        "a video, which belongs into `videos`": 1,
         "link that leads out of the folder": 1,
         "file that cannot be read": 1,
         "linked folder": 1,

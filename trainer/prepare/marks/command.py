@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.prepare.arguments import add_choice, add_common, add_reading, add_samples, named
 from trainer.prepare.chat import add_chat_arguments
+from trainer.prepare.shards import own_output
 
 if TYPE_CHECKING:
     from trainer.data.sample import Sample
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         asking = ("attempts", "alpha", "max_side", "max_regions", "any_text")
         labeller = LabellerSettings(chat, **named(arguments, *asking))
     ocr = OcrSettings.of(arguments)
-    readings = ChartReadings(arguments.output, ocr, arguments.keep_lines)
+    readings = ChartReadings(own_output(arguments), ocr, arguments.keep_lines)
     options = ("min_confidence", "read_again", "gap", "ambiguous", "scales", "replace")
     work = MarkSamples(root, readings, labeller, **named(arguments, *options))
     return run_asking(arguments, source, work, root=root, chat=chat, titles=TITLES)

@@ -32,7 +32,7 @@ def convolved(processor: Any, size: Size) -> Tensor:
 
 
 def _llava(processor: Any, size: Size, along: Along) -> Tensor:
-    rects = _cropped(processor.image_processor, size, processor.patch_size, along)
+    rects = cropped_cells(processor.image_processor, size, processor.patch_size, along)
     # a class token that the projector receives comes first and has no place
     extra = processor.num_additional_image_tokens - (
         processor.vision_feature_select_strategy == "default"
@@ -45,7 +45,7 @@ def chameleon(processor: Any, size: Size) -> Tensor:
     side = square_side("image_seq_length", processor.image_seq_length)
     settings = processor.image_processor
     require(settings.do_center_crop, "processor.image_processor.do_center_crop", True, False)
-    return _cropped(settings, size, settings.crop_size["width"] // side)
+    return cropped_cells(settings, size, settings.crop_size["width"] // side)
 
 
 def padded_square(processor: Any, size: Size) -> Tensor:
@@ -79,8 +79,18 @@ def _even(tokens: int, patch: float, pixels: float) -> Tensor:
     return even(tokens)
 
 
-def _cropped(settings: Any, size: Size, patch: int, along: Along = _even) -> Tensor:
-    """Patches of a view that may be padded, resized and cropped: [n, 4] of the image."""
+def cropped_cells(settings: Any, size: Size, patch: int, along: Along = _even) -> Tensor:
+    """Patches of a view that may be padded, resized and cropped.
+
+    Args:
+        settings: the image or video processor.
+        size: (width, height) of the original image, in pixels.
+        patch: pixels of a patch's side.
+        along: the cells of a side.
+
+    Returns:
+        fp64 [n, 4] of the image.
+    """
     width, height = size
     side = max(width, height)
     # pixels of the image that is resized, and where the original begins in it

@@ -2,7 +2,7 @@
 
 engine.py    what an engine is given, and what all of them refuse
 gather.py    keys and values of all ranks come to every rank: documents, padding and windows too
-pieces.py    which of those keys the tokens of a rank see, run by run
+tokens.py    how they come; pieces.py: which of those keys the tokens of a rank see, run by run
 ring.py      torch's context parallelism; ulysses.py: DeepSpeed's sequence parallelism
 demands.py   what these two ask of a batch
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from groundkern.hf.model.engines.engine import Engine
 
-__all__ = ["ENGINES", "Engine"]
+__all__ = ["ENGINES", "ORDER", "Engine"]
 
 
 def _gather() -> Engine:
@@ -34,4 +34,5 @@ def _ulysses() -> Engine:
     return UlyssesEngine()
 
 
+ORDER = {"ring": "zigzag", "ulysses": "contiguous"}  # the only one that an engine takes
 ENGINES: dict[str, Callable[[], Engine]] = {"gather": _gather, "ring": _ring, "ulysses": _ulysses}

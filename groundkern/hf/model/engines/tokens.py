@@ -11,6 +11,10 @@ from torch import Tensor
 from groundkern.parallel import Shard
 from groundkern.precision import accumulation_dtype
 
+# torch 2.13 has other names for these, and warns of the older ones.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class Layout(NamedTuple):
     """Where tokens are in what is sent: each rank sends as many as the one that has the most."""
@@ -58,7 +62,7 @@ class _AllTokens(torch.autograd.Function):
             sent = x.new_zeros(layout.most, *x.shape[1:])
             sent[: layout.own] = x
         got = x.new_empty(layout.ranks * layout.most, *x.shape[1:])
-        dist.all_gather_into_tensor(got, sent.contiguous(), group=layout.group)
+        _all_gather(got, sent.contiguous(), group=layout.group)
         return got if layout.place is None else got[layout.place]
 
     @staticmethod
@@ -71,5 +75,5 @@ class _AllTokens(torch.autograd.Function):
                 0, layout.place, sent
             )
         got = sent.new_empty(layout.most, *sent.shape[1:])
-        dist.reduce_scatter_tensor(got, sent, group=layout.group)
+        _reduce_scatter(got, sent, group=layout.group)
         return got[: layout.own].to(gradient.dtype), None

@@ -109,4 +109,5 @@ def _foreign_message(message: Any) -> bool:
 def _foreign_part(part: Any) -> bool:
     if not isinstance(part, dict):
         return isinstance(part, str)
-    return part.get("type") not in ("image", "text") or not part.keys() <= {"type", "text"}
+    kinds = ("image", "video", "text")
+    return part.get("type") not in kinds or not part.keys() <= {"type", "text"}

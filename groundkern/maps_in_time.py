@@ -1,0 +1,111 @@
+"""Target maps of videos: which visual tokens shapes fall on that are there at some times.
+
+A visual token is a rectangle of the frame (`maps`) and the seconds from which and up to which it
+shows the video. Tokens of the same seconds are a step. A shape of a moment counts for the step that
+the moment is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from groundkern import maps
+
+
+class Moment(NamedTuple):
+    """What a target is at one time.
+
+    Args:
+        time: seconds.
+        shapes: by name the shapes that `maps.inside` takes: boxes, points, polygons, polylines and
+            rasters.
+    """
+
+    time: float
+    shapes: Mapping[str, Sequence[Any]]
+
+
+def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment]) -> Tensor:
+    """Which tokens the shapes of any moment cover.
+
+    Args:
+        rects: [n, 4] float (x0, y0, x1, y1).
+        times: [n, 2] float seconds, the second exclusive.
+        moments: what is where and when.
+
+    Returns:
+        [n] bool, as `maps.inside` says of each step.
+    """
+    covered = torch.zeros(len(rects), dtype=torch.bool)
+    for own, shapes in _steps(times, moments):
+        if shapes:
+            covered[own] = maps.inside(rects[own], **shapes)
+    return covered
+
+
+def target_map(
+    rects: Tensor,
+    times: Tensor,
+    moments: Sequence[Moment],
+    *,
+    kind: str = "neighbours",
+    levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+) -> Tensor:
+    """The distribution over visual tokens of a map that looks at the shapes when they are there.
+
+    Args:
+        rects: [n, 4] float, one rectangle per visual token. Tokens without a place get 0.
+        times: [n, 2] float seconds, the second exclusive.
+        moments: what is where and when.
+        kind: as in `maps.target_map`, of each step. "neighbours": the tokens at the same place one
+            step before and behind those on the target count as neighbours too.
+        levels: the triple (a, b, c) of `maps.target_map`.
+
+    Returns:
+        [n] fp32, sums to 1; all zero if the shapes fall on no token.
+
+    Raises:
+        ValueError: see `maps.target_map`.
+
+    Source: P of KLAL's (K3), in space and time.
+    """
+    placed = (rects[:, 2] > rects[:, 0]) & (rects[:, 3] > rects[:, 1])
+    values = torch.zeros(len(rects), dtype=torch.float64)
+    on_target, is_there = torch.zeros(2, len(rects), dtype=torch.bool)
+    steps = _steps(times, moments)
+    for own, shapes in steps:
+        if shapes:
+            values[own] = maps.target_values(rects[own], kind=kind, levels=levels, **shapes)
+            is_there[own] = bool((values[own] > 0).any())
+            on_target[own] = maps.inside(rects[own], **_without_heats(shapes))
+    if bool(on_target.any()) and kind in ("neighbours", "uniform"):
+        values[placed & ~is_there] = levels[2]
+    if kind == "neighbours":
+        for (own, _), (other, _) in (*pairwise(steps), *pairwise(steps[::-1])):
+            if torch.equal(rects[own], rects[other]):
+                beside = other[on_target[own]]
+                values[beside] = values[beside].clamp_min(levels[1])
+    return (values / values.sum().clamp_min(1e-300)).float()
+
+
+def _without_heats(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+    return {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
+
+
+def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[str, list]]]:
+    """The tokens of each step, and the shapes of all its moments; none: nothing is there."""
+    shown = times[:, 1] > times[:, 0]
+    spans, number = times[shown].unique(dim=0, return_inverse=True)
+    tokens = shown.nonzero()[:, 0]
+    steps = []
+    for step, (start, stop) in enumerate(spans.tolist()):
+        own = {id(m.shapes): m.shapes for m in moments if start <= m.time < stop}
+        names = dict.fromkeys(name for shapes in own.values() for name in shapes)
+        union = {n: [x for shapes in own.values() for x in shapes.get(n, ())] for n in names}
+        steps.append((tokens[number == step], union))
+    return steps
