@@ -104,8 +104,7 @@ class GroundingCollator:
         pack_to: put samples one behind the other into rows of at most so many tokens (`packing`);
             None: each sample is a row, padded to the longest. A number that no batch reaches, such
             as 1_000_000_000, makes one row without padding, which others call padding-free.
-        pad_to_multiple_of: what lengths of batches are multiples of, as engines of context
-            parallelism may want; above 1, batches are padded on the right.
+        pad_to_multiple_of: what lengths are a multiple of, by padding on the right; 1: of anything.
         leading_space, byte_fragments, strip_punctuation, number_label: see `WordEncoder`.
         max_label_tokens, max_number_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
@@ -161,8 +160,7 @@ class GroundingCollator:
         require(positive, "max_length", "a positive number or None", max_length)
         positive = pack_to is None or pack_to > 0
         require(positive, "pack_to", "a positive number or None", pack_to)
-        positive = pad_to_multiple_of > 0
-        require(positive, "pad_to_multiple_of", "a positive number", pad_to_multiple_of)
+        require(pad_to_multiple_of > 0, "pad_to_multiple_of", "above 0", pad_to_multiple_of)
         cut = pack_to is None or max_length is None or max_length <= pack_to
         require(cut, "max_length", f"at most pack_to, which is {pack_to}", max_length)
         for name, value, known in (
