@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DeepSpeedSequenceParallelConfig
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -99,7 +100,9 @@ def parallelism_of(case: Case) -> ParallelismConfig | None:
     if case.context == 1:
         return None
     if case.ulysses:
-        return ParallelismConfig(sp_size=case.context, dp_shard_size=case.readers)
+        handler = DeepSpeedSequenceParallelConfig(sp_attn_implementation="sdpa")
+        sizes = {"sp_size": case.context, "dp_shard_size": case.readers}
+        return ParallelismConfig(**sizes, sp_handler=handler)
     return ParallelismConfig(cp_size=case.context, dp_shard_size=case.readers)
 
 
