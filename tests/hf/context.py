@@ -1,6 +1,8 @@
 """Batches split over ranks against the same batches whole: a program that test_context.py runs.
 
 python -m tests.hf.forked tests.hf.context REPORT CASE CASE ...
+
+A case is one of CASES, or a family of the zoo; "zoo" is all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.families.zoo import families
@@ -72,9 +73,11 @@ class Case:
         """Attached."""
         name = self.family or "qwen2_5_vl"
         make = partial(videos.model, name) if self.videos else families()[name].model
-        model = make(attention=self.attention)
+        model = make() if self.family else make(attention=self.attention)
         attach(model, **self.methods)
         if self.lora:
+            from peft import LoraConfig, get_peft_model  # after what makes torchvision importable
+
             torch.manual_seed(3)
             config = LoraConfig(r=3, target_modules=LINEARS, init_lora_weights=False)
             model = get_peft_model(model, config)
@@ -195,7 +198,10 @@ def tried(name: str) -> dict[str, float | str]:
 
 def _supported(name: str) -> dict:
     """Every method that a family's model supports."""
-    reasons = supported_objectives(families()[name].model())
+    family = families()[name]
+    if family.processor is None:
+        raise Unavailable("a processor that can be built here: there is none")
+    reasons = supported_objectives(family.model())
     return {key: how for key, how in METHODS["attention"].items() if reasons[key] is None}
 
 
@@ -205,7 +211,7 @@ def main(report: str, *names: str) -> None:
     ring_on_cpu()
     dist.init_process_group("gloo", timeout=timedelta(minutes=3))
     found = {}
-    for name in names:
+    for name in families() if names == ("zoo",) else names:
         found[name] = tried(name)
         if dist.get_rank() == 0:
             print(name, found[name], flush=True)

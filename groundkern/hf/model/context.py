@@ -199,9 +199,8 @@ class Split:
             elif isinstance(x, Tensor) and total in x.shape:
                 fail(name, f"[{batch}, {total}, ...], an entry for each token", list(x.shape))
             elif name not in _OF_VISUAL and _has_tensors(x):
-                fail(
-                    name, "no tensors in it where a sequence is split over ranks", type(x).__name__
-                )
+                wanted = "no tensors in it where a sequence is split over ranks"
+                fail(name, wanted, type(x).__name__)
         positions = given.get("position_ids")
         if positions is None:
             found["position_ids"] = self.index
