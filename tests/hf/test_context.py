@@ -24,6 +24,7 @@ REFUSED = {
     "paligemma": "image tokens do",
     "lfm2_vl": "recurrence or convolution",
     "llama4": "attn_temperature_tuning",
+    "chameleon": "puts images in itself",
 }
 
 

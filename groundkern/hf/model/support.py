@@ -128,7 +128,7 @@ def refuse_context(model: PreTrainedModel) -> None:
     Raises:
         ValueError: layers that are not softmax attention; tokens that see later ones; RoPE that
             depends on the length; the auxiliary loss of a mixture of experts; sinks; queries that
-            are scaled by positions of their own.
+            are scaled by positions of their own; a decoder that reads images.
     """
     name = type(model).__name__
     _refuse_model(model)
@@ -143,6 +143,9 @@ def refuse_context(model: PreTrainedModel) -> None:
         wanted = "layers of softmax attention where a sequence is split over ranks"
         fail("context_parallel", wanted, f"{name} with {kinds}")
     _refuse_uncounted(model)
+    if "pixel_values" in signature(type(text_decoder(model)).forward).parameters:
+        wanted = "a text decoder that is given embeddings"
+        fail("context_parallel", wanted, f"{name}, whose decoder puts images in itself")
     source = forward_source(type(model.base_model))
     if is_prefix_lm(model) or any(block in source for block in _IMAGE_BLOCKS):
         wanted = "a decoder whose tokens see no later ones"
