@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from torch import nn
 
 from benchmarks.families.zoo import families
 from benchmarks.families.zoo.first import tiny_qwen_model
 from benchmarks.families.zoo.making import Unavailable
 from groundkern.hf import Klal, attach, context_parallel
-from groundkern.hf.model.layers import text_attention
 from tests.hf.context import CASES
+from tests.hf.decoders import tiny_decoder
 from tests.hf.launching import FORKED, run
 
 QUICK = ("three", "all", "packed", "few rows")
@@ -79,10 +78,8 @@ def test_families_that_cannot_be_split_say_why(name):
 
 
 def test_sinks_are_refused():
-    model = attach(tiny_qwen_model(), klal=Klal())
-    text_attention(model)[1].sinks = nn.Parameter(torch.zeros(4))
-    with pytest.raises(ValueError, match="layer 1, which has them"):
-        context_parallel(model, object())
+    with pytest.raises(ValueError, match="layer 0, which has them"):
+        context_parallel(tiny_decoder("gpt_oss"), object())
 
 
 def test_what_is_not_known_is_refused_by_name():
