@@ -135,7 +135,6 @@ class Split:
         most = int(self._own.sum(1).max()) if self._own.numel() else 0
         first = self._own.int().argsort(dim=1, descending=True, stable=True)
         self.slots = first[:, :most]  # int64 [B, R_r], which of the Rs side tokens are here
-        self.found: dict[Any, Any] = {}  # what an engine keeps for the layers of this batch
 
     @property
     def ranks(self) -> int:
