@@ -1,7 +1,7 @@
 """One step of a model on two ranks, wrapped for each kind of data parallelism: a program that
 test_ranks.py runs.
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.hf.ranks FOLDER ddp fsdp2
+python -m tests.hf.forked tests.hf.ranks FOLDER ddp fsdp2 zero3
 """
 
 from __future__ import annotations
@@ -144,6 +144,9 @@ def zero3(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
+    from trainer.launching import without_compiling
+
+    without_compiling()
     whole = recorded(model, batch)
     trained = [p for p in model.parameters() if p.requires_grad]
     config = {
