@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.costs.training import PRECISIONS, adapter_parameters
 from benchmarks.ranks.arithmetic import States, states
 from benchmarks.ranks.launching import launcher
 from benchmarks.timing.machine import stamp
 from benchmarks.timing.memory import ALLOCATOR
+from benchmarks.training_step.kept import PRECISIONS, adapter_parameters
 from benchmarks.training_step.model import SHAPES
 from trainer.config import Lora
 
