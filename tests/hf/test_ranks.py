@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.hf.closeness import assert_same_gradients
-from tests.hf.launching import FORKED, deepspeed_if_installed, run
-from tests.hf.ranks import CASES, LEFT_OUT, one_process
+from tests.hf.launching import FORKED, deepspeed, deepspeed_if_installed, run
+from tests.hf.ranks import CASES, cases_of, one_process
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def alone() -> dict:
 
 
 def assert_equal(results: dict, alone: dict, strategy: str) -> None:
-    assert results[strategy].keys() == CASES.keys() - LEFT_OUT.get(strategy, set())
+    assert results[strategy].keys() == cases_of(strategy)
     for name, (loss, gradients) in results[strategy].items():
         torch.testing.assert_close(loss, alone[name][0], rtol=1e-5, atol=0, msg=name)
         assert_same_gradients(gradients, alone[name][1], share=1e-5)
@@ -36,6 +36,12 @@ def test_two_ranks_equal_one_process(found, alone, strategy):
     if strategy not in found:
         pytest.skip("DeepSpeed is not installed")
     assert_equal(found, alone, strategy)
+
+
+@pytest.mark.long
+def test_more_of_zero3(alone, tmp_path):
+    run("tests.hf.ranks", str(tmp_path), "zero3 long", launcher=FORKED, **deepspeed())
+    assert_equal({"zero3 long": torch.load(tmp_path / "zero3 long.pt")}, alone, "zero3 long")
 
 
 def test_learned_head_weights_beside_a_sharded_adapter_are_saved(found):
