@@ -12,12 +12,13 @@ import torch
 
 from benchmarks.ranks import __main__ as ranks
 from benchmarks.ranks import kills, packing
-from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, cases, parsed
+from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, cases, context_cases, parsed
 from benchmarks.ranks.launching import marked, started
 from benchmarks.ranks.samples import BATCH, ODD_ONE, examples
 from benchmarks.ranks.table import compared
 
-CASES = cases(STRATEGIES, RANKS, OPTIMIZERS)
+CASES = [make(STRATEGIES, RANKS, OPTIMIZERS) for make in (cases, context_cases)]
+CASES = [case for made in CASES for case in made]
 
 
 def test_every_case_is_found_again_by_its_key():

@@ -63,7 +63,6 @@ _HELD_OUT = "held-out losses are exact means; there are no predictions to keep"
 _LAUNCHED = "training.strategy or accelerate's config file shards (docs/scale.md, Launching)"
 _LIGER = "Liger's kernels need a GPU and were not tried with these losses"
 _HUB = "a run sends nothing away; push the folder `model` when it is done"
-_SPLIT = "rows and keys must be on one rank"
 REFUSED = {
     "accelerator_config": _BATCHES,
     "auto_find_batch_size": _BATCHES,
@@ -93,7 +92,7 @@ REFUSED = {
     "liger_kernel_config": _LIGER,
     "local_rank": "torchrun and accelerate launch set it",
     "logging_nan_inf_filter": "a loss that is NaN must be seen",
-    "parallelism_config": _SPLIT,
+    "parallelism_config": "training.context_parallel says what is shared, and tensors are whole",
     "prediction_loss_only": _HELD_OUT,
     "remove_unused_columns": "the batch's `gk_` tensors are needed",
     "restore_callback_states_from_checkpoint": "callbacks find their state by themselves",

@@ -57,6 +57,7 @@ FREE_TO_CHANGE = (
     "training.arguments.torch_empty_cache_steps",
     "training.arguments.trackio_",
     "training.strategy",
+    "training.context_",
     "training.processes",
     "evaluation.",
 )
@@ -144,7 +145,7 @@ def seal(
         train_digest: sha256 of the training files (of a stream, of their sizes and ends).
         counts: supervision found and lost so far.
         position: the samples of the data, those taken so far, and the processes that took them
-            (`read_position`).
+            (`read_position`), those that share samples counted once.
     """
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_threads()) as pool:
@@ -247,7 +248,7 @@ def find(config: Config, processes: int = 1) -> Path | None:
 
     Args:
         config: the run's settings.
-        processes: how many the run has.
+        processes: how many of the run take different samples.
 
     Raises:
         ConfigError: no such checkpoint, no whole one, one in the way of `never`, or one of other

@@ -270,6 +270,9 @@ class Training(Section):
     processes: Positive | None = setting(
         None, "that `strategy` starts (null: one for each GPU of this machine)"
     )
+    context_parallel: Positive = setting(1, "processes that share each sequence (docs/scale.md)")
+    context_order: Literal["zigzag", "contiguous", "striped"] = setting("zigzag", "who holds which")
+    context_engine: Literal["gather", "ring"] = setting("gather", "attention of shared sequences")
     arguments: dict[str, Any] = setting(
         {}, "further arguments of transformers' TrainingArguments, such as optim: adafactor"
     )
@@ -330,11 +333,10 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
     Raises:
         ConfigError: one sentence that names the field, what was wanted and what was given.
     """
-    required = {name: {} for name, field in Config.model_fields.items() if field.is_required()}
+    given = {name: {} for name, field in Config.model_fields.items() if field.is_required()}
+    given |= {k: v for k, v in values.items() if v is not None}
     try:
-        config = Config.model_validate(
-            required | {k: v for k, v in values.items() if v is not None}
-        )
+        config = Config.model_validate(given)
     except ValidationError as error:
         found = error.errors(include_url=False)
         problems = [{**each, "loc": without_forms(each["loc"])} for each in found]

@@ -70,7 +70,8 @@ class CountingTrainer(GroundingTrainer):
         self._position: position.Position | None = None
         if isinstance(self.train_dataset, SampleStream):
             stream, args = self.train_dataset, self.args
-            stream.rank, stream.ranks = args.process_index, args.world_size
+            stream.rank = self.context.of_rank(args.process_index)
+            stream.ranks = args.world_size // self.context.size
             stream.workers = args.dataloader_num_workers
             self._position = position.Position(stream)
             self._position.restore(stream_from)
@@ -131,7 +132,7 @@ class CountingTrainer(GroundingTrainer):
         seen, self._seen, late, self._late = self._seen, Counter(), self._late, []
         read, self._read = self._read, 0
         found = self.processes.gathered((seen, late, read), "the end of a step")
-        for counts, bad, records in found:
+        for counts, bad, records in self.processes.of_readers(found):
             self.counts.update(counts)
             self.bad.total += records
             self.bad.add_all(bad)
@@ -176,7 +177,7 @@ class CountingTrainer(GroundingTrainer):
                 position = {
                     "samples": self.course.samples,
                     "taken": self.course.at(self.state.global_step),
-                    "processes": self.processes.size,
+                    "processes": self.processes.readers,
                 }
                 checkpoints.seal(
                     folder,
@@ -192,7 +193,8 @@ class CountingTrainer(GroundingTrainer):
         if self._position is not None:
             parts = self.processes.gathered(self._position.saved(), "the places in the stream")
             if self.processes.first:
-                durable.write_json(folder / position.FILE, position.merged(parts))
+                merged = position.merged(self.processes.of_readers(parts))
+                durable.write_json(folder / position.FILE, merged)
 
     def _get_output_dir(self, trial) -> str:
         return str(self._saving or super()._get_output_dir(trial))

@@ -108,12 +108,14 @@ def accelerate_settings(config: Config) -> dict[str, Any]:
     processes = training.processes
     if processes is None and device is None:
         raise ConfigError("`training.processes`: required where there is no GPU, but not given")
+    processes = processes or torch.accelerator.device_count()
+    _check_context(config, processes)
     precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
     settings = {
         "compute_environment": "LOCAL_MACHINE",
         **_OF_STRATEGY[training.strategy],
         "num_machines": 1,
-        "num_processes": processes or torch.accelerator.device_count(),
+        "num_processes": processes,
         "main_process_port": 0,  # a free one
         "mixed_precision": precision,
     }
@@ -182,6 +184,13 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"`training.processes`: expected {world}, which were launched, got {training.processes}"
         )
+    _check_context(config, int(world))
+    asked = _context_of_launcher()
+    if asked is not None and asked != training.context_parallel:
+        raise ConfigError(
+            f"`training.context_parallel`: expected {asked}, the cp_size of what launched this "
+            f"process, got {training.context_parallel}"
+        )
     if own == "fsdp1":
         raise ConfigError("accelerate's `fsdp_version`: expected 2, got 1")
     if own == "fsdp2":  # else only the first process has weights until the model is sharded
@@ -201,6 +210,53 @@ def without_compiling() -> None:
 
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _check_context(config: Config, processes: int) -> None:
+    """Refuse a context that so many processes cannot have."""
+    training = config.training
+    if processes % training.context_parallel:
+        raise ConfigError(
+            f"`training.context_parallel`: expected a divisor of {processes}, the number of "
+            f"processes, got {training.context_parallel}"
+        )
+    if training.context_engine == "ring" and training.context_order != "zigzag":
+        raise ConfigError(
+            "`training.context_order`: expected zigzag, torch's order, with "
+            f"training.context_engine ring, got {training.context_order}"
+        )
+
+
+def parallelism(config: Config, processes: int) -> Any | None:
+    """accelerate's `ParallelismConfig`; None: sequences are whole, or it has its settings already.
+
+    Args:
+        config: of the run.
+        processes: how many there are.
+    """
+    shared = config.training.context_parallel
+    if shared == 1 or _context_of_launcher() is not None:
+        return None
+    from accelerate import ParallelismConfig
+
+    return ParallelismConfig(cp_size=shared, dp_shard_size=processes // shared)
+
+
+def multiple(config: Config) -> int:
+    """What the length of a batch is a multiple of: the ring wants two equal pieces of a process.
+
+    Args:
+        config: of the run.
+    """
+    training = config.training
+    return 2 * training.context_parallel if training.context_engine == "ring" else 1
+
+
+def _context_of_launcher() -> int | None:
+    """The cp_size of accelerate's config file; None: it has no parallelism_config."""
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() != "true":
+        return None
+    return int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
 
 
 def _launched() -> bool:

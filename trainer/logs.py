@@ -52,7 +52,7 @@ class RunLog(TrainerCallback):
         steps, seconds = state.global_step - self._logged, time.monotonic() - self._since
         timed = state.global_step - max(self._logged, self._began)
         samples = timed * args.train_batch_size * args.gradient_accumulation_steps
-        samples *= args.world_size
+        samples *= args.world_size // self.config.training.context_parallel
         row = {"step": state.global_step, "steps": steps, **logs}
         row["samples_per_second"] = round(samples / max(seconds, 1e-9), 2)
         row |= self._tokens(seconds)

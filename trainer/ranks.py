@@ -44,6 +44,7 @@ class Ranks:
         timeout: seconds that a process waits for the others.
         group: of torch.distributed, on the CPU; None: there is one process.
         store: what the processes found each other by.
+        shared: so many processes, one behind the other, train on the same samples.
     """
 
     rank: int = 0
@@ -52,11 +53,25 @@ class Ranks:
     timeout: float = DAYS
     group: Any = field(default=None, repr=False)
     store: Any = field(default=None, repr=False)
+    shared: int = 1
 
     @property
     def first(self) -> bool:
         """Whether this is the process that owns the files, gathers and reports."""
         return self.rank == 0
+
+    @property
+    def readers(self) -> int:
+        """How many processes train on different samples."""
+        return self.size // self.shared
+
+    def of_readers(self, values: Sequence[T]) -> Sequence[T]:
+        """What all processes have, once for those that have the same samples.
+
+        Args:
+            values: of all of them, in their order.
+        """
+        return values[:: self.shared]
 
     def share(self, batches: Sequence) -> list:
         """Every N-th batch: no two processes have one in common."""

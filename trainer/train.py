@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def train_by(ranks: Ranks, config: Config, before: dict | None = None) -> Path |
     if beside and not (beside / folder.RECORD).exists():
         raise ConfigError(f"`evaluation.compare`: expected the output of a run, got {beside}")
     launching.check(config)
+    ranks = replace(ranks, shared=config.training.context_parallel)
     disable_progress_bar()  # of loading and saving; this program has its own
     with (
         ranks.heard_once(),
@@ -102,7 +104,7 @@ def _start(config: Config, stack: ExitStack, ranks: Ranks) -> Path | None:
     """Holds the folder until the stack is closed, cleans it, and chooses the checkpoint."""
     stack.enter_context(folder.held(config.training.output))
     checkpoints.clean(config.training.output)
-    return checkpoints.find(config, ranks.size)
+    return checkpoints.find(config, ranks.readers)
 
 
 def _refuse_unseen(output: Path) -> None:
@@ -149,7 +151,7 @@ class _Run:
 
     def _course(self) -> Course:
         settings = self.config.training
-        size = settings.batch_size * self.ranks.size
+        size = settings.batch_size * self.ranks.readers
         if isinstance(self.train_set, SampleStream):  # has no epochs, and keeps its own position
             samples = settings.steps * settings.accumulation * size
             return Course(samples, size, settings.accumulation)
@@ -166,6 +168,7 @@ class _Run:
         trainer = self._trainer()
         self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         self.even = trainer.even_ranks.evaluated if self.sharded else None
+        self.whole = trainer.whole_sequences
         self.ranks.alone(self._begin, "the folder to be ready")
         if self.checkpoint is None:
             evaluation = partial(self._evaluate, "before", before)
@@ -196,7 +199,7 @@ class _Run:
             order = epoch_order(self.config, self.train_set, self.course, *model)
         trainer = CountingTrainer(
             model=self.model,
-            args=_arguments(self.config, self.course),
+            args=_arguments(self.config, self.course, self.ranks.size),
             train_dataset=self.train_set if streamed else Filled(self.train_set),
             eval_dataset=self._held_out(),
             held_out=None if self.test_set is None else self._collator(self.test_set),
@@ -217,6 +220,8 @@ class _Run:
             course=self.course,
             last=None if epochs is None else self.course.end(epochs),
             ranks=self.ranks,
+            context_order=self.config.training.context_order,
+            context_engine=self.config.training.context_engine,
         )
         trainer.remove_callback(PrinterCallback)
         fsdp = trainer.is_fsdp_enabled and trainer.args.bf16
@@ -246,6 +251,7 @@ class _Run:
             self.model.config,
             max_length=data.max_length,
             pack_to=data.pack_to if samples is self.train_set else None,
+            pad_to_multiple_of=launching.multiple(self.config),
             lens=self.config.objectives.logit_lens is not None,
             geometry=self.geometry,
             **settings,
@@ -299,7 +305,8 @@ class _Run:
         if self.test_set is None:
             return
         if known is None:
-            known = self._measure(f"evaluating {when}")
+            with self.whole():  # the figures of a sample are read where it is whole
+                known = self._measure(f"evaluating {when}")
         if self.ranks.first:
             durable.write_json(self.output / f"evaluation-{when}.json", known)
 
@@ -380,7 +387,7 @@ def _size(parameter: torch.nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty one
 
 
-def _arguments(config: Config, course: Course) -> TrainingArguments:
+def _arguments(config: Config, course: Course, processes: int) -> TrainingArguments:
     settings = config.training
     steps = settings.steps or course.until(settings.epochs)
     given = further(config)
@@ -412,6 +419,7 @@ def _arguments(config: Config, course: Course) -> TrainingArguments:
         report_to=settings.report_to or "none",
         disable_tqdm=True,  # RunLog has the bar
         remove_unused_columns=False,
+        parallelism_config=launching.parallelism(config, processes),
         **given,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: DataParallel cuts batches

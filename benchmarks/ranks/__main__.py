@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, Case, cases
+from benchmarks.ranks.cases import OPTIMIZERS, RANKS, STRATEGIES, Case, cases, context_cases
 from benchmarks.ranks.launching import end_on_sigterm, launcher, started, told
 from benchmarks.ranks.table import COLUMNS, TOLERANCE, Row, compared, lines_of, made_with, write_csv
 
@@ -30,6 +30,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=RANKS)
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=["sgd"])
     parser.add_argument("--only", default="", help="cases whose keys hold this, such as packed")
+    shared = "cases of context parallelism: processes that share each sequence, 20 steps"
+    parser.add_argument("--context", action="store_true", help=shared)
     parser.add_argument("--minutes", type=float, default=60, help="after these no case is begun")
     silence = "seconds without a result after which a case counts as hanging"
     parser.add_argument("--silence", type=float, default=180, help=silence)
@@ -38,7 +40,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="folder for what the processes print")
     options = parser.parse_args(words)
     end_on_sigterm()
-    wanted = cases(tuple(options.strategies), tuple(options.ranks), tuple(options.optimizers))
+    make = context_cases if options.context else cases
+    wanted = make(tuple(options.strategies), tuple(options.ranks), tuple(options.optimizers))
     wanted = [case for case in wanted if options.only in case.key]
     if not wanted:
         parser.error(f"--only: expected a part of a case's key, got {options.only!r}")

@@ -6,25 +6,27 @@ import random
 
 from PIL import Image, ImageDraw
 
+from benchmarks.ranks.cases import STEPS
 from groundkern.hf import GroundedExample, Phrase, Region, Word
 
-BATCH, ACCUMULATION, STEPS = 2, 2, 4  # per process
+BATCH, ACCUMULATION = 2, 2  # per process
 PATCH = 28  # pixels of a visual token
 ODD_ONE = 1  # the rank that lacks something
 
 
-def examples(ranks: int, share: str) -> list[GroundedExample]:
+def examples(ranks: int, share: str, steps: int = STEPS) -> list[GroundedExample]:
     """The samples of all steps, in the order in which `ranks` processes take them.
 
     Args:
         ranks: processes; the k-th pair of samples goes to rank k modulo `ranks`.
         share: of `cases.SHARES`: what the samples of rank 1 lack.
+        steps: of the run.
 
     Returns:
         Every pair has an image and a trained answer, but for those of rank 1.
     """
     made = []
-    for number in range(STEPS * ACCUMULATION * ranks * BATCH):
+    for number in range(steps * ACCUMULATION * ranks * BATCH):
         odd = number // BATCH % ranks == ODD_ONE
         without_images = odd and share == "imageless"
         images = 0 if without_images else (1, 0, 2, 1, 1, 0)[number % 6]

@@ -11,21 +11,24 @@ import gc
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import ParallelismConfig
 from accelerate.state import AcceleratorState, GradientState
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.ranks.cases import Case, parsed
-from benchmarks.ranks.samples import ACCUMULATION, BATCH, STEPS, examples
+from benchmarks.ranks.samples import ACCUMULATION, BATCH, examples
 from groundkern.hf import (
     DvSft,
     GroundingCollator,
@@ -82,7 +85,45 @@ def collator_of(case: Case, model: nn.Module) -> GroundingCollator:
     """
     packing = {"pack_to": PACK_TO} if case.packed else {}
     config = model.config if not case.lora else model.get_base_model().config
-    return GroundingCollator(tiny_qwen_processor(), config, lens=True, **packing)
+    multiple = case.context if case.ulysses else 1
+    options = {"lens": True, "pad_to_multiple_of": multiple, **packing}
+    return GroundingCollator(tiny_qwen_processor(), config, **options)
+
+
+def parallelism_of(case: Case) -> ParallelismConfig | None:
+    """What accelerate is told of sequences that processes share; None: there are none.
+
+    Args:
+        case: says how many do.
+    """
+    if case.context == 1:
+        return None
+    if case.ulysses:
+        return ParallelismConfig(sp_size=case.context, dp_shard_size=case.readers)
+    return ParallelismConfig(cp_size=case.context, dp_shard_size=case.readers)
+
+
+def _without_compiling() -> None:
+    """On CPUs DeepSpeed would build an operator for shared memory, which takes minutes."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+@contextmanager
+def _ulysses() -> Iterator[None]:
+    """DeepSpeed's sequence parallelism, which Trainers start, as it was before when the block ends;
+    on CPUs accelerate leaves DeepSpeed without its processes."""
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp
+
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    deepspeed.init_distributed("gloo", verbose=False)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = plain
+        parallel_state_sp._release_sequence_parallel_groups()
 
 
 def trained(case: Case, folder: Path) -> dict:
@@ -102,9 +143,9 @@ def trained(case: Case, folder: Path) -> dict:
         model,
         TrainingArguments(
             str(folder / "trainer"),
-            per_device_train_batch_size=BATCH * (1 if case.strategy else case.ranks),
+            per_device_train_batch_size=BATCH * (1 if case.strategy else case.readers),
             gradient_accumulation_steps=ACCUMULATION,
-            max_steps=STEPS,
+            max_steps=case.steps,
             learning_rate=LEARNING_RATES[case.optimizer],
             lr_scheduler_type="constant",
             optim=case.optimizer,
@@ -114,11 +155,15 @@ def trained(case: Case, folder: Path) -> dict:
             use_cpu=True,
             dataloader_pin_memory=False,
             disable_tqdm=True,
+            gradient_checkpointing=case.checkpointed,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            parallelism_config=parallelism_of(case),
         ),
-        train_dataset=examples(case.ranks, case.share),
+        train_dataset=examples(case.readers, case.share, case.steps),
         data_collator=collator_of(case, model),
     )
-    trainer.train()
+    with _ulysses() if case.ulysses else nullcontext():
+        trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     found = {"log": trainer.state.log_history, "begun": begun, "weights": _plain(weights)}
     if trainer.is_deepspeed_enabled:
@@ -139,6 +184,8 @@ def main(folder: Path, keys: list[str]) -> None:
     """
     rank = int(os.environ.get("RANK", "0"))
     agreeing = None
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        _without_compiling()
     for key in keys:
         if rank == 0:
             (folder / f"{key}.begun").touch()

@@ -56,9 +56,12 @@ class Row(NamedTuple):
         """In the order of COLUMNS."""
         case = self.case
         batch, model = "packed" if case.packed else "padded", "LoRA" if case.lora else "full"
+        model += ", checkpointed" if case.checkpointed else ""
+        model += ", Ulysses" if case.ulysses else ""
+        ranks = f"{case.readers} x {case.context}" if case.context > 1 else str(case.ranks)
         numbers = ["" if x is None else f"{x:.1e}" for x in self[2:5]]
         return [
-            *(case.optimizer, case.strategy or "one process", str(case.ranks), batch, model),
+            *(case.optimizer, case.strategy or "one process", ranks, batch, model),
             *(SHARES[case.share], self.status, *numbers),
             *(self.worst_loss, self.worst_weight, self.reason),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import torch
@@ -16,12 +16,19 @@ from groundkern.hf.data.batch import row_counts
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.checkpointing import spare_frozen_parts
 from groundkern.hf.model.compiled import compile_layers
+from groundkern.hf.model.context import context_parallel, is_split
 from groundkern.hf.model.doctor import LOW_PRECISION, doctor
 from groundkern.hf.model.head_weight import train_head_weight
 from groundkern.hf.model.positions import packed_inputs
 from groundkern.hf.model.support import base_model
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
+from groundkern.hf.watching.context_ranks import (
+    ContextRanks,
+    beside_ddp,
+    refuse_parallel,
+    tell_of_context,
+)
 from groundkern.hf.watching.even_ranks import ROWS, EvenRanks
 from groundkern.hf.watching.finite import whole
 from groundkern.hf.watching.held_out import HeldOutMeans, without_repeats
@@ -58,12 +65,15 @@ class GroundingMixin(Checkpoints):
         max_nonfinite: so many steps in a row whose loss or gradient is not finite end the run.
         term_norms_every: steps between log lines that have the norm of each term's own gradient as
             `grad_norm_map_kl`, ...; each costs a forward and a backward more. None: never.
+        context_order, context_engine: with a `cp_size` above 1 in accelerate's `ParallelismConfig`,
+            how sequences are split, and who computes attention (`context_parallel`). With `sp_size`
+            that is DeepSpeed's Ulysses, which registers itself when training begins.
 
     Raises:
         DivergedError: while training, when the loss or gradients stay NaN or infinite.
         ValueError: a model that is not attached; label smoothing, `compute_loss_func`, Liger's
-            fused cross entropy, DataParallel, or context, sequence or tensor parallelism; in
-            training, what `EvenRanks` refuses.
+            fused cross entropy, DataParallel, or tensor parallelism; in training, what `EvenRanks`
+            refuses, and under context parallelism batches without `gk_` tensors.
     """
 
     loss_is_scaled_for_ga = True
@@ -76,6 +86,8 @@ class GroundingMixin(Checkpoints):
         examine: bool = True,
         max_nonfinite: int = 3,
         term_norms_every: int | None = None,
+        context_order: str = "zigzag",
+        context_engine: str = "gather",
         **kwargs,
     ) -> None:
         refuse_parallel(getattr(args, "parallelism_config", None))
@@ -86,6 +98,14 @@ class GroundingMixin(Checkpoints):
             super().__init__(model=model, args=args, **kwargs)
         objectives_of(self._unwrapped(self.model))
         self._refuse_unsupported()
+        self.context = ContextRanks.of(self.accelerator)
+        if self.context.size == 1 and is_split(self._unwrapped(self.model)):
+            wanted = "one without context_parallel where parallelism_config has no cp_size"
+            fail("model", wanted, "one whose sequences a group of ranks shares")
+        self._split = {"order": context_order, "engine": context_engine}
+        if self.context.ulysses:
+            self._split = {"order": "contiguous", "engine": "ulysses"}
+        context_parallel(self._unwrapped(self.model), self.context.group, **self._split)
         train_head_weight(self._unwrapped(self.model))
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
             spare_frozen_parts(self._unwrapped(self.model), getattr(self.args, name, None))
@@ -103,6 +123,17 @@ class GroundingMixin(Checkpoints):
         self.watch = StepWatch(self, max_nonfinite, term_norms_every)
         self.add_callback(self.watch)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the next class does, also with context parallelism beside DDP."""
+        config = getattr(self.args, "parallelism_config", None)
+        if not beside_ddp(config):
+            super().create_accelerator_and_postprocess()
+            return
+        self.args.parallelism_config = None
+        super().create_accelerator_and_postprocess()
+        self.args.parallelism_config = config
+        tell_of_context(self.accelerator, config)
+
     def _refuse_unsupported(self) -> None:
         args = self.args
         if args.label_smoothing_factor:
@@ -117,7 +148,6 @@ class GroundingMixin(Checkpoints):
         if args.n_gpu > 1:
             wanted = "one process per GPU (torchrun or accelerate launch)"
             fail("n_gpu", wanted, f"DataParallel over {args.n_gpu}")
-        refuse_parallel(getattr(self.accelerator, "parallelism_config", None))
         self._refuse_unsaved()
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
@@ -172,7 +202,7 @@ class GroundingMixin(Checkpoints):
         require(all(grounded), ROWS, wanted, f"some in {sum(grounded)} of {len(grounded)}")
         totals = torch.stack([row_counts(batch) for batch in batches]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            totals = self.accelerator.gather(totals[None]).sum(0)
+            totals = self.accelerator.gather(totals[None]).sum(0) // self.context.size
         for batch in batches:
             batch["gk_totals"] = totals
         self.watch.batches = batches
@@ -190,17 +220,88 @@ class GroundingMixin(Checkpoints):
         if self._examine and model.training:
             self._examine_batch(model, inputs)
         if ROWS not in inputs:
+            require(
+                self.context.size == 1,
+                ROWS,
+                "gk_ tensors in every batch, of which alone sequences are split over ranks",
+                "a batch without any",
+            )
             inputs = packed_inputs(base_model(self._unwrapped(model)), inputs)
             found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)
             return found
-        loss, outputs = Trainer.compute_loss(
-            self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        if self.context.ulysses:  # the Trainer would weight the parts of a batch that was cut
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            loss = outputs.loss * (self.args.world_size // self.context.size if shared else 1)
+        else:
+            loss, outputs = Trainer.compute_loss(
+                self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         if model.training and isinstance(outputs, GroundedOutput):
             self.watch.add(outputs.parts)
+            if not self.args.average_tokens_across_devices:  # the others' gradients are a mean
+                loss = loss * self.context.averaged
         return (loss, outputs) if return_outputs else loss
+
+    @contextmanager
+    def whole_sequences(self) -> Iterator[None]:
+        """Within the block no ranks share sequences: each may give the model other batches.
+
+        Yields:
+            None; every rank enters and leaves it.
+        """
+        own, self.context = self.context, ContextRanks()
+        model = self._unwrapped(self.model)
+        context_parallel(model, None)
+        try:
+            yield
+        finally:
+            self.context = own
+            context_parallel(model, own.group, **self._split)
+
+    def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict):
+        """Batches stay whole: the model's forward splits them, with what they supervise."""
+        return nullcontext, inputs
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """As the next class does.
+
+        Args:
+            args, kwargs: as in transformers' Trainer.
+
+        Returns:
+            The loss for the log, a mean over ranks: those that share sequences all have the whole.
+        """
+        loss = super().training_step(*args, **kwargs)
+        return loss / self.context.averaged if self.context.averaged > 1 else loss
+
+    def get_sp_size(self) -> int:
+        """1: of a loader's batches none is cut into more."""
+        return 1
+
+    def get_cp_size(self) -> int:
+        """How many ranks share a sequence, by whichever engine."""
+        return self.context.size
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """This rank's share of what the Trainer counts for a batch.
+
+        Args:
+            inputs: as in transformers' Trainer.
+
+        Returns:
+            A number.
+        """
+        return super().floating_point_ops(inputs) // self.context.size
+
+    def _track_num_input_tokens(self, inputs: dict) -> None:
+        """Count the tokens of ranks that share them once."""
+        before = self.state.num_input_tokens_seen
+        super()._track_num_input_tokens(inputs)
+        seen = self.state.num_input_tokens_seen - before
+        self.state.num_input_tokens_seen = before + seen // self.context.size
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of an evaluation batch.
@@ -233,7 +334,8 @@ class GroundingMixin(Checkpoints):
         if "attention_mask" not in inputs and "position_ids" in inputs:  # not a sample to a row
             wanted = "padded batches in an evaluation over several ranks"
             fail("data_collator", wanted, "packed rows, some of which may be repeated")
-        return without_repeats(inputs, max(0, state.remainder - self.args.process_index * size))
+        place = self.context.of_rank(self.args.process_index)
+        return without_repeats(inputs, max(0, state.remainder - place * size))
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
         """Evaluate as transformers' Trainer does; training goes on as if it had not happened.
@@ -319,18 +421,3 @@ class GroundingTrainer(GroundingMixin, Trainer):
         *args, **kwargs: as `transformers.Trainer`.
         examine: run `doctor` on the first batch that has rows.
     """
-
-
-def refuse_parallel(config: object | None) -> None:
-    """Refuse what splits a sequence or a layer over ranks: a row and its keys must be on one rank.
-
-    Args:
-        config: accelerate's `ParallelismConfig`; None: none.
-
-    Raises:
-        ValueError: a context, sequence or tensor parallel size above 1.
-    """
-    for name in ("cp_size", "sp_size", "tp_size"):
-        size = getattr(config, name, 1) or 1
-        wanted = "1 (context, sequence and tensor parallelism are not supported yet)"
-        require(size == 1, f"parallelism_config.{name}", wanted, size)

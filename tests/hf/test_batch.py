@@ -59,6 +59,15 @@ def test_fields_are_padded_to_the_widest_sample(left):
     assert ids.tolist() == [[1, 2, 3, 4], [9, 9, 5, 6] if left else [5, 6, 9, 9]]
 
 
+def test_lengths_are_multiples_of_what_is_asked_for():
+    batch = pad_fields(SAMPLES, [4, 2], left=False, multiple=3)
+    assert batch["gk_image"].tolist() == [[-1, 0, 0, 1, -1, -1], [-1] * 6]
+    assert batch["gk_text_position"].tolist() == [[2], [0]]
+    assert batch["gk_side_inside"].shape[-1] == 6
+    assert pad_tokens([[1, 2, 3]], 9, left=True, multiple=4).tolist() == [[9, 1, 2, 3]]
+    assert pad_tokens([[1, 2, 3]], 9, left=False, multiple=3).shape == (1, 3)
+
+
 def test_a_field_of_no_batch_is_a_mistake():
     with pytest.raises(AssertionError, match="word_labels"):
         pad_fields([{"word_labels": [1]}], [3], left=False)

@@ -7,7 +7,15 @@ import torch
 
 from groundkern.hf import GroundingCollator, Word, attach, doctor
 from tests.hf.closeness import assert_same_losses
-from tests.hf.collating import EVERYWHERE, IMAGE, PROCESSORS, SMALL, make_example, make_region
+from tests.hf.collating import (
+    EVERYWHERE,
+    IMAGE,
+    PROCESSORS,
+    SMALL,
+    make_collator,
+    make_example,
+    make_region,
+)
 from tests.hf.naive import naive_forward
 from tests.hf.rows import plain_inputs
 
@@ -49,3 +57,19 @@ def test_text_rows_are_those_of_the_labels(model, family):
     wanted = model(**plain_inputs(batch)).loss
     ours = attach(model)(**batch).parts["text"]
     torch.testing.assert_close(ours, wanted.detach(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("pack_to", [None, 1000])
+def test_a_multiple_adds_padding_on_the_right_and_nothing_else(pack_to):
+    examples = [make_example(), make_example("A much longer answer than that.")]
+    plain = make_collator(pack_to=pack_to)(examples)
+    collator = make_collator(side="left", pack_to=pack_to, pad_to_multiple_of=64)
+    padded, length = collator(examples), plain["input_ids"].shape[1]
+    assert padded["input_ids"].shape[1] == 64 * (length // 64 + 1)
+    assert collator.counts["tokens_laid"] == padded["input_ids"].numel()
+    for name, x in plain.items():
+        found = padded[name]
+        if found.shape != x.shape:
+            assert (found[..., length:] == found[..., -1:]).all()
+            found = found[..., :length]
+        assert torch.equal(found, x), name

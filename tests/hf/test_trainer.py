@@ -12,6 +12,7 @@ from transformers import DataCollatorWithFlattening
 
 from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach, detach
+from groundkern.hf.watching.context_ranks import ContextRanks
 from tests.hf.launching import accelerate_launch, run
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import PARTS, arguments, attached_model, make_trainer, train
@@ -214,15 +215,22 @@ def test_ligers_fused_loss_is_refused(tmp_path):
     detach(model)
 
 
-@pytest.mark.parametrize("name", ["cp_size", "sp_size", "tp_size"])
-def test_splitting_a_sequence_over_ranks_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["sp_size", "tp_size"])
+def test_splitting_layers_or_batches_over_ranks_is_refused(tmp_path, name):
     """Before accelerate sees it, which raises an error of its own on CPU."""
     model = attached_model()
     config = ParallelismConfig(**{name: 2})
-    with pytest.raises(ValueError, match=rf"parallelism_config\.{name}.*not supported"):
+    with pytest.raises(ValueError, match=rf"parallelism_config\.{name}.*expected 1"):
         make_trainer(model, tmp_path, parallelism_config=config)
     trainer = make_trainer(model, tmp_path)  # the same if `accelerate launch` configured it
     trainer.accelerator.state.parallelism_config = config
     with pytest.raises(ValueError, match=rf"parallelism_config\.{name}"):
-        trainer._refuse_unsupported()
+        ContextRanks.of(trainer.accelerator)
+    detach(model)
+
+
+def test_a_context_of_more_ranks_than_there_are_is_refused(tmp_path):
+    model = attached_model()
+    with pytest.raises(ValueError, match="whose product is 1, the number of processes, got 2"):
+        make_trainer(model, tmp_path, parallelism_config=ParallelismConfig(cp_size=2))
     detach(model)

@@ -76,6 +76,10 @@ def main(data: Path, folder: Path) -> None:
             "stopped": stopped(ranks, settings(data, folder / "stopped", processes=2)),
             "refused": refused(ranks, settings(data, whole, processes=2, resume="never")),
         }
+        shared, divided = folder / "shared", folder / "divided"
+        train_by(ranks, settings(data, shared, processes=1, context_parallel=2))
+        ranks.alone(lambda: half(divided, shared), "the copy")
+        train_by(ranks, settings(data, divided, processes=2))
         (folder / f"{ranks.rank}.json").write_text(json.dumps(found))
 
 

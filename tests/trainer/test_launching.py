@@ -59,12 +59,23 @@ def test_a_gpu_gives_the_number_of_processes_and_fsdp2(alone, data, tmp_path, mo
     assert found["distributed_type"] == "MULTI_XPU"
 
 
+RING = {"context_parallel": 2, "context_engine": "ring"}
+
+
 @pytest.mark.parametrize(
     ("training", "sentence"),
     [
         ({"strategy": "ddp"}, "`training.processes`: required"),
         ({"strategy": "fsdp2", "processes": 2}, "expected ddp or zero3 where there is no GPU"),
         ({"strategy": "zero3", "processes": 2}, "pip install deepspeed"),
+        (
+            {"strategy": "ddp", "processes": 4, "context_parallel": 3},
+            "`training.context_parallel`: expected a divisor of 4, the number of processes, got 3",
+        ),
+        (
+            {"strategy": "ddp", "processes": 2, "context_order": "striped", **RING},
+            "`training.context_order`: expected zigzag, torch's order",
+        ),
     ],
 )
 def test_what_cannot_be_launched_is_refused(alone, data, tmp_path, training, sentence, monkeypatch):
@@ -74,6 +85,7 @@ def test_what_cannot_be_launched_is_refused(alone, data, tmp_path, training, sen
     assert not (tmp_path / "out").exists()
 
 
+CONTEXT = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "4"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -85,6 +97,9 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"strategy": "ddp", "processes": 3}, {}, "expected 2, which were launched, got 3"),
         ({}, {**FSDP, "FSDP_VERSION": "1"}, "`fsdp_version`: expected 2"),
         ({"processes": 2}, {}, "`training.processes`: expected training.strategy beside it"),
+        ({"context_parallel": 3}, {}, "`training.context_parallel`: expected a divisor of 2"),
+        ({"context_parallel": 2}, CONTEXT, "expected 4, the cp_size of what launched this process"),
+        ({}, CONTEXT, "expected 4, the cp_size of what launched this process, got 1"),
     ],
 )
 def test_another_launcher_than_the_settings_name(
@@ -118,6 +133,14 @@ def test_deepspeed_compiles_nothing_to_start_on_cpus(
     launched(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
     launching.check(settings(data, tmp_path, strategy="zero3"))
     assert operators == {"deepspeed_shm_comm": compiles, "cpu_adam": True}
+
+
+def test_accelerate_is_told_who_shares_sequences(alone, data, tmp_path, monkeypatch):
+    found = launching.parallelism(settings(data, tmp_path, context_parallel=2), 6)
+    assert (found.cp_size, found.dp_shard_size, found.total_size) == (2, 3, 6)
+    assert launching.parallelism(settings(data, tmp_path), 6) is None
+    launched(monkeypatch, **CONTEXT)  # whose file may also say how weights are replicated
+    assert launching.parallelism(settings(data, tmp_path, context_parallel=4), 8) is None
 
 
 def test_a_strategy_without_a_launcher_is_refused(alone, data, tmp_path):

@@ -65,8 +65,10 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / folder.MODEL / "model.safetensors")
 
 
-def test_losses_and_weights_are_those_of_one_process(one, two):
-    whole = two / "whole"
+@pytest.mark.parametrize("name", ["whole", "shared", "divided"])
+def test_losses_and_weights_are_those_of_one_process(one, two, name):
+    """Also where both share each sequence, and where they go on with sequences of their own."""
+    whole = two / name
     assert len(losses(one)) == len(losses(whole)) == 6  # four steps and two evaluations
     for left, right in zip(losses(one), losses(whole), strict=True):
         assert right == pytest.approx(left, **CLOSE)
@@ -76,9 +78,10 @@ def test_losses_and_weights_are_those_of_one_process(one, two):
         torch.testing.assert_close(right[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("run", ["whole", "shared"])
 @pytest.mark.parametrize("name", [folder.BEFORE, folder.AFTER])
-def test_evaluations_are_those_of_one_process(one, two, name):
-    left, right = (durable.read_json(output / name) for output in (one, two / "whole"))
+def test_evaluations_are_those_of_one_process(one, two, name, run):
+    left, right = (durable.read_json(output / name) for output in (one, two / run))
     assert left["tasks"].keys() == right["tasks"].keys()
     for task, figures in left["tasks"].items():
         other = right["tasks"][task]
@@ -91,8 +94,9 @@ def test_evaluations_are_those_of_one_process(one, two, name):
     assert [m["name"] for m in left["heat_maps"]] == [m["name"] for m in right["heat_maps"]]
 
 
-def test_counts_and_bad_samples_are_those_of_all(one, two):
-    left, right = (durable.read_json(output / folder.RECORD) for output in (one, two / "whole"))
+@pytest.mark.parametrize("name", ["whole", "shared", "divided"])
+def test_counts_and_bad_samples_are_those_of_all(one, two, name):
+    left, right = (durable.read_json(output / folder.RECORD) for output in (one, two / name))
     assert right["processes"] == 2
     assert right["supervision"] == left["supervision"]
     assert right["bad_samples"] == left["bad_samples"]
@@ -105,6 +109,13 @@ def test_a_continued_run_has_the_same_bits(two):
     assert losses(two / "resumed") == losses(two / "whole")
     left, right = weights(two / "whole"), weights(two / "resumed")
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_processes_that_share_sequences_count_as_one_reader(two):
+    records = [two / name / "checkpoint-2" / folder.RECORD for name in ("shared", "whole")]
+    kept = [durable.read_json(path)["position"] for path in records]
+    assert [position["processes"] for position in kept] == [1, 2]
+    assert [position["taken"] for position in kept] == [9, 9]
 
 
 def test_a_signal_to_one_stops_all_after_the_same_step(two):

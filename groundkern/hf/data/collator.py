@@ -34,7 +34,7 @@ from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.layout import Layout, tokens_that_stay, trained_positions
 from groundkern.hf.data.merging import check_merged, check_of_images, merge_features
 from groundkern.hf.data.packing import join_fields, join_tokens, rows_of
-from groundkern.hf.data.padding import SampleFields, pad_fields
+from groundkern.hf.data.padding import SampleFields, pad_fields, padded_length
 from groundkern.hf.data.pictures import with_rgb_images
 from groundkern.hf.data.processor import marks_prefix
 from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
@@ -104,6 +104,7 @@ class GroundingCollator:
         pack_to: put samples one behind the other into rows of at most so many tokens (`packing`);
             None: each sample is a row, padded to the longest. A number that no batch reaches, such
             as 1_000_000_000, makes one row without padding, which others call padding-free.
+        pad_to_multiple_of: what lengths are a multiple of, by padding on the right; 1: of anything.
         leading_space, byte_fragments, strip_punctuation, number_label: see `WordEncoder`.
         max_label_tokens, max_number_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
@@ -132,6 +133,7 @@ class GroundingCollator:
         *,
         max_length: int | None = None,
         pack_to: int | None = None,
+        pad_to_multiple_of: int = 1,
         leading_space: bool = True,
         max_label_tokens: int = 3,
         max_word_patches: float = 3,
@@ -158,6 +160,7 @@ class GroundingCollator:
         require(positive, "max_length", "a positive number or None", max_length)
         positive = pack_to is None or pack_to > 0
         require(positive, "pack_to", "a positive number or None", pack_to)
+        require(pad_to_multiple_of > 0, "pad_to_multiple_of", "above 0", pad_to_multiple_of)
         cut = pack_to is None or max_length is None or max_length <= pack_to
         require(cut, "max_length", f"at most pack_to, which is {pack_to}", max_length)
         for name, value, known in (
@@ -171,6 +174,7 @@ class GroundingCollator:
         self._placeholder = placeholder(processor)
         self._lists = getattr(processor, "skip_tensor_conversion", None)
         self.max_length, self.pack_to = max_length, pack_to
+        self.multiple = pad_to_multiple_of
         self.map_kind = map_kind
         self.map_levels = map_levels
         self.map_rows, self.empty_region, self.label_bag = map_rows, empty_region, label_bag
@@ -260,11 +264,12 @@ class GroundingCollator:
         """Each sample in a row of its own."""
         lengths = [len(layout.ids) for layout in read.layouts]
         self._count_tokens(lengths, lengths)
-        left = self.processor.tokenizer.padding_side == "left"
+        left = self.processor.tokenizer.padding_side == "left" and self.multiple == 1
+        how = {"left": left, "multiple": self.multiple}
         return {
-            **padded_tokens(read.tokens, self.processor.tokenizer.pad_token_id, left=left),
+            **padded_tokens(read.tokens, self.processor.tokenizer.pad_token_id, **how),
             **read.features,
-            **pad_fields(read.samples, lengths, left=left),
+            **pad_fields(read.samples, lengths, **how),
         }
 
     def _packed(self, reads: Sequence[_Read]) -> dict[str, Tensor]:
@@ -289,10 +294,11 @@ class GroundingCollator:
         ]
         laid = [sum(lengths[i] for i in row) for row in rows]
         self._count_tokens(lengths, laid)
+        how = {"left": False, "multiple": self.multiple}
         return {
-            **padded_tokens(tokens, self.processor.tokenizer.pad_token_id, left=False),
+            **padded_tokens(tokens, self.processor.tokenizer.pad_token_id, **how),
             **self._merged([reads[i] for row in rows for i in row]),
-            **pad_fields(fields, laid, left=False),
+            **pad_fields(fields, laid, **how),
         }
 
     def _merged(self, reads: Sequence[_Read]) -> dict[str, Any]:
@@ -313,7 +319,7 @@ class GroundingCollator:
     def _count_tokens(self, lengths: list[int], laid: list[int]) -> None:
         self.counts["tokens"] += sum(lengths)
         self.counts["tokens_padded"] += len(lengths) * max(lengths)
-        self.counts["tokens_laid"] += len(laid) * max(laid)
+        self.counts["tokens_laid"] += len(laid) * padded_length(laid, self.multiple)
 
     def _visual_token(self, example: GroundedExample) -> dict[str, int]:
         """The ids of visual tokens by their kind."""

@@ -16,7 +16,7 @@ dimension and without padding. A field that is not there has no rows."""
 
 
 def pad_fields(
-    samples: Sequence[SampleFields], lengths: Sequence[int], *, left: bool
+    samples: Sequence[SampleFields], lengths: Sequence[int], *, left: bool, multiple: int = 1
 ) -> dict[str, Tensor]:
     """The `gk_` tensors of a batch.
 
@@ -24,13 +24,14 @@ def pad_fields(
         samples: the fields of each sample; positions count its own tokens from 0.
         lengths: the tokens of each sample.
         left: whether `input_ids` are padded on the left, which moves every position.
+        multiple: what the padded length is a multiple of.
 
     Returns:
         Every tensor of `FIELDS`, with the prefix `gk_`.
     """
     unknown = {name for sample in samples for name in sample} - FIELDS.keys()
     assert not unknown, f"no fields of a batch: {unknown}"
-    length = max(lengths)
+    length = padded_length(lengths, multiple)
     sizes = {"B": len(samples), "S": length}
     for sample in samples:
         for name, values in sample.items():
@@ -49,9 +50,16 @@ def pad_fields(
     return batch
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], fill: int, *, left: bool) -> Tensor:
+def padded_length(lengths: Sequence[int], multiple: int) -> int:
+    """S of rows of these lengths, a multiple of a number."""
+    return -(-max(lengths) // multiple) * multiple
+
+
+def pad_tokens(
+    rows: Sequence[Sequence[int]], fill: int, *, left: bool, multiple: int = 1
+) -> Tensor:
     """Values per token, such as `input_ids`: int64 [B, S], padded with `fill`."""
-    length = max(map(len, rows))
+    length = padded_length([len(row) for row in rows], multiple)
     out = torch.full((len(rows), length), fill)
     for padded, row in zip(out, rows):
         _write(padded[length - len(row) if left else 0 :], row)

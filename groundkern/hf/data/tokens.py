@@ -53,16 +53,22 @@ def token_rows(
     return tokens
 
 
-def padded_tokens(tokens: TokenRows, pad_token: int, *, left: bool) -> dict[str, Tensor]:
+def padded_tokens(
+    tokens: TokenRows, pad_token: int, *, left: bool, multiple: int = 1
+) -> dict[str, Tensor]:
     """int64 [B, S] of each name.
 
     Args:
         tokens: of rows of any lengths.
         pad_token: the id that pads `input_ids`.
         left: whether rows are padded on the left.
+        multiple: what S is a multiple of.
     """
     fills = {**PER_TOKEN, "input_ids": pad_token, "labels": -100}
-    return {name: pad_tokens(rows, fills.get(name, 0), left=left) for name, rows in tokens.items()}
+    return {
+        name: pad_tokens(rows, fills.get(name, 0), left=left, multiple=multiple)
+        for name, rows in tokens.items()
+    }
 
 
 def without_padding(features: Mapping[str, Any]) -> dict[str, Any]:

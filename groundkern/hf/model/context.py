@@ -92,6 +92,15 @@ def context_parallel(
     return model
 
 
+def is_split(model: nn.Module) -> bool:
+    """Whether the sequences of a model are split over ranks.
+
+    Args:
+        model: a transformers model, bare or inside PEFT.
+    """
+    return CONTEXT in base_model(model).__dict__
+
+
 class Split:
     """How the tokens of one batch are split.
 

@@ -21,10 +21,12 @@ from groundkern.checks import fail, require
 from groundkern.hf.data.idle_image import VIDEOS, IdleImage, has_images
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
 from groundkern.hf.model.layers import text_decoder
+from groundkern.hf.watching.context_ranks import digest
 
 ROWS = "gk_text_position"  # a batch without it is an ordinary one
 SOUNDS = "input_features"
-KINDS = ("batch", "rows", "images", "videos or sounds")  # what is told of a micro-batch
+# what is told of a micro-batch
+KINDS = ("batch", "rows", "images", "videos or sounds", "digest")
 
 
 class EvenRanks:
@@ -44,6 +46,7 @@ class EvenRanks:
         self._idle: IdleImage | None = None
         self._group: dist.ProcessGroup | None = None
         self._unseen: list[nn.Parameter] = []  # what no image of this step reaches
+        self._compared = False  # token ids of ranks that share sequences
 
     def step(self, batches: list[dict]) -> list[dict]:
         """The micro-batches of one optimizer step; every rank calls it.
@@ -57,7 +60,7 @@ class EvenRanks:
         Raises:
             ValueError: on every rank: ranks with other numbers of batches; `gk_` tensors, videos
                 or sounds on some ranks only; images on some ranks only and no processor to make
-                one.
+                one; other batches on ranks that share sequences.
         """
         trainer, self._unseen = self._trainer, []
         if trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled:
@@ -114,8 +117,21 @@ class EvenRanks:
         for row, batch in zip(told[0], batches, strict=False):
             given = [name for name, x in batch.items() if x is not None]
             others = any(name.startswith((VIDEOS, SOUNDS)) for name in given)
-            row[:] = torch.tensor([1, ROWS in batch, has_images(batch), others])
-        return self._gathered(told)
+            row[:4] = torch.tensor([1, ROWS in batch, has_images(batch), others])
+        size = self._trainer.context.size
+        if size == 1:
+            return self._gathered(told)
+        for row, batch in zip(told[0], batches, strict=False):
+            on_cpu = batch["input_ids"].device.type == "cpu"
+            row[4] = digest(batch, values=on_cpu or not self._compared)
+        self._compared = True
+        ranks = self._gathered(told)
+        shared = ranks[..., 4].view(-1, size, ranks.shape[1])
+        wanted = "the same batches on ranks that share sequences (a sampler with one seed for all, "
+        wanted += "accelerator_config.dispatch_batches False)"
+        same = bool((shared == shared[:, :1]).all())
+        require(same, "train_dataset", wanted, "different ones")
+        return ranks
 
     def _gathered(self, told: torch.Tensor) -> torch.Tensor:
         """What all ranks tell, by a group of CPUs: the device need not end its work for that."""

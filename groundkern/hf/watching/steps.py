@@ -87,7 +87,7 @@ class StepWatch(TrainerCallback):
         if trainer.args.world_size > 1:  # a rank has its share of the global mean, or its own mean
             ranks = trainer.accelerator.gather(values[None])
             shares = trainer.args.average_tokens_across_devices
-            values = ranks.sum(0) if shares else ranks.mean(0)
+            values = ranks.sum(0) / trainer.context.size if shares else ranks.mean(0)
         total: dict[str, float] = {}
         names = [name for names in self._sums for name in names]
         for name, value in zip(names, values.tolist(), strict=True):
@@ -133,7 +133,8 @@ class StepWatch(TrainerCallback):
             scale=1.0 if scaler is None else scaler.get_scale(),
         )
         if several and not args.average_tokens_across_devices:
-            self._norms = {name: norm / args.world_size for name, norm in self._norms.items()}
+            means = args.world_size / trainer.context.size  # of so many
+            self._norms = {name: norm / means for name, norm in self._norms.items()}
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -206,5 +207,6 @@ class StepWatch(TrainerCallback):
             shared = args.world_size > 1 and args.average_tokens_across_devices
             values = [number(x) for x in window["parts"].values()]
             values = torch.tensor(values, dtype=torch.float32, device=device)
-            self._sums[tuple(window["parts"])] = values / args.world_size if shared else values
+            ranks = args.world_size / trainer.context.size
+            self._sums[tuple(window["parts"])] = values / ranks if shared else values
             self._since = window["parts_since"]
