@@ -249,8 +249,8 @@ class GroundingMixin(Checkpoints):
     def whole_sequences(self) -> Iterator[None]:
         """Within the block no ranks share sequences: each may give the model other batches.
 
-        Yields:
-            None; every rank enters and leaves it.
+        Returns:
+            A context manager, which every rank enters and leaves.
         """
         own, self.context = self.context, ContextRanks()
         model = self._unwrapped(self.model)
