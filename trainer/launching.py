@@ -195,6 +195,21 @@ def check(config: Config) -> None:
         raise ConfigError("accelerate's `fsdp_version`: expected 2, got 1")
     if own == "fsdp2":  # else only the first process has weights until the model is sharded
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if own.startswith("zero"):
+        without_compiling()
+
+
+def without_compiling() -> None:
+    """Let DeepSpeed start on CPUs without its operator for shared memory; before a process joins.
+
+    It compiles that one for minutes, on every new machine, and needs ninja and a compiler for it;
+    inference with split layers alone calls it. Nothing where there is an accelerator.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _check_context(config: Config, processes: int) -> None:

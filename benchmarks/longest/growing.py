@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.costs.training import FP32
+from benchmarks.training_step.kept import FP32
 from benchmarks.training_step.model import SHAPES, Shape
 
 LENGTHS = (131_072, 2**20)

@@ -8,10 +8,16 @@ S tokens, D numbers of a hidden state, F of the feed-forward part, V of the voca
 from __future__ import annotations
 
 from benchmarks.costs.cross_entropy_engine import Head, extra_bytes
-from benchmarks.costs.training import FP32, LayerParts, adapter_parameters, layer_parts, parameters
 from benchmarks.longest.setting import MAPS, OURS, PATCH, PATCHES, Setting
-from groundkern.ops.linear_cross_entropy.native_kernels import LOGIT_BYTES
+from benchmarks.training_step.kept import (
+    FP32,
+    LayerParts,
+    adapter_parameters,
+    layer_parts,
+    parameters,
+)
 
+LOGIT_BYTES = 64 * 2**20  # of a chunk of logits in C++
 Moment = dict[str, float]  # bytes by component
 
 # bytes of a token beside its pixels: ids, mask and labels of 8 bytes each, positions of three axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.costs.training import PRECISIONS, Precision
+from benchmarks.training_step.kept import PRECISIONS, Precision
 from benchmarks.training_step.model import GRID_WIDTH, Rows, Shape
 
 OURS, MAPS, EAGER, SDPA = "groundkern", "eager + output_attentions", "eager", "sdpa"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from benchmarks.costs.training import (
+from benchmarks.training_step.kept import (
     FP32,
     PRECISIONS,
     Precision,

@@ -11,7 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = "benchmarks.ranks.fsdp2_on_cpu"
+ON_CPU = {  # what runs a module where there is no accelerator
+    "fsdp2": "benchmarks.ranks.fsdp2_on_cpu",
+    "zero3": "benchmarks.ranks.zero3_on_cpu",
+}
 MARK = "GROUNDKERN_BENCHMARK"  # in the environment of all processes that a benchmark starts
 
 
@@ -27,7 +30,7 @@ def launcher(strategy: str | None, ranks: int) -> list[str]:
     words = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     words += ["--config_file", f"examples/accelerate/{strategy}.yaml"]
     words += ["--num_processes", str(ranks), "-m"]
-    return [*words, STAND_IN] if strategy == "fsdp2" else words
+    return [*words, ON_CPU[strategy]] if strategy in ON_CPU else words
 
 
 @contextmanager

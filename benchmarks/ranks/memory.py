@@ -12,16 +12,16 @@ import csv
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks.costs.training import PRECISIONS, adapter_parameters
 from benchmarks.ranks.arithmetic import States, states
+from benchmarks.ranks.launching import launcher
 from benchmarks.timing.machine import stamp
 from benchmarks.timing.memory import ALLOCATOR
+from benchmarks.training_step.kept import PRECISIONS, adapter_parameters
 from benchmarks.training_step.model import SHAPES
 from trainer.config import Lora
 
@@ -46,9 +46,7 @@ def words(strategy: str, module: str) -> list[str]:
         strategy: ddp, fsdp2 or zero3.
         module: to run.
     """
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    launch += ["--config_file", f"examples/accelerate/{strategy}.yaml", "-m"]
-    return [*launch, *(["benchmarks.ranks.fsdp2_on_cpu"] if strategy == "fsdp2" else []), module]
+    return [*launcher(strategy, RANKS), module]
 
 
 def measured(strategy: str, how: str, shape: str, tokens: int, limit: float) -> dict[str, int]:

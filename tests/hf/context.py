@@ -1,6 +1,8 @@
 """Batches split over ranks against the same batches whole: a program that test_context.py runs.
 
 python -m tests.hf.forked tests.hf.context REPORT CASE CASE ...
+
+A case is one of CASES, or a family of the zoo; "zoo" is all of them.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.families.zoo import families
+from benchmarks.families.zoo.making import Unavailable
 from benchmarks.ranks.ring_on_cpu import ring_on_cpu
 from groundkern.hf import (
     DvSft,
@@ -27,11 +31,14 @@ from groundkern.hf import (
     attach,
     context_parallel,
     doctor,
+    supported_objectives,
 )
+from tests.hf import videos
 from tests.hf.methods import METHODS
 from tests.hf.packed import packed_batch
 from tests.hf.samples import SAMPLES, Sample, make_batch
 from tests.hf.test_families import EXAMPLES
+from tests.hf.zoo.test_videos import examples as with_videos
 
 THREE = {"smam": Smam(weight=0.7), "dv_sft": DvSft(weight=0.5), "klal": Klal(weight=0.8)}
 EACH = {
@@ -58,14 +65,19 @@ class Case:
     training: bool = True
     lora: bool = False
     family: str | None = None  # with its own processor; None: hand-made samples of Qwen2.5-VL
+    videos: bool = False  # of the family
     engine: str = "gather"
     multiple: int = 1  # of the length of a batch
 
     def model(self) -> nn.Module:
         """Attached."""
-        model = families()[self.family or "qwen2_5_vl"].model(attention=self.attention)
+        name = self.family or "qwen2_5_vl"
+        make = partial(videos.model, name) if self.videos else families()[name].model
+        model = make() if self.family else make(attention=self.attention)
         attach(model, **self.methods)
         if self.lora:
+            from peft import LoraConfig, get_peft_model  # after what makes torchvision importable
+
             torch.manual_seed(3)
             config = LoraConfig(r=3, target_modules=LINEARS, init_lora_weights=False)
             model = get_peft_model(model, config)
@@ -75,6 +87,9 @@ class Case:
 
     def batch(self, model: nn.Module) -> dict[str, Tensor]:
         """The same on every rank."""
+        if self.videos:
+            processor = videos.processor(self.family, padding_side=self.side)
+            return GroundingCollator(processor, model.config)(with_videos())
         if self.family is not None:
             processor = families()[self.family].processor(padding_side=self.side)
             return GroundingCollator(processor, model.config)(EXAMPLES)
@@ -106,6 +121,8 @@ CASES = {
     "evaluation": Case(THREE, training=False),
     "adapters": Case(THREE, lora=True),
     "ring": Case(THREE, engine="ring", multiple=24),
+    "videos of Qwen2.5-VL": Case(METHODS["attention"], family="qwen2_5_vl", videos=True),
+    "videos of Qwen3-VL": Case(METHODS["attention"], family="qwen3_vl", videos=True),
     "ring, checkpointed": Case(THREE, engine="ring", multiple=24, checkpointed=True),
 }
 Step = tuple[GroundedOutput, dict[str, Tensor]]
@@ -123,7 +140,7 @@ def step(model: nn.Module, batch: dict[str, Tensor]) -> Step:
     return output, found
 
 
-def compared(case: Case, prepare: Callable[[nn.Module], object] = id) -> dict[str, float]:
+def compared(case: Case, prepare: Callable[[nn.Module], object] = id) -> dict[str, float | str]:
     """How far what a split batch comes to is from the whole, in shares of the largest.
 
     Args:
@@ -137,12 +154,17 @@ def compared(case: Case, prepare: Callable[[nn.Module], object] = id) -> dict[st
     whole, wanted = step(model, batch)
     prepare(model)
     context_parallel(model, dist.group.WORLD, order=case.order, engine=case.engine)
-    report = doctor(model, batch)
+    off: dict[str, float | str] = {}
+    try:
+        report = doctor(model, batch)
+        off["doctor"] = max(report.main, report.side or 0.0)
+    except ValueError as error:  # the step still says whether it was right to
+        off["doctor refused"] = str(error)
     split, found = step(model, batch)
     context_parallel(model, None)
     for gradient in found.values():
         dist.all_reduce(gradient)
-    off = {"doctor": max(report.main, report.side or 0.0), **_losses(split, whole)}
+    off |= _losses(split, whole)
     largest = max(float(g.abs().max()) for g in wanted.values())
     off["gradient"] = max(float((found[k] - g).abs().max()) for k, g in wanted.items()) / largest
     return off
@@ -164,22 +186,36 @@ def _off(x: Tensor, y: Tensor) -> float:
 
 
 def tried(name: str) -> dict[str, float | str]:
-    """`compared`, or why a family cannot be split."""
-    case = CASES.get(name) or Case(METHODS["attention"], family=name)
+    """`compared`, or why a family cannot be built, split or run at all."""
     try:
-        return compared(case)
-    except ValueError as error:
-        return {"refused": str(error)}
+        return compared(CASES.get(name) or Case(_supported(name), family=name))
+    except Unavailable as error:
+        return {"unavailable": str(error)}
+    except Exception as error:  # whatever a family's code raises is a finding
+        kind = "refused" if isinstance(error, ValueError) else "crashed"
+        return {kind: f"{type(error).__name__}: {error}".split("\n")[0]}
+
+
+def _supported(name: str) -> dict:
+    """Every method that a family's model supports."""
+    family = families()[name]
+    if family.processor is None:
+        raise Unavailable("a processor that can be built here: there is none")
+    reasons = supported_objectives(family.model())
+    return {key: how for key, how in METHODS["attention"].items() if reasons[key] is None}
 
 
 def main(report: str, *names: str) -> None:
     """Write what was compared as JSON."""
     torch.set_num_threads(1)
     ring_on_cpu()
-    dist.init_process_group("gloo")
-    found = {name: tried(name) for name in names}
-    if dist.get_rank() == 0:
-        Path(report).write_text(json.dumps(found), encoding="utf-8")
+    dist.init_process_group("gloo", timeout=timedelta(minutes=3))
+    found = {}
+    for name in families() if names == ("zoo",) else names:
+        found[name] = tried(name)
+        if dist.get_rank() == 0:
+            print(name, found[name], flush=True)
+            Path(report).write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ranks.launching import ON_CPU
+
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -21,21 +23,29 @@ DEEPSPEED = ROOT / "build" / "deepspeed"  # where make puts it, so that other te
 
 def deepspeed() -> dict[str, str]:
     """The environment of processes that import DeepSpeed; skips the test where there is none."""
+    environment = deepspeed_if_installed()
+    if environment is None:
+        pytest.skip("DeepSpeed is not installed")
+    return environment
+
+
+def deepspeed_if_installed() -> dict[str, str] | None:
+    """The same; None where there is none."""
     if find_spec("deepspeed") is not None:
         return {"DS_ACCELERATOR": "cpu"}
     if not (DEEPSPEED / ".installed").exists():
-        pytest.skip("DeepSpeed is not installed")
+        return None
     ahead = {"PYTHONPATH": DEEPSPEED, "PATH": DEEPSPEED / "bin"}
     paths = {name: f"{path}{os.pathsep}{os.environ.get(name, '')}" for name, path in ahead.items()}
     return {"DS_ACCELERATOR": "cpu", **paths}
 
 
 def accelerate_launch(config: str, processes: int = 2) -> tuple[str, ...]:
-    """The launcher of `run` for a file of examples/accelerate; FSDP2 by its stand-in for CPUs."""
+    """The launcher of `run` for a file of examples/accelerate; sharded as CPUs can be."""
     launch = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0")
     where = ("--config_file", f"examples/accelerate/{config}.yaml")
-    stand_in = ("-m", "benchmarks.ranks.fsdp2_on_cpu") if config == "fsdp2" else ("-m",)
-    return (*launch, *where, "--num_processes", str(processes), *stand_in)
+    stand_in = (ON_CPU[config],) if config in ON_CPU else ()
+    return (*launch, *where, "--num_processes", str(processes), "-m", *stand_in)
 
 
 def run(*arguments: str, launcher: tuple[str, ...] = TORCHRUN, **environment: str) -> str:

@@ -25,14 +25,10 @@ from groundkern.hf import attach, detach
 from groundkern.hf.model.engines.ulysses import UlyssesEngine
 from tests.hf.context import THREE, Case, compared
 from tests.hf.engines import FP64, Call, error, plain_call, refusals
+from trainer.launching import without_compiling
 
 SEQUENCES = 4  # of a batch of whole models
 PLAIN = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-
-def without_compiling() -> None:
-    """DeepSpeed compiles an operator for shared memory, which takes minutes and is not used."""
-    deepspeed.ops.__compatible_ops__ = {}
 
 
 def register(model: object, batch: int) -> None:

@@ -323,6 +323,7 @@ def test_a_study_may_have_seeds_of_its_own(monkeypatch):
     [
         ("Read the highlighted line.", "?"),
         ("Where is the red patch?", "?"),
+        ("In which cell is the red patch at second 3?", "3"),
         ("How many times do the red line and the blue line cross?", "?"),
         ("Which number does the line from C lead to?", "C"),
         ("Read line 3.", "3"),

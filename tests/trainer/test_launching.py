@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,6 +118,21 @@ def test_every_process_loads_the_weights_under_fsdp2(alone, data, tmp_path, monk
     found = settings(data, tmp_path, strategy="fsdp2", processes=2)
     launching.check(found)
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+@pytest.mark.parametrize(("device", "compiles"), [("cpu", False), ("cuda", True)])
+def test_deepspeed_compiles_nothing_to_start_on_cpus(
+    alone, data, tmp_path, monkeypatch, device, compiles
+):
+    operators = {"deepspeed_shm_comm": True, "cpu_adam": True}
+    ops = SimpleNamespace(__compatible_ops__=operators)
+    accelerator = SimpleNamespace(get_accelerator=lambda: accelerator, device_name=lambda: device)
+    fake = SimpleNamespace(ops=ops, accelerator=accelerator)
+    monkeypatch.setitem(sys.modules, "deepspeed", fake)
+    monkeypatch.setitem(sys.modules, "deepspeed.accelerator", accelerator)
+    launched(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
+    launching.check(settings(data, tmp_path, strategy="zero3"))
+    assert operators == {"deepspeed_shm_comm": compiles, "cpu_adam": True}
 
 
 def test_accelerate_is_told_who_shares_sequences(alone, data, tmp_path, monkeypatch):

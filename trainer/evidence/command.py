@@ -99,12 +99,14 @@ def _run(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 def _finish(output: Path, preset: Preset, page: Path | None) -> None:
     """Writes tables, pictures and page with the last curves of all processes."""
+    from trainer.evidence.clips import draw_clips
     from trainer.evidence.curves import JSON, stored
     from trainer.evidence.tables import plot, put_on_page, write_tables
 
     with folder.claimed(output / JSON, wait=True):
-        table = write_tables(output, preset)
-        picture = plot(output, preset, stored(output, preset))
+        table, curves = write_tables(output, preset), stored(output, preset)
+        picture = plot(output, preset, curves)
+        draw_clips(output, preset, curves)
         if page is not None:
             put_on_page(page, output, preset)
     print(f"Table: {table}\nPicture: {picture}")

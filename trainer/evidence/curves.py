@@ -104,13 +104,14 @@ def _each(curves: dict[str, Any], seed_as: Callable, curve_as: Callable) -> dict
 
 def _short(curve: dict[str, Any]) -> dict[str, Any]:
     points = [[p["step"], round(p["accuracy"], 5), round(p["loss"], 5)] for p in curve["points"]]
-    return {
+    found = {
         "settings": digest(curve["settings"]),
         "steps": curve["steps"],
         "points": points,
         "at_end": {name: round(value, 5) for name, value in curve["at_end"].items()},
         "seconds": curve["seconds"],
     }
+    return found | {"map": curve["map"]} if "map" in curve else found
 
 
 def _long(curve: dict[str, Any]) -> dict[str, Any]:

@@ -24,18 +24,19 @@ from trainer import durable
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
 from trainer.evidence.plan import Drawings
-from trainer.prepare.maps.tasks import stream
+from trainer.prepare.maps.tasks import stored, stream
 from trainer.progress import progress
 
 MAP_LEVELS = (1.0, 0.1, 1e-3)  # of a target map: a target is a few visual tokens
 MADE = "made.json"
 _ASKED = (  # what a question asks for, where that differs between drawings
-    r"(Read line |Is there a |Point to |the values? of (the )?|the line from )"
+    r"(Read line |Is there a |Point to |the values? of (the )?|the line from |patch at second )"
     r"(?P<what>.*?)([.?]| lead| bar)"
 )
 _PIECE = 256  # drawings a call of the collator
+PIXELS = {"pixel_values", "pixel_values_videos"}
 Whole = dict[str, Tensor]
-"""A padded batch of every drawing: tensors [N, ...], `pixel_values` [N, patches, values]."""
+"""A padded batch of every drawing: tensors [N, ...], its PIXELS [N, patches, values]."""
 
 
 def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]:
@@ -53,10 +54,12 @@ def draw(folder: Path, drawings: Drawings, split: str, count: int) -> list[dict]
     records = []
     with progress(f"drawing {drawings.task}, {split}", total=count, unit="drawing") as bar:
         drawn = stream(drawings.task, count=count, split=split, **drawings.arguments())
-        for number, (image, record) in enumerate(drawn):
-            record["images"] = [f"images/{split}-{number:05d}.png"]
-            image.save(folder / record["images"][0])
-            records.append(shortened(record))
+        for number, (drawing, record) in enumerate(drawn):
+            named, files = stored(drawing, f"images/{split}-{number:05d}")
+            for name, image in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                image.save(folder / name)
+            records.append(shortened(record | named))
             bar.update()
     durable.write_json(folder / f"{split}-{MADE}", made)
     durable.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
@@ -107,6 +110,26 @@ def as_text(record: dict) -> dict:
     return {"images": [], "messages": [question, answer]}
 
 
+def _in_space(region: dict) -> dict:
+    """Where it is at the second that is asked for, in all of the clip."""
+    return {name: value for name, value in region.items() if name != "time"}
+
+
+def _in_time(region: dict) -> dict:
+    """The whole of the frame in which it is."""
+    return {name: value for name, value in region.items() if name != "box"}
+
+
+PARTS: dict[str, Callable[[dict], dict]] = {"space": _in_space, "time": _in_time}
+
+
+def told(records: list[dict], part: str | None) -> list[dict]:
+    """The records with one of PARTS of their regions; None: with all of them."""
+    if part is None:
+        return records
+    return [{**r, "regions": [PARTS[part](region) for region in r["regions"]]} for r in records]
+
+
 def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> Whole:
     """All the records as one batch."""
     examples: list[GroundedExample] = []
@@ -117,8 +140,8 @@ def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> W
         for start in range(0, len(examples), _PIECE):
             piece = collator(examples[start : start + _PIECE])
             rows = len(piece["input_ids"])
-            if "pixel_values" in piece:
-                piece["pixel_values"] = piece["pixel_values"].unflatten(0, (rows, -1)).half()
+            for name in PIXELS & piece.keys():
+                piece[name] = piece[name].unflatten(0, (rows, -1)).half()
             pieces.append(piece)
             bar.update(rows)
     pad = collator.processor.tokenizer.pad_token_id
@@ -139,20 +162,21 @@ def _stacked(pieces: list[Tensor], name: str, pad: int) -> Tensor:
 
 
 def rows(
-    whole: Whole, index: Tensor, position: Tensor, device: torch.device | str = "cpu"
+    whole: Whole, index: Tensor, position: Tensor | None, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """The batch of some drawings.
 
     Args:
         whole: of `collate`.
         index: int64 [B].
-        position: [3, N, S], the rotary positions of every drawing's tokens.
+        position: [3, N, S], the rotary positions of every drawing's tokens; None: the model's own.
         device: where the batch goes.
     """
     batch = {name: values[index] for name, values in whole.items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].flatten(0, 1).float()
-    batch["position_ids"] = position[:, index]
+    for name in PIXELS & batch.keys():
+        batch[name] = batch[name].flatten(0, 1).float()
+    if position is not None:
+        batch["position_ids"] = position[:, index]
     return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
 

@@ -1,7 +1,8 @@
-"""The models of the study: the demo's Qwen2.5-VL in three sizes, for pictures of half the side.
+"""The models of the study: the demo's Qwen2.5-VL in several sizes, for pictures of half the side.
 
 A visual token is 14 px here (patches of 7, merged 2 x 2) and one frame, so that a drawing of 70 px
-has as many visual tokens as the demo's of 140 px and an eighth of the numbers.
+has as many visual tokens as the demo's of 140 px and an eighth of the numbers, and a second of a
+clip is a step in time.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from groundkern.hf.data.processor import pil_image_processor, without_video
+from groundkern.hf.data.processor import pil_image_processor
 from trainer.demo.model import build_model, build_tokenizer
+from trainer.demo.videos import PilVideoProcessor, with_pil_videos
 
 PATCH, MERGE = 7, 2
 TOKEN = PATCH * MERGE  # pixels of a visual token's side
@@ -25,6 +27,7 @@ TEMPLATE = (  # no more than an answer needs: tokens are what a step costs
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     "{% if message['role'] == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>{% endif %}"
@@ -32,6 +35,7 @@ TEMPLATE = (  # no more than an answer needs: tokens are what a step costs
 _HEAD = 32  # of every head, as the demo's rotary sections want
 SIZES = {  # text width, layers, feed-forward; vision width
     "quick": (64, 1, 64, 32),  # learns nothing
+    "350k": (64, 3, 128, 32),
     "1m": (128, 4, 256, 64),
     "3m": (192, 6, 512, 96),
     "10m": (320, 8, 1024, 128),
@@ -40,15 +44,16 @@ SIZES = {  # text width, layers, feed-forward; vision width
 
 def build_processor(corpus: Iterable[str]) -> Qwen2_5_VLProcessor:
     """A processor of 14 px to a visual token, with a tokenizer trained on the corpus."""
-    images = pil_image_processor("qwen2_vl", "Qwen2VL")(
-        patch_size=PATCH,
-        merge_size=MERGE,
-        temporal_patch_size=1,
-        min_pixels=TOKEN**2,
-        max_pixels=1024 * TOKEN**2,
-    )
-    tokenizer = build_tokenizer(corpus)
-    return without_video(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=TEMPLATE)
+    settings = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 1,
+        "min_pixels": TOKEN**2,
+        "max_pixels": 1024 * TOKEN**2,
+    }
+    images = pil_image_processor("qwen2_vl", "Qwen2VL")(**settings)
+    parts = (images, build_tokenizer(corpus), PilVideoProcessor(**settings))
+    return with_pil_videos(Qwen2_5_VLProcessor)(*parts, chat_template=TEMPLATE)
 
 
 def build(processor: Any, size: str, *, seed: int) -> nn.Module:
@@ -71,6 +76,7 @@ def build(processor: Any, size: str, *, seed: int) -> nn.Module:
         "patch_size": PATCH,
         "temporal_patch_size": 1,
         "window_size": 8 * TOKEN,
+        "tokens_per_second": 2,  # positions in time that a second of a clip takes
     }
     config = Qwen2_5_VLConfig.from_dict(base)
     with torch.random.fork_rng(devices=[]):

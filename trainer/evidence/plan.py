@@ -19,6 +19,7 @@ class Method:
         objectives: their settings, as in the trainer's config.
         map_rows: of the collator.
         control: None, or what is made wrong on purpose (`drawings.CONTROLS`).
+        of_regions: None, or what alone is told of a clip's regions (`drawings.PARTS`).
         title: in tables.
     """
 
@@ -26,6 +27,14 @@ class Method:
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     map_rows: str = "predictor"
     control: str | None = None
+    of_regions: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What a curve depends on, as JSON has it."""
+        found = {name: value for name, value in asdict(self).items() if name != "title"}
+        if self.of_regions is None:  # which most methods have not, and older curves did not know
+            del found["of_regions"]
+        return found
 
 
 _WORDS = {"dv_sft": {"weight": 0.5}}  # 0.002 is for a model that can already read
@@ -55,6 +64,8 @@ METHODS = {
         "control: KLAL, another drawing's region", _MAPS, control="shuffled regions"
     ),
     "klal_uniform": Method("control: KLAL, uniform map", _MAPS, control="uniform map"),
+    "klal_space": Method("KLAL, where but not when", _MAPS, of_regions="space"),
+    "klal_time": Method("KLAL, when but not where", _MAPS, of_regions="time"),
     "klal_phrase_elsewhere": Method(
         "control: KLAL, `phrase_predictor`, another drawing's region",
         _MAPS,
@@ -135,8 +146,7 @@ class Study:
         others = ("methods", "steps", "drawings", "first", "seeds")
         own = {k: v for k, v in asdict(self).items() if k not in others}
         own |= {"first": self.first.settings()} if self.first else {}
-        chosen = asdict(METHODS[method])
-        del chosen["title"]
+        chosen = METHODS[method].settings()
         return {**own, "drawings": self.drawings.settings(), "method": chosen, "seed": seed}
 
     def folder(self, output: Path) -> Path:

@@ -124,6 +124,22 @@ _BARS = Study(  # SMAM's charts: which bar, and what is printed beside it
     samples=4000,
     steps=1500,
 )
+_MOVING = Study(  # clips, in which a place has a time
+    "moving_patch",
+    Drawings("moving_patch", size=42, own=(("others", 2), ("seconds", 6), ("side", 3))),
+    ("plain", "klal", "klal_elsewhere", "klal_space", "klal_time"),
+    samples=2000,
+    steps=1500,
+    every=100,
+    model="350k",
+    seeds=3,
+)
+_APPEARING = replace(
+    _MOVING,
+    name="appearing_patch",
+    drawings=replace(_MOVING.drawings, task="appearing_patch"),
+    methods=("plain", "klal", "klal_elsewhere"),
+)
 _LESS_DATA = replace(_WORD_PAGES, name="word_pages_1000", samples=1000, methods=("plain", "dv_sft"))
 _FINER = replace(  # the same pages at one and a half times the resolution
     _WORD_PAGES,
@@ -157,6 +173,8 @@ CPU = Preset(
         _FOUR_LINES,
         _FINER,
         _LARGER,
+        _MOVING,
+        _APPEARING,
     ),
 )
 GPU = Preset(  # never run: sized for four minutes of an H100 if a step takes 40 ms there

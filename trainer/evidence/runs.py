@@ -15,7 +15,16 @@ from trainer.config import ConfigError
 from trainer.demo.generate import corpus
 from trainer.evidence import models
 from trainer.evidence.curves import path_of
-from trainer.evidence.drawings import CONTROLS, MAP_LEVELS, Whole, as_text, collate, draw, kept
+from trainer.evidence.drawings import (
+    CONTROLS,
+    MAP_LEVELS,
+    Whole,
+    as_text,
+    collate,
+    draw,
+    kept,
+    told,
+)
 from trainer.evidence.loop import Curve
 from trainer.evidence.plan import METHODS, TEACHERS, Method, Study
 from trainer.run_folder import claimed
@@ -83,7 +92,7 @@ class Desk:
 
     def train(self, method: Method, seed: int) -> Whole:
         """The training drawings as a method sees them."""
-        whole = self._whole("train", method.map_rows)
+        whole = self._whole("train", method.map_rows, part=method.of_regions)
         if method.control is None:
             return whole
         return CONTROLS[method.control](whole, seed)
@@ -92,11 +101,13 @@ class Desk:
         """The held-out drawings, the same for every method."""
         return self._whole("test", _HELD_OUT_ROWS)
 
-    def _whole(self, split: str, map_rows: str, *, text: bool = False) -> Whole:
-        key = (split, "text" if text else map_rows)
+    def _whole(
+        self, split: str, map_rows: str, *, text: bool = False, part: str | None = None
+    ) -> Whole:
+        key = (split, "text" if text else map_rows, *([part] if part else []))
         if key not in self._wholes:
             path, collator = self.folder / f"{'-'.join(key)}.pt", self._collator(map_rows)
-            records = self._records(split)
+            records = told(self._records(split), part)
             if text:
                 records = [as_text(record) for record in records]
             with claimed(path, wait=True):

@@ -20,6 +20,7 @@ from trainer.evidence.plan import LEVELS, METHODS, Preset, Study
 from trainer.metrics.intervals import Interval
 
 PICTURE, FIRST = "evidence.png", "evidence_first.png"
+CLIP = "evidence_clip.png"  # of `clips`
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
 WIDTH = 100
 _FIRST = 2  # studies of a preset in FIRST, which stands in the README
@@ -113,8 +114,9 @@ def put_on_page(page: Path, output: Path, preset: Preset) -> None:
     before, after = check_page(page, preset)
     table = (output / "evidence.md").read_text(encoding="utf-8")
     durable.write_text(page, f"{before}{MARKS[0]}\n{table}{MARKS[1]}{after}")
-    for name in (JSON, PICTURE, FIRST):
-        durable.write_bytes(page.parent / "figures" / name, (output / name).read_bytes())
+    for name in (JSON, PICTURE, FIRST, CLIP):
+        if name != CLIP or (output / name).is_file():  # no study on clips, no such picture
+            durable.write_bytes(page.parent / "figures" / name, (output / name).read_bytes())
 
 
 def _section(study: Study, curves: Curves, guess: float | None) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from groundkern import checks
-from groundkern.checks import require
+from groundkern.checks import fail, require
 from groundkern.hf.model.engines import ENGINES, ORDER, Engine
 from groundkern.hf.model.engines.ulysses import mark_whole
 from groundkern.hf.model.layers import text_decoder
@@ -36,6 +36,14 @@ ORDERS: dict[str, Callable[[int, int], Sharding]] = {
         [len(piece) for piece in torch.arange(length).tensor_split(ranks)]
     ),
     "striped": Sharding.striped,
+}
+# Keywords of a decoder that are not split as those with an entry for each token are.
+_OWN_WAY = ("attention_mask", "position_ids", "cache_position")
+# Features with an entry for each visual token, by layer, and the mask that says which these are:
+# Qwen3-VL's and Granite 4 Vision's.
+_OF_VISUAL = {
+    "deepstack_visual_embeds": "visual_pos_masks",
+    "deepstack_features": "vision_mask",
 }
 
 
@@ -127,7 +135,6 @@ class Split:
         most = int(self._own.sum(1).max()) if self._own.numel() else 0
         first = self._own.int().argsort(dim=1, descending=True, stable=True)
         self.slots = first[:, :most]  # int64 [B, R_r], which of the Rs side tokens are here
-        self.found: dict[Any, Any] = {}  # what an engine keeps for the layers of this batch
 
     @property
     def ranks(self) -> int:
@@ -193,10 +200,15 @@ class Split:
         batch, total = len(self.slots), self.shard.length + self._own.shape[1]
         found = dict(given)
         for name, x in given.items():
-            if name == "position_ids" or not isinstance(x, Tensor) or x.dim() < 2:
+            if name in _OWN_WAY or x is None:
                 continue
-            if x.shape[:2] == (batch, total):
+            if isinstance(x, Tensor) and x.shape[:2] == (batch, total):
                 found[name] = _entries(x, self.index)
+            elif isinstance(x, Tensor) and total in x.shape:
+                fail(name, f"[{batch}, {total}, ...], an entry for each token", list(x.shape))
+            elif name not in _OF_VISUAL and _has_tensors(x):
+                wanted = "no tensors in it where a sequence is split over ranks"
+                fail(name, wanted, type(x).__name__)
         positions = given.get("position_ids")
         if positions is None:
             found["position_ids"] = self.index
@@ -206,15 +218,27 @@ class Split:
             found["position_ids"] = whole.gather(-1, index)
         if given.get("cache_position") is not None:
             found["cache_position"] = None
-        deep, visual = given.get("deepstack_visual_embeds"), given.get("visual_pos_masks")
-        if deep is not None:  # Qwen3-VL's, an entry for each visual token
-            number = (visual.flatten().cumsum(0) - 1).view_as(visual)
-            chosen = _entries(number, self.index)[found["visual_pos_masks"]]
-            found["deepstack_visual_embeds"] = [x[chosen] for x in deep]
+        for name, of in _OF_VISUAL.items():
+            if given.get(name) is not None:
+                found[name] = self._visual(given[name], given[of])
         # A mask of four dimensions is handed on as it is; the engine has its own.
         device = self.index.device
         found["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         return found
+
+    def _visual(self, features: Any, visual: Tensor) -> Any:
+        """Of features with an entry for each visual token, by layer, those that are here.
+
+        Args:
+            features: a list or a dict of [V, ...].
+            visual: bool [B, T] or [B, T, 1], which tokens are visual.
+        """
+        visual = visual.flatten(2)[..., 0] if visual.dim() > 2 else visual
+        number = (visual.flatten().cumsum(0) - 1).view_as(visual)
+        chosen = _entries(number, self.index)[_entries(visual, self.index)]
+        if isinstance(features, dict):
+            return {layer: x[chosen] for layer, x in features.items()}
+        return [x[chosen] for x in features]
 
 
 def split_of(model: PreTrainedModel, input_ids: Tensor, side_position: Tensor) -> Split | None:
@@ -224,6 +248,12 @@ def split_of(model: PreTrainedModel, input_ids: Tensor, side_position: Tensor) -
     """
     context = model.__dict__.get(CONTEXT)
     return None if context is None else Split(context, input_ids, side_position)
+
+
+def _has_tensors(x: Any) -> bool:
+    """Whether a list, a tuple or a dict has tensors in it."""
+    inside = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else ()
+    return any(isinstance(one, Tensor) for one in inside)
 
 
 def _entries(x: Tensor, index: Tensor) -> Tensor:

@@ -127,7 +127,8 @@ def refuse_context(model: PreTrainedModel) -> None:
 
     Raises:
         ValueError: layers that are not softmax attention; tokens that see later ones; RoPE that
-            depends on the length; the auxiliary loss of a mixture of experts.
+            depends on the length; the auxiliary loss of a mixture of experts; sinks; queries that
+            are scaled by positions of their own; a decoder that reads images.
     """
     name = type(model).__name__
     _refuse_model(model)
@@ -141,6 +142,10 @@ def refuse_context(model: PreTrainedModel) -> None:
         kinds = "; ".join(f"{n} layers of {kind}" for kind, n in Counter(passing).items())
         wanted = "layers of softmax attention where a sequence is split over ranks"
         fail("context_parallel", wanted, f"{name} with {kinds}")
+    _refuse_uncounted(model)
+    if "pixel_values" in signature(type(text_decoder(model)).forward).parameters:
+        wanted = "a text decoder that is given embeddings"
+        fail("context_parallel", wanted, f"{name}, whose decoder puts images in itself")
     source = forward_source(type(model.base_model))
     if is_prefix_lm(model) or any(block in source for block in _IMAGE_BLOCKS):
         wanted = "a decoder whose tokens see no later ones"
@@ -284,6 +289,21 @@ def _refuse_smam(model: PreTrainedModel) -> None:
     found = [kind for kind in _rope_types(model) if kind in LENGTH_DEPENDENT_ROPE]
     if found:
         fail("smam", "RoPE that does not depend on the length", found[0])
+
+
+def _refuse_uncounted(model: PreTrainedModel) -> None:
+    """Raise for attention that depends on more than the keys and positions that it is handed."""
+    for number, module in text_attention(model).items():
+        layer = f"{type(model).__name__} with layer {number}"
+        if getattr(module, "sinks", None) is not None:
+            wanted = "attention without sinks where a sequence is split over ranks"
+            fail("context_parallel", wanted, f"{layer}, which has them")
+        # Llama 4 scales the queries of layers without RoPE by where in the tensor they are.
+        counts = "arange(hidden_states.shape[1]" in forward_source(type(module))
+        tuned = getattr(module, "attn_temperature_tuning", True)
+        if counts and tuned and not getattr(module, "use_rope", False):
+            wanted = "attention that counts no positions of its own"
+            fail("context_parallel", wanted, f"{layer}, which does: attn_temperature_tuning")
 
 
 def _refuse_packing(model: PreTrainedModel) -> None:

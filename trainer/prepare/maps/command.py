@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         nargs="+",
         help="line_intersection, line_tracing, grid_patch, word_page, asked_line, two_objects, "
-        "pointing, bar_chart, coloured_bars; --count of each",
+        "pointing, bar_chart, coloured_bars; clips: moving_patch, appearing_patch; --count of each",
     )
     parser.add_argument("--count", type=int, default=1000, help="drawings of each task")
     parser.add_argument("--seed", type=int, default=0, help="of the drawings")

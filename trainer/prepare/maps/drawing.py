@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trainer.config import ConfigError
 from trainer.prepare.maps.grid import Grid
-from trainer.prepare.maps.tasks import TASKS, stream
+from trainer.prepare.maps.tasks import CLIPS, TASKS, stored, stream
 from trainer.prepare.pipeline import Made
 from trainer.prepare.sources import Item, Source, values
 
@@ -28,12 +28,12 @@ class Draw:
         task, number = item.value
         options = {**self.settings, **self.own[task]}
         drawings = stream(task, count=1, start=number, seed=self.seed, split=self.split, **options)
-        image, sample = next(drawings)
-        name = f"{self.folder}/{task}-{number:07d}.png"
+        drawing, sample = next(drawings)
+        named, files = stored(drawing, f"{self.folder}/{task}-{number:07d}")
         counts = {"regions": len(sample["regions"])}
         if self.grid is not None:
-            counts.update(self.grid.counts(sample, image.size))
-        return Made([{**sample, "images": [name]}], {name: image}, counts)
+            counts.update(self.grid.counts(sample, drawing.size))
+        return Made([sample | named], files, counts)
 
 
 def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, Draw]:
@@ -45,6 +45,8 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
     if arguments.count < 1:
         raise ConfigError(f"maps: `--count`: expected a positive number, got {arguments.count}")
     own = _own_settings(arguments.task, arguments.set)
+    for name in CLIPS.keys() & own if grid is not None else ():
+        raise ConfigError(f"maps: `--grid`: expected tasks that draw images, got {name}")
     settings = {"size": arguments.size, "difficulty": arguments.difficulty}
     work = Draw(
         arguments.seed,
@@ -71,18 +73,19 @@ def prepared(arguments: argparse.Namespace, grid: Grid | None) -> tuple[Source, 
 
 def _own_settings(names: list[str], words: list[str]) -> dict[str, dict[str, int]]:
     """The `--set` options of each task; one that no task has is an error."""
+    tasks = TASKS | CLIPS
     for name in names:
-        if name not in TASKS:
-            known = ", ".join(TASKS)
+        if name not in tasks:
+            known = ", ".join(tasks)
             raise ConfigError(f"maps: `--task`: expected some of {known}, got {name!r}")
     if len(set(names)) < len(names):
         raise ConfigError("maps: `--task`: expected each task once")
     own: dict[str, dict[str, int]] = {name: {} for name in names}
     for word in words:
         setting, _, text = word.partition("=")
-        having = [name for name in names if setting in TASKS[name].settings["easy"]]
+        having = [name for name in names if setting in tasks[name].settings["easy"]]
         if not having or not text.isdecimal():
-            known = sorted({s for name in names for s in TASKS[name].settings["easy"]})
+            known = sorted({s for name in names for s in tasks[name].settings["easy"]})
             wanted = f"NAME=NUMBER with a name of {', '.join(known)}"
             raise ConfigError(f"maps: `--set`: expected {wanted}, got {word!r}")
         for name in having:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from trainer.prepare.maps.drawn import charts, grids, lines, objects, pages
+from trainer.prepare.maps.drawn import charts, clips, grids, lines, objects, pages
 from trainer.prepare.maps.drawn.limits import limit
 
 SPLITS = {"train": range(80), "val": range(80, 90), "test": range(90, 100)}  # percent of plans
 DIFFICULTIES = ("easy", "medium", "hard")
 SMALLEST, LARGEST = 64, 4096  # pixels of an image's side
 _TRIES = 10_000  # plans drawn in search of one of a rare split
+Drawn = Image.Image | tuple[Image.Image, ...]
+"""An image, or the frames of a clip, one a second."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,17 @@ class Task:
         plan: a random generator, the image's side and the task's own settings to a plan, plain
             values of which everything that matters is drawn.
         draw: a plan and a random generator (for what does not matter, such as the colour of the
-            paper) to the image and its record of docs/data-format.md, `images` still empty.
+            paper) to the image, or the frames of a clip, and the record of docs/data-format.md,
+            `images` and `videos` still empty.
         settings: the task's own settings at each difficulty.
+        smallest: pixels of the image's side.
     """
 
     name: str
     plan: Callable[..., dict]
-    draw: Callable[[dict, random.Random], tuple[Image.Image, dict]]
+    draw: Callable[[dict, random.Random], tuple[Drawn, dict]]
     settings: dict[str, dict[str, int]]
+    smallest: int = SMALLEST
 
     def __call__(
         self,
@@ -53,7 +58,7 @@ class Task:
         size: int = 448,
         difficulty: str = "medium",
         **own: int,
-    ) -> tuple[Image.Image, dict]:
+    ) -> tuple[Drawn, dict]:
         """One drawing.
 
         Args:
@@ -65,7 +70,8 @@ class Task:
             **own: the task's own settings, over those of the difficulty.
 
         Returns:
-            An RGB image and its record, coordinates in pixel edges, `images` empty.
+            An RGB image or a clip's frames, and the record: coordinates in pixel edges, `images`
+            and `videos` empty.
 
         Raises:
             ValueError: an unknown split, difficulty or setting, or one that cannot be drawn.
@@ -78,7 +84,7 @@ class Task:
         for name, value in {"size": size, **settings}.items():
             if type(value) is not int or value < 1:
                 raise ValueError(f"`{name}`: expected a positive whole number, got {value!r}")
-        limit("size", size, SMALLEST, LARGEST)
+        limit("size", size, self.smallest, LARGEST)
         rng = random.Random(f"{self.name} {seed}")
         for _ in range(_TRIES):
             plan = self.plan(rng, size, **settings)
@@ -89,11 +95,28 @@ class Task:
 
 def stream(
     name: str, *, count: int, seed: int = 0, split: str = "train", start: int = 0, **settings
-) -> Iterator[tuple[Image.Image, dict]]:
+) -> Iterator[tuple[Drawn, dict]]:
     """`count` drawings of a task from number `start` on, each with its own seed."""
-    one_of("task", name, TASKS)
+    known = TASKS | CLIPS
+    one_of("task", name, known)
     for i in range(start, start + count):
-        yield TASKS[name](f"{seed} {split} {i}", split=split, **settings)
+        yield known[name](f"{seed} {split} {i}", split=split, **settings)
+
+
+def stored(drawing: Drawn, name: str) -> tuple[dict, dict[str, Image.Image]]:
+    """What a record calls a drawing, and the files that it then stands for.
+
+    Args:
+        drawing: an image, or the frames of a clip.
+        name: of its file or folder, without an ending.
+
+    Returns:
+        The record's `images` or `videos`, and images by the names of their files.
+    """
+    if isinstance(drawing, Image.Image):
+        return {"images": [f"{name}.png"]}, {f"{name}.png": drawing}
+    files = {f"{name}/{second}.png": frame for second, frame in enumerate(drawing)}
+    return {"videos": [{"path": name, "fps": 1}]}, files
 
 
 def one_of(name: str, value: object, known: object) -> None:
@@ -137,5 +160,13 @@ TASKS: dict[str, Task] = {
         Task("pointing", objects.plan_pointing, objects.draw_pointing, _POINTING),
         Task("bar_chart", charts.plan_chart, charts.draw_chart, _CHART),
         Task("coloured_bars", charts.plan_colours, charts.draw_colours, _COLOURS),
+    )
+}
+_CLIP = _by_difficulty({"side": (3, 4, 5), "seconds": (6, 8, 9), "others": (2, 2, 3)})
+CLIPS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("moving_patch", clips.plan_moving, clips.draw_moving, _CLIP, 16),
+        Task("appearing_patch", clips.plan_appearing, clips.draw_appearing, _CLIP, 16),
     )
 }
