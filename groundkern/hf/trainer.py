@@ -234,7 +234,7 @@ class GroundingMixin(Checkpoints):
         if self.context.ulysses:  # the Trainer would weight the parts of a batch that was cut
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
             shared = self.args.average_tokens_across_devices and num_items_in_batch is not None
-            loss = outputs.loss * (self.args.world_size // self.context.size if shared else 1)
+            loss = outputs.loss * (self.args.world_size if shared else 1)
         else:
             loss, outputs = Trainer.compute_loss(
                 self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -242,7 +242,7 @@ class GroundingMixin(Checkpoints):
         if model.training and isinstance(outputs, GroundedOutput):
             self.watch.add(outputs.parts)
             if not self.args.average_tokens_across_devices:  # the others' gradients are a mean
-                loss = loss * self.context.averaged
+                loss = loss * self.context.size
         return (loss, outputs) if return_outputs else loss
 
     @contextmanager
@@ -275,7 +275,7 @@ class GroundingMixin(Checkpoints):
             The loss for the log, a mean over ranks: those that share sequences all have the whole.
         """
         loss = super().training_step(*args, **kwargs)
-        return loss / self.context.averaged if self.context.averaged > 1 else loss
+        return loss / self.context.size if self.context.size > 1 else loss
 
     def get_sp_size(self) -> int:
         """1: of a loader's batches none is cut into more."""

@@ -29,8 +29,7 @@ class ContextRanks:
         size: how many share a sequence; they lie one behind the other.
         group: of these ranks, and of nothing else: other collectives never come between; None:
             sequences are whole.
-        ulysses: DeepSpeed computes attention; it adds up the gradients of these ranks, of which
-            DDP, FSDP and DeepSpeed alone take the mean.
+        ulysses: DeepSpeed computes attention.
     """
 
     size: int = 1
@@ -58,12 +57,9 @@ class ContextRanks:
             _same_batches(accelerator, size)
         first = accelerator.process_index // size * size
         ranks, ulysses = list(range(first, first + size)), (getattr(config, "sp_size", 1) or 1) > 1
+        if ulysses:
+            _refuse_other_means(accelerator.state.deepspeed_plugin.deepspeed_config)
         return cls(size, dist.new_group(ranks, use_local_synchronization=True), ulysses)
-
-    @property
-    def averaged(self) -> int:
-        """Over how many ranks gradients are averaged that have to be added up."""
-        return 1 if self.ulysses else self.size
 
     def of_rank(self, rank: int) -> int:
         """Which of the groups that take different batches a rank belongs to.
@@ -80,6 +76,14 @@ def _same_batches(accelerator: Any, size: int) -> None:
     shape = accelerator.num_processes // size, size
     mesh = dist.init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("dp", "tp"))
     accelerator.state.ds_device_mesh = mesh
+
+
+def _refuse_other_means(settings: Mapping[str, Any]) -> None:
+    """Refuse what has DeepSpeed take the mean of gradients over readers instead of all ranks."""
+    zero = settings.get("zero_optimization", {})
+    found = {"stage": zero.get("stage"), "reduce_scatter": zero.get("reduce_scatter", True)}
+    wanted = "stage 3 with reduce_scatter beside sp_size"
+    require(found == {"stage": 3, "reduce_scatter": True}, "zero_optimization", wanted, found)
 
 
 def context_size(config: Any | None) -> int:
