@@ -92,6 +92,10 @@ def test_a_study_goes_on_from_the_curves_of_a_page(finished, tmp_path):
     assert curves.take(page, tmp_path / "new", preset) == 3
     tables.write_tables(tmp_path / "new", preset)  # what drawings said is known without them
     assert durable.read_json(tmp_path / "new" / curves.JSON)["guess"] == {"pages": 0.5}
+    own = elsewhere / curves.JSON  # nor is it lost beside a study that never knew it
+    durable.write_json(own, {**durable.read_json(own), "guess": {"pages": None, "other": 0.25}})
+    assert curves.take(page, elsewhere, preset) == 0
+    assert durable.read_json(own)["guess"] == {"pages": 0.5, "other": 0.25}
     older = durable.read_json(known)
     for curve in (c for methods in older["curves"]["pages"].values() for c in methods.values()):
         del curve["settings"]
