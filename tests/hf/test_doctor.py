@@ -75,7 +75,7 @@ def test_side_tokens_that_see_less_are_found(monkeypatch):
 
 def test_side_tokens_that_ignore_their_set_are_found(monkeypatch):
     init = wiring.SideRows.__init__
-    monkeypatch.setattr(wiring.SideRows, "__init__", lambda self, rows, _: init(self, rows, None))
+    monkeypatch.setattr(wiring.SideRows, "__init__", lambda self, rows, *_: init(self, rows, None))
     model, batch = broken_model(lambda model: None)
     with pytest.raises(ValueError, match="to move by more than"):
         doctor(model, batch)

@@ -441,9 +441,10 @@ def test_examples_of_the_documentation_are_valid():
     samples = [json.loads(block) for block in blocks if "messages" in block]
     lines = [block.splitlines() for block in blocks if "messages" not in block]
     assert len(samples) == 5
-    assert [len(each) for each in lines] == [6, 2, 1]
-    for sample in samples:
+    assert [len(each) for each in lines] == [1, 6, 4, 2, 1]
+    (videos,) = lines.pop(0)
+    for sample in (*samples, {**samples[0], **json.loads(videos)}):
         SampleRecord.model_validate(sample)
-    for kind, each in zip([RegionRecord, WordRecord, PhraseRecord], lines):
+    for kind, each in zip([RegionRecord, RegionRecord, WordRecord, PhraseRecord], lines):
         for line in each:
             kind.model_validate_json(line)
