@@ -118,7 +118,8 @@ class Split:
         side_position: [B, Rs], rows of side tokens, padded with -1.
 
     Raises:
-        ValueError: (checked if that needs no sync) ranks with different batches.
+        ValueError: fewer tokens than ranks; (checked if that needs no sync) ranks with different
+            batches.
     """
 
     def __init__(self, context: Context, input_ids: Tensor, side_position: Tensor) -> None:
@@ -129,6 +130,9 @@ class Split:
             require_same("input_ids", wanted, digest, context.group, input_ids.device)
         ranks, length = dist.get_world_size(context.group), input_ids.shape[1]
         sharding = ORDERS[context.order](length, ranks)
+        least = int(sharding.owner.bincount(minlength=ranks).min())
+        wanted = f"a token for each of {ranks} ranks, without which layers cannot run"
+        require(least > 0, "input_ids", wanted, f"sequences of {length}")
         self.shard = Shard(sharding, context.group, device=input_ids.device)
         owner = self.shard.owner[side_position.clamp(min=0).long()]
         self._own = (owner == self.shard.rank) & (side_position >= 0)  # [B, Rs]
