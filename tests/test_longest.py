@@ -68,8 +68,11 @@ def test_every_length_is_within_a_tenth():
     with MEASURED.open(newline="") as file:
         rows = list(csv.DictReader(file))
     measured = {(r["method"], int(r["tokens"])) for r in rows if r["measured"]}
-    assert measured >= {(m, n) for m in METHODS for n in (2048, 4096)}
-    assert measured >= {(m, 8192) for m in (OURS, SDPA)}
+    assert {(r["method"], int(r["tokens"]), r["checkpointed"]) for r in rows} == {
+        (m, n, c) for m in METHODS for n in longest.TOKENS for c in ("False", "True")
+    }
+    assert measured >= {(m, n) for m in METHODS for n in (2048, 4096, 8192)}
+    assert measured >= {(m, n) for m in (OURS, SDPA) for n in longest.TOKENS}
     for row in rows:
         checkpointed = row["checkpointed"] == "True"
         setting = Setting(SMALL, row["method"], int(row["tokens"]), checkpointed=checkpointed)
