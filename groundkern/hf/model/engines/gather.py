@@ -57,7 +57,8 @@ class GatherEngine:
         """[B, Hkv, S, D] and [B, Hkv, S, Dv] of all ranks, in the order of the sequence."""
         if shard not in self._layouts:
             self._layouts[shard] = Layout.of(shard)
-        both = torch.cat((k, v), -1).permute(2, 0, 1, 3)  # [S_r, B, Hkv, D + Dv]
+        parts = [x.permute(2, 0, 1, 3) for x in (k, v)]  # before cat, which lays it out as sent
+        both = torch.cat(parts, -1)  # [S_r, B, Hkv, D + Dv]
         whole = all_tokens(both, self._layouts[shard]).permute(1, 2, 0, 3)
         return whole.split((k.shape[-1], v.shape[-1]), -1)
 

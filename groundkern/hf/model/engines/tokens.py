@@ -69,11 +69,12 @@ class _AllTokens(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         layout: Layout = ctx.layout
-        sent = gradient.to(accumulation_dtype(gradient.dtype)).contiguous()
-        if layout.place is not None:
-            sent = sent.new_zeros(layout.ranks * layout.most, *sent.shape[1:]).index_copy_(
-                0, layout.place, sent
-            )
+        sent = gradient.to(accumulation_dtype(gradient.dtype))
+        if layout.place is None:
+            sent = sent.contiguous()
+        else:
+            every = sent.new_zeros(layout.ranks * layout.most, *sent.shape[1:])
+            sent = every.index_copy_(0, layout.place, sent)
         got = sent.new_empty(layout.most, *sent.shape[1:])
         _reduce_scatter(got, sent, group=layout.group)
         return got[: layout.own].to(gradient.dtype), None
