@@ -50,10 +50,7 @@ def eager_attention_forward(
 FUNCTIONS = {"sdpa": sdpa_attention_forward, "eager": eager_attention_forward}
 FUNCTIONS["flash_attention_2"] = sdpa_attention_forward  # refused by its name
 FP64 = torch.float64
-ORDERS = {
-    "zigzag": Sharding.zigzag,
-    "contiguous": lambda length, ranks: Sharding.contiguous([length // ranks] * ranks),
-}
+ORDERS = {"zigzag": Sharding.zigzag, "contiguous": Sharding.even}
 
 
 class Call(NamedTuple):

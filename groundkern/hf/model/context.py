@@ -134,8 +134,7 @@ class Split:
         wanted = f"a token for each of {ranks} ranks, without which layers cannot run"
         require(least > 0, "input_ids", wanted, f"sequences of {length}")
         self.shard = Shard(sharding, context.group, device=input_ids.device)
-        owner = self.shard.owner[side_position.clamp(min=0).long()]
-        self._own = (owner == self.shard.rank) & (side_position >= 0)  # [B, Rs]
+        self._own = self._is_own(side_position)  # [B, Rs]
         most = int(self._own.sum(1).max()) if self._own.numel() else 0
         first = self._own.int().argsort(dim=1, descending=True, stable=True)
         self.slots = first[:, :most]  # int64 [B, R_r], which of the Rs side tokens are here
@@ -160,14 +159,17 @@ class Split:
         Returns:
             [B, R]; -1 for padding and for rows of other ranks.
         """
-        at = position.clamp(min=0).long()
-        own = (position >= 0) & (self.shard.owner[at] == self.shard.rank)
-        return torch.where(own, self.shard.before(at), -1)
+        before = self.shard.before(position.clamp(min=0))
+        return torch.where(self._is_own(position), before, -1)
+
+    def _is_own(self, position: Tensor) -> Tensor:
+        """bool [B, R]: positions of this rank's tokens; not padding."""
+        owner = self.shard.owner[position.clamp(min=0).long()]
+        return (position >= 0) & (owner == self.shard.rank)
 
     def side_slots(self, x: Tensor) -> Tensor:
         """[B, Rs, ...] -> [B, R_r, ...]: of the side tokens that are here."""
-        batch = torch.arange(len(x), device=x.device)[:, None]
-        return x[batch, self.slots]
+        return _entries(x, self.slots)
 
     def all_side(self, x: Tensor) -> Tensor:
         """[B, R_r, D] -> [B, Rs, D]; what side tokens of other ranks have is not used."""
@@ -238,8 +240,8 @@ class Split:
             visual: bool [B, T] or [B, T, 1], which tokens are visual.
         """
         visual = visual.flatten(2)[..., 0] if visual.dim() > 2 else visual
-        number = (visual.flatten().cumsum(0) - 1).view_as(visual)
-        chosen = _entries(number, self.index)[_entries(visual, self.index)]
+        place = (visual.flatten().cumsum(0) - 1).view_as(visual)  # among the V
+        chosen = _entries(place, self.index)[_entries(visual, self.index)]
         if isinstance(features, dict):
             return {layer: x[chosen] for layer, x in features.items()}
         return [x[chosen] for x in features]

@@ -16,7 +16,7 @@ from groundkern.hf.model.rows import take_rows, tokens_after, word_images
 from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
-from groundkern.parallel.collectives import all_sum
+from groundkern.parallel.collectives import summed
 
 
 def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
@@ -127,18 +127,16 @@ def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
 
 def _of_all_ranks(loss: Tensor, parts: dict[str, Tensor], split: Split) -> tuple[Tensor, dict]:
     """The loss with the value of all ranks and the gradient of this one's part, and the parts."""
-    with torch.no_grad():
-        known = torch.stack([loss.detach(), *parts.values()])
-        whole, *summed = all_sum(known, split.shard).unbind()
-    return loss + (whole - loss.detach()), dict(zip(parts, summed, strict=True))
+    known = torch.stack([loss.detach(), *parts.values()])
+    whole, *others = summed(known, split.shard).unbind()
+    return loss + (whole - loss.detach()), dict(zip(parts, others, strict=True))
 
 
 def _rows_of_all(rows: RowScores, split: Split) -> RowScores:
     """Scores of the rows of all ranks, without a gradient; each has 0, 0 and -1 for others'."""
-    with torch.no_grad():
-        numbers = torch.stack((rows.loss.detach(), rows.log_prob))
-        loss, log_prob = all_sum(numbers, split.shard)
-        predicted = all_sum(rows.predicted + 1, split.shard) - 1
+    numbers = torch.stack((rows.loss, rows.log_prob)).detach()
+    loss, log_prob = summed(numbers, split.shard)
+    predicted = summed(rows.predicted + 1, split.shard) - 1
     return RowScores(loss, log_prob, predicted)
 
 

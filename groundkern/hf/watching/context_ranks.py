@@ -11,14 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
-import torch
 import torch.distributed as dist
 from accelerate.state import DistributedType
 from torch import Tensor
 
 from groundkern.checks import require
+from groundkern.parallel.agreement import number, number_of
 
 
 @dataclass(frozen=True)
@@ -154,8 +153,7 @@ def digest(batch: Mapping[str, Any], *, values: bool) -> int:
         In [0, 2^31).
     """
     shapes = [(k, tuple(x.shape)) for k, x in sorted(batch.items()) if isinstance(x, Tensor)]
-    found, ids = crc32(repr(shapes).encode()), batch.get("input_ids")
+    found, ids = number_of(shapes), batch.get("input_ids")
     if values and ids is not None:
-        place = torch.arange(1, ids.numel() + 1, device=ids.device)
-        found += int((ids.flatten().long() * place).sum())
+        found += int(number(ids.flatten()))
     return found % 2**31

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ class UlyssesEngine:
     """The engine `ulysses`: contiguous order, equal shards, causal, no padding on the left."""
 
     def __init__(self) -> None:
-        self._demands = Demands(NAME, "contiguous", _equal, pieces=1)
+        self._demands = Demands(NAME, "contiguous", Sharding.even, pieces=1)
 
     def __call__(
         self,
@@ -108,10 +107,6 @@ def function_for(attention: Callable, module: nn.Module) -> Callable:
         return attention
     ulysses = ulysses_of(attention)
     return attention if ulysses is None else ulysses.attn
-
-
-def _equal(length: int, ranks: int) -> Sharding:
-    return Sharding(torch.arange(length) // (length // ranks), ranks)
 
 
 @contextmanager
