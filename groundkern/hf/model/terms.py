@@ -218,7 +218,9 @@ def _margins(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor
     if maps is None:  # no row or no visual token in this batch
         return zero, {"margin_mean": zero, "margin_max": zero}
     target = map_target(request).view(maps.shape)
-    own = map_rows_of(request).own(None).view(maps.shape)
+    reading = body.readings.margin_map
+    at = map_rows_of(request) if reading is None else reading.at
+    own = at.own(None).view(maps.shape)
     maps = maps.masked_fill(~own, 0.0)
     inside = own
     if maps.shape[-1]:

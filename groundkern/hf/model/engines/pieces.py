@@ -72,7 +72,7 @@ class Pieces:
 
 
 def _pieces(shard: Shard, first_key: Tensor, window: Window, form: Form) -> list[Piece]:
-    """The pieces; asks the device once."""
+    """The pieces; asks the device twice, for the runs and for what they see."""
     if not len(shard):
         return []
     start = _start(shard, first_key, window)  # [B, S_r]
@@ -118,7 +118,7 @@ def _start(shard: Shard, first_key: Tensor, window: Window) -> Tensor:
 
 
 def _summary(start: Tensor) -> Tensor:
-    """[3]: the largest, and whether all sequences are alike."""
+    """[3]: the largest, and whether all sequences are alike, twice: a row as those of runs."""
     alike = (start == start[:1]).all()
     return torch.stack((start.max(), alike, alike))
 
