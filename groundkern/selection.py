@@ -379,6 +379,17 @@ class Selection(NamedTuple):
         member = unpack_bits(self.bits[index.clamp(min=0).long()], keys)
         return visible & (member | (index < 0)[:, None])
 
+    def own_columns(self) -> Tensor:
+        """bool [N, C]: the columns that are keys a row may use."""
+        at = self.columns[self.sequence.long()]  # [N, C]
+        own = (at >= 0) & (at >= self.start[:, None]) & (at < self.stop[:, None])
+        if self.bits is None or self.bits.numel() == 0:
+            return own
+        at = at.clamp(min=0).long()
+        words = self.bits[self.set_index.clamp(min=0).long()[:, None], at // BITS]  # [N, C]
+        member = (words >> (at % BITS).int()) & 1
+        return own & ((member > 0) | (self.set_index < 0)[:, None])
+
 
 def check_selection(
     rows: QueryRows, allowed: KeySets | None, sizes: dict[str, int], device: torch.device

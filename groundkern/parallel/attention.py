@@ -1,8 +1,9 @@
 """Side attention and attention maps over keys that lie on several ranks.
 
 The normaliser of a map is merged over the ranks (P1); a column of a map is on one rank, and so
-(P3)  KL_n = sum_r P_rn (KL_rn + log P_rn)         P_rn: the share of the target that rank r has
+(P3)  KL_n = sum_r P_rn (KL_rn + W_n log P_rn)     P_rn: the share of the target that rank r has
                                                    KL_r of that share alone, renormalised
+                                                   W_n: of heads="each" sum_h w_nh, else 1
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from groundkern.kept import kept
 from groundkern.parallel.agreement import agree, call_words
 from groundkern.parallel.collectives import summed
 from groundkern.parallel.merging import merged_attention, merged_lse
-from groundkern.parallel.normaliser import Over, log_sum_exp, own_columns
+from groundkern.parallel.normaliser import Over, log_sum_exp
 from groundkern.parallel.rows import ShardedRows
 from groundkern.precision import autocast
-from groundkern.selection import KeySets
+from groundkern.selection import KeySets, Selection
 
 
 @torch.compiler.disable
@@ -101,8 +102,7 @@ def attention_map(
     q, k = autocast(q, k)
     _agree(rows, "attention_map", (q, k, head_weight), scale, softcap, over)
     q, options = rows.gather(q), {"scale": scale, "softcap": softcap, "backend": backend}
-    lse = _normaliser(q, k, rows, columns, over, allowed, options)
-    given = {**options, "over": "visible", "allowed": allowed, "lse": lse}
+    given = _normalised(q, k, rows, columns, over, allowed, options)
     return map_of(q, k, rows.keys, columns, head_weight=head_weight, **given)
 
 
@@ -142,9 +142,8 @@ def attention_contribution(
     _agree(rows, "attention_contribution", (q, k, v, g), scale, softcap, over, rectify)
     q, g = rows.gather(q), rows.gather(g)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
-    lse = _normaliser(q, k, rows, columns, over, allowed, options)
-    given = {**options, "over": "visible", "allowed": allowed, "lse": lse, "rectify": rectify}
-    return contribution_of(q, k, v, g, rows.keys, columns, **given)
+    given = _normalised(q, k, rows, columns, over, allowed, options)
+    return contribution_of(q, k, v, g, rows.keys, columns, rectify=rectify, **given)
 
 
 @torch.compiler.disable
@@ -182,15 +181,15 @@ def attention_kl(
     q, k = autocast(q, k)
     _agree(rows, "attention_kl", (q, k, head_weight), scale, softcap, over, heads)
     q, options = rows.gather(q), {"scale": scale, "softcap": softcap, "backend": backend}
-    lse = _normaliser(q, k, rows, columns, over, allowed, options)
-    given = {**options, "over": "visible", "allowed": allowed, "lse": lse, "heads": heads}
-    kl = kl_of(q, k, target, rows.keys, columns, head_weight=head_weight, **given)  # [N]
+    given = _normalised(q, k, rows, columns, over, allowed, options)
+    kl = kl_of(q, k, target, rows.keys, columns, heads=heads, head_weight=head_weight, **given)
+    lse = given["lse"]
     share = _share(target, rows, columns, allowed, lse.dtype)  # [N]
-    factor: Tensor | float = 1.0
+    weight: Tensor | float = 1.0  # W of (P3)
     if heads == "each" and head_weight is not None:
-        factor = head_weight.to(lse.dtype).expand(lse.shape).masked_fill(lse.isinf(), 0.0).sum(1)
+        weight = head_weight.to(lse.dtype).expand(lse.shape).masked_fill(lse.isinf(), 0.0).sum(1)
     log_share = torch.where(share > 0, share, 1.0).log()
-    return rows.scatter_sum(share * (kl + factor * log_share))
+    return rows.scatter_sum(share * (kl + weight * log_share))
 
 
 def _agree(
@@ -204,7 +203,7 @@ def _agree(
     agree(rows.together, words, rows.shard.group, rows.owner.device)
 
 
-def _normaliser(
+def _normalised(
     q: Tensor,
     k: Tensor,
     rows: ShardedRows,
@@ -212,10 +211,11 @@ def _normaliser(
     over: Over,
     allowed: KeySets | None,
     options: dict,
-) -> Tensor:
-    """[N, Hq]: the log-sum-exp over all ranks of the keys that `over` names."""
-    lse = log_sum_exp(q, k, rows.keys, columns, over, allowed, options)
-    return merged_lse(lse, rows.exchange)
+) -> dict:
+    """The options of an op of one process on this rank's keys: normalised by `lse` [N, Hq], over
+    the keys of all ranks that `over` names."""
+    lse = merged_lse(log_sum_exp(q, k, rows.keys, columns, over, allowed, options), rows.exchange)
+    return {**options, "over": "visible", "allowed": allowed, "lse": lse}
 
 
 def _share(
@@ -228,7 +228,7 @@ def _share(
     """[N]: how much of each row's target is on this rank's own columns; 0 without any."""
 
     def make() -> Tensor:
-        own = own_columns(rows.keys, columns, allowed)
+        own = Selection.of(rows.keys, allowed, columns).own_columns()
         mass = torch.where(own, target.detach().to(dtype), 0.0).sum(1)
         total = summed(mass, rows.shard)
         return mass / torch.where(total > 0, total, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundkern.parallel.collectives import all_sum
+from groundkern.parallel.collectives import summed
 from groundkern.parallel.shards import Shard
 
 
@@ -25,4 +25,4 @@ def row_count(target: Tensor, shard: Shard, *, ignore_index: int = -100) -> Tens
         fp32 scalar, at least 1.
     """
     counted = (target != ignore_index).sum().to(torch.float32)
-    return all_sum(counted, shard).clamp(min=1)
+    return summed(counted, shard).clamp(min=1)

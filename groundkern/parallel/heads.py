@@ -27,10 +27,10 @@ from groundkern import checks
 from groundkern.kept import kept
 from groundkern.parallel.agreement import agree, call_words, number, require_same
 from groundkern.parallel.collectives import all_sum, greatest, summed
-from groundkern.parallel.normaliser import Over, log_sum_exp, own_columns
+from groundkern.parallel.normaliser import Over, log_sum_exp
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.row_blocks import row_blocks, scores
-from groundkern.selection import KeySets, QueryRows
+from groundkern.selection import KeySets, QueryRows, Selection
 
 
 class HeadRows:
@@ -181,7 +181,7 @@ def attention_kl(
         return all_sum(kl_of(q, k, target, rows.rows, columns, **given), rows)
     with torch.no_grad():
         lse = log_sum_exp(q, k, rows.rows, columns, over, allowed, options)
-        own = own_columns(rows.rows, columns, allowed)
+        own = Selection.of(rows.rows, allowed, columns).own_columns()
         part = _log_map(q, k, rows.rows, columns, lse, weight, scale, softcap)
         part = part.masked_fill(~own, -torch.inf)  # [N, C], log M of this rank's heads
         wanted = torch.where(own, target.to(part.dtype), 0.0)

@@ -29,13 +29,6 @@ def merged_lse(lse: Tensor, exchange: Exchange) -> Tensor:
     return _MergedLse.apply(lse, exchange)
 
 
-def _log_sum_exp(lse: Tensor) -> Tensor:
-    """Over the first dimension; -inf where all are, NaN stays NaN."""
-    top = lse.amax(0)
-    top = torch.where(top == -torch.inf, 0.0, top)
-    return top + (lse - top).exp().sum(0).log()
-
-
 def _share(lse: Tensor, merged: Tensor) -> Tensor:
     """w of (P1); 0 in a row without keys."""
     return (lse - torch.where(merged == -torch.inf, 0.0, merged)).exp()
@@ -47,7 +40,7 @@ class _MergedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, out: Tensor, lse: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
         outs, lses = sent_home([out, lse], exchange)  # [ranks, N_r, Hq, Dv], [ranks, N_r, Hq]
-        merged = _log_sum_exp(lses)
+        merged = lses.logsumexp(0)
         exact = (_share(lses, merged)[..., None] * outs).sum(0)  # in lse's dtype
         ctx.save_for_backward(out, lse, exact, merged)
         ctx.exchange = exchange
@@ -73,7 +66,7 @@ class _MergedAttention(torch.autograd.Function):
 class _MergedLse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, lse: Tensor, exchange: Exchange) -> Tensor:
-        merged = _log_sum_exp(from_all(lse, exchange.shard))
+        merged = from_all(lse, exchange.shard).logsumexp(0)
         ctx.save_for_backward(lse, merged)
         ctx.exchange = exchange
         return merged

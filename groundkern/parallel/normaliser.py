@@ -1,4 +1,4 @@
-"""The log-sum-exp of the keys that a map is normalised over, and the columns that rows see."""
+"""The log-sum-exp of the keys that a map is normalised over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from groundkern import checks, side_attention
 from groundkern.kept import kept
-from groundkern.selection import BITS, KeySets, QueryRows, pack_bits
+from groundkern.selection import KeySets, QueryRows, pack_bits
 
 Over = Literal["visible", "columns"]
 LEAST_DIM = 16  # of values: a matrix product on a GPU takes no fewer columns
@@ -39,18 +39,6 @@ def log_sum_exp(
     # Nobody reads the output, so its values are as narrow as they may be.
     v = k.detach()[..., : max(1, min(LEAST_DIM, k.shape[3]))]
     return side_attention(q, k, v, rows, allowed=sets, **options).lse
-
-
-def own_columns(rows: QueryRows, columns: Tensor, allowed: KeySets | None) -> Tensor:
-    """bool [N, C]: the columns that are a row's own, as in `groundkern.attention_map`."""
-    at = columns[rows.sequence.long()]  # [N, C]
-    own = (at >= 0) & (at >= rows.start[:, None]) & (at < rows.stop[:, None])
-    if allowed is None or len(allowed.bits) == 0 or at.numel() == 0:
-        return own
-    at = at.clamp(min=0).long()
-    words = allowed.bits[allowed.index.clamp(min=0).long()[:, None], at // BITS]  # [N, C]
-    member = (words >> (at % BITS).int()) & 1
-    return own & ((member > 0) | (allowed.index < 0)[:, None])
 
 
 def _column_sets(rows: QueryRows, columns: Tensor, allowed: KeySets | None, keys: int) -> KeySets:

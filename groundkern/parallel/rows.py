@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from groundkern import checks
-from groundkern.kept import kept
 from groundkern.parallel.agreement import number, require_same
 from groundkern.parallel.collectives import Exchange, gather, scatter_sum
 from groundkern.parallel.shards import Shard
@@ -49,6 +48,9 @@ class ShardedRows:
         self.own = self.exchange.own
         start, stop = shard.before(rows.start), shard.before(rows.stop)
         self.keys = QueryRows(rows.sequence, rows.position, start, stop, rows.most)
+        place = shard.before(rows.position.clamp(min=0))
+        # This rank's rows, with the places of their tokens among its own.
+        self._here = QueryRows(*(x[self.own] for x in (rows.sequence, place, start, stop)))
         # Remembers only what ranks found together, so that all of them forget alike.
         self.together = replace(rows)
 
@@ -74,21 +76,7 @@ class ShardedRows:
         if self._elsewhere:
             wanted = "rows that their token's rank owns: the queries of others were moved already"
             checks.fail("rows", wanted, "an owner of its own")
-        sequence, place = self.places()
-        return x[sequence, :, place] if x.dim() == 4 else x[sequence, place]
-
-    def places(self) -> tuple[Tensor, Tensor]:
-        """Where `take` takes this rank's rows from, among its tokens.
-
-        Returns:
-            sequence and place, int64 [N_r] each.
-        """
-
-        def make() -> tuple[Tensor, Tensor]:
-            position = self.rows.position[self.own].clamp(min=0)
-            return self.rows.sequence[self.own].long(), self.shard.before(position).long()
-
-        return kept(self.keys, (), "places of own rows", make)
+        return self._here.take(x)
 
     def gather(self, x: Tensor) -> Tensor:
         """What ranks have of their rows, on all ranks.

@@ -34,7 +34,7 @@ def traffic(
     """What this rank sends in a call of one of the functions whose inputs all require grad.
 
     A sum over all ranks counts as a ring does it: 2 (R - 1) / R of the tensor. What ranks compare
-    once a step is left out (at most 48 bytes to each other rank).
+    once a step is left out (to each other rank, 48 bytes of the rows and 8 of each kind of call).
 
     Args:
         rows: of the call.

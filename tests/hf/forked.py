@@ -20,7 +20,8 @@ from torch.multiprocessing import start_processes
 PROCESSES = int(os.environ.get("FORKED", "2"))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return found.getsockname()[1]
@@ -36,7 +37,7 @@ def main(module: str, *words: str) -> None:
     """Runs the module in each process; fails if one of them does."""
     importlib.import_module(module)
     os.environ |= {"WORLD_SIZE": str(PROCESSES), "MASTER_ADDR": "localhost"}
-    os.environ["MASTER_PORT"] = str(_free_port())
+    os.environ["MASTER_PORT"] = str(free_port())
     start_processes(_run, (module, list(words)), nprocs=PROCESSES, start_method="fork")
 
 

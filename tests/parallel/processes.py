@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import start_processes
+
+from tests.hf.forked import free_port
 
 PATIENCE = timedelta(seconds=120)  # then a process that waits for others gives up
 
@@ -22,10 +23,7 @@ def start(processes: int, function: Callable, *arguments: object) -> None:
         function: finds its rank in the default group.
         arguments: of the function.
     """
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
-    words = processes, port, function, arguments
+    words = processes, free_port(), function, arguments
     start_processes(_run, words, nprocs=processes, start_method="fork")
 
 

@@ -22,7 +22,7 @@ from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
 from groundkern.losses import map_divergence
-from groundkern.selection import KeySets, QueryRows
+from groundkern.selection import KeySets, QueryRows, Selection
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class MapRows:
         return self._own[window]
 
     def _make_own(self, rows: QueryRows) -> Tensor:
-        columns = self.columns[rows.places()[0]]  # [N, C]
-        seen = (columns >= 0) & (columns >= rows.start[:, None]) & (columns < rows.stop[:, None])
+        seen = Selection.of(rows, None, self.columns).own_columns()
         return seen if self.image is None else seen & self.image
 
 

@@ -94,20 +94,10 @@ def plan(
     target = (None, None)
     if inputs.target is not None:
         of_target = (allowed, columns, inputs.target)
-        target = kept(rows, of_target, "target", lambda: _target(inputs.target, _own(selection)))
+        target = kept(
+            rows, of_target, "target", lambda: _target(inputs.target, selection.own_columns())
+        )
     return MapPlan(*found[:5], *visible, *target, lanes)
-
-
-def _own(selection: Selection) -> Tensor:
-    """bool [N, C]: the columns that are the row's own."""
-    at = selection.columns[selection.sequence.long()]  # [N, C]
-    own = (at >= 0) & (at >= selection.start[:, None]) & (at < selection.stop[:, None])
-    bits, index = selection.bits, selection.set_index
-    if bits is None or not len(bits):
-        return own
-    packed = bits[index.clamp(min=0).long()].gather(1, at.clamp(min=0).long() // 32)
-    member = (packed >> (at.clamp(min=0) % 32)) & 1
-    return own & ((member != 0) | (index < 0)[:, None])
 
 
 def _target(target: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
