@@ -163,6 +163,17 @@ def test_a_heat_is_its_own_target():
     assert not nothing.any()
 
 
+@pytest.mark.parametrize(
+    ("at", "step"), [(0.9, None), (1.0, 0), (1.9, 0), (2.0, None), (2.5, 1), (4.0, None)]
+)
+def test_a_moment_is_in_the_step_of_its_time_alone(at, step):
+    """Steps in any order, with a time between them that no token shows."""
+    rects = maps.patch_grid(1, 2).repeat(2, 1)
+    times = torch.tensor([[2.5, 4.0], [1.0, 2.0]]).double().repeat_interleave(2, 0)
+    found = maps_in_time.inside(rects, times, [Moment(at, {"points": ((0.7, 0.5),)})])
+    assert found.nonzero()[:, 0].tolist() == {None: [], 0: [3], 1: [1]}[step]
+
+
 @pytest.mark.parametrize("kind", ["neighbours", "uniform", "overlap", "gaussian"])
 def test_one_step_has_the_target_of_an_image(kind):
     rects = torch.cat([maps.patch_grid(3, 4), torch.full((1, 4), -1.0)])

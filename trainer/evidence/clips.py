@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from groundkern.maps import patch_grid
 from trainer import durable
 from trainer.evidence.curves import Curves
 from trainer.evidence.plan import METHODS, Preset, Study
@@ -65,9 +66,11 @@ def _sheet(part: Any, study: Study, maps: dict[str, list[float]]) -> None:
     (region,) = record["regions"]
     axes = part.subplots(1 + len(maps), len(frames), squeeze=False)
     large = [frame.resize((_PIXELS, _PIXELS), Image.NEAREST) for frame in frames]
-    steps = [np.reshape(values, (len(frames), -1)) for values in maps.values()]
+    steps = np.reshape(list(maps.values()), (len(maps), len(frames), -1))
+    side = isqrt(steps.shape[-1])  # visual tokens of a frame's side
+    rects = patch_grid(side, side).tolist()
     rows = [large] + [
-        [heated(frame, _grid(len(heat)), heat, each.max()) for frame, heat in zip(large, each)]
+        [heated(frame, rects, heat, each.max()) for frame, heat in zip(large, each)]
         for each in steps
     ]
     x0, y0, x1, y1 = (value * _PIXELS / frames[0].width for value in region["box"])
@@ -80,13 +83,3 @@ def _sheet(part: Any, study: Study, maps: dict[str, list[float]]) -> None:
     for row, title in zip(axes, ["the clip", *maps], strict=True):
         row[0].set_ylabel(title.replace("`", "").replace(", ", ",\n"), fontsize=7)
         row[region["time"][0]].plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="black")
-
-
-def _grid(tokens: int) -> list[tuple[float, float, float, float]]:
-    """The visual tokens of a square frame, in fractions of it."""
-    side = isqrt(tokens)
-    return [
-        (c / side, r / side, (c + 1) / side, (r + 1) / side)
-        for r in range(side)
-        for c in range(side)
-    ]

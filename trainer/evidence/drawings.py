@@ -110,24 +110,20 @@ def as_text(record: dict) -> dict:
     return {"images": [], "messages": [question, answer]}
 
 
-def _in_space(region: dict) -> dict:
-    """Where it is at the second that is asked for, in all of the clip."""
-    return {name: value for name, value in region.items() if name != "time"}
-
-
-def _in_time(region: dict) -> dict:
-    """The whole of the frame in which it is."""
-    return {name: value for name, value in region.items() if name != "box"}
-
-
-PARTS: dict[str, Callable[[dict], dict]] = {"space": _in_space, "time": _in_time}
+PARTS = {"space": "time", "time": "box"}
+"""What a clip's regions lack if only their place is told (it holds in all of the clip), or only
+their time (the whole frame)."""
 
 
 def told(records: list[dict], part: str | None) -> list[dict]:
     """The records with one of PARTS of their regions; None: with all of them."""
     if part is None:
         return records
-    return [{**r, "regions": [PARTS[part](region) for region in r["regions"]]} for r in records]
+    lacks = PARTS[part]
+    return [
+        {**r, "regions": [{k: v for k, v in each.items() if k != lacks} for each in r["regions"]]}
+        for r in records
+    ]
 
 
 def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> Whole:

@@ -223,8 +223,8 @@ class GroundedExample:
 
     def _check_region_place(self, where: str, region: Region) -> None:
         if region.video is None:
-            for field, value in (("time", region.time), ("tracks", region.tracks or None)):
-                require(value is None, f"{where}.{field}", "a region of a video", "one of an image")
+            for name, value in (("time", region.time), ("tracks", region.tracks or None)):
+                require(value is None, f"{where}.{name}", "a region of a video", "one of an image")
             self._check_place(where, region.image, region.boxes)
             return
         known, wanted = 0 <= region.video < len(self.videos), f"below {len(self.videos)}"
@@ -279,10 +279,8 @@ def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content") or ""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    kinds = ({"type": part.get("type")} for part in content)
-    return [
-        kind if kind["type"] in ("image", "video") else part for kind, part in zip(kinds, content)
-    ]
+    visual = ("image", "video")
+    return [{"type": p["type"]} if p.get("type") in visual else p for p in content]
 
 
 def _on_image(point: Point) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.hf.data.image_token import one_of
 from groundkern.hf.data.spans import TokenSpans
 
 
@@ -57,7 +58,7 @@ def visual_tokens(
         ValueError: another number of them than the tables have rows.
     """
     tokens = torch.tensor(ids, dtype=torch.int64)
-    position = torch.isin(tokens, torch.tensor(list(token.values()))).nonzero()[:, 0]
+    position = one_of(tokens, token.values()).nonzero()[:, 0]
     table = torch.full((len(position), 5), -1.0, dtype=torch.float64)
     times = torch.full((len(position), 2), -1.0, dtype=torch.float64)
     for kind, index in token.items():

@@ -99,3 +99,12 @@ def test_prepare_writes_folders_of_frames_that_load(tmp_path):
         assert region.video == 0
         assert region.time == tuple(sample["regions"][0]["time"])
     assert prepared(tmp_path / "b.jsonl", "maps", *words, "--grid", "3x3")[0] != 0
+
+
+@pytest.mark.parametrize("task", CLIPS)
+def test_one_cell_stays_free_for_patches_to_step_into(task):
+    """Three others in 2 x 2 cells leave the fourth patch none but its own, and it never ends."""
+    settings = {"size": 42, "side": 2, "seconds": 9}
+    assert len(list(stream(task, count=20, others=2, **settings))) == 20
+    with pytest.raises(ValueError, match="`others`: expected 0 to 2, got 3"):
+        next(stream(task, count=1, others=3, **settings))

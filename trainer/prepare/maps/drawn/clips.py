@@ -56,7 +56,8 @@ def _plan(
     """The cell of each patch at every second, the red one first, -1 before it appears."""
     limit("side", side, 2, _LARGEST_SIDE)
     limit("seconds", seconds, 2, 9)
-    limit("others", len(appear) - 1, 0, len(OTHERS))
+    # with every cell taken, the last patch may find none free but its own
+    limit("others", len(appear) - 1, 0, min(len(OTHERS), side**2 - 2))
     paths: list[list[int]] = []
     for start in appear:
         paths.append(_walk(rng, side, seconds, asked, paths))
