@@ -27,8 +27,9 @@ from safetensors import SafetensorError
 
 from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
-from trainer.config import Config, ConfigError, differences
+from trainer.config import Config, ConfigError
 from trainer.data.order import Course
+from trainer.differences import differences
 from trainer.progress import progress
 from trainer.ranks import Ranks, of_a_collective
 from trainer.run_folder import METRICS, RECORD

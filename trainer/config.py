@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
+from trainer.data.videos import RULES
 from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
@@ -107,11 +107,11 @@ class Data(Section):
     )
     shuffle_buffer: Positive = setting(1000, "samples among which streaming picks the next one")
     max_pixels: Positive = setting(100_000_000, "pixels an image or a frame may have")
-    video_fps: Above | None = setting(2.0, "frames taken of a second of a video; null: all")
-    video_frames: Positive = setting(64, "frames taken of a video at most")
-    video_pixels: Positive = setting(300_000_000, "pixels of all frames taken for a sample")
-    video_bytes: Bytes = setting(4_000_000_000, "bytes the file of a video may have")
-    video_seconds: Above = setting(14_400.0, "seconds a video may last")
+    video_fps: Above | None = setting(RULES.fps, "frames taken of a second of a video; null: all")
+    video_frames: Positive = setting(RULES.frames, "frames taken of a video at most")
+    video_pixels: Positive = setting(RULES.max_pixels, "pixels of all frames taken for a sample")
+    video_bytes: Bytes = setting(RULES.max_bytes, "bytes the file of a video may have")
+    video_seconds: Above = setting(RULES.max_seconds, "seconds a video may last")
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = setting(
         0.2, "share of the samples that may be bad, with skip, before the run stops"
     )
@@ -373,26 +373,6 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield from conflicts(config)
 
 
-def differences(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """`name: old -> new` of the fields that differ in nested plain values.
-
-    Args:
-        old, new: as `Config.model_dump(mode="json")` makes them.
-        ignore: beginnings of dotted names that do not count.
-    """
-    left, right = _flat(old), _flat(new)
-    return [
-        f"{name}: {show(left.get(name))} -> {show(right.get(name))}"
-        for name in sorted(left.keys() | right.keys())
-        if left.get(name) != right.get(name) and not name.startswith(ignore)
-    ]
-
-
-def show(value: Any) -> str:
-    """A value as it is written in YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-
-
 def unknown_field(name: str) -> str:
     """The sentence about a name that is no field, with the closest one that is."""
     name = name[:1000]  # comparing takes time that grows with its square
@@ -440,11 +420,3 @@ def _sentence(first: Any, problems: list) -> str:
             wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
             text = f"`{name}`: expected {wanted}, got {short(first['input'])}"
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        inner = isinstance(value, dict)
-        flat.update(_flat(value, f"{prefix}{key}.") if inner else {prefix + key: value})
-    return flat

@@ -16,7 +16,7 @@ from trainer.inspection.sheets import Cell, regions_at, sheet_of
 from trainer.metrics.held_out import device_of, has_aligned, own_columns, read, to_device
 from trainer.outlines import outlines
 from trainer.pictures import page_uri
-from trainer.visual_places import VisualPlaces, visual_places
+from trainer.visual_places import VisualPlaces, shown_at, visual_places
 
 FRAMES = 12  # of a video, at most, in its picture
 KEPT = 1_200_000  # pixels of a picture, whatever its shape: the text of a receipt stays readable
@@ -129,8 +129,7 @@ def _frames(
     width, height = picture.size
     tokens, rects = [], []
     for cell in cells:
-        lasts = (places.times[:, 0] <= cell.time) & (cell.time < places.times[:, 1])
-        tokens.append((columns & lasts).nonzero()[:, 0])
+        tokens.append((columns & shown_at(places.times, cell.time)).nonzero()[:, 0])
         scale = torch.tensor([cell.width / width, cell.height / height] * 2, dtype=torch.float64)
         start = torch.tensor([cell.left / width, cell.top / height] * 2, dtype=torch.float64)
         rects.append(places.rects[tokens[-1]] * scale + start)

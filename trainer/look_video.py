@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from trainer.looks import MAPS, Looks, scores
 from trainer.outlines import outlines
 from trainer.pictures import full_scale, heated, outline
 from trainer.sheet import Sheet
+from trainer.visual_places import shown_at
 
 COLUMNS = 6  # of a contact sheet
 ALL, LARGEST = 9_000_000, 130_000  # pixels of all pictures of a sheet, and of one at most
@@ -44,7 +45,7 @@ def clip_of(path: Path, rules: VideoRules) -> Video:
     path = path.resolve()
     record = VideoRecord(path=path.name, fps=rules.fps)
     if path.is_dir():
-        rules = VideoRules(fps=None, frames=rules.frames)
+        rules = replace(rules, fps=None)
     return find_videos([record], root=path.parent, rules=rules, where=f"{path}")[0].load()
 
 
@@ -110,10 +111,10 @@ class Clip:
         """A map over every frame, all on one scale."""
         top, found = full_scale([values.abs().tolist()]), []
         for frame, time in zip(self._frames, self.video.times, strict=True):
-            here = (looks.times[:, 0] <= time) & (time < looks.times[:, 1])
+            here = shown_at(looks.times, time)
             picture = heated(frame, looks.rects[here].tolist(), values[here].numpy(), top)
             for moment in self._moments:
-                if moment.time == time and (self.boxes or self.rasters or self.time):
+                if moment.time == time:
                     outline(picture, _drawn(moment))
             found.append(picture)
         return found

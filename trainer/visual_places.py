@@ -34,7 +34,17 @@ class VisualPlaces(NamedTuple):
         found = self.placed & (self.number == number)
         if time is None:
             return found
-        return found & (self.times[:, 0] <= time) & (time < self.times[:, 1])
+        return found & shown_at(self.times, time)
+
+
+def shown_at(times: Tensor, time: float) -> Tensor:
+    """bool [C]: which of the tokens show a second of the video.
+
+    Args:
+        times: [C, 2], of `VisualPlaces`.
+        time: in seconds.
+    """
+    return (times[:, 0] <= time) & (time < times[:, 1])
 
 
 def visual_places(

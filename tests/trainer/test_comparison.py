@@ -10,9 +10,9 @@ from trainer import comparison
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.comparison import checks, demo_configs
-from trainer.config import differences
 from trainer.demo.generate import corpus, generate
 from trainer.demo.model import save_model
+from trainer.differences import differences
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from groundkern import hf
 from trainer import config as settings
 from trainer.__main__ import main
 from trainer.command_line import help_text, load_config
-from trainer.config import Config, ConfigError, differences, field_names
+from trainer.config import Config, ConfigError, field_names
+from trainer.differences import differences
 
 REQUIRED = (
     "--model.path=m",

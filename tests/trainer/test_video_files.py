@@ -111,6 +111,20 @@ def test_what_is_no_video(root, name, content, message):
     assert message in refused(record(name), root)
 
 
+def test_a_file_that_cannot_be_read_is_a_bad_sample(root, monkeypatch):
+    """Its permissions are wrong, or it goes away while it is looked at."""
+    (root / "b.mp4").write_bytes((root / "a.mp4").read_bytes())
+
+    def gone(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(av, "open", gone)
+    monkeypatch.setattr("pathlib.Path.open", gone)
+    got = refused(record("b.mp4"), root)
+    assert "expected a video that can be decoded" in got
+    assert "'b.mp4' (Permission denied)" in got
+
+
 def test_an_image_belongs_elsewhere(root):
     Image.new("RGB", (9, 9)).save(root / "a.gif")
     assert "got 'a.gif', a GIF image, which belongs into `images`" in refused(record("a.gif"), root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -73,12 +74,11 @@ def test_places_are_those_of_the_columns(root, small):
     assert found == {(0,), tuple(range(12, 24)), (24,)}
 
 
-def test_a_page_shows_every_frame_with_its_regions(root, small, monkeypatch):
+def test_a_page_shows_every_frame_with_its_regions(root, small):
     model, processor = small
     seen = SeenByModel.__new__(SeenByModel)
     seen.processor, seen.config, seen.cell = processor, model.config, 28
-    seen._collator, seen.labels = GroundingCollator(processor, model.config), {}
-    monkeypatch.setattr(seen, "labels", __import__("collections").Counter())
+    seen._collator, seen.labels = GroundingCollator(processor, model.config), Counter()
     sample = parse_sample(value(), root=root, where="v:1")
     for made in (card(sample, None, Recent()), card(sample, seen, Recent())):
         picture, sheet = made.views
@@ -91,11 +91,13 @@ def test_a_page_shows_every_frame_with_its_regions(root, small, monkeypatch):
     assert len(sheet.grid) == 4 * 12
     assert len(sheet.inside) == 2 * 1 + 2 * 12
     path = root / "page.jsonl"
-    path.write_text(json.dumps(value()) + "\n")
+    free = record({"path": "clip", "fps": 4})  # its record does not say how many
+    path.write_text(json.dumps(value()) + "\n" + json.dumps(free) + "\n")
     assert main(["inspect", str(path), "--video-frames", "2"]) == 0
     page = path.with_suffix(".inspect.html").read_text()
     assert "4 frames of a video" in page  # its record says so itself
-    assert "<td>videos</td><td>1</td>" in page
+    assert "2 frames of a video" in page
+    assert "<td>videos</td><td>2</td>" in page
 
 
 def test_look_writes_a_sheet_and_animations(root, small, monkeypatch, capsys):

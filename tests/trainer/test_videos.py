@@ -234,6 +234,16 @@ def test_bad_parts(root):
     assert wanted in refused(value, root)
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_part_that_has_text_is_named(root, kind):
+    value = record(CLIP, images=["a.png"])
+    parts = [{"type": each} for each in ("image", "video")]
+    content = [{**part, "text": "a"} if part["type"] == kind else part for part in parts]
+    value["messages"][0]["content"] = content
+    got = refused(value, root)
+    assert f"`messages[0].content`: expected no text in parts of type {kind}, got some" in got
+
+
 def test_links_may_not_leave_the_root(root, tmp_path):
     outside = write_frames(tmp_path / "outside", 2)
     (tmp_path / "data").mkdir()
@@ -288,7 +298,7 @@ def test_lengths_count_frames(root):
     config = type("C", (), {"image_token_id": 1})()
     sample = parse(record(CLIP), root)
     estimate = LengthEstimate(Processor(), config, [sample])
-    letters = sum(len("Where?") + len(ANSWER) for _ in range(1))
+    letters = len("Where?") + len(ANSWER)
     assert estimate.of(sample) == 3 * 48 + letters
 
 

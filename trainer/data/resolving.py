@@ -72,7 +72,7 @@ class Resolver:
         timed = [k for k in ("time", "frame", "track") if getattr(region, k) is not None]
         if len(timed) > 1:
             raise self._wrong(field, "one of time, frame and track", " and ".join(timed))
-        given += ["track"] * ("track" in timed)
+        given = [*given, *(k for k in timed if k == "track")]
         if len(given) != 1 and (given or not timed):
             wanted = f"one of {', '.join(PLACES)} and track, or a time or frame alone"
             raise self._wrong(field, wanted, " and ".join(given) or "none")
@@ -197,22 +197,20 @@ class Resolver:
         return turn
 
     def _image(self, place: PlaceRecord, field: str) -> Canvas:
-        count = len(self.sizes)
-        if place.image is None and count > 1:
-            raise self._wrong(f"{field}.image", f"one of the {count} images, from 0", "none")
-        image = place.image or 0
-        if image >= count:
-            raise self._wrong(f"{field}.image", f"an index of the sample's {count} images", image)
-        return Canvas("image", image, self.sizes[image])
+        return self._canvas("image", place.image, self.sizes, field)
 
     def _video(self, region: RegionRecord, field: str) -> Canvas:
-        count = len(self.videos)
-        if region.video is None and count > 1:
-            raise self._wrong(f"{field}.video", f"one of the {count} videos, from 0", "none")
-        video = region.video or 0
-        if video >= count:
-            raise self._wrong(f"{field}.video", f"an index of the sample's {count} videos", video)
-        return Canvas("video", video, self.videos[video].size)
+        return self._canvas("video", region.video, [video.size for video in self.videos], field)
+
+    def _canvas(self, kind: str, given: int | None, sizes: Sequence[Size], field: str) -> Canvas:
+        """The image or video of an index, which may be left out where there is one."""
+        field, count = f"{field}.{kind}", len(sizes)
+        if given is None and count > 1:
+            raise self._wrong(field, f"one of the {count} {kind}s, from 0", "none")
+        index = given or 0
+        if index >= count:
+            raise self._wrong(field, f"an index of the sample's {count} {kind}s", index)
+        return Canvas(kind, index, sizes[index])
 
     def _box(self, box: tuple, place: PlaceRecord, canvas: Canvas, field: str) -> tuple:
         x0, y0, x1, y1 = box

@@ -234,8 +234,8 @@ def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where:
         if here and message.role != "user":
             wanted = f"{min(here)}s in user messages only"
             raise wrong(where, field, wanted, message.role)
-        if any(part.type != "text" and part.text for part in parts):
-            raise wrong(where, field, f"no text in an {min(here)} part", "some")
+        if worded := [part.type for part in parts if part.type != "text" and part.text]:
+            raise wrong(where, field, f"no text in parts of type {worded[0]}", "some")
         text = message_text(messages[i])
         written = [name for name in PLACEHOLDERS if name in text]
         if written:

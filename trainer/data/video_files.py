@@ -203,7 +203,8 @@ class VideoFile:
         if announced > 0:
             got = f"{announced} fewer in {self._name}, which is cut off or damaged"
             raise self.wrong("as many frames as the file says it has", got)
-        stamps = np.array(sorted(stamp for stamp in found if stamp >= min(keys)), np.int64)
+        start = min(keys, default=0)
+        stamps = np.array(sorted(stamp for stamp in found if stamp >= start), np.int64)
         if not len(stamps):
             raise self.wrong("a video with a frame at least", f"none in {self._name}")
         seconds = (stamps - stamps[0]) * unit
@@ -224,7 +225,7 @@ class VideoFile:
             start: that of the keyframe where decoding begins; frames before it, which need what is
                 before the keyframe, are not looked at. None: of all frames the first.
         """
-        found, before = {}, None
+        found, before, asked = {}, None, set(stamps)
         for frame in container.decode(stream):
             if frame.pts is None or (before is not None and frame.pts < before):
                 wanted = "frames in the order of their times, which an AVI with B-frames has not"
@@ -233,7 +234,7 @@ class VideoFile:
             if frame.is_corrupt and (start is None or frame.pts >= start):
                 got = f"a damaged one at {frame.time} s of {self._name}"
                 raise self.wrong("frames that can be decoded", got)
-            if frame.pts in stamps and frame.pts not in found:
+            if frame.pts in asked and frame.pts not in found:
                 found[frame.pts] = self._upright(frame)
             if frame.pts >= stamps[-1]:
                 break
@@ -273,13 +274,19 @@ class VideoFile:
         except SampleError:
             raise
         except Exception as error:  # a file of anybody's: FFmpeg and PyAV raise nearly anything
-            with self.path.open("rb") as file:
-                kind = kind_of(file.read(HEAD))
-            if kind in PICTURES:
+            if (kind := self._kind()) in PICTURES:
                 got = f"{self._name}, a {kind} image, which belongs into `images`"
             else:
                 got = f"{self._name} ({getattr(error, 'strerror', None) or error})"
             raise self.wrong(f"a video that can be decoded ({NAMES})", got) from None
+
+    def _kind(self) -> str | None:
+        """What its first bytes are; None of a file that cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                return kind_of(file.read(HEAD))
+        except OSError:
+            return None
 
     def _stream(self, container: Any) -> Any:
         streams = [s for s in container.streams.video if not _is_cover(s)]

@@ -17,9 +17,9 @@ from trainer import durable
 from trainer import run_folder as folder
 from trainer.bringing import bring
 from trainer.config import ConfigError
-from trainer.config import differences as changed
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import DataChanged, SampleError
+from trainer.differences import differences as changed
 from trainer.evaluation import rows as rowing
 from trainer.evaluation import work
 from trainer.evaluation.models import Named, named

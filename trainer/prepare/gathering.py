@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config import ConfigError, differences
+from trainer.config import ConfigError
+from trainer.differences import differences
 from trainer.prepare.output import Output, recorded
 from trainer.prepare.shards import Shard
 from trainer.prepare.sources import Source, counted

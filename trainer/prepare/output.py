@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.config import ConfigError, differences
+from trainer.config import ConfigError
+from trainer.differences import differences
 from trainer.durable import write_json
 from trainer.prepare.reading import plain_json
 from trainer.prepare.sources import Item
