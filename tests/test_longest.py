@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.longest import __main__ as longest
 from benchmarks.longest import growing, hours, measuring, memory, reaching, table
 from benchmarks.longest.setting import EAGER, MAPS, METHODS, OURS, SDPA, SMALL, Setting
 from benchmarks.preparing import label_bytes
-from benchmarks.training_step.model import SHAPES, Rows, build, sample
+from benchmarks.training_step.model import SHAPES, Rows, adapted, build, sample
 from groundkern.hf.data.batch import GroundedBatch
 from groundkern.hf.model.readings import map_target
 from groundkern.hf.model.rows import map_sets, side_sets
@@ -121,8 +120,7 @@ def kept_of_a_layer(lora: int) -> int:
     def kept(layers: int) -> int:
         shape = replace(SHAPES["tiny"], layers=layers)
         model = build(shape, torch.device("cpu"), torch.bfloat16)
-        target = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-        model = get_peft_model(model, LoraConfig(r=lora, target_modules=target))
+        model = adapted(model, lora)
         batch = sample(shape, 256, Rows(), torch.device("cpu"))
         batch = {k: x for k, x in batch.items() if not k.startswith("gk_") and k != "labels"}
         batch["pixel_values"] = batch["pixel_values"].bfloat16()

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.longest import growing, hours, measuring, memory, reaching, table
+from benchmarks.longest.reaching import GB
 from benchmarks.longest.setting import METHODS, SMALL, Setting
 from benchmarks.timing import machine, results
 from benchmarks.timing.results import Row
 
 TOKENS = (2048, 4096, 8192, 16384, 32768)
 OFF = 0.1  # how far what is counted may be from what is measured
-GB = 1e9
 
 
 def measure(tokens: list[int], methods: list[str], limit: float, csv: Path | None) -> list[Row]:

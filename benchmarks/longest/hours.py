@@ -67,9 +67,8 @@ def grounding(shape: str, setting: Setting) -> float:
     sizes = {"shape": shape, "keys": setting.tokens}
     side = problems.side_attention(model, dtype, rows=rows.side, **sizes)
     maps = problems.attention_map(model, dtype, rows=rows.map, columns=setting.visual, **sizes)
-    heads = rows.text + rows.word + 2 * rows.side
     head = problems.linear_cross_entropy(
-        model, dtype, shape=shape, rows=heads, trained=setting.lora is None
+        model, dtype, shape=shape, rows=rows.counted, trained=setting.lora is None
     )
     again = [x.floor("forward").flops for x in (side, maps)] if setting.checkpointed else []
     layer = sum((side.floor("full").flops, maps.floor("full").flops, *again))

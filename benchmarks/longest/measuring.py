@@ -20,12 +20,14 @@ from torch._C._profiler import _EventType
 from benchmarks.longest.setting import EAGER, MAPS, OURS, SDPA, Setting
 from benchmarks.training_step.losses import EAGER as WITH_MAPS
 from benchmarks.training_step.losses import eager_attention, losses
-from benchmarks.training_step.model import LEAST, build, sample
+from benchmarks.training_step.model import LEAST, adapted, build, sample
 from groundkern import buffers
 from groundkern.hf import DvSft, Klal, Smam, attach
+from groundkern.hf.model.checkpointing import spare_frozen_parts
 
 CPU = torch.device("cpu")
 LOSSES = {OURS: "groundkern, all", MAPS: WITH_MAPS, EAGER: "stock SFT", SDPA: "stock SFT"}
+CHECKPOINTING = {"use_reentrant": False}
 ROOM = 3 * 2**30  # bytes of address space for python and torch themselves
 
 
@@ -43,15 +45,10 @@ def made(setting: Setting) -> nn.Module:
     model = build(setting.shape, CPU, torch.float32)
     model.model.visual.requires_grad_(setting.vision)
     if setting.checkpointed:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.disable_input_require_grads()  # as GroundingTrainer: nothing flows into frozen parts
+        model.gradient_checkpointing_enable(CHECKPOINTING)
+        spare_frozen_parts(model, CHECKPOINTING)
     attach(model, smam=Smam(), dv_sft=DvSft(), klal=Klal())
-    if setting.lora is None:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    target = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    return get_peft_model(model, LoraConfig(r=setting.lora, target_modules=target))
+    return model if setting.lora is None else adapted(model, setting.lora)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, setting: Setting) -> float:
@@ -115,9 +112,8 @@ def peak(setting: Setting) -> int:
     model = made(setting)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
-    step(
-        model, optimizer, replace(setting, tokens=LEAST)
-    )  # makes the states, and sets up what is set up once
+    # makes the states, and sets up what is set up once
+    step(model, optimizer, replace(setting, tokens=LEAST))
     highest = rise(lambda: step(model, optimizer, setting))
     kept = [x for state in optimizer.state.values() for x in state.values()]
     whole = [*model.parameters(), *kept]

@@ -210,7 +210,7 @@ def fused_head(setting: Setting) -> float:
     Args:
         setting: the step.
     """
-    rows = setting.rows.text + setting.rows.word + 2 * setting.rows.side
+    rows = setting.rows.counted
     size, trained = setting.numbers.linear, setting.lora is None
     shape = setting.shape
     if setting.triton:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.training_step.kept import PRECISIONS, Precision
-from benchmarks.training_step.model import GRID_WIDTH, Rows, Shape
+from benchmarks.training_step.model import Rows, Shape
 
 OURS, MAPS, EAGER, SDPA = "groundkern", "eager + output_attentions", "eager", "sdpa"
 METHODS = (OURS, SDPA, EAGER, MAPS)
@@ -64,8 +64,7 @@ class Setting:
     @property
     def visual(self) -> int:
         """Visual tokens, as `training_step.model.sample` draws them."""
-        lines = min(3 * self.tokens // 4, self.tokens - self.rows.text - 8) // GRID_WIDTH
-        return lines * GRID_WIDTH
+        return self.rows.visual(self.tokens)
 
     @property
     def head_dim(self) -> int:

@@ -51,6 +51,15 @@ class Rows:
     word: int = 128
     map: int = 4
 
+    @property
+    def counted(self) -> int:
+        """Rows of the output head: of the answer, of word labels, and two of each side token."""
+        return self.text + self.word + 2 * self.side
+
+    def visual(self, length: int) -> int:
+        """Visual tokens of a sample of `length`: at most three quarters, in whole lines."""
+        return min(3 * length // 4, length - self.text - 8) // GRID_WIDTH * GRID_WIDTH
+
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype):
     """The model in training mode, without grounding."""
@@ -93,13 +102,21 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype):
     return model.train()
 
 
+def adapted(model, rank: int):
+    """The model with LoRA of that rank on every linear layer of the decoder."""
+    from peft import LoraConfig, get_peft_model
+
+    target = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    return get_peft_model(model, LoraConfig(r=rank, target_modules=target))
+
+
 def sample(shape: Shape, length: int, rows: Rows, device: torch.device) -> dict[str, Tensor]:
     """One sequence of `length` tokens, at most three quarters one image; rows of each kind."""
     if length < LEAST:
         raise ValueError(f"`length`: expected at least {LEAST}, got {length}")
     g = torch.Generator().manual_seed(1)
-    lines = min(3 * length // 4, length - rows.text - 8) // GRID_WIDTH
-    visual = lines * GRID_WIDTH
+    visual = rows.visual(length)
+    lines = visual // GRID_WIDTH
     ids = torch.randint(FIRST_TEXT, shape.vocabulary, (1, length), generator=g)
     columns = torch.arange(2, 2 + visual)
     ids[0, columns] = IMAGE_TOKEN

@@ -31,7 +31,7 @@ from benchmarks.training_step.losses import (
     eager_attention,
     losses,
 )
-from benchmarks.training_step.model import LEAST, SHAPES, Rows, build, sample
+from benchmarks.training_step.model import LEAST, SHAPES, Rows, adapted, build, sample
 from groundkern.hf import DvSft, Klal, Smam, attach
 
 FIELDS = (
@@ -92,10 +92,7 @@ def contestants(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     attach(model, **TERMS)
     if settings.lora:
-        from peft import LoraConfig, get_peft_model
-
-        target = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-        model = get_peft_model(model, LoraConfig(r=settings.lora, target_modules=target))
+        model = adapted(model, settings.lora)
         model.enable_input_require_grads()
     batch = sample(shape, length, Rows(), device)
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
