@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from groundkern.checks import require
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
-from groundkern.hf.data.geometry import Geometry
+from groundkern.hf.data.geometry import Geometry, image_geometry
 from groundkern.hf.model.attach import attach, detach
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.modes import training_mode
@@ -177,8 +177,13 @@ def _collated(
     geometry: Geometry | None,
 ) -> dict[str, Tensor]:
     """A batch in which there is something of every kind to learn."""
-    collator = GroundingCollator(processor, model.config, geometry=geometry, **OPTIONS)
-    place, collator.geometry = collator.geometry, lambda *a: _keep(found, place(*a))
+    place = geometry or partial(image_geometry, processor, model.config)
+
+    def kept(images: list, features: dict) -> list[Tensor]:
+        found.tables = place(images, features)
+        return found.tables
+
+    collator = GroundingCollator(processor, model.config, geometry=kept, **OPTIONS)
     batch = collator(examples_of(images))
     for rows, what in ROWS.items():
         there = bool((batch[rows] >= 0).any())
@@ -194,11 +199,6 @@ def _require_region_text(found: str) -> None:
     text, whole, region = ("".join(x.split()).casefold() for x in (found, ANSWER, REGION))
     wanted = f"the tokens of {REGION!r} as aligned ones"
     require(region in text and text in whole, "gk_side_position", wanted, repr(found))
-
-
-def _keep(found: Examination, tables: list[Tensor]) -> list[Tensor]:
-    found.tables = tables
-    return tables
 
 
 def text_batch(model: nn.Module) -> dict[str, Tensor]:
