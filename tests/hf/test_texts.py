@@ -130,7 +130,9 @@ def test_tokens_that_the_template_writes_around_messages_are_special_without_the
     for token in ("<|stop|>", "<|turn|>"):
         with pytest.raises(ValueError, match="special tokens"):
             collator([make_example(token)])
-        label = WordEncoder(processor.tokenizer, strip_punctuation=False, rules=collator._rules)
+        label = WordEncoder(
+            processor.tokenizer, strip_punctuation=False, rules=collator._reader.rules
+        )
         # the tokenizer cannot be told to read it as text
         assert label.encode(token).unusable == "special"
         assert collator._encoder.encode(token).unusable is None  # without its brackets it is text
