@@ -59,8 +59,9 @@ class GroundingCollator:
     `phrases_untrained`); `regions`, `regions_truncated` (some of its text was cut),
     `regions_outside` (on no visual token);
     `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
-    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
-    `phrases_truncated`,
+    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`,
+    `map_rows_left_out` (beyond `max_map_rows`); `regions_gated`, `words_gated`, `phrases_gated` (of
+    weight 0); `phrases`, `phrases_truncated`,
     `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`;
     `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
     `special`, `unknown`, `fragment`, `number`, `long`, `tall` or `outside`, and of those that have
@@ -82,6 +83,8 @@ class GroundingCollator:
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
         map_kind, map_levels: see `groundkern.maps.target_map`.
         map_rows: one of `regions.MAP_ROWS` (`regions.map_rows`).
+        map_floor: the part of each target map that is spread evenly over its image, in [0, 1].
+        max_map_rows: map rows of an answer and image at most, evenly spread; None: all.
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
             sees "language" tokens alone.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.
@@ -117,6 +120,8 @@ class GroundingCollator:
         label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
         map_rows: str = "predictor",
+        map_floor: float = 0.0,
+        max_map_rows: int | None = None,
         empty_region: str = "skip",
         lens: bool = False,
         lens_outside: float | None = 1.0,
@@ -125,6 +130,9 @@ class GroundingCollator:
         positive = pack_to is None or pack_to > 0
         require(positive, "pack_to", "a positive number or None", pack_to)
         require(pad_to_multiple_of > 0, "pad_to_multiple_of", "above 0", pad_to_multiple_of)
+        require(0.0 <= map_floor <= 1.0, "map_floor", "a number in [0, 1]", map_floor)
+        positive = max_map_rows is None or max_map_rows > 0
+        require(positive, "max_map_rows", "a positive number or None", max_map_rows)
         cut = pack_to is None or max_length is None or max_length <= pack_to
         require(cut, "max_length", f"at most pack_to, which is {pack_to}", max_length)
         for name, value, known in (
@@ -144,6 +152,7 @@ class GroundingCollator:
         self.max_length, self.pack_to = max_length, pack_to
         self.multiple = pad_to_multiple_of
         self.map_kind, self.map_levels, self.map_rows = map_kind, map_levels, map_rows
+        self.map_floor, self.max_map_rows = map_floor, max_map_rows
         self.empty_region, self.label_bag = empty_region, label_bag
         self.lens, self.lens_outside = lens, lens_outside
         self.counts: Counter[str] = Counter()
@@ -251,11 +260,21 @@ class GroundingCollator:
         masks = region_masks(layout, counts)
         fields = {"image": image, "text_position": text, "map_columns": layout.visual}
         fields |= side_rows(layout, masks, counts, self.empty_region)
-        words = self._labeler.place(layout.example.words, layout.table, counts)
+        example = layout.example
+        weight = example.grounding_weight
+        words = self._labeler.place(example.words, layout.table, counts, weight=weight)
         ids = [label.token for word in words for label in word.labels]
-        self._reader.check_ids(f"{name_of(layout.example)}: words", ids)
+        self._reader.check_ids(f"{name_of(example)}: words", ids)
         fields |= word_rows(layout, words, self.label_bag)
-        fields |= map_rows(layout, self.map_kind, self.map_levels, counts, self.map_rows)
+        fields |= map_rows(
+            layout,
+            self.map_kind,
+            self.map_levels,
+            counts,
+            self.map_rows,
+            floor=self.map_floor,
+            most=self.max_map_rows,
+        )
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)

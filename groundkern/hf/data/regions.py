@@ -26,13 +26,18 @@ def region_masks(layout: Layout, counts: Counter) -> list[Tensor]:
 
     Args:
         layout: the sequence.
-        counts: adds to `regions`, `regions_outside` and `regions_untrained`.
+        counts: adds to `regions`, `regions_outside`, `regions_untrained` and `regions_gated`, of
+            weight 0.
 
     Returns:
-        bool [C] for each region of the example.
+        bool [C] for each region of the example; nothing of one of weight 0.
     """
     masks = []
     for region in layout.example.regions:
+        if layout.example.weight_of(region) == 0:
+            counts.update(regions=1, regions_gated=1)
+            masks.append(torch.zeros(len(layout.visual), dtype=torch.bool))
+            continue
         own = layout.table[:, 0] == layout.example.place(region)
         rects, times = layout.table[own, 1:], layout.times[own]
         mask = torch.zeros(len(layout.visual), dtype=torch.bool)
@@ -53,7 +58,7 @@ def side_rows(
     layout: Layout, masks: list[Tensor], counts: Counter, empty: str = "skip"
 ) -> SampleFields:
     """SMAM: a row `i - 1` for each token `i` of a region's text; a token of several regions sees
-    their union.
+    their union and counts as much as the weightiest of them.
 
     Args:
         layout: the sequence.
@@ -63,13 +68,13 @@ def side_rows(
             language tokens alone ("language").
 
     Returns:
-        `side_position`, `side_set`, `side_inside`.
+        `side_position`, `side_set`, `side_inside`, `side_weight`.
 
-    Source: (S1).
+    Source: (S1), (W1).
     """
     aligned: dict[int, dict[int, None]] = {}  # regions of each token
     for index, region in enumerate(layout.example.regions):
-        if not layout.trains(region):
+        if not layout.teaches(region):
             continue
         positions = layout.text_positions(region, f"regions[{index}]")
         counts["regions_truncated"] += None in positions
@@ -90,13 +95,11 @@ def side_rows(
             if number == len(inside):
                 inside.append(torch.zeros(len(layout.ids), dtype=torch.bool))
                 inside[-1][layout.visual] = union
-            rows.append((row, number))
+            shown = [layout.example.regions[index] for index in regions]
+            rows.append((row, number, max(map(layout.example.weight_of, shown))))
     counts["side_rows"] += len(rows)
-    return {
-        "side_position": [row for row, _ in rows],
-        "side_set": [number for _, number in rows],
-        "side_inside": inside,
-    }
+    names = ("side_position", "side_set", "side_weight")
+    return {**dict(zip(names, zip(*rows))), "side_inside": inside}
 
 
 def map_rows(
@@ -105,8 +108,12 @@ def map_rows(
     levels: tuple[float, float, float],
     counts: Counter,
     which: str = "predictor",
+    *,
+    floor: float = 0.0,
+    most: int | None = None,
 ) -> SampleFields:
-    """KLAL: rows for each answer and image or video that regions connect, with a target over it.
+    """KLAL: rows for each answer and image or video that regions connect, with a target over it. A
+    row counts as much as the weightiest of its regions.
 
     Args:
         layout: the sequence.
@@ -116,23 +123,27 @@ def map_rows(
             of every token of a region's text ("phrase"), which has that region's target alone; or
             the rows that predict those tokens: "predictor" (of the last), "answer_predictor" and
             "phrase_predictor", whose rows are those of `side_rows`.
+        floor: the part of each target that is spread evenly over its image (`maps.with_floor`).
+        most: rows of an answer and image at most, evenly spread; None: all.
 
     Returns:
-        `map_position`, `map_token_position`, `map_image`, `map_target` in fixed point.
+        `map_position`, `map_token_position`, `map_image`, `map_weight`, and `map_target` in fixed
+        point.
 
-    Source: (K1) to (K3).
+    Source: (K1) to (K3), (W1), (W2).
     """
     connected: dict[tuple[int, int], list[Region]] = {}
-    for region in filter(layout.trains, layout.example.regions):
+    for region in filter(layout.teaches, layout.example.regions):
         place = layout.example.place(region)
         connected.setdefault((region.turn, place), []).append(region)
     rows, visual = [], set(layout.visual.tolist())
     targets: dict[tuple[int, ...], Tensor] = {}
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
-        for token, shown in _map_tokens(layout, turn, regions, _PREDICTORS.get(which, which)):
-            if token is None:
-                counts["map_rows_truncated"] += 1
-                continue
+        tokens = _map_tokens(layout, turn, regions, _PREDICTORS.get(which, which))
+        counts["map_rows_truncated"] += sum(token is None for token, _ in tokens)
+        tokens = [each for each in tokens if each[0] is not None]
+        counts["map_rows_left_out"] += len(tokens) - len(spread(tokens, most))
+        for token, shown in spread(tokens, most):
             position = token - (which in _PREDICTORS)
             if position in visual:  # an answer right behind an image
                 counts["map_rows_on_image"] += 1
@@ -142,13 +153,15 @@ def map_rows(
             if known not in targets:
                 target = torch.zeros(len(layout.visual))
                 target[own] = _target(layout, own, shown, kind, levels)
+                target[own] = maps.with_floor(target[own], layout.table[own, 1:], floor)
                 targets[known] = maps.quantise(target)
             if not targets[known].any():
                 counts["map_rows_without_target"] += 1
                 continue
-            rows.append((position, token, image, targets[known]))
+            weight = max(map(layout.example.weight_of, shown))
+            rows.append((position, token, image, targets[known], weight))
     counts["map_rows"] += len(rows)
-    names = ("map_position", "map_token_position", "map_image", "map_target")
+    names = ("map_position", "map_token_position", "map_image", "map_target", "map_weight")
     return dict(zip(names, zip(*rows)))
 
 
@@ -178,6 +191,13 @@ def _map_tokens(
     if which == "answer":
         return [(position, regions) for position in layout.positions(start, end)]
     return [(layout.last_position(turn), regions)]
+
+
+def spread(tokens: list, most: int | None) -> list:
+    """So many of a list at most, evenly spread: the middles of as many equal parts."""
+    if most is None or len(tokens) <= most:
+        return tokens
+    return [tokens[(2 * i + 1) * len(tokens) // (2 * most)] for i in range(most)]
 
 
 def _shapes(regions: list[Region]) -> dict[str, list]:
