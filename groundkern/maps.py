@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from groundkern.bells import bell_mass, outlines_of
 from groundkern.checks import fail, require
 from groundkern.rasters import Raster
 from groundkern.shapes import (
@@ -35,7 +36,9 @@ __all__ = [
     "FIXED_POINT_ONE",
     "contains",
     "dequantise",
+    "heat_of",
     "inside",
+    "mixed",
     "overlap",
     "patch_grid",
     "polygon_overlap",
@@ -72,6 +75,7 @@ def inside(
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    bells: Coordinates = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
 
@@ -85,6 +89,8 @@ def inside(
         points: [m, 2] float (x, y).
         polygons, polylines: sequences of [k, 2] float (x, y).
         rasters: masks, and heats, which are a mask where they have half of their maximum or more.
+        bells: [m, 4] float (x, y, sx, sy): points with a spread, which cover the ellipse where
+            their bell has half of its height or more.
 
     Returns:
         [n] bool.
@@ -93,7 +99,8 @@ def inside(
         ValueError: rectangles or shapes of another width.
     """
     rects = rows_of("rects", rects, 4)
-    masks = [raster.mask() for raster in rasters]
+    masks = [mask for raster in rasters if (mask := raster.mask()) is not None]
+    polygons = [*polygons, *outlines_of(bells)]
     return clearly(shares_of(rects, Shapes(boxes, points, polygons, polylines, masks)))
 
 
@@ -149,6 +156,7 @@ def target_map(
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    bells: Coordinates = (),
 ) -> Tensor:
     """The distribution over visual tokens of a map that looks at the union of the shapes.
 
@@ -165,6 +173,10 @@ def target_map(
         rasters: masks, shapes like the others; and heats, which are the target themselves, of
             whatever kind: a token has the heat's mean over it. Beside shapes a heat's maximum
             counts as much as being on a shape, and the larger of the two values is taken.
+        bells: [m, 4] float (x, y, sx, sy): points with a spread, their standard deviation. They
+            are the target themselves, as heats are: a token has the sum of what each bell has over
+            it (`groundkern.bells`), every point as much as another. Beside shapes a whole bell
+            counts as much as being on a shape.
 
     Returns:
         [n] fp32, sums to 1; all zero if the shapes fall on no token.
@@ -183,6 +195,7 @@ def target_map(
         polygons=polygons,
         polylines=polylines,
         rasters=rasters,
+        bells=bells,
     )
     return (values / values.sum().clamp_min(1e-300)).float()
 
@@ -197,11 +210,12 @@ def target_values(
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    bells: Coordinates = (),
 ) -> Tensor:
     """`target_map` before it is divided by its sum.
 
     Args:
-        rects, kind, levels, boxes, points, polygons, polylines, rasters: as there.
+        rects, kind, levels, boxes, points, polygons, polylines, rasters, bells: as there.
 
     Returns:
         [n] fp64; all zero if the shapes fall on no token.
@@ -222,7 +236,7 @@ def target_values(
     most = levels[0] if kind in ("neighbours", "uniform") else 1.0
     for heat in heats:
         values = torch.maximum(values, most * raster_overlap(rects, heat))
-    return values
+    return torch.maximum(values, most * bell_mass(rects, bells).sum(0))
 
 
 def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: Shapes) -> Tensor:
@@ -244,6 +258,72 @@ def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: Shapes) -> Tensor:
     else:
         fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
     return values
+
+
+def mixed(targets: Tensor, shares: Sequence[float]) -> Tensor:
+    """The target of several regions, each with its share of the attention.
+
+    Equals `sum_r s_r P_r / sum_r s_r` over the regions that fall on a token.
+
+    Args:
+        targets: [m, n] float >= 0, a distribution each, or zeros where a region falls on no token.
+        shares: of each, > 0.
+
+    Returns:
+        [n] fp32, sums to 1; all zero if no region falls on a token.
+
+    Raises:
+        ValueError: another number of shares, or one that is not above 0.
+
+    Source: (K8).
+    """
+    require(len(shares) == len(targets), "shares", f"{len(targets)} of them", len(shares))
+    require(min(shares, default=1) > 0, "shares", "numbers above 0", list(shares))
+    values = torch.as_tensor(shares, dtype=torch.float64) @ targets.double()
+    return (values / values.sum().clamp_min(1e-300)).float()
+
+
+def heat_of(rects: Tensor, values: Tensor, *, height: int, width: int) -> Tensor:
+    """A map over visual tokens as pixels of the image, which another model's tokens can be taught.
+
+    What a token has is spread evenly over its rectangle, and a pixel has the sum of what falls on
+    it, by exact areas: neither grid has to divide the other, and tokens of several views add up.
+
+    Args:
+        rects: [n, 4] float (x0, y0, x1, y1), in fractions of the image; those without area get
+            lost.
+        values: [..., n] float >= 0: a recorded map (`GroundedOutput.maps`), or a patch map of CLIP.
+        height, width: of the result in pixels; as many as there are rows and columns of tokens lose
+            nothing of a plain grid.
+
+    Returns:
+        [..., height, width] fp32, the values of a `Raster`; sums to what `values` has within the
+        image.
+
+    Raises:
+        ValueError: another shape, or values that are negative or not finite.
+
+    Source: (K9).
+    """
+    rects = rows_of("rects", rects, 4)
+    count = len(rects)
+    fits = values.dim() > 0 and values.shape[-1] == count
+    require(fits, "values", f"[..., {count}], one a rectangle", list(values.shape))
+    usable = bool(torch.isfinite(values).all()) and bool((values >= 0).all())
+    require(usable, "values", "finite numbers >= 0", "others")
+    across = _shares_of_side(rects[:, 0], rects[:, 2], width)  # [n, width]
+    down = _shares_of_side(rects[:, 1], rects[:, 3], height)
+    weighted = values.double().unsqueeze(-1) * across  # [..., n, width]
+    return (down.T @ weighted).float()
+
+
+def _shares_of_side(low: Tensor, high: Tensor, pixels: int) -> Tensor:
+    """[n, pixels]: the share of each interval that lies in each pixel of the unit interval."""
+    edges = torch.arange(pixels + 1, dtype=torch.float64) / pixels
+    start = torch.maximum(low[:, None], edges[:-1])
+    covered = (torch.minimum(high[:, None], edges[1:]) - start).clamp_min(0)
+    length = (high - low)[:, None]
+    return torch.where(length > 0, covered / length.clamp_min(1e-300), 0.0)
 
 
 def quantise(target: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
 
 
 def raster_overlap(rects: Tensor, raster: Raster) -> Tensor:
-    """Share of each rectangle that a mask covers; of a heat, its mean there over its maximum.
+    """Share of each rectangle that a mask covers; of a heat, its mean there over its peak.
 
     Exact, whether or not the edges of rectangles fall on those of pixels (`areas.covered`).
 
@@ -146,7 +146,7 @@ def raster_overlap(rects: Tensor, raster: Raster) -> Tensor:
     rects = rows_of("rects", rects, 4)
     solid = (area_of(rects) > 0)[:, None]
     inside = covered(raster.values, torch.where(solid, rects, 0.0))
-    return _share(inside / float(raster.values.max()), rects)
+    return _share(inside / raster.most, rects)
 
 
 def contains(rects: Tensor, points: Coordinates) -> Tensor:
