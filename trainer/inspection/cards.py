@@ -111,7 +111,7 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View | Cell) ->
     color = COLORS[(number - 1) % len(COLORS)]
     for box in region.boxes:
         yield Shape(color, title, number, box=view.box(box))
-    for point in region.points:
+    for point in (*region.points, *(bell[:2] for bell in region.bells)):
         yield Shape(color, title, number, point=view.point(*point))
     for raster in region.rasters:
         box = view.box(raster.bounds())

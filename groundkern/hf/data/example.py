@@ -11,7 +11,14 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from groundkern.hf.data.video import Track, Video, check_time, check_tracks
+from groundkern.hf.data.video import (
+    RasterTrack,
+    Track,
+    Video,
+    check_raster_track,
+    check_time,
+    check_tracks,
+)
 from groundkern.messages import fail, require
 from groundkern.rasters import Raster
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Polygon = tuple[Point, ...]
+Bell = tuple[float, float, float, float]
 
 LARGEST_WEIGHT = 1e9  # above it a number is a slip
 USABLE_TEXT = "text without NUL, half surrogate pairs, U+FDD0 and U+FDD1"
@@ -34,8 +42,8 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff\ufdd0\ufdd1]")
 class Region:
     """Words of an answer and the places of an image they speak of, which is all of them together.
 
-    In a video, boxes, points, polygons, polylines and rasters hold in every frame of the region's
-    time; a region with a time and without a place is the whole of those frames.
+    In a video, boxes, points, bells, polygons, polylines and rasters hold in every frame of the
+    region's time; a region with a time and without a place is the whole of those frames.
 
     Args:
         turn: the index of an assistant message.
@@ -49,6 +57,12 @@ class Region:
         video: the index of the video, if the words speak of one.
         time: seconds of the video, from the first up to the second; None: all of it.
         tracks: boxes that move.
+        bells: points with a spread, (x, y, sx, sy): normal distributions with these standard
+            deviations, in fractions of the image's width and height.
+        raster_track: (seconds, raster or nothing) of a video, ascending: a mask or heat that
+            changes; each holds until the next one's time, the last to the end of the region's.
+        share: of a map row's target, beside the other regions of that row, > 0 (K8). None: 1, or if
+            no region of the row has one, what they all cover is one target.
         weight: what the rows that it supervises count for, >= 0; 0: none are made (W1).
     """
 
@@ -64,6 +78,9 @@ class Region:
     video: int | None = None
     time: tuple[float, float] | None = None
     tracks: tuple[Track, ...] = ()
+    bells: tuple[Bell, ...] = ()
+    raster_track: RasterTrack = ()
+    share: float | None = None
     weight: float = 1.0
 
 
@@ -199,13 +216,18 @@ class GroundedExample:
             self._check_span(where, region)
             self._check_region_place(where, region)
             lines = (*region.polygons, *region.polylines)
-            corners = [*region.points, *(point for line in lines for point in line)]
+            middles = (bell[:2] for bell in region.bells)
+            corners = [*region.points, *middles, *(point for line in lines for point in line)]
             inside = all(map(_on_image, corners))
             require(inside, where, "points within the image (0 to 1)", corners)
             long = all(len(p) >= 3 for p in region.polygons)
             require(long, where, "polygons of 3 points or more", "fewer")
             long = all(len(p) >= 2 for p in region.polylines)
             require(long, where, "polylines of 2 points or more", "fewer")
+            spreads = [spread for bell in region.bells for spread in bell[2:]]
+            require(all(map(_above_0, spreads)), f"{where}.bells", "spreads above 0", spreads)
+            shared = region.share is None or _above_0(region.share)
+            require(shared, f"{where}.share", "a number above 0 or None", region.share)
             checked = all(isinstance(raster, Raster) for raster in region.rasters)
             require(checked, f"{where}.rasters", "each a `Raster`", "something else")
         for index, word in enumerate(self.words):
@@ -253,8 +275,9 @@ class GroundedExample:
 
     def _check_region_place(self, where: str, region: Region) -> None:
         if region.video is None:
-            for name, value in (("time", region.time), ("tracks", region.tracks or None)):
-                require(value is None, f"{where}.{name}", "a region of a video", "one of an image")
+            for name in ("time", "tracks", "raster_track"):
+                timed = bool(getattr(region, name))
+                require(not timed, f"{where}.{name}", "a region of a video", "one of an image")
             self._check_place(where, region.image, region.boxes)
             return
         known, wanted = 0 <= region.video < len(self.videos), f"below {len(self.videos)}"
@@ -262,6 +285,7 @@ class GroundedExample:
         if region.time is not None:
             check_time(f"{where}.time", region.time)
         check_tracks(f"{where}.tracks", region.tracks)
+        check_raster_track(f"{where}.raster_track", region.raster_track)
         _check_boxes(where, (*region.boxes, *(box for track in region.tracks for _, box in track)))
 
     def _check_place(self, where: str, image: int, boxes: tuple[Box, ...]) -> None:
@@ -311,6 +335,10 @@ def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"type": "text", "text": content}]
     visual = ("image", "video")
     return [{"type": p["type"]} if p.get("type") in visual else p for p in content]
+
+
+def _above_0(value: float) -> bool:
+    return 0 < value < float("inf")
 
 
 def _on_image(point: Point) -> bool:

@@ -168,7 +168,11 @@ def map_rows(
 def _target(
     layout: Layout, own: Tensor, shown: list[Region], kind: str, levels: tuple[float, float, float]
 ) -> Tensor:
-    """[n] fp32 over the visual tokens `own` of one image or video."""
+    """[n] fp32 over the visual tokens `own` of one image or video; with shares (K8)."""
+    if len(shown) > 1 and any(region.share is not None for region in shown):
+        each = [_target(layout, own, [region], kind, levels) for region in shown]
+        shares = [1.0 if region.share is None else region.share for region in shown]
+        return maps.mixed(torch.stack(each), shares)
     rects, video = layout.table[own, 1:], shown[0].video
     if video is None:
         return maps.target_map(rects, kind=kind, levels=levels, **_shapes(shown))
