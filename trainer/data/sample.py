@@ -138,7 +138,8 @@ def parse_sample(
     resolve = Resolver(messages, tuple(sizes), where, films)
     each = [resolve.regions(r, f"regions[{i}]") for i, r in enumerate(record.regions)]
     canvases = [sizes[r.image] if r.video is None else films[r.video].size for r, *_ in each]
-    rasters = dict(find_rasters(record.regions, canvases, **limits))
+    timed = [r.video is not None for r, *_ in each]
+    rasters = dict(find_rasters(record.regions, canvases, timed, **limits))
     origins = [i for i, parts in enumerate(each) for _ in parts]
     return Sample(
         where=where,
