@@ -176,7 +176,7 @@ def role(module: str) -> str | None:
             return "hf"
         case (
             []
-            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["divergence" | "losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
             | ["compat", *_]
         ):
             return "public"
