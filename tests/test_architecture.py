@@ -176,7 +176,8 @@ def role(module: str) -> str | None:
             return "hf"
         case (
             []
-            | ["divergence" | "losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["divergence" | "divergence_blocks" | "divergence_terms" | "normaliser"]
             | ["compat", *_]
         ):
             return "public"
