@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from groundkern import attention_kl, attention_map, parallel
+from groundkern import attention_divergence, attention_kl, attention_map, parallel
 from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.columns import SplitColumns
@@ -132,19 +132,19 @@ class MapLoss(_MapReading):
 
     def of(self, layer: Layer) -> Tensor:
         """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
-        at, split = self.at, self.at.split
-        if self.klal.from_maps:
-            maps = self.all_columns(self.map(layer))
-            rows = map_loss(maps, self.target, at.own(layer.window), self.klal)
-            return rows if split is None else rows / split.shard.ranks
-        q, options = layer.queries(at.rows), {**self.options(layer), "heads": self.klal.heads}
+        at, split, klal = self.at, self.at.split, self.klal
+        q, options = layer.queries(at.rows), self.options(layer)
+        if klal.from_maps:  # [N, C] is made in both passes and kept in neither
+            options |= {"kind": klal.divergence, "over": klal.over}
+            of_rows, of_shard = attention_divergence, parallel.attention_divergence
+        else:
+            options["heads"] = klal.heads
+            of_rows, of_shard = attention_kl, parallel.attention_kl
         if split is None:
             rows = at.rows.at(layer.window)
-            return attention_kl(q, layer.k, self.target, rows, at.columns, **options)
+            return of_rows(q, layer.k, self.target, rows, at.columns, **options)
         rows = at.rows.sharded(layer.window)
-        own = parallel.attention_kl(
-            q, layer.k, self.target_here, rows, split.columns, **options
-        )  # [N_r]
+        own = of_shard(q, layer.k, self.target_here, rows, split.columns, **options)  # [N_r]
         return own.new_zeros(len(rows)).index_copy(0, rows.own, own)
 
     def add(self, loss: Tensor) -> None:
