@@ -7,7 +7,7 @@ wrapper looks for modules.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,15 @@ from transformers import PreTrainedModel
 from groundkern.checks import fail, require
 from groundkern.hf.data.image_token import visual_token_ids
 from groundkern.hf.model.layers import text_attention
-from groundkern.hf.model.policy import chosen_layers
+from groundkern.hf.model.logit_rule import LogitRule, logit_rule
+from groundkern.hf.model.policy import (
+    AgainstReferences,
+    TeacherAttention,
+    chosen_layers,
+    rows_over_all,
+)
+from groundkern.hf.model.readings import MapRows
+from groundkern.hf.model.request import Request
 from groundkern.hf.model.support import refuse_unsupported
 from groundkern.hf.objectives import Distillation, Objectives
 
@@ -73,6 +81,47 @@ class Teacher:
         require(not self.model.training, "teacher", "a model in eval mode", "training mode")
         found = next(self.model.parameters()).device
         require(found == device, "teacher", f"a model on {device}, where the batch is", found)
+
+
+class Lesson(NamedTuple):
+    """What a teacher did with a batch."""
+
+    model: PreTrainedModel
+    hidden: Tensor  # [B, Rt, D] of the rows that predict trained tokens, times its logits' scale
+    attention: TeacherAttention | None  # by its own layers
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def logit_rule(self) -> LogitRule:
+        """What the teacher's own forward does around its head."""
+        return logit_rule(self.model)
+
+
+def taught_rows(request: Request, how: Distillation) -> MapRows:
+    """The rows of the trained tokens, whose attention a teacher's is compared with.
+
+    Args:
+        request: of the student or of the teacher.
+        how: which rows these are.
+    """
+    before = request.batch.text_position
+    position = before if how.rows == "predictor" else torch.where(before >= 0, before + 1, -1)
+    return rows_over_all(request, position, leave_out_self=how.leaves_out_self)
+
+
+def distilled_reading(request: Request, lesson: Lesson | None) -> AgainstReferences | None:
+    """The reading of the `distill` term's attention; None if there is none or no row.
+
+    Args:
+        request: of the student.
+        lesson: of the same batch.
+    """
+    if lesson is None or lesson.attention is None:
+        return None
+    how, taught = request.terms.distill, lesson.attention
+    references = {own: taught.found[other] for own, other in lesson.pairs}
+    windows = {own: taught.seen[other] for own, other in lesson.pairs}
+    return AgainstReferences(taught_rows(request, how), references, how.divergence, windows)
 
 
 def layer_pairs(
