@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from groundkern.attention_divergence import AttentionReference, attention_divergence
+from groundkern import AttentionReference, attention_divergence
 from groundkern.checks import require
 from groundkern.hf.model.attention import BodyRun, Layer
 from groundkern.hf.model.layers import text_attention
