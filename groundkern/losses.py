@@ -243,6 +243,73 @@ def map_divergence(
     return torch.where(target.sum(-1) > 0, rows, torch.zeros_like(rows))
 
 
+def policy_divergence(
+    attention: Tensor, reference: Tensor, seen: Tensor, *, kind: str = "js"
+) -> Tensor:
+    """How far a row's attention is from what it was, over the positions that count (R1), (R2).
+
+    Equals `map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)` with both
+    0 where nothing is seen. `groundkern.attention_divergence` computes the same from q and k.
+
+    Args:
+        attention: [..., S] float >= 0, differentiable: the head mean over all that the row sees.
+        reference: [..., S] float >= 0, of any scale; no gradient.
+        seen: bool [..., S], without the row's own position.
+        kind: as in `map_divergence`, the reference being its target.
+
+    Returns:
+        [...] fp32, in nats; 0 with a zero gradient where both are alike, or a row sees nothing.
+
+    Raises:
+        ValueError: shapes that differ, or an unknown kind.
+
+    Source: RAL (arXiv 2602.04884).
+    """
+    _same_shape("seen", seen, "attention", attention)
+    attention, reference = attention.masked_fill(~seen, 0.0), reference.masked_fill(~seen, 0.0)
+    return map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)
+
+
+def token_divergence(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str = "js",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence between a teacher's and a student's distribution, from logits you already have.
+
+    `groundkern.linear_kl` computes the same from hidden states, without the logits.
+
+    Args:
+        logits: [..., V] float.
+        teacher_logits: [..., V] float; no gradient.
+        kind, beta, temperature: as in `linear_kl`.
+
+    Returns:
+        [...] fp32, in nats.
+
+    Raises:
+        ValueError: shapes that differ, or an unknown kind.
+
+    Source: (T1)-(T3).
+    """
+    _same_shape("teacher_logits", teacher_logits, "logits", logits)
+    if kind not in ("forward", "reverse", "js"):
+        fail("kind", "'forward', 'reverse' or 'js'", repr(kind))
+    s = (_at_least_fp32(logits) / temperature).log_softmax(-1)
+    t = (_at_least_fp32(teacher_logits.detach()) / temperature).log_softmax(-1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    if kind != "js":
+        return kl(t, s) if kind == "forward" else kl(s, t)
+    m = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
+    return beta * kl(t, m) + (1.0 - beta) * kl(s, m)
+
+
 def composition(
     whole: Tensor,
     first: Tensor,

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from groundkern.hf.public import *
 
 __all__ = [
+    "AttentionPolicy",
+    "Distillation",
     "DivergedError",
     "DoctorReport",
     "DvSft",
@@ -43,6 +45,7 @@ __all__ = [
     "load_processor",
     "objectives_of",
     "packing_refusal",
+    "policy_rows",
     "row_counts",
     "save_beside_adapter",
     "supported_objectives",

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 from groundkern.hf.model.body import BodyOutput, run_body
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.head import IGNORED, RowScores, Several, Smoothing, score_rows
+from groundkern.hf.model.lesson import teach
 from groundkern.hf.model.records import records_of
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after, word_images
+from groundkern.hf.model.teacher import Teacher
 from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
 from groundkern.parallel.collectives import summed
 
 
-def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
+def grounded_forward(
+    model: nn.Module, objectives: Objectives, inputs: dict, teacher: Teacher | None = None
+) -> GroundedOutput:
     """Losses and per-row readings of a batch with `gk_` tensors.
 
     Args:
@@ -28,8 +32,10 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         inputs: the model's keyword inputs, the `gk_` tensors of the batch, and optionally
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
             whole accumulated batch) and `gk_record`: one or several of
-            "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer). `gk_part`
+            "maps", "contributions", "gradcam", "logits", "policy" and "layers" (maps by layer).
+            `gk_part`
             names one part of the loss, which then is that part alone, with its weight.
+        teacher: of the objective `distill`.
 
     Returns:
         GroundedOutput.
@@ -38,7 +44,7 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         ValueError, TypeError: bad supervision, or inputs that the wiring does not support.
     """
     request = Request.of(model, objectives, inputs)
-    body = run_body(request)
+    body = run_body(request, teach(request, teacher))
     scores = _score(request, body)
     loss, parts = losses_of(request, body, scores)
     parts = {name: part.detach() for name, part in parts.items()}

@@ -24,6 +24,11 @@ class RowScores(NamedTuple):
     predicted: Tensor  # [N] int64
 
 
+def is_plain(head: nn.Module) -> bool:
+    """Whether a head is a linear layer as torch has it, whose weight may take part in an op."""
+    return type(head).forward is nn.Linear.forward and "forward" not in head.__dict__
+
+
 class Smoothing(NamedTuple):
     """The label bags of (D3): ids [G, Y] padded with -1, the rows' bags [N] (-1: none), and b."""
 
@@ -68,7 +73,7 @@ def score_rows(
     Returns:
         RowScores of [N] rows.
     """
-    if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
+    if not is_plain(head):
         return _scores_of_logits(rule.of(head(hidden).float()), target, smoothing, several)
     labels: Tensor | SoftTargets = target
     bags: LabelBags | None = None
@@ -82,7 +87,7 @@ def score_rows(
             x,
             head.weight,
             labels,
-            bias=_offset_bias(head, rule),
+            bias=offset_bias(head, rule),
             bags=bags,
             smoothing=0.0 if bags is None else smoothing.share,
             reduction="none",
@@ -92,12 +97,13 @@ def score_rows(
         )
         return scores.loss, scores.log_prob, scores.predicted
 
-    with _forward_replaced(head, fused):
+    with forward_replaced(head, fused):
         return RowScores(*head(hidden))
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Within the block a module's forward is another; its hooks run as usual."""
     module.forward = forward
     try:
         yield
@@ -155,7 +161,7 @@ def soft_targets(target: Tensor, smoothing: Smoothing, several: Several) -> Soft
     )
 
 
-def _offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
+def offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
     """[V]: the head's bias and the rule's offset, which has no softcap."""
     if rule.offset is None:
         return head.bias
