@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from groundkern.hf.public import *
 
 __all__ = [
+    "AttentionReward",
     "DivergedError",
     "DoctorReport",
     "DvSft",
+    "Evidence",
     "Examination",
     "GroundedExample",
     "GroundedOutput",
@@ -27,6 +29,7 @@ __all__ = [
     "Phrase",
     "Raster",
     "Region",
+    "RolloutMixin",
     "Smam",
     "Video",
     "Word",

@@ -17,6 +17,8 @@ from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.support import packing_refusal, supported_objectives
 from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.rewards import AttentionReward
+from groundkern.hf.rollouts import Evidence, RolloutMixin
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError
 from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
