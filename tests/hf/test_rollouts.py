@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
-from groundkern.hf import AttentionReward, Evidence, Klal, RolloutMixin, attach, detach
+from groundkern.hf import AttentionReward, DvSft, Evidence, Klal, RolloutMixin, attach, detach
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (it needs Python 3.11)")
 pytest.importorskip("datasets")
@@ -89,26 +89,45 @@ def test_without_objectives_it_trains_as_trl_does(tmp_path):
         torch.testing.assert_close(logs[1][1][name], parameter, rtol=1e-4, atol=1e-6)
 
 
-def test_klal_on_completions_that_passed_the_gate(tmp_path):
-    """Rows and targets of a generation batch, and a step's loss against the same by hand."""
-    trainer = make_trainer(tmp_path, attached={"klal": Klal(weight=0.5)})
-    seen = {}
-    compute = trainer._compute_loss
+def watch(trainer) -> list[dict]:
+    """The inputs of each micro-batch, from now on."""
+    seen, compute = [], trainer._compute_loss
 
     def watched(model, inputs):
-        seen.setdefault("inputs", inputs)
+        seen.append(inputs)
         return compute(model, inputs)
 
     trainer._compute_loss = watched
+    return seen
+
+
+def test_klal_on_completions_that_passed_the_gate(tmp_path):
+    """Which rows there are, and the logged loss of a step against each micro-batch's own mean."""
+    trainer = make_trainer(tmp_path, attached={"klal": Klal(weight=0.5)}, max_steps=1)
+    seen = watch(trainer)
     trainer.train()
-    inputs = seen["inputs"]
-    kept = (inputs["advantages"] > 0).long()
-    rows = (inputs["gk_map_position"] >= 0).sum(1)
-    assert rows.tolist() == (kept * inputs["completion_mask"].sum(1)).tolist()
-    assert 0 < int(kept.sum()) < len(kept)  # both kinds are there
+    model = attach(tiny_qwen_model(), klal=Klal())
+    rows, total = 0, 0.0
+    for inputs in seen:
+        passed, mask = inputs["advantages"] > 0, inputs["completion_mask"]
+        own = (inputs["gk_map_position"] >= 0).sum(1)
+        assert own.tolist() == (passed * mask.sum(1)).tolist()
+        ids = torch.cat((inputs["prompt_ids"], inputs["completion_ids"]), 1)
+        batch = {name: x for name, x in inputs.items() if name.startswith("gk_")}
+        del batch["gk_totals"]  # of its own rows
+        vision = ("pixel_values", "image_grid_thw", "mm_token_type_ids")
+        batch |= {name: inputs[name] for name in vision}
+        attended = torch.cat((inputs["prompt_mask"], mask), 1)
+        found = model(input_ids=ids, attention_mask=attended, gk_temperature=1.0, **batch)
+        total += found.parts["map_kl"].item() * int(own.sum())
+        rows += int(own.sum())
+    kept = torch.cat([inputs["advantages"] > 0 for inputs in seen])
+    assert 0 < int(kept.sum()) < len(kept) == 2 * GENERATIONS
     log = trainer.state.log_history[0]
-    assert log["grounding/map_kl"] > 0
+    # the log has the mean of two micro-batches, which add up to the mean over rows
+    assert log["grounding/map_kl"] * 2 == pytest.approx(total / rows, rel=1e-4)
     detach(trainer.model)
+    detach(model)
 
 
 def test_a_reward_of_attention_and_a_region_that_is_none(tmp_path):
@@ -118,18 +137,20 @@ def test_a_reward_of_attention_and_a_region_that_is_none(tmp_path):
     log = trainer.state.log_history[0]
     assert -1 < log["rewards/attention/mean"] < 1 and log["rewards/attention/std"] > 0
     ask, answer = samples(1)[0]["prompt"], [{"role": "assistant", "content": "The red patch."}]
-    rewards = reward([ask] * 2, [answer] * 2, regions=[samples(1)[0]["regions"], []], images=[
-        [image(0)], [image(0)]])
+    rewards = reward(
+        [ask] * 2,
+        [answer] * 2,
+        regions=[samples(1)[0]["regions"], []],
+        images=[[image(0)], [image(0)]],
+    )
     assert rewards[1] is None and -1 < rewards[0] < 1
-    with pytest.raises(ValueError, match="regions.0..0..*boxes"):
+    with pytest.raises(ValueError, match=r"regions\[0\]\[0\].*boxes"):
         reward([ask], [answer], regions=[[{"box": [0, 0, 1, 1]}]], images=[[image(0)]])
     detach(trainer.model)
 
 
 def test_evidence_needs_completions_and_regions(tmp_path):
-    from groundkern.hf import DvSft
-
-    with pytest.raises(ValueError, match="dv_sft.*rows of completions"):
+    with pytest.raises(ValueError, match=r"dv_sft.*rows of completions"):
         make_trainer(tmp_path, attached={"dv_sft": DvSft()})
     trainer = make_trainer(
         tmp_path, attached={"klal": Klal()}, given={"evidence": Evidence(above=None, rows=2)}
