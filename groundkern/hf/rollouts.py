@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from groundkern.checks import fail
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.geometry import image_geometry
+from groundkern.hf.data.image_token import one_of
 from groundkern.hf.data.rollouts import (
     check_region,
     image_numbers,
@@ -121,7 +122,11 @@ class RolloutMixin:
             mask = mask * output["tool_mask"]
         ids = torch.cat((output["prompt_ids"], output["completion_ids"]), 1)
         tables = self._tables(output, inputs)
-        image = image_numbers(ids.cpu(), tables, visual_tokens_of(self._grounded()))
+        visual = visual_tokens_of(self._grounded())
+        if bool((one_of(output["completion_ids"], visual) & (mask != 0)).any()):
+            wanted = f"no visual tokens (generation_kwargs: suppress_tokens {sorted(visual)})"
+            fail("completion_ids", wanted, "some that the policy wrote")
+        image = image_numbers(ids.cpu(), tables, visual)
         rows = {"gk_image": image.to(ids.device)}
         if getattr(objectives, "policy", None) is not None:
             rows |= policy_rows(mask, prompt, output["advantages"])

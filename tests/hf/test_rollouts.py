@@ -13,6 +13,7 @@ trl = pytest.importorskip("trl", reason="TRL is not installed (it needs Python 3
 pytest.importorskip("datasets")
 
 GENERATIONS = 4
+VISUAL = [tiny_qwen_model().config.image_token_id, tiny_qwen_model().config.video_token_id]
 
 
 class GroundedGRPOTrainer(RolloutMixin, trl.GRPOTrainer):
@@ -60,6 +61,7 @@ def make_trainer(folder, *, mixin=True, rewards=(long_answers,), attached=None, 
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "seed": 3,
+        "generation_kwargs": {"suppress_tokens": VISUAL},
         **own,
     }
     kind = GroundedGRPOTrainer if mixin else trl.GRPOTrainer
@@ -157,3 +159,11 @@ def test_evidence_needs_completions_and_regions(tmp_path):
     )
     trainer.train()
     assert trainer.state.log_history[0]["grounding/map_kl"] > 0
+
+
+def test_visual_tokens_that_a_policy_writes_are_refused_by_name(tmp_path):
+    others = [i for i in range(tiny_qwen_model().config.text_config.vocab_size) if i != VISUAL[0]]
+    trainer = make_trainer(tmp_path, generation_kwargs={"suppress_tokens": others})
+    with pytest.raises(ValueError, match=r"completion_ids.*suppress_tokens"):
+        trainer.train()
+    detach(trainer.model)
