@@ -34,6 +34,11 @@ from groundkern.hf.rewards import AttentionReward
 
 logger = logging.getLogger(__name__)
 
+OVERRIDDEN = (
+    "_generate_and_score_completions",
+    "_get_per_token_logps_and_entropies",
+    "_compute_loss",
+)
 TOTALS = "gk_totals"
 VISION = (
     "pixel_values",
@@ -87,6 +92,9 @@ class RolloutMixin:
     """
 
     def __init__(self, *args: Any, evidence: Evidence | None = None, **kwargs: Any) -> None:
+        missing = [name for name in OVERRIDDEN if not hasattr(super(), name)]
+        if missing:
+            fail("trl.GRPOTrainer", f"one with {', '.join(OVERRIDDEN)}", f"none of {missing}")
         super().__init__(*args, **kwargs)
         objectives = objectives_of(self._grounded())
         for name in ("smam", "dv_sft", "hist", "logit_lens"):

@@ -167,3 +167,14 @@ def test_visual_tokens_that_a_policy_writes_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"completion_ids.*suppress_tokens"):
         trainer.train()
     detach(trainer.model)
+
+
+@pytest.mark.long
+def test_a_toy_reward_is_learned(tmp_path):
+    trainer = make_trainer(
+        tmp_path, attached={"klal": Klal(weight=0.5)}, max_steps=40, learning_rate=0.2
+    )
+    trainer.train()
+    rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
+    assert sum(rewards[:5]) / 5 < 0.7 and min(rewards[-5:]) > 0.9
+    detach(trainer.model)
