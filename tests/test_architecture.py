@@ -177,6 +177,7 @@ def role(module: str) -> str | None:
         case (
             []
             | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["divergence" | "divergence_blocks" | "divergence_terms" | "normaliser"]
             | ["compat", *_]
         ):
             return "public"

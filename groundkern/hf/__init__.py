@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from groundkern.hf.public import *
 
 __all__ = [
+    "AttentionPolicy",
     "AttentionReward",
+    "Distillation",
     "DivergedError",
     "DoctorReport",
     "DvSft",
@@ -45,6 +47,7 @@ __all__ = [
     "load_processor",
     "objectives_of",
     "packing_refusal",
+    "policy_rows",
     "row_counts",
     "save_beside_adapter",
     "supported_objectives",

@@ -20,7 +20,8 @@ class GroundedOutput(ModelOutput):
         loss: fp32 scalar, `text + sum of weight * part` over the attached objectives.
         parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word",
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
-            "lens_raise", "lens_suppress"; "router_aux" of a mixture of experts with
+            "lens_raise", "lens_suppress", "policy", "distill_attention", "distill_tokens";
+            "policy_divergence", (R2) without advantages, which is in no loss; "router_aux" of a mixture of experts with
             `output_router_logits` on), each already divided by its denominator: over an accumulated
             batch they add up to the mean. They are without their weights, except for "router_aux",
             which includes the model's own coefficient. GradCAM terms are left out when gradients
@@ -40,6 +41,10 @@ class GroundedOutput(ModelOutput):
         gradcam: fp32 [B, Rs, C] with `gk_record="gradcam"`: attention times the rectified gradient
             of the aligned token's logit, summed over heads and layers. If "layers" is recorded too,
             these three are [B, R, L, C].
+        policy_maps: fp32 [B, Ro, M, S] with `gk_record="policy"`: the head mean of attention of the
+            rows of `gk_policy_position` over all positions but their own, in each layer of
+            `AttentionPolicy.layers`, not renormalised: it sums to 1 less what is left out. As
+            `gk_policy_reference` it is what later steps are compared with.
         main_logits, side_logits: fp32 [B, Rs, V] with `gk_record="logits"`.
     """
 
@@ -54,5 +59,6 @@ class GroundedOutput(ModelOutput):
     maps: Tensor | None = None
     contributions: Tensor | None = None
     gradcam: Tensor | None = None
+    policy_maps: Tensor | None = None
     main_logits: Tensor | None = None
     side_logits: Tensor | None = None

@@ -16,11 +16,11 @@ from groundkern.checks import fail
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.image_token import one_of
+from groundkern.hf.data.policy_rows import policy_rows
 from groundkern.hf.data.rollouts import (
     check_region,
     image_numbers,
     map_rows,
-    policy_rows,
     token_rows,
 )
 from groundkern.hf.model.attach import objectives_of
@@ -92,7 +92,8 @@ class RolloutMixin:
     """
 
     def __init__(self, *args: Any, evidence: Evidence | None = None, **kwargs: Any) -> None:
-        missing = [name for name in OVERRIDDEN if not hasattr(super(), name)]
+        others = super()
+        missing = [name for name in OVERRIDDEN if not hasattr(others, name)]
         if missing:
             fail("trl.GRPOTrainer", f"one with {', '.join(OVERRIDDEN)}", f"none of {missing}")
         super().__init__(*args, **kwargs)
@@ -136,10 +137,10 @@ class RolloutMixin:
             fail("completion_ids", wanted, "some that the policy wrote")
         image = image_numbers(ids.cpu(), tables, visual)
         rows = {"gk_image": image.to(ids.device)}
-        if getattr(objectives, "policy", None) is not None:
-            rows |= policy_rows(mask, prompt, output["advantages"])
-            if self._reused():
-                rows["gk_policy_reference"] = self._recorded(output, ids, rows)
+        if objectives.policy is not None and self._reused():
+            known = {"input_ids": ids, "gk_text_position": token_rows(mask, prompt)}
+            rows |= policy_rows(known, output["advantages"], rows=objectives.policy.rows)
+            rows["gk_policy_reference"] = self._recorded(output, ids, rows)
         if objectives.klal is not None or objectives.margins is not None:
             found = self._evidence(output, inputs, (mask.cpu(), prompt, image, tables))
             rows |= {name: x.to(ids.device) for name, x in found.items()}
@@ -259,8 +260,7 @@ class RolloutMixin:
         }
         grad = torch.is_grad_enabled()
         for name, x in (self._rows or {}).items():
-            reference = name == "gk_policy_reference"
-            if (grad or self._maps is not None) and not (reference and self._maps is not None):
+            if grad or self._maps is not None:
                 own[name] = x if name == TOTALS else x[start : start + len(ids)]
         if self._maps is not None:
             own["gk_record"] = "policy"

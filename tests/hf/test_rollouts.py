@@ -7,7 +7,16 @@ import torch
 from PIL import Image
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
-from groundkern.hf import AttentionReward, DvSft, Evidence, Klal, RolloutMixin, attach, detach
+from groundkern.hf import (
+    AttentionPolicy,
+    AttentionReward,
+    DvSft,
+    Evidence,
+    Klal,
+    RolloutMixin,
+    attach,
+    detach,
+)
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (it needs Python 3.11)")
 pytest.importorskip("datasets")
@@ -177,4 +186,32 @@ def test_a_toy_reward_is_learned(tmp_path):
     trainer.train()
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     assert sum(rewards[:5]) / 5 < 0.7 and min(rewards[-5:]) > 0.9
+    detach(trainer.model)
+
+
+def test_attention_policy_on_rollouts_that_are_trained_on_twice(tmp_path):
+    """The first update is at the policy that made them: 0; the second moves away from it."""
+    trainer = make_trainer(
+        tmp_path,
+        attached={"policy": AttentionPolicy(divergence="kl")},
+        num_iterations=2,
+        max_steps=2,
+        learning_rate=0.5,
+    )
+    seen = watch(trainer)
+    trainer.train()
+    reference = seen[0]["gk_policy_reference"]
+    assert reference.shape[1:3] == (6, 1)
+    first, second = (line for line in trainer.state.log_history[:2])
+    assert first["grounding/policy_divergence"] == pytest.approx(0.0, abs=1e-6)
+    assert second["grounding/policy_divergence"] > 1e-4
+    detach(trainer.model)
+
+
+def test_a_policy_that_is_used_once_is_told_so(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, attached={"policy": AttentionPolicy()}, max_steps=1)
+    seen = watch(trainer)
+    trainer.train()
+    assert "gk_policy_position" not in seen[0]
+    assert "num_iterations" in caplog.text
     detach(trainer.model)

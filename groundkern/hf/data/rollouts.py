@@ -33,23 +33,6 @@ def token_rows(completion_mask: Tensor, prompt: int) -> Tensor:
     return _positions(completion_mask, prompt - 1)
 
 
-def policy_rows(completion_mask: Tensor, prompt: int, advantage: Tensor) -> dict[str, Tensor]:
-    """The completions' own rows, each with an advantage.
-
-    Args:
-        completion_mask: [B, C], not 0 at tokens that count.
-        prompt: P.
-        advantage: [B] or [B, C].
-
-    Returns:
-        `gk_policy_position` and `gk_policy_weight`, [B, C].
-    """
-    position = _positions(completion_mask, prompt)
-    weight = advantage if advantage.dim() == 2 else advantage[:, None]
-    weight = weight.float().expand(position.shape).masked_fill(position < 0, 0.0)
-    return {"gk_policy_position": position, "gk_policy_weight": weight}
-
-
 def image_numbers(input_ids: Tensor, tables: Sequence[Tensor], visual: Collection[int]) -> Tensor:
     """Which image each visual token is of.
 

@@ -18,16 +18,20 @@ from groundkern.hf.model.head import (
     score_rows,
     score_tokens,
 )
+from groundkern.hf.model.lesson import teach
 from groundkern.hf.model.records import records_of
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after, word_images
+from groundkern.hf.model.teacher import Teacher
 from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
 from groundkern.parallel.collectives import summed
 
 
-def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
+def grounded_forward(
+    model: nn.Module, objectives: Objectives, inputs: dict, teacher: Teacher | None = None
+) -> GroundedOutput:
     """Losses and per-row readings of a batch with `gk_` tensors.
 
     Args:
@@ -36,11 +40,13 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         inputs: the model's keyword inputs, the `gk_` tensors of the batch, and optionally
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
             whole accumulated batch) and `gk_record`: one or several of
-            "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer). `gk_part`
+            "maps", "contributions", "gradcam", "logits", "policy" and "layers" (maps by layer).
+            `gk_part`
             names one part of the loss, which then is that part alone, with its weight.
             `gk_temperature`, a number, is for a loss of the text that the caller makes, such as a
             policy's: the loss is that of the objectives alone, and the text tokens' log
             probabilities and entropies at that temperature carry gradients.
+        teacher: of the objective `distill`.
 
     Returns:
         GroundedOutput.
@@ -49,7 +55,7 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         ValueError, TypeError: bad supervision, or inputs that the wiring does not support.
     """
     request = Request.of(model, objectives, inputs)
-    body = run_body(request)
+    body = run_body(request, teach(request, teacher))
     groups = _groups(request, body)
     tokens = None if request.temperature is None else _tokens(request, groups.pop("text"))
     scores = _score(request, groups)

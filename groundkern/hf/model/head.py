@@ -32,6 +32,11 @@ class TokenScores(NamedTuple):
     predicted: Tensor  # [N] int64
 
 
+def is_plain(head: nn.Module) -> bool:
+    """Whether a head is a linear layer as torch has it, whose weight may take part in an op."""
+    return type(head).forward is nn.Linear.forward and "forward" not in head.__dict__
+
+
 class Smoothing(NamedTuple):
     """The label bags of (D3): ids [G, Y] padded with -1, the rows' bags [N] (-1: none), and b."""
 
@@ -76,7 +81,7 @@ def score_rows(
     Returns:
         RowScores of [N] rows.
     """
-    if not _is_plain(head):
+    if not is_plain(head):
         return _scores_of_logits(rule.of(head(hidden).float()), target, smoothing, several)
     labels: Tensor | SoftTargets = target
     bags: LabelBags | None = None
@@ -90,7 +95,7 @@ def score_rows(
             x,
             head.weight,
             labels,
-            bias=_offset_bias(head, rule),
+            bias=offset_bias(head, rule),
             bags=bags,
             smoothing=0.0 if bags is None else smoothing.share,
             reduction="none",
@@ -100,7 +105,7 @@ def score_rows(
         )
         return scores.loss, scores.log_prob, scores.predicted
 
-    with _forward_replaced(head, fused):
+    with forward_replaced(head, fused):
         return RowScores(*head(hidden))
 
 
@@ -125,14 +130,14 @@ def score_tokens(
     Source: (E3).
     """
     counted = target != IGNORED
-    if _is_plain(head):
+    if is_plain(head):
 
         def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             found = linear_log_prob(
                 x,
                 head.weight,
                 target,
-                bias=_offset_bias(head, rule),
+                bias=offset_bias(head, rule),
                 softcap=rule.softcap,
                 temperature=temperature,
                 ignore_index=IGNORED,
@@ -141,7 +146,7 @@ def score_tokens(
             )
             return found.log_prob, found.entropy, found.predicted
 
-        with _forward_replaced(head, fused):
+        with forward_replaced(head, fused):
             return TokenScores(*head(hidden))
     logits = rule.of(head(hidden).float()) / temperature
     log_probs = logits.log_softmax(-1)  # [N, V]
@@ -154,13 +159,9 @@ def score_tokens(
     )
 
 
-def _is_plain(head: nn.Module) -> bool:
-    """Whether a head is a linear layer that nobody changed, so that an op may stand in for it."""
-    return type(head).forward is nn.Linear.forward and "forward" not in head.__dict__
-
-
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Within the block a module's forward is another; its hooks run as usual."""
     module.forward = forward
     try:
         yield
@@ -218,7 +219,7 @@ def soft_targets(target: Tensor, smoothing: Smoothing, several: Several) -> Soft
     )
 
 
-def _offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
+def offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
     """[V]: the head's bias and the rule's offset, which has no softcap."""
     if rule.offset is None:
         return head.bias

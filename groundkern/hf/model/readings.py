@@ -55,7 +55,7 @@ class MapRows:
         return seen if self.image is None else seen & self.image
 
 
-class _MapReading:
+class MapReading:
     """A reading of the rows' attention maps.
 
     Args:
@@ -121,7 +121,7 @@ class _MapReading:
         return maps if self.at.split is None else self.at.split.all(maps)
 
 
-class MapLoss(_MapReading):
+class MapLoss(MapReading):
     """The divergence of the map rows, summed over the layers that see a target column (K3)."""
 
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
@@ -159,7 +159,7 @@ class MapLoss(_MapReading):
         return torch.stack(self.losses).sum(0) / seen.clamp(min=1)
 
 
-class MapSum(_MapReading):
+class MapSum(MapReading):
     """The rows' attention map, summed over layers (K2); head weights sum to 1 over all of them."""
 
     def __init__(
@@ -201,7 +201,7 @@ class MapSum(_MapReading):
         return total / layers.clamp(min=1)
 
 
-class RecordedMaps(_MapReading):
+class RecordedMaps(MapReading):
     """The map rows' attention in every layer, without a gradient."""
 
     def __init__(self, at: MapRows, over: str = "columns") -> None:
@@ -240,6 +240,9 @@ class Readings:
     recorded: RecordedMaps | None = None
     saved: SavedAttention | None = None
     explained: SavedLayers | None = None
+    policy: MapReading | None = None
+    distilled: MapReading | None = None
+    recorded_policy: MapReading | None = None
 
     def all(self) -> list[Reading]:
         """Those that are there."""
