@@ -26,7 +26,6 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "contributions", "gradcam", "logits", "layers", "visible")
 RECORDS = ("maps", "contributions", "gradcam", "logits", "layers", "visible", "policy")
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
