@@ -9,10 +9,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionPolicy",
+    "AttentionReward",
     "Distillation",
     "DivergedError",
     "DoctorReport",
     "DvSft",
+    "Evidence",
     "Examination",
     "GroundedExample",
     "GroundedOutput",
@@ -29,6 +31,7 @@ __all__ = [
     "Phrase",
     "Raster",
     "Region",
+    "RolloutMixin",
     "Smam",
     "Video",
     "Word",

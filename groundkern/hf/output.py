@@ -28,11 +28,15 @@ class GroundedOutput(ModelOutput):
             are off.
         text_log_prob, text_predicted: fp32 and int64 [B, Rt], log pi of the trained tokens, and the
             most probable token.
+        text_entropy: fp32 [B, Rt] with `gk_temperature`, of the distributions that predict the
+            trained tokens. With it `text_log_prob` and this carry gradients, at that temperature,
+            and `loss` and `parts` are without the text's.
         word_log_prob, word_predicted: the same of the labelled visual tokens, [B, Rw]; of several
             labels the first, `gk_word_label`.
         side_log_prob: fp32 [B, Rs], log pi+ of the aligned answer tokens.
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
-            layers.
+            layers. With "visible" it is normalised over all that a row sees, and says how much of
+            it is on the image.
         contributions: fp32 [B, Rs, C] with `gk_record="contributions"`: (C1), summed over layers.
         gradcam: fp32 [B, Rs, C] with `gk_record="gradcam"`: attention times the rectified gradient
             of the aligned token's logit, summed over heads and layers. If "layers" is recorded too,
@@ -48,6 +52,7 @@ class GroundedOutput(ModelOutput):
     parts: dict[str, Tensor] | None = None
     text_log_prob: Tensor | None = None
     text_predicted: Tensor | None = None
+    text_entropy: Tensor | None = None
     word_log_prob: Tensor | None = None
     word_predicted: Tensor | None = None
     side_log_prob: Tensor | None = None

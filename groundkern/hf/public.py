@@ -29,6 +29,8 @@ from groundkern.hf.objectives import (
     Smam,
 )
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.rewards import AttentionReward
+from groundkern.hf.rollouts import Evidence, RolloutMixin
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError
 from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter

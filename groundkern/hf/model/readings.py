@@ -204,8 +204,8 @@ class MapSum(MapReading):
 class RecordedMaps(MapReading):
     """The map rows' attention in every layer, without a gradient."""
 
-    def __init__(self, at: MapRows) -> None:
-        super().__init__(at)
+    def __init__(self, at: MapRows, over: str = "columns") -> None:
+        super().__init__(at, over=over)
         self.maps: list[Tensor] = []  # [N, C] each
 
     def rows_in(self, number: int) -> None:
@@ -270,7 +270,8 @@ def readings_of(request: Request) -> Readings:
         if margins is not None and margins.maps == "attention":
             found.margin_map = MapSum(at, margins.layers, "columns")
         if "maps" in request.records:
-            found.recorded = RecordedMaps(at)
+            over = "visible" if "visible" in request.records else "columns"
+            found.recorded = RecordedMaps(at, over)
     hist = terms.hist
     if hist is not None and hist.maps == "attention" and batch.phrase_composite.shape[1]:
         own_rows = torch.where(batch.phrase_position >= 0, batch.phrase_position + 1, -1)

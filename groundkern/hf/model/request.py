@@ -26,7 +26,7 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "contributions", "gradcam", "logits", "layers", "policy")
+RECORDS = ("maps", "contributions", "gradcam", "logits", "layers", "visible", "policy")
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
@@ -48,6 +48,8 @@ class Request:
             is one document.
         part: the one part that the loss consists of; None: all that are attached.
         split: of the tokens over the ranks of a group; None: they are whole.
+        temperature: of the text tokens' log probabilities and entropies, of which the caller makes
+            the loss of the text; None: it is their cross entropy.
         given: the body's inputs as the batch has them, which a teacher is given too.
     """
 
@@ -61,6 +63,7 @@ class Request:
     documents: Documents | None = None
     part: str | None = None
     split: Split | None = None
+    temperature: float | None = None
     given: dict = field(default_factory=dict)
 
     @classmethod
@@ -84,6 +87,8 @@ class Request:
             got = f"{type(model).__name__}, which has none"
             fail("gk_record", "a decoder with layers of softmax attention", got)
         part = inputs.pop("gk_part", None)
+        temperature = inputs.pop("gk_temperature", None)
+        checks.finite_positive("gk_temperature", temperature)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
         input_ids = inputs.get("input_ids")
         if input_ids is None:
@@ -127,7 +132,9 @@ class Request:
                     fail(name, "whole sequences", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
-        known = batch, inputs, denominators, records, documents, part, split, given
+            if temperature is not None:
+                fail("gk_temperature", "whole sequences", got)
+        known = batch, inputs, denominators, records, documents, part, split, temperature, given
         return cls(model, attached, terms, *known)
 
     @property

@@ -41,8 +41,11 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
         fp32 scalar, and scalars by name: each without its weight, divided by its denominator. If
         the request names one part, the scalar is that part alone with its weight.
     """
-    text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
-    loss, parts = text, {"text": text}
+    if request.temperature is None:
+        text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
+        loss, parts = text, {"text": text}
+    else:
+        loss, parts = request.denominators.new_zeros(()), {}
     for name, term in TERMS.items():
         if getattr(request.terms, name) is not None:
             weighted, found = term(request, body, scores)
@@ -56,7 +59,7 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
     if request.part is not None:
-        part = parts.get(request.part, text.detach() * 0.0)
+        part = parts.get(request.part, loss.detach() * 0.0)
         loss = part_rules(request.attached, routers=True)[request.part].weight * part
     return loss, parts
 
