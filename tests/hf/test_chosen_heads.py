@@ -205,6 +205,37 @@ def test_checkpointing_changes_nothing(qwen):
     assert_same_gradients(again, plain)
 
 
+@pytest.mark.parametrize("mode", ["eager", "checkpointed"])
+def test_recorded_heads_are_those_of_the_model(qwen, mode):
+    """Over all visible keys, in every layer, and 0 on the columns of another image."""
+    batch = make_batch(qwen, SAMPLES["qwen"], side="left")
+    attach(qwen, klal=Klal())
+    if mode == "checkpointed":
+        qwen.gradient_checkpointing_enable({"use_reentrant": False})
+        qwen.train()
+    output = qwen(**dict(batch), gk_record=("maps", "heads"))
+    found = output.head_maps
+    rows, columns = batch["gk_map_position"].shape, batch["gk_map_columns"].shape[1]
+    assert found.shape == (*rows, LAYERS, HEADS, columns)
+    assert not found.requires_grad
+    for b, sample in enumerate(run_samples(qwen, batch)):
+        for r, t in enumerate(sample.positions("map")):
+            at = sample.image[sample.image >= 0] == batch["gk_map_image"][b, r]
+            own = (sample.image == batch["gk_map_image"][b, r]).nonzero()[:, 0]
+            wanted = torch.zeros(LAYERS, HEADS, columns)
+            wanted[..., : len(at)][..., at] = torch.stack(
+                [sample.layers[n][0][:, t, own] for n in range(LAYERS)]
+            )
+            torch.testing.assert_close(found[b, r], wanted.detach(), rtol=1e-4, atol=1e-6)
+    mean = (found / found.sum(-1, keepdim=True).clamp(min=1e-30)).mean((2, 3))
+    torch.testing.assert_close(mean, output.maps)  # each head over its image, then the mean
+
+
+def test_heads_of_a_batch_without_rows_are_empty(qwen):
+    output = attach(qwen)(**make_batch(qwen, SAMPLES["qwen"][2:3]), gk_record="heads")
+    assert output.head_maps.shape[1:] == (0, LAYERS, HEADS, 0)
+
+
 def test_heads_that_do_not_exist_are_refused(qwen):
     for heads, said in (
         (((3, 0),), r"`klal.chosen_heads`: expected layers in \[0, 3\), got \(3,\)"),

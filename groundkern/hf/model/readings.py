@@ -238,6 +238,29 @@ class RecordedMaps(_MapReading):
                 self.maps.append(self.all_columns(self.map(layer)))
 
 
+class RecordedHeads(_MapReading):
+    """The map rows' attention of every head in every layer, over all visible keys, without a
+    gradient: head by head, each at the cost of the map of one head."""
+
+    def __init__(self, at: MapRows) -> None:
+        super().__init__(at, over="visible")
+        self.uses_lse = False  # it takes its rows itself
+        self.maps: list[Tensor] = []  # [N, H, C] each
+
+    def rows_in(self, number: int) -> None:
+        """None: it takes them itself, without a gradient."""
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer."""
+        if run.finished:
+            return
+        with torch.no_grad():
+            heads, rows = range(layer.q.shape[1]), self.at.rows
+            whole = layer.at_heads(rows, heads)  # with the rows' queries, taken once
+            maps = [self.all_columns(self.map(whole.at_heads(rows, (h,)))) for h in heads]
+            self.maps.append(torch.stack(maps, 1))
+
+
 def map_loss(attention: Tensor, target: Tensor, own: Tensor, klal: Klal) -> Tensor:
     """[N]: the divergence of maps [N, C]; 0 for a row that sees no target column."""
     return map_divergence(
@@ -258,6 +281,7 @@ class Readings:
     margin_map: MapSum | None = None
     phrase_map: MapSum | None = None
     recorded: RecordedMaps | None = None
+    recorded_heads: RecordedHeads | None = None
     saved: SavedAttention | None = None
     explained: SavedLayers | None = None
 
@@ -289,6 +313,8 @@ def readings_of(request: Request) -> Readings:
             found.margin_map = MapSum(at, margins.layers, "columns")
         if "maps" in request.records:
             found.recorded = RecordedMaps(at)
+        if "heads" in request.records:
+            found.recorded_heads = RecordedHeads(at)
     hist = terms.hist
     if hist is not None and hist.maps == "attention" and batch.phrase_composite.shape[1]:
         own_rows = torch.where(batch.phrase_position >= 0, batch.phrase_position + 1, -1)
