@@ -37,10 +37,13 @@ class GroundedOutput(ModelOutput):
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers. With "visible" it is normalised over all that a row sees, and says how much of
             it is on the image.
+        head_maps: fp32 [B, Rm, L, H, C] with `gk_record="heads"`: attention of every head of every
+            layer of softmax attention on the row's image, normalised over all visible keys, so that
+            a sum over C is the head's visual mass.
         contributions: fp32 [B, Rs, C] with `gk_record="contributions"`: (C1), summed over layers.
         gradcam: fp32 [B, Rs, C] with `gk_record="gradcam"`: attention times the rectified gradient
             of the aligned token's logit, summed over heads and layers. If "layers" is recorded too,
-            these three are [B, R, L, C].
+            maps, contributions and gradcam are [B, R, L, C].
         policy_maps: fp32 [B, Ro, M, S] with `gk_record="policy"`: the head mean of attention of the
             rows of `gk_policy_position` over all positions but their own, in each layer of
             `AttentionPolicy.layers`, not renormalised: it sums to 1 less what is left out. As
@@ -57,6 +60,7 @@ class GroundedOutput(ModelOutput):
     word_predicted: Tensor | None = None
     side_log_prob: Tensor | None = None
     maps: Tensor | None = None
+    head_maps: Tensor | None = None
     contributions: Tensor | None = None
     gradcam: Tensor | None = None
     policy_maps: Tensor | None = None
