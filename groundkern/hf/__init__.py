@@ -27,6 +27,7 @@ __all__ = [
     "Phrase",
     "Raster",
     "Region",
+    "SampleRegions",
     "Smam",
     "Video",
     "Word",
