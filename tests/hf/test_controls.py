@@ -25,6 +25,21 @@ POOL = [SampleRegions.of(example) for example in OTHERS]
 MASK = torch.zeros(112, 140, dtype=torch.bool)
 MASK[56:84, 56:84] = True  # the same token
 
+# for a process that does not import transformers
+ELSEWHERE = f"""
+from groundkern.hf.data.controls import Controls, SampleRegions
+from groundkern.hf.data.example import GroundedExample, Region
+
+def example(name, box):
+    chat = [{{"role": "user", "content": "Where?"}}, {{"role": "assistant", "content": {ANSWER!r}}}]
+    return GroundedExample((), chat, (Region(1, 4, 13, 0, boxes=(box,)),), name=name)
+
+boxes = {[x.regions[0].boxes[0] for x in OTHERS]}
+pool = [SampleRegions.of(example(f"other:{{i}}", box)) for i, box in enumerate(boxes)]
+own = example("own:5", {PATCH})
+print([Controls(pool, 3).regions(own, kind)[0].boxes for kind in ("random", "shuffled")])
+"""
+
 
 def example(name="own:1", **places):
     return make_example(ANSWER, [make_region(ANSWER, "red patch", **places)], name=name)
@@ -37,7 +52,8 @@ def tokens(batch) -> list[int]:
 
 
 def controlled(kind, sample, **options):
-    return make_collator(side_control=kind, map_control=kind, control_pool=POOL, **options)([sample])
+    how = {"side_control": kind, "map_control": kind, "control_pool": POOL}
+    return make_collator(**how, **options)([sample])
 
 
 def test_shuffled_is_another_samples_region_and_not_the_own():
@@ -53,7 +69,6 @@ def test_shuffled_moves_nothing_but_regions():
     plain, wrong = make_collator()([sample]), controlled("shuffled", sample)
     changed = {name for name in plain if not torch.equal(plain[name], wrong[name])}
     assert changed == {"gk_side_inside", "gk_map_target"}
-    assert plain["gk_map_target"].sort().values.tolist() != []
     assert (wrong["gk_map_target"] == wrong["gk_map_target"].max()).sum() == 1
 
 
@@ -119,7 +134,8 @@ def test_the_complement_is_what_the_region_does_not_cover():
     sample = example(boxes=(PATCH,))
     batch = controlled("complement", sample)
     assert tokens(batch) == [token for token in range(20) if token != 12]
-    found, right = (dequantise(x["gk_map_target"])[0, 0] for x in (batch, make_collator()([sample])))
+    plain = make_collator()([sample])
+    found, right = (dequantise(x["gk_map_target"])[0, 0] for x in (batch, plain))
     want = right.max() - right
     torch.testing.assert_close(found, want / want.sum(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[11] / found[0], torch.tensor(0.5 / 0.999), rtol=1e-5, atol=0)
@@ -130,7 +146,8 @@ def test_the_complement_of_everything_is_no_row():
     collator = make_collator(side_control="complement", map_control="complement", map_kind="uniform")
     batch = collator([example(boxes=((0, 0, 1, 1),))])
     assert batch["gk_side_position"].shape[1] == batch["gk_map_position"].shape[1] == 0
-    assert collator.counts["side_rows_without_region"] and collator.counts["map_rows_without_target"]
+    assert collator.counts["side_rows_without_region"]
+    assert collator.counts["map_rows_without_target"]
 
 
 def test_the_same_in_another_process_and_another_batch():
@@ -142,13 +159,9 @@ def test_the_same_in_another_process_and_another_batch():
         )
         at = both["gk_map_columns"][1]
         assert both["gk_side_inside"][1, 0][at].nonzero()[:, 0].tolist() == tokens(alone)
-    code = (
-        "from tests.hf.test_controls import *\n"
-        "regions = Controls(POOL, 3).regions(example('own:5', boxes=(PATCH,)), 'random')\n"
-        "regions += Controls(POOL, 3).regions(example('own:5', boxes=(PATCH,)), 'shuffled')\n"
-        "print([region.boxes for region in regions])"
+    told = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, check=True
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     own = [Controls(POOL, 3).regions(sample, kind)[0].boxes for kind in ("random", "shuffled")]
     assert told.stdout.strip() == str(own)
     assert Controls(POOL, 4).regions(sample, "random")[0].boxes != own[0]
@@ -160,7 +173,8 @@ def test_videos_move_in_space_and_time():
     clip = replace(make_example(ANSWER, images=()), videos=(CLIP,))
     times = set()
     for name in "abcdef":
-        own = replace(clip, name=name, regions=(box, replace(box, boxes=(), time=None, tracks=(track,))))
+        along = replace(box, boxes=(), time=None, tracks=(track,))
+        own = replace(clip, name=name, regions=(box, along))
         moved, along = Controls(None, 0).regions(own, "random")
         assert moved.time[1] - moved.time[0] == pytest.approx(1.0)
         assert 0 <= moved.time[0] and moved.time[1] <= 6  # of six frames of a second
@@ -194,7 +208,7 @@ def test_refusals():
     ("by", "wanted"),
     [
         (0, [12]),
-        (0.4, [12]),  # the neighbours begin where the region ends: they are within a hundredth
+        (0.4, [6, 7, 8, 11, 12, 13, 16, 17, 18]),  # a part of each neighbour
         (1, [6, 7, 8, 11, 12, 13, 16, 17, 18]),
         (2, list(range(20))),  # rows 0 to 4, columns 0 to 4
     ],
@@ -202,8 +216,6 @@ def test_refusals():
 def test_a_region_grows_by_visual_tokens(by, wanted):
     sample = example(boxes=(PATCH,))
     batch = make_collator(region_dilation=by)([sample])
-    if by == 0.4:
-        wanted = [6, 7, 8, 11, 12, 13, 16, 17, 18]
     assert tokens(batch) == wanted
     plain = make_collator()([sample])
     assert torch.equal(batch["gk_map_target"], plain["gk_map_target"])

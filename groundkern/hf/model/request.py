@@ -119,6 +119,8 @@ class Request:
             got = "a sequence that is split over ranks"
             if records & {"contributions", "gradcam"}:
                 fail("gk_record", "whole sequences for contributions and gradcam", got)
+            if terms.smam is not None and terms.smam.keep == "sinks":
+                fail("smam.keep", "whole sequences for sinks", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
         known = batch, inputs, denominators, records, documents, part, split
