@@ -31,9 +31,7 @@ class Moment(NamedTuple):
     shapes: Mapping[str, Sequence[Any]]
 
 
-def inside(
-    rects: Tensor, times: Tensor, moments: Sequence[Moment], *, grow: float = 0.0
-) -> Tensor:
+def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment], *, grow: float = 0.0) -> Tensor:
     """Which tokens the shapes of any moment cover.
 
     Args:

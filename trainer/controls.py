@@ -1,4 +1,4 @@
-"""Runs on wrong regions (`control` of SMAM and KLAL): what their collator needs, and what is said."""
+"""Runs on wrong regions (`control` of SMAM and KLAL): what collators need, and what is said."""
 
 from __future__ import annotations
 

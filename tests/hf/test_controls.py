@@ -11,6 +11,7 @@ import torch
 
 from groundkern.hf import Raster, Region, SampleRegions, Video
 from groundkern.hf.data.controls import Controls
+from groundkern.hf.data.moments import SHAPES
 from groundkern.maps import dequantise, inside, patch_grid
 from tests.hf.collating import IMAGE, make_collator, make_example, make_region
 from tests.hf.test_video_regions import CLIP
@@ -88,6 +89,7 @@ def test_each_control_is_of_its_own_objective(only):
         {"boxes": (), "rasters": (Raster(MASK),)},
         {"boxes": (), "rasters": (Raster(MASK.float() + 0.01),)},
         {"boxes": (), "points": ((0.5, 0.6), (0.7, 0.9))},
+        {"boxes": (), "bells": ((0.5, 0.6, 0.1, 0.05),)},
         {"boxes": (), "polylines": (((0.1, 0.1), (0.3, 0.2), (0.5, 0.1)),)},
     ],
 )
@@ -99,12 +101,11 @@ def test_random_keeps_the_shape_and_moves_it_within_the_image(places):
         (moved,) = Controls(None, 0).regions(own, "random")
         assert (moved.turn, moved.start, moved.stop) == (1, *_span(own))
         replace(own, regions=(moved,), checked=False).check()
-        kinds = ("boxes", "points", "polygons", "polylines", "rasters")
-        covered = inside(rects, **{kind: getattr(moved, kind) for kind in kinds})
+        covered = inside(rects, **{kind: getattr(moved, kind) for kind in SHAPES})
         sizes.append(int(covered.sum()))
         spots.add(tuple(covered.nonzero()[:3, 0].tolist()))
     own = example(**places).regions[0]
-    right = inside(rects, **{kind: getattr(own, kind) for kind in kinds})
+    right = inside(rects, **{kind: getattr(own, kind) for kind in SHAPES})
     assert max(sizes) <= 1.2 * int(right.sum()) + 4 and min(sizes) >= 0.8 * int(right.sum()) - 4
     assert len(spots) == 8
 
@@ -143,7 +144,8 @@ def test_the_complement_is_what_the_region_does_not_cover():
 
 
 def test_the_complement_of_everything_is_no_row():
-    collator = make_collator(side_control="complement", map_control="complement", map_kind="uniform")
+    both = {"side_control": "complement", "map_control": "complement"}
+    collator = make_collator(**both, map_kind="uniform")
     batch = collator([example(boxes=((0, 0, 1, 1),))])
     assert batch["gk_side_position"].shape[1] == batch["gk_map_position"].shape[1] == 0
     assert collator.counts["side_rows_without_region"]
@@ -177,12 +179,19 @@ def test_videos_move_in_space_and_time():
         own = replace(clip, name=name, regions=(box, along))
         moved, along = Controls(None, 0).regions(own, "random")
         assert moved.time[1] - moved.time[0] == pytest.approx(1.0)
-        assert 0 <= moved.time[0] and moved.time[1] <= 6  # of six frames of a second
+        assert moved.time[0] >= 0 and moved.time[1] <= 6  # of six frames of a second
         (steps,) = along.tracks
         assert steps[1][0] - steps[0][0] == pytest.approx(2.0)
         assert steps[1][1][0] - steps[0][1][0] == pytest.approx(0.2)
         times.add(moved.time)
     assert len(times) == 6
+    heats = ((1.0, Raster(MASK)), (2.0, None), (3.0, Raster(MASK)))
+    own = replace(clip, regions=(replace(box, boxes=(), time=None, raster_track=heats),))
+    (steps,) = [each.raster_track for each in Controls(None, 0).regions(own, "random")]
+    assert steps[1][1] is None and steps[2][0] - steps[0][0] == pytest.approx(2.0)
+    assert steps[0][1].values.sum() == MASK.sum()
+    assert torch.equal(steps[0][1].values, steps[2][1].values)
+    assert not torch.equal(steps[0][1].values, MASK)
     short = Video(CLIP.frames[:3], (10.0, 11.0, 12.0))  # 3 s against 6: times are halved
     other = SampleRegions.of(replace(clip, name="other", videos=(CLIP,), regions=(box,)))
     own = replace(clip, videos=(short,), regions=(replace(box, boxes=(), time=(10.0, 11.0)),))
@@ -195,11 +204,10 @@ def test_refusals():
         make_collator(side_control="shuffled")
     with pytest.raises(ValueError, match="map_control"):
         make_collator(map_control="wrong")
-    with pytest.raises(ValueError, match="own:1: control_pool.*another sample"):
-        controlled_alone = make_collator(
-            map_control="shuffled", control_pool=[SampleRegions.of(example(boxes=(PATCH,)))]
-        )
-        controlled_alone([example(boxes=(PATCH,))])
+    own = example(boxes=(PATCH,))
+    alone = make_collator(map_control="shuffled", control_pool=[SampleRegions.of(own)])
+    with pytest.raises(ValueError, match=r"own:1: control_pool.*another sample"):
+        alone([own])
     with pytest.raises(ValueError, match="region_dilation"):
         make_collator(region_dilation=-1)
 

@@ -120,12 +120,13 @@ def test_packed_rows_have_the_sinks_of_their_own_documents(qwen):
     batch = make_batch(qwen, SAMPLES["qwen"])
     attach(qwen, smam=Smam(keep="sinks", keep_sinks=2, sink_layer=1))
     apart = qwen(**batch).parts["smam_grounding"]
-    packed = qwen(**packed_batch(qwen, [SAMPLES["qwen"][:2], SAMPLES["qwen"][2:]])).parts["smam_grounding"]
+    rows = [SAMPLES["qwen"][:2], SAMPLES["qwen"][2:]]
+    packed = qwen(**packed_batch(qwen, rows)).parts["smam_grounding"]
     torch.testing.assert_close(packed, apart, rtol=1e-5, atol=1e-6)
 
 
 def test_refusals(qwen):
-    with pytest.raises(ValueError, match="smam.sink_layer.*0, 1, 2"):
+    with pytest.raises(ValueError, match=r"smam.sink_layer.*0, 1, 2"):
         attach(qwen, smam=Smam(keep="sinks", sink_layer=3))
     with pytest.raises(ValueError, match="keep_sinks"):
         Smam(keep="sinks", keep_sinks=0)

@@ -68,8 +68,8 @@ def test_losses_and_gradients_change(data, tmp_path, kind):
     attach(model, smam=Smam(), klal=Klal()).train()
     found, parts = [], []
     for options in ({}, controlled(settings, samples)):
-        batch = GroundingCollator(processor, model.config, **options)([samples[i] for i in range(4)])
-        output = model(**batch)
+        collator = GroundingCollator(processor, model.config, **options)
+        output = model(**collator([samples[i] for i in range(4)]))
         parts.append(output.parts)
         found.append(gradients(model, output.loss))
     assert torch.equal(parts[0]["text"], parts[1]["text"])
@@ -79,9 +79,9 @@ def test_losses_and_gradients_change(data, tmp_path, kind):
 
 
 def test_refusals(data, tmp_path):
-    with pytest.raises(ConfigError, match="objectives.klal.control.*margins"):
+    with pytest.raises(ConfigError, match=r"objectives.klal.control.*margins"):
         config(data, tmp_path, objectives={"klal": {"control": "random"}, "margins": {}})
-    with pytest.raises(ConfigError, match="objectives.smam.control.*expected.*'shuffled'"):
+    with pytest.raises(ConfigError, match=r"objectives.smam.control.*expected.*'shuffled'"):
         config(data, tmp_path, objectives={"smam": {"control": "wrong"}})
     settings = config(data, tmp_path)
     model, _ = load_model(settings)

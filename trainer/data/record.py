@@ -7,8 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
 Index = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+Interval = tuple[Number, Number]
+
+
+def _as_list(value: Any) -> Any:
+    """A number alone as a list of it."""
+    return [value] if isinstance(value, int | float) else value
 
 
 class StrictModel(BaseModel):
@@ -49,8 +56,10 @@ class MomentRecord(StrictModel):
 
 class RegionRecord(SpanRecord, PlaceRecord):
     video: Index | None = None
-    time: tuple[Number, Number] | None = None
+    time: Interval | Annotated[list[Interval], Field(min_length=1)] | None = None
     frame: Index | None = None
+    share: Annotated[list[Positive] | None, BeforeValidator(_as_list)] = None
+    spread: Annotated[list[Number] | None, BeforeValidator(_as_list)] = None
     box: tuple[Number, Number, Number, Number] | None = None
     points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
     polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None

@@ -136,21 +136,23 @@ def parse_sample(
     limits = {"root": root, "max_pixels": max_pixels, "where": where}
     films = find_videos(record.videos, rules=videos, **limits) if record.videos else ()
     resolve = Resolver(messages, tuple(sizes), where, films)
-    regions = tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions))
-    canvases = [sizes[r.image] if r.video is None else films[r.video].size for r in regions]
+    each = [resolve.regions(r, f"regions[{i}]") for i, r in enumerate(record.regions)]
+    canvases = [sizes[r.image] if r.video is None else films[r.video].size for r, *_ in each]
+    rasters = dict(find_rasters(record.regions, canvases, **limits))
+    origins = [i for i, parts in enumerate(each) for _ in parts]
     return Sample(
         where=where,
         task=record.task,
         images=tuple(images),
         sizes=tuple(sizes),
         messages=messages,
-        regions=regions,
+        regions=tuple(region for parts in each for region in parts),
         words=tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(record.words)),
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
         answers=tuple(record.answers),
         metrics=tuple(record.metrics),
         tools=tuple(record.tools),
-        rasters=find_rasters(record.regions, canvases, **limits),
+        rasters=tuple((k, rasters[i]) for k, i in enumerate(origins) if i in rasters),
         videos=films,
     )
 
@@ -202,7 +204,8 @@ def _validated(value: dict[str, Any], where: str, *, unicode: bool) -> SampleRec
         problem = max(error.errors(), key=lambda each: len(each["loc"]))
     field = ""
     for part in problem["loc"]:
-        if part not in ("str", "list[PartRecord]"):  # the alternatives of `content`
+        # not the alternatives of `content` and `time`
+        if isinstance(part, int) or not (part == "str" or part.startswith(("list[", "tuple["))):
             field += f"[{part}]" if isinstance(part, int) else f".{cut(part, VALUE)}"
     got = short(problem["input"])
     match problem["type"]:

@@ -47,6 +47,7 @@ def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
     try:
         example = sample.load(recent.decode)
         seen = model.see(example) if model is not None else None
+        example = model.shown(example) if model is not None else example
     except (SampleError, ValueError) as error:
         made.warnings.append(str(error))
         made.failed = True
@@ -111,7 +112,7 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View | Cell) ->
     color = COLORS[(number - 1) % len(COLORS)]
     for box in region.boxes:
         yield Shape(color, title, number, box=view.box(box))
-    for point in region.points:
+    for point in (*region.points, *(bell[:2] for bell in region.bells)):
         yield Shape(color, title, number, point=view.point(*point))
     for raster in region.rasters:
         box = view.box(raster.bounds())

@@ -61,8 +61,9 @@ class GroundingCollator:
     `phrases_untrained`); `regions`, `regions_truncated` (some of its text was cut),
     `regions_outside` (on no visual token);
     `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
-    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
-    `phrases_truncated`,
+    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`,
+    `map_rows_left_out` (beyond `max_map_rows`); `regions_gated`, `words_gated`, `phrases_gated` (of
+    weight 0); `phrases`, `phrases_truncated`,
     `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`;
     `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
     `special`, `unknown`, `fragment`, `number`, `long`, `tall` or `outside`, and of those that have
@@ -84,6 +85,8 @@ class GroundingCollator:
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
         map_kind, map_levels: see `groundkern.maps.target_map`.
         map_rows: one of `regions.MAP_ROWS` (`regions.map_rows`).
+        map_floor: the part of each target map that is spread evenly over its image, in [0, 1].
+        max_map_rows: map rows of an answer and image at most, evenly spread; None: all.
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
             sees "language" tokens alone.
         region_dilation: visual tokens by which a region grows on all sides for SMAM's sets; targets
@@ -127,6 +130,8 @@ class GroundingCollator:
         label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
         map_rows: str = "predictor",
+        map_floor: float = 0.0,
+        max_map_rows: int | None = None,
         empty_region: str = "skip",
         region_dilation: float = 0.0,
         keep_registers: bool = False,
@@ -141,6 +146,9 @@ class GroundingCollator:
         positive = pack_to is None or pack_to > 0
         require(positive, "pack_to", "a positive number or None", pack_to)
         require(pad_to_multiple_of > 0, "pad_to_multiple_of", "above 0", pad_to_multiple_of)
+        require(0.0 <= map_floor <= 1.0, "map_floor", "a number in [0, 1]", map_floor)
+        positive = max_map_rows is None or max_map_rows > 0
+        require(positive, "max_map_rows", "a positive number or None", max_map_rows)
         cut = pack_to is None or max_length is None or max_length <= pack_to
         require(cut, "max_length", f"at most pack_to, which is {pack_to}", max_length)
         for name, value, known in (
@@ -166,10 +174,11 @@ class GroundingCollator:
         self.max_length, self.pack_to = max_length, pack_to
         self.multiple = pad_to_multiple_of
         self.map_kind, self.map_levels, self.map_rows = map_kind, map_levels, map_rows
+        self.map_floor, self.max_map_rows = map_floor, max_map_rows
         self.empty_region, self.label_bag = empty_region, label_bag
         self.region_dilation, self.keep_registers = region_dilation, keep_registers
         self.side_control, self.map_control = side_control, map_control
-        self._controls = Controls(control_pool, control_seed)
+        self.controls = Controls(control_pool, control_seed)
         self.lens, self.lens_outside = lens, lens_outside
         self.counts: Counter[str] = Counter()
         self._marks_prefix = marks_prefix(processor)
@@ -276,13 +285,22 @@ class GroundingCollator:
         masks = region_masks(layout, counts)
         fields = {"image": image, "text_position": text, "map_columns": layout.visual}
         fields |= self._side_rows(layout, masks)
-        words = self._labeler.place(layout.example.words, layout.table, counts)
+        example = layout.example
+        weight = example.grounding_weight
+        words = self._labeler.place(example.words, layout.table, counts, weight=weight)
         ids = [label.token for word in words for label in word.labels]
-        self._reader.check_ids(f"{name_of(layout.example)}: words", ids)
+        self._reader.check_ids(f"{name_of(example)}: words", ids)
         fields |= word_rows(layout, words, self.label_bag)
-        target = self.map_kind, self.map_levels, counts, self.map_rows
-        shown = self._controlled(layout, self.map_control)
-        fields |= map_rows(shown, *target, complement=self.map_control == "complement")
+        fields |= map_rows(
+            self._controlled(layout, self.map_control),
+            self.map_kind,
+            self.map_levels,
+            counts,
+            self.map_rows,
+            complement=self.map_control == "complement",
+            floor=self.map_floor,
+            most=self.max_map_rows,
+        )
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)
@@ -304,7 +322,5 @@ class GroundingCollator:
 
     def _controlled(self, layout: Layout, control: str | None) -> Layout:
         """The sequence with the regions of a control; the complement is made of the right ones."""
-        if control in (None, "complement"):
-            return layout
-        regions = self._controls.regions(layout.example, control)
-        return replace(layout, example=replace(layout.example, regions=regions))
+        example = self.controls.applied(layout.example, control)
+        return layout if example is layout.example else replace(layout, example=example)

@@ -28,7 +28,7 @@ from groundkern.hf.data.video import Track
 from groundkern.rasters import Raster
 
 CONTROLS = ("shuffled", "random", "complement")
-PLACES = (*SHAPES, "time", "tracks")
+PLACES = (*SHAPES, "time", "tracks", "raster_track")
 """The fields of a `Region` that a control changes; its words, and what they count for, stay."""
 _TRIES = 64  # samples of a pool that are asked for a region of an image, or of a video
 Span = tuple[float, float]
@@ -66,7 +66,8 @@ def key_of(name: str, messages: Sequence[dict[str, Any]], regions: Sequence[Regi
     Args:
         name, messages, regions: of a `GroundedExample`.
     """
-    shapes = [[getattr(r, kind) for kind in PLACES if kind != "rasters"] for r in regions]
+    kinds = [kind for kind in PLACES if kind not in ("rasters", "raster_track")]  # pixels
+    shapes = [[getattr(r, kind) for kind in kinds] for r in regions]
     words = [(r.turn, r.start, r.stop, r.image, r.video) for r in regions]
     texts = [message_text(message) for message in messages]
     return hashlib.sha256(repr((name, texts, words, shapes)).encode()).digest()
@@ -82,6 +83,15 @@ class Controls:
 
     def __init__(self, pool: Sequence[SampleRegions | None] | None, seed: int) -> None:
         self.pool, self.seed = pool, seed
+
+    def applied(self, example: GroundedExample, control: str | None) -> GroundedExample:
+        """The example with its regions under a control; itself if that changes no shapes.
+
+        Args, Raises: as `regions`; "complement" and None change none.
+        """
+        if control in (None, "complement") or not example.regions:
+            return example
+        return replace(example, regions=self.regions(example, control))
 
     def regions(self, example: GroundedExample, control: str) -> tuple[Region, ...]:
         """The regions of an example under a control, in their order.
@@ -138,7 +148,7 @@ class Controls:
                 return chosen if span is None else _in_span(chosen, other.spans, span)
         kind = "an image" if region.video is None else "a video"
         name = example.name or "example"
-        fail(f"{name}: control_pool", f"a region on {kind} of another sample", "none")
+        return fail(f"{name}: control_pool", f"a region on {kind} of another sample", "none")
 
 
 def _in_span(region: Region, spans: tuple[Span, ...], span: Span) -> Region:
@@ -154,8 +164,9 @@ def _in_span(region: Region, spans: tuple[Span, ...], span: Span) -> Region:
 
 def _at_times(region: Region, at: Any) -> Region:
     tracks = tuple(tuple((at(time), box) for time, box in track) for track in region.tracks)
+    rasters = tuple((at(time), raster) for time, raster in region.raster_track)
     time = None if region.time is None else (at(region.time[0]), at(region.time[1]))
-    return replace(region, time=time, tracks=tracks)
+    return replace(region, time=time, tracks=tracks, raster_track=rasters)
 
 
 def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
@@ -173,6 +184,9 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
     def box(b: tuple[float, ...]) -> tuple[float, ...]:
         return (*point(b[:2]), *point(b[2:]))
 
+    def rolled(raster: Raster | None) -> Raster | None:
+        return None if raster is None else _rolled(raster, dx, dy)
+
     def track(steps: Track) -> Track:
         return tuple((time, box(b)) for time, b in steps)
 
@@ -180,14 +194,17 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
         region,
         boxes=tuple(map(box, region.boxes)),
         points=tuple(map(point, region.points)),
+        bells=tuple((*point(bell[:2]), *bell[2:]) for bell in region.bells),
         polygons=tuple(tuple(map(point, line)) for line in region.polygons),
         polylines=tuple(tuple(map(point, line)) for line in region.polylines),
-        rasters=tuple(_rolled(raster, dx, dy) for raster in region.rasters),
+        rasters=tuple(map(rolled, region.rasters)),
         tracks=tuple(map(track, region.tracks)),
+        raster_track=tuple((time, rolled(raster)) for time, raster in region.raster_track),
     )
-    if span is None or (region.time is None and not region.tracks):
+    tracks = *region.tracks, region.raster_track
+    times = region.time or [time for steps in tracks for time, _ in steps]
+    if span is None or not times:
         return moved
-    times = region.time or [time for steps in region.tracks for time, _ in steps]
     first, last = max(min(times), span[0]), min(max(times), span[1])
     later = draw.uniform(min(span[0] - first, 0.0), max(span[1] - last, 0.0))
     return _at_times(moved, lambda time: time + later)
@@ -196,7 +213,12 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
 def _bounds(region: Region) -> tuple[float, float, float, float]:
     """The smallest box around all places; the whole image if there are none."""
     boxes = [*region.boxes, *(b for steps in region.tracks for _, b in steps)]
-    boxes += [raster.mask().bounds() for raster in region.rasters]
+    rasters = *region.rasters, *(raster for _, raster in region.raster_track if raster)
+    boxes += [(raster.mask() or raster).bounds() for raster in rasters]
+    boxes += [
+        (*map(_within, (x - sx, y - sy)), *map(_within, (x + sx, y + sy)))
+        for x, y, sx, sy in region.bells
+    ]
     boxes += [p * 2 for p in region.points]
     boxes += [p * 2 for line in (*region.polygons, *region.polylines) for p in line]
     if not boxes:
@@ -207,7 +229,8 @@ def _bounds(region: Region) -> tuple[float, float, float, float]:
 
 def _rolled(raster: Raster, dx: float, dy: float) -> Raster:
     height, width = raster.values.shape
-    return Raster(torch.roll(raster.values, (round(dy * height), round(dx * width)), (0, 1)))
+    by = round(dy * height), round(dx * width)
+    return replace(raster, values=torch.roll(raster.values, by, (0, 1)))
 
 
 def _within(x: float) -> float:
