@@ -14,6 +14,7 @@ LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
 Maps = Literal["attention", "gradcam"]
 Layers = tuple[int, ...] | None
 Control = Literal[None, "shuffled", "random", "complement"]
+Heads = tuple[tuple[int, int], ...] | None
 
 
 class _Checked:
@@ -32,6 +33,16 @@ class _Checked:
                 ascending = ascending and value[0] >= 0 and value[-1] < MOST_LAYERS
                 wanted = "distinct layer numbers in ascending order, or None"
                 require(ascending, name, wanted, value)
+            if kind == Heads and value is not None:
+                wanted = "distinct pairs of a layer and a head, or None"
+                require(_are_pairs(value), name, wanted, value)
+
+
+def _are_pairs(value: tuple) -> bool:
+    """Whether these are distinct pairs of numbers, at least one."""
+    pairs = [tuple(pair) for pair in value if isinstance(pair, tuple | list)]
+    good = all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs)
+    return good and 0 < len(pairs) == len(value) == len(set(pairs))
 
 
 @dataclass(frozen=True)
@@ -121,9 +132,11 @@ class Klal(_Checked):
             softmax (over heads; with average_layers over layers and heads) weights the heads.
         control: targets of wrong regions on purpose, as of `Smam`; "complement" is what the target
             lacks to its maximum. The collator makes them: its `map_control`.
+        chosen_heads: (layer, head) pairs, the only heads that count and that are computed; the
+            layers are those of the pairs. null: all heads of `layers`.
 
     Source:
-        (K1)-(K4) of docs/methods.md.
+        (K1)-(K4), (K6) of docs/methods.md.
     """
 
     weight: float = 1.0
@@ -134,6 +147,7 @@ class Klal(_Checked):
     average_layers: bool = False
     head_weight: Literal["uniform", "learned"] = "uniform"
     control: Control = None
+    chosen_heads: Heads = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +155,21 @@ class Klal(_Checked):
             fail("heads", "mean (each goes with divergence kl, layer by layer)", "each")
         if self.divergence == "reverse_kl" and self.over == "visible":
             fail("over", "columns or renormalised with reverse_kl, infinite elsewhere", "visible")
+        if self.chosen_heads is not None and self.layers is not None:
+            fail("layers", "None beside chosen_heads, whose pairs name the layers", self.layers)
+
+    @property
+    def heads_by_layer(self) -> dict[int, tuple[int, ...]] | None:
+        """The chosen heads of each layer, both in ascending order; None: all heads count."""
+        if self.chosen_heads is None:
+            return None
+        pairs = sorted(map(tuple, self.chosen_heads))
+        return {layer: tuple(h for of, h in pairs if of == layer) for layer, _ in pairs}
+
+    @property
+    def counted_layers(self) -> Layers:
+        """The layers that count; None: all that are softmax attention."""
+        return self.layers if self.chosen_heads is None else tuple(self.heads_by_layer)
 
     @property
     def from_maps(self) -> bool:

@@ -32,10 +32,13 @@ class GroundedOutput(ModelOutput):
         side_log_prob: fp32 [B, Rs], log pi+ of the aligned answer tokens.
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers.
+        head_maps: fp32 [B, Rm, L, H, C] with `gk_record="heads"`: attention of every head of every
+            layer of softmax attention on the row's image, normalised over all visible keys, so that
+            a sum over C is the head's visual mass.
         contributions: fp32 [B, Rs, C] with `gk_record="contributions"`: (C1), summed over layers.
         gradcam: fp32 [B, Rs, C] with `gk_record="gradcam"`: attention times the rectified gradient
             of the aligned token's logit, summed over heads and layers. If "layers" is recorded too,
-            these three are [B, R, L, C].
+            maps, contributions and gradcam are [B, R, L, C].
         main_logits, side_logits: fp32 [B, Rs, V] with `gk_record="logits"`.
     """
 
@@ -47,6 +50,7 @@ class GroundedOutput(ModelOutput):
     word_predicted: Tensor | None = None
     side_log_prob: Tensor | None = None
     maps: Tensor | None = None
+    head_maps: Tensor | None = None
     contributions: Tensor | None = None
     gradcam: Tensor | None = None
     main_logits: Tensor | None = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from groundkern import parallel, side_attention
 from groundkern.checks import fail
 from groundkern.hf.model.apart import attend_apart
+from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.engines.ulysses import function_for
@@ -65,6 +66,29 @@ class Layer(NamedTuple):
             self.queries(rows), self.k, self.v, rows.at(self.window), **options
         ).lse
         return torch.logaddexp(of_keys, self.sinks.to(of_keys.dtype))
+
+    def at_heads(self, rows: Rows, heads: Sequence[int]) -> Layer:
+        """The layer as if it had these heads alone, for one selection of rows.
+
+        Args:
+            rows: whose queries and log-sum-exps are taken.
+            heads: ascending.
+
+        Raises:
+            ValueError: the layer has fewer heads.
+        """
+        count = self.q.shape[1]
+        if heads[-1] >= count:
+            fail("chosen_heads", f"heads in [0, {count}) of layer {self.number}", heads[-1])
+        keys = key_heads(heads, count // self.k.shape[1])
+        sinks, lse = self.sinks, self.lse.get(rows)
+        return self._replace(
+            k=take_heads(self.k, keys),
+            v=self.v if sinks is None else take_heads(self.v, keys),  # only sinks need it
+            taken={rows: take_heads(self.queries(rows), heads)},
+            lse={} if lse is None else {rows: take_heads(lse, heads)},
+            sinks=None if sinks is None else take_heads(sinks[None], heads)[0],
+        )
 
 
 class Reading(Protocol):

@@ -26,7 +26,7 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
+RECORDS = ("maps", "heads", "contributions", "gradcam", "logits", "layers")
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
@@ -78,7 +78,7 @@ class Request:
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
         records = _records(inputs.pop("gk_record", None), training=model.training)
-        if records & {"maps", "contributions", "gradcam"} and not text_attention(model):
+        if records & {"maps", "heads", "contributions", "gradcam"} and not text_attention(model):
             got = f"{type(model).__name__}, which has none"
             fail("gk_record", "a decoder with layers of softmax attention", got)
         part = inputs.pop("gk_part", None)
