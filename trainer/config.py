@@ -174,6 +174,9 @@ class Supervision(Section):
     empty_region: Literal["skip", "language"] = setting(
         "skip", "an aligned token without a visual token: left out, or shown the language only"
     )
+    region_dilation: NonNegative = setting(
+        0.0, "visual tokens by which regions grow on all sides for SMAM (target maps do not)"
+    )
     lens_outside: NonNegative | None = setting(
         1.0, "logit lens: visual tokens off an object for each on it (null: all)"
     )
@@ -378,6 +381,10 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         names = held_out_names(methods.Objectives(**dict(config.objectives)))
         if evaluation.best not in names:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
+    klal = config.objectives.klal
+    if klal is not None and klal.control and config.objectives.margins is not None:
+        wanted = "no objectives.margins beside it, which read the same targets"
+        yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
     if training.arguments:

@@ -32,6 +32,7 @@ __all__ = [
     "Raster",
     "Region",
     "RolloutMixin",
+    "SampleRegions",
     "Smam",
     "Video",
     "Word",

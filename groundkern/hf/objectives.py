@@ -14,6 +14,7 @@ LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
 Maps = Literal["attention", "gradcam"]
 Layers = tuple[int, ...] | None
 Chosen = tuple[int, ...] | Literal["last", "all"]
+Control = Literal[None, "shuffled", "random", "complement"]
 Heads = tuple[tuple[int, int], ...] | None
 
 
@@ -25,7 +26,7 @@ class _Checked:
         for name in (field.name for field in fields(self)):
             kind, value = kinds[name], getattr(self, name)
             if get_origin(kind) is Literal and value not in get_args(kind):
-                fail(name, " or ".join(get_args(kind)), value)
+                fail(name, " or ".join(map(str, get_args(kind))), value)
             if kind is float:
                 require(0.0 <= value <= LARGEST, name, f"a number in [0, {LARGEST:g}]", value)
             words = {Layers: (None,), Chosen: ("last", "all")}.get(kind)
@@ -59,9 +60,18 @@ class Smam(_Checked):
         detach_reference: no gradient through the masked pass pi+ in (S4).
         divide_by: the sum of (S5) is divided by the "text" loss's own denominator, or by the number
             of "aligned" rows.
+        control: train on wrong regions on purpose, which must not help: those of another sample
+            ("shuffled"), the own ones somewhere else ("random"), or what the region does not cover
+            ("complement"). The collator makes them: its `side_control`.
+        keep: visual tokens that every set of (S1) has besides: "registers", which have no place of
+            their own (the collator's `keep_registers`), or "sinks", on which text attends whatever
+            it says (S6).
+        keep_sinks: how many sinks an image has.
+        sink_layer: the layer that shows which they are, or the first one of softmax attention
+            behind it; layers before it have none.
 
     Source:
-        (S1)-(S5) of docs/methods.md.
+        (S1)-(S6) of docs/methods.md.
     """
 
     weight: float = 1.0
@@ -70,6 +80,17 @@ class Smam(_Checked):
     gamma: float = 2.0
     detach_reference: bool = False
     divide_by: Literal["text", "aligned"] = "text"
+    control: Control = None
+    keep: Literal[None, "registers", "sinks"] = None
+    keep_sinks: int = 4
+    sink_layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = 0 < self.keep_sinks <= MOST_LAYERS
+        require(count, "keep_sinks", f"a number in [1, {MOST_LAYERS}]", self.keep_sinks)
+        known = 0 <= self.sink_layer < MOST_LAYERS
+        require(known, "sink_layer", f"a layer in [0, {MOST_LAYERS})", self.sink_layer)
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,8 @@ class Klal(_Checked):
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
             softmax (over heads; with average_layers over layers and heads) weights the heads.
+        control: targets of wrong regions on purpose, as of `Smam`; "complement" is what the target
+            lacks to its maximum. The collator makes them: its `map_control`.
         chosen_heads: (layer, head) pairs, the only heads that count and that are computed; the
             layers are those of the pairs. null: all heads of `layers`.
 
@@ -126,6 +149,7 @@ class Klal(_Checked):
     divergence: Literal["kl", "reverse_kl", "js"] = "kl"
     average_layers: bool = False
     head_weight: Literal["uniform", "learned"] = "uniform"
+    control: Control = None
     chosen_heads: Heads = None
 
     def __post_init__(self) -> None:

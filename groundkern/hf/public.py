@@ -2,6 +2,7 @@
 
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.controls import SampleRegions
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.geometry.videos import video_geometry

@@ -131,6 +131,8 @@ class Request:
             for name in ("policy", "distill"):
                 if getattr(terms, name) is not None:
                     fail(name, "whole sequences", got)
+            if terms.smam is not None and terms.smam.keep == "sinks":
+                fail("smam.keep", "whole sequences for sinks", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
             if temperature is not None:

@@ -294,6 +294,10 @@ def _refuse_objective(model: PreTrainedModel, name: str, how: object) -> None:
         raise ValueError(failed)
     if name == "smam":
         _refuse_smam(model)
+        if how.keep == "sinks" and not any(n >= how.sink_layer for n in text_attention(model)):
+            readable = ", ".join(map(str, text_attention(model)))
+            wanted = f"a layer with softmax attention ({readable}) at it or behind"
+            fail("smam.sink_layer", wanted, how.sink_layer)
     elif name in ("klal", "policy") or getattr(how, "maps", None) or getattr(how, "attention", 0):
         _refuse_maps(model, name, how)
 
