@@ -141,9 +141,9 @@ FIELDS = {
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
 a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Ro
-are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K composites. A token of
-several phrases has a row for each. A weight that a batch leaves out is 1 in every row; a row of
-weight 0 is as if it were not there (W1).
+are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K
+composites. A token of several phrases has a row for each. A weight that a batch leaves out is 1 in
+every row; a row of weight 0 is as if it were not there (W1).
 """
 
 
