@@ -77,6 +77,7 @@ def inside(
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    grow: float = 0.0,
     bells: Coordinates = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
@@ -84,6 +85,10 @@ def inside(
     A shape covers a rectangle if it overlaps at least a hundredth of it (a polyline: runs through a
     hundredth of its width or height), so that an edge which grazes a patch by a rounding error does
     not count; a shape too small for that covers the rectangle it lies in.
+
+    With `grow` the shapes reach so much further on all sides, for each rectangle in units of its
+    own width and height: a rectangle is asked what is within that distance of it. On a grid 1 adds
+    the eight neighbours of every covered rectangle, and coarse and fine views grow each by theirs.
 
     Args:
         rects: [n, 4] float (x0, y0, x1, y1).
@@ -93,17 +98,25 @@ def inside(
         rasters: masks, and heats, which are a mask where they have half of their maximum or more.
         bells: [m, 4] float (x, y, sx, sy): points with a spread, which cover the ellipse where
             their bell has half of its height or more.
+        grow: in widths and heights of a rectangle, >= 0.
 
     Returns:
         [n] bool.
 
     Raises:
-        ValueError: rectangles or shapes of another width.
+        ValueError: rectangles or shapes of another width, or a negative `grow`.
     """
     rects = rows_of("rects", rects, 4)
+    require(grow >= 0, "grow", "a number >= 0", grow)
     masks = [mask for raster in rasters if (mask := raster.mask()) is not None]
     polygons = [*polygons, *outlines_of(bells)]
-    return clearly(shares_of(rects, Shapes(boxes, points, polygons, polylines, masks)))
+    shapes = Shapes(boxes, points, polygons, polylines, masks)
+    if grow == 0:
+        return clearly(shares_of(rects, shapes))
+    reach = grow * (rects[:, 2:] - rects[:, :2]).clamp_min(0)
+    near = torch.cat((rects[:, :2] - reach, rects[:, 2:] + reach), 1)
+    # back to shares of the rectangle itself, so that what was covered before still is
+    return clearly(shares_of(near, shapes) * (1 + 2 * grow) ** 2)
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
 from trainer.data.videos import RULES
+from trainer.heads_file import read_heads
 from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
@@ -179,6 +180,9 @@ class Supervision(Section):
     empty_region: Literal["skip", "language"] = setting(
         "skip", "an aligned token without a visual token: left out, or shown the language only"
     )
+    region_dilation: NonNegative = setting(
+        0.0, "visual tokens by which regions grow on all sides for SMAM (target maps do not)"
+    )
     lens_outside: NonNegative | None = setting(
         1.0, "logit lens: visual tokens off an object for each on it (null: all)"
     )
@@ -231,6 +235,18 @@ class Objectives(Section):
     hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
     margins: Margins | None = setting(None, "margins of attention maps (regions)")
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
+
+    @field_validator("klal", mode="before")
+    @classmethod
+    def _heads_of_file(cls, given: Any) -> Any:
+        """The pairs in the file that `chosen_heads` names."""
+        path = given.get("chosen_heads") if isinstance(given, dict) else None
+        if not isinstance(path, str | Path):
+            return given
+        try:
+            return given | {"chosen_heads": read_heads(Path(path))}
+        except ValueError as error:
+            raise ValueError(f"`chosen_heads`: {error}") from None
 
 
 class Training(Section):
@@ -371,6 +387,10 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         names = held_out_names(methods.Objectives(**dict(config.objectives)))
         if evaluation.best not in names:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
+    klal = config.objectives.klal
+    if klal is not None and klal.control and config.objectives.margins is not None:
+        wanted = "no objectives.margins beside it, which read the same targets"
+        yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
     if training.arguments:

@@ -48,6 +48,7 @@ def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
     try:
         example = sample.load(recent.decode)
         seen = model.see(example) if model is not None else None
+        example = model.shown(example) if model is not None else example
     except (SampleError, ValueError) as error:
         made.warnings.append(str(error))
         made.failed = True
