@@ -111,6 +111,27 @@ def test_phrases_composites_and_concepts_by_hand(qwen):
         torch.testing.assert_close(found[name], mean, rtol=1e-5, atol=0)
 
 
+def test_the_divergence_of_ease_by_hand(qwen):
+    """KL(model || target) of one layer's head mean over the image, of the rows that a gate left."""
+    batch = make_batch(qwen, weighted(SAMPLES["qwen"]))
+    batch["gk_map_target"] += (batch["gk_map_target"] >= 0) * 1000  # a floor
+    batch = gate(batch, [True, True, False, False])
+    losses = []
+    for b, sample in enumerate(run_samples(qwen, batch)):
+        columns = [c - sample.first for c in batch["gk_map_columns"][b].tolist() if c >= 0]
+        for r, t in enumerate(sample.positions("map")):
+            own = [int(sample.image[c]) == int(batch["gk_map_image"][b, r]) for c in columns]
+            q = sample.layers[2][0].mean(0)[t, columns][own].double()
+            p = batch["gk_map_target"][b, r, : len(columns)][own].double()
+            q, p = q / q.sum(), p / p.sum()
+            weight = float(batch["gk_map_weight"][b, r])
+            losses += [weight * (q * (q / p).log()).sum().detach()] if weight else []
+    assert len(losses) == 3  # of 4; the fourth sample's is gated
+    ease = Klal(weight=1e-3, divergence="reverse_kl", over="renormalised", layers=(2,))
+    ours = attach(qwen, klal=ease).train()(**batch)
+    torch.testing.assert_close(ours.parts["map_kl"].double(), sum(losses) / 3, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_linear_in_the_weights(kind):
     """With the same rows and totals L(v + w) - L(0) = L(v) + L(w) - 2 L(0), gradients alike: a

@@ -284,7 +284,8 @@ def row_counts(batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         int64 [len(COUNTS)], in the order of COUNTS; the first counts the trained text tokens.
     """
-    return _counts({name: batch.get(f"gk_{name}") for name in FIELDS})
+    given = {name: batch[f"gk_{name}"] for name in FIELDS if f"gk_{name}" in batch}
+    return _counts({**dict.fromkeys(FIELDS), **given, **weightless_rows_as_padding(given)})
 
 
 def shielded(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,8 +324,6 @@ def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
-    tensors = dict(tensors)
-    tensors |= weightless_rows_as_padding({n: x for n, x in tensors.items() if x is not None})
     device = next((x.device for x in tensors.values() if x is not None), None)
     counts = []
     for rule in COUNT_RULES.values():
