@@ -154,8 +154,11 @@ class Supervision(Section):
     allowed_tokens: tuple[str, ...] = setting(
         (), "special tokens that messages may hold, e.g. <|box_start|>; others are refused"
     )
-    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap"] = setting(
+    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap", "evidence"] = setting(
         "neighbours", "shape of the target map"
+    )
+    map_floor: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "the part of a target map that is spread evenly over its image (EASE: 0.1)"
     )
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
@@ -166,6 +169,9 @@ class Supervision(Section):
         "predictor",
         "rows with a target map: those that predict the answer's last token, the whole answer or a "
         "region's text, or those tokens' own",
+    )
+    max_map_rows: Positive | None = setting(
+        None, "map rows of an answer and image at most, evenly spread (null: all; EASE: 64)"
     )
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"

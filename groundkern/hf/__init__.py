@@ -37,6 +37,7 @@ __all__ = [
     "detach",
     "doctor",
     "examine",
+    "gate",
     "has_images",
     "image_geometry",
     "load_beside_adapter",

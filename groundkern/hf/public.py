@@ -9,6 +9,7 @@ from groundkern.hf.data.geometry.videos import video_geometry
 from groundkern.hf.data.idle_image import IdleImage, has_images
 from groundkern.hf.data.processor import load_processor
 from groundkern.hf.data.video import Video
+from groundkern.hf.data.weights import gate
 from groundkern.hf.examination import Examination, examine
 from groundkern.hf.measuring.measured import MeasuredGeometry
 from groundkern.hf.model.attach import attach, detach, objectives_of

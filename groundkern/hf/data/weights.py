@@ -6,10 +6,13 @@ A weight multiplies a row's loss and not its divisor; a row of weight 0 is as if
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from groundkern import checks
+from groundkern.checks import require
 
 GROUPS = ("side", "word", "map", "phrase", "lens")
 """The groups of a batch's tensors whose rows have weights: `gk_side_weight`, ..."""
@@ -22,8 +25,9 @@ def weightless_rows_as_padding(tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         tensors: of a batch, by their names without `gk_`; weights that are not there are 1.
 
     Returns:
-        New `..._position`s of the groups with weights, and what goes with their rows: composites
-        that have a phrase of weight 0, and the labels of images whose labelled tokens all have.
+        New positions of the groups with weights, weights of 0 for padding, and what goes with the
+        rows: composites that have a phrase of weight 0, and the labels of images whose labelled
+        tokens all have.
 
     Source: (W1).
     """
@@ -33,6 +37,10 @@ def weightless_rows_as_padding(tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         if position is None or weight is None:
             continue
         changed[f"{group}_position"] = torch.where(weight != 0, position, -1)
+        changed[f"{group}_weight"] = torch.where(position >= 0, weight, 0.0)
+        if group == "map" and "map_token_position" in tensors:
+            own = tensors["map_token_position"]
+            changed["map_token_position"] = torch.where(weight != 0, own, -1)
         if group == "phrase" and "phrase_composite" in tensors:
             composite = tensors["phrase_composite"]
             number = tensors["phrase_number"]
@@ -68,6 +76,69 @@ def composite_weights(
     of_phrase = _largest(position, number, weight, phrases)
     own = of_phrase.gather(1, index.flatten(1)).view(index.shape)  # [B, K, 3]
     return torch.where((own != 0).all(-1), own[..., 0], 0.0)
+
+
+def gate(batch: Mapping[str, Tensor], keep: Tensor | Sequence) -> dict[str, Tensor]:
+    """A batch whose samples count as much as they are said to, for example only those with a
+    reward: each weight of a row is multiplied by its sample's number. The text loss is as it was.
+
+        batch = gate(collator(examples), rewards >= 0.5)
+
+    Samples that are known before they are collated are gated by `GroundedExample.grounding_weight`;
+    their rows are then not even made.
+
+    Args:
+        batch: a collated batch, not changed.
+        keep: bool or float >= 0, [B]; of packed rows [B, D], the documents of each row in their
+            order (D of the row that has most; what is behind a row's last is not looked at).
+
+    Returns:
+        The batch with all weights of its groups of rows, new ones where they change.
+
+    Raises:
+        ValueError: another shape, too few documents, or numbers that are negative or not finite
+            (looked at if that needs no sync).
+
+    Source: (W1); EASE (arXiv 2605.30912) keeps samples with a reward of at least 0.5.
+    """
+    ids = batch["input_ids"]
+    keep = torch.as_tensor(keep, device=ids.device).float()
+    number = _documents(batch)
+    known, got = keep.dim() == (1 if number is None else 2), list(keep.shape)
+    wanted = f"[{len(ids)}]" if number is None else f"[{len(ids)}, documents of a row]"
+    require(known and len(keep) == len(ids), "keep", f"the shape {wanted}", got)
+    if checks.values_visible(keep):
+        usable = bool(torch.isfinite(keep).all()) and bool((keep >= 0).all())
+        require(usable, "keep", "finite numbers >= 0", keep.tolist())
+    gated = {}
+    for group in GROUPS:
+        position = batch.get(f"gk_{group}_position")
+        if position is None:
+            continue
+        given = batch.get(f"gk_{group}_weight")
+        weight = (position >= 0).float() if given is None else given
+        if number is None:
+            own = keep[:, None]
+        else:
+            document = number.gather(1, position.clamp(min=0).long())
+            document = document.masked_fill(position < 0, 0)
+            if checks.values_visible(document) and document.numel():
+                most = int(document.max()) + 1
+                wanted = f"{most} documents, as many as a row has"
+                require(keep.shape[1] >= most, "keep", wanted, keep.shape[1])
+            own = keep.gather(1, document)
+        gated[f"gk_{group}_weight"] = weight * own
+    return {**batch, **gated}
+
+
+def _documents(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """int64 [B, S]: which document of its row a token is of, from 0; None: rows are not packed."""
+    positions = batch.get("position_ids")
+    if positions is None or batch.get("attention_mask") is not None:
+        return None
+    wanted = "text positions [B, S] of packed documents"
+    require(positions.dim() == 2, "position_ids", wanted, list(positions.shape))
+    return (positions == 0).cumsum(1) - 1
 
 
 def _largest(position: Tensor, group: Tensor, weight: Tensor, groups: int) -> Tensor:
