@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
 from trainer.data.videos import RULES
+from trainer.heads_file import read_heads
 from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
@@ -234,6 +235,18 @@ class Objectives(Section):
     hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
     margins: Margins | None = setting(None, "margins of attention maps (regions)")
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
+
+    @field_validator("klal", mode="before")
+    @classmethod
+    def _heads_of_file(cls, given: Any) -> Any:
+        """The pairs in the file that `chosen_heads` names."""
+        path = given.get("chosen_heads") if isinstance(given, dict) else None
+        if not isinstance(path, str | Path):
+            return given
+        try:
+            return given | {"chosen_heads": read_heads(Path(path))}
+        except ValueError as error:
+            raise ValueError(f"`chosen_heads`: {error}") from None
 
 
 class Training(Section):

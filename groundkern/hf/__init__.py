@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from groundkern.hf.public import *
 
 __all__ = [
+    "AttentionPolicy",
+    "AttentionReward",
+    "Distillation",
     "DivergedError",
     "DoctorReport",
     "DvSft",
+    "Evidence",
     "Examination",
     "GroundedExample",
     "GroundedOutput",
@@ -27,6 +31,7 @@ __all__ = [
     "Phrase",
     "Raster",
     "Region",
+    "RolloutMixin",
     "SampleRegions",
     "Smam",
     "Video",
@@ -44,6 +49,7 @@ __all__ = [
     "load_processor",
     "objectives_of",
     "packing_refusal",
+    "policy_rows",
     "row_counts",
     "save_beside_adapter",
     "supported_objectives",

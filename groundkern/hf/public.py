@@ -7,6 +7,7 @@ from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.geometry.videos import video_geometry
 from groundkern.hf.data.idle_image import IdleImage, has_images
+from groundkern.hf.data.policy_rows import policy_rows
 from groundkern.hf.data.processor import load_processor
 from groundkern.hf.data.video import Video
 from groundkern.hf.data.weights import gate
@@ -17,8 +18,20 @@ from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.context import context_parallel
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.support import packing_refusal, supported_objectives
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
+from groundkern.hf.objectives import (
+    AttentionPolicy,
+    Distillation,
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    Smam,
+)
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.rewards import AttentionReward
+from groundkern.hf.rollouts import Evidence, RolloutMixin
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError
 from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from trainer.prepare import render, words
+from trainer.prepare import render, teach, words
 from trainer.prepare.adapt import command as adapt
 from trainer.prepare.gaze import command as gaze
 from trainer.prepare.maps import command as maps
@@ -23,6 +23,7 @@ COMMANDS = {
     "maps": maps,
     "adapt": adapt,
     "gaze": gaze,
+    "teach": teach,
 }
 
 

@@ -92,6 +92,7 @@ VALUES = {
     "bool": Values(torch.bool),
     "weight": Values(torch.float32, absent=1.0, least=0.0),  # of a row; 0: it is not there
     "signed weight": Values(torch.float32, absent=1.0, least=-float("inf")),  # of an advantage
+    "attention": Values(torch.float32, absent=0.0, least=0.0),  # of any scale; kept as it is given
 }
 
 FIELDS = {
@@ -128,14 +129,21 @@ FIELDS = {
         "B Rl", "number", "1 if the visual token is on the concept's object, else 0"
     ),
     "lens_weight": Field("B Rl", "weight", "what a row of the logit lens counts for"),
+    "policy_position": Field("B Ro", "position", "policy: rows whose attention is compared"),
+    "policy_weight": Field("B Ro", "signed weight", "the row's advantage; rows of 0 count too"),
+    "policy_reference": Field(
+        "B Ro M S",
+        "attention",
+        "attention of each row in each of M layers, ascending, at any scale",
+    ),
 }
 """Every tensor of a batch by its name without `gk_`.
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
-a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are
-rows, G sets of regions, Y labels of an image, L labels of a visual token, K composites. A token of
-several phrases has a row for each. A weight that a batch leaves out is 1 in every row; a row of
-weight 0 is as if it were not there (W1).
+a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Ro
+are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K
+composites. A token of several phrases has a row for each. A weight that a batch leaves out is 1 in
+every row; a row of weight 0 is as if it were not there (W1).
 """
 
 
@@ -175,7 +183,7 @@ class GroundedBatch:
             dims, dtype = FIELDS[name].dims, FIELDS[name].dtype
             wanted = next((kind for kind in (INTEGERS, FLOATS) if dtype in kind), dtype)
             checks.tensor(f"gk_{name}", x, dims, sizes, dtype=wanted, device=input_ids.device)
-            if dtype in FLOATS:
+            if dtype in FLOATS and FIELDS[name].values != "attention":
                 given[name] = x.to(dtype)
         given |= weightless_rows_as_padding(given)
         for name in FIELDS.keys() - given.keys():
@@ -256,6 +264,7 @@ COUNT_RULES: dict[str, CountRule] = {
     "composite": CountRule(("phrase_composite",), lambda three: (three >= 0).all(-1)),
     "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
     "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
+    "policy": CountRule(("policy_position",), _given),
 }
 COUNTS = tuple(COUNT_RULES)
 """What the sums of the terms are divided by, in the order of `gk_totals`."""
@@ -307,8 +316,8 @@ def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
 
 
 def _check_groups(given: Mapping[str, Tensor]) -> None:
-    """A group of tensors comes whole, but for what has a value where it is absent; all but the text
-    rows need `gk_image`."""
+    """A group of tensors comes whole, but for what has a value where it is absent; all but the rows
+    of text and policy need `gk_image`."""
     groups: dict[str, list[str]] = {}
     for name in FIELDS:
         groups.setdefault(name.partition("_")[0], []).append(name)
@@ -316,7 +325,8 @@ def _check_groups(given: Mapping[str, Tensor]) -> None:
         if group in ("image", "text"):
             continue
         present = [name for name in members if name in given]
-        for name in (*members, "image") if present else ():
+        needed = members if group == "policy" else (*members, "image")
+        for name in needed if present else ():
             if name not in given and FIELDS[name].absent is None:
                 checks.fail(f"gk_{name}", f"a tensor, since gk_{present[0]} is given", "nothing")
 

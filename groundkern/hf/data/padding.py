@@ -59,7 +59,7 @@ def with_weights(sample: SampleFields) -> SampleFields:
     """
     weights = {}
     for name, spec in FIELDS.items():
-        if spec.absent is not None and name not in sample:
+        if spec.absent is not None and spec.dims.count(" ") == 1 and name not in sample:
             rows = f"{name.partition('_')[0]}_position"
             weights[name] = [spec.absent] * len(sample.get(rows, ()))
     return {**sample, **weights}

@@ -14,6 +14,7 @@ from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.gradcam import gradcam_maps, group_means
 from groundkern.hf.model.head import RowScores
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
+from groundkern.hf.model.lesson import taught_tokens
 from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.router import ROUTER
@@ -40,8 +41,11 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
         fp32 scalar, and scalars by name: each without its weight, divided by its denominator. If
         the request names one part, the scalar is that part alone with its weight.
     """
-    text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
-    loss, parts = text, {"text": text}
+    if request.temperature is None:
+        text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
+        loss, parts = text, {"text": text}
+    else:
+        loss, parts = request.denominators.new_zeros(()), {}
     for name, term in TERMS.items():
         if getattr(request.terms, name) is not None:
             weighted, found = term(request, body, scores)
@@ -55,7 +59,7 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
     if request.part is not None:
-        part = parts.get(request.part, text.detach() * 0.0)
+        part = parts.get(request.part, loss.detach() * 0.0)
         loss = part_rules(request.attached, routers=True)[request.part].weight * part
     return loss, parts
 
@@ -98,6 +102,13 @@ def part_rules(objectives: Objectives, *, routers: bool = False) -> dict[str, Pa
     if (margin := objectives.margins) is not None:
         for name in ("margin_mean", "margin_max"):
             rules[name] = PartRule(margin.weight, "map", "map")
+    if (policy := objectives.policy) is not None:
+        rules["policy"] = PartRule(policy.weight, "policy", "policy")
+        rules["policy_divergence"] = PartRule(0.0, "policy", "policy")  # for the log
+    if (distill := objectives.distill) is not None:
+        for name in ("attention", "tokens"):
+            if weight := getattr(distill, name):
+                rules[f"distill_{name}"] = PartRule(weight, "text", "text")
     return rules
 
 
@@ -257,6 +268,34 @@ def _margin_maps(request: Request, body: BodyOutput) -> Tensor | None:
     return None if reading is None else reading.mean().unflatten(0, token.shape)
 
 
+def _policy(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(R2): every row counts, whatever its advantage is."""
+    reading, batch = body.readings.policy, request.batch
+    zero = request.denominators.new_zeros(())
+    if reading is None:
+        return zero, {"policy": zero, "policy_divergence": zero}
+    rows = reading.mean().view(batch.policy_position.shape)
+    counted, denominator = batch.policy_position >= 0, request.denominator("policy")
+    part = mean_rows(batch.policy_weight * rows, counted, denominator=denominator)
+    plain = mean_rows(rows.detach(), counted, denominator=denominator)
+    return request.terms.policy.weight * part, {"policy": part, "policy_divergence": plain}
+
+
+def _distill(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(R3) over the trained tokens."""
+    how, position = request.terms.distill, request.batch.text_position
+    counted, denominator, rows = position >= 0, request.denominator("text"), {}
+    if how.attention:
+        reading = body.readings.distilled
+        found = torch.zeros_like(position, dtype=torch.float32) if reading is None else None
+        rows["attention"] = reading.mean().view(position.shape) if found is None else found
+    if how.tokens:
+        rows["tokens"] = taught_tokens(request, body.hidden, body.lesson)
+    means = {name: mean_rows(x, counted, denominator=denominator) for name, x in rows.items()}
+    loss = sum(getattr(how, name) * mean for name, mean in means.items())
+    return loss, {f"distill_{name}": mean for name, mean in means.items()}
+
+
 # By the names of `Objectives`, in the order in which the loss is summed.
 TERMS = {
     "dv_sft": _dv_sft,
@@ -265,4 +304,6 @@ TERMS = {
     "logit_lens": _logit_lens,
     "hist": _hist,
     "margins": _margins,
+    "policy": _policy,
+    "distill": _distill,
 }
