@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from groundkern.bells import outlines_of
 from groundkern.hf import GroundedExample, Region, Video
 from trainer.inspection.sheets import Cell, regions_at, sheet_of
 from trainer.metrics.held_out import device_of, has_aligned, own_columns, read, to_device
@@ -158,7 +159,8 @@ def _shapes(
         lines = [*region.polylines, *(line for r in region.rasters for line in outlines(r))]
         found["boxes"] += [(*at(box[:2]), *at(box[2:])) for box in region.boxes]
         found["points"] += map(at, region.points)
-        found["polygons"] += [tuple(map(at, polygon)) for polygon in region.polygons]
+        rings = [ring.tolist() for ring in outlines_of(region.bells)]
+        found["polygons"] += [tuple(map(at, polygon)) for polygon in (*region.polygons, *rings)]
         found["polylines"] += [tuple(map(at, line)) for line in lines]
     return found
 

@@ -109,6 +109,10 @@ class SideRows:
     def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
         self.rows, self.allowed, self.split = rows, allowed, split
 
+    def allowed_in(self, layer: Layer) -> KeySets | None:
+        """The keys they may see in a layer."""
+        return self.allowed
+
     def attend(self, layer: Layer) -> Tensor:
         """[B, R, Hq, Dv] of the side tokens that are here."""
         return self._attend_whole(layer) if self.split is None else self._attend_split(layer)
@@ -123,7 +127,8 @@ class SideRows:
     def _attend_whole(self, layer: Layer) -> Tensor:
         """The main pass's log-sum-exp is a shift, which may be anything."""
         rows, q, k = self.rows, layer.queries(self.rows), layer.k
-        options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(rows)}
+        allowed = self.allowed_in(layer)
+        options = {**layer.options, "allowed": allowed, "lse": layer.lse.get(rows)}
         out, lse = side_attention(q, k, layer.v, rows.at(layer.window), **options)
         if layer.sinks is not None:  # the share of the keys beside the sink
             out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]

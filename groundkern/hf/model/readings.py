@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from groundkern import attention_kl, attention_map, parallel
+from groundkern import attention_divergence, attention_kl, attention_map, parallel
 from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.chosen_heads import take_heads
@@ -56,7 +56,7 @@ class MapRows:
         return seen if self.image is None else seen & self.image
 
 
-class _MapReading:
+class MapReading:
     """A reading of the rows' attention maps.
 
     Args:
@@ -132,7 +132,7 @@ class _MapReading:
         return maps if self.at.split is None else self.at.split.all(maps)
 
 
-class MapLoss(_MapReading):
+class MapLoss(MapReading):
     """The divergence of the map rows, summed over the layers that see a target column (K3)."""
 
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
@@ -143,19 +143,19 @@ class MapLoss(_MapReading):
 
     def of(self, layer: Layer) -> Tensor:
         """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
-        at, split = self.at, self.at.split
-        if self.klal.from_maps:
-            maps = self.all_columns(self.map(layer))
-            rows = map_loss(maps, self.target, at.own(layer.window), self.klal)
-            return rows if split is None else rows / split.shard.ranks
-        q, options = layer.queries(at.rows), {**self.options(layer), "heads": self.klal.heads}
+        at, split, klal = self.at, self.at.split, self.klal
+        q, options = layer.queries(at.rows), self.options(layer)
+        if klal.from_maps:  # [N, C] is made in both passes and kept in neither
+            options |= {"kind": klal.divergence, "over": klal.over}
+            of_rows, of_shard = attention_divergence, parallel.attention_divergence
+        else:
+            options["heads"] = klal.heads
+            of_rows, of_shard = attention_kl, parallel.attention_kl
         if split is None:
             rows = at.rows.at(layer.window)
-            return attention_kl(q, layer.k, self.target, rows, at.columns, **options)
+            return of_rows(q, layer.k, self.target, rows, at.columns, **options)
         rows = at.rows.sharded(layer.window)
-        own = parallel.attention_kl(
-            q, layer.k, self.target_here, rows, split.columns, **options
-        )  # [N_r]
+        own = of_shard(q, layer.k, self.target_here, rows, split.columns, **options)  # [N_r]
         return own.new_zeros(len(rows)).index_copy(0, rows.own, own)
 
     def add(self, loss: Tensor) -> None:
@@ -170,7 +170,7 @@ class MapLoss(_MapReading):
         return torch.stack(self.losses).sum(0) / seen.clamp(min=1)
 
 
-class MapSum(_MapReading):
+class MapSum(MapReading):
     """The rows' attention map, summed over layers (K2); head weights sum to 1 over all of them.
 
     Of chosen heads it is the sum over these, of all layers together (K6).
@@ -221,11 +221,11 @@ class MapSum(_MapReading):
         return total / layers.clamp(min=1)
 
 
-class RecordedMaps(_MapReading):
+class RecordedMaps(MapReading):
     """The map rows' attention in every layer, without a gradient."""
 
-    def __init__(self, at: MapRows) -> None:
-        super().__init__(at)
+    def __init__(self, at: MapRows, over: str = "columns") -> None:
+        super().__init__(at, over=over)
         self.maps: list[Tensor] = []  # [N, C] each
 
     def rows_in(self, number: int) -> None:
@@ -238,7 +238,7 @@ class RecordedMaps(_MapReading):
                 self.maps.append(self.all_columns(self.map(layer)))
 
 
-class RecordedHeads(_MapReading):
+class RecordedHeads(MapReading):
     """The map rows' attention of every head in every layer, over all visible keys, without a
     gradient: head by head, each at the cost of the map of one head."""
 
@@ -284,6 +284,9 @@ class Readings:
     recorded_heads: RecordedHeads | None = None
     saved: SavedAttention | None = None
     explained: SavedLayers | None = None
+    policy: MapReading | None = None
+    distilled: MapReading | None = None
+    recorded_policy: MapReading | None = None
 
     def all(self) -> list[Reading]:
         """Those that are there."""
@@ -312,7 +315,8 @@ def readings_of(request: Request) -> Readings:
         if margins is not None and margins.maps == "attention":
             found.margin_map = MapSum(at, margins.layers, "columns")
         if "maps" in request.records:
-            found.recorded = RecordedMaps(at)
+            over = "visible" if "visible" in request.records else "columns"
+            found.recorded = RecordedMaps(at, over)
         if "heads" in request.records:
             found.recorded_heads = RecordedHeads(at)
     hist = terms.hist

@@ -9,6 +9,7 @@ from torch import Tensor
 from groundkern.checks import fail
 from groundkern.hf.model.attribution import contributions, gradcam
 from groundkern.hf.model.body import BodyOutput
+from groundkern.hf.model.policy import policy_maps
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after
 from groundkern.parallel.collectives import all_sum
@@ -24,6 +25,8 @@ def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:
     for name in ("contributions", "gradcam"):
         if name in wanted:
             found[name] = _attribution(request, body, name)
+    if "policy" in wanted:
+        found["policy_maps"] = policy_maps(request, body.readings.recorded_policy)
     if "logits" in wanted:
         position, split = request.batch.side_position, request.split
         here = position if split is None else split.local(position)

@@ -31,11 +31,30 @@ from groundkern.hf.model.layers import (
 )
 from groundkern.hf.model.positions import takes_text_first
 from groundkern.hf.model.prefix import is_prefix_lm
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
+from groundkern.hf.objectives import (
+    AttentionPolicy,
+    Distillation,
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    Smam,
+)
 
 # Frequencies that depend on the length of the batch, which side tokens increase.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens())
+DEFAULTS = Objectives(
+    Smam(),
+    DvSft(),
+    Klal(),
+    Hist(),
+    Margins(),
+    LogitLens(),
+    policy=AttentionPolicy(),
+    distill=Distillation(),
+)
 # What a decoder's forward hands to transformers' makers of masks.
 _MASKS = re.compile(r"(?:mask_kwargs = \{|create_\w*mask\w*\()(.*?)\n\s*[})]", re.DOTALL)
 NAMES = tuple(field.name for field in fields(Objectives) if field.name != "backend")
@@ -275,7 +294,11 @@ def _refuse_objective(model: PreTrainedModel, name: str, how: object) -> None:
         raise ValueError(failed)
     if name == "smam":
         _refuse_smam(model)
-    elif name == "klal" or getattr(how, "maps", None) is not None:
+        if how.keep == "sinks" and not any(n >= how.sink_layer for n in text_attention(model)):
+            readable = ", ".join(map(str, text_attention(model)))
+            wanted = f"a layer with softmax attention ({readable}) at it or behind"
+            fail("smam.sink_layer", wanted, how.sink_layer)
+    elif name in ("klal", "policy") or getattr(how, "maps", None) or getattr(how, "attention", 0):
         _refuse_maps(model, name, how)
 
 
@@ -354,13 +377,18 @@ def _rope_types(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _refuse_maps(model: PreTrainedModel, name: str, how: Klal | Hist | Margins) -> None:
+def _refuse_maps(
+    model: PreTrainedModel,
+    name: str,
+    how: Klal | Hist | Margins | AttentionPolicy | Distillation,
+) -> None:
     layers, attention = text_layers(model), text_attention(model)
     if not attention:
         kinds = ", ".join(sorted({layer.unread for layer in layers}))
         fail(name, "layers of softmax attention", f"{type(model).__name__} with {kinds}")
     heads = getattr(how, "chosen_heads", None) or ()
     chosen, field = _layers_of(how) or (), f"{name}.{'chosen_heads' if heads else 'layers'}"
+    chosen = () if chosen in ("last", "all") else chosen
     if chosen and chosen[-1] >= len(layers):
         fail(field, f"layers in [0, {len(layers)})", chosen)
     for number in chosen:
