@@ -180,14 +180,14 @@ def _value(made: Tensor, target: _Made, how: How) -> tuple[Tensor, Tensor]:
         share = target.p.sum(1)
         rows = share * (made + torch.where(share > 0, share, 1.0).log())  # (P3); share is 1 alone
         return rows.masked_fill(~target.has, 0.0), target.lost
-    q, lost = made, target.lost
+    q, lost, total = made, target.lost, None
     if how.over == "renormalised":
         mass = made.sum(1)
-        q = made / torch.where(mass > 0, mass, 1.0)[:, None]
+        q, total = made / torch.where(mass > 0, mass, 1.0)[:, None], (mass > 0).to(made.dtype)
         lost = lost | (target.has & (mass < _least(made)))
         if how.terms.kind == "kl":
             lost = lost | ((target.p > 0) & (made < _least(made))).any(1)
-    return value(q, target.p, how.terms).masked_fill(~target.has, 0.0), lost
+    return value(q, target.p, how.terms, total).masked_fill(~target.has, 0.0), lost
 
 
 def _gradient(made: Tensor, target: _Made, upstream: Tensor, how: How) -> Tensor:
