@@ -47,10 +47,12 @@ __all__ = [
     "raster_overlap",
     "target_map",
     "target_values",
+    "with_floor",
 ]
 
 FIXED_POINT_ONE = 1 << 20
 """The integer that `quantise` stores for a map's maximum."""
+EVIDENCE_SIGMA = 0.25  # of EASE's bells, in sides of their boxes
 
 
 def patch_grid(height: int, width: int) -> Tensor:
@@ -75,6 +77,7 @@ def inside(
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    grow: float = 0.0,
     bells: Coordinates = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
@@ -82,6 +85,10 @@ def inside(
     A shape covers a rectangle if it overlaps at least a hundredth of it (a polyline: runs through a
     hundredth of its width or height), so that an edge which grazes a patch by a rounding error does
     not count; a shape too small for that covers the rectangle it lies in.
+
+    With `grow` the shapes reach so much further on all sides, for each rectangle in units of its
+    own width and height: a rectangle is asked what is within that distance of it. On a grid 1 adds
+    the eight neighbours of every covered rectangle, and coarse and fine views grow each by theirs.
 
     Args:
         rects: [n, 4] float (x0, y0, x1, y1).
@@ -91,17 +98,25 @@ def inside(
         rasters: masks, and heats, which are a mask where they have half of their maximum or more.
         bells: [m, 4] float (x, y, sx, sy): points with a spread, which cover the ellipse where
             their bell has half of its height or more.
+        grow: in widths and heights of a rectangle, >= 0.
 
     Returns:
         [n] bool.
 
     Raises:
-        ValueError: rectangles or shapes of another width.
+        ValueError: rectangles or shapes of another width, or a negative `grow`.
     """
     rects = rows_of("rects", rects, 4)
+    require(grow >= 0, "grow", "a number >= 0", grow)
     masks = [mask for raster in rasters if (mask := raster.mask()) is not None]
     polygons = [*polygons, *outlines_of(bells)]
-    return clearly(shares_of(rects, Shapes(boxes, points, polygons, polylines, masks)))
+    shapes = Shapes(boxes, points, polygons, polylines, masks)
+    if grow == 0:
+        return clearly(shares_of(rects, shapes))
+    reach = grow * (rects[:, 2:] - rects[:, :2]).clamp_min(0)
+    near = torch.cat((rects[:, :2] - reach, rects[:, 2:] + reach), 1)
+    # back to shares of the rectangle itself, so that what was covered before still is
+    return clearly(shares_of(near, shapes) * (1 + 2 * grow) ** 2)
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:
@@ -116,15 +131,32 @@ def _touching(rects: Tensor, target: Tensor) -> Tensor:
     return touch & (area_of(rects) > 0)
 
 
-def _gaussian(rects: Tensor, shapes: Shapes) -> Tensor:
-    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
-    polyline, as wide as a token."""
+def _bounds(shapes: Shapes) -> Tensor:
+    """[m, 4]: the boxes around all shapes but polylines."""
     bounds = [rows_of("boxes", shapes.boxes, 4), rows_of("points", shapes.points, 2).repeat(1, 2)]
     for polygon in shapes.polygons:
         corners = rows_of("polygon", polygon, 2)
         bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
     bounds += [rows_of("bounds", [mask.bounds()], 4) for mask in shapes.rasters]
-    bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
+    return torch.cat(bounds)
+
+
+def _evidence(rects: Tensor, shapes: Shapes) -> Tensor:
+    """[n]: the sum of the shapes' bells, each a distribution, over the highest of the sums (W2)."""
+    low, high = _bounds(shapes).split(2, 1)
+    spread = (EVIDENCE_SIGMA * (high - low)).clamp_min(1e-9)  # of a point nearly nothing
+    parts = [bell_mass(rects, torch.cat([(low + high) / 2, spread], 1))]
+    for line in shapes.polylines:
+        length = polyline_length(rects, line)[None]
+        parts.append(length / length.sum().clamp_min(1e-300))
+    mass = torch.cat(parts).sum(0)
+    return mass / mass.max().clamp_min(1e-300)
+
+
+def _gaussian(rects: Tensor, shapes: Shapes) -> Tensor:
+    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
+    polyline, as wide as a token."""
+    bounds = _bounds(shapes)[:, None]  # [m, 1, 4]
     low, high = rects[:, :2], rects[:, 2:]
     sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2)
     sigma = sigma.clamp_min(1e-12)
@@ -167,7 +199,9 @@ def target_map(
             of the token that is covered (along a polyline: the length that runs through it, at most
             1), 0 elsewhere. "gaussian": a bell over each shape, its standard deviation half the
             shape's width and height and at least half a token; around a polyline half a token; of a
-            mask it is that of the box around it.
+            mask it is that of the box around it. "evidence": a mixture of such bells, one for each
+            shape and all of the same mass, with a quarter of the shape's width and height; of a
+            polyline the length that runs through a token (W2).
         levels: the triple (a, b, c), each >= 0 and a > 0.
         boxes, points, polygons, polylines: as in `inside`.
         rasters: masks, shapes like the others; and heats, which are the target themselves, of
@@ -255,9 +289,37 @@ def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: Shapes) -> Tensor:
         values = shares.amax(0) * target
     elif kind == "gaussian":
         values = _gaussian(rects, shapes)
+    elif kind == "evidence":
+        values = _evidence(rects, shapes)
     else:
-        fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
+        wanted = "'neighbours', 'uniform', 'overlap', 'gaussian' or 'evidence'"
+        fail("kind", wanted, repr(kind))
     return values
+
+
+def with_floor(target: Tensor, rects: Tensor, floor: float) -> Tensor:
+    """A target map, a part of which is spread evenly over all tokens with a place.
+
+    Equals `(1 - floor) * target + floor / n` over the n rectangles that have an area.
+
+    Args:
+        target: [n] float, a distribution; a map of zeros stays one.
+        rects: [n, 4] float, one rectangle per visual token.
+        floor: the part, in [0, 1].
+
+    Returns:
+        [n] in the dtype of `target`.
+
+    Raises:
+        ValueError: a floor outside [0, 1].
+
+    Source: alpha of EASE's evidence map (arXiv 2605.30912), (W2).
+    """
+    require(0.0 <= floor <= 1.0, "floor", "a number in [0, 1]", floor)
+    if floor == 0 or not bool(target.any()):
+        return target
+    placed = (area_of(rows_of("rects", rects, 4)) > 0).to(target.dtype)
+    return (1.0 - floor) * target + floor * placed / placed.sum().clamp_min(1.0)
 
 
 def mixed(targets: Tensor, shares: Sequence[float]) -> Tensor:

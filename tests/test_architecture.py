@@ -177,7 +177,7 @@ def role(module: str) -> str | None:
         case (
             []
             | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "shapes"]
-            | ["bells"]
+            | ["divergence" | "divergence_blocks" | "divergence_terms" | "normaliser" | "bells"]
             | ["compat", *_]
         ):
             return "public"

@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from groundkern.hf.data.example import LARGEST_WEIGHT
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
+Weight = Annotated[Number, Field(ge=0, le=LARGEST_WEIGHT)]
 Index = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 Interval = tuple[Number, Number]
@@ -68,15 +71,18 @@ class RegionRecord(SpanRecord, PlaceRecord):
     mask_value: Index | None = None
     heat: Text | None = None
     track: Annotated[list[MomentRecord], Field(min_length=2)] | None = None
+    weight: Weight = 1.0
 
 
 class WordRecord(PlaceRecord):
     text: Text
     box: tuple[Number, Number, Number, Number]
+    weight: Weight = 1.0
 
 
 class PhraseRecord(SpanRecord):
     subject: Text | None = None
+    weight: Weight = 1.0
 
 
 class VideoRecord(StrictModel):
@@ -102,5 +108,6 @@ class SampleRecord(StrictModel):
     regions: list[RegionRecord] = []
     words: list[WordRecord] = []
     phrases: list[PhraseRecord] = []
+    grounding_weight: Weight = 1.0
     answers: list[Text] = []
     metrics: list[str] = []

@@ -60,7 +60,8 @@ class Resolver:
         canvas = self._image(region, field)
         shape = self._shape(region, given[0], canvas, field)
         (share,) = self._shares(region, [None], field)
-        return (Region(turn, start, stop, canvas.index, share=share, **shape),)
+        options = {"share": share, "weight": region.weight}
+        return (Region(turn, start, stop, canvas.index, **options, **shape),)
 
     def _is_of_video(self, region: RegionRecord) -> bool:
         """Whether a region says so, or there is nothing else that it could be of."""
@@ -84,9 +85,9 @@ class Resolver:
         canvas = self._video(region, field)
         shape = self._shape(region, given[0], canvas, field) if given else {}
         times = self._times(region, canvas.index, field)
-        place = (turn, start, stop, NOWHERE)
+        place, weight = (turn, start, stop, NOWHERE), region.weight
         return tuple(
-            Region(*place, video=canvas.index, time=time, share=share, **shape)
+            Region(*place, video=canvas.index, time=time, share=share, weight=weight, **shape)
             for time, share in zip(times, self._shares(region, times, field), strict=True)
         )
 
@@ -197,18 +198,19 @@ class Resolver:
             raise self._wrong(f"{field}.text", "a word", short(word.text))
         canvas = self._image(word, field)
         box = self._box(word.box, word, canvas, f"{field}.box")
-        return Word(word.text, box, canvas.index)
+        return Word(word.text, box, canvas.index, word.weight)
 
     def phrase(self, phrase: PhraseRecord, field: str) -> Phrase:
         turn, start, stop = self._span(phrase, field)
         if phrase.subject is None:
-            return Phrase(turn, start, stop)
+            return Phrase(turn, start, stop, weight=phrase.weight)
         text = self.texts[turn][start:stop]
         found = occurrences(phrase.subject, text)
         if not found:
             wanted = f"words of the phrase {short(text)}"
             raise self._wrong(f"{field}.subject", wanted, _unfound(phrase.subject, text))
-        return Phrase(turn, start, stop, (start + found[0][0], start + found[0][1]))
+        subject = start + found[0][0], start + found[0][1]
+        return Phrase(turn, start, stop, subject, phrase.weight)
 
     def _span(self, span: SpanRecord, field: str) -> tuple[int, int, int]:
         """(turn, start, stop) of the answer's characters that `span` names."""

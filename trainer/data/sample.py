@@ -55,6 +55,7 @@ class Sample:
         metrics: the names of metrics that the sample asks for.
         rasters: the index of a region and where its mask or heat is, which `load` puts into it.
         videos: their headers, and which frames are taken.
+        grounding_weight: multiplies the weights of regions, words and phrases.
     """
 
     where: str
@@ -70,6 +71,7 @@ class Sample:
     tools: tuple[dict[str, Any], ...] = ()
     rasters: tuple[tuple[int, Stored], ...] = ()
     videos: tuple[StoredVideo, ...] = ()
+    grounding_weight: float = 1.0
 
     def load(self, decode: Callable[..., Image.Image] = load_rgb) -> GroundedExample:
         """Decode the images, videos and rasters.
@@ -97,6 +99,7 @@ class Sample:
             name=self.where,
             checked=True,
             videos=tuple(video.load() for video in self.videos),
+            grounding_weight=self.grounding_weight,
         )
 
 
@@ -155,6 +158,7 @@ def parse_sample(
         tools=tuple(record.tools),
         rasters=tuple((k, rasters[i]) for k, i in enumerate(origins) if i in rasters),
         videos=films,
+        grounding_weight=record.grounding_weight,
     )
 
 

@@ -30,6 +30,7 @@ Box = tuple[float, float, float, float]
 Polygon = tuple[Point, ...]
 Bell = tuple[float, float, float, float]
 
+LARGEST_WEIGHT = 1e9  # above it a number is a slip
 USABLE_TEXT = "text without NUL, half surrogate pairs, U+FDD0 and U+FDD1"
 # halves of surrogate pairs are no Unicode; between the two noncharacters texts are followed through
 # the chat template
@@ -62,6 +63,7 @@ class Region:
             changes; each holds until the next one's time, the last to the end of the region's.
         share: of a map row's target, beside the other regions of that row, > 0 (K8). None: 1, or if
             no region of the row has one, what they all cover is one target.
+        weight: what the rows that it supervises count for, >= 0; 0: none are made (W1).
     """
 
     turn: int
@@ -79,6 +81,7 @@ class Region:
     bells: tuple[Bell, ...] = ()
     raster_track: RasterTrack = ()
     share: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,13 @@ class Word:
         text: the word.
         box: (x0, y0, x1, y1), in fractions of the image.
         image: the index of the image.
+        weight: as of a `Region`.
     """
 
     text: str
     box: Box
     image: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,14 @@ class Phrase:
         turn: the index of an assistant message.
         start, stop: the characters of that message's text, `stop` exclusive.
         subject: (start, stop) of its head noun; None: not known.
+        weight: as of a `Region`.
     """
 
     turn: int
     start: int
     stop: int
     subject: tuple[int, int] | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,8 @@ class GroundedExample:
         checked: whoever made it has checked its spans and places already.
         tools: JSON schemas of functions, for the chat template.
         videos: in the order of their placeholders.
+        grounding_weight: multiplies the weights of all regions, words and phrases; not the text
+            loss.
     """
 
     images: tuple[Image.Image, ...]
@@ -143,6 +152,7 @@ class GroundedExample:
     checked: bool = field(default=False, repr=False, compare=False)
     tools: tuple[dict[str, Any], ...] = ()
     videos: tuple[Video, ...] = ()
+    grounding_weight: float = 1.0
 
     def chat(self) -> list[dict[str, Any]]:
         """The messages in one form: content is a list of parts, with one image part per image and
@@ -174,12 +184,22 @@ class GroundedExample:
         """
         return region.image if region.video is None else len(self.images) + region.video
 
+    def weight_of(self, part: Region | Word | Phrase) -> float:
+        """What the rows of a region, word or phrase count for.
+
+        Args:
+            part: one of this example.
+
+        Source: (W1).
+        """
+        return self.grounding_weight * part.weight
+
     def check(self) -> None:
         """Check that nothing refers to what is not there.
 
         Covers kinds of content parts, image parts per image, video parts per video, frames and
-        their times; unless `checked`, turns, character spans, indices of images, coordinates and
-        times of regions too.
+        their times; unless `checked`, turns, character spans, indices of images, coordinates, times
+        of regions and weights too.
 
         Raises:
             ValueError: the message names this sample and the field.
@@ -190,6 +210,7 @@ class GroundedExample:
             video.check(f"{name}: videos[{index}]")
         if self.checked:
             return
+        self._check_weights(name)
         for index, region in enumerate(self.regions):
             where = f"{name}: regions[{index}]"
             self._check_span(where, region)
@@ -232,6 +253,15 @@ class GroundedExample:
         for kind, count in (("image", len(self.images)), ("video", len(self.videos))):
             found, wanted = parts.count(kind), f"one {kind} part per {kind}, {count}"
             require(found == count, f"{name}: messages", wanted, found)
+
+    def _check_weights(self, name: str) -> None:
+        weights = {f"{name}: grounding_weight": self.grounding_weight}
+        for kind in ("regions", "words", "phrases"):
+            of = enumerate(getattr(self, kind))
+            weights |= {f"{name}: {kind}[{i}].weight": part.weight for i, part in of}
+        for where, weight in weights.items():
+            fits, wanted = 0.0 <= weight <= LARGEST_WEIGHT, f"a number in [0, {LARGEST_WEIGHT:g}]"
+            require(fits, where, wanted, weight)
 
     def _check_span(self, where: str, span: Region | Phrase) -> None:
         known = 0 <= span.turn < len(self.messages)
