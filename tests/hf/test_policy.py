@@ -24,9 +24,9 @@ def rollouts(model, samples, how: AttentionPolicy, *, side: str = "right", noise
     attach(model, policy=how).eval()
     with torch.no_grad():
         maps = model(**batch, gk_record="policy").policy_maps
-    batch["gk_policy_reference"] = maps * (
-        noise * torch.randn(maps.shape, generator=generator)
-    ).exp()
+    batch["gk_policy_reference"] = (
+        maps * (noise * torch.randn(maps.shape, generator=generator)).exp()
+    )
     return batch
 
 
