@@ -131,7 +131,9 @@ FIELDS = {
     "policy_position": Field("B Ro", "position", "policy: rows whose attention is compared"),
     "policy_weight": Field("B Ro", "signed weight", "the row's advantage; rows of 0 count too"),
     "policy_reference": Field(
-        "B Ro M S", "attention", "attention of each row in each of M layers, ascending, at any scale"
+        "B Ro M S",
+        "attention",
+        "attention of each row in each of M layers, ascending, at any scale",
     ),
 }
 """Every tensor of a batch by its name without `gk_`.
