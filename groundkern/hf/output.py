@@ -21,8 +21,8 @@ class GroundedOutput(ModelOutput):
         parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word",
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
             "lens_raise", "lens_suppress", "policy", "distill_attention", "distill_tokens";
-            "policy_divergence", (R2) without advantages, which is in no loss; "router_aux" of a mixture of experts with
-            `output_router_logits` on), each already divided by its denominator: over an accumulated
+            "policy_divergence", (R2) without advantages, which is in no loss; "router_aux" of a
+            mixture of experts with `output_router_logits` on), each already divided by its denominator: over an accumulated
             batch they add up to the mean. They are without their weights, except for "router_aux",
             which includes the model's own coefficient. GradCAM terms are left out when gradients
             are off.

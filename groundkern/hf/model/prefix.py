@@ -82,7 +82,8 @@ def refuse_seeing_rows(
 
     Raises:
         ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps,
-            phrases or policies inside the prefix; one of these but text that is of an image; images of two documents side by side, which would be one (all but the first are checked
+            phrases or policies inside the prefix; one of these but text that is of an image;
+            images of two documents side by side, which would be one (all but the first are checked
             if that needs no sync).
     """
     types = inputs.get("token_type_ids")
