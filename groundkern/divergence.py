@@ -94,17 +94,19 @@ def attention_divergence(
 
     Source: KLAL (arXiv 2511.12738) and RAL (arXiv 2602.04884), equation (K5).
     """
-    _check(kind, over, beta, floor, lse)
+    least = check_options(kind, over, beta, floor, reference, q.dtype)
+    if over == "columns" and isinstance(lse, Tensor) and lse.requires_grad:
+        wanted = "an lse without gradient with over='columns', which does not use it"
+        checks.require(not torch.is_grad_enabled(), "lse", wanted, "one that requires grad")
     given = Inputs(*autocast(q, k), head_weight, lse if over != "columns" else None)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     if kind == "kl" and over != "renormalised" and isinstance(reference, Tensor):
         made = {"over": over, "allowed": allowed, "head_weight": head_weight, "lse": given.lse}
         return attention_kl(q, k, reference, rows, columns, **made, **options)
     target, target_options = _target(given, reference, columns, backend)
-    least = torch.finfo(accumulation_dtype(q.dtype)).tiny if target.tensor is None else 1e-6
     how = How(
         *(rows, columns, allowed, over, Terms(kind, beta)),
-        floor=least if floor is None else floor,
+        floor=least,
         options=options,
         target_options=target_options,
     )
@@ -156,7 +158,15 @@ def _log_mass(given: Inputs, norm: Tensor, how: How, options: dict) -> Tensor:
     return torch.where(mass == -torch.inf, 0.0, mass)[:, None]
 
 
-def _check(kind: str, over: str, beta: float, floor: float | None, lse: Tensor | None) -> None:
+def check_options(
+    kind: str,
+    over: str,
+    beta: float,
+    floor: float | None,
+    reference: Tensor | AttentionReference,
+    dtype: torch.dtype,
+) -> float:
+    """The floor of a call, which is refused if its options do not go together."""
     kinds, overs = ("kl", "reverse_kl", "js"), ("visible", "columns", "renormalised")
     checks.require(kind in kinds, "kind", "'kl', 'reverse_kl' or 'js'", repr(kind))
     checks.require(over in overs, "over", "'visible', 'columns' or 'renormalised'", repr(over))
@@ -164,11 +174,11 @@ def _check(kind: str, over: str, beta: float, floor: float | None, lse: Tensor |
         wanted = "'columns' or 'renormalised' with reverse_kl, infinite where Q leaves the columns"
         checks.fail("over", wanted, repr(over))
     checks.require(0.0 < beta < 1.0, "beta", "a number in (0, 1)", beta)
-    good = floor is None or 0.0 < floor < 1.0
-    checks.require(good, "floor", "a number in (0, 1) or None", floor)
-    if over == "columns" and isinstance(lse, Tensor) and lse.requires_grad:
-        wanted = "an lse without gradient with over='columns', which does not use it"
-        checks.require(not torch.is_grad_enabled(), "lse", wanted, "one that requires grad")
+    if floor is not None:
+        checks.require(0.0 < floor < 1.0, "floor", "a number in (0, 1) or None", floor)
+        return floor
+    of_model = isinstance(reference, AttentionReference)
+    return torch.finfo(accumulation_dtype(dtype)).tiny if of_model else 1e-6
 
 
 def _target(
@@ -185,10 +195,14 @@ def _target(
         model = Inputs(*theirs, *(None if x is None else x.detach() for x in others))
         options = {"scale": reference.scale, "softcap": reference.softcap, "backend": backend}
         return Target(None, model), options
-    sizes = {"N": len(q), "C": columns.shape[-1]}
-    dtypes = {"dtype": checks.FLOATS, "device": q.device}
-    checks.tensor("reference", reference, "N C", sizes, **dtypes)
+    check_target(reference, len(q), columns.shape[-1], q.device)
+    return Target(reference.detach(), None), {}
+
+
+def check_target(reference: Tensor, rows: int, columns: int, device: torch.device) -> None:
+    """Refuse a reference of another shape or device, or with values that no map has."""
+    sizes = {"N": rows, "C": columns}
+    checks.tensor("reference", reference, "N C", sizes, dtype=checks.FLOATS, device=device)
     if checks.values_visible(reference):
         good = bool(((reference >= 0) & reference.isfinite()).all())
         checks.require(good, "reference", "finite values >= 0", "a negative or non-finite value")
-    return Target(reference.detach(), None), {}

@@ -244,6 +244,9 @@ class _Divergence(Function):
                 if part is not None:
                     sums[i] = _sum(inputs[i]) if sums[i] is None else sums[i]
                     sums[i][place] += part
+        for i, needed in enumerate(wanted):
+            if needed and sums[i] is None:  # no rows
+                sums[i] = _sum(inputs[i])
         gradients = (None if d is None else d.to(x.dtype) for d, x in zip(sums, inputs))
         return None, *gradients, *[None] * len(reference)
 

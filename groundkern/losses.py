@@ -40,25 +40,36 @@ def _same_shape(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def mean_rows(
-    rows: Tensor, counted: Tensor | None = None, *, denominator: Tensor | float | None = None
+    rows: Tensor,
+    counted: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """Mean of the counted rows; 0, with a zero gradient, if there are none.
+    """Weighted mean of the counted rows; 0, with a zero gradient, if there are none.
 
-    Equals `rows[counted].sum() / denominator` without a host sync; rows that are not counted may
-    hold anything, NaN too.
+    Equals `(weight * rows)[counted & (weight != 0)].sum() / denominator` without a host sync; rows
+    that are not counted may hold anything, NaN too.
 
     Args:
         rows: [...] float, per-row losses.
         counted: bool, broadcastable to `rows`; None counts all.
+        weight: float, broadcastable to `rows`, what each row counts for; a row of weight 0 is not
+            counted. None: 1.
         denominator: what to divide by, for example the number of rows of a whole accumulated batch;
-            None: the number of counted rows. With 0 the result is 0.
+            None: the number of counted rows, whatever their weights. With 0 the result is 0.
 
     Returns:
         Scalar in the dtype of `rows`.
+
+    Source: (W1).
     """
     if counted is None:
         counted = torch.ones((), dtype=torch.bool, device=rows.device)
     counted = counted.expand(rows.shape)
+    if weight is not None:
+        weight = weight.to(rows.dtype).expand(rows.shape)
+        rows, counted = rows * weight, counted & (weight != 0)
     total = rows.masked_fill(~counted, 0.0).sum()
     if denominator is None:
         denominator = counted.sum()

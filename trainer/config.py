@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
 from trainer.data.videos import RULES
+from trainer.heads_file import read_heads
 from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
@@ -154,8 +155,11 @@ class Supervision(Section):
     allowed_tokens: tuple[str, ...] = setting(
         (), "special tokens that messages may hold, e.g. <|box_start|>; others are refused"
     )
-    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap"] = setting(
+    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap", "evidence"] = setting(
         "neighbours", "shape of the target map"
+    )
+    map_floor: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "the part of a target map that is spread evenly over its image (EASE: 0.1)"
     )
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
@@ -167,11 +171,17 @@ class Supervision(Section):
         "rows with a target map: those that predict the answer's last token, the whole answer or a "
         "region's text, or those tokens' own",
     )
+    max_map_rows: Positive | None = setting(
+        None, "map rows of an answer and image at most, evenly spread (null: all; EASE: 64)"
+    )
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"
     )
     empty_region: Literal["skip", "language"] = setting(
         "skip", "an aligned token without a visual token: left out, or shown the language only"
+    )
+    region_dilation: NonNegative = setting(
+        0.0, "visual tokens by which regions grow on all sides for SMAM (target maps do not)"
     )
     lens_outside: NonNegative | None = setting(
         1.0, "logit lens: visual tokens off an object for each on it (null: all)"
@@ -225,6 +235,18 @@ class Objectives(Section):
     hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
     margins: Margins | None = setting(None, "margins of attention maps (regions)")
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
+
+    @field_validator("klal", mode="before")
+    @classmethod
+    def _heads_of_file(cls, given: Any) -> Any:
+        """The pairs in the file that `chosen_heads` names."""
+        path = given.get("chosen_heads") if isinstance(given, dict) else None
+        if not isinstance(path, str | Path):
+            return given
+        try:
+            return given | {"chosen_heads": read_heads(Path(path))}
+        except ValueError as error:
+            raise ValueError(f"`chosen_heads`: {error}") from None
 
 
 class Training(Section):
@@ -365,6 +387,10 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         names = held_out_names(methods.Objectives(**dict(config.objectives)))
         if evaluation.best not in names:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
+    klal = config.objectives.klal
+    if klal is not None and klal.control and config.objectives.margins is not None:
+        wanted = "no objectives.margins beside it, which read the same targets"
+        yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
     if training.arguments:

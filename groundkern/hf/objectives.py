@@ -14,6 +14,8 @@ LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
 Maps = Literal["attention", "gradcam"]
 Layers = tuple[int, ...] | None
 Chosen = tuple[int, ...] | Literal["last", "all"]
+Control = Literal[None, "shuffled", "random", "complement"]
+Heads = tuple[tuple[int, int], ...] | None
 
 
 class _Checked:
@@ -24,7 +26,7 @@ class _Checked:
         for name in (field.name for field in fields(self)):
             kind, value = kinds[name], getattr(self, name)
             if get_origin(kind) is Literal and value not in get_args(kind):
-                fail(name, " or ".join(get_args(kind)), value)
+                fail(name, " or ".join(map(str, get_args(kind))), value)
             if kind is float:
                 require(0.0 <= value <= LARGEST, name, f"a number in [0, {LARGEST:g}]", value)
             words = {Layers: (None,), Chosen: ("last", "all")}.get(kind)
@@ -34,6 +36,16 @@ class _Checked:
                 ascending = ascending and value[0] >= 0 and value[-1] < MOST_LAYERS
                 wanted = "distinct layer numbers in ascending order, or "
                 require(ascending, name, wanted + " or ".join(map(str, words)), value)
+            if kind == Heads and value is not None:
+                wanted = "distinct pairs of a layer and a head, or None"
+                require(_are_pairs(value), name, wanted, value)
+
+
+def _are_pairs(value: tuple) -> bool:
+    """Whether these are distinct pairs of numbers, at least one."""
+    pairs = [tuple(pair) for pair in value if isinstance(pair, tuple | list)]
+    good = all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs)
+    return good and 0 < len(pairs) == len(value) == len(set(pairs))
 
 
 @dataclass(frozen=True)
@@ -48,9 +60,18 @@ class Smam(_Checked):
         detach_reference: no gradient through the masked pass pi+ in (S4).
         divide_by: the sum of (S5) is divided by the "text" loss's own denominator, or by the number
             of "aligned" rows.
+        control: train on wrong regions on purpose, which must not help: those of another sample
+            ("shuffled"), the own ones somewhere else ("random"), or what the region does not cover
+            ("complement"). The collator makes them: its `side_control`.
+        keep: visual tokens that every set of (S1) has besides: "registers", which have no place of
+            their own (the collator's `keep_registers`), or "sinks", on which text attends whatever
+            it says (S6).
+        keep_sinks: how many sinks an image has.
+        sink_layer: the layer that shows which they are, or the first one of softmax attention
+            behind it; layers before it have none.
 
     Source:
-        (S1)-(S5) of docs/methods.md.
+        (S1)-(S6) of docs/methods.md.
     """
 
     weight: float = 1.0
@@ -59,6 +80,17 @@ class Smam(_Checked):
     gamma: float = 2.0
     detach_reference: bool = False
     divide_by: Literal["text", "aligned"] = "text"
+    control: Control = None
+    keep: Literal[None, "registers", "sinks"] = None
+    keep_sinks: int = 4
+    sink_layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = 0 < self.keep_sinks <= MOST_LAYERS
+        require(count, "keep_sinks", f"a number in [1, {MOST_LAYERS}]", self.keep_sinks)
+        known = 0 <= self.sink_layer < MOST_LAYERS
+        require(known, "sink_layer", f"a layer in [0, {MOST_LAYERS})", self.sink_layer)
 
 
 @dataclass(frozen=True)
@@ -101,9 +133,13 @@ class Klal(_Checked):
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
             softmax (over heads; with average_layers over layers and heads) weights the heads.
+        control: targets of wrong regions on purpose, as of `Smam`; "complement" is what the target
+            lacks to its maximum. The collator makes them: its `map_control`.
+        chosen_heads: (layer, head) pairs, the only heads that count and that are computed; the
+            layers are those of the pairs. null: all heads of `layers`.
 
     Source:
-        (K1)-(K4) of docs/methods.md.
+        (K1)-(K4), (K6) of docs/methods.md.
     """
 
     weight: float = 1.0
@@ -113,6 +149,8 @@ class Klal(_Checked):
     divergence: Literal["kl", "reverse_kl", "js"] = "kl"
     average_layers: bool = False
     head_weight: Literal["uniform", "learned"] = "uniform"
+    control: Control = None
+    chosen_heads: Heads = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +158,21 @@ class Klal(_Checked):
             fail("heads", "mean (each goes with divergence kl, layer by layer)", "each")
         if self.divergence == "reverse_kl" and self.over == "visible":
             fail("over", "columns or renormalised with reverse_kl, infinite elsewhere", "visible")
+        if self.chosen_heads is not None and self.layers is not None:
+            fail("layers", "None beside chosen_heads, whose pairs name the layers", self.layers)
+
+    @property
+    def heads_by_layer(self) -> dict[int, tuple[int, ...]] | None:
+        """The chosen heads of each layer, both in ascending order; None: all heads count."""
+        if self.chosen_heads is None:
+            return None
+        pairs = sorted(map(tuple, self.chosen_heads))
+        return {layer: tuple(h for of, h in pairs if of == layer) for layer, _ in pairs}
+
+    @property
+    def counted_layers(self) -> Layers:
+        """The layers that count; None: all that are softmax attention."""
+        return self.layers if self.chosen_heads is None else tuple(self.heads_by_layer)
 
     @property
     def from_maps(self) -> bool:

@@ -11,10 +11,10 @@ from groundkern.hf.data.batch import (
     FIELDS,
     VALUES,
     GroundedBatch,
-    composite_weights,
     without_rows,
 )
 from groundkern.hf.data.padding import pad_fields, pad_tokens
+from groundkern.hf.data.weights import composite_weights
 from tests.hf.field_table import table, written
 
 SAMPLES = (

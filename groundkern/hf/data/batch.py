@@ -15,6 +15,7 @@ from torch import Tensor
 
 from groundkern import checks
 from groundkern.hf.data.image_token import one_of
+from groundkern.hf.data.weights import weightless_rows_as_padding
 
 INTEGERS = (torch.int32, torch.int64)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -140,9 +141,9 @@ FIELDS = {
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
 a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Ro
-are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K composites. A token of
-several phrases has a row for each. A weight that a batch leaves out is 1 in every row; a row of
-weight 0 is as if it were not there (W1).
+are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K
+composites. A token of several phrases has a row for each. A weight that a batch leaves out is 1 in
+every row; a row of weight 0 is as if it were not there (W1).
 """
 
 
@@ -184,6 +185,7 @@ class GroundedBatch:
             checks.tensor(f"gk_{name}", x, dims, sizes, dtype=wanted, device=input_ids.device)
             if dtype in FLOATS and FIELDS[name].values != "attention":
                 given[name] = x.to(dtype)
+        given |= weightless_rows_as_padding(given)
         for name in FIELDS.keys() - given.keys():
             spec = FIELDS[name]
             shape = [sizes.get(dim, 0) for dim in spec.dims.split()]
@@ -248,83 +250,20 @@ def _given(x: Tensor) -> Tensor:
     return x >= 0
 
 
-def counted(position: Tensor, weight: Tensor) -> Tensor:
-    """Which rows count: bool [B, R], not padding and not of weight 0.
-
-    Args:
-        position: [B, R], padded with -1.
-        weight: [B, R], or one number for all of them.
-
-    Source: (W1).
-    """
-    return (position >= 0) & (weight != 0)
-
-
-def _of_group(position: Tensor, weight: Tensor, group: Tensor, groups: int) -> Tensor:
-    """[B, groups]: the largest weight of the rows of each group, 1 of one without rows.
-
-    Args:
-        position, weight: [B, R].
-        group: [B, R], which group of its sample a row is of; -1: of none.
-        groups: how many a sample has.
-    """
-    own = (position >= 0) & (group >= 0) & (group < groups)
-    index = torch.where(own, group, groups).long()
-    largest = weight.new_ones(len(weight), groups + 1)
-    return largest.scatter_reduce(1, index, weight, "amax", include_self=False)[:, :groups]
-
-
-def composite_weights(
-    composite: Tensor, position: Tensor, number: Tensor, weight: Tensor
-) -> Tensor:
-    """[B, K]: what composites count for: as their whole, or 0 if one of the three counts 0.
-
-    Args:
-        composite: [B, K, 3].
-        position, number, weight: [B, Rp] of the phrases' rows.
-
-    Source: (W1).
-    """
-    phrases = number.shape[1]  # at most one for each row
-    of_phrase = _of_group(position, weight.expand(position.shape), number, phrases)
-    index = composite.clamp(min=0, max=max(0, phrases - 1)).long()
-    if not phrases:
-        return weight.new_ones(composite.shape[:2])
-    own = of_phrase.gather(1, index.flatten(1)).view(index.shape)  # [B, K, 3]
-    return torch.where((own != 0).all(-1), own[..., 0], 0.0)
-
-
-def _rows(weight: Tensor, position: Tensor) -> Tensor:
-    return counted(position, weight)
-
-
-def _composites(weight: Tensor, position: Tensor, number: Tensor, composite: Tensor) -> Tensor:
-    weights = composite_weights(composite, position, number, weight)
-    return (composite >= 0).all(-1) & (weights != 0)
-
-
-def _labelled_images(weight: Tensor, position: Tensor, image: Tensor, bag: Tensor) -> Tensor:
-    """[B, I]: images with labels, but for those whose labelled tokens all have weight 0."""
-    of = image.gather(1, position.clamp(min=0).long())
-    weights = _of_group(position, weight.expand(position.shape), of, bag.shape[1])
-    return (bag >= 0).any(-1) & (weights != 0)
-
-
-_PHRASE, _LENS = ("phrase_weight", "phrase_position"), ("lens_weight", "lens_position")
 COUNT_RULES: dict[str, CountRule] = {
     "text": CountRule(("text_position",), _given),
-    "word": CountRule(("word_weight", "word_position"), _rows),
-    "map": CountRule(("map_weight", "map_position"), _rows),
-    "aligned": CountRule(("side_weight", "side_position"), _rows),
+    "word": CountRule(("word_position",), _given),
+    "map": CountRule(("map_position",), _given),
+    "aligned": CountRule(("side_position",), _given),
     "visual": CountRule(("image",), _given),
-    "labelled_image": CountRule(
-        ("word_weight", "word_position", "image", "word_bag"), _labelled_images
+    "labelled_image": CountRule(("word_bag",), lambda bag: (bag >= 0).any(-1)),
+    "phrase": CountRule(("phrase_position",), _given),
+    "subject": CountRule(
+        ("phrase_position", "phrase_subject"), lambda p, own: (p >= 0) & (own > 0)
     ),
-    "phrase": CountRule(_PHRASE, _rows),
-    "subject": CountRule((*_PHRASE, "phrase_subject"), lambda w, p, own: _rows(w, p) & (own > 0)),
-    "composite": CountRule((*_PHRASE, "phrase_number", "phrase_composite"), _composites),
-    "raise": CountRule((*_LENS, "lens_inside"), lambda w, p, own: _rows(w, p) & (own > 0)),
-    "suppress": CountRule((*_LENS, "lens_inside"), lambda w, p, own: _rows(w, p) & (own == 0)),
+    "composite": CountRule(("phrase_composite",), lambda three: (three >= 0).all(-1)),
+    "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
+    "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
     "policy": CountRule(("policy_position",), _given),
 }
 COUNTS = tuple(COUNT_RULES)
@@ -363,20 +302,17 @@ def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
+    tensors = dict(tensors)
+    tensors |= weightless_rows_as_padding({n: x for n, x in tensors.items() if x is not None})
     device = next((x.device for x in tensors.values() if x is not None), None)
     counts = []
     for rule in COUNT_RULES.values():
-        read = [_or_absent(name, tensors[name], device) for name in rule.of]
+        read = [tensors[name] for name in rule.of]
         if any(x is None for x in read):
             counts.append(torch.zeros((), dtype=torch.int64, device=device))
         else:
             counts.append(rule.counted(*read).sum())
     return torch.stack(counts)
-
-
-def _or_absent(name: str, x: Tensor | None, device: torch.device | None) -> Tensor | None:
-    absent = FIELDS[name].absent
-    return torch.tensor(absent, device=device) if x is None and absent is not None else x
 
 
 def _check_groups(given: Mapping[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
+from groundkern.hf.model.sinks import SinkSideRows
 from groundkern.hf.model.teacher import Lesson, distilled_reading
 
 APART = "_groundkern_apart"  # in the __dict__ of a model whose masks were seen to be right
@@ -54,8 +55,7 @@ def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
     batch, length, split = request.batch, request.tokens_here, request.split
     inputs, side = request.inputs, None
     if request.side_tokens:
-        allowed = side_sets(batch, request.shard)
-        side = SideRows(request.rows(batch.side_position), allowed, request.split)
+        side = _side_rows(request)
         pad = request.model.config.get_text_config().pad_token_id
         token = visual_tokens_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
@@ -88,6 +88,14 @@ def read_body(request: Request, readings: list[Reading]) -> Tensor:
         readings: what is read in the layers.
     """
     return _run(request, request.inputs, body_run(request, readings))[0]
+
+
+def _side_rows(request: Request) -> SideRows:
+    """The aligned rows and what they may see."""
+    if request.terms.smam.keep == "sinks":
+        return SinkSideRows(request)
+    rows = request.rows(request.batch.side_position)
+    return SideRows(rows, side_sets(request.batch, request.shard), request.split)
 
 
 def body_run(request: Request, readings: list[Reading], side: SideRows | None = None) -> BodyRun:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from groundkern import LabelBags, SoftTargets, linear_cross_entropy
+from groundkern import LabelBags, SoftTargets, linear_cross_entropy, linear_log_prob
 from groundkern.hf.model.logit_rule import LogitRule
 from groundkern.losses import word_cross_entropy
 
@@ -21,6 +21,14 @@ class RowScores(NamedTuple):
 
     loss: Tensor  # [N] fp32, differentiable and smoothed
     log_prob: Tensor  # [N] fp32
+    predicted: Tensor  # [N] int64
+
+
+class TokenScores(NamedTuple):
+    """What a policy's tokens are scored by; an ignored row has 0, 0 and -1."""
+
+    log_prob: Tensor  # [N] fp32, differentiable
+    entropy: Tensor  # [N] fp32, differentiable
     predicted: Tensor  # [N] int64
 
 
@@ -99,6 +107,56 @@ def score_rows(
 
     with forward_replaced(head, fused):
         return RowScores(*head(hidden))
+
+
+def score_tokens(
+    head: nn.Module,
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    temperature: float,
+    rule: LogitRule,
+    backend: str,
+) -> TokenScores:
+    """Log probability of each row's token, and the entropy of the row, at a temperature.
+
+    Args:
+        head, hidden, target, rule, backend: as in `score_rows`.
+        temperature: what logits are divided by, behind the rule.
+
+    Returns:
+        TokenScores of [N] rows.
+
+    Source: (E3).
+    """
+    counted = target != IGNORED
+    if is_plain(head):
+
+        def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            found = linear_log_prob(
+                x,
+                head.weight,
+                target,
+                bias=offset_bias(head, rule),
+                softcap=rule.softcap,
+                temperature=temperature,
+                ignore_index=IGNORED,
+                entropy=True,
+                backend=backend,
+            )
+            return found.log_prob, found.entropy, found.predicted
+
+        with forward_replaced(head, fused):
+            return TokenScores(*head(hidden))
+    logits = rule.of(head(hidden).float()) / temperature
+    log_probs = logits.log_softmax(-1)  # [N, V]
+    log_prob = log_probs.gather(1, target.clamp(min=0)[:, None])[:, 0]
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return TokenScores(
+        log_prob.masked_fill(~counted, 0.0),
+        entropy.masked_fill(~counted, 0.0),
+        logits.argmax(-1).masked_fill(~counted, -1),
+    )
 
 
 @contextmanager

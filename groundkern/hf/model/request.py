@@ -26,7 +26,7 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "contributions", "gradcam", "logits", "layers", "policy")
+RECORDS = ("maps", "heads", "contributions", "gradcam", "logits", "layers", "visible", "policy")
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
@@ -48,6 +48,8 @@ class Request:
             is one document.
         part: the one part that the loss consists of; None: all that are attached.
         split: of the tokens over the ranks of a group; None: they are whole.
+        temperature: of the text tokens' log probabilities and entropies, of which the caller makes
+            the loss of the text; None: it is their cross entropy.
         given: the body's inputs as the batch has them, which a teacher is given too.
     """
 
@@ -61,6 +63,7 @@ class Request:
     documents: Documents | None = None
     part: str | None = None
     split: Split | None = None
+    temperature: float | None = None
     given: dict = field(default_factory=dict)
 
     @classmethod
@@ -80,10 +83,13 @@ class Request:
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
         records = _records(inputs.pop("gk_record", None), training=model.training)
-        if records & {"maps", "contributions", "gradcam", "policy"} and not text_attention(model):
+        attended = {"maps", "heads", "contributions", "gradcam", "policy"}
+        if records & attended and not text_attention(model):
             got = f"{type(model).__name__}, which has none"
             fail("gk_record", "a decoder with layers of softmax attention", got)
         part = inputs.pop("gk_part", None)
+        temperature = inputs.pop("gk_temperature", None)
+        checks.finite_positive("gk_temperature", temperature)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
         input_ids = inputs.get("input_ids")
         if input_ids is None:
@@ -125,9 +131,13 @@ class Request:
             for name in ("policy", "distill"):
                 if getattr(terms, name) is not None:
                     fail(name, "whole sequences", got)
+            if terms.smam is not None and terms.smam.keep == "sinks":
+                fail("smam.keep", "whole sequences for sinks", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
-        known = batch, inputs, denominators, records, documents, part, split, given
+            if temperature is not None:
+                fail("gk_temperature", "whole sequences", got)
+        known = batch, inputs, denominators, records, documents, part, split, temperature, given
         return cls(model, attached, terms, *known)
 
     @property

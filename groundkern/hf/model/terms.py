@@ -1,4 +1,5 @@
-"""The terms of the loss: each is a sum over the batch's rows divided by the step's count."""
+"""The terms of the loss: each is a weighted sum over the batch's rows divided by the step's count
+of rows (W1)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from groundkern.hf.data.batch import COUNTS
+from groundkern.hf.data.weights import composite_weights
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.gradcam import gradcam_maps, group_means
 from groundkern.hf.model.head import RowScores
@@ -39,8 +41,11 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
         fp32 scalar, and scalars by name: each without its weight, divided by its denominator. If
         the request names one part, the scalar is that part alone with its weight.
     """
-    text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
-    loss, parts = text, {"text": text}
+    if request.temperature is None:
+        text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
+        loss, parts = text, {"text": text}
+    else:
+        loss, parts = request.denominators.new_zeros(()), {}
     for name, term in TERMS.items():
         if getattr(request.terms, name) is not None:
             weighted, found = term(request, body, scores)
@@ -54,7 +59,7 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
     if request.part is not None:
-        part = parts.get(request.part, text.detach() * 0.0)
+        part = parts.get(request.part, loss.detach() * 0.0)
         loss = part_rules(request.attached, routers=True)[request.part].weight * part
     return loss, parts
 
@@ -118,16 +123,18 @@ def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor,
     """(D3), of several labels (D5), over labelled tokens, over all visual ones, or image by image;
     weighted by (D4)."""
     rows, dv_sft = scores["word"].loss, request.terms.dv_sft
+    weight = request.batch.word_weight
     if dv_sft.average == "image":
         bags = len(request.batch.word_bag.flatten(0, 1))
         image = word_images(request.batch)  # [B, Rw], -1 where there is none
         place = torch.where(image >= 0, image, bags)
         labelled = rows.new_zeros(bags + 1)
         labelled.index_add_(0, place.flatten(), torch.ones_like(rows).flatten())
-        rows = rows * (1.0 / labelled[place].clamp(min=1))
-        word = mean_rows(rows, image >= 0, denominator=request.denominator(WORD_COUNTS["image"]))
+        rows, counted = rows * (1.0 / labelled[place].clamp(min=1)), image >= 0
     else:
-        word = mean_rows(rows, denominator=request.denominator(WORD_COUNTS[dv_sft.average]))
+        counted = None
+    denominator = request.denominator(WORD_COUNTS[dv_sft.average])
+    word = mean_rows(rows, counted, weight=weight, denominator=denominator)
     return dv_sft.weight * word, {"word": word}
 
 
@@ -143,7 +150,10 @@ def _smam(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
         detach_reference=how.detach_reference,
     )
     counted, denominator = side.predicted >= 0, request.denominator(how.divide_by)
-    total, grounding, cross_entropy = (mean_rows(x, counted, denominator=denominator) for x in rows)
+    weight = request.batch.side_weight
+    total, grounding, cross_entropy = (
+        mean_rows(x, counted, weight=weight, denominator=denominator) for x in rows
+    )
     parts = {"smam_grounding": grounding, "smam_cross_entropy": cross_entropy}
     return how.weight * total, parts
 
@@ -151,23 +161,27 @@ def _smam(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
 def _klal(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
     """(K3): the mean over rows of each row's mean over layers, or of its map's mean over layers."""
     denominator, readings, klal = request.denominator("map"), body.readings, request.terms.klal
+    weight = request.batch.map_weight.flatten()  # [N]
     kl = denominator.new_zeros(())
     if readings.kl is not None:
-        kl = mean_rows(readings.kl.rows(), denominator=denominator)
+        kl = mean_rows(readings.kl.rows(), weight=weight, denominator=denominator)
     if readings.kl_map is not None:
         own = readings.kl_map.seen > 0
         rows = map_loss(readings.kl_map.mean(), map_target(request), own, klal) * request.share
-        kl = mean_rows(rows, denominator=denominator)
+        kl = mean_rows(rows, weight=weight, denominator=denominator)
     return klal.weight * kl, {"map_kl": kl}  # (K4)
 
 
 def _logit_lens(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
     """(L1) and (L2) over the rows on and off their concept's object."""
     how, counted = request.terms.logit_lens, scores["lens"].predicted >= 0
-    inside = request.batch.lens_inside > 0
+    inside, weight = request.batch.lens_inside > 0, request.batch.lens_weight
     rows = logit_lens(-scores["lens"].loss, inside)
-    on = mean_rows(rows, counted & inside, denominator=request.denominator("raise"))
-    off = mean_rows(rows, counted & ~inside, denominator=request.denominator("suppress"))
+    divided_by = (request.denominator(name) for name in ("raise", "suppress"))
+    on, off = (
+        mean_rows(rows, counted & side, weight=weight, denominator=denominator)
+        for side, denominator in zip((inside, ~inside), divided_by)
+    )
     loss = how.raise_weight * on + how.suppress_weight * off
     return loss, {"lens_raise": on, "lens_suppress": off}
 
@@ -179,10 +193,10 @@ def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
     a row, so that all ranks log the same names.
     """
     batch, how, rows = request.batch, request.terms.hist, scores["phrase"].loss
-    subject = batch.phrase_subject > 0
+    subject, weight = batch.phrase_subject > 0, batch.phrase_weight
     parts = {
-        "phrase": mean_rows(rows, denominator=request.denominator("phrase")),
-        "subject": mean_rows(rows, subject, denominator=request.denominator("subject")),
+        name: mean_rows(rows, counted, weight=weight, denominator=request.denominator(name))
+        for name, counted in (("phrase", None), ("subject", subject))
     }
     maps = _phrase_maps(request, body)
     if maps is not None:
@@ -193,8 +207,9 @@ def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
             whole, first, second, distance=how.distance, detach_parts=how.detach_parts
         )
         counted = (three >= 0).all(-1)
+        weight = composite_weights(three, batch.phrase_position, batch.phrase_number, weight)
         denominator = request.denominator("composite")
-        mean = mean_rows(rows, counted, denominator=denominator)
+        mean = mean_rows(rows, counted, weight=weight, denominator=denominator)
         parts["composition"] = request.share * mean
     elif how.maps == "attention":
         parts["composition"] = request.denominators.new_zeros(())
@@ -236,8 +251,8 @@ def _margins(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor
         maps = maps / torch.where(unit > 0, unit, 1.0)
         inside = (target >= how.inside * target.amax(-1, keepdim=True)) & (target > 0)
     rows = margins(maps, inside, valid=own, mean_margin=how.mean_margin, max_margin=how.max_margin)
-    denominator = request.denominator("map")
-    mean, most = (request.share * mean_rows(x, denominator=denominator) for x in rows)
+    weighted = {"weight": request.batch.map_weight, "denominator": request.denominator("map")}
+    mean, most = (request.share * mean_rows(x, **weighted) for x in rows)
     return how.weight * (mean + most), {"margin_mean": mean, "margin_max": most}
 
 
