@@ -4,7 +4,6 @@ peak memory of each in a process of its own.
 """
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import memory, rounds
-from benchmarks.training_step.losses import SKIPPING, eager_attention, losses
+from benchmarks.training_step.losses import EAGER, SKIPPING, losses
 from benchmarks.training_step.model import SHAPES, Rows, build, sample
 from benchmarks.training_step.step import runner
 from groundkern.hf import AttentionPolicy, attach, policy_rows
@@ -53,17 +52,11 @@ def runs(settings: argparse.Namespace) -> dict[str, Run]:
     noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(2))
     text["gk_policy_reference"] = maps * noise.exp()
 
-    def eager() -> Tensor:
-        return returned(model, text)
-
-    ours = runner(model, POLICY, lambda: model(**text).loss)
-    theirs = runner(model, RETURNED, eager)
-
-    def materialised() -> tuple[list[Tensor], list[Tensor]]:
-        with eager_attention(model) if settings.shape else contextlib.nullcontext():
-            return theirs()
-
-    return {SKIPPING: runner(model, SKIPPING, plain), POLICY: ours, RETURNED: materialised}
+    return {
+        SKIPPING: runner(model, SKIPPING, plain),
+        POLICY: runner(model, POLICY, lambda: model(**text).loss),
+        RETURNED: runner(model, EAGER, lambda: returned(model, text)),
+    }
 
 
 def peak(settings: argparse.Namespace, name: str) -> int:

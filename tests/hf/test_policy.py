@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from groundkern.hf import AttentionPolicy, attach, detach, policy_rows, row_counts
+from groundkern.hf.watching.still_policy import StillPolicy
 from groundkern.losses import policy_divergence
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.conftest import MODELS
@@ -221,3 +224,16 @@ def test_what_is_missing_is_refused_by_name(qwen):
     for layers in ("first", (2, 1), ()):
         with pytest.raises(ValueError, match="ascending order, or last or all"):
             AttentionPolicy(layers=layers)
+
+
+def test_a_policy_that_never_moves_is_told_once():
+    watch = StillPolicy()
+    with pytest.warns(UserWarning, match="first 16 steps"):
+        for step in range(1, 40):
+            watch.look({"policy_divergence": 1e-8}, step)
+    moved = StillPolicy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(1, 40):
+            moved.look({"policy_divergence": 0.01 if step == 2 else 0.0}, step)
+        StillPolicy().look({"map_kl": 0.0}, 50)
