@@ -228,9 +228,13 @@ def test_what_is_missing_is_refused_by_name(qwen):
 
 def test_a_policy_that_never_moves_is_told_once():
     watch = StillPolicy()
-    with pytest.warns(UserWarning, match="first 16 steps"):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         for step in range(1, 40):
             watch.look({"policy_divergence": 1e-8}, step)
+    assert [str(one.message)[:60] for one in told] == [
+        "`policy`: attention was that of its references in the first "
+    ]
     moved = StillPolicy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

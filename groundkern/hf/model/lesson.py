@@ -28,12 +28,12 @@ def teach(request: Request, teacher: Teacher | None) -> Lesson | None:
         What the student is compared with; None if nothing is distilled.
 
     Raises:
-        ValueError: a teacher in training mode, on another device, or that does not take the batch.
+        ValueError: a teacher in training mode, or that does not take the batch.
     """
     how = request.terms.distill
     if how is None:
         return None
-    teacher.check(request.input_ids.device)
+    teacher.ready(request.input_ids.device)
     position = request.batch.text_position
     own = {"gk_image": request.batch.image, "gk_text_position": position}
     with torch.no_grad():

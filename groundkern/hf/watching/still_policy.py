@@ -28,8 +28,8 @@ class StillPolicy:
         self._done = divergence > STILL or step >= STEPS
         if divergence <= STILL and step >= STEPS:
             warnings.warn(
-                f"`policy`: attention was that of its references in the first {step} steps, so that "
-                "it trained nothing: take several updates a rollout, with references from before "
+                f"`policy`: attention was that of its references in the first {step} steps, so "
+                "that it trained nothing: take several updates a rollout, with references from before "
                 "the first; or no batch had rows",
                 stacklevel=2,
             )
