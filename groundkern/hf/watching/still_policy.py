@@ -29,7 +29,7 @@ class StillPolicy:
         if divergence <= STILL and step >= STEPS:
             warnings.warn(
                 f"`policy`: attention was that of its references in the first {step} steps, so "
-                "that it trained nothing: take several updates a rollout, with references from before "
-                "the first; or no batch had rows",
+                "that it trained nothing: take several updates a rollout, with references from "
+                "before the first; or no batch had rows",
                 stacklevel=2,
             )
