@@ -329,7 +329,8 @@ class Distillation(_Checked):
         layers: as in `AttentionPolicy`.
         teacher_layers: of the teacher, one for each of `layers`; null: at the same share of its
             depth, so that the last meets the last.
-        exclude_self, rows: as in `AttentionPolicy`; rows are those of the trained tokens.
+        exclude_self: leave out a token's own position (R1).
+        rows: of attention: the "own" rows of the trained tokens, or the "predictor" rows before.
         token_divergence: of tokens, as in `linear_kl`: "forward" is KL(teacher || student).
         beta: of token_divergence js, in (0, 1).
         temperature: both distributions' logits are divided by it.
