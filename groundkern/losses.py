@@ -178,18 +178,18 @@ def map_divergence(
     renormalise: bool = False,
     floor: float = 1e-6,
 ) -> Tensor:
-    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse, or
-    Jensen-Shannon.
+    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse,
+    Jensen-Shannon, or a loss on Q's mass on the target.
 
     Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with M = (P + Q) / 2,
     `(sum P log(P / M) + sum Q log(Q / M)) / 2` ("js"). If Q sums to less than 1, "js" counts the
-    rest as mass off the target.
+    rest as mass off the target. "mass" and "share" are `mass_loss`.
 
     Args:
         target: [..., C] float >= 0, of any scale; no gradient. A row that sums to 0 has no target:
             its loss and gradient are 0.
         attention: [..., C] float >= 0, differentiable.
-        kind: "kl" | "reverse_kl" | "js".
+        kind: "kl" | "reverse_kl" | "js" | "mass" | "share".
         valid: bool [..., C], the columns that exist; None: all.
         renormalise: divide `attention` by its sum first.
         floor: the least share of P that "reverse_kl" assumes in a valid column: the divergence is
@@ -205,8 +205,10 @@ def map_divergence(
     """
     if kind == "kl":
         return map_kl(target, attention, renormalise=renormalise)
+    if kind in ("mass", "share"):
+        return mass_loss(target, attention, squared=kind == "share", renormalise=renormalise)
     if kind not in ("reverse_kl", "js"):
-        fail("kind", "'kl', 'reverse_kl' or 'js'", repr(kind))
+        fail("kind", "'kl', 'reverse_kl', 'js', 'mass' or 'share'", repr(kind))
     _same_shape("attention", attention, "target", target)
     q = _at_least_fp32(attention)
     target = target.detach().to(q.dtype)
@@ -225,6 +227,47 @@ def map_divergence(
         rows = 0.5 * (torch.xlogy(p, p) - p * log_m + q * (log_q - log_m)).sum(-1)
         rows = rows + 0.5 * math.log(2.0) * (1.0 - q.sum(-1))
     return torch.where(target.sum(-1) > 0, rows, torch.zeros_like(rows))
+
+
+def mass_loss(
+    target: Tensor, attention: Tensor, *, squared: bool = False, renormalise: bool = False
+) -> Tensor:
+    """How much of an attention map misses its target: -log of the mass on it, or (1 - mass)^2.
+
+    Equals `-(target / target.amax(-1) * attention).sum(-1).log()`; a column of half the highest
+    target counts with half of its attention. The logarithm is finite down to the smallest normal
+    number, below which there is no gradient.
+
+    Args:
+        target: [..., C] float >= 0, of any scale; no gradient. A row that is 0 everywhere has no
+            target: its loss and gradient are 0.
+        attention: [..., C] float >= 0, differentiable.
+        squared: `(1 - mass) ** 2` instead of `-mass.log()`.
+        renormalise: divide `attention` by its sum first, so that the mass is a share of the map.
+
+    Returns:
+        [...] fp32, "-log" in nats.
+
+    Raises:
+        ValueError: the two shapes differ.
+
+    Source: GuidedVLA (arXiv 2605.12369) and, squared and renormalised, A3Tune (arXiv 2505.18503),
+        (G4).
+    """
+    _same_shape("attention", attention, "target", target)
+    attention = _at_least_fp32(attention)
+    target = target.detach().to(attention.dtype)
+    if target.shape[-1] == 0:
+        return attention.sum(-1)
+    tiny = torch.finfo(attention.dtype).tiny
+    most = target.amax(-1, keepdim=True)
+    mass = (target / most.clamp_min(tiny) * attention).sum(-1)
+    whole = attention.sum(-1).clamp_min(tiny) if renormalise else torch.ones_like(mass)
+    if squared:
+        rows = (1.0 - mass / whole).square()
+    else:
+        rows = whole.log() - mass.clamp_min(tiny).log()
+    return torch.where(most[..., 0] > 0, rows, torch.zeros_like(rows))
 
 
 def composition(

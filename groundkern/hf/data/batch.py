@@ -101,6 +101,9 @@ FIELDS = {
     "map_image": Field("B Rm", "image", "the image of the sample that the target is on"),
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),
+    "query_position": Field(
+        "B Rm Q", "position", "GUI-AIMA: the tokens between a map row's last image and the row"
+    ),
     "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
     "phrase_number": Field("B Rp", "phrase", "which phrase of the sample, from 0"),
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),

@@ -23,6 +23,7 @@ from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
+from groundkern.hf.model.sink_heads import add_sink_maps, see_last, watched
 
 APART = "_groundkern_apart"  # in the __dict__ of a model whose masks were seen to be right
 
@@ -57,17 +58,20 @@ def run_body(request: Request) -> BodyOutput:
         token = visual_tokens_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
+    queries = add_sink_maps(request, readings)
     if "gradcam" in request.records:
         refuse_sharded(request.model)
     contributing = readings.saved is not None and "contributions" in request.records
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
     run = body_run(request, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
-    with norm_input as normed, graph:
+    with norm_input as normed, graph, watched(request.model, queries, length):
         hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
         if split is not None and side is not None:
             side_hidden = split.all_side(side_hidden)
+    if queries is not None:
+        see_last(request.model, queries, main)
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
     router = router_loss(request, output, hidden)
     return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)

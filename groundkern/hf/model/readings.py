@@ -107,10 +107,17 @@ class _MapReading:
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         return options | {"head_weight": head_weight}
 
-    def map(self, layer: Layer) -> Tensor:
-        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r]."""
+    def map(self, layer: Layer, weight: Tensor | None = None) -> Tensor:
+        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r].
+
+        Args:
+            layer: the layer.
+            weight: [N, H], of the heads of each row; None: the reading's own.
+        """
         at, q = self.at, layer.queries(self.at.rows)
         options = self.options(layer)
+        if weight is not None:
+            options["head_weight"] = weight
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
@@ -235,6 +242,7 @@ class Readings:
 
     kl: MapLoss | None = None
     kl_map: MapSum | None = None
+    queries: Reading | None = None  # of GUI-AIMA's head weights
     margin_map: MapSum | None = None
     phrase_map: MapSum | None = None
     recorded: RecordedMaps | None = None
@@ -260,7 +268,9 @@ def readings_of(request: Request) -> Readings:
         at, klal, margins = map_rows_of(request), terms.klal, terms.margins
         if klal is not None:
             weight = head_weight_of(request.model, klal)
-            if klal.average_layers:
+            if klal.by_queries:
+                pass  # `sink_heads` adds what it reads
+            elif klal.average_layers:
                 found.kl_map = MapSum(at, klal.layers, klal.over, weight)
             else:
                 found.kl = MapLoss(at, map_target(request), klal, weight)

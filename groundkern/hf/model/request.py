@@ -119,6 +119,8 @@ class Request:
             got = "a sequence that is split over ranks"
             if records & {"contributions", "gradcam"}:
                 fail("gk_record", "whole sequences for contributions and gradcam", got)
+            if terms.klal is not None and terms.klal.by_queries:
+                fail("klal.head_weight", "whole sequences for head weights of each row", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
         known = batch, inputs, denominators, records, documents, part, split

@@ -367,6 +367,9 @@ def _refuse_maps(model: PreTrainedModel, name: str, how: Klal | Hist | Margins) 
             readable = ", ".join(map(str, attention))
             wanted = f"layers of softmax attention ({readable})"
             fail(f"{name}.layers", wanted, f"{number}, a layer of {layers[number].unread}")
+    if getattr(how, "by_queries", False) and not hasattr(text_decoder(model), "layers"):
+        got = f"{type(model).__name__}, whose decoder has no list of layers"
+        fail(f"{name}.head_weight", "layers whose outputs can be read", got)
     if getattr(how, "maps", None) == "gradcam":
         for module in attention.values():
             refuse_fused(module.config._attn_implementation)
