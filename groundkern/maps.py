@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from groundkern.areas import covered
+from groundkern.bells import centred
 from groundkern.checks import fail, require
 from groundkern.rasters import Raster
 
@@ -271,15 +272,20 @@ def _touching(rects: Tensor, target: Tensor) -> Tensor:
     return touch & (_area(rects) > 0)
 
 
-def _gaussian(rects: Tensor, shapes: _Shapes) -> Tensor:
-    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
-    polyline, as wide as a token."""
+def _bounds(shapes: _Shapes, lines: Sequence[Coordinates] = ()) -> Tensor:
+    """[m, 4]: the boxes around all shapes, polylines only if they are given as `lines`."""
     bounds = [_rows("boxes", shapes.boxes, 4), _rows("points", shapes.points, 2).repeat(1, 2)]
-    for polygon in shapes.polygons:
+    for polygon in (*shapes.polygons, *lines):
         corners = _rows("polygon", polygon, 2)
         bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
     bounds += [_rows("bounds", [mask.bounds()], 4) for mask in shapes.rasters]
-    bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
+    return torch.cat(bounds)
+
+
+def _gaussian(rects: Tensor, shapes: _Shapes) -> Tensor:
+    """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
+    polyline, as wide as a token."""
+    bounds = _bounds(shapes)[:, None]  # [m, 1, 4]
     low, high = rects[:, :2], rects[:, 2:]
     sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2)
     sigma = sigma.clamp_min(1e-12)
@@ -306,6 +312,7 @@ def target_map(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
     boxes: Coordinates = (),
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
@@ -321,7 +328,9 @@ def target_map(
             of the token that is covered (along a polyline: the length that runs through it, at most
             1), 0 elsewhere. "gaussian": a bell over each shape, its standard deviation half the
             shape's width and height and at least half a token; around a polyline half a token; of a
-            mask it is that of the box around it.
+            mask it is that of the box around it. "centre": the share that is covered times a bell
+            about the centre of the shape (`bells.centred`), GUI-AIMA's target.
+        sigma: of "centre": the bell's standard deviation over the sides of the box around a shape.
         levels: the triple (a, b, c), each >= 0 and a > 0.
         boxes, points, polygons, polylines: as in `inside`.
         rasters: masks, shapes like the others; and heats, which are the target themselves, of
@@ -336,16 +345,9 @@ def target_map(
 
     Source: P of KLAL's (K3) (arXiv 2511.12738; the triple is open in the paper).
     """
-    values = target_values(
-        rects,
-        kind=kind,
-        levels=levels,
-        boxes=boxes,
-        points=points,
-        polygons=polygons,
-        polylines=polylines,
-        rasters=rasters,
-    )
+    how = {"kind": kind, "levels": levels, "sigma": sigma, "rasters": rasters}
+    shapes = {"boxes": boxes, "points": points, "polygons": polygons, "polylines": polylines}
+    values = target_values(rects, **how, **shapes)
     return (values / values.sum().clamp_min(1e-300)).float()
 
 
@@ -354,6 +356,7 @@ def target_values(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
     boxes: Coordinates = (),
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
@@ -363,7 +366,7 @@ def target_values(
     """`target_map` before it is divided by its sum.
 
     Args:
-        rects, kind, levels, boxes, points, polygons, polylines, rasters: as there.
+        rects, kind, levels, sigma, boxes, points, polygons, polylines, rasters: as there.
 
     Returns:
         [n] fp64; all zero if the shapes fall on no token.
@@ -372,22 +375,20 @@ def target_values(
         ValueError: as there.
     """
     rects = _rows("rects", rects, 4)
-    require(
-        len(levels) == 3 and min(levels) >= 0 and levels[0] > 0,
-        "levels",
-        "three numbers >= 0",
-        levels,
-    )
+    good = len(levels) == 3 and min(levels) >= 0 and levels[0] > 0
+    require(good, "levels", "three numbers >= 0", levels)
+    require(sigma > 0, "sigma", "a number above 0", sigma)
     masks = [raster for raster in rasters if not raster.heat]
     heats = [raster for raster in rasters if raster.heat]
-    values = _by_kind(rects, kind, levels, _Shapes(boxes, points, polygons, polylines, masks))
+    shapes = _Shapes(boxes, points, polygons, polylines, masks)
+    values = _by_kind(rects, kind, levels, sigma, shapes)
     most = levels[0] if kind in ("neighbours", "uniform") else 1.0
     for heat in heats:
         values = torch.maximum(values, most * raster_overlap(rects, heat))
     return values
 
 
-def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: _Shapes) -> Tensor:
+def _by_kind(rects: Tensor, kind: str, levels: tuple, sigma: float, shapes: _Shapes) -> Tensor:
     """[n] fp64: a target map that is not normalised; zeros if the shapes fall on no token."""
     shares = _shares(rects, shapes)
     target = _clearly(shares)
@@ -403,8 +404,10 @@ def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: _Shapes) -> Tensor
         values = shares.amax(0) * target
     elif kind == "gaussian":
         values = _gaussian(rects, shapes)
+    elif kind == "centre":
+        values = centred(rects, shares, _bounds(shapes, shapes.polylines), sigma) * target
     else:
-        fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
+        fail("kind", "'neighbours', 'uniform', 'overlap', 'gaussian' or 'centre'", repr(kind))
     return values
 
 

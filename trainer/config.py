@@ -63,6 +63,9 @@ class Model(Section):
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     freeze_vision: bool = setting(False, "train the language model only")
     lora: Lora | None = setting(None, "train LoRA adapters instead of all weights")
+    add_tokens: tuple[str, ...] = setting(
+        (), "tokens to add to the tokenizer and the embeddings, which train under LoRA too"
+    )
     image_options: dict[str, Any] = setting(
         {}, "settings of the image processor, such as max_pixels, kept with the trained model"
     )
@@ -154,18 +157,24 @@ class Supervision(Section):
     allowed_tokens: tuple[str, ...] = setting(
         (), "special tokens that messages may hold, e.g. <|box_start|>; others are refused"
     )
-    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap"] = setting(
+    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap", "centre"] = setting(
         "neighbours", "shape of the target map"
+    )
+    map_sigma: Above = setting(
+        0.8, "of map_kind centre: standard deviation of its bell over the sides of the region"
     )
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
     map_rows: Literal[
-        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase"
+        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase", "anchor"
     ] = setting(
         "predictor",
         "rows with a target map: those that predict the answer's last token, the whole answer or a "
-        "region's text, or those tokens' own",
+        "region's text, or those tokens' own, or the anchor's own",
+    )
+    anchor_token: str | None = setting(
+        None, "of map_rows anchor: a token, e.g. <ANCHOR>, which is added if the model has none"
     )
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"
@@ -184,6 +193,8 @@ class Supervision(Section):
             levels = list(self.map_levels)
             wanted = "a level above 0 for the target, and none above it"
             raise ValueError(f"`map_levels`: expected {wanted}, got {levels}")
+        if self.map_rows == "anchor" and not self.anchor_token:
+            raise ValueError("`anchor_token`: expected a token beside map_rows anchor, got none")
         return self
 
 

@@ -246,6 +246,7 @@ class _Run:
 
     def _collator(self, samples: TrainingData, **options: Any) -> RobustCollator:
         settings, data = self.config.supervision.model_dump() | options, self.config.data
+        klal = self.config.objectives.klal
         collator = GroundingCollator(
             self.processor,
             self.model.config,
@@ -253,6 +254,7 @@ class _Run:
             pack_to=data.pack_to if samples is self.train_set else None,
             pad_to_multiple_of=launching.multiple(self.config),
             lens=self.config.objectives.logit_lens is not None,
+            query_tokens=klal is not None and klal.by_queries,
             geometry=self.geometry,
             **settings,
         )
