@@ -32,6 +32,9 @@ class GroundedOutput(ModelOutput):
         side_log_prob: fp32 [B, Rs], log pi+ of the aligned answer tokens.
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers.
+        klal_map: fp32 [B, Rm, C] with `gk_record="klal"`: the map that KLAL with `average_layers`
+            compares with its target, of its layers and head weights, before it is divided by its
+            sum.
         contributions: fp32 [B, Rs, C] with `gk_record="contributions"`: (C1), summed over layers.
         gradcam: fp32 [B, Rs, C] with `gk_record="gradcam"`: attention times the rectified gradient
             of the aligned token's logit, summed over heads and layers. If "layers" is recorded too,
@@ -47,6 +50,7 @@ class GroundedOutput(ModelOutput):
     word_predicted: Tensor | None = None
     side_log_prob: Tensor | None = None
     maps: Tensor | None = None
+    klal_map: Tensor | None = None
     contributions: Tensor | None = None
     gradcam: Tensor | None = None
     main_logits: Tensor | None = None

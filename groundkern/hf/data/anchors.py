@@ -40,6 +40,22 @@ def with_anchor(tokenizer: Any, allowed: Sequence[str], anchor: str | None) -> t
     return (*allowed, anchor) if anchor in special - set(allowed) else tuple(allowed)
 
 
+def add_to_tokenizer(tokenizer: Any, tokens: Iterable[str]) -> list[str]:
+    """Add tokens to a tokenizer alone, whose model has rows for them.
+
+    Args:
+        tokenizer: the model's.
+        tokens: their texts.
+
+    Returns:
+        Those that it did not have.
+    """
+    new = [token for token in tokens if token not in tokenizer.get_added_vocab()]
+    if new:
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
+    return new
+
+
 @torch.no_grad()
 def add_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[str]) -> list[int]:
     """Add tokens to a tokenizer and to a model's embeddings, in place.
@@ -67,10 +83,8 @@ def add_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[str]) -> list[
     for token in tokens:
         good = token.strip() == token != ""
         require(good, "tokens", "texts without white space at their ends", repr(token))
-    new = [token for token in tokens if token not in tokenizer.get_added_vocab()]
     known = len(tokenizer)
-    if new:
-        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
+    new = add_to_tokenizer(tokenizer, tokens)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
     rows = model.get_input_embeddings().weight.shape[0]
     if ids and max(ids) >= rows:

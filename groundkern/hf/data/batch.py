@@ -118,8 +118,8 @@ FIELDS = {
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
 a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are
-rows, G sets of regions, Y labels of an image, L labels of a visual token, K composites. A token of
-several phrases has a row for each.
+rows, G sets of regions, Y labels of an image, L labels of a visual token, Q query tokens of a map
+row, K composites. A token of several phrases has a row for each.
 """
 
 

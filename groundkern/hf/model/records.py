@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from groundkern.checks import fail
 from groundkern.hf.model.attribution import contributions, gradcam
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.request import Request
@@ -18,6 +19,8 @@ def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:
     wanted, found = request.records, {}
     if "maps" in wanted:
         found["maps"] = _maps(request, body)
+    if "klal" in wanted:
+        found["klal_map"] = _klal_map(request, body)
     for name in ("contributions", "gradcam"):
         if name in wanted:
             found[name] = _attribution(request, body, name)
@@ -42,6 +45,18 @@ def _maps(request: Request, body: BodyOutput) -> Tensor:
     else:
         maps = torch.stack(recorded.maps, 1).view(shape)
     return maps if "layers" in request.records else maps.mean(2)
+
+
+def _klal_map(request: Request, body: BodyOutput) -> Tensor:
+    """[B, Rm, C]: the map of KLAL with `average_layers`; zeros without rows or visual tokens."""
+    klal, batch = request.terms.klal, request.batch
+    if klal is None or not klal.average_layers:
+        fail("gk_record", "klal with average_layers for klal", "a model without")
+    shape = (*batch.map_position.shape, batch.map_columns.shape[1])
+    if body.readings.kl_map is None:
+        return request.denominators.new_zeros(shape)
+    with torch.no_grad():
+        return body.readings.kl_map.mean().view(shape)
 
 
 def _attribution(request: Request, body: BodyOutput, name: str) -> Tensor:

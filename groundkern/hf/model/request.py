@@ -26,7 +26,7 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
+RECORDS = ("maps", "klal", "contributions", "gradcam", "logits", "layers")
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
