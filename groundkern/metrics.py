@@ -1,9 +1,10 @@
 """How well a map over visual tokens finds its target, one number per row; hits of labels; and
 where a map points.
 
-Every metric but `label_hits` and `map_point` reads `scores` [N, C], a bool `target` [N, C] and optionally a bool
-`valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32. **A row for which
-a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
+Every metric but `label_hits` and `map_point` reads `scores` [N, C], a bool `target` [N, C] and
+optionally a bool `valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32.
+**A row for which a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in
+fp64.
 """
 
 from __future__ import annotations

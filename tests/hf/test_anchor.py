@@ -85,7 +85,7 @@ def test_an_anchor_is_asked_for_and_missed_by_name():
     plain = "The red patch."
     with pytest.raises(ValueError, match=r"data.jsonl:7: messages\[1\]`: expected the anchor"):
         anchored()([make_example(plain, [make_region(plain, "patch")])])
-    with pytest.raises(ValueError, match="anchor_token.*'<OTHER>'"):
+    with pytest.raises(ValueError, match=r"anchor_token.*'<OTHER>'"):
         anchored(anchor_token="<OTHER>")
     with pytest.raises(ValueError, match="anchor_token"):
         anchored(anchor_token=None)
@@ -105,7 +105,7 @@ def test_the_target_is_overlap_times_a_bell_about_the_centre():
     values = [0.5 * math.exp(-0.1953125), math.exp(-0.0078125), math.exp(-0.0703125), 0.0]
     wanted = torch.tensor([v / sum(values) for v in values] + [0.0] * 4)
     torch.testing.assert_close(found, wanted)
-    narrow = target_map(rects, kind="centre", boxes=[box], sigma=0.1)  # sigma 7 px, bells of 5, 1, 3
+    narrow = target_map(rects, kind="centre", boxes=[box], sigma=0.1)  # 7 px
     values = [0.5 * math.exp(-12.5), math.exp(-0.5), math.exp(-4.5)]
     torch.testing.assert_close(narrow[:3], torch.tensor([v / sum(values) for v in values]))
     assert not target_map(rects, kind="centre", boxes=[(2.0, 2.0, 3.0, 3.0)]).any()

@@ -84,12 +84,12 @@ def test_the_anchor_trains_and_a_run_with_it_continues(data, tmp_path, lora):
 
 
 def test_what_an_anchor_needs_is_said_by_name(data, tmp_path):
-    with pytest.raises(ConfigError, match="supervision.anchor_token.*beside map_rows anchor"):
+    with pytest.raises(ConfigError, match=r"supervision.anchor_token.*beside map_rows anchor"):
         config(data, tmp_path, supervision={"map_rows": "anchor"})
     with pytest.raises(ConfigError, match=r"over.*renormalised with head_weight sink"):
         config(data, tmp_path, objectives={"klal": {"head_weight": "sink"}})
+    klal = {"head_weight": "pattern", "over": "renormalised"}
     with pytest.raises(ConfigError, match="average_layers"):
-        klal = {"head_weight": "pattern", "over": "renormalised"}
         config(data, tmp_path, objectives={"klal": klal})
     with pytest.raises(ConfigError, match="sink_queries"):
         config(data, tmp_path, objectives={"klal": {"sink_queries": 0}})

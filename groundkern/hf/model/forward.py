@@ -28,8 +28,8 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         inputs: the model's keyword inputs, the `gk_` tensors of the batch, and optionally
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
             whole accumulated batch) and `gk_record`: one or several of
-            "maps", "klal", "contributions", "gradcam", "logits" and "layers" (maps by layer). `gk_part`
-            names one part of the loss, which then is that part alone, with its weight.
+            "maps", "klal", "contributions", "gradcam", "logits" and "layers" (maps by layer).
+            `gk_part` names one part of the loss, which then is that part alone, with its weight.
 
     Returns:
         GroundedOutput.

@@ -44,7 +44,7 @@ def train_head_weight(model: nn.Module) -> None:
 
 
 def head_weight_of(model: nn.Module, klal: Klal) -> Tensor | None:
-    """[L, H]: the softmax of the learned logits over what a map is summed over; None: not learned."""
+    """[L, H]: the softmax of the learned logits over what a map sums over; None: not learned."""
     if klal.head_weight != "learned":
         return None
     logits = getattr(model, HEAD_WEIGHT).float()
