@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.masses import mass_loss
 
 
 class SmamLoss(NamedTuple):
@@ -40,25 +41,36 @@ def _same_shape(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def mean_rows(
-    rows: Tensor, counted: Tensor | None = None, *, denominator: Tensor | float | None = None
+    rows: Tensor,
+    counted: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """Mean of the counted rows; 0, with a zero gradient, if there are none.
+    """Weighted mean of the counted rows; 0, with a zero gradient, if there are none.
 
-    Equals `rows[counted].sum() / denominator` without a host sync; rows that are not counted may
-    hold anything, NaN too.
+    Equals `(weight * rows)[counted & (weight != 0)].sum() / denominator` without a host sync; rows
+    that are not counted may hold anything, NaN too.
 
     Args:
         rows: [...] float, per-row losses.
         counted: bool, broadcastable to `rows`; None counts all.
+        weight: float, broadcastable to `rows`, what each row counts for; a row of weight 0 is not
+            counted. None: 1.
         denominator: what to divide by, for example the number of rows of a whole accumulated batch;
-            None: the number of counted rows. With 0 the result is 0.
+            None: the number of counted rows, whatever their weights. With 0 the result is 0.
 
     Returns:
         Scalar in the dtype of `rows`.
+
+    Source: (W1).
     """
     if counted is None:
         counted = torch.ones((), dtype=torch.bool, device=rows.device)
     counted = counted.expand(rows.shape)
+    if weight is not None:
+        weight = weight.to(rows.dtype).expand(rows.shape)
+        rows, counted = rows * weight, counted & (weight != 0)
     total = rows.masked_fill(~counted, 0.0).sum()
     if denominator is None:
         denominator = counted.sum()
@@ -177,13 +189,16 @@ def map_divergence(
     valid: Tensor | None = None,
     renormalise: bool = False,
     floor: float = 1e-6,
+    beta: float = 0.5,
 ) -> Tensor:
     """KLAL's divergence of an attention map Q from a target map P: KL, its reverse,
     Jensen-Shannon, or a loss on Q's mass on the target.
 
-    Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with M = (P + Q) / 2,
-    `(sum P log(P / M) + sum Q log(Q / M)) / 2` ("js"). If Q sums to less than 1, "js" counts the
-    rest as mass off the target. "mass" and "share" are `mass_loss`.
+    Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with
+    M = beta P + (1 - beta) Q, `beta sum P log(P / M) + (1 - beta) sum Q log(Q / M)` ("js"). If Q
+    sums to less than 1, "js" counts the rest as mass off the target.
+    `groundkern.attention_divergence` computes the same from q and k and keeps no map.
+    "mass" and "share" are `masses.mass_loss`.
 
     Args:
         target: [..., C] float >= 0, of any scale; no gradient. A row that sums to 0 has no target:
@@ -194,14 +209,15 @@ def map_divergence(
         renormalise: divide `attention` by its sum first.
         floor: the least share of P that "reverse_kl" assumes in a valid column: the divergence is
             infinite if P is 0 where Q is not.
+        beta: of "js", in (0, 1); at 1/2 it is half the sum of both.
 
     Returns:
         [...] fp32, in nats.
 
     Raises:
-        ValueError: the two shapes differ, or an unknown kind.
+        ValueError: the two shapes differ, an unknown kind, or a beta outside (0, 1).
 
-    Source: KLAL (arXiv 2511.12738), (K3) and its options.
+    Source: KLAL (arXiv 2511.12738), (K3) and its options; (K5).
     """
     if kind == "kl":
         return map_kl(target, attention, renormalise=renormalise)
@@ -209,6 +225,7 @@ def map_divergence(
         return mass_loss(target, attention, squared=kind == "share", renormalise=renormalise)
     if kind not in ("reverse_kl", "js"):
         fail("kind", "'kl', 'reverse_kl', 'js', 'mass' or 'share'", repr(kind))
+    require(0.0 < beta < 1.0, "beta", "a number in (0, 1)", beta)
     _same_shape("attention", attention, "target", target)
     q = _at_least_fp32(attention)
     target = target.detach().to(q.dtype)
@@ -223,51 +240,78 @@ def map_divergence(
         p = p / p.sum(-1, keepdim=True).clamp_min(tiny)
         rows = (q * (log_q - p.clamp_min(tiny).log())).masked_fill(~valid, 0.0).sum(-1)
     else:
-        log_m = ((p + q) / 2).clamp_min(tiny).log()
-        rows = 0.5 * (torch.xlogy(p, p) - p * log_m + q * (log_q - log_m)).sum(-1)
-        rows = rows + 0.5 * math.log(2.0) * (1.0 - q.sum(-1))
+        log_m = (beta * p + (1.0 - beta) * q).clamp_min(tiny).log()
+        of_p, of_q = torch.xlogy(p, p) - p * log_m, q * (log_q - log_m)
+        rows = (beta * of_p + (1.0 - beta) * of_q).sum(-1)
+        rows = rows - (1.0 - beta) * math.log1p(-beta) * (1.0 - q.sum(-1))
     return torch.where(target.sum(-1) > 0, rows, torch.zeros_like(rows))
 
 
-def mass_loss(
-    target: Tensor, attention: Tensor, *, squared: bool = False, renormalise: bool = False
+def policy_divergence(
+    attention: Tensor, reference: Tensor, seen: Tensor, *, kind: str = "js"
 ) -> Tensor:
-    """How much of an attention map misses its target: -log of the mass on it, or (1 - mass)^2.
+    """How far a row's attention is from what it was, over the positions that count (R1), (R2).
 
-    Equals `-(target / target.amax(-1) * attention).sum(-1).log()`; a column of half the highest
-    target counts with half of its attention. The logarithm is finite down to the smallest normal
-    number, below which there is no gradient.
+    Equals `map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)` with both
+    0 where nothing is seen. `groundkern.attention_divergence` computes the same from q and k.
 
     Args:
-        target: [..., C] float >= 0, of any scale; no gradient. A row that is 0 everywhere has no
-            target: its loss and gradient are 0.
-        attention: [..., C] float >= 0, differentiable.
-        squared: `(1 - mass) ** 2` instead of `-mass.log()`.
-        renormalise: divide `attention` by its sum first, so that the mass is a share of the map.
+        attention: [..., S] float >= 0, differentiable: the head mean over all that the row sees.
+        reference: [..., S] float >= 0, of any scale; no gradient.
+        seen: bool [..., S], without the row's own position.
+        kind: as in `map_divergence`, the reference being its target.
 
     Returns:
-        [...] fp32, "-log" in nats.
+        [...] fp32, in nats; 0 with a zero gradient where both are alike, or a row sees nothing.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: shapes that differ, or an unknown kind.
 
-    Source: GuidedVLA (arXiv 2605.12369) and, squared and renormalised, A3Tune (arXiv 2505.18503),
-        (G4).
+    Source: RAL (arXiv 2602.04884).
     """
-    _same_shape("attention", attention, "target", target)
-    attention = _at_least_fp32(attention)
-    target = target.detach().to(attention.dtype)
-    if target.shape[-1] == 0:
-        return attention.sum(-1)
-    tiny = torch.finfo(attention.dtype).tiny
-    most = target.amax(-1, keepdim=True)
-    mass = (target / most.clamp_min(tiny) * attention).sum(-1)
-    whole = attention.sum(-1).clamp_min(tiny) if renormalise else torch.ones_like(mass)
-    if squared:
-        rows = (1.0 - mass / whole).square()
-    else:
-        rows = whole.log() - mass.clamp_min(tiny).log()
-    return torch.where(most[..., 0] > 0, rows, torch.zeros_like(rows))
+    _same_shape("seen", seen, "attention", attention)
+    attention, reference = attention.masked_fill(~seen, 0.0), reference.masked_fill(~seen, 0.0)
+    return map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)
+
+
+def token_divergence(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str = "js",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Divergence between a teacher's and a student's distribution, from logits you already have.
+
+    `groundkern.linear_kl` computes the same from hidden states, without the logits.
+
+    Args:
+        logits: [..., V] float.
+        teacher_logits: [..., V] float; no gradient.
+        kind, beta, temperature: as in `linear_kl`.
+
+    Returns:
+        [...] fp32, in nats.
+
+    Raises:
+        ValueError: shapes that differ, or an unknown kind.
+
+    Source: (T1)-(T3).
+    """
+    _same_shape("teacher_logits", teacher_logits, "logits", logits)
+    if kind not in ("forward", "reverse", "js"):
+        fail("kind", "'forward', 'reverse' or 'js'", repr(kind))
+    s = (_at_least_fp32(logits) / temperature).log_softmax(-1)
+    t = (_at_least_fp32(teacher_logits.detach()) / temperature).log_softmax(-1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    if kind != "js":
+        return kl(t, s) if kind == "forward" else kl(s, t)
+    m = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
+    return beta * kl(t, m) + (1.0 - beta) * kl(s, m)
 
 
 def composition(

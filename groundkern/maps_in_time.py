@@ -31,13 +31,14 @@ class Moment(NamedTuple):
     shapes: Mapping[str, Sequence[Any]]
 
 
-def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment]) -> Tensor:
+def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment], *, grow: float = 0.0) -> Tensor:
     """Which tokens the shapes of any moment cover.
 
     Args:
         rects: [n, 4] float (x0, y0, x1, y1).
         times: [n, 2] float seconds, the second exclusive.
         moments: what is where and when.
+        grow: as in `maps.inside`; nothing grows in time.
 
     Returns:
         [n] bool, as `maps.inside` says of each step.
@@ -45,7 +46,7 @@ def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment]) -> Tensor:
     covered = torch.zeros(len(rects), dtype=torch.bool)
     for own, shapes in _steps(times, moments):
         if shapes:
-            covered[own] = maps.inside(rects[own], **shapes)
+            covered[own] = maps.inside(rects[own], **shapes, grow=grow)
     return covered
 
 

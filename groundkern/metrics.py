@@ -222,3 +222,73 @@ def map_point(scores: Tensor, rects: Tensor, *, share: float = 0.3) -> Tensor:
         reached[border] = True
     weight = scores.masked_fill(~reached, 0.0)[:, None]
     return (weight * (rects[:, :2] + rects[:, 2:]) / 2).sum(0) / weight.sum()
+
+
+def attention_reward(
+    maps: Tensor,
+    inside: Tensor,
+    valid: Tensor,
+    counted: Tensor | None = None,
+    *,
+    eps: float = 1e-8,
+) -> Tensor:
+    """`tanh(log(a / v))`: attention of a visual token on the evidence against one of the image.
+
+    Equals `(a ** 2 - v ** 2) / (a ** 2 + v ** 2)` with a the mean of `maps` over counted rows and
+    tokens inside, v that over counted rows and all tokens.
+
+    Args:
+        maps: [B, R, C] >= 0, attention of R rows of each completion, of any scale that its rows
+            share.
+        inside: bool [B, C], the tokens of the evidence.
+        valid: bool [B, C], the tokens that exist.
+        counted: bool [B, R], the rows that count; None: all.
+        eps: added to a and v.
+
+    Returns:
+        [B] fp32 in [-1, 1], without a gradient; 0 for a completion without counted rows, without
+        evidence or without an image.
+
+    Raises:
+        ValueError: shapes that do not agree.
+
+    Source: SAYO (arXiv 2602.08241), (R4).
+    """
+    batch, rows, columns = maps.shape
+    for name, x in (("inside", inside), ("valid", valid)):
+        require(x.shape == (batch, columns), name, f"shape {[batch, columns]}", list(x.shape))
+    if counted is None:
+        counted = torch.ones(batch, rows, dtype=torch.bool, device=maps.device)
+    require(counted.shape == (batch, rows), "counted", f"shape {[batch, rows]}", counted.shape)
+    each = maps.detach().float().masked_fill(~counted[..., None], 0.0).sum(1)  # [B, C]
+    inside = inside & valid
+    a, v = (
+        each.masked_fill(~of, 0.0).sum(1) / (of.sum(1) * counted.sum(1)).clamp(min=1)
+        for of in (inside, valid)
+    )
+    found = torch.tanh(torch.log((a + eps) / (v + eps)))
+    known = inside.any(1) & counted.any(1)
+    return torch.where(known, found, 0.0)
+
+
+def high_entropy(entropy: Tensor, counted: Tensor, share: float) -> Tensor:
+    """The rows of each completion whose next token is least certain.
+
+    Args:
+        entropy: [B, R] float.
+        counted: bool [B, R], the rows that exist.
+        share: of them, in (0, 1]; at least one row of a completion that has any.
+
+    Returns:
+        bool [B, R].
+
+    Raises:
+        ValueError: a share outside (0, 1].
+
+    Source: SAYO (arXiv 2602.08241), which takes .3.
+    """
+    require(0.0 < share <= 1.0, "share", "a number in (0, 1]", share)
+    order = entropy.masked_fill(~counted, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    most = (counted.sum(1, keepdim=True) * share).floor().clamp(min=1)
+    return (rank < most) & counted

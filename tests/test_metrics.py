@@ -14,6 +14,8 @@ from groundkern.maps import patch_grid
 from groundkern.metrics import (
     argmax_in_target,
     attention_ratio,
+    attention_reward,
+    high_entropy,
     label_hits,
     map_point,
     mass_on_target,
@@ -171,3 +173,31 @@ def test_a_map_points_at_places_alone():
         map_point(torch.ones(3), rects[:2])
     with pytest.raises(ValueError, match="`share`"):
         map_point(torch.ones(3), rects, share=1.0)
+
+
+def test_attention_reward_by_hand():
+    """a = 3 v: (9 - 1) / (9 + 1); a = v: 0; nothing on the evidence: -1; no evidence, no row: 0."""
+    inside = torch.tensor([[True, False, False, False]] * 3 + [[False] * 4] * 2)
+    valid = torch.ones(5, 4, dtype=torch.bool)
+    maps = torch.tensor(
+        [
+            [[0.3, 0.05, 0.05, 0.0], [9.0, 0.0, 9.0, 0.0]],  # the second row is not counted
+            [[0.2, 0.2, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]],
+            [[0.0, 0.5, 0.5, 0.0], [0.0, 0.1, 0.0, 0.1]],
+            [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]],
+            [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]],
+        ]
+    )
+    counted = torch.tensor([[True, False], [True, True], [True, True], [True, True], [False] * 2])
+    found = attention_reward(maps, inside, valid, counted)
+    torch.testing.assert_close(found, torch.tensor([0.8, 0.0, -1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_high_entropy_takes_a_share_of_the_rows_that_are_there():
+    entropy = torch.tensor([[1.0, 3.0, 2.0, 9.0, 0.5], [1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5])
+    counted = torch.tensor([[True, True, True, False, True], [True] + [False] * 4, [False] * 5])
+    found = high_entropy(entropy, counted, 0.5)  # 2 of 4, at least 1 of 1, none of 0
+    assert found.nonzero().tolist() == [[0, 1], [0, 2], [1, 0]]
+    assert torch.equal(high_entropy(entropy, counted, 1.0), counted)
+    with pytest.raises(ValueError, match="share"):
+        high_entropy(entropy, counted, 0.0)

@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `doctor`, `evaluate`,
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `doctor`, `evaluate`, `heads`,
 `evidence`.
 
 Only the chosen command is imported: torch and transformers take seconds, and most commands need
@@ -23,6 +23,7 @@ _TOOLS = {
     "inspect": "trainer.inspection.command",
     "doctor": "trainer.doctor.command",
     "evaluate": "trainer.evaluation.command",
+    "heads": "trainer.heads.command",
     "evidence": "trainer.evidence.command",
 }
 _COMMANDS = ("train", "demo", "prepare", "look", *_TOOLS)

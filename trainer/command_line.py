@@ -22,6 +22,7 @@ from trainer.wording import cut, short
 
 _NULL = "default: null (undefined)"  # what pydantic-settings says of a section that is off
 MAPPINGS = ("training.arguments", "model.image_options")  # fields with names of others
+LISTS_OR_PATHS = ("data.train", "objectives.klal.chosen_heads")
 SHORT_FLAGS = {"data.on_bad_sample": "on-bad-sample"}
 
 
@@ -126,7 +127,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     for name, value in vars(found).items():
         if isinstance(value, list) and value[-1] == "null":  # else a list of one null
             setattr(found, name, "null")
-        elif name == "data.train" and isinstance(value, list) and not value[-1].startswith("["):
+        elif name in LISTS_OR_PATHS and isinstance(value, list) and not value[-1].startswith("["):
             setattr(found, name, json.dumps(value[-1]))  # one path, which may have a comma
     return found
 

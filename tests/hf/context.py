@@ -46,6 +46,13 @@ EACH = {
     "dv_sft": DvSft(weight=0.5, average="image"),
     "klal": Klal(over="visible", heads="each", head_weight="learned"),
 }
+HEADS = {
+    "klal": Klal(
+        chosen_heads=((0, 3), (1, 0), (1, 1), (1, 2)),
+        average_layers=True,
+        head_weight="learned",
+    )
+}
 PER_LAYER = {"klal": Klal(over="renormalised", divergence="reverse_kl")}
 BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row
 SHORT = Sample(seed=8, pieces=(3,), answer=1)  # on more than three ranks some have no token
@@ -111,6 +118,7 @@ CASES = {
     "three": Case(THREE),
     "all": Case(METHODS["attention"]),
     "each head": Case(EACH, order="contiguous"),
+    "chosen heads": Case(HEADS, order="striped"),
     "per layer": Case(PER_LAYER, order="striped"),
     "padding on the left": Case(THREE, side="left"),
     "packed": Case(THREE, rows="packed", checkpointed=True),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from trainer.prepare import render, words
+from trainer.prepare import render, teach, words
 from trainer.prepare.adapt import command as adapt
+from trainer.prepare.gaze import command as gaze
 from trainer.prepare.maps import command as maps
 from trainer.prepare.marks import command as marks
 from trainer.prepare.phrases import command as phrases
@@ -21,6 +22,8 @@ COMMANDS = {
     "phrases": phrases,
     "maps": maps,
     "adapt": adapt,
+    "gaze": gaze,
+    "teach": teach,
 }
 
 

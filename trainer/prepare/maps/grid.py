@@ -121,7 +121,7 @@ def _tile(sample: Sample, grid: Grid) -> Image.Image:
     example = sample.load()
     number = sample.regions[0].image
     regions = [region for region in example.regions if region.image == number]
-    kinds = (*_KINDS.values(), "rasters")
+    kinds = (*_KINDS.values(), "bells", "rasters")
     shapes = {k: [s for region in regions for s in getattr(region, k)] for k in kinds}
     target = grid.target(shapes).reshape(grid.height, grid.width)
     heat = Image.fromarray((target / target.max().clamp_min(1e-30) * 255).byte().numpy())
