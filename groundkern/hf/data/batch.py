@@ -119,6 +119,9 @@ FIELDS = {
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),
     "map_weight": Field("B Rm", "weight", "what a map row counts for"),
+    "query_position": Field(
+        "B Rm Q", "position", "GUI-AIMA: the tokens between a map row's last image and the row"
+    ),
     "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
     "phrase_number": Field("B Rp", "phrase", "which phrase of the sample, from 0"),
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
@@ -142,9 +145,9 @@ FIELDS = {
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
 a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Ro
-are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K
-composites. A token of several phrases has a row for each. A weight that a batch leaves out is 1 in
-every row; a row of weight 0 is as if it were not there (W1).
+are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, Q query
+tokens of a map row, K composites. A token of several phrases has a row for each. A weight that a
+batch leaves out is 1 in every row; a row of weight 0 is as if it were not there (W1).
 """
 
 
