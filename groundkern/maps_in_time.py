@@ -57,6 +57,7 @@ def target_map(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
 ) -> Tensor:
     """The distribution over visual tokens of a map that looks at the shapes when they are there.
 
@@ -67,6 +68,7 @@ def target_map(
         kind: as in `maps.target_map`, of each step. "neighbours": the tokens at the same place one
             step before and behind those on the target count as neighbours too.
         levels: the triple (a, b, c) of `maps.target_map`.
+        sigma: of "centre", as there.
 
     Returns:
         [n] fp32, sums to 1; all zero if the shapes fall on no token.
@@ -82,7 +84,8 @@ def target_map(
     steps, spreads = _steps(times, moments), kind in ("neighbours", "uniform")
     for own, shapes in steps:
         if shapes:
-            values[own] = maps.target_values(rects[own], kind=kind, levels=levels, **shapes)
+            how = {"kind": kind, "levels": levels, "sigma": sigma}
+            values[own] = maps.target_values(rects[own], **how, **shapes)
             is_there[own] = bool((values[own] > 0).any())
             if spreads:
                 on_target[own] = maps.inside(rects[own], **_sets(shapes))
