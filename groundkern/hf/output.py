@@ -22,11 +22,10 @@ class GroundedOutput(ModelOutput):
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
             "lens_raise", "lens_suppress", "policy", "distill_attention", "distill_tokens";
             "policy_divergence", (R2) without advantages, which is in no loss; "router_aux" of a
-            mixture of experts with
-            `output_router_logits` on), each already divided by its denominator: over an accumulated
-            batch they add up to the mean. They are without their weights, except for "router_aux",
-            which includes the model's own coefficient. GradCAM terms are left out when gradients
-            are off.
+            mixture of experts with `output_router_logits` on), each already divided by its
+            denominator: over an accumulated batch they add up to the mean. They are without their
+            weights, except for "router_aux", which includes the model's own coefficient. GradCAM
+            terms are left out when gradients are off.
         text_log_prob, text_predicted: fp32 and int64 [B, Rt], log pi of the trained tokens, and the
             most probable token.
         text_entropy: fp32 [B, Rt] with `gk_temperature`, of the distributions that predict the
@@ -38,6 +37,9 @@ class GroundedOutput(ModelOutput):
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers. With "visible" it is normalised over all that a row sees, and says how much of
             it is on the image.
+        klal_map: fp32 [B, Rm, C] with `gk_record="klal"`: the map that KLAL with `average_layers`
+            compares with its target, of its layers and head weights, before it is divided by its
+            sum.
         head_maps: fp32 [B, Rm, L, H, C] with `gk_record="heads"`: attention of every head of every
             layer of softmax attention on the row's image, normalised over all visible keys, so that
             a sum over C is the head's visual mass.
@@ -61,6 +63,7 @@ class GroundedOutput(ModelOutput):
     word_predicted: Tensor | None = None
     side_log_prob: Tensor | None = None
     maps: Tensor | None = None
+    klal_map: Tensor | None = None
     head_maps: Tensor | None = None
     contributions: Tensor | None = None
     gradcam: Tensor | None = None

@@ -119,10 +119,17 @@ class MapReading:
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         return options | {"head_weight": head_weight}
 
-    def map(self, layer: Layer) -> Tensor:
-        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r]."""
+    def map(self, layer: Layer, weight: Tensor | None = None) -> Tensor:
+        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r].
+
+        Args:
+            layer: the layer.
+            weight: [N, H], of the heads of each row; None: the reading's own.
+        """
         at, q = self.at, layer.queries(self.at.rows)
         options = self.options(layer)
+        if weight is not None:
+            options["head_weight"] = weight
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
@@ -145,6 +152,10 @@ class MapLoss(MapReading):
     def of(self, layer: Layer) -> Tensor:
         """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
         at, split, klal = self.at, self.at.split, self.klal
+        if klal.of_mass:
+            maps = self.all_columns(self.map(layer))
+            rows = map_loss(maps, self.target, at.own(layer.window), klal)
+            return rows if split is None else rows / split.shard.ranks
         q, options = layer.queries(at.rows), self.options(layer)
         if klal.from_maps:  # [N, C] is made in both passes and kept in neither
             options |= {"kind": klal.divergence, "over": klal.over}
@@ -319,6 +330,7 @@ class Readings:
 
     kl: MapLoss | None = None
     kl_map: MapSum | None = None
+    queries: Reading | None = None  # of GUI-AIMA's head weights
     margin_map: MapSum | None = None
     phrase_map: MapSum | None = None
     recorded: RecordedMaps | None = None
@@ -348,13 +360,13 @@ def readings_of(request: Request) -> Readings:
         at, klal, margins = map_rows_of(request), terms.klal, terms.margins
         if klal is not None:
             weight = head_weight_of(request.model, klal)
-            if klal.average_layers:
-                heads, layers = klal.heads_by_layer, klal.counted_layers
-                found.kl_map = (
-                    MapSum(at, layers, klal.over, weight, heads)
-                    if klal.picked_heads is None
-                    else PickedSum(at, layers, klal.over, klal.picked_heads)
-                )
+            heads, layers = klal.heads_by_layer, klal.counted_layers
+            if klal.by_queries:
+                pass  # `sink_heads` adds what it reads
+            elif klal.picked_heads is not None:
+                found.kl_map = PickedSum(at, layers, klal.over, klal.picked_heads)
+            elif klal.average_layers:
+                found.kl_map = MapSum(at, layers, klal.over, weight, heads)
             else:
                 found.kl = MapLoss(at, map_target(request), klal, weight)
         if margins is not None and margins.maps == "attention":
