@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.masses import mass_loss
 
 
 class SmamLoss(NamedTuple):
@@ -190,19 +191,20 @@ def map_divergence(
     floor: float = 1e-6,
     beta: float = 0.5,
 ) -> Tensor:
-    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse, or
-    Jensen-Shannon.
+    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse,
+    Jensen-Shannon, or a loss on Q's mass on the target.
 
     Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with
     M = beta P + (1 - beta) Q, `beta sum P log(P / M) + (1 - beta) sum Q log(Q / M)` ("js"). If Q
     sums to less than 1, "js" counts the rest as mass off the target.
     `groundkern.attention_divergence` computes the same from q and k and keeps no map.
+    "mass" and "share" are `masses.mass_loss`.
 
     Args:
         target: [..., C] float >= 0, of any scale; no gradient. A row that sums to 0 has no target:
             its loss and gradient are 0.
         attention: [..., C] float >= 0, differentiable.
-        kind: "kl" | "reverse_kl" | "js".
+        kind: "kl" | "reverse_kl" | "js" | "mass" | "share".
         valid: bool [..., C], the columns that exist; None: all.
         renormalise: divide `attention` by its sum first.
         floor: the least share of P that "reverse_kl" assumes in a valid column: the divergence is
@@ -219,8 +221,10 @@ def map_divergence(
     """
     if kind == "kl":
         return map_kl(target, attention, renormalise=renormalise)
+    if kind in ("mass", "share"):
+        return mass_loss(target, attention, squared=kind == "share", renormalise=renormalise)
     if kind not in ("reverse_kl", "js"):
-        fail("kind", "'kl', 'reverse_kl' or 'js'", repr(kind))
+        fail("kind", "'kl', 'reverse_kl', 'js', 'mass' or 'share'", repr(kind))
     require(0.0 < beta < 1.0, "beta", "a number in (0, 1)", beta)
     _same_shape("attention", attention, "target", target)
     q = _at_least_fp32(attention)

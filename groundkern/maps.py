@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from groundkern.bells import bell_mass, outlines_of
+from groundkern.centres import centred
 from groundkern.checks import fail, require
 from groundkern.rasters import Raster
 from groundkern.shapes import (
@@ -131,10 +132,10 @@ def _touching(rects: Tensor, target: Tensor) -> Tensor:
     return touch & (area_of(rects) > 0)
 
 
-def _bounds(shapes: Shapes) -> Tensor:
-    """[m, 4]: the boxes around all shapes but polylines."""
+def _bounds(shapes: Shapes, lines: Sequence[Coordinates] = ()) -> Tensor:
+    """[m, 4]: the boxes around all shapes, polylines only if they are given as `lines`."""
     bounds = [rows_of("boxes", shapes.boxes, 4), rows_of("points", shapes.points, 2).repeat(1, 2)]
-    for polygon in shapes.polygons:
+    for polygon in (*shapes.polygons, *lines):
         corners = rows_of("polygon", polygon, 2)
         bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
     bounds += [rows_of("bounds", [mask.bounds()], 4) for mask in shapes.rasters]
@@ -183,6 +184,7 @@ def target_map(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
     boxes: Coordinates = (),
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
@@ -201,7 +203,9 @@ def target_map(
             shape's width and height and at least half a token; around a polyline half a token; of a
             mask it is that of the box around it. "evidence": a mixture of such bells, one for each
             shape and all of the same mass, with a quarter of the shape's width and height; of a
-            polyline the length that runs through a token (W2).
+            polyline the length that runs through a token (W2). "centre": the share that is covered
+            times a bell about the centre of the shape (`centres.centred`), GUI-AIMA's target.
+        sigma: of "centre": the bell's standard deviation over the sides of the box around a shape.
         levels: the triple (a, b, c), each >= 0 and a > 0.
         boxes, points, polygons, polylines: as in `inside`.
         rasters: masks, shapes like the others; and heats, which are the target themselves, of
@@ -220,17 +224,9 @@ def target_map(
 
     Source: P of KLAL's (K3) (arXiv 2511.12738; the triple is open in the paper).
     """
-    values = target_values(
-        rects,
-        kind=kind,
-        levels=levels,
-        boxes=boxes,
-        points=points,
-        polygons=polygons,
-        polylines=polylines,
-        rasters=rasters,
-        bells=bells,
-    )
+    how = {"kind": kind, "levels": levels, "sigma": sigma, "rasters": rasters, "bells": bells}
+    shapes = {"boxes": boxes, "points": points, "polygons": polygons, "polylines": polylines}
+    values = target_values(rects, **how, **shapes)
     return (values / values.sum().clamp_min(1e-300)).float()
 
 
@@ -239,6 +235,7 @@ def target_values(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
     boxes: Coordinates = (),
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
@@ -249,7 +246,7 @@ def target_values(
     """`target_map` before it is divided by its sum.
 
     Args:
-        rects, kind, levels, boxes, points, polygons, polylines, rasters, bells: as there.
+        rects, kind, levels, sigma, boxes, points, polygons, polylines, rasters, bells: as there.
 
     Returns:
         [n] fp64; all zero if the shapes fall on no token.
@@ -258,22 +255,20 @@ def target_values(
         ValueError: as there.
     """
     rects = rows_of("rects", rects, 4)
-    require(
-        len(levels) == 3 and min(levels) >= 0 and levels[0] > 0,
-        "levels",
-        "three numbers >= 0",
-        levels,
-    )
+    good = len(levels) == 3 and min(levels) >= 0 and levels[0] > 0
+    require(good, "levels", "three numbers >= 0", levels)
+    require(sigma > 0, "sigma", "a number above 0", sigma)
     masks = [raster for raster in rasters if not raster.heat]
     heats = [raster for raster in rasters if raster.heat]
-    values = _by_kind(rects, kind, levels, Shapes(boxes, points, polygons, polylines, masks))
+    shapes = Shapes(boxes, points, polygons, polylines, masks)
+    values = _by_kind(rects, kind, levels, sigma, shapes)
     most = levels[0] if kind in ("neighbours", "uniform") else 1.0
     for heat in heats:
         values = torch.maximum(values, most * raster_overlap(rects, heat))
     return torch.maximum(values, most * bell_mass(rects, bells).sum(0))
 
 
-def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: Shapes) -> Tensor:
+def _by_kind(rects: Tensor, kind: str, levels: tuple, sigma: float, shapes: Shapes) -> Tensor:
     """[n] fp64: a target map that is not normalised; zeros if the shapes fall on no token."""
     shares = shares_of(rects, shapes)
     target = clearly(shares)
@@ -291,8 +286,10 @@ def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: Shapes) -> Tensor:
         values = _gaussian(rects, shapes)
     elif kind == "evidence":
         values = _evidence(rects, shapes)
+    elif kind == "centre":
+        values = centred(rects, shares, _bounds(shapes, shapes.polylines), sigma) * target
     else:
-        wanted = "'neighbours', 'uniform', 'overlap', 'gaussian' or 'evidence'"
+        wanted = "'neighbours', 'uniform', 'overlap', 'gaussian', 'evidence' or 'centre'"
         fail("kind", wanted, repr(kind))
     return values
 

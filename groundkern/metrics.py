@@ -1,8 +1,10 @@
-"""How well a map over visual tokens finds its target, one number per row; hits of labels.
+"""How well a map over visual tokens finds its target, one number per row; hits of labels; and
+where a map points.
 
-Every metric but `label_hits` reads `scores` [N, C], a bool `target` [N, C] and optionally a bool
-`valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32. **A row for which
-a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
+Every metric but `label_hits` and `map_point` reads `scores` [N, C], a bool `target` [N, C] and
+optionally a bool `valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32.
+**A row for which a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in
+fp64.
 """
 
 from __future__ import annotations
@@ -172,6 +174,54 @@ def label_hits(top_ids: Tensor, target: Tensor, *, ignore_index: int = -100) -> 
     counted = (target != ignore_index)[..., None]
     hits = (top_ids == target[..., None]) & counted
     return hits.reshape(-1, top_ids.shape[-1]).sum(0).cumsum(0)
+
+
+def map_point(scores: Tensor, rects: Tensor, *, share: float = 0.3) -> Tensor:
+    """Where a map points: the weighted mean of the centres of the region around its peak.
+
+    The region is what of the columns above `share` times the maximum hangs together with the peak
+    by common edges; of equal peaks the first counts.
+
+    Args:
+        scores: [C] float >= 0, attention.
+        rects: [C, 4] float (x0, y0, x1, y1), the place of each column; one without area is left
+            out.
+        share: of the maximum, in [0, 1).
+
+    Returns:
+        [2] fp64 (x, y) in the unit of `rects`; NaN if no column with a place scores above 0.
+
+    Raises:
+        ValueError: shapes that do not match, or a share out of range.
+
+    Source: GUI-AIMA (arXiv 2511.00810), its inference.
+    """
+    count = len(scores) if scores.dim() == 1 else None
+    require(count is not None, "scores", "a [C] tensor", list(scores.shape))
+    got = list(rects.shape)
+    require(got == [count, 4], "rects", f"shape [{count}, 4], one for each score", got)
+    require(0.0 <= share < 1.0, "share", "a number in [0, 1)", share)
+    rects, scores = rects.double(), scores.detach().double()
+    size = rects[:, 2:] - rects[:, :2]
+    scores = scores.masked_fill(~(size > 0).all(1), 0.0)
+    if not bool((scores > 0).any()):
+        return rects.new_full((2,), _NAN)
+    kept = (scores > share * scores.max()).nonzero()[:, 0]
+    rects, scores, slack = rects[kept], scores[kept], 0.01 * size[kept]
+    reached = torch.zeros_like(kept, dtype=torch.bool)
+    reached[scores.argmax()] = True
+    border = reached.nonzero()[:, 0]
+    while len(border):
+        beside = torch.zeros_like(reached)
+        for part in border.split(64):
+            low = torch.maximum(rects[part, None, :2], rects[None, :, :2])
+            high = torch.minimum(rects[part, None, 2:], rects[None, :, 2:])
+            common = high - low  # [b, m, 2], of both axes; 0 where two edges meet
+            beside |= ((common > -slack).all(-1) & (common > slack).any(-1)).any(0)
+        border = (beside & ~reached).nonzero()[:, 0]
+        reached[border] = True
+    weight = scores.masked_fill(~reached, 0.0)[:, None]
+    return (weight * (rects[:, :2] + rects[:, 2:]) / 2).sum(0) / weight.sum()
 
 
 def attention_reward(

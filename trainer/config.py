@@ -65,6 +65,7 @@ class Model(Section):
     freeze_vision: bool = setting(False, "train the language model only")
     lora: Lora | None = setting(None, "train LoRA adapters instead of all weights")
     teacher: str | None = setting(None, "model folder (or hub name) of objectives.distill")
+    add_tokens: tuple[str, ...] = setting((), "tokens to add, which train under LoRA too")
     image_options: dict[str, Any] = setting(
         {}, "settings of the image processor, such as max_pixels, kept with the trained model"
     )
@@ -156,9 +157,10 @@ class Supervision(Section):
     allowed_tokens: tuple[str, ...] = setting(
         (), "special tokens that messages may hold, e.g. <|box_start|>; others are refused"
     )
-    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap", "evidence"] = setting(
-        "neighbours", "shape of the target map"
+    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap", "evidence", "centre"] = (
+        setting("neighbours", "shape of the target map")
     )
+    map_sigma: Above = setting(0.8, "of map_kind centre: its bell's width in sides of the region")
     map_floor: Annotated[float, Field(ge=0, le=1)] = setting(
         0.0, "the part of a target map that is spread evenly over its image (EASE: 0.1)"
     )
@@ -166,15 +168,14 @@ class Supervision(Section):
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
     map_rows: Literal[
-        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase"
+        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase", "anchor"
     ] = setting(
         "predictor",
         "rows with a target map: those that predict the answer's last token, the whole answer or a "
-        "region's text, or those tokens' own",
+        "region's text, or those tokens' own, or the anchor's own",
     )
-    max_map_rows: Positive | None = setting(
-        None, "map rows of an answer and image at most, evenly spread (null: all; EASE: 64)"
-    )
+    anchor_token: str | None = setting(None, "of map_rows anchor; added if it is not there")
+    max_map_rows: Positive | None = setting(None, "map rows of an answer at most (EASE: 64)")
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"
     )
@@ -192,9 +193,10 @@ class Supervision(Section):
     def _target_is_highest(self) -> Supervision:
         target, *others = self.map_levels
         if target <= 0 or target < max(others):
-            levels = list(self.map_levels)
             wanted = "a level above 0 for the target, and none above it"
-            raise ValueError(f"`map_levels`: expected {wanted}, got {levels}")
+            raise ValueError(f"`map_levels`: expected {wanted}, got {list(self.map_levels)}")
+        if self.map_rows == "anchor" and not self.anchor_token:
+            raise ValueError("`anchor_token`: expected a token beside map_rows anchor, got none")
         return self
 
 

@@ -246,7 +246,7 @@ class _Run:
         return watching.held_out_set(self.test_set.tasks, self.test_set, self.config)
 
     def _collator(self, samples: TrainingData, **options: Any) -> RobustCollator:
-        smam = self.config.objectives.smam
+        smam, klal = self.config.objectives.smam, self.config.objectives.klal
         kept = {"keep_registers": smam is not None and smam.keep == "registers"}
         settings = self.config.supervision.model_dump() | kept | options
         data = self.config.data
@@ -257,6 +257,7 @@ class _Run:
             pack_to=data.pack_to if samples is self.train_set else None,
             pad_to_multiple_of=launching.multiple(self.config),
             lens=self.config.objectives.logit_lens is not None,
+            query_tokens=klal is not None and klal.by_queries,
             geometry=self.geometry,
             **({} if samples is not self.train_set else controlled(self.config, samples)),
             **settings,

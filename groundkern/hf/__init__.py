@@ -36,6 +36,7 @@ __all__ = [
     "Smam",
     "Video",
     "Word",
+    "add_tokens",
     "attach",
     "compile_layers",
     "context_parallel",

@@ -128,38 +128,74 @@ class Klal(_Checked):
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
         layers: the decoder layers that count, by the decoder's own numbers; null: all that are
             softmax attention.
-        divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).
+        divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`); or of the
+            map's mass on the target alone, "mass": -log of it, as in GuidedVLA with over "visible",
+            or "share": (1 - it)^2, as in A3Tune with over "renormalised".
         average_layers: one divergence of the map averaged over layers, instead of the mean of the
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
-            softmax (over heads; with average_layers over layers and heads) weights the heads.
+            softmax (over heads; with average_layers over layers and heads) weights the heads; or
+            GUI-AIMA's, found anew for each row with average_layers and over "renormalised":
+            "sink", by the mass that the query tokens most like the image have on it, or "pattern",
+            by how close all query tokens' masses are to their likeness (both need
+            `gk_query_position`, the collator's `query_tokens`).
+        sink_queries: with head_weight "sink", how many query tokens are taken (K of (G1)).
         control: targets of wrong regions on purpose, as of `Smam`; "complement" is what the target
             lacks to its maximum. The collator makes them: its `map_control`.
         chosen_heads: (layer, head) pairs, the only heads that count and that are computed; the
             layers are those of the pairs. null: all heads of `layers`.
+        picked_heads: of each row, in every step anew and without a gradient through the choice, so
+            many heads of all layers: those with most of their attention on its image; with
+            average_layers. null: not picked.
 
     Source:
-        (K1)-(K4), (K6) of docs/methods.md.
+        (K1)-(K4), (K6), (G1), (G2), (G4) of docs/methods.md.
     """
 
     weight: float = 1.0
     over: Literal["columns", "renormalised", "visible"] = "columns"
     heads: Literal["mean", "each"] = "mean"
     layers: Layers = None
-    divergence: Literal["kl", "reverse_kl", "js"] = "kl"
+    divergence: Literal["kl", "reverse_kl", "js", "mass", "share"] = "kl"
     average_layers: bool = False
-    head_weight: Literal["uniform", "learned"] = "uniform"
+    head_weight: Literal["uniform", "learned", "sink", "pattern"] = "uniform"
+    sink_queries: int = 1
     control: Control = None
     chosen_heads: Heads = None
+    picked_heads: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(1 <= self.sink_queries <= 1000, "sink_queries", "in [1, 1000]", self.sink_queries)
+        if self.by_queries and self.over != "renormalised":
+            fail("over", f"renormalised with head_weight {self.head_weight}", self.over)
+        if self.by_queries and self.chosen_heads is not None:
+            wanted = (
+                f"None with head_weight {self.head_weight}, which weights all heads of `layers`"
+            )
+            fail("chosen_heads", wanted, self.chosen_heads)
+        if self.by_queries and not self.average_layers:
+            wanted = f"true with head_weight {self.head_weight}, whose weights are of all layers"
+            fail("average_layers", wanted, "false")
         if self.heads == "each" and (self.from_maps or self.over == "renormalised"):
             fail("heads", "mean (each goes with divergence kl, layer by layer)", "each")
         if self.divergence == "reverse_kl" and self.over == "visible":
             fail("over", "columns or renormalised with reverse_kl, infinite elsewhere", "visible")
         if self.chosen_heads is not None and self.layers is not None:
             fail("layers", "None beside chosen_heads, whose pairs name the layers", self.layers)
+        if self.picked_heads is not None:
+            self._check_picked(self.picked_heads)
+
+    def _check_picked(self, count: int) -> None:
+        """What `picked_heads` goes with."""
+        known = type(count) is int and 0 < count <= LARGEST
+        require(known, "picked_heads", "a number above 0, or None", count)
+        wanted = "True with picked_heads, which come from all layers"
+        require(self.average_layers, "average_layers", wanted, self.average_layers)
+        if self.chosen_heads is not None:
+            fail("chosen_heads", "None beside picked_heads", self.chosen_heads)
+        if self.head_weight != "uniform":
+            fail("head_weight", "uniform with picked_heads", self.head_weight)
 
     @property
     def heads_by_layer(self) -> dict[int, tuple[int, ...]] | None:
@@ -173,6 +209,16 @@ class Klal(_Checked):
     def counted_layers(self) -> Layers:
         """The layers that count; None: all that are softmax attention."""
         return self.layers if self.chosen_heads is None else tuple(self.heads_by_layer)
+
+    @property
+    def by_queries(self) -> bool:
+        """Whether heads weigh by what the tokens before a row attend to (G1)."""
+        return self.head_weight in ("sink", "pattern")
+
+    @property
+    def of_mass(self) -> bool:
+        """Whether the loss is on the map's mass on the target (G4)."""
+        return self.divergence in ("mass", "share")
 
     @property
     def from_maps(self) -> bool:

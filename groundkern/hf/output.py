@@ -37,6 +37,9 @@ class GroundedOutput(ModelOutput):
         maps: fp32 [B, Rm, C] with `gk_record="maps"`: attention over the image, mean of heads and
             layers. With "visible" it is normalised over all that a row sees, and says how much of
             it is on the image.
+        klal_map: fp32 [B, Rm, C] with `gk_record="klal"`: the map that KLAL with `average_layers`
+            compares with its target, of its layers and head weights, before it is divided by its
+            sum.
         head_maps: fp32 [B, Rm, L, H, C] with `gk_record="heads"`: attention of every head of every
             layer of softmax attention on the row's image, normalised over all visible keys, so that
             a sum over C is the head's visual mass.
@@ -60,6 +63,7 @@ class GroundedOutput(ModelOutput):
     word_predicted: Tensor | None = None
     side_log_prob: Tensor | None = None
     maps: Tensor | None = None
+    klal_map: Tensor | None = None
     head_maps: Tensor | None = None
     contributions: Tensor | None = None
     gradcam: Tensor | None = None

@@ -1,5 +1,6 @@
 """The functions and classes of `groundkern.hf`, which imports them when they are first used."""
 
+from groundkern.hf.data.anchors import add_tokens
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.controls import SampleRegions

@@ -109,10 +109,12 @@ class _Sample:
         self.image = batch["gk_image"][b, first : first + length]
         self.decoder = model.get_decoder()
         self.layers = []  # (attention [H, S, S], v [S, H, D], o_proj) of each layer
+        self.hidden = []  # [S, D] behind each layer
         side = [hidden[t] for t in self.positions("side")]
         blocked = [self._blocked(n, length) for n in range(len(side))]
         for layer in self.decoder.layers:
             hidden, side = self._layer(layer, hidden, side, blocked, cos, sin)
+            self.hidden.append(hidden)
         self.residual = hidden
         self.main = self.decoder.norm(hidden)
         self.side = [self.decoder.norm(x) for x in side]

@@ -17,6 +17,7 @@ from groundkern import checks
 from groundkern.hf.data.image_token import one_of
 from groundkern.hf.data.weights import weightless_rows_as_padding
 
+_BITS = "_bits"  # behind the name of a weight whose bits are handed on as integers
 INTEGERS = (torch.int32, torch.int64)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -118,6 +119,9 @@ FIELDS = {
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),
     "map_weight": Field("B Rm", "weight", "what a map row counts for"),
+    "query_position": Field(
+        "B Rm Q", "position", "GUI-AIMA: the tokens between a map row's last image and the row"
+    ),
     "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
     "phrase_number": Field("B Rp", "phrase", "which phrase of the sample, from 0"),
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
@@ -141,9 +145,9 @@ FIELDS = {
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
 a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Ro
-are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, K
-composites. A token of several phrases has a row for each. A weight that a batch leaves out is 1 in
-every row; a row of weight 0 is as if it were not there (W1).
+are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, Q query
+tokens of a map row, K composites. A token of several phrases has a row for each. A weight that a
+batch leaves out is 1 in every row; a row of weight 0 is as if it were not there (W1).
 """
 
 
@@ -173,6 +177,8 @@ class GroundedBatch:
             TypeError, ValueError: a wrong dtype or shape, an unknown name, or a group of which only
                 a part is there.
         """
+        for name in [name for name in inputs if name.endswith(_BITS)]:
+            inputs[name.removesuffix(_BITS)] = inputs.pop(name).view(torch.float32)
         given = {name: inputs.pop(f"gk_{name}") for name in FIELDS if f"gk_{name}" in inputs}
         unknown = sorted(name for name in inputs if name.startswith("gk_"))
         if unknown:
@@ -281,7 +287,26 @@ def row_counts(batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         int64 [len(COUNTS)], in the order of COUNTS; the first counts the trained text tokens.
     """
-    return _counts({name: batch.get(f"gk_{name}") for name in FIELDS})
+    given = {name: batch[f"gk_{name}"] for name in FIELDS if f"gk_{name}" in batch}
+    return _counts({**dict.fromkeys(FIELDS), **given, **weightless_rows_as_padding(given)})
+
+
+def shielded(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs with weights as the integers of their bits, which nothing rounds.
+
+    FSDP and DeepSpeed cast every float of a model's inputs to the dtype that it computes in.
+
+    Args:
+        batch: a collated batch, with or without `gk_` tensors.
+
+    Returns:
+        What an attached model takes in the place of the batch.
+    """
+    whole = dict(batch)
+    for key in [f"gk_{name}" for name, spec in FIELDS.items() if spec.absent is not None]:
+        if key in whole:
+            whole[f"{key}{_BITS}"] = whole.pop(key).float().view(torch.int32)
+    return whole
 
 
 def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,8 +327,6 @@ def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
-    tensors = dict(tensors)
-    tensors |= weightless_rows_as_padding({n: x for n, x in tensors.items() if x is not None})
     device = next((x.device for x in tensors.values() if x is not None), None)
     counts = []
     for rule in COUNT_RULES.values():

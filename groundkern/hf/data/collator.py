@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
+from groundkern.hf.data.anchors import anchor_id, with_anchor
 from groundkern.hf.data.concepts import lens_rows, phrase_rows
 from groundkern.hf.data.controls import CONTROLS, Controls, SampleRegions
 from groundkern.hf.data.example import GroundedExample
@@ -27,7 +28,14 @@ from groundkern.hf.data.merging import check_of_images
 from groundkern.hf.data.packing import join_fields, join_tokens, rows_of
 from groundkern.hf.data.padding import SampleFields, pad_fields, padded_length
 from groundkern.hf.data.processor import marks_prefix
-from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
+from groundkern.hf.data.regions import (
+    EMPTY_REGION,
+    MAP_ROWS,
+    MapTargets,
+    map_rows,
+    region_masks,
+    side_rows,
+)
 from groundkern.hf.data.sequences import VISUAL, SequenceReader, Sequences, name_of
 from groundkern.hf.data.spans import Chat
 from groundkern.hf.data.tokens import TokenRows, padded_tokens, token_rows
@@ -83,8 +91,11 @@ class GroundingCollator:
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
             Qwen2-VL's "<|box_start|>".
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
-        map_kind, map_levels: see `groundkern.maps.target_map`.
+        map_kind, map_levels, map_sigma: see `groundkern.maps.target_map`.
         map_rows: one of `regions.MAP_ROWS` (`regions.map_rows`).
+        anchor_token: the token whose rows are those of `map_rows="anchor"`; texts may hold it.
+        query_tokens: make `gk_query_position`, which head weights of each row are found with
+            (`Klal.head_weight` "sink" and "pattern").
         map_floor: the part of each target map that is spread evenly over its image, in [0, 1].
         max_map_rows: map rows of an answer and image at most, evenly spread; None: all.
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
@@ -129,7 +140,10 @@ class GroundingCollator:
         map_kind: str = "neighbours",
         label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+        map_sigma: float = 0.8,
         map_rows: str = "predictor",
+        anchor_token: str | None = None,
+        query_tokens: bool = False,
         map_floor: float = 0.0,
         max_map_rows: int | None = None,
         empty_region: str = "skip",
@@ -167,14 +181,26 @@ class GroundingCollator:
             processor,
             config,
             max_length=max_length,
-            allowed_tokens=allowed_tokens,
+            allowed_tokens=with_anchor(processor.tokenizer, allowed_tokens, anchor_token),
             geometry=geometry,
+        )
+        known = map_rows != "anchor" or anchor_token is not None
+        require(known, "anchor_token", "a token beside map_rows 'anchor'", anchor_token)
+        anchor = None if anchor_token is None else anchor_id(processor.tokenizer, anchor_token)
+        self._targets = MapTargets(
+            map_kind,
+            tuple(map_levels),
+            map_sigma,
+            map_rows,
+            anchor=anchor,
+            queries=query_tokens,
+            complement=map_control == "complement",
+            floor=map_floor,
+            most=max_map_rows,
         )
         self.processor, self.config = processor, config
         self.max_length, self.pack_to = max_length, pack_to
         self.multiple = pad_to_multiple_of
-        self.map_kind, self.map_levels, self.map_rows = map_kind, map_levels, map_rows
-        self.map_floor, self.max_map_rows = map_floor, max_map_rows
         self.empty_region, self.label_bag = empty_region, label_bag
         self.region_dilation, self.keep_registers = region_dilation, keep_registers
         self.side_control, self.map_control = side_control, map_control
@@ -291,16 +317,7 @@ class GroundingCollator:
         ids = [label.token for word in words for label in word.labels]
         self._reader.check_ids(f"{name_of(example)}: words", ids)
         fields |= word_rows(layout, words, self.label_bag)
-        fields |= map_rows(
-            self._controlled(layout, self.map_control),
-            self.map_kind,
-            self.map_levels,
-            counts,
-            self.map_rows,
-            complement=self.map_control == "complement",
-            floor=self.map_floor,
-            most=self.max_map_rows,
-        )
+        fields |= map_rows(self._controlled(layout, self.map_control), self._targets, counts)
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)

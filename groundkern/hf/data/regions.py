@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from groundkern import maps, maps_in_time
+from groundkern.checks import require
 from groundkern.hf.data.example import Region
 from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.moments import SHAPES, moments_of
@@ -19,7 +21,31 @@ from groundkern.hf.data.padding import SampleFields
 
 EMPTY_REGION = ("skip", "language")
 _PREDICTORS = {"predictor": "last", "answer_predictor": "answer", "phrase_predictor": "phrase"}
-MAP_ROWS = ("last", "answer", "phrase", *_PREDICTORS)
+MAP_ROWS = ("last", "answer", "phrase", "anchor", *_PREDICTORS)
+
+
+class MapTargets(NamedTuple):
+    """How target maps are made.
+
+    Args:
+        kind, levels, sigma: see `groundkern.maps.target_map`.
+        rows: one of MAP_ROWS.
+        anchor: the id of the anchor token, whose rows "anchor" are.
+        queries: add the query tokens of GUI-AIMA's head weights.
+        complement: the target's maximum minus the target, instead of the target.
+        floor: the part of each target that is spread evenly over its image (`maps.with_floor`).
+        most: rows of an answer and image at most, evenly spread; None: all.
+    """
+
+    kind: str
+    levels: tuple[float, float, float]
+    sigma: float = 0.8
+    rows: str = "predictor"
+    anchor: int | None = None
+    queries: bool = False
+    complement: bool = False
+    floor: float = 0.0
+    most: int | None = None
 
 
 def region_masks(layout: Layout, counts: Counter, grow: float = 0.0) -> list[Tensor]:
@@ -116,37 +142,27 @@ def side_rows(
     return {**dict(zip(names, zip(*rows))), "side_inside": inside}
 
 
-def map_rows(
-    layout: Layout,
-    kind: str,
-    levels: tuple[float, float, float],
-    counts: Counter,
-    which: str = "predictor",
-    *,
-    complement: bool = False,
-    floor: float = 0.0,
-    most: int | None = None,
-) -> SampleFields:
+def map_rows(layout: Layout, how: MapTargets, counts: Counter) -> SampleFields:
     """KLAL: rows for each answer and image or video that regions connect, with a target over it. A
     row counts as much as the weightiest of its regions.
 
     Args:
         layout: the sequence.
-        kind, levels: see `groundkern.maps.target_map`.
-        counts: adds to `map_rows`, `map_rows_...`.
-        which: the own row of the answer's "last" content token, of every token of the "answer", or
-            of every token of a region's text ("phrase"), which has that region's target alone; or
+        how: its `rows` are the own row of the answer's "last" content token, of every token of the
+            "answer", or of every token of a region's text ("phrase"), which has that region's
+            target alone; of the "anchor" token in a region's text, or else of the answer's last; or
             the rows that predict those tokens: "predictor" (of the last), "answer_predictor" and
             "phrase_predictor", whose rows are those of `side_rows`.
-        complement: the target's maximum minus the target, instead of the target.
-        floor: the part of each target that is spread evenly over its image (`maps.with_floor`).
-        most: rows of an answer and image at most, evenly spread; None: all.
+        counts: adds to `map_rows`, `map_rows_...`.
 
     Returns:
-        `map_position`, `map_token_position`, `map_image`, `map_weight`, and `map_target` in fixed
-        point.
+        `map_position`, `map_token_position`, `map_image`, `map_weight`, `map_target` in fixed
+        point, and if it is asked for `query_position`.
 
-    Source: (K1) to (K3), (W1), (W2).
+    Raises:
+        ValueError: an answer with a region and without the anchor, by name.
+
+    Source: (K1) to (K3), (W1), (W2); GUI-AIMA (arXiv 2511.00810), (G1).
     """
     connected: dict[tuple[int, int], list[Region]] = {}
     for region in filter(layout.teaches, layout.example.regions):
@@ -155,12 +171,12 @@ def map_rows(
     rows, visual = [], set(layout.visual.tolist())
     targets: dict[tuple[int, ...], Tensor] = {}
     for (turn, image), regions in sorted(connected.items(), key=lambda item: item[0]):
-        tokens = _map_tokens(layout, turn, regions, _PREDICTORS.get(which, which))
+        tokens = _map_tokens(layout, turn, regions, how)
         counts["map_rows_truncated"] += sum(token is None for token, _ in tokens)
         tokens = [each for each in tokens if each[0] is not None]
-        counts["map_rows_left_out"] += len(tokens) - len(spread(tokens, most))
-        for token, shown in spread(tokens, most):
-            position = token - (which in _PREDICTORS)
+        counts["map_rows_left_out"] += len(tokens) - len(spread(tokens, how.most))
+        for token, shown in spread(tokens, how.most):
+            position = token - (how.rows in _PREDICTORS)
             if position in visual:  # an answer right behind an image
                 counts["map_rows_on_image"] += 1
                 continue
@@ -168,11 +184,11 @@ def map_rows(
             known = *map(id, shown), int(own.sum())  # rows of an answer see the same tokens
             if known not in targets:
                 target = torch.zeros(len(layout.visual))
-                target[own] = _target(layout, own, shown, kind, levels)
-                if complement:
+                target[own] = _target(layout, own, shown, how)
+                if how.complement:
                     opposite = (target.max() - target)[own]
                     target[own] = torch.where(_placed(layout)[own], opposite, 0.0)
-                target[own] = maps.with_floor(target[own], layout.table[own, 1:], floor)
+                target[own] = maps.with_floor(target[own], layout.table[own, 1:], how.floor)
                 targets[known] = maps.quantise(target)
             if not targets[known].any():
                 counts["map_rows_without_target"] += 1
@@ -181,7 +197,16 @@ def map_rows(
             rows.append((position, token, image, targets[known], weight))
     counts["map_rows"] += len(rows)
     names = ("map_position", "map_token_position", "map_image", "map_target", "map_weight")
-    return dict(zip(names, zip(*rows)))
+    fields = dict(zip(names, zip(*rows)))
+    if how.queries and rows:
+        fields["query_position"] = [_queries(layout, row[0]) for row in rows]
+    return fields
+
+
+def _queries(layout: Layout, position: int) -> list[int]:
+    """The tokens between the last visual token before a row and the row; -1: there are none."""
+    before = layout.visual[layout.visual < position].tolist()
+    return list(range(before[-1] + 1, position)) if before and before[-1] + 1 < position else [-1]
 
 
 def _placed(layout: Layout) -> Tensor:
@@ -203,36 +228,45 @@ def _registers(layout: Layout, union: Tensor) -> Tensor:
     return torch.isin(images, images[union]) & ~_placed(layout)
 
 
-def _target(
-    layout: Layout, own: Tensor, shown: list[Region], kind: str, levels: tuple[float, float, float]
-) -> Tensor:
+def _target(layout: Layout, own: Tensor, shown: list[Region], how: MapTargets) -> Tensor:
     """[n] fp32 over the visual tokens `own` of one image or video; with shares (K8)."""
     if len(shown) > 1 and any(region.share is not None for region in shown):
-        each = [_target(layout, own, [region], kind, levels) for region in shown]
+        each = [_target(layout, own, [region], how) for region in shown]
         shares = [1.0 if region.share is None else region.share for region in shown]
         return maps.mixed(torch.stack(each), shares)
     rects, video = layout.table[own, 1:], shown[0].video
+    form = {"kind": how.kind, "levels": how.levels, "sigma": how.sigma}
     if video is None:
-        return maps.target_map(rects, kind=kind, levels=levels, **_shapes(shown))
+        return maps.target_map(rects, **form, **_shapes(shown))
     moments = moments_of(shown, layout.example.videos[video])
-    times = layout.times[own]
-    return maps_in_time.target_map(rects, times, moments, kind=kind, levels=levels)
+    return maps_in_time.target_map(rects, layout.times[own], moments, **form)
 
 
 def _map_tokens(
-    layout: Layout, turn: int, regions: list[Region], which: str
+    layout: Layout, turn: int, regions: list[Region], how: MapTargets
 ) -> list[tuple[int | None, list[Region]]]:
     """The tokens of one answer that have a row, and the regions of each; None: cut off."""
-    if which == "phrase":
-        shown: dict[int | None, list[Region]] = {}
-        for region in regions:
-            for position in layout.text_positions(region, "regions"):
-                shown.setdefault(position, []).append(region)
-        return sorted(shown.items(), key=lambda item: (item[0] is None, item[0]))
+    which = _PREDICTORS.get(how.rows, how.rows)
     start, end = layout.chat.turns[turn].pieces[0].at, layout.chat.turns[turn].tail[0]
+    whole = layout.positions(start, end)
     if which == "answer":
-        return [(position, regions) for position in layout.positions(start, end)]
-    return [(layout.last_position(turn), regions)]
+        return [(position, regions) for position in whole]
+    if which == "last":
+        return [(layout.last_position(turn), regions)]
+    shown: dict[int | None, list[Region]] = {}
+    anchors = [p for p in whole if p is not None and layout.ids[p] == how.anchor]
+    if which == "anchor" and not anchors:
+        where = f"{layout.example.name or 'example'}: messages[{turn}]"
+        wanted = "the anchor token in an answer with a region (map_rows 'anchor')"
+        require(None in whole, where, wanted, "none")
+        return [(None, regions)]
+    for region in regions:
+        positions = layout.text_positions(region, "regions")
+        if which == "anchor":
+            positions = [p for p in positions if p is not None and p in anchors] or anchors[-1:]
+        for position in positions:
+            shown.setdefault(position, []).append(region)
+    return sorted(shown.items(), key=lambda item: (item[0] is None, item[0]))
 
 
 def spread(tokens: list, most: int | None) -> list:

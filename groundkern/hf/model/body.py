@@ -24,6 +24,7 @@ from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
+from groundkern.hf.model.sink_heads import add_sink_maps, see_last, watched
 from groundkern.hf.model.sinks import SinkSideRows
 from groundkern.hf.model.teacher import Lesson, distilled_reading
 
@@ -60,6 +61,7 @@ def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
         token = visual_tokens_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
+    queries = add_sink_maps(request, readings)
     readings.policy = policy_reading(request)
     readings.recorded_policy = recorded_policy(request)
     readings.distilled = distilled_reading(request, lesson)
@@ -69,11 +71,13 @@ def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
     run = body_run(request, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
-    with norm_input as normed, graph:
+    with norm_input as normed, graph, watched(request.model, queries, length):
         hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
         if split is not None and side is not None:
             side_hidden = split.all_side(side_hidden)
+    if queries is not None:
+        see_last(request.model, queries, main)
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
     router = router_loss(request, output, hidden)
     before_norm = normed[0] if normed else None

@@ -44,11 +44,11 @@ def train_head_weight(model: nn.Module) -> None:
 
 
 def head_weight_of(model: nn.Module, klal: Klal) -> Tensor | None:
-    """[L, H]: the softmax of the learned logits over what a map is summed over; None: uniform.
+    """[L, H]: the softmax of the learned logits over what a map sums over; None: not learned.
 
     What does not count is 0, in layers that count.
     """
-    if klal.head_weight == "uniform":
+    if klal.head_weight != "learned":
         return None
     logits = getattr(model, HEAD_WEIGHT).float()
     chosen = klal.heads_by_layer

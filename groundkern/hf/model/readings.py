@@ -23,6 +23,7 @@ from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
 from groundkern.losses import map_divergence
+from groundkern.normaliser import log_sum_exp
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
@@ -118,10 +119,17 @@ class MapReading:
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         return options | {"head_weight": head_weight}
 
-    def map(self, layer: Layer) -> Tensor:
-        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r]."""
+    def map(self, layer: Layer, weight: Tensor | None = None) -> Tensor:
+        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r].
+
+        Args:
+            layer: the layer.
+            weight: [N, H], of the heads of each row; None: the reading's own.
+        """
         at, q = self.at, layer.queries(self.at.rows)
         options = self.options(layer)
+        if weight is not None:
+            options["head_weight"] = weight
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
@@ -144,6 +152,10 @@ class MapLoss(MapReading):
     def of(self, layer: Layer) -> Tensor:
         """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
         at, split, klal = self.at, self.at.split, self.klal
+        if klal.of_mass:
+            maps = self.all_columns(self.map(layer))
+            rows = map_loss(maps, self.target, at.own(layer.window), klal)
+            return rows if split is None else rows / split.shard.ranks
         q, options = layer.queries(at.rows), self.options(layer)
         if klal.from_maps:  # [N, C] is made in both passes and kept in neither
             options |= {"kind": klal.divergence, "over": klal.over}
@@ -221,6 +233,46 @@ class MapSum(MapReading):
         return total / layers.clamp(min=1)
 
 
+class PickedSum(MapSum):
+    """The mean map of the heads, of all layers, with most of their attention on a row's image (K6).
+
+    Which these are is known behind the last layer: the rows' queries and the keys of every layer
+    stay until then, as those of a cache for generation do.
+    """
+
+    def __init__(self, at: MapRows, layers: tuple[int, ...] | None, over: str, count: int) -> None:
+        super().__init__(at, layers, over)
+        self.count = count
+        self.saved: list[Layer] = []
+        self.mass: list[Tensor] = []  # [N, H] of each
+
+    def of(self, layer: Layer) -> Layer:
+        """The layer, without what is not read again."""
+        v = layer.v if layer.sinks is not None else None
+        taken = {self.at.rows: layer.queries(self.at.rows)}
+        return layer._replace(module=None, q=None, v=v, out=None, taken=taken)
+
+    def add(self, layer: Layer) -> None:
+        """Save one layer, and how much of each head's attention is on the image."""
+        self.saved.append(layer)
+        with torch.no_grad():
+            at, q, options = self.at, layer.queries(self.at.rows), self.options(layer)
+            given, lse = (q, layer.k, at.rows.at(layer.window), at.columns), options["lse"]
+            own = log_sum_exp(*given, "columns", at.allowed, layer.options)
+            if lse is None:
+                lse = log_sum_exp(*given, "visible", None, layer.options)
+            self.mass.append(torch.where(own.isinf(), 0.0, (own - lse).exp()))
+
+    def mean(self) -> Tensor:
+        """[N, C]: over the picked heads of each row."""
+        mass = torch.cat(self.mass, 1)  # [N, L H]
+        picked = torch.zeros_like(mass).scatter_(1, mass.topk(self.count, 1).indices, 1.0)
+        parts = (picked / self.count).split([mass.shape[1] for mass in self.mass], 1)
+        weights = zip(self.saved, parts, strict=True)
+        self.head_weight = {layer.number: weight for layer, weight in weights}  # [N, H] each
+        return sum(map(self.map, self.saved), self.total)
+
+
 class RecordedMaps(MapReading):
     """The map rows' attention in every layer, without a gradient."""
 
@@ -278,6 +330,7 @@ class Readings:
 
     kl: MapLoss | None = None
     kl_map: MapSum | None = None
+    queries: Reading | None = None  # of GUI-AIMA's head weights
     margin_map: MapSum | None = None
     phrase_map: MapSum | None = None
     recorded: RecordedMaps | None = None
@@ -307,9 +360,13 @@ def readings_of(request: Request) -> Readings:
         at, klal, margins = map_rows_of(request), terms.klal, terms.margins
         if klal is not None:
             weight = head_weight_of(request.model, klal)
-            if klal.average_layers:
-                heads = klal.heads_by_layer
-                found.kl_map = MapSum(at, klal.counted_layers, klal.over, weight, heads)
+            heads, layers = klal.heads_by_layer, klal.counted_layers
+            if klal.by_queries:
+                pass  # `sink_heads` adds what it reads
+            elif klal.picked_heads is not None:
+                found.kl_map = PickedSum(at, layers, klal.over, klal.picked_heads)
+            elif klal.average_layers:
+                found.kl_map = MapSum(at, layers, klal.over, weight, heads)
             else:
                 found.kl = MapLoss(at, map_target(request), klal, weight)
         if margins is not None and margins.maps == "attention":

@@ -20,6 +20,8 @@ def records_of(request: Request, body: BodyOutput) -> dict[str, Tensor]:
     wanted, found = request.records, {}
     if "maps" in wanted:
         found["maps"] = _maps(request, body)
+    if "klal" in wanted:
+        found["klal_map"] = _klal_map(request, body)
     if "heads" in wanted:
         found["head_maps"] = _head_maps(request, body)
     for name in ("contributions", "gradcam"):
@@ -48,6 +50,18 @@ def _maps(request: Request, body: BodyOutput) -> Tensor:
     else:
         maps = torch.stack(recorded.maps, 1).view(shape)
     return maps if "layers" in request.records else maps.mean(2)
+
+
+def _klal_map(request: Request, body: BodyOutput) -> Tensor:
+    """[B, Rm, C]: the map of KLAL with `average_layers`; zeros without rows or visual tokens."""
+    klal, batch = request.terms.klal, request.batch
+    if klal is None or not klal.average_layers:
+        fail("gk_record", "klal with average_layers for klal", "a model without")
+    shape = (*batch.map_position.shape, batch.map_columns.shape[1])
+    if body.readings.kl_map is None:
+        return request.denominators.new_zeros(shape)
+    with torch.no_grad():
+        return body.readings.kl_map.mean().view(shape)
 
 
 def _head_maps(request: Request, body: BodyOutput) -> Tensor:

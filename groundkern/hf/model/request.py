@@ -26,7 +26,9 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "heads", "contributions", "gradcam", "logits", "layers", "visible", "policy")
+RECORDS = (
+    *("maps", "klal", "heads", "contributions", "gradcam", "logits", "layers", "visible", "policy"),
+)
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
@@ -131,8 +133,12 @@ class Request:
             for name in ("policy", "distill"):
                 if getattr(terms, name) is not None:
                     fail(name, "whole sequences", got)
+            if terms.klal is not None and terms.klal.by_queries:
+                fail("klal.head_weight", "whole sequences for head weights of each row", got)
             if terms.smam is not None and terms.smam.keep == "sinks":
                 fail("smam.keep", "whole sequences for sinks", got)
+            if terms.klal is not None and terms.klal.picked_heads is not None:
+                fail("klal.picked_heads", "whole sequences for heads that are picked by row", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
             if temperature is not None:
