@@ -61,7 +61,7 @@ def naive_distillation(student, teacher, batch: dict, how: Distillation) -> torc
     return how.attention * parts[0] + how.tokens * parts[1]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.long)])
 def test_loss_and_gradients_are_those_written_out(qwen, side):
     teacher, batch = taller_teacher(), make_batch(qwen, SAMPLES["qwen"], side=side)
     attach(qwen, distill=BOTH, teacher=teacher).train()

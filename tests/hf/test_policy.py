@@ -70,7 +70,9 @@ def naive_policy(model, batch: dict, how: AttentionPolicy) -> torch.Tensor:
     [
         (AttentionPolicy(), "left"),
         (AttentionPolicy(weight=0.5, layers="all", divergence="kl"), "right"),
-        (AttentionPolicy(layers=(0, 2), exclude_self=False), "left"),
+        pytest.param(
+            AttentionPolicy(layers=(0, 2), exclude_self=False), "left", marks=pytest.mark.long
+        ),
         (AttentionPolicy(layers=(1,), rows="predictor", divergence="reverse_kl"), "right"),
     ],
     ids=str,
