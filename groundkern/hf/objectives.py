@@ -93,14 +93,14 @@ class Klal(_Checked):
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
         layers: the decoder layers that count, by the decoder's own numbers; null: all that are
             softmax attention.
-        divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).
+        divergence: "kl" (target || map), "reverse_kl" or "js" (K5).
         average_layers: one divergence of the map averaged over layers, instead of the mean of the
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
             softmax (over heads; with average_layers over layers and heads) weights the heads.
 
     Source:
-        (K1)-(K4) of docs/methods.md.
+        (K1)-(K5) of docs/methods.md.
     """
 
     weight: float = 1.0
