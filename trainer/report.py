@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer import durable
 from trainer import run_folder as folder
+from trainer.controls import control_of
 from trainer.metrics.intervals import CHANCE, ENOUGH, beyond_chance
 from trainer.metrics.tally import PER_SAMPLE, interval_of, paired_of
 from trainer.pictures import (
@@ -42,6 +43,7 @@ OBJECTIVES = {
     "hist": "HIST",
     "margins": "margins",
     "logit_lens": "logit lens",
+    "distill": "distillation",
 }
 TERMS = {
     "loss": "total loss",
@@ -57,6 +59,8 @@ TERMS = {
     "margin_max": "margins: maxima",
     "lens_raise": "logit lens: on the object",
     "lens_suppress": "logit lens: off the object",
+    "distill_attention": "distillation: attention",
+    "distill_tokens": "distillation: tokens",
 }
 
 
@@ -111,7 +115,8 @@ def load_run(output: Path) -> Run:
 def run_name(config: dict[str, Any]) -> str:
     """A run's objectives in words: "SMAM + KLAL", or "plain SFT"."""
     on = [title for key, title in OBJECTIVES.items() if config["objectives"].get(key)]
-    return " + ".join(on) or "plain SFT"
+    control = control_of(config["objectives"])
+    return (" + ".join(on) or "plain SFT") + (f" (control: {control})" if control else "")
 
 
 def write_report(output: Path, beside: Path | None = None) -> Path:

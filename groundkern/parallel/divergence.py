@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundkern import attention_map as map_of
-from groundkern import checks
+from groundkern import attention_map, checks
 from groundkern.divergence import AttentionReference, Kind, Over, check_options, check_target
 from groundkern.divergence_blocks import How, Inputs, Target, divergence
 from groundkern.divergence_terms import Terms
@@ -140,7 +139,7 @@ def _of_model(
     if how.terms.kind == "reverse_kl" and floor is not None:
         given = {"over": "visible", "allowed": how.allowed, "lse": model.lse, **options}
         given["head_weight"] = model.head_weight
-        p = map_of(model.q, k, rows.keys, how.columns, **given)
+        p = attention_map(model.q, k, rows.keys, how.columns, **given)
         floored = _floored(p, rows, how)
     return Target(None, model, total, floored), how._replace(target_options=options)
 
