@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from groundkern import checks
 from groundkern.divergence_terms import Terms, gradient, value
@@ -180,14 +179,14 @@ def _value(made: Tensor, target: _Made, how: How) -> tuple[Tensor, Tensor]:
         share = target.p.sum(1)
         rows = share * (made + torch.where(share > 0, share, 1.0).log())  # (P3); share is 1 alone
         return rows.masked_fill(~target.has, 0.0), target.lost
-    q, lost = made, target.lost
+    q, lost, total = made, target.lost, None
     if how.over == "renormalised":
         mass = made.sum(1)
-        q = made / torch.where(mass > 0, mass, 1.0)[:, None]
+        q, total = made / torch.where(mass > 0, mass, 1.0)[:, None], (mass > 0).to(made.dtype)
         lost = lost | (target.has & (mass < _least(made)))
         if how.terms.kind == "kl":
             lost = lost | ((target.p > 0) & (made < _least(made))).any(1)
-    return value(q, target.p, how.terms).masked_fill(~target.has, 0.0), lost
+    return value(q, target.p, how.terms, total).masked_fill(~target.has, 0.0), lost
 
 
 def _gradient(made: Tensor, target: _Made, upstream: Tensor, how: How) -> Tensor:
@@ -225,30 +224,52 @@ class _Divergence(Function):
         return rows, lost
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor, _):
         how, (q, k, weight, lse, *reference) = ctx.how, ctx.saved_tensors
         inputs, wanted = Inputs(q, k, weight, lse), ctx.needs_input_grad[1:5]
         if ctx.versions != how.versions():
             expected = "rows, key sets and columns that nothing is written to before the backward"
             checks.fail("rows", expected, "ones changed by an inplace operation", RuntimeError)
-        target, blocks = _grouped(reference), _blocks(how, q.dtype)
-        sums: list[Tensor | None] = [None] * len(inputs)
-        for block in blocks:
-            p = _target(target, block, how, accumulation_dtype(q.dtype))
-            found = _block_gradients(inputs, wanted, p, upstream[block.at], block, how)
-            if len(blocks) == 1:
-                sums = found
-                break
-            for i, (part, place) in enumerate(zip(found, block.places(inputs), strict=True)):
-                if part is not None:
-                    sums[i] = _sum(inputs[i]) if sums[i] is None else sums[i]
-                    sums[i][place] += part
-        for i, needed in enumerate(wanted):
-            if needed and sums[i] is None:  # no rows
-                sums[i] = _sum(inputs[i])
-        gradients = (None if d is None else d.to(x.dtype) for d, x in zip(sums, inputs))
-        return None, *gradients, *[None] * len(reference)
+        found = _gradients(inputs, wanted, _grouped(reference), upstream.detach(), how)
+        if torch.is_grad_enabled():  # for a second derivative, which this one is no part of
+            seen = [x for x, needed in zip(inputs, wanted, strict=True) if needed]
+            found = [None if d is None else _Once.apply(d, *seen) for d in found]
+        return None, *found, *[None] * len(reference)
+
+
+class _Once(Function):
+    """A gradient, of which there is no gradient."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, _):
+        wanted = "one derivative: its backward is not differentiable"
+        checks.fail("attention_divergence", wanted, "a second one", RuntimeError)
+
+
+def _gradients(
+    inputs: Inputs, wanted: tuple[bool, ...], target: Target, upstream: Tensor, how: How
+) -> list[Tensor | None]:
+    """Those of the inputs that are wanted, block by block."""
+    blocks, wide = _blocks(how, inputs.q.dtype), accumulation_dtype(inputs.q.dtype)
+    sums: list[Tensor | None] = [
+        _sum(x) if needed and len(blocks) != 1 else None
+        for x, needed in zip(inputs, wanted, strict=True)
+    ]
+    for block in blocks:
+        with torch.no_grad():
+            p = _target(target, block, how, wide)
+        found = _block_gradients(inputs, wanted, p, upstream[block.at], block, how)
+        if len(blocks) == 1:
+            sums = found
+            break
+        for total, place, part in zip(sums, block.places(inputs), found, strict=True):
+            if total is not None and part is not None:
+                total[place] += part
+    return [None if d is None else d.to(x.dtype) for d, x in zip(sums, inputs)]
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -273,7 +294,8 @@ def _block_gradients(
             )
         )
         made = _made(leaves, target, block, how)
-    d = _gradient(made.detach(), target, upstream, how)
+    with torch.no_grad():
+        d = _gradient(made.detach(), target, upstream, how)
     chosen = [x for x, needed in zip(leaves, wanted, strict=True) if needed]
     found = iter(torch.autograd.grad(made, chosen, d, allow_unused=True))
     return [next(found) if needed else None for needed in wanted]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.batch import row_counts
+from groundkern.hf.data.batch import row_counts, shielded
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.checkpointing import spare_frozen_parts
@@ -249,6 +249,7 @@ class GroundingMixin(Checkpoints):
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)
             return found
+        inputs = shielded(inputs)
         if self.context.ulysses:  # the Trainer would weight the parts of a batch that was cut
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
             shared = self.args.average_tokens_across_devices and num_items_in_batch is not None

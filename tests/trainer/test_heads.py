@@ -175,7 +175,7 @@ def test_the_head_that_was_built_is_found_first(built, tmp_path, capsys):
     assert html.count("<title>layer 2, head 2: ") == 3  # of share, hits and mass
     assert html.count('class="chosen"') == 9
     assert html.count("<img ") == 2
-    assert "Where is the red square?" in html
+    assert "Where is the red patch?" in html
 
 
 def test_entropy_leaves_the_first_layers_out(built, tmp_path, capsys):

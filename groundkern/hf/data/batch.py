@@ -17,6 +17,7 @@ from groundkern import checks
 from groundkern.hf.data.image_token import one_of
 from groundkern.hf.data.weights import weightless_rows_as_padding
 
+_BITS = "_bits"  # behind the name of a weight whose bits are handed on as integers
 INTEGERS = (torch.int32, torch.int64)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -176,6 +177,8 @@ class GroundedBatch:
             TypeError, ValueError: a wrong dtype or shape, an unknown name, or a group of which only
                 a part is there.
         """
+        for name in [name for name in inputs if name.endswith(_BITS)]:
+            inputs[name.removesuffix(_BITS)] = inputs.pop(name).view(torch.float32)
         given = {name: inputs.pop(f"gk_{name}") for name in FIELDS if f"gk_{name}" in inputs}
         unknown = sorted(name for name in inputs if name.startswith("gk_"))
         if unknown:
@@ -284,7 +287,26 @@ def row_counts(batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         int64 [len(COUNTS)], in the order of COUNTS; the first counts the trained text tokens.
     """
-    return _counts({name: batch.get(f"gk_{name}") for name in FIELDS})
+    given = {name: batch[f"gk_{name}"] for name in FIELDS if f"gk_{name}" in batch}
+    return _counts({**dict.fromkeys(FIELDS), **given, **weightless_rows_as_padding(given)})
+
+
+def shielded(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs with weights as the integers of their bits, which nothing rounds.
+
+    FSDP and DeepSpeed cast every float of a model's inputs to the dtype that it computes in.
+
+    Args:
+        batch: a collated batch, with or without `gk_` tensors.
+
+    Returns:
+        What an attached model takes in the place of the batch.
+    """
+    whole = dict(batch)
+    for key in [f"gk_{name}" for name, spec in FIELDS.items() if spec.absent is not None]:
+        if key in whole:
+            whole[f"{key}{_BITS}"] = whole.pop(key).float().view(torch.int32)
+    return whole
 
 
 def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,8 +327,6 @@ def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
-    tensors = dict(tensors)
-    tensors |= weightless_rows_as_padding({n: x for n, x in tensors.items() if x is not None})
     device = next((x.device for x in tensors.values() if x is not None), None)
     counts = []
     for rule in COUNT_RULES.values():

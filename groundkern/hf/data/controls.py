@@ -54,6 +54,9 @@ class SampleRegions:
 
         Args:
             example: its images are not looked at.
+
+        Returns:
+            Its regions, by a key that tells it from others.
         """
         spans = tuple((video.steps[0], video.steps[-1]) for video in example.videos)
         key = key_of(example.name, example.messages, example.regions)

@@ -190,6 +190,9 @@ class GroundedExample:
         Args:
             part: one of this example.
 
+        Returns:
+            A number >= 0.
+
         Source: (W1).
         """
         return self.grounding_weight * part.weight

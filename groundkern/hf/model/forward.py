@@ -41,8 +41,9 @@ def grounded_forward(
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
             whole accumulated batch) and `gk_record`: one or several of
             "maps", "klal" (the map that it compares), "heads" (maps of every head),
-            "contributions", "gradcam", "logits", "policy", "layers" (maps by layer) and "visible" (maps over all that a row sees). `gk_part`
-            names one part of the loss, which then is that part alone, with its weight.
+            "contributions", "gradcam", "logits", "policy", "layers" (maps by layer) and "visible"
+            (maps over all that a row sees). `gk_part` names one part of the loss, which then is
+            that part alone, with its weight.
             `gk_temperature`, a number, is for a loss of the text that the caller makes, such as a
             policy's: the loss is that of the objectives alone, and the text tokens' log
             probabilities and entropies at that temperature carry gradients.
