@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from groundkern.hf.public import *
 
 __all__ = [
+    "Basic",
     "DivergedError",
     "DoctorReport",
     "DvSft",
@@ -24,6 +25,7 @@ __all__ = [
     "Margins",
     "MeasuredGeometry",
     "Objectives",
+    "PatchText",
     "Phrase",
     "Raster",
     "Region",

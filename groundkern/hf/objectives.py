@@ -210,6 +210,60 @@ class LogitLens(_Checked):
 
 
 @dataclass(frozen=True)
+class Basic(_Checked):
+    """BASIC: visual tokens as they enter the decoder are taught by what its first layers make of
+    them; no labels.
+
+    Args:
+        direction: weight of (B2), the distance between directions.
+        logits: weight of (B3), the divergence over the vocabulary; 0: not computed.
+        depth: k of (B1), the layers whose outputs make the teacher; null: half of all.
+        patches: how much a visual token counts: its mean "attention" from the text tokens, over
+            heads and the first k layers; or "uniform", all tokens of an image alike, 1 in all.
+        head: E of (B3): the "input" embeddings of tokens or the weight of the "output" head.
+        detach_head: no gradient reaches E through (B3).
+
+    Source:
+        (B1)-(B3) of docs/methods.md.
+    """
+
+    direction: float = 1.0
+    logits: float = 0.01
+    depth: int | None = None
+    patches: Literal["attention", "uniform"] = "attention"
+    head: Literal["input", "output"] = "input"
+    detach_head: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        few = self.depth is None or 1 <= self.depth < MOST_LAYERS
+        require(few, "depth", "a number of layers, at least 1, or None", self.depth)
+
+
+@dataclass(frozen=True)
+class PatchText(_Checked):
+    """Patch-text contrast: a visual token on a region says that region's word rather than the other
+    words of its image that have one.
+
+    Args:
+        weight: of (B4), the mean over visual tokens on regions.
+        words: weight of (B5), where each word is found among the visual tokens of its image.
+        temperature: tau of both, above 0.
+
+    Source:
+        (B4), (B5) of docs/methods.md.
+    """
+
+    weight: float = 1.0
+    words: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.temperature > 0, "temperature", "a number above 0", self.temperature)
+
+
+@dataclass(frozen=True)
 class Objectives:
     """Everything `attach` was asked for.
 
@@ -220,6 +274,8 @@ class Objectives:
         hist: phrase, subject and composition losses (phrases).
         margins: margins of attention maps (regions).
         logit_lens: concepts at visual tokens (regions).
+        basic: visual tokens against the decoder's first layers (images).
+        patch_text: words of regions at visual tokens (regions).
         backend: of every op.
     """
 
@@ -229,6 +285,8 @@ class Objectives:
     hist: Hist | None = None
     margins: Margins | None = None
     logit_lens: LogitLens | None = None
+    basic: Basic | None = None
+    patch_text: PatchText | None = None
     backend: str = "auto"
 
     @property
@@ -240,4 +298,6 @@ class Objectives:
     @property
     def read_attention(self) -> bool:
         """Whether any of them needs more of the model than its last hidden states."""
-        return any(how is not None for how in (self.smam, self.klal, self.hist, self.margins))
+        patches = self.basic is not None and self.basic.patches == "attention"
+        read = (self.smam, self.klal, self.hist, self.margins)
+        return patches or any(how is not None for how in read)

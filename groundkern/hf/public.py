@@ -15,7 +15,17 @@ from groundkern.hf.model.compiled import compile_layers
 from groundkern.hf.model.context import context_parallel
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.support import packing_refusal, supported_objectives
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
+from groundkern.hf.objectives import (
+    Basic,
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    PatchText,
+    Smam,
+)
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError

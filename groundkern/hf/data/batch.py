@@ -110,13 +110,16 @@ FIELDS = {
     "lens_inside": Field(
         "B Rl", "number", "1 if the visual token is on the concept's object, else 0"
     ),
+    "contrast_position": Field("B Rc", "position", "patch-text: visual tokens on words' regions"),
+    "contrast_label": Field("B Rc M", "token id", "the words whose regions a visual token is on"),
+    "contrast_bag": Field("B I Z", "token id", "the words of each image that have a region"),
 }
 """Every tensor of a batch by its name without `gk_`.
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
-a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp and Rl are
-rows, G sets of regions, Y labels of an image, L labels of a visual token, K composites. A token of
-several phrases has a row for each.
+a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Rc
+are rows, G sets of regions, Y labels and Z words of an image, L labels and M words of a visual
+token, K composites. A token of several phrases has a row for each.
 """
 
 
@@ -194,11 +197,29 @@ class GroundedBatch:
         if bool(without.any()):
             got = int(self.several_weight[without].min())
             checks.fail("gk_several_weight", "a number above 0 for each label", got)
+        self._check_words()
         row, own = self.map_position, self.map_token_position
         apart = (own - row)[(row >= 0) | (own >= 0)]
         if bool(((apart < 0) | (apart > 1)).any()):
             wanted = "the token of each row of gk_map_position or the next"
             checks.fail("gk_map_token_position", wanted, f"one {int(apart.abs().max())} away")
+
+    def _check_words(self) -> None:
+        """Every word of a row of patch-text contrast is one of its image's."""
+        position, label = self.contrast_position, self.contrast_label  # [B, Rc], [B, Rc, M]
+        image = self.image.gather(1, position.clamp(min=0).long())
+        there = (image >= 0) & (image < self.contrast_bag.shape[1])
+        wanted = "visual tokens of images with words in gk_contrast_bag"
+        got = "one without"
+        checks.require(bool((there | (position < 0)).all()), "gk_contrast_position", wanted, got)
+        if not position.numel():
+            return
+        row = torch.arange(len(image), device=image.device)[:, None]
+        bag = self.contrast_bag[row, image.clamp(min=0).long()]  # [B, Rc, Z]
+        known = (label[..., None] == bag[..., None, :]).any(-1) | (label < 0)
+        known = (known & (label >= 0).any(-1, keepdim=True)).all(-1) | (position < 0)
+        wanted = "words of gk_contrast_bag of the row's image, at least one"
+        checks.require(bool(known.all()), "gk_contrast_label", wanted, "a row with others")
 
     @cached_property
     def counts(self) -> Tensor:
@@ -217,6 +238,13 @@ def _given(x: Tensor) -> Tensor:
     return x >= 0
 
 
+def _first_tokens(image: Tensor) -> Tensor:
+    """bool [B, S]: as many entries as each row has images."""
+    ordered = image.sort(1).values
+    before = torch.nn.functional.pad(ordered, (1, 0), value=-1)[:, :-1]
+    return (ordered >= 0) & (ordered != before)
+
+
 COUNT_RULES: dict[str, CountRule] = {
     "text": CountRule(("text_position",), _given),
     "word": CountRule(("word_position",), _given),
@@ -231,6 +259,9 @@ COUNT_RULES: dict[str, CountRule] = {
     "composite": CountRule(("phrase_composite",), lambda three: (three >= 0).all(-1)),
     "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
     "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
+    "image": CountRule(("image",), _first_tokens),
+    "contrast": CountRule(("contrast_position",), _given),
+    "contrast_word": CountRule(("contrast_bag",), _given),
 }
 COUNTS = tuple(COUNT_RULES)
 """What the sums of the terms are divided by, in the order of `gk_totals`."""

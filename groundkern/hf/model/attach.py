@@ -29,7 +29,17 @@ from groundkern.hf.model.logit_rule import LogitRule, measured_rule, refuse_othe
 from groundkern.hf.model.mixers import unwrap_mixers, wrap_mixers
 from groundkern.hf.model.own_forward import ATTACHMENT
 from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported, warn_of_windows
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
+from groundkern.hf.objectives import (
+    Basic,
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    PatchText,
+    Smam,
+)
 from groundkern.hf.output import GroundedOutput
 
 
@@ -66,6 +76,8 @@ def attach(
     hist: Hist | None = None,
     margins: Margins | None = None,
     logit_lens: LogitLens | None = None,
+    basic: Basic | None = None,
+    patch_text: PatchText | None = None,
     backend: str = "auto",
 ) -> nn.Module:
     """Let `model(**batch)` compute grounding losses when the batch carries `gk_` tensors.
@@ -77,8 +89,8 @@ def attach(
 
     Args:
         model: a transformers model, bare or inside PEFT.
-        smam, dv_sft, klal, hist, margins, logit_lens: the objectives to train beside the text loss;
-            None: not trained.
+        smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text: the objectives to train
+            beside the text loss; None: not trained.
         backend: of every op: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -91,7 +103,8 @@ def attach(
     """
     base, backends = base_model(model), ("auto", *NAMES)
     require(backend in backends, "backend", " | ".join(backends), backend)
-    objectives = Objectives(smam, dv_sft, klal, hist, margins, logit_lens, backend)
+    on = smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text
+    objectives = Objectives(*on, backend)
     refuse_unsupported(base, objectives)
     rule = measured_rule(base)
     refuse_other_losses(base)

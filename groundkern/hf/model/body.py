@@ -23,6 +23,7 @@ from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
+from groundkern.hf.model.visual_states import VisualStates
 
 APART = "_groundkern_apart"  # in the __dict__ of a model whose masks were seen to be right
 
@@ -36,6 +37,7 @@ class BodyOutput(NamedTuple):
     normed: Tensor | None  # [B, S, D], the input of the final norm, for contributions
     gradcam: GradcamRun | None  # for GradCAM losses
     router: Tensor | None  # the auxiliary loss of a mixture of experts, if it is on
+    visual: VisualStates | None = None  # of BASIC
 
 
 def run_body(request: Request) -> BodyOutput:
@@ -63,14 +65,17 @@ def run_body(request: Request) -> BodyOutput:
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
     run = body_run(request, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
-    with norm_input as normed, graph:
+    visual = None if request.terms.basic is None else VisualStates.of(request)
+    watched = nullcontext() if visual is None else visual.watching()
+    with norm_input as normed, graph, watched:
         hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
         if split is not None and side is not None:
             side_hidden = split.all_side(side_hidden)
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
     router = router_loss(request, output, hidden)
-    return BodyOutput(main, side_hidden, readings, normed[0] if normed else None, gradcam, router)
+    normed = normed[0] if normed else None
+    return BodyOutput(main, side_hidden, readings, normed, gradcam, router, visual)
 
 
 def body_run(request: Request, readings: list[Reading], side: SideRows | None = None) -> BodyRun:

@@ -15,9 +15,11 @@ from torch import Tensor
 from groundkern import attention_kl, attention_map, parallel
 from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
+from groundkern.hf.model.basic import basic_depth
 from groundkern.hf.model.columns import SplitColumns
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
+from groundkern.hf.model.patch_weight import PatchWeight
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
@@ -240,6 +242,7 @@ class Readings:
     recorded: RecordedMaps | None = None
     saved: SavedAttention | None = None
     explained: SavedLayers | None = None
+    patches: PatchWeight | None = None
 
     def all(self) -> list[Reading]:
         """Those that are there."""
@@ -254,6 +257,8 @@ def readings_of(request: Request) -> Readings:
         found.saved = SavedAttention(request.rows(request.recorded_position))
     if gradcam_terms(request) and not request.side_tokens:
         found.explained = SavedLayers()
+    if terms.basic is not None and terms.basic.patches == "attention":
+        found.patches = PatchWeight(request, basic_depth(request.model, terms.basic))
     if batch.map_columns.shape[1] == 0:
         return found
     if batch.map_position.shape[1]:

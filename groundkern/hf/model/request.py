@@ -121,6 +121,12 @@ class Request:
                 fail("gk_record", "whole sequences for contributions and gradcam", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
+            if terms.basic is not None:
+                fail("basic", "whole sequences", got)
+            if terms.patch_text is not None and terms.patch_text.words:
+                fail(
+                    "patch_text.words", "0 (it compares the tokens of an image), or whole ones", got
+                )
         known = batch, inputs, denominators, records, documents, part, split
         return cls(model, attached, terms, *known)
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from groundkern.checks import fail
 from groundkern.hf.data.geometry import NO_PLACE
+from groundkern.hf.model.basic import refuse_basic
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.layers import (
     NO_MODULES,
@@ -31,11 +32,21 @@ from groundkern.hf.model.layers import (
 )
 from groundkern.hf.model.positions import takes_text_first
 from groundkern.hf.model.prefix import is_prefix_lm
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Objectives, Smam
+from groundkern.hf.objectives import (
+    Basic,
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    Objectives,
+    PatchText,
+    Smam,
+)
 
 # Frequencies that depend on the length of the batch, which side tokens increase.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens())
+DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens(), Basic(), PatchText())
 # What a decoder's forward hands to transformers' makers of masks.
 _MASKS = re.compile(r"(?:mask_kwargs = \{|create_\w*mask\w*\()(.*?)\n\s*[})]", re.DOTALL)
 NAMES = tuple(field.name for field in fields(Objectives) if field.name != "backend")
@@ -275,6 +286,8 @@ def _refuse_objective(model: PreTrainedModel, name: str, how: object) -> None:
         raise ValueError(failed)
     if name == "smam":
         _refuse_smam(model)
+    elif name == "basic":
+        refuse_basic(model, how)
     elif name == "klal" or getattr(how, "maps", None) is not None:
         _refuse_maps(model, name, how)
 
