@@ -52,22 +52,24 @@ def written_out(model, batch: dict, how: Basic) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("how", OPTIONS, ids=["attention", "uniform"])
 def test_loss_and_gradients_are_those_written_out(model, family, samples, how):
     batch = make_batch(model, samples)
-    attach(model, basic=how).train()
+    batch = {k: x.double() if x.is_floating_point() else x for k, x in batch.items()}
+    attach(model.double(), basic=how).train()
     ours = model(**basic_only(batch))
     found = gradients(model, ours.loss)
     oracle = MODELS[family](attention="eager").double().train()
-    wide = {k: x.double() if x.is_floating_point() else x for k, x in batch.items()}
-    wanted = written_out(oracle, wide, how)
+    wanted = written_out(oracle, batch, how)
     for name, part in wanted.items():
-        torch.testing.assert_close(ours.parts[name].double(), part.detach(), rtol=2e-5, atol=0)
+        torch.testing.assert_close(ours.parts[name], part.detach(), rtol=1e-6, atol=0)
     loss = how.direction * wanted["basic_direction"] + how.logits * wanted["basic_logits"]
-    naive = {k: g.float() for k, g in gradients(oracle, loss).items()}
+    naive = gradients(oracle, loss)
     taught = {k for k, g in naive.items() if g.any()}
     assert any("visual" in k or "vision" in k for k in taught)
     assert ("lm_head.weight" in taught) == (how.head == "output")
     assert not any("language_model.layers" in k for k in taught)  # the teacher is a constant
     assert not any(g.any() for k, g in found.items() if k not in taught)
-    assert_same_gradients({k: found[k] for k in taught}, {k: naive[k] for k in taught}, share=3e-4)
+    assert_same_gradients(
+        {k: found[k] for k in taught}, {k: naive[k] for k in taught}, share=2e-5
+    )  # eager softmax is fp32
 
 
 def test_two_patches_and_three_words_by_hand():

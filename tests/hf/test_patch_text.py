@@ -48,8 +48,8 @@ def test_loss_and_gradients_are_those_written_out(model, samples, side):
     ours = model(**contrast_only(batch))
     found = gradients(model, ours.loss)
     rows, words = written_out(model, batch, how)
-    assert (len(rows), len(words)) == (7, 6)
-    assert row_counts(batch).tolist()[-2:] == [7, 6]
+    assert (len(rows), len(words)) == (7, 7)
+    assert row_counts(batch).tolist()[-2:] == [7, 7]
     torch.testing.assert_close(ours.parts["patch_text"], rows.mean().detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(ours.parts["text_patch"], words.mean().detach(), rtol=1e-5, atol=0)
     wanted = gradients(model, 0.5 * rows.mean() + 3.0 * words.mean())
