@@ -142,6 +142,11 @@ class Supervision(Section):
         "label of a number such as 1,234.5 or 2nd: all its tokens with digits or letters, weighted "
         "by how many they show, the first or the last of them, or none",
     )
+    word_label: Literal["first", "several", "last"] = setting(
+        "first",
+        "label of any other word: its first token, all that show a letter or digit, as of a number "
+        "(and max_number_tokens then goes for it), or the last of these",
+    )
     strip_punctuation: bool = setting(
         True, "label a word without the punctuation, signs and currencies around it"
     )
@@ -212,8 +217,10 @@ _METHODS = (
     methods.Hist,
     methods.Margins,
     methods.LogitLens,
+    methods.Basic,
+    methods.PatchText,
 )
-Smam, DvSft, Klal, Hist, Margins, LogitLens = map(_validated, _METHODS)
+Smam, DvSft, Klal, Hist, Margins, LogitLens, Basic, PatchText = map(_validated, _METHODS)
 
 
 class Objectives(Section):
@@ -225,6 +232,8 @@ class Objectives(Section):
     hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
     margins: Margins | None = setting(None, "margins of attention maps (regions)")
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
+    basic: Basic | None = setting(None, "visual tokens against the decoder's first layers (images)")
+    patch_text: PatchText | None = setting(None, "words of regions at visual tokens (regions)")
 
 
 class Training(Section):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from groundkern.hf import PatchText, attach, row_counts
+from groundkern.hf.data.batch import COUNTS
 from groundkern.hf.model.head import word_logits
 from groundkern.hf.model.logit_rule import LogitRule
 from tests.hf.closeness import assert_same_gradients, gradients
@@ -40,16 +41,16 @@ def written_out(model, batch: dict, how: PatchText) -> tuple[torch.Tensor, torch
     return torch.stack(rows), torch.stack(found)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_loss_and_gradients_are_those_written_out(model, samples, side):
-    batch = make_batch(model, samples, side=side)
+def test_loss_and_gradients_are_those_written_out(model, family, samples):
+    batch = make_batch(model, samples, side="left" if family == "qwen" else "right")
     how = PatchText(weight=0.5, words=3.0, temperature=2.0)
     attach(model, patch_text=how).train()
     ours = model(**contrast_only(batch))
     found = gradients(model, ours.loss)
     rows, words = written_out(model, batch, how)
     assert (len(rows), len(words)) == (7, 7)
-    assert row_counts(batch).tolist()[-2:] == [7, 7]
+    counts = dict(zip(COUNTS, row_counts(batch).tolist(), strict=True))
+    assert (counts["contrast"], counts["contrast_word"]) == (7, 7)
     torch.testing.assert_close(ours.parts["patch_text"], rows.mean().detach(), rtol=1e-5, atol=0)
     torch.testing.assert_close(ours.parts["text_patch"], words.mean().detach(), rtol=1e-5, atol=0)
     wanted = gradients(model, 0.5 * rows.mean() + 3.0 * words.mean())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
-from groundkern.hf.data.concepts import lens_rows, phrase_rows
+from groundkern.hf.data.concepts import contrast_rows, lens_rows, phrase_rows
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry
 from groundkern.hf.data.labels import WordEncoder
@@ -62,10 +62,11 @@ class GroundingCollator:
     `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
     `phrases_truncated`,
     `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`;
+    `contrast_rows`, `contrast_words`, `contrast_words_alone`; `visual_tokens`;
     `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
     `special`, `unknown`, `fragment`, `number`, `long`, `tall` or `outside`, and of those that have
     a label `words_useless_` with `blank`, `fragment`, `punctuation` or `digit`;
-    `lens_dropped_` as words, with `digit`. A worker process of a DataLoader counts for itself.
+    `lens_dropped_` and `contrast_dropped_` as words, with `digit`. A worker process of a DataLoader counts for itself.
 
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
@@ -75,7 +76,8 @@ class GroundingCollator:
             None: each sample is a row, padded to the longest. A number that no batch reaches, such
             as 1_000_000_000, makes one row without padding, which others call padding-free.
         pad_to_multiple_of: what lengths are a multiple of, by padding on the right; 1: of anything.
-        leading_space, byte_fragments, strip_punctuation, number_label: see `WordEncoder`.
+        leading_space, byte_fragments, strip_punctuation, number_label, word_label: see
+            `WordEncoder`.
         max_label_tokens, max_number_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
             Qwen2-VL's "<|box_start|>".
@@ -85,6 +87,7 @@ class GroundingCollator:
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
             sees "language" tokens alone.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.
+        contrast: make those of patch-text contrast, of the same concepts.
         lens_outside: visual tokens off an object for each on it; None: all.
         geometry: of (images of each sample, what the processor returned), the places of their
             visual tokens as `image_geometry` returns them; None: `image_geometry`.
@@ -111,6 +114,7 @@ class GroundingCollator:
         byte_fragments: str = "drop",
         strip_punctuation: bool = True,
         number_label: str = "several",
+        word_label: str = "first",
         max_number_tokens: int = 12,
         allowed_tokens: Sequence[str] = (),
         map_kind: str = "neighbours",
@@ -119,6 +123,7 @@ class GroundingCollator:
         map_rows: str = "predictor",
         empty_region: str = "skip",
         lens: bool = False,
+        contrast: bool = False,
         lens_outside: float | None = 1.0,
         geometry: Geometry | None = None,
     ) -> None:
@@ -145,7 +150,7 @@ class GroundingCollator:
         self.multiple = pad_to_multiple_of
         self.map_kind, self.map_levels, self.map_rows = map_kind, map_levels, map_rows
         self.empty_region, self.label_bag = empty_region, label_bag
-        self.lens, self.lens_outside = lens, lens_outside
+        self.lens, self.lens_outside, self.contrast = lens, lens_outside, contrast
         self.counts: Counter[str] = Counter()
         self._marks_prefix = marks_prefix(processor)
         self._encoder = WordEncoder(
@@ -154,6 +159,7 @@ class GroundingCollator:
             byte_fragments=byte_fragments,
             strip_punctuation=strip_punctuation,
             number_label=number_label,
+            word_label=word_label,
             rules=self._reader.rules,
         )
         self._labeler = WordLabeler(
@@ -246,6 +252,7 @@ class GroundingCollator:
         counts = self.counts
         text = [p - 1 for p in trained_positions(layout, counts)]
         counts["text_rows"] += len(text)
+        counts["visual_tokens"] += len(layout.visual)
         image = torch.full((len(layout.ids),), -1)
         image[layout.visual] = layout.table[:, 0].long()
         masks = region_masks(layout, counts)
@@ -259,4 +266,6 @@ class GroundingCollator:
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)
+        if self.contrast:
+            fields |= contrast_rows(layout, masks, self._encoder.encode, counts)
         return fields
