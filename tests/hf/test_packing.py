@@ -109,6 +109,9 @@ def _on_images(draw, columns, images):
         "lens_position": tuple(inside),
         "lens_label": tuple(draw(label) for _ in inside),
         "lens_inside": tuple(draw(st.integers(0, 1)) for _ in inside),
+        "contrast_position": tokens,
+        "contrast_label": [draw(st.lists(label, min_size=1, max_size=3)) for _ in tokens],
+        "contrast_bag": [draw(st.lists(label, max_size=3)) for _ in range(images)],
     }
 
 

@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("several", "first", "last", "drop"),
         "which tokens of a number are its label; `drop`: numbers label nothing",
     )
+    add_choice(
+        rules,
+        "--word-label",
+        ("first", "several", "last"),
+        "which tokens of another word are its label; with `several` the limit is that of numbers",
+    )
     rules.add_argument(
         "--keep-punctuation",
         dest="strip_punctuation",

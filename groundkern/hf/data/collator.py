@@ -66,7 +66,8 @@ class GroundingCollator:
     `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
     `special`, `unknown`, `fragment`, `number`, `long`, `tall` or `outside`, and of those that have
     a label `words_useless_` with `blank`, `fragment`, `punctuation` or `digit`;
-    `lens_dropped_` and `contrast_dropped_` as words, with `digit`. A worker process of a DataLoader counts for itself.
+    `lens_dropped_` and `contrast_dropped_` as words, with `digit`. A worker process of a
+    DataLoader counts for itself.
 
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
