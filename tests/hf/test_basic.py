@@ -6,12 +6,25 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from groundkern.hf import Basic, Klal, attach, row_counts
+from benchmarks.families.zoo.qwens import FAMILIES
+from groundkern.hf import (
+    Basic,
+    GroundedExample,
+    GroundingCollator,
+    Klal,
+    Objectives,
+    attach,
+    row_counts,
+)
 from groundkern.hf.data.batch import COUNTS
+from groundkern.hf.model.body import run_body
+from groundkern.hf.model.request import Request
 from groundkern.hf.model.visual_terms import _weighted_kl
 from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.collating import make_example
 from tests.hf.conftest import MODELS
 from tests.hf.rows import plain_inputs
 from tests.hf.samples import SAMPLES, make_batch
@@ -104,25 +117,9 @@ def test_a_batch_without_images_has_no_loss_and_a_gradient(qwen):
     assert not any(g.any() for g in found.values())
 
 
-def test_divided_by_the_images_of_the_step_and_reentrant_too(qwen):
-    """4 = 2 + 2 checkpointed, either way: what is learned from is outside of all layers."""
-    attach(qwen, basic=Basic(logits=1.0)).train()
-    samples = SAMPLES["qwen"]
-    batch = make_batch(qwen, samples)
-    assert row_counts(batch)[COUNTS.index("image")] == 4
-    whole = qwen(**batch)
-    wanted = gradients(qwen, whole.loss)
-    qwen.gradient_checkpointing_enable({"use_reentrant": False})
-    for start in (0, 2):
-        micro = make_batch(qwen, samples[start : start + 2], side="left")
-        qwen(**micro, gk_totals=row_counts(batch)).loss.backward()
-    found = {k: p.grad.clone() for k, p in qwen.named_parameters() if p.grad is not None}
-    qwen.zero_grad(set_to_none=True)
-    assert_same_gradients(found, wanted, share=1e-5)
-
-
 def test_text_rows_are_made_in_blocks(qwen, monkeypatch):
     batch = basic_only(make_batch(qwen, SAMPLES["qwen"]))
+    assert row_counts(batch)[COUNTS.index("image")] == 4
     attach(qwen, basic=Basic()).train()
     parts = qwen(**batch).parts
     monkeypatch.setattr("groundkern.hf.model.patch_weight.BLOCK_ELEMENTS", 100)
@@ -130,19 +127,51 @@ def test_text_rows_are_made_in_blocks(qwen, monkeypatch):
     torch.testing.assert_close(again, parts)
 
 
-def test_evaluation_and_frozen_parts(qwen):
-    """A frozen tower and projector leave nothing to learn but the text's own embeddings, which no
-    visual token has."""
+def test_frozen_parts_are_refused_where_nothing_is_left_to_learn(qwen):
     attach(qwen, basic=Basic(), klal=Klal()).eval()
     qwen.model.visual.requires_grad_(False)
-    batch = make_batch(qwen, SAMPLES["qwen"])
+    batch = basic_only(make_batch(qwen, SAMPLES["qwen"]))
     with torch.no_grad():
         parts = qwen(**batch).parts
     assert float(parts["basic_direction"]) > 0
     assert "map_kl" in parts
-    loss = qwen.train()(**batch, gk_part="basic_direction").loss
-    assert float(loss.detach()) == pytest.approx(float(parts["basic_direction"]))
-    assert not any(g.any() for g in gradients(qwen, loss).values())
+    with pytest.raises(ValueError, match="`basic`: expected a projector or a vision tower that"):
+        qwen.train()(**batch)
+    qwen.model.visual.merger.requires_grad_(True)  # the projector alone
+    found = gradients(qwen, qwen(**batch, gk_part="basic_direction").loss)
+    learning = {name for name, g in found.items() if g.any()}
+    assert learning
+    assert all("merger" in name for name in learning)
+    attach(qwen, basic=Basic(detach_head=False))
+    qwen.model.visual.requires_grad_(False)
+    found = gradients(qwen, qwen(**batch, gk_part="basic_logits").loss)
+    assert {name for name, g in found.items() if g.any()} == {_table_name(qwen)}
+
+
+def _table_name(model) -> str:
+    table = model.get_input_embeddings().weight
+    return next(name for name, p in model.named_parameters() if p is table)
+
+
+def test_the_teacher_has_what_a_decoder_adds_between_its_layers():
+    """Qwen3-VL's deepstack: features are added to visual tokens behind the first layers."""
+    model = FAMILIES["qwen3_vl_moe"].model()
+    image = Image.new("RGB", (64, 64), "white")
+    example = GroundedExample((image,), make_example("A red patch.").messages)
+    batch = GroundingCollator(FAMILIES["qwen3_vl_moe"].processor(), model.config)([example])
+    attach(model, basic=Basic(depth=2))
+    outputs, given = [], {}
+    decoder = model.get_decoder()
+    for layer in decoder.layers[:2]:
+        layer.register_forward_hook(lambda _, args, out: outputs.append(out))
+    decoder.register_forward_pre_hook(lambda _, args, kw: given.update(kw), with_kwargs=True)
+    request = Request.of(model, Objectives(basic=Basic(depth=2)), dict(batch))
+    states = run_body(request).visual
+    rows = [x[0, request.batch.map_columns[0].long()] for x in outputs]
+    deep = given["deepstack_visual_embeds"]
+    wanted = ((rows[0] + deep[0]) + 4 * (rows[1] + deep[1])) / 5
+    torch.testing.assert_close(states.teacher[0], wanted.detach(), rtol=1e-5, atol=1e-5)
+    assert not states.teacher.requires_grad
 
 
 def test_refusals(qwen):

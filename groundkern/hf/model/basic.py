@@ -46,6 +46,28 @@ def basic_table(model: PreTrainedModel, how: Basic) -> nn.Module:
     return table
 
 
+def refuse_frozen(model: PreTrainedModel, how: Basic) -> None:
+    """Raise if nothing that trains can learn from BASIC, whose loss would stand still.
+
+    Args:
+        model: without wrappers, in training.
+        how: the objective.
+
+    Raises:
+        ValueError: projector and tower are frozen, or there are none, and E has no gradient.
+    """
+    decoder = {id(p) for p in text_decoder(model).parameters()}
+    tables = model.get_input_embeddings(), model.get_output_embeddings()
+    decoder |= {id(p) for table in tables for p in table.parameters()}
+    others = [p for p in model.parameters() if id(p) not in decoder]
+    learns = any(p.requires_grad for p in others)
+    if how.logits and not how.detach_head:
+        learns = learns or basic_table(model, how).weight.requires_grad
+    if not learns:
+        got = "frozen ones" if others else "none"
+        fail("basic", "a projector or a vision tower that trains: it teaches nothing else", got)
+
+
 def refuse_basic(model: PreTrainedModel, how: Basic) -> None:
     """Raise for a model that cannot be trained with BASIC.
 

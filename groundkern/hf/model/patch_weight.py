@@ -40,14 +40,16 @@ class PatchWeight:
 
     def _blocks(self, text: Tensor) -> tuple[Tensor, ...]:
         """Positions of text tokens, padded with -1, [B, R] of each block."""
+        if self.columns.numel() == 0:
+            return ()
         number = text.sum(1, keepdim=True)
         most = text.shape[1]
-        if number.numel() and checks.values_visible(number):
+        if checks.values_visible(number):
             most = int(number.max())
         order = text.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         place = torch.arange(most, device=text.device)
         position = torch.where(place < number, order, -1)
-        return position.split(max(1, BLOCK_ELEMENTS // max(1, self.columns.numel())), 1)
+        return position.split(max(1, BLOCK_ELEMENTS // self.columns.numel()), 1)
 
     def rows_in(self, number: int) -> Rows | None:
         """None: it takes its rows itself, without a gradient."""
@@ -61,7 +63,7 @@ class PatchWeight:
                 at = rows.at(layer.window)
                 options = {**layer.options, "over": "visible", "lse": layer.normaliser(rows)}
                 maps = attention_map(at.take(layer.q), layer.k, at, self.columns, **options)
-                self.total += maps.unflatten(0, (-1, rows.rows)).sum(1)
+                self.total += maps.unflatten(0, (len(self.total), rows.rows)).sum(1)
         self.layers += 1
 
     def mean(self) -> Tensor:

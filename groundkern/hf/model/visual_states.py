@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from groundkern.checks import fail, require
-from groundkern.hf.model.basic import basic_depth
+from groundkern.hf.model.basic import basic_depth, refuse_frozen
 from groundkern.hf.model.layers import text_decoder
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows
@@ -47,6 +47,8 @@ class VisualStates:
     def of(cls, request: Request) -> VisualStates:
         """Those of the visual tokens of a batch."""
         model, how = request.model, request.terms.basic
+        if model.training and torch.is_grad_enabled():
+            refuse_frozen(model, how)
         depth = basic_depth(model, how)
         return cls(text_decoder(model).layers, request.batch.map_columns, depth)
 
