@@ -51,7 +51,7 @@ class Field(NamedTuple):
     @property
     def supervises(self) -> bool:
         """False for a field that says what the tokens are and not what they should learn."""
-        return self.dims not in ("B S", "B C")
+        return self.dims != "B S"  # BASIC learns at every visual token
 
 
 class Values(NamedTuple):
@@ -238,9 +238,10 @@ def _given(x: Tensor) -> Tensor:
     return x >= 0
 
 
-def _first_tokens(image: Tensor) -> Tensor:
-    """bool [B, S]: as many entries as each row has images."""
-    ordered = image.sort(1).values
+def _first_of_images(image: Tensor, columns: Tensor) -> Tensor:
+    """bool [B, C]: as many entries as the visual tokens of each row are of images."""
+    own = image.gather(1, columns.clamp(min=0).long())
+    ordered = torch.where(columns >= 0, own, -1).sort(1).values
     before = torch.nn.functional.pad(ordered, (1, 0), value=-1)[:, :-1]
     return (ordered >= 0) & (ordered != before)
 
@@ -259,7 +260,7 @@ COUNT_RULES: dict[str, CountRule] = {
     "composite": CountRule(("phrase_composite",), lambda three: (three >= 0).all(-1)),
     "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
     "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
-    "image": CountRule(("image",), _first_tokens),
+    "image": CountRule(("image", "map_columns"), _first_of_images),
     "contrast": CountRule(("contrast_position",), _given),
     "contrast_word": CountRule(("contrast_bag",), _given),
 }
