@@ -54,18 +54,20 @@ def refuse_frozen(model: PreTrainedModel, how: Basic) -> None:
         how: the objective.
 
     Raises:
-        ValueError: projector and tower are frozen, or there are none, and E has no gradient.
+        ValueError: projector and tower are frozen, and E has no gradient.
     """
     decoder = {id(p) for p in text_decoder(model).parameters()}
     tables = model.get_input_embeddings(), model.get_output_embeddings()
     decoder |= {id(p) for table in tables for p in table.parameters()}
     others = [p for p in model.parameters() if id(p) not in decoder]
     learns = any(p.requires_grad for p in others)
+    if not others:  # image tokens of the vocabulary (Chameleon)
+        learns = any(p.requires_grad for p in tables[0].parameters())
     if how.logits and not how.detach_head:
         learns = learns or basic_table(model, how).weight.requires_grad
     if not learns:
-        got = "frozen ones" if others else "none"
-        fail("basic", "a projector or a vision tower that trains: it teaches nothing else", got)
+        wanted = "a projector or a vision tower that trains: it teaches nothing else"
+        fail("basic", wanted, "frozen ones")
 
 
 def refuse_basic(model: PreTrainedModel, how: Basic) -> None:
