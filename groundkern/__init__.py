@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 SUBMODULES = ("losses", "lse", "maps", "metrics")
 __all__ = [
+    "AttentionReference",
     "CrossEntropy",
     "KeySets",
     "LabelBags",
@@ -20,6 +21,7 @@ __all__ = [
     "SideAttention",
     "SoftTargets",
     "attention_contribution",
+    "attention_divergence",
     "attention_kl",
     "attention_map",
     "available_backends",

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.masses import mass_loss
 
 
 class SmamLoss(NamedTuple):
@@ -40,25 +41,36 @@ def _same_shape(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def mean_rows(
-    rows: Tensor, counted: Tensor | None = None, *, denominator: Tensor | float | None = None
+    rows: Tensor,
+    counted: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    denominator: Tensor | float | None = None,
 ) -> Tensor:
-    """Mean of the counted rows; 0, with a zero gradient, if there are none.
+    """Weighted mean of the counted rows; 0, with a zero gradient, if there are none.
 
-    Equals `rows[counted].sum() / denominator` without a host sync; rows that are not counted may
-    hold anything, NaN too.
+    Equals `(weight * rows)[counted & (weight != 0)].sum() / denominator` without a host sync; rows
+    that are not counted may hold anything, NaN too.
 
     Args:
         rows: [...] float, per-row losses.
         counted: bool, broadcastable to `rows`; None counts all.
+        weight: float, broadcastable to `rows`, what each row counts for; a row of weight 0 is not
+            counted. None: 1.
         denominator: what to divide by, for example the number of rows of a whole accumulated batch;
-            None: the number of counted rows. With 0 the result is 0.
+            None: the number of counted rows, whatever their weights. With 0 the result is 0.
 
     Returns:
         Scalar in the dtype of `rows`.
+
+    Source: (W1).
     """
     if counted is None:
         counted = torch.ones((), dtype=torch.bool, device=rows.device)
     counted = counted.expand(rows.shape)
+    if weight is not None:
+        weight = weight.to(rows.dtype).expand(rows.shape)
+        rows, counted = rows * weight, counted & (weight != 0)
     total = rows.masked_fill(~counted, 0.0).sum()
     if denominator is None:
         denominator = counted.sum()
@@ -177,36 +189,43 @@ def map_divergence(
     valid: Tensor | None = None,
     renormalise: bool = False,
     floor: float = 1e-6,
+    beta: float = 0.5,
 ) -> Tensor:
-    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse, or
-    Jensen-Shannon.
+    """KLAL's divergence of an attention map Q from a target map P: KL, its reverse,
+    Jensen-Shannon, or a loss on Q's mass on the target.
 
-    Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with M = (P + Q) / 2,
-    `(sum P log(P / M) + sum Q log(Q / M)) / 2` ("js"). If Q sums to less than 1, "js" counts the
-    rest as mass off the target.
+    Equals `sum P log(P / Q)` ("kl"), `sum Q log(Q / P)` ("reverse_kl") or, with
+    M = beta P + (1 - beta) Q, `beta sum P log(P / M) + (1 - beta) sum Q log(Q / M)` ("js"). If Q
+    sums to less than 1, "js" counts the rest as mass off the target.
+    `groundkern.attention_divergence` computes the same from q and k and keeps no map.
+    "mass" and "share" are `masses.mass_loss`.
 
     Args:
         target: [..., C] float >= 0, of any scale; no gradient. A row that sums to 0 has no target:
             its loss and gradient are 0.
         attention: [..., C] float >= 0, differentiable.
-        kind: "kl" | "reverse_kl" | "js".
+        kind: "kl" | "reverse_kl" | "js" | "mass" | "share".
         valid: bool [..., C], the columns that exist; None: all.
         renormalise: divide `attention` by its sum first.
         floor: the least share of P that "reverse_kl" assumes in a valid column: the divergence is
             infinite if P is 0 where Q is not.
+        beta: of "js", in (0, 1); at 1/2 it is half the sum of both.
 
     Returns:
         [...] fp32, in nats.
 
     Raises:
-        ValueError: the two shapes differ, or an unknown kind.
+        ValueError: the two shapes differ, an unknown kind, or a beta outside (0, 1).
 
-    Source: KLAL (arXiv 2511.12738), (K3) and its options.
+    Source: KLAL (arXiv 2511.12738), (K3) and its options; (K5).
     """
     if kind == "kl":
         return map_kl(target, attention, renormalise=renormalise)
+    if kind in ("mass", "share"):
+        return mass_loss(target, attention, squared=kind == "share", renormalise=renormalise)
     if kind not in ("reverse_kl", "js"):
-        fail("kind", "'kl', 'reverse_kl' or 'js'", repr(kind))
+        fail("kind", "'kl', 'reverse_kl', 'js', 'mass' or 'share'", repr(kind))
+    require(0.0 < beta < 1.0, "beta", "a number in (0, 1)", beta)
     _same_shape("attention", attention, "target", target)
     q = _at_least_fp32(attention)
     target = target.detach().to(q.dtype)
@@ -221,10 +240,38 @@ def map_divergence(
         p = p / p.sum(-1, keepdim=True).clamp_min(tiny)
         rows = (q * (log_q - p.clamp_min(tiny).log())).masked_fill(~valid, 0.0).sum(-1)
     else:
-        log_m = ((p + q) / 2).clamp_min(tiny).log()
-        rows = 0.5 * (torch.xlogy(p, p) - p * log_m + q * (log_q - log_m)).sum(-1)
-        rows = rows + 0.5 * math.log(2.0) * (1.0 - q.sum(-1))
+        log_m = (beta * p + (1.0 - beta) * q).clamp_min(tiny).log()
+        of_p, of_q = torch.xlogy(p, p) - p * log_m, q * (log_q - log_m)
+        rows = (beta * of_p + (1.0 - beta) * of_q).sum(-1)
+        rows = rows - (1.0 - beta) * math.log1p(-beta) * (1.0 - q.sum(-1))
     return torch.where(target.sum(-1) > 0, rows, torch.zeros_like(rows))
+
+
+def policy_divergence(
+    attention: Tensor, reference: Tensor, seen: Tensor, *, kind: str = "js"
+) -> Tensor:
+    """How far a row's attention is from what it was, over the positions that count (R1), (R2).
+
+    Equals `map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)` with both
+    0 where nothing is seen. `groundkern.attention_divergence` computes the same from q and k.
+
+    Args:
+        attention: [..., S] float >= 0, differentiable: the head mean over all that the row sees.
+        reference: [..., S] float >= 0, of any scale; no gradient.
+        seen: bool [..., S], without the row's own position.
+        kind: as in `map_divergence`, the reference being its target.
+
+    Returns:
+        [...] fp32, in nats; 0 with a zero gradient where both are alike, or a row sees nothing.
+
+    Raises:
+        ValueError: shapes that differ, or an unknown kind.
+
+    Source: RAL (arXiv 2602.04884).
+    """
+    _same_shape("seen", seen, "attention", attention)
+    attention, reference = attention.masked_fill(~seen, 0.0), reference.masked_fill(~seen, 0.0)
+    return map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)
 
 
 def composition(

@@ -11,31 +11,49 @@ computed in fp64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from groundkern.areas import covered
+from groundkern.bells import bell_mass, outlines_of
+from groundkern.centres import centred
 from groundkern.checks import fail, require
 from groundkern.rasters import Raster
+from groundkern.shapes import (
+    Coordinates,
+    Shapes,
+    area_of,
+    clearly,
+    contains,
+    overlap,
+    polygon_overlap,
+    polyline_length,
+    raster_overlap,
+    rows_of,
+    shares_of,
+)
+
+__all__ = [
+    "FIXED_POINT_ONE",
+    "contains",
+    "dequantise",
+    "heat_of",
+    "inside",
+    "mixed",
+    "overlap",
+    "patch_grid",
+    "polygon_overlap",
+    "polyline_length",
+    "quantise",
+    "raster_overlap",
+    "target_map",
+    "target_values",
+    "with_floor",
+]
 
 FIXED_POINT_ONE = 1 << 20
 """The integer that `quantise` stores for a map's maximum."""
-
-_CLEARLY_COVERED = 0.01  # share of a token below which a shape merely grazes it
-
-Coordinates = Sequence | Tensor  # rows of numbers
-
-
-class _Shapes(NamedTuple):
-    """Shapes whose union is the target."""
-
-    boxes: Coordinates  # [m, 4]
-    points: Coordinates  # [m, 2]
-    polygons: Sequence[Coordinates]  # of [k, 2]
-    polylines: Sequence[Coordinates]  # of [k, 2]
-    rasters: Sequence[Raster]
+EVIDENCE_SIGMA = 0.25  # of EASE's bells, in sides of their boxes
 
 
 def patch_grid(height: int, width: int) -> Tensor:
@@ -52,180 +70,6 @@ def patch_grid(height: int, width: int) -> Tensor:
     return corners / torch.tensor([width, height, width, height], dtype=torch.float64)
 
 
-def _rows(name: str, values: Coordinates, width: int) -> Tensor:
-    rows = torch.as_tensor(values, dtype=torch.float64)
-    rows = rows.reshape(0, width) if rows.numel() == 0 else rows
-    require(
-        rows.dim() == 2 and rows.shape[1] == width, name, f"shape [*, {width}]", list(rows.shape)
-    )
-    return rows
-
-
-def _area(rects: Tensor) -> Tensor:
-    return (rects[:, 2] - rects[:, 0]).clamp_min(0) * (rects[:, 3] - rects[:, 1]).clamp_min(0)
-
-
-def _share(covered: Tensor, rects: Tensor) -> Tensor:
-    area = _area(rects)
-    return torch.where(area > 0, covered / area.clamp_min(1e-300), 0.0).clamp(0.0, 1.0)
-
-
-def overlap(rects: Tensor, boxes: Coordinates) -> Tensor:
-    """Share of each rectangle that each box covers.
-
-    Args:
-        rects: [n, 4] float (x0, y0, x1, y1).
-        boxes: [m, 4] float (x0, y0, x1, y1).
-
-    Returns:
-        [m, n] fp64 in [0, 1].
-
-    Raises:
-        ValueError: another shape than [*, 4].
-    """
-    rects, boxes = _rows("rects", rects, 4), _rows("boxes", boxes, 4)
-    low = torch.maximum(boxes[:, None, :2], rects[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], rects[None, :, 2:])
-    return _share((high - low).clamp_min(0).prod(-1), rects)
-
-
-def polygon_overlap(rects: Tensor, polygon: Coordinates) -> Tensor:
-    """Share of each rectangle that a simple polygon covers.
-
-    The area between every edge and the rectangle's floor is integrated in closed form, so concave
-    polygons are exact.
-
-    Args:
-        rects: [n, 4] float (x0, y0, x1, y1).
-        polygon: [k, 2] float, corners (x, y) in order, in either orientation, the first not
-            repeated at the end.
-
-    Returns:
-        [n] fp64 in [0, 1].
-
-    Raises:
-        ValueError: another shape than [*, 4] or [*, 2].
-    """
-    rects, a = _rows("rects", rects, 4), _rows("polygon", polygon, 2)
-    b = a.roll(-1, 0)  # edges a -> b, [k, 2]
-    x0, y0, x1, y1 = rects[:, :, None].unbind(1)  # [n, 1]
-    (ax, ay), (bx, by) = a.unbind(1), b.unbind(1)  # [k]
-    upright = (bx - ax).abs() < 1e-100  # a smaller run overflows in the slope
-    run = torch.where(upright, 1.0, bx - ax)
-    slope = (by - ay) / run
-    left = torch.minimum(torch.maximum(ax, x0), x1)  # [n, k] the edge between the rectangle's sides
-    right = torch.minimum(torch.maximum(bx, x0), x1)
-    ya, yb = ay + slope * (left - ax), ay + slope * (right - ax)
-
-    def integral(y: Tensor) -> Tensor:  # of clamp(y, y0, y1) - y0
-        inner = torch.minimum(torch.maximum(y, y0), y1) - y0
-        return inner * inner / 2 + (y - y1).clamp_min(0) * (y1 - y0)
-
-    rise = yb - ya
-    flat = rise.abs() < 1e-9
-    middle = torch.minimum(torch.maximum((ya + yb) / 2, y0), y1) - y0
-    height = torch.where(flat, middle, (integral(yb) - integral(ya)) / torch.where(flat, 1.0, rise))
-    covered = torch.where(upright, 0.0, height * (right - left)).sum(-1).abs()
-    return _share(covered, rects)
-
-
-def raster_overlap(rects: Tensor, raster: Raster) -> Tensor:
-    """Share of each rectangle that a mask covers; of a heat, its mean there over its maximum.
-
-    Exact, whether or not the edges of rectangles fall on those of pixels (`areas.covered`).
-
-    Args:
-        rects: [n, 4] float (x0, y0, x1, y1), in fractions of the image.
-        raster: a mask or a heat over the whole image.
-
-    Returns:
-        [n] fp64 in [0, 1].
-
-    Raises:
-        ValueError: another shape than [*, 4].
-    """
-    rects = _rows("rects", rects, 4)
-    solid = (_area(rects) > 0)[:, None]
-    inside = covered(raster.values, torch.where(solid, rects, 0.0))
-    return _share(inside / float(raster.values.max()), rects)
-
-
-def contains(rects: Tensor, points: Coordinates) -> Tensor:
-    """Which rectangle each point lies in.
-
-    A point on a shared edge belongs to the right or lower rectangle; on the last edge, to the last
-    rectangle.
-
-    Args:
-        rects: [n, 4] float (x0, y0, x1, y1).
-        points: [m, 2] float (x, y).
-
-    Returns:
-        [m, n] bool.
-
-    Raises:
-        ValueError: another shape than [*, 4] or [*, 2].
-    """
-    rects, points = _rows("rects", rects, 4), _rows("points", points, 2)
-    low, high, p = rects[None, :, :2], rects[None, :, 2:], points[:, None]
-    solid = _area(rects) > 0
-    held = ((low <= p) & (p <= high)).all(-1) & solid
-    for axis in (0, 1):  # one at a time: the last edge in y may cross a shared edge in x
-        half_open = held & (p < high)[..., axis]
-        held = torch.where(half_open.any(-1, keepdim=True), half_open, held)
-    return held
-
-
-def polyline_length(rects: Tensor, polyline: Coordinates) -> Tensor:
-    """How much of a line of straight segments runs through each rectangle.
-
-    Measured in the rectangle's own width and height: a line straight across it has length 1, its
-    diagonal sqrt(2). A segment along an edge counts for the rectangles on both sides of it.
-
-    Args:
-        rects: [n, 4] float (x0, y0, x1, y1).
-        polyline: [k, 2] float, vertices (x, y) in order, k >= 2.
-
-    Returns:
-        [n] fp64 >= 0; 0 for a rectangle without area.
-
-    Raises:
-        ValueError: another shape than [*, 4] or [*, 2].
-    """
-    rects, vertices = _rows("rects", rects, 4), _rows("polyline", polyline, 2)
-    solid = _area(rects) > 0
-    size = torch.where(solid[:, None], rects[:, 2:] - rects[:, :2], 1.0)[:, None]  # [n, 1, 2]
-    local = (vertices - rects[:, None, :2]) / size  # [n, k, 2], the rectangle is the unit square
-    start, run = local[:, :-1], local.diff(dim=1)
-    still = run == 0
-    safe = torch.where(still, 1.0, run)
-    first, second = -start / safe, (1 - start) / safe  # where the segment meets the sides
-    outside = still & ((start < 0) | (start > 1))
-    enter = torch.where(still, 0.0, torch.minimum(first, second)).amax(-1).clamp_min(0)
-    leave = torch.where(still, 1.0, torch.maximum(first, second)).amin(-1).clamp_max(1)
-    part = torch.where(outside.any(-1), 0.0, (leave - enter).clamp_min(0))
-    return (part * run.norm(dim=-1)).sum(-1) * solid
-
-
-def _shares(rects: Tensor, shapes: _Shapes) -> Tensor:
-    """[m, n]: the share of each rectangle that each shape covers; a point fills its rectangle, and
-    so does a line that runs through it for its width or height."""
-    parts = [overlap(rects, shapes.boxes), contains(rects, shapes.points).double()]
-    parts += [polygon_overlap(rects, polygon)[None] for polygon in shapes.polygons]
-    parts += [polyline_length(rects, line)[None].clamp_max(1) for line in shapes.polylines]
-    parts += [raster_overlap(rects, raster)[None] for raster in shapes.rasters]
-    return torch.cat(parts)
-
-
-def _clearly(shares: Tensor) -> Tensor:
-    """[n] bool: a shape covers a hundredth, or is too small for that and covers most here."""
-    if shares.shape[0] == 0 or shares.shape[1] == 0:
-        return shares.new_zeros(shares.shape[1], dtype=torch.bool)
-    most = shares.amax(-1, keepdim=True)
-    enough = (most / 2).clamp_max(_CLEARLY_COVERED)
-    return ((shares >= enough) & (most > 1e-12)).any(0)
-
-
 def inside(
     rects: Tensor,
     *,
@@ -234,6 +78,8 @@ def inside(
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    grow: float = 0.0,
+    bells: Coordinates = (),
 ) -> Tensor:
     """Which rectangles the union of the shapes covers.
 
@@ -241,22 +87,37 @@ def inside(
     hundredth of its width or height), so that an edge which grazes a patch by a rounding error does
     not count; a shape too small for that covers the rectangle it lies in.
 
+    With `grow` the shapes reach so much further on all sides, for each rectangle in units of its
+    own width and height: a rectangle is asked what is within that distance of it. On a grid 1 adds
+    the eight neighbours of every covered rectangle, and coarse and fine views grow each by theirs.
+
     Args:
         rects: [n, 4] float (x0, y0, x1, y1).
         boxes: [m, 4] float (x0, y0, x1, y1).
         points: [m, 2] float (x, y).
         polygons, polylines: sequences of [k, 2] float (x, y).
         rasters: masks, and heats, which are a mask where they have half of their maximum or more.
+        bells: [m, 4] float (x, y, sx, sy): points with a spread, which cover the ellipse where
+            their bell has half of its height or more.
+        grow: in widths and heights of a rectangle, >= 0.
 
     Returns:
         [n] bool.
 
     Raises:
-        ValueError: rectangles or shapes of another width.
+        ValueError: rectangles or shapes of another width, or a negative `grow`.
     """
-    rects = _rows("rects", rects, 4)
-    masks = [raster.mask() for raster in rasters]
-    return _clearly(_shares(rects, _Shapes(boxes, points, polygons, polylines, masks)))
+    rects = rows_of("rects", rects, 4)
+    require(grow >= 0, "grow", "a number >= 0", grow)
+    masks = [mask for raster in rasters if (mask := raster.mask()) is not None]
+    polygons = [*polygons, *outlines_of(bells)]
+    shapes = Shapes(boxes, points, polygons, polylines, masks)
+    if grow == 0:
+        return clearly(shares_of(rects, shapes))
+    reach = grow * (rects[:, 2:] - rects[:, :2]).clamp_min(0)
+    near = torch.cat((rects[:, :2] - reach, rects[:, 2:] + reach), 1)
+    # back to shares of the rectangle itself, so that what was covered before still is
+    return clearly(shares_of(near, shapes) * (1 + 2 * grow) ** 2)
 
 
 def _touching(rects: Tensor, target: Tensor) -> Tensor:
@@ -268,18 +129,35 @@ def _touching(rects: Tensor, target: Tensor) -> Tensor:
     for chunk in target.nonzero()[:, 0].split(1024):
         near = (low[chunk, None] <= rects[None, :, 2:]) & (high[chunk, None] >= rects[None, :, :2])
         touch |= near.all(-1).any(0)
-    return touch & (_area(rects) > 0)
+    return touch & (area_of(rects) > 0)
 
 
-def _gaussian(rects: Tensor, shapes: _Shapes) -> Tensor:
+def _bounds(shapes: Shapes, lines: Sequence[Coordinates] = ()) -> Tensor:
+    """[m, 4]: the boxes around all shapes, polylines only if they are given as `lines`."""
+    bounds = [rows_of("boxes", shapes.boxes, 4), rows_of("points", shapes.points, 2).repeat(1, 2)]
+    for polygon in (*shapes.polygons, *lines):
+        corners = rows_of("polygon", polygon, 2)
+        bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
+    bounds += [rows_of("bounds", [mask.bounds()], 4) for mask in shapes.rasters]
+    return torch.cat(bounds)
+
+
+def _evidence(rects: Tensor, shapes: Shapes) -> Tensor:
+    """[n]: the sum of the shapes' bells, each a distribution, over the highest of the sums (W2)."""
+    low, high = _bounds(shapes).split(2, 1)
+    spread = (EVIDENCE_SIGMA * (high - low)).clamp_min(1e-9)  # of a point nearly nothing
+    parts = [bell_mass(rects, torch.cat([(low + high) / 2, spread], 1))]
+    for line in shapes.polylines:
+        length = polyline_length(rects, line)[None]
+        parts.append(length / length.sum().clamp_min(1e-300))
+    mass = torch.cat(parts).sum(0)
+    return mass / mass.max().clamp_min(1e-300)
+
+
+def _gaussian(rects: Tensor, shapes: Shapes) -> Tensor:
     """[n]: the highest of the shapes' bells, as wide as the shape and at least as a token; along a
     polyline, as wide as a token."""
-    bounds = [_rows("boxes", shapes.boxes, 4), _rows("points", shapes.points, 2).repeat(1, 2)]
-    for polygon in shapes.polygons:
-        corners = _rows("polygon", polygon, 2)
-        bounds.append(torch.cat([corners.amin(0), corners.amax(0)])[None])
-    bounds += [_rows("bounds", [mask.bounds()], 4) for mask in shapes.rasters]
-    bounds = torch.cat(bounds)[:, None]  # [m, 1, 4]
+    bounds = _bounds(shapes)[:, None]  # [m, 1, 4]
     low, high = rects[:, :2], rects[:, 2:]
     sigma = torch.maximum((bounds[..., 2:] - bounds[..., :2]) / 2, (high - low) / 2)
     sigma = sigma.clamp_min(1e-12)
@@ -287,12 +165,12 @@ def _gaussian(rects: Tensor, shapes: _Shapes) -> Tensor:
     squares = [away.square().sum(-1)]
     squares += [_from_line(rects, line)[None] for line in shapes.polylines]
     bell = torch.exp(-0.5 * torch.cat(squares)).amax(0)
-    return bell.masked_fill(_area(rects) == 0, 0.0)
+    return bell.masked_fill(area_of(rects) == 0, 0.0)
 
 
 def _from_line(rects: Tensor, polyline: Coordinates) -> Tensor:
     """[n]: squared distance of each rectangle's centre from a polyline, in half rectangles."""
-    vertices = _rows("polyline", polyline, 2)
+    vertices = rows_of("polyline", polyline, 2)
     half = ((rects[:, 2:] - rects[:, :2]) / 2).clamp_min(1e-12)[:, None]
     local = (vertices - (rects[:, None, :2] + rects[:, None, 2:]) / 2) / half  # [n, k, 2]
     start, run = local[:, :-1], local.diff(dim=1)
@@ -306,11 +184,13 @@ def target_map(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
     boxes: Coordinates = (),
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    bells: Coordinates = (),
 ) -> Tensor:
     """The distribution over visual tokens of a map that looks at the union of the shapes.
 
@@ -321,12 +201,20 @@ def target_map(
             of the token that is covered (along a polyline: the length that runs through it, at most
             1), 0 elsewhere. "gaussian": a bell over each shape, its standard deviation half the
             shape's width and height and at least half a token; around a polyline half a token; of a
-            mask it is that of the box around it.
+            mask it is that of the box around it. "evidence": a mixture of such bells, one for each
+            shape and all of the same mass, with a quarter of the shape's width and height; of a
+            polyline the length that runs through a token (W2). "centre": the share that is covered
+            times a bell about the centre of the shape (`centres.centred`), GUI-AIMA's target.
+        sigma: of "centre": the bell's standard deviation over the sides of the box around a shape.
         levels: the triple (a, b, c), each >= 0 and a > 0.
         boxes, points, polygons, polylines: as in `inside`.
         rasters: masks, shapes like the others; and heats, which are the target themselves, of
             whatever kind: a token has the heat's mean over it. Beside shapes a heat's maximum
             counts as much as being on a shape, and the larger of the two values is taken.
+        bells: [m, 4] float (x, y, sx, sy): points with a spread, their standard deviation. They
+            are the target themselves, as heats are: a token has the sum of what each bell has over
+            it (`groundkern.bells`), every point as much as another. Beside shapes a whole bell
+            counts as much as being on a shape.
 
     Returns:
         [n] fp32, sums to 1; all zero if the shapes fall on no token.
@@ -336,16 +224,9 @@ def target_map(
 
     Source: P of KLAL's (K3) (arXiv 2511.12738; the triple is open in the paper).
     """
-    values = target_values(
-        rects,
-        kind=kind,
-        levels=levels,
-        boxes=boxes,
-        points=points,
-        polygons=polygons,
-        polylines=polylines,
-        rasters=rasters,
-    )
+    how = {"kind": kind, "levels": levels, "sigma": sigma, "rasters": rasters, "bells": bells}
+    shapes = {"boxes": boxes, "points": points, "polygons": polygons, "polylines": polylines}
+    values = target_values(rects, **how, **shapes)
     return (values / values.sum().clamp_min(1e-300)).float()
 
 
@@ -354,16 +235,18 @@ def target_values(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
     boxes: Coordinates = (),
     points: Coordinates = (),
     polygons: Sequence[Coordinates] = (),
     polylines: Sequence[Coordinates] = (),
     rasters: Sequence[Raster] = (),
+    bells: Coordinates = (),
 ) -> Tensor:
     """`target_map` before it is divided by its sum.
 
     Args:
-        rects, kind, levels, boxes, points, polygons, polylines, rasters: as there.
+        rects, kind, levels, sigma, boxes, points, polygons, polylines, rasters, bells: as there.
 
     Returns:
         [n] fp64; all zero if the shapes fall on no token.
@@ -371,26 +254,24 @@ def target_values(
     Raises:
         ValueError: as there.
     """
-    rects = _rows("rects", rects, 4)
-    require(
-        len(levels) == 3 and min(levels) >= 0 and levels[0] > 0,
-        "levels",
-        "three numbers >= 0",
-        levels,
-    )
+    rects = rows_of("rects", rects, 4)
+    good = len(levels) == 3 and min(levels) >= 0 and levels[0] > 0
+    require(good, "levels", "three numbers >= 0", levels)
+    require(sigma > 0, "sigma", "a number above 0", sigma)
     masks = [raster for raster in rasters if not raster.heat]
     heats = [raster for raster in rasters if raster.heat]
-    values = _by_kind(rects, kind, levels, _Shapes(boxes, points, polygons, polylines, masks))
+    shapes = Shapes(boxes, points, polygons, polylines, masks)
+    values = _by_kind(rects, kind, levels, sigma, shapes)
     most = levels[0] if kind in ("neighbours", "uniform") else 1.0
     for heat in heats:
         values = torch.maximum(values, most * raster_overlap(rects, heat))
-    return values
+    return torch.maximum(values, most * bell_mass(rects, bells).sum(0))
 
 
-def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: _Shapes) -> Tensor:
+def _by_kind(rects: Tensor, kind: str, levels: tuple, sigma: float, shapes: Shapes) -> Tensor:
     """[n] fp64: a target map that is not normalised; zeros if the shapes fall on no token."""
-    shares = _shares(rects, shapes)
-    target = _clearly(shares)
+    shares = shares_of(rects, shapes)
+    target = clearly(shares)
     if not target.any():
         return torch.zeros(rects.shape[0], dtype=torch.float64)
     if kind in ("neighbours", "uniform"):
@@ -398,14 +279,110 @@ def _by_kind(rects: Tensor, kind: str, levels: tuple, shapes: _Shapes) -> Tensor
         if kind == "neighbours":
             values[_touching(rects, target)] = levels[1]
         values[target] = levels[0]
-        values[_area(rects) == 0] = 0.0
+        values[area_of(rects) == 0] = 0.0
     elif kind == "overlap":
         values = shares.amax(0) * target
     elif kind == "gaussian":
         values = _gaussian(rects, shapes)
+    elif kind == "evidence":
+        values = _evidence(rects, shapes)
+    elif kind == "centre":
+        values = centred(rects, shares, _bounds(shapes, shapes.polylines), sigma) * target
     else:
-        fail("kind", "'neighbours', 'uniform', 'overlap' or 'gaussian'", repr(kind))
+        wanted = "'neighbours', 'uniform', 'overlap', 'gaussian', 'evidence' or 'centre'"
+        fail("kind", wanted, repr(kind))
     return values
+
+
+def with_floor(target: Tensor, rects: Tensor, floor: float) -> Tensor:
+    """A target map, a part of which is spread evenly over all tokens with a place.
+
+    Equals `(1 - floor) * target + floor / n` over the n rectangles that have an area.
+
+    Args:
+        target: [n] float, a distribution; a map of zeros stays one.
+        rects: [n, 4] float, one rectangle per visual token.
+        floor: the part, in [0, 1].
+
+    Returns:
+        [n] in the dtype of `target`.
+
+    Raises:
+        ValueError: a floor outside [0, 1].
+
+    Source: alpha of EASE's evidence map (arXiv 2605.30912), (W2).
+    """
+    require(0.0 <= floor <= 1.0, "floor", "a number in [0, 1]", floor)
+    if floor == 0 or not bool(target.any()):
+        return target
+    placed = (area_of(rows_of("rects", rects, 4)) > 0).to(target.dtype)
+    return (1.0 - floor) * target + floor * placed / placed.sum().clamp_min(1.0)
+
+
+def mixed(targets: Tensor, shares: Sequence[float]) -> Tensor:
+    """The target of several regions, each with its share of the attention.
+
+    Equals `sum_r s_r P_r / sum_r s_r` over the regions that fall on a token.
+
+    Args:
+        targets: [m, n] float >= 0, a distribution each, or zeros where a region falls on no token.
+        shares: of each, > 0.
+
+    Returns:
+        [n] fp32, sums to 1; all zero if no region falls on a token.
+
+    Raises:
+        ValueError: another number of shares, or one that is not above 0.
+
+    Source: (K8).
+    """
+    require(len(shares) == len(targets), "shares", f"{len(targets)} of them", len(shares))
+    require(min(shares, default=1) > 0, "shares", "numbers above 0", list(shares))
+    values = torch.as_tensor(shares, dtype=torch.float64) @ targets.double()
+    return (values / values.sum().clamp_min(1e-300)).float()
+
+
+def heat_of(rects: Tensor, values: Tensor, *, height: int, width: int) -> Tensor:
+    """A map over visual tokens as pixels of the image, which another model's tokens can be taught.
+
+    What a token has is spread evenly over its rectangle, and a pixel has the sum of what falls on
+    it, by exact areas: neither grid has to divide the other, and tokens of several views add up.
+
+    Args:
+        rects: [n, 4] float (x0, y0, x1, y1), in fractions of the image; those without area get
+            lost.
+        values: [..., n] float >= 0: a recorded map (`GroundedOutput.maps`), or a patch map of CLIP.
+        height, width: of the result in pixels; as many as there are rows and columns of tokens lose
+            nothing of a plain grid.
+
+    Returns:
+        [..., height, width] fp32, the values of a `Raster`; sums to what `values` has within the
+        image.
+
+    Raises:
+        ValueError: another shape, or values that are negative or not finite.
+
+    Source: (K9).
+    """
+    rects = rows_of("rects", rects, 4)
+    count = len(rects)
+    fits = values.dim() > 0 and values.shape[-1] == count
+    require(fits, "values", f"[..., {count}], one a rectangle", list(values.shape))
+    usable = bool(torch.isfinite(values).all()) and bool((values >= 0).all())
+    require(usable, "values", "finite numbers >= 0", "others")
+    across = _shares_of_side(rects[:, 0], rects[:, 2], width)  # [n, width]
+    down = _shares_of_side(rects[:, 1], rects[:, 3], height)
+    weighted = values.double().unsqueeze(-1) * across  # [..., n, width]
+    return (down.T @ weighted).float()
+
+
+def _shares_of_side(low: Tensor, high: Tensor, pixels: int) -> Tensor:
+    """[n, pixels]: the share of each interval that lies in each pixel of the unit interval."""
+    edges = torch.arange(pixels + 1, dtype=torch.float64) / pixels
+    start = torch.maximum(low[:, None], edges[:-1])
+    covered = (torch.minimum(high[:, None], edges[1:]) - start).clamp_min(0)
+    length = (high - low)[:, None]
+    return torch.where(length > 0, covered / length.clamp_min(1e-300), 0.0)
 
 
 def quantise(target: Tensor) -> Tensor:

@@ -31,13 +31,14 @@ class Moment(NamedTuple):
     shapes: Mapping[str, Sequence[Any]]
 
 
-def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment]) -> Tensor:
+def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment], *, grow: float = 0.0) -> Tensor:
     """Which tokens the shapes of any moment cover.
 
     Args:
         rects: [n, 4] float (x0, y0, x1, y1).
         times: [n, 2] float seconds, the second exclusive.
         moments: what is where and when.
+        grow: as in `maps.inside`; nothing grows in time.
 
     Returns:
         [n] bool, as `maps.inside` says of each step.
@@ -45,7 +46,7 @@ def inside(rects: Tensor, times: Tensor, moments: Sequence[Moment]) -> Tensor:
     covered = torch.zeros(len(rects), dtype=torch.bool)
     for own, shapes in _steps(times, moments):
         if shapes:
-            covered[own] = maps.inside(rects[own], **shapes)
+            covered[own] = maps.inside(rects[own], **shapes, grow=grow)
     return covered
 
 
@@ -56,6 +57,7 @@ def target_map(
     *,
     kind: str = "neighbours",
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+    sigma: float = 0.8,
 ) -> Tensor:
     """The distribution over visual tokens of a map that looks at the shapes when they are there.
 
@@ -66,6 +68,7 @@ def target_map(
         kind: as in `maps.target_map`, of each step. "neighbours": the tokens at the same place one
             step before and behind those on the target count as neighbours too.
         levels: the triple (a, b, c) of `maps.target_map`.
+        sigma: of "centre", as there.
 
     Returns:
         [n] fp32, sums to 1; all zero if the shapes fall on no token.
@@ -81,22 +84,26 @@ def target_map(
     steps, spreads = _steps(times, moments), kind in ("neighbours", "uniform")
     for own, shapes in steps:
         if shapes:
-            values[own] = maps.target_values(rects[own], kind=kind, levels=levels, **shapes)
+            how = {"kind": kind, "levels": levels, "sigma": sigma}
+            values[own] = maps.target_values(rects[own], **how, **shapes)
             is_there[own] = bool((values[own] > 0).any())
             if spreads:
-                on_target[own] = maps.inside(rects[own], **_without_heats(shapes))
+                on_target[own] = maps.inside(rects[own], **_sets(shapes))
     if bool(on_target.any()):
         values[placed & ~is_there] = levels[2]
     if kind == "neighbours":
-        for (own, _), (other, _) in (*pairwise(steps), *pairwise(steps[::-1])):
-            if torch.equal(rects[own], rects[other]):
+        for (own, shapes), (other, _) in (*pairwise(steps), *pairwise(steps[::-1])):
+            if shapes and torch.equal(rects[own], rects[other]):
                 beside = other[on_target[own]]
                 values[beside] = values[beside].clamp_min(levels[1])
     return (values / values.sum().clamp_min(1e-300)).float()
 
 
-def _without_heats(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
-    return {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
+def _sets(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+    """The shapes but heats and bells, which are the target themselves and have no neighbours."""
+    found = {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
+    found.pop("bells", None)
+    return found
 
 
 def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[str, list]]]:
@@ -113,9 +120,10 @@ def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[
         step = bisect_right(begins, moment.time) - 1
         if step >= 0 and moment.time < ends[step]:
             held[step][id(moment.shapes)] = moment.shapes  # frames of a region share them: once
+    own = tokens[number.argsort(stable=True)].split(number.bincount().tolist())
     steps = []
-    for step, own in enumerate(held):
-        names = dict.fromkeys(name for shapes in own.values() for name in shapes)
-        union = {n: [x for shapes in own.values() for x in shapes.get(n, ())] for n in names}
-        steps.append((tokens[number == step], union))
+    for there, shown in zip(own, held, strict=True):
+        names = dict.fromkeys(name for shapes in shown.values() for name in shapes)
+        union = {n: [x for shapes in shown.values() for x in shapes.get(n, ())] for n in names}
+        steps.append((there, union))
     return steps

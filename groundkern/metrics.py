@@ -1,8 +1,10 @@
-"""How well a map over visual tokens finds its target, one number per row; hits of labels.
+"""How well a map over visual tokens finds its target, one number per row; hits of labels; and
+where a map points.
 
-Every metric but `label_hits` reads `scores` [N, C], a bool `target` [N, C] and optionally a bool
-`valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32. **A row for which
-a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in fp64.
+Every metric but `label_hits` and `map_point` reads `scores` [N, C], a bool `target` [N, C] and
+optionally a bool `valid` [N, C] (columns that exist; the others are ignored), and returns [N] fp32.
+**A row for which a metric is not defined gets NaN**, so average with `torch.nanmean`. Sums run in
+fp64.
 """
 
 from __future__ import annotations
@@ -172,3 +174,121 @@ def label_hits(top_ids: Tensor, target: Tensor, *, ignore_index: int = -100) -> 
     counted = (target != ignore_index)[..., None]
     hits = (top_ids == target[..., None]) & counted
     return hits.reshape(-1, top_ids.shape[-1]).sum(0).cumsum(0)
+
+
+def map_point(scores: Tensor, rects: Tensor, *, share: float = 0.3) -> Tensor:
+    """Where a map points: the weighted mean of the centres of the region around its peak.
+
+    The region is what of the columns above `share` times the maximum hangs together with the peak
+    by common edges; of equal peaks the first counts.
+
+    Args:
+        scores: [C] float >= 0, attention.
+        rects: [C, 4] float (x0, y0, x1, y1), the place of each column; one without area is left
+            out.
+        share: of the maximum, in [0, 1).
+
+    Returns:
+        [2] fp64 (x, y) in the unit of `rects`; NaN if no column with a place scores above 0.
+
+    Raises:
+        ValueError: shapes that do not match, or a share out of range.
+
+    Source: GUI-AIMA (arXiv 2511.00810), its inference.
+    """
+    count = len(scores) if scores.dim() == 1 else None
+    require(count is not None, "scores", "a [C] tensor", list(scores.shape))
+    got = list(rects.shape)
+    require(got == [count, 4], "rects", f"shape [{count}, 4], one for each score", got)
+    require(0.0 <= share < 1.0, "share", "a number in [0, 1)", share)
+    rects, scores = rects.double(), scores.detach().double()
+    size = rects[:, 2:] - rects[:, :2]
+    scores = scores.masked_fill(~(size > 0).all(1), 0.0)
+    if not bool((scores > 0).any()):
+        return rects.new_full((2,), _NAN)
+    kept = (scores > share * scores.max()).nonzero()[:, 0]
+    rects, scores, slack = rects[kept], scores[kept], 0.01 * size[kept]
+    reached = torch.zeros_like(kept, dtype=torch.bool)
+    reached[scores.argmax()] = True
+    border = reached.nonzero()[:, 0]
+    while len(border):
+        beside = torch.zeros_like(reached)
+        for part in border.split(64):
+            low = torch.maximum(rects[part, None, :2], rects[None, :, :2])
+            high = torch.minimum(rects[part, None, 2:], rects[None, :, 2:])
+            common = high - low  # [b, m, 2], of both axes; 0 where two edges meet
+            beside |= ((common > -slack).all(-1) & (common > slack).any(-1)).any(0)
+        border = (beside & ~reached).nonzero()[:, 0]
+        reached[border] = True
+    weight = scores.masked_fill(~reached, 0.0)[:, None]
+    return (weight * (rects[:, :2] + rects[:, 2:]) / 2).sum(0) / weight.sum()
+
+
+def attention_reward(
+    maps: Tensor,
+    inside: Tensor,
+    valid: Tensor,
+    counted: Tensor | None = None,
+    *,
+    eps: float = 1e-8,
+) -> Tensor:
+    """`tanh(log(a / v))`: attention of a visual token on the evidence against one of the image.
+
+    Equals `(a ** 2 - v ** 2) / (a ** 2 + v ** 2)` with a the mean of `maps` over counted rows and
+    tokens inside, v that over counted rows and all tokens.
+
+    Args:
+        maps: [B, R, C] >= 0, attention of R rows of each completion, of any scale that its rows
+            share.
+        inside: bool [B, C], the tokens of the evidence.
+        valid: bool [B, C], the tokens that exist.
+        counted: bool [B, R], the rows that count; None: all.
+        eps: added to a and v.
+
+    Returns:
+        [B] fp32 in [-1, 1], without a gradient; 0 for a completion without counted rows, without
+        evidence or without an image.
+
+    Raises:
+        ValueError: shapes that do not agree.
+
+    Source: SAYO (arXiv 2602.08241), (R4).
+    """
+    batch, rows, columns = maps.shape
+    for name, x in (("inside", inside), ("valid", valid)):
+        require(x.shape == (batch, columns), name, f"shape {[batch, columns]}", list(x.shape))
+    if counted is None:
+        counted = torch.ones(batch, rows, dtype=torch.bool, device=maps.device)
+    require(counted.shape == (batch, rows), "counted", f"shape {[batch, rows]}", counted.shape)
+    each = maps.detach().float().masked_fill(~counted[..., None], 0.0).sum(1)  # [B, C]
+    inside = inside & valid
+    a, v = (
+        each.masked_fill(~of, 0.0).sum(1) / (of.sum(1) * counted.sum(1)).clamp(min=1)
+        for of in (inside, valid)
+    )
+    found = torch.tanh(torch.log((a + eps) / (v + eps)))
+    known = inside.any(1) & counted.any(1)
+    return torch.where(known, found, 0.0)
+
+
+def high_entropy(entropy: Tensor, counted: Tensor, share: float) -> Tensor:
+    """The rows of each completion whose next token is least certain.
+
+    Args:
+        entropy: [B, R] float.
+        counted: bool [B, R], the rows that exist.
+        share: of them, in (0, 1]; at least one row of a completion that has any.
+
+    Returns:
+        bool [B, R].
+
+    Raises:
+        ValueError: a share outside (0, 1].
+
+    Source: SAYO (arXiv 2602.08241), which takes .3.
+    """
+    require(0.0 < share <= 1.0, "share", "a number in (0, 1]", share)
+    order = entropy.masked_fill(~counted, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1)
+    most = (counted.sum(1, keepdim=True) * share).floor().clamp(min=1)
+    return (rank < most) & counted

@@ -22,14 +22,17 @@ class Raster:
     Args:
         values: [height, width], from the top. bool: a mask, True inside. Floating: a heat >= 0 in
             any unit, of which only the ratios count.
+        peak: of a heat that is one of several: the maximum of them all, so that their ratios count
+            too. None: its own maximum.
 
     Raises:
         TypeError: not a tensor, or another dtype.
-        ValueError: another shape, a mask with nothing inside, a heat that is nowhere above 0, or
-            values that are negative or not finite.
+        ValueError: another shape, a mask with nothing inside, a heat that is nowhere above 0,
+            values that are negative or not finite, or a peak below a heat's maximum.
     """
 
     values: Tensor
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         import torch
@@ -46,7 +49,10 @@ class Raster:
             require(low >= 0 and high < float("inf"), "heat", "finite numbers >= 0",
                     f"{low} to {high}")  # fmt: skip
             require(high > 0, "heat", "a number above 0", "zeros")
+            most = high if self.peak is None else self.peak
+            require(high <= most < float("inf"), "peak", f"the heat's {high} or more", most)
         else:
+            require(self.peak is None, "peak", "None for a mask", self.peak)
             require(bool(values.any()), "mask", "a pixel inside", "none")
 
     @property
@@ -54,13 +60,22 @@ class Raster:
         """Whether it is a heat-map, not a mask."""
         return self.values.is_floating_point()
 
-    def mask(self) -> Raster:
+    @property
+    def most(self) -> float:
+        """What a pixel has that counts in full: of a heat its peak, of a mask 1."""
+        return float(self.values.max()) if self.peak is None else self.peak
+
+    def mask(self) -> Raster | None:
         """Where it is, as a set of pixels.
 
         Returns:
-            Itself if it is a mask; of a heat the mask of where it has `HOT` of its maximum or more.
+            Itself if it is a mask; of a heat the mask of where it has `HOT` of its peak or more,
+            None if that is nowhere.
         """
-        return Raster(self.values >= HOT * self.values.max()) if self.heat else self
+        if not self.heat:
+            return self
+        hot = self.values >= HOT * self.most
+        return Raster(hot) if bool(hot.any()) else None
 
     def bounds(self) -> tuple[float, float, float, float]:
         """The smallest box around what is not 0.

@@ -255,6 +255,29 @@ class KeySets(_Tensors):
         checks.tensor("sequence", sequence, "G", sizes, device=visual.device)
         return cls.from_bool(~visual[sequence.long()] | inside, index)
 
+    @classmethod
+    def all_but(cls, left_out: Tensor, keys: int) -> KeySets:
+        """Sets of every key but one, a set for each row.
+
+        Args:
+            left_out: int32 [N], the key that each row may not use.
+            keys: S.
+
+        Returns:
+            KeySets of N sets; made as bits, so that no [N, S] is.
+
+        Raises:
+            TypeError: `left_out` is not int32.
+        """
+        checks.tensor("left_out", left_out, "N", {}, dtype=torch.int32)
+        at, rows = left_out.clamp(min=0, max=max(0, keys - 1)), len(left_out)
+        bits = left_out.new_full((rows, -(-keys // BITS)), -1)
+        if keys % BITS:
+            bits[:, -1] = 2 ** (keys % BITS) - 1
+        word, bit = (at // BITS).long()[:, None], torch.ones_like(at) << (at % BITS)
+        bits = bits.scatter(1, word, bits.gather(1, word) & ~bit[:, None])
+        return cls(bits, torch.arange(rows, dtype=torch.int32, device=at.device), keys)
+
     def to_bool(self) -> Tensor:
         """Unpack the sets.
 

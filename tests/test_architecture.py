@@ -176,7 +176,8 @@ def role(module: str) -> str | None:
             return "hf"
         case (
             []
-            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters"]
+            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "shapes"]
+            | ["divergence" | "divergence_blocks" | "divergence_terms" | "normaliser" | "bells"]
             | ["compat", *_]
         ):
             return "public"

@@ -20,8 +20,8 @@ WIDTH = 100
 ABSENT_PAGE = re.compile(
     r"\b(?:METHODS|DESIGN|FIELD|GPU|HF|STYLE)\.md\b|\b(?:METHODS|DESIGN)(?:'|,? section)"
 )
-CITED = re.compile(r"\(([SDKHCALETPB]\d{1,2})\)")
-DEFINED = re.compile(r"^\*\*\(([SDKHCALETPB]\d{1,2})\)\*\*", re.MULTILINE)
+CITED = re.compile(r"\(([SDKHCALETPWRGB]\d{1,2})\)")
+DEFINED = re.compile(r"^\*\*\(([SDKHCALETPWRGB]\d{1,2})\)\*\*", re.MULTILINE)
 CODE = re.compile(r"^( *)(```|~~~).*?^\1\2|(`+).*?\3", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACEHOLDER = re.compile(r"\w*[A-Z]{3,}_[A-Z]+\w*")

@@ -294,3 +294,46 @@ def test_contrastive_spreads_over_matches_and_ignores_rows_without_any():
     by_text = -(images[0, 0] + images[0, 1] + images[1, 2]) / 3
     torch.testing.assert_close(contrastive(similarity, match), (by_image + by_text) / 2)
     assert contrastive(similarity[:, :0], match[:, :0]).item() == 0.0
+
+
+def test_the_mass_of_two_heads_by_hand():
+    # Two heads, two image columns and a text column. Head 1 has .9 on column 0 (the target) and .1
+    # on text, head 2 .1 on column 1 and .9 on text. Head means: .45 and .05 (GuidedVLA: -log .45);
+    # of their sum .5 the target has .9 (A3Tune: (1 - .9)^2 = .01).
+    heads = torch.tensor([[0.9, 0.0], [0.0, 0.1]], dtype=torch.float64)
+    target, attention = torch.tensor([3.0, 0.0]), heads.mean(0).requires_grad_()
+    mass = map_divergence(target, attention, kind="mass")
+    assert mass.item() == pytest.approx(-math.log(0.45))
+    (gradient,) = torch.autograd.grad(mass, attention)
+    assert gradient.tolist() == pytest.approx([-1 / 0.45, 0.0])
+    share = map_divergence(target, attention, kind="share", renormalise=True)
+    assert share.item() == pytest.approx(0.01)
+    (gradient,) = torch.autograd.grad(share, attention)
+    # d (1 - a / (a + b))^2 = -2 (1 - .9) (b, -a) / (a + b)^2
+    wanted = [-0.2 * 0.05 / 0.25, 0.2 * 0.45 / 0.25]
+    assert gradient.tolist() == pytest.approx(wanted)
+    soft = map_divergence(torch.tensor([4.0, 2.0]), attention, kind="mass")  # .45 + .05 / 2
+    assert soft.item() == pytest.approx(-math.log(0.475))
+    shared = map_divergence(target, attention, kind="mass", renormalise=True)
+    assert shared.item() == pytest.approx(-math.log(0.9))
+
+
+@pytest.mark.parametrize("kind", ["mass", "share"])
+def test_mass_losses_where_there_is_little_or_nothing(kind):
+    attention = torch.tensor([[1e-30, 0.5], [0.3, 0.7], [0.0, 0.0]], requires_grad=True)
+    target = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    rows = map_divergence(target, attention, kind=kind)
+    assert rows[1].item() == 0.0
+    assert rows.isfinite().all()
+    (gradient,) = torch.autograd.grad(rows.sum(), attention)
+    assert gradient.isfinite().all()
+    assert gradient[1].tolist() == [0.0, 0.0]
+    if kind == "mass":
+        assert rows[0].item() == pytest.approx(30 * math.log(10))
+        assert gradient[0, 0].item() == pytest.approx(-1e30)
+    assert map_divergence(target[:, :0], attention[:, :0], kind=kind).tolist() == [0.0] * 3
+    many = torch.rand(4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    where = (many > 0.4).double()
+    assert torch.autograd.gradcheck(
+        lambda x: map_divergence(where, x, kind=kind, renormalise=True), many.requires_grad_()
+    )

@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import groundkern
+from groundkern.maps import patch_grid
 from groundkern.metrics import (
     argmax_in_target,
     attention_ratio,
+    attention_reward,
+    high_entropy,
     label_hits,
+    map_point,
     mass_on_target,
     peak_in_mask,
     roc_auc,
@@ -141,3 +145,59 @@ def test_hits_of_labels_are_counts_of_top_k_accuracy() -> None:
     assert label_hits(torch.zeros(0, 2, dtype=torch.int64), target[:0, 0]).tolist() == [0, 0]
     with pytest.raises(ValueError, match="`target`: expected top_ids' shape"):
         label_hits(result.top_ids, target[0])
+
+
+def test_a_map_points_at_the_middle_of_the_region_around_its_peak():
+    rects = patch_grid(3, 4) * torch.tensor([4.0, 3.0, 4.0, 3.0])  # tokens of 1 x 1
+    scores = torch.tensor([0.8, 1.0, 0.1, 0.9, 0.0, 0.4, 0.1, 0.0, 0.31, 0.0, 0.0, 0.0])
+    # above .3: tokens 0 (.5, .5), 1 (1.5, .5), 5 (1.5, 1.5) hang together; 3 and 8, which 5 only
+    # touches at a corner, do not. (.8 * .5 + 1.0 * 1.5 + .4 * 1.5) / 2.2 = 2.5 / 2.2 and
+    # (.8 * .5 + 1.0 * .5 + .4 * 1.5) / 2.2 = 1.5 / 2.2.
+    point = map_point(scores, rects)
+    torch.testing.assert_close(point, torch.tensor([2.5, 1.5], dtype=torch.float64) / 2.2)
+    alone = map_point(scores, rects, share=0.95)
+    assert alone.tolist() == [1.5, 0.5]
+    one = map_point(scores[:1], rects[:1])
+    assert one.tolist() == [0.5, 0.5]
+
+
+def test_a_map_points_at_places_alone():
+    rects = torch.tensor([[0.0, 0, 1, 1], [-1, -1, -1, -1], [0.5, 0.5, 1.0, 1.0]])
+    point = map_point(torch.tensor([1.0, 9.0, 1.0]), rects)  # of two views, one inside the other
+    assert point.tolist() == [0.625, 0.625]
+    assert map_point(torch.zeros(3), rects).isnan().all()
+    assert map_point(torch.zeros(0), rects[:0]).isnan().all()
+    even = map_point(torch.ones(12 * 10), patch_grid(12, 10))
+    torch.testing.assert_close(even, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    with pytest.raises(ValueError, match="`rects`"):
+        map_point(torch.ones(3), rects[:2])
+    with pytest.raises(ValueError, match="`share`"):
+        map_point(torch.ones(3), rects, share=1.0)
+
+
+def test_attention_reward_by_hand():
+    """a = 3 v: (9 - 1) / (9 + 1); a = v: 0; nothing on the evidence: -1; no evidence, no row: 0."""
+    inside = torch.tensor([[True, False, False, False]] * 3 + [[False] * 4] * 2)
+    valid = torch.ones(5, 4, dtype=torch.bool)
+    maps = torch.tensor(
+        [
+            [[0.3, 0.05, 0.05, 0.0], [9.0, 0.0, 9.0, 0.0]],  # the second row is not counted
+            [[0.2, 0.2, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]],
+            [[0.0, 0.5, 0.5, 0.0], [0.0, 0.1, 0.0, 0.1]],
+            [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]],
+            [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]],
+        ]
+    )
+    counted = torch.tensor([[True, False], [True, True], [True, True], [True, True], [False] * 2])
+    found = attention_reward(maps, inside, valid, counted)
+    torch.testing.assert_close(found, torch.tensor([0.8, 0.0, -1.0, 0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_high_entropy_takes_a_share_of_the_rows_that_are_there():
+    entropy = torch.tensor([[1.0, 3.0, 2.0, 9.0, 0.5], [1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5])
+    counted = torch.tensor([[True, True, True, False, True], [True] + [False] * 4, [False] * 5])
+    found = high_entropy(entropy, counted, 0.5)  # 2 of 4, at least 1 of 1, none of 0
+    assert found.nonzero().tolist() == [[0, 1], [0, 2], [1, 0]]
+    assert torch.equal(high_entropy(entropy, counted, 1.0), counted)
+    with pytest.raises(ValueError, match="share"):
+        high_entropy(entropy, counted, 0.0)

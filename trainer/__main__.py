@@ -1,4 +1,4 @@
-"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `doctor`, `evaluate`,
+"""`python -m trainer train`, `demo`, `look`, `prepare`, `inspect`, `doctor`, `evaluate`, `heads`,
 `evidence`.
 
 Only the chosen command is imported: torch and transformers take seconds, and most commands need
@@ -23,6 +23,7 @@ _TOOLS = {
     "inspect": "trainer.inspection.command",
     "doctor": "trainer.doctor.command",
     "evaluate": "trainer.evaluation.command",
+    "heads": "trainer.heads.command",
     "evidence": "trainer.evidence.command",
 }
 _COMMANDS = ("train", "demo", "prepare", "look", *_TOOLS)
@@ -95,9 +96,11 @@ def _add(name: str, commands: Any) -> None:
         tool.add_arguments(added)
         added.set_defaults(run=tool.run)
     elif name == "prepare":
+        from trainer import teaching
         from trainer.prepare.command import add_commands
 
-        add_commands(commands.add_parser(name, help="make samples from images and texts"))
+        made = commands.add_parser(name, help="make samples from images and texts")
+        add_commands(made, {"teach": teaching})
     elif name == "look":
         from trainer.command_line import add_look
 

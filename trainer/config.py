@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from groundkern.hf import objectives as methods
 from trainer.data.videos import RULES
+from trainer.heads_file import read_heads
 from trainer.train_files import TrainFile, TrainFiles, without_forms
 from trainer.wording import VALUE, cut, short
 
@@ -63,6 +64,8 @@ class Model(Section):
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     freeze_vision: bool = setting(False, "train the language model only")
     lora: Lora | None = setting(None, "train LoRA adapters instead of all weights")
+    teacher: str | None = setting(None, "model folder (or hub name) of objectives.distill")
+    add_tokens: tuple[str, ...] = setting((), "tokens to add, which train under LoRA too")
     image_options: dict[str, Any] = setting(
         {}, "settings of the image processor, such as max_pixels, kept with the trained model"
     )
@@ -159,24 +162,33 @@ class Supervision(Section):
     allowed_tokens: tuple[str, ...] = setting(
         (), "special tokens that messages may hold, e.g. <|box_start|>; others are refused"
     )
-    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap"] = setting(
-        "neighbours", "shape of the target map"
+    map_kind: Literal["neighbours", "gaussian", "uniform", "overlap", "evidence", "centre"] = (
+        setting("neighbours", "shape of the target map")
+    )
+    map_sigma: Above = setting(0.8, "of map_kind centre: its bell's width in sides of the region")
+    map_floor: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "the part of a target map that is spread evenly over its image (EASE: 0.1)"
     )
     map_levels: tuple[NonNegative, NonNegative, NonNegative] = setting(
         (1.0, 0.5, 1e-3), "target map on the target, its neighbours and other visual tokens"
     )
     map_rows: Literal[
-        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase"
+        "predictor", "answer_predictor", "phrase_predictor", "last", "answer", "phrase", "anchor"
     ] = setting(
         "predictor",
         "rows with a target map: those that predict the answer's last token, the whole answer or a "
-        "region's text, or those tokens' own",
+        "region's text, or those tokens' own, or the anchor's own",
     )
+    anchor_token: str | None = setting(None, "of map_rows anchor; added if it is not there")
+    max_map_rows: Positive | None = setting(None, "map rows of an answer at most (EASE: 64)")
     label_bag: Literal["distinct", "multiset"] = setting(
         "distinct", "labels of an image among which DV-SFT smooths: distinct ones or all"
     )
     empty_region: Literal["skip", "language"] = setting(
         "skip", "an aligned token without a visual token: left out, or shown the language only"
+    )
+    region_dilation: NonNegative = setting(
+        0.0, "visual tokens by which regions grow on all sides for SMAM (target maps do not)"
     )
     lens_outside: NonNegative | None = setting(
         1.0, "logit lens: visual tokens off an object for each on it (null: all)"
@@ -186,9 +198,10 @@ class Supervision(Section):
     def _target_is_highest(self) -> Supervision:
         target, *others = self.map_levels
         if target <= 0 or target < max(others):
-            levels = list(self.map_levels)
             wanted = "a level above 0 for the target, and none above it"
-            raise ValueError(f"`map_levels`: expected {wanted}, got {levels}")
+            raise ValueError(f"`map_levels`: expected {wanted}, got {list(self.map_levels)}")
+        if self.map_rows == "anchor" and not self.anchor_token:
+            raise ValueError("`anchor_token`: expected a token beside map_rows anchor, got none")
         return self
 
 
@@ -219,8 +232,10 @@ _METHODS = (
     methods.LogitLens,
     methods.Basic,
     methods.PatchText,
+    methods.Distillation,
 )
-Smam, DvSft, Klal, Hist, Margins, LogitLens, Basic, PatchText = map(_validated, _METHODS)
+_MADE = map(_validated, _METHODS)
+Smam, DvSft, Klal, Hist, Margins, LogitLens, Basic, PatchText, Distillation = _MADE
 
 
 class Objectives(Section):
@@ -234,6 +249,19 @@ class Objectives(Section):
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
     basic: Basic | None = setting(None, "visual tokens against the decoder's first layers (images)")
     patch_text: PatchText | None = setting(None, "words of regions at visual tokens (regions)")
+    distill: Distillation | None = setting(None, "attention and tokens of model.teacher")
+
+    @field_validator("klal", mode="before")
+    @classmethod
+    def _heads_of_file(cls, given: Any) -> Any:
+        """The pairs in the file that `chosen_heads` names."""
+        path = given.get("chosen_heads") if isinstance(given, dict) else None
+        if not isinstance(path, str | Path):
+            return given
+        try:
+            return given | {"chosen_heads": read_heads(Path(path))}
+        except ValueError as error:
+            raise ValueError(f"`chosen_heads`: {error}") from None
 
 
 class Training(Section):
@@ -374,12 +402,33 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         names = held_out_names(methods.Objectives(**dict(config.objectives)))
         if evaluation.best not in names:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
+    klal = config.objectives.klal
+    if klal is not None and klal.control and config.objectives.margins is not None:
+        wanted = "no objectives.margins beside it, which read the same targets"
+        yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
+    yield from _teacher_conflicts(config)
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
     if training.arguments:
         from trainer.arguments import conflicts  # imports torch
 
         yield from conflicts(config)
+
+
+def _teacher_conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """The same of a teacher, which every process has whole."""
+    teacher, distill, training = config.model.teacher, config.objectives.distill, config.training
+    if distill is None:
+        if teacher is not None:
+            yield "model.teacher", f"expected objectives.distill beside it, got {teacher}"
+        return
+    if teacher is None:
+        yield "objectives.distill", "expected model.teacher beside it, got none"
+    if training.strategy in ("fsdp2", "zero3"):
+        yield "training.strategy", f"expected ddp with objectives.distill, got {training.strategy}"
+    if training.context_parallel > 1:
+        wanted = "1 with objectives.distill, whose sequences stay whole"
+        yield "training.context_parallel", f"expected {wanted}, got {training.context_parallel}"
 
 
 def unknown_field(name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from groundkern.bells import outlines_of
 from groundkern.hf import GroundedExample, Region, Video
 from trainer.inspection.sheets import Cell, regions_at, sheet_of
 from trainer.metrics.held_out import device_of, has_aligned, own_columns, read, to_device
@@ -31,6 +32,7 @@ def heat_maps(
     *,
     limit: int,
     autocast: torch.dtype | None = None,
+    look: Callable[..., tuple[Any, Tensor, Tensor | None]] = read,
 ) -> list[dict]:
     """An entry for each of the first samples that have a map to show.
 
@@ -44,6 +46,7 @@ def heat_maps(
         dataset: a `JsonLinesDataset`.
         limit: entries of a task.
         autocast: the dtype that the model runs in; None: its weights' own.
+        look: reads the maps of a batch, as `trainer.metrics.held_out.read` does.
 
     Returns:
         Dicts of plain values: task, name, question, answer, image (a data URI), size (width,
@@ -53,7 +56,7 @@ def heat_maps(
     """
     entries = []
     for task, indices in tasks.items():
-        found = _entries(model, collator, indices, dataset, autocast)
+        found = _entries(model, collator, indices, dataset, autocast, look)
         entries += [{"task": task, **entry} for entry in islice(found, limit)]
     return entries
 
@@ -64,6 +67,7 @@ def _entries(
     indices: list[int],
     dataset: Any,
     autocast: torch.dtype | None,
+    look: Callable[..., tuple[Any, Tensor, Tensor | None]],
 ) -> Iterator[dict]:
     for index in indices:
         if not dataset.sample(index).regions:  # known without decoding an image
@@ -75,7 +79,7 @@ def _entries(
         places = visual_places(collator, example, batch)
         batch = to_device(batch, device_of(model))
         aligned = has_aligned(batch)
-        _, maps, contributions = read(model, batch, autocast=autocast, aligned=aligned)
+        _, maps, contributions = look(model, batch, autocast=autocast, aligned=aligned)
         yield _entry(example, batch, places, maps, contributions)
 
 
@@ -155,7 +159,8 @@ def _shapes(
         lines = [*region.polylines, *(line for r in region.rasters for line in outlines(r))]
         found["boxes"] += [(*at(box[:2]), *at(box[2:])) for box in region.boxes]
         found["points"] += map(at, region.points)
-        found["polygons"] += [tuple(map(at, polygon)) for polygon in region.polygons]
+        rings = [ring.tolist() for ring in outlines_of(region.bells)]
+        found["polygons"] += [tuple(map(at, polygon)) for polygon in (*region.polygons, *rings)]
         found["polylines"] += [tuple(map(at, line)) for line in lines]
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, set_seed
 
-from groundkern.hf import attach, load_processor
+from groundkern.hf import add_tokens, attach, load_processor
 from trainer.config import Config, ConfigError, Lora
 from trainer.wording import cut
 
@@ -37,13 +37,25 @@ def load_model(config: Config) -> tuple[torch.nn.Module, Any]:
         dtype=settings.dtype,
         image_options=settings.image_options,
     )
+    tokens = added_tokens(config)
+    try:
+        ids = add_tokens(model, processor.tokenizer, tokens)
+    except ValueError as error:
+        raise ConfigError(f"`model.add_tokens`: {error}") from None
     if settings.freeze_vision:
         for tower in _vision_towers(model):
             tower.requires_grad_(False)
     if settings.lora is not None:
         set_seed(config.training.seed)  # adapters start at random
-        model = _with_adapters(model, settings.lora, freeze_vision=settings.freeze_vision)
+        frozen = settings.freeze_vision
+        model = _with_adapters(model, settings.lora, freeze_vision=frozen, tokens=ids)
     return model, processor
+
+
+def added_tokens(config: Config) -> list[str]:
+    """The tokens that a run adds, or finds, and trains: those of the model and the anchor."""
+    anchor = config.supervision.anchor_token
+    return list(dict.fromkeys((*config.model.add_tokens, *([anchor] if anchor else []))))
 
 
 def open_model(
@@ -110,13 +122,33 @@ def open_adapter(model: torch.nn.Module, path: Path) -> torch.nn.Module:
         raise ConfigError(f"`adapter`: {path} does not fit the model: {reason}") from None
 
 
-def attach_objectives(model: torch.nn.Module, config: Config) -> None:
+def attach_objectives(model: torch.nn.Module, config: Config, processor: Any) -> None:
     """Attach the objectives that a config turns on, and no others.
 
+    Args:
+        model: to be trained.
+        config: validated settings.
+        processor: of the model.
+
     Raises:
+        ConfigError: a teacher that cannot be loaded, or has another tokenizer.
         ValueError: an objective that the model cannot serve.
     """
-    attach(model, **dict(config.objectives))
+    attach(model, **dict(config.objectives), teacher=_teacher(config, processor))
+
+
+def _teacher(config: Config, processor: Any) -> torch.nn.Module | None:
+    """The model of `model.teacher`, if there is one."""
+    settings = config.model
+    if settings.teacher is None:
+        return None
+    same = {"attn_implementation": settings.attn_implementation, "dtype": settings.dtype}
+    teacher, own = open_model(settings.teacher, **same)
+    words = [getattr(each, "tokenizer", each).get_vocab() for each in (processor, own)]
+    if words[0] != words[1]:
+        wanted = "a model with the tokenizer of `model.path`"
+        raise ConfigError(f"`model.teacher`: expected {wanted}, got {settings.teacher}")
+    return teacher
 
 
 def _vision_towers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -124,7 +156,18 @@ def _vision_towers(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for name, module in named if name.rpartition(".")[2] in VISION_TOWERS]
 
 
-def _with_adapters(model: torch.nn.Module, lora: Lora, *, freeze_vision: bool) -> torch.nn.Module:
+def _embeddings(model: torch.nn.Module, tokens: list[int]) -> dict[str, list[int]]:
+    """Which rows of which embeddings PEFT is to train; a tied head follows by itself."""
+    parts = [model.get_input_embeddings()]
+    if model.get_output_embeddings().weight is not parts[0].weight:
+        parts.append(model.get_output_embeddings())
+    return {name.rpartition(".")[2]: tokens for name, m in model.named_modules() if m in parts}
+
+
+def _with_adapters(
+    model: torch.nn.Module, lora: Lora, *, freeze_vision: bool, tokens: list[int]
+) -> torch.nn.Module:
+    """The model inside PEFT, whose embeddings of `tokens` train in place of none."""
     from peft import LoraConfig, get_peft_model
 
     towers = rf".*\b({'|'.join(VISION_TOWERS)})\b.*"
@@ -136,5 +179,6 @@ def _with_adapters(model: torch.nn.Module, lora: Lora, *, freeze_vision: bool) -
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
             exclude_modules=towers if freeze_vision else None,
+            trainable_token_indices=_embeddings(model, tokens) if tokens else None,
         ),
     )

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from groundkern.hf.watching.plain import finite_or_none
 from trainer import durable
 from trainer.config import Config
+from trainer.controls import control_of
 from trainer.progress import progress
 from trainer.run_folder import METRICS, loss_terms
 
@@ -35,6 +36,9 @@ class RunLog(TrainerCallback):
         start = state.global_step
         state.compute_steps(args, state.max_steps)  # a checkpoint's are those of its own settings
         self._bar = progress("training", total=state.max_steps, unit="step", done=start)
+        control = control_of(self.config.objectives)
+        if control is not None and self.writes:
+            self._bar.write(f"This run is a control: {control}.")
         logged = [row["step"] for row in state.log_history if "loss" in row]
         self._logged = max(logged, default=0)  # a checkpoint's: its open line goes on
         self._began, self._since = start, time.monotonic()

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from groundkern import maps_in_time
+from groundkern.bells import outlines_of
 from groundkern.hf import Region, Video
 from groundkern.hf.data.moments import SHAPES, moments_of
 from groundkern.maps_in_time import Moment
@@ -162,6 +163,7 @@ def _captions(name: str, values: Tensor, on: Tensor | None) -> list[str]:
 def _drawn(moment: Moment) -> dict[str, list]:
     """The shapes of a moment as `pictures.outline` takes them."""
     shapes = {kind: list(moment.shapes.get(kind, ())) for kind in SHAPES}
+    shapes["polygons"] += outlines_of(shapes.pop("bells"))
     shapes["polylines"] += [line for raster in shapes.pop("rasters") for line in outlines(raster)]
     return shapes
 

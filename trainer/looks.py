@@ -83,8 +83,9 @@ def _every_token(batch: dict) -> dict:
     """The batch with a side row and a map row for each trained token."""
     rows, columns = batch["gk_text_position"], batch["gk_map_columns"]
     nothing = torch.zeros_like(rows)
+    replaced = ("gk_word", "gk_several", "gk_query")
     return {
-        **{name: x for name, x in batch.items() if not name.startswith(("gk_word", "gk_several"))},
+        **{name: x for name, x in batch.items() if not name.startswith(replaced)},
         "gk_side_position": rows,
         "gk_side_set": nothing - 1,
         "gk_side_inside": torch.zeros(1, 0, batch["input_ids"].shape[1], dtype=torch.bool),

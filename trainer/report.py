@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer import durable
 from trainer import run_folder as folder
+from trainer.controls import control_of
 from trainer.metrics.intervals import CHANCE, ENOUGH, beyond_chance
 from trainer.metrics.tally import PER_SAMPLE, interval_of, paired_of
 from trainer.pictures import (
@@ -44,6 +45,7 @@ OBJECTIVES = {
     "logit_lens": "logit lens",
     "basic": "BASIC",
     "patch_text": "patch-text contrast",
+    "distill": "distillation",
 }
 TERMS = {
     "loss": "total loss",
@@ -63,6 +65,8 @@ TERMS = {
     "basic_logits": "BASIC: logits",
     "patch_text": "patch-text contrast: visual tokens",
     "text_patch": "patch-text contrast: words",
+    "distill_attention": "distillation: attention",
+    "distill_tokens": "distillation: tokens",
 }
 
 
@@ -117,7 +121,8 @@ def load_run(output: Path) -> Run:
 def run_name(config: dict[str, Any]) -> str:
     """A run's objectives in words: "SMAM + KLAL", or "plain SFT"."""
     on = [title for key, title in OBJECTIVES.items() if config["objectives"].get(key)]
-    return " + ".join(on) or "plain SFT"
+    control = control_of(config["objectives"])
+    return (" + ".join(on) or "plain SFT") + (f" (control: {control})" if control else "")
 
 
 def write_report(output: Path, beside: Path | None = None) -> Path:

@@ -22,6 +22,7 @@ from trainer import run_folder as folder
 from trainer.arguments import further
 from trainer.collating import RobustCollator
 from trainer.config import Config, ConfigError
+from trainer.controls import controlled
 from trainer.counting import CountingTrainer, same_bad_samples
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.order import Course, Filled
@@ -191,7 +192,7 @@ class _Run:
         return write_report(self.output, self.config.evaluation.compare)
 
     def _trainer(self) -> CountingTrainer:
-        attach_objectives(self.model, self.config)
+        attach_objectives(self.model, self.config, self.processor)
         epochs, streamed = self.config.training.epochs, isinstance(self.train_set, SampleStream)
         order = None
         if not streamed:
@@ -245,7 +246,10 @@ class _Run:
         return watching.held_out_set(self.test_set.tasks, self.test_set, self.config)
 
     def _collator(self, samples: TrainingData, **options: Any) -> RobustCollator:
-        settings, data = self.config.supervision.model_dump() | options, self.config.data
+        smam, klal = self.config.objectives.smam, self.config.objectives.klal
+        kept = {"keep_registers": smam is not None and smam.keep == "registers"}
+        settings = self.config.supervision.model_dump() | kept | options
+        data = self.config.data
         collator = GroundingCollator(
             self.processor,
             self.model.config,
@@ -254,7 +258,9 @@ class _Run:
             pad_to_multiple_of=launching.multiple(self.config),
             lens=self.config.objectives.logit_lens is not None,
             contrast=self.config.objectives.patch_text is not None,
+            query_tokens=klal is not None and klal.by_queries,
             geometry=self.geometry,
+            **({} if samples is not self.train_set else controlled(self.config, samples)),
             **settings,
         )
         return RobustCollator(collator, data.on_bad_sample, samples)
@@ -314,7 +320,8 @@ class _Run:
     def _measure(self, title: str) -> dict[str, Any]:
         settings, autocast = self.config.evaluation, watching.autocast_type(self.config)
         picked = pick(self.test_set.tasks, settings.samples)
-        collator = self._collator(self.test_set, **MEASURED)
+        regions = {"region_dilation": 0.0, "keep_registers": False}  # as they are
+        collator = self._collator(self.test_set, **MEASURED, **regions)
         figures = evaluate(
             self.model,
             collator,

@@ -5,36 +5,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
+from groundkern.hf.checked import (
+    LARGEST,
+    MOST_LAYERS,
+    Checked,
+    Chosen,
+    Control,
+    Heads,
+    Layers,
+    Maps,
+)
+from groundkern.hf.token_objectives import Basic, PatchText
 from groundkern.messages import fail, require
-
-LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
-Maps = Literal["attention", "gradcam"]
-Layers = tuple[int, ...] | None
-
-
-class _Checked:
-    """Checks the fields of a dataclass by their types; every float is a weight or a margin."""
-
-    def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for name in (field.name for field in fields(self)):
-            kind, value = kinds[name], getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                fail(name, " or ".join(get_args(kind)), value)
-            if kind is float:
-                require(0.0 <= value <= LARGEST, name, f"a number in [0, {LARGEST:g}]", value)
-            if kind == Layers and value is not None:
-                ascending = bool(value) and list(value) == sorted(set(value))
-                ascending = ascending and value[0] >= 0 and value[-1] < MOST_LAYERS
-                wanted = "distinct layer numbers in ascending order, or None"
-                require(ascending, name, wanted, value)
 
 
 @dataclass(frozen=True)
-class Smam(_Checked):
+class Smam(Checked):
     """SMAM / PGA-SFT: `weight * (gamma * L_G + alpha * L_CE+)`.
 
     Args:
@@ -45,9 +34,18 @@ class Smam(_Checked):
         detach_reference: no gradient through the masked pass pi+ in (S4).
         divide_by: the sum of (S5) is divided by the "text" loss's own denominator, or by the number
             of "aligned" rows.
+        control: train on wrong regions on purpose, which must not help: those of another sample
+            ("shuffled"), the own ones somewhere else ("random"), or what the region does not cover
+            ("complement"). The collator makes them: its `side_control`.
+        keep: visual tokens that every set of (S1) has besides: "registers", which have no place of
+            their own (the collator's `keep_registers`), or "sinks", on which text attends whatever
+            it says (S6).
+        keep_sinks: how many sinks an image has.
+        sink_layer: the layer that shows which they are, or the first one of softmax attention
+            behind it; layers before it have none.
 
     Source:
-        (S1)-(S5) of docs/methods.md.
+        (S1)-(S6) of docs/methods.md.
     """
 
     weight: float = 1.0
@@ -56,10 +54,21 @@ class Smam(_Checked):
     gamma: float = 2.0
     detach_reference: bool = False
     divide_by: Literal["text", "aligned"] = "text"
+    control: Control = None
+    keep: Literal[None, "registers", "sinks"] = None
+    keep_sinks: int = 4
+    sink_layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = 0 < self.keep_sinks <= MOST_LAYERS
+        require(count, "keep_sinks", f"a number in [1, {MOST_LAYERS}]", self.keep_sinks)
+        known = 0 <= self.sink_layer < MOST_LAYERS
+        require(known, "sink_layer", f"a layer in [0, {MOST_LAYERS})", self.sink_layer)
 
 
 @dataclass(frozen=True)
-class DvSft(_Checked):
+class DvSft(Checked):
     """DV-SFT: `weight * L_v`, smoothed over the image's other labels.
 
     Args:
@@ -82,7 +91,7 @@ class DvSft(_Checked):
 
 
 @dataclass(frozen=True)
-class Klal(_Checked):
+class Klal(Checked):
     """KLAL: `weight * mean over rows and layers of KL(target || map)`.
 
     Args:
@@ -93,30 +102,97 @@ class Klal(_Checked):
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
         layers: the decoder layers that count, by the decoder's own numbers; null: all that are
             softmax attention.
-        divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`).
+        divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`); or of the
+            map's mass on the target alone, "mass": -log of it, as in GuidedVLA with over "visible",
+            or "share": (1 - it)^2, as in A3Tune with over "renormalised".
         average_layers: one divergence of the map averaged over layers, instead of the mean of the
             layers' divergences.
         head_weight: "uniform", or "learned": `attach` adds one parameter [layers, heads], whose
-            softmax (over heads; with average_layers over layers and heads) weights the heads.
+            softmax (over heads; with average_layers over layers and heads) weights the heads; or
+            GUI-AIMA's, found anew for each row with average_layers and over "renormalised":
+            "sink", by the mass that the query tokens most like the image have on it, or "pattern",
+            by how close all query tokens' masses are to their likeness (both need
+            `gk_query_position`, the collator's `query_tokens`).
+        sink_queries: with head_weight "sink", how many query tokens are taken (K of (G1)).
+        control: targets of wrong regions on purpose, as of `Smam`; "complement" is what the target
+            lacks to its maximum. The collator makes them: its `map_control`.
+        chosen_heads: (layer, head) pairs, the only heads that count and that are computed; the
+            layers are those of the pairs. null: all heads of `layers`.
+        picked_heads: of each row, in every step anew and without a gradient through the choice, so
+            many heads of all layers: those with most of their attention on its image; with
+            average_layers. null: not picked.
 
     Source:
-        (K1)-(K4) of docs/methods.md.
+        (K1)-(K4), (K6), (G1), (G2), (G4) of docs/methods.md.
     """
 
     weight: float = 1.0
     over: Literal["columns", "renormalised", "visible"] = "columns"
     heads: Literal["mean", "each"] = "mean"
     layers: Layers = None
-    divergence: Literal["kl", "reverse_kl", "js"] = "kl"
+    divergence: Literal["kl", "reverse_kl", "js", "mass", "share"] = "kl"
     average_layers: bool = False
-    head_weight: Literal["uniform", "learned"] = "uniform"
+    head_weight: Literal["uniform", "learned", "sink", "pattern"] = "uniform"
+    sink_queries: int = 1
+    control: Control = None
+    chosen_heads: Heads = None
+    picked_heads: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(1 <= self.sink_queries <= 1000, "sink_queries", "in [1, 1000]", self.sink_queries)
+        if self.by_queries and self.over != "renormalised":
+            fail("over", f"renormalised with head_weight {self.head_weight}", self.over)
+        if self.by_queries and self.chosen_heads is not None:
+            wanted = (
+                f"None with head_weight {self.head_weight}, which weights all heads of `layers`"
+            )
+            fail("chosen_heads", wanted, self.chosen_heads)
+        if self.by_queries and not self.average_layers:
+            wanted = f"true with head_weight {self.head_weight}, whose weights are of all layers"
+            fail("average_layers", wanted, "false")
         if self.heads == "each" and (self.from_maps or self.over == "renormalised"):
             fail("heads", "mean (each goes with divergence kl, layer by layer)", "each")
         if self.divergence == "reverse_kl" and self.over == "visible":
             fail("over", "columns or renormalised with reverse_kl, infinite elsewhere", "visible")
+        if self.chosen_heads is not None and self.layers is not None:
+            fail("layers", "None beside chosen_heads, whose pairs name the layers", self.layers)
+        if self.picked_heads is not None:
+            self._check_picked(self.picked_heads)
+
+    def _check_picked(self, count: int) -> None:
+        """What `picked_heads` goes with."""
+        known = type(count) is int and 0 < count <= LARGEST
+        require(known, "picked_heads", "a number above 0, or None", count)
+        wanted = "True with picked_heads, which come from all layers"
+        require(self.average_layers, "average_layers", wanted, self.average_layers)
+        if self.chosen_heads is not None:
+            fail("chosen_heads", "None beside picked_heads", self.chosen_heads)
+        if self.head_weight != "uniform":
+            fail("head_weight", "uniform with picked_heads", self.head_weight)
+
+    @property
+    def heads_by_layer(self) -> dict[int, tuple[int, ...]] | None:
+        """The chosen heads of each layer, both in ascending order; None: all heads count."""
+        if self.chosen_heads is None:
+            return None
+        pairs = sorted(map(tuple, self.chosen_heads))
+        return {layer: tuple(h for of, h in pairs if of == layer) for layer, _ in pairs}
+
+    @property
+    def counted_layers(self) -> Layers:
+        """The layers that count; None: all that are softmax attention."""
+        return self.layers if self.chosen_heads is None else tuple(self.heads_by_layer)
+
+    @property
+    def by_queries(self) -> bool:
+        """Whether heads weigh by what the tokens before a row attend to (G1)."""
+        return self.head_weight in ("sink", "pattern")
+
+    @property
+    def of_mass(self) -> bool:
+        """Whether the loss is on the map's mass on the target (G4)."""
+        return self.divergence in ("mass", "share")
 
     @property
     def from_maps(self) -> bool:
@@ -125,7 +201,7 @@ class Klal(_Checked):
 
 
 @dataclass(frozen=True)
-class Hist(_Checked):
+class Hist(Checked):
     """HIST in a decoder-only model: phrases of the answer.
 
     (H1) and (H2) are the next-token losses of phrase and subject tokens, (H3) compares the map of
@@ -160,7 +236,7 @@ class Hist(_Checked):
 
 
 @dataclass(frozen=True)
-class Margins(_Checked):
+class Margins(Checked):
     """AMC's margins on the map of KLAL's rows: inside the region above outside of it.
 
     Args:
@@ -194,7 +270,7 @@ class Margins(_Checked):
 
 
 @dataclass(frozen=True)
-class LogitLens(_Checked):
+class LogitLens(Checked):
     """Logit-lens loss: a concept's token at the visual tokens.
 
     Args:
@@ -210,57 +286,88 @@ class LogitLens(_Checked):
 
 
 @dataclass(frozen=True)
-class Basic(_Checked):
-    """BASIC: visual tokens as they enter the decoder are taught by what its first layers make of
-    them; no labels.
+class AttentionPolicy(Checked):
+    """Reinforced attention learning: rows stay near the attention they had when they were sampled,
+    or move away from it, as the advantage says.
+
+    `weight * mean over rows of advantage * D(reference, attention)`; the batch has rows, advantages
+    and references as `gk_policy_*` tensors, which no data file holds.
 
     Args:
-        direction: weight of (B2), the distance between directions.
-        logits: weight of (B3), the divergence over the vocabulary; 0: not computed.
-        depth: k of (B1), the layers whose outputs make the teacher; null: half of all.
-        patches: how much a visual token counts: its mean "attention" from the text tokens, over
-            heads and the first k layers; or "uniform", all tokens of an image alike, 1 in all.
-        head: E of (B3): the "input" embeddings of tokens or the weight of the "output" head.
-        detach_head: no gradient reaches E through (B3).
+        weight: lambda of (R2).
+        divergence: D, as in `losses.map_divergence` with the reference as its target.
+        layers: whose attention is compared, as the decoder numbers them; "last": the last layer of
+            softmax attention, "all": every one. Divergences are averaged over layers.
+        exclude_self: leave out a token's own position (R1).
+        rows: what `policy_rows` makes rows of: the "own" rows of the trained tokens, or the
+            "predictor" rows before them. The latter stand before the token and leave out nothing.
 
     Source:
-        (B1)-(B3) of docs/methods.md.
-    """
-
-    direction: float = 1.0
-    logits: float = 0.01
-    depth: int | None = None
-    patches: Literal["attention", "uniform"] = "attention"
-    head: Literal["input", "output"] = "input"
-    detach_head: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        few = self.depth is None or 1 <= self.depth < MOST_LAYERS
-        require(few, "depth", "a number of layers, at least 1, or None", self.depth)
-
-
-@dataclass(frozen=True)
-class PatchText(_Checked):
-    """Patch-text contrast: a visual token on a region says that region's word rather than the other
-    words of its image that have one.
-
-    Args:
-        weight: of (B4), the mean over visual tokens on regions.
-        words: weight of (B5), where each word is found among the visual tokens of its image.
-        temperature: tau of both, above 0.
-
-    Source:
-        (B4), (B5) of docs/methods.md.
+        (R1), (R2) of docs/methods.md.
     """
 
     weight: float = 1.0
-    words: float = 0.0
+    divergence: Literal["js", "kl", "reverse_kl"] = "js"
+    layers: Chosen = "last"
+    exclude_self: bool = True
+    rows: Literal["own", "predictor"] = "own"
+
+    @property
+    def leaves_out_self(self) -> bool:
+        """Whether a row's own position takes no part."""
+        return self.exclude_self and self.rows == "own"
+
+
+@dataclass(frozen=True)
+class Distillation(Checked):
+    """Attention, and tokens, of a teacher that runs in the same step: `attach(..., teacher=)`.
+
+    `attention * mean over trained tokens of D(teacher's attention, own)` plus
+    `tokens * mean over trained tokens of the divergence between both distributions`.
+
+    Args:
+        attention: gamma of (R3); 0: no attention is compared.
+        tokens: mu of (R3), of the next-token distributions by `linear_kl`; 0: none are compared.
+        divergence: of attention, as in `losses.map_divergence` with the teacher as its target.
+        layers: as in `AttentionPolicy`.
+        teacher_layers: of the teacher, one for each of `layers`; null: at the same share of its
+            depth, so that the last meets the last.
+        exclude_self: leave out a token's own position (R1).
+        rows: of attention: the "own" rows of the trained tokens, or the "predictor" rows before.
+        token_divergence: of tokens, as in `linear_kl`: "forward" is KL(teacher || student).
+        beta: of token_divergence js, in (0, 1).
+        temperature: both distributions' logits are divided by it.
+        shared_ids: compare the first so many token ids alone, where tables are padded to different
+            sizes; null: all, and both must have as many.
+
+    Source:
+        (R3) of docs/methods.md.
+    """
+
+    attention: float = 1.0
+    tokens: float = 0.0
+    divergence: Literal["js", "kl", "reverse_kl"] = "js"
+    layers: Chosen = "last"
+    teacher_layers: Layers = None
+    exclude_self: bool = True
+    rows: Literal["own", "predictor"] = "own"
+    token_divergence: Literal["forward", "reverse", "js"] = "js"
+    beta: float = 0.5
     temperature: float = 1.0
+    shared_ids: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.temperature > 0, "temperature", "a number above 0", self.temperature)
+        require(0.0 < self.beta < 1.0, "beta", "a number in (0, 1)", self.beta)
+        require(self.temperature > 0.0, "temperature", "a number above 0", self.temperature)
+        require(self.attention + self.tokens > 0, "attention", "a weight, here or of tokens", 0)
+        ids = self.shared_ids
+        require(ids is None or ids > 0, "shared_ids", "a number of token ids or None", ids)
+
+    @property
+    def leaves_out_self(self) -> bool:
+        """Whether a row's own position takes no part."""
+        return self.exclude_self and self.rows == "own"
 
 
 @dataclass(frozen=True)
@@ -276,6 +383,8 @@ class Objectives:
         logit_lens: concepts at visual tokens (regions).
         basic: visual tokens against the decoder's first layers (images).
         patch_text: words of regions at visual tokens (regions).
+        policy: attention near that of the policy that sampled the answer, or away from it.
+        distill: attention and tokens of a teacher.
         backend: of every op.
     """
 
@@ -287,6 +396,8 @@ class Objectives:
     logit_lens: LogitLens | None = None
     basic: Basic | None = None
     patch_text: PatchText | None = None
+    policy: AttentionPolicy | None = None
+    distill: Distillation | None = None
     backend: str = "auto"
 
     @property
@@ -299,5 +410,8 @@ class Objectives:
     def read_attention(self) -> bool:
         """Whether any of them needs more of the model than its last hidden states."""
         patches = self.basic is not None and self.basic.patches == "attention"
-        read = (self.smam, self.klal, self.hist, self.margins)
-        return patches or any(how is not None for how in read)
+        if patches or self.policy is not None:
+            return True
+        if self.distill is not None and self.distill.attention:
+            return True
+        return any(how is not None for how in (self.smam, self.klal, self.hist, self.margins))

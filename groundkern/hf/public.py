@@ -1,13 +1,17 @@
 """The functions and classes of `groundkern.hf`, which imports them when they are first used."""
 
+from groundkern.hf.data.anchors import add_tokens
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.collator import GroundingCollator
+from groundkern.hf.data.controls import SampleRegions
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.geometry.videos import video_geometry
 from groundkern.hf.data.idle_image import IdleImage, has_images
+from groundkern.hf.data.policy_rows import policy_rows
 from groundkern.hf.data.processor import load_processor
 from groundkern.hf.data.video import Video
+from groundkern.hf.data.weights import gate
 from groundkern.hf.examination import Examination, examine
 from groundkern.hf.measuring.measured import MeasuredGeometry
 from groundkern.hf.model.attach import attach, detach, objectives_of
@@ -16,7 +20,9 @@ from groundkern.hf.model.context import context_parallel
 from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.support import packing_refusal, supported_objectives
 from groundkern.hf.objectives import (
+    AttentionPolicy,
     Basic,
+    Distillation,
     DvSft,
     Hist,
     Klal,
@@ -27,6 +33,8 @@ from groundkern.hf.objectives import (
     Smam,
 )
 from groundkern.hf.output import GroundedOutput
+from groundkern.hf.rewards import AttentionReward
+from groundkern.hf.rollouts import Evidence, RolloutMixin
 from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
 from groundkern.hf.watching.plain import DivergedError
 from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from groundkern.checks import fail, require
-from groundkern.hf.data.batch import row_counts
+from groundkern.hf.data.batch import row_counts, shielded
+from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.model.attach import objectives_of
 from groundkern.hf.model.checkpointing import spare_frozen_parts
 from groundkern.hf.model.compiled import compile_layers
@@ -149,6 +150,23 @@ class GroundingMixin(Checkpoints):
             wanted = "one process per GPU (torchrun or accelerate launch)"
             fail("n_gpu", wanted, f"DataParallel over {args.n_gpu}")
         self._refuse_unsaved()
+        self._refuse_other_regions()
+
+    def _refuse_other_regions(self) -> None:
+        """Refuse a collator that makes other regions than the objectives say."""
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        objectives = objectives_of(self._unwrapped(self.model))
+        if not isinstance(collator, GroundingCollator):
+            return
+        wanted = {}
+        if (smam := objectives.smam) is not None:
+            wanted["side_control"] = smam.control
+            wanted["keep_registers"] = smam.keep == "registers"
+        if (klal := objectives.klal) is not None:
+            wanted["map_control"] = klal.control
+        for name, value in wanted.items():
+            if (got := getattr(collator, name)) != value:
+                fail(f"data_collator.{name}", f"{value!r}, as the objectives say", repr(got))
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -231,6 +249,7 @@ class GroundingMixin(Checkpoints):
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)
             return found
+        inputs = shielded(inputs)
         if self.context.ulysses:  # the Trainer would weight the parts of a batch that was cut
             outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
             shared = self.args.average_tokens_across_devices and num_items_in_batch is not None

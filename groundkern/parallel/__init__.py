@@ -16,6 +16,7 @@ from groundkern.parallel.attention import (
     side_attention,
 )
 from groundkern.parallel.counts import row_count
+from groundkern.parallel.divergence import attention_divergence
 from groundkern.parallel.rows import ShardedRows
 from groundkern.parallel.shards import LocalColumns, Shard, Sharding
 from groundkern.parallel.traffic import Traffic, traffic
@@ -27,6 +28,7 @@ __all__ = [
     "Sharding",
     "Traffic",
     "attention_contribution",
+    "attention_divergence",
     "attention_kl",
     "attention_map",
     "heads",

@@ -20,10 +20,10 @@ from groundkern import attention_kl as kl_of
 from groundkern import attention_map as map_of
 from groundkern import side_attention as side_attention_of
 from groundkern.kept import kept
+from groundkern.normaliser import Over, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words
 from groundkern.parallel.collectives import summed
 from groundkern.parallel.merging import merged_attention, merged_lse
-from groundkern.parallel.normaliser import Over, log_sum_exp
 from groundkern.parallel.rows import ShardedRows
 from groundkern.precision import autocast
 from groundkern.selection import KeySets, Selection

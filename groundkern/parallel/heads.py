@@ -25,9 +25,9 @@ from groundkern import attention_kl as kl_of
 from groundkern import attention_map as map_of
 from groundkern import checks
 from groundkern.kept import kept
+from groundkern.normaliser import Over, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words, number, require_same
 from groundkern.parallel.collectives import all_sum, greatest, summed
-from groundkern.parallel.normaliser import Over, log_sum_exp
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.row_blocks import row_blocks, scores
 from groundkern.selection import KeySets, QueryRows, Selection

@@ -36,7 +36,7 @@ from groundkern.hf import (
 from tests.hf import videos
 from tests.hf.methods import METHODS
 from tests.hf.packed import packed_batch
-from tests.hf.samples import SAMPLES, Sample, make_batch
+from tests.hf.samples import SAMPLES, Sample, make_batch, weighted
 from tests.hf.test_families import EXAMPLES
 from tests.hf.zoo.test_videos import examples as with_videos
 
@@ -45,6 +45,13 @@ EACH = {
     "smam": Smam(divide_by="aligned"),
     "dv_sft": DvSft(weight=0.5, average="image"),
     "klal": Klal(over="visible", heads="each", head_weight="learned"),
+}
+HEADS = {
+    "klal": Klal(
+        chosen_heads=((0, 3), (1, 0), (1, 1), (1, 2)),
+        average_layers=True,
+        head_weight="learned",
+    )
 }
 PER_LAYER = {"klal": Klal(over="renormalised", divergence="reverse_kl")}
 BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row
@@ -59,7 +66,9 @@ class Case:
     methods: dict
     order: str = "zigzag"
     side: str = "right"
-    rows: str = "padded"  # "packed"; "few": one sample has any; "short": of three tokens
+    rows: str = (
+        "padded"  # "packed"; "few": one sample has any; "short": of three tokens; "weighted"
+    )
     attention: str = "sdpa"
     checkpointed: bool = False
     training: bool = True
@@ -96,7 +105,8 @@ class Case:
         samples = SAMPLES["qwen"]
         if self.rows == "packed":
             return packed_batch(model, [samples[:2], samples[2:]])
-        samples = {"few": (BLANK, samples[0]), "short": (SHORT,)}.get(self.rows, samples)
+        others = {"few": (BLANK, samples[0]), "short": (SHORT,), "weighted": weighted(samples)}
+        samples = others.get(self.rows, samples)
         batch = make_batch(model, samples, side=self.side)
         missing = -batch["input_ids"].shape[1] % self.multiple
         if missing:
@@ -109,8 +119,9 @@ class Case:
 
 CASES = {
     "three": Case(THREE),
-    "all": Case(METHODS["attention"]),
+    "all": Case(METHODS["attention"], rows="weighted"),
     "each head": Case(EACH, order="contiguous"),
+    "chosen heads": Case(HEADS, order="striped"),
     "per layer": Case(PER_LAYER, order="striped"),
     "padding on the left": Case(THREE, side="left"),
     "packed": Case(THREE, rows="packed", checkpointed=True),

@@ -35,27 +35,30 @@ def naive_forward(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     text, words, grounding, cross_entropy, kl, contributions = ([] for _ in range(6))
     side_log_prob = []
+    counts = {kind: int((batch[f"gk_{kind}_weight"] != 0).sum()) for kind in ("word", "map")}
     for sample in run_samples(base, batch):
         log_probs = sample.log_probs(sample.main)
         text += [log_probs[t, sample.ids[t + 1]] for t in sample.positions("text")]
-        words += sample.word_losses(log_probs, dv_sft.smoothing)
+        words += sample.weighted("word", sample.word_losses(log_probs, dv_sft.smoothing))
         for n, t in enumerate(sample.positions("side")):
             w = sample.ids[t + 1]
             plus = sample.log_probs(sample.side[n])[w]
             side_log_prob.append(plus)
             reference = plus.detach() if smam.detach_reference else plus
-            grounding.append(-F.logsigmoid(smam.beta * (log_probs[t, w] - reference)))
-            cross_entropy.append(-plus)
+            weight = batch["gk_side_weight"][sample.b, n]
+            grounding.append(-weight * F.logsigmoid(smam.beta * (log_probs[t, w] - reference)))
+            cross_entropy.append(-weight * plus)
             if remember:
                 contributions.append(sample.contribution(t, w))
-        kl += [sample.map_kl(r, klal) for r in range(len(sample.positions("map")))]
+        divergences = [sample.map_kl(r, klal) for r in range(len(sample.positions("map")))]
+        kl += sample.weighted("map", divergences)
     texts, zero = len(text), text[0] * 0.0
     parts = {
         "text": -sum(text, zero) / texts,
-        "word": sum(words, zero) / max(1, len(words)),
+        "word": sum(words, zero) / max(1, counts["word"]),
         "smam_grounding": sum(grounding, zero) / texts,
         "smam_cross_entropy": sum(cross_entropy, zero) / texts,
-        "map_kl": sum(kl, zero) / max(1, len(kl)),
+        "map_kl": sum(kl, zero) / max(1, counts["map"]),
     }
     loss = parts["text"] + dv_sft.weight * parts["word"] + klal.weight * parts["map_kl"]
     loss = loss + smam.weight * smam.gamma * parts["smam_grounding"]
@@ -106,10 +109,12 @@ class _Sample:
         self.image = batch["gk_image"][b, first : first + length]
         self.decoder = model.get_decoder()
         self.layers = []  # (attention [H, S, S], v [S, H, D], o_proj) of each layer
+        self.hidden = []  # [S, D] behind each layer
         side = [hidden[t] for t in self.positions("side")]
         blocked = [self._blocked(n, length) for n in range(len(side))]
         for layer in self.decoder.layers:
             hidden, side = self._layer(layer, hidden, side, blocked, cos, sin)
+            self.hidden.append(hidden)
         self.residual = hidden
         self.main = self.decoder.norm(hidden)
         self.side = [self.decoder.norm(x) for x in side]
@@ -117,6 +122,11 @@ class _Sample:
     def positions(self, kind: str) -> list[int]:
         rows = self.batch[f"gk_{kind}_position"][self.b].tolist()
         return [row - self.first for row in rows if row >= 0]
+
+    def weighted(self, kind: str, losses: list[Tensor]) -> list[Tensor]:
+        """Each row's loss times its weight (W1)."""
+        weights = self.batch[f"gk_{kind}_weight"][self.b].tolist()
+        return [weight * loss for weight, loss in zip(weights, losses)]
 
     def _blocked(self, n: int, length: int) -> Tensor:
         """bool [S]: the visual keys outside the n-th aligned row's regions (S1)."""

@@ -34,11 +34,12 @@ from groundkern.hf import (
 )
 from groundkern.hf.watching.finite import gradient_norm, skip_step, step_taken
 from tests.hf.methods import METHODS
-from tests.hf.samples import SAMPLES, Sample, make_batch
+from tests.hf.samples import SAMPLES, Sample, make_batch, weighted
 
 LINEARS = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj)|.*lm_head"
 TOWER_TOO = r".*\.(q_proj|v_proj|qkv|up_proj)"
 FIRST, SECOND, TEXT, FOURTH = SAMPLES["qwen"]  # TEXT has no image and trained text only
+HEAVY = weighted(SAMPLES["qwen"])  # rows of other weights on each rank
 BLANK = Sample(seed=9, pieces=(3, (2, 2), 6), answer=0)  # an image, and no supervised row at all
 
 
@@ -83,7 +84,7 @@ CASES = {
     "trained vision, a rank without images": Case(((FIRST, SECOND), (TEXT, TEXT))),
     "the same, checkpointed": Case(((TEXT,), (FIRST, SECOND)), checkpointed=True),
     "lora in the tower, a rank without images": Case(((FIRST, SECOND), (TEXT,)), lora=TOWER_TOO),
-    "every method": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="attention"),
+    "every method": Case((HEAVY[:2], HEAVY[2:]), methods="attention"),
     "every method, GradCAM": Case(((FIRST, SECOND), (TEXT, FOURTH)), methods="gradcam"),
 }
 # GradCAM losses are refused on sharded weights.

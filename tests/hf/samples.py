@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Sample:
         composites: numbers of a phrase and its two parts.
         lens: (visual token, label, 1 inside or 0 outside).
         contrast: (visual token, the words whose regions it is on).
+        weights: of the rows of each group, in turn; of phrases, one for each. None: left out.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class Sample:
     composites: tuple[tuple[int, int, int], ...] = ()
     lens: tuple[tuple[int, int, int], ...] = ()
     contrast: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    weights: tuple[float, ...] | None = None
 
 
 def _uneven(seed: int, sizes: tuple[tuple[int, int], ...], late: tuple[int, int]):
@@ -91,6 +93,15 @@ SAMPLES = {
     "qwen": _uneven(1, ((2, 3), (2, 2), (1, 3), (3, 3)), (6, 5)),
     "llava": _uneven(5, ((4, 4),) * 4, (26, 25)),
 }
+
+
+def weighted(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """The same with weights of all kinds, others in each sample; some rows have 0."""
+    weights = (0.5, 2.0, 1.0, 0.0, 3.0)
+    return tuple(
+        replace(sample, weights=(*weights[n % 5 :], *weights[: n % 5]))
+        for n, sample in enumerate(samples)
+    )
 
 
 def make_batch(model, samples: tuple[Sample, ...], *, side: str = "right") -> dict[str, Tensor]:
@@ -172,7 +183,20 @@ def _encode(sample: Sample, image_token: int | None) -> tuple[Tensor, SampleFiel
         words[image[columns[v]]] |= set(said)
     if image_token is not None:
         ids = torch.where(image >= 0, image_token, ids)
+    numbers = {
+        "side": range(len(sample.aligned)),
+        "word": range(len(sample.words)),
+        "map": range(len(sample.maps)),
+        "phrase": [number for _, number, _ in rows],
+        "lens": range(len(sample.lens)),
+    }
+    weights = {
+        f"{group}_weight": [sample.weights[n % len(sample.weights)] for n in own]
+        for group, own in numbers.items()
+        if sample.weights is not None
+    }
     return ids, {
+        **weights,
         "image": image,
         "text_position": torch.arange(length - sample.answer - 1, length - 1),
         "side_position": [length - k - 1 for k, _ in sample.aligned],

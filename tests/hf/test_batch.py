@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from groundkern.hf import row_counts
-from groundkern.hf.data.batch import COUNTS, FIELDS, VALUES, GroundedBatch, without_rows
+from groundkern.hf.data.batch import (
+    COUNTS,
+    FIELDS,
+    VALUES,
+    GroundedBatch,
+    without_rows,
+)
 from groundkern.hf.data.padding import pad_fields, pad_tokens
+from groundkern.hf.data.weights import composite_weights
 from tests.hf.field_table import table, written
 
 SAMPLES = (
@@ -93,3 +100,63 @@ def test_a_batch_without_rows_counts_nothing_and_is_complete():
     assert row_counts({}).tolist() == missing.counts.tolist() == [0] * len(COUNTS)
     for name, spec in FIELDS.items():
         assert getattr(missing, name).dtype == spec.dtype
+
+
+def test_weights_that_are_left_out_are_one():
+    """A sample without weights among others, a batch without them, and rows in other dtypes."""
+    weighted = {**SAMPLES[0], "side_weight": [0.25, 2.0]}
+    batch = pad_fields([SAMPLES[0], weighted], [4, 4], left=False)
+    assert batch["gk_side_weight"].tolist() == [[1.0, 1.0], [0.25, 2.0]]
+    assert batch["gk_word_weight"].tolist() == [[1.0], [1.0]]
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    without = {name: x for name, x in batch.items() if not name.endswith("_weight")}
+    without["gk_several_weight"] = batch["gk_several_weight"]  # of labels, not of rows
+    found = GroundedBatch.pop(dict(without), ids)
+    assert found.side_weight.tolist() == [[1.0, 1.0]] * 2
+    assert torch.equal(found.counts, row_counts(without))
+    half = {**batch, "gk_side_weight": batch["gk_side_weight"].bfloat16()}
+    assert GroundedBatch.pop(half, ids).side_weight.dtype == torch.float32
+
+
+def test_rows_of_weight_zero_do_not_count():
+    """Phrases 0 = 1 + 2 and 3 = 4 + 5: a composite counts if none of its three counts 0."""
+    sample = {
+        "image": torch.tensor([0, 0, 1, -1, -1, -1, -1]),
+        "word_position": [0, 1, 2],
+        "word_label": [7, 8, 9],
+        "word_bag": [[7, 8], [9]],
+        "word_weight": [0.0, 0.5, 0.0],  # image 0 has a row that counts, image 1 has none
+        "phrase_position": [3, 3, 4, 4, 5, 5],
+        "phrase_number": [0, 1, 2, 3, 4, 5],
+        "phrase_subject": [1, 0, 1, 0, 1, 0],
+        "phrase_composite": [[0, 1, 2], [3, 4, 5]],
+        "phrase_weight": [0.5, 1.0, 3.0, 2.0, 0.0, 1.0],
+        "lens_position": [0, 1, 2],
+        "lens_label": [7, 7, 7],
+        "lens_inside": [1, 1, 0],
+        "lens_weight": [0.0, 1.0, 2.0],
+    }
+    batch = pad_fields([sample], [7], left=False)
+    counted = {name: n for name, n in zip(COUNTS, row_counts(batch).tolist()) if n}
+    assert counted == {
+        "word": 1,
+        "visual": 3,
+        "labelled_image": 1,
+        "phrase": 5,
+        "subject": 2,
+        "composite": 1,
+        "raise": 1,
+        "suppress": 1,
+    }
+    fields = (batch[f"gk_phrase_{x}"] for x in ("composite", "position", "number", "weight"))
+    assert composite_weights(*fields).tolist() == [[0.5, 0.0]]
+
+
+@pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf")])
+def test_a_weight_is_finite_and_not_negative(value):
+    batch = pad_fields([{**SAMPLES[0], "side_weight": [1.0, value]}], [4], left=False)
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    whole = GroundedBatch.pop(batch, ids)
+    wanted = "`gk_side_weight`: expected finite numbers, 0 or more"
+    with pytest.raises(ValueError, match=wanted):
+        whole.check_values(ids, visual=(), vocabulary=100)

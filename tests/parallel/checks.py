@@ -24,6 +24,7 @@ from tests.parallel.comparing import (
     split_keys,
     whole,
 )
+from tests.parallel.divergences import divergences
 from tests.parallel.drawing import Call
 from tests.parallel.random_calls import worst_errors
 from tests.sources import ROOT
@@ -374,6 +375,7 @@ CHECKS = {
         sixteen_bits,
         edges,
         a_map_that_underflows,
+        divergences,
         one_result_is_enough,
         recomputed,
         the_example,

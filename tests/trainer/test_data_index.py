@@ -87,7 +87,7 @@ def test_large_files_are_checked_by_several_processes_and_small_ones_are_not(pat
 def test_counts_of_each_sample(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     place = {"text": "two", "box": [0, 0, 4, 4]}
-    wide = {"text": "two", "box": [0, 0, 8, 5]}
+    wide = {"text": "two", "box": [0, 0, 8, 5], "weight": 0}
     full = line(
         "one two", regions=[place, place, wide], words=[place] * 2, phrases=[{"text": "one"}]
     )
@@ -104,6 +104,7 @@ def test_counts_of_each_sample(tmp_path):
         "answers_empty": [0, 2],
         "regions_wide": [1, 0],
         "words_twice": [1, 0],
+        "gated": [1, 0],
         "characters": [8, 3],
         "width": [8, 0],
         "height": [8, 0],

@@ -9,12 +9,13 @@ from itertools import combinations
 import pytest
 import torch
 
+from groundkern.hf.data.batch import COUNTS, row_counts
 from groundkern.maps import FIXED_POINT_ONE
 from trainer import durable
 from trainer.__main__ import main
 from trainer.config import ConfigError
 from trainer.data.sample import parse_sample
-from trainer.evidence import drawings, figures, loop, models, presets, runs
+from trainer.evidence import drawings, figures, heads, loop, models, presets, runs
 from trainer.evidence.plan import METHODS, TEACHERS, Drawings, Preset, Study
 from trainer.evidence.runs import Desk
 from trainer.stopping import Stopped
@@ -395,3 +396,50 @@ def test_a_curve_is_made_once_and_never_mixed_with_others(desk, monkeypatch, cap
     capsys.readouterr()
     assert main(words) == 128 + signal.SIGTERM
     assert f"saved in {desk.output}; the same command continues" in capsys.readouterr().err
+
+
+def test_half_of_the_regions_are_wrong_and_gates_leave_them_out(desk):
+    whole = desk.train(METHODS["plain"], 0)
+    target = whole["gk_map_target"]
+    wrong, gated = (desk.train(METHODS[name], 3) for name in ("klal_ungated", "klal_gated"))
+    assert torch.equal(wrong["gk_map_target"], gated["gk_map_target"])
+    changed = (wrong["gk_map_target"] != target).flatten(1).any(1)
+    left = (gated["gk_map_weight"] == 0) & (gated["gk_map_position"] >= 0)
+    assert int(left.any(1).sum()) == len(target) // 2
+    assert not (changed & ~left.any(1)).any()  # what differs is left out
+    assert int(changed.sum()) >= len(target) // 2 - 3  # two drawings may look alike
+    assert bool((wrong["gk_map_weight"][wrong["gk_map_position"] >= 0] == 1).all())
+    counts = [row_counts(batch)[COUNTS.index("map")] for batch in (wrong, gated)]
+    assert counts[1] == counts[0] // 2
+    other = drawings.half_gated(whole, 4)["gk_map_weight"]
+    assert not torch.equal(other, gated["gk_map_weight"])
+
+
+def test_the_built_in_control_has_as_many_tokens_of_other_drawings(desk):
+    whole, wrong = (desk.train(METHODS[name], 0) for name in ("klal", "klal_shuffled"))
+    before, after = whole["gk_map_target"], wrong["gk_map_target"]
+    assert (before != after).flatten(1).any(1).float().mean() > 0.5
+    for name in ("gk_map_position", "gk_side_inside", "labels"):
+        assert torch.equal(whole[name], wrong[name])
+    known = {tuple(row) for rows in before.tolist() for row in rows}
+    assert {tuple(row) for rows in after.tolist() for row in rows} <= known
+
+
+def test_heads_are_ranked_by_a_plain_run_of_the_seed(desk):
+    names = ("klal_heads", "klal_other_heads")
+    best, others = (desk._with_heads(METHODS[name], 0) for name in names)
+    picked = [method.objectives["klal"]["chosen_heads"] for method in (best, others)]
+    assert sorted(picked[0] + picked[1]) == [[0, 0], [0, 1]]  # of one layer with two
+    kept = durable.read_json(desk.output / "heads" / QUICK.name / "0.json")
+    (row,) = kept["shares"]
+    assert picked[0] == [[0, row.index(max(row))]]
+    assert len(row) == 2 and all(0 < value < 1 for value in row) and row[0] != row[1]
+    assert METHODS["klal_heads"].settings()["heads"] == "best"
+    assert "heads" not in METHODS["klal"].settings()
+
+
+def test_chosen_heads_by_hand():
+    share = [[0.1, 0.5], [0.4, 0.2], [0.3, 0.05], [0.6, 0.0]]
+    assert heads.chosen_heads(share, "best", 0) == [[0, 1], [1, 0], [2, 0], [3, 0]]
+    rest = [[0, 0], [1, 1], [2, 1], [3, 1]]
+    assert heads.chosen_heads(share, "others", 5) == rest

@@ -237,7 +237,7 @@ RUNS = {"size": [20, 40], "counts": [0, 800]}
         ({"mask": "there.png"}, "got 'there.png', which is not there"),
         ({"mask": "../a.png"}, "expected a relative path inside the data root"),
         ({"mask": "mask.jpg"}, "expected a PNG, got JPEG in 'mask.jpg'"),
-        ({"mask": "int.npy"}, "expected a PNG or run lengths (a .npy is a `heat`), got 'int.npy'"),
+        ({"mask": "int.npy"}, "expected a PNG or run lengths (an array is a `heat`), got 'int"),
         ({"mask": "many.png"}, "expected at most 9999 pixels, got 500 x 250 in 'many.png'"),
         ({"mask": "across.png"}, "a mask of the ratio of its image, 40 x 20, got 20 x 40"),
         ({"mask_value": 3, "box": [0, 0, 9, 9]}, "mask_value`: expected a label image as `mask`"),

@@ -47,7 +47,7 @@ from trainer.workers import cores, forked, forks
 logger = logging.getLogger(__name__)
 
 COUNTS = ("images", "videos", "regions", "words", "phrases", "answers", "answers_empty")
-COUNTS += ("regions_wide", "words_twice")
+COUNTS += ("regions_wide", "words_twice", "gated")  # gated: regions, words, phrases of weight 0
 COUNTS += ("characters", "width", "height")  # of all messages; of the largest image, in pixels
 COUNTS += ("frames", "frame_width", "frame_height")  # of all videos; of the largest of these
 WIDE = 0.5  # of an image: a region over more of it teaches little about where to look
@@ -59,7 +59,7 @@ LINES, BYTES = 256, 2**20  # of the data file that a process checks at a time
 SMALL = 4 * 2**20  # bytes of a file that is checked without further processes
 AHEAD = 4  # batches waiting for each process
 _FORMAT = b"groundkern index "
-_MAGIC = _FORMAT + b"4\n"
+_MAGIC = _FORMAT + b"5\n"
 
 _CODE = (record, sample, resolving, images, file_kinds, rasters, run_lengths)  # of the format
 _CODE += (videos, video_files, example, video)
@@ -230,11 +230,13 @@ def counts_of(made: Sample) -> tuple[int, ...]:
     wide = sum(any((x1 - x0) * (y1 - y0) > WIDE for x0, y0, x1, y1 in each) for each in boxes)
     twice = len(made.words) - len(set(made.words))
     carried = (made.images, made.videos, made.regions, made.words, made.phrases, answers)
+    parts = (*made.regions, *made.words, *made.phrases)
+    gated = sum(made.grounding_weight * part.weight == 0 for part in parts)
     characters = sum(len(message_text(m)) for m in made.messages)
     frames = sum(video.planned for video in made.videos)
     films = [video.size for video in made.videos]
     sides = (*_largest(made.sizes), frames, *_largest(films))
-    return *map(len, carried), empty, wide, twice, characters, *sides
+    return *map(len, carried), empty, wide, twice, gated, characters, *sides
 
 
 def _installed(name: str) -> str | None:

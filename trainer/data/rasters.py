@@ -1,6 +1,6 @@
 """Masks and heat-maps of regions: found and checked by their headers, decoded with the images.
 
-A mask is a PNG or COCO's run lengths, a heat a grey PNG or a `.npy` (docs/data-format.md). All are
+A mask is a PNG or COCO's run lengths, a heat a grey PNG or an array (docs/data-format.md). All are
 stretched over the whole upright image, so their sides must have its ratio; a heat may also be
 square, as a model's grid of patches is.
 """
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from groundkern.hf.data.example import Region
+from groundkern.hf.data.video import RasterTrack
 from groundkern.rasters import Raster
+from trainer.data.arrays import SUFFIXES, read_header, read_heat, scaled
 from trainer.data.images import SampleError, confined, image_format, image_size, opened, wrong
 from trainer.data.run_lengths import decoded, read_counts, size_of_runs
-from trainer.wording import short
 
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _STEP = {"L;2": 85, "L;4": 17}  # by which Pillow multiplies grey of 2 and 4 bits
@@ -39,6 +40,7 @@ class RasterField:
         root: the folder that paths start from.
         max_pixels: width x height that a raster may have.
         where, field: what starts an error message.
+        timed: whether it is of a video, whose heats may change.
     """
 
     picture: tuple[int, int]
@@ -46,6 +48,7 @@ class RasterField:
     max_pixels: int
     where: str
     field: str
+    timed: bool = False
 
     def wrong(self, wanted: str, got: object) -> SampleError:
         """An error about it."""
@@ -102,28 +105,37 @@ class Runs:
 
 @dataclass(frozen=True)
 class HeatFile:
-    """A grey PNG or a `.npy`."""
+    """A grey PNG, or an array whose shape its header says."""
 
     path: Path
     place: RasterField
+    shape: tuple[int, ...] | None = None
 
     def load(self, pictures: Pictures) -> Raster:
         """Raises `SampleError` if it cannot be decoded, or holds what is no heat."""
-        if self.path.suffix == ".npy":
-            values = np.asarray(_mapped(self.path, self.place))
-        else:
-            values, _ = _pixels(self.path, self.place, grey=True)
-        low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high < float("inf")):  # not a number is neither
-            got = f"{low} to {high} in {self.path.name!r}"
-            raise self.place.wrong("a heat of finite numbers >= 0", got)
-        if high == 0:
-            raise self.place.wrong("a heat with a number above 0", "zeros")
-        scaled = np.empty(values.shape, np.float32)  # divided first, since float64 may not fit
-        return _raster(np.divide(values, high, out=scaled, casting="same_kind"))
+        if self.shape is not None:
+            return _raster(read_heat(self.path, self.place.wrong, self.shape))
+        values, _ = _pixels(self.path, self.place, grey=True)
+        return _raster(scaled(values, self.place.wrong, self.path.name))
 
 
-Stored = MaskFile | Runs | HeatFile
+@dataclass(frozen=True)
+class HeatTrack:
+    """An array with a heat for each of some times of a video."""
+
+    path: Path
+    place: RasterField
+    shape: tuple[int, ...]
+    times: tuple[float, ...]
+
+    def load(self, pictures: Pictures) -> RasterTrack:
+        """Raises `SampleError` if it cannot be read, or holds what is no heat."""
+        values = read_heat(self.path, self.place.wrong, self.shape)
+        rasters = (_raster(each, peak=1.0) if each.any() else None for each in values)
+        return tuple(zip(self.times, rasters, strict=True))
+
+
+Stored = MaskFile | Runs | HeatFile | HeatTrack
 
 
 class Record(Protocol):
@@ -137,6 +149,7 @@ class Record(Protocol):
 def find_rasters(
     records: Sequence[Record],
     sizes: Sequence[tuple[int, int]],
+    timed: Sequence[bool],
     *,
     root: Path,
     max_pixels: int,
@@ -147,6 +160,7 @@ def find_rasters(
     Args:
         records: of regions.
         sizes: (width, height) of the upright image, or of the video's frames, of each region.
+        timed: whether each is of a video.
         root: the folder that paths start from and may not leave.
         max_pixels: width x height that a raster may have.
         where: what starts an error message.
@@ -159,7 +173,7 @@ def find_rasters(
             mask with nothing inside, or a `mask_value` without a label image.
     """
     found: list[tuple[int, Stored]] = []
-    for index, (record, size) in enumerate(zip(records, sizes, strict=True)):
+    for index, (record, size, moves) in enumerate(zip(records, sizes, timed, strict=True)):
         name = f"regions[{index}]"
         if record.mask_value is not None and record.mask is None:
             raise wrong(where, f"{name}.mask_value", "a label image as `mask`", "none")
@@ -167,7 +181,7 @@ def find_rasters(
             place = RasterField(size, root, max_pixels, where, f"{name}.mask")
             found.append((index, find_mask(record.mask, record.mask_value, place)))
         if record.heat is not None:
-            place = RasterField(size, root, max_pixels, where, f"{name}.heat")
+            place = RasterField(size, root, max_pixels, where, f"{name}.heat", moves)
             found.append((index, find_heat(record.heat, place)))
     return tuple(found)
 
@@ -184,8 +198,8 @@ def find_mask(mask: Any, value: int | None, place: RasterField) -> MaskFile | Ru
         SampleError: as `find_rasters`.
     """
     if isinstance(mask, str):
-        if mask.endswith(".npy"):
-            raise place.wrong("a PNG or run lengths (a .npy is a `heat`)", repr(mask)[:80])
+        if mask.endswith(SUFFIXES):
+            raise place.wrong("a PNG or run lengths (an array is a `heat`)", repr(mask)[:80])
         path, size = _png(mask, place)
         place.fits(size, "mask", square=False)
         return MaskFile(path, value, place)
@@ -202,20 +216,22 @@ def find_mask(mask: Any, value: int | None, place: RasterField) -> MaskFile | Ru
     return Runs(height, width, runs.tobytes())
 
 
-def find_heat(path: str, place: RasterField) -> HeatFile:
+def find_heat(path: str, place: RasterField) -> HeatFile | HeatTrack:
     """A heat whose header is right.
 
     Raises:
         SampleError: as `find_rasters`.
     """
-    if path.endswith(".npy"):
-        found = confined(path, place.root, where=place.where, field=place.field)
-        height, width = _mapped(found, place).shape
-        size = (width, height)
-    else:
+    if not path.endswith(SUFFIXES):
         found, size = _png(path, place)
-    place.fits(size, "heat", square=True)
-    return HeatFile(found, place)
+        place.fits(size, "heat", square=True)
+        return HeatFile(found, place)
+    found = confined(path, place.root, where=place.where, field=place.field)
+    header = read_header(found, place.wrong, most=place.max_pixels, timed=place.timed)
+    place.fits(header.shape[:-3:-1], "heat", square=True)
+    if header.times is None:
+        return HeatFile(found, place, header.shape)
+    return HeatTrack(found, place, header.shape, header.times)
 
 
 def with_rasters(
@@ -232,14 +248,16 @@ def with_rasters(
     """
     made, pictures = list(regions), {}
     for index, stored in rasters:
-        made[index] = replace(made[index], rasters=(stored.load(pictures),))
+        found = stored.load(pictures)
+        place = {"rasters": (found,)} if isinstance(found, Raster) else {"raster_track": found}
+        made[index] = replace(made[index], **place)
     return tuple(made)
 
 
-def _raster(values: NDArray) -> Raster:
+def _raster(values: NDArray, peak: float | None = None) -> Raster:
     import torch  # here: a data file is checked without
 
-    return Raster(torch.from_numpy(values))
+    return Raster(torch.from_numpy(values), peak)
 
 
 def _png(path: str, place: RasterField) -> tuple[Path, tuple[int, int]]:
@@ -276,19 +294,3 @@ def _pixels(path: Path, place: RasterField, *, grey: bool = False) -> tuple[NDAr
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise place.wrong("an image that can be decoded", f"{path.name!r} ({error})") from None
-
-
-def _mapped(path: Path, place: RasterField) -> NDArray:
-    """The array of a `.npy` as its header declares it, none of it read yet."""
-    try:
-        found = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # a header is Python's own notation, and may be anything
-        got = f"{path.name!r} ({short(str(error))})"
-        raise place.wrong("a .npy of plain numbers", got) from None
-    if found.ndim != 2 or found.dtype.kind not in "buif" or found.dtype.itemsize > 8:
-        got = f"{found.dtype} {list(found.shape)} in {path.name!r}"
-        raise place.wrong("numbers [height, width], of at most 8 bytes each", got)
-    if not 0 < found.size <= place.max_pixels:
-        got = f"{found.shape[1]} x {found.shape[0]} in {path.name!r}"
-        raise place.wrong(f"1 to {place.max_pixels} numbers", got)
-    return found

@@ -6,9 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from groundkern.hf.data.example import LARGEST_WEIGHT
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Weight = Annotated[Number, Field(ge=0, le=LARGEST_WEIGHT)]
 Index = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, Field(min_length=1)]
+Interval = tuple[Number, Number]
+
+
+def _as_list(value: Any) -> Any:
+    """A number alone as a list of it."""
+    return [value] if isinstance(value, int | float) else value
 
 
 class StrictModel(BaseModel):
@@ -49,8 +59,10 @@ class MomentRecord(StrictModel):
 
 class RegionRecord(SpanRecord, PlaceRecord):
     video: Index | None = None
-    time: tuple[Number, Number] | None = None
+    time: Interval | Annotated[list[Interval], Field(min_length=1)] | None = None
     frame: Index | None = None
+    share: Annotated[list[Positive] | None, BeforeValidator(_as_list)] = None
+    spread: Annotated[list[Number] | None, BeforeValidator(_as_list)] = None
     box: tuple[Number, Number, Number, Number] | None = None
     points: Annotated[list[tuple[Number, Number]], Field(min_length=1)] | None = None
     polygon: Annotated[list[tuple[Number, Number]], Field(min_length=3)] | None = None
@@ -59,15 +71,18 @@ class RegionRecord(SpanRecord, PlaceRecord):
     mask_value: Index | None = None
     heat: Text | None = None
     track: Annotated[list[MomentRecord], Field(min_length=2)] | None = None
+    weight: Weight = 1.0
 
 
 class WordRecord(PlaceRecord):
     text: Text
     box: tuple[Number, Number, Number, Number]
+    weight: Weight = 1.0
 
 
 class PhraseRecord(SpanRecord):
     subject: Text | None = None
+    weight: Weight = 1.0
 
 
 class VideoRecord(StrictModel):
@@ -93,5 +108,6 @@ class SampleRecord(StrictModel):
     regions: list[RegionRecord] = []
     words: list[WordRecord] = []
     phrases: list[PhraseRecord] = []
+    grounding_weight: Weight = 1.0
     answers: list[Text] = []
     metrics: list[str] = []

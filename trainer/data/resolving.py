@@ -48,17 +48,20 @@ class Resolver:
         self.texts = [message_text(message) for message in messages]
         self.answers = [i for i, role in enumerate(self.roles) if role == "assistant"]
 
-    def region(self, region: RegionRecord, field: str) -> Region:
+    def regions(self, region: RegionRecord, field: str) -> tuple[Region, ...]:
+        """One for each of its intervals of time, or one alone."""
         given = [k for k in PLACES if getattr(region, k) is not None]
         if self._is_of_video(region):
-            return self._region_of_video(region, given, field)
+            return self._regions_of_video(region, given, field)
         if len(given) != 1:
             wanted = f"one of {', '.join(PLACES[:-1])} and {PLACES[-1]}"
             raise self._wrong(field, wanted, " and ".join(given) or "none")
         turn, start, stop = self._span(region, field)
         canvas = self._image(region, field)
         shape = self._shape(region, given[0], canvas, field)
-        return Region(turn, start, stop, canvas.index, **shape)
+        (share,) = self._shares(region, [None], field)
+        options = {"share": share, "weight": region.weight}
+        return (Region(turn, start, stop, canvas.index, **options, **shape),)
 
     def _is_of_video(self, region: RegionRecord) -> bool:
         """Whether a region says so, or there is nothing else that it could be of."""
@@ -66,7 +69,9 @@ class Resolver:
         alone = bool(self.videos) and not self.sizes and region.image is None
         return alone or any(value is not None for value in said)
 
-    def _region_of_video(self, region: RegionRecord, given: list[str], field: str) -> Region:
+    def _regions_of_video(
+        self, region: RegionRecord, given: list[str], field: str
+    ) -> tuple[Region, ...]:
         if region.image is not None:
             raise self._wrong(field, "either `image` or what a video has", "both")
         timed = [k for k in ("time", "frame", "track") if getattr(region, k) is not None]
@@ -79,11 +84,17 @@ class Resolver:
         turn, start, stop = self._span(region, field)
         canvas = self._video(region, field)
         shape = self._shape(region, given[0], canvas, field) if given else {}
-        time = self._time(region, canvas.index, field)
-        return Region(turn, start, stop, NOWHERE, video=canvas.index, time=time, **shape)
+        times = self._times(region, canvas.index, field)
+        place, weight = (turn, start, stop, NOWHERE), region.weight
+        return tuple(
+            Region(*place, video=canvas.index, time=time, share=share, weight=weight, **shape)
+            for time, share in zip(times, self._shares(region, times, field), strict=True)
+        )
 
     def _shape(self, region: RegionRecord, kind: str, canvas: Canvas, field: str) -> dict[str, Any]:
         """The field of a `Region` that its place goes into; none of a raster, which comes later."""
+        if region.spread is not None and region.points is None:
+            raise self._wrong(f"{field}.spread", "`points` that have it", kind)
         if region.box is not None:
             return {"boxes": (self._box(region.box, region, canvas, f"{field}.box"),)}
         if kind in ("mask", "heat"):
@@ -92,7 +103,10 @@ class Resolver:
         if region.track is not None:
             return {"tracks": (self._track(region, canvas, field),)}
         if region.points is not None:
-            return {"points": self._points(region.points, region.coord, canvas, field)}
+            points = self._points(region.points, region.coord, canvas, field)
+            spread = self._spread(region, canvas, field.replace(".points", ".spread"))
+            bells = spread and tuple((*point, *spread) for point in points)
+            return {"bells": bells} if bells else {"points": points}
         if region.polyline is not None:
             line = self._points(region.polyline, region.coord, canvas, field)
             if len(set(line)) < 2:
@@ -104,21 +118,63 @@ class Resolver:
             raise self._wrong(field, "a polygon with an area", list(region.polygon))
         return {"polygons": (corners,)}
 
-    def _time(self, region: RegionRecord, video: int, field: str) -> tuple[float, float] | None:
-        """The seconds that a region is of, the second exclusive; None: all."""
-        if region.frame is not None:
-            return self.videos[video].moment(region.frame, f"{field}.frame")
-        if region.time is None:
+    def _spread(
+        self, region: RegionRecord, canvas: Canvas, field: str
+    ) -> tuple[float, float] | None:
+        """Standard deviations in fractions of width and height; None: points without a spread."""
+        if region.spread is None:
             return None
-        start, stop = region.time
-        if not 0 <= start < stop:
-            wanted = "[t0, t1] in seconds, 0 <= t0 < t1"
-            raise self._wrong(f"{field}.time", wanted, list(region.time))
-        if start >= self.videos[video].duration:
-            wanted = f"a time within the {self.videos[video].duration:.3f} s of the video"
-            raise self._wrong(f"{field}.time", wanted, list(region.time))
-        check_end(stop, self.videos[video].duration, self.where, f"{field}.time")
-        return start, stop
+        if len(region.spread) not in (1, 2):
+            raise self._wrong(field, "a number, or [x, y]", list(region.spread))
+        width, height = _whole(region.coord, canvas)
+        across = region.spread[0] / width
+        down = across * canvas.size[0] / canvas.size[1]  # a number alone: as many pixels as across
+        if len(region.spread) == 2:
+            down = region.spread[1] / height
+        if across == down == 0:
+            return None
+        if not (0 < across <= 1 and 0 < down <= 1):
+            wanted = f"numbers above 0, up to the {width} x {height} of the {canvas.kind}, or 0"
+            raise self._wrong(field, wanted, list(region.spread))
+        return across, down
+
+    def _times(
+        self, region: RegionRecord, video: int, field: str
+    ) -> list[tuple[float, float] | None]:
+        """The seconds that a region is of, the second of a pair exclusive; None: all."""
+        if region.frame is not None:
+            return [self.videos[video].moment(region.frame, f"{field}.frame")]
+        if region.time is None:
+            return [None]
+        field, length = f"{field}.time", self.videos[video].duration
+        several, before = isinstance(region.time, list), 0.0
+        intervals = region.time if several else [region.time]
+        for index, (start, stop) in enumerate(intervals):
+            here = f"{field}[{index}]" if several else field
+            if not 0 <= start < stop:
+                wanted = "[t0, t1] in seconds, 0 <= t0 < t1"
+                raise self._wrong(here, wanted, [start, stop])
+            if start >= length:
+                wanted = f"a time within the {length:.3f} s of the video"
+                raise self._wrong(here, wanted, [start, stop])
+            if start < before:
+                wanted = f"intervals that ascend, from {before:g} s on"
+                raise self._wrong(here, wanted, [start, stop])
+            check_end(stop, length, self.where, here)
+            before = stop
+        return intervals
+
+    def _shares(self, region: RegionRecord, times: list, field: str) -> list[float | None]:
+        """The share of each interval: one number of several is divided by how long they are."""
+        if region.share is None:
+            return [None] * len(times)
+        if len(region.share) == len(times):
+            return list(region.share)
+        if len(region.share) != 1:
+            wanted = f"a number, or one for each of {len(times)} intervals"
+            raise self._wrong(f"{field}.share", wanted, list(region.share))
+        whole = sum(stop - start for start, stop in times)
+        return [region.share[0] * (stop - start) / whole for start, stop in times]
 
     def _track(self, region: RegionRecord, canvas: Canvas, field: str) -> tuple:
         """A box at each of some times, which ascend."""
@@ -142,18 +198,19 @@ class Resolver:
             raise self._wrong(f"{field}.text", "a word", short(word.text))
         canvas = self._image(word, field)
         box = self._box(word.box, word, canvas, f"{field}.box")
-        return Word(word.text, box, canvas.index)
+        return Word(word.text, box, canvas.index, word.weight)
 
     def phrase(self, phrase: PhraseRecord, field: str) -> Phrase:
         turn, start, stop = self._span(phrase, field)
         if phrase.subject is None:
-            return Phrase(turn, start, stop)
+            return Phrase(turn, start, stop, weight=phrase.weight)
         text = self.texts[turn][start:stop]
         found = occurrences(phrase.subject, text)
         if not found:
             wanted = f"words of the phrase {short(text)}"
             raise self._wrong(f"{field}.subject", wanted, _unfound(phrase.subject, text))
-        return Phrase(turn, start, stop, (start + found[0][0], start + found[0][1]))
+        subject = start + found[0][0], start + found[0][1]
+        return Phrase(turn, start, stop, subject, phrase.weight)
 
     def _span(self, span: SpanRecord, field: str) -> tuple[int, int, int]:
         """(turn, start, stop) of the answer's characters that `span` names."""

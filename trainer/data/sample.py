@@ -55,6 +55,7 @@ class Sample:
         metrics: the names of metrics that the sample asks for.
         rasters: the index of a region and where its mask or heat is, which `load` puts into it.
         videos: their headers, and which frames are taken.
+        grounding_weight: multiplies the weights of regions, words and phrases.
     """
 
     where: str
@@ -70,6 +71,7 @@ class Sample:
     tools: tuple[dict[str, Any], ...] = ()
     rasters: tuple[tuple[int, Stored], ...] = ()
     videos: tuple[StoredVideo, ...] = ()
+    grounding_weight: float = 1.0
 
     def load(self, decode: Callable[..., Image.Image] = load_rgb) -> GroundedExample:
         """Decode the images, videos and rasters.
@@ -97,6 +99,7 @@ class Sample:
             name=self.where,
             checked=True,
             videos=tuple(video.load() for video in self.videos),
+            grounding_weight=self.grounding_weight,
         )
 
 
@@ -136,22 +139,26 @@ def parse_sample(
     limits = {"root": root, "max_pixels": max_pixels, "where": where}
     films = find_videos(record.videos, rules=videos, **limits) if record.videos else ()
     resolve = Resolver(messages, tuple(sizes), where, films)
-    regions = tuple(resolve.region(r, f"regions[{i}]") for i, r in enumerate(record.regions))
-    canvases = [sizes[r.image] if r.video is None else films[r.video].size for r in regions]
+    each = [resolve.regions(r, f"regions[{i}]") for i, r in enumerate(record.regions)]
+    canvases = [sizes[r.image] if r.video is None else films[r.video].size for r, *_ in each]
+    timed = [r.video is not None for r, *_ in each]
+    rasters = dict(find_rasters(record.regions, canvases, timed, **limits))
+    origins = [i for i, parts in enumerate(each) for _ in parts]
     return Sample(
         where=where,
         task=record.task,
         images=tuple(images),
         sizes=tuple(sizes),
         messages=messages,
-        regions=regions,
+        regions=tuple(region for parts in each for region in parts),
         words=tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(record.words)),
         phrases=tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(record.phrases)),
         answers=tuple(record.answers),
         metrics=tuple(record.metrics),
         tools=tuple(record.tools),
-        rasters=find_rasters(record.regions, canvases, **limits),
+        rasters=tuple((k, rasters[i]) for k, i in enumerate(origins) if i in rasters),
         videos=films,
+        grounding_weight=record.grounding_weight,
     )
 
 
@@ -202,7 +209,8 @@ def _validated(value: dict[str, Any], where: str, *, unicode: bool) -> SampleRec
         problem = max(error.errors(), key=lambda each: len(each["loc"]))
     field = ""
     for part in problem["loc"]:
-        if part not in ("str", "list[PartRecord]"):  # the alternatives of `content`
+        # not the alternatives of `content` and `time`
+        if isinstance(part, int) or not (part == "str" or part.startswith(("list[", "tuple["))):
             field += f"[{part}]" if isinstance(part, int) else f".{cut(part, VALUE)}"
     got = short(problem["input"])
     match problem["type"]:

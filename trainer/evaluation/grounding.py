@@ -26,6 +26,7 @@ class Grounding:
         processor: the model's.
         allowed: special tokens that messages may hold as text.
         gradcam: measure GradCAM too, which keeps what a backward pass needs.
+        map_rows: of the collator: the rows whose maps are read.
 
     Raises:
         ValueError, TypeError: the model cannot be attached.
@@ -38,13 +39,14 @@ class Grounding:
         *,
         allowed: tuple[str, ...] = (),
         gradcam: bool = False,
+        map_rows: str = MEASURED["map_rows"],
     ) -> None:
         self.collator = GroundingCollator(
             processor,
             model.config,
             allowed_tokens=allowed,
             geometry=geometry_of(model, processor),
-            **MEASURED,
+            **{**MEASURED, "map_rows": map_rows},
         )
         self._records = ("maps", "contributions", *(["gradcam"] if gradcam else []))
         self.model = attach(model).eval()

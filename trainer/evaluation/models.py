@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from groundkern.hf import add_tokens
+from groundkern.hf.data.anchors import add_to_tokenizer
 from trainer import durable
 from trainer.config import ConfigError
 from trainer.loading import ADAPTER, open_adapter, open_model
@@ -31,11 +33,13 @@ class Named:
         weights: a folder or hub name with config and weights.
         processor: likewise, of the processor.
         adapter: the folder of a PEFT adapter, if there is one.
+        tokens: those that the run that trained it added to the processor's.
     """
 
     weights: str
     processor: str
     adapter: Path | None
+    tokens: tuple[str, ...] = ()
 
     def load(self, *, dtype: str, attn_implementation: str) -> tuple[torch.nn.Module, Any]:
         """The model, on the CPU and in evaluation mode, and its processor.
@@ -50,7 +54,9 @@ class Named:
             processor=self.processor,
         )
         if self.adapter is not None:
+            add_tokens(model, processor.tokenizer, self.tokens)
             model = open_adapter(model, self.adapter)
+        add_to_tokenizer(processor.tokenizer, self.tokens)
         return model.eval(), processor
 
     def identity(self) -> dict[str, str]:
@@ -85,7 +91,8 @@ def named(model: str, adapter: str | None) -> Named:
         )
     where = str(path) if path.exists() else model
     if (path / _CONFIG).is_file() or not (path / ADAPTER).is_file():
-        return Named(where, _processor_of(path, where), None if adapter is None else Path(adapter))
+        found = None if adapter is None else Path(adapter)
+        return Named(where, _processor_of(path, where), found, _added_tokens(found or path))
     if adapter is not None:
         raise ConfigError(f"--adapter: expected none beside {model}, which is an adapter itself")
     base = _field(path / ADAPTER, "base_model_name_or_path")
@@ -94,7 +101,20 @@ def named(model: str, adapter: str | None) -> Named:
             f"--model: expected a model, got {model}, an adapter that does not say of which; give "
             f"--model BASE --adapter {model}"
         )
-    return Named(base, base, path)
+    return Named(base, base, path, _added_tokens(path))
+
+
+def _added_tokens(path: Path) -> tuple[str, ...]:
+    """The tokens that the run added which left a folder: its checkpoint, or its model."""
+    record = next((p / RECORD for p in (path, path.parent) if (p / RECORD).is_file()), None)
+    if record is None:
+        return ()
+    try:
+        config = durable.read_json(record)["config"]
+        anchor = config["supervision"].get("anchor_token")
+        return (*config["model"].get("add_tokens", ()), *([anchor] if anchor else []))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return ()  # no record of a run
 
 
 def _processor_of(path: Path, where: str) -> str:

@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer import durable
 from trainer import run_folder as folder
-from trainer.bringing import bring
 from trainer.config import ConfigError
 from trainer.data.dataset import JsonLinesDataset
 from trainer.data.images import DataChanged, SampleError
@@ -23,15 +21,14 @@ from trainer.differences import differences as changed
 from trainer.evaluation import rows as rowing
 from trainer.evaluation import work
 from trainer.evaluation.models import Named, named
+from trainer.evaluation.opening import open_data
 from trainer.evaluation.results import Results, read_other
 from trainer.evaluation.rows import Row, Rows, identity
 from trainer.evaluation.scoring import check_names
 from trainer.metrics.held_out import how_measured, pick
-from trainer.prepare.boxes.settings import BoxSettings
 from trainer.progress import progress
 from trainer.ranks import Ranks, joined
 from trainer.stopping import Stopped
-from trainer.video_options import rules_of
 
 PARTS, SETTINGS = "parts", "settings.json"
 ANSWERS, FIGURES = "answers", "figures"
@@ -115,34 +112,13 @@ class _Evaluation:
         return results.write(self.grounding)
 
     def _data(self) -> JsonLinesDataset:
-        path = self.arguments.data
-        if not path.exists():
-            raise ConfigError(f"--data: expected a JSON-lines file, got {path} (not there)")
-        brought = bring(
-            path,
-            root=self.arguments.root,
+        return open_data(
+            self.arguments,
+            self.named.processor,
             folder=self.output / "data",
-            image_roots=self.arguments.image_root,
-            boxes=partial(
-                BoxSettings.read_as,
-                self.arguments.boxes,
-                self.arguments.coord,
-                self.named.processor,
-            ),
-            on_bad_sample=self.arguments.on_bad_sample,
+            cache=self.output,
             shown=self.ranks.first,
         )
-        found = JsonLinesDataset(
-            brought.path,
-            root=brought.root,
-            lost=brought.lost,
-            on_bad_sample=self.arguments.on_bad_sample,
-            videos=rules_of(self.arguments),
-            cache=self.output,
-        )
-        if len(found) == 0:
-            raise SampleError(f"{path}: no usable sample among {len(found.bad)}")
-        return found
 
     def _agree(self) -> None:
         """Records what answers and figures depend on, or refuses those of other settings."""

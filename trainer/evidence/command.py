@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs what is not done, and writes the tables after every curve and the pictures last.
 
-    Tables and page are always of the whole preset, whatever part of it is run. The same command may
+    Tables and page are always of the whole preset, whatever part of it is run (`next` is a part of
+    `cpu`). The same command may
     be started once for every core, or under `torchrun`: each process makes curves that no other one
     makes. Under `torchrun` the first one writes the page, when the others are done.
 
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
     torch.set_num_threads(1)  # layers this small take longer to hand to threads than to compute
     picked = chosen(arguments.preset, arguments.studies, arguments.methods, arguments.seeds)
-    preset = PRESETS[arguments.preset]
+    preset = PRESETS[PRESETS[arguments.preset].of or arguments.preset]
     wanted = arguments.seeds or 0
     studies = (replace(s, seeds=max(preset.seeds_of(s), wanted)) for s in preset.studies)
     preset = replace(preset, studies=tuple(studies))

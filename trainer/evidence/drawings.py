@@ -22,7 +22,7 @@ from groundkern.hf.data.batch import FIELDS
 from groundkern.maps import FIXED_POINT_ONE
 from trainer import durable
 from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
+from trainer.data.sample import Sample, parse_sample
 from trainer.evidence.plan import Drawings
 from trainer.prepare.maps.tasks import stored, stream
 from trainer.progress import progress
@@ -126,11 +126,16 @@ def told(records: list[dict], part: str | None) -> list[dict]:
     ]
 
 
+def parsed(folder: Path, record: dict, number: int) -> Sample:
+    """A drawing as a sample, whose pixels are in `folder`."""
+    return parse_sample(record, root=folder, where=f"drawing {number}")
+
+
 def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> Whole:
     """All the records as one batch."""
     examples: list[GroundedExample] = []
     for number, record in enumerate(records):
-        examples.append(parse_sample(record, root=folder, where=f"drawing {number}").load())
+        examples.append(parsed(folder, record, number).load())
     pieces = []
     with progress("collating", total=len(examples), unit="drawing") as bar:
         for start in range(0, len(examples), _PIECE):
@@ -147,7 +152,8 @@ def collate(folder: Path, records: list[dict], collator: GroundingCollator) -> W
 def _stacked(pieces: list[Tensor], name: str, pad: int) -> Tensor:
     """[N, ...]: pieces of any widths, padded as the collator pads them."""
     fill = {"input_ids": pad, "labels": -100, "attention_mask": 0, "mm_token_type_ids": 0}
-    value = 0 if pieces[0].dtype == torch.bool else fill.get(name, -1)
+    known = FIELDS.get(name.removeprefix("gk_"))
+    value = fill.get(name, -1) if known is None else known.padding
     shape = [max(sizes) for sizes in zip(*(p.shape for p in pieces), strict=True)]
     out = pieces[0].new_full((sum(map(len, pieces)), *shape[1:]), value)
     start = 0
@@ -241,8 +247,30 @@ def _derangement(count: int, seed: int) -> Tensor:
     return moved
 
 
+def half_wrong(whole: Whole, seed: int) -> Whole:
+    """Half of the drawings, drawn from the seed, have the target map and region of another one."""
+    other, wrong = shuffled_regions(whole, seed), _wrong_half(whole, seed)[:, None, None]
+    names = ("gk_map_target", "gk_side_inside")
+    return {**whole, **{name: torch.where(wrong, other[name], whole[name]) for name in names}}
+
+
+def half_gated(whole: Whole, seed: int) -> Whole:
+    """The same, but the wrong half has a weight of 0: it teaches answers alone (W1)."""
+    made, wrong = half_wrong(whole, seed), _wrong_half(whole, seed)[:, None]
+    names = ("gk_map_weight", "gk_side_weight")
+    return {**made, **{name: made[name].masked_fill(wrong, 0.0) for name in names}}
+
+
+def _wrong_half(whole: Whole, seed: int) -> Tensor:
+    count = len(whole["input_ids"])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + 1))
+    return order < count // 2
+
+
 CONTROLS: dict[str, Callable[[Whole, int], Whole]] = {
     "shuffled regions": shuffled_regions,
     "uniform map": uniform_map,
     "shuffled words": shuffled_words,
+    "half wrong": half_wrong,
+    "half wrong, gated": half_gated,
 }

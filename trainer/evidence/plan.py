@@ -20,6 +20,7 @@ class Method:
         map_rows: of the collator.
         control: None, or what is made wrong on purpose (`drawings.CONTROLS`).
         of_regions: None, or what alone is told of a clip's regions (`drawings.PARTS`).
+        heads: None, or which heads KLAL trains (`heads.HEADS`), by a plain run of the same seed.
         title: in tables.
     """
 
@@ -28,13 +29,20 @@ class Method:
     map_rows: str = "predictor"
     control: str | None = None
     of_regions: str | None = None
+    heads: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a curve depends on, as JSON has it."""
         found = {name: value for name, value in asdict(self).items() if name != "title"}
-        if self.of_regions is None:  # which most methods have not, and older curves did not know
-            del found["of_regions"]
+        for name in ("of_regions", "heads"):  # which most methods have not
+            if found[name] is None:  # and older curves did not know
+                del found[name]
         return found
+
+    def controls(self) -> dict[str, str]:
+        """The built-in `control` of each of its objectives that has one."""
+        found = {name: own.get("control") for name, own in self.objectives.items()}
+        return {name: control for name, control in found.items() if control is not None}
 
 
 _WORDS = {"dv_sft": {"weight": 0.5}}  # 0.002 is for a model that can already read
@@ -64,6 +72,15 @@ METHODS = {
         "control: KLAL, another drawing's region", _MAPS, control="shuffled regions"
     ),
     "klal_uniform": Method("control: KLAL, uniform map", _MAPS, control="uniform map"),
+    "klal_shuffled": Method(
+        "control: KLAL, built-in `control: shuffled`", {"klal": {"control": "shuffled"}}
+    ),
+    "klal_ungated": Method("KLAL, half of the regions wrong", _MAPS, control="half wrong"),
+    "klal_gated": Method(
+        "KLAL, half of the regions wrong and gated", _MAPS, control="half wrong, gated"
+    ),
+    "klal_heads": Method("KLAL, 4 best heads of a plain run", _MAPS, heads="best"),
+    "klal_other_heads": Method("KLAL, 4 of the other heads", _MAPS, heads="others"),
     "klal_space": Method("KLAL, where but not when", _MAPS, of_regions="space"),
     "klal_time": Method("KLAL, when but not where", _MAPS, of_regions="time"),
     "klal_phrase_elsewhere": Method(
@@ -179,11 +196,20 @@ class Study:
 
 @dataclass(frozen=True)
 class Preset:
-    """What one command runs: studies, and how many seeds of each method."""
+    """What one command runs: studies, and how many seeds of each method.
+
+    Args:
+        name: of the preset.
+        studies: in the order of their tables.
+        seeds: runs of each method, where a study has no number of its own.
+        of: the preset that it is a part of, whose tables and page its curves are for; None: its
+            own.
+    """
 
     name: str
     studies: tuple[Study, ...]
     seeds: int = 5
+    of: str | None = None
 
     def seeds_of(self, study: Study) -> int:
         """How many seeds of each method a study has."""

@@ -1,4 +1,5 @@
-"""Which task goes with which methods, and how large: `cpu`, `gpu` (never run yet) and `quick`."""
+"""Which task goes with which methods, and how large: `cpu`, `next` (a part of it that is not run
+yet), `gpu` (never run yet) and `quick`."""
 
 from __future__ import annotations
 
@@ -39,10 +40,18 @@ _TRACING = Study(
     samples=6000,
     steps=2500,
 )
+_NEXT = (  # gates, heads, and the built-in control beside this study's own
+    "klal_ungated",
+    "klal_gated",
+    "klal_shuffled",
+    "klal_elsewhere",
+    "klal_heads",
+    "klal_other_heads",
+)
 _INTERSECTION = Study(  # answers of one token: `answer` would be `last`
     "line_intersection",
     Drawings("line_intersection"),
-    ("plain", "klal", "klal_elsewhere", "klal_last"),
+    ("plain", "klal", "klal_elsewhere", "klal_last", *(x for x in _NEXT if x != "klal_elsewhere")),
     samples=6000,
     steps=2500,
 )
@@ -83,6 +92,7 @@ _GRID = Study(
         "klal_answer",
         "klal_elsewhere",
         "klal_uniform",
+        *(x for x in _NEXT if x != "klal_elsewhere"),
     ),
     samples=3000,
     steps=600,
@@ -192,6 +202,12 @@ GPU = Preset(  # never run: sized for four minutes of an H100 if a step takes 40
     ),
     seeds=2,
 )
+NEXT = Preset(  # of CPU, on two tasks that learn fast
+    "next",
+    tuple(replace(study, methods=("plain", "klal", *_NEXT)) for study in (_GRID, _INTERSECTION)),
+    seeds=3,
+    of="cpu",
+)
 QUICK = Preset(  # for tests: nothing is learnt
     "quick",
     (
@@ -208,7 +224,7 @@ QUICK = Preset(  # for tests: nothing is learnt
     ),
     seeds=1,
 )
-PRESETS = {preset.name: preset for preset in (CPU, GPU, QUICK)}
+PRESETS = {preset.name: preset for preset in (CPU, NEXT, GPU, QUICK)}
 
 
 def chosen(

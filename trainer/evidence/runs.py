@@ -12,6 +12,7 @@ import torch
 from groundkern.hf import GroundingCollator
 from trainer import durable
 from trainer.config import ConfigError
+from trainer.controls import regions_of
 from trainer.demo.generate import corpus
 from trainer.evidence import models
 from trainer.evidence.curves import path_of
@@ -23,9 +24,11 @@ from trainer.evidence.drawings import (
     collate,
     draw,
     kept,
+    parsed,
     told,
 )
-from trainer.evidence.loop import Curve
+from trainer.evidence.heads import chosen_heads, shares
+from trainer.evidence.loop import Curve, positions
 from trainer.evidence.plan import METHODS, TEACHERS, Method, Study
 from trainer.run_folder import claimed
 
@@ -78,10 +81,10 @@ class Desk:
         path, settings = self.path(method, seed), self.study.settings(method, seed)
         if self.finished(method, seed):
             return durable.read_json(path)
-        chosen = METHODS[method]
+        trained = self._with_heads(METHODS[method], seed)
         model = self._model(seed)
         training = Curve(
-            self.study, chosen, seed, model, self.train(chosen, seed), self.test(),
+            self.study, trained, seed, model, self.train(trained, seed), self.test(),
             path.with_suffix(".pt"), settings,
         )  # fmt: skip
         made = training.run(self.study.steps)
@@ -92,7 +95,8 @@ class Desk:
 
     def train(self, method: Method, seed: int) -> Whole:
         """The training drawings as a method sees them."""
-        whole = self._whole("train", method.map_rows, part=method.of_regions)
+        options = {"part": method.of_regions, "controls": method.controls()}
+        whole = self._whole("train", method.map_rows, **options)
         if method.control is None:
             return whole
         return CONTROLS[method.control](whole, seed)
@@ -102,11 +106,18 @@ class Desk:
         return self._whole("test", _HELD_OUT_ROWS)
 
     def _whole(
-        self, split: str, map_rows: str, *, text: bool = False, part: str | None = None
+        self,
+        split: str,
+        map_rows: str,
+        *,
+        text: bool = False,
+        part: str | None = None,
+        controls: dict[str, str] | None = None,
     ) -> Whole:
-        key = (split, "text" if text else map_rows, *([part] if part else []))
+        named = [f"{name}-{control}" for name, control in (controls or {}).items()]
+        key = (split, "text" if text else map_rows, *([part] if part else []), *named)
         if key not in self._wholes:
-            path, collator = self.folder / f"{'-'.join(key)}.pt", self._collator(map_rows)
+            path, collator = self.folder / f"{'-'.join(key)}.pt", self._collator(map_rows, controls)
             records = told(self._records(split), part)
             if text:
                 records = [as_text(record) for record in records]
@@ -119,9 +130,51 @@ class Desk:
         with claimed(self.folder / f"{split}.jsonl", wait=True):
             return draw(self.folder, self.study.drawings, split, count)
 
-    def _collator(self, map_rows: str) -> GroundingCollator:
+    def _collator(self, map_rows: str, controls: dict[str, str] | None = None) -> GroundingCollator:
         config = models.build(self.processor(), self.study.model, seed=0).config
-        return GroundingCollator(self.processor(), config, map_levels=MAP_LEVELS, map_rows=map_rows)
+        options = {"map_levels": MAP_LEVELS, "map_rows": map_rows}
+        if controls:
+            records = enumerate(self._records("train"))
+            samples = (parsed(self.folder, record, number) for number, record in records)
+            options |= {
+                "side_control": controls.get("smam"),
+                "map_control": controls.get("klal"),
+                "control_pool": [regions_of(sample) for sample in samples],
+            }
+        return GroundingCollator(self.processor(), config, **options)
+
+    def _with_heads(self, method: Method, seed: int) -> Method:
+        """The method with the heads that it trains, which a plain run of its seed says."""
+        if method.heads is None:
+            return method
+        path = self.output / "heads" / self.study.name / f"{seed}.json"
+        with claimed(path, wait=True):
+            share = self._shares(path, seed)
+        pairs = chosen_heads(share, method.heads, seed)
+        own = {**method.objectives["klal"], "chosen_heads": pairs}
+        return replace(method, objectives={**method.objectives, "klal": own})
+
+    def _shares(self, path: Path, seed: int) -> list[list[float]]:
+        """Where each head of a plain run looks, which is kept.
+
+        Raises:
+            ConfigError: what is kept is of other settings.
+        """
+        settings, method = self.study.settings("plain", seed), METHODS["plain"]
+        settings["steps"] = self.study.steps
+        if path.exists():
+            found = durable.read_json(path)
+            if found["settings"] != settings:
+                raise ConfigError(f"{path} is of other settings; choose another --output")
+            return found["shares"]
+        model, train, state = self._model(seed), self.train(method, seed), path.with_suffix(".pt")
+        Curve(self.study, method, seed, model, train, self.test(), state, settings).run(
+            self.study.steps
+        )
+        share = shares(model, train, positions(model, train)).tolist()
+        durable.write_json(path, {"settings": settings, "shares": share})
+        state.unlink(missing_ok=True)
+        return share
 
     def processor(self) -> Any:
         """With a tokenizer of the demo's texts and of the task's."""

@@ -227,7 +227,7 @@ def _panel(axis: Any, study: Study, curves: Curves) -> None:
     steps = list(range(0, study.steps + 1, study.every))
     for number, name in enumerate(names):
         colour = "0.3" if name == "plain" else f"C{number - 1}"
-        style = "--" if METHODS[name].control else "-"
+        style = "--" if METHODS[name].title.startswith("control:") else "-"
         lines = [[accuracy_at(c["points"], s) for s in steps] for c in curves[name].values()]
         for line in lines:
             axis.plot(steps, line, style, color=colour, alpha=0.25, linewidth=0.8)

@@ -35,6 +35,7 @@ class Card:
     messages: list[tuple[str, Pieces]]  # by role
     views: list[View] = field(default_factory=list)
     tokens: list[tuple[str, str, str]] = field(default_factory=list)  # text, class, title
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     failed: bool = False  # its images or videos cannot be decoded, or it does not fit the model
 
@@ -43,10 +44,11 @@ def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
     """What the page shows of a sample; one that cannot be decoded shows why."""
     spans = dict.fromkeys((r.turn, r.start, r.stop) for r in sample.regions)
     numbers = {span: number for number, span in enumerate(spans, start=1)}
-    made = Card(sample.where, sample.task, _messages(sample, numbers))
+    made = Card(sample.where, sample.task, _messages(sample, numbers), notes=_weights(sample))
     try:
         example = sample.load(recent.decode)
         seen = model.see(example) if model is not None else None
+        example = model.shown(example) if model is not None else example
     except (SampleError, ValueError) as error:
         made.warnings.append(str(error))
         made.failed = True
@@ -74,6 +76,21 @@ def card(sample: Sample, model: SeenByModel | None, recent: Recent) -> Card:
     if seen is not None:
         made.tokens, made.warnings = seen.tokens, seen.warnings
     return made
+
+
+def _weights(sample: Sample) -> list[str]:
+    """What has another weight than 1, in words."""
+    notes = []
+    if sample.grounding_weight != 1:
+        notes.append(f"grounding weight {sample.grounding_weight:g}")
+    for kind in ("regions", "words", "phrases"):
+        weights = [part.weight for part in getattr(sample, kind)]
+        others = sorted({weight for weight in weights if weight != 1})
+        if others:
+            count = sum(weight != 1 for weight in weights)
+            span = f"{others[0]:g}" if len(others) == 1 else f"{others[0]:g} to {others[-1]:g}"
+            notes.append(f"weight {span} of {count:,} of {len(weights):,} {kind}")
+    return notes
 
 
 def _uri(image: Image.Image, view: View) -> str:
@@ -108,10 +125,11 @@ def _shapes(region: Region, numbers: dict, sample: Sample, view: View | Cell) ->
     span = (region.turn, region.start, region.stop)
     number = numbers[span]
     title = message_text(sample.messages[region.turn])[region.start : region.stop]
+    title += "" if region.weight == 1 else f" (weight {region.weight:g})"
     color = COLORS[(number - 1) % len(COLORS)]
     for box in region.boxes:
         yield Shape(color, title, number, box=view.box(box))
-    for point in region.points:
+    for point in (*region.points, *(bell[:2] for bell in region.bells)):
         yield Shape(color, title, number, point=view.point(*point))
     for raster in region.rasters:
         box = view.box(raster.bounds())

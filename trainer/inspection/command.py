@@ -40,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     boxes.add_coord(parser)
     add_videos(parser)
     parser.add_argument("--model", type=Path, help="model folder, whose processor's view is shown")
+    parser.add_argument(
+        "--control",
+        choices=("shuffled", "random", "complement"),
+        help="with --model: the wrong regions that a run with this `control` trains on",
+    )
+    parser.add_argument(
+        "--control-seed", type=int, default=0, help="of the run: its training.seed (0)"
+    )
     parser.add_argument("--output", type=Path, help="HTML file (default: DATA.inspect.html)")
     parser.add_argument("--samples", type=int, default=24, help="how many to show")
     parser.add_argument("--seed", type=int, help="show a random choice, not the first ones")
@@ -67,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.data}: expected a JSON-lines file, which is not there")
     if arguments.samples < 1:
         raise ConfigError(f"inspect: `--samples`: expected 1 or more, got {arguments.samples}")
+    if arguments.control is not None and arguments.model is None:
+        raise ConfigError("inspect: `--control`: expected a --model beside it, got none")
     output = arguments.output or arguments.data.with_suffix(".inspect.html")
     brought = bring(
         arguments.data,
@@ -84,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         brought.path, root=brought.root, lost=brought.lost, videos=rules_of(arguments)
     )
     indices = candidates(dataset, arguments)
+    if model is not None and arguments.control is not None:
+        model.make_wrong(arguments.control, dataset, arguments.control_seed)
     odd = oddities(dataset)
     with Pages(output) as pages:
         show = Show(dataset, odd, model, only_warned=arguments.warnings)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -18,6 +18,9 @@ from trainer.inspection.sheets import Cell
 from trainer.inspection.views import View, framed
 from trainer.prepare.grid import visual_grid
 from trainer.visual_places import VisualPlaces, visual_places
+
+if TYPE_CHECKING:
+    from trainer.data.dataset import JsonLinesDataset
 
 LOST = {
     "regions_outside": "regions on no visual token",
@@ -60,6 +63,29 @@ class SeenByModel:
         self.cell = grid.cell
         self._collator = GroundingCollator(self.processor, self.config)
         self.labels: Counter[tuple[int, ...]] = Counter()
+
+    def make_wrong(self, control: str, dataset: JsonLinesDataset, seed: int) -> None:
+        """Show what a run with a control trains on.
+
+        Args:
+            control: of SMAM and KLAL.
+            dataset: its samples.
+            seed: the run's.
+        """
+        from trainer.controls import pool_of
+
+        self._collator = GroundingCollator(
+            self.processor,
+            self.config,
+            side_control=control,
+            map_control=control,
+            control_pool=pool_of(dataset) if control == "shuffled" else None,
+            control_seed=seed,
+        )
+
+    def shown(self, example: GroundedExample) -> GroundedExample:
+        """The example with the regions that it is trained on, as they are drawn."""
+        return self._collator.controls.applied(example, self._collator.side_control)
 
     @property
     def counts(self) -> Counter:

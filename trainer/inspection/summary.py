@@ -52,6 +52,7 @@ def oddities(dataset: JsonLinesDataset) -> dict[str, np.ndarray]:
     counts = dataset.counts
     return {
         "without supervision": counts["regions"] + counts["words"] + counts["phrases"] == 0,
+        "with regions, words or phrases of weight 0": counts["gated"] > 0,
         "with an empty answer": counts["answers_empty"] > 0,
         "with a region box over more than half of its image": counts["regions_wide"] > 0,
         "with the same word in the same box twice": counts["words_twice"] > 0,

@@ -99,7 +99,7 @@ def gold_places(gold: Gold) -> Places:
         boxes=[box for region in gold.regions for box in region.boxes],
         polygons=[corners for region in gold.regions for corners in region.polygons],
         masks=[stored.load({}).mask().values.numpy() for stored in gold.rasters],
-        points=[point for region in gold.regions for point in region.points],
+        points=[point for r in gold.regions for point in (*r.points, *(b[:2] for b in r.bells))],
     )
     if len(places):
         return places

@@ -172,7 +172,7 @@ def add_answers(tally: Tally, batch: dict, output: Any, digits: Tensor | None = 
 def add_attention(tally: Tally, batch: dict, maps: Tensor) -> None:
     """attention_ratio, attention_mass and attention_argmax of the map rows [B, Rm, C]."""
     rows = batch["gk_map_position"] >= 0
-    scores, target = maps[rows], batch["gk_map_target"][rows] >= _ON_TARGET
+    scores, target = maps[rows], target_columns(batch)[rows]
     valid, row = own_columns(batch)[rows], row_of(rows)
     tally.add("attention_ratio", metrics.attention_ratio(scores, target, valid), row)
     tally.add("attention_mass", metrics.mass_on_target(scores, target, valid), row)
@@ -211,6 +211,11 @@ def own_columns(batch: dict) -> Tensor:
     image = batch["gk_image"].gather(1, columns.clamp_min(0))
     same_image = image[:, None, :] == batch["gk_map_image"][:, :, None]
     return same_image & (columns >= 0)[:, None, :]
+
+
+def target_columns(batch: dict) -> Tensor:
+    """Bool [B, Rm, C]: the key columns on each map row's target."""
+    return batch["gk_map_target"] >= _ON_TARGET
 
 
 def region_columns(batch: dict) -> Tensor:

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from groundkern import checks
 from groundkern.hf.data.image_token import one_of
+from groundkern.hf.data.weights import weightless_rows_as_padding
 
+_BITS = "_bits"  # behind the name of a weight whose bits are handed on as integers
 INTEGERS = (torch.int32, torch.int64)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Field(NamedTuple):
@@ -35,13 +38,18 @@ class Field(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the collator makes; a model accepts either of INTEGERS for an integer."""
+        """What the collator makes; a model accepts any of INTEGERS or FLOATS for one of them."""
         return VALUES[self.values].dtype
 
     @property
     def padding(self) -> int:
-        """The value of padding: -1, or False."""
-        return 0 if self.dtype == torch.bool else -1
+        """The value of padding: -1, False or 0.0."""
+        return -1 if self.dtype in INTEGERS else 0
+
+    @property
+    def absent(self) -> float | None:
+        """What all values are if a batch leaves the field out; None: its group comes whole."""
+        return VALUES[self.values].absent
 
     @property
     def is_position(self) -> bool:
@@ -62,11 +70,15 @@ class Values(NamedTuple):
         below: -1 or in [0, below); None: not looked at.
         counts: what they count from the start of their sample, which moves when samples are packed
             into one row: its tokens S, images I, sets G or phrases P; None: nothing.
+        absent: see `Field.absent`.
+        least: finite values from here on; None: not looked at.
     """
 
     dtype: torch.dtype
     below: str | None = None
     counts: str | None = None
+    absent: float | None = None
+    least: float | None = None
 
 
 VALUES = {
@@ -79,6 +91,9 @@ VALUES = {
     "token id": Values(torch.int64, "V"),
     "number": Values(torch.int32),
     "bool": Values(torch.bool),
+    "weight": Values(torch.float32, absent=1.0, least=0.0),  # of a row; 0: it is not there
+    "signed weight": Values(torch.float32, absent=1.0, least=-float("inf")),  # of an advantage
+    "attention": Values(torch.float32, absent=0.0, least=0.0),  # of any scale; kept as it is given
 }
 
 FIELDS = {
@@ -87,9 +102,11 @@ FIELDS = {
     "side_position": Field("B Rs", "predictor", "SMAM: rows that predict an aligned token"),
     "side_set": Field("B Rs", "set", "the row's set in `gk_side_inside`; -1: not restricted"),
     "side_inside": Field("B G S", "bool", "the visual tokens inside a set of regions"),
+    "side_weight": Field("B Rs", "weight", "what an aligned row counts for"),
     "word_position": Field("B Rw", "position", "DV-SFT: the labelled visual tokens themselves"),
     "word_label": Field("B Rw", "token id", "the label of a visual token"),
     "word_bag": Field("B I Y", "token id", "the labels of each image"),
+    "word_weight": Field("B Rw", "weight", "what a labelled visual token counts for"),
     "several_label": Field(
         "B Rw L", "token id", "all labels of a visual token that has several; -1: one only"
     ),
@@ -101,25 +118,40 @@ FIELDS = {
     "map_image": Field("B Rm", "image", "the image of the sample that the target is on"),
     "map_target": Field("B Rm C", "number", "the target over `gk_map_columns`, at any scale"),
     "map_columns": Field("B C", "column", "every visual token, ascending"),
+    "map_weight": Field("B Rm", "weight", "what a map row counts for"),
+    "query_position": Field(
+        "B Rm Q", "position", "GUI-AIMA: the tokens between a map row's last image and the row"
+    ),
     "phrase_position": Field("B Rp", "predictor", "HIST: rows that predict a token of a phrase"),
     "phrase_number": Field("B Rp", "phrase", "which phrase of the sample, from 0"),
     "phrase_subject": Field("B Rp", "number", "1 if the token belongs to the subject, else 0"),
     "phrase_composite": Field("B K 3", "phrase", "a composite phrase and its two parts"),
+    "phrase_weight": Field("B Rp", "weight", "what a token of a phrase counts for"),
     "lens_position": Field("B Rl", "position", "logit lens: the visual tokens themselves"),
     "lens_label": Field("B Rl", "token id", "the label of a concept"),
     "lens_inside": Field(
         "B Rl", "number", "1 if the visual token is on the concept's object, else 0"
     ),
+    "lens_weight": Field("B Rl", "weight", "what a row of the logit lens counts for"),
+    "policy_position": Field("B Ro", "position", "policy: rows whose attention is compared"),
+    "policy_weight": Field("B Ro", "signed weight", "the row's advantage; rows of 0 count too"),
+    "policy_reference": Field(
+        "B Ro M S",
+        "attention",
+        "attention of each row in each of M layers, ascending, at any scale",
+    ),
     "contrast_position": Field("B Rc", "position", "patch-text: visual tokens on words' regions"),
-    "contrast_label": Field("B Rc M", "token id", "the words whose regions a visual token is on"),
+    "contrast_label": Field("B Rc X", "token id", "the words whose regions a visual token is on"),
     "contrast_bag": Field("B I Z", "token id", "the words of each image that have a region"),
 }
 """Every tensor of a batch by its name without `gk_`.
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
-a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Rc
-are rows, G sets of regions, Y labels and Z words of an image, L labels and M words of a visual
-token, K composites. A token of several phrases has a row for each.
+a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl, Ro
+and Rc are rows, M layers, G sets of regions, Y labels and Z words of an image, L labels and X words
+of a visual token, Q query tokens of a map row, K composites. A token of several phrases has a row
+for each. A weight that a batch leaves out is 1 in every row; a row of weight 0 is as if it were not
+there (W1).
 """
 
 
@@ -149,6 +181,8 @@ class GroundedBatch:
             TypeError, ValueError: a wrong dtype or shape, an unknown name, or a group of which only
                 a part is there.
         """
+        for name in [name for name in inputs if name.endswith(_BITS)]:
+            inputs[name.removesuffix(_BITS)] = inputs.pop(name).view(torch.float32)
         given = {name: inputs.pop(f"gk_{name}") for name in FIELDS if f"gk_{name}" in inputs}
         unknown = sorted(name for name in inputs if name.startswith("gk_"))
         if unknown:
@@ -157,12 +191,16 @@ class GroundedBatch:
         sizes = {"B": input_ids.shape[0], "S": input_ids.shape[1], "3": 3}
         for name, x in given.items():
             dims, dtype = FIELDS[name].dims, FIELDS[name].dtype
-            wanted = INTEGERS if dtype in INTEGERS else dtype
+            wanted = next((kind for kind in (INTEGERS, FLOATS) if dtype in kind), dtype)
             checks.tensor(f"gk_{name}", x, dims, sizes, dtype=wanted, device=input_ids.device)
+            if dtype in FLOATS and FIELDS[name].values != "attention":
+                given[name] = x.to(dtype)
+        given |= weightless_rows_as_padding(given)
         for name in FIELDS.keys() - given.keys():
-            dims, dtype = FIELDS[name].dims, FIELDS[name].dtype
-            shape = [sizes.get(dim, 0) for dim in dims.split()]
-            given[name] = input_ids.new_full(shape, FIELDS[name].padding, dtype=dtype)
+            spec = FIELDS[name]
+            shape = [sizes.get(dim, 0) for dim in spec.dims.split()]
+            fill = spec.padding if spec.absent is None else spec.absent
+            given[name] = input_ids.new_full(shape, fill, dtype=spec.dtype)
         return cls(given)
 
     def check_values(self, input_ids: Tensor, *, visual: Collection[int], vocabulary: int) -> None:
@@ -176,7 +214,7 @@ class GroundedBatch:
         Raises:
             ValueError: a row outside its sequence, an aligned row that is an image token, a map row
                 whose token is neither its own nor the next, a set or label that does not exist, a
-                label without a weight.
+                label without a weight, a weight that is negative or not finite.
         """
         if not checks.values_visible(*(getattr(self, name) for name in FIELDS)):
             return
@@ -187,6 +225,8 @@ class GroundedBatch:
         for name, spec in FIELDS.items():
             if (below := VALUES[spec.values].below) is not None:
                 _check_range(f"gk_{name}", getattr(self, name), stops[below])
+            if (least := VALUES[spec.values].least) is not None:
+                _check_finite(f"gk_{name}", getattr(self, name), least)
         token = input_ids.gather(1, self.side_position.clamp(min=0).long())
         on_image = one_of(token, visual) & (self.side_position >= 0)
         if bool(on_image.any()):
@@ -260,6 +300,7 @@ COUNT_RULES: dict[str, CountRule] = {
     "composite": CountRule(("phrase_composite",), lambda three: (three >= 0).all(-1)),
     "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
     "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
+    "policy": CountRule(("policy_position",), _given),
     "image": CountRule(("image", "map_columns"), _first_of_images),
     "contrast": CountRule(("contrast_position",), _given),
     "contrast_word": CountRule(("contrast_bag",), _given),
@@ -279,7 +320,26 @@ def row_counts(batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         int64 [len(COUNTS)], in the order of COUNTS; the first counts the trained text tokens.
     """
-    return _counts({name: batch.get(f"gk_{name}") for name in FIELDS})
+    given = {name: batch[f"gk_{name}"] for name in FIELDS if f"gk_{name}" in batch}
+    return _counts({**dict.fromkeys(FIELDS), **given, **weightless_rows_as_padding(given)})
+
+
+def shielded(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs with weights as the integers of their bits, which nothing rounds.
+
+    FSDP and DeepSpeed cast every float of a model's inputs to the dtype that it computes in.
+
+    Args:
+        batch: a collated batch, with or without `gk_` tensors.
+
+    Returns:
+        What an attached model takes in the place of the batch.
+    """
+    whole = dict(batch)
+    for key in [f"gk_{name}" for name, spec in FIELDS.items() if spec.absent is not None]:
+        if key in whole:
+            whole[f"{key}{_BITS}"] = whole.pop(key).float().view(torch.int32)
+    return whole
 
 
 def without_rows(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +372,8 @@ def _counts(tensors: Mapping[str, Tensor | None]) -> Tensor:
 
 
 def _check_groups(given: Mapping[str, Tensor]) -> None:
-    """A group of tensors comes whole, and all but the text rows need `gk_image`."""
+    """A group of tensors comes whole, but for what has a value where it is absent; all but the rows
+    of text and policy need `gk_image`."""
     groups: dict[str, list[str]] = {}
     for name in FIELDS:
         groups.setdefault(name.partition("_")[0], []).append(name)
@@ -320,8 +381,9 @@ def _check_groups(given: Mapping[str, Tensor]) -> None:
         if group in ("image", "text"):
             continue
         present = [name for name in members if name in given]
-        for name in (*members, "image") if present else ():
-            if name not in given:
+        needed = members if group == "policy" else (*members, "image")
+        for name in needed if present else ():
+            if name not in given and FIELDS[name].absent is None:
                 checks.fail(f"gk_{name}", f"a tensor, since gk_{present[0]} is given", "nothing")
 
 
@@ -331,3 +393,9 @@ def _check_range(name: str, x: Tensor, stop: int) -> None:
         checks.require(
             low >= -1 and high < stop, name, f"values in [-1, {stop})", f"[{low}, {high}]"
         )
+
+
+def _check_finite(name: str, x: Tensor, least: float) -> None:
+    bad = ~((x >= least) & x.isfinite())
+    if bool(bad.any()):
+        checks.fail(name, f"finite numbers, {least:g} or more", float(x[bad][0]))

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from groundkern.checks import require
+from groundkern.hf.data.anchors import anchor_id, with_anchor
 from groundkern.hf.data.concepts import contrast_rows, lens_rows, phrase_rows
+from groundkern.hf.data.controls import CONTROLS, Controls, SampleRegions
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry
 from groundkern.hf.data.labels import WordEncoder
@@ -25,7 +28,14 @@ from groundkern.hf.data.merging import check_of_images
 from groundkern.hf.data.packing import join_fields, join_tokens, rows_of
 from groundkern.hf.data.padding import SampleFields, pad_fields, padded_length
 from groundkern.hf.data.processor import marks_prefix
-from groundkern.hf.data.regions import EMPTY_REGION, MAP_ROWS, map_rows, region_masks, side_rows
+from groundkern.hf.data.regions import (
+    EMPTY_REGION,
+    MAP_ROWS,
+    MapTargets,
+    map_rows,
+    region_masks,
+    side_rows,
+)
 from groundkern.hf.data.sequences import VISUAL, SequenceReader, Sequences, name_of
 from groundkern.hf.data.spans import Chat
 from groundkern.hf.data.tokens import TokenRows, padded_tokens, token_rows
@@ -59,8 +69,9 @@ class GroundingCollator:
     `phrases_untrained`); `regions`, `regions_truncated` (some of its text was cut),
     `regions_outside` (on no visual token);
     `side_rows`, `side_rows_without_region`, `side_rows_on_image` (the row would be an image token);
-    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`; `phrases`,
-    `phrases_truncated`,
+    `map_rows`, `map_rows_truncated`, `map_rows_without_target`, `map_rows_on_image`,
+    `map_rows_left_out` (beyond `max_map_rows`); `regions_gated`, `words_gated`, `phrases_gated` (of
+    weight 0); `phrases`, `phrases_truncated`,
     `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`;
     `contrast_rows`, `contrast_words`, `contrast_words_alone`; `visual_tokens`;
     `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
@@ -83,10 +94,23 @@ class GroundingCollator:
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
             Qwen2-VL's "<|box_start|>".
         label_bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
-        map_kind, map_levels: see `groundkern.maps.target_map`.
+        map_kind, map_levels, map_sigma: see `groundkern.maps.target_map`.
         map_rows: one of `regions.MAP_ROWS` (`regions.map_rows`).
+        anchor_token: the token whose rows are those of `map_rows="anchor"`; texts may hold it.
+        query_tokens: make `gk_query_position`, which head weights of each row are found with
+            (`Klal.head_weight` "sink" and "pattern").
+        map_floor: the part of each target map that is spread evenly over its image, in [0, 1].
+        max_map_rows: map rows of an answer and image at most, evenly spread; None: all.
         empty_region: an aligned token whose regions hold no visual token is left out ("skip") or
             sees "language" tokens alone.
+        region_dilation: visual tokens by which a region grows on all sides for SMAM's sets; targets
+            of maps do not grow.
+        keep_registers: SMAM's sets also have the visual tokens without a place of their own (`keep`
+            of `Smam`).
+        side_control, map_control: None, or one of `controls.CONTROLS`: SMAM's sets, and targets of
+            maps, are those of wrong regions (`control` of `Smam` and `Klal`).
+        control_pool: for "shuffled": `SampleRegions` of other samples.
+        control_seed: of what a control draws.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.
         contrast: make those of patch-text contrast, of the same concepts.
         lens_outside: visual tokens off an object for each on it; None: all.
@@ -121,8 +145,19 @@ class GroundingCollator:
         map_kind: str = "neighbours",
         label_bag: str = "distinct",
         map_levels: tuple[float, float, float] = (1.0, 0.5, 1e-3),
+        map_sigma: float = 0.8,
         map_rows: str = "predictor",
+        anchor_token: str | None = None,
+        query_tokens: bool = False,
+        map_floor: float = 0.0,
+        max_map_rows: int | None = None,
         empty_region: str = "skip",
+        region_dilation: float = 0.0,
+        keep_registers: bool = False,
+        side_control: str | None = None,
+        map_control: str | None = None,
+        control_pool: Sequence[SampleRegions | None] | None = None,
+        control_seed: int = 0,
         lens: bool = False,
         contrast: bool = False,
         lens_outside: float | None = 1.0,
@@ -131,26 +166,51 @@ class GroundingCollator:
         positive = pack_to is None or pack_to > 0
         require(positive, "pack_to", "a positive number or None", pack_to)
         require(pad_to_multiple_of > 0, "pad_to_multiple_of", "above 0", pad_to_multiple_of)
+        require(0.0 <= map_floor <= 1.0, "map_floor", "a number in [0, 1]", map_floor)
+        positive = max_map_rows is None or max_map_rows > 0
+        require(positive, "max_map_rows", "a positive number or None", max_map_rows)
         cut = pack_to is None or max_length is None or max_length <= pack_to
         require(cut, "max_length", f"at most pack_to, which is {pack_to}", max_length)
         for name, value, known in (
             ("label_bag", label_bag, LABEL_BAGS),
             ("map_rows", map_rows, MAP_ROWS),
             ("empty_region", empty_region, EMPTY_REGION),
+            ("side_control", side_control, (None, *CONTROLS)),
+            ("map_control", map_control, (None, *CONTROLS)),
         ):
             require(value in known, name, " or ".join(map(repr, known)), repr(value))
+        finite = 0 <= region_dilation < float("inf")
+        require(finite, "region_dilation", "a number of visual tokens >= 0", region_dilation)
+        pooled = "shuffled" not in (side_control, map_control) or bool(control_pool)
+        require(pooled, "control_pool", "regions of other samples with 'shuffled'", control_pool)
         self._reader = SequenceReader(
             processor,
             config,
             max_length=max_length,
-            allowed_tokens=allowed_tokens,
+            allowed_tokens=with_anchor(processor.tokenizer, allowed_tokens, anchor_token),
             geometry=geometry,
+        )
+        known = map_rows != "anchor" or anchor_token is not None
+        require(known, "anchor_token", "a token beside map_rows 'anchor'", anchor_token)
+        anchor = None if anchor_token is None else anchor_id(processor.tokenizer, anchor_token)
+        self._targets = MapTargets(
+            map_kind,
+            tuple(map_levels),
+            map_sigma,
+            map_rows,
+            anchor=anchor,
+            queries=query_tokens,
+            complement=map_control == "complement",
+            floor=map_floor,
+            most=max_map_rows,
         )
         self.processor, self.config = processor, config
         self.max_length, self.pack_to = max_length, pack_to
         self.multiple = pad_to_multiple_of
-        self.map_kind, self.map_levels, self.map_rows = map_kind, map_levels, map_rows
         self.empty_region, self.label_bag = empty_region, label_bag
+        self.region_dilation, self.keep_registers = region_dilation, keep_registers
+        self.side_control, self.map_control = side_control, map_control
+        self.controls = Controls(control_pool, control_seed)
         self.lens, self.lens_outside, self.contrast = lens, lens_outside, contrast
         self.counts: Counter[str] = Counter()
         self._marks_prefix = marks_prefix(processor)
@@ -258,15 +318,36 @@ class GroundingCollator:
         image[layout.visual] = layout.table[:, 0].long()
         masks = region_masks(layout, counts)
         fields = {"image": image, "text_position": text, "map_columns": layout.visual}
-        fields |= side_rows(layout, masks, counts, self.empty_region)
-        words = self._labeler.place(layout.example.words, layout.table, counts)
+        fields |= self._side_rows(layout, masks)
+        example = layout.example
+        weight = example.grounding_weight
+        words = self._labeler.place(example.words, layout.table, counts, weight=weight)
         ids = [label.token for word in words for label in word.labels]
-        self._reader.check_ids(f"{name_of(layout.example)}: words", ids)
+        self._reader.check_ids(f"{name_of(example)}: words", ids)
         fields |= word_rows(layout, words, self.label_bag)
-        fields |= map_rows(layout, self.map_kind, self.map_levels, counts, self.map_rows)
+        fields |= map_rows(self._controlled(layout, self.map_control), self._targets, counts)
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)
         if self.contrast:
             fields |= contrast_rows(layout, masks, self._encoder.encode, counts)
         return fields
+
+    def _side_rows(self, layout: Layout, masks: list[Tensor]) -> SampleFields:
+        """SMAM's rows; `masks` are those of the right regions as they are."""
+        shown = self._controlled(layout, self.side_control)
+        if shown is not layout or self.region_dilation:
+            masks = region_masks(shown, Counter(), self.region_dilation)
+        return side_rows(
+            shown,
+            masks,
+            self.counts,
+            self.empty_region,
+            complement=self.side_control == "complement",
+            registers=self.keep_registers,
+        )
+
+    def _controlled(self, layout: Layout, control: str | None) -> Layout:
+        """The sequence with the regions of a control; the complement is made of the right ones."""
+        example = self.controls.applied(layout.example, control)
+        return layout if example is layout.example else replace(layout, example=example)

@@ -23,24 +23,27 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
 
     A phrase that contains exactly two others ("two dogs and a cat": "two dogs", "a cat"), not
     counting what these contain, is the composite of the two. A phrase that truncation cut into is
-    left out, and its composites with it.
+    left out, and its composites with it; so is one of weight 0.
 
     Args:
         layout: the sequence.
-        counts: adds to `phrases`, `phrases_truncated`, `phrases_untrained`, `phrase_rows`,
-            `subject_rows`, `composites`.
+        counts: adds to `phrases`, `phrases_truncated`, `phrases_untrained`, `phrases_gated` (of
+            weight 0), `phrase_rows`, `subject_rows`, `composites`.
 
     Returns:
-        `phrase_position`, `phrase_number`, `phrase_subject`, `phrase_composite`.
+        `phrase_position`, `phrase_number`, `phrase_subject`, `phrase_weight`, `phrase_composite`.
 
-    Source: (H1) to (H3).
+    Source: (H1) to (H3), (W1).
     """
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, float]] = []
     numbers: dict[int, int] = {}  # of the phrases that were not cut
     cut = 0
     for index, phrase in enumerate(layout.example.phrases):
         if not layout.trains(phrase):
             counts["phrases_untrained"] += 1
+            continue
+        if not layout.teaches(phrase):
+            counts["phrases_gated"] += 1
             continue
         positions = layout.text_positions(phrase, f"phrases[{index}]")
         if None in positions or not positions:
@@ -52,15 +55,17 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
             start, stop = phrase.subject
             own = replace(phrase, start=start, stop=stop)
             subject.update(layout.text_positions(own, f"phrases[{index}].subject"))
-        rows += [(p - 1, number, int(p in subject)) for p in positions]
+        weight = layout.example.weight_of(phrase)
+        rows += [(p - 1, number, int(p in subject), weight) for p in positions]
     whole = [three for three in composites(layout.example.phrases) if numbers.keys() >= set(three)]
     counts["phrases"] += len(layout.example.phrases)
     counts["phrases_truncated"] += cut
     counts["phrase_rows"] += len(rows)
-    counts["subject_rows"] += sum(on_subject for _, _, on_subject in rows)
+    counts["subject_rows"] += sum(on_subject for _, _, on_subject, _ in rows)
     counts["composites"] += len(whole)
+    names = ("phrase_position", "phrase_number", "phrase_subject", "phrase_weight")
     return {
-        **dict(zip(("phrase_position", "phrase_number", "phrase_subject"), zip(*rows))),
+        **dict(zip(names, zip(*rows))),
         "phrase_composite": [[numbers[index] for index in three] for three in whole],
     }
 
@@ -100,7 +105,8 @@ def lens_rows(
 ) -> SampleFields:
     """Logit lens: for each concept of an image, the visual tokens on its regions and some off them.
 
-    A concept is the first label of a region's text. Regions of the same concept are one object.
+    A concept is the first label of a region's text. Regions of the same concept are one object,
+    which counts as much as the weightiest of them.
 
     Args:
         layout: the sequence.
@@ -112,21 +118,22 @@ def lens_rows(
             concept has no label, or one digit of a longer number.
 
     Returns:
-        `lens_position`, `lens_label`, `lens_inside`.
+        `lens_position`, `lens_label`, `lens_inside`, `lens_weight`.
 
-    Source: (L1), (L2).
+    Source: (L1), (L2), (W1).
     """
-    rows: list[tuple[int, int, int]] = []
-    for (image, label), mask in _concepts(layout, masks, encode, counts, "lens"):
+    rows: list[tuple[int, int, int, float]] = []
+    for (image, label), (mask, weight) in _concepts(layout, masks, encode, counts, "lens"):
         on = mask.nonzero()[:, 0]
         off = ((layout.table[:, 0] == image) & ~mask).nonzero()[:, 0]
         wanted = len(off) if outside is None else min(len(off), round(outside * len(on)))
         off = off[torch.arange(wanted) * len(off) // max(1, wanted)]
         for chosen, inside in ((on, 1), (off, 0)):
-            rows += [(p, label, inside) for p in layout.visual[chosen].tolist()]
+            rows += [(p, label, inside, weight) for p in layout.visual[chosen].tolist()]
     counts["lens_rows"] += len(rows)
-    counts["lens_rows_inside"] += sum(inside for _, _, inside in rows)
-    return dict(zip(("lens_position", "lens_label", "lens_inside"), zip(*rows)))
+    counts["lens_rows_inside"] += sum(inside for _, _, inside, _ in rows)
+    names = ("lens_position", "lens_label", "lens_inside", "lens_weight")
+    return dict(zip(names, zip(*rows)))
 
 
 def contrast_rows(
@@ -156,7 +163,7 @@ def contrast_rows(
     for (image, label), _ in found:
         bags[image].append(label)
     said: dict[int, list[int]] = {}  # words of each visual token
-    for (image, label), mask in found:
+    for (image, label), (mask, _) in found:
         if len(bags[image]) > 1:
             for token in layout.visual[mask].tolist():
                 said.setdefault(token, []).append(label)
@@ -179,11 +186,13 @@ def _concepts(
     encode: Callable[[str], Encoded],
     counts: Counter,
     kind: str,
-) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """((image, first label), bool [C] the visual tokens on its regions) of each concept, sorted."""
+) -> Iterator[tuple[tuple[int, int], tuple[Tensor, float]]]:
+    """(image, first label) of each concept, sorted, with bool [C] the visual tokens on its regions
+    and the largest of their weights."""
     concepts: dict[tuple[int, int], Tensor] = {}
+    weights: dict[tuple[int, int], float] = {}
     for region, mask in zip(layout.example.regions, masks):
-        if not layout.trains(region):
+        if not layout.teaches(region):
             continue
         message = layout.example.messages[region.turn]
         found = encode(message_text(message)[region.start : region.stop])
@@ -192,4 +201,5 @@ def _concepts(
         elif mask.any():
             key = layout.example.place(region), found.labels[0].token
             concepts[key] = concepts[key] | mask if key in concepts else mask
-    yield from sorted(concepts.items(), key=lambda item: item[0])
+            weights[key] = max(layout.example.weight_of(region), weights.get(key, 0.0))
+    yield from ((key, (concepts[key], weights[key])) for key in sorted(concepts))

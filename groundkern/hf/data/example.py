@@ -11,7 +11,14 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from groundkern.hf.data.video import Track, Video, check_time, check_tracks
+from groundkern.hf.data.video import (
+    RasterTrack,
+    Track,
+    Video,
+    check_raster_track,
+    check_time,
+    check_tracks,
+)
 from groundkern.messages import fail, require
 from groundkern.rasters import Raster
 
@@ -21,7 +28,9 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Polygon = tuple[Point, ...]
+Bell = tuple[float, float, float, float]
 
+LARGEST_WEIGHT = 1e9  # above it a number is a slip
 USABLE_TEXT = "text without NUL, half surrogate pairs, U+FDD0 and U+FDD1"
 # halves of surrogate pairs are no Unicode; between the two noncharacters texts are followed through
 # the chat template
@@ -33,8 +42,8 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff\ufdd0\ufdd1]")
 class Region:
     """Words of an answer and the places of an image they speak of, which is all of them together.
 
-    In a video, boxes, points, polygons, polylines and rasters hold in every frame of the region's
-    time; a region with a time and without a place is the whole of those frames.
+    In a video, boxes, points, bells, polygons, polylines and rasters hold in every frame of the
+    region's time; a region with a time and without a place is the whole of those frames.
 
     Args:
         turn: the index of an assistant message.
@@ -48,6 +57,13 @@ class Region:
         video: the index of the video, if the words speak of one.
         time: seconds of the video, from the first up to the second; None: all of it.
         tracks: boxes that move.
+        bells: points with a spread, (x, y, sx, sy): normal distributions with these standard
+            deviations, in fractions of the image's width and height.
+        raster_track: (seconds, raster or nothing) of a video, ascending: a mask or heat that
+            changes; each holds until the next one's time, the last to the end of the region's.
+        share: of a map row's target, beside the other regions of that row, > 0 (K8). None: 1, or if
+            no region of the row has one, what they all cover is one target.
+        weight: what the rows that it supervises count for, >= 0; 0: none are made (W1).
     """
 
     turn: int
@@ -62,6 +78,10 @@ class Region:
     video: int | None = None
     time: tuple[float, float] | None = None
     tracks: tuple[Track, ...] = ()
+    bells: tuple[Bell, ...] = ()
+    raster_track: RasterTrack = ()
+    share: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,11 +92,13 @@ class Word:
         text: the word.
         box: (x0, y0, x1, y1), in fractions of the image.
         image: the index of the image.
+        weight: as of a `Region`.
     """
 
     text: str
     box: Box
     image: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,12 +109,14 @@ class Phrase:
         turn: the index of an assistant message.
         start, stop: the characters of that message's text, `stop` exclusive.
         subject: (start, stop) of its head noun; None: not known.
+        weight: as of a `Region`.
     """
 
     turn: int
     start: int
     stop: int
     subject: tuple[int, int] | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,8 @@ class GroundedExample:
         checked: whoever made it has checked its spans and places already.
         tools: JSON schemas of functions, for the chat template.
         videos: in the order of their placeholders.
+        grounding_weight: multiplies the weights of all regions, words and phrases; not the text
+            loss.
     """
 
     images: tuple[Image.Image, ...]
@@ -126,6 +152,7 @@ class GroundedExample:
     checked: bool = field(default=False, repr=False, compare=False)
     tools: tuple[dict[str, Any], ...] = ()
     videos: tuple[Video, ...] = ()
+    grounding_weight: float = 1.0
 
     def chat(self) -> list[dict[str, Any]]:
         """The messages in one form: content is a list of parts, with one image part per image and
@@ -157,12 +184,25 @@ class GroundedExample:
         """
         return region.image if region.video is None else len(self.images) + region.video
 
+    def weight_of(self, part: Region | Word | Phrase) -> float:
+        """What the rows of a region, word or phrase count for.
+
+        Args:
+            part: one of this example.
+
+        Returns:
+            A number >= 0.
+
+        Source: (W1).
+        """
+        return self.grounding_weight * part.weight
+
     def check(self) -> None:
         """Check that nothing refers to what is not there.
 
         Covers kinds of content parts, image parts per image, video parts per video, frames and
-        their times; unless `checked`, turns, character spans, indices of images, coordinates and
-        times of regions too.
+        their times; unless `checked`, turns, character spans, indices of images, coordinates, times
+        of regions and weights too.
 
         Raises:
             ValueError: the message names this sample and the field.
@@ -173,18 +213,24 @@ class GroundedExample:
             video.check(f"{name}: videos[{index}]")
         if self.checked:
             return
+        self._check_weights(name)
         for index, region in enumerate(self.regions):
             where = f"{name}: regions[{index}]"
             self._check_span(where, region)
             self._check_region_place(where, region)
             lines = (*region.polygons, *region.polylines)
-            corners = [*region.points, *(point for line in lines for point in line)]
+            middles = (bell[:2] for bell in region.bells)
+            corners = [*region.points, *middles, *(point for line in lines for point in line)]
             inside = all(map(_on_image, corners))
             require(inside, where, "points within the image (0 to 1)", corners)
             long = all(len(p) >= 3 for p in region.polygons)
             require(long, where, "polygons of 3 points or more", "fewer")
             long = all(len(p) >= 2 for p in region.polylines)
             require(long, where, "polylines of 2 points or more", "fewer")
+            spreads = [spread for bell in region.bells for spread in bell[2:]]
+            require(all(map(_above_0, spreads)), f"{where}.bells", "spreads above 0", spreads)
+            shared = region.share is None or _above_0(region.share)
+            require(shared, f"{where}.share", "a number above 0 or None", region.share)
             checked = all(isinstance(raster, Raster) for raster in region.rasters)
             require(checked, f"{where}.rasters", "each a `Raster`", "something else")
         for index, word in enumerate(self.words):
@@ -211,6 +257,15 @@ class GroundedExample:
             found, wanted = parts.count(kind), f"one {kind} part per {kind}, {count}"
             require(found == count, f"{name}: messages", wanted, found)
 
+    def _check_weights(self, name: str) -> None:
+        weights = {f"{name}: grounding_weight": self.grounding_weight}
+        for kind in ("regions", "words", "phrases"):
+            of = enumerate(getattr(self, kind))
+            weights |= {f"{name}: {kind}[{i}].weight": part.weight for i, part in of}
+        for where, weight in weights.items():
+            fits, wanted = 0.0 <= weight <= LARGEST_WEIGHT, f"a number in [0, {LARGEST_WEIGHT:g}]"
+            require(fits, where, wanted, weight)
+
     def _check_span(self, where: str, span: Region | Phrase) -> None:
         known = 0 <= span.turn < len(self.messages)
         role = self.messages[span.turn]["role"] if known else "no message"
@@ -223,8 +278,9 @@ class GroundedExample:
 
     def _check_region_place(self, where: str, region: Region) -> None:
         if region.video is None:
-            for name, value in (("time", region.time), ("tracks", region.tracks or None)):
-                require(value is None, f"{where}.{name}", "a region of a video", "one of an image")
+            for name in ("time", "tracks", "raster_track"):
+                timed = bool(getattr(region, name))
+                require(not timed, f"{where}.{name}", "a region of a video", "one of an image")
             self._check_place(where, region.image, region.boxes)
             return
         known, wanted = 0 <= region.video < len(self.videos), f"below {len(self.videos)}"
@@ -232,6 +288,7 @@ class GroundedExample:
         if region.time is not None:
             check_time(f"{where}.time", region.time)
         check_tracks(f"{where}.tracks", region.tracks)
+        check_raster_track(f"{where}.raster_track", region.raster_track)
         _check_boxes(where, (*region.boxes, *(box for track in region.tracks for _, box in track)))
 
     def _check_place(self, where: str, image: int, boxes: tuple[Box, ...]) -> None:
@@ -281,6 +338,10 @@ def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"type": "text", "text": content}]
     visual = ("image", "video")
     return [{"type": p["type"]} if p.get("type") in visual else p for p in content]
+
+
+def _above_0(value: float) -> bool:
+    return 0 < value < float("inf")
 
 
 def _on_image(point: Point) -> bool:

@@ -75,6 +75,13 @@ class Layout:
         """Whether the answer that a region or phrase is of is learned from."""
         return is_trained(self.example.messages[span.turn])
 
+    def teaches(self, span: Region | Phrase) -> bool:
+        """Whether something is learned of a region or phrase: its answer, and its weight is not 0.
+
+        Source: (W1).
+        """
+        return self.trains(span) and self.example.weight_of(span) != 0
+
     def text_positions(self, span: Region | Phrase, field: str) -> list[int | None]:
         """The tokens of a region's or phrase's text, without the white space at its ends.
 

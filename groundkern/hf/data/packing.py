@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from groundkern.hf.data.batch import FIELDS, VALUES, Field
-from groundkern.hf.data.padding import SampleFields
+from groundkern.hf.data.padding import SampleFields, with_weights
 from groundkern.hf.data.tokens import TokenRows
 
 
@@ -101,6 +101,7 @@ def join_fields(
     Returns:
         The fields of the row.
     """
+    documents = [with_weights(document) for document in documents]
     starts = dict.fromkeys(("S", "I", "G", "P", "C", "Rw"), 0)
     joined: SampleFields = {name: [] for document in documents for name in document}
     whole = {"S": sum(lengths), "C": sum(len(each.get("map_columns", ())) for each in documents)}

@@ -31,6 +31,7 @@ def pad_fields(
     """
     unknown = {name for sample in samples for name in sample} - FIELDS.keys()
     assert not unknown, f"no fields of a batch: {unknown}"
+    samples = [with_weights(sample) for sample in samples]
     length = padded_length(lengths, multiple)
     sizes = {"B": len(samples), "S": length}
     for sample in samples:
@@ -48,6 +49,20 @@ def pad_fields(
                 row[row >= 0] += shift
         batch[f"gk_{name}"] = out
     return batch
+
+
+def with_weights(sample: SampleFields) -> SampleFields:
+    """The fields of a sample with the weights that it leaves out, of all of its rows.
+
+    Args:
+        sample: what it supervises.
+    """
+    weights = {}
+    for name, spec in FIELDS.items():
+        if spec.absent is not None and spec.dims.count(" ") == 1 and name not in sample:
+            rows = f"{name.partition('_')[0]}_position"
+            weights[name] = [spec.absent] * len(sample.get(rows, ()))
+    return {**sample, **weights}
 
 
 def padded_length(lengths: Sequence[int], multiple: int) -> int:

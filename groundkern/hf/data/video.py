@@ -9,6 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from groundkern.messages import require
+from groundkern.rasters import Raster
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +20,10 @@ SAME = 1e-3
 Track = tuple[tuple[float, tuple[float, float, float, float]], ...]
 """(seconds, (x0, y0, x1, y1)) at some times, ascending. Between two of them the box moves straight;
 before the first and after the last there is nothing."""
+
+RasterTrack = tuple[tuple[float, Raster | None], ...]
+"""(seconds, mask or heat, or None where there is nothing) at some times, ascending. Each holds
+until the next one's time; before the first there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,17 @@ def box_at(track: Track, time: float) -> tuple[float, float, float, float] | Non
     return tuple(a + (b - a) * part for a, b in zip(low, high, strict=True))
 
 
+def raster_at(track: RasterTrack, time: float) -> Raster | None:
+    """The mask or heat of a time; None: before the first, or where there is nothing.
+
+    Args:
+        track: a mask or heat that changes.
+        time: seconds of the video.
+    """
+    index = bisect_right([at for at, _ in track], time + SAME) - 1
+    return track[index][1] if index >= 0 else None
+
+
 def check_time(where: str, time: tuple[float, float]) -> None:
     """Check the time of a region.
 
@@ -125,6 +141,17 @@ def check_tracks(where: str, tracks: tuple[Track, ...]) -> None:
     for index, track in enumerate(tracks):
         require(len(track) > 0, f"{where}[{index}]", "one box at least", "none")
         _check_ascending(f"{where}[{index}]", tuple(time for time, _ in track))
+
+
+def check_raster_track(where: str, track: RasterTrack) -> None:
+    """Check the times and kinds of a mask or heat that changes.
+
+    Raises:
+        ValueError: times that do not ascend, or something else than a `Raster` or None.
+    """
+    _check_ascending(where, tuple(time for time, _ in track))
+    kinds = all(raster is None or isinstance(raster, Raster) for _, raster in track)
+    require(kinds, where, "each a `Raster` or None", "something else")
 
 
 def _check_ascending(where: str, times: tuple[float, ...]) -> None:

@@ -61,22 +61,28 @@ class WordLabeler:
         known = self.on_shared_token in ON_SHARED_TOKEN
         require(known, "on_shared_token", wanted, repr(self.on_shared_token))
 
-    def place(self, words: Sequence[Word], table: Tensor, counts: Counter) -> list[WordLabel]:
-        """Find the visual token of each word.
+    def place(
+        self, words: Sequence[Word], table: Tensor, counts: Counter, *, weight: float = 1.0
+    ) -> list[WordLabel]:
+        """Find the visual token of each word; those of weight 0 are as if they were not there.
 
         Args:
             words: the sample's words.
             table: [C, 5] of `image_geometry`.
-            counts: adds to `words`, `word_rows`, `words_shared_token`, `words_dropped_...`, and to
-                `words_useless_...` for those that have a label of `labels.why_useless`.
+            counts: adds to `words`, `word_rows`, `words_shared_token`, `words_gated` (of weight 0),
+                `words_dropped_...`, and to `words_useless_...` for those that have a label of
+                `labels.why_useless`.
+            weight: of the sample.
 
         Returns:
             Labels in the order of the visual tokens.
         """
         counts["words"] += len(words)
-        encoded = [self.encoder.encode(word.text) for word in words]
+        teaching = [i for i, word in enumerate(words) if weight * word.weight != 0]
+        counts["words_gated"] += len(words) - len(teaching)
+        encoded = {i: self.encoder.encode(words[i].text) for i in teaching}
         fit = []
-        for i, each in enumerate(encoded):
+        for i, each in encoded.items():
             if why := self.why_dropped(each):
                 counts[f"words_dropped_{why}"] += 1
             else:
@@ -141,10 +147,10 @@ def word_rows(layout: Layout, labels: Sequence[WordLabel], bag: str = "distinct"
         bag: an image's labels are its "distinct" ones, or the "multiset" of all of them.
 
     Returns:
-        `word_position`, `word_label`, `word_bag`, and `several_label` and `several_weight` of the
-        visual tokens that have more than one label.
+        `word_position`, `word_label`, `word_weight` (the largest of its words), `word_bag`, and
+        `several_label` and `several_weight` of the visual tokens that have more than one label.
 
-    Source: (D3), (D5).
+    Source: (D3), (D5), (W1).
     """
     collect = set if bag == "distinct" else list
     example = layout.example
@@ -155,6 +161,9 @@ def word_rows(layout: Layout, labels: Sequence[WordLabel], bag: str = "distinct"
     return {
         "word_position": layout.visual[[word.token for word in labels]],
         "word_label": [word.labels[0].token for word in labels],
+        "word_weight": [
+            max(example.weight_of(example.words[i]) for i in word.words) for word in labels
+        ],
         "word_bag": [sorted(collect(each)) for each in bags],
         "several_label": [[label.token for label in each] for each in several],
         "several_weight": [[label.weight for label in each] for each in several],

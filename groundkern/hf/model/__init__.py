@@ -9,7 +9,8 @@ body.py           one run of the body, with the tokens of side_tokens.py appende
 attention.py      the wrapped attention function: side tokens, and what is read in each layer
 mixers.py         recurrences and convolutions, which run on the main tokens alone
 rows.py           rows and key sets as the ops want them
-readings.py       attention maps, summed over layers; head_weight.py weights their heads
+readings.py       attention maps, summed over layers; head_weight.py weights their heads,
+                  chosen_heads.py takes some of them
 gradcam.py        GradCAM maps for losses
 attribution.py    contributions and GradCAM for recordings
 head.py           scores of a few rows under the model's own output head

@@ -29,8 +29,11 @@ from groundkern.hf.model.logit_rule import LogitRule, measured_rule, refuse_othe
 from groundkern.hf.model.mixers import unwrap_mixers, wrap_mixers
 from groundkern.hf.model.own_forward import ATTACHMENT
 from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported, warn_of_windows
+from groundkern.hf.model.teacher import Teacher
 from groundkern.hf.objectives import (
+    AttentionPolicy,
     Basic,
+    Distillation,
     DvSft,
     Hist,
     Klal,
@@ -50,6 +53,7 @@ class Attachment:
     objectives: Objectives
     replaced: Callable | None  # the forward that was set on the instance before, if any
     rule: LogitRule
+    teacher: Teacher | None = None
 
 
 @dataclass
@@ -78,6 +82,9 @@ def attach(
     logit_lens: LogitLens | None = None,
     basic: Basic | None = None,
     patch_text: PatchText | None = None,
+    policy: AttentionPolicy | None = None,
+    distill: Distillation | None = None,
+    teacher: nn.Module | None = None,
     backend: str = "auto",
 ) -> nn.Module:
     """Let `model(**batch)` compute grounding losses when the batch carries `gk_` tensors.
@@ -89,8 +96,11 @@ def attach(
 
     Args:
         model: a transformers model, bare or inside PEFT.
-        smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text: the objectives to train
-            beside the text loss; None: not trained.
+        smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text, policy, distill: the
+            objectives to train beside the text loss; None: not trained.
+        teacher: of `distill`: another transformers model of the same tokens. It is frozen, set to
+            eval mode and attached, moves to the batches' device, and is no part of `model`, its
+            parameters or its checkpoints.
         backend: of every op: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -103,9 +113,10 @@ def attach(
     """
     base, backends = base_model(model), ("auto", *NAMES)
     require(backend in backends, "backend", " | ".join(backends), backend)
-    on = smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text
-    objectives = Objectives(*on, backend)
+    given = smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text
+    objectives = Objectives(*given, policy=policy, distill=distill, backend=backend)
     refuse_unsupported(base, objectives)
+    taught = _teacher_of(base, distill, teacher)
     rule = measured_rule(base)
     refuse_other_losses(base)
     warn_of_windows(base, objectives)
@@ -121,7 +132,7 @@ def attach(
             _unmark(base)
         raise
     replaced = previous.replaced if previous else base.__dict__.get("forward")
-    base.__dict__[ATTACHMENT] = Attachment(objectives, replaced, rule)
+    base.__dict__[ATTACHMENT] = Attachment(objectives, replaced, rule, taught)
     base.__dict__.pop(APART, None)  # perhaps another attention function, with other masks
     set_head_weight(base, klal)
     if previous is None:
@@ -169,6 +180,22 @@ def _unmark(model: PreTrainedModel) -> None:
         _unwrap(key, model)
 
 
+def _teacher_of(
+    student: PreTrainedModel, distill: Distillation | None, teacher: nn.Module | None
+) -> Teacher | None:
+    """The teacher, attached without objectives if it is not attached."""
+    if (distill is None) != (teacher is None):
+        missing, given = ("distill", "teacher") if distill is None else ("teacher", "distill")
+        fail(missing, f"one beside `{given}`", None)
+    if distill is None:
+        return None
+    other = base_model(teacher)
+    found = Teacher.of(student, other, distill)
+    if ATTACHMENT not in other.__dict__:
+        attach(other)
+    return found
+
+
 def objectives_of(model: nn.Module) -> Objectives:
     """The objectives attached to a model.
 
@@ -197,7 +224,7 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
         grounding = any(name.startswith("gk_") for name in kwargs) and RUN not in kwargs
         if attachment is not None and grounding:
             compiling = torch.compiler.is_compiling()
-            return _grounded_forward(self, attachment.objectives, args, kwargs, compiling)
+            return _grounded_forward(self, attachment, args, kwargs, compiling)
         replaced = attachment.replaced if attachment is not None else None
         if replaced is not None:
             return replaced(*args, **kwargs)
@@ -209,7 +236,7 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
 
 @torch.compiler.disable
 def _grounded_forward(
-    model: PreTrainedModel, objectives: Objectives, args: tuple, kwargs: dict, compiling: bool
+    model: PreTrainedModel, attachment: Attachment, args: tuple, kwargs: dict, compiling: bool
 ) -> GroundedOutput:
     """`grounded_forward`, eagerly; a compiled model's layers are compiled instead."""
     if compiling and not is_compiled(model):
@@ -217,7 +244,7 @@ def _grounded_forward(
     _wrap_ulysses(model)
     names = list(inspect.signature(type(model).forward).parameters)[1:]
     inputs = {**dict(zip(names, args, strict=False)), **kwargs}
-    return grounded_forward(model, objectives, inputs)
+    return grounded_forward(model, attachment.objectives, inputs, attachment.teacher)
 
 
 def _function_of(module: nn.Module) -> Key:

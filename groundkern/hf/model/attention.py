@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from groundkern import parallel, side_attention
 from groundkern.checks import fail
 from groundkern.hf.model.apart import attend_apart
+from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.engines.ulysses import function_for
@@ -66,6 +67,29 @@ class Layer(NamedTuple):
         ).lse
         return torch.logaddexp(of_keys, self.sinks.to(of_keys.dtype))
 
+    def at_heads(self, rows: Rows, heads: Sequence[int]) -> Layer:
+        """The layer as if it had these heads alone, for one selection of rows.
+
+        Args:
+            rows: whose queries and log-sum-exps are taken.
+            heads: ascending.
+
+        Raises:
+            ValueError: the layer has fewer heads.
+        """
+        count = self.q.shape[1]
+        if heads[-1] >= count:
+            fail("chosen_heads", f"heads in [0, {count}) of layer {self.number}", heads[-1])
+        keys = key_heads(heads, count // self.k.shape[1])
+        sinks, lse = self.sinks, self.lse.get(rows)
+        return self._replace(
+            k=take_heads(self.k, keys),
+            v=self.v if sinks is None else take_heads(self.v, keys),  # only sinks need it
+            taken={rows: take_heads(self.queries(rows), heads)},
+            lse={} if lse is None else {rows: take_heads(lse, heads)},
+            sinks=None if sinks is None else take_heads(sinks[None], heads)[0],
+        )
+
 
 class Reading(Protocol):
     """What a loss or a recording reads in every layer."""
@@ -85,6 +109,10 @@ class SideRows:
     def __init__(self, rows: Rows, allowed: KeySets | None, split: Split | None = None) -> None:
         self.rows, self.allowed, self.split = rows, allowed, split
 
+    def allowed_in(self, layer: Layer) -> KeySets | None:
+        """The keys they may see in a layer."""
+        return self.allowed
+
     def attend(self, layer: Layer) -> Tensor:
         """[B, R, Hq, Dv] of the side tokens that are here."""
         return self._attend_whole(layer) if self.split is None else self._attend_split(layer)
@@ -99,7 +127,8 @@ class SideRows:
     def _attend_whole(self, layer: Layer) -> Tensor:
         """The main pass's log-sum-exp is a shift, which may be anything."""
         rows, q, k = self.rows, layer.queries(self.rows), layer.k
-        options = {**layer.options, "allowed": self.allowed, "lse": layer.lse.get(rows)}
+        allowed = self.allowed_in(layer)
+        options = {**layer.options, "allowed": allowed, "lse": layer.lse.get(rows)}
         out, lse = side_attention(q, k, layer.v, rows.at(layer.window), **options)
         if layer.sinks is not None:  # the share of the keys beside the sink
             out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]

@@ -17,12 +17,16 @@ from groundkern.hf.model.gradcam import GradcamRun, SavedLayers, gradcam_terms, 
 from groundkern.hf.model.layers import body_of
 from groundkern.hf.model.mixers import refuse_passed_over
 from groundkern.hf.model.own_forward import body_inputs
+from groundkern.hf.model.policy import policy_reading, recorded_policy
 from groundkern.hf.model.prefix import side_token_type
 from groundkern.hf.model.readings import Readings, readings_of
 from groundkern.hf.model.request import Request, visual_tokens_of
 from groundkern.hf.model.router import router_loss
 from groundkern.hf.model.rows import side_sets
 from groundkern.hf.model.side_tokens import append_side_tokens
+from groundkern.hf.model.sink_heads import add_sink_maps, see_last, watched
+from groundkern.hf.model.sinks import SinkSideRows
+from groundkern.hf.model.teacher import Lesson, distilled_reading
 from groundkern.hf.model.visual_states import VisualStates
 
 APART = "_groundkern_apart"  # in the __dict__ of a model whose masks were seen to be right
@@ -37,10 +41,11 @@ class BodyOutput(NamedTuple):
     normed: Tensor | None  # [B, S, D], the input of the final norm, for contributions
     gradcam: GradcamRun | None  # for GradCAM losses
     router: Tensor | None  # the auxiliary loss of a mixture of experts, if it is on
+    lesson: Lesson | None = None  # of a teacher
     visual: VisualStates | None = None  # of BASIC
 
 
-def run_body(request: Request) -> BodyOutput:
+def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
     """Run the body with everything that the terms and the recordings of a request use.
 
     Once, unless a GradCAM loss meets side tokens: their attention differentiates once, so GradCAM
@@ -53,12 +58,15 @@ def run_body(request: Request) -> BodyOutput:
     batch, length, split = request.batch, request.tokens_here, request.split
     inputs, side = request.inputs, None
     if request.side_tokens:
-        allowed = side_sets(batch, request.shard)
-        side = SideRows(request.rows(batch.side_position), allowed, request.split)
+        side = _side_rows(request)
         pad = request.model.config.get_text_config().pad_token_id
         token = visual_tokens_of(request.model), side_token_type(request.model), pad
         inputs = append_side_tokens(inputs, batch.side_position, *token)
     readings = readings_of(request)
+    queries = add_sink_maps(request, readings)
+    readings.policy = policy_reading(request)
+    readings.recorded_policy = recorded_policy(request)
+    readings.distilled = distilled_reading(request, lesson)
     if "gradcam" in request.records:
         refuse_sharded(request.model)
     contributing = readings.saved is not None and "contributions" in request.records
@@ -66,16 +74,36 @@ def run_body(request: Request) -> BodyOutput:
     run = body_run(request, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
     visual = None if request.terms.basic is None else VisualStates.of(request)
-    watched = nullcontext() if visual is None else visual.watching()
-    with norm_input as normed, graph, watched:
+    looked = nullcontext() if visual is None else visual.watching()
+    with norm_input as normed, graph, looked, watched(request.model, queries, length):
         hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
         if split is not None and side is not None:
             side_hidden = split.all_side(side_hidden)
+    if queries is not None:
+        see_last(request.model, queries, main)
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
     router = router_loss(request, output, hidden)
-    normed = normed[0] if normed else None
-    return BodyOutput(main, side_hidden, readings, normed, gradcam, router, visual)
+    before_norm = normed[0] if normed else None
+    return BodyOutput(main, side_hidden, readings, before_norm, gradcam, router, lesson, visual)
+
+
+def read_body(request: Request, readings: list[Reading]) -> Tensor:
+    """Last hidden states [B, S, D], times the logits' scale, of one run that readings read.
+
+    Args:
+        request: of the batch; its terms and recordings add nothing.
+        readings: what is read in the layers.
+    """
+    return _run(request, request.inputs, body_run(request, readings))[0]
+
+
+def _side_rows(request: Request) -> SideRows:
+    """The aligned rows and what they may see."""
+    if request.terms.smam.keep == "sinks":
+        return SinkSideRows(request)
+    rows = request.rows(request.batch.side_position)
+    return SideRows(rows, side_sets(request.batch, request.shard), request.split)
 
 
 def body_run(request: Request, readings: list[Reading], side: SideRows | None = None) -> BodyRun:
@@ -99,8 +127,7 @@ def _gradcam_run(request: Request, hidden: Tensor, explained: SavedLayers | None
     refuse_sharded(request.model)
     if explained is None:
         explained = SavedLayers()
-        run = body_run(request, [explained])
-        hidden, _ = _run(request, request.inputs, run)
+        hidden = read_body(request, [explained])
     return GradcamRun(hidden, explained.layers)
 
 

@@ -9,17 +9,29 @@ from torch import Tensor, nn
 
 from groundkern.hf.model.body import BodyOutput, run_body
 from groundkern.hf.model.context import Split
-from groundkern.hf.model.head import IGNORED, RowScores, Several, Smoothing, score_rows
+from groundkern.hf.model.head import (
+    IGNORED,
+    RowScores,
+    Several,
+    Smoothing,
+    TokenScores,
+    score_rows,
+    score_tokens,
+)
+from groundkern.hf.model.lesson import teach
 from groundkern.hf.model.records import records_of
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows, tokens_after, word_images
+from groundkern.hf.model.teacher import Teacher
 from groundkern.hf.model.terms import losses_of
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
 from groundkern.parallel.collectives import summed
 
 
-def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> GroundedOutput:
+def grounded_forward(
+    model: nn.Module, objectives: Objectives, inputs: dict, teacher: Teacher | None = None
+) -> GroundedOutput:
     """Losses and per-row readings of a batch with `gk_` tensors.
 
     Args:
@@ -28,8 +40,14 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         inputs: the model's keyword inputs, the `gk_` tensors of the batch, and optionally
             `num_items_in_batch` (the text denominator), `gk_totals` int64 [K] (`row_counts` of the
             whole accumulated batch) and `gk_record`: one or several of
-            "maps", "contributions", "gradcam", "logits" and "layers" (maps by layer). `gk_part`
-            names one part of the loss, which then is that part alone, with its weight.
+            "maps", "klal" (the map that it compares), "heads" (maps of every head),
+            "contributions", "gradcam", "logits", "policy", "layers" (maps by layer) and "visible"
+            (maps over all that a row sees). `gk_part` names one part of the loss, which then is
+            that part alone, with its weight.
+            `gk_temperature`, a number, is for a loss of the text that the caller makes, such as a
+            policy's: the loss is that of the objectives alone, and the text tokens' log
+            probabilities and entropies at that temperature carry gradients.
+        teacher: of the objective `distill`.
 
     Returns:
         GroundedOutput.
@@ -38,19 +56,22 @@ def grounded_forward(model: nn.Module, objectives: Objectives, inputs: dict) -> 
         ValueError, TypeError: bad supervision, or inputs that the wiring does not support.
     """
     request = Request.of(model, objectives, inputs)
-    body = run_body(request)
-    scores = _score(request, body)
+    body = run_body(request, teach(request, teacher))
+    groups = _groups(request, body)
+    tokens = None if request.temperature is None else _tokens(request, groups.pop("text"))
+    scores = _score(request, groups)
     loss, parts = losses_of(request, body, scores)
     parts = {name: part.detach() for name, part in parts.items()}
     if request.split is not None:
         loss, parts = _of_all_ranks(loss, parts, request.split)
         scores = {name: _rows_of_all(rows, request.split) for name, rows in scores.items()}
-    word, side = scores.get("word"), scores.get("side")
+    word, side, text = scores.get("word"), scores.get("side"), tokens or scores["text"]
     return GroundedOutput(
         loss=loss,
         parts=parts,
-        text_log_prob=scores["text"].log_prob,
-        text_predicted=scores["text"].predicted,
+        text_log_prob=text.log_prob,
+        text_predicted=text.predicted,
+        text_entropy=None if tokens is None else tokens.entropy,
         word_log_prob=None if word is None else word.log_prob,
         word_predicted=None if word is None else word.predicted,
         side_log_prob=None if side is None else side.log_prob,
@@ -101,9 +122,24 @@ def _groups(request: Request, body: BodyOutput) -> dict[str, _Group]:
     return found
 
 
-def _score(request: Request, body: BodyOutput) -> dict[str, RowScores]:
+def _tokens(request: Request, text: _Group) -> TokenScores:
+    """[B, Rt] of the text tokens, with gradients."""
+    found = score_tokens(
+        request.head,
+        text.hidden.flatten(0, 1),
+        text.target.flatten(),
+        temperature=request.temperature,
+        rule=request.logit_rule,
+        backend=request.terms.backend,
+    )
+    return TokenScores(*(x.view(text.target.shape) for x in found))
+
+
+def _score(request: Request, groups: dict[str, _Group]) -> dict[str, RowScores]:
     """Scores [B, R] by group: every counted row goes through the head in one call."""
-    groups, dv_sft = _groups(request, body), request.terms.dv_sft
+    dv_sft = request.terms.dv_sft
+    if not groups:
+        return {}
     hidden = torch.cat([group.hidden.flatten(0, 1) for group in groups.values()])
     target = torch.cat([group.target.flatten() for group in groups.values()])
     bag = torch.cat([group.bag.flatten() for group in groups.values()])

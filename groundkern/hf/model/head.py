@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from groundkern import LabelBags, SoftTargets, linear_cross_entropy
+from groundkern import LabelBags, SoftTargets, linear_cross_entropy, linear_log_prob
 from groundkern.hf.model.logit_rule import LogitRule, soft_capped
 from groundkern.losses import word_cross_entropy
 from groundkern.precision import accumulation_dtype
@@ -23,6 +23,19 @@ class RowScores(NamedTuple):
     loss: Tensor  # [N] fp32, differentiable and smoothed
     log_prob: Tensor  # [N] fp32
     predicted: Tensor  # [N] int64
+
+
+class TokenScores(NamedTuple):
+    """What a policy's tokens are scored by; an ignored row has 0, 0 and -1."""
+
+    log_prob: Tensor  # [N] fp32, differentiable
+    entropy: Tensor  # [N] fp32, differentiable
+    predicted: Tensor  # [N] int64
+
+
+def is_plain(head: nn.Module) -> bool:
+    """Whether a head is a linear layer as torch has it, whose weight may take part in an op."""
+    return type(head).forward is nn.Linear.forward and "forward" not in head.__dict__
 
 
 class Smoothing(NamedTuple):
@@ -69,7 +82,7 @@ def score_rows(
     Returns:
         RowScores of [N] rows.
     """
-    if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
+    if not is_plain(head):
         return _scores_of_logits(rule.of(head(hidden).float()), target, smoothing, several)
     labels: Tensor | SoftTargets = target
     bags: LabelBags | None = None
@@ -83,7 +96,7 @@ def score_rows(
             x,
             head.weight,
             labels,
-            bias=_offset_bias(head, rule),
+            bias=offset_bias(head, rule),
             bags=bags,
             smoothing=0.0 if bags is None else smoothing.share,
             reduction="none",
@@ -95,6 +108,56 @@ def score_rows(
 
     with forward_replaced(head, fused):
         return RowScores(*head(hidden))
+
+
+def score_tokens(
+    head: nn.Module,
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    temperature: float,
+    rule: LogitRule,
+    backend: str,
+) -> TokenScores:
+    """Log probability of each row's token, and the entropy of the row, at a temperature.
+
+    Args:
+        head, hidden, target, rule, backend: as in `score_rows`.
+        temperature: what logits are divided by, behind the rule.
+
+    Returns:
+        TokenScores of [N] rows.
+
+    Source: (E3).
+    """
+    counted = target != IGNORED
+    if is_plain(head):
+
+        def fused(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            found = linear_log_prob(
+                x,
+                head.weight,
+                target,
+                bias=offset_bias(head, rule),
+                softcap=rule.softcap,
+                temperature=temperature,
+                ignore_index=IGNORED,
+                entropy=True,
+                backend=backend,
+            )
+            return found.log_prob, found.entropy, found.predicted
+
+        with forward_replaced(head, fused):
+            return TokenScores(*head(hidden))
+    logits = rule.of(head(hidden).float()) / temperature
+    log_probs = logits.log_softmax(-1)  # [N, V]
+    log_prob = log_probs.gather(1, target.clamp(min=0)[:, None])[:, 0]
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return TokenScores(
+        log_prob.masked_fill(~counted, 0.0),
+        entropy.masked_fill(~counted, 0.0),
+        logits.argmax(-1).masked_fill(~counted, -1),
+    )
 
 
 def word_logits(head: nn.Module, hidden: Tensor, words: Tensor, rule: LogitRule) -> Tensor:
@@ -114,7 +177,7 @@ def word_logits(head: nn.Module, hidden: Tensor, words: Tensor, rule: LogitRule)
     """
     ids = words.clamp(min=0)
     wide = accumulation_dtype(hidden.dtype)
-    if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
+    if not is_plain(head):
         logits = rule.of(head(hidden).to(wide))
         return logits.gather(2, ids[:, None].expand(-1, hidden.shape[1], -1))
 
@@ -133,7 +196,7 @@ def word_logits(head: nn.Module, hidden: Tensor, words: Tensor, rule: LogitRule)
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Within the block a module has another forward; its hooks run as usual."""
+    """Within the block a module's forward is another; its hooks run as usual."""
     module.forward = forward
     try:
         yield
@@ -191,7 +254,7 @@ def soft_targets(target: Tensor, smoothing: Smoothing, several: Several) -> Soft
     )
 
 
-def _offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
+def offset_bias(head: nn.Module, rule: LogitRule) -> Tensor | None:
     """[V]: the head's bias and the rule's offset, which has no softcap."""
     if rule.offset is None:
         return head.bias

@@ -44,15 +44,27 @@ def train_head_weight(model: nn.Module) -> None:
 
 
 def head_weight_of(model: nn.Module, klal: Klal) -> Tensor | None:
-    """[L, H]: the softmax of the learned logits over what a map is summed over; None: uniform."""
-    if klal.head_weight == "uniform":
+    """[L, H]: the softmax of the learned logits over what a map sums over; None: not learned.
+
+    What does not count is 0, in layers that count.
+    """
+    if klal.head_weight != "learned":
         return None
     logits = getattr(model, HEAD_WEIGHT).float()
+    chosen = klal.heads_by_layer
+    if not klal.average_layers and chosen is None:
+        return logits.softmax(-1)
+    counted = torch.zeros(logits.shape, dtype=torch.bool)
+    if chosen is None:
+        counted[list(klal.layers or text_attention(model))] = True
+    else:
+        counted[tuple(zip(*klal.chosen_heads, strict=True))] = True
+    if not klal.average_layers:
+        counted |= ~counted.any(1, keepdim=True)  # nothing to weight is NaN, and so its gradient
+    logits = logits.masked_fill(~counted.to(logits.device), -torch.inf)
     if not klal.average_layers:
         return logits.softmax(-1)
-    counted = torch.zeros_like(logits, dtype=torch.bool)
-    counted[list(klal.layers or text_attention(model))] = True
-    return logits.masked_fill(~counted, -torch.inf).flatten().softmax(0).view_as(logits)
+    return logits.flatten().softmax(0).view_as(logits)
 
 
 def saved_head_weight(folder: str | os.PathLike) -> dict[str, Tensor]:

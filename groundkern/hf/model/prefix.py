@@ -20,6 +20,8 @@ from groundkern.hf.model.layers import forward_source
 # Their masks let tokens of type 0 (image and prompt) see one another; others are causal.
 PREFIX_LMS = ("paligemma",)
 CAUSAL_TYPE = 1  # of their `token_type_ids`
+# rows whose keys are those up to their own place
+_DESCRIBED = ("side_position", "map_position", "phrase_position", "policy_position")
 
 
 def is_prefix_lm(model: nn.Module) -> bool:
@@ -79,8 +81,8 @@ def refuse_seeing_rows(
         documents: of packed rows.
 
     Raises:
-        ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps or
-            phrases inside the prefix; a row of aligned tokens, maps or phrases that is of an image;
+        ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps,
+            phrases or policies inside the prefix; one of these but text that is of an image;
             images of two documents side by side, which would be one (all but the first are checked
             if that needs no sync).
     """
@@ -111,7 +113,7 @@ def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None
         prefix = prefix & mask.bool()
     sees_later = prefix & prefix.roll(-1, 1)
     sees_later[:, -1] = False
-    for name in ("text_position", "side_position", "map_position", "phrase_position"):
+    for name in ("text_position", *_DESCRIBED):
         position = getattr(batch, name)
         if bool((sees_later.gather(1, position.clamp(min=0).long()) & (position >= 0)).any()):
             got = "a row inside the prefix, which sees later tokens (token_type_ids 0)"
@@ -119,7 +121,7 @@ def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None
 
 
 def _refuse_image_rows(batch: GroundedBatch, of_image: Tensor) -> None:
-    for name in ("side_position", "map_position", "phrase_position"):
+    for name in _DESCRIBED:
         position = getattr(batch, name)
         if not checks.values_visible(position, of_image):
             continue

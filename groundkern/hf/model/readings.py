@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from groundkern import attention_kl, attention_map, parallel
+from groundkern import attention_divergence, attention_kl, attention_map, parallel
 from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
 from groundkern.hf.model.basic import basic_depth
+from groundkern.hf.model.chosen_heads import take_heads
 from groundkern.hf.model.columns import SplitColumns
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
@@ -24,6 +25,7 @@ from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
 from groundkern.losses import map_divergence
+from groundkern.normaliser import log_sum_exp
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
@@ -57,7 +59,7 @@ class MapRows:
         return seen if self.image is None else seen & self.image
 
 
-class _MapReading:
+class MapReading:
     """A reading of the rows' attention maps.
 
     Args:
@@ -65,6 +67,7 @@ class _MapReading:
         layers: those that count; None: all.
         over: as in `Klal`.
         head_weight: [L, H]; None: the head mean.
+        chosen: the heads of each layer that count; None: all.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class _MapReading:
         layers: tuple[int, ...] | None = None,
         over: str = "columns",
         head_weight: Tensor | None = None,
+        chosen: dict[int, tuple[int, ...]] | None = None,
     ) -> None:
-        self.at, self.layers = at, layers
+        self.at, self.layers, self.chosen = at, layers, chosen
         self.head_weight = None if head_weight is None else head_weight.unbind()  # [H] of each
         # As the op names it: a mean that is renormalised later starts from full rows.
         self.over = "columns" if over == "columns" else "visible"
@@ -90,14 +94,22 @@ class _MapReading:
         if self.rows_in(layer.number) is None:
             return
         run.refuse_lost_graph("attention maps")
+        if self.chosen is not None:
+            layer = layer.at_heads(self.at.rows, self.chosen[layer.number])
         found = self.of(layer)
         if not run.finished:
-            self.windows[layer.window] += 1
+            self.windows[layer.window] += self.share(layer.number)
             self.add(found)
+
+    def share(self, number: int) -> int:
+        """How much a layer counts in the mean over layers."""
+        return 1
 
     def options(self, layer: Layer) -> dict:
         """The options of the op in this layer."""
         head_weight = None if self.head_weight is None else self.head_weight[layer.number]
+        if head_weight is not None and self.chosen is not None:
+            head_weight = take_heads(head_weight[None], self.chosen[layer.number])[0]
         if self.at.split is not None:
             options = {**layer.options, "allowed": self.at.split.allowed, "over": self.over}
             return options | {"head_weight": head_weight}
@@ -109,10 +121,17 @@ class _MapReading:
         options = {**layer.options, "allowed": self.at.allowed, "over": self.over, "lse": lse}
         return options | {"head_weight": head_weight}
 
-    def map(self, layer: Layer) -> Tensor:
-        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r]."""
+    def map(self, layer: Layer, weight: Tensor | None = None) -> Tensor:
+        """[N, C] of one layer (K1), (K2); of this rank's columns [N, C_r].
+
+        Args:
+            layer: the layer.
+            weight: [N, H], of the heads of each row; None: the reading's own.
+        """
         at, q = self.at, layer.queries(self.at.rows)
         options = self.options(layer)
+        if weight is not None:
+            options["head_weight"] = weight
         if at.split is not None:
             rows = at.rows.sharded(layer.window)
             return parallel.attention_map(q, layer.k, rows, at.split.columns, **options)
@@ -123,30 +142,34 @@ class _MapReading:
         return maps if self.at.split is None else self.at.split.all(maps)
 
 
-class MapLoss(_MapReading):
+class MapLoss(MapReading):
     """The divergence of the map rows, summed over the layers that see a target column (K3)."""
 
     def __init__(self, at: MapRows, target: Tensor, klal: Klal, head_weight: Tensor | None) -> None:
-        super().__init__(at, klal.layers, klal.over, head_weight)
+        super().__init__(at, klal.counted_layers, klal.over, head_weight, klal.heads_by_layer)
         self.target, self.klal = target, klal  # [N, C]
         self.target_here = target if at.split is None else at.split.take(target)
         self.losses = [torch.zeros(len(target), device=target.device)]  # [N] of each layer
 
     def of(self, layer: Layer) -> Tensor:
         """[N] of one layer; of a rank's part, what all ranks have adds up to it."""
-        at, split = self.at, self.at.split
-        if self.klal.from_maps:
+        at, split, klal = self.at, self.at.split, self.klal
+        if klal.of_mass:
             maps = self.all_columns(self.map(layer))
-            rows = map_loss(maps, self.target, at.own(layer.window), self.klal)
+            rows = map_loss(maps, self.target, at.own(layer.window), klal)
             return rows if split is None else rows / split.shard.ranks
-        q, options = layer.queries(at.rows), {**self.options(layer), "heads": self.klal.heads}
+        q, options = layer.queries(at.rows), self.options(layer)
+        if klal.from_maps:  # [N, C] is made in both passes and kept in neither
+            options |= {"kind": klal.divergence, "over": klal.over}
+            of_rows, of_shard = attention_divergence, parallel.attention_divergence
+        else:
+            options["heads"] = klal.heads
+            of_rows, of_shard = attention_kl, parallel.attention_kl
         if split is None:
             rows = at.rows.at(layer.window)
-            return attention_kl(q, layer.k, self.target, rows, at.columns, **options)
+            return of_rows(q, layer.k, self.target, rows, at.columns, **options)
         rows = at.rows.sharded(layer.window)
-        own = parallel.attention_kl(
-            q, layer.k, self.target_here, rows, split.columns, **options
-        )  # [N_r]
+        own = of_shard(q, layer.k, self.target_here, rows, split.columns, **options)  # [N_r]
         return own.new_zeros(len(rows)).index_copy(0, rows.own, own)
 
     def add(self, loss: Tensor) -> None:
@@ -161,8 +184,11 @@ class MapLoss(_MapReading):
         return torch.stack(self.losses).sum(0) / seen.clamp(min=1)
 
 
-class MapSum(_MapReading):
-    """The rows' attention map, summed over layers (K2); head weights sum to 1 over all of them."""
+class MapSum(MapReading):
+    """The rows' attention map, summed over layers (K2); head weights sum to 1 over all of them.
+
+    Of chosen heads it is the sum over these, of all layers together (K6).
+    """
 
     def __init__(
         self,
@@ -170,15 +196,21 @@ class MapSum(_MapReading):
         layers: tuple[int, ...] | None,
         over: str,
         head_weight: Tensor | None = None,
+        chosen: dict[int, tuple[int, ...]] | None = None,
     ) -> None:
-        super().__init__(at, layers, over, head_weight)
+        super().__init__(at, layers, over, head_weight, chosen)
         columns = at.columns if at.split is None else at.split.columns
         shape = len(at.rows.position), columns.shape[1]
         self.total = torch.zeros(shape, device=columns.device)  # of this rank's columns
 
     def of(self, layer: Layer) -> Tensor:
         """[N, C] of one layer."""
-        return self.map(layer)
+        attention, share = self.map(layer), self.share(layer.number)
+        return attention if share == 1 or self.head_weight is not None else attention * share
+
+    def share(self, number: int) -> int:
+        """As many as its chosen heads: each of these counts alike."""
+        return 1 if self.chosen is None else len(self.chosen[number])
 
     def add(self, attention: Tensor) -> None:
         """Add [N, C] of one layer."""
@@ -203,11 +235,51 @@ class MapSum(_MapReading):
         return total / layers.clamp(min=1)
 
 
-class RecordedMaps(_MapReading):
+class PickedSum(MapSum):
+    """The mean map of the heads, of all layers, with most of their attention on a row's image (K6).
+
+    Which these are is known behind the last layer: the rows' queries and the keys of every layer
+    stay until then, as those of a cache for generation do.
+    """
+
+    def __init__(self, at: MapRows, layers: tuple[int, ...] | None, over: str, count: int) -> None:
+        super().__init__(at, layers, over)
+        self.count = count
+        self.saved: list[Layer] = []
+        self.mass: list[Tensor] = []  # [N, H] of each
+
+    def of(self, layer: Layer) -> Layer:
+        """The layer, without what is not read again."""
+        v = layer.v if layer.sinks is not None else None
+        taken = {self.at.rows: layer.queries(self.at.rows)}
+        return layer._replace(module=None, q=None, v=v, out=None, taken=taken)
+
+    def add(self, layer: Layer) -> None:
+        """Save one layer, and how much of each head's attention is on the image."""
+        self.saved.append(layer)
+        with torch.no_grad():
+            at, q, options = self.at, layer.queries(self.at.rows), self.options(layer)
+            given, lse = (q, layer.k, at.rows.at(layer.window), at.columns), options["lse"]
+            own = log_sum_exp(*given, "columns", at.allowed, layer.options)
+            if lse is None:
+                lse = log_sum_exp(*given, "visible", None, layer.options)
+            self.mass.append(torch.where(own.isinf(), 0.0, (own - lse).exp()))
+
+    def mean(self) -> Tensor:
+        """[N, C]: over the picked heads of each row."""
+        mass = torch.cat(self.mass, 1)  # [N, L H]
+        picked = torch.zeros_like(mass).scatter_(1, mass.topk(self.count, 1).indices, 1.0)
+        parts = (picked / self.count).split([mass.shape[1] for mass in self.mass], 1)
+        weights = zip(self.saved, parts, strict=True)
+        self.head_weight = {layer.number: weight for layer, weight in weights}  # [N, H] each
+        return sum(map(self.map, self.saved), self.total)
+
+
+class RecordedMaps(MapReading):
     """The map rows' attention in every layer, without a gradient."""
 
-    def __init__(self, at: MapRows) -> None:
-        super().__init__(at)
+    def __init__(self, at: MapRows, over: str = "columns") -> None:
+        super().__init__(at, over=over)
         self.maps: list[Tensor] = []  # [N, C] each
 
     def rows_in(self, number: int) -> None:
@@ -218,6 +290,29 @@ class RecordedMaps(_MapReading):
         if not run.finished:
             with torch.no_grad():
                 self.maps.append(self.all_columns(self.map(layer)))
+
+
+class RecordedHeads(MapReading):
+    """The map rows' attention of every head in every layer, over all visible keys, without a
+    gradient: head by head, each at the cost of the map of one head."""
+
+    def __init__(self, at: MapRows) -> None:
+        super().__init__(at, over="visible")
+        self.uses_lse = False  # it takes its rows itself
+        self.maps: list[Tensor] = []  # [N, H, C] each
+
+    def rows_in(self, number: int) -> None:
+        """None: it takes them itself, without a gradient."""
+
+    def read(self, run: BodyRun, layer: Layer) -> None:
+        """Add one layer."""
+        if run.finished:
+            return
+        with torch.no_grad():
+            heads, rows = range(layer.q.shape[1]), self.at.rows
+            whole = layer.at_heads(rows, heads)  # with the rows' queries, taken once
+            maps = [self.all_columns(self.map(whole.at_heads(rows, (h,)))) for h in heads]
+            self.maps.append(torch.stack(maps, 1))
 
 
 def map_loss(attention: Tensor, target: Tensor, own: Tensor, klal: Klal) -> Tensor:
@@ -237,12 +332,17 @@ class Readings:
 
     kl: MapLoss | None = None
     kl_map: MapSum | None = None
+    queries: Reading | None = None  # of GUI-AIMA's head weights
     margin_map: MapSum | None = None
     phrase_map: MapSum | None = None
     recorded: RecordedMaps | None = None
+    recorded_heads: RecordedHeads | None = None
     saved: SavedAttention | None = None
     explained: SavedLayers | None = None
     patches: PatchWeight | None = None
+    policy: MapReading | None = None
+    distilled: MapReading | None = None
+    recorded_policy: MapReading | None = None
 
     def all(self) -> list[Reading]:
         """Those that are there."""
@@ -265,14 +365,22 @@ def readings_of(request: Request) -> Readings:
         at, klal, margins = map_rows_of(request), terms.klal, terms.margins
         if klal is not None:
             weight = head_weight_of(request.model, klal)
-            if klal.average_layers:
-                found.kl_map = MapSum(at, klal.layers, klal.over, weight)
+            heads, layers = klal.heads_by_layer, klal.counted_layers
+            if klal.by_queries:
+                pass  # `sink_heads` adds what it reads
+            elif klal.picked_heads is not None:
+                found.kl_map = PickedSum(at, layers, klal.over, klal.picked_heads)
+            elif klal.average_layers:
+                found.kl_map = MapSum(at, layers, klal.over, weight, heads)
             else:
                 found.kl = MapLoss(at, map_target(request), klal, weight)
         if margins is not None and margins.maps == "attention":
             found.margin_map = MapSum(at, margins.layers, "columns")
         if "maps" in request.records:
-            found.recorded = RecordedMaps(at)
+            over = "visible" if "visible" in request.records else "columns"
+            found.recorded = RecordedMaps(at, over)
+        if "heads" in request.records:
+            found.recorded_heads = RecordedHeads(at)
     hist = terms.hist
     if hist is not None and hist.maps == "attention" and batch.phrase_composite.shape[1]:
         own_rows = torch.where(batch.phrase_position >= 0, batch.phrase_position + 1, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -26,7 +26,9 @@ from groundkern.hf.model.support import evaluated, refuse_packing
 from groundkern.hf.objectives import Objectives
 from groundkern.parallel import Shard
 
-RECORDS = ("maps", "contributions", "gradcam", "logits", "layers")
+RECORDS = (
+    *("maps", "klal", "heads", "contributions", "gradcam", "logits", "layers", "visible", "policy"),
+)
 VIDEOS = "pixel_values_videos"
 NOT_FOR_THE_BODY = ("labels", "logits_to_keep", "return_dict", "use_cache")
 
@@ -48,6 +50,9 @@ class Request:
             is one document.
         part: the one part that the loss consists of; None: all that are attached.
         split: of the tokens over the ranks of a group; None: they are whole.
+        temperature: of the text tokens' log probabilities and entropies, of which the caller makes
+            the loss of the text; None: it is their cross entropy.
+        given: the body's inputs as the batch has them, which a teacher is given too.
     """
 
     model: nn.Module
@@ -60,6 +65,8 @@ class Request:
     documents: Documents | None = None
     part: str | None = None
     split: Split | None = None
+    temperature: float | None = None
+    given: dict = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, attached: Objectives, inputs: dict) -> Request:
@@ -78,10 +85,13 @@ class Request:
         """
         inputs = {k: v for k, v in inputs.items() if k not in NOT_FOR_THE_BODY}
         records = _records(inputs.pop("gk_record", None), training=model.training)
-        if records & {"maps", "contributions", "gradcam"} and not text_attention(model):
+        attended = {"maps", "heads", "contributions", "gradcam", "policy"}
+        if records & attended and not text_attention(model):
             got = f"{type(model).__name__}, which has none"
             fail("gk_record", "a decoder with layers of softmax attention", got)
         part = inputs.pop("gk_part", None)
+        temperature = inputs.pop("gk_temperature", None)
+        checks.finite_positive("gk_temperature", temperature)
         totals, items = inputs.pop("gk_totals", None), inputs.pop("num_items_in_batch", None)
         input_ids = inputs.get("input_ids")
         if input_ids is None:
@@ -103,12 +113,13 @@ class Request:
         batch = GroundedBatch.pop(inputs, input_ids)
         vocabulary = model.config.get_text_config().vocab_size
         batch.check_values(input_ids, visual=visual_tokens_of(model), vocabulary=vocabulary)
+        given = inputs
         inputs, documents = with_documents(model, inputs)
         if documents is not None:
             ends = documents.padding(input_ids, batch.text_position)
             pad = model.config.get_text_config().pad_token_id
             filled = filler(visual_tokens_of(model), pad)
-            inputs["input_ids"] = torch.where(ends, filled, input_ids)
+            inputs = {**inputs, "input_ids": torch.where(ends, filled, input_ids)}
             _refuse_crossing(batch, documents)
         refuse_seeing_rows(model, batch, inputs, visual_tokens_of(model), documents)
         terms = attached if model.training else evaluated(model, attached)
@@ -117,8 +128,17 @@ class Request:
         split = split_of(model, input_ids, aligned)
         if split is not None:
             got = "a sequence that is split over ranks"
-            if records & {"contributions", "gradcam"}:
-                fail("gk_record", "whole sequences for contributions and gradcam", got)
+            for name in sorted(records & {"contributions", "gradcam", "policy"}):
+                fail("gk_record", f"whole sequences for {name}", got)
+            for name in ("policy", "distill"):
+                if getattr(terms, name) is not None:
+                    fail(name, "whole sequences", got)
+            if terms.klal is not None and terms.klal.by_queries:
+                fail("klal.head_weight", "whole sequences for head weights of each row", got)
+            if terms.smam is not None and terms.smam.keep == "sinks":
+                fail("smam.keep", "whole sequences for sinks", got)
+            if terms.klal is not None and terms.klal.picked_heads is not None:
+                fail("klal.picked_heads", "whole sequences for heads that are picked by row", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
             if terms.basic is not None:
@@ -127,7 +147,9 @@ class Request:
                 fail(
                     "patch_text.words", "0 (it compares the tokens of an image), or whole ones", got
                 )
-        known = batch, inputs, denominators, records, documents, part, split
+            if temperature is not None:
+                fail("gk_temperature", "whole sequences", got)
+        known = batch, inputs, denominators, records, documents, part, split, temperature, given
         return cls(model, attached, terms, *known)
 
     @property

@@ -101,26 +101,41 @@ class Rows:
         return start if self.unbounded is None else torch.where(self.unbounded, self.start, start)
 
 
-def side_sets(batch: GroundedBatch, shard: Shard | None = None) -> KeySets:
+def side_sets(
+    batch: GroundedBatch, shard: Shard | None = None, *, kept: Tensor | None = None
+) -> KeySets:
     """What each aligned row may see: language tokens, and visual ones inside its regions.
 
     Args:
         batch: the batch, with Rs aligned rows.
         shard: whose keys the sets are of; None: all.
+        kept: bool [B, S], visual tokens that sets have too that hold another one of their image.
 
     Returns:
         Key sets of B x Rs rows; -1 for a row that is not restricted.
 
-    Source: (S1), Omega.
+    Source: (S1), (S6), Omega.
     """
     sequences, sets, length = batch.side_inside.shape
     sequence = torch.arange(sequences, device=batch.image.device)
     index = torch.where(batch.side_set >= 0, batch.side_set + sequence[:, None] * sets, -1)
     index = torch.where(batch.side_position >= 0, index, -1).flatten().to(torch.int32)
-    inside, visual = batch.side_inside.reshape(sequences * sets, length), batch.image >= 0
+    inside = batch.side_inside
+    if kept is not None:
+        inside = inside | (kept[:, None] & _of_touched_images(inside, batch.image))
+    inside, visual = inside.reshape(sequences * sets, length), batch.image >= 0
     if shard is not None:
         inside, visual = shard.take(inside), shard.take(visual)
     return KeySets.regions(visual, inside, sequence.repeat_interleave(sets), index)
+
+
+def _of_touched_images(inside: Tensor, image: Tensor) -> Tensor:
+    """bool [B, G, S]: visual tokens of images of which a set has a token."""
+    number = image.clamp(min=0, max=image.shape[1] - 1).long()[:, None].expand(inside.shape)
+    visual = (image >= 0)[:, None]
+    touched = torch.zeros_like(inside, dtype=torch.int32)
+    touched.scatter_reduce_(2, number, (inside & visual).int(), "amax")  # [B, G, images]
+    return (touched.gather(2, number) > 0) & visual
 
 
 def map_sets(batch: GroundedBatch, shard: Shard | None = None) -> KeySets:

@@ -33,7 +33,9 @@ from groundkern.hf.model.layers import (
 from groundkern.hf.model.positions import takes_text_first
 from groundkern.hf.model.prefix import is_prefix_lm
 from groundkern.hf.objectives import (
+    AttentionPolicy,
     Basic,
+    Distillation,
     DvSft,
     Hist,
     Klal,
@@ -46,7 +48,18 @@ from groundkern.hf.objectives import (
 
 # Frequencies that depend on the length of the batch, which side tokens increase.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
-DEFAULTS = Objectives(Smam(), DvSft(), Klal(), Hist(), Margins(), LogitLens(), Basic(), PatchText())
+DEFAULTS = Objectives(
+    Smam(),
+    DvSft(),
+    Klal(),
+    Hist(),
+    Margins(),
+    LogitLens(),
+    Basic(),
+    PatchText(),
+    policy=AttentionPolicy(),
+    distill=Distillation(),
+)
 # What a decoder's forward hands to transformers' makers of masks.
 _MASKS = re.compile(r"(?:mask_kwargs = \{|create_\w*mask\w*\()(.*?)\n\s*[})]", re.DOTALL)
 NAMES = tuple(field.name for field in fields(Objectives) if field.name != "backend")
@@ -200,7 +213,7 @@ def warn_of_windows(model: PreTrainedModel, objectives: Objectives) -> None:
     for name in ("klal", "hist", "margins"):
         if (how := getattr(objectives, name)) is None:
             continue
-        kinds = {layers[number].kind for number in how.layers or text_attention(model)}
+        kinds = {layers[number].kind for number in _layers_of(how) or text_attention(model)}
         if kinds <= WINDOWED:
             seen = f"`{name}` reads {' and '.join(sorted(kinds))} alone of {type(model).__name__}"
             rest = "a row whose image is outside of that window adds nothing to the loss"
@@ -286,9 +299,13 @@ def _refuse_objective(model: PreTrainedModel, name: str, how: object) -> None:
         raise ValueError(failed)
     if name == "smam":
         _refuse_smam(model)
+        if how.keep == "sinks" and not any(n >= how.sink_layer for n in text_attention(model)):
+            readable = ", ".join(map(str, text_attention(model)))
+            wanted = f"a layer with softmax attention ({readable}) at it or behind"
+            fail("smam.sink_layer", wanted, how.sink_layer)
     elif name == "basic":
         refuse_basic(model, how)
-    elif name == "klal" or getattr(how, "maps", None) is not None:
+    elif name in ("klal", "policy") or getattr(how, "maps", None) or getattr(how, "attention", 0):
         _refuse_maps(model, name, how)
 
 
@@ -367,22 +384,43 @@ def _rope_types(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _refuse_maps(model: PreTrainedModel, name: str, how: Klal | Hist | Margins) -> None:
+def _refuse_maps(
+    model: PreTrainedModel,
+    name: str,
+    how: Klal | Hist | Margins | AttentionPolicy | Distillation,
+) -> None:
     layers, attention = text_layers(model), text_attention(model)
     if not attention:
         kinds = ", ".join(sorted({layer.unread for layer in layers}))
         fail(name, "layers of softmax attention", f"{type(model).__name__} with {kinds}")
-    chosen = how.layers or ()
+    heads = getattr(how, "chosen_heads", None) or ()
+    chosen, field = _layers_of(how) or (), f"{name}.{'chosen_heads' if heads else 'layers'}"
+    chosen = () if chosen in ("last", "all") else chosen
     if chosen and chosen[-1] >= len(layers):
-        fail(f"{name}.layers", f"layers in [0, {len(layers)})", chosen)
+        fail(field, f"layers in [0, {len(layers)})", chosen)
     for number in chosen:
         if number not in attention:
             readable = ", ".join(map(str, attention))
             wanted = f"layers of softmax attention ({readable})"
-            fail(f"{name}.layers", wanted, f"{number}, a layer of {layers[number].unread}")
+            fail(field, wanted, f"{number}, a layer of {layers[number].unread}")
+    count = model.config.get_text_config().num_attention_heads
+    for pair in heads:
+        if pair[1] >= count:
+            fail(field, f"pairs of a layer and one of its heads in [0, {count})", tuple(pair))
+    most = count * len(chosen or attention)
+    if (getattr(how, "picked_heads", None) or 0) > most:
+        fail(f"{name}.picked_heads", f"at most {most}, the heads of its layers", how.picked_heads)
+    if getattr(how, "by_queries", False) and not hasattr(text_decoder(model), "layers"):
+        got = f"{type(model).__name__}, whose decoder has no list of layers"
+        fail(f"{name}.head_weight", "layers whose outputs can be read", got)
     if getattr(how, "maps", None) == "gradcam":
         for module in attention.values():
             refuse_fused(module.config._attn_implementation)
+
+
+def _layers_of(how: Klal | Hist | Margins) -> tuple[int, ...] | None:
+    """The layers whose maps an objective reads; None: all."""
+    return how.counted_layers if isinstance(how, Klal) else how.layers
 
 
 def refuse_fused(attention: str) -> None:

@@ -1,4 +1,5 @@
-"""The terms of the loss: each is a sum over the batch's rows divided by the step's count."""
+"""The terms of the loss: each is a weighted sum over the batch's rows divided by the step's count
+of rows (W1)."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ import torch
 from torch import Tensor
 
 from groundkern.hf.data.batch import COUNTS
+from groundkern.hf.data.weights import composite_weights
 from groundkern.hf.model.body import BodyOutput
 from groundkern.hf.model.gradcam import gradcam_maps, group_means
 from groundkern.hf.model.head import RowScores
 from groundkern.hf.model.head_weight import HEAD_WEIGHT
+from groundkern.hf.model.lesson import taught_tokens
 from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.router import ROUTER
@@ -39,8 +42,11 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
         fp32 scalar, and scalars by name: each without its weight, divided by its denominator. If
         the request names one part, the scalar is that part alone with its weight.
     """
-    text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
-    loss, parts = text, {"text": text}
+    if request.temperature is None:
+        text = mean_rows(scores["text"].loss, denominator=request.denominator("text"))  # (D1)
+        loss, parts = text, {"text": text}
+    else:
+        loss, parts = request.denominators.new_zeros(()), {}
     for name, term in TERMS.items():
         if getattr(request.terms, name) is not None:
             weighted, found = term(request, body, scores)
@@ -54,7 +60,7 @@ def losses_of(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tenso
     if learned is not None:  # a batch without maps must not leave it without a gradient (DDP)
         loss = loss + 0.0 * learned.sum()
     if request.part is not None:
-        part = parts.get(request.part, text.detach() * 0.0)
+        part = parts.get(request.part, loss.detach() * 0.0)
         loss = part_rules(request.attached, routers=True)[request.part].weight * part
     return loss, parts
 
@@ -105,6 +111,13 @@ def part_rules(objectives: Objectives, *, routers: bool = False) -> dict[str, Pa
     if (margin := objectives.margins) is not None:
         for name in ("margin_mean", "margin_max"):
             rules[name] = PartRule(margin.weight, "map", "map")
+    if (policy := objectives.policy) is not None:
+        rules["policy"] = PartRule(policy.weight, "policy", "policy")
+        rules["policy_divergence"] = PartRule(0.0, "policy", "policy")  # for the log
+    if (distill := objectives.distill) is not None:
+        for name in ("attention", "tokens"):
+            if weight := getattr(distill, name):
+                rules[f"distill_{name}"] = PartRule(weight, "text", "text")
     return rules
 
 
@@ -119,16 +132,18 @@ def _dv_sft(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor,
     """(D3), of several labels (D5), over labelled tokens, over all visual ones, or image by image;
     weighted by (D4)."""
     rows, dv_sft = scores["word"].loss, request.terms.dv_sft
+    weight = request.batch.word_weight
     if dv_sft.average == "image":
         bags = len(request.batch.word_bag.flatten(0, 1))
         image = word_images(request.batch)  # [B, Rw], -1 where there is none
         place = torch.where(image >= 0, image, bags)
         labelled = rows.new_zeros(bags + 1)
         labelled.index_add_(0, place.flatten(), torch.ones_like(rows).flatten())
-        rows = rows * (1.0 / labelled[place].clamp(min=1))
-        word = mean_rows(rows, image >= 0, denominator=request.denominator(WORD_COUNTS["image"]))
+        rows, counted = rows * (1.0 / labelled[place].clamp(min=1)), image >= 0
     else:
-        word = mean_rows(rows, denominator=request.denominator(WORD_COUNTS[dv_sft.average]))
+        counted = None
+    denominator = request.denominator(WORD_COUNTS[dv_sft.average])
+    word = mean_rows(rows, counted, weight=weight, denominator=denominator)
     return dv_sft.weight * word, {"word": word}
 
 
@@ -144,7 +159,10 @@ def _smam(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
         detach_reference=how.detach_reference,
     )
     counted, denominator = side.predicted >= 0, request.denominator(how.divide_by)
-    total, grounding, cross_entropy = (mean_rows(x, counted, denominator=denominator) for x in rows)
+    weight = request.batch.side_weight
+    total, grounding, cross_entropy = (
+        mean_rows(x, counted, weight=weight, denominator=denominator) for x in rows
+    )
     parts = {"smam_grounding": grounding, "smam_cross_entropy": cross_entropy}
     return how.weight * total, parts
 
@@ -152,23 +170,27 @@ def _smam(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
 def _klal(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
     """(K3): the mean over rows of each row's mean over layers, or of its map's mean over layers."""
     denominator, readings, klal = request.denominator("map"), body.readings, request.terms.klal
+    weight = request.batch.map_weight.flatten()  # [N]
     kl = denominator.new_zeros(())
     if readings.kl is not None:
-        kl = mean_rows(readings.kl.rows(), denominator=denominator)
+        kl = mean_rows(readings.kl.rows(), weight=weight, denominator=denominator)
     if readings.kl_map is not None:
         own = readings.kl_map.seen > 0
         rows = map_loss(readings.kl_map.mean(), map_target(request), own, klal) * request.share
-        kl = mean_rows(rows, denominator=denominator)
+        kl = mean_rows(rows, weight=weight, denominator=denominator)
     return klal.weight * kl, {"map_kl": kl}  # (K4)
 
 
 def _logit_lens(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
     """(L1) and (L2) over the rows on and off their concept's object."""
     how, counted = request.terms.logit_lens, scores["lens"].predicted >= 0
-    inside = request.batch.lens_inside > 0
+    inside, weight = request.batch.lens_inside > 0, request.batch.lens_weight
     rows = logit_lens(-scores["lens"].loss, inside)
-    on = mean_rows(rows, counted & inside, denominator=request.denominator("raise"))
-    off = mean_rows(rows, counted & ~inside, denominator=request.denominator("suppress"))
+    divided_by = (request.denominator(name) for name in ("raise", "suppress"))
+    on, off = (
+        mean_rows(rows, counted & side, weight=weight, denominator=denominator)
+        for side, denominator in zip((inside, ~inside), divided_by)
+    )
     loss = how.raise_weight * on + how.suppress_weight * off
     return loss, {"lens_raise": on, "lens_suppress": off}
 
@@ -188,10 +210,10 @@ def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
     a row, so that all ranks log the same names.
     """
     batch, how, rows = request.batch, request.terms.hist, scores["phrase"].loss
-    subject = batch.phrase_subject > 0
+    subject, weight = batch.phrase_subject > 0, batch.phrase_weight
     parts = {
-        "phrase": mean_rows(rows, denominator=request.denominator("phrase")),
-        "subject": mean_rows(rows, subject, denominator=request.denominator("subject")),
+        name: mean_rows(rows, counted, weight=weight, denominator=request.denominator(name))
+        for name, counted in (("phrase", None), ("subject", subject))
     }
     maps = _phrase_maps(request, body)
     if maps is not None:
@@ -202,8 +224,9 @@ def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, P
             whole, first, second, distance=how.distance, detach_parts=how.detach_parts
         )
         counted = (three >= 0).all(-1)
+        weight = composite_weights(three, batch.phrase_position, batch.phrase_number, weight)
         denominator = request.denominator("composite")
-        mean = mean_rows(rows, counted, denominator=denominator)
+        mean = mean_rows(rows, counted, weight=weight, denominator=denominator)
         parts["composition"] = request.share * mean
     elif how.maps == "attention":
         parts["composition"] = request.denominators.new_zeros(())
@@ -245,8 +268,8 @@ def _margins(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor
         maps = maps / torch.where(unit > 0, unit, 1.0)
         inside = (target >= how.inside * target.amax(-1, keepdim=True)) & (target > 0)
     rows = margins(maps, inside, valid=own, mean_margin=how.mean_margin, max_margin=how.max_margin)
-    denominator = request.denominator("map")
-    mean, most = (request.share * mean_rows(x, denominator=denominator) for x in rows)
+    weighted = {"weight": request.batch.map_weight, "denominator": request.denominator("map")}
+    mean, most = (request.share * mean_rows(x, **weighted) for x in rows)
     return how.weight * (mean + most), {"margin_mean": mean, "margin_max": most}
 
 
@@ -262,6 +285,34 @@ def _margin_maps(request: Request, body: BodyOutput) -> Tensor | None:
     return None if reading is None else reading.mean().unflatten(0, token.shape)
 
 
+def _policy(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(R2): every row counts, whatever its advantage is."""
+    reading, batch = body.readings.policy, request.batch
+    zero = request.denominators.new_zeros(())
+    if reading is None:
+        return zero, {"policy": zero, "policy_divergence": zero}
+    rows = reading.mean().view(batch.policy_position.shape)
+    counted, denominator = batch.policy_position >= 0, request.denominator("policy")
+    part = mean_rows(batch.policy_weight * rows, counted, denominator=denominator)
+    plain = mean_rows(rows.detach(), counted, denominator=denominator)
+    return request.terms.policy.weight * part, {"policy": part, "policy_divergence": plain}
+
+
+def _distill(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    """(R3) over the trained tokens."""
+    how, position = request.terms.distill, request.batch.text_position
+    counted, denominator, rows = position >= 0, request.denominator("text"), {}
+    if how.attention:
+        reading = body.readings.distilled
+        found = torch.zeros_like(position, dtype=torch.float32) if reading is None else None
+        rows["attention"] = reading.mean().view(position.shape) if found is None else found
+    if how.tokens:
+        rows["tokens"] = taught_tokens(request, body.hidden, body.lesson)
+    means = {name: mean_rows(x, counted, denominator=denominator) for name, x in rows.items()}
+    loss = sum(getattr(how, name) * mean for name, mean in means.items())
+    return loss, {f"distill_{name}": mean for name, mean in means.items()}
+
+
 # By the names of `Objectives`, in the order in which the loss is summed.
 TERMS = {
     "dv_sft": _dv_sft,
@@ -272,4 +323,6 @@ TERMS = {
     "patch_text": _patch_text,
     "hist": _hist,
     "margins": _margins,
+    "policy": _policy,
+    "distill": _distill,
 }

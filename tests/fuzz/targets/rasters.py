@@ -9,7 +9,9 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save as tensors
 
+from groundkern.rasters import Raster
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
 from trainer.data.images import SampleError
@@ -35,6 +37,14 @@ def _files() -> dict[str, bytes]:
         buffer = io.BytesIO()
         np.save(buffer, values)
         found[f"{name}.npy"] = buffer.getvalue()
+    film = np.stack([labels, labels * 2, labels * 0]).astype(np.float32)
+    for save, more in ((np.savez, {"times": np.arange(3.0)}), (np.savez_compressed, {})):
+        buffer = io.BytesIO()
+        save(buffer, heat=film if more else labels, **more)
+        found[f"{save.__name__}.npz"] = buffer.getvalue()
+    for name, more in (("film", {"times": torch.arange(3)}), ("plane", {})):
+        heat = torch.tensor(film if more else labels).half()
+        found[f"{name}.safetensors"] = tensors({"heat": heat, **more})
     return found
 
 
@@ -46,16 +56,30 @@ def _saved(image: Image.Image) -> bytes:
 
 def check_raster(data: bytes) -> bool:
     """What is taken is a plane of no more pixels than are allowed, with something inside."""
-    name = "r.npy" if data.startswith(b"\x93NUMPY") else "r.png"
+    name = f"r{_suffix(data)}"
     written(f"rasters/{name}", data)
-    field = RasterField(SIZE, folder() / "rasters", MOST, "x:1", "regions[0].heat")
-    if name.endswith("npy"):
-        _sound(find_heat(name, field).load({}).values)
+    field = RasterField(SIZE, folder() / "rasters", MOST, "x:1", "regions[0].heat", timed=True)
+    if name != "r.png":
+        found = find_heat(name, field).load({})
+        rasters = [(0.0, found)] if isinstance(found, Raster) else found
+        for _, raster in rasters:
+            if raster is not None:
+                _sound(raster.values)
+        times = [time for time, _ in rasters]
+        expect(times == sorted(set(times)) and times[0] >= 0, "times that ascend", times)
         return True
     _sound(find_mask(name, None, field).load({}).values)
     with suppress(SampleError):  # no grey
         _sound(find_heat(name, field).load({}).values)
     return True
+
+
+def _suffix(data: bytes) -> str:
+    if data.startswith(b"\x93NUMPY"):
+        return ".npy"
+    if data.startswith(b"PK"):
+        return ".npz"
+    return ".safetensors" if data[8:9] == b"{" else ".png"
 
 
 def _sound(values: torch.Tensor) -> None:

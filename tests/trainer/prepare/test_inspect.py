@@ -111,6 +111,25 @@ def test_the_model_s_view(write, model):
     assert seen.counts["word_rows"] == 1
 
 
+def test_a_control_shows_what_is_trained_on(write, model, tmp_path, capsys):
+    path = write(sample("Alice was tired", regions=[{"text": "tired", "box": [0, 0, 28, 28]}]))
+    right = card_of(path, SeenByModel(model)).views[0]
+    seen = SeenByModel(model)
+    seen.make_wrong("complement", JsonLinesDataset(path), 0)
+    (view,) = card_of(path, seen).views
+    assert right.inside == [right.grid[0]]
+    assert view.inside == right.grid[1:]
+    assert view.regions[0].box == right.regions[0].box  # its outside is meant
+    seen.make_wrong("random", JsonLinesDataset(path), 1)
+    (view,) = card_of(path, seen).views
+    assert view.regions[0].box != right.regions[0].box
+    assert view.inside != right.inside
+    text = page(path, "--model", str(model), "--control", "random", "--control-seed", "1")
+    assert text.count("<svg") == page(path, "--model", str(model)).count("<svg")
+    assert main(["inspect", str(path), "--control", "random"]) == 2
+    assert "`--control`: expected a --model" in capsys.readouterr().err
+
+
 def test_a_processor_that_crops_shows_what_it_keeps(write, tmp_path):
     """LLaVA takes the middle of a wide image; a region left of it is on no visual token."""
     folder = tmp_path / "llava"

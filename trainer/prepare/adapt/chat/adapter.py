@@ -187,7 +187,8 @@ def _kept(record: Mapping[str, Any], dialect: Dialect, where: str) -> dict[str, 
     if answers and isinstance(answers, list) and all(a and isinstance(a, str) for a in answers):
         kept["answers"] = answers
     for name in recognise.SUPERVISION:
-        if record.get(name) and dialect.needs == ("messages",):
+        given = record.get(name) not in (None, [])  # a weight of 0 is one
+        if given and dialect.needs == ("messages",):
             kept[name] = record[name]
     if record.get("tools"):
         kept["tools"] = _tools(record["tools"], where)

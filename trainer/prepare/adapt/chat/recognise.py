@@ -10,7 +10,8 @@ from trainer.prepare.adapt.chat.turns import FLAGS, REFUSED
 from trainer.wording import cut, short
 
 Kind = Literal["canonical", "chat", "preference", "other"]
-SUPERVISION = ("regions", "words", "phrases", "metrics")  # what only the canonical format has
+SUPERVISION = ("regions", "words", "phrases", "grounding_weight", "metrics")
+"""What only the canonical format has."""
 _OWN_FIELDS = ("image", "image_path", "objects", "system", "system_prompt", "mask_history")
 _OWN_FLAGS = tuple(flag for flag in FLAGS if flag != "train")
 

@@ -1,4 +1,4 @@
-"""The log-sum-exp of the keys that a map is normalised over."""
+"""The log-sum-exp of the keys that a map is normalised over, and how much of it is on columns."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from groundkern import checks, side_attention
+from groundkern import checks
 from groundkern.kept import kept
+from groundkern.ops.side_attention.api import side_attention
 from groundkern.selection import KeySets, QueryRows, pack_bits
 
 Over = Literal["visible", "columns"]
@@ -39,6 +40,30 @@ def log_sum_exp(
     # Nobody reads the output, so its values are as narrow as they may be.
     v = k.detach()[..., : max(1, min(LEAST_DIM, k.shape[3]))]
     return side_attention(q, k, v, rows, allowed=sets, **options).lse
+
+
+def log_mass(own: Tensor, norm: Tensor, head_weight: Tensor | None) -> Tensor:
+    """[N]: the log of the head-weighted map's mass on a row's own columns; -inf if it has none.
+
+    In log space and differentiable, in weights of 0 too.
+
+    Args:
+        own: [N, Hq], the log-sum-exp over the row's own columns.
+        norm: [N, Hq], that of what the map is normalised over; heads of infinite ones are left out.
+        head_weight: [Hq] or [N, Hq], >= 0; None: 1 / Hq each.
+    """
+    if head_weight is None:
+        head_weight = norm.new_full((), 1.0 / max(1, norm.shape[1]))
+    weight = head_weight.to(norm.dtype).expand(norm.shape)
+    counted = ~(norm.isinf() | own.isinf())
+    log_share = torch.where(counted, own, 0.0) - torch.where(counted, norm, 0.0)  # [N, Hq]
+    weighed = (counted & (weight > 0)).detach()
+    top = log_share.detach().masked_fill(~weighed, -torch.inf).amax(1, keepdim=True)
+    top = torch.where(top == -torch.inf, 0.0, top)
+    # A head of weight 0 may lie far above the others.
+    relative = (log_share - top).clamp(max=80.0).exp().masked_fill(~counted, 0.0)
+    mass, some = (weight * relative).sum(1), weighed.any(1)
+    return torch.where(some, top[:, 0] + torch.where(some, mass, 1.0).log(), -torch.inf)
 
 
 def _column_sets(rows: QueryRows, columns: Tensor, allowed: KeySets | None, keys: int) -> KeySets:

@@ -1,0 +1,1 @@
+"""`python -m trainer heads`: ranks the attention heads of a model by how well they localise."""

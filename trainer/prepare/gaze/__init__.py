@@ -1,0 +1,1 @@
+"""`prepare gaze`: where people looked, as regions of answers."""
