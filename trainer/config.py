@@ -146,6 +146,11 @@ class Supervision(Section):
         "label of a number such as 1,234.5 or 2nd: all its tokens with digits or letters, weighted "
         "by how many they show, the first or the last of them, or none",
     )
+    word_label: Literal["first", "several", "last"] = setting(
+        "first",
+        "label of any other word: its first token, all that show a letter or digit, as of a number "
+        "(and max_number_tokens then goes for it), or the last of these",
+    )
     strip_punctuation: bool = setting(
         True, "label a word without the punctuation, signs and currencies around it"
     )
@@ -226,9 +231,12 @@ _METHODS = (
     methods.Hist,
     methods.Margins,
     methods.LogitLens,
+    methods.Basic,
+    methods.PatchText,
     methods.Distillation,
 )
-Smam, DvSft, Klal, Hist, Margins, LogitLens, Distillation = map(_validated, _METHODS)
+_MADE = map(_validated, _METHODS)
+Smam, DvSft, Klal, Hist, Margins, LogitLens, Basic, PatchText, Distillation = _MADE
 
 
 class Objectives(Section):
@@ -240,6 +248,8 @@ class Objectives(Section):
     hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
     margins: Margins | None = setting(None, "margins of attention maps (regions)")
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
+    basic: Basic | None = setting(None, "visual tokens against the decoder's first layers (images)")
+    patch_text: PatchText | None = setting(None, "words of regions at visual tokens (regions)")
     distill: Distillation | None = setting(None, "attention and tokens of model.teacher")
 
     @field_validator("klal", mode="before")

@@ -43,6 +43,8 @@ OBJECTIVES = {
     "hist": "HIST",
     "margins": "margins",
     "logit_lens": "logit lens",
+    "basic": "BASIC",
+    "patch_text": "patch-text contrast",
     "distill": "distillation",
 }
 TERMS = {
@@ -59,6 +61,10 @@ TERMS = {
     "margin_max": "margins: maxima",
     "lens_raise": "logit lens: on the object",
     "lens_suppress": "logit lens: off the object",
+    "basic_direction": "BASIC: directions",
+    "basic_logits": "BASIC: logits",
+    "patch_text": "patch-text contrast: visual tokens",
+    "text_patch": "patch-text contrast: words",
     "distill_attention": "distillation: attention",
     "distill_tokens": "distillation: tokens",
 }

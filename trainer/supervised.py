@@ -31,6 +31,8 @@ NEEDS = {
     "klal": ("regions", "map_rows"),
     "margins": ("regions", "map_rows"),
     "logit_lens": ("regions", "lens_rows"),
+    "patch_text": ("regions", "contrast_rows"),
+    "basic": ("images", "visual_tokens"),
     "dv_sft": ("words", "word_rows"),
     "hist": ("phrases", "phrase_rows"),
 }
@@ -98,7 +100,7 @@ def _check_file(on: Sequence[str], dataset: JsonLinesDataset | Mixture | _First)
         )
     for field in dict.fromkeys(NEEDS[each][0] for each in on):
         served = [each for each in on if NEEDS[each][0] == field]
-        having = int(np.count_nonzero(dataset.counts[field]))
+        having = int(np.count_nonzero(_carried(dataset, field)))
         if not having:
             _say(
                 f"`objectives.{served[0]}`: expected samples with {field} in {name}, got none "
@@ -155,12 +157,18 @@ def _check_looks(
         )
     for name in on:
         field, rows = NEEDS[name]
-        if not found[rows] and dataset.counts[field][seen].any():
+        if not found[rows] and _carried(dataset, field)[seen].any():
             _say(
                 f"`objectives.{name}`: expected {field} that can be used, got none of {of}"
                 f"{_lost(found, field)}",
                 certain=certain,
             )
+
+
+def _carried(dataset: JsonLinesDataset | Mixture | _First, field: str) -> np.ndarray:
+    """How many of a field each sample has; a video is as good as an image."""
+    counts = dataset.counts
+    return counts["images"] + counts["videos"] if field == "images" else counts[field]
 
 
 def _say(sentence: str, *, certain: bool, error: type[Exception] = ConfigError) -> None:

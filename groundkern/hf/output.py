@@ -20,7 +20,8 @@ class GroundedOutput(ModelOutput):
         loss: fp32 scalar, `text + sum of weight * part` over the attached objectives.
         parts: fp32 scalars by name ("text", "smam_grounding", "smam_cross_entropy", "word",
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
-            "lens_raise", "lens_suppress", "policy", "distill_attention", "distill_tokens";
+            "lens_raise", "lens_suppress", "basic_direction", "basic_logits", "patch_text",
+            "text_patch", "policy", "distill_attention", "distill_tokens";
             "policy_divergence", (R2) without advantages, which is in no loss; "router_aux" of a
             mixture of experts with `output_router_logits` on), each already divided by its
             denominator: over an accumulated batch they add up to the mean. They are without their

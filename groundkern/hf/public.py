@@ -21,6 +21,7 @@ from groundkern.hf.model.doctor import DoctorReport, doctor
 from groundkern.hf.model.support import packing_refusal, supported_objectives
 from groundkern.hf.objectives import (
     AttentionPolicy,
+    Basic,
     Distillation,
     DvSft,
     Hist,
@@ -28,6 +29,7 @@ from groundkern.hf.objectives import (
     LogitLens,
     Margins,
     Objectives,
+    PatchText,
     Smam,
 )
 from groundkern.hf.output import GroundedOutput

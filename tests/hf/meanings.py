@@ -19,6 +19,7 @@ def meaning(batch: Mapping[str, Tensor], b: int, start: int, stop: int) -> dict[
     x = {name.removeprefix("gk_"): t[b] for name, t in batch.items() if name.startswith("gk_")}
     image = x["image"][start:stop].tolist()
     images = list(dict.fromkeys(i for i in image if i >= 0))
+    image_of = x["image"][x["contrast_position"].clamp(min=0)].tolist()
     return {
         "image": [images.index(i) if i >= 0 else None for i in image],
         "bags": _bags(x["word_bag"], images),
@@ -32,6 +33,10 @@ def meaning(batch: Mapping[str, Tensor], b: int, start: int, stop: int) -> dict[
             (position - start, int(x["lens_label"][r]), int(x["lens_inside"][r]))
             for r, position in _within(x["lens_position"], start, stop)
         ],
+        "contrast": [
+            (position - start, _live(x["contrast_label"][r]), _live(x["contrast_bag"][image_of[r]]))
+            for r, position in _within(x["contrast_position"], start, stop)
+        ],
     }
 
 
@@ -41,10 +46,13 @@ def supervised_rows(batch: Mapping[str, Tensor]) -> int:
     return sum(int((batch[name] >= 0).sum()) for name in names if name != "gk_map_token_position")
 
 
+_LISTS = ("text", "side", "words", "maps", "lens", "contrast")
+
+
 def meant_rows(found: Mapping[str, Any]) -> int:
     """How many rows `meaning` told of."""
     phrases = sum(len(rows) for rows in found["phrases"][0])
-    return phrases + sum(len(found[name]) for name in ("text", "side", "words", "maps", "lens"))
+    return phrases + sum(len(found[name]) for name in _LISTS)
 
 
 def _live(x: Tensor) -> list[int]:

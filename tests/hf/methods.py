@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundkern.hf import DvSft, Hist, Klal, LogitLens, Margins, Smam
+from groundkern.hf import Basic, DvSft, Hist, Klal, LogitLens, Margins, PatchText, Smam
 
 METHODS = {
     "attention": {
@@ -12,6 +12,8 @@ METHODS = {
         "hist": Hist(),
         "margins": Margins(),
         "logit_lens": LogitLens(),
+        "basic": Basic(logits=1.0),
+        "patch_text": PatchText(words=0.5),
     },
     "gradcam": {
         "smam": Smam(),
@@ -20,5 +22,7 @@ METHODS = {
         "hist": Hist(maps="gradcam", composition=50.0),
         "margins": Margins(maps="gradcam"),
         "logit_lens": LogitLens(),
+        "basic": Basic(patches="uniform", head="output", detach_head=False),
+        "patch_text": PatchText(temperature=0.5),
     },
 }

@@ -26,6 +26,7 @@ class Sample:
         phrases: (its tokens counted from the end, those of its subject).
         composites: numbers of a phrase and its two parts.
         lens: (visual token, label, 1 inside or 0 outside).
+        contrast: (visual token, the words whose regions it is on).
         weights: of the rows of each group, in turn; of phrases, one for each. None: left out.
     """
 
@@ -38,6 +39,7 @@ class Sample:
     phrases: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     composites: tuple[tuple[int, int, int], ...] = ()
     lens: tuple[tuple[int, int, int], ...] = ()
+    contrast: tuple[tuple[int, tuple[int, ...]], ...] = ()
     weights: tuple[float, ...] | None = None
 
 
@@ -61,6 +63,7 @@ def _uneven(seed: int, sizes: tuple[tuple[int, int], ...], late: tuple[int, int]
             phrases=(((5, 4), (4,)), ((2,), (2,)), ((5, 4, 3, 2), ())),
             composites=((2, 0, 1),),
             lens=((0, 60, 1), (1, 60, 1), (5, 60, 0)),
+            contrast=((0, (70,)), (1, (70, 71)), (4, (71,))),
         ),
         Sample(
             seed=seed + 1,
@@ -71,6 +74,7 @@ def _uneven(seed: int, sizes: tuple[tuple[int, int], ...], late: tuple[int, int]
             maps=((1, 0), (3, 1)),
             phrases=(((7, 6), (6,)), ((4, 3), ()), ((7, 6, 5, 4, 3), ()), ((1,), (1,))),
             composites=((2, 0, 1), (2, 1, 3)),
+            contrast=((1, (70,)), (2, (72,)), (late[1], (70,)), (late[0], (71, 73))),
         ),
         Sample(seed=seed + 2, pieces=(11,), answer=6, phrases=(((6, 5), (5,)),)),
         Sample(
@@ -174,6 +178,9 @@ def _encode(sample: Sample, image_token: int | None) -> tuple[Tensor, SampleFiel
         for number, (tokens, subject) in enumerate(sample.phrases)
         for k in tokens
     ]
+    words = [set() for _ in _images(sample)]
+    for v, said in sample.contrast:
+        words[image[columns[v]]] |= set(said)
     if image_token is not None:
         ids = torch.where(image >= 0, image_token, ids)
     numbers = {
@@ -212,4 +219,7 @@ def _encode(sample: Sample, image_token: int | None) -> tuple[Tensor, SampleFiel
         "lens_position": columns[[v for v, _, _ in sample.lens]],
         "lens_label": [w for _, w, _ in sample.lens],
         "lens_inside": [i for _, _, i in sample.lens],
+        "contrast_position": columns[[v for v, _ in sample.contrast]],
+        "contrast_label": [said for _, said in sample.contrast],
+        "contrast_bag": [sorted(each) for each in words],
     }

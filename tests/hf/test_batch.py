@@ -84,10 +84,12 @@ def test_a_batch_without_rows_counts_nothing_and_is_complete():
     batch = pad_fields(SAMPLES, [4, 2], left=False)
     counted = dict(zip(COUNTS, row_counts(batch).tolist()))
     nonzero = {"text": 2, "word": 1, "map": 1, "aligned": 2, "visual": 3, "labelled_image": 1}
+    nonzero["image"] = 2
     assert counted == dict.fromkeys(COUNTS, 0) | nonzero | {"composite": 1}
     blank = without_rows({**batch, "labels": torch.zeros(2, 4, dtype=torch.int64)})
     assert {name for name, n in zip(COUNTS, row_counts(blank)) if n} == {"visual"}
-    assert blank["gk_map_columns"] is batch["gk_map_columns"]
+    assert blank["gk_image"] is batch["gk_image"]
+    assert (blank["gk_map_columns"] == -1).all()
     assert (blank["labels"] == -100).all()
     assert all(blank[name].shape == x.shape for name, x in batch.items())
     inputs = dict(blank, weight=1)

@@ -101,6 +101,28 @@ def test_lens_rows_are_the_object_and_as_many_tokens_off_it():
     assert make_collator()([make_example(ANSWER, regions)])["gk_lens_position"].shape == (1, 0)
 
 
+def test_contrast_rows_say_which_words_of_their_image_they_are_on():
+    regions = [
+        make_region(ANSWER, "red patch"),  # tokens 0
+        make_region(ANSWER, "red", boxes=((0.8, 0.75, 1, 1),)),  # the same word: token 19
+        make_region(ANSWER, "row", boxes=((0, 0, 0.6, 0.25),)),  # tokens 0, 1, 2
+    ]
+    collator = make_collator(contrast=True)
+    batch = collator([make_example(ANSWER, regions), make_example(ANSWER, regions[:2])])
+    columns = live(batch["gk_map_columns"][0])
+    labels = [set(live(row)) for row in batch["gk_contrast_label"][0]]
+    said = dict(zip(map(columns.index, live(batch["gk_contrast_position"][0])), labels))
+    red, row = (collator._encoder.encode(w).labels[0].token for w in ("red", "row"))
+    assert said == {0: {red, row}, 1: {row}, 2: {row}, 19: {red}}
+    assert set(live(batch["gk_contrast_bag"][0])) == {red, row}
+    # a word alone in its image has nothing to be told from
+    assert not live(batch["gk_contrast_position"][1])
+    assert not live(batch["gk_contrast_bag"][1])
+    names = ("rows", "words", "words_alone")
+    assert [collator.counts[f"contrast_{name}"] for name in names] == [4, 2, 1]
+    assert make_collator()([make_example(ANSWER, regions)])["gk_contrast_bag"].numel() == 0
+
+
 @pytest.mark.parametrize(
     ("which", "pieces"),
     [

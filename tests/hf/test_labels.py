@@ -9,7 +9,13 @@ import pytest
 from benchmarks.labels.table import find
 from benchmarks.labels.texts import WORDS, numbers, wrapped
 from benchmarks.labels.vocabularies import VOCABULARIES, Missing, tokenizer
-from groundkern.hf.data.labels import NUMBER_LABELS, WordEncoder, stripped, why_useless
+from groundkern.hf.data.labels import (
+    NUMBER_LABELS,
+    WORD_LABELS,
+    WordEncoder,
+    stripped,
+    why_useless,
+)
 from tests.hf.test_fragments import byte_level
 
 TRAINED = [name for name, vocabulary in VOCABULARIES.items() if not vocabulary.packages]
@@ -184,6 +190,21 @@ def test_the_policies_of_numbers():
         assert label(tokens, "red", number_label=policy) == {"red": 3}
     with pytest.raises(ValueError, match="`number_label`: expected 'several' or 'first'"):
         WordEncoder(tokens, number_label="bag")
+
+
+def test_the_policies_of_words():
+    """On a tokenizer of bytes that knows " red" and "é": parts of characters are no label."""
+    tokens = byte_level(" red", "é")
+    found = [label(tokens, "redédx", word_label=each) for each in WORD_LABELS]
+    assert found == [{"red": 3}, {"red": 3, "é": 1, "d": 1, "x": 1}, {"x": 1}]
+    assert [label(tokens, "дdд", word_label=each) for each in WORD_LABELS] == [
+        "fragment",  # the first token is a part of a character
+        {"d": 1},
+        {"d": 1},
+    ]
+    assert [label(tokens, "3.5", word_label=each) for each in WORD_LABELS] == [{"3": 1, "5": 1}] * 3
+    with pytest.raises(ValueError, match="`word_label`: expected 'first' or 'several' or 'last'"):
+        WordEncoder(tokens, word_label="all")
 
 
 @pytest.mark.parametrize("made", TRAINED[1:], indirect=True)

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.families.zoo import first
 from groundkern.hf import (
+    Basic,
     DvSft,
     GroundingCollator,
     Hist,
@@ -102,8 +103,8 @@ def check_documents(packed, alone):
 @pytest.mark.parametrize("family", ["qwen", "llava"])
 @pytest.mark.parametrize("capacity", [140, 10**9])
 def test_documents_of_rows_are_the_samples_alone(family, side, capacity):
-    packing = make_collator(family, side=side, pack_to=capacity, lens=True)
-    padding = make_collator(family, side=side, lens=True)
+    packing = make_collator(family, side=side, pack_to=capacity, lens=True, contrast=True)
+    padding = make_collator(family, side=side, lens=True, contrast=True)
     examples = mixed()
     packed = packing(examples)
     order = check_documents(packed, [padding([example]) for example in examples])
@@ -241,6 +242,7 @@ def padded_and_packed(family, dtype):
         hist=Hist(),
         margins=Margins(mean_margin=10.0),
         logit_lens=LogitLens(),
+        basic=Basic(),
     )
     found = []
     for pack_to in (None, 150):

@@ -12,11 +12,13 @@ from transformers import masking_utils
 
 from benchmarks.families.zoo.tiles import gemma3_model, gemma3_processor
 from groundkern.hf import (
+    Basic,
     DvSft,
     Hist,
     Klal,
     LogitLens,
     Margins,
+    PatchText,
     Smam,
     attach,
     detach,
@@ -47,6 +49,8 @@ OBJECTIVES = {
         "hist": Hist(),
         "margins": Margins(mean_margin=10.0),
         "logit_lens": LogitLens(),
+        "basic": Basic(),
+        "patch_text": PatchText(words=1.0),
     },
     "visible": {
         "klal": Klal(over="visible", head_weight="learned"),

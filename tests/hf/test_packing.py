@@ -100,6 +100,8 @@ def _on_images(draw, columns, images):
     tokens = draw(st.lists(columns, max_size=4, unique=True))
     several = [draw(st.lists(label, max_size=3)) for _ in tokens]
     inside = draw(st.lists(columns, max_size=4))
+    words = draw(st.lists(label, min_size=1, max_size=3, unique=True))
+    said = st.lists(st.sampled_from(words), min_size=1, unique=True)
     return {
         "word_position": torch.tensor(tokens).long(),
         "word_label": [draw(label) for _ in tokens],
@@ -109,6 +111,9 @@ def _on_images(draw, columns, images):
         "lens_position": tuple(inside),
         "lens_label": tuple(draw(label) for _ in inside),
         "lens_inside": tuple(draw(st.integers(0, 1)) for _ in inside),
+        "contrast_position": tokens,
+        "contrast_label": [draw(said) for _ in tokens],
+        "contrast_bag": [words] * images,
     }
 
 

@@ -60,6 +60,28 @@ def test_only_the_first_token_is_the_label_and_long_or_tall_words_are_dropped():
     assert set(labels) == {0, 2, 13, 19}
 
 
+def test_later_tokens_of_a_word_label_it_too():
+    """ " coals" is 2 tokens, " zzzz" 5, which is long unless all of them are labels; a token that
+    two words share has those of both."""
+    words = [
+        Word("coals", (0, 0, 0.1, 0.1), 0),
+        Word("zzzz", (0.4, 0, 0.5, 0.1), 0),
+        Word("red", (0.8, 0.0, 0.9, 0.1), 0),
+        Word("coal", (0.8, 0.0, 0.85, 0.1), 0),
+    ]
+    collator = make_collator(word_label="several", on_shared_token="several")
+    labels, batch = _labels(collator, words)
+    assert set(labels) == {0, 2, 4}
+    several = {frozenset(live(row)) for row in batch["gk_several_label"][0]}
+    ids = collator.processor.tokenizer.convert_tokens_to_ids
+    assert frozenset(ids(["Ġcoal", "s"])) in several
+    assert frozenset(ids(["Ġred", "Ġcoal"])) in several
+    assert collator.counts["words_dropped_long"] == 0
+    last = make_collator(word_label="last")
+    assert _labels(last, words[:2])[0] == {0: "s"}
+    assert last.counts["words_dropped_long"] == 1
+
+
 @pytest.mark.parametrize(
     ("mode", "wanted", "lost"), [("drop", {}, 2), ("last", "Ġrow", 1), ("largest", "Ġgrid", 1)]
 )

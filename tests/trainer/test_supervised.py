@@ -42,7 +42,8 @@ def check(data, parts, tmp_path):
         settings = config(data, tmp_path, data=options, objectives={**OFF, **objectives})
         dataset = JsonLinesDataset(path, root=data)
         lens = settings.objectives.logit_lens is not None
-        collator = GroundingCollator(*parts, max_length=max_length, lens=lens)
+        options = {"lens": lens, "contrast": settings.objectives.patch_text is not None}
+        collator = GroundingCollator(*parts, max_length=max_length, **options)
         check_supervision(settings, dataset, RobustCollator(collator, "skip", dataset), looks=looks)
 
     return check
@@ -65,6 +66,10 @@ def answering(answer: str, but: int | None = None):
     return change
 
 
+def text_alone(sample: dict, i: int) -> dict:
+    return {"messages": [{"role": "user", "content": "Where?"}, sample["messages"][-1]]}
+
+
 def test_needs_name_every_objective():
     from trainer.config import Objectives
 
@@ -81,9 +86,10 @@ def test_6_a_good_file_says_nothing(check, caplog):
 def test_6_an_objective_that_no_sample_serves_is_refused(check, name):
     field = NEEDS[name][0]
     sentence = f"^`objectives.{name}`: expected samples with {field} in d.jsonl, got none among 9$"
+    change = text_alone if field == "images" else without(field)
     with pytest.raises(ConfigError, match=sentence):
-        check(without(field), **{name: {}})
-    check(without(field))  # fine for a plain run
+        check(change, **{name: {}})
+    check(change)  # fine for a plain run
 
 
 def test_6_a_few_samples_that_serve_an_objective_are_told_with_counts(check, caplog):

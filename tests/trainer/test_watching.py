@@ -21,7 +21,7 @@ from trainer import checkpoints, durable, watching
 from trainer import run_folder as folder
 from trainer.__main__ import main
 from trainer.collating import RobustCollator
-from trainer.config import Config, ConfigError, Evaluation, field_names, validate
+from trainer.config import Config, ConfigError, Evaluation, Objectives, field_names, validate
 from trainer.data.dataset import JsonLinesDataset
 from trainer.heatmaps import heat_maps
 from trainer.loading import open_model
@@ -296,7 +296,7 @@ def test_nan_ends_with_1_and_leaves_a_good_checkpoint(data, tmp_path, capsys, mo
 def numeric_fields() -> list[str]:
     """Every field of the settings that takes a number, or several."""
     names = []
-    on = {name: {} for name in ("smam", "dv_sft", "klal", "hist", "margins", "logit_lens")}
+    on = {name: {} for name in Objectives.model_fields}
     full = whole(model={"lora": {}}, objectives=on)
     for name in field_names():
         kind = type(reduce(getattr, name.split("."), full))

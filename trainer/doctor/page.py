@@ -27,6 +27,8 @@ STEPS = {
     "hist": "HIST",
     "margins": "Margins",
     "logit_lens": "Logit lens",
+    "basic": "BASIC",
+    "patch_text": "Patch-text contrast",
     "packing": "Packed rows",
 }
 COLOURS = ("#e8590c", "#1c7ed6", "#2f9e44", "#9c36b5")  # of tokens, by their size

@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("several", "first", "last", "drop"),
         "which tokens of a number are its label; `drop`: numbers label nothing",
     )
+    add_choice(
+        rules,
+        "--word-label",
+        ("first", "several", "last"),
+        "which tokens of another word are its label; with `several` the limit is that of numbers",
+    )
     rules.add_argument(
         "--keep-punctuation",
         dest="strip_punctuation",
@@ -134,6 +140,7 @@ class Rules:
     leading_space: bool = True
     strip_punctuation: bool = True
     number_label: str = "several"
+    word_label: str = "first"
     max_label_tokens: int = 3
     max_number_tokens: int = 12
     max_word_patches: float = 3.0
@@ -244,6 +251,7 @@ def _labeler(rules: Rules) -> Any:
             leading_space=rules.leading_space,
             strip_punctuation=rules.strip_punctuation,
             number_label=rules.number_label,
+            word_label=rules.word_label,
         ),
         rules.max_label_tokens,
         rules.max_number_tokens,

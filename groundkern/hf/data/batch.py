@@ -59,7 +59,7 @@ class Field(NamedTuple):
     @property
     def supervises(self) -> bool:
         """False for a field that says what the tokens are and not what they should learn."""
-        return self.dims not in ("B S", "B C")
+        return self.dims != "B S"  # BASIC learns at every visual token
 
 
 class Values(NamedTuple):
@@ -140,14 +140,18 @@ FIELDS = {
         "attention",
         "attention of each row in each of M layers, ascending, at any scale",
     ),
+    "contrast_position": Field("B Rc", "position", "patch-text: visual tokens on words' regions"),
+    "contrast_label": Field("B Rc X", "token id", "the words whose regions a visual token is on"),
+    "contrast_bag": Field("B I Z", "token id", "the words of each image that have a region"),
 }
 """Every tensor of a batch by its name without `gk_`.
 
 The word before `_` is a group, which comes whole or not at all. B is samples, S tokens, I images of
-a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl and Ro
-are rows, M layers, G sets of regions, Y labels of an image, L labels of a visual token, Q query
-tokens of a map row, K composites. A token of several phrases has a row for each. A weight that a
-batch leaves out is 1 in every row; a row of weight 0 is as if it were not there (W1).
+a sample (its videos count behind them), C visual tokens of a sample; Rt, Rs, Rw, Rm, Rp, Rl, Ro
+and Rc are rows, M layers, G sets of regions, Y labels and Z words of an image, L labels and X words
+of a visual token, Q query tokens of a map row, K composites. A token of several phrases has a row
+for each. A weight that a batch leaves out is 1 in every row; a row of weight 0 is as if it were not
+there (W1).
 """
 
 
@@ -233,11 +237,29 @@ class GroundedBatch:
         if bool(without.any()):
             got = int(self.several_weight[without].min())
             checks.fail("gk_several_weight", "a number above 0 for each label", got)
+        self._check_words()
         row, own = self.map_position, self.map_token_position
         apart = (own - row)[(row >= 0) | (own >= 0)]
         if bool(((apart < 0) | (apart > 1)).any()):
             wanted = "the token of each row of gk_map_position or the next"
             checks.fail("gk_map_token_position", wanted, f"one {int(apart.abs().max())} away")
+
+    def _check_words(self) -> None:
+        """Every word of a row of patch-text contrast is one of its image's."""
+        position, label = self.contrast_position, self.contrast_label  # [B, Rc], [B, Rc, M]
+        image = self.image.gather(1, position.clamp(min=0).long())
+        there = (image >= 0) & (image < self.contrast_bag.shape[1])
+        wanted = "visual tokens of images with words in gk_contrast_bag"
+        got = "one without"
+        checks.require(bool((there | (position < 0)).all()), "gk_contrast_position", wanted, got)
+        if not position.numel():
+            return
+        row = torch.arange(len(image), device=image.device)[:, None]
+        bag = self.contrast_bag[row, image.clamp(min=0).long()]  # [B, Rc, Z]
+        known = (label[..., None] == bag[..., None, :]).any(-1) | (label < 0)
+        known = (known & (label >= 0).any(-1, keepdim=True)).all(-1) | (position < 0)
+        wanted = "words of gk_contrast_bag of the row's image, at least one"
+        checks.require(bool(known.all()), "gk_contrast_label", wanted, "a row with others")
 
     @cached_property
     def counts(self) -> Tensor:
@@ -256,6 +278,14 @@ def _given(x: Tensor) -> Tensor:
     return x >= 0
 
 
+def _first_of_images(image: Tensor, columns: Tensor) -> Tensor:
+    """bool [B, C]: as many entries as the visual tokens of each row are of images."""
+    own = image.gather(1, columns.clamp(min=0).long())
+    ordered = torch.where(columns >= 0, own, -1).sort(1).values
+    before = torch.nn.functional.pad(ordered, (1, 0), value=-1)[:, :-1]
+    return (ordered >= 0) & (ordered != before)
+
+
 COUNT_RULES: dict[str, CountRule] = {
     "text": CountRule(("text_position",), _given),
     "word": CountRule(("word_position",), _given),
@@ -271,6 +301,9 @@ COUNT_RULES: dict[str, CountRule] = {
     "raise": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own > 0)),
     "suppress": CountRule(("lens_position", "lens_inside"), lambda p, own: (p >= 0) & (own == 0)),
     "policy": CountRule(("policy_position",), _given),
+    "image": CountRule(("image", "map_columns"), _first_of_images),
+    "contrast": CountRule(("contrast_position",), _given),
+    "contrast_word": CountRule(("contrast_bag",), _given),
 }
 COUNTS = tuple(COUNT_RULES)
 """What the sums of the terms are divided by, in the order of `gk_totals`."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from groundkern.checks import require
 from groundkern.hf.data.anchors import anchor_id, with_anchor
-from groundkern.hf.data.concepts import lens_rows, phrase_rows
+from groundkern.hf.data.concepts import contrast_rows, lens_rows, phrase_rows
 from groundkern.hf.data.controls import CONTROLS, Controls, SampleRegions
 from groundkern.hf.data.example import GroundedExample
 from groundkern.hf.data.geometry import Geometry
@@ -73,10 +73,12 @@ class GroundingCollator:
     `map_rows_left_out` (beyond `max_map_rows`); `regions_gated`, `words_gated`, `phrases_gated` (of
     weight 0); `phrases`, `phrases_truncated`,
     `phrase_rows`, `subject_rows`, `composites`; `lens_rows`, `lens_rows_inside`;
+    `contrast_rows`, `contrast_words`, `contrast_words_alone`; `visual_tokens`;
     `words`, `word_rows`, `words_shared_token`, `words_dropped_` with `blank`, `punctuation`,
     `special`, `unknown`, `fragment`, `number`, `long`, `tall` or `outside`, and of those that have
     a label `words_useless_` with `blank`, `fragment`, `punctuation` or `digit`;
-    `lens_dropped_` as words, with `digit`. A worker process of a DataLoader counts for itself.
+    `lens_dropped_` and `contrast_dropped_` as words, with `digit`. A worker process of a
+    DataLoader counts for itself.
 
     Args:
         processor: the model's processor, with a fast tokenizer, a chat template and a pad token.
@@ -86,7 +88,8 @@ class GroundingCollator:
             None: each sample is a row, padded to the longest. A number that no batch reaches, such
             as 1_000_000_000, makes one row without padding, which others call padding-free.
         pad_to_multiple_of: what lengths are a multiple of, by padding on the right; 1: of anything.
-        leading_space, byte_fragments, strip_punctuation, number_label: see `WordEncoder`.
+        leading_space, byte_fragments, strip_punctuation, number_label, word_label: see
+            `WordEncoder`.
         max_label_tokens, max_number_tokens, max_word_patches, on_shared_token: see `WordLabeler`.
         allowed_tokens: special tokens that texts of messages may hold (`TextRules`), such as
             Qwen2-VL's "<|box_start|>".
@@ -109,6 +112,7 @@ class GroundingCollator:
         control_pool: for "shuffled": `SampleRegions` of other samples.
         control_seed: of what a control draws.
         lens: make the rows of the logit-lens loss; concepts are the texts of regions.
+        contrast: make those of patch-text contrast, of the same concepts.
         lens_outside: visual tokens off an object for each on it; None: all.
         geometry: of (images of each sample, what the processor returned), the places of their
             visual tokens as `image_geometry` returns them; None: `image_geometry`.
@@ -135,6 +139,7 @@ class GroundingCollator:
         byte_fragments: str = "drop",
         strip_punctuation: bool = True,
         number_label: str = "several",
+        word_label: str = "first",
         max_number_tokens: int = 12,
         allowed_tokens: Sequence[str] = (),
         map_kind: str = "neighbours",
@@ -154,6 +159,7 @@ class GroundingCollator:
         control_pool: Sequence[SampleRegions | None] | None = None,
         control_seed: int = 0,
         lens: bool = False,
+        contrast: bool = False,
         lens_outside: float | None = 1.0,
         geometry: Geometry | None = None,
     ) -> None:
@@ -205,7 +211,7 @@ class GroundingCollator:
         self.region_dilation, self.keep_registers = region_dilation, keep_registers
         self.side_control, self.map_control = side_control, map_control
         self.controls = Controls(control_pool, control_seed)
-        self.lens, self.lens_outside = lens, lens_outside
+        self.lens, self.lens_outside, self.contrast = lens, lens_outside, contrast
         self.counts: Counter[str] = Counter()
         self._marks_prefix = marks_prefix(processor)
         self._encoder = WordEncoder(
@@ -214,6 +220,7 @@ class GroundingCollator:
             byte_fragments=byte_fragments,
             strip_punctuation=strip_punctuation,
             number_label=number_label,
+            word_label=word_label,
             rules=self._reader.rules,
         )
         self._labeler = WordLabeler(
@@ -306,6 +313,7 @@ class GroundingCollator:
         counts = self.counts
         text = [p - 1 for p in trained_positions(layout, counts)]
         counts["text_rows"] += len(text)
+        counts["visual_tokens"] += len(layout.visual)
         image = torch.full((len(layout.ids),), -1)
         image[layout.visual] = layout.table[:, 0].long()
         masks = region_masks(layout, counts)
@@ -321,6 +329,8 @@ class GroundingCollator:
         fields |= phrase_rows(layout, counts)
         if self.lens:
             fields |= lens_rows(layout, masks, self._encoder.encode, self.lens_outside, counts)
+        if self.contrast:
+            fields |= contrast_rows(layout, masks, self._encoder.encode, counts)
         return fields
 
     def _side_rows(self, layout: Layout, masks: list[Tensor]) -> SampleFields:

@@ -1,4 +1,4 @@
-"""What phrases (HIST) and the texts of regions (logit lens) supervise.
+"""What phrases (HIST) and the texts of regions (logit lens, patch-text contrast) supervise.
 
 Each function returns fields of a batch (`SampleFields`) and counts what it found and what was lost.
 """
@@ -6,7 +6,7 @@ Each function returns fields of a batch (`SampleFields`) and counts what it foun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -122,6 +122,73 @@ def lens_rows(
 
     Source: (L1), (L2), (W1).
     """
+    rows: list[tuple[int, int, int, float]] = []
+    for (image, label), (mask, weight) in _concepts(layout, masks, encode, counts, "lens"):
+        on = mask.nonzero()[:, 0]
+        off = ((layout.table[:, 0] == image) & ~mask).nonzero()[:, 0]
+        wanted = len(off) if outside is None else min(len(off), round(outside * len(on)))
+        off = off[torch.arange(wanted) * len(off) // max(1, wanted)]
+        for chosen, inside in ((on, 1), (off, 0)):
+            rows += [(p, label, inside, weight) for p in layout.visual[chosen].tolist()]
+    counts["lens_rows"] += len(rows)
+    counts["lens_rows_inside"] += sum(inside for _, _, inside, _ in rows)
+    names = ("lens_position", "lens_label", "lens_inside", "lens_weight")
+    return dict(zip(names, zip(*rows)))
+
+
+def contrast_rows(
+    layout: Layout, masks: list[Tensor], encode: Callable[[str], Encoded], counts: Counter
+) -> SampleFields:
+    """Patch-text contrast: the visual tokens on the regions of an image's words, of which there are
+    at least two.
+
+    Words are concepts, as in `lens_rows`. An image with one word alone has nothing to tell it from:
+    it has no rows.
+
+    Args:
+        layout: the sequence.
+        masks: of `region_masks`.
+        encode: of `WordEncoder`.
+        counts: adds to `contrast_rows`, `contrast_words`, `contrast_words_alone` (the only one of
+            their image) and `contrast_dropped_...` as `lens_rows` does.
+
+    Returns:
+        `contrast_position`, `contrast_label`, `contrast_bag`.
+
+    Source: (B4).
+    """
+    example = layout.example
+    bags: list[list[int]] = [[] for _ in (*example.images, *example.videos)]
+    found = list(_concepts(layout, masks, encode, counts, "contrast"))
+    for (image, label), _ in found:
+        bags[image].append(label)
+    said: dict[int, list[int]] = {}  # words of each visual token
+    for (image, label), (mask, _) in found:
+        if len(bags[image]) > 1:
+            for token in layout.visual[mask].tolist():
+                said.setdefault(token, []).append(label)
+    alone = sum(len(bag) == 1 for bag in bags)
+    bags = [bag if len(bag) > 1 else [] for bag in bags]
+    counts["contrast_rows"] += len(said)
+    counts["contrast_words"] += sum(map(len, bags))
+    counts["contrast_words_alone"] += alone
+    rows = sorted(said.items())
+    return {
+        "contrast_position": [position for position, _ in rows],
+        "contrast_label": [labels for _, labels in rows],
+        "contrast_bag": bags,
+    }
+
+
+def _concepts(
+    layout: Layout,
+    masks: list[Tensor],
+    encode: Callable[[str], Encoded],
+    counts: Counter,
+    kind: str,
+) -> Iterator[tuple[tuple[int, int], tuple[Tensor, float]]]:
+    """(image, first label) of each concept, sorted, with bool [C] the visual tokens on its regions
+    and the largest of their weights."""
     concepts: dict[tuple[int, int], Tensor] = {}
     weights: dict[tuple[int, int], float] = {}
     for region, mask in zip(layout.example.regions, masks):
@@ -130,21 +197,9 @@ def lens_rows(
         message = layout.example.messages[region.turn]
         found = encode(message_text(message)[region.start : region.stop])
         if found.unusable or found.alone == "digit":
-            counts[f"lens_dropped_{found.unusable or found.alone}"] += 1
+            counts[f"{kind}_dropped_{found.unusable or found.alone}"] += 1
         elif mask.any():
             key = layout.example.place(region), found.labels[0].token
             concepts[key] = concepts[key] | mask if key in concepts else mask
             weights[key] = max(layout.example.weight_of(region), weights.get(key, 0.0))
-    rows: list[tuple[int, int, int, float]] = []
-    for (image, label), mask in sorted(concepts.items(), key=lambda item: item[0]):
-        on = mask.nonzero()[:, 0]
-        off = ((layout.table[:, 0] == image) & ~mask).nonzero()[:, 0]
-        wanted = len(off) if outside is None else min(len(off), round(outside * len(on)))
-        off = off[torch.arange(wanted) * len(off) // max(1, wanted)]
-        for chosen, inside in ((on, 1), (off, 0)):
-            weight = weights[image, label]
-            rows += [(p, label, inside, weight) for p in layout.visual[chosen].tolist()]
-    counts["lens_rows"] += len(rows)
-    counts["lens_rows_inside"] += sum(inside for _, _, inside, _ in rows)
-    names = ("lens_position", "lens_label", "lens_inside", "lens_weight")
-    return dict(zip(names, zip(*rows)))
+    yield from ((key, (concepts[key], weights[key])) for key in sorted(concepts))

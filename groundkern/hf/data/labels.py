@@ -16,6 +16,7 @@ from groundkern.hf.data.texts import TextRules
 
 BYTE_FRAGMENTS = ("drop", "keep")
 NUMBER_LABELS = ("several", "first", "last", "drop")
+WORD_LABELS = ("first", "several", "last")
 
 # Characters that show nothing. Joiners, variation selectors and fillers shape what is beside them,
 # so that they go only at the ends of a word; all others go everywhere.
@@ -48,7 +49,7 @@ class Encoded(NamedTuple):
 
     Args:
         ids: token ids, without white space in front.
-        labels: the first token, or those of a number; empty where the text has none.
+        labels: the first token, or others by the settings; empty where the text has none.
         unusable: why there is no label: "blank" (no token), "punctuation" (no letter or digit),
             "special" (a special token), "unknown" (the tokenizer's unknown token), "fragment" (the
             first byte or bytes of a character), "number" (not wanted); None: there is one.
@@ -104,11 +105,14 @@ class WordEncoder:
             digit: brackets, quotes, commas, currencies, signs. A word of nothing else has no label.
         number_label: of a word whose first letter or digit is a digit ("1,234.50", "2nd"), the
             label is "several" tokens, all that show a letter or digit, each weighted by how many;
-            the "first" of these, the "last", or none ("drop"). Other words have their first token.
+            the "first" of these, the "last", or none ("drop").
+        word_label: of any other word, its "first" token, or of those that show a letter or digit
+            and no part of a character "several", all of them, weighted by how many they show, or
+            the "last"; its first where none does.
         rules: what counts as a special token; None: what the tokenizer says.
 
     Raises:
-        ValueError: an unknown `byte_fragments` or `number_label`.
+        ValueError: an unknown `byte_fragments`, `number_label` or `word_label`.
     """
 
     tokenizer: Any
@@ -116,11 +120,16 @@ class WordEncoder:
     byte_fragments: str = "drop"
     strip_punctuation: bool = True
     number_label: str = "several"
+    word_label: str = "first"
     rules: TextRules | None = None
     _known: dict[str, Encoded] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name, known in (("byte_fragments", BYTE_FRAGMENTS), ("number_label", NUMBER_LABELS)):
+        for name, known in (
+            ("byte_fragments", BYTE_FRAGMENTS),
+            ("number_label", NUMBER_LABELS),
+            ("word_label", WORD_LABELS),
+        ):
             value = getattr(self, name)
             require(value in known, name, " or ".join(map(repr, known)), repr(value))
         if self.rules is None:
@@ -155,7 +164,7 @@ class WordEncoder:
         number = first != "" and unicodedata.category(first) == "Nd"
         if number and self.number_label == "drop":
             return Encoded(ids, (), "number", number=True)
-        labels = self._number_labels(ids) if number else []
+        labels = self._number_labels(ids) if number else self._later_labels(ids)
         labels = labels or [Label(ids[0], max(1, self._signs(ids[0])))]
         if any(label.token in self.rules.ids for label in labels) and self.rules.special(text):
             return Encoded(ids, (), "special", number=number)
@@ -193,6 +202,14 @@ class WordEncoder:
                 return found[-1:]
             case _:
                 return found
+
+    def _later_labels(self, ids: list[int]) -> list[Label]:
+        """Those tokens of another word that are wanted beside its first or in its place."""
+        if self.word_label == "first":
+            return []
+        whole = [token for token in ids if not is_fragment(_visible(self._shown(token)))]
+        found = [Label(token, signs) for token in whole if (signs := self._signs(token))]
+        return found if self.word_label == "several" else found[-1:]
 
     def _signs(self, token: int) -> int:
         """How many letters and digits a token shows."""

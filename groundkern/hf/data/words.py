@@ -38,7 +38,8 @@ class WordLabeler:
     Args:
         encoder: finds the labels of a word.
         max_tokens: words of more tokens are dropped.
-        max_number_tokens: of a number; many tokenizers have a token for each digit.
+        max_number_tokens: of a number, since many tokenizers have a token for each digit, and of
+            every word if the encoder labels it with several of its tokens.
         max_patches: words taller than this many visual tokens are dropped.
         on_shared_token: of several words on one visual token, "drop" all, or label it with the
             "last" one, with the one whose box is "largest", or with "several": all of them.
@@ -119,7 +120,8 @@ class WordLabeler:
         Returns:
             `Encoded.unusable`, or "long"; None: it may label one.
         """
-        most = self.max_number_tokens if word.number else self.max_tokens
+        several = word.number or self.encoder.word_label == "several"
+        most = self.max_number_tokens if several else self.max_tokens
         return word.unusable or ("long" if len(word.ids) > most else None)
 
     def _choose(self, sharing: list[int], words: Sequence[Word]) -> list[int]:

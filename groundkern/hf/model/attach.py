@@ -32,6 +32,7 @@ from groundkern.hf.model.support import FAILED, base_model, refuse_unsupported, 
 from groundkern.hf.model.teacher import Teacher
 from groundkern.hf.objectives import (
     AttentionPolicy,
+    Basic,
     Distillation,
     DvSft,
     Hist,
@@ -39,6 +40,7 @@ from groundkern.hf.objectives import (
     LogitLens,
     Margins,
     Objectives,
+    PatchText,
     Smam,
 )
 from groundkern.hf.output import GroundedOutput
@@ -78,6 +80,8 @@ def attach(
     hist: Hist | None = None,
     margins: Margins | None = None,
     logit_lens: LogitLens | None = None,
+    basic: Basic | None = None,
+    patch_text: PatchText | None = None,
     policy: AttentionPolicy | None = None,
     distill: Distillation | None = None,
     teacher: nn.Module | None = None,
@@ -92,8 +96,8 @@ def attach(
 
     Args:
         model: a transformers model, bare or inside PEFT.
-        smam, dv_sft, klal, hist, margins, logit_lens, policy, distill: the objectives to train
-            beside the text loss; None: not trained.
+        smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text, policy, distill: the
+            objectives to train beside the text loss; None: not trained.
         teacher: of `distill`: another transformers model of the same tokens. It is frozen, set to
             eval mode and attached, moves to the batches' device, and is no part of `model`, its
             parameters or its checkpoints.
@@ -109,7 +113,7 @@ def attach(
     """
     base, backends = base_model(model), ("auto", *NAMES)
     require(backend in backends, "backend", " | ".join(backends), backend)
-    given = smam, dv_sft, klal, hist, margins, logit_lens
+    given = smam, dv_sft, klal, hist, margins, logit_lens, basic, patch_text
     objectives = Objectives(*given, policy=policy, distill=distill, backend=backend)
     refuse_unsupported(base, objectives)
     taught = _teacher_of(base, distill, teacher)

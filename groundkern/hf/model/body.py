@@ -27,6 +27,7 @@ from groundkern.hf.model.side_tokens import append_side_tokens
 from groundkern.hf.model.sink_heads import add_sink_maps, see_last, watched
 from groundkern.hf.model.sinks import SinkSideRows
 from groundkern.hf.model.teacher import Lesson, distilled_reading
+from groundkern.hf.model.visual_states import VisualStates
 
 APART = "_groundkern_apart"  # in the __dict__ of a model whose masks were seen to be right
 
@@ -41,6 +42,7 @@ class BodyOutput(NamedTuple):
     gradcam: GradcamRun | None  # for GradCAM losses
     router: Tensor | None  # the auxiliary loss of a mixture of experts, if it is on
     lesson: Lesson | None = None  # of a teacher
+    visual: VisualStates | None = None  # of BASIC
 
 
 def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
@@ -71,7 +73,9 @@ def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
     norm_input = _input_of(final_norm(request.model)) if contributing else nullcontext([])
     run = body_run(request, readings.all(), side)
     graph = torch.enable_grad() if "gradcam" in request.records else nullcontext()
-    with norm_input as normed, graph, watched(request.model, queries, length):
+    visual = None if request.terms.basic is None else VisualStates.of(request)
+    looked = nullcontext() if visual is None else visual.watching()
+    with norm_input as normed, graph, looked, watched(request.model, queries, length):
         hidden, output = _run(request, inputs, run)
         main, side_hidden = hidden[:, :length], hidden[:, length:]
         if split is not None and side is not None:
@@ -81,7 +85,7 @@ def run_body(request: Request, lesson: Lesson | None = None) -> BodyOutput:
     gradcam = _gradcam_run(request, main, readings.explained) if gradcam_terms(request) else None
     router = router_loss(request, output, hidden)
     before_norm = normed[0] if normed else None
-    return BodyOutput(main, side_hidden, readings, before_norm, gradcam, router, lesson)
+    return BodyOutput(main, side_hidden, readings, before_norm, gradcam, router, lesson, visual)
 
 
 def read_body(request: Request, readings: list[Reading]) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from groundkern import LabelBags, SoftTargets, linear_cross_entropy, linear_log_prob
-from groundkern.hf.model.logit_rule import LogitRule
+from groundkern.hf.model.logit_rule import LogitRule, soft_capped
 from groundkern.losses import word_cross_entropy
+from groundkern.precision import accumulation_dtype
 
 IGNORED = -100
 
@@ -157,6 +158,40 @@ def score_tokens(
         entropy.masked_fill(~counted, 0.0),
         logits.argmax(-1).masked_fill(~counted, -1),
     )
+
+
+def word_logits(head: nn.Module, hidden: Tensor, words: Tensor, rule: LogitRule) -> Tensor:
+    """Logits of a few words of each sample.
+
+    A plain linear head's rows of these words are read alone; any other head is called on the
+    hidden states, as in `score_rows`.
+
+    Args:
+        head: the model's output embeddings.
+        hidden: [B, R, D] last hidden states.
+        words: int64 [B, W] token ids; of padding (below 0) the logit means nothing.
+        rule: what becomes of the logits; its scale is in `hidden` already.
+
+    Returns:
+        fp32 [B, R, W], differentiable.
+    """
+    ids = words.clamp(min=0)
+    wide = accumulation_dtype(hidden.dtype)
+    if not is_plain(head):
+        logits = rule.of(head(hidden).to(wide))
+        return logits.gather(2, ids[:, None].expand(-1, hidden.shape[1], -1))
+
+    def chosen(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            logits = x.to(wide) @ head.weight[ids].to(wide).mT
+            if head.bias is not None:
+                logits = logits + head.bias[ids][:, None].to(wide)
+            logits = soft_capped(logits, rule.softcap)
+        offset = rule.offset
+        return logits if offset is None else logits + offset.to(x.device)[ids][:, None]
+
+    with forward_replaced(head, chosen):
+        return head(hidden)
 
 
 @contextmanager

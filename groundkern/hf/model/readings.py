@@ -15,10 +15,12 @@ from torch import Tensor
 from groundkern import attention_divergence, attention_kl, attention_map, parallel
 from groundkern.hf.model.attention import BodyRun, Layer, Reading
 from groundkern.hf.model.attribution import SavedAttention
+from groundkern.hf.model.basic import basic_depth
 from groundkern.hf.model.chosen_heads import take_heads
 from groundkern.hf.model.columns import SplitColumns
 from groundkern.hf.model.gradcam import SavedLayers, gradcam_terms
 from groundkern.hf.model.head_weight import head_weight_of
+from groundkern.hf.model.patch_weight import PatchWeight
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
@@ -337,6 +339,7 @@ class Readings:
     recorded_heads: RecordedHeads | None = None
     saved: SavedAttention | None = None
     explained: SavedLayers | None = None
+    patches: PatchWeight | None = None
     policy: MapReading | None = None
     distilled: MapReading | None = None
     recorded_policy: MapReading | None = None
@@ -354,6 +357,8 @@ def readings_of(request: Request) -> Readings:
         found.saved = SavedAttention(request.rows(request.recorded_position))
     if gradcam_terms(request) and not request.side_tokens:
         found.explained = SavedLayers()
+    if terms.basic is not None and terms.basic.patches == "attention":
+        found.patches = PatchWeight(request, basic_depth(request.model, terms.basic))
     if batch.map_columns.shape[1] == 0:
         return found
     if batch.map_position.shape[1]:

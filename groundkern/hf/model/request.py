@@ -141,6 +141,12 @@ class Request:
                 fail("klal.picked_heads", "whole sequences for heads that are picked by row", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
+            if terms.basic is not None:
+                fail("basic", "whole sequences", got)
+            if terms.patch_text is not None and terms.patch_text.words:
+                fail(
+                    "patch_text.words", "0 (it compares the tokens of an image), or whole ones", got
+                )
             if temperature is not None:
                 fail("gk_temperature", "whole sequences", got)
         known = batch, inputs, denominators, records, documents, part, split, temperature, given

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from groundkern.checks import fail
 from groundkern.hf.data.geometry import NO_PLACE
+from groundkern.hf.model.basic import refuse_basic
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.layers import (
     NO_MODULES,
@@ -33,6 +34,7 @@ from groundkern.hf.model.positions import takes_text_first
 from groundkern.hf.model.prefix import is_prefix_lm
 from groundkern.hf.objectives import (
     AttentionPolicy,
+    Basic,
     Distillation,
     DvSft,
     Hist,
@@ -40,6 +42,7 @@ from groundkern.hf.objectives import (
     LogitLens,
     Margins,
     Objectives,
+    PatchText,
     Smam,
 )
 
@@ -52,6 +55,8 @@ DEFAULTS = Objectives(
     Hist(),
     Margins(),
     LogitLens(),
+    Basic(),
+    PatchText(),
     policy=AttentionPolicy(),
     distill=Distillation(),
 )
@@ -298,6 +303,8 @@ def _refuse_objective(model: PreTrainedModel, name: str, how: object) -> None:
             readable = ", ".join(map(str, text_attention(model)))
             wanted = f"a layer with softmax attention ({readable}) at it or behind"
             fail("smam.sink_layer", wanted, how.sink_layer)
+    elif name == "basic":
+        refuse_basic(model, how)
     elif name in ("klal", "policy") or getattr(how, "maps", None) or getattr(how, "attention", 0):
         _refuse_maps(model, name, how)
 

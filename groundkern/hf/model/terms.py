@@ -19,6 +19,7 @@ from groundkern.hf.model.readings import map_loss, map_rows_of, map_target
 from groundkern.hf.model.request import Request
 from groundkern.hf.model.router import ROUTER
 from groundkern.hf.model.rows import word_images
+from groundkern.hf.model.visual_terms import basic_term, patch_text_term
 from groundkern.hf.objectives import Objectives
 from groundkern.losses import composition, logit_lens, margins, mean_rows, smam
 
@@ -96,6 +97,14 @@ def part_rules(objectives: Objectives, *, routers: bool = False) -> dict[str, Pa
     if (lens := objectives.logit_lens) is not None:
         rules["lens_raise"] = PartRule(lens.raise_weight, "raise", "raise")
         rules["lens_suppress"] = PartRule(lens.suppress_weight, "suppress", "suppress")
+    if (basic := objectives.basic) is not None:
+        rules["basic_direction"] = PartRule(basic.direction, "image", "image")
+        if basic.logits:
+            rules["basic_logits"] = PartRule(basic.logits, "image", "image")
+    if (text := objectives.patch_text) is not None:
+        rules["patch_text"] = PartRule(text.weight, "contrast", "contrast")
+        if text.words:
+            rules["text_patch"] = PartRule(text.words, "contrast_word", "contrast_word")
     if (hist := objectives.hist) is not None:
         for name, count in HIST_COUNTS.items():
             rules[name] = PartRule(getattr(hist, name), count, count)
@@ -184,6 +193,14 @@ def _logit_lens(request: Request, body: BodyOutput, scores: Scores) -> tuple[Ten
     )
     loss = how.raise_weight * on + how.suppress_weight * off
     return loss, {"lens_raise": on, "lens_suppress": off}
+
+
+def _basic(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    return basic_term(request, body)
+
+
+def _patch_text(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
+    return patch_text_term(request, body)
 
 
 def _hist(request: Request, body: BodyOutput, scores: Scores) -> tuple[Tensor, Parts]:
@@ -302,6 +319,8 @@ TERMS = {
     "smam": _smam,
     "klal": _klal,
     "logit_lens": _logit_lens,
+    "basic": _basic,
+    "patch_text": _patch_text,
     "hist": _hist,
     "margins": _margins,
     "policy": _policy,
