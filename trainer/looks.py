@@ -83,7 +83,7 @@ def _every_token(batch: dict) -> dict:
     """The batch with a side row and a map row for each trained token."""
     rows, columns = batch["gk_text_position"], batch["gk_map_columns"]
     nothing = torch.zeros_like(rows)
-    replaced = ("gk_word", "gk_several", "gk_query")
+    replaced = ("gk_word", "gk_several", "gk_query", "gk_side_weight", "gk_map_weight")
     return {
         **{name: x for name, x in batch.items() if not name.startswith(replaced)},
         "gk_side_position": rows,
