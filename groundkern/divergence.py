@@ -11,7 +11,6 @@ from groundkern import checks
 from groundkern.divergence_blocks import How, Inputs, Target, divergence
 from groundkern.divergence_terms import Terms
 from groundkern.normaliser import log_mass, log_sum_exp
-from groundkern.ops.attention_map.api import attention_kl
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import KeySets, QueryRows
 
@@ -41,7 +40,6 @@ class AttentionReference(NamedTuple):
     softcap: float | None = None
 
 
-@torch.compiler.disable
 def attention_divergence(
     q: Tensor,
     k: Tensor,
@@ -100,18 +98,18 @@ def attention_divergence(
         checks.require(not torch.is_grad_enabled(), "lse", wanted, "one that requires grad")
     given = Inputs(*autocast(q, k), head_weight, lse if over != "columns" else None)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
-    if kind == "kl" and over != "renormalised" and isinstance(reference, Tensor):
-        made = {"over": over, "allowed": allowed, "head_weight": head_weight, "lse": given.lse}
-        return attention_kl(q, k, reference, rows, columns, **made, **options)
     target, target_options = _target(given, reference, columns, backend)
-    how = How(
-        *(rows, columns, allowed, over, Terms(kind, beta)),
-        floor=least,
-        options=options,
-        target_options=target_options,
-    )
-    # A map that is divided by its sum may lie below the least number of its dtype.
-    exact = over == "columns" or (over == "visible" and target.model is None)
+    terms = Terms(kind, beta)
+    how = How(rows, columns, allowed, over, terms, least, options, target_options)
+    if torch.compiler.is_compiling():  # the import of its `disable` would load triton
+        return torch.compiler.disable(_divergence)(given, target, how)
+    return _divergence(given, target, how)
+
+
+def _divergence(given: Inputs, target: Target, how: How) -> Tensor:
+    """[N]: by way of the maps, or in log space if one that is divided by its sum may lie below the
+    least number of its dtype."""
+    exact = how.over == "columns" or (how.over == "visible" and target.model is None)
     if exact or checks.values_visible(given.q):
         found, lost = divergence(given, target, how)
         if exact or not bool(lost.any()):

@@ -119,6 +119,7 @@ class _Made(NamedTuple):
     """A block's target, and which rows have one."""
 
     p: Tensor  # [n, C], 0 off the own columns
+    share: Tensor  # [n], its sums: 1, or 0 without a target; on several ranks what is on this one
     has: Tensor  # bool [n]
     lost: Tensor  # bool [n]: a model's map that is too small for its dtype
 
@@ -155,7 +156,8 @@ def _target(target: Target, block: _Block, how: How, dtype: torch.dtype) -> _Mad
         p = p.clamp_(min=how.floor).masked_fill_(~own, 0.0)
         floored = p.sum(1) if target.floored is None else target.floored[block.at]
         p = p / torch.where(floored > 0, floored, 1.0)[:, None]
-    return _Made(p, has, lost)
+    share = has.to(dtype) if target.total is None else p.sum(1)
+    return _Made(p, share, has, lost)
 
 
 def _in_log_space(how: How) -> bool:
@@ -176,8 +178,8 @@ def _made(inputs: Inputs, target: _Made, block: _Block, how: How) -> Tensor:
 def _value(made: Tensor, target: _Made, how: How) -> tuple[Tensor, Tensor]:
     """The rows' divergence [n], and bool [n], which of them is lost to underflow."""
     if _in_log_space(how):
-        share = target.p.sum(1)
-        rows = share * (made + torch.where(share > 0, share, 1.0).log())  # (P3); share is 1 alone
+        log_share = torch.where(target.share > 0, target.share, 1.0).log()
+        rows = target.share * (made + log_share)  # (P3)
         return rows.masked_fill(~target.has, 0.0), target.lost
     q, lost, total = made, target.lost, None
     if how.over == "renormalised":
@@ -192,7 +194,7 @@ def _value(made: Tensor, target: _Made, how: How) -> tuple[Tensor, Tensor]:
 def _gradient(made: Tensor, target: _Made, upstream: Tensor, how: How) -> Tensor:
     """The gradient of `made`, of upstream gradients [n]."""
     if _in_log_space(how):
-        return (target.p.sum(1) * upstream).masked_fill(~target.has, 0.0)
+        return (target.share * upstream).masked_fill(~target.has, 0.0)
     if how.over != "renormalised":
         d = gradient(made, target.p, how.terms)
     else:

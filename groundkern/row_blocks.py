@@ -25,7 +25,7 @@ def logit_budget() -> int | None:
 
 def set_logit_budget(size: int | None) -> None:
     """Set the bytes of logits, their gradient included, that `linear_cross_entropy` and
-    `linear_log_prob` hold at a time.
+    `linear_log_prob` hold at a time, and of maps that `attention_divergence` does.
 
     More of them means fewer and larger matrix products, and a trained head's gradient written once
     if all rows fit. Results differ by rounding. One row is a chunk of its own, however small the

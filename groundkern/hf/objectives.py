@@ -128,7 +128,7 @@ class Klal(_Checked):
         heads: "mean" is KL to the head mean (K2), "each" the mean over heads of each head's KL.
         layers: the decoder layers that count, by the decoder's own numbers; null: all that are
             softmax attention.
-        divergence: "kl" (target || map), "reverse_kl" or "js" (`losses.map_divergence`); or of the
+        divergence: "kl" (target || map), "reverse_kl" or "js" (K5); or of the
             map's mass on the target alone, "mass": -log of it, as in GuidedVLA with over "visible",
             or "share": (1 - it)^2, as in A3Tune with over "renormalised".
         average_layers: one divergence of the map averaged over layers, instead of the mean of the
@@ -149,7 +149,7 @@ class Klal(_Checked):
             average_layers. null: not picked.
 
     Source:
-        (K1)-(K4), (K6), (G1), (G2), (G4) of docs/methods.md.
+        (K1)-(K6), (G1), (G2), (G4) of docs/methods.md.
     """
 
     weight: float = 1.0

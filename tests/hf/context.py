@@ -134,6 +134,7 @@ CASES = {
     "ring": Case(THREE, engine="ring", multiple=24),
     "videos of Qwen2.5-VL": Case(METHODS["attention"], family="qwen2_5_vl", videos=True),
     "videos of Qwen3-VL": Case(METHODS["attention"], family="qwen3_vl", videos=True),
+    "kept sinks": Case({"smam": Smam(keep="sinks")}, rows="few"),  # refused
     "ring, checkpointed": Case(THREE, engine="ring", multiple=24, checkpointed=True),
 }
 Step = tuple[GroundedOutput, dict[str, Tensor]]

@@ -48,7 +48,11 @@ def assert_alike(found: dict[str, dict]) -> None:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> dict[str, dict]:
-    return compared(tmp_path_factory.mktemp("context"), *QUICK)
+    return compared(tmp_path_factory.mktemp("context"), *QUICK, "kept sinks")
+
+
+def test_smam_with_sinks_is_refused(quick):
+    assert "`smam.keep`: expected whole sequences for sinks" in quick["kept sinks"]["refused"]
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -60,6 +64,7 @@ def test_a_split_batch_is_the_whole_one(quick, name):
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_every_case_on_more_ranks(tmp_path, processes):
     found = compared(tmp_path, *CASES, processes=processes)
+    assert "`smam.keep`" in found.pop("kept sinks")["refused"]
     if processes > 3:
         assert "a token for each of 4 ranks" in found.pop("short")["refused"]
     assert_alike(found)

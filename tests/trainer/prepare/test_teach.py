@@ -73,8 +73,9 @@ def own_map(teacher, example, rows, layers):
     return maps[batch["gk_map_position"][0] >= 0][:, layers].mean((0, 1)).detach()
 
 
-@pytest.mark.parametrize(("rows", "layers"), [("answer_predictor", [0, 1]), ("last", [1])])
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize(
+    ("kind", "rows", "layers"), [("image", "answer_predictor", [0, 1]), ("video", "last", [1])]
+)
 def test_a_teacher_is_the_target_of_its_own_tokens(teacher, root, kind, rows, layers):
     media = {"images": ()} if kind == "video" else {}
     value = record(**media, clips=["clip"] if kind == "video" else ())
