@@ -77,7 +77,7 @@ def test_sinks_are_those_of_naive_attention(family, samples, side, count):
     assert not torch.equal(later.side_log_prob, plain.side_log_prob)
 
 
-@pytest.mark.parametrize("sink_layer", [0, 2])
+@pytest.mark.parametrize("sink_layer", [pytest.param(0, marks=pytest.mark.long), 2])
 @torch.no_grad()
 def test_all_keys_allowed_is_still_the_main_distribution(model, samples, sink_layer):
     batch = make_batch(model, samples)

@@ -60,7 +60,10 @@ def test_every_process_and_epoch_draws_the_same(data, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "random", "complement"])
+@pytest.mark.parametrize(
+    "kind",
+    ["shuffled", *(pytest.param(x, marks=pytest.mark.long) for x in ("random", "complement"))],
+)
 def test_losses_and_gradients_change(data, tmp_path, kind):
     settings = config(data, tmp_path, objectives={n: {"control": kind} for n in ("smam", "klal")})
     samples = JsonLinesDataset(data / "train.jsonl")
