@@ -274,46 +274,6 @@ def policy_divergence(
     return map_divergence(reference, attention, kind=kind, valid=seen, renormalise=True)
 
 
-def token_divergence(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    kind: str = "js",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Divergence between a teacher's and a student's distribution, from logits you already have.
-
-    `groundkern.linear_kl` computes the same from hidden states, without the logits.
-
-    Args:
-        logits: [..., V] float.
-        teacher_logits: [..., V] float; no gradient.
-        kind, beta, temperature: as in `linear_kl`.
-
-    Returns:
-        [...] fp32, in nats.
-
-    Raises:
-        ValueError: shapes that differ, or an unknown kind.
-
-    Source: (T1)-(T3).
-    """
-    _same_shape("teacher_logits", teacher_logits, "logits", logits)
-    if kind not in ("forward", "reverse", "js"):
-        fail("kind", "'forward', 'reverse' or 'js'", repr(kind))
-    s = (_at_least_fp32(logits) / temperature).log_softmax(-1)
-    t = (_at_least_fp32(teacher_logits.detach()) / temperature).log_softmax(-1)
-
-    def kl(p: Tensor, q: Tensor) -> Tensor:
-        return (p.exp() * (p - q)).sum(-1)
-
-    if kind != "js":
-        return kl(t, s) if kind == "forward" else kl(s, t)
-    m = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
-    return beta * kl(t, m) + (1.0 - beta) * kl(s, m)
-
-
 def composition(
     whole: Tensor,
     first: Tensor,

@@ -88,19 +88,22 @@ def target_map(
             values[own] = maps.target_values(rects[own], **how, **shapes)
             is_there[own] = bool((values[own] > 0).any())
             if spreads:
-                on_target[own] = maps.inside(rects[own], **_without_heats(shapes))
+                on_target[own] = maps.inside(rects[own], **_sets(shapes))
     if bool(on_target.any()):
         values[placed & ~is_there] = levels[2]
     if kind == "neighbours":
-        for (own, _), (other, _) in (*pairwise(steps), *pairwise(steps[::-1])):
-            if torch.equal(rects[own], rects[other]):
+        for (own, shapes), (other, _) in (*pairwise(steps), *pairwise(steps[::-1])):
+            if shapes and torch.equal(rects[own], rects[other]):
                 beside = other[on_target[own]]
                 values[beside] = values[beside].clamp_min(levels[1])
     return (values / values.sum().clamp_min(1e-300)).float()
 
 
-def _without_heats(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
-    return {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
+def _sets(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+    """The shapes but heats and bells, which are the target themselves and have no neighbours."""
+    found = {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
+    found.pop("bells", None)
+    return found
 
 
 def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[str, list]]]:
@@ -117,9 +120,10 @@ def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[
         step = bisect_right(begins, moment.time) - 1
         if step >= 0 and moment.time < ends[step]:
             held[step][id(moment.shapes)] = moment.shapes  # frames of a region share them: once
+    own = tokens[number.argsort(stable=True)].split(number.bincount().tolist())
     steps = []
-    for step, own in enumerate(held):
-        names = dict.fromkeys(name for shapes in own.values() for name in shapes)
-        union = {n: [x for shapes in own.values() for x in shapes.get(n, ())] for n in names}
-        steps.append((tokens[number == step], union))
+    for there, shown in zip(own, held, strict=True):
+        names = dict.fromkeys(name for shapes in shown.values() for name in shapes)
+        union = {n: [x for shapes in shown.values() for x in shapes.get(n, ())] for n in names}
+        steps.append((there, union))
     return steps

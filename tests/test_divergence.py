@@ -13,13 +13,13 @@ from groundkern import (
     KeySets,
     QueryRows,
     attention_divergence,
+    attention_map,
     available_backends,
     checks,
     set_logit_budget,
     side_attention,
 )
 from groundkern.ops.attention_map import cases
-from groundkern.ops.attention_map.api import attention_map
 from groundkern.ops.cases import Call, coin, integers, randn
 from tests.closeness import GRADIENTS, VALUES, assert_close
 from tests.ops import naive

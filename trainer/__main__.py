@@ -96,9 +96,11 @@ def _add(name: str, commands: Any) -> None:
         tool.add_arguments(added)
         added.set_defaults(run=tool.run)
     elif name == "prepare":
+        from trainer import teaching
         from trainer.prepare.command import add_commands
 
-        add_commands(commands.add_parser(name, help="make samples from images and texts"))
+        made = commands.add_parser(name, help="make samples from images and texts")
+        add_commands(made, {"teach": teaching})
     elif name == "look":
         from trainer.command_line import add_look
 

@@ -22,7 +22,7 @@ from trainer.wording import cut, short
 
 _NULL = "default: null (undefined)"  # what pydantic-settings says of a section that is off
 MAPPINGS = ("training.arguments", "model.image_options")  # fields with names of others
-LISTS_OR_PATHS = ("data.train", "objectives.klal.chosen_heads")
+LISTS_OR_WORDS = ("data.train", "objectives.klal.chosen_heads", "objectives.distill.layers")
 SHORT_FLAGS = {"data.on_bad_sample": "on-bad-sample"}
 
 
@@ -127,8 +127,8 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     for name, value in vars(found).items():
         if isinstance(value, list) and value[-1] == "null":  # else a list of one null
             setattr(found, name, "null")
-        elif name in LISTS_OR_PATHS and isinstance(value, list) and not value[-1].startswith("["):
-            setattr(found, name, json.dumps(value[-1]))  # one path, which may have a comma
+        elif name in LISTS_OR_WORDS and isinstance(value, list) and not value[-1].startswith("["):
+            setattr(found, name, json.dumps(value[-1]))  # one word or path, maybe with a comma
     return found
 
 

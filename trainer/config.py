@@ -64,6 +64,7 @@ class Model(Section):
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass")
     freeze_vision: bool = setting(False, "train the language model only")
     lora: Lora | None = setting(None, "train LoRA adapters instead of all weights")
+    teacher: str | None = setting(None, "model folder (or hub name) of objectives.distill")
     add_tokens: tuple[str, ...] = setting((), "tokens to add, which train under LoRA too")
     image_options: dict[str, Any] = setting(
         {}, "settings of the image processor, such as max_pixels, kept with the trained model"
@@ -224,8 +225,9 @@ _METHODS = (
     methods.Hist,
     methods.Margins,
     methods.LogitLens,
+    methods.Distillation,
 )
-Smam, DvSft, Klal, Hist, Margins, LogitLens = map(_validated, _METHODS)
+Smam, DvSft, Klal, Hist, Margins, LogitLens, Distillation = map(_validated, _METHODS)
 
 
 class Objectives(Section):
@@ -237,6 +239,7 @@ class Objectives(Section):
     hist: Hist | None = setting(None, "phrase, subject and composition losses (phrases)")
     margins: Margins | None = setting(None, "margins of attention maps (regions)")
     logit_lens: LogitLens | None = setting(None, "concepts at visual tokens (regions)")
+    distill: Distillation | None = setting(None, "attention and tokens of model.teacher")
 
     @field_validator("klal", mode="before")
     @classmethod
@@ -393,12 +396,29 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     if klal is not None and klal.control and config.objectives.margins is not None:
         wanted = "no objectives.margins beside it, which read the same targets"
         yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
+    yield from _teacher_conflicts(config)
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
     if training.arguments:
         from trainer.arguments import conflicts  # imports torch
 
         yield from conflicts(config)
+
+
+def _teacher_conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """The same of a teacher, which every process has whole."""
+    teacher, distill, training = config.model.teacher, config.objectives.distill, config.training
+    if distill is None:
+        if teacher is not None:
+            yield "model.teacher", f"expected objectives.distill beside it, got {teacher}"
+        return
+    if teacher is None:
+        yield "objectives.distill", "expected model.teacher beside it, got none"
+    if training.strategy in ("fsdp2", "zero3"):
+        yield "training.strategy", f"expected ddp with objectives.distill, got {training.strategy}"
+    if training.context_parallel > 1:
+        wanted = "1 with objectives.distill, whose sequences stay whole"
+        yield "training.context_parallel", f"expected {wanted}, got {training.context_parallel}"
 
 
 def unknown_field(name: str) -> str:

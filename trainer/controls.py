@@ -42,7 +42,7 @@ class PoolOfDataset:
         """None: a sample that cannot be read."""
         try:
             return regions_of(self._dataset.sample(int(self._indices[index])))
-        except SampleError:
+        except SampleError:  # its own turn reports it
             return None
 
 
@@ -62,8 +62,15 @@ def pool_of(
 ) -> Sequence[SampleRegions | None]:
     """Where "shuffled" finds the regions of other samples: a stream's are among its first ones."""
     if isinstance(samples, SampleStream):
-        return [regions_of(sample) for sample in samples.first(FIRST) if sample.regions]
+        return [_readable(sample) for sample in samples.first(FIRST) if sample.regions]
     return PoolOfDataset(samples)
+
+
+def _readable(sample: Sample) -> SampleRegions | None:
+    try:
+        return regions_of(sample)
+    except SampleError:
+        return None
 
 
 def controlled(config: Config, samples: JsonLinesDataset | Mixture | SampleStream) -> dict:

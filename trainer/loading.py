@@ -122,13 +122,33 @@ def open_adapter(model: torch.nn.Module, path: Path) -> torch.nn.Module:
         raise ConfigError(f"`adapter`: {path} does not fit the model: {reason}") from None
 
 
-def attach_objectives(model: torch.nn.Module, config: Config) -> None:
+def attach_objectives(model: torch.nn.Module, config: Config, processor: Any) -> None:
     """Attach the objectives that a config turns on, and no others.
 
+    Args:
+        model: to be trained.
+        config: validated settings.
+        processor: of the model.
+
     Raises:
+        ConfigError: a teacher that cannot be loaded, or has another tokenizer.
         ValueError: an objective that the model cannot serve.
     """
-    attach(model, **dict(config.objectives))
+    attach(model, **dict(config.objectives), teacher=_teacher(config, processor))
+
+
+def _teacher(config: Config, processor: Any) -> torch.nn.Module | None:
+    """The model of `model.teacher`, if there is one."""
+    settings = config.model
+    if settings.teacher is None:
+        return None
+    same = {"attn_implementation": settings.attn_implementation, "dtype": settings.dtype}
+    teacher, own = open_model(settings.teacher, **same)
+    words = [getattr(each, "tokenizer", each).get_vocab() for each in (processor, own)]
+    if words[0] != words[1]:
+        wanted = "a model with the tokenizer of `model.path`"
+        raise ConfigError(f"`model.teacher`: expected {wanted}, got {settings.teacher}")
+    return teacher
 
 
 def _vision_towers(model: torch.nn.Module) -> list[torch.nn.Module]:

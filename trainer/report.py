@@ -43,6 +43,7 @@ OBJECTIVES = {
     "hist": "HIST",
     "margins": "margins",
     "logit_lens": "logit lens",
+    "distill": "distillation",
 }
 TERMS = {
     "loss": "total loss",
@@ -58,6 +59,8 @@ TERMS = {
     "margin_max": "margins: maxima",
     "lens_raise": "logit lens: on the object",
     "lens_suppress": "logit lens: off the object",
+    "distill_attention": "distillation: attention",
+    "distill_tokens": "distillation: tokens",
 }
 
 

@@ -192,7 +192,7 @@ class _Run:
         return write_report(self.output, self.config.evaluation.compare)
 
     def _trainer(self) -> CountingTrainer:
-        attach_objectives(self.model, self.config)
+        attach_objectives(self.model, self.config, self.processor)
         epochs, streamed = self.config.training.epochs, isinstance(self.train_set, SampleStream)
         order = None
         if not streamed:

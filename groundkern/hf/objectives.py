@@ -144,6 +144,9 @@ class Klal(_Checked):
             lacks to its maximum. The collator makes them: its `map_control`.
         chosen_heads: (layer, head) pairs, the only heads that count and that are computed; the
             layers are those of the pairs. null: all heads of `layers`.
+        picked_heads: of each row, in every step anew and without a gradient through the choice, so
+            many heads of all layers: those with most of their attention on its image; with
+            average_layers. null: not picked.
 
     Source:
         (K1)-(K4), (K6), (G1), (G2), (G4) of docs/methods.md.
@@ -159,6 +162,7 @@ class Klal(_Checked):
     sink_queries: int = 1
     control: Control = None
     chosen_heads: Heads = None
+    picked_heads: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,6 +183,19 @@ class Klal(_Checked):
             fail("over", "columns or renormalised with reverse_kl, infinite elsewhere", "visible")
         if self.chosen_heads is not None and self.layers is not None:
             fail("layers", "None beside chosen_heads, whose pairs name the layers", self.layers)
+        if self.picked_heads is not None:
+            self._check_picked(self.picked_heads)
+
+    def _check_picked(self, count: int) -> None:
+        """What `picked_heads` goes with."""
+        known = type(count) is int and 0 < count <= LARGEST
+        require(known, "picked_heads", "a number above 0, or None", count)
+        wanted = "True with picked_heads, which come from all layers"
+        require(self.average_layers, "average_layers", wanted, self.average_layers)
+        if self.chosen_heads is not None:
+            fail("chosen_heads", "None beside picked_heads", self.chosen_heads)
+        if self.head_weight != "uniform":
+            fail("head_weight", "uniform with picked_heads", self.head_weight)
 
     @property
     def heads_by_layer(self) -> dict[int, tuple[int, ...]] | None:
@@ -341,7 +358,8 @@ class Distillation(_Checked):
         layers: as in `AttentionPolicy`.
         teacher_layers: of the teacher, one for each of `layers`; null: at the same share of its
             depth, so that the last meets the last.
-        exclude_self, rows: as in `AttentionPolicy`; rows are those of the trained tokens.
+        exclude_self: leave out a token's own position (R1).
+        rows: of attention: the "own" rows of the trained tokens, or the "predictor" rows before.
         token_divergence: of tokens, as in `linear_kl`: "forward" is KL(teacher || student).
         beta: of token_divergence js, in (0, 1).
         temperature: both distributions' logits are divided by it.

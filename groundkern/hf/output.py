@@ -22,11 +22,10 @@ class GroundedOutput(ModelOutput):
             "map_kl", "phrase", "subject", "composition", "margin_mean", "margin_max",
             "lens_raise", "lens_suppress", "policy", "distill_attention", "distill_tokens";
             "policy_divergence", (R2) without advantages, which is in no loss; "router_aux" of a
-            mixture of experts with
-            `output_router_logits` on), each already divided by its denominator: over an accumulated
-            batch they add up to the mean. They are without their weights, except for "router_aux",
-            which includes the model's own coefficient. GradCAM terms are left out when gradients
-            are off.
+            mixture of experts with `output_router_logits` on), each already divided by its
+            denominator: over an accumulated batch they add up to the mean. They are without their
+            weights, except for "router_aux", which includes the model's own coefficient. GradCAM
+            terms are left out when gradients are off.
         text_log_prob, text_predicted: fp32 and int64 [B, Rt], log pi of the trained tokens, and the
             most probable token.
         text_entropy: fp32 [B, Rt] with `gk_temperature`, of the distributions that predict the

@@ -9,13 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from groundkern import checks
+from groundkern import attention_map, checks
 from groundkern.divergence import AttentionReference, Kind, Over, check_options, check_target
 from groundkern.divergence_blocks import How, Inputs, Target, divergence
 from groundkern.divergence_terms import Terms
 from groundkern.kept import kept
 from groundkern.normaliser import log_mass, log_sum_exp
-from groundkern.ops.attention_map.api import attention_map
 from groundkern.parallel.agreement import agree, call_words
 from groundkern.parallel.collectives import summed
 from groundkern.parallel.merging import merged_lse

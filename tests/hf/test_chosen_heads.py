@@ -236,6 +236,62 @@ def test_heads_of_a_batch_without_rows_are_empty(qwen):
     assert output.head_maps.shape[1:] == (0, LAYERS, HEADS, 0)
 
 
+PICKED = (
+    Klal(average_layers=True, over="renormalised", picked_heads=5),
+    Klal(average_layers=True, layers=(0, 2), divergence="js", picked_heads=3),
+)
+
+
+@pytest.mark.parametrize("klal", PICKED, ids=str)
+def test_heads_are_picked_by_their_mass_on_the_image(qwen, klal):
+    """A row's own heads, by stored attention; a choice of others gives another loss."""
+    batch = make_batch(qwen, SAMPLES["qwen"], side="left")
+    del batch["gk_text_position"]
+    model = attach(qwen, klal=klal).train()
+    ours = model(**dict(batch)).loss
+    found = gradients(model, ours)
+    rows, worst, choices = [], [], set()
+    for b, sample in enumerate(run_samples(model, batch)):
+        for r, t in enumerate(sample.positions("map")):
+            own = (sample.image == batch["gk_map_image"][b, r]).nonzero()[:, 0]
+            at = sample.image[sample.image >= 0] == batch["gk_map_image"][b, r]
+            p = batch["gk_map_target"][b, r, : len(at)][at].float()
+            every = [sample.layers[n][0][:, t, own] for n in klal.layers or range(LAYERS)]
+            every = torch.cat(every)  # [heads of all layers, C]
+            order = every.sum(-1).argsort(descending=True)
+            choices.add(tuple(sorted(order[: klal.picked_heads].tolist())))
+            if klal.over == "columns":
+                every = every / every.sum(-1, keepdim=True)
+            for picked, into in ((order, rows), (order.flip(0), worst)):
+                q = every[picked[: klal.picked_heads]].mean(0)
+                into.append(divergence(p / p.sum(), q, klal))
+    assert len(choices) > 1  # rows differ
+    wanted = torch.stack(rows).mean()
+    torch.testing.assert_close(ours.detach(), wanted.detach(), rtol=1e-4, atol=0)
+    assert abs(float((torch.stack(worst).mean() - wanted).detach())) > 1e-3
+    expected = gradients(model, wanted)
+    assert_same_gradients({k: found[k] for k in expected}, expected, share=5e-4)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = model(**dict(batch)).loss
+    assert_same_gradients(gradients(model, again), found)
+
+
+def test_all_heads_picked_are_the_mean_of_all(qwen):
+    batch = make_batch(qwen, SAMPLES["qwen"])
+    losses = [
+        attach(qwen, klal=Klal(average_layers=True, picked_heads=picked))(**dict(batch)).loss
+        for picked in (None, LAYERS * HEADS)
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_picked_heads_are_refused_where_a_sequence_is_split(qwen, monkeypatch):
+    monkeypatch.setattr("groundkern.hf.model.request.split_of", lambda *_: object())
+    attach(qwen, klal=Klal(average_layers=True, picked_heads=2)).train()
+    with pytest.raises(ValueError, match=r"klal.picked_heads`: expected whole sequences"):
+        qwen(**make_batch(qwen, SAMPLES["qwen"]))
+
+
 def test_heads_that_do_not_exist_are_refused(qwen):
     for heads, said in (
         (((3, 0),), r"`klal.chosen_heads`: expected layers in \[0, 3\), got \(3,\)"),
@@ -248,3 +304,13 @@ def test_heads_that_do_not_exist_are_refused(qwen):
             Klal(chosen_heads=heads)
     with pytest.raises(ValueError, match="`layers`: expected None beside chosen_heads"):
         Klal(layers=(1,), chosen_heads=((1, 2),))
+    with pytest.raises(ValueError, match=r"picked_heads`: expected at most 12, .* got 13"):
+        attach(qwen, klal=Klal(average_layers=True, picked_heads=13))
+    for options in (
+        {"picked_heads": 3},
+        {"picked_heads": 0, "average_layers": True},
+        {"picked_heads": 2, "average_layers": True, "chosen_heads": ((0, 1),)},
+        {"picked_heads": 2, "average_layers": True, "head_weight": "learned"},
+    ):
+        with pytest.raises(ValueError, match="picked_heads"):
+            Klal(**options)

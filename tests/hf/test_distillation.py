@@ -11,10 +11,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import Distillation, Klal, attach, detach
 from groundkern.hf.model.attach import ATTACHMENT
+from groundkern.hf.model.lesson import token_divergence
 from groundkern.hf.model.teacher import layer_pairs
-from groundkern.losses import token_divergence
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.naive import run_samples
+from tests.hf.packed import packed_batch
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import make_trainer
 
@@ -75,6 +76,19 @@ def test_loss_and_gradients_are_those_written_out(qwen, side):
     expected = gradients(qwen, wanted)
     assert_same_gradients({k: found[k] for k in expected}, expected, share=5e-4)
     assert all(p.grad is None for p in teacher.parameters())
+    detach(teacher)
+
+
+def test_packed_rows_have_the_losses_of_padded_ones(qwen):
+    teacher, rows = (
+        taller_teacher(),
+        tuple(tuple(SAMPLES["qwen"][i] for i in row) for row in ((0, 1), (3, 2))),
+    )
+    attach(qwen, distill=BOTH, teacher=teacher).train()
+    padded = make_batch(qwen, tuple(x for row in rows for x in row))
+    wanted, ours = (qwen(**x).parts for x in (padded, packed_batch(qwen, rows)))
+    for name in ("distill_attention", "distill_tokens"):
+        torch.testing.assert_close(ours[name], wanted[name], rtol=1e-4, atol=0)
     detach(teacher)
 
 
@@ -144,10 +158,11 @@ def test_a_head_with_an_adapter_has_the_same_tokens(qwen):
 def test_divergences_of_tokens_by_hand():
     # teacher (.95, .05), student (.5, .5): KL(student || teacher) = .830366
     student, teacher = torch.zeros(2), torch.tensor([0.95, 0.05]).log()
-    reverse = token_divergence(student, teacher, kind="reverse")
+    how = {"beta": 0.5, "temperature": 1.0}
+    reverse = token_divergence(student, teacher, kind="reverse", **how)
     torch.testing.assert_close(float(reverse), 0.830366, rtol=1e-5, atol=0)
     # the other way .95 ln 1.9 + .05 ln .1 = .494632
-    forward = token_divergence(student, teacher, kind="forward")
+    forward = token_divergence(student, teacher, kind="forward", **how)
     torch.testing.assert_close(float(forward), 0.494632, rtol=1e-5, atol=0)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
-from groundkern.hf import AttentionPolicy, attach, policy_rows, row_counts
+from groundkern.hf import AttentionPolicy, attach, detach, policy_rows, row_counts
+from groundkern.hf.watching.still_policy import StillPolicy
 from groundkern.losses import policy_divergence
 from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.conftest import MODELS
 from tests.hf.naive import run_samples
+from tests.hf.packed import packed_batch
 from tests.hf.samples import SAMPLES, make_batch
 
 LN2 = 0.6931471805599453
@@ -60,14 +65,13 @@ def naive_policy(model, batch: dict, how: AttentionPolicy) -> torch.Tensor:
     return how.weight * total / int((batch["gk_policy_position"] >= 0).sum())
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
-    "how",
+    ("how", "side"),
     [
-        AttentionPolicy(),
-        AttentionPolicy(weight=0.5, layers="all", divergence="kl"),
-        AttentionPolicy(layers=(0, 2), exclude_self=False),
-        AttentionPolicy(layers=(1,), rows="predictor"),
+        (AttentionPolicy(), "left"),
+        (AttentionPolicy(weight=0.5, layers="all", divergence="kl"), "right"),
+        (AttentionPolicy(layers=(0, 2), exclude_self=False), "left"),
+        (AttentionPolicy(layers=(1,), rows="predictor", divergence="reverse_kl"), "right"),
     ],
     ids=str,
 )
@@ -124,6 +128,34 @@ def test_nothing_is_learnt_where_the_policy_is_the_old_one(qwen):
     still, moved = (gradients(qwen, qwen(**alone(x)).loss) for x in (batch, apart))
     name = "model.language_model.layers.1.self_attn.q_proj.weight"
     assert float(still[name].abs().max()) < 1e-4 * float(moved[name].abs().max())
+
+
+def test_packed_rows_have_the_losses_of_padded_ones():
+    layers = ["full_attention", "sliding_attention", "full_attention"]
+    qwen = MODELS["qwen"](
+        layer_types=layers, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    )
+    rows = tuple(tuple(SAMPLES["qwen"][i] for i in row) for row in ((0, 1), (3, 2)))
+    how = AttentionPolicy(layers="all")
+    padded = rollouts(qwen, tuple(x for row in rows for x in row), how)
+    packed = packed_batch(qwen, rows)
+    packed |= policy_rows(packed, torch.ones(2))
+    reference = padded["gk_policy_reference"]
+    placed = torch.zeros(*packed["gk_policy_position"].shape, 3, packed["input_ids"].shape[1])
+    own, other = (x["gk_policy_position"] for x in (padded, packed))
+    for old, new in zip((own >= 0).nonzero(), (other >= 0).nonzero(), strict=True):
+        b, r = new.tolist()
+        place = int(other[b, r])
+        start = place - int(packed["position_ids"][b, place])
+        last = place - start + 1
+        assert last == int(own[tuple(old)]) + 1
+        placed[b, r, :, start : place + 1] = reference[tuple(old)][:, :last]
+        packed["gk_policy_weight"][b, r] = padded["gk_policy_weight"][tuple(old)]
+    packed["gk_policy_reference"] = placed
+    wanted, ours = (qwen.train()(**alone(x)).loss for x in (padded, packed))
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-7)
+    assert_same_gradients(gradients(qwen, ours), gradients(qwen, wanted), share=1e-4)
+    detach(qwen)
 
 
 def test_rows_of_weight_0_count_and_two_signs_cancel(qwen):
@@ -192,3 +224,20 @@ def test_what_is_missing_is_refused_by_name(qwen):
     for layers in ("first", (2, 1), ()):
         with pytest.raises(ValueError, match="ascending order, or last or all"):
             AttentionPolicy(layers=layers)
+
+
+def test_a_policy_that_never_moves_is_told_once():
+    watch = StillPolicy()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for step in range(1, 40):
+            watch.look({"policy_divergence": 1e-8}, step)
+    assert [str(one.message)[:60] for one in told] == [
+        "`policy`: attention was that of its references in the first "
+    ]
+    moved = StillPolicy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(1, 40):
+            moved.look({"policy_divergence": 0.01 if step == 2 else 0.0}, step)
+        StillPolicy().look({"map_kl": 0.0}, 50)

@@ -78,6 +78,16 @@ def test_bells_are_the_target_and_their_half_height_the_set():
     assert 0 < int(inside.sum()) < 20
 
 
+@pytest.mark.parametrize("kind", ["neighbours", "uniform", "overlap", "gaussian", "evidence"])
+def test_bells_of_a_video_are_the_target_of_whatever_kind(kind):
+    bells = region(time=(2.0, 3.0), bells=((0.5, 0.5, 0.1, 0.1), (0.9, 0.1, 0.02, 0.02)))
+    batch = collator(map_kind=kind)([asked((), (CLIP,), (bells,))])
+    found = dequantise(batch["gk_map_target"][0, 0]).view(3, 12)
+    wanted = torch.zeros(3, 12)
+    wanted[1] = target_map(patch_grid(3, 4), bells=bells.bells)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
 def test_shares_and_bells_in_a_video():
     """Two intervals of one second, a step each: 1 of 5 and 4 of 5, whatever is in them."""
     first = region(time=(0.0, 1.0), boxes=(CORNER,), share=1.0)

@@ -58,7 +58,8 @@ def test_every_field_can_be_overridden_and_is_in_the_help():
     text = help_text()
     sections = [name for name in field_names() if name.startswith(("objectives.", "model.lora"))]
     on = [f"--{name}={{}}" for name in sections if name.count(".") == 1]
-    full = config(*REQUIRED, *on).model_dump(mode="json")
+    required = (*REQUIRED, "--model.teacher=t", "--objectives.distill={}")  # one needs the other
+    full = config(*required, *on).model_dump(mode="json")
     for name in field_names():
         assert f"--{name} " in text, name
         default = reduce(dict.get, name.split("."), full)
@@ -66,7 +67,7 @@ def test_every_field_can_be_overridden_and_is_in_the_help():
             continue
         given = "null" if default is None else str(default)
         word = f"--{name}={given}"
-        others = [other for other in REQUIRED if not other.startswith(f"--{name}=")]
+        others = [other for other in required if not other.startswith(f"--{name}=")]
         assert config(*others, word), name
 
 
@@ -152,7 +153,10 @@ def test_the_program_ends_with_2_and_one_sentence(tmp_path, capsys):
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["Smam", "DvSft", "Klal", "Hist", "Margins", "LogitLens"])
+METHODS = ("Smam", "DvSft", "Klal", "Hist", "Margins", "LogitLens", "Distillation")
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_objectives_have_the_library_s_fields_and_defaults(name):
     made = getattr(settings, name)()
     library = {f.name: f.default for f in dataclass_fields(getattr(hf, name))}
@@ -173,3 +177,18 @@ def test_differences_name_the_field_and_both_values():
     found = differences(old, new, ignore=("training.keep",))
     assert "objectives.klal.weight: null -> 2.0" in found
     assert not any(sentence.startswith("training") for sentence in found)
+
+
+def test_a_teacher_and_distillation_come_together(tmp_path):
+    distill = "--objectives.distill={layers: all, tokens: 0.5}"
+    assert config(*REQUIRED, distill, "--model.teacher=large").objectives.distill.layers == "all"
+    for words, wanted in (
+        ((distill,), "`objectives.distill`: expected model.teacher beside it"),
+        (("--model.teacher=large",), "`model.teacher`: expected objectives.distill beside it"),
+        (
+            (distill, "--model.teacher=large", "--training.context_parallel=2"),
+            "`training.context_parallel`: expected 1 with objectives.distill",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            config(*REQUIRED, *words)

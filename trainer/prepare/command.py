@@ -7,8 +7,10 @@ A command is a module with `HELP` (one line), `add_arguments(parser)` and `run(a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from types import ModuleType
 
-from trainer.prepare import render, teach, words
+from trainer.prepare import render, words
 from trainer.prepare.adapt import command as adapt
 from trainer.prepare.gaze import command as gaze
 from trainer.prepare.maps import command as maps
@@ -23,14 +25,18 @@ COMMANDS = {
     "maps": maps,
     "adapt": adapt,
     "gaze": gaze,
-    "teach": teach,
 }
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
-    """Adds every command of `COMMANDS` below `prepare`."""
+def add_commands(parser: argparse.ArgumentParser, more: Mapping[str, ModuleType]) -> None:
+    """Adds every command of `COMMANDS` below `prepare`.
+
+    Args:
+        parser: of `prepare`.
+        more: commands that are on top of others of the program, and so not in this package.
+    """
     commands = parser.add_subparsers(dest="prepare_command", required=True)
-    for name, module in COMMANDS.items():
+    for name, module in {**COMMANDS, **more}.items():
         command = commands.add_parser(
             name,
             help=module.HELP,

@@ -94,9 +94,9 @@ def attach(
         model: a transformers model, bare or inside PEFT.
         smam, dv_sft, klal, hist, margins, logit_lens, policy, distill: the objectives to train
             beside the text loss; None: not trained.
-        teacher: of `distill`: another transformers model of the same tokens, on the same device. It
-            is frozen, set to eval mode and attached, and is no part of `model`, its parameters or
-            its checkpoints.
+        teacher: of `distill`: another transformers model of the same tokens. It is frozen, set to
+            eval mode and attached, moves to the batches' device, and is no part of `model`, its
+            parameters or its checkpoints.
         backend: of every op: "auto", "reference", "native" or "triton".
 
     Returns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,6 @@ from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import take_rows
 from groundkern.hf.model.teacher import Lesson, Teacher, taught_rows
 from groundkern.hf.objectives import Objectives
-from groundkern.losses import token_divergence
 
 
 def teach(request: Request, teacher: Teacher | None) -> Lesson | None:
@@ -27,12 +28,12 @@ def teach(request: Request, teacher: Teacher | None) -> Lesson | None:
         What the student is compared with; None if nothing is distilled.
 
     Raises:
-        ValueError: a teacher in training mode, on another device, or that does not take the batch.
+        ValueError: a teacher in training mode, or that does not take the batch.
     """
     how = request.terms.distill
     if how is None:
         return None
-    teacher.check(request.input_ids.device)
+    teacher.ready(request.input_ids.device)
     position = request.batch.text_position
     own = {"gk_image": request.batch.image, "gk_text_position": position}
     with torch.no_grad():
@@ -92,3 +93,30 @@ def taught_tokens(request: Request, hidden: Tensor, lesson: Lesson) -> Tensor:
 
     with forward_replaced(head, fused):
         return head(own).view(position.shape)
+
+
+def token_divergence(
+    logits: Tensor, teacher_logits: Tensor, *, kind: str, beta: float, temperature: float
+) -> Tensor:
+    """What `linear_kl` computes, from stored logits of these rows only.
+
+    Args:
+        logits: fp32 [N, V].
+        teacher_logits: fp32 [N, V]; no gradient.
+        kind, beta, temperature: as in `linear_kl`.
+
+    Returns:
+        [N], in nats.
+
+    Source: (T1)-(T3).
+    """
+    s = (logits / temperature).log_softmax(-1)
+    t = (teacher_logits.detach() / temperature).log_softmax(-1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    if kind != "js":
+        return kl(t, s) if kind == "forward" else kl(s, t)
+    m = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
+    return beta * kl(t, m) + (1.0 - beta) * kl(s, m)

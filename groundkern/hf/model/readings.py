@@ -23,6 +23,7 @@ from groundkern.hf.model.request import Request
 from groundkern.hf.model.rows import Rows, Window, map_sets
 from groundkern.hf.objectives import Klal
 from groundkern.losses import map_divergence
+from groundkern.normaliser import log_sum_exp
 from groundkern.selection import KeySets, QueryRows, Selection
 
 
@@ -232,6 +233,46 @@ class MapSum(MapReading):
         return total / layers.clamp(min=1)
 
 
+class PickedSum(MapSum):
+    """The mean map of the heads, of all layers, with most of their attention on a row's image (K6).
+
+    Which these are is known behind the last layer: the rows' queries and the keys of every layer
+    stay until then, as those of a cache for generation do.
+    """
+
+    def __init__(self, at: MapRows, layers: tuple[int, ...] | None, over: str, count: int) -> None:
+        super().__init__(at, layers, over)
+        self.count = count
+        self.saved: list[Layer] = []
+        self.mass: list[Tensor] = []  # [N, H] of each
+
+    def of(self, layer: Layer) -> Layer:
+        """The layer, without what is not read again."""
+        v = layer.v if layer.sinks is not None else None
+        taken = {self.at.rows: layer.queries(self.at.rows)}
+        return layer._replace(module=None, q=None, v=v, out=None, taken=taken)
+
+    def add(self, layer: Layer) -> None:
+        """Save one layer, and how much of each head's attention is on the image."""
+        self.saved.append(layer)
+        with torch.no_grad():
+            at, q, options = self.at, layer.queries(self.at.rows), self.options(layer)
+            given, lse = (q, layer.k, at.rows.at(layer.window), at.columns), options["lse"]
+            own = log_sum_exp(*given, "columns", at.allowed, layer.options)
+            if lse is None:
+                lse = log_sum_exp(*given, "visible", None, layer.options)
+            self.mass.append(torch.where(own.isinf(), 0.0, (own - lse).exp()))
+
+    def mean(self) -> Tensor:
+        """[N, C]: over the picked heads of each row."""
+        mass = torch.cat(self.mass, 1)  # [N, L H]
+        picked = torch.zeros_like(mass).scatter_(1, mass.topk(self.count, 1).indices, 1.0)
+        parts = (picked / self.count).split([mass.shape[1] for mass in self.mass], 1)
+        weights = zip(self.saved, parts, strict=True)
+        self.head_weight = {layer.number: weight for layer, weight in weights}  # [N, H] each
+        return sum(map(self.map, self.saved), self.total)
+
+
 class RecordedMaps(MapReading):
     """The map rows' attention in every layer, without a gradient."""
 
@@ -319,11 +360,13 @@ def readings_of(request: Request) -> Readings:
         at, klal, margins = map_rows_of(request), terms.klal, terms.margins
         if klal is not None:
             weight = head_weight_of(request.model, klal)
-            heads = klal.heads_by_layer
+            heads, layers = klal.heads_by_layer, klal.counted_layers
             if klal.by_queries:
                 pass  # `sink_heads` adds what it reads
+            elif klal.picked_heads is not None:
+                found.kl_map = PickedSum(at, layers, klal.over, klal.picked_heads)
             elif klal.average_layers:
-                found.kl_map = MapSum(at, klal.counted_layers, klal.over, weight, heads)
+                found.kl_map = MapSum(at, layers, klal.over, weight, heads)
             else:
                 found.kl = MapLoss(at, map_target(request), klal, weight)
         if margins is not None and margins.maps == "attention":

@@ -137,6 +137,8 @@ class Request:
                 fail("klal.head_weight", "whole sequences for head weights of each row", got)
             if terms.smam is not None and terms.smam.keep == "sinks":
                 fail("smam.keep", "whole sequences for sinks", got)
+            if terms.klal is not None and terms.klal.picked_heads is not None:
+                fail("klal.picked_heads", "whole sequences for heads that are picked by row", got)
             if terms.gradcam:
                 fail(terms.gradcam[0], "whole sequences for maps of GradCAM", got)
             if temperature is not None:

@@ -400,6 +400,9 @@ def _refuse_maps(
     for pair in heads:
         if pair[1] >= count:
             fail(field, f"pairs of a layer and one of its heads in [0, {count})", tuple(pair))
+    most = count * len(chosen or attention)
+    if (getattr(how, "picked_heads", None) or 0) > most:
+        fail(f"{name}.picked_heads", f"at most {most}, the heads of its layers", how.picked_heads)
     if getattr(how, "by_queries", False) and not hasattr(text_decoder(model), "layers"):
         got = f"{type(model).__name__}, whose decoder has no list of layers"
         fail(f"{name}.head_weight", "layers whose outputs can be read", got)

@@ -72,15 +72,16 @@ class Teacher:
         """Itself: a copy of the student is taught by the same model."""
         return self
 
-    def check(self, device: torch.device) -> None:
-        """Raise for a teacher that cannot run on a batch.
+    def ready(self, device: torch.device) -> None:
+        """Bring a teacher to where batches are, unless it was dispatched to devices of its own.
 
         Raises:
-            ValueError: it is in training mode, or on another device.
+            ValueError: it is in training mode.
         """
         require(not self.model.training, "teacher", "a model in eval mode", "training mode")
-        found = next(self.model.parameters()).device
-        require(found == device, "teacher", f"a model on {device}, where the batch is", found)
+        own = next(self.model.parameters()).device
+        if own != device and getattr(self.model, "hf_device_map", None) is None:
+            self.model.to(device)
 
 
 class Lesson(NamedTuple):

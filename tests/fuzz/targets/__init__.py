@@ -16,7 +16,7 @@ SHARES = {
     "path": 50,
     "usage": 40,
     "squad_rows": 30,
-    **dict.fromkeys(("join", "json_lines"), 18),
+    **dict.fromkeys(("join", "json_lines", "fixations"), 18),
     **dict.fromkeys(("json_array", "metrics", "cached_answer", "tokens", "answers"), 8),
     **dict.fromkeys(("pickle", "embedded", "image", "raster", "prepare_record", "noun_phrases"), 5),
     "answers": 3,
@@ -41,6 +41,7 @@ MODULES = (
     "rasters",
     "predictions",
     "clips",
+    "gaze",
 )
 
 

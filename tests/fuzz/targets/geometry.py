@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from groundkern import maps
+from groundkern.bells import bell_mass
 from tests.fuzz.target import Target, expect, json_object
 from trainer.data.images import SampleError
 from trainer.places.layouts import Place
@@ -72,6 +73,12 @@ def check_places(data: bytes) -> bool:
         held = int(maps.contains(rects, [point]).sum())
         expect(held == 1, "one cell for each point", held, point)
         taken += 1
+    for bell in _rows(found.get("bells"), 4):
+        if min(bell[2:]) > 0:
+            mass = bell_mass(rects, [bell])[0]
+            expect(abs(float(mass.sum()) - 1) < NEAR, "all of the bell", mass, bell)
+            expect(float(mass.min()) >= 0, "no negative mass", mass, bell)
+            taken += 1
     corners = _rows(found.get("polygon"), 2)
     if len(corners) >= 3:
         hull = _hull(corners)
@@ -140,6 +147,7 @@ PLACES = {
     "all": json.dumps(
         {
             "boxes": [[0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9]],
+            "bells": [[0.2, 0.9, 0.1, 0.01], [0, 1, 1e-300, 1], [0.5, 0.5, 0.5, 0.5]],
             "points": [[0, 0], [1, 1], [0.25, 0.5], [0.3333333333333333, 0.1]],
             "polygon": [[0, 0], [1, 0.1], [0.9, 1], [0.2, 0.7]],
             "polyline": [[0, 0], [0.5, 0.1], [0.5, 0.9], [1, 1]],

@@ -84,6 +84,19 @@ def test_masks_and_heats_are_passed_on(root, capsys):
     assert [len(region.rasters) for region in loaded.regions] == [1, 1, 1, 0]
 
 
+def test_spreads_and_shares_are_passed_on_in_pixels(root, capsys):
+    """The image has 200 x 100 pixels: a tenth of either side is 20 or 10."""
+    point = {"points": [[0.5, 0.5]], "coord": "unit"}
+    given = [{**point, "spread": 0.1, "share": 2}, {**point, "spread": [0.1, 0.1]}]
+    (sample,), rejected = places(root, record(*given), grid="1x2")
+    assert rejected == []
+    assert [region["spread"] for region in sample["regions"]] == [20, [20, 10]]
+    assert [region.get("share") for region in sample["regions"]] == [2, None]
+    assert "2.0  tokens on the target, on average, with 100% of" in capsys.readouterr().out
+    first, second = JsonLinesDataset(root / "out.jsonl", root=root / "img")[0].regions
+    assert (first.bells, second.bells) == (((0.5, 0.5, 0.1, 0.2),), ((0.5, 0.5, 0.1, 0.1),))
+
+
 def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
     given = [{"box": [0, 0, 100, 50]}, {"box": [100, 50, 200, 100]}, {"points": [[1, 1], [2, 2]]}]
     options = {"question": "Find the {label}.", "answer": "At {box} are {count} {{dogs}}."}
@@ -115,6 +128,9 @@ def test_places_of_a_label_are_one_phrase_and_answers_may_say_where(root):
         (record({"box": [150, 50, 210, 90]}), "`places[0].box`: expected coordinates within 200"),
         (record({"box": [200.5, 5, 201, 9]}), "expected a box that overlaps the image"),
         (record({"box": [0, 0, "9", 9]}), "expected 4 numbers"),
+        (record({"points": [[1, 1]], "spread": 0}), "`places[0].spread`: expected numbers above 0"),
+        (record({"points": [[1, 1]], "spread": [1]}), "`places[0].spread`: expected 2 numbers"),
+        (record({"points": [[1, 1]], "share": -1}), "`regions[0].share[0]`: expected greater than"),
         (record({"box": [0, 0, True, 9]}), "expected 4 numbers"),
         (record({"box": {"x": 0}}), "expected 4 numbers"),
         (record({"box": [1, 2, 3]}), "expected 4 numbers"),

@@ -19,7 +19,7 @@ from trainer.__main__ import main
 from trainer.data.sample import parse_sample
 from trainer.prepare.pipeline import write_image
 from trainer.prepare.sources import Item
-from trainer.prepare.teach import Teach
+from trainer.teaching import Teach
 
 NAME, CELL = "qwen2_5_vl", videos.CELLS["qwen2_5_vl"]
 SIZE = (4 * CELL, 3 * CELL)  # 3 rows of 4 tokens

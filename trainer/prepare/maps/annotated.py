@@ -44,9 +44,10 @@ class Annotate:
 
     A place is one of box, points, polygon and polyline, with `coord` (of `UNITS`) and, for boxes,
     `order` (xyxy, xywh, cxcywh), or a mask (with `mask_value`) or heat as docs/data-format.md has
-    them. It may have `field` (what errors call it), `group` (places of one group count as one
-    thing), `clip` (a convex polygon may stick out of the image, and is cut at its edge) and `notes`
-    (texts that are counted). `size` of a record is the (width, height) that was annotated: an image
+    them. Points may have a `spread` in that unit, and every place a `share`. It may have `field`
+    (what errors call it), `group` (places of one group count as one thing), `clip` (a convex
+    polygon may stick out of the image, and is cut at its edge) and `notes` (texts that are
+    counted). `size` of a record is the (width, height) that was annotated: an image
     of another means other pixels.
     """
 
@@ -73,6 +74,8 @@ class Annotate:
         made, rasters, counts = [], [], Counter({"regions": len(places), "boxes_cut": 0})
         for i, place in enumerate(places):
             part, cut = self._place(place, f"places[{i}]", size, where)
+            if "share" in place:
+                part["share"] = place["share"]
             made.append(part)
             rasters += self._rasters(part, place.get("field", f"places[{i}]"), size, where)
             counts["boxes_cut"] += cut
@@ -128,6 +131,9 @@ class Annotate:
             (x, y), cut = frame.point(value, f"{field}.{kind}[{i}]")
             points.append([x * scale[0], y * scale[1]])
             moved += cut
+        if kind == "points" and place.get("spread") is not None:
+            spread = _spread(place["spread"], scale, where, f"{field}.spread")
+            return {kind: points, "spread": spread}, moved
         return {kind: points}, moved
 
     def _clipped(self, points: list, frame: Frame, field: str) -> tuple[list, int]:
@@ -154,6 +160,16 @@ class Annotate:
             raise place.wrong("the path of a grey PNG or a .npy", repr(part["heat"])[:80])
         find = partial(find_mask, value=value) if kind == "mask" else find_heat
         return [find(part[kind], place=place).load({})]
+
+
+def _spread(value: Any, scale: tuple[float, float], where: str, field: str) -> float | list[float]:
+    """A spread in pixels; a number alone is one of x."""
+    several = isinstance(value, list)
+    given = numbers(value if several else [value], 2 if several else 1, where, field)
+    if min(given) <= 0:
+        raise wrong(where, field, "numbers above 0", repr(value)[:80])
+    found = [each * s for each, s in zip(given, scale)]
+    return found if several else found[0]
 
 
 def _things(places: list[dict], groups: list) -> int:

@@ -69,7 +69,9 @@ class Grid:
         shapes: dict[str, list] = {"rasters": list(rasters)} if rasters else {}
         for region in record["regions"]:
             for name, kind in _KINDS.items():
-                if name in region:
+                if name == "points" and "spread" in region:
+                    shapes.setdefault("bells", []).extend(_bells(region, size))
+                elif name in region:
                     shapes.setdefault(kind, []).extend(_fractions(region[name], name, size))
         if not shapes:
             return {}
@@ -89,6 +91,14 @@ def _fractions(place: list, name: str, size: tuple[int, int]) -> list:
         return [[value / size[i % 2] for i, value in enumerate(place)]]
     points = [[x / size[0], y / size[1]] for x, y in place]
     return points if name == "points" else [points]
+
+
+def _bells(region: Mapping, size: tuple[int, int]) -> list:
+    """The points of a record with a spread, as `groundkern.maps` wants them."""
+    spread = region["spread"]
+    across, down = spread if isinstance(spread, list) else (spread, spread)
+    points = _fractions(region["points"], "points", size)
+    return [[x, y, across / size[0], down / size[1]] for x, y in points]
 
 
 def show_maps(counts: Mapping[str, float]) -> None:
