@@ -186,6 +186,11 @@ def test_a_batch_without_query_tokens_is_refused(qwen):
         qwen(**short)
 
 
+def test_chosen_heads_beside_weights_of_each_row_are_refused():
+    with pytest.raises(ValueError, match="`chosen_heads`: expected None with head_weight sink"):
+        Klal(**SINK, head_weight="sink", chosen_heads=((0, 1),))
+
+
 def test_a_sequence_on_several_ranks_is_refused(qwen, monkeypatch):
     monkeypatch.setattr("groundkern.hf.model.request.split_of", lambda *_: object())
     attach(qwen, klal=Klal(**SINK, head_weight="sink"))
@@ -196,6 +201,7 @@ def test_a_sequence_on_several_ranks_is_refused(qwen, monkeypatch):
 MASS = (
     {"divergence": "mass", "over": "visible", "layers": (0, 2)},
     {"divergence": "share", "over": "renormalised"},
+    {"divergence": "mass", "over": "visible", "chosen_heads": ((0, 1), (2, 0), (2, 3))},
 )
 
 
@@ -212,8 +218,9 @@ def test_mass_losses_are_those_written_out(qwen, options):
             at = sample.image[sample.image >= 0] == batch["gk_map_image"][b, r]
             weight = batch["gk_map_target"][b, r, : len(at)][at].float()
             weight = weight / weight.max()
-            for n in klal.layers or (0, 1, 2):
-                q = sample.layers[n][0][:, t, own].mean(0)
+            for n in klal.counted_layers or (0, 1, 2):
+                heads = (klal.heads_by_layer or {}).get(n, (0, 1, 2, 3))
+                q = sample.layers[n][0][list(heads), t][:, own].mean(0)
                 if klal.divergence == "mass":
                     losses.append(-(weight * q).sum().log())
                 else:
