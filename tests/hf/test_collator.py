@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import LlavaConfig
 
 from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
-from groundkern.hf.data import collator as collating
+from groundkern.hf.data import sequences
 from groundkern.hf.data.batch import FIELDS
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Region, Word
@@ -436,12 +436,12 @@ def test_images_in_bfloat16_get_the_dtype_of_the_model(monkeypatch, dtype):
     """Llama 4's processor makes them so, and a model in fp32 does not take them."""
     processor, config = tiny_qwen_processor(), make_config("qwen")
     config.dtype = dtype
-    plain = collating.call
+    plain = sequences.call
 
     def call(*args, **options):
         features = plain(*args, **options)
         return {**features, "pixel_values": features["pixel_values"].bfloat16()}
 
-    monkeypatch.setattr(collating, "call", call)
+    monkeypatch.setattr(sequences, "call", call)
     batch = GroundingCollator(processor, config)([_rich()])
     assert batch["pixel_values"].dtype == (dtype or torch.float32)
