@@ -27,6 +27,7 @@ from groundkern.hf import (
     GroundedOutput,
     GroundingCollator,
     Klal,
+    PatchText,
     Smam,
     attach,
     context_parallel,
@@ -117,9 +118,12 @@ class Case:
         return batch
 
 
+# BASIC and the words of patch-text contrast need whole sequences
+SPLIT = {name: how for name, how in METHODS["attention"].items() if name != "basic"}
+SPLIT["patch_text"] = PatchText()
 CASES = {
     "three": Case(THREE),
-    "all": Case(METHODS["attention"], rows="weighted"),
+    "all": Case(SPLIT, rows="weighted"),
     "each head": Case(EACH, order="contiguous"),
     "chosen heads": Case(HEADS, order="striped"),
     "per layer": Case(PER_LAYER, order="striped"),
@@ -132,8 +136,8 @@ CASES = {
     "evaluation": Case(THREE, training=False),
     "adapters": Case(THREE, lora=True),
     "ring": Case(THREE, engine="ring", multiple=24),
-    "videos of Qwen2.5-VL": Case(METHODS["attention"], family="qwen2_5_vl", videos=True),
-    "videos of Qwen3-VL": Case(METHODS["attention"], family="qwen3_vl", videos=True),
+    "videos of Qwen2.5-VL": Case(SPLIT, family="qwen2_5_vl", videos=True),
+    "videos of Qwen3-VL": Case(SPLIT, family="qwen3_vl", videos=True),
     "kept sinks": Case({"smam": Smam(keep="sinks")}, rows="few"),  # refused
     "ring, checkpointed": Case(THREE, engine="ring", multiple=24, checkpointed=True),
 }

@@ -91,5 +91,7 @@ def every_key_a_column(ids: torch.Tensor) -> dict:
         "gk_map_token_position": torch.full((batch, 0), -1),
         "gk_map_image": torch.full((batch, 0), -1),
         "gk_map_target": torch.zeros(batch, 0, length, dtype=torch.int32),
+        "gk_map_weight": torch.ones(batch, 0),
+        "gk_query_position": torch.full((batch, 0, 0), -1),
         "gk_map_columns": torch.arange(length, dtype=torch.int32).expand(batch, -1),
     }

@@ -189,6 +189,7 @@ def _encode(sample: Sample, image_token: int | None) -> tuple[Tensor, SampleFiel
         "map": range(len(sample.maps)),
         "phrase": [number for _, number, _ in rows],
         "lens": range(len(sample.lens)),
+        "contrast": range(len(sample.contrast)),
     }
     weights = {
         f"{group}_weight": [sample.weights[n % len(sample.weights)] for n in own]

@@ -188,7 +188,7 @@ def test_a_character_whose_removal_shifts_the_offsets_is_refused():
 def test_the_last_token_of_an_answer_that_ends_in_a_combining_mark():
     """Qwen's NFC: the mark has no offsets of its own, and KLAL's row is that of the whole."""
     answer = "The cafe\u0301"
-    for rows in MAP_ROWS:
+    for rows in set(MAP_ROWS) - {"anchor"}:  # which is a token of its own
         made = collator("nfc", map_rows=rows)
         batch = made([make_example(answer, [make_region(answer, "cafe\u0301")])])
         positions = live(batch["gk_map_position"][0])

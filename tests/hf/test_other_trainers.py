@@ -59,11 +59,11 @@ def test_everything_runs_in_the_asked_precision(tmp_path, monkeypatch, compiled)
     seen = []
     forward = wiring.grounded_forward
 
-    def watched(model, objectives, inputs):
+    def watched(model, objectives, inputs, teacher):
         dtype = torch.get_autocast_dtype("cpu")
         part = inputs.get("gk_part") or inputs.get("gk_record")
         seen.append((part, model.training, torch.is_autocast_enabled("cpu"), dtype))
-        return forward(model, objectives, inputs)
+        return forward(model, objectives, inputs, teacher)
 
     monkeypatch.setattr(wiring, "grounded_forward", watched)
     options = {"torch_compile_backend": "eager"} if compiled else {}

@@ -440,8 +440,8 @@ def test_examples_of_the_documentation_are_valid():
     blocks = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
     samples = [json.loads(block) for block in blocks if "messages" in block]
     lines = [block.splitlines() for block in blocks if "messages" not in block]
-    assert len(samples) == 5
-    assert [len(each) for each in lines] == [1, 6, 4, 2, 1]
+    assert len(samples) == 6
+    assert [len(each) for each in lines] == [1, 7, 6, 2, 1]
     (videos,) = lines.pop(0)
     for sample in (*samples, {**samples[0], **json.loads(videos)}):
         SampleRecord.model_validate(sample)

@@ -297,7 +297,7 @@ def numeric_fields() -> list[str]:
     """Every field of the settings that takes a number, or several."""
     names = []
     on = {name: {} for name in Objectives.model_fields}
-    full = whole(model={"lora": {}}, objectives=on)
+    full = whole(model={"lora": {}, "teacher": "t"}, objectives=on)
     for name in field_names():
         kind = type(reduce(getattr, name.split("."), full))
         text = str(annotation(name))
@@ -331,6 +331,8 @@ def whole(**sections: dict) -> Config:
 def changed(name: str, value: object) -> Config:
     section, *path = name.split(".")
     fields = reduce(lambda inner, key: {key: inner}, reversed(path), value)
+    if path[0] == "distill":
+        return whole(**{section: fields}, model={"teacher": "t"})
     if name == "training.epochs":
         fields["steps"] = None
     return whole(**{section: fields})

@@ -142,6 +142,7 @@ FIELDS = {
     ),
     "contrast_position": Field("B Rc", "position", "patch-text: visual tokens on words' regions"),
     "contrast_label": Field("B Rc X", "token id", "the words whose regions a visual token is on"),
+    "contrast_weight": Field("B Rc", "weight", "what a row of patch-text contrast counts for"),
     "contrast_bag": Field("B I Z", "token id", "the words of each image that have a region"),
 }
 """Every tensor of a batch by its name without `gk_`.

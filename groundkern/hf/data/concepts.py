@@ -153,9 +153,9 @@ def contrast_rows(
             their image) and `contrast_dropped_...` as `lens_rows` does.
 
     Returns:
-        `contrast_position`, `contrast_label`, `contrast_bag`.
+        `contrast_position`, `contrast_label`, `contrast_weight`, `contrast_bag`.
 
-    Source: (B4).
+    Source: (B4), (W1).
     """
     example = layout.example
     bags: list[list[int]] = [[] for _ in (*example.images, *example.videos)]
@@ -163,10 +163,12 @@ def contrast_rows(
     for (image, label), _ in found:
         bags[image].append(label)
     said: dict[int, list[int]] = {}  # words of each visual token
-    for (image, label), (mask, _) in found:
+    weights: dict[int, float] = {}
+    for (image, label), (mask, weight) in found:
         if len(bags[image]) > 1:
             for token in layout.visual[mask].tolist():
                 said.setdefault(token, []).append(label)
+                weights[token] = max(weight, weights.get(token, 0.0))
     alone = sum(len(bag) == 1 for bag in bags)
     bags = [bag if len(bag) > 1 else [] for bag in bags]
     counts["contrast_rows"] += len(said)
@@ -176,6 +178,7 @@ def contrast_rows(
     return {
         "contrast_position": [position for position, _ in rows],
         "contrast_label": [labels for _, labels in rows],
+        "contrast_weight": [weights[position] for position, _ in rows],
         "contrast_bag": bags,
     }
 

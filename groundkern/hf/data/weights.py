@@ -14,7 +14,7 @@ from torch import Tensor
 from groundkern import checks
 from groundkern.checks import require
 
-GROUPS = ("side", "word", "map", "phrase", "lens")
+GROUPS = ("side", "word", "map", "phrase", "lens", "contrast")
 """The groups of a batch's tensors whose rows have weights: `gk_side_weight`, ..."""
 
 
@@ -26,8 +26,8 @@ def weightless_rows_as_padding(tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
     Returns:
         New positions of the groups with weights, weights of 0 for padding, and what goes with the
-        rows: composites that have a phrase of weight 0, and the labels of images whose labelled
-        tokens all have.
+        rows: composites that have a phrase of weight 0, and the labels and words of images whose
+        rows all have.
 
     Source: (W1).
     """
@@ -47,11 +47,11 @@ def weightless_rows_as_padding(tensors: Mapping[str, Tensor]) -> dict[str, Tenso
             weights = composite_weights(composite, position, number, weight)
             changed["phrase_number"] = torch.where(weight != 0, number, -1)
             changed["phrase_composite"] = torch.where(weights[..., None] != 0, composite, -1)
-        if group == "word" and {"word_bag", "image"} <= tensors.keys():
-            bag, image = tensors["word_bag"], tensors["image"]
+        if {f"{group}_bag", "image"} <= tensors.keys():
+            bag, image = tensors[f"{group}_bag"], tensors["image"]
             of = image.gather(1, position.clamp(min=0).long())
             weights = _largest(position, of, weight, bag.shape[1])
-            changed["word_bag"] = torch.where(weights[..., None] != 0, bag, -1)
+            changed[f"{group}_bag"] = torch.where(weights[..., None] != 0, bag, -1)
     return changed
 
 

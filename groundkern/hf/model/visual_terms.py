@@ -78,7 +78,7 @@ def patch_text_term(request: Request, body: BodyOutput) -> tuple[Tensor, Parts]:
     position = torch.cat((at, batch.map_columns), 1) if how.words else at
     logits = word_logits(head, take_rows(body.hidden, position), words, rule)
     on, off = logits[:, : at.shape[1]], logits[:, at.shape[1] :]
-    rows = contrast(on, match, valid, temperature=how.temperature)
+    rows = batch.contrast_weight * contrast(on, match, valid, temperature=how.temperature)
     denominator = request.denominator("contrast")
     parts = {"patch_text": mean_rows(rows, at >= 0, denominator=denominator)}
     loss = how.weight * parts["patch_text"]

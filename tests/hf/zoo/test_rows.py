@@ -115,7 +115,8 @@ def test_what_works(name):
     assert found.collator == (OK if family.processor is not None else "")
     if name in WHOLE:
         assert (found.attach, found.doctor) == (OK, OK)
-        assert set(found.objectives.values()) == {OK}
+        said = {name: text for name, text in found.objectives.items() if text != OK}
+        assert not said or (name == "gemma3n" and "several" in said.pop("basic") and not said)
 
 
 WHOLE = {
