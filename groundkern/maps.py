@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundkern.bells import bell_mass, outlines_of
-from groundkern.centres import centred
+from groundkern.targets.bells import bell_mass, outlines_of
+from groundkern.targets.centres import centred
 from groundkern.checks import fail, require
 from groundkern.rasters import Raster
-from groundkern.shapes import (
+from groundkern.targets.shapes import (
     Coordinates,
     Shapes,
     area_of,
@@ -213,7 +213,7 @@ def target_map(
             counts as much as being on a shape, and the larger of the two values is taken.
         bells: [m, 4] float (x, y, sx, sy): points with a spread, their standard deviation. They
             are the target themselves, as heats are: a token has the sum of what each bell has over
-            it (`groundkern.bells`), every point as much as another. Beside shapes a whole bell
+            it (`groundkern.targets.bells`), every point as much as another. Beside shapes a whole bell
             counts as much as being on a shape.
 
     Returns:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundkern import maps
-from groundkern.areas import covered
+from groundkern.targets.areas import covered
 from groundkern.maps import patch_grid, raster_overlap
 from groundkern.rasters import HOT, Raster
 

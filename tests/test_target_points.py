@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groundkern import maps
-from groundkern.bells import bell_mass, outlines_of
+from groundkern.targets.bells import bell_mass, outlines_of
 from groundkern.maps import patch_grid, target_map
 from groundkern.rasters import Raster
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundkern.areas import covered
+from groundkern.targets.areas import covered
 from groundkern.checks import require
 from groundkern.rasters import Raster
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
-from groundkern.shapes import Coordinates, area_of, rows_of
+from groundkern.targets.shapes import Coordinates, area_of, rows_of
 
 LEAST = 0.01
 """Of a bell: with less of it on the visual tokens it falls on none of them."""
