@@ -89,7 +89,7 @@ def _agree(
 ) -> None:
     sizes = tuple(inputs[0].shape[1:])
     if isinstance(reference, AttentionReference):
-        inputs = (*inputs, *(x.detach() for x in reference[:2]))
+        inputs = (*inputs, *(None if x is None else x.detach() for x in reference[:4]))
         sizes = (*sizes, *reference.q.shape[1:], reference.scale, reference.softcap)
     words = call_words("attention_divergence", inputs, *sizes, *options)
     agree(rows.together, words, rows.shard.group, rows.owner.device)
