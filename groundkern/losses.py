@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groundkern.checks import fail, require
-from groundkern.masses import mass_loss
+from groundkern.masses import divided_by_sum, mass_loss
 
 
 class SmamLoss(NamedTuple):
@@ -231,7 +231,7 @@ def map_divergence(
     target = target.detach().to(q.dtype)
     tiny = torch.finfo(q.dtype).tiny
     if renormalise:
-        q = q / q.sum(-1, keepdim=True).clamp_min(tiny)
+        q = divided_by_sum(q)
     p = target / target.sum(-1, keepdim=True).clamp_min(tiny)
     valid = torch.ones_like(p, dtype=torch.bool) if valid is None else valid
     log_q = q.clamp_min(tiny).log()

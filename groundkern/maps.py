@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from groundkern.bells import bell_mass, outlines_of
-from groundkern.centres import centred
-from groundkern.checks import fail, require
+from groundkern.checks import require
 from groundkern.rasters import Raster
-from groundkern.shapes import (
+from groundkern.targets.bells import bell_mass, outlines_of
+from groundkern.targets.centres import centred
+from groundkern.targets.shapes import (
     Coordinates,
     Shapes,
     area_of,
@@ -53,6 +53,7 @@ __all__ = [
 
 FIXED_POINT_ONE = 1 << 20
 """The integer that `quantise` stores for a map's maximum."""
+KINDS = ("neighbours", "uniform", "overlap", "gaussian", "evidence", "centre")
 EVIDENCE_SIGMA = 0.25  # of EASE's bells, in sides of their boxes
 
 
@@ -213,8 +214,8 @@ def target_map(
             counts as much as being on a shape, and the larger of the two values is taken.
         bells: [m, 4] float (x, y, sx, sy): points with a spread, their standard deviation. They
             are the target themselves, as heats are: a token has the sum of what each bell has over
-            it (`groundkern.bells`), every point as much as another. Beside shapes a whole bell
-            counts as much as being on a shape.
+            it (`targets.bells`), every point as much as another. Beside shapes a whole bell counts
+            as much as being on a shape.
 
     Returns:
         [n] fp32, sums to 1; all zero if the shapes fall on no token.
@@ -258,6 +259,8 @@ def target_values(
     good = len(levels) == 3 and min(levels) >= 0 and levels[0] > 0
     require(good, "levels", "three numbers >= 0", levels)
     require(sigma > 0, "sigma", "a number above 0", sigma)
+    wanted = "'neighbours', 'uniform', 'overlap', 'gaussian', 'evidence' or 'centre'"
+    require(kind in KINDS, "kind", wanted, repr(kind))
     masks = [raster for raster in rasters if not raster.heat]
     heats = [raster for raster in rasters if raster.heat]
     shapes = Shapes(boxes, points, polygons, polylines, masks)
@@ -265,7 +268,10 @@ def target_values(
     most = levels[0] if kind in ("neighbours", "uniform") else 1.0
     for heat in heats:
         values = torch.maximum(values, most * raster_overlap(rects, heat))
-    return torch.maximum(values, most * bell_mass(rects, bells).sum(0))
+    spread = torch.zeros_like(values)
+    for some in rows_of("bells", bells, 4).split(64):  # a record of gaze has thousands
+        spread += bell_mass(rects, some).sum(0)
+    return torch.maximum(values, most * spread)
 
 
 def _by_kind(rects: Tensor, kind: str, levels: tuple, sigma: float, shapes: Shapes) -> Tensor:
@@ -286,11 +292,8 @@ def _by_kind(rects: Tensor, kind: str, levels: tuple, sigma: float, shapes: Shap
         values = _gaussian(rects, shapes)
     elif kind == "evidence":
         values = _evidence(rects, shapes)
-    elif kind == "centre":
-        values = centred(rects, shares, _bounds(shapes, shapes.polylines), sigma) * target
     else:
-        wanted = "'neighbours', 'uniform', 'overlap', 'gaussian', 'evidence' or 'centre'"
-        fail("kind", wanted, repr(kind))
+        values = centred(rects, shares, _bounds(shapes, shapes.polylines), sigma) * target
     return values
 
 

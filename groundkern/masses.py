@@ -8,6 +8,21 @@ from torch import Tensor
 from groundkern.checks import require
 
 
+def divided_by_sum(attention: Tensor) -> Tensor:
+    """A map over its sum; of a map that is 0, or too small to divide, there is no gradient.
+
+    Args:
+        attention: [..., C] fp32 or fp64 >= 0.
+
+    Returns:
+        [..., C]; the gradient of what lies below 1e-31 (in fp32) in all would be beyond fp32.
+    """
+    finfo = torch.finfo(attention.dtype)
+    total = attention.sum(-1, keepdim=True)
+    shares = attention / total.clamp_min(finfo.tiny)
+    return torch.where(total >= finfo.tiny / finfo.eps, shares, shares.detach())
+
+
 def mass_loss(
     target: Tensor, attention: Tensor, *, squared: bool = False, renormalise: bool = False
 ) -> Tensor:
@@ -41,10 +56,12 @@ def mass_loss(
         return attention.sum(-1)
     tiny = torch.finfo(attention.dtype).tiny
     most = target.amax(-1, keepdim=True)
-    mass = (target / most.clamp_min(tiny) * attention).sum(-1)
-    whole = attention.sum(-1).clamp_min(tiny) if renormalise else torch.ones_like(mass)
+    weight = target / most.clamp_min(tiny)
     if squared:
-        rows = (1.0 - mass / whole).square()
+        part = divided_by_sum(attention) if renormalise else attention
+        rows = (1.0 - (weight * part).sum(-1)).square()
     else:
-        rows = whole.log() - mass.clamp_min(tiny).log()
+        rows = -(weight * attention).sum(-1).clamp_min(tiny).log()
+        if renormalise:
+            rows = rows + attention.sum(-1).clamp_min(tiny).log()
     return torch.where(most[..., 0] > 0, rows, torch.zeros_like(rows))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import fail, require
+from groundkern.targets.touching import hanging_together
 
 _NAN = float("nan")
 
@@ -207,19 +208,8 @@ def map_point(scores: Tensor, rects: Tensor, *, share: float = 0.3) -> Tensor:
     if not bool((scores > 0).any()):
         return rects.new_full((2,), _NAN)
     kept = (scores > share * scores.max()).nonzero()[:, 0]
-    rects, scores, slack = rects[kept], scores[kept], 0.01 * size[kept]
-    reached = torch.zeros_like(kept, dtype=torch.bool)
-    reached[scores.argmax()] = True
-    border = reached.nonzero()[:, 0]
-    while len(border):
-        beside = torch.zeros_like(reached)
-        for part in border.split(64):
-            low = torch.maximum(rects[part, None, :2], rects[None, :, :2])
-            high = torch.minimum(rects[part, None, 2:], rects[None, :, 2:])
-            common = high - low  # [b, m, 2], of both axes; 0 where two edges meet
-            beside |= ((common > -slack).all(-1) & (common > slack).any(-1)).any(0)
-        border = (beside & ~reached).nonzero()[:, 0]
-        reached[border] = True
+    rects, scores = rects[kept], scores[kept]
+    reached = hanging_together(rects, scores.argmax())
     weight = scores.masked_fill(~reached, 0.0)[:, None]
     return (weight * (rects[:, :2] + rects[:, 2:]) / 2).sum(0) / weight.sum()
 

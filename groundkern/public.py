@@ -1,7 +1,7 @@
 """The functions and classes of `groundkern`, which imports them when they are first used."""
 
 from groundkern.backends import available_backends
-from groundkern.divergence import AttentionReference, attention_divergence
+from groundkern.divergence.api import AttentionReference, attention_divergence
 from groundkern.ops.attention_map.api import attention_contribution, attention_kl, attention_map
 from groundkern.ops.linear_cross_entropy.api import (
     CrossEntropy,

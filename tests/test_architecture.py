@@ -176,9 +176,8 @@ def role(module: str) -> str | None:
             return "hf"
         case (
             []
-            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "shapes"]
-            | ["divergence" | "divergence_blocks" | "divergence_terms" | "normaliser" | "bells"]
-            | ["compat", *_]
+            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "normaliser"]
+            | ["compat" | "divergence" | "targets", *_]
         ):
             return "public"
         case ["parallel", *_]:

@@ -337,3 +337,19 @@ def test_mass_losses_where_there_is_little_or_nothing(kind):
     assert torch.autograd.gradcheck(
         lambda x: map_divergence(where, x, kind=kind, renormalise=True), many.requires_grad_()
     )
+
+
+@pytest.mark.parametrize("kind", ["kl", "reverse_kl", "js", "mass", "share"])
+def test_a_map_too_small_to_divide_has_no_gradient(kind) -> None:
+    """All its attention underflows: 1 / 0 times upstream gradients would be inf, then NaN."""
+    attention = torch.zeros(3, 4)
+    attention[1] = 1e-36
+    attention[2] = torch.tensor([0.1, 0.2, 0.3, 0.1])
+    attention.requires_grad_()
+    target = torch.tensor([[4.0, 1.0, 2.0, 3.0]]).expand(3, 4)
+    rows = map_divergence(target, attention, kind=kind, renormalise=True)
+    (gradient,) = torch.autograd.grad(rows, attention, torch.full((3,), 50.0))
+    assert bool(rows.isfinite().all())
+    if kind in ("reverse_kl", "js", "share"):
+        assert not gradient[:2].any()
+    assert bool(gradient[[0, 2]].isfinite().all()) and bool(gradient[2].any())

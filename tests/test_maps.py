@@ -269,3 +269,9 @@ def test_a_polygon_with_an_edge_that_is_almost_upright_has_its_area():
     triangle = [[0.0, 0.0], [1.0, 0.0], [1e-320, 1.0]]
     covered = maps.polygon_overlap(maps.patch_grid(2, 2), triangle)
     assert float(covered.sum()) / 4 == pytest.approx(0.5)
+
+
+def test_an_unknown_kind_is_refused_without_shapes_on_tokens() -> None:
+    for shapes in ({}, {"bells": [(0.5, 0.5, 0.1, 0.1)]}, {"boxes": [(2.0, 2.0, 3.0, 3.0)]}):
+        with pytest.raises(ValueError, match="`kind`: expected 'neighbours', "):
+            maps.target_map(patch_grid(2, 2), kind="circle", **shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from groundkern.metrics import (
     peak_in_mask,
     roc_auc,
 )
+from groundkern.targets.touching import hanging_together
 
 # few distinct scores, so that ties are the rule
 COLUMNS = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), max_size=12)
@@ -173,6 +175,50 @@ def test_a_map_points_at_places_alone():
         map_point(torch.ones(3), rects[:2])
     with pytest.raises(ValueError, match="`share`"):
         map_point(torch.ones(3), rects, share=1.0)
+
+
+def _reached(rects, first):
+    """The same by comparing all pairs, step by step."""
+    size = rects[:, 2:] - rects[:, :2]
+    slack = 0.01 * torch.minimum(size[:, None], size)
+    low = torch.maximum(rects[:, None, :2], rects[:, :2])
+    common = torch.minimum(rects[:, None, 2:], rects[:, 2:]) - low
+    beside = (common > -slack).all(-1) & (common > slack).any(-1)
+    found = torch.zeros(len(rects), dtype=torch.bool)
+    found[first] = True
+    while not torch.equal(grown := found | beside[found].any(0), found):
+        found = grown
+    return found
+
+
+def test_what_hangs_together_is_what_comparing_all_pairs_finds():
+    """Grids, pyramids, a token as large as the image, other units, and rectangles anywhere."""
+    some = 0
+    for n in range(60):
+        rects = patch_grid(1 + n % 11, 1 + n % 7)
+        if n % 3 == 0:
+            rects = torch.cat([rects, patch_grid(1 + n % 4, 1 + n % 2)])
+        if n % 5 == 0:
+            rects = rects * torch.tensor([640.0, 480.0, 640.0, 480.0]) - 17.0
+        if n % 4 == 0:
+            low = torch.rand(50, 2, dtype=torch.float64)
+            rects = torch.cat([low, low + 1e-3 + 0.1 * torch.rand_like(low)], 1)
+        rects = rects[torch.randperm(len(rects))[: 1 + int(0.7 * len(rects))]]
+        first = n % len(rects)
+        wanted = _reached(rects, first)
+        assert torch.equal(hanging_together(rects, first), wanted)
+        some += 1 < int(wanted.sum()) < len(rects)
+    assert some > 20, "most of these hang together in part"
+
+
+def test_a_long_way_takes_few_rounds():
+    """A line of 4000 tokens, and 6000 tokens of a clip: seconds, if it were step by step."""
+    start = time.process_time()
+    assert bool(hanging_together(patch_grid(1, 4000), 0).all())
+    grid = patch_grid(75, 80)
+    point = map_point(torch.ones(6000), torch.cat([grid, patch_grid(1, 1)])[:6000])
+    torch.testing.assert_close(point, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert time.process_time() - start < 5.0
 
 
 def test_attention_reward_by_hand():

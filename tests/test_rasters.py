@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundkern import maps
-from groundkern.areas import covered
 from groundkern.maps import patch_grid, raster_overlap
 from groundkern.rasters import HOT, Raster
+from groundkern.targets.areas import covered
 
 KINDS = ("neighbours", "uniform", "overlap", "gaussian")
 EXACT = 1e-12

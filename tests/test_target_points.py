@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from groundkern import maps
-from groundkern.bells import bell_mass, outlines_of
 from groundkern.maps import patch_grid, target_map
 from groundkern.rasters import Raster
+from groundkern.targets.bells import bell_mass, outlines_of
 
 KINDS = ("neighbours", "uniform", "overlap", "gaussian")
 
@@ -206,3 +206,12 @@ def test_a_peak_keeps_the_ratio_of_heats():
             Raster(plane, peak=peak)
     with pytest.raises(ValueError, match="`peak`: expected None for a mask"):
         Raster(plane > 0, peak=1.0)
+
+
+def test_many_bells_are_the_sum_of_each() -> None:
+    """More than are integrated at a time, on a pyramid; a record of gaze has thousands."""
+    rects = torch.cat([patch_grid(6, 5), patch_grid(2, 2), torch.full((1, 4), -1.0)])
+    bells = torch.rand(150, 4, dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.2, 0.2]) + 0.01
+    one_by_one = sum(target_map(rects, bells=bells[n : n + 1]).double() for n in range(150))
+    found = target_map(rects, bells=bells)
+    torch.testing.assert_close(found.double(), one_by_one / 150, rtol=1e-5, atol=1e-9)

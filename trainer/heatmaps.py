@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from groundkern.bells import outlines_of
 from groundkern.hf import GroundedExample, Region, Video
+from groundkern.targets.bells import outlines_of
 from trainer.inspection.sheets import Cell, regions_at, sheet_of
 from trainer.metrics.held_out import device_of, has_aligned, own_columns, read, to_device
 from trainer.outlines import outlines

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from groundkern import maps_in_time
-from groundkern.bells import outlines_of
 from groundkern.hf import Region, Video
 from groundkern.hf.data.moments import SHAPES, moments_of
 from groundkern.maps_in_time import Moment
 from groundkern.rasters import Raster
+from groundkern.targets.bells import outlines_of
 from trainer.data.record import VideoRecord
 from trainer.data.videos import VideoRules, find_videos
 from trainer.looks import MAPS, Looks, scores

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from groundkern import attention_map, checks
-from groundkern.divergence import AttentionReference, Kind, Over, check_options, check_target
-from groundkern.divergence_blocks import How, Inputs, Target, divergence
-from groundkern.divergence_terms import Terms
+from groundkern.divergence.api import AttentionReference, Kind, Over, check_options, check_target
+from groundkern.divergence.blocks import How, Inputs, Target, divergence
+from groundkern.divergence.terms import Terms
 from groundkern.kept import kept
 from groundkern.normaliser import log_mass, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words
@@ -89,7 +89,7 @@ def _agree(
 ) -> None:
     sizes = tuple(inputs[0].shape[1:])
     if isinstance(reference, AttentionReference):
-        inputs = (*inputs, *(x.detach() for x in reference[:2]))
+        inputs = (*inputs, *(None if x is None else x.detach() for x in reference[:4]))
         sizes = (*sizes, *reference.q.shape[1:], reference.scale, reference.softcap)
     words = call_words("attention_divergence", inputs, *sizes, *options)
     agree(rows.together, words, rows.shard.group, rows.owner.device)

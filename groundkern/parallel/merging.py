@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from groundkern.once import once
 from groundkern.parallel.collectives import Exchange, from_all, sent_home, sent_to_all, summed
 
 
@@ -48,19 +48,11 @@ class _MergedAttention(torch.autograd.Function):
         return exact.to(out.dtype), merged
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout: Tensor | None, dlse: Tensor | None):
         out, lse, exact, merged = ctx.saved_tensors
-        dout = exact.new_zeros(exact.shape, dtype=out.dtype) if dout is None else dout
-        dlse = torch.zeros_like(merged) if dlse is None else dlse
-        rest = dlse - (dout * exact).sum(-1)
-        dout, rest, merged = sent_to_all([dout, rest, merged], ctx.exchange)  # of all N rows
-        share = _share(lse, merged)
-        along = (dout * out.to(lse.dtype)).sum(-1)
-        none = share == 0  # a rank without keys of the row, which may be NaN upstream
-        d_out = (share[..., None] * dout).masked_fill(none[..., None], 0.0)
-        d_lse = (share * (along + rest)).masked_fill(none, 0.0)
-        return d_out.to(out.dtype), d_lse, None
+        with torch.no_grad():
+            found = _gradients(out, lse, exact, merged, dout, dlse, ctx.exchange)
+        return *once("merged_attention", found, (out, lse)), None
 
 
 class _MergedLse(torch.autograd.Function):
@@ -72,9 +64,32 @@ class _MergedLse(torch.autograd.Function):
         return merged
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
         lse, merged = ctx.saved_tensors
-        share = _share(lse, merged)
-        total = summed(gradient, ctx.exchange.shard)
-        return (share * total).masked_fill(share == 0, 0.0), None
+        with torch.no_grad():
+            share = _share(lse, merged)
+            total = summed(gradient, ctx.exchange.shard)
+            found = (share * total).masked_fill(share == 0, 0.0)
+        return *once("merged_lse", [found], [lse]), None
+
+
+def _gradients(
+    out: Tensor,
+    lse: Tensor,
+    exact: Tensor,
+    merged: Tensor,
+    dout: Tensor | None,
+    dlse: Tensor | None,
+    exchange: Exchange,
+) -> tuple[Tensor, Tensor]:
+    """Those of `merged_attention`, of out and lse (P2)."""
+    dout = exact.new_zeros(exact.shape, dtype=out.dtype) if dout is None else dout
+    dlse = torch.zeros_like(merged) if dlse is None else dlse
+    rest = dlse - (dout * exact).sum(-1)
+    dout, rest, merged = sent_to_all([dout, rest, merged], exchange)  # of all N rows
+    share = _share(lse, merged)
+    along = (dout * out.to(lse.dtype)).sum(-1)
+    none = share == 0  # a rank without keys of the row, which may be NaN upstream
+    d_out = (share[..., None] * dout).masked_fill(none[..., None], 0.0)
+    d_lse = (share * (along + rest)).masked_fill(none, 0.0)
+    return d_out.to(out.dtype), d_lse

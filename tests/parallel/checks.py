@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groundkern import QueryRows, linear_cross_entropy, parallel, side_attention
 from groundkern.parallel import Shard, ShardedRows, Sharding, heads
+from groundkern.parallel.merging import merged_attention, merged_lse
 from tests import closeness
 from tests.parallel import drawing
 from tests.parallel.comparing import (
@@ -162,6 +163,17 @@ def one_result_is_enough() -> None:
     with torch.no_grad():
         again = parallel.side_attention(rows.take(q), k, v, rows)
     assert torch.equal(again.out, out) and not again.out.requires_grad
+
+
+def one_derivative_is_all_there_is() -> None:
+    """A gradient penalty of rows whose upstream gradient is constant is refused, not left out."""
+    rows = _five_rows()
+    out, lse = torch.rand(5, 4, 8, requires_grad=True), torch.rand(5, 4, requires_grad=True)
+    merged = merged_attention(out, lse, rows.exchange)
+    for result in (*merged, merged_lse(lse, rows.exchange)):
+        (gradient,) = torch.autograd.grad(result.sum(), lse, create_graph=True)
+        with pytest.raises(RuntimeError, match="expected one derivative"):
+            gradient.square().sum().backward()
 
 
 def recomputed() -> None:
@@ -377,6 +389,7 @@ CHECKS = {
         a_map_that_underflows,
         divergences,
         one_result_is_enough,
+        one_derivative_is_all_there_is,
         recomputed,
         the_example,
         what_is_remembered,

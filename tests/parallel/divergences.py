@@ -107,3 +107,12 @@ def _refused() -> None:
     for how in ({"kind": "hellinger"}, {"beta": 1.0}, {"kind": "reverse_kl", "over": "visible"}):
         with pytest.raises(ValueError, match=r"`(kind|beta|over)`: expected"):
             _split(call, how, torch.float64, False)
+    call, rank = leaves(call, torch.float64), dist.get_rank()
+    shard = parallel.Shard(call.sharding)
+    rows, local = parallel.ShardedRows(call.rows, shard, call.owner), shard.columns(call.columns)
+    model = _model(call, torch.float64)
+    weight = model.head_weight if rank == 0 else None  # the others would wait for messages
+    reference = AttentionReference(model.q[rows.own], shard.take(model.k, 2), weight)
+    q, k = call.q[rows.own], shard.take(call.k, 2)
+    with pytest.raises(ValueError, match="`call`: expected"):
+        parallel.attention_divergence(q, k, reference, rows, local.columns)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from groundkern import maps
-from groundkern.bells import bell_mass
+from groundkern.targets.bells import bell_mass
 from tests.fuzz.target import Target, expect, json_object
 from trainer.data.images import SampleError
 from trainer.places.layouts import Place

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from groundkern import checks
-from groundkern.divergence_blocks import How, Inputs, Target, divergence
-from groundkern.divergence_terms import Terms
+from groundkern.divergence.blocks import How, Inputs, Target, divergence
+from groundkern.divergence.terms import Terms
 from groundkern.normaliser import log_mass, log_sum_exp
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import KeySets, QueryRows

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from groundkern.areas import covered
 from groundkern.checks import require
 from groundkern.rasters import Raster
+from groundkern.targets.areas import covered
 
 _CLEARLY_COVERED = 0.01  # share of a token below which a shape merely grazes it
 

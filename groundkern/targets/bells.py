@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from groundkern.checks import require
-from groundkern.shapes import Coordinates, area_of, rows_of
+from groundkern.targets.shapes import Coordinates, area_of, rows_of
 
 LEAST = 0.01
 """Of a bell: with less of it on the visual tokens it falls on none of them."""
@@ -38,13 +38,20 @@ def bell_mass(rects: Tensor, bells: Coordinates) -> Tensor:
         it is sampled at pixels).
     """
     rects, bells = rows_of("rects", rects, 4), _checked(bells)
-    edges = rects.view(-1, 2, 2)  # [n, (low, high), (x, y)]
-    middle, spread = bells[:, None, None, :2], bells[:, None, None, 2:]
-    reached = torch.erf((edges - middle) / (spread * math.sqrt(2)))  # [m, n, 2, 2]
-    mass = ((reached[:, :, 1] - reached[:, :, 0]) / 2).clamp_min(0).prod(-1)
+    mass = _along(rects, bells, 0) * _along(rects, bells, 1)
     mass = torch.where(area_of(rects) > 0, mass, 0.0)
     total = mass.sum(-1, keepdim=True)
     return torch.where(total >= LEAST, mass / total.clamp_min(LEAST), 0.0)
+
+
+def _along(rects: Tensor, bells: Tensor, axis: int) -> Tensor:
+    """[m, n] >= 0: how much of each bell lies between the sides of each rectangle in x or in y."""
+    sides = torch.cat([rects[:, axis], rects[:, 2 + axis]])
+    edges, at = sides.unique(return_inverse=True)  # a grid has few, and erf takes most of the time
+    middle, spread = bells[:, axis, None], bells[:, 2 + axis, None]
+    reached = torch.erf((edges - middle) / (spread * math.sqrt(2)))  # [m, edges]
+    low, high = at.view(2, len(rects))
+    return ((reached[:, high] - reached[:, low]) / 2).clamp_min(0)
 
 
 def outlines_of(bells: Coordinates) -> list[Tensor]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from groundkern import checks
-from groundkern.divergence_terms import Terms, gradient, value
+from groundkern.divergence.terms import Terms, gradient, value
 from groundkern.kept import kept, versions
+from groundkern.once import once
 from groundkern.ops.attention_map.api import attention_kl, attention_map
 from groundkern.precision import accumulation_dtype
 from groundkern.row_blocks import logit_chunks
@@ -233,23 +234,8 @@ class _Divergence(Function):
             expected = "rows, key sets and columns that nothing is written to before the backward"
             checks.fail("rows", expected, "ones changed by an inplace operation", RuntimeError)
         found = _gradients(inputs, wanted, _grouped(reference), upstream.detach(), how)
-        if torch.is_grad_enabled():  # for a second derivative, which this one is no part of
-            seen = [x for x, needed in zip(inputs, wanted, strict=True) if needed]
-            found = [None if d is None else _Once.apply(d, *seen) for d in found]
+        found = once("attention_divergence", found, inputs)
         return None, *found, *[None] * len(reference)
-
-
-class _Once(Function):
-    """A gradient, of which there is no gradient."""
-
-    @staticmethod
-    def forward(ctx, gradient: Tensor, *inputs: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, _):
-        wanted = "one derivative: its backward is not differentiable"
-        checks.fail("attention_divergence", wanted, "a second one", RuntimeError)
 
 
 def _gradients(

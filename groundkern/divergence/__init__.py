@@ -1,0 +1,1 @@
+"""Divergences of attention maps that are never stored: `api` over `blocks` over `terms`."""

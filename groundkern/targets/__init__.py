@@ -1,0 +1,1 @@
+"""The geometry under `groundkern.maps`: shapes and points with a spread over visual tokens."""
