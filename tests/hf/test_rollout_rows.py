@@ -63,7 +63,10 @@ def test_targets_are_those_of_the_collator(how):
 
 @pytest.mark.parametrize(
     ("slip", "sentence"),
-    [({"rows": 0}, "evidence.rows.*positive number"), ({"floor": 1.5}, r"evidence.floor.*\[0, 1\]")],
+    [
+        ({"rows": 0}, "evidence.rows.*positive number"),
+        ({"floor": 1.5}, r"evidence.floor.*\[0, 1\]"),
+    ],
 )
 def test_evidence_out_of_range_is_refused(slip, sentence):
     with pytest.raises(ValueError, match=sentence):
