@@ -12,6 +12,7 @@ from groundkern.checks import fail, require
 from groundkern.hf.data.collator import GroundingCollator
 from groundkern.hf.data.example import GroundedExample, Region
 from groundkern.hf.data.rollouts import check_region
+from groundkern.hf.model.sharded import sharded
 from groundkern.hf.model.support import base_model
 from groundkern.metrics import attention_reward, high_entropy
 
@@ -74,14 +75,17 @@ class AttentionReward:
         if images is None:
             images = [[] if one is None else [one] for one in image or [None] * len(prompts)]
         found: list[float | None] = [None] * len(prompts)
-        chosen = [i for i, own in enumerate(regions or ()) if own]
+        with_regions = [i for i, own in enumerate(regions or ()) if own]
+        # where weights are sharded a forward pass is a collective: every rank takes as many
+        chosen = range(len(prompts)) if regions and sharded(self.trainer.model) else with_regions
         for start in range(0, len(chosen), self.batch_size):
             part = chosen[start : start + self.batch_size]
             examples = [
-                _example(prompts[i], completions[i], images[i] or [], regions[i], i) for i in part
+                _example(prompts[i], completions[i], images[i] or [], regions[i] or [], i)
+                for i in part
             ]
             for i, reward in zip(part, self._rewards(examples), strict=True):
-                found[i] = reward
+                found[i] = reward if regions[i] else None
         return found
 
     @torch.no_grad()
@@ -99,12 +103,12 @@ class AttentionReward:
         record = ("maps", "visible", "layers")
         output = model(**batch, gk_record=record, gk_temperature=1.0)
         columns, row = batch["gk_map_columns"], batch["gk_map_position"]
+        if not columns.shape[1] or not row.shape[1]:
+            return [0.0] * len(examples)
         inside = (batch["gk_map_target"] > 0).any(1) & (columns >= 0)
         counted = row >= 0
         entropy = _at(output.text_entropy, batch["gk_text_position"], row, batch["input_ids"])
         counted = high_entropy(entropy, counted, self.entropy)
-        if not columns.shape[1] or not row.shape[1]:
-            return [0.0] * len(examples)
         maps = output.maps[:, :, self.layer]
         return attention_reward(maps, inside, columns >= 0, counted).tolist()
 

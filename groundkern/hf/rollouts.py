@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from groundkern.checks import fail
+from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts
 from groundkern.hf.data.geometry import image_geometry
 from groundkern.hf.data.image_token import one_of
 from groundkern.hf.data.policy_rows import policy_rows
+from groundkern.hf.data.regions import MapTargets
 from groundkern.hf.data.rollouts import (
     check_region,
     image_numbers,
@@ -59,14 +60,31 @@ class Evidence(NamedTuple):
 
     Args:
         above: rollouts of an advantage above this have rows; None: all have.
-        rows: of a rollout and image at most, evenly spread over its tokens.
-        kind, levels: of `groundkern.maps.target_map`.
+        rows: of a rollout and image at most, evenly spread over its tokens; None: all.
+        kind, levels, sigma: of `groundkern.maps.target_map`.
+        floor: the part of each target that is spread evenly over its image, in [0, 1].
+
+    Source: EASE (arXiv 2605.30912), (W2): `Evidence(kind="evidence", floor=0.1)`.
     """
 
     above: float | None = 0.0
-    rows: int = 64
+    rows: int | None = 64
     kind: str = "neighbours"
     levels: tuple[float, float, float] = (1.0, 0.5, 1e-3)
+    sigma: float = 0.8
+    floor: float = 0.0
+
+    @property
+    def targets(self) -> MapTargets:
+        """How target maps are made.
+
+        Raises:
+            ValueError: rows or a floor out of range.
+        """
+        few = self.rows is None or self.rows > 0
+        require(few, "evidence.rows", "a positive number or None", self.rows)
+        require(0.0 <= self.floor <= 1.0, "evidence.floor", "a number in [0, 1]", self.floor)
+        return MapTargets(self.kind, self.levels, self.sigma, floor=self.floor, most=self.rows)
 
 
 class RolloutMixin:
@@ -106,6 +124,7 @@ class RolloutMixin:
             wanted = "a model without output_router_logits (its experts' loss is not computed here)"
             fail("config.output_router_logits", wanted, True)
         self.evidence = evidence or Evidence()
+        self._targets = self.evidence.targets
         for function in self.reward_funcs:
             if isinstance(function, AttentionReward):
                 function.trainer = self
@@ -197,8 +216,7 @@ class RolloutMixin:
         if self.evidence.above is not None:
             weight = (output["advantages"] > self.evidence.above).float().cpu()
             weight = weight if weight.dim() == 1 else weight.amax(1)
-        how = {"kind": self.evidence.kind, "levels": self.evidence.levels}
-        return map_rows(*known, regions, weight, most=self.evidence.rows, **how)
+        return map_rows(*known, regions, weight, self._targets)
 
     def _tables(self, output: dict, inputs: list[dict]) -> list[Tensor]:
         """Where the visual tokens of each rollout are."""

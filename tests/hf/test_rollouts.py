@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -158,6 +160,25 @@ def test_a_reward_of_attention_and_a_region_that_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"regions\[0\]\[0\].*boxes"):
         reward([ask], [answer], regions=[[{"box": [0, 0, 1, 1]}]], images=[[image(0)]])
     detach(trainer.model)
+
+
+def test_ranks_of_sharded_weights_take_as_many_passes_for_rewards(monkeypatch):
+    """Whether a completion has regions or not; the others' rewards stay what they are."""
+    model = attach(tiny_qwen_model())
+    reward = AttentionReward(tiny_qwen_processor(), batch_size=1)
+    reward.trainer = SimpleNamespace(model=model)
+    passes: list[None] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(None))
+    ask, answer = samples(1)[0]["prompt"], [{"role": "assistant", "content": "The red patch."}]
+    regions = [None, samples(1)[0]["regions"], []]
+    found = []
+    for parts in (False, True):
+        monkeypatch.setattr("groundkern.hf.rewards.sharded", lambda _, parts=parts: parts)
+        columns = {"regions": regions, "images": [[image(0)]] * 3}
+        found.append(reward([ask] * 3, [answer] * 3, **columns))
+    assert len(passes) == 1 + 3
+    assert found[0] == found[1] and found[0][0] is found[0][2] is None and found[0][1] is not None
+    detach(model)
 
 
 def test_evidence_needs_completions_and_regions(tmp_path):

@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
+from benchmarks.families.zoo import rows
 from groundkern.hf import Klal, Smam, attach
+from groundkern.hf.data.batch import GroundedBatch
+from groundkern.hf.model.prefix import refuse_seeing_rows
 from groundkern.losses import map_kl
 from tests.hf.closeness import assert_same_gradients, gradients
 from tests.hf.naive import run_samples
@@ -184,6 +187,26 @@ def test_a_batch_without_query_tokens_is_refused(qwen):
     short["gk_query_position"] = short["gk_query_position"][:, :1]
     with pytest.raises(ValueError, match="gk_query_position"):
         qwen(**short)
+
+
+def test_a_prompt_that_sees_later_tokens_is_refused():
+    """Its tokens are the query tokens, and their attention is not over what is before them."""
+    klal = Klal(**SINK, head_weight="sink")
+    with pytest.raises(ValueError, match=r"klal.head_weight.*PaliGemma.*whose prompt does"):
+        attach(rows.paligemma_model(), klal=klal)
+
+
+def test_query_tokens_of_an_image_are_refused(qwen):
+    """Where tokens of an image see one another (Qwen's types stand for such a decoder's)."""
+    attach(qwen, klal=Klal(**SINK, head_weight="sink"))
+    batch = with_queries(make_batch(qwen, SAMPLES["qwen"]))
+    visual = batch["gk_map_columns"][0, 0]
+    batch["gk_query_position"][0, 0, 0] = visual
+    inputs = {"token_type_ids": (batch["gk_image"] >= 0).int(), "input_ids": batch["input_ids"]}
+    own = GroundedBatch.pop(dict(batch), batch["input_ids"])
+    ids = [qwen.config.image_token_id]
+    with pytest.raises(ValueError, match=r"gk_query_position.*rows of text tokens"):
+        refuse_seeing_rows(qwen, own, inputs, ids, None)
 
 
 def test_chosen_heads_beside_weights_of_each_row_are_refused():

@@ -16,6 +16,7 @@ from torch import Tensor
 from groundkern import maps
 from groundkern.checks import require
 from groundkern.hf.data.image_token import one_of
+from groundkern.hf.data.regions import MapTargets, spread
 
 PLACES = {"boxes", "points", "polygons", "polylines"}
 
@@ -63,10 +64,7 @@ def map_rows(
     tables: Sequence[Tensor],
     regions: Sequence[Sequence[Mapping[str, Any]]],
     weight: Tensor,
-    *,
-    kind: str,
-    levels: tuple[float, float, float],
-    most: int,
+    how: MapTargets,
 ) -> dict[str, Tensor]:
     """Rows of completions with a target map: where the evidence is.
 
@@ -77,12 +75,14 @@ def map_rows(
         tables: fp64 [n, 5] of `image_geometry` for each sample.
         regions: of each rollout, what `check_region` takes; of one image together.
         weight: [B], what the rows of a rollout count for; 0: it has none.
-        kind, levels: of `groundkern.maps.target_map`.
-        most: rows of a rollout and image, evenly spread over its tokens.
+        how: its kind, levels, sigma and floor make a target, and `most` says how many rows a
+            rollout and image have.
 
     Returns:
         `gk_map_position`, `gk_map_token_position`, `gk_map_image`, `gk_map_target`,
         `gk_map_weight` and `gk_map_columns`.
+
+    Source: (K3), (W1), (W2).
     """
     rows: list[list[tuple[int, int, Tensor]]] = []
     for b, table in enumerate(tables):
@@ -94,10 +94,12 @@ def map_rows(
         for image, of in sorted(by_image.items()):
             own = table[:, 0] == image
             target = torch.zeros(len(table))
-            target[own] = maps.target_map(table[own, 1:], kind=kind, levels=levels, **_shapes(of))
+            rects, form = table[own, 1:], {"kind": how.kind, "levels": how.levels}
+            values = maps.target_map(rects, **form, sigma=how.sigma, **_shapes(of))
+            target[own] = maps.with_floor(values, rects, how.floor)
             if target.any():
-                kept = evenly(len(tokens), most)
-                found += [(prompt + tokens[i], image, maps.quantise(target)) for i in kept]
+                fixed = maps.quantise(target)
+                found += [(prompt + token, image, fixed) for token in spread(tokens, how.most)]
         rows.append(sorted(found, key=lambda row: row[:2]))
     width, widest = max(map(len, rows), default=0), max(map(len, tables), default=0)
     position = number.new_full((len(rows), width), -1)
@@ -118,13 +120,6 @@ def map_rows(
         "gk_map_weight": counts,
         "gk_map_columns": columns,
     }
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """At most so many of `range(count)`, ascending, from the first to the last."""
-    if count <= most:
-        return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)] if most > 1 else [count // 2]
 
 
 def check_region(region: Mapping[str, Any], images: int, where: str) -> None:

@@ -21,7 +21,9 @@ from groundkern.hf.model.layers import forward_source
 PREFIX_LMS = ("paligemma",)
 CAUSAL_TYPE = 1  # of their `token_type_ids`
 # rows whose keys are those up to their own place
-_DESCRIBED = ("side_position", "map_position", "phrase_position", "policy_position")
+_DESCRIBED = (
+    *("side_position", "map_position", "phrase_position", "policy_position", "query_position"),
+)
 
 
 def is_prefix_lm(model: nn.Module) -> bool:
@@ -82,9 +84,9 @@ def refuse_seeing_rows(
 
     Raises:
         ValueError: a prefix-LM without `token_type_ids`; a row of text, aligned tokens, maps,
-            phrases or policies inside the prefix; one of these but text that is of an image;
-            images of two documents side by side, which would be one (all but the first are checked
-            if that needs no sync).
+            phrases, policies or queries inside the prefix; one of these but text that is of an
+            image; images of two documents side by side, which would be one (all but the first are
+            checked if that needs no sync).
     """
     types = inputs.get("token_type_ids")
     if is_prefix_lm(model):
@@ -114,7 +116,7 @@ def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None
     sees_later = prefix & prefix.roll(-1, 1)
     sees_later[:, -1] = False
     for name in ("text_position", *_DESCRIBED):
-        position = getattr(batch, name)
+        position = getattr(batch, name).flatten(1)
         if bool((sees_later.gather(1, position.clamp(min=0).long()) & (position >= 0)).any()):
             got = "a row inside the prefix, which sees later tokens (token_type_ids 0)"
             fail(f"gk_{name}", "rows of the answer, or the one before it", got)
@@ -122,7 +124,7 @@ def _refuse_prefix_rows(batch: GroundedBatch, types: Tensor, mask: Tensor | None
 
 def _refuse_image_rows(batch: GroundedBatch, of_image: Tensor) -> None:
     for name in _DESCRIBED:
-        position = getattr(batch, name)
+        position = getattr(batch, name).flatten(1)
         if not checks.values_visible(position, of_image):
             continue
         if bool((of_image.gather(1, position.clamp(min=0).long()) & (position >= 0)).any()):

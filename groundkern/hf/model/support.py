@@ -413,6 +413,9 @@ def _refuse_maps(
     if getattr(how, "by_queries", False) and not hasattr(text_decoder(model), "layers"):
         got = f"{type(model).__name__}, whose decoder has no list of layers"
         fail(f"{name}.head_weight", "layers whose outputs can be read", got)
+    if getattr(how, "by_queries", False) and is_prefix_lm(model):
+        wanted = "text tokens that see no later ones before a row"
+        fail(f"{name}.head_weight", wanted, f"{type(model).__name__}, whose prompt does")
     if getattr(how, "maps", None) == "gradcam":
         for module in attention.values():
             refuse_fused(module.config._attn_implementation)
