@@ -3,6 +3,8 @@ measured."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
@@ -10,7 +12,8 @@ from rich.console import Console
 from benchmarks.timing import results
 from benchmarks.training_step import losses as training_losses
 from benchmarks.training_step import step as training_step
-from benchmarks.training_step.model import SHAPES, Rows, build, sample
+from benchmarks.training_step.methods import METHODS, step_of
+from benchmarks.training_step.model import LEAST, SHAPES, Rows, build, sample
 from groundkern.hf import attach, detach
 
 
@@ -85,3 +88,22 @@ def test_the_sample_has_rows_of_every_kind():
     assert output.side_log_prob.shape == (1, 32)
     with pytest.raises(ValueError, match="at least 256"):
         sample(shape, 255, Rows(), device)
+
+
+QUICK = ("KLAL, half of the rows gated", "patch-text contrast")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in METHODS],
+)
+def test_every_method_has_a_step(name):
+    """It trains: its loss is finite and other than that of plain fine-tuning of the same sample."""
+    shape, method = replace(SHAPES["tiny"], layers=4), METHODS[name]
+    rows = replace(method.rows, text=min(method.rows.text, 64))
+    ours, plain = step_of(name, replace(method, rows=rows), shape, LEAST)
+    (loss,), gradients = ours()
+    (without,), others = plain()
+    assert bool(torch.isfinite(loss)) and float(loss) != float(without)
+    assert all(bool(torch.isfinite(x).all()) for x in gradients)
+    assert len(gradients) == len(others)

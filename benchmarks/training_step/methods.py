@@ -114,7 +114,9 @@ _LONG = Rows(text=RESPONSE, side=0, word=0, map=0)
 METHODS = {
     "DV-SFT": Method(lambda shape: {"dv_sft": DvSft()}, ("word",)),
     "SMAM": Method(lambda shape: {"smam": Smam()}, ("side",)),
-    "SMAM, sinks kept": Method(lambda shape: {"smam": Smam(keep="sinks", sink_layer=1)}, ("side",)),
+    "SMAM, sinks kept": Method(
+        lambda shape: {"smam": Smam(keep="sinks", sink_layer=1)}, ("side", "map")
+    ),
     "KLAL": Method(_klal(), ("map",)),
     "KLAL, half of the rows gated": Method(_klal(), ("map",), more=_gated),
     "KLAL, one head a layer": Method(_one_head, ("map",)),
@@ -147,8 +149,8 @@ METHODS = {
     "distillation of attention, 512 rows": Method(
         lambda shape: {"distill": Distillation()}, (), _LONG, teacher=True
     ),
-    "BASIC": Method(lambda shape: {"basic": Basic()}),
-    "BASIC, patches alike": Method(lambda shape: {"basic": Basic(patches="uniform")}),
+    "BASIC": Method(lambda shape: {"basic": Basic()}, ("map",)),
+    "BASIC, patches alike": Method(lambda shape: {"basic": Basic(patches="uniform")}, ("map",)),
     "patch-text contrast": Method(
         lambda shape: {"patch_text": PatchText()}, ("map",), more=_contrast
     ),
