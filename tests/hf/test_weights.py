@@ -111,9 +111,14 @@ def test_phrases_composites_and_concepts_by_hand(qwen):
         torch.testing.assert_close(found[name], mean, rtol=1e-5, atol=0)
 
 
+def _with_weights_alone(batch: dict) -> dict:
+    """Without rows of patch-text contrast, which a gate refuses."""
+    return {name: x for name, x in batch.items() if not name.startswith("gk_contrast")}
+
+
 def test_the_divergence_of_ease_by_hand(qwen):
     """KL(model || target) of one layer's head mean over the image, of the rows that a gate left."""
-    batch = make_batch(qwen, weighted(SAMPLES["qwen"]))
+    batch = _with_weights_alone(make_batch(qwen, weighted(SAMPLES["qwen"])))
     batch["gk_map_target"] += (batch["gk_map_target"] >= 0) * 1000  # a floor
     batch = gate(batch, [True, True, False, False])
     losses = []
@@ -165,8 +170,10 @@ def test_the_loss_is_linear_in_the_weights(kind):
 def test_rows_of_weight_zero_are_as_if_they_were_not_there(kind):
     """Weights (1, 0) are the batch without the second sample's rows, and all 0 the text alone, to
     the bit and without NaN."""
-    model = attach(MODELS["qwen"](attention="eager"), **METHODS[kind]).train()
-    batch = make_batch(model, FEW)
+    without = ("basic", "patch_text")  # whose rows have no weights
+    methods = {name: how for name, how in METHODS[kind].items() if name not in without}
+    model = attach(MODELS["qwen"](attention="eager"), **methods).train()
+    batch = _with_weights_alone(make_batch(model, FEW))
     bare = {**batch}
     for group in (*GROUPS, "several"):
         for name in (name for name in batch if name.startswith(f"gk_{group}_")):
@@ -229,7 +236,8 @@ def test_weights_in_fewer_bits_are_taken(qwen):
 
 def test_a_gate_multiplies_the_weights_of_its_samples(qwen):
     samples = weighted(FEW)
-    padded, packed = make_batch(qwen, samples), packed_batch(qwen, [samples])
+    batches = make_batch(qwen, samples), packed_batch(qwen, [samples])
+    padded, packed = map(_with_weights_alone, batches)
     before = {name: x.clone() for name, x in padded.items()}
     gated = gate(padded, [0.5, 2.0])
     assert all(torch.equal(x, before[name]) for name, x in padded.items())  # pure
@@ -247,6 +255,14 @@ def test_a_gate_multiplies_the_weights_of_its_samples(qwen):
     assert gate(bare, [1, 1]).keys() == bare.keys()
 
 
+def test_a_gate_refuses_rows_that_have_no_weights(qwen):
+    batch = make_batch(qwen, FEW)
+    with pytest.raises(ValueError, match="no rows of patch-text contrast, which have no weights"):
+        gate(batch, [1, 0])
+    none = batch["gk_contrast_position"][:, :0]
+    assert gate({**batch, "gk_contrast_position": none}, [1, 0])["gk_map_weight"][1].max() == 0
+
+
 @pytest.mark.parametrize(
     ("keep", "packed", "wanted"),
     [
@@ -260,6 +276,7 @@ def test_a_gate_multiplies_the_weights_of_its_samples(qwen):
 )
 def test_gates_that_do_not_fit_are_refused(qwen, keep, packed, wanted):
     batch = packed_batch(qwen, [FEW]) if packed else make_batch(qwen, FEW)
+    batch = _with_weights_alone(batch)
     with pytest.raises(ValueError, match=wanted):
         gate(batch, keep)
 

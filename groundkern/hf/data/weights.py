@@ -85,7 +85,8 @@ def gate(batch: Mapping[str, Tensor], keep: Tensor | Sequence) -> dict[str, Tens
         batch = gate(collator(examples), rewards >= 0.5)
 
     Samples that are known before they are collated are gated by `GroundedExample.grounding_weight`;
-    their rows are then not even made.
+    their rows are then not even made. Patch-text contrast has words of an image together and no
+    weights of rows: a batch with rows of it is refused.
 
     Args:
         batch: a collated batch, not changed.
@@ -96,8 +97,8 @@ def gate(batch: Mapping[str, Tensor], keep: Tensor | Sequence) -> dict[str, Tens
         The batch with all weights of its groups of rows, new ones where they change.
 
     Raises:
-        ValueError: another shape, too few documents, or numbers that are negative or not finite
-            (looked at if that needs no sync).
+        ValueError: another shape, too few documents, rows of patch-text contrast, or numbers that
+            are negative or not finite (looked at if that needs no sync).
 
     Source: (W1); EASE (arXiv 2605.30912) keeps samples with a reward of at least 0.5.
     """
@@ -110,6 +111,10 @@ def gate(batch: Mapping[str, Tensor], keep: Tensor | Sequence) -> dict[str, Tens
     if checks.values_visible(keep):
         usable = bool(torch.isfinite(keep).all()) and bool((keep >= 0).all())
         require(usable, "keep", "finite numbers >= 0", keep.tolist())
+    contrast = batch.get("gk_contrast_position")
+    none = contrast is None or contrast.shape[1] == 0
+    wanted = "no rows of patch-text contrast, which have no weights"
+    require(none, "gk_contrast_position", wanted, None if none else list(contrast.shape))
     gated = {}
     for group in GROUPS:
         position = batch.get(f"gk_{group}_position")
