@@ -36,8 +36,13 @@ NEEDS = {
     "dv_sft": ("words", "word_rows"),
     "hist": ("phrases", "phrase_rows"),
 }
-"""What a sample must carry for an objective, and the collator's count of what comes of it."""
+"""What a sample must carry for an objective, and the collator's count of what comes of it.
 
+Distillation is of answers, which every run needs.
+"""
+
+_OF_REGIONS = ("regions_", "side_rows_", "map_rows_", "lens_dropped_", "contrast_words_alone")
+_OF_REGIONS += ("contrast_dropped_",)  # counts of what regions lose
 LOOKS = 32  # samples that are collated at the start
 SECONDS = 10.0  # that this may take
 PATIENCE = 10_000  # samples without one trained token after which a run stops
@@ -186,7 +191,7 @@ def _nothing_left(config: Config, found: Counter, of: str) -> str:
 
 def _lost(found: Counter, field: str) -> str:
     """The collator's counts of what a field lost, in parentheses."""
-    kinds = {"regions": ("regions_", "side_rows_", "map_rows_")}.get(field, (f"{field}_",))
+    kinds = {"regions": _OF_REGIONS}.get(field, (f"{field}_",))
     lost = [f"{name} {n:,}" for name, n in sorted(found.items()) if n and name.startswith(kinds)]
     return f" ({', '.join(lost)})" if lost else ""
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.sources import imported, modules
 from trainer import durable
 from trainer.data import index as data_index
 from trainer.data.dataset import JsonLinesDataset
@@ -160,6 +161,18 @@ def test_an_index_of_something_else_is_not_believed(path, tmp_path, monkeypatch,
     numbers = parsed(monkeypatch)
     JsonLinesDataset(path, cache=tmp_path / "run", **options)
     assert len(numbers) == 60
+
+
+def test_the_code_of_the_format_is_all_that_a_sample_is_parsed_with():
+    sources = modules("trainer")
+    reached, waiting = set(), {"trainer.data.sample"}
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        known = imported(sources[name], set(sources))
+        waiting |= {each for each in known if each.startswith("trainer.data.")} - reached
+    assert "trainer.data.arrays" in reached
+    assert reached <= {module.__name__ for module in data_index._CODE}
 
 
 def damaged(content: bytes) -> dict[str, bytes]:

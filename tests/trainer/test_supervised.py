@@ -73,7 +73,7 @@ def text_alone(sample: dict, i: int) -> dict:
 def test_needs_name_every_objective():
     from trainer.config import Objectives
 
-    assert set(NEEDS) == set(Objectives.model_fields)
+    assert set(NEEDS) | {"distill"} == set(Objectives.model_fields)  # which is of answers alone
 
 
 def test_6_a_good_file_says_nothing(check, caplog):
@@ -107,6 +107,12 @@ def test_6_words_that_are_all_dropped_are_refused_where_that_is_certain(check, c
         check(long, dv_sft={}, max_length=None)
     check(long, dv_sft={}, looks=4)
     assert caplog.records[-1].message.startswith(unusable + "4 of 9 samples (words_dropped_")
+
+
+def test_6_regions_with_one_word_alone_are_told_as_such(check):
+    lost = r"\(contrast_words_alone 9\)$"
+    with pytest.raises(ConfigError, match=rf"^`objectives.patch_text`: expected .* {lost}"):
+        check(patch_text={})
 
 
 def test_6_empty_answers(check, caplog):

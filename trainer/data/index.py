@@ -29,7 +29,9 @@ from groundkern.hf.data import example, video
 from groundkern.hf.data.example import is_trained, message_text
 from trainer import durable
 from trainer.data import (
+    arrays,
     file_kinds,
+    finding,
     images,
     rasters,
     record,
@@ -62,7 +64,7 @@ _FORMAT = b"groundkern index "
 _MAGIC = _FORMAT + b"5\n"
 
 _CODE = (record, sample, resolving, images, file_kinds, rasters, run_lengths)  # of the format
-_CODE += (videos, video_files, example, video)
+_CODE += (arrays, finding, videos, video_files, example, video)
 Line = tuple[int, int, bytes]  # number from 1, offset in bytes, content
 
 
