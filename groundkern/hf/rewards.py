@@ -24,9 +24,9 @@ class AttentionReward:
 
         GroundedGRPOTrainer(model, reward_funcs=[AttentionReward(processor), right_answer], ...)
 
-    It reads the completion's text, tokenised anew, in one
-    forward pass without gradients for each `batch_size` of them. The data set has a column
-    `regions` (`check_region`); a completion without any has no reward (None).
+    It reads the completion's text, tokenised anew, in one forward pass without gradients for each
+    `batch_size` of them. The data set has a column `regions` (`check_region`); a completion without
+    any has no reward (None).
 
     Args:
         processor: the model's.

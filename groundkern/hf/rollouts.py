@@ -40,6 +40,7 @@ OVERRIDDEN = (
     "_get_per_token_logps_and_entropies",
     "_compute_loss",
 )
+SERVED = ("policy", "distill", "klal", "margins")
 TOTALS = "gk_totals"
 VISION = (
     "pixel_values",
@@ -95,9 +96,10 @@ class RolloutMixin:
     In the one forward pass that TRL makes of a micro-batch anyway, log probabilities and entropies
     come from the fused head on the completions' rows alone, and the attached objectives are
     computed on these rows: `policy` (RAL) on all of them, with the advantages and the attention of
-    the policy that generated them; KLAL and the margins on rows of rollouts that passed the gate,
-    with a map of the sample's `regions`, a column of the data set (`check_region`), which
-    `Evidence` says more of. Their sum is added to TRL's loss, divided by the rows of the whole
+    the policy that generated them; `distill` on all of them, against a teacher's attention; KLAL
+    and the margins on rows of rollouts that passed the gate, with a map of the sample's `regions`,
+    a column of the data set (`check_region`), which `Evidence` says more of. Their sum is added to
+    TRL's loss, divided by the rows of the whole
     generation batch as TRL's DAPO loss is; each part is logged as `grounding/...`.
 
     Args:
@@ -116,10 +118,10 @@ class RolloutMixin:
             fail("trl.GRPOTrainer", f"one with {', '.join(OVERRIDDEN)}", f"none of {missing}")
         super().__init__(*args, **kwargs)
         objectives = objectives_of(self._grounded())
-        for name in ("smam", "dv_sft", "hist", "logit_lens"):
+        for name in ("smam", "dv_sft", "hist", "logit_lens", "basic", "patch_text"):
             if getattr(objectives, name) is not None:
-                got = "one that needs texts and words that are known before"
-                fail(name, "objectives of rows of completions (policy, klal, margins)", got)
+                got = "one that needs texts, words or images as a data set has them"
+                fail(name, f"objectives of rows of completions ({', '.join(SERVED)})", got)
         if getattr(self, "aux_loss_enabled", False):
             wanted = "a model without output_router_logits (its experts' loss is not computed here)"
             fail("config.output_router_logits", wanted, True)
@@ -156,14 +158,16 @@ class RolloutMixin:
             fail("completion_ids", wanted, "some that the policy wrote")
         image = image_numbers(ids.cpu(), tables, visual)
         rows = {"gk_image": image.to(ids.device)}
+        text = {"gk_text_position": token_rows(mask, prompt)}
         if objectives.policy is not None and self._reused():
-            known = {"input_ids": ids, "gk_text_position": token_rows(mask, prompt)}
+            known = {"input_ids": ids, **text}
             rows |= policy_rows(known, output["advantages"], rows=objectives.policy.rows)
             rows["gk_policy_reference"] = self._recorded(output, ids, rows)
         if objectives.klal is not None or objectives.margins is not None:
             found = self._evidence(output, inputs, (mask.cpu(), prompt, image, tables))
             rows |= {name: x.to(ids.device) for name, x in found.items()}
-        counts = self.accelerator.gather(row_counts(rows)[None].to(ids.device)).sum(0)
+        counts = row_counts({**rows, **text})[None].to(ids.device)
+        counts = self.accelerator.gather(counts).sum(0)
         share = 1.0 / self.accelerator.num_processes  # gradients are a mean over them
         if self.model.training:  # of the rollouts that one optimizer step takes
             share *= self.current_gradient_accumulation_steps / self.args.steps_per_generation
@@ -276,16 +280,14 @@ class RolloutMixin:
             "gk_text_position": token_rows(labels[:, prompt:] != -100, prompt),
             "gk_temperature": self.temperature,
         }
-        grad = torch.is_grad_enabled()
         for name, x in (self._rows or {}).items():
-            if grad or self._maps is not None:
-                own[name] = x if name == TOTALS else x[start : start + len(ids)]
+            own[name] = x if name == TOTALS else x[start : start + len(ids)]
         if self._maps is not None:
             own["gk_record"] = "policy"
         output = model(**inputs, **own)
         if self._maps is not None:
             self._maps.append(output.policy_maps)
-        elif grad and self._rows is not None:
+        elif self._rows is not None:
             self._terms = output.loss
             mode = "train" if self.model.training else "eval"
             for name, part in output.parts.items():

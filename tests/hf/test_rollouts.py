@@ -12,6 +12,7 @@ from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from groundkern.hf import (
     AttentionPolicy,
     AttentionReward,
+    Distillation,
     DvSft,
     Evidence,
     Klal,
@@ -227,6 +228,24 @@ def test_attention_policy_on_rollouts_that_are_trained_on_twice(tmp_path):
     assert first["grounding/policy_divergence"] == pytest.approx(0.0, abs=1e-6)
     assert second["grounding/policy_divergence"] > 1e-4
     detach(trainer.model)
+
+
+def test_a_teacher_on_the_policys_own_completions(tmp_path):
+    """Divided by all their tokens: a teacher with the same weights teaches nothing, another does."""
+    found = []
+    for seed in (None, 5):
+        teacher = tiny_qwen_model()
+        if seed is not None:
+            torch.manual_seed(seed)
+            for parameter in teacher.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        attached = {"distill": Distillation(tokens=1.0), "teacher": teacher}
+        trainer = make_trainer(tmp_path, attached=attached, max_steps=1, learning_rate=0.0)
+        trainer.train()
+        log = trainer.state.log_history[0]
+        found.append((log["grounding/distill_attention"], log["grounding/distill_tokens"]))
+        detach(trainer.model)
+    assert max(found[0]) < 1e-6 and min(found[1]) > 1e-4
 
 
 def test_a_policy_that_is_used_once_is_told_so(tmp_path, caplog):
