@@ -231,7 +231,7 @@ def test_attention_policy_on_rollouts_that_are_trained_on_twice(tmp_path):
 
 
 def test_a_teacher_on_the_policys_own_completions(tmp_path):
-    """Divided by all their tokens: a teacher with the same weights teaches nothing, another does."""
+    """Divided by all their tokens; a teacher with the same weights teaches nothing."""
     found = []
     for seed in (None, 5):
         teacher = tiny_qwen_model()
