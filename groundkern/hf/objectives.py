@@ -362,7 +362,8 @@ class Distillation(Checked):
         require(self.temperature > 0.0, "temperature", "a number above 0", self.temperature)
         require(self.attention + self.tokens > 0, "attention", "a weight, here or of tokens", 0)
         ids = self.shared_ids
-        require(ids is None or ids > 0, "shared_ids", "a number of token ids or None", ids)
+        known = ids is None or 0 < ids <= LARGEST
+        require(known, "shared_ids", f"a number of token ids in [1, {LARGEST:g}] or None", ids)
 
     @property
     def leaves_out_self(self) -> bool:
