@@ -36,6 +36,7 @@ WAYS = [
     ("js", "columns"),
     ("js", "renormalised"),
 ]
+BEYOND = {("kl", "columns", "triton"), ("reverse_kl", "renormalised", "triton")}
 ONE_ROW = 1  # byte: a block of every row
 
 
@@ -125,24 +126,11 @@ def run(call: Call, function=attention_divergence, **more) -> dict[str, Tensor]:
     return {"rows": rows.detach(), **dict(zip(leaves, found, strict=True))}
 
 
-def rounded_otherwise(call: Call, seed: int) -> dict[str, Tensor]:
-    """`naive_divergence` and its gradients, q and k's products summed in another order."""
-    order = torch.randperm(
-        call.inputs["q"].shape[-1], generator=torch.Generator().manual_seed(seed)
-    )
-    inputs = {**call.inputs, **{n: call.inputs[n][..., order] for n in "qk"}}
-    found = run(replace(call, inputs=inputs), naive_divergence)
-    return {**found, **{n: found[n][..., order.argsort()] for n in "qk"}}
-
-
-def hold(call: Call, *, orders: int = 0, **more) -> None:
-    """The one rule of closeness; torch's own error may be the largest of several orders of sums."""
-    truth, plains = run(wide(call), naive_divergence), [run(call, naive_divergence)]
-    plains += [rounded_otherwise(call, seed) for seed in range(orders)]
+def hold(call: Call, **more) -> None:
+    """The one rule of closeness."""
+    truth, plain = run(wide(call), naive_divergence), run(call, naive_divergence)
     for name, x in run(call, **more).items():
-        factor, exact = VALUES if name == "rows" else GRADIENTS, truth[name]
-        plain = max((p[name] for p in plains), key=lambda p: float((p - exact).abs().max()))
-        assert_close(name, x, plain, exact, factor)
+        assert_close(name, x, plain[name], truth[name], VALUES if name == "rows" else GRADIENTS)
 
 
 @pytest.mark.parametrize("of_model", [False, True], ids=["tensor", "model"])
@@ -170,10 +158,13 @@ def test_it_is_as_close_as_torch(kind, over, dtype) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("kind", "over"), WAYS)
-def test_every_backend(kind, over, backend) -> None:
+def test_every_backend(request, kind, over, backend) -> None:
+    if (kind, over, backend) in BEYOND:
+        why = "3 % beyond the rule in the interpreter (dk, dhead_weight): not yet mended"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     for of_model in (False, True):
         call = make_call(kind, over, torch.float32, of_model=of_model)
-        hold(call, orders=4, backend=backend)  # each sums in an order of its own
+        hold(call, backend=backend)
 
 
 @pytest.mark.parametrize(("kind", "over"), [way for way in WAYS if way[1] != "columns"])

@@ -151,9 +151,7 @@ METHODS = {
     ),
     "BASIC": Method(lambda shape: {"basic": Basic()}, ("map",)),
     "BASIC, patches alike": Method(lambda shape: {"basic": Basic(patches="uniform")}, ("map",)),
-    "patch-text contrast": Method(
-        lambda shape: {"patch_text": PatchText()}, ("map",), more=_contrast
-    ),
+    "patch-text contrast": Method(lambda shape: {"patch_text": PatchText()}, more=_contrast),
 }
 
 
@@ -168,9 +166,7 @@ def step_of(name: str, method: Method, shape: Shape, tokens: int) -> tuple[Calla
     kept = ("gk_image", "gk_text_position", *(f"gk_{group}_" for group in method.groups))
     own = {k: x for k, x in batch.items() if not k.startswith("gk_") or k.startswith(kept)}
     if method.more is not None:
-        own |= method.more(model, own)
-        if name == "patch-text contrast":
-            own = {k: x for k, x in own.items() if not k.startswith("gk_map_")}
+        own |= method.more(model, batch)
     return runner(model, name, lambda: model(**own).loss), plain
 
 

@@ -49,6 +49,7 @@ class AttentionReward:
         self.processor, self.layer = processor, layer
         self.entropy, self.batch_size = entropy, batch_size
         self.trainer: Any = None  # a `RolloutMixin`, which says so
+        self._collator: GroundingCollator | None = None  # of the trainer's model
 
     def __call__(
         self,
@@ -91,15 +92,12 @@ class AttentionReward:
     @torch.no_grad()
     def _rewards(self, examples: list[GroundedExample]) -> list[float]:
         model = self.trainer.model
-        collator = GroundingCollator(
-            self.processor,
-            base_model(model).config,
-            map_rows="answer",
-            map_kind="uniform",
-            map_levels=(1.0, 0.0, 0.0),
-        )
+        if self._collator is None:
+            levels = (1.0, 0.0, 0.0)
+            how = {"map_rows": "answer", "map_kind": "uniform", "map_levels": levels}
+            self._collator = GroundingCollator(self.processor, base_model(model).config, **how)
         device = next(model.parameters()).device
-        batch = {name: x.to(device) for name, x in collator(examples).items()}
+        batch = {name: x.to(device) for name, x in self._collator(examples).items()}
         record = ("maps", "visible", "layers")
         output = model(**batch, gk_record=record, gk_temperature=1.0)
         columns, row = batch["gk_map_columns"], batch["gk_map_position"]

@@ -23,7 +23,7 @@ from groundkern.hf import (
 )
 from groundkern.hf.data.batch import without_rows
 from groundkern.hf.data.tokens import PER_TOKEN
-from tests.hf.closeness import assert_same_gradients, gradients
+from tests.hf.closeness import gradients
 from tests.hf.collating import IMAGE, SMALL, make_collator, make_example, make_region
 from tests.hf.meanings import meaning, meant_rows, same_tensors, supervised_rows
 
@@ -220,7 +220,19 @@ def test_a_feature_of_each_token_is_refused():
         collator([rich("one", IMAGE)])
 
 
-def padded_and_packed(family, dtype):
+def assert_same_but_for_noise(own, wanted):
+    """Each gradient within 1e-5 of its own largest entry and 1e-7 of the model's largest.
+
+    The latter is rounding: in fp64 nothing is left of it (`test_in_fp64_there_is_no_noise`).
+    """
+    assert own.keys() == wanted.keys()
+    noise = 1e-7 * max(float(gradient.abs().max()) for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        off, scale = float((own[name] - gradient).abs().max()), float(gradient.abs().max())
+        assert off <= 1e-5 * scale + noise, f"{name}: {off} of {scale}"
+
+
+def padded_and_packed(family, dtype, basic=None):
     """Parts of the loss and gradients of the same samples, padded and in rows."""
     model, processor = first.FAMILIES[family].model().to(dtype), first.FAMILIES[family].processor()
     attach(
@@ -231,7 +243,7 @@ def padded_and_packed(family, dtype):
         hist=Hist(),
         margins=Margins(mean_margin=10.0),
         logit_lens=LogitLens(),
-        basic=Basic(),
+        basic=basic,
     )
     found = []
     for pack_to in (None, 150):
@@ -246,19 +258,18 @@ def padded_and_packed(family, dtype):
     return parts, own_parts, wanted, own
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.long)])
 def test_losses_and_gradients_are_those_of_the_padded_batch(family):
     parts, own_parts, wanted, own = padded_and_packed(family, torch.float32)
     for name, part in parts.items():
         assert float(own_parts[name]) == pytest.approx(float(part), rel=1e-5), name
-    assert_same_gradients(own, wanted)
+    assert_same_but_for_noise(own, wanted)
 
 
 def test_in_fp64_there_is_no_noise():
-    """What is beyond 1e-5 of a gradient's largest entry in fp32 (3e-5 of the vision tower's first
-    q_proj.weight, 3e-7 of the model's largest gradient) is rounding: in fp64 it is not there."""
-    parts, own_parts, wanted, own = padded_and_packed("llava", torch.float64)
+    """What is beyond 1e-5 of a gradient's largest entry in fp32 (with BASIC 3e-5 of the vision
+    tower's first q_proj.weight) is rounding: in fp64 it is not there."""
+    parts, own_parts, wanted, own = padded_and_packed("llava", torch.float64, Basic())
     for name, part in parts.items():
         assert float(own_parts[name]) == pytest.approx(float(part), rel=1e-12), name
     largest = max(float(gradient.abs().max()) for gradient in wanted.values())
