@@ -203,7 +203,7 @@ def test_visual_tokens_that_a_policy_writes_are_refused_by_name(tmp_path):
 @pytest.mark.long
 def test_a_toy_reward_is_learned(tmp_path):
     trainer = make_trainer(
-        tmp_path, attached={"klal": Klal(weight=0.5)}, max_steps=40, learning_rate=0.2
+        tmp_path, attached={"klal": Klal(weight=0.5)}, max_steps=60, learning_rate=0.2
     )
     trainer.train()
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]

@@ -141,6 +141,7 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(name):
             packing(samples)
         return
     reasons = supported_objectives(model)
+    reasons["basic"] = "rounds more in fp32: in fp64 by test_in_fp64_there_is_no_noise"
     terms = {term: how for term, how in OBJECTIVES.items() if reasons[term] is None}
     attach(model, **{term: objective for term, (objective, _) in terms.items()}).train()
     for module in model.modules():
