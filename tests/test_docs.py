@@ -122,6 +122,13 @@ def test_no_placeholder_is_left() -> None:
     assert {path: tokens for path, tokens in found.items() if tokens} == {}
 
 
+def test_a_term_has_one_meaning() -> None:
+    cells = re.findall(r"^\| (\*\*.+?) \|", _text(ROOT / "docs" / "glossary.md"), re.MULTILINE)
+    terms = Counter(term for cell in cells for term in re.findall(r"\*\*(.+?)\*\*", cell))
+    assert len(terms) > 100
+    assert {term for term, times in terms.items() if times > 1} == set()
+
+
 def _too_long(line: str) -> bool:
     """Whether a line passes column 100 and could be broken: no row of a table, and not one word
     (a link, an address) after the indent and the mark of a list."""
