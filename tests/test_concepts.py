@@ -36,11 +36,8 @@ def test_the_command_makes_the_committed_diagrams(tmp_path) -> None:
 
 
 def test_every_diagram_is_on_a_page() -> None:
-    shown = {
-        name
-        for page in PAGES
-        for name in re.findall(r"concepts_(\w+)\.svg", page.read_text("utf-8"))
-    }
+    texts = [page.read_text("utf-8") for page in PAGES]
+    shown = {name for text in texts for name in re.findall(r"concepts_(\w+)\.svg", text)}
     assert shown == concepts.FIGURES.keys()
 
 
@@ -68,6 +65,7 @@ def test_the_diagrams_show_what_the_code_does() -> None:
     assert tuple(keys[allowed].tolist()) == attention.ALLOWED_KEYS
 
 
+@pytest.mark.long
 def test_the_labels_of_the_page_are_those_of_the_tokenizer() -> None:
     vocabularies = pytest.importorskip("benchmarks.labels.vocabularies")
     labels = pytest.importorskip("groundkern.hf.data.labels")

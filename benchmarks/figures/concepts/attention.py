@@ -1,4 +1,4 @@
-"""Figures of attention: query rows, key sets, side tokens, and what is shared with the main pass."""
+"""Figures of attention: query rows, key sets, side tokens, what is shared with the main pass."""
 
 from __future__ import annotations
 

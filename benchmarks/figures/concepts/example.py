@@ -1,4 +1,4 @@
-"""What all figures show: a picture of a cat, the sequence it becomes, and where the cat is in it."""
+"""What all figures show: a picture of a cat, the sequence it becomes, where the cat is in it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def strip(
     marked: tuple[int, ...] = (),
     numbers: bool = False,
 ) -> None:
-    """The sequence as cells; those that are not `used` are empty, `marked` ones have a thick edge."""
+    """The sequence as cells; those not `used` are empty, `marked` ones have a thick edge."""
     for place, position in enumerate(shown):
         there = used is None or position in used
         fill = colour_of(position) if there else NONE

@@ -131,15 +131,9 @@ def target_maps() -> Canvas:
 
     canvas.text(3.0, 17.2, "other targets of the same box (map_kind):", align="left", size=8)
     small, tall, gap = 12.6, 9.45, 4.7
-    options = [
-        ("uniform", {}),
-        ("overlap", {}),
-        ("gaussian", {}),
-        ("evidence", {}),
-    ]
-    for i, (kind, more) in enumerate(options):
+    for i, kind in enumerate(("uniform", "overlap", "gaussian", "evidence")):
         place = (4.0 + i * (small + gap), 5.4, small, tall)
-        _heat(canvas, place, target_map(rects, kind=kind, boxes=[BOX], **more), ALLOWED)
+        _heat(canvas, place, target_map(rects, kind=kind, boxes=[BOX]), ALLOWED)
         canvas.text(place[0] + small / 2, 3.5, kind, mono=True, size=8)
     return canvas
 

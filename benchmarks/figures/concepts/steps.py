@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from benchmarks.figures.concepts.canvas import (
     ALLOWED,
     INK,
@@ -71,52 +73,53 @@ def counted_rows() -> Canvas:
     return canvas
 
 
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+STAGES = (  # x, width, title, what it is
+    (3.0, 13.4, "batch", "tokens, image,\nrows, key sets,\ntargets, labels"),
+    (
+        20.6,
+        17.2,
+        "the model’s body",
+        "every layer once, for\nall tokens: flash\nattention as it is",
+    ),
+    (42.0, 13.4, "the head", "counted rows\nalone, a chunk\nat a time"),
+    (59.6, 9.6, "the loss", "text + each\nterm, divided\nby its count"),
+)
+PARTS = (  # of every layer, for the supervised rows
+    (11.4, "side attention", "into the side tokens\n(SMAM)"),
+    (30.4, "maps and divergences", "KLAL, HIST, margins …"),
+)
 
 
 def step() -> Canvas:
     """The parts of a training step, and the two tensors that none of them stores."""
     canvas = Canvas(48, "A training step: what is computed, and what is never stored")
     y, height = 29.6, 10.4
-    _stage(
-        canvas, 3.0, y, 13.4, height, "batch", "tokens, image,\nrows, key sets,\ntargets, labels"
-    )
-    canvas.arrow((16.7, y + 5.2), (20.3, y + 5.2))
-    _stage(
-        canvas,
-        20.6,
-        y,
-        17.2,
-        height,
-        "the model’s body",
-        "every layer once, for\nall tokens: flash\nattention as it is",
-    )
-    canvas.arrow((38.1, y + 5.2), (41.7, y + 5.2))
-    _stage(canvas, 42.0, y, 13.4, height, "the head", "counted rows\nalone, a chunk\nat a time")
-    canvas.arrow((55.7, y + 5.2), (59.3, y + 5.2))
-    _stage(canvas, 59.6, y, 9.6, height, "the loss", "text + each\nterm, divided\nby its count")
     low, deep, wide = 18.2, 6.6, 17.0
-    parts = (
-        ("side attention", "into the side tokens\n(SMAM)"),
-        ("maps and divergences", "KLAL, HIST, margins …"),
-    )
-    for left, (title, says) in zip((11.4, 30.4), parts, strict=True):
-        canvas.box(left, low, wide, deep, fill="#ffffff", edge=ROW, line=1.3, round=0.6)
-        canvas.text(left + wide / 2, low + deep - 1.6, title, bold=True, colour=ROW)
-        canvas.text(left + wide / 2, low + 2.3, says, size=7.5)
-    top = low + deep
+    top, level = low + deep, low + deep / 2
+    for x, width, title, says in STAGES:
+        canvas.box(x, y, width, height, fill="#ffffff", line=1.1, round=0.6)
+        canvas.text(x + width / 2, y + height - 1.9, title, bold=True, colour=SHARED)
+        canvas.text(x + width / 2, y + height / 2 - 1.4, says, size=7.5)
+    for (x, width, *_), (end, *_) in pairwise(STAGES):
+        canvas.arrow((x + width + 0.3, y + height / 2), (end - 0.3, y + height / 2))
+    for x, title, says in PARTS:
+        canvas.box(x, low, wide, deep, fill="#ffffff", edge=ROW, line=1.3, round=0.6)
+        canvas.text(x + wide / 2, low + deep - 1.6, title, bold=True, colour=ROW)
+        canvas.text(x + wide / 2, low + 2.3, says, size=7.5)
     canvas.arrow((23.2, y - 0.2), (23.2, top + 0.2), colour=ROW)
     canvas.arrow((26.2, top + 0.2), (26.2, y - 0.2), colour=ROW)
     canvas.arrow((34.4, y - 0.2), (34.4, top + 0.2), colour=ROW)
-    canvas.text(
-        22.4, (y + top) / 2, "in each layer: q of N rows,\nk, v, lse", align="right", size=7.5
-    )
-    level = low + deep / 2
-    canvas.line((30.4 + wide, level), (64.4, level), colour=ROW, width=1.1)
+    says = "in each layer: q of N rows,\nk, v, lse"
+    canvas.text(22.4, (y + top) / 2, says, align="right", size=7.5)
+    canvas.line((PARTS[1][0] + wide, level), (64.4, level), colour=ROW, width=1.1)
     canvas.arrow((64.4, level), (64.4, y - 0.2), colour=ROW)
     canvas.text(55.8, level + 1.4, "a number a row", size=8, colour=ROW)
+    _not_stored(canvas)
+    return canvas
 
+
+def _not_stored(canvas: Canvas) -> None:
+    """The sizes of both tensors, and what there is in their place."""
     maps = MODEL.heads * TOKENS**2 * 2
     logits = TOKENS * MODEL.vocabulary * 2
     canvas.line((3.0, 15.7), (69.0, 15.7), colour=PALE)
@@ -124,8 +127,8 @@ def step() -> Canvas:
     canvas.text(3.0, 13.7, says, align="left", bold=True, size=8)
     canvas.text(51.0, 13.7, "here", align="left", bold=True, colour=ALLOWED, size=8)
     for at, shape, size, instead in (
-        (10.6, "attention [heads, S, S]", f"{_gigabytes(maps)} a layer", "N rows, in blocks"),
-        (7.6, "logits    [S, V]", _gigabytes(logits), "counted rows, in chunks"),
+        (10.6, "attention [heads, S, S]", f"{maps / 1e9:.2f} GB a layer", "N rows, in blocks"),
+        (7.6, "logits    [S, V]", f"{logits / 1e9:.2f} GB", "counted rows, in chunks"),
     ):
         canvas.text(3.0, at, shape, align="left", mono=True, size=8.5)
         canvas.text(26.0, at, size, align="left", bold=True, colour=ROW)
@@ -133,15 +136,6 @@ def step() -> Canvas:
         canvas.text(51.0, at, instead, align="left")
     says = "The backward makes the pieces again, or keeps them within the logit budget."
     canvas.text(3.0, 3.7, says, align="left", size=8, colour=MUTED)
-    return canvas
-
-
-def _stage(
-    canvas: Canvas, x: float, y: float, width: float, height: float, title: str, says: str
-) -> None:
-    canvas.box(x, y, width, height, fill="#ffffff", line=1.1, round=0.6)
-    canvas.text(x + width / 2, y + height - 1.9, title, bold=True, colour=SHARED)
-    canvas.text(x + width / 2, y + height / 2 - 1.4, says, size=7.5)
 
 
 FIGURES = {"counted_rows": counted_rows, "step": step}
