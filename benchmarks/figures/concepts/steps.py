@@ -79,7 +79,7 @@ STAGES = (  # x, width, title, what it is
         20.6,
         17.2,
         "the model’s body",
-        "every layer once, for\nall tokens: flash\nattention as it is",
+        "every layer once, for\nall tokens, with its\nown attention",
     ),
     (42.0, 13.4, "the head", "counted rows\nalone, a chunk\nat a time"),
     (59.6, 9.6, "the loss", "text + each\nterm, divided\nby its count"),
