@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from benchmarks.figures.concepts import attention, images, steps
+from benchmarks.figures.concepts import attention, images, ranks, steps
 
-FIGURES = {**attention.FIGURES, **images.FIGURES, **steps.FIGURES}
+FIGURES = {**attention.FIGURES, **images.FIGURES, **steps.FIGURES, **ranks.FIGURES}
 """Name -> the function that draws it."""
 
 
