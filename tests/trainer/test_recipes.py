@@ -73,6 +73,13 @@ def test_the_pages_name_what_attach_takes() -> None:
     assert len(pairs) >= 9
     for name, objective in pairs:
         inspect.signature(hf.attach).bind(None, **{name: getattr(hf, objective)()})
+    options = [
+        option
+        for text in METHODS.values()
+        for option in re.findall(r"`(\w+)=True`\s+for\s+the\s+`GroundingCollator`", text)
+    ]
+    assert options == ["lens", "contrast"]
+    assert set(options) <= inspect.signature(hf.GroundingCollator).parameters.keys()
 
 
 def _extended(sample: dict) -> dict:
