@@ -48,7 +48,7 @@ def visual_tokens() -> Canvas:
     picture(canvas, *first)
     grid(canvas, *first, columns=2 * COLUMNS, rows=2 * ROWS, colour="#8fa7b5", line=0.5)
     region(canvas, *first)
-    canvas.text(13.0, 20.3, "patches of 14 × 14 pixels (Qwen2.5-VL)", size=8)
+    canvas.text(13.0, 20.3, "patches of 14 × 14 pixels", size=8)
     picture(canvas, *second)
     grid(canvas, *second, colour="#5d7d90", line=0.9)
     numbers(canvas, *second)
@@ -57,7 +57,7 @@ def visual_tokens() -> Canvas:
         canvas.box(left, bottom, 5.0, 5.0, edge=ALLOWED, line=1.8, z=5)
     canvas.arrow((24.2, 29.5), (37.8, 29.5))
     canvas.text(31.0, 32.6, "vision tower\nand projector", size=8)
-    canvas.text(31.0, 27.2, "2 × 2 patches\nmake one token", size=7.5, colour=MUTED)
+    canvas.text(31.0, 26.4, "2 × 2 patches\nmake one token\n(Qwen2.5-VL)", size=7.5, colour=MUTED)
     canvas.text(49.0, 20.3, "12 visual tokens, each a rectangle", size=8)
     canvas.text(60.5, 32.4, "green: tokens\nthat the box of\nthe cat is on", size=8, align="left")
 
