@@ -24,6 +24,8 @@ DEFINED_HTML = re.compile(rf"<p><strong>\(({NUMBER})\)</strong>")
 CITED = re.compile(rf"\(({NUMBER})\)")
 PAGE_NAME = re.compile(r"\bdocs/([\w/-]+\.md)\b")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+OPERATOR = re.compile(r"\\mathop\{\\mathrm\{(\w+)\}\}")
+LIMITS = re.compile(r"\\mathop\{([^{}]*\{\w+\}\w*)\}\\limits_\{([^{}]*)\}")
 TAG = re.compile(r"(<[^>]*>)")
 # Inside of these, nothing becomes a link.
 CLOSED = ("a", "button", "code", "h1", "h2", "math", "pre", "script", "style", "svg")
@@ -44,6 +46,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         html = FORMULA.sub(_formula, html)
     except Exception as error:  # of math_core, which says where in the formula
         raise PluginError(f"{page.file.src_uri}: {error}") from error
+    page.present_anchor_ids |= set(DEFINED_HTML.findall(html))
     html = DEFINED_HTML.sub(r'<p id="\1"><strong>(\1)</strong>', html)
     return linked(html, lambda text: _with_links(text, page, files))
 
@@ -62,7 +65,9 @@ def _formula(match: re.Match) -> str:
 def mathml(latex: str, display: bool) -> str:
     r"""A formula in MathML. `\mathop{\mathrm{x}}`, GitHub's form, is `\operatorname` here."""
     latex = re.sub(r"\\mathop\{\\mathrm\{(\w+)\}\}", r"\\operatorname{\1}", latex)
-    latex = re.sub(r"\\mathop\{([^{}]*\{\w+\}\w*)\}\\limits_\{([^{}]*)\}", r"\\underset{\2}{\1}\\,", latex)
+    latex = re.sub(
+        r"\\mathop\{([^{}]*\{\w+\}\w*)\}\\limits_\{([^{}]*)\}", r"\\underset{\2}{\1}\\,", latex
+    )
     return _converter.convert_with_local_state(latex, displaystyle=display)
 
 

@@ -16,16 +16,20 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:  # what is below on_page_markdown needs no mkdocs: tests/test_site.py
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
 
-CODE_OR_LINK = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)|(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)", re.DOTALL)
+CODE_OR_LINK = re.compile(
+    r"(`+)(?!`).*?(?<!`)\1(?!`)|(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)", re.DOTALL
+)
 FENCE = re.compile(r" *(`{3,}|~{3,})")
 ITEM = re.compile(r"( *)([-*+]|\d{1,3}[.)])( +)(?=\S)")
 DELIMITER = re.compile(r" *\|?[ :|-]*-[ :|-]*\|[ :|-]*$")
@@ -41,6 +45,8 @@ def outside() -> dict[Path, str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    from mkdocs.structure.files import File
+
     for path, name in outside().items():
         if files.get_file_from_path(name) is None:
             files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -97,7 +103,7 @@ def rewritten_links(text: str, source: Path, name: str, repository: str | None) 
         inside = path.is_relative_to(DOCS)
         if path in known:
             there = known[path]
-        elif inside and source.is_relative_to(DOCS) or not path.exists():
+        elif (inside and source.is_relative_to(DOCS)) or not path.exists():
             return match[0]  # for mkdocs to check
         elif inside:
             there = path.relative_to(DOCS).as_posix()
@@ -135,36 +141,29 @@ def listed(text: str) -> str:
     """A page with blank lines ahead of lists and tables, and lists nested by four columns."""
     lines: list[str] = []
     inside: list[int] = []  # the columns at which the text of the open lists' items begins
-    fence = ""
+    fence, of_list = "", False  # of_list: the block since the last blank line began with an item
     given = text.split("\n")
-    for number, line in enumerate(given):
-        mark = FENCE.match(line)
+    for line, following in zip(given, [*given[1:], ""]):
+        mark, item = FENCE.match(line), None if fence else ITEM.match(line)
         indent = len(line) - len(line.lstrip())
-        item = None if fence else ITEM.match(line)
-        blank_before = not lines or not lines[-1].strip()
-        if line.strip() and not fence and not item and blank_before:
+        begins = not lines or not lines[-1].strip()
+        if item and not begins and not of_list:
+            # within a paragraph, only a bullet or the number 1 begins a list
+            item = item if inside or item[2] in "-*+" or item[2][:-1] == "1" else None
+        if line.strip() and not fence and (item or begins):
             while inside and indent < inside[-1]:
                 inside.pop()
+        table = not fence and line.lstrip().startswith("|") and DELIMITER.match(following)
+        if not begins and (table or (item and not of_list)):
+            lines.append("")
+            begins = True
+        of_list = bool(item) if begins and not fence else of_list
         if item:
-            nested = bool(inside)
-            while inside and indent < inside[-1]:
-                inside.pop()
-            interrupts = item[2] in "-*+" or item[2][:-1] == "1"
-            if not nested and not blank_before:
-                if not interrupts:
-                    lines.append(line)
-                    continue
-                lines.append("")
             lines.append(" " * 4 * len(inside) + line[indent:])
             inside.append(len(item[0]))
             continue
-        following = given[number + 1] if number + 1 < len(given) else ""
-        table = line.lstrip().startswith("|") and DELIMITER.match(following)
-        if table and not fence and not blank_before:
-            lines.append("")
-        if inside and indent >= inside[-1]:
-            line = " " * 4 * len(inside) + line[inside[-1] :]
-        lines.append(line)
+        nested = inside and indent >= inside[-1]
+        lines.append(" " * 4 * len(inside) + line[inside[-1] :] if nested else line)
         if mark:
             closes = fence and mark[1].startswith(fence) and line.strip() == mark[1]
             fence = "" if closes else fence or mark[1]

@@ -1,5 +1,5 @@
-"""What the API pages add to mkdocstrings: the last line of a docstring, `Source: ...`, stands apart.
-"""
+"""On API pages the last line of a docstring, `Source: ...`, stands apart from the rest."""
+
 from __future__ import annotations
 
 import re
