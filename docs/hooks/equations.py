@@ -11,7 +11,7 @@ import html
 import re
 from collections.abc import Callable
 
-from math_core import LatexToMathML
+from math_core import LatexError, LatexToMathML
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import Files
@@ -21,6 +21,7 @@ from mkdocs.utils import get_relative_url
 NUMBER = r"[A-Z]\d{1,2}"
 DEFINED = re.compile(rf"^\*\*\(({NUMBER})\)\*\*", re.MULTILINE)
 DEFINED_HTML = re.compile(rf"<p><strong>\(({NUMBER})\)</strong>")
+TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 CITED = re.compile(rf"\(({NUMBER})\)")
 PAGE_NAME = re.compile(r"\bdocs/([\w/-]+\.md)\b")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
@@ -41,14 +42,14 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             _page_of[number] = file.url
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     try:
-        html = FORMULA.sub(_formula, html)
-    except Exception as error:  # of math_core, which says where in the formula
+        content = FORMULA.sub(_formula, content)
+    except ValueError as error:
         raise PluginError(f"{page.file.src_uri}: {error}") from error
-    page.present_anchor_ids |= set(DEFINED_HTML.findall(html))
-    html = DEFINED_HTML.sub(r'<p id="\1"><strong>(\1)</strong>', html)
-    return linked(html, lambda text: _with_links(text, page, files))
+    page.present_anchor_ids |= set(DEFINED_HTML.findall(content))
+    content = DEFINED_HTML.sub(r'<p id="\1"><strong>(\1)</strong>', content)
+    return linked(content, lambda text: _with_links(text, page, files))
 
 
 def _formula(match: re.Match) -> str:
@@ -56,7 +57,7 @@ def _formula(match: re.Match) -> str:
     latex = html.unescape(match[3]).strip()
     try:
         made = mathml(latex, display)
-    except Exception as error:
+    except LatexError as error:  # which says where
         raise ValueError(f"{latex!r}: {error}") from error
     tag = "div" if display else "span"
     return f'<{tag} class="gk-math" data-search-exclude>{made}</{tag}>'
@@ -94,8 +95,9 @@ def _with_links(text: str, page: Page, files: Files) -> str:
 
     def name(match: re.Match) -> str:
         file = files.get_file_from_path(match[1])
-        if file is None or file.page is None:
+        title = file and TITLE.search(file.content_string)
+        if not title:
             return match[0]
-        return f'<a href="{get_relative_url(file.url, page.url)}">{file.page.title}</a>'
+        return f'<a href="{get_relative_url(file.url, page.url)}">{html.escape(title[1])}</a>'
 
     return CITED.sub(equation, PAGE_NAME.sub(name, text))
