@@ -22,7 +22,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "groundkern"
 PUBLIC = (
     *("groundkern", "groundkern.losses", "groundkern.lse", "groundkern.maps"),
     *("groundkern.maps_in_time", "groundkern.metrics", "groundkern.hf", "groundkern.parallel"),
@@ -134,6 +133,20 @@ def public_names(module: str) -> Iterator[str]:
             yield f"{module}.{node.name}"
 
 
+def integrations() -> list[str]:
+    """The public modules of groundkern.integrations: with an `__all__`, or a page in docs/trainers.
+
+    Others are what these share.
+    """
+    found = []
+    for path in sorted((ROOT / "groundkern" / "integrations").glob("*")):
+        source = path / "__init__.py" if path.is_dir() else path
+        shown = ROOT / "docs" / "trainers" / f"{path.stem.replace('_', '-')}.md"
+        if source.is_file() and (shown.is_file() or "\n__all__ = " in source.read_text()):
+            found.append(f"groundkern.integrations.{path.stem}")
+    return [name for name in found if not name.endswith("__init__")]
+
+
 def inventory(path: Path) -> set[str]:
     """The names in an objects.inv: four lines of text, then lines that are compressed."""
     compressed = path.read_bytes().split(b"\n", 4)[4]
@@ -143,12 +156,7 @@ def inventory(path: Path) -> set[str]:
 def undocumented(site: Path) -> list[str]:
     """Public names that no page of the API reference has."""
     there = inventory(site / "objects.inv")
-    packages = [
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for folder in ("integrations",)
-        for path in sorted(PACKAGE.glob(f"{folder}/__init__.py"))
-    ]
-    names = [name for module in (*PUBLIC, *packages) for name in public_names(module)]
+    names = [name for module in (*PUBLIC, *integrations()) for name in public_names(module)]
     modules = {
         name for name in names if ROOT.joinpath(*name.split(".")).with_suffix(".py").exists()
     }

@@ -1,14 +1,31 @@
-"""On API pages the last line of a docstring, `Source: ...`, stands apart from the rest."""
+"""What the API pages have besides mkdocstrings' own.
+
+- The last line of a docstring, `Source: ...`, stands apart from the rest.
+- docs/api/integrations.md has a section for each integration that is there.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import Files
-from mkdocs.structure.pages import Page
+from check import integrations
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 SOURCE = re.compile(r"<p>Source: (.*?)</p>", re.DOTALL)
+OPTIONS = "{show_root_heading: false, show_root_toc_entry: false, heading_level: 3}"
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    if page.file.src_uri != "api/integrations.md":
+        return markdown
+    return "\n\n".join(
+        [markdown, *(f"## {name}\n\n::: {name}\n    options: {OPTIONS}" for name in integrations())]
+    )
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
