@@ -70,10 +70,10 @@ def test_lists_and_tables_are_githubs(github: str, wanted: str) -> None:
 def test_a_star_is_every_page_that_nav_does_not_name() -> None:
     expanded = _hook("github").expanded
     named = _hook("github").named
-    nav = [{"A": ["a/index.md", "a/*"]}, {"B": "b.md"}]
-    pages = ["a/index.md", "a/x.md", "a/y.md", "b.md"]
+    nav = [{"A": ["a/index.md", "a/*"]}, {"B": "b.md"}, "*"]
+    pages = ["a/index.md", "a/x.md", "a/y.md", "b.md", "c.md"]
     made = list(expanded(nav, pages, list(named(nav))))
-    assert made == [{"A": ["a/index.md", "a/x.md", "a/y.md"]}, {"B": "b.md"}]
+    assert made == [{"A": ["a/index.md", "a/x.md", "a/y.md"]}, {"B": "b.md"}, "c.md"]
 
 
 def _site(folder: Path, body: str, *names: str) -> Path:

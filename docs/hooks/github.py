@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +72,8 @@ def expanded(nav: list, pages: list[str], taken: list[str]) -> Iterator:
                 for title, of in entry.items()
             }
         elif "*" in entry:
-            yield from (page for page in pages if fnmatch(page, entry) and page not in taken)
+            wanted = re.compile(re.escape(entry).replace(r"\*", "[^/]*"))
+            yield from (page for page in pages if wanted.fullmatch(page) and page not in taken)
         else:
             yield entry
 

@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 SOURCE = re.compile(r"<p>Source: (.*?)</p>", re.DOTALL)
-OPTIONS = "{show_root_heading: false, show_root_toc_entry: false, heading_level: 3}"
+OPTIONS = """
+    options:
+      heading_level: 3
+      show_if_no_docstring: true
+      show_root_heading: false
+      show_root_toc_entry: false"""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri != "api/integrations.md":
         return markdown
     return "\n\n".join(
-        [markdown, *(f"## {name}\n\n::: {name}\n    options: {OPTIONS}" for name in integrations())]
+        [markdown, *(f"## {name}\n\n::: {name}{OPTIONS}" for name in integrations())]
     )
 
 
