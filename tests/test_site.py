@@ -140,7 +140,7 @@ def test_the_options_are_those_of_the_parsers() -> None:
     page = _hook("options").page
     text = PAGE.read_text(encoding="utf-8")
     assert page(text) == text
-    assert "\n| `beta` | `float` | `0.1` | slope of the grounding loss (S4) |\n" in text
+    assert "\n| `beta` | slope of the grounding loss (S4) | `float` | `0.1` |\n" in text
     assert page(text.replace("slope of", "steepness of")) == text
 
 

@@ -37,7 +37,7 @@ def _fields() -> Iterator[str]:
             yield f"### {title}\n"
             if group.description and "default: null" in group.description:
                 yield "Off unless a field is given.\n"
-            yield "| field | value | default | meaning |\n|---|---|---|---|"
+            yield "| field | meaning | value | default |\n|---|---|---|---|"
             yield "\n".join(rows) + "\n"
 
 
@@ -51,9 +51,8 @@ def _field(action: argparse.Action, section: str) -> str | None:
     meaning = DEFAULT.sub("", action.help or "")
     shown = "**required**" if default and default[1] is None else _code(default and default[1])
     shown = "`null`" if shown == "`None`" else shown
-    return (
-        f"| `{name.removeprefix(section + '.')}` | {_code(metavar)} | {shown} | {_cell(meaning)} |"
-    )
+    name = _code(name.removeprefix(f"{section}."))
+    return f"| {name} | {_cell(meaning)} | {_code(metavar)} | {shown} |"
 
 
 def _commands() -> Iterator[str]:
@@ -72,7 +71,7 @@ def _commands() -> Iterator[str]:
         if name == "groundkern demo":
             yield "Every field of `groundkern train` can be given too.\n"
         if options:
-            yield "| option | default | meaning |\n|---|---|---|"
+            yield "| option | meaning | default |\n|---|---|---|"
             yield "\n".join(map(_option, options)) + "\n"
 
 
@@ -93,7 +92,7 @@ def _option(action: argparse.Action) -> str:
     given = "" if action.nargs == 0 else f" {_metavar(action)}"
     empty = action.default is None or isinstance(action.default, bool) or action.default == []
     default = "**required**" if action.required else "" if empty else _code(str(action.default))
-    return f"| {_code((name + given).strip())} | {default} | {_cell(action.help or '')} |"
+    return f"| {_code((name + given).strip())} | {_cell(action.help or '')} | {default} |"
 
 
 def _metavar(action: argparse.Action) -> str:

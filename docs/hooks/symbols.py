@@ -36,4 +36,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if not page.file.src_uri.startswith("api/"):
         return html
+    if page.file.src_uri == "api/command-line.md":
+        return f'<div class="gk-options">{html}</div>'
     return SOURCE.sub(r'<p class="gk-source"><b>Source</b> \1</p>', html)
