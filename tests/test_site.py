@@ -98,6 +98,7 @@ def _site(folder: Path, body: str, *names: str) -> Path:
         ('<pre class="mermaid">', "loads"),
         ("<p>text\n- item</p>", "left as text"),
         ("<p>| a | b |</p>", "left as text"),
+        ('<span class="arithmatex">x</span>', "left as text"),
     ],
 )
 def test_the_check_finds(tmp_path: Path, body: str, problem: str | None) -> None:

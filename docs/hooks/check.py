@@ -59,7 +59,10 @@ class Page(HTMLParser):
         self._code += tag in CODE
         if tag == "p":
             self._paragraph = []
-        if "mermaid" in given.get("class", "").split():
+        classes = given.get("class", "").split()
+        if "arithmatex" in classes:
+            self.left_over.append("a formula")
+        if "mermaid" in classes:
             self.loaded.append("//mermaid")  # the theme fetches what draws it
         if tag == "a" and "href" in given:
             self.links.append(given["href"])

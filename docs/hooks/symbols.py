@@ -29,7 +29,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri != "api/integrations.md":
         return markdown
     return "\n\n".join(
-        [markdown, *(f"## {name}\n\n::: {name}{OPTIONS}" for name in integrations())]
+        [
+            markdown,
+            *(f"## {name.rpartition('.')[2]}\n\n::: {name}{OPTIONS}" for name in integrations()),
+        ]
     )
 
 
