@@ -64,11 +64,12 @@ def _formula(match: re.Match) -> str:
 
 
 def mathml(latex: str, display: bool) -> str:
-    r"""A formula in MathML. `\mathop{\mathrm{x}}`, GitHub's form, is `\operatorname` here."""
-    latex = re.sub(r"\\mathop\{\\mathrm\{(\w+)\}\}", r"\\operatorname{\1}", latex)
-    latex = re.sub(
-        r"\\mathop\{([^{}]*\{\w+\}\w*)\}\\limits_\{([^{}]*)\}", r"\\underset{\2}{\1}\\,", latex
-    )
+    r"""A formula in MathML.
+
+    Where GitHub wants `\mathop`, math_core has other names for operators and what stands below.
+    """
+    latex = OPERATOR.sub(r"\\operatorname{\1}", latex)
+    latex = LIMITS.sub(r"\\underset{\2}{\1}\\,", latex)
     return _converter.convert_with_local_state(latex, displaystyle=display)
 
 

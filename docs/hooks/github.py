@@ -35,7 +35,10 @@ DELIMITER = re.compile(r" *\|?[ :|-]*-[ :|-]*\|[ :|-]*$")
 
 
 def outside() -> dict[Path, str]:
-    """The pages that lie outside of docs/, and the names they have on the site."""
+    """The pages that lie outside of docs/, and the names they have on the site.
+
+    README.md has that of the site's own first page, to which links to it lead.
+    """
     top = {path: f"project/{path.stem.lower().replace('_', '-')}.md" for path in ROOT.glob("*.md")}
     top[ROOT / "README.md"] = "index.md"
     results = {path: f"results/{path.name}" for path in RESULTS.glob("*.md")}
