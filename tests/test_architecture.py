@@ -136,7 +136,7 @@ EXCEPTIONS = {
     # the one tolerance rule
     ("benchmarks.gpu.steps.smoke", "tests.closeness"),
     # draws curves of the study
-    ("benchmarks.figures.front", "groundkern.trainer.evidence"),
+    ("benchmarks.figures.front", "groundkern.trainer.evidence.curves"),
     ("benchmarks.figures.front", "groundkern.trainer.evidence.figures"),
     # counts what the launchers hand to the C++ kernels
     ("benchmarks.counts.counting", "groundkern.native"),
