@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts, shielded
@@ -81,15 +84,15 @@ class GroundingMixin(Checkpoints):
 
     def __init__(
         self,
-        model=None,
-        args=None,
-        *rest,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *rest: Any,
         examine: bool = True,
         max_nonfinite: int = 3,
         term_norms_every: int | None = None,
         context_order: str = "zigzag",
         context_engine: str = "gather",
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         refuse_parallel(getattr(args, "parallelism_config", None))
         require(max_nonfinite > 0, "max_nonfinite", "a number of steps above 0", max_nonfinite)
@@ -171,7 +174,7 @@ class GroundingMixin(Checkpoints):
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The next class's loader, as long on every rank.
 
         Returns:
@@ -182,7 +185,9 @@ class GroundingMixin(Checkpoints):
         """
         return self.even_ranks.as_long(super().get_train_dataloader())
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(
+        self, eval_dataset: str | Dataset[Any] | None = None
+    ) -> DataLoader[Any]:
         """The next class's loader, as long on every rank.
 
         Args:
@@ -197,8 +202,8 @@ class GroundingMixin(Checkpoints):
         return self.even_ranks.as_long(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
         """The micro-batches of one step, each with the row counts of the whole step as `gk_totals`.
 
         Args:
@@ -226,7 +231,13 @@ class GroundingMixin(Checkpoints):
         self.watch.batches = batches
         return batches, totals[0]
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         """The grounded loss; in training its parts are summed for the log.
 
         Args:
@@ -280,11 +291,13 @@ class GroundingMixin(Checkpoints):
             self.context = own
             context_parallel(model, own.group, **self._split)
 
-    def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict):
+    def _prepare_context_parallel_inputs(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Callable[[], Any], dict[str, Any]]:
         """Batches stay whole: the model's forward splits them, with what they supervise."""
         return nullcontext, inputs
 
-    def training_step(self, *args, **kwargs) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the next class does.
 
         Args:
@@ -304,7 +317,7 @@ class GroundingMixin(Checkpoints):
         """How many ranks share a sequence, by whichever engine."""
         return self.context.size
 
-    def floating_point_ops(self, inputs: dict) -> int:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """This rank's share of what the Trainer counts for a batch.
 
         Args:
@@ -315,14 +328,20 @@ class GroundingMixin(Checkpoints):
         """
         return super().floating_point_ops(inputs) // self.context.size
 
-    def _track_num_input_tokens(self, inputs: dict) -> None:
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Count the tokens of ranks that share them once."""
         before = self.state.num_input_tokens_seen
         super()._track_num_input_tokens(inputs)
         seen = self.state.num_input_tokens_seen - before
         self.state.num_input_tokens_seen = before + seen // self.context.size
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
         """The loss of an evaluation batch.
 
         Args:
@@ -341,7 +360,7 @@ class GroundingMixin(Checkpoints):
                 self._held_out.add_plain(inputs, loss)
         return loss.detach(), None, None
 
-    def _without_repeats(self, inputs: dict) -> dict:
+    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Without the samples by which accelerate fills the last batch up, so that ranks are even.
 
         It repeats the first ones; `remainder` of the samples that all ranks hold are new.
@@ -356,7 +375,13 @@ class GroundingMixin(Checkpoints):
         place = self.context.of_rank(self.args.process_index)
         return without_repeats(inputs, max(0, state.remainder - place * size))
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
+    def evaluate(
+        self,
+        eval_dataset: Dataset[Any] | dict[str, Dataset[Any]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
         """Evaluate as transformers' Trainer does; training goes on as if it had not happened.
 
         Args:
@@ -369,7 +394,14 @@ class GroundingMixin(Checkpoints):
         with kept:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
 
-    def evaluation_loop(self, dataloader, description, *rest, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        *rest: Any,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> EvalLoopOutput:
         """The Trainer's loop; its loss gives way to exact means if batches have `gk_` tensors.
 
         Args:
@@ -414,12 +446,12 @@ class GroundingMixin(Checkpoints):
         if verdict is not None:
             self.watch.stop_if_reached(verdict)
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Tensor | None:
         """The norm of the whole gradient, which says whether the step may be taken."""
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 
-    def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
+    def _examine_batch(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""
         rows = [row_counts(inputs)[0] if ROWS in inputs else torch.zeros(())]
         count = torch.stack(rows).to(self.args.device)

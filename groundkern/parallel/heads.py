@@ -12,13 +12,13 @@ log sum_r M_r = max over d of sum_r d_r (log M_r - log d_r) it has no gradient w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Unpack
 
 from groundkern import attention_contribution as contribution_of
 from groundkern import attention_kl as kl_of
@@ -27,7 +27,7 @@ from groundkern import checks
 from groundkern.kept import kept
 from groundkern.normaliser import Over, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words, number, require_same
-from groundkern.parallel.collectives import all_sum, greatest, summed
+from groundkern.parallel.collectives import all_sum, greatest, summed, uncompiled
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.row_blocks import row_blocks, scores
 from groundkern.selection import KeySets, QueryRows, Selection
@@ -60,7 +60,7 @@ class HeadRows:
         return len(self.rows)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -100,7 +100,7 @@ def attention_map(
     return all_sum(map_of(q, k, rows.rows, columns, over=over, head_weight=weight, **given), rows)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_contribution(
     q: Tensor,
     k: Tensor,
@@ -140,7 +140,7 @@ def attention_contribution(
     return all_sum(own, rows)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_kl(
     q: Tensor,
     k: Tensor,
@@ -196,7 +196,7 @@ def attention_kl(
 def _agree(
     rows: HeadRows,
     function: str,
-    inputs: Sequence[Tensor | None],
+    inputs: tuple[Tensor, Unpack[tuple[Tensor | None, ...]]],
     columns: Tensor,
     *options: float | str | bool | None,
 ) -> None:

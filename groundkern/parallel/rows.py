@@ -50,7 +50,8 @@ class ShardedRows:
         self.keys = QueryRows(rows.sequence, rows.position, start, stop, rows.most)
         place = shard.before(rows.position.clamp(min=0))
         # This rank's rows, with the places of their tokens among its own.
-        self._here = QueryRows(*(x[self.own] for x in (rows.sequence, place, start, stop)))
+        sequence, place, start, stop = (x[self.own] for x in (rows.sequence, place, start, stop))
+        self._here = QueryRows(sequence, place, start, stop)
         # Remembers only what ranks found together, so that all of them forget alike.
         self.together = replace(rows)
 

@@ -51,7 +51,7 @@ class Attachment:
     """What `attach` left on a model."""
 
     objectives: Objectives
-    replaced: Callable | None  # the forward that was set on the instance before, if any
+    replaced: Callable[..., Any] | None  # the forward that was set on the instance before, if any
     rule: LogitRule
     teacher: Teacher | None = None
 
@@ -60,9 +60,9 @@ class Attachment:
 class WrappedFunction:
     """An attention function that is wrapped in place, and the attached models that call it."""
 
-    original: Callable
-    wrapper: Callable
-    users: WeakSet
+    original: Callable[..., Any]
+    wrapper: Callable[..., Any]
+    users: WeakSet[nn.Module]
 
 
 Key = tuple[str, str]  # where an attention function is looked up, and under which name
@@ -184,11 +184,11 @@ def _teacher_of(
     student: PreTrainedModel, distill: Distillation | None, teacher: nn.Module | None
 ) -> Teacher | None:
     """The teacher, attached without objectives if it is not attached."""
-    if (distill is None) != (teacher is None):
+    if distill is None and teacher is None:
+        return None
+    if distill is None or teacher is None:
         missing, given = ("distill", "teacher") if distill is None else ("teacher", "distill")
         fail(missing, f"one beside `{given}`", None)
-    if distill is None:
-        return None
     other = base_model(teacher)
     found = Teacher.of(student, other, distill)
     if ATTACHMENT not in other.__dict__:
@@ -216,10 +216,10 @@ def objectives_of(model: nn.Module) -> Objectives:
 
 
 @cache
-def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
+def _patched_forward(model_class: type[PreTrainedModel]) -> Callable[..., Any]:
     """One forward per class with the class's signature, which generation and trainers inspect."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         attachment = self.__dict__.get(ATTACHMENT)
         grounding = any(name.startswith("gk_") for name in kwargs) and RUN not in kwargs
         if attachment is not None and grounding:
@@ -230,13 +230,17 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
             return replaced(*args, **kwargs)
         return type(self).forward(self, *args, **kwargs)
 
-    forward.__signature__ = inspect.signature(model_class.forward)
+    vars(forward)["__signature__"] = inspect.signature(model_class.forward)
     return forward
 
 
 @torch.compiler.disable
 def _grounded_forward(
-    model: PreTrainedModel, attachment: Attachment, args: tuple, kwargs: dict, compiling: bool
+    model: PreTrainedModel,
+    attachment: Attachment,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    compiling: bool,
 ) -> GroundedOutput:
     """`grounded_forward`, eagerly; a compiled model's layers are compiled instead."""
     if compiling and not is_compiled(model):
@@ -255,7 +259,7 @@ def _function_of(module: nn.Module) -> Key:
     return type(module).__module__, "eager_attention_forward"
 
 
-def _functions(place: str) -> MutableMapping[str, Callable]:
+def _functions(place: str) -> MutableMapping[str, Callable[..., Any]]:
     """The attention functions of a place, by name."""
     return ALL_ATTENTION_FUNCTIONS if place == REGISTRY else vars(sys.modules[place])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
 from inspect import signature
 
@@ -254,7 +255,7 @@ def all_terms(attached: Objectives) -> Objectives:
     )
 
 
-def _reason(refuse, *args) -> str | None:
+def _reason(refuse: Callable[..., object], *args: object) -> str | None:
     """The sentence with which `refuse` refuses."""
     try:
         refuse(*args)
