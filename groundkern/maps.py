@@ -228,7 +228,12 @@ def target_map(
     """
     how: dict[str, Any] = {"kind": kind, "levels": levels, "sigma": sigma}
     how |= {"rasters": rasters, "bells": bells}
-    shapes: dict[str, Any] = {"boxes": boxes, "points": points, "polygons": polygons, "polylines": polylines}
+    shapes: dict[str, Any] = {
+        "boxes": boxes,
+        "points": points,
+        "polygons": polygons,
+        "polylines": polylines,
+    }
     values = target_values(rects, **how, **shapes)
     return (values / values.sum().clamp_min(1e-300)).float()
 

@@ -125,9 +125,16 @@ def linear_cross_entropy(
     group = None
     if vocab_parallel_options is not None:
         group = _group(vocab_parallel_options, c)
-    shared: dict[str, Any] = {"bias": bias, "ignore_index": ignore_index, "softcap": softcap, "group": group}
+    shared: dict[str, Any] = {
+        "bias": bias,
+        "ignore_index": ignore_index,
+        "softcap": softcap,
+        "group": group,
+    }
     if not return_lse:
-        loss = api.linear_cross_entropy(e, c, targets, reduction=cast(Reduction, reduction), **shared).loss
+        loss = api.linear_cross_entropy(
+            e, c, targets, reduction=cast(Reduction, reduction), **shared
+        ).loss
         if reduction == "mean":
             loss = common.nan_if_zero(loss, (targets != ignore_index).sum())
         return loss

@@ -106,7 +106,9 @@ def _check_shapes(
     return shape[0], places
 
 
-def _check_target(target: Tensor, soft: bool, shape: tuple[int, ...], ignore_index: int | None) -> None:
+def _check_target(
+    target: Tensor, soft: bool, shape: tuple[int, ...], ignore_index: int | None
+) -> None:
     if not soft:
         checks.require(target.shape == shape, "target", f"shape {list(shape)}", list(target.shape))
         if target.dtype != torch.int64:

@@ -7,7 +7,7 @@ the maps are the text's tokens, the columns the image's patches, y is the matchi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -253,7 +253,9 @@ def _cross_attention(
         seen: dict[str, Tensor] = {}
 
         def projected(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            def hook(_: nn.Module, __: Any, x: Tensor) -> None:  # [P, length, H * D] -> [P, H, length, D]
+            def hook(
+                _: nn.Module, __: Any, x: Tensor
+            ) -> None:  # [P, length, H * D] -> [P, H, length, D]
                 heads = x.unflatten(-1, (attention.num_attention_heads, -1))
                 seen[name] = heads.transpose(1, 2)
 

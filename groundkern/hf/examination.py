@@ -196,9 +196,7 @@ def _collated(
     """A batch in which there is something of every kind to learn."""
     place = geometry or partial(image_geometry, processor, model.config)
 
-    def kept(
-        images: Sequence[Sequence[Any]], features: Mapping[str, Any]
-    ) -> list[Tensor]:
+    def kept(images: Sequence[Sequence[Any]], features: Mapping[str, Any]) -> list[Tensor]:
         found.tables = place(images, features)
         return found.tables
 
@@ -230,7 +228,8 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
         Keyword inputs of the model.
     """
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
+    config: Any = model.config
+    vocabulary = config.get_text_config().vocab_size
     ids = torch.randint(20, min(vocabulary, 400), (2, 12), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
@@ -321,7 +320,8 @@ def _backward(model: nn.Module, inputs: dict[str, Tensor], name: str) -> None:
 def _loss_of(model: nn.Module, inputs: dict[str, Tensor], name: str) -> Tensor:
     """An objective's part of the loss, in training mode."""
     objective, part = OBJECTIVES[name]
-    attach(model, **{name: objective})
+    only: dict[str, Any] = {name: objective}
+    attach(model, **only)
     try:
         with training_mode(model):
             loss = model(**inputs, gk_part=part).loss

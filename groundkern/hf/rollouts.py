@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         """What is used of TRL's GRPOTrainer."""
 
         args: Any  # a GRPOConfig
+        model: Any  # the policy, as accelerate wrapped it
         reward_funcs: list[Any]
         num_iterations: int
         temperature: float
@@ -168,7 +169,9 @@ class RolloutMixin(NextClass):
         with torch.no_grad():
             return {**output, **self._supervision(output, inputs)}
 
-    def _supervision(self, output: dict[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _supervision(
+        self, output: dict[str, Any], inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
         objectives: Objectives = objectives_of(self._grounded())
         mask, prompt = output["completion_mask"], output["prompt_ids"].shape[1]
         if "tool_mask" in output:

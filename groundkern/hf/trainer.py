@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -29,6 +29,7 @@ from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
 from groundkern.hf.watching.context_ranks import (
     ContextRanks,
+    SharedSequences,
     beside_ddp,
     refuse_parallel,
     tell_of_context,
@@ -44,7 +45,7 @@ from groundkern.hf.watching.untouched import random_states_kept
 logger = logging.getLogger(__name__)
 
 
-class GroundingMixin(Checkpoints):
+class GroundingMixin(SharedSequences, Checkpoints):
     """What a subclass of transformers' Trainer needs to train an attached model.
 
         class GroundingSFTTrainer(GroundingMixin, SFTTrainer): ...
@@ -161,7 +162,7 @@ class GroundingMixin(Checkpoints):
         objectives = objectives_of(self._unwrapped(self.model))
         if not isinstance(collator, GroundingCollator):
             return
-        wanted = {}
+        wanted: dict[str, object] = {}
         if (smam := objectives.smam) is not None:
             wanted["side_control"] = smam.control
             wanted["keep_registers"] = smam.keep == "registers"
@@ -171,7 +172,7 @@ class GroundingMixin(Checkpoints):
             if (got := getattr(collator, name)) != value:
                 fail(f"data_collator.{name}", f"{value!r}, as the objectives say", repr(got))
 
-    def _unwrapped(self, model: nn.Module) -> nn.Module:
+    def _unwrapped(self, model: nn.Module | None) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -256,7 +257,7 @@ class GroundingMixin(Checkpoints):
                 "a batch without any",
             )
             inputs = packed_inputs(base_model(self._unwrapped(model)), inputs)
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)
             return found
@@ -270,7 +271,7 @@ class GroundingMixin(Checkpoints):
                 self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         if model.training and isinstance(outputs, GroundedOutput):
-            self.watch.add(outputs.parts)
+            self.watch.add(outputs.parts or {})
             if not self.args.average_tokens_across_devices:  # the others' gradients are a mean
                 loss = loss * self.context.size
         return (loss, outputs) if return_outputs else loss
@@ -291,12 +292,6 @@ class GroundingMixin(Checkpoints):
             self.context = own
             context_parallel(model, own.group, **self._split)
 
-    def _prepare_context_parallel_inputs(
-        self, model: nn.Module, inputs: dict[str, Any]
-    ) -> tuple[Callable[[], Any], dict[str, Any]]:
-        """Batches stay whole: the model's forward splits them, with what they supervise."""
-        return nullcontext, inputs
-
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the next class does.
 
@@ -308,32 +303,6 @@ class GroundingMixin(Checkpoints):
         """
         loss = super().training_step(*args, **kwargs)
         return loss / self.context.size if self.context.size > 1 else loss
-
-    def get_sp_size(self) -> int:
-        """1: of a loader's batches none is cut into more."""
-        return 1
-
-    def get_cp_size(self) -> int:
-        """How many ranks share a sequence, by whichever engine."""
-        return self.context.size
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """This rank's share of what the Trainer counts for a batch.
-
-        Args:
-            inputs: as in transformers' Trainer.
-
-        Returns:
-            A number.
-        """
-        return super().floating_point_ops(inputs) // self.context.size
-
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Count the tokens of ranks that share them once."""
-        before = self.state.num_input_tokens_seen
-        super()._track_num_input_tokens(inputs)
-        seen = self.state.num_input_tokens_seen - before
-        self.state.num_input_tokens_seen = before + seen // self.context.size
 
     def prediction_step(
         self,
@@ -420,6 +389,7 @@ class GroundingMixin(Checkpoints):
         gather = self.accelerator.gather if self.args.world_size > 1 else None
         if held_out.measured(gather):
             means = held_out.means(gather)
+            assert output.metrics is not None
             output.metrics.update({f"{metric_key_prefix}_{k}": x for k, x in means.items()})
         return output
 
@@ -446,7 +416,9 @@ class GroundingMixin(Checkpoints):
         if verdict is not None:
             self.watch.stop_if_reached(verdict)
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Tensor | None:
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: float | None = None
+    ) -> Tensor | float | None:
         """The norm of the whole gradient, which says whether the step may be taken."""
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm

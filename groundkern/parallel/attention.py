@@ -61,7 +61,7 @@ def side_attention(
     """
     q, k, v = autocast(q, k, v)
     _agree(rows, "side_attention", (q, k, v), scale, softcap)
-    options = {"scale": scale, "softcap": softcap, "backend": backend}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "backend": backend}
     out, lse = side_attention_of(rows.gather(q), k, v, rows.keys, allowed=allowed, **options)
     return SideAttention(*merged_attention(out, lse, rows.exchange))
 

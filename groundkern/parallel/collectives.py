@@ -18,12 +18,11 @@ from torch import Tensor
 from groundkern.parallel.shards import Shard
 from groundkern.precision import accumulation_dtype
 
-
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def uncompiled(function: F) -> F:
-    """Left out of torch.compile, by a decorator that keeps the function's type: torch's has none."""
+    """torch.compile's `disable`, by a decorator that keeps the type of what it decorates."""
     return cast("F", torch.compiler.disable(function))
 
 

@@ -13,7 +13,7 @@ log sum_r M_r = max over d of sum_r d_r (log M_r - log d_r) it has no gradient w
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -95,7 +95,12 @@ def attention_map(
     """
     q, k = autocast(q, k)
     _agree(rows, "attention_map", (q, k, head_weight), columns, over, scale, softcap)
-    given = {"allowed": allowed, "scale": scale, "softcap": softcap, "backend": backend}
+    given: dict[str, Any] = {
+        "allowed": allowed,
+        "scale": scale,
+        "softcap": softcap,
+        "backend": backend,
+    }
     weight = _weight(head_weight, q, rows)
     return all_sum(map_of(q, k, rows.rows, columns, over=over, head_weight=weight, **given), rows)
 
@@ -135,7 +140,12 @@ def attention_contribution(
     q, k, v, g = autocast(q, k, v, g)
     asked = columns, over, scale, softcap, rectify
     _agree(rows, "attention_contribution", (q, k, v, g), *asked)
-    given = {"allowed": allowed, "scale": scale, "softcap": softcap, "backend": backend}
+    given: dict[str, Any] = {
+        "allowed": allowed,
+        "scale": scale,
+        "softcap": softcap,
+        "backend": backend,
+    }
     own = contribution_of(q, k, v, g, rows.rows, columns, over=over, rectify=rectify, **given)
     return all_sum(own, rows)
 
@@ -176,7 +186,13 @@ def attention_kl(
     _agree(rows, "attention_kl", (q, k, head_weight), columns, over, scale, softcap, heads)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     weight = _weight(head_weight, q, rows)
-    given = {**options, "over": over, "heads": heads, "allowed": allowed, "head_weight": weight}
+    given: dict[str, Any] = {
+        **options,
+        "over": over,
+        "heads": heads,
+        "allowed": allowed,
+        "head_weight": weight,
+    }
     if heads == "each":
         return all_sum(kl_of(q, k, target, rows.rows, columns, **given), rows)
     with torch.no_grad():

@@ -50,9 +50,7 @@ class _MergedAttention(torch.autograd.Function):
         return exact.to(out.dtype), merged
 
     @staticmethod
-    def backward(
-        ctx: Any, dout: Tensor | None, dlse: Tensor | None
-    ) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor, Tensor, None]:
         out, lse, exact, merged = ctx.saved_tensors
         with torch.no_grad():
             found = _gradients(out, lse, exact, merged, dout, dlse, ctx.exchange)

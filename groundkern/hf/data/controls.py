@@ -17,6 +17,8 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 
 from groundkern.checks import fail
@@ -202,7 +204,9 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
         polylines=tuple(tuple(map(point, line)) for line in region.polylines),
         rasters=tuple(map(rolled, region.rasters)),
         tracks=tuple(map(track, region.tracks)),
-        raster_track=tuple((time, raster and rolled(raster)) for time, raster in region.raster_track),
+        raster_track=tuple(
+            (time, raster and rolled(raster)) for time, raster in region.raster_track
+        ),
     )
     tracks = *region.tracks, region.raster_track
     times = region.time or [time for steps in tracks for time, _ in steps]
@@ -215,7 +219,10 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
 
 def _bounds(region: Region) -> tuple[float, float, float, float]:
     """The smallest box around all places; the whole image if there are none."""
-    boxes: list[tuple[float, ...]] = [*region.boxes, *(b for steps in region.tracks for _, b in steps)]
+    boxes: list[tuple[float, ...]] = [
+        *region.boxes,
+        *(b for steps in region.tracks for _, b in steps),
+    ]
     rasters = *region.rasters, *(raster for _, raster in region.raster_track if raster)
     boxes += [(raster.mask() or raster).bounds() for raster in rasters]
     boxes += [

@@ -221,7 +221,7 @@ def _loaded(path: str | os.PathLike[str], options: dict[str, Any]) -> ProcessorM
         return AutoProcessor.from_pretrained(path, **options)
     except (ImportError, OSError, ValueError) as error:
         config = AutoConfig.from_pretrained(path, **options)
-        processor_class = PROCESSOR_MAPPING.get(type(config), None)
+        processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
         if processor_class is None or "video_processor" not in processor_class.get_attributes():
             raise
         try:

@@ -88,7 +88,10 @@ class MeasuredGeometry:
             ValueError: as a call does.
         """
         settings = settings_key(self._processor, self._config)
-        return [self._table(settings, tuple((width, height) for width, height in sizes)) for sizes in samples]
+        return [
+            self._table(settings, tuple((width, height) for width, height in sizes))
+            for sizes in samples
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": None}

@@ -8,6 +8,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from types import MethodType
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -65,6 +66,7 @@ class WrappedFunction:
     users: WeakSet[nn.Module]
 
 
+Model = TypeVar("Model", bound=nn.Module)
 Key = tuple[str, str]  # where an attention function is looked up, and under which name
 REGISTRY = "registry"  # transformers'; the place of an eager function is its modeling file
 
@@ -72,7 +74,7 @@ _wrapped: dict[Key, WrappedFunction] = {}
 
 
 def attach(
-    model: nn.Module,
+    model: Model,
     *,
     smam: Smam | None = None,
     dv_sft: DvSft | None = None,
@@ -86,7 +88,7 @@ def attach(
     distill: Distillation | None = None,
     teacher: nn.Module | None = None,
     backend: str = "auto",
-) -> nn.Module:
+) -> Model:
     """Let `model(**batch)` compute grounding losses when the batch carries `gk_` tensors.
 
     Without them the model behaves as before: generation, saving and ordinary training are
@@ -136,11 +138,12 @@ def attach(
     base.__dict__.pop(APART, None)  # perhaps another attention function, with other masks
     set_head_weight(base, klal)
     if previous is None:
-        base.forward = MethodType(_patched_forward(type(base)), base)
+        forward = _patched_forward(type(base))  # type: ignore[arg-type]  # a class is hashable
+        base.forward = MethodType(forward, base)
     return model
 
 
-def detach(model: nn.Module) -> nn.Module:
+def detach(model: Model) -> Model:
     """Undo `attach`; a model that is not attached is left alone.
 
     The attention function is restored when the last attached model that uses it is detached.
@@ -160,7 +163,8 @@ def detach(model: nn.Module) -> nn.Module:
         return model
     set_head_weight(base, None)
     forward = base.__dict__.get("forward")
-    if getattr(forward, "__func__", None) is _patched_forward(type(base)):
+    patched = _patched_forward(type(base))  # type: ignore[arg-type]
+    if getattr(forward, "__func__", None) is patched:
         del base.forward  # a forward that someone wrapped around ours stays, and passes through
         if attachment.replaced is not None:
             base.forward = attachment.replaced
@@ -234,7 +238,7 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable[..., Any]:
     return forward
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _grounded_forward(
     model: PreTrainedModel,
     attachment: Attachment,
@@ -253,7 +257,7 @@ def _grounded_forward(
 
 def _function_of(module: nn.Module) -> Key:
     """Where a module's attention function is looked up."""
-    name = module.config._attn_implementation
+    name: str = module.config._attn_implementation  # type: ignore[union-attr, assignment]
     if name != "eager":
         return REGISTRY, name
     return type(module).__module__, "eager_attention_forward"

@@ -396,7 +396,7 @@ def _refuse_maps(
         fail(name, "layers of softmax attention", f"{type(model).__name__} with {kinds}")
     heads = getattr(how, "chosen_heads", None) or ()
     chosen, field = _layers_of(how) or (), f"{name}.{'chosen_heads' if heads else 'layers'}"
-    chosen = () if chosen in ("last", "all") else chosen
+    chosen = () if isinstance(chosen, str) else chosen
     if chosen and chosen[-1] >= len(layers):
         fail(field, f"layers in [0, {len(layers)})", chosen)
     for number in chosen:

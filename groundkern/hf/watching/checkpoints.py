@@ -33,8 +33,6 @@ from groundkern.hf.watching.saved import (
 
 if TYPE_CHECKING:  # what it is put in front of
     from transformers import Trainer as NextClass
-
-    from groundkern.hf.watching.steps import StepWatch
 else:
     NextClass = object
 
@@ -44,8 +42,9 @@ logger = logging.getLogger(__name__)
 class Checkpoints(NextClass):
     """The part of `GroundingMixin` that writes and reads checkpoints."""
 
-    watch: StepWatch
-    _groups: tuple[()] | list[dict[str, Any]] = ()  # settings of the optimizer's groups; none if DeepSpeed made it
+    _groups: (
+        tuple[()] | list[dict[str, Any]]
+    ) = ()  # settings of the optimizer's groups; none if DeepSpeed made it
 
     def may_save(self) -> bool:
         """Whether a checkpoint of this moment would be a good one.
@@ -98,7 +97,9 @@ class Checkpoints(NextClass):
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         return "SHARDED" in str(getattr(plugin, "state_dict_type", ""))
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """Save the model, and what its adapters do not hold."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -227,7 +228,9 @@ class Checkpoints(NextClass):
                 state |= {k: own[k] for k in ("base_lrs", "lr_lambdas") if k in own}
             self.lr_scheduler.load_state_dict(state)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         """Load a checkpoint's weights under the names that `from_pretrained` maps them to.
 
         The Trainer's own loading does not rename keys and skips those it does not find: of

@@ -116,9 +116,7 @@ def linear_kl(
     return loss.view(shape) if reduction == "none" else loss.sum()
 
 
-def _prepare(
-    student: Head, teacher: Head, mask: Tensor | None
-) -> tuple[Inputs, Tensor | None]:
+def _prepare(student: Head, teacher: Head, mask: Tensor | None) -> tuple[Inputs, Tensor | None]:
     """Checked operands with flat rows, and the rows that count, bool [N]."""
     sizes: dict[str, int] = {}
     ready: list[Head] = []
