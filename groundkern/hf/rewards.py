@@ -41,6 +41,10 @@ class AttentionReward:
     """
 
     __name__ = "attention"  # what TRL logs it as
+    processor: Any
+    layer: int
+    entropy: float
+    batch_size: int
 
     def __init__(
         self, processor: Any, *, layer: int = -1, entropy: float = 0.3, batch_size: int = 8

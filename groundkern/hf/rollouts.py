@@ -135,6 +135,8 @@ class RolloutMixin(NextClass):
             objective that needs more of a sample than completions have.
     """
 
+    evidence: Evidence
+
     def __init__(self, *args: Any, evidence: Evidence | None = None, **kwargs: Any) -> None:
         others = super()
         missing = [name for name in OVERRIDDEN if not hasattr(others, name)]

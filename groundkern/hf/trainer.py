@@ -81,7 +81,10 @@ class GroundingMixin(SharedSequences, Checkpoints):
             refuses, and under context parallelism batches without `gk_` tensors.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True
+    even_ranks: EvenRanks
+    watch: StepWatch
+    context: ContextRanks
 
     def __init__(
         self,

@@ -48,6 +48,11 @@ class HeadRows:
         ValueError: other rows on other ranks (all ranks raise it), or no head.
     """
 
+    rows: QueryRows
+    group: dist.ProcessGroup | None
+    heads: int
+    together: QueryRows
+
     def __init__(self, rows: QueryRows, heads: int, group: dist.ProcessGroup | None = None) -> None:
         checks.require(heads > 0, "heads", "at least one query head on every rank", heads)
         self.rows, self.group = rows, group

@@ -32,6 +32,14 @@ class ShardedRows:
             number of owners, ranks that do not exist, rows beyond the sequences.
     """
 
+    rows: QueryRows
+    shard: Shard
+    owner: Tensor
+    exchange: Exchange
+    own: Tensor
+    keys: QueryRows
+    together: QueryRows
+
     def __init__(self, rows: QueryRows, shard: Shard, owner: Tensor | None = None) -> None:
         self.rows, self.shard = rows, shard
         holder = _holders(rows, shard)

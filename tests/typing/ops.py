@@ -1,4 +1,4 @@
-"""What a checker says of calls of the raw ops: `make types` runs it on this file, nobody imports it.
+"""What a checker says of calls of the raw ops: `make types` checks this file, nobody runs it.
 
 A wrong call has `# type: ignore` with the error that is expected; one that is not refused is an
 error itself (`warn_unused_ignores`).

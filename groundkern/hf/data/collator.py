@@ -124,6 +124,21 @@ class GroundingCollator:
     Source: the papers of SMAM, DV-SFT, KLAL, HIST and the logit-lens loss (docs/methods.md).
     """
 
+    processor: Any
+    config: Any
+    max_length: int | None
+    pack_to: int | None
+    empty_region: str
+    label_bag: str
+    region_dilation: float
+    keep_registers: bool
+    side_control: str | None
+    map_control: str | None
+    controls: Controls
+    lens: bool
+    lens_outside: float | None
+    contrast: bool
+
     def __init__(
         self,
         processor: Any,
