@@ -85,7 +85,8 @@ class Controls:
     """
 
     def __init__(self, pool: Sequence[SampleRegions | None] | None, seed: int) -> None:
-        self.pool, self.seed = pool, seed
+        self.pool: Sequence[SampleRegions | None] | None = pool
+        self.seed: int = seed
 
     def applied(self, example: GroundedExample, control: str | None) -> GroundedExample:
         """The example with its regions under a control; itself if that changes no shapes.
