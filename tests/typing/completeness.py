@@ -7,6 +7,7 @@ classes. It exits with 1 and names them if any is unknown, or says nothing of it
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -44,7 +45,12 @@ def public_names() -> set[str]:
 def main() -> int:
     command = (sys.executable, "-m", "basedpyright", "--verifytypes", "groundkern")
     options = ("--ignoreexternal", "--outputjson")
-    said = subprocess.run((*command, *options), stdout=subprocess.PIPE, check=False)
+    # it looks for packages where the first `python` on PATH has them
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path}
+    said = subprocess.run(
+        (*command, *options), stdout=subprocess.PIPE, env=environment, check=False
+    )
     symbols = json.loads(said.stdout)["typeCompleteness"]["symbols"]
     public = public_names()
     seen = [x for x in symbols if _is_of(x["name"], public)]
