@@ -185,8 +185,9 @@ def _teacher_of(
 ) -> Teacher | None:
     """The teacher, attached without objectives if it is not attached."""
     if (distill is None) != (teacher is None):
-        missing, given = ("distill", "teacher") if distill is None else ("teacher", "distill")
-        fail(missing, f"one beside `{given}`", None)
+        if distill is None:
+            fail("distill", "`Distillation(...)` beside `teacher`", None)
+        fail("teacher", "a model beside `distill`", None)
     if distill is None:
         return None
     other = base_model(teacher)
