@@ -49,7 +49,8 @@ ARGUMENT = re.compile(
     r"|a positive|above 0|at least (?:one|…)|at most …, got|numbers? above|values (?:>= 0|in)"
     r"|finite numbers|shape |the shape of|….s leading shape|True or False|in \[|below …|\["
     r"|(?:one|some) of …|'[a-z_]+'(?:,| or)|…(?: or …)*,? got|….s shape|each a `Raster`"
-    r"|\d or more|skip or stop|seconds above|… numbers|a number, or|numbers above|spreads above|one box at least).*"
+    r"|\d or more|skip or stop|seconds above|… numbers|a number, or|numbers above|spreads above"
+    r"|one box at least).*"
 )
 
 # Texts that hand on another's sentence, and an error of Python's own protocol.

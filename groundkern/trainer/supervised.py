@@ -143,7 +143,7 @@ def _check_looks(
                 continue
             collator.collator([example])
         except ValueError as error:  # reported, or what ends the run, when its turn comes
-            refused.append(cut(str(error)))
+            refused.append(cut(str(error).replace(f"`{example.name}: ", f"{example.name}: `", 1)))
             continue
         seen.append(index)
     if not seen:
