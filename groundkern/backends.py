@@ -14,7 +14,11 @@ from groundkern import checks
 NAMES = ("reference", "triton", "native")
 _PREFERRED = {"cuda": "triton", "cpu": "native"}
 # Looked up once, so that torch.compile sees a constant.
-_NO_TRITON = None if importlib.util.find_spec("triton") else "the triton package is not installed"
+_NO_TRITON = (
+    None
+    if importlib.util.find_spec("triton")
+    else "the triton package is not installed (pip install triton)"
+)
 
 
 def available_backends() -> dict[str, str | None]:
