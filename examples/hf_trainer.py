@@ -17,12 +17,11 @@ from groundkern.hf import (
     attach,
     load_processor,
 )
-from groundkern.trainer import demo
-from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer import demo, load_samples
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", help="folder or hub name; without it a tiny model is made")
-parser.add_argument("--data", help="JSON lines (docs/data/data-format.md); without it drawn pages")
+parser.add_argument("--data", help="file of samples (docs/data); without it some are drawn")
 parser.add_argument("--output", default="out/hf_trainer")
 parser.add_argument("--steps", type=int, default=20)
 options = parser.parse_args()
@@ -30,7 +29,7 @@ options = parser.parse_args()
 path = options.model or demo.small_model()
 model = AutoModelForImageTextToText.from_pretrained(path)
 processor = load_processor(path)
-examples = JsonLinesDataset(options.data) if options.data else demo.examples(64)
+examples = load_samples(options.data) if options.data else demo.examples(64)
 
 attach(model, smam=Smam(), dv_sft=DvSft(), klal=Klal())
 trainer = GroundingTrainer(

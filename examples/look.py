@@ -29,7 +29,7 @@ processor = load_processor(path)
 if options.image:
     image = Image.open(options.image).convert("RGB")
 else:
-    image = demo.examples(1, tasks=["page"], seed=1)[0].images[0]
+    image = demo.examples(1, tasks=["page"], seed=4)[0].images[0]
 answer = options.answer or generate(model, processor, image, options.question, 4)
 
 seen = look(model, processor, image, options.question, answer)

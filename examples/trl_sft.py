@@ -11,8 +11,7 @@ from transformers import AutoModelForImageTextToText
 from trl import SFTConfig, SFTTrainer
 
 from groundkern.hf import GroundingCollator, GroundingMixin, Klal, Smam, attach, load_processor
-from groundkern.trainer import demo
-from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer import demo, load_samples
 
 
 class GroundingSFTTrainer(GroundingMixin, SFTTrainer):
@@ -21,7 +20,7 @@ class GroundingSFTTrainer(GroundingMixin, SFTTrainer):
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", help="folder or hub name; without it a tiny model is made")
-parser.add_argument("--data", help="JSON lines (docs/data/data-format.md); without it drawn pages")
+parser.add_argument("--data", help="file of samples (docs/data); without it some are drawn")
 parser.add_argument("--output", default="out/trl_sft")
 parser.add_argument("--steps", type=int, default=10)
 options = parser.parse_args()
@@ -29,7 +28,7 @@ options = parser.parse_args()
 path = options.model or demo.small_model()
 model = AutoModelForImageTextToText.from_pretrained(path)
 processor = load_processor(path)
-examples = JsonLinesDataset(options.data) if options.data else demo.examples(64)
+examples = load_samples(options.data) if options.data else demo.examples(64)
 
 collate = GroundingCollator(processor, attach(model, smam=Smam(), klal=Klal()).config)
 trainer = GroundingSFTTrainer(

@@ -143,7 +143,7 @@ print("mass of the row without a set:", mass[2].mean().item())
 # targets of boxes, points, polygons and masks; the KL is computed in log space, so it does not
 # underflow where the attention is tiny. Here we train the query projection of one layer.
 
-# %%
+# %% figure="example_attention_kl.png"
 rects = gk.maps.patch_grid(height, width)  # each visual token's place in the image
 box = [[9 / width, 3 / height, 14 / width, 7 / height]]
 target = gk.maps.target_map(rects, boxes=box, kind="gaussian").expand(3, -1)
