@@ -49,8 +49,8 @@ def save_figures(notebook: nbformat.NotebookNode) -> None:
     """Write the pictures that the documentation shows."""
     for cell in notebook.cells:
         if name := cell.metadata.get("figure"):
-            (picture,) = (x.data["image/png"] for x in cell.outputs if "image/png" in x.data)
-            (FIGURES / name).write_bytes(b64decode(picture))
+            (shown,) = (x.data for x in cell.outputs if "image/png" in x.get("data", ()))
+            (FIGURES / name).write_bytes(b64decode(shown["image/png"]))
 
 
 if __name__ == "__main__":
