@@ -102,7 +102,8 @@ def generate(
         ValueError: more held-out samples than there are different ones.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    turns = [task for task, share in (SHARES if shares is None else shares).items() for _ in range(share)]
+    shares = SHARES if shares is None else shares
+    turns = [task for task, share in shares.items() for _ in range(share)]
     train = [turns[i % len(turns)] for i in range(samples)]
     random.Random(seed).shuffle(train)
     held = [task for task, count in held_out.items() for _ in range(count)]
