@@ -83,11 +83,8 @@ def add_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[str]) -> list[
     for token in tokens:
         good = token.strip() == token != ""
         require(good, "tokens", "texts without white space at their ends", repr(token))
-<<<<<<< HEAD
     its: Any = model  # methods of transformers' models
-=======
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
->>>>>>> 15b84a65aaeb2703252f10ed82e971d64ab074d4
     known = len(tokenizer)
     new = add_to_tokenizer(tokenizer, tokens)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
