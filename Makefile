@@ -127,10 +127,10 @@ $(SANITIZED)/.objects: $(BUILD_INPUTS) | $(TOOLS)
 
 $(TOOLS): constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PINNED) setuptools wheel pybind11
+	$(PINNED) setuptools wheel
 	touch $@
 
-# No build isolation: the extension is built with the pinned pybind11.
+# No build isolation: the extension is built with the pinned setuptools.
 $(INSTALLED): $(BUILD_INPUTS) | $(TOOLS)
 	$(PINNED) --no-build-isolation --editable '.[dev]'
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"
