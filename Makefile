@@ -2,11 +2,11 @@
 # the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
 # .venv first, once.
 # make families (what works with each type of transformers) | families-test: with torchvision and timm.
-# make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/gpu.md).
+# make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/ops/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n auto
-DEMO = -m trainer demo --output demo_run
+DEMO = -m groundkern demo --output demo_run
 
 PY := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools

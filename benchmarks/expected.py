@@ -1,7 +1,7 @@
 """python -m benchmarks.expected: what the ops should take on an H200, computed and not measured.
 
 From what each kernel reads, writes and multiplies (costs/passes.py, with the tiles of the code) and
-the assumptions below. `--write` puts the table into docs/gpu.md, `--check` fails if another one is
+the assumptions below. `--write` puts the table into docs/ops/gpu.md, `--check` fails if another is
 there. With a card's own ceilings: `--bandwidth 4.1 --rate 760 --graph-us 1.8 --eager-us 6`.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.costs.loss_times import LossTime
 from benchmarks.costs.passes import Pass
 
 ROOT = Path(__file__).parents[1]
-PAGE, COUNTS = ROOT / "docs" / "gpu.md", ROOT / "benchmarks" / "counts.json"
+PAGE, COUNTS = ROOT / "docs" / "ops" / "gpu.md", ROOT / "benchmarks" / "counts.json"
 BLOCK = re.compile(r"(<!-- expected:begin -->\n).*?(<!-- expected:end -->)", re.DOTALL)
 MODEL = problems.MODELS["qwen2.5-vl-7b"]
 SIDE, KLAL = "gpu/side_attention", "gpu/attention_kl mean columns sets"
@@ -259,14 +259,14 @@ def text(card: Card) -> str:
 def rewritten(page: str, card: Card) -> str:
     """The page with this table in it."""
     if not BLOCK.search(page):
-        raise ValueError("docs/gpu.md has no expected:begin / expected:end lines")
+        raise ValueError("docs/ops/gpu.md has no expected:begin / expected:end lines")
     return BLOCK.sub(lambda m: m[1] + text(card) + m[2], page)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 if --check finds another table in docs/gpu.md."""
+    """Returns 1 if --check finds another table in docs/ops/gpu.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.expected", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into docs/gpu.md")
+    parser.add_argument("--write", action="store_true", help="into docs/ops/gpu.md")
     parser.add_argument("--check", action="store_true")
     for f in fields(Card):
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=float, default=f.default)
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         PAGE.write_text(rewritten(page, card), encoding="utf-8")
     elif args.check:
         if rewritten(page, card) != page:
-            print("docs/gpu.md has another table; run: python -m benchmarks.expected --write")
+            print("docs/ops/gpu.md has another table; run: python -m benchmarks.expected --write")
             return 1
     else:
         print(text(card), end="")

@@ -11,7 +11,7 @@ CELL = 28  # pixels, one visual token of Qwen2.5-VL
 
 
 def red_square(folder: Path, number: int, cells: int, *, ending: str = "") -> dict[str, Any]:
-    """Write an image and return its sample, as docs/data-format.md has it.
+    """Write an image and return its sample, as docs/data/data-format.md has it.
 
     Args:
         folder: that the image is written into.

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("groundkern", "trainer", "benchmarks", "tests")
+PACKAGES = ("groundkern", "benchmarks", "tests")
 
 
 def files(*suffixes: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scale.md against what autograd keeps, and against two processes."""
+"""The arithmetic of docs/scale/scale.md against what autograd keeps, and against two processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.training_step.model import SHAPES, Rows, build, sample
 from groundkern.hf import DvSft, Klal, Smam, attach
 
 ROOT = Path(__file__).parents[1]
-SCALE = ROOT / "docs" / "scale.md"
+SCALE = ROOT / "docs" / "scale" / "scale.md"
 TOKENS = 256
 # of each precision: the weights' dtype, and whether autocast is on
 KINDS = {

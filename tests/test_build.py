@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "csrc", "groundkern", "trainer")
+SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "csrc", "groundkern")
 GXX = shutil.which("g++")
 AARCH64 = "aarch64-linux-gnu-g++"
 needs_gxx = pytest.mark.skipif(GXX is None, reason="builds with g++ and there is none on PATH")

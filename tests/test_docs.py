@@ -13,8 +13,8 @@ import pytest
 from tests.sources import ROOT, files
 
 PAGES = files(".md")
-ABOUT_CODE = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/kernels.md")
-METHODS = ROOT / "docs" / "methods.md"
+ABOUT_CODE = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/ops/kernels.md")
+METHODS = ROOT / "docs" / "methods" / "index.md"
 
 WIDTH = 100
 ABSENT_PAGE = re.compile(
@@ -41,7 +41,7 @@ def _prose(text: str) -> str:
 
 
 def test_equations_are_numbered_once() -> None:
-    """A numbered equation of docs/methods.md is a line that begins with **(X1)**."""
+    """A numbered equation of docs/methods/index.md is a line that begins with **(X1)**."""
     numbers = Counter(DEFINED.findall(_text(METHODS)))
     assert {"S1", "S5", "D1", "D4", "K1", "K4", "H1", "H4", "C1", "A2", "L2"} <= set(numbers)
     assert {number for number, times in numbers.items() if times > 1} == set()
@@ -73,7 +73,7 @@ def test_what_counts_as_a_citation(text: str, found: list[str]) -> None:
 def test_no_page_is_cited_that_is_not_here() -> None:
     for wrong in ("METHODS" + ".md section 3", "see METHODS" + " section 7", "DESIGN" + ".md"):
         assert ABSENT_PAGE.search(wrong)
-    assert not ABSENT_PAGE.search("docs/methods.md, docs/gpu.md")
+    assert not ABSENT_PAGE.search("docs/methods/index.md, docs/ops/gpu.md")
     found = {
         f"{_named(path)}:{number}"
         for path in files(".py", ".cpp", ".h", ".inc", ".cu", ".md", ".toml", "")

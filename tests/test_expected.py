@@ -1,5 +1,5 @@
-"""The table of expected times: docs/gpu.md has it, its kernels are those that a call launches, and
-a line counted by hand."""
+"""The table of expected times: docs/ops/gpu.md has it, its kernels are those that a call launches,
+and a line counted by hand."""
 
 from collections import Counter
 from dataclasses import replace

@@ -85,7 +85,7 @@ def test_a_call_has_room_for_its_steps(name: str) -> None:
 
 
 def test_the_documented_steps_are_the_plan() -> None:
-    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "ops" / "gpu.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| .* \| (yes)? ?\| (yes)? ?\|$", text, re.MULTILINE)
     for column, name in enumerate(schedule.CALLS, 1):
         said = {row[0] for row in rows if row[column]}

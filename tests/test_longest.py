@@ -20,8 +20,8 @@ from groundkern.hf.model.readings import map_target
 from groundkern.hf.model.rows import map_sets, side_sets
 
 ROOT = Path(__file__).parents[1]
-LONG = (ROOT / "docs" / "long.md").read_text(encoding="utf-8")
-SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+LONG = (ROOT / "docs" / "scale" / "long.md").read_text(encoding="utf-8")
+SCALE = (ROOT / "docs" / "scale" / "scale.md").read_text(encoding="utf-8")
 (MEASURED,) = (ROOT / "benchmarks" / "results" / "longest").glob("*-measured.csv")
 TOKENS = 512
 QUICK = {(OURS, False), (OURS, True), (MAPS, True)}

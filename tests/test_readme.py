@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from groundkern.hf import detach
+from groundkern.trainer.command_line import parse_flags
 from tests.hf.collating import make_example, make_region
-from trainer.command_line import parse_flags
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

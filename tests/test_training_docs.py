@@ -1,4 +1,4 @@
-"""docs/training.md: its code runs as it stands, and its loop equals GroundingTrainer."""
+"""docs/trainers/transformers.md: its code runs as it stands, its loop equals GroundingTrainer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import attached_model, train
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "trainers" / "transformers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 ATTACH, TRAINER, TRL, LOOP, IDLE, COMPILED, LAYERS, GRAPHED = BLOCKS
 

@@ -2,7 +2,7 @@
 
 Every process of a run appends to the same file. A line is one `write` on a file opened for
 appending, so lines of several processes do not mix, and what was measured survives the process, the
-run and the machine. docs/gpu.md says which lines there are.
+run and the machine. docs/ops/gpu.md says which lines there are.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How good `python -m trainer prepare` is: precision and recall of marks and of phrases."""
+"""How good `groundkern prepare` is: precision and recall of marks and of phrases."""

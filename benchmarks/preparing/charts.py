@@ -23,10 +23,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from benchmarks.preparing.links import Link, Score
-from trainer.prepare.marks.frames import read_chart
-from trainer.prepare.marks.grouping import Box, PrintedWord
-from trainer.prepare.marks.matching import PrintedText
-from trainer.prepare.ocr.settings import OcrSettings
+from groundkern.trainer.prepare.marks.frames import read_chart
+from groundkern.trainer.prepare.marks.grouping import Box, PrintedWord
+from groundkern.trainer.prepare.marks.matching import PrintedText
+from groundkern.trainer.prepare.ocr.settings import OcrSettings
 
 _CATEGORIES = (
     ["Germany", "France", "Spain", "United Kingdom", "South Korea", "Brazil", "New Zealand"],

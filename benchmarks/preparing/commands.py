@@ -71,7 +71,7 @@ class Cost(NamedTuple):
 
 
 def cost(words: Sequence[str], log: Path) -> Cost:
-    """Runs `python -m trainer` and everything it starts to the end.
+    """Runs `groundkern` and everything it starts to the end.
 
     Args:
         words: the command.
@@ -82,7 +82,7 @@ def cost(words: Sequence[str], log: Path) -> Cost:
     """
     write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     output = [(os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
-    command = [sys.executable, "-m", "trainer", *words]
+    command = [sys.executable, "-m", "groundkern", *words]
     started = os.posix_spawn(sys.executable, command, os.environ, file_actions=output)
     cpu = peak = 0.0
     failed = False

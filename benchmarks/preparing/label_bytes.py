@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.run_lengths import encoded
+from groundkern.trainer.data.run_lengths import encoded
 
 WORDS = Path(__file__).parents[1] / "labels" / "words.txt"
 PAGE, PHOTO = (1654, 2339), (640, 480)  # pixels

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trainer.prepare.marks.grouping import Box
-from trainer.prepare.marks.matching import Match
+from groundkern.trainer.prepare.marks.grouping import Box
+from groundkern.trainer.prepare.marks.matching import Match
 
 _EDGE = re.compile(r"[^\w]*|[^\w]*(?:per\s?cent)?[^\w]*")  # what may differ at a phrase's ends
 

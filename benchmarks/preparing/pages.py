@@ -32,13 +32,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.data.images import image_size, load_rgb
-from trainer.prepare.arguments import ENGINES
-from trainer.prepare.ocr.quality import MIN_KEPT, complaint
-from trainer.prepare.ocr.reading import read_words
-from trainer.prepare.ocr.rotation import common_turn, turned
-from trainer.prepare.ocr.settings import Box, OcrSettings
-from trainer.prepare.reading import split_lines
+from groundkern.trainer.data.images import image_size, load_rgb
+from groundkern.trainer.prepare.arguments import ENGINES
+from groundkern.trainer.prepare.ocr.quality import MIN_KEPT, complaint
+from groundkern.trainer.prepare.ocr.reading import read_words
+from groundkern.trainer.prepare.ocr.rotation import common_turn, turned
+from groundkern.trainer.prepare.ocr.settings import Box, OcrSettings
+from groundkern.trainer.prepare.reading import split_lines
 
 WORD = re.compile(r"\S+")
 RUN = re.compile(r"[^\W_]+")  # letters and digits of any script

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.data.sample import Sample, parse_sample
-from trainer.prepare.phrases.command import Finder, add_finder, chosen
-from trainer.prepare.sources import json_lines
+from groundkern.trainer.data.sample import Sample, parse_sample
+from groundkern.trainer.prepare.phrases.command import Finder, add_finder, chosen
+from groundkern.trainer.prepare.sources import json_lines
 
 KINDS = ("phrases", "subjects", "composites")
 Span = tuple[int, ...]
@@ -48,7 +48,7 @@ def evaluate(path: Path, records: Callable[[str, int], list[dict]]) -> dict[str,
     Raises:
         SampleError: a line is no canonical sample.
     """
-    from trainer.data.images import SampleError
+    from groundkern.trainer.data.images import SampleError
 
     scores: dict[str, Score] = {}
     for item in json_lines(path).read():

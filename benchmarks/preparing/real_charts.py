@@ -21,13 +21,13 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from benchmarks.preparing.links import Link, Score
-from trainer.data.finding import occurrences
-from trainer.data.images import load_rgb
-from trainer.prepare.arguments import ENGINES, add_choice
-from trainer.prepare.marks.frames import read_chart
-from trainer.prepare.marks.grouping import PrintedWord
-from trainer.prepare.marks.matching import Match, PrintedText
-from trainer.prepare.ocr.settings import OcrSettings
+from groundkern.trainer.data.finding import occurrences
+from groundkern.trainer.data.images import load_rgb
+from groundkern.trainer.prepare.arguments import ENGINES, add_choice
+from groundkern.trainer.prepare.marks.frames import read_chart
+from groundkern.trainer.prepare.marks.grouping import PrintedWord
+from groundkern.trainer.prepare.marks.matching import Match, PrintedText
+from groundkern.trainer.prepare.ocr.settings import OcrSettings
 
 LABELS = Path(__file__).with_suffix(".jsonl")
 

@@ -60,9 +60,12 @@ def die_at(moment: str, rank: int, death: Path) -> None:
         case "writing":
             _patch("transformers.trainer:Trainer._save_rng_state", before=die)
         case "written":
-            renamed = "trainer.durable:replace_folder"
+            renamed = "groundkern.trainer.durable:replace_folder"
             _patch(
-                renamed if rank == 0 else "trainer.counting:CountingTrainer._write_checkpoint", die
+                renamed
+                if rank == 0
+                else "groundkern.trainer.counting:CountingTrainer._write_checkpoint",
+                die,
             )
         case "final":
             _patch(_SAVE, before=lambda given, named: _of_a_checkpoint(given, named) or _die(death))

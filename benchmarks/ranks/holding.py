@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from benchmarks.timing.memory import RESET, resident
 from benchmarks.training_step.model import SHAPES, Rows, Shape, build, sample
 from groundkern.hf import DvSft, GroundingTrainer, Klal, Smam, attach
-from trainer.config import Lora
+from groundkern.trainer.config import Lora
 
 STEPS = 2  # the optimizer's state is there from the first one on
 

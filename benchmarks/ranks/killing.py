@@ -1,4 +1,4 @@
-"""One run of `python -m trainer train` whose rank is killed, and the runs that continue it."""
+"""One run of `groundkern train` whose rank is killed, and the runs that continue it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.ranks.launching import launcher, marked, started, told
 from benchmarks.ranks.table import relative
 from benchmarks.red_squares import red_square
-from trainer import checkpoints, durable
-from trainer import run_folder as folder
+from groundkern.trainer import checkpoints, durable
+from groundkern.trainer import run_folder as folder
 
 GLOBAL_BATCH, STEPS, SAMPLES = 4, 4, 16  # samples to a step, whatever the ranks
 PATIENCE = 180  # seconds for what should end at once
@@ -58,7 +58,7 @@ def make_data(where: Path) -> None:
 
 
 def words_of(data: Path, output: Path, ranks: int, more: tuple[str, ...]) -> list[str]:
-    """`trainer train ...` with GLOBAL_BATCH samples to a step on so many ranks.
+    """`groundkern train ...` with GLOBAL_BATCH samples to a step on so many ranks.
 
     Args:
         data: of `make_data`.
@@ -82,7 +82,7 @@ def words_of(data: Path, output: Path, ranks: int, more: tuple[str, ...]) -> lis
         "training.log_every": 1,
     }
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return ["trainer", "train", *flags, *more]
+    return ["groundkern", "train", *flags, *more]
 
 
 def trained(

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.ranks.kills`: a rank of `python -m trainer train` is killed, and then?
+"""`python -m benchmarks.ranks.kills`: a rank of `groundkern train` is killed, and then?
 
 kill -9 of the first and of another rank at each moment: how long until no process is left, what is
 printed, and what becomes of the run when it is continued on 1, 2 and 4 processes with as many

@@ -23,7 +23,7 @@ from benchmarks.timing.machine import stamp
 from benchmarks.timing.memory import ALLOCATOR
 from benchmarks.training_step.kept import PRECISIONS, adapter_parameters
 from benchmarks.training_step.model import SHAPES
-from trainer.config import Lora
+from groundkern.trainer.config import Lora
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 2

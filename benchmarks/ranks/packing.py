@@ -2,7 +2,7 @@
 
 The same steps (forward and backward of every batch) with each way of making rows, in rounds that
 alternate: CPU time, padding, and whether the losses are the same. Samples are those of the demo of
-`python -m trainer`, and its pictures with answers of log-normal lengths. Exit status 1 if a loss
+`groundkern`, and its pictures with answers of log-normal lengths. Exit status 1 if a loss
 differs by more than 1e-5 or a way is refused.
 """
 
@@ -35,10 +35,10 @@ from groundkern.hf import (
     attach,
     row_counts,
 )
-from trainer.data.dataset import JsonLinesDataset
-from trainer.demo.make import make_demo
-from trainer.drawing.texts import texts
-from trainer.loading import open_model
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.demo.make import make_demo
+from groundkern.trainer.drawing.texts import texts
+from groundkern.trainer.loading import open_model
 
 MEDIAN, SIGMA, MOST = 90, 0.9, 600  # words of an answer; the log-normal's median and sigma
 ONE_ROW = 10**9  # a row that every batch fits into

@@ -8,7 +8,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from trainer.launching import without_compiling
+from groundkern.trainer.launching import without_compiling
 
 if __name__ == "__main__":
     without_compiling()

@@ -1,6 +1,7 @@
 """What to train beside the text loss: one frozen dataclass per method, with the papers' weights.
 
-`trainer.config` validates these same classes with pydantic; its `--help` shows the Args of each.
+`groundkern.trainer.config` validates these same classes with pydantic; its `--help` shows the Args
+of each.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Smam(Checked):
             behind it; layers before it have none.
 
     Source:
-        (S1)-(S6) of docs/methods.md.
+        (S1)-(S6) of docs/methods/index.md.
     """
 
     weight: float = 1.0
@@ -78,7 +79,7 @@ class DvSft(Checked):
             or over each "image"'s own labelled tokens first and then over images.
 
     Source:
-        (D1)-(D5) of docs/methods.md.
+        (D1)-(D5) of docs/methods/index.md.
     """
 
     weight: float = 2e-3
@@ -123,7 +124,7 @@ class Klal(Checked):
             average_layers. null: not picked.
 
     Source:
-        (K1)-(K6), (G1), (G2), (G4) of docs/methods.md.
+        (K1)-(K6), (G1), (G2), (G4) of docs/methods/index.md.
     """
 
     weight: float = 1.0
@@ -222,7 +223,7 @@ class Hist(Checked):
             that are softmax attention.
 
     Source:
-        (H1)-(H4) of docs/methods.md.
+        (H1)-(H4) of docs/methods/index.md.
     """
 
     phrase: float = 1.0
@@ -253,7 +254,7 @@ class Margins(Checked):
             that are softmax attention.
 
     Source:
-        (A1), (A2) of docs/methods.md.
+        (A1), (A2) of docs/methods/index.md.
     """
 
     weight: float = 1.0
@@ -278,7 +279,7 @@ class LogitLens(Checked):
         suppress_weight: of (L2), the mean over the chosen visual tokens off it.
 
     Source:
-        (L1), (L2) of docs/methods.md.
+        (L1), (L2) of docs/methods/index.md.
     """
 
     raise_weight: float = 1.0
@@ -303,7 +304,7 @@ class AttentionPolicy(Checked):
             "predictor" rows before them. The latter stand before the token and leave out nothing.
 
     Source:
-        (R1), (R2) of docs/methods.md.
+        (R1), (R2) of docs/methods/index.md.
     """
 
     weight: float = 1.0
@@ -341,7 +342,7 @@ class Distillation(Checked):
             sizes; null: all, and both must have as many.
 
     Source:
-        (R3) of docs/methods.md.
+        (R3) of docs/methods/index.md.
     """
 
     attention: float = 1.0

@@ -4,8 +4,8 @@ Every rank holds the keys and values of its tokens. The queries of the few super
 gathered, each rank computes with its own keys, and results are merged by their log-sum-exp and sent
 back to the ranks that own the rows: what is sent is as large as the rows, however long sequences
 are. The loss of a step is the sum of what all ranks compute, and every rank runs its backward.
-docs/parallel.md says how, and what is sent. `heads` has the ops of a rank that holds all keys of a
-part of the heads.
+docs/scale/parallel.md says how, and what is sent. `heads` has the ops of a rank that holds all keys
+of a part of the heads.
 """
 
 from groundkern.parallel import heads

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from groundkern.trainer.progress import progress
 from tests.faults import plan, power, shim
 from tests.faults.client import Server
 from tests.faults.scenarios import scenarios
 from tests.faults.walk import Results, Walk
-from trainer.progress import progress
 
 MEMORY = Path("/dev/shm")
 

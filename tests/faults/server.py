@@ -162,7 +162,7 @@ def before_step(step: int, act: Any) -> None:
 
 def before_loading(act: Any) -> None:
     """Call `act()` when the folder has been read and tidied, before the model is loaded."""
-    from trainer import train
+    from groundkern.trainer import train
 
     plain = train.load_model
 
@@ -198,7 +198,7 @@ def sabotage(what: str) -> None:
         what: "no flushes": nothing is ever synced. "in place": files are written under their own
             names. "no hashes": checkpoints are taken as they are.
     """
-    from trainer import checkpoints, durable
+    from groundkern.trainer import checkpoints, durable
 
     def write_in_place(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,8 +247,8 @@ def run(request: dict[str, Any], channel: Channel) -> None:
 
 
 def _status(words: list[str]) -> int:
-    """The status with which `python -m trainer` would end."""
-    from trainer.__main__ import main
+    """The status with which `groundkern` would end."""
+    from groundkern.trainer.program import main
 
     try:
         status = main(words)
@@ -269,8 +269,8 @@ def warm(config: Path, scratch: Path) -> None:
     """
     import gc
 
-    from trainer import report
-    from trainer.__main__ import main
+    from groundkern.trainer import report
+    from groundkern.trainer.program import main
 
     curve = "<img>"
     if hasattr(report, "loss_curves"):

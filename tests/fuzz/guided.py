@@ -13,7 +13,7 @@ from tests.fuzz.scratch import folder as scratch
 from tests.fuzz.scratch import written
 from tests.fuzz.target import Target
 
-INSTRUMENTED = ("trainer", "groundkern.hf.data", "json", "yaml")
+INSTRUMENTED = ("groundkern.trainer", "groundkern.hf.data", "json", "yaml")
 
 
 def run_guided(target: Target, inputs: int, seed: int, folder: Path) -> int:

@@ -82,7 +82,7 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
 def _failure(error: BaseException, data: bytes) -> Failure:
     frames = traceback.extract_tb(error.__traceback__)
     frames = [f for f in frames if not f.filename.endswith("fuzz/target.py")]
-    ours = [f for f in frames if "/trainer/" in f.filename or "/groundkern/" in f.filename]
+    ours = [f for f in frames if "/groundkern/" in f.filename]
     last = frames[-1] if isinstance(error, Wrong) or not ours else ours[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     kind = type(error).__name__

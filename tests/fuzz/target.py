@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainer.config import ConfigError
-from trainer.data.images import SampleError
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.images import SampleError
 
 LONGEST = 1000  # characters of a message
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines() cuts at

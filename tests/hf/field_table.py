@@ -1,4 +1,4 @@
-"""The table of `gk_` tensors in docs/data-format.md: `python -m tests.hf.field_table` writes it."""
+"""`python -m tests.hf.field_table`: the table of `gk_` tensors in docs/data/data-format.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from groundkern.hf.data.batch import COUNT_RULES, FIELDS, VALUES
 
-PAGE = Path(__file__).parents[2] / "docs" / "data-format.md"
+PAGE = Path(__file__).parents[2] / "docs" / "data" / "data-format.md"
 BEGIN, END = "<!-- fields:begin -->\n", "<!-- fields:end -->"
 
 

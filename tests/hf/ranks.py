@@ -161,7 +161,7 @@ def zero3(model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
-    from trainer.launching import without_compiling
+    from groundkern.trainer.launching import without_compiling
 
     without_compiling()
     whole = recorded(model, batch)

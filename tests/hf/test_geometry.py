@@ -151,7 +151,7 @@ def test_every_type_of_transformers_has_a_table_or_a_reason():
     known = {*geometry.FAMILIES, *geometry.NO_PLACE}
     assert set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) <= known
     assert not geometry.FAMILIES.keys() & geometry.NO_PLACE.keys()
-    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "models" / "families.md").read_text(encoding="utf-8")
     assert [name for name in geometry.FAMILIES if f"`{name}`" not in page] == []
 
 

@@ -23,9 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from groundkern.hf import attach, detach
 from groundkern.hf.model.engines.ulysses import UlyssesEngine
+from groundkern.trainer.launching import without_compiling
 from tests.hf.context import THREE, Case, compared
 from tests.hf.engines import FP64, Call, error, plain_call, refusals
-from trainer.launching import without_compiling
 
 SEQUENCES = 4  # of a batch of whole models
 PLAIN = ALL_ATTENTION_FUNCTIONS["sdpa"]

@@ -21,8 +21,8 @@ from benchmarks.families.zoo.lookups import pil_images
 from benchmarks.families.zoo.making import TILE
 from groundkern.hf import GroundedExample, Video
 from groundkern.hf.data.geometry.videos import check_videos
+from groundkern.trainer.demo.videos import PilVideoProcessor, with_pil_videos
 from tests.hf.families import FAMILIES as FIRST
-from trainer.demo.videos import PilVideoProcessor, with_pil_videos
 
 OWN = find_spec("torchvision") is not None
 ALL = FIRST | tiles.FAMILIES | qwens.FAMILIES | llavas.FAMILIES

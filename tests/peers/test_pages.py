@@ -1,4 +1,4 @@
-"""docs/drop-in.md: its code runs and gives what it says."""
+"""docs/ops/drop-in.md: its code runs and gives what it says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.peers import suites, truth
 from tests.sources import ROOT
 
-TEXT = (ROOT / "docs" / "drop-in.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "ops" / "drop-in.md").read_text(encoding="utf-8")
 DIFFS = re.findall(r"```diff\n(.*?)```", TEXT, re.DOTALL)
 TRL, SFT, GRPO, GKD = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
@@ -114,8 +114,8 @@ def test_our_head_in_place_of_trls(temperature: float) -> None:
 
 
 def test_the_table_counts_the_cases() -> None:
-    """docs/peers.md is what `python -m tests.peers` printed."""
-    page = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+    """docs/ops/peers.md is what `python -m tests.peers` printed."""
+    page = (ROOT / "docs" / "ops" / "peers.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+?) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
     counts = Counter(case.suite for case in suites.cases())
     absent = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from trainer import run_folder
+from groundkern.trainer import run_folder
 
 
 def claims(path, *, wait=False):

@@ -12,13 +12,13 @@ import signal
 import sys
 from pathlib import Path
 
+from groundkern.trainer import checkpoints
+from groundkern.trainer.config import Config, ConfigError
+from groundkern.trainer.last_step import LastStep
+from groundkern.trainer.ranks import Ranks, joined
+from groundkern.trainer.stopping import Stopped
+from groundkern.trainer.train import train_by
 from tests.trainer.tiny_run import config
-from trainer import checkpoints
-from trainer.config import Config, ConfigError
-from trainer.last_step import LastStep
-from trainer.ranks import Ranks, joined
-from trainer.stopping import Stopped
-from trainer.train import train_by
 
 SAVED, STOPPED_AT = 2, 3
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.data.dataset import JsonLinesDataset
-from trainer.run_folder import machine
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.run_folder import machine
 
 FILES = 500  # images that the samples share
 

@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from groundkern.hf import load_processor
+from groundkern.trainer import checkpoints
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.evaluation.models import named
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import config, losses, make_data
-from trainer import checkpoints
-from trainer import run_folder as folder
-from trainer.config import ConfigError
-from trainer.evaluation.models import named
-from trainer.train import train
 
 ANCHOR = "<ANCHOR>"
 AIMA = {

@@ -16,12 +16,12 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from benchmarks.families.zoo.first import tiny_qwen_model
+from groundkern.trainer import checkpoints, trial
+from groundkern.trainer.arguments import OURS, REFUSED, checked
+from groundkern.trainer.command_line import load_config
+from groundkern.trainer.config import ConfigError, field_names, validate
+from groundkern.trainer.train import train
 from tests.hf.training import attached_model, make_trainer
-from trainer import checkpoints, trial
-from trainer.arguments import OURS, REFUSED, checked
-from trainer.command_line import load_config
-from trainer.config import ConfigError, field_names, validate
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,7 +160,7 @@ def test_the_timeout_is_that_of_the_processes(monkeypatch):
         asked.append(options["collectives"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.train.joined", meet)
+    monkeypatch.setattr("groundkern.trainer.train.joined", meet)
     for arguments in ({"ddp_timeout": 7}, {}):
         with pytest.raises(KeyboardInterrupt):
             train(given(**arguments))
@@ -277,9 +277,9 @@ def test_target_modules_are_looked_for_in_the_model():
 
 def test_no_arguments_import_nothing():
     with patch.dict(sys.modules):
-        sys.modules.pop("trainer.arguments", None)
+        sys.modules.pop("groundkern.trainer.arguments", None)
         load_config(None, NEEDED)
-        assert "trainer.arguments" not in sys.modules
+        assert "groundkern.trainer.arguments" not in sys.modules
 
 
 def test_arguments_that_change_no_loss_may_change():

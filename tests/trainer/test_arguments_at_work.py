@@ -13,15 +13,15 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.neftune import activate_neftune
 
+from groundkern.trainer import durable, trial
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.arguments import further
+from groundkern.trainer.command_line import load_config
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.train import train
 from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import attached_model, make_trainer
 from tests.trainer.tiny_run import config, losses
-from trainer import durable, trial
-from trainer import run_folder as folder
-from trainer.arguments import further
-from trainer.command_line import load_config
-from trainer.config import ConfigError
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEEDED = ["--model.path", "nowhere", "--data.train", "nothing", "--training.output", "out"]

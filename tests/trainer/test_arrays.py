@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from groundkern.hf.data.moments import moments_of
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT, SECONDS = 40, 20, 3
 PLANE = np.arange(HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)

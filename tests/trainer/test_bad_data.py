@@ -15,17 +15,17 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText
 
 from groundkern.hf import GroundingCollator, load_processor
+from groundkern.trainer import durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.collating import COUNTS, RobustCollator
+from groundkern.trainer.counting import CountingTrainer
+from groundkern.trainer.data.bad_samples import BadSample, BadSamples
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import DataChanged, SampleError, image_size, load_rgb
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.program import main
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import ROOT, config
-from trainer import durable
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.collating import COUNTS, RobustCollator
-from trainer.counting import CountingTrainer
-from trainer.data.bad_samples import BadSample, BadSamples
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import DataChanged, SampleError, image_size, load_rgb
-from trainer.data.sample import parse_sample
-from trainer.train import train
 
 PLAIN = {"objectives": {"smam": None, "dv_sft": None, "klal": None}}
 
@@ -329,7 +329,7 @@ def test_14_metrics_are_read_by_line_feeds(tmp_path):
 
 def test_14_nothing_of_the_trainer_splits_at_other_characters():
     """The readers of other people's files are tested with the adapters."""
-    sources = (ROOT / "trainer").rglob("*.py")
+    sources = (ROOT / "groundkern" / "trainer").rglob("*.py")
     own = [path for path in sources if "prepare" not in path.parts]
     assert len(own) > 20
     assert [path.name for path in own if ".splitlines(" in path.read_text(encoding="utf-8")] == []
@@ -341,7 +341,7 @@ PEAK = """
 import os
 import sys
 from pathlib import Path
-from trainer.data.images import image_size, load_rgb
+from groundkern.trainer.data.images import image_size, load_rgb
 peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 for path in map(Path, sys.argv[1:]):
     if child := os.fork():  # each in memory that the others have not touched

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from groundkern.trainer import checkpoints, durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.bringing import bring
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare.boxes.settings import BoxSettings
+from groundkern.trainer.program import main
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import config, losses
-from trainer import checkpoints, durable
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.bringing import bring
-from trainer.config import ConfigError
-from trainer.data.images import SampleError
-from trainer.prepare.boxes.settings import BoxSettings
-from trainer.train import train
 
 QUESTION = {"role": "user", "content": "What is it?"}
 PLACED = {"role": "user", "content": "<image>What is it?"}

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from groundkern.trainer import checkpoints, durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.counting import CountingTrainer
+from groundkern.trainer.durable import StorageError
+from groundkern.trainer.program import main
+from groundkern.trainer.progress import progress
+from groundkern.trainer.stopping import Stopped
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import STEPS, config, losses, run
-from trainer import checkpoints, durable
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.counting import CountingTrainer
-from trainer.durable import StorageError
-from trainer.progress import progress
-from trainer.stopping import Stopped
-from trainer.train import train
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 
@@ -408,7 +408,7 @@ def test_item_19_elsewhere_than_on_a_terminal_there_are_plain_lines(data, tmp_pa
 
 
 def test_item_19_progress_in_a_log_is_a_line_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr("trainer.progress._PAUSE", 0.0)
+    monkeypatch.setattr("groundkern.trainer.progress._PAUSE", 0.0)
     with progress("counting", total=3, unit="sheep") as bar:
         for _ in range(3):
             time.sleep(0.01)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from groundkern.trainer import durable, run_folder
 from tests.trainer.claiming import claims, over
-from trainer import durable, run_folder
 
 
 def told_to_wait(capfd) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from groundkern.trainer import comparison
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.comparison import checks, demo_configs
+from groundkern.trainer.demo.generate import corpus, generate
+from groundkern.trainer.demo.model import save_model
+from groundkern.trainer.differences import differences
+from groundkern.trainer.program import main
 from tests.trainer.test_report import task_figures
-from trainer import comparison
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.comparison import checks, demo_configs
-from trainer.demo.generate import corpus, generate
-from trainer.demo.model import save_model
-from trainer.differences import differences
 
 
 @pytest.fixture(autouse=True)

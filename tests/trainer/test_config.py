@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from groundkern import hf
-from trainer import config as settings
-from trainer.__main__ import main
-from trainer.command_line import help_text, load_config
-from trainer.config import Config, ConfigError, field_names
-from trainer.differences import differences
+from groundkern.trainer import config as settings
+from groundkern.trainer.command_line import help_text, load_config
+from groundkern.trainer.config import Config, ConfigError, field_names
+from groundkern.trainer.differences import differences
+from groundkern.trainer.program import main
 
 REQUIRED = (
     "--model.path=m",

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from groundkern.hf import GroundingCollator, GroundingTrainer, Klal, Smam, attach, load_processor
+from groundkern.trainer import durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.controls import PoolOfDataset, controlled, regions_of
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.loading import load_model
+from groundkern.trainer.train import train
 from tests.hf.closeness import assert_differ_in_attention, gradients
 from tests.trainer.tiny_run import config, losses
-from trainer import durable
-from trainer import run_folder as folder
-from trainer.config import ConfigError
-from trainer.controls import PoolOfDataset, controlled, regions_of
-from trainer.data.dataset import JsonLinesDataset
-from trainer.loading import load_model
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONTROLS = {"smam": {"control": "random"}, "klal": {"control": "shuffled"}, "dv_sft": {}}

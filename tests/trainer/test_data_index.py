@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groundkern.trainer import durable
+from groundkern.trainer.data import index as data_index
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.index import Rules
 from tests.sources import imported, modules
-from trainer import durable
-from trainer.data import index as data_index
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.data.index import Rules
 
 
 def line(answer: str, image: str = "a.png", **more) -> bytes:
@@ -164,14 +164,14 @@ def test_an_index_of_something_else_is_not_believed(path, tmp_path, monkeypatch,
 
 
 def test_the_code_of_the_format_is_all_that_a_sample_is_parsed_with():
-    sources = modules("trainer")
-    reached, waiting = set(), {"trainer.data.sample"}
+    sources = modules("groundkern")
+    reached, waiting = set(), {"groundkern.trainer.data.sample"}
     while waiting:
         name = waiting.pop()
         reached.add(name)
         known = imported(sources[name], set(sources))
-        waiting |= {each for each in known if each.startswith("trainer.data.")} - reached
-    assert "trainer.data.arrays" in reached
+        waiting |= {each for each in known if each.startswith("groundkern.trainer.data.")} - reached
+    assert "groundkern.trainer.data.arrays" in reached
     assert reached <= {module.__name__ for module in data_index._CODE}
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
 
 
 def line(answer: str, image: str = "a.png", **more) -> bytes:

@@ -9,11 +9,19 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from groundkern.hf.data.processor import load_processor
-from trainer.data.dataset import JsonLinesDataset
-from trainer.demo import generate as demo
-from trainer.demo.__main__ import main
-from trainer.drawing import texts
-from trainer.drawing.scenes import CELL, MARKER, RED, bar_chart, font, patch_grid, word_page
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.demo import generate as demo
+from groundkern.trainer.demo.__main__ import main
+from groundkern.trainer.drawing import texts
+from groundkern.trainer.drawing.scenes import (
+    CELL,
+    MARKER,
+    RED,
+    bar_chart,
+    font,
+    patch_grid,
+    word_page,
+)
 
 FEW = {"pointing": 6, "page": 3, "chart": 3}
 
@@ -258,7 +266,7 @@ def test_tokenizer_digits_are_tokens_and_text_survives(folder):
 
 
 def test_model_is_the_same_for_the_same_seed(folder, tmp_path):
-    from trainer.demo.model import save_model
+    from groundkern.trainer.demo.model import save_model
 
     save_model(tmp_path, demo.corpus(seed=3), seed=3)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):

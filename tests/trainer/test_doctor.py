@@ -1,4 +1,4 @@
-"""`python -m trainer doctor` on model folders: what it prints, the page, the exit status."""
+"""`groundkern doctor` on model folders: what it prints, the page, the exit status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.families.zoo.tiles import llava_next_model, llava_next_processor
-from trainer.__main__ import main
+from groundkern.trainer.program import main
 
 
 @pytest.fixture(scope="module")

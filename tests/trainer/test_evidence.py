@@ -11,14 +11,14 @@ import torch
 
 from groundkern.hf.data.batch import COUNTS, row_counts
 from groundkern.maps import FIXED_POINT_ONE
-from trainer import durable
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.evidence import drawings, figures, heads, loop, models, presets, runs
-from trainer.evidence.plan import METHODS, TEACHERS, Drawings, Preset, Study
-from trainer.evidence.runs import Desk
-from trainer.stopping import Stopped
+from groundkern.trainer import durable
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.evidence import drawings, figures, heads, loop, models, presets, runs
+from groundkern.trainer.evidence.plan import METHODS, TEACHERS, Drawings, Preset, Study
+from groundkern.trainer.evidence.runs import Desk
+from groundkern.trainer.program import main
+from groundkern.trainer.stopping import Stopped
 
 (QUICK,) = presets.QUICK.studies
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from groundkern.maps import FIXED_POINT_ONE
-from trainer.evidence import clips, curves, presets, tables
-from trainer.evidence.plan import METHODS, Preset
-from trainer.evidence.runs import Desk
+from groundkern.trainer.evidence import clips, curves, presets, tables
+from groundkern.trainer.evidence.plan import METHODS, Preset
+from groundkern.trainer.evidence.runs import Desk
 
 _SMALL = {"samples": 8, "held_out": 4, "batch_size": 4, "steps": 1, "every": 1, "model": "quick"}
 MOVING, APPEARING = (

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from groundkern.trainer import durable
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.evidence import curves, presets, tables
+from groundkern.trainer.evidence.plan import Drawings, Preset, Study
+from groundkern.trainer.evidence.runs import Desk
+from groundkern.trainer.program import main
 from tests.trainer.claiming import claims, over
 from tests.trainer.test_evidence import points
-from trainer import durable
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.evidence import curves, presets, tables
-from trainer.evidence.plan import Drawings, Preset, Study
-from trainer.evidence.runs import Desk
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.finding import cuts, difference, occurrences
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
+from groundkern.trainer.data.finding import cuts, difference, occurrences
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from PIL import Image
 
 from benchmarks.families.zoo.first import tiny_llava_model, tiny_llava_processor
 from groundkern.hf import MeasuredGeometry
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.geometry import FOLDER, geometry_of, measure_ahead
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import config, losses
-from trainer.config import ConfigError
-from trainer.data.dataset import JsonLinesDataset
-from trainer.geometry import FOLDER, geometry_of, measure_ahead
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

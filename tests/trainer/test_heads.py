@@ -1,4 +1,4 @@
-"""`python -m trainer heads`: what it measures, how it ranks, its file, its page and its errors."""
+"""`groundkern heads`: what it measures, how it ranks, its file, its page and its errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from groundkern.hf import GroundingCollator, attach, detach
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.heads.entropy import neighbours, spatial_entropy
+from groundkern.trainer.heads.measuring import figures_of
+from groundkern.trainer.heads.ranking import elbow, ranked
+from groundkern.trainer.heads_file import read_heads
+from groundkern.trainer.program import main
+from groundkern.trainer.visual_places import VisualPlaces
 from tests.trainer.tiny_run import config, make_data
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.data.dataset import JsonLinesDataset
-from trainer.heads.entropy import neighbours, spatial_entropy
-from trainer.heads.measuring import figures_of
-from trainer.heads.ranking import elbow, ranked
-from trainer.heads_file import read_heads
-from trainer.visual_places import VisualPlaces
 
 BUILT = (2, 2)  # layer and head
 
@@ -224,7 +224,7 @@ def test_the_config_takes_pairs_or_the_file(tmp_path):
     assert heads([[1, 2]]) == ((1, 2),)
     assert heads(str(path)) == ((2, 1), (0, 3))
     for content, message in (
-        ({"heads": [[0, 1]]}, "expected a file of `python -m trainer heads`"),
+        ({"heads": [[0, 1]]}, "expected a file of `groundkern heads`"),
         ({**head, "version": 2, "heads": [[0, 1]]}, "expected version 1 of its format, got 2"),
         ({**head, "heads": [[0]]}, "expected `heads`, pairs of a layer and a head"),
         ({**head, "heads": [[0, 1], [0, 1]]}, "expected distinct pairs"),

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from groundkern.trainer import checkpoints, launching
+from groundkern.trainer.config import ConfigError
 from tests.trainer.tiny_run import config, losses, make_data, run
-from trainer import checkpoints, launching
-from trainer.config import ConfigError
 
 
 @pytest.fixture(scope="module")

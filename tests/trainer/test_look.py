@@ -1,4 +1,4 @@
-"""`python -m trainer look`: maps of every answer token, a picture, a table, clear errors."""
+"""`groundkern look`: maps of every answer token, a picture, a table, clear errors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image
 
 from groundkern.hf import detach
 from groundkern.maps import patch_grid
+from groundkern.trainer import look as looking
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.drawing.pages import load_font
+from groundkern.trainer.pictures import heated, outline
+from groundkern.trainer.program import main
+from groundkern.trainer.sheet import fitted
 from tests.hf.families import FAMILIES
-from trainer import look as looking
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.drawing.pages import load_font
-from trainer.pictures import heated, outline
-from trainer.sheet import fitted
 
 ANSWER = "The red patch is in row 2."
 

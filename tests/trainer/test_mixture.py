@@ -10,12 +10,12 @@ import pytest
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
-from trainer.config import ConfigError, validate
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.epochs import EpochSampler, taken
-from trainer.data.images import SampleError
-from trainer.data.mixture import Mixture
-from trainer.data.order import Course, Order
+from groundkern.trainer.config import ConfigError, validate
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.epochs import EpochSampler, taken
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.mixture import Mixture
+from groundkern.trainer.data.order import Course, Order
 
 
 def write(path, texts):

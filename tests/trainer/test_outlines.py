@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from groundkern.rasters import Raster
-from trainer.__main__ import main
-from trainer.inspection.overlays import COVER, HEAT, overlay
-from trainer.outlines import FINE, outlines
-from trainer.pictures import outline
+from groundkern.trainer.inspection.overlays import COVER, HEAT, overlay
+from groundkern.trainer.outlines import FINE, outlines
+from groundkern.trainer.pictures import outline
+from groundkern.trainer.program import main
 
 
 def mask(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Raster:

@@ -10,15 +10,15 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from groundkern.hf import GroundingCollator, load_processor
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.collating import COUNTS, RobustCollator
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.order import Filled, Filler
+from groundkern.trainer.program import main
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import config, sample
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.collating import COUNTS, RobustCollator
-from trainer.config import ConfigError
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.data.order import Filled, Filler
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FIGURES = ("tokens_per_second", "padding", "padding_unpacked")

@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from trainer.drawing.scenes import font
-from trainer.heatmaps import kept
-from trainer.pictures import close_up, full_scale, heat_picture, heated, loss_curves, page_uri
+from groundkern.trainer.drawing.scenes import font
+from groundkern.trainer.heatmaps import kept
+from groundkern.trainer.pictures import (
+    close_up,
+    full_scale,
+    heat_picture,
+    heated,
+    loss_curves,
+    page_uri,
+)
 
 
 def data_uri(size=(60, 40)) -> str:

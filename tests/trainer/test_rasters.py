@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundkern.maps import patch_grid, raster_overlap
-from trainer.data import run_lengths
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
+from groundkern.trainer.data import run_lengths
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 40, 20
 BOX = (slice(5, 15), slice(10, 30))  # rows, columns of the mask that all files here show

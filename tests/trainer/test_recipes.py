@@ -1,4 +1,4 @@
-"""What docs/methods.md shows is a config, and trains what it says."""
+"""What docs/methods/index.md shows is a config, and trains what it says."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
+from groundkern.trainer.train import train
 from tests.sources import ROOT
 from tests.trainer.tiny_run import config, losses, make_data
-from trainer.train import train
 
-METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+METHODS = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
 RECIPES = {
     f"line {METHODS[: block.start()].count(chr(10)) + 1}": yaml.safe_load(block[1])
     for block in re.finditer(r"^```yaml\n(.*?)^```", METHODS, re.MULTILINE | re.DOTALL)

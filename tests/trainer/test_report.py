@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from groundkern.trainer import durable, report
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.metrics.tally import PER_SAMPLE, Tally
 from tests.trainer.test_pictures import entry, receipt_entry
-from trainer import durable, report
-from trainer import run_folder as folder
-from trainer.metrics.tally import PER_SAMPLE, Tally
 
 SAMPLES = 40
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
-from trainer.data.images import SampleError
-from trainer.data.record import PhraseRecord, RegionRecord, SampleRecord, WordRecord
-from trainer.data.sample import parse_sample
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.record import PhraseRecord, RegionRecord, SampleRecord, WordRecord
+from groundkern.trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 40, 20
 ANSWER = "the cat sat on the mat"
@@ -436,7 +436,7 @@ def test_paths_of_a_loaded_sample_are_real(root):
 
 
 def test_examples_of_the_documentation_are_valid():
-    text = Path(__file__).parents[2].joinpath("docs", "data-format.md").read_text()
+    text = Path(__file__).parents[2].joinpath("docs", "data", "data-format.md").read_text()
     blocks = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
     samples = [json.loads(block) for block in blocks if "messages" in block]
     lines = [block.splitlines() for block in blocks if "messages" not in block]

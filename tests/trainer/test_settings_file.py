@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from trainer.__main__ import main
-from trainer.command_line import load_config, read_yaml
-from trainer.config import ConfigError
+from groundkern.trainer.command_line import load_config, read_yaml
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.program import main
 
 REQUIRED = "model: {path: m}\ndata: {train: t}\ntraining: {output: o, steps: 3}\n"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 80, 40
 POINT = {"points": [[20, 10], [40, 30]]}

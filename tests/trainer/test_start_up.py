@@ -11,9 +11,9 @@ PROGRAM = """
 import json
 import sys
 from pathlib import Path
-from trainer.__main__ import main
-from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.settings import OcrWord
+from groundkern.trainer.program import main
+from groundkern.trainer.prepare.ocr import engines
+from groundkern.trainer.prepare.ocr.settings import OcrWord
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "scipy", "openai", "onnxruntime"}
 
@@ -52,7 +52,7 @@ run("prepare", "render", f"{folder}/texts.jsonl", *made, f"{folder}/rendered.jso
 
 assert main(["inspect", f"{folder}/mask.jsonl", "--output", f"{folder}/mask.html"]) == 0
 assert not (HEAVY - {"torch"}) & set(sys.modules)  # a mask is a tensor
-assert "trainer.pictures" not in sys.modules  # which draws with matplotlib
+assert "groundkern.trainer.pictures" not in sys.modules  # which draws with matplotlib
 """
 
 

@@ -10,14 +10,14 @@ import pytest
 from transformers import AutoModelForImageTextToText, TrainerControl, TrainerState
 
 from groundkern.hf import GroundingCollator, load_processor
+from groundkern.trainer import supervised
+from groundkern.trainer.collating import RobustCollator
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.program import main
+from groundkern.trainer.supervised import NEEDS, SupervisionWatch, check_supervision
 from tests.trainer.tiny_run import config
-from trainer import supervised
-from trainer.__main__ import main
-from trainer.collating import RobustCollator
-from trainer.config import ConfigError
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.supervised import NEEDS, SupervisionWatch, check_supervision
 
 OFF = {"smam": None, "dv_sft": None, "klal": None}
 
@@ -71,7 +71,7 @@ def text_alone(sample: dict, i: int) -> dict:
 
 
 def test_needs_name_every_objective():
-    from trainer.config import Objectives
+    from groundkern.trainer.config import Objectives
 
     assert set(NEEDS) | {"distill"} == set(Objectives.model_fields)  # which is of answers alone
 

@@ -17,18 +17,18 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, TrainerControl, TrainerState
 
 from groundkern.hf import DvSft, GroundingCollator, Klal, Smam, attach, load_processor
+from groundkern.trainer import checkpoints, durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.collating import COUNTS, RobustCollator
+from groundkern.trainer.config import Config, ConfigError
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.last_step import LastStep
+from groundkern.trainer.program import main
+from groundkern.trainer.ranks import Ranks
+from groundkern.trainer.stopping import Stopped, StopSignals
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import STEPS, config, losses, run
-from trainer import checkpoints, durable
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.collating import COUNTS, RobustCollator
-from trainer.config import Config, ConfigError
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.last_step import LastStep
-from trainer.ranks import Ranks
-from trainer.stopping import Stopped, StopSignals
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

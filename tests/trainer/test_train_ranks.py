@@ -1,4 +1,4 @@
-"""`python -m trainer train` by several processes: what one process makes of the same batches.
+"""`groundkern train` by several processes: what one process makes of the same batches.
 
 One process takes batches of 4 and two take batches of 2 in turn, from the same permutation: a step
 sees the same eight samples. The epoch has nine, so that its last step is mostly filled up.
@@ -18,14 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from groundkern.trainer import checkpoints, durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.data.order import Course, Filler, Order
+from groundkern.trainer.metrics.tally import Tally
+from groundkern.trainer.train import train
 from tests.hf.launching import FORKED, ROOT, TORCHRUN, run
 from tests.trainer.ranks_run import STOPPED_AT, half, settings
 from tests.trainer.tiny_run import losses, make_data
-from trainer import checkpoints, durable
-from trainer import run_folder as folder
-from trainer.data.order import Course, Filler, Order
-from trainer.metrics.tally import Tally
-from trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLOSE = {"rel": 1e-5, "abs": 1e-5}
@@ -217,7 +217,7 @@ def test_tallies_of_several_are_one_in_order():
 
 
 def launched(data: Path, output: Path, *words: str) -> subprocess.Popen:
-    """`torchrun --nproc-per-node 2 -m trainer train` of many steps."""
+    """`torchrun --nproc-per-node 2 -m groundkern train` of many steps."""
     flags = {
         "model.path": data / "model",
         "data.train": data / "train.jsonl",
@@ -228,7 +228,7 @@ def launched(data: Path, output: Path, *words: str) -> subprocess.Popen:
     }
     command = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     return subprocess.Popen(
-        [*TORCHRUN, "-m", "trainer", "train", *command, *words],
+        [*TORCHRUN, "-m", "groundkern", "train", *command, *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image, features
 
 from groundkern.hf.data.pictures import ORIENTATION, upright_rgb
+from groundkern.trainer.data.images import SampleError, image_size, load_rgb, opened
+from groundkern.trainer.prepare.adapt.common import Options, embedded
+from groundkern.trainer.prepare.sources import Item
 from tests.hf.test_pictures import TURNS
-from trainer.data.images import SampleError, image_size, load_rgb, opened
-from trainer.prepare.adapt.common import Options, embedded
-from trainer.prepare.sources import Item
 
 SIZE = (48, 80)  # as people see it
 NO_TURN = {1: None, **TURNS}

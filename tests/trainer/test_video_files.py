@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.video_files import VideoFile
+from groundkern.trainer.data.videos import VideoRules
 from tests.trainer.clips import frame, number_of, record, write_clip, write_sound
 from tests.trainer.test_videos import parse, refused, region
-from trainer.data.video_files import VideoFile
-from trainer.data.videos import VideoRules
 
 ALL = VideoRules(fps=None, frames=1000)
 

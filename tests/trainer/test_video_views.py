@@ -11,22 +11,22 @@ import torch
 from PIL import Image, ImageSequence
 
 from groundkern.hf import GroundingCollator, attach
+from groundkern.trainer import look as looking
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.demo.model import build_model, build_processor, build_tokenizer
+from groundkern.trainer.evaluation.generating import Answerer
+from groundkern.trainer.evaluation.questions import Asking
+from groundkern.trainer.heatmaps import heat_maps
+from groundkern.trainer.inspection.cards import card
+from groundkern.trainer.inspection.recent import Recent
+from groundkern.trainer.inspection.seen import SeenByModel
+from groundkern.trainer.looks import look
+from groundkern.trainer.program import main
+from groundkern.trainer.streaming.stream import SampleStream
+from groundkern.trainer.visual_places import visual_places
 from tests.trainer.clips import ANSWER, record, write_frames
 from tests.trainer.streaming.test_stream import source
-from trainer import look as looking
-from trainer.__main__ import main
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.sample import parse_sample
-from trainer.demo.model import build_model, build_processor, build_tokenizer
-from trainer.evaluation.generating import Answerer
-from trainer.evaluation.questions import Asking
-from trainer.heatmaps import heat_maps
-from trainer.inspection.cards import card
-from trainer.inspection.recent import Recent
-from trainer.inspection.seen import SeenByModel
-from trainer.looks import look
-from trainer.streaming.stream import SampleStream
-from trainer.visual_places import visual_places
 
 CLIP = {"path": "clip", "fps": 4, "frames": 4}  # at 0, 0.75, 1.5 and 2.25 s; 2 frames a token
 
@@ -103,7 +103,7 @@ def test_a_page_shows_every_frame_with_its_regions(root, small):
 def test_look_writes_a_sheet_and_animations(root, small, monkeypatch, capsys):
     model, processor = small
     monkeypatch.setattr(looking, "open_model", lambda *_, **__: (model, processor))
-    monkeypatch.setattr("trainer.look_video.LARGEST", 9000)
+    monkeypatch.setattr("groundkern.trainer.look_video.LARGEST", 9000)
     words = ["look", "--model", "m", "--video", str(root / "clip"), "--prompt", "Where?"]
     words += ["--video-fps", "4", "--video-frames", "4", "--answer", ANSWER, "--token", "1"]
     words += ["--output", str(root / "o.png")]

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from groundkern.hf import Video
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.lengths import LengthEstimate
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.data.videos import RULES, VideoRules, natural, sampled
+from groundkern.trainer.metrics.registry import gold_of
 from tests.trainer.clips import ANSWER, number_of, record, write_frames
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.data.lengths import LengthEstimate
-from trainer.data.sample import parse_sample
-from trainer.data.videos import RULES, VideoRules, natural, sampled
-from trainer.metrics.registry import gold_of
 
 CLIP = {"path": "clip", "fps": 4}  # 12 frames: 3 seconds
 

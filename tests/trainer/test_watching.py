@@ -16,19 +16,26 @@ from transformers.integrations import integration_utils
 
 from groundkern.hf import GroundingCollator, Klal, attach, detach
 from groundkern.hf.model import terms
+from groundkern.trainer import checkpoints, durable, watching
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.collating import RobustCollator
+from groundkern.trainer.config import (
+    Config,
+    ConfigError,
+    Evaluation,
+    Objectives,
+    field_names,
+    validate,
+)
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.heatmaps import heat_maps
+from groundkern.trainer.loading import open_model
+from groundkern.trainer.metrics.held_out import MEASURED, digit_tokens, evaluate
+from groundkern.trainer.metrics.tally import sampled
+from groundkern.trainer.program import main
+from groundkern.trainer.train import train
+from groundkern.trainer.watching import Watching, best_step, out_of_patience
 from tests.trainer.tiny_run import config, losses, make_data
-from trainer import checkpoints, durable, watching
-from trainer import run_folder as folder
-from trainer.__main__ import main
-from trainer.collating import RobustCollator
-from trainer.config import Config, ConfigError, Evaluation, Objectives, field_names, validate
-from trainer.data.dataset import JsonLinesDataset
-from trainer.heatmaps import heat_maps
-from trainer.loading import open_model
-from trainer.metrics.held_out import MEASURED, digit_tokens, evaluate
-from trainer.metrics.tally import sampled
-from trainer.train import train
-from trainer.watching import Watching, best_step, out_of_patience
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,17 +7,17 @@ import json
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.inspection.cards import card
+from groundkern.trainer.inspection.recent import Recent
+from groundkern.trainer.inspection.summary import oddities
+from groundkern.trainer.places.writing import Writer
+from groundkern.trainer.prepare.boxes.finding import Reading
+from groundkern.trainer.prepare.boxes.settings import BoxSettings
 from tests.trainer.prepare.reading_samples import picture, prepared
 from tests.trainer.prepare.reading_samples import write as write_records
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
-from trainer.inspection.cards import card
-from trainer.inspection.recent import Recent
-from trainer.inspection.summary import oddities
-from trainer.places.writing import Writer
-from trainer.prepare.boxes.finding import Reading
-from trainer.prepare.boxes.settings import BoxSettings
 
 PLACE = {"box": [0, 0, 4, 4]}
 RECORD = {

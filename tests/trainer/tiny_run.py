@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from benchmarks.red_squares import red_square
-from trainer import run_folder as folder
-from trainer.config import Config, validate
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.config import Config, validate
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -63,8 +63,8 @@ def losses(output: Path) -> list[dict]:
 
 
 def run(words: list[str], **options) -> subprocess.Popen:
-    """`python -m trainer` in a process, with one thread."""
+    """`groundkern` in a process, with one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "trainer", *words]
+    command = [sys.executable, "-m", "groundkern", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)

@@ -1,6 +1,6 @@
 """The `gk_` tensors of a batch, each declared once: what the collator makes and a model is given.
 
-Shapes, dtypes, padding, checks, what losses divide by and the table in docs/data-format.md all
+Shapes, dtypes, padding, checks, what losses divide by and the table in docs/data/data-format.md all
 follow from FIELDS and COUNT_RULES.
 """
 

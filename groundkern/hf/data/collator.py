@@ -55,8 +55,8 @@ class GroundingCollator:
 
     The batch holds what the processor returns, `labels` (not shifted, -100: not trained; every
     assistant text and the special token that ends its turn are, but those with `"train": False`),
-    and all the `gk_` tensors of `GroundedBatch`, as docs/data-format.md lists them. Integers are
-    padded with -1, bool with False; a width is 0 if no sample of the batch has such rows. With
+    and all the `gk_` tensors of `GroundedBatch`, as docs/data/data-format.md lists them. Integers
+    are padded with -1, bool with False; a width is 0 if no sample of the batch has such rows. With
     `pack_to` a row holds several samples: it has `position_ids` (`packing`) and no mask, is padded
     on the right whatever the tokenizer does, and images are in the order of the rows.
 
@@ -121,7 +121,7 @@ class GroundingCollator:
         ValueError: a processor without what is needed, or an unknown option; in a call, a bad
             example, which the message names.
 
-    Source: the papers of SMAM, DV-SFT, KLAL, HIST and the logit-lens loss (docs/methods.md).
+    Source: the papers of SMAM, DV-SFT, KLAL, HIST and the logit-lens loss (docs/methods/index.md).
     """
 
     def __init__(

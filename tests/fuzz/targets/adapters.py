@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundkern.trainer.prepare.adapt.common import Options
+from groundkern.trainer.prepare.adapt.work import Adapt
+from groundkern.trainer.prepare.pipeline import Done, Step
+from groundkern.trainer.prepare.sources import Item, Source
 from tests.fuzz.scratch import folder, images, packed, written
 from tests.fuzz.target import Target, expect, sentence
-from trainer.prepare.adapt.common import Options
-from trainer.prepare.adapt.work import Adapt
-from trainer.prepare.pipeline import Done, Step
-from trainer.prepare.sources import Item, Source
 
 
 def unpacked(data: bytes, place: str) -> dict[str, Any] | None:

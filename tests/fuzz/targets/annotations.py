@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from groundkern.trainer.prepare.maps.annotated import KNOWN, Annotate, sourced
+from groundkern.trainer.prepare.maps.formats.common import Options
+from groundkern.trainer.prepare.maps.grid import Grid
+from groundkern.trainer.prepare.pipeline import Done
+from groundkern.trainer.prepare.placing import Phrasing
+from groundkern.trainer.prepare.sources import Item, open_source
 from tests.fuzz.scratch import SIZES, folder, images, packed
 from tests.fuzz.target import Target, expect
 from tests.fuzz.targets.adapters import unpacked, walk
-from trainer.prepare.maps.annotated import KNOWN, Annotate, sourced
-from trainer.prepare.maps.formats.common import Options
-from trainer.prepare.maps.grid import Grid
-from trainer.prepare.pipeline import Done
-from trainer.prepare.placing import Phrasing
-from trainer.prepare.sources import Item, open_source
 
 PHRASING = Phrasing("Where is the {label}?", "{count} {label}").check(KNOWN)
 WORK = Annotate(PHRASING, 0.02, images(), None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from groundkern.hf.data.example import Region
+from groundkern.trainer.metrics.golds import Gold
+from groundkern.trainer.metrics.registry import METRICS, default_metrics
 from tests.fuzz.target import Target, expect
-from trainer.metrics.golds import Gold
-from trainer.metrics.registry import METRICS, default_metrics
 
 GOLDS = (
     Gold(("row 3 column 5", "3, 5"), size=(640, 480)),

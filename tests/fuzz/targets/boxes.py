@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from groundkern.trainer.places.styles import STYLES
+from groundkern.trainer.places.writing import Writer
+from groundkern.trainer.prepare.boxes.finding import Reading
+from groundkern.trainer.prepare.boxes.settings import BoxSettings
 from tests.fuzz.target import Target, expect
 from tests.fuzz.targets.answers import SEEDS
-from trainer.places.styles import STYLES
-from trainer.places.writing import Writer
-from trainer.prepare.boxes.finding import Reading
-from trainer.prepare.boxes.settings import BoxSettings
 
 SIZES = ((640, 480), (1, 4000))
 MORE = (

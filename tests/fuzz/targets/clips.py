@@ -7,11 +7,11 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from groundkern.trainer.data.record import VideoRecord
+from groundkern.trainer.data.videos import VideoRules, find_videos
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
 from tests.trainer.clips import SIZE, write_clip, write_sound
-from trainer.data.record import VideoRecord
-from trainer.data.videos import VideoRules, find_videos
 
 RULES = VideoRules(fps=8, frames=6, max_pixels=1 << 20, max_seconds=600)
 

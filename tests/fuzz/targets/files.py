@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from groundkern.trainer.prepare.adapt.common import Options, tables
+from groundkern.trainer.prepare.reading import Table, json_array, plain_pickle
+from groundkern.trainer.prepare.sources import Unusable
 from tests.fuzz.mutating import Pairs, dump, tree
 from tests.fuzz.scratch import doubled, written
 from tests.fuzz.target import Target, expect
-from trainer.prepare.adapt.common import Options, tables
-from trainer.prepare.reading import Table, json_array, plain_pickle
-from trainer.prepare.sources import Unusable
 
 ARRAYS = {
     "array": b'[{"a": 1}, {"b": [1.5, null]}, "\\u00e9", 12345678901234567890]',

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 
+from groundkern.trainer.prepare.gaze.fixations import read_fixations
 from tests.fuzz.scratch import written
 from tests.fuzz.target import Target, expect
-from trainer.prepare.gaze.fixations import read_fixations
 
 FILES = {
     "csv": b"path,x,y,time,duration\na.png,1,2.5,,0.3\n\"b, c\",0,-4,1.5,1e-3\n",

@@ -11,11 +11,11 @@ import torch
 
 from groundkern import maps
 from groundkern.targets.bells import bell_mass
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.places.layouts import Place
+from groundkern.trainer.places.writing import PER_MILLE
+from groundkern.trainer.prepare.placing import Frame
 from tests.fuzz.target import Target, expect, json_object
-from trainer.data.images import SampleError
-from trainer.places.layouts import Place
-from trainer.places.writing import PER_MILLE
-from trainer.prepare.placing import Frame
 
 GRID = (3, 4)  # rows, columns
 NEAR = 1e-9

@@ -7,14 +7,19 @@ import re
 import unicodedata
 from typing import Any
 
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare.marks.grouping import (
+    PrintedWord,
+    blocks_of,
+    lines_of,
+    scale_numbers,
+)
+from groundkern.trainer.prepare.marks.labeller import BadMarks, parse_marks
+from groundkern.trainer.prepare.marks.matching import PrintedText
+from groundkern.trainer.prepare.marks.normalise import tokens, unconfused, value
+from groundkern.trainer.prepare.ocr.paddle import joined
+from groundkern.trainer.prepare.ocr.tesseract import tsv_words
 from tests.fuzz.target import Target, expect, json_object
-from trainer.data.images import SampleError
-from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
-from trainer.prepare.marks.labeller import BadMarks, parse_marks
-from trainer.prepare.marks.matching import PrintedText
-from trainer.prepare.marks.normalise import tokens, unconfused, value
-from trainer.prepare.ocr.paddle import joined
-from trainer.prepare.ocr.tesseract import tsv_words
 
 
 def check_tokens(data: bytes) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare.phrases.composites import composites, records
+from groundkern.trainer.prepare.phrases.others import BadPhrases, parse_phrases
+from groundkern.trainer.prepare.phrases.rules import NounPhrase, noun_phrases
 from tests.fuzz.target import Target, expect
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
-from trainer.prepare.phrases.composites import composites, records
-from trainer.prepare.phrases.others import BadPhrases, parse_phrases
-from trainer.prepare.phrases.rules import NounPhrase, noun_phrases
 
 
 def _spans(text: str, phrases: list[NounPhrase]) -> None:

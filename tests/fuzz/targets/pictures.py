@@ -9,14 +9,14 @@ from importlib.util import find_spec
 from PIL import Image, features
 
 from groundkern.hf.data.pictures import ORIENTATION
+from groundkern.trainer.data.file_kinds import HEAD, kind_of
+from groundkern.trainer.data.images import SampleError, confined, image_size, load_rgb
+from groundkern.trainer.prepare.adapt.common import Options, embedded
+from groundkern.trainer.prepare.documents import Page, page_frames, page_image
+from groundkern.trainer.prepare.sources import Item
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
 from tests.trainer.prepare.papers import pdf, with_picture
-from trainer.data.file_kinds import HEAD, kind_of
-from trainer.data.images import SampleError, confined, image_size, load_rgb
-from trainer.prepare.adapt.common import Options, embedded
-from trainer.prepare.documents import Page, page_frames, page_image
-from trainer.prepare.sources import Item
 
 MOST = 1 << 20  # pixels
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+from groundkern.trainer.evaluation import figures
+from groundkern.trainer.evaluation.rows import identity, is_answer, is_prediction, newest, read_rows
 from tests.fuzz.scratch import written
 from tests.fuzz.target import Target, expect
-from trainer.evaluation import figures
-from trainer.evaluation.rows import identity, is_answer, is_prediction, newest, read_rows
 
 LINES = [identity(n) for n in range(3)]
 

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import save as tensors
 
 from groundkern.rasters import Raster
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.rasters import RasterField, find_heat, find_mask
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer.data.images import SampleError
-from trainer.data.rasters import RasterField, find_heat, find_mask
 
 SIZE = (24, 16)  # of the image that they cover
 MOST = 1 << 20

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from groundkern.trainer import checkpoints, run_folder
+from groundkern.trainer.command_line import load_config
+from groundkern.trainer.config import Config
+from groundkern.trainer.data import index as data_index
+from groundkern.trainer.prepare.output import Output
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer import checkpoints, run_folder
-from trainer.command_line import load_config
-from trainer.config import Config
-from trainer.data import index as data_index
-from trainer.prepare.output import Output
 
 SETTINGS = {"command": "words", "input": {"file": "a.jsonl", "bytes": 3}}
 

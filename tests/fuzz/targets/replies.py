@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from unittest import mock
 
+from groundkern.trainer.prepare import chat
+from groundkern.trainer.prepare.chat import USAGE, ChatSettings, ask, usage_so_far
 from tests.fuzz.scratch import folder, written
 from tests.fuzz.target import Target, expect
-from trainer.prepare import chat
-from trainer.prepare.chat import USAGE, ChatSettings, ask, usage_so_far
 
 FRESH = "asked again"
 MESSAGES = [{"role": "user", "content": "?"}]

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from groundkern.hf.data.example import Region
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.rasters import HeatFile, Runs, Stored
+from groundkern.trainer.data.sample import Sample, parse_sample
+from groundkern.trainer.data.videos import StoredVideo
+from groundkern.trainer.prepare.sources import json_lines
 from tests.fuzz.scratch import SIZES, doubled, images, lines_of, written
 from tests.fuzz.target import Target, expect
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.images import SampleError
-from trainer.data.rasters import HeatFile, Runs, Stored
-from trainer.data.sample import Sample, parse_sample
-from trainer.data.videos import StoredVideo
-from trainer.prepare.sources import json_lines
 
 WHERE = "train.jsonl:7"
 ANSWER = "The red patch, the blue patch and 65 % e\u0301."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import yaml
 
+from groundkern.trainer.command_line import load_config
+from groundkern.trainer.config import Config, ConfigError, field_names
+from groundkern.trainer.look import parse_box, parse_layers
+from groundkern.trainer.prepare.maps.annotated import KNOWN
+from groundkern.trainer.prepare.maps.grid import Grid
+from groundkern.trainer.prepare.placing import Phrasing
 from tests.fuzz.scratch import written
 from tests.fuzz.target import Target, expect, sentence
-from trainer.command_line import load_config
-from trainer.config import Config, ConfigError, field_names
-from trainer.look import parse_box, parse_layers
-from trainer.prepare.maps.annotated import KNOWN
-from trainer.prepare.maps.grid import Grid
-from trainer.prepare.placing import Phrasing
 
 SMALL = b"""\
 model: {path: some/model, lora: {r: 8, target_modules: [q_proj, v_proj]}}

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from trainer.demo.model import build_model, build_processor, build_tokenizer
-from trainer.demo.videos import PilVideoProcessor
+from groundkern.trainer.demo.model import build_model, build_processor, build_tokenizer
+from groundkern.trainer.demo.videos import PilVideoProcessor
 
 PIXELS = {"min_pixels": 28 * 28, "max_pixels": 64 * 28 * 28}
 

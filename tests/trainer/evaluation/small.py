@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
-from trainer.__main__ import main
+from groundkern.trainer.program import main
 
 TOKENS = 6  # of an answer
 

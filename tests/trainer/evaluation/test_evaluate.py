@@ -1,4 +1,4 @@
-"""`python -m trainer evaluate` on a tiny model: answers, figures, files, continuing, comparing."""
+"""`groundkern evaluate` on a tiny model: answers, figures, files, continuing, comparing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from groundkern.trainer.evaluation import work
+from groundkern.trainer.evaluation.generating import Answerer
+from groundkern.trainer.evaluation.models import Named
 from tests.trainer.evaluation.small import make, predictions, result, run, said, samples, write
-from trainer.evaluation import work
-from trainer.evaluation.generating import Answerer
-from trainer.evaluation.models import Named
 
 REGIONS = 4  # samples with regions
 
@@ -384,7 +384,7 @@ def test_a_mended_image_is_asked_again(where, tmp_path, asked):
 def test_a_model_that_cannot_be_attached_is_evaluated_without(
     where, whole, tmp_path, monkeypatch, capsys
 ):
-    from trainer.evaluation import grounding
+    from groundkern.trainer.evaluation import grounding
 
     def refuse(model):
         raise ValueError("`model`: expected attention that is known, got another")

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from groundkern.hf import GroundedExample, Region, detach
+from groundkern.trainer.evaluation.generating import Answerer, stop_tokens
+from groundkern.trainer.evaluation.grounding import Grounding
+from groundkern.trainer.evaluation.questions import Asking
 from tests.hf.families import FAMILIES
-from trainer.evaluation.generating import Answerer, stop_tokens
-from trainer.evaluation.grounding import Grounding
-from trainer.evaluation.questions import Asking
 
 
 def examples() -> list[GroundedExample]:

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.evaluation.models import named
+from groundkern.trainer.run_folder import RECORD
+from groundkern.trainer.train import train
 from tests.trainer.evaluation.small import make, predictions, result, run
 from tests.trainer.tiny_run import config, make_data
-from trainer.config import ConfigError
-from trainer.evaluation.models import named
-from trainer.run_folder import RECORD
-from trainer.train import train
 
 
 @pytest.fixture(scope="module")

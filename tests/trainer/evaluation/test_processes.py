@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
+from groundkern.trainer.program import main
+from groundkern.trainer.ranks import Ranks
 from tests.hf.launching import ROOT, TORCHRUN
 from tests.trainer.evaluation.small import make, predictions, result, run, words
-from trainer.__main__ import main
-from trainer.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as the processes have
 ALONE = {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2"}
@@ -34,7 +34,7 @@ def test_two_processes_agree_with_one(where, tmp_path):
     more = ("--batch-size", "1", "--failures", "2")
     assert run(where, tmp_path / "one", *more, full=True) == 0
     command = words(where, tmp_path / "two", *more, full=True)
-    done = start([*TORCHRUN, "-m", "trainer", *command])
+    done = start([*TORCHRUN, "-m", "groundkern", *command])
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err
     assert out.count("Report:") == 1
@@ -52,8 +52,8 @@ def test_two_processes_agree_with_one(where, tmp_path):
 
 DIES = """
 import os, signal, sys
-from trainer.__main__ import main
-from trainer.evaluation.rows import Rows
+from groundkern.trainer.program import main
+from groundkern.trainer.evaluation.rows import Rows
 Rows.add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(main(sys.argv[1:]))
 """
@@ -65,7 +65,7 @@ def test_a_process_that_dies_leaves_the_others_a_sentence(where, tmp_path):
     port = str(29500 + os.getpid() % 1000)
     ranks = [
         start([sys.executable, *how, *words(where, tmp_path)], **ALONE, MASTER_PORT=port, RANK=rank)
-        for rank, how in (("0", ("-m", "trainer")), ("1", ("-c", DIES)))
+        for rank, how in (("0", ("-m", "groundkern")), ("1", ("-c", DIES)))
     ]
     _, err = ranks[0].communicate(timeout=200)
     ranks[1].communicate(timeout=200)
@@ -79,7 +79,7 @@ def test_a_process_that_dies_leaves_the_others_a_sentence(where, tmp_path):
 def test_other_commands_stay_with_one_process(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["demo", "--output", "nowhere"]) == 2
-    assert "python -m trainer demo does not run under torchrun" in capsys.readouterr().err
+    assert "groundkern demo does not run under torchrun" in capsys.readouterr().err
 
 
 def test_no_batch_is_taken_twice():

@@ -14,11 +14,11 @@ from benchmarks.families.zoo.first import (
     tiny_qwen_processor,
 )
 from groundkern.hf import GroundedExample
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.evaluation.generating import Answerer
-from trainer.evaluation.questions import Asking
-from trainer.evaluation.scoring import Scoring
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.evaluation.generating import Answerer
+from groundkern.trainer.evaluation.questions import Asking
+from groundkern.trainer.evaluation.scoring import Scoring
 
 SIZE, RESIZED = (100, 50), (112, 56)  # to whole cells of 28 pixels
 REGION = {"text": "[", "box": [25, 10, 75, 40]}

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from trainer.durable import StorageError
-from trainer.evaluation import figures
-from trainer.evaluation.rows import Rows, identity, is_answer, is_prediction, newest, read_rows
+from groundkern.trainer.durable import StorageError
+from groundkern.trainer.evaluation import figures
+from groundkern.trainer.evaluation.rows import (
+    Rows,
+    identity,
+    is_answer,
+    is_prediction,
+    newest,
+    read_rows,
+)
 
 A, B = identity(1), identity(2**64 - 1)
 

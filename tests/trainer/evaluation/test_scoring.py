@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.evaluation.pictures import _entry, _mark
-from trainer.evaluation.report import tables
-from trainer.evaluation.rows import identity
-from trainer.evaluation.scoring import Marks, Scoring, about, check_names
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.evaluation.pictures import _entry, _mark
+from groundkern.trainer.evaluation.report import tables
+from groundkern.trainer.evaluation.rows import identity
+from groundkern.trainer.evaluation.scoring import Marks, Scoring, about, check_names
 
 BOX = "<|box_start|>(100,200),(300,400)<|box_end|>"
 NEAR = "<|box_start|>(100,200),(300,390)<|box_end|>"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics import answers
-from trainer.metrics.answers import (
+from groundkern.trainer.metrics import answers
+from groundkern.trainer.metrics.answers import (
     anls,
     contains,
     contains_formula,
@@ -20,7 +20,7 @@ from trainer.metrics.answers import (
     squad_match,
     token_f1,
 )
-from trainer.metrics.numbers import is_year, number
+from groundkern.trainer.metrics.numbers import is_year, number
 
 METRICS = (
     relaxed_accuracy,

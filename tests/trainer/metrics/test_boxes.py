@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics.boxes import (
+from groundkern.trainer.metrics.boxes import (
     Places,
     box_accuracy,
     box_iou,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from groundkern.maps import FIXED_POINT_ONE
-from trainer.data.bad_samples import BadSample
-from trainer.metrics import held_out as ev
-from trainer.metrics.tally import Tally, interval_of, paired_of, row_of, sampled
+from groundkern.trainer.data.bad_samples import BadSample
+from groundkern.trainer.metrics import held_out as ev
+from groundkern.trainer.metrics.tally import Tally, interval_of, paired_of, row_of, sampled
 
 
 def batch() -> dict:

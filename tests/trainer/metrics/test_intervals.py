@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trainer.metrics import intervals
-from trainer.metrics.intervals import beyond_chance, interval, paired
+from groundkern.trainer.metrics import intervals
+from groundkern.trainer.metrics.intervals import beyond_chance, interval, paired
 
 
 def test_shares_get_wilson_s_interval_which_is_wide_at_0_of_4():

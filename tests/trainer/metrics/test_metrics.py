@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundkern.hf.data.example import Region
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
-from trainer.metrics.golds import Gold, coord_of, gold_places
-from trainer.metrics.registry import (
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.metrics.golds import Gold, coord_of, gold_places
+from groundkern.trainer.metrics.registry import (
     METRICS,
     TASK_METRICS,
     default_metrics,
@@ -44,7 +44,8 @@ def test_names_and_tasks():
 
 
 def test_every_metric_is_in_the_documentation():
-    page = Path(__file__).parents[3].joinpath("docs", "metrics.md").read_text(encoding="utf-8")
+    root = Path(__file__).parents[3]
+    page = root.joinpath("docs", "running", "metrics.md").read_text(encoding="utf-8")
     rows = [
         line.split("|")[1] for line in page.partition("## Where")[0].splitlines() if "|" in line
     ]

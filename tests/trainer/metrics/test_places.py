@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics.places import parse_boxes, parse_points
-from trainer.places.layouts import Place
-from trainer.places.writing import PER_MILLE
+from groundkern.trainer.metrics.places import parse_boxes, parse_points
+from groundkern.trainer.places.layouts import Place
+from groundkern.trainer.places.writing import PER_MILLE
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics.reading import cer, plain, wer
+from groundkern.trainer.metrics.reading import cer, plain, wer
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics.tables import (
+from groundkern.trainer.metrics.tables import (
     Table,
     number_set_similarity,
     parse_table,

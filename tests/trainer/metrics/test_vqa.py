@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics.answers import normalised_match
-from trainer.metrics.vqa import CONTRACTIONS, vqa_accuracy, vqa_words
+from groundkern.trainer.metrics.answers import normalised_match
+from groundkern.trainer.metrics.vqa import CONTRACTIONS, vqa_accuracy, vqa_words
 
 
 @pytest.mark.parametrize(

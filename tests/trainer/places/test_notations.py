@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.places.notations import BOXES, POINTS, marks_in
+from groundkern.trainer.places.notations import BOXES, POINTS, marks_in
 
 CAT = "the cat"
 
@@ -109,7 +109,7 @@ def test_corners_of_a_turned_box_are_no_boxes():
     ],
 )
 def test_swapped_corners_are_marks_that_are_not_sound(text):
-    from trainer.places.notations import sound
+    from groundkern.trainer.places.notations import sound
 
     assert [sound(mark) for mark in marks_in(text)] == [False]
 

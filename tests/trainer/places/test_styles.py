@@ -10,13 +10,13 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.families.zoo.first import tiny_qwen_processor
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.places.layouts import Place
+from groundkern.trainer.places.of_model import style_named, style_of
+from groundkern.trainer.places.styles import STYLES, Style
+from groundkern.trainer.places.units import Extent, Resized, extent
+from groundkern.trainer.places.writing import Writer
 from tests.sources import ROOT
-from trainer.config import ConfigError
-from trainer.places.layouts import Place
-from trainer.places.of_model import style_named, style_of
-from trainer.places.styles import STYLES, Style
-from trainer.places.units import Extent, Resized, extent
-from trainer.places.writing import Writer
 
 SIZE = (640, 480)
 CAT, DOG = Place((0.1, 0.2, 0.5, 0.5), "the cat"), Place((0.0, 0.0, 1.0, 1.0), "the cat")
@@ -275,7 +275,7 @@ def test_names_of_styles_are_checked():
 def test_the_table_of_the_documentation_is_what_is_written(tmp_path):
     tiny_qwen_processor().save_pretrained(tmp_path)
     resized = replace(Resized.of(tmp_path), least=56 * 56, most=28 * 28 * 1280)  # Qwen2.5-VL's
-    page = (ROOT / "docs" / "boxes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "data" / "boxes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.]+)` \| `(.+?)` \|", page, re.MULTILINE)
     said = {name: text.replace("\\|", "|") for name, text in rows if name in STYLES}
     assert list(said) == list(STYLES)

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.families.zoo.first import tiny_llava_processor, tiny_qwen_processor
-from trainer.config import ConfigError
-from trainer.places.kinds import Kinds
-from trainer.places.layouts import Place
-from trainer.places.units import Resized, extent
-from trainer.places.writing import Writer, resized_of
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.places.kinds import Kinds
+from groundkern.trainer.places.layouts import Place
+from groundkern.trainer.places.units import Resized, extent
+from groundkern.trainer.places.writing import Writer, resized_of
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from transformers import Qwen2_5_VLConfig
 
-from trainer.demo.model import build_processor, build_tokenizer
-from trainer.drawing.texts import texts
-from trainer.prepare.grid import visual_grid
+from groundkern.trainer.demo.model import build_processor, build_tokenizer
+from groundkern.trainer.drawing.texts import texts
+from groundkern.trainer.prepare.grid import visual_grid
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.__main__ import main
+from groundkern.trainer.program import main
 
 
 def prepared(output: Path, *words) -> tuple[int, list[dict], list[dict]]:
-    """(exit status, samples, rejected) of `python -m trainer prepare WORDS --output OUTPUT`."""
+    """(exit status, samples, rejected) of `groundkern prepare WORDS --output OUTPUT`."""
     command, *rest = map(str, words)
     status = main(["prepare", command, "--workers", "1", *rest, "--output", str(output)])
     rejects = output.with_name(output.name + ".rejected.jsonl")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trainer.prepare.ocr.cache import Readings
-from trainer.prepare.ocr.settings import OcrSettings
+from groundkern.trainer.prepare.ocr.cache import Readings
+from groundkern.trainer.prepare.ocr.settings import OcrSettings
 
 
 def sample(answer: str = "yes", image: str | None = "a.png", **more) -> dict:

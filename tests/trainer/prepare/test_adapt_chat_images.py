@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare.adapt.chat.turns import Slot, split_text, turn_of
 from tests.trainer.prepare.reading_samples import picture, prepared, write
-from trainer.data.sample import parse_sample
-from trainer.prepare.adapt.chat.turns import Slot, split_text, turn_of
 
 SLOT = {"type": "image"}
 HI = {"role": "assistant", "content": "Hi."}

@@ -7,8 +7,8 @@ import pickle
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.sample import parse_sample
 from tests.trainer.prepare.reading_samples import picture, prepared, said, write
-from trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 200, 100
 

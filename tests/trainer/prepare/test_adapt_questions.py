@@ -6,9 +6,9 @@ import json
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.data.sample import parse_sample
 from tests.trainer.prepare.reading_samples import picture, prepared, said, write
-from trainer.data.dataset import JsonLinesDataset
-from trainer.data.sample import parse_sample
 
 
 def adapt(out, dataset, data, *words):

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groundkern.hf.data.example import message_text
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.places.styles import STYLES
-from trainer.places.writing import Writer
-from trainer.prepare.arguments import add_style
-from trainer.prepare.boxes.finding import Reading
-from trainer.prepare.boxes.settings import BoxSettings, add_arguments
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.places.styles import STYLES
+from groundkern.trainer.places.writing import Writer
+from groundkern.trainer.prepare.arguments import add_style
+from groundkern.trainer.prepare.boxes.finding import Reading
+from groundkern.trainer.prepare.boxes.settings import BoxSettings, add_arguments
 
 SIZE = (200, 100)
 QWEN2 = (
@@ -268,7 +268,7 @@ def test_what_the_style_cannot_say_stays_as_it_is(text, style):
 
 @pytest.mark.parametrize("style", [name for name, style in STYLES.items() if style.has_labels])
 def test_a_text_that_is_written_so_already_is_left_alone(style):
-    from trainer.places.layouts import Place
+    from groundkern.trainer.places.layouts import Place
 
     places = [Place((0.1, 0.2, 0.5, 0.8), "a dog"), Place((0, 0, 1, 0.5), "a cat")]
     if STYLES[style].box is None:

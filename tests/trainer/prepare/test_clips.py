@@ -10,11 +10,11 @@ from string import ascii_uppercase
 import numpy as np
 import pytest
 
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.drawing.scenes import RED
+from groundkern.trainer.prepare.maps.drawn.clips import OTHERS
+from groundkern.trainer.prepare.maps.tasks import CLIPS, SPLITS, stream
 from tests.trainer.prepare.reading_samples import prepared
-from trainer.data.sample import parse_sample
-from trainer.drawing.scenes import RED
-from trainer.prepare.maps.drawn.clips import OTHERS
-from trainer.prepare.maps.tasks import CLIPS, SPLITS, stream
 
 SIDE, CELL = 3, 14
 SETTINGS = {"size": SIDE * CELL, "difficulty": "easy", "side": SIDE}

@@ -12,25 +12,25 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from trainer.config import ConfigError
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
-from trainer.prepare import chat
-from trainer.prepare.adapt.common import Options, embedded, tables
-from trainer.prepare.adapt.work import Adapt
-from trainer.prepare.chat import ChatSettings, ask, usage_so_far
-from trainer.prepare.maps.formats import coco, yolo
-from trainer.prepare.maps.formats.common import Options as Read
-from trainer.prepare.maps.grid import Grid
-from trainer.prepare.marks.grouping import PrintedWord
-from trainer.prepare.marks.matching import PrintedText
-from trainer.prepare.marks.normalise import _JOINING, tokens
-from trainer.prepare.ocr.tesseract import tsv_words
-from trainer.prepare.output import Output
-from trainer.prepare.placing import first_there
-from trainer.prepare.reading import json_array, plain_json, split_lines
-from trainer.prepare.sources import Item, Unusable, members
-from trainer.wording import MESSAGE, cut
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare import chat
+from groundkern.trainer.prepare.adapt.common import Options, embedded, tables
+from groundkern.trainer.prepare.adapt.work import Adapt
+from groundkern.trainer.prepare.chat import ChatSettings, ask, usage_so_far
+from groundkern.trainer.prepare.maps.formats import coco, yolo
+from groundkern.trainer.prepare.maps.formats.common import Options as Read
+from groundkern.trainer.prepare.maps.grid import Grid
+from groundkern.trainer.prepare.marks.grouping import PrintedWord
+from groundkern.trainer.prepare.marks.matching import PrintedText
+from groundkern.trainer.prepare.marks.normalise import _JOINING, tokens
+from groundkern.trainer.prepare.ocr.tesseract import tsv_words
+from groundkern.trainer.prepare.output import Output
+from groundkern.trainer.prepare.placing import first_there
+from groundkern.trainer.prepare.reading import json_array, plain_json, split_lines
+from groundkern.trainer.prepare.sources import Item, Unusable, members
+from groundkern.trainer.wording import MESSAGE, cut
 
 # Everything but \n and \r\n at which str.splitlines cuts, and \r, at which text files do.
 ENDS = ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
@@ -300,15 +300,15 @@ def test_long_labels_do_not_make_long_places(photo):
         model=None,
         output=photo / "out.jsonl",
     )
-    from trainer.prepare.maps.annotated import prepared
+    from groundkern.trainer.prepare.maps.annotated import prepared
 
     source, _, _ = prepared(arguments, None)
     assert all(len(item.where) <= 300 for item in source.read())
 
 
 def test_phrases_of_a_text_with_accents_apart_keep_them():
-    from trainer.prepare.phrases.composites import records
-    from trainer.prepare.phrases.rules import noun_phrases
+    from groundkern.trainer.prepare.phrases.composites import records
+    from groundkern.trainer.prepare.phrases.rules import noun_phrases
 
     text = unicodedata.normalize("NFD", "A caf\u00e9 and a caf\u00e9s owner and e")
     made = records(text, noun_phrases(text))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare.maps.formats.masks import from_brush, from_png, from_rows, pasted
+from groundkern.trainer.prepare.markup import plain_xml, xml_children
 from tests.trainer.prepare.reading_samples import picture, prepared, write
 from tests.trainer.prepare.test_hostile import png_header
-from trainer.data.images import SampleError
-from trainer.prepare.maps.formats.masks import from_brush, from_png, from_rows, pasted
-from trainer.prepare.markup import plain_xml, xml_children
 
 SIDE = 30_000  # of squares of 9 x 10^8 pixels
 LAUGHS = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 9))

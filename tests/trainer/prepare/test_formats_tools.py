@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.run_lengths import decoded, read_counts
+from groundkern.trainer.prepare.maps.formats.shapes import CORNERS, clipped, ellipse
 from tests.trainer.prepare.reading_samples import picture, prepared, said, write
-from trainer.data.run_lengths import decoded, read_counts
-from trainer.prepare.maps.formats.shapes import CORNERS, clipped, ellipse
 
 WIDTH, HEIGHT = 200, 100
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from groundkern.hf.data.moments import moments_of
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare.gaze.fixations import Fixation, read_fixations
+from groundkern.trainer.program import main
 from tests.trainer.prepare.records import lines_of, sample
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.prepare.gaze.fixations import Fixation, read_fixations
 
 CSV = "path,x,y,duration,pupil\na.png,14,28,0.3,3\na.png,42,7,0.1,\nb.png,1,1,1,2\n"
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groundkern.trainer.prepare.listing import find_pictures
+from groundkern.trainer.prepare.ocr import engines
+from groundkern.trainer.prepare.ocr.settings import OcrWord
+from groundkern.trainer.prepare.pipeline import Made, prepare
+from groundkern.trainer.prepare.sources import json_lines
+from groundkern.trainer.prepare.words import ReadWords
 from tests.trainer.prepare.records import lines_of, readings, sample
-from trainer.prepare.listing import find_pictures
-from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.settings import OcrWord
-from trainer.prepare.pipeline import Made, prepare
-from trainer.prepare.sources import json_lines
-from trainer.prepare.words import ReadWords
 
 BOX = (1, 1, 5, 5)
 

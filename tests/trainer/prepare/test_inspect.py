@@ -16,18 +16,18 @@ from PIL import Image
 
 from benchmarks.families.zoo.first import tiny_llava_model, tiny_llava_processor
 from groundkern.hf import GroundingCollator
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.inspection import pages as paging
+from groundkern.trainer.inspection.captions import Room, overlap
+from groundkern.trainer.inspection.cards import Card, card
+from groundkern.trainer.inspection.recent import Recent
+from groundkern.trainer.inspection.seen import SeenByModel
+from groundkern.trainer.inspection.showing import Show, shown
+from groundkern.trainer.inspection.summary import oddities, summarise
+from groundkern.trainer.inspection.views import data_uri, drawn, framed
+from groundkern.trainer.prepare.grid import visual_grid
+from groundkern.trainer.program import main
 from tests.trainer.prepare.records import sample
-from trainer.__main__ import main
-from trainer.data.dataset import JsonLinesDataset
-from trainer.inspection import pages as paging
-from trainer.inspection.captions import Room, overlap
-from trainer.inspection.cards import Card, card
-from trainer.inspection.recent import Recent
-from trainer.inspection.seen import SeenByModel
-from trainer.inspection.showing import Show, shown
-from trainer.inspection.summary import oddities, summarise
-from trainer.inspection.views import data_uri, drawn, framed
-from trainer.prepare.grid import visual_grid
 
 CORNER = [28, 28, 56, 56]  # the last of the 2 x 2 visual tokens of a.png
 
@@ -291,7 +291,7 @@ def test_a_caption_shrinks_towards_its_box():
 def test_an_image_of_several_samples_is_on_the_page_once(write, monkeypatch):
     path = write(*(sample(f"answer {n}") for n in range(5)))
     decoded = []
-    load = "trainer.inspection.recent.load_rgb"
+    load = "groundkern.trainer.inspection.recent.load_rgb"
     monkeypatch.setattr(load, lambda *a, **k: decoded.append(a) or Image.new("RGB", a[1]))
     html = page(path)
     assert html.count("data:image/png;base64,") == 1

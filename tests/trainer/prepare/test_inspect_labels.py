@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from groundkern.trainer.inspection.labels import label_table
 from tests.trainer.prepare.records import sample
 from tests.trainer.prepare.test_inspect import page
-from trainer.inspection.labels import label_table
 
 TEXT = {1: " ▁", 2: "red", 3: "7", 4: "grid"}.get
 

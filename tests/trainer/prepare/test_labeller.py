@@ -9,10 +9,10 @@ import signal
 import pytest
 from PIL import Image
 
+from groundkern.trainer.prepare.marks.drawing import draw_marks
+from groundkern.trainer.prepare.marks.labeller import BadMarks, Mark, parse_marks
+from groundkern.trainer.program import main
 from tests.trainer.prepare.endpoint import KEY, completion, serving
-from trainer.__main__ import main
-from trainer.prepare.marks.drawing import draw_marks
-from trainer.prepare.marks.labeller import BadMarks, Mark, parse_marks
 
 ANSWER = "Germany sold 12 units."
 MARKED = "<MARK 1>Germany</MARK> sold <MARK 2>12</MARK> units."

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.prepare.adapt.common import Options
+from groundkern.trainer.prepare.adapt.work import Adapt
+from groundkern.trainer.prepare.maps.annotated import Annotate
+from groundkern.trainer.prepare.maps.drawing import Draw
+from groundkern.trainer.prepare.maps.grid import Grid
+from groundkern.trainer.prepare.placing import Frame, Phrasing
 from tests.trainer.prepare.reading_samples import lines, picture, prepared, said
-from trainer.data.dataset import JsonLinesDataset
-from trainer.prepare.adapt.common import Options
-from trainer.prepare.adapt.work import Adapt
-from trainer.prepare.maps.annotated import Annotate
-from trainer.prepare.maps.drawing import Draw
-from trainer.prepare.maps.grid import Grid
-from trainer.prepare.placing import Frame, Phrasing
 
 WIDTH, HEIGHT = 200, 100
 

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from benchmarks.preparing.charts import draw_chart, measure_charts
-from trainer.__main__ import main
-from trainer.data.sample import parse_sample
-from trainer.prepare.marks.frames import without_lines
-from trainer.prepare.marks.grouping import PrintedWord, blocks_of, lines_of, scale_numbers
-from trainer.prepare.marks.matching import PrintedText
-from trainer.prepare.marks.normalise import tokens, value
-from trainer.prepare.marks.roles import Role, roles_of
-from trainer.prepare.ocr.settings import OcrSettings
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare.marks import grouping
+from groundkern.trainer.prepare.marks.frames import without_lines
+from groundkern.trainer.prepare.marks.matching import PrintedText
+from groundkern.trainer.prepare.marks.normalise import tokens, value
+from groundkern.trainer.prepare.marks.roles import Role, roles_of
+from groundkern.trainer.prepare.ocr.settings import OcrSettings
+from groundkern.trainer.program import main
 
 
 def row(text, x, y, height=10.0, image=0):
     """Words of `text` side by side: letters 6 wide, spaces 4."""
     words = []
     for word in text.split():
-        words.append(PrintedWord(word, (x, y, x + 6 * len(word), y + height), image))
+        words.append(grouping.PrintedWord(word, (x, y, x + 6 * len(word), y + height), image))
         x += 6 * len(word) + 4
     return words
 
@@ -108,24 +108,36 @@ def test_thousands_separators(number, separator):
 
 def test_words_of_a_line_join_and_columns_do_not():
     words = row("Renewable energy", 0, 0) + row("Coal", 200, 2) + row("Total", 0, 30)
-    assert sorted(line.text for line in lines_of(words)) == ["Coal", "Renewable energy", "Total"]
+    assert sorted(line.text for line in grouping.lines_of(words)) == [
+        "Coal",
+        "Renewable energy",
+        "Total",
+    ]
 
 
 def test_numbers_side_by_side_are_labels_of_their_own():
-    words = [PrintedWord(str(n), (x, 0, x + 18, 10)) for n, x in ((100, 0), (150, 24), (200, 48))]
-    assert [line.text for line in lines_of(words)] == ["100", "150", "200"]
-    groups = [PrintedWord("1", (0, 0, 6, 10)), PrintedWord("234", (9, 0, 27, 10))]
-    assert [line.text for line in lines_of(groups)] == ["1 234"]
+    words = [
+        grouping.PrintedWord(str(n), (x, 0, x + 18, 10))
+        for n, x in ((100, 0), (150, 24), (200, 48))
+    ]
+    assert [line.text for line in grouping.lines_of(words)] == ["100", "150", "200"]
+    groups = [grouping.PrintedWord("1", (0, 0, 6, 10)), grouping.PrintedWord("234", (9, 0, 27, 10))]
+    assert [line.text for line in grouping.lines_of(groups)] == ["1 234"]
 
 
 def test_right_to_left_words_are_read_from_the_right():
-    words = [PrintedWord("\u05d1", (0, 0, 10, 10)), PrintedWord("\u05d0", (14, 0, 24, 10))]
-    assert lines_of(words)[0].text == "\u05d0 \u05d1"
+    words = [
+        grouping.PrintedWord("\u05d1", (0, 0, 10, 10)),
+        grouping.PrintedWord("\u05d0", (14, 0, 24, 10)),
+    ]
+    assert grouping.lines_of(words)[0].text == "\u05d0 \u05d1"
 
 
 def test_a_label_that_wraps_is_one_block():
     words = row("Renewable", 0, 0) + row("energy", 9, 14) + row("Coal", 100, 0)
-    blocks = [[line.text for line in block] for block in blocks_of(lines_of(words))]
+    blocks = [
+        [line.text for line in block] for block in grouping.blocks_of(grouping.lines_of(words))
+    ]
     assert sorted(blocks) == [["Coal"], ["Renewable", "energy"]]
     places = found(PrintedText(words), "It is renewable energy.")
     assert places == {"renewable energy": [(0, 0, 54, 10), (9, 14, 45, 24)]}
@@ -177,9 +189,13 @@ def test_articles_and_function_words_mark_nothing():
 
 
 def test_axis_ticks_come_last():
-    ticks = [PrintedWord(str(n), (0, 200 - n, 18, 210 - n)) for n in (50, 100, 150)]
+    ticks = [grouping.PrintedWord(str(n), (0, 200 - n, 18, 210 - n)) for n in (50, 100, 150)]
     bar = row("100", 80, 40)
-    assert {line.text for line in scale_numbers(lines_of(ticks + bar))} == {"50", "100", "150"}
+    assert {line.text for line in grouping.scale_numbers(grouping.lines_of(ticks + bar))} == {
+        "50",
+        "100",
+        "150",
+    }
     assert found(PrintedText(ticks + bar), "It is 100.") == {"100": [bar[0].box]}
     assert found(PrintedText(ticks + bar), "It is 150.") == {"150": [ticks[2].box]}
     assert found(PrintedText(ticks + bar, scales="drop"), "It is 150.") == {}
@@ -192,11 +208,12 @@ def test_cells_of_a_table_are_no_ticks():
     words = [
         w for n in (0, 1, 2, 3) for w in row(f"Row{n}", 0, 30 * n) + row(str(7 - n), 60, 30 * n)
     ]
-    assert scale_numbers(lines_of(words)) == set()
+    assert grouping.scale_numbers(grouping.lines_of(words)) == set()
     uneven = [
-        PrintedWord(n, (x, 0, x + 24, 10)) for n, x in (("87.4", 0), ("85.9", 60), ("85", 97))
+        grouping.PrintedWord(n, (x, 0, x + 24, 10))
+        for n, x in (("87.4", 0), ("85.9", 60), ("85", 97))
     ]
-    assert scale_numbers(lines_of(uneven)) == set()
+    assert grouping.scale_numbers(grouping.lines_of(uneven)) == set()
 
 
 CHART = (
@@ -210,13 +227,13 @@ CHART = (
     + row("Share of people", 100, 174)
     + row("Note: people of 18 years in 44 towns drink tea", 0, 220)
     + row("Source: a survey of 2019", 0, 234)
-    + [PrintedWord("Countries", (-20, 60, -10, 114))]
+    + [grouping.PrintedWord("Countries", (-20, 60, -10, 114))]
 )  # fmt: skip
 
 
 def test_each_line_of_a_chart_has_a_role():
-    lines = lines_of(CHART)
-    roles = roles_of(blocks_of(lines), scale_numbers(lines))
+    lines = grouping.lines_of(CHART)
+    roles = roles_of(grouping.blocks_of(lines), grouping.scale_numbers(lines))
     told = {role: {line.text for line in lines if roles[id(line)] == role} for role in Role}
     assert told == {
         Role.TITLE: {"Share of wine and tea by country"},
@@ -269,7 +286,7 @@ def test_a_bar_is_below_its_value_and_a_slanted_label_ends_at_it():
     level = row("Jan", 34, 90) + row("Feb", 94, 90) + row("Mar", 154, 90)
     assert found(PrintedText(bars + level), "It is 7 in Feb.")["7"] == [(100, 20, 106, 30)]
     slanted = [
-        PrintedWord(text, (x - 40, 90, x + 5, 130))
+        grouping.PrintedWord(text, (x - 40, 90, x + 5, 130))
         for text, x in (("January", 40), ("February", 100), ("March", 160))
     ]
     assert found(PrintedText(bars + slanted), "It is 7 in January.")["7"] == [(40, 0, 46, 10)]
@@ -304,32 +321,33 @@ def test_an_ampersand_is_and():
 
 def test_numbers_that_ocr_cuts_and_words_it_does_not():
     cut = [
-        PrintedWord("20", (0, 0, 12, 10), line=0),
-        PrintedWord("18", (15, 0, 27, 10), line=0),
-        PrintedWord("2019", (60, 0, 84, 10), line=0),
+        grouping.PrintedWord("20", (0, 0, 12, 10), line=0),
+        grouping.PrintedWord("18", (15, 0, 27, 10), line=0),
+        grouping.PrintedWord("2019", (60, 0, 84, 10), line=0),
     ]
-    assert [line.text for line in lines_of(cut)] == ["2018", "2019"]
-    whole = PrintedText([PrintedWord("4.5%(2015)", (0, 0, 100, 10))])
+    assert [line.text for line in grouping.lines_of(cut)] == ["2018", "2019"]
+    whole = PrintedText([grouping.PrintedWord("4.5%(2015)", (0, 0, 100, 10))])
     assert found(whole, "It is 4.5%.") == {"4.5%": [(0, 0, 40, 10)]}
 
 
 def test_words_of_a_line_on_its_side_or_slanted_are_a_line():
     side = [
-        PrintedWord("Units", (0, 60, 10, 100), line=0),
-        PrintedWord("sold", (0, 20, 10, 52), line=0),
+        grouping.PrintedWord("Units", (0, 60, 10, 100), line=0),
+        grouping.PrintedWord("sold", (0, 20, 10, 52), line=0),
     ]
     slanted = [
-        PrintedWord("May", (50, 80, 70, 100), line=1),
-        PrintedWord("2018", (68, 56, 92, 78), line=1),
+        grouping.PrintedWord("May", (50, 80, 70, 100), line=1),
+        grouping.PrintedWord("2018", (68, 56, 92, 78), line=1),
     ]
-    assert {line.text for line in lines_of(side + slanted)} == {"Units sold", "May 2018"}
+    assert {line.text for line in grouping.lines_of(side + slanted)} == {"Units sold", "May 2018"}
 
 
 def test_years_of_a_category_axis_are_no_ticks():
     years = [
-        PrintedWord(str(y), (x, 0, x + 24, 10)) for y, x in ((2018, 0), (2019, 60), (2020, 120))
+        grouping.PrintedWord(str(y), (x, 0, x + 24, 10))
+        for y, x in ((2018, 0), (2019, 60), (2020, 120))
     ]
-    assert scale_numbers(lines_of(years)) == set()
+    assert grouping.scale_numbers(grouping.lines_of(years)) == set()
 
 
 def test_letters_that_ocr_reads_for_digits():

@@ -13,16 +13,16 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.preparing.pages import Score, TrueWord
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.prepare.ocr import engines
+from groundkern.trainer.prepare.ocr.cache import Readings
+from groundkern.trainer.prepare.ocr.quality import complaint
+from groundkern.trainer.prepare.ocr.reading import read_words
+from groundkern.trainer.prepare.ocr.rotation import common_turn, read_upright, turned
+from groundkern.trainer.prepare.ocr.scripts import joined_text
+from groundkern.trainer.prepare.ocr.settings import OcrSettings, OcrWord
+from groundkern.trainer.program import main
 from tests.trainer.prepare.records import lines_of, sample
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.cache import Readings
-from trainer.prepare.ocr.quality import complaint
-from trainer.prepare.ocr.reading import read_words
-from trainer.prepare.ocr.rotation import common_turn, read_upright, turned
-from trainer.prepare.ocr.scripts import joined_text
-from trainer.prepare.ocr.settings import OcrSettings, OcrWord
 
 LINES = ("Invoice 2041 of March", "Total amount due 93.50", "Thank you for coming")
 WORDS = [word for line in LINES for word in line.split()]
@@ -210,7 +210,9 @@ def test_two_processes_read_an_image_once(tmp_path):
 
 def test_words_of_a_line_by_the_ink_between_letters():
     """The text says nothing of a space; a wide gap parts words, boxes are tight around ink."""
-    characters = pytest.importorskip("trainer.prepare.ocr.characters", reason="needs opencv")
+    characters = pytest.importorskip(
+        "groundkern.trainer.prepare.ocr.characters", reason="needs opencv"
+    )
     pixels = np.full((20, 120, 3), 255, np.uint8)
     for left in (5, 17, 29, 70, 82):  # five letters of 8 x 10 pixels
         pixels[5:15, left : left + 8] = 0
@@ -299,7 +301,7 @@ def test_small_images_are_enlarged_and_large_ones_reduced():
 
 
 def test_auto_is_rapidocr_where_it_is_installed(monkeypatch):
-    from trainer.prepare.ocr import rapid
+    from groundkern.trainer.prepare.ocr import rapid
 
     monkeypatch.setattr(rapid, "installed", lambda: True)
     assert engines.chosen(OcrSettings()) == "rapid"

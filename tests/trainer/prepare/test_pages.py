@@ -14,15 +14,21 @@ import pytest
 from PIL import Image, ImageDraw
 
 from groundkern.hf.data.pictures import ORIENTATION
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.file_kinds import kind_of
+from groundkern.trainer.data.images import SampleError, image_size
+from groundkern.trainer.prepare.documents import (
+    OnPages,
+    Page,
+    chosen_pages,
+    page_frames,
+    page_image,
+)
+from groundkern.trainer.prepare.listing import find_pictures, holds_pictures
+from groundkern.trainer.prepare.pipeline import Made, prepare
+from groundkern.trainer.records import chat_sample
 from tests.trainer.prepare.papers import pdf, with_picture
 from tests.trainer.prepare.records import lines_of
-from trainer.config import ConfigError
-from trainer.data.file_kinds import kind_of
-from trainer.data.images import SampleError, image_size
-from trainer.prepare.documents import OnPages, Page, chosen_pages, page_frames, page_image
-from trainer.prepare.listing import find_pictures, holds_pictures
-from trainer.prepare.pipeline import Made, prepare
-from trainer.records import chat_sample
 
 pdfium = pytest.importorskip("pypdfium2", reason="needs the package pypdfium2")
 PNG = (24, 16)
@@ -297,7 +303,7 @@ def test_a_format_that_pillow_does_not_open_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.pdf").write_bytes(pdf(["a"]))
     assert refused(tmp_path / "a.pdf") == (
         "x:1: `images[0]`: expected an image in a known format, got 'a.pdf', a PDF, whose pages "
-        "`python -m trainer prepare words FILE.pdf` makes into images"
+        "`groundkern prepare words FILE.pdf` makes into images"
     )
     (tmp_path / "a.png").write_text("<svg></svg>")
     assert "an SVG, which is a drawing and has to be rendered" in refused(tmp_path / "a.png")

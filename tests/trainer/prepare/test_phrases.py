@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.preparing import phrases as evaluate
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare.phrases import others
+from groundkern.trainer.prepare.phrases.command import Finder, chosen
+from groundkern.trainer.prepare.phrases.composites import composites, records
+from groundkern.trainer.prepare.phrases.others import BadPhrases, parse_phrases
+from groundkern.trainer.prepare.phrases.rules import NounPhrase, noun_phrases
+from groundkern.trainer.program import main
 from tests.trainer.prepare.endpoint import serving
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.prepare.phrases import others
-from trainer.prepare.phrases.command import Finder, chosen
-from trainer.prepare.phrases.composites import composites, records
-from trainer.prepare.phrases.others import BadPhrases, parse_phrases
-from trainer.prepare.phrases.rules import NounPhrase, noun_phrases
 
 CAPTIONS = Path(__file__).parent / "data" / "captions.jsonl"
 ANSWERS = CAPTIONS.with_name("answers.jsonl")
@@ -103,7 +103,7 @@ def test_a_head_that_stands_in_an_earlier_word_is_named_with_more():
 
 
 def test_the_rules_on_captions_labelled_before_they_were_written(capsys):
-    """The figures of docs/prepare-marks.md; the held half was never used to change a rule."""
+    """The figures of docs/data/prepare-marks.md; the held half was never used to change a rule."""
     scores = evaluate.evaluate(CAPTIONS, Finder("rules"))
     assert [scores[half].true["phrases"] for half in ("dev", "held")] == [93, 104]
     assert scores["held"].precision("phrases") >= 0.95
@@ -115,7 +115,7 @@ def test_the_rules_on_captions_labelled_before_they_were_written(capsys):
 
 
 def test_the_rules_on_answers_labelled_before_they_were_changed():
-    """The figures of docs/prepare-marks.md; no rule was changed for those called unseen."""
+    """The figures of docs/data/prepare-marks.md; no rule was changed for those called unseen."""
     scores = evaluate.evaluate(ANSWERS, Finder("rules"))
     assert [scores[each].true["phrases"] for each in ("answers", "unseen")] == [172, 81]
     assert scores["answers"].precision("subjects") >= 0.98

@@ -10,12 +10,12 @@ from statistics import median
 import pytest
 from PIL import Image
 
-from trainer.config import ConfigError
-from trainer.data.images import SampleError
-from trainer.prepare.output import Output
-from trainer.prepare.pipeline import LeftOut, Made, prepare
-from trainer.prepare.sources import open_source, values
-from trainer.stopping import Stopped
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare.output import Output
+from groundkern.trainer.prepare.pipeline import LeftOut, Made, prepare
+from groundkern.trainer.prepare.sources import open_source, values
+from groundkern.trainer.stopping import Stopped
 
 SETTINGS = {"command": "test", "level": 3}
 

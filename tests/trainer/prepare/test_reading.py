@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
-from trainer.config import ConfigError
-from trainer.data.images import SampleError
-from trainer.prepare.reading import Table, json_array, plain_pickle
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare.reading import Table, json_array, plain_pickle
 
 
 def file(tmp_path, text):
@@ -19,7 +19,7 @@ def file(tmp_path, text):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 16])
 def test_elements_come_as_json_has_them(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("trainer.prepare.reading._CHUNK", chunk)
+    monkeypatch.setattr("groundkern.trainer.prepare.reading._CHUNK", chunk)
     values = [1, -2.5e3, 'é☕ " ] ,', [], {}, [1, [2]], {"a": [1, {"b": None}]}, True, 12345, ""]
     other = {"before": values, "n": 7, "data": values, "after": [1]}
     for text in (json.dumps(values), json.dumps(values, indent=1, ensure_ascii=False)):
@@ -62,7 +62,7 @@ def test_a_file_without_the_array(tmp_path, text, key):
 
 
 def test_an_element_too_large_to_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.prepare.reading.MAX_LINE", 100_000)
+    monkeypatch.setattr("groundkern.trainer.prepare.reading.MAX_LINE", 100_000)
     path = file(tmp_path, json.dumps(["short", "x" * 400_000]))
     elements = json_array(path)
     assert next(elements) == "short"

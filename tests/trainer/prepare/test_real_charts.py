@@ -18,8 +18,8 @@ from benchmarks.preparing.real_charts import (
     main,
     measure,
 )
-from trainer.prepare.marks.grouping import PrintedWord
-from trainer.prepare.marks.matching import Match, Place, PrintedText
+from groundkern.trainer.prepare.marks.grouping import PrintedWord
+from groundkern.trainer.prepare.marks.matching import Match, Place, PrintedText
 
 BOX = (10.0, 10.0, 40.0, 20.0)
 

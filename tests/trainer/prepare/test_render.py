@@ -13,16 +13,16 @@ from PIL import Image
 
 from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.words import WordLabeler
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.drawing.pages import Face, Placed, load_font, set_lines, undrawable, visible
+from groundkern.trainer.drawing.texts import texts
+from groundkern.trainer.prepare.grid import visual_grid
+from groundkern.trainer.prepare.pipeline import prepare
+from groundkern.trainer.prepare.render import Render
+from groundkern.trainer.prepare.sources import values
+from groundkern.trainer.program import main
 from tests.trainer.prepare.records import lines_of
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.data.sample import parse_sample
-from trainer.drawing.pages import Face, Placed, load_font, set_lines, undrawable, visible
-from trainer.drawing.texts import texts
-from trainer.prepare.grid import visual_grid
-from trainer.prepare.pipeline import prepare
-from trainer.prepare.render import Render
-from trainer.prepare.sources import values
 
 ALICE = " ".join(texts()[0][:150])
 
@@ -277,7 +277,7 @@ def language_model(tmp_path_factory, model):
 
 
 def test_perplexity_is_that_of_the_model_in_windows(language_model):
-    from trainer.prepare.perplexity import scorer
+    from groundkern.trainer.prepare.perplexity import scorer
 
     score = scorer(language_model)
     assert score.window == 8
@@ -293,7 +293,7 @@ def test_perplexity_is_that_of_the_model_in_windows(language_model):
 
 
 def test_texts_above_the_perplexity_are_left_out(tmp_path, language_model, capsys):
-    from trainer.prepare.perplexity import scorer
+    from groundkern.trainer.prepare.perplexity import scorer
 
     pair = [ALICE[:60], "zqx" * 20]
     low, high = sorted(map(scorer(language_model), pair))

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from groundkern.trainer.prepare.phrases.command import Finder
+from groundkern.trainer.prepare.phrases.composites import composites
+from groundkern.trainer.prepare.phrases.language import language_of, script_of
+from groundkern.trainer.prepare.phrases.rules import is_date, noun_phrases
+from groundkern.trainer.program import main
 from tests.trainer.prepare.test_phrases import spoken, write
-from trainer.__main__ import main
-from trainer.prepare.phrases.command import Finder
-from trainer.prepare.phrases.composites import composites
-from trainer.prepare.phrases.language import language_of, script_of
-from trainer.prepare.phrases.rules import is_date, noun_phrases
 
 
 def heads(text):

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from groundkern.trainer.config import ConfigError, validate
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare import output as output_module
+from groundkern.trainer.prepare.gathering import gather
+from groundkern.trainer.prepare.listing import find_pictures
+from groundkern.trainer.prepare.ocr import engines
+from groundkern.trainer.prepare.ocr.reading import OcrWord
+from groundkern.trainer.prepare.pipeline import Made, prepare, write_image
+from groundkern.trainer.prepare.shards import Shard
+from groundkern.trainer.prepare.sources import Unusable, listed, values
+from groundkern.trainer.program import main
+from groundkern.trainer.training_data import training_data
 from tests.trainer.prepare.test_pipeline import SETTINGS, answers, sample
-from trainer.__main__ import main
-from trainer.config import ConfigError, validate
-from trainer.data.images import SampleError
-from trainer.prepare import output as output_module
-from trainer.prepare.gathering import gather
-from trainer.prepare.listing import find_pictures
-from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.reading import OcrWord
-from trainer.prepare.pipeline import Made, prepare, write_image
-from trainer.prepare.shards import Shard
-from trainer.prepare.sources import Unusable, listed, values
-from trainer.training_data import training_data
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 64, 1000])

@@ -6,11 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.data.record import SampleRecord
-from trainer.data.sample import parse_sample
-from trainer.drawing.scenes import RED
-from trainer.prepare.maps.drawn.lines import crossings
-from trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, stream
+from groundkern.trainer.data.record import SampleRecord
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.drawing.scenes import RED
+from groundkern.trainer.prepare.maps.drawn.lines import crossings
+from groundkern.trainer.prepare.maps.tasks import DIFFICULTIES, SPLITS, TASKS, stream
 
 FEW = range(12)
 

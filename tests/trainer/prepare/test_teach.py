@@ -13,13 +13,13 @@ from PIL import Image
 
 from groundkern.hf import GroundingCollator, attach
 from groundkern.maps import dequantise
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.prepare.pipeline import write_image
+from groundkern.trainer.prepare.sources import Item
+from groundkern.trainer.program import main
+from groundkern.trainer.teaching import Teach
 from tests.hf import videos
 from tests.trainer.prepare.records import lines_of
-from trainer.__main__ import main
-from trainer.data.sample import parse_sample
-from trainer.prepare.pipeline import write_image
-from trainer.prepare.sources import Item
-from trainer.teaching import Teach
 
 NAME, CELL = "qwen2_5_vl", videos.CELLS["qwen2_5_vl"]
 SIZE = (4 * CELL, 3 * CELL)  # 3 rows of 4 tokens

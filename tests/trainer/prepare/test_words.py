@@ -17,17 +17,17 @@ from PIL import Image
 
 from groundkern.hf.data.labels import WordEncoder
 from groundkern.hf.data.words import WordLabeler
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.data.sample import parse_sample
+from groundkern.trainer.drawing.texts import texts
+from groundkern.trainer.prepare.grid import visual_grid
+from groundkern.trainer.prepare.ocr import engines
+from groundkern.trainer.prepare.ocr.reading import read_words
+from groundkern.trainer.prepare.ocr.settings import OcrSettings, OcrWord
+from groundkern.trainer.prepare.words import ReadWords, Rules
+from groundkern.trainer.program import main
 from tests.trainer.prepare.records import lines_of, readings, sample
-from trainer.__main__ import main
-from trainer.config import ConfigError
-from trainer.data.images import SampleError
-from trainer.data.sample import parse_sample
-from trainer.drawing.texts import texts
-from trainer.prepare.grid import visual_grid
-from trainer.prepare.ocr import engines
-from trainer.prepare.ocr.reading import read_words
-from trainer.prepare.ocr.settings import OcrSettings, OcrWord
-from trainer.prepare.words import ReadWords, Rules
 
 needs_tesseract = pytest.mark.skipif(
     shutil.which("tesseract") is None, reason="the program tesseract is not installed"
@@ -43,8 +43,8 @@ def found(monkeypatch):
 
 
 def read(write, *records, **options):
-    from trainer.prepare.pipeline import prepare
-    from trainer.prepare.sources import json_lines
+    from groundkern.trainer.prepare.pipeline import prepare
+    from groundkern.trainer.prepare.sources import json_lines
 
     path = write(*records)
     work = ReadWords(path.parent, readings(path.parent), **options)
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_sentence(write, found, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     path = write(sample())
-    monkeypatch.setattr("trainer.prepare.output.Output.write", full)
+    monkeypatch.setattr("groundkern.trainer.prepare.output.Output.write", full)
     words = ["prepare", "words", str(path), "--output", str(path.parent / "out.jsonl")]
     assert main([*words, "--workers", "1"]) == 1
     assert "No space left on device; the same command continues" in capsys.readouterr().err

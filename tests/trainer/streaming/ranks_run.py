@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from groundkern.trainer.config import Config
+from groundkern.trainer.counting import CountingTrainer
+from groundkern.trainer.ranks import Ranks, joined
+from groundkern.trainer.train import train_by
 from tests.trainer.ranks_run import stopped
 from tests.trainer.tiny_run import config
-from trainer.config import Config
-from trainer.counting import CountingTrainer
-from trainer.ranks import Ranks, joined
-from trainer.train import train_by
 
 BATCH = 2  # samples, of a process
 

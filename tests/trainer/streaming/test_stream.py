@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from trainer.config import ConfigError
-from trainer.data.dataset import read_lines
-from trainer.data.images import SampleError
-from trainer.prepare.boxes.settings import BoxSettings
-from trainer.streaming import stream as streams
-from trainer.streaming.position import Position, merged
-from trainer.streaming.records import reader_of
-from trainer.streaming.shards import find_shards
-from trainer.streaming.stream import Place, SampleStream, Source
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.data.dataset import read_lines
+from groundkern.trainer.data.images import SampleError
+from groundkern.trainer.prepare.boxes.settings import BoxSettings
+from groundkern.trainer.streaming import stream as streams
+from groundkern.trainer.streaming.position import Position, merged
+from groundkern.trainer.streaming.records import reader_of
+from groundkern.trainer.streaming.shards import find_shards
+from groundkern.trainer.streaming.stream import Place, SampleStream, Source
 
 
 def record(text, **more):

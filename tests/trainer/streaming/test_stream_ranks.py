@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from groundkern.trainer import checkpoints, durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.streaming.position import FILE
+from groundkern.trainer.train import train
 from tests.hf.launching import FORKED, run
 from tests.trainer.streaming.ranks_run import BATCH, make_files, settings
 from tests.trainer.tiny_run import STEPS, losses, make_data
-from trainer import checkpoints, durable
-from trainer import run_folder as folder
-from trainer.streaming.position import FILE
-from trainer.train import train
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from groundkern.trainer import durable
+from groundkern.trainer import run_folder as folder
+from groundkern.trainer.config import ConfigError
+from groundkern.trainer.last_step import LastStep
+from groundkern.trainer.streaming.position import FILE
+from groundkern.trainer.train import train
 from tests.trainer.tiny_run import config, losses, make_data
-from trainer import durable
-from trainer import run_folder as folder
-from trainer.config import ConfigError
-from trainer.last_step import LastStep
-from trainer.streaming.position import FILE
-from trainer.train import train
 
 
 class Killed(BaseException):

@@ -166,7 +166,7 @@ def check_family(kind: str) -> None:
         wanted = "a family whose answers see visual tokens with a place in the image"
         fail("config.model_type", wanted, f"{kind!r}: {NO_PLACE[kind]}")
     if kind not in FAMILIES:
-        wanted = "a family whose image geometry is known (docs/families.md)"
+        wanted = "a family whose image geometry is known (docs/models/families.md)"
         fail("config.model_type", wanted, f"{kind!r}, which `MeasuredGeometry` may measure")
     since = FAMILIES[kind].since
     if Version(since) > TRANSFORMERS:

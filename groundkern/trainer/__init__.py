@@ -1,0 +1,1 @@
+"""Fine-tune a vision-language model with grounding supervision: `groundkern`."""

@@ -1,0 +1,1 @@
+"""`groundkern doctor`: what works with a model, tried on images, as a page."""

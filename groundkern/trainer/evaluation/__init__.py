@@ -1,0 +1,1 @@
+"""`groundkern evaluate`: a model's own answers, scored, compared and shown."""

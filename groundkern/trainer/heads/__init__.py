@@ -1,0 +1,1 @@
+"""`groundkern heads`: ranks the attention heads of a model by how well they localise."""

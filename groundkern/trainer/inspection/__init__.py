@@ -1,0 +1,1 @@
+"""`groundkern inspect`: samples as one self-contained page, as the model will see them."""

@@ -1,1 +1,0 @@
-"""Fine-tune a vision-language model with grounding supervision: `python -m trainer`."""

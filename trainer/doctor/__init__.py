@@ -1,1 +1,0 @@
-"""`python -m trainer doctor`: what works with a model, tried on images, as a page."""

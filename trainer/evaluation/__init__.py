@@ -1,1 +1,0 @@
-"""`python -m trainer evaluate`: a model's own answers, scored, compared and shown."""

@@ -1,1 +1,0 @@
-"""`python -m trainer heads`: ranks the attention heads of a model by how well they localise."""

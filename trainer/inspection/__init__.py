@@ -1,1 +1,0 @@
-"""`python -m trainer inspect`: samples as one self-contained page, as the model will see them."""

@@ -1,1 +1,0 @@
-"""`python -m trainer prepare`: from raw images and texts to canonical samples (docs/prepare.md)."""

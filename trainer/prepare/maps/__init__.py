@@ -1,1 +1,0 @@
-"""KLAL samples with target maps, drawn or from annotations (docs/prepare-maps.md)."""
