@@ -78,6 +78,17 @@ PyMethodDef METHODS[] = {method<forward_attention_map>("attention_map_forward"),
                          {"has_matrix_product", multiplies, METH_O, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
+#ifdef _OPENMP
+constexpr int64_t OPENMP = _OPENMP;  // the year and month of the standard
+#else
+constexpr int64_t OPENMP = 0;
+#endif
+#ifdef __clang__
+const char COMPILER[] = __VERSION__;  // names itself
+#else
+const char COMPILER[] = "GCC " __VERSION__;
+#endif
+
 struct Constant {
   const char* name;
   int64_t value;
@@ -90,7 +101,8 @@ const Constant CONSTANTS[] = {{"float32", static_cast<int64_t>(Dtype::float32)},
                               {"int64", static_cast<int64_t>(Dtype::int64)},
                               {"lanes", LANES},
                               {"entries", ENTRIES},
-                              {"terms", static_cast<int64_t>(ROW_TERMS)}};
+                              {"terms", static_cast<int64_t>(ROW_TERMS)},
+                              {"openmp", OPENMP}};
 
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool SANITIZED = true;
@@ -103,6 +115,7 @@ int fill(PyObject* module) {
   for (const Constant& one : CONSTANTS) {
     if (PyModule_AddIntConstant(module, one.name, static_cast<long>(one.value)) != 0) return -1;
   }
+  if (PyModule_AddStringConstant(module, "compiler", COMPILER) != 0) return -1;
   return PyModule_AddObjectRef(module, "sanitized", SANITIZED ? Py_True : Py_False);
 }
 
