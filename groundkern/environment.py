@@ -71,19 +71,19 @@ def report() -> dict[str, Any]:
     """What is known of this machine, by section; JSON can hold all of it.
 
     Returns:
-        groundkern, system, cpu, packages, backends, native, torch, devices and variables. A section
-        that nothing is known of holds one sentence, "error".
+        groundkern, system, cpu, variables, packages, backends, native, torch and devices. A section
+        that could not be found out holds one sentence, "error".
     """
     sections = {
         "groundkern": _groundkern,
         "system": _system,
         "cpu": _cpu,
+        "variables": _variables,  # before torch, which sets some
         "packages": _packages,
         "backends": _backends,
         "native": _native,
         "torch": _torch,
         "devices": _devices,
-        "variables": _variables,
     }
     return {name: _section(find) for name, find in sections.items()}
 
@@ -106,7 +106,7 @@ def public(words: str) -> str:
     words = _PATH.sub(".../", words)
     for name, stands in ((platform.node(), "<host>"), (_user(), "<user>")):
         if len(name) > 2 and name not in ("localhost", "root"):
-            words = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", stands, words)
+            words = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", stands, words)
     return words
 
 

@@ -80,6 +80,7 @@ def test_a_section_that_fails_says_so_and_the_others_stand(monkeypatch: pytest.M
         ("/home/bob", "~"),
         ("no compiler (/opt/bob/g++)", "no compiler (.../g++)"),
         ("on bobs-laptop as bob", "on <host> as <user>"),
+        ("cache_bob, bobsled", "cache_<user>, bobsled"),
         ("12/24 cores, a/b", "12/24 cores, a/b"),
         ("torch/lib/libgomp.so.1, ~/x", "torch/lib/libgomp.so.1, ~/x"),
     ],
