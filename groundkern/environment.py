@@ -259,7 +259,7 @@ def _devices() -> dict[str, Any]:
     found = {}
     for index in range(torch.cuda.device_count()):
         one = torch.cuda.get_device_properties(index)
-        kind = getattr(one, "gcnArchName", "") if torch.version.hip else f"sm_{one.major}{one.minor}"
+        kind = one.gcnArchName if torch.version.hip else f"sm_{one.major}{one.minor}"
         found[str(index)] = f"{one.name}, {kind}, {one.total_memory / 2**30:.1f} GiB"
     return found
 

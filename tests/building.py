@@ -16,7 +16,7 @@ NO_COMPILER = "/nonexistent/g++"
 
 
 def copy_sources(folder: Path) -> Path:
-    """What is needed to build, without what earlier builds left; returns `folder`, which it makes."""
+    """What is needed to build, without what builds left; returns `folder`, which it makes."""
     folder.mkdir(parents=True)
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "_C.py")
     for name in FOLDERS:
@@ -42,7 +42,7 @@ def build(kind: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 
 
 def wheel_names(folder: Path) -> list[str]:
-    """The files of the wheel in `folder / "dist"`, which is unpacked into `folder / "installed"`."""
+    """Of the wheel in `folder / "dist"`, which is unpacked into `folder / "installed"`."""
     (wheel,) = (folder / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "installed")

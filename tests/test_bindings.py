@@ -185,10 +185,10 @@ def test_an_argument_of_another_type_is_a_type_error(replaced: Arguments) -> Non
 def test_arguments_are_taken_by_name_and_all_of_them() -> None:
     x = tensors()  # kept: an argument is an address
     given = arguments(x)
-    with pytest.raises(TypeError, match="^`qq`: not an argument of this function$"):
+    with pytest.raises(TypeError, match=r"^`qq`: not an argument of this function$"):
         _C.side_attention_forward(**given, qq=1)
     del given["stop"]
-    with pytest.raises(TypeError, match="^`stop`: missing$"):
+    with pytest.raises(TypeError, match=r"^`stop`: missing$"):
         _C.side_attention_forward(**given)
     with pytest.raises(TypeError, match="keyword"):
         _C.side_attention_forward(given["q"])

@@ -1,4 +1,4 @@
-"""setup.py: how the build goes with a C++ compiler, without one, and with one that cannot be used."""
+"""setup.py: how the build goes with a C++ compiler, without one, and with an unusable one."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def test_the_report_says_what_runs_and_nothing_private(tmp_path: Path) -> None:
     assert found["groundkern"]["version"] == groundkern.__version__
     assert found["packages"]["torch"] == metadata.version("torch")
     reasons = groundkern.available_backends()
-    assert found["backends"] == {k: environment.public(v or "runs here") for k, v in reasons.items()}
+    said = {name: environment.public(why or "runs here") for name, why in reasons.items()}
+    assert found["backends"] == said
     if reasons["native"] is None:
         assert found["native"]["used"] in found["native"]["instruction sets"].split(", ")
     assert found["torch"]["threads"] == 1
@@ -61,7 +62,7 @@ def test_it_runs_without_torch() -> None:
 
 def test_a_section_that_fails_says_so_and_the_others_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> int:
-        raise OSError("/opt/drivers/libcuda.so: no")
+        raise OSError("/usr/lib/libcuda.so: no")
 
     monkeypatch.setattr(torch, "get_num_threads", broken)
     found = environment.report()
@@ -78,7 +79,7 @@ def test_a_section_that_fails_says_so_and_the_others_stand(monkeypatch: pytest.M
         ("/home/bob/env/lib/x.so: undefined symbol", "~/env/lib/x.so: undefined symbol"),
         ("/home/bobby/x.so", ".../x.so"),
         ("/home/bob", "~"),
-        ("no compiler (/opt/bob/g++)", "no compiler (.../g++)"),
+        ("no compiler (/usr/bob/g++)", "no compiler (.../g++)"),
         ("on bobs-laptop as bob", "on <host> as <user>"),
         ("cache_bob, bobsled", "cache_<user>, bobsled"),
         ("12/24 cores, a/b", "12/24 cores, a/b"),

@@ -29,9 +29,7 @@ GENERATED = {"PKG-INFO", "setup.cfg"}
 
 
 def files_of(folder: Path, under: str) -> set[str]:
-    return {
-        str(path.relative_to(folder)) for path in (folder / under).rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)) for path in (folder / under).rglob("*") if path.is_file()}
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
@@ -66,7 +64,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert about["Requires-Python"] == PYPROJECT["project"]["requires-python"]
     base = [need for need in about.get_all("Requires-Dist") if "extra ==" not in need]
     assert base == PYPROJECT["project"]["dependencies"]
-    assert set(about.get_all("Provides-Extra")) == set(PYPROJECT["project"]["optional-dependencies"])
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert set(about.get_all("Provides-Extra")) == set(extras)
     commands = (installed / info / "entry_points.txt").read_text(encoding="utf-8").split()
     assert commands == ["[console_scripts]", "groundkern", "=", "groundkern.__main__:main"]
 

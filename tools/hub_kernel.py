@@ -1,12 +1,13 @@
 """The ops as a kernel of the Hugging Face Hub: `python tools/hub_kernel.py OUT [--variant cpu]`.
 
-OUT becomes a kernel-builder project of Python and Triton alone ("torch-noarch"): build.toml, flake.nix,
-CARD.md and torch-ext/groundkern, which is this tree's groundkern without what needs transformers or
-a C++ build. A hub kernel is loaded under a name of its own, beside other versions of itself, so
-imports become relative and the ops are registered in the namespace that kernel-builder chooses.
+OUT becomes a kernel-builder project of Python and Triton alone ("torch-noarch"): build.toml,
+flake.nix, CARD.md and torch-ext/groundkern, which is this tree's groundkern without what needs
+transformers or a C++ build. A hub kernel is loaded under a name of its own, beside other versions
+of itself, so imports become relative and the ops are registered in the namespace that
+kernel-builder chooses.
 
---variant also writes OUT/build/torch-BACKEND, as kernel-builder would, for `kernels.get_local_kernel`
-to load: kernel-builder itself needs Nix.
+--variant also writes OUT/build/torch-BACKEND, as kernel-builder would, for
+`kernels.get_local_kernel` to load: kernel-builder itself needs Nix.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ its log probabilities and distillation: the ops of groundkern, without a tensor 
 
 {functions}
 
-The Triton kernels serve CUDA and ROCm; on CPU this kernel runs the PyTorch reference, which is slow.
-`pip install groundkern` has C++ kernels for CPU, and losses for transformers.
+The Triton kernels serve CUDA and ROCm; on CPU this kernel runs the PyTorch reference, which is
+slow. `pip install groundkern` has C++ kernels for CPU, and losses for transformers.
 """
 OPS = '''\
 """The namespace of this build's ops."""
