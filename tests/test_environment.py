@@ -76,9 +76,9 @@ def test_a_section_that_fails_says_so_and_the_others_stand(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("/home/bob/env/lib/x.so: undefined symbol", "~/env/lib/x.so: undefined symbol"),
-        ("/home/bobby/x.so", ".../x.so"),
-        ("/home/bob", "~"),
+        ("/srv/bob/env/lib/x.so: undefined symbol", "~/env/lib/x.so: undefined symbol"),
+        ("/srv/bobby/x.so", ".../x.so"),
+        ("/srv/bob", "~"),
         ("no compiler (/usr/bob/g++)", "no compiler (.../g++)"),
         ("on bobs-laptop as bob", "on <host> as <user>"),
         ("cache_bob, bobsled", "cache_<user>, bobsled"),
@@ -89,7 +89,7 @@ def test_a_section_that_fails_says_so_and_the_others_stand(monkeypatch: pytest.M
 def test_what_is_private_is_left_out(
     words: str, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/bob")
+    monkeypatch.setenv("HOME", "/srv/bob")
     monkeypatch.setenv("LOGNAME", "bob")
     monkeypatch.setattr(platform, "node", lambda: "bobs-laptop")
     assert environment.public(words) == wanted

@@ -16,7 +16,17 @@ from pathlib import Path
 import pytest
 
 import groundkern
-from tests.building import FOLDERS, NO_COMPILER, ROOT, SOURCES, build, copy_sources, wheel_names
+from groundkern.__main__ import NEEDED
+from tests.building import (
+    FOLDERS,
+    NO_COMPILER,
+    ROOT,
+    SOURCES,
+    build,
+    copy_sources,
+    run,
+    wheel_names,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,8 +114,7 @@ def test_cibuildwheel_accepts_its_table() -> None:
     assert set(done.stdout.split()) == set(PYPROJECT["tool"]["cibuildwheel"]["build"])
 
 
-def test_every_extra_is_documented_where_it_is_missed() -> None:
-    """A command that lacks a package names an extra that exists."""
+def test_the_extras_that_messages_name_exist() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     named = {
         extra
@@ -115,3 +124,21 @@ def test_every_extra_is_documented_where_it_is_missed() -> None:
     }
     assert "trainer" in named
     assert named <= extras
+
+
+def test_a_command_without_its_extra_says_so_in_one_sentence() -> None:
+    """What the extra [trainer] brings is what `groundkern` says is missing, one by one."""
+    table = PYPROJECT["project"]["optional-dependencies"]
+    wanted = {re.split(r"[\[<>=;]", need)[0] for need in table["trainer"] + table["hf"]}
+    modules = {"pillow": "PIL", "pydantic-settings": "pydantic_settings", "pyyaml": "yaml"}
+    assert {modules.get(name, name) for name in wanted} == {*NEEDED, "groundkern"}
+
+    for name in ("pydantic", "pydantic_settings"):
+        lines = f"import sys\nsys.modules[{name!r}] = None\nsys.argv[1:] = ['--help']\n"
+        blocked = lines + "from groundkern import __main__ as m\nm.find_spec = lambda name: None\n"
+        done = run(["-c", f"{blocked}sys.exit(m.main())"], ROOT)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines() == [
+            f"error: {name} is not installed; groundkern's commands but `env` need "
+            "`pip install 'groundkern[trainer]'`"
+        ]
