@@ -6,10 +6,12 @@ They are built without a compiler, which takes seconds; tests/test_build.py is a
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from email import message_from_string
 from pathlib import Path
 
@@ -124,6 +126,35 @@ def test_the_extras_that_messages_name_exist() -> None:
     }
     assert "trainer" in named
     assert named <= extras
+
+
+# What may be imported as soon as a module is: what the part's extra names or what that requires.
+# triton: by the modules of kernels alone (tests/test_architecture.py); cv2: by those of [ocr].
+IMPORTED = {"base": {"groundkern", "torch", "triton"}}
+IMPORTED["hf"] = IMPORTED["base"] | {"PIL", "accelerate", "transformers"}
+IMPORTED["hf"] |= {"jinja2", "numpy", "packaging", "safetensors"}
+IMPORTED["trainer"] = IMPORTED["hf"] | {*NEEDED, "contourpy", "cv2", "markupsafe", "tokenizers"}
+
+
+@pytest.mark.parametrize("part", IMPORTED)
+def test_what_is_imported_at_once_is_what_the_extra_installs(part: str) -> None:
+    found = {}
+    for path in (ROOT / "groundkern").rglob("*.py"):
+        top = path.relative_to(ROOT / "groundkern").parts[0]
+        if part == (top if top in IMPORTED else "base"):
+            found |= dict.fromkeys(imported_at_once(path), path.name)
+    assert "torch" in found
+    outside = set(found) - IMPORTED[part] - set(sys.stdlib_module_names)
+    assert {name: found[name] for name in outside} == {}
+
+
+def imported_at_once(path: Path) -> Iterator[str]:
+    """The top-level names of a module's own imports, without those inside functions."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
 
 
 def test_a_command_without_its_extra_says_so_in_one_sentence() -> None:
