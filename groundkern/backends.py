@@ -1,6 +1,5 @@
 """Which implementation serves a call, and why another cannot."""
 
-import importlib
 import importlib.util
 import os
 import warnings
@@ -40,7 +39,7 @@ def _missing_triton() -> str | None:
 @cache
 def _missing_native() -> str | None:
     try:
-        importlib.import_module("groundkern._C")
+        from groundkern import _C  # noqa: F401
     except ImportError as error:
         return f"the C++ extension groundkern._C cannot be imported: {error}"
     return None
