@@ -19,7 +19,8 @@ from groundkern.hf.checked import (
     Layers,
     Maps,
 )
-from groundkern.hf.token_objectives import Basic, PatchText
+from groundkern.hf.token_objectives import Basic as Basic
+from groundkern.hf.token_objectives import PatchText as PatchText
 from groundkern.messages import fail, require
 
 
@@ -46,7 +47,7 @@ class Smam(Checked):
             behind it; layers before it have none.
 
     Source:
-        (S1)-(S6) of docs/methods/index.md.
+        (S1)-(S6) of docs/methods/smam.md.
     """
 
     weight: float = 1.0
@@ -79,7 +80,7 @@ class DvSft(Checked):
             or over each "image"'s own labelled tokens first and then over images.
 
     Source:
-        (D1)-(D5) of docs/methods/index.md.
+        (D1)-(D5) of docs/methods/dv-sft.md.
     """
 
     weight: float = 2e-3
@@ -124,7 +125,7 @@ class Klal(Checked):
             average_layers. null: not picked.
 
     Source:
-        (K1)-(K6), (G1), (G2), (G4) of docs/methods/index.md.
+        (K1)-(K6), (G1), (G2), (G4) of docs/methods/klal.md, gui-aima.md and mass.md.
     """
 
     weight: float = 1.0
@@ -183,7 +184,8 @@ class Klal(Checked):
     @property
     def counted_layers(self) -> Layers:
         """The layers that count; None: all that are softmax attention."""
-        return self.layers if self.chosen_heads is None else tuple(self.heads_by_layer)
+        chosen = self.heads_by_layer
+        return self.layers if chosen is None else tuple(chosen)
 
     @property
     def by_queries(self) -> bool:
@@ -223,7 +225,7 @@ class Hist(Checked):
             that are softmax attention.
 
     Source:
-        (H1)-(H4) of docs/methods/index.md.
+        (H1)-(H4) of docs/methods/hist.md.
     """
 
     phrase: float = 1.0
@@ -254,7 +256,7 @@ class Margins(Checked):
             that are softmax attention.
 
     Source:
-        (A1), (A2) of docs/methods/index.md.
+        (A1), (A2) of docs/methods/margins.md.
     """
 
     weight: float = 1.0
@@ -279,7 +281,7 @@ class LogitLens(Checked):
         suppress_weight: of (L2), the mean over the chosen visual tokens off it.
 
     Source:
-        (L1), (L2) of docs/methods/index.md.
+        (L1), (L2) of docs/methods/logit-lens.md.
     """
 
     raise_weight: float = 1.0
@@ -304,7 +306,7 @@ class AttentionPolicy(Checked):
             "predictor" rows before them. The latter stand before the token and leave out nothing.
 
     Source:
-        (R1), (R2) of docs/methods/index.md.
+        (R1), (R2) of docs/methods/policy-and-teacher.md.
     """
 
     weight: float = 1.0
@@ -342,7 +344,7 @@ class Distillation(Checked):
             sizes; null: all, and both must have as many.
 
     Source:
-        (R3) of docs/methods/index.md.
+        (R3) of docs/methods/policy-and-teacher.md.
     """
 
     attention: float = 1.0
