@@ -178,6 +178,13 @@ def test_a_notebook_is_a_page_of_the_site(name):
     assert page.count("```") % 2 == 0
 
 
+def test_the_block_of_the_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/examples.md").read_text(), re.S)
+    names: dict = {}
+    exec(block, names)
+    assert (names["path"] / "config.json").exists() and len(names["samples"]) == 64
+
+
 def outputs(notebook) -> list[list[str]]:
     """The kinds of what each cell of code shows: a text, a table, a picture."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -208,7 +215,8 @@ def test_a_notebook_is_as_its_source_says(name):
 
 
 def check_tour_of_the_ops(text: str) -> None:
-    assert max(float(x) for x in re.findall(r"differen?[ct]\w* \D*(\d.*e-\d+)", text)) < FEW
+    gaps = [float(x) for x in re.findall(r"differ\D*(\d[\d.]*e[+-]\d+)", text)]
+    assert len(gaps) == 4 and max(gaps) < FEW
     start, end = numbers(text, r"KL ([\d.]+) at the start, ([\d.]+) after")
     assert end < start / 5
     ours, theirs = numbers(text, r"loss ([\d.]+), with logits ([\d.]+)")
