@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from groundkern.trainer import demo
 from tests.examples_run import EXAMPLES, SECONDS
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +132,27 @@ def test_examples_say_what_they_should(tmp_path):
         pytest.skip(f"all others ran; these need a package that is not here: {sorted(missing)}")
 
 
+def test_drawn_examples_are_the_same_for_the_same_seed():
+    first, again = (demo.examples(4, tasks=["pointing", "page"], seed=7) for _ in range(2))
+    assert [x.regions for x in first] == [x.regions for x in again]
+    assert [x.images[0].tobytes() for x in first] == [x.images[0].tobytes() for x in again]
+    other = demo.examples(4, tasks=["pointing", "page"], seed=8)
+    assert [x.images[0].tobytes() for x in first] != [x.images[0].tobytes() for x in other]
+    assert sorted(bool(x.words) for x in first) == [False, False, True, True], "grids have none"
+    for tasks in (["pages"], []):
+        with pytest.raises(ValueError, match=r"`tasks`: expected some of pointing, page, chart"):
+            demo.examples(4, tasks=tasks)
+
+
+def test_the_small_model_is_a_folder_of_a_model(tmp_path):
+    made = ("a", 0), ("b", 0), ("c", 1)
+    folders = [demo.small_model(tmp_path / name, seed=seed) for name, seed in made]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1] != weights[2]
+    assert {"config.json", "tokenizer.json"} <= set(os.listdir(folders[0]))
+    assert demo.small_model() != demo.small_model(), "each in a temporary folder of its own"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_stands_alone(path):
     text = path.read_text(encoding="utf-8")
@@ -144,6 +166,23 @@ def test_the_pages_name_every_example():
         text = page.read_text(encoding="utf-8")
         for name in (*(path.name for path in FILES), *(f"{name}.ipynb" for name in NAMES)):
             assert name in text, f"{page.name}: {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_a_page_of_the_site(name):
+    """The hook of docs/ makes Markdown of it: each picture, and text without colours."""
+    as_markdown = runpy.run_path(str(ROOT / "docs" / "hooks" / "notebooks.py"))["as_markdown"]
+    page = as_markdown((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))
+    assert page.startswith("# ") and "\x1b" not in page
+    assert page.count("](data:image/png;base64,") >= 4 and page.count("```python\n") >= 8
+    assert page.count("```") % 2 == 0
+
+
+def test_the_block_of_the_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/examples.md").read_text(), re.S)
+    names: dict = {}
+    exec(block, names)
+    assert (names["path"] / "config.json").exists() and len(names["samples"]) == 64
 
 
 def outputs(notebook) -> list[list[str]]:
@@ -176,7 +215,8 @@ def test_a_notebook_is_as_its_source_says(name):
 
 
 def check_tour_of_the_ops(text: str) -> None:
-    assert max(float(x) for x in re.findall(r"differen?[ct]\w* \D*(\d.*e-\d+)", text)) < FEW
+    gaps = [float(x) for x in re.findall(r"differ\D*(\d[\d.]*e[+-]\d+)", text)]
+    assert len(gaps) == 4 and max(gaps) < FEW
     start, end = numbers(text, r"KL ([\d.]+) at the start, ([\d.]+) after")
     assert end < start / 5
     ours, theirs = numbers(text, r"loss ([\d.]+), with logits ([\d.]+)")

@@ -2,7 +2,8 @@
 understands of both.
 
 - Pages outside of docs/ come in: CONTRIBUTING.md and its like as project/*, benchmarks/results as
-  results/*. README.md does not: the site has a first page of its own.
+  results/*, the notebooks of examples/ as notebooks/*. README.md does not: the site has a first
+  page of its own.
 - Links between pages lead to where these are on the site. A link to another file of the repository
   becomes its text, or leads to `repo_url` where mkdocs.yml has one.
 - Lists and tables may follow a paragraph without a blank line, and nested lists be indented by two.
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what is below on_page_markdown needs no mkdocs: tests/test_
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
+NOTEBOOKS = ROOT / "examples" / "notebooks"
 
 CODE_OR_LINK = re.compile(
     r"(`+)(?!`).*?(?<!`)\1(?!`)|(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)", re.DOTALL
@@ -43,7 +45,8 @@ def outside() -> dict[Path, str]:
     top[ROOT / "README.md"] = "index.md"
     results = {path: f"results/{path.name}" for path in RESULTS.glob("*.md")}
     results[RESULTS / "README.md"] = "results/index.md"
-    return top | results
+    notebooks = {path: f"notebooks/{path.stem}.md" for path in NOTEBOOKS.glob("*.ipynb")}
+    return top | results | notebooks
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -39,10 +39,22 @@ def executed(source: Path, *, timeout: float = 600) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cell.metadata = {key: x for key, x in cell.metadata.items() if key == "figure"}
         if cell.cell_type == "code":
-            cell.outputs = [x for x in cell.outputs if x.get("name") != "stderr"]
-            for output in cell.outputs:
-                output.get("data", {}).pop("image/jpeg", None)  # Pillow shows each picture twice
+            cell.outputs = tidied(cell.outputs)
     return notebook
+
+
+def tidied(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What a cell shows, whose text may have come in any number of pieces."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.get("name") == "stderr":
+            continue
+        if output.get("name") == "stdout" and kept and kept[-1].get("name") == "stdout":
+            kept[-1].text += output.text
+            continue
+        output.get("data", {}).pop("image/jpeg", None)  # Pillow shows each picture twice
+        kept.append(output)
+    return kept
 
 
 def save_figures(notebook: nbformat.NotebookNode) -> None:
