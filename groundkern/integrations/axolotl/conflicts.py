@@ -32,7 +32,6 @@ OFF = {
     "cut_cross_entropy": LOSS,
     "chunked_cross_entropy": LOSS,
     "flash_attn_cross_entropy": LOSS,
-    "unsloth_cross_entropy_loss": LOSS,
     "train_on_inputs": LABELS,
     "role_boundaries": LABELS,
     "image_size": "the processor alone sizes images",

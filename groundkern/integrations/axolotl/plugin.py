@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 from torch import nn
 
-from groundkern.hf import GroundingMixin, attach, objectives_of, save_beside_adapter
+from groundkern.hf import GroundingMixin, attach, save_beside_adapter
+from groundkern.hf.watching.even_ranks import ROWS
 from groundkern.integrations.axolotl.conflicts import conflicts
 from groundkern.integrations.axolotl.rows import root_of
 from groundkern.integrations.axolotl.settings import section_of
@@ -147,8 +149,9 @@ class GroundkernPlugin(BasePlugin):
             cfg: axolotl's config.
             model: as it was trained.
         """
-        if section_of(cfg) is not None and int(cfg.get("local_rank") or 0) == 0:
-            save_beside_adapter(model, cfg["output_dir"])
+        if section_of(cfg) is not None:  # every rank: sharded parameters are gathered
+            first = int(os.environ.get("RANK", "0")) == 0
+            save_beside_adapter(model, cfg["output_dir"], write=first)
 
 
 @cache
@@ -169,7 +172,7 @@ def grounded(trainer: type, examine: bool = True) -> type:
 
         def compute_loss(self, model: nn.Module, inputs: dict, *rest: Any, **kwargs: Any) -> Any:
             """The grounded loss; axolotl counts tokens in its own, which is not called."""
-            if "gk_image" in inputs and objectives_of(self._unwrapped(model)) is not None:
+            if ROWS in inputs:
                 if self.args.include_tkps and model.training:
                     self._accumulate_token_counts(inputs)
                 self._maybe_inject_mm_token_type_ids(inputs)
