@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
 
-from benchmarks.families.zoo.first import tiny_qwen_model
+from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
 from groundkern.hf import Klal, attach, row_counts
 from groundkern.integrations.lightning import GroundingModule, StepCollator
+from tests.hf.collating import make_example, make_region
 from tests.hf.samples import SAMPLES, make_batch
 from tests.integrations.lightning_ranks import (
     OBJECTIVES,
@@ -145,3 +147,18 @@ def test_two_processes_are_one(tmp_path, bare):
     (means,) = make_trainer(tmp_path).validate(alone, loader, verbose=False)
     held_out = {name: x for name, x in found["means"].items() if name.startswith("val_")}
     assert held_out == pytest.approx(means, rel=1e-5)
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    """docs/trainers/lightning.md, its blocks in one program."""
+    text = (ROOT / "docs" / "trainers" / "lightning.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    answer = "the red patch"
+    example = make_example(answer, [make_region(answer, "red patch")])
+    names = {"model": tiny_qwen_model(), "processor": tiny_qwen_processor()}
+    names["examples"] = [example] * 8
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert names["trainer"].global_step == 2
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert {"map_kl", "val_map_kl"} <= names["trainer"].callback_metrics.keys()
