@@ -103,7 +103,8 @@ def test_wheel_without_a_compiler(checkout: Path) -> None:
     code = [name for name in names if ".dist-info/" not in name]
     assert {"groundkern/__init__.py", "groundkern/hf/__init__.py", "groundkern/_C.py"} <= set(code)
     assert {name.split("/")[0] for name in code} == {"groundkern"}
-    assert all(name.endswith(".py") for name in code)
+    kinds = {Path(name).suffix for name in code}
+    assert kinds == {".py", ".html", ".css", ".yaml", ".txt", ".csv", ".md"}, "no object file"
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
     ask = "import groundkern; print(groundkern.available_backends()['native'])"

@@ -1,6 +1,5 @@
-"""`prepare marks` by text: normalisation, grouping, matching, charts, the command."""
+"""`prepare marks` by text: normalisation, grouping, matching, charts."""
 
-import json
 import shutil
 from collections import Counter
 
@@ -10,21 +9,24 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from benchmarks.preparing.charts import draw_chart, measure_charts
-from groundkern.trainer.data.sample import parse_sample
-from groundkern.trainer.prepare.marks import grouping
 from groundkern.trainer.prepare.marks.frames import without_lines
+from groundkern.trainer.prepare.marks.grouping import (
+    PrintedWord,
+    blocks_of,
+    lines_of,
+    scale_numbers,
+)
 from groundkern.trainer.prepare.marks.matching import PrintedText
 from groundkern.trainer.prepare.marks.normalise import tokens, value
 from groundkern.trainer.prepare.marks.roles import Role, roles_of
 from groundkern.trainer.prepare.ocr.settings import OcrSettings
-from groundkern.trainer.program import main
 
 
 def row(text, x, y, height=10.0, image=0):
     """Words of `text` side by side: letters 6 wide, spaces 4."""
     words = []
     for word in text.split():
-        words.append(grouping.PrintedWord(word, (x, y, x + 6 * len(word), y + height), image))
+        words.append(PrintedWord(word, (x, y, x + 6 * len(word), y + height), image))
         x += 6 * len(word) + 4
     return words
 
@@ -108,36 +110,24 @@ def test_thousands_separators(number, separator):
 
 def test_words_of_a_line_join_and_columns_do_not():
     words = row("Renewable energy", 0, 0) + row("Coal", 200, 2) + row("Total", 0, 30)
-    assert sorted(line.text for line in grouping.lines_of(words)) == [
-        "Coal",
-        "Renewable energy",
-        "Total",
-    ]
+    assert sorted(line.text for line in lines_of(words)) == ["Coal", "Renewable energy", "Total"]
 
 
 def test_numbers_side_by_side_are_labels_of_their_own():
-    words = [
-        grouping.PrintedWord(str(n), (x, 0, x + 18, 10))
-        for n, x in ((100, 0), (150, 24), (200, 48))
-    ]
-    assert [line.text for line in grouping.lines_of(words)] == ["100", "150", "200"]
-    groups = [grouping.PrintedWord("1", (0, 0, 6, 10)), grouping.PrintedWord("234", (9, 0, 27, 10))]
-    assert [line.text for line in grouping.lines_of(groups)] == ["1 234"]
+    words = [PrintedWord(str(n), (x, 0, x + 18, 10)) for n, x in ((100, 0), (150, 24), (200, 48))]
+    assert [line.text for line in lines_of(words)] == ["100", "150", "200"]
+    groups = [PrintedWord("1", (0, 0, 6, 10)), PrintedWord("234", (9, 0, 27, 10))]
+    assert [line.text for line in lines_of(groups)] == ["1 234"]
 
 
 def test_right_to_left_words_are_read_from_the_right():
-    words = [
-        grouping.PrintedWord("\u05d1", (0, 0, 10, 10)),
-        grouping.PrintedWord("\u05d0", (14, 0, 24, 10)),
-    ]
-    assert grouping.lines_of(words)[0].text == "\u05d0 \u05d1"
+    words = [PrintedWord("\u05d1", (0, 0, 10, 10)), PrintedWord("\u05d0", (14, 0, 24, 10))]
+    assert lines_of(words)[0].text == "\u05d0 \u05d1"
 
 
 def test_a_label_that_wraps_is_one_block():
     words = row("Renewable", 0, 0) + row("energy", 9, 14) + row("Coal", 100, 0)
-    blocks = [
-        [line.text for line in block] for block in grouping.blocks_of(grouping.lines_of(words))
-    ]
+    blocks = [[line.text for line in block] for block in blocks_of(lines_of(words))]
     assert sorted(blocks) == [["Coal"], ["Renewable", "energy"]]
     places = found(PrintedText(words), "It is renewable energy.")
     assert places == {"renewable energy": [(0, 0, 54, 10), (9, 14, 45, 24)]}
@@ -189,13 +179,9 @@ def test_articles_and_function_words_mark_nothing():
 
 
 def test_axis_ticks_come_last():
-    ticks = [grouping.PrintedWord(str(n), (0, 200 - n, 18, 210 - n)) for n in (50, 100, 150)]
+    ticks = [PrintedWord(str(n), (0, 200 - n, 18, 210 - n)) for n in (50, 100, 150)]
     bar = row("100", 80, 40)
-    assert {line.text for line in grouping.scale_numbers(grouping.lines_of(ticks + bar))} == {
-        "50",
-        "100",
-        "150",
-    }
+    assert {line.text for line in scale_numbers(lines_of(ticks + bar))} == {"50", "100", "150"}
     assert found(PrintedText(ticks + bar), "It is 100.") == {"100": [bar[0].box]}
     assert found(PrintedText(ticks + bar), "It is 150.") == {"150": [ticks[2].box]}
     assert found(PrintedText(ticks + bar, scales="drop"), "It is 150.") == {}
@@ -208,12 +194,11 @@ def test_cells_of_a_table_are_no_ticks():
     words = [
         w for n in (0, 1, 2, 3) for w in row(f"Row{n}", 0, 30 * n) + row(str(7 - n), 60, 30 * n)
     ]
-    assert grouping.scale_numbers(grouping.lines_of(words)) == set()
+    assert scale_numbers(lines_of(words)) == set()
     uneven = [
-        grouping.PrintedWord(n, (x, 0, x + 24, 10))
-        for n, x in (("87.4", 0), ("85.9", 60), ("85", 97))
+        PrintedWord(n, (x, 0, x + 24, 10)) for n, x in (("87.4", 0), ("85.9", 60), ("85", 97))
     ]
-    assert grouping.scale_numbers(grouping.lines_of(uneven)) == set()
+    assert scale_numbers(lines_of(uneven)) == set()
 
 
 CHART = (
@@ -227,13 +212,13 @@ CHART = (
     + row("Share of people", 100, 174)
     + row("Note: people of 18 years in 44 towns drink tea", 0, 220)
     + row("Source: a survey of 2019", 0, 234)
-    + [grouping.PrintedWord("Countries", (-20, 60, -10, 114))]
+    + [PrintedWord("Countries", (-20, 60, -10, 114))]
 )  # fmt: skip
 
 
 def test_each_line_of_a_chart_has_a_role():
-    lines = grouping.lines_of(CHART)
-    roles = roles_of(grouping.blocks_of(lines), grouping.scale_numbers(lines))
+    lines = lines_of(CHART)
+    roles = roles_of(blocks_of(lines), scale_numbers(lines))
     told = {role: {line.text for line in lines if roles[id(line)] == role} for role in Role}
     assert told == {
         Role.TITLE: {"Share of wine and tea by country"},
@@ -286,7 +271,7 @@ def test_a_bar_is_below_its_value_and_a_slanted_label_ends_at_it():
     level = row("Jan", 34, 90) + row("Feb", 94, 90) + row("Mar", 154, 90)
     assert found(PrintedText(bars + level), "It is 7 in Feb.")["7"] == [(100, 20, 106, 30)]
     slanted = [
-        grouping.PrintedWord(text, (x - 40, 90, x + 5, 130))
+        PrintedWord(text, (x - 40, 90, x + 5, 130))
         for text, x in (("January", 40), ("February", 100), ("March", 160))
     ]
     assert found(PrintedText(bars + slanted), "It is 7 in January.")["7"] == [(40, 0, 46, 10)]
@@ -321,33 +306,32 @@ def test_an_ampersand_is_and():
 
 def test_numbers_that_ocr_cuts_and_words_it_does_not():
     cut = [
-        grouping.PrintedWord("20", (0, 0, 12, 10), line=0),
-        grouping.PrintedWord("18", (15, 0, 27, 10), line=0),
-        grouping.PrintedWord("2019", (60, 0, 84, 10), line=0),
+        PrintedWord("20", (0, 0, 12, 10), line=0),
+        PrintedWord("18", (15, 0, 27, 10), line=0),
+        PrintedWord("2019", (60, 0, 84, 10), line=0),
     ]
-    assert [line.text for line in grouping.lines_of(cut)] == ["2018", "2019"]
-    whole = PrintedText([grouping.PrintedWord("4.5%(2015)", (0, 0, 100, 10))])
+    assert [line.text for line in lines_of(cut)] == ["2018", "2019"]
+    whole = PrintedText([PrintedWord("4.5%(2015)", (0, 0, 100, 10))])
     assert found(whole, "It is 4.5%.") == {"4.5%": [(0, 0, 40, 10)]}
 
 
 def test_words_of_a_line_on_its_side_or_slanted_are_a_line():
     side = [
-        grouping.PrintedWord("Units", (0, 60, 10, 100), line=0),
-        grouping.PrintedWord("sold", (0, 20, 10, 52), line=0),
+        PrintedWord("Units", (0, 60, 10, 100), line=0),
+        PrintedWord("sold", (0, 20, 10, 52), line=0),
     ]
     slanted = [
-        grouping.PrintedWord("May", (50, 80, 70, 100), line=1),
-        grouping.PrintedWord("2018", (68, 56, 92, 78), line=1),
+        PrintedWord("May", (50, 80, 70, 100), line=1),
+        PrintedWord("2018", (68, 56, 92, 78), line=1),
     ]
-    assert {line.text for line in grouping.lines_of(side + slanted)} == {"Units sold", "May 2018"}
+    assert {line.text for line in lines_of(side + slanted)} == {"Units sold", "May 2018"}
 
 
 def test_years_of_a_category_axis_are_no_ticks():
     years = [
-        grouping.PrintedWord(str(y), (x, 0, x + 24, 10))
-        for y, x in ((2018, 0), (2019, 60), (2020, 120))
+        PrintedWord(str(y), (x, 0, x + 24, 10)) for y, x in ((2018, 0), (2019, 60), (2020, 120))
     ]
-    assert grouping.scale_numbers(grouping.lines_of(years)) == set()
+    assert scale_numbers(lines_of(years)) == set()
 
 
 def test_letters_that_ocr_reads_for_digits():
@@ -397,72 +381,3 @@ def test_links_on_charts_read_by_tesseract():
     score = measure_charts(range(5000, 5004), OcrSettings("tesseract", page_mode=11, scale=3.0))
     assert score.links["true"] >= 15
     assert score.precision >= 0.9 and score.recall >= 0.75  # few charts: not the figure reported
-
-
-def write_samples(folder, samples):
-    folder.mkdir(exist_ok=True)
-    path = folder / "samples.jsonl"
-    path.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return path
-
-
-def chart_sample(folder, seed, **more):
-    """A sample of a drawn chart with its words as `prepare words` would write them."""
-    chart = draw_chart(seed)
-    chart.image.save(folder / f"{seed}.png")
-    words = [{"text": w.text, "box": [round(x, 2) for x in w.box]} for w in chart.words]
-    return {
-        "images": [f"{seed}.png"],
-        "messages": [
-            {"role": "user", "content": "What is shown?"},
-            {"role": "assistant", "content": chart.answer},
-        ],
-        "words": words,
-        **more,
-    }, chart
-
-
-def test_command_writes_regions_and_keeps_the_rest(tmp_path, capsys):
-    sample, chart = chart_sample(tmp_path, 1)
-    before = {"text": chart.answer[:3], "box": [0, 0, 5, 5]}
-    text_only = {"messages": [{"role": "assistant", "content": "12"}]}
-    broken = {**sample, "images": ["gone.png"]}
-    path = write_samples(tmp_path, [sample, {**sample, "regions": [before]}, text_only, broken])
-    out = tmp_path / "out" / "marked.jsonl"
-    command = ["prepare", "marks", str(path), "--output", str(out), "--workers", "1"]
-    assert main(command) == 0
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert lines[1]["regions"] == [before] and "regions" not in lines[2] and len(lines) == 3
-    resolved = parse_sample(lines[0], root=tmp_path, where="out")
-    spans = {(region.start, region.stop) for region in resolved.regions}
-    assert {(link.start, link.stop) for link in chart.links} <= spans
-    assert lines[0]["words"] == sample["words"]
-    assert "gone.png" in (tmp_path / "out" / "marked.jsonl.rejected.jsonl").read_text()
-    assert "samples with regions" in capsys.readouterr().out
-    assert main([*command, "--replace"]) == 2, "other settings"
-
-
-def test_command_finds_the_answer_of_each_turn_in_each_image(tmp_path):
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (100, 100), "white").save(tmp_path / name)
-    sample = {
-        "images": ["a.png", "b.png"],
-        "messages": [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": "12 and 12 again"},
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": "34"},
-        ],
-        "words": [
-            {"text": "12.0", "image": 0, "box": [10, 10, 30, 20]},
-            {"text": "34", "image": 1, "box": [0.1, 0.1, 0.3, 0.2], "coord": "unit"},
-        ],
-    }
-    out = tmp_path / "marked.jsonl"
-    path = write_samples(tmp_path, [sample])
-    assert main(["prepare", "marks", str(path), "--output", str(out), "--workers", "1"]) == 0
-    assert json.loads(out.read_text())["regions"] == [
-        {"text": "12", "turn": 1, "image": 0, "box": [10.0, 10.0, 30.0, 20.0]},
-        {"text": "12", "occurrence": 1, "turn": 1, "image": 0, "box": [10.0, 10.0, 30.0, 20.0]},
-        {"text": "34", "turn": 3, "image": 1, "box": [10.0, 10.0, 30.0, 20.0]},
-    ]
