@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,30 @@ def test_another_plugins_trainer_is_refused(config):
 
     with pytest.raises(ValueError, match="expected GroundkernPlugin before plugins with a trainer"):
         GroundkernPlugin().post_trainer_create(DictDefault(grounded(config)), Other())
+
+
+def test_a_trainer_class_of_the_config_is_the_base():
+    from axolotl.utils.dict import DictDefault
+
+    from groundkern.hf import GroundingMixin
+    from groundkern.integrations.axolotl import GroundkernPlugin
+
+    cfg = DictDefault({"trainer_cls": "transformers.Trainer"})
+    cfg["groundkern"] = {"objectives": {"klal": {}}}
+    found = GroundkernPlugin().get_trainer_cls(cfg)
+    assert found.__name__ == "GroundedTrainer"
+    assert issubclass(found, GroundingMixin)
+    assert GroundkernPlugin().get_trainer_cls(DictDefault({})) is None
+
+
+def test_the_yaml_of_the_page_is_valid(config, tmp_path):
+    from groundkern.integrations.axolotl.settings import section_of
+
+    text = (Path(__file__).parents[2] / "docs" / "trainers" / "axolotl.md").read_text("utf-8")
+    page = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    here = {name: config[name] for name in ("base_model", "datasets", "output_dir", "bf16", "fp16")}
+    section = section_of(load({**page, **here}, tmp_path))
+    assert section.given.keys() == {"klal", "smam", "dv_sft"}
 
 
 def test_rows_are_samples(folder):

@@ -118,6 +118,8 @@ def test_what_would_be_wrong_is_refused(tmp_path):
         StepCollator(lambda samples: samples, 0)
     with pytest.raises(Exception, match="accumulat"):  # Lightning's own words
         make_trainer(tmp_path, accumulate_grad_batches=2).fit(module, loader)
+    with pytest.raises(Exception, match="gradient clipping"):
+        make_trainer(tmp_path, gradient_clip_val=1.0).fit(module, loader)
 
 
 def test_the_model_trains_under_autocast(tmp_path):
