@@ -150,6 +150,7 @@ def test_two_steps_are_those_of_the_grounding_trainer(config, folder, tmp_path, 
     )
     ours.train()
     assert type(theirs).__name__ == "GroundedAxolotlTrainer"
+    assert theirs.args.average_tokens_across_devices
     for a, b in zip(logged(theirs), logged(ours), strict=True):
         for name in ("loss", "grad_norm", *PARTS):
             assert a[name] == pytest.approx(b[name], rel=1e-5), name

@@ -165,6 +165,7 @@ def grounded(trainer: type, examine: bool = True) -> type:
     Returns:
         The class, one for each trainer.
     """
+    from axolotl.core.trainers import AxolotlTrainer
 
     class Grounded(GroundingMixin, trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -172,7 +173,7 @@ def grounded(trainer: type, examine: bool = True) -> type:
 
         def compute_loss(self, model: nn.Module, inputs: dict, *rest: Any, **kwargs: Any) -> Any:
             """The grounded loss; axolotl counts tokens in its own, which is not called."""
-            if ROWS in inputs:
+            if ROWS in inputs and isinstance(self, AxolotlTrainer):
                 if self.args.include_tkps and model.training:
                     self._accumulate_token_counts(inputs)
                 self._maybe_inject_mm_token_type_ids(inputs)

@@ -59,7 +59,7 @@ class GroundkernArgs(BaseModel):
     @field_serializer("groundkern")
     def _whole(self, section: GroundkernSection | None) -> dict[str, Any] | None:
         """Every field, those that are null too: axolotl dumps its config without these."""
-        return None if section is None else section.model_dump()
+        return None if section is None else section.model_dump(mode="json")
 
 
 def section_of(cfg: Any) -> GroundkernSection | None:
