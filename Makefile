@@ -2,7 +2,7 @@
 # the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
 # .venv first, once.
 # make families (what works with each type of transformers) | families-test: with torchvision and timm.
-# make integrations: the tests of axolotl's plugin, with axolotl (200 MB of wheels).
+# make integrations: the tests of axolotl's plugin, with axolotl (450 MB on disk).
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/ops/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
