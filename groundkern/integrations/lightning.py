@@ -107,7 +107,6 @@ class GroundingModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self._make_optimizer, self._make_schedule = optimizer, schedule
         self._examine = examine
-        self._held_out: HeldOutMeans | None = None
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its scheduler if there is one."""
@@ -128,7 +127,9 @@ class GroundingModule(LightningModule):
             wanted = f"{' or '.join(PRECISIONS)} (a model loaded in bfloat16 takes 32-true)"
             fail("precision", wanted, self.trainer.precision)
 
-    def training_step(self, batch: list[dict] | dict, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(
+        self, batch: list[dict[str, Tensor]] | dict[str, Tensor], batch_idx: int
+    ) -> dict[str, Tensor]:
         """One optimizer step.
 
         Args:
@@ -145,7 +146,7 @@ class GroundingModule(LightningModule):
         grounded = sum(ROWS in piece for piece in pieces)
         wanted = "gk_ tensors in every micro-batch, as GroundingCollator makes them"
         require(grounded == len(pieces) > 0, ROWS, wanted, f"in {grounded} of {len(pieces)}")
-        totals = self._summed(sum(row_counts(piece) for piece in pieces))
+        totals = self._summed(torch.stack([row_counts(piece) for piece in pieces]).sum(0))
         if self._examine:
             self._examine_step(pieces[0])
         found: dict[str, Tensor] = {}
@@ -164,7 +165,7 @@ class GroundingModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin the means of a held-out set."""
-        self._held_out = HeldOutMeans(objectives_of(self.model), self.device)
+        self._held_out: HeldOutMeans = HeldOutMeans(objectives_of(self.model), self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the means.
@@ -185,13 +186,12 @@ class GroundingModule(LightningModule):
         gather = (lambda x: self.all_gather(x).flatten(0, 1)) if several else None
         for name, mean in self._held_out.means(gather).items():
             self.log(f"val_{name}", mean, batch_size=1)
-        self._held_out = None
 
     def _summed(self, tensor: Tensor) -> Tensor:
         """The sum over processes."""
         return self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum")
 
-    def _synchronised(self, *, last: bool) -> AbstractContextManager:
+    def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged after the step's last backward only."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return nullcontext() if last or block is None else block()

@@ -171,7 +171,9 @@ def grounded(trainer: type, examine: bool = True) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, examine=examine, **kwargs)
 
-        def compute_loss(self, model: nn.Module, inputs: dict, *rest: Any, **kwargs: Any) -> Any:
+        def compute_loss(
+            self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **kwargs: Any
+        ) -> Any:
             """The grounded loss; axolotl counts tokens in its own, which is not called."""
             if ROWS in inputs and isinstance(self, AxolotlTrainer):
                 if self.args.include_tkps and model.training:
