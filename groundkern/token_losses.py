@@ -1,7 +1,7 @@
 """Losses on visual tokens: BASIC's teacher weights and directions, and patch-text contrast.
 
 As in `losses`, every function returns one value per row, in fp32 (fp64 input stays fp64), and
-equations are numbered in docs/methods/index.md.
+equations are numbered on the pages of docs/methods.
 """
 
 from __future__ import annotations

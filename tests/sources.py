@@ -13,7 +13,7 @@ PACKAGES = ("groundkern", "benchmarks", "tests")
 
 def files(*suffixes: str) -> list[Path]:
     """Files of the top level and of the repository's folders, without what is built."""
-    folders = [ROOT / name for name in (*PACKAGES, "csrc", "docs", "examples", ".ci")]
+    folders = [ROOT / name for name in (*PACKAGES, "csrc", "docs", "examples", "tools", ".ci")]
     paths = [*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]
     generated = {ROOT / "groundkern" / "_C.py"}
     return [

@@ -104,6 +104,7 @@ AOT_OPS = ("attention_map", "linear_cross_entropy", "linear_kl", "side_attention
 LAYER_OPS = ("attention_map", "side_attention")
 EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
+    ("groundkern.environment", "groundkern._C"),  # reports how it was built
     ("tests.test_bindings", "groundkern._C"),  # tests the binding itself
     ("tests.test_cpu_isa", "groundkern._C"),
     ("tests.test_head_bindings", "groundkern._C"),
@@ -194,6 +195,7 @@ def role(module: str) -> str | None:
             return "hf"
         case (
             []
+            | ["environment"]
             | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "normaliser"]
             | ["compat" | "divergence" | "targets", *_]
         ):

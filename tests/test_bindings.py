@@ -6,8 +6,10 @@ tests/ops/test_contract.py compares values with the specification; here the plai
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -154,11 +156,59 @@ def test_a_number_that_does_not_fit_is_refused(replaced: Arguments) -> None:
     assert x["out"].isnan().all()
 
 
-@pytest.mark.parametrize("value", [7, (1, 2), ("a", 0, (1,), (1,)), (-8, 0, (1,), (1,))])
-def test_an_argument_that_is_no_view_is_a_type_error(value: object) -> None:
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        {"q": 7},
+        {"q": (1, 2)},
+        {"q": ("a", 0, (1,), (1,))},
+        {"q": (-8, 0, (1,), (1,))},
+        {"q": (2**64, 0, (1,), (1,))},
+        {"q": (8, 0.5, (1,), (1,))},
+        {"q": (8, 0, (2**63,), (1,))},
+        {"q": (8, 0, (1,), "1")},
+        {"q": None},
+        {"scale": "half"},
+        {"threads": 1.5},
+        {"threads": 2**32 + 1},
+    ],
+)
+def test_an_argument_of_another_type_is_a_type_error(replaced: Arguments) -> None:
     x = tensors()
+    ((name, value),) = replaced.items()
+    got = f"^`{name}`: not convertible from {type(value).__name__}$"
+    with pytest.raises(TypeError, match=got):
+        _C.side_attention_forward(**arguments(x, **replaced))
+    assert x["out"].isnan().all()
+
+
+def test_arguments_are_taken_by_name_and_all_of_them() -> None:
+    x = tensors()  # kept: an argument is an address
+    given = arguments(x)
+    with pytest.raises(TypeError, match=r"^`qq`: not an argument of this function$"):
+        _C.side_attention_forward(**given, qq=1)
+    del given["stop"]
+    with pytest.raises(TypeError, match=r"^`stop`: missing$"):
+        _C.side_attention_forward(**given)
+    with pytest.raises(TypeError, match="keyword"):
+        _C.side_attention_forward(given["q"])
     with pytest.raises(TypeError):
-        _C.side_attention_forward(**arguments(x, q=value))
+        _C.has_matrix_product("float32")
+
+
+def test_calls_keep_no_references() -> None:
+    """Neither those that run nor those that are refused: bindings by hand could."""
+    x = tensors()  # kept: an argument is an address
+    given = arguments(x)
+    wrong = {**given, "scale": "half"}
+    kept = [*given.values(), *given["q"], wrong["scale"], None, TypeError]
+    before = [sys.getrefcount(value) for value in kept]
+    for _ in range(1000):
+        _C.side_attention_forward(**given)
+        with contextlib.suppress(TypeError):
+            _C.side_attention_forward(**wrong)
+    grown = [sys.getrefcount(value) - count for value, count in zip(kept, before)]
+    assert max(map(abs, grown)) < 100
 
 
 @pytest.mark.parametrize("name", ["dout", "dlse", "lse", "dq", "dk", "dv"])

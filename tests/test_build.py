@@ -1,22 +1,16 @@
-"""setup.py: what a wheel contains, and how the install goes without a usable C++ compiler.
-
-Each build runs in a copy of the sources, so that the checkout's own build is not touched.
-"""
+"""setup.py: how the build goes with a C++ compiler, without one, and with an unusable one."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
-import sysconfig
-import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "csrc", "groundkern")
+from tests.building import NO_COMPILER, ROOT, build, copy_sources, run, wheel_names
+
+EXTENSION = "_C.abi3.so"
 GXX = shutil.which("g++")
 AARCH64 = "aarch64-linux-gnu-g++"
 needs_gxx = pytest.mark.skipif(GXX is None, reason="builds with g++ and there is none on PATH")
@@ -37,17 +31,7 @@ exec {gxx} "$@" -O0
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what is needed to build, in a folder with a space in its name."""
-    folder = tmp_path / "a checkout"
-    folder.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_C.py")
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=ignore)
-        else:
-            shutil.copy2(source, folder / name)
-    (folder / "README.md").write_text("# groundkern\n")
-    return folder
+    return copy_sources(tmp_path / "a checkout")
 
 
 @pytest.fixture
@@ -56,28 +40,6 @@ def wrapper(tmp_path: Path) -> Path:
     path.write_text(WRAPPER.format(gxx=GXX))
     path.chmod(0o755)
     return path
-
-
-def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh Python without PYTHONPATH: it sees `folder` and what is installed."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GROUNDKERN_WERROR")}
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=folder, env={**env, **environment}, capture_output=True, text=True
-    )
-
-
-def build(kind: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`kind` is "wheel" or "sdist"; the result is in `folder / "dist"`."""
-    code = f"from setuptools import build_meta; build_meta.build_{kind}('dist')"
-    return run(["-c", code], folder, **environment)
-
-
-def wheel_names(folder: Path) -> list[str]:
-    (wheel,) = (folder / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "installed")
-        return archive.namelist()
 
 
 IMPORT = ["-c", "import groundkern._C as extension; print(extension.__file__)"]
@@ -89,24 +51,17 @@ def test_the_extension_is_built_here() -> None:
         pytest.skip("there is no g++ to build groundkern._C with")
     result = run(IMPORT, ROOT)
     assert result.returncode == 0, f"build it with `pip install -e .`: {result.stderr}"
-    assert result.stdout.strip().endswith(sysconfig.get_config_var("EXT_SUFFIX"))
+    assert result.stdout.strip().endswith(EXTENSION)
 
 
 def test_wheel_without_a_compiler(checkout: Path) -> None:
     """The install succeeds and says what is missing, and so does the installed package."""
-    result = build("wheel", checkout, CXX="/nonexistent/g++")
+    result = build("wheel", checkout, CXX=NO_COMPILER)
     assert result.returncode == 0, result.stderr
-    sentence = "no C++ compiler was found (/nonexistent/g++)"
+    sentence = f"no C++ compiler was found ({NO_COMPILER})"
     assert f"installing without its C++ kernels: {sentence}" in result.stderr
 
-    names = wheel_names(checkout)
-    code = [name for name in names if ".dist-info/" not in name]
-    assert {"groundkern/__init__.py", "groundkern/hf/__init__.py", "groundkern/_C.py"} <= set(code)
-    assert {name.split("/")[0] for name in code} == {"groundkern"}
-    kinds = {Path(name).suffix for name in code}
-    assert kinds == {".py", ".html", ".css", ".yaml", ".txt", ".csv", ".md"}, "no object file"
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-
+    assert "groundkern/_C.py" in wheel_names(checkout)
     ask = "import groundkern; print(groundkern.available_backends()['native'])"
     reason = run(["-c", ask], checkout / "installed")
     assert sentence in reason.stdout, reason.stderr
@@ -126,13 +81,13 @@ def test_wheel_with_an_unusable_compiler(checkout: Path, tmp_path: Path) -> None
 @needs_gxx
 def test_wheel_with_a_compiler(checkout: Path, wrapper: Path, tmp_path: Path) -> None:
     """The extension replaces an earlier build's stand-in and imports; its flags are portable."""
-    build("wheel", checkout, CXX="/nonexistent/g++")
+    build("wheel", checkout, CXX=NO_COMPILER)
     shutil.rmtree(checkout / "dist")
     log = tmp_path / "log"
     environment = {"CXX": str(wrapper), "COMPILER_LOG": str(log), "GROUNDKERN_WERROR": "1"}
     result = build("wheel", checkout, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    extension = "groundkern/_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    extension = f"groundkern/{EXTENSION}"
     names = wheel_names(checkout)
     assert extension in names and "groundkern/_C.py" not in names
     imported = run(IMPORT, checkout / "installed")
@@ -172,28 +127,17 @@ def test_an_error_in_our_sources_fails_the_build(
 
 
 @needs_gxx
-def test_an_in_place_build_removes_the_stand_in(
+def test_an_in_place_build_removes_what_others_left(
     checkout: Path, wrapper: Path, tmp_path: Path
 ) -> None:
     command = ["setup.py", "build_ext", "--inplace"]
-    without = run(command, checkout, CXX="/nonexistent/g++")
+    without = run(command, checkout, CXX=NO_COMPILER)
     assert without.returncode == 0, without.stderr
     missing = run(IMPORT, checkout)
     assert "ImportError: not built: no C++ compiler was found" in missing.stderr
 
+    (checkout / "groundkern" / "_C.cpython-310-x86_64-linux-gnu.so").touch()  # of an old version
     environment = {"CXX": str(wrapper), "COMPILER_LOG": str(tmp_path / "log"), "OURS": "empty"}
     built = run(command, checkout, **environment)
     assert built.returncode == 0, built.stdout + built.stderr
-    extension = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
-    assert [path.name for path in (checkout / "groundkern").glob("_C*")] == [extension]
-
-
-def test_sdist_holds_the_sources_of_the_extension(checkout: Path) -> None:
-    result = build("sdist", checkout)
-    assert result.returncode == 0, result.stderr
-    (archive,) = (checkout / "dist").glob("*.tar.gz")
-    shutil.unpack_archive(archive, checkout / "unpacked")
-    (unpacked,) = (checkout / "unpacked").iterdir()
-    for source in (checkout / "csrc").rglob("*.*"):
-        assert (unpacked / source.relative_to(checkout)).is_file(), source
-    assert (unpacked / "setup.py").is_file()
+    assert [path.name for path in (checkout / "groundkern").glob("_C*")] == [EXTENSION]

@@ -13,8 +13,14 @@ import pytest
 from tests.sources import ROOT, files
 
 PAGES = files(".md")
-ABOUT_CODE = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/ops/kernels.md")
-METHODS = ROOT / "docs" / "methods" / "index.md"
+ABOUT_CODE = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/concepts.md",
+    "docs/glossary.md",
+    "docs/ops/kernels.md",
+)
+METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
 
 WIDTH = 100
 ABSENT_PAGE = re.compile(
@@ -40,15 +46,40 @@ def _prose(text: str) -> str:
     return CODE.sub(lambda match: "\n" * match.group().count("\n"), text)
 
 
+def _equations() -> list[tuple[str, str]]:
+    """(page, number) of each equation: a line of a page of docs/methods that begins **(X1)**."""
+    return [(page.name, number) for page in METHODS for number in DEFINED.findall(_text(page))]
+
+
 def test_equations_are_numbered_once() -> None:
-    """A numbered equation of docs/methods/index.md is a line that begins with **(X1)**."""
-    numbers = Counter(DEFINED.findall(_text(METHODS)))
+    """Over all pages; those of a letter run from 1 on without a gap."""
+    numbers = Counter(number for _, number in _equations())
     assert {"S1", "S5", "D1", "D4", "K1", "K4", "H1", "H4", "C1", "A2", "L2"} <= set(numbers)
     assert {number for number, times in numbers.items() if times > 1} == set()
+    last = Counter(number[0] for number in numbers)
+    assert {f"{x}{i}" for x, n in last.items() for i in range(1, n + 1)} == set(numbers)
+
+
+def _numbers(text: str) -> set[str]:
+    """(S1)–(S6), (C1): what a cell of the index names, ranges written out."""
+    found = set()
+    for first, end in re.findall(r"\((\w+)\)(?:–\((\w+)\))?", text):
+        letter, start, stop = first[0], int(first[1:]), int((end or first)[1:])
+        found |= {f"{letter}{i}" for i in range(start, stop + 1)}
+    return found
+
+
+def test_the_index_names_the_page_of_each_equation() -> None:
+    assert _numbers("(S1)–(S3), (C1)") == {"S1", "S2", "S3", "C1"}
+    table = _text(METHODS[0].with_name("index.md")).partition("| page | equations |")[2]
+    rows = re.findall(r"^\| .*?\((\S+\.md)\).*? \|([^|]*)\|$", table, re.MULTILINE)
+    named = {(page, number) for page, cell in rows for number in _numbers(cell)}
+    assert named == set(_equations())
+    assert {page for page, _ in rows} == {page.name for page in METHODS} - {"index.md"}
 
 
 def test_cited_equations_exist() -> None:
-    numbers = set(DEFINED.findall(_text(METHODS)))
+    numbers = {number for _, number in _equations()}
     cited = {
         (_named(path), number)
         for path in files(".py", ".cpp", ".h", ".inc", ".cu", ".md")
@@ -89,6 +120,13 @@ def test_no_placeholder_is_left() -> None:
     assert PLACEHOLDER.findall(_prose(example)) == ["GradCAM_COST", "READ_ME"]
     found = {_named(path): PLACEHOLDER.findall(_prose(_text(path))) for path in PAGES}
     assert {path: tokens for path, tokens in found.items() if tokens} == {}
+
+
+def test_a_term_has_one_meaning() -> None:
+    cells = re.findall(r"^\| (\*\*.+?) \|", _text(ROOT / "docs" / "glossary.md"), re.MULTILINE)
+    terms = Counter(term for cell in cells for term in re.findall(r"\*\*(.+?)\*\*", cell))
+    assert len(terms) > 100
+    assert {term for term, times in terms.items() if times > 1} == set()
 
 
 def _too_long(line: str) -> bool:

@@ -47,7 +47,7 @@ class Smam(Checked):
             behind it; layers before it have none.
 
     Source:
-        (S1)-(S6) of docs/methods/index.md.
+        (S1)-(S6) of docs/methods/smam.md.
     """
 
     weight: float = 1.0
@@ -80,7 +80,7 @@ class DvSft(Checked):
             or over each "image"'s own labelled tokens first and then over images.
 
     Source:
-        (D1)-(D5) of docs/methods/index.md.
+        (D1)-(D5) of docs/methods/dv-sft.md.
     """
 
     weight: float = 2e-3
@@ -125,7 +125,7 @@ class Klal(Checked):
             average_layers. null: not picked.
 
     Source:
-        (K1)-(K6), (G1), (G2), (G4) of docs/methods/index.md.
+        (K1)-(K6), (G1), (G2), (G4) of docs/methods/klal.md, gui-aima.md and mass.md.
     """
 
     weight: float = 1.0
@@ -225,7 +225,7 @@ class Hist(Checked):
             that are softmax attention.
 
     Source:
-        (H1)-(H4) of docs/methods/index.md.
+        (H1)-(H4) of docs/methods/hist.md.
     """
 
     phrase: float = 1.0
@@ -256,7 +256,7 @@ class Margins(Checked):
             that are softmax attention.
 
     Source:
-        (A1), (A2) of docs/methods/index.md.
+        (A1), (A2) of docs/methods/margins.md.
     """
 
     weight: float = 1.0
@@ -281,7 +281,7 @@ class LogitLens(Checked):
         suppress_weight: of (L2), the mean over the chosen visual tokens off it.
 
     Source:
-        (L1), (L2) of docs/methods/index.md.
+        (L1), (L2) of docs/methods/logit-lens.md.
     """
 
     raise_weight: float = 1.0
@@ -306,7 +306,7 @@ class AttentionPolicy(Checked):
             "predictor" rows before them. The latter stand before the token and leave out nothing.
 
     Source:
-        (R1), (R2) of docs/methods/index.md.
+        (R1), (R2) of docs/methods/policy-and-teacher.md.
     """
 
     weight: float = 1.0
@@ -344,7 +344,7 @@ class Distillation(Checked):
             sizes; null: all, and both must have as many.
 
     Source:
-        (R3) of docs/methods/index.md.
+        (R3) of docs/methods/policy-and-teacher.md.
     """
 
     attention: float = 1.0

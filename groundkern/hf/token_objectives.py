@@ -24,7 +24,7 @@ class Basic(Checked):
         detach_head: no gradient reaches E through (B3).
 
     Source:
-        (B1)-(B3) of docs/methods/index.md.
+        (B1)-(B3) of docs/methods/basic.md.
     """
 
     direction: float = 1.0
@@ -51,7 +51,7 @@ class PatchText(Checked):
         temperature: tau of both, above 0.
 
     Source:
-        (B4), (B5) of docs/methods/index.md.
+        (B4), (B5) of docs/methods/patch-text.md.
     """
 
     weight: float = 1.0

@@ -1,5 +1,5 @@
 """`groundkern train`, `demo`, `look`, `prepare`, `inspect`, `doctor`, `evaluate`, `heads`,
-`evidence`.
+`evidence`, `env`.
 
 Only the chosen command is imported: torch and transformers take seconds, and most commands need
 neither, or not at once.
@@ -25,6 +25,7 @@ _TOOLS = {
     "evaluate": "groundkern.trainer.evaluation.command",
     "heads": "groundkern.trainer.heads.command",
     "evidence": "groundkern.trainer.evidence.command",
+    "env": "groundkern.environment",
 }
 _COMMANDS = ("train", "demo", "prepare", "look", *_TOOLS)
 _BY_SEVERAL = ("train", "evaluate", "evidence")  # that several processes may run together

@@ -23,6 +23,7 @@ from groundkern.trainer.data.images import SampleError
 from groundkern.trainer.data.index import COUNTS, counts_of
 from groundkern.trainer.data.mixture import Mixture
 from groundkern.trainer.streaming.stream import SampleStream
+from groundkern.trainer.wording import cut
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _check_looks(
 ) -> None:
     """What comes of some samples when they are collated: certain if these are all."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(looks, len(dataset))).round())
-    until, seen = time.monotonic() + SECONDS, []
+    until, seen, refused = time.monotonic() + SECONDS, [], []
     for index in chosen.astype(int).tolist():
         if time.monotonic() > until:
             break
@@ -141,10 +142,15 @@ def _check_looks(
             if example is None:
                 continue
             collator.collator([example])
-        except ValueError:  # it will be reported, or stop the run, when its turn comes
+        except ValueError as error:  # reported, or what ends the run, when its turn comes
+            refused.append(cut(str(error).replace(f"`{example.name}: ", f"{example.name}: `", 1)))
             continue
         seen.append(index)
     if not seen:
+        if refused:
+            wanted = f"{dataset.name}: expected samples that the model takes"
+            tried = f"none of {len(refused):,} that were tried; the first: {refused[0]}"
+            _say(f"{wanted}, got {tried}", certain=len(refused) == len(dataset), error=SampleError)
         return
     found, whole = collator.collator.counts, not isinstance(dataset, _First)
     certain = whole and len(seen) == len(dataset)
@@ -219,6 +225,11 @@ class SupervisionWatch(TrainerCallback):
         seen, counts = self._counts["samples"], self._counts
         whole = seen >= self._enough
         last = state.global_step >= state.max_steps
+        if last and not seen:
+            raise SampleError(
+                "`data.train`: expected samples that the model takes, got none: each was skipped, "
+                "and why is said above"
+            )
         if not counts["text_rows"] and (whole or last or seen >= PATIENCE):
             raise SampleError(_nothing_left(self._config, counts, f"{seen:,} samples trained on"))
         if whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,6 +146,7 @@ def test_a_token_is_the_mean_of_those_that_were_there(tied):
     with torch.no_grad():
         model.get_input_embeddings().weight[new] = 7.0  # as if trained
     assert add_tokens(model, tokenizer, [ANCHOR]) == [new]
+    assert add_tokens(model, SimpleNamespace(tokenizer=tokenizer), [ANCHOR]) == [new]
     assert model.get_input_embeddings().weight[new].eq(7.0).all()
     with pytest.raises(ValueError, match="white space"):
         add_tokens(model, tokenizer, [" x"])

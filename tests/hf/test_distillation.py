@@ -168,9 +168,9 @@ def test_divergences_of_tokens_by_hand():
 
 def test_what_cannot_teach_is_refused_by_name(qwen):
     teacher = taller_teacher()
-    with pytest.raises(ValueError, match="`teacher`: expected one beside `distill`"):
+    with pytest.raises(ValueError, match="`teacher`: expected a model beside `distill`"):
         attach(qwen, distill=BOTH)
-    with pytest.raises(ValueError, match="`distill`: expected one beside `teacher`"):
+    with pytest.raises(ValueError, match="`distill`: expected `Distillation"):
         attach(qwen, teacher=teacher)
     with pytest.raises(ValueError, match="another model than the student"):
         attach(qwen, distill=BOTH, teacher=qwen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from importlib.util import find_spec
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_round_trip(family, tmp_path):
 def test_without_video_is_one_class_per_processor():
     assert without_video(Qwen2_5_VLProcessor) is without_video(Qwen2_5_VLProcessor)
     assert "video_processor" not in without_video(Qwen2_5_VLProcessor).get_attributes()
+
+
+def test_processors_without_video_go_to_spawned_workers():
+    processor = tiny_qwen_processor()
+    sent = pickle.loads(pickle.dumps(processor))
+    assert type(sent) is type(processor) and sent.chat_template == processor.chat_template
+    assert sent.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert sent.tokenizer("Where?").input_ids == processor.tokenizer("Where?").input_ids
 
 
 def test_omni_processors_lose_the_part_before_their_tokenizer(tmp_path):

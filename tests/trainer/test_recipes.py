@@ -1,7 +1,8 @@
-"""What docs/methods/index.md shows is a config, and trains what it says."""
+"""What the pages of docs/methods show is a config, and trains what it says."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 
@@ -9,17 +10,21 @@ import pytest
 import yaml
 
 from benchmarks.families.zoo.first import tiny_qwen_model, tiny_qwen_processor
+from groundkern import hf
 from groundkern.trainer.train import train
 from tests.sources import ROOT
 from tests.trainer.tiny_run import config, losses, make_data
 
-METHODS = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
-RECIPES = {
-    f"line {METHODS[: block.start()].count(chr(10)) + 1}": yaml.safe_load(block[1])
-    for block in re.finditer(r"^```yaml\n(.*?)^```", METHODS, re.MULTILINE | re.DOTALL)
-    if re.search(r"^(objectives|supervision):", block[1], re.MULTILINE)
+METHODS = {
+    page.name: page.read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs" / "methods").glob("*.md"))
 }
-TABLE = METHODS.partition("| objective |")[2].partition("\n\n")[0]
+RECIPES = {
+    f"{name} line {text[: block.start()].count(chr(10)) + 1}": yaml.safe_load(block[1])
+    for name, text in METHODS.items()
+    for block in re.finditer(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+}
+TABLE = METHODS["index.md"].partition("| objective |")[2].partition("\n\n")[0]
 PARTS = {  # "| `klal` | `regions` | `map_kl` | ..."
     row[1]: re.findall(r"`(\w+)`", row[2])
     for row in re.finditer(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", TABLE, re.MULTILINE)
@@ -29,6 +34,9 @@ WHOLE = {  # with what the defaults leave out of these parts, or have satisfied
     "margins": {"mean_margin": 1.0, "max_margin": 1.0},
     "patch_text": {"words": 1.0},
     "distill": {"tokens": 0.5},
+}
+TRAINED = {  # the others turn an objective on as it is, which is a test of its own
+    name: recipe for name, recipe in RECIPES.items() if any(recipe["objectives"].values())
 }
 LAYERS = 36  # as many as the recipes name or pick heads from
 OFF = dict.fromkeys(("smam", "dv_sft", "klal"))  # what `config` turns on by itself
@@ -50,11 +58,28 @@ def test_a_recipe_is_a_config(recipe, tmp_path) -> None:
             assert {key: values[key] for key in wanted} == wanted
 
 
-def test_the_page_has_recipes_and_says_what_is_logged() -> None:
-    assert len(RECIPES) >= 5
+def test_the_pages_have_recipes_and_say_what_is_logged() -> None:
+    assert len(RECIPES) >= 16
     trained = {name for recipe in RECIPES.values() for name in recipe["objectives"]}
-    assert trained <= PARTS.keys()
+    assert trained == PARTS.keys() - {"text"}
     assert PARTS["klal"] == ["map_kl"] and len(PARTS) >= 9
+
+
+def test_the_pages_name_what_attach_takes() -> None:
+    found = {
+        name: re.findall(r"`attach\(model, (\w+)=(\w+)\(", text) for name, text in METHODS.items()
+    }
+    pairs = [pair for page in found.values() for pair in page]
+    assert len(pairs) >= 9
+    for name, objective in pairs:
+        inspect.signature(hf.attach).bind(None, **{name: getattr(hf, objective)()})
+    options = [
+        option
+        for text in METHODS.values()
+        for option in re.findall(r"`(\w+)=True`\s+for\s+the\s+`GroundingCollator`", text)
+    ]
+    assert options == ["lens", "contrast"]
+    assert set(options) <= inspect.signature(hf.GroundingCollator).parameters.keys()
 
 
 def _extended(sample: dict) -> dict:
@@ -99,7 +124,7 @@ def _train(data, output, recipe: dict) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", TRAINED.values(), ids=TRAINED)
 def test_a_recipe_trains(data, tmp_path, recipe) -> None:
     _train(data, tmp_path / "run", recipe)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 
 import pytest
@@ -130,6 +131,17 @@ def test_6_a_max_length_that_cuts_every_answer(check, caplog):
         check(max_length=20)
     check(max_length=20, looks=3)
     assert [record.message for record in caplog.records] == [f"{cut}3 of 9 samples"]
+
+
+def test_6_samples_that_the_model_does_not_take(check, caplog, data, tmp_path):
+    said = r"d.jsonl: expected samples that the model takes, got none of {} that were tried; the "
+    said += r"first: d.jsonl:1: `max_length`: expected at least \d+ tokens, for its images, got 3$"
+    with pytest.raises(SampleError, match=said.format(9)):
+        check(max_length=3)
+    check(max_length=3, looks=2)
+    assert [bool(re.match(said.format(2), each.message)) for each in caplog.records] == [True]
+    with pytest.raises(SampleError, match="got none: each was skipped"):  # none in a whole run
+        watched(data, tmp_path, {"samples": 0}, step=6)
 
 
 def test_6_answers_that_are_cut_in_part_are_told(check, caplog, monkeypatch):

@@ -66,7 +66,7 @@ def add_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[str]) -> list[
 
     Args:
         model: a transformers model, before PEFT and before it is sharded.
-        tokenizer: the model's.
+        tokenizer: the model's, or its processor.
         tokens: their texts, such as "<ANCHOR>".
 
     Returns:
@@ -84,6 +84,7 @@ def add_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[str]) -> list[
         good = token.strip() == token != ""
         require(good, "tokens", "texts without white space at their ends", repr(token))
     its: Any = model  # methods of transformers' models
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     known = len(tokenizer)
     new = add_to_tokenizer(tokenizer, tokens)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]

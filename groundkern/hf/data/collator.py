@@ -121,7 +121,7 @@ class GroundingCollator:
         ValueError: a processor without what is needed, or an unknown option; in a call, a bad
             example, which the message names.
 
-    Source: the papers of SMAM, DV-SFT, KLAL, HIST and the logit-lens loss (docs/methods/index.md).
+    Source: the papers of SMAM, DV-SFT, KLAL, HIST and the logit-lens loss (docs/methods).
     """
 
     processor: Any

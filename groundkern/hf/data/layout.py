@@ -180,7 +180,8 @@ def tokens_that_stay(
     beside = {token for image in images for token in (image.start - 1, image.stop)}
     stays |= {token for token in beside if 0 <= token < len(ids) and ids[token] in special}
     room = max_length - len(stays)
-    require(room >= 0, f"{name}: max_length", f"at least {len(stays)}, for its images", max_length)
+    wanted = f"at least {len(stays)} tokens, for its images"
+    require(room >= 0, f"{name}: max_length", wanted, max_length)
     text = [token for token in range(len(ids)) if token not in stays]
     return sorted([*stays, *text[:room]])
 

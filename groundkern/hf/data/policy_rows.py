@@ -28,7 +28,7 @@ def policy_rows(
         `gk_policy_position` int32 and `gk_policy_weight` fp32 [B, Rt], and `gk_policy_reference`
         [B, Rt, 0, S] of no layer, for the recorded maps to replace.
 
-    Source: (R1), (R2) of docs/methods/index.md.
+    Source: (R1), (R2) of docs/methods/policy-and-teacher.md.
     """
     before = batch["gk_text_position"].int()
     position = before if rows == "predictor" else torch.where(before >= 0, before + 1, -1)

@@ -190,9 +190,10 @@ def _teacher_of(
     """The teacher, attached without objectives if it is not attached."""
     if distill is None and teacher is None:
         return None
-    if distill is None or teacher is None:
-        missing, given = ("distill", "teacher") if distill is None else ("teacher", "distill")
-        fail(missing, f"one beside `{given}`", None)
+    if distill is None:
+        fail("distill", "`Distillation(...)` beside `teacher`", None)
+    if teacher is None:
+        fail("teacher", "a model beside `distill`", None)
     other = base_model(teacher)
     found = Teacher.of(student, other, distill)
     if ATTACHMENT not in other.__dict__:

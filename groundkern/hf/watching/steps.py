@@ -17,6 +17,7 @@ from groundkern.hf.watching.finite import (
     skip_step,
     step_taken,
 )
+from groundkern.hf.watching.idle_terms import IdleTerms
 from groundkern.hf.watching.plain import DivergedError, number
 from groundkern.hf.watching.still_policy import StillPolicy
 from groundkern.hf.watching.term_norms import summed_over_ranks, term_norms
@@ -50,7 +51,7 @@ class StepWatch(TrainerCallback):
         self._sums: dict[tuple[str, ...], Tensor] = {}  # of the parts since the last log line
         self._since = 0  # the step at which the sums began
         self._norms: dict[str, Tensor] = {}
-        self._policy = StillPolicy()
+        self._policy, self._idle = StillPolicy(), IdleTerms()
 
     def _refuse_norms(self) -> None:
         args = self.trainer.args
@@ -77,7 +78,10 @@ class StepWatch(TrainerCallback):
         """The mean of each part over the steps since the last log line, and the newest norms."""
         steps = max(1, self.trainer.state.global_step - self._since)
         means = {name: value / steps for name, value in self._whole_sums().items()}
-        self._policy.look(means, self.trainer.state.global_step)
+        state = self.trainer.state
+        self._policy.look(means, state.global_step)
+        if state.is_world_process_zero:
+            self._idle.look(means, state.global_step, state.max_steps)
         norms = {name: float(norm) for name, norm in self._norms.items()}
         self._sums, self._norms = {}, {}
         return {**means, **norms}

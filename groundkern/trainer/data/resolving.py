@@ -277,6 +277,7 @@ class Resolver:
 
     def _box(self, box: tuple, place: PlaceRecord, canvas: Canvas, field: str) -> tuple:
         x0, y0, x1, y1 = box
+        self._refuse_fractions(box, place.coord, field, box)
         if place.order == "xywh":
             x1, y1 = x0 + x1, y0 + y1
         width, height = _whole(place.coord, canvas)
@@ -298,8 +299,18 @@ class Resolver:
         fractions = [(x / width, y / height) for x, y in points]
         if any(not -SLACK <= value <= 1 + SLACK for point in fractions for value in point):
             wanted = f"{coord} coordinates within {canvas.kind} {canvas.index}, {width} x {height}"
-            raise self._wrong(field, wanted, list(got or points))
+            largest = max(value for point in fractions for value in point)
+            said = _other_unit(coord, largest, max(number for point in points for number in point))
+            raise self._wrong(field, wanted, f"{list(got or points)}{said}")
+        if got is None:
+            self._refuse_fractions([number for p in points for number in p], coord, field, points)
         return tuple((min(1.0, max(0.0, x)), min(1.0, max(0.0, y))) for x, y in fractions)
+
+    def _refuse_fractions(self, numbers: Sequence, coord: str, field: str, got: Sequence) -> None:
+        """Refuse what would all lie in the image's first pixel, and is not whole pixels: fractions
+        of the image, from which a run would learn nothing and say so nowhere."""
+        if coord == "pixel" and max(numbers) <= 1 and any(x != int(x) for x in numbers):
+            raise self._wrong(field, 'pixels, or "coord": "unit" for 0 to 1', list(got))
 
     def _wrong(self, field: str, wanted: str, got: object) -> SampleError:
         return wrong(self.where, field, wanted, got)
@@ -310,6 +321,13 @@ def _whole(coord: str, canvas: Canvas) -> Size:
     if coord == "pixel":
         return canvas.size
     return (1000, 1000) if coord == "per_mille" else (1, 1)
+
+
+def _other_unit(coord: str, fraction: float, number: float) -> str:
+    """What pixels that leave their image may be, to say behind them; "" if nothing is likely: a few
+    percent are an edge that was taken for a pixel's centre."""
+    likely = coord == "pixel" and fraction > 1.05 and number <= 1000
+    return ' ("coord": "per_mille" is for 0 to 1000)' if likely else ""
 
 
 def _unfound(text: str, answer: str) -> str:

@@ -243,7 +243,8 @@ def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where:
         parts = [] if isinstance(message.content, str) else message.content
         field = f"messages[{i}].content"
         if not message.train and message.role != "assistant":
-            raise wrong(where, f"messages[{i}].train", "it of assistant messages", message.role)
+            wanted, got = "it in an assistant message", f"one of role {message.role}"
+            raise wrong(where, f"messages[{i}].train", wanted, got)
         here = Counter(part.type for part in parts if part.type != "text")
         slots += here
         if here and message.role != "user":

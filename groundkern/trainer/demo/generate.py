@@ -79,7 +79,13 @@ TASKS = {"pointing": pointing, "page": page, "chart": chart}
 
 
 def generate(
-    folder: Path, *, samples: int, seed: int = 0, held_out: dict[str, int] = HELD_OUT
+    folder: Path,
+    *,
+    samples: int,
+    seed: int = 0,
+    held_out: dict[str, int] = HELD_OUT,
+    shares: dict[str, int] | None = None,
+    shown: bool = True,
 ) -> None:
     """Write `samples` training samples and the held-out samples of each task under `folder`.
 
@@ -88,26 +94,30 @@ def generate(
         samples: how many training samples, all tasks together, in a shuffled order.
         seed: the same seed gives the same files.
         held_out: how many samples of each task dev has, and test as many.
+        shares: how many training samples of each task follow one another before they are shuffled;
+            None: `SHARES`.
+        shown: false for no progress bars.
 
     Raises:
         ValueError: more held-out samples than there are different ones.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    turns = [task for task, share in SHARES.items() for _ in range(share)]
+    shares = SHARES if shares is None else shares
+    turns = [task for task, share in shares.items() for _ in range(share)]
     train = [turns[i % len(turns)] for i in range(samples)]
     random.Random(seed).shuffle(train)
     held = [task for task, count in held_out.items() for _ in range(count)]
     taken: set[Hashable] = set()  # what is on the pictures drawn before
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with Progress(*columns, TimeRemainingColumn(), disable=not shown) as progress:
         for split, tasks in (("dev", held), ("test", held), ("train", train)):
             bar, avoid = progress.add_task(f"render {split}", total=len(tasks)), set(taken)
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
                 for i, task in enumerate(tasks):
                     picture, sample = _new(task, f"{seed} {SEEDS[split]} {i}", avoid)
-                    taken.add(shown(picture))
+                    taken.add(drawn_on(picture))
                     if split == "test":  # no two of these are of one picture
-                        avoid.add(shown(picture))
+                        avoid.add(drawn_on(picture))
                     name = f"images/{split}-{i:05d}.png"
                     picture.image.save(folder / name)
                     sample["images"] = [name]
@@ -116,7 +126,7 @@ def generate(
                     progress.advance(bar)
 
 
-def shown(picture: Picture) -> Hashable:
+def drawn_on(picture: Picture) -> Hashable:
     """What is on a picture, whatever its colours and its mark: its words, or else its pixels."""
     return tuple(text for text, _ in picture.words) or picture.image.tobytes()
 
@@ -125,6 +135,6 @@ def _new(task: str, seed: str, avoid: set[Hashable]) -> tuple[Picture, dict]:
     for number in range(_TRIES):
         again = f" again {number}" if number else ""
         picture, sample = TASKS[task](random.Random(seed + again))
-        if shown(picture) not in avoid:
+        if drawn_on(picture) not in avoid:
             return picture, sample
     raise ValueError(f"`held_out`: expected fewer samples of {task}: there are no more to draw")

@@ -1,7 +1,7 @@
 """Text set on the grid of visual tokens: every word ends at the right edge of a cell.
 
 So the bottom-right corner of each word's box lies in a visual token of its own, which is the one
-that DV-SFT labels (docs/methods/index.md, label-to-image).
+that DV-SFT labels (docs/methods/dv-sft.md, label-to-image).
 """
 
 from __future__ import annotations

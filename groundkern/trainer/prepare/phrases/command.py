@@ -1,6 +1,6 @@
 """`prepare phrases`: noun phrases of answers, their subjects, and composites (HIST).
 
-Source: (H1)-(H3) of docs/methods/index.md; docs/data/prepare-marks.md has the rules.
+Source: (H1)-(H3) of docs/methods/hist.md; docs/data/prepare-marks.md has the rules.
 """
 
 from __future__ import annotations
