@@ -17,6 +17,7 @@ from groundkern.integrations.sequences import Picture
 from groundkern.trainer.data.images import wrong
 from groundkern.trainer.data.record import PhraseRecord, RegionRecord, Weight, WordRecord
 from groundkern.trainer.data.resolving import Resolver, Size
+from groundkern.trainer.prepare.boxes.settings import BoxSettings
 from groundkern.trainer.wording import short
 
 COLUMN = "groundkern"
@@ -85,6 +86,22 @@ def grounded_example(
     return GroundedExample(
         pictures, messages, name=where, checked=True, grounding_weight=weight, **made
     )
+
+
+def with_boxes(
+    record: Mapping[str, Any], sizes: Sequence[Size], where: str, boxes: BoxSettings
+) -> Mapping[str, Any]:
+    """A record with a region for each box in its answers, unless it has regions of its own.
+
+    Args:
+        record: as `grounded_example` takes it.
+        sizes: (width, height) of its images as the program loads them.
+        where: what error messages call the sample.
+        boxes: how boxes are read.
+    """
+    if {"regions", "phrases"} & record.keys() or not sizes:
+        return record
+    return boxes(record, sizes, where)[0]
 
 
 def _record(kind: type, value: Any, field: str, where: str) -> Any:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
@@ -19,8 +19,7 @@ from llamafactory.data.converter import DATASET_CONVERTERS
 from llamafactory.data.processor import SupervisedDatasetProcessor
 from PIL import Image
 
-from groundkern.hf import GroundedExample
-from groundkern.integrations.records import COLUMN, grounded_example, supervision_of
+from groundkern.integrations.records import COLUMN, grounded_example, supervision_of, with_boxes
 from groundkern.integrations.run_settings import Settings
 from groundkern.integrations.sequences import SequenceRows
 from groundkern.trainer.data.images import wrong
@@ -107,7 +106,7 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
         examples, at = [], 0
         for (record, where), own in zip(records, images, strict=True):
             sizes = [_size(image) for image in own]
-            record, _ = self._read(record, sizes, where)
+            record = with_boxes(record, sizes, where, self.boxes)
             examples.append(grounded_example(record, sizes, given[at : at + len(own)], where))
             at += len(own)
         batch.pop("rope_deltas", None)  # of generation alone
@@ -125,17 +124,6 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
         record = json.loads(feature.pop(COLUMN))
         answer = record["messages"][-1]["content"]
         return record, f"{where} ({answer[:60]!r})"
-
-    def _read(
-        self, record: dict[str, Any], sizes: Sequence[tuple[int, int]], where: str
-    ) -> tuple[Mapping[str, Any], dict[str, int]]:
-        """A record with a region for each box in its answers, unless it has regions of its own."""
-        if {"regions", "phrases"} & record.keys() or not sizes:
-            return record, {}
-        messages = [message for message in record["messages"] if message["role"] != "observation"]
-        if len(messages) < len(record["messages"]):
-            return record, {}  # the numbers of a tool's turns are not an answer's
-        return self.boxes(record, sizes, where)
 
     @contextmanager
     def _given(self):
@@ -160,10 +148,8 @@ def _size(image: Any) -> tuple[int, int]:
     if isinstance(image, dict):
         image = image["path"] if image.get("bytes") is None else image["bytes"]
     if isinstance(image, bytes):
-        from io import BytesIO
-
         image = BytesIO(image)
     return image.size if isinstance(image, Image.Image) else Image.open(image).size
 
 
-__all__ = ["CARRYING", "CarryingProcessor", "GroundedExample", "GroundingDataCollator"]
+__all__ = ["CARRYING", "CarryingProcessor", "GroundingDataCollator"]
