@@ -8,10 +8,11 @@ tokens that overlap their characters. Trained tokens are those that the program 
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,21 +73,29 @@ class Decoded:
     offsets: list[tuple[int, int]]
     labels: list[int]
 
+    @cached_property
+    def _ends(self) -> tuple[list[int], list[int], list[int]]:
+        """Tokens that have characters, and the first and last of these."""
+        seen = [i for i, (low, high) in enumerate(self.offsets) if low < high]
+        return seen, [self.offsets[i][0] for i in seen], [self.offsets[i][1] for i in seen]
+
     def occurrences(self, text: str, start: int, stop: int) -> list[Found]:
-        """Where a text begins with a token of its own, within some characters."""
-        begins = {low: i for i, (low, high) in reversed([*enumerate(self.offsets)]) if low < high}
+        """Where a text has tokens of its own, but for white space at its ends.
+
+        Args:
+            text: visible at both ends.
+            start, stop: the characters among which it is looked for.
+        """
+        seen, lows, highs = self._ends
         found, at = [], self.text.find(text, start, stop)
         while at >= 0:
-            if (token := self._begun(begins, at)) is not None:
-                found.append(Found(at, self.labels[token] != UNTRAINED))
+            end = at + len(text)
+            first, last = bisect_right(lows, at) - 1, bisect_left(highs, end)
+            beside = self.text[lows[first] : at] + self.text[end : highs[last]]
+            if not beside.strip():
+                found.append(Found(at, self.labels[seen[first]] != UNTRAINED))
             at = self.text.find(text, at + 1, stop)
         return found
-
-    def _begun(self, begins: dict[int, int], at: int) -> int | None:
-        """The token that begins at a character, or with the white space in front of it."""
-        while at not in begins and at > 0 and self.text[at - 1].isspace():
-            at -= 1
-        return begins.get(at)
 
 
 def decoded(tokenizer: Any, ids: Sequence[int], labels: Sequence[int], visual: set[int]) -> Decoded:
@@ -240,19 +249,17 @@ def _searched(
         core = texts[index].strip()
         if message["role"] != "assistant":
             core = core.rpartition(">")[2].strip()  # behind placeholders of images
-            place = seen.text.find(core, at)
-            at = place + len(core) if place >= 0 else at
+            places = seen.occurrences(core, at, len(seen.text)) if core else []
+            at = places[0].at + len(core) if places else at
             continue
         if not core:
             turns[index] = Turn((Piece(0, 0, at),), (at, at))
             continue
         following = texts[index + 1].rpartition(">")[2].strip() if index + 1 < len(texts) else ""
+        bounds = seen.occurrences(following, at, len(seen.text)) if following else []
         found: list[Found] = []
-        bound = at
-        while not found and bound >= 0:  # an answer may have the next question's text in it
-            bound = seen.text.find(following, bound + 1) if following else -1
-            stop = bound if bound >= 0 else len(seen.text)
-            found = seen.occurrences(core, at, stop)
+        for bound in [*(each.at for each in bounds), len(seen.text)]:
+            found = found or seen.occurrences(core, at, bound)
         if not found:
             continue
         place = next((each for each in found if each.trained), found[0])

@@ -22,26 +22,26 @@ from groundkern.integrations.run_settings import Settings, read_settings
 from groundkern.integrations.training import ProgramMixin, refuse
 
 _OWN = {"train": tuner._training_function, "sft": tuner.run_sft, "load": workflow.load_model}
-OFF = {
-    "model_args": (
-        "shift_attn",
-        "mixture_of_depths",
-        "use_unsloth",
-        "enable_liger_kernel",
-        "use_kt",
-        "block_diag_attn",
-    ),
-    "finetuning_args": (
-        "use_mca",
-        "use_hyper_parallel",
-        "use_dft_loss",
-        "use_asft_loss",
-        "use_eaft_loss",
-        "use_badam",
-    ),
-    "data_args": ("packing", "neat_packing", "tokenized_path"),
-    "training_args": ("predict_with_generate", "fp8"),
-}
+OFF = (
+    "packing",
+    "neat_packing",
+    "tokenized_path",
+    "shift_attn",
+    "mixture_of_depths",
+    "use_unsloth",
+    "enable_liger_kernel",
+    "use_kt",
+    "block_diag_attn",
+    "use_mca",
+    "use_hyper_parallel",
+    "use_dft_loss",
+    "use_asft_loss",
+    "use_eaft_loss",
+    "use_badam",
+    "predict_with_generate",
+    "fp8",
+    "use_ray",
+)
 """Options that replace the forward, the loss, the batches or their data, and have to be off."""
 
 
@@ -64,14 +64,8 @@ def _training(config: dict[str, Any]) -> None:
     if SECTION not in args:
         raise ValueError(f"LLaMA-Factory with groundkern: expected a section `{SECTION}`, got none")
     settings = read_settings(args.pop(SECTION), SECTION)
-    if args.get("use_ray"):
-        refuse([("use_ray", "false, whose workers are not patched", True)], "LLaMA-Factory")
-    if (stage := args.get("stage", "sft")) != "sft":
-        refuse([("stage", "sft", stage)], "LLaMA-Factory")
-    checkpoints = not args.get("disable_gradient_checkpointing")
-    if args.setdefault("use_reentrant_gc", False) and checkpoints:
-        wanted = "false: reentrant checkpointing drops the gradient of attention maps"
-        refuse([("use_reentrant_gc", wanted, True)], "LLaMA-Factory")
+    _refuse(args)
+    args.setdefault("use_reentrant_gc", False)
     kept = {
         (workflow, "load_model"): partial(_load_model, settings),
         (workflow, "CustomSeq2SeqTrainer"): partial(GroundingSeq2SeqTrainer, settings=settings),
@@ -91,27 +85,25 @@ def _training(config: dict[str, Any]) -> None:
         converter.DATASET_CONVERTERS.update(converters)
 
 
-def _run_sft(settings: Settings, model_args, data_args, training_args, finetuning_args, *rest):
-    """`run_sft`, if all options go together with the losses."""
-    given = {
-        "model_args": model_args,
-        "data_args": data_args,
-        "training_args": training_args,
-        "finetuning_args": finetuning_args,
-    }
-    problems = [
-        (name, "it off", getattr(given[group], name))
-        for group, names in OFF.items()
-        for name in names
-        if getattr(given[group], name, None)
-    ]
+def _refuse(args: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together with the losses, before anything is loaded."""
+    problems = [(name, "it off", args[name]) for name in OFF if args.get(name)]
+    if (stage := args.get("stage", "sft")) != "sft":
+        problems.append(("stage", "sft", stage))
+    if args.get("use_reentrant_gc") and not args.get("disable_gradient_checkpointing"):
+        wanted = "false: reentrant checkpointing drops the gradient of attention maps"
+        problems.append(("use_reentrant_gc", wanted, True))
     refuse(problems, "LLaMA-Factory")
+
+
+def _run_sft(settings: Settings, model_args: Any, *rest: Any) -> Any:
+    """`run_sft` with our collator, which is told whose model it makes batches for."""
     own = workflow.SFTDataCollatorWith4DAttentionMask
     workflow.SFTDataCollatorWith4DAttentionMask = partial(
         GroundingDataCollator, settings=settings, model_path=model_args.model_name_or_path
     )
     try:
-        return _OWN["sft"](model_args, data_args, training_args, finetuning_args, *rest)
+        return _OWN["sft"](model_args, *rest)
     finally:
         workflow.SFTDataCollatorWith4DAttentionMask = own
 
