@@ -27,7 +27,7 @@ NEEDS = {
     "dv_sft": ("word", "words"),
     "hist": ("phrase", "phrases"),
 }
-"""By objective: its kind of row in `groundkern.hf.data.batch.COUNTS`, and what of a sample has it."""
+"""By objective: its kind of row in `groundkern.hf.data.batch.COUNTS`, and what samples need."""
 
 
 class Settings(Section):
@@ -92,12 +92,16 @@ def read_settings(given: Mapping[str, Any] | str | Path | None, where: str) -> S
     except ValidationError as error:
         raise ValueError(f"{where}: {_sentence(error)}") from None
     if settings.objectives.distill is not None:
-        raise ValueError(f"{where}: `objectives.distill`: expected null here (no teacher is loaded)")
+        raise ValueError(
+            f"{where}: `objectives.distill`: expected null here (no teacher is loaded)"
+        )
     klal = settings.objectives.klal
     for name, objective in (("smam", settings.objectives.smam), ("klal", klal)):
         if objective is not None and objective.control == "shuffled":
             wanted = "a control that needs no other sample's regions"
-            raise ValueError(f"{where}: `objectives.{name}.control`: expected {wanted}, got shuffled")
+            raise ValueError(
+                f"{where}: `objectives.{name}.control`: expected {wanted}, got shuffled"
+            )
     if klal is not None and klal.control and settings.objectives.margins is not None:
         wanted = "no objectives.margins beside it, which read the same targets"
         raise ValueError(f"{where}: `objectives.klal.control`: expected {wanted}")

@@ -93,5 +93,7 @@ def refuse(problems: list[tuple[str, str, Any]], program: str) -> None:
         ValueError: there is one; all are named.
     """
     if problems:
-        said = "; ".join(f"`{name}`: expected {wanted}, got {got}" for name, wanted, got in problems)
+        said = "; ".join(
+            f"`{name}`: expected {wanted}, got {got}" for name, wanted, got in problems
+        )
         raise ValueError(f"{program} with groundkern: {said}")

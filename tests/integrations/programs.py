@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,16 +63,6 @@ def write_lines(path: Path, values: list[Any]) -> str:
     """The path of a file of JSON lines."""
     path.write_text("\n".join(map(json.dumps, values)), encoding="utf-8")
     return str(path)
-
-
-def torchaudio_stub() -> ModuleType:
-    """What stands for torchaudio, of which PyPI has no build for this torch: samples with sound
-    alone call it."""
-    from importlib.machinery import ModuleSpec
-
-    module = ModuleType("torchaudio")
-    module.__spec__ = ModuleSpec("torchaudio", None)
-    return module
 
 
 def shown(processor: Any, batch: dict[str, torch.Tensor], b: int, predictors: torch.Tensor) -> str:

@@ -10,19 +10,21 @@ import torch
 
 pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed: `make integrations`")
 
-from tests.integrations.programs import torchaudio_stub
-
-sys.modules.setdefault("torchaudio", torchaudio_stub())
-
 from llamafactory import launcher
 from llamafactory.train.sft import workflow
+from PIL import Image
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
-from groundkern.hf import GroundedExample, GroundingCollator, GroundingTrainer, attach
+from groundkern.hf import (
+    GroundedExample,
+    GroundingCollator,
+    GroundingTrainer,
+    attach,
+    load_processor,
+)
 from groundkern.integrations import llama_factory
 from groundkern.integrations.llama_factory import data, patch
 from groundkern.integrations.run_settings import read_settings
-from PIL import Image
 from tests.hf.collating import make_region
 from tests.integrations.programs import (
     BOX,
@@ -55,7 +57,9 @@ def folder(tmp_path_factory):
     with_regions = [{**samples[0], "regions": [region]}, {**samples[1], "regions": []}]
     (x0, y0, x1, y1), (w, h) = BOX, SIZES[0]
     inside = [round(1000 * v / s) for v, s in zip((x0, y0, x1, y1), (w, h, w, h))]
-    written = f"The red patch<|box_start|>({inside[0]},{inside[1]}),({inside[2]},{inside[3]})<|box_end|>."
+    written = (
+        f"The red patch<|box_start|>({inside[0]},{inside[1]}),({inside[2]},{inside[3]})<|box_end|>."
+    )
     in_answers = [{**samples[0], "messages": _chat("Where?", written)}]
     files = {"regions": with_regions, "plain": samples, "boxes": in_answers}
     info = {"formatting": "sharegpt", "columns": COLUMNS, "tags": TAGS}
@@ -127,8 +131,6 @@ def batches(monkeypatch):
 
 def reference(folder, batch):
     """(our collator, its batch) of the same samples, tokenised by the model's chat template."""
-    from groundkern.hf import load_processor
-
     processor = load_processor(folder / "model")
     model = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
     collate = GroundingCollator(processor, model.config, pad_to_multiple_of=8)
@@ -175,7 +177,7 @@ def test_a_run_is_that_of_our_trainer(folder, tmp_path, batches):
         save_strategy="no",
         use_cpu=True,
     )
-    given = {name: x for name, x in batches[0].items()}
+    given = dict(batches[0])
     trainer = GroundingTrainer(
         model, arguments, train_dataset=examples, data_collator=lambda _: dict(given)
     )
@@ -201,8 +203,6 @@ def test_without_objectives_it_is_llama_factorys_run(folder, tmp_path):
 
 def test_the_supervised_tokens_are_the_phrase_and_its_box(folder, tmp_path, batches):
     llama_factory.run(options(folder, tmp_path / "out", groundkern=ON, max_steps=1))
-    from groundkern.hf import load_processor
-
     batch, processor = batches[0], load_processor(folder / "model")
     assert shown(processor, batch, 0, batch["gk_side_position"]).strip() == "red patch"
     columns = batch["gk_map_columns"][0]
@@ -258,7 +258,7 @@ def test_lora_trains(folder, tmp_path):
 
 def test_a_run_without_regions_says_so(folder, tmp_path):
     given = options(folder, tmp_path / "out", groundkern=ON, dataset="plain")
-    with pytest.raises(ValueError, match="`objectives.smam`: expected samples with regions"):
+    with pytest.raises(ValueError, match=r"`objectives.smam`: expected samples with regions"):
         llama_factory.run(given)
 
 

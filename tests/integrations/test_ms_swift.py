@@ -45,9 +45,7 @@ def folder(tmp_path_factory):
     save_tiny_with_qwens_tokens(made / "model")
     images = save_images(made)
     first = {
-        "messages": _chat(
-            "Where is the <ref-object>?", "The <ref-object> is at <bbox>, in row 2."
-        ),
+        "messages": _chat("Where is the <ref-object>?", "The <ref-object> is at <bbox>, in row 2."),
         "images": images[:1],
     }
     objects = {"ref": ["red patch"] * 2, "bbox": [list(BOX)]}
@@ -122,8 +120,7 @@ def run(folder, output, *more, data="objects", settings=ON, steps=2):
     if settings is not None:
         plugin = output.with_suffix(".py")
         plugin.write_text(
-            "from groundkern.integrations.ms_swift import register\n"
-            f"register(**{settings!r})\n"
+            f"from groundkern.integrations.ms_swift import register\nregister(**{settings!r})\n"
         )
         options["external_plugins"] = plugin
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -156,9 +153,7 @@ def examples_of(folder):
     """The same samples with their texts as the template writes them."""
     system = {"role": "system", "content": "You are a helpful assistant."}
     box = tuple(v / s for v, s in zip(BOX, 2 * SIZES[0]))
-    regions = tuple(
-        make_region(WRITTEN, text, turn=2, boxes=(box,)) for text in ("28,28),(84,56",)
-    )
+    regions = tuple(make_region(WRITTEN, text, turn=2, boxes=(box,)) for text in ("28,28),(84,56",))
     made = []
     for number, (question, answer) in enumerate(
         ((f"Where is the {REF}?", WRITTEN), ("Read the word.", "A total."))
@@ -248,7 +243,7 @@ def test_lora_trains(folder, tmp_path):
 
 
 def test_a_run_without_regions_says_so(folder, tmp_path):
-    with pytest.raises(ValueError, match="`objectives.smam`: expected samples with regions"):
+    with pytest.raises(ValueError, match=r"`objectives.smam`: expected samples with regions"):
         run(folder, tmp_path / "out", data="plain")
 
 
@@ -296,7 +291,7 @@ def test_settings_that_do_not_fit_are_refused(settings, said):
 
 
 def test_thousandths_are_refused_since_ms_swift_reads_them_as_pixels(folder, tmp_path):
-    with pytest.raises(Exception, match="objects.bbox_type.*real or norm1"):
+    with pytest.raises(Exception, match=r"objects.bbox_type.*real or norm1"):
         run(folder, tmp_path / "out", data="thousand")
 
 

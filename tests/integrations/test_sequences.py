@@ -8,8 +8,18 @@ import torch
 from groundkern.integrations.records import grounded_example, supervision_of
 from groundkern.integrations.sequences import Picture, SequenceRows
 from groundkern.trainer.data.images import SampleError
-from tests.hf.collating import IMAGE, SMALL, PROCESSORS, make_collator, make_config, make_region
-from tests.hf.collating import TOP_LEFT, GroundedExample, live, token_bytes
+from tests.hf.collating import (
+    IMAGE,
+    PROCESSORS,
+    SMALL,
+    TOP_LEFT,
+    GroundedExample,
+    live,
+    make_collator,
+    make_config,
+    make_region,
+    token_bytes,
+)
 
 ANSWER = "The red patch, 红色 🙂, is in row 2."
 
@@ -20,7 +30,9 @@ def make(answers, phrases=(), *, images=(IMAGE,), questions=None, **more):
     for number, answer in enumerate(answers):
         asked = "Where?" if questions is None else questions[number]
         images_here = [{"type": "image"}] * (len(images) if number == 0 else 0)
-        messages.append({"role": "user", "content": [*images_here, {"type": "text", "text": asked}]})
+        messages.append(
+            {"role": "user", "content": [*images_here, {"type": "text", "text": asked}]}
+        )
         messages.append({"role": "assistant", "content": answer})
     regions = tuple(
         make_region(answers[turn // 2], phrase, turn=turn, boxes=(TOP_LEFT,))
@@ -32,14 +44,23 @@ def make(answers, phrases=(), *, images=(IMAGE,), questions=None, **more):
 def foreign(example, given=None):
     """The example as a program's record gives it: texts alone, and sizes of images."""
     messages = [
-        {"role": m["role"], "content": m["content"] if isinstance(m["content"], str) else "".join(
-            part.get("text", "<image>") for part in m["content"])}
+        {
+            "role": m["role"],
+            "content": m["content"]
+            if isinstance(m["content"], str)
+            else "".join(part.get("text", "<image>") for part in m["content"]),
+        }
         for m in example.messages
     ]
     sizes = [image.size for image in example.images]
     regions = [
-        {"turn": r.turn, "char_span": [r.start, r.stop], "image": r.image, "coord": "unit",
-         "box": list(r.boxes[0])}
+        {
+            "turn": r.turn,
+            "char_span": [r.start, r.stop],
+            "image": r.image,
+            "coord": "unit",
+            "box": list(r.boxes[0]),
+        }
         for r in example.regions
     ]
     record = {"messages": messages, "regions": regions}
@@ -62,7 +83,9 @@ def rows_of(family, examples, *, side="right", **options):
 def assert_same(wanted, found):
     assert found.keys() == wanted.keys()
     for name, x in wanted.items():
-        torch.testing.assert_close(found[name], x, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], x, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -145,7 +168,7 @@ def test_more_or_fewer_visual_tokens_than_the_image_has_are_refused():
     plain = {name: x for name, x in plain.items() if not name.startswith("gk_")}
     plain["image_grid_thw"] = plain["image_grid_thw"] * torch.tensor([1, 2, 1])
     maker = SequenceRows(PROCESSORS["qwen"](), make_config("qwen"))
-    with pytest.raises(ValueError, match="file:1: images.*visual tokens"):
+    with pytest.raises(ValueError, match=r"file:1: images.*visual tokens"):
         maker([foreign(example)], plain)
 
 
