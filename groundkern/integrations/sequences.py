@@ -7,6 +7,7 @@ tokens that overlap their characters. Trained tokens are those that the program 
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -27,6 +28,8 @@ from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields, pad_fields
 from groundkern.hf.data.spans import Chat, Piece, TokenSpans, Turn
 from groundkern.hf.data.visual import VisualTables, visual_tokens
+
+logger = logging.getLogger(__name__)
 
 FORMS = (None, "NFC", "NFKC")  # in which a tokenizer may have kept a text
 UNTRAINED = -100
@@ -189,7 +192,13 @@ class SequenceRows(GroundingCollator):
         require(video not in ids, f"{name}: videos", "none (images only)", "a video token")
         visual = visual_tokens(tables, ids, token, name)
         seen = decoded(self.processor.tokenizer, ids, labels, set(token.values()))
+        unfound = self.counts["answers_unfound"]
         example, turns = located(example, seen, self.counts)
+        if self.counts["answers_unfound"] and not unfound:
+            logger.warning(
+                "%s: an answer is not whole in its tokens (cut?): it has no rows, nor will others",
+                name,
+            )
         layout = Layout(
             example,
             Chat(seen.text, turns),

@@ -49,7 +49,9 @@ class RowWatch(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         missing = self.without()
         if missing and (state.global_step >= state.max_steps or (state.epoch or 0) >= 1):
-            raise ValueError(f"{missing[0]} ({state.global_step} steps); this run taught nothing")
+            raise ValueError(
+                f"{missing[0]} ({state.global_step} steps); nothing was learned for it"
+            )
         if missing and state.global_step == EARLY:
             logger.warning("%s (%s steps)", missing[0], EARLY)
 

@@ -14,9 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-SECTION = "groundkern"
-
-__all__ = ["SECTION", "install", "main", "run"]
+__all__ = ["install", "main", "run"]
 
 
 def install() -> None:

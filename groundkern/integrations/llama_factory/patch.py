@@ -12,7 +12,6 @@ from llamafactory.train.sft import workflow
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
 from groundkern.hf import attach
-from groundkern.integrations.llama_factory import SECTION
 from groundkern.integrations.llama_factory.data import (
     CARRYING,
     CarryingProcessor,
@@ -21,6 +20,7 @@ from groundkern.integrations.llama_factory.data import (
 from groundkern.integrations.run_settings import Settings, read_settings
 from groundkern.integrations.training import ProgramMixin, refuse
 
+SECTION = "groundkern"  # of the arguments
 _OWN = {"train": tuner._training_function, "sft": tuner.run_sft, "load": workflow.load_model}
 OFF = (
     "packing",
