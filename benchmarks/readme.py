@@ -1,8 +1,9 @@
-"""python -m benchmarks.readme: the README's tables and figure, made from committed results.
+"""python -m benchmarks.readme: the figures of the README and of docs/benchmarks.md, from committed
+results.
 
-The tables, of CPU results and of a GPU's, each stand between two comment lines. The figure carries
-the fingerprint of the results it was drawn from. `--check` changes nothing and fails if one of them
-is out of date.
+A summary in the README and the tables of the page, of CPU results and of a GPU's, each stand
+between two comment lines. The picture carries the fingerprint of the results it was drawn from.
+`--check` changes nothing and fails if one of them is out of date.
 """
 
 import argparse
@@ -21,16 +22,18 @@ from benchmarks.timing.results import Row
 from benchmarks.training_step.losses import EAGER
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = ROOT / "docs" / "figures" / "benchmarks.png"
 BLOCKS = {
     name: re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-    for name in ("benchmarks", "gpu")
+    for name in ("summary", "benchmarks", "gpu")
 }
 NO_GPU = (
     "No kernel has run on a GPU yet: the Triton kernels are checked in Triton's interpreter and "
     "compiled ahead of time, and what `make gpu` measures on a card will stand here.\n"
 )
+LINK = "../benchmarks/results"  # from the page
 HEAD = (
     "| forward + backward | dtype | x GEMMs | fastest other | ours / that | MiB, ours / eager |",
     "|---|---|---|---|---|---|",
@@ -90,7 +93,7 @@ def table(path: Path) -> str:
     r = rows[0]
     origin = (
         f"{r['processor']}, {r['threads']} threads, torch {r['torch']}, commit {r['commit']}, "
-        f"{str(r['date'])[:10]}: [{path.stem}](benchmarks/results/{path.stem}.csv)."
+        f"{str(r['date'])[:10]}: [{path.stem}]({LINK}/{path.stem}.csv)."
     )
     return "\n".join((*HEAD, *map(_line, groups), "", origin)) + "\n"
 
@@ -115,7 +118,7 @@ def gpu(path: Path | None) -> str:
     r = max((row for rows in replayed for row in rows), key=lambda row: str(row["date"]))
     origin = (
         f"{r['device']}, torch {r['torch']}, triton {r['triton']}, commit {r['commit']}, "
-        f"{str(r['date'])[:10]}: [{path.stem}](benchmarks/results/{path.stem}.csv). Device time by "
+        f"{str(r['date'])[:10]}: [{path.stem}]({LINK}/{path.stem}.csv). Device time by "
         "CUDA-graph replay, no input in the L2 cache."
     )
     return "\n".join((*lines, "", origin, *_wrong(path))) + "\n"
@@ -127,12 +130,13 @@ def _wrong(path: Path) -> Iterator[str]:
     if smoke.exists():
         right = [row["ok"] is True for row in results.read(smoke)]
         if not all(right):
-            link = f"[{smoke.stem}](benchmarks/results/{smoke.name})"
+            link = f"[{smoke.stem}]({LINK}/{smoke.name})"
             yield f"**{right.count(False)} of {len(right)} checks against fp64 failed**: {link}."
 
 
-def step(path: Path) -> str:
-    """A sentence on a whole training step at the longest sample of a results file."""
+def step(path: Path, folder: str = LINK) -> str:
+    """A sentence on a whole training step at the longest sample of a results file, which lies in
+    this folder as seen from the page."""
     rows = results.read(path)
     longest = max(r["tokens"] for r in rows)
     at = {r["contestant"]: r for r in rows if r["tokens"] == longest}
@@ -143,7 +147,7 @@ def step(path: Path) -> str:
         "the memory of plain fine-tuning that skips full logits; KLAL alone by "
         f"`output_attentions=True` {eager['to_skipping_p50']:.2f}x and "
         f"{eager['memory_to_skipping']:.2f}x "
-        f"([{path.stem}](benchmarks/results/{path.stem}.csv)).\n"
+        f"([{path.stem}]({folder}/{path.stem}.csv)).\n"
     )
 
 
@@ -160,12 +164,41 @@ def draw(path: Path, figure: Path) -> None:
     plots.ratios(results.read(path), figure, {"Results": fingerprint(path)})
 
 
-def rewritten(text: str, path: Path) -> str:
-    """The README's text with the table of `path`, and that of the newest GPU results."""
-    blocks = {"benchmarks": table(path) + step(latest("training-step")), "gpu": gpu(latest_gpu())}
+def summary(path: Path) -> str:
+    """The README's sentences: every case of the table in a line, and a whole step."""
+    rows = [r for r in results.read(path) if r["mode"] == "full"]
+    problems = dict.fromkeys((r["problem"], r["dtype"]) for r in rows)
+    fastest = [
+        max(
+            r["ours_over_this_p50"]
+            for r in rows
+            if (r["problem"], r["dtype"]) == problem
+            and r["kind"] in ("baseline", "peer")
+            and r["p50_ms"]
+        )
+        for problem in problems
+    ]
+    ahead = sum(ratio < 1 for ratio in fastest)
+    cases = (
+        f"On CPU, forward and backward, {ahead} of {len(fastest)} cases are faster than the "
+        f"fastest of plain torch, torch.compile and other libraries: {min(fastest):.2f}x to "
+        f"{max(fastest):.2f}x of its time."
+    )
+    return f"{cases} {step(latest('training-step'), 'benchmarks/results').strip()}\n"
+
+
+def rewritten(page: Path, path: Path) -> str:
+    """The text of the README or of the benchmarks' page, with what `path` and the newest GPU
+    results say."""
+    if page == README:
+        blocks = {"summary": summary(path)}
+    else:
+        made = table(path) + step(latest("training-step"))
+        blocks = {"benchmarks": made, "gpu": gpu(latest_gpu())}
+    text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
         if not BLOCKS[name].search(text):
-            raise ValueError(f"README.md has no {name}:begin / {name}:end lines")
+            raise ValueError(f"{page.name} has no {name}:begin / {name}:end lines")
         text = BLOCKS[name].sub(lambda m, block=block: m[1] + block + m[2], text)
     return text
 
@@ -173,9 +206,9 @@ def rewritten(text: str, path: Path) -> str:
 def stale(path: Path) -> list[str]:
     """What is not up to date with the results, in sentences."""
     found = []
-    text = README.read_text(encoding="utf-8")
-    if rewritten(text, path) != text:
-        found.append(f"the README's tables are not those of {path.name} and the newest of a GPU")
+    for page in (README, PAGE):
+        if rewritten(page, path) != page.read_text(encoding="utf-8"):
+            found.append(f"{page.name} does not say what {path.name} and a GPU's newest say")
     drawn = Image.open(FIGURE).text.get("Results") if FIGURE.exists() else None
     if drawn != fingerprint(path):
         found.append(f"{FIGURE.relative_to(ROOT)} was not drawn from {path.name}")
@@ -189,7 +222,8 @@ def main() -> int:
     check = parser.parse_args().check
     path = latest()
     if not check:
-        README.write_text(rewritten(README.read_text(encoding="utf-8"), path), encoding="utf-8")
+        for page in (README, PAGE):
+            page.write_text(rewritten(page, path), encoding="utf-8")
         draw(path, FIGURE)
         return 0
     for sentence in stale(path):

@@ -1,4 +1,4 @@
-"""docs/trainers/transformers.md: its code runs as it stands, its loop equals GroundingTrainer."""
+"""docs/trainers: the code runs as it stands, and the bare loop equals GroundingTrainer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,22 @@ from tests.hf.samples import SAMPLES, make_batch
 from tests.hf.training import attached_model, train
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "trainers" / "transformers.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-ATTACH, TRAINER, TRL, LOOP, IDLE, COMPILED, LAYERS, GRAPHED = BLOCKS
+PAGES = ROOT / "docs" / "trainers"
+
+
+def _blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+ATTACH, TRAINER = _blocks("transformers.md")
+(TRL,) = _blocks("trl.md")
+LOOP, IDLE = _blocks("bare-loop.md")
+COMPILED, LAYERS, GRAPHED = _blocks("compile.md")
 
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """What the page takes for granted, with its first block run."""
+    """What the pages take for granted, with the first block run."""
     monkeypatch.chdir(tmp_path)
     answer = "the red patch"
     region = make_region(answer, "red patch")
@@ -265,5 +273,8 @@ def test_a_replay_is_the_step(monkeypatch):
 
 
 def test_the_launch_files_are_there_and_read():
-    for file in re.findall(r"examples/accelerate/\w+\.yaml", TEXT):
+    text = (PAGES / "transformers.md").read_text(encoding="utf-8")
+    files = re.findall(r"examples/accelerate/\w+\.yaml", text)
+    assert len(files) == 3
+    for file in files:
         assert yaml.safe_load((ROOT / file).read_text())["num_processes"] == 2

@@ -78,8 +78,13 @@ def open_model(
     Raises:
         ConfigError: the model or the processor cannot be loaded.
     """
-    if not Path(path).exists() and (path.count("/") != 1 or path.startswith((".", "/"))):
-        raise ConfigError(f"`model.path`: expected a model folder, got {path} (not there)")
+    if not Path(path).exists():
+        parent = Path(path).parent
+        if path.count("/") != 1 or path.startswith((".", "/")):
+            raise ConfigError(f"`model.path`: expected a model folder, got {path} (not there)")
+        if parent.is_dir():  # else a slip costs the minutes in which the hub is asked for it
+            why = f"not there, but {parent} is a folder here, so it is no name on the hub"
+            raise ConfigError(f"`model.path`: expected a model folder, got {path} ({why})")
     try:
         loaded = load_processor(processor or path, image_options=image_options)
         model = AutoModelForImageTextToText.from_pretrained(

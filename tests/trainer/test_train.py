@@ -222,11 +222,14 @@ def test_bad_samples_are_counted_or_stop_the_run(data, tmp_path, capsys):
     ("changed", "sentence"),
     [
         ({"model": {"path": "no/such/model"}}, "`model.path`: expected a model folder"),
+        ({"model": {"path": "data/modle"}}, "data is a folder here, so it is no name on the hub"),
         ({"data": {"train": "none.jsonl"}}, "got none.jsonl (not there)"),
         ({"evaluation": {"compare": "nothing"}}, "`evaluation.compare`: expected the output of"),
     ],
 )
-def test_what_is_not_there_ends_with_2(data, tmp_path, capsys, changed, sentence):
+def test_what_is_not_there_ends_with_2(data, tmp_path, capsys, monkeypatch, changed, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
     settings = tmp_path / "config.json"
     settings.write_text(config(data, tmp_path / "run", **changed).model_dump_json())
     assert main(["train", "--config", str(settings)]) == 2
