@@ -139,3 +139,5 @@ $(INSTALLED): $(BUILD_INPUTS) | $(TOOLS)
 # What .ci/run needs; `make -j 2 ready` installs and builds side by side.
 ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)-newest/.installed \
 	$(SANITIZED)/.objects
+
+include tests/integrations/programs.mk

@@ -59,6 +59,16 @@ ARROWS = {
     "hf data": {"shared", "public", "hf data", "hugging face"},
     "hf": {"shared", "public", "parallel", "hf data", "hf", "hugging face"},
     "trainer": {"public", "hf data", "hf", "trainer", "hugging face"},
+    # each imports the trainer that it is for; the program's config and reader of samples are theirs
+    "integrations": {
+        "shared",
+        "public",
+        "hf data",
+        "hf",
+        "trainer",
+        "integrations",
+        "hugging face",
+    },
     "benchmarks": {
         "shared",
         "public",
@@ -80,6 +90,7 @@ ARROWS = {
         "cases",
         "reference",
         "trainer",
+        "integrations",
         "benchmarks",
         "preparing",
         "ranks",
@@ -157,6 +168,8 @@ def role(module: str) -> str | None:
         return "preparing"  # measures what the trainer prepares
     if parts[:2] == ["benchmarks", "ranks"]:
         return "ranks"  # measures runs of the trainer
+    if parts[:2] == ["groundkern", "integrations"]:
+        return "integrations"
     if parts[:2] in (["groundkern", "trainer"], ["groundkern", "__main__"]):
         return "trainer"
     if top in ("triton", "benchmarks", "tests"):

@@ -1,1 +1,4 @@
-"""groundkern in other people's training programs; each is imported only when it is named."""
+"""groundkern in trainers that others wrote: one module each, which imports that trainer.
+
+Nothing here is imported by `import groundkern`.
+"""
