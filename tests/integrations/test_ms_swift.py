@@ -17,6 +17,7 @@ from swift.pipelines import sft_main
 from swift.trainers.trainer_factory import TrainerFactory
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import GroundedExample, GroundingCollator, attach
 from groundkern.integrations import ms_swift
 from groundkern.integrations.ms_swift import swift_trainer
@@ -272,7 +273,7 @@ def test_what_needs_other_packages_is_refused_by_name():
         padding_free=True, packing=True, sequence_parallel_size=2, is_binary_loss_scale=True
     )
     with pytest.raises(ValueError) as caught:
-        swift_trainer.GroundingSeq2SeqTrainer._refuse(None, torch.nn.Module(), args, template)
+        swift_trainer.GroundingSeq2SeqTrainer._refuse(None, tiny_qwen_model(), args, template)
     for name in (*others, "use_liger_kernel", "padding_free", "packing", "sequence_parallel_size"):
         assert f"`{name}`" in str(caught.value)
 
