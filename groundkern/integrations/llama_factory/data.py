@@ -103,6 +103,9 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
         images = [list(feature.get("images") or ()) for feature in features]
         with self._given() as given:
             batch = super().__call__(features)
+        if any(images) and len(given) != sum(map(len, images)):
+            wanted = "one that resizes each image of a batch once"
+            raise wrong("batch", "template", wanted, f"{len(given)} of {sum(map(len, images))}")
         examples, at = [], 0
         for (record, where), own in zip(records, images, strict=True):
             sizes = [_size(image) for image in own]

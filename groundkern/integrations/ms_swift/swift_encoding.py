@@ -138,6 +138,9 @@ def _record(
     regions: list[dict[str, Any]] = []
     if objects and (objects.get("bbox") or objects.get("ref")):
         turns, regions = _with_objects(turns, objects, seen)
+    if len(inputs.images) != len(seen.sizes):
+        wanted = f"the {len(seen.sizes)} that were loaded (a template of images alone)"
+        raise wrong("sample", "images", wanted, len(inputs.images))
     record = {
         "messages": [{"role": turn.role, "content": "".join(turn.pieces)} for turn in turns],
         **supervision_of(inputs.extra_kwargs),
