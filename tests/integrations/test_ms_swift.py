@@ -20,8 +20,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import GroundedExample, GroundingCollator, attach
 from groundkern.integrations import ms_swift
-from groundkern.integrations.ms_swift import swift_trainer
+from groundkern.integrations.ms_swift import swift_encoding, swift_trainer
 from groundkern.integrations.run_settings import read_settings
+from groundkern.trainer.prepare.adapt.chat.turns import Turn
 from tests.hf.collating import make_region
 from tests.integrations.programs import (
     BOX,
@@ -208,6 +209,20 @@ def test_the_supervised_tokens_are_the_box(folder, tmp_path, batches):
     text = shown(processor, batches[0], 0, batches[0]["gk_side_position"])
     assert text == "28,28),(84,56"
     assert inside_of(batches[0]) == [6, 7]  # of 4 rows of 5
+
+
+def test_a_reference_before_its_box_is_tied_without_special_tokens():
+    text = "The <ref-object><bbox> of <ref-object>"
+    written = "<|box_start|>(28,28),(84,56)<|box_end|>"
+    other = "<|object_ref_start|>a page<|object_ref_end|>"
+    seen = SimpleNamespace(sizes=[SIZES[0]], refs=[REF, other], boxes=[written])
+    objects = {"ref": ["red patch", "a page"], "bbox": [list(BOX)]}
+    turns, regions = swift_encoding._with_objects([Turn("assistant", (text,))], objects, seen)
+    answer = "".join(turns[0].pieces)
+    assert answer == f"The {REF}{written} of {other}"
+    tied = [answer[slice(*region["char_span"])] for region in regions]
+    assert tied == ["red patch", "28,28),(84,56"]  # the page has no box
+    assert all(region["box"] == list(BOX) for region in regions)
 
 
 def test_boxes_as_fractions_and_regions_of_columns(folder, tmp_path, batches):
