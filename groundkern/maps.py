@@ -11,6 +11,7 @@ computed in fp64.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,8 +226,14 @@ def target_map(
 
     Source: P of KLAL's (K3) (arXiv 2511.12738; the triple is open in the paper).
     """
-    how = {"kind": kind, "levels": levels, "sigma": sigma, "rasters": rasters, "bells": bells}
-    shapes = {"boxes": boxes, "points": points, "polygons": polygons, "polylines": polylines}
+    how: dict[str, Any] = {"kind": kind, "levels": levels, "sigma": sigma}
+    how |= {"rasters": rasters, "bells": bells}
+    shapes: dict[str, Any] = {
+        "boxes": boxes,
+        "points": points,
+        "polygons": polygons,
+        "polylines": polylines,
+    }
     values = target_values(rects, **how, **shapes)
     return (values / values.sum().clamp_min(1e-300)).float()
 
@@ -274,7 +281,9 @@ def target_values(
     return torch.maximum(values, most * spread)
 
 
-def _by_kind(rects: Tensor, kind: str, levels: tuple, sigma: float, shapes: Shapes) -> Tensor:
+def _by_kind(
+    rects: Tensor, kind: str, levels: tuple[float, ...], sigma: float, shapes: Shapes
+) -> Tensor:
     """[n] fp64: a target map that is not normalised; zeros if the shapes fall on no token."""
     shares = shares_of(rects, shapes)
     target = clearly(shares)

@@ -84,7 +84,7 @@ def target_map(
     steps, spreads = _steps(times, moments), kind in ("neighbours", "uniform")
     for own, shapes in steps:
         if shapes:
-            how = {"kind": kind, "levels": levels, "sigma": sigma}
+            how: dict[str, Any] = {"kind": kind, "levels": levels, "sigma": sigma}
             values[own] = maps.target_values(rects[own], **how, **shapes)
             is_there[own] = bool((values[own] > 0).any())
             if spreads:
@@ -99,14 +99,14 @@ def target_map(
     return (values / values.sum().clamp_min(1e-300)).float()
 
 
-def _sets(shapes: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+def _sets(shapes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """The shapes but heats and bells, which are the target themselves and have no neighbours."""
     found = {n: [x for x in each if not getattr(x, "heat", False)] for n, each in shapes.items()}
     found.pop("bells", None)
     return found
 
 
-def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[str, list]]]:
+def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[str, Any]]]:
     """The tokens of each step, and the shapes of all its moments; none: nothing is there."""
     shown = times[:, 1] > times[:, 0]
     tokens = shown.nonzero()[:, 0]
@@ -122,8 +122,8 @@ def _steps(times: Tensor, moments: Sequence[Moment]) -> list[tuple[Tensor, dict[
             held[step][id(moment.shapes)] = moment.shapes  # frames of a region share them: once
     own = tokens[number.argsort(stable=True)].split(number.bincount().tolist())
     steps = []
-    for there, shown in zip(own, held, strict=True):
-        names = dict.fromkeys(name for shapes in shown.values() for name in shapes)
-        union = {n: [x for shapes in shown.values() for x in shapes.get(n, ())] for n in names}
+    for there, sets in zip(own, held, strict=True):
+        names = dict.fromkeys(name for shapes in sets.values() for name in shapes)
+        union = {n: [x for shapes in sets.values() for x in shapes.get(n, ())] for n in names}
         steps.append((there, union))
     return steps

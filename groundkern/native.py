@@ -97,7 +97,9 @@ def selection(of: Selection) -> dict[str, Tensor | None]:
     return named
 
 
-def call(function: Callable, tensors: dict[str, Tensor | None], **options: float | str) -> None:
+def call(
+    function: Callable[..., object], tensors: dict[str, Tensor | None], **options: float | str
+) -> None:
     """Call a function of _C; `tensors` keeps their memory alive until it returns."""
     views = {name: None if x is None else _view(x) for name, x in tensors.items()}
     function(**views, **options, threads=torch.get_num_threads())

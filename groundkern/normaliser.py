@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def log_sum_exp(
     columns: Tensor,
     over: Over,
     allowed: KeySets | None,
-    options: dict,
+    options: dict[str, Any],
 ) -> Tensor:
     """[N, Hq]: over the visible keys, or over the row's own columns; differentiable.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.autograd import Function
 from groundkern import checks
 
 
-def once(name: str, found: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list:
+def once(name: str, found: Sequence[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Any]:
     """What the backward of a `torch.autograd.Function` returns, made without a graph.
 
     Differentiated again, it raises. `once_differentiable` does so only if the upstream gradient
@@ -33,11 +34,11 @@ def once(name: str, found: Sequence[Tensor | None], inputs: Sequence[Tensor | No
 
 class _Once(Function):
     @staticmethod
-    def forward(ctx, name: str, gradient: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, name: str, gradient: Tensor, *inputs: Tensor) -> Tensor:
         ctx.name = name
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx, _):
+    def backward(ctx: Any, _: Tensor) -> None:
         wanted = "one derivative: its backward is not differentiable"
         checks.fail(ctx.name, wanted, "a second one", RuntimeError)

@@ -13,3 +13,28 @@ from groundkern.ops.linear_kl.api import linear_kl
 from groundkern.ops.side_attention.api import SideAttention, side_attention
 from groundkern.row_blocks import logit_budget, logit_dtype, set_logit_budget, set_logit_dtype
 from groundkern.selection import KeySets, LabelBags, QueryRows, SoftTargets
+
+# In a typed package a checker lets through what is named here.
+__all__ = [
+    "AttentionReference",
+    "CrossEntropy",
+    "KeySets",
+    "LabelBags",
+    "LogProb",
+    "QueryRows",
+    "SideAttention",
+    "SoftTargets",
+    "attention_contribution",
+    "attention_divergence",
+    "attention_kl",
+    "attention_map",
+    "available_backends",
+    "linear_cross_entropy",
+    "linear_kl",
+    "linear_log_prob",
+    "logit_budget",
+    "logit_dtype",
+    "set_logit_budget",
+    "set_logit_dtype",
+    "side_attention",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,14 +11,18 @@ from torch import Tensor
 from groundkern import checks
 from groundkern.kept import capturing, kept
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 BITS = 32  # keys in one int32 of mask bits
 BYTE = 8  # keys in one of its bytes, the lowest first
 
 
+@dataclass(frozen=True)
 class _Tensors:
     """A frozen dataclass whose tensor fields move together."""
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False):
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """The same selection with every tensor on `device`."""
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
@@ -68,6 +72,10 @@ class QueryRows(_Tensors):
     start: Tensor
     stop: Tensor
     most: int | None = None
+    if TYPE_CHECKING:  # set once made, and no field
+
+        @property
+        def captured(self) -> bool: ...
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
@@ -386,7 +394,7 @@ class Selection(NamedTuple):
         return cls(rows.sequence, rows.start, rows.stop, bits, index, columns)
 
     def contiguous(self) -> Selection:
-        return Selection(*(None if x is None else x.contiguous() for x in self))
+        return Selection._make(None if x is None else x.contiguous() for x in self)
 
     def visible(self, rows: slice, keys: int) -> Tensor:
         """bool [n, keys]: the keys that each of `rows` sees."""
@@ -398,16 +406,19 @@ class Selection(NamedTuple):
         visible = self.visible(rows, keys)
         if self.bits is None or len(self.bits) == 0:
             return visible
+        assert self.set_index is not None
         index = self.set_index[rows]
         member = unpack_bits(self.bits[index.clamp(min=0).long()], keys)
         return visible & (member | (index < 0)[:, None])
 
     def own_columns(self) -> Tensor:
         """bool [N, C]: the columns that are keys a row may use."""
+        assert self.columns is not None
         at = self.columns[self.sequence.long()]  # [N, C]
         own = (at >= 0) & (at >= self.start[:, None]) & (at < self.stop[:, None])
         if self.bits is None or self.bits.numel() == 0:
             return own
+        assert self.set_index is not None
         at = at.clamp(min=0).long()
         words = self.bits[self.set_index.clamp(min=0).long()[:, None], at // BITS]  # [N, C]
         member = (words >> (at % BITS).int()) & 1

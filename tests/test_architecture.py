@@ -146,6 +146,9 @@ EXCEPTIONS = {
     *(("tests.interpreter", f"triton.{part}") for part in ("language", "runtime")),
     # the one tolerance rule
     ("benchmarks.gpu.steps.smoke", "tests.closeness"),
+    # draws curves of the study
+    ("benchmarks.figures.front", "groundkern.trainer.evidence.curves"),
+    ("benchmarks.figures.front", "groundkern.trainer.evidence.figures"),
     # counts what the launchers hand to the C++ kernels
     ("benchmarks.counts.counting", "groundkern.native"),
     ("benchmarks.counts.instructions", "groundkern.native"),

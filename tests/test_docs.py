@@ -147,9 +147,10 @@ def test_named_files_exist() -> None:
 
 
 def _anchors(text: str) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """The anchors that GitHub makes of a page's headings; on the site equations and names too."""
     headings = re.findall(r"^#+ (.+)$", text.replace("`", ""), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | {*DEFINED.findall(text)} | {*re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
 
 
 def _links(path: Path) -> Iterator[str]:

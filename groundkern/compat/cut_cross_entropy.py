@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from groundkern import checks
 from groundkern.compat import options as common
 from groundkern.ops.linear_cross_entropy import api
+from groundkern.ops.linear_cross_entropy.api import Reduction
 
 
 class LinearCrossEntropyImpl(enum.IntEnum):
@@ -123,9 +125,16 @@ def linear_cross_entropy(
     group = None
     if vocab_parallel_options is not None:
         group = _group(vocab_parallel_options, c)
-    shared = {"bias": bias, "ignore_index": ignore_index, "softcap": softcap, "group": group}
+    shared: dict[str, Any] = {
+        "bias": bias,
+        "ignore_index": ignore_index,
+        "softcap": softcap,
+        "group": group,
+    }
     if not return_lse:
-        loss = api.linear_cross_entropy(e, c, targets, reduction=reduction, **shared).loss
+        loss = api.linear_cross_entropy(
+            e, c, targets, reduction=cast(Reduction, reduction), **shared
+        ).loss
         if reduction == "mean":
             loss = common.nan_if_zero(loss, (targets != ignore_index).sum())
         return loss
@@ -230,7 +239,12 @@ def compute_z_loss(
     return rows.sum() / counted.sum() if reduction == "mean" else rows.sum()
 
 
-def _check_options(softcap, reduction, filter_eps, impl) -> None:
+def _check_options(
+    softcap: float | None,
+    reduction: str,
+    filter_eps: float | str | None,
+    impl: str | LinearCrossEntropyImpl,
+) -> None:
     common.check_reduction(reduction)
     checks.finite_positive("softcap", softcap)
     good = filter_eps is None or filter_eps == "auto" or isinstance(filter_eps, float)
@@ -252,7 +266,7 @@ def _shifted(e: Tensor, targets: Tensor, shift: bool | int) -> tuple[Tensor, Ten
     return e[..., :-shift, :], targets[..., shift:]
 
 
-def _group(options: VocabParallelOptions, c: Tensor) -> "torch.distributed.ProcessGroup":
+def _group(options: VocabParallelOptions, c: Tensor) -> "torch.distributed.ProcessGroup | None":
     name = "vocab_parallel_options"
     wanted = f"stop - start = {c.shape[0]} (c's rows)"
     checks.require(options.stop - options.start == c.shape[0], name, wanted, options)

@@ -1,7 +1,7 @@
 """Liger-Kernel 0.8.2: `LigerFusedLinearCrossEntropyLoss`, `LigerFusedLinearJSD`, and their
 functions."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 from groundkern import checks
 from groundkern.compat import options as common
 from groundkern.ops.linear_cross_entropy import api
-from groundkern.ops.linear_kl.api import linear_kl
+from groundkern.ops.linear_cross_entropy.api import Reduction
+from groundkern.ops.linear_kl.api import Kind, linear_kl
 
 
 class CrossEntropyOutput(NamedTuple):
@@ -92,7 +93,7 @@ def liger_fused_linear_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=lse_square_scale,
         ignore_index=ignore_index,
-        reduction="none" if use_token_scaling else reduction,
+        reduction="none" if use_token_scaling else cast(Reduction, reduction),
     )
     scale = rows.log_prob.exp() if use_token_scaling else 1.0
     loss = _reduced(rows.loss * scale, reduction, count) if use_token_scaling else rows.loss
@@ -208,12 +209,13 @@ def liger_fused_linear_jsd(
     sizes = {"N": student_input.shape[0], "V": student_weight.shape[0]}
     checks.tensor("teacher_input", teacher_input, "N Dt", sizes)
     checks.tensor("teacher_weight", teacher_weight, "V Dt", sizes)
+    ends: dict[float, Kind] = {0.0: "forward", 1.0: "reverse"}
     return linear_kl(
         student_input,
         student_weight,
         teacher_input,
         teacher_weight,
-        kind={0.0: "forward", 1.0: "reverse"}.get(jsd_beta, "js"),
+        kind=ends.get(jsd_beta, "js"),
         beta=jsd_beta if 0.0 < jsd_beta < 1.0 else 0.5,
         temperature=temperature,
         mask=None if shift_labels is None else shift_labels != ignore_index,
@@ -263,14 +265,20 @@ class LigerFusedLinearJSD(torch.nn.Module):
         )
 
 
-def _check_jsd(jsd_beta, temperature, accum_dtype) -> None:
+def _check_jsd(jsd_beta: float, temperature: float, accum_dtype: torch.dtype | None) -> None:
     common.check_share("jsd_beta", jsd_beta)
     good = 0.0 < temperature < float("inf")
     checks.require(good, "temperature", "a positive finite number", temperature)
     common.check_float_dtype("accum_dtype", accum_dtype)
 
 
-def _check_options(label_smoothing, reduction, softcap, accum_dtype, lse_square_scale) -> None:
+def _check_options(
+    label_smoothing: float,
+    reduction: str,
+    softcap: float | None,
+    accum_dtype: torch.dtype | None,
+    lse_square_scale: float,
+) -> None:
     common.check_reduction(reduction)
     common.check_share("label_smoothing", label_smoothing)
     checks.finite_positive("softcap", softcap)
@@ -279,7 +287,9 @@ def _check_options(label_smoothing, reduction, softcap, accum_dtype, lse_square_
     checks.require(good, "lse_square_scale", "a finite number >= 0", lse_square_scale)
 
 
-def _check_flags(token_scaling, z_loss, token_accuracy, predicted_tokens) -> None:
+def _check_flags(
+    token_scaling: bool, z_loss: bool, token_accuracy: bool, predicted_tokens: bool
+) -> None:
     common.check_flag("use_token_scaling", token_scaling)
     common.check_flag("return_z_loss", z_loss)
     common.check_flag("return_token_accuracy", token_accuracy)

@@ -29,7 +29,7 @@ def check_float_dtype(name: str, x: object) -> None:
         checks.fail(name, "None or a floating-point torch.dtype", repr(x), TypeError)
 
 
-def check_head(names: tuple[str, str, str], hidden, weight, bias) -> None:
+def check_head(names: tuple[str, str, str], hidden: object, weight: object, bias: object) -> None:
     """Hold a call's [..., D], [V, D] and [V] or None to each other, under the caller's names."""
     if not isinstance(hidden, Tensor):
         checks.fail(names[0], "a tensor [..., D]", type(hidden).__name__, TypeError)

@@ -1,5 +1,7 @@
 """`torch.nn.functional.linear_cross_entropy` of torch 2.13."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def linear_cross_entropy(
     _check_target(target, soft, (*input.shape[:-1], *places), ignore_index)
     ignore_index = -100 if ignore_index is None else ignore_index
     class_weight = common.check_class_weight("weight", weight, classes)
-    shared = {
+    shared: dict[str, Any] = {
         "class_weight": class_weight,
         "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
@@ -74,7 +76,7 @@ def linear_cross_entropy(
         loss = rows.sum() if reduction == "sum" else rows
     else:
         labels = _soft(target) if soft else target
-        head = {"bias": linear_bias, "reduction": reduction}
+        head: dict[str, Any] = {"bias": linear_bias, "reduction": reduction}
         loss = api.linear_cross_entropy(input, linear_weight, labels, **head, **shared).loss
     if reduction == "mean":
         divisor = _divisor(target, soft, class_weight, ignore_index, classes)
@@ -104,7 +106,9 @@ def _check_shapes(
     return shape[0], places
 
 
-def _check_target(target: Tensor, soft: bool, shape: tuple[int, ...], ignore_index) -> None:
+def _check_target(
+    target: Tensor, soft: bool, shape: tuple[int, ...], ignore_index: int | None
+) -> None:
     if not soft:
         checks.require(target.shape == shape, "target", f"shape {list(shape)}", list(target.shape))
         if target.dtype != torch.int64:
@@ -124,7 +128,14 @@ def _soft(probabilities: Tensor) -> SoftTargets:
     return SoftTargets(ids.expand(probabilities.shape), _wide(probabilities.detach()))
 
 
-def _at_places(input, linear_weight, linear_bias, target, soft, shared) -> Tensor:
+def _at_places(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    soft: bool,
+    shared: dict[str, Any],
+) -> Tensor:
     """The loss of each row at each place, [N, d_1, ..., d_K]: a head for each place. At least in
     fp32, or the sum of the places' gradients would be rounded at each."""
     places, count = linear_weight.shape[1:-1], input.shape[0]
@@ -136,7 +147,7 @@ def _at_places(input, linear_weight, linear_bias, target, soft, shared) -> Tenso
     for k in range(places.numel()):
         labels = _soft(targets[..., k]) if soft else targets[:, 0, k]
         bias = None if biases is None else biases[:, k].contiguous()
-        head = {"bias": bias, "reduction": "none"}
+        head: dict[str, Any] = {"bias": bias, "reduction": "none"}
         call = api.linear_cross_entropy(input, heads[:, k].contiguous(), labels, **head, **shared)
         losses.append(call.loss)
     return torch.stack(losses, 1).view(count, *places)
@@ -146,7 +157,9 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(accumulation_dtype(x.dtype))
 
 
-def _divisor(target, soft: bool, class_weight, ignore_index: int, classes: int) -> Tensor:
+def _divisor(
+    target: Tensor, soft: bool, class_weight: Tensor | None, ignore_index: int, classes: int
+) -> Tensor:
     """What a mean divides by."""
     if soft:
         return torch.tensor(target.numel() // classes, device=target.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ def _scaled(given: Inputs, target: Target, how: How) -> tuple[Inputs, Target, Ho
     return given, target, how
 
 
-def _normaliser(given: Inputs, how: How, options: dict) -> Tensor:
+def _normaliser(given: Inputs, how: How, options: dict[str, Any]) -> Tensor:
     """[N, Hq] of all visible keys, which its gradient reaches unless it is an input of its own."""
     q, k, _, lse = given
     if lse is not None and lse.requires_grad and torch.is_grad_enabled():
@@ -148,7 +148,7 @@ def _normaliser(given: Inputs, how: How, options: dict) -> Tensor:
     return lse.detach() + (found - found.detach()).nan_to_num(0.0)  # of rows without keys
 
 
-def _log_mass(given: Inputs, norm: Tensor, how: How, options: dict) -> Tensor:
+def _log_mass(given: Inputs, norm: Tensor, how: How, options: dict[str, Any]) -> Tensor:
     """[N, 1]: the log of the map's mass on own columns, 0 where there is none."""
     q, k, weight, _ = given
     own = log_sum_exp(q, k, how.rows, how.columns, "columns", how.allowed, options)
@@ -181,7 +181,7 @@ def check_options(
 
 def _target(
     given: Inputs, reference: Tensor | AttentionReference, columns: Tensor, backend: str
-) -> tuple[Target, dict]:
+) -> tuple[Target, dict[str, Any]]:
     """What the maps are compared with, and the options of the other model."""
     q, k = given.q, given.k
     if isinstance(reference, AttentionReference):

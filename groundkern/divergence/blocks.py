@@ -9,7 +9,7 @@ these are 409 and 1638 rows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,8 +58,8 @@ class How(NamedTuple):
     over: str  # "visible" | "columns" | "renormalised"
     terms: Terms
     floor: float  # the least share of the target in an own column, of "reverse_kl"
-    options: dict  # of the ops: scale, softcap, backend
-    target_options: dict  # the same of the other model
+    options: dict[str, Any]  # of the ops: scale, softcap, backend
+    target_options: dict[str, Any]  # the same of the other model
 
     def versions(self) -> tuple[int, ...] | None:
         """How often rows, columns and sets were written to."""

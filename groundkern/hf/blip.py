@@ -7,7 +7,7 @@ the maps are the text's tokens, the columns the image's patches, y is the matchi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -252,8 +252,10 @@ def _cross_attention(
     def watch(attention: nn.Module) -> None:
         seen: dict[str, Tensor] = {}
 
-        def projected(name: str):
-            def hook(_, __, x: Tensor) -> None:  # [P, length, H * D] -> [P, H, length, D]
+        def projected(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(
+                _: nn.Module, __: Any, x: Tensor
+            ) -> None:  # [P, length, H * D] -> [P, H, length, D]
                 heads = x.unflatten(-1, (attention.num_attention_heads, -1))
                 seen[name] = heads.transpose(1, 2)
 
@@ -263,7 +265,7 @@ def _cross_attention(
             module = getattr(attention, name)
             handles.append(module.register_forward_hook(projected(name)))
 
-        def done(_, __, output: tuple) -> None:
+        def done(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> None:
             saved.append(_CrossAttention(seen["query"], seen["key"], seen["value"], output[0]))
 
         handles.append(attention.register_forward_hook(done))
@@ -289,7 +291,7 @@ def _gradcam(y: Tensor, saved: list[_CrossAttention], content: Tensor, backend: 
     position = torch.arange(length, device=content.device).repeat(texts).int()
     stop = torch.where(content.flatten() > 0, keys, 0).int()
     columns = torch.arange(1, keys, device=content.device).expand(texts, -1).int()
-    total = 0.0
+    total: Tensor | float = 0.0
     for (q, k, v, _), g in zip(saved, gradients, strict=True):
         q, g = (x.flatten(0, 1) for x in (q.transpose(1, 2), g.unflatten(-1, (q.shape[1], -1))))
         rows = QueryRows(sequence, position, torch.zeros_like(stop), stop)

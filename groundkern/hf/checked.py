@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from groundkern.messages import fail, require
@@ -15,6 +15,7 @@ Control = Literal[None, "shuffled", "random", "complement"]
 Heads = tuple[tuple[int, int], ...] | None
 
 
+@dataclass(frozen=True)
 class Checked:
     """Checks the fields of a dataclass by their types; every float is a weight or a margin."""
 
@@ -38,7 +39,7 @@ class Checked:
                 require(_are_pairs(value), name, wanted, value)
 
 
-def _are_pairs(value: tuple) -> bool:
+def _are_pairs(value: tuple[object, ...]) -> bool:
     """Whether these are distinct pairs of numbers, at least one."""
     pairs = [tuple(pair) for pair in value if isinstance(pair, tuple | list)]
     good = all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs)

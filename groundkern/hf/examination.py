@@ -6,7 +6,7 @@ still attached and examined on text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ OBJECTIVES = {
     "basic": (Basic(), "basic_direction"),
     "patch_text": (PatchText(), "patch_text"),
 }
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "max_word_patches": 1e6,
     "lens": True,
     "contrast": True,
@@ -196,7 +196,7 @@ def _collated(
     """A batch in which there is something of every kind to learn."""
     place = geometry or partial(image_geometry, processor, model.config)
 
-    def kept(images: list, features: dict) -> list[Tensor]:
+    def kept(images: Sequence[Sequence[Any]], features: Mapping[str, Any]) -> list[Tensor]:
         found.tables = place(images, features)
         return found.tables
 
@@ -228,7 +228,8 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
         Keyword inputs of the model.
     """
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
+    config: Any = model.config
+    vocabulary = config.get_text_config().vocab_size
     ids = torch.randint(20, min(vocabulary, 400), (2, 12), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
@@ -241,7 +242,7 @@ def text_batch(model: nn.Module) -> dict[str, Tensor]:
 
 def _image_batches(
     processor: Any, model: nn.Module, images: Sequence[Any], geometry: Geometry | None
-) -> tuple[dict, dict]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The images and the first again, padded, and in rows that hold two: one of them is filled.
 
     The second image stands behind its question, so that the images of a row have different places.
@@ -250,13 +251,13 @@ def _image_batches(
     question, *rest = examples[1].messages
     parts = [{"type": "text", "text": question["content"]}, {"type": "image"}]
     examples[1] = replace(examples[1], messages=[{**question, "content": parts}, *rest])
-    options = {"geometry": geometry, **OPTIONS}
+    options: dict[str, Any] = {"geometry": geometry, **OPTIONS}
     padded = GroundingCollator(processor, model.config, **options)(examples)
     two = int(padded["attention_mask"].sum(1).topk(2).values.sum())
     return padded, GroundingCollator(processor, model.config, pack_to=two, **options)(examples)
 
 
-def _text_batches(model: nn.Module) -> tuple[dict, dict]:
+def _text_batches(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """`text_batch`, padded and in one row."""
     padded = text_batch(model)
     keep, rows = padded["attention_mask"].bool(), padded["gk_text_position"]
@@ -270,7 +271,10 @@ def _text_batches(model: nn.Module) -> tuple[dict, dict]:
 
 
 def _packed(
-    model: nn.Module, batches: Callable[[], tuple[dict, dict]], found: Examination, gradients: bool
+    model: nn.Module,
+    batches: Callable[[], tuple[dict[str, Any], dict[str, Any]]],
+    found: Examination,
+    gradients: bool,
 ) -> None:
     """Raise unless packed rows have the losses of padded ones."""
     if (reason := packing_refusal(model)) is not None:
@@ -316,7 +320,8 @@ def _backward(model: nn.Module, inputs: dict[str, Tensor], name: str) -> None:
 def _loss_of(model: nn.Module, inputs: dict[str, Tensor], name: str) -> Tensor:
     """An objective's part of the loss, in training mode."""
     objective, part = OBJECTIVES[name]
-    attach(model, **{name: objective})
+    only: dict[str, Any] = {name: objective}
+    attach(model, **only)
     try:
         with training_mode(model):
             loss = model(**inputs, gk_part=part).loss

@@ -19,7 +19,8 @@ from groundkern.hf.checked import (
     Layers,
     Maps,
 )
-from groundkern.hf.token_objectives import Basic, PatchText
+from groundkern.hf.token_objectives import Basic as Basic
+from groundkern.hf.token_objectives import PatchText as PatchText
 from groundkern.messages import fail, require
 
 
@@ -183,7 +184,8 @@ class Klal(Checked):
     @property
     def counted_layers(self) -> Layers:
         """The layers that count; None: all that are softmax attention."""
-        return self.layers if self.chosen_heads is None else tuple(self.heads_by_layer)
+        chosen = self.heads_by_layer
+        return self.layers if chosen is None else tuple(chosen)
 
     @property
     def by_queries(self) -> bool:

@@ -41,6 +41,10 @@ class AttentionReward:
     """
 
     __name__ = "attention"  # what TRL logs it as
+    processor: Any
+    layer: int
+    entropy: float
+    batch_size: int
 
     def __init__(
         self, processor: Any, *, layer: int = -1, entropy: float = 0.3, batch_size: int = 8
@@ -76,17 +80,18 @@ class AttentionReward:
         if images is None:
             images = [[] if one is None else [one] for one in image or [None] * len(prompts)]
         found: list[float | None] = [None] * len(prompts)
-        with_regions = [i for i, own in enumerate(regions or ()) if own]
+        of_each = regions or [None] * len(prompts)
+        with_regions = [i for i, own in enumerate(of_each) if own]
         # where weights are sharded a forward pass is a collective: every rank takes as many
         chosen = range(len(prompts)) if regions and sharded(self.trainer.model) else with_regions
         for start in range(0, len(chosen), self.batch_size):
             part = chosen[start : start + self.batch_size]
             examples = [
-                _example(prompts[i], completions[i], images[i] or [], regions[i] or [], i)
+                _example(prompts[i], completions[i], images[i] or [], of_each[i] or [], i)
                 for i in part
             ]
             for i, reward in zip(part, self._rewards(examples), strict=True):
-                found[i] = reward if regions[i] else None
+                found[i] = reward if of_each[i] else None
         return found
 
     @torch.no_grad()
@@ -94,8 +99,13 @@ class AttentionReward:
         model = self.trainer.model
         if self._collator is None:
             levels = (1.0, 0.0, 0.0)
-            how = {"map_rows": "answer", "map_kind": "uniform", "map_levels": levels}
-            self._collator = GroundingCollator(self.processor, base_model(model).config, **how)
+            self._collator = GroundingCollator(
+                self.processor,
+                base_model(model).config,
+                map_rows="answer",
+                map_kind="uniform",
+                map_levels=levels,
+            )
         device = next(model.parameters()).device
         batch = {name: x.to(device) for name, x in self._collator(examples).items()}
         record = ("maps", "visible", "layers")

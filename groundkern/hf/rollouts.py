@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,30 @@ from groundkern.hf.model.support import base_model
 from groundkern.hf.objectives import Objectives
 from groundkern.hf.output import GroundedOutput
 from groundkern.hf.rewards import AttentionReward
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    class NextClass(Trainer):
+        """What is used of TRL's GRPOTrainer."""
+
+        args: Any  # a GRPOConfig
+        model: Any  # the policy, as accelerate wrapped it
+        reward_funcs: list[Any]
+        num_iterations: int
+        temperature: float
+        current_gradient_accumulation_steps: int
+        _metrics: dict[str, dict[str, list[float]]]
+
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            return {}
+
+        def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+            return torch.empty(())
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any: ...
+else:
+    NextClass = object
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +112,7 @@ class Evidence(NamedTuple):
         return MapTargets(self.kind, self.levels, self.sigma, floor=self.floor, most=self.rows)
 
 
-class RolloutMixin:
+class RolloutMixin(NextClass):
     """What a subclass of TRL's GRPOTrainer needs to train an attached model.
 
         class GroundedGRPOTrainer(RolloutMixin, GRPOTrainer): ...
@@ -110,6 +134,8 @@ class RolloutMixin:
         ValueError: a model that is not attached; in training, a region of another form, or an
             objective that needs more of a sample than completions have.
     """
+
+    evidence: Evidence
 
     def __init__(self, *args: Any, evidence: Evidence | None = None, **kwargs: Any) -> None:
         others = super()
@@ -145,7 +171,9 @@ class RolloutMixin:
         with torch.no_grad():
             return {**output, **self._supervision(output, inputs)}
 
-    def _supervision(self, output: dict[str, Any], inputs: list[dict]) -> dict[str, Tensor]:
+    def _supervision(
+        self, output: dict[str, Any], inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
         objectives: Objectives = objectives_of(self._grounded())
         mask, prompt = output["completion_mask"], output["prompt_ids"].shape[1]
         if "tool_mask" in output:
@@ -188,7 +216,7 @@ class RolloutMixin:
             )
         return reused
 
-    def _recorded(self, output: dict, ids: Tensor, rows: dict[str, Tensor]) -> Tensor:
+    def _recorded(self, output: dict[str, Any], ids: Tensor, rows: dict[str, Tensor]) -> Tensor:
         """[B, C, M, P + C]: the policy's attention now, made in micro-batches."""
         attended = torch.cat((output["prompt_mask"], output["completion_mask"]), 1)
         kept = self._rows, self._maps
@@ -208,8 +236,8 @@ class RolloutMixin:
 
     def _evidence(
         self,
-        output: dict,
-        inputs: list[dict],
+        output: dict[str, Any],
+        inputs: list[dict[str, Any]],
         known: tuple[Tensor, int, Tensor, list[Tensor]],  # what `map_rows` takes first
     ) -> dict[str, Tensor]:
         regions = [sample.get("regions") or [] for sample in inputs]
@@ -222,7 +250,7 @@ class RolloutMixin:
             weight = weight if weight.dim() == 1 else weight.amax(1)
         return map_rows(*known, regions, weight, self._targets)
 
-    def _tables(self, output: dict, inputs: list[dict]) -> list[Tensor]:
+    def _tables(self, output: dict[str, Any], inputs: list[dict[str, Any]]) -> list[Tensor]:
         """Where the visual tokens of each rollout are."""
         images = [_images(sample) for sample in inputs]
         if not any(images):
@@ -251,7 +279,7 @@ class RolloutMixin:
         logits_to_keep: int,
         *args: Any,
         **kwargs: Any,
-    ):
+    ) -> Any:
         """As the next class does, which cuts batches, with the attached model's own forward."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         scored: Any = model

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from groundkern.checks import fail, require
 from groundkern.hf.data.batch import row_counts, shielded
@@ -26,6 +29,7 @@ from groundkern.hf.output import GroundedOutput
 from groundkern.hf.watching.checkpoints import Checkpoints
 from groundkern.hf.watching.context_ranks import (
     ContextRanks,
+    SharedSequences,
     beside_ddp,
     refuse_parallel,
     tell_of_context,
@@ -41,7 +45,7 @@ from groundkern.hf.watching.untouched import random_states_kept
 logger = logging.getLogger(__name__)
 
 
-class GroundingMixin(Checkpoints):
+class GroundingMixin(SharedSequences, Checkpoints):
     """What a subclass of transformers' Trainer needs to train an attached model.
 
         class GroundingSFTTrainer(GroundingMixin, SFTTrainer): ...
@@ -77,19 +81,22 @@ class GroundingMixin(Checkpoints):
             refuses, and under context parallelism batches without `gk_` tensors.
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True
+    even_ranks: EvenRanks
+    watch: StepWatch
+    context: ContextRanks
 
     def __init__(
         self,
-        model=None,
-        args=None,
-        *rest,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *rest: Any,
         examine: bool = True,
         max_nonfinite: int = 3,
         term_norms_every: int | None = None,
         context_order: str = "zigzag",
         context_engine: str = "gather",
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         refuse_parallel(getattr(args, "parallelism_config", None))
         require(max_nonfinite > 0, "max_nonfinite", "a number of steps above 0", max_nonfinite)
@@ -158,7 +165,7 @@ class GroundingMixin(Checkpoints):
         objectives = objectives_of(self._unwrapped(self.model))
         if not isinstance(collator, GroundingCollator):
             return
-        wanted = {}
+        wanted: dict[str, object] = {}
         if (smam := objectives.smam) is not None:
             wanted["side_control"] = smam.control
             wanted["keep_registers"] = smam.keep == "registers"
@@ -168,10 +175,10 @@ class GroundingMixin(Checkpoints):
             if (got := getattr(collator, name)) != value:
                 fail(f"data_collator.{name}", f"{value!r}, as the objectives say", repr(got))
 
-    def _unwrapped(self, model: nn.Module) -> nn.Module:
+    def _unwrapped(self, model: nn.Module | None) -> nn.Module:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The next class's loader, as long on every rank.
 
         Returns:
@@ -182,7 +189,9 @@ class GroundingMixin(Checkpoints):
         """
         return self.even_ranks.as_long(super().get_train_dataloader())
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(
+        self, eval_dataset: str | Dataset[Any] | None = None
+    ) -> DataLoader[Any]:
         """The next class's loader, as long on every rank.
 
         Args:
@@ -197,8 +206,8 @@ class GroundingMixin(Checkpoints):
         return self.even_ranks.as_long(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | int | None]:
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
         """The micro-batches of one step, each with the row counts of the whole step as `gk_totals`.
 
         Args:
@@ -226,7 +235,13 @@ class GroundingMixin(Checkpoints):
         self.watch.batches = batches
         return batches, totals[0]
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         """The grounded loss; in training its parts are summed for the log.
 
         Args:
@@ -245,7 +260,7 @@ class GroundingMixin(Checkpoints):
                 "a batch without any",
             )
             inputs = packed_inputs(base_model(self._unwrapped(model)), inputs)
-            found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if model.training:
                 self.watch.finite.add("loss", found[0] if return_outputs else found)
             return found
@@ -259,7 +274,7 @@ class GroundingMixin(Checkpoints):
                 self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         if model.training and isinstance(outputs, GroundedOutput):
-            self.watch.add(outputs.parts)
+            self.watch.add(outputs.parts or {})
             if not self.args.average_tokens_across_devices:  # the others' gradients are a mean
                 loss = loss * self.context.size
         return (loss, outputs) if return_outputs else loss
@@ -280,11 +295,7 @@ class GroundingMixin(Checkpoints):
             self.context = own
             context_parallel(model, own.group, **self._split)
 
-    def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict):
-        """Batches stay whole: the model's forward splits them, with what they supervise."""
-        return nullcontext, inputs
-
-    def training_step(self, *args, **kwargs) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the next class does.
 
         Args:
@@ -296,33 +307,13 @@ class GroundingMixin(Checkpoints):
         loss = super().training_step(*args, **kwargs)
         return loss / self.context.size if self.context.size > 1 else loss
 
-    def get_sp_size(self) -> int:
-        """1: of a loader's batches none is cut into more."""
-        return 1
-
-    def get_cp_size(self) -> int:
-        """How many ranks share a sequence, by whichever engine."""
-        return self.context.size
-
-    def floating_point_ops(self, inputs: dict) -> int:
-        """This rank's share of what the Trainer counts for a batch.
-
-        Args:
-            inputs: as in transformers' Trainer.
-
-        Returns:
-            A number.
-        """
-        return super().floating_point_ops(inputs) // self.context.size
-
-    def _track_num_input_tokens(self, inputs: dict) -> None:
-        """Count the tokens of ranks that share them once."""
-        before = self.state.num_input_tokens_seen
-        super()._track_num_input_tokens(inputs)
-        seen = self.state.num_input_tokens_seen - before
-        self.state.num_input_tokens_seen = before + seen // self.context.size
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
         """The loss of an evaluation batch.
 
         Args:
@@ -341,7 +332,7 @@ class GroundingMixin(Checkpoints):
                 self._held_out.add_plain(inputs, loss)
         return loss.detach(), None, None
 
-    def _without_repeats(self, inputs: dict) -> dict:
+    def _without_repeats(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Without the samples by which accelerate fills the last batch up, so that ranks are even.
 
         It repeats the first ones; `remainder` of the samples that all ranks hold are new.
@@ -356,7 +347,13 @@ class GroundingMixin(Checkpoints):
         place = self.context.of_rank(self.args.process_index)
         return without_repeats(inputs, max(0, state.remainder - place * size))
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **kwargs):
+    def evaluate(
+        self,
+        eval_dataset: Dataset[Any] | dict[str, Dataset[Any]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
         """Evaluate as transformers' Trainer does; training goes on as if it had not happened.
 
         Args:
@@ -369,7 +366,14 @@ class GroundingMixin(Checkpoints):
         with kept:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
 
-    def evaluation_loop(self, dataloader, description, *rest, metric_key_prefix="eval", **kwargs):
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        *rest: Any,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> EvalLoopOutput:
         """The Trainer's loop; its loss gives way to exact means if batches have `gk_` tensors.
 
         Args:
@@ -388,6 +392,7 @@ class GroundingMixin(Checkpoints):
         gather = self.accelerator.gather if self.args.world_size > 1 else None
         if held_out.measured(gather):
             means = held_out.means(gather)
+            assert output.metrics is not None
             output.metrics.update({f"{metric_key_prefix}_{k}": x for k, x in means.items()})
         return output
 
@@ -414,12 +419,14 @@ class GroundingMixin(Checkpoints):
         if verdict is not None:
             self.watch.stop_if_reached(verdict)
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(
+        self, model: nn.Module, grad_norm: float | None = None
+    ) -> Tensor | float | None:
         """The norm of the whole gradient, which says whether the step may be taken."""
         self.watch.norm = whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         return self.watch.norm
 
-    def _examine_batch(self, model: nn.Module, inputs: dict) -> None:
+    def _examine_batch(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         """Run doctor once, on the first batch in which every rank has rows."""
         rows = [row_counts(inputs)[0] if ROWS in inputs else torch.zeros(())]
         count = torch.stack(rows).to(self.args.device)

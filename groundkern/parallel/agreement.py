@@ -61,7 +61,7 @@ def call_words(
     function: str,
     inputs: Sequence[Tensor | None],
     *options: object,
-) -> tuple:
+) -> tuple[object, ...]:
     """What has to be the same on all ranks, which else wait for messages that nobody sends.
 
     Args:

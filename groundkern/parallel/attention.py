@@ -8,11 +8,11 @@ The normaliser of a map is merged over the ranks (P1); a column of a map is on o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from groundkern import SideAttention
 from groundkern import attention_contribution as contribution_of
@@ -22,14 +22,14 @@ from groundkern import side_attention as side_attention_of
 from groundkern.kept import kept
 from groundkern.normaliser import Over, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words
-from groundkern.parallel.collectives import summed
+from groundkern.parallel.collectives import summed, uncompiled
 from groundkern.parallel.merging import merged_attention, merged_lse
 from groundkern.parallel.rows import ShardedRows
 from groundkern.precision import autocast
 from groundkern.selection import KeySets, Selection
 
 
-@torch.compiler.disable
+@uncompiled
 def side_attention(
     q: Tensor,
     k: Tensor,
@@ -61,12 +61,12 @@ def side_attention(
     """
     q, k, v = autocast(q, k, v)
     _agree(rows, "side_attention", (q, k, v), scale, softcap)
-    options = {"scale": scale, "softcap": softcap, "backend": backend}
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap, "backend": backend}
     out, lse = side_attention_of(rows.gather(q), k, v, rows.keys, allowed=allowed, **options)
     return SideAttention(*merged_attention(out, lse, rows.exchange))
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -106,7 +106,7 @@ def attention_map(
     return map_of(q, k, rows.keys, columns, head_weight=head_weight, **given)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_contribution(
     q: Tensor,
     k: Tensor,
@@ -146,7 +146,7 @@ def attention_contribution(
     return contribution_of(q, k, v, g, rows.keys, columns, rectify=rectify, **given)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_kl(
     q: Tensor,
     k: Tensor,
@@ -195,7 +195,7 @@ def attention_kl(
 def _agree(
     rows: ShardedRows,
     function: str,
-    inputs: Sequence[Tensor | None],
+    inputs: tuple[Tensor, Unpack[tuple[Tensor | None, ...]]],
     *options: float | str | bool | None,
 ) -> None:
     sizes = inputs[0].shape[1], *(x.shape[-1] for x in inputs if x is not None)
@@ -210,8 +210,8 @@ def _normalised(
     columns: Tensor,
     over: Over,
     allowed: KeySets | None,
-    options: dict,
-) -> dict:
+    options: dict[str, Any],
+) -> dict[str, Any]:
     """The options of an op of one process on this rank's keys: normalised by `lse` [N, Hq], over
     the keys of all ranks that `over` names."""
     lse = merged_lse(log_sum_exp(q, k, rows.keys, columns, over, allowed, options), rows.exchange)

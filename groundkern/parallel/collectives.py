@@ -8,8 +8,8 @@ fp64 where they arrive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,13 @@ from torch import Tensor
 
 from groundkern.parallel.shards import Shard
 from groundkern.precision import accumulation_dtype
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def uncompiled(function: F) -> F:
+    """torch.compile's `disable`, by a decorator that keeps the type of what it decorates."""
+    return cast("F", torch.compiler.disable(function))
 
 
 class Grouped(Protocol):
@@ -135,33 +142,33 @@ def _exchanged(message: Tensor, sent: list[int], got: list[int], exchange: Excha
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         return sent_to_all([x], exchange)[0]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _ScatterSum.apply(gradient, ctx.exchange), None
 
 
 class _ScatterSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         parts = sent_home([x], exchange)[0]  # [ranks, N_r, ...]
         return parts.sum(0, dtype=accumulation_dtype(x.dtype)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _Gather.apply(gradient, ctx.exchange), None
 
 
 class _AllSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, shard: Grouped) -> Tensor:
+    def forward(ctx: Any, x: Tensor, shard: Grouped) -> Tensor:
         ctx.shard = shard
         return summed(x, shard)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _AllSum.apply(gradient, ctx.shard), None

@@ -6,8 +6,11 @@ remains of (K5) is a sum over columns, and a column is on one rank.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from groundkern import attention_map, checks
 from groundkern.divergence.api import AttentionReference, Kind, Over, check_options, check_target
@@ -16,14 +19,14 @@ from groundkern.divergence.terms import Terms
 from groundkern.kept import kept
 from groundkern.normaliser import log_mass, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words
-from groundkern.parallel.collectives import summed
+from groundkern.parallel.collectives import summed, uncompiled
 from groundkern.parallel.merging import merged_lse
 from groundkern.parallel.rows import ShardedRows
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.selection import KeySets, Selection
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_divergence(
     q: Tensor,
     k: Tensor,
@@ -68,7 +71,7 @@ def attention_divergence(
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     given = Inputs(rows.gather(q), k, head_weight, None)
     lse, mass = _normaliser(given, rows, columns, over, allowed, options)
-    given = given._replace(lse=lse if over != "renormalised" else lse + _finite(mass))
+    given = given._replace(lse=lse if mass is None else lse + _finite(mass))
     terms = Terms(kind, beta, rest=float(rows.shard.rank == 0))
     how = How(rows.keys, columns, allowed, "visible", terms, least, options, {})
     if isinstance(reference, AttentionReference):
@@ -84,14 +87,15 @@ def attention_divergence(
 def _agree(
     rows: ShardedRows,
     reference: Tensor | AttentionReference,
-    inputs: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor, Unpack[tuple[Tensor | None, ...]]],
     options: tuple[float | str | None, ...],
 ) -> None:
-    sizes = tuple(inputs[0].shape[1:])
+    seen: tuple[Tensor | None, ...] = inputs
+    sizes: tuple[float | None, ...] = tuple(inputs[0].shape[1:])
     if isinstance(reference, AttentionReference):
-        inputs = (*inputs, *(None if x is None else x.detach() for x in reference[:4]))
+        seen = (*seen, *(None if x is None else x.detach() for x in reference[:4]))
         sizes = (*sizes, *reference.q.shape[1:], reference.scale, reference.softcap)
-    words = call_words("attention_divergence", inputs, *sizes, *options)
+    words = call_words("attention_divergence", seen, *sizes, *options)
     agree(rows.together, words, rows.shard.group, rows.owner.device)
 
 
@@ -101,14 +105,14 @@ def _normaliser(
     columns: Tensor,
     over: str,
     allowed: KeySets | None,
-    options: dict,
+    options: dict[str, Any],
     *,
     mass: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """[N, Hq] over the keys of all ranks that `over` names; and [N], the log of the map's mass on
     own columns, of over="renormalised" or where it is asked for."""
 
-    def merged(of: str) -> Tensor:
+    def merged(of: Literal["visible", "columns"]) -> Tensor:
         found = log_sum_exp(given.q, given.k, rows.keys, columns, of, allowed, options)
         return merged_lse(found, rows.exchange)
 
@@ -133,7 +137,8 @@ def _of_model(
     model = Inputs(rows.gather(q), k, reference.head_weight, None)
     options = {**how.options, "scale": reference.scale, "softcap": reference.softcap}
     lse, mass = _normaliser(model, rows, how.columns, over, how.allowed, options, mass=True)
-    total = (mass > -torch.inf).to(lse.dtype)
+    assert mass is not None
+    total = torch.gt(mass, -torch.inf).to(lse.dtype)
     model = model._replace(lse=lse + _finite(mass))
     floored = total
     if how.terms.kind == "reverse_kl" and floor is not None:

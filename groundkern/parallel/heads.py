@@ -12,13 +12,13 @@ log sum_r M_r = max over d of sum_r d_r (log M_r - log d_r) it has no gradient w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import Unpack
 
 from groundkern import attention_contribution as contribution_of
 from groundkern import attention_kl as kl_of
@@ -27,7 +27,7 @@ from groundkern import checks
 from groundkern.kept import kept
 from groundkern.normaliser import Over, log_sum_exp
 from groundkern.parallel.agreement import agree, call_words, number, require_same
-from groundkern.parallel.collectives import all_sum, greatest, summed
+from groundkern.parallel.collectives import all_sum, greatest, summed, uncompiled
 from groundkern.precision import accumulation_dtype, autocast
 from groundkern.row_blocks import row_blocks, scores
 from groundkern.selection import KeySets, QueryRows, Selection
@@ -48,6 +48,11 @@ class HeadRows:
         ValueError: other rows on other ranks (all ranks raise it), or no head.
     """
 
+    rows: QueryRows
+    group: dist.ProcessGroup | None
+    heads: int
+    together: QueryRows
+
     def __init__(self, rows: QueryRows, heads: int, group: dist.ProcessGroup | None = None) -> None:
         checks.require(heads > 0, "heads", "at least one query head on every rank", heads)
         self.rows, self.group = rows, group
@@ -60,7 +65,7 @@ class HeadRows:
         return len(self.rows)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -95,12 +100,17 @@ def attention_map(
     """
     q, k = autocast(q, k)
     _agree(rows, "attention_map", (q, k, head_weight), columns, over, scale, softcap)
-    given = {"allowed": allowed, "scale": scale, "softcap": softcap, "backend": backend}
+    given: dict[str, Any] = {
+        "allowed": allowed,
+        "scale": scale,
+        "softcap": softcap,
+        "backend": backend,
+    }
     weight = _weight(head_weight, q, rows)
     return all_sum(map_of(q, k, rows.rows, columns, over=over, head_weight=weight, **given), rows)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_contribution(
     q: Tensor,
     k: Tensor,
@@ -135,12 +145,17 @@ def attention_contribution(
     q, k, v, g = autocast(q, k, v, g)
     asked = columns, over, scale, softcap, rectify
     _agree(rows, "attention_contribution", (q, k, v, g), *asked)
-    given = {"allowed": allowed, "scale": scale, "softcap": softcap, "backend": backend}
+    given: dict[str, Any] = {
+        "allowed": allowed,
+        "scale": scale,
+        "softcap": softcap,
+        "backend": backend,
+    }
     own = contribution_of(q, k, v, g, rows.rows, columns, over=over, rectify=rectify, **given)
     return all_sum(own, rows)
 
 
-@torch.compiler.disable
+@uncompiled
 def attention_kl(
     q: Tensor,
     k: Tensor,
@@ -176,7 +191,13 @@ def attention_kl(
     _agree(rows, "attention_kl", (q, k, head_weight), columns, over, scale, softcap, heads)
     options = {"scale": scale, "softcap": softcap, "backend": backend}
     weight = _weight(head_weight, q, rows)
-    given = {**options, "over": over, "heads": heads, "allowed": allowed, "head_weight": weight}
+    given: dict[str, Any] = {
+        **options,
+        "over": over,
+        "heads": heads,
+        "allowed": allowed,
+        "head_weight": weight,
+    }
     if heads == "each":
         return all_sum(kl_of(q, k, target, rows.rows, columns, **given), rows)
     with torch.no_grad():
@@ -196,7 +217,7 @@ def attention_kl(
 def _agree(
     rows: HeadRows,
     function: str,
-    inputs: Sequence[Tensor | None],
+    inputs: tuple[Tensor, Unpack[tuple[Tensor | None, ...]]],
     columns: Tensor,
     *options: float | str | bool | None,
 ) -> None:

@@ -11,6 +11,8 @@ Backward, with the gradients dout and dlse of the results:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,7 @@ class _MergedAttention(torch.autograd.Function):
     """One backward for both results: it runs, and sends the same, whichever of them is used."""
 
     @staticmethod
-    def forward(ctx, out: Tensor, lse: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, out: Tensor, lse: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
         outs, lses = sent_home([out, lse], exchange)  # [ranks, N_r, Hq, Dv], [ranks, N_r, Hq]
         merged = lses.logsumexp(0)
         exact = (_share(lses, merged)[..., None] * outs).sum(0)  # in lse's dtype
@@ -48,7 +50,7 @@ class _MergedAttention(torch.autograd.Function):
         return exact.to(out.dtype), merged
 
     @staticmethod
-    def backward(ctx, dout: Tensor | None, dlse: Tensor | None):
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor, Tensor, None]:
         out, lse, exact, merged = ctx.saved_tensors
         with torch.no_grad():
             found = _gradients(out, lse, exact, merged, dout, dlse, ctx.exchange)
@@ -57,14 +59,14 @@ class _MergedAttention(torch.autograd.Function):
 
 class _MergedLse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, lse: Tensor, exchange: Exchange) -> Tensor:
+    def forward(ctx: Any, lse: Tensor, exchange: Exchange) -> Tensor:
         merged = from_all(lse, exchange.shard).logsumexp(0)
         ctx.save_for_backward(lse, merged)
         ctx.exchange = exchange
         return merged
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         lse, merged = ctx.saved_tensors
         with torch.no_grad():
             share = _share(lse, merged)

@@ -32,6 +32,14 @@ class ShardedRows:
             number of owners, ranks that do not exist, rows beyond the sequences.
     """
 
+    rows: QueryRows
+    shard: Shard
+    owner: Tensor
+    exchange: Exchange
+    own: Tensor
+    keys: QueryRows
+    together: QueryRows
+
     def __init__(self, rows: QueryRows, shard: Shard, owner: Tensor | None = None) -> None:
         self.rows, self.shard = rows, shard
         holder = _holders(rows, shard)
@@ -50,7 +58,8 @@ class ShardedRows:
         self.keys = QueryRows(rows.sequence, rows.position, start, stop, rows.most)
         place = shard.before(rows.position.clamp(min=0))
         # This rank's rows, with the places of their tokens among its own.
-        self._here = QueryRows(*(x[self.own] for x in (rows.sequence, place, start, stop)))
+        sequence, place, start, stop = (x[self.own] for x in (rows.sequence, place, start, stop))
+        self._here = QueryRows(sequence, place, start, stop)
         # Remembers only what ranks found together, so that all of them forget alike.
         self.together = replace(rows)
 

@@ -186,6 +186,12 @@ class Shard:
         ValueError: a group of another size, or without this process.
     """
 
+    group: dist.ProcessGroup | None
+    ranks: int
+    rank: int
+    owner: Tensor
+    positions: Tensor
+
     def __init__(
         self,
         sharding: Sharding,

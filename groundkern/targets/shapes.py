@@ -6,7 +6,7 @@ Exact areas in fp64; what rectangles and shapes are, `groundkern.maps` says.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from groundkern.targets.areas import covered
 
 _CLEARLY_COVERED = 0.01  # share of a token below which a shape merely grazes it
 
-Coordinates = Sequence | Tensor  # rows of numbers
+Coordinates = Sequence[Any] | Tensor  # rows of numbers
 
 
 class Shapes(NamedTuple):

@@ -83,19 +83,20 @@ def add_tokens(model: nn.Module, tokenizer: Any, tokens: Iterable[str]) -> list[
     for token in tokens:
         good = token.strip() == token != ""
         require(good, "tokens", "texts without white space at their ends", repr(token))
+    its: Any = model  # methods of transformers' models
     known = len(tokenizer)
     new = add_to_tokenizer(tokenizer, tokens)
     ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = its.get_input_embeddings().weight.shape[0]
     if ids and max(ids) >= rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        its.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     fresh = [tokenizer.convert_tokens_to_ids(token) for token in new]
     missing = [i for i in ids if i >= rows]  # of a tokenizer that had them before its model
     _set_to_mean(model, sorted({*fresh, *missing}), min(known, rows))
     return ids
 
 
-def _set_to_mean(model: nn.Module, ids: list[int], known: int) -> None:
+def _set_to_mean(model: Any, ids: list[int], known: int) -> None:
     """Give tokens the mean embedding of the first `known`, of the input and of the output."""
     parts = [model.get_input_embeddings(), model.get_output_embeddings()]
     for name in ("weight", "bias"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,12 +166,16 @@ class GroundedBatch:
         tensors: every field, by its name without `gk_`.
     """
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor: ...
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         assert tensors.keys() == FIELDS.keys()
         vars(self).update(tensors)
 
     @classmethod
-    def pop(cls, inputs: dict, input_ids: Tensor) -> GroundedBatch:
+    def pop(cls, inputs: dict[str, Any], input_ids: Tensor) -> GroundedBatch:
         """Take the `gk_` tensors out of a model's keyword inputs; one that is missing has no rows.
 
         Args:

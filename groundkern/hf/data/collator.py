@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -124,6 +124,21 @@ class GroundingCollator:
     Source: the papers of SMAM, DV-SFT, KLAL, HIST and the logit-lens loss (docs/methods/index.md).
     """
 
+    processor: Any
+    config: Any
+    max_length: int | None
+    pack_to: int | None
+    empty_region: str
+    label_bag: str
+    region_dilation: float
+    keep_registers: bool
+    side_control: str | None
+    map_control: str | None
+    controls: Controls
+    lens: bool
+    lens_outside: float | None
+    contrast: bool
+
     def __init__(
         self,
         processor: Any,
@@ -190,12 +205,12 @@ class GroundingCollator:
             allowed_tokens=with_anchor(processor.tokenizer, allowed_tokens, anchor_token),
             geometry=geometry,
         )
-        known = map_rows != "anchor" or anchor_token is not None
-        require(known, "anchor_token", "a token beside map_rows 'anchor'", anchor_token)
+        there = map_rows != "anchor" or anchor_token is not None
+        require(there, "anchor_token", "a token beside map_rows 'anchor'", anchor_token)
         anchor = None if anchor_token is None else anchor_id(processor.tokenizer, anchor_token)
         self._targets = MapTargets(
             map_kind,
-            tuple(map_levels),
+            cast("tuple[float, float, float]", tuple(map_levels)),
             map_sigma,
             map_rows,
             anchor=anchor,
@@ -267,7 +282,7 @@ class GroundingCollator:
         lengths = [len(layout.ids) for layout in read.sequences.layouts]
         self._count_tokens(lengths, lengths)
         left = self.processor.tokenizer.padding_side == "left" and self.multiple == 1
-        how = {"left": left, "multiple": self.multiple}
+        how: dict[str, Any] = {"left": left, "multiple": self.multiple}
         return {
             **padded_tokens(read.tokens, self.processor.tokenizer.pad_token_id, **how),
             **read.sequences.features,
@@ -276,6 +291,7 @@ class GroundingCollator:
 
     def _packed(self, reads: Sequence[_Read]) -> dict[str, Tensor]:
         """Several samples in each row, and their images in the order of the rows."""
+        assert self.pack_to is not None
         layouts = [layout for read in reads for layout in read.sequences.layouts]
         lengths = [len(layout.ids) for layout in layouts]
         for layout, length in zip(layouts, lengths):
@@ -296,7 +312,7 @@ class GroundingCollator:
         ]
         laid = [sum(lengths[i] for i in row) for row in rows]
         self._count_tokens(lengths, laid)
-        how = {"left": False, "multiple": self.multiple}
+        how: dict[str, Any] = {"left": False, "multiple": self.multiple}
         return {
             **padded_tokens(tokens, self.processor.tokenizer.pad_token_id, **how),
             **self._reader.merged([reads[i].sequences for row in rows for i in row]),

@@ -18,7 +18,7 @@ from groundkern.hf.data.layout import Layout
 from groundkern.hf.data.padding import SampleFields
 
 
-def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
+def phrase_rows(layout: Layout, counts: Counter[str]) -> SampleFields:
     """HIST: a row `i - 1` for each token `i` of each phrase, and the composites among the phrases.
 
     A phrase that contains exactly two others ("two dogs and a cat": "two dogs", "a cat"), not
@@ -56,7 +56,8 @@ def phrase_rows(layout: Layout, counts: Counter) -> SampleFields:
             own = replace(phrase, start=start, stop=stop)
             subject.update(layout.text_positions(own, f"phrases[{index}].subject"))
         weight = layout.example.weight_of(phrase)
-        rows += [(p - 1, number, int(p in subject), weight) for p in positions]
+        there = (p for p in positions if p is not None)
+        rows += [(p - 1, number, int(p in subject), weight) for p in there]
     whole = [three for three in composites(layout.example.phrases) if numbers.keys() >= set(three)]
     counts["phrases"] += len(layout.example.phrases)
     counts["phrases_truncated"] += cut
@@ -85,7 +86,7 @@ def composites(phrases: tuple[Phrase, ...]) -> list[tuple[int, int, int]]:
         parts = [i for i in within if not any(_contains(phrases[j], phrases[i]) for j in within)]
         parts.sort(key=lambda i: phrases[i].start)
         if len(parts) == 2 and phrases[parts[0]].stop <= phrases[parts[1]].start:
-            found.append((whole, *parts))
+            found.append((whole, parts[0], parts[1]))
     return found
 
 
@@ -101,7 +102,7 @@ def lens_rows(
     masks: list[Tensor],
     encode: Callable[[str], Encoded],
     outside: float | None,
-    counts: Counter,
+    counts: Counter[str],
 ) -> SampleFields:
     """Logit lens: for each concept of an image, the visual tokens on its regions and some off them.
 
@@ -137,7 +138,7 @@ def lens_rows(
 
 
 def contrast_rows(
-    layout: Layout, masks: list[Tensor], encode: Callable[[str], Encoded], counts: Counter
+    layout: Layout, masks: list[Tensor], encode: Callable[[str], Encoded], counts: Counter[str]
 ) -> SampleFields:
     """Patch-text contrast: the visual tokens on the regions of an image's words, of which there are
     at least two.
@@ -187,7 +188,7 @@ def _concepts(
     layout: Layout,
     masks: list[Tensor],
     encode: Callable[[str], Encoded],
-    counts: Counter,
+    counts: Counter[str],
     kind: str,
 ) -> Iterator[tuple[tuple[int, int], tuple[Tensor, float]]]:
     """(image, first label) of each concept, sorted, with bool [C] the visual tokens on its regions

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from groundkern.checks import fail
-from groundkern.hf.data.example import GroundedExample, Region, message_text
+from groundkern.hf.data.example import Box, GroundedExample, Region, message_text
 from groundkern.hf.data.moments import SHAPES
 from groundkern.hf.data.video import Track
 from groundkern.rasters import Raster
@@ -85,7 +85,8 @@ class Controls:
     """
 
     def __init__(self, pool: Sequence[SampleRegions | None] | None, seed: int) -> None:
-        self.pool, self.seed = pool, seed
+        self.pool: Sequence[SampleRegions | None] | None = pool
+        self.seed: int = seed
 
     def applied(self, example: GroundedExample, control: str | None) -> GroundedExample:
         """The example with its regions under a control; itself if that changes no shapes.
@@ -110,7 +111,7 @@ class Controls:
                 own ones are.
         """
         key = key_of(example.name, example.messages, example.regions)
-        made: list[tuple[tuple, Region]] = []
+        made: list[tuple[tuple[object, ...], Region]] = []
         numbers = {False: 0, True: 0}  # distinct places of images, and of videos
         found = []
         for region in example.regions:
@@ -119,7 +120,7 @@ class Controls:
             if known is None:
                 film = region.video is not None
                 span = None
-                if film:
+                if region.video is not None:
                     video = example.videos[region.video]
                     span = video.steps[0], video.steps[-1]
                 if control == "random":
@@ -140,9 +141,10 @@ class Controls:
         self, example: GroundedExample, region: Region, span: Span | None, key: bytes, number: int
     ) -> Region:
         """The region of another sample; all regions of a sample get them of the same one."""
-        start = self._draw(key).randrange(max(1, len(self.pool)))
-        for step in range(min(_TRIES, len(self.pool))):
-            other = self.pool[(start + step) % len(self.pool)]
+        pool = self.pool or ()
+        start = self._draw(key).randrange(max(1, len(pool)))
+        for step in range(min(_TRIES, len(pool))):
+            other = pool[(start + step) % len(pool)]
             if other is None or other.key == key:
                 continue
             alike = [r for r in other.regions if (r.video is None) == (region.video is None)]
@@ -156,6 +158,7 @@ class Controls:
 
 def _in_span(region: Region, spans: tuple[Span, ...], span: Span) -> Region:
     """A region of one video at the same part of another one."""
+    assert region.video is not None
     (first, last), (start, stop) = spans[region.video], span
     rate = (stop - start) / max(last - first, 1e-9)
 
@@ -165,7 +168,7 @@ def _in_span(region: Region, spans: tuple[Span, ...], span: Span) -> Region:
     return _at_times(region, at)
 
 
-def _at_times(region: Region, at: Any) -> Region:
+def _at_times(region: Region, at: Callable[[float], float]) -> Region:
     tracks = tuple(tuple((at(time), box) for time, box in track) for track in region.tracks)
     rasters = tuple((at(time), raster) for time, raster in region.raster_track)
     time = None if region.time is None else (at(region.time[0]), at(region.time[1]))
@@ -184,11 +187,11 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
     def point(p: tuple[float, float]) -> tuple[float, float]:
         return _within(p[0] + dx), _within(p[1] + dy)
 
-    def box(b: tuple[float, ...]) -> tuple[float, ...]:
+    def box(b: Box) -> Box:
         return (*point(b[:2]), *point(b[2:]))
 
-    def rolled(raster: Raster | None) -> Raster | None:
-        return None if raster is None else _rolled(raster, dx, dy)
+    def rolled(raster: Raster) -> Raster:
+        return _rolled(raster, dx, dy)
 
     def track(steps: Track) -> Track:
         return tuple((time, box(b)) for time, b in steps)
@@ -202,7 +205,9 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
         polylines=tuple(tuple(map(point, line)) for line in region.polylines),
         rasters=tuple(map(rolled, region.rasters)),
         tracks=tuple(map(track, region.tracks)),
-        raster_track=tuple((time, rolled(raster)) for time, raster in region.raster_track),
+        raster_track=tuple(
+            (time, raster and rolled(raster)) for time, raster in region.raster_track
+        ),
     )
     tracks = *region.tracks, region.raster_track
     times = region.time or [time for steps in tracks for time, _ in steps]
@@ -215,7 +220,10 @@ def _moved(region: Region, span: Span | None, draw: random.Random) -> Region:
 
 def _bounds(region: Region) -> tuple[float, float, float, float]:
     """The smallest box around all places; the whole image if there are none."""
-    boxes = [*region.boxes, *(b for steps in region.tracks for _, b in steps)]
+    boxes: list[tuple[float, ...]] = [
+        *region.boxes,
+        *(b for steps in region.tracks for _, b in steps),
+    ]
     rasters = *region.rasters, *(raster for _, raster in region.raster_track if raster)
     boxes += [(raster.mask() or raster).bounds() for raster in rasters]
     boxes += [

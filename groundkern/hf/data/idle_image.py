@@ -132,7 +132,7 @@ class IdleImage:
             wanted = "False for packed rows without images: its loss would count the image"
             fail("output_router_logits", wanted, True)
         for name in self._types:
-            made.setdefault(name, torch.full_like(batch["input_ids"], PER_TOKEN[name]))
+            made.setdefault(name, torch.full_like(batch["input_ids"], PER_TOKEN[name] or 0))
         return made
 
 

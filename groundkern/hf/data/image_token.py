@@ -53,7 +53,8 @@ def visual_token_ids(config: Any) -> frozenset[int]:
     Returns:
         Those that it names; none for a text model.
     """
-    return frozenset({image_token_id(config), video_token_id(config)} - {None})
+    ids = image_token_id(config), video_token_id(config)
+    return frozenset(token for token in ids if token is not None)
 
 
 def one_of(ids: Tensor, visual: Collection[int]) -> Tensor:

@@ -185,7 +185,7 @@ def tokens_that_stay(
     return sorted([*stays, *text[:room]])
 
 
-def trained_positions(layout: Layout, counts: Counter) -> list[int]:
+def trained_positions(layout: Layout, counts: Counter[str]) -> list[int]:
     """The tokens to learn: every assistant text but those of context, and what closes its turn.
 
     What the template puts behind the text is learned up to its first special token, behind an empty

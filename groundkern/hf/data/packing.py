@@ -9,6 +9,7 @@ with it: rows by its tokens, image numbers by the images before it, and so on (`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,16 +119,16 @@ def join_fields(
 
 def _moved(
     name: str,
-    values: Tensor | Sequence,
+    values: Tensor | Sequence[Any],
     starts: dict[str, int],
     own: dict[str, int],
     whole: dict[str, int],
-) -> list:
+) -> list[Any]:
     """The rows of one document's field, as they are in the whole row."""
     spec = FIELDS[name]
     first, *inner = spec.dims.split()[1:]
     flat = isinstance(values, Tensor) and not inner
-    rows = values.tolist() if flat else list(values)
+    rows: list[Any] = values.tolist() if isinstance(values, Tensor) and flat else list(values)
     if first in own and first != "C":  # a document without values has its places all the same
         rows += [[] if inner else spec.padding] * (own[first] - len(rows))
     if inner and inner[0] in whole:  # [.., S] and [.., C]: a row among those of all documents
@@ -136,13 +137,13 @@ def _moved(
     return rows if counts is None else _shifted(rows, starts[counts])
 
 
-def _among(row: Tensor | Sequence, start: int, length: int, spec: Field) -> Tensor:
+def _among(row: Tensor | Sequence[Any], start: int, length: int, spec: Field) -> Tensor:
     out = torch.full((length,), spec.padding, dtype=spec.dtype)
     out[start : start + len(row)] = torch.as_tensor(row, dtype=spec.dtype)
     return out
 
 
-def _shifted(rows: list, by: int) -> list:
+def _shifted(rows: list[Any], by: int) -> list[Any]:
     if rows and isinstance(rows[0], (list, tuple)):
         return [_shifted(list(row), by) for row in rows]
     return [value + by if value >= 0 else value for value in rows]

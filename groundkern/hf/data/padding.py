@@ -81,7 +81,7 @@ def pad_tokens(
     return out
 
 
-def _measure(sizes: dict[str, int], dims: list[str], values: Tensor | Sequence) -> None:
+def _measure(sizes: dict[str, int], dims: list[str], values: Tensor | Sequence[Any]) -> None:
     """Raise the size of each dimension to what `values` need."""
     if isinstance(values, Tensor):
         found = dict(zip(dims, values.shape))
@@ -93,7 +93,7 @@ def _measure(sizes: dict[str, int], dims: list[str], values: Tensor | Sequence) 
         sizes[dim] = max(size, sizes.get(dim, 0))
 
 
-def _write(out: Tensor, values: Tensor | Sequence) -> None:
+def _write(out: Tensor, values: Tensor | Sequence[Any]) -> None:
     """Write values of any smaller shape, ragged lists too, to the front of `out`."""
     if isinstance(values, Tensor):
         out[tuple(map(slice, values.shape))] = values

@@ -115,12 +115,13 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
             has read of the EXIF data, which in a PNG may go on behind the pixels.
     """
     width, height = image.size
+    file: Any = image  # of a class of its own for each format
     if image.format == "TIFF":  # some versions of Pillow turn its `size` on opening, some do not
-        width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+        width, height = file.tag_v2[_TIFF_WIDTH], file.tag_v2[_TIFF_HEIGHT]
     # not PngImageFile's own getexif, which would decode the pixels
     orientation = Image.Image.getexif(image).get(ORIENTATION)
     if orientation is None and image.format == "PNG":
-        orientation = _behind_the_pixels(image.fp)
+        orientation = _behind_the_pixels(file.fp)
     return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, AutoProcessor, BaseImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -49,8 +49,8 @@ def without_video(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]
     """
     if "video_processor" not in processor_class.get_attributes():
         return processor_class
-    members = {"__module__": __name__}
-    init = _video_optional(processor_class.__init__)
+    members: dict[str, Any] = {"__module__": __name__}
+    init = _video_optional(cast(FunctionType, processor_class.__init__))
     if init is not None:
         members |= {"__init__": init, "apply_chat_template": ProcessorMixin.apply_chat_template}
     return type(processor_class.__name__, (processor_class, _WithoutVideo), members)
@@ -62,7 +62,7 @@ class _WithoutVideo(ProcessorMixin):
     The part may be anywhere among the arguments: omni processors have it before the tokenizer.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         parts = dict(zip(super().get_attributes(), args)) | kwargs
         parts.pop("video_processor", None)
         super().__init__(**parts)
@@ -72,7 +72,9 @@ class _WithoutVideo(ProcessorMixin):
         return [name for name in super().get_attributes() if name != "video_processor"]
 
     @classmethod
-    def from_args_and_dict(cls, args: list, processor_dict: dict, **kwargs) -> ProcessorMixin:
+    def from_args_and_dict(
+        cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any
+    ) -> ProcessorMixin:
         args = list(args)
         args.insert(super().get_attributes().index("video_processor"), None)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
@@ -187,7 +189,10 @@ def _own_settings(images: BaseImageProcessor, options: Mapping[str, Any]) -> dic
 
 
 def load_processor(
-    path: str | os.PathLike, *, image_options: Mapping[str, Any] | None = None, **kwargs
+    path: str | os.PathLike[str],
+    *,
+    image_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> ProcessorMixin:
     """`AutoProcessor.from_pretrained`, except that a video part that cannot be loaded is left out.
 
@@ -211,12 +216,12 @@ def load_processor(
     return with_image_options(processor, image_options) if image_options else processor
 
 
-def _loaded(path: str | os.PathLike, options: dict[str, Any]) -> ProcessorMixin:
+def _loaded(path: str | os.PathLike[str], options: dict[str, Any]) -> ProcessorMixin:
     try:
         return AutoProcessor.from_pretrained(path, **options)
     except (ImportError, OSError, ValueError) as error:
         config = AutoConfig.from_pretrained(path, **options)
-        processor_class = PROCESSOR_MAPPING.get(type(config), None)
+        processor_class: Any = PROCESSOR_MAPPING.get(type(config), None)
         if processor_class is None or "video_processor" not in processor_class.get_attributes():
             raise
         try:

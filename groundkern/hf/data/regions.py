@@ -48,7 +48,7 @@ class MapTargets(NamedTuple):
     most: int | None = None
 
 
-def region_masks(layout: Layout, counts: Counter, grow: float = 0.0) -> list[Tensor]:
+def region_masks(layout: Layout, counts: Counter[str], grow: float = 0.0) -> list[Tensor]:
     """Which visual tokens each region covers.
 
     Args:
@@ -85,7 +85,7 @@ def region_masks(layout: Layout, counts: Counter, grow: float = 0.0) -> list[Ten
 def side_rows(
     layout: Layout,
     masks: list[Tensor],
-    counts: Counter,
+    counts: Counter[str],
     empty: str = "skip",
     *,
     complement: bool = False,
@@ -142,7 +142,7 @@ def side_rows(
     return {**dict(zip(names, zip(*rows))), "side_inside": inside}
 
 
-def map_rows(layout: Layout, how: MapTargets, counts: Counter) -> SampleFields:
+def map_rows(layout: Layout, how: MapTargets, counts: Counter[str]) -> SampleFields:
     """KLAL: rows for each answer and image or video that regions connect, with a target over it. A
     row counts as much as the weightiest of its regions.
 

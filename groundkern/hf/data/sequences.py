@@ -115,7 +115,7 @@ class SequenceReader:
         return examples, chats
 
     def read(
-        self, examples: Sequence[GroundedExample], chats: Sequence[Chat], counts: Counter
+        self, examples: Sequence[GroundedExample], chats: Sequence[Chat], counts: Counter[str]
     ) -> Sequences:
         """The sequences of some samples, by one call of the processor.
 
@@ -191,12 +191,13 @@ class SequenceReader:
 
     def _visual_token(self, example: GroundedExample) -> dict[str, int]:
         """The ids of visual tokens by their kind."""
-        found = {"image": image_token_id(self.config, self.processor)}
+        named = {"image": image_token_id(self.config, self.processor)}
         if example.videos:
-            found["video"] = video_token_id(self.config, self.processor)
+            named["video"] = video_token_id(self.config, self.processor)
         wanted = "the id of visual tokens (set it on the model's config too)"
-        for kind, index in found.items():
-            require(index is not None, f"config.{kind}_token_id", wanted, None)
+        found = {kind: index for kind, index in named.items() if index is not None}
+        for kind in named:
+            require(kind in found, f"config.{kind}_token_id", wanted, None)
         return found
 
     def _placeholders(self, example: GroundedExample) -> dict[str, str]:
@@ -264,7 +265,7 @@ class SequenceReader:
         spans: TokenSpans,
         ids: list[int],
         tables: VisualTables,
-        counts: Counter,
+        counts: Counter[str],
     ) -> Layout:
         """One sequence, cut to `max_length`."""
         name, token, special = name_of(example), self._visual_token(example), self.rules.ids

@@ -181,8 +181,7 @@ def _turns(
 ) -> dict[int, Turn]:
     """Where the assistant texts are in the rendered chat, whose every second piece is one."""
     text = "".join(rendered)
-    begins = accumulate(map(len, rendered), initial=0)
-    begins = islice(begins, 1, None, 2)
+    begins = islice(accumulate(map(len, rendered), initial=0), 1, None, 2)
     turns = {}
     for index, inside in insides.items():
         pieces = [Piece(start, start + len(core), next(begins)) for start, core in inside]
@@ -231,14 +230,16 @@ def find_expansions(
     """
     if replaced is not None:
         kinds = ("video" if r.get("type") == "video" else "image" for r in replaced)
-        return [Expansion(r["span"][1], *r["new_span"], kind) for r, kind in zip(replaced, kinds)]
+        spans = ((r["span"][1], *r["new_span"]) for r in replaced)
+        return [Expansion(stop, a, b, kind) for (stop, a, b), kind in zip(spans, kinds)]
     found, gained = [], 0
     counts = {kind: iter(each) for kind, each in tokens.items()}
     either = "|".join(f"(?P<{kind}>{re.escape(text)})" for kind, text in placeholders.items())
     for match in re.finditer(either, text):
-        count = next(counts[match.lastgroup])
+        kind = match.lastgroup or ""
+        count = next(counts[kind])
         start, length = match.start() + gained, count * len(match[0])
-        found.append(Expansion(match.end(), start, start + length, match.lastgroup))
+        found.append(Expansion(match.end(), start, start + length, kind))
         gained += length - len(match[0])
     return found
 

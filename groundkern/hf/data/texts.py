@@ -148,7 +148,7 @@ class TextRules:
         return not shown.strip() or "\ufffd" in shown
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern | None:
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

@@ -66,7 +66,7 @@ def padded_tokens(
     """
     fills = {**PER_TOKEN, "input_ids": pad_token, "labels": -100}
     return {
-        name: pad_tokens(rows, fills.get(name, 0), left=left, multiple=multiple)
+        name: pad_tokens(rows, fills.get(name) or 0, left=left, multiple=multiple)
         for name, rows in tokens.items()
     }
 

@@ -108,7 +108,8 @@ def box_at(track: Track, time: float) -> tuple[float, float, float, float] | Non
     behind = min(before + 1, len(track) - 1)
     (t0, low), (t1, high) = track[before], track[behind]
     part = 0.0 if t1 == t0 else (time - t0) / (t1 - t0)
-    return tuple(a + (b - a) * part for a, b in zip(low, high, strict=True))
+    x0, y0, x1, y1 = (a + (b - a) * part for a, b in zip(low, high, strict=True))
+    return x0, y0, x1, y1
 
 
 def raster_at(track: RasterTrack, time: float) -> Raster | None:

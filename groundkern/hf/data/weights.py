@@ -78,7 +78,7 @@ def composite_weights(
     return torch.where((own != 0).all(-1), own[..., 0], 0.0)
 
 
-def gate(batch: Mapping[str, Tensor], keep: Tensor | Sequence) -> dict[str, Tensor]:
+def gate(batch: Mapping[str, Tensor], keep: Tensor | Sequence[float]) -> dict[str, Tensor]:
     """A batch whose samples count as much as they are said to, for example only those with a
     reward: each weight of a row is multiplied by its sample's number. The text loss is as it was.
 

@@ -62,7 +62,7 @@ class WordLabeler:
         require(known, "on_shared_token", wanted, repr(self.on_shared_token))
 
     def place(
-        self, words: Sequence[Word], table: Tensor, counts: Counter, *, weight: float = 1.0
+        self, words: Sequence[Word], table: Tensor, counts: Counter[str], *, weight: float = 1.0
     ) -> list[WordLabel]:
         """Find the visual token of each word; those of weight 0 are as if they were not there.
 

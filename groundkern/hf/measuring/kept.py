@@ -64,7 +64,7 @@ class Kept:
         folder: made when the first table is kept.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
 
     def find(self, settings: str, sizes: Sequence[Size]) -> Table | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from groundkern.checks import fail, require
+from groundkern.checks import fail
 from groundkern.hf.data.geometry.views import Size
 from groundkern.hf.data.image_token import image_token_id
 from groundkern.hf.measuring.extents import Table, table_of
@@ -42,14 +42,15 @@ class MeasuredGeometry:
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, *, cache: str | os.PathLike | None = None
+        self, model: nn.Module, processor: Any, *, cache: str | os.PathLike[str] | None = None
     ) -> None:
         self._model: nn.Module | None = model
         self._processor, config = processor, base_model(model).config
         self._config = config_key(config)  # now: a Trainer changes settings that do not matter
         token = image_token_id(config, processor)
-        require(token is not None, "config.image_token_id", "the id of visual tokens", None)
-        self._image_token: int = token
+        if token is None:
+            fail("config.image_token_id", "the id of visual tokens", None)
+        self._image_token = token
         self._kept = None if cache is None else Kept(cache)
         self._tables: dict[tuple[str, tuple[Size, ...]], Table] = {}
 
@@ -87,7 +88,10 @@ class MeasuredGeometry:
             ValueError: as a call does.
         """
         settings = settings_key(self._processor, self._config)
-        return [self._table(settings, tuple(map(tuple, sizes))) for sizes in samples]
+        return [
+            self._table(settings, tuple((width, height) for width, height in sizes))
+            for sizes in samples
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_model": None}

@@ -86,7 +86,7 @@ class _Probe:
         self._processor = processor
         self.batch = self._run(black)
         self.black = {k: x for k, x in self.batch.items() if _is_float(x)}
-        require(self.black, "processor", "a float tensor of pixels", sorted(self.batch))
+        require(bool(self.black), "processor", "a float tensor of pixels", sorted(self.batch))
 
     def changes(self, images: list[np.ndarray]) -> dict[str, Tensor]:
         """By how much each float tensor differs from that of black images."""

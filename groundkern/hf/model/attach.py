@@ -8,6 +8,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from types import MethodType
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -51,7 +52,7 @@ class Attachment:
     """What `attach` left on a model."""
 
     objectives: Objectives
-    replaced: Callable | None  # the forward that was set on the instance before, if any
+    replaced: Callable[..., Any] | None  # the forward that was set on the instance before, if any
     rule: LogitRule
     teacher: Teacher | None = None
 
@@ -60,11 +61,12 @@ class Attachment:
 class WrappedFunction:
     """An attention function that is wrapped in place, and the attached models that call it."""
 
-    original: Callable
-    wrapper: Callable
-    users: WeakSet
+    original: Callable[..., Any]
+    wrapper: Callable[..., Any]
+    users: WeakSet[nn.Module]
 
 
+Model = TypeVar("Model", bound=nn.Module)
 Key = tuple[str, str]  # where an attention function is looked up, and under which name
 REGISTRY = "registry"  # transformers'; the place of an eager function is its modeling file
 
@@ -72,7 +74,7 @@ _wrapped: dict[Key, WrappedFunction] = {}
 
 
 def attach(
-    model: nn.Module,
+    model: Model,
     *,
     smam: Smam | None = None,
     dv_sft: DvSft | None = None,
@@ -86,7 +88,7 @@ def attach(
     distill: Distillation | None = None,
     teacher: nn.Module | None = None,
     backend: str = "auto",
-) -> nn.Module:
+) -> Model:
     """Let `model(**batch)` compute grounding losses when the batch carries `gk_` tensors.
 
     Without them the model behaves as before: generation, saving and ordinary training are
@@ -136,11 +138,12 @@ def attach(
     base.__dict__.pop(APART, None)  # perhaps another attention function, with other masks
     set_head_weight(base, klal)
     if previous is None:
-        base.forward = MethodType(_patched_forward(type(base)), base)
+        forward = _patched_forward(type(base))  # type: ignore[arg-type]  # a class is hashable
+        base.forward = MethodType(forward, base)
     return model
 
 
-def detach(model: nn.Module) -> nn.Module:
+def detach(model: Model) -> Model:
     """Undo `attach`; a model that is not attached is left alone.
 
     The attention function is restored when the last attached model that uses it is detached.
@@ -160,7 +163,8 @@ def detach(model: nn.Module) -> nn.Module:
         return model
     set_head_weight(base, None)
     forward = base.__dict__.get("forward")
-    if getattr(forward, "__func__", None) is _patched_forward(type(base)):
+    patched = _patched_forward(type(base))  # type: ignore[arg-type]
+    if getattr(forward, "__func__", None) is patched:
         del base.forward  # a forward that someone wrapped around ours stays, and passes through
         if attachment.replaced is not None:
             base.forward = attachment.replaced
@@ -184,11 +188,11 @@ def _teacher_of(
     student: PreTrainedModel, distill: Distillation | None, teacher: nn.Module | None
 ) -> Teacher | None:
     """The teacher, attached without objectives if it is not attached."""
-    if (distill is None) != (teacher is None):
+    if distill is None and teacher is None:
+        return None
+    if distill is None or teacher is None:
         missing, given = ("distill", "teacher") if distill is None else ("teacher", "distill")
         fail(missing, f"one beside `{given}`", None)
-    if distill is None:
-        return None
     other = base_model(teacher)
     found = Teacher.of(student, other, distill)
     if ATTACHMENT not in other.__dict__:
@@ -216,10 +220,10 @@ def objectives_of(model: nn.Module) -> Objectives:
 
 
 @cache
-def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
+def _patched_forward(model_class: type[PreTrainedModel]) -> Callable[..., Any]:
     """One forward per class with the class's signature, which generation and trainers inspect."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         attachment = self.__dict__.get(ATTACHMENT)
         grounding = any(name.startswith("gk_") for name in kwargs) and RUN not in kwargs
         if attachment is not None and grounding:
@@ -230,13 +234,17 @@ def _patched_forward(model_class: type[PreTrainedModel]) -> Callable:
             return replaced(*args, **kwargs)
         return type(self).forward(self, *args, **kwargs)
 
-    forward.__signature__ = inspect.signature(model_class.forward)
+    vars(forward)["__signature__"] = inspect.signature(model_class.forward)
     return forward
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _grounded_forward(
-    model: PreTrainedModel, attachment: Attachment, args: tuple, kwargs: dict, compiling: bool
+    model: PreTrainedModel,
+    attachment: Attachment,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    compiling: bool,
 ) -> GroundedOutput:
     """`grounded_forward`, eagerly; a compiled model's layers are compiled instead."""
     if compiling and not is_compiled(model):
@@ -249,13 +257,13 @@ def _grounded_forward(
 
 def _function_of(module: nn.Module) -> Key:
     """Where a module's attention function is looked up."""
-    name = module.config._attn_implementation
+    name: str = module.config._attn_implementation  # type: ignore[union-attr, assignment]
     if name != "eager":
         return REGISTRY, name
     return type(module).__module__, "eager_attention_forward"
 
 
-def _functions(place: str) -> MutableMapping[str, Callable]:
+def _functions(place: str) -> MutableMapping[str, Callable[..., Any]]:
     """The attention functions of a place, by name."""
     return ALL_ATTENTION_FUNCTIONS if place == REGISTRY else vars(sys.modules[place])
 

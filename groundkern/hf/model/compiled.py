@@ -57,7 +57,7 @@ def is_compiled(model: nn.Module) -> bool:
     return any(part._compiled_call_impl is not None for part in _parts(model)[:1])
 
 
-def _parts(model: nn.Module) -> list[nn.Module]:
+def _parts(model: Any) -> list[nn.Module]:
     """Attention, feed-forward and norms of every decoder layer.
 
     Not the layers themselves: a compiled layer would hold its own checkpointing (transformers

@@ -187,7 +187,9 @@ class Split:
         decoder = text_decoder(model)
         names = list(inspect.signature(type(decoder).forward).parameters)[1:]
 
-        def split(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        def split(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[()], dict[str, Any]]:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             return (), self._inputs(given)
 
@@ -197,7 +199,7 @@ class Split:
         finally:
             hook.remove()
 
-    def _inputs(self, given: dict) -> dict:
+    def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """This rank's part of a decoder's keywords.
 
         Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields, replace
 from inspect import signature
 
@@ -254,7 +255,7 @@ def all_terms(attached: Objectives) -> Objectives:
     )
 
 
-def _reason(refuse, *args) -> str | None:
+def _reason(refuse: Callable[..., object], *args: object) -> str | None:
     """The sentence with which `refuse` refuses."""
     try:
         refuse(*args)
@@ -395,7 +396,7 @@ def _refuse_maps(
         fail(name, "layers of softmax attention", f"{type(model).__name__} with {kinds}")
     heads = getattr(how, "chosen_heads", None) or ()
     chosen, field = _layers_of(how) or (), f"{name}.{'chosen_heads' if heads else 'layers'}"
-    chosen = () if chosen in ("last", "all") else chosen
+    chosen = () if isinstance(chosen, str) else chosen
     if chosen and chosen[-1] >= len(layers):
         fail(field, f"layers in [0, {len(layers)})", chosen)
     for number in chosen:

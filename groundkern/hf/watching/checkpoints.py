@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from groundkern.checks import fail
 from groundkern.hf.model.head_weight import HEAD_WEIGHT, saved_head_weight
@@ -30,13 +31,20 @@ from groundkern.hf.watching.saved import (
     write_state,
 )
 
+if TYPE_CHECKING:  # what it is put in front of
+    from transformers import Trainer as NextClass
+else:
+    NextClass = object
+
 logger = logging.getLogger(__name__)
 
 
-class Checkpoints:
+class Checkpoints(NextClass):
     """The part of `GroundingMixin` that writes and reads checkpoints."""
 
-    _groups: tuple | list = ()  # settings of the optimizer's groups; none if DeepSpeed made it
+    _groups: (
+        tuple[()] | list[dict[str, Any]]
+    ) = ()  # settings of the optimizer's groups; none if DeepSpeed made it
 
     def may_save(self) -> bool:
         """Whether a checkpoint of this moment would be a good one.
@@ -57,7 +65,7 @@ class Checkpoints:
             finite = self.accelerator.gather(finite[None]).all()
         return bool(finite)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save unless what would be saved is not finite."""
         averaged_weights(self.optimizer)
         if self.may_save():
@@ -66,11 +74,11 @@ class Checkpoints:
             step = self.state.global_step
             logger.warning("no checkpoint at step %d: loss, gradient or weights not finite", step)
 
-    def _write_checkpoint(self, model, trial) -> None:
+    def _write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, as the Trainer does; subclasses say where and how."""
         super()._save_checkpoint(model, trial)
 
-    def save_model(self, output_dir=None, _internal_call=False) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as `from_pretrained` reads it, whatever the checkpoints are like.
 
         Args:
@@ -89,7 +97,9 @@ class Checkpoints:
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         return "SHARDED" in str(getattr(plugin, "state_dict_type", ""))
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """Save the model, and what its adapters do not hold."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -120,7 +130,9 @@ class Checkpoints:
             return "DeepSpeed"
         return "FSDP" if self.is_fsdp_enabled else "whole"
 
-    def train(self, resume_from_checkpoint=None, *rest, **kwargs):
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any
+    ) -> TrainOutput:
         """Train as transformers' Trainer does, also on from a checkpoint of other ranks.
 
         Args:
@@ -152,7 +164,7 @@ class Checkpoints:
                 zero.load_universal(plugin, on=False)
 
     @contextmanager
-    def _converted(self, folder: str | os.PathLike) -> Iterator[Path]:
+    def _converted(self, folder: str | os.PathLike[str]) -> Iterator[Path]:
         """DeepSpeed's universal form of a checkpoint, made by the first rank; removed at the end.
 
         Raises:
@@ -175,7 +187,7 @@ class Checkpoints:
             if first:
                 shutil.rmtree(made, ignore_errors=True)
 
-    def create_optimizer(self, *args, **kwargs):
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer does; the groups' settings are remembered for ZeRO.
 
         Args:
@@ -216,7 +228,9 @@ class Checkpoints:
                 state |= {k: own[k] for k in ("base_lrs", "lr_lambdas") if k in own}
             self.lr_scheduler.load_state_dict(state)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         """Load a checkpoint's weights under the names that `from_pretrained` maps them to.
 
         The Trainer's own loading does not rename keys and skips those it does not find: of
@@ -243,7 +257,7 @@ class Checkpoints:
         """Load the best checkpoint as a resumed run would."""
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    def _determine_best_metric(self, metrics, trial) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, Any], trial: Any) -> bool:
         """As the Trainer does; without a finite value there is no best one."""
         better = super()._determine_best_metric(metrics, trial)
         if self.state.best_metric is not None and not math.isfinite(self.state.best_metric):

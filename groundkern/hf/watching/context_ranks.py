@@ -8,16 +8,22 @@ how many do; `sp_size` too, and that DeepSpeed computes attention (Ulysses).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from accelerate.state import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 
 from groundkern.checks import require
 from groundkern.parallel.agreement import number, number_of
+
+if TYPE_CHECKING:  # what it is put in front of
+    from transformers import Trainer as NextClass
+else:
+    NextClass = object
 
 
 @dataclass(frozen=True)
@@ -157,3 +163,41 @@ def digest(batch: Mapping[str, Any], *, values: bool) -> int:
     if values and ids is not None:
         found += int(number(ids.flatten()))
     return found % 2**31
+
+
+class SharedSequences(NextClass):
+    """The part of `GroundingMixin` that says what ranks which share sequences take and count."""
+
+    context: ContextRanks
+
+    def _prepare_context_parallel_inputs(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Callable[[], Any], dict[str, Any]]:
+        """Batches stay whole: the model's forward splits them, with what they supervise."""
+        return nullcontext, inputs
+
+    def get_sp_size(self) -> int:
+        """1: of a loader's batches none is cut into more."""
+        return 1
+
+    def get_cp_size(self) -> int:
+        """How many ranks share a sequence, by whichever engine."""
+        return self.context.size
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """This rank's share of what the Trainer counts for a batch.
+
+        Args:
+            inputs: as in transformers' Trainer.
+
+        Returns:
+            A number.
+        """
+        return super().floating_point_ops(inputs) // self.context.size
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count the tokens of ranks that share them once."""
+        before = self.state.num_input_tokens_seen
+        super()._track_num_input_tokens(inputs)
+        seen = self.state.num_input_tokens_seen - before
+        self.state.num_input_tokens_seen = before + seen // self.context.size

@@ -48,7 +48,7 @@ class EvenRanks:
         self._unseen: list[nn.Parameter] = []  # what no image of this step reaches
         self._compared = False  # token ids of ranks that share sequences
 
-    def step(self, batches: list[dict]) -> list[dict]:
+    def step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches of one optimizer step; every rank calls it.
 
         Args:
@@ -72,7 +72,7 @@ class EvenRanks:
             self._unseen = waits
         return self._with_images(batches, ranks, training=True, everywhere=bool(waits))
 
-    def evaluated(self, batch: dict) -> dict:
+    def evaluated(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of an evaluation; every rank calls it.
 
         Args, Returns, Raises: as `step`, of one batch.
@@ -87,7 +87,7 @@ class EvenRanks:
         for parameter in self._unseen:
             parameter.grad = None
 
-    def as_long(self, loader: DataLoader) -> DataLoader:
+    def as_long(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """The loader, unless it ends sooner on some ranks; every rank calls it.
 
         Args:
@@ -111,7 +111,7 @@ class EvenRanks:
     def _sharded(self) -> bool:
         return self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
 
-    def _told(self, batches: list[dict], size: int) -> torch.Tensor:
+    def _told(self, batches: list[dict[str, Any]], size: int) -> torch.Tensor:
         """int [ranks, size, KINDS]: what the micro-batches of all ranks are."""
         told = torch.zeros(1, size, len(KINDS), dtype=torch.int32)
         for row, batch in zip(told[0], batches, strict=False):
@@ -154,8 +154,13 @@ class EvenRanks:
         require(bool((ranks[..., 1] == ranks[:1, :, 1]).all()), ROWS, wanted, got)
 
     def _with_images(
-        self, batches: list[dict], ranks: torch.Tensor, *, training: bool, everywhere: bool = False
-    ) -> list[dict]:
+        self,
+        batches: list[dict[str, Any]],
+        ranks: torch.Tensor,
+        *,
+        training: bool,
+        everywhere: bool = False,
+    ) -> list[dict[str, Any]]:
         """Batches with images where another rank has some and weights are sharded, or everywhere.
 
         Every rank makes the image if one needs it, so that an error of the processor's is told by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class FiniteSteps:
     """
 
     def __init__(self, limit: int, device: torch.device) -> None:
-        self.limit = limit
+        self.limit: int = limit
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)  # as in Verdict
         self._seen: dict[str, Tensor] = {}  # not finite in the step that is running
         self._terms: dict[str, Tensor] = {}  # not finite in the newest streak
@@ -91,7 +91,7 @@ class FiniteSteps:
         self._seen = {}
         return skip
 
-    def read(self, gather=None) -> Verdict:
+    def read(self, gather: Callable[[Tensor], Tensor] | None = None) -> Verdict:
         """What the steps came to: one copy from the device, and one reduction over ranks.
 
         Args:

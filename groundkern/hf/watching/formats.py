@@ -21,7 +21,7 @@ Form = Literal["whole", "FSDP", "DeepSpeed"]
 MODEL, OPTIMIZER = "pytorch_model_fsdp", "optimizer"  # as accelerate names them
 
 
-def form_of(folder: str | os.PathLike) -> Form:
+def form_of(folder: str | os.PathLike[str]) -> Form:
     """Who wrote a checkpoint: FSDP, DeepSpeed, or a process that held everything.
 
     Args:
@@ -32,7 +32,7 @@ def form_of(folder: str | os.PathLike) -> Form:
     return "DeepSpeed" if zero.steps_in(folder) else "whole"
 
 
-def refuse_other_form(folder: str | os.PathLike, own: Form) -> None:
+def refuse_other_form(folder: str | os.PathLike[str], own: Form) -> None:
     """Refuse to continue where nothing reads the form; one process, and DDP, read all of them.
 
     Args:
@@ -51,7 +51,7 @@ def refuse_other_form(folder: str | os.PathLike, own: Form) -> None:
 _WRITERS = {"whole": "a run without sharding", "FSDP": "FSDP", "DeepSpeed": "DeepSpeed"}
 
 
-def load_weights(model: nn.Module, folder: str | os.PathLike) -> None:
+def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Load the weights of FSDP's or DeepSpeed's checkpoint into a model that is whole.
 
     Args:
@@ -108,7 +108,7 @@ def load_fsdp_optimizer(
     set_optimizer_state_dict(model, optimizer, state, options=options)
 
 
-def _fsdp(folder: str | os.PathLike, name: str) -> dict[str, Any]:
+def _fsdp(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
     """What FSDP saved under a name: one file, or shards that torch puts together."""
     file, shards = Path(folder, f"{name}.bin"), Path(folder, f"{name}_0")
     if file.exists():

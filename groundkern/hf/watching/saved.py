@@ -41,7 +41,7 @@ def beside_adapter(model: nn.Module) -> dict[str, Tensor]:
     if adapters is None or not hasattr(model, "get_base_model"):
         return {}
     base = base_model(model)
-    found = {
+    found: dict[str, Tensor] = {
         name: parameter
         for name, parameter in base.named_parameters()
         if parameter.requires_grad and not _in_adapter(name, adapters)
@@ -61,7 +61,7 @@ def _in_adapter(name: str, adapters: Iterable[str]) -> bool:
 
 def save_beside_adapter(
     model: nn.Module,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     state: Mapping[str, Tensor] | None = None,
     write: bool = True,
@@ -96,7 +96,7 @@ def _named(state: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
 
 
 @torch.no_grad()
-def load_beside_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
+def load_beside_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Put what `save_beside_adapter` wrote back into a model.
 
     Args:
@@ -122,7 +122,7 @@ def load_beside_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
         x.copy_(value)
 
 
-def write_state(folder: str | os.PathLike, values: dict[str, Any]) -> None:
+def write_state(folder: str | os.PathLike[str], values: dict[str, Any]) -> None:
     """Write a trainer's state beside a checkpoint; what is not finite becomes null.
 
     Args:
@@ -133,7 +133,7 @@ def write_state(folder: str | os.PathLike, values: dict[str, Any]) -> None:
     Path(folder, STATE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_state(folder: str | os.PathLike) -> dict[str, Any]:
+def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What `write_state` wrote; empty without it.
 
     Args:

@@ -37,13 +37,14 @@ class StepWatch(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, max_nonfinite: int, term_norms_every: int | None) -> None:
-        self.trainer, self.every = trainer, term_norms_every
+        self.trainer: Any = trainer
+        self.every: int | None = term_norms_every
         if term_norms_every is not None:
             require(term_norms_every > 0, "term_norms_every", "a number above 0", term_norms_every)
             self._refuse_norms()
-        self.finite = FiniteSteps(max_nonfinite, trainer.args.device)
-        self.batches: list[dict] = []
-        self.told = 0
+        self.finite: FiniteSteps = FiniteSteps(max_nonfinite, trainer.args.device)
+        self.batches: list[dict[str, Any]] = []
+        self.told: int = 0
         self.norm: Tensor | float | None = None  # of the step's gradient, if the Trainer said
         self.resumed: dict[str, Any] = {}  # of the checkpoint that training starts from
         self._sums: dict[tuple[str, ...], Tensor] = {}  # of the parts since the last log line
@@ -114,11 +115,11 @@ class StepWatch(TrainerCallback):
             why = "no checkpoint was written since; lower the learning rate, or look at the data"
             raise DivergedError(verdict.sentence(self.trainer.state.global_step, why))
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.restore(self.resumed)
         self.resumed = {}
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         batches, self.batches = self.batches, []
         if not (self.every and batches and (state.global_step + 1) % self.every == 0):
             return
@@ -139,7 +140,7 @@ class StepWatch(TrainerCallback):
             means = args.world_size / trainer.context.size  # of so many
             self._norms = {name: norm / means for name, norm in self._norms.items()}
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer.even_ranks.forget_unseen()
         norm, self.norm = self.norm, None
@@ -155,16 +156,16 @@ class StepWatch(TrainerCallback):
         if scaler is None and not trainer.is_deepspeed_enabled:
             skip_step(trainer.optimizer, skip)  # a scaler skips on its own, DeepSpeed has stepped
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if getattr(self.trainer.accelerator, "scaler", None) is None:
             step_taken(self.trainer.optimizer)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if args.device.type == "cpu" and args.world_size == 1 and self.finite.read().reached:
             control.should_log = True  # elsewhere looking costs a wait: the next log line looks
         return control
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         averaged_weights(self.trainer.optimizer)
         verdict = self.verdict()
         self.stop_if_reached(verdict)

@@ -62,7 +62,7 @@ class MapPlan(NamedTuple):
     lanes: int  # of a row
 
 
-NO_MAP_PLAN = MapPlan(*[None] * 9, 0)
+NO_MAP_PLAN = MapPlan(None, None, None, None, None, None, None, None, None, 0)
 
 
 class Saved(NamedTuple):
@@ -95,6 +95,7 @@ def saved_shapes(
     """Of the tensors of `Saved`; a plan is there where they are."""
     if plan.tiles is None:
         return (0,), (0,)
-    of_heads = inputs.q.shape[:2]
+    of_heads: tuple[int, ...] = inputs.q.shape[:2]
+    assert selection.columns is not None
     made = {KL_MEAN: (of_heads[0], selection.columns.shape[1]), KL_EACH: of_heads}
     return (0,) if inputs.lse is not None else of_heads, made.get(options.kind, (0,))

@@ -1,6 +1,6 @@
 """The public functions `attention_map`, `attention_contribution` and `attention_kl`."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -204,7 +204,8 @@ def _run(
 def _inputs(given: Inputs, call: Call) -> Inputs:
     """What the kernels read: everything detached that takes no gradient, and the head weight
     fp32 [N, Hq]."""
-    (q, _, _, _, weight, target, lse), options = given, call.options
+    q, _, _, _, weight, target, lse = given
+    options = cast("Options", call.options)
     if weight is not None:
         weight = _head_weight(weight, q)
     elif options.kind != CONTRIBUTION:
@@ -242,7 +243,7 @@ def _checked(
     q, k, v, g, head_weight, target, lse = given
     sizes: dict[str, int] = {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
-    alike = {"dtype": q.dtype, "device": q.device}
+    alike: dict[str, Any] = {"dtype": q.dtype, "device": q.device}
     checks.tensor("k", k, "B Hkv S D", sizes, **alike)
     check_selection(rows, allowed, sizes, q.device)
     checks.tensor("columns", columns, "B C", sizes, dtype=torch.int32, device=q.device)
@@ -262,12 +263,12 @@ def _checked(
         checks.tensor("g", g, "N Hq Dv", sizes, **alike)
     if kind in (KL_MEAN, KL_EACH):
         checks.tensor("target", target, "N C", sizes, dtype=checks.FLOATS, device=q.device)
-        if checks.values_visible(target):
+        if target is not None and checks.values_visible(target):
             good = bool(((target >= 0) & target.isfinite()).all())
             checks.require(good, "target", "finite values >= 0", "a negative or non-finite value")
     if head_weight is not None:
         dims = "Hq" if head_weight.dim() == 1 else "N Hq"
-        floats = {"dtype": checks.FLOATS, "device": q.device}
+        floats: dict[str, Any] = {"dtype": checks.FLOATS, "device": q.device}
         checks.tensor("head_weight", head_weight, dims, sizes, **floats)
     return sizes["D"]
 

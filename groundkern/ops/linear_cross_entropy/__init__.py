@@ -30,7 +30,8 @@ class Labels(NamedTuple):
     ids: Tensor | None  # int64 [T], all lists one after the other
     weights: Tensor | None  # fp32 [T], what each counts for; None: 1
     offsets: Tensor | None  # int64 [G + 1]
-    index: Tensor | None  # int64 [N] from row to list, -1: none
+    # also the name of a method of tuples, which nobody calls
+    index: Tensor | None  # type: ignore[assignment]  # int64 [N] from row to list, -1: none
     class_weight: Tensor | None  # fp32 [whole V], for label_smoothing; None: 1
 
 

@@ -13,6 +13,8 @@ from groundkern.selection import LabelBags, SoftTargets
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+Reduction = Literal["mean", "sum", "none"]
+
 
 class CrossEntropy(NamedTuple):
     """loss: scalar or [...] fp32, differentiable. The others are detached; the last three are None
@@ -53,7 +55,7 @@ def linear_cross_entropy(
     class_weight: Tensor | None = None,
     z_loss: float = 0.0,
     row_weight: Tensor | None = None,
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
     ignore_index: int = -100,
     entropy: bool = False,
     top_k: int = 0,
@@ -151,11 +153,23 @@ def _cross_entropy(
     return CrossEntropy(loss, *_shaped(shape, options, log_prob, lse, entropy, *ids))
 
 
-def _shaped(shape: torch.Size, options: Options, log_prob, lse, entropy, predicted, ids, logs):
+def _shaped(
+    shape: torch.Size,
+    options: Options,
+    log_prob: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    predicted: Tensor,
+    ids: Tensor,
+    logs: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The op's rows in the public order, in the caller's shape; None for what is not wanted."""
-    rows = (x.view(shape) for x in (log_prob, lse, predicted))
-    top = (x.view(*shape, options.top_k) if options.top_k > 0 else None for x in (ids, logs))
-    return *rows, entropy.view(shape) if options.entropy else None, *top
+    log_prob, lse, predicted = (x.view(shape) for x in (log_prob, lse, predicted))
+    spread = entropy.view(shape) if options.entropy else None
+    if options.top_k == 0:
+        return log_prob, lse, predicted, spread, None, None
+    top_ids, top_logs = (x.view(*shape, options.top_k) for x in (ids, logs))
+    return log_prob, lse, predicted, spread, top_ids, top_logs
 
 
 def _row_factor(
@@ -269,7 +283,8 @@ def _prepare(
             wanted = "a plain tensor: its full_tensor(), or its local rows with `group`"
             checks.fail(argument, wanted, "a DTensor", TypeError)
     hidden, weight, bias = autocast(*operands)
-    shape, device, sizes = _shape(target), hidden.device, {}
+    shape, device = _shape(target), hidden.device
+    sizes: dict[str, int] = {}
     if hidden.dim() < 1 or hidden.shape[:-1] != shape:
         checks.fail("target", f"hidden's leading shape {list(hidden.shape[:-1])}", list(shape))
     inputs = Inputs(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
@@ -354,8 +369,9 @@ def _of(class_weight: Tensor, labels: Tensor) -> Tensor:
 
 def _everywhere(class_weight: Tensor | None, options: Options) -> Tensor | None:
     """The weights of the whole vocabulary, where it has a share."""
-    wanted = class_weight is not None and options.label_smoothing > 0
-    return class_weight.detach() if wanted else None
+    if class_weight is None or options.label_smoothing == 0:
+        return None
+    return class_weight.detach()
 
 
 def _check_labels(

@@ -1,6 +1,6 @@
 """The public function `linear_kl`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from groundkern.precision import accumulation_dtype, autocast
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Kind = Literal["forward", "reverse", "js"]
+Head = tuple[Tensor, Tensor, Tensor | None]  # hidden states, weight and bias
 
 KINDS = ("forward", "reverse", "js")
 
@@ -23,7 +26,7 @@ def linear_kl(
     *,
     bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    kind: Literal["forward", "reverse", "js"] = "forward",
+    kind: Kind = "forward",
     beta: float = 0.5,
     temperature: float = 1.0,
     softcap: float | None = None,
@@ -113,10 +116,10 @@ def linear_kl(
     return loss.view(shape) if reduction == "none" else loss.sum()
 
 
-def _prepare(student, teacher, mask: Tensor | None) -> tuple[Inputs, Tensor | None]:
+def _prepare(student: Head, teacher: Head, mask: Tensor | None) -> tuple[Inputs, Tensor | None]:
     """Checked operands with flat rows, and the rows that count, bool [N]."""
     sizes: dict[str, int] = {}
-    ready: list[Tensor | None] = []
+    ready: list[Head] = []
     shape, device = student[0].shape[:-1], student[0].device
     for prefix, dim, operands in (("", "D", student), ("teacher_", "Dt", teacher)):
         for argument, x in zip(("hidden", "weight", "bias"), operands, strict=True):
@@ -128,22 +131,23 @@ def _prepare(student, teacher, mask: Tensor | None) -> tuple[Inputs, Tensor | No
             wanted = f"hidden's leading shape {list(shape)}"
             checks.fail(f"{prefix}hidden", wanted, list(hidden.shape[:-1]))
         flat = hidden.reshape(-1, hidden.shape[-1])
-        like = {"dtype": hidden.dtype, "device": device}
+        like: dict[str, Any] = {"dtype": hidden.dtype, "device": device}
         checks.tensor(
             f"{prefix}hidden", flat, f"N {dim}", sizes, dtype=checks.FLOATS, device=device
         )
         checks.tensor(f"{prefix}weight", weight, f"V {dim}", sizes, **like)
         if bias is not None:
             checks.tensor(f"{prefix}bias", bias, "V", sizes, **like)
-        ready += [flat, weight, bias]
-    constants = (None if x is None else x.detach() for x in ready[3:])
+        ready.append((flat, weight, bias))
+    trained, (x, w, b) = ready
+    inputs = Inputs(*trained, x.detach(), w.detach(), None if b is None else b.detach())
     if mask is None:
-        return Inputs(*ready[:3], *constants), None
+        return inputs, None
     if mask.shape != shape:
         checks.fail("mask", f"hidden's leading shape {list(shape)}", list(mask.shape))
     counted = mask.reshape(-1)
     checks.tensor("mask", counted, "N", sizes, dtype=torch.bool, device=device)
-    return Inputs(*ready[:3], *constants), counted
+    return inputs, counted
 
 
 def _row_factor(

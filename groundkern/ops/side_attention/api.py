@@ -80,7 +80,8 @@ def side_attention(
 
 def _checked(inputs: Inputs, rows: QueryRows, allowed: KeySets | None) -> dict[str, int]:
     """The sizes of a call, which is refused if they do not agree."""
-    (q, k, v, lse), sizes = inputs, {}
+    q, k, v, lse = inputs
+    sizes: dict[str, int] = {}
     checks.tensor("q", q, "N Hq D", sizes, dtype=checks.FLOATS)
     checks.tensor("k", k, "B Hkv S D", sizes, dtype=q.dtype, device=q.device)
     checks.tensor("v", v, "B Hkv S Dv", sizes, dtype=q.dtype, device=q.device)

@@ -203,8 +203,8 @@ def image_geometry(
     tables = FAMILIES[config.model_type].rule(views)
     wanted = sum(map(len, images))
     require(len(tables) == wanted, "batch", f"visual tokens of {wanted} images", f"{len(tables)}")
-    tables = iter(tables)
-    return [_numbered([next(tables) for _ in sample]) for sample in images]
+    each = iter(tables)
+    return [_numbered([next(each) for _ in sample]) for sample in images]
 
 
 def _numbered(tables: list[Tensor]) -> Tensor:

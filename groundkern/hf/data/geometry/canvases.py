@@ -80,8 +80,8 @@ def granite_docling(processor: Any, size: Size) -> Tensor:
     settings = processor.image_processor
     side = square_side("image_seq_len", processor.image_seq_len)
     side *= 2 if option(processor, "fine_route") else 1
-    names = ("size", "crop_to_patches", "min_patches", "max_patches", "dense_max_patches")
-    names += ("dense_max_scale", "dense_min_aspect", "dense_max_aspect")
+    names = ["size", "crop_to_patches", "min_patches", "max_patches", "dense_max_patches"]
+    names += ["dense_max_scale", "dense_min_aspect", "dense_max_aspect"]
     options = {name: option(processor, name) for name in names}
     rows, columns = settings.get_tile_grid(size[1], size[0], options)
     return tiles_and_whole(patch_grid(side, side), rows, columns)

@@ -44,14 +44,14 @@ def chameleon(processor: Any, size: Size) -> Tensor:
     """Chameleon: resized, cropped at the center, then a square of codes."""
     side = square_side("image_seq_length", processor.image_seq_length)
     settings = processor.image_processor
-    require(settings.do_center_crop, "processor.image_processor.do_center_crop", True, False)
+    require(settings.do_center_crop, "processor.image_processor.do_center_crop", "True", False)
     return cropped_cells(settings, size, settings.crop_size["width"] // side)
 
 
 def padded_square(processor: Any, size: Size) -> Tensor:
     """Janus, DeepSeek-VL: the longest edge resized, in the middle of a square, then patches."""
     settings = processor.image_processor
-    require(settings.do_pad, "processor.image_processor.do_pad", True, False)
+    require(settings.do_pad, "processor.image_processor.do_pad", "True", False)
     side = square_side("num_image_tokens", processor.num_image_tokens)
     resized = size
     if settings.do_resize:  # the hybrid's low resolution is made of the high one

@@ -47,8 +47,8 @@ def pan_and_scan(processor: Any, size: Size) -> Tensor:
     if option(processor, "do_pan_and_scan"):
         width, height = size
         blank = torch.zeros(1).expand(1, height, width).numpy()  # only its shape is used
-        names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
-        names = [f"pan_and_scan_{name}" for name in names]
+        pan = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
+        names = [f"pan_and_scan_{name}" for name in pan]
         how = {name: option(processor, name) for name in names}
         crops = processor.image_processor.pan_and_scan(blank, **how)
         for index, crop in enumerate(crops):  # all in one row, or all in one column

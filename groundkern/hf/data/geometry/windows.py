@@ -29,7 +29,7 @@ def step3p7(processor: Any, size: Size) -> Tensor:
     side, window_side = settings.size["height"], option(processor, "patch_size")
     plan = settings._plan_patches(*size, side, window_side)
     _, canvas, window, columns, rows, square = plan
-    shown = (0.0, 0.0, *(max(size) / n if square else 1.0 for n in size))
+    right, bottom = (max(size) / n if square else 1.0 for n in size)
     stride = settings.downsampler_stride
 
     def cells(pixels: int) -> Tensor:
@@ -42,10 +42,10 @@ def step3p7(processor: Any, size: Size) -> Tensor:
         for column in range(columns):
             corner = column * window, row * window
             end = (min(a + window, whole) for a, whole in zip(corner, canvas))
-            view = (*corner, *end)
-            view = tuple(edge / canvas[axis % 2] for axis, edge in enumerate(view))
-            views.append(placed(cells(window_side), view))
-    return placed(torch.cat([*views, cells(side)]), shown)
+            edges = (*corner, *end)
+            x0, y0, x1, y1 = (edge / canvas[axis % 2] for axis, edge in enumerate(edges))
+            views.append(placed(cells(window_side), (x0, y0, x1, y1)))
+    return placed(torch.cat([*views, cells(side)]), (0.0, 0.0, right, bottom))
 
 
 def molmo2(processor: Any, size: Size) -> Tensor:
