@@ -223,3 +223,5 @@ docs-options: $(INSTALLED)
 # What .ci/run needs; `make -j 2 ready` installs and builds side by side.
 ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)-newest/.installed \
 	$(SANITIZED)/.objects $(DOCS)/.installed
+
+include tests/integrations/programs.mk
