@@ -1,7 +1,6 @@
 """The canonical sample: what it resolves to, and one clear error for each way to get it wrong."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image
 
 from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
 from groundkern.trainer.data.images import SampleError
-from groundkern.trainer.data.record import PhraseRecord, RegionRecord, SampleRecord, WordRecord
 from groundkern.trainer.data.sample import parse_sample
 
 WIDTH, HEIGHT = 40, 20
@@ -439,18 +437,3 @@ def test_depth_without_a_safe_meaning(root):
 
 def test_paths_of_a_loaded_sample_are_real(root):
     assert parse(record(), root).images == (Path(root / "a.png").resolve(),)
-
-
-def test_examples_of_the_documentation_are_valid():
-    text = Path(__file__).parents[2].joinpath("docs", "data", "data-format.md").read_text()
-    blocks = re.findall(r"```json\n(.*?)```", text, flags=re.DOTALL)
-    samples = [json.loads(block) for block in blocks if "messages" in block]
-    lines = [block.splitlines() for block in blocks if "messages" not in block]
-    assert len(samples) == 6
-    assert [len(each) for each in lines] == [1, 7, 6, 2, 1]
-    (videos,) = lines.pop(0)
-    for sample in (*samples, {**samples[0], **json.loads(videos)}):
-        SampleRecord.model_validate(sample)
-    for kind, each in zip([RegionRecord, RegionRecord, WordRecord, PhraseRecord], lines):
-        for line in each:
-            kind.model_validate_json(line)
