@@ -38,6 +38,7 @@ FLAGS += ["-isystem", sysconfig.get_paths()["include"]]
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 if LIMITED:
     FLAGS.append("-DPy_LIMITED_API=0x030A0000")  # 3.10
+EXPORTS = ["-Wl,--version-script=csrc/exports.map"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
 
 STAND_IN = '''\
@@ -143,7 +144,7 @@ class Build(build_ext):
                 commands.append([*compile_, source, "-o", built])
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(execute, commands))
-        execute([*link, *objects, "-o", str(target)])
+        execute([*link, *EXPORTS, *objects, "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
         for extension in self.extensions:
