@@ -24,8 +24,8 @@ from pathlib import Path
 NAME = "groundkern"
 PACKAGE = Path(__file__).resolve().parents[1] / NAME
 BACKENDS = ("cpu", "cuda", "rocm")
-# hf, trainer and integrations need transformers; cases are for tests; the rest is about an installed
-# package.
+# hf, trainer and integrations need transformers; cases are for tests; the rest is about an
+# installed package.
 LEFT_OUT = (
     "hf", "trainer", "integrations", "__main__.py", "environment.py", "cases.py", "_C.py",
     "__pycache__",
