@@ -30,7 +30,6 @@ bool convert(PyObject* from, std::uintptr_t& to) {
 }
 
 // A tuple alone: a list could change while an item's __index__ runs.
-
 bool convert(PyObject* from, std::vector<int64_t>& to) {
   if (PyTuple_Check(from) == 0) return false;
   const Py_ssize_t size = PyTuple_Size(from);

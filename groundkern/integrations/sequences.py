@@ -31,11 +31,8 @@ from groundkern.hf.data.visual import VisualTables, visual_tokens
 
 logger = logging.getLogger(__name__)
 
-FORMS: tuple[Literal["NFC", "NFKC"] | None, ...] = (
-    None,
-    "NFC",
-    "NFKC",
-)  # in which a tokenizer may have kept a text
+# In which a tokenizer may have kept a text.
+FORMS: tuple[Literal["NFC", "NFKC"] | None, ...] = (None, "NFC", "NFKC")
 UNTRAINED = -100
 
 
