@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from groundkern.hf import GroundedExample
 from groundkern.integrations.sequences import Picture
@@ -23,7 +23,11 @@ from groundkern.trainer.wording import short
 COLUMN = "groundkern"
 """The column of a data set, and the key of a sample, that has the text."""
 
-FIELDS = {"regions": RegionRecord, "words": WordRecord, "phrases": PhraseRecord}
+FIELDS: dict[str, type[BaseModel]] = {
+    "regions": RegionRecord,
+    "words": WordRecord,
+    "phrases": PhraseRecord,
+}
 NOT_HERE = ("mask", "heat", "video", "time", "frame", "track")
 
 
@@ -66,7 +70,7 @@ def grounded_example(
     """
     messages = [{"role": m["role"], "content": m["content"]} for m in record["messages"]]
     resolve = Resolver(messages, tuple(sizes), where)
-    made: dict[str, tuple] = {}
+    made: dict[str, tuple[Any, ...]] = {}
     for name, kind in FIELDS.items():
         each = [_record(kind, r, f"{name}[{i}]", where) for i, r in enumerate(record.get(name, ()))]
         for i, one in enumerate(each):
@@ -104,7 +108,7 @@ def with_boxes(
     return boxes(record, sizes, where)[0]
 
 
-def _record(kind: type, value: Any, field: str, where: str) -> Any:
+def _record(kind: type[BaseModel], value: Any, field: str, where: str) -> Any:
     try:
         return kind.model_validate(value)
     except ValidationError as error:

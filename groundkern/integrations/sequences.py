@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -31,7 +31,8 @@ from groundkern.hf.data.visual import VisualTables, visual_tokens
 
 logger = logging.getLogger(__name__)
 
-FORMS = (None, "NFC", "NFKC")  # in which a tokenizer may have kept a text
+# In which a tokenizer may have kept a text.
+FORMS: tuple[Literal["NFC", "NFKC"] | None, ...] = (None, "NFC", "NFKC")
 UNTRAINED = -100
 
 
@@ -155,7 +156,8 @@ class SequenceRows(GroundingCollator):
         Raises:
             ValueError: a sample that does not fit, which the message names; packed sequences.
         """
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        ids: Tensor = batch["input_ids"]
+        mask: Any = batch.get("attention_mask")
         flat = mask is not None and mask.dim() == 2 and len(ids) == len(examples)
         wanted = f"[{len(examples)}, S] with an attention mask, a sample in each row"
         require(flat, "input_ids", wanted, f"{list(ids.shape)}, packed or without a mask")
@@ -187,7 +189,7 @@ class SequenceRows(GroundingCollator):
         self, example: GroundedExample, ids: list[int], labels: list[int], tables: VisualTables
     ) -> SampleFields:
         name = example.name or "example"
-        token = {"image": image_token_id(self.config, self.processor)}
+        token: dict[str, Any] = {"image": image_token_id(self.config, self.processor)}
         video = video_token_id(self.config, self.processor)
         require(video not in ids, f"{name}: videos", "none (images only)", "a video token")
         visual = visual_tokens(tables, ids, token, name)
@@ -216,7 +218,7 @@ class SequenceRows(GroundingCollator):
 
 
 def located(
-    example: GroundedExample, seen: Decoded, counts: Counter
+    example: GroundedExample, seen: Decoded, counts: Counter[str]
 ) -> tuple[GroundedExample, dict[int, Turn]]:
     """The answers of an example in a decoded sequence.
 
@@ -241,7 +243,7 @@ def located(
     answers = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
     counts["answers_unfound"] += len(answers) - len(turns)
     counts["regions_unfound"] += sum(region.turn not in turns for region in example.regions)
-    kept = {
+    kept: dict[str, Any] = {
         name: tuple(each for each in getattr(example, name) if each.turn in turns)
         for name in ("regions", "phrases")
     }
@@ -301,5 +303,7 @@ def _changed(
         }
         for index, message in enumerate(example.messages)
     ]
-    spans = {n: tuple(map(moved, getattr(example, n))) for n in ("regions", "phrases")}
+    spans: dict[str, Any] = {
+        n: tuple(map(moved, getattr(example, n))) for n in ("regions", "phrases")
+    }
     return replace(example, messages=messages, **spans)

@@ -46,7 +46,7 @@ class RowWatch(TrainerCallback):
             if kind is not None and not self._seen[kind]
         ]
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         missing = self.without()
         if missing and (state.global_step >= state.max_steps or (state.epoch or 0) >= 1):
             raise ValueError(
@@ -64,12 +64,20 @@ class ProgramMixin(GroundingMixin):
         settings: of the run.
     """
 
-    def __init__(self, model=None, args=None, *rest, settings: Settings, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any = None, args: Any = None, *rest: Any, settings: Settings, **kwargs: Any
+    ) -> None:
         super().__init__(model, args, *rest, examine=settings.examine, **kwargs)
         self.row_watch = RowWatch(settings)
         self.add_callback(self.row_watch)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """As `GroundingMixin`; in training the rows are counted.
 
         Args:
@@ -84,7 +92,7 @@ class ProgramMixin(GroundingMixin):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def refuse(problems: list[tuple[str, str, Any]], program: str) -> None:
+def refuse(problems: list[tuple[str, Any, Any]], program: str) -> None:
     """Refuse what groundkern does not go together with.
 
     Args:
