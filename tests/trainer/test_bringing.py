@@ -150,9 +150,13 @@ def test_images_below_a_folder_above_the_file(tmp_path):
 
 
 def test_boxes_are_read_as_the_command_says(tmp_path, caplog):
-    said = {"from": "gpt", "value": '[{"bbox_2d": [2, 1, 10, 5], "label": "cat"}]'}
-    path = written(tmp_path / "data.json", [{**LLAVA, "conversations": [ASKED, said]}])
     made = tmp_path / "made"
+
+    def asked(numbers: list[int]) -> Path:
+        said = {"from": "gpt", "value": json.dumps([{"bbox_2d": numbers, "label": "cat"}])}
+        return written(tmp_path / "data.json", [{**LLAVA, "conversations": [ASKED, said]}])
+
+    path = asked([2, 1, 10, 5])
 
     def regions(name: str, coord: str | None) -> list:
         boxes = partial(BoxSettings.read_as, name, coord, None, prefix="--data.")
@@ -162,7 +166,8 @@ def test_boxes_are_read_as_the_command_says(tmp_path, caplog):
     assert regions("auto", None) == []
     assert "probably pixels of the image (--data.coord pixel)" in caplog.text
     assert regions("auto", "pixel") == [[2, 1, 10, 5]] * 2
-    assert regions("qwen3", None) == [[0.04, 0.01, 0.2, 0.05]] * 2
+    path = asked([200, 100, 1000, 500])
+    assert regions("qwen3", None) == [[4, 1, 20, 5]] * 2
     with pytest.raises(ConfigError, match=r"`--data.boxes`: expected one of auto, none, .* 'x'"):
         regions("x", None)
     with pytest.raises(ConfigError, match=r"`--data.boxes qwen2.5`: expected --model"):

@@ -67,6 +67,6 @@ def examples(
     with TemporaryDirectory(prefix="groundkern-") as name:
         folder, shares = Path(name), dict.fromkeys(tasks, 1)
         generate(folder, samples=count, seed=seed, held_out={}, shares=shares, shown=False)
-        lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
-        named = enumerate(lines, 1)
+        text = (folder / "train.jsonl").read_text(encoding="utf-8")
+        named = enumerate(text.removesuffix("\n").split("\n"), 1)
         return [parse_sample(x, root=folder, where=f"demo:{n}").load() for n, x in named]

@@ -183,8 +183,10 @@ def test_objects_whose_numbers_may_count_something_else(tmp_path, capsys):
     picture(tmp_path / "a.png", 200, 100)
     small = grounded("<image>Where?", "<bbox>", bbox=[[0.1, 0.1, 0.5, 0.5]])
     as_text = {**small, "objects": json.dumps(small["objects"])}
-    status, samples, _ = run(tmp_path, small, as_text)
-    assert (status, samples[0]) == (0, samples[1])
+    status, samples, rejected = run(tmp_path, small, as_text)
+    assert (status, samples) == (0, [])
+    wanted = '`regions[0].box`: expected pixels, or "coord": "unit" for 0 to 1, got [0.1, '
+    assert [each["reason"].startswith(wanted) for each in rejected] == [True, True]
     told = capsys.readouterr().err
     assert told.startswith("warning: data.json[0]: numbers of 2 boxes or points never leave [0, 1]")
     assert "(objects.bbox_type norm1); taken for pixels of the image" in told
