@@ -24,7 +24,7 @@ from groundkern.hf import (
 )
 from groundkern.integrations import llama_factory
 from groundkern.integrations.llama_factory import data, patch
-from groundkern.integrations.run_settings import read_settings
+from groundkern.integrations.shared.settings import read_settings
 from tests.hf.collating import make_region
 from tests.integrations.programs import (
     BOX,

@@ -21,7 +21,7 @@ from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import GroundedExample, GroundingCollator, attach
 from groundkern.integrations import ms_swift
 from groundkern.integrations.ms_swift import swift_encoding, swift_trainer
-from groundkern.integrations.run_settings import read_settings
+from groundkern.integrations.shared.settings import read_settings
 from groundkern.trainer.prepare.adapt.chat.turns import Turn
 from tests.hf.collating import make_region
 from tests.integrations.programs import (

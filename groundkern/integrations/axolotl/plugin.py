@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -13,7 +12,8 @@ from groundkern.hf import GroundingMixin, attach, save_beside_adapter
 from groundkern.hf.watching.even_ranks import ROWS
 from groundkern.integrations.axolotl.conflicts import conflicts
 from groundkern.integrations.axolotl.rows import root_of
-from groundkern.integrations.axolotl.settings import section_of
+from groundkern.integrations.axolotl.settings import GroundkernSection, section_of
+from groundkern.integrations.shared.training import ProgramMixin
 
 
 class GroundkernPlugin(BasePlugin):
@@ -62,7 +62,7 @@ class GroundkernPlugin(BasePlugin):
         """
         section = section_of(cfg)
         if section is not None and not cfg.get("inference"):
-            attach(model, **section.given)
+            attach(model, **section.attached)
             self._model_config = model.config
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
@@ -88,10 +88,10 @@ class GroundkernPlugin(BasePlugin):
         if cfg.get("trainer_cls"):
             from axolotl.utils.import_helper import get_cls_from_module_str
 
-            return grounded(get_cls_from_module_str(cfg["trainer_cls"]), section.examine)
+            return grounded(get_cls_from_module_str(cfg["trainer_cls"]), section)
         from axolotl.core.trainers import AxolotlTrainer
 
-        return grounded(AxolotlTrainer, section.examine)
+        return grounded(AxolotlTrainer, section)
 
     def get_collator_cls_and_kwargs(
         self, cfg: Any, is_eval: bool = False
@@ -154,22 +154,18 @@ class GroundkernPlugin(BasePlugin):
             save_beside_adapter(model, cfg["output_dir"], write=first)
 
 
-@cache
-def grounded(trainer: type, examine: bool = True) -> type:
+def grounded(trainer: type, section: GroundkernSection) -> type:
     """A subclass of a trainer of axolotl that trains an attached model.
 
     Args:
         trainer: `AxolotlTrainer` or a subclass.
-        examine: check the wiring on the first batch that has rows.
-
-    Returns:
-        The class, one for each trainer.
+        section: of the run.
     """
     from axolotl.core.trainers import AxolotlTrainer
 
-    class Grounded(GroundingMixin, trainer):
+    class Grounded(ProgramMixin, trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, examine=examine, **kwargs)
+            super().__init__(*args, settings=section, **kwargs)
 
         def compute_loss(
             self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **kwargs: Any

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from axolotl.utils.dict import remove_none_values
-
 from groundkern.hf import GroundedExample
+from groundkern.integrations.shared.records import supervision_of, without_nulls
 from groundkern.trainer.data.images import SampleError
 from groundkern.trainer.data.sample import parse_sample
 
@@ -50,8 +49,9 @@ def example_of(row: Mapping[str, Any], *, root: Path, max_pixels: int) -> Ground
     Raises:
         SampleError: one sentence: the sample, the field, what was wanted, what came.
     """
-    sample = remove_none_values(dict(row))
+    sample = without_nulls(row)
     where = _name(sample)
+    sample |= supervision_of(row, where)
     images = [*sample.get("images", ()), *_take_references(sample, where)]
     sample["images"] = [_relative(path, root, where, i) for i, path in enumerate(images)]
     return parse_sample(sample, root=root, where=where, max_pixels=max_pixels).load()

@@ -27,7 +27,7 @@ def register(settings: str | Path | None = None, **sections: Any) -> None:
 
     Args:
         settings: a YAML or JSON file; None: the sections are given by name.
-        sections: of `groundkern.integrations.run_settings.Settings`, such as `objectives`.
+        sections: of `groundkern.integrations.shared.settings.Settings`, such as `objectives`.
 
     Raises:
         ValueError: settings that do not fit; both a file and sections; Megatron, whose trainer is
@@ -37,7 +37,7 @@ def register(settings: str | Path | None = None, **sections: Any) -> None:
     if settings is not None and sections:
         raise ValueError("register: expected a file or sections, got both")
     from groundkern.integrations.ms_swift import swift_registry
-    from groundkern.integrations.run_settings import read_settings
+    from groundkern.integrations.shared.settings import read_settings
 
     given = sections if settings is None else settings
     swift_registry.register(read_settings(given, "register"))

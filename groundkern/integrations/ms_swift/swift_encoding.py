@@ -20,7 +20,7 @@ from PIL import Image
 from swift.template import Template
 from swift.template.vision_utils import load_image
 
-from groundkern.integrations.records import COLUMN, supervision_of
+from groundkern.integrations.shared.records import COLUMN, supervision_of
 from groundkern.trainer.data.images import wrong
 from groundkern.trainer.places.layouts import Part, Place, Written
 from groundkern.trainer.prepare.adapt.chat.objects import Canvas, objects_of, placed
