@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from groundkern.integrations.axolotl.rows import folders_of
+
 LOSS = "the loss is the attached one"
 BATCH = "batches are made by GroundingCollator"
 ROWS = "rows have to reach the collator as they are in the file"
@@ -74,6 +76,10 @@ def conflicts(cfg: Any) -> Iterator[str]:
         value = _get(cfg, "remove_unused_columns")
         yield f"`remove_unused_columns`: expected false ({ROWS}), got {value}"
     for kind in ("datasets", "test_datasets"):
+        folders = {folder.absolute() for folder in folders_of(_get(cfg, kind))}
+        if len(folders) > 1 and not _get(_get(cfg, "groundkern"), "root"):
+            wanted = f"a folder that image paths of all {kind} start from"
+            yield f"`groundkern.root`: expected {wanted}, got {len(folders)} folders of files"
         for i, entry in enumerate(_get(cfg, kind) or ()):
             yield from _of_dataset(f"{kind}[{i}]", entry)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -15,11 +16,13 @@ from groundkern.integrations.axolotl.rows import root_of
 from groundkern.integrations.axolotl.settings import GroundkernSection, section_of
 from groundkern.integrations.shared.training import ProgramMixin
 
+logger = logging.getLogger(__name__)
+
 
 class GroundkernPlugin(BasePlugin):
     """Trains axolotl's model with the objectives of the section `groundkern:`.
 
-    Without an objective it does nothing, and axolotl trains as it would without the plugin. With
+    Without an objective it says so, and axolotl trains as it would without the plugin. With
     one, the model is attached when it is loaded (adapters included), batches are those of
     `GroundingCollator`, the trainer is axolotl's under `GroundingMixin`, and every part of the loss
     is in the log.
@@ -46,9 +49,11 @@ class GroundkernPlugin(BasePlugin):
         Raises:
             ValueError: one sentence.
         """
-        if section_of(cfg) is not None:
-            for sentence in conflicts(cfg):
-                raise ValueError(sentence)
+        if section_of(cfg) is None:
+            logger.warning("`groundkern.objectives`: none is on: axolotl trains by its own loss")
+            return
+        for sentence in conflicts(cfg):
+            raise ValueError(sentence)
 
     def post_model_load(self, cfg: Any, model: nn.Module) -> None:
         """Attach the objectives.
@@ -160,6 +165,9 @@ def grounded(trainer: type, section: GroundkernSection) -> type:
     Args:
         trainer: `AxolotlTrainer` or a subclass.
         section: of the run.
+
+    Returns:
+        The class.
     """
     from axolotl.core.trainers import AxolotlTrainer
 

@@ -26,10 +26,22 @@ def root_of(root: Path | None, datasets: Any) -> Path:
         `root`, or the folder of the first data set if that is a file or folder, or the one that the
         program runs in.
     """
-    if root is not None:
-        return root
-    first = Path(datasets[0]["path"]) if datasets else Path()
-    return first.parent if first.is_file() else first if first.is_dir() else Path()
+    folders = folders_of(datasets)
+    return folders[0] if root is None else root
+
+
+def folders_of(datasets: Any) -> list[Path]:
+    """The folder of each data set, and where the program runs of those that are no files.
+
+    Args:
+        datasets: axolotl's entries of data sets; None: there are none.
+    """
+    found = []
+    for entry in datasets or ({},):
+        given = entry.get("path") if isinstance(entry, dict) else getattr(entry, "path", None)
+        path = Path(given or "")
+        found.append(path.parent if path.is_file() else path if path.is_dir() else Path())
+    return found
 
 
 def example_of(row: Mapping[str, Any], *, root: Path, max_pixels: int) -> GroundedExample:
