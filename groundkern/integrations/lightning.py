@@ -34,7 +34,7 @@ else:  # two names of one package, whose classes do not know each other
 
 __all__ = ["GroundingModule", "StepCollator"]
 
-PRECISIONS = ("32-true", "bf16-mixed")
+_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class StepCollator:
@@ -128,8 +128,8 @@ class GroundingModule(LightningModule):
         """
         self.model.train()
         self._idle.done = self.trainer.global_step > 0
-        if self.trainer.precision not in PRECISIONS:
-            wanted = f"{' or '.join(PRECISIONS)} (a model loaded in bfloat16 takes 32-true)"
+        if self.trainer.precision not in _PRECISIONS:
+            wanted = f"{' or '.join(_PRECISIONS)} (a model loaded in bfloat16 takes 32-true)"
             fail("precision", wanted, self.trainer.precision)
 
     def training_step(

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "GROUNDKERN_SETTINGS"
+"""The environment's name of the settings file that `PLUGIN` reads."""
 PLUGIN = Path(__file__).with_name("swift_plugin.py")
+"""A file for `--external_plugins`."""
 
 __all__ = ["PLUGIN", "VARIABLE", "register"]
 

@@ -103,7 +103,7 @@ class SequenceRows(GroundingCollator):
     def _of_sequence(
         self, example: GroundedExample, ids: list[int], labels: list[int], tables: VisualTables
     ) -> SampleFields:
-        name = example.name or "example"
+        name = example.name
         token = {"image": image_token_id(self.config, self.processor)}
         video = video_token_id(self.config, self.processor)
         require(video not in ids, f"{name}: videos", "none (images only)", "a video token")
