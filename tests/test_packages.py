@@ -134,6 +134,9 @@ IMPORTED = {"base": {"groundkern", "torch", "triton", "typing_extensions"}}
 IMPORTED["hf"] = IMPORTED["base"] | {"PIL", "accelerate", "transformers"}
 IMPORTED["hf"] |= {"jinja2", "numpy", "packaging", "safetensors"}
 IMPORTED["trainer"] = IMPORTED["hf"] | {*NEEDED, "contourpy", "cv2", "markupsafe", "tokenizers"}
+# each by its own folder or file alone, which is imported inside that program
+IMPORTED["integrations"] = IMPORTED["trainer"] | {"axolotl", "llamafactory", "swift"}
+IMPORTED["integrations"] |= {"lightning", "pytorch_lightning"}
 
 
 @pytest.mark.parametrize("part", IMPORTED)

@@ -228,6 +228,13 @@ def test_a_reference_before_its_box_is_tied_without_special_tokens():
     assert all(region["box"] == list(BOX) for region in regions)
 
 
+def test_a_message_that_is_no_text_is_refused():
+    """It would shift the turns of the others."""
+    messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": [1, 2]}]
+    with pytest.raises(ValueError, match=r"`messages\[1\].content`: expected a text, got list"):
+        swift_encoding._record(None, messages, {}, SimpleNamespace(images=[]), None)
+
+
 def test_boxes_as_fractions_and_regions_of_columns(folder, tmp_path, batches):
     run(folder, tmp_path / "norm", data="norm", steps=1)
     more = ("--remove_unused_columns", "false")

@@ -133,7 +133,11 @@ def _record(
 ) -> dict[str, Any]:
     """What `records.grounded_example` takes, and the sizes of images."""
     given = [{"role": "system", "content": system}] if system else []
-    given += [m for m in messages if isinstance(m.get("content"), str)]
+    for i, message in enumerate(messages):
+        if not isinstance(message.get("content"), str):  # turns are counted
+            got = type(message.get("content")).__name__
+            raise wrong("sample", f"messages[{i}].content", "a text", got)
+    given += messages
     turns = [Turn(ROLES.get(m["role"], "tool"), (m["content"],)) for m in given]
     regions: list[dict[str, Any]] = []
     if objects and (objects.get("bbox") or objects.get("ref")):
