@@ -181,10 +181,18 @@ def test_weights_of_0_are_axolotls_own_run(config):
     torch.testing.assert_close(weights(ours.model), weights(plain.model), rtol=1e-5, atol=1e-6)
 
 
-def test_without_objectives_nothing_is_changed(config, caplog):
+def test_a_plugin_without_objectives_says_so(config, caplog):
+    from axolotl.utils.dict import DictDefault
+
+    from groundkern.integrations.axolotl import GroundkernPlugin
+
+    GroundkernPlugin().pre_model_load(DictDefault({"plugins": [PLUGIN], "groundken": {}}))
+    assert "`groundkern.objectives`: none is on" in caplog.text
+
+
+def test_without_objectives_nothing_is_changed(config):
     plain = run(config)
     ours = run(grounded(config, {"klal": None}))
-    assert "`groundkern.objectives`: none is on" in caplog.text
     assert type(ours).__name__ == "AxolotlTrainer"
     assert type(ours.data_collator) is type(plain.data_collator)
     assert not ours.args.average_tokens_across_devices
@@ -272,7 +280,7 @@ def test_what_is_null_stays_null(config, tmp_path):
     given = grounded(config, {"logit_lens": {}}, supervision={"lens_outside": None})
     section = section_of(load(given, tmp_path))
     assert section.supervision.lens_outside is None
-    assert section.given.keys() == {"logit_lens"}
+    assert section.attached.keys() == {"logit_lens"}
 
 
 def test_data_sets_of_several_folders_need_a_root(config, folder, tmp_path):
@@ -341,7 +349,7 @@ def test_the_yaml_of_the_page_is_valid(config, tmp_path):
     page = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     here = {name: config[name] for name in ("base_model", "datasets", "output_dir", "bf16", "fp16")}
     section = section_of(load({**page, **here}, tmp_path))
-    assert section.given.keys() == {"klal", "smam", "dv_sft"}
+    assert section.attached.keys() == {"klal", "smam", "dv_sft"}
 
 
 def test_rows_are_samples(folder):
