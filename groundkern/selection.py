@@ -248,7 +248,8 @@ class KeySets(_Tensors):
             visual: bool [B, S], the visual tokens of each sequence.
             inside: bool [G, S], the tokens inside each region.
             sequence: integers [G], the sequence each region belongs to.
-            index: int32 [N] from row to region (-1: unrestricted).
+            index: int32 [N] from row to region (-1: unrestricted). A region of the row's own
+                sequence: this is not checked.
 
         Returns:
             KeySets of G sets.

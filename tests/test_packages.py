@@ -129,11 +129,11 @@ def test_the_extras_that_messages_name_exist() -> None:
 
 
 # What may be imported as soon as a module is: what the part's extra names or what that requires.
-# triton: by the modules of kernels alone (tests/test_architecture.py); cv2: by those of [ocr].
+# triton: by the modules of kernels alone (tests/test_architecture.py).
 IMPORTED = {"base": {"groundkern", "torch", "triton", "typing_extensions"}}
 IMPORTED["hf"] = IMPORTED["base"] | {"PIL", "accelerate", "transformers"}
 IMPORTED["hf"] |= {"jinja2", "numpy", "packaging", "safetensors"}
-IMPORTED["trainer"] = IMPORTED["hf"] | {*NEEDED, "contourpy", "cv2", "markupsafe", "tokenizers"}
+IMPORTED["trainer"] = IMPORTED["hf"] | {*NEEDED, "contourpy", "markupsafe", "tokenizers"}
 # each by its own folder or file alone, which is imported inside that program
 IMPORTED["integrations"] = IMPORTED["trainer"] | {"axolotl", "llamafactory", "swift"}
 IMPORTED["integrations"] |= {"lightning", "pytorch_lightning"}

@@ -227,7 +227,7 @@ def loss_curves(runs: dict[str, list[dict]], term: str) -> str:
                 if points:
                     how = {"marker": "o" if len(points) == 1 else None, "linestyle": line}
                     axes.plot(*zip(*points), color=colour, linewidth=1.8, label=name, **how)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(colors=_TEXT, labelsize=8, length=0)
         axes.set_xlabel("step", color=_TEXT, fontsize=8)
@@ -244,7 +244,7 @@ def _for_page(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.S)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg)
-    svg = re.sub(r' id="(?!p[0-9a-f]{10}")[^"]*"', "", svg)  # keeps what clip-path refers to
+    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # keeps markers and clip paths
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     return svg.replace(_TEXT, "currentColor").strip()
 

@@ -42,6 +42,15 @@ NEEDS = {
 Distillation is of answers, which every run needs.
 """
 
+WAYS = {
+    "regions": "boxes in answers become regions by `data.boxes` or `data.coord`, and "
+    "docs/data/bring-your-data.md has other ways",
+    "words": "`groundkern prepare words` reads them in the images",
+    "phrases": "`groundkern prepare phrases` finds them in the answers",
+    "images": "it is of images alone",
+}
+"""Where they come from, for a file that has none."""
+
 _OF_REGIONS = ("regions_", "side_rows_", "map_rows_", "lens_dropped_", "contrast_words_alone")
 _OF_REGIONS += ("contrast_dropped_",)  # counts of what regions lose
 LOOKS = 32  # samples that are collated at the start
@@ -110,7 +119,7 @@ def _check_file(on: Sequence[str], dataset: JsonLinesDataset | Mixture | _First)
         if not having:
             _say(
                 f"`objectives.{served[0]}`: expected samples with {field} in {name}, got none "
-                f"among {'' if whole else 'the first '}{total:,}",
+                f"among {'' if whole else 'the first '}{total:,}; {WAYS[field]}",
                 certain=whole,
             )
         elif having < total:

@@ -31,7 +31,7 @@ def test_a_model_that_works(folder, tmp_path, capsys):
     assert (
         "80 visual tokens with a place (16 of 28 x 28 px, 64 of 14 x 14 px), 8 without" in printed
     )
-    assert len(re.findall(r"^\S.*\bok\b", printed, re.M)) == 11
+    assert len(re.findall(r"^\S.*\bok\b", printed, re.M)) == 12
     html = page.read_text(encoding="utf-8")
     assert html.count("<rect ") == 80
     assert "<title>token 0: 0, 0, 28, 28 px</title>" in html

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from functools import cache
 
 import numpy as np
@@ -215,3 +216,11 @@ def test_curves_follow_the_page_s_colour_and_leave_out_runs_without_the_term():
     assert svg.count("#e8590c") == 1
     assert "#1c7ed6" not in svg
     assert "http" not in svg.replace("http://www.w3.org/", "")
+
+
+def test_a_curve_of_one_row_is_a_point_at_a_whole_step():
+    svg = loss_curves({"one": [{"step": 4, "text": 1.0}]}, "text")
+    used = re.findall(r'<use xlink:href="#(\w+)"[^>]*fill: #e8590c', svg)
+    assert len(used) == 1
+    assert f'id="{used[0]}"' in svg
+    assert re.findall(r">(\d+(?:\.\d+)?)</text>", svg)[0] == "4"

@@ -221,6 +221,9 @@ def test_what_the_parser_accepts_passes_the_own_check_of_an_example(root, box, s
         ({"image": 1}, "`regions[0].image`: expected an index of the sample's 1 images, got 1"),
         ({"image": -1}, "`regions[0].image`: expected greater than or equal to 0, got -1"),
         ({"colour": "red"}, "`regions[0].colour`: expected a field of the format"),
+        ({"bbox": [1, 1, 2, 2]}, "an unknown name; did you mean `box`?"),
+        ({"box": [9, 9, 4, 4]}, '[9.0, 9.0, 4.0, 4.0] ("order": "xywh" is for width and height)'),
+        ({"box": [9, 9, 9, 0]}, "got [9.0, 9.0, 9.0, 0.0]"),
     ],
 )  # fmt: skip
 def test_bad_region(root, changes, message):
@@ -254,6 +257,7 @@ def test_region_without_an_image(root):
         ({"metrics": [1]}, "`metrics[0]`: expected a valid string, got 1"),
         ({"videos": "a.mp4"}, "`videos`: expected a valid list, got 'a.mp4'"),
         ({"image": "a.png"}, "`image`: expected a field of the format"),
+        ({"region": []}, "an unknown name; did you mean `regions`?"),
         ({"messages": []}, "`messages`: expected"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "at least one assistant message"),
         ({"messages": [{"role": "bot", "content": "Hi"}]}, "`messages[0].role`: expected 'system'"),

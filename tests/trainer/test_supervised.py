@@ -86,7 +86,7 @@ def test_6_a_good_file_says_nothing(check, caplog):
 @pytest.mark.parametrize("name", NEEDS)
 def test_6_an_objective_that_no_sample_serves_is_refused(check, name):
     field = NEEDS[name][0]
-    sentence = f"^`objectives.{name}`: expected samples with {field} in d.jsonl, got none among 9$"
+    sentence = f"^`objectives.{name}`: expected samples with {field} in d.jsonl, got none among 9; "
     change = text_alone if field == "images" else without(field)
     with pytest.raises(ConfigError, match=sentence):
         check(change, **{name: {}})

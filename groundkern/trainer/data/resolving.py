@@ -287,7 +287,9 @@ class Resolver:
             return left, top, right, bottom
         wanted = "positive width and height" if place.order == "xywh" else "x0 < x1, y0 < y1"
         if not (x0 < x1 and y0 < y1):
-            raise self._wrong(field, wanted, list(box))
+            sizes = place.order == "xyxy" and min(box) >= 0 < min(box[2:])
+            hint = ' ("order": "xywh" is for width and height)' if sizes else ""
+            raise self._wrong(field, wanted, f"{list(box)}{hint}")
         low, high = self._points([(x0, y0), (x1, y1)], place.coord, canvas, field, box)
         if not (low[0] < high[0] and low[1] < high[1]):  # thinner than the rounding of SLACK
             raise self._wrong(field, wanted, list(box))

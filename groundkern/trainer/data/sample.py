@@ -7,6 +7,7 @@ coordinates in fractions of the EXIF-rotated image, and needs no further check.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections import Counter
@@ -37,11 +38,29 @@ from groundkern.trainer.data.images import (
     wrong,
 )
 from groundkern.trainer.data.rasters import Stored, find_rasters, with_rasters
-from groundkern.trainer.data.record import MessageRecord, SampleRecord
+from groundkern.trainer.data.record import (
+    MessageRecord,
+    MomentRecord,
+    PartRecord,
+    PhraseRecord,
+    RegionRecord,
+    SampleRecord,
+    VideoRecord,
+    WordRecord,
+)
 from groundkern.trainer.data.resolving import Resolver, Size
 from groundkern.trainer.data.videos import RULES, StoredVideo, VideoRules, find_videos
 from groundkern.trainer.wording import VALUE, cut, short
 
+FIELDS = {
+    "messages": MessageRecord,
+    "content": PartRecord,
+    "videos": VideoRecord,
+    "regions": RegionRecord,
+    "track": MomentRecord,
+    "words": WordRecord,
+    "phrases": PhraseRecord,
+}  # what a field of records holds
 PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON in UTF-8 can spell one, half or whole
 
@@ -233,12 +252,22 @@ def validated(value: dict[str, Any], where: str, *, unicode: bool = False) -> Sa
         case "missing":
             wanted, got = "a value", "nothing"
         case "extra_forbidden":
-            wanted, got = "a field of the format (docs/data/data-format.md)", "an unknown name"
+            wanted = "a field of the format (docs/data/data-format.md)"
+            got = f"an unknown name{_meant(problem['loc'])}"
         case "literal_error":
             wanted = problem["ctx"]["expected"]
         case _:
             wanted = problem["msg"].removeprefix("Input should be ").lower()
     raise wrong(where, field.removeprefix("."), wanted, got)
+
+
+def _meant(loc: tuple[int | str, ...]) -> str:
+    """The field that an unknown name at this place may be; "" if none is like it."""
+    *inside, name = (part for part in loc if isinstance(part, str))
+    known = next((FIELDS[part] for part in reversed(inside) if part in FIELDS), SampleRecord)
+    # comparing takes time that grows with the square of a name
+    close = difflib.get_close_matches(name[:100], known.model_fields, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def _check_messages(record: SampleRecord, messages: list[dict[str, Any]], where: str) -> None:

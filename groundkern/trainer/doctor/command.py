@@ -69,8 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
             tell=lambda name: bar.update(),
         )
     findings = Findings.of(arguments.model, model, found, dict(zip(names, images, strict=True)))
-    for name, verdict in findings.lines():
-        print(f"{name:<12}{verdict}")
+    lines = list(findings.lines())
+    width = max(len(name) for name, _ in lines)
+    for name, verdict in lines:
+        print(f"{name:<{width}} {verdict}")
     write(arguments.output, findings)
     print(f"Page: {arguments.output}")
     return 0 if found.trainable else 1

@@ -117,9 +117,9 @@ def default_metrics(gold: Gold) -> tuple[str, ...]:
 
     The sample's own `metrics`, else those of its task (`TASK_METRICS`; `refcoco_val` is a
     `refcoco`), else by what its answer is: boxes, points, a table, a number, several numbers in up
-    to 5 words, up to 5 words, or a longer text. Those that do not fit the sample are left out, and
-    those of boxes and points where the gold answer writes none: what is asked then is something
-    else, such as a count.
+    to 5 words, up to 5 words, or a longer text; a Chinese or Japanese character is a word. Those
+    that do not fit the sample are left out, and those of boxes and points where the gold answer
+    writes none: what is asked then is something else, such as a count.
     """
     names = gold.metrics
     if not names:
@@ -156,9 +156,10 @@ def _by_answer(gold: Gold) -> tuple[str, ...]:
         return ("table_f1", "number_set_similarity")
     if number(answer):
         return ("exact_match", "relaxed_accuracy")
-    if len(answer.split()) <= 5 and answers.coordinates("", answer)[1] > 1:
+    short = len(_WORD.findall(answer)) <= 5
+    if short and answers.coordinates("", answer)[1] > 1:
         return ("exact_match", "coordinates")
-    if len(answer.split()) <= 5:
+    if short:
         return ("exact_match", "normalised_match", "anls")
     return ("exact_match", "token_f1", "cer", "wer")
 
@@ -350,6 +351,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 _BOXES = ("box_accuracy", "box_iou", "centre_accuracy")
 _POINTS = ("pointing_accuracy", "pointing_f1")
+_CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")  # scripts without spaces: a character
 _READING = ("exact_match", "cer", "wer")
 _CHARTS = ("relaxed_accuracy", "relaxed_accuracy_pix2struct")
 TASK_METRICS: dict[str, tuple[str, ...]] = {

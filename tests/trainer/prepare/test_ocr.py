@@ -307,5 +307,8 @@ def test_auto_is_rapidocr_where_it_is_installed(monkeypatch):
     assert engines.chosen(OcrSettings()) == "rapid"
     monkeypatch.setattr(rapid, "installed", lambda: False)
     assert engines.chosen(OcrSettings()) == "tesseract"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConfigError, match="no engine that reads words is installed"):
+        engines.engine(OcrSettings(language="none at all"))
     with pytest.raises(ConfigError, match="RapidOCR is not installed"):
         rapid.reader(OcrSettings("rapid"))

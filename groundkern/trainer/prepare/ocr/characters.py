@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
-import cv2
 import numpy as np
 
 from groundkern.trainer.prepare.ocr.scripts import ALONE
@@ -56,6 +55,8 @@ class Crop:
     @cached_property
     def ink(self) -> np.ndarray:
         """[H, W], where letters are: what differs from the paper, without printed rules."""
+        import cv2  # of the extra [ocr]: which engine is chosen is decided without it
+
         gray = cv2.cvtColor(np.ascontiguousarray(self.pixels), cv2.COLOR_BGR2GRAY).astype(np.int16)
         contrast = np.abs(gray - np.median(gray)).astype(np.uint8)
         threshold, _ = cv2.threshold(contrast, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)

@@ -27,8 +27,9 @@ TALL = 1.5  # a line this many times as high as wide is read from bottom to top
 
 
 def installed() -> bool:
-    """Whether rapidocr and onnxruntime can be imported."""
-    return all(importlib.util.find_spec(name) for name in ("rapidocr", "onnxruntime"))
+    """Whether rapidocr and what it runs on can be imported."""
+    needed = ("rapidocr", "onnxruntime", "cv2")
+    return all(importlib.util.find_spec(name) for name in needed)
 
 
 def reader(settings: OcrSettings) -> Reader:
@@ -65,7 +66,9 @@ def version() -> str:
 
 def _engine(language: str) -> Any:
     if not installed():
-        raise ConfigError("RapidOCR is not installed (pip install rapidocr onnxruntime)")
+        raise ConfigError(
+            "RapidOCR is not installed (pip install rapidocr onnxruntime opencv-python-headless)"
+        )
     import rapidocr
 
     return rapidocr.RapidOCR(

@@ -35,6 +35,12 @@ def reader(settings: OcrSettings) -> Reader:
         ConfigError: the program or the data of a language is not installed.
     """
     program = shutil.which("tesseract")
+    if program is None and settings.engine == "auto":
+        raise ConfigError(
+            "no engine that reads words is installed: neither RapidOCR (pip install rapidocr "
+            "onnxruntime opencv-python-headless) nor tesseract (Debian: apt-get install "
+            "tesseract-ocr)"
+        )
     if program is None:
         raise ConfigError(
             "the program tesseract is not installed (Debian: apt-get install tesseract-ocr)"
