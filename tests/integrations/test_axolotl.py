@@ -199,6 +199,11 @@ def test_without_objectives_nothing_is_changed(config):
     torch.testing.assert_close(weights(ours.model), weights(plain.model), rtol=0, atol=0)
 
 
+def test_a_run_that_never_had_a_row_ends(config):
+    with pytest.raises(ValueError, match=r"`objectives.hist`: expected samples with phrases"):
+        run(grounded(config, {"hist": {}}))
+
+
 def test_adapters_checkpoints_and_held_out_samples(config, folder):
     lora = {
         "adapter": "lora",
@@ -293,11 +298,6 @@ def test_data_sets_of_several_folders_need_a_root(config, folder, tmp_path):
     with pytest.raises(ValueError, match=r"`groundkern.root`: expected a folder"):
         load({**grounded(config), **several}, tmp_path / "a")
     load({**grounded(config, root=str(folder)), **several}, tmp_path / "b")
-
-
-def test_a_run_that_never_had_a_row_ends(config):
-    with pytest.raises(ValueError, match=r"`objectives.hist`: expected samples with phrases"):
-        run(grounded(config, {"hist": {}}))
 
 
 def test_every_refused_name_is_one_of_axolotls():

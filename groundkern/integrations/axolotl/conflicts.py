@@ -79,8 +79,8 @@ def conflicts(cfg: Any) -> Iterator[str]:
     for kind in ("datasets", "test_datasets"):
         folders = {folder.absolute() for folder in folders_of(_get(cfg, kind))}
         if len(folders) > 1 and not _get(_get(cfg, "groundkern"), "root"):
-            wanted = f"a folder that image paths of all {kind} start from"
-            yield f"`groundkern.root`: expected {wanted}, got {len(folders)} folders of files"
+            start = f"a folder that image paths of all {kind} start from"
+            yield f"`groundkern.root`: expected {start}, got {len(folders)} folders of files"
         for i, entry in enumerate(_get(cfg, kind) or ()):
             yield from _conflicts_of_dataset(f"{kind}[{i}]", entry)
 

@@ -37,7 +37,8 @@ def folders_of(datasets: Any) -> list[Path]:
         datasets: axolotl's entries of data sets; None: there are none.
     """
     found = []
-    for entry in datasets or ({},):
+    entries: Any = datasets or [{}]
+    for entry in entries:
         given = entry.get("path") if isinstance(entry, dict) else getattr(entry, "path", None)
         path = Path(given or "")
         found.append(path.parent if path.is_file() else path if path.is_dir() else Path())

@@ -28,7 +28,7 @@ def install() -> None:
     patch.install()
 
 
-def run(args: Mapping[str, Any], callbacks: list | None = None) -> None:
+def run(args: Mapping[str, Any], callbacks: list[Any] | None = None) -> None:
     """Train as `llamafactory.train.tuner.run_exp` does.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -92,6 +93,7 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        assert self.settings is not None
         config = self.model.config
         self.rows = SequenceRows(self.processor, config, **self.settings.collating)
         chosen = self.settings.boxes, self.settings.coord, self.model_path
@@ -114,8 +116,8 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
         examples, at = [], 0
         for (record, where), own in zip(records, images, strict=True):
             sizes = [_size(image) for image in own]
-            record = with_boxes(record, sizes, where, self.boxes)
-            examples.append(grounded_example(record, sizes, given[at : at + len(own)], where))
+            boxed = with_boxes(record, sizes, where, self.boxes)
+            examples.append(grounded_example(boxed, sizes, given[at : at + len(own)], where))
             at += len(own)
         batch.pop("rope_deltas", None)  # of generation alone
         return self.rows(examples, batch)
@@ -134,12 +136,13 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
         return record, f"{where} ({answer[:60]!r})"
 
     @contextmanager
-    def _given(self):
+    def _given(self) -> Iterator[list[tuple[int, int]]]:
         """The sizes of the images that the processor is given, as they come."""
-        plugin, sizes = self.template.mm_plugin, []
+        plugin = self.template.mm_plugin
+        sizes: list[tuple[int, int]] = []
         own = plugin._regularize_images
 
-        def regularize(images: list, **options: Any) -> Any:
+        def regularize(images: list[Any], **options: Any) -> Any:
             made = own(images, **options)
             sizes.extend(image.size for image in made["images"])
             return made

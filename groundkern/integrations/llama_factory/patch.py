@@ -63,7 +63,7 @@ def _training(config: dict[str, Any]) -> None:
     args = dict(args)
     if SECTION not in args:
         raise ValueError(f"LLaMA-Factory with groundkern: expected a section `{SECTION}`, got none")
-    settings = read_settings(args.pop(SECTION), SECTION)
+    settings: Settings = read_settings(args.pop(SECTION), SECTION)
     _refuse(args)
     args.setdefault("use_reentrant_gc", False)
     kept = {

@@ -41,7 +41,7 @@ def keep_supervision() -> None:
             kind._encode_truncated = _keeping(own)
 
 
-def _kinds(kind: type) -> Iterator[type]:
+def _kinds(kind: Any) -> Iterator[Any]:
     yield kind
     for each in kind.__subclasses__():
         yield from _kinds(each)
@@ -92,8 +92,8 @@ class _Recording:
             for name in kept:
                 del template.__dict__[name]
 
-    def _writing(self, own: Callable[..., list], into: list[str]) -> Callable[..., list]:
-        def write(value: Any, index: int, inputs: Any) -> list:
+    def _writing(self, own: Callable[..., list[Any]], into: list[str]) -> Callable[..., list[Any]]:
+        def write(value: Any, index: int, inputs: Any) -> list[Any]:
             made = own(value, index, inputs)
             texts = [x if isinstance(x, str) else self._template.tokenizer.decode(x) for x in made]
             into.append("".join(texts))
@@ -129,7 +129,11 @@ class _AsWritten:
 
 
 def _record(
-    system: str | None, messages: list[dict], objects: dict[str, Any], inputs: Any, seen: _Recording
+    system: str | None,
+    messages: list[dict[str, Any]],
+    objects: dict[str, Any],
+    inputs: Any,
+    seen: _Recording,
 ) -> dict[str, Any]:
     """What `records.grounded_example` takes, and the sizes of images."""
     given = [{"role": "system", "content": system}] if system else []

@@ -58,7 +58,7 @@ class GroundingBatches:
 
     def __init__(
         self,
-        own: Callable[[list[dict]], dict[str, Any]],
+        own: Callable[[list[dict[str, Any]]], dict[str, Any]],
         template: Any,
         config: PretrainedConfig,
         settings: Settings,
@@ -103,7 +103,9 @@ class GroundingSeq2SeqTrainer(ProgramMixin, Seq2SeqTrainer):
             embeddings of images ms-swift makes itself.
     """
 
-    def __init__(self, model=None, args=None, template=None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any = None, args: Any = None, template: Any = None, **kwargs: Any
+    ) -> None:
         settings = registered()
         self._refuse(model, args, template)
         args.use_logits_to_keep = False  # rows are picked from whole sequences
@@ -115,7 +117,7 @@ class GroundingSeq2SeqTrainer(ProgramMixin, Seq2SeqTrainer):
 
     def _refuse(self, model: Any, args: Any, template: Any) -> None:
         given = {"args": args, "template": template}
-        problems = [
+        problems: list[tuple[str, Any, Any]] = [
             (name, "it off", getattr(given[of], name))
             for of, names in OFF.items()
             for name in names
@@ -153,7 +155,7 @@ class GroundingSeq2SeqTrainer(ProgramMixin, Seq2SeqTrainer):
                 inputs.pop(name, None)
         return inputs
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         """As ms-swift does; the model embeds images itself, where the template would before it.
 
         Args:

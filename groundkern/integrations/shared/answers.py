@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers.decoders import DecodeStream
 
@@ -20,7 +20,12 @@ from groundkern.hf import GroundedExample
 from groundkern.hf.data.example import message_text
 from groundkern.hf.data.spans import Piece, Turn
 
-FORMS = (None, "NFC", "NFKC")  # in which a tokenizer may have kept a text
+FORMS: tuple[Literal["NFC", "NFKC"] | None, ...] = (None, "NFC", "NFKC")
+"""Forms in which a tokenizer may have kept a text."""
+    None,
+    "NFC",
+    "NFKC",
+)  # in which a tokenizer may have kept a text
 UNTRAINED = -100
 
 
@@ -100,7 +105,7 @@ def decoded(tokenizer: Any, ids: Sequence[int], labels: Sequence[int], visual: s
 
 
 def located(
-    example: GroundedExample, seen: Decoded, counts: Counter
+    example: GroundedExample, seen: Decoded, counts: Counter[str]
 ) -> tuple[GroundedExample, dict[int, Turn]]:
     """The answers of an example in a decoded sequence.
 
@@ -127,7 +132,7 @@ def located(
     answers = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
     counts["answers_unfound"] += len(answers) - len(turns)
     counts["regions_unfound"] += sum(region.turn not in turns for region in example.regions)
-    kept = {
+    kept: dict[str, Any] = {
         name: tuple(each for each in getattr(example, name) if each.turn in turns)
         for name in ("regions", "phrases")
     }
@@ -216,5 +221,7 @@ def _changed(
         }
         for index, message in enumerate(example.messages)
     ]
-    spans = {n: tuple(map(moved, getattr(example, n))) for n in ("regions", "phrases")}
+    spans: dict[str, Any] = {
+        n: tuple(map(moved, getattr(example, n))) for n in ("regions", "phrases")
+    }
     return replace(example, messages=messages, **spans)

@@ -76,7 +76,7 @@ class SequenceRows(GroundingCollator):
         flat = mask is not None and mask.dim() == 2 and len(ids) == len(examples)
         wanted = f"[{len(examples)}, S] with an attention mask, a sample in each row"
         require(flat, "input_ids", wanted, f"{list(ids.shape)}, packed or without a mask")
-        kept = [row.bool() for row in mask]
+        kept = [row.bool() for row in batch["attention_mask"]]
         tables = self._places(examples, batch if features is None else features)
         fields = []
         for example, row, labels, keep, table in zip(
@@ -104,7 +104,7 @@ class SequenceRows(GroundingCollator):
         self, example: GroundedExample, ids: list[int], labels: list[int], tables: VisualTables
     ) -> SampleFields:
         name = example.name
-        token = {"image": image_token_id(self.config, self.processor)}
+        token: Any = {"image": image_token_id(self.config, self.processor)}
         video = video_token_id(self.config, self.processor)
         require(video not in ids, f"{name}: videos", "none (images only)", "a video token")
         visual = visual_tokens(tables, ids, token, name)

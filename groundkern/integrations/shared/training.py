@@ -56,10 +56,10 @@ class RowWatch(TrainerCallback):
             rows = row_counts(inputs) if totals is None else totals
             self._rows = rows if self._rows is None else self._rows + rows
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._begun, self._steps_before = state.epoch or 0.0, state.global_step
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         whole_run = state.global_step >= state.max_steps and not self._steps_before
         if not self._open or not (whole_run or (state.epoch or 0.0) >= self._begun + 1):
             return
@@ -95,7 +95,13 @@ class ProgramMixin(GroundingMixin):
         self.row_watch = RowWatch(settings, self)
         self.add_callback(self.row_watch)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         """As `GroundingMixin`; in training the rows are counted.
 
         Args:
@@ -109,7 +115,7 @@ class ProgramMixin(GroundingMixin):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-def refuse(problems: list[tuple[str, str, Any]], program: str) -> None:
+def refuse(problems: list[tuple[str, Any, Any]], program: str) -> None:
     """Refuse what groundkern does not go together with.
 
     Args:
