@@ -21,11 +21,8 @@ from groundkern.hf.data.example import message_text
 from groundkern.hf.data.spans import Piece, Turn
 
 FORMS: tuple[Literal["NFC", "NFKC"] | None, ...] = (None, "NFC", "NFKC")
-"""Forms in which a tokenizer may have kept a text."""
-    None,
-    "NFC",
-    "NFKC",
-)  # in which a tokenizer may have kept a text
+"""In which a tokenizer may have kept a text."""
+
 UNTRAINED = -100
 
 
