@@ -202,3 +202,5 @@ ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)
 	$(SANITIZED)/.objects $(DOCS)/.installed
 
 include tests/integrations/programs.mk
+.PHONY: integrations
+integrations: $(PROGRAMS:%=integrations-%)

@@ -5,10 +5,8 @@
 PROGRAMS := axolotl llama_factory ms_swift
 PROGRAM_PLUGINS := -p benchmarks.families.torchvision_beside_cpu -p tests.integrations.torchaudio_absent
 
-.PHONY: integrations $(PROGRAMS:%=integrations-%)
+.PHONY: $(PROGRAMS:%=integrations-%)
 .PRECIOUS: build/integrations-%/.installed
-
-integrations: $(PROGRAMS:%=integrations-%)
 
 $(PROGRAMS:%=integrations-%): integrations-%: build/integrations-%/.installed
 	PYTHONPATH=$(CURDIR)/build/integrations-$* CUDA_VISIBLE_DEVICES= $(PY) -m pytest -q -n 0 \
