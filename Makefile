@@ -153,7 +153,7 @@ $(WHEEL)/.tools:
 # not: their runtime is loaded before it, and libstdc++ so that it sees exceptions. pytest looks for
 # groundkern in the sanitized build first, not in the source tree.
 SANITIZED := $(CURDIR)/build/sanitized
-SANITIZE_TESTS := bindings head_bindings head_refusals map_bindings cpu_isa
+SANITIZE_TESTS := bindings extension head_bindings head_refusals map_bindings cpu_isa
 CXX_LIBRARY = $(shell $(CXX) -print-file-name=$(1))
 SANITIZED_SETUP := GROUNDKERN_SANITIZE=1 $(PY) setup.py --quiet
 SANITIZED_DIRS := --build-lib $(SANITIZED) --build-temp $(SANITIZED).o

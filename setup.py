@@ -1,7 +1,7 @@
 """Builds groundkern._C from csrc/; everything else is in pyproject.toml.
 
 The extension is written against Python's limited API, so one wheel per kind of processor serves
-Python 3.10 and later. (Free-threaded Pythons have no limited API: there it is built for itself.)
+Python 3.10 and later. (Free-threaded Pythons have none: there it is built for that Python alone.)
 
 Without a C++17 compiler the install still succeeds: groundkern/_C.py takes the extension's place
 and raises an ImportError with the reason, which `groundkern.available_backends()` reports. With a
@@ -38,6 +38,7 @@ FLAGS += ["-isystem", sysconfig.get_paths()["include"]]
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 if LIMITED:
     FLAGS.append("-DPy_LIMITED_API=0x030A0000")  # 3.10
+EXPORTS = ["-Wl,--version-script=csrc/exports.map"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1", "-g1"]
 
 STAND_IN = '''\
@@ -117,6 +118,13 @@ class Build(build_ext):
         except OSError as error:
             self.missing = f"not built: {error}"
             print(f"groundkern: installing without its C++ kernels: {error}", file=sys.stderr)
+        else:
+            if not LIMITED:
+                print(
+                    "groundkern: this Python is free-threaded, which has no limited API: the C++ "
+                    "kernels are built for it alone",
+                    file=sys.stderr,
+                )
         super().run()
 
     def build_extension(self, extension: Extension) -> None:
@@ -143,7 +151,7 @@ class Build(build_ext):
                 commands.append([*compile_, source, "-o", built])
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(execute, commands))
-        execute([*link, *objects, "-o", str(target)])
+        execute([*link, *EXPORTS, *objects, "-o", str(target)])
 
     def copy_extensions_to_source(self) -> None:
         for extension in self.extensions:
@@ -152,6 +160,7 @@ class Build(build_ext):
 
 
 EXTENSION = Extension("groundkern._C", SOURCES, depends=FILES, py_limited_api=LIMITED)
+# A wheel with the stand-in has the same tag: it says why there are no kernels on such a machine.
 setup(
     ext_modules=[EXTENSION],
     cmdclass={"build_ext": Build},

@@ -6,9 +6,13 @@ namespace {
 // A conversion by Python failed if it set an error, which is forgotten here: the caller names the
 // argument.
 bool converted() {
-  const bool failed = PyErr_Occurred() != nullptr;
-  if (failed) PyErr_Clear();
-  return !failed;
+  if (PyErr_Occurred() == nullptr) return true;
+  if (PyErr_ExceptionMatches(PyExc_Exception) == 0 ||
+      PyErr_ExceptionMatches(PyExc_MemoryError) != 0) {
+    throw PythonError();
+  }
+  PyErr_Clear();
+  return false;
 }
 
 std::string utf8(PyObject* text) {
@@ -20,11 +24,12 @@ std::string utf8(PyObject* text) {
 }
 
 bool convert(PyObject* from, std::uintptr_t& to) {
-  if (PyLong_Check(from) == 0) return false;
-  to = PyLong_AsSize_t(from);  // an error if it is negative
+  const Owned number(PyNumber_Index(from));
+  if (number != nullptr) to = PyLong_AsSize_t(number.get());  // an error if it is negative
   return converted();
 }
 
+// A tuple alone: a list could change while an item's __index__ runs.
 bool convert(PyObject* from, std::vector<int64_t>& to) {
   if (PyTuple_Check(from) == 0) return false;
   const Py_ssize_t size = PyTuple_Size(from);
@@ -68,10 +73,9 @@ bool convert(PyObject* from, View& to) {
 }
 
 void not_convertible(const std::string& name, PyObject* value) {
-  PyObject* const type = PyObject_GetAttrString(reinterpret_cast<PyObject*>(Py_TYPE(value)),
-                                                "__name__");
-  const std::string got = type == nullptr ? "?" : utf8(type);
-  Py_XDECREF(type);
+  PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(value));
+  const Owned type_name(PyObject_GetAttrString(type, "__name__"));
+  const std::string got = type_name == nullptr ? "?" : utf8(type_name.get());
   PyErr_Clear();
   throw TypeError("`" + name + "`: not convertible from " + got);
 }

@@ -8,6 +8,7 @@
 
 #include <Python.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -21,8 +22,17 @@ namespace groundkern {
 struct TypeError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+// An error of Python's is set, and reaches it as it is.
+struct PythonError {};
 
-// Whether Python's object converts to this type; if not, no Python error is left set.
+// A reference that is ours.
+struct Release {
+  void operator()(PyObject* object) const { Py_DECREF(object); }
+};
+using Owned = std::unique_ptr<PyObject, Release>;
+
+// Whether Python's object converts to this type; if not, no Python error is left set. Throws a
+// PythonError for a KeyboardInterrupt, and whatever else no refusal may hide.
 bool convert(PyObject* from, bool& to);  // True and False alone
 bool convert(PyObject* from, int& to);
 bool convert(PyObject* from, int64_t& to);
@@ -83,7 +93,8 @@ class Arguments {
     refuse_what_is_left();
     const struct Unlocked {
       PyThreadState* const state = PyEval_SaveThread();
-      ~Unlocked() { PyEval_RestoreThread(state); }
+      // It may unwind: before 3.14 Python ends a daemon thread here once the program exits.
+      ~Unlocked() noexcept(false) { PyEval_RestoreThread(state); }
     } unlocked;
     kernel();
   }

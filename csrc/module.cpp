@@ -21,6 +21,7 @@ PyObject* answer(const Body& body) {
     PyErr_SetString(PyExc_ValueError, error.what());
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
+  } catch (const PythonError&) {  // is set
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
@@ -45,13 +46,13 @@ PyMethodDef method(const char* name) {
 
 PyObject* cpu_isas(PyObject*, PyObject*) {
   return answer([] {
-    PyObject* const names = PyList_New(0);
+    Owned names(PyList_New(0));
+    if (names == nullptr) throw PythonError();
     for (const char* name : isa_names()) {
-      PyObject* const text = PyUnicode_FromString(name);
-      if (names != nullptr && text != nullptr) PyList_Append(names, text);
-      Py_XDECREF(text);
+      const Owned text(PyUnicode_FromString(name));
+      if (text == nullptr || PyList_Append(names.get(), text.get()) != 0) throw PythonError();
     }
-    return names;
+    return names.release();
   });
 }
 
@@ -119,6 +120,9 @@ int fill(PyObject* module) {
   return PyModule_AddObjectRef(module, "sanitized", SANITIZED ? Py_True : Py_False);
 }
 
+// No state, so each sub-interpreter may have the module. The limited API of 3.10 has no slots to
+// promise more: one with a lock of its own refuses the import, and a free-threaded Python takes its
+// lock back, with a warning.
 PyModuleDef_Slot SLOTS[] = {{Py_mod_exec, reinterpret_cast<void*>(&fill)}, {0, nullptr}};
 
 PyModuleDef MODULE = {

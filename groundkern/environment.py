@@ -46,7 +46,9 @@ _PREFIXES = (
     "TRITON_",
 )  # fmt: skip
 _SECRET = re.compile("KEY|PASS|SECRET|TOKEN(?!IZERS)|URL|PROXY")
-_PATH = re.compile(r"(?<![\w.~/])/(?:[^/\s:,'\"()]+/)*(?=[^/\s])")  # up to its last part
+_PATH = re.compile(  # up to its last part; of Windows too
+    r"(?<![\w.~/])/(?:[^/\s:,'\"()]+/)*(?=[^/\s])|\b[A-Za-z]:\\(?:[^\\\n:,'\"()]+\\)*(?=[^\\\s])"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +106,8 @@ def public(words: str) -> str:
     if len(home) > 1:
         words = re.sub(rf"{re.escape(home)}(?=[/\s:,'\")]|$)", "~", words)
     words = _PATH.sub(".../", words)
-    for name, stands in ((platform.node(), "<host>"), (_user(), "<user>")):
+    host = platform.node()
+    for name, stands in ((host, "<host>"), (host.partition(".")[0], "<host>"), (_user(), "<user>")):
         if len(name) > 2 and name not in ("localhost", "root"):
             words = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", stands, words)
     return words

@@ -1,40 +1,25 @@
 """The functions and classes of `groundkern`, which imports them when they are first used."""
 
-from groundkern.backends import available_backends
-from groundkern.divergence.api import AttentionReference, attention_divergence
-from groundkern.ops.attention_map.api import attention_contribution, attention_kl, attention_map
-from groundkern.ops.linear_cross_entropy.api import (
-    CrossEntropy,
-    LogProb,
-    linear_cross_entropy,
-    linear_log_prob,
-)
-from groundkern.ops.linear_kl.api import linear_kl
-from groundkern.ops.side_attention.api import SideAttention, side_attention
-from groundkern.row_blocks import logit_budget, logit_dtype, set_logit_budget, set_logit_dtype
-from groundkern.selection import KeySets, LabelBags, QueryRows, SoftTargets
+# `as`: names that the module offers, not only uses. In a typed package checkers want to be told.
 
-# In a typed package a checker lets through what is named here.
-__all__ = [
-    "AttentionReference",
-    "CrossEntropy",
-    "KeySets",
-    "LabelBags",
-    "LogProb",
-    "QueryRows",
-    "SideAttention",
-    "SoftTargets",
-    "attention_contribution",
-    "attention_divergence",
-    "attention_kl",
-    "attention_map",
-    "available_backends",
-    "linear_cross_entropy",
-    "linear_kl",
-    "linear_log_prob",
-    "logit_budget",
-    "logit_dtype",
-    "set_logit_budget",
-    "set_logit_dtype",
-    "side_attention",
-]
+from groundkern.backends import available_backends as available_backends
+from groundkern.divergence.api import AttentionReference as AttentionReference
+from groundkern.divergence.api import attention_divergence as attention_divergence
+from groundkern.ops.attention_map.api import attention_contribution as attention_contribution
+from groundkern.ops.attention_map.api import attention_kl as attention_kl
+from groundkern.ops.attention_map.api import attention_map as attention_map
+from groundkern.ops.linear_cross_entropy.api import CrossEntropy as CrossEntropy
+from groundkern.ops.linear_cross_entropy.api import LogProb as LogProb
+from groundkern.ops.linear_cross_entropy.api import linear_cross_entropy as linear_cross_entropy
+from groundkern.ops.linear_cross_entropy.api import linear_log_prob as linear_log_prob
+from groundkern.ops.linear_kl.api import linear_kl as linear_kl
+from groundkern.ops.side_attention.api import SideAttention as SideAttention
+from groundkern.ops.side_attention.api import side_attention as side_attention
+from groundkern.row_blocks import logit_budget as logit_budget
+from groundkern.row_blocks import logit_dtype as logit_dtype
+from groundkern.row_blocks import set_logit_budget as set_logit_budget
+from groundkern.row_blocks import set_logit_dtype as set_logit_dtype
+from groundkern.selection import KeySets as KeySets
+from groundkern.selection import LabelBags as LabelBags
+from groundkern.selection import QueryRows as QueryRows
+from groundkern.selection import SoftTargets as SoftTargets

@@ -106,6 +106,7 @@ EXCEPTIONS = {
     ("groundkern.backends", "groundkern._C"),  # asks whether it is there, and why not
     ("groundkern.environment", "groundkern._C"),  # reports how it was built
     ("tests.test_bindings", "groundkern._C"),  # tests the binding itself
+    ("tests.test_extension", "groundkern._C"),
     ("tests.test_cpu_isa", "groundkern._C"),
     ("tests.test_head_bindings", "groundkern._C"),
     ("tests.test_map_bindings", "groundkern._C"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,49 @@ def test_wheel_without_a_compiler(checkout: Path) -> None:
     ask = "import groundkern; print(groundkern.available_backends()['native'])"
     reason = run(["-c", ask], checkout / "installed")
     assert sentence in reason.stdout, reason.stderr
+
+
+def changed(change: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Builds a wheel in a Python that `change` has made look like another."""
+    code = f"{change}\nfrom setuptools import build_meta\nbuild_meta.build_wheel('dist')"
+    return run(["-c", f"import sys, sysconfig\n{code}"], folder, **environment)
+
+
+def test_not_on_linux_there_are_no_kernels_and_the_reason_is_told(checkout: Path) -> None:
+    change = "import setuptools.command.build_ext\nsysconfig.get_config_vars()"
+    result = changed(f"{change}\nsys.platform = 'darwin'", checkout)
+    assert result.returncode == 0, result.stderr
+    sentence = "the C++ kernels are built on Linux only, and this is darwin"
+    assert f"installing without its C++ kernels: {sentence}" in result.stderr
+    assert "groundkern/_C.py" in wheel_names(checkout)
+    assert sentence in (checkout / "installed/groundkern/_C.py").read_text()
+
+
+@pytest.mark.long
+@needs_gxx
+def test_a_free_threaded_python_has_a_build_of_its_own(
+    checkout: Path, wrapper: Path, tmp_path: Path
+) -> None:
+    """There is none here: this one says that it is, and the sources that know Python are compiled
+    without the limited API, in which a free-threaded one cannot be served."""
+    log = tmp_path / "log"
+    environment = {"CXX": str(wrapper), "COMPILER_LOG": str(log), "OURS": "empty"}
+    free = "sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1"
+    result = changed(free, checkout, **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "this Python is free-threaded, which has no limited API" in result.stderr
+    assert "Py_LIMITED_API" not in log.read_text()
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    assert "abi3" not in wheel.name
+    names = [name for name in wheel_names(checkout) if name.startswith("groundkern/_C")]
+    assert names == [f"groundkern/_C{sysconfig.get_config_var('EXT_SUFFIX')}", "groundkern/_C.pyi"]
+
+    for name in ("arguments", "module"):
+        flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+        include = ["-isystem", sysconfig.get_paths()["include"]]
+        command = [GXX, *flags, *include, str(ROOT / "csrc" / f"{name}.cpp")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_wheel_with_an_unusable_compiler(checkout: Path, tmp_path: Path) -> None:
@@ -140,4 +184,4 @@ def test_an_in_place_build_removes_what_others_left(
     environment = {"CXX": str(wrapper), "COMPILER_LOG": str(tmp_path / "log"), "OURS": "empty"}
     built = run(command, checkout, **environment)
     assert built.returncode == 0, built.stdout + built.stderr
-    assert [path.name for path in (checkout / "groundkern").glob("_C*")] == [EXTENSION]
+    assert {path.name for path in (checkout / "groundkern").glob("_C*")} == {EXTENSION, "_C.pyi"}

@@ -81,6 +81,8 @@ def test_a_section_that_fails_says_so_and_the_others_stand(monkeypatch: pytest.M
         ("/srv/bob", "~"),
         ("no compiler (/usr/bob/g++)", "no compiler (.../g++)"),
         ("on bobs-laptop as bob", "on <host> as <user>"),
+        ("node bobs-laptop.lab.net", "node <host>"),
+        (r"no C:\Users\Bob Smith\env\x.dll", r"no .../x.dll"),
         ("cache_bob, bobsled", "cache_<user>, bobsled"),
         ("12/24 cores, a/b", "12/24 cores, a/b"),
         ("torch/lib/libgomp.so.1, ~/x", "torch/lib/libgomp.so.1, ~/x"),
@@ -91,7 +93,7 @@ def test_what_is_private_is_left_out(
 ) -> None:
     monkeypatch.setenv("HOME", "/srv/bob")
     monkeypatch.setenv("LOGNAME", "bob")
-    monkeypatch.setattr(platform, "node", lambda: "bobs-laptop")
+    monkeypatch.setattr(platform, "node", lambda: "bobs-laptop.lab.net")
     assert environment.public(words) == wanted
 
 

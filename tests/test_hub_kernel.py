@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -74,10 +75,23 @@ def test_a_variant_needs_no_installed_groundkern(project: Path) -> None:
 def test_the_project_has_every_module_but_those_left_out(project: Path) -> None:
     made = {str(p.relative_to(project / "torch-ext")) for p in project.glob("torch-ext/**/*.py")}
     assert "groundkern/ops/side_attention/triton_kernels.py" in made
-    assert not {name for name in made if "/hf/" in name or "/trainer/" in name}
+    left_out = {name for name in made if name.split("/")[1] in hub_kernel.LEFT_OUT}
+    assert left_out == {"groundkern/_C.py"}  # which says why
     assert json.loads((project / "build/torch-cpu/metadata.json").read_text())["version"] == 0
     card = (project / "CARD.md").read_text()
     assert all(f"- `{name}`" in card for name in groundkern.__all__)
+
+
+def test_nothing_in_the_project_imports_what_was_left_out(project: Path) -> None:
+    code = project / "build" / "torch-cpu"
+    missing = []
+    for path in code.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                of = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                if not (of.is_dir() or of.with_suffix(".py").is_file()):
+                    missing.append((str(path.relative_to(code)), node.module))
+    assert missing == []
 
 
 @pytest.mark.parametrize(

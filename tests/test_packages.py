@@ -134,9 +134,8 @@ IMPORTED = {"base": {"groundkern", "torch", "triton", "typing_extensions"}}
 IMPORTED["hf"] = IMPORTED["base"] | {"PIL", "accelerate", "transformers"}
 IMPORTED["hf"] |= {"jinja2", "numpy", "packaging", "safetensors"}
 IMPORTED["trainer"] = IMPORTED["hf"] | {*NEEDED, "contourpy", "markupsafe", "tokenizers"}
-# each by its own folder or file alone, which is imported inside that program
-IMPORTED["integrations"] = IMPORTED["trainer"] | {"axolotl", "llamafactory", "swift"}
-IMPORTED["integrations"] |= {"lightning", "pytorch_lightning"}
+PROGRAMS = {"axolotl", "lightning", "llamafactory", "pytorch_lightning", "swift"}
+IMPORTED["integrations"] = IMPORTED["trainer"] | PROGRAMS  # each imports the program it is for
 
 
 @pytest.mark.parametrize("part", IMPORTED)

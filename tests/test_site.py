@@ -7,7 +7,7 @@ import zlib
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -155,3 +155,37 @@ def test_the_site_needs_nothing_of_the_library() -> None:
     }
     assert "mkdocs" in used
     assert not {"groundkern", "numpy", "pydantic", "torch"} & used
+
+
+LONG = "A sentence of seventy letters, which is long enough to stand by itself."
+
+
+@pytest.mark.parametrize(
+    ("html", "wanted"),
+    [
+        (
+            "<p>Short.</p><p>A sentence that is longer, where <code>x &gt; 0</code> is\nsaid.</p>",
+            "A sentence that is longer, where x > 0 is said.",
+        ),
+        (f"<p>{LONG} {'word ' * 40}</p>", LONG),
+        (f"<p>{'word ' * 40}</p>", "word " * 31 + "…"),
+        ("<h1>x</h1>", ""),
+    ],
+)
+def test_a_description_is_the_first_sentence(html: str, wanted: str) -> None:
+    assert _hook("pages").described(html) == wanted
+
+
+def test_figures_open_at_a_click() -> None:
+    on_page_content = _hook("pages").on_page_content
+    page = SimpleNamespace(meta={})
+    made = on_page_content('<p><img alt="a" src="../figures/a.png" /></p>', page)
+    assert made.startswith('<p><a class="gk-figure" href="../figures/a.png"><img alt="a"')
+    kept = '<p>text <img src="a.png" /></p><p><img src="data:image/png;base64,a" /></p>'
+    assert on_page_content(kept, page) == kept
+
+
+def test_a_description_may_have_quotes() -> None:
+    page = SimpleNamespace(meta={})
+    _hook("pages").on_page_content('<p>The question is "what is it?", and the answer.</p>', page)
+    assert page.meta["description"].startswith("The question is &quot;what is it?&quot;")

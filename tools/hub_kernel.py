@@ -24,8 +24,12 @@ from pathlib import Path
 NAME = "groundkern"
 PACKAGE = Path(__file__).resolve().parents[1] / NAME
 BACKENDS = ("cpu", "cuda", "rocm")
-# hf and trainer need transformers; cases are for tests; the rest is about an installed package.
-LEFT_OUT = ("hf", "trainer", "__main__.py", "environment.py", "cases.py", "_C.py", "__pycache__")
+# hf, trainer and integrations need transformers; cases are for tests; the rest is about an
+# installed package.
+LEFT_OUT = (
+    "hf", "trainer", "integrations", "__main__.py", "environment.py", "cases.py", "_C.py",
+    "__pycache__",
+)  # fmt: skip
 NO_NATIVE = '''\
 """Stands where the C++ extension would be."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 SOURCE = re.compile(r"<p>Source: (.*?)</p>", re.DOTALL)
+TITLES = {"lightning": "Lightning", "llama_factory": "LLaMA-Factory", "ms_swift": "ms-swift"}
 OPTIONS = """
     options:
       heading_level: 3
@@ -28,12 +29,11 @@ OPTIONS = """
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri != "api/integrations.md":
         return markdown
-    return "\n\n".join(
-        [
-            markdown,
-            *(f"## {name.rpartition('.')[2]}\n\n::: {name}{OPTIONS}" for name in integrations()),
-        ]
-    )
+    parts = [markdown]
+    for module in integrations():
+        name = module.rpartition(".")[2]
+        parts.append(f"## {TITLES.get(name, name)}\n\n::: {module}{OPTIONS}")
+    return "\n\n".join(parts)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

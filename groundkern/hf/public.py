@@ -1,94 +1,53 @@
 """The functions and classes of `groundkern.hf`, which imports them when they are first used."""
 
-from groundkern.hf.data.anchors import add_tokens
-from groundkern.hf.data.batch import row_counts
-from groundkern.hf.data.collator import GroundingCollator
-from groundkern.hf.data.controls import SampleRegions
-from groundkern.hf.data.example import GroundedExample, Phrase, Region, Word
-from groundkern.hf.data.geometry import image_geometry
-from groundkern.hf.data.geometry.videos import video_geometry
-from groundkern.hf.data.idle_image import IdleImage, has_images
-from groundkern.hf.data.policy_rows import policy_rows
-from groundkern.hf.data.processor import load_processor
-from groundkern.hf.data.video import Video
-from groundkern.hf.data.weights import gate
-from groundkern.hf.examination import Examination, examine
-from groundkern.hf.measuring.measured import MeasuredGeometry
-from groundkern.hf.model.attach import attach, detach, objectives_of
-from groundkern.hf.model.compiled import compile_layers
-from groundkern.hf.model.context import context_parallel
-from groundkern.hf.model.doctor import DoctorReport, doctor
-from groundkern.hf.model.support import packing_refusal, supported_objectives
-from groundkern.hf.objectives import (
-    AttentionPolicy,
-    Basic,
-    Distillation,
-    DvSft,
-    Hist,
-    Klal,
-    LogitLens,
-    Margins,
-    Objectives,
-    PatchText,
-    Smam,
-)
-from groundkern.hf.output import GroundedOutput
-from groundkern.hf.rewards import AttentionReward
-from groundkern.hf.rollouts import Evidence, RolloutMixin
-from groundkern.hf.trainer import GroundingMixin, GroundingTrainer
-from groundkern.hf.watching.plain import DivergedError
-from groundkern.hf.watching.saved import load_beside_adapter, save_beside_adapter
-from groundkern.rasters import Raster
+# `as`: names that the module offers, not only uses. In a typed package checkers want to be told.
 
-# In a typed package a checker lets through what is named here.
-__all__ = [
-    "AttentionPolicy",
-    "AttentionReward",
-    "Basic",
-    "Distillation",
-    "DivergedError",
-    "DoctorReport",
-    "DvSft",
-    "Evidence",
-    "Examination",
-    "GroundedExample",
-    "GroundedOutput",
-    "GroundingCollator",
-    "GroundingMixin",
-    "GroundingTrainer",
-    "Hist",
-    "IdleImage",
-    "Klal",
-    "LogitLens",
-    "Margins",
-    "MeasuredGeometry",
-    "Objectives",
-    "PatchText",
-    "Phrase",
-    "Raster",
-    "Region",
-    "RolloutMixin",
-    "SampleRegions",
-    "Smam",
-    "Video",
-    "Word",
-    "add_tokens",
-    "attach",
-    "compile_layers",
-    "context_parallel",
-    "detach",
-    "doctor",
-    "examine",
-    "gate",
-    "has_images",
-    "image_geometry",
-    "load_beside_adapter",
-    "load_processor",
-    "objectives_of",
-    "packing_refusal",
-    "policy_rows",
-    "row_counts",
-    "save_beside_adapter",
-    "supported_objectives",
-    "video_geometry",
-]
+from groundkern.hf.data.anchors import add_tokens as add_tokens
+from groundkern.hf.data.batch import row_counts as row_counts
+from groundkern.hf.data.collator import GroundingCollator as GroundingCollator
+from groundkern.hf.data.controls import SampleRegions as SampleRegions
+from groundkern.hf.data.example import GroundedExample as GroundedExample
+from groundkern.hf.data.example import Phrase as Phrase
+from groundkern.hf.data.example import Region as Region
+from groundkern.hf.data.example import Word as Word
+from groundkern.hf.data.geometry import image_geometry as image_geometry
+from groundkern.hf.data.geometry.videos import video_geometry as video_geometry
+from groundkern.hf.data.idle_image import IdleImage as IdleImage
+from groundkern.hf.data.idle_image import has_images as has_images
+from groundkern.hf.data.policy_rows import policy_rows as policy_rows
+from groundkern.hf.data.processor import load_processor as load_processor
+from groundkern.hf.data.video import Video as Video
+from groundkern.hf.data.weights import gate as gate
+from groundkern.hf.examination import Examination as Examination
+from groundkern.hf.examination import examine as examine
+from groundkern.hf.measuring.measured import MeasuredGeometry as MeasuredGeometry
+from groundkern.hf.model.attach import attach as attach
+from groundkern.hf.model.attach import detach as detach
+from groundkern.hf.model.attach import objectives_of as objectives_of
+from groundkern.hf.model.compiled import compile_layers as compile_layers
+from groundkern.hf.model.context import context_parallel as context_parallel
+from groundkern.hf.model.doctor import DoctorReport as DoctorReport
+from groundkern.hf.model.doctor import doctor as doctor
+from groundkern.hf.model.support import packing_refusal as packing_refusal
+from groundkern.hf.model.support import supported_objectives as supported_objectives
+from groundkern.hf.objectives import AttentionPolicy as AttentionPolicy
+from groundkern.hf.objectives import Basic as Basic
+from groundkern.hf.objectives import Distillation as Distillation
+from groundkern.hf.objectives import DvSft as DvSft
+from groundkern.hf.objectives import Hist as Hist
+from groundkern.hf.objectives import Klal as Klal
+from groundkern.hf.objectives import LogitLens as LogitLens
+from groundkern.hf.objectives import Margins as Margins
+from groundkern.hf.objectives import Objectives as Objectives
+from groundkern.hf.objectives import PatchText as PatchText
+from groundkern.hf.objectives import Smam as Smam
+from groundkern.hf.output import GroundedOutput as GroundedOutput
+from groundkern.hf.rewards import AttentionReward as AttentionReward
+from groundkern.hf.rollouts import Evidence as Evidence
+from groundkern.hf.rollouts import RolloutMixin as RolloutMixin
+from groundkern.hf.trainer import GroundingMixin as GroundingMixin
+from groundkern.hf.trainer import GroundingTrainer as GroundingTrainer
+from groundkern.hf.watching.plain import DivergedError as DivergedError
+from groundkern.hf.watching.saved import load_beside_adapter as load_beside_adapter
+from groundkern.hf.watching.saved import save_beside_adapter as save_beside_adapter
+from groundkern.rasters import Raster as Raster

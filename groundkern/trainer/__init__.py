@@ -10,14 +10,16 @@ if TYPE_CHECKING:
 __all__ = ["load_samples"]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports what is named when it is first used: most commands need little of the package."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from groundkern.trainer.samples import load_samples
+if not TYPE_CHECKING:  # to a checker every name would be one of the package's
 
-    globals()[name] = load_samples
-    return load_samples
+    def __getattr__(name: str) -> Any:
+        """Imports what is named when it is first used: most commands need little of the package."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from groundkern.trainer.samples import load_samples
+
+        globals()[name] = load_samples
+        return load_samples
 
 
 def __dir__() -> list[str]:

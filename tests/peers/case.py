@@ -111,6 +111,13 @@ def assert_allclose(name: str, ours: Tensor, truth: Tensor, atol: float, rtol: f
         raise AssertionError(f"{name}: {float(excess.max()):.3e} over atol={atol}, rtol={rtol}")
 
 
+def rounds_before_products(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies bf16, so that the gradient of the logits is rounded before it is
+    multiplied, as torch's own is: its gradients are then held to torch's, by the rule of
+    tests/closeness.py, where a suite holds each element to gradients that were not rounded."""
+    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def assert_no_further(
     name: str, ours: Tensor, theirs: Tensor, truth: Tensor, allowed: float
 ) -> None:

@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-PACKAGES = ("groundkern", "groundkern.hf", "groundkern.parallel")
+PACKAGES = ("groundkern", "groundkern.hf", "groundkern.parallel", "groundkern.trainer.demo")
 MODULES = (
     "groundkern.compat.cut_cross_entropy",
     "groundkern.compat.liger",

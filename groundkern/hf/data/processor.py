@@ -79,12 +79,12 @@ class _WithoutVideo(ProcessorMixin):
         args.insert(super().get_attributes().index("video_processor"), None)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         """For workers that are spawned: the class is made, so that no module has it by name."""
         return _unpickled, (type(self).__mro__[1],), self.__dict__
 
 
-def _unpickled(processor_class: type[ProcessorMixin]) -> ProcessorMixin:
+def _unpickled(processor_class: Any) -> ProcessorMixin:
     made = without_video(processor_class)
     return made.__new__(made)
 

@@ -88,7 +88,7 @@ class GroundingDataCollator(SFTDataCollatorWith4DAttentionMask):
         ValueError, SampleError: in a call, a sample that does not fit, which the message names.
     """
 
-    settings: Settings | None = None
+    settings: Settings | None = None  # a default, because fields of the class have one
     model_path: str | None = None
 
     def __post_init__(self) -> None:

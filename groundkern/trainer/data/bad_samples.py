@@ -22,7 +22,7 @@ class BadSample:
     reason: str
 
 
-class BadSamples(list):
+class BadSamples(list[BadSample]):
     """`BadSample`s in the order in which they were found, none twice.
 
     A worker process of a DataLoader has its own, says nothing, and sends what it found with its

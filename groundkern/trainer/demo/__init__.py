@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["examples", "small_model"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from groundkern.trainer.demo import small  # on first use: transformers takes seconds
+if not TYPE_CHECKING:  # to a checker every name would be one of the package's
 
-    return getattr(small, name)
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from groundkern.trainer.demo import small  # on first use: transformers takes seconds
+
+        return getattr(small, name)

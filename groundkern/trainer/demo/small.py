@@ -13,7 +13,7 @@ from groundkern.trainer.data.sample import parse_sample
 from groundkern.trainer.demo.generate import TASKS, corpus, generate
 from groundkern.trainer.demo.model import save_model
 
-_kept: list[TemporaryDirectory] = []  # removed when the process ends
+_kept: list[TemporaryDirectory[str]] = []  # removed when the process ends
 
 
 def small_model(folder: str | Path | None = None, *, seed: int = 0) -> Path:
