@@ -4,7 +4,7 @@
 # make docs (the site, into build/site, with its links checked) | docs-serve (the same while you write)
 # | docs-options (docs/api/command-line.md from the parsers).
 # make families (what works with each type of transformers) | families-test: with torchvision and timm.
-# make integrations: the tests of axolotl's plugin, with axolotl (450 MB on disk).
+# make integrations: runs of axolotl, LLaMA-Factory and ms-swift (about 1.1 GB; tests/integrations/programs.mk).
 # make wheel (a release's wheel and sdist in dist/, checked and installed: docs/releasing.md).
 # make gpu: a call of seven minutes with $(PYTHON)'s own torch, from the source tree, into $$OUT (docs/ops/gpu.md).
 PYTHON ?= python3
@@ -64,29 +64,6 @@ $(DEEPSPEED)/.installed: | $(INSTALLED)
 	rm -rf $(@D)
 	DS_BUILD_OPS=0 $(PINNED) --no-build-isolation --no-deps --target $(@D) $(DEEPSPEED_WHEELS) && touch $@ || \
 		echo "DeepSpeed could not be installed: its tests will skip"
-
-# Other people's trainers, for tests/integrations, in a folder ahead of .venv: each patches transformers, so
-# each has its tests in a process of its own. axolotl 0.21 asks for Python 3.12, and runs on 3.11 too.
-INTEGRATIONS := $(CURDIR)/build/integrations
-INTEGRATION_WHEELS := torchvision==0.28.0
-INTEGRATION_WHEELS += axolotl==0.21.0 axolotl-contribs-lgpl==0.0.7 axolotl-contribs-mit==0.0.6 addict==2.4.0 \
-	bitsandbytes==0.50.2 click==8.5.1 colorama==0.4.6 evaluate==0.4.6 fastcore==2.2.41 fire==0.7.1 \
-	llvmlite==0.50.0 numba==0.68.1 posthog==6.7.11 python-dotenv==1.2.4 requests==2.34.2 wandb==0.31.0 \
-	backoff==2.2.1 distro==1.9.0 googleapis-common-protos==1.76.0 opentelemetry-api==1.45.2 \
-	opentelemetry-exporter-otlp-proto-common==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2 \
-	opentelemetry-proto==1.45.2 opentelemetry-sdk==1.45.2 opentelemetry-semantic-conventions==0.66b2 \
-	platformdirs==4.14.9 termcolor==3.3.0
-INTEGRATION_TESTS ?= axolotl
-
-.PHONY: integrations
-integrations: $(INSTALLED) $(INTEGRATIONS)/.installed
-	$(foreach name,$(INTEGRATION_TESTS),PYTHONPATH=$(INTEGRATIONS) $(PY) -m pytest -n 0 -p no:cacheprovider \
-		-p benchmarks.families.torchvision_beside_cpu tests/integrations/test_$(name).py &&) true
-
-$(INTEGRATIONS)/.installed: | $(INSTALLED)
-	rm -rf $(@D)
-	$(INSTALL) --no-build-isolation --ignore-requires-python --no-deps --target $(@D) $(INTEGRATION_WHEELS)
-	touch $@
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(GPU_ARGS)
@@ -225,3 +202,5 @@ ready: $(INSTALLED) $(DEEPSPEED)/.installed $(OLDEST)/.installed $(TRANSFORMERS)
 	$(SANITIZED)/.objects $(DOCS)/.installed
 
 include tests/integrations/programs.mk
+.PHONY: integrations
+integrations: $(PROGRAMS:%=integrations-%)

@@ -124,8 +124,10 @@ class _Reader:
             elif isinstance(child, ast.Call):
                 self._call(child, env)
             elif isinstance(child, ast.Yield) and "conflicts" in function:
-                pair = child.value.elts if isinstance(child.value, ast.Tuple) else ()
-                parts = itertools.product(*(texts(x, env) for x in pair))
+                if not isinstance(child.value, ast.Tuple):  # a sentence that names its field
+                    self._say(child, texts(child.value, env))
+                    continue
+                parts = itertools.product(*(texts(x, env) for x in child.value.elts))
                 self._say(child, [f"`{each[0]}`: {each[1]}" for each in parts if len(each) == 2])
 
     def _call(self, node: ast.Call, env: Env) -> None:

@@ -172,6 +172,7 @@ CASES = {
     'def g(x):\n    logger.warning("%s is damaged: %d", x, 1)': ["… is damaged: …"],
     'def unsupported(x):\n    return None if x else "no such kernel"': ["no such kernel"],
     "def f(x):\n    raise ConfigError(str(x))": [],
+    'def conflicts(x):\n    yield f"`{x}`: expected it off"': ["`…`: expected it off"],
 }
 
 

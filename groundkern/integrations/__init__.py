@@ -1,4 +1,4 @@
-"""groundkern in trainers that others wrote: one module each, which imports that trainer.
+"""groundkern in trainers that others wrote: a module or package each, which imports that trainer.
 
-Nothing here is imported by `import groundkern`.
+`shared` is what several of them need. Nothing here is imported by `import groundkern`.
 """

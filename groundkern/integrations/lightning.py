@@ -22,6 +22,7 @@ from groundkern.hf.data.batch import shielded
 from groundkern.hf.model.doctor import LOW_PRECISION
 from groundkern.hf.watching.even_ranks import ROWS
 from groundkern.hf.watching.held_out import HeldOutMeans
+from groundkern.hf.watching.idle_terms import IdleTerms
 
 if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
     from pytorch_lightning import LightningModule
@@ -31,7 +32,9 @@ else:  # two names of one package, whose classes do not know each other
     except ImportError:
         from pytorch_lightning import LightningModule
 
-PRECISIONS = ("32-true", "bf16-mixed")
+__all__ = ["GroundingModule", "StepCollator"]
+
+_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class StepCollator:
@@ -70,7 +73,8 @@ class GroundingModule(LightningModule):
     A training batch is a list of micro-batches (`StepCollator`), or one batch. In each step
     `loss` and every part of it are logged, as the step's whole: over all micro-batches and
     processes. A validation has the mean of every part over all of its rows (`val_map_kl`, ...). On
-    the first step with rows, `doctor` checks the wiring.
+    the first step with rows, `doctor` checks the wiring. A term that is 0 in each of the first
+    steps is warned of.
 
     Args:
         model: a transformers model, bare or inside PEFT.
@@ -106,7 +110,7 @@ class GroundingModule(LightningModule):
         self.model = model
         self.max_grad_norm = max_grad_norm
         self._make_optimizer, self._make_schedule = optimizer, schedule
-        self._examine = examine
+        self._examine, self._idle = examine, IdleTerms()
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its scheduler if there is one."""
@@ -123,8 +127,9 @@ class GroundingModule(LightningModule):
             ValueError: another precision.
         """
         self.model.train()
-        if self.trainer.precision not in PRECISIONS:
-            wanted = f"{' or '.join(PRECISIONS)} (a model loaded in bfloat16 takes 32-true)"
+        self._idle.done = self.trainer.global_step > 0
+        if self.trainer.precision not in _PRECISIONS:
+            wanted = f"{' or '.join(_PRECISIONS)} (a model loaded in bfloat16 takes 32-true)"
             fail("precision", wanted, self.trainer.precision)
 
     def training_step(
@@ -161,6 +166,10 @@ class GroundingModule(LightningModule):
         found = {name: self._summed(part) for name, part in found.items()}
         for name, part in found.items():
             self.log(name, part, batch_size=1, prog_bar=name == "loss")
+        if not self._idle.done and self.trainer.is_global_zero:
+            means = {name: float(part) for name, part in found.items() if name != "loss"}
+            last = self.trainer.estimated_stepping_batches
+            self._idle.look(means, self.trainer.global_step, last)
         return {"loss": found["loss"]}
 
     def on_validation_epoch_start(self) -> None:

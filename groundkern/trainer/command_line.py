@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from groundkern.trainer.config import Config, ConfigError, Loc, unknown_field, validate
+from groundkern.trainer.config import Config, ConfigError, Loc, validate
+from groundkern.trainer.fields import unknown_field
 from groundkern.trainer.settings_file import parse_yaml, read_yaml
 from groundkern.trainer.video_options import add_videos
 from groundkern.trainer.wording import cut, short
@@ -123,7 +124,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     if rest and not rest[0].startswith("--"):
         raise ConfigError(f"command line: expected --section.field, got {short(rest[0])}")
     if rest:
-        raise ConfigError(f"command line: {unknown_field(rest[0][2:].partition('=')[0])}")
+        raise ConfigError(f"command line: {unknown_field(rest[0][2:].partition('=')[0], Config)}")
     for name, value in vars(found).items():
         if isinstance(value, list) and value[-1] == "null":  # else a list of one null
             setattr(found, name, "null")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -15,9 +14,10 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from groundkern.hf import objectives as methods
 from groundkern.trainer.conflicts import conflicts
 from groundkern.trainer.data.videos import RULES
+from groundkern.trainer.fields import sentence, told
 from groundkern.trainer.heads_file import read_heads
 from groundkern.trainer.train_files import TrainFile, TrainFiles, without_forms
-from groundkern.trainer.wording import VALUE, cut, short
+from groundkern.trainer.wording import cut
 
 Loc = tuple[str | int, ...]  # a field's path from the root
 # Every number has both ends, so that what is infinite, NaN or absurd is refused by its name.
@@ -383,57 +383,7 @@ def validate(values: dict, *, where: Callable[[Loc], str]) -> Config:
     except ValidationError as error:
         found = error.errors(include_url=False)
         problems = [{**each, "loc": without_forms(each["loc"])} for each in found]
-        first = min(problems, key=lambda problem: problem["type"] == "missing")
-        raise ConfigError(f"{where(first['loc'])}: {_sentence(first, problems)}") from None
-    for name, sentence in conflicts(config):
-        raise ConfigError(f"{where(tuple(name.split('.')))}: `{name}`: {sentence}")
+        raise ConfigError(f"{where(told(problems)['loc'])}: {sentence(problems, Config)}") from None
+    for name, problem in conflicts(config):
+        raise ConfigError(f"{where(tuple(name.split('.')))}: `{name}`: {problem}")
     return config
-
-
-def unknown_field(name: str) -> str:
-    """The sentence about a name that is no field, with the closest one that is."""
-    name = name[:1000]  # comparing takes time that grows with its square
-    of_file = re.match(r"data\.train\.\d+\.", name)
-    start = of_file[0] if of_file else ""
-    known = list(TrainFile.model_fields) if of_file else field_names()
-    rest = name.removeprefix(start)
-    same_end = [other for other in known if other.endswith("." + rest.rpartition(".")[2])]
-    cutoff = 0.0 if same_end else 0.5
-    close = difflib.get_close_matches(rest, same_end or known, n=1, cutoff=cutoff)
-    hint = f"did you mean `{start}{close[0]}`?" if close else "--help lists all fields"
-    return f"`{cut(name, VALUE)}`: no such field; {hint}"
-
-
-def field_names() -> list[str]:
-    """The dotted name of every field and section."""
-    names = []
-    pending = [(name, field.annotation) for name, field in Config.model_fields.items()]
-    while pending:
-        name, annotation = pending.pop(0)
-        names.append(name)
-        for kind in (annotation, *get_args(annotation)):
-            inner = getattr(kind, "__pydantic_fields__", {})
-            pending += [(f"{name}.{key}", field.annotation) for key, field in inner.items()]
-    return names
-
-
-def _sentence(first: Any, problems: list) -> str:
-    name = ".".join(map(str, first["loc"]))
-    match first["type"]:
-        case "missing":
-            missing = (".".join(map(str, problem["loc"])) for problem in problems)
-            return f"{', '.join(f'`{each}`' for each in missing)}: required, but not given"
-        case "extra_forbidden" | "unexpected_keyword_argument" | "invalid_key":
-            text = unknown_field(name)
-        case "value_error":  # of a validator of ours: it may name the field within its section
-            said = str(first["ctx"]["error"])
-            inner = re.fullmatch(r"`(\w+)`: (.*)", said)
-            text = f"`{name}.{inner[1]}`: {inner[2]}" if inner else f"`{name}`: {said}"
-        case "path_type":
-            text = f"`{name}`: expected a path, got {short(first['input'])}"
-        case "too_short":
-            text = f"`{name}`: expected at least one, got none"
-        case _:
-            wanted = first["msg"].removeprefix("Input should be ").split(", unable")[0]
-            text = f"`{name}`: expected {wanted}, got {short(first['input'])}"
-    return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"

@@ -31,10 +31,7 @@ def conflicts(config: BaseModel) -> Iterator[tuple[str, str]]:
         names = held_out_names(methods.Objectives(**dict(config.objectives)))
         if evaluation.best not in names:
             yield "evaluation.best", f"expected one of {', '.join(names)}, got {evaluation.best}"
-    klal = config.objectives.klal
-    if klal is not None and klal.control and config.objectives.margins is not None:
-        wanted = "no objectives.margins beside it, which read the same targets"
-        yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
+    yield from objective_conflicts(config.objectives)
     yield from _teacher_conflicts(config)
     if evaluation.patience is not None and evaluation.best is None:
         yield "evaluation.patience", "expected evaluation.best beside it, got none"
@@ -42,6 +39,18 @@ def conflicts(config: BaseModel) -> Iterator[tuple[str, str]]:
         from groundkern.trainer.arguments import conflicts as of_arguments  # imports torch
 
         yield from of_arguments(config)
+
+
+def objective_conflicts(objectives: BaseModel) -> Iterator[tuple[str, str]]:
+    """The same of objectives alone.
+
+    Args:
+        objectives: `groundkern.trainer.config.Objectives`.
+    """
+    klal = objectives.klal
+    if klal is not None and klal.control and objectives.margins is not None:
+        wanted = "no objectives.margins beside it, which read the same targets"
+        yield "objectives.klal.control", f"expected {wanted}, got {klal.control}"
 
 
 def _teacher_conflicts(config: BaseModel) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -180,6 +181,15 @@ def test_weights_of_0_are_axolotls_own_run(config):
     torch.testing.assert_close(weights(ours.model), weights(plain.model), rtol=1e-5, atol=1e-6)
 
 
+def test_a_plugin_without_objectives_says_so(config, caplog):
+    from axolotl.utils.dict import DictDefault
+
+    from groundkern.integrations.axolotl import GroundkernPlugin
+
+    GroundkernPlugin().pre_model_load(DictDefault({"plugins": [PLUGIN], "groundken": {}}))
+    assert "`groundkern.objectives`: none is on" in caplog.text
+
+
 def test_without_objectives_nothing_is_changed(config):
     plain = run(config)
     ours = run(grounded(config, {"klal": None}))
@@ -187,6 +197,11 @@ def test_without_objectives_nothing_is_changed(config):
     assert type(ours.data_collator) is type(plain.data_collator)
     assert not ours.args.average_tokens_across_devices
     torch.testing.assert_close(weights(ours.model), weights(plain.model), rtol=0, atol=0)
+
+
+def test_a_run_that_never_had_a_row_ends(config):
+    with pytest.raises(ValueError, match=r"`objectives.hist`: expected samples with phrases"):
+        run(grounded(config, {"hist": {}}))
 
 
 def test_adapters_checkpoints_and_held_out_samples(config, folder):
@@ -251,10 +266,10 @@ def test_what_of_a_data_set_cannot_go_together_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"objectives": {"klal": {"wieght": 1}}}, r"groundkern\.objectives\.klal\.wieght"),
-        ({"objective": {}}, r"groundkern\.objective"),
-        ({"objectives": {"distill": {}}}, "axolotl loads no teacher"),
-        ({"objectives": {"smam": {"control": "shuffled"}}}, "expected random or complement"),
+        (
+            {"objectives": {"klal": {"wieght": 1}}},
+            "groundkern: `objectives.klal.wieght`.*mean `objectives.klal.weight`",
+        ),
         ({"objectives": {"dv_sft": {"smoothing": 1.5}}}, r"a number in \[0, 1\)"),
     ],
 )
@@ -270,7 +285,19 @@ def test_what_is_null_stays_null(config, tmp_path):
     given = grounded(config, {"logit_lens": {}}, supervision={"lens_outside": None})
     section = section_of(load(given, tmp_path))
     assert section.supervision.lens_outside is None
-    assert section.given.keys() == {"logit_lens"}
+    assert section.attached.keys() == {"logit_lens"}
+
+
+def test_data_sets_of_several_folders_need_a_root(config, folder, tmp_path):
+    """`0.png` of the second file would be that of the first one's folder."""
+    other = tmp_path / "other" / "train.jsonl"
+    other.parent.mkdir()
+    other.write_bytes((folder / "train.jsonl").read_bytes())
+    (data,) = config["datasets"]
+    several = {"datasets": [data, {**data, "path": str(other)}]}
+    with pytest.raises(ValueError, match=r"`groundkern.root`: expected a folder"):
+        load({**grounded(config), **several}, tmp_path / "a")
+    load({**grounded(config, root=str(folder)), **several}, tmp_path / "b")
 
 
 def test_every_refused_name_is_one_of_axolotls():
@@ -322,7 +349,7 @@ def test_the_yaml_of_the_page_is_valid(config, tmp_path):
     page = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     here = {name: config[name] for name in ("base_model", "datasets", "output_dir", "bf16", "fp16")}
     section = section_of(load({**page, **here}, tmp_path))
-    assert section.given.keys() == {"klal", "smam", "dv_sft"}
+    assert section.attached.keys() == {"klal", "smam", "dv_sft"}
 
 
 def test_rows_are_samples(folder):
@@ -334,6 +361,7 @@ def test_rows_are_samples(folder):
     assert wanted.images[0].size == (140, 112)
     nulls = {**row, "phrases": None, "regions": [{**row["regions"][0], "points": None}]}
     assert example_of(nulls, **read).regions == wanted.regions
+    assert example_of({**row, "regions": json.dumps(row["regions"])}, **read) == wanted
     named = {**row, "images": None}
     text = row["messages"][0]["content"][1]
     part = {"type": "image", "path": str(folder / "0.png"), "text": None}

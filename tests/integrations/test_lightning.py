@@ -96,6 +96,16 @@ def test_validation_has_means_over_all_rows(tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_a_term_without_rows_is_told(tmp_path, recwarn):
+    module = make_module(examine=False)
+    batch = make_batch(module.model, QWEN[:1])
+    batch = {name: x for name, x in batch.items() if not name.startswith("gk_word")}
+    loader = DataLoader([0, 1], collate_fn=lambda samples: [batch])
+    make_trainer(tmp_path).fit(module, loader)
+    said = [str(each.message) for each in recwarn if "in each of the first" in str(each.message)]
+    assert len(said) == 1 and "`word`: 0 in each of the first 2 steps" in said[0]
+
+
 def test_a_schedule_takes_a_step_with_each_of_the_optimizers(tmp_path):
     halves = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)  # noqa: E731
     module = make_module(examine=False, schedule=halves, max_grad_norm=None)

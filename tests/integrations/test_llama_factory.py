@@ -24,7 +24,7 @@ from groundkern.hf import (
 )
 from groundkern.integrations import llama_factory
 from groundkern.integrations.llama_factory import data, patch
-from groundkern.integrations.run_settings import read_settings
+from groundkern.integrations.shared.settings import read_settings
 from tests.hf.collating import make_region
 from tests.integrations.programs import (
     BOX,
@@ -61,7 +61,10 @@ def folder(tmp_path_factory):
         f"The red patch<|box_start|>({inside[0]},{inside[1]}),({inside[2]},{inside[3]})<|box_end|>."
     )
     in_answers = [{**samples[0], "messages": _chat("Where?", written)}]
+    text = {"messages": [dict(m) for m in samples[1]["messages"]], "images": [], "regions": []}
+    text["messages"][0]["content"] = "Say it."
     files = {"regions": with_regions, "plain": samples, "boxes": in_answers}
+    files["mixed"] = [text, with_regions[0]]
     info = {"formatting": "sharegpt", "columns": COLUMNS, "tags": TAGS}
     for name, records in files.items():
         write_json(made / f"{name}.json", records)
@@ -250,10 +253,40 @@ def test_a_batch_without_images_trains_as_it_does_without_groundkern(folder, tmp
     assert found[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
 
 
-def test_lora_trains(folder, tmp_path):
-    lora = {"finetuning_type": "lora", "lora_target": "all"}
-    llama_factory.run(options(folder, tmp_path / "out", groundkern=ON, **lora))
-    assert history(tmp_path / "out")[1]["map_kl"] > 0
+def test_a_sample_of_text_beside_one_with_an_image(folder, tmp_path, batches):
+    llama_factory.run(options(folder, tmp_path / "out", groundkern=ON, dataset="mixed"))
+    batch, processor = batches[0], load_processor(folder / "model")
+    assert (batch["gk_image"][0] < 0).all() and (batch["gk_image"][1] >= 0).sum() == 20
+    assert (batch["gk_side_position"][0] < 0).all()
+    assert shown(processor, batch, 1, batch["gk_side_position"]).strip() == "red patch"
+
+
+def test_accumulation_changes_nothing(folder, tmp_path):
+    """One sample has all regions: a mean of micro-batches' means would be half as much."""
+    llama_factory.run(options(folder, tmp_path / "whole", groundkern=ON))
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    llama_factory.run(options(folder, tmp_path / "cut", groundkern=ON, **cut))
+    for whole, found in zip(history(tmp_path / "whole"), history(tmp_path / "cut"), strict=True):
+        for name in ("loss", "grad_norm", "text", "map_kl", "smam_grounding"):
+            assert found[name] == pytest.approx(whole[name], rel=2e-4), name
+
+
+def test_adapters_evaluations_and_a_run_that_goes_on(folder, tmp_path):
+    klal = {"objectives": {"klal": {"head_weight": "learned"}}}
+    more = {"finetuning_type": "lora", "lora_target": "all", "lora_dropout": 0}
+    more |= {"eval_dataset": "regions", "eval_strategy": "steps", "eval_steps": 1}
+    more |= {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    llama_factory.run(options(folder, tmp_path / "out", groundkern=klal, **more))
+    lines = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    first, second = (line for line in lines if "eval_loss" in line)
+    assert first["eval_map_kl"] > 0 and first["eval_loss"] != second["eval_loss"]
+    for place in (".", "checkpoint-1"):
+        assert (tmp_path / "out" / place / "groundkern_trained.safetensors").exists()
+    more["resume_from_checkpoint"] = str(tmp_path / "out" / "checkpoint-1")
+    llama_factory.run(options(folder, tmp_path / "on", groundkern=klal, **more))
+    whole, on = history(tmp_path / "out")[1], history(tmp_path / "on")[-1]
+    for name in ("loss", "grad_norm", "map_kl"):
+        assert on[name] == pytest.approx(whole[name], rel=1e-4), name
 
 
 def test_a_run_without_regions_says_so(folder, tmp_path):
@@ -271,8 +304,14 @@ def test_a_run_without_regions_says_so(folder, tmp_path):
         ({"use_dft_loss": True}, "`use_dft_loss`"),
         ({"stage": "pt"}, "`stage`: expected sft, got pt"),
         ({"use_reentrant_gc": True}, "`use_reentrant_gc`"),
-        ({"groundkern": {"objectives": {"kal": {}}}}, "`objectives.kal`.*did you mean `klal`"),
-        ({"groundkern": {"objectives": {"klal": {"weigth": 1}}}}, "did you mean `weight`"),
+        (
+            {"groundkern": {"objectives": {"kal": {}}}},
+            "did you mean `objectives.klal`",
+        ),
+        (
+            {"groundkern": {"objectives": {"klal": {"weigth": 1}}}},
+            "did you mean `objectives.klal.weight`",
+        ),
         ({"groundkern": {"objectives": {"distill": {}}}}, "`objectives.distill`"),
         ({"groundkern": {"boxes": "boxy"}}, "`groundkern.boxes`"),
     ],

@@ -21,7 +21,7 @@ from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.hf import GroundedExample, GroundingCollator, attach
 from groundkern.integrations import ms_swift
 from groundkern.integrations.ms_swift import swift_encoding, swift_trainer
-from groundkern.integrations.run_settings import read_settings
+from groundkern.integrations.shared.settings import read_settings
 from groundkern.trainer.prepare.adapt.chat.turns import Turn
 from tests.hf.collating import make_region
 from tests.integrations.programs import (
@@ -61,12 +61,15 @@ def folder(tmp_path_factory):
     unit = [[x0 / w, y0 / h, x1 / w, y1 / h]]
     norm = {**first, "objects": {**objects, "bbox": unit, "bbox_type": "norm1"}}
     thousand = {**first, "objects": {**objects, "bbox_type": "norm1000"}}
+    text = {"messages": _chat("Say it.", "A total."), "images": [], "regions": []}
+    text["messages"][0]["content"] = "Say it."
     files = {
         "objects": [{**first, "objects": objects}, second],
         "plain": [second, second],
         "columns": [columns],
         "norm": [norm],
         "thousand": [thousand],
+        "mixed": [text, columns],
     }
     for name, samples in files.items():
         write_lines(made / f"{name}.jsonl", samples)
@@ -225,6 +228,13 @@ def test_a_reference_before_its_box_is_tied_without_special_tokens():
     assert all(region["box"] == list(BOX) for region in regions)
 
 
+def test_a_message_that_is_no_text_is_refused():
+    """It would shift the turns of the others."""
+    messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": [1, 2]}]
+    with pytest.raises(ValueError, match=r"`messages\[1\].content`: expected a text, got list"):
+        swift_encoding._record(None, messages, {}, SimpleNamespace(images=[]), None)
+
+
 def test_boxes_as_fractions_and_regions_of_columns(folder, tmp_path, batches):
     run(folder, tmp_path / "norm", data="norm", steps=1)
     more = ("--remove_unused_columns", "false")
@@ -253,9 +263,38 @@ def test_geometry_is_that_of_resized_images(folder, tmp_path, batches, monkeypat
     assert inside_of(batches[0]) == wanted
 
 
-def test_lora_trains(folder, tmp_path):
-    lines = run(folder, tmp_path / "out", "--tuner_type", "lora", steps=2)
-    assert lines[1]["map_kl"] > 0
+def test_a_sample_of_text_beside_one_with_an_image(folder, tmp_path, batches):
+    run(folder, tmp_path / "out", "--remove_unused_columns", "false", data="mixed", steps=1)
+    batch, processor = batches[0], AutoProcessor.from_pretrained(folder / "model")
+    assert (batch["gk_image"][0] < 0).all() and (batch["gk_image"][1] >= 0).sum() == 20
+    assert (batch["gk_side_position"][0] < 0).all()
+    assert shown(processor, batch, 1, batch["gk_side_position"]).strip() == "red patch"
+
+
+def test_accumulation_changes_nothing(folder, tmp_path):
+    """One sample has all regions: a mean of micro-batches' means would be half as much."""
+    whole = run(folder, tmp_path / "whole")
+    cut = ("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2")
+    for line, found in zip(whole, run(folder, tmp_path / "cut", *cut), strict=True):
+        for name in ("loss", "grad_norm", "text", "map_kl", "smam_grounding"):
+            assert found[name] == pytest.approx(line[name], rel=2e-4), name
+
+
+def test_adapters_evaluations_and_a_run_that_goes_on(folder, tmp_path):
+    klal = {"objectives": {"klal": {"head_weight": "learned"}}}
+    more = ["--tuner_type", "lora", "--lora_dropout", "0", "--lr_scheduler_type", "constant"]
+    more += ["--val_dataset", str(folder / "objects.jsonl")]
+    for what in ("eval", "save"):
+        more += [f"--{what}_strategy", "steps", f"--{what}_steps", "1"]
+    whole = run(folder, tmp_path / "out", *more, settings=klal)
+    lines = map(json.loads, (tmp_path / "out" / "logging.jsonl").read_text().splitlines())
+    first, second = (line for line in lines if "eval_loss" in line)
+    assert first["eval_map_kl"] > 0 and first["eval_loss"] != second["eval_loss"]
+    kept = tmp_path / "out" / "checkpoint-1"
+    assert (kept / "groundkern_trained.safetensors").exists()
+    on = run(folder, tmp_path / "on", *more, "--resume_from_checkpoint", str(kept), settings=klal)
+    for name in ("loss", "grad_norm", "map_kl"):
+        assert on[-1][name] == pytest.approx(whole[1][name], rel=1e-4), name
 
 
 def test_a_run_without_regions_says_so(folder, tmp_path):
@@ -296,7 +335,7 @@ def test_what_needs_other_packages_is_refused_by_name():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"objectives": {"kal": {}}}, "`objectives.kal`.*did you mean `klal`"),
+        ({"objectives": {"kal": {}}}, "`objectives.kal`.*did you mean `objectives.klal`"),
         ({"objective": {}}, "`objective`.*did you mean `objectives`"),
         ({"objectives": {"distill": {}}}, "`objectives.distill`"),
     ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from groundkern.integrations.records import grounded_example, supervision_of
-from groundkern.integrations.sequences import Picture, SequenceRows
+from groundkern.integrations.shared.records import grounded_example, supervision_of
+from groundkern.integrations.shared.sequences import Picture, SequenceRows
 from groundkern.trainer.data.images import SampleError
 from tests.hf.collating import (
     IMAGE,
@@ -115,6 +117,44 @@ def test_turns_are_told_apart(family, answers, questions):
     wanted, found, counts = rows_of(family, [example])
     assert_same(wanted, found)
     assert not counts["answers_unfound"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_several_images_and_turns_beside_a_sample_of_text(family, side):
+    """Each region on its own image; the batch has images of three sizes and a row without any."""
+    two = make(["The patch.", "The patch."], [(1, "patch"), (3, "patch")], images=(IMAGE, SMALL))
+    second = replace(two.regions[1], image=1)
+    examples = [
+        make(["No picture, no patch."], images=()),
+        replace(two, regions=(two.regions[0], second)),
+        make([ANSWER], [(1, "red patch")], images=(SMALL,)),
+    ]
+    wanted, found, counts = rows_of(family, examples, side=side)
+    assert_same(wanted, found)
+    assert counts["side_rows"] >= 4 and not counts["answers_unfound"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "left"),
+    [(("Yes.", "Yes."), ""), (("yes.", "No, yes."), ""), (("Yes.", "No."), "No")],
+)
+def test_a_cut_on_the_left_gives_no_answer_the_rows_of_another(answers, left):
+    """Questions and the first answer are gone: the tokens that are left are the second's."""
+    words = [answer.split()[-1].strip(".") for answer in answers]
+    example = make(answers, [(1, words[0]), (3, words[1])], questions=("Is it red?", "And here?"))
+    batch = make_collator()([example])
+    trained = (batch["labels"][0] != -100).nonzero()[:, 0]
+    second = trained[(trained[1:] - trained[:-1]).argmax() + 1]
+    visual = batch["input_ids"][0] == make_config("qwen").image_token_id
+    keep = visual | (torch.arange(len(visual)) >= second - 1)
+    plain = {n: x for n, x in batch.items() if not n.startswith("gk_")}
+    plain |= {n: plain[n][:, keep] for n in ("input_ids", "attention_mask", "labels")}
+    maker = SequenceRows(PROCESSORS["qwen"](), make_config("qwen"))
+    found = maker([foreign(example)], plain)
+    positions = [p + 1 for p in live(found["gk_side_position"][0])]
+    shown = b"".join(token_bytes(make_collator(), found, 0, torch.tensor(positions).long()))
+    assert shown.decode().strip() == left
+    assert maker.counts["answers_unfound"] == maker.counts["regions_unfound"] == 2 - bool(left)
 
 
 def test_supervised_tokens_are_the_words_of_the_regions():

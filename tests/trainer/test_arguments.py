@@ -19,7 +19,8 @@ from benchmarks.families.zoo.first import tiny_qwen_model
 from groundkern.trainer import checkpoints, trial
 from groundkern.trainer.arguments import OURS, REFUSED, checked
 from groundkern.trainer.command_line import load_config
-from groundkern.trainer.config import ConfigError, field_names, validate
+from groundkern.trainer.config import Config, ConfigError, validate
+from groundkern.trainer.fields import field_names
 from groundkern.trainer.train import train
 from tests.hf.training import attached_model, make_trainer
 
@@ -57,7 +58,7 @@ def test_every_argument_is_ours_or_refused_or_passes():
     known = [set(OURS) & names, set(REFUSED) & names, hub, set(PASSED)]
     assert names - set().union(*known) == set()
     assert sum(map(len, known)) == len(set().union(*known))
-    assert set(OURS.values()) <= set(field_names())
+    assert set(OURS.values()) <= set(field_names(Config))
 
 
 def test_arguments_of_the_file_and_of_the_command_line(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from groundkern import hf
 from groundkern.trainer import config as settings
 from groundkern.trainer.command_line import help_text, load_config
-from groundkern.trainer.config import Config, ConfigError, field_names
+from groundkern.trainer.config import Config, ConfigError
 from groundkern.trainer.differences import differences
+from groundkern.trainer.fields import field_names
 from groundkern.trainer.program import main
 
 REQUIRED = (
@@ -56,11 +57,13 @@ evaluation:
 
 def test_every_field_can_be_overridden_and_is_in_the_help():
     text = help_text()
-    sections = [name for name in field_names() if name.startswith(("objectives.", "model.lora"))]
+    sections = [
+        name for name in field_names(Config) if name.startswith(("objectives.", "model.lora"))
+    ]
     on = [f"--{name}={{}}" for name in sections if name.count(".") == 1]
     required = (*REQUIRED, "--model.teacher=t", "--objectives.distill={}")  # one needs the other
     full = config(*required, *on).model_dump(mode="json")
-    for name in field_names():
+    for name in field_names(Config):
         assert f"--{name} " in text, name
         default = reduce(dict.get, name.split("."), full)
         if isinstance(default, dict) or name in ("training.steps", "training.epochs"):

@@ -19,15 +19,9 @@ from groundkern.hf.model import terms
 from groundkern.trainer import checkpoints, durable, watching
 from groundkern.trainer import run_folder as folder
 from groundkern.trainer.collating import RobustCollator
-from groundkern.trainer.config import (
-    Config,
-    ConfigError,
-    Evaluation,
-    Objectives,
-    field_names,
-    validate,
-)
+from groundkern.trainer.config import Config, ConfigError, Evaluation, Objectives, validate
 from groundkern.trainer.data.dataset import JsonLinesDataset
+from groundkern.trainer.fields import field_names
 from groundkern.trainer.heatmaps import heat_maps
 from groundkern.trainer.loading import open_model
 from groundkern.trainer.metrics.held_out import MEASURED, digit_tokens, evaluate
@@ -305,7 +299,7 @@ def numeric_fields() -> list[str]:
     names = []
     on = {name: {} for name in Objectives.model_fields}
     full = whole(model={"lora": {}, "teacher": "t"}, objectives=on)
-    for name in field_names():
+    for name in field_names(Config):
         kind = type(reduce(getattr, name.split("."), full))
         text = str(annotation(name))
         if "int" in text or "float" in text or kind in (int, float):

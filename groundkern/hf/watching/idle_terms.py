@@ -22,7 +22,7 @@ class IdleTerms:
     """Looks at log lines until the first steps are over."""
 
     def __init__(self) -> None:
-        self._done = False
+        self.done = False  # of a run that went on too: its first steps are over
         self._seen: dict[str, bool] = {}  # by part, whether it was ever above 0
 
     def look(self, means: Mapping[str, float], step: int, last: int) -> None:
@@ -35,9 +35,9 @@ class IdleTerms:
         """
         for name, mean in means.items():
             self._seen[name] = self._seen.get(name, False) or mean != 0.0
-        if self._done or step < min(STEPS, last):
+        if self.done or step < min(STEPS, last):
             return
-        self._done = True
+        self.done = True
         idle = [name for name in NEVER_ZERO if self._seen.get(name) is False]
         where = "docs/troubleshooting/nothing-learned.md"
         if not self._seen:

@@ -120,6 +120,7 @@ class StepWatch(TrainerCallback):
             raise DivergedError(verdict.sentence(self.trainer.state.global_step, why))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._idle.done = state.global_step > 0
         self.restore(self.resumed)
         self.resumed = {}
 

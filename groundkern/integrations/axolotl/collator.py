@@ -39,20 +39,13 @@ class RowCollator(GroundingCollator):
         multiple: int,
         **ignored: Any,
     ) -> None:
-        smam, klal = section.objectives.smam, section.objectives.klal
         super().__init__(
             processor,
             model_config,
             max_length=section.max_length,
             pad_to_multiple_of=multiple,
-            lens=section.objectives.logit_lens is not None,
-            contrast=section.objectives.patch_text is not None,
-            query_tokens=klal is not None and klal.by_queries,
-            keep_registers=smam is not None and smam.keep == "registers",
-            side_control=None if smam is None else smam.control,
-            map_control=None if klal is None else klal.control,
             control_seed=seed,
-            **section.supervision.model_dump(),
+            **section.collating,
         )
         self.tokenizer, self.root, self.max_pixels = tokenizer, root, section.max_pixels
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from groundkern.integrations.axolotl.rows import folders_of
+
+WITH = "with groundkern.objectives"
 LOSS = "the loss is the attached one"
 BATCH = "batches are made by GroundingCollator"
 ROWS = "rows have to reach the collator as they are in the file"
@@ -62,10 +65,10 @@ def conflicts(cfg: Any) -> Iterator[str]:
     """
     for name, why in OFF.items():
         if value := _get(cfg, name):
-            yield f"`{name}`: expected it off with groundkern.objectives ({why}), got {value!r}"
+            yield f"`{name}`: expected it off {WITH} ({why}), got {value!r}"
     for name, (wanted, why) in ONLY.items():
         if (value := _get(cfg, name)) not in (None, wanted):
-            yield f"`{name}`: expected {wanted} with groundkern.objectives ({why}), got {value!r}"
+            yield f"`{name}`: expected {wanted} {WITH} ({why}), got {value!r}"
     if not _get(cfg, "processor_type"):
         yield "`processor_type`: expected the model's, such as AutoProcessor, got none"
     if not _get(cfg, "skip_prepare_dataset"):
@@ -74,14 +77,18 @@ def conflicts(cfg: Any) -> Iterator[str]:
         value = _get(cfg, "remove_unused_columns")
         yield f"`remove_unused_columns`: expected false ({ROWS}), got {value}"
     for kind in ("datasets", "test_datasets"):
+        folders = {folder.absolute() for folder in folders_of(_get(cfg, kind))}
+        if len(folders) > 1 and not _get(_get(cfg, "groundkern"), "root"):
+            start = f"a folder that image paths of all {kind} start from"
+            yield f"`groundkern.root`: expected {start}, got {len(folders)} folders of files"
         for i, entry in enumerate(_get(cfg, kind) or ()):
-            yield from _of_dataset(f"{kind}[{i}]", entry)
+            yield from _conflicts_of_dataset(f"{kind}[{i}]", entry)
 
 
-def _of_dataset(where: str, entry: Any) -> Iterator[str]:
+def _conflicts_of_dataset(where: str, entry: Any) -> Iterator[str]:
     for name, (wanted, why) in OF_DATASET.items():
         if (value := _get(entry, name)) not in (None, wanted):
-            yield f"`{where}.{name}`: expected {wanted} ({why}), got {value!r}"
+            yield f"`{where}.{name}`: expected {wanted} {WITH} ({why}), got {value!r}"
 
 
 def _get(cfg: Any, name: str) -> Any:

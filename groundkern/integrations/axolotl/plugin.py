@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from functools import cache
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -13,13 +13,16 @@ from groundkern.hf import GroundingMixin, attach, save_beside_adapter
 from groundkern.hf.watching.even_ranks import ROWS
 from groundkern.integrations.axolotl.conflicts import conflicts
 from groundkern.integrations.axolotl.rows import root_of
-from groundkern.integrations.axolotl.settings import section_of
+from groundkern.integrations.axolotl.settings import GroundkernSection, section_of
+from groundkern.integrations.shared.training import ProgramMixin
+
+logger = logging.getLogger(__name__)
 
 
 class GroundkernPlugin(BasePlugin):
     """Trains axolotl's model with the objectives of the section `groundkern:`.
 
-    Without an objective it does nothing, and axolotl trains as it would without the plugin. With
+    Without an objective it says so, and axolotl trains as it would without the plugin. With
     one, the model is attached when it is loaded (adapters included), batches are those of
     `GroundingCollator`, the trainer is axolotl's under `GroundingMixin`, and every part of the loss
     is in the log.
@@ -46,9 +49,11 @@ class GroundkernPlugin(BasePlugin):
         Raises:
             ValueError: one sentence.
         """
-        if section_of(cfg) is not None:
-            for sentence in conflicts(cfg):
-                raise ValueError(sentence)
+        if section_of(cfg) is None:
+            logger.warning("`groundkern.objectives`: none is on: axolotl trains by its own loss")
+            return
+        for sentence in conflicts(cfg):
+            raise ValueError(sentence)
 
     def post_model_load(self, cfg: Any, model: nn.Module) -> None:
         """Attach the objectives.
@@ -62,7 +67,7 @@ class GroundkernPlugin(BasePlugin):
         """
         section = section_of(cfg)
         if section is not None and not cfg.get("inference"):
-            attach(model, **section.given)
+            attach(model, **section.attached)
             self._model_config = model.config
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
@@ -88,10 +93,10 @@ class GroundkernPlugin(BasePlugin):
         if cfg.get("trainer_cls"):
             from axolotl.utils.import_helper import get_cls_from_module_str
 
-            return grounded(get_cls_from_module_str(cfg["trainer_cls"]), section.examine)
+            return grounded(get_cls_from_module_str(cfg["trainer_cls"]), section)
         from axolotl.core.trainers import AxolotlTrainer
 
-        return grounded(AxolotlTrainer, section.examine)
+        return grounded(AxolotlTrainer, section)
 
     def get_collator_cls_and_kwargs(
         self, cfg: Any, is_eval: bool = False
@@ -154,22 +159,21 @@ class GroundkernPlugin(BasePlugin):
             save_beside_adapter(model, cfg["output_dir"], write=first)
 
 
-@cache
-def grounded(trainer: type, examine: bool = True) -> type:
+def grounded(trainer: type, section: GroundkernSection) -> type:
     """A subclass of a trainer of axolotl that trains an attached model.
 
     Args:
         trainer: `AxolotlTrainer` or a subclass.
-        examine: check the wiring on the first batch that has rows.
+        section: of the run.
 
     Returns:
-        The class, one for each trainer.
+        The class.
     """
     from axolotl.core.trainers import AxolotlTrainer
 
-    class Grounded(GroundingMixin, trainer):
+    class Grounded(ProgramMixin, trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, examine=examine, **kwargs)
+            super().__init__(*args, settings=section, **kwargs)
 
         def compute_loss(
             self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **kwargs: Any

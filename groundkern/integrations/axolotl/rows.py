@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from axolotl.utils.dict import remove_none_values
-
 from groundkern.hf import GroundedExample
+from groundkern.integrations.shared.records import supervision_of, without_nulls
 from groundkern.trainer.data.images import SampleError
 from groundkern.trainer.data.sample import parse_sample
 
@@ -27,10 +26,23 @@ def root_of(root: Path | None, datasets: Any) -> Path:
         `root`, or the folder of the first data set if that is a file or folder, or the one that the
         program runs in.
     """
-    if root is not None:
-        return root
-    first = Path(datasets[0]["path"]) if datasets else Path()
-    return first.parent if first.is_file() else first if first.is_dir() else Path()
+    folders = folders_of(datasets)
+    return folders[0] if root is None else root
+
+
+def folders_of(datasets: Any) -> list[Path]:
+    """The folder of each data set, and where the program runs of those that are no files.
+
+    Args:
+        datasets: axolotl's entries of data sets; None: there are none.
+    """
+    found = []
+    entries: Any = datasets or [{}]
+    for entry in entries:
+        given = entry.get("path") if isinstance(entry, dict) else getattr(entry, "path", None)
+        path = Path(given or "")
+        found.append(path.parent if path.is_file() else path if path.is_dir() else Path())
+    return found
 
 
 def example_of(row: Mapping[str, Any], *, root: Path, max_pixels: int) -> GroundedExample:
@@ -50,8 +62,9 @@ def example_of(row: Mapping[str, Any], *, root: Path, max_pixels: int) -> Ground
     Raises:
         SampleError: one sentence: the sample, the field, what was wanted, what came.
     """
-    sample = remove_none_values(dict(row))
+    sample = without_nulls(row)
     where = _name(sample)
+    sample |= supervision_of(row, where)
     images = [*sample.get("images", ()), *_take_references(sample, where)]
     sample["images"] = [_relative(path, root, where, i) for i, path in enumerate(images)]
     return parse_sample(sample, root=root, where=where, max_pixels=max_pixels).load()

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, field_serializer, model_validator
+from pydantic import BaseModel, field_serializer, field_validator, model_validator
 
 from groundkern.integrations.axolotl.conflicts import conflicts
-from groundkern.trainer.config import Objectives, Positive, Section, Supervision, setting
+from groundkern.integrations.shared.settings import RunSettings, read_settings
+from groundkern.trainer.config import Positive, setting
+from groundkern.trainer.data.images import MAX_PIXELS
 
-MAX_PIXELS = 100_000_000
+SECTION = "groundkern"
 
 
-class GroundkernSection(Section):
+class GroundkernSection(RunSettings):
     """What the plugin is told; an unknown field is refused."""
 
-    objectives: Objectives = setting(Objectives(), "trained beside the text loss, as docs/methods")
-    supervision: Supervision = setting(Supervision(), "how rows and targets are made")
     root: Path | None = setting(
         None, "folder that image paths start from and stay in (null: that of the first data set)"
     )
@@ -25,23 +25,6 @@ class GroundkernSection(Section):
         None, "tokens a sample may have; text is cut, never images (null: nothing is cut)"
     )
     max_pixels: Positive = setting(MAX_PIXELS, "pixels an image may have")
-    examine: bool = setting(True, "check the model's wiring on the first batch that has rows")
-
-    @model_validator(mode="after")
-    def _served_here(self) -> GroundkernSection:
-        if self.objectives.distill is not None:
-            raise ValueError("`objectives.distill`: expected null, since axolotl loads no teacher")
-        for name in ("smam", "klal"):
-            how = getattr(self.objectives, name)
-            if how is not None and how.control == "shuffled":
-                wanted = "random or complement, since regions of other samples are not at hand"
-                raise ValueError(f"`objectives.{name}.control`: expected {wanted}, got shuffled")
-        return self
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The objectives that are on, by name."""
-        return {name: how for name, how in self.objectives if how is not None}
 
 
 class GroundkernArgs(BaseModel):
@@ -49,9 +32,15 @@ class GroundkernArgs(BaseModel):
 
     groundkern: GroundkernSection | None = None
 
+    @field_validator("groundkern", mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        """Says what is wrong as every program's run is told."""
+        return None if given is None else read_settings(given, SECTION, GroundkernSection)
+
     @model_validator(mode="after")
     def _goes_with_the_rest(self) -> GroundkernArgs:
-        if self.groundkern is not None and self.groundkern.given:
+        if self.groundkern is not None and self.groundkern.attached:
             for sentence in conflicts(self):
                 raise ValueError(sentence)
         return self
@@ -71,8 +60,8 @@ def section_of(cfg: Any) -> GroundkernSection | None:
     Returns:
         The section; None: there is nothing to do.
     """
-    given = cfg.get("groundkern")
+    given = cfg.get(SECTION)
     if given is None:
         return None
     section = GroundkernSection.model_validate(dict(given))
-    return section if section.given else None
+    return section if section.attached else None

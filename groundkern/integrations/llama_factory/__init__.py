@@ -1,7 +1,7 @@
 """groundkern in LLaMA-Factory: `python -m groundkern.integrations.llama_factory train my.yaml`.
 
 `my.yaml` is LLaMA-Factory's own file with a section `groundkern`
-(`groundkern.integrations.run_settings.Settings`). Nothing of LLaMA-Factory is edited on disk:
+(`groundkern.integrations.shared.settings.Settings`). Nothing of LLaMA-Factory is edited on disk:
 `install` puts subclasses in the place of its converters, its supervised preprocessing, its collator
 and its trainer, for this process.
 

@@ -20,9 +20,14 @@ from llamafactory.data.converter import DATASET_CONVERTERS
 from llamafactory.data.processor import SupervisedDatasetProcessor
 from PIL import Image
 
-from groundkern.integrations.records import COLUMN, grounded_example, supervision_of, with_boxes
-from groundkern.integrations.run_settings import Settings
-from groundkern.integrations.sequences import SequenceRows
+from groundkern.integrations.shared.records import (
+    COLUMN,
+    grounded_example,
+    supervision_of,
+    with_boxes,
+)
+from groundkern.integrations.shared.sequences import SequenceRows
+from groundkern.integrations.shared.settings import Settings
 from groundkern.trainer.data.images import wrong
 from groundkern.trainer.prepare.boxes.settings import BoxSettings
 

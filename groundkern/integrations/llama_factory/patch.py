@@ -17,8 +17,8 @@ from groundkern.integrations.llama_factory.data import (
     CarryingProcessor,
     GroundingDataCollator,
 )
-from groundkern.integrations.run_settings import Settings, read_settings
-from groundkern.integrations.training import ProgramMixin, refuse
+from groundkern.integrations.shared.settings import Settings, read_settings
+from groundkern.integrations.shared.training import ProgramMixin, refuse
 
 SECTION = "groundkern"  # of the arguments
 _OWN = {"train": tuner._training_function, "sft": tuner.run_sft, "load": workflow.load_model}
@@ -63,7 +63,7 @@ def _training(config: dict[str, Any]) -> None:
     args = dict(args)
     if SECTION not in args:
         raise ValueError(f"LLaMA-Factory with groundkern: expected a section `{SECTION}`, got none")
-    settings = read_settings(args.pop(SECTION), SECTION)
+    settings: Settings = read_settings(args.pop(SECTION), SECTION)
     _refuse(args)
     args.setdefault("use_reentrant_gc", False)
     kept = {

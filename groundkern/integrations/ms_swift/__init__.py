@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "GROUNDKERN_SETTINGS"
+"""The environment's name of the settings file that `PLUGIN` reads."""
 PLUGIN = Path(__file__).with_name("swift_plugin.py")
+"""A file for `--external_plugins`."""
 
 __all__ = ["PLUGIN", "VARIABLE", "register"]
 
@@ -27,7 +29,7 @@ def register(settings: str | Path | None = None, **sections: Any) -> None:
 
     Args:
         settings: a YAML or JSON file; None: the sections are given by name.
-        sections: of `groundkern.integrations.run_settings.Settings`, such as `objectives`.
+        sections: of `groundkern.integrations.shared.settings.Settings`, such as `objectives`.
 
     Raises:
         ValueError: settings that do not fit; both a file and sections; Megatron, whose trainer is
@@ -37,7 +39,7 @@ def register(settings: str | Path | None = None, **sections: Any) -> None:
     if settings is not None and sections:
         raise ValueError("register: expected a file or sections, got both")
     from groundkern.integrations.ms_swift import swift_registry
-    from groundkern.integrations.run_settings import read_settings
+    from groundkern.integrations.shared.settings import read_settings
 
     given = sections if settings is None else settings
     swift_registry.register(read_settings(given, "register"))

@@ -20,7 +20,7 @@ from PIL import Image
 from swift.template import Template
 from swift.template.vision_utils import load_image
 
-from groundkern.integrations.records import COLUMN, supervision_of
+from groundkern.integrations.shared.records import COLUMN, supervision_of
 from groundkern.trainer.data.images import wrong
 from groundkern.trainer.places.layouts import Part, Place, Written
 from groundkern.trainer.prepare.adapt.chat.objects import Canvas, objects_of, placed
@@ -137,7 +137,11 @@ def _record(
 ) -> dict[str, Any]:
     """What `records.grounded_example` takes, and the sizes of images."""
     given = [{"role": "system", "content": system}] if system else []
-    given += [m for m in messages if isinstance(m.get("content"), str)]
+    for i, message in enumerate(messages):
+        if not isinstance(message.get("content"), str):  # turns are counted
+            got = type(message.get("content")).__name__
+            raise wrong("sample", f"messages[{i}].content", "a text", got)
+    given += messages
     turns = [Turn(ROLES.get(m["role"], "tool"), (m["content"],)) for m in given]
     regions: list[dict[str, Any]] = []
     if objects and (objects.get("bbox") or objects.get("ref")):

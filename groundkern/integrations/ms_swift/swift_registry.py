@@ -8,8 +8,8 @@ from typing import Any
 from swift.trainers.trainer_factory import TrainerFactory
 
 from groundkern.integrations.ms_swift.swift_encoding import keep_supervision
-from groundkern.integrations.run_settings import Settings
-from groundkern.integrations.training import refuse
+from groundkern.integrations.shared.settings import Settings
+from groundkern.integrations.shared.training import refuse
 
 TASK = "causal_lm"
 TRAINER = "groundkern.integrations.ms_swift.swift_trainer.GroundingSeq2SeqTrainer"

@@ -13,10 +13,10 @@ from groundkern.hf import attach
 from groundkern.hf.model.support import base_model
 from groundkern.hf.watching.even_ranks import ROWS
 from groundkern.integrations.ms_swift.swift_registry import registered
-from groundkern.integrations.records import COLUMN, grounded_example, with_boxes
-from groundkern.integrations.run_settings import Settings
-from groundkern.integrations.sequences import SequenceRows
-from groundkern.integrations.training import ProgramMixin, refuse
+from groundkern.integrations.shared.records import COLUMN, grounded_example, with_boxes
+from groundkern.integrations.shared.sequences import SequenceRows
+from groundkern.integrations.shared.settings import Settings
+from groundkern.integrations.shared.training import ProgramMixin, refuse
 from groundkern.trainer.data.images import wrong
 from groundkern.trainer.prepare.boxes.settings import BoxSettings
 

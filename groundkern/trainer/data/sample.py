@@ -154,7 +154,7 @@ def parse_sample(
     """
     value = line if isinstance(line, dict) else decode_line(line, where)
     unicode = isinstance(line, bytes) and not _SURROGATE.search(line)
-    record = _validated(value, where, unicode=unicode)
+    record = validated(value, where, unicode=unicode)
     messages = [_chat_message(message) for message in record.messages]
     _check_messages(record, messages, where)
     images, sizes = [], []
@@ -223,8 +223,17 @@ def decode_line(line: str | bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _validated(value: dict[str, Any], where: str, *, unicode: bool) -> SampleRecord:
-    """The record of a value; `unicode` says that no text in it can have half a surrogate pair."""
+def validated(value: dict[str, Any], where: str, *, unicode: bool = False) -> SampleRecord:
+    """The record of a value, of which only the fields and their types are checked.
+
+    Args:
+        value: as JSON has it.
+        where: what starts an error message.
+        unicode: no text in it can have half a surrogate pair.
+
+    Raises:
+        SampleError: one sentence: line, field, wanted, got.
+    """
     try:
         if not unicode:
             json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")

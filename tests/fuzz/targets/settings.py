@@ -5,7 +5,8 @@ from __future__ import annotations
 import yaml
 
 from groundkern.trainer.command_line import load_config
-from groundkern.trainer.config import Config, ConfigError, field_names
+from groundkern.trainer.config import Config, ConfigError
+from groundkern.trainer.fields import field_names
 from groundkern.trainer.look import parse_box, parse_layers
 from groundkern.trainer.prepare.maps.annotated import KNOWN
 from groundkern.trainer.prepare.maps.grid import Grid
@@ -32,7 +33,16 @@ def _seeds() -> dict[str, bytes]:
     return found
 
 
-PIECES = (*field_names(), ": ", "- ", "&a ", "*a", "<<: *a", "!!python/object:os.system", "!!int ")
+PIECES = (
+    *field_names(Config),
+    ": ",
+    "- ",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "!!python/object:os.system",
+    "!!int ",
+)
 PIECES += ("{", "[", "]", "}", "null", "~", "1e-4", ".inf", ".nan", "0o17", "yes", "2001-01-01")
 PIECES += ("? ", "|", ">", "---", "...", "%YAML 9", "#", "\n  ", "!!binary |", "!!set {a}", "0x1")
 
@@ -116,7 +126,7 @@ OPTIONS = {
     "answer": b"There are {count} of {label}, {{at}} {box}.",
 }
 SEEDS = _seeds()
-FLAG_PIECES = [f"--{name}" for name in field_names()]
+FLAG_PIECES = [f"--{name}" for name in field_names(Config)]
 FLAG_PIECES += ["=", "\n", "null", "{", "[1, 2]", "{a: [b", "[" * 100]
 OPTION_PIECES = ("{label}", "{box}", "-", "x", "9" * 5000, "1e309", "nan", "0-99999999999")
 TARGETS = (

@@ -10,38 +10,41 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-
 from groundkern.hf import GroundedExample
-from groundkern.integrations.sequences import Picture
+from groundkern.integrations.shared.sequences import Picture
 from groundkern.trainer.data.images import wrong
-from groundkern.trainer.data.record import PhraseRecord, RegionRecord, Weight, WordRecord
 from groundkern.trainer.data.resolving import Resolver, Size
+from groundkern.trainer.data.sample import validated
 from groundkern.trainer.prepare.boxes.settings import BoxSettings
 from groundkern.trainer.wording import short
 
 COLUMN = "groundkern"
 """The column of a data set, and the key of a sample, that has the text."""
 
-FIELDS: dict[str, type[BaseModel]] = {
-    "regions": RegionRecord,
-    "words": WordRecord,
-    "phrases": PhraseRecord,
-}
+FIELDS = ("regions", "words", "phrases", "grounding_weight")
+ANY_ANSWER = [{"role": "assistant", "content": ""}]  # a program's messages are of its own format
 NOT_HERE = ("mask", "heat", "video", "time", "frame", "track")
 
 
-def supervision_of(row: Mapping[str, Any]) -> dict[str, Any]:
+def supervision_of(row: Mapping[str, Any], where: str = "a row") -> dict[str, Any]:
     """The fields of a row that are ours, which a table may have filled up with nulls.
 
     Args:
         row: of a data set, with some of `regions`, `words`, `phrases`, `grounding_weight`; lists,
             or JSON of them.
+        where: what error messages call it.
+
+    Raises:
+        SampleError: a text that is no JSON.
     """
     found = {}
-    for name in (*FIELDS, "grounding_weight"):
+    for name in FIELDS:
         value = row.get(name)
-        value = json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                raise wrong(where, name, "a list, or JSON of one", short(value)) from None
         if value is not None and value != []:
             found[name] = without_nulls(value)
     return found
@@ -69,26 +72,25 @@ def grounded_example(
         SampleError: a field that is unknown or does not fit, by name.
     """
     messages = [{"role": m["role"], "content": m["content"]} for m in record["messages"]]
+    given_fields = {name: record[name] for name in FIELDS if name in record}
+    fields = validated({"messages": ANY_ANSWER, **given_fields}, where)
     resolve = Resolver(messages, tuple(sizes), where)
-    made: dict[str, tuple[Any, ...]] = {}
-    for name, kind in FIELDS.items():
-        each = [_record(kind, r, f"{name}[{i}]", where) for i, r in enumerate(record.get(name, ()))]
-        for i, one in enumerate(each):
-            for field in NOT_HERE:
-                if getattr(one, field, None) is not None:
-                    wanted = "boxes, points, polygons and polylines of images"
-                    raise wrong(where, f"{name}[{i}]", wanted, field)
-        resolver = {"regions": resolve.regions, "words": resolve.word, "phrases": resolve.phrase}
-        found = [resolver[name](one, f"{name}[{i}]") for i, one in enumerate(each)]
-        made[name] = tuple(x for one in found for x in one) if name == "regions" else tuple(found)
-    weight = record.get("grounding_weight", 1.0)
-    try:
-        weight = TypeAdapter(Weight).validate_python(weight)
-    except ValidationError:
-        raise wrong(where, "grounding_weight", "a number >= 0", short(weight)) from None
+    for i, region in enumerate(fields.regions):
+        for name in NOT_HERE:
+            if getattr(region, name) is not None:
+                wanted = "boxes, points, polygons and polylines of images"
+                raise wrong(where, f"regions[{i}]", wanted, name)
+    each = [resolve.regions(r, f"regions[{i}]") for i, r in enumerate(fields.regions)]
     pictures: Any = tuple(map(Picture, given))
     return GroundedExample(
-        pictures, messages, name=where, checked=True, grounding_weight=weight, **made
+        pictures,
+        messages,
+        tuple(region for parts in each for region in parts),
+        tuple(resolve.word(w, f"words[{i}]") for i, w in enumerate(fields.words)),
+        tuple(resolve.phrase(p, f"phrases[{i}]") for i, p in enumerate(fields.phrases)),
+        name=where,
+        checked=True,
+        grounding_weight=fields.grounding_weight,
     )
 
 
@@ -106,16 +108,3 @@ def with_boxes(
     if {"regions", "phrases"} & record.keys() or not sizes:
         return record
     return boxes(record, sizes, where)[0]
-
-
-def _record(kind: type[BaseModel], value: Any, field: str, where: str) -> Any:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        inner = ".".join(map(str, first["loc"]))
-        wanted = first["msg"].removeprefix("Input should be ")
-        if first["type"] == "extra_forbidden":
-            wanted = f"one of {', '.join(kind.model_fields)}"
-            raise wrong(where, field, wanted, inner) from None
-        raise wrong(where, f"{field}.{inner}", wanted, short(first["input"])) from None
