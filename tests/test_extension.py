@@ -230,6 +230,7 @@ going = False
 other.join()
 print(sum(begun < x < ended for x in ticks) > 3)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 threading.Timer(0.03, signal.raise_signal, [signal.SIGINT]).start()
 try:
     while True: _C.side_attention_forward(**given)
