@@ -163,7 +163,8 @@ class GroundingModule(LightningModule):
             for name, part in {"loss": output.loss.detach(), **output.parts}.items():
                 found[name] = found.get(name, 0.0) + part
         self._step()
-        found = {name: self._summed(part) for name, part in found.items()}
+        whole = self._summed(torch.stack(list(found.values())))
+        found = dict(zip(found, whole.unbind(), strict=True))
         for name, part in found.items():
             self.log(name, part, batch_size=1, prog_bar=name == "loss")
         if not self._idle.done and self.trainer.is_global_zero:

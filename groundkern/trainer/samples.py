@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +9,7 @@ from groundkern.trainer.bringing import bring
 from groundkern.trainer.data.dataset import JsonLinesDataset
 from groundkern.trainer.data.images import SampleError
 from groundkern.trainer.prepare.boxes.settings import BoxSettings
+from groundkern.trainer.scratch import temporary_folder
 
 
 def load_samples(
@@ -54,22 +51,10 @@ def load_samples(
     brought = bring(
         path,
         root=None if root is None else Path(root),
-        folder=Path(folder) if folder is not None else _temporary(),
+        folder=Path(folder) if folder is not None else temporary_folder(),
         boxes=partial(BoxSettings.read_as, boxes, coord, model, prefix=""),
     )
     found = JsonLinesDataset(brought.path, root=brought.root, lost=brought.lost)
     if len(found) == 0:
         raise SampleError(f"{path}: no usable sample among {len(found.bad)}")
     return found
-
-
-def _temporary() -> Path:
-    """A folder that is removed at the end of this process, and not by its forks."""
-    folder = Path(tempfile.mkdtemp(prefix="groundkern-"))
-
-    def remove(process: int = os.getpid()) -> None:
-        if os.getpid() == process:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder

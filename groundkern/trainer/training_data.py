@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from groundkern.trainer.data.order import Course
 from groundkern.trainer.data.videos import VideoRules
 from groundkern.trainer.prepare.boxes.settings import BoxSettings
 from groundkern.trainer.ranks import Ranks
+from groundkern.trainer.scratch import temporary_folder
 from groundkern.trainer.streaming.records import reader_of
 from groundkern.trainer.streaming.shards import find_shards
 from groundkern.trainer.streaming.stream import SampleStream, Source
@@ -161,8 +158,7 @@ def _data_set(
 
 def _stream(config: Config, files: list[TrainFile]) -> SampleStream:
     data = config.data
-    scratch = Path(tempfile.mkdtemp(prefix="groundkern-"))
-    atexit.register(_remove, scratch, os.getpid())
+    scratch = temporary_folder()
     found = [find_shards(file.path) for file in files]
     labels = [shards.labels() for shards in found]
     several = len({label for each in labels for label in each}) < sum(map(len, labels))
@@ -212,8 +208,3 @@ def video_rules(config: Config) -> VideoRules:
 def _boxes(config: Config) -> Any:
     data = config.data
     return partial(BoxSettings.read_as, data.boxes, data.coord, config.model.path, prefix="--data.")
-
-
-def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # not a fork of it
-        shutil.rmtree(folder, ignore_errors=True)

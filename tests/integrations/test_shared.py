@@ -12,7 +12,7 @@ from groundkern.hf import attach, detach
 from groundkern.hf.data.batch import COUNTS
 from groundkern.integrations.shared.records import grounded_example, supervision_of
 from groundkern.integrations.shared.settings import RunSettings, read_settings
-from groundkern.integrations.shared.training import NEEDS, ProgramMixin
+from groundkern.integrations.shared.training import KINDS, ProgramMixin
 from groundkern.trainer.config import Objectives
 from groundkern.trainer.data.images import SampleError
 from tests.hf.samples import SAMPLES, make_batch
@@ -60,8 +60,8 @@ def test_settings_are_a_file_too(tmp_path):
 
 
 def test_every_objective_is_watched_that_may_be_without_rows():
-    assert {kind for kind, _ in NEEDS.values()} <= set(COUNTS)
-    assert set(Objectives.model_fields) - NEEDS.keys() == {"basic", "distill"}  # of every image
+    assert set(KINDS.values()) <= set(COUNTS)
+    assert set(Objectives.model_fields) - KINDS.keys() == {"basic", "distill"}  # of every image
 
 
 def test_a_column_that_is_no_json_is_named():

@@ -58,7 +58,6 @@ def test_a_page_gets_tables_picture_and_curves_between_its_marks(finished, tmp_p
     assert sorted(path.name for path in kept.iterdir()) == [
         "evidence.json",
         "evidence.png",
-        "evidence_first.png",
     ]
     durable.write_text(page, "no marks")
     with pytest.raises(ConfigError, match="expected a file with the marks"):
@@ -117,7 +116,7 @@ def test_one_process_at_a_time_writes_what_all_write(finished, tmp_path, monkeyp
     monkeypatch.setattr(durable, "write_bytes", watched)
     assert main(["evidence", "--output", str(output), "--tables", "--page", str(page)]) == 0
     written = ("evidence.json", "evidence.csv", "evidence.md", "evidence.png", "page.md")
-    assert all(held.pop(name) for name in (*written, tables.FIRST))
+    assert all(held.pop(name) for name in written)
     assert not held
     assert not lock.exists()
 

@@ -12,17 +12,18 @@ from groundkern.hf import GroundingMixin, row_counts
 from groundkern.hf.data.batch import COUNTS
 from groundkern.hf.watching.even_ranks import ROWS
 from groundkern.integrations.shared.settings import RunSettings
+from groundkern.trainer.supervised import NEEDS
 
-NEEDS = {
-    "smam": ("aligned", "regions"),
-    "klal": ("map", "regions"),
-    "margins": ("map", "regions"),
-    "logit_lens": ("raise", "regions"),
-    "patch_text": ("contrast", "regions"),
-    "dv_sft": ("word", "words"),
-    "hist": ("phrase", "phrases"),
+KINDS = {
+    "smam": "aligned",
+    "klal": "map",
+    "margins": "map",
+    "logit_lens": "raise",
+    "patch_text": "contrast",
+    "dv_sft": "word",
+    "hist": "phrase",
 }
-"""By objective: its kind of row in `groundkern.hf.data.batch.COUNTS`, and what samples need."""
+"""By objective: its kind of row in `groundkern.hf.data.batch.COUNTS`."""
 
 
 class RowWatch(TrainerCallback):
@@ -39,7 +40,7 @@ class RowWatch(TrainerCallback):
     """
 
     def __init__(self, settings: RunSettings, trainer: Trainer) -> None:
-        self._needed = {name: NEEDS[name] for name in settings.attached if name in NEEDS}
+        self._needed = [name for name in settings.attached if name in KINDS]
         self._trainer = trainer
         self._rows: Tensor | None = None  # by kind, of this rank
         self._begun, self._steps_before = 0.0, 0
@@ -67,10 +68,10 @@ class RowWatch(TrainerCallback):
         rows = torch.zeros(len(COUNTS), dtype=torch.int64) if self._rows is None else self._rows
         rows = self._trainer.accelerator.reduce(rows.to(args.device), reduction="sum")
         seen = dict(zip(COUNTS, rows.tolist(), strict=True))
-        for name, (kind, field) in self._needed.items():
-            if not seen[kind]:
+        for name in self._needed:
+            if not seen[KINDS[name]]:
                 raise ValueError(
-                    f"`objectives.{name}`: expected samples with {field}, got none in "
+                    f"`objectives.{name}`: expected samples with {NEEDS[name][0]}, got none in "
                     f"{state.global_step - self._steps_before} steps; nothing was learned for it"
                 )
 

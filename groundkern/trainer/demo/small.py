@@ -12,8 +12,7 @@ from groundkern.hf import GroundedExample
 from groundkern.trainer.data.sample import parse_sample
 from groundkern.trainer.demo.generate import TASKS, corpus, generate
 from groundkern.trainer.demo.model import save_model
-
-_kept: list[TemporaryDirectory[str]] = []  # removed when the process ends
+from groundkern.trainer.scratch import temporary_folder
 
 
 def small_model(folder: str | Path | None = None, *, seed: int = 0) -> Path:
@@ -33,8 +32,7 @@ def small_model(folder: str | Path | None = None, *, seed: int = 0) -> Path:
         OSError: the folder cannot be written.
     """
     if folder is None:
-        _kept.append(TemporaryDirectory(prefix="groundkern-", ignore_cleanup_errors=True))
-        folder = _kept[-1].name
+        folder = temporary_folder()
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -19,11 +19,10 @@ from groundkern.trainer.evidence.figures import Reached, Row, accuracy_at, table
 from groundkern.trainer.evidence.plan import LEVELS, METHODS, Preset, Study
 from groundkern.trainer.metrics.intervals import Interval
 
-PICTURE, FIRST = "evidence.png", "evidence_first.png"
+PICTURE = "evidence.png"
 CLIP = "evidence_clip.png"  # of `clips`
 MARKS = ("<!-- evidence -->", "<!-- /evidence -->")
 WIDTH = 100
-_FIRST = 2  # studies of a preset in FIRST, which stands in the README
 COLUMNS = """
 Held-out answers right, mean over seeds with 95 % intervals from three seeds on (bootstrap over
 seeds; Wilson's where every seed has 0 or 1). Steps to an accuracy are restricted means: a seed that
@@ -114,7 +113,7 @@ def put_on_page(page: Path, output: Path, preset: Preset) -> None:
     before, after = check_page(page, preset)
     table = (output / "evidence.md").read_text(encoding="utf-8")
     durable.write_text(page, f"{before}{MARKS[0]}\n{table}{MARKS[1]}{after}")
-    for name in (JSON, PICTURE, FIRST, CLIP):
+    for name in (JSON, PICTURE, CLIP):
         if name != CLIP or (output / name).is_file():  # no study on clips, no such picture
             durable.write_bytes(page.parent / "figures" / name, (output / name).read_bytes())
 
@@ -193,7 +192,7 @@ def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
     """Answers right against steps, a panel for each study, every seed a thin line.
 
     Returns:
-        The path of evidence.png; evidence_first.png beside it has the preset's first studies.
+        The path of evidence.png.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -205,20 +204,19 @@ def plot(output: Path, preset: Preset, curves: dict[str, Curves]) -> Path:
         raise ConfigError(
             "evidence: the picture needs matplotlib: pip install matplotlib"
         ) from None
-    for name, studies in ((PICTURE, preset.studies), (FIRST, preset.studies[:_FIRST])):
-        shown = [study for study in studies if study.name in curves]
-        across = min(3, max(1, len(shown)))
-        down = max(1, -(-len(shown) // across))
-        figure = Figure(figsize=(5.2 * across, 4.2 * down), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(down, across, squeeze=False).flatten()
-        for axis in axes[len(shown) :]:
-            axis.set_axis_off()
-        for axis, study in zip(axes, shown, strict=False):
-            _panel(axis, study, curves[study.name])
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=110)
-        durable.write_bytes(output / name, picture.getvalue())
+    shown = [study for study in preset.studies if study.name in curves]
+    across = min(3, max(1, len(shown)))
+    down = max(1, -(-len(shown) // across))
+    figure = Figure(figsize=(5.2 * across, 4.2 * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    for axis, study in zip(axes, shown, strict=False):
+        _panel(axis, study, curves[study.name])
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    durable.write_bytes(output / PICTURE, picture.getvalue())
     return output / PICTURE
 
 
