@@ -195,10 +195,10 @@ def merged(
         l_parts *= tl.exp2(m_parts - shift)
     else:
         m = tl.sum(m_parts, 1)
-    PARTS: tl.constexpr = 2048 // padded(DV)
+    PARTS: tl.constexpr = 1024 // padded(DV)
     d = tl.arange(0, padded(DV))[None, None, :]
     acc = tl.zeros((at.shape[0], padded(DV)), tl.float32)
-    for first in tl.range(0, splits, PARTS, num_stages=3):
+    for first in tl.range(0, splits, PARTS, num_stages=5):
         some = first + tl.arange(0, PARTS)[None, :]
         there, at_some = mask[:, None] & (some < splits), at[:, None] + some.to(tl.int64) * size
         stored = there[:, :, None] & (d < DV)
