@@ -163,7 +163,7 @@ def arrive(counters_ptr, pieces):
     tl.debug_barrier()  # the stores of all threads come before the arrival
     before = tl.atomic_add(counters_ptr, 1, sem="acq_rel", scope="gpu")
     last, there, looks = before + 1 == splits, before + 1, 0
-    while (there < splits) & (looks < _LOOKS) & (before * 2 >= splits):
+    while (there < splits) & (looks < _LOOKS) & (before * 2 + 1 >= splits):
         there = tl.atomic_add(counters_ptr, 0, sem="acquire", scope="gpu")
         looks += 1
     merging = (there == splits).to(tl.int32)
