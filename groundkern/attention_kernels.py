@@ -143,8 +143,8 @@ def pieces(x):
 
 @helper
 def taken(counters_ptr, merging, leaving):
-    """Counts pieces that a program is going to merge, and whether it counts nothing any more.
-    Returns how many pieces were taken before; who leaves last sets both counters to 0."""
+    """How many pieces were taken before; counts one more if `merging`, and a program that counts
+    nothing any more if `leaving`: the last of these sets both counters to 0."""
     before = tl.atomic_add(counters_ptr + 1, merging + (leaving << 16), sem="acq_rel", scope="gpu")
     if (leaving > 0) & ((before >> 16) + leaving == tl.num_programs(2)):
         tl.store(counters_ptr, 0)
@@ -154,20 +154,23 @@ def taken(counters_ptr, merging, leaving):
 
 @helper
 def arrive(counters_ptr, pieces):
-    """Which piece a program is to merge once all others of its row tile have been here (`pieces`:
-    none); their stores are seen then. And whether it was the last, who merges what others leave.
+    """Which piece a program is to merge now that all others of its row tile have left their parts
+    (`pieces`: none), and whether (1 or 0) it was the last to: then it has to come back for pieces
+    that nobody took, by `taken(counters_ptr, 1, 1)`. Others may still take some of those and store
+    the same bits.
 
-    The later half wait a moment for the last. Nobody has to: who does not see it come leaves.
+    The later half wait a moment for the last, to merge with it. Nobody has to: who does not see it
+    come leaves, so that nothing hangs if programs do not run at the same time.
     """
     splits = tl.num_programs(2)
     tl.debug_barrier()  # the stores of all threads come before the arrival
     before = tl.atomic_add(counters_ptr, 1, sem="acq_rel", scope="gpu")
-    last, there, looks = before + 1 == splits, before + 1, 0
+    there, looks = before + 1, 0
     while (there < splits) & (looks < _LOOKS) & (before * 2 + 1 >= splits):
         there = tl.atomic_add(counters_ptr, 0, sem="acquire", scope="gpu")
         looks += 1
-    merging = (there == splits).to(tl.int32)
-    piece = taken(counters_ptr, merging, 1 - last.to(tl.int32))
+    merging, last = (there == splits).to(tl.int32), (before + 1 == splits).to(tl.int32)
+    piece = taken(counters_ptr, merging, 1 - last)
     return tl.where(merging > 0, piece, pieces), last
 
 

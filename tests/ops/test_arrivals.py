@@ -16,7 +16,7 @@ if not tiles.INTERPRETED:
 
 from tests.interleaving import interleaved
 
-ORDERS = 30
+ORDERS = 10
 LEAVING = 1 << 16
 
 
@@ -38,7 +38,7 @@ def _results(rows: int, keys: int, lse: float | None) -> tuple[torch.Tensor, ...
 
 @pytest.mark.parametrize("lse", [None, 5.0, 500.0], ids=["no lse", "lse", "lse far above"])
 @pytest.mark.parametrize(
-    ("rows", "keys"), [(1, 64), (3, 96), (11, 300)], ids=["two splits", "few", "many"]
+    ("rows", "keys"), [(1, 128), (3, 192), (11, 300)], ids=["two splits", "three splits", "five splits"]
 )
 def test_any_order_gives_the_same_bits(rows: int, keys: int, lse: float | None, monkeypatch) -> None:
     monkeypatch.setattr(tiles, "processors", lambda device: 20)
@@ -46,11 +46,11 @@ def test_any_order_gives_the_same_bits(rows: int, keys: int, lse: float | None, 
     assert all(x.isfinite().all() for x in expected)
     counters = tiles.arrival_counters(torch.device("cpu"), 1)
     merged = 0
-    for seed in range(ORDERS if rows < 11 else 6):
+    for seed in range(ORDERS if rows < 11 else 3):
         with interleaved("_forward_kernel", seed) as added:
             found = _results(rows, keys, lse)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), seed
         assert not counters.any(), seed
         assert sum(x >= LEAVING for _, x in added) == len({place for place, _ in added})
         merged += sum(x == LEAVING + 1 for _, x in added)
-    assert merged > 0 or keys == 64, "others than the last merge too"
+    assert merged > 0 or keys == 128, "others than the last merge too"

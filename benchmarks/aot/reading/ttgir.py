@@ -65,15 +65,15 @@ def narrowed(ttir: str) -> list[str]:
             rounded.difference_update(given)
             widened.difference_update(given)
             continue
-        made, right = DEFINED.match(line), line.rpartition(" = ")[2]
-        name = made[1] if made else ""
+        name, right = "", line.rpartition(" = ")[2]
+        for name in reversed(DEFINED.findall(line)):  # regions beside one another use the same names
+            rounded.discard(name)
+            widened.discard(name)
         operands = re.findall(r"%[\w#]+", right)
         used = bool(rounded & set(operands))
         lost = right.startswith("arith.subf") and operands[0] not in widened
         if widened & set(operands) and not lost:
             found.append(line)
-        rounded.discard(name)  # regions beside one another use the same names
-        widened.discard(name)
         moved = used and re.match(r"tt\.(trans|reshape)|ttg?\.convert_layout", right)
         if moved or re.search(r"arith\.truncf .*x(bf16|f16)", right):
             rounded.add(name)

@@ -248,14 +248,12 @@ def _forward_kernel(
         counters_ptr += (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * 2
         lane, end, step, pieces = ak.pieces(x)
         piece, last = ak.arrive(counters_ptr, pieces)
-        while piece < pieces:
-            span = lane + piece * step, tl.minimum(lane + (piece + 1) * step, end)
+        stop = piece + 1
+        for turn in range(1 + last):
+            if turn == 1:  # the last to arrive takes what is left
+                piece, stop = ak.taken(counters_ptr, 1, 1), pieces
+            span = lane + piece * step, tl.minimum(lane + stop * step, end)
             _merge(x, parts, to, tile, span, size, keys, D, DV, BLOCK_N)
-            piece = pieces
-            if last:
-                piece = ak.taken(counters_ptr, 1, 0)
-        if last:
-            ak.taken(counters_ptr, 0, 1)
 
 
 @helper
