@@ -198,7 +198,7 @@ def merged(
         l_parts *= tl.exp2(m_parts - shift)
     else:
         m = tl.sum(m_parts, 1)
-    PARTS: tl.constexpr = 1024 // padded(DV)
+    PARTS: tl.constexpr = 512 // padded(DV)
     d = tl.arange(0, padded(DV))[None, None, :]
     acc = tl.zeros((at.shape[0], padded(DV)), tl.float32)
     for first in tl.range(0, splits, PARTS, num_stages=5):

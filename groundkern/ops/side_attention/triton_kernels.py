@@ -202,7 +202,7 @@ def _merge(
     D: tl.constexpr,
     DV: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    LANES: tl.constexpr = 2,
+    LANES: tl.constexpr,
 ):
     """Merges what all splits have left of some lanes of a row tile."""
     for i in range(span[0], span[1], LANES):
@@ -249,11 +249,12 @@ def _forward_kernel(
         lane, end, step, pieces = ak.pieces(x)
         piece, last = ak.arrive(counters_ptr, pieces)
         stop = piece + 1
+        LANES: tl.constexpr = 8 if BLOCK_M >= 64 else 4  # at a time
         for turn in range(1 + last):
             if turn == 1:  # the last to arrive takes what is left
                 piece, stop = ak.taken(counters_ptr, 1, 1), pieces
             span = lane + piece * step, tl.minimum(lane + stop * step, end)
-            _merge(x, parts, to, tile, span, size, keys, D, DV, BLOCK_N)
+            _merge(x, parts, to, tile, span, size, keys, D, DV, BLOCK_N, LANES)
 
 
 @helper

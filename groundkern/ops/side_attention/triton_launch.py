@@ -48,7 +48,7 @@ TILES = {  # of Hopper and later
 }
 SMALL_TILES = {  # of other devices (`tiles.small`)
     ("forward", False, 128, 16): Tile(16, 32, 4, 4, 255),
-    ("forward", False, 128): Tile(64, 32, 8, 4, 168),
+    ("forward", False, 128): Tile(64, 32, 8, 4, 255),
     ("forward", False, 256): Tile(16, 32, 8, 3, 255),
     ("forward", True, 128): Tile(16, 32, 8),
     ("forward", True, 256): Tile(16, 32, 8, 1),
