@@ -48,7 +48,14 @@ class Card:
     cuda_backward: float = 0.65
 
 
-HOPED = {"memory": 0.95, "forward": 0.60, "backward": 0.50, "merge": 112.0, "exchange_us": 0.3, "issue": 0.8}
+HOPED = {
+    "memory": 0.95,
+    "forward": 0.60,
+    "backward": 0.50,
+    "merge": 112.0,
+    "exchange_us": 0.3,
+    "issue": 0.8,
+}
 WHY = {
     "bandwidth": "TB/s, of a copy",
     "rate": "TFLOP/s, of a large bf16 matrix product",
@@ -169,7 +176,7 @@ HEAD += " CUDA / CuTe, us |"
 KERNELS = """\
 | kernel | reads | writes | dots |
 |---|---|---|---|
-| side `_forward_kernel` | q, K, V; every split's partial sums | those, out and its rest, lse | 2 |
+| side `_forward_kernel` | q, K, V; from the L2 cache every split's partial sums | those, out and its rest, lse | 2 |
 | side `_backward_kernel`, to 128 lanes | q, dout, out, K, V | dk, dv, partial dq | 5 |
 | side `_backward_dq_kernel`, above | q, dout, out, K, V | partial dq, delta | 3 |
 | side `_backward_dkv_kernel`, above | q, dout, K, V | dk, dv | 4 |

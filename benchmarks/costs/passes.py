@@ -104,19 +104,21 @@ def _side_forward(s: AttentionSizes, used: int, q: int, out: int) -> Pass:
     grid = _Grid(s, _side_tile("forward", lanes, dims), s.used, lanes)
     width = s.value_dim + 2  # acc, m, l
     parts = grid.parts(width) if grid.splits > 1 else 0
-    # The later half of a row tile's programs merge: a piece of its lanes each, two lanes at a time.
-    # The last of them arrives, takes a piece, loads m and l, then acc, and asks what is left.
+    # The later half of a row tile's programs merge: a piece of its lanes each, a few at a time, for
+    # which they load m and l, then acc. Before, they arrive and take the piece; after, the last
+    # asks what is left. The sums come from the L2 cache: no device memory is read for them.
     piece = _up(2 * min(lanes, grid.tile.block_m), grid.splits)
+    at_a_time = 8 if grid.tile.block_m >= 64 else 4
     return Pass(
         "_forward_kernel",
-        read=s.itemsize * (q + used) + parts,
+        read=s.itemsize * (q + used),
         written=2 * s.itemsize * out + FP32 * s.rows * s.heads + parts,  # and out's rest
         flops=grid.flops(2),
         programs=grid.programs,
         busy=grid.busy,
         flight=grid.flight(s.dim + s.value_dim),
         merged=piece * grid.splits * width * FP32 if parts else 0,
-        exchanges=3 + 2 * _up(piece, 2) if parts else 0,
+        exchanges=3 + 2 * _up(piece, at_a_time) if parts else 0,
     )
 
 

@@ -38,9 +38,13 @@ def _results(rows: int, keys: int, lse: float | None) -> tuple[torch.Tensor, ...
 
 @pytest.mark.parametrize("lse", [None, 5.0, 500.0], ids=["no lse", "lse", "lse far above"])
 @pytest.mark.parametrize(
-    ("rows", "keys"), [(1, 128), (3, 192), (11, 300)], ids=["two splits", "three splits", "five splits"]
+    ("rows", "keys"),
+    [(1, 128), (3, 192), (11, 300)],
+    ids=["two splits", "three splits", "five splits"],
 )
-def test_any_order_gives_the_same_bits(rows: int, keys: int, lse: float | None, monkeypatch) -> None:
+def test_any_order_gives_the_same_bits(
+    rows: int, keys: int, lse: float | None, monkeypatch
+) -> None:
     monkeypatch.setattr(tiles, "processors", lambda device: 20)
     expected = _results(rows, keys, lse)
     assert all(x.isfinite().all() for x in expected)

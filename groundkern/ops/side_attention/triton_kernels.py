@@ -1,11 +1,11 @@
 """Triton kernels of side attention (CUDA, ROCm).
 
 Forward, one launch: programs (row tile, KV head, key split) each leave (m, l, acc) of their split,
-and the last one to arrive merges them, always in the same order.
+and those that are there when the last has left its own merge them, always in the same order.
 Backward, if a sequence has at most 128 lanes: `_backward_kernel` keeps the row tile in place and
 goes over K and V once: dk and dv of a key tile are complete when it has been read, and each split
 leaves its part of dq. Otherwise `_backward_dq_kernel` owns a row tile and `_backward_dkv_kernel` a
-key tile. No sync, and no atomic but the counter of arrivals.
+key tile. No sync, and no atomic but the two counters of a merge.
 """
 
 import triton.language as tl
@@ -65,7 +65,7 @@ def _sweep(
         if not RUNNING:
             weights += tk.dot(rounded, ones)
     if not RUNNING:
-        m = tl.sum(weights, 1) / ones.shape[1]
+        m = tl.max(weights, 1)  # its columns are the same
     return m, tl.sum(l, 1), acc
 
 
