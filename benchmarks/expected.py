@@ -176,7 +176,7 @@ HEAD += " CUDA / CuTe, us |"
 KERNELS = """\
 | kernel | reads | writes | dots |
 |---|---|---|---|
-| side `_forward_kernel` | q, K, V; from the L2 cache every split's partial sums | those, out and its rest, lse | 2 |
+| side `_forward_kernel` | q, K, V; from L2 all partial sums | those, out and its rest, lse | 2 |
 | side `_backward_kernel`, to 128 lanes | q, dout, out, K, V | dk, dv, partial dq | 5 |
 | side `_backward_dq_kernel`, above | q, dout, out, K, V | partial dq, delta | 3 |
 | side `_backward_dkv_kernel`, above | q, dout, K, V | dk, dv | 4 |

@@ -198,7 +198,7 @@ def merged(
         l_parts *= tl.exp2(m_parts - shift)
     else:
         m = tl.sum(m_parts, 1)
-    PARTS: tl.constexpr = 512 // padded(DV)
+    PARTS: tl.constexpr = 512 // max(padded(DV), 64)
     d = tl.arange(0, padded(DV))[None, None, :]
     acc = tl.zeros((at.shape[0], padded(DV)), tl.float32)
     for first in tl.range(0, splits, PARTS, num_stages=5):
@@ -233,5 +233,6 @@ def row_grid(plan: Plan, kv_heads: int, keys: int, tile: Tile, device) -> tuple[
 
 
 def merge_counters(grid: tuple[int, int, int]) -> int:
-    """How many counters a merge tree of a grid of (row tiles, KV heads, splits) uses."""
+    """How many counters a merge of a grid of (row tiles, KV heads, splits) uses at most: a tree one
+    for each group and one for all groups, `arrive` two."""
     return grid[0] * grid[1] * (-(-grid[2] // RADIX) + 1)

@@ -66,9 +66,8 @@ def narrowed(ttir: str) -> list[str]:
             widened.difference_update(given)
             continue
         name, right = "", line.rpartition(" = ")[2]
-        for name in reversed(
-            DEFINED.findall(line)
-        ):  # regions beside one another use the same names
+        # Regions beside one another use the same names.
+        for name in reversed(DEFINED.findall(line)):
             rounded.discard(name)
             widened.discard(name)
         operands = re.findall(r"%[\w#]+", right)
