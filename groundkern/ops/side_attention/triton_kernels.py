@@ -43,7 +43,9 @@ def _sweep(
     FEW: tl.constexpr = shift.shape[0] < 64
     SUMS: tl.constexpr = BLOCK_N if FEW and not RUNNING else 1
     l = tl.zeros((shift.shape[0], SUMS), tl.float32)
-    # As few as leave ones in registers: more would take shared memory.
+    # As few as leave ones in registers: more would take shared memory. Beside 256 columns of acc
+    # there are no registers for the product.
+    BY_DOT: tl.constexpr = FEW or DV <= 128
     ones = tl.full((BLOCK_N, 32 if FEW else 8), 1.0, tl.float32).to(x.v.ptr.dtype.element_ty)
     weights = tl.zeros((shift.shape[0], ones.shape[1]), tl.float32)
     for e in range(tl.program_id(2), count, tl.num_programs(2)):
@@ -63,7 +65,10 @@ def _sweep(
         rounded = p.to(v.dtype)
         acc += tk.dot(rounded, v)
         if not RUNNING:
-            weights += tk.dot(rounded, ones)
+            if BY_DOT:
+                weights += tk.dot(rounded, ones)
+            else:
+                weights += tl.sum(rounded.to(tl.float32), 1)[:, None]
     if not RUNNING:
         m = tl.max(weights, 1)  # its columns are the same
     return m, tl.sum(l, 1), acc
@@ -249,7 +254,7 @@ def _forward_kernel(
         lane, end, step, pieces = ak.pieces(x)
         piece, last = ak.arrive(counters_ptr, pieces)
         stop = piece + 1
-        LANES: tl.constexpr = 8 if BLOCK_M >= 64 else 4  # at a time
+        LANES: tl.constexpr = 8 if BLOCK_M >= 64 and DV <= 128 else 4  # at a time
         for turn in range(1 + last):
             if turn == 1:  # the last to arrive takes what is left
                 piece, stop = ak.taken(counters_ptr, 1, 1), pieces

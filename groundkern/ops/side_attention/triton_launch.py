@@ -26,7 +26,7 @@ TILES = {  # of Hopper and later
     ("forward", False, 128, 16): Tile(16, 64, 4, 4, 255),
     ("forward", False, 128, 64): Tile(64, 64, 4, 3, 232),
     ("forward", False, 128): Tile(128, 64, 8, 3, 255),
-    ("forward", False, 256, 16): Tile(16, 32, 4, 3),
+    ("forward", False, 256, 16): Tile(16, 32, 4, 3, 255),
     ("forward", False, 256): Tile(64, 32, 8, 3),
     ("forward", True, 128): Tile(16, 32, 8, 2),
     ("forward", True, 256): Tile(16, 32, 8, 1),
