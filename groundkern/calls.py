@@ -1,10 +1,8 @@
 """What an op is called with besides a layer's tensors, and when the call needs no dispatcher.
 
 A step calls the attention ops in every layer with the same rows, sets, sizes and options. What
-follows from these is found once, checks included, and kept as a `Call`. And a plain eager call goes
-to the kernels through an autograd function of its own (`forward`, `backward`), without torch's
-dispatcher, which torch.compile and tensor subclasses need. `python -m benchmarks.host` measures
-what is left.
+follows from these is found once, checks included, and kept as a `Call`. `groundkern.together` runs
+it.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from groundkern import checks
 from groundkern.kept import Versions, kept, versions
-from groundkern.op_body import in_body
 from groundkern.selection import KeySets, QueryRows, Selection
 
 Made = TypeVar("Made")
@@ -77,34 +73,6 @@ def called(
     if not is_direct([*inputs, *tensors]):
         return make(), False
     return kept(rows, others, (options, signature(inputs)), make), True
-
-
-def forward(ctx, call: Call, inputs: tuple, body: Callable) -> tuple:
-    """An autograd function's forward without the dispatcher: what `body(inputs, call)` returns."""
-    ctx.call, ctx.versions = call, call.versions()
-    ctx.set_materialize_grads(False)
-    with in_body(inputs[0].device):
-        return body(inputs, call)
-
-
-def backward(ctx, groups: tuple[tuple, ...], body: Callable, op: Callable) -> tuple:
-    """The gradients of `forward`: by the body, or by the op where its dispatcher is needed.
-
-    Args:
-        groups: NamedTuples of upstream gradients, inputs and results: arguments of both.
-
-    Raises:
-        RuntimeError: rows, sets or columns that were changed in place since, as autograd raises for
-            what it saves.
-    """
-    call = ctx.call
-    if ctx.versions != call.versions():
-        wanted = "rows, key sets and columns that nothing is written to before the backward"
-        checks.fail("rows", wanted, "ones changed by an inplace operation", RuntimeError)
-    if torch.is_grad_enabled() or not is_direct(groups[0]):  # to be differentiated again, batched
-        return op(*[x for group in groups for x in group], *call.flat)
-    with in_body(groups[0][0].device):
-        return body(*groups, call)
 
 
 def is_direct(tensors: Sequence[Tensor | None]) -> bool:
