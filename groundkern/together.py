@@ -43,21 +43,37 @@ class _Part(NamedTuple):
 def run(asked: Sequence[Asked]) -> list[tuple[Tensor, ...]]:
     """The differentiable results of each call.
 
-    Args:
-        asked: at least one; all have the same tensor as k, and those with a v the same v.
+    Those that need no dispatcher and read the same k, and the same v or none, are one node.
     """
-    if not all([each.direct for each in asked]):
-        return [each.op.dispatched(each.inputs, each.call) for each in asked]
-    values = [each.inputs.v for each in asked if each.inputs.v is not None]
-    beside = [x for each in asked for x in (each.inputs[0], *each.inputs[3:])]
-    results = _Together.apply(asked, asked[0].inputs.k, values[0] if values else None, *beside)
-    if len(asked) == 1:
-        return [results]
-    found, at = [], 0
-    for each in asked:
-        found.append(results[at : at + each.op.RESULTS])
-        at += each.op.RESULTS
+    found: list[tuple[Tensor, ...]] = [()] * len(asked)
+    for members in _groups(asked):
+        calls = [asked[i] for i in members]
+        if not calls[0].direct:
+            found[members[0]] = calls[0].op.dispatched(calls[0].inputs, calls[0].call)
+            continue
+        values = [x.inputs.v for x in calls if x.inputs.v is not None]
+        beside = [x for each in calls for x in (each.inputs[0], *each.inputs[3:])]
+        results = _Together.apply(calls, calls[0].inputs.k, values[0] if values else None, *beside)
+        for i, each in zip(members, calls):
+            found[i], results = results[: each.op.RESULTS], results[each.op.RESULTS :]
     return found
+
+
+def _groups(asked: Sequence[Asked]) -> list[list[int]]:
+    """The numbers of those that run together, in the order in which they were asked."""
+    groups: list[list[int]] = []
+    shared: dict[int, tuple[list[int], Tensor | None]] = {}  # by k
+    for number, each in enumerate(asked):
+        group, v = shared.get(id(each.inputs.k), (None, None))
+        own = each.inputs.v
+        if not each.direct or group is None or not (v is None or own is None or own is v):
+            group = [number]
+            groups.append(group)
+        else:
+            group.append(number)
+        if each.direct:
+            shared[id(each.inputs.k)] = group, own if v is None else v
+    return groups
 
 
 class _Together(Function):

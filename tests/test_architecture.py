@@ -197,7 +197,7 @@ def role(module: str) -> str | None:
         case (
             []
             | ["environment"]
-            | ["losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "normaliser"]
+            | ["asked" | "losses" | "maps" | "maps_in_time" | "metrics" | "public" | "rasters" | "normaliser"]
             | ["compat" | "divergence" | "targets", *_]
         ):
             return "public"

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from groundkern import QueryRows
 from groundkern.hf.model.attention import LAYER, RUN, BodyRun, Layer, grounded
 from groundkern.hf.model.rows import Rows
-from groundkern.hf.model.taken import Places, take_beside
+from groundkern.taken import Places, take_beside
 
 LENGTH = 6
 
@@ -37,8 +37,8 @@ def _inputs(total: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _beside(*inputs: Tensor) -> tuple[Tensor, ...]:
-    *tensors, taken = take_beside(*inputs, LENGTH, Places(SELECTIONS, inputs[0].shape[2]))
-    return *tensors, *(taken[rows] for rows in SELECTIONS)
+    q, k, v, _, _, taken = take_beside(*inputs, LENGTH, Places(SELECTIONS, inputs[0].shape[2]))
+    return q, k, v, *(taken[rows] for rows in SELECTIONS)
 
 
 def _apart(*inputs: Tensor) -> tuple[Tensor, ...]:

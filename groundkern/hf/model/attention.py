@@ -15,17 +15,18 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from groundkern import parallel, side_attention
+from groundkern import asked, parallel, side_attention
 from groundkern.checks import fail
+from groundkern.asked import Asked
 from groundkern.hf.model.apart import attend_apart
 from groundkern.hf.model.chosen_heads import key_heads, take_heads
 from groundkern.hf.model.context import Split
 from groundkern.hf.model.documents import Documents
 from groundkern.hf.model.engines.ulysses import function_for
 from groundkern.hf.model.rows import Chunk, Rows, Window
-from groundkern.hf.model.taken import Places, Taken, take_beside
 from groundkern.lse import WATCHED, Watch, graph_is_readable, lse_of_graph
 from groundkern.selection import KeySets
+from groundkern.taken import Places, Taken, joins_by_kernel, take_beside
 
 # In the __dict__ of text attention modules: the layer's number, and the tokens of its chunks if
 # attention stays inside of such.
@@ -34,7 +35,10 @@ RUN = "gk_body_run"  # the keyword
 
 
 class Layer(NamedTuple):
-    """One attention layer of the main pass; side tokens are not among its S positions."""
+    """One attention layer of the main pass; side tokens are not among its S positions.
+
+    `k` and `v` are for ops beside the main pass: their gradients come apart from its own.
+    """
 
     number: int
     module: nn.Module
@@ -91,6 +95,13 @@ class Layer(NamedTuple):
         )
 
 
+class Question(NamedTuple):
+    """What a reading asks of a layer; all of a layer's are answered together."""
+
+    asked: Asked
+    take: Callable[[Tensor], None]  # is given the result
+
+
 class Reading(Protocol):
     """What a loss or a recording reads in every layer."""
 
@@ -99,8 +110,9 @@ class Reading(Protocol):
     def rows_in(self, number: int) -> Rows | None:
         """The rows whose queries it takes from the layer of this number, if it takes any."""
 
-    def read(self, run: BodyRun, layer: Layer) -> None:
-        """Add one layer; once the run is finished, compute the same and add nothing."""
+    def read(self, run: BodyRun, layer: Layer) -> Question | None:
+        """Add one layer, at once or by an answer; once the run is finished, compute the same and
+        add nothing."""
 
 
 class SideRows:
@@ -115,24 +127,31 @@ class SideRows:
 
     def attend(self, layer: Layer) -> Tensor:
         """[B, R, Hq, Dv] of the side tokens that are here."""
-        return self._attend_whole(layer) if self.split is None else self._attend_split(layer)
+        if self.split is not None:
+            return self.attend_split(layer)
+        return self.attended(layer, *asked.run([self.ask(layer)])[0])
 
-    def _attend_split(self, layer: Layer) -> Tensor:
+    def attend_split(self, layer: Layer) -> Tensor:
+        """The same where keys are on several ranks."""
         rows, own = self.rows, self.rows.sharded(layer.window)
         options = {**layer.options, "allowed": self.allowed}
         out = parallel.side_attention(layer.queries(rows), layer.k, layer.v, own, **options).out
         whole = out.new_zeros(len(own), *out.shape[1:]).index_copy(0, own.own, out)
         return self.split.side_slots(whole.view(-1, rows.rows, *out.shape[1:]))
 
-    def _attend_whole(self, layer: Layer) -> Tensor:
-        """The main pass's log-sum-exp is a shift, which may be anything."""
-        rows, q, k = self.rows, layer.queries(self.rows), layer.k
-        allowed = self.allowed_in(layer)
-        options = {**layer.options, "allowed": allowed, "lse": layer.lse.get(rows)}
-        out, lse = side_attention(q, k, layer.v, rows.at(layer.window), **options)
+    def ask(self, layer: Layer) -> Asked:
+        """Their attention in a layer. The main pass's log-sum-exp is a shift, which may be
+        anything."""
+        rows, q = self.rows, layer.queries(self.rows)
+        options = {"allowed": self.allowed_in(layer), "lse": layer.lse.get(rows)}
+        at = rows.at(layer.window)
+        return asked.side_attention(q, layer.k, layer.v, at, **options, **layer.options)
+
+    def attended(self, layer: Layer, out: Tensor, lse: Tensor) -> Tensor:
+        """[B, R, Hq, Dv] of what was answered."""
         if layer.sinks is not None:  # the share of the keys beside the sink
             out = out * (lse - layer.sinks.to(lse.dtype)).sigmoid()[..., None]
-        return out.view(len(k), rows.rows, *out.shape[1:])
+        return out.view(len(layer.k), self.rows.rows, *out.shape[1:])
 
 
 class MainMask(NamedTuple):
@@ -235,14 +254,19 @@ class BodyRun:
         """Whether anything is read or computed in the layers."""
         return self.side is not None or bool(self.readings)
 
-    def places(self, number: int, total: int) -> Places | None:
-        """Where the rows are that are taken from a layer of T tokens; None: there are none."""
+    def places(self, number: int, q: Tensor, v: Tensor) -> Places | None:
+        """Where the rows are that are taken from a layer of T tokens; None: there are none.
+
+        Args:
+            number: of the layer.
+            q, v: [B, H, T, D] of all tokens.
+        """
         found = [reading.rows_in(number) for reading in self.readings]
         if self.side is not None:
             found.append(self.side.rows)
         selections = tuple(dict.fromkeys(rows for rows in found if rows is not None))
         if selections and selections not in self._places:
-            self._places[selections] = Places(selections, total)
+            self._places[selections] = Places(selections, q.shape[2], joins_by_kernel(self.backend, q, v))
         return self._places.get(selections)
 
     def refuse_lost_graph(self, what: str) -> None:
@@ -304,8 +328,8 @@ def _attend(
         _refuse(kwargs)
         if not run.finished:
             run.layers += 1
-    places = run.places(number, total)
-    q, k, v, taken = take_beside(query, key, value, length, places)
+    places = run.places(number, query, value)
+    q, k, v, own_k, own_v, taken = take_beside(query, key, value, length, places)
     positions = kwargs.get("position_ids")
     if positions is not None and length != total == positions.shape[-1]:
         kwargs["position_ids"] = positions[..., :length]
@@ -320,17 +344,30 @@ def _attend(
         main = _by_documents(attention, run, module, (q, k, v), mask, kwargs, watched)
     else:
         main = _by_rows(attention, implementation, module, (q, k, v), mask.mask, kwargs, watched)
-    lse = {} if main.lse is None else places.split(places.take(main.lse))
+    lse = {} if main.lse is None else places.taken(main.lse)
     scale, softcap = kwargs.get("scaling"), kwargs.get("softcap")
     options = {"scale": scale, "softcap": softcap, "backend": run.backend}
     rest = options, taken, lse, not mask.shows_all, kwargs.get("s_aux")
-    layer = Layer(number, module, q, k, v, main.out, window, *rest)
-    for reading in run.readings:
-        reading.read(run, layer)
-    out = main.out
-    if run.side is not None:
-        out = torch.cat((out, run.side.attend(layer).to(out.dtype)), 1)
+    layer = Layer(number, module, q, own_k, own_v, main.out, window, *rest)
+    side = _read(run, layer)
+    out = main.out if side is None else torch.cat((main.out, side.to(main.out.dtype)), 1)
     return out, main.weights
+
+
+def _read(run: BodyRun, layer: Layer) -> Tensor | None:
+    """Let every reading read a layer; [B, R, Hq, Dv] of the side tokens, if there are any."""
+    found = [reading.read(run, layer) for reading in run.readings]
+    questions = [question for question in found if question is not None]
+    calls, side = [question.asked for question in questions], run.side
+    if side is None or run.split is not None:
+        answers = asked.run(calls)
+        out = None if side is None else side.attend_split(layer)
+    else:
+        attended, *answers = asked.run([side.ask(layer), *calls])
+        out = side.attended(layer, *attended)
+    for question, (answer,) in zip(questions, answers, strict=True):
+        question.take(answer)
+    return out
 
 
 def _by_rows(

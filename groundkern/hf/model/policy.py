@@ -92,7 +92,7 @@ class AgainstReferences(MapReading):
             **{**self.options(layer), "over": "renormalised"},
         )
 
-    def add(self, divergence: Tensor) -> None:
+    def add(self, divergence: Tensor, number: int) -> None:
         """Add [N] of one layer."""
         self.total = self.total + divergence
 
